@@ -1,0 +1,72 @@
+"""The one exception tree, and the words of an error.
+
+    JecError                 anything this project reports as one clear sentence (exit code 1)
+    ├── InputError           refused before work started: what the user gave cannot be used (exit code 2)
+    ├── StorageError         the storage did not do as asked
+    ├── ClusterError         a job, experiment or service did not end well
+    │   └── DeadlineError    ... within its deadline
+    ├── TrainingError        training cannot go on and would fail again in the same way
+    ├── GateError            a model was made, and it may not go further
+    └── InterruptedRun       stopped by the user or by the system (exit code 130)
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class JecError(Exception):
+    """Base of all errors whose text is meant to be read by the user, without a traceback."""
+
+    exit_code = 1
+
+
+class InputError(JecError):
+    """What the user gave cannot be used; nothing was started."""
+
+    exit_code = 2
+
+
+class StorageError(JecError):
+    """A read or write in the storage failed for good."""
+
+
+class ClusterError(JecError):
+    """A job, an experiment or a service failed; the text gives the reason found in its pods or processes."""
+
+
+class DeadlineError(ClusterError):
+    """A wait ended by its deadline; the text says what was waited for."""
+
+
+class TrainingError(JecError):
+    """Training met something that will repeat (a non-finite loss, an option that the network refuses)."""
+
+
+class GateError(JecError):
+    """A finished model did not pass a gate (parity, resolution, closure)."""
+
+
+class InterruptedRun(JecError):
+    """The run was told to stop."""
+
+    exit_code = 130
+
+
+def nearest(name: str, choices: Iterable[str], count: int = 3) -> list[str]:
+    """The names among `choices` that look most like `name`, best first; empty if none does."""
+    known = sorted({str(choice) for choice in choices})
+    lowered = {choice.lower(): choice for choice in reversed(known)}
+    found = difflib.get_close_matches(name.lower(), lowered, n=count, cutoff=0.5)
+    return [lowered[match] for match in found]
+
+
+def unknown(what: str, name: str, choices: Iterable[str]) -> str:
+    """The sentence for a name that does not exist: "unknown WHAT 'NAME'", then the nearest names or all of them."""
+    known = sorted({str(choice) for choice in choices})
+    near = nearest(name, known)
+    if near:
+        return f"unknown {what} '{name}'; did you mean {' or '.join(repr(n) for n in near)}?"
+    listed = ", ".join(known[:20]) + (", ..." if len(known) > 20 else "")
+    return f"unknown {what} '{name}'; there are: {listed or 'none'}"

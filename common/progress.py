@@ -1,0 +1,66 @@
+"""A progress bar with rate and time left on a terminal; elsewhere (a pod's log, a file) one line now and then."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+QUIET_SECONDS = 10.0  # between two lines where there is no terminal: often enough to see life, seldom enough for logs
+
+
+class Progress:
+    """Counts things done out of `total` and shows it on stderr. Use as a context manager.
+
+    >>> with Progress("decoding", total=3, unit="files") as progress:
+    ...     progress.advance(1, note="a.root")
+    """
+
+    def __init__(self, label: str, *, total: int, unit: str = "it") -> None:
+        self.label, self.total, self.unit = label, total, unit
+        self.done, self._started, self._shown, self._note = 0, time.monotonic(), time.monotonic(), ""
+        self._tty = sys.stderr.isatty()
+        self._width = 0
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, kind, *_) -> None:
+        self._show(final=kind is None)
+
+    def advance(self, count: int = 1, note: str = "") -> None:
+        self.done += count
+        self._note = note or self._note
+        now = time.monotonic()
+        if now - self._shown >= (0.1 if self._tty else QUIET_SECONDS):
+            self._shown = now
+            self._show()
+
+    def text(self) -> str:
+        """The line now: label, bar, count, rate, time left."""
+        seconds = max(time.monotonic() - self._started, 1e-9)
+        rate = self.done / seconds
+        share = min(self.done / self.total, 1.0) if self.total else 1.0
+        left = (self.total - self.done) / rate if rate > 0 else 0.0
+        bar = "█" * int(20 * share) + "░" * (20 - int(20 * share))
+        time_part = f"{clock(left)} left" if share < 1 else f"in {clock(seconds)}"
+        note = f"  {self._note}" if self._note else ""
+        return f"{self.label} {bar} {self.done:,}/{self.total:,} {self.unit}  {rate:,.0f} {self.unit}/s  {time_part}{note}"
+
+    def _show(self, final: bool = False) -> None:
+        text = self.text()
+        if self._tty:
+            end = "\n" if final else ""
+            print("\r" + text.ljust(self._width), end=end, file=sys.stderr, flush=True)
+            self._width = len(text)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+
+def clock(seconds: float) -> str:
+    """Seconds as people write them: 8 s, 3 min 05 s, 2 h 10 min."""
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60:02d} s"
+    return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
