@@ -1,0 +1,141 @@
+"""One machine as a home for manifests: an Experiment through Optuna, a PyTorchJob as processes, an InferenceService as a
+real Triton process over the same repository. It executes the same manifests as a cluster, so a wrong one fails here.
+
+Layout below `workdir`, which is the folder of local runs:
+
+    <run-id>/local/search/   study.db (Optuna), <trial>/master-0.log and metrics.log
+    <run-id>/local/jobs/     <job name>/master-0.log
+    <run-id>/local/services/ <service name>/service.json, server log, a copy of a model repository that lies on S3
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from clusters import local_search
+from clusters.processes import Replicas, tail, wait
+from clusters.protocol import ExperimentResult, Manifest, Report, Service, run_id_of
+from common import storage
+from common.errors import ClusterError, DeadlineError
+
+Serve = Callable[..., Any]
+"""Starts a model server: serve(repository, model_name=..., workdir=..., log=..., deadline=...) -> object with pid, url, kind."""
+
+
+class LocalCluster:
+    """The protocol's home on one machine. `root` is the folder with the code (the working folder of an image)."""
+
+    def __init__(self, workdir: Path | str, root: Path | str | None = None, serve: Serve | None = None) -> None:
+        self.workdir = Path(workdir).resolve()
+        self.root = Path(root) if root else Path(__file__).resolve().parent.parent
+        self.serve = serve
+
+    def run_experiment(self, manifest: Manifest, *, deadline: float, report: Report) -> ExperimentResult:
+        """See clusters.protocol.Cluster. Takes up an interrupted search where its study stands."""
+        search = local_search.LocalSearch(manifest, folder=self._folder(manifest, "search"), root=self.root, report=report)
+        return search.run(deadline)
+
+    def run_job(self, manifest: Manifest, *, deadline: float, report: Report) -> None:
+        """See clusters.protocol.Cluster. What the Master prints is reported line by line."""
+        name = manifest["metadata"]["name"]
+        folder = self._folder(manifest, "jobs") / name
+        shutil.rmtree(folder, ignore_errors=True)
+        deadline = min(deadline, manifest["spec"].get("runPolicy", {}).get("activeDeadlineSeconds", deadline))
+        job = Replicas(manifest, folder=folder, root=self.root, threads=os.cpu_count() or 1)
+        job.start()
+        with _following(job.log(), report):
+            code = wait(job, deadline=deadline)
+        if code is None:
+            raise DeadlineError(f"job {name} did not end within {deadline:.0f} s; its log ends:\n{tail(job.log())}")
+        if code != 0:
+            raise ClusterError(f"job {name} failed: {job.reason()}")
+
+    def deploy(self, manifest: Manifest, *, deadline: float, report: Report) -> Service:
+        """See clusters.protocol.Cluster. An older process of the same service is ended first. The server outlives this process."""
+        if self.serve is None:
+            raise ClusterError("this home was made without a model server; pass serve=serving.triton.start")
+        name = manifest["metadata"]["name"]
+        folder = self._folder(manifest, "services") / name
+        _end_service(folder)
+        repository = self._repository(manifest, folder)
+        server = self.serve(repository, model_name=name, workdir=folder, log=folder / "server.log", deadline=deadline)
+        storage.write_json(str(folder / "service.json"), {"pid": server.pid, "url": server.url, "kind": server.kind})
+        report(f"{server.kind} serves {name} at {server.url}")
+        return Service(name=name, url=server.url, kind=server.kind, details={"pid": server.pid, "log": str(folder / "server.log")})
+
+    def delete_experiment(self, name: str) -> None:
+        for folder in self.workdir.glob(f"*/local/search/{name}"):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def delete_job(self, name: str) -> None:
+        for folder in self.workdir.glob(f"*/local/jobs/{name}"):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def delete(self, run_id: str) -> list[str]:
+        """See clusters.protocol.Cluster. Results in the run's storage stay."""
+        local, removed = self.workdir / run_id / "local", []
+        for place, kind in (("services", "InferenceService"), ("jobs", "PyTorchJob"), ("search", "Experiment")):
+            for folder in sorted((local / place).glob("*")):
+                if place == "services":
+                    _end_service(folder)
+                shutil.rmtree(folder, ignore_errors=True)
+                removed.append(f"{kind}/{folder.name}")
+        return removed
+
+    def _folder(self, manifest: Manifest, place: str) -> Path:
+        folder = self.workdir / run_id_of(manifest) / "local" / place
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def _repository(self, manifest: Manifest, folder: Path) -> Path:
+        """The model repository as a local folder; S3's is copied, as KServe's storage initializer does."""
+        uri = manifest["spec"]["predictor"]["model"]["storageUri"]
+        if not storage.is_s3(uri):
+            return Path(uri)
+        shutil.rmtree(folder / "repository", ignore_errors=True)
+        return storage.download(uri, folder / "repository")
+
+
+def _end_service(folder: Path) -> None:
+    """End the server that service.json names, if it still is that server (a pid may have been given to another process)."""
+    record = folder / "service.json"
+    if not record.exists():
+        return
+    pid = json.loads(record.read_text())["pid"]
+    with contextlib.suppress(ProcessLookupError, FileNotFoundError, PermissionError):
+        if str(folder).encode() in Path(f"/proc/{pid}/cmdline").read_bytes() + Path(f"/proc/{pid}/environ").read_bytes():
+            os.killpg(pid, signal.SIGTERM)
+    record.unlink()
+
+
+@contextlib.contextmanager
+def _following(log: Path, report: Report):
+    """Report the lines of a log while the block runs, and what is left of it at the end."""
+    done = threading.Event()
+
+    def follow() -> None:
+        with log.open(errors="replace") as file:
+            while True:
+                last = done.is_set()
+                for line in file:
+                    report(line.rsplit("\r", 1)[-1].rstrip())
+                if last:
+                    return
+                time.sleep(0.1)
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()

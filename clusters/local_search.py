@@ -1,0 +1,353 @@
+"""A Katib Experiment on one machine: Optuna proposes, processes train, the metrics file is read by Katib's rule.
+
+The study lies in a SQLite file, so that an interrupted search goes on: finished trials count, and those that were running
+start again with the same name and parameters (and resume from their own checkpoints).
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import datetime
+import itertools
+import math
+import os
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+from clusters import katib
+from clusters.processes import Replicas
+from clusters.protocol import ExperimentResult, Manifest, Observation, Report, Trial
+from common.errors import ClusterError, DeadlineError, InputError, unknown
+from common.progress import clock
+
+ALGORITHMS = ("random", "tpe", "cmaes", "sobol", "grid")
+POLL = 0.2  # seconds
+HEARTBEAT = 15.0  # seconds between two lines about trials that are still running
+
+
+@dataclasses.dataclass(kw_only=True)
+class Running:
+    """A trial whose processes run."""
+
+    number: int
+    name: str
+    assignments: dict[str, str]
+    job: Replicas
+    metrics: Path
+    started: float = dataclasses.field(default_factory=time.monotonic)
+
+
+class LocalSearch:
+    """Runs one Experiment manifest. The order and the parameters of random, sobol and grid depend on the seed alone."""
+
+    def __init__(self, manifest: Manifest, *, folder: Path, root: Path, report: Report) -> None:
+        katib.check_experiment(manifest)
+        self.manifest, self.spec, self.name = manifest, manifest["spec"], manifest["metadata"]["name"]
+        self.folder, self.root, self.report = folder / self.name, root, report
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.algorithm = self.spec["algorithm"]["algorithmName"]
+        if self.algorithm not in ALGORITHMS:
+            raise InputError(f"on one machine: {unknown('algorithm', self.algorithm, ALGORITHMS)}")
+        self.seed = int({s["name"]: s["value"] for s in self.spec["algorithm"].get("algorithmSettings", [])}.get("random_state", 0))
+        self.running: list[Running] = []
+        self.study = self._open_study()
+        self.planned = _planned(self.spec["parameters"], self.algorithm, self.seed, self._asked_trials())
+        self.maximum = min(self._asked_trials(), len(self.planned)) if self.planned is not None else self._asked_trials()
+        self.parallel = self._parallel()
+        self._spoke = time.monotonic()
+
+    def run(self, deadline: float) -> ExperimentResult:
+        """Run until all trials are done or the goal is met. Raises ClusterError and DeadlineError; leaves no process behind."""
+        end = time.monotonic() + deadline
+        try:
+            self._restart_interrupted()
+            while not self._finished():
+                if time.monotonic() > end:
+                    raise DeadlineError(f"experiment {self.name}: {self._counts()} when its {clock(deadline)} were over")
+                self._fill()
+                self._collect()
+                self._heartbeat()
+                time.sleep(POLL)
+        finally:
+            for trial in self.running:
+                trial.job.stop()
+        return self._result()
+
+    # ------------------------------------------------------------------------------------------------------------- the study
+
+    def _open_study(self):
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self.storage = optuna.storages.RDBStorage(f"sqlite:///{self.folder / 'study.db'}")
+        return optuna.create_study(
+            storage=self.storage,
+            study_name=self.name,
+            direction=self.spec["objective"]["type"],
+            load_if_exists=True,
+        )
+
+    def _asked_trials(self) -> int:
+        return self.spec.get("maxTrialCount", 30)
+
+    def _parallel(self) -> int:
+        asked, cores = self.spec.get("parallelTrialCount", 3), os.cpu_count() or 1
+        parallel = max(1, min(asked, cores, self.maximum))
+        if parallel < asked:
+            self.report(f"{asked} trials at a time asked; {parallel} at a time here ({cores} cores, {self.maximum} trials)")
+        return parallel
+
+    def _propose(self) -> tuple[int, dict[str, str]]:
+        """A new trial's number in the study and its assignments as text."""
+        number = len(self.study.trials)
+        # A sampler of its own for each trial: what it draws depends on the seed and the number, not on restarts before it.
+        fixed = self.planned[number] if self.planned is not None else {}
+        self.study.sampler = _sampler(self.algorithm, self.seed * 100_003 + number, fixed)
+        distributions = {p["name"]: _distribution(p) for p in self.spec["parameters"]}
+        trial = self.study.ask(distributions)
+        assignments = {p["name"]: _text(p, trial.params[p["name"]]) for p in self.spec["parameters"]}
+        self._note(trial.number, name=f"{self.name}-{trial.number:03d}", assignments=assignments, started=_now(), status="Running")
+        return trial.number, assignments
+
+    def _note(self, number: int, **attributes: Any) -> None:
+        study = self.storage.get_study_id_from_name(self.name)
+        for key, value in attributes.items():
+            self.storage.set_trial_user_attr(self.storage.get_trial_id_from_study_id_trial_number(study, number), key, value)
+
+    # ------------------------------------------------------------------------------------------------------------- processes
+
+    def _restart_interrupted(self) -> None:
+        for trial in self.study.get_trials(deepcopy=False):
+            if not trial.state.is_finished() and "assignments" in trial.user_attrs:
+                self.report(f"{trial.user_attrs['name']}: taken up again")
+                self._start(trial.number, trial.user_attrs["assignments"])
+
+    def _fill(self) -> None:
+        while len(self.running) < self.parallel and len(self.study.trials) < self.maximum:
+            self._start(*self._propose())
+
+    def _start(self, number: int, assignments: dict[str, str]) -> None:
+        name = f"{self.name}-{number:03d}"
+        metrics = self.folder / name / "metrics.log"
+        source = self.spec.get("metricsCollectorSpec", {}).get("source", {}).get("fileSystemPath", {}).get("path", "")
+        job = Replicas(
+            katib.substitute(self.manifest, assignments, name),
+            folder=self.folder / name,
+            root=self.root,
+            threads=max(1, (os.cpu_count() or 1) // self.parallel),
+            rewrites={source: str(metrics)} if source else {},
+        )
+        metrics.unlink(missing_ok=True)  # a trial that resumes writes the epochs it already had again
+        job.start()
+        self.running.append(Running(number=number, name=name, assignments=assignments, job=job, metrics=metrics))
+        chosen = ", ".join(f"{key} {value}" for key, value in assignments.items())
+        self._say(f"{name} started: {chosen}")
+
+    def _collect(self) -> None:
+        for trial in list(self.running):
+            code = trial.job.poll()
+            if code is not None:
+                self.running.remove(trial)
+                self._record(trial, code)
+                self._say(self._counts())
+
+    def _record(self, trial: Running, code: int) -> None:
+        import optuna
+
+        seen = self._observe(trial.metrics)
+        value = katib.objective_value(self.manifest, seen)
+        objective = self.spec["objective"]["objectiveMetricName"]
+        status, reason = "Succeeded", ""
+        if code != 0:
+            status, reason = "Failed", trial.job.reason()
+        elif value is None:
+            status, reason = "MetricsUnavailable", f"ended well, but its metrics file has no finite '{objective}'"
+        observed = {name: dataclasses.asdict(observation) for name, observation in seen.items()}
+        self._note(trial.number, status=status, reason=reason, observations=observed, finished=_now())
+        if status == "Succeeded":
+            self.study.tell(trial.number, value)
+        else:
+            self.study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+            self._say(f"{trial.name}: {status}: {reason}")
+
+    def _observe(self, path: Path) -> dict[str, Observation]:
+        text = path.read_text(errors="replace") if path.exists() else ""
+        return katib.observations(text, katib.metric_names(self.manifest))
+
+    # --------------------------------------------------------------------------------------------------------- end and words
+
+    def _finished(self) -> bool:
+        trials = self._trials()
+        failed = [trial for trial in trials if trial.status in ("Failed", "MetricsUnavailable")]
+        most = self.spec.get("maxFailedTrialCount", self._asked_trials())
+        if failed and len(failed) >= most:  # Katib fails the experiment at, not above, this number
+            raise ClusterError(f"experiment {self.name} failed: {len(failed)} trials failed, {most} end the search\n{_reasons(failed)}")
+        return not self.running and (len(trials) >= self.maximum or self._goal_met(trials)) or self._goal_met(trials)
+
+    def _goal_met(self, trials: list[Trial]) -> bool:
+        goal = self.spec["objective"].get("goal")
+        best = self._best(trials)
+        if goal is None or best is None:
+            return False
+        value = katib.objective_value(self.manifest, best.metrics)
+        return value <= goal if self.spec["objective"]["type"] == "minimize" else value >= goal
+
+    def _best(self, trials: list[Trial]) -> Trial | None:
+        good = [trial for trial in trials if trial.status == "Succeeded"]
+        sign = 1 if self.spec["objective"]["type"] == "minimize" else -1
+        return min(good, key=lambda trial: sign * katib.objective_value(self.manifest, trial.metrics), default=None)
+
+    def _trials(self) -> list[Trial]:
+        """Finished trials, from the study."""
+        done = [t for t in self.study.get_trials(deepcopy=False) if t.state.is_finished() and "status" in t.user_attrs]
+        return [
+            Trial(
+                name=t.user_attrs["name"],
+                status=t.user_attrs["status"],
+                parameters=t.user_attrs["assignments"],
+                metrics={name: Observation(**seen) for name, seen in t.user_attrs.get("observations", {}).items()},
+                reason=t.user_attrs.get("reason", ""),
+                started=t.user_attrs["started"],
+                finished=t.user_attrs.get("finished", ""),
+            )
+            for t in done
+        ]
+
+    def _result(self) -> ExperimentResult:
+        trials = self._trials()
+        best = self._best(trials)
+        if best is None:
+            raise ClusterError(f"experiment {self.name}: no trial succeeded\n{_reasons(trials)}")
+        return ExperimentResult(name=self.name, trials=trials, optimal=best.name)
+
+    def _counts(self) -> str:
+        trials = self._trials()
+        failed = sum(trial.status != "Succeeded" for trial in trials)
+        text = f"{len(trials)}/{self.maximum} trials, {len(self.running)} running, {failed} failed"
+        best = self._best(trials)
+        if best:
+            text += f", best {self._objective_text(best.metrics)} by {best.name}"
+        return text
+
+    def _objective_text(self, metrics: dict[str, Observation]) -> str:
+        value = katib.objective_value(self.manifest, metrics)
+        return f"{self.spec['objective']['objectiveMetricName']} {value:.5f}" if value is not None else "no value yet"
+
+    def _heartbeat(self) -> None:
+        if time.monotonic() - self._spoke > HEARTBEAT:
+            states = [f"{trial.name[len(self.name) + 1 :]}: {self._objective_text(self._observe(trial.metrics))}" for trial in self.running]
+            self._say(f"running {'; '.join(states)}{self._time_left()}")
+
+    def _time_left(self) -> str:
+        """An estimate from the mean duration of the trials that ended in this session; nothing before the first."""
+        done = [t for t in self._trials() if t.finished]
+        if not done:
+            return ""
+        mean = sum(_seconds(t.started, t.finished) for t in done) / len(done)
+        spent = sum(min(time.monotonic() - trial.started, mean) for trial in self.running)
+        left = (mean * (self.maximum - len(done)) - spent) / self.parallel
+        return f"; about {clock(max(left, 0))} left"
+
+    def _say(self, line: str) -> None:
+        self._spoke = time.monotonic()
+        self.report(line)
+
+
+# --------------------------------------------------------------------------------------------------------------- search spaces
+
+
+def _distribution(parameter: dict[str, Any]):
+    """Optuna's distribution of a Katib parameter. Lists stay text, in the order given."""
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    space = parameter["feasibleSpace"]
+    if "list" in space:
+        return CategoricalDistribution(space["list"])
+    log = space.get("distribution") == "logUniform"
+    if parameter["parameterType"] == "int":
+        return IntDistribution(int(space["min"]), int(space["max"]), log=log, step=int(space.get("step", 1)))
+    step = float(space["step"]) if "step" in space else None
+    with _quiet():  # it warns where the range is no multiple of the step, which Katib allows
+        return FloatDistribution(float(space["min"]), float(space["max"]), log=log, step=step)
+
+
+def _sampler(algorithm: str, seed: int, fixed: dict[str, Any]):
+    """Optuna's sampler under Katib's name; `fixed` are the values that a planned point has already settled."""
+    from optuna import samplers
+
+    with _quiet():
+        if algorithm == "tpe":
+            return samplers.TPESampler(seed=seed, constant_liar=True)
+        if algorithm == "cmaes":
+            return samplers.CmaEsSampler(seed=seed, warn_independent_sampling=False)
+        random = samplers.RandomSampler(seed=seed)
+        return samplers.PartialFixedSampler(fixed, random) if fixed else random
+
+
+def _planned(parameters: list[dict[str, Any]], algorithm: str, seed: int, count: int) -> list[dict[str, Any]] | None:
+    """The points of an algorithm that does not learn from results (grid, sobol), in order; None for the others."""
+    distributions = {p["name"]: _distribution(p) for p in parameters}
+    if algorithm == "grid":
+        return [dict(zip(distributions, point, strict=True)) for point in itertools.product(*map(_grid, distributions.values()))]
+    if algorithm == "sobol":
+        from scipy.stats import qmc
+
+        with _quiet():  # it warns where the count is no power of two
+            points = qmc.Sobol(len(distributions), scramble=True, rng=seed).random(count)
+        return [{name: _at(d, u) for (name, d), u in zip(distributions.items(), point, strict=True)} for point in points]
+    return None
+
+
+def _grid(distribution: Any) -> list[Any]:
+    if hasattr(distribution, "choices"):
+        return list(distribution.choices)
+    if distribution.step is None:
+        raise InputError("algorithm grid needs a step for every double, or a list")
+    count = int((distribution.high - distribution.low) / distribution.step + 1e-9) + 1
+    return [distribution.low + i * distribution.step for i in range(count)]
+
+
+def _at(distribution: Any, u: float) -> Any:
+    """The value at the quantile u in [0, 1) of a distribution."""
+    if hasattr(distribution, "choices"):
+        return distribution.choices[int(u * len(distribution.choices))]
+    low, high = distribution.low, distribution.high
+    if isinstance(low, int):
+        if distribution.log:
+            return min(high, int(math.exp(math.log(low) + u * math.log((high + 1) / low))))
+        return low + distribution.step * int(u * ((high - low) // distribution.step + 1))
+    value = math.exp(math.log(low) + u * math.log(high / low)) if distribution.log else low + u * (high - low)
+    return low + round((value - low) / distribution.step) * distribution.step if distribution.step else value
+
+
+def _text(parameter: dict[str, Any], value: Any) -> str:
+    return f"{value:.8g}" if parameter["parameterType"] == "double" and not isinstance(value, str) else str(value)
+
+
+# ------------------------------------------------------------------------------------------------------------------ small words
+
+
+def _reasons(trials: list[Trial]) -> str:
+    """The three most common reasons, each with how often it came and its last line."""
+    counted = collections.Counter(trial.reason.splitlines()[-1] for trial in trials if trial.reason)
+    return "\n".join(f"  {count} x {reason}" for reason, count in counted.most_common(3))
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def _seconds(started: str, finished: str) -> float:
+    return (datetime.datetime.fromisoformat(finished) - datetime.datetime.fromisoformat(started)).total_seconds()
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Without the warnings that a sampler is experimental, or that a Sobol sequence is no power of two long."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

@@ -1,0 +1,96 @@
+"""Parts of Kubernetes objects that more than one manifest needs: the pods of a PyTorchJob, S3's environment, labels."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from clusters.protocol import RUN_LABEL, Manifest
+
+NO_SIDECAR = {"sidecar.istio.io/inject": "false"}
+"""With an Istio sidecar a job never completes and its workers cannot connect. Old versions read the annotation, new ones the label."""
+
+CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Resources:
+    """What each pod of a job asks for, as Kubernetes quantities. Requests equal limits: a pod that trains is never evicted for bursting."""
+
+    cpus: int
+    memory: str
+    gpus: int = 0
+    shared_memory: str = "1Gi"
+
+    def as_dict(self) -> dict[str, dict[str, str]]:
+        amounts = {"cpu": str(self.cpus), "memory": self.memory}
+        if self.gpus:
+            amounts["nvidia.com/gpu"] = str(self.gpus)
+        return {"requests": dict(amounts), "limits": dict(amounts)}
+
+
+def labels(run_id: str, step: str) -> dict[str, str]:
+    return {RUN_LABEL: run_id, "jec/step": step}
+
+
+def s3_environment(endpoint: str | None, secret: str) -> list[dict[str, Any]]:
+    """Environment entries for S3: keys from the Secret by reference, the endpoint in the open (TensorBoard reads S3_ENDPOINT)."""
+    keys = [{"name": key, "valueFrom": {"secretKeyRef": {"name": secret, "key": key, "optional": True}}} for key in CREDENTIALS]
+    plain = {"AWS_REQUEST_CHECKSUM_CALCULATION": "when_required", "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required"}
+    if endpoint:
+        plain |= {"AWS_ENDPOINT_URL": endpoint, "S3_ENDPOINT": endpoint}
+    return keys + environment(plain)
+
+
+def environment(values: dict[str, str]) -> list[dict[str, Any]]:
+    return [{"name": name, "value": value} for name, value in values.items()]
+
+
+def pod_template(
+    *, run_id: str, step: str, image: str, command: list[str], args: list[str], env: list[dict[str, Any]], resources: Resources
+) -> Manifest:
+    """The pod of a PyTorchJob's replica: one container named 'pytorch' (the operator insists), /dev/shm sized, no sidecar.
+
+    Docker's 64 MB /dev/shm is too small for NCCL and data loading; the volume here counts within the memory limit.
+    """
+    return {
+        "metadata": {"labels": {**labels(run_id, step), **NO_SIDECAR}, "annotations": dict(NO_SIDECAR)},
+        "spec": {
+            "volumes": [{"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": resources.shared_memory}}],
+            "containers": [
+                {
+                    "name": "pytorch",
+                    "image": image,
+                    "command": command,
+                    "args": args,
+                    "env": env,
+                    "resources": resources.as_dict(),
+                    "volumeMounts": [{"name": "shared-memory", "mountPath": "/dev/shm"}],
+                }
+            ],
+        },
+    }
+
+
+def pytorch_job_spec(pod: Manifest, *, replicas: int, gpus: int, deadline: int, backoff_limit: int = 3) -> Manifest:
+    """The spec of a PyTorchJob of a Master and `replicas - 1` Workers that all run the same pod. `deadline` in seconds.
+
+    OnFailure restarts a pod that died (preemption, a lost node) and it resumes from its checkpoint; a failure that would
+    repeat leaves a marker that ends the restarted pod at once. Only running pods are cleaned up, so that logs stay.
+    """
+    replica = {"restartPolicy": "OnFailure", "template": pod}
+    specs = {"Master": {"replicas": 1, **replica}}
+    if replicas > 1:
+        specs["Worker"] = {"replicas": replicas - 1, **replica}
+    spec: Manifest = {
+        "runPolicy": {"cleanPodPolicy": "Running", "backoffLimit": backoff_limit, "activeDeadlineSeconds": deadline},
+        "pytorchReplicaSpecs": specs,
+    }
+    if gpus > 1:
+        spec["nprocPerNode"] = str(gpus)
+    return spec
+
+
+def python_command(module: str, *, gpus: int) -> list[str]:
+    """`python -m module`, or torchrun where a pod has several GPUs (it reads the PET_* variables that the operator sets)."""
+    return ["torchrun", "-m", module] if gpus > 1 else ["python", "-m", module]

@@ -1,0 +1,159 @@
+"""Processes of one machine that stand for pods: the replicas of a PyTorchJob, started together and ended together."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from clusters.protocol import Manifest
+
+GRACE = 15.0  # seconds between SIGTERM and SIGKILL: enough to write a checkpoint
+TAIL = 12  # log lines shown of a process that failed
+PR_SET_PDEATHSIG = 1
+
+
+def ends_with_parent() -> None:
+    """For `preexec_fn`: have the kernel send SIGTERM to this process when its parent dies, however it dies (Linux only)."""
+    if _LIBC is not None:
+        _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
+def host_command(command: list[str]) -> list[str]:
+    """A container's command on this machine: its python is ours, whatever PATH says."""
+    if command[0] in ("python", "python3"):
+        return [sys.executable, *command[1:]]
+    if command[0] == "torchrun":
+        return [sys.executable, "-m", "torch.distributed.run", *command[1:]]
+    return list(command)
+
+
+def stop(process: subprocess.Popen, grace: float = GRACE) -> None:
+    """End a process and its whole session: SIGTERM, a while to write what it must, SIGKILL. No error if it is gone."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+    try:
+        process.wait(grace)
+    except subprocess.TimeoutExpired:
+        pass
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def tail(log: Path, lines: int = TAIL) -> str:
+    """The last lines of a log, or of the part that a progress bar overwrote; empty if there is no log."""
+    if not log.exists():
+        return ""
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - 64 * 1024))
+        text = file.read().decode(errors="replace")
+    kept = [line.rsplit("\r", 1)[-1].rstrip() for line in text.splitlines()]
+    return "\n".join([line for line in kept if line][-lines:])
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Replicas:
+    """The Master and Worker processes of a PyTorchJob manifest, with the environment that the training operator sets.
+
+    Not restarted on failure, although the manifest says OnFailure: on one machine there is no preemption, and a failure
+    repeats. Requests for GPUs and memory and all volumes are without effect here.
+    """
+
+    def __init__(self, manifest: Manifest, *, folder: Path, root: Path, threads: int, rewrites: dict[str, str] | None = None) -> None:
+        self.manifest, self.folder, self.root, self.threads = manifest, folder, root, threads
+        self.rewrites = rewrites or {}
+        self.processes: dict[str, subprocess.Popen] = {}
+        self.failed = ""
+
+    def start(self) -> None:
+        """Start all replicas; logs go to `<folder>/<role>-<index>.log`, appended to what an earlier start left."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        specs = self.manifest["spec"]["pytorchReplicaSpecs"]
+        roles = [(role, index) for role in ("Master", "Worker") for index in range(specs.get(role, {}).get("replicas", 1 if role in specs else 0))]
+        port = free_port()
+        for rank, (role, index) in enumerate(roles):
+            self._start_one(f"{role.lower()}-{index}", specs[role]["template"], self._rank_environment(rank, len(roles), port))
+
+    def poll(self) -> int | None:
+        """None while running, 0 when all ended well, else the exit code of the first that failed (the others are stopped)."""
+        codes = {name: process.poll() for name, process in self.processes.items()}
+        for name, code in codes.items():
+            if code not in (None, 0):
+                self.failed = name
+                self.stop()
+                return code
+        return None if None in codes.values() else 0
+
+    def stop(self) -> None:
+        for process in self.processes.values():
+            if process.poll() is None:
+                stop(process)
+
+    def log(self, name: str = "master-0") -> Path:
+        return self.folder / f"{name}.log"
+
+    def reason(self) -> str:
+        """Why it failed: exit code or signal, and the last log lines of the replica that failed first."""
+        code = self.processes[self.failed].returncode
+        how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        return f"{self.failed} ended with {how}; its log ({self.log(self.failed)}) ends:\n{tail(self.log(self.failed))}"
+
+    def _start_one(self, name: str, template: Manifest, rank_environment: dict[str, str]) -> None:
+        container = template["spec"]["containers"][0]
+        command = [self._rewritten(part) for part in [*host_command(container["command"]), *container.get("args", [])]]
+        with self.log(name).open("ab") as log:
+            self.processes[name] = subprocess.Popen(
+                command,
+                cwd=self.root,
+                env={**os.environ, **self._container_environment(container), **rank_environment},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # so that one signal reaches the replica and all that it started
+                preexec_fn=ends_with_parent,
+            )
+
+    def _rewritten(self, text: str) -> str:
+        for old, new in self.rewrites.items():
+            text = text.replace(old, new)
+        return text
+
+    def _container_environment(self, container: Manifest) -> dict[str, str]:
+        """Literal entries as they are; a Secret's keys are taken from this process' environment, where they have the same names."""
+        values = {entry["name"]: entry["value"] for entry in container.get("env", []) if "value" in entry}
+        threads = min(self.threads, int(values.get("OMP_NUM_THREADS", self.threads)))
+        return {**values, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(self.root)}
+
+    def _rank_environment(self, rank: int, replicas: int, port: int) -> dict[str, str]:
+        per_node = str(self.manifest["spec"].get("nprocPerNode", "1"))
+        return {
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": str(replicas),
+            "PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": str(port), "PET_NODE_RANK": str(rank), "PET_NNODES": str(replicas),
+            "PET_NPROC_PER_NODE": per_node,
+        }  # fmt: skip
+
+
+def wait(replicas: Replicas, *, deadline: float, poll: float = 0.1) -> int | None:
+    """The exit code of `poll`, or None when the deadline (seconds) has passed first. Always leaves nothing running."""
+    end = time.monotonic() + deadline
+    try:
+        while (code := replicas.poll()) is None and time.monotonic() < end:
+            time.sleep(poll)
+        return code
+    finally:
+        replicas.stop()

@@ -1,0 +1,56 @@
+"""Command lines that answer a typing error with the nearest name, and errors with one sentence instead of a traceback."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from common.errors import InputError, JecError, nearest
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, plus the nearest flag or value behind its own message; abbreviated flags are refused, as scripts outlive them."""
+
+    def __init__(self, **options) -> None:
+        options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}{self._hint(message)}\nsee: {self.prog} --help\n")
+
+    def _hint(self, message: str) -> str:
+        flags = re.findall(r"--[\w-]+", message) if message.startswith("unrecognized") else []
+        near = [match for flag in flags for match in nearest(flag, self._option_string_actions, count=1)]
+        choice = re.search(r"invalid choice: '?([^' ]+)'? \(choose from (.*)\)", message)
+        if choice:
+            near = nearest(choice[1], re.findall(r"[\w.+-]+", choice[2]), count=1)
+        return f"; did you mean {' or '.join(near)}?" if near else ""
+
+
+def truth(text: str) -> bool:
+    """The words for yes and no that people and Kubeflow write. Raises ValueError for anything else, as argparse wants it."""
+    words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+    if str(text).lower() not in words:
+        raise ValueError(f"'{text}' is not true or false")
+    return words[str(text).lower()]
+
+
+def run_main(body: Callable[[], int | None]) -> int:
+    """Run a program's body; a JecError becomes `error: ...` on stderr and its exit code, Ctrl-C becomes 130."""
+    try:
+        return body() or 0
+    except JecError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr, flush=True)
+        return 130
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise InputError with the message unless the condition holds."""
+    if not condition:
+        raise InputError(message)

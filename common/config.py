@@ -1,0 +1,178 @@
+"""Every choice of a run in one frozen object: the flags of pipeline.py, the parameters of the KFP pipeline and run.json come from it.
+
+A field is one flag (`--num-gpus`), one pipeline parameter (`num_gpus`) and one key of run.json. There are no optional and no
+empty values, because Kubeflow's UI loses them when a run is cloned: the words `auto` and `none` stand for them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import re
+from typing import Any
+
+from common.cli import require, truth
+from common.errors import InputError, unknown
+
+AUTO, NONE = "auto", "none"
+ALGORITHMS = ("random", "tpe", "cmaes", "sobol", "grid")
+
+
+def option(default: Any, text: str, *, group: str, choices: tuple[str, ...] = (), metavar: str = "") -> Any:
+    """A field with its default, its help text and the group that `--help` shows it in."""
+    return dataclasses.field(default=default, metadata={"help": text, "group": group, "choices": choices, "metavar": metavar})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """What to run, on what, with how much. Raises InputError for values that cannot be meant."""
+
+    # -- data and network
+    data_config: str = option(
+        "data/jec_pfn_open.yaml", "data configuration in Weaver's YAML: a path or a URI", group="data and network", metavar="FILE"
+    )
+    network_config: str = option(
+        "networks/pfn_regressor_open.py", "network file in Weaver's form (get_model, get_loss): a path or a URI",
+        group="data and network", metavar="FILE",
+    )  # fmt: skip
+    data_train: str = option(
+        "sample", "training ROOT files: comma-separated globs, paths or s3:// addresses; 'sample' makes generated jets",
+        group="data and network", metavar="FILES",
+    )  # fmt: skip
+    data_val: str = option("sample", "validation ROOT files, as --data-train", group="data and network", metavar="FILES")
+    data_test: str = option("sample", "test ROOT files, read once at the end", group="data and network", metavar="FILES")
+    sample_jets: int = option(20_000, "training jets of the generated sample; a quarter as many for validation and for test each",
+                              group="data and network")  # fmt: skip
+    s3_bucket: str = option(
+        AUTO, "where runs are kept: s3://bucket/prefix or a directory; 'auto' is --output on one machine", group="data and network",
+        metavar="URI",
+    )  # fmt: skip
+    s3_endpoint: str = option(AUTO, "S3 endpoint URL; 'auto' takes AWS_ENDPOINT_URL of the step", group="data and network", metavar="URL")
+    s3_secret: str = option(
+        "s3-secret", "Kubernetes Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY", group="data and network", metavar="NAME"
+    )
+
+    # -- search
+    search_space: str = option(
+        "training/search_space.yaml", "what to search: a YAML or JSON file, or JSON itself (in the UI)", group="search", metavar="FILE"
+    )
+    algorithm: str = option("random", "Katib's name of the search algorithm", group="search", choices=ALGORITHMS)
+    max_trials: int = option(30, "trials in all", group="search")
+    parallel_trials: int = option(5, "trials at a time (one machine: at most one a core)", group="search")
+    # 1 would end a search at its first unlucky trial: Katib fails the experiment when failed >= this.
+    max_failed_trials: int = option(5, "the search fails when so many trials have failed", group="search")
+    num_epochs: int = option(50, "epochs of a trial, unless the search space has num-epochs", group="search")
+    batch_size: int = option(500, "global batch size, unless the search space has batch-size", group="search")
+    data_fraction: float = option(1.0, "part of the training jets that a trial uses, unless searched", group="search")
+    seed: int = option(1, "seed of the search, the initial weights and the order of jets", group="search")
+
+    # -- resources
+    num_replicas: int = option(1, "nodes a trial trains on (a Master and the rest Workers)", group="resources")
+    num_gpus: int = option(0, "GPUs a node", group="resources")
+    num_cpus: int = option(2, "CPUs a node", group="resources")
+    memory: str = option("12Gi", "memory a node, as Kubernetes writes it", group="resources", metavar="QUANTITY")
+    shared_memory: str = option("1Gi", "size of /dev/shm, counted within --memory", group="resources", metavar="QUANTITY")
+    deadline_hours: float = option(48.0, "the search fails after so many hours", group="resources")
+    weaver_image: str = option("jec-weaver:latest", "image of the training, export and evaluation pods", group="resources", metavar="IMAGE")
+
+    # -- gates and serving
+    min_improvement: float = option(0.0, "deploy only if the resolution gain over the standard JEC is not below this, in per cent",
+                                    group="gates and serving")  # fmt: skip
+    max_closure: float = option(0.02, "deploy only if |median response - 1| from 60 GeV up is not above this", group="gates and serving")
+    service_name: str = option(AUTO, "name of the InferenceService and the model; 'auto' takes the network's name",
+                               group="gates and serving", metavar="NAME")  # fmt: skip
+    service_account: str = option("default", "ServiceAccount of the predictor, which names the S3 secret", group="gates and serving",
+                                  metavar="NAME")  # fmt: skip
+
+    # -- Kubeflow
+    namespace: str = option(AUTO, "Kubeflow namespace; 'auto' is the one that the step runs in", group="Kubeflow")
+    experiment_name: str = option("jec", "KFP experiment that groups the runs", group="Kubeflow")
+    delete_train_experiment: bool = option(False, "delete the Katib experiment once it has finished (results stay)", group="Kubeflow")
+    delete_export_job: bool = option(False, "delete the export and evaluation jobs once they have finished", group="Kubeflow")
+    run_id: str = option(AUTO, "'auto' makes one of the network's name and the KFP job; --resume sets it", group="Kubeflow")
+
+    def __post_init__(self) -> None:
+        for name, low in LEAST.items():
+            value = getattr(self, name)
+            require(value >= low, f"--{flag(name)} {value}: must be at least {low}")
+        require(0 < self.data_fraction <= 1, f"--data-fraction {self.data_fraction}: must be above 0 and at most 1")
+        require(self.algorithm in ALGORITHMS, f"--algorithm: {unknown('algorithm', self.algorithm, ALGORITHMS)}")
+        require(
+            self.parallel_trials <= self.max_trials,
+            f"--parallel-trials {self.parallel_trials} is larger than --max-trials {self.max_trials}",
+        )
+        for name in ("memory", "shared_memory"):
+            quantity(name, getattr(self, name))
+        for name in ("service_name", "run_id"):
+            value = getattr(self, name)
+            require(re.fullmatch(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?", value) is not None,
+                    f"--{flag(name)} '{value}': use at most 40 lower-case letters, digits and hyphens, beginning with a letter")  # fmt: skip
+
+    def parameters(self) -> dict[str, Any]:
+        """The values by field name, in order: what KFP and run.json take."""
+        return dataclasses.asdict(self)
+
+    def replace(self, **changes: Any) -> RunConfig:
+        return dataclasses.replace(self, **changes)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> RunConfig:
+        """The inverse of `parameters`. Raises InputError for a key that is no field."""
+        names = [field.name for field in dataclasses.fields(cls)]
+        for key in values:
+            if key not in names:
+                raise InputError(unknown("parameter", key, names))
+        return cls(**values)
+
+    @classmethod
+    def from_args(cls, args: argparse.Namespace) -> RunConfig:
+        return cls(**{field.name: getattr(args, field.name) for field in dataclasses.fields(cls)})
+
+
+LEAST = {
+    "sample_jets": 400, "max_trials": 1, "parallel_trials": 1, "max_failed_trials": 1, "num_epochs": 1, "batch_size": 1,
+    "num_replicas": 1, "num_gpus": 0, "num_cpus": 1, "deadline_hours": 0.001, "max_closure": 0.0, "seed": 0,
+}  # fmt: skip
+
+
+def flag(name: str) -> str:
+    return name.replace("_", "-")
+
+
+def add_arguments(parser: argparse.ArgumentParser, *, skip: tuple[str, ...] = ()) -> None:
+    """One flag a field, in the field's group. A boolean flag alone means true; Kubeflow writes the word behind it."""
+    groups: dict[str, argparse._ArgumentGroup] = {}
+    for field in dataclasses.fields(RunConfig):
+        if field.name in skip:
+            parser.set_defaults(**{field.name: field.default})
+            continue
+        group = groups.get(field.metadata["group"]) or groups.setdefault(
+            field.metadata["group"], parser.add_argument_group(field.metadata["group"])
+        )
+        boolean = isinstance(field.default, bool)
+        group.add_argument(
+            f"--{flag(field.name)}",
+            type=truth if boolean else type(field.default),
+            default=field.default,
+            choices=field.metadata["choices"] or None,
+            metavar=_metavar(field),
+            help=f"{field.metadata['help']} (default: {field.default})".replace("%", "%%"),
+            **({"nargs": "?", "const": True} if boolean else {}),
+        )
+
+
+def _metavar(field: dataclasses.Field) -> str | None:
+    if field.metadata["choices"]:
+        return None  # argparse lists them
+    return field.metadata["metavar"] or {bool: "true|false", int: "N", float: "X"}.get(type(field.default), "NAME")
+
+
+UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+
+
+def quantity(name: str, text: str) -> float:
+    """Bytes of a Kubernetes quantity such as 12Gi. Raises InputError for anything else."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([A-Za-z]*)", text)
+    if not match or match[2] not in UNITS:
+        raise InputError(f"--{flag(name)} '{text}' is no quantity; write a number and one of {', '.join(u for u in UNITS if u)}, as 12Gi")
+    return float(match[1]) * UNITS[match[2]]

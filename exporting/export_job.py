@@ -1,0 +1,47 @@
+"""The PyTorchJobs that follow a search: export of the best checkpoint, and its evaluation on the test set.
+
+They run in the image of the training, because they need its libraries, and on one node without a GPU: exporting proves
+parity for CPU kernels, and evaluating reads the exported model through ONNX Runtime.
+"""
+
+from __future__ import annotations
+
+from clusters import manifests
+from clusters.protocol import Manifest
+from common.config import AUTO
+from common.run import Run
+from training.experiment import training_environment
+
+DEADLINE = 6 * 3600.0  # seconds; ParticleNet on 300,000 test jets takes about one hour on 2 cores
+
+
+def export_job(run: Run, trial: str) -> Manifest:
+    """Turns `<run>/trials/<trial>/best.pt` into a Triton model repository under `<run>/model`."""
+    return _job(run, step="export", module="exporting.export", args=["--trial", trial])
+
+
+def evaluate_job(run: Run, trial: str) -> Manifest:
+    """Measures the exported model on the test set and writes metrics.json and report.html."""
+    config = run.config
+    gates = [f"--min-improvement={config.min_improvement}", f"--max-closure={config.max_closure}", f"--seed={config.seed}"]
+    return _job(run, step="evaluate", module="physics.evaluate", args=["--trial", trial, *gates])
+
+
+def _job(run: Run, *, step: str, module: str, args: list[str]) -> Manifest:
+    config = run.config
+    pod = manifests.pod_template(
+        run_id=run.id,
+        step=step,
+        image=config.weaver_image,
+        command=["python", "-m", module],
+        args=["--run", run.uri, "--name", run.model_name, *args],
+        env=training_environment(run),
+        resources=manifests.Resources(cpus=config.num_cpus, memory=config.memory, shared_memory=config.shared_memory),
+    )
+    namespace = {} if config.namespace == AUTO else {"namespace": config.namespace}
+    return {
+        "apiVersion": "kubeflow.org/v1",
+        "kind": "PyTorchJob",
+        "metadata": {"name": f"{run.id}-{step}", **namespace, "labels": manifests.labels(run.id, step)},
+        "spec": manifests.pytorch_job_spec(pod, replicas=1, gpus=0, deadline=round(DEADLINE), backoff_limit=1),
+    }
