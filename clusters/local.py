@@ -34,6 +34,8 @@ Serve = Callable[..., Any]
 class LocalCluster:
     """The protocol's home on one machine. `root` is the folder with the code (the working folder of an image)."""
 
+    resumes = True
+
     def __init__(self, workdir: Path | str, root: Path | str | None = None, serve: Serve | None = None) -> None:
         self.workdir = Path(workdir).resolve()
         self.root = Path(root) if root else Path(__file__).resolve().parent.parent
@@ -65,7 +67,7 @@ class LocalCluster:
             raise ClusterError("this home was made without a model server; pass serve=serving.triton.start")
         name = manifest["metadata"]["name"]
         folder = self._folder(manifest, "services") / name
-        _end_service(folder)
+        end_service(folder)
         repository = self._repository(manifest, folder)
         server = self.serve(repository, model_name=name, workdir=folder, log=folder / "server.log", deadline=deadline)
         storage.write_json(str(folder / "service.json"), {"pid": server.pid, "url": server.url, "kind": server.kind})
@@ -86,7 +88,7 @@ class LocalCluster:
         for place, kind in (("services", "InferenceService"), ("jobs", "PyTorchJob"), ("search", "Experiment")):
             for folder in sorted((local / place).glob("*")):
                 if place == "services":
-                    _end_service(folder)
+                    end_service(folder)
                 shutil.rmtree(folder, ignore_errors=True)
                 removed.append(f"{kind}/{folder.name}")
         return removed
@@ -105,7 +107,7 @@ class LocalCluster:
         return storage.download(uri, folder / "repository")
 
 
-def _end_service(folder: Path) -> None:
+def end_service(folder: Path) -> None:
     """End the server that service.json names, if it still is that server (a pid may have been given to another process)."""
     record = folder / "service.json"
     if not record.exists():

@@ -70,6 +70,9 @@ class Service:
 class Cluster(Protocol):
     """A home for manifests. `report` gets one line a change; deadlines are seconds from the call."""
 
+    resumes: bool
+    """True where an interrupted experiment goes on later by itself; elsewhere a launcher that is told to stop removes it."""
+
     def run_experiment(self, manifest: Manifest, *, deadline: float, report: Report) -> ExperimentResult:
         """Run a Katib Experiment to its end.
 

@@ -177,6 +177,11 @@ def fingerprint(found: list[Entry]) -> str:
     return digest.hexdigest()
 
 
+def digest(content: bytes) -> str:
+    """SHA-256 of some content, in hex."""
+    return hashlib.sha256(content).hexdigest()
+
+
 def s3_options() -> dict:
     """Options for s3fs (as uproot passes them on) that agree with the client used here."""
     return {"endpoint_url": os.environ.get("AWS_ENDPOINT_URL") or None}

@@ -1,0 +1,65 @@
+"""evaluate: a job that measures the exported model on the test set; its verdict is the gate of the deployment."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from common import storage
+from common.run import Run
+from components import step
+from exporting.export_job import DEADLINE, evaluate_job
+
+
+def component(image: str) -> Any:
+    """The KFP component. Outputs: 'true' or 'false' for the gate, headline metrics, the report."""
+    from kfp import dsl
+
+    def evaluate(
+        run: str,
+        trial: str,
+        s3_endpoint: str,
+        passed: dsl.OutputPath(str),
+        metrics: dsl.Output[dsl.Metrics],
+        report: dsl.Output[dsl.HTML],
+    ) -> dsl.ContainerSpec:
+        return dsl.ContainerSpec(
+            image=image,
+            command=["python", "-m", "components.evaluate"],
+            args=[
+                "--run", run, "--trial", trial, "--s3-endpoint", s3_endpoint, "--passed-output", passed, "--executor-input", "{{$}}",
+            ],
+        )  # fmt: skip
+
+    return dsl.container_component(evaluate)
+
+
+def evaluate(run: Run, trial: str, artifacts: step.Artifacts) -> bool:
+    """True if the model may be deployed. Raises ClusterError if the job failed."""
+    manifest = evaluate_job(run, trial)
+    cluster = step.home(run)
+    cluster.run_job(manifest, deadline=DEADLINE, report=step.say)
+    if run.config.delete_export_job:
+        cluster.delete_job(manifest["metadata"]["name"])
+    metrics = storage.read_json(run.path("metrics.json"))
+    gain = metrics["gain"]
+    headline = {"resolution_gain_percent": gain["value"], "gain_low": gain["low"], "gain_high": gain["high"]}
+    artifacts.set("metrics", metadata={**headline, "passed": str(metrics["passed"]).lower()})
+    artifacts.set("report", content=storage.read_text(run.path("report.html")))
+    return bool(metrics["passed"])
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = step.parser("evaluate", __doc__)
+    parser.add_argument("--trial", required=True, help="name of the trial that was exported")
+    parser.add_argument("--passed-output", default="", help="file that gets 'true' or 'false'")
+    args = parser.parse_args(argv)
+
+    def body(run: Run) -> None:
+        passed = evaluate(run, args.trial, step.Artifacts(args.executor_input))
+        step.write_output(args.passed_output, str(passed).lower())
+
+    return step.main("evaluate", args, body)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

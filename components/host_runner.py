@@ -1,0 +1,175 @@
+"""Runs the compiled pipeline on this machine: kfp.local, with container components as host processes.
+
+kfp's SubprocessRunner takes lightweight Python components only and has no extension point, so two of its internals are
+replaced while a pipeline runs (hence the exact pin of kfp in pyproject.toml):
+  - the handler that runs a task's command line, which here starts it as a process with this Python;
+  - the reading of a task's outputs, which here adds the artifacts that the component declared, as the cluster's launcher does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from clusters import processes
+from common.errors import InterruptedRun, JecError
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class StepFailed(JecError):
+    """A step ended with an exit code that is not 0; it has said why itself."""
+
+    def __init__(self, step: str, code: int) -> None:
+        super().__init__(f"step {step} ended with exit code {code}")
+        self.step, self.exit_code = step, code if code > 0 else 1
+
+
+@dataclasses.dataclass
+class _Session:
+    """What the handlers of one run share: the environment of steps, who is running, what ended badly, what was told to stop."""
+
+    environment: dict[str, str]
+    outputs: Callable[[str, list[str]], None]
+    running: list[subprocess.Popen] = dataclasses.field(default_factory=list)
+    failed: StepFailed | None = None
+    stopping: bool = False
+    lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)
+
+
+def run_pipeline(
+    path: Path, parameters: dict[str, Any], *, work: Path, environment: dict[str, str], on_step: Callable[[str, list[str]], None]
+) -> None:
+    """Execute the IR at `path`. `on_step(step, command)` is called after each step that ended well.
+
+    Raises StepFailed, or InterruptedRun when SIGINT or SIGTERM came; either way no step is left running.
+    """
+    from kfp import components, local
+
+    session = _Session(environment=environment, outputs=on_step)
+    pipeline = components.load_component_from_file(str(path))
+    with _replaced_internals(session), _stopped_by_signals(session), _quiet():
+        local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(work))
+        try:
+            pipeline(**parameters)
+        except RuntimeError:
+            if session.stopping:
+                raise InterruptedRun("interrupted") from None
+            if session.failed is None:
+                raise
+            raise session.failed from None
+
+
+def step_name(command: list[str]) -> str:
+    """The step of a command line `python -m components.<step> ...`."""
+    return next((part.rsplit(".", 1)[1] for part in command if part.startswith("components.")), command[0])
+
+
+def _run(session: _Session, command: list[str], env: dict[str, str]) -> bool:
+    """Run one step to its end, its lines on our stdout behind its name; True if it ended well."""
+    name = step_name(command)
+    with session.lock:
+        if session.stopping:
+            return False
+        process = subprocess.Popen(
+            processes.host_command(command),
+            cwd=ROOT,
+            env={**os.environ, **env, **session.environment, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=None if sys.stderr.isatty() else subprocess.STDOUT,  # progress bars need the terminal itself
+            text=True,
+            errors="replace",
+            start_new_session=True,  # Ctrl-C reaches us alone, and we end the steps in order
+            preexec_fn=processes.ends_with_parent,
+        )
+        session.running.append(process)
+    for line in process.stdout:
+        sys.__stdout__.write(f"[{name}] {line}")
+        sys.__stdout__.flush()
+    code = process.wait()
+    session.running.remove(process)
+    if code != 0:
+        session.failed = session.failed or StepFailed(name, code)
+        return False
+    session.outputs(name, command)
+    return True
+
+
+@contextlib.contextmanager
+def _replaced_internals(session: _Session) -> Iterator[None]:
+    from kfp.local import executor_output_utils, status, subprocess_task_handler, task_handler_interface
+
+    class HostTaskHandler(task_handler_interface.ITaskHandler):
+        def __init__(self, image: str, full_command: list[str], pipeline_root: str, runner: Any, env_vars: dict | None = None) -> None:
+            self.command, self.env = list(full_command), env_vars or {}
+
+        def run(self) -> status.Status:
+            return status.Status.SUCCESS if _run(session, self.command, self.env) else status.Status.FAILURE
+
+    typed = executor_output_utils.add_type_to_executor_output
+
+    def with_declared_artifacts(executor_input: Any, executor_output: Any) -> Any:
+        for name, declared in executor_input.outputs.artifacts.items():
+            if name not in executor_output.artifacts:
+                executor_output.artifacts[name].CopyFrom(declared)
+            for given, wanted in zip(executor_output.artifacts[name].artifacts, declared.artifacts, strict=False):
+                given.uri, given.name = given.uri or wanted.uri, given.name or wanted.name
+        return typed(executor_input=executor_input, executor_output=executor_output)
+
+    handler = subprocess_task_handler.SubprocessTaskHandler
+    subprocess_task_handler.SubprocessTaskHandler = HostTaskHandler
+    executor_output_utils.add_type_to_executor_output = with_declared_artifacts
+    try:
+        yield
+    finally:
+        subprocess_task_handler.SubprocessTaskHandler = handler
+        executor_output_utils.add_type_to_executor_output = typed
+
+
+@contextlib.contextmanager
+def _stopped_by_signals(session: _Session) -> Iterator[None]:
+    """On SIGINT or SIGTERM end the running steps (they end their own children); kfp then sees a failed task."""
+
+    def stop(*_: Any) -> None:
+        if session.stopping:
+            return
+        session.stopping = True
+        sys.__stderr__.write("\nstopping: ending the running step and its children ...\n")
+        for process in list(session.running):
+            os.killpg(process.pid, signal.SIGTERM)
+        threading.Thread(target=_make_sure, args=(session,), daemon=True).start()
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _make_sure(session: _Session) -> None:
+    """A step that ignores SIGTERM is killed; its own children are told by the kernel that it died."""
+    for process in list(session.running):
+        processes.stop(process, grace=2 * processes.GRACE)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without kfp's own log lines and rulers: the steps speak for themselves."""
+    before = logging.root.manager.disable
+    logging.disable(logging.INFO)
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        try:
+            yield
+        finally:
+            logging.disable(before)

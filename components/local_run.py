@@ -1,0 +1,183 @@
+"""A run on this machine from start to end: the folder of local runs, the chain, the service, and what is said at the end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from common import storage
+from common.config import AUTO, RunConfig
+from common.errors import InputError, InterruptedRun, JecError
+from common.progress import clock
+from common.run import Run
+from components import chain, host_runner
+from components.step import LOCAL_DIR, STATUS, write_status
+from weaver.allocator import ENVIRONMENT as ALLOCATOR
+
+SMALL = ("run.json", "search.json", "metrics.json", "report.html", "service.json", STATUS)
+"""Copied beside the logs when the results lie on S3, so that `latest` has something to look at."""
+
+
+class LocalRun:
+    """Runs the chain below `output`. Results lie in `output` too, unless the configuration names another storage."""
+
+    def __init__(self, config: RunConfig, output: Path, *, serve: bool) -> None:
+        self.output, self.serve, self.started = output.resolve(), serve, time.monotonic()
+        place = str(self.output) if config.s3_bucket == AUTO else storage.absolute(config.s3_bucket)
+        self.config = config.replace(s3_bucket=place)
+        self.run: Run | None = None
+        self.uri = ""
+
+    def __call__(self) -> int:
+        """The exit code: 0 also where the gate kept a model from being deployed, as that is an answer."""
+        self.output.mkdir(parents=True, exist_ok=True)
+        ir = chain.compile_to(self.output / ".kfp" / "pipeline.yaml", self.config)
+        try:
+            host_runner.run_pipeline(
+                ir,
+                self.config.parameters(),
+                work=self.output / ".kfp",
+                environment={**ALLOCATOR, LOCAL_DIR: str(self.output)},
+                on_step=self._after_step,
+            )
+            self._summary()
+            if self.serve and self._service():
+                self._keep_serving()
+            return 0
+        except JecError as error:
+            return self._ended_badly(error)
+        finally:
+            self._collect()
+            self._end_service()
+
+    def _after_step(self, step: str, command: list[str]) -> None:
+        if step == "prepare":
+            self.uri = Path(command[command.index("--run-output") + 1]).read_text()
+            self.run = Run.load(self.uri)
+            self._point_latest()
+
+    def _point_latest(self) -> None:
+        """`latest` names the newest run whose preparation is whole; replaced in one step, so that it never dangles."""
+        folder = self.output / self.run.id
+        folder.mkdir(exist_ok=True)
+        link, new = self.output / "latest", self.output / f".latest-{os.getpid()}"
+        new.unlink(missing_ok=True)
+        new.symlink_to(folder.name)
+        new.replace(link)
+
+    def _ended_badly(self, error: JecError) -> int:
+        run_id = self.run.id if self.run else self._unfinished_id()
+        if isinstance(error, InterruptedRun):
+            if self.run:
+                write_status(self.run, "pipeline", "interrupted", "told to stop")
+            print("interrupted", file=sys.stderr)
+        elif isinstance(error, host_runner.StepFailed):
+            print(f"failed in step {error.step}", file=sys.stderr)
+        else:
+            print(f"error: {error}", file=sys.stderr)
+        if run_id and error.exit_code != InputError.exit_code:
+            print(f"to go on where it stopped: python pipeline.py --output {_shown(self.output)} --resume {run_id}", file=sys.stderr)
+        return error.exit_code
+
+    def _unfinished_id(self) -> str:
+        """The id that an interrupted prepare had printed: the newest folder with a status and without run.json."""
+        folders = [path.parent for path in self.output.glob(f"*/{STATUS}") if not (path.parent / "run.json").exists()]
+        newest = max(folders, key=lambda folder: (folder / STATUS).stat().st_mtime, default=None)
+        return newest.name if newest else ""
+
+    # ---------------------------------------------------------------------------------------------------- the end of a run
+
+    def _summary(self) -> None:
+        """What there is, where, how good, and what to do next."""
+        search = storage.read_json(self.run.path("search.json"))
+        metrics = storage.read_json(self.run.path("metrics.json"))
+        best = next(trial for trial in search["trials"] if trial["name"] == search["optimal"])
+        parameters = ", ".join(f"{name} {value}" for name, value in best["parameters"].items())
+        gain = metrics["gain"]
+        lines = [
+            ("run", f"{_shown(self.output / self.run.id)} ({clock(time.monotonic() - self.started)})"),
+            ("best trial", f"{best['name']}: {search['objective']['name']} {best['metrics'][search['objective']['name']]['min']:.5f}"),
+            ("", parameters),
+            ("gain", f"{gain['value']:+.1f} % resolution over the standard JEC [{gain['low']:+.1f}, {gain['high']:+.1f}]"),
+        ]
+        if self.config.s3_bucket != str(self.output):
+            lines.insert(1, ("results", self.run.uri))
+        lines += self._served_lines() if self._service() else [("not deployed", "; ".join(metrics["reasons"]))]
+        print("\n" + "\n".join(f"{name:>12}  {text}" for name, text in lines))
+        print("\nnext: " + "\n      ".join(self._next_steps()), flush=True)
+
+    def _served_lines(self) -> list[tuple[str, str]]:
+        """One real jet asked of the running service."""
+        import numpy as np
+
+        from serving.client import Client
+
+        service = self._service()
+        body = storage.read_json(self.run.path("golden", service["name"], "request.json"))
+        answer = Client(service["url"], service["name"]).infer(body)["outputs"][0]["data"][0]
+        text = f"log(pT_gen/pT) = {answer:+.4f} for one jet: multiply its corrected pT by {np.exp(answer):.4f}"
+        return [("served by", f"{service['kind']} at {service['url']}"), ("answer", text)]
+
+    def _next_steps(self) -> list[str]:
+        folder = _shown(self.output / self.run.id)
+        steps = [f"look at {folder}/report.html"]
+        if self.serve and self._service():
+            steps.append("ask the service as serving/client.py does; Ctrl-C ends it")
+        elif self._service():
+            steps.append(f"serve it: python pipeline.py --output {_shown(self.output)} --resume {self.run.id} --serve")
+        steps.append("calibrate your own jets: python pipeline.py --data-train 'FILES' --data-val 'FILES' --data-test 'FILES'")
+        return steps
+
+    def _service(self) -> dict[str, Any] | None:
+        """The service that this run's deploy step left running."""
+        record = self._service_file()
+        place = self.run.path("service.json")
+        return storage.read_json(place) if record and storage.exists(place) else None
+
+    def _service_file(self) -> Path | None:
+        if self.run is None:
+            return None
+        record = self.output / self.run.id / "local" / "services" / self.run.model_name / "service.json"
+        return record if record.exists() else None
+
+    def _keep_serving(self) -> None:
+        pid = json.loads(self._service_file().read_text())["pid"]
+        print("serving until Ctrl-C ...", flush=True)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        try:
+            while _alive(pid):
+                time.sleep(0.5)
+        except KeyboardInterrupt:
+            return
+        raise JecError(f"the model server ended by itself; its log: {self._service_file().parent / 'server.log'}")
+
+    def _end_service(self) -> None:
+        if self._service_file():
+            from clusters.local import end_service
+
+            end_service(self._service_file().parent)
+
+    def _collect(self) -> None:
+        """Bring small results of a run on S3 beside its local logs."""
+        if self.run and storage.is_s3(self.run.uri):
+            for name in SMALL:
+                if storage.exists(self.run.path(name)):
+                    storage.download(self.run.path(name), self.output / self.run.id / name)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _shown(path: Path) -> str:
+    """A path as short as it can be typed from here."""
+    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)

@@ -1,0 +1,201 @@
+"""prepare: parse every parameter once, fix the run id, check and decode the data, and write run.json, which makes the run.
+
+Everything that can be refused is refused before anything is written. The later steps take the run's URI and little else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import inspect
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from clusters.katib import check_experiment
+from common import storage
+from common.cli import Parser, run_main
+from common.config import AUTO, RunConfig, add_arguments, flag
+from common.errors import InputError
+from common.run import Run, make_run_id, slug
+from components import step
+from training.experiment import experiment
+from training.network_options import check_options
+from training.search_space import for_network, load, to_json
+
+SPLITS = ("train", "val", "test")
+SAMPLE = "sample"
+PACKAGES = ("kfp", "torch", "onnx", "onnxruntime", "uproot", "awkward", "numpy", "optuna", "kserve", "kubeflow-katib")
+
+
+def component(image: str) -> Any:
+    """The KFP component: one typed input for each field of RunConfig, and the job id as a whole argument."""
+    from kfp import dsl
+
+    fields = dataclasses.fields(RunConfig)
+
+    def prepare(**inputs: Any) -> dsl.ContainerSpec:
+        args = [part for f in fields for part in (f"--{flag(f.name)}", inputs[f.name])]
+        args += ["--job-id", inputs["job_id"], "--run-output", inputs["run"]]
+        return dsl.ContainerSpec(image=image, command=["python", "-m", "components.prepare"], args=args)
+
+    kind = inspect.Parameter.KEYWORD_ONLY
+    prepare.__signature__ = inspect.Signature(
+        [inspect.Parameter(f.name, kind, annotation=type(f.default)) for f in fields]
+        + [inspect.Parameter("job_id", kind, annotation=str), inspect.Parameter("run", kind, annotation=dsl.OutputPath(str))],
+        return_annotation=dsl.ContainerSpec,
+    )
+    return dsl.container_component(prepare)
+
+
+def prepare(config: RunConfig, job_id: str, run_output: str = "") -> Run:
+    """Make the run's folder and return the run. Repeating it for a run that is whole changes nothing.
+
+    Raises InputError for data, configurations, a network or a search space that cannot be used, before anything is written.
+    """
+    if config.run_id == AUTO:
+        config = config.replace(run_id=make_run_id(config.network_config, job_id))
+    if config.s3_bucket == AUTO:
+        raise InputError("--s3-bucket is 'auto': give s3://bucket/prefix, where the pods of the run can read and write")
+    config = config.replace(s3_bucket=storage.absolute(config.s3_bucket))
+    inputs = _Inputs(config)
+    run = Run(config=config.replace(search_space=to_json(inputs.space)))
+    _check_same(run)
+    step.write_output(run_output, run.uri)
+    step.say(f"run {run.id} in {run.uri}")
+    step.with_status("prepare", run, lambda: _fill(run, inputs))
+    return Run.load(run.uri)
+
+
+class _Inputs:
+    """What the user named, read and checked: data configuration, network, search space, lists of files."""
+
+    def __init__(self, config: RunConfig) -> None:
+        from weaver.data_config import DataConfig
+        self.data_config_text = storage.read_bytes(_here(config.data_config))
+        self.data_config = DataConfig.load(_here(config.data_config))
+        self.network_text = storage.read_bytes(_here(config.network_config))
+        self.space = for_network(load(_here(config.search_space)), config.network_config)
+        check_options(self.space, config.network_config, self.network_text.decode())
+        check_experiment(experiment(Run(config=config)))
+        self.files = {}
+        for split in SPLITS:
+            pattern = getattr(config, f"data_{split}")
+            if pattern != SAMPLE:
+                self.find(split, pattern)
+
+    def find(self, split: str, pattern: str) -> None:
+        """List the files of a split and check each of them against the data configuration."""
+        from weaver import files
+
+        self.files[split] = files.find(pattern)
+        files.check(self.files[split], self.data_config, for_training=split != "test")
+
+
+def _check_same(run: Run) -> None:
+    """A folder of that id may only be the same run."""
+    if not storage.exists(run.path("run.json")):
+        return
+    before, now = Run.load(run.uri).config.parameters(), run.config.parameters()
+    different = [name for name in now if now[name] != before[name]]
+    if different:
+        name = different[0]
+        raise InputError(
+            f"run {run.id} exists with other parameters: {flag(name)} was {before[name]!r}, now {now[name]!r}"
+            f"{f', and {len(different) - 1} more' if len(different) > 1 else ''}; leave --resume out for a new run"
+        )
+
+
+def _fill(run: Run, inputs: _Inputs) -> None:
+    from weaver.prepare import prepare as decode
+
+    config = run.config
+    sample = _sample(config) if SAMPLE in (config.data_train, config.data_val, config.data_test) else {}
+    for split, pattern in sample.items():
+        if getattr(config, f"data_{split}") == SAMPLE:
+            inputs.find(split, pattern)
+    data_config, data = inputs.data_config, {}
+    for split in SPLITS:
+        ref = decode(inputs.files[split], data_config, config.s3_bucket, for_training=split != "test")
+        data_config = data_config.with_preprocess_params(ref.preprocess_params)  # derived on train, reused for the others
+        storage.write_json(run.path("data", f"{split}.json"), {"dataset": ref.uri})
+        data[split] = {
+            "dataset": ref.uri, "jets": ref.num_jets, "read": ref.num_read, "files": len(inputs.files[split]),
+            "fingerprint": storage.fingerprint(inputs.files[split]),
+        }  # fmt: skip
+        step.say(f"{split}: {ref.num_jets:,} of {ref.num_read:,} jets pass the selection, from {len(inputs.files[split])} files")
+    storage.write_bytes(run.path("config", "data.yaml"), inputs.data_config_text)
+    storage.write_bytes(run.path("config", "network.py"), inputs.network_text)
+    storage.write_text(run.path("config", "search_space.json"), run.config.search_space + "\n")
+    Run(config=config, record=_record(data)).save()
+
+
+def _sample(config: RunConfig) -> dict[str, str]:
+    from data.sample import ensure_sample
+
+    part = max(config.sample_jets // 4, 1)
+    return ensure_sample(config.s3_bucket, jets=(config.sample_jets, part, part), seed=config.seed)
+
+
+def _record(data: dict[str, Any]) -> dict[str, Any]:
+    """What run.json says beside the configuration: data, their fingerprint, versions, the commit of the code."""
+    joined = "".join(data[split]["fingerprint"] for split in SPLITS)
+    return {
+        "data": data,
+        "data_fingerprint": storage.digest(joined.encode()),
+        "versions": {"python": sys.version.split()[0], **{name: _version(name) for name in PACKAGES}},
+        "git_commit": _git_commit(),
+        "images": {"steps": os.environ.get("JEC_STEPS_IMAGE", "none")},
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "none"
+
+
+def _git_commit() -> str:
+    """The commit of the code: set in images, asked of git in a checkout ('+' where files differ from it)."""
+    if "JEC_GIT_COMMIT" in os.environ:
+        return os.environ["JEC_GIT_COMMIT"]
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def _here(path: str) -> str:
+    """A file of the project by its relative path, wherever the step runs; other paths and URIs as they are."""
+    inside = ROOT / path
+    return str(inside) if "\n" not in path and not storage.is_s3(path) and not os.path.exists(path) and inside.is_file() else path
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = Parser(prog="python -m components.prepare", description=__doc__)
+    add_arguments(parser)
+    parser.add_argument("--job-id", default="", help="KFP job id, of which the run id is made")
+    parser.add_argument("--run-output", default="", help="file that gets the run's URI")
+    args = parser.parse_args(argv)
+
+    def body() -> None:
+        step.use_endpoint(args.s3_endpoint)
+        config = RunConfig.from_args(args)
+        if config.run_id == AUTO and not args.job_id:
+            raise InputError(f"give --job-id or --run-id, as --run-id {slug(config.network_config)}-00000001")
+        prepare(config, args.job_id, args.run_output)
+
+    signal.signal(signal.SIGTERM, step._stop)
+    return run_main(body)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,135 @@
+"""What all steps of the chain share: their arguments, their end, their record in the run's status.json, their artifacts.
+
+A step is a KFP container component and the small program it runs. The program finds its cluster in its environment: on the
+pods of a KFP run the one that the pod is in, below the local runner this machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from clusters.protocol import Cluster
+from common import storage
+from common.cli import Parser, run_main
+from common.config import AUTO
+from common.errors import InterruptedRun, JecError
+from common.run import Run
+
+LOCAL_DIR = "JEC_LOCAL_DIR"
+"""Set by the local runner to the folder of local runs; without it a step belongs to the cluster whose pod it is."""
+
+STATUS = "status.json"
+
+
+def parser(name: str, description: str) -> argparse.ArgumentParser:
+    """A parser with the arguments that every step after prepare takes."""
+    result = Parser(prog=f"python -m components.{name}", description=description)
+    result.add_argument("--run", required=True, help="URI of the run's folder, as prepare printed it")
+    result.add_argument("--s3-endpoint", default=AUTO, help="S3 endpoint URL, or 'auto' for AWS_ENDPOINT_URL")
+    result.add_argument("--executor-input", default="", help="KFP's executor input (JSON); by hand: leave it out")
+    return result
+
+
+def main(name: str, args: argparse.Namespace, body: Callable[[Run], None]) -> int:
+    """Run a step on the run that its arguments name; records how it went; returns the exit code."""
+
+    def recorded() -> None:
+        use_endpoint(args.s3_endpoint)
+        run = Run.load(args.run)
+        with_status(name, run, lambda: body(run))
+
+    signal.signal(signal.SIGTERM, _stop)
+    return run_main(recorded)
+
+
+def with_status(name: str, run: Run, body: Callable[[], None]) -> None:
+    """Do the step and keep status.json true: running, then done, failed or interrupted with the reason."""
+    write_status(run, name, "running")
+    try:
+        body()
+    except (KeyboardInterrupt, InterruptedRun):
+        write_status(run, name, "interrupted", "told to stop")
+        raise
+    except Exception as error:
+        reason = str(error) if isinstance(error, JecError) else f"{type(error).__name__}: {error}"
+        write_status(run, name, "failed", reason)
+        raise
+    write_status(run, name, "done")
+
+
+def write_status(run: Run, step: str, state: str, reason: str = "") -> None:
+    """status.json of the run's folder: which step, in which state, since when, and why if it did not end well."""
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    storage.write_json(run.path(STATUS), {"step": step, "state": state, "reason": reason, "time": now})
+
+
+def use_endpoint(endpoint: str) -> None:
+    """Make an explicit S3 endpoint the one of this process and its children (TensorBoard reads S3_ENDPOINT)."""
+    if endpoint != AUTO:
+        os.environ["AWS_ENDPOINT_URL"] = endpoint
+    if "AWS_ENDPOINT_URL" in os.environ:
+        os.environ.setdefault("S3_ENDPOINT", os.environ["AWS_ENDPOINT_URL"])
+    # Newer boto3 sends checksums that older Ceph gateways refuse.
+    os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
+    os.environ.setdefault("AWS_RESPONSE_CHECKSUM_VALIDATION", "when_required")
+
+
+def home(run: Run) -> Cluster:
+    """The cluster that this step acts on."""
+    if LOCAL_DIR in os.environ:
+        from clusters.local import LocalCluster
+        from serving import triton
+
+        return LocalCluster(os.environ[LOCAL_DIR], serve=triton.start)
+    from clusters.kubernetes import KubernetesCluster
+
+    return KubernetesCluster(None if run.config.namespace == AUTO else run.config.namespace)
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
+
+
+def write_output(path: str, value: str) -> None:
+    """A KFP output parameter: a file with the value. An empty path, as by hand, writes nothing."""
+    if path:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_text(value)
+
+
+class Artifacts:
+    """KFP artifacts of a container component: content at their paths, metadata in executor_output.json."""
+
+    def __init__(self, executor_input: str) -> None:
+        self._outputs: dict[str, Any] = json.loads(executor_input).get("outputs", {}) if executor_input else {}
+        self._written: dict[str, Any] = {}
+
+    def set(self, name: str, *, metadata: dict[str, Any] | None = None, uri: str = "", content: str | None = None) -> None:
+        """Fill the output artifact `name`. Without KFP (by hand) nothing happens."""
+        for artifact in self._outputs.get("artifacts", {}).get(name, {}).get("artifacts", []):
+            if content is not None:
+                write_output(_local_path(artifact["uri"]), content)
+            filled = {**artifact, "metadata": {**artifact.get("metadata", {}), **(metadata or {})}}
+            self._written[name] = {"artifacts": [{**filled, "uri": uri or artifact["uri"]}]}
+        if self._outputs.get("outputFile") and self._written:
+            write_output(self._outputs["outputFile"], json.dumps({"artifacts": self._written}))
+
+
+def _local_path(uri: str) -> str:
+    """Where KFP mounts an artifact's URI in the pod; a local run has plain paths."""
+    for scheme, mount in (("minio://", "/minio/"), ("s3://", "/s3/"), ("gs://", "/gcs/")):
+        if uri.startswith(scheme):
+            return mount + uri[len(scheme) :]
+    return uri
+
+
+def _stop(*_: Any) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # one is enough; cleaning up must not be cut short by a second
+    raise InterruptedRun("told to stop")
