@@ -1,0 +1,204 @@
+"""Layers that the jet networks share: edge convolution, normalisation over particles, fully connected layers, the loss.
+
+Particles travel as (N, P, C): N jets, P particles, C features on the contiguous last axis, where a linear layer is one plain
+matrix product. `real` is a boolean (N, P): True for a particle, False for padding.
+
+Edge convolution: Y. Wang et al., Dynamic Graph CNN for Learning on Point Clouds, arXiv:1801.07829;
+in jets: H. Qu and L. Gouskos, ParticleNet, arXiv:1902.08570. Deep sets: Komiske, Metodiev, Thaler, arXiv:1810.05165.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from common.errors import InputError, unknown
+
+FAR = 1e30  # squared distance to a particle that must not be a neighbour: above any real one, below infinity (the particle itself)
+
+
+# -------------------------------------------------------------------------------------------------------------------- checks
+
+
+def whole(name: str, value) -> int:
+    """A network option that counts something. Raises InputError unless it is a whole number of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != int(value) or value < 1:
+        raise InputError(f"network option '{name}' must be a whole number of at least 1, not {value!r}")
+    return int(value)
+
+
+def share(name: str, value) -> float:
+    """A network option between 0 and 1, 1 excluded (a dropout rate). Raises InputError otherwise."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
+        raise InputError(f"network option '{name}' must be at least 0 and below 1, not {value!r}")
+    return float(value)
+
+
+def switch(name: str, value) -> bool:
+    """A network option that is on or off. Raises InputError unless it is True or False (or 1, 0)."""
+    if value not in (True, False):
+        raise InputError(f"network option '{name}' must be True or False, not {value!r}")
+    return bool(value)
+
+
+def input_order(data_config, groups: tuple[str, ...]) -> tuple[list[int], list[int]]:
+    """Where the data config puts each of `groups` among the inputs, and how many variables each has.
+
+    Raises InputError where a group is missing or where the config defines one that the network would not look at.
+    """
+    names = list(data_config.input_names)
+    for group in groups:
+        if group not in names:
+            raise InputError(f"the network needs the input group '{group}': {unknown('input group', group, names)}")
+    if unused := sorted(set(names) - set(groups)):
+        raise InputError(f"the network does not use the input group '{unused[0]}' of the data config; it takes {', '.join(groups)}")
+    return [names.index(group) for group in groups], [data_config.input_shapes[group][1] for group in groups]
+
+
+def describe(data_config) -> dict:
+    """Names, shapes and free axes of a network's inputs and output, as Weaver's export reads them."""
+    names = list(data_config.input_names)
+    return {
+        "input_names": names,
+        "input_shapes": {name: (1, *data_config.input_shapes[name][1:]) for name in names},
+        "output_names": ["output"],
+        "output_shapes": {"output": (1, 1)},
+        "dynamic_axes": {name: {0: "N"} for name in [*names, "output"]},
+    }
+
+
+# -------------------------------------------------------------------------------------------------------------------- layers
+
+
+class Norm(nn.Module):
+    """Batch normalisation of the last axis: each feature over all jets, particles and edges. (..., C) -> (..., C).
+
+    PyTorch's CPU kernel is nearly twice as fast where features lie on the last axis and it is told so (channels last), hence
+    the view as an image of one column. The inner BatchNorm2d is what SyncBatchNorm replaces on several GPUs.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.bn = nn.BatchNorm2d(dim)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        image = x.reshape(1, -1, 1, x.shape[-1]).permute(0, 3, 1, 2)  # (1, C, rows, 1), channels last: no copy
+        return self.bn(image).permute(0, 2, 3, 1).reshape(x.shape)
+
+    def affine(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scale and shift (C,) that it amounts to outside training."""
+        scale = self.bn.weight / torch.sqrt(self.bn.running_var + self.bn.eps)
+        return scale, self.bn.bias - self.bn.running_mean * scale
+
+
+class LinearNorm(nn.Module):
+    """A linear layer without bias, then Norm. (..., C) -> (..., D). Outside training both are one matrix product."""
+
+    def __init__(self, in_dim: int, out_dim: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(in_dim, out_dim, bias=False)
+        self.norm = Norm(out_dim)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            return self.norm(self.linear(x))
+        scale, shift = self.norm.affine()
+        return F.linear(x, self.linear.weight * scale[:, None], shift)
+
+
+class EdgeConv(nn.Module):
+    """Edge convolution over the k nearest neighbours, mean over neighbours, shortcut. (N, P, C) -> (N, P, dim).
+
+    The first layer is W (x_i, x_j - x_i) = (W_a - W_b) x_i + W_b x_j: both products are done once a particle, before the
+    neighbours are gathered, instead of once an edge.
+    """
+
+    def __init__(self, in_dim: int, dim: int, num_layers: int, k: int, use_counts: bool) -> None:
+        super().__init__()
+        self.k, self.use_counts = k, use_counts
+        self.first = LinearNorm(2 * in_dim, dim)
+        self.rest = nn.ModuleList(LinearNorm(dim, dim) for _ in range(num_layers - 1))
+        self.shortcut = nn.Identity() if in_dim == dim else LinearNorm(in_dim, dim)
+
+    def forward(self, points: torch.Tensor, x: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+        neighbours = nearest_neighbours(points, real, self.k, self.use_counts)  # (N, P, k)
+        edges = F.relu(self.first_layer(x, neighbours))  # (N, P, k, dim)
+        for layer in self.rest:
+            edges = F.relu(layer(edges))
+        return F.relu(self.shortcut(x) + edges.sum(dim=2) * (1 / self.k))  # (N, P, dim); mean() is slower backward
+
+    def first_layer(self, x: torch.Tensor, neighbours: torch.Tensor) -> torch.Tensor:
+        """The first layer and its Norm on all edges: (N, P, C) and (N, P, k) -> (N, P, k, dim)."""
+        of_self, of_difference = self.first.linear.weight.chunk(2, dim=1)  # (dim, C) each
+        of_centre, shift = of_self - of_difference, None
+        if not self.training:
+            scale, shift = self.first.norm.affine()
+            of_centre, of_difference = of_centre * scale[:, None], of_difference * scale[:, None]
+        centre = F.linear(x, of_centre, shift)  # (N, P, dim)
+        edges = centre.unsqueeze(2) + gather_rows(F.linear(x, of_difference), neighbours)
+        return self.first.norm(edges) if self.training else edges
+
+
+def nearest_neighbours(points: torch.Tensor, real: torch.Tensor, k: int, use_counts: bool) -> torch.Tensor:
+    """Indices (N, P, k) of the k particles nearest to each one, itself left out; needs P > k.
+
+    With `use_counts` padding is never a neighbour: where there are fewer than k others, the rest of the k places hold the
+    particle itself. Without it padding (features zero) fills them, which is the function as published.
+    Distances are float32 also under autocast, so that bf16 does not shuffle neighbours.
+    """
+    with torch.no_grad(), torch.autocast(points.device.type, enabled=False):
+        distance = squared_distances(points.float())  # (N, P, P)
+        barred = ~real[:, None, :] if use_counts else real[:, None, :] != real[:, :, None]
+        particle = torch.arange(points.shape[1], device=points.device)
+        itself = particle[:, None] == particle  # (P, P); torch.eye has no ONNX Runtime kernel for booleans
+        distance = distance.masked_fill(barred, FAR).masked_fill(itself, torch.inf)
+        distance, index = distance.topk(k, dim=-1, largest=False)
+        if not use_counts:
+            return index
+        return torch.where(distance < FAR, index, particle[:, None])
+
+
+def squared_distances(points: torch.Tensor) -> torch.Tensor:
+    """(N, P, D) -> (N, P, P), for ordering along the last axis: in more than 3 dimensions |x_i|^2, the same in a row, is left out."""
+    if points.shape[-1] <= 3:  # differences keep all digits where coordinates are nearly equal, and cost little here
+        return sum((points[:, :, None, d] - points[:, None, :, d]).square() for d in range(points.shape[-1]))
+    return points.square().sum(-1)[:, None, :] - 2 * torch.matmul(points, points.transpose(1, 2))
+
+
+def gather_rows(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """x (N, P, C) at index (N, P, k) of each jet's own particles -> (N, P, k, C)."""
+    jets, particles, dim = x.shape
+    offset = torch.arange(jets, device=x.device)[:, None, None] * particles
+    flat = (index + offset).reshape(-1)
+    rows = x.reshape(-1, dim)
+    if torch.is_grad_enabled() and x.requires_grad and not torch.onnx.is_in_onnx_export():
+        found = rows.gather(0, flat[:, None].expand(-1, dim))  # its backward adds rows in parallel: 1.4 times embedding's speed
+    else:
+        found = F.embedding(flat, rows)  # in ONNX a plain Gather
+    return found.view(jets, particles, -1, dim)
+
+
+def fully_connected(in_dim: int, num_layers: int, dim: int, dropout: float, out_dim: int = 1) -> nn.Sequential:
+    """`num_layers` hidden layers with ReLU and dropout, then a linear one: (N, in_dim) -> (N, out_dim)."""
+    layers: list[nn.Module] = []
+    for index in range(num_layers):
+        layers += [nn.Linear(dim if index else in_dim, dim), nn.ReLU()]
+        layers += [nn.Dropout(dropout)] if dropout else []
+    return nn.Sequential(*layers, nn.Linear(dim, out_dim))
+
+
+# ---------------------------------------------------------------------------------------------------------------------- loss
+
+
+class MaskedL1(nn.Module):
+    """Mean absolute error in which jets with |target| >= 1 count as zero.
+
+    Such a jet (a factor e between generated and reconstructed pT) is a wrong match rather than a calibration. It stays in
+    the denominator, as in the published loss.
+    """
+
+    def forward(self, prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """(N,) or (N, 1), and (N,) -> scalar."""
+        error = (prediction.float().reshape(target.shape) - target).abs()
+        return torch.where(target.abs() < 1, error, 0.0).mean()

@@ -1,0 +1,40 @@
+"""Small jets for the network tests: random features, any number of real particles."""
+
+from __future__ import annotations
+
+import types
+
+import torch
+
+GROUPS = {"pf_points": 2, "pf_features": 6, "pf_mask": 1, "jet_features": 8}
+
+
+def config(*groups: str, length: int = 30) -> types.SimpleNamespace:
+    """What a network reads of a data config."""
+    shapes = {g: (-1, GROUPS[g]) if g == "jet_features" else (-1, GROUPS[g], length) for g in groups}
+    return types.SimpleNamespace(input_names=groups, input_shapes=shapes)
+
+
+def jets(multiplicity: list[int], length: int = 30, seed: int = 1) -> dict[str, torch.Tensor]:
+    """One jet for each multiplicity, padded with zeros to `length`."""
+    generator = torch.Generator().manual_seed(seed)
+    mask = (torch.arange(length) < torch.tensor(multiplicity)[:, None]).float()[:, None]  # (N, 1, P)
+    shape = (len(multiplicity), length)
+    return {
+        "pf_points": torch.rand(shape[0], 2, length, generator=generator) * mask,
+        "pf_features": torch.randn(shape[0], 6, length, generator=generator) * mask,
+        "pf_mask": mask,
+        "jet_features": torch.randn(shape[0], 8, generator=generator),
+    }
+
+
+def settle(model: torch.nn.Module, seed: int = 2) -> torch.nn.Module:
+    """Give every batch normalisation statistics and weights that are not the neutral ones, and leave training mode."""
+    generator = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.copy_(torch.randn(module.num_features, generator=generator) * 0.1)
+            module.running_var.copy_(torch.rand(module.num_features, generator=generator) + 0.5)
+            module.weight.data.copy_(torch.rand(module.num_features, generator=generator) + 0.5)
+            module.bias.data.copy_(torch.randn(module.num_features, generator=generator) * 0.1)
+    return model.eval()

@@ -1,0 +1,220 @@
+"""The networks are the published functions; with use_counts padding and order never matter; every jet has a finite answer."""
+
+from __future__ import annotations
+
+import io
+
+import onnxruntime
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from common.errors import InputError
+from networks import particle_net_regressor_open, pfn_regressor_open
+from networks.layers import MaskedL1, nearest_neighbours
+from tests.networks.jets import config, jets, settle
+from tests.networks.published import particle_flow_network, particle_net
+
+PFN = ("pf_features", "pf_mask", "jet_features")
+PARTICLE_NET = ("pf_points", *PFN)
+SMALL = {"num_edge_conv_blocks": 2, "k": 5, "num_conv_layers": 2, "conv_dim": 12, "num_fc_layers": 2, "fc_dim": 16}
+
+
+def particle_net_model(**options):
+    torch.manual_seed(0)
+    return settle(particle_net_regressor_open.get_model(config(*PARTICLE_NET), **{**SMALL, **options})[0])
+
+
+def pfn_model(**options):
+    torch.manual_seed(0)
+    return settle(pfn_regressor_open.get_model(config(*PFN), num_conv_layers=2, conv_dim=12, fc_dim=16, **options)[0])
+
+
+def answer(model, batch: dict, groups=PARTICLE_NET) -> torch.Tensor:
+    return model(*(batch[group] for group in groups))
+
+
+def gradients(model, output: torch.Tensor) -> dict[str, torch.Tensor]:
+    output.square().sum().backward()
+    found = {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+    model.zero_grad()
+    return found
+
+
+def assert_same(model, ours: torch.Tensor, reference: torch.Tensor) -> None:
+    """Forward and gradient agree within 1e-5 of their size."""
+    torch.testing.assert_close(ours, reference, rtol=1e-5, atol=1e-5)
+    mine, theirs = gradients(model, ours), gradients(model, reference)
+    assert mine.keys() == theirs.keys()
+    for name, gradient in mine.items():
+        scale = theirs[name].abs().max().item() + 1.0
+        torch.testing.assert_close(gradient / scale, theirs[name] / scale, rtol=0, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("multiplicity", [[30] * 6, [30, 12, 7, 3, 1, 20]], ids=["full", "padded"])
+@pytest.mark.parametrize("use_fts_bn", [False, True])
+def test_particle_net_without_counts_is_the_published_function(multiplicity, use_fts_bn):
+    model = particle_net_model(use_counts=False, use_fts_bn=use_fts_bn)
+    batch = jets(multiplicity)
+    assert_same(model, answer(model, batch), particle_net(model, *(batch[g] for g in PARTICLE_NET)))
+
+
+def test_particle_net_in_training_uses_the_statistics_of_the_batch_as_published():
+    model = particle_net_model(use_counts=False).train()
+    batch = jets([30, 20, 15, 30])  # more padding than k, or none: then ties among padding do not reach the statistics
+    assert_same(model, answer(model, batch), particle_net(model, *(batch[g] for g in PARTICLE_NET)))
+
+
+def test_pfn_is_the_published_function():
+    model = pfn_model()
+    batch = jets([30, 12, 1, 0])
+    assert_same(model, answer(model, batch, PFN), particle_flow_network(model, *(batch[g] for g in PFN)))
+
+
+def test_a_block_as_wide_as_its_input_has_a_plain_shortcut():
+    model = particle_net_model(conv_dim=32, use_counts=False)
+    batch = jets([30, 9])
+    assert [type(block.shortcut) for block in model.blocks] == [torch.nn.Identity] * 2
+    assert_same(model, answer(model, batch), particle_net(model, *(batch[g] for g in PARTICLE_NET)))
+
+
+def changed(before: torch.Tensor, after: torch.Tensor) -> None:
+    """At most one answer in a thousand moves by more than 1e-5 (a tie between neighbours), none by more than 1e-3."""
+    difference = (before - after).abs().flatten()
+    assert (difference > 1e-5).sum() <= max(1, len(difference) // 1000)
+    assert difference.max() < 1e-3
+
+
+MODELS = {"particle_net": particle_net_model(), "pfn": pfn_model(), "pfn_bn": pfn_model(use_bn=True)}
+MULTIPLICITIES = st.lists(st.integers(0, 30), min_size=1, max_size=8)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@given(multiplicity=MULTIPLICITIES, extra=st.integers(1, 40), seed=st.integers(0, 10**6))
+@settings(max_examples=25, deadline=None)
+@torch.no_grad()
+def test_padding_never_matters(name, multiplicity, extra, seed):
+    groups = PARTICLE_NET if name == "particle_net" else PFN
+    batch = jets(multiplicity, seed=seed)
+    longer = {g: x if g == "jet_features" else torch.nn.functional.pad(x, (0, extra)) for g, x in batch.items()}
+    changed(answer(MODELS[name], batch, groups), answer(MODELS[name], longer, groups))
+
+
+@pytest.mark.parametrize("name", MODELS)
+@given(multiplicity=MULTIPLICITIES, seed=st.integers(0, 10**6))
+@settings(max_examples=25, deadline=None)
+@torch.no_grad()
+def test_the_order_of_particles_never_matters(name, multiplicity, seed):
+    groups = PARTICLE_NET if name == "particle_net" else PFN
+    batch = jets(multiplicity, seed=seed)
+    order = torch.randperm(30, generator=torch.Generator().manual_seed(seed))
+    shuffled = {g: x if g == "jet_features" else x[:, :, order] for g, x in batch.items()}
+    changed(answer(MODELS[name], batch, groups), answer(MODELS[name], shuffled, groups))
+
+
+@pytest.mark.parametrize("length", [1, 3, 5, 6])
+def test_jets_shorter_than_k_particles_are_those_of_any_longer_padding(length):
+    model, batch = MODELS["particle_net"], jets([length, 1, 0], length=length)
+    longer = {g: x if g == "jet_features" else torch.nn.functional.pad(x, (0, 30 - length)) for g, x in batch.items()}
+    with torch.no_grad():
+        changed(answer(model, batch), answer(model, longer))
+
+
+@pytest.mark.parametrize("use_counts", [True, False])
+def test_one_particle_and_none_have_finite_answers_and_gradients(use_counts):
+    model = particle_net_model(use_counts=use_counts)
+    output = answer(model, jets([0, 1, 2]))
+    assert output.shape == (3, 1)
+    assert torch.isfinite(output).all()
+    assert all(torch.isfinite(g).all() for g in gradients(model, output).values())
+
+
+def test_values_in_padding_are_not_read():
+    batch = jets([7, 30, 2])
+    dirty = {**batch, "pf_features": batch["pf_features"].masked_fill(batch["pf_mask"] == 0, torch.nan)}
+    for name, groups in (("particle_net", PARTICLE_NET), ("pfn", PFN)):
+        torch.testing.assert_close(answer(MODELS[name], dirty, groups), answer(MODELS[name], batch, groups))
+
+
+def test_neighbours_of_few_particles_are_filled_with_the_particle_itself():
+    points = torch.tensor([[[0.0, 0.0], [1.0, 0.0], [0.1, 0.0], [9.0, 9.0], [9.0, 9.0]]])
+    real = torch.tensor([[True, True, True, False, False]])
+    assert nearest_neighbours(points, real, k=4, use_counts=True)[0, :3].tolist() == [[2, 1, 0, 0], [2, 0, 1, 1], [0, 1, 2, 2]]
+    assert set(nearest_neighbours(points, real, k=4, use_counts=False)[0, 0].tolist()) == {1, 2, 3, 4}
+
+
+def test_neighbours_are_found_in_float32_under_autocast():
+    points = torch.tensor([[[1000.0] * 4, [1001.0] * 4, [1002.0] * 4, [1000.1] * 4]])  # bf16 steps are 4 at 1000
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = nearest_neighbours(points, torch.ones(1, 4, dtype=torch.bool), k=1, use_counts=True)
+    assert found[0, :, 0].tolist() == [3, 3, 1, 0]
+
+
+def test_bf16_autocast_trains_close_to_float32():
+    model = pfn_model()
+    batch = jets([30, 10, 5])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rough = answer(model, batch, PFN)
+    assert rough.dtype == torch.bfloat16
+    torch.testing.assert_close(rough.float(), answer(model, batch, PFN), atol=0.05, rtol=0.05)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize(("model", "groups"), [("particle_net", PARTICLE_NET), ("pfn", PFN), ("pfn_bn", PFN)])
+def test_onnx_gives_the_same_answers_at_any_batch_size(model, groups):
+    model, file = MODELS[model], io.BytesIO()
+    example = tuple(jets([30, 4])[g] for g in groups)
+    axes = {name: {0: "N"} for name in [*groups, "output"]}
+    names = {"input_names": list(groups), "output_names": ["output"], "dynamic_axes": axes}
+    torch.onnx.export(model, example, file, dynamo=False, opset_version=17, **names)
+    session = onnxruntime.InferenceSession(file.getvalue())
+    for size in (1, 2, 17):
+        batch = jets([(7 * n) % 31 for n in range(size)], seed=size)
+        (output,) = session.run(None, {g: batch[g].numpy() for g in groups})
+        with torch.no_grad():
+            changed(torch.from_numpy(output), answer(model, batch, groups))
+
+
+def test_inputs_may_come_in_any_order():
+    groups = ("jet_features", "pf_mask", "pf_points", "pf_features")
+    torch.manual_seed(0)
+    other = settle(particle_net_regressor_open.get_model(config(*groups), **SMALL)[0])
+    model, batch = particle_net_model(), jets([30, 3])
+    torch.testing.assert_close(answer(other, batch, groups), answer(model, batch), rtol=0, atol=0)
+
+
+def test_model_info_describes_the_inputs():
+    _, info = particle_net_regressor_open.get_model(config(*PARTICLE_NET))
+    assert info["input_names"] == list(PARTICLE_NET)
+    assert info["input_shapes"]["pf_features"] == (1, 6, 30)
+    assert info["input_shapes"]["jet_features"] == (1, 8)
+    assert info["output_names"] == ["output"]
+    assert info["dynamic_axes"]["output"] == {0: "N"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"k": 0}, "'k' must be a whole number"),
+        ({"dropout": 1.0}, "'dropout' must be"),
+        ({"conv_dim": 2.5}, "'conv_dim'"),
+        ({"use_counts": "no"}, "True"),
+    ],
+)
+def test_an_impossible_option_is_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        particle_net_regressor_open.get_model(config(*PARTICLE_NET), **options)
+
+
+def test_a_data_config_that_does_not_fit_is_refused():
+    with pytest.raises(InputError, match="needs the input group 'pf_points'"):
+        particle_net_regressor_open.get_model(config(*PFN))
+    with pytest.raises(InputError, match="does not use the input group 'pf_points'"):
+        pfn_regressor_open.get_model(config(*PARTICLE_NET))
+
+
+def test_loss_counts_wrong_matches_as_zero():
+    prediction, target = torch.tensor([[0.5], [0.0], [0.0], [3.0]]), torch.tensor([0.1, -0.2, 1.0, -1.5])
+    assert MaskedL1()(prediction, target).item() == pytest.approx((0.4 + 0.2) / 4)
+    assert MaskedL1()(prediction[:, 0], target).item() == pytest.approx((0.4 + 0.2) / 4)
