@@ -1,0 +1,484 @@
+"""Weaver's data config: which branches become which input tensors, labels and observers. Parsed and checked before work starts.
+
+The YAML grammar is weaver-core's (0.5.3), section by section:
+
+    treename             path of the tree in the file; may be left out where a file holds one tree only
+    selection            condition on jets (training and validation)
+    test_time_selection  condition for the test set; without it `selection` applies there too
+    new_variables        name: expression (weaver/expressions.py); may use branches and other new variables, in any order
+    preprocess           method: manual | auto; data_fraction of the training files from which auto derives its numbers; params
+    inputs               group: {length, pad_mode: constant | wrap, vars}; length: null means one value a jet
+                         vars: name, or [name, subtract_by, multiply_by, clip_min, clip_max, pad_value]
+    labels               type: simple, value: [0-1 branches] -> `_label_`, the number of the class; or
+                         type: custom, value: {name: expression}
+    observers            columns kept beside the test jets; for training files they are optional
+    monitor_variables    columns kept beside all jets; not together with observers
+    weights              use_precomputed_weights: true, weight_branches: [...] multiplies columns into the weight of a jet
+    branch_magic         {text: replacement} in branch names; file_magic: {variable: {pattern of the file's address: value}}
+
+A variable with `subtract_by` becomes clip((x - subtract_by) * multiply_by, clip_min, clip_max); clipping comes before padding.
+Without it (or with null) it is taken as it is. Under method auto, subtract_by defaults to the median and multiply_by to the
+inverse of the larger of the two distances between the median and the 16th and 84th percentile.
+
+Two things differ from weaver-core. A group with `length: null` has the shape (-1, C) in `input_shapes`, or (-1,) if it holds one
+variable: the shape its tensor really has. And a weight multiplies the jet's loss, where weaver-core drops jets at random by it.
+Histogram reweighting (flat, ref) and bucketing are parsed; preparing training data with them is refused for the time being.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import yaml
+
+from common import storage
+from common.errors import InputError, unknown
+from weaver.expressions import Expression
+
+AUTO = "auto"
+TRAINING_FLAG = "aux_training_"  # a column that weaver-core adds: true for the training set, false for validation and test
+KEYS = frozenset(
+    {"treename", "branch_magic", "file_magic", "selection", "test_time_selection", "preprocess", "new_variables", "inputs", "labels"}
+    | {"observers", "monitor_variables", "weights", "bucketing"}
+)
+PARAMETERS = ("center", "scale", "min", "max", "pad_value")
+DEFAULTS = (None, 1, -5, 5, 0)  # weaver-core's, in the order in which they follow the name in `vars`
+WEIGHT_KEYS = frozenset(
+    {"use_precomputed_weights", "weight_branches", "reweight_method", "reweight_basewgt", "reweight_vars", "reweight_classes"}
+    | {"class_weights", "reweight_threshold", "reweight_discard_under_overflow", "reweight_hists"}
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What one decoding of files takes: columns to read, what to compute from them in order, and what to keep."""
+
+    branches: dict[str, str]
+    """Column name -> branch name in the file (they differ by `branch_magic` only)."""
+    selection: Expression | None
+    selection_functions: tuple[tuple[str, Expression], ...]
+    """New variables that the selection needs, each after those it depends on."""
+    functions: tuple[tuple[str, Expression], ...]
+    """All other new variables, labels and the weight, computed for selected jets."""
+    kept: frozenset[str]
+    """Columns that are still needed once the selection is applied."""
+    labels: tuple[str, ...] = ()
+    observers: tuple[str, ...] = ()
+    weight: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """A data config, checked. Attributes have weaver-core's names, so that network files written for it can read them."""
+
+    source: str
+    """Where it was read from; opens every error about it."""
+    options: dict[str, Any]
+    """The parsed YAML."""
+    treename: str | None
+    selection: str | None
+    test_time_selection: str | None
+    preprocess: dict[str, Any]
+    preprocess_params: dict[str, dict[str, Any]]
+    """Variable -> length, pad_mode, center, scale, min, max, pad_value; center is "auto" until it has been derived."""
+    input_names: tuple[str, ...]
+    input_dicts: dict[str, list[str]]
+    input_shapes: dict[str, tuple[int, ...]]
+    """Group -> (-1, C, P) for sequences, (-1, C) for one value a jet ((-1,) for one such variable)."""
+    label_type: str
+    label_value: Any
+    label_names: tuple[str, ...]
+    observer_names: tuple[str, ...]
+    monitor_variables: tuple[str, ...]
+    weight_name: str | None
+    functions: dict[str, Expression]
+    """New variables, labels and the weight by name."""
+    selections: dict[str, Expression | None]
+    """"train" and "test"."""
+    declared: dict[str, Any]
+    """The meaning of the file in a canonical form; what `digest` hashes."""
+
+    @classmethod
+    def load(cls, uri: str) -> DataConfig:
+        """Read and check a data config. Raises InputError naming file, section and key for whatever is wrong in it."""
+        try:
+            options = yaml.safe_load(storage.read_text(uri))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise InputError(f"{uri} is not YAML: {' '.join(str(error).split())}") from None
+        return cls.from_options(options, uri)
+
+    @classmethod
+    def from_options(cls, options: Any, source: str = "data config") -> DataConfig:
+        """The same from an already parsed mapping."""
+        return _Parser(source, options).parse()
+
+    @property
+    def tree_name(self) -> str | None:
+        return self.treename
+
+    @property
+    def labels(self) -> dict[str, Any]:
+        return self.options["labels"]
+
+    @property
+    def branches(self) -> tuple[str, ...]:
+        """Names of all branches that training, validation or test may read, sorted."""
+        return tuple(sorted({*self.plan(True).branches.values(), *self.plan(False).branches.values()}))
+
+    @property
+    def missing_preprocess_params(self) -> tuple[str, ...]:
+        """Input variables whose standardisation is still to be derived from the training set."""
+        return tuple(name for name, params in self.preprocess_params.items() if params["center"] == AUTO)
+
+    def digest(self) -> str:
+        """SHA-256 of the config's meaning: layout, comments and unused new variables do not change it; nor do derived parameters."""
+        return hashlib.sha256(json.dumps(self.declared, sort_keys=True).encode()).hexdigest()
+
+    def with_preprocess_params(self, params: Mapping[str, Mapping[str, Any]]) -> DataConfig:
+        """The same config with the parameters that were derived from the training set (as `prepare` stores them)."""
+        missing = [name for name in self.preprocess_params if name not in params]
+        if missing:
+            raise InputError(f"{self.source}: no standardisation for {', '.join(missing)}; it was derived for another data config")
+        return dataclasses.replace(self, preprocess_params={name: dict(params[name]) for name in self.preprocess_params})
+
+    def plan(self, for_training: bool, *, without: Iterable[str] = ()) -> Plan:
+        """What to read and compute for the training and validation sets, or for the test set.
+
+        `without` names observers to leave out. Raises InputError for new variables that depend on themselves.
+        """
+        observers = tuple(name for name in (*self.observer_names, *self.monitor_variables) if name not in set(without))
+        wanted = [*(name for names in self.input_dicts.values() for name in names), *self.label_names, *observers]
+        weight = self.weight_name if for_training else None
+        if weight:
+            wanted.append(weight)
+        if for_training and self.label_type == "simple":
+            wanted.append("_labelcheck_")
+        return self.plan_for(wanted, for_training=for_training, labels=self.label_names, observers=observers, weight=weight)
+
+    def plan_for(self, wanted: Iterable[str], *, for_training: bool = True, **outputs: Any) -> Plan:
+        """The plan that yields the wanted columns after the selection; `outputs` are the other fields of Plan."""
+        selection = self.selections["train" if for_training else "test"]
+        first_columns, first = self._resolve(selection.names if selection else ())
+        columns, functions = self._resolve(wanted)
+        computed = {name for name, _ in first}
+        return Plan(
+            branches={name: self._branch(name) for name in {**first_columns, **columns} if not self._is_supplied(name)},
+            selection=selection,
+            selection_functions=first,
+            functions=tuple(item for item in functions if item[0] not in computed),
+            kept=frozenset(columns) | (computed & {name for name, _ in functions}),
+            **outputs,
+        )
+
+    def check_supported(self, for_training: bool) -> None:
+        """Raise InputError for what is parsed but cannot be prepared yet."""
+        weights = self.options.get("weights")
+        if for_training and weights and not weights["use_precomputed_weights"]:
+            method = weights.get("reweight_method")
+            raise InputError(
+                f"{self.source}: weights: reweighting ({method}) is not supported yet; use precomputed weights or leave it out"
+            )
+        if for_training and self.options.get("bucketing") is not None:
+            raise InputError(f"{self.source}: bucketing is not supported yet; leave it out")
+
+    def used_by(self, name: str) -> str:
+        """Where a column is asked for, as words for an error: the first expression or section that names it."""
+        places = [e for e in (*self.selections.values(), *self.functions.values()) if e is not None]
+        found = next((e.where.removeprefix(f"{self.source}:") for e in places if name in e.names), None)
+        groups = [f"inputs:{group}" for group, names in self.input_dicts.items() if name in names]
+        return found or next(iter(groups), "labels" if name in self.label_names else "observers")
+
+    def _branch(self, name: str) -> str:
+        for text, replacement in (self.options.get("branch_magic") or {}).items():
+            name = name.replace(text, replacement)
+        return name
+
+    def _is_supplied(self, name: str) -> bool:
+        """Columns that come from no branch."""
+        return name == TRAINING_FLAG or name in (self.options.get("file_magic") or {})
+
+    def _resolve(self, names: Iterable[str]) -> tuple[dict[str, None], tuple[tuple[str, Expression], ...]]:
+        """Columns to read for `names` (in order of first use), and the functions to compute, dependencies first."""
+        columns: dict[str, None] = {}
+        ordered: dict[str, Expression] = {}
+
+        def visit(name: str, path: tuple[str, ...]) -> None:
+            if name in path:
+                raise InputError(f"{self.source}: new variables depend on each other in a circle: {' -> '.join((*path, name))}")
+            if name in ordered or name in columns:
+                return
+            if name not in self.functions:
+                columns[name] = None
+                return
+            for needed in self.functions[name].names:
+                visit(needed, (*path, name))
+            ordered[name] = self.functions[name]
+
+        for name in names:
+            visit(name, ())
+        return columns, tuple(ordered.items())
+
+
+class _Parser:
+    """Turns the parsed YAML of one data config into a DataConfig; every refusal names the file and the section."""
+
+    def __init__(self, source: str, options: Any) -> None:
+        self.source = source
+        if not isinstance(options, dict):
+            raise InputError(f"{source} is no data config: expected a mapping with 'inputs' and 'labels', found {_kind(options)}")
+        self.check_keys("", options, KEYS)
+        self.options: dict[str, Any] = options
+
+    def parse(self) -> DataConfig:
+        self.functions: dict[str, Expression] = {}
+        for name, text in self.mapping("new_variables").items():
+            self.add_function(name, text, "new_variables")
+        preprocess = self.preprocess()
+        inputs = self.inputs(preprocess)
+        params = self.params(inputs, preprocess)
+        label_type, label_names = self.labels()
+        config = DataConfig(
+            source=self.source,
+            options=self.options,
+            treename=self.text("treename"),
+            selection=self.text("selection"),
+            test_time_selection=self.text("test_time_selection") or self.text("selection"),
+            preprocess=preprocess,
+            preprocess_params=params,
+            input_names=tuple(inputs),
+            input_dicts={group: list(given["vars"]) for group, given in inputs.items()},
+            input_shapes={group: _shape(len(given["vars"]), given["length"]) for group, given in inputs.items()},
+            label_type=label_type,
+            label_value=self.options["labels"]["value"],
+            label_names=label_names,
+            observer_names=self.names("observers"),
+            monitor_variables=self.names("monitor_variables"),
+            weight_name=self.weights(),
+            functions=self.functions,
+            selections=self.selections(),
+            declared={},
+        )
+        self.check_together(config)
+        return dataclasses.replace(config, declared=_declared(config))
+
+    def check_together(self, config: DataConfig) -> None:
+        if config.observer_names and config.monitor_variables:
+            raise InputError(f"{self.source}: 'observers' and 'monitor_variables' cannot be set at the same time")
+        self.mapping("branch_magic")
+        if not all(isinstance(values, dict) for values in self.mapping("file_magic").values()):
+            raise InputError(f"{self.source}: file_magic: expected {{variable: {{pattern: value}}}}")
+        if self.options.get("bucketing") is not None:
+            self.check_keys("bucketing", self.mapping("bucketing"), {"var", "bins"})
+        for for_training in (True, False):
+            config.plan(for_training)  # finds circles among new variables
+
+    def selections(self) -> dict[str, Expression | None]:
+        texts = {name: self.text(name) for name in ("selection", "test_time_selection")}
+        parsed = {name: Expression(text, f"{self.source}:{name}") if text else None for name, text in texts.items()}
+        return {"train": parsed["selection"], "test": parsed["test_time_selection"] or parsed["selection"]}
+
+    def preprocess(self) -> dict[str, Any]:
+        given = self.mapping("preprocess")
+        self.check_keys("preprocess", given, {"method", "data_fraction", "params"})
+        method = str(given.get("method") or "manual").lower()
+        if not method.startswith((AUTO, "manual")):
+            raise InputError(f"{self.source}: preprocess: {unknown('method', method, (AUTO, 'manual'))}")
+        fraction = given.get("data_fraction")
+        fraction = 0.1 if fraction is None else self.number(fraction, "preprocess: data_fraction")
+        if not 0 < fraction <= 1:
+            raise InputError(f"{self.source}: preprocess: data_fraction must be above 0 and at most 1, found {fraction}")
+        return {"method": AUTO if method.startswith(AUTO) else "manual", "data_fraction": fraction, "params": given.get("params")}
+
+    def inputs(self, preprocess: dict[str, Any]) -> dict[str, dict[str, Any]]:
+        """Group -> length, pad_mode and vars: {variable: parameters}, in the order of the file."""
+        given = self.mapping("inputs")
+        if not given:
+            raise InputError(f"{self.source}: no 'inputs'; a network needs at least one group of variables")
+        center = AUTO if preprocess["method"] == AUTO else None
+        for group in given:
+            if not re.fullmatch(r"\w[\w.-]*", str(group)):
+                raise InputError(f"{self.source}: inputs: {group!r} cannot be the name of a group; use letters, digits and _")
+        return {str(group): self.group(str(group), content, center) for group, content in given.items()}
+
+    def group(self, group: str, content: Any, center: str | None) -> dict[str, Any]:
+        place = f"inputs:{group}"
+        if not isinstance(content, dict):
+            raise InputError(f"{self.source}: {place}: expected length and vars, found {_kind(content)}")
+        self.check_keys(place, content, {"length", "pad_mode", "vars"})
+        for key in ("length", "vars"):
+            if key not in content:
+                hint = " (null for one value a jet)" if key == "length" else ""
+                raise InputError(f"{self.source}: {place}: '{key}' is missing{hint}")
+        length, mode = content["length"], str(content.get("pad_mode") or "constant").lower()
+        if length is not None and (not isinstance(length, int) or isinstance(length, bool) or length < 1):
+            raise InputError(f"{self.source}: {place}: length must be a positive whole number or null, found {length!r}")
+        if mode not in ("constant", "wrap"):
+            raise InputError(f"{self.source}: {place}: {unknown('pad_mode', mode, ('constant', 'wrap'))}")
+        if group.endswith("_mask") and mode != "constant":
+            raise InputError(f"{self.source}: {place}: a mask needs pad_mode constant: wrapped particles would count as real ones")
+        return {"length": length, "pad_mode": mode, "vars": self.variables(place, content["vars"], center)}
+
+    def variables(self, place: str, entries: Any, center: str | None) -> dict[str, dict[str, Any]]:
+        if not isinstance(entries, list) or not entries:
+            raise InputError(f"{self.source}: {place}: vars must be a list of variables, found {_kind(entries)}")
+        found: dict[str, dict[str, Any]] = {}
+        for entry in entries:
+            name, *values = entry if isinstance(entry, list) and entry else [entry]
+            if not isinstance(name, str) or len(values) > len(PARAMETERS):
+                form = "a name or [name, subtract_by, multiply_by, clip_min, clip_max, pad_value]"
+                raise InputError(f"{self.source}: {place}: each of vars is {form}; found {entry!r}")
+            if name in found:
+                raise InputError(f"{self.source}: {place}: '{name}' is listed twice")
+            defaults = (center, *DEFAULTS[1:])
+            values = [self.parameter(value, key, f"{place}:{name}") for key, value in zip(PARAMETERS, values, strict=False)]
+            found[name] = dict(zip(PARAMETERS, (*values, *defaults[len(values) :]), strict=True))
+        return found
+
+    def parameter(self, value: Any, key: str, place: str) -> Any:
+        if value is None and key in ("center", "min", "max"):
+            return None
+        if key == "center" and value == AUTO:
+            return AUTO
+        return self.number(value, f"{place}: {key}")
+
+    def params(self, inputs: dict[str, dict[str, Any]], preprocess: dict[str, Any]) -> dict[str, dict[str, Any]]:
+        """Variable -> parameters; a variable in several groups must have the same in each. `preprocess.params` overrides all."""
+        found: dict[str, dict[str, Any]] = {}
+        stored = preprocess["params"]
+        for group, given in inputs.items():
+            for name, values in given["vars"].items():
+                params = {"length": given["length"], "pad_mode": given["pad_mode"], **values}
+                if stored is not None:
+                    params = self.stored_params(stored, name)
+                elif found.setdefault(name, params) != params:
+                    raise InputError(f"{self.source}: inputs:{group}: '{name}' is used in another group as {found[name]}, here as {params}")
+                found[name] = params
+        return found
+
+    def stored_params(self, stored: Any, name: str) -> dict[str, Any]:
+        wanted = ("length", "pad_mode", *PARAMETERS)
+        if not isinstance(stored, dict) or not isinstance(stored.get(name), dict) or set(stored[name]) != set(wanted):
+            raise InputError(f"{self.source}: preprocess: params must give {', '.join(wanted)} for the input '{name}'")
+        return dict(stored[name])
+
+    def labels(self) -> tuple[str, tuple[str, ...]]:
+        given = self.mapping("labels")
+        self.check_keys("labels", given, {"type", "value", "names"})
+        kind, value = given.get("type"), given.get("value")
+        if kind not in ("simple", "custom"):
+            raise InputError(f"{self.source}: labels: type must be simple or custom, found {kind!r}")
+        if kind == "custom":
+            if not isinstance(value, dict) or not value:
+                raise InputError(f"{self.source}: labels: a custom label needs value: {{name: expression}}, found {_kind(value)}")
+            for name, text in value.items():
+                self.add_function(name, text, "labels")
+            return kind, tuple(str(name) for name in value)
+        if not isinstance(value, list) or not value:
+            raise InputError(f"{self.source}: labels: a simple label needs value: [branch, ...], found {_kind(value)}")
+        stacked = f"np.stack([{', '.join(f'ak.to_numpy({item})' for item in value)}], axis=1)"
+        self.add_function("_label_", f"np.argmax({stacked}, axis=1)", "labels")
+        self.add_function("_labelcheck_", f"np.sum({stacked}, axis=1)", "labels")
+        return kind, ("_label_",)
+
+    def weights(self) -> str | None:
+        given = self.options.get("weights")
+        if given is None:
+            return None
+        given = self.mapping("weights")
+        self.check_keys("weights", given, WEIGHT_KEYS)
+        if not isinstance(given.get("use_precomputed_weights"), bool):
+            raise InputError(f"{self.source}: weights: use_precomputed_weights must be true or false")
+        if not given["use_precomputed_weights"]:
+            return None
+        names = given.get("weight_branches")
+        if not isinstance(names, list) or not names:
+            raise InputError(f"{self.source}: weights: use_precomputed_weights needs weight_branches: [branch, ...]")
+        self.add_function("_weight_", "*".join(map(str, names)), "weights")
+        return "_weight_"
+
+    def add_function(self, name: Any, text: Any, section: str) -> None:
+        place = f"{self.source}:{section}:{name}"
+        if not isinstance(name, str) or not name.isidentifier():
+            raise InputError(f"{place}: {name!r} cannot be the name of a variable")
+        if not isinstance(text, str | int | float):
+            raise InputError(f"{place}: expected an expression, found {_kind(text)}")
+        expression = Expression(str(text), place)
+        if expression.canonical() != name:  # `x: x` only says that x is a branch
+            self.functions[name] = expression
+
+    def mapping(self, key: str) -> dict:
+        value = self.options.get(key)
+        if value is None:
+            return {}
+        if not isinstance(value, dict):
+            raise InputError(f"{self.source}: {key}: expected a mapping, found {_kind(value)}")
+        return value
+
+    def names(self, key: str) -> tuple[str, ...]:
+        value = self.options.get(key)
+        if value is None:
+            return ()
+        if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+            raise InputError(f"{self.source}: {key}: expected a list of names, found {_kind(value)}")
+        return tuple(dict.fromkeys(value))
+
+    def text(self, key: str) -> str | None:
+        value = self.options.get(key)
+        if value is None or isinstance(value, str):
+            return value or None
+        raise InputError(f"{self.source}: {key}: expected text, found {_kind(value)}")
+
+    def number(self, value: Any, place: str) -> float:
+        """A number; YAML reads 1e-3 (without a point) as text, which is meant as a number all the same."""
+        try:
+            if isinstance(value, bool):
+                raise ValueError
+            return value if isinstance(value, int | float) else float(str(value))
+        except ValueError:
+            raise InputError(f"{self.source}: {place}: expected a number, found {value!r}") from None
+
+    def check_keys(self, place: str, given: Mapping, known: Iterable[str]) -> None:
+        for key in given:
+            if key not in known:
+                raise InputError(f"{self.source}: {place + ': ' if place else ''}{unknown('key', str(key), known)}")
+
+
+def _kind(value: Any) -> str:
+    names = {
+        dict: "a mapping",
+        list: "a list",
+        str: "text",
+        type(None): "nothing",
+        bool: "true or false",
+        int: "a number",
+        float: "a number",
+    }
+    return names.get(type(value), type(value).__name__) + (f" ({value!r})" if isinstance(value, str | int | float) else "")
+
+
+def _shape(variables: int, length: int | None) -> tuple[int, ...]:
+    if length is not None:
+        return (-1, variables, length)
+    return (-1, variables) if variables > 1 else (-1,)
+
+
+def _declared(config: DataConfig) -> dict[str, Any]:
+    """The parts of a config that decide the prepared data, as plain JSON values."""
+    used = {name: e for plan in map(config.plan, (True, False)) for name, e in (*plan.selection_functions, *plan.functions)}
+    return {
+        "treename": config.treename,
+        "magic": [config.options.get("branch_magic"), config.options.get("file_magic")],
+        "selections": {name: e and e.canonical() for name, e in config.selections.items()},
+        "functions": {name: e.canonical() for name, e in used.items()},
+        "inputs": [[group, names] for group, names in config.input_dicts.items()],
+        "params": config.preprocess_params,
+        "data_fraction": config.preprocess["data_fraction"] if config.missing_preprocess_params else None,
+        "labels": [config.label_type, config.label_names],
+        "kept": [config.observer_names, config.monitor_variables],
+        "weights": config.options.get("weights"),
+    }

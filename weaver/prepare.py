@@ -1,0 +1,257 @@
+"""ROOT files -> prepared data, decoded once and shared by all trials, epochs and nodes.
+
+    python -m weaver.prepare --data-config data/jec_pfn_open.yaml --data 'train/*.root' --output runs
+
+prints the address of the prepared folder, `<output>/cache/<key>/` (its form: weaver/columns.py). The key is a digest of the files
+(address, size, tag), of the data config's meaning and of the sample's role, so that the same data is never decoded twice and
+changed data never taken for the old. Memory stays bounded: files are decoded in steps, columns are written as they come.
+
+Roles: the training set (which also derives the numbers of `preprocess: auto`), the validation set (`--validation`: the same
+selection), the test set (`--test`: test_time_selection, observers required, no weights).
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import math
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common import storage
+from common.errors import InputError, JecError
+from common.progress import Progress
+from common.storage import Entry
+from weaver import files as data_files
+from weaver import transform
+from weaver.columns import DESCRIPTION, FORMAT, DatasetWriter, building, is_prepared, node_cache, publish
+from weaver.data_config import AUTO, DataConfig, Plan
+
+Report = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PreparedRef:
+    """A prepared folder and what is in it."""
+
+    uri: str
+    num_jets: int
+    """Jets that passed the selection."""
+    num_read: int
+    """Jets in the files."""
+    key: str
+    preprocess_params: dict[str, dict[str, Any]]
+    """The standardisation that was used; give it to the preparation of the validation and test sets."""
+    reused: bool
+    """True if it had been prepared before."""
+
+
+def prepare(
+    files: str | Iterable[str] | list[Entry],
+    data_config: DataConfig,
+    storage_uri: str,
+    *,
+    for_training: bool,
+    validation: bool = False,
+    preprocess_params: Mapping[str, Mapping[str, Any]] | None = None,
+    report: Report | None = None,
+    step_bytes: int = data_files.STEP_BYTES,
+) -> PreparedRef:
+    """Decode files into `<storage_uri>/cache/<key>/`, or find them there already decoded.
+
+    files: patterns (weaver/files.py) or stored entries. for_training: true for the training and the validation set, which take
+    `selection`, false for the test set. preprocess_params: what the training set's preparation returned; needed for the other two
+    where the config says `preprocess: auto`. report: called with one line about what was found (default: stderr).
+
+    Raises InputError, before any decoding, for files and branches that cannot be used, and after it where no jet passed.
+    """
+    report = report or (lambda line: print(line, file=sys.stderr))
+    entries = files if isinstance(files, list) and files and isinstance(files[0], Entry) else data_files.find(files)
+    entries = sorted(entries, key=lambda entry: entry.uri)
+    data_config.check_supported(for_training)
+    if preprocess_params is not None:
+        data_config = data_config.with_preprocess_params(preprocess_params)
+    role = "test" if not for_training else "validation" if validation else "training"
+    if data_config.missing_preprocess_params and role != "training":
+        raise InputError(f"{data_config.source}: preprocess: auto takes its numbers from the training set; prepare that first")
+    key = _key(entries, data_config, role)
+    uri = storage.join(storage.absolute(storage_uri), "cache", key)
+    if is_prepared(uri):
+        return _reference(uri, storage.read_json(storage.join(uri, DESCRIPTION)), reused=True)
+    checked, plan = data_files.check(entries, data_config, for_training=for_training)
+    job = _Job(data_config, plan, checked, role, report, step_bytes)
+    with building(node_cache() / key if storage.is_s3(uri) else Path(uri)) as folder:
+        description = job.run(folder)
+        storage.write_json(str(folder / DESCRIPTION), description)
+        if storage.is_s3(uri):
+            publish(folder, uri)  # the temporary folder then becomes this node's copy
+    return _reference(uri, description, reused=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    """One decoding of checked files."""
+
+    config: DataConfig
+    plan: Plan
+    files: list[data_files.RootFile]
+    role: str
+    report: Report
+    step_bytes: int
+
+    def run(self, folder: Path) -> dict[str, Any]:
+        """Derive what is to be derived, write the columns, return the description."""
+        config = self.config
+        if config.missing_preprocess_params:
+            config = config.with_preprocess_params(derive_params(self.files, config, self.role == "training", self.step_bytes))
+        columns = self.write(folder, config)
+        if not columns["num_jets"]:
+            read = sum(file.num_entries for file in self.files)
+            raise InputError(f"none of {read:,} jets passes {self.plan.selection.where} '{self.plan.selection.text}'")
+        self.tell(columns)
+        return {
+            "format": FORMAT,
+            "role": self.role,
+            "num_read": sum(file.num_entries for file in self.files),
+            "config": self.config.digest(),
+            "preprocess_params": config.preprocess_params,
+            "files": [
+                {"uri": f.entry.uri, "size": f.entry.size, "tag": f.entry.tag, "tree": f.tree, "jets": f.num_entries} for f in self.files
+            ],
+            **columns,
+        }
+
+    def write(self, folder: Path, config: DataConfig) -> dict[str, Any]:
+        writer = DatasetWriter(folder)
+        with Progress(f"preparing {self.role} data", total=sum(file.num_entries for file in self.files), unit="jets") as progress:
+            for file in self.files:
+                for columns, count in self.steps(file):
+                    selected, passed = transform.select(columns, self.plan)
+                    if passed:
+                        writer.append(transform.make_ready(selected, passed, config, self.plan))
+                    progress.advance(count, note=storage.name(file.entry.uri))
+        return writer.close()
+
+    def steps(self, file: data_files.RootFile):
+        return data_files.read(file, self.config, self.plan, training_set=self.role == "training", step_bytes=self.step_bytes)
+
+    def tell(self, columns: dict[str, Any]) -> None:
+        read = sum(file.num_entries for file in self.files)
+        self.report(f"{self.role} data: {columns['num_jets']:,} of {read:,} jets pass the selection")
+        if columns["empty_jets"]:
+            self.report(f"{columns['empty_jets']:,} jets have no particles")
+        for name, (nan, infinite) in columns["non_finite"].items():
+            treated = "NaN became 0" if name in self.config.preprocess_params else "labels are kept as they are"
+            self.report(f"warning: '{name}' holds {nan:,} NaN and {infinite:,} infinite values ({treated})")
+
+
+def derive_params(files: list[data_files.RootFile], config: DataConfig, training_set: bool, step_bytes: int) -> dict[str, dict[str, Any]]:
+    """The parameters of all input variables, those of `preprocess: auto` from the first `data_fraction` of each file's jets.
+
+    center = median, scale = 1 / max(q84 - median, median - q16) (1 where that is 0) over all particles of the selected jets; a
+    variable whose name ends in _mask is left as it is. As weaver-core, which also replaces NaN by 0 before.
+    """
+    names = [name for name in config.missing_preprocess_params if not name.endswith("_mask")]
+    plan = config.plan_for(names)
+    params = {name: dict(values) for name, values in config.preprocess_params.items()}
+    with tempfile.TemporaryDirectory(prefix="jec-standardise-") as folder:
+        paths = {name: Path(folder) / str(index) for index, name in enumerate(names)}
+        types = _collect(files, config, plan, paths, training_set, step_bytes)
+        for name in config.missing_preprocess_params:
+            if name.endswith("_mask"):
+                params[name]["center"] = None
+            else:
+                params[name] |= _quantile_params(np.fromfile(paths[name], types[name]), name, config)
+    return params
+
+
+def _collect(
+    files: list[data_files.RootFile], config: DataConfig, plan: Plan, paths: Mapping[str, Path], training_set: bool, step_bytes: int
+) -> dict[str, np.dtype]:
+    """Write the flat values of each variable to a file of its own (one variable at a time fits in memory); returns their types."""
+    types: dict[str, np.dtype] = {}
+    stops = {file.entry.uri: max(math.trunc(config.preprocess["data_fraction"] * file.num_entries), 1) for file in files}
+    with Progress("deriving the standardisation", total=sum(stops.values()), unit="jets") as progress:
+        for file in files:
+            stop = stops[file.entry.uri]
+            for columns, count in data_files.read(file, config, plan, training_set=training_set, stop=stop, step_bytes=step_bytes):
+                selected, passed = transform.select(columns, plan)
+                for name, path in paths.items() if passed else ():
+                    values = transform.flatten(selected[name], name, config.source)[0]
+                    with open(path, "ab") as file_of_values:
+                        values.astype(types.setdefault(name, values.dtype), copy=False).tofile(file_of_values)
+                progress.advance(count)
+    if not types and paths:
+        raise InputError(f"{config.source}: no jet in the first {config.preprocess['data_fraction']:.0%} of the files passes the selection")
+    return types
+
+
+def _quantile_params(values: np.ndarray, name: str, config: DataConfig) -> dict[str, float]:
+    if not len(values):
+        raise InputError(f"{config.source}: preprocess: auto finds no value of '{name}'")
+    if np.isnan(values).any():
+        values = np.nan_to_num(values)
+    low, center, high = np.percentile(values, [16, 50, 84])
+    width = max(high - center, center - low)
+    return {"center": float(center), "scale": float(1 if width == 0 else 1.0 / width)}
+
+
+def _key(entries: list[Entry], config: DataConfig, role: str) -> str:
+    derived = any(values["center"] == AUTO for values in config.declared["params"].values())
+    meaning = [FORMAT, storage.fingerprint(entries), config.digest(), role, config.preprocess_params if derived else None]
+    return hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _reference(uri: str, description: dict[str, Any], *, reused: bool) -> PreparedRef:
+    return PreparedRef(
+        uri=uri,
+        num_jets=description["num_jets"],
+        num_read=description["num_read"],
+        key=storage.name(uri),
+        preprocess_params=description["preprocess_params"],
+        reused=reused,
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m weaver.prepare", description=__doc__.splitlines()[0])
+    parser.add_argument("--data-config", required=True, help="data config in Weaver's YAML: a path or an s3:// address")
+    parser.add_argument("--data", required=True, nargs="+", help="ROOT files: paths or s3:// addresses with *, ? or [...]")
+    parser.add_argument("--output", required=True, help="storage: a folder or s3://bucket/prefix; the data goes to its cache/")
+    role = parser.add_mutually_exclusive_group()
+    role.add_argument("--validation", action="store_true", help="this is the validation set (default: the training set)")
+    role.add_argument("--test", action="store_true", help="this is the test set")
+    parser.add_argument("--preprocess-from", help="prepared training data, whose standardisation is used (preprocess: auto)")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = _parser().parse_args(argv)
+    try:
+        params = None
+        if arguments.preprocess_from:
+            params = storage.read_json(storage.join(arguments.preprocess_from, DESCRIPTION))["preprocess_params"]
+        prepared = prepare(
+            arguments.data,
+            DataConfig.load(arguments.data_config),
+            arguments.output,
+            for_training=not arguments.test,
+            validation=arguments.validation,
+            preprocess_params=params,
+        )
+    except JecError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    print(prepared.uri)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
