@@ -22,7 +22,7 @@ def build_parser() -> argparse.ArgumentParser:
     run = parser.add_argument_group("how to run")
     run.add_argument("--runner", choices=("auto", "local", "kubeflow"), default="auto",
                      help="'auto': Kubeflow where an endpoint is configured, else this machine (default: auto)")  # fmt: skip
-    run.add_argument("--host", default=AUTO, metavar="URL", help="KFP endpoint; 'auto': KFP_ENDPOINT, or the notebook's own (default: auto)")
+    run.add_argument("--host", default=AUTO, metavar="URL", help="KFP endpoint; 'auto': KFP_ENDPOINT or a notebook's own (default: auto)")
     run.add_argument("--output", type=Path, default=Path("runs"), metavar="DIR",
                      help="where local runs live; DIR/latest is the newest (default: runs)")  # fmt: skip
     run.add_argument("--serve", action="store_true", help="local: keep the service up at the end, until Ctrl-C")

@@ -186,7 +186,7 @@ class LocalSearch:
         most = self.spec.get("maxFailedTrialCount", self._asked_trials())
         if failed and len(failed) >= most:  # Katib fails the experiment at, not above, this number
             raise ClusterError(f"experiment {self.name} failed: {len(failed)} trials failed, {most} end the search\n{_reasons(failed)}")
-        return not self.running and (len(trials) >= self.maximum or self._goal_met(trials)) or self._goal_met(trials)
+        return self._goal_met(trials) or (not self.running and len(trials) >= self.maximum)
 
     def _goal_met(self, trials: list[Trial]) -> bool:
         goal = self.spec["objective"].get("goal")

@@ -41,10 +41,8 @@ def stop(process: subprocess.Popen, grace: float = GRACE) -> None:
     """End a process and its whole session: SIGTERM, a while to write what it must, SIGKILL. No error if it is gone."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGTERM)
-    try:
+    with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(grace)
-    except subprocess.TimeoutExpired:
-        pass
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -84,7 +82,7 @@ class Replicas:
         """Start all replicas; logs go to `<folder>/<role>-<index>.log`, appended to what an earlier start left."""
         self.folder.mkdir(parents=True, exist_ok=True)
         specs = self.manifest["spec"]["pytorchReplicaSpecs"]
-        roles = [(role, index) for role in ("Master", "Worker") for index in range(specs.get(role, {}).get("replicas", 1 if role in specs else 0))]
+        roles = [(role, index) for role in ("Master", "Worker") if role in specs for index in range(specs[role].get("replicas", 1))]
         port = free_port()
         for rank, (role, index) in enumerate(roles):
             self._start_one(f"{role.lower()}-{index}", specs[role]["template"], self._rank_environment(rank, len(roles), port))

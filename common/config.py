@@ -105,8 +105,8 @@ class RunConfig:
             quantity(name, getattr(self, name))
         for name in ("service_name", "run_id"):
             value = getattr(self, name)
-            require(re.fullmatch(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?", value) is not None,
-                    f"--{flag(name)} '{value}': use at most 40 lower-case letters, digits and hyphens, beginning with a letter")  # fmt: skip
+            named_as_kubernetes_likes = re.fullmatch(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?", value) is not None
+            require(named_as_kubernetes_likes, f"--{flag(name)} '{value}': use up to 40 of a-z, 0-9 and '-', a letter first")
 
     def parameters(self) -> dict[str, Any]:
         """The values by field name, in order: what KFP and run.json take."""

@@ -20,7 +20,10 @@ def pipeline(config: RunConfig, image: str = STEPS_IMAGE) -> Any:
 
     steps = {module: module.component(image) for module in (prepare, search, export, evaluate, deploy)}
 
-    def chain(**parameters: Any) -> None:
+    names = [field.name for field in dataclasses.fields(RunConfig)]
+
+    def chain(*values: Any) -> None:
+        parameters = dict(zip(names, values, strict=True))
         endpoint = parameters["s3_endpoint"]
 
         def task(made: Any) -> Any:
@@ -37,8 +40,10 @@ def pipeline(config: RunConfig, image: str = STEPS_IMAGE) -> Any:
 
     chain.__signature__ = inspect.Signature(
         [
-            inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, annotation=type(f.default), default=getattr(config, f.name))
-            for f in dataclasses.fields(RunConfig)
+            inspect.Parameter(
+                name, inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=type(getattr(config, name)), default=getattr(config, name)
+            )
+            for name in names
         ]
     )
     return dsl.pipeline(name=NAME, description="Jet energy calibration: from ROOT files to a served, validated model.")(chain)

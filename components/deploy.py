@@ -1,7 +1,5 @@
 """deploy: create or update the InferenceService and hold it against the golden answers. Ready is only who answers right."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any
 

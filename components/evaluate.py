@@ -1,7 +1,5 @@
 """evaluate: a job that measures the exported model on the test set; its verdict is the gate of the deployment."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from common import storage

@@ -1,7 +1,5 @@
 """export: a job that turns the best checkpoint into a Triton model repository, gated by parity with PyTorch."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from common import storage

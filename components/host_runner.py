@@ -1,9 +1,11 @@
 """Runs the compiled pipeline on this machine: kfp.local, with container components as host processes.
 
-kfp's SubprocessRunner takes lightweight Python components only and has no extension point, so two of its internals are
+kfp's SubprocessRunner takes lightweight Python components only and has no extension point, so three of its internals are
 replaced while a pipeline runs (hence the exact pin of kfp in pyproject.toml):
   - the handler that runs a task's command line, which here starts it as a process with this Python;
-  - the reading of a task's outputs, which here adds the artifacts that the component declared, as the cluster's launcher does.
+  - the reading of a task's outputs, which here adds the artifacts that the component declared, as the cluster's launcher does;
+  - the look-up of a value in a condition, which in kfp finds outputs named 'Output' only and takes what it does not find for
+    False; here it finds outputs of any name, and what it does not find fails the run.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from clusters import processes
 from common.errors import InterruptedRun, JecError
@@ -66,7 +69,8 @@ def run_pipeline(
                 raise InterruptedRun("interrupted") from None
             if session.failed is None:
                 raise
-            raise session.failed from None
+        if session.failed:
+            raise session.failed
 
 
 def step_name(command: list[str]) -> str:
@@ -108,6 +112,7 @@ def _run(session: _Session, command: list[str], env: dict[str, str]) -> bool:
 @contextlib.contextmanager
 def _replaced_internals(session: _Session) -> Iterator[None]:
     from kfp.local import executor_output_utils, status, subprocess_task_handler, task_handler_interface
+    from kfp.local.orchestrator.enhanced_dag_orchestrator import ConditionEvaluator
 
     class HostTaskHandler(task_handler_interface.ITaskHandler):
         def __init__(self, image: str, full_command: list[str], pipeline_root: str, runner: Any, env_vars: dict | None = None) -> None:
@@ -126,14 +131,23 @@ def _replaced_internals(session: _Session) -> Iterator[None]:
                 given.uri, given.name = given.uri or wanted.uri, given.name or wanted.name
         return typed(executor_input=executor_input, executor_output=executor_output)
 
-    handler = subprocess_task_handler.SubprocessTaskHandler
-    subprocess_task_handler.SubprocessTaskHandler = HostTaskHandler
-    executor_output_utils.add_type_to_executor_output = with_declared_artifacts
-    try:
+    def value_in_condition(channel: str, store: Any) -> Any:
+        wanted = channel.removeprefix("pipelinechannel--")
+        while store is not None:
+            for task, outputs in store._task_output_data.items():
+                for key, value in outputs.items():
+                    if wanted == f"{task}-{key}":
+                        return value
+            store = store._parent
+        session.failed = StepFailed(f"gate (no value for {wanted})", 1)
+        return None
+
+    with (
+        mock.patch.object(subprocess_task_handler, "SubprocessTaskHandler", HostTaskHandler),
+        mock.patch.object(executor_output_utils, "add_type_to_executor_output", with_declared_artifacts),
+        mock.patch.object(ConditionEvaluator, "_resolve_pipeline_channel", staticmethod(value_in_condition)),
+    ):
         yield
-    finally:
-        subprocess_task_handler.SubprocessTaskHandler = handler
-        executor_output_utils.add_type_to_executor_output = typed
 
 
 @contextlib.contextmanager

@@ -36,16 +36,16 @@ def component(image: str) -> Any:
     from kfp import dsl
 
     fields = dataclasses.fields(RunConfig)
+    types = {**{f.name: type(f.default) for f in fields}, "job_id": str, "run": dsl.OutputPath(str)}
 
-    def prepare(**inputs: Any) -> dsl.ContainerSpec:
+    def prepare(*values: Any) -> dsl.ContainerSpec:
+        inputs = dict(zip(types, values, strict=True))
         args = [part for f in fields for part in (f"--{flag(f.name)}", inputs[f.name])]
         args += ["--job-id", inputs["job_id"], "--run-output", inputs["run"]]
         return dsl.ContainerSpec(image=image, command=["python", "-m", "components.prepare"], args=args)
 
-    kind = inspect.Parameter.KEYWORD_ONLY
     prepare.__signature__ = inspect.Signature(
-        [inspect.Parameter(f.name, kind, annotation=type(f.default)) for f in fields]
-        + [inspect.Parameter("job_id", kind, annotation=str), inspect.Parameter("run", kind, annotation=dsl.OutputPath(str))],
+        [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=kind) for name, kind in types.items()],
         return_annotation=dsl.ContainerSpec,
     )
     return dsl.container_component(prepare)

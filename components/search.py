@@ -1,7 +1,5 @@
 """search: run the Katib experiment of a run to its end and write search.json."""
 
-from __future__ import annotations
-
 import dataclasses
 import html
 from typing import Any

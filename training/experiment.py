@@ -111,7 +111,8 @@ def trial_args(run: Run, parameters: list[Parameter]) -> list[str]:
     for parameter in parameters:
         value = "${trialParameters." + parameter.trial_name + "}"
         name = parameter.name.replace("_", "-")
-        args += [f"--{name}={value}"] if name in TRAIN_FLAGS else ["--network-option", parameter.name.replace("-", "_"), value]
+        option = f"--network-option={parameter.name.replace('-', '_')}:{value}"
+        args.append(f"--{name}={value}" if name in TRAIN_FLAGS else option)
     return args
 
 

@@ -1,0 +1,51 @@
+# Two commands for a newcomer: `make run` and `make test`. Both set up what they need in .venv first.
+PYTHON ?= python3.11
+VENV   := .venv
+BIN    := $(VENV)/bin
+TORCH  := $(shell sed -n 's/^ *"\(torch==[^"]*\)",/\1/p' pyproject.toml)
+PIP    := $(BIN)/pip install --disable-pip-version-check -qq
+
+.PHONY: help setup run test lint lock clean
+
+help:
+	@echo "make run    calibrate generated jets on this machine: search, train, export, validate, serve (about 10 minutes)"
+	@echo "make test   the tests (under 10 minutes)"
+	@echo "make lint   ruff"
+	@echo "make lock   resolve pyproject.toml into the hash-pinned locks (needs uv)"
+	@echo "make clean  remove the environment and caches; runs/ stays"
+
+setup: $(VENV)/.whole
+
+# torch comes first and by itself: each machine takes its own build of it (CPU or CUDA), so it is not in the lock.
+# Triton's wheel needs glibc 2.35 or newer; where it does not install, kserve's model server answers in its place.
+$(VENV)/.whole: requirements.lock requirements-triton.lock pyproject.toml Makefile
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) 2>/dev/null || python3 -m venv $(VENV)
+	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' \
+		|| { echo "error: Python 3.11 or 3.12 is needed; type: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@echo "installing $(TORCH) and the locked packages into $(VENV) (about 2 minutes, 2 GB) ..."
+	@$(PIP) $(TORCH)
+	@$(PIP) --no-deps --require-hashes -r requirements.lock
+	@$(PIP) --no-deps --require-hashes -r requirements-triton.lock >/dev/null 2>&1 \
+		|| echo "note: no Triton server for this machine; kserve's model server will answer instead"
+	@touch $@
+
+# ARGS are passed on, as in: make run ARGS="--data-train 'train/*.root' --data-val 'val/*.root' --data-test 'test/*.root'"
+run: setup
+	@$(BIN)/python pipeline.py --runner local --search-space training/search_space_small.yaml \
+		--max-trials 4 --parallel-trials 2 --num-epochs 10 --batch-size 256 $(ARGS)
+
+test: setup
+	@$(BIN)/ruff check .
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: setup
+	@$(BIN)/ruff check .
+
+lock:
+	uv pip compile pyproject.toml --extra train --extra local --extra generate --extra test --generate-hashes \
+		--no-emit-package torch --no-header --no-annotate --python-version 3.11 --python-platform x86_64-manylinux_2_36 -q -o requirements.lock
+	echo 'nvidia-pytriton==0.7.0' | uv pip compile - --no-deps --generate-hashes --no-header --no-annotate \
+		--python-version 3.11 --python-platform x86_64-manylinux_2_36 -q -o requirements-triton.lock
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache

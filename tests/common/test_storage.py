@@ -1,0 +1,91 @@
+"""Storage on disk and on a real S3 endpoint (moto's server) behaves the same."""
+
+import os
+import threading
+
+import pytest
+
+from common import storage
+from common.errors import InputError
+
+
+@pytest.fixture(params=["directory", "s3"])
+def place(request, tmp_path):
+    if request.param == "directory":
+        return str(tmp_path / "place")
+    return request.getfixturevalue("s3_bucket") + "/place"
+
+
+def test_bytes_json_and_listing(place):
+    assert not storage.exists(place)
+    storage.write_json(storage.join(place, "a", "x.json"), {"n": 1})
+    storage.write_bytes(storage.join(place, "a", "y.bin"), b"123")
+    storage.write_text(storage.join(place, "ab", "z.txt"), "z")
+    assert storage.read_json(storage.join(place, "a/x.json")) == {"n": 1}
+    assert [(storage.name(e.uri), e.size) for e in storage.entries(storage.join(place, "a"))] == [("x.json", 10 + 3), ("y.bin", 3)]
+    assert storage.exists(storage.join(place, "a"))
+    assert not storage.exists(storage.join(place, "a", "x"))
+
+
+def test_missing_files_are_input_errors(place):
+    with pytest.raises(InputError, match="there is no file"):
+        storage.read_bytes(storage.join(place, "nothing"))
+    with pytest.raises(InputError, match="nothing at"):
+        storage.download(storage.join(place, "nothing"), "unused")
+
+
+def test_a_star_does_not_cross_a_slash(place):
+    for name in ("t/1.root", "t/2.root", "t/deep/3.root", "t/1.txt"):
+        storage.write_bytes(storage.join(place, name), b"")
+    assert [storage.name(e.uri) for e in storage.glob(storage.join(place, "t/*.root"))] == ["1.root", "2.root"]
+    assert [storage.name(e.uri) for e in storage.glob(storage.join(place, "t/*/[34].root"))] == ["3.root"]
+    assert len(storage.glob(storage.join(place, "t"))) == 4
+
+
+def test_folders_travel_whole(place, tmp_path):
+    source = tmp_path / "source"
+    (source / "sub").mkdir(parents=True)
+    (source / "one").write_bytes(b"1" * 100)
+    (source / "sub" / "two").write_bytes(b"2" * (40 * 2**20) if storage.is_s3(place) else b"2")  # large: a multipart upload
+    storage.upload(source, place)
+    back = storage.download(place, tmp_path / "back")
+    assert (back / "one").read_bytes() == b"1" * 100
+    assert (back / "sub" / "two").read_bytes() == (source / "sub" / "two").read_bytes()
+    assert storage.delete(place) == 2
+    assert storage.entries(place) == []
+
+
+def test_fingerprint_changes_with_content(place):
+    uri = storage.join(place, "f")
+    storage.write_bytes(uri, b"one")
+    before = storage.fingerprint(storage.entries(place))
+    assert storage.fingerprint(storage.entries(place)) == before
+    storage.write_bytes(uri, b"two")
+    assert storage.fingerprint(storage.entries(place)) != before
+
+
+def test_readers_never_see_half_a_file(tmp_path):
+    uri, stop, seen = str(tmp_path / "f"), threading.Event(), set()
+    storage.write_bytes(uri, b"0" * 10**6)
+
+    def read():
+        while not stop.is_set():
+            seen.add(len(storage.read_bytes(uri)))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for i in range(30):
+        storage.write_bytes(uri, bytes([i]) * 10**6)
+    stop.set()
+    reader.join()
+    assert seen == {10**6}
+    assert os.listdir(tmp_path) == ["f"]
+
+
+def test_s3_errors_name_the_bucket_and_the_endpoint(s3_bucket):
+    with pytest.raises(InputError, match="no bucket 'elsewhere' at http"):
+        storage.read_bytes("s3://elsewhere/key")
+    with pytest.raises(InputError, match="names no bucket"):
+        storage.entries("s3://")
+    with pytest.raises(InputError, match="give a path or an s3"):
+        storage.glob("https://host/file.root")

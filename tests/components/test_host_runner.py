@@ -1,0 +1,113 @@
+"""The local runner executes compiled container components as processes, for real, with small pipelines of its own."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+
+import pytest
+from kfp import compiler, dsl
+
+from common.errors import InterruptedRun
+from components import host_runner
+
+IMAGE = "none:latest"
+
+
+@dsl.container_component
+def write(text: str, out: dsl.OutputPath(str), page: dsl.Output[dsl.HTML]):
+    code = "import os, sys; o = sys.argv[2]; os.makedirs(os.path.dirname(o), exist_ok=True); open(o, 'w').write(sys.argv[1].upper())"
+    return dsl.ContainerSpec(image=IMAGE, command=["python", "-c", code], args=[text, out, page.path])
+
+
+@dsl.container_component
+def leave(text: str, path: str, code: int):
+    program = "import sys, os; open(sys.argv[2], 'a').write(sys.argv[1] + os.environ['MARK']); sys.exit(int(sys.argv[3]))"
+    return dsl.ContainerSpec(image=IMAGE, command=["python", "-c", program], args=[text, path, code])
+
+
+@dsl.container_component
+def sleep(path: str):
+    code = "import sys, os, time; open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(60)"
+    return dsl.ContainerSpec(image=IMAGE, command=["python", "-c", code], args=[path])
+
+
+@dsl.pipeline(name="gated")
+def gated(text: str, path: str, code: int = 0):
+    written = write(text=text)
+    with dsl.If(written.outputs["out"] == "YES"):
+        leave(text="then ", path=path, code=code)
+
+
+@dsl.pipeline(name="sleeping")
+def sleeping(path: str):
+    sleep(path=path)
+
+
+@pytest.fixture
+def run(tmp_path):
+    def run_it(pipeline, **parameters):
+        ir = tmp_path / "ir.yaml"
+        compiler.Compiler().compile(pipeline, str(ir))
+        steps = []
+        host_runner.run_pipeline(
+            ir, parameters, work=tmp_path / "work", environment={"MARK": "!"}, on_step=lambda name, command: steps.append(command)
+        )
+        return steps
+
+    return run_it
+
+
+def test_outputs_flow_and_the_condition_holds(run, tmp_path):
+    assert len(run(gated, text="yes", path=str(tmp_path / "out"))) == 2
+    assert (tmp_path / "out").read_text() == "then !"
+
+
+def test_a_condition_that_does_not_hold_skips_its_steps(run, tmp_path):
+    assert len(run(gated, text="no", path=str(tmp_path / "out"))) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_steps_exit_code_is_the_runs(run, tmp_path):
+    with pytest.raises(host_runner.StepFailed) as failed:
+        run(gated, text="yes", path=str(tmp_path / "out"), code=7)
+    assert failed.value.exit_code == 7
+
+
+def test_sigint_ends_the_running_step(run, tmp_path):
+    path = tmp_path / "pid"
+
+    def interrupt():
+        while not path.exists() or not path.read_text():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(InterruptedRun):
+        run(sleeping, path=str(path))
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(path.read_text()), 0)
+
+
+def test_a_runner_that_is_killed_takes_its_step_along(tmp_path):
+    """SIGKILL leaves no time to clean up: the kernel tells the step."""
+    script = textwrap.dedent(f"""
+        from tests.components.test_host_runner import *
+        compiler.Compiler().compile(sleeping, "{tmp_path}/ir.yaml")
+        from pathlib import Path
+        host_runner.run_pipeline(Path("{tmp_path}/ir.yaml"), dict(path="{tmp_path}/pid"), work=Path("{tmp_path}/w"), environment={{}},
+                                 on_step=lambda *a: None)
+    """)
+    runner = subprocess.Popen([sys.executable, "-c", script], cwd=host_runner.ROOT)
+    path, end = tmp_path / "pid", time.monotonic() + 60
+    while (not path.exists() or not path.read_text()) and time.monotonic() < end:
+        time.sleep(0.05)
+    runner.kill()
+    runner.wait()
+    pid, end = int(path.read_text()), time.monotonic() + 10
+    while os.path.exists(f"/proc/{pid}") and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not os.path.exists(f"/proc/{pid}")

@@ -1,0 +1,96 @@
+"""The command itself: help at once, nearest names, every flag of the original, one configuration behind flags and parameters."""
+
+import dataclasses
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import pipeline
+from common.config import RunConfig, flag
+from common.errors import InputError
+
+ROOT = Path(pipeline.__file__).parent
+
+ORIGINAL = [
+    "--namespace", "--experiment-name", "--num-replicas", "--num-gpus", "--num-cpus", "--memory", "--data-config", "--network-config",
+    "--s3-bucket", "--data-train", "--data-val", "--data-test", "--delete-train-experiment", "--delete-export-job",
+]  # fmt: skip
+
+
+def command(*args, **options):
+    return subprocess.run([sys.executable, "pipeline.py", *args], cwd=ROOT, capture_output=True, text=True, timeout=120, **options)
+
+
+def test_help_answers_in_under_a_second_and_knows_every_original_flag():
+    durations = []
+    for _ in range(3):
+        start = time.monotonic()
+        answer = command("--help")
+        durations.append(time.monotonic() - start)
+    assert min(durations) < 1.0
+    assert answer.returncode == 0
+    for name in [*ORIGINAL, "--runner", "--compile-to", "--render", "--seed", "--serve", "--output", "--resume"]:
+        assert name in answer.stdout
+
+
+@pytest.mark.parametrize(
+    ("args", "wanted"),
+    [
+        (["--num-gpu", "1"], "--num-gpus"),
+        (["--data-trian", "x"], "--data-train"),
+        (["--runner", "lokal"], "local"),
+        (["--algorithm", "tpee"], "tpe"),
+        (["--num-epochs", "many"], "--num-epochs"),
+    ],
+)
+def test_a_typing_error_ends_with_2_and_the_nearest_name(args, wanted):
+    answer = command(*args)
+    assert answer.returncode == 2
+    assert wanted in answer.stderr
+    assert "Traceback" not in answer.stderr
+
+
+@pytest.mark.parametrize(
+    ("values", "wanted"),
+    [
+        ({"num_replicas": 0}, "--num-replicas 0: must be at least 1"),
+        ({"data_fraction": 1.5}, "--data-fraction"),
+        ({"parallel_trials": 9, "max_trials": 3}, "--parallel-trials 9 is larger than --max-trials 3"),
+        ({"memory": "12 GB"}, "--memory"),
+        ({"service_name": "My_Model"}, "--service-name"),
+        ({"algorithm": "randon"}, "random"),
+    ],
+)
+def test_values_that_cannot_be_meant_are_refused(values, wanted):
+    with pytest.raises(InputError, match=wanted):
+        RunConfig(**values)
+
+
+def test_flags_and_fields_are_the_same_thing():
+    args = pipeline.build_parser().parse_args(["--num-gpus", "2", "--delete-export-job", "--delete-train-experiment", "false"])
+    config = RunConfig.from_args(args)
+    assert (config.num_gpus, config.delete_export_job, config.delete_train_experiment) == (2, True, False)
+    assert RunConfig.from_dict(config.parameters()) == config
+    text = pipeline.build_parser().format_help()
+    assert all(f"--{flag(field.name)}" in text for field in dataclasses.fields(RunConfig) if field.name != "run_id")
+
+
+def test_no_field_is_optional_or_empty():
+    """Kubeflow's UI shows an empty default as missing, and loses it in a clone."""
+    for name, value in RunConfig().parameters().items():
+        assert value is not None and value != "", name  # noqa: PT018
+
+
+def test_auto_without_an_endpoint_says_that_it_runs_here_and_why(tmp_path):
+    answer = command("--data-config", "no_such.yaml", "--output", str(tmp_path / "runs"))
+    assert "running on this machine (no Kubeflow endpoint" in answer.stdout
+    assert answer.returncode == 2
+
+
+def test_kubeflow_without_an_endpoint_is_refused():
+    answer = command("--runner", "kubeflow", "--s3-bucket", "s3://somewhere/jec")
+    assert answer.returncode == 2
+    assert "KFP_ENDPOINT" in answer.stderr
