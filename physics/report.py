@@ -1,0 +1,424 @@
+"""report.html: one self-contained page made of a run's JSON documents, and nothing else.
+
+No script, no address, no font from elsewhere: it opens from a disk, in the Kubeflow UI's sandboxed frame, on a phone, in dark mode
+and on paper. Whatever document is missing leaves a sentence in its place.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+import itertools
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+
+from physics.figures import LABELS, Drawing, drawings, objective, svg
+from physics.gate import holds, percent
+from physics.response import PT_EDGES
+
+PUBLISHED = {
+    "PFN": {"barrel": (0.2, 1.4, 4.5, 8.0, 2.2), "endcap": (1.0, 6.9, 12.9, 5.0, 5.9)},
+    "ParticleNet": {"barrel": (0.6, 1.6, 4.8, 7.8, 2.5), "endcap": (1.3, 7.1, 11.9, 9.4, 5.8)},
+}
+"""Gain of resolution (per cent) published for these networks on 286,645 CMS open-data test jets, in our pT bins and above 30 GeV."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Documents:
+    """What the page is made of; all but the metrics may be missing."""
+
+    metrics: Mapping
+    run: Mapping | None = None
+    search: Mapping | None = None
+    history: Sequence[Mapping] | None = None
+    options: Mapping | None = None
+    export: Mapping | None = None
+
+
+def render(documents: Documents, figures: Sequence[Drawing]) -> str:
+    """The page as text, with these figures (those of `figures_of`, drawn once for the page and for the files beside it)."""
+    sections = [
+        _verdict(documents.metrics),
+        _physics(documents.metrics, figures),
+        _closure(documents.metrics, figures),
+        _flavour(documents.metrics, figures),
+        _search(documents, figures),
+        _training(documents),
+        _serving(documents.export),
+        _data(documents),
+        _reproduce(documents),
+    ]
+    title = f"Jet energy calibration: {documents.metrics.get('run_id') or documents.metrics.get('model', 'report')}"
+    return _page(title, "\n".join(sections))
+
+
+def figures_of(documents: Documents) -> Iterable[Drawing]:
+    """The figures of the page, one by one."""
+    metrics = documents.metrics
+    return drawings(metrics, documents.history, documents.search, metrics["config"]["max_closure"])
+
+
+# ---------------------------------------------------------------------------------------------------------------------- sections
+
+
+def _verdict(metrics: Mapping) -> str:
+    passed = metrics["passed"]
+    word = "Gate passed: this model may be deployed" if passed else "Gate not passed: this model is not deployed"
+    reasons = "".join(f"<li>{_text(reason)}</li>" for reason in metrics["reasons"])
+    tiles = "".join(_tile(*tile) for tile in _tiles(metrics))
+    return (
+        f'<section class="verdict {"good" if passed else "bad"}"><h2>{word}</h2>'
+        + (f"<ul>{reasons}</ul>" if reasons else "")
+        + f'<div class="tiles">{tiles}</div>'
+        + f'<p class="small">Measured once, on {metrics["num_measured"]:,} test jets that neither training nor the search saw. '
+        f"Brackets: {100 * metrics['interval']:g} % intervals, {metrics['replicates']} bootstrap draws of the jets; "
+        "gains and reductions compare the same jets. With few jets of a flavour the spread comes out too large, for every "
+        "calibration alike.</p></section>"
+    )
+
+
+def _tiles(metrics: Mapping) -> Iterable[tuple[str, str, str]]:
+    """(what, number, remark) of each headline."""
+    gain, config = metrics["gain"], metrics["config"]
+    at_least = f"all jets above 30 GeV; asked: at least {config['min_improvement']:g} %"
+    yield "Resolution gain over the standard JEC", percent(gain) if gain else "not measured", at_least
+    closure = metrics["closure"]
+    for record in closure["bins"]:
+        if record["pt_low"] == closure["from_gev"] and record["pt_high"] is None:
+            remark = f"median response − 1 above {closure['from_gev']:g} GeV; allowed: ±{100 * config['max_closure']:g} %"
+            yield f"Closure, {record['region']}", percent(record["model"], 100, 2), remark
+    for region, entry in metrics["flavour"]["regions"].items():
+        spreads = {name: f"{100 * one['value']:.2f} %" for name, one in entry["spread"].items()}
+        remark = f"from {spreads['standard']} (standard JEC) to {spreads['model']}, {', '.join(entry['flavours'])}"
+        yield f"Flavour spread removed, {region}", percent(entry["reduction"]), remark
+
+
+def _tile(what: str, number: str, remark: str) -> str:
+    value, _, rest = number.partition(" [")
+    rest = f' <span class="interval">[{_text(rest)}</span>' if rest else ""
+    return f'<div class="tile"><h3>{_text(what)}</h3><p class="number">{_text(value)}{rest}</p><p class="small">{_text(remark)}</p></div>'
+
+
+def _physics(metrics: Mapping, figures: Sequence[Drawing]) -> str:
+    return _section(
+        "Response and resolution",
+        "<p>Response: calibrated pT over the generator jet's. Resolution: interquartile range of the response over its median.</p>",
+        _figures(figures, "response", "resolution", "distribution"),
+        "<h3>Beside the published results</h3>",
+        _published(metrics),
+        "<h3>All bins</h3>",
+        _bins(metrics),
+    )
+
+
+def _published(metrics: Mapping) -> str:
+    """Gain by bin next to the published one: the same bins, other jets."""
+    ours = {(record["region"], record["pt_low"], record["pt_high"]): record for record in metrics["bins"]}
+    edges = [*PT_EDGES[:-1], None]
+    places = [*itertools.pairwise(edges), (PT_EDGES[0], None)]
+    rows = []
+    for region in ("barrel", "endcap"):
+        for column, (low, high) in enumerate(places):
+            record = ours.get((region, low, high))
+            pt = "all above 30" if column == len(places) - 1 else (f"{low:g}–{high:g}" if high else f"above {low:g}")
+            own = percent(record["gain"]) if record else "too few jets"
+            rows.append([region, pt, own, *(f"{PUBLISHED[name][region][column]:+.1f} %" for name in PUBLISHED)])
+    head = ["Region", "pT (GeV)", "This model, this sample", *(f"{name}, published" for name in PUBLISHED)]
+    note = (
+        "<p class='small'>Gain in resolution over the standard JEC. The published numbers "
+        "(jec-inference, 845,038 training and 286,645 test jets of CMS open simulation, 60 trials a model) belong to "
+        "<strong>another sample</strong>: they are context, not a comparison.</p>"
+    )
+    return _table(head, rows) + note
+
+
+def _bins(metrics: Mapping) -> str:
+    rows = [
+        [
+            record["region"],
+            record["pt_range"],
+            f"{record['num_jets']:,}",
+            *(f"{record[name]['median']['value']:.4f}" for name in ("standard", "model")),
+            *(f"{record[name]['resolution']['value']:.4f}" for name in ("standard", "model")),
+            percent(record["gain"]),
+            percent(record["gain_half_width"]),
+        ]
+        for record in metrics["bins"]
+    ]
+    head = [
+        "Region",
+        "pT (GeV)",
+        "Jets",
+        "Median, standard",
+        "Median, model",
+        "Resolution, standard",
+        "Resolution, model",
+        "Gain",
+        "Gain by 68 % width",
+    ]
+    return _table(head, rows) if rows else "<p>Too few test jets for any bin.</p>"
+
+
+def _closure(metrics: Mapping, figures: Sequence[Drawing]) -> str:
+    maximum = metrics["config"]["max_closure"]
+    rows = [
+        [
+            record["region"],
+            record["pt_range"],
+            f"{record['num_jets']:,}",
+            percent(record["standard"], 100, 2),
+            percent(record["model"], 100, 2),
+            "holds" if holds(record["model"], maximum) else "fails",
+        ]
+        for record in metrics["closure"]["bins"]
+    ]
+    head = ["Region", "pT (GeV)", "Jets", "Standard JEC", "This model", f"Within ±{100 * maximum:g} %"]
+    table = f"<details><summary>Every bin that the gate judges</summary>{_table(head, rows)}</details>" if rows else ""
+    return _section("Closure", _figures(figures, "closure", "eta"), table or "<p>Too few test jets to measure closure.</p>")
+
+
+def _flavour(metrics: Mapping, figures: Sequence[Drawing]) -> str:
+    rows = [
+        [region, *(percent(one, 100, 2) for one in (entry["spread"]["standard"], entry["spread"]["model"])), percent(entry["reduction"])]
+        + [percent(entry["uds_minus_g"][name], 100, 2) if "uds_minus_g" in entry else "–" for name in ("standard", "model")]
+        for region, entry in metrics["flavour"]["regions"].items()
+    ]
+    if not rows:
+        return _section("Flavour", "<p>Not measured: no flavours among the observers, or too few jets of them.</p>")
+    head = ["Region", "Spread, standard", "Spread, model", "Removed", "uds − g, standard", "uds − g, model"]
+    note = (
+        "<p class='small'>Spread: largest minus smallest median response of uds, c, b and gluon jets "
+        f"above {metrics['flavour']['from_gev']:g} GeV. "
+        "Published on CMS open simulation (another sample): 36 % removed in the barrel, 40 % in the endcap.</p>"
+    )
+    return _section("Flavour", _figures(figures, "flavour"), _table(head, rows), note)
+
+
+def _search(documents: Documents, figures: Sequence[Drawing]) -> str:
+    search = documents.search
+    drawn = _figures(figures, "search", "training", "parallel")
+    if not search or not search.get("trials"):
+        return _section("Search", "<p>No search is recorded for this run.</p>", drawn)
+    names = sorted({name for trial in search["trials"] for name in trial.get("parameters", {})})
+    trials = sorted(search["trials"], key=lambda trial: _rank(trial, search))
+    rows = [_trial(trial, search, names) for trial in trials]
+    best = [trial["name"] == search.get("optimal") for trial in trials]
+    goal = f"{search['objective']['type']} {search['objective']['name']} on the validation jets"
+    goal = f"Algorithm {search.get('algorithm', 'not recorded')}; {goal}"
+    seed = f", seed {search['seed']}" if search.get("seed") is not None else ""
+    head = ["Trial", "Status", search["objective"]["name"], *names, "Reason"]
+    table = _table(head, rows, marked=best, kind="trials")
+    return _section("Search", f"<p>{_text(goal + seed)}.</p>", drawn, table)
+
+
+def _rank(trial: Mapping, search: Mapping) -> tuple[bool, float]:
+    """Best trials first, those without a value last."""
+    value = objective(trial, search)
+    sign = -1 if search["objective"]["type"] == "maximize" else 1
+    return value is None, sign * (value or 0.0)
+
+
+def _trial(trial: Mapping, search: Mapping, names: Sequence[str]) -> list[str]:
+    value = objective(trial, search)
+    mark = " ★ best" if trial.get("name") == search.get("optimal") else ""
+    parameters = [str(trial.get("parameters", {}).get(name, "–")) for name in names]
+    return [trial["name"] + mark, trial["status"], "–" if value is None else f"{value:.5f}", *parameters, trial.get("reason") or ""]
+
+
+def _training(documents: Documents) -> str:
+    facts = dict(_flat(documents.options or {}))
+    for epoch in (documents.history or [])[-1:]:
+        facts["epochs"] = len(documents.history or [])
+        facts["jets per second, last epoch"] = f"{epoch['jets_per_second']:,.0f}" if epoch.get("jets_per_second") else "not recorded"
+    seconds = sum(epoch.get("seconds") or 0 for epoch in documents.history or [])
+    if seconds:
+        facts["time in epochs"] = f"{seconds:,.0f} s"
+    body = (
+        _facts(facts, "Options of the best trial, and its speed") if facts else "<p>No record of the best trial's training was found.</p>"
+    )
+    return _section("Training", body)
+
+
+def _serving(export: Mapping | None) -> str:
+    if not export:
+        return _section("Exported model", "<p>No parity numbers were found (model/export.json).</p>")
+    note = "<p>PyTorch against ONNX Runtime on the same jets: what was trained is what is served.</p>"
+    return _section("Exported model", note, _facts(dict(_flat(export)), "Parity", shown=True))
+
+
+def _data(documents: Documents) -> str:
+    metrics = documents.metrics
+    facts = {
+        "test jets read": f"{metrics['num_jets']:,}",
+        "test jets measured (finite answer, generator jet)": f"{metrics['num_measured']:,}",
+        "jets without a finite answer": f"{metrics['num_without_answer']:,}",
+        **{f"|log response| ≥ 1, {LABELS[name]}": f"{number:,}" for name, number in metrics["num_far"].items()},
+        **dict(_flat((documents.run or {}).get("data") or {})),
+    }
+    return _section("Data", _facts(facts, "Data", shown=True))
+
+
+def _reproduce(documents: Documents) -> str:
+    run, metrics = documents.run or {}, documents.metrics
+    config = metrics["config"]
+    commands = [_pipeline_command(run["config"], metrics["run"])] if run.get("config") else []
+    commands.append(
+        f"python -m physics.evaluate --run {metrics['run']} --name {metrics['model']} "
+        f"--min-improvement {config['min_improvement']:g} --max-closure {config['max_closure']:g} --seed {config['seed']}"
+    )
+    names = ("run_id", "git_commit", "data_fingerprint")
+    facts = {name.replace("_", " "): run.get(name) or "not recorded" for name in names}
+    facts["best trial"] = metrics.get("trial") or "not recorded"
+    return _section(
+        "Reproduce",
+        _facts(facts, "Names", shown=True),
+        "".join(f"<pre>{_text(command)}</pre>" for command in commands),
+        _facts(dict(_flat(run.get("config") or {})), "Parameters of the run"),
+        _facts(dict(_flat({**(run.get("versions") or {}), **(run.get("images") or {})})), "Versions"),
+    )
+
+
+def _pipeline_command(config: Mapping, run: str) -> str:
+    """The command of such a run: the flags that differ from their defaults; the search space is the one kept in the run's folder."""
+    from common.config import RunConfig, flag
+
+    defaults = RunConfig().parameters() | {"run_id": config.get("run_id"), "s3_bucket": config.get("s3_bucket")}
+    given = {name: value for name, value in config.items() if value != defaults.get(name)}
+    if "search_space" in given:
+        given["search_space"] = f"{run}/config/search_space.json"
+    return shlex.join(["python", "pipeline.py", *(part for name, value in given.items() for part in (f"--{flag(name)}", str(value)))])
+
+
+# -------------------------------------------------------------------------------------------------------------------------- HTML
+
+
+def _text(value: object) -> str:
+    return html.escape(str(value), quote=True)
+
+
+def _section(title: str, *parts: str) -> str:
+    return f"<section><h2>{_text(title)}</h2>{''.join(parts)}</section>"
+
+
+def _figures(figures: Sequence[Drawing], *kinds: str) -> str:
+    """The figures whose name is one of `kinds`, or begins with it and a dash."""
+    chosen = [drawing for kind in kinds for drawing in figures if drawing.name == kind or drawing.name.startswith(kind + "-")]
+    shown = "".join(
+        f'<figure class="{_text(drawing.name)}">{svg(drawing)}<figcaption>{_text(drawing.caption)}</figcaption></figure>'
+        for drawing in chosen
+    )
+    return f'<div class="figures">{shown}</div>' if shown else ""
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], marked: Sequence[bool] = (), kind: str = "numbers") -> str:
+    marks = [*marked, *([False] * len(rows))]
+    body = "".join(
+        f"<tr{' class=best' if mark else ''}>" + "".join(f"<td>{_text(cell)}</td>" for cell in row) + "</tr>"
+        for row, mark in zip(rows, marks, strict=False)
+    )
+    heads = "".join(f'<th scope="col">{_text(name)}</th>' for name in head)
+    return f'<div class="wide" tabindex="0"><table class="{kind}"><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _facts(facts: Mapping[str, object], title: str, shown: bool = False) -> str:
+    """Names and values in two columns, folded away unless `shown`."""
+    if not facts:
+        return f"<p class='small'>{_text(title)}: not recorded.</p>"
+    rows = "".join(f'<tr><th scope="row">{_text(name)}</th><td>{_text(value)}</td></tr>' for name, value in facts.items())
+    table = f'<div class="wide" tabindex="0"><table class="facts">{rows}</table></div>'
+    return table if shown else f"<details><summary>{_text(title)}</summary>{table}</details>"
+
+
+def _flat(values: Mapping, prefix: str = "") -> Iterable[tuple[str, str]]:
+    """Nested names joined by spaces -> value as text. Lists of plain values on one line, of dictionaries numbered."""
+    for name, value in values.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{key} ")
+        elif isinstance(value, list) and any(isinstance(one, Mapping) for one in value):
+            for number, one in enumerate(value, 1):
+                yield from _flat(one if isinstance(one, Mapping) else {"": one}, f"{key} {number} ")
+        else:
+            yield key, _plain(value)
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, list):
+        return ", ".join(map(_plain, value))
+    return "none" if value is None else str(value)
+
+
+def _page(title: str, body: str) -> str:
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{_text(title)}</title>
+<style>{CSS}</style>
+</head>
+<body>
+<main>
+<h1>{_text(title)}</h1>
+{body}
+</main>
+</body>
+</html>
+"""
+
+
+CSS = """
+:root { --ground: #fff; --card: #f5f6f8; --ink: #1b1f24; --faint: #57606a; --line: #d0d7de; --good: #1a7f37; --bad: #c62828; }
+@media (prefers-color-scheme: dark) {
+  :root { --ground: #14171b; --card: #1e2329; --ink: #e8eaed; --faint: #a3acb6; --line: #3a424b; --good: #4cc26b; --bad: #ff7b72; }
+}
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--ground); color: var(--ink); font: 16px/1.5 system-ui, "Segoe UI", Helvetica, Arial, sans-serif; }
+main { max-width: 1120px; margin: 0 auto; padding: 1rem; }
+h1 { font-size: 1.5rem; line-height: 1.25; margin: .5rem 0 1rem; overflow-wrap: anywhere; }
+h2 { font-size: 1.2rem; margin: 2.2rem 0 .6rem; }
+h3 { font-size: 1rem; margin: 1.4rem 0 .4rem; }
+.small, figcaption { font-size: .85rem; color: var(--faint); }
+.verdict { border: 1px solid var(--line); border-radius: .5rem; padding: .8rem 1rem; background: var(--card); }
+.verdict { border-left: .5rem solid var(--bad); }
+.verdict.good { border-left-color: var(--good); }
+.verdict h2 { margin: 0 0 .6rem; color: var(--bad); }
+.verdict.good h2 { color: var(--good); }
+.tiles { display: grid; gap: .8rem; grid-template-columns: repeat(auto-fit, minmax(13rem, 1fr)); }
+.tile { background: var(--ground); border: 1px solid var(--line); border-radius: .5rem; padding: .6rem .8rem; }
+.tile h3 { margin: 0; font-size: .85rem; font-weight: 600; color: var(--faint); }
+.tile p { margin: .2rem 0 0; }
+.tile .number { font-size: 1.5rem; font-weight: 700; line-height: 1.2; }
+.tile .interval { font-size: .95rem; font-weight: 400; white-space: nowrap; }
+.figures { display: grid; gap: 1.2rem; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); }
+figure { margin: 0; min-width: 0; }
+figure.parallel { grid-column: 1 / -1; }
+figure svg { width: 100%; height: auto; max-height: 34rem; display: block; color: var(--ink); }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; margin: .4rem 0; }
+th, td { text-align: left; padding: .25rem .8rem .25rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
+thead th { color: var(--faint); font-weight: 600; vertical-align: bottom; }
+td { white-space: nowrap; }
+.facts td { white-space: normal; overflow-wrap: anywhere; }
+.trials td:last-child { white-space: normal; min-width: 14rem; }
+.facts th { font-weight: 400; color: var(--faint); }
+tr.best td { font-weight: 700; }
+details { margin: .5rem 0; }
+summary { cursor: pointer; padding: .2rem 0; }
+pre { background: var(--card); border: 1px solid var(--line); border-radius: .4rem; padding: .6rem .8rem; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; }
+@media print {
+  :root { --ground: #fff; --card: #fff; --ink: #000; --faint: #444; --line: #bbb; --good: #1a7f37; --bad: #c62828; }
+  body { font-size: 10pt; }
+  main { max-width: none; padding: 0; }
+  figure, .tile, tr, pre { break-inside: avoid; }
+  h2, h3 { break-after: avoid; }
+  .figures { grid-template-columns: 1fr 1fr; }
+  .wide { overflow: visible; }
+  details::details-content { content-visibility: visible; block-size: auto; }
+  table { font-size: 8pt; }
+}
+"""

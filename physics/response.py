@@ -1,0 +1,154 @@
+"""Response, resolution, gain and closure of jets: pure functions of arrays.
+
+The response of a jet is R = pT / pT_gen: its calibrated transverse momentum over that of the generator jet it was matched to.
+A good calibration has a median response of 1 everywhere (closure) and a narrow distribution of R (resolution).
+
+Medians and widths are functions of five quantiles of R, taken at QUANTILES. They take arrays whose *last* axis holds these
+five, so that one line serves for a single sample, for all bins, and for all resamplings of a bootstrap (physics.bootstrap).
+All momenta are in GeV. pT and eta in the names of bins are those of the generator jet.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+
+import numpy as np
+
+QUANTILES = np.array([0.158655, 0.25, 0.5, 0.75, 0.841345])
+"""-1 sigma, the quartiles and the median, +1 sigma of a normal distribution."""
+
+REGIONS = {"barrel": (0.0, 1.3), "endcap": (1.3, 2.5)}
+"""Region -> range of |eta|, lower edge included: where the tracker and the barrel calorimeters overlap, and the rest of the tracker."""
+
+PT_EDGES = (30.0, 100.0, 300.0, 1000.0, math.inf)
+"""pT bins of the summary table (GeV): those of the published results that it is set beside."""
+
+FINE_PT_EDGES = (30.0, 40.0, 50.0, 60.0, 80.0, 110.0, 150.0, 200.0, 300.0, 450.0, 650.0, 1000.0, 1500.0, math.inf)
+"""pT bins of the curves and of the closure (GeV): fine enough to show a trend, coarse enough for a few thousand jets."""
+
+CLOSURE_FROM = 60.0
+"""GeV. Below, the cut on the reconstructed pT (30 GeV) keeps jets that fluctuated upwards, so the median response is not 1
+for any calibration, and closure says nothing about it."""
+
+FLAVOURS = ("uds", "c", "b", "g")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Bin:
+    """A range of pT_gen (GeV; upper edge excluded, may be infinite) in a region of |eta|."""
+
+    region: str
+    low: float
+    high: float
+
+    @property
+    def name(self) -> str:
+        return f"{self.region} {self.range}"
+
+    @property
+    def range(self) -> str:
+        """The pT range as people write it: '30-100' or '>1000'."""
+        return f">{self.low:g}" if math.isinf(self.high) else f"{self.low:g}-{self.high:g}"
+
+    def contains(self, gen_pt: np.ndarray, gen_eta: np.ndarray) -> np.ndarray:
+        """Which jets lie in the bin: (N,) bool."""
+        return (gen_pt >= self.low) & (gen_pt < self.high) & in_region(gen_eta, self.region)
+
+
+def bins(edges: tuple[float, ...], regions: tuple[str, ...] = tuple(REGIONS)) -> list[Bin]:
+    """The bins between successive edges (GeV) in each region."""
+    return [Bin(region=region, low=low, high=high) for region in regions for low, high in itertools.pairwise(edges)]
+
+
+def in_region(gen_eta: np.ndarray, region: str) -> np.ndarray:
+    """Which jets lie in a region of |eta| ('all': in any of them): (N,) bool."""
+    lowest = min(low for low, _ in REGIONS.values())
+    highest = max(high for _, high in REGIONS.values())
+    low, high = (lowest, highest) if region == "all" else REGIONS[region]
+    return (np.abs(gen_eta) >= low) & (np.abs(gen_eta) < high)
+
+
+def calibrated_pt(jet_pt: np.ndarray, output: np.ndarray) -> np.ndarray:
+    """pT (GeV, float64) after the network's correction: pT * exp(output), as it learns log(pT_gen / pT).
+
+    Both arrays (N,). An output that is not finite, or so large that exp overflows, gives NaN: such a jet has no calibrated pT.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        calibrated = np.asarray(jet_pt, dtype=np.float64) * np.exp(np.asarray(output, dtype=np.float64))
+    return np.where(np.isfinite(calibrated), calibrated, np.nan)
+
+
+def response(pt: np.ndarray, gen_pt: np.ndarray) -> np.ndarray:
+    """R = pT / pT_gen, float64 (N,). NaN where there is no generator jet (pT_gen <= 0)."""
+    gen_pt = np.asarray(gen_pt, dtype=np.float64)
+    return np.asarray(pt, dtype=np.float64) / np.where(gen_pt > 0, gen_pt, np.nan)
+
+
+def quantiles(values: np.ndarray) -> np.ndarray:
+    """The five quantiles of a sample at QUANTILES, (5,), linear between order statistics. NaN for an empty sample."""
+    return np.quantile(values, QUANTILES) if len(values) else np.full(len(QUANTILES), np.nan)
+
+
+def median(q: np.ndarray) -> np.ndarray:
+    """Median response. q: (..., 5) quantiles; returns (...)."""
+    return q[..., 2]
+
+
+def resolution(q: np.ndarray) -> np.ndarray:
+    """IQR / median: (q75 - q25) / q50, without unit. For a narrow normal distribution this is 1.349 sigma / mean.
+
+    q: (..., 5) quantiles; returns (...). Insensitive to tails, and to a scale common to all jets.
+    """
+    return (q[..., 3] - q[..., 1]) / q[..., 2]
+
+
+def half_width(q: np.ndarray) -> np.ndarray:
+    """Half of the central 68.3 % over the median: (q84 - q16) / (2 q50); sigma / mean for a normal distribution.
+
+    q: (..., 5) quantiles; returns (...). Sees more of the tails than the quartiles do.
+    """
+    return (q[..., 4] - q[..., 0]) / (2 * q[..., 2])
+
+
+def gain(q: np.ndarray, reference: np.ndarray, width=resolution) -> np.ndarray:
+    """How much narrower the response is than that of a reference calibration, in per cent: 100 (1 - width / width_reference).
+
+    q, reference: (..., 5) quantiles of the *same* jets (of the same resampling, in a bootstrap: then its interval is paired).
+    """
+    return 100 * (1 - width(q) / width(reference))
+
+
+def bias(q: np.ndarray) -> np.ndarray:
+    """Median response - 1: zero where the calibration closes. q: (..., 5) quantiles; returns (...)."""
+    return q[..., 2] - 1
+
+
+def spread(medians: np.ndarray) -> np.ndarray:
+    """Largest difference of the median response between flavours: max - min over the last axis.
+
+    A maximum of noisy numbers: with few jets of a flavour it comes out too large, for every calibration alike.
+    """
+    return medians.max(axis=-1) - medians.min(axis=-1)
+
+
+def flavour(parton: np.ndarray, hadron: np.ndarray) -> np.ndarray:
+    """Flavour of each jet as (N,) text: 'b' or 'c' by its hadrons, else 'uds' or 'g' by its parton, else '' (no match).
+
+    parton: signed PDG code of the matched parton (21 = gluon, 0 = none); hadron: 5, 4 or 0, as CMS ghost-matches hadrons.
+    Hadrons come first: a gluon that split into b quarks is a b jet.
+    """
+    parton, hadron = np.abs(np.asarray(parton)), np.abs(np.asarray(hadron))
+    light = np.isin(parton, (1, 2, 3))
+    return np.select([hadron == 5, hadron == 4, light, parton == 21], ["b", "c", "uds", "g"], default="")
+
+
+def num_far(values: np.ndarray, limit: float = 1.0) -> int:
+    """How many jets have |log R| >= limit (1: off by more than a factor e): mismatched, or a failure of the calibration.
+
+    Jets without a finite, positive response count as far.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        near = np.abs(np.log(values)) < limit
+    return int(np.count_nonzero(~near))

@@ -1,0 +1,168 @@
+"""evaluate over a run folder with a small ONNX model; the test jets come from formulas, not from weaver's files."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from common.errors import InputError
+from physics import evaluate
+
+from .conftest import make_jets, target_of
+
+
+class TestJets:
+    """What evaluate asks of weaver.dataset.Dataset; the one input is the target, so that a linear model is a good one."""
+
+    __test__ = False
+
+    def __init__(self, jets: dict[str, np.ndarray]) -> None:
+        self.jets = jets
+
+    def __len__(self) -> int:
+        return len(self.jets["jetPt"])
+
+    def observers(self) -> dict[str, np.ndarray]:
+        return self.jets
+
+    def batch(self, index: np.ndarray) -> SimpleNamespace:
+        return SimpleNamespace(inputs={"jet_features": target_of(self.jets)[index, None].astype(np.float32)})
+
+
+def linear_model(slope: float, offset: float = 0.0, name: str = "jet_features") -> bytes:
+    """output (N, 1) = slope * input + offset."""
+    nodes = [helper.make_node("Mul", [name, "slope"], ["scaled"]), helper.make_node("Add", ["scaled", "offset"], ["output"])]
+    sides = [helper.make_tensor_value_info(side, TensorProto.FLOAT, ["N", 1]) for side in (name, "output")]
+    values = [helper.make_tensor(key, TensorProto.FLOAT, [1], [value]) for key, value in (("slope", slope), ("offset", offset))]
+    graph = helper.make_graph(nodes, "linear", sides[:1], sides[1:], values)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, run_documents):
+    """A run folder as search and export leave it, with jets from a formula."""
+    folder = tmp_path / "pfn-0a1b2c3d"
+    documents = {
+        "run.json": run_documents["run"],
+        "search.json": run_documents["search"],
+        "trials/pfn-0a1b2c3d-b/history.json": run_documents["history"],
+        "trials/pfn-0a1b2c3d-b/options.json": run_documents["options"],
+        "model/export.json": run_documents["export"],
+    }
+    for name, content in documents.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(json.dumps(content))
+    put_model(folder, linear_model(0.1))
+    monkeypatch.setattr(evaluate, "open_test_set", lambda _: TestJets(make_jets(2500)))
+    return folder
+
+
+def put_model(folder, content: bytes) -> None:
+    path = folder / "model/pfn/1/model.onnx"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+
+
+def command(run, *more: str) -> int:
+    return evaluate.main(["--run", str(run), "--name", "pfn", "--replicates", "40", *more])
+
+
+def read_strictly(path) -> dict:
+    """JSON as other languages read it: no NaN, no Infinity."""
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is no JSON")
+
+    return json.loads(path.read_text(), parse_constant=refuse)
+
+
+def test_the_run_folder_gets_numbers_report_and_figures(run, capsys):
+    assert command(run, "--seed", "3", "--batch-size", "999") == 0
+    metrics = read_strictly(run / "metrics.json")
+    assert metrics["passed"] is True
+    assert {"reasons", "gain", "closure", "resolution", "flavour", "bins", "num_jets", "model", "trial", "config"} <= set(metrics)
+    assert (metrics["model"], metrics["trial"], metrics["num_jets"]) == ("pfn", "pfn-0a1b2c3d-b", 2500)
+    assert metrics["config"] == {"min_improvement": 0, "max_closure": 0.02, "seed": 3}
+    assert metrics["gain"]["value"] == pytest.approx(10, abs=1)
+    assert "Gate passed" in (run / "report.html").read_text()
+    assert (run / "figures" / "resolution-barrel.pdf").read_bytes().startswith(b"%PDF")
+    out = capsys.readouterr().out
+    assert "resolution gain over the standard JEC: +" in out
+    assert "gate passed" in out
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Without the figures, which take seconds."""
+    monkeypatch.setattr(evaluate, "figures_of", lambda _: [])
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_model_that_fails_is_an_answer_and_not_an_error(run, capsys):
+    put_model(run, linear_model(0.1, offset=0.05))
+    assert command(run) == 0
+    metrics = read_strictly(run / "metrics.json")
+    assert metrics["passed"] is False
+    assert "gate not passed:" in capsys.readouterr().out
+    assert "closure fails for barrel jets above 60 GeV" in metrics["reasons"][0]
+    assert all(reason in (run / "report.html").read_text() for reason in metrics["reasons"])
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_the_answers_are_those_of_the_model_whatever_the_batch_size(run):
+    session = evaluate.load_session(str(run), "pfn")
+    jets = make_jets(1001)
+    expected = 0.1 * target_of(jets)
+    for batch_size in (1, 17, 1000, 5000):
+        assert evaluate.predict(session, TestJets(jets), batch_size) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_run_without_search_or_export_record_is_measured(run):
+    (run / "search.json").unlink()
+    (run / "model/export.json").unlink()
+    assert command(run) == 0
+    assert read_strictly(run / "metrics.json")["trial"] is None
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_the_trial_given_is_the_one_reported(run):
+    assert command(run, "--trial", "pfn-0a1b2c3d-a") == 0
+    assert read_strictly(run / "metrics.json")["trial"] == "pfn-0a1b2c3d-a"
+
+
+def test_no_run_folder(tmp_path, capsys):
+    assert command(tmp_path) == 2
+    assert "no run.json" in capsys.readouterr().err
+
+
+def test_an_unknown_model_names_the_near_one(run, capsys):
+    assert evaluate.main(["--run", str(run), "--name", "pnf"]) == 2
+    assert "did you mean 'pfn'" in capsys.readouterr().err
+    assert not (run / "metrics.json").exists()
+
+
+def test_a_model_of_other_inputs_is_refused(run, capsys):
+    put_model(run, linear_model(0.1, name="jet_feature"))
+    assert command(run) == 2
+    assert "unknown input 'jet_feature'; did you mean 'jet_features'" in capsys.readouterr().err
+
+
+def test_a_missing_observer_is_named():
+    with pytest.raises(InputError, match="needs the observer genJetEta"):
+        evaluate.check_observers({"jetPt": np.ones(1), "genJetPt": np.ones(1)}, "config/data.yaml")
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"), [("--replicates", "3"), ("--max-closure", "nan"), ("--min-improvement", "inf"), ("--seed", "-1")]
+)
+def test_values_that_cannot_be_meant(run, capsys, flag, value):
+    assert evaluate.main(["--run", str(run), "--name", "pfn", flag, value]) == 2
+    assert f"{flag} {value}"[:12] in capsys.readouterr().err
+
+
+def test_the_model_under_test_is_valid_onnx():
+    onnx.checker.check_model(onnx.load_from_string(linear_model(1.0)))

@@ -1,0 +1,85 @@
+import math
+
+import numpy as np
+import pytest
+
+from physics import response as r
+
+NORMAL = np.random.default_rng(1).normal(1.02, 0.08, 400_000)
+
+
+def test_widths_of_a_normal_response_are_multiples_of_its_sigma():
+    q = r.quantiles(NORMAL)
+    assert r.resolution(q) == pytest.approx(1.349 * 0.08 / 1.02, rel=0.01)
+    assert r.half_width(q) == pytest.approx(0.08 / 1.02, rel=0.01)
+    assert r.bias(q) == pytest.approx(0.02, abs=5e-4)
+
+
+def test_resolution_by_hand():
+    # 0, 1, ..., 8: quartiles 2 and 6, median 4.
+    q = r.quantiles(np.arange(9.0))
+    assert r.resolution(q) == pytest.approx((6 - 2) / 4)
+    assert r.median(q) == 4
+
+
+def test_resolution_does_not_see_a_common_scale_and_bias_does():
+    q, scaled = r.quantiles(NORMAL), r.quantiles(1.05 * NORMAL)
+    assert r.resolution(scaled) == pytest.approx(r.resolution(q))
+    assert r.gain(scaled, q) == pytest.approx(0, abs=1e-9)
+    assert r.bias(scaled) == pytest.approx(1.05 * 1.02 - 1, abs=1e-3)
+
+
+def test_gain_is_the_part_of_the_width_that_went():
+    narrow = r.quantiles(1 + 0.75 * (NORMAL / 1.02 - 1))
+    assert r.gain(narrow, r.quantiles(NORMAL)) == pytest.approx(25, abs=0.1)
+
+
+def test_formulas_keep_the_leading_axes():
+    q = np.tile(r.quantiles(NORMAL), (7, 3, 1))
+    for formula in (r.median, r.resolution, r.half_width, r.bias):
+        assert formula(q).shape == (7, 3)
+    assert r.gain(q, q).shape == (7, 3)
+
+
+def test_calibrated_pt():
+    assert r.calibrated_pt(np.array([100.0]), np.array([math.log(1.1)])) == pytest.approx([110])
+
+
+@pytest.mark.parametrize("output", [np.nan, np.inf, 1e4], ids=["nan", "infinite", "overflow"])
+def test_a_jet_without_finite_answer_has_no_calibrated_pt(output):
+    assert np.isnan(r.calibrated_pt(np.array([100.0]), np.array([output]))).all()
+
+
+def test_response_without_generator_jet_is_nan():
+    assert np.isnan(r.response(np.array([50.0, 50.0]), np.array([0.0, 40.0]))).tolist() == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("parton", "hadron", "expected"),
+    [(21, 5, "b"), (4, 4, "c"), (-2, 0, "uds"), (3, 0, "uds"), (21, 0, "g"), (0, 0, ""), (5, 0, "")],
+    ids=["gluon to b", "charm", "antiup", "strange", "gluon", "no parton", "b quark without b hadron"],
+)
+def test_flavour(parton, hadron, expected):
+    assert r.flavour(np.array([parton]), np.array([hadron])).tolist() == [expected]
+
+
+def test_regions_split_the_detector():
+    gen_eta = np.array([0.0, -1.2999, 1.3, -2.4999, 2.5])
+    assert r.in_region(gen_eta, "barrel").tolist() == [True, True, False, False, False]
+    assert r.in_region(gen_eta, "endcap").tolist() == [False, False, True, True, False]
+    assert r.in_region(gen_eta, "all").tolist() == [True, True, True, True, False]
+
+
+def test_bins_have_no_gap_and_no_overlap():
+    gen_pt = np.array([29.9, 30.0, 99.9, 100.0, 1000.0, 9000.0])
+    inside = np.array([one.contains(gen_pt, np.zeros(6)) for one in r.bins(r.PT_EDGES, ("barrel",))])
+    assert inside.sum(axis=0).tolist() == [0, 1, 1, 1, 1, 1]
+    assert [one.range for one in r.bins(r.PT_EDGES, ("barrel",))] == ["30-100", "100-300", "300-1000", ">1000"]
+
+
+def test_spread_is_the_largest_difference():
+    assert r.spread(np.array([[1.0, 1.02, 0.99], [1.0, 1.0, 1.0]])) == pytest.approx([0.03, 0.0])
+
+
+def test_far_jets_are_counted_on_both_sides_and_nan_is_far():
+    assert r.num_far(np.array([1.0, math.e * 1.01, 0.99 / math.e, 2.7, 0.37, np.nan, 0.0])) == 4
