@@ -18,6 +18,7 @@ import signal
 import subprocess
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -179,10 +180,11 @@ def _make_sure(session: _Session) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without kfp's own log lines and rulers: the steps speak for themselves."""
+    """Without kfp's own log lines, rulers, and warnings that pods' limits mean nothing here: the steps speak for themselves."""
     before = logging.root.manager.disable
     logging.disable(logging.INFO)
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         try:
             yield
         finally:

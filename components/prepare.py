@@ -86,6 +86,7 @@ class _Inputs:
             pattern = getattr(config, f"data_{split}")
             if pattern != SAMPLE:
                 self.find(split, pattern)
+        self.check_apart()
 
     def find(self, split: str, pattern: str) -> None:
         """List the files of a split and check each of them against the data configuration."""
@@ -93,6 +94,13 @@ class _Inputs:
 
         self.files[split] = files.find(pattern)
         files.check(self.files[split], self.data_config, for_training=split != "test")
+
+    def check_apart(self) -> None:
+        """Refuse a file that is in two of the sets: what a model was chosen by says nothing of how good it is."""
+        for one, other in (("train", "val"), ("train", "test"), ("val", "test")):
+            both = {e.uri for e in self.files.get(one, [])} & {e.uri for e in self.files.get(other, [])}
+            if both:
+                raise InputError(f"{min(both)} is in --data-{one} and in --data-{other}; the sets must have no file in common")
 
 
 def _check_same(run: Run) -> None:
@@ -117,16 +125,20 @@ def _fill(run: Run, inputs: _Inputs) -> None:
     for split, pattern in sample.items():
         if getattr(config, f"data_{split}") == SAMPLE:
             inputs.find(split, pattern)
-    data_config, data = inputs.data_config, {}
+    data, params = {}, None
     for split in SPLITS:
-        ref = decode(inputs.files[split], data_config, config.s3_bucket, for_training=split != "test")
-        data_config = data_config.with_preprocess_params(ref.preprocess_params)  # derived on train, reused for the others
+        ref = decode(
+            inputs.files[split], inputs.data_config, config.s3_bucket, for_training=split != "test", validation=split == "val",
+            preprocess_params=params, report=step.say,
+        )  # fmt: skip
+        params = ref.preprocess_params  # derived on the training set, which comes first, and used for all
         storage.write_json(run.path("data", f"{split}.json"), {"dataset": ref.uri})
         data[split] = {
             "dataset": ref.uri, "jets": ref.num_jets, "read": ref.num_read, "files": len(inputs.files[split]),
             "fingerprint": storage.fingerprint(inputs.files[split]),
         }  # fmt: skip
-        step.say(f"{split}: {ref.num_jets:,} of {ref.num_read:,} jets pass the selection, from {len(inputs.files[split])} files")
+        if ref.reused:
+            step.say(f"{split}: {ref.num_jets:,} jets, decoded before")
     storage.write_bytes(run.path("config", "data.yaml"), inputs.data_config_text)
     storage.write_bytes(run.path("config", "network.py"), inputs.network_text)
     storage.write_text(run.path("config", "search_space.json"), run.config.search_space + "\n")
