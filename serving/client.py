@@ -1,0 +1,193 @@
+"""Client of an inference server by the Open Inference Protocol v2 over HTTP, with the standard library alone.
+
+    python -m serving.client --url http://127.0.0.1:8000 --model pfn-1a2b3c4d --request golden/request.json
+
+prints the server's answer. Nothing of a model server's own client is needed, here or in anybody's code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import sys
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Mapping
+from typing import Any
+
+from common import storage
+from common.cli import Parser, run_main
+from common.errors import ClusterError, DeadlineError, GateError, InputError, unknown
+from serving.golden import SIZES, TOLERANCE, file_names, max_difference
+
+RETRY_SECONDS = 1.0  # between two looks at a service that is not ready
+
+
+class Unreachable(ClusterError):
+    """Nobody answers at that address (yet)."""
+
+
+class NotServing(ClusterError):
+    """The model cannot be asked now (HTTP 502, 503, 504, or an ingress without route); asking again may help."""
+
+
+class Client:
+    """One model of one server. `headers` go with every request (a Host for an ingress, a token)."""
+
+    def __init__(self, url: str, model: str, *, timeout: float = 60.0, headers: Mapping[str, str] | None = None) -> None:
+        self.url, self.model, self.timeout, self.headers = url.rstrip("/"), model, timeout, dict(headers or {})
+        host = urllib.parse.urlsplit(self.url).hostname
+        if not host or not self.url.startswith(("http://", "https://")):
+            raise InputError(f"'{url}' is no address of a server; write http://host:port")
+        # A proxy from the environment is for other machines; asked for 127.0.0.1 it would look at itself.
+        local = host in ("localhost", "::1") or host.startswith("127.")
+        self._opener = urllib.request.build_opener(*([urllib.request.ProxyHandler({})] if local else []))
+
+    def ready(self) -> bool:
+        """True if the server says that the model can take requests now."""
+        try:
+            self._call(f"/v2/models/{self.model}/ready")
+        except ClusterError:
+            return False
+        return True
+
+    def server_name(self) -> str:
+        """What the server calls itself; empty if it does not answer."""
+        try:
+            return str(self._call("/v2").get("name", ""))
+        except ClusterError:
+            return ""
+
+    def models(self) -> list[str]:
+        """Names of the server's models; empty where it does not tell."""
+        try:
+            return sorted(entry["name"] for entry in self._call("/v2/repository/index", {}))  # Triton
+        except (ClusterError, KeyError, TypeError):
+            pass
+        try:
+            return sorted(self._call("/v2/models")["models"])  # kserve's own server
+        except (ClusterError, KeyError, TypeError):
+            return []
+
+    def metadata(self) -> dict[str, Any]:
+        """Names, datatypes and shapes of the model's inputs and outputs. Raises as `infer`."""
+        return self._call_model("")
+
+    def infer(self, body: dict[str, Any]) -> dict[str, Any]:
+        """The server's answer to a request body (see serving.golden).
+
+        Raises Unreachable, NotServing, InputError for an unknown model (with those there are) or a request that the server refuses (in
+        its own words), and ClusterError for a model that failed or an answer that is no JSON.
+        """
+        return self._call_model("/infer", body)
+
+    def _call_model(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        try:
+            return self._call(f"/v2/models/{self.model}{path}", body)
+        except _Refused as refused:
+            known = self.models()
+            if known and self.model not in known:
+                raise InputError(f"{self.url}: {unknown('model', self.model, known)}") from None
+            if refused.code >= 500:
+                raise ClusterError(f"model {self.model} at {self.url} failed ({refused.code}): {refused}") from None
+            raise InputError(f"{self.url} refused the request for model {self.model} ({refused.code}): {refused}") from None
+
+    def _call(self, path: str, body: Any = None) -> Any:
+        data = None if body is None else json.dumps(body).encode()
+        headers = self.headers | ({"Content-Type": "application/json"} if data is not None else {})
+        request = urllib.request.Request(self.url + path, data=data, headers=headers)
+        try:
+            with self._opener.open(request, timeout=self.timeout) as response:
+                return _json(response.read(), self.url + path)
+        except urllib.error.HTTPError as error:
+            text, from_model_server = _reason(error)
+            # A 404 in another form comes from an ingress that does not know the service yet.
+            if error.code in (502, 503, 504) or (error.code == 404 and not from_model_server):
+                raise NotServing(f"{self.url} cannot serve model {self.model} ({error.code}): {text}") from None
+            raise _Refused(text, error.code) from None
+        except TimeoutError:
+            raise Unreachable(f"{self.url} did not answer within {self.timeout:.0f} s") from None
+        except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
+            raise Unreachable(f"no server answers at {self.url}: {getattr(error, 'reason', None) or error!r}") from None
+
+
+class _Refused(ClusterError):
+    """An error of the model server itself, in its words."""
+
+    def __init__(self, text: str, code: int) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+def golden_check(url: str, name: str, golden_uri: str, deadline: float, *, headers: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Send the golden requests of a model until each came back with the golden answer; deadline in seconds.
+
+    Returns {"max_difference": {"1": ..., "100": ...}, "tolerance", "answer": the server's answer to one jet, "seconds"}.
+    Raises GateError for an answer beyond the tolerance, DeadlineError if the model did not answer in time, and as Client.infer.
+    """
+    started = time.monotonic()
+    client = Client(url, name, headers=headers)
+    differences, first = {}, None
+    for size in SIZES:
+        request, response = (storage.read_json(storage.join(golden_uri, file)) for file in file_names(size))
+        answer = _infer_until(client, request, started + deadline, deadline)
+        first = first or answer
+        differences[str(size)] = difference = max_difference(answer, response)
+        if not difference <= TOLERANCE:
+            raise GateError(
+                f"model {name} at {url} answers the golden request of {size} {'jet' if size == 1 else 'jets'} with a difference of "
+                f"{difference:.2g} (allowed {TOLERANCE:g}): it serves another model than was exported"
+            )
+    return {"max_difference": differences, "tolerance": TOLERANCE, "answer": first, "seconds": time.monotonic() - started}
+
+
+def _infer_until(client: Client, request: dict[str, Any], ends: float, deadline: float) -> dict[str, Any]:
+    """Ask again while nobody answers or the model is not up; what the server refuses is not asked again."""
+    while True:
+        try:
+            return client.infer(request)
+        except (Unreachable, NotServing) as error:
+            if time.monotonic() + RETRY_SECONDS > ends:
+                raise DeadlineError(f"model {client.model} gave no answer within {deadline:.0f} s: {error}") from None
+        time.sleep(RETRY_SECONDS)
+
+
+def _json(content: bytes, where: str) -> Any:
+    if not content:  # Triton's readiness has no body
+        return {}
+    try:
+        return json.loads(content)
+    except ValueError:
+        raise ClusterError(f"{where} did not answer with JSON but with {content[:200]!r}") from None
+
+
+def _reason(error: urllib.error.HTTPError) -> tuple[str, bool]:
+    """The server's words, and whether they have the form of a model server: {"error": ...}, or FastAPI's {"detail": ...}."""
+    content = error.read()
+    with contextlib.suppress(ValueError):
+        words = json.loads(content)
+        if isinstance(words, dict) and (words.keys() & {"error", "detail"}):
+            return str(words.get("error") or words["detail"]).strip()[:2000], True
+    return content.decode(errors="replace").strip()[:2000] or str(error.reason), False
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = Parser(prog="python -m serving.client", description="Send one request to a served model and print the answer.")
+    parser.add_argument("--url", required=True, help="the server, http://host:port")
+    parser.add_argument("--model", required=True, help="the model's name on the server")
+    parser.add_argument("--request", required=True, help="JSON file (path or s3://) with the request's body, as golden/NAME/request.json")
+    parser.add_argument("--timeout", type=float, default=60.0, help="seconds to wait for the answer (default: %(default)g)")
+    options = parser.parse_args(argv)
+
+    def body() -> None:
+        answer = Client(options.url, options.model, timeout=options.timeout).infer(storage.read_json(options.request))
+        print(json.dumps(answer, indent=2))
+
+    return run_main(body)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,142 @@
+"""The client against servers that misbehave: what it waits for, what it gives up on, and what it says."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import threading
+import time
+
+import pytest
+
+from common.errors import ClusterError, DeadlineError, GateError, InputError
+from serving import client as client_module
+from serving import golden
+from serving.client import Client, NotServing, Unreachable, golden_check, main
+
+ANSWER = {"model_name": "m", "outputs": [{"name": "output", "shape": [1, 1], "datatype": "FP32", "data": [0.25]}]}
+
+
+@pytest.fixture
+def scripted():
+    """A server that gives prepared (status, body) answers, one a request, the last one for ever; use as scripted(answers) -> url."""
+    running = []
+
+    def start(*answers: tuple[int, object], delay: float = 0.0) -> str:
+        left = list(answers)
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_POST(self):
+                self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                self.do_GET()
+
+            def do_GET(self):
+                time.sleep(delay)
+                status, body = left.pop(0) if len(left) > 1 else left[0]
+                content = body.encode() if isinstance(body, str) else json.dumps(body).encode()
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            def log_message(self, *_):
+                pass
+
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        running.append(server)
+        return f"http://127.0.0.1:{server.server_port}"
+
+    yield start
+    for server in running:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture
+def golden_uri(tmp_path):
+    """Golden files whose answer is ANSWER, for 1 and for 100 jets alike."""
+    for size in golden.SIZES:
+        for name, body in zip(golden.file_names(size), ({"inputs": []}, ANSWER), strict=True):
+            (tmp_path / name).write_text(json.dumps(body))
+    return str(tmp_path)
+
+
+def answer_of(value: float) -> dict:
+    return {**ANSWER, "outputs": [{**ANSWER["outputs"][0], "data": [value]}]}
+
+
+def test_golden_check_waits_for_a_service_that_comes_up(scripted, golden_uri, monkeypatch):
+    monkeypatch.setattr(client_module, "RETRY_SECONDS", 0.01)
+    url = scripted((503, "no healthy upstream"), (404, "404 page not found"), (200, ANSWER))
+    checked = golden_check(url, "m", golden_uri, 10)
+    assert checked["max_difference"] == {"1": 0.0, "100": 0.0}
+    assert checked["answer"] == ANSWER
+
+
+def test_golden_check_refuses_another_answer(scripted, golden_uri):
+    with pytest.raises(GateError, match=r"golden request of 1 jet with a difference of 0\.001 \(allowed 1e-05\)"):
+        golden_check(scripted((200, answer_of(0.251))), "m", golden_uri, 10)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_golden_check_refuses_what_is_no_number(scripted, golden_uri, value):
+    with pytest.raises(GateError, match="difference of inf"):
+        golden_check(scripted((200, answer_of(value))), "m", golden_uri, 10)
+
+
+def test_golden_check_ends_at_its_deadline_with_what_it_waited_for(golden_uri, monkeypatch):
+    monkeypatch.setattr(client_module, "RETRY_SECONDS", 0.05)
+    with pytest.raises(DeadlineError, match="model m gave no answer within 0 s: no server answers at http://127.0.0.1:9"):
+        golden_check("http://127.0.0.1:9", "m", golden_uri, 0.2)
+
+
+def test_golden_check_does_not_ask_a_failing_model_again(scripted, golden_uri):
+    with pytest.raises(ClusterError, match=r"model m at http\S+ failed \(500\): onnxruntime: out of memory"):
+        golden_check(scripted((500, {"error": "onnxruntime: out of memory"})), "m", golden_uri, 60)
+
+
+def test_nobody_there():
+    client = Client("http://127.0.0.1:9", "m")
+    assert not client.ready()
+    with pytest.raises(Unreachable, match="no server answers at http://127.0.0.1:9"):
+        client.infer({})
+
+
+def test_a_server_that_does_not_answer_in_time(scripted):
+    with pytest.raises(Unreachable, match="did not answer within 0"):
+        Client(scripted((200, ANSWER), delay=1.0), "m", timeout=0.1).infer({})
+
+
+def test_a_server_that_is_not_up_yet(scripted):
+    with pytest.raises(NotServing, match=r"cannot serve model m \(503\): starting"):
+        Client(scripted((503, {"error": "starting"})), "m").infer({})
+
+
+def test_an_answer_that_is_no_json(scripted):
+    with pytest.raises(ClusterError, match="did not answer with JSON but with b'<html>login</html>'"):
+        Client(scripted((200, "<html>login</html>")), "m").infer({})
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:8000", "ftp://host", "http://"])
+def test_an_address_that_is_none(url):
+    with pytest.raises(InputError, match="is no address of a server; write http://host:port"):
+        Client(url, "m")
+
+
+def test_a_proxy_in_the_environment_is_not_asked_for_this_machine(scripted, monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    assert Client(scripted((200, ANSWER)), "m").infer({}) == ANSWER
+
+
+def test_command_line_prints_the_answer(scripted, golden_uri, capsys):
+    assert main(["--url", scripted((200, ANSWER)), "--model", "m", "--request", f"{golden_uri}/request.json"]) == 0
+    assert json.loads(capsys.readouterr().out) == ANSWER
+
+
+def test_command_line_says_what_is_wrong_in_one_sentence(golden_uri, capsys):
+    assert main(["--url", "http://127.0.0.1:9", "--model", "m", "--request", f"{golden_uri}/request.json"]) == 1
+    assert main(["--url", "http://127.0.0.1:9", "--model", "m", "--request", f"{golden_uri}/missing.json"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["error", "error"]
+    assert "missing.json" in lines[1]

@@ -1,0 +1,326 @@
+"""Real servers: the golden request comes back with the golden answer, and what is wrong is refused in words."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from common import storage
+from common.errors import ClusterError, DeadlineError, InputError
+from serving import triton
+from serving.client import Client, golden_check
+from tests.serving.conftest import NAME
+
+ROOT = Path(__file__).parents[2]
+
+
+def golden_request(repository: Path, num_jets: int = 1) -> dict:
+    return storage.read_json(str(repository / "golden" / ("request.json" if num_jets == 1 else f"request-{num_jets}.json")))
+
+
+def group_of(pid: int) -> list[int]:
+    """Processes of the group that `pid` leads."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, group, *_ = stat.read_text().rsplit(")", 1)[1].split()
+        except OSError:
+            continue
+        if int(group) == pid and state != "Z":
+            found.append(int(stat.parent.name))
+    return found
+
+
+# --------------------------------------------------------------------------------------------------- both kinds of server
+
+
+def test_golden_requests_come_back_with_the_golden_answers(server, repository):
+    checked = golden_check(server.url, NAME, str(repository / "golden"), 30)
+    assert set(checked["max_difference"]) == {"1", "100"}
+    assert max(checked["max_difference"].values()) < 1e-6
+    assert checked["answer"]["outputs"][0]["shape"] == [1, 1]
+
+
+def test_serves_what_config_pbtxt_says(server):
+    metadata = Client(server.url, NAME).metadata()
+    shapes = {tensor["name"]: (tensor["datatype"], tensor["shape"]) for tensor in (*metadata["inputs"], *metadata["outputs"])}
+    assert shapes == {
+        "pf_features": ("FP32", [-1, 4, 20]),
+        "pf_mask": ("FP32", [-1, 1, 20]),
+        "jet_features": ("FP32", [-1, 3]),
+        "output": ("FP32", [-1, 1]),
+    }
+
+
+def test_a_wrong_shape_is_refused_in_the_servers_words(server, repository):
+    body = golden_request(repository)
+    body["inputs"][0] |= {"shape": [1, 4, 19], "data": body["inputs"][0]["data"][:76]}
+    with pytest.raises(InputError, match=r"unexpected shape for input 'pf_features'.*Expected \[-1, ?4, ?20\], got \[1, ?4, ?19\]"):
+        Client(server.url, NAME).infer(body)
+
+
+def test_a_missing_input_is_refused(server, repository):
+    body = golden_request(repository)
+    del body["inputs"][1]
+    with pytest.raises(InputError, match="pf_mask"):
+        Client(server.url, NAME).infer(body)
+
+
+def test_more_jets_than_max_batch_size_are_refused(server, repository):
+    body = golden_request(repository)
+    for tensor in body["inputs"]:
+        tensor["data"] *= 1025
+        tensor["shape"][0] = 1025
+    with pytest.raises(InputError, match=r"(?s)batch.size.*1024"):
+        Client(server.url, NAME).infer(body)
+
+
+def test_an_unknown_model_is_answered_with_those_there_are(server, repository):
+    with pytest.raises(InputError, match="unknown model 'smal'; did you mean 'small'"):
+        Client(server.url, "smal").infer(golden_request(repository))
+
+
+def test_listens_on_this_machine_only(server):
+    port = int(server.url.rsplit(":", 1)[1])
+    addresses = [line.split()[1] for line in Path("/proc/net/tcp").read_text().splitlines()[1:] if line.split()[3] == "0A"]
+    listening = [address for address in addresses if int(address.split(":")[1], 16) == port]
+    assert [address.split(":")[0] for address in listening] == ["0100007F"]
+
+
+def test_the_log_does_not_grow_with_requests(server, repository):
+    client, body, log = Client(server.url, NAME), golden_request(repository), Path(server.log)
+    client.infer(body)
+    before = log.stat().st_size
+    for _ in range(20):
+        client.infer(body)
+    assert log.stat().st_size == before
+
+
+# -------------------------------------------------------------------------------------------------------------- Triton only
+
+
+@pytest.fixture
+def start_triton(triton_workdir, tmp_path):
+    """Start Triton over a repository; every server is ended after the test."""
+    started = []
+
+    def start(repository: Path, **options) -> triton.Server:
+        server = triton.start(repository, **{"model_name": NAME, "log": tmp_path / "server.log", "workdir": triton_workdir, **options})
+        started.append(server)
+        return server
+
+    yield start
+    for server in started:
+        triton.stop(server.pid, seconds=0.2)  # asked in peace it takes 2 seconds
+
+
+@pytest.mark.parametrize("server", ["triton"], indirect=True)
+def test_requests_that_wait_are_run_together(server, repository):
+    def executions() -> tuple[int, int]:
+        with urllib.request.urlopen(f"{server.url}/v2/models/{NAME}/stats", timeout=10) as response:
+            stats = json.load(response)["model_stats"][0]
+        return stats["inference_count"], stats["execution_count"]
+
+    client, body = Client(server.url, NAME), golden_request(repository)
+    expected = storage.read_json(str(repository / "golden" / "response.json"))["outputs"][0]["data"][0]
+    jets, runs = executions()
+    with concurrent.futures.ThreadPoolExecutor(16) as pool:
+        answers = [answer["outputs"][0]["data"][0] for answer in pool.map(lambda _: client.infer(body), range(160))]
+    jets, runs = executions()[0] - jets, executions()[1] - runs
+    assert answers == pytest.approx([expected] * 160, abs=1e-6)
+    assert jets == 160
+    assert runs < 160
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("dims: [4, 20]", "dims: [4, 19]", r"'pf_features': dims \[4, 19\].*the model has \[-1, 4, 20\]"),
+        ("TYPE_FP32", "TYPE_FP16", "'pf_features': TYPE_FP16 in the configuration"),
+        ('"pf_mask"', '"pf_maks"', "unexpected input 'pf_maks', the model has: pf_features, pf_mask, jet_features"),
+        ('name: "small"', 'name: "smal"', "directory name must equal model name"),
+        ("max_batch_size", "max_batch_sise", 'no field named "max_batch_sise"'),
+    ],
+    ids=["dim", "type", "input name", "model name", "field"],
+)
+def test_triton_refuses_a_config_that_does_not_fit(start_triton, repository, tmp_path, old, new, words):
+    shutil.copytree(repository / "model", tmp_path / "model")
+    config = tmp_path / "model" / NAME / "config.pbtxt"
+    text = config.read_text()
+    assert old in text
+    config.write_text(text.replace(old, new))
+    with pytest.raises(ClusterError, match=f"(?s)triton ended with exit code 1 before model {NAME} was ready.*{words}"):
+        start_triton(tmp_path / "model")
+
+
+@pytest.mark.parametrize("level", [1, -1, 2])
+def test_each_graph_level_and_the_backends_parameters_are_obeyed(start_triton, repository, tmp_path, level):
+    from weaver.triton_config import triton_config
+
+    shutil.copytree(repository / "model", tmp_path / "model")
+    folder = tmp_path / "model" / NAME
+    text = triton_config(folder / "1" / "model.onnx", NAME, graph_level=level, parameters={"intra_op_thread_count": 1})
+    (folder / "config.pbtxt").write_text(text)
+    server = start_triton(tmp_path / "model")
+    assert max(golden_check(server.url, NAME, str(repository / "golden"), 30)["max_difference"].values()) < 1e-6
+
+
+def test_stop_leaves_no_process_and_no_shared_memory(start_triton, repository):
+    before = set(os.listdir("/dev/shm"))
+    server = start_triton(repository / "model")
+    assert len(group_of(server.pid)) == 2  # the server and the process of its one model instance
+    assert len(set(os.listdir("/dev/shm")) - before) == 1
+    assert triton.is_running(server.pid)
+    assert triton.stop(server.pid)
+    assert group_of(server.pid) == []
+    assert set(os.listdir("/dev/shm")) <= before
+    assert not triton.stop(server.pid)
+
+
+def test_a_server_that_does_not_end_is_killed_with_its_children(start_triton, repository):
+    before = set(os.listdir("/dev/shm"))
+    server = start_triton(repository / "model")
+    os.kill(server.pid, signal.SIGSTOP)  # cannot react to SIGTERM any more
+    assert triton.stop(server.pid, seconds=0.5)
+    ends = time.monotonic() + 5
+    while group_of(server.pid) and time.monotonic() < ends:
+        time.sleep(0.05)
+    assert group_of(server.pid) == []
+    assert set(os.listdir("/dev/shm")) <= before
+
+
+def test_outlives_the_process_that_started_it(triton_workdir, repository, tmp_path):
+    code = (
+        "import sys; from serving import triton; print(triton.start(sys.argv[1], model_name=sys.argv[2], log=sys.argv[3] + '/server.log', "
+        "workdir=sys.argv[3], kind='triton').pid)"
+    )
+    command = [sys.executable, "-c", code, str(repository / "model"), NAME, str(tmp_path)]
+    pid = int(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True).stdout)
+    try:
+        assert triton.is_running(pid)
+        url = (tmp_path / "server.log").read_text().split()[6]
+        assert golden_check(url, NAME, str(repository / "golden"), 10)["answer"]
+    finally:
+        assert triton.stop(pid, seconds=0.2)
+    assert group_of(pid) == []
+
+
+def test_a_port_lost_to_another_process_is_replaced_by_the_next(start_triton, repository, monkeypatch):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        real, ports = triton._free_port, [taken.getsockname()[1]]
+        monkeypatch.setattr(triton, "_free_port", lambda: ports.pop() if ports else real())
+        server = start_triton(repository / "model")
+    assert Path(server.log).read_text().count("starting triton") == 2
+    assert Client(server.url, NAME).ready()
+
+
+def test_runs_from_a_wheel_that_cannot_be_written_to(start_triton, repository, tmp_path, monkeypatch):
+    wheel = triton._find_triton()
+    stub = tmp_path / wheel.stub.name
+    shutil.copyfile(wheel.stub, stub)
+    stub.chmod(0o444)  # not even executable, as some installers leave it
+    monkeypatch.setattr(triton, "_find_triton", lambda: dataclasses.replace(wheel, stub=stub))
+    assert triton.triton_unusable(tmp_path / "work") == ""
+    assert start_triton(repository / "model", workdir=tmp_path / "work").kind == "triton"
+
+
+# ------------------------------------------------------------------------------------------------- whichever server it is
+
+
+@pytest.fixture
+def kserve(tmp_path):
+    return {"model_name": NAME, "log": tmp_path / "server.log", "workdir": tmp_path / "work", "kind": "kserve-server"}
+
+
+def test_kserves_server_answers_where_triton_is_missing_and_says_so(repository, kserve, monkeypatch):
+    monkeypatch.setattr(triton, "_find_triton", lambda: None)
+    lines: list[str] = []
+    server = triton.start(repository / "model", **{**kserve, "kind": "auto", "report": lines.append})
+    try:
+        assert server.kind == "kserve-server"
+        assert "nvidia-pytriton is not installed" in server.reason
+        said = "serving with kserve's model server instead of Triton: nvidia-pytriton is not installed"
+        assert said in lines[0]
+        assert said in Path(server.log).read_text()
+        assert golden_check(server.url, NAME, str(repository / "golden"), 30)["answer"]
+    finally:
+        assert triton.stop(server.pid)
+    assert group_of(server.pid) == []
+
+
+def test_triton_with_a_missing_library_counts_as_unusable(triton_workdir, tmp_path, monkeypatch):
+    wheel = triton._find_triton()
+    broken = tmp_path / "tritonserver"
+    broken.write_text("#!/bin/sh\necho 'tritonserver: error while loading shared libraries: libdcgm.so: cannot open' >&2\nexit 127\n")
+    broken.chmod(0o755)
+    monkeypatch.setattr(triton, "_find_triton", lambda: dataclasses.replace(wheel, server=broken))
+    assert triton.triton_unusable(tmp_path / "work") == "tritonserver: error while loading shared libraries: libdcgm.so: cannot open"
+
+
+def test_kserves_server_refuses_a_config_that_does_not_fit(repository, kserve, tmp_path):
+    shutil.copytree(repository / "model", tmp_path / "model")
+    config = tmp_path / "model" / NAME / "config.pbtxt"
+    config.write_text(config.read_text().replace("dims: [4, 20]", "dims: [4, 19]"))
+    with pytest.raises(ClusterError, match=r"(?s)kserve-server ended with exit code 2.*input 'pf_features' has dims \[4, 19\]"):
+        triton.start(tmp_path / "model", **kserve)
+
+
+def test_a_port_in_use_is_refused_where_it_was_asked_for(repository, kserve):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(ClusterError, match="in use by another process; give another one"):
+            triton.start(repository / "model", **kserve, http_port=taken.getsockname()[1])
+
+
+def test_a_wait_ends_at_its_deadline_and_leaves_nothing(repository, kserve, monkeypatch):
+    pids = []
+    launch = triton._launch
+    monkeypatch.setattr(triton, "_launch", lambda *given: pids.append(process := launch(*given)) or process)
+    with pytest.raises(DeadlineError, match=r"(?s)model small was not ready within 0 s; last lines of .*server.log:\n.*starting"):
+        triton.start(repository / "model", **kserve, deadline=0.0)
+    assert group_of(pids[0].pid) == []
+
+
+def test_a_model_that_is_not_in_the_repository_is_refused_before_anything_starts(repository, kserve):
+    with pytest.raises(InputError, match="unknown model 'smalll'; did you mean 'small'"):
+        triton.start(repository / "model", **{**kserve, "model_name": "smalll"})
+    assert not Path(kserve["log"]).exists()
+
+
+def test_a_repository_on_s3_is_copied(repository, kserve, s3_bucket):
+    storage.upload(repository / "model", f"{s3_bucket}/run/model")
+    server = triton.start(f"{s3_bucket}/run/model", **kserve)
+    try:
+        assert Client(server.url, NAME).ready()
+    finally:
+        assert triton.stop(server.pid)
+
+
+def test_stop_spares_a_process_that_is_no_server():
+    process = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    try:
+        assert not triton.stop(process.pid)
+        assert process.poll() is None
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_an_unknown_kind_is_refused(repository, kserve):
+    with pytest.raises(InputError, match="unknown kind of server 'tritn'; did you mean 'triton'"):
+        triton.start(repository / "model", **{**kserve, "kind": "tritn"})
