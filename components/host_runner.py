@@ -26,8 +26,7 @@ from unittest import mock
 
 from clusters import processes
 from common.errors import InterruptedRun, JecError
-
-ROOT = Path(__file__).resolve().parent.parent
+from common.project import ROOT
 
 
 class StepFailed(JecError):
@@ -87,7 +86,6 @@ def _run(session: _Session, command: list[str], env: dict[str, str]) -> bool:
             return False
         process = subprocess.Popen(
             processes.host_command(command),
-            cwd=ROOT,
             env={**os.environ, **env, **session.environment, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

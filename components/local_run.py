@@ -98,12 +98,11 @@ class LocalRun:
         metrics = storage.read_json(self.run.path("metrics.json"))
         best = next(trial for trial in search["trials"] if trial["name"] == search["optimal"])
         parameters = ", ".join(f"{name} {value}" for name, value in best["parameters"].items())
-        gain = metrics["gain"]
         lines = [
             ("run", f"{_shown(self.output / self.run.id)} ({clock(time.monotonic() - self.started)})"),
             ("best trial", f"{best['name']}: {search['objective']['name']} {best['metrics'][search['objective']['name']]['min']:.5f}"),
             ("", parameters),
-            ("gain", f"{gain['value']:+.1f} % resolution over the standard JEC [{gain['low']:+.1f}, {gain['high']:+.1f}]"),
+            ("gain", _gain_text(metrics["gain"])),
         ]
         if self.config.s3_bucket != str(self.output):
             lines.insert(1, ("results", self.run.uri))
@@ -148,7 +147,8 @@ class LocalRun:
     def _keep_serving(self) -> None:
         pid = json.loads(self._service_file().read_text())["pid"]
         print("serving until Ctrl-C ...", flush=True)
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.default_int_handler)
         try:
             while _alive(pid):
                 time.sleep(0.5)
@@ -168,6 +168,12 @@ class LocalRun:
             for name in SMALL:
                 if storage.exists(self.run.path(name)):
                     storage.download(self.run.path(name), self.output / self.run.id / name)
+
+
+def _gain_text(gain: dict[str, float] | None) -> str:
+    if gain is None:
+        return "not measured: too few test jets"
+    return f"{gain['value']:+.1f} % resolution over the standard JEC [{gain['low']:+.1f}, {gain['high']:+.1f}]"
 
 
 def _alive(pid: int) -> bool:

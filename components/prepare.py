@@ -12,7 +12,6 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 from clusters.katib import check_experiment
@@ -20,6 +19,7 @@ from common import storage
 from common.cli import Parser, run_main
 from common.config import AUTO, RunConfig, add_arguments, flag
 from common.errors import InputError
+from common.project import ROOT, here
 from common.run import Run, make_run_id, slug
 from components import step
 from training.experiment import experiment
@@ -75,10 +75,10 @@ class _Inputs:
 
     def __init__(self, config: RunConfig) -> None:
         from weaver.data_config import DataConfig
-        self.data_config_text = storage.read_bytes(_here(config.data_config))
-        self.data_config = DataConfig.load(_here(config.data_config))
-        self.network_text = storage.read_bytes(_here(config.network_config))
-        self.space = for_network(load(_here(config.search_space)), config.network_config)
+        self.data_config_text = storage.read_bytes(here(config.data_config))
+        self.data_config = DataConfig.load(here(config.data_config))
+        self.network_text = storage.read_bytes(here(config.network_config))
+        self.space = for_network(load(config.search_space), config.network_config)
         check_options(self.space, config.network_config, self.network_text.decode())
         check_experiment(experiment(Run(config=config)))
         self.files = {}
@@ -180,15 +180,6 @@ def _git_commit() -> str:
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return "unknown"
-
-
-ROOT = Path(__file__).resolve().parent.parent
-
-
-def _here(path: str) -> str:
-    """A file of the project by its relative path, wherever the step runs; other paths and URIs as they are."""
-    inside = ROOT / path
-    return str(inside) if "\n" not in path and not storage.is_s3(path) and not os.path.exists(path) and inside.is_file() else path
 
 
 def main(argv: list[str] | None = None) -> int:

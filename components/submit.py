@@ -9,6 +9,7 @@ from pathlib import Path
 from common import storage
 from common.config import AUTO, RunConfig
 from common.errors import ClusterError, InputError
+from common.project import here
 from components import chain
 from training.search_space import for_network, load, to_json
 
@@ -46,7 +47,7 @@ def with_uploaded_files(config: RunConfig) -> RunConfig:
     for name in ("data_config", "network_config"):
         path = getattr(config, name)
         if not storage.is_s3(path):
-            content = storage.read_bytes(path)
+            content = storage.read_bytes(here(path))
             place = storage.join(config.s3_bucket, "inputs", storage.digest(content)[:16], storage.name(path))
             if not storage.exists(place):
                 storage.write_bytes(place, content)

@@ -14,6 +14,7 @@ from typing import Any
 
 from common import storage
 from common.errors import InputError, unknown
+from common.project import here
 
 TYPES = ("int", "double", "discrete", "categorical")
 DISTRIBUTIONS = ("uniform", "logUniform")
@@ -78,7 +79,7 @@ class Parameter:
 
     def as_json(self) -> dict[str, Any]:
         values = {key: value for key, value in dataclasses.asdict(self).items() if value not in (None, (), "uniform", "*")}
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+        return {key: list(value) if isinstance(value, tuple) else _whole(value) for key, value in values.items()}
 
 
 def parse(content: str, *, where: str = "the search space") -> list[Parameter]:
@@ -102,9 +103,12 @@ def parse(content: str, *, where: str = "the search space") -> list[Parameter]:
 
 def load(source: str) -> list[Parameter]:
     """Parameters from a file (path or URI), or from the text itself where it begins like JSON or YAML with several lines."""
-    if source.lstrip().startswith(("{", "[")) or "\n" in source:
-        return parse(source)
-    return parse(storage.read_text(source), where=source)
+    return parse(source) if is_text(source) else parse(storage.read_text(here(source)), where=source)
+
+
+def is_text(source: str) -> bool:
+    """True for a space that is there as text rather than by its place."""
+    return source.lstrip().startswith(("{", "[")) or "\n" in source
 
 
 def for_network(parameters: list[Parameter], network_config: str) -> list[Parameter]:
@@ -129,6 +133,10 @@ def text(number: float | None) -> str:
         return str(int(number))
     digits = max(0, 9 - math.floor(math.log10(abs(number))))
     return f"{number:.{digits}f}".rstrip("0").rstrip(".")
+
+
+def _whole(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value == int(value) else value
 
 
 def _parameter(entry: Any, where: str) -> Parameter:

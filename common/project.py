@@ -1,0 +1,16 @@
+"""The project's own files, found by their relative path wherever a command runs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from common import storage
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def here(path: str) -> str:
+    """A path as given where it exists or is a URI; else the project's own file of that relative path, if it has one."""
+    inside = ROOT / path
+    return str(inside) if not storage.is_s3(path) and not os.path.exists(path) and inside.is_file() else path
