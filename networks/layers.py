@@ -53,7 +53,8 @@ def input_order(data_config, groups: tuple[str, ...]) -> tuple[list[int], list[i
             raise InputError(f"the network needs the input group '{group}': {unknown('input group', group, names)}")
     if unused := sorted(set(names) - set(groups)):
         raise InputError(f"the network does not use the input group '{unused[0]}' of the data config; it takes {', '.join(groups)}")
-    return [names.index(group) for group in groups], [data_config.input_shapes[group][1] for group in groups]
+    shapes = [data_config.input_shapes[group] for group in groups]
+    return [names.index(group) for group in groups], [shape[1] if len(shape) > 1 else 1 for shape in shapes]
 
 
 def describe(data_config) -> dict:
@@ -195,10 +196,15 @@ class MaskedL1(nn.Module):
     """Mean absolute error in which jets with |target| >= 1 count as zero.
 
     Such a jet (a factor e between generated and reconstructed pT) is a wrong match rather than a calibration. It stays in
-    the denominator, as in the published loss.
+    the denominator, as in the published loss. `reduction` is "mean" or "none" (one value a jet), as in PyTorch's own losses.
     """
 
+    def __init__(self, reduction: str = "mean") -> None:
+        super().__init__()
+        self.reduction = reduction
+
     def forward(self, prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """(N,) or (N, 1), and (N,) -> scalar."""
+        """(N,) or (N, 1), and (N,) -> scalar, or (N,) without reduction."""
         error = (prediction.float().reshape(target.shape) - target).abs()
-        return torch.where(target.abs() < 1, error, 0.0).mean()
+        loss = torch.where(target.abs() < 1, error, 0.0)
+        return loss.mean() if self.reduction == "mean" else loss

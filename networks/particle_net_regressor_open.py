@@ -45,7 +45,7 @@ class ParticleNet(nn.Module):
         for block in self.blocks:
             x = block(points, x, real[:, :, 0]).masked_fill(padding, 0.0)  # (N, P, conv_dim)
             points = x
-        return self.head(torch.cat((self.pool(x, real), jet), dim=1))
+        return self.head(torch.cat((self.pool(x, real), jet.reshape(jet.shape[0], -1)), dim=1))
 
     def pool(self, x: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
         """Mean over the real particles, or over the padded length as published: (N, P, C) -> (N, C). No particle: zero."""

@@ -33,7 +33,7 @@ class ParticleFlowNetwork(nn.Module):
         for layer in self.layers:
             x = F.relu(layer(x))  # (N, P, conv_dim)
         x = torch.bmm(real.to(x.dtype), x).squeeze(1)  # the sum over real particles: (N, conv_dim)
-        return self.head(torch.cat((x, jet), dim=1))
+        return self.head(torch.cat((x, jet.reshape(jet.shape[0], -1)), dim=1))
 
 
 def get_model(

@@ -1,0 +1,245 @@
+"""The training loop, in this process: losses, metrics, weights, failures, and going on where it stopped."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import types
+
+import numpy as np
+import pytest
+import torch
+from tests.weaver.trials import ROOT, SMALL, command, history, same, weights
+
+from weaver import fit
+from weaver.data_config import DataConfig
+from weaver.dataset import Batch, Dataset
+from weaver.network_file import load_network
+from weaver.objective import Objective
+from weaver.predict import build_best, predict
+from weaver.train import main
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def trained(prepared, tmp_path_factory):
+    """A trial of the PFN with dropout, trained without interruption."""
+    folder = tmp_path_factory.mktemp("trained")
+    assert main(command(prepared, folder, options={"dropout": 0.1})) == 0
+    return folder
+
+
+def test_training_lowers_the_loss(prepared, tmp_path):
+    assert main(command(prepared, tmp_path, optimizer="adam", start_lr=5e-3, num_epochs=10, batch_size=50)) == 0
+    losses = [record["val_loss"] for record in history(tmp_path)]
+    assert len(losses) == 10
+    assert min(losses) < 0.5 * losses[0]
+
+
+def test_every_epoch_has_finite_metrics(trained):
+    assert len(history(trained)) == 3
+    assert all(math.isfinite(x) for record in history(trained) for x in record["metrics"].values())
+
+
+def test_options_tell_what_was_trained(trained, prepared):
+    options = json.loads((trained / "options.json").read_text())
+    assert options["network_options"]["dropout"] == 0.1
+    assert options["train_options"]["start_lr"] == 1e-3
+    assert options["data_config"] == str(prepared.data_config)
+    assert options["num_parameters"] == sum(tensor.numel() for tensor in weights(trained).values())
+    assert {"seed", "versions", "network_config"} <= options.keys()
+    records = history(trained)
+    best = min(records, key=lambda record: record["val_loss"])
+    assert (options["best_epoch"], options["best_metric"]) == (best["epoch"], best["val_loss"])
+    assert {"epoch", "train_loss", "val_loss", "learning_rate", "jets_per_second", "seconds"} <= records[0].keys()
+
+
+def test_best_weights_give_the_best_metric(trained, prepared):
+    best = torch.load(trained / "best.pt", weights_only=True)
+    assert best.keys() == {"model", "epoch", "metric", "network_options"}
+    config = DataConfig.load(str(prepared.data_config))
+    model, _ = build_best(str(trained), json.loads((trained / "options.json").read_text())["network_config"], config)
+    dataset = Dataset.open(str(prepared.val), config)
+    output = predict(model, dataset, Objective(config, None, regression=True, use_amp=False), batch_size=64, device="cpu")
+    target = dataset.label("target")
+    loss = np.where(np.abs(target) < 1, np.abs(output - target), 0).mean()
+    assert loss == pytest.approx(best["metric"], rel=1e-5)
+
+
+@pytest.mark.parametrize("network", ["pfn", "particle_net"])
+def test_stopped_in_the_middle_it_ends_with_the_same_weights(network, request, tmp_path, monkeypatch):
+    prepared = request.getfixturevalue("prepared" if network == "pfn" else "prepared_particle_net")
+    words = {"network": network, "options": {"dropout": 0.1}, "num_epochs": 2, "optimizer": "ranger", "lr_scheduler": "flat+cos"}
+    assert main(command(prepared, tmp_path / "whole", **words)) == 0
+
+    step, steps = fit.Fit._step, []
+
+    def interrupted(self, batch):
+        steps.append(1)
+        if len(steps) in (2, 8):  # the third batch, then one in the second epoch, of six each
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, batch)
+
+    monkeypatch.setattr(fit.Fit, "_step", interrupted)
+    ends = [main(command(prepared, tmp_path / "stopped", **words)) for _ in range(3)]
+    assert ends == [143, 143, 0]
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "stopped"))
+    assert same(weights(tmp_path / "whole", "best.pt"), weights(tmp_path / "stopped", "best.pt"))
+    losses = [[(r["train_loss"], r["val_loss"]) for r in history(tmp_path / name)] for name in ("whole", "stopped")]
+    assert losses[0] == losses[1]
+
+
+def test_the_seed_decides_the_weights(prepared, tmp_path):
+    for name, seed in (("a", 5), ("b", 5), ("c", 6)):
+        assert main(command(prepared, tmp_path / name, num_epochs=1, seed=seed)) == 0
+    assert same(weights(tmp_path / "a"), weights(tmp_path / "b"))
+    assert not same(weights(tmp_path / "a"), weights(tmp_path / "c"))
+
+
+def test_stopped_during_validation_the_epoch_is_not_trained_again(prepared, tmp_path, monkeypatch):
+    call, calls = Objective.__call__, []
+
+    def counted(self, model, batch, **keywords):
+        calls.append(model.training)
+        if len(calls) == 7:  # six batches of training, then the first of validation
+            os.kill(os.getpid(), signal.SIGTERM)
+        return call(self, model, batch, **keywords)
+
+    monkeypatch.setattr(Objective, "__call__", counted)
+    words = command(prepared, tmp_path, num_epochs=1)
+    assert (main(words), calls) == (143, [True] * 6 + [False])
+    calls[:] = [None] * 20
+    assert main(words) == 0
+    assert calls[20:] == [False] * 2
+
+
+def test_a_finished_trial_writes_its_results_again_and_ends(trained, prepared, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(fit.Fit, "__init__", lambda *a, **k: pytest.fail("trained again"))
+    log = tmp_path / "metrics.log"
+    assert main(command(prepared, trained, options={"dropout": 0.1}, metrics_log=log)) == 0
+    assert log.read_text() == (trained / "metrics.log").read_text()
+    assert len(log.read_text().splitlines()) == 3 * 5
+    assert "is finished" in capsys.readouterr().err
+
+
+def test_the_same_folder_refuses_other_settings(trained, prepared, capsys):
+    assert main(command(prepared, trained, start_lr=2e-3)) == 2
+    assert "start_lr 0.001, now 0.002" in capsys.readouterr().err
+
+
+def test_a_loss_that_is_not_finite_fails_for_good(prepared, tmp_path, capsys):
+    words = command(prepared, tmp_path, start_lr=1e12, lr_scheduler="none", optimizer="rmsprop")
+    assert main(words) == 1
+    said = capsys.readouterr().err
+    assert "the loss became" in said
+    assert "epoch 1/3, batch " in said
+    assert "the loss became" in (tmp_path / "failed").read_text()
+    assert main(words) == 1
+    assert "this trial failed before: the loss became" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "flags", "message"),
+    [
+        ({"dropout": 2}, {}, "'dropout' must be at least 0 and below 1"),
+        ({}, {"optimizer_option": "beta:3"}, "unknown option 'beta'"),
+    ],
+)
+def test_an_option_that_is_refused_marks_the_trial(prepared, tmp_path, capsys, options, flags, message):
+    assert main(command(prepared, tmp_path, options=options, **flags)) == 2
+    assert message in capsys.readouterr().err
+    assert message in (tmp_path / "failed").read_text()
+
+
+def test_an_unknown_network_option_is_refused_before_anything_is_written(prepared, tmp_path, capsys):
+    assert main(command(prepared, tmp_path / "trial", options={"conv_dims": 3})) == 2
+    assert "unknown network option 'conv_dims'; did you mean 'conv_dim'" in capsys.readouterr().err
+    assert not (tmp_path / "trial").exists()
+
+
+def test_bf16_trains_to_about_the_same_loss(trained, prepared, tmp_path):
+    assert main([*command(prepared, tmp_path, options={"dropout": 0.1}), "--use-amp"]) == 0
+    assert history(tmp_path)[-1]["val_loss"] == pytest.approx(history(trained)[-1]["val_loss"], rel=0.1)
+
+
+def test_clipped_gradients_move_the_weights_less(prepared, tmp_path):
+    moved = {}
+    for name, norm in (("free", 1e9), ("clipped", 1e-2)):
+        flags = {"optimizer": "rmsprop", "optimizer_option": f"clip_grad_norm:{norm},eps:1.0", "lr_scheduler": "none"}
+        assert main(command(prepared, tmp_path / name, num_epochs=1, **flags)) == 0
+        torch.manual_seed(1)  # as training does for its default seed
+        network = load_network(f"{ROOT}/networks/pfn_regressor_open.py")
+        start = network.build(DataConfig.load(str(prepared.data_config)), SMALL)[0].state_dict()
+        moved[name] = max((weights(tmp_path / name)[key] - value).abs().max().item() for key, value in start.items())
+    assert 0 < moved["clipped"] < 0.1 * moved["free"]
+
+
+def test_tensorboard_holds_losses_rate_and_settings(prepared, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    assert main(command(prepared, tmp_path, num_epochs=2, tensorboard_log_dir="auto")) == 0
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    for tag in ("loss/train", "loss/validation", "learning_rate", "jets_per_second", "validation/AvgMAE"):
+        assert [event.step for event in events.Scalars(tag)] == [0, 1]
+    assert events.Scalars("loss/validation")[1].value == pytest.approx(history(tmp_path)[1]["val_loss"])
+    assert any("hparams" in tag for tag in events.PluginTagToContent("hparams"))
+
+
+# ------------------------------------------------------------------------------------------------------------------ objective
+
+
+def batch(target: list, weight: list[float] | None = None) -> Batch:
+    inputs = {"x": torch.arange(len(target), dtype=torch.float32)[:, None]}
+    return Batch(inputs=inputs, labels={"y": torch.tensor(target)}, observers={}, weights=torch.tensor(weight or [1.0] * len(target)))
+
+
+def config(label_type: str = "custom", weight: str | None = None):
+    return types.SimpleNamespace(input_names=("x",), label_names=("y",), label_type=label_type, weight_name=weight)
+
+
+def test_regression_reports_loss_squares_and_absolutes():
+    objective = Objective(config(), torch.nn.L1Loss(), regression=True, use_amp=False)
+    loss, count, errors = objective(torch.nn.Identity(), batch([0.5, 1.0, 4.0]))
+    assert (loss.item(), count) == (pytest.approx(2.5 / 3), 3.0)
+    assert errors.tolist() == pytest.approx([0.25 + 4.0, 2.5])
+
+
+def test_jets_that_fill_up_a_batch_do_not_count():
+    objective = Objective(config(), torch.nn.L1Loss(), regression=True, use_amp=False)
+    loss, count, errors = objective(torch.nn.Identity(), batch([0.5, 1.0, 99.0], [1, 1, 0]), filled=True)
+    assert (loss.item(), count, errors.tolist()) == (0.25, 2.0, [0.25, 0.5])
+    loss, count, errors = objective(torch.nn.Identity(), batch([0.5], [0]), filled=True)
+    assert (loss.item(), count, errors.tolist()) == (0.0, 0.0, [0.0, 0.0])
+
+
+def test_weights_make_the_mean_a_weighted_one():
+    objective = Objective(config(weight="w"), torch.nn.L1Loss(), regression=True, use_amp=False)
+    loss, total, errors = objective(torch.nn.Identity(), batch([1.0, 1.0, 99.0], [3.0, 1.0, 0.0]))
+    assert (loss.item(), total, errors[1].item()) == (0.75, 4.0, 3.0)
+
+
+def test_classification_reports_cross_entropy_and_accuracy():
+    objective = Objective(config("simple"), torch.nn.CrossEntropyLoss(), regression=False, use_amp=False)
+    model = torch.nn.Linear(1, 2, bias=False)
+    model.weight.data = torch.tensor([[0.0], [1.0]])
+    loss, count, errors = objective(model, batch([1, 1, 0]))
+    expected = torch.nn.functional.cross_entropy(torch.tensor([[0.0, 0.0], [0.0, 1.0], [0.0, 2.0]]), torch.tensor([1, 1, 0]))
+    assert (loss.item(), count, errors.tolist()) == (pytest.approx(expected.item()), 3.0, [1.0])  # a tie counts as class 0
+    assert objective.metrics == ("AvgLoss", "AvgAcc")
+
+
+def test_several_outputs_are_judged_by_the_middle_one():
+    objective = Objective(config(), lambda p, t: (p - t[:, None]).abs().mean(), regression=True, use_amp=False)
+    model = torch.nn.Linear(1, 3, bias=False)
+    model.weight.data = torch.tensor([[0.0], [1.0], [2.0]])
+    _, _, errors = objective(model, batch([0.0, 2.0]))
+    assert errors.tolist() == [1.0, 1.0]

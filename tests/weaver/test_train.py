@@ -1,0 +1,148 @@
+"""`python -m weaver.train` as the cluster runs it: a process that is killed, stopped, restarted, and writes where it is told to."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+
+import numpy as np
+import pytest
+import uproot
+from tests.weaver.trials import ROOT, command, finish, history, same, start, wait_for, weights
+
+from common import storage
+from weaver.metrics_log import lines
+from weaver.train import main
+
+# 25 steps an epoch of about 0.1 s: long enough to hit a running process, short enough for a test.
+WORDS = {"num_epochs": 10, "batch_size": 22, "options": {"dropout": 0.1}}
+
+
+@pytest.fixture(scope="module")
+def whole(prepared, tmp_path_factory):
+    """The folder of a trial that nobody disturbed."""
+    folder = tmp_path_factory.mktemp("whole")
+    process = start(command(prepared, folder, **WORDS))
+    said = finish(process)
+    assert process.returncode == 0, said
+    return folder
+
+
+def test_killed_after_an_epoch_the_same_command_ends_with_the_same_weights(prepared, whole, tmp_path):
+    words = command(prepared, tmp_path / "trial", metrics_log=tmp_path / "metrics.log", **WORDS)
+    process = start(words)
+    wait_for(process, lambda: len(history(tmp_path / "trial")) >= 1)
+    process.send_signal(signal.SIGKILL)
+    finish(process)
+    assert process.returncode == -signal.SIGKILL
+    assert len(history(tmp_path / "trial")) < WORDS["num_epochs"]
+
+    again = start(words)
+    said = finish(again)
+    assert again.returncode == 0, said
+    assert "epoch 1/10" not in said
+    assert same(weights(tmp_path / "trial"), weights(whole))
+    assert same(weights(tmp_path / "trial", "best.pt"), weights(whole, "best.pt"))
+    assert (tmp_path / "metrics.log").read_text() == lines(history(tmp_path / "trial"))
+
+
+def test_sigterm_leaves_a_checkpoint_and_exit_code_143(prepared, whole, tmp_path):
+    words = command(prepared, tmp_path, **WORDS)
+    process = start(words)
+    wait_for(process, lambda: len(history(tmp_path)) >= 1)
+    process.terminate()
+    said = finish(process)
+    assert process.returncode == 143, said
+    assert "told to stop in epoch" in said
+    assert main(words) == 0  # in this process: as many threads or not, the last bits are compared below only if equal
+    assert len(history(tmp_path)) == WORDS["num_epochs"]
+    np.testing.assert_allclose([r["val_loss"] for r in history(tmp_path)], [r["val_loss"] for r in history(whole)], rtol=1e-4)
+
+
+def test_a_trial_folder_on_s3_holds_the_same(prepared, tmp_path, s3):
+    trial = f"{s3}/run/trials/one/"
+    words = [word for word in command(prepared, trial, num_epochs=2) if "tensorboard" not in word]
+    assert main(words) == 0
+    names = {storage.name(entry.uri).split(".")[0] for entry in storage.entries(trial)}
+    assert names == {"checkpoint", "best", "options", "history", "metrics", "events"}
+    assert len(storage.read_json(f"{s3}/run/trials/one/history.json")) == 2
+    assert main(words) == 0  # finished
+
+
+def test_network_and_data_config_may_lie_on_s3(prepared, tmp_path, s3):
+    storage.upload(prepared.data_config, f"{s3}/config/data.yaml")
+    storage.upload(ROOT / "networks" / "pfn_regressor_open.py", f"{s3}/config/network.py")
+    words = [word for word in command(prepared, tmp_path, num_epochs=1) if not word.startswith(("--data-config", "--network-config"))]
+    assert main([*words, f"--data-config={s3}/config/data.yaml", f"--network-config={s3}/config/network.py"]) == 0
+
+
+@pytest.mark.parametrize("name", ["predictions.npz", "deeper/predictions.root"])
+def test_predictions_are_written_with_labels_and_observers(prepared, whole, tmp_path, name):
+    before = {path.name: path.read_bytes() for path in whole.iterdir()}
+    words = [word for word in command(prepared, whole, **WORDS) if not word.startswith(("--data-train", "--data-val"))]
+    assert main([*words, "--predict", f"--data-test={prepared.test}", f"--predict-output={tmp_path}/{name}"]) == 0
+    path = tmp_path / name
+    found = np.load(path) if path.suffix == ".npz" else uproot.open(path)["Events"].arrays(library="np")
+    columns = {key: np.asarray(found[key]) for key in ("output", "target", "jetPt", "genJetPt", "genJetEta", "partonFlav", "hadronFlav")}
+    assert {len(column) for column in columns.values()} == {182}
+    np.testing.assert_allclose(columns["target"], np.log(columns["genJetPt"] / columns["jetPt"]), rtol=1e-4, atol=1e-5)
+    assert np.corrcoef(columns["output"], columns["target"])[0, 1] > 0.1
+    assert {path.name: path.read_bytes() for path in whole.iterdir()} == before  # nothing of it reaches the trial
+
+
+def test_predicting_without_a_trial_is_refused(prepared, tmp_path, capsys):
+    words = [*command(prepared, tmp_path), "--predict", f"--data-test={prepared.test}", f"--predict-output={tmp_path}/x.npz"]
+    assert main(words) == 2
+    assert "the trial has not finished an epoch" in capsys.readouterr().err
+
+
+def test_weights_of_another_network_are_refused(prepared, whole, tmp_path, capsys):
+    shutil.copy(whole / "best.pt", tmp_path)
+    text = (ROOT / "networks" / "pfn_regressor_open.py").read_text().replace("fc_dim: int = 100", "fc_dim: int = 100, more: int = 0")
+    (tmp_path / "network.py").write_text(text.replace("fully_connected(conv_dim + jet_dim, ", "fully_connected(conv_dim + jet_dim, 1 + "))
+    words = [word for word in command(prepared, tmp_path) if not word.startswith("--network-config")]
+    words += [f"--network-config={tmp_path}/network.py", "--predict", f"--data-test={prepared.test}", f"--predict-output={tmp_path}/x.npz"]
+    assert main(words) == 2
+    assert "holds the weights of another network" in capsys.readouterr().err
+
+
+def test_gpus_that_are_not_there_are_a_warning(prepared, tmp_path, capsys):
+    assert main(command(prepared, tmp_path, num_epochs=1, gpus="0")) == 0
+    assert capsys.readouterr().err.count("warning: --gpus 0 was asked for, but this machine has no CUDA GPU; the CPU is used") == 1
+
+
+def test_the_allocator_hint_comes_once_and_only_where_it_helps(prepared, tmp_path, capsys, monkeypatch):
+    from weaver.allocator import ENVIRONMENT
+
+    assert main(command(prepared, tmp_path / "without", num_epochs=1)) == 0
+    without = capsys.readouterr().err.count("hint: ")
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    assert main(command(prepared, tmp_path / "with", num_epochs=1)) == 0
+    assert capsys.readouterr().err.count("hint: ") == 0
+    assert without == (1 if os.uname().sysname == "Linux" else 0)
+
+
+@pytest.fixture(scope="module")
+def server():
+    """A local S3 server."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    yield "http://{}:{}".format(*server.get_host_and_port())
+    server.stop()
+
+
+@pytest.fixture
+def s3(server, monkeypatch):
+    """The address of an empty bucket."""
+    for name, value in {"AWS_ENDPOINT_URL": server, "AWS_ACCESS_KEY_ID": "jec", "AWS_SECRET_ACCESS_KEY": "jec"}.items():
+        monkeypatch.setenv(name, value)
+    storage._client.cache_clear()
+    storage._client().create_bucket(Bucket="jets")
+    yield "s3://jets"
+    storage.delete("s3://jets/")
+    storage._client().delete_bucket(Bucket="jets")
+    storage._client.cache_clear()

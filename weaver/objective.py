@@ -1,0 +1,77 @@
+"""What training minimises and validation reports: predictions of a batch, their mean loss, and the sums that metrics are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from common.errors import InputError
+from weaver.dataset import Batch
+
+Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+class Objective:
+    """A loss over batches of one data config, for regression of its first label or classification by it.
+
+    Where the data config has weights, each jet's loss is multiplied by its weight and the mean is the weighted one.
+    `loss` may be None where only predictions are wanted.
+    """
+
+    def __init__(self, data_config: Any, loss: Loss | None, *, regression: bool, use_amp: bool) -> None:
+        self.inputs, self.label = list(data_config.input_names), data_config.label_names[0]
+        self.regression, self.use_amp = regression, use_amp
+        self.weighted = data_config.weight_name is not None
+        self.loss = per_jet(loss) if self.weighted and loss else loss
+        if not regression and data_config.label_type != "simple":
+            raise InputError("the data config's label is a number to regress; add --regression-mode, or give it labels of type simple")
+
+    def __call__(self, model: torch.nn.Module, batch: Batch, *, filled: bool = False) -> tuple[torch.Tensor, float, torch.Tensor]:
+        """Mean loss of a batch; the jets (or the sum of weights) that it is over; and the sums (M,) of the other metrics.
+
+        `filled`: the batch may hold jets of weight 0 that only fill it up. They pass the network, so that all ranks do the
+        same, and are then left out.
+        """
+        prediction = self.predict(model, batch)
+        target = batch.labels[self.label].to(torch.float32 if self.regression else torch.int64)
+        if self.weighted:
+            total = batch.weights.sum()
+            loss = (self.loss(prediction, target) * batch.weights).sum() / total.clamp(min=torch.finfo(total.dtype).tiny)
+            return loss, total.item(), self._errors(prediction, target, batch.weights)
+        if filled:
+            real = batch.weights > 0
+            if not real.any():
+                return prediction.sum() * 0.0, 0.0, torch.zeros(len(self.metrics) - 1, device=prediction.device)
+            prediction, target = prediction[real], target[real]
+        return self.loss(prediction, target), float(len(target)), self._errors(prediction, target, torch.ones_like(target))
+
+    def predict(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        """Predictions of a batch in float32: (N,) for one output in regression, else as the network gives them, (N, outputs)."""
+        with torch.autocast(batch.weights.device.type, torch.bfloat16, enabled=self.use_amp):
+            output = model(*(batch.inputs[name] for name in self.inputs)).float()
+        return output.squeeze(1) if self.regression and output.ndim == 2 and output.shape[1] == 1 else output
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of the metrics, the objective first."""
+        return ("AvgLoss", "AvgMSE", "AvgMAE") if self.regression else ("AvgLoss", "AvgAcc")
+
+    @torch.no_grad()
+    def _errors(self, prediction: torch.Tensor, target: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """Weighted sums of squared and absolute errors, or of correct classes."""
+        if not self.regression:
+            return ((prediction.argmax(dim=1) == target) * weights).sum()[None].double()
+        if prediction.ndim == 2:  # several outputs for one target (quantiles): their middle one stands for the prediction
+            prediction = prediction[:, prediction.shape[1] // 2]
+        error = prediction - target
+        return torch.stack([(error.square() * weights).sum(), (error.abs() * weights).sum()]).double()
+
+
+def per_jet(loss: Any) -> Loss:
+    """The same loss with one value a jet. Raises InputError for a loss that cannot do so."""
+    if not hasattr(loss, "reduction"):
+        raise InputError("the data config has weights, so the loss must have a `reduction` as PyTorch's have; this one gives a mean only")
+    loss.reduction = "none"
+    return loss
