@@ -11,8 +11,8 @@ import types
 import numpy as np
 import pytest
 import torch
-from tests.weaver.trials import ROOT, SMALL, command, history, same, weights
 
+from tests.weaver.trials import ROOT, SMALL, command, history, same, weights
 from weaver import fit
 from weaver.data_config import DataConfig
 from weaver.dataset import Batch, Dataset

@@ -7,9 +7,9 @@ import sys
 import types
 
 import pytest
-from tests.weaver.trials import ROOT
 
 from common.errors import InputError
+from tests.weaver.trials import ROOT
 from weaver.network_file import load_network, option_names
 
 SIMPLE = """

@@ -6,8 +6,8 @@ import subprocess
 import sys
 
 import pytest
-from tests.weaver.trials import ROOT
 
+from tests.weaver.trials import ROOT
 from weaver.options import TRAIN_FLAGS, TrainOptions, literal, parse
 
 NEEDED = ["--data-train=a", "--data-val=b", "--data-config=c", "--network-config=n", "--model-prefix=m"]
@@ -71,7 +71,13 @@ def test_flags_of_a_search_space_exist():
 
 
 def test_help_comes_before_torch():
-    code = "import sys, weaver.train\ntry: weaver.train.main(['--help'])\nexcept SystemExit: pass\nassert not {'torch', 'uproot'} & {*sys.modules}"
+    code = """
+import sys, weaver.train
+try:
+    weaver.train.main(["--help"])
+except SystemExit:
+    assert not {"torch", "uproot"} & {*sys.modules}
+"""
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert "--network-option" in done.stdout

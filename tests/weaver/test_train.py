@@ -9,9 +9,9 @@ import signal
 import numpy as np
 import pytest
 import uproot
-from tests.weaver.trials import ROOT, command, finish, history, same, start, wait_for, weights
 
 from common import storage
+from tests.weaver.trials import ROOT, command, finish, history, same, start, wait_for, weights
 from weaver.metrics_log import lines
 from weaver.train import main
 
