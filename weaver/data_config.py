@@ -209,7 +209,8 @@ class DataConfig:
 
         def visit(name: str, path: tuple[str, ...]) -> None:
             if name in path:
-                raise InputError(f"{self.source}: new variables depend on each other in a circle: {' -> '.join((*path, name))}")
+                circle = " -> ".join((*path[path.index(name) :], name))
+                raise InputError(f"{self.source}: new variables depend on each other in a circle: {circle}; give one another name")
             if name in ordered or name in columns:
                 return
             if name not in self.functions:

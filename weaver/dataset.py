@@ -92,6 +92,8 @@ class Dataset:
     def batch(self, index: np.ndarray, device: str | torch.device | None = None) -> Batch:
         """The jets at these positions (int64, any order, repeats allowed) as tensors, on `device` if one is given."""
         index = np.ascontiguousarray(index, np.int64)
+        if index.size and not 0 <= index.min() <= index.max() < len(self):
+            raise IndexError(f"jets are numbered 0 to {len(self) - 1}, asked for {index.min()} to {index.max()}")
         places: dict[tuple, tuple[np.ndarray, np.ndarray]] = {}  # groups of equal offsets and length share their positions
         made = {
             group: self._sequences[group].gather(index, places) if group in self._sequences else self._columns[group][index]
@@ -149,7 +151,7 @@ class _Sequence:
             return np.where(missing[:, None, :], pad[:, None], self.constant[:, None])
         if not len(self.values):
             return np.ascontiguousarray(np.broadcast_to(pad[:, None], (len(index), len(pad), self.length)))
-        rows = self.values.take(positions.ravel(), axis=0, mode="clip").reshape(len(index), self.length, -1)
+        rows = self.values.take(positions.ravel(), axis=0, mode="clip").reshape(len(index), self.length, len(self.pad))
         rows[missing] = pad
         return np.ascontiguousarray(rows.transpose(0, 2, 1))
 

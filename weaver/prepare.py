@@ -196,6 +196,8 @@ def _collect(
 def _quantile_params(values: np.ndarray, name: str, config: DataConfig) -> dict[str, float]:
     if not len(values):
         raise InputError(f"{config.source}: preprocess: auto finds no value of '{name}'")
+    if values.dtype == bool:
+        values = values.astype(np.float32)  # np.percentile subtracts
     if np.isnan(values).any():
         values = np.nan_to_num(values)
     low, center, high = np.percentile(values, [16, 50, 84])

@@ -74,7 +74,7 @@ def make_ready(columns: Mapping[str, Any], count: int, config: DataConfig, plan:
         sequences=sequences,
         flats=flats,
         labels=labels,
-        observers={name: _single(columns[name], name, config) for name in plan.observers},
+        observers={name: _observed(columns, name, config) for name in plan.observers},
         weight=_single(columns[plan.weight], plan.weight, config).astype(np.float32) if plan.weight else None,
         non_finite=non_finite,
     )
@@ -129,10 +129,13 @@ def _sequence_group(columns: Mapping, group: str, names: list[str], config: Data
             raise InputError(f"{config.source}: inputs:{group}: '{names[0]}' and '{name}' differ in number of entries ({sizes})")
     kept = np.minimum(counts, config.preprocess_params[names[0]]["length"])
     positions = _positions(counts, kept)
+    in_float32 = all(ak.Array(columns[name]).ndim > 1 for name in names)
     values = np.empty((int(kept.sum()), len(names)), np.float32)
     for index, name in enumerate(names):
         content = parts[name][0] if positions is None else parts[name][0][positions]
-        values[:, index] = _sequence_values(content, name, config.preprocess_params[name], non_finite)
+        _count_non_finite(name, content, non_finite)
+        make = _sequence_values if in_float32 else _single_values
+        values[:, index] = make(content, config.preprocess_params[name])
     return values, kept
 
 
@@ -144,12 +147,19 @@ def _positions(counts: np.ndarray, kept: np.ndarray) -> np.ndarray | None:
     return np.arange(int(kept.sum())) + np.repeat(shift, kept)
 
 
-def _sequence_values(content: np.ndarray, name: str, params: Mapping[str, Any], non_finite: dict) -> np.ndarray:
-    values = content.astype(np.float32, copy=False)
-    bad = _count_non_finite(name, values, non_finite)
+def _sequence_values(content: np.ndarray, params: Mapping[str, Any]) -> np.ndarray:
+    """float32 throughout; only NaN is replaced."""
     numbers = {key: None if params[key] is None else np.float32(params[key]) for key in ("center", "scale", "min", "max")}
-    values = standardize(values, numbers)
-    return np.where(np.isnan(values), np.float32(0), values) if bad else values
+    values = standardize(content.astype(np.float32, copy=False), numbers)
+    missing = np.isnan(values)
+    return np.where(missing, np.float32(0), values) if missing.any() else values
+
+
+def _single_values(content: np.ndarray, params: Mapping[str, Any]) -> np.ndarray:
+    """Computed in the type of the variable; single values that have a length become float32 before NaN and infinity are replaced."""
+    values = standardize(content, params)
+    with np.errstate(over="ignore"):  # a float64 infinity becomes float64's largest number, and that infinite in float32
+        return np.nan_to_num(values if params["length"] is None else values.astype(np.float32))
 
 
 def _flat_group(columns: Mapping, names: list[str], config: DataConfig, non_finite: dict) -> np.ndarray:
@@ -157,9 +167,18 @@ def _flat_group(columns: Mapping, names: list[str], config: DataConfig, non_fini
     for name in names:
         values = _single(columns[name], name, config)
         _count_non_finite(name, values, non_finite)
-        with np.errstate(over="ignore"):  # a float64 infinity becomes float64's largest number, and that infinite in float32
-            parts.append(np.nan_to_num(standardize(values, config.preprocess_params[name])).astype(np.float32))
+        with np.errstate(over="ignore"):
+            parts.append(_single_values(values, config.preprocess_params[name]).astype(np.float32))
     return parts[0] if len(parts) == 1 else np.stack(parts, axis=1)
+
+
+def _observed(columns: Mapping, name: str, config: DataConfig) -> np.ndarray:
+    """An observer as it is; a monitor variable that is an input with one value a jet as the network gets it (as weaver-core)."""
+    values = _single(columns[name], name, config)
+    params = config.preprocess_params.get(name)
+    if name in config.monitor_variables and params and params["length"] is None:
+        return _single_values(values, params)
+    return values
 
 
 def _single(values: Any, name: str, config: DataConfig) -> np.ndarray:
@@ -176,12 +195,10 @@ def _form_hint(values: Any) -> str:
     return "; fill missing values with ak.fill_none" if "?" in kind or "option" in kind else ""
 
 
-def _count_non_finite(name: str, values: np.ndarray, non_finite: dict) -> bool:
-    """Note how many values are NaN and infinite, and say whether there is any."""
-    if values.dtype.kind != "f" or np.isfinite(values).all():
-        return False
-    non_finite[name] = (int(np.isnan(values).sum()), int(np.isinf(values).sum()))
-    return True
+def _count_non_finite(name: str, values: np.ndarray, non_finite: dict) -> None:
+    """Note how many values are NaN and how many infinite, where there are any."""
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        non_finite[name] = (int(np.isnan(values).sum()), int(np.isinf(values).sum()))
 
 
 def _check_classes(sums: np.ndarray, config: DataConfig) -> None:
