@@ -1,0 +1,122 @@
+"""What the pods of one wait told: why they wait, how they died, and their last lines, kept because controllers delete failed pods.
+
+The training operator deletes every pod of a job that reached its backoff limit or deadline, and Katib the jobs of trials
+that are not retained, so a container's last lines are read as soon as it is seen to have ended badly.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+
+from clusters.api import Api
+from clusters.reasons import CREATING, NOT_SCHEDULED, Crash, crash_of, name_of, phase_of, short, stuck, waiting_of, warning_of
+from clusters.waiting import Wait
+from common.errors import ClusterError
+
+NO_POD = "has no pod yet"
+PASSING = {NO_POD, NOT_SCHEDULED, CREATING}  # every pod goes through these; only one that stays there is worth a line
+LOG_LINES = 20  # of a container that ended badly: a traceback's end and what led to it
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Ending:
+    """A crash and the last lines before it."""
+
+    crash: Crash
+    lines: list[str]
+
+    def reason(self) -> str:
+        """'exit code 1: error: the loss is not finite': the same text for the same failure, whatever the pod's name."""
+        last = next((line.strip() for line in reversed(self.lines) if line.strip()), "")
+        return f"{self.crash.reason}: {short(last, 200)}" if last else self.crash.reason
+
+    def text(self) -> str:
+        """The reason's place and the last lines, indented, for the end of an error."""
+        container = f", container {self.crash.container}" if self.crash.container else ""
+        head = f"last lines of pod {self.crash.pod}{container} ({self.crash.reason}):"
+        return "\n".join([head, *(f"  | {line}" for line in self.lines or ["(no log to be had)"])])
+
+
+class PodStory:
+    """Follows the pods of one wait. `owner_label` is the label whose value names whom a pod belongs to (a job, a service)."""
+
+    def __init__(self, api: Api, wait: Wait, owner_label: str, *, patience: float) -> None:
+        self._api, self._wait, self._owner_label, self._patience = api, wait, owner_label, patience
+        self._endings: dict[str, list[Ending]] = {}
+        self._seen: set[tuple] = set()
+        self._stuck_since: dict[str, float] = {}
+        self._last: dict[str, str] = {}
+
+    def look(self, owners: list[str]) -> dict[str, list[dict]] | None:
+        """The pods of each owner now; None if pods cannot be read. Remembers how containers ended that ended badly.
+
+        Raises ClusterError for a pod that for `patience` seconds could not start for want of an image or secret.
+        """
+        if not owners:
+            return {}
+        pods = self._api.pods(f"{self._owner_label} in ({', '.join(owners)})", self._wait)
+        if pods is None:
+            return None
+        grouped: dict[str, list[dict]] = {owner: [] for owner in owners}
+        for pod in pods:
+            grouped[pod["metadata"]["labels"][self._owner_label]].append(pod)
+            self._remember(pod)
+            self._check_stuck(pod)
+        return grouped
+
+    def explain(self, owner: str, pods: list[dict]) -> bool:
+        """Tell why the pods of an owner wait, and take it back when they do no longer; True while none has started."""
+        reasons = [self._waiting(pod) for pod in pods]
+        if not pods:
+            reasons = [warning_of(self._api.events(owner, self._wait)) or NO_POD]
+        elif all(phase_of(pod) == "Succeeded" for pod in pods):
+            # Katib waits for ever for a collector that reported nothing: then the deadline names this.
+            reasons = ["its pods have finished, the controller has not said so yet"]
+        reason = next(filter(None, reasons), "")
+        passing = reason in PASSING and self._last.get(owner) != reason
+        self._last[owner] = reason
+        self._wait.obstacle(owner, reason, quiet=passing)
+        return all(waiting_of(pod) for pod in pods)
+
+    def settle(self, owner: str) -> None:
+        """The owner has ended: nothing of it holds the wait up any more."""
+        self._wait.obstacle(owner, "")
+
+    def ending(self, owner: str) -> Ending | None:
+        """How the owner's container ended that was the first to fail in its last attempt; None if nothing is known.
+
+        An earlier attempt if there is no log of the last one: a pod may be gone between its last crash and our reading it.
+        """
+        endings = self._endings.get(owner, [])
+        told = [ending for ending in endings if ending.lines] or endings
+        latest = max((ending.crash.attempt for ending in told), default=0)
+        return next((ending for ending in told if ending.crash.attempt == latest), None)
+
+    def _remember(self, pod: dict) -> None:
+        crash = crash_of(pod)
+        if crash is None:
+            return
+        key = (pod["metadata"]["uid"], crash.container, crash.attempt, crash.reason)
+        if key in self._seen:
+            return
+        self._seen.add(key)
+        lines = self._api.log(crash.pod, crash.container, self._wait, lines=LOG_LINES, previous=crash.previous) if crash.container else []
+        ending = Ending(crash=crash, lines=lines)
+        endings = self._endings.setdefault(pod["metadata"]["labels"][self._owner_label], [])
+        endings.append(ending)
+        endings.sort(key=lambda one: one.crash.finished)
+        self._wait.tell(f"ending {crash.pod}", f"pod {crash.pod} ended: {ending.reason()}")
+
+    def _check_stuck(self, pod: dict) -> None:
+        uid = pod["metadata"]["uid"]
+        if not stuck(pod):
+            self._stuck_since.pop(uid, None)
+        elif time.monotonic() - self._stuck_since.setdefault(uid, time.monotonic()) > self._patience:
+            raise ClusterError(f"{self._wait.what} cannot start: pod {name_of(pod)}: {waiting_of(pod)}")
+
+    def _waiting(self, pod: dict) -> str:
+        reason = waiting_of(pod)
+        if reason == CREATING:  # a volume that cannot be mounted shows in events only
+            reason = warning_of(self._api.events(name_of(pod), self._wait)) or reason
+        return reason

@@ -1,0 +1,103 @@
+"""Small manifests that both homes run, and the program inside them.
+
+The program is a few lines of Python: it writes the metrics file as a trial would and ends as it is told, so that the same
+manifest runs as processes of this machine and, on the fake cluster, as the containers of pods.
+"""
+
+from __future__ import annotations
+
+from clusters.manifests import Resources, labels, pod_template, pytorch_job_spec
+
+RUN_ID = "pfn-0a1b2c3d"
+METRICS_PATH = "/var/log/katib/metrics.log"
+
+TRIAL = """
+import os, sys, time
+path, text = sys.argv[1], sys.argv[2].removeprefix("--losses=")
+os.makedirs(os.path.dirname(path), exist_ok=True)
+if text.startswith("broken"):
+    sys.exit("error: the loss is not finite")
+if text == "silent":
+    sys.exit(0)
+if text == "endless":
+    time.sleep(60)
+with open(path, "w") as log:
+    for second, value in enumerate(text.split("/")):
+        print(f"2026-01-01T00:00:{second:02d}Z AvgLoss={value}", file=log)
+"""
+
+
+def pod(command: list[str], args: list[str] = (), step: str = "search", run_id: str = RUN_ID) -> dict:
+    resources = Resources(cpus=1, memory="1Gi")
+    return pod_template(
+        run_id=run_id, step=step, image="weaver:test", command=command, args=list(args), env=[], resources=resources
+    )  # fmt: skip
+
+
+def experiment(
+    losses: list[str], *, name: str = "pfn-0a1b2c3d-search", objective: str = "minimize", max_failed: int = 5, parallel: int = 2,
+    run_id: str = RUN_ID, **spec,
+) -> dict:  # fmt: skip
+    """An experiment of one trial for each text of `losses`: values joined by '/', or a word that TRIAL knows."""
+    command = ["python", "-c", TRIAL, METRICS_PATH, "--losses=${trialParameters.losses}"]
+    job = pytorch_job_spec(pod(command, run_id=run_id), replicas=1, gpus=0, deadline=600, backoff_limit=3)
+    return {
+        "apiVersion": "kubeflow.org/v1beta1",
+        "kind": "Experiment",
+        "metadata": {"name": name, "labels": labels(run_id, "search")},
+        "spec": {
+            "objective": {"type": objective, "objectiveMetricName": "AvgLoss"},
+            "algorithm": {"algorithmName": "grid"},
+            "parallelTrialCount": min(parallel, len(losses)),
+            "maxTrialCount": len(losses),
+            "maxFailedTrialCount": min(max_failed, len(losses)),
+            "parameters": [{"name": "losses", "parameterType": "categorical", "feasibleSpace": {"list": losses}}],
+            "metricsCollectorSpec": {
+                "collector": {"kind": "File"},
+                "source": {"fileSystemPath": {"path": METRICS_PATH, "kind": "File", "format": "TEXT"}},
+            },
+            "trialTemplate": {
+                "primaryContainerName": "pytorch",
+                "retain": True,
+                "successCondition": 'status.conditions.#(type=="Succeeded")#|#(status=="True")#',
+                "failureCondition": 'status.conditions.#(type=="Failed")#|#(status=="True")#',
+                "trialParameters": [{"name": "losses", "reference": "losses"}],
+                "trialSpec": {
+                    "apiVersion": "kubeflow.org/v1", "kind": "PyTorchJob", "metadata": {"labels": labels(run_id, "search")}, "spec": job,
+                },
+            },
+            **spec,
+        },
+    }  # fmt: skip
+
+
+def job(
+    code: str, *args: str, name: str = "pfn-0a1b2c3d-export", replicas: int = 1, restart: str = "Never", deadline: int = 600,
+    run_id: str = RUN_ID,
+) -> dict:  # fmt: skip
+    """A PyTorchJob whose replicas run this Python code."""
+    template = pod(["python", "-c", code], list(args), step="export", run_id=run_id)
+    spec = pytorch_job_spec(template, replicas=replicas, gpus=0, deadline=deadline, backoff_limit=3)
+    for replica in spec["pytorchReplicaSpecs"].values():
+        replica["restartPolicy"] = restart
+    return {
+        "apiVersion": "kubeflow.org/v1",
+        "kind": "PyTorchJob",
+        "metadata": {"name": name, "labels": labels(run_id, "export")},
+        "spec": spec,
+    }
+
+
+def service(name: str = "jec-pfn", uri: str = "s3://models/pfn-0a1b2c3d/model", run_id: str = RUN_ID, **predictor) -> dict:
+    """An InferenceService of Triton."""
+    amounts = {"cpu": "1", "memory": "2Gi"}
+    model = {
+        "modelFormat": {"name": "onnx", "version": "1"}, "runtime": "kserve-tritonserver", "protocolVersion": "v2", "storageUri": uri,
+        "resources": {"requests": amounts, "limits": amounts},
+    }  # fmt: skip
+    return {
+        "apiVersion": "serving.kserve.io/v1beta1",
+        "kind": "InferenceService",
+        "metadata": {"name": name, "labels": labels(run_id, "deploy")},
+        "spec": {"predictor": {"model": model, **predictor}},
+    }

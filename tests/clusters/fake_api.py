@@ -1,0 +1,406 @@
+"""An API server on 127.0.0.1 for tests: the published clients talk HTTP to it, scripted controllers (controllers.py) work in it.
+
+It keeps what a test of a launcher needs of the real one: uid, resourceVersion, generation; Status objects for 401, 403, 404,
+409, 422; the status subresource; label and field selectors; admission by the rules of Katib's and the training operator's
+webhooks; finalizers and removal of dependents; pod logs. `fail` makes it misbehave: error codes, cut connections.
+
+    with FakeApi([Katib(), TrainingOperator(), Node(play)]) as api:
+        api.write_kubeconfig(path)
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import datetime
+import http.server
+import itertools
+import json
+import re
+import threading
+import time
+import urllib.parse
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import yaml
+
+from tests.clusters.admission import Refused, admit
+
+KINDS = {  # plural -> (group/version, kind)
+    "experiments": ("kubeflow.org/v1beta1", "Experiment"),
+    "trials": ("kubeflow.org/v1beta1", "Trial"),
+    "suggestions": ("kubeflow.org/v1beta1", "Suggestion"),
+    "pytorchjobs": ("kubeflow.org/v1", "PyTorchJob"),
+    "inferenceservices": ("serving.kserve.io/v1beta1", "InferenceService"),
+    "pods": ("v1", "Pod"),
+    "events": ("v1", "Event"),
+    "secrets": ("v1", "Secret"),
+    "serviceaccounts": ("v1", "ServiceAccount"),
+}
+PATH = re.compile(r"/(?:api|apis)/(?P<version>v1|[^/]+/[^/]+)(?:/namespaces/(?P<namespace>[^/]+))?/(?P<plural>[a-z]+)"
+                  r"(?:/(?P<name>[^/]+))?(?:/(?P<sub>status|log))?$")  # fmt: skip
+REASONS = {400: "BadRequest", 401: "Unauthorized", 403: "Forbidden", 404: "NotFound", 409: "Conflict", 422: "Invalid",
+           429: "TooManyRequests", 500: "InternalError", 503: "ServiceUnavailable"}  # fmt: skip
+TICK = 0.01  # seconds between two rounds of the controllers
+
+Controller = Callable[["FakeApi"], None]
+
+
+class Failure(Exception):
+    """An answer other than 2xx."""
+
+    def __init__(self, code: int, message: str, reason: str = "") -> None:
+        super().__init__(message)
+        self.code, self.reason = code, reason or REASONS[code]
+
+
+@dataclasses.dataclass
+class Fault:
+    """`times` requests that match are answered with `code`, or cut: 'before' or 'after' the work was done."""
+
+    method: str
+    path: re.Pattern
+    times: float
+    code: int = 0
+    cut: str = ""
+    message: str = "the fake was told to fail"
+    headers: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+class FakeApi:
+    """The server. Objects are plain dicts; everything that reads or writes them holds `lock`."""
+
+    def __init__(self, controllers: list[Controller] = (), namespace: str = "physics") -> None:
+        self.namespace, self.controllers = namespace, list(controllers)
+        self.lock = threading.RLock()
+        self.served = dict(KINDS)
+        self.logs: dict[tuple[str, str, bool], str] = {}
+        self.requests: list[tuple[str, str]] = []
+        self.trouble: list[str] = []
+        self._objects: dict[tuple[str, str, str], dict] = {}
+        self._contents: dict[str, str] = {}
+        self._versions, self._faults = itertools.count(1), []
+        self._stop = threading.Event()
+
+    # For tests ------------------------------------------------------------------------------------------------------
+
+    def __enter__(self) -> FakeApi:
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self._threads = [
+            threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True),
+            threading.Thread(target=self._run_controllers, daemon=True),
+        ]
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._stop.set()
+        self._server.shutdown()
+        self._server.server_close()
+        for thread in self._threads:
+            thread.join(5)
+        for controller in self.controllers:
+            getattr(controller, "close", lambda: None)()
+
+    def write_kubeconfig(self, path: Path, namespace: str | None = "physics") -> Path:
+        context = {"cluster": "fake", "user": "tester"} | ({"namespace": namespace} if namespace else {})
+        path.write_text(yaml.safe_dump({
+            "apiVersion": "v1", "kind": "Config", "current-context": "fake",
+            "clusters": [{"name": "fake", "cluster": {"server": self.url}}],
+            "users": [{"name": "tester", "user": {"token": "not-a-secret"}}],
+            "contexts": [{"name": "fake", "context": context}],
+        }))  # fmt: skip
+        return path
+
+    def fail(self, method: str, path: str, *, times: float = 1, **how) -> Fault:
+        """Misbehave for the next `times` requests whose path contains the expression; see Fault."""
+        fault = Fault(method=method, path=re.compile(path), times=times, **how)
+        with self.lock:
+            self._faults.append(fault)
+        return fault
+
+    def wait_for(self, predicate: Callable[[], object], seconds: float = 5.0):
+        """The first true value of the predicate; AssertionError after `seconds`."""
+        end = time.monotonic() + seconds
+        while True:
+            with self.lock:
+                value = predicate()
+            if value:
+                return value
+            assert time.monotonic() < end, "the fake did not come to what was waited for"
+            time.sleep(TICK)
+
+    # Objects, for controllers and tests -----------------------------------------------------------------------------
+
+    def find(self, plural: str, name: str, namespace: str = "") -> dict | None:
+        """The stored object itself, not a copy."""
+        return self._objects.get((plural, namespace or self.namespace, name))
+
+    def all(self, plural: str, selector: str = "") -> list[dict]:
+        """The stored objects of a kind in every namespace, oldest first."""
+        listed = [thing for (kind, _, _), thing in self._objects.items() if kind == plural]
+        return [thing for thing in listed if _selected(selector, thing["metadata"].get("labels") or {})]
+
+    def create(self, plural: str, thing: dict, namespace: str = "") -> dict:
+        thing = copy.deepcopy(thing)
+        metadata = thing.setdefault("metadata", {})
+        namespace = namespace or metadata.get("namespace") or self.namespace
+        if metadata.get("namespace", namespace) != namespace:
+            raise Failure(400, "the namespace of the provided object does not match the namespace sent on the request")
+        name = metadata.get("name", "")
+        if (plural, namespace, name) in self._objects:
+            raise Failure(409, f'{plural}.{self._group(plural)} "{name}" already exists', "AlreadyExists")
+        self._admit(plural, thing, None)
+        api_version, kind = self.served[plural]
+        metadata |= {"namespace": namespace, "uid": str(uuid.uuid4()), "generation": 1, "creationTimestamp": now()}
+        thing |= {"apiVersion": api_version, "kind": kind}
+        self._objects[plural, namespace, name] = thing
+        self.touch(thing)
+        return thing
+
+    def replace(self, plural: str, old: dict, thing: dict, *, status: bool = False) -> dict:
+        asked = thing["metadata"].get("resourceVersion")
+        if not asked:
+            raise Failure(422, "metadata.resourceVersion: Invalid value: 0x0: must be specified for an update")
+        if asked != old["metadata"]["resourceVersion"]:
+            raise Failure(409, f'Operation cannot be fulfilled on {plural} "{old["metadata"]["name"]}": the object has been modified')
+        if status:
+            old["status"] = copy.deepcopy(thing.get("status", {}))
+        else:
+            self._admit(plural, thing, old)
+            if thing.get("spec") != old.get("spec"):
+                old["metadata"]["generation"] += 1
+            old["spec"] = copy.deepcopy(thing.get("spec"))
+            for place in ("labels", "annotations", "finalizers"):
+                old["metadata"][place] = copy.deepcopy(thing["metadata"].get(place) or {})
+        self.touch(old)
+        if old["metadata"].get("deletionTimestamp") and not old["metadata"].get("finalizers"):
+            self.delete(plural, old)
+        return old
+
+    def touch(self, thing: dict) -> None:
+        """Give an object a new version if it was changed since it got its last."""
+        content = json.dumps({**thing, "metadata": {**thing["metadata"], "resourceVersion": ""}}, sort_keys=True)
+        if self._contents.get(thing["metadata"]["uid"]) != content:
+            self._contents[thing["metadata"]["uid"]] = content
+            thing["metadata"]["resourceVersion"] = str(next(self._versions))
+
+    def delete(self, plural: str, thing: dict) -> None:
+        """Remove an object and what it owns, or only mark it while it has finalizers."""
+        metadata = thing["metadata"]
+        for (kind, _, _), other in list(self._objects.items()):
+            if any(owner["uid"] == metadata["uid"] for owner in other["metadata"].get("ownerReferences", [])):
+                self.delete(kind, other)
+        if metadata.get("finalizers"):
+            metadata.setdefault("deletionTimestamp", now())
+            self.touch(thing)
+        else:
+            self._objects.pop((plural, metadata["namespace"], metadata["name"]), None)
+
+    def event(self, about: dict, reason: str, message: str, kind: str = "Warning") -> None:
+        """Record an event once; a repeated one is counted, as the real recorder does."""
+        name = f"{about['metadata']['name']}.{uuid.uuid5(uuid.NAMESPACE_URL, reason + message).hex[:16]}"
+        known = self.find("events", name)
+        if known:
+            known |= {"count": known["count"] + 1, "lastTimestamp": now()}
+            return
+        involved = {"kind": about["kind"], "name": about["metadata"]["name"], "uid": about["metadata"]["uid"]}
+        self.create("events", {
+            "metadata": {"name": name}, "involvedObject": involved, "type": kind, "reason": reason, "message": message,
+            "count": 1, "firstTimestamp": now(), "lastTimestamp": now(), "eventTime": None,
+        })  # fmt: skip
+
+    def _admit(self, plural: str, thing: dict, old: dict | None) -> None:
+        try:
+            admit(self.served[plural][1], thing, old)
+        except Refused as refused:
+            raise Failure(refused.code, str(refused)) from None
+
+    def _group(self, plural: str) -> str:
+        return self.served[plural][0].split("/")[0]
+
+    def _run_controllers(self) -> None:
+        while not self._stop.wait(TICK):
+            for controller in self.controllers:
+                with self.lock:
+                    try:
+                        controller(self)
+                    except Exception as error:  # a test must see what broke, and the others go on
+                        self.trouble.append(f"{type(controller).__name__}: {error!r}")
+
+    # Requests -------------------------------------------------------------------------------------------------------
+
+    def fault(self, method: str, path: str) -> Fault | None:
+        with self.lock:
+            self.requests.append((method, path))
+            for fault in self._faults:
+                if fault.times > 0 and fault.method in (method, "*") and fault.path.search(path):
+                    fault.times -= 1
+                    return fault
+        return None
+
+    def handle(self, method: str, url: str, body: dict | None) -> dict | str:
+        """The answer's object or text; Failure for anything but 2xx."""
+        parts = urllib.parse.urlsplit(url)
+        query = dict(urllib.parse.parse_qsl(parts.query))
+        match = PATH.match(parts.path)
+        if not match or match["plural"] not in self.served or self.served[match["plural"]][0] != match["version"]:
+            raise Failure(404, "404 page not found")
+        with self.lock:
+            if match["name"] is None:
+                return self._collection(method, match, query, body)
+            return self._item(method, match, query, body)
+
+    def _collection(self, method: str, match: re.Match, query: dict, body: dict | None) -> dict:
+        plural, namespace = match["plural"], match["namespace"]
+        if method == "POST":
+            return copy.deepcopy(self.create(plural, body, namespace))
+        items = [
+            thing for thing in self.all(plural, query.get("labelSelector", ""))
+            if (namespace is None or thing["metadata"]["namespace"] == namespace) and _field_selected(query.get("fieldSelector", ""), thing)
+        ]  # fmt: skip
+        api_version, kind = self.served[plural]
+        version = str(next(self._versions))
+        return copy.deepcopy({"apiVersion": api_version, "kind": f"{kind}List", "metadata": {"resourceVersion": version}, "items": items})
+
+    def _item(self, method: str, match: re.Match, query: dict, body: dict | None) -> dict | str:
+        plural, name = match["plural"], match["name"]
+        thing = self._objects.get((plural, match["namespace"], name))
+        if thing is None:
+            raise Failure(404, f'{plural}.{self._group(plural)} "{name}" not found')
+        if match["sub"] == "log":
+            return self._log(thing, query)
+        if method == "PUT":
+            self.replace(plural, thing, body, status=match["sub"] == "status")
+        elif method == "PATCH":
+            merged = _merge(copy.deepcopy(thing), body)
+            merged["metadata"]["resourceVersion"] = thing["metadata"]["resourceVersion"]
+            self.replace(plural, thing, merged, status=match["sub"] == "status")
+        elif method == "DELETE":
+            self.delete(plural, thing)
+        return copy.deepcopy(thing)
+
+    def _log(self, pod: dict, query: dict) -> str:
+        previous = query.get("previous") in ("true", "True", "1")
+        container, name = query.get("container", ""), pod["metadata"]["name"]
+        text = self.logs.get((pod["metadata"]["uid"], container, previous))
+        if text is None:
+            what = f'previous terminated container "{container}" in pod "{name}" not found' if previous else \
+                f'container "{container}" in pod "{name}" is waiting to start'  # fmt: skip
+            raise Failure(400, what)
+        lines = text.splitlines(keepends=True)
+        return "".join(lines[-int(query["tailLines"]) :] if "tailLines" in query else lines)
+
+
+def now() -> str:
+    """A time as Kubernetes writes it: whole seconds."""
+    return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def set_condition(thing: dict, kind: str, value: str = "True", reason: str = "", message: str = "") -> None:
+    """Add or change a condition of an object's status."""
+    listed = thing.setdefault("status", {}).setdefault("conditions", [])
+    found = next((one for one in listed if one["type"] == kind), None)
+    if found is None:
+        found = {"type": kind, "status": "", "lastTransitionTime": now()}
+        listed.append(found)
+    found |= {"status": value, "reason": reason, "message": message}
+
+
+def has_condition(thing: dict, *kinds: str) -> bool:
+    return any(one["type"] in kinds and one["status"] == "True" for one in thing.get("status", {}).get("conditions", []))
+
+
+def _selected(selector: str, labels: dict[str, str]) -> bool:
+    return all(_requirement(part, labels) for part in _requirements(selector))
+
+
+def _requirements(selector: str) -> Iterator[str]:
+    return (part.strip() for part in re.split(r",(?![^(]*\))", selector) if part.strip())
+
+
+def _requirement(text: str, labels: dict[str, str]) -> bool:
+    if match := re.fullmatch(r"(\S+) (in|notin) \(([^)]*)\)", text):
+        listed = labels.get(match[1]) in [value.strip() for value in match[3].split(",")]
+        return listed if match[2] == "in" else not listed
+    if match := re.fullmatch(r"([^=!\s]+)\s*(==|=|!=)\s*(\S*)", text):
+        return (labels.get(match[1]) == match[3]) == (match[2] != "!=")
+    if re.fullmatch(r"!?[\w./-]+", text):
+        return (text.lstrip("!") in labels) != text.startswith("!")
+    raise Failure(400, f"unable to parse requirement: {text}")
+
+
+def _field_selected(selector: str, thing: dict) -> bool:
+    for part in _requirements(selector):
+        path, _, wanted = part.partition("=")
+        value = thing
+        for key in path.split("."):
+            value = (value or {}).get(key)
+        if value != wanted:
+            return False
+    return True
+
+
+def _merge(old: dict, patch: dict) -> dict:
+    """JSON merge patch."""
+    for key, value in patch.items():
+        if value is None:
+            old.pop(key, None)
+        else:
+            old[key] = _merge(old.get(key) or {}, value) if isinstance(value, dict) else value
+    return old
+
+
+def _handler(api: FakeApi) -> type:
+    class Handler(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True  # an answer goes out in two writes, and would wait 40 ms for the client's delayed ACK
+        timeout = 10
+
+        def log_message(self, *_) -> None:
+            pass
+
+        def answer(self) -> None:
+            length = int(self.headers.get("Content-Length") or 0)
+            body = json.loads(self.rfile.read(length)) if length else None
+            fault = api.fault(self.command, self.path)
+            if fault and fault.cut == "before":
+                return self.cut()
+            try:
+                if fault and fault.code:
+                    raise Failure(fault.code, fault.message)
+                said = api.handle(self.command, self.path, body)
+            except Failure as failure:
+                self.send(failure.code, _status(failure), fault.headers if fault else {})
+            else:
+                if fault and fault.cut == "after":
+                    return self.cut()
+                self.send(201 if self.command == "POST" else 200, said, {})
+
+        def cut(self) -> None:
+            self.close_connection = True
+            self.connection.close()
+
+        def send(self, code: int, said: dict | str, headers: dict[str, str]) -> None:
+            data = said.encode() if isinstance(said, str) else json.dumps(said).encode()
+            self.send_response(code)
+            self.send_header("Content-Type", "text/plain" if isinstance(said, str) else "application/json")
+            self.send_header("Content-Length", str(len(data)))
+            for key, value in headers.items():
+                self.send_header(key, value)
+            self.end_headers()
+            self.wfile.write(data)
+
+        do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = answer
+
+    return Handler
+
+
+def _status(failure: Failure) -> dict:
+    return {"apiVersion": "v1", "kind": "Status", "status": "Failure", "message": str(failure), "reason": failure.reason,
+            "code": failure.code}  # fmt: skip
