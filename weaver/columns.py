@@ -173,21 +173,30 @@ def node_cache() -> Path:
 def building(target: Path) -> Iterator[Path]:
     """A temporary folder beside `target` that becomes `target` if the block ends well, and vanishes if not.
 
-    Where another process made `target` meanwhile, its folder stays: both hold the same.
+    Where another process made `target` meanwhile, its folder stays: both hold the same. Raises StorageError where the disk refuses.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    _remove_stale(target.parent)
-    folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".partial-{target.name}-"))
+    folder = None
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _remove_stale(target.parent)
+        folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".partial-{target.name}-"))
         yield folder
         folder.chmod(0o755)  # mkdtemp's 0700 would hide the data from colleagues on a shared disk
-        try:
-            os.rename(folder, target)
-        except OSError:
-            if not is_prepared(str(target)):
-                raise
+        if not is_prepared(str(target)):
+            _rename(folder, target)
+    except OSError as error:
+        raise StorageError(f"cannot write prepared data to {target}: {error.strerror or error}") from error
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _rename(folder: Path, target: Path) -> None:
+    try:
+        os.rename(folder, target)
+    except OSError:
+        if not is_prepared(str(target)):  # or else another process was faster by a moment
+            raise
 
 
 def publish(folder: Path, uri: str) -> None:

@@ -200,12 +200,12 @@ def _what_is_there(pattern: str) -> str:
 
 
 def _first_bytes(uri: str) -> bytes:
-    if not storage.is_s3(uri):
-        with open(uri, "rb") as file:
-            return file.read(HEADER)
-    import s3fs
-
     try:
+        if not storage.is_s3(uri):
+            with open(uri, "rb") as file:
+                return file.read(HEADER)
+        import s3fs
+
         return s3fs.S3FileSystem(**storage.s3_options()).cat_file(uri, start=0, end=HEADER)
     except Exception as error:
         raise unreadable(uri, error) from error

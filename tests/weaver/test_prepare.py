@@ -436,6 +436,13 @@ def test_the_command_line(jet_files, tmp_path, capsys):
     assert storage.read_json(f"{capsys.readouterr().out.strip()}/{DESCRIPTION}")["role"] == "validation"
 
 
+def test_a_storage_that_cannot_be_written_is_one_line_too(jet_files, tmp_path, capsys):
+    (tmp_path / "cache").write_text("a file where a folder is due")
+    files_and_config = ["--data", f"{jet_files}/val/*.root", "--data-config", str(DATA / "jec_pfn_open.yaml")]
+    assert main([*files_and_config, "--output", str(tmp_path)]) == 1
+    assert capsys.readouterr().err.startswith(f"error: cannot write prepared data to {tmp_path}/cache/")
+
+
 def test_the_command_line_ends_in_one_line_and_exit_code_2(tmp_path):
     config_path = str(DATA / "jec_pfn_open.yaml")
     command = [sys.executable, "-m", "weaver.prepare", "--data-config", config_path, "--data", "none/*.root", "--output", str(tmp_path)]
