@@ -68,7 +68,7 @@ def read_bytes(uri: str) -> bytes:
             return _client().get_object(Bucket=bucket, Key=key)["Body"].read()
     try:
         return Path(uri).read_bytes()
-    except (FileNotFoundError, IsADirectoryError):
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise InputError(f"there is no file {uri}") from None
 
 

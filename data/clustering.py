@@ -1,0 +1,156 @@
+"""Anti-kT jets, R = 0.4, of many events at once, with their areas and what was clustered into them.
+
+FastJet: M. Cacciari, G. P. Salam, G. Soyez, EPJ C 72 (2012) 1896, arXiv:1111.6097; anti-kT: JHEP 04 (2008) 063, arXiv:0802.1189;
+jet areas from ghosts: JHEP 04 (2008) 005, arXiv:0802.1188. Momenta in GeV.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import numpy as np
+
+from data import ragged
+
+RADIUS = 0.4
+GHOST_AREA = 0.02  # CMS uses 0.01; twice that keeps the statistical error of a jet's area at 4 % and halves the time
+GHOST_ETA = 3.2  # a jet with |eta| < 2.5 reaches 2.9; beyond, areas only matter for jets that are not stored
+GHOST_PT = 1e-50  # GeV; a ghost must not move any jet
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """What is clustered, (N,) each, sorted by event. GeV."""
+
+    event: np.ndarray
+    px: np.ndarray
+    py: np.ndarray
+    pz: np.ndarray
+    energy: np.ndarray
+
+    @classmethod
+    def of(cls, event: np.ndarray, pt: np.ndarray, eta: np.ndarray, phi: np.ndarray, mass: np.ndarray | float = 0.0) -> Inputs:
+        """Inputs from pT, eta, phi and mass."""
+        pz = pt * np.sinh(eta)
+        return cls(event, pt * np.cos(phi), pt * np.sin(phi), pz, np.sqrt(pt**2 + pz**2 + mass**2))
+
+
+@dataclasses.dataclass(frozen=True)
+class Jets:
+    """Jets of several events, (J,) each, sorted by event and then by falling pT.
+
+    `member_jet` and `member` list the jets' contents: input `member[i]` belongs to jet `member_jet[i]`; sorted by jet.
+    """
+
+    event: np.ndarray
+    pt: np.ndarray
+    eta: np.ndarray
+    phi: np.ndarray
+    mass: np.ndarray
+    member_jet: np.ndarray
+    member: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.event)
+
+
+def cluster(inputs: Inputs, events: int, min_pt: float) -> Jets:
+    """Jets with pT > min_pt of all events."""
+    import awkward as ak
+    import fastjet
+
+    quiet_banner()
+    counts = ragged.counts_of(inputs.event, events)
+    momenta = ak.zip({"px": inputs.px, "py": inputs.py, "pz": inputs.pz, "E": inputs.energy}, with_name="Momentum4D")
+    sequence = fastjet.ClusterSequence(ak.unflatten(momenta, counts), _definition())
+    found, contents = sequence.inclusive_jets(min_pt), sequence.constituent_index(min_pt)
+    event = np.repeat(np.arange(events), ak.to_numpy(ak.num(found)))
+    px, py, pz, energy = (ak.to_numpy(ak.flatten(found[axis])).astype(float) for axis in ("px", "py", "pz", "E"))
+    size = ak.to_numpy(ak.flatten(ak.num(contents, axis=2)))
+    member_jet = np.repeat(np.arange(len(event)), size)
+    member = ak.to_numpy(ak.flatten(contents, axis=None)).astype(np.int64) + ragged.starts(counts)[event[member_jet]]
+    pt = np.hypot(px, py)
+    jets = Jets(
+        event=event,
+        pt=pt,
+        eta=np.arcsinh(pz / pt),
+        phi=np.arctan2(py, px),
+        mass=np.sqrt(np.maximum(energy**2 - pt**2 - pz**2, 0.0)),
+        member_jet=member_jet,
+        member=member,
+    )
+    return ordered(jets, np.lexsort((-jets.pt, jets.event)))
+
+
+def ordered(jets: Jets, order: np.ndarray) -> Jets:
+    """The jets `order` (an index array, perhaps of a part of them) in that order, with their contents."""
+    size = ragged.counts_of(jets.member_jet, len(jets))
+    taken = ragged.ranges(ragged.starts(size)[order], size[order])
+    plain = {name: getattr(jets, name)[order] for name in ("event", "pt", "eta", "phi", "mass")}
+    return Jets(**plain, member_jet=np.repeat(np.arange(len(order)), size[order]), member=jets.member[taken])
+
+
+def ghosts(events: int, rng: np.random.Generator) -> Inputs:
+    """A grid of ghosts for each event, each moved at random within its cell: jets collect them in proportion to their area."""
+    eta, phi, cell_eta, cell_phi = _ghost_grid()
+    jitter_eta = rng.uniform(-0.5, 0.5, (events, len(eta))) * cell_eta
+    jitter_phi = rng.uniform(-0.5, 0.5, (events, len(phi))) * cell_phi
+    event = np.repeat(np.arange(events), len(eta))
+    flat_eta, flat_phi = (eta + jitter_eta).ravel(), (phi + jitter_phi).ravel()
+    return Inputs.of(event, np.full(len(event), GHOST_PT), flat_eta, flat_phi)
+
+
+def ghost_cell() -> float:
+    """Area that one ghost stands for."""
+    _, _, cell_eta, cell_phi = _ghost_grid()
+    return cell_eta * cell_phi
+
+
+@functools.cache
+def _ghost_grid() -> tuple[np.ndarray, np.ndarray, float, float]:
+    side = np.sqrt(GHOST_AREA)
+    rows, columns = round(2 * GHOST_ETA / side), round(2 * np.pi / side)
+    cell_eta, cell_phi = 2 * GHOST_ETA / rows, 2 * np.pi / columns
+    eta = (np.arange(rows) + 0.5) * cell_eta - GHOST_ETA
+    phi = (np.arange(columns) + 0.5) * cell_phi - np.pi
+    return np.repeat(eta, columns), np.tile(phi, rows), cell_eta, cell_phi
+
+
+@functools.cache
+def _definition():
+    import fastjet
+
+    return fastjet.JetDefinition(fastjet.antikt_algorithm, RADIUS)
+
+
+def density(event: np.ndarray, pt: np.ndarray, eta: np.ndarray, phi: np.ndarray, events: int, max_eta: float) -> np.ndarray:
+    """Median transverse momentum density rho of each event, GeV per unit area: (events,).
+
+    The median over cells of about 0.55 × 0.55 in (eta, phi) with |eta| < max_eta, as CMS's fixedGridRho: jets fill few cells,
+    pile-up all of them.
+    """
+    rows, columns = int(2 * max_eta / 0.55), int(2 * np.pi / 0.55)
+    inside = np.abs(eta) < max_eta
+    row = ((eta[inside] + max_eta) * (rows / (2 * max_eta))).astype(np.int64).clip(0, rows - 1)
+    column = ((phi[inside] + np.pi) * (columns / (2 * np.pi))).astype(np.int64).clip(0, columns - 1)
+    cell = (event[inside] * rows + row) * columns + column
+    sums = ragged.total(cell, pt[inside], events * rows * columns).reshape(events, rows * columns)
+    return np.median(sums, axis=1) / ((2 * max_eta / rows) * (2 * np.pi / columns))
+
+
+@functools.cache
+def quiet_banner() -> None:
+    """Let FastJet print its banner now, into nothing: on stdout it would end up among what a program prints."""
+    import os
+
+    import fastjet
+
+    kept, nothing = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nothing, 1)
+        fastjet.ClusterSequence([fastjet.PseudoJet(1.0, 0.0, 0.0, 1.0)], _definition())
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nothing)

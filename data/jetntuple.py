@@ -1,0 +1,139 @@
+"""The JetNtuple: one row a jet, tree `AK4jets/jetTree`, in the schema of the CMS open data record 12100.
+
+In memory a sample is a dict of columns: a branch without a counter is (N,), a branch with a counter is flat, jet after jet, and
+its counter says how many values belong to each jet. Momenta and masses are in GeV, angles in radians.
+
+Source of the schema: K. Kallonen (2019), "Sample with jet properties for jet-flavor and other jet-related ML studies
+JetNTuple_QCD_RunII_13TeV_MC", CERN Open Data Portal, doi:10.7483/OPENDATA.CMS.RY2V.T797.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+
+import numpy as np
+
+FOLDER, TREE_NAME = "AK4jets", "jetTree"
+TREE = f"{FOLDER}/{TREE_NAME}"
+
+Columns = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Branch:
+    """One branch: its name, the type of its values, and the counter branch if a jet has several of them."""
+
+    name: str
+    dtype: np.dtype
+    counter: str | None = None
+
+
+def _branches(dtype: str, names: str, counter: str | None = None) -> list[Branch]:
+    return [Branch(name, np.dtype(dtype), counter) for name in names.split()]
+
+
+BRANCHES: tuple[Branch, ...] = (
+    # The jet: anti-kT R = 0.4 of candidates after charged hadron subtraction; jetPt and jetMass carry the standard JEC.
+    *_branches("f4", "jetPt jetEta jetPhi jetMass jetGirth jetArea jetRawPt jetRawMass"),
+    # Identification (0 or 1), and whether a generator jet was matched.
+    *_branches("i4", "jetLooseID jetTightID jetGenMatch"),
+    # Quark-gluon likelihood (1 = quark-like) and its variables: axis2 is the minor axis of the pT²-weighted shape.
+    *_branches("f4", "jetQGl QG_ptD QG_axis2"),
+    *_branches("i4", "QG_mult"),
+    # Flavour as signed PDG number (21 = gluon, 0 = none found): of the clustered partons, the hadrons, the hard process.
+    *_branches("i4", "partonFlav hadronFlav physFlav isPhysUDS isPhysG isPhysOther isPartonUDS isPartonG isPartonOther"),
+    *_branches("i4", "jetChargedHadronMult jetNeutralHadronMult jetChargedMult jetNeutralMult jetMult"),
+    # All candidates with |dEta|, |dPhi| < 1 of the jet axis, pile-up included, in the order of the event's list.
+    *_branches("i4", "nPF"),
+    *_branches("f4", "PF_pT PF_dR PF_dTheta PF_dPhi PF_dEta PF_mass", "nPF"),
+    *_branches("i4", "PF_id PF_fromPV PF_fromAK4Jet", "nPF"),
+    # The matched generator jet (all 0 without one) and its particles; no neutrinos.
+    *_branches("f4", "genJetPt genJetEta genJetPhi genJetMass"),
+    *_branches("i4", "nGenJetPF"),
+    *_branches("f4", "genJetPF_pT genJetPF_dR genJetPF_dTheta genJetPF_mass", "nGenJetPF"),
+    *_branches("i4", "genJetPF_id", "nGenJetPF"),
+    # The event: jets stored, place of this jet among them, angles between the two leading jets, pT3 / mean(pT1, pT2).
+    *_branches("i4", "eventJetMult jetPtOrder"),
+    *_branches("f4", "dPhiJetsLO dEtaJetsLO alpha"),
+    *_branches("u8", "event"),
+    *_branches("i4", "run lumi"),
+    *_branches("f4", "pthat eventWeight rhoAll rhoCentral rhoCentralNeutral rhoCentralChargedPileUp"),
+    *_branches("i4", "PV_npvsGood Pileup_nPU"),
+    *_branches("f4", "Pileup_nTrueInt"),
+)
+
+BY_NAME = {branch.name: branch for branch in BRANCHES}
+COUNTERS = {"nPF": "PF", "nGenJetPF": "genJetPF"}
+"""Counter branch -> prefix of the branches it counts."""
+
+
+def length(columns: Columns) -> int:
+    """Number of jets."""
+    return len(columns["jetPt"])
+
+
+def typed(columns: Columns) -> Columns:
+    """The columns in the schema's order and types. Raises KeyError for one that is missing, ValueError for one too many."""
+    extra = columns.keys() - BY_NAME.keys()
+    if extra:
+        raise ValueError(f"not in the JetNtuple schema: {', '.join(sorted(extra))}")
+    return {branch.name: columns[branch.name].astype(branch.dtype, copy=False) for branch in BRANCHES}
+
+
+def concatenate(parts: list[Columns]) -> Columns:
+    """One sample of several, in their order."""
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def slice_jets(columns: Columns, first: int, last: int) -> Columns:
+    """Jets first, ..., last - 1 with the values that belong to them."""
+    out = {}
+    for name, values in columns.items():
+        counter = BY_NAME[name].counter
+        if counter is None:
+            out[name] = values[first:last]
+        else:
+            edges = np.r_[0, np.cumsum(columns[counter], dtype=np.int64)]
+            out[name] = values[edges[min(first, len(edges) - 1)] : edges[min(last, len(edges) - 1)]]
+    return out
+
+
+def write(path: str | os.PathLike, columns: Columns) -> None:
+    """Write one ROOT file. Give it a name that nobody reads and rename it afterwards: a killed process leaves a part of it."""
+    import uproot
+
+    data = _records(typed(columns))
+    types = {name: values.type if name in COUNTERS.values() else values.dtype for name, values in data.items()}
+    prefix_counter = {prefix: counter for counter, prefix in COUNTERS.items()}
+    # Level 1: float32 mantissas hardly compress at any level, and this process also serves the workers.
+    with uproot.recreate(path, compression=uproot.ZLIB(1)) as file:
+        tree = file.mkdir(FOLDER).mktree(
+            TREE_NAME,
+            types,
+            title="jets",
+            counter_name=lambda prefix: prefix_counter[prefix],
+            field_name=lambda prefix, field: f"{prefix}_{field}",
+        )
+        tree.extend(data)
+
+
+def read(path: str | os.PathLike) -> Columns:
+    """All columns of one ROOT file in this schema, as they were given to `write`."""
+    import awkward as ak
+    import uproot
+
+    with uproot.open(path) as file:
+        tree = file[TREE]
+        return {b.name: ak.to_numpy(ak.flatten(tree[b.name].array(), axis=None)) for b in BRANCHES}
+
+
+def _records(columns: Columns) -> dict:
+    """Columns as uproot writes them: each counter's branches zipped into one jagged record, the counter itself left to uproot."""
+    import awkward as ak
+
+    data: dict = {name: values for name, values in columns.items() if BY_NAME[name].counter is None and name not in COUNTERS}
+    for counter, prefix in COUNTERS.items():
+        fields = {b.name.removeprefix(f"{prefix}_"): columns[b.name] for b in BRANCHES if b.counter == counter}
+        data[prefix] = ak.zip({field: ak.unflatten(values, columns[counter]) for field, values in fields.items()})
+    return data

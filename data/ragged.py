@@ -1,0 +1,69 @@
+"""Index arithmetic for groups of unequal size kept in flat arrays: an event's particles, a jet's candidates.
+
+A grouping is either `counts` (G,) with the members of group 0 first, then those of group 1, ..., or an array that gives the
+group of each member. Everything is vectorised over all groups.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def starts(counts: np.ndarray) -> np.ndarray:
+    """Position of the first member of each group: (G,) int64."""
+    return np.cumsum(counts) - counts
+
+
+def ranges(first: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """The runs first[g], first[g] + 1, ..., counts[g] long each, one after the other.
+
+    >>> ranges(np.array([5, 0]), np.array([2, 3])).tolist()
+    [5, 6, 0, 1, 2]
+    """
+    return np.repeat(np.asarray(first) - starts(counts), counts) + np.arange(int(np.sum(counts)))
+
+
+def counts_of(group: np.ndarray, groups: int) -> np.ndarray:
+    """How many members each group has: (groups,) int64."""
+    return np.bincount(group, minlength=groups)
+
+
+def total(group: np.ndarray, values: np.ndarray, groups: int) -> np.ndarray:
+    """Sum of the values in each group: (groups,) float64."""
+    return np.bincount(group, weights=values, minlength=groups)
+
+
+def pairs(left_event: np.ndarray, right_event: np.ndarray, events: int) -> tuple[np.ndarray, np.ndarray]:
+    """All (left, right) index pairs that share an event, in the order of `left`. `right_event` must be sorted."""
+    counts = counts_of(right_event, events)
+    number = counts[left_event]
+    return np.repeat(np.arange(len(left_event)), number), ranges(starts(counts)[left_event], number)
+
+
+def first_in_group(group: np.ndarray, order: np.ndarray, groups: int) -> np.ndarray:
+    """Index of the member with the smallest `order` in each group; -1 for a group without members. (groups,) int64.
+
+    >>> first_in_group(np.array([0, 0, 2]), np.array([3.0, 1.0, 7.0]), 3).tolist()
+    [1, -1, 2]
+    """
+    ranked = np.lexsort((order, group))
+    found, position = np.unique(group[ranked], return_index=True)
+    best = np.full(groups, -1, dtype=np.int64)
+    best[found] = ranked[position]
+    return best
+
+
+def rank_in_group(group: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """Place (0 = smallest `order`) of each member within its group: (N,) int64."""
+    ranked = np.lexsort((order, group))
+    ordered = group[ranked]
+    is_first = np.r_[True, ordered[1:] != ordered[:-1]] if len(ordered) else np.zeros(0, dtype=bool)
+    first = np.maximum.accumulate(np.where(is_first, np.arange(len(ordered)), 0))
+    rank = np.empty(len(group), dtype=np.int64)
+    rank[ranked] = np.arange(len(ordered)) - first
+    return rank
+
+
+def delta_phi(a: np.ndarray, b: np.ndarray | float = 0.0) -> np.ndarray:
+    """Azimuth a - b brought into [-pi, pi) (radians)."""
+    return (a - b + np.pi) % (2 * np.pi) - np.pi

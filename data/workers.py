@@ -1,0 +1,126 @@
+"""Processes that make blocks, and the blocks in order.
+
+Each worker is a process of its own with a pipe to this one. A worker ends when its pipe closes, and at once when this process
+is gone, however that happened. Workers ignore Ctrl-C: this process gets it too, and ends them.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from common.errors import JecError
+
+AHEAD = 4  # blocks a worker may be ahead of the oldest one still missing, so that a slow block does not fill the memory
+START_SECONDS = 120.0  # imports, Pythia's initialisation and the pile-up library take 3 s on a free core
+SECONDS_PER_EVENT = 2.0  # about 10 ms on a free core
+
+MakeBlock = Callable[[int], Any]
+
+
+def blocks(maker: Callable[[Any], MakeBlock], recipe: Any, *, workers: int, events_per_block: int) -> Iterator[Any]:
+    """The results for block 0, 1, 2, ... for ever, made by `workers` processes.
+
+    `maker(recipe)` is called once in each process and returns the function that makes block `number`; both must be importable by
+    name. Close the generator to end the processes. Raises JecError if a worker fails, dies, or does not answer in time.
+    """
+    pool = [_Worker(maker, recipe) for _ in range(workers)]
+    try:
+        yield from _in_order(pool, START_SECONDS + SECONDS_PER_EVENT * events_per_block)
+    finally:
+        for worker in pool:
+            worker.stop()
+
+
+def _in_order(pool: list[_Worker], patience: float) -> Iterator[Any]:
+    done: dict[int, Any] = {}
+    wanted, following = 0, 0
+    idle = list(pool)
+    while True:
+        while idle and following < wanted + AHEAD * len(pool):
+            idle.pop().ask(following)
+            following += 1
+        busy = {worker.pipe: worker for worker in pool if worker not in idle}
+        ready = multiprocessing.connection.wait(list(busy), timeout=patience)
+        if not ready:
+            raise JecError(f"no block of events was finished within {patience:.0f} s; is the machine out of memory or overloaded?")
+        for pipe in ready:
+            number, result = busy[pipe].answer()
+            done[number] = result
+            idle.append(busy[pipe])
+        while wanted in done:
+            yield done.pop(wanted)
+            wanted += 1
+
+
+class _Worker:
+    """One process and this side of its pipe."""
+
+    def __init__(self, maker: Callable[[Any], MakeBlock], recipe: Any) -> None:
+        context = multiprocessing.get_context("spawn")  # a fork would inherit locks of this process's threads
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=_work, args=(theirs, maker, recipe), daemon=True)
+        self.process.start()
+        theirs.close()
+
+    def ask(self, number: int) -> None:
+        try:
+            self.pipe.send(number)
+        except OSError:
+            raise self._died() from None
+
+    def answer(self) -> tuple[int, Any]:
+        """The number of the block and what was made of it."""
+        try:
+            number, result, failure = self.pipe.recv()
+        except (EOFError, OSError):
+            raise self._died() from None
+        if failure is None:
+            return number, result
+        if isinstance(failure, JecError):
+            raise failure
+        print(failure, file=sys.stderr)
+        raise JecError(f"block {number} of events failed: {failure.strip().splitlines()[-1]}")
+
+    def stop(self) -> None:
+        self.pipe.close()
+        self.process.kill()
+        self.process.join(timeout=10)
+
+    def _died(self) -> JecError:
+        self.process.join(timeout=5)
+        code = self.process.exitcode
+        how = f"was killed by {signal.Signals(-code).name}" if code is not None and code < 0 else f"ended with exit code {code}"
+        hint = "; is there enough memory? Try fewer --workers" if code == -signal.SIGKILL else ""
+        return JecError(f"a generator process {how}{hint}")
+
+
+def _work(pipe, maker: Callable[[Any], MakeBlock], recipe: Any) -> None:
+    """A worker's life: make the blocks that are asked for until nobody asks any more."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.dup2(2, 1)  # whatever Pythia and FastJet print is not this program's output
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    number = None
+    try:
+        make = maker(recipe)
+        while True:
+            number = pipe.recv()
+            pipe.send((number, make(number), None))
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        return
+    except JecError as error:
+        pipe.send((number, None, error))
+    except Exception:
+        pipe.send((number, None, traceback.format_exc()))
+
+
+def _end_with_parent() -> None:
+    multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+    os._exit(1)
