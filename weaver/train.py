@@ -156,7 +156,7 @@ def _description(options: TrainOptions, model) -> dict[str, Any]:
 def _say_hint(device) -> None:
     from weaver.allocator import hint
 
-    if device.type == "cpu" and (line := hint(dict(os.environ), sys.platform)):
+    if device.type == "cpu" and os.environ.get("RANK", "0") == "0" and (line := hint(dict(os.environ), sys.platform)):
         print(line, file=sys.stderr, flush=True)
 
 

@@ -184,6 +184,14 @@ def test_inputs_may_come_in_any_order():
     torch.testing.assert_close(answer(other, batch, groups), answer(model, batch), rtol=0, atol=0)
 
 
+def test_one_jet_feature_comes_without_an_axis_of_its_own():
+    one = config(*PFN)
+    one.input_shapes["jet_features"] = (-1,)
+    model, batch = settle(pfn_regressor_open.get_model(one)[0]), jets([30, 3])
+    batch["jet_features"] = batch["jet_features"][:, 0]
+    assert answer(model, batch, PFN).shape == (2, 1)
+
+
 def test_model_info_describes_the_inputs():
     _, info = particle_net_regressor_open.get_model(config(*PARTICLE_NET))
     assert info["input_names"] == list(PARTICLE_NET)
