@@ -35,10 +35,11 @@ HOST = "127.0.0.1"
 KINDS = ("auto", "triton", "kserve-server")
 PORT_ATTEMPTS = 4  # a free port may be taken by another process between the choice and the server's own bind
 START_DEADLINE = 120.0  # seconds; Triton needs about 3 here, kserve's imports about 10, a loaded machine several times that
+KILL_SECONDS = 5  # a killed process is gone at once, unless the machine is short of breath
 STOP_SECONDS = 10  # for requests in flight when the server is told to stop
-_PROGRAMS = ("tritonserver", "serving.kserve_server")
 _PORT_TAKEN = re.compile(r"address already in use|failed to start HTTP service|Errno 98", re.IGNORECASE)
-WORKDIR = "JEC_SERVER_WORKDIR"  # in the server's environment: tells whose server a process is
+# In the environment of a server and so of its children: by these a process is known to be ours, and to which start it belongs.
+WORKDIR, IDENTITY = "JEC_SERVER_WORKDIR", "JEC_SERVER_ID"
 
 _children: dict[int, subprocess.Popen] = {}  # those started by this very process: they need to be waited for when they end
 
@@ -99,36 +100,50 @@ def start(
 
 
 def stop(pid: int, *, seconds: float = STOP_SECONDS) -> bool:
-    """End a server and its children: asked first, killed after `seconds`. False if no such server runs (any more).
+    """End a server and its children: asked first, killed after `seconds`. False if nothing of such a server runs (any more).
 
     A process that is no server of ours keeps running: the pid in an old service.json may belong to another by now.
     """
-    if not is_running(pid):
-        _reap(pid)
-        return False
-    shared_memory = _shared_memory_prefix(pid)
-    with contextlib.suppress(ProcessLookupError):
+    members = _members(pid)
+    running = is_running(pid)
+    if running:
         os.kill(pid, signal.SIGTERM)
-    ends = time.monotonic() + seconds
-    while is_running(pid) and time.monotonic() < ends:
-        time.sleep(0.05)
-    # What is left of its session: the backend processes of a server that did not end by itself.
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(pid, signal.SIGKILL)
+        _wait_while(lambda: is_running(pid), seconds)
+    # What is left: a server that did not end by itself, and its backend processes, which survive a server that was killed.
+    for member in _members(pid):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(member, signal.SIGKILL)
+    _wait_while(lambda: bool(_members(pid)), KILL_SECONDS)
     _reap(pid)
-    if shared_memory:  # a killed backend process leaves its region behind
-        for region in Path("/dev/shm").glob(f"{shared_memory}*"):
+    for identity in set(members.values()):
+        for region in Path("/dev/shm").glob(f"{identity}*"):  # shared memory of a killed backend process
             region.unlink(missing_ok=True)
-    return True
+    return running or bool(members)
 
 
 def is_running(pid: int) -> bool:
-    """True if the process exists, has not ended, and is a server that this module starts."""
-    try:
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-    except OSError:
-        return False
-    return any(os.path.basename(word.decode(errors="replace")) in _PROGRAMS for word in words)  # a zombie has no command line
+    """True if the process exists, has not ended, and is a server that this module started."""
+    if pid in _children:
+        return _children[pid].poll() is None  # its environment cannot be read for a moment after the start
+    return pid in _members(pid)
+
+
+def _members(leader: int) -> dict[int, str]:
+    """Living processes of the group that a server leads or led -> the server's identity; empty if the group is another's."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError, ValueError):
+            _, _, group = path.read_text().rsplit(")", 1)[1].split()[:3]  # after the name, which may hold anything
+            environment = path.with_name("environ").read_bytes() if int(group) == leader else b""  # empty for one that ended
+            if match := re.search(rb"(?:^|\0)" + IDENTITY.encode() + rb"=([^\0]+)", environment):
+                found[int(path.parent.name)] = match.group(1).decode()
+    return found
+
+
+def _wait_while(condition: Callable[[], bool], seconds: float) -> None:
+    ends = time.monotonic() + seconds
+    while condition() and time.monotonic() < ends:
+        time.sleep(0.02)
 
 
 def triton_unusable(workdir: str | os.PathLike) -> str:
@@ -211,7 +226,7 @@ def _start_on_a_port(plan: _Plan, http_port: int, report) -> tuple[int, int]:
 
 def _launch(plan: _Plan, port: int, identity: str) -> subprocess.Popen:
     command, env = _triton_command(plan, port, identity) if plan.kind == "triton" else _kserve_command(plan, port, identity)
-    env[WORKDIR] = str(plan.workdir)
+    env |= {WORKDIR: str(plan.workdir), IDENTITY: identity}
     with open(plan.log, "ab") as output:
         process = subprocess.Popen(
             command, env=env, cwd=plan.workdir, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
@@ -362,11 +377,6 @@ def _triton_command(plan: _Plan, port: int, identity: str) -> tuple[list[str], d
         f"--exit-timeout-secs={STOP_SECONDS}",
     ]
     return command, _environment(triton, plan.workdir)
-
-
-def _shared_memory_prefix(pid: int) -> str:
-    match = re.search(rb"shm-region-prefix-name=(jec-\w+)", Path(f"/proc/{pid}/cmdline").read_bytes())
-    return match.group(1).decode() if match else ""
 
 
 # -------------------------------------------------------------------------------------------------- kserve's model server

@@ -11,7 +11,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from pathlib import Path
 
@@ -41,6 +40,12 @@ def group_of(pid: int) -> list[int]:
         if int(group) == pid and state != "Z":
             found.append(int(stat.parent.name))
     return found
+
+
+def shared_memory_of(server: triton.Server):
+    """A function that lists the server's regions in /dev/shm, also after its end."""
+    identity = Path(f"/proc/{server.pid}/environ").read_bytes().decode().split("JEC_SERVER_ID=")[1].split("\0")[0]
+    return lambda: Path("/dev/shm").glob(f"{identity}*")
 
 
 # --------------------------------------------------------------------------------------------------- both kinds of server
@@ -178,27 +183,33 @@ def test_each_graph_level_and_the_backends_parameters_are_obeyed(start_triton, r
 
 
 def test_stop_leaves_no_process_and_no_shared_memory(start_triton, repository):
-    before = set(os.listdir("/dev/shm"))
     server = start_triton(repository / "model")
+    regions = shared_memory_of(server)
     assert len(group_of(server.pid)) == 2  # the server and the process of its one model instance
-    assert len(set(os.listdir("/dev/shm")) - before) == 1
+    assert len(list(regions())) == 1
     assert triton.is_running(server.pid)
     assert triton.stop(server.pid)
     assert group_of(server.pid) == []
-    assert set(os.listdir("/dev/shm")) <= before
+    assert not list(regions())
     assert not triton.stop(server.pid)
 
 
 def test_a_server_that_does_not_end_is_killed_with_its_children(start_triton, repository):
-    before = set(os.listdir("/dev/shm"))
     server = start_triton(repository / "model")
+    regions = shared_memory_of(server)
     os.kill(server.pid, signal.SIGSTOP)  # cannot react to SIGTERM any more
     assert triton.stop(server.pid, seconds=0.5)
-    ends = time.monotonic() + 5
-    while group_of(server.pid) and time.monotonic() < ends:
-        time.sleep(0.05)
     assert group_of(server.pid) == []
-    assert set(os.listdir("/dev/shm")) <= before
+    assert not list(regions())
+
+
+def test_what_a_killed_server_left_is_ended(start_triton, repository):
+    server = start_triton(repository / "model")
+    regions = shared_memory_of(server)
+    os.kill(server.pid, signal.SIGKILL)  # as the system does when memory runs out
+    assert triton.stop(server.pid)
+    assert group_of(server.pid) == []
+    assert not list(regions())
 
 
 def test_outlives_the_process_that_started_it(triton_workdir, repository, tmp_path):
