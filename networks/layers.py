@@ -181,12 +181,19 @@ def gather_rows(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
 
 
 def fully_connected(in_dim: int, num_layers: int, dim: int, dropout: float, out_dim: int = 1) -> nn.Sequential:
-    """`num_layers` hidden layers with ReLU and dropout, then a linear one: (N, in_dim) -> (N, out_dim)."""
+    """`num_layers` hidden layers with ReLU and dropout, then a linear one: (N, in_dim) -> (N, out_dim).
+
+    The last layer begins at zero, so that an untrained network answers log ratio 0, which is the standard JEC itself: training
+    sets out from there instead of first unlearning random answers ten times as wide as the corrections to be found.
+    """
     layers: list[nn.Module] = []
     for index in range(num_layers):
         layers += [nn.Linear(dim if index else in_dim, dim), nn.ReLU()]
         layers += [nn.Dropout(dropout)] if dropout else []
-    return nn.Sequential(*layers, nn.Linear(dim, out_dim))
+    last = nn.Linear(dim, out_dim)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    return nn.Sequential(*layers, last)
 
 
 # ---------------------------------------------------------------------------------------------------------------------- loss

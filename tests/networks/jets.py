@@ -29,8 +29,11 @@ def jets(multiplicity: list[int], length: int = 30, seed: int = 1) -> dict[str, 
 
 
 def settle(model: torch.nn.Module, seed: int = 2) -> torch.nn.Module:
-    """Give every batch normalisation statistics and weights that are not the neutral ones, and leave training mode."""
+    """Give every batch normalisation, and the last layer, weights that are not the neutral ones, and leave training mode."""
     generator = torch.Generator().manual_seed(seed)
+    last = [module for module in model.modules() if isinstance(module, torch.nn.Linear)][-1]
+    last.weight.data.copy_(torch.randn(last.weight.shape, generator=generator) * 0.3)
+    last.bias.data.copy_(torch.randn(last.bias.shape, generator=generator) * 0.3)
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_mean.copy_(torch.randn(module.num_features, generator=generator) * 0.1)

@@ -176,6 +176,12 @@ def test_onnx_gives_the_same_answers_at_any_batch_size(model, groups):
             changed(torch.from_numpy(output), answer(model, batch, groups))
 
 
+@pytest.mark.parametrize(("network", "groups"), [(pfn_regressor_open, PFN), (particle_net_regressor_open, PARTICLE_NET)])
+def test_an_untrained_network_is_the_standard_calibration(network, groups):
+    model = network.get_model(config(*groups))[0].eval()
+    assert answer(model, jets([30, 3, 0]), groups).abs().max() == 0
+
+
 def test_inputs_may_come_in_any_order():
     groups = ("jet_features", "pf_mask", "pf_points", "pf_features")
     torch.manual_seed(0)
