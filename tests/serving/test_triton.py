@@ -295,7 +295,7 @@ def test_a_port_in_use_is_refused_where_it_was_asked_for(repository, kserve):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         with pytest.raises(ClusterError, match="in use by another process; give another one"):
-            triton.start(repository / "model", **kserve, http_port=taken.getsockname()[1])
+            triton.start(repository / "model", **{**kserve, "kind": "auto"}, http_port=taken.getsockname()[1])
 
 
 def test_a_wait_ends_at_its_deadline_and_leaves_nothing(repository, kserve, monkeypatch):
@@ -315,11 +315,11 @@ def test_a_model_that_is_not_in_the_repository_is_refused_before_anything_starts
 
 def test_a_repository_on_s3_is_copied(repository, kserve, s3_bucket):
     storage.upload(repository / "model", f"{s3_bucket}/run/model")
-    server = triton.start(f"{s3_bucket}/run/model", **kserve)
+    server = triton.start(f"{s3_bucket}/run/model", **{**kserve, "kind": "auto"})
     try:
         assert Client(server.url, NAME).ready()
     finally:
-        assert triton.stop(server.pid)
+        assert triton.stop(server.pid, seconds=0.2)
 
 
 def test_stop_spares_a_process_that_is_no_server():
