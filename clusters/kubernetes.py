@@ -23,6 +23,7 @@ from common.errors import ClusterError, DeadlineError, InputError
 
 JOB_LABEL = "training.kubeflow.org/job-name"  # on every pod of a PyTorchJob; a trial's job has the trial's name
 TRIALS_LABEL = "katib.kubeflow.org/experiment"
+SUGGESTION_LABEL = "katib.kubeflow.org/suggestion"  # on the pod of the algorithm; its value is the experiment's name
 SERVICE_LABEL = "serving.kserve.io/inferenceservice"
 REVISION_LABEL = "jec/revision"  # digest of an InferenceService's spec; KServe copies it to the pods of that very spec
 REMOVAL_SECONDS = 300.0  # pods may take their grace period to go
@@ -53,11 +54,13 @@ class KubernetesCluster:
         name = name_of(manifest)
         wait = Wait(f"experiment {name}", deadline, report)
         story = PodStory(self._api, wait, JOB_LABEL, patience=self._patience)
+        suggestions = PodStory(self._api, wait, SUGGESTION_LABEL, patience=self._patience, topic="the algorithm of ")
         self._submit(EXPERIMENT, manifest, wait)
         while True:
             experiment = self._existing(EXPERIMENT, name, wait)
             trials = self._trials(name, story, wait)
             waiting = self._watch_trials(trials, story)
+            self._watch_suggestions(name, trials, suggestions)
             wait.tell("state", progress_line(experiment, trials, waiting))
             if is_true(experiment, "Failed"):
                 raise ClusterError(_experiment_failure(experiment, trials, story))
@@ -69,7 +72,7 @@ class KubernetesCluster:
         """The trials by creation, the failed ones with the reason their pods gave (which stays known when the pods go)."""
         listed = self._api.list(TRIAL, f"{TRIALS_LABEL}={experiment}", wait)
         listed.sort(key=lambda trial: (trial["metadata"].get("creationTimestamp", ""), name_of(trial)))
-        story.look([name_of(trial) for trial in listed if status_of(trial) == "Failed" and not story.ending(name_of(trial))])
+        story.look_back(name_of(trial) for trial in listed if status_of(trial) == "Failed")
         return [trial_of(trial, _told(story, trial)) for trial in listed]
 
     def _watch_trials(self, trials: list[Trial], story: PodStory) -> int:
@@ -83,6 +86,13 @@ class KubernetesCluster:
             return 0
         held_up = [trial for trial in active if story.explain(trial.name, pods[trial.name])]
         return sum(trial.status == "Running" for trial in held_up)
+
+    def _watch_suggestions(self, experiment: str, trials: list[Trial], suggestions: PodStory) -> None:
+        """While no trial is under way, explain the pod that proposes them: without it Katib waits and says nothing."""
+        if any(trial.status in UNFINISHED for trial in trials):
+            suggestions.settle(experiment)
+        elif pods := suggestions.look([experiment]):
+            suggestions.explain(experiment, pods[experiment])
 
     def delete_experiment(self, name: str) -> None:
         """Remove an Experiment and its trials; no error if it is gone already."""
@@ -146,7 +156,7 @@ class KubernetesCluster:
             ready_before = ready_now
             if pods is not None:
                 story.explain(name, pods)
-            wait.tell("state", f"service {name}: {_service_line(service)}")
+            wait.tell("state", f"service {name}: {_service_line(service) if ready_now is None else 'ready, looking once more'}")
             wait.sleep(self._poll)
 
     def _put_service(self, manifest: Manifest, wait: Wait) -> set[str]:
@@ -165,29 +175,26 @@ class KubernetesCluster:
             # It was changed or removed between our reading and writing.
 
     def _revision_pods(self, story: PodStory, name: str, revision: str, older: set[str]) -> list[dict] | None:
-        """The service's pods of this spec. By their label, since KServe says nothing reliable of which spec its status means
+        """The service's pods of this spec, by their label; a pod without it counts if it is new.
 
-        (its observedGeneration is copied from a child object, kserve#6081); a pod without the label counts if it is new.
+        KServe says nothing reliable of which spec its status means: its observedGeneration is a child's (kserve#6081), and
+        Ready stays true for a while after an update (kserve#4626).
         """
-        found = story.look([name])
-        if found is None:
-            return None
-        labels = {pod["metadata"]["uid"]: pod["metadata"]["labels"].get(REVISION_LABEL) for pod in found[name]}
-        return [
-            pod for pod in found[name]
-            if labels[(uid := pod["metadata"]["uid"])] == revision or (labels[uid] is None and uid not in older)
-        ]  # fmt: skip
+
+        def mine(pod: dict) -> bool:
+            label = pod["metadata"]["labels"].get(REVISION_LABEL)
+            return label == revision or (label is None and pod["metadata"]["uid"] not in older)
+
+        found = story.look([name], mine)
+        return None if found is None else found[name]
 
     def _service(self, service: dict) -> Service:
         """Inside the cluster its own address answers without the gateway's log-in; outside only the public one does."""
         name, status = name_of(service), service.get("status", {})
-        public = status.get("url", "")
-        local = (status.get("address") or {}).get("url") or f"http://{name}-predictor.{self.namespace}.svc.cluster.local"
-        url = local if self._inside or not public else public
-        # Some versions append the path of the old protocol, and all REST paths start at the root.
-        base = urlsplit(url)._replace(path="", query="").geturl()
+        public = _base(status.get("url") or "")
+        local = _base((status.get("address") or {}).get("url") or f"http://{name}-predictor.{self.namespace}.svc.cluster.local")
         details = {"namespace": self.namespace, "public_url": public, "cluster_url": local}
-        return Service(name=name, url=base, kind="kserve", details=details)
+        return Service(name=name, url=local if self._inside or not public else public, kind="kserve", details=details)
 
     # All ------------------------------------------------------------------------------------------------------------
 
@@ -311,7 +318,9 @@ def _job_failure(job: dict, story: PodStory) -> ClusterError:
 
 
 def _replicas_line(job: dict) -> str:
-    """'Master: 1 running, Worker: 1 running, 1 succeeded', or that nothing has started."""
+    """'Master: 1 running; Worker: 1 running, 1 succeeded', or that nothing has started."""
+    if is_true(job, "Suspended"):
+        return "suspended, until a queue lets it start"
     words = {"active": "running", "succeeded": "succeeded", "failed": "failed"}
     parts = []
     for role, counts in sorted((job.get("status", {}).get("replicaStatuses") or {}).items()):
@@ -328,6 +337,11 @@ def _updated(existing: dict, manifest: Manifest) -> Manifest:
         metadata[place] = {**metadata.get(place, {}), **manifest["metadata"].get(place, {})}
     metadata.pop("managedFields", None)
     return {**manifest, "metadata": metadata}
+
+
+def _base(url: str) -> str:
+    """The address without its path: some versions append that of the old protocol, and all REST paths start at the root."""
+    return urlsplit(url)._replace(path="", query="").geturl()
 
 
 def _service_ready(service: dict, pods: list[dict] | None) -> bool:

@@ -14,12 +14,10 @@ import contextlib
 import json
 import os
 import shutil
-import signal
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from clusters import local_search
 from clusters.processes import Replicas, tail, wait
@@ -27,8 +25,15 @@ from clusters.protocol import ExperimentResult, Manifest, Report, Service, run_i
 from common import storage
 from common.errors import ClusterError, DeadlineError
 
-Serve = Callable[..., Any]
-"""Starts a model server: serve(repository, model_name=..., workdir=..., log=..., deadline=...) -> object with pid, url, kind."""
+
+class Servers(Protocol):
+    """What starts and ends model servers on this machine (serving.triton)."""
+
+    def start(self, repository: Path, *, model_name: str, workdir: Path, log: Path, deadline: float) -> Any:
+        """Start a server and wait until the model is ready; returns an object with pid, url and kind."""
+
+    def stop(self, pid: int) -> bool:
+        """End that server and its children; False if it is gone or the pid is another process' now."""
 
 
 class LocalCluster:
@@ -36,10 +41,10 @@ class LocalCluster:
 
     resumes = True
 
-    def __init__(self, workdir: Path | str, root: Path | str | None = None, serve: Serve | None = None) -> None:
+    def __init__(self, workdir: Path | str, root: Path | str | None = None, servers: Servers | None = None) -> None:
         self.workdir = Path(workdir).resolve()
         self.root = Path(root) if root else Path(__file__).resolve().parent.parent
-        self.serve = serve
+        self.servers = servers
 
     def run_experiment(self, manifest: Manifest, *, deadline: float, report: Report) -> ExperimentResult:
         """See clusters.protocol.Cluster. Takes up an interrupted search where its study stands."""
@@ -63,13 +68,13 @@ class LocalCluster:
 
     def deploy(self, manifest: Manifest, *, deadline: float, report: Report) -> Service:
         """See clusters.protocol.Cluster. An older process of the same service is ended first. The server outlives this process."""
-        if self.serve is None:
-            raise ClusterError("this home was made without a model server; pass serve=serving.triton.start")
+        if self.servers is None:
+            raise ClusterError("this home was made without model servers; pass servers=serving.triton")
         name = manifest["metadata"]["name"]
         folder = self._folder(manifest, "services") / name
-        end_service(folder)
+        self.end_service(folder)
         repository = self._repository(manifest, folder)
-        server = self.serve(repository, model_name=name, workdir=folder, log=folder / "server.log", deadline=deadline)
+        server = self.servers.start(repository, model_name=name, workdir=folder, log=folder / "server.log", deadline=deadline)
         storage.write_json(str(folder / "service.json"), {"pid": server.pid, "url": server.url, "kind": server.kind})
         report(f"{server.kind} serves {name} at {server.url}")
         return Service(name=name, url=server.url, kind=server.kind, details={"pid": server.pid, "log": str(folder / "server.log")})
@@ -88,10 +93,17 @@ class LocalCluster:
         for place, kind in (("services", "InferenceService"), ("jobs", "PyTorchJob"), ("search", "Experiment")):
             for folder in sorted((local / place).glob("*")):
                 if place == "services":
-                    end_service(folder)
+                    self.end_service(folder)
                 shutil.rmtree(folder, ignore_errors=True)
                 removed.append(f"{kind}/{folder.name}")
         return removed
+
+    def end_service(self, folder: Path) -> None:
+        """End the server that a service's folder names; no error if it is gone."""
+        record = folder / "service.json"
+        if record.exists() and self.servers:
+            self.servers.stop(json.loads(record.read_text())["pid"])
+            record.unlink()
 
     def _folder(self, manifest: Manifest, place: str) -> Path:
         folder = self.workdir / run_id_of(manifest) / "local" / place
@@ -105,18 +117,6 @@ class LocalCluster:
             return Path(uri)
         shutil.rmtree(folder / "repository", ignore_errors=True)
         return storage.download(uri, folder / "repository")
-
-
-def end_service(folder: Path) -> None:
-    """End the server that service.json names, if it still is that server (a pid may have been given to another process)."""
-    record = folder / "service.json"
-    if not record.exists():
-        return
-    pid = json.loads(record.read_text())["pid"]
-    with contextlib.suppress(ProcessLookupError, FileNotFoundError, PermissionError):
-        if str(folder).encode() in Path(f"/proc/{pid}/cmdline").read_bytes() + Path(f"/proc/{pid}/environ").read_bytes():
-            os.killpg(pid, signal.SIGTERM)
-    record.unlink()
 
 
 @contextlib.contextmanager

@@ -250,7 +250,7 @@ class LocalSearch:
         mean = sum(_seconds(t.started, t.finished) for t in done) / len(done)
         spent = sum(min(time.monotonic() - trial.started, mean) for trial in self.running)
         left = (mean * (self.maximum - len(done)) - spent) / self.parallel
-        return f"; about {clock(max(left, 0))} left"
+        return f"; about {clock(left)} left" if left > POLL else ""  # a trial longer than the mean of the others is no news
 
     def _say(self, line: str) -> None:
         self._spoke = time.monotonic()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Callable, Iterable
 
 from clusters.api import Api
 from clusters.reasons import CREATING, NOT_SCHEDULED, Crash, crash_of, name_of, phase_of, short, stuck, waiting_of, warning_of
@@ -39,31 +40,42 @@ class Ending:
 
 
 class PodStory:
-    """Follows the pods of one wait. `owner_label` is the label whose value names whom a pod belongs to (a job, a service)."""
+    """Follows the pods of one wait.
 
-    def __init__(self, api: Api, wait: Wait, owner_label: str, *, patience: float) -> None:
-        self._api, self._wait, self._owner_label, self._patience = api, wait, owner_label, patience
+    `owner_label` is the label whose value names whom a pod belongs to (a job, a service); `topic` begins the lines about one.
+    """
+
+    def __init__(self, api: Api, wait: Wait, owner_label: str, *, patience: float, topic: str = "") -> None:
+        self._api, self._wait, self._owner_label, self._patience, self._topic = api, wait, owner_label, patience, topic
         self._endings: dict[str, list[Ending]] = {}
         self._seen: set[tuple] = set()
+        self._looked_back: set[str] = set()
         self._stuck_since: dict[str, float] = {}
         self._last: dict[str, str] = {}
 
-    def look(self, owners: list[str]) -> dict[str, list[dict]] | None:
-        """The pods of each owner now; None if pods cannot be read. Remembers how containers ended that ended badly.
+    def look(self, owners: Iterable[str], mine: Callable[[dict], bool] = lambda pod: True) -> dict[str, list[dict]] | None:
+        """The pods of each owner now, as far as they are `mine`; None if pods cannot be read.
 
-        Raises ClusterError for a pod that for `patience` seconds could not start for want of an image or secret.
+        Remembers how containers ended that ended badly. Raises ClusterError for a pod that for `patience` seconds could not
+        start for want of an image or secret.
         """
-        if not owners:
+        grouped: dict[str, list[dict]] = {owner: [] for owner in owners}
+        if not grouped:
             return {}
-        pods = self._api.pods(f"{self._owner_label} in ({', '.join(owners)})", self._wait)
+        pods = self._api.pods(f"{self._owner_label} in ({', '.join(grouped)})", self._wait)
         if pods is None:
             return None
-        grouped: dict[str, list[dict]] = {owner: [] for owner in owners}
-        for pod in pods:
+        for pod in filter(mine, pods):
             grouped[pod["metadata"]["labels"][self._owner_label]].append(pod)
             self._remember(pod)
             self._check_stuck(pod)
         return grouped
+
+    def look_back(self, owners: Iterable[str]) -> None:
+        """Once for each owner that has ended badly, read what its pods still tell."""
+        unread = [owner for owner in owners if owner not in self._looked_back]
+        if self.look(unread) is not None:
+            self._looked_back.update(unread)
 
     def explain(self, owner: str, pods: list[dict]) -> bool:
         """Tell why the pods of an owner wait, and take it back when they do no longer; True while none has started."""
@@ -76,12 +88,13 @@ class PodStory:
         reason = next(filter(None, reasons), "")
         passing = reason in PASSING and self._last.get(owner) != reason
         self._last[owner] = reason
-        self._wait.obstacle(owner, reason, quiet=passing)
+        self._wait.obstacle(self._topic + owner, reason, quiet=passing)
         return all(waiting_of(pod) for pod in pods)
 
     def settle(self, owner: str) -> None:
         """The owner has ended: nothing of it holds the wait up any more."""
-        self._wait.obstacle(owner, "")
+        self._last.pop(owner, None)
+        self._wait.obstacle(self._topic + owner, "")
 
     def ending(self, owner: str) -> Ending | None:
         """How the owner's container ended that was the first to fail in its last attempt; None if nothing is known.

@@ -158,9 +158,10 @@ class LocalRun:
 
     def _end_service(self) -> None:
         if self._service_file():
-            from clusters.local import end_service
+            from clusters.local import LocalCluster
+            from serving import triton
 
-            end_service(self._service_file().parent)
+            LocalCluster(self.output, servers=triton).end_service(self._service_file().parent)
 
     def _collect(self) -> None:
         """Bring small results of a run on S3 beside its local logs."""

@@ -87,7 +87,7 @@ def home(run: Run) -> Cluster:
         from clusters.local import LocalCluster
         from serving import triton
 
-        return LocalCluster(os.environ[LOCAL_DIR], serve=triton.start)
+        return LocalCluster(os.environ[LOCAL_DIR], servers=triton)
     from clusters.kubernetes import KubernetesCluster
 
     return KubernetesCluster(None if run.config.namespace == AUTO else run.config.namespace)

@@ -1,0 +1,287 @@
+"""The whole chain on this machine, as a user runs it: real ROOT files, real processes, a real Triton where its wheel is installed."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from common import storage
+from tests.weaver.conftest import synthetic_jets, write_jets
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL_SPACE = json.dumps({"parameters": [
+    {"name": "conv-dim", "type": "discrete", "list": [8, 16]},
+    {"name": "start-lr", "type": "double", "min": 1e-3, "max": 1e-2, "distribution": "logUniform"},
+]})  # fmt: skip
+QUICK = ["--runner", "local", "--search-space", SMALL_SPACE, "--max-trials", "3", "--parallel-trials", "2", "--num-epochs", "3",
+         "--batch-size", "100", "--min-improvement", "-1000000", "--max-closure", "1000"]  # fmt: skip
+
+
+def pipeline(*args, check=True, **options):
+    answer = subprocess.run(
+        [sys.executable, "pipeline.py", *map(str, args)], cwd=ROOT, capture_output=True, text=True, timeout=170, **options
+    )
+    assert not check or answer.returncode == 0, answer.stdout + answer.stderr
+    return answer
+
+
+def data_flags(folder):
+    return [part for split in ("train", "val", "test") for part in (f"--data-{split}", f"{folder}/{split}/*.root")]
+
+
+def processes_of(folder):
+    """Command lines of living processes that name the folder."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = path.read_bytes().decode().replace("\0", " ")
+        except OSError:
+            continue
+        if str(folder) in line and path.parent.name != str(os.getpid()):
+            found.append(line)
+    return found
+
+
+@pytest.fixture(scope="module")
+def jets(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("jets")
+    for seed, (name, count) in enumerate({"train/a": 700, "train/b": 500, "val/a": 300, "test/a": 400}.items(), start=11):
+        write_jets(folder / f"{name}.root", synthetic_jets(count, seed))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(jets, tmp_path_factory):
+    """A finished run: what it printed, and its folder."""
+    output = tmp_path_factory.mktemp("runs")
+    answer = pipeline(*QUICK, *data_flags(jets), "--output", output)
+    return answer, output
+
+
+def test_the_folder_holds_everything(finished):
+    run = finished[1] / "latest"
+    name = json.loads((run / "service.json").read_text())["name"]
+    wanted = ["run.json", "search.json", "metrics.json", "report.html", "config/data.yaml", "config/network.py", "config/search_space.json",
+              f"model/{name}/config.pbtxt", f"model/{name}/1/model.onnx", f"golden/{name}/request.json"]  # fmt: skip
+    assert [path for path in wanted if not (run / path).is_file()] == []
+    assert not list(run.rglob(".partial-*"))
+    assert (run / "config" / "data.yaml").read_bytes() == (ROOT / "data" / "jec_pfn_open.yaml").read_bytes()
+    for trial in (run / "trials").iterdir():
+        assert {"metrics.log", "checkpoint.pt", "best.pt", "options.json"} <= {path.name for path in trial.iterdir()}
+    assert len(list((run / "trials").iterdir())) == 3
+
+
+def test_the_last_lines_say_what_there_is_and_what_to_do_next(finished):
+    text = finished[0].stdout
+    for words in ("best trial", "gain", "served by", "answer", "next: look at"):
+        assert words in text
+    assert text.rstrip().splitlines()[-1].startswith("      calibrate your own jets: python pipeline.py")
+
+
+def test_run_json_is_the_configuration_as_it_ran(finished, jets):
+    record = json.loads((finished[1] / "latest" / "run.json").read_text())
+    assert record["run_id"] == (finished[1] / "latest").resolve().name
+    assert re.fullmatch(r"pfn-regressor-open-[0-9a-f]{8}", record["run_id"])
+    assert record["config"]["num_epochs"] == 3
+    assert record["config"]["data_test"] == f"{jets}/test/*.root"
+    assert record["versions"]["torch"].startswith("2.")
+    assert record["data"]["train"]["files"] == 2
+
+
+def test_the_best_trial_has_the_least_validation_loss(finished):
+    search = json.loads((finished[1] / "latest" / "search.json").read_text())
+    losses = {trial["name"]: trial["metrics"]["AvgLoss"]["min"] for trial in search["trials"]}
+    assert len(losses) == 3
+    assert search["optimal"] == min(losses, key=losses.get)
+
+
+def test_the_served_model_is_pytorchs_best_checkpoint(finished):
+    """model.onnx against best.pt on the test jets, which the export never saw."""
+    import onnxruntime
+    import torch
+
+    from weaver.dataset import Dataset
+    from weaver.predict import load_model
+
+    run = finished[1] / "latest"
+    search = json.loads((run / "search.json").read_text())
+    model, _, data_config = load_model(str(run / "trials" / search["optimal"]), str(run / "config"))
+    dataset = Dataset.open(str(run / "data" / "test.json"), data_config)
+    batch = dataset.batch(np.arange(len(dataset)))
+    with torch.no_grad():
+        wanted = model(*(batch.inputs[name] for name in data_config.input_names)).numpy()
+    session = onnxruntime.InferenceSession(next(run.glob("model/*/1/model.onnx")))
+    got = session.run(None, {name: values.numpy() for name, values in batch.inputs.items()})[0]
+    difference = np.abs(got - wanted)
+    assert np.mean(difference <= 1e-5) >= 0.999
+    assert difference.max() <= 1e-3
+    assert np.std(wanted) > 1e-3, "a model that says the same of all jets would pass without being compared"
+
+
+def test_the_service_gave_the_golden_answer_and_is_gone(finished):
+    service = json.loads((finished[1] / "latest" / "service.json").read_text())
+    assert max(service["golden"]["max_difference"].values()) <= 1e-5
+    assert service["kind"] in ("triton", "kserve-server")
+    end = time.monotonic() + 10
+    while processes_of(finished[1]) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert processes_of(finished[1]) == []
+
+
+def test_the_test_set_reached_no_trial(finished, jets):
+    record = json.loads((finished[1] / "latest" / "run.json").read_text())
+    for log in finished[1].glob("latest/trials/*/options.json"):
+        assert record["data"]["test"]["dataset"] not in log.read_text()
+    for line in (finished[1].glob("latest/trials/*/metrics.log")):
+        assert len([row for row in line.read_text().splitlines() if " AvgLoss=" in row]) == 3, "one validation loss an epoch, no other"
+
+
+def test_resuming_a_finished_run_trains_nothing_again(finished):
+    output = finished[1]
+    run_id = (output / "latest").resolve().name
+    before = {path: path.stat().st_mtime_ns for path in output.glob("latest/trials/*/best.pt")}
+    answer = pipeline("--output", output, "--resume", run_id, "--runner", "local")
+    assert {path: path.stat().st_mtime_ns for path in output.glob("latest/trials/*/best.pt")} == before
+    assert "started:" not in answer.stdout
+    assert "served by" in answer.stdout
+
+
+def test_resuming_with_other_parameters_is_refused(finished):
+    answer = pipeline("--output", finished[1], "--resume", (finished[1] / "latest").resolve().name, "--runner", "local",
+                      "--batch-size", "64", check=False)  # fmt: skip
+    assert answer.returncode == 2
+    assert "batch-size was 100, now 64" in answer.stdout + answer.stderr
+
+
+def test_a_model_below_the_gate_is_not_deployed_and_the_run_says_why(jets, tmp_path):
+    answer = pipeline(*QUICK, *data_flags(jets), "--output", tmp_path, "--min-improvement", "1000", "--max-trials", "2")
+    assert "not deployed" in answer.stdout
+    assert not (tmp_path / "latest" / "service.json").exists()
+    assert json.loads((tmp_path / "latest" / "metrics.json").read_text())["passed"] is False
+
+
+def test_ctrl_c_stops_everything_and_the_run_goes_on_later(jets, tmp_path):
+    flags = [*QUICK, *data_flags(jets), "--output", str(tmp_path), "--num-epochs", "40", "--max-trials", "2"]
+    running = subprocess.Popen(
+        [sys.executable, "pipeline.py", *flags], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    text = ""
+    for line in running.stdout:
+        text += line
+        if "001 started" in line:
+            break
+    end = time.monotonic() + 60  # until each trial has a checkpoint to go on from
+    while len(list(tmp_path.glob("latest/trials/*/checkpoint.pt"))) < 2 and time.monotonic() < end:
+        time.sleep(0.05)
+    running.send_signal(signal.SIGINT)
+    text += running.communicate(timeout=60)[0]
+    assert running.returncode == 130, text
+    run_id = (tmp_path / "latest").resolve().name
+    assert f"--resume {run_id}" in text
+    assert json.loads((tmp_path / run_id / "status.json").read_text())["state"] == "interrupted"
+    assert processes_of(tmp_path) == []
+    assert not (tmp_path / run_id / "search.json").exists()
+
+    answer = pipeline(*flags, "--resume", run_id)
+    assert "taken up again" in answer.stdout
+    assert json.loads((tmp_path / run_id / "status.json").read_text())["state"] == "done"
+    for history in tmp_path.glob("latest/trials/*/history.json"):
+        assert [epoch["epoch"] for epoch in json.loads(history.read_text())] == list(range(40))
+
+
+def test_data_and_results_on_s3(jets, s3_bucket, tmp_path):
+    storage.upload(jets, f"{s3_bucket}/jets")
+    storage_uri = f"{s3_bucket}/calibrations"
+    answer = pipeline(*QUICK, *data_flags(f"{s3_bucket}/jets"), "--output", tmp_path, "--s3-bucket", storage_uri, "--max-trials", "2")
+    run_id = (tmp_path / "latest").resolve().name
+    assert f"{storage_uri}/{run_id}" in answer.stdout
+    kept = {entry.uri.removeprefix(f"{storage_uri}/{run_id}/") for entry in storage.entries(f"{storage_uri}/{run_id}")}
+    assert {"run.json", "search.json", "metrics.json", "report.html", "service.json", "model/pfn-regressor-open/1/model.onnx"} <= kept
+    assert sum(path.endswith("/checkpoint.pt") for path in kept) == 2
+    assert (tmp_path / run_id / "report.html").stat().st_size > 10_000
+    assert "testing" not in answer.stdout + answer.stderr, "no secret is printed"
+
+
+def test_particle_net(jets, tmp_path):
+    space = json.dumps([{"name": "k", "type": "discrete", "list": [4]}, {"name": "conv-dim", "type": "discrete", "list": [8]}])
+    pipeline(*QUICK, *data_flags(jets), "--output", tmp_path, "--search-space", space, "--max-trials", "1", "--parallel-trials", "1",
+             "--network-config", "networks/particle_net_regressor_open.py", "--data-config", "data/jec_particle_net_open.yaml")  # fmt: skip
+    assert (tmp_path / "latest" / "model" / "particle-net-regress" / "1" / "model.onnx").exists()
+    service = json.loads((tmp_path / "latest" / "service.json").read_text())
+    assert max(service["golden"]["max_difference"].values()) <= 1e-5
+
+
+# ------------------------------------------------------------------------------------------------------------------ bad input
+
+
+def _truncated(jets, folder):
+    path = folder / "cut.root"
+    path.write_bytes((jets / "train" / "a.root").read_bytes()[:40_000])
+    return path
+
+
+def _no_root(jets, folder):
+    path = folder / "text.root"
+    path.write_text("not a ROOT file")
+    return path
+
+
+def _without_a_branch(jets, folder):
+    columns = synthetic_jets(50, 1)
+    columns["QG_mul"] = columns.pop("QG_mult")
+    return write_jets(folder / "other.root", columns)
+
+
+@pytest.mark.parametrize(
+    ("make", "wanted"),
+    [
+        (lambda jets, folder: folder / "none*.root", "none*.root"),
+        (_no_root, "text.root"),
+        (_truncated, "cut.root"),
+        (_without_a_branch, "QG_mul"),
+    ],
+    ids=["no match", "no ROOT file", "truncated", "missing branch"],
+)
+def test_bad_data_ends_with_2_before_anything_is_written(jets, tmp_path, make, wanted):
+    output = tmp_path / "runs"
+    flags = [*data_flags(jets), "--data-val", make(jets, tmp_path)]
+    answer = pipeline(*QUICK, *flags, "--output", output, check=False)
+    text = answer.stdout + answer.stderr
+    assert answer.returncode == 2, text
+    assert len([line for line in text.splitlines() if "error:" in line]) == 1
+    assert wanted in text
+    assert "Traceback" not in text
+    assert [path.name for path in output.iterdir()] == [".kfp"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "wanted"),
+    [
+        (["--search-space", '[{"name": "conv-dimm", "type": "int", "min": 1, "max": 2}]'], "did you mean 'conv-dim'"),
+        (["--search-space", '[{"name": "conv-dim", "type": "int", "min": 3, "max": 2}]'], "min 3 is not below max 2"),
+        (["--search-space", "nowhere.yaml"], "nowhere.yaml"),
+        (["--data-config", "README.md"], "README.md"),
+        (["--network-config", "weaver/allocator.py"], "get_model"),
+    ],
+    ids=["unknown option", "empty range", "no file", "no data config", "no network"],
+)
+def test_bad_configurations_end_with_2_before_anything_is_written(jets, tmp_path, flags, wanted):
+    answer = pipeline(*QUICK, *data_flags(jets), "--output", tmp_path / "runs", *flags, check=False)
+    text = answer.stdout + answer.stderr
+    assert answer.returncode == 2, text
+    assert wanted in text
+    assert "Traceback" not in text
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == [".kfp"]
+
+
+def test_one_file_in_two_sets_is_refused(jets, tmp_path):
+    answer = pipeline(*QUICK, *data_flags(jets), "--data-test", jets / "val" / "a.root", "--output", tmp_path, check=False)
+    assert answer.returncode == 2
+    assert "is in --data-val and in --data-test" in answer.stdout + answer.stderr
