@@ -11,6 +11,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
+import json
+import re
 import sys
 from pathlib import Path
 
@@ -182,11 +184,17 @@ def _derive_and_write(options) -> None:
     with terminated_as_interrupt():
         corrections, likelihood, jets = derive(recipe, blocks=blocks, processes=options.workers or available_cores())
     made_by = {"command": "python -m data.derive", "events": blocks * recipe.events_per_block, "seed": recipe.seed, "jets": len(jets.pt)}
-    storage.write_json(str(options.output / jec.STANDARD.name), jec.content(corrections, made_by))
-    storage.write_json(str(options.output / quark_gluon.STANDARD.name), quark_gluon.content(likelihood, made_by))
+    _write(options.output / jec.STANDARD.name, jec.content(corrections, made_by))
+    _write(options.output / quark_gluon.STANDARD.name, quark_gluon.content(likelihood, made_by))
     print("median response after correction, pT_gen from 30, 60, 120, 250, 500, 1000 GeV")
     for region, medians in closure(corrections, jets):
         print(f"|eta| {region:9s}", "  ".join(f"{value:.3f}" for value in medians))
+
+
+def _write(path: Path, content: dict) -> None:
+    """JSON with each innermost list on one line: short enough to read a change of the constants."""
+    text = json.dumps(content, indent=1, allow_nan=False)
+    storage.write_text(str(path), re.sub(r"\[\s+([^\[\]]+?)\s+\]", lambda found: f"[{' '.join(found[1].split())}]", text) + "\n")
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from data.jetntuple import Columns
 from data.pileup import MEAN_COLLISIONS
 
 JETS_PER_FILE = 10_000  # about 30 MB: a few files a worker when training reads them, and little memory to write one
-MAX_SEED = 2**31 - 1
+MAX_SEED = 2**33  # event numbers hold the seed and must fit into 64 bits (blocks.EVENTS_PER_SEED)
 PARTIAL = ".partial-"  # hidden from storage.entries, storage.glob and shells
 
 

@@ -23,7 +23,7 @@ ETA_EDGES = np.array([0.0, 1.3, 2.5])
 PT_EDGES = np.array([30.0, 50.0, 80.0, 120.0, 200.0, 400.0, 800.0, np.inf])  # GeV
 EDGES = (np.linspace(0, 100, 21), np.linspace(0, 1, 21), np.linspace(0, 8, 21))
 """Bins of the multiplicity, of pT-D and of -log(axis2); what lies outside goes to the first or the last bin."""
-SMOOTHING = 1.0  # jets added to each bin, so that an empty one does not decide alone
+SMOOTHING = 1.0  # jets of the rarer kind, added to each bin as a density: an empty bin says nothing instead of everything
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +79,9 @@ def derive(pt: np.ndarray, eta: np.ndarray, shapes: Shape, flavour: np.ndarray) 
     """Densities from jets of known flavour (signed PDG number of the parton); jets of heavy or no flavour are left out."""
     kind = np.abs(flavour)
     counts = [_histograms(pt, eta, shapes, which) for which in ((kind >= 1) & (kind <= 3), kind == 21)]
-    quark, gluon = (c / c.sum(axis=-1, keepdims=True) for c in counts)
+    jets = [np.maximum(c.sum(axis=-1, keepdims=True), 1.0) for c in counts]
+    floor = SMOOTHING / np.minimum(*jets)
+    quark, gluon = (c / n + floor for c, n in zip(counts, jets, strict=True))
     return Likelihood(np.log(quark / gluon))
 
 
@@ -118,8 +120,8 @@ def _bin(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
 
 
 def _histograms(pt: np.ndarray, eta: np.ndarray, shapes: Shape, which: np.ndarray) -> np.ndarray:
-    """Jets in each bin of each variable, plus SMOOTHING: the shape of Likelihood.log_ratio."""
-    counts = np.full(_SHAPE, SMOOTHING)
+    """Jets in each bin of each variable: the shape of Likelihood.log_ratio."""
+    counts = np.zeros(_SHAPE)
     eta_bin, pt_bin = _bin(np.abs(eta[which]), ETA_EDGES), _bin(pt[which], PT_EDGES)
     for number, (values, edges) in enumerate(zip(_variables(shapes), EDGES, strict=True)):
         np.add.at(counts, (eta_bin, pt_bin, number, _bin(values[which], edges)), 1.0)

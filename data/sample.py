@@ -80,13 +80,13 @@ def _make(root: str, jets: tuple[int, int, int], seed: int, workers: int | None)
             label = f"generating {part} jets"
             generate.generate(folder / part, jets=count, recipe=recipe(seed, number), workers=workers, label=label)
         marker = {"jets": dict(zip(PARTS, jets, strict=True)), "seed": seed, "files": _files(str(folder))}
-        if storage.is_s3(root):
+        if not storage.is_s3(root):
+            storage.write_json(str(folder / MARKER), marker)
+            _move_into_place(folder, Path(root))
+        elif not is_whole(root):  # another run may have been faster
             storage.delete(root)  # what an interrupted upload left
             storage.upload(folder, root)
             storage.write_json(storage.join(root, MARKER), marker)
-        else:
-            storage.write_json(str(folder / MARKER), marker)
-            _move_into_place(folder, Path(root))
 
 
 def _move_into_place(folder: Path, root: Path) -> None:
@@ -128,8 +128,18 @@ def _remove_abandoned(parent: Path) -> None:
     """Remove temporary folders of processes of this machine that are gone (killed, or the machine went down)."""
     for folder in parent.glob(f"{_mine()}*"):
         number = folder.name.removeprefix(_mine()).split("-")[0]
-        if number.isdigit() and not os.path.exists(f"/proc/{number}"):
+        if number.isdigit() and not _alive(int(number)):
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def main(argv: list[str] | None = None) -> int:

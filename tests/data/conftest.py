@@ -8,7 +8,7 @@ import pytest
 
 from data import blocks, generate, jetntuple
 
-SEED, JETS = 7, 700  # test_generate.py makes the same again in other ways
+SEED, JETS = 7, 500  # test_generate.py makes the same again in other ways
 
 
 @pytest.fixture(scope="session")

@@ -53,6 +53,14 @@ def test_the_likelihood_separates_what_it_was_derived_from():
     assert likelihood[~gluon].mean() > 0.8 > 0.3 > likelihood[gluon].mean()
 
 
+def test_bins_without_jets_say_nothing():
+    flavour, shapes = np.repeat([1, 21], [10, 90]), Shape(np.full(100, 20), np.full(100, 0.3), np.full(100, 0.05))
+    likelihood = quark_gluon.derive(np.full(100, 100.0), np.zeros(100), shapes, flavour)
+    elsewhere = Shape(np.array([90]), np.array([0.9]), np.array([0.3]))
+    assert likelihood(np.array([100.0]), np.zeros(1), elsewhere) == pytest.approx([0.5])
+    assert likelihood(np.array([3000.0]), np.array([2.0]), elsewhere) == pytest.approx([0.5])
+
+
 def test_without_knowledge_it_is_one_half():
     shapes = Shape(np.array([5]), np.array([0.5]), np.array([0.0]))
     assert quark_gluon.uninformed()(np.array([50.0]), np.array([1.0]), shapes) == pytest.approx([0.5])

@@ -1,0 +1,34 @@
+"""The data configs of this folder fit the JetNtuple schema and the networks they are for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from data.jetntuple import SCHEMA
+from networks import particle_net_regressor_open, pfn_regressor_open
+from weaver.data_config import DataConfig
+
+DATA = Path(__file__).resolve().parents[2] / "data"
+NETWORKS = {
+    "jec_pfn_open": pfn_regressor_open,
+    "jec_pfn_full": pfn_regressor_open,
+    "jec_particle_net_open": particle_net_regressor_open,
+}
+
+
+@pytest.mark.parametrize("path", sorted(DATA.glob("*.yaml")), ids=lambda path: path.stem)
+def test_each_config_reads_only_branches_of_the_schema_and_feeds_its_network(path):
+    config = DataConfig.load(str(path))
+    assert set(config.branches) <= set(SCHEMA)
+    model, info = NETWORKS[path.stem].get_model(config)
+    assert sum(parameter.numel() for parameter in model.parameters()) > 1000
+    assert set(info["input_names"]) == set(config.input_names)
+
+
+@pytest.mark.parametrize("path", sorted(DATA.glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_generated_truth_is_no_input(path):
+    config = DataConfig.load(str(path))
+    inputs = {name for variables in config.input_dicts.values() for name in variables}
+    assert not {name for name in inputs if name.startswith(("gen", "parton", "hadron", "phys", "is", "pthat"))}
