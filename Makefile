@@ -31,8 +31,8 @@ $(VENV)/.whole: requirements.lock requirements-triton.lock pyproject.toml Makefi
 
 # ARGS are passed on, as in: make run ARGS="--data-train 'train/*.root' --data-val 'val/*.root' --data-test 'test/*.root'"
 run: setup
-	@$(BIN)/python pipeline.py --runner local --search-space training/search_space_small.yaml \
-		--max-trials 4 --parallel-trials 2 --num-epochs 10 --batch-size 256 $(ARGS)
+	@$(BIN)/python pipeline.py --runner local --data-config data/jec_pfn_full.yaml --search-space training/search_space_small.yaml \
+		--max-trials 4 --parallel-trials 2 --num-epochs 15 --batch-size 128 $(ARGS)
 
 test: setup
 	@$(BIN)/ruff check .

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from data.jetntuple import SCHEMA
+from data.jetntuple import BY_NAME
 from networks import particle_net_regressor_open, pfn_regressor_open
 from weaver.data_config import DataConfig
 
@@ -21,7 +21,7 @@ NETWORKS = {
 @pytest.mark.parametrize("path", sorted(DATA.glob("*.yaml")), ids=lambda path: path.stem)
 def test_each_config_reads_only_branches_of_the_schema_and_feeds_its_network(path):
     config = DataConfig.load(str(path))
-    assert set(config.branches) <= set(SCHEMA)
+    assert set(config.branches) <= set(BY_NAME)
     model, info = NETWORKS[path.stem].get_model(config)
     assert sum(parameter.numel() for parameter in model.parameters()) > 1000
     assert set(info["input_names"]) == set(config.input_names)
