@@ -14,7 +14,7 @@ from clusters.protocol import Cluster
 from tests.clusters.controllers import Katib, KServe, Node, ProcessNode, TrainingOperator
 from tests.clusters.fake_api import FakeApi
 
-POLL = 0.03
+POLL = 0.02
 
 
 @dataclasses.dataclass

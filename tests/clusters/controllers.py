@@ -24,7 +24,6 @@ from tests.clusters.fake_api import FakeApi, has_condition, now, set_condition
 KATIB_METRIC = re.compile(r"([\w|-]+)\s*=\s*([+-]?\d*(\.\d+)?([Ee][+-]?\d+)?)")  # Katib's default filter
 UNAVAILABLE = "unavailable"
 METRICS_PATH = "/var/log/katib/metrics.log"
-BACKOFF = 0.2  # seconds between the end of a container and its next start
 CRASHED = {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off restarting failed container"}}
 UNSCHEDULABLE = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
 QUOTA = 'pods "{name}" is forbidden: exceeded quota: kf-resource-quota, requested: requests.nvidia.com/gpu=1, ' \
@@ -51,6 +50,8 @@ class Play:
 class Node:
     """Plays every pod: `play(pod)` gives its Play, asked again at each restart of its container."""
 
+    backoff = 0.12  # seconds between the end of a container and its next start
+
     def __init__(self, play: Callable[[dict], Play] = lambda pod: Play()) -> None:
         self.play = play
         self.metrics: dict[str, str] = {}
@@ -68,7 +69,7 @@ class Node:
         if play.pending:
             return self._hold(api, pod, play.pending)
         set_condition(pod, "PodScheduled")
-        if _restarting(status) and time.monotonic() - self._since.get(uid, -math.inf) < BACKOFF:
+        if _restarting(status) and time.monotonic() - self._since.get(uid, -math.inf) < self.backoff:
             return
         if play.container == "storage-initializer":
             self._fail_init(api, pod, play)
@@ -98,8 +99,9 @@ class Node:
         old = (status.get("containerStatuses") or [{}])[0]
         last, restarts = old.get("lastState") or {}, old.get("restartCount", 0)
         status["phase"] = "Running"
-        status["containerStatuses"] = [_container(pod, {"running": {"startedAt": now()}}, ready=True, last=last, restarts=restarts)]
-        set_condition(pod, "Ready")
+        ready = play.seconds > 0  # what ends at once never answers its readiness probe
+        status["containerStatuses"] = [_container(pod, {"running": {"startedAt": now()}}, ready=ready, last=last, restarts=restarts)]
+        set_condition(pod, "Ready", str(ready))
         self._since[uid] = time.monotonic()
         api.logs[uid, container, False] = play.log
         api.touch(pod)
@@ -144,6 +146,8 @@ class Node:
 class ProcessNode(Node):
     """Runs the pods' containers as processes of this machine, with the collector's file at a path of their own."""
 
+    backoff = 0.2
+
     def __init__(self) -> None:
         super().__init__()
         self._folder = tempfile.TemporaryDirectory()
@@ -163,7 +167,7 @@ class ProcessNode(Node):
 
     def _advance(self, api: FakeApi, pod: dict) -> None:
         uid = pod["metadata"]["uid"]
-        if _restarting(pod.setdefault("status", {"phase": "Pending"})) and time.monotonic() - self._since[uid] < BACKOFF:
+        if _restarting(pod.setdefault("status", {"phase": "Pending"})) and time.monotonic() - self._since[uid] < self.backoff:
             return
         if uid not in self._processes:
             self._launch(pod)
@@ -270,11 +274,12 @@ class Katib:
     """Experiments -> trials -> jobs -> observations -> the optimum and the end, by Katib's rules (also the ones that hurt).
 
     `assignments` are the parameters of the trials in order; by default the product of the lists, or the ends of the ranges.
+    `pod`: trials are proposed by a pod of the namespace, which has to run first.
     `deaf`: the metrics collector never reports, and trials whose jobs have succeeded wait for ever.
     """
 
-    def __init__(self, node: Node, assignments: list[dict[str, str]] | None = None, *, deaf: bool = False) -> None:
-        self.node, self.assignments, self.deaf = node, assignments, deaf
+    def __init__(self, node: Node, assignments: list[dict[str, str]] | None = None, *, deaf: bool = False, pod: bool = False) -> None:
+        self.node, self.assignments, self.deaf, self.pod = node, assignments, deaf, pod
 
     def __call__(self, api: FakeApi) -> None:
         for experiment in api.all("experiments"):
@@ -291,12 +296,24 @@ class Katib:
         set_condition(experiment, "Running", reason="ExperimentRunning", message="Experiment is running")
         experiment["status"] |= _summary(spec, trials)
         self._end(experiment, trials)
+        if self.pod and not self._proposes(api, experiment):
+            return
         active = sum(_state(trial) in ("running", "pending") for trial in trials)
         while not has_condition(experiment, "Succeeded", "Failed") and active < spec.get("parallelTrialCount", 3) \
                 and len(trials) < spec.get("maxTrialCount", math.inf):  # fmt: skip
             trials.append(self._create_trial(api, experiment, len(trials)))
             active += 1
         api.touch(experiment)
+
+    def _proposes(self, api: FakeApi, experiment: dict) -> bool:
+        name = f"{experiment['metadata']['name']}-{experiment['spec']['algorithm']['algorithmName']}-5d8"
+        pod = api.find("pods", name)
+        if pod is None:
+            metadata = {"name": name, "labels": {"katib.kubeflow.org/suggestion": experiment["metadata"]["name"]}}
+            spec = {"containers": [{"name": "suggestion", "image": "katib/suggestion-hyperopt:v0.19.0"}]}
+            pod = api.create("pods", {"metadata": {**metadata, "ownerReferences": [_owner(experiment)]}, "spec": spec})
+            pod["status"] = {"phase": "Pending"}
+        return has_condition(pod, "Ready")
 
     def _create_trial(self, api: FakeApi, experiment: dict, index: int) -> dict:
         spec, name = experiment["spec"], f"{experiment['metadata']['name']}-{_suffix(index)}"
@@ -381,11 +398,11 @@ class KServe:
     """InferenceServices -> predictor pods -> conditions. A new spec gets new pods; the old ones go when those are ready.
 
     Like the real one it says Ready of the old spec for a while after an update (`lag` seconds), and its observedGeneration
-    counts something else.
+    counts something else. `copies_labels` False: its configuration keeps a service's labels from its pods.
     """
 
-    def __init__(self, lag: float = 0.0, invalid: str = "") -> None:
-        self.lag, self.invalid = lag, invalid
+    def __init__(self, lag: float = 0.0, invalid: str = "", copies_labels: bool = True) -> None:
+        self.lag, self.invalid, self.copies_labels = lag, invalid, copies_labels
         self._revisions: dict[str, tuple[int, str, float]] = {}
 
     def __call__(self, api: FakeApi) -> None:
@@ -417,7 +434,8 @@ class KServe:
 
     def _create_pod(self, api: FakeApi, service: dict, number: int) -> dict:
         name = service["metadata"]["name"]
-        labels = {**service["metadata"].get("labels", {}), "serving.kserve.io/inferenceservice": name, "revision": str(number)}
+        copied = service["metadata"].get("labels", {}) if self.copies_labels else {}
+        labels = {**copied, "serving.kserve.io/inferenceservice": name, "revision": str(number)}
         pod = api.create("pods", {
             "metadata": {"name": f"{name}-predictor-{number:05d}", "labels": labels, "ownerReferences": [_owner(service)]},
             "spec": {"containers": [{"name": "kserve-container", "image": "tritonserver:23.05-py3"}], "restartPolicy": "Always"},

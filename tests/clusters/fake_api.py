@@ -43,7 +43,7 @@ PATH = re.compile(r"/(?:api|apis)/(?P<version>v1|[^/]+/[^/]+)(?:/namespaces/(?P<
                   r"(?:/(?P<name>[^/]+))?(?:/(?P<sub>status|log))?$")  # fmt: skip
 REASONS = {400: "BadRequest", 401: "Unauthorized", 403: "Forbidden", 404: "NotFound", 409: "Conflict", 422: "Invalid",
            429: "TooManyRequests", 500: "InternalError", 503: "ServiceUnavailable"}  # fmt: skip
-TICK = 0.01  # seconds between two rounds of the controllers
+TICK = 0.005  # seconds between two rounds of the controllers
 
 Controller = Callable[["FakeApi"], None]
 
@@ -88,7 +88,7 @@ class FakeApi:
 
     def __enter__(self) -> FakeApi:
         self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
-        self._server.daemon_threads = True
+        self._server.handle_error = lambda request, address: None  # a client that went away is no news
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         self._threads = [
             threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True),

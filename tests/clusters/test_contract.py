@@ -78,7 +78,14 @@ def test_experiment_runs_out_of_time(home):
 
 
 def test_job_succeeds_with_the_environment_of_the_training_operator(home, tmp_path):
-    code = "import os, sys; open(sys.argv[1] + os.environ['RANK'], 'w').write(os.environ['WORLD_SIZE'] + os.environ['MASTER_ADDR'])"
+    # The job is over when its Master is, so that one waits for its Worker.
+    code = """if True:
+        import os, sys, time
+        with open(sys.argv[1] + os.environ["RANK"], "w") as file:
+            file.write(os.environ["WORLD_SIZE"] + os.environ["MASTER_ADDR"])
+        while os.environ["RANK"] == "0" and not (os.path.exists(sys.argv[1] + "1") and os.path.getsize(sys.argv[1] + "1")):
+            time.sleep(0.02)
+        """
     home.run_job(job(code, f"{tmp_path}/rank", replicas=2))
     written = {path.name: path.read_text() for path in tmp_path.glob("rank*")}
     assert written == {"rank0": "2127.0.0.1", "rank1": "2127.0.0.1"}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import signal
 import threading
 import time
@@ -18,7 +17,7 @@ from clusters.protocol import RUN_LABEL
 from common.errors import ClusterError, DeadlineError, InputError
 from tests.clusters.contract import RUN_ID, experiment, job, service
 from tests.clusters.controllers import Katib, KServe, Node, Play
-from tests.clusters.fake_api import has_condition
+from tests.clusters.fake_api import has_condition, set_condition
 
 SEARCH, EXPORT = "pfn-0a1b2c3d-search", "pfn-0a1b2c3d-export"
 
@@ -205,8 +204,8 @@ def test_a_server_that_stays_away_ends_at_the_deadline_and_is_named(fake):
     later(
         lambda: home.api.fail("*", "pytorchjobs", times=math.inf, code=503, message="etcd is gone"), lambda: home.api.all("pods"), home.api
     )
-    with pytest.raises(DeadlineError, match=r"(?s)job .* did not end within 1 s; .*\n  API server: 503 etcd is gone"):
-        home.run_job(job("pass"), deadline=1.2)
+    with pytest.raises(DeadlineError, match=r"(?s)job .* did not end within 1 s.*\n  API server: 503 etcd is gone"):
+        home.run_job(job("pass"), deadline=0.8)
 
 
 def test_a_server_that_was_never_there_is_not_waited_for_until_the_deadline(fake, monkeypatch):
@@ -229,7 +228,12 @@ def test_retry_after_is_obeyed(fake):
 
 def test_ctrl_c_goes_through_at_once(fake):
     home = fake(node_of(Play(seconds=math.inf)), poll=30)
-    later(lambda: os.kill(os.getpid(), signal.SIGINT), lambda: home.api.all("pods"), home.api)
+
+    def interrupt() -> None:
+        time.sleep(0.2)  # the main thread has to be in its sleep: Python loses a signal's haste between two system calls
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    later(interrupt, lambda: "not started yet" in home.text, home.api)
     started = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         home.run_job(job("pass"), deadline=600)
@@ -283,7 +287,7 @@ def test_the_deadline_names_what_was_waited_for(fake):
     with pytest.raises(
         DeadlineError, match=r"did not end within 1 s; last seen: 1/2 trials, 1 pending, best AvgLoss 0.1.*\n.*Insufficient nvidia"
     ):
-        home.run_experiment(experiment(["0.1", "0.2"]), deadline=1)
+        home.run_experiment(experiment(["0.1", "0.2"]), deadline=0.8)
 
 
 def test_an_image_that_does_not_come_is_given_up_before_the_deadline(fake):
@@ -293,11 +297,25 @@ def test_an_image_that_does_not_come_is_given_up_before_the_deadline(fake):
     assert not isinstance(raised.value, DeadlineError)
 
 
+def test_an_algorithm_whose_pod_does_not_start_is_named(fake):
+    algorithm = Play(pending="unschedulable", seconds=math.inf)
+    node = node_of(algorithm, loss(0.1))
+    home = fake(node, katib=Katib(node, pod=True))
+    said = f"the algorithm of {SEARCH}: no node takes it: 0/3 nodes are available"
+
+    def release() -> None:
+        algorithm.pending = ""
+
+    released = later(release, lambda: said in home.text, home.api)
+    home.run_experiment(experiment(["0.1"]))
+    released.join()
+
+
 def test_a_collector_that_reports_nothing_is_named(fake):
     node = node_of(loss(0.1))
     home = fake(node, katib=Katib(node, deaf=True))
     with pytest.raises(DeadlineError, match="its pods have finished, the controller has not said so yet"):
-        home.run_experiment(experiment(["0.1"]), deadline=1)
+        home.run_experiment(experiment(["0.1"]), deadline=0.6)
 
 
 def test_failed_trials_give_the_commonest_reasons_and_their_last_lines(fake):
@@ -383,6 +401,14 @@ def test_a_restart_is_told_with_its_reason_while_the_job_goes_on(fake):
     assert f"pod {EXPORT}-master-0 ended: exit code 1: connection to the storage lost" in home.text
 
 
+def test_the_last_lines_are_kept_when_the_last_crash_could_not_be_read(fake):
+    home = fake(node_of(Play(exit_code=1, log="error: no space left\n", seconds=0.1)))
+    later(lambda: home.api.fail("GET", "/log", times=math.inf, code=404), lambda: "no space left" in home.text, home.api)
+    with pytest.raises(ClusterError, match="exit code 1: error: no space left") as raised:
+        home.run_job(job("pass", restart="OnFailure"))
+    assert "  | error: no space left" in str(raised.value)
+
+
 def test_a_failed_job_whose_pods_are_gone_still_ends(fake):
     home = fake(node_of(Play(exit_code=1)))
     manifest = job("pass")
@@ -397,6 +423,16 @@ def test_a_job_in_a_full_namespace_says_which_quota(fake):
     home.operator.quota = True
     with pytest.raises(DeadlineError, match="quota: exceeded quota: kf-resource-quota"):
         home.run_job(job("pass"), deadline=0.5)
+
+
+def test_a_job_in_a_queue_says_so(fake):
+    home = fake(node_of(Play(seconds=0.3)))
+    later(
+        lambda: set_condition(home.api.find("pytorchjobs", EXPORT), "Suspended"),
+        lambda: home.api.all("pods"), home.api,
+    )  # fmt: skip
+    home.run_job(job("pass"))
+    assert f"job {EXPORT}: suspended, until a queue lets it start" in home.lines
 
 
 def test_replicas_are_counted(fake):
@@ -420,11 +456,13 @@ def test_a_service_is_deployed_with_the_address_that_answers_from_here(fake):
     assert home.lines[-1] == "service jec-pfn: ready"
 
 
-def test_an_update_is_not_ready_before_its_own_pods_are(fake):
-    home = fake(node_of(UP, Play(pending="unschedulable")), kserve=KServe(lag=0.3))
+@pytest.mark.parametrize("copies_labels", [True, False])
+def test_an_update_is_not_ready_before_its_own_pods_are(fake, copies_labels):
+    home = fake(node_of(UP, Play(pending="unschedulable")), kserve=KServe(lag=0.3, copies_labels=copies_labels))
+    home.deploy(service())
     home.deploy(service())
     with pytest.raises(DeadlineError, match="service jec-pfn did not end within 1 s"):
-        home.deploy(service(uri="s3://models/other/model"), deadline=1)
+        home.deploy(service(uri="s3://models/other/model"), deadline=0.8)
     old, new = home.api.all("pods")
     assert has_condition(old, "Ready")
     assert not has_condition(new, "Ready")
@@ -451,13 +489,37 @@ def test_an_update_that_crosses_somebody_elses_is_made_again(fake):
     assert home.api.find("inferenceservices", "jec-pfn")["spec"]["predictor"]["model"]["storageUri"] == "s3://models/other/model"
 
 
-@pytest.mark.parametrize("play", [CRASH, Play(exit_code=1, seconds=0.1, log=CRASH.log)], ids=["crashes", "ready, then crashes"])
-def test_a_predictor_that_crashes_again_and_again_fails_with_its_last_lines(fake, play):
-    home = fake(node_of(play), poll=0.15)
+def test_a_predictor_that_crashes_again_and_again_fails_with_its_last_lines_and_conditions(fake):
+    home = fake(node_of(CRASH))
     with pytest.raises(ClusterError, match="service jec-pfn failed: exit code 1: failed to load 'jec-pfn': unexpected shape") as raised:
         home.deploy(service(), deadline=60)
     assert "  | I0101 loading: jec-pfn:1" in str(raised.value)
     assert "PredictorReady: MinimumReplicasUnavailable" in str(raised.value)
+
+
+def test_a_predictor_that_is_ready_for_a_while_between_crashes_fails(fake):
+    home = fake(node_of(Play(exit_code=1, seconds=0.1, log=CRASH.log)), poll=0.15)
+    with pytest.raises(ClusterError, match="unexpected shape"):
+        home.deploy(service(), deadline=60)
+
+
+def test_ready_once_is_not_enough(fake):
+    home = fake(node_of([Play(seconds=math.inf, exit_code=1), CRASH]), poll=0.3)
+    marks: list[int] = []
+
+    def looked_at_once_while_ready() -> bool:
+        found = home.api.find("inferenceservices", "jec-pfn")
+        if not found or not has_condition(found, "Ready"):
+            return False
+        marks.append(len(home.api.requests))
+        return any("/pods" in path for _, path in home.api.requests[marks[0] :])
+
+    def crash() -> None:
+        next(iter(home.node.plays.values())).seconds = 0
+
+    later(crash, looked_at_once_while_ready, home.api)
+    with pytest.raises(ClusterError, match="unexpected shape"):
+        home.deploy(service(), deadline=60)
 
 
 def test_a_model_that_cannot_be_fetched_fails_with_the_initializers_words(fake):
@@ -473,6 +535,14 @@ def test_a_broken_predictor_of_the_spec_before_does_not_fail_its_repair(fake):
         home.deploy(service())
     home.node.play = lambda pod: UP if pod["metadata"]["name"].endswith("2") else CRASH
     assert home.deploy(service(uri="s3://models/repaired/model")).name == "jec-pfn"
+
+
+def test_the_error_of_an_update_is_its_own_and_not_that_of_the_pods_before(fake):
+    home = fake(node_of(CRASH, Play(exit_code=2, log="no such model: jec-pfn\n")))
+    with pytest.raises(ClusterError, match="unexpected shape"):
+        home.deploy(service())
+    with pytest.raises(ClusterError, match="exit code 2: no such model"):
+        home.deploy(service(uri="s3://models/other/model"))
 
 
 def test_a_spec_that_kserve_cannot_serve_fails_in_its_words(fake):
@@ -511,6 +581,7 @@ def test_delete_by_run_takes_all_kinds_and_leaves_the_trials_jobs_to_their_trial
     home.deploy(service())
     home.deploy(service(name="other", run_id="other-00000000"))
     assert home.cluster.delete(RUN_ID) == [f"Experiment/{SEARCH}", f"PyTorchJob/{EXPORT}", "InferenceService/jec-pfn"]
+    assert not [path for method, path in home.api.requests if method == "DELETE" and f"{SEARCH}-" in path]
     assert not home.api.all("experiments") + home.api.all("trials") + home.api.all("pytorchjobs")
     assert [pod["metadata"]["name"] for pod in home.api.all("pods")] == ["other-predictor-00001"]
     assert home.cluster.delete(RUN_ID) == []
