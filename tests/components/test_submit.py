@@ -62,7 +62,8 @@ def host(api):
 
 
 def config(s3_bucket, **values):
-    return RunConfig(s3_bucket=f"{s3_bucket}/jec", data_train="s3://b/train/*.root", data_val="s3://b/v.root", data_test="s3://b/t.root", **values)
+    data = {f"data_{split}": f"s3://b/{split}/*.root" for split in ("train", "val", "test")}
+    return RunConfig(s3_bucket=f"{s3_bucket}/jec", **data, **values)
 
 
 def test_the_run_is_made_with_every_parameter_and_the_users_files_are_uploaded(api, s3_bucket):
@@ -89,7 +90,7 @@ def test_the_same_files_are_uploaded_once(s3_bucket):
 
 def test_a_refusal_is_one_sentence(api, s3_bucket):
     api.refuse = True
-    with pytest.raises(ClusterError, match="did not take the run: .*401"):
+    with pytest.raises(ClusterError, match=r"did not take the run: .*401"):
         submit.submit(config(s3_bucket), host(api), "steps:1")
 
 
