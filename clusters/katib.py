@@ -27,17 +27,21 @@ TRIAL_NAME_REFERENCE = "${trialSpec.Name}"
 def observations(text: str, names: list[str]) -> dict[str, Observation]:
     """What Katib's collector observes in a metrics file: min and max over *all* lines of a metric, and the last one.
 
-    Each line begins with an RFC 3339 time. A value that is no finite number (Katib records it as an empty one, which stalls
-    its suggestions) is left out; a metric without any finite value is missing from the answer.
+    Each line begins with an RFC 3339 time. A value that is no finite number is left out of both. Where the last one is none,
+    Katib's latest value is empty and its suggestions stall on it; such a metric is missing from the answer.
     """
-    values: dict[str, list[float]] = {}
+    values: dict[str, list[float | None]] = {}
     for line in text.splitlines():
         _, _, rest = line.partition(" ")
         for match in METRIC_PATTERN.finditer(rest):
-            number = _finite(match[2])
-            if match[1] in names and number is not None:
-                values.setdefault(match[1], []).append(number)
-    return {name: Observation(min=min(seen), max=max(seen), latest=seen[-1]) for name, seen in values.items()}
+            if match[1] in names:
+                values.setdefault(match[1], []).append(_finite(match[2]))
+    return {name: _observation(seen) for name, seen in values.items() if seen[-1] is not None}
+
+
+def _observation(values: list[float | None]) -> Observation:
+    finite = [value for value in values if value is not None]
+    return Observation(min=min(finite), max=max(finite), latest=finite[-1])
 
 
 def objective_value(manifest: Manifest, metrics: dict[str, Observation]) -> float | None:
@@ -80,6 +84,8 @@ def check_experiment(manifest: Manifest) -> None:
     require(algorithm in ALGORITHMS, f"spec.algorithm.algorithmName: {unknown('algorithm', algorithm, ALGORITHMS)}")
     parallel, most = spec.get("parallelTrialCount", 3), spec.get("maxTrialCount", math.inf)
     require(parallel <= most, f"spec.parallelTrialCount: {parallel} is more than maxTrialCount {most}")
+    failures = spec.get("maxFailedTrialCount", 0)
+    require(failures <= most, f"spec.maxFailedTrialCount: {failures} is more than maxTrialCount {most}")
     template = spec["trialTemplate"]
     require(bool(template.get("primaryContainerName")), "spec.trialTemplate.primaryContainerName: missing")
     require("name" not in template["trialSpec"].get("metadata", {}), "spec.trialTemplate.trialSpec.metadata.name: Katib names the trials")

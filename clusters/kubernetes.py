@@ -55,7 +55,11 @@ class KubernetesCluster:
         wait = Wait(f"experiment {name}", deadline, report)
         story = PodStory(self._api, wait, JOB_LABEL, patience=self._patience)
         suggestions = PodStory(self._api, wait, SUGGESTION_LABEL, patience=self._patience, topic="the algorithm of ")
-        self._submit(EXPERIMENT, manifest, wait)
+        existing = self._submit(EXPERIMENT, manifest, wait)
+        if existing and is_true(existing, "Failed"):  # Katib cannot restart it; resuming a run means to try again
+            report(f"experiment {name} failed before; it is removed and run again")
+            self._remove([(EXPERIMENT, name)], wait)
+            self._submit(EXPERIMENT, manifest, wait)
         while True:
             experiment = self._existing(EXPERIMENT, name, wait)
             trials = self._trials(name, story, wait)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from clusters.api import Api
 from clusters.reasons import CREATING, NOT_SCHEDULED, Crash, crash_of, name_of, phase_of, short, stuck, waiting_of, warning_of
 from clusters.waiting import Wait
-from common.errors import ClusterError
+from common.errors import DeadlineError
 
 NO_POD = "has no pod yet"
 PASSING = {NO_POD, NOT_SCHEDULED, CREATING}  # every pod goes through these; only one that stays there is worth a line
@@ -56,7 +56,7 @@ class PodStory:
     def look(self, owners: Iterable[str], mine: Callable[[dict], bool] = lambda pod: True) -> dict[str, list[dict]] | None:
         """The pods of each owner now, as far as they are `mine`; None if pods cannot be read.
 
-        Remembers how containers ended that ended badly. Raises ClusterError for a pod that for `patience` seconds could not
+        Remembers how containers ended that ended badly. Raises DeadlineError for a pod that for `patience` seconds could not
         start for want of an image or secret.
         """
         grouped: dict[str, list[dict]] = {owner: [] for owner in owners}
@@ -126,7 +126,7 @@ class PodStory:
         if not stuck(pod):
             self._stuck_since.pop(uid, None)
         elif time.monotonic() - self._stuck_since.setdefault(uid, time.monotonic()) > self._patience:
-            raise ClusterError(f"{self._wait.what} cannot start: pod {name_of(pod)}: {waiting_of(pod)}")
+            raise DeadlineError(f"{self._wait.what} cannot start: pod {name_of(pod)}: {waiting_of(pod)}")
 
     def _waiting(self, pod: dict) -> str:
         reason = waiting_of(pod)

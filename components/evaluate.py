@@ -33,11 +33,12 @@ def component(image: str) -> Any:
 
 def evaluate(run: Run, trial: str, artifacts: step.Artifacts) -> bool:
     """True if the model may be deployed. Raises ClusterError if the job failed."""
-    manifest = evaluate_job(run, trial)
-    cluster = step.home(run)
-    cluster.run_job(manifest, deadline=DEADLINE, report=step.say)
+    manifest, cluster = evaluate_job(run, trial), step.home(run)
+    name = manifest["metadata"]["name"]
+    with step.watched(cluster, cluster.delete_job, name):
+        cluster.run_job(manifest, deadline=DEADLINE, report=step.say)
     if run.config.delete_export_job:
-        cluster.delete_job(manifest["metadata"]["name"])
+        cluster.delete_job(name)
     metrics = storage.read_json(run.path("metrics.json"))
     gain = metrics["gain"] or {}  # none where there are too few jets to measure it
     headline = {f"resolution_gain_percent_{key}": value for key, value in gain.items()}

@@ -25,14 +25,15 @@ def component(image: str) -> Any:
 
 def export(run: Run, trial: str, artifacts: step.Artifacts) -> None:
     """Run the export job. Raises ClusterError if it failed, or if it ended well without a model."""
-    manifest = export_job(run, trial)
-    cluster = step.home(run)
-    cluster.run_job(manifest, deadline=DEADLINE, report=step.say)
+    manifest, cluster = export_job(run, trial), step.home(run)
+    name = manifest["metadata"]["name"]
+    with step.watched(cluster, cluster.delete_job, name):
+        cluster.run_job(manifest, deadline=DEADLINE, report=step.say)
     place = run.path("model", run.model_name, "1", "model.onnx")
     if not storage.exists(place):
         raise ClusterError(f"the export job ended well, but there is no {place}")
     if run.config.delete_export_job:
-        cluster.delete_job(manifest["metadata"]["name"])
+        cluster.delete_job(name)
     artifacts.set("model", uri=run.path("model"), metadata={"framework": "ONNX", "name": run.model_name, "trial": trial})
 
 

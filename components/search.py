@@ -6,7 +6,6 @@ from typing import Any
 
 from clusters.protocol import ExperimentResult
 from common import storage
-from common.errors import InterruptedRun
 from common.run import Run
 from components import step
 from training.experiment import OBJECTIVE, experiment
@@ -30,18 +29,14 @@ def component(image: str) -> Any:
 
 def search(run: Run, artifacts: step.Artifacts) -> str:
     """The name of the best trial. Raises ClusterError if the experiment failed, DeadlineError if it took too long."""
-    manifest = experiment(run)
-    cluster = step.home(run)
-    try:
+    manifest, cluster = experiment(run), step.home(run)
+    name = manifest["metadata"]["name"]
+    with step.watched(cluster, cluster.delete_experiment, name):
         result = cluster.run_experiment(manifest, deadline=run.config.deadline_hours * 3600, report=step.say)
-    except (InterruptedRun, KeyboardInterrupt):
-        if not cluster.resumes:  # nobody would watch it any more, and its pods would go on
-            cluster.delete_experiment(manifest["metadata"]["name"])
-        raise
     record = as_record(run, result)
     storage.write_json(run.path("search.json"), record)
     if run.config.delete_train_experiment:
-        cluster.delete_experiment(manifest["metadata"]["name"])
+        cluster.delete_experiment(name)
     best = next(trial for trial in result.trials if trial.name == result.optimal)
     loss = best.metrics[OBJECTIVE].min
     artifacts.set("metrics", metadata={OBJECTIVE: loss, "trials": len(result.trials)})

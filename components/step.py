@@ -7,11 +7,12 @@ pods of a KFP run the one that the pod is in, below the local runner this machin
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import json
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from clusters.protocol import Cluster
 from common import storage
 from common.cli import Parser, run_main
 from common.config import AUTO
-from common.errors import InterruptedRun, JecError
+from common.errors import DeadlineError, InterruptedRun, JecError
 from common.run import Run
 
 LOCAL_DIR = "JEC_LOCAL_DIR"
@@ -91,6 +92,20 @@ def home(run: Run) -> Cluster:
     from clusters.kubernetes import KubernetesCluster
 
     return KubernetesCluster(None if run.config.namespace == AUTO else run.config.namespace)
+
+
+@contextlib.contextmanager
+def watched(cluster: Cluster, remove: Callable[[str], None], name: str) -> Iterator[None]:
+    """While something runs on a cluster: if its watcher gives up or is told to stop, remove it, or it would hold its GPUs on.
+
+    What has failed by itself stays to be looked at. On one machine nothing runs on, and what was interrupted goes on later.
+    """
+    try:
+        yield
+    except (InterruptedRun, KeyboardInterrupt, DeadlineError):
+        if not cluster.resumes:
+            remove(name)
+        raise
 
 
 def say(line: str) -> None:

@@ -43,5 +43,5 @@ def _job(run: Run, *, step: str, module: str, args: list[str]) -> Manifest:
         "apiVersion": "kubeflow.org/v1",
         "kind": "PyTorchJob",
         "metadata": {"name": f"{run.id}-{step}", **namespace, "labels": manifests.labels(run.id, step)},
-        "spec": manifests.pytorch_job_spec(pod, replicas=1, gpus=0, deadline=round(DEADLINE), backoff_limit=1),
+        "spec": manifests.pytorch_job_spec(pod, replicas=1, gpus=0, deadline=round(DEADLINE)),
     }

@@ -38,7 +38,7 @@ def experiment(run: Run) -> Manifest:
             },
             "parallelTrialCount": config.parallel_trials,
             "maxTrialCount": config.max_trials,
-            "maxFailedTrialCount": config.max_failed_trials,
+            "maxFailedTrialCount": min(config.max_failed_trials, config.max_trials),  # Katib refuses more
             # The suggestion service stays until the experiment is deleted, so that a finished search can be extended.
             "resumePolicy": "LongRunning",
             "metricsCollectorSpec": {

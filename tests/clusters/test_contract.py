@@ -61,9 +61,7 @@ def test_experiment_fails_when_the_limit_is_reached_not_only_above_it(home):
         home.run_experiment(experiment(["broken", "broken too", "0.1", "0.2"], max_failed=2, parallel=1))
 
 
-def test_a_loss_that_ends_as_nan_is_never_optimal(home, request):
-    if home.name == "local":
-        request.applymarker(pytest.mark.xfail(reason="the local home takes the minimum before the nan", strict=True))
+def test_a_loss_that_ends_as_nan_is_never_optimal(home):
     result = home.run_experiment(experiment(["0.05/nan", "0.3"]))
     trials = by_losses(result)
     assert result.optimal == trials["0.3"].name
