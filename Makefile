@@ -8,7 +8,7 @@ PIP    := $(BIN)/pip install --disable-pip-version-check -qq
 .PHONY: help setup run test lint lock clean
 
 help:
-	@echo "make run    calibrate generated jets on this machine: search, train, export, validate, serve (about 10 minutes)"
+	@echo "make run    calibrate generated jets on this machine: search, train, export, validate, serve (about 5 minutes)"
 	@echo "make test   the tests (under 10 minutes)"
 	@echo "make lint   ruff"
 	@echo "make lock   resolve pyproject.toml into the hash-pinned locks (needs uv)"

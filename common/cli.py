@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from common.errors import InputError, JecError, nearest
+from common.errors import InputError, InterruptedRun, JecError, nearest
 
 
 class Parser(argparse.ArgumentParser):
@@ -43,7 +43,7 @@ def run_main(body: Callable[[], int | None]) -> int:
     try:
         return body() or 0
     except JecError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        print(f"{'stopped' if isinstance(error, InterruptedRun) else 'error'}: {error}", file=sys.stderr, flush=True)
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)

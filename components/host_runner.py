@@ -42,7 +42,8 @@ class _Session:
     """What the handlers of one run share: the environment of steps, who is running, what ended badly, what was told to stop."""
 
     environment: dict[str, str]
-    outputs: Callable[[str, list[str]], None]
+    on_start: Callable[[str, list[str]], None]
+    on_end: Callable[[str, list[str]], None]
     running: list[subprocess.Popen] = dataclasses.field(default_factory=list)
     failed: StepFailed | None = None
     stopping: bool = False
@@ -50,15 +51,21 @@ class _Session:
 
 
 def run_pipeline(
-    path: Path, parameters: dict[str, Any], *, work: Path, environment: dict[str, str], on_step: Callable[[str, list[str]], None]
+    path: Path,
+    parameters: dict[str, Any],
+    *,
+    work: Path,
+    environment: dict[str, str],
+    on_start: Callable[[str, list[str]], None] = lambda step, command: None,
+    on_end: Callable[[str, list[str]], None] = lambda step, command: None,
 ) -> None:
-    """Execute the IR at `path`. `on_step(step, command)` is called after each step that ended well.
+    """Execute the IR at `path`. `on_start(step, command)` is called before each step, `on_end` after each that ended well.
 
     Raises StepFailed, or InterruptedRun when SIGINT or SIGTERM came; either way no step is left running.
     """
     from kfp import components, local
 
-    session = _Session(environment=environment, outputs=on_step)
+    session = _Session(environment=environment, on_start=on_start, on_end=on_end)
     pipeline = components.load_component_from_file(str(path))
     with _replaced_internals(session), _stopped_by_signals(session), _quiet():
         local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(work))
@@ -84,6 +91,7 @@ def _run(session: _Session, command: list[str], env: dict[str, str]) -> bool:
     with session.lock:
         if session.stopping:
             return False
+        session.on_start(name, command)
         process = subprocess.Popen(
             processes.host_command(command),
             env={**os.environ, **env, **session.environment, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
@@ -104,7 +112,7 @@ def _run(session: _Session, command: list[str], env: dict[str, str]) -> bool:
     if code != 0:
         session.failed = session.failed or StepFailed(name, code)
         return False
-    session.outputs(name, command)
+    session.on_end(name, command)
     return True
 
 

@@ -31,7 +31,7 @@ class LocalRun:
         place = str(self.output) if config.s3_bucket == AUTO else storage.absolute(config.s3_bucket)
         self.config = config.replace(s3_bucket=place)
         self.run: Run | None = None
-        self.uri = ""
+        self.uri_file: Path | None = None  # prepare writes the run's URI into it as soon as it is settled
 
     def __call__(self) -> int:
         """The exit code: 0 also where the gate kept a model from being deployed, as that is an answer."""
@@ -43,7 +43,8 @@ class LocalRun:
                 self.config.parameters(),
                 work=self.output / ".kfp",
                 environment={**ALLOCATOR, LOCAL_DIR: str(self.output)},
-                on_step=self._after_step,
+                on_start=self._before_step,
+                on_end=self._after_step,
             )
             self._summary()
             if self.serve and self._service():
@@ -55,10 +56,13 @@ class LocalRun:
             self._collect()
             self._end_service()
 
+    def _before_step(self, step: str, command: list[str]) -> None:
+        if step == "prepare":
+            self.uri_file = Path(command[command.index("--run-output") + 1])
+
     def _after_step(self, step: str, command: list[str]) -> None:
         if step == "prepare":
-            self.uri = Path(command[command.index("--run-output") + 1]).read_text()
-            self.run = Run.load(self.uri)
+            self.run = Run.load(self.uri_file.read_text())
             self._point_latest()
 
     def _point_latest(self) -> None:
@@ -71,7 +75,7 @@ class LocalRun:
         new.replace(link)
 
     def _ended_badly(self, error: JecError) -> int:
-        run_id = self.run.id if self.run else self._unfinished_id()
+        run_id = storage.name(self.uri_file.read_text()) if self.uri_file and self.uri_file.exists() else ""
         if isinstance(error, InterruptedRun):
             if self.run:
                 write_status(self.run, "pipeline", "interrupted", "told to stop")
@@ -81,14 +85,10 @@ class LocalRun:
         else:
             print(f"error: {error}", file=sys.stderr)
         if run_id and error.exit_code != InputError.exit_code:
-            print(f"to go on where it stopped: python pipeline.py --output {_shown(self.output)} --resume {run_id}", file=sys.stderr)
+            # Before run.json there is nothing to take the parameters from.
+            command = f"python pipeline.py --output {_shown(self.output)}" if self.run else "the same command with"
+            print(f"to go on where it stopped: {command} --resume {run_id}", file=sys.stderr)
         return error.exit_code
-
-    def _unfinished_id(self) -> str:
-        """The id that an interrupted prepare had printed: the newest folder with a status and without run.json."""
-        folders = [path.parent for path in self.output.glob(f"*/{STATUS}") if not (path.parent / "run.json").exists()]
-        newest = max(folders, key=lambda folder: (folder / STATUS).stat().st_mtime, default=None)
-        return newest.name if newest else ""
 
     # ---------------------------------------------------------------------------------------------------- the end of a run
 

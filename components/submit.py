@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import warnings
 from pathlib import Path
 
 from common import storage
@@ -60,7 +61,9 @@ def _create_run(ir: Path, config: RunConfig, host: str) -> str:
 
     namespace = None if config.namespace == AUTO else config.namespace
     try:
-        client = kfp.Client(host=None if host == "in-cluster" else host, namespace=namespace or "kubeflow")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # that servers before 2.0 are not served
+            client = kfp.Client(host=None if host == "in-cluster" else host, namespace=namespace or "kubeflow")
         run = client.create_run_from_pipeline_package(
             str(ir), arguments=config.parameters(), experiment_name=config.experiment_name, namespace=namespace, enable_caching=False
         )

@@ -54,7 +54,7 @@ def run(tmp_path):
         compiler.Compiler().compile(pipeline, str(ir))
         steps = []
         host_runner.run_pipeline(
-            ir, parameters, work=tmp_path / "work", environment={"MARK": "!"}, on_step=lambda name, command: steps.append(command)
+            ir, parameters, work=tmp_path / "work", environment={"MARK": "!"}, on_end=lambda name, command: steps.append(command)
         )
         return steps
 
@@ -98,8 +98,7 @@ def test_a_runner_that_is_killed_takes_its_step_along(tmp_path):
         from tests.components.test_host_runner import *
         compiler.Compiler().compile(sleeping, "{tmp_path}/ir.yaml")
         from pathlib import Path
-        host_runner.run_pipeline(Path("{tmp_path}/ir.yaml"), dict(path="{tmp_path}/pid"), work=Path("{tmp_path}/w"), environment={{}},
-                                 on_step=lambda *a: None)
+        host_runner.run_pipeline(Path("{tmp_path}/ir.yaml"), dict(path="{tmp_path}/pid"), work=Path("{tmp_path}/w"), environment={{}})
     """)
     runner = subprocess.Popen([sys.executable, "-c", script], cwd=host_runner.ROOT)
     path, end = tmp_path / "pid", time.monotonic() + 60
