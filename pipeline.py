@@ -10,11 +10,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from common.cli import Parser, run_main
 from common.config import AUTO, RunConfig, add_arguments
+from common.errors import InputError, unknown
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -42,8 +42,12 @@ def main(argv: list[str] | None = None) -> int:
 
 def act(parser: argparse.ArgumentParser, args: argparse.Namespace, argv: list[str] | None) -> int:
     """Do what the flags ask for; returns the exit code."""
+    from components.step import use_endpoint
+
+    use_endpoint(args.s3_endpoint)
     if args.resume:
         args = _with_defaults_of(args.resume, parser, args, argv)
+        use_endpoint(args.s3_endpoint)
     config = RunConfig.from_args(args)
     if args.render:
         return _render(config, args.render)
@@ -53,15 +57,20 @@ def act(parser: argparse.ArgumentParser, args: argparse.Namespace, argv: list[st
 
 
 def _with_defaults_of(run_id: str, parser: argparse.ArgumentParser, args: argparse.Namespace, argv: list[str] | None) -> argparse.Namespace:
-    """Parse again with the interrupted run's own parameters as defaults, where its run.json had been written."""
+    """Parse again with the stopped run's own parameters as defaults. Raises InputError where there is no such run."""
     from common import storage
-    from common.run import Run
 
-    place = str(args.output.resolve()) if args.s3_bucket == AUTO else args.s3_bucket
-    folders = [storage.join(place, run_id), str(args.output.resolve() / run_id)]
+    places = [str(args.output.resolve())] if args.s3_bucket == AUTO else [args.s3_bucket, str(args.output.resolve())]
+    folders = [storage.join(place, run_id) for place in places]
     stored = next((folder for folder in folders if storage.exists(storage.join(folder, "run.json"))), None)
     if stored:
-        parser.set_defaults(**Run.load(stored).config.parameters())
+        config = storage.read_json(storage.join(stored, "run.json"))["config"]
+        if not storage.is_s3(config["s3_bucket"]):  # a folder of runs may have been moved; beside logs lies a copy of S3's
+            config["s3_bucket"] = storage.absolute(stored).rsplit("/", 1)[0]
+        parser.set_defaults(**config)
+    elif not any(storage.exists(storage.join(folder, "status.json")) for folder in folders):
+        there = {path.parent.name for path in args.output.glob("*/status.json")}
+        raise InputError(f"{unknown('run', run_id, there)} (in {' or '.join(places)})")
     parser.set_defaults(run_id=run_id)
     return parser.parse_args(argv)
 
@@ -75,10 +84,16 @@ def _render(config: RunConfig, folder: Path) -> int:
 
 
 def _compile(config: RunConfig, args: argparse.Namespace) -> int:
+    from common.project import is_own
     from components import chain
-    from training.search_space import for_network, load, to_json
+    from components.submit import with_space_as_text, with_uploaded_files
 
-    config = config.replace(search_space=to_json(for_network(load(config.search_space), config.network_config)))
+    if all(is_own(path) for path in (config.data_config, config.network_config)):
+        config = with_space_as_text(config)  # the images hold the project's own files
+    elif config.s3_bucket == AUTO:
+        raise InputError("a data config or network file of your own has to be uploaded: give --s3-bucket s3://bucket/prefix as well")
+    else:
+        config = with_uploaded_files(config)
     print(f"{chain.compile_to(args.compile_to, config, args.steps_image)}: upload it in the Kubeflow UI, or let --runner kubeflow do so")
     return 0
 
@@ -89,9 +104,7 @@ def _run(config: RunConfig, args: argparse.Namespace) -> int:
     host, found = endpoint(args.host)
     if args.runner == "kubeflow" or (args.runner == "auto" and host):
         if not host:
-            parser_hint = "give --host https://.../pipeline or set KFP_ENDPOINT"
-            print(f"error: --runner kubeflow: no endpoint; {parser_hint}", file=sys.stderr)
-            return 2
+            raise InputError("--runner kubeflow: no endpoint; give --host https://.../pipeline or set KFP_ENDPOINT")
         print(f"running on Kubeflow at {host} (from {found})", flush=True)
         print(f"submitted: {submit(config, host, args.steps_image)}")
         return 0

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 import threading
 import time
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from clusters import local_search
-from clusters.processes import Replicas, tail, wait
+from clusters.processes import Replicas, cores, tail, wait
 from clusters.protocol import ExperimentResult, Manifest, Report, Service, run_id_of
 from common import storage
 from common.errors import ClusterError, DeadlineError
@@ -57,7 +56,7 @@ class LocalCluster:
         folder = self._folder(manifest, "jobs") / name
         shutil.rmtree(folder, ignore_errors=True)
         deadline = min(deadline, manifest["spec"].get("runPolicy", {}).get("activeDeadlineSeconds", deadline))
-        job = Replicas(manifest, folder=folder, root=self.root, threads=os.cpu_count() or 1)
+        job = Replicas(manifest, folder=folder, root=self.root, threads=cores())
         job.start()
         with _following(job.log(), report):
             code = wait(job, deadline=deadline)

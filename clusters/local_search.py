@@ -1,7 +1,8 @@
 """A Katib Experiment on one machine: Optuna proposes, processes train, the metrics file is read by Katib's rule.
 
 The study lies in a SQLite file, so that an interrupted search goes on: finished trials count, and those that were running
-start again with the same name and parameters (and resume from their own checkpoints).
+start again with the same name and parameters (and resume from their own checkpoints). A search that failed is tried again from
+the beginning, in a study of its own and with other trial names, as Katib's would be.
 """
 
 from __future__ import annotations
@@ -12,14 +13,13 @@ import dataclasses
 import datetime
 import itertools
 import math
-import os
 import time
 import warnings
 from pathlib import Path
 from typing import Any
 
 from clusters import katib
-from clusters.processes import Replicas
+from clusters.processes import Replicas, cores, stop
 from clusters.protocol import ExperimentResult, Manifest, Observation, Report, Trial
 from common.errors import ClusterError, DeadlineError, InputError, unknown
 from common.progress import clock
@@ -54,7 +54,7 @@ class LocalSearch:
             raise InputError(f"on one machine: {unknown('algorithm', self.algorithm, ALGORITHMS)}")
         self.seed = int({s["name"]: s["value"] for s in self.spec["algorithm"].get("algorithmSettings", [])}.get("random_state", 0))
         self.running: list[Running] = []
-        self.study = self._open_study()
+        self.attempt, self.study = self._open_study()
         self.planned = _planned(self.spec["parameters"], self.algorithm, self.seed, self._asked_trials())
         self.maximum = min(self._asked_trials(), len(self.planned)) if self.planned is not None else self._asked_trials()
         self.parallel = self._parallel()
@@ -73,72 +73,85 @@ class LocalSearch:
                 self._heartbeat()
                 time.sleep(POLL)
         finally:
-            for trial in self.running:
-                trial.job.stop()
+            stop(*(process for trial in self.running for process in trial.job.processes.values()))
         return self._result()
 
     # ------------------------------------------------------------------------------------------------------------- the study
 
-    def _open_study(self):
+    def _open_study(self) -> tuple[int, Any]:
+        """The first attempt that has not failed, new where all have."""
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.storage = optuna.storages.RDBStorage(f"sqlite:///{self.folder / 'study.db'}")
-        return optuna.create_study(
-            storage=self.storage,
-            study_name=self.name,
-            direction=self.spec["objective"]["type"],
-            load_if_exists=True,
-        )
+        direction = self.spec["objective"]["type"]
+        for attempt in itertools.count(1):
+            name = self.name if attempt == 1 else f"{self.name}-{attempt}"
+            study = optuna.create_study(storage=self.storage, study_name=name, direction=direction, load_if_exists=True)
+            if not self._has_failed(_trials(study)):
+                return attempt, study
+            self.report(f"experiment {self.name} failed before; it is run again")
+        raise AssertionError("itertools.count does not end")
+
+    def _has_failed(self, trials: list[Trial]) -> bool:
+        """Katib fails the experiment at, not above, maxFailedTrialCount; one that ends without a success has failed as well."""
+        failed = sum(trial.status in ("Failed", "MetricsUnavailable") for trial in trials)
+        most = self.spec.get("maxFailedTrialCount", self._asked_trials())
+        return bool(failed) and (failed >= most or failed >= self._asked_trials())
 
     def _asked_trials(self) -> int:
         return self.spec.get("maxTrialCount", 30)
 
     def _parallel(self) -> int:
-        asked, cores = self.spec.get("parallelTrialCount", 3), os.cpu_count() or 1
-        parallel = max(1, min(asked, cores, self.maximum))
+        asked = self.spec.get("parallelTrialCount", 3)
+        parallel = max(1, min(asked, cores(), self.maximum))
         if parallel < asked:
-            self.report(f"{asked} trials at a time asked; {parallel} at a time here ({cores} cores, {self.maximum} trials)")
+            self.report(f"{asked} trials at a time asked; {parallel} at a time here ({cores()} cores, {self.maximum} trials)")
         return parallel
 
-    def _propose(self) -> tuple[int, dict[str, str]]:
-        """A new trial's number in the study and its assignments as text."""
-        number = len(self.study.trials)
+    def _made(self) -> list[Any]:
+        """The study's trials that were made whole; one that was cut off while its parameters were drawn never counts."""
+        return [trial for trial in self.study.get_trials(deepcopy=False) if "made" in trial.user_attrs]
+
+    def _propose(self) -> tuple[int, str, dict[str, str]]:
+        """A new trial's number in the study, its name, and its assignments as text."""
+        number = len(self._made())
         # A sampler of its own for each trial: what it draws depends on the seed and the number, not on restarts before it.
         fixed = self.planned[number] if self.planned is not None else {}
         self.study.sampler = _sampler(self.algorithm, self.seed * 100_003 + number, fixed)
         distributions = {p["name"]: _distribution(p) for p in self.spec["parameters"]}
         trial = self.study.ask(distributions)
         assignments = {p["name"]: _text(p, trial.params[p["name"]]) for p in self.spec["parameters"]}
-        self._note(trial.number, name=f"{self.name}-{trial.number:03d}", assignments=assignments, started=_now(), status="Running")
-        return trial.number, assignments
+        name = f"{self.study.study_name}-{number:03d}"
+        self._note(trial.number, "made", {"name": name, "parameters": assignments, "started": _now()})
+        return trial.number, name, assignments
 
-    def _note(self, number: int, **attributes: Any) -> None:
-        study = self.storage.get_study_id_from_name(self.name)
-        for key, value in attributes.items():
-            self.storage.set_trial_user_attr(self.storage.get_trial_id_from_study_id_trial_number(study, number), key, value)
+    def _note(self, number: int, key: str, value: dict[str, Any]) -> None:
+        """One record of a trial in one write, so that it is there whole or not at all."""
+        study = self.storage.get_study_id_from_name(self.study.study_name)
+        self.storage.set_trial_user_attr(self.storage.get_trial_id_from_study_id_trial_number(study, number), key, value)
 
     # ------------------------------------------------------------------------------------------------------------- processes
 
     def _restart_interrupted(self) -> None:
-        for trial in self.study.get_trials(deepcopy=False):
-            if not trial.state.is_finished() and "assignments" in trial.user_attrs:
-                self.report(f"{trial.user_attrs['name']}: taken up again")
-                self._start(trial.number, trial.user_attrs["assignments"])
+        for trial in self._made():
+            if not trial.state.is_finished():
+                made = trial.user_attrs["made"]
+                self.report(f"{made['name']}: taken up again")
+                self._start(trial.number, made["name"], made["parameters"])
 
     def _fill(self) -> None:
-        while len(self.running) < self.parallel and len(self.study.trials) < self.maximum:
+        while len(self.running) < self.parallel and len(self._made()) < self.maximum:
             self._start(*self._propose())
 
-    def _start(self, number: int, assignments: dict[str, str]) -> None:
-        name = f"{self.name}-{number:03d}"
+    def _start(self, number: int, name: str, assignments: dict[str, str]) -> None:
         metrics = self.folder / name / "metrics.log"
         source = self.spec.get("metricsCollectorSpec", {}).get("source", {}).get("fileSystemPath", {}).get("path", "")
         job = Replicas(
             katib.substitute(self.manifest, assignments, name),
             folder=self.folder / name,
             root=self.root,
-            threads=max(1, (os.cpu_count() or 1) // self.parallel),
+            threads=max(1, cores() // self.parallel),
             rewrites={source: str(metrics)} if source else {},
         )
         metrics.unlink(missing_ok=True)  # a trial that resumes writes the epochs it already had again
@@ -167,7 +180,7 @@ class LocalSearch:
         elif value is None:
             status, reason = "MetricsUnavailable", f"ended well, but its metrics file has no finite '{objective}'"
         observed = {name: dataclasses.asdict(observation) for name, observation in seen.items()}
-        self._note(trial.number, status=status, reason=reason, observations=observed, finished=_now())
+        self._note(trial.number, "ended", {"status": status, "reason": reason, "metrics": observed, "finished": _now()})
         if status == "Succeeded":
             self.study.tell(trial.number, value)
         else:
@@ -182,10 +195,9 @@ class LocalSearch:
 
     def _finished(self) -> bool:
         trials = self._trials()
-        failed = [trial for trial in trials if trial.status in ("Failed", "MetricsUnavailable")]
         most = self.spec.get("maxFailedTrialCount", self._asked_trials())
-        if failed and len(failed) >= most:  # Katib fails the experiment at, not above, this number
-            raise ClusterError(f"experiment {self.name} failed: {len(failed)} trials failed, {most} end the search\n{_reasons(failed)}")
+        if self._has_failed(trials) and sum(trial.status != "Succeeded" for trial in trials) >= most:
+            raise ClusterError(f"experiment {self.name} failed: {most} failed trials end the search\n{_reasons(trials)}")
         return self._goal_met(trials) or (not self.running and len(trials) >= self.maximum)
 
     def _goal_met(self, trials: list[Trial]) -> bool:
@@ -202,20 +214,7 @@ class LocalSearch:
         return min(good, key=lambda trial: sign * katib.objective_value(self.manifest, trial.metrics), default=None)
 
     def _trials(self) -> list[Trial]:
-        """Finished trials, from the study."""
-        done = [t for t in self.study.get_trials(deepcopy=False) if t.state.is_finished() and "status" in t.user_attrs]
-        return [
-            Trial(
-                name=t.user_attrs["name"],
-                status=t.user_attrs["status"],
-                parameters=t.user_attrs["assignments"],
-                metrics={name: Observation(**seen) for name, seen in t.user_attrs.get("observations", {}).items()},
-                reason=t.user_attrs.get("reason", ""),
-                started=t.user_attrs["started"],
-                finished=t.user_attrs.get("finished", ""),
-            )
-            for t in done
-        ]
+        return _trials(self.study)
 
     def _result(self) -> ExperimentResult:
         trials = self._trials()
@@ -255,6 +254,17 @@ class LocalSearch:
     def _say(self, line: str) -> None:
         self._spoke = time.monotonic()
         self.report(line)
+
+
+def _trials(study: Any) -> list[Trial]:
+    """Finished trials of a study."""
+    records = [t.user_attrs for t in study.get_trials(deepcopy=False) if t.state.is_finished() and "ended" in t.user_attrs]
+    trials = []
+    for record in records:
+        ended = dict(record["ended"])
+        metrics = {name: Observation(**seen) for name, seen in ended.pop("metrics").items()}
+        trials.append(Trial(**record["made"], **ended, metrics=metrics))
+    return trials
 
 
 # --------------------------------------------------------------------------------------------------------------- search spaces

@@ -37,15 +37,30 @@ def host_command(command: list[str]) -> list[str]:
     return list(command)
 
 
-def stop(process: subprocess.Popen, grace: float = GRACE) -> None:
-    """End a process and its whole session: SIGTERM, a while to write what it must, SIGKILL. No error if it is gone."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGTERM)
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(grace)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+def cores() -> int:
+    """Cores that this process may use, which in a batch slot are fewer than the machine has."""
+    return len(os.sched_getaffinity(0))
+
+
+def stop(*started: subprocess.Popen, grace: float = GRACE) -> None:
+    """End processes and their whole sessions: SIGTERM to all, one while for all to write what they must, SIGKILL.
+
+    Also where the first process of a session is gone, as others of it may be left. No error if all are gone.
+    """
+    for process in started:
+        _signal(process, signal.SIGTERM)
+    end = time.monotonic() + grace
+    for process in started:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(max(0.0, end - time.monotonic()))
+    for process in started:
+        _signal(process, signal.SIGKILL)
+        process.wait()
+
+
+def _signal(process: subprocess.Popen, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, number)
 
 
 def tail(log: Path, lines: int = TAIL) -> str:
@@ -98,9 +113,7 @@ class Replicas:
         return None if None in codes.values() else 0
 
     def stop(self) -> None:
-        for process in self.processes.values():
-            if process.poll() is None:
-                stop(process)
+        stop(*self.processes.values())
 
     def log(self, name: str = "master-0") -> Path:
         return self.folder / f"{name}.log"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import re
 from typing import Any
 
@@ -92,6 +93,9 @@ class RunConfig:
     run_id: str = option(AUTO, "'auto' makes one of the network's name and the KFP job; --resume sets it", group="Kubeflow")
 
     def __post_init__(self) -> None:
+        for name, value in self.parameters().items():
+            require(not isinstance(value, float) or math.isfinite(value), f"--{flag(name)} {value}: must be finite")
+            require(value != "", f"--{flag(name)} is empty; leave it out, or write auto or none where its help says so")
         for name, low in LEAST.items():
             value = getattr(self, name)
             require(value >= low, f"--{flag(name)} {value}: must be at least {low}")

@@ -1,5 +1,6 @@
 """export: a job that turns the best checkpoint into a Triton model repository, gated by parity with PyTorch."""
 
+import json
 from typing import Any
 
 from common import storage
@@ -10,7 +11,7 @@ from exporting.export_job import DEADLINE, export_job
 
 
 def component(image: str) -> Any:
-    """The KFP component. Output: the model as an artifact whose URI is the repository."""
+    """The KFP component. Output: the model as an artifact that names the repository."""
     from kfp import dsl
 
     def export(run: str, trial: str, s3_endpoint: str, model: dsl.Output[dsl.Model]) -> dsl.ContainerSpec:
@@ -34,7 +35,8 @@ def export(run: Run, trial: str, artifacts: step.Artifacts) -> None:
         raise ClusterError(f"the export job ended well, but there is no {place}")
     if run.config.delete_export_job:
         cluster.delete_job(name)
-    artifacts.set("model", uri=run.path("model"), metadata={"framework": "ONNX", "name": run.model_name, "trial": trial})
+    described = {"framework": "ONNX", "name": run.model_name, "trial": trial, "repository": run.path("model")}
+    artifacts.set("model", metadata=described, content=json.dumps(described))
 
 
 def main(argv: list[str] | None = None) -> int:

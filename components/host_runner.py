@@ -104,6 +104,8 @@ def _run(session: _Session, command: list[str], env: dict[str, str]) -> bool:
             preexec_fn=processes.ends_with_parent,
         )
         session.running.append(process)
+    if session.stopping:  # the signal came while the process was being started
+        processes.stop(process)
     for line in process.stdout:
         sys.__stdout__.write(f"[{name}] {line}")
         sys.__stdout__.flush()
@@ -157,9 +159,15 @@ def _replaced_internals(session: _Session) -> Iterator[None]:
         yield
 
 
+def stop_signals() -> list[signal.Signals]:
+    """Signals that mean to stop. A closed terminal's is among them, unless nohup had it ignored."""
+    hangup = [] if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [signal.SIGHUP]
+    return [signal.SIGINT, signal.SIGTERM, *hangup]
+
+
 @contextlib.contextmanager
 def _stopped_by_signals(session: _Session) -> Iterator[None]:
-    """On SIGINT or SIGTERM end the running steps (they end their own children); kfp then sees a failed task."""
+    """On SIGINT, SIGTERM or SIGHUP (a closed terminal) end the running steps (they end their own children); kfp then sees a failed task."""
 
     def stop(*_: Any) -> None:
         if session.stopping:
@@ -167,10 +175,11 @@ def _stopped_by_signals(session: _Session) -> Iterator[None]:
         session.stopping = True
         sys.__stderr__.write("\nstopping: ending the running step and its children ...\n")
         for process in list(session.running):
-            os.killpg(process.pid, signal.SIGTERM)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
         threading.Thread(target=_make_sure, args=(session,), daemon=True).start()
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, stop) for number in stop_signals()}
     try:
         yield
     finally:
@@ -180,8 +189,7 @@ def _stopped_by_signals(session: _Session) -> Iterator[None]:
 
 def _make_sure(session: _Session) -> None:
     """A step that ignores SIGTERM is killed; its own children are told by the kernel that it died."""
-    for process in list(session.running):
-        processes.stop(process, grace=2 * processes.GRACE)
+    processes.stop(*session.running, grace=2 * processes.GRACE)
 
 
 @contextlib.contextmanager

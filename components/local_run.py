@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -36,7 +37,9 @@ class LocalRun:
     def __call__(self) -> int:
         """The exit code: 0 also where the gate kept a model from being deployed, as that is an answer."""
         self.output.mkdir(parents=True, exist_ok=True)
-        ir = chain.compile_to(self.output / ".kfp" / "pipeline.yaml", self.config)
+        ir = chain.compile_to(self.output / ".kfp" / f"pipeline-{os.getpid()}.yaml", self.config)
+        for number in host_runner.stop_signals():
+            signal.signal(number, _interrupt)
         try:
             host_runner.run_pipeline(
                 ir,
@@ -46,14 +49,18 @@ class LocalRun:
                 on_start=self._before_step,
                 on_end=self._after_step,
             )
+            self._collect()
             self._summary()
             if self.serve and self._service():
                 self._keep_serving()
             return 0
         except JecError as error:
-            return self._ended_badly(error)
+            code = self._ended_badly(error)
+            with contextlib.suppress(JecError):
+                self._collect()
+            return code
         finally:
-            self._collect()
+            ir.unlink(missing_ok=True)
             self._end_service()
 
     def _before_step(self, step: str, command: list[str]) -> None:
@@ -78,7 +85,8 @@ class LocalRun:
         run_id = storage.name(self.uri_file.read_text()) if self.uri_file and self.uri_file.exists() else ""
         if isinstance(error, InterruptedRun):
             if self.run:
-                write_status(self.run, "pipeline", "interrupted", "told to stop")
+                with contextlib.suppress(JecError):
+                    write_status(self.run, "pipeline", "interrupted", "told to stop")
             print("interrupted", file=sys.stderr)
         elif isinstance(error, host_runner.StepFailed):
             print(f"failed in step {error.step}", file=sys.stderr)
@@ -147,12 +155,10 @@ class LocalRun:
     def _keep_serving(self) -> None:
         pid = json.loads(self._service_file().read_text())["pid"]
         print("serving until Ctrl-C ...", flush=True)
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.default_int_handler)
         try:
             while _alive(pid):
                 time.sleep(0.5)
-        except KeyboardInterrupt:
+        except InterruptedRun:
             return
         raise JecError(f"the model server ended by itself; its log: {self._service_file().parent / 'server.log'}")
 
@@ -169,6 +175,10 @@ class LocalRun:
             for name in SMALL:
                 if storage.exists(self.run.path(name)):
                     storage.download(self.run.path(name), self.output / self.run.id / name)
+
+
+def _interrupt(*_: Any) -> None:
+    raise InterruptedRun("told to stop")
 
 
 def _gain_text(gain: dict[str, float] | None) -> str:

@@ -24,7 +24,7 @@ from common.run import Run, make_run_id, slug
 from components import step
 from training.experiment import experiment
 from training.network_options import check_options
-from training.search_space import for_network, load, to_json
+from training.search_space import check_algorithm, for_network, load, to_json
 
 SPLITS = ("train", "val", "test")
 SAMPLE = "sample"
@@ -63,10 +63,13 @@ def prepare(config: RunConfig, job_id: str, run_output: str = "") -> Run:
     config = config.replace(s3_bucket=storage.absolute(config.s3_bucket))
     inputs = _Inputs(config)
     run = Run(config=config.replace(search_space=to_json(inputs.space)))
-    _check_same(run)
+    whole = storage.exists(run.path("run.json"))
+    if whole:
+        _check_same(run, inputs)
     step.write_output(run_output, run.uri)
     step.say(f"run {run.id} in {run.uri}")
-    step.with_status("prepare", run, lambda: _fill(run, inputs))
+    if not whole or not _data_there(run):
+        step.with_status("prepare", run, lambda: _fill(run, inputs))
     return Run.load(run.uri)
 
 
@@ -80,6 +83,7 @@ class _Inputs:
         self.network_text = storage.read_bytes(here(config.network_config))
         self.space = for_network(load(config.search_space), config.network_config)
         check_options(self.space, config.network_config, self.network_text.decode())
+        check_algorithm(self.space, config.algorithm)
         check_experiment(experiment(Run(config=config)))
         self.files = {}
         for split in SPLITS:
@@ -103,18 +107,25 @@ class _Inputs:
                 raise InputError(f"{min(both)} is in --data-{one} and in --data-{other}; the sets must have no file in common")
 
 
-def _check_same(run: Run) -> None:
-    """A folder of that id may only be the same run."""
-    if not storage.exists(run.path("run.json")):
-        return
-    before, now = Run.load(run.uri).config.parameters(), run.config.parameters()
-    different = [name for name in now if now[name] != before[name]]
+def _check_same(run: Run, inputs: _Inputs) -> None:
+    """A folder of that id may only be the same run: equal parameters, configurations and data, or its trials would mean nothing."""
+    before = Run.load(run.uri)
+    then, now = before.config.parameters(), run.config.parameters()
+    different = [f"{flag(name)} was {then[name]!r}, now {now[name]!r}" for name in now if now[name] != then[name]]
+    for name, content in (("data.yaml", inputs.data_config_text), ("network.py", inputs.network_text)):
+        if storage.read_bytes(run.path("config", name)) != content:
+            different.append(f"config/{name} is not what the file holds now")
+    for split, files in inputs.files.items():
+        if before.record["data"][split]["fingerprint"] != storage.fingerprint(files):
+            different.append(f"the files of --data-{split} have changed")
     if different:
-        name = different[0]
-        raise InputError(
-            f"run {run.id} exists with other parameters: {flag(name)} was {before[name]!r}, now {now[name]!r}"
-            f"{f', and {len(different) - 1} more' if len(different) > 1 else ''}; leave --resume out for a new run"
-        )
+        more = f", and {len(different) - 1} more" if len(different) > 1 else ""
+        raise InputError(f"run {run.id} exists with other inputs: {different[0]}{more}; leave --resume out for a new run")
+
+
+def _data_there(run: Run) -> bool:
+    """Whether the decoded data that run.json names are still there; the cache may have been cleared."""
+    return all(storage.exists(storage.join(data["dataset"], "dataset.json")) for data in Run.load(run.uri).record["data"].values())
 
 
 def _fill(run: Run, inputs: _Inputs) -> None:

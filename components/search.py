@@ -29,6 +29,9 @@ def component(image: str) -> Any:
 
 def search(run: Run, artifacts: step.Artifacts) -> str:
     """The name of the best trial. Raises ClusterError if the experiment failed, DeadlineError if it took too long."""
+    if done := _done_before(run):
+        step.say(f"searched before: best trial {done}")
+        return done
     manifest, cluster = experiment(run), step.home(run)
     name = manifest["metadata"]["name"]
     with step.watched(cluster, cluster.delete_experiment, name):
@@ -43,6 +46,14 @@ def search(run: Run, artifacts: step.Artifacts) -> str:
     artifacts.set("trials", content=table(record))
     step.say(f"best of {len(result.trials)} trials: {best.name} with {OBJECTIVE} {loss:.5f} ({_text(best.parameters)})")
     return result.optimal
+
+
+def _done_before(run: Run) -> str:
+    """The best trial of a search that had ended and whose checkpoint is there; empty if there is none."""
+    if not storage.exists(run.path("search.json")):
+        return ""
+    optimal = storage.read_json(run.path("search.json"))["optimal"]
+    return optimal if storage.exists(run.path("trials", optimal, "best.pt")) else ""
 
 
 def as_record(run: Run, result: ExperimentResult) -> dict[str, Any]:

@@ -56,11 +56,13 @@ def with_status(name: str, run: Run, body: Callable[[], None]) -> None:
     try:
         body()
     except (KeyboardInterrupt, InterruptedRun):
-        write_status(run, name, "interrupted", "told to stop")
+        with contextlib.suppress(JecError):  # a storage that fails as well must not hide why the step ended
+            write_status(run, name, "interrupted", "told to stop")
         raise
     except Exception as error:
         reason = str(error) if isinstance(error, JecError) else f"{type(error).__name__}: {error}"
-        write_status(run, name, "failed", reason)
+        with contextlib.suppress(JecError):
+            write_status(run, name, "failed", reason)
         raise
     write_status(run, name, "done")
 
@@ -126,13 +128,16 @@ class Artifacts:
         self._outputs: dict[str, Any] = json.loads(executor_input).get("outputs", {}) if executor_input else {}
         self._written: dict[str, Any] = {}
 
-    def set(self, name: str, *, metadata: dict[str, Any] | None = None, uri: str = "", content: str | None = None) -> None:
-        """Fill the output artifact `name`. Without KFP (by hand) nothing happens."""
+    def set(self, name: str, *, metadata: dict[str, Any] | None = None, content: str | None = None) -> None:
+        """Fill the output artifact `name`. Without KFP (by hand) nothing happens.
+
+        Its URI stays KFP's own: the launcher fails a step whose artifact lies outside the pipeline root.
+        """
         for artifact in self._outputs.get("artifacts", {}).get(name, {}).get("artifacts", []):
             if content is not None:
                 write_output(_local_path(artifact["uri"]), content)
             filled = {**artifact, "metadata": {**artifact.get("metadata", {}), **(metadata or {})}}
-            self._written[name] = {"artifacts": [{**filled, "uri": uri or artifact["uri"]}]}
+            self._written[name] = {"artifacts": [filled]}
         if self._outputs.get("outputFile") and self._written:
             write_output(self._outputs["outputFile"], json.dumps({"artifacts": self._written}))
 

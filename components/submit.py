@@ -43,7 +43,6 @@ def with_uploaded_files(config: RunConfig) -> RunConfig:
 
     Editing a network or a data configuration therefore needs no new image.
     """
-    space = to_json(for_network(load(config.search_space), config.network_config))
     places = {}
     for name in ("data_config", "network_config"):
         path = getattr(config, name)
@@ -53,7 +52,12 @@ def with_uploaded_files(config: RunConfig) -> RunConfig:
             if not storage.exists(place):
                 storage.write_bytes(place, content)
             places[name] = place
-    return config.replace(search_space=space, **places)
+    return with_space_as_text(config).replace(**places)
+
+
+def with_space_as_text(config: RunConfig) -> RunConfig:
+    """The configuration with the search space as the JSON that the UI can edit."""
+    return config.replace(search_space=to_json(for_network(load(config.search_space), config.network_config)))
 
 
 def _create_run(ir: Path, config: RunConfig, host: str) -> str:

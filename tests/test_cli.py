@@ -90,6 +90,22 @@ def test_auto_without_an_endpoint_says_that_it_runs_here_and_why(tmp_path):
     assert answer.returncode == 2
 
 
+def test_a_network_of_ones_own_is_not_compiled_to_a_path_that_no_pod_has(tmp_path):
+    own = tmp_path / "net.py"
+    own.write_text("def get_model(data_config, **options): ...\ndef get_loss(data_config, **options): ...\n")
+    answer = command("--compile-to", str(tmp_path / "p.yaml"), "--network-config", str(own))
+    assert answer.returncode == 2
+    assert "--s3-bucket" in answer.stderr
+    assert not (tmp_path / "p.yaml").exists()
+
+
+def test_compiling_says_what_to_do_with_the_file(tmp_path):
+    answer = command("--compile-to", str(tmp_path / "p.yaml"))
+    assert answer.returncode == 0
+    assert "upload it" in answer.stdout
+    assert (tmp_path / "p.yaml").read_text().startswith("# PIPELINE DEFINITION")
+
+
 def test_kubeflow_without_an_endpoint_is_refused():
     answer = command("--runner", "kubeflow", "--s3-bucket", "s3://somewhere/jec")
     assert answer.returncode == 2

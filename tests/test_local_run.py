@@ -153,6 +153,25 @@ def test_resuming_a_finished_run_trains_nothing_again(finished):
     assert "served by" in answer.stdout
 
 
+def test_resuming_a_run_that_does_not_exist_is_refused(finished):
+    run_id = (finished[1] / "latest").resolve().name
+    answer = pipeline("--output", finished[1], "--resume", run_id[:-1], "--runner", "local", check=False)
+    assert answer.returncode == 2
+    assert f"did you mean '{run_id}'" in answer.stderr
+
+
+def test_resuming_with_other_data_is_refused(finished, jets):
+    run_id, path = (finished[1] / "latest").resolve().name, jets / "val" / "a.root"
+    times = path.stat().st_atime_ns, path.stat().st_mtime_ns
+    os.utime(path, (1, 1))
+    try:
+        answer = pipeline("--output", finished[1], "--resume", run_id, "--runner", "local", check=False)
+    finally:
+        os.utime(path, ns=times)
+    assert answer.returncode == 2
+    assert "the files of --data-val have changed" in answer.stdout + answer.stderr
+
+
 def test_resuming_with_other_parameters_is_refused(finished):
     answer = pipeline("--output", finished[1], "--resume", (finished[1] / "latest").resolve().name, "--runner", "local",
                       "--batch-size", "64", check=False)  # fmt: skip
@@ -195,7 +214,9 @@ def test_ctrl_c_stops_everything_and_the_run_goes_on_later_up_to_its_gate(jets, 
 def test_data_and_results_on_s3(jets, s3_bucket, tmp_path):
     storage.upload(jets, f"{s3_bucket}/jets")
     storage_uri = f"{s3_bucket}/calibrations"
-    answer = pipeline(*QUICK, *data_flags(f"{s3_bucket}/jets"), "--output", tmp_path, "--s3-bucket", storage_uri, "--max-trials", "2")
+    environment = {name: value for name, value in os.environ.items() if name not in ("AWS_ENDPOINT_URL", "S3_ENDPOINT")}
+    where = ["--output", tmp_path, "--s3-bucket", storage_uri, "--s3-endpoint", os.environ["AWS_ENDPOINT_URL"]]
+    answer = pipeline(*QUICK, *data_flags(f"{s3_bucket}/jets"), *where, "--max-trials", "2", env=environment)
     run_id = (tmp_path / "latest").resolve().name
     assert f"{storage_uri}/{run_id}" in answer.stdout
     kept = {entry.uri.removeprefix(f"{storage_uri}/{run_id}/") for entry in storage.entries(f"{storage_uri}/{run_id}")}
@@ -203,6 +224,11 @@ def test_data_and_results_on_s3(jets, s3_bucket, tmp_path):
     assert sum(path.endswith("/checkpoint.pt") for path in kept) == 2
     assert (tmp_path / run_id / "report.html").stat().st_size > 10_000
     assert "testing" not in answer.stdout + answer.stderr, "no secret is printed"
+
+    again = pipeline("--runner", "local", "--output", tmp_path, "--resume", run_id, env=environment)  # as the last lines say
+    assert f"{storage_uri}/{run_id}" in again.stdout
+    assert "searched before" in again.stdout
+    assert not (tmp_path / run_id / "trials").exists(), "the run stays where it was"
 
 
 def test_particle_net(jets, tmp_path):
@@ -263,10 +289,11 @@ def test_bad_data_ends_with_2_before_anything_is_written(jets, tmp_path, make, w
         (["--search-space", '[{"name": "conv-dimm", "type": "int", "min": 1, "max": 2}]'], "did you mean 'conv-dim'"),
         (["--search-space", '[{"name": "conv-dim", "type": "int", "min": 3, "max": 2}]'], "min 3 is not below max 2"),
         (["--search-space", "nowhere.yaml"], "nowhere.yaml"),
+        (["--algorithm", "grid"], "algorithm grid needs a step"),
         (["--data-config", "README.md"], "README.md"),
         (["--network-config", "weaver/allocator.py"], "get_model"),
     ],
-    ids=["unknown option", "empty range", "no file", "no data config", "no network"],
+    ids=["unknown option", "empty range", "no file", "no grid", "no data config", "no network"],
 )
 def test_bad_configurations_end_with_2_before_anything_is_written(jets, tmp_path, flags, wanted):
     answer = pipeline(*QUICK, *data_flags(jets), "--output", tmp_path / "runs", *flags, check=False)

@@ -61,6 +61,8 @@ class Parameter:
             raise InputError(f"{where}: logUniform needs min above 0")
         if self.step is not None and self.step <= 0:
             raise InputError(f"{where}: step must be above 0")
+        if self.step is not None and self.distribution == "logUniform":
+            raise InputError(f"{where}: a step and logUniform exclude each other")
 
     @property
     def trial_name(self) -> str:
@@ -94,10 +96,10 @@ def parse(content: str, *, where: str = "the search space") -> list[Parameter]:
     if not isinstance(entries, list) or not entries:
         raise InputError(f"{where} has no list of parameters; write 'parameters:' and one '- {{name: ..., type: ...}}' each")
     parameters = [_parameter(entry, where) for entry in entries]
-    names = [parameter.name for parameter in parameters]
-    for name in names:
-        if names.count(name) > 1:
-            raise InputError(f"{where}: parameter '{name}' is there twice")
+    names = [parameter.trial_name for parameter in parameters]
+    for parameter in parameters:
+        if names.count(parameter.trial_name) > 1 or parameter.trial_name == "trialName":
+            raise InputError(f"{where}: parameter '{parameter.name}' is there twice, or its name is Katib's own")
     return parameters
 
 
@@ -118,6 +120,13 @@ def for_network(parameters: list[Parameter], network_config: str) -> list[Parame
     if not fitting:
         raise InputError(f"the search space has no parameter for the network '{stem}'; 'only_for' keeps all of them from it")
     return fitting
+
+
+def check_algorithm(parameters: list[Parameter], algorithm: str) -> None:
+    """Raise InputError where the algorithm cannot search the space: a grid has a list, or a step, for each parameter."""
+    for parameter in parameters:
+        if algorithm == "grid" and parameter.type == "double" and parameter.step is None:
+            raise InputError(f"search space, parameter '{parameter.name}': algorithm grid needs a step, or a list instead of a range")
 
 
 def to_json(parameters: list[Parameter]) -> str:

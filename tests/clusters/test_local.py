@@ -135,6 +135,38 @@ def test_an_interrupted_search_goes_on_with_the_same_trials(program, tmp_path):
     assert points(result) == points(whole)
 
 
+def test_a_trial_cut_off_while_it_was_proposed_does_not_count(program, tmp_path):
+    whole = run(tmp_path / "whole", experiment(program))
+    search = LocalSearch(experiment(program), folder=tmp_path / "run" / "local" / "search", root=tmp_path, report=print)
+    search.study.ask()  # as a kill between two writes leaves it
+    result = run(tmp_path, experiment(program), deadline=20)
+    assert points(result) == points(whole)
+
+
+def test_a_search_that_failed_is_run_again_when_asked_for_again(program, tmp_path):
+    good = program.read_text()
+    program.write_text("import sys; sys.exit('broken')")
+    with pytest.raises(ClusterError, match=r"(?s)failed.*x broken"):
+        run(tmp_path, experiment(program, maxFailedTrialCount=2))
+    program.write_text(good)
+    lines = []
+    result = run(tmp_path, experiment(program, maxFailedTrialCount=2), report=lines.append)
+    assert len(result.trials) == 4
+    assert any("failed before; it is run again" in line for line in lines)
+    assert all(trial.name.startswith("search-2-") for trial in result.trials), "new names: the old folders hold markers of failure"
+
+
+def test_what_a_dead_leader_left_is_ended_too(tmp_path):
+    code = "import subprocess, sys; print(subprocess.Popen(['sleep', '60']).pid, flush=True); sys.exit('leader gone')"
+    with pytest.raises(ClusterError, match="leader gone") as failed:
+        LocalCluster(tmp_path).run_job(job("left", ["python", "-c", code]), deadline=30, report=print)
+    pid = next(int(line) for line in str(failed.value).splitlines() if line.isdigit())
+    end = time.monotonic() + 5
+    while os.path.exists(f"/proc/{pid}/exe") and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not os.path.exists(f"/proc/{pid}/exe")
+
+
 def test_the_goal_ends_the_search(program, tmp_path):
     manifest = experiment(program, trials=30, parallel=1)
     manifest["spec"]["objective"]["goal"] = 0.9
