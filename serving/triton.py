@@ -110,10 +110,11 @@ def stop(pid: int, *, seconds: float = STOP_SECONDS) -> bool:
         os.kill(pid, signal.SIGTERM)
         _wait_while(lambda: is_running(pid), seconds)
     # What is left: a server that did not end by itself, and its backend processes, which survive a server that was killed.
-    for member in _members(pid):
+    left = list(_members(pid))
+    for member in left:
         with contextlib.suppress(ProcessLookupError):
             os.kill(member, signal.SIGKILL)
-    _wait_while(lambda: bool(_members(pid)), KILL_SECONDS)
+    _wait_while(lambda: any(map(_lives, {*left, *members})), KILL_SECONDS)
     _reap(pid)
     for identity in set(members.values()):
         for region in Path("/dev/shm").glob(f"{identity}*"):  # shared memory of a killed backend process
@@ -138,6 +139,14 @@ def _members(leader: int) -> dict[int, str]:
             if match := re.search(rb"(?:^|\0)" + IDENTITY.encode() + rb"=([^\0]+)", environment):
                 found[int(path.parent.name)] = match.group(1).decode()
     return found
+
+
+def _lives(pid: int) -> bool:
+    """True until the process has ended. One that is ending has no environment any more, but may hold its ports for a moment."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in ("Z", "X")
+    except OSError:
+        return False
 
 
 def _wait_while(condition: Callable[[], bool], seconds: float) -> None:
