@@ -34,6 +34,11 @@ class Run:
         """Name of the service and of the model in its repository (they must agree: KServe routes by it)."""
         return slug(self.config.network_config) if self.config.service_name == AUTO else self.config.service_name
 
+    @property
+    def namespace(self) -> dict[str, str]:
+        """The entry of an object's metadata; none where the home's own namespace is meant."""
+        return {} if self.config.namespace == AUTO else {"namespace": self.config.namespace}
+
     def path(self, *parts: str) -> str:
         return storage.join(self.uri, *parts)
 

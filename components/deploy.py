@@ -9,7 +9,7 @@ from components import step
 from serving.client import golden_check
 from serving.inference_service import inference_service
 
-DEADLINE = 1800.0  # seconds until ready: pulling Triton's image (10 GB) on a fresh node takes most of it
+DEADLINE = 1800.0  # seconds until ready: a fresh node has to pull Triton's large image first
 GOLDEN_DEADLINE = 300.0
 
 

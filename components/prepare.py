@@ -9,7 +9,6 @@ import dataclasses
 import importlib.metadata
 import inspect
 import os
-import signal
 import subprocess
 import sys
 from typing import Any
@@ -207,7 +206,7 @@ def main(argv: list[str] | None = None) -> int:
             raise InputError(f"give --job-id or --run-id, as --run-id {slug(config.network_config)}-00000001")
         prepare(config, args.job_id, args.run_output)
 
-    signal.signal(signal.SIGTERM, step._stop)
+    step.stop_on_sigterm()
     return run_main(body)
 
 

@@ -46,7 +46,7 @@ def main(name: str, args: argparse.Namespace, body: Callable[[Run], None]) -> in
         run = Run.load(args.run)
         with_status(name, run, lambda: body(run))
 
-    signal.signal(signal.SIGTERM, _stop)
+    stop_on_sigterm()
     return run_main(recorded)
 
 
@@ -148,6 +148,11 @@ def _local_path(uri: str) -> str:
         if uri.startswith(scheme):
             return mount + uri[len(scheme) :]
     return uri
+
+
+def stop_on_sigterm() -> None:
+    """Have SIGTERM (a deleted pod, the local runner) raise InterruptedRun, so that what was started is ended in order."""
+    signal.signal(signal.SIGTERM, _stop)
 
 
 def _stop(*_: Any) -> None:

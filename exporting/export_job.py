@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from clusters import manifests
 from clusters.protocol import Manifest
-from common.config import AUTO
 from common.run import Run
 from training.experiment import training_environment
 
-DEADLINE = 6 * 3600.0  # seconds; ParticleNet on 300,000 test jets takes about one hour on 2 cores
+DEADLINE = 6 * 3600.0  # seconds; generous, for a slow network and a large test set on few cores
 
 
 def export_job(run: Run, trial: str) -> Manifest:
@@ -38,10 +37,9 @@ def _job(run: Run, *, step: str, module: str, args: list[str]) -> Manifest:
         env=training_environment(run),
         resources=manifests.Resources(cpus=config.num_cpus, memory=config.memory, shared_memory=config.shared_memory),
     )
-    namespace = {} if config.namespace == AUTO else {"namespace": config.namespace}
     return {
         "apiVersion": "kubeflow.org/v1",
         "kind": "PyTorchJob",
-        "metadata": {"name": f"{run.id}-{step}", **namespace, "labels": manifests.labels(run.id, step)},
+        "metadata": {"name": f"{run.id}-{step}", **run.namespace, "labels": manifests.labels(run.id, step)},
         "spec": manifests.pytorch_job_spec(pod, replicas=1, gpus=0, deadline=round(DEADLINE)),
     }

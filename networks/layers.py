@@ -184,7 +184,7 @@ def fully_connected(in_dim: int, num_layers: int, dim: int, dropout: float, out_
     """`num_layers` hidden layers with ReLU and dropout, then a linear one: (N, in_dim) -> (N, out_dim).
 
     The last layer begins at zero, so that an untrained network answers log ratio 0, which is the standard JEC itself: training
-    sets out from there instead of first unlearning random answers ten times as wide as the corrections to be found.
+    sets out from there instead of first unlearning random answers.
     """
     layers: list[nn.Module] = []
     for index in range(num_layers):

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from clusters import manifests
 from clusters.protocol import Manifest
-from common.config import AUTO
 from common.run import Run
 
-CPU, MEMORY = "2", "4Gi"  # Triton with both models of a repository takes about 1 GiB; the rest is for large batches
+CPU, MEMORY = "2", "4Gi"  # for the server and room for large batches
 
 
 def inference_service(run: Run) -> Manifest:
@@ -16,14 +15,13 @@ def inference_service(run: Run) -> Manifest:
     The storage URI holds the run id: new content has a new address, which is what makes KServe load it.
     """
     config = run.config
-    namespace = {} if config.namespace == AUTO else {"namespace": config.namespace}
     amounts = {"cpu": CPU, "memory": MEMORY, **({"nvidia.com/gpu": "1"} if config.num_gpus else {})}
     return {
         "apiVersion": "serving.kserve.io/v1beta1",
         "kind": "InferenceService",
         "metadata": {
             "name": run.model_name,
-            **namespace,
+            **run.namespace,
             "labels": manifests.labels(run.id, "deploy"),
             "annotations": dict(manifests.NO_SIDECAR),
         },

@@ -29,7 +29,7 @@ def experiment(run: Run) -> Manifest:
     return {
         "apiVersion": "kubeflow.org/v1beta1",
         "kind": "Experiment",
-        "metadata": {"name": run.id, **_namespace(run), "labels": manifests.labels(run.id, "search")},
+        "metadata": {"name": run.id, **run.namespace, "labels": manifests.labels(run.id, "search")},
         "spec": {
             "objective": _objective(),
             "algorithm": {
@@ -130,7 +130,3 @@ def resources(run: Run) -> manifests.Resources:
     return manifests.Resources(
         cpus=config.num_cpus, memory=config.memory, gpus=config.num_gpus, shared_memory=config.shared_memory
     )
-
-
-def _namespace(run: Run) -> dict[str, str]:
-    return {} if run.config.namespace == AUTO else {"namespace": run.config.namespace}
