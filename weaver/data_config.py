@@ -7,7 +7,7 @@ The YAML grammar is weaver-core's (0.5.3), section by section:
     test_time_selection  condition for the test set; without it `selection` applies there too
     new_variables        name: expression (weaver/expressions.py); may use branches and other new variables, in any order
     preprocess           method: manual | auto; data_fraction of the training files from which auto derives its numbers; params
-    inputs               group: {length, pad_mode: constant | wrap, vars}; length: null means one value a jet
+    inputs               group: {length, pad_mode: constant | wrap, order_by, vars}; length: null means one value a jet
                          vars: name, or [name, subtract_by, multiply_by, clip_min, clip_max, pad_value]
     labels               type: simple, value: [0-1 branches] -> `_label_`, the number of the class; or
                          type: custom, value: {name: expression}
@@ -20,6 +20,10 @@ A variable with `subtract_by` becomes clip((x - subtract_by) * multiply_by, clip
 Without it (or with null) it is taken as it is. Under method auto, subtract_by defaults to the median and multiply_by to the
 inverse of the larger of the two distances between the median and the 16th and 84th percentile.
 
+One key is not weaver-core's: `order_by: [expression, ...]` of a group with a length sorts the particles of each jet by the values
+of the expressions, the first one first, before they are cut to the length. A leading minus means falling order; ties keep the
+order of the file, NaN comes last. Without it particles come in the order of the file.
+
 Two things differ from weaver-core. A group with `length: null` has the shape (-1, C) in `input_shapes`, or (-1,) if it holds one
 variable: the shape its tensor really has. And a weight multiplies the jet's loss, where weaver-core drops jets at random by it.
 Histogram reweighting (flat, ref) and bucketing are parsed; preparing training data with them is refused for the time being.
@@ -27,6 +31,7 @@ Histogram reweighting (flat, ref) and bucketing are parsed; preparing training d
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import hashlib
 import json
@@ -52,6 +57,26 @@ WEIGHT_KEYS = frozenset(
     {"use_precomputed_weights", "weight_branches", "reweight_method", "reweight_basewgt", "reweight_vars", "reweight_classes"}
     | {"class_weights", "reweight_threshold", "reweight_discard_under_overflow", "reweight_hists"}
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class OrderKey:
+    """One key of an `order_by`: the particles of a jet sorted by the values of an expression."""
+
+    expression: Expression
+    """Without the minus that asks for falling order."""
+    falling: bool
+
+    @classmethod
+    def parse(cls, text: str, where: str) -> OrderKey:
+        expression = Expression(text, where)
+        falling = isinstance(expression.tree, ast.UnaryOp) and isinstance(expression.tree.op, ast.USub)
+        return cls(Expression(ast.unparse(expression.tree.operand), where) if falling else expression, falling)
+
+    @property
+    def name(self) -> str:
+        """The column that holds the values of the expression."""
+        return f"_order_by_({self.expression.canonical()})"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,6 +115,8 @@ class DataConfig:
     input_dicts: dict[str, list[str]]
     input_shapes: dict[str, tuple[int, ...]]
     """Group -> (-1, C, P) for sequences, (-1, C) for one value a jet ((-1,) for one such variable)."""
+    order_by: dict[str, tuple[OrderKey, ...]]
+    """Group -> by what its particles are sorted, before the cut to the length; groups in the file's order are not in it."""
     label_type: str
     label_value: Any
     label_names: tuple[str, ...]
@@ -153,6 +180,7 @@ class DataConfig:
         """
         observers = tuple(name for name in (*self.observer_names, *self.monitor_variables) if name not in set(without))
         wanted = [*(name for names in self.input_dicts.values() for name in names), *self.label_names, *observers]
+        wanted += [key.name for keys in self.order_by.values() for key in keys]
         weight = self.weight_name if for_training else None
         if weight:
             wanted.append(weight)
@@ -254,6 +282,7 @@ class _Parser:
             input_names=tuple(inputs),
             input_dicts={group: list(given["vars"]) for group, given in inputs.items()},
             input_shapes={group: _shape(len(given["vars"]), given["length"]) for group, given in inputs.items()},
+            order_by={group: given["order_by"] for group, given in inputs.items() if given["order_by"]},
             label_type=label_type,
             label_value=self.options["labels"]["value"],
             label_names=label_names,
@@ -296,7 +325,7 @@ class _Parser:
         return {"method": AUTO if method.startswith(AUTO) else "manual", "data_fraction": fraction, "params": given.get("params")}
 
     def inputs(self, preprocess: dict[str, Any]) -> dict[str, dict[str, Any]]:
-        """Group -> length, pad_mode and vars: {variable: parameters}, in the order of the file."""
+        """Group -> length, pad_mode, order_by and vars: {variable: parameters}, in the order of the file."""
         given = self.mapping("inputs")
         if not given:
             raise InputError(f"{self.source}: no 'inputs'; a network needs at least one group of variables")
@@ -310,7 +339,7 @@ class _Parser:
         place = f"inputs:{group}"
         if not isinstance(content, dict):
             raise InputError(f"{self.source}: {place}: expected length and vars, found {_kind(content)}")
-        self.check_keys(place, content, {"length", "pad_mode", "vars"})
+        self.check_keys(place, content, {"length", "pad_mode", "order_by", "vars"})
         for key in ("length", "vars"):
             if key not in content:
                 hint = " (null for one value a jet)" if key == "length" else ""
@@ -322,7 +351,20 @@ class _Parser:
             raise InputError(f"{self.source}: {place}: {unknown('pad_mode', mode, ('constant', 'wrap'))}")
         if group.endswith("_mask") and mode != "constant":
             raise InputError(f"{self.source}: {place}: a mask needs pad_mode constant: wrapped particles would count as real ones")
-        return {"length": length, "pad_mode": mode, "vars": self.variables(place, content["vars"], center)}
+        order = self.order(place, content.get("order_by"), length)
+        return {"length": length, "pad_mode": mode, "order_by": order, "vars": self.variables(place, content["vars"], center)}
+
+    def order(self, place: str, given: Any, length: int | None) -> tuple[OrderKey, ...]:
+        if given is None:
+            return ()
+        texts = [given] if isinstance(given, str) else given
+        if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
+            raise InputError(f"{self.source}: {place}: order_by is a list of expressions, as in [-PF_pT]; found {given!r}")
+        if length is None:
+            raise InputError(f"{self.source}: {place}: order_by sorts particles; a group without length has none")
+        keys = tuple(OrderKey.parse(text, f"{self.source}:{place}:order_by") for text in texts)
+        self.functions.update({key.name: key.expression for key in keys})
+        return keys
 
     def variables(self, place: str, entries: Any, center: str | None) -> dict[str, dict[str, Any]]:
         if not isinstance(entries, list) or not entries:
@@ -471,6 +513,7 @@ def _shape(variables: int, length: int | None) -> tuple[int, ...]:
 def _declared(config: DataConfig) -> dict[str, Any]:
     """The parts of a config that decide the prepared data, as plain JSON values."""
     used = {name: e for plan in map(config.plan, (True, False)) for name, e in (*plan.selection_functions, *plan.functions)}
+    order = {group: [(key.expression.canonical(), key.falling) for key in keys] for group, keys in config.order_by.items()}
     return {
         "treename": config.treename,
         "magic": [config.options.get("branch_magic"), config.options.get("file_magic")],
@@ -482,4 +525,4 @@ def _declared(config: DataConfig) -> dict[str, Any]:
         "labels": [config.label_type, config.label_names],
         "kept": [config.observer_names, config.monitor_variables],
         "weights": config.options.get("weights"),
-    }
+    } | ({"order_by": order} if order else {})

@@ -103,7 +103,8 @@ _REFUSED: dict[type[ast.AST], str] = {
 
 
 class Expression:
-    """One parsed expression. `text` is what was written, `where` its place (file:section:name), `names` the columns it needs.
+    """One parsed expression. `text` is what was written, `where` its place (file:section:name), `names` the columns it needs,
+    `tree` its checked syntax tree (an `ast.expr` that holds nothing outside the vocabulary), for whoever translates it.
 
     Raises InputError for text that does not parse or leaves the vocabulary.
     """
@@ -111,8 +112,8 @@ class Expression:
     def __init__(self, text: str, where: str = "") -> None:
         self.text, self.where = str(text).strip(), where
         try:
-            self._tree = ast.parse(self.text, mode="eval").body
-            self.names: tuple[str, ...] = tuple(dict.fromkeys(self._check(self._tree)))
+            self.tree: ast.expr = ast.parse(self.text, mode="eval").body
+            self.names: tuple[str, ...] = tuple(dict.fromkeys(self._check(self.tree)))
         except SyntaxError as error:
             shown = f" near '{self.text[error.offset - 1 :][:20]}'" if error.offset and error.lineno == 1 else ""
             raise self._refusal(f"it does not parse{shown} ({error.msg})") from None
@@ -124,7 +125,7 @@ class Expression:
 
     def canonical(self) -> str:
         """The expression without its layout: equal for texts that differ in blanks and superfluous parentheses only."""
-        return ast.unparse(self._tree)
+        return ast.unparse(self.tree)
 
     def evaluate(self, columns: Mapping):
         """The value for these columns (name -> awkward or numpy array, jets along the first axis).
@@ -134,7 +135,7 @@ class Expression:
         """
         try:
             with np.errstate(all="ignore"):
-                return self._value(self._tree, columns)
+                return self._value(self.tree, columns)
         except InputError:
             raise
         except Exception as error:  # whatever numpy and awkward raise about operands: the user's text is the cause
@@ -323,3 +324,8 @@ def _batch_gather(array, indices):
 
 
 HELPERS: dict[str, Callable] = {f.__name__: f for f in (_concat, _clip, _batch_argsort, _batch_gather)}
+
+FUNCTIONS: frozenset[str] = frozenset(
+    {f"{module}.{name}" for module, names in VOCABULARY.items() for name in names} | {f".{name}" for name in METHODS} | {"len", *HELPERS}
+)
+"""Every name that an expression may call or refer to: "numpy.log", "awkward.num", "math.exp", ".astype", "len", "_clip"."""

@@ -15,7 +15,7 @@ import awkward as ak
 import numpy as np
 
 from common.errors import InputError
-from weaver.data_config import DataConfig, Plan
+from weaver.data_config import DataConfig, OrderKey, Plan
 from weaver.expressions import Expression
 
 
@@ -59,11 +59,12 @@ def make_ready(columns: Mapping[str, Any], count: int, config: DataConfig, plan:
     """Turn the columns of `count` selected jets into rows. Raises InputError for a variable of the wrong form."""
     non_finite: dict[str, tuple[int, int]] = {}
     sequences, flats = {}, {}
+    orders: dict[tuple, np.ndarray] = {}  # groups that are sorted alike share the work
     for group, names in config.input_dicts.items():
         if config.preprocess_params[names[0]]["length"] is None:
             flats[group] = _flat_group(columns, names, config, non_finite)
         else:
-            sequences[group] = _sequence_group(columns, group, names, config, non_finite)
+            sequences[group] = _sequence_group(columns, group, config, non_finite, orders)
     labels = {name: _single(columns[name], name, config) for name in plan.labels}
     for name, values in labels.items():
         _count_non_finite(name, values, non_finite)
@@ -119,16 +120,19 @@ def _condition(expression: Expression, columns: Mapping[str, Any], count: int) -
     return ak.to_numpy(ak.fill_none(ak.values_astype(values, "bool"), False))
 
 
-def _sequence_group(columns: Mapping, group: str, names: list[str], config: DataConfig, non_finite: dict) -> tuple[np.ndarray, np.ndarray]:
+def _sequence_group(
+    columns: Mapping, group: str, config: DataConfig, non_finite: dict, orders: dict[tuple, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    names = config.input_dicts[group]
     parts = {name: flatten(columns[name], name, config.source) for name in names}
     counts = parts[names[0]][1]
     for name, (_, other) in parts.items():
-        if not np.array_equal(counts, other):
-            jet = int(np.flatnonzero(counts != other)[0])
-            sizes = f"{counts[jet]} and {other[jet]} in one jet"
-            raise InputError(f"{config.source}: inputs:{group}: '{names[0]}' and '{name}' differ in number of entries ({sizes})")
+        _check_counts(counts, other, names[0], name, f"{config.source}: inputs:{group}")
     kept = np.minimum(counts, config.preprocess_params[names[0]]["length"])
     positions = _positions(counts, kept)
+    if group in config.order_by:
+        order = _order(columns, counts, config.order_by[group], f"{config.source}: inputs:{group}", orders)
+        positions = order if positions is None else order[positions]
     in_float32 = all(ak.Array(columns[name]).ndim > 1 for name in names)
     values = np.empty((int(kept.sum()), len(names)), np.float32)
     for index, name in enumerate(names):
@@ -137,6 +141,37 @@ def _sequence_group(columns: Mapping, group: str, names: list[str], config: Data
         make = _sequence_values if in_float32 else _single_values
         values[:, index] = make(content, config.preprocess_params[name])
     return values, kept
+
+
+def _check_counts(counts: np.ndarray, other: np.ndarray, first: str, second: str, where: str) -> None:
+    if not np.array_equal(counts, other):
+        jet = int(np.flatnonzero(counts != other)[0])
+        sizes = f"{counts[jet]} and {other[jet]} in one jet"
+        raise InputError(f"{where}: '{first}' and '{second}' differ in number of entries ({sizes})")
+
+
+def _order(columns: Mapping, counts: np.ndarray, keys: tuple[OrderKey, ...], where: str, known: dict[tuple, np.ndarray]) -> np.ndarray:
+    """Positions in the flat numbers that put each jet's particles in order."""
+    name = (*((key.name, key.falling) for key in keys), counts.tobytes())
+    if name not in known:
+        values = []
+        for key in keys:
+            content, other = flatten(columns[key.name], key.name, where)
+            _check_counts(counts, other, "the variables", f"order_by {key.expression.text}", where)
+            values.append(_falling(content) if key.falling else content)
+        known[name] = sort_within(values, counts)
+    return known[name]
+
+
+def _falling(values: np.ndarray) -> np.ndarray:
+    """Values in the opposite order, NaN still last: ~x is -x - 1 for whole numbers, without overflow, and `not` for true and false."""
+    return -values if values.dtype.kind == "f" else ~values
+
+
+def sort_within(keys: list[np.ndarray], counts: np.ndarray) -> np.ndarray:
+    """The positions that sort flat entries within each jet by `keys` (rising, the first one first, stable, NaN last)."""
+    jets = np.repeat(np.arange(len(counts)), counts)
+    return np.lexsort((*reversed(keys), jets))
 
 
 def _positions(counts: np.ndarray, kept: np.ndarray) -> np.ndarray | None:

@@ -116,6 +116,18 @@ def test_the_test_set_has_its_own_selection():
     assert config(selection=None).plan(True).selection is None
 
 
+def test_order_by():
+    order = ["-(PF_fromPV > 0)", "-PF_pT", "PF_dR - PF_pT"]
+    ours = config(inputs={**group("PF_dR", order_by=order), "flat": {"length": None, "vars": ["a"]}})
+    keys = ours.order_by["g"]
+    assert set(ours.order_by) == {"g"}
+    assert [(key.expression.text, key.falling) for key in keys] == [("PF_fromPV > 0", True), ("PF_pT", True), ("PF_dR - PF_pT", False)]
+    assert {"PF_fromPV", "PF_pT", "PF_dR"} <= set(ours.branches)
+    assert config(inputs=group("PF_dR", order_by="-PF_pT")).order_by["g"][0].falling
+    digests = {config(inputs=group("PF_dR", order_by=order)).digest() for order in (None, ["-PF_pT"], ["PF_pT"])}
+    assert len(digests) == 3
+
+
 def test_weights_apply_to_training_only():
     ours = config(weights={"use_precomputed_weights": True, "weight_branches": ["w1", "w2"]})
     assert (ours.weight_name, ours.plan(True).weight, ours.plan(False).weight) == ("_weight_", "_weight_", None)
@@ -154,6 +166,9 @@ def test_branch_magic_renames_what_is_read():
         "length": ({"inputs": group("a", length=0)}, "length must be a positive whole number or null, found 0"),
         "pad_mode": ({"inputs": group("a", pad_mode="warp")}, "unknown pad_mode 'warp'; did you mean 'wrap'"),
         "wrapped mask": ({"inputs": {"pf_mask": {"length": 1, "pad_mode": "wrap", "vars": ["a"]}}}, "a mask needs pad_mode constant"),
+        "order without length": ({"inputs": group("a", length=None, order_by=["b"])}, "order_by sorts particles"),
+        "order": ({"inputs": group("a", order_by=[1])}, "order_by is a list of expressions, as in [-PF_pT]; found [1]"),
+        "order expression": ({"inputs": group("a", order_by=["-np.lgo(b)"])}, "jec.yaml:inputs:g:order_by: expression '-np.lgo(b)'"),
         "no variables": ({"inputs": group()}, "vars must be a list"),
         "too many values": ({"inputs": group(["a", 1, 2, 3, 4, 5, 6])}, "each of vars is a name or [name, subtract_by"),
         "value is no number": ({"inputs": group(["a", "zero"])}, "inputs:g:a: center: expected a number, found 'zero'"),

@@ -88,6 +88,37 @@ def test_the_columns_are_those_of_the_config_jet_by_jet(one_file, tmp_path):
     assert np.array_equal(np.load(folder / "observer.hadronFlav.npy"), columns["hadronFlav"][chosen])
 
 
+def test_particles_are_sorted_before_they_are_cut(one_file, tmp_path):
+    """First the third nearest to the axis, then by falling pT: as sorting each jet's candidates by itself does."""
+    path, columns = one_file
+    group = {"length": 8, "order_by": ["-near", "-PF_pT"], "vars": ["PF_pT", "near"]}
+    changed = config(
+        new_variables={"near": "PF_dR < 0.2"},
+        inputs={"pf": group, "plain": {"length": 8, "vars": [["PF_dR", 0, 1, None, None]]}},
+        selection=None,
+        labels={"type": "custom", "value": {"target": "genJetPt"}},
+    )
+    batch = Dataset.open(prepare(str(path), changed, str(tmp_path), for_training=True, report=quiet).uri, changed).batch(np.arange(60))
+    for jet in range(60):
+        d_r, pt = np.asarray(columns["PF"]["dR"][jet]), np.asarray(columns["PF"]["pT"][jet])
+        first = sorted(range(len(pt)), key=lambda i: (not d_r[i] < 0.2, -pt[i]))[:8]
+        expected = np.zeros((2, 8), np.float32)
+        expected[:, : len(first)] = [pt[first], d_r[first] < 0.2]
+        assert np.array_equal(batch.inputs["pf"][jet].numpy(), expected)
+        assert np.array_equal(batch.inputs["plain"][jet, 0, : len(first)].numpy(), d_r[:8])
+
+
+@pytest.mark.parametrize("dtype", ["bool", "uint8", "int64", "float32"])
+def test_falling_order_keeps_ties_and_puts_nan_last(dtype):
+    counts = np.array([0, 5, 1, 6])
+    keys = np.array([1, 0, 1, 0, 1, 1, 0, 1, 1, 0, 0, 1], dtype)
+    expected = [0, 2, 4, 1, 3, 5, 7, 8, 11, 6, 9, 10]
+    if dtype == "float32":
+        keys[4] = np.nan
+        expected = [0, 2, 1, 3, 4, 5, 7, 8, 11, 6, 9, 10]
+    assert transform.sort_within([transform._falling(keys)], counts).tolist() == expected
+
+
 def test_steps_of_decoding_do_not_show(jet_files, tmp_path):
     """Ten jets at a time or all at once: the same bytes."""
     refs = [prepare(f"{jet_files}/train/*.root", config(), str(tmp_path / n), for_training=True, step_bytes=size, report=quiet)
