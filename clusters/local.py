@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any, Protocol
 
-from clusters import local_search
+from clusters import local_search, manifests
 from clusters.processes import Replicas, cores, tail, wait
 from clusters.protocol import ExperimentResult, Manifest, Report, Service, run_id_of
 from common import storage
@@ -111,7 +111,7 @@ class LocalCluster:
 
     def _repository(self, manifest: Manifest, folder: Path) -> Path:
         """The model repository as a local folder; S3's is copied, as KServe's storage initializer does."""
-        uri = manifest["spec"]["predictor"]["model"]["storageUri"]
+        uri = manifests.storage_uri(manifest)
         if not storage.is_s3(uri):
             return Path(uri)
         shutil.rmtree(folder / "repository", ignore_errors=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from clusters.protocol import RUN_LABEL, Manifest
+from clusters.protocol import RUN_LABEL, STEP_LABEL, USER_LABEL, Manifest
 
 NO_SIDECAR = {"sidecar.istio.io/inject": "false"}
 """With an Istio sidecar a job never completes and its workers cannot connect. Old versions read the annotation, new ones the label."""
@@ -29,8 +29,9 @@ class Resources:
         return {"requests": dict(amounts), "limits": dict(amounts)}
 
 
-def labels(run_id: str, step: str) -> dict[str, str]:
-    return {RUN_LABEL: run_id, "jec/step": step}
+def labels(run_id: str, step: str, user: str = "unknown") -> dict[str, str]:
+    """What every object and every pod of a run carries: whose they are, and what `--status` and `--down` find them by."""
+    return {RUN_LABEL: run_id, STEP_LABEL: step, USER_LABEL: user}
 
 
 def s3_environment(endpoint: str | None, secret: str) -> list[dict[str, Any]]:
@@ -47,14 +48,14 @@ def environment(values: dict[str, str]) -> list[dict[str, Any]]:
 
 
 def pod_template(
-    *, run_id: str, step: str, image: str, command: list[str], args: list[str], env: list[dict[str, Any]], resources: Resources
+    *, labels: dict[str, str], image: str, command: list[str], args: list[str], env: list[dict[str, Any]], resources: Resources
 ) -> Manifest:
     """The pod of a PyTorchJob's replica: one container named 'pytorch' (the operator insists), /dev/shm sized, no sidecar.
 
     Docker's 64 MB /dev/shm is too small for NCCL and data loading; the volume here counts within the memory limit.
     """
     return {
-        "metadata": {"labels": {**labels(run_id, step), **NO_SIDECAR}, "annotations": dict(NO_SIDECAR)},
+        "metadata": {"labels": {**labels, **NO_SIDECAR}, "annotations": dict(NO_SIDECAR)},
         "spec": {
             "volumes": [{"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": resources.shared_memory}}],
             "containers": [
@@ -94,3 +95,9 @@ def pytorch_job_spec(pod: Manifest, *, replicas: int, gpus: int, deadline: int, 
 def python_command(module: str, *, gpus: int) -> list[str]:
     """`python -m module`, or torchrun where a pod has several GPUs (it reads the PET_* variables that the operator sets)."""
     return ["torchrun", "-m", module] if gpus > 1 else ["python", "-m", module]
+
+
+def storage_uri(service: Manifest) -> str:
+    """The address of the model repository that an InferenceService serves, whichever form its predictor has."""
+    predictor = service["spec"]["predictor"]
+    return next(predictor[form]["storageUri"] for form in ("model", "triton") if form in predictor)

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any, Literal, Protocol
 
 RUN_LABEL = "jec/run-id"  # on every object and every pod; `delete` finds things by it
+STEP_LABEL, USER_LABEL = "jec/step", "jec/user"
 
 Manifest = dict[str, Any]
 Report = Callable[[str], None]

@@ -16,6 +16,7 @@ from common.cli import require, truth
 from common.errors import InputError, unknown
 
 AUTO, NONE = "auto", "none"
+PREDICTOR_FORMS = ("model", "triton")
 ALGORITHMS = ("random", "tpe", "cmaes", "sobol", "grid")
 
 
@@ -84,10 +85,18 @@ class RunConfig:
                                group="gates and serving", metavar="NAME")  # fmt: skip
     service_account: str = option("default", "ServiceAccount of the predictor, which names the S3 secret", group="gates and serving",
                                   metavar="NAME")  # fmt: skip
+    # Scaled to zero, the first physicist of the day would wait for a node and a large image.
+    min_replicas: int = option(1, "servers that always run; 0 lets the service scale to zero", group="gates and serving")
+    max_replicas: int = option(1, "servers at most", group="gates and serving")
+    predictor_form: str = option("model", "how the InferenceService names Triton: 'model' (KServe since 0.8) or 'triton' (older)",
+                                 group="gates and serving", choices=PREDICTOR_FORMS)  # fmt: skip
 
     # -- Kubeflow
     namespace: str = option(AUTO, "Kubeflow namespace; 'auto' is the one that the step runs in", group="Kubeflow")
     experiment_name: str = option("jec", "KFP experiment that groups the runs", group="Kubeflow")
+    user: str = option(AUTO, "whose run it is, for the labels; 'auto': on Kubeflow the namespace's name, here the login name",
+                       group="Kubeflow", metavar="NAME")  # fmt: skip
+    webhook: str = option(NONE, "URL that gets the run's summary as JSON when it ends, also badly", group="Kubeflow", metavar="URL")
     delete_train_experiment: bool = option(False, "delete the Katib experiment once it has finished (results stay)", group="Kubeflow")
     delete_export_job: bool = option(False, "delete the export and evaluation jobs once they have finished", group="Kubeflow")
     run_id: str = option(AUTO, "'auto' makes one of the network's name and the KFP job; --resume sets it", group="Kubeflow")
@@ -107,6 +116,10 @@ class RunConfig:
         )
         for name in ("memory", "shared_memory"):
             quantity(name, getattr(self, name))
+        require(self.predictor_form in PREDICTOR_FORMS,
+                f"--predictor-form: {unknown('form', self.predictor_form, PREDICTOR_FORMS)}")  # fmt: skip
+        require(label_value(self.user) == self.user, f"--user '{self.user}': Kubernetes takes up to 63 of a-z, A-Z, 0-9, '-', '_' and '.'")
+        require(self.webhook == NONE or self.webhook.startswith(("http://", "https://")), f"--webhook '{self.webhook}' is no http(s) URL")
         for name in ("service_name", "run_id"):
             value = getattr(self, name)
             named_as_kubernetes_likes = re.fullmatch(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?", value) is not None
@@ -136,6 +149,7 @@ class RunConfig:
 LEAST = {
     "sample_jets": 400, "max_trials": 1, "parallel_trials": 1, "max_failed_trials": 1, "num_epochs": 1, "batch_size": 1,
     "num_replicas": 1, "num_gpus": 0, "num_cpus": 1, "deadline_hours": 0.001, "max_closure": 0.0, "seed": 0,
+    "min_replicas": 0, "max_replicas": 1,
 }  # fmt: skip
 
 
@@ -169,6 +183,11 @@ def _metavar(field: dataclasses.Field) -> str | None:
     if field.metadata["choices"]:
         return None  # argparse lists them
     return field.metadata["metavar"] or {bool: "true|false", int: "N", float: "X"}.get(type(field.default), "NAME")
+
+
+def label_value(text: str) -> str:
+    """The text as Kubernetes takes it for a label's value; 'unknown' where nothing of it is left."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", text)[:63].strip("-_.") or "unknown"
 
 
 UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}

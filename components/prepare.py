@@ -59,7 +59,7 @@ def prepare(config: RunConfig, job_id: str, run_output: str = "") -> Run:
         config = config.replace(run_id=make_run_id(config.network_config, job_id))
     if config.s3_bucket == AUTO:
         raise InputError("--s3-bucket is 'auto': give s3://bucket/prefix, where the pods of the run can read and write")
-    config = config.replace(s3_bucket=storage.absolute(config.s3_bucket))
+    config = config.replace(s3_bucket=storage.absolute(config.s3_bucket), user=step.user(config))
     inputs = _Inputs(config)
     run = Run(config=config.replace(search_space=to_json(inputs.space)))
     whole = storage.exists(run.path("run.json"))

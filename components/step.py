@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import datetime
+import getpass
 import json
 import os
 import signal
@@ -19,7 +20,7 @@ from typing import Any
 from clusters.protocol import Cluster
 from common import storage
 from common.cli import Parser, run_main
-from common.config import AUTO
+from common.config import AUTO, RunConfig, label_value
 from common.errors import DeadlineError, InterruptedRun, JecError
 from common.run import Run
 
@@ -82,6 +83,21 @@ def use_endpoint(endpoint: str) -> None:
     # Newer boto3 sends checksums that older Ceph gateways refuse.
     os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
     os.environ.setdefault("AWS_RESPONSE_CHECKSUM_VALIDATION", "when_required")
+
+
+def user(config: RunConfig) -> str:
+    """Whose run it is, as a label's value. 'auto': the login name here; on Kubeflow the namespace, which a profile's user owns.
+
+    So a run that a colleague clones in the UI is the colleague's, without a parameter to change.
+    """
+    if config.user != AUTO:
+        return config.user
+    if LOCAL_DIR in os.environ:
+        with contextlib.suppress(OSError, KeyError):  # in a container the uid may have no name
+            return label_value(getpass.getuser())
+        return label_value("")
+    inside = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+    return label_value(inside.read_text() if config.namespace == AUTO and inside.exists() else config.namespace)
 
 
 def home(run: Run) -> Cluster:

@@ -28,9 +28,9 @@ def evaluate_job(run: Run, trial: str) -> Manifest:
 
 def _job(run: Run, *, step: str, module: str, args: list[str]) -> Manifest:
     config = run.config
+    labels = manifests.labels(run.id, step, config.user)
     pod = manifests.pod_template(
-        run_id=run.id,
-        step=step,
+        labels=labels,
         image=config.weaver_image,
         command=["python", "-m", module],
         args=["--run", run.uri, "--name", run.model_name, *args],
@@ -40,6 +40,6 @@ def _job(run: Run, *, step: str, module: str, args: list[str]) -> Manifest:
     return {
         "apiVersion": "kubeflow.org/v1",
         "kind": "PyTorchJob",
-        "metadata": {"name": f"{run.id}-{step}", **run.namespace, "labels": manifests.labels(run.id, step)},
+        "metadata": {"name": f"{run.id}-{step}", **run.namespace, "labels": labels},
         "spec": manifests.pytorch_job_spec(pod, replicas=1, gpus=0, deadline=round(DEADLINE)),
     }

@@ -29,7 +29,7 @@ def experiment(run: Run) -> Manifest:
     return {
         "apiVersion": "kubeflow.org/v1beta1",
         "kind": "Experiment",
-        "metadata": {"name": run.id, **run.namespace, "labels": manifests.labels(run.id, "search")},
+        "metadata": {"name": run.id, **run.namespace, "labels": labels(run)},
         "spec": {
             "objective": _objective(),
             "algorithm": {
@@ -51,6 +51,10 @@ def experiment(run: Run) -> Manifest:
     }
 
 
+def labels(run: Run) -> dict[str, str]:
+    return manifests.labels(run.id, "search", run.config.user)
+
+
 def _objective() -> dict[str, Any]:
     strategies = {OBJECTIVE: "min", **dict.fromkeys(ADDITIONAL_METRICS, "latest")}
     return {
@@ -65,8 +69,7 @@ def _trial_template(run: Run, parameters: list[Parameter]) -> dict[str, Any]:
     config = run.config
     references = [{"name": p.trial_name, "description": p.name, "reference": p.name} for p in parameters]
     pod = manifests.pod_template(
-        run_id=run.id,
-        step="search",
+        labels=labels(run),
         image=config.weaver_image,
         command=manifests.python_command("weaver.train", gpus=config.num_gpus),
         args=trial_args(run, parameters),
@@ -83,6 +86,7 @@ def _trial_template(run: Run, parameters: list[Parameter]) -> dict[str, Any]:
         "trialSpec": {
             "apiVersion": "kubeflow.org/v1",
             "kind": "PyTorchJob",
+            "metadata": {"labels": labels(run)},
             "spec": manifests.pytorch_job_spec(
                 pod, replicas=config.num_replicas, gpus=config.num_gpus, deadline=round(config.deadline_hours * 3600)
             ),

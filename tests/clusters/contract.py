@@ -30,7 +30,7 @@ with open(path, "w") as log:
 def pod(command: list[str], args: list[str] = (), step: str = "search", run_id: str = RUN_ID) -> dict:
     resources = Resources(cpus=1, memory="1Gi")
     return pod_template(
-        run_id=run_id, step=step, image="weaver:test", command=command, args=list(args), env=[], resources=resources
+        labels=labels(run_id, step), image="weaver:test", command=command, args=list(args), env=[], resources=resources
     )  # fmt: skip
 
 
