@@ -18,6 +18,8 @@ from common.errors import InputError, unknown
 AUTO, NONE = "auto", "none"
 PREDICTOR_FORMS = ("model", "triton")
 ALGORITHMS = ("random", "tpe", "cmaes", "sobol", "grid")
+EARLY_STOPPING = (NONE, "medianstop")
+TAINT_EFFECTS = ("NoSchedule", "PreferNoSchedule", "NoExecute")
 
 
 def option(default: Any, text: str, *, group: str, choices: tuple[str, ...] = (), metavar: str = "") -> Any:
@@ -63,6 +65,14 @@ class RunConfig:
     parallel_trials: int = option(5, "trials at a time (one machine: at most one a core)", group="search")
     # 1 would end a search at its first unlucky trial: Katib fails the experiment when failed >= this.
     max_failed_trials: int = option(5, "the search fails when so many trials have failed", group="search")
+    early_stopping: str = option(NONE, "'medianstop' stops trials that do worse than the others did by then, by Katib's rule",
+                                 group="search", choices=EARLY_STOPPING)  # fmt: skip
+    # Katib's own default: with fewer successes their mean says little.
+    early_stopping_min_trials: int = option(3, "trials that must have succeeded before any is stopped early", group="search")
+    early_stopping_start_step: str = option(
+        AUTO, "epoch after which a trial is held against the others; 'auto': a fifth of its epochs, at least 2", group="search", metavar="N"
+    )
+    goal: str = option(NONE, "the search ends when a trial's AvgLoss is not above this number", group="search", metavar="LOSS")
     num_epochs: int = option(50, "epochs of a trial, unless the search space has num-epochs", group="search")
     batch_size: int = option(500, "global batch size, unless the search space has batch-size", group="search")
     data_fraction: float = option(1.0, "part of the training jets that a trial uses, unless searched", group="search")
@@ -74,6 +84,20 @@ class RunConfig:
     num_cpus: int = option(2, "CPUs a node", group="resources")
     memory: str = option("12Gi", "memory a node, as Kubernetes writes it", group="resources", metavar="QUANTITY")
     shared_memory: str = option("1Gi", "size of /dev/shm, counted within --memory", group="resources", metavar="QUANTITY")
+    ephemeral_storage: str = option(NONE, "disk a node, for the copy of the jets and the logs: a quantity, or none to leave it open",
+                                    group="resources", metavar="QUANTITY")  # fmt: skip
+    gpu_resource: str = option("nvidia.com/gpu", "Kubernetes' name of a GPU, as nvidia.com/gpu, nvidia.com/mig-1g.5gb or amd.com/gpu",
+                               group="resources")  # fmt: skip
+    node_selector: str = option(NONE, "labels of the nodes to run on, as key=value,key=value", group="resources", metavar="LABELS")
+    tolerations: str = option(NONE, "taints that the pods stand, as key=value:NoSchedule,key:NoExecute,key", group="resources",
+                              metavar="TAINTS")  # fmt: skip
+    priority_class: str = option(NONE, "PriorityClass of the pods", group="resources")
+    nvidia_driver: str = option(NONE, "folder of the nodes with NVIDIA's driver, mounted at the same path where a pod has GPUs",
+                                group="resources", metavar="DIR")  # fmt: skip
+    eos: str = option(NONE, "folder of the nodes where EOS is mounted, as /var/eos; the pods see it as /eos", group="resources",
+                      metavar="DIR")  # fmt: skip
+    kerberos_secret: str = option(NONE, "Secret with a Kerberos ticket for EOS, as krb-secret or krb-secret/KEY (KEY: krb5cc_1000)",
+                                  group="resources")  # fmt: skip
     deadline_hours: float = option(48.0, "the search fails after so many hours", group="resources")
     weaver_image: str = option("jec-weaver:latest", "image of the training, export and evaluation pods", group="resources", metavar="IMAGE")
 
@@ -114,8 +138,12 @@ class RunConfig:
             self.parallel_trials <= self.max_trials,
             f"--parallel-trials {self.parallel_trials} is larger than --max-trials {self.max_trials}",
         )
-        for name in ("memory", "shared_memory"):
-            quantity(name, getattr(self, name))
+        require(self.early_stopping in EARLY_STOPPING, f"--early-stopping: {unknown('rule', self.early_stopping, EARLY_STOPPING)}")
+        whole = self.early_stopping_start_step.isdigit() and int(self.early_stopping_start_step) >= 1
+        require(whole or self.early_stopping_start_step == AUTO,
+                f"--early-stopping-start-step '{self.early_stopping_start_step}': write auto or a whole number from 1 up")  # fmt: skip
+        self._check_goal()
+        self._check_pods()
         require(self.predictor_form in PREDICTOR_FORMS,
                 f"--predictor-form: {unknown('form', self.predictor_form, PREDICTOR_FORMS)}")  # fmt: skip
         require(label_value(self.user) == self.user, f"--user '{self.user}': Kubernetes takes up to 63 of a-z, A-Z, 0-9, '-', '_' and '.'")
@@ -124,6 +152,27 @@ class RunConfig:
             value = getattr(self, name)
             named_as_kubernetes_likes = re.fullmatch(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?", value) is not None
             require(named_as_kubernetes_likes, f"--{flag(name)} '{value}': use up to 40 of a-z, 0-9 and '-', a letter first")
+
+    def _check_goal(self) -> None:
+        try:
+            good = self.goal == NONE or math.isfinite(float(self.goal))
+        except ValueError:
+            good = False
+        require(good, f"--goal '{self.goal}': write a number, as 0.08, or none")
+
+    def _check_pods(self) -> None:
+        for name in ("memory", "shared_memory"):
+            quantity(name, getattr(self, name))
+        require(quantity("shared_memory", self.shared_memory) < quantity("memory", self.memory),
+                f"--shared-memory {self.shared_memory} counts within --memory {self.memory} and leaves nothing of it")  # fmt: skip
+        if self.ephemeral_storage != NONE:
+            quantity("ephemeral_storage", self.ephemeral_storage)
+        selector(self.node_selector)
+        tolerations(self.tolerations)
+        for name in ("nvidia_driver", "eos"):
+            value = getattr(self, name)
+            require(value == NONE or value.startswith("/"), f"--{flag(name)} '{value}': write a path that begins with /, or none")
+        require(self.kerberos_secret == NONE or self.eos != NONE, "--kerberos-secret is for EOS: give --eos as well, as --eos /var/eos")
 
     def parameters(self) -> dict[str, Any]:
         """The values by field name, in order: what KFP and run.json take."""
@@ -147,7 +196,8 @@ class RunConfig:
 
 
 LEAST = {
-    "sample_jets": 400, "max_trials": 1, "parallel_trials": 1, "max_failed_trials": 1, "num_epochs": 1, "batch_size": 1,
+    "sample_jets": 400, "max_trials": 1, "parallel_trials": 1, "max_failed_trials": 1, "early_stopping_min_trials": 1,
+    "num_epochs": 1, "batch_size": 1,
     "num_replicas": 1, "num_gpus": 0, "num_cpus": 1, "deadline_hours": 0.001, "max_closure": 0.0, "seed": 0,
     "min_replicas": 0, "max_replicas": 1,
 }  # fmt: skip
@@ -199,3 +249,35 @@ def quantity(name: str, text: str) -> float:
     if not match or match[2] not in UNITS:
         raise InputError(f"--{flag(name)} '{text}' is no quantity; write a number and one of {', '.join(u for u in UNITS if u)}, as 12Gi")
     return float(match[1]) * UNITS[match[2]]
+
+
+def selector(text: str) -> dict[str, str]:
+    """Labels of nodes from key=value,key=value; none of them for 'none'. Raises InputError for anything else."""
+    labels = {}
+    for part in _parts(text):
+        key, equals, value = part.partition("=")
+        if not equals or not key or label_value(value) != value:
+            raise InputError(f"--node-selector '{part}' is no label; write key=value,key=value, or none")
+        labels[key] = value
+    return labels
+
+
+def tolerations(text: str) -> list[dict[str, str]]:
+    """Kubernetes' tolerations from key=value:Effect, key:Effect (any value) or key (any value and effect), with commas between.
+
+    Raises InputError for an effect that does not exist.
+    """
+    found = []
+    for part in _parts(text):
+        taint, _, effect = part.partition(":")
+        key, equals, value = taint.partition("=")
+        if not key or (effect and effect not in TAINT_EFFECTS):
+            wrong = unknown("effect", effect, TAINT_EFFECTS) if key else "a taint has a key"
+            raise InputError(f"--tolerations '{part}': {wrong}; write key=value:NoSchedule, key:NoExecute or key, or none")
+        operator = {"operator": "Equal", "value": value} if equals else {"operator": "Exists"}
+        found.append({"key": key, **operator, **({"effect": effect} if effect else {})})
+    return found
+
+
+def _parts(text: str) -> list[str]:
+    return [] if text == NONE else [part.strip() for part in text.split(",")]
