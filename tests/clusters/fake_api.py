@@ -1,8 +1,9 @@
 """An API server on 127.0.0.1 for tests: the published clients talk HTTP to it, scripted controllers (controllers.py) work in it.
 
 It keeps what a test of a launcher needs of the real one: uid, resourceVersion, generation; Status objects for 401, 403, 404,
-409, 422; the status subresource; label and field selectors; admission by the rules of Katib's and the training operator's
-webhooks; finalizers and removal of dependents; pod logs. `fail` makes it misbehave: error codes, cut connections.
+409, 410, 422; the status subresource; label and field selectors; watches; dry runs; admission by the rules of Katib's and the
+training operator's webhooks; access reviews, and 403 for what `forbid` forbids; discovery; finalizers and removal of
+dependents; pod logs. `fail` makes it misbehave: error codes, cut connections. `compact` forgets old versions, as etcd does.
 
     with FakeApi([Katib(), TrainingOperator(), Node(play)]) as api:
         api.write_kubeconfig(path)
@@ -38,10 +39,17 @@ KINDS = {  # plural -> (group/version, kind)
     "events": ("v1", "Event"),
     "secrets": ("v1", "Secret"),
     "serviceaccounts": ("v1", "ServiceAccount"),
+    "resourcequotas": ("v1", "ResourceQuota"),
+    "deployments": ("apps/v1", "Deployment"),
+    "servingruntimes": ("serving.kserve.io/v1alpha1", "ServingRuntime"),
+    "clusterservingruntimes": ("serving.kserve.io/v1alpha1", "ClusterServingRuntime"),
 }
+CLUSTER_SCOPED = {"clusterservingruntimes"}
+REVIEW = re.compile(r"/apis/authorization.k8s.io/v1/(?:namespaces/[^/]+/)?(?P<kind>self|local)subjectaccessreviews$")
+DISCOVERY = re.compile(r"/(?:api|apis)/(?P<version>v1|[^/]+/[^/]+)$")
 PATH = re.compile(r"/(?:api|apis)/(?P<version>v1|[^/]+/[^/]+)(?:/namespaces/(?P<namespace>[^/]+))?/(?P<plural>[a-z]+)"
                   r"(?:/(?P<name>[^/]+))?(?:/(?P<sub>status|log))?$")  # fmt: skip
-REASONS = {400: "BadRequest", 401: "Unauthorized", 403: "Forbidden", 404: "NotFound", 409: "Conflict", 422: "Invalid",
+REASONS = {400: "BadRequest", 401: "Unauthorized", 403: "Forbidden", 404: "NotFound", 409: "Conflict", 410: "Expired", 422: "Invalid",
            429: "TooManyRequests", 500: "InternalError", 503: "ServiceUnavailable"}  # fmt: skip
 TICK = 0.005  # seconds between two rounds of the controllers
 
@@ -82,6 +90,9 @@ class FakeApi:
         self._objects: dict[tuple[str, str, str], dict] = {}
         self._contents: dict[str, str] = {}
         self._versions, self._faults = itertools.count(1), []
+        self._forbidden: set[tuple[str, str]] = set()
+        self._changes: list[tuple[int, str, str, dict]] = []
+        self._compacted = 0
         self._stop = threading.Event()
 
     # For tests ------------------------------------------------------------------------------------------------------
@@ -124,6 +135,17 @@ class FakeApi:
             self._faults.append(fault)
         return fault
 
+    def forbid(self, verb: str, resource: str) -> None:
+        """From now on nobody may do this; '*' for any verb. The resource is a plural, pods' logs are 'pods/log'."""
+        with self.lock:
+            self._forbidden.add((verb, resource))
+
+    def compact(self) -> None:
+        """Forget what changed so far: a watch from an older version gets 410."""
+        with self.lock:
+            self._compacted = next(self._versions)
+            self._changes.clear()
+
     def wait_for(self, predicate: Callable[[], object], seconds: float = 5.0):
         """The first true value of the predicate; AssertionError after `seconds`."""
         end = time.monotonic() + seconds
@@ -146,10 +168,11 @@ class FakeApi:
         listed = [thing for (kind, _, _), thing in self._objects.items() if kind == plural]
         return [thing for thing in listed if _selected(selector, thing["metadata"].get("labels") or {})]
 
-    def create(self, plural: str, thing: dict, namespace: str = "") -> dict:
+    def create(self, plural: str, thing: dict, namespace: str = "", *, dry: bool = False) -> dict:
+        """Admit and store an object; a dry run stops before it is stored."""
         thing = copy.deepcopy(thing)
         metadata = thing.setdefault("metadata", {})
-        namespace = namespace or metadata.get("namespace") or self.namespace
+        namespace = "" if plural in CLUSTER_SCOPED else namespace or metadata.get("namespace") or self.namespace
         if metadata.get("namespace", namespace) != namespace:
             raise Failure(400, "the namespace of the provided object does not match the namespace sent on the request")
         name = metadata.get("name", "")
@@ -159,6 +182,8 @@ class FakeApi:
         api_version, kind = self.served[plural]
         metadata |= {"namespace": namespace, "uid": str(uuid.uuid4()), "generation": 1, "creationTimestamp": now()}
         thing |= {"apiVersion": api_version, "kind": kind}
+        if dry:
+            return thing
         self._objects[plural, namespace, name] = thing
         self.touch(thing)
         return thing
@@ -186,9 +211,23 @@ class FakeApi:
     def touch(self, thing: dict) -> None:
         """Give an object a new version if it was changed since it got its last."""
         content = json.dumps({**thing, "metadata": {**thing["metadata"], "resourceVersion": ""}}, sort_keys=True)
-        if self._contents.get(thing["metadata"]["uid"]) != content:
+        known = self._contents.get(thing["metadata"]["uid"])
+        if known != content:
             self._contents[thing["metadata"]["uid"]] = content
-            thing["metadata"]["resourceVersion"] = str(next(self._versions))
+            self._change("ADDED" if known is None else "MODIFIED", thing)
+
+    def _change(self, how: str, thing: dict) -> None:
+        """Note a change for those who watch; the object has a new version by it."""
+        version = next(self._versions)
+        thing["metadata"]["resourceVersion"] = str(version)
+        plural = next(plural for plural, kind in self.served.items() if kind == (thing["apiVersion"], thing["kind"]))
+        self._changes.append((version, plural, how, copy.deepcopy(thing)))
+
+    def changes(self, plural: str, since: int) -> list[tuple[int, str, dict]]:
+        """What happened to objects of a kind after a version; Failure 410 if that is no longer known."""
+        if since < self._compacted:
+            raise Failure(410, f"too old resource version: {since} ({self._compacted})")
+        return [(version, how, thing) for version, kind, how, thing in self._changes if kind == plural and version > since]
 
     def delete(self, plural: str, thing: dict) -> None:
         """Remove an object and what it owns, or only mark it while it has finalizers."""
@@ -199,8 +238,8 @@ class FakeApi:
         if metadata.get("finalizers"):
             metadata.setdefault("deletionTimestamp", now())
             self.touch(thing)
-        else:
-            self._objects.pop((plural, metadata["namespace"], metadata["name"]), None)
+        elif self._objects.pop((plural, metadata["namespace"], metadata["name"]), None):
+            self._change("DELETED", thing)
 
     def event(self, about: dict, reason: str, message: str, kind: str = "Warning") -> None:
         """Record an event once; a repeated one is counted, as the real recorder does."""
@@ -223,6 +262,10 @@ class FakeApi:
 
     def _group(self, plural: str) -> str:
         return self.served[plural][0].split("/")[0]
+
+    @property
+    def stopping(self) -> bool:
+        return self._stop.is_set()
 
     def _run_controllers(self) -> None:
         while not self._stop.wait(TICK):
@@ -248,18 +291,52 @@ class FakeApi:
         """The answer's object or text; Failure for anything but 2xx."""
         parts = urllib.parse.urlsplit(url)
         query = dict(urllib.parse.parse_qsl(parts.query))
+        if review := REVIEW.match(parts.path):
+            return self._review(review["kind"], body)
+        if parts.path == "/version":
+            return {"major": "1", "minor": "31", "gitVersion": "v1.31.2"}
+        if discovery := DISCOVERY.match(parts.path):
+            return self._discover(discovery["version"])
         match = PATH.match(parts.path)
         if not match or match["plural"] not in self.served or self.served[match["plural"]][0] != match["version"]:
             raise Failure(404, "404 page not found")
         with self.lock:
+            self._check_allowed(method, match)
             if match["name"] is None:
                 return self._collection(method, match, query, body)
             return self._item(method, match, query, body)
 
+    def _check_allowed(self, method: str, match: re.Match) -> None:
+        listing = "list" if match["name"] is None else "get"
+        verb = {"POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}.get(method, listing)
+        resource = f"{match['plural']}/{match['sub']}" if match["sub"] else match["plural"]
+        if self._forbids(verb, resource):
+            raise Failure(403, f'{resource} is forbidden: User "tester" cannot {verb} resource "{resource}" in API group')
+
+    def _forbids(self, verb: str, resource: str) -> bool:
+        return bool({(verb, resource), ("*", resource)} & self._forbidden)
+
+    def _review(self, kind: str, body: dict) -> dict:
+        asked = body["spec"]["resourceAttributes"]
+        resource = "/".join(filter(None, (asked["resource"], asked.get("subresource"))))
+        with self.lock:
+            if kind == "local" and self._forbids("create", "localsubjectaccessreviews"):
+                raise Failure(403, 'localsubjectaccessreviews.authorization.k8s.io is forbidden: User "tester" cannot create')
+            allowed = not self._forbids(asked["verb"], resource)
+        return {**body, "status": {"allowed": allowed, "reason": "" if allowed else "no RBAC policy matched"}}
+
+    def _discover(self, version: str) -> dict:
+        kinds = [(plural, kind) for plural, (served, kind) in self.served.items() if served == version]
+        if not kinds:
+            raise Failure(404, "404 page not found")
+        listed = [{"name": plural, "kind": kind, "singularName": "", "namespaced": plural not in CLUSTER_SCOPED, "verbs": ["get"]}
+                  for plural, kind in kinds]  # fmt: skip
+        return {"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": version, "resources": listed}
+
     def _collection(self, method: str, match: re.Match, query: dict, body: dict | None) -> dict:
         plural, namespace = match["plural"], match["namespace"]
         if method == "POST":
-            return copy.deepcopy(self.create(plural, body, namespace))
+            return copy.deepcopy(self.create(plural, body, namespace, dry=query.get("dryRun") == "All"))
         items = [
             thing for thing in self.all(plural, query.get("labelSelector", ""))
             if (namespace is None or thing["metadata"]["namespace"] == namespace) and _field_selected(query.get("fieldSelector", ""), thing)
@@ -270,7 +347,7 @@ class FakeApi:
 
     def _item(self, method: str, match: re.Match, query: dict, body: dict | None) -> dict | str:
         plural, name = match["plural"], match["name"]
-        thing = self._objects.get((plural, match["namespace"], name))
+        thing = self._objects.get((plural, match["namespace"] or "", name))
         if thing is None:
             raise Failure(404, f'{plural}.{self._group(plural)} "{name}" not found')
         if match["sub"] == "log":
@@ -374,6 +451,8 @@ def _handler(api: FakeApi) -> type:
             try:
                 if fault and fault.code:
                     raise Failure(fault.code, fault.message)
+                if self.command == "GET" and "watch=" in self.path:
+                    return self.watch()
                 said = api.handle(self.command, self.path, body)
             except Failure as failure:
                 self.send(failure.code, _status(failure), fault.headers if fault else {})
@@ -381,6 +460,30 @@ def _handler(api: FakeApi) -> type:
                 if fault and fault.cut == "after":
                     return self.cut()
                 self.send(201 if self.command == "POST" else 200, said, {})
+
+        def watch(self) -> None:
+            """Write changes as they happen, one JSON object a line, until `timeoutSeconds` have passed."""
+            parts = urllib.parse.urlsplit(self.path)
+            query = dict(urllib.parse.parse_qsl(parts.query))
+            match = PATH.match(parts.path)
+            since, end = int(query.get("resourceVersion") or 0), time.monotonic() + float(query.get("timeoutSeconds", 30))
+            self.close_connection = True
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.end_headers()
+            while time.monotonic() < end and not api.stopping:
+                with api.lock:
+                    try:
+                        found = api.changes(match["plural"], since)
+                    except Failure as failure:
+                        self.wfile.write(json.dumps({"type": "ERROR", "object": _status(failure)}).encode() + b"\n")
+                        return
+                for version, how, thing in found:
+                    since = version
+                    if _selected(query.get("labelSelector", ""), thing["metadata"].get("labels") or {}):
+                        self.wfile.write(json.dumps({"type": how, "object": thing}).encode() + b"\n")
+                        self.wfile.flush()
+                time.sleep(TICK)
 
         def cut(self) -> None:
             self.close_connection = True
