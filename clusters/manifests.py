@@ -20,13 +20,71 @@ class Resources:
     cpus: int
     memory: str
     gpus: int = 0
+    gpu_resource: str = "nvidia.com/gpu"
     shared_memory: str = "1Gi"
+    disk: str = ""
+    """Ephemeral storage; empty leaves it to the namespace's defaults."""
 
     def as_dict(self) -> dict[str, dict[str, str]]:
         amounts = {"cpu": str(self.cpus), "memory": self.memory}
+        if self.disk:
+            amounts["ephemeral-storage"] = self.disk
         if self.gpus:
-            amounts["nvidia.com/gpu"] = str(self.gpus)
+            amounts[self.gpu_resource] = str(self.gpus)
         return {"requests": dict(amounts), "limits": dict(amounts)}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HostFolder:
+    """A folder of the node, as a pod sees it."""
+
+    name: str
+    path: str
+    mount: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Ticket:
+    """A Kerberos ticket: one key of a Secret, as the file `mount`/`key`."""
+
+    secret: str
+    key: str
+    mount: str = "/secrets/kerberos"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {"KRB5CCNAME": f"FILE:{self.mount}/{self.key}"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PodSettings:
+    """Where a pod may run, and what of its node and namespace it sees. All of it may be left out."""
+
+    node_selector: dict[str, str] = dataclasses.field(default_factory=dict)
+    tolerations: list[dict[str, str]] = dataclasses.field(default_factory=list)
+    priority_class: str = ""
+    folders: tuple[HostFolder, ...] = ()
+    ticket: Ticket | None = None
+
+    def pod_fields(self) -> Manifest:
+        fields = {"nodeSelector": dict(self.node_selector), "tolerations": list(self.tolerations), "priorityClassName": self.priority_class}
+        return {name: value for name, value in fields.items() if value}
+
+    def volumes(self) -> list[Manifest]:
+        """Host folders as they are, whatever they are (type ''); the ticket as a file that only its owner reads, as Kerberos asks."""
+        volumes: list[Manifest] = [{"name": one.name, "hostPath": {"path": one.path, "type": ""}} for one in self.folders]
+        if self.ticket:
+            volumes.append({"name": "kerberos", "secret": {"secretName": self.ticket.secret, "defaultMode": 0o400}})
+        return volumes
+
+    def mounts(self) -> list[Manifest]:
+        """HostToContainer, as EOS mounts its instances below the folder only when they are first asked for."""
+        mounts: list[Manifest] = [
+            {"name": one.name, "mountPath": one.mount, "mountPropagation": "HostToContainer"} for one in self.folders
+        ]
+        if self.ticket:
+            mounts.append({"name": "kerberos", "mountPath": self.ticket.mount, "readOnly": True})
+        return mounts
 
 
 def labels(run_id: str, step: str, user: str = "unknown") -> dict[str, str]:
@@ -47,9 +105,13 @@ def environment(values: dict[str, str]) -> list[dict[str, Any]]:
     return [{"name": name, "value": value} for name, value in values.items()]
 
 
+NO_SETTINGS = PodSettings()
+
+
 def pod_template(
-    *, labels: dict[str, str], image: str, command: list[str], args: list[str], env: list[dict[str, Any]], resources: Resources
-) -> Manifest:
+    *, labels: dict[str, str], image: str, command: list[str], args: list[str], env: list[dict[str, Any]], resources: Resources,
+    settings: PodSettings = NO_SETTINGS,
+) -> Manifest:  # fmt: skip
     """The pod of a PyTorchJob's replica: one container named 'pytorch' (the operator insists), /dev/shm sized, no sidecar.
 
     Docker's 64 MB /dev/shm is too small for NCCL and data loading; the volume here counts within the memory limit.
@@ -57,16 +119,20 @@ def pod_template(
     return {
         "metadata": {"labels": {**labels, **NO_SIDECAR}, "annotations": dict(NO_SIDECAR)},
         "spec": {
-            "volumes": [{"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": resources.shared_memory}}],
+            **settings.pod_fields(),
+            "volumes": [
+                {"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": resources.shared_memory}},
+                *settings.volumes(),
+            ],
             "containers": [
                 {
                     "name": "pytorch",
                     "image": image,
                     "command": command,
                     "args": args,
-                    "env": env,
+                    "env": [*env, *environment(settings.ticket.environment if settings.ticket else {})],
                     "resources": resources.as_dict(),
-                    "volumeMounts": [{"name": "shared-memory", "mountPath": "/dev/shm"}],
+                    "volumeMounts": [{"name": "shared-memory", "mountPath": "/dev/shm"}, *settings.mounts()],
                 }
             ],
         },

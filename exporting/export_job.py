@@ -6,10 +6,12 @@ parity for CPU kernels, and evaluating reads the exported model through ONNX Run
 
 from __future__ import annotations
 
+import dataclasses
+
 from clusters import manifests
 from clusters.protocol import Manifest
 from common.run import Run
-from training.experiment import training_environment
+from training.experiment import pod_settings, resources, training_environment
 
 DEADLINE = 6 * 3600.0  # seconds; generous, for a slow network and a large test set on few cores
 
@@ -35,7 +37,8 @@ def _job(run: Run, *, step: str, module: str, args: list[str]) -> Manifest:
         command=["python", "-m", module],
         args=["--run", run.uri, "--name", run.model_name, *args],
         env=training_environment(run),
-        resources=manifests.Resources(cpus=config.num_cpus, memory=config.memory, shared_memory=config.shared_memory),
+        resources=dataclasses.replace(resources(run), gpus=0),
+        settings=pod_settings(run),
     )
     return {
         "apiVersion": "kubeflow.org/v1",

@@ -7,9 +7,10 @@ from typing import Any
 from clusters import manifests
 from clusters.protocol import Manifest
 from common import storage
-from common.config import AUTO
+from common.config import AUTO, NONE, selector, tolerations
+from common.errors import InputError
 from common.run import Run
-from training.search_space import Parameter, for_network, load
+from training.search_space import Parameter, for_network, grid_size, load
 from weaver.allocator import ENVIRONMENT as ALLOCATOR
 from weaver.options import TRAIN_FLAGS
 
@@ -19,27 +20,31 @@ METRICS_LOG = "/var/log/katib/metrics.log"  # in a pod; Katib mounts its volume 
 TRIAL_NAME = "trialName"
 
 
-def experiment(run: Run) -> Manifest:
+def experiment(run: Run, *, carried: int = 0) -> Manifest:
     """The v1beta1 Experiment. Its name is the run id; every trial writes to `<run>/trials/<trial name>/`.
 
+    `carried` trials of an earlier experiment of the run, which is gone, count among max_trials: the new one has a name of its
+    own, so that no trial is named twice, and another seed, or it would draw the same parameters again.
     Raises InputError where the search space does not parse or has nothing for the network.
     """
     config = run.config
     parameters = for_network(load(config.search_space), config.network_config)
+    most = config.max_trials - carried
+    if config.algorithm == "grid":
+        most = min(most, grid_size(parameters))  # Katib refuses more
     return {
         "apiVersion": "kubeflow.org/v1beta1",
         "kind": "Experiment",
-        "metadata": {"name": run.id, **run.namespace, "labels": labels(run)},
+        "metadata": {"name": f"{run.id}-{carried}" if carried else run.id, **run.namespace, "labels": labels(run)},
         "spec": {
-            "objective": _objective(),
-            "algorithm": {
-                "algorithmName": config.algorithm,
-                "algorithmSettings": [] if config.algorithm == "grid" else [{"name": "random_state", "value": str(config.seed)}],
-            },
-            "parallelTrialCount": config.parallel_trials,
-            "maxTrialCount": config.max_trials,
-            "maxFailedTrialCount": min(config.max_failed_trials, config.max_trials),  # Katib refuses more
-            # The suggestion service stays until the experiment is deleted, so that a finished search can be extended.
+            "objective": _objective(run),
+            "algorithm": {"algorithmName": config.algorithm, "algorithmSettings": _algorithm_settings(run, carried)},
+            **_early_stopping(run, parameters),
+            "parallelTrialCount": min(config.parallel_trials, most),
+            "maxTrialCount": most,
+            "maxFailedTrialCount": min(config.max_failed_trials, most),  # Katib refuses more
+            # The suggestion service stays until the experiment is deleted, so that a finished search can be extended. Katib's
+            # other way, FromVolume, wants a volume and starts the service anew, which then draws from the seed's beginning.
             "resumePolicy": "LongRunning",
             "metricsCollectorSpec": {
                 "collector": {"kind": "File"},
@@ -55,14 +60,45 @@ def labels(run: Run) -> dict[str, str]:
     return manifests.labels(run.id, "search", run.config.user)
 
 
-def _objective() -> dict[str, Any]:
+def _objective(run: Run) -> dict[str, Any]:
+    goal = {} if run.config.goal == NONE else {"goal": float(run.config.goal)}
     strategies = {OBJECTIVE: "min", **dict.fromkeys(ADDITIONAL_METRICS, "latest")}
     return {
         "type": "minimize",
         "objectiveMetricName": OBJECTIVE,
+        **goal,
         "additionalMetricNames": list(ADDITIONAL_METRICS),
         "metricStrategies": [{"name": name, "value": value} for name, value in strategies.items()],
     }
+
+
+def _algorithm_settings(run: Run, carried: int) -> list[dict[str, str]]:
+    """The seed. Katib's Sobol sequence takes none (it is always the same one) and leaves the setting unread."""
+    return [] if run.config.algorithm == "grid" else [{"name": "random_state", "value": str(run.config.seed + carried)}]
+
+
+def _early_stopping(run: Run, parameters: list[Parameter]) -> dict[str, Any]:
+    """The part `earlyStopping` of the spec; none without it."""
+    config = run.config
+    if config.early_stopping == NONE:
+        return {}
+    settings = {"min_trials_required": config.early_stopping_min_trials, "start_step": start_step(run, parameters)}
+    listed = [{"name": name, "value": str(value)} for name, value in settings.items()]
+    return {"earlyStopping": {"algorithmName": config.early_stopping, "algorithmSettings": listed}}
+
+
+def start_step(run: Run, parameters: list[Parameter]) -> int:
+    """The epoch after which a trial is held against the others: every trial must live to see it. Raises InputError where none would."""
+    searched = next((parameter for parameter in parameters if parameter.name.replace("_", "-") == "num-epochs"), None)
+    epochs = round(searched.lowest) if searched else run.config.num_epochs
+    asked = run.config.early_stopping_start_step
+    step = max(2, epochs // 5) if asked == AUTO else int(asked)
+    if step >= epochs:
+        raise InputError(
+            f"--early-stopping {run.config.early_stopping}: a trial of {epochs} epochs ends before it is looked at, after epoch {step}; "
+            "give more --num-epochs or a smaller --early-stopping-start-step, or leave early stopping out"
+        )
+    return step
 
 
 def _trial_template(run: Run, parameters: list[Parameter]) -> dict[str, Any]:
@@ -75,6 +111,7 @@ def _trial_template(run: Run, parameters: list[Parameter]) -> dict[str, Any]:
         args=trial_args(run, parameters),
         env=training_environment(run),
         resources=resources(run),
+        settings=pod_settings(run, gpus=config.num_gpus),
     )
     return {
         "primaryContainerName": "pytorch",
@@ -130,7 +167,28 @@ def training_environment(run: Run) -> list[dict[str, Any]]:
 
 
 def resources(run: Run) -> manifests.Resources:
+    """What each pod of a trial asks for."""
     config = run.config
+    disk = "" if config.ephemeral_storage == NONE else config.ephemeral_storage
     return manifests.Resources(
-        cpus=config.num_cpus, memory=config.memory, gpus=config.num_gpus, shared_memory=config.shared_memory
+        cpus=config.num_cpus, memory=config.memory, gpus=config.num_gpus, gpu_resource=config.gpu_resource,
+        shared_memory=config.shared_memory, disk=disk,
+    )  # fmt: skip
+
+
+def pod_settings(run: Run, *, gpus: int = 0) -> manifests.PodSettings:
+    """Where the pods of a run may run and what they see of their nodes. The driver's folder is for pods with GPUs."""
+    config = run.config
+    folders = []
+    if config.eos != NONE:
+        folders.append(manifests.HostFolder(name="eos", path=config.eos, mount="/eos"))
+    if config.nvidia_driver != NONE and gpus:
+        folders.append(manifests.HostFolder(name="nvidia-driver", path=config.nvidia_driver, mount=config.nvidia_driver))
+    secret, _, key = config.kerberos_secret.partition("/")
+    return manifests.PodSettings(
+        node_selector=selector(config.node_selector),
+        tolerations=tolerations(config.tolerations),
+        priority_class="" if config.priority_class == NONE else config.priority_class,
+        folders=tuple(folders),
+        ticket=None if secret == NONE else manifests.Ticket(secret=secret, key=key or "krb5cc_1000"),
     )

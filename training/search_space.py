@@ -65,6 +65,16 @@ class Parameter:
             raise InputError(f"{where}: a step and logUniform exclude each other")
 
     @property
+    def lowest(self) -> float:
+        """The smallest number of a range or of a list of numbers."""
+        return self.min if self.min is not None else min(float(value) for value in self.list)
+
+    @property
+    def extremes(self) -> list[str]:
+        """Values, as a trial gets them, that show whether all of the dimension can be used: both ends, or everything listed."""
+        return list(self.list) or [text(self.min), text(self.max)]
+
+    @property
     def trial_name(self) -> str:
         """The name inside `${trialParameters.}`, in camel case as Katib's own examples write it."""
         first, *rest = re.split(r"[-_]", self.name)
@@ -123,10 +133,32 @@ def for_network(parameters: list[Parameter], network_config: str) -> list[Parame
 
 
 def check_algorithm(parameters: list[Parameter], algorithm: str) -> None:
-    """Raise InputError where the algorithm cannot search the space: a grid has a list, or a step, for each parameter."""
-    for parameter in parameters:
+    """Raise InputError where the algorithm cannot search the space, in Katib or on one machine."""
+    ranges = [parameter for parameter in parameters if not parameter.list]
+    if algorithm == "cmaes" and len(ranges) < 2:
+        raise InputError(f"algorithm cmaes needs two parameters of type int or double; the search space has {len(ranges)}")
+    for parameter in ranges:
+        where = f"search space, parameter '{parameter.name}'"
         if algorithm == "grid" and parameter.type == "double" and parameter.step is None:
-            raise InputError(f"search space, parameter '{parameter.name}': algorithm grid needs a step, or a list instead of a range")
+            raise InputError(f"{where}: algorithm grid needs a step, or a list instead of a range")
+        if algorithm in ("sobol", "cmaes") and parameter.type == "int" and parameter.distribution == "logUniform":
+            raise InputError(f"{where}: algorithm {algorithm} draws whole numbers uniformly only; take type double, or another algorithm")
+
+
+def grid_size(parameters: list[Parameter]) -> int:
+    """How many points a grid has. The parameters must have passed check_algorithm for it."""
+    return math.prod(len(p.list) or math.floor((p.max - p.min) / (p.step or 1) + 1e-9) + 1 for p in parameters)
+
+
+def cautions(parameters: list[Parameter], algorithm: str) -> list[str]:
+    """What a cluster does otherwise than it was asked, as sentences."""
+    names = [parameter.name for parameter in parameters if parameter.distribution == "logUniform"]
+    if algorithm in ("sobol", "cmaes") and names:
+        return [
+            f"algorithm {algorithm}: Katib up to 0.19 draws {', '.join(names)} uniformly, whatever the search space says (katib#2688); "
+            "random and tpe draw it logarithmically"
+        ]
+    return []
 
 
 def to_json(parameters: list[Parameter]) -> str:
