@@ -7,11 +7,11 @@ and on paper. Whatever document is missing leaves a sentence in its place.
 from __future__ import annotations
 
 import dataclasses
-import html
 import itertools
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 
+from common import page
 from physics.figures import LABELS, Drawing, drawings, objective, svg
 from physics.gate import holds, percent
 from physics.response import PT_EDGES
@@ -49,7 +49,7 @@ def render(documents: Documents, figures: Sequence[Drawing]) -> str:
         _reproduce(documents),
     ]
     title = f"Jet energy calibration: {documents.metrics.get('run_id') or documents.metrics.get('model', 'report')}"
-    return _page(title, "\n".join(sections))
+    return page.document(title, "\n".join(sections))
 
 
 def figures_of(documents: Documents) -> Iterable[Drawing]:
@@ -64,7 +64,7 @@ def figures_of(documents: Documents) -> Iterable[Drawing]:
 def _verdict(metrics: Mapping) -> str:
     passed = metrics["passed"]
     word = "Gate passed: this model may be deployed" if passed else "Gate not passed: this model is not deployed"
-    reasons = "".join(f"<li>{_text(reason)}</li>" for reason in metrics["reasons"])
+    reasons = "".join(f"<li>{page.escaped(reason)}</li>" for reason in metrics["reasons"])
     tiles = "".join(_tile(*tile) for tile in _tiles(metrics))
     return (
         f'<section class="verdict {"good" if passed else "bad"}"><h2>{word}</h2>'
@@ -95,12 +95,13 @@ def _tiles(metrics: Mapping) -> Iterable[tuple[str, str, str]]:
 
 def _tile(what: str, number: str, remark: str) -> str:
     value, _, rest = number.partition(" [")
-    rest = f' <span class="interval">[{_text(rest)}</span>' if rest else ""
-    return f'<div class="tile"><h3>{_text(what)}</h3><p class="number">{_text(value)}{rest}</p><p class="small">{_text(remark)}</p></div>'
+    rest = f' <span class="interval">[{page.escaped(rest)}</span>' if rest else ""
+    what, value, remark = map(page.escaped, (what, value, remark))
+    return f'<div class="tile"><h3>{what}</h3><p class="number">{value}{rest}</p><p class="small">{remark}</p></div>'
 
 
 def _physics(metrics: Mapping, figures: Sequence[Drawing]) -> str:
-    return _section(
+    return page.section(
         "Response and resolution",
         "<p>Response: calibrated pT over the generator jet's. Resolution: interquartile range of the response over its median.</p>",
         _figures(figures, "response", "resolution", "distribution"),
@@ -129,7 +130,7 @@ def _published(metrics: Mapping) -> str:
         "(jec-inference, 845,038 training and 286,645 test jets of CMS open simulation, 60 trials a model) belong to "
         "<strong>another sample</strong>: they are context, not a comparison.</p>"
     )
-    return _table(head, rows) + note
+    return page.table(head, rows) + note
 
 
 def _bins(metrics: Mapping) -> str:
@@ -156,7 +157,7 @@ def _bins(metrics: Mapping) -> str:
         "Gain",
         "Gain by 68 % width",
     ]
-    return _table(head, rows) if rows else "<p>Too few test jets for any bin.</p>"
+    return page.table(head, rows) if rows else "<p>Too few test jets for any bin.</p>"
 
 
 def _closure(metrics: Mapping, figures: Sequence[Drawing]) -> str:
@@ -173,8 +174,8 @@ def _closure(metrics: Mapping, figures: Sequence[Drawing]) -> str:
         for record in metrics["closure"]["bins"]
     ]
     head = ["Region", "pT (GeV)", "Jets", "Standard JEC", "This model", f"Within ±{100 * maximum:g} %"]
-    table = f"<details><summary>Every bin that the gate judges</summary>{_table(head, rows)}</details>" if rows else ""
-    return _section("Closure", _figures(figures, "closure", "eta"), table or "<p>Too few test jets to measure closure.</p>")
+    table = f"<details><summary>Every bin that the gate judges</summary>{page.table(head, rows)}</details>" if rows else ""
+    return page.section("Closure", _figures(figures, "closure", "eta"), table or "<p>Too few test jets to measure closure.</p>")
 
 
 def _flavour(metrics: Mapping, figures: Sequence[Drawing]) -> str:
@@ -184,21 +185,21 @@ def _flavour(metrics: Mapping, figures: Sequence[Drawing]) -> str:
         for region, entry in metrics["flavour"]["regions"].items()
     ]
     if not rows:
-        return _section("Flavour", "<p>Not measured: no flavours among the observers, or too few jets of them.</p>")
+        return page.section("Flavour", "<p>Not measured: no flavours among the observers, or too few jets of them.</p>")
     head = ["Region", "Spread, standard", "Spread, model", "Removed", "uds − g, standard", "uds − g, model"]
     note = (
         "<p class='small'>Spread: largest minus smallest median response of uds, c, b and gluon jets "
         f"above {metrics['flavour']['from_gev']:g} GeV. "
         "Published on CMS open simulation (another sample): 36 % removed in the barrel, 40 % in the endcap.</p>"
     )
-    return _section("Flavour", _figures(figures, "flavour"), _table(head, rows), note)
+    return page.section("Flavour", _figures(figures, "flavour"), page.table(head, rows), note)
 
 
 def _search(documents: Documents, figures: Sequence[Drawing]) -> str:
     search = documents.search
     drawn = _figures(figures, "search", "training", "parallel")
     if not search or not search.get("trials"):
-        return _section("Search", "<p>No search is recorded for this run.</p>", drawn)
+        return page.section("Search", "<p>No search is recorded for this run.</p>", drawn)
     names = sorted({name for trial in search["trials"] for name in trial.get("parameters", {})})
     trials = sorted(search["trials"], key=lambda trial: _rank(trial, search))
     rows = [_trial(trial, search, names) for trial in trials]
@@ -207,8 +208,8 @@ def _search(documents: Documents, figures: Sequence[Drawing]) -> str:
     goal = f"Algorithm {search.get('algorithm', 'not recorded')}; {goal}"
     seed = f", seed {search['seed']}" if search.get("seed") is not None else ""
     head = ["Trial", "Status", search["objective"]["name"], *names, "Reason"]
-    table = _table(head, rows, marked=best, kind="trials")
-    return _section("Search", f"<p>{_text(goal + seed)}.</p>", drawn, table)
+    table = page.table(head, rows, marked=best, kind="trials")
+    return page.section("Search", f"<p>{page.escaped(goal + seed)}.</p>", drawn, table)
 
 
 def _rank(trial: Mapping, search: Mapping) -> tuple[bool, float]:
@@ -226,24 +227,22 @@ def _trial(trial: Mapping, search: Mapping, names: Sequence[str]) -> list[str]:
 
 
 def _training(documents: Documents) -> str:
-    facts = dict(_flat(documents.options or {}))
+    facts = dict(page.flat(documents.options or {}))
     for epoch in (documents.history or [])[-1:]:
         facts["epochs"] = len(documents.history or [])
         facts["jets per second, last epoch"] = f"{epoch['jets_per_second']:,.0f}" if epoch.get("jets_per_second") else "not recorded"
     seconds = sum(epoch.get("seconds") or 0 for epoch in documents.history or [])
     if seconds:
         facts["time in epochs"] = f"{seconds:,.0f} s"
-    body = (
-        _facts(facts, "Options of the best trial, and its speed") if facts else "<p>No record of the best trial's training was found.</p>"
-    )
-    return _section("Training", body)
+    nothing = "<p>No record of the best trial's training was found.</p>"
+    return page.section("Training", page.facts(facts, "Options of the best trial, and its speed") if facts else nothing)
 
 
 def _serving(export: Mapping | None) -> str:
     if not export:
-        return _section("Exported model", "<p>No parity numbers were found (model/export.json).</p>")
+        return page.section("Exported model", "<p>No parity numbers were found (model/export.json).</p>")
     note = "<p>PyTorch against ONNX Runtime on the same jets: what was trained is what is served.</p>"
-    return _section("Exported model", note, _facts(dict(_flat(export)), "Parity", shown=True))
+    return page.section("Exported model", note, page.facts(dict(page.flat(export)), "Parity", shown=True))
 
 
 def _data(documents: Documents) -> str:
@@ -253,9 +252,9 @@ def _data(documents: Documents) -> str:
         "test jets measured (finite answer, generator jet)": f"{metrics['num_measured']:,}",
         "jets without a finite answer": f"{metrics['num_without_answer']:,}",
         **{f"|log response| ≥ 1, {LABELS[name]}": f"{number:,}" for name, number in metrics["num_far"].items()},
-        **dict(_flat((documents.run or {}).get("data") or {})),
+        **dict(page.flat((documents.run or {}).get("data") or {})),
     }
-    return _section("Data", _facts(facts, "Data", shown=True))
+    return page.section("Data", page.facts(facts, "Data", shown=True))
 
 
 def _reproduce(documents: Documents) -> str:
@@ -269,12 +268,12 @@ def _reproduce(documents: Documents) -> str:
     names = ("run_id", "git_commit", "data_fingerprint")
     facts = {name.replace("_", " "): run.get(name) or "not recorded" for name in names}
     facts["best trial"] = metrics.get("trial") or "not recorded"
-    return _section(
+    return page.section(
         "Reproduce",
-        _facts(facts, "Names", shown=True),
-        "".join(f"<pre>{_text(command)}</pre>" for command in commands),
-        _facts(dict(_flat(run.get("config") or {})), "Parameters of the run"),
-        _facts(dict(_flat({**(run.get("versions") or {}), **(run.get("images") or {})})), "Versions"),
+        page.facts(facts, "Names", shown=True),
+        "".join(f"<pre>{page.escaped(command)}</pre>" for command in commands),
+        page.facts(dict(page.flat(run.get("config") or {})), "Parameters of the run"),
+        page.facts(dict(page.flat({**(run.get("versions") or {}), **(run.get("images") or {})})), "Versions"),
     )
 
 
@@ -289,136 +288,11 @@ def _pipeline_command(config: Mapping, run: str) -> str:
     return shlex.join(["python", "pipeline.py", *(part for name, value in given.items() for part in (f"--{flag(name)}", str(value)))])
 
 
-# -------------------------------------------------------------------------------------------------------------------------- HTML
-
-
-def _text(value: object) -> str:
-    return html.escape(str(value), quote=True)
-
-
-def _section(title: str, *parts: str) -> str:
-    return f"<section><h2>{_text(title)}</h2>{''.join(parts)}</section>"
-
-
 def _figures(figures: Sequence[Drawing], *kinds: str) -> str:
     """The figures whose name is one of `kinds`, or begins with it and a dash."""
     chosen = [drawing for kind in kinds for drawing in figures if drawing.name == kind or drawing.name.startswith(kind + "-")]
     shown = "".join(
-        f'<figure class="{_text(drawing.name)}">{svg(drawing)}<figcaption>{_text(drawing.caption)}</figcaption></figure>'
+        f'<figure class="{page.escaped(drawing.name)}">{svg(drawing)}<figcaption>{page.escaped(drawing.caption)}</figcaption></figure>'
         for drawing in chosen
     )
     return f'<div class="figures">{shown}</div>' if shown else ""
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], marked: Sequence[bool] = (), kind: str = "numbers") -> str:
-    marks = [*marked, *([False] * len(rows))]
-    body = "".join(
-        f"<tr{' class=best' if mark else ''}>" + "".join(f"<td>{_text(cell)}</td>" for cell in row) + "</tr>"
-        for row, mark in zip(rows, marks, strict=False)
-    )
-    heads = "".join(f'<th scope="col">{_text(name)}</th>' for name in head)
-    return f'<div class="wide" tabindex="0"><table class="{kind}"><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
-def _facts(facts: Mapping[str, object], title: str, shown: bool = False) -> str:
-    """Names and values in two columns, folded away unless `shown`."""
-    if not facts:
-        return f"<p class='small'>{_text(title)}: not recorded.</p>"
-    rows = "".join(f'<tr><th scope="row">{_text(name)}</th><td>{_text(value)}</td></tr>' for name, value in facts.items())
-    table = f'<div class="wide" tabindex="0"><table class="facts">{rows}</table></div>'
-    return table if shown else f"<details><summary>{_text(title)}</summary>{table}</details>"
-
-
-def _flat(values: Mapping, prefix: str = "") -> Iterable[tuple[str, str]]:
-    """Nested names joined by spaces -> value as text. Lists of plain values on one line, of dictionaries numbered."""
-    for name, value in values.items():
-        key = f"{prefix}{name}"
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{key} ")
-        elif isinstance(value, list) and any(isinstance(one, Mapping) for one in value):
-            for number, one in enumerate(value, 1):
-                yield from _flat(one if isinstance(one, Mapping) else {"": one}, f"{key} {number} ")
-        else:
-            yield key, _plain(value)
-
-
-def _plain(value: object) -> str:
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    if isinstance(value, list):
-        return ", ".join(map(_plain, value))
-    return "none" if value is None else str(value)
-
-
-def _page(title: str, body: str) -> str:
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{_text(title)}</title>
-<style>{CSS}</style>
-</head>
-<body>
-<main>
-<h1>{_text(title)}</h1>
-{body}
-</main>
-</body>
-</html>
-"""
-
-
-CSS = """
-:root { --ground: #fff; --card: #f5f6f8; --ink: #1b1f24; --faint: #57606a; --line: #d0d7de; --good: #1a7f37; --bad: #c62828; }
-@media (prefers-color-scheme: dark) {
-  :root { --ground: #14171b; --card: #1e2329; --ink: #e8eaed; --faint: #a3acb6; --line: #3a424b; --good: #4cc26b; --bad: #ff7b72; }
-}
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--ground); color: var(--ink); font: 16px/1.5 system-ui, "Segoe UI", Helvetica, Arial, sans-serif; }
-main { max-width: 1120px; margin: 0 auto; padding: 1rem; }
-h1 { font-size: 1.5rem; line-height: 1.25; margin: .5rem 0 1rem; overflow-wrap: anywhere; }
-h2 { font-size: 1.2rem; margin: 2.2rem 0 .6rem; }
-h3 { font-size: 1rem; margin: 1.4rem 0 .4rem; }
-.small, figcaption { font-size: .85rem; color: var(--faint); }
-.verdict { border: 1px solid var(--line); border-radius: .5rem; padding: .8rem 1rem; background: var(--card); }
-.verdict { border-left: .5rem solid var(--bad); }
-.verdict.good { border-left-color: var(--good); }
-.verdict h2 { margin: 0 0 .6rem; color: var(--bad); }
-.verdict.good h2 { color: var(--good); }
-.tiles { display: grid; gap: .8rem; grid-template-columns: repeat(auto-fit, minmax(13rem, 1fr)); }
-.tile { background: var(--ground); border: 1px solid var(--line); border-radius: .5rem; padding: .6rem .8rem; }
-.tile h3 { margin: 0; font-size: .85rem; font-weight: 600; color: var(--faint); }
-.tile p { margin: .2rem 0 0; }
-.tile .number { font-size: 1.5rem; font-weight: 700; line-height: 1.2; }
-.tile .interval { font-size: .95rem; font-weight: 400; white-space: nowrap; }
-.figures { display: grid; gap: 1.2rem; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); }
-figure { margin: 0; min-width: 0; }
-figure.parallel { grid-column: 1 / -1; }
-figure svg { width: 100%; height: auto; max-height: 34rem; display: block; color: var(--ink); }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; margin: .4rem 0; }
-th, td { text-align: left; padding: .25rem .8rem .25rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
-thead th { color: var(--faint); font-weight: 600; vertical-align: bottom; }
-td { white-space: nowrap; }
-.facts td { white-space: normal; overflow-wrap: anywhere; }
-.trials td:last-child { white-space: normal; min-width: 14rem; }
-.facts th { font-weight: 400; color: var(--faint); }
-tr.best td { font-weight: 700; }
-details { margin: .5rem 0; }
-summary { cursor: pointer; padding: .2rem 0; }
-pre { background: var(--card); border: 1px solid var(--line); border-radius: .4rem; padding: .6rem .8rem; }
-pre { white-space: pre-wrap; overflow-wrap: anywhere; }
-@media print {
-  :root { --ground: #fff; --card: #fff; --ink: #000; --faint: #444; --line: #bbb; --good: #1a7f37; --bad: #c62828; }
-  body { font-size: 10pt; }
-  main { max-width: none; padding: 0; }
-  figure, .tile, tr, pre { break-inside: avoid; }
-  h2, h3 { break-after: avoid; }
-  .figures { grid-template-columns: 1fr 1fr; }
-  .wide { overflow: visible; }
-  details::details-content { content-visibility: visible; block-size: auto; }
-  table { font-size: 8pt; }
-}
-"""
