@@ -15,6 +15,8 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from common import page
+
 INK = "#010203"  # a colour that nothing else uses, so that it can be found in the SVG
 COLOURS = {"model": "#e42536", "standard": "#5790fc", "uncorrected": "#9c9ca1"}  # of the CMS palette, as readable on dark as on light
 LABELS = {"model": "This model", "standard": "Standard JEC", "uncorrected": "Uncorrected"}
@@ -90,7 +92,16 @@ def svg(drawing: Drawing) -> str:
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
     text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
-    return text.replace("<svg", f'<svg role="img" aria-label="{_attribute(drawing.alt)}"', 1)
+    return text.replace("<svg", f'<svg role="img" aria-label="{page.escaped(drawing.alt)}"', 1)
+
+
+def gallery(chosen: Iterable[Drawing]) -> str:
+    """Figures with their captions, as many side by side as the page has room for (common.page)."""
+    shown = "".join(
+        f'<figure class="{drawing.name}">{svg(drawing)}<figcaption>{page.escaped(drawing.caption)}</figcaption></figure>'
+        for drawing in chosen
+    )
+    return f'<div class="figures">{shown}</div>' if shown else ""
 
 
 def pdf(drawing: Drawing) -> bytes:
@@ -101,26 +112,23 @@ def pdf(drawing: Drawing) -> bytes:
     return buffer.getvalue()
 
 
-def _attribute(text: str) -> str:
-    return text.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;").replace(">", "&gt;")
-
-
-def _figure(panels: Sequence[float] = (1,), size: tuple[float, float] = (10, 9)):
+def panels(heights: Sequence[float] = (1,), size: tuple[float, float] = (10, 9)):
     """A figure with panels of these relative heights on one x axis; returns (figure, axes from the top down)."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size)
-    axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": panels, "hspace": 0.06})[:, 0]
+    axes = figure.subplots(len(heights), 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": heights, "hspace": 0.06})[:, 0]
     return figure, list(axes)
 
 
-def _head(axes, right: str) -> None:
+def head(axes, right: str) -> None:
     """What the figure shows, over its frame. 'Simulation': a response needs a generator jet; no experiment's name is claimed."""
     axes.set_title("Simulation", loc="left", fontstyle="italic", fontsize=22, pad=10)
     axes.set_title(right, loc="right", fontsize=22, pad=10)
 
 
-def _pt_axis(axes) -> None:
+def pt_axis(axes) -> None:
+    """The log axis of pT_gen that all figures share."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 
     axes.set_xscale("log")
@@ -139,7 +147,8 @@ def _errors(intervals: Sequence[Mapping], scale: float = 1.0) -> tuple[list[floa
     return values, [down, up]
 
 
-def _points(axes, x: Sequence[float], intervals: Sequence[Mapping], scale: float = 1.0, **options) -> None:
+def points(axes, x: Sequence[float], intervals: Sequence[Mapping], scale: float = 1.0, **options) -> None:
+    """Intervals {"value", "low", "high"} as points with error bars."""
     values, errors = _errors(intervals, scale)
     axes.errorbar(x, values, yerr=errors, **({"linestyle": "none", "markersize": 9, "elinewidth": 2} | options))
 
@@ -156,7 +165,8 @@ def _in(records: Iterable[Mapping], region: str) -> list[Mapping]:
     return [record for record in records if record["region"] == region]
 
 
-def _level(axes, at: float) -> None:
+def level(axes, at: float) -> None:
+    """A dotted line to compare with."""
     axes.axhline(at, color=INK, linewidth=1.5, linestyle=":")
 
 
@@ -168,9 +178,9 @@ def response_curve(metrics: Mapping, region: str, max_closure: float) -> Drawing
     records = _in(metrics["curves"], region)
     if not records:
         return None
-    figure, (top, below) = _figure((3, 1), (10, 10))
+    figure, (top, below) = panels((3, 1), (10, 10))
     for place, name in enumerate(_calibrations(records[0])):
-        _points(top, [record["pt"] * SHIFT**place for record in records], [record[name]["median"] for record in records], **_look(name))
+        points(top, [record["pt"] * SHIFT**place for record in records], [record[name]["median"] for record in records], **_look(name))
     ratio = [record["model"]["median"]["value"] / record["standard"]["median"]["value"] for record in records]
     below.plot([record["pt"] for record in records], ratio, color=COLOURS["model"], marker="o", linestyle="none", markersize=9)
     top.axhspan(1 - max_closure, 1 + max_closure, color=INK, alpha=0.1, linewidth=0)
@@ -178,12 +188,12 @@ def response_curve(metrics: Mapping, region: str, max_closure: float) -> Drawing
     reach = max(0.01, 1.2 * max(abs(value - 1) for value in ratio))
     below.set_ylim(1 - reach, 1 + reach)
     for axes in (top, below):
-        _level(axes, 1)
+        level(axes, 1)
     top.set_ylabel("Median response")
     below.set_ylabel("Ratio")
     top.legend(loc="best")
-    _head(top, REGION_TEXT[region])
-    _pt_axis(below)
+    head(top, REGION_TEXT[region])
+    pt_axis(below)
     caption = (
         f"Median response in the {region}. Band: ±{100 * max_closure:g} %, the closure allowed. Grey below "
         f"{metrics['closure']['from_gev']:g} GeV: the cut on reconstructed pT keeps upward fluctuations there, for any calibration."
@@ -196,18 +206,18 @@ def resolution_curve(metrics: Mapping, region: str) -> Drawing | None:
     records = _in(metrics["curves"], region)
     if not records:
         return None
-    figure, (top, below) = _figure((3, 1.3), (10, 10))
+    figure, (top, below) = panels((3, 1.3), (10, 10))
     for place, name in enumerate(_calibrations(records[0])):
         x = [record["pt"] * SHIFT**place for record in records]
-        _points(top, x, [record[name]["resolution"] for record in records], **_look(name))
-    _points(below, [record["pt"] for record in records], [record["gain"] for record in records], color=COLOURS["model"], marker="o")
-    _level(below, 0)
+        points(top, x, [record[name]["resolution"] for record in records], **_look(name))
+    points(below, [record["pt"] for record in records], [record["gain"] for record in records], color=COLOURS["model"], marker="o")
+    level(below, 0)
     top.set_ylim(bottom=0)
     top.set_ylabel("Resolution (IQR / median)")
     below.set_ylabel("Gain (%)")
     top.legend(loc="upper right")
-    _head(top, REGION_TEXT[region])
-    _pt_axis(below)
+    head(top, REGION_TEXT[region])
+    pt_axis(below)
     caption = (
         f"Resolution in the {region}, and by how much the model's is better than the standard JEC's on the same jets (paired interval)."
     )
@@ -232,7 +242,7 @@ def distribution(metrics: Mapping, region: str) -> Drawing | None:
     counts = metrics["distribution"]["counts"].get(region, {})
     if not counts or not any(map(sum, counts.values())):
         return None
-    figure, (axes,) = _figure()
+    figure, (axes,) = panels()
     for name in _calibrations(counts):
         mplhep.histplot(
             counts[name], metrics["distribution"]["edges"], ax=axes, color=COLOURS[name], label=LABELS[name], linewidth=2.5, yerr=False
@@ -241,7 +251,7 @@ def distribution(metrics: Mapping, region: str) -> Drawing | None:
     axes.set_xlabel(r"Response $p_T / p_T^{gen}$")
     axes.set_ylabel("Jets")
     axes.legend(loc="upper right")
-    _head(axes, REGION_TEXT[region])
+    head(axes, REGION_TEXT[region])
     far = ", ".join(f"{LABELS[name]} {number:,}" for name, number in metrics["num_far"].items())
     caption = f"Response of all {region} jets above 30 GeV. Jets off by more than a factor e, in both regions: {far}."
     return Drawing(name=f"distribution-{region}", caption=caption, alt=caption, figure=figure)
@@ -255,16 +265,16 @@ def closure(metrics: Mapping, max_closure: float) -> Drawing | None:
     records = [record for record in metrics["closure"]["bins"] if not _is_whole(record, metrics)]
     if not records:
         return None
-    figure, (axes,) = _figure()
+    figure, (axes,) = panels()
     looks = {"barrel": ("o", COLOURS["model"]), "endcap": ("s", COLOURS["standard"])}
     for place, (region, (marker, colour)) in enumerate(looks.items()):
         found = _in(records, region)
         x = [_middle(record) * SHIFT**place for record in found]
-        _points(axes, x, [record["model"] for record in found], 100, marker=marker, color=colour, label=region)
+        points(axes, x, [record["model"] for record in found], 100, marker=marker, color=colour, label=region)
     _bias_axis(axes, max_closure)
     axes.legend(title="This model", loc="upper right", ncols=2)
-    _head(axes, "Closure")
-    _pt_axis(axes)
+    head(axes, "Closure")
+    pt_axis(axes)
     caption = (
         f"Closure of the model from {metrics['closure']['from_gev']:g} GeV up. "
         f"The gate asks that each interval reaches into the band, ±{100 * max_closure:g} %."
@@ -278,7 +288,7 @@ def closure(metrics: Mapping, max_closure: float) -> Drawing | None:
 def _bias_axis(axes, max_closure: float) -> None:
     """A y axis in per cent about zero, with the band allowed and room for a legend above the points."""
     axes.axhspan(-100 * max_closure, 100 * max_closure, color=INK, alpha=0.1, linewidth=0)
-    _level(axes, 0)
+    level(axes, 0)
     reach = max(abs(edge) for edge in (*axes.get_ylim(), 100 * max_closure))
     axes.set_ylim(-1.1 * reach, 1.6 * reach)
     axes.set_ylabel("Median response − 1 (%)")
@@ -298,14 +308,14 @@ def eta(metrics: Mapping, max_closure: float) -> Drawing | None:
     records = metrics["eta"]
     if not records:
         return None
-    figure, (axes,) = _figure()
+    figure, (axes,) = panels()
     for place, name in enumerate(name for name in _calibrations(records[0]) if name != "uncorrected"):
         x = [(record["eta_low"] + record["eta_high"]) / 2 + 0.05 * place for record in records]
-        _points(axes, x, [record[name] for record in records], 100, **_look(name))
+        points(axes, x, [record[name] for record in records], 100, **_look(name))
     axes.set_xlabel(r"$\eta^{gen}$")
     _bias_axis(axes, max_closure)
     axes.legend(loc="upper right", ncols=2)
-    _head(axes, rf"$p_T^{{gen}} > {metrics['closure']['from_gev']:g}$ GeV")
+    head(axes, rf"$p_T^{{gen}} > {metrics['closure']['from_gev']:g}$ GeV")
     farthest = max(records, key=lambda record: abs(record["model"]["value"]))
     most = f"{100 * farthest['model']['value']:+.2f} % between eta {farthest['eta_low']:g} and {farthest['eta_high']:g}"
     alt = f"Bias against eta; the model's largest is {most}."
@@ -321,21 +331,21 @@ def flavour(metrics: Mapping, region: str) -> Drawing | None:
     records = [one for one in _in(metrics["flavour"]["bins"], region) if not (one["pt_low"] == whole and one["pt_high"] is None)]
     if not records:
         return None
-    figure, (top, below) = _figure((1, 1), (10, 10))
+    figure, (top, below) = panels((1, 1), (10, 10))
     for axes, name in ((top, "standard"), (below, "model")):
         for place, (kind, (marker, colour)) in enumerate(FLAVOUR_LOOKS.items()):
             found = [record for record in records if record["flavour"] == kind]
             x = [_middle(record) * SHIFT ** (2 * place - 3) for record in found]
-            _points(axes, x, [record[name] for record in found], color=colour, marker=marker, label=kind)
-        _level(axes, 1)
+            points(axes, x, [record[name] for record in found], color=colour, marker=marker, label=kind)
+        level(axes, 1)
         axes.text(0.03, 0.05, LABELS[name], transform=axes.transAxes, fontsize=22)
         axes.set_ylabel("Median response")
     limits = [min(a.get_ylim()[0] for a in (top, below)), max(a.get_ylim()[1] for a in (top, below))]
     for axes in (top, below):
         axes.set_ylim(limits)  # the same scale: the spread is what is compared
     top.legend(ncols=4, loc="upper right", columnspacing=1, handletextpad=0.2)
-    _head(top, REGION_TEXT[region])
-    _pt_axis(below)
+    head(top, REGION_TEXT[region])
+    pt_axis(below)
     caption = f"Response by flavour in the {region}: the closer together, the less the calibration depends on what made the jet."
     return Drawing(name=f"flavour-{region}", caption=caption, alt=_flavour_words(metrics, region), figure=figure)
 
@@ -359,7 +369,7 @@ def training(history: Sequence[Mapping]) -> Drawing | None:
         return None
     from matplotlib.ticker import MaxNLocator
 
-    figure, (axes,) = _figure()
+    figure, (axes,) = panels()
     for key, (label, colour, dashes) in lines.items():
         if found[key]:
             axes.plot(*zip(*found[key], strict=True), color=colour, linestyle=dashes, label=label, linewidth=3, marker="o", markersize=6)
@@ -368,7 +378,7 @@ def training(history: Sequence[Mapping]) -> Drawing | None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.xaxis.minorticks_off()
     axes.legend()
-    _head(axes, "Best trial")
+    head(axes, "Best trial")
     best = min(found["val_loss"], key=lambda pair: pair[1], default=None)
     alt = f"Loss over {len(history)} epochs." + (f" Lowest validation loss {best[1]:.5f} in epoch {best[0]}." if best else "")
     return Drawing(name="training", caption="Training of the best trial. " + alt, alt=alt, figure=figure)
@@ -389,7 +399,7 @@ def search_history(search: Mapping) -> Drawing | None:
     from matplotlib.ticker import MaxNLocator
 
     best = max if search["objective"]["type"] == "maximize" else min
-    figure, (axes,) = _figure()
+    figure, (axes,) = panels()
     numbers = [number for number, _ in values]
     so_far = [best(value for _, value in values[: place + 1]) for place in range(len(values))]
     axes.plot(*zip(*values, strict=True), "o", color=COLOURS["standard"], markersize=11, label="Trial")
@@ -399,7 +409,7 @@ def search_history(search: Mapping) -> Drawing | None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.xaxis.minorticks_off()
     axes.legend()
-    _head(axes, "Search")
+    head(axes, "Search")
     alt = f"{search['objective']['name']} of {len(values)} trials; the best is {so_far[-1]:.5f}."
     return Drawing(name="search", caption="Search history. " + alt, alt=alt, figure=figure)
 
@@ -413,7 +423,7 @@ def parallel(search: Mapping) -> Drawing | None:
     columns = {name: [trial["parameters"].get(name, "") for trial in trials] for name in names}
     columns[search["objective"]["name"]] = [str(objective(trial, search)) for trial in trials]
     scales = {name: _scale(values) for name, values in columns.items()}
-    figure, (axes,) = _figure(size=(max(10, 2.1 * len(columns)), 8))
+    figure, (axes,) = panels(size=(max(10, 2.1 * len(columns)), 8))
     for row, trial in enumerate(trials):
         best = trial["name"] == search.get("optimal")
         heights = [scales[name][values[row]] for name, values in columns.items()]

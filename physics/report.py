@@ -12,7 +12,7 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 
 from common import page
-from physics.figures import LABELS, Drawing, drawings, objective, svg
+from physics.figures import LABELS, Drawing, drawings, gallery, objective
 from physics.gate import holds, percent
 from physics.response import PT_EDGES
 
@@ -290,9 +290,4 @@ def _pipeline_command(config: Mapping, run: str) -> str:
 
 def _figures(figures: Sequence[Drawing], *kinds: str) -> str:
     """The figures whose name is one of `kinds`, or begins with it and a dash."""
-    chosen = [drawing for kind in kinds for drawing in figures if drawing.name == kind or drawing.name.startswith(kind + "-")]
-    shown = "".join(
-        f'<figure class="{page.escaped(drawing.name)}">{svg(drawing)}<figcaption>{page.escaped(drawing.caption)}</figcaption></figure>'
-        for drawing in chosen
-    )
-    return f'<div class="figures">{shown}</div>' if shown else ""
+    return gallery(drawing for kind in kinds for drawing in figures if drawing.name == kind or drawing.name.startswith(kind + "-"))
