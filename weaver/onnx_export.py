@@ -20,6 +20,7 @@ from common.errors import GateError, InputError
 OPSET = 17
 IR_VERSION = 8  # the newest that ONNX Runtime 1.15 is asked to read here
 TRACE_BATCH = 3  # not 1: the exporter would take a first axis of one for a constant and the file would work for one jet only
+TRACE_PLACES = 7  # of an axis whose size is free, for the same reason
 
 
 def export_onnx(
@@ -34,30 +35,32 @@ def export_onnx(
     """Write `model` as ONNX to `path` (one file, no sidecar) and return the path.
 
     `model_info` is that of the network's get_model: input_names, input_shapes (first axis the batch) and output_names. The shape of
-    an input comes from `data_config.input_shapes` where it is given there. `metadata` becomes text in the file's metadata_props.
-    A copy of the model is traced, on the CPU and in evaluation mode.
+    an input comes from `data_config.input_shapes` where it is given there. Inputs are float32 unless `input_types` {name: numpy type}
+    says otherwise; axes beside the batch are fixed unless `dynamic_axes` {name: {axis: what it counts}} names them (then the shape
+    may say -1). `metadata` becomes text in the file's metadata_props. A copy of the model is traced, on the CPU and in evaluation mode.
 
     Raises InputError for an input without a fixed shape and GateError if the file written is not what Triton is to load.
     """
     import torch
 
+    free = {name: {axis: label for axis, label in axes.items() if axis} for name, axes in model_info.get("dynamic_axes", {}).items()}
     shapes = input_shapes(model_info, data_config)
     outputs = list(model_info["output_names"])
-    generator = torch.Generator().manual_seed(0)
-    example = tuple(torch.rand(TRACE_BATCH, *shape, generator=generator) for shape in shapes.values())
+    example = _example(shapes, model_info.get("input_types", {}))
     network = copy.deepcopy(model).cpu().eval()
     with warnings.catch_warnings(), torch.no_grad():
         # Deprecation: see the module's text. Tracer: it warns at each Python number made of a shape; whether one of them made the
         # graph wrong is measured afterwards, at other batch sizes.
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
+        warnings.filterwarnings("ignore", message="Constant folding")  # says what it leaves as it is
         torch.onnx.export(
             network,
             example,
             os.fspath(path),
             input_names=list(shapes),
             output_names=outputs,
-            dynamic_axes={name: {0: "batch"} for name in [*shapes, *outputs]},
+            dynamic_axes={name: {0: "batch"} | free.get(name, {}) for name in [*shapes, *outputs]},
             opset_version=opset,
             dynamo=False,
         )
@@ -68,12 +71,15 @@ def export_onnx(
 def input_shapes(model_info: Mapping[str, Any], data_config=None) -> dict[str, tuple[int, ...]]:
     """Shape of each input without the batch axis, in the order in which the network takes them: {name: (C, P) or (C,)}.
 
-    Raises InputError where a size is not fixed, since the multiplicity of the exported graph is that of the data config.
+    An axis that is free gets the size with which it is traced. Raises InputError where another size is not fixed, since the
+    multiplicity of the exported graph is that of the data config.
     """
     known = dict(getattr(data_config, "input_shapes", None) or {})
+    free = model_info.get("dynamic_axes", {})
     shapes = {}
     for name in model_info["input_names"]:
         shape = tuple(int(size) for size in known.get(name, model_info["input_shapes"][name])[1:])
+        shape = tuple(TRACE_PLACES if axis in free.get(name, {}) else size for axis, size in enumerate(shape, start=1))
         if not shape or any(size < 1 for size in shape):
             raise InputError(
                 f"input '{name}' cannot be exported with shape {('N', *shape)}: beside the jets it needs at least one axis of fixed size; "
@@ -81,6 +87,16 @@ def input_shapes(model_info: Mapping[str, Any], data_config=None) -> dict[str, t
             )
         shapes[name] = shape
     return shapes
+
+
+def _example(shapes: Mapping[str, tuple[int, ...]], types: Mapping[str, Any]) -> tuple:
+    """Random numbers of each input's type and shape."""
+    import numpy as np
+    import torch
+
+    rng = np.random.default_rng(0)
+    arrays = {name: rng.uniform(1, 3, (TRACE_BATCH, *shape)) for name, shape in shapes.items()}
+    return tuple(torch.from_numpy(array.astype(types.get(name, np.float32))) for name, array in arrays.items())
 
 
 def read_metadata(path: str | os.PathLike) -> dict[str, str]:

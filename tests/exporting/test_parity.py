@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,10 +12,15 @@ import torch
 
 from common.errors import GateError
 from tests.exporting.small import INFO, LENGTH, jets, network
+from tests.networks.jets import config, settle
+from tests.networks.jets import jets as network_jets
+from weaver.layers_apart import layer_differences
+from weaver.network_file import load_network
 from weaver.onnx_export import export_onnx
 from weaver.parity import check_parity, golden_jets, num_answers
 from weaver.triton_config import GRAPH_LEVELS
 
+ROOT = Path(__file__).parents[2]
 NAMES = INFO["input_names"]
 ODD = 13  # a multiplicity that no real jet has here: exactly one golden jet has it
 
@@ -66,7 +73,7 @@ def test_but_not_two(exported, golden):
         values[other] = values[odd]
     multiplicity[other] = ODD
     with pytest.raises(GateError, match=r"99\.80% of 1,000 golden jets within 1e-05"):
-        check_parity(Shifted(1e-4, (ODD,)), exported, type(golden)(inputs=inputs, multiplicity=multiplicity), NAMES)
+        check_parity(Shifted(1e-4, (ODD,)), exported, dataclasses.replace(golden, inputs=inputs, multiplicity=multiplicity), NAMES)
 
 
 def test_one_jet_far_off_is_refused_with_its_name(exported, golden):
@@ -80,9 +87,35 @@ def test_the_ends_of_the_multiplicity_are_seen(exported, golden, multiplicity):
         check_parity(Shifted(2e-3, (multiplicity,)), exported, golden, NAMES)
 
 
-def test_other_weights_are_refused(exported, golden):
-    with pytest.raises(GateError, match="does not answer as PyTorch"):
+def test_other_weights_are_refused_from_the_first_layer_on(exported, golden):
+    with pytest.raises(GateError, match=r"does not answer as PyTorch.*the first layer that differs is 'particles.0', off by"):
         check_parity(network(seed=1), exported, golden, NAMES)
+
+
+def test_the_layer_that_differs_is_named(tmp_path, golden):
+    class TracedElse(torch.nn.Linear):
+        def forward(self, x):
+            return super().forward(x) + (0.1 if torch.jit.is_tracing() else 0.0)
+
+    model = network()
+    model.head[0] = TracedElse(19, 16)
+    path = export_onnx(model, INFO, None, tmp_path / "model.onnx")
+    with pytest.raises(GateError, match=r"golden jet \d+ .*the first layer that differs is 'head.0', off by 0\.1"):
+        check_parity(model, path, golden, NAMES)
+
+
+@pytest.mark.parametrize("name", ["pfn", "particle_net"])
+def test_the_layers_of_the_published_networks_are_found_in_their_files(tmp_path, name):
+    groups = ("pf_points",) * (name == "particle_net") + ("pf_features", "pf_mask", "jet_features")
+    data_config = config(*groups)
+    options = {"num_edge_conv_blocks": 2, "k": 4} if name == "particle_net" else {}
+    model, info = load_network(f"{ROOT}/networks/{name}_regressor_open.py").build(data_config, {"conv_dim": 8, "fc_dim": 8, **options})
+    path = export_onnx(settle(model), info, data_config, tmp_path / "model.onnx")
+    inputs = {key: values.numpy() for key, values in network_jets([3, 20]).items() if key in groups}
+    found = layer_differences(model, path, info["input_names"], inputs, level=0)
+    leaves = {layer for layer, module in model.named_modules() if layer and isinstance(module, torch.nn.Linear) and "first" not in layer}
+    assert {layer.removesuffix(".linear") for layer in leaves} <= set(found)
+    assert np.max(list(found.values())) < 1e-5
 
 
 def test_an_answer_that_is_no_number_is_refused(exported, golden):

@@ -1,0 +1,119 @@
+"""Raw jets for a model that takes them: what columns the files have, some of them as padded arrays, and what weaver makes of these.
+
+    columns = raw_columns(entry, data_config)                   # types, from the head of one file
+    jets = read_raw(entries, data_config, program, 1000)        # the model's inputs, {name: (N, 1) or (N, P)}
+    inputs = reference_inputs(jets, data_config, program)       # what prepare and the loader make of the same jets
+
+`reference_inputs` goes through weaver's own preparation (numpy, awkward), so that the gate compares the graph with what was trained on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import awkward as ak
+import numpy as np
+
+from common.errors import InputError
+from common.storage import Entry
+from weaver import files, transform
+from weaver.columns import DatasetWriter
+from weaver.data_config import DataConfig, Plan
+from weaver.expressions import Expression
+from weaver.raw_program import Column, RawProgram, raw_branches
+
+FILES = 4  # that jets are taken from: several, since files may differ in pT, and few, since each takes round trips on S3
+
+
+def raw_plan(config: DataConfig) -> Plan:
+    """What to read and compute for the network's inputs of any jet: no selection, no label."""
+    wanted = [name for names in config.input_dicts.values() for name in names]
+    wanted += [key.name for keys in config.order_by.values() for key in keys]
+    plan = dataclasses.replace(config, selections={"train": None, "test": None}).plan_for(wanted)
+    return dataclasses.replace(plan, branches=raw_branches(config))
+
+
+def raw_columns(entry: Entry, config: DataConfig) -> dict[str, Column]:
+    """The branches of one file that the data config uses, with their types. Raises InputError as weaver.files.inspect."""
+    plan = raw_plan(config)
+    found = files.inspect(entry, config, plan)
+    with files.open_file(entry.uri) as opened:
+        tree = opened[found.tree]
+        return {branch: _column(tree[branch]) for name, branch in plan.branches.items() if name in found.columns}
+
+
+def _column(branch) -> Column:
+    """A branch's type; several values a jet count by the branch that ROOT names for it, or else by `n<branch>`."""
+    array = branch.array(entry_stop=0, library="ak")
+    if array.ndim > 2 or not _is_numeric(array):
+        raise InputError(f"branch '{branch.name}' is {array.type.content}; expected numbers, or lists of numbers")
+    counter = branch.count_branch
+    return Column(
+        dtype=ak.to_numpy(ak.flatten(array, axis=None)).dtype,
+        particles=array.ndim == 2,
+        counter="" if array.ndim == 1 else counter.name if counter is not None else f"n{branch.name}",
+    )
+
+
+def _is_numeric(array: ak.Array) -> bool:
+    try:
+        return ak.to_numpy(ak.flatten(array, axis=None)).dtype.kind in "biuf"
+    except (TypeError, ValueError):
+        return False
+
+
+def read_raw(entries: Sequence[Entry], config: DataConfig, program: RawProgram, count: int) -> dict[str, np.ndarray]:
+    """About `count` jets, whatever the selection says of them, from the beginnings of a few files, as the model takes them."""
+    plan = raw_plan(config)
+    chosen = [entries[i] for i in sorted({round(x) for x in np.linspace(0, len(entries) - 1, min(FILES, len(entries)))})]
+    parts = []
+    for entry in chosen:
+        file = files.inspect(entry, config, plan)
+        steps = files.read(file, config, plan, training_set=False, stop=min(-(-count // len(chosen)), file.num_entries))
+        parts += [{plan.branches[name]: values for name, values in columns.items() if name in plan.branches} for columns, _ in steps]
+    return padded({branch: ak.concatenate([part[branch] for part in parts]) for branch in program.inputs}, program)
+
+
+def padded(columns: Mapping[str, ak.Array], program: RawProgram) -> dict[str, np.ndarray]:
+    """Branches as awkward arrays -> the model's inputs: (N, 1), or (N, P) padded with zeros, and the counters (N, 1) int32."""
+    found, counts = {}, {}
+    for branch, column in program.inputs.items():
+        if not column.particles:
+            found[branch] = np.asarray(ak.to_numpy(columns[branch]), column.dtype)[:, None]
+            continue
+        number = ak.to_numpy(ak.num(columns[branch], axis=1))
+        if not np.array_equal(counts.setdefault(column.counter, number), number):
+            raise InputError(f"'{branch}' does not have as many entries as {column.counter} says")
+        most = max(int(number.max(initial=0)), 1)
+        full = ak.fill_none(ak.pad_none(ak.from_regular(columns[branch]), most, axis=1, clip=True), 0)
+        found[branch] = np.ascontiguousarray(ak.to_numpy(full)).astype(column.dtype)
+    return found | {counter: number.astype(np.int32)[:, None] for counter, number in counts.items()}
+
+
+def reference_inputs(jets: Mapping[str, np.ndarray], config: DataConfig, program: RawProgram) -> dict[str, np.ndarray]:
+    """The network's inputs {group: (N, C, P) or (N, C)} that weaver's own preparation makes of the jets, and as '' what the label
+    divides by (N,)."""
+    from weaver.dataset import Dataset
+
+    plan = raw_plan(config)
+    columns = {name: _unpadded(jets, branch, program) for name, branch in plan.branches.items()}
+    selected, count = transform.select(columns, plan)
+    with tempfile.TemporaryDirectory(prefix="jec-raw-") as folder:
+        writer = DatasetWriter(Path(folder))
+        writer.append(transform.make_ready(selected, count, config, plan))
+        description = writer.close() | {"preprocess_params": config.preprocess_params}
+        dataset = Dataset(Path(folder), description, dataclasses.replace(config, label_names=()))
+        inputs = {name: tensor.numpy().copy() for name, tensor in dataset.batch(np.arange(count)).inputs.items()}
+    return inputs | {"": np.asarray(ak.to_numpy(Expression(program.reference_text).evaluate(columns | selected)), np.float32)}
+
+
+def _unpadded(jets: Mapping[str, np.ndarray], branch: str, program: RawProgram) -> ak.Array:
+    column = program.inputs[branch]
+    if not column.particles:
+        return ak.Array(jets[branch][:, 0])
+    counts = jets[column.counter][:, 0]
+    real = np.arange(jets[branch].shape[1]) < counts[:, None]
+    return ak.unflatten(jets[branch][real], counts)
