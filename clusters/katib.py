@@ -12,6 +12,7 @@ import math
 import re
 from typing import Any
 
+from clusters import early_stopping
 from clusters.protocol import Manifest, Observation
 from common.cli import require
 from common.errors import unknown
@@ -30,13 +31,25 @@ def observations(text: str, names: list[str]) -> dict[str, Observation]:
     Each line begins with an RFC 3339 time. A value that is no finite number is left out of both. Where the last one is none,
     Katib's latest value is empty and its suggestions stall on it; such a metric is missing from the answer.
     """
-    values: dict[str, list[float | None]] = {}
+    found = _found(text, names)
+    return {name: _observation(seen) for name, seen in found.items() if seen[-1] is not None}
+
+
+def values(text: str, name: str) -> list[float]:
+    """The finite numbers of one metric, in the order of its lines. A last line that is still being written is left out."""
+    whole = text[: text.rfind("\n") + 1]
+    return [value for value in _found(whole, [name]).get(name, []) if value is not None]
+
+
+def _found(text: str, names: list[str]) -> dict[str, list[float | None]]:
+    """Each metric's values by line; None where a value is no finite number."""
+    found: dict[str, list[float | None]] = {}
     for line in text.splitlines():
         _, _, rest = line.partition(" ")
         for match in METRIC_PATTERN.finditer(rest):
             if match[1] in names:
-                values.setdefault(match[1], []).append(_finite(match[2]))
-    return {name: _observation(seen) for name, seen in values.items() if seen[-1] is not None}
+                found.setdefault(match[1], []).append(_finite(match[2]))
+    return found
 
 
 def _observation(values: list[float | None]) -> Observation:
@@ -86,6 +99,7 @@ def check_experiment(manifest: Manifest) -> None:
     require(parallel <= most, f"spec.parallelTrialCount: {parallel} is more than maxTrialCount {most}")
     failures = spec.get("maxFailedTrialCount", 0)
     require(failures <= most, f"spec.maxFailedTrialCount: {failures} is more than maxTrialCount {most}")
+    early_stopping.settings(manifest)
     template = spec["trialTemplate"]
     require(bool(template.get("primaryContainerName")), "spec.trialTemplate.primaryContainerName: missing")
     require("name" not in template["trialSpec"].get("metadata", {}), "spec.trialTemplate.trialSpec.metadata.name: Katib names the trials")

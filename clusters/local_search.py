@@ -2,7 +2,8 @@
 
 The study lies in a SQLite file, so that an interrupted search goes on: finished trials count, and those that were running
 start again with the same name and parameters (and resume from their own checkpoints). A search that failed is tried again from
-the beginning, in a study of its own and with other trial names, as Katib's would be.
+the beginning, in a study of its own and with other trial names, as Katib's would be. One that has ended goes on when it is
+asked for again with a larger maxTrialCount.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from clusters import katib
+from clusters import early_stopping, katib
 from clusters.processes import Replicas, cores, stop
-from clusters.protocol import ExperimentResult, Manifest, Observation, Report, Trial
+from clusters.protocol import ExperimentResult, Manifest, Observation, Report, Trial, TrialStatus
+from clusters.trials import COUNTED, FAILED, best_trial, progress_line
 from common.errors import ClusterError, DeadlineError, InputError, unknown
 from common.progress import clock
 
@@ -38,7 +40,15 @@ class Running:
     assignments: dict[str, str]
     job: Replicas
     metrics: Path
+    rule: early_stopping.StopRule | None
     started: float = dataclasses.field(default_factory=time.monotonic)
+    reported: int = 0
+    """How many values of the objective the study knows."""
+
+    @property
+    def deadline(self) -> float:
+        """Seconds that the trial's own job may take."""
+        return self.job.manifest["spec"].get("runPolicy", {}).get("activeDeadlineSeconds", math.inf)
 
 
 class LocalSearch:
@@ -63,6 +73,9 @@ class LocalSearch:
     def run(self, deadline: float) -> ExperimentResult:
         """Run until all trials are done or the goal is met. Raises ClusterError and DeadlineError; leaves no process behind."""
         end = time.monotonic() + deadline
+        if self._finished():
+            return self._result()
+        self.report(f"live: optuna-dashboard sqlite:///{self.folder / 'study.db'} (pip install optuna-dashboard)")
         try:
             self._restart_interrupted()
             while not self._finished():
@@ -74,6 +87,8 @@ class LocalSearch:
                 time.sleep(POLL)
         finally:
             stop(*(process for trial in self.running for process in trial.job.processes.values()))
+        for trial in self.running:  # the goal has been reached without them
+            self._end(trial, "Killed", "the goal was reached")
         return self._result()
 
     # ------------------------------------------------------------------------------------------------------------- the study
@@ -95,7 +110,7 @@ class LocalSearch:
 
     def _has_failed(self, trials: list[Trial]) -> bool:
         """Katib fails the experiment at, not above, maxFailedTrialCount; one that ends without a success has failed as well."""
-        failed = sum(trial.status in ("Failed", "MetricsUnavailable") for trial in trials)
+        failed = _failed(trials)
         most = self.spec.get("maxFailedTrialCount", self._asked_trials())
         return bool(failed) and (failed >= most or failed >= self._asked_trials())
 
@@ -123,13 +138,24 @@ class LocalSearch:
         trial = self.study.ask(distributions)
         assignments = {p["name"]: _text(p, trial.params[p["name"]]) for p in self.spec["parameters"]}
         name = f"{self.study.study_name}-{number:03d}"
-        self._note(trial.number, "made", {"name": name, "parameters": assignments, "started": _now()})
+        # As in Katib, the rule is settled with what has succeeded when the trial is made, and is part of it.
+        rule = early_stopping.rule_for(self.manifest, self._succeeded_values())
+        made = {"name": name, "parameters": assignments, "started": _now(), "rule": dataclasses.asdict(rule) if rule else None}
+        self._note(trial.number, "made", made)
         return trial.number, name, assignments
+
+    def _succeeded_values(self) -> list[list[float]]:
+        """The objective's values, in order, of each trial that has succeeded."""
+        done = [t for t in self.study.get_trials(deepcopy=False) if t.user_attrs.get("ended", {}).get("status") == "Succeeded"]
+        return [[trial.intermediate_values[step] for step in sorted(trial.intermediate_values)] for trial in done]
 
     def _note(self, number: int, key: str, value: dict[str, Any]) -> None:
         """One record of a trial in one write, so that it is there whole or not at all."""
+        self.storage.set_trial_user_attr(self._trial_id(number), key, value)
+
+    def _trial_id(self, number: int) -> int:
         study = self.storage.get_study_id_from_name(self.study.study_name)
-        self.storage.set_trial_user_attr(self.storage.get_trial_id_from_study_id_trial_number(study, number), key, value)
+        return self.storage.get_trial_id_from_study_id_trial_number(study, number)
 
     # ------------------------------------------------------------------------------------------------------------- processes
 
@@ -155,37 +181,65 @@ class LocalSearch:
             rewrites={source: str(metrics)} if source else {},
         )
         metrics.unlink(missing_ok=True)  # a trial that resumes writes the epochs it already had again
+        made = next(trial for trial in self._made() if trial.number == number).user_attrs["made"]
+        rule = early_stopping.StopRule(**made["rule"]) if made.get("rule") else None
         job.start()
-        self.running.append(Running(number=number, name=name, assignments=assignments, job=job, metrics=metrics))
+        self.running.append(Running(number=number, name=name, assignments=assignments, job=job, metrics=metrics, rule=rule))
         chosen = ", ".join(f"{key} {value}" for key, value in assignments.items())
         self._say(f"{name} started: {chosen}")
 
     def _collect(self) -> None:
+        """Record the trials that have ended, and end those that shall go no further."""
         for trial in list(self.running):
             code = trial.job.poll()
+            values = self._report_values(trial)
             if code is not None:
-                self.running.remove(trial)
                 self._record(trial, code)
-                self._say(self._counts())
+            elif trial.rule and trial.rule.stops(values, self.spec["objective"]["type"]):
+                trial.job.stop()
+                self._report_values(trial)
+                limit = f"{self.spec['objective']['objectiveMetricName']} {trial.rule.value:.5g}"
+                self._end(trial, "EarlyStopped", f"worse than {limit} after {trial.rule.start_step} epochs")
+            elif time.monotonic() - trial.started > trial.deadline:
+                trial.job.stop()
+                self._end(trial, "Failed", f"active longer than its deadline of {clock(trial.deadline)}")
+            else:
+                continue
+            self.running.remove(trial)
+            self._say(self._counts())
+
+    def _report_values(self, trial: Running) -> list[float]:
+        """The objective's values so far, in order; the study learns of new ones, so that a dashboard shows them live."""
+        text = trial.metrics.read_text(errors="replace") if trial.metrics.exists() else ""
+        values = katib.values(text, self.spec["objective"]["objectiveMetricName"])
+        for step in range(trial.reported, len(values)):
+            self.storage.set_trial_intermediate_value(self._trial_id(trial.number), step + 1, values[step])
+        trial.reported = len(values)
+        return values
 
     def _record(self, trial: Running, code: int) -> None:
-        import optuna
+        """Record a trial whose processes have ended by themselves."""
+        value = katib.objective_value(self.manifest, self._observe(trial.metrics))
+        objective = self.spec["objective"]["objectiveMetricName"]
+        if code != 0:
+            self._end(trial, "Failed", trial.job.reason())
+        elif value is None:
+            self._end(trial, "MetricsUnavailable", f"ended well, but its metrics file has no finite '{objective}'")
+        else:
+            self._end(trial, "Succeeded", "")
+
+    def _end(self, trial: Running, status: TrialStatus, reason: str) -> None:
+        """Write down how a trial ended. Optuna calls one that was stopped early pruned: it is there to learn from, as in Katib."""
+        from optuna.trial import TrialState
 
         seen = self._observe(trial.metrics)
-        value = katib.objective_value(self.manifest, seen)
-        objective = self.spec["objective"]["objectiveMetricName"]
-        status, reason = "Succeeded", ""
-        if code != 0:
-            status, reason = "Failed", trial.job.reason()
-        elif value is None:
-            status, reason = "MetricsUnavailable", f"ended well, but its metrics file has no finite '{objective}'"
         observed = {name: dataclasses.asdict(observation) for name, observation in seen.items()}
         self._note(trial.number, "ended", {"status": status, "reason": reason, "metrics": observed, "finished": _now()})
         if status == "Succeeded":
-            self.study.tell(trial.number, value)
-        else:
-            self.study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
-            self._say(f"{trial.name}: {status}: {reason}")
+            self.study.tell(trial.number, katib.objective_value(self.manifest, seen))
+            return
+        self.study.tell(trial.number, state=TrialState.PRUNED if status == "EarlyStopped" else TrialState.FAIL)
+        self._say(f"{trial.name}: {status}: {reason}")
 
     def _observe(self, path: Path) -> dict[str, Observation]:
         text = path.read_text(errors="replace") if path.exists() else ""
@@ -196,41 +250,32 @@ class LocalSearch:
     def _finished(self) -> bool:
         trials = self._trials()
         most = self.spec.get("maxFailedTrialCount", self._asked_trials())
-        if self._has_failed(trials) and sum(trial.status != "Succeeded" for trial in trials) >= most:
+        if self._has_failed(trials) and _failed(trials) >= most:
             raise ClusterError(f"experiment {self.name} failed: {most} failed trials end the search\n{_reasons(trials)}")
         return self._goal_met(trials) or (not self.running and len(trials) >= self.maximum)
 
     def _goal_met(self, trials: list[Trial]) -> bool:
         goal = self.spec["objective"].get("goal")
-        best = self._best(trials)
+        best = best_trial(self.manifest, trials)
         if goal is None or best is None:
             return False
         value = katib.objective_value(self.manifest, best.metrics)
         return value <= goal if self.spec["objective"]["type"] == "minimize" else value >= goal
-
-    def _best(self, trials: list[Trial]) -> Trial | None:
-        good = [trial for trial in trials if trial.status == "Succeeded"]
-        sign = 1 if self.spec["objective"]["type"] == "minimize" else -1
-        return min(good, key=lambda trial: sign * katib.objective_value(self.manifest, trial.metrics), default=None)
 
     def _trials(self) -> list[Trial]:
         return _trials(self.study)
 
     def _result(self) -> ExperimentResult:
         trials = self._trials()
-        best = self._best(trials)
+        best = best_trial(self.manifest, trials)
         if best is None:
             raise ClusterError(f"experiment {self.name}: no trial succeeded\n{_reasons(trials)}")
         return ExperimentResult(name=self.name, trials=trials, optimal=best.name)
 
     def _counts(self) -> str:
-        trials = self._trials()
-        failed = sum(trial.status != "Succeeded" for trial in trials)
-        text = f"{len(trials)}/{self.maximum} trials, {len(self.running)} running, {failed} failed"
-        best = self._best(trials)
-        if best:
-            text += f", best {self._objective_text(best.metrics)} by {best.name}"
-        return text
+        """One line of progress, with the words of the cluster's home."""
+        running = [Trial(name=trial.name, status="Running", parameters={}, metrics={}) for trial in self.running]
+        return progress_line({"spec": {**self.spec, "maxTrialCount": self.maximum}}, [*self._trials(), *running])
 
     def _objective_text(self, metrics: dict[str, Observation]) -> str:
         value = katib.objective_value(self.manifest, metrics)
@@ -263,8 +308,13 @@ def _trials(study: Any) -> list[Trial]:
     for record in records:
         ended = dict(record["ended"])
         metrics = {name: Observation(**seen) for name, seen in ended.pop("metrics").items()}
-        trials.append(Trial(**record["made"], **ended, metrics=metrics))
+        made = {name: value for name, value in record["made"].items() if name != "rule"}
+        trials.append(Trial(**made, **ended, metrics=metrics))
     return trials
+
+
+def _failed(trials: list[Trial]) -> int:
+    return sum(trial.status in FAILED for trial in trials)
 
 
 # --------------------------------------------------------------------------------------------------------------- search spaces
@@ -343,7 +393,7 @@ def _text(parameter: dict[str, Any], value: Any) -> str:
 
 def _reasons(trials: list[Trial]) -> str:
     """The three most common reasons, each with how often it came and its last line."""
-    counted = collections.Counter(trial.reason.splitlines()[-1] for trial in trials if trial.reason)
+    counted = collections.Counter(trial.reason.splitlines()[-1] for trial in trials if trial.reason and trial.status not in COUNTED)
     return "\n".join(f"  {count} x {reason}" for reason, count in counted.most_common(3))
 
 
