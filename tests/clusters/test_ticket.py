@@ -1,0 +1,104 @@
+"""The Kerberos ticket: from kinit into the Secret, and a readable reason whenever that fails."""
+
+from __future__ import annotations
+
+import base64
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+import yaml
+
+from clusters import ticket
+
+KINIT = '#!/bin/sh\n[ "$1 $2" = "-k -t" ] || exit 9\ncase $6 in nobody*) echo "kinit: Preauthentication failed" >&2; exit 1;; esac\n'
+KINIT += 'printf "ticket of $6" > "${5#FILE:}"\n'
+
+
+class Secrets(BaseHTTPRequestHandler):
+    """The Secrets of one namespace: PATCH of one that is there, POST of one that is not."""
+
+    held: dict[str, dict]
+    refuse = 0
+
+    def log_message(self, *_):
+        pass
+
+    def do_PATCH(self):
+        name = self.path.rsplit("/", 1)[-1]
+        if not self.refuse and name in self.held:
+            self.held[name].update(self._body()["data"])
+        self._answer(self.refuse or (200 if name in self.held else 404))
+
+    def do_POST(self):
+        body = self._body()
+        self.held[body["metadata"]["name"]] = body["data"]
+        self._answer(201)
+
+    def _body(self):
+        return json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+
+    def _answer(self, status):
+        body = json.dumps({"kind": "Status", "apiVersion": "v1", "message": "no such right" if status == 403 else ""}).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+@pytest.fixture
+def secrets(monkeypatch, tmp_path):
+    """What an API server holds, which the kubeconfig points to; a kinit that knows everybody but nobody@REALM; a keytab."""
+    handler = type("Handler", (Secrets,), {"held": {}})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    context = {"name": "here", "context": {"cluster": "here", "user": "me", "namespace": "jets"}}
+    config = {
+        "apiVersion": "v1", "kind": "Config", "current-context": "here", "contexts": [context], "users": [{"name": "me", "user": {}}],
+        "clusters": [{"name": "here", "cluster": {"server": f"http://127.0.0.1:{server.server_port}"}}],
+    }  # fmt: skip
+    (tmp_path / "kubeconfig").write_text(yaml.safe_dump(config))
+    (tmp_path / "keytab").write_bytes(b"keys")
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/kinit").write_text(KINIT)
+    (tmp_path / "bin/kinit").chmod(0o755)
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:/usr/bin:/bin")
+    yield handler
+    server.shutdown()
+    server.server_close()
+
+
+def renew(tmp_path, principal="user@REALM"):
+    return ticket.main([f"--keytab={tmp_path}/keytab", f"--principal={principal}", "--secret=krb-secret"])
+
+
+@pytest.mark.parametrize("before", [{}, {"krb-secret": {"krb5cc_1000": "old", "other": "kept"}}], ids=["first", "renewed"])
+def test_the_secret_holds_the_new_ticket(secrets, tmp_path, capsys, before):
+    secrets.held.update(before)
+    assert renew(tmp_path) == 0
+    held = secrets.held["krb-secret"]
+    assert base64.b64decode(held["krb5cc_1000"]) == b"ticket of user@REALM"
+    assert held.get("other") == before.get("krb-secret", {}).get("other")
+    assert "renewed in Secret krb-secret of namespace 'jets'" in capsys.readouterr().out
+
+
+def test_a_refused_ticket_leaves_the_old_one(secrets, tmp_path, capsys):
+    secrets.held["krb-secret"] = {"krb5cc_1000": "old"}
+    assert renew(tmp_path, "nobody@REALM") == 1
+    assert "no ticket for nobody@REALM: kinit: Preauthentication failed" in capsys.readouterr().err
+    assert secrets.held["krb-secret"] == {"krb5cc_1000": "old"}
+
+
+def test_a_missing_right_is_said(secrets, tmp_path, capsys):
+    secrets.refuse = 403
+    assert renew(tmp_path) == 1
+    assert "cannot write Secret krb-secret in namespace 'jets': 403 no such right" in capsys.readouterr().err
+
+
+def test_a_missing_keytab_is_said(secrets, tmp_path, capsys):
+    (tmp_path / "keytab").unlink()
+    assert renew(tmp_path) == 2
+    assert "there is no keytab" in capsys.readouterr().err
