@@ -9,6 +9,7 @@ a step is told to stop is its caller's part (`delete_experiment`, `delete_job`).
 from __future__ import annotations
 
 import copy
+import dataclasses
 import hashlib
 import json
 from urllib.parse import urlsplit
@@ -17,7 +18,7 @@ from clusters.api import EXPERIMENT, INFERENCE_SERVICE, PYTORCHJOB, TRIAL, Api, 
 from clusters.pods import PodStory
 from clusters.protocol import RUN_LABEL, ExperimentResult, Manifest, Report, Service, Trial, run_id_of
 from clusters.reasons import condition, crash_loops, is_true, lives, name_of, ready, short
-from clusters.trials import COUNTED, FAILED, UNFINISHED, common_reasons, optimal_trial, progress_line, status_of, trial_of
+from clusters.trials import COUNTED, FAILED, UNFINISHED, best_trial, common_reasons, optimal_trial, progress_line, status_of, trial_of
 from clusters.waiting import Wait, ignore
 from common.errors import ClusterError, DeadlineError, InputError
 
@@ -28,6 +29,8 @@ SERVICE_LABEL = "serving.kserve.io/inferenceservice"
 REVISION_LABEL = "jec/revision"  # digest of an InferenceService's spec; KServe copies it to the pods of that very spec
 REMOVAL_SECONDS = 300.0  # pods may take their grace period to go
 SHOWN_TRIALS = 3  # failed trials whose last lines an error shows
+EDITABLE = ("parallelTrialCount", "maxTrialCount", "maxFailedTrialCount")  # what Katib lets be changed of an experiment
+OVERTAKEN = "the goal was reached"
 
 
 class KubernetesCluster:
@@ -60,17 +63,49 @@ class KubernetesCluster:
             report(f"experiment {name} failed before; it is removed and run again")
             self._remove([(EXPERIMENT, name)], wait)
             self._submit(EXPERIMENT, manifest, wait)
+        elif existing:
+            self._extend(existing, manifest, wait)
         while True:
             experiment = self._existing(EXPERIMENT, name, wait)
             trials = self._trials(name, story, wait)
             waiting = self._watch_trials(trials, story)
             self._watch_suggestions(name, trials, suggestions)
+            _tell_trials(experiment, trials, story, wait)
             wait.tell("state", progress_line(experiment, trials, waiting))
             if is_true(experiment, "Failed"):
                 raise ClusterError(_experiment_failure(experiment, trials, story))
-            if is_true(experiment, "Succeeded"):
-                return _experiment_result(experiment, trials, story)
+            if is_true(experiment, "Succeeded") and not _goes_on(experiment, trials):
+                return _experiment_result(experiment, self._without_unfinished(trials, wait), story)
             wait.sleep(self._poll)
+
+    def _extend(self, existing: dict, manifest: Manifest, wait: Wait) -> None:
+        """Let an experiment go on to a larger number of trials. Katib takes changes of three fields only."""
+        while existing["spec"].get("maxTrialCount", 0) < manifest["spec"].get("maxTrialCount", 0):
+            before, name = existing["spec"]["maxTrialCount"], name_of(existing)
+            if not extensible(existing):
+                said = short((condition(existing, "Succeeded") or {}).get("message", ""))
+                raise ClusterError(f"experiment {name} takes no more trials: {said or 'its resumePolicy is Never'}")
+            asked = {key: manifest["spec"][key] for key in EDITABLE if key in manifest["spec"]}
+            if self._api.replace(EXPERIMENT, {**existing, "spec": {**existing["spec"], **asked}}, wait):
+                wait.tell("submit", f"experiment {name} goes on from {before} to {asked['maxTrialCount']} trials")
+                return
+            existing = self._existing(EXPERIMENT, name, wait)  # it was changed between our reading and writing
+
+    def _without_unfinished(self, trials: list[Trial], wait: Wait) -> list[Trial]:
+        """The trials of an experiment that is over. Katib lets those run on that the goal overtook: they are removed, for their GPUs."""
+        kept = []
+        for trial in trials:
+            if trial.status in UNFINISHED:
+                self._api.delete(TRIAL, trial.name, wait)
+                wait.tell(f"killed {trial.name}", f"trial {trial.name} is removed: {OVERTAKEN}")
+                trial = dataclasses.replace(trial, status="Killed", reason=OVERTAKEN)
+            kept.append(trial)
+        return kept
+
+    def can_continue(self, name: str) -> bool:
+        """See clusters.protocol.Cluster."""
+        found = self._settled(EXPERIMENT, name, Wait(f"experiment {name}", REMOVAL_SECONDS, ignore))
+        return found is not None and not is_true(found, "Failed") and extensible(found)
 
     def _trials(self, experiment: str, story: PodStory, wait: Wait) -> list[Trial]:
         """The trials by creation, the failed ones with the reason their pods gave (which stays known when the pods go)."""
@@ -287,6 +322,32 @@ def _digest(spec: dict) -> str:
 def _told(story: PodStory, trial: dict) -> str:
     ending = story.ending(name_of(trial))
     return ending.reason() if ending and status_of(trial) == "Failed" else ""
+
+
+def extensible(experiment: dict) -> bool:
+    """Whether Katib lets an experiment go on with more trials: while it runs, or if it ended because it had all of them."""
+    if not is_true(experiment, "Succeeded"):
+        return True
+    return experiment["spec"].get("resumePolicy", "Never") != "Never" and _had_all_trials(experiment)
+
+
+def _had_all_trials(experiment: dict) -> bool:
+    return condition(experiment, "Succeeded").get("reason") == "ExperimentMaxTrialsReached"
+
+
+def _goes_on(experiment: dict, trials: list[Trial]) -> bool:
+    """Whether an experiment that says it has succeeded was only just asked for more trials, and Katib has not seen it yet."""
+    return _had_all_trials(experiment) and len(trials) < experiment["spec"].get("maxTrialCount", 0)
+
+
+def _tell_trials(experiment: dict, trials: list[Trial], story: PodStory, wait: Wait) -> None:
+    """A new best trial with its parameters; each trial that failed, with the last lines of its log."""
+    if best := best_trial(experiment, trials):
+        wait.tell("best", f"best so far: {best.name}: {', '.join(f'{name} {value}' for name, value in best.parameters.items())}")
+    for trial in trials:
+        ending = story.ending(trial.name) if trial.status == "Failed" else None
+        if trial.status in FAILED:
+            wait.tell(f"failed {trial.name}", "\n".join([f"trial {trial.name}: {trial.reason}", *([ending.text()] if ending else [])]))
 
 
 def _experiment_failure(experiment: dict, trials: list[Trial], story: PodStory) -> str:

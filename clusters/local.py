@@ -50,6 +50,10 @@ class LocalCluster:
         search = local_search.LocalSearch(manifest, folder=self._folder(manifest, "search"), root=self.root, report=report)
         return search.run(deadline)
 
+    def can_continue(self, name: str) -> bool:
+        """See clusters.protocol.Cluster."""
+        return any(self.workdir.glob(f"*/local/search/{name}/study.db"))
+
     def run_job(self, manifest: Manifest, *, deadline: float, report: Report) -> None:
         """See clusters.protocol.Cluster. What the Master prints is reported line by line."""
         name = manifest["metadata"]["name"]

@@ -68,7 +68,7 @@ class LocalSearch:
         self.planned = _planned(self.spec["parameters"], self.algorithm, self.seed, self._asked_trials())
         self.maximum = min(self._asked_trials(), len(self.planned)) if self.planned is not None else self._asked_trials()
         self.parallel = self._parallel()
-        self._spoke = time.monotonic()
+        self._spoke, self._best_told = time.monotonic(), ""
 
     def run(self, deadline: float) -> ExperimentResult:
         """Run until all trials are done or the goal is met. Raises ClusterError and DeadlineError; leaves no process behind."""
@@ -206,6 +206,7 @@ class LocalSearch:
             else:
                 continue
             self.running.remove(trial)
+            self._tell_best()
             self._say(self._counts())
 
     def _report_values(self, trial: Running) -> list[float]:
@@ -295,6 +296,12 @@ class LocalSearch:
         spent = sum(min(time.monotonic() - trial.started, mean) for trial in self.running)
         left = (mean * (self.maximum - len(done)) - spent) / self.parallel
         return f"; about {clock(left)} left" if left > POLL else ""  # a trial longer than the mean of the others is no news
+
+    def _tell_best(self) -> None:
+        best = best_trial(self.manifest, self._trials())
+        if best and best.name != self._best_told:
+            self._best_told = best.name
+            self._say(f"best so far: {best.name}: {', '.join(f'{name} {value}' for name, value in best.parameters.items())}")
 
     def _say(self, line: str) -> None:
         self._spoke = time.monotonic()

@@ -75,10 +75,13 @@ class Cluster(Protocol):
     """True where an interrupted experiment goes on later by itself; elsewhere a launcher that is told to stop removes it."""
 
     def run_experiment(self, manifest: Manifest, *, deadline: float, report: Report) -> ExperimentResult:
-        """Run a Katib Experiment to its end.
+        """Run a Katib Experiment to its end. One of this run that exists goes on, with more trials where more are asked now.
 
         Raises ClusterError if it failed (failed trials >= maxFailedTrialCount, or no trial succeeded) and DeadlineError.
         """
+
+    def can_continue(self, name: str) -> bool:
+        """Whether an experiment of this name is there and takes more trials than it has had."""
 
     def run_job(self, manifest: Manifest, *, deadline: float, report: Report) -> None:
         """Run a PyTorchJob to its end. Raises ClusterError with the last log lines of the replica that failed, and DeadlineError."""

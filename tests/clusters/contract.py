@@ -22,8 +22,10 @@ if text == "silent":
 if text == "endless":
     time.sleep(60)
 with open(path, "w") as log:
-    for second, value in enumerate(text.split("/")):
-        print(f"2026-01-01T00:00:{second:02d}Z AvgLoss={value}", file=log)
+    for second, value in enumerate(text.removeprefix("slow:").split("/")):
+        if text.startswith("slow:") and second == 2:
+            time.sleep(1.5)
+        print(f"2026-01-01T00:00:{second:02d}Z AvgLoss={value}", file=log, flush=True)
 """
 
 
@@ -36,11 +38,14 @@ def pod(command: list[str], args: list[str] = (), step: str = "search", run_id: 
 
 def experiment(
     losses: list[str], *, name: str = "pfn-0a1b2c3d-search", objective: str = "minimize", max_failed: int = 5, parallel: int = 2,
-    run_id: str = RUN_ID, **spec,
+    run_id: str = RUN_ID, deadline: int = 600, **spec,
 ) -> dict:  # fmt: skip
-    """An experiment of one trial for each text of `losses`: values joined by '/', or a word that TRIAL knows."""
+    """An experiment of one trial for each text of `losses`: values joined by '/', or a word that TRIAL knows.
+
+    After 'slow:' there is time between the second value and the third. `deadline`: of each trial, in seconds.
+    """
     command = ["python", "-c", TRIAL, METRICS_PATH, "--losses=${trialParameters.losses}"]
-    job = pytorch_job_spec(pod(command, run_id=run_id), replicas=1, gpus=0, deadline=600, backoff_limit=3)
+    job = pytorch_job_spec(pod(command, run_id=run_id), replicas=1, gpus=0, deadline=deadline, backoff_limit=3)
     return {
         "apiVersion": "kubeflow.org/v1beta1",
         "kind": "Experiment",

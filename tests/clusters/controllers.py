@@ -143,6 +143,11 @@ class Node:
         api.touch(pod)
 
 
+    def growing(self, pod: dict) -> str:
+        """The metrics file of a pod that runs, as far as it is written; empty where that is not looked at."""
+        return ""
+
+
 class ProcessNode(Node):
     """Runs the pods' containers as processes of this machine, with the collector's file at a path of their own."""
 
@@ -179,6 +184,20 @@ class ProcessNode(Node):
             text = metrics.read_text() if metrics.exists() else ""
             self._processes.pop(uid)
             self._end(api, pod, Play(exit_code=code if code >= 0 else 128 - code, log=output.read_text(), metrics=text))
+
+    def growing(self, pod: dict) -> str:
+        uid = pod["metadata"]["uid"]
+        path = Path(self._folder.name) / f"{uid}.metrics"
+        return path.read_text() if uid in self._processes and path.exists() else ""
+
+    def terminate(self, pod: dict) -> str:
+        """End the process as Katib's collector does; the pod then completes. Returns its metrics file."""
+        uid, text = pod["metadata"]["uid"], self.growing(pod)
+        process = self._processes.pop(uid)
+        process.terminate()
+        process.wait()
+        pod["status"]["phase"] = "Succeeded"
+        return text
 
     def _launch(self, pod: dict) -> None:
         uid, container = pod["metadata"]["uid"], pod["spec"]["containers"][0]
@@ -290,6 +309,9 @@ class Katib:
         trials = api.all("trials", f"katib.kubeflow.org/experiment={name}")
         for trial in trials:
             self._reconcile_trial(api, trial)
+        if _restarts_now(experiment, trials):
+            set_condition(experiment, "Succeeded", "False")
+            set_condition(experiment, "Restarting", reason="ExperimentRestarting", message="Experiment is restarted")
         if has_condition(experiment, "Succeeded", "Failed"):
             return
         set_condition(experiment, "Created", reason="ExperimentCreated", message="Experiment is created")
@@ -328,6 +350,7 @@ class Katib:
         trial = api.create("trials", {
             "metadata": {"name": name, "labels": labels, "ownerReferences": [_owner(experiment)]},
             "spec": {
+                "earlyStoppingRules": self._rules(api, experiment),
                 "parameterAssignments": [{"name": key, "value": value} for key, value in chosen.items()],
                 "objective": {"metricStrategies": strategies, **spec["objective"]}, "runSpec": json.loads(text),
                 "retainRun": template.get("retain", False),
@@ -336,6 +359,24 @@ class Katib:
         })  # fmt: skip
         set_condition(trial, "Created", reason="TrialCreated", message="Trial is created")
         return trial
+
+    def _rules(self, api: FakeApi, experiment: dict) -> list[dict]:
+        """What Katib's medianstop service answers: the mean of the averages of the first values, of trials that have succeeded."""
+        spec, asked = experiment["spec"], experiment["spec"].get("earlyStopping")
+        if not asked:
+            return []
+        settings = {one["name"]: int(one["value"]) for one in asked["algorithmSettings"]}
+        averages = []
+        for trial in api.all("trials", f"katib.kubeflow.org/experiment={experiment['metadata']['name']}"):
+            if has_condition(trial, "Succeeded"):
+                master = api.find("pods", f"{trial['metadata']['name']}-master-0")
+                first = _reported(self.node.metrics[master["metadata"]["uid"]], spec["objective"])[: settings["start_step"]]
+                averages.append(sum(first) / len(first))
+        if len(averages) < settings["min_trials_required"]:
+            return []
+        comparison = "greater" if spec["objective"]["type"] == "minimize" else "less"
+        return [{"name": spec["objective"]["objectiveMetricName"], "value": str(sum(averages) / len(averages)), "comparison": comparison,
+                 "startStep": settings["start_step"]}]  # fmt: skip
 
     def _reconcile_trial(self, api: FakeApi, trial: dict) -> None:
         if _state(trial) not in ("running", "pending"):
@@ -358,7 +399,13 @@ class Katib:
     def _collect(self, api: FakeApi, trial: dict, job: dict) -> None:
         master = api.find("pods", f"{job['metadata']['name']}-master-0")
         play = self.node.plays.get(master["metadata"]["uid"]) if master else None
-        if play and play.early_stopped and master["status"]["phase"] == "Running":
+        text = self.node.growing(master) if master else ""
+        if any(_stops(rule, text, trial["spec"]["objective"]) for rule in trial["spec"].get("earlyStoppingRules", [])):
+            # The collector ends the container's process, and the pod completes.
+            text = self.node.terminate(master)
+            trial["status"]["observation"] = {"metrics": observe(text, trial["spec"]["objective"])}
+            set_condition(trial, "EarlyStopped", reason="TrialEarlyStopped", message="Trial is early stopped")
+        elif play and play.early_stopped and master["status"]["phase"] == "Running":
             trial["status"]["observation"] = {"metrics": observe(play.metrics, trial["spec"]["objective"])}
             set_condition(trial, "EarlyStopped", reason="TrialEarlyStopped", message="Trial is early stopped")
         elif has_condition(job, "Failed"):
@@ -469,6 +516,28 @@ def observe(text: str, objective: dict) -> list[dict[str, str]]:
             for key, choose in (("min", min), ("max", max)):
                 metric[key] = value if metric[key] == UNAVAILABLE else choose(metric[key], value, key=float)
     return list(found.values())
+
+
+def _reported(text: str, objective: dict) -> list[float]:
+    """The objective's values in the order of the file's lines."""
+    found = [_number(match[2]) for match in KATIB_METRIC.finditer(text) if match[1] == objective["objectiveMetricName"]]
+    return [value for value in found if math.isfinite(value)]
+
+
+def _stops(rule: dict, text: str, objective: dict) -> bool:
+    """The collector's look at a rule: once, at the startStep-th value, at the best so far."""
+    values = _reported(text[: text.rfind("\n") + 1], objective)[: rule["startStep"]]
+    if len(values) < rule["startStep"]:
+        return False
+    return min(values) > float(rule["value"]) if rule["comparison"] == "greater" else max(values) < float(rule["value"])
+
+
+def _restarts_now(experiment: dict, trials: list[dict]) -> bool:
+    """Katib's rule: an experiment that had all its trials goes on when it is given more, unless its resumePolicy is Never."""
+    done = next((one for one in experiment.get("status", {}).get("conditions", []) if one["type"] == "Succeeded"), {})
+    restartable = done.get("status") == "True" and done["reason"] == "ExperimentMaxTrialsReached"
+    spec = experiment["spec"]
+    return restartable and spec.get("resumePolicy", "Never") != "Never" and spec["maxTrialCount"] > len(trials)
 
 
 def _summary(spec: dict, trials: list[dict]) -> dict:

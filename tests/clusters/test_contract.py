@@ -68,6 +68,77 @@ def test_a_loss_that_ends_as_nan_is_never_optimal(home):
     assert "finite" in trials["0.05/nan"].reason
 
 
+EDGES = {  # what a trial writes -> its status, and the AvgLoss that is observed of it: min, max, latest
+    "nan/0.2": ("Succeeded", (0.2, 0.2, 0.2)),
+    "0.2/nan": (None, None),
+    "inf/0.3": ("Succeeded", (0.3, 0.3, 0.3)),
+    "7.5e-2/1E+0/+.5": ("Succeeded", (0.075, 1.0, 0.5)),
+    "-2.5e-3": ("Succeeded", (-0.0025, -0.0025, -0.0025)),
+    "888.000000000001": ("Succeeded", (888.000000000001,) * 3),
+    "silent": ("MetricsUnavailable", None),
+    "broken": ("Failed", None),
+    "endless": ("Failed", None),
+}
+
+
+def test_edge_cases_are_observed_alike(home):
+    """Also a deadline of a trial's own: it fails, and the others are counted."""
+    result = home.run_experiment(experiment(list(EDGES), parallel=4, max_failed=9, deadline=3))
+    for losses, trial in by_losses(result).items():
+        status, wanted = EDGES[losses]
+        seen = trial.metrics.get("AvgLoss")
+        assert (seen and (seen.min, seen.max, seen.latest)) == wanted, losses
+        # Katib calls a trial succeeded whose last value is no number. It never counts, here or there.
+        assert trial.status == status or (status is None and trial.status in ("Succeeded", "MetricsUnavailable")), losses
+        assert bool(trial.reason) == (status != "Succeeded"), losses
+    assert result.optimal == by_losses(result)["-2.5e-3"].name
+    assert "deadline" in by_losses(result)["endless"].reason
+
+
+MEDIANSTOP = {
+    "algorithmName": "medianstop",
+    "algorithmSettings": [{"name": "min_trials_required", "value": "2"}, {"name": "start_step", "value": "2"}],
+}
+
+
+def test_median_stopping_stops_the_same_trials(home):
+    """The limit is the mean of (0.3 + 0.2)/2 and (0.5 + 0.1)/2 = 0.275, held against the best of the first two values, once."""
+    losses = ["0.3/0.2/0.19", "0.5/0.1", "slow:0.9/0.8/0.01", "slow:0.9/0.27/0.26", "slow:0.2/0.9/0.8"]
+    result = home.run_experiment(experiment(losses, parallel=1, earlyStopping=MEDIANSTOP))
+    trials = by_losses(result)
+    assert [trials[text].status for text in losses] == ["Succeeded", "Succeeded", "EarlyStopped", "Succeeded", "Succeeded"]
+    stopped = trials["slow:0.9/0.8/0.01"]
+    assert (stopped.metrics["AvgLoss"].min, stopped.metrics["AvgLoss"].latest) == (0.8, 0.8), "what it would have reached is not known"
+    assert stopped.reason
+    assert result.optimal == trials["0.5/0.1"].name
+    assert "1 stopped early" in home.text
+
+
+def test_a_finished_search_goes_on_with_more_trials(home):
+    losses = ["0.3", "0.2", "0.1"]
+    first = home.run_experiment(experiment(losses, maxTrialCount=2, maxFailedTrialCount=2, resumePolicy="LongRunning"))
+    assert len(first.trials) == 2
+    assert home.cluster.can_continue(first.name)
+    result = home.run_experiment(experiment(losses, resumePolicy="LongRunning"))
+    assert [trial.name for trial in result.trials][:2] == [trial.name for trial in first.trials]
+    assert result.optimal == by_losses(result)["0.1"].name
+    assert not home.cluster.can_continue("another")
+
+
+def test_the_goal_ends_the_search_and_what_still_runs(home):
+    manifest = experiment(["endless", "0.1"], parallel=2)
+    manifest["spec"]["objective"]["goal"] = 0.1
+    trials = by_losses(home.run_experiment(manifest))
+    assert trials["0.1"].status == "Succeeded"
+    assert (trials["endless"].status, trials["endless"].reason) == ("Killed", "the goal was reached")
+
+
+def test_a_failed_trial_and_the_best_one_are_told(home):
+    home.run_experiment(experiment(["broken", "0.1"], parallel=1))
+    assert re.search(r"Failed: .*the loss is not finite|exit code 1: error: the loss is not finite", home.text, re.DOTALL)
+    assert "losses 0.1" in home.text
+
+
 def test_experiment_runs_out_of_time(home):
     started = time.monotonic()
     with pytest.raises(DeadlineError, match="experiment pfn-0a1b2c3d-search"):
