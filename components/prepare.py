@@ -135,13 +135,12 @@ def _fill(run: Run, inputs: _Inputs) -> None:
     for split, pattern in sample.items():
         if getattr(config, f"data_{split}") == SAMPLE:
             inputs.find(split, pattern)
-    data, params = {}, None
+    data, data_config = {}, inputs.data_config
     for split in SPLITS:
         ref = decode(
-            inputs.files[split], inputs.data_config, config.s3_bucket, for_training=split != "test", validation=split == "val",
-            preprocess_params=params, report=step.say,
+            inputs.files[split], data_config, config.s3_bucket, for_training=split != "test", validation=split == "val", report=step.say,
         )  # fmt: skip
-        params = ref.preprocess_params  # derived on the training set, which comes first, and used for all
+        data_config = ref.data_config  # with what was derived on the training set, which comes first
         storage.write_json(run.path("data", f"{split}.json"), {"dataset": ref.uri})
         data[split] = {
             "dataset": ref.uri, "jets": ref.num_jets, "read": ref.num_read, "files": len(inputs.files[split]),

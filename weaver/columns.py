@@ -7,6 +7,7 @@
       label.<name>.npy          (N,), in the type that the label's expression gave
       observer.<name>.npy       (N,)
       weight.npy                (N,) float32, where the data config has weights
+      data.auto.yaml            the data config with the numbers derived from the training set, in weaver-core's form
 
 Everything is in C order and little-endian, so that it can be mapped into memory as it is. A sequence group whose values are all
 equal (a mask) is stored as these values in dataset.json, without a file of its own.
@@ -33,8 +34,10 @@ from common import storage
 from common.errors import InputError, StorageError
 from weaver.transform import Ready
 
-FORMAT = 1  # raise it when prepared data changes its meaning: folders of an older form are then made anew
+FORMAT = 2  # raise it when prepared data changes its meaning: folders of an older form are then made anew
 DESCRIPTION = "dataset.json"
+AUTO_YAML = "data.auto.yaml"
+WEIGHT = "weight"
 HEADER = 128  # bytes of a .npy header here; room for the final number of rows, which is known only at the end
 STALE_SECONDS = 24 * 3600  # a temporary folder this old was left by a process that was killed
 FETCH_SECONDS = 3600  # the longest wait for another process on this node that fetches the same data
@@ -99,6 +102,11 @@ class SequenceWriter:
         return {"constant": [float(value) for value in self.constant], "offsets": offsets}
 
 
+def reweight_column(name: str) -> str:
+    """A column that is there only until the weights have been made of it."""
+    return f"reweight.{name}"
+
+
 def _path(folder: Path, name: str) -> Path:
     """The file of a column; names of branches may hold a slash."""
     return folder / f"{quote(name, safe='')}.npy"
@@ -108,12 +116,17 @@ class DatasetWriter:
     """Writes ready chunks into a local folder; `close` returns what dataset.json says about the columns."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.num_jets, self.empty_jets = folder, 0, 0
+        self.folder, self.num_jets, self.empty_jets, self.dropped_jets = folder, 0, 0, 0
         self.sequences: dict[str, SequenceWriter] = {}
         self.columns: dict[str, NpyWriter] = {}
         self.non_finite: dict[str, list[int]] = {}
 
     def append(self, ready: Ready) -> None:
+        for name, found in ready.non_finite.items():
+            self.non_finite[name] = [a + b for a, b in zip(self.non_finite.get(name, (0, 0)), found, strict=True)]
+        self.dropped_jets += ready.dropped
+        if not ready.num_jets:
+            return
         self.num_jets += ready.num_jets
         for group, (values, counts) in ready.sequences.items():
             if group not in self.sequences:
@@ -123,8 +136,6 @@ class DatasetWriter:
             if name not in self.columns:
                 self.columns[name] = NpyWriter(_path(self.folder, name))
             self.columns[name].append(values)
-        for name, found in ready.non_finite.items():
-            self.non_finite[name] = [a + b for a, b in zip(self.non_finite.get(name, (0, 0)), found, strict=True)]
         counts = [counts for _, counts in ready.sequences.values()]
         self.empty_jets += int((np.max(counts, axis=0) == 0).sum()) if counts else 0
 
@@ -133,8 +144,9 @@ class DatasetWriter:
         yield from ready.flats.items()
         yield from ((f"label.{name}", values) for name, values in ready.labels.items())
         yield from ((f"observer.{name}", values) for name, values in ready.observers.items())
+        yield from ((reweight_column(name), values) for name, values in ready.reweight.items())
         if ready.weight is not None:
-            yield "weight", ready.weight
+            yield WEIGHT, ready.weight
 
     def close(self) -> dict[str, Any]:
         sequences = {group: writer.close() for group, writer in self.sequences.items()}
@@ -142,6 +154,7 @@ class DatasetWriter:
         return {
             "num_jets": self.num_jets,
             "empty_jets": self.empty_jets,
+            "dropped_jets": self.dropped_jets,
             "non_finite": self.non_finite,
             "sequences": sequences,
             "columns": {name: writer.close() for name, writer in self.columns.items()},
@@ -205,9 +218,13 @@ def publish(folder: Path, uri: str) -> None:
         storage.upload(file, storage.join(uri, file.name))
 
 
-def local_copy(uri: str, cache: Path) -> Path:
-    """Prepared data as a local folder: the folder itself, or its copy on this node, fetched once by whichever process comes first."""
-    if not storage.is_s3(uri):
+def local_copy(uri: str, cache: Path, *, always: bool = False) -> Path:
+    """Prepared data as a local folder: the folder itself, or its copy on this node, fetched once by whichever process comes first.
+
+    always: copy also what is not on S3 (a shared disk that is slow to read here and there). The copy's name is the folder's, a digest
+    of what the data was made from.
+    """
+    if not storage.is_s3(uri) and not always:
         return Path(uri)
     target = cache / storage.name(uri)
     cache.mkdir(parents=True, exist_ok=True)

@@ -13,27 +13,38 @@ The YAML grammar is weaver-core's (0.5.3), section by section:
                          type: custom, value: {name: expression}
     observers            columns kept beside the test jets; for training files they are optional
     monitor_variables    columns kept beside all jets; not together with observers
-    weights              use_precomputed_weights: true, weight_branches: [...] multiplies columns into the weight of a jet
+    weights              use_precomputed_weights: true, weight_branches: [...] multiplies columns into the weight of a jet; or
+                         false, reweight_method: flat | ref, reweight_vars: {two variables: edges of bins}, reweight_classes,
+                         class_weights, reweight_threshold, reweight_basewgt, reweight_discard_under_overflow, reweight_hists
+                         (their meaning: weaver/weights.py)
     branch_magic         {text: replacement} in branch names; file_magic: {variable: {pattern of the file's address: value}}
 
 A variable with `subtract_by` becomes clip((x - subtract_by) * multiply_by, clip_min, clip_max); clipping comes before padding.
 Without it (or with null) it is taken as it is. Under method auto, subtract_by defaults to the median and multiply_by to the
 inverse of the larger of the two distances between the median and the 16th and 84th percentile.
 
-One key is not weaver-core's: `order_by: [expression, ...]` of a group with a length sorts the particles of each jet by the values
-of the expressions, the first one first, before they are cut to the length. A leading minus means falling order; ties keep the
-order of the file, NaN comes last. Without it particles come in the order of the file.
+The *.auto.yaml files that weaver-core writes are read too: their `preprocess: params` and `weights: reweight_hists` are taken as
+they are, where weaver-core's training makes the histograms anew unless told not to. `DataConfig.auto_yaml` writes such a file.
 
-Two things differ from weaver-core. A group with `length: null` has the shape (-1, C) in `input_shapes`, or (-1,) if it holds one
-variable: the shape its tensor really has. And a weight multiplies the jet's loss, where weaver-core drops jets at random by it.
-Histogram reweighting (flat, ref) and bucketing are parsed; preparing training data with them is refused for the time being.
+Keys that weaver-core does not have (it passes over them):
+
+    inputs: group: order_by    [expression, ...]: sort the particles of each jet by their values, the first one first, before they are
+                               cut to the length. A leading minus means falling order; ties keep the order of the file, NaN comes
+                               last. Without it particles come in the order of the file.
+    preprocess: non_finite     what becomes of NaN and infinity in inputs: weaver | zero | drop | error (weaver/transform.py)
+    weights: use_as            sampling (as weaver-core) | loss
+
+One thing differs from weaver-core: a group with `length: null` has the shape (-1, C) in `input_shapes`, or (-1,) if it holds one
+variable: the shape its tensor really has. Bucketing is parsed; preparing training data with it is refused for the time being.
 """
 
 from __future__ import annotations
 
 import ast
+import copy
 import dataclasses
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Iterable, Mapping
@@ -44,6 +55,7 @@ import yaml
 from common import storage
 from common.errors import InputError, unknown
 from weaver.expressions import Expression
+from weaver.weights import METHODS, USES, Reweighting, histograms_from
 
 AUTO = "auto"
 TRAINING_FLAG = "aux_training_"  # a column that weaver-core adds: true for the training set, false for validation and test
@@ -55,8 +67,10 @@ PARAMETERS = ("center", "scale", "min", "max", "pad_value")
 DEFAULTS = (None, 1, -5, 5, 0)  # weaver-core's, in the order in which they follow the name in `vars`
 WEIGHT_KEYS = frozenset(
     {"use_precomputed_weights", "weight_branches", "reweight_method", "reweight_basewgt", "reweight_vars", "reweight_classes"}
-    | {"class_weights", "reweight_threshold", "reweight_discard_under_overflow", "reweight_hists"}
+    | {"class_weights", "reweight_threshold", "reweight_discard_under_overflow", "reweight_hists", "use_as"}
 )
+NON_FINITE = ("weaver", "zero", "drop", "error")
+BASE_WEIGHT = "_basewgt_"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +109,8 @@ class Plan:
     labels: tuple[str, ...] = ()
     observers: tuple[str, ...] = ()
     weight: str | None = None
+    reweight: tuple[str, ...] = ()
+    """Columns that the histograms and the weights of a reweighting are made of."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -123,6 +139,13 @@ class DataConfig:
     observer_names: tuple[str, ...]
     monitor_variables: tuple[str, ...]
     weight_name: str | None
+    weight_use: str | None
+    """With weights: "sampling" or "loss"."""
+    reweighting: Reweighting | None
+    reweight_hists: dict[str, Any] | None
+    """Class -> float32 weights by bin; None until they have been made of the training set, and without reweighting."""
+    non_finite: str
+    """Policy for NaN and infinity in inputs, one of NON_FINITE."""
     functions: dict[str, Expression]
     """New variables, labels and the weight by name."""
     selections: dict[str, Expression | None]
@@ -166,6 +189,40 @@ class DataConfig:
         """SHA-256 of the config's meaning: layout, comments and unused new variables do not change it; nor do derived parameters."""
         return hashlib.sha256(json.dumps(self.declared, sort_keys=True).encode()).hexdigest()
 
+    @property
+    def missing_reweight_hists(self) -> bool:
+        """True if the histograms of the reweighting are still to be made of the training set."""
+        return self.reweighting is not None and self.reweight_hists is None
+
+    @property
+    def derived(self) -> dict[str, Any]:
+        """Everything that is taken from the training set or set beside the file, as plain JSON values; see `with_derived`."""
+        hists = self.reweight_hists and {label: hist.tolist() for label, hist in self.reweight_hists.items()}
+        return {"preprocess_params": self.preprocess_params, "reweight_hists": hists, "non_finite_policy": self.non_finite}
+
+    def with_derived(self, derived: Mapping[str, Any]) -> DataConfig:
+        """The same config with what prepared data say about it (`derived`, or a dataset.json, which holds the same keys)."""
+        config = self.with_preprocess_params(derived["preprocess_params"])
+        hists = derived.get("reweight_hists")
+        if hists and self.reweighting:
+            config = dataclasses.replace(config, reweight_hists=histograms_from(hists, self.reweighting, self.source))
+        return config.with_non_finite(derived.get("non_finite_policy") or self.non_finite)
+
+    def with_non_finite(self, policy: str) -> DataConfig:
+        """The same config with another policy for NaN and infinity. Raises InputError for one that does not exist."""
+        if policy not in NON_FINITE:
+            raise InputError(f"{self.source}: preprocess: {unknown('non_finite', policy, NON_FINITE)}")
+        return dataclasses.replace(self, non_finite=policy)
+
+    def auto_yaml(self) -> str:
+        """The config with its derived numbers, as weaver-core writes its *.auto.yaml files; it reads this one as well."""
+        options = copy.deepcopy(self.options)
+        options["preprocess"] = {**(options.get("preprocess") or {}), **{key: self.preprocess[key] for key in ("method", "data_fraction")}}
+        options["preprocess"]["params"] = self.preprocess_params
+        if self.reweight_hists:
+            options["weights"]["reweight_hists"] = self.derived["reweight_hists"]
+        return yaml.safe_dump(json.loads(json.dumps(options)), sort_keys=False)  # through JSON: without aliases and tuples
+
     def with_preprocess_params(self, params: Mapping[str, Mapping[str, Any]]) -> DataConfig:
         """The same config with the parameters that were derived from the training set (as `prepare` stores them)."""
         missing = [name for name in self.preprocess_params if name not in params]
@@ -181,12 +238,14 @@ class DataConfig:
         observers = tuple(name for name in (*self.observer_names, *self.monitor_variables) if name not in set(without))
         wanted = [*(name for names in self.input_dicts.values() for name in names), *self.label_names, *observers]
         wanted += [key.name for keys in self.order_by.values() for key in keys]
-        weight = self.weight_name if for_training else None
-        if weight:
-            wanted.append(weight)
+        weight = self.weight_name if for_training and not self.reweighting else None
+        reweight = self.reweighting.columns if for_training and self.reweighting else ()
+        wanted += [*reweight, *([weight] if weight else [])]
         if for_training and self.label_type == "simple":
             wanted.append("_labelcheck_")
-        return self.plan_for(wanted, for_training=for_training, labels=self.label_names, observers=observers, weight=weight)
+        return self.plan_for(
+            wanted, for_training=for_training, labels=self.label_names, observers=observers, weight=weight, reweight=reweight
+        )
 
     def plan_for(self, wanted: Iterable[str], *, for_training: bool = True, **outputs: Any) -> Plan:
         """The plan that yields the wanted columns after the selection; `outputs` are the other fields of Plan."""
@@ -205,12 +264,6 @@ class DataConfig:
 
     def check_supported(self, for_training: bool) -> None:
         """Raise InputError for what is parsed but cannot be prepared yet."""
-        weights = self.options.get("weights")
-        if for_training and weights and not weights["use_precomputed_weights"]:
-            method = weights.get("reweight_method")
-            raise InputError(
-                f"{self.source}: weights: reweighting ({method}) is not supported yet; use precomputed weights or leave it out"
-            )
         if for_training and self.options.get("bucketing") is not None:
             raise InputError(f"{self.source}: bucketing is not supported yet; leave it out")
 
@@ -271,6 +324,7 @@ class _Parser:
         inputs = self.inputs(preprocess)
         params = self.params(inputs, preprocess)
         label_type, label_names = self.labels()
+        weight_name, reweighting, hists = self.weights()
         config = DataConfig(
             source=self.source,
             options=self.options,
@@ -288,7 +342,11 @@ class _Parser:
             label_names=label_names,
             observer_names=self.names("observers"),
             monitor_variables=self.names("monitor_variables"),
-            weight_name=self.weights(),
+            weight_name=weight_name,
+            weight_use=self.options["weights"].get("use_as") or USES[0] if weight_name else None,
+            reweighting=reweighting,
+            reweight_hists=hists,
+            non_finite=preprocess.pop("non_finite"),
             functions=self.functions,
             selections=self.selections(),
             declared={},
@@ -314,7 +372,7 @@ class _Parser:
 
     def preprocess(self) -> dict[str, Any]:
         given = self.mapping("preprocess")
-        self.check_keys("preprocess", given, {"method", "data_fraction", "params"})
+        self.check_keys("preprocess", given, {"method", "data_fraction", "params", "non_finite"})
         method = str(given.get("method") or "manual").lower()
         if not method.startswith((AUTO, "manual")):
             raise InputError(f"{self.source}: preprocess: {unknown('method', method, (AUTO, 'manual'))}")
@@ -322,7 +380,11 @@ class _Parser:
         fraction = 0.1 if fraction is None else self.number(fraction, "preprocess: data_fraction")
         if not 0 < fraction <= 1:
             raise InputError(f"{self.source}: preprocess: data_fraction must be above 0 and at most 1, found {fraction}")
-        return {"method": AUTO if method.startswith(AUTO) else "manual", "data_fraction": fraction, "params": given.get("params")}
+        policy = given.get("non_finite") or NON_FINITE[0]
+        if policy not in NON_FINITE:
+            raise InputError(f"{self.source}: preprocess: {unknown('non_finite', str(policy), NON_FINITE)}")
+        method = AUTO if method.startswith(AUTO) else "manual"
+        return {"method": method, "data_fraction": fraction, "params": given.get("params"), "non_finite": policy}
 
     def inputs(self, preprocess: dict[str, Any]) -> dict[str, dict[str, Any]]:
         """Group -> length, pad_mode, order_by and vars: {variable: parameters}, in the order of the file."""
@@ -428,21 +490,62 @@ class _Parser:
         self.add_function("_labelcheck_", f"np.sum({stacked}, axis=1)", "labels")
         return kind, ("_label_",)
 
-    def weights(self) -> str | None:
-        given = self.options.get("weights")
-        if given is None:
-            return None
+    def weights(self) -> tuple[str | None, Reweighting | None, dict[str, Any] | None]:
+        """The name of the weight, and its reweighting and histograms where it has some."""
+        if self.options.get("weights") is None:
+            return None, None, None
         given = self.mapping("weights")
         self.check_keys("weights", given, WEIGHT_KEYS)
         if not isinstance(given.get("use_precomputed_weights"), bool):
             raise InputError(f"{self.source}: weights: use_precomputed_weights must be true or false")
+        if given.get("use_as") not in (None, *USES):
+            raise InputError(f"{self.source}: weights: {unknown('use_as', str(given['use_as']), USES)}")
         if not given["use_precomputed_weights"]:
-            return None
+            chosen = self.reweighting(given)
+            hists = given.get("reweight_hists")
+            return "_weight_", chosen, hists and histograms_from(hists, chosen, f"{self.source}: weights")
         names = given.get("weight_branches")
         if not isinstance(names, list) or not names:
             raise InputError(f"{self.source}: weights: use_precomputed_weights needs weight_branches: [branch, ...]")
         self.add_function("_weight_", "*".join(map(str, names)), "weights")
-        return "_weight_"
+        return "_weight_", None, None
+
+    def reweighting(self, given: dict[str, Any]) -> Reweighting:
+        place = f"{self.source}: weights"
+        method, classes, factors = given.get("reweight_method"), given.get("reweight_classes"), given.get("class_weights")
+        if method not in METHODS:
+            raise InputError(f"{place}: {unknown('reweight_method', str(method), METHODS)}")
+        if not isinstance(classes, list) or not classes or not all(isinstance(name, str) for name in classes):
+            raise InputError(f"{place}: reweight_classes must be a list of columns that are 1 for the jets of a class, found {classes!r}")
+        if factors is not None and (not isinstance(factors, list) or len(factors) != len(classes)):
+            raise InputError(f"{place}: class_weights must be one number for each of {len(classes)} reweight_classes, found {factors!r}")
+        threshold = self.number(given.get("reweight_threshold", 10), "weights: reweight_threshold")
+        if not 0 <= threshold <= 100:
+            raise InputError(f"{place}: reweight_threshold is a percentile from 0 to 100, found {threshold}")
+        if given.get("reweight_basewgt"):
+            self.add_function(BASE_WEIGHT, given["reweight_basewgt"], "weights")
+        variables, bins = self.reweight_bins(given.get("reweight_vars"))
+        return Reweighting(
+            method=method,
+            variables=variables,
+            bins=bins,
+            classes=tuple(classes),
+            class_weights=factors and tuple(self.number(factor, "weights: class_weights") for factor in factors),
+            threshold=threshold,
+            discard=bool(given.get("reweight_discard_under_overflow", True)),
+            base=BASE_WEIGHT if given.get("reweight_basewgt") else None,
+        )
+
+    def reweight_bins(self, given: Any) -> tuple[tuple[str, str], tuple[tuple[float, ...], tuple[float, ...]]]:
+        if not isinstance(given, dict) or len(given) != 2:
+            raise InputError(f"{self.source}: weights: reweight_vars must name two variables with the edges of their bins, found {given!r}")
+        bins = []
+        for name, edges in given.items():
+            numbers = [self.number(edge, f"weights: reweight_vars: {name}") for edge in edges] if isinstance(edges, list) else []
+            if len(numbers) < 2 or any(low >= high for low, high in itertools.pairwise(numbers)):
+                raise InputError(f"{self.source}: weights: reweight_vars: '{name}' needs two or more rising edges of bins, found {edges!r}")
+            bins.append(tuple(numbers))
+        return tuple(map(str, given)), tuple(bins)
 
     def add_function(self, name: Any, text: Any, section: str) -> None:
         place = f"{self.source}:{section}:{name}"
@@ -513,6 +616,7 @@ def _shape(variables: int, length: int | None) -> tuple[int, ...]:
 def _declared(config: DataConfig) -> dict[str, Any]:
     """The parts of a config that decide the prepared data, as plain JSON values."""
     used = {name: e for plan in map(config.plan, (True, False)) for name, e in (*plan.selection_functions, *plan.functions)}
+    added = {"non_finite": config.non_finite} if config.non_finite != NON_FINITE[0] else {}
     order = {group: [(key.expression.canonical(), key.falling) for key in keys] for group, keys in config.order_by.items()}
     return {
         "treename": config.treename,
@@ -525,4 +629,4 @@ def _declared(config: DataConfig) -> dict[str, Any]:
         "labels": [config.label_type, config.label_names],
         "kept": [config.observer_names, config.monitor_variables],
         "weights": config.options.get("weights"),
-    } | ({"order_by": order} if order else {})
+    } | ({"order_by": order} if order else {}) | added

@@ -59,7 +59,7 @@ class Dataset:
 
     def __init__(self, folder: Path, description: dict[str, Any], data_config: DataConfig) -> None:
         self.folder, self.description = folder, description
-        self.data_config = data_config.with_preprocess_params(description["preprocess_params"])
+        self.data_config = data_config.with_derived(description)
         """The data config with the standardisation that was used; what is exported with a network must apply the same."""
         self._columns = {name: _map(folder, entry) for name, entry in description["columns"].items()}
         self._sequences = {group: _Sequence(folder, entry, self.data_config, group) for group, entry in description["sequences"].items()}

@@ -6,8 +6,9 @@ prints the address of the prepared folder, `<output>/cache/<key>/` (its form: we
 (address, size, tag), of the data config's meaning and of the sample's role, so that the same data is never decoded twice and
 changed data never taken for the old. Memory stays bounded: files are decoded in steps, columns are written as they come.
 
-Roles: the training set (which also derives the numbers of `preprocess: auto`), the validation set (`--validation`: the same
-selection), the test set (`--test`: test_time_selection, observers required, no weights).
+Roles: the training set (which also derives the numbers of `preprocess: auto` and the histograms of reweighting), the validation
+set (`--validation`: the same selection), the test set (`--test`: test_time_selection, observers required, no weights). What was
+derived from the training set goes on to the others with the data config that its preparation returns, or with `--derived-from`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import json
 import math
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,21 @@ from common.progress import Progress
 from common.storage import Entry
 from weaver import files as data_files
 from weaver import transform
-from weaver.columns import DESCRIPTION, FORMAT, DatasetWriter, building, is_prepared, node_cache, publish
-from weaver.data_config import AUTO, DataConfig, Plan
+from weaver.columns import (
+    AUTO_YAML,
+    DESCRIPTION,
+    FORMAT,
+    WEIGHT,
+    DatasetWriter,
+    NpyWriter,
+    building,
+    is_prepared,
+    node_cache,
+    publish,
+    reweight_column,
+)  # fmt: skip
+from weaver.data_config import AUTO, NON_FINITE, DataConfig, Plan
+from weaver.weights import BLOCK, Sampler, jet_weights, make_histograms
 
 Report = Callable[[str], None]
 
@@ -47,8 +61,8 @@ class PreparedRef:
     num_read: int
     """Jets in the files."""
     key: str
-    preprocess_params: dict[str, dict[str, Any]]
-    """The standardisation that was used; give it to the preparation of the validation and test sets."""
+    data_config: DataConfig
+    """The data config with what was derived from the training set; prepare the validation and test sets with it."""
     reused: bool
     """True if it had been prepared before."""
 
@@ -60,15 +74,14 @@ def prepare(
     *,
     for_training: bool,
     validation: bool = False,
-    preprocess_params: Mapping[str, Mapping[str, Any]] | None = None,
     report: Report | None = None,
     step_bytes: int = data_files.STEP_BYTES,
 ) -> PreparedRef:
     """Decode files into `<storage_uri>/cache/<key>/`, or find them there already decoded.
 
-    files: patterns (weaver/files.py) or stored entries. for_training: true for the training and the validation set, which take
-    `selection`, false for the test set. preprocess_params: what the training set's preparation returned; needed for the other two
-    where the config says `preprocess: auto`. report: called with one line about what was found (default: stderr).
+    files: patterns (weaver/files.py) or stored entries. data_config: for the validation and test sets that of the training set's
+    `PreparedRef` where something is derived (`preprocess: auto`, reweighting). for_training: true for the training and the validation
+    set, which take `selection`, false for the test set. report: called with one line about what was found (default: stderr).
 
     Raises InputError, before any decoding, for files and branches that cannot be used, and after it where no jet passed.
     """
@@ -76,15 +89,12 @@ def prepare(
     entries = files if isinstance(files, list) and files and isinstance(files[0], Entry) else data_files.find(files)
     entries = sorted(entries, key=lambda entry: entry.uri)
     data_config.check_supported(for_training)
-    if preprocess_params is not None:
-        data_config = data_config.with_preprocess_params(preprocess_params)
     role = "test" if not for_training else "validation" if validation else "training"
-    if data_config.missing_preprocess_params and role != "training":
-        raise InputError(f"{data_config.source}: preprocess: auto takes its numbers from the training set; prepare that first")
+    _check_derived(data_config, role)
     key = _key(entries, data_config, role)
     uri = storage.join(storage.absolute(storage_uri), "cache", key)
     if is_prepared(uri):
-        return _reference(uri, storage.read_json(storage.join(uri, DESCRIPTION)), reused=True)
+        return _reference(uri, data_config, storage.read_json(storage.join(uri, DESCRIPTION)), reused=True)
     checked, plan = data_files.check(entries, data_config, for_training=for_training)
     job = _Job(data_config, plan, checked, role, report, step_bytes)
     with building(node_cache() / key if storage.is_s3(uri) else Path(uri)) as folder:
@@ -92,7 +102,16 @@ def prepare(
         storage.write_json(str(folder / DESCRIPTION), description)
         if storage.is_s3(uri):
             publish(folder, uri)  # the temporary folder then becomes this node's copy
-    return _reference(uri, description, reused=False)
+    return _reference(uri, data_config, description, reused=False)
+
+
+def _check_derived(config: DataConfig, role: str) -> None:
+    if role == "training":
+        return
+    if config.missing_preprocess_params:
+        raise InputError(f"{config.source}: preprocess: auto takes its numbers from the training set; prepare that first")
+    if role == "validation" and config.missing_reweight_hists:
+        raise InputError(f"{config.source}: weights: the histograms come from the training set; prepare that first")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,16 +131,20 @@ class _Job:
         if config.missing_preprocess_params:
             config = config.with_preprocess_params(derive_params(self.files, config, self.role == "training", self.step_bytes))
         columns = self.write(folder, config)
+        if columns["num_jets"] and self.role == "training" and config.missing_reweight_hists:
+            config = self.reweight(folder, columns["columns"], config)
         if not columns["num_jets"]:
             read = sum(file.num_entries for file in self.files)
-            raise InputError(f"none of {read:,} jets passes {self.plan.selection.where} '{self.plan.selection.text}'")
+            raise self.nothing_left(read, columns["dropped_jets"])
         self.tell(columns)
+        self.tell_weights(folder, columns["columns"])
+        storage.write_text(str(folder / AUTO_YAML), config.auto_yaml())
         return {
             "format": FORMAT,
             "role": self.role,
             "num_read": sum(file.num_entries for file in self.files),
             "config": self.config.digest(),
-            "preprocess_params": config.preprocess_params,
+            **config.derived,
             "files": [
                 {"uri": f.entry.uri, "size": f.entry.size, "tag": f.entry.tag, "tree": f.tree, "jets": f.num_entries} for f in self.files
             ],
@@ -135,7 +158,7 @@ class _Job:
                 for columns, count in self.steps(file):
                     selected, passed = transform.select(columns, self.plan)
                     if passed:
-                        writer.append(transform.make_ready(selected, passed, config, self.plan))
+                        writer.append(transform.make_ready(selected, passed, config, self.plan, file.entry.uri))
                     progress.advance(count, note=storage.name(file.entry.uri))
         return writer.close()
 
@@ -147,9 +170,69 @@ class _Job:
         self.report(f"{self.role} data: {columns['num_jets']:,} of {read:,} jets pass the selection")
         if columns["empty_jets"]:
             self.report(f"{columns['empty_jets']:,} jets have no particles")
+        if columns["dropped_jets"]:
+            self.report(f"warning: {columns['dropped_jets']:,} jets with NaN or infinite values are left out (non_finite: drop)")
         for name, (nan, infinite) in columns["non_finite"].items():
-            treated = "NaN became 0" if name in self.config.preprocess_params else "labels are kept as they are"
+            treated = TREATED[self.config.non_finite] if name in self.config.preprocess_params else "kept as they are"
+            treated = TREATED["drop"] if self.config.non_finite == "drop" else treated
             self.report(f"warning: '{name}' holds {nan:,} NaN and {infinite:,} infinite values ({treated})")
+
+    def tell_weights(self, folder: Path, columns: dict[str, Any]) -> None:
+        if WEIGHT not in columns:
+            return
+        weights = np.load(folder / columns[WEIGHT]["file"], mmap_mode="r")
+        if self.config.weight_use == "loss":
+            return self.report(f"weights multiply the loss of the jets; their mean is {weights.mean(dtype=np.float64):.4g}")
+        size, above = Sampler(weights).size, np.count_nonzero(weights > 1) / len(weights)
+        if self.role == "training":
+            self.report(f"an epoch draws {size:,} of {len(weights):,} jets by their weights")
+        if above:
+            self.report(f"warning: {above:.1%} of the weights are above 1, where sampling cuts them; see 'use_as: loss' of weights")
+        return None
+
+    def nothing_left(self, read: int, dropped: int) -> InputError:
+        if dropped:
+            return InputError(f"all {dropped:,} selected jets hold NaN or infinite values (non_finite: drop); choose another policy")
+        return InputError(f"none of {read:,} jets passes {self.plan.selection.where} '{self.plan.selection.text}'")
+
+    def reweight(self, folder: Path, columns: dict[str, Any], config: DataConfig) -> DataConfig:
+        """Make the histograms of all jets, and each jet's weight of them; the columns that they are made of vanish."""
+        chosen = config.reweighting
+        files = {name: folder / columns.pop(reweight_column(name))["file"] for name in chosen.columns}
+        chunks = _Chunks({name: np.load(path, mmap_mode="r") for name, path in files.items()})
+        try:
+            hists, used, jets = make_histograms(chunks, chosen)
+        except InputError as error:
+            raise InputError(f"{config.source}: {error}") from None
+        if used != jets:
+            self.report(f"warning: {used:,} of {jets:,} jets are in the histograms of the weights; see reweight_classes and reweight_vars")
+        writer = NpyWriter(folder / f"{WEIGHT}.npy")
+        for columns_of_chunk in chunks:
+            writer.append(jet_weights(columns_of_chunk, chosen, hists))
+        columns[WEIGHT] = writer.close()
+        for path in files.values():
+            path.unlink()
+        return dataclasses.replace(config, reweight_hists=hists)
+
+
+TREATED = {
+    "weaver": "NaN became 0, infinity stays where it is not clipped",
+    "zero": "what is not clipped became 0",
+    "drop": "where they are not clipped, their jets are left out",
+    "error": "all of them clipped",
+}
+"""Policy for NaN and infinity -> what happened to them, in words."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Chunks:
+    """Columns in chunks of jets, as often as wanted."""
+
+    columns: dict[str, np.ndarray]
+
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        for start in range(0, len(next(iter(self.columns.values()))), BLOCK):
+            yield {name: values[start : start + BLOCK] for name, values in self.columns.items()}
 
 
 def derive_params(files: list[data_files.RootFile], config: DataConfig, training_set: bool, step_bytes: int) -> dict[str, dict[str, Any]]:
@@ -206,18 +289,22 @@ def _quantile_params(values: np.ndarray, name: str, config: DataConfig) -> dict[
 
 
 def _key(entries: list[Entry], config: DataConfig, role: str) -> str:
-    derived = any(values["center"] == AUTO for values in config.declared["params"].values())
-    meaning = [FORMAT, storage.fingerprint(entries), config.digest(), role, config.preprocess_params if derived else None]
+    derived = config.derived
+    if not any(values["center"] == AUTO for values in config.declared["params"].values()):
+        del derived["preprocess_params"]
+    if role != "validation":
+        del derived["reweight_hists"]
+    meaning = [FORMAT, storage.fingerprint(entries), config.digest(), role, derived]
     return hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _reference(uri: str, description: dict[str, Any], *, reused: bool) -> PreparedRef:
+def _reference(uri: str, config: DataConfig, description: dict[str, Any], *, reused: bool) -> PreparedRef:
     return PreparedRef(
         uri=uri,
         num_jets=description["num_jets"],
         num_read=description["num_read"],
         key=storage.name(uri),
-        preprocess_params=description["preprocess_params"],
+        data_config=config.with_derived(description),
         reused=reused,
     )
 
@@ -230,23 +317,25 @@ def _parser() -> argparse.ArgumentParser:
     role = parser.add_mutually_exclusive_group()
     role.add_argument("--validation", action="store_true", help="this is the validation set (default: the training set)")
     role.add_argument("--test", action="store_true", help="this is the test set")
-    parser.add_argument("--preprocess-from", help="prepared training data, whose standardisation is used (preprocess: auto)")
+    parser.add_argument("--derived-from", help="prepared training data, whose standardisation (preprocess: auto) and histograms are used")
+    parser.add_argument("--non-finite", choices=NON_FINITE, help="what becomes of NaN and infinity in inputs (default: the data config's)")
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
-        params = None
-        if arguments.preprocess_from:
-            params = storage.read_json(storage.join(arguments.preprocess_from, DESCRIPTION))["preprocess_params"]
+        config = DataConfig.load(arguments.data_config)
+        if arguments.derived_from:
+            config = config.with_derived(storage.read_json(storage.join(arguments.derived_from, DESCRIPTION)))
+        if arguments.non_finite:
+            config = config.with_non_finite(arguments.non_finite)
         prepared = prepare(
             arguments.data,
-            DataConfig.load(arguments.data_config),
+            config,
             arguments.output,
             for_training=not arguments.test,
             validation=arguments.validation,
-            preprocess_params=params,
         )
     except JecError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -1,8 +1,17 @@
 """From decoded columns to what a network takes: selection, new variables, standardisation, clipping, cutting to length.
 
 Pure functions of arrays. The numbers equal those of weaver-core 0.5.3 to the bit: sequences are standardised in float32, single
-values in the type they have and then made float32; NaN becomes 0; infinity stays infinity in sequences unless it is clipped, and
-becomes the largest number of its type in single values.
+values in the type they have and then made float32.
+
+What becomes of NaN and infinity in inputs (`preprocess: non_finite` of the data config, or `--non-finite` of weaver.prepare):
+
+    weaver   as in weaver-core (the default): NaN becomes 0; infinity stays infinity in sequences unless it is clipped, and becomes the
+             largest number of its type in single values
+    zero     whatever is NaN or infinite after standardising and clipping becomes 0
+    drop     jets that hold such a value, or a label or weight that is NaN or infinite, are left out
+    error    such a value ends the preparation
+
+NaN and infinity in the files are counted by variable whatever the policy. Only particles within the length count.
 """
 
 from __future__ import annotations
@@ -17,6 +26,7 @@ import numpy as np
 from common.errors import InputError
 from weaver.data_config import DataConfig, OrderKey, Plan
 from weaver.expressions import Expression
+from weaver.weights import jet_weights
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,8 +42,52 @@ class Ready:
     observers: dict[str, np.ndarray]
     weight: np.ndarray | None
     """(N,) float32."""
+    reweight: dict[str, np.ndarray]
+    """What the weights are to be made of, (N,) each, where the histograms of the reweighting do not exist yet."""
     non_finite: dict[str, tuple[int, int]]
-    """Input variable or label -> how many values were NaN and how many infinite."""
+    """Input variable, label or weight -> how many values were NaN and how many infinite, those of dropped jets included."""
+    dropped: int
+    """Jets that the policy for NaN and infinity left out."""
+
+
+class _NonFinite:
+    """NaN and infinity in one chunk of jets: counted by variable, and treated as the policy says."""
+
+    def __init__(self, config: DataConfig, count: int, where: str) -> None:
+        self.policy, self.where = config.non_finite, where
+        self.counts: dict[str, tuple[int, int]] = {}
+        self.bad = np.zeros(count, bool)
+        """Jets to leave out."""
+
+    def count(self, name: str, values: np.ndarray) -> bool:
+        """Note how many values are NaN and how many infinite; true where there are any."""
+        if values.dtype.kind != "f" or np.isfinite(values).all():
+            return False
+        self.counts[name] = (int(np.isnan(values).sum()), int(np.isinf(values).sum()))
+        return True
+
+    def treat(self, name: str, values: np.ndarray, counts: np.ndarray | None = None) -> np.ndarray:
+        """The values under every policy but "weaver": 0 for NaN and infinity, their jets noted (`counts`: values of each jet)."""
+        found = ~np.isfinite(values)
+        if found.any():
+            self.note(name, values, found if counts is None else np.repeat(np.arange(len(counts)), counts)[found])
+            values = np.where(found, values.dtype.type(0), values)
+        return values
+
+    def note(self, name: str, values: np.ndarray, jets: np.ndarray) -> None:
+        if self.policy == "error":
+            nan, infinite = int(np.isnan(values).sum()), int(np.isinf(values).sum())
+            raise InputError(
+                f"{self.where}: '{name}' holds {nan:,} NaN and {infinite:,} infinite values, which non_finite: error refuses;"
+                " clip them in the data config, or choose zero (they become 0) or drop (their jets are left out)"
+            )
+        if self.policy == "drop":
+            self.bad[jets] = True
+
+    def check(self, name: str, values: np.ndarray) -> None:
+        """Labels and weights: counted and perhaps refused or dropped, never changed."""
+        if self.count(name, values) and self.policy in ("error", "drop"):
+            self.note(name, values, ~np.isfinite(values))
 
 
 def select(columns: Mapping[str, Any], plan: Plan) -> tuple[dict[str, Any], int]:
@@ -55,19 +109,27 @@ def select(columns: Mapping[str, Any], plan: Plan) -> tuple[dict[str, Any], int]
     return columns, count
 
 
-def make_ready(columns: Mapping[str, Any], count: int, config: DataConfig, plan: Plan) -> Ready:
-    """Turn the columns of `count` selected jets into rows. Raises InputError for a variable of the wrong form."""
-    non_finite: dict[str, tuple[int, int]] = {}
-    sequences, flats = {}, {}
+def make_ready(columns: Mapping[str, Any], count: int, config: DataConfig, plan: Plan, where: str = "") -> Ready:
+    """Turn the columns of `count` selected jets into rows. `where`: the file, for errors.
+
+    Raises InputError for a variable of the wrong form, and for NaN and infinity where the config refuses them.
+    """
+    quality = _NonFinite(config, count, where or config.source)
     orders: dict[tuple, np.ndarray] = {}  # groups that are sorted alike share the work
+    sequences, flats = {}, {}
     for group, names in config.input_dicts.items():
         if config.preprocess_params[names[0]]["length"] is None:
-            flats[group] = _flat_group(columns, names, config, non_finite)
+            flats[group] = _flat_group(columns, names, config, quality)
         else:
-            sequences[group] = _sequence_group(columns, group, config, non_finite, orders)
+            sequences[group] = _sequence_group(columns, group, config, quality, orders)
     labels = {name: _single(columns[name], name, config) for name in plan.labels}
-    for name, values in labels.items():
-        _count_non_finite(name, values, non_finite)
+    weight, reweight = _weight(columns, config, plan)
+    for name, values in {**labels, **({"weight": weight} if weight is not None else {})}.items():
+        quality.check(name, values)
+    if quality.bad.any():
+        kept = ~quality.bad
+        ready = make_ready({name: values[kept] for name, values in columns.items()}, int(kept.sum()), config, plan, where)
+        return dataclasses.replace(ready, non_finite=quality.counts, dropped=int(quality.bad.sum()))
     if "_labelcheck_" in columns:
         _check_classes(_single(columns["_labelcheck_"], "_labelcheck_", config), config)
     return Ready(
@@ -76,9 +138,21 @@ def make_ready(columns: Mapping[str, Any], count: int, config: DataConfig, plan:
         flats=flats,
         labels=labels,
         observers={name: _observed(columns, name, config) for name in plan.observers},
-        weight=_single(columns[plan.weight], plan.weight, config).astype(np.float32) if plan.weight else None,
-        non_finite=non_finite,
+        weight=weight,
+        reweight=reweight,
+        non_finite=quality.counts,
+        dropped=0,
     )
+
+
+def _weight(columns: Mapping, config: DataConfig, plan: Plan) -> tuple[np.ndarray | None, dict[str, np.ndarray]]:
+    """The weights, or what they are to be made of."""
+    if plan.weight:
+        return _single(columns[plan.weight], plan.weight, config).astype(np.float32), {}
+    found = {name: _single(columns[name], name, config) for name in plan.reweight}
+    if found and config.reweight_hists is not None:
+        return jet_weights(found, config.reweighting, config.reweight_hists), {}
+    return None, found
 
 
 def flatten(values: Any, name: str, source: str) -> tuple[np.ndarray, np.ndarray]:
@@ -121,7 +195,7 @@ def _condition(expression: Expression, columns: Mapping[str, Any], count: int) -
 
 
 def _sequence_group(
-    columns: Mapping, group: str, config: DataConfig, non_finite: dict, orders: dict[tuple, np.ndarray]
+    columns: Mapping, group: str, config: DataConfig, quality: _NonFinite, orders: dict[tuple, np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
     names = config.input_dicts[group]
     parts = {name: flatten(columns[name], name, config.source) for name in names}
@@ -137,9 +211,8 @@ def _sequence_group(
     values = np.empty((int(kept.sum()), len(names)), np.float32)
     for index, name in enumerate(names):
         content = parts[name][0] if positions is None else parts[name][0][positions]
-        _count_non_finite(name, content, non_finite)
         make = _sequence_values if in_float32 else _single_values
-        values[:, index] = make(content, config.preprocess_params[name])
+        values[:, index] = make(content, name, config.preprocess_params[name], quality, kept)
     return values, kept
 
 
@@ -182,38 +255,56 @@ def _positions(counts: np.ndarray, kept: np.ndarray) -> np.ndarray | None:
     return np.arange(int(kept.sum())) + np.repeat(shift, kept)
 
 
-def _sequence_values(content: np.ndarray, params: Mapping[str, Any]) -> np.ndarray:
-    """float32 throughout; only NaN is replaced."""
+def _sequence_values(
+    content: np.ndarray, name: str, params: Mapping[str, Any], quality: _NonFinite, counts: np.ndarray
+) -> np.ndarray:
+    """float32 throughout; weaver-core replaces only NaN."""
+    content = content.astype(np.float32, copy=False)
+    found = quality.count(name, content)
     numbers = {key: None if params[key] is None else np.float32(params[key]) for key in ("center", "scale", "min", "max")}
-    values = standardize(content.astype(np.float32, copy=False), numbers)
-    missing = np.isnan(values)
-    return np.where(missing, np.float32(0), values) if missing.any() else values
+    values = standardize(content, numbers)
+    if not found:
+        return values
+    return np.where(np.isnan(values), np.float32(0), values) if quality.policy == "weaver" else quality.treat(name, values, counts)
 
 
-def _single_values(content: np.ndarray, params: Mapping[str, Any]) -> np.ndarray:
+def _single_values(
+    content: np.ndarray, name: str, params: Mapping[str, Any], quality: _NonFinite | None, counts: np.ndarray | None = None
+) -> np.ndarray:
     """Computed in the type of the variable; single values that have a length become float32 before NaN and infinity are replaced."""
+    if quality:
+        quality.count(name, content)
     values = standardize(content, params)
+    if quality and quality.policy != "weaver":
+        values = quality.treat(name, values, counts) if values.dtype.kind == "f" else values
     with np.errstate(over="ignore"):  # a float64 infinity becomes float64's largest number, and that infinite in float32
         return np.nan_to_num(values if params["length"] is None else values.astype(np.float32))
 
 
-def _flat_group(columns: Mapping, names: list[str], config: DataConfig, non_finite: dict) -> np.ndarray:
+def _flat_group(columns: Mapping, names: list[str], config: DataConfig, quality: _NonFinite) -> np.ndarray:
     parts = []
     for name in names:
         values = _single(columns[name], name, config)
-        _count_non_finite(name, values, non_finite)
         with np.errstate(over="ignore"):
-            parts.append(_single_values(values, config.preprocess_params[name]).astype(np.float32))
+            parts.append(_single_values(values, name, config.preprocess_params[name], quality).astype(np.float32))
     return parts[0] if len(parts) == 1 else np.stack(parts, axis=1)
 
 
 def _observed(columns: Mapping, name: str, config: DataConfig) -> np.ndarray:
-    """An observer as it is; a monitor variable that is an input with one value a jet as the network gets it (as weaver-core)."""
+    """An observer as it is; a monitor variable that is an input with one value a jet as the network gets it (as weaver-core).
+
+    (N,), or (N, length) for such an input that is padded to a length.
+    """
     values = _single(columns[name], name, config)
     params = config.preprocess_params.get(name)
-    if name in config.monitor_variables and params and params["length"] is None:
-        return _single_values(values, params)
-    return values
+    if name not in config.monitor_variables or not params:
+        return values
+    values = _single_values(values, name, params, None)
+    if params["length"] is None:
+        return values
+    padded = np.full((len(values), params["length"]), params["pad_value"], np.float32)
+    padded[:, : params["length"] if params["pad_mode"] == "wrap" else 1] = values[:, None]
+    return padded
 
 
 def _single(values: Any, name: str, config: DataConfig) -> np.ndarray:
@@ -228,12 +319,6 @@ def _single(values: Any, name: str, config: DataConfig) -> np.ndarray:
 def _form_hint(values: Any) -> str:
     kind = str(ak.type(values))
     return "; fill missing values with ak.fill_none" if "?" in kind or "option" in kind else ""
-
-
-def _count_non_finite(name: str, values: np.ndarray, non_finite: dict) -> None:
-    """Note how many values are NaN and how many infinite, where there are any."""
-    if values.dtype.kind == "f" and not np.isfinite(values).all():
-        non_finite[name] = (int(np.isnan(values).sum()), int(np.isinf(values).sum()))
 
 
 def _check_classes(sums: np.ndarray, config: DataConfig) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -135,11 +136,40 @@ def test_weights_apply_to_training_only():
     assert not {"w1", "w2"} & set(ours.plan(False).branches)
 
 
-def test_reweighting_parses_but_is_not_prepared_yet():
-    ours = config(weights={"use_precomputed_weights": False, "reweight_method": "flat", "reweight_vars": {"jetPt": [0, 1]}})
-    ours.check_supported(for_training=False)
-    with pytest.raises(InputError, match=r"reweighting \(flat\) is not supported yet"):
-        ours.check_supported(for_training=True)
+REWEIGHTING = {
+    "use_precomputed_weights": False,
+    "reweight_method": "flat",
+    "reweight_vars": {"jetPt": [30, 100, 300], "jetEta": [-2.5, 0, 2.5]},
+    "reweight_classes": ["isQ", "isG"],
+}
+
+
+def test_reweighting():
+    ours = config(weights={**REWEIGHTING, "reweight_basewgt": "eventWeight * 2", "class_weights": [1, 2.5]})
+    chosen = ours.reweighting
+    assert (ours.weight_name, ours.weight_use, ours.missing_reweight_hists) == ("_weight_", "sampling", True)
+    assert (chosen.variables, chosen.bins) == (("jetPt", "jetEta"), ((30, 100, 300), (-2.5, 0, 2.5)))
+    assert (chosen.classes, chosen.class_weights, chosen.threshold, chosen.discard) == (("isQ", "isG"), (1, 2.5), 10, True)
+    assert set(ours.plan(True).reweight) == {"jetPt", "jetEta", "isQ", "isG", "_basewgt_"}
+    assert {"isQ", "isG", "eventWeight"} <= set(ours.plan(True).branches)
+    assert not {"isQ", "eventWeight"} & set(ours.plan(False).branches)
+
+
+def test_derived_numbers_travel_and_do_not_change_the_digest():
+    ours = config(weights=REWEIGHTING, preprocess={"method": "auto"}, inputs=group("a"))
+    table = [[0.5, 0.25], [1, 0]]
+    params = {"a": {**ours.preprocess_params["a"], "center": 2.0}}
+    derived = {"preprocess_params": params, "reweight_hists": {"isQ": table, "isG": table}, "non_finite_policy": "drop"}
+    resolved = ours.with_derived(json.loads(json.dumps(derived)))
+    assert (resolved.derived, resolved.digest()) == (derived, ours.digest())
+    assert (resolved.missing_reweight_hists, resolved.missing_preprocess_params) == (False, ())
+    read = DataConfig.from_options(yaml.safe_load(resolved.auto_yaml()))
+    assert read.derived == {**derived, "non_finite_policy": "weaver"}
+    with pytest.raises(InputError, match=r"'isG' has \(1, 2\) bins, reweight_vars \(2, 2\)"):
+        ours.with_derived({**derived, "reweight_hists": {"isQ": table, "isG": table[:1]}})
+
+
+def test_bucketing_parses_but_is_not_prepared_yet():
     with pytest.raises(InputError, match="bucketing is not supported yet"):
         config(bucketing={"var": "nPF", "bins": 3}).check_supported(for_training=True)
 
@@ -187,6 +217,15 @@ def test_branch_magic_renames_what_is_read():
         "circle": ({"new_variables": {"PF_logPt": "x", "x": "PF_logPt"}}, "in a circle: PF_logPt -> x -> PF_logPt"),
         "self": ({"new_variables": {"jetPt": "jetPt * 2"}}, "in a circle: jetPt -> jetPt"),
         "weights": ({"weights": {"use_precomputed_weights": True}}, "needs weight_branches"),
+        "use of weights": ({"weights": {**REWEIGHTING, "use_as": "los"}}, "weights: unknown use_as 'los'; did you mean 'loss'"),
+        "reweight_method": ({"weights": {**REWEIGHTING, "reweight_method": "falt"}}, "unknown reweight_method 'falt'; did you mean 'flat'"),
+        "reweight_classes": ({"weights": {**REWEIGHTING, "reweight_classes": "isQ"}}, "reweight_classes must be a list"),
+        "class_weights": ({"weights": {**REWEIGHTING, "class_weights": [1]}}, "one number for each of 2 reweight_classes"),
+        "reweight_vars": ({"weights": {**REWEIGHTING, "reweight_vars": {"a": [1, 2]}}}, "must name two variables"),
+        "edges": ({"weights": {**REWEIGHTING, "reweight_vars": {"a": [1, 2], "b": [2, 2]}}}, "'b' needs two or more rising edges"),
+        "threshold": ({"weights": {**REWEIGHTING, "reweight_threshold": 101}}, "a percentile from 0 to 100"),
+        "reweight_hists": ({"weights": {**REWEIGHTING, "reweight_hists": {"isQ": [[1]]}}}, "one histogram for each of isQ, isG"),
+        "policy": ({"preprocess": {"non_finite": "drp"}}, "preprocess: unknown non_finite 'drp'; did you mean 'drop'"),
     }.values(),
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -18,7 +18,7 @@ from common import storage
 from common.errors import InputError
 from tests.weaver.conftest import DATA, synthetic_jets, write_jets
 from weaver import files, transform
-from weaver.columns import DESCRIPTION
+from weaver.columns import AUTO_YAML, DESCRIPTION
 from weaver.data_config import DataConfig
 from weaver.dataset import Dataset
 from weaver.prepare import main, prepare
@@ -144,7 +144,7 @@ def test_a_mask_takes_no_file_and_equal_offsets_one(prepared_particle_net):
     assert description["sequences"]["pf_mask"]["constant"] == [1.0]
     assert {entry["offsets"]["file"] for entry in description["sequences"].values()} == {"pf_points.offsets.npy"}
     listed = [entry["file"] for entry in description["columns"].values()] + ["pf_points.npy", "pf_features.npy", "pf_points.offsets.npy"]
-    assert sorted(storage.name(entry.uri) for entry in storage.entries(folder)) == sorted([*listed, DESCRIPTION])
+    assert sorted(storage.name(entry.uri) for entry in storage.entries(folder)) == sorted([*listed, AUTO_YAML, DESCRIPTION])
 
 
 def test_the_newest_cycle_of_a_tree_is_read(tmp_path):
@@ -218,7 +218,7 @@ def test_auto_takes_median_and_quantiles_from_the_first_part_of_the_training_fil
     first = [{name: values[:150] for name, values in columns.items()} for columns in seeds]
     values = np.concatenate([ak.flatten(c["PF"]["dR"][(c["genJetPt"] > 20) & (abs(c["genJetEta"]) < 2.5)]) for c in first])
     low, median, high = np.percentile(values, [16, 50, 84])
-    derived = train.preprocess_params
+    derived = train.data_config.preprocess_params
     assert (derived["PF_dR"]["center"], derived["PF_dR"]["scale"]) == (float(median), float(1 / max(high - median, median - low)))
     assert (derived["PF_dEta"]["center"], derived["PF_mask"]["center"]) == (None, None)
     assert (derived["jetEta"]["center"], derived["jetEta"]["scale"]) == (0, 2)
@@ -226,15 +226,11 @@ def test_auto_takes_median_and_quantiles_from_the_first_part_of_the_training_fil
 
     with pytest.raises(InputError, match="prepare that first"):
         prepare(f"{jet_files}/val/*.root", auto, str(tmp_path), for_training=True, validation=True, report=quiet)
-    val = prepare(
-        f"{jet_files}/val/*.root", auto, str(tmp_path), for_training=True, validation=True, preprocess_params=derived, report=quiet
-    )
-    assert val.preprocess_params == derived
+    val = prepare(f"{jet_files}/val/*.root", train.data_config, str(tmp_path), for_training=True, validation=True, report=quiet)
+    assert val.data_config.preprocess_params == derived
     assert Dataset.open(val.uri, auto).data_config.preprocess_params == derived
-    other = json.loads(json.dumps(derived)) | {"PF_dR": {**derived["PF_dR"], "center": 0.0}}
-    again = prepare(
-        f"{jet_files}/val/*.root", auto, str(tmp_path), for_training=True, validation=True, preprocess_params=other, report=quiet
-    )
+    other = auto.with_preprocess_params(derived | {"PF_dR": {**derived["PF_dR"], "center": 0.0}})
+    again = prepare(f"{jet_files}/val/*.root", other, str(tmp_path), for_training=True, validation=True, report=quiet)
     assert again.key != val.key
 
 
@@ -247,7 +243,7 @@ def test_the_same_data_is_not_decoded_again(one_file, tmp_path, monkeypatch):
     monkeypatch.setattr(files, "read", None)  # decoding now would fail
     again = prepare(f"jets:{path}", config(selection="(genJetPt>20) & (np.abs(genJetEta)<2.5)"), str(tmp_path), for_training=True)
     assert (again.uri, again.reused, first.reused) == (first.uri, True, False)
-    assert (again.num_jets, again.num_read, again.preprocess_params) == (first.num_jets, first.num_read, first.preprocess_params)
+    assert (again.num_jets, again.num_read, again.data_config.derived) == (first.num_jets, first.num_read, first.data_config.derived)
 
 
 def test_changed_data_config_or_role_is_prepared_anew(one_file, tmp_path):
@@ -401,7 +397,7 @@ def test_damage_inside_a_file_is_found_in_decoding_and_names_the_file(one_file, 
         ),
         "no class": ({"labels": {"type": "simple", "value": ["partonFlav == 0", "partonFlav == 1"]}}, "belong to no class"),
         "evaluation": ({"labels": {"type": "custom", "value": {"t": "math.log(jetPt)"}}}, "jec.yaml:labels:t: expression 'math.log"),
-        "reweighting": ({"weights": {"use_precomputed_weights": False, "reweight_method": "flat"}}, "not supported yet"),
+        "bucketing": ({"bucketing": {"var": "jetPt", "bins": 3}}, "bucketing is not supported yet"),
     }.values(),
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -463,7 +459,7 @@ def test_the_command_line(jet_files, tmp_path, capsys):
     assert main([*common, "--data", f"{jet_files}/train/a.root", f"{jet_files}/train/b.root"]) == 0
     train = capsys.readouterr().out.strip()
     assert storage.read_json(f"{train}/{DESCRIPTION}")["num_read"] == 600
-    assert main([*common, "--data", f"{jet_files}/val/*.root", "--validation", "--preprocess-from", train]) == 0
+    assert main([*common, "--data", f"{jet_files}/val/*.root", "--validation", "--derived-from", train]) == 0
     assert storage.read_json(f"{capsys.readouterr().out.strip()}/{DESCRIPTION}")["role"] == "validation"
 
 
