@@ -8,9 +8,12 @@
     failed          the reason, if training failed in a way that will repeat
     tensorboard/
 
-Files are written whole or not at all. No random state is stored: every step draws from a generator seeded by the run's seed and
-the step's number, so that a resumed run sees the same dropout as one that was never stopped. history.json, options.json
-and metrics.log follow from checkpoint.pt and are rewritten from it, so it does not matter at which of them a run was killed.
+checkpoint.pt holds {"model", "average", "optimizer", "scheduler", "scaler", "precision", "random", "configuration", "progressed"}.
+
+Files are written whole or not at all. A resumed run sees the same dropout as one that was never stopped because every step draws
+from generators seeded by the run's seed and the step's number; the random states are stored for what draws in between.
+history.json, options.json and metrics.log follow from checkpoint.pt and are rewritten from it, so it does not matter at which of
+them a run was killed.
 """
 
 from __future__ import annotations
@@ -18,12 +21,16 @@ from __future__ import annotations
 import dataclasses
 import io
 import pickle
+import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from common import storage
-from common.errors import InputError, TrainingError
+from common.errors import InputError, TrainingError, unknown
 from weaver import metrics_log
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclasses.dataclass
@@ -94,6 +101,35 @@ class TrialFolder:
         best = {"best_epoch": progressed.best_epoch, "best_metric": progressed.best_metric} if progressed.history else {}
         storage.write_json(self.path("options.json"), {**options, **best})
         storage.write_text(self.path("metrics.log"), metrics_log.lines(progressed.history))
+
+
+def load_weights(network: torch.nn.Module, weights: Mapping[str, Any], where: str) -> None:
+    """Give a network its weights. Raises InputError naming what differs where they are another network's."""
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise InputError(f"{where} holds the weights of another network: {reason}") from None
+
+
+def read_weights(uri: str) -> dict[str, torch.Tensor]:
+    """The weights in a best.pt or checkpoint.pt, or in a file that is nothing but a state_dict, as weaver-core writes them.
+
+    `uri:PREFIX` takes those whose names begin with `PREFIX.`, without it. Raises InputError for any other file.
+    """
+    import torch
+
+    path, _, prefix = uri.rpartition(":") if re.search(r"\.pt:[\w.]+$", uri) else (uri, "", "")
+    found = read_tensors(path)
+    found = found.get("model", found)
+    if not isinstance(found, dict) or not found or not all(isinstance(value, torch.Tensor) for value in found.values()):
+        raise InputError(f"{path} holds no weights of a network")
+    if not prefix:
+        return dict(found)
+    part = {name.removeprefix(f"{prefix}."): value for name, value in found.items() if name.startswith(f"{prefix}.")}
+    if not part:
+        raise InputError(f"{path}: {unknown('beginning of the names of weights', prefix, {name.split('.')[0] for name in found})}")
+    return part
 
 
 def write_tensors(uri: str, content: Mapping[str, Any]) -> None:

@@ -36,14 +36,21 @@ class World:
         """True for the one rank that writes files and shows progress."""
         return self.rank == 0
 
-    def sum(self, values: Sequence[float]) -> list[float]:
-        """Sums over all ranks, in float64. Raises ClusterError if another rank is gone."""
+    def sum(self, values: Sequence[float] | torch.Tensor) -> list[float]:
+        """Sums over all ranks of the numbers in a list or (n,) tensor, in float64. Raises ClusterError if another rank is gone."""
         if self.size == 1:
-            return [float(value) for value in values]
-        total = torch.tensor(values, dtype=torch.float64, device=self.device)
+            return torch.as_tensor(values, dtype=torch.float64).tolist()
+        total = torch.as_tensor(values, dtype=torch.float64, device=self.device).clone()
         with explained(self):
             dist.all_reduce(total)
             return total.tolist()
+
+    def sum_on_device(self, value: torch.Tensor) -> torch.Tensor:
+        """The sum over all ranks of a tensor, left on its device: nobody waits for the number."""
+        total = value.clone()
+        with explained(self):
+            dist.all_reduce(total)
+        return total
 
     def share_of(self, batch_size: int) -> int:
         """This rank's jets of a global batch. Raises InputError where it cannot be divided."""

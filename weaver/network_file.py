@@ -12,13 +12,15 @@ import hashlib
 import importlib.util
 import sys
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from common import storage
 from common.errors import InputError, JecError, unknown
 
 NEEDED = ("get_model", "get_loss")
+OWN_LOOPS = ("get_train_fn", "get_evaluate_fn", "init_opt")
+"""Functions by which a file for weaver-core may replace the training loop, which could not be resumed or distributed here."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,7 +32,7 @@ class NetworkFile:
 
     def option_names(self) -> set[str] | None:
         """Options that the network takes; None where it takes any (`**options`) or imports its functions from elsewhere."""
-        return option_names(self.source, self.uri)
+        return option_names(self.source, self.uri, needed=("get_model",))
 
     def check_options(self, options: Mapping[str, Any]) -> None:
         """Raise InputError for an option that the network does not have, with the nearest names."""
@@ -39,15 +41,28 @@ class NetworkFile:
             if name not in known:
                 raise InputError(f"{self.uri}: {unknown('network option', name, known)}")
 
-    def build(self, data_config, options: Mapping[str, Any]):
-        """(model, model_info) of get_model. Raises InputError for options that the network has not or refuses."""
+    def build(self, data_config, options: Mapping[str, Any], **of_weaver: Any):
+        """(model, model_info) of get_model. Raises InputError for options that the network has not or refuses.
+
+        `of_weaver` are options that weaver-core adds by itself (use_amp, compile_model, for_inference): only a network that knows
+        them gets them.
+        """
         self.check_options(options)
-        model, info, *_ = self._call("get_model", data_config, self._taken_by("get_model", options))
+        model, info, *_ = self._call("get_model", data_config, self._taken_by("get_model", {**of_weaver, **options}))
         return model, info
 
     def loss(self, data_config, options: Mapping[str, Any]):
-        """The loss of get_loss: called with predictions and targets it returns their mean loss."""
-        return self._call("get_loss", data_config, self._taken_by("get_loss", options))
+        """The loss of get_loss: called with predictions and targets it returns their mean loss.
+
+        Where the file has no get_loss, a classification takes the cross entropy, as in weaver-core; a regression is refused.
+        """
+        if hasattr(self.module(), "get_loss"):
+            return self._call("get_loss", data_config, self._taken_by("get_loss", options))
+        if data_config.label_type != "simple":
+            raise InputError(f"{self.uri} defines no get_loss(data_config, **options), and there is no usual loss for a regression")
+        import torch
+
+        return torch.nn.CrossEntropyLoss()
 
     def module(self) -> types.ModuleType:
         """The imported file. Raises InputError where it cannot be imported, with the reason and the line."""
@@ -84,25 +99,27 @@ class NetworkFile:
 
 
 def load_network(uri: str) -> NetworkFile:
-    """Read a network file. Raises InputError where there is none, or it does not parse, or has no get_model or get_loss."""
+    """Read a network file. Raises InputError where there is none, or it does not parse, has no get_model, or a loop of its own."""
     network = NetworkFile(uri=uri, source=storage.read_text(uri))
     network.option_names()
     return network
 
 
-def option_names(source: str, where: str) -> set[str] | None:
+def option_names(source: str, where: str, needed: Sequence[str] = NEEDED) -> set[str] | None:
     """Keyword options of get_model and get_loss in a file's text; None if get_model takes any or comes from elsewhere.
 
-    Raises InputError for a text that is no Python, or without get_model or get_loss.
+    Raises InputError for a text that is no Python, lacks one of `needed`, or brings a training loop of its own.
     """
     try:
         tree = ast.parse(source)
     except (SyntaxError, ValueError) as error:
         raise InputError(f"{where}, line {getattr(error, 'lineno', '?')}: {getattr(error, 'msg', error)}") from None
     defined = {name for node in tree.body for name in _defined(node)}
-    for needed in NEEDED:
-        if needed not in defined:
-            raise InputError(f"{where} defines no {needed}(data_config, **options); a network file in Weaver's form has it")
+    for name in needed:
+        if name not in defined:
+            raise InputError(f"{where} defines no {name}(data_config, **options); a network file in Weaver's form has it")
+    if own := [name for name in OWN_LOOPS if name in defined]:
+        raise InputError(f"{where} defines {own[0]}: loops and optimizers of a network file's own are not run here; take it out")
     (of_model, anything), (of_loss, _) = (_signature(tree, name) for name in NEEDED)
     return None if anything else of_model | of_loss
 

@@ -2,12 +2,20 @@
 
     python -m weaver.train --predict --data-test RUN/data/test.json --data-config RUN/config/data.yaml \\
         --network-config RUN/config/network.py --model-prefix RUN/trials/TRIAL/ --predict-output predictions.root
+
+Columns are named as weaver-core names them. In ROOT (tree Events) and .npz: for labels of type simple each class's name (whether a
+jet is of it) and score_<class>; for custom ones `output`, (N,) or (N, outputs). In parquet: `scores`, (N,) or (N, outputs). Then in
+all the labels and the observers.
 """
 
 from __future__ import annotations
 
 import io
+import os
+import re
+import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,26 +25,36 @@ import torch
 from common import storage
 from common.errors import InputError
 from common.progress import Progress
-from weaver.checkpoint import read_tensors
+from weaver.checkpoint import load_weights, read_tensors, read_weights
 from weaver.data_config import DataConfig
 from weaver.dataset import Dataset
 from weaver.distributed import select_device
+from weaver.files import SAMPLE_NAME, find
 from weaver.loader import Loader
+from weaver.metrics import class_metrics, regression_metrics
 from weaver.network_file import load_network
 from weaver.objective import Objective
 from weaver.options import TrainOptions
+from weaver.precision import choose
+
+SPLIT = re.compile(r"^([\w.+-]+)%(\d+):(?!//)")  # name%N:pattern, an output for every N files
 
 
-def load_model(trial_uri: str, run_config_dir: str) -> tuple[torch.nn.Module, dict[str, Any], DataConfig]:
+def load_model(trial_uri: str, run_config_dir: str, *, for_inference: bool = False) -> tuple[torch.nn.Module, dict[str, Any], DataConfig]:
     """(model, model_info, data_config): the best weights of a trial in the network of `<run_config_dir>/network.py`, on the CPU.
 
-    The model is in evaluation mode. Raises InputError where there is no best.pt, or it belongs to another network.
+    The model is in evaluation mode; where training averaged its weights (--ema-decay), it holds the average. `for_inference` is
+    passed on to a network that knows it (published classifiers then answer with softmaxed scores).
+    Raises InputError where there is no best.pt, or it belongs to another network.
     """
     data_config = DataConfig.load(storage.join(run_config_dir, "data.yaml"))
-    return (*build_best(trial_uri, storage.join(run_config_dir, "network.py"), data_config), data_config)
+    network = storage.join(run_config_dir, "network.py")
+    return (*build_best(trial_uri, network, data_config, for_inference=for_inference), data_config)
 
 
-def build_best(trial_uri: str, network_config: str, data_config: DataConfig) -> tuple[torch.nn.Module, dict[str, Any]]:
+def build_best(
+    trial_uri: str, network_config: str, data_config: DataConfig, *, for_inference: bool = False
+) -> tuple[torch.nn.Module, dict[str, Any]]:
     """(model, model_info) with a trial's best weights, in evaluation mode."""
     uri = storage.join(trial_uri, "best.pt")
     if not storage.exists(uri):
@@ -44,12 +62,22 @@ def build_best(trial_uri: str, network_config: str, data_config: DataConfig) -> 
     best = read_tensors(uri)
     if "model" not in best or "network_options" not in best:
         raise InputError(f"{uri} is no best.pt of weaver.train")
-    model, info = load_network(network_config).build(data_config, best["network_options"])
-    try:
-        model.load_state_dict(best["model"])
-    except RuntimeError as error:
-        reason = str(error).splitlines()[-1].strip()
-        raise InputError(f"{uri} holds the weights of another network than {network_config}: {reason}") from None
+    return _build(network_config, data_config, best["network_options"], best["model"], uri, for_inference)
+
+
+def build_asked(options: TrainOptions, data_config: DataConfig, *, for_inference: bool = False) -> tuple[torch.nn.Module, dict[str, Any]]:
+    """The same for --model-prefix, which may also be a file of weights (.pt, of this project or of weaver-core); such a file goes
+    with the network options of the command line."""
+    prefix = options.model_prefix
+    if not re.search(r"\.pt(:[\w.]+)?$", prefix):
+        return build_best(storage.absolute(prefix), options.network_config, data_config, for_inference=for_inference)
+    return _build(options.network_config, data_config, options.network_option, read_weights(prefix), prefix, for_inference)
+
+
+def _build(network_config: str, data_config: DataConfig, network_options, weights, where: str, for_inference: bool):
+    extra = {"for_inference": True} if for_inference else {}
+    model, info = load_network(network_config).build(data_config, network_options, **extra)
+    load_weights(model, weights, where)
     return model.eval(), info
 
 
@@ -67,41 +95,92 @@ def predict(model: torch.nn.Module, dataset: Dataset, objective: Objective, *, b
 
 
 def write_predictions(options: TrainOptions) -> None:
-    """--predict: predictions, labels and observers of the test set, as columns of a .npz or .root file."""
+    """--predict: predictions, labels and observers of the test set, one file for each name among its patterns."""
     data_config = DataConfig.load(options.data_config)
-    device = select_device(options.gpus)
-    model, _ = build_best(storage.absolute(options.model_prefix), options.network_config, data_config)
-    dataset = Dataset.open(" ".join(options.data_test), data_config, for_training=False)
-    objective = Objective(data_config, loss=None, regression=options.regression_mode, use_amp=options.use_amp)
-    size = options.batch_size_val or options.batch_size
-    output = predict(model.to(device), dataset, objective, batch_size=size, device=str(device))
-    write_columns(options.predict_output, columns(dataset, output))
+    device = select_device(options.gpus if options.predict_gpus is None else options.predict_gpus)
+    model, _ = build_asked(options, data_config)
+    precision = choose(options.asked_precision, device)
+    objective = Objective(data_config, loss=None, regression=options.regression_mode, precision=precision)
+    size = options.batch_size_test or options.batch_size_val or options.batch_size
+    for name, patterns in test_groups(options.data_test).items():
+        dataset = Dataset.open(patterns, data_config, for_training=False)
+        output = predict(model.to(device), dataset, objective, batch_size=size, device=str(device))
+        uri = _named(options.predict_output, name)
+        write_columns(uri, columns(dataset, output, scores=uri.endswith(".parquet")))
+        print(f"{uri}: {len(dataset):,} jets, {_judged(dataset, output, options.regression_mode)}", file=sys.stderr, flush=True)
 
 
-def columns(dataset: Dataset, output: np.ndarray) -> dict[str, np.ndarray]:
-    """Named columns, (N,) each: `output` (or output_0, ... or score_<class>), the labels, the observers."""
+def test_groups(words: Sequence[str]) -> dict[str, str]:
+    """Name of an output -> its patterns: `name:pattern` as in weaver-core, `name%N:pattern` for one output (name_0, ...) every N files.
+
+    Patterns without a name belong to the output "".
+    """
+    parts = [part for word in words for part in ([word] if os.path.exists(word) else re.split(r"[,\s]+", word)) if part]
+    found: dict[str, list[str]] = {}
+    for part in parts:
+        if os.path.exists(part):
+            found.setdefault("", []).append(part)
+        elif split := SPLIT.match(part):
+            files = [entry.uri for entry in find(part[split.end() :])]
+            step = max(int(split[2]), 1)
+            for start in range(0, len(files), step):
+                found.setdefault(f"{split[1]}_{start // step}", []).extend(files[start : start + step])
+        else:
+            name = SAMPLE_NAME.match(part)
+            found.setdefault(name[0][:-1] if name else "", []).append(part[name.end() :] if name else part)
+    return {name: " ".join(patterns) for name, patterns in found.items()}
+
+
+def columns(dataset: Dataset, output: np.ndarray, *, scores: bool = False) -> dict[str, np.ndarray]:
+    """Named columns of all jets, as the module's text says; `scores` for the form in parquet."""
     config = dataset.data_config
-    if output.ndim == 1:
-        found = {"output": output}
-    else:
-        classes = config.label_value if config.label_type == "simple" else None
-        names = [f"score_{name}" for name in classes] if classes else [f"output_{i}" for i in range(output.shape[1])]
-        found = dict(zip(names, output.T, strict=True))
     labels = {name: np.asarray(dataset.label(name)) for name in config.label_names}
+    if scores:
+        found = {"scores": output}
+    elif config.label_type == "simple" and output.ndim == 2:
+        of_class = labels[config.label_names[0]]
+        found = {}
+        for number, name in enumerate(config.label_value):
+            found |= {name: of_class == number, f"score_{name}": output[:, number]}
+    else:
+        found = {"output": output}
     return {**found, **labels, **{name: np.asarray(values) for name, values in dataset.observers().items()}}
 
 
 def write_columns(uri: str, found: dict[str, np.ndarray]) -> None:
-    """Write columns to a .npz file, or to the tree `Events` of a .root file, at a path or s3:// address."""
+    """Write columns to a .npz or .parquet file, or to the tree `Events` of a .root file, at a path or s3:// address."""
     if uri.endswith(".npz"):
         buffer = io.BytesIO()
         np.savez(buffer, **found)
         storage.write_bytes(uri, buffer.getvalue())
         return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / storage.name(uri)
+        (_write_parquet if uri.endswith(".parquet") else _write_root)(path, found)
+        storage.upload(path, uri)
+
+
+def _write_parquet(path: Path, found: dict[str, np.ndarray]) -> None:
+    import awkward as ak
+
+    ak.to_parquet(ak.Array(found), path)
+
+
+def _write_root(path: Path, found: dict[str, np.ndarray]) -> None:
     import uproot
 
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "predictions.root"
-        with uproot.recreate(path) as file:
-            file["Events"] = {name: np.ascontiguousarray(values) for name, values in found.items()}
-        storage.upload(path, uri)
+    with uproot.recreate(path) as file:
+        file["Events"] = {name: np.ascontiguousarray(values) for name, values in found.items()}
+
+
+def _named(output: str, name: str) -> str:
+    """The file of one group of test data."""
+    base, extension = os.path.splitext(output)
+    return f"{base}_{name}{extension}" if name else output
+
+
+def _judged(dataset: Dataset, output: np.ndarray, regression: bool) -> str:
+    """The metrics of predictions as words."""
+    label = np.asarray(dataset.label(dataset.data_config.label_names[0]))
+    metrics = regression_metrics(output if output.ndim == 1 else output[:, 0], label) if regression else class_metrics(output, label)
+    return ", ".join(f"{name} {value:.5f}" for name, value in metrics.items())

@@ -1,4 +1,4 @@
-"""TensorBoard for one trial: losses, learning rate and speed an epoch, and the trial's settings beside its best result.
+"""TensorBoard for one trial: losses, rate, speed and a histogram of responses an epoch, and its settings beside its best result.
 
 TensorBoard reads folders of event files. On S3 the files are made in a temporary folder and uploaded after each epoch.
 """
@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from common import storage
+
+if TYPE_CHECKING:
+    import torch
 
 SCALARS = {
     "train_loss": "loss/train",
@@ -17,6 +20,7 @@ SCALARS = {
     "learning_rate": "learning_rate",
     "jets_per_second": "jets_per_second",
 }
+LARGEST_RESPONSE = 3.0  # a few wrong matches would stretch the axis otherwise
 
 
 class TensorBoard:
@@ -42,8 +46,8 @@ class TensorBoard:
         if self.temporary:
             self.temporary.cleanup()
 
-    def epoch(self, record: Mapping[str, Any]) -> None:
-        """Add the scalars of one record of the history."""
+    def epoch(self, record: Mapping[str, Any], responses: torch.Tensor) -> None:
+        """Add the scalars of one record of the history, and the responses (N,) of validation jets."""
         if not self.writer:
             return
         for name, tag in SCALARS.items():
@@ -51,6 +55,9 @@ class TensorBoard:
         for name, value in record["metrics"].items():
             if name not in SCALARS:
                 self.writer.add_scalar(f"validation/{name}", value, record["epoch"])
+        shown = responses[responses.isfinite()]
+        if len(shown):
+            self.writer.add_histogram("validation/response", shown.clamp(0.0, LARGEST_RESPONSE), record["epoch"])
         self._store()
 
     def settings(self, options: Mapping[str, Any], best_metric: float) -> None:

@@ -26,16 +26,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     options = parse(argv)  # before torch is imported: --help and a wrong flag answer at once
     try:
-        if options.predict:
-            from weaver.predict import write_predictions
-
-            write_predictions(options)
-        else:
-            train(options)
+        run(options)
     except JecError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return error.exit_code
     return 0
+
+
+def run(options: TrainOptions) -> None:
+    """Do what the options ask for: train, and predict where there are test data; or only predict, export, or describe the network."""
+    from weaver.predict import write_predictions
+
+    if options.local_rank is not None:
+        os.environ.setdefault("LOCAL_RANK", str(options.local_rank))
+    if options.export_onnx:
+        from weaver.export import export
+
+        export(options)
+    elif options.print:
+        from weaver.network_summary import show
+
+        show(options)
+    else:
+        if options.trains:
+            train(options)
+        if options.data_test and options.run_mode != "train,val" and os.environ.get("RANK", "0") == "0":
+            write_predictions(options)
 
 
 def train(options: TrainOptions) -> None:
@@ -51,10 +67,12 @@ def train(options: TrainOptions) -> None:
     data_config, network = DataConfig.load(options.data_config), load_network(options.network_config)
     network.check_options(options.network_option)
     configuration = _configuration(options, data_config, network)
-    if _finished(options, folder, configuration):
+    if not options.lr_finder and _finished(options, folder, configuration):
         return
     device = select_device(options.gpus)
     _say_hint(device)
+    if options.deterministic:
+        _only_deterministic()
     datasets = [Dataset.open(" ".join(options.data_train), data_config)]
     datasets.append(Dataset.open(" ".join(options.data_val), datasets[0].data_config, validation=True))
     with ranks(device, options.backend) as world, _marked(folder, world):
@@ -67,17 +85,17 @@ def _fit(options: TrainOptions, world, folder, network, configuration: dict[str,
 
     from weaver.fit import Fit
     from weaver.objective import Objective
+    from weaver.precision import choose
 
     torch.manual_seed(options.seed)
     train, val = _loaders(options, world, datasets)
-    data_config = train.dataset.data_config
+    data_config, precision = train.dataset.data_config, choose(options.asked_precision, world.device)
     with _marked(folder, world, InputError):  # an option that the network or the optimizer refuses would be refused again
-        model, _ = network.build(data_config, options.network_option)
+        model = _network(options, network, data_config)
         loss = network.loss(data_config, options.network_option)
-        objective = Objective(data_config, loss, regression=options.regression_mode, use_amp=options.use_amp)
         fit = Fit(
             network=model,
-            objective=objective,
+            objective=Objective(data_config, loss, regression=options.regression_mode, precision=precision),
             train=train,
             val=val,
             options=options,
@@ -86,7 +104,35 @@ def _fit(options: TrainOptions, world, folder, network, configuration: dict[str,
             configuration=configuration,
             description=_description(options, model),
         )
-    fit.run()
+    if options.lr_finder:
+        from weaver.lr_finder import find
+
+        find(fit, options.lr_finder)
+    else:
+        fit.run()
+
+
+def _network(options: TrainOptions, network, data_config):
+    """The network to train, with the weights that it is to start from."""
+    from weaver.start_weights import freeze, start_from
+
+    model, _ = network.build(
+        data_config, options.network_option, use_amp=options.asked_precision not in ("auto", "float32"), compile_model=options.compile
+    )
+    if options.load_model_weights:
+        start_from(model, options.load_model_weights, options.exclude_model_weights)
+    if options.freeze_model_weights:
+        freeze(model, options.freeze_model_weights)
+    return model
+
+
+def _only_deterministic() -> None:
+    """Let PyTorch refuse operations whose result depends on the order in which threads come to add."""
+    import torch
+
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts; without it torch refuses matrix products
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
 
 
 def _loaders(options: TrainOptions, world, datasets: list):
@@ -96,7 +142,7 @@ def _loaders(options: TrainOptions, world, datasets: list):
     share = {"rank": world.rank, "world_size": world.size, "device": str(world.device), "seed": options.seed}
     size, size_val = world.share_of(options.batch_size), world.share_of(options.batch_size_val or options.batch_size)
     train = Loader(datasets[0], size, shuffle=True, fraction=options.data_fraction, **share)
-    return train, Loader(datasets[1], size_val, shuffle=False, **share)
+    return train, Loader(datasets[1], size_val, shuffle=False, fraction=options.fraction_val(len(datasets[1])), **share)
 
 
 @contextlib.contextmanager
@@ -112,11 +158,12 @@ def _marked(folder, world, kind: type[JecError] = TrainingError) -> Iterator[Non
 
 def _finished(options: TrainOptions, folder, configuration: dict[str, Any]) -> bool:
     """True if the trial has seen its last epoch; its results are then written again, as a new pod has an empty metrics file."""
-    from weaver.fit import write_results
+    from weaver.fit import check_load_epoch, has_ended, write_results
 
     found, described = folder.load(configuration), folder.path("options.json")
-    if not found or found[1].epoch < options.num_epochs or not storage.exists(described):
+    if not found or not has_ended(options, found[1]) or not storage.exists(described):
         return False
+    check_load_epoch(options, found[1], folder.uri)
     if os.environ.get("RANK", "0") == "0":
         write_results(folder, options, found[1], storage.read_json(described))
         print(f"{folder.uri} is finished: best epoch {found[1].best_epoch}, AvgLoss {found[1].best_metric:.5f}", file=sys.stderr)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from common.errors import InputError
 from tests.weaver.trials import ROOT, SMALL, command, history, same, weights
 from weaver import fit
 from weaver.data_config import DataConfig
@@ -71,7 +72,7 @@ def test_best_weights_give_the_best_metric(trained, prepared):
     config = DataConfig.load(str(prepared.data_config))
     model, _ = build_best(str(trained), json.loads((trained / "options.json").read_text())["network_config"], config)
     dataset = Dataset.open(str(prepared.val), config)
-    output = predict(model, dataset, Objective(config, None, regression=True, use_amp=False), batch_size=64, device="cpu")
+    output = predict(model, dataset, Objective(config, None, regression=True), batch_size=64, device="cpu")
     target = dataset.label("target")
     loss = np.where(np.abs(target) < 1, np.abs(output - target), 0).mean()
     assert loss == pytest.approx(best["metric"], rel=1e-5)
@@ -85,11 +86,11 @@ def test_stopped_in_the_middle_it_ends_with_the_same_weights(network, request, t
 
     step, steps = fit.Fit._step, []
 
-    def interrupted(self, batch):
+    def interrupted(self, *batch):
         steps.append(1)
         if len(steps) in (2, 8):  # the third batch, then one in the second epoch, of six each
             os.kill(os.getpid(), signal.SIGTERM)
-        return step(self, batch)
+        return step(self, *batch)
 
     monkeypatch.setattr(fit.Fit, "_step", interrupted)
     ends = [main(command(prepared, tmp_path / "stopped", **words)) for _ in range(3)]
@@ -208,40 +209,50 @@ def config(label_type: str = "custom", weight: str | None = None):
     return types.SimpleNamespace(input_names=("x",), label_names=("y",), label_type=label_type, weight_name=weight)
 
 
+def judged(objective: Objective, model, *of_batch, **keywords) -> tuple[float, float, list[float]]:
+    """Loss, jets, and the sums of the other metrics."""
+    loss, count, errors = objective(model, batch(*of_batch), **keywords)
+    return loss.item(), float(count), objective.errors(*errors).tolist()
+
+
 def test_regression_reports_loss_squares_and_absolutes():
-    objective = Objective(config(), torch.nn.L1Loss(), regression=True, use_amp=False)
-    loss, count, errors = objective(torch.nn.Identity(), batch([0.5, 1.0, 4.0]))
-    assert (loss.item(), count) == (pytest.approx(2.5 / 3), 3.0)
-    assert errors.tolist() == pytest.approx([0.25 + 4.0, 2.5])
+    objective = Objective(config(), torch.nn.L1Loss(), regression=True)
+    loss, count, errors = judged(objective, torch.nn.Identity(), [0.5, 1.0, 4.0])
+    assert (loss, count) == (pytest.approx(2.5 / 3), 3.0)
+    assert errors == pytest.approx([0.25 + 4.0, 2.5])
 
 
 def test_jets_that_fill_up_a_batch_do_not_count():
-    objective = Objective(config(), torch.nn.L1Loss(), regression=True, use_amp=False)
-    loss, count, errors = objective(torch.nn.Identity(), batch([0.5, 1.0, 99.0], [1, 1, 0]), filled=True)
-    assert (loss.item(), count, errors.tolist()) == (0.25, 2.0, [0.25, 0.5])
-    loss, count, errors = objective(torch.nn.Identity(), batch([0.5], [0]), filled=True)
-    assert (loss.item(), count, errors.tolist()) == (0.0, 0.0, [0.0, 0.0])
+    objective = Objective(config(), torch.nn.L1Loss(), regression=True)
+    assert judged(objective, torch.nn.Identity(), [0.5, 1.0, 99.0], [1, 1, 0], filled=True) == (0.25, 2.0, [0.25, 0.5])
+    assert judged(objective, torch.nn.Identity(), [0.5], [0], filled=True) == (0.0, 0.0, [0.0, 0.0])
 
 
 def test_weights_make_the_mean_a_weighted_one():
-    objective = Objective(config(weight="w"), torch.nn.L1Loss(), regression=True, use_amp=False)
-    loss, total, errors = objective(torch.nn.Identity(), batch([1.0, 1.0, 99.0], [3.0, 1.0, 0.0]))
-    assert (loss.item(), total, errors[1].item()) == (0.75, 4.0, 3.0)
+    objective = Objective(config(weight="w"), torch.nn.L1Loss(), regression=True)
+    loss, total, errors = judged(objective, torch.nn.Identity(), [1.0, 1.0, 99.0], [3.0, 1.0, 0.0])
+    assert (loss, total, errors[1]) == (0.75, 4.0, 3.0)
+
+
+def test_a_loss_that_gives_a_mean_only_cannot_be_weighted_but_can_follow_sampling():
+    with pytest.raises(InputError, match="the loss must have a `reduction`"):
+        Objective(config(weight="w"), lambda p, t: (p - t).abs().mean(), regression=True)
+    sampled = types.SimpleNamespace(**vars(config(weight="w")), weight_use="sampling")
+    objective = Objective(sampled, lambda p, t: (p - t).abs().mean(), regression=True)
+    assert judged(objective, torch.nn.Identity(), [1.0, 4.0], [9.0, 1.0])[0] == 2.0
 
 
 def test_classification_reports_cross_entropy_and_accuracy():
-    objective = Objective(config("simple"), torch.nn.CrossEntropyLoss(), regression=False, use_amp=False)
+    objective = Objective(config("simple"), torch.nn.CrossEntropyLoss(), regression=False)
     model = torch.nn.Linear(1, 2, bias=False)
     model.weight.data = torch.tensor([[0.0], [1.0]])
-    loss, count, errors = objective(model, batch([1, 1, 0]))
     expected = torch.nn.functional.cross_entropy(torch.tensor([[0.0, 0.0], [0.0, 1.0], [0.0, 2.0]]), torch.tensor([1, 1, 0]))
-    assert (loss.item(), count, errors.tolist()) == (pytest.approx(expected.item()), 3.0, [1.0])  # a tie counts as class 0
+    assert judged(objective, model, [1, 1, 0]) == (pytest.approx(expected.item()), 3.0, [1.0])  # a tie counts as class 0
     assert objective.metrics == ("AvgLoss", "AvgAcc")
 
 
-def test_several_outputs_are_judged_by_the_middle_one():
-    objective = Objective(config(), lambda p, t: (p - t[:, None]).abs().mean(), regression=True, use_amp=False)
+def test_several_outputs_are_judged_by_the_first_one():
+    objective = Objective(config(), lambda p, t: (p - t[:, None]).abs().mean(), regression=True)
     model = torch.nn.Linear(1, 3, bias=False)
-    model.weight.data = torch.tensor([[0.0], [1.0], [2.0]])
-    _, _, errors = objective(model, batch([0.0, 2.0]))
-    assert errors.tolist() == [1.0, 1.0]
+    model.weight.data = torch.tensor([[1.0], [0.0], [2.0]])
+    assert judged(objective, model, [0.0, 2.0])[2] == [1.0, 1.0]

@@ -68,7 +68,7 @@ def test_an_unknown_option_is_refused_with_the_nearest():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("def get_model(d): pass\n", "defines no get_loss"),
+        ("def get_model(d): pass\ndef get_train_fn(d): pass\n", "defines get_train_fn: loops and optimizers of a network file's own"),
         ("get_loss = None\n", "defines no get_model"),
         ("def get_model(d:\n", r"network.py, line 1: "),
         ("def get_model(\0", "network.py, line"),
@@ -107,3 +107,15 @@ def test_options_are_read_without_torch():
 def test_names_defined_in_a_try_block_count():
     text = "try:\n    from a import get_model\nexcept ImportError:\n    from b import get_model\nfrom c import get_loss\n"
     assert option_names(text, "x.py") is None
+
+
+def test_without_get_loss_a_classification_takes_the_cross_entropy_and_a_regression_is_refused(tmp_path):
+    network = load_network(write(tmp_path, "def get_model(d, **k): return k, {}\n"))
+    assert type(network.loss(types.SimpleNamespace(label_type="simple"), {})).__name__ == "CrossEntropyLoss"
+    with pytest.raises(InputError, match="defines no get_loss"):
+        network.loss(types.SimpleNamespace(label_type="custom"), {})
+
+
+def test_only_a_network_that_knows_them_gets_the_options_that_weaver_adds(tmp_path):
+    network = load_network(write(tmp_path, "def get_model(d, width=1, for_inference=False): return (width, for_inference), {}\n"))
+    assert network.build(None, {"width": 2}, for_inference=True, use_amp=True)[0] == (2, True)

@@ -7,7 +7,7 @@ import torch
 
 from common.errors import InputError
 from weaver.optimizers import CLASSES, Lookahead, make_optimizer, set_rate
-from weaver.options import OPTIMIZERS, SCHEDULERS
+from weaver.options import OPTIMIZERS, SCHEDULERS, TORCH_OPTIMIZERS
 from weaver.schedulers import Schedule
 
 
@@ -36,7 +36,7 @@ def test_every_optimizer_descends(name):
     assert descend(model, optimizer, 300) < 0.1 * first
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", [*OPTIMIZERS, *TORCH_OPTIMIZERS])
 def test_state_restores_the_same_steps(name):
     model = network()
     optimizer = make_optimizer(name, model, 0.05, {})
@@ -95,7 +95,7 @@ def test_unknown_names_and_options_are_refused(name, options, message):
 
 
 def test_every_flag_has_its_optimizer():
-    assert set(CLASSES) == set(OPTIMIZERS)
+    assert set(CLASSES) == {*OPTIMIZERS, *TORCH_OPTIMIZERS}
 
 
 # ------------------------------------------------------------------------------------------------------------------ schedules

@@ -8,8 +8,19 @@ import sys
 import pytest
 
 from tests.weaver.trials import ROOT
-from weaver.options import TRAIN_FLAGS, TrainOptions, literal, parse
+from weaver.options import NOT_TAKEN, TRAIN_FLAGS, TrainOptions, literal, parse, parser
 
+# Every flag of weaver-core 0.5.3, as its parser lists them; a letter in front is the flag's short name.
+WEAVER_CORE = """
+amp-dtype auto-clean backend batch-size batch-size-test batch-size-val compile compile-optimizer compiler-option copy-inputs
+cross-validation custom-functions c:data-config data-config-test data-config-val data-fraction data-fraction-val data-split-num
+data-split-val t:data-test i:data-train l:data-val demo exclude-model-weights export-onnx extra-selection-test extra-selection-train
+extra-selection-val fetch-by-files fetch-step fetch-step-val file-fraction freeze-model-weights gpus in-memory in-memory-val io-test
+load-epoch load-model-weights log-file lr-finder lr-scheduler m:model-prefix n:network-config o:network-option no-remake-weights
+num-epochs num-workers onnx-opset optimizer p:optimizer-option predict predict-gpus predict-output prefetch-factor print profile
+regression-mode run-mode samples-per-epoch samples-per-epoch-val start-lr steps-per-epoch steps-per-epoch-val tensorboard
+tensorboard-custom-fn train-val-split use-amp warmup-steps
+"""
 NEEDED = ["--data-train=a", "--data-val=b", "--data-config=c", "--network-config=n", "--model-prefix=m"]
 
 
@@ -45,11 +56,21 @@ def test_whole_numbers_may_come_as_floats_from_a_search():
         (["--start-lr=nan"], "not 'nan'"),
         (["--data-fraction=1.5"], "above 0 and at most 1, not '1.5'"),
         (["--network-option", "fc_dim"], "'fc_dim' is no option; write 'name value' or name:value"),
-        (["--data-test=t"], "--data-test goes with --predict: the test set takes no part in training"),
+        (["--data-test=t"], "--data-test needs --predict-output: the test set takes no part in training"),
         (["--gpus=first"], "--gpus must be auto"),
         (["--predict"], "missing --data-test, --predict-output"),
-        (["--predict", "--data-test=t", "--predict-output=x.csv"], "must end in .npz or .root"),
+        (["--predict", "--data-test=t", "--predict-output=x.csv"], "must end in .root, .parquet or .npz"),
         (["extra"], "unexpected argument 'extra'"),
+        (["--demo"], "--demo of weaver-core is not an option here: use --data-fraction 0.01"),
+        (["--train-val-split", "0.7"], "give validation files of their own with --data-val"),
+        (["--run-mode=train"], "training always validates"),
+        (["--model-prefix=models/{auto}/net"], "--model-prefix cannot hold {auto}"),
+        (["--use-amp", "--precision=fp16"], "--use-amp asks for bf16, --precision for fp16"),
+        (["--steps-per-epoch=2", "--samples-per-epoch=256"], "not both"),
+        (["--samples-per-epoch=100"], "less than one batch of 128"),
+        (["--triton-config=x"], "--triton-config goes with --export-onnx"),
+        (["--export-onnx=x.pt"], "--export-onnx must end in .onnx"),
+        (["--lr-finder=1,2"], "--lr-finder must be START,END,STEPS"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else None,
 )
@@ -81,3 +102,35 @@ except SystemExit:
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert "--network-option" in done.stdout
+
+
+def test_every_flag_of_weaver_core_is_taken_or_explained():
+    theirs = {flag.rpartition(":")[2] for flag in WEAVER_CORE.split()}
+    assert theirs - set(TrainOptions.names()) == set(NOT_TAKEN)
+    known = parser()._option_string_actions
+    for letter, _, flag in (flag.rpartition(":") for flag in WEAVER_CORE.split()):
+        assert f"--{flag}" in known
+        assert not letter or known[f"-{letter}"] is known[f"--{flag}"]
+
+
+def test_flags_that_need_nothing_say_why_and_change_nothing(capsys):
+    words = ["--fetch-step=0.5", "--num-workers", "3", "--in-memory", "--no-remake-weights"]
+    assert parse([*NEEDED, *words]) == parse(NEEDED)
+    said = capsys.readouterr().err
+    assert "note: --num-workers has no effect: a thread makes batches ahead" in said
+    assert said.count("note: ") == 4
+
+
+def test_precision_is_what_amp_means_unless_told(capsys):
+    asked = [
+        parse([*NEEDED, *words]).asked_precision for words in ([], ["--use-amp"], ["--use-amp", "--amp-dtype=fp16"], ["--precision=auto"])
+    ]
+    assert asked == ["float32", "bf16", "fp16", "auto"]
+
+
+def test_steps_and_samples_set_the_length_of_an_epoch():
+    assert parse(NEEDED).steps(7) == 7
+    assert parse([*NEEDED, "--steps-per-epoch=3"]).steps(7) == 3
+    options = parse([*NEEDED, "--samples-per-epoch=1000", "--batch-size=100", "--steps-per-epoch-val=2", "--data-fraction-val=0.5"])
+    assert options.steps(7) == 10
+    assert [options.fraction_val(jets) for jets in (100, 800)] == [0.5, 0.25]
