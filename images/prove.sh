@@ -15,6 +15,7 @@ registry=""
 containers=()
 finish() {
     for one in "${containers[@]}"; do buildah rm "$one" >/dev/null || true; done
+    if [ -f "$work/registries.conf" ]; then buildah images --quiet --filter "reference=127.0.0.1:$port/jec/*" | xargs -r buildah rmi --force >/dev/null || true; fi
     if [ -n "$registry" ]; then kill "$registry" || true; fi
     rm -rf "$work"
 }
@@ -55,24 +56,25 @@ cat "$work/checkout/images/digests.json"
 
 step "the images that the registry gives back"
 image() { python3 -c 'import json, sys; print(json.load(open(sys.argv[1]))["images"][sys.argv[2]])' "$work/checkout/images/digests.json" "$1"; }
-steps=$(buildah from --isolation chroot --pull-always "$(image steps)") && containers+=("$steps")
-weaver=$(buildah from --isolation chroot --pull-always "$(image weaver)") && containers+=("$weaver")
+steps=$(buildah from --isolation chroot --quiet --pull-always "$(image steps)") && containers+=("$steps")
+weaver=$(buildah from --isolation chroot --quiet --pull-always "$(image weaver)") && containers+=("$weaver")
 mkdir "$work/data" && chown 1000:1000 "$work/data"
-in() { local container=$1; shift; buildah run --isolation chroot --volume "$work/data:/data" "$container" -- "$@"; }
+inside() { local container=$1; shift; buildah run --isolation chroot --volume "$work/data:/data" "$container" -- "$@"; }
 for container in "$steps" "$weaver"; do
-    in "$container" sh -c 'test "$(id -u):$(id -g)" = 1000:1000 && test ! -w /opt/jec && klist -V && python --version'
+    inside "$container" sh -c 'test "$(id -u):$(id -g)" = 1000:1000 && test ! -w /opt/jec && klist -V && python --version'
     buildah inspect --format '{{index .OCIv1.Config.Labels "org.opencontainers.image.revision"}} {{.OCIv1.Config.User}}' "$container"
+    echo
 done
-if in "$steps" python -c 'import torch' 2>/dev/null; then echo "the steps' image has torch"; exit 1; fi
+if inside "$steps" python -c 'import torch' 2>/dev/null; then echo "the steps' image has torch"; exit 1; fi
 
 step "prepare, in the steps' image"
 run=/data/runs/proof-00000001
-in "$steps" python -m components.prepare --run-id proof-00000001 --s3-bucket /data/runs --sample-jets 2000 --num-epochs 1
+inside "$steps" python -m components.prepare --run-id proof-00000001 --s3-bucket /data/runs --sample-jets 2000 --num-epochs 1
 step "a trial, export and evaluation, in the training's image"
-in "$weaver" python -m weaver.train --data-train $run/data/train.json --data-val $run/data/val.json --data-config $run/config/data.yaml \
+inside "$weaver" python -m weaver.train --data-train $run/data/train.json --data-val $run/data/val.json --data-config $run/config/data.yaml \
     --network-config $run/config/network.py --model-prefix $run/trials/one/ --metrics-log /var/log/katib/metrics.log \
     --num-epochs 1 --batch-size 500 --regression-mode --gpus auto
-in "$weaver" python -m exporting.export --run $run --trial one --name proof
-in "$weaver" python -m physics.evaluate --run $run --trial one --name proof
+inside "$weaver" python -m exporting.export --run $run --trial one --name proof
+inside "$weaver" python -m physics.evaluate --run $run --trial one --name proof
 ls -l "$work/data/runs/proof-00000001/model/proof/1/model.onnx" "$work/data/runs/proof-00000001/report.html"
 step "done"

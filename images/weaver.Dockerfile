@@ -40,6 +40,7 @@ RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
 
 WORKDIR /opt/jec
 COPY common common
+COPY clusters clusters
 COPY serving serving
 COPY exporting exporting
 COPY networks networks

@@ -1,0 +1,175 @@
+"""The cluster files: they build, every object would be taken, names and permissions agree with the code, and no key is in them."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from clusters import permissions, ticket, validate
+from clusters.manifests import CREDENTIALS
+from clusters.protocol import STEP_LABEL
+from common.config import RunConfig
+from tests.deploy import kustomize
+
+DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
+SETTINGS = {"AWS_ENDPOINT_URL": "https://s3.example:8443", "S3_HOST": "s3.example:8443", "S3_REGION": "us-east-1",
+            "S3_USE_HTTPS": "1", "KERBEROS_PRINCIPAL": "user@REALM"}  # fmt: skip
+MODELS = {"ServiceAccount": "V1ServiceAccount", "Role": "V1Role", "RoleBinding": "V1RoleBinding", "ConfigMap": "V1ConfigMap",
+          "Secret": "V1Secret", "CronJob": "V1CronJob"}  # fmt: skip
+POD_DEFAULT = {  # fields of PodDefaultSpec in Kubeflow's admission webhook
+    "desc": "str", "selector": "V1LabelSelector", "env": "list[V1EnvVar]", "envFrom": "list[V1EnvFromSource]",
+    "volumes": "list[V1Volume]", "volumeMounts": "list[V1VolumeMount]", "initContainers": "list[V1Container]",
+    "sidecars": "list[V1Container]", "tolerations": "list[V1Toleration]", "labels": "dict(str, str)", "annotations": "dict(str, str)",
+    "serviceAccountName": "str", "automountServiceAccountToken": "bool", "imagePullSecrets": "list[V1LocalObjectReference]",
+    "command": "list[str]", "args": "list[str]",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def deploy(tmp_path_factory):
+    """A copy of deploy/ with the example filled in."""
+    folder = tmp_path_factory.mktemp("site") / "deploy"
+    shutil.copytree(DEPLOY, folder)
+    example = folder / "overlays/example"
+    for name in ("settings", "s3"):
+        values = SETTINGS if name == "settings" else dict.fromkeys(CREDENTIALS, "value")
+        lines = (example / f"{name}.env.example").read_text().splitlines()
+        keys = {line.split("=")[0] for line in lines if not line.startswith("#")}
+        assert keys == set(values)
+        (example / f"{name}.env").write_text("".join(f"{key}={value}\n" for key, value in values.items()))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def objects(deploy):
+    return kustomize.build(deploy / "overlays/example")
+
+
+def only(objects, kind, name):
+    (found,) = [one for one in objects if one["kind"] == kind and one["metadata"]["name"] == name]
+    return found
+
+
+def test_every_object_would_be_taken(objects):
+    found = {f"{one['kind']} {one['metadata']['name']}": list(problems(one)) for one in objects}
+    assert len(found) == len(objects) == 12, "two objects of one name, or one more or less than thought"
+    assert {name: wrong for name, wrong in found.items() if wrong} == {}
+
+
+def problems(one):
+    kind = one["kind"]
+    if kind in MODELS:
+        yield from validate._against_model(one, MODELS[kind], "kubernetes.client", "")
+    elif kind == "PodDefault":
+        assert one["apiVersion"] == "kubeflow.org/v1alpha1"
+        assert one["spec"]["selector"], "an empty selector would take every pod of the namespace"
+        for field, value in one["spec"].items():
+            yield from validate._against_model(value, POD_DEFAULT[field], "kubernetes.client", field)
+    else:
+        assert (one["apiVersion"], kind) == ("tensorboard.kubeflow.org/v1alpha1", "Tensorboard")
+        assert set(one["spec"]) == {"logspath"}
+
+
+def test_the_checks_find_what_is_wrong(objects):
+    broken = {**only(objects, "ServiceAccount", "jec-predictor"), "secret": []}
+    assert any("unknown field 'secret'" in problem for problem in problems(broken))
+    broken = {**only(objects, "PodDefault", "jec-s3")}
+    broken["spec"] = {**broken["spec"], "env": [{"name": "A", "valeu": "b"}]}
+    assert any("unknown field 'valeu'" in problem for problem in problems(broken))
+
+
+def test_the_launcher_s_role_is_the_table_of_permissions(objects):
+    assert only(objects, "Role", "jec-launcher")["rules"] == permissions.rules()
+
+
+def test_every_subject_is_in_the_namespace(objects):
+    assert {one["metadata"]["namespace"] for one in objects} == {"NAMESPACE"}
+    for binding in (one for one in objects if one["kind"] == "RoleBinding"):
+        assert only(objects, "Role", binding["roleRef"]["name"])
+        assert {subject["namespace"] for subject in binding["subjects"]} == {"NAMESPACE"}
+
+
+def test_names_are_those_that_the_commands_take(objects):
+    config = RunConfig()
+    secret = only(objects, "Secret", config.s3_secret)
+    assert set(secret["data"]) == set(CREDENTIALS)
+    assert secret["metadata"]["annotations"] == {
+        "serving.kserve.io/s3-endpoint": SETTINGS["S3_HOST"], "serving.kserve.io/s3-usehttps": "1",
+        "serving.kserve.io/s3-region": "us-east-1",
+    }  # fmt: skip
+    assert only(objects, "ServiceAccount", "jec-predictor")["secrets"] == [{"name": config.s3_secret}]
+
+
+def test_every_reference_has_what_it_refers_to(objects):
+    held = {one["metadata"]["name"]: set(one["data"]) for one in objects if one["kind"] in ("ConfigMap", "Secret")}
+    text = yaml.safe_dump(objects, default_flow_style=True, width=10**9)
+    references = re.findall(r"KeyRef: \{key: ([\w-]+), name: ([\w-]+)\}", text)
+    assert len(references) == 7
+    assert [(name, key) for key, name in references if key not in held[name]] == []
+
+
+def test_containers_are_unprivileged_and_of_the_site_s_images(objects):
+    found = [container for one in objects for container in kustomize.containers(one)]
+    assert len(found) == 2
+    for container in found:
+        assert container["image"] == "REGISTRY/jec-steps:TAG"
+        assert container["resources"].keys() == {"requests", "limits"}
+        assert container["securityContext"]["allowPrivilegeEscalation"] is False
+        assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+    pod = only(objects, "CronJob", "jec-ticket")["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    mounts = {mount["name"] for container in pod["containers"] for mount in container["volumeMounts"]}
+    assert mounts == {volume["name"] for volume in pod["volumes"]}
+
+
+def test_the_tensorboard_s_pod_gets_s3(objects):
+    """The controller copies labels to the pod, and PodDefaults are found by them."""
+    board, default = only(objects, "Tensorboard", "jec"), only(objects, "PodDefault", "jec-s3")
+    assert default["spec"]["selector"]["matchLabels"].items() <= board["metadata"]["labels"].items()
+    assert board["spec"]["logspath"] == "s3://BUCKET/PREFIX/RUN_ID/trials"
+
+
+def test_the_cron_job_s_command_renews_the_ticket(objects, monkeypatch):
+    (container,) = kustomize.containers(only(objects, "CronJob", "jec-ticket"))
+    stored = []
+    monkeypatch.setattr(ticket, "new_ticket", lambda keytab, principal: f"{keytab} {principal}".encode())
+    monkeypatch.setattr(ticket, "store", lambda *what: stored.append(what) or "jets")
+    assert container["command"] == ["python", "-m", ticket.__name__]
+    assert ticket.main([argument.replace("$(PRINCIPAL)", "user@REALM") for argument in container["args"]]) == 0
+    assert stored == [(b"/secrets/keytab/keytab user@REALM", "krb-secret", "krb5cc_1000", None)]
+    assert only(objects, "Role", "jec-ticket")["rules"][0]["resourceNames"] == ["krb-secret"]
+
+
+def test_eos_gets_a_ticket_that_only_the_user_reads(objects, tmp_path):
+    spec = only(objects, "PodDefault", "jec-eos")["spec"]
+    assert spec["selector"]["matchLabels"] == {STEP_LABEL: "prepare"}, "jobs get EOS from their own manifests; twice would clash"
+    (container,) = spec["initContainers"]
+    (tmp_path / "krb5cc_1000").write_bytes(b"ticket")
+    (tmp_path / "krb5cc_1000").chmod(0o444)
+    code = container["args"][0].replace("/secrets/kerberos", str(tmp_path)).replace("/tickets", str(tmp_path))
+    subprocess.run([sys.executable, "-S", *container["command"][1:], code], check=True, timeout=60)
+    assert (tmp_path / "krb5cc").read_bytes() == b"ticket"
+    assert stat.S_IMODE((tmp_path / "krb5cc").stat().st_mode) == 0o600
+    assert spec["env"] == [{"name": "KRB5CCNAME", "value": "FILE:/tickets/krb5cc"}]
+
+
+def test_nothing_is_applied_before_the_keys_are_there(deploy, tmp_path):
+    shutil.copytree(deploy, tmp_path / "deploy", ignore=shutil.ignore_patterns("s3.env"))
+    with pytest.raises(FileNotFoundError, match=r"s3\.env"):
+        kustomize.build(tmp_path / "deploy/overlays/example")
+
+
+def test_no_key_is_in_the_repository():
+    for path in (path for path in DEPLOY.rglob("*") if path.is_file() and path.suffix != ".env"):
+        text = path.read_text()
+        assert not re.search(r"^kind: Secret$", text, re.MULTILINE), "Secrets are made from s3.env, which git ignores"
+        if path.name == "s3.env.example":
+            assert not re.search(r"^\w+=.+", text, re.MULTILINE)
+    assert "*.env" in (DEPLOY / ".gitignore").read_text().split()

@@ -1,0 +1,102 @@
+"""Each image holds what its programs import: the project's rooms, and packages of its lock."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib.metadata
+import re
+import sys
+from collections.abc import Iterator
+
+import pytest
+from packaging.utils import canonicalize_name
+
+from images import locks
+from tests.images.dockerfile import IMAGES, NAMES, copied
+
+ROOT = IMAGES.parent
+ROOMS = {path.parent.name for path in ROOT.glob("*/__init__.py")}
+STEPS = sorted(f"components.{path.stem}" for path in (ROOT / "components").glob("*.py") if "\ndef component(" in path.read_text())
+COMMANDS = {  # what manifests, deploy/ and the chain run in each image
+    "steps": ["clusters.ticket", *STEPS],
+    "weaver": ["weaver.train", "weaver.prepare", "exporting.export", "physics.evaluate"],
+}
+LOCAL = {"clusters.local", "clusters.local_search", "serving.triton", "components.local_run", "components.host_runner"}
+"""One machine's home: imported by the steps only where the local runner started them."""
+ELSEWHERE = {"steps": {("weaver.network_file", "torch")}, "weaver": set()}
+"""(importer, package) that a program of the image never gets to: steps are compiled before, networks are built where they train."""
+BY_FILE = {"networks", "data", "training"}
+"""Network files, data configurations and search spaces of the project are named by path, and network files import layers."""
+
+
+def test_there_are_commands():
+    assert {f"components.{step}" for step in ("prepare", "search", "export", "evaluate", "deploy")} <= set(STEPS)
+    assert all(_source(command) for image in NAMES for command in COMMANDS[image])
+
+
+@pytest.mark.parametrize("image", NAMES)
+def test_the_project_s_rooms_are_copied(image):
+    project, _ = reached(image)
+    rooms = {module.split(".")[0] for module in project}
+    there = {source for source in copied(image) if source in ROOMS}
+    assert rooms <= there, "imported by a program of the image and not in it"
+    assert there - rooms <= BY_FILE, "in the image and never imported there"
+
+
+@pytest.mark.parametrize("image", NAMES)
+def test_every_package_that_is_imported_is_locked(image):
+    _, packages = reached(image)
+    held = {*locks.read_lock(IMAGES / f"{image}.lock"), *(["torch"] if image == "weaver" else [])}
+    distributions = importlib.metadata.packages_distributions()
+    missing = {}
+    for package, importer in packages.items():
+        names = {canonicalize_name(name) for name in distributions.get(package, [package])}
+        if not names & held:
+            missing[package] = importer
+    assert not missing, f"add to images/{image}.in and type: make lock"
+
+
+def test_the_steps_have_no_torch():
+    assert not set(locks.read_lock(IMAGES / "steps.lock")) & {"torch", "onnxruntime", "tensorboard"}
+
+
+def reached(image: str) -> tuple[set[str], dict[str, str]]:
+    """The project's modules that the commands of an image import, at once or later; other packages, each with who imports it."""
+    project, packages, todo = set(), {}, list(COMMANDS[image])
+    while todo:
+        module = todo.pop()
+        if module in project or module in LOCAL:
+            continue
+        project.add(module)
+        for name in imports(module):
+            if name.split(".")[0] in ROOMS:
+                todo += [name] if _source(name) else []
+            elif (package := name.split(".")[0]) not in sys.stdlib_module_names and (module, package) not in ELSEWHERE[image]:
+                packages.setdefault(package, module)
+    return project, packages
+
+
+@functools.cache
+def imports(module: str) -> frozenset[str]:
+    return frozenset(_imports(ast.parse(_source(module))))
+
+
+def _imports(node: ast.AST) -> Iterator[str]:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.FunctionDef) and child.name == "component":
+            continue  # compiled where the pipeline is submitted
+        if isinstance(child, ast.Import):
+            yield from (alias.name for alias in child.names)
+        elif isinstance(child, ast.ImportFrom) and child.module:
+            yield child.module
+            yield from (f"{child.module}.{alias.name}" for alias in child.names if child.module.split(".")[0] in ROOMS)
+        else:
+            yield from _imports(child)
+
+
+def _source(module: str) -> str:
+    """The text of a project's module; empty for a name that is none (a function of one)."""
+    path = ROOT / re.sub(r"\.", "/", module)
+    file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    return file.read_text() or "#" if file.exists() else ""
