@@ -1,0 +1,345 @@
+"""From ROOT files to ready batches: this project's feeding against weaver-core's, on the same files, config and batch size.
+
+    python -m benchmarks.feeding [--peer-python .venv-peer/bin/python] [--rounds 5] [--only first-pass,search,memory]
+
+first-pass  ROOT to ready batches once, and ready batches in the epochs after that; weaver-core with the flags that a scan finds best
+            here (or --peer-flags), and with its defaults
+search      what decoding once saves a search of 30 trials
+memory      memory that belongs to the process while an epoch passes, for data sets of rising size
+
+Both sides run in processes of their own, in turn, with the same C allocator settings and with the files in the page cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measure import Report, alternate, ratio, with_allocator
+from common.errors import JecError
+from common.project import ROOT
+
+PEER_FEED = Path(__file__).parent / "peer" / "feed.py"
+BATCH = 500
+EPOCHS = 4
+COPIES = 5  # of the sample's files: as many jets as a first pass of a second or two needs
+DEFAULT_FLAGS: dict[str, Any] = {"fetch_step": 0.01, "num_workers": 1}
+SCANNED_FLAGS: tuple[dict[str, Any], ...] = (
+    {"fetch_step": 0.1, "num_workers": 2},
+    {"fetch_step": 1, "num_workers": 1},
+    {"fetch_step": 1, "num_workers": 2},
+    {"fetch_by_files": True, "fetch_step": 1, "num_workers": 1},
+    {"fetch_by_files": True, "fetch_step": 1, "num_workers": 2},
+    {"fetch_by_files": True, "fetch_step": 2, "num_workers": 2},
+    {"fetch_by_files": True, "fetch_step": 5, "num_workers": 2},
+)
+TRIALS = 30
+
+
+# -------------------------------------------------------------------------------------------- what the measured processes do
+
+
+def feed(given: dict[str, Any]) -> dict[str, Any]:
+    """Our side: prepare into an empty storage, then epochs of batches. Rates as benchmarks/peer/feed.py gives them, and more."""
+    from weaver.data_config import DataConfig
+    from weaver.dataset import Dataset
+    from weaver.loader import Loader
+    from weaver.prepare import prepare
+
+    with tempfile.TemporaryDirectory(dir=given["scratch"]) as storage:
+        started = time.perf_counter()
+        config = DataConfig.load(given["config"])
+        reference = prepare(given["files"], config, storage, for_training=True, report=lambda line: None)
+        prepared = time.perf_counter()
+        dataset = Dataset.open(reference.uri, config)
+        opened = time.perf_counter()
+        loader = Loader(dataset, given["batch_size"], shuffle=True, seed=1)
+        first = sum(len(batch) for batch in loader.epoch(0)) / (time.perf_counter() - started)
+        resident = Loader(dataset, given["batch_size"], shuffle=True, seed=1, in_memory=True)
+        return {
+            "rates": [first, *(_epoch_rate(loader, number) for number in range(1, EPOCHS))],
+            "in_memory": [_epoch_rate(resident, number) for number in range(1, EPOCHS)],
+            "prepare_seconds": prepared - started,
+            "open_seconds": opened - prepared,
+            "jets": len(dataset),
+        }
+
+
+def _epoch_rate(loader: Any, number: int) -> float:
+    started = time.perf_counter()
+    jets = sum(len(batch) for batch in loader.epoch(number))
+    return jets / (time.perf_counter() - started)
+
+
+def hold(given: dict[str, Any]) -> dict[str, Any]:
+    """Anonymous memory (of no file) that preparing files, and then an epoch over them, takes beyond what the imports took."""
+    from weaver.data_config import DataConfig
+    from weaver.dataset import Dataset
+    from weaver.loader import Loader
+    from weaver.prepare import prepare
+
+    with tempfile.TemporaryDirectory(dir=given["scratch"]) as storage:
+        config = DataConfig.load(given["config"])
+        prepare(given["files"][:1], config, storage, for_training=True, report=lambda line: None)  # what is made once, whatever the size
+        before = _anonymous()
+        with _Peak() as preparing:
+            reference = prepare(given["files"], config, storage, for_training=True, report=lambda line: None)
+        dataset = Dataset.open(reference.uri, config)
+        with _Peak() as feeding:
+            for _ in Loader(dataset, given["batch_size"], shuffle=True, seed=1, block=given["block"]).epoch(0):
+                pass
+        return {
+            "jets": len(dataset),
+            "data": dataset.nbytes,
+            "preparing": preparing.most - before,
+            "feeding": feeding.most - feeding.first,
+        }
+
+
+class _Peak:
+    """The most anonymous memory while the block runs, asked for every few milliseconds."""
+
+    def __enter__(self) -> _Peak:
+        import threading
+
+        self.first = self.most = _anonymous()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(0.005):
+            self.most = max(self.most, _anonymous())
+
+
+def _anonymous() -> int:
+    """Bytes of this process in memory that no file backs (Linux)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith("RssAnon")).split()[1])
+
+
+WORK = {"feed": feed, "hold": hold}
+
+
+# ---------------------------------------------------------------------------------------------------------- running both sides
+
+
+class Sides:
+    """Starts the processes of both sides on the same files."""
+
+    def __init__(self, arguments: argparse.Namespace, scratch: str) -> None:
+        self.peer_python, self.scratch = arguments.peer_python, scratch
+        self.config = str(Path(arguments.data_config).resolve())
+        self.files = _files(arguments, scratch)
+
+    def ours(self, work: str = "feed", **given: Any) -> dict[str, Any]:
+        given = {"files": self.files, "config": self.config, "batch_size": BATCH, "scratch": self.scratch, **given}
+        return _answer([sys.executable, "-m", "benchmarks.feeding", "--work", work, json.dumps(given)], cwd=str(ROOT))
+
+    def peer(self, flags: dict[str, Any], epochs: int = EPOCHS, **given: Any) -> dict[str, Any]:
+        given = {"files": self.files, "config": self.config, "batch_size": BATCH, "epochs": epochs, **flags, **given}
+        return _answer([self.peer_python, str(PEER_FEED), json.dumps(given)], cwd=self.scratch)
+
+
+def _answer(command: list[str], cwd: str) -> dict[str, Any]:
+    environment = {name: value for name, value in with_allocator().items() if name != "PYTHONPATH"}
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=1800)
+    if done.returncode:
+        raise JecError(f"{command[0]} ended with {done.returncode}: {done.stderr.strip().splitlines()[-1:]}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def _files(arguments: argparse.Namespace, scratch: str) -> list[str]:
+    """The training files, each under several names: to both sides they are so many files."""
+    from common import storage
+    from data.sample import ensure_sample
+
+    pattern = arguments.data or ensure_sample(arguments.storage)["train"]
+    found = [entry.uri for entry in storage.glob(pattern)]
+    names = []
+    for copy in range(arguments.copies):
+        for index, path in enumerate(found):
+            names.append(os.path.join(scratch, f"jets_{copy:03d}_{index:03d}.root"))
+            os.symlink(os.path.abspath(path), names[-1])
+    for path in found:
+        Path(path).read_bytes()  # into the page cache
+    return names
+
+
+# -------------------------------------------------------------------------------------------------------------------- sections
+
+
+def first_pass(sides: Sides, report: Report, arguments: argparse.Namespace) -> None:
+    flags = json.loads(arguments.peer_flags) if arguments.peer_flags else best_flags(sides)
+    answers: dict[str, list[dict[str, Any]]] = {"ours": [], "peer": [], "peer in memory": []}
+
+    def run(name: str, start: Any) -> Any:
+        return lambda: answers[name].append(start()) or answers[name][-1]["rates"][0]
+
+    in_memory = {"fetch_step": 1, "num_workers": 0, "in_memory": True}
+    in_memory["most_jets"] = sides.peer(flags, epochs=1)["jets"]  # it knows no end of an epoch then
+    runs = alternate(
+        {
+            "ours": run("ours", sides.ours),
+            "peer": run("peer", lambda: sides.peer(flags)),
+            "peer in memory": run("peer in memory", lambda: sides.peer(in_memory)),
+        },
+        arguments.rounds,
+    )
+    default = sides.peer(DEFAULT_FLAGS, epochs=1, most_seconds=20)["rates"][0]
+    ours = {part: [statistics.median(answer[part][-EPOCHS + 1 :]) for answer in answers["ours"]] for part in ("rates", "in_memory")}
+    peer = {name: [statistics.median(answer["rates"][1:]) for answer in answers[name]] for name in ("peer", "peer in memory")}
+    jets = answers["ours"][0]["jets"]
+    report.section(
+        "ROOT to ready batches, first pass",
+        columns=["loader", "jets/s: median (least - most)", "ours is faster by"],
+        rows=[
+            ["ours: prepare, open, one epoch", _spread(runs["ours"]), ""],
+            [f"weaver-core {_words(flags)}", _spread(runs["peer"]), ratio(runs["ours"], runs["peer"]).text(".1f", "x")],
+            ["weaver-core as by default", f"{default:,.0f} (once)", f"{statistics.median(runs['ours']) / default:.0f}x"],
+        ],
+        notes=[f"{jets:,} selected jets in {len(sides.files)} files, batch {BATCH}, shuffled; files in the page cache; imports left out."],
+        runs=runs,
+        peer_flags=flags,
+    )
+    report.section(
+        "ready batches, later epochs",
+        columns=["loader", "jets/s: median (least - most)", "ours (mapped) is faster by", "ours (--in-memory) is faster by"],
+        rows=[
+            ["ours: mapped from disk", _spread(ours["rates"]), "", ""],
+            ["ours: --in-memory", _spread(ours["in_memory"]), "", ""],
+            *(
+                [words, _spread(peer[name]), *(ratio(ours[part], peer[name]).text(".1f", "x") for part in ("rates", "in_memory"))]
+                for words, name in ((f"weaver-core {_words(flags)}", "peer"), ("weaver-core --in-memory --num-workers 0", "peer in memory"))
+            ),
+        ],
+        notes=["Without --in-memory weaver-core decodes ROOT again in each epoch; with it all padded jets stay in memory, on both sides."],
+        ours=ours,
+        peer=peer,
+    )
+
+
+def best_flags(sides: Sides) -> dict[str, Any]:
+    """The flags with which weaver-core's first two epochs are fastest on this machine."""
+    rates = {json.dumps(flags): statistics.mean(sides.peer(flags, epochs=2, most_seconds=20)["rates"]) for flags in SCANNED_FLAGS}
+    for flags, rate in rates.items():
+        print(f"weaver-core {_words(json.loads(flags))}: {rate:,.0f} jets/s", file=sys.stderr)
+    return json.loads(max(rates, key=rates.__getitem__))
+
+
+def search(sides: Sides, report: Report, arguments: argparse.Namespace) -> None:
+    """Decoding once against decoding in each trial."""
+    ours = sides.ours()
+    flags = json.loads(arguments.peer_flags) if arguments.peer_flags else best_flags(sides)
+    peer = sides.peer(flags, epochs=1)
+    decode = peer["jets"] / peer["rates"][0]
+    total = ours["prepare_seconds"] + TRIALS * ours["open_seconds"]
+    report.section(
+        f"decoding in a search of {TRIALS} trials",
+        columns=["", "once", "each trial", f"{TRIALS} trials, 1 epoch each"],
+        rows=[
+            ["ours", f"prepare {ours['prepare_seconds']:.2f} s", f"open {1000 * ours['open_seconds']:.1f} ms", f"{total:.1f} s"],
+            [f"weaver-core {_words(flags)}", "", f"decode {decode:.2f} s", f"{TRIALS * decode:.0f} s ({TRIALS * decode / total:.0f}x)"],
+        ],
+        notes=[
+            f"{ours['jets']:,} jets. weaver-core decodes in every epoch of every trial: with 50 epochs, 50 times as much as shown.",
+            "Trials of one machine map the same prepared files: one copy in memory, whatever their number.",
+        ],
+        ours=ours,
+        peer=peer,
+    )
+
+
+def memory(sides: Sides, report: Report, arguments: argparse.Namespace) -> None:
+    """Anonymous memory for one and for many files, with both ways of shuffling."""
+    sizes = [len(sides.files) // 5, len(sides.files), 5 * len(sides.files)]
+    rows, data = [], []
+    for size in sizes:
+        files = (sides.files * 5)[:size]
+        for block in (0, 2000):
+            answer = sides.ours("hold", files=_distinct(files, sides.scratch), block=block)
+            data.append(answer)
+            cells = [f"{answer[part] / 2**20:,.0f} MiB" for part in ("data", "preparing", "feeding")]
+            rows.append([f"{answer['jets']:,}", "in blocks" if block else "as a whole", *cells])
+    report.section(
+        "memory of the process, page cache aside",
+        columns=["jets", "shuffled", "prepared data", "most while preparing", "most during an epoch"],
+        rows=rows,
+        notes=[
+            "Anonymous memory beyond what was there before (RssAnon). Shuffled as a whole, an epoch lists its jets: 8 bytes each, twice "
+            "while the list is made; data sets above 4 GiB are shuffled in blocks (weaver/order.py)."
+        ],
+        answers=data,
+    )
+
+
+def _distinct(files: list[str], scratch: str) -> list[str]:
+    """The same files, each named once: a repeated name gets another."""
+    seen: dict[str, int] = {}
+    names = []
+    for path in files:
+        seen[path] = seen.get(path, 0) + 1
+        other = path if seen[path] == 1 else path.replace(".root", f"_{seen[path]}.root")
+        if not os.path.exists(other):
+            os.symlink(os.path.realpath(path), other)
+        names.append(other)
+    return names
+
+
+def _words(flags: dict[str, Any]) -> str:
+    """Flags as one types them."""
+    return " ".join(f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}") for name, value in flags.items())
+
+
+def _spread(values: list[float]) -> str:
+    from benchmarks.measure import Spread
+
+    return Spread.of(values).text()
+
+
+SECTIONS = {"first-pass": first_pass, "search": search, "memory": memory}
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.feeding", description=__doc__.splitlines()[0])
+    parser.add_argument("--peer-python", default=str(ROOT / ".venv-peer" / "bin" / "python"), help="interpreter that has weaver-core")
+    parser.add_argument("--peer-flags", help='loader flags of weaver-core as JSON, e.g. {"fetch_step": 1} (default: the best of a scan)')
+    parser.add_argument("--data", help="ROOT files (default: the training part of the generated sample)")
+    parser.add_argument("--data-config", default=str(ROOT / "data" / "jec_pfn_open.yaml"))
+    parser.add_argument("--storage", default="runs", help="where the generated sample lies or will lie")
+    parser.add_argument("--copies", type=int, default=COPIES, help="how often the files are used, under different names")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", default=",".join(SECTIONS), help="sections to measure")
+    parser.add_argument("--work", nargs=2, metavar=("NAME", "JSON"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args(argv)
+    if arguments.work:
+        print(json.dumps(WORK[arguments.work[0]](json.loads(arguments.work[1]))))
+        return 0
+    try:
+        report = Report("feeding", "Feeding: from ROOT files to ready batches")
+        with tempfile.TemporaryDirectory(prefix="bench-feeding-") as scratch:
+            sides = Sides(arguments, scratch)
+            for name in arguments.only.split(","):
+                SECTIONS[name](sides, report, arguments)
+                report.save()
+    except JecError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,52 @@
+"""weaver-core's own loader, timed: run with the interpreter of an environment that has weaver-core, never with ours.
+
+    .venv-peer/bin/python benchmarks/peer/feed.py '{"files": [...], "config": "...", "batch_size": 500, "epochs": 2, ...}'
+
+Built as weaver.train (0.5.3) builds it. Prints one line of JSON: {"rates": jets/s of each epoch, "jets": of the last one}.
+"""
+
+import json
+import sys
+import time
+
+import torch
+from weaver.utils.dataset import SimpleIterDataset
+
+
+def main(given):
+    endless = bool(given.get("in_memory"))  # as --in-memory asks for, with --steps-per-epoch
+    data = SimpleIterDataset(
+        {"_": given["files"]},
+        given["config"],
+        batch_size=given["batch_size"],
+        for_training=True,
+        load_range_and_fraction=((0, 1), 1, 1),
+        fetch_by_files=given.get("fetch_by_files", False),
+        fetch_step=given.get("fetch_step", 0.01),
+        infinity_mode=endless,
+        in_memory=endless,
+        name="train",
+    )
+    workers = min(given.get("num_workers", 1), len(given["files"]))
+    loader = torch.utils.data.DataLoader(
+        data, batch_size=given["batch_size"], drop_last=True, pin_memory=True, num_workers=workers, persistent_workers=workers > 0
+    )
+    rates = []
+    for _ in range(given["epochs"]):
+        rate, jets = epoch(loader, given)
+        rates.append(rate)
+    print(json.dumps({"rates": rates, "jets": jets}), flush=True)
+
+
+def epoch(loader, given):
+    """Jets a second of one epoch, or of the part of it that a time limit leaves; and how many jets that was."""
+    started, jets = time.perf_counter(), 0
+    for _, label, _ in loader:
+        jets += len(next(iter(label.values())))
+        if jets >= given.get("most_jets", 2**62) or time.perf_counter() - started > given.get("most_seconds", 3600):
+            break
+    return jets / (time.perf_counter() - started), jets
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))
