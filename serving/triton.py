@@ -30,6 +30,7 @@ from pathlib import Path
 from common import storage
 from common.errors import ClusterError, DeadlineError, InputError, unknown
 from serving.client import Client
+from weaver.triton_config import LOCAL
 
 HOST = "127.0.0.1"
 KINDS = ("auto", "triton", "kserve-server")
@@ -379,6 +380,7 @@ def _triton_command(plan: _Plan, port: int, identity: str) -> tuple[list[str], d
         f"--backend-directory={_assemble(triton, plan.workdir)}",
         f"--backend-config=python,shm-region-prefix-name={identity}",
         "--disable-auto-complete-config",  # what a repository needs must stand in its config.pbtxt
+        f"--model-config-name={LOCAL}",  # a model with configs/local.pbtxt is served by that; the others by their config.pbtxt
         f"--http-address={HOST}",
         f"--http-port={port}",
         "--allow-grpc=false",

@@ -23,8 +23,10 @@ from weaver import files, transform
 from weaver.columns import DatasetWriter
 from weaver.data_config import DataConfig, Plan
 from weaver.expressions import Expression
+from weaver.parity import CLOSE, Golden, golden_jets, torch_answers
 from weaver.raw_program import Column, RawProgram, raw_branches
 
+BEYOND = 20  # particles more than the longest input takes, in the jets that the gate makes
 FILES = 4  # that jets are taken from: several, since files may differ in pT, and few, since each takes round trips on S3
 
 
@@ -117,3 +119,46 @@ def _unpadded(jets: Mapping[str, np.ndarray], branch: str, program: RawProgram) 
     counts = jets[column.counter][:, 0]
     real = np.arange(jets[branch].shape[1]) < counts[:, None]
     return ak.unflatten(jets[branch][real], counts)
+
+
+def golden_raw_jets(real: Mapping[str, np.ndarray], program: RawProgram, config: DataConfig) -> Golden:
+    """Jets for the gate: one of each multiplicity from none to well above the longest input, then the real ones.
+
+    Where there are several lists of particles, the first one's multiplicity is varied.
+    """
+    counter = program.counters[0] if program.counters else None
+    listed = [branch for branch, column in program.inputs.items() if counter and column.counter == counter]
+    longest = max((params["length"] or 0 for params in config.preprocess_params.values()), default=0)
+    arrays = {name: x[:, None, :] if name in listed else x for name, x in real.items() if name != counter}
+    multiplicity = real[counter][:, 0].astype(np.int64) if counter else np.zeros(len(next(iter(real.values()))), np.int64)
+    made = golden_jets(arrays, multiplicity, length=longest + BEYOND)
+    inputs = {name: x[:, 0, :] if name in listed else x for name, x in made.inputs.items()}
+    if counter:
+        inputs[counter] = made.multiplicity.astype(np.int32)[:, None]
+    widths = {branch: column.counter for branch, column in program.inputs.items() if column.particles}
+    return dataclasses.replace(made, inputs=inputs, counters=widths)
+
+
+def reference_answers(network, input_names: Sequence[str], reference: Mapping[str, np.ndarray]) -> np.ndarray:
+    """(N, outputs of the raw model) that the network gives on weaver's own inputs."""
+    import torch
+
+    from weaver.raw_model import answers
+
+    output = torch.from_numpy(torch_answers(network, input_names, reference))
+    return torch.cat(answers(output, torch.from_numpy(reference[""])), dim=1).numpy()
+
+
+def preprocessing_apart(model, input_names: Sequence[str], jets: Mapping[str, np.ndarray], reference: Mapping, config: DataConfig) -> str:
+    """In words: the input variable in which the graph's preprocessing is furthest from weaver's own; empty where it is close."""
+    import torch
+
+    with torch.no_grad():
+        *groups, _ = model.preprocessing(*(torch.from_numpy(np.ascontiguousarray(jets[name])) for name in input_names))
+    off = {}
+    for group, found in zip(model.preprocessing.groups, groups, strict=True):
+        difference = np.abs(found.numpy() - reference[group]) / np.maximum(1, np.abs(reference[group]))
+        for index, name in enumerate(config.input_dicts[group]):
+            off[f"{group}:{name}"] = float((difference[:, index] if difference.ndim > 1 else difference).max(initial=0.0))
+    worst = max(off, key=lambda name: off[name])
+    return f"; the input {worst} is off by {off[worst]:.2g} from what prepare makes of it" if off[worst] > CLOSE else ""

@@ -29,19 +29,19 @@ from weaver.raw_program import RawProgram, Value
 from weaver.transform import standardize
 
 # numpy's type -> the type in the graph. ONNX Runtime has few kernels for small and unsigned whole numbers.
-_TYPES = {"b": torch.bool, "f2": torch.float32, "f4": torch.float32, "f8": torch.float64} | {
+_TYPES = {"f2": torch.float32, "f4": torch.float32, "f8": torch.float64} | {
     **dict.fromkeys(("i1", "i2", "i4", "u1", "u2"), torch.int32),
     **dict.fromkeys(("i8", "u4", "u8"), torch.int64),
 }
 COMPARISONS = frozenset({"equal", "not_equal", "less", "less_equal", "greater", "greater_equal"})
 # ONNX Runtime computes these in single precision only.
-SINGLE = frozenset("sin cos tan arcsin arccos arctan arctan2 sinh cosh tanh arcsinh arccosh arctanh".split())
+SINGLE = frozenset({"sin", "cos", "tan", "arcsin", "arccos", "arctan", "arctan2", "sinh", "cosh", "tanh", "arcsinh", "arccosh", "arctanh"})
 
 
 def graph_type(dtype: np.dtype) -> torch.dtype:
     """The torch type for numbers of a numpy type."""
     dtype = np.dtype(dtype)
-    return torch.bool if dtype == bool else _TYPES[f"{dtype.kind}{dtype.itemsize}"]
+    return torch.bool if dtype.kind == "b" else _TYPES[f"{dtype.kind}{dtype.itemsize}"]
 
 
 class Preprocessing(torch.nn.Module):
@@ -315,7 +315,7 @@ def _computed_in(value: Value) -> torch.dtype:
     if value.op in COMPARISONS:
         given = [a.dtype if isinstance(a, Value) else a for a in value.args]
         dtype = np.result_type(*given)
-        return torch.int32 if dtype == bool else graph_type(dtype)
+        return torch.int32 if dtype.kind == "b" else graph_type(dtype)
     if value.op.startswith("logical"):
         return torch.bool
     if value.op in ("isnan", "isinf", "isfinite"):

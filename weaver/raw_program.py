@@ -286,7 +286,7 @@ class _Compiler:
         args = tuple(self.visit(part) for part in parts)
         dtype, particles = self.type_of(node)
         given = [a for a in args if isinstance(a, Value)]
-        if dtype == bool or all(_dtype(a) == bool for a in args):
+        if dtype.kind == "b" or all(_dtype(a).kind == "b" for a in args):
             op = _ON_BOOLEANS.get(op, op)
         if op.startswith("bitwise") or op == "invert":
             raise self.refusal(node, "bits of whole numbers have no form in a graph")

@@ -16,10 +16,11 @@ from typing import Any
 
 from common.errors import InputError, unknown
 
-# Jets in one execution. The gate proves parity up to 1000 jets and the published rates are for 1024; more would ask a ParticleNet
-# for gigabytes an activation. A client with more jets sends several requests.
-MAX_BATCH_SIZE = 1024
-WARMUP = (1, 100)  # batch sizes run before the model says that it is ready: those of the golden requests
+MAX_BATCH_SIZE = 1024  # jets in one execution, where nothing was measured (weaver/memory.py)
+PLACES = 128  # of an axis whose size is free, in a warm-up: about the candidates of a jet
+# Device -> Triton's kind of instance. Left to Triton, a model gets one instance on each GPU where there are GPUs, else one on the CPU.
+DEVICES = {"auto": "KIND_AUTO", "cpu": "KIND_CPU", "gpu": "KIND_GPU"}
+LOCAL = "local"  # name of the variant for one machine: <model>/configs/local.pbtxt, which Triton takes with --model-config-name=local
 
 # Triton's optimization.graph.level -> the name of ONNX Runtime's GraphOptimizationLevel, as Triton's ONNX Runtime backend maps them.
 GRAPH_LEVELS = {0: "ORT_ENABLE_ALL", 1: "ORT_ENABLE_EXTENDED", -1: "ORT_ENABLE_BASIC", 2: "ORT_DISABLE_ALL"}
@@ -48,28 +49,33 @@ def triton_config(
     *,
     max_batch_size: int = MAX_BATCH_SIZE,
     graph_level: int = 0,
-    warmup: tuple[int, ...] = WARMUP,
+    warmup: tuple[int, ...] | None = None,
+    device: str = "auto",
     parameters: Mapping[str, Any] | None = None,
 ) -> str:
     """The text of config.pbtxt for the ONNX file, served as `name` by Triton's onnxruntime backend.
 
-    max_batch_size: most jets in one execution; 0 switches batching off. graph_level: one of GRAPH_LEVELS.
+    max_batch_size: most jets in one execution; 0 switches batching off. graph_level: one of GRAPH_LEVELS. warmup: batch sizes that
+    are run before the model counts as ready (1 and the largest, so that no request pays for the memory). device: one of DEVICES.
     parameters: those of the backend, such as {"intra_op_thread_count": 2}.
-    Raises InputError for a graph without dynamic batch axis, a type that Triton does not know, or an unknown level.
+    Raises InputError for a graph without dynamic batch axis, a type that Triton does not know, or an unknown level or device.
     """
     if graph_level not in GRAPH_LEVELS:
         raise InputError(unknown("graph optimisation level", str(graph_level), map(str, GRAPH_LEVELS)))
+    if device not in DEVICES:
+        raise InputError(unknown("device", device, DEVICES))
     inputs, outputs = graph_signature(onnx_path)
     config = messages().ModelConfig(name=name, backend="onnxruntime", max_batch_size=max_batch_size, default_model_filename="model.onnx")
     for tensors, field in ((inputs, config.input), (outputs, config.output)):
         for tensor, (data_type, shape) in tensors.items():
             field.add(name=tensor, data_type=data_type, dims=_dims(tensor, shape, max_batch_size))
     config.version_policy.latest.num_versions = 1
-    config.instance_group.add(count=1)  # no kind: one instance on each GPU where there are GPUs, else one on the CPU
+    # One instance: on a GPU a second one only waits for the first, on a CPU threads work better on one batch than on two.
+    config.instance_group.add(count=1, kind=getattr(messages().ModelInstanceGroup, DEVICES[device]))
     config.optimization.graph.level = graph_level
     if max_batch_size > 1:
         config.dynamic_batching.SetInParent()  # present and empty: requests that wait are put together, none waits for others
-    for size in dict.fromkeys(min(size, max(max_batch_size, 1)) for size in warmup):
+    for size in dict.fromkeys(min(size, max(max_batch_size, 1)) for size in warmup or (1, max_batch_size)):
         _add_warmup(config, size)
     for key, value in (parameters or {}).items():
         config.parameters[key].string_value = str(value)
@@ -155,7 +161,8 @@ def _add_warmup(config, batch_size: int) -> None:
     for entry in config.input:
         tensor = sample.inputs[entry.name]
         tensor.data_type = entry.data_type
-        tensor.dims.extend(max(size, 1) for size in entry.dims)
+        jets = [1] if config.max_batch_size == 0 else []  # then the dims begin with the batch axis
+        tensor.dims.extend([*jets, *(PLACES if size == -1 else size for size in entry.dims[len(jets) :])])
         tensor.zero_data = True  # a jet without particles: every model must stand it, the gate has seen to that
 
 

@@ -45,7 +45,7 @@ def test_batches_dynamically_warms_up_and_leaves_the_device_to_the_server(onnx_p
     config = parse_config(triton_config(onnx_path, "small"))
     assert config.HasField("dynamic_batching")
     assert not config.dynamic_batching.preferred_batch_size
-    assert [sample.batch_size for sample in config.model_warmup] == [1, 100]
+    assert [sample.batch_size for sample in config.model_warmup] == [1, 1024]
     assert {name: list(tensor.dims) for name, tensor in config.model_warmup[1].inputs.items()} == {
         "pf_features": [4, 20],
         "pf_mask": [1, 20],
