@@ -1,0 +1,156 @@
+"""Checks JetNtuple files and draws what is in them beside what CMS simulation looks like.
+
+    python -m data.validate 'jets/*.root'
+    python -m data.validate 'train:train/*.root' 'validation:val/*.root' 'test:test/*.root' --page validation.html
+
+Checked: the schema, values that are not finite or out of range, candidates and generator jets that are at odds with themselves, and,
+where several sets are named as `name:pattern`, jets that are in two of them. Compared with the real sample: resolution, closure of
+the standard JEC, response of quarks and gluons, composition, multiplicity (data.targets). The exit code is 1 if a check failed; a
+number beside its target is shown and fails nothing: your jets may be of another kind.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+
+import numpy as np
+
+from common import storage
+from common.cli import Parser, require, run_main
+from common.errors import InputError
+from common.progress import Progress
+from data import checks, summary
+from data.checks import ERROR, Finding
+from data.jetntuple import BRANCHES, BY_NAME, TREE, TREE_NAME, Columns
+from data.targets import Measured, compare
+
+SET = re.compile(r"(?P<name>[A-Za-z_]\w*):(?!//)(?P<pattern>.+)")
+CHUNK = 20_000  # jets read at a time: about 200 MB
+PAGE = "validation.html"
+NONE = "none"
+
+
+def validate(sets: Mapping[str, list[str]]) -> tuple[dict[str, Columns], list[Finding]]:
+    """What is in the files (data.summary columns) of each set, and what is wrong with them. sets: name -> URIs.
+
+    Files with an error in their schema are not read further. Raises InputError for a file that is no ROOT file or has no such tree.
+    """
+    findings: list[Finding] = []
+    found: dict[str, Columns] = {}
+    for name, files in sets.items():
+        chunks = [chunk for uri in files for chunk in _summaries(uri, findings)]
+        if chunks:
+            found[name] = {column: np.concatenate([chunk[column] for chunk in chunks]) for column in chunks[0]}
+    findings += checks.duplicates(found)
+    return found, checks.summarised(findings)
+
+
+def _summaries(uri: str, findings: list[Finding]) -> Iterator[Columns]:
+    """The jets of a file, a chunk at a time; what is wrong goes to `findings`."""
+    with open_tree(uri) as tree:
+        present = {branch.name: _type(branch.interpretation) for branch in tree.branches}
+        schema = checks.schema(uri, present)
+        findings += schema
+        if any(one.level == ERROR for one in schema):
+            return
+        with Progress(f"reading {storage.name(uri)}", total=tree.num_entries, unit="jets") as progress:
+            for start in range(0, tree.num_entries, CHUNK):
+                columns = _columns(tree, start, start + CHUNK)
+                findings += checks.values(uri, columns)
+                yield summary.summarise(columns)
+                progress.advance(len(columns["jetPt"]))
+
+
+def open_tree(uri: str):
+    """The jet tree of a file, newest cycle, as a context. Raises InputError naming what the file holds instead."""
+    import contextlib
+
+    import uproot
+
+    @contextlib.contextmanager
+    def opened():
+        try:
+            file = uproot.open(uri)
+        except Exception as error:  # uproot has no common class for what a broken file can raise
+            raise InputError(f"{uri} cannot be read as a ROOT file: {str(error).strip().splitlines()[0]}") from None
+        with file:
+            if TREE not in file:
+                trees = ", ".join(file.keys(cycle=False)) or "nothing"
+                raise InputError(f"{uri}: no tree {TREE}; the file holds {trees}. NanoAOD becomes one by python -m data.from_nanoaod")
+            yield file[TREE]
+
+    return opened()
+
+
+def _type(interpretation) -> str:
+    """A branch's type by NumPy's name ('float32'); of the values, where it holds several a jet."""
+    values = getattr(interpretation, "content", interpretation)
+    return values.to_dtype.newbyteorder("=").name if hasattr(values, "to_dtype") else str(interpretation)
+
+
+def _columns(tree, start: int, stop: int) -> Columns:
+    import awkward as ak
+
+    arrays = tree.arrays([branch.name for branch in BRANCHES], entry_start=start, entry_stop=stop, how=dict)
+    return {name: ak.to_numpy(ak.flatten(arrays[name], axis=None)).astype(BY_NAME[name].dtype, copy=False) for name in arrays}
+
+
+# ------------------------------------------------------------------------------------------------------------------------ output
+
+
+def lines(sets: Mapping[str, Columns], findings: Iterable[Finding], measured: Iterable[Measured]) -> Iterator[str]:
+    """The outcome for the console."""
+    for name, jets in sets.items():
+        yield f"{name}: {len(jets['jetPt']):,} jets"
+    for one in findings:
+        yield f"{one.level}: {one.where}: {one.found}; {one.cure}"
+    for one in measured:
+        mark = "as in CMS simulation" if one.within else "unlike CMS simulation"
+        yield f"{one.topic}, {one.where}: {one.value:.4g} ± {one.error:.2g} ({mark}: {one.low:.4g} to {one.high:.4g})"
+
+
+def main(argv: list[str] | None = None) -> int:
+    found = Parser(prog="python -m data.validate", description=__doc__)
+    found.add_argument("files", nargs="+", metavar="FILE", help=f"paths, globs, s3:// (tree {TREE_NAME}); name:pattern names a set")
+    found.add_argument("--page", default=PAGE, metavar="PATH", help="where the page of plots goes, or none (default %(default)s)")
+    options = found.parse_args(argv)
+    return run_main(lambda: _run(options))
+
+
+def _run(options) -> int:
+    sets, findings = validate(named_sets(options.files))
+    measured = compare(_together(sets)) if sets else []
+    print("\n".join(lines(sets, findings, measured)))
+    errors = sum(one.level == ERROR for one in findings)
+    near = sum(one.within for one in measured)
+    print(f"{errors} errors, {len(findings) - errors} warnings, {near} of {len(measured)} numbers as in CMS simulation")
+    if options.page != NONE:
+        from data.validation_page import render
+
+        storage.write_text(options.page, render(sets, findings, measured))
+        print(f"next: look at {options.page}")
+    return 1 if errors else 0
+
+
+def named_sets(patterns: Iterable[str]) -> dict[str, list[str]]:
+    """Name -> URIs, from patterns with or without a set's name. Raises InputError for a pattern that matches nothing."""
+    from weaver.files import find
+
+    sets: dict[str, list[str]] = {}
+    for pattern in patterns:
+        match = SET.fullmatch(pattern)
+        name, pattern = (match["name"], match["pattern"]) if match else ("jets", pattern)
+        sets.setdefault(name, []).extend(entry.uri for entry in find(pattern))
+    require(bool(sets), "no files given")
+    return sets
+
+
+def _together(sets: Mapping[str, Columns]) -> Columns:
+    first = next(iter(sets.values()))
+    return {name: np.concatenate([jets[name] for jets in sets.values()]) for name in first}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,139 @@
+"""data.from_nanoaod: three events whose answer is known, what is lacking is said, and real CMS files where they are at hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import awkward as ak
+import numpy as np
+import pytest
+import uproot
+
+from common.errors import InputError
+from data import checks, from_nanoaod, jetntuple
+
+REAL = Path(__file__).parents[3] / "shared" / "data"
+
+
+def events() -> dict[str, list]:
+    """Three events: two jets that pass; one jet only; two jets of which the second is too soft. Jets are not sorted by pT."""
+    return {
+        "Jet_pt": [[60.0, 100.0], [80.0], [90.0, 20.0]],
+        "Jet_eta": [[-0.5, 0.5], [1.0], [0.0, 0.2]],
+        "Jet_phi": [[3.1, 0.0], [1.0], [-3.1, 0.0]],
+        "Jet_mass": [[6.0, 10.0], [8.0], [9.0, 2.0]],
+        "Jet_rawFactor": [[0.1, 0.2], [0.0], [0.05, 0.0]],
+        "Jet_area": [[0.5, 0.5], [0.5], [0.5, 0.5]],
+        "Jet_partonFlavour": [[21, 2], [5], [0, 0]],
+        "Jet_hadronFlavour": [[0, 0], [5], [0, 0]],
+        "Jet_jetId": [[6, 2], [0], [1, 0]],
+        "GenJet_pt": [[95.0, 55.0], [79.0], [88.0]],
+        "GenJet_eta": [[0.51, -0.5], [1.5], [0.0]],
+        "GenJet_phi": [[0.0, -3.1], [1.0], [-3.1]],
+        "GenJet_mass": [[9.0, 5.0], [7.0], [8.0]],
+        "PFCands_pt": [[50.0, 30.0, 20.0, 5.0], [80.0], [40.0]],
+        "PFCands_eta": [[0.5, 0.6, -0.5, 4.0], [1.0], [0.0]],
+        "PFCands_phi": [[0.0, 0.1, -3.12, 0.0], [1.0], [-3.1]],
+        "PFCands_mass": [[0.14, 0.0, 0.5, 0.0], [0.14], [0.0]],
+        "PFCands_pdgId": [[211, 22, 130, 1], [-211], [22]],
+        "PFCands_charge": [[1, 0, 0, 0], [-1], [0]],
+        "PFCands_pvAssocQuality": [[7, 7, 7, 7], [0], [7]],
+        "PFCands_dz": [[0.01, 1.0, 1.0, 1.0], [3.0], [1.0]],
+        "JetPFCands_jetIdx": [[1, 1, 0], [0], [0]],
+        "JetPFCands_pFCandsIdx": [[0, 1, 2], [0], [0]],
+    }
+
+
+FLAT = {
+    "run": [1, 1, 1],
+    "luminosityBlock": [7, 7, 7],
+    "event": [11, 12, 13],
+    "PV_npvsGood": [20, 21, 22],
+    "Rho_fixedGridRhoFastjetAll": [10.0, 11.0, 12.0],
+}
+
+
+def write(path: Path, drop: tuple[str, ...] = ()) -> Path:
+    data = {name: ak.values_astype(ak.Array(values), np.int32 if _is_int(values) else np.float32) for name, values in events().items()}
+    data |= {name: np.array(values) for name, values in FLAT.items()}
+    kept = {name: values for name, values in data.items() if not name.startswith(drop)} if drop else data
+    with uproot.recreate(path) as file:
+        file["Events"] = kept
+    return path
+
+
+def _is_int(values: list) -> bool:
+    return all(isinstance(one, int) for event in values for one in event)
+
+
+def converted(path: Path, folder: Path, **options) -> jetntuple.Columns:
+    (file,) = from_nanoaod.convert(str(path), folder, **options).files
+    return jetntuple.read(file)
+
+
+def test_only_events_whose_two_leading_jets_pass(tmp_path):
+    columns = converted(write(tmp_path / "nano.root"), tmp_path / "out")
+    assert columns["jetPt"].tolist() == [100.0, 60.0]
+    assert columns["jetPtOrder"].tolist() == [0, 1]
+    assert columns["jetRawPt"] == pytest.approx([80.0, 54.0])
+    assert columns["event"].tolist() == [11, 11]
+    assert columns["rhoAll"].tolist() == [10.0, 10.0]
+
+
+def test_generator_jets_are_matched_by_distance(tmp_path):
+    columns = converted(write(tmp_path / "nano.root"), tmp_path / "out", all_events=True)
+    assert columns["jetPt"].tolist() == [100.0, 60.0, 80.0, 90.0]
+    # Across phi = pi for the second; the third's generator jet is half a unit of eta away.
+    assert columns["genJetPt"].tolist() == [95.0, 55.0, 0.0, 88.0]
+    assert columns["jetGenMatch"].tolist() == [1, 1, 0, 1]
+
+
+def test_candidates_in_the_box_know_whose_they_are(tmp_path):
+    columns = converted(write(tmp_path / "nano.root"), tmp_path / "out")
+    assert columns["nPF"].tolist() == [2, 1]
+    assert columns["PF_pT"].tolist() == [50.0, 30.0, 20.0]
+    assert columns["PF_fromAK4Jet"].tolist() == [1, 1, 1]
+    assert columns["PF_dPhi"][2] == pytest.approx(2 * np.pi - 6.22, abs=1e-5)
+    assert columns["PF_fromPV"].tolist() == [3, 2, 2]
+    assert columns["jetMult"].tolist() == [2, 1]
+    assert columns["QG_ptD"][0] == pytest.approx(np.hypot(50, 30) / 80)
+
+
+def test_what_is_lacking_is_said(tmp_path):
+    result = from_nanoaod.convert(str(write(tmp_path / "nano.root", ("PFCands", "JetPFCands"))), tmp_path / "out")
+    assert any(line.startswith("PFCands_pt") and "PF_*" in line for line in result.lacking)
+    assert any("genWeight (eventWeight: 1)" in line for line in result.lacking)
+    (file,) = result.files
+    assert jetntuple.read(file)["nPF"].tolist() == [0, 0]
+
+
+def test_collision_data_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"lacks GenJet_pt.*no generator jets"):
+        from_nanoaod.convert(str(write(tmp_path / "data.root", ("GenJet",))), tmp_path / "out")
+
+
+@pytest.mark.parametrize("content", [b"no ROOT file at all", b""])
+def test_a_broken_file_is_named(tmp_path, content):
+    (tmp_path / "bad.root").write_bytes(content)
+    with pytest.raises(InputError, match=r"bad\.root cannot be read"):
+        from_nanoaod.convert(str(tmp_path / "bad.root"), tmp_path / "out")
+
+
+def test_real_pfnano(tmp_path):
+    """The candidates that a real jet is made of add up to its raw momentum, and no value is out of its range."""
+    path = REAL / "cms_pfnano_10ev.root"
+    if not path.exists():
+        pytest.skip("no CMS file at hand")
+    columns = converted(path, tmp_path, all_events=True)
+    jet = np.repeat(np.arange(len(columns["nPF"])), columns["nPF"])
+    inside = columns["PF_fromAK4Jet"] == 1
+    whole = np.bincount(jet[inside], columns["PF_pT"][inside], len(columns["nPF"]))
+    assert len(whole) == 36
+    assert whole / columns["jetRawPt"] == pytest.approx(1, abs=0.03)
+    assert not [one for one in checks.values("real", columns) if one.level == checks.ERROR]
+
+
+def test_the_command_says_what_to_do_next(tmp_path, capsys):
+    code = from_nanoaod.main([str(write(tmp_path / "nano.root")), "--output", str(tmp_path / "out"), "--events-per-file", "1"])
+    assert code == 0
+    assert "2 jets of 3 events in 1 files" in capsys.readouterr().out

@@ -1,0 +1,122 @@
+"""data.validate: generated jets pass, and each injected fault is found."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from common.errors import InputError
+from data import checks, jetntuple, summary, targets, validate
+
+
+@pytest.fixture(scope="module")
+def jets(columns):
+    return summary.summarise(columns)
+
+
+def found(columns) -> dict[str, str]:
+    """First words of each finding -> its level."""
+    return {one.found.split(":")[0]: one.level for one in checks.values("here", columns)}
+
+
+def with_changed(columns, name: str, value: float, place: int = 0):
+    values = columns[name].copy()
+    values[place] = value
+    return columns | {name: values}
+
+
+def test_generated_jets_have_no_error(generated, tmp_path, capsys):
+    page = tmp_path / "page.html"
+    assert validate.main([str(generated), "--page", str(page)]) == 0
+    assert "0 errors" in capsys.readouterr().out
+    text = page.read_text()
+    assert "Nothing wrong was found" in text
+    assert text.count('<svg role="img"') >= 4
+    assert "http" not in text.replace("http://www.w3.org", "").replace("https://www.w3.org", "")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("jetPt", np.nan, "jetPt"),
+        ("PF_pT", np.inf, "PF_pT"),
+        ("jetEta", 9.0, "jetEta"),
+        ("PF_dEta", 0.999, "PF_dR is not the length of (PF_dEta, PF_dPhi)"),
+        ("PF_fromPV", 7, "PF_fromPV"),
+        ("jetRawPt", 0.0, "jetRawPt is not positive"),
+    ],
+)
+def test_a_wrong_value_is_an_error(columns, name, value, message):
+    assert message not in found(columns)
+    assert found(with_changed(columns, name, value))[message] == checks.ERROR
+
+
+def test_gen_match_at_odds_is_an_error(columns):
+    changed = with_changed(columns, "jetGenMatch", 1 - columns["jetGenMatch"][0])
+    assert found(changed)["jetGenMatch disagrees with genJetPt > 0"] == checks.ERROR
+
+
+def test_a_missing_branch_names_what_is_like_it():
+    present = {branch.name: branch.dtype.name for branch in jetntuple.BRANCHES}
+    present["PF_pt"] = present.pop("PF_pT")
+    present["jetMult"] = "float32"
+    first, second = sorted(checks.schema("file", present), key=lambda one: one.level)
+    assert (first.level, second.level) == (checks.ERROR, checks.WARNING)
+    assert "PF_pT is missing (there is PF_pt" in first.found
+    assert "jetMult is float32" in second.found
+
+
+def test_a_leaked_file_is_found(generated, tmp_path, capsys):
+    """The same jets in training and test, though their events were numbered anew."""
+    columns = jetntuple.read(generated)
+    jetntuple.write(tmp_path / "copy.root", columns | {"event": columns["event"] + np.uint64(10**9)})
+    code = validate.main([f"train:{generated}", f"test:{tmp_path / 'copy.root'}", "--page", "none"])
+    assert code == 1
+    assert "train and test: 500 jets are in both" in capsys.readouterr().out
+
+
+def test_jets_of_one_event_in_two_sets_are_a_warning(jets):
+    even = {name: values[::2] for name, values in jets.items()}
+    odd = {name: values[1::2] for name, values in jets.items()}
+    (one,) = checks.duplicates({"train": even, "test": odd})
+    assert one.level == checks.WARNING
+    assert "share run, lumi and event number" in one.found
+
+
+def test_a_jet_given_twice_is_found(jets):
+    twice = {name: np.r_[values, values[:3]] for name, values in jets.items()}
+    (one,) = checks.duplicates({"train": twice})
+    assert "3 of 503 jets are there more than once" in one.found
+
+
+def test_summary_counts_what_is_in_the_cone(columns, jets):
+    jet = np.repeat(np.arange(len(columns["nPF"])), columns["nPF"])
+    inside = (jet == 3) & (columns["PF_fromAK4Jet"] == 1)
+    charged = inside & (np.abs(columns["PF_id"]) == 211)
+    assert jets["nInCone"][3] == np.count_nonzero((jet == 3) & (columns["PF_dR"] < 0.4))
+    assert jets["chargedFraction"][3] == pytest.approx(columns["PF_pT"][charged].sum() / columns["PF_pT"][inside].sum(), rel=1e-5)
+
+
+def test_targets_see_a_calibration_that_is_off(jets):
+    """Closure is measured with its sign, and five per cent are seen."""
+    many = {name: np.tile(values, 20) for name, values in jets.items()}
+    right = {(one.topic, one.where): one.value for one in targets.closure(many) if one.jets}
+    for one in targets.closure(many | {"jetPt": many["jetPt"] * 1.05}):
+        if one.jets:
+            assert one.value == pytest.approx(1.05 * (1 + right[one.topic, one.where]) - 1, abs=1e-6)
+    assert not all(one.within for one in targets.compare(many | {"jetPt": many["jetPt"] * 1.05}) if one.topic.startswith("closure"))
+
+
+def test_no_tree_names_what_the_file_holds(tmp_path):
+    import uproot
+
+    with uproot.recreate(tmp_path / "other.root") as file:
+        file["Events"] = {"x": np.arange(3)}
+    with pytest.raises(InputError, match=r"the file holds Events.*from_nanoaod"):
+        validate.validate({"jets": [str(tmp_path / "other.root")]})
+
+
+def test_sets_are_named_before_a_colon(generated):
+    folder = generated.parent
+    sets = validate.named_sets([f"train:{folder}/*.root", str(generated)])
+    assert list(sets) == ["train", "jets"]
