@@ -1,7 +1,7 @@
 """Batches of one epoch after another: shuffled by seed, shared out to ranks, made ahead by a thread.
 
 The order of an epoch depends on seed and number alone, so that a run that was interrupted goes on in the middle of an epoch with
-the very batches it would have seen. Threads serve better than worker processes here: gathering a batch releases Python's lock, and
+the very batches it would have seen. A thread serves better than worker processes here: gathering a batch releases Python's lock, and
 nothing passes through /dev/shm, which is small in pods.
 """
 
@@ -15,10 +15,14 @@ from collections.abc import Iterator
 import numpy as np
 
 from common.errors import InputError
-from weaver.dataset import Batch, Dataset
+from weaver.dataset import Batch, Dataset, Gathered
+from weaver.order import BLOCK_BYTES, WHOLE_BYTES, BlockShuffle, InFileOrder, Listed, Order, spread
+from weaver.resident import Resident, fits
+from weaver.weights import Sampler
 
 AHEAD = 3  # batches made ahead: enough to bridge a hiccup of the disk, few enough to cost no memory
 POLL_SECONDS = 0.1  # how soon the thread notices that nobody wants its batches any more
+DRAWING = 1  # keeps the random numbers that draw an epoch's jets apart from those that shuffle them
 
 
 class Loader:
@@ -28,8 +32,13 @@ class Loader:
     part, so that several ranks follow one rank with the larger batch. The last global batch is shared out evenly; a rank whose part
     is short fills it up with jets of weight 0, so that all ranks have equally many batches of equal size.
 
+    Where the data config has weights that are used for sampling, a shuffled epoch is drawn by them instead (weaver/weights.py): a
+    jet comes as often as its weight says, and counts 1 each time.
+
     fraction: use this share of the jets, evenly spread over the data, the same in each epoch and for each seed (trials see the same
-    data). drop_last: leave out a last global batch that is not full.
+    data). drop_last: leave out a last global batch that is not full. block: jets in a block of the two-stage shuffle
+    (weaver/order.py); 0 permutes all jets as a whole; by default the size of the data set decides. in_memory: keep all jets ready
+    on the device; by default done on a GPU where they fit, and not on a CPU. Raises InputError for values that make no sense.
     """
 
     def __init__(
@@ -44,6 +53,8 @@ class Loader:
         device: str = "cpu",
         fraction: float = 1.0,
         drop_last: bool = False,
+        block: int | None = None,
+        in_memory: bool | None = None,
     ) -> None:
         if batch_size < 1 or not 0 < fraction <= 1 or not 0 <= rank < world_size:
             raise InputError(
@@ -51,12 +62,18 @@ class Loader:
             )
         self.dataset, self.batch_size, self.shuffle, self.seed = dataset, batch_size, shuffle, seed
         self.rank, self.world_size, self.device = rank, world_size, str(device)
-        self.num_jets = max(round(len(dataset) * fraction), 1)
+        self.block = _block(dataset) if block is None else block
+        self._chosen = max(round(len(dataset) * fraction), 1)
+        self._sampler = self._sampler_of(dataset) if shuffle and dataset.data_config.weight_use == "sampling" else None
+        self.num_jets = self._sampler.size if self._sampler else self._chosen
         """Jets of an epoch, over all ranks."""
         whole, rest = divmod(self.num_jets, batch_size * world_size)
         self._batches = whole + (rest > 0 and not drop_last)
         if not self._batches:
             raise InputError(f"{self.num_jets} jets do not fill one batch of {batch_size * world_size}; choose a smaller batch size")
+        if in_memory is None:
+            in_memory = self.device.startswith("cuda") and fits(dataset, self.device)
+        self._source = Resident(dataset, self.device) if in_memory else dataset
         self.wait_seconds = 0.0
         """Time that training has spent waiting for data, over all epochs."""
 
@@ -67,7 +84,11 @@ class Loader:
     def epoch(self, number: int, start_batch: int = 0) -> Iterator[Batch]:
         """The batches of epoch `number` from `start_batch` on. Closing the iterator early ends its thread."""
         order = self._order(number)
-        ready: queue.Queue[Batch | BaseException] = queue.Queue(AHEAD)
+        if isinstance(self._source, Resident):
+            for batch in range(start_batch, len(self)):
+                yield self._finished(*self._gathered(order, batch))
+            return
+        ready: queue.Queue[tuple[Gathered, int] | BaseException] = queue.Queue(AHEAD)
         stopped = threading.Event()
         thread = threading.Thread(target=self._fill, args=(ready, stopped, order, start_batch), name="loader", daemon=True)
         thread.start()
@@ -78,30 +99,49 @@ class Loader:
                 self.wait_seconds += time.perf_counter() - started
                 if isinstance(item, BaseException):
                     raise item
-                yield item if self.device == "cpu" else item.to(self.device)
+                yield self._finished(*item)
         finally:
             stopped.set()
             thread.join()
 
-    def _order(self, number: int) -> np.ndarray:
-        """Positions of the epoch's jets, in order."""
-        jets = np.arange(self.num_jets) * len(self.dataset) // self.num_jets
-        return np.random.default_rng([self.seed, number]).permutation(jets) if self.shuffle else jets
+    def _sampler_of(self, dataset: Dataset) -> Sampler:
+        weights = dataset.weights()
+        return Sampler(weights if self._chosen == len(dataset) else weights[spread(np.arange(self._chosen), self._chosen, len(dataset))])
 
-    def _fill(self, ready: queue.Queue, stopped: threading.Event, order: np.ndarray, start_batch: int) -> None:
+    def _order(self, number: int) -> Order:
+        """Positions of the epoch's jets."""
+        chosen, total, key = self._chosen, len(self.dataset), [self.seed, number]
+        if not self.shuffle:
+            return InFileOrder(chosen, total)
+        if self._sampler:
+            drawn = self._sampler.draw(np.random.default_rng([*key, DRAWING]))
+            return Listed(spread(np.random.default_rng(key).permutation(drawn), chosen, total))
+        if self.block:
+            return BlockShuffle(chosen, total, key=key, block=self.block, read_ahead=self.dataset.read_ahead)
+        return Listed(np.random.default_rng(key).permutation(spread(np.arange(chosen), chosen, total)))
+
+    def _fill(self, ready: queue.Queue, stopped: threading.Event, order: Order, start_batch: int) -> None:
         try:
             for number in range(start_batch, len(self)):
-                if not _put(ready, self._batch(order, number), stopped):
+                gathered, real = self._gathered(order, number)
+                if not _put(ready, (gathered.pin_memory() if self.device.startswith("cuda") else gathered, real), stopped):
                     return
         except BaseException as error:  # whatever it is belongs to the consumer, who would wait for ever otherwise
             _put(ready, error, stopped)
 
-    def _batch(self, order: np.ndarray, number: int) -> Batch:
+    def _gathered(self, order: Order, number: int) -> tuple[Gathered | np.ndarray, int]:
+        """This rank's jets of a global batch, as far as the thread makes them, and how many are real."""
         step = self.batch_size * self.world_size
-        mine, real = self._part(order[number * step : (number + 1) * step])
-        batch = self.dataset.batch(mine)
-        batch.weights[real:] = 0
-        return batch.pin_memory() if self.device.startswith("cuda") else batch
+        mine, real = self._part(order.part(number * step, (number + 1) * step))
+        return self._source.gather(mine), real
+
+    def _finished(self, gathered: Gathered | np.ndarray, real: int) -> Batch:
+        batch = self._source.finish(gathered, self.device)
+        if self._sampler:
+            batch.weights.fill_(1)
+        if real < len(batch):
+            batch.weights[real:] = 0
+        return batch
 
     def _part(self, jets: np.ndarray) -> tuple[np.ndarray, int]:
         """This rank's jets of a global batch, and how many of them are real; the others are repeats that fill it up."""
@@ -112,7 +152,14 @@ class Loader:
         return np.concatenate([mine, np.repeat(jets[:1], size - len(mine))]), len(mine)
 
 
-def _put(ready: queue.Queue, item: Batch | BaseException, stopped: threading.Event) -> bool:
+def _block(dataset: Dataset) -> int:
+    """Jets in a block of the shuffle, 0 where the data set is small enough to be permuted as a whole."""
+    if dataset.nbytes <= WHOLE_BYTES:
+        return 0
+    return max(round(BLOCK_BYTES * len(dataset) / dataset.nbytes), 1)
+
+
+def _put(ready: queue.Queue, item: tuple[Gathered, int] | BaseException, stopped: threading.Event) -> bool:
     """Hand over an item; False if the consumer has gone."""
     while not stopped.is_set():
         try:
