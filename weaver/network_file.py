@@ -76,7 +76,7 @@ class NetworkFile:
             exec(compile(self.source, self.uri, "exec"), module.__dict__)
         except Exception as error:  # a user's file may raise anything
             del sys.modules[name]
-            raise self._refusal("cannot be imported", error) from error
+            raise self._refusal("cannot be imported", error, _advice(error)) from error
         return module
 
     def _call(self, name: str, data_config, options: Mapping[str, Any]):
@@ -88,9 +88,9 @@ class NetworkFile:
         except Exception as error:
             raise self._refusal(f"{name} failed", error) from error
 
-    def _refusal(self, what: str, error: Exception) -> InputError:
+    def _refusal(self, what: str, error: Exception, advice: str = "") -> InputError:
         """What went wrong in the user's file, with its last line that the error went through."""
-        return InputError(f"{self.uri}: {what}: {type(error).__name__}: {error}{_line(error, self.uri)}")
+        return InputError(f"{self.uri}: {what}: {type(error).__name__}: {error}{_line(error, self.uri)}{advice}")
 
     def _taken_by(self, function: str, options: Mapping[str, Any]) -> dict[str, Any]:
         """The options that one of the two functions takes: an option of the loss is none of the network, and the reverse."""
@@ -143,6 +143,16 @@ def _defined(node: ast.stmt) -> list[str]:
     if isinstance(node, ast.If | ast.Try):
         return [name for inner in node.body for name in _defined(inner)]
     return []
+
+
+def _advice(error: Exception) -> str:
+    """What to do about a module of weaver-core that is not here, as the end of a sentence."""
+    missing = (error.name or "") if isinstance(error, ModuleNotFoundError) else ""
+    if missing == "utils" or missing.startswith("utils."):  # as the first versions of Weaver called them
+        return "; write 'from weaver.nn.model.ParticleNet import ...'"
+    if missing.startswith("weaver."):
+        return f"; this project has no module {missing}; put the classes that the network needs from it into the network file itself"
+    return ""
 
 
 def _line(error: Exception, uri: str) -> str:

@@ -1,0 +1,221 @@
+"""ParticleNet and ParticleNetTagger as network files written for weaver-core import them: H. Qu, L. Gouskos, arXiv:1902.08570.
+
+Arguments, names of the weights and answers are weaver-core's (0.5.3), so that its files of weights load. Within, particles lie on
+the axis before the last, (N, P, C), where a convolution of width 1 is one matrix product; and the first layer of an edge
+convolution, W (x_i, x_j - x_i) = (W_a - W_b) x_i + W_b x_j, is done once a particle instead of once an edge.
+
+As published, batch normalisation averages over padded places too while training, and `use_counts=False` averages particles over
+the padded length. One thing differs: weaver-core leaves the first five batches untrimmed, which would make a resumed training
+another one than a training that was never stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from common.errors import InputError
+from networks.layers import nearest_neighbours
+
+TRIM_QUANTILES = (0.9, 1.02)  # in training, a batch is cut to a length drawn between these quantiles of its multiplicities
+CONV_PARAMS = ((7, (32, 32, 32)), (7, (64, 64, 64)))
+FC_PARAMS = ((128, 0.1),)
+
+
+class EdgeConvBlock(nn.Module):
+    """Edge convolution with a shortcut: points (N, D, P), features (N, C, P) and mask (N, 1, P) -> (N, C', P)."""
+
+    def __init__(self, k: int, in_feat: int, out_feats: Sequence[int]) -> None:
+        super().__init__()
+        self.k = k
+        dims = [2 * in_feat, *out_feats]
+        self.convs = nn.ModuleList(nn.Conv2d(a, b, kernel_size=1, bias=False) for a, b in pairwise(dims))
+        self.bns = nn.ModuleList(nn.BatchNorm2d(dim) for dim in out_feats)
+        self.sc = None
+        if in_feat != out_feats[-1]:
+            self.sc = nn.Conv1d(in_feat, out_feats[-1], kernel_size=1, bias=False)
+            self.sc_bn = nn.BatchNorm1d(out_feats[-1])
+
+    def forward(self, points: torch.Tensor, features: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        neighbours = nearest_neighbours(points.transpose(1, 2), mask[:, 0], self.k, use_counts=False)  # (N, P, k)
+        x = features.transpose(1, 2)  # (N, P, C)
+        edges = F.relu(_normalised(self.bns[0], self._first(x, neighbours)))  # (N, P, k, C')
+        for conv, bn in zip(self.convs[1:], self.bns[1:], strict=True):
+            edges = F.relu(_normalised(bn, F.linear(edges, conv.weight.flatten(1))))
+        shortcut = x if self.sc is None else _normalised(self.sc_bn, F.linear(x, self.sc.weight.flatten(1)))
+        return F.relu(shortcut + edges.mean(dim=2)).transpose(1, 2)
+
+    def _first(self, x: torch.Tensor, neighbours: torch.Tensor) -> torch.Tensor:
+        """The first layer on all edges: (N, P, C) and (N, P, k) -> (N, P, k, C')."""
+        of_self, of_difference = self.convs[0].weight.flatten(1).chunk(2, dim=1)
+        centre = F.linear(x, of_self - of_difference)
+        return centre.unsqueeze(2) + _rows(F.linear(x, of_difference), neighbours)
+
+
+class ParticleNet(nn.Module):
+    """points (N, D, P), features (N, C, P), mask (N, 1, P) -> (N, num_classes): logits, or with `for_inference` scores."""
+
+    def __init__(
+        self,
+        input_dims: int,
+        num_classes: int,
+        conv_params: Sequence[tuple[int, Sequence[int]]] = CONV_PARAMS,
+        fc_params: Sequence[tuple[int, float]] = FC_PARAMS,
+        use_fusion: bool = True,
+        use_fts_bn: bool = True,
+        use_counts: bool = True,
+        trim: bool = True,
+        for_inference: bool = False,
+        for_segmentation: bool = False,
+        use_amp: bool = False,
+        compile_model: bool = False,
+        **kwargs,
+    ) -> None:
+        super().__init__(**kwargs)
+        if for_segmentation:
+            raise InputError("ParticleNet: for_segmentation (an answer for each particle) is not supported here")
+        self.use_fts_bn, self.use_counts, self.use_fusion, self.for_inference = use_fts_bn, use_counts, use_fusion, for_inference
+        self.trims = trim and not for_inference
+        self.least = max(k for k, _ in conv_params) + 1  # particles that kNN needs
+        if use_fts_bn:
+            self.bn_fts = nn.BatchNorm1d(input_dims)
+        outputs = [channels[-1] for _, channels in conv_params]
+        inputs = [input_dims, *outputs]
+        self.edge_convs = nn.ModuleList(EdgeConvBlock(k, a, channels) for a, (k, channels) in zip(inputs, conv_params, strict=False))
+        dim = outputs[-1]
+        if use_fusion:
+            dim = int(np.clip(sum(outputs) // 128 * 128, 128, 1024))
+            self.fusion_block = nn.Sequential(nn.Conv1d(sum(outputs), dim, kernel_size=1, bias=False), nn.BatchNorm1d(dim), nn.ReLU())
+        self.fc = _head(dim, fc_params, num_classes)
+
+    def forward(self, points: torch.Tensor, features: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        mask = torch.ones_like(features[:, :1], dtype=torch.bool) if mask is None else mask.bool()
+        if self.trims:
+            points, features, mask = trimmed(points, features, mask, training=self.training, least=self.least)
+        if (short := self.least - mask.shape[-1]) > 0:
+            points, features, mask = F.pad(points, (0, short)), F.pad(features, (0, short)), F.pad(mask, (0, short))
+        padding = ~mask
+        x = self.bn_fts(features).masked_fill(padding, 0) if self.use_fts_bn else features
+        outputs = []
+        for index, conv in enumerate(self.edge_convs):
+            x = conv(x if index else points, x, mask).masked_fill(padding, 0)
+            outputs.append(x)
+        if self.use_fusion:
+            x = self._fused(torch.cat(outputs, dim=1)).masked_fill(padding, 0)
+        answer = self.fc(x.sum(dim=-1) / mask.sum(dim=-1).clamp(min=1) if self.use_counts else x.mean(dim=-1))
+        return answer.softmax(dim=1) if self.for_inference else answer
+
+    def _fused(self, x: torch.Tensor) -> torch.Tensor:
+        conv, bn, _ = self.fusion_block
+        return F.relu(_normalised(bn, F.linear(x.transpose(1, 2), conv.weight.flatten(1)))).transpose(1, 2)
+
+
+class FeatureConv(nn.Module):
+    """Features of one kind of particle (N, C, P) -> (N, C', P)."""
+
+    def __init__(self, in_chn: int, out_chn: int, **kwargs) -> None:
+        super().__init__(**kwargs)
+        layers = (nn.BatchNorm1d(in_chn), nn.Conv1d(in_chn, out_chn, kernel_size=1, bias=False), nn.BatchNorm1d(out_chn), nn.ReLU())
+        self.conv = nn.Sequential(*layers)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(x)
+
+
+class ParticleNetTagger(nn.Module):
+    """ParticleNet over two kinds of particles (candidates and secondary vertices), each with a feature convolution of its own."""
+
+    def __init__(
+        self,
+        pf_features_dims: int,
+        sv_features_dims: int,
+        num_classes: int,
+        conv_params: Sequence[tuple[int, Sequence[int]]] = CONV_PARAMS,
+        fc_params: Sequence[tuple[int, float]] = FC_PARAMS,
+        use_fusion: bool = True,
+        use_fts_bn: bool = True,
+        use_counts: bool = True,
+        trim: bool = True,
+        pf_input_dropout: float | None = None,
+        sv_input_dropout: float | None = None,
+        for_inference: bool = False,
+        use_amp: bool = False,
+        compile_model: bool = False,
+        **kwargs,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.trims = trim and not for_inference
+        self.pf_input_dropout = nn.Dropout(pf_input_dropout) if pf_input_dropout else None
+        self.sv_input_dropout = nn.Dropout(sv_input_dropout) if sv_input_dropout else None
+        self.pf_conv, self.sv_conv = FeatureConv(pf_features_dims, 32), FeatureConv(sv_features_dims, 32)
+        self.pn = ParticleNet(
+            32, num_classes, conv_params, fc_params, use_fusion, use_fts_bn, use_counts, trim=False, for_inference=for_inference
+        )
+
+    def forward(self, pf_points, pf_features, pf_mask, sv_points, sv_features, sv_mask) -> torch.Tensor:
+        pf = self._kind(pf_points, pf_features, pf_mask, self.pf_conv, self.pf_input_dropout)
+        sv = self._kind(sv_points, sv_features, sv_mask, self.sv_conv, self.sv_input_dropout)
+        return self.pn(*(torch.cat(pair, dim=2) for pair in zip(pf, sv, strict=True)))
+
+    def _kind(self, points, features, mask, conv: nn.Module, dropout: nn.Module | None) -> tuple[torch.Tensor, ...]:
+        """Points (N, D, P), features (N, 32, P) and mask (N, 1, P) of one kind of particles."""
+        mask = mask.bool()
+        if self.trims:
+            points, features, mask = trimmed(points, features, mask, training=self.training)
+        if dropout is not None:
+            mask = dropout(mask.float()) != 0
+            points = points * mask
+        return points, conv(features * mask) * mask, mask
+
+
+@torch.no_grad()
+def trimmed(
+    points: torch.Tensor, features: torch.Tensor, mask: torch.Tensor, *, training: bool, least: int = 1
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The same jets cut to a common length of at least `least`, which saves work on padding: (N, C, P) -> (N, C, P').
+
+    Outside training to the largest multiplicity, which changes no jet. In training to a random quantile of the multiplicities,
+    particles in random order, so that long jets lose some at random.
+    """
+    counts = mask.sum(dim=-1)
+    if not training:
+        length = int(counts.max().clamp(min=least))
+    else:
+        quantile = torch.empty(1, device=mask.device).uniform_(*TRIM_QUANTILES).clamp_(max=1)
+        length = int(torch.quantile(counts.float(), quantile).clamp(min=least))
+        order = torch.rand(mask.shape, device=mask.device).masked_fill_(~mask, -1).argsort(dim=-1, descending=True)
+        points, features, mask = (x.gather(-1, order.expand_as(x)) for x in (points, features, mask))
+    return points[..., :length], features[..., :length], mask[..., :length]
+
+
+def _head(dim: int, fc_params: Sequence[tuple[int, float]], num_classes: int) -> nn.Sequential:
+    layers = []
+    for width, rate in fc_params:
+        layers.append(nn.Sequential(nn.Linear(dim, width), nn.ReLU(), nn.Dropout(rate)))
+        dim = width
+    return nn.Sequential(*layers, nn.Linear(dim, num_classes))
+
+
+def _normalised(bn: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """Batch normalisation of the last axis of (..., C) over all others."""
+    if isinstance(bn, nn.BatchNorm1d):
+        return bn(x.reshape(-1, x.shape[-1])).view(x.shape)
+    image = x.reshape(1, -1, 1, x.shape[-1]).permute(0, 3, 1, 2)  # (1, C, rows, 1), channels last: no copy, and a quicker kernel
+    return bn(image).permute(0, 2, 3, 1).reshape(x.shape)
+
+
+def _rows(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """x (N, P, C) at index (N, P, k) of each jet's own particles -> (N, P, k, C)."""
+    jets, particles, dim = x.shape
+    flat = (index + torch.arange(jets, device=x.device)[:, None, None] * particles).reshape(-1)
+    rows = x.reshape(-1, dim)
+    if torch.is_grad_enabled() and x.requires_grad and not torch.onnx.is_in_onnx_export():
+        found = rows.gather(0, flat[:, None].expand(-1, dim))  # its backward adds rows in parallel
+    else:
+        found = F.embedding(flat, rows)
+    return found.view(jets, particles, -1, dim)
