@@ -3,8 +3,9 @@
 
     python pipeline.py                                   on this machine, on generated jets
     python pipeline.py --data-train 'train/*.root' --data-val 'val/*.root' --data-test 'test/*.root'
-    python pipeline.py --host https://KUBEFLOW/pipeline --s3-bucket s3://bucket/jec --num-gpus 1 --data-train ...
-    python pipeline.py --render manifests/               every Kubernetes object of a run, as YAML
+    python pipeline.py --host https://KUBEFLOW/pipeline --s3-bucket s3://bucket/jec --num-gpus 1 --data-train ... --follow
+    python pipeline.py --check ...                       what would fail, before anything is created
+    python pipeline.py --status RUN_ID                   and --logs RUN_ID [STEP], --down RUN_ID, --rerun RUN_ID
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from pathlib import Path
 
 from common.cli import Parser, run_main
 from common.config import AUTO, RunConfig, add_arguments
-from common.errors import InputError, unknown
+from common.errors import InputError
+
+COMMANDS = ("check", "status", "logs", "down", "render", "compile_to")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -23,20 +26,38 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--runner", choices=("auto", "local", "kubeflow"), default="auto",
                      help="'auto': Kubeflow where an endpoint is configured, else this machine (default: auto)")  # fmt: skip
     run.add_argument("--host", default=AUTO, metavar="URL", help="KFP endpoint; 'auto': KFP_ENDPOINT or a notebook's own (default: auto)")
+    run.add_argument("--auth", choices=("auto", "none", "notebook", "token", "cookie", "dex"), default="auto",
+                     help="how to log in there: KFP_TOKEN(_FILE), KFP_COOKIE_FILE, KFP_USERNAME and KFP_PASSWORD (default: what is set)")
     run.add_argument("--output", type=Path, default=Path("runs"), metavar="DIR",
                      help="where local runs live; DIR/latest is the newest (default: runs)")  # fmt: skip
     run.add_argument("--serve", action="store_true", help="local: keep the service up at the end, until Ctrl-C")
+    run.add_argument("--follow", action="store_true", help="Kubeflow: show steps, trials and the verdict until the end; its exit code")
     run.add_argument("--resume", metavar="RUN_ID", help="go on with a run that was stopped; its own parameters are the defaults")
-    run.add_argument("--compile-to", type=Path, metavar="FILE", help="write the pipeline's IR as YAML and stop")
-    run.add_argument("--render", type=Path, metavar="DIR", help="write every Kubernetes object the run would create as YAML and stop")
+    run.add_argument("--rerun", metavar="RUN_ID", help="a new run; the parameters of that one are the defaults")
     run.add_argument("--steps-image", default="jec-steps:latest", metavar="IMAGE", help="image of the pipeline's steps on Kubeflow")
+    run.add_argument("--steps-account", default=AUTO, metavar="NAME", help="ServiceAccount of the steps' pods (default: Kubeflow's own)")
+    _add_commands(parser.add_argument_group("instead of running"))
     add_arguments(parser, skip=("run_id",))
     return parser
+
+
+def _add_commands(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--check", action="store_true", help="look at everything the run needs, create nothing; exit code 1 on an error")
+    group.add_argument("--render", type=Path, metavar="DIR", help="write every Kubernetes object the run would create as YAML")
+    group.add_argument("--compile-to", type=Path, metavar="FILE", help="write the pipeline's IR as YAML")
+    group.add_argument("--status", metavar="RUN_ID", help="what a run does, or how it ended; with --follow until its end")
+    group.add_argument("--logs", nargs="+", metavar=("RUN_ID", "STEP"), help="what its steps (or one step, or one trial) wrote")
+    group.add_argument("--down", metavar="RUN_ID", help="remove everything that a run left: objects, processes, its service")
+    group.add_argument("--storage", action="store_true", help="with --down: the run's folder of results as well")
+    group.add_argument("--yes", action="store_true", help="with --down: do not ask")
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = build_parser()
     args = parser.parse_args(argv)
+    asked = [name for name in COMMANDS if getattr(args, name)]
+    if len(asked) > 1:
+        parser.error(f"--{asked[0].replace('_', '-')} and --{asked[1].replace('_', '-')} are two commands; give one")
     return run_main(lambda: act(parser, args, argv))
 
 
@@ -45,10 +66,20 @@ def act(parser: argparse.ArgumentParser, args: argparse.Namespace, argv: list[st
     from components.step import use_endpoint
 
     use_endpoint(args.s3_endpoint)
-    if args.resume:
-        args = _with_defaults_of(args.resume, parser, args, argv)
+    if args.status or args.logs or args.down:
+        from operations import commands
+
+        return commands.act(args)
+    if args.resume or args.rerun:
+        from operations.former import with_parameters_of
+
+        args = with_parameters_of(parser, args, argv)
         use_endpoint(args.s3_endpoint)
     config = RunConfig.from_args(args)
+    if args.check:
+        from operations.check import check
+
+        return check(config, args)
     if args.render:
         return _render(config, args.render)
     if args.compile_to:
@@ -56,27 +87,8 @@ def act(parser: argparse.ArgumentParser, args: argparse.Namespace, argv: list[st
     return _run(config, args)
 
 
-def _with_defaults_of(run_id: str, parser: argparse.ArgumentParser, args: argparse.Namespace, argv: list[str] | None) -> argparse.Namespace:
-    """Parse again with the stopped run's own parameters as defaults. Raises InputError where there is no such run."""
-    from common import storage
-
-    places = [str(args.output.resolve())] if args.s3_bucket == AUTO else [args.s3_bucket, str(args.output.resolve())]
-    folders = [storage.join(place, run_id) for place in places]
-    stored = next((folder for folder in folders if storage.exists(storage.join(folder, "run.json"))), None)
-    if stored:
-        config = storage.read_json(storage.join(stored, "run.json"))["config"]
-        if not storage.is_s3(config["s3_bucket"]):  # a folder of runs may have been moved; beside logs lies a copy of S3's
-            config["s3_bucket"] = storage.absolute(stored).rsplit("/", 1)[0]
-        parser.set_defaults(**config)
-    elif not any(storage.exists(storage.join(folder, "status.json")) for folder in folders):
-        there = {path.parent.name for path in args.output.glob("*/status.json")}
-        raise InputError(f"{unknown('run', run_id, there)} (in {' or '.join(places)})")
-    parser.set_defaults(run_id=run_id)
-    return parser.parse_args(argv)
-
-
 def _render(config: RunConfig, folder: Path) -> int:
-    from components.render import render
+    from operations.render import render
 
     for path in render(config, folder):
         print(path)
@@ -86,7 +98,7 @@ def _render(config: RunConfig, folder: Path) -> int:
 def _compile(config: RunConfig, args: argparse.Namespace) -> int:
     from common.project import is_own
     from components import chain
-    from components.submit import with_space_as_text, with_uploaded_files
+    from operations.submit import with_space_as_text, with_uploaded_files
 
     if all(is_own(path) for path in (config.data_config, config.network_config)):
         config = with_space_as_text(config)  # the images hold the project's own files
@@ -99,15 +111,16 @@ def _compile(config: RunConfig, args: argparse.Namespace) -> int:
 
 
 def _run(config: RunConfig, args: argparse.Namespace) -> int:
-    from components.submit import endpoint, submit
+    from operations.endpoint import endpoint
 
     host, found = endpoint(args.host)
     if args.runner == "kubeflow" or (args.runner == "auto" and host):
         if not host:
             raise InputError("--runner kubeflow: no endpoint; give --host https://.../pipeline or set KFP_ENDPOINT")
         print(f"running on Kubeflow at {host} (from {found})", flush=True)
-        print(f"submitted: {submit(config, host, args.steps_image)}")
-        return 0
+        from operations.commands import run_on_kubeflow
+
+        return run_on_kubeflow(config, host, args)
     reason = "asked by --runner" if args.runner == "local" else "no Kubeflow endpoint: neither --host nor KFP_ENDPOINT"
     print(f"running on this machine ({reason})", flush=True)
     from components.local_run import LocalRun

@@ -19,7 +19,7 @@ from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
 
 from clusters.waiting import Wait
-from common.errors import ClusterError, InputError
+from common.errors import ClusterError, InputError, UnreachableError
 
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 KUBECONFIG = "~/.kube/config"
@@ -239,7 +239,7 @@ class Api:
         if not self._reached and time.monotonic() - started > FIRST_CONTACT_SECONDS:
             host = self._client.configuration.host
             said = f"the API server at {host} cannot be reached ({complaint(error)}); check the kubeconfig and the network"
-            raise ClusterError(said) from error
+            raise UnreachableError(said) from error
 
     def _at(self, kind: Kind) -> tuple[str, str, str, str]:
         return kind.group, kind.version, self.namespace, kind.plural

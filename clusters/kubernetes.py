@@ -15,9 +15,9 @@ import json
 from urllib.parse import urlsplit
 
 from clusters.api import EXPERIMENT, INFERENCE_SERVICE, PYTORCHJOB, TRIAL, Api, Kind, connect, namespace_of
-from clusters.pods import PodStory
-from clusters.protocol import RUN_LABEL, ExperimentResult, Manifest, Report, Service, Trial, run_id_of
-from clusters.reasons import condition, crash_loops, is_true, lives, name_of, ready, short
+from clusters.pods import LOG_LINES, PodStory
+from clusters.protocol import RUN_LABEL, STEP_LABEL, ExperimentResult, Manifest, Report, Service, Trial, run_id_of
+from clusters.reasons import condition, crash_loops, crash_of, is_true, lives, name_of, phase_of, ready, short
 from clusters.trials import COUNTED, FAILED, UNFINISHED, best_trial, common_reasons, optimal_trial, progress_line, status_of, trial_of
 from clusters.waiting import Wait, ignore
 from common.errors import ClusterError, DeadlineError, InputError
@@ -27,6 +27,8 @@ TRIALS_LABEL = "katib.kubeflow.org/experiment"
 SUGGESTION_LABEL = "katib.kubeflow.org/suggestion"  # on the pod of the algorithm; its value is the experiment's name
 SERVICE_LABEL = "serving.kserve.io/inferenceservice"
 REVISION_LABEL = "jec/revision"  # digest of an InferenceService's spec; KServe copies it to the pods of that very spec
+PREDICTOR = "kserve-container"
+STORY_SECONDS = 30.0  # for reading why a service does not answer
 REMOVAL_SECONDS = 300.0  # pods may take their grace period to go
 SHOWN_TRIALS = 3  # failed trials whose last lines an error shows
 EDITABLE = ("parallelTrialCount", "maxTrialCount", "maxFailedTrialCount")  # what Katib lets be changed of an experiment
@@ -160,7 +162,7 @@ class KubernetesCluster:
                 return
             if pods is not None:
                 story.explain(name, pods[name])
-            wait.tell("state", f"job {name}: {_replicas_line(job)}")
+            wait.tell("state", f"job {name}: {replicas_line(job)}")
             wait.sleep(self._poll)
 
     def delete_job(self, name: str) -> None:
@@ -195,7 +197,7 @@ class KubernetesCluster:
             ready_before = ready_now
             if pods is not None:
                 story.explain(name, pods)
-            wait.tell("state", f"service {name}: {_service_line(service) if ready_now is None else 'ready, looking once more'}")
+            wait.tell("state", f"service {name}: {service_line(service) if ready_now is None else 'ready, looking once more'}")
             wait.sleep(self._poll)
 
     def _put_service(self, manifest: Manifest, wait: Wait) -> set[str]:
@@ -237,17 +239,44 @@ class KubernetesCluster:
 
     # All ------------------------------------------------------------------------------------------------------------
 
+    def find(self, run_id: str) -> list[str]:
+        """'Kind/name' of everything that `delete` would remove."""
+        wait = Wait(f"a look at run {run_id}", REMOVAL_SECONDS, ignore)
+        return [f"{kind.name}/{name}" for kind, name in self._of_run(run_id, wait)]
+
     def delete(self, run_id: str) -> list[str]:
-        """Remove every Experiment, PyTorchJob and InferenceService of the run, and wait until they are gone."""
+        """Remove every Experiment, PyTorchJob and InferenceService of the run, and wait until they and their pods are gone."""
         wait = Wait(f"removal of run {run_id}", REMOVAL_SECONDS, ignore)
-        # The experiment before jobs: Katib would make its trials' jobs anew.
-        found = [
+        removed = self._remove(self._of_run(run_id, wait), wait)
+        while pods := self._api.pods(f"{RUN_LABEL}={run_id},{STEP_LABEL}", wait):
+            for pod in pods:  # an object may be gone while its pods take their grace period, and hold their GPUs
+                wait.obstacle(f"Pod {name_of(pod)}", "still there")
+            wait.sleep(self._poll)
+        return removed
+
+    def _of_run(self, run_id: str, wait: Wait) -> list[tuple[Kind, str]]:
+        """The objects of a run in the order of their removal: the experiment before jobs, or Katib would make its trials' jobs anew."""
+        return [
             (kind, name_of(thing))
             for kind in (EXPERIMENT, PYTORCHJOB, INFERENCE_SERVICE)
             for thing in self._api.list(kind, f"{RUN_LABEL}={run_id}", wait)
             if not _belongs_to_trial(thing)
         ]
-        return self._remove(found, wait)
+
+    def service_story(self, name: str) -> str:
+        """The conditions of a service that are not true, and the last lines of its pods: what to read when it does not answer."""
+        wait = Wait(f"a look at service {name}", STORY_SECONDS, ignore)
+        service = self._api.get(INFERENCE_SERVICE, name, wait)
+        if service is None:
+            return f"InferenceService {name} is gone"
+        lines = [f"service {name}: {service_line(service)}"]
+        for pod in self._api.pods(f"{SERVICE_LABEL}={name}", wait) or []:
+            crash = crash_of(pod)
+            container = crash.container if crash and crash.container else PREDICTOR
+            written = self._api.log(name_of(pod), container, wait, lines=LOG_LINES, previous=bool(crash and crash.previous))
+            lines.append(f"last lines of pod {name_of(pod)}, container {container} ({crash.reason if crash else phase_of(pod)}):")
+            lines += [f"  | {line}" for line in written or ["(no log to be had)"]]
+        return "\n".join(lines)
 
     def _remove(self, things: list[tuple[Kind, str]], wait: Wait | None = None) -> list[str]:
         """Ask for the removal of all, wait until they are gone; 'Kind/name' of those that were there."""
@@ -382,7 +411,7 @@ def _job_failure(job: dict, story: PodStory) -> ClusterError:
     return kind(f"job {name_of(job)} failed: {ending.reason()} ({said})\n{ending.text()}")
 
 
-def _replicas_line(job: dict) -> str:
+def replicas_line(job: dict) -> str:
     """'Master: 1 running; Worker: 1 running, 1 succeeded', or that nothing has started."""
     if is_true(job, "Suspended"):
         return "suspended, until a queue lets it start"
@@ -433,11 +462,11 @@ def _service_failure(service: dict, broken: str, story: PodStory) -> str:
     """Why a service will not come up: its predictor's crash, KServe's complaint, its conditions."""
     name, ending = name_of(service), story.ending(name_of(service))
     head = f"service {name} failed: {ending.reason() if ending else broken}"
-    lines = [head, *(f"  {line}" for line in (_service_line(service), broken) if line and line not in head)]
+    lines = [head, *(f"  {line}" for line in (service_line(service), broken) if line and line not in head)]
     return "\n".join([*lines, ending.text()] if ending else lines)
 
 
-def _service_line(service: dict) -> str:
+def service_line(service: dict) -> str:
     """The conditions that are not yet true, as 'not ready: PredictorReady: MinimumReplicasUnavailable'."""
     conditions = service.get("status", {}).get("conditions") or []
     missing = [

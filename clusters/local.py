@@ -82,6 +82,11 @@ class LocalCluster:
         report(f"{server.kind} serves {name} at {server.url}")
         return Service(name=name, url=server.url, kind=server.kind, details={"pid": server.pid, "log": str(folder / "server.log")})
 
+    def service_story(self, name: str) -> str:
+        """See clusters.protocol.Cluster."""
+        logs = sorted(self.workdir.glob(f"*/local/services/{name}/server.log"), key=lambda log: log.stat().st_mtime)
+        return f"the server's log ({logs[-1]}) ends:\n{tail(logs[-1])}" if logs else f"no server of {name} was started here"
+
     def delete_experiment(self, name: str) -> None:
         for folder in self.workdir.glob(f"*/local/search/{name}"):
             shutil.rmtree(folder, ignore_errors=True)

@@ -12,7 +12,8 @@ import sys
 import time
 from pathlib import Path
 
-from clusters.protocol import Manifest
+from clusters.leftovers import RUN_VARIABLE
+from clusters.protocol import RUN_LABEL, Manifest, run_id_of
 
 GRACE = 15.0  # seconds between SIGTERM and SIGKILL: enough to write a checkpoint
 TAIL = 12  # log lines shown of a process that failed
@@ -148,7 +149,8 @@ class Replicas:
         """Literal entries as they are; a Secret's keys are taken from this process' environment, where they have the same names."""
         values = {entry["name"]: entry["value"] for entry in container.get("env", []) if "value" in entry}
         threads = min(self.threads, int(values.get("OMP_NUM_THREADS", self.threads)))
-        return {**values, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(self.root)}
+        marks = {RUN_VARIABLE: run_id_of(self.manifest)} if RUN_LABEL in self.manifest["metadata"].get("labels", {}) else {}
+        return {**values, **marks, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(self.root)}
 
     def _rank_environment(self, rank: int, replicas: int, port: int) -> dict[str, str]:
         per_node = str(self.manifest["spec"].get("nprocPerNode", "1"))

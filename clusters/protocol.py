@@ -89,6 +89,9 @@ class Cluster(Protocol):
     def deploy(self, manifest: Manifest, *, deadline: float, report: Report) -> Service:
         """Create or update an InferenceService and wait until it says that it is ready. Raises ClusterError and DeadlineError."""
 
+    def service_story(self, name: str) -> str:
+        """What there is to read about a service that does not answer: its conditions, its last log lines. Raises nothing of its own."""
+
     def delete_experiment(self, name: str) -> None:
         """Remove an Experiment and its trials; no error if it is gone already."""
 

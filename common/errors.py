@@ -4,7 +4,8 @@
     ├── InputError           refused before work started: what the user gave cannot be used (exit code 2)
     ├── StorageError         the storage did not do as asked
     ├── ClusterError         a job, experiment or service did not end well
-    │   └── DeadlineError    ... within its deadline
+    │   ├── DeadlineError    ... within its deadline
+    │   └── UnreachableError nobody answers at an address (yet)
     ├── TrainingError        training cannot go on and would fail again in the same way
     ├── GateError            a model was made, and it may not go further
     └── InterruptedRun       stopped by the user or by the system (exit code 130)
@@ -20,6 +21,8 @@ class JecError(Exception):
     """Base of all errors whose text is meant to be read by the user, without a traceback."""
 
     exit_code = 1
+    repeats = True
+    """Whether the same would happen again; what does not repeat is worth another try."""
 
 
 class InputError(JecError):
@@ -29,7 +32,9 @@ class InputError(JecError):
 
 
 class StorageError(JecError):
-    """A read or write in the storage failed for good."""
+    """A read or write in the storage failed, in spite of the client's own retries."""
+
+    repeats = False
 
 
 class ClusterError(JecError):
@@ -38,6 +43,12 @@ class ClusterError(JecError):
 
 class DeadlineError(ClusterError):
     """A wait ended by its deadline; the text says what was waited for."""
+
+
+class UnreachableError(ClusterError):
+    """Nobody answers at that address (yet)."""
+
+    repeats = False
 
 
 class TrainingError(JecError):

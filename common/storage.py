@@ -257,6 +257,11 @@ def _client():
     return boto3.client("s3", config=config, region_name=region)
 
 
+def forget_client() -> None:
+    """Have the next request read the AWS variables anew."""
+    _client.cache_clear()
+
+
 def _transfer():
     from boto3.s3.transfer import TransferConfig
 

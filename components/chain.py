@@ -1,42 +1,67 @@
-"""The chain as a KFP pipeline: prepare -> search -> export -> evaluate -> gate -> deploy. Compiled once, run anywhere."""
+"""The chain as a KFP pipeline: prepare -> search -> export -> evaluate -> gate -> deploy, and finish however it ends.
+
+Compiled once, run anywhere.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 import inspect
 from pathlib import Path
 from typing import Any
 
+from clusters.manifests import CREDENTIALS
+from clusters.protocol import STEP_LABEL
 from common.config import RunConfig
-from components import deploy, evaluate, export, prepare, search
+from components import deploy, evaluate, export, finish, prepare, search
+from exporting.export_job import DEADLINE as JOB_DEADLINE
 
 NAME = "jec-pipeline"
+DESCRIPTION = "Jet energy calibration: from ROOT files to a served, validated model."
 STEPS_IMAGE = "jec-steps:latest"
+HOUR = 3600
+MARGIN = HOUR // 4  # a step's own deadlines come first, because they say what was waited for
+POD_DEADLINES = {  # seconds; what a pod may live that no longer watches its own
+    "prepare": 24 * HOUR,
+    "search": 14 * 24 * HOUR,
+    "export": round(JOB_DEADLINE) + MARGIN,
+    "evaluate": round(JOB_DEADLINE) + MARGIN,
+    "deploy": round(deploy.DEADLINE + 2 * deploy.GOLDEN_DEADLINE) + MARGIN,
+    "finish": MARGIN,
+}
+RETRIES = 2  # for pods that were evicted and storage that was away; a step knows a failure that repeats and ends at once
 
 
-def pipeline(config: RunConfig, image: str = STEPS_IMAGE) -> Any:
-    """The KFP pipeline whose parameters are the fields of RunConfig, with the values of `config` as defaults."""
+def pipeline(config: RunConfig, image: str = STEPS_IMAGE, *, non_root: bool = False) -> Any:
+    """The KFP pipeline whose parameters are the fields of RunConfig, with the values of `config` as defaults.
+
+    `non_root` has the server refuse steps that are root (servers before 2.17 do not know the field); the image's user is none.
+    """
     from kfp import dsl
 
-    steps = {module: module.component(image) for module in (prepare, search, export, evaluate, deploy)}
+    steps = {module: module.component(image) for module in (prepare, search, export, evaluate, deploy, finish)}
 
     names = [field.name for field in dataclasses.fields(RunConfig)]
 
     def chain(*values: Any) -> None:
         parameters = dict(zip(names, values, strict=True))
-        endpoint = parameters["s3_endpoint"]
+        job = dsl.PIPELINE_JOB_ID_PLACEHOLDER
+        common = {"s3_endpoint": parameters["s3_endpoint"], "job_id": job}
 
         def task(made: Any) -> Any:
-            return _on_the_cluster(made, parameters["s3_secret"])
+            return _on_the_cluster(made, parameters["s3_secret"], non_root)
 
-        prepared = task(steps[prepare](**parameters, job_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER))
-        run = prepared.outputs["run"]
-        searched = task(steps[search](run=run, s3_endpoint=endpoint))
-        trial = searched.outputs["best_trial"]
-        exported = task(steps[export](run=run, trial=trial, s3_endpoint=endpoint))
-        evaluated = task(steps[evaluate](run=run, trial=trial, s3_endpoint=endpoint).after(exported))
-        with dsl.If(evaluated.outputs["passed"] == "true", name="gate"):
-            task(steps[deploy](run=run, s3_endpoint=endpoint))
+        about = {name: parameters[name] for name in ("s3_bucket", "run_id", "network_config", "webhook")}
+        with dsl.ExitHandler(task(steps[finish](**about, **common)), name="run"):
+            prepared = task(steps[prepare](**parameters, job_id=job))
+            run = prepared.outputs["run"]
+            searched = task(steps[search](run=run, **common))
+            trial = searched.outputs["best_trial"]
+            exported = task(steps[export](run=run, trial=trial, **common))
+            evaluated = task(steps[evaluate](run=run, trial=trial, **common).after(exported))
+            with dsl.If(evaluated.outputs["passed"] == "true", name="gate"):
+                task(steps[deploy](run=run, **common))
 
     chain.__signature__ = inspect.Signature(
         [
@@ -46,24 +71,36 @@ def pipeline(config: RunConfig, image: str = STEPS_IMAGE) -> Any:
             for name in names
         ]
     )
-    return dsl.pipeline(name=NAME, description="Jet energy calibration: from ROOT files to a served, validated model.")(chain)
+    return dsl.pipeline(name=NAME, description=DESCRIPTION)(chain)
 
 
-def compile_to(path: Path | str, config: RunConfig, image: str = STEPS_IMAGE) -> Path:
+def compile_to(path: Path | str, config: RunConfig, image: str = STEPS_IMAGE, *, non_root: bool = False) -> Path:
     """Write the pipeline's IR as YAML; returns the path."""
     from kfp import compiler
 
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    compiler.Compiler().compile(pipeline(config, image), str(path))
+    compiler.Compiler().compile(pipeline(config, image, non_root=non_root), str(path))
     return path
 
 
-def _on_the_cluster(task: Any, secret: Any) -> Any:
-    """What a step needs as a pod: S3 keys from the Secret, small limits, and no cache of KFP's, as every step acts on the outside."""
+def sdk_version() -> str:
+    """Of kfp, which compiles the pipeline."""
+    return importlib.metadata.version("kfp")
+
+
+def _on_the_cluster(task: Any, secret: Any, non_root: bool) -> Any:
+    """What a step needs as a pod: S3 keys from the Secret, its label, small limits, an end, and another try.
+
+    No cache of KFP's: every step acts on the outside. What may be reused (decoded data, a finished search) the steps know.
+    """
     from kfp import kubernetes
 
-    keys = {"AWS_ACCESS_KEY_ID": "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY": "AWS_SECRET_ACCESS_KEY"}
-    kubernetes.use_secret_as_env(task, secret_name=secret, secret_key_to_env=keys, optional=True)
+    kubernetes.use_secret_as_env(task, secret_name=secret, secret_key_to_env={key: key for key in CREDENTIALS}, optional=True)
+    kubernetes.add_pod_label(task, STEP_LABEL, task.name)
+    kubernetes.set_timeout(task, POD_DEADLINES[task.name])
+    if non_root:
+        kubernetes.set_security_context(task, run_as_non_root=True)
     task.set_caching_options(False)
+    task.set_retry(RETRIES, backoff_duration="30s", backoff_factor=2.0, backoff_max_duration="300s")
     return task.set_cpu_request("500m").set_cpu_limit("2").set_memory_request("1Gi").set_memory_limit("4Gi")

@@ -1,9 +1,12 @@
 """deploy: create or update the InferenceService and hold it against the golden answers. Ready is only who answers right."""
 
 import dataclasses
+import time
 from typing import Any
 
+from clusters.protocol import Service
 from common import storage
+from common.errors import JecError
 from common.run import Run
 from components import step
 from serving.client import golden_check
@@ -17,23 +20,47 @@ def component(image: str) -> Any:
     """The KFP component. Output: the service's URL."""
     from kfp import dsl
 
-    def deploy(run: str, s3_endpoint: str, url: dsl.OutputPath(str)) -> dsl.ContainerSpec:
+    def deploy(run: str, s3_endpoint: str, job_id: str, url: dsl.OutputPath(str)) -> dsl.ContainerSpec:
         return dsl.ContainerSpec(
             image=image,
             command=["python", "-m", "components.deploy"],
-            args=["--run", run, "--s3-endpoint", s3_endpoint, "--url-output", url],
+            args=["--run", run, "--s3-endpoint", s3_endpoint, "--job-id", job_id, "--url-output", url],
         )
 
     return dsl.container_component(deploy)
 
 
 def deploy(run: Run) -> str:
-    """The URL of the service, after it gave the golden answers. Raises ClusterError, DeadlineError or GateError otherwise."""
-    service = step.home(run).deploy(inference_service(run), deadline=DEADLINE, report=step.say)
-    golden = golden_check(service.url, service.name, run.path("golden", service.name), deadline=GOLDEN_DEADLINE)
-    storage.write_json(run.path("service.json"), {**dataclasses.asdict(service), "golden": golden})
+    """The URL of the service, after it gave the golden answers. Raises ClusterError, DeadlineError or GateError otherwise.
+
+    However it fails afterwards, a service that says Ready and answers wrong or not at all is told of in its own words.
+    """
+    cluster = step.home(run)
+    service = cluster.deploy(inference_service(run), deadline=DEADLINE, report=step.say)
+    try:
+        golden = golden_answers(run, service)
+    except JecError as error:
+        raise type(error)(f"{error}\n{cluster.service_story(service.name)}") from error
+    storage.write_json(run.path("service.json"), {**dataclasses.asdict(service), **golden})
     step.say(f"{service.name} gave the golden answers at {service.url}")
     return service.url
+
+
+def golden_answers(run: Run, service: Service) -> dict[str, Any]:
+    """Hold every model of the repository that has golden answers against them, within one deadline; what service.json keeps of it.
+
+    `golden` is of the model that the service is named after; the others of the repository (the raw form) are under `others`.
+    """
+    ends, checked = time.monotonic() + GOLDEN_DEADLINE, {}
+    for name in models(run):
+        checked[name] = golden_check(service.url, name, run.path("golden", name), deadline=max(ends - time.monotonic(), 1.0))
+    return {"golden": checked.pop(service.name), "others": {name: found["max_difference"] for name, found in checked.items()}}
+
+
+def models(run: Run) -> list[str]:
+    """The models of the run's repository that have golden answers, the service's own first."""
+    names = [run.model_name, f"{run.model_name}-raw"]
+    return [name for name in names if name == run.model_name or storage.exists(run.path("golden", name))]
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -15,7 +15,7 @@ def component(image: str) -> Any:
     def evaluate(
         run: str,
         trial: str,
-        s3_endpoint: str,
+        s3_endpoint: str, job_id: str,
         passed: dsl.OutputPath(str),
         metrics: dsl.Output[dsl.Metrics],
         report: dsl.Output[dsl.HTML],
@@ -24,7 +24,8 @@ def component(image: str) -> Any:
             image=image,
             command=["python", "-m", "components.evaluate"],
             args=[
-                "--run", run, "--trial", trial, "--s3-endpoint", s3_endpoint, "--passed-output", passed, "--executor-input", "{{$}}",
+                "--run", run, "--trial", trial, "--s3-endpoint", s3_endpoint, "--job-id", job_id,
+                "--passed-output", passed, "--executor-input", "{{$}}",
             ],
         )  # fmt: skip
 

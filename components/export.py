@@ -14,11 +14,11 @@ def component(image: str) -> Any:
     """The KFP component. Output: the model as an artifact that names the repository."""
     from kfp import dsl
 
-    def export(run: str, trial: str, s3_endpoint: str, model: dsl.Output[dsl.Model]) -> dsl.ContainerSpec:
+    def export(run: str, trial: str, s3_endpoint: str, job_id: str, model: dsl.Output[dsl.Model]) -> dsl.ContainerSpec:
         return dsl.ContainerSpec(
             image=image,
             command=["python", "-m", "components.export"],
-            args=["--run", run, "--trial", trial, "--s3-endpoint", s3_endpoint, "--executor-input", "{{$}}"],
+            args=["--run", run, "--trial", trial, "--s3-endpoint", s3_endpoint, "--job-id", job_id, "--executor-input", "{{$}}"],
         )
 
     return dsl.container_component(export)

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from clusters.leftovers import RUN_VARIABLE, mark_owner
 from common import storage
 from common.config import AUTO, RunConfig
 from common.errors import InputError, InterruptedRun, JecError
@@ -32,6 +33,7 @@ class LocalRun:
         place = str(self.output) if config.s3_bucket == AUTO else storage.absolute(config.s3_bucket)
         self.config = config.replace(s3_bucket=place)
         self.run: Run | None = None
+        self.environment = {**ALLOCATOR, LOCAL_DIR: str(self.output)}  # of the steps; the run's id once prepare has settled it
         self.uri_file: Path | None = None  # prepare writes the run's URI into it as soon as it is settled
 
     def __call__(self) -> int:
@@ -45,7 +47,7 @@ class LocalRun:
                 ir,
                 self.config.parameters(),
                 work=self.output / ".kfp",
-                environment={**ALLOCATOR, LOCAL_DIR: str(self.output)},
+                environment=self.environment,
                 on_start=self._before_step,
                 on_end=self._after_step,
             )
@@ -70,6 +72,8 @@ class LocalRun:
     def _after_step(self, step: str, command: list[str]) -> None:
         if step == "prepare":
             self.run = Run.load(self.uri_file.read_text())
+            self.environment[RUN_VARIABLE] = self.run.id
+            mark_owner(self.output / self.run.id / "local")
             self._point_latest()
 
     def _point_latest(self) -> None:

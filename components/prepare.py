@@ -5,19 +5,21 @@ Everything that can be refused is refused before anything is written. The later 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import inspect
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 from clusters.katib import check_experiment
 from common import storage
 from common.cli import Parser, run_main
-from common.config import AUTO, RunConfig, add_arguments, flag
-from common.errors import InputError
+from common.config import AUTO, NONE, RunConfig, add_arguments, flag
+from common.errors import InputError, JecError
 from common.project import ROOT, here
 from common.run import Run, make_run_id, slug
 from components import step
@@ -35,12 +37,12 @@ def component(image: str) -> Any:
     from kfp import dsl
 
     fields = dataclasses.fields(RunConfig)
-    types = {**{f.name: type(f.default) for f in fields}, "job_id": str, "run": dsl.OutputPath(str)}
+    types = {**{f.name: type(f.default) for f in fields}, "job_id": str, "run": dsl.OutputPath(str), "echo": dsl.Output[dsl.Markdown]}
 
     def prepare(*values: Any) -> dsl.ContainerSpec:
         inputs = dict(zip(types, values, strict=True))
         args = [part for f in fields for part in (f"--{flag(f.name)}", inputs[f.name])]
-        args += ["--job-id", inputs["job_id"], "--run-output", inputs["run"]]
+        args += ["--job-id", inputs["job_id"], "--run-output", inputs["run"], "--executor-input", "{{$}}"]
         return dsl.ContainerSpec(image=image, command=["python", "-m", "components.prepare"], args=args)
 
     prepare.__signature__ = inspect.Signature(
@@ -50,7 +52,7 @@ def component(image: str) -> Any:
     return dsl.container_component(prepare)
 
 
-def prepare(config: RunConfig, job_id: str, run_output: str = "") -> Run:
+def prepare(config: RunConfig, job_id: str, run_output: str = "", artifacts: step.Artifacts | None = None) -> Run:
     """Make the run's folder and return the run. Repeating it for a run that is whole changes nothing.
 
     Raises InputError for data, configurations, a network or a search space that cannot be used, before anything is written.
@@ -67,9 +69,22 @@ def prepare(config: RunConfig, job_id: str, run_output: str = "") -> Run:
         _check_same(run, inputs)
     step.write_output(run_output, run.uri)
     step.say(f"run {run.id} in {run.uri}")
+    step.echo(run.config)
+    if artifacts:
+        artifacts.set("echo", content=_echo(run))
     if not whole or not _data_there(run):
-        step.with_status("prepare", run, lambda: _fill(run, inputs))
+        step.with_status("prepare", run, lambda: _fill(run, inputs, job_id), job_id=job_id)
     return Run.load(run.uri)
+
+
+def _echo(run: Run) -> str:
+    """Every parameter as it was understood, as Kubeflow shows it beside the step; what is not the default is bold."""
+    defaults = RunConfig().parameters()
+    rows = [
+        f"| {'**' if value != defaults[name] else ''}{flag(name)}{'**' if value != defaults[name] else ''} | `{value}` |"
+        for name, value in run.config.parameters().items() if name != "search_space"
+    ]  # fmt: skip
+    return "\n".join([f"# {run.id}", "", "| parameter | value |", "|---|---|", *rows, "", "```json", run.config.search_space, "```", ""])
 
 
 class _Inputs:
@@ -84,7 +99,7 @@ class _Inputs:
         check_options(self.space, config.network_config, self.network_text.decode())
         check_algorithm(self.space, config.algorithm)
         check_experiment(experiment(Run(config=config)))
-        self.files = {}
+        self.files, self.raw_model = {}, config.raw_model
         for split in SPLITS:
             pattern = getattr(config, f"data_{split}")
             if pattern != SAMPLE:
@@ -97,6 +112,21 @@ class _Inputs:
 
         self.files[split] = files.find(pattern)
         files.check(self.files[split], self.data_config, for_training=split != "test")
+        if split == "val":  # the set that export takes its jets from
+            self.check_raw_model(self.files[split][0])
+
+    def check_raw_model(self, entry: storage.Entry) -> None:
+        """Say before any training whether the data configuration can be part of a model that takes the files' own columns."""
+        from weaver.raw_jets import raw_columns
+        from weaver.raw_program import check_raw
+
+        try:
+            if self.raw_model != NONE:
+                check_raw(self.data_config, raw_columns(entry, self.data_config))
+        except InputError as error:
+            if self.raw_model != AUTO:
+                raise InputError(f"{error}; or leave --raw-model out") from None
+            step.say(f"warning: no model that takes raw jets will be exported: {error}")
 
     def check_apart(self) -> None:
         """Refuse a file that is in two of the sets: what a model was chosen by says nothing of how good it is."""
@@ -127,7 +157,7 @@ def _data_there(run: Run) -> bool:
     return all(storage.exists(storage.join(data["dataset"], "dataset.json")) for data in Run.load(run.uri).record["data"].values())
 
 
-def _fill(run: Run, inputs: _Inputs) -> None:
+def _fill(run: Run, inputs: _Inputs, job_id: str = "") -> None:
     from weaver.prepare import prepare as decode
 
     config = run.config
@@ -151,7 +181,7 @@ def _fill(run: Run, inputs: _Inputs) -> None:
     storage.write_bytes(run.path("config", "data.yaml"), inputs.data_config_text)
     storage.write_bytes(run.path("config", "network.py"), inputs.network_text)
     storage.write_text(run.path("config", "search_space.json"), run.config.search_space + "\n")
-    Run(config=config, record=_record(data)).save()
+    Run(config=config, record={**_record(data), "kfp_run": job_id}).save()
 
 
 def _sample(config: RunConfig) -> dict[str, str]:
@@ -191,11 +221,31 @@ def _git_commit() -> str:
         return "unknown"
 
 
+@contextlib.contextmanager
+def _refusal_recorded(config: RunConfig, job_id: str) -> Iterator[None]:
+    """On Kubeflow note in the run's folder why prepare refused: the exit handler tells it, and a repeated attempt ends at once.
+
+    On one machine nothing is written for what was refused, as the reason stands on the screen.
+    """
+    if step.LOCAL_DIR in os.environ or not job_id or not storage.is_s3(config.s3_bucket):
+        yield
+        return
+    run = Run(config=config if config.run_id != AUTO else config.replace(run_id=make_run_id(config.network_config, job_id)))
+    step.refuse_repetition("prepare", run.uri, job_id)
+    try:
+        yield
+    except InputError as error:
+        with contextlib.suppress(JecError):
+            step.write_failure(run, "prepare", error, job_id)
+        raise
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog="python -m components.prepare", description=__doc__)
     add_arguments(parser)
     parser.add_argument("--job-id", default="", help="KFP job id, of which the run id is made")
     parser.add_argument("--run-output", default="", help="file that gets the run's URI")
+    parser.add_argument("--executor-input", default="", help="KFP's executor input (JSON); by hand: leave it out")
     args = parser.parse_args(argv)
 
     def body() -> None:
@@ -203,7 +253,8 @@ def main(argv: list[str] | None = None) -> int:
         config = RunConfig.from_args(args)
         if config.run_id == AUTO and not args.job_id:
             raise InputError(f"give --job-id or --run-id, as --run-id {slug(config.network_config)}-00000001")
-        prepare(config, args.job_id, args.run_output)
+        with _refusal_recorded(config, args.job_id):
+            prepare(config, args.job_id, args.run_output, step.Artifacts(args.executor_input))
 
     step.stop_on_sigterm()
     return run_main(body)

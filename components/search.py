@@ -16,13 +16,21 @@ def component(image: str) -> Any:
     from kfp import dsl
 
     def search(
-        run: str, s3_endpoint: str, best_trial: dsl.OutputPath(str), metrics: dsl.Output[dsl.Metrics], trials: dsl.Output[dsl.HTML]
+        run: str,
+        s3_endpoint: str,
+        job_id: str,
+        best_trial: dsl.OutputPath(str),
+        metrics: dsl.Output[dsl.Metrics],
+        trials: dsl.Output[dsl.HTML],
     ) -> dsl.ContainerSpec:
         return dsl.ContainerSpec(
             image=image,
             command=["python", "-m", "components.search"],
-            args=["--run", run, "--s3-endpoint", s3_endpoint, "--best-trial-output", best_trial, "--executor-input", "{{$}}"],
-        )
+            args=[
+                "--run", run, "--s3-endpoint", s3_endpoint, "--job-id", job_id, "--best-trial-output", best_trial,
+                "--executor-input", "{{$}}",
+            ],
+        )  # fmt: skip
 
     return dsl.container_component(search)
 

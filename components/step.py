@@ -20,7 +20,7 @@ from typing import Any
 from clusters.protocol import Cluster
 from common import storage
 from common.cli import Parser, run_main
-from common.config import AUTO, RunConfig, label_value
+from common.config import AUTO, RunConfig, flag, label_value
 from common.errors import DeadlineError, InterruptedRun, JecError
 from common.run import Run
 
@@ -35,6 +35,7 @@ def parser(name: str, description: str) -> argparse.ArgumentParser:
     result = Parser(prog=f"python -m components.{name}", description=description)
     result.add_argument("--run", required=True, help="URI of the run's folder, as prepare printed it")
     result.add_argument("--s3-endpoint", default=AUTO, help="S3 endpoint URL, or 'auto' for AWS_ENDPOINT_URL")
+    result.add_argument("--job-id", default="", help="KFP job id, by which a repeated attempt is known; by hand: leave it out")
     result.add_argument("--executor-input", default="", help="KFP's executor input (JSON); by hand: leave it out")
     return result
 
@@ -45,33 +46,69 @@ def main(name: str, args: argparse.Namespace, body: Callable[[Run], None]) -> in
     def recorded() -> None:
         use_endpoint(args.s3_endpoint)
         run = Run.load(args.run)
-        with_status(name, run, lambda: body(run))
+        refuse_repetition(name, run.uri, args.job_id)
+        if LOCAL_DIR not in os.environ:  # here prepare has told them a moment ago
+            echo(run.config)
+        with_status(name, run, lambda: body(run), job_id=args.job_id)
 
     stop_on_sigterm()
     return run_main(recorded)
 
 
-def with_status(name: str, run: Run, body: Callable[[], None]) -> None:
+def echo(config: RunConfig) -> None:
+    """Tell the parameters as they were understood: those that are not the defaults."""
+    defaults = RunConfig().parameters()
+    chosen = {name: value for name, value in config.parameters().items() if value != defaults[name]}
+    for name, value in chosen.items():
+        say(f"  --{flag(name)} {value}")
+    say(f"  and {len(defaults) - len(chosen)} parameters at their defaults")
+
+
+def refuse_repetition(name: str, uri: str, job_id: str) -> None:
+    """End at once where Kubeflow tries a step again that failed for a reason that repeats: it tells no failure from another.
+
+    Raises JecError with that reason. Another run of the pipeline (`--resume`) is another job, and tries.
+    """
+    before = read_status(uri).get("steps", {}).get(name, {})
+    if job_id and before.get("job_id") == job_id and before.get("state") == "failed" and before.get("repeats"):
+        raise JecError(f"{name} failed before for a reason that would repeat: {before['reason']}")
+
+
+def with_status(name: str, run: Run, body: Callable[[], None], *, job_id: str = "") -> None:
     """Do the step and keep status.json true: running, then done, failed or interrupted with the reason."""
-    write_status(run, name, "running")
+    write_status(run, name, "running", job_id=job_id)
     try:
         body()
     except (KeyboardInterrupt, InterruptedRun):
         with contextlib.suppress(JecError):  # a storage that fails as well must not hide why the step ended
-            write_status(run, name, "interrupted", "told to stop")
+            write_status(run, name, "interrupted", "told to stop", job_id=job_id)
         raise
     except Exception as error:
-        reason = str(error) if isinstance(error, JecError) else f"{type(error).__name__}: {error}"
         with contextlib.suppress(JecError):
-            write_status(run, name, "failed", reason)
+            write_failure(run, name, error, job_id)
         raise
-    write_status(run, name, "done")
+    write_status(run, name, "done", job_id=job_id)
 
 
-def write_status(run: Run, step: str, state: str, reason: str = "") -> None:
-    """status.json of the run's folder: which step, in which state, since when, and why if it did not end well."""
+def write_failure(run: Run, name: str, error: Exception, job_id: str = "") -> None:
+    """Note in status.json why a step failed, and whether that would repeat (of an exception that is none of ours nobody knows)."""
+    ours = isinstance(error, JecError)
+    reason = str(error) if ours else f"{type(error).__name__}: {error}"
+    write_status(run, name, "failed", reason, job_id=job_id, repeats=ours and error.repeats)
+
+
+def write_status(run: Run, step: str, state: str, reason: str = "", *, job_id: str = "", repeats: bool = False) -> None:
+    """status.json of the run's folder: which step, in which state, since when, why if it did not end well; and the same of each step."""
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    storage.write_json(run.path(STATUS), {"step": step, "state": state, "reason": reason, "time": now})
+    entry = {"state": state, "reason": reason, "time": now, "job_id": job_id, "repeats": repeats}
+    steps = {**read_status(run.uri).get("steps", {}), step: entry}
+    storage.write_json(run.path(STATUS), {"step": step, "state": state, "reason": reason, "time": now, "steps": steps})
+
+
+def read_status(uri: str) -> dict[str, Any]:
+    """status.json of a run's folder; empty where there is none."""
+    place = storage.join(uri, STATUS)
+    return storage.read_json(place) if storage.exists(place) else {}
 
 
 def use_endpoint(endpoint: str) -> None:

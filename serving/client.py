@@ -20,14 +20,14 @@ from typing import Any
 
 from common import storage
 from common.cli import Parser, run_main
-from common.errors import ClusterError, DeadlineError, GateError, InputError, unknown
+from common.errors import ClusterError, DeadlineError, GateError, InputError, UnreachableError, unknown
 from serving.golden import SIZES, TOLERANCE, file_names, max_difference
 
 RETRY_SECONDS = 1.0  # between two looks at a service that is not ready
 
 
-class Unreachable(ClusterError):
-    """Nobody answers at that address (yet)."""
+class Unreachable(UnreachableError):
+    """No server answers at that address (yet)."""
 
 
 class NotServing(ClusterError):

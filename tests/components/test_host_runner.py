@@ -42,6 +42,14 @@ def gated(text: str, path: str, code: int = 0):
         leave(text="then ", path=path, code=code)
 
 
+@dsl.pipeline(name="finished")
+def finished(path: str, code: int = 0):
+    last = leave(text="last ", path=path, code=0).set_display_name("last")
+    with dsl.ExitHandler(last):
+        failing = leave(text="first ", path=path, code=code).set_retry(2, backoff_duration="60s")
+        leave(text="never ", path=path, code=0).after(failing)
+
+
 @dsl.pipeline(name="sleeping")
 def sleeping(path: str):
     sleep(path=path)
@@ -75,6 +83,14 @@ def test_a_steps_exit_code_is_the_runs(run, tmp_path):
     with pytest.raises(host_runner.StepFailed) as failed:
         run(gated, text="yes", path=str(tmp_path / "out"), code=7)
     assert failed.value.exit_code == 7
+
+
+@pytest.mark.timeout(50)  # a repeated attempt would wait for 60 s
+def test_the_exit_handler_runs_after_a_failure_which_is_not_repeated_and_stays_the_runs(run, tmp_path):
+    with pytest.raises(host_runner.StepFailed) as failed:
+        run(finished, path=str(tmp_path / "out"), code=7)
+    assert failed.value.exit_code == 7
+    assert (tmp_path / "out").read_text() == "first !last !"
 
 
 def test_sigint_ends_the_running_step(run, tmp_path):
