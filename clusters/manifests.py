@@ -43,17 +43,47 @@ class HostFolder:
     mount: str
 
 
+TICKET_SECRET, TICKETS = "/secrets/kerberos", "/tickets"
+COPY_TICKET = """\
+import os, shutil
+shutil.copyfile("{secret}/{key}", "{tickets}/krb5cc")
+os.chmod("{tickets}/krb5cc", 0o600)
+"""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Ticket:
-    """A Kerberos ticket: one key of a Secret, as the file `mount`/`key`."""
+    """A Kerberos ticket: one key of a Secret, copied to `/tickets/krb5cc` before the pod's own program starts.
+
+    EOS takes a ticket only from a file that belongs to the user and that nobody else may read (eosxd's SecurityChecker); the
+    files of a Secret belong to root. The copy is made by an init container, which is no child of the shell that Katib wraps around
+    a trial.
+    """
 
     secret: str
     key: str
-    mount: str = "/secrets/kerberos"
 
     @property
     def environment(self) -> dict[str, str]:
-        return {"KRB5CCNAME": f"FILE:{self.mount}/{self.key}"}
+        return {"KRB5CCNAME": f"FILE:{TICKETS}/krb5cc"}
+
+    def volumes(self) -> list[Manifest]:
+        secret = {"name": "kerberos-secret", "secret": {"secretName": self.secret, "defaultMode": 0o444}}
+        return [secret, {"name": "kerberos-ticket", "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}}]
+
+    def mounts(self) -> list[Manifest]:
+        return [{"name": "kerberos-ticket", "mountPath": TICKETS}]
+
+    def init_container(self, image: str) -> Manifest:
+        """Copies the ticket, in the image and so as the user of the program that reads EOS."""
+        return {
+            "name": "ticket",
+            "image": image,
+            "command": ["python", "-c"],
+            "args": [COPY_TICKET.format(secret=TICKET_SECRET, key=self.key, tickets=TICKETS)],
+            "resources": {"requests": {"cpu": "10m", "memory": "64Mi"}, "limits": {"cpu": "1", "memory": "128Mi"}},
+            "volumeMounts": [{"name": "kerberos-secret", "mountPath": TICKET_SECRET, "readOnly": True}, *self.mounts()],
+        }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,20 +101,20 @@ class PodSettings:
         return {name: value for name, value in fields.items() if value}
 
     def volumes(self) -> list[Manifest]:
-        """Host folders as they are, whatever they are (type ''); the ticket as a file that only its owner reads, as Kerberos asks."""
+        """Host folders as they are, whatever they are (type ''), and the ticket's."""
         volumes: list[Manifest] = [{"name": one.name, "hostPath": {"path": one.path, "type": ""}} for one in self.folders]
-        if self.ticket:
-            volumes.append({"name": "kerberos", "secret": {"secretName": self.ticket.secret, "defaultMode": 0o400}})
-        return volumes
+        return volumes + (self.ticket.volumes() if self.ticket else [])
 
     def mounts(self) -> list[Manifest]:
         """HostToContainer, as EOS mounts its instances below the folder only when they are first asked for."""
         mounts: list[Manifest] = [
             {"name": one.name, "mountPath": one.mount, "mountPropagation": "HostToContainer"} for one in self.folders
         ]
-        if self.ticket:
-            mounts.append({"name": "kerberos", "mountPath": self.ticket.mount, "readOnly": True})
-        return mounts
+        return mounts + (self.ticket.mounts() if self.ticket else [])
+
+    def init_containers(self, image: str) -> Manifest:
+        """The entry of a pod's spec; empty where nothing has to be done before."""
+        return {"initContainers": [self.ticket.init_container(image)]} if self.ticket else {}
 
 
 def labels(run_id: str, step: str, user: str = "unknown") -> dict[str, str]:
@@ -124,6 +154,7 @@ def pod_template(
                 {"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": resources.shared_memory}},
                 *settings.volumes(),
             ],
+            **settings.init_containers(image),
             "containers": [
                 {
                     "name": "pytorch",

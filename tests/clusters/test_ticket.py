@@ -11,6 +11,11 @@ import pytest
 import yaml
 
 from clusters import ticket
+from clusters.validate import problems
+from common.config import RunConfig
+from common.run import Run
+from exporting.export_job import export_job
+from training.experiment import experiment
 
 KINIT = '#!/bin/sh\n[ "$1 $2" = "-k -t" ] || exit 9\ncase $6 in nobody*) echo "kinit: Preauthentication failed" >&2; exit 1;; esac\n'
 KINIT += 'printf "ticket of $6" > "${5#FILE:}"\n'
@@ -102,3 +107,19 @@ def test_a_missing_keytab_is_said(secrets, tmp_path, capsys):
     (tmp_path / "keytab").unlink()
     assert renew(tmp_path) == 2
     assert "there is no keytab" in capsys.readouterr().err
+
+
+def test_pods_read_a_copy_of_their_own():
+    """Files of a Secret belong to root, and EOS takes only a ticket that belongs to the user and that nobody else may read."""
+    run = Run(config=RunConfig(run_id="pfn-00000001", s3_bucket="s3://b/r", eos="/var/eos", kerberos_secret="krb-secret"))
+    for manifest in (experiment(run), export_job(run, "trial")):
+        assert problems(manifest) == []
+        job = manifest["spec"].get("trialTemplate", {}).get("trialSpec", manifest)
+        pod = job["spec"]["pytorchReplicaSpecs"]["Master"]["template"]["spec"]
+        (main,), (first,) = pod["containers"], pod["initContainers"]
+        assert {"name": "KRB5CCNAME", "value": "FILE:/tickets/krb5cc"} in main["env"]
+        assert first["image"] == main["image"], "the same user, who has to own the copy"
+        assert "kerberos-secret" not in {mount["name"] for mount in main["volumeMounts"]}
+        assert {mount["name"] for one in (main, first) for mount in one["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+    plain = export_job(Run(config=RunConfig(run_id="pfn-00000001", s3_bucket="s3://b/r")), "trial")
+    assert "initContainers" not in plain["spec"]["pytorchReplicaSpecs"]["Master"]["template"]["spec"]

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from clusters import permissions, ticket, validate
-from clusters.manifests import CREDENTIALS
+from clusters.manifests import COPY_TICKET, CREDENTIALS, TICKET_SECRET, TICKETS, Ticket
 from clusters.protocol import STEP_LABEL
 from common.config import RunConfig
 from tests.deploy import kustomize
@@ -151,13 +151,14 @@ def test_eos_gets_a_ticket_that_only_the_user_reads(objects, tmp_path):
     spec = only(objects, "PodDefault", "jec-eos")["spec"]
     assert spec["selector"]["matchLabels"] == {STEP_LABEL: "prepare"}, "jobs get EOS from their own manifests; twice would clash"
     (container,) = spec["initContainers"]
+    assert container["args"] == [COPY_TICKET.format(secret=TICKET_SECRET, key="krb5cc_1000", tickets=TICKETS)], "as jobs do it"
+    assert spec["env"] == [{"name": name, "value": value} for name, value in Ticket(secret="", key="").environment.items()]
     (tmp_path / "krb5cc_1000").write_bytes(b"ticket")
     (tmp_path / "krb5cc_1000").chmod(0o444)
     code = container["args"][0].replace("/secrets/kerberos", str(tmp_path)).replace("/tickets", str(tmp_path))
     subprocess.run([sys.executable, "-S", *container["command"][1:], code], check=True, timeout=60)
     assert (tmp_path / "krb5cc").read_bytes() == b"ticket"
     assert stat.S_IMODE((tmp_path / "krb5cc").stat().st_mode) == 0o600
-    assert spec["env"] == [{"name": "KRB5CCNAME", "value": "FILE:/tickets/krb5cc"}]
 
 
 def test_nothing_is_applied_before_the_keys_are_there(deploy, tmp_path):
