@@ -1,18 +1,25 @@
-"""search: run the Katib experiment of a run to its end and write search.json."""
+"""search: run the Katib experiment of a run to its end and write search.json, search.html and trials.csv.
+
+A search that has ended is not repeated; it goes on where the run is asked for again with more trials (`--more-trials`).
+"""
 
 import dataclasses
-import html
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
-from clusters.protocol import ExperimentResult
+from clusters.protocol import Cluster, ExperimentResult, Manifest, Observation, Trial
+from clusters.trials import best_trial
 from common import storage
 from common.run import Run
 from components import step
 from training.experiment import OBJECTIVE, experiment
+from training.search_page import as_csv, markdown, search_page
+from training.search_space import cautions, for_network, load
 
 
 def component(image: str) -> Any:
-    """The KFP component. Outputs: the best trial's name, the best loss as a metric, the trials as a table."""
+    """The KFP component. Outputs: the best trial's name, the best loss and counts as metrics, the trials as a table and as a page."""
     from kfp import dsl
 
     def search(
@@ -21,7 +28,8 @@ def component(image: str) -> Any:
         job_id: str,
         best_trial: dsl.OutputPath(str),
         metrics: dsl.Output[dsl.Metrics],
-        trials: dsl.Output[dsl.HTML],
+        trials: dsl.Output[dsl.Markdown],
+        page: dsl.Output[dsl.HTML],
     ) -> dsl.ContainerSpec:
         return dsl.ContainerSpec(
             image=image,
@@ -37,63 +45,95 @@ def component(image: str) -> Any:
 
 def search(run: Run, artifacts: step.Artifacts) -> str:
     """The name of the best trial. Raises ClusterError if the experiment failed, DeadlineError if it took too long."""
-    if done := _done_before(run):
-        step.say(f"searched before: best trial {done}")
-        return done
-    manifest, cluster = experiment(run), step.home(run)
+    earlier = storage.read_json(run.path("search.json")) if storage.exists(run.path("search.json")) else None
+    if earlier and _is_done(run, earlier):
+        step.say(f"searched before: best trial {earlier['optimal']}")
+        _publish(earlier, artifacts)
+        return earlier["optimal"]
+    cluster = step.home(run)
+    manifest, carried = _what_to_run(run, cluster, earlier)
     name = manifest["metadata"]["name"]
+    step.say(f"losses of all trials: tensorboard --logdir {run.path('trials')}")
     with step.watched(cluster, cluster.delete_experiment, name):
         result = cluster.run_experiment(manifest, deadline=run.config.deadline_hours * 3600, report=step.say)
-    record = as_record(run, result)
+    record = as_record(run, _joined(manifest, carried, result), carried=len(carried))
     storage.write_json(run.path("search.json"), record)
+    storage.write_text(run.path("trials.csv"), as_csv(record))
+    storage.write_text(run.path("search.html"), search_page(record))
     if run.config.delete_train_experiment:
         cluster.delete_experiment(name)
-    best = next(trial for trial in result.trials if trial.name == result.optimal)
-    loss = best.metrics[OBJECTIVE].min
-    artifacts.set("metrics", metadata={OBJECTIVE: loss, "trials": len(result.trials)})
-    artifacts.set("trials", content=table(record))
-    step.say(f"best of {len(result.trials)} trials: {best.name} with {OBJECTIVE} {loss:.5f} ({_text(best.parameters)})")
-    return result.optimal
+    _publish(record, artifacts)
+    return record["optimal"]
 
 
-def _done_before(run: Run) -> str:
-    """The best trial of a search that had ended and whose checkpoint is there; empty if there is none."""
-    if not storage.exists(run.path("search.json")):
-        return ""
-    optimal = storage.read_json(run.path("search.json"))["optimal"]
-    return optimal if storage.exists(run.path("trials", optimal, "best.pt")) else ""
+def _is_done(run: Run, earlier: dict[str, Any]) -> bool:
+    """Whether the search has ended with all trials that it is asked for now, and its best checkpoint is there."""
+    asked = run.config.max_trials
+    more = asked > len(earlier["trials"]) and asked != earlier.get("asked", asked)  # the goal or a grid may have ended it before
+    return not more and storage.exists(run.path("trials", earlier["optimal"], "best.pt"))
 
 
-def as_record(run: Run, result: ExperimentResult) -> dict[str, Any]:
-    """What search.json holds: objective, algorithm, seed, all trials, the name of the optimal one."""
+def _what_to_run(run: Run, cluster: Cluster, earlier: dict[str, Any] | None) -> tuple[Manifest, list[Trial]]:
+    """The experiment to run or to go on with, and the trials that count beside its own.
+
+    An experiment that is gone, or that its home cannot go on with, is followed by another for the trials that are left.
+    """
+    if earlier is None:
+        if not cluster.resumes:
+            for caution in cautions(for_network(load(run.config.search_space), run.config.network_config), run.config.algorithm):
+                step.say(f"note: {caution}")
+        return experiment(run), []
+    trials = [_trial(entry) for entry in earlier["trials"]]
+    carried = trials[: earlier.get("carried", 0)]
+    if cluster.can_continue(earlier["experiment"]):
+        return experiment(run, carried=len(carried)), carried
+    known = f"its algorithm knows nothing of the first {len(trials)} trials"
+    step.say(f"experiment {earlier['experiment']} is gone or cannot go on; another one follows, and {known}")
+    cluster.delete_experiment(earlier["experiment"])
+    return experiment(run, carried=len(trials)), trials
+
+
+def _joined(manifest: Manifest, carried: Sequence[Trial], result: ExperimentResult) -> ExperimentResult:
+    """The result with the trials of earlier experiments in front, and the best of all."""
+    if not carried:
+        return result
+    trials = [*carried, *result.trials]
+    return dataclasses.replace(result, trials=trials, optimal=best_trial(manifest, trials).name)
+
+
+def _trial(entry: dict[str, Any]) -> Trial:
+    """A trial as search.json has it."""
+    return Trial(**{**entry, "metrics": {name: Observation(**seen) for name, seen in entry["metrics"].items()}})
+
+
+def _publish(record: dict[str, Any], artifacts: step.Artifacts) -> None:
+    """Tell the result and hand it to KFP."""
+    best = next(trial for trial in record["trials"] if trial["name"] == record["optimal"])
+    counts = Counter(trial["status"] for trial in record["trials"])
+    loss = best["metrics"][OBJECTIVE]["min"]
+    by_status = {f"trials {status}": count for status, count in counts.items()}
+    artifacts.set("metrics", metadata={OBJECTIVE: loss, "trials": len(record["trials"]), **by_status})
+    artifacts.set("trials", content=markdown(record))
+    artifacts.set("page", content=search_page(record))
+    step.say(f"best of {len(record['trials'])} trials: {best['name']} with {OBJECTIVE} {loss:.5f} ({_text(best['parameters'])})")
+
+
+def as_record(run: Run, result: ExperimentResult, *, carried: int = 0) -> dict[str, Any]:
+    """What search.json holds: objective, algorithm, seed, all trials, the name of the optimal one.
+
+    `asked` trials are all that were wanted; the first `carried` belong to experiments before this one.
+    """
     return {
         "experiment": result.name,
         "objective": {"name": OBJECTIVE, "type": "minimize"},
         "algorithm": run.config.algorithm,
+        "early_stopping": run.config.early_stopping,
         "seed": run.config.seed,
+        "asked": run.config.max_trials,
+        "carried": carried,
         "optimal": result.optimal,
         "trials": [dataclasses.asdict(trial) for trial in result.trials],
     }
-
-
-def table(record: dict[str, Any]) -> str:
-    """The trials as an HTML page, best loss first; Kubeflow shows it beside the step."""
-    names = sorted({name for trial in record["trials"] for name in trial["parameters"]})
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in ["trial", "status", OBJECTIVE, *names])
-    rows = "".join(_row(trial, names, record["optimal"]) for trial in sorted(record["trials"], key=_loss))
-    style = "body{font:14px sans-serif}td,th{padding:4px 10px;text-align:right;border-bottom:1px solid #ccc}.best{font-weight:bold}"
-    return f"<!doctype html><meta charset=utf-8><title>Trials</title><style>{style}</style><table><tr>{head}</tr>{rows}</table>\n"
-
-
-def _row(trial: dict[str, Any], names: list[str], optimal: str) -> str:
-    loss = f"{_loss(trial):.5f}" if OBJECTIVE in trial["metrics"] else "–"
-    cells = [trial["name"], trial["status"], loss, *(trial["parameters"].get(name, "") for name in names)]
-    kind = " class=best" if trial["name"] == optimal else ""
-    return f"<tr{kind}>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in cells) + "</tr>"
-
-
-def _loss(trial: dict[str, Any]) -> float:
-    return trial["metrics"].get(OBJECTIVE, {}).get("min", float("inf"))
 
 
 def _text(parameters: dict[str, str]) -> str:
