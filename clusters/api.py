@@ -29,6 +29,12 @@ LONGEST_PAUSE_SECONDS = 15.0
 REQUEST_SECONDS = (10.0, 60.0)  # connect, read: a request over a dead connection must not hang
 
 
+class NoCluster(InputError):
+    """This machine is not told of any cluster."""
+
+    short = "no Kubernetes cluster is configured (no KUBECONFIG, and not a pod)"
+
+
 @dataclasses.dataclass(frozen=True)
 class Kind:
     """A custom resource, and who serves it."""
@@ -67,7 +73,7 @@ def connect() -> Connection:
         connection = _from_pod() if in_pod and not os.environ.get("KUBECONFIG") else _from_kubeconfig()
     except config.ConfigException as error:
         where = os.environ.get("KUBECONFIG") or KUBECONFIG
-        raise InputError(
+        raise NoCluster(
             f"no Kubernetes cluster is configured: this is not a pod with a service account, and {where} gives none ({error}). "
             "Set KUBECONFIG to a kubeconfig file, or run on this machine with --runner local"
         ) from error

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterable, Iterator
 
+from clusters.protocol import STEP_LABEL
 from common.config import AUTO, RunConfig
 from common.errors import JecError
 from operations import table
@@ -62,7 +63,7 @@ def check_objects(config: RunConfig) -> Iterator[Line]:
     from clusters.validate import problems
 
     for manifest in objects(rendered_run(config)).values():
-        name = f"{manifest['kind']} {manifest['metadata']['name'].removeprefix(manifest['metadata']['labels']['jec/run-id'])}"
+        name = f"{manifest['kind']} ({manifest['metadata']['labels'][STEP_LABEL]})"
         found = problems(manifest)
         for problem in found:
             yield error(name, problem)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 from clusters import permissions
-from clusters.api import EXPERIMENT, INFERENCE_SERVICE, PYTORCHJOB, Kind, connect, namespace_of
+from clusters.api import EXPERIMENT, INFERENCE_SERVICE, PYTORCHJOB, Kind, NoCluster, connect, namespace_of
 from clusters.manifests import CREDENTIALS
 from clusters.survey import Survey
 from common.config import AUTO, RunConfig
@@ -33,7 +33,7 @@ def check_cluster(config: RunConfig, *, account: str, wanted: bool) -> Iterator[
         survey = Survey(connection, namespace_of(connection, config.namespace))
         version = survey.version()
     except InputError as problem:
-        yield not_seen("cluster", f"{BLIND}: {str(problem).split('. ')[0]}", cure)
+        yield not_seen("cluster", f"{problem.short if isinstance(problem, NoCluster) else problem}: {BLIND}", cure)
         return
     except JecError as problem:
         yield (error if wanted else not_seen)("cluster", str(problem), cure)

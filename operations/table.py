@@ -39,8 +39,8 @@ def not_seen(what: str, why: str, cure: str = "") -> Line:
 
 def as_text(line: Line) -> str:
     """'error     secret s3-secret        there is none', the cure on a line of its own."""
-    head = f"{line.state:<9} {line.what:<26} "
-    rest = " " * len(f"{'':<9} {'':<26} ")
+    head = f"{line.state:<9} {line.what:<28} "
+    rest = " " * len(f"{'':<9} {'':<28} ")
     texts = [line.found, *([f"-> {line.cure}"] if line.cure else [])]
     wrapped = [part for text in texts for part in textwrap.wrap(text, WIDTH - len(rest), break_long_words=False, break_on_hyphens=False)]
     return "\n".join([head + wrapped[0], *(rest + part for part in wrapped[1:])]) if wrapped else head.rstrip()

@@ -1,0 +1,117 @@
+"""The commands on a run that exists, and submission: each finds the run where it may be, on this machine, on S3, on a cluster."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from typing import Any
+
+from clusters.api import NoCluster
+from common.config import AUTO, RunConfig
+from common.errors import InputError, JecError
+from operations import former, kubeflow_runs
+from operations.endpoint import endpoint
+from operations.server import Server, connect
+
+
+@dataclasses.dataclass(kw_only=True)
+class Target:
+    """A run, and every place that knows of it; None where there is no such place, with the reason in `unseen`."""
+
+    run_id: str
+    folder: str
+    """URI of the run's files; empty if they were not found."""
+    server: Server | None
+    kfp_run: Any | None
+    """Kubeflow's own record of the run."""
+    operator: Any | None
+    """clusters.operator.Operator of the run's namespace."""
+    args: argparse.Namespace
+    unseen: list[str]
+
+    @property
+    def kfp_id(self) -> str:
+        return self.kfp_run.run_id if self.kfp_run is not None else ""
+
+
+def act(args: argparse.Namespace) -> int:
+    """Do the command that the flags ask for; returns the exit code."""
+    if args.logs:
+        if len(args.logs) > 2:
+            raise InputError(f"--logs takes RUN_ID and at most one STEP, not {' '.join(args.logs)}")
+        from operations.logs import logs
+
+        return logs(locate(args.logs[0], args), args.logs[1] if len(args.logs) == 2 else "")
+    if args.status:
+        from operations.follow import follow
+        from operations.status import status
+
+        target = locate(args.status, args)
+        return follow(target) if args.follow and target.kfp_run is not None else status(target)
+    from operations.down import down
+
+    return down(locate(args.down, args, must_exist=False), storage_too=args.storage, yes=args.yes)
+
+
+def locate(run_id: str, args: argparse.Namespace, *, must_exist: bool = True) -> Target:
+    """The run in every place that can be asked. Raises InputError where none knows it, unless it need not exist (any more)."""
+    target = Target(run_id=run_id, folder="", server=None, kfp_run=None, operator=None, args=args, unseen=[])
+    _ask_server(target)
+    if target.kfp_run is not None:
+        target.run_id = kubeflow_runs.run_id_of(target.kfp_run) or run_id  # Kubeflow's own id was given
+        values = kubeflow_runs.parameters(target.kfp_run)
+        for name in ("s3_bucket", "namespace"):
+            if getattr(args, name) == AUTO:
+                setattr(args, name, values.get(name, AUTO))
+    target.folder = former.run_folder(target.run_id, args)
+    _ask_cluster(target)
+    known = target.folder or target.kfp_run is not None or (target.operator and target.operator.find(target.run_id))
+    if must_exist and not known:
+        raise former.no_such_run(run_id, args, "; ".join(target.unseen))
+    return target
+
+
+def _ask_server(target: Target) -> None:
+    host, _ = endpoint(target.args.host)
+    if not host:
+        target.unseen.append("Kubeflow Pipelines: no --host and no KFP_ENDPOINT")
+        return
+    namespace = target.args.namespace
+    try:
+        target.server = connect(host, target.args.auth, None if namespace == AUTO else namespace)
+        target.kfp_run = kubeflow_runs.find(target.server, target.run_id, namespace)
+    except JecError as error:
+        target.unseen.append(str(error))
+
+
+def _ask_cluster(target: Target) -> None:
+    from clusters.operator import Operator
+
+    try:
+        target.operator = Operator(target.args.namespace)
+        target.operator.find(target.run_id)
+    except NoCluster as error:
+        target.unseen.append(error.short)
+    except JecError as error:
+        target.operator = None
+        target.unseen.append(f"Kubernetes: {error}")
+
+
+def run_on_kubeflow(config: RunConfig, host: str, args: argparse.Namespace) -> int:
+    """Submit, say where to look, and with --follow stay until the end. The exit code is the run's if it was followed, else 0."""
+    from operations.submit import submit
+
+    server = connect(host, args.auth, None if config.namespace == AUTO else config.namespace)
+    made = submit(config, server, args.steps_image, account=args.steps_account)
+    print(f"pipeline version {made.version} {'uploaded' if made.new_version else 'is there already'}")
+    print(f"run {made.run_id}: {made.url}", flush=True)
+    if not args.follow:
+        print(f"next: python pipeline.py --status {made.run_id} --host {host} --s3-bucket {config.s3_bucket}")
+        return 0
+    from operations.follow import follow
+
+    args.s3_bucket = config.s3_bucket
+    target = Target(run_id=made.run_id, folder="", server=server, kfp_run=kubeflow_runs.get(server, made.kfp_run), operator=None,
+                    args=args, unseen=[])  # fmt: skip
+    _ask_cluster(target)
+    return follow(target)
