@@ -105,6 +105,10 @@ class RunConfig:
     min_improvement: float = option(0.0, "deploy only if the resolution gain over the standard JEC is not below this, in per cent",
                                     group="gates and serving")  # fmt: skip
     max_closure: float = option(0.02, "deploy only if |median response - 1| from 60 GeV up is not above this", group="gates and serving")
+    raw_model: str = option(
+        AUTO, "a second model that takes the files' own columns: 'auto' where the data config allows it, 'required' refuses one that "
+        "does not before any training, 'none' leaves it out", group="gates and serving", choices=(AUTO, "required", NONE),
+    )  # fmt: skip
     service_name: str = option(AUTO, "name of the InferenceService and the model; 'auto' takes the network's name",
                                group="gates and serving", metavar="NAME")  # fmt: skip
     service_account: str = option("default", "ServiceAccount of the predictor, which names the S3 secret", group="gates and serving",
@@ -133,6 +137,7 @@ class RunConfig:
             value = getattr(self, name)
             require(value >= low, f"--{flag(name)} {value}: must be at least {low}")
         require(0 < self.data_fraction <= 1, f"--data-fraction {self.data_fraction}: must be above 0 and at most 1")
+        require(self.raw_model in (AUTO, "required", NONE), f"--raw-model {self.raw_model}: write auto, required or none")
         require(self.algorithm in ALGORITHMS, f"--algorithm: {unknown('algorithm', self.algorithm, ALGORITHMS)}")
         require(
             self.parallel_trials <= self.max_trials,

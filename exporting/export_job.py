@@ -18,7 +18,7 @@ DEADLINE = 6 * 3600.0  # seconds; generous, for a slow network and a large test 
 
 def export_job(run: Run, trial: str) -> Manifest:
     """Turns `<run>/trials/<trial>/best.pt` into a Triton model repository under `<run>/model`."""
-    return _job(run, step="export", module="exporting.export", args=["--trial", trial])
+    return _job(run, step="export", module="exporting.export", args=["--trial", trial, f"--raw-model={run.config.raw_model}"])
 
 
 def evaluate_job(run: Run, trial: str) -> Manifest:
