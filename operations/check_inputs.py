@@ -89,7 +89,7 @@ def _data(config: RunConfig, data_config: Any) -> Iterator[Line]:
         try:
             found = files.find(pattern)
             size = sum(entry.size for entry in found)
-            opened, _ = files.check(found, data_config, for_training=split != "test")
+            opened = files.check(found, data_config, for_training=split != "test").files
             jets = sum(file.num_entries for file in opened)
             yield ok(name, f"{len(found)} files, {size / 1e9:.2f} GB, {jets:,} jets, fingerprint {storage.fingerprint(found)[:12]}")
             for entry in found:

@@ -28,6 +28,8 @@ class Target:
     """clusters.operator.Operator of the run's namespace."""
     args: argparse.Namespace
     unseen: list[str]
+    storage_unseen: str = ""
+    """Why its files could not be looked for; empty if they could."""
 
     @property
     def kfp_id(self) -> str:
@@ -63,7 +65,11 @@ def locate(run_id: str, args: argparse.Namespace, *, must_exist: bool = True) ->
         for name in ("s3_bucket", "namespace"):
             if getattr(args, name) == AUTO:
                 setattr(args, name, values.get(name, AUTO))
-    target.folder = former.run_folder(target.run_id, args)
+    try:
+        target.folder = former.run_folder(target.run_id, args)
+    except JecError as error:
+        target.storage_unseen = str(error)
+        target.unseen.append(f"storage: {error}")
     _ask_cluster(target)
     known = target.folder or target.kfp_run is not None or (target.operator and target.operator.find(target.run_id))
     if must_exist and not known:

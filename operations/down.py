@@ -29,7 +29,7 @@ def down(target: Target, *, storage_too: bool, yes: bool) -> int:
     plan = _plan(target, storage_too)
     for line in target.unseen:
         print(f"not seen: {line}")
-    if not plan:
+    if not plan and not (storage_too and target.storage_unseen):
         print(f"nothing of run {target.run_id} is left" + ("" if storage_too else _kept(target)))
         return 0
     print(f"of run {target.run_id} there is:\n" + "\n".join(f"  {line}" for line in plan))
@@ -37,7 +37,9 @@ def down(target: Target, *, storage_too: bool, yes: bool) -> int:
         print("nothing was removed")
         return 1
     problems = [problem for part in (_end_run, _end_processes, _remove_objects) for problem in part(target)]
-    if storage_too and not problems:
+    if storage_too and target.storage_unseen:
+        problems.append(f"the folder of results: {target.storage_unseen}")
+    elif storage_too and not problems:
         problems += _remove_folder(target)
     elif storage_too:
         problems.append(f"{target.folder}: kept, because something of the run may still write to it")

@@ -60,6 +60,8 @@ class Server:
         except kfp_server_api.ApiException as error:
             if error.status in (401, 403):
                 raise self._denied(doing, error) from error
+            if _is_page(str(error.body)):
+                probe(self.host, self.credentials)
             raise ClusterError(f"Kubeflow Pipelines at {self.host} did not {doing}: {_words(error)}") from error
         except Exception as error:  # a login page read as JSON, a connection cut: the plain question tells which
             probe(self.host, self.credentials)
@@ -80,6 +82,27 @@ def connect(host: str, auth: str = "auto", namespace: str | None = None) -> Serv
 
 
 def _client(host: str, held: Credentials, namespace: str | None) -> Any:
+    """kfp's client, that refuses a web page: it would take a login page for an answer in which there is nothing."""
+    client = _plain_client(host, held, namespace)
+    rest = client.runs.run_service_get_run.__self__.api_client.rest_client  # one of all its APIs
+    ask = rest.request
+
+    def request(*arguments: Any, **options: Any) -> Any:
+        answer = ask(*arguments, **options)
+        if _is_page(answer.data):
+            raise held.refused(host, "it answered with a login page")
+        return answer
+
+    rest.request = request
+    return client
+
+
+def _is_page(content: Any) -> bool:
+    text = content.decode(errors="replace") if isinstance(content, bytes) else str(content)
+    return re.match(r"\s*<(!doctype )?html", text[:200], re.IGNORECASE) is not None
+
+
+def _plain_client(host: str, held: Credentials, namespace: str | None) -> Any:
     import kfp
 
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
@@ -125,7 +148,7 @@ def _ask(url: str, host: str, held: Credentials) -> dict[str, Any]:
 def _content(text: bytes, host: str, held: Credentials) -> dict[str, Any]:
     with contextlib.suppress(ValueError):
         return json.loads(text)
-    if re.search(rb"<(!doctype )?html", text[:2000], re.IGNORECASE):
+    if _is_page(text):
         if re.search(rb"password|log ?in|sign ?in", text, re.IGNORECASE):
             raise held.refused(host, "it answered with a login page")
         raise ClusterError(f"{host} answers with a web page, not with the API of Kubeflow Pipelines; is it {host.rstrip('/')}/pipeline?")

@@ -16,7 +16,10 @@ from common.project import here
 from common.run import make_run_id
 from components import chain
 from operations.server import Server, version_problem
-from training.search_space import for_network, load, to_json
+from training.network_options import check_builds, check_options
+from training.search_space import check_algorithm, for_network, load, to_json
+from weaver.data_config import DataConfig
+from weaver.network_file import load_network
 
 NON_ROOT_SINCE = (2, 17)  # servers before refuse the field; the image's own user is not root either way
 
@@ -40,6 +43,7 @@ def submit(config: RunConfig, server: Server, image: str, *, account: str = AUTO
     could not reach, ClusterError for what the server refuses.
     """
     config = for_pods(config)
+    _check_search(config)
     if problem := version_problem(server.version, chain.sdk_version()):
         if server.version:
             raise ClusterError(f"Kubeflow Pipelines at {server.host}: {problem}")
@@ -74,6 +78,15 @@ def knows_non_root(server: Server) -> bool:
     """Whether the server takes 'this step must not be root' from the IR."""
     numbers = server.version.lstrip("v").split(".")[:2]
     return all(part.isdigit() for part in numbers) and tuple(map(int, numbers)) >= NON_ROOT_SINCE
+
+
+def _check_search(config: RunConfig) -> None:
+    """Refuse a search that trials could not use, before anything is sent: names, values, the algorithm, the network at its extremes."""
+    space = for_network(load(config.search_space), config.network_config)
+    network = load_network(here(config.network_config))
+    check_options(space, config.network_config, network.source)
+    check_algorithm(space, config.algorithm)
+    check_builds(space, network, DataConfig.load(here(config.data_config)))
 
 
 def with_uploaded_files(config: RunConfig) -> RunConfig:

@@ -2,63 +2,18 @@
 
 from __future__ import annotations
 
-import http.server
 import json
-import threading
 
 import pytest
 
+import pipeline
 from common import storage
 from common.config import RunConfig
 from common.errors import ClusterError, InputError
-from components import submit
-
-
-class KfpApi(http.server.BaseHTTPRequestHandler):
-    """Enough of v2beta1 to make a run: health, experiments, runs. Keeps what was sent."""
-
-    def do_GET(self):
-        if self.path.endswith("/healthz"):
-            return self._answer({"multi_user": False})
-        if "/experiments" in self.path:
-            return self._answer({"experiments": self.server.experiments})
-        return self._answer({"code": 5, "message": "not found"}, 404)
-
-    def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.posted.append((self.path, body))
-        if self.server.refuse:
-            return self._answer({"code": 7, "message": "unauthenticated"}, 401)
-        if self.path.endswith("/experiments"):
-            self.server.experiments.append({"experiment_id": "e1", "display_name": body["display_name"]})
-            return self._answer(self.server.experiments[-1])
-        return self._answer({"run_id": "r1", "experiment_id": "e1", "display_name": body["display_name"], "state": "PENDING"})
-
-    def _answer(self, content, code=200):
-        body = json.dumps(content).encode()
-        self.send_response(code)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *args):
-        pass
-
-
-@pytest.fixture
-def api(monkeypatch, tmp_path):
-    monkeypatch.setenv("HOME", str(tmp_path))  # kfp's client keeps its settings there
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), KfpApi)
-    server.experiments, server.posted, server.refuse = [], [], False
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server
-    server.shutdown()
-    server.server_close()
-
-
-def host(api):
-    return f"http://127.0.0.1:{api.server_port}"
+from common.run import make_run_id
+from operations import submit
+from operations.endpoint import endpoint
+from operations.server import connect
 
 
 def config(s3_bucket, **values):
@@ -66,20 +21,40 @@ def config(s3_bucket, **values):
     return RunConfig(s3_bucket=f"{s3_bucket}/jec", **data, **values)
 
 
-def test_the_run_is_made_with_every_parameter_and_the_users_files_are_uploaded(api, s3_bucket):
-    url = submit.submit(config(s3_bucket, num_gpus=1, experiment_name="mine"), host(api), "steps:1")
-    assert url == f"{host(api)}/#/runs/details/r1"
-    run = next(body for path, body in api.posted if path.endswith("/runs"))
+def test_the_run_is_made_with_every_parameter_and_the_users_files_are_uploaded(kfp, s3_bucket):
+    server = connect(kfp.url)
+    made = submit.submit(config(s3_bucket, num_gpus=1, experiment_name="mine", namespace="physics"), server, "steps:1", account="editor")
+    run = kfp.runs[0]
+    assert made.url == f"{kfp.url}/#/runs/details/{run['run_id']}"
+    assert made.run_id == make_run_id("networks/pfn_regressor_open.py", run["run_id"])
     parameters = run["runtime_config"]["parameters"]
     assert set(parameters) == set(RunConfig().parameters())
-    assert parameters["num_gpus"] == 1
-    assert parameters["run_id"] == "auto"
+    assert (parameters["num_gpus"], parameters["run_id"]) == (1, "auto")
     assert storage.read_text(parameters["data_config"]).startswith("# Inputs of the particle flow network")
     assert parameters["network_config"].startswith(f"{s3_bucket}/jec/inputs/")
     assert json.loads(parameters["search_space"])["parameters"]
-    assert api.experiments[0]["display_name"] == "mine"
-    executors = run["pipeline_spec"]["pipeline_spec"]["deploymentSpec"]["executors"]
-    assert {executor["container"]["image"] for executor in executors.values()} == {"steps:1"}
+    assert kfp.experiments[0] == {"display_name": "mine", "namespace": "physics", "experiment_id": "e0"}
+    assert run["service_account"] == "editor"
+    assert "image: steps:1" in kfp.versions[0]["text"]
+    assert run["pipeline_version_reference"] == {"pipeline_id": "p0", "pipeline_version_id": "v0"}
+
+
+def test_a_version_is_uploaded_only_when_the_pipeline_changed(kfp, s3_bucket):
+    server = connect(kfp.url)
+    first = submit.submit(config(s3_bucket), server, "steps:1")
+    second = submit.submit(config(s3_bucket, max_trials=7, num_gpus=2), server, "steps:1")
+    third = submit.submit(config(s3_bucket), server, "steps:2")
+    assert (first.new_version, second.new_version, third.new_version) == (True, False, True)
+    assert first.version == second.version != third.version
+    assert (len(kfp.pipelines), len(kfp.versions), len(kfp.experiments), len(kfp.runs)) == (1, 2, 1, 3)
+    assert kfp.runs[1]["runtime_config"]["parameters"]["max_trials"] == 7
+
+
+def test_a_version_is_found_behind_many_others(kfp, s3_bucket):
+    server = connect(kfp.url)
+    submit.submit(config(s3_bucket), server, "steps:1")
+    kfp.versions += [{"pipeline_id": "p0", "pipeline_version_id": f"x{i}", "display_name": f"x{i}"} for i in range(150)]
+    assert not submit.submit(config(s3_bucket), server, "steps:1").new_version
 
 
 def test_the_same_files_are_uploaded_once(s3_bucket):
@@ -88,39 +63,74 @@ def test_the_same_files_are_uploaded_once(s3_bucket):
     assert len(storage.entries(f"{s3_bucket}/jec/inputs")) == 2
 
 
-def test_a_refusal_is_one_sentence(api, s3_bucket):
-    api.refuse = True
-    with pytest.raises(ClusterError, match=r"did not take the run: .*401"):
-        submit.submit(config(s3_bucket), host(api), "steps:1")
-
-
-def test_nobody_there_is_one_sentence(s3_bucket):
-    with pytest.raises(ClusterError, match="did not take the run"):
-        submit.submit(config(s3_bucket), "http://127.0.0.1:9", "steps:1")
+def test_pods_are_told_the_endpoint_that_this_machine_uses(s3_bucket, s3_server):
+    assert submit.for_pods(config(s3_bucket)).s3_endpoint == s3_server
+    assert submit.for_pods(config(s3_bucket, s3_endpoint="https://other")).s3_endpoint == "https://other"
 
 
 def test_a_storage_that_pods_cannot_reach_is_refused():
     with pytest.raises(InputError, match="give s3://bucket/prefix"):
-        submit.submit(RunConfig(), "http://127.0.0.1:9", "steps:1")
+        submit.for_pods(RunConfig())
+
+
+@pytest.mark.parametrize(
+    ("version", "said"),
+    [("2.17.0", ""), ("2.5.0", ""), ("2.2.0", "older than 2.5"), ("1.8.5", "older than 2.5"), ("3.0.0", "newer generation")],
+)
+def test_the_servers_version_is_checked_before_anything_is_sent(kfp, s3_bucket, version, said):
+    kfp.version = version
+    server = connect(kfp.url)
+    if said:
+        with pytest.raises(ClusterError, match=said):
+            submit.submit(config(s3_bucket), server, "steps:1")
+        assert not kfp.pipelines + kfp.runs
+    else:
+        submit.submit(config(s3_bucket), server, "steps:1")
+        assert ("securityContext" in kfp.versions[0]["text"]) == (version == "2.17.0")
+
+
+def test_a_server_without_a_version_is_a_warning(kfp, s3_bucket, capsys):
+    kfp.version = ""
+    submit.submit(config(s3_bucket), connect(kfp.url), "steps:1")
+    assert "warning: the server does not say its version" in capsys.readouterr().out
+
+
+def test_a_refusal_of_the_server_is_one_sentence(kfp, s3_bucket):
+    server = connect(kfp.url)
+    kfp.failures = [409]
+    with pytest.raises(ClusterError, match="did not create the run: 409 the fake was told to fail"):
+        submit.submit(config(s3_bucket), server, "steps:1")
 
 
 @pytest.mark.parametrize(
     ("asked", "environment", "wanted"),
     [
-        ("http://asked", {"KFP_ENDPOINT": "http://set"}, ("http://asked", "--host")),
+        ("http://asked/", {"KFP_ENDPOINT": "http://set"}, ("http://asked", "--host")),
         ("auto", {"KFP_ENDPOINT": "http://set"}, ("http://set", "KFP_ENDPOINT")),
         ("auto", {}, ("", "")),
     ],
 )
 def test_where_the_endpoint_comes_from(monkeypatch, asked, environment, wanted):
-    monkeypatch.delenv("KFP_ENDPOINT", raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert submit.endpoint(asked) == wanted
+    assert endpoint(asked) == wanted
 
 
-def test_a_notebooks_token_means_its_own_cluster(monkeypatch, tmp_path):
-    monkeypatch.delenv("KFP_ENDPOINT", raising=False)
-    (tmp_path / "token").write_text("t")
-    monkeypatch.setenv("KF_PIPELINES_SA_TOKEN_PATH", str(tmp_path / "token"))
-    assert submit.endpoint("auto")[0] == "in-cluster"
+def test_a_notebooks_token_means_its_own_cluster(tmp_path):
+    (tmp_path / "no-token").write_text("t")
+    assert endpoint("auto")[0] == "in-cluster"
+
+
+def test_a_run_is_made_again_with_one_change(kfp, s3_bucket, capsys):
+    common = ["--host", kfp.url, "--s3-bucket", f"{s3_bucket}/jec", "--steps-image", "steps:1"]
+    data = [f"--data-{split}=s3://b/{split}/*.root" for split in ("train", "val", "test")]
+    assert pipeline.main([*common, *data, "--max-trials", "9", "--batch-size", "256"]) == 0
+    first = kfp.runs[0]
+    run_id = make_run_id("networks/pfn_regressor_open.py", first["run_id"])
+    assert run_id in capsys.readouterr().out
+    assert pipeline.main([*common, "--rerun", run_id, "--batch-size", "1000"]) == 0
+    before, after = (run["runtime_config"]["parameters"] for run in kfp.runs)
+    assert after == {**before, "batch_size": 1000}
+    assert "is there already" in capsys.readouterr().out
+    assert pipeline.main([*common, "--rerun", "pfn-regressor-open-00000000"]) == 2
+    assert "unknown run" in capsys.readouterr().err

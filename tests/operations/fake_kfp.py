@@ -1,0 +1,144 @@
+"""The KFP API at the HTTP edge, as far as kfp's real client needs it to submit, look up, clone and end runs.
+
+Versions and runs are kept as they were sent. `login` has every request that does not carry the right header answered as a
+gateway would: '401', 'redirect' to a login page, or 'page' (the login page itself, with 200).
+"""
+
+from __future__ import annotations
+
+import email
+import http.server
+import json
+import re
+import threading
+import urllib.parse
+import uuid
+
+
+class FakeKfp:
+    """A server on 127.0.0.1. `version` is what the older health page tells; `states` the states of a run at each look."""
+
+    def __init__(self, version: str = "2.17.0") -> None:
+        self.version, self.login, self.allowed = version, "", {}
+        self.pipelines, self.versions, self.experiments, self.runs = [], [], [], []
+        self.requests: list[tuple[str, str]] = []
+        self.states: dict[str, list[str]] = {}
+        self.failures: list[int] = []
+
+    def __enter__(self) -> FakeKfp:
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
+        self._server.handle_error = lambda *_: None
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    def get(self, path: str, query: dict[str, str]) -> dict | None:
+        if path == "/apis/v2beta1/healthz":
+            return {"multi_user": True}
+        if path == "/apis/v1beta1/healthz":
+            return {"tag_name": self.version} if self.version else None
+        if path == "/apis/v2beta1/pipelines":
+            return {"pipelines": _filtered(self.pipelines, query)}
+        if path == "/apis/v2beta1/experiments":
+            return {"experiments": _filtered(self.experiments, query)}
+        if path == "/apis/v2beta1/runs":
+            return _paged("runs", list(reversed(self.runs)), query)
+        if match := re.fullmatch(r"/apis/v2beta1/pipelines/([^/]+)/versions", path):
+            mine = [one for one in reversed(self.versions) if one["pipeline_id"] == match[1]]
+            return _paged("pipeline_versions", mine, query)
+        if match := re.fullmatch(r"/apis/v2beta1/runs/([^/]+)", path):
+            run = next((one for one in self.runs if one["run_id"] == match[1]), None)
+            left = self.states.get(match[1])
+            if run and left:
+                run["state"] = left.pop(0) if len(left) > 1 else left[0]
+            return run
+        return None
+
+    def post(self, path: str, query: dict[str, str], body: dict) -> dict | None:
+        if path == "/apis/v2beta1/pipelines":
+            self.pipelines.append({**body, "pipeline_id": f"p{len(self.pipelines)}"})
+            return self.pipelines[-1]
+        if path == "/apis/v2beta1/pipelines/upload_version":
+            made = {"pipeline_id": query["pipelineid"], "pipeline_version_id": f"v{len(self.versions)}", "display_name": query["name"],
+                    "text": body["file"]}  # fmt: skip
+            self.versions.append(made)
+            return {key: value for key, value in made.items() if key != "text"}
+        if path == "/apis/v2beta1/experiments":
+            self.experiments.append({**body, "experiment_id": f"e{len(self.experiments)}"})
+            return self.experiments[-1]
+        if path == "/apis/v2beta1/runs":
+            self.runs.append({**body, "run_id": str(uuid.uuid4()), "state": "PENDING"})
+            return self.runs[-1]
+        if match := re.fullmatch(r"/apis/v2beta1/runs/([^/:]+):terminate", path):
+            self.states[match[1]] = ["CANCELING", "CANCELED"]
+            return {}
+        return None
+
+    def stopped(self, headers) -> tuple[int, dict[str, str], bytes] | None:
+        """The gateway's answer to who is not let in; None for who is."""
+        if not self.login or all(headers.get(key) == value for key, value in self.allowed.items()):
+            return None
+        if self.login == "401":
+            return 401, {}, b'{"error": "unauthenticated"}'
+        if self.login == "redirect":
+            return 302, {"Location": f"{self.url}/dex/auth?client_id=kubeflow"}, b""
+        return 200, {"Content-Type": "text/html"}, b"<!doctype html><html><form><input name=password></form></html>"
+
+
+def _filtered(listed: list[dict], query: dict[str, str]) -> list[dict]:
+    predicates = json.loads(query.get("filter") or "{}").get("predicates", [])
+    space = query.get("namespace")
+    return [one for one in listed if all(one.get(p["key"]) == p["stringValue"] for p in predicates)
+            and (not space or one.get("namespace") == space)]  # fmt: skip
+
+
+def _paged(name: str, listed: list[dict], query: dict[str, str]) -> dict:
+    start, size = int(query.get("page_token") or 0), int(query.get("page_size") or 10)
+    rest = {"next_page_token": str(start + size)} if start + size < len(listed) else {}
+    return {name: [{k: v for k, v in one.items() if k != "text"} for one in listed[start : start + size]], **rest}
+
+
+def _handler(fake: FakeKfp) -> type:
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def log_message(self, *_) -> None:
+            pass
+
+        def do_GET(self) -> None:
+            self._do(lambda path, query: fake.get(path, query))
+
+        def do_POST(self) -> None:
+            raw = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            self._do(lambda path, query: fake.post(path, query, self._body(raw)))
+
+        def _body(self, raw: bytes) -> dict:
+            kind = self.headers.get("Content-Type", "")
+            if not kind.startswith("multipart"):
+                return json.loads(raw or b"{}")
+            parts = email.message_from_bytes(f"Content-Type: {kind}\r\n\r\n".encode() + raw).get_payload()
+            return {"file": next(part for part in parts if "uploadfile" in part["Content-Disposition"]).get_payload(decode=True).decode()}
+
+        def _do(self, act) -> None:
+            parts = urllib.parse.urlsplit(self.path)
+            fake.requests.append((self.command, parts.path))
+            if stopped := fake.stopped(self.headers):
+                return self._send(*stopped)
+            if fake.failures and parts.path.startswith("/apis/v2beta1/runs"):
+                code = fake.failures.pop(0)
+                return self._send(code, {}, json.dumps({"message": "the fake was told to fail"}).encode())
+            content = act(parts.path, dict(urllib.parse.parse_qsl(parts.query)))
+            if content is None:
+                return self._send(404, {}, b'{"code": 5, "message": "not found"}')
+            self._send(200, {"Content-Type": "application/json"}, json.dumps(content).encode())
+
+        def _send(self, code: int, headers: dict[str, str], content: bytes) -> None:
+            self.send_response(code)
+            for key, value in {**headers, "Content-Length": str(len(content))}.items():
+                self.send_header(key, value)
+            self.end_headers()
+            self.wfile.write(content)
+
+    return Handler

@@ -1,0 +1,160 @@
+"""Logging in: what is configured, what has expired, and every way in which a gateway says no."""
+
+from __future__ import annotations
+
+import base64
+import http.server
+import json
+import threading
+import time
+import urllib.parse
+
+import pytest
+
+from common.errors import ClusterError, InputError
+from operations.auth import AuthError, credentials
+from operations.server import connect
+
+HOST = "https://kubeflow.example.org/pipeline"
+
+
+def token(expires: float) -> str:
+    payload = base64.urlsafe_b64encode(json.dumps({"exp": expires}).encode()).decode().rstrip("=")
+    return f"header.{payload}.signature"
+
+
+def test_nothing_configured_is_nobody():
+    assert credentials(HOST).kind == "none"
+
+
+def test_a_token_from_the_environment_or_a_file(monkeypatch, tmp_path):
+    monkeypatch.setenv("KFP_TOKEN", token(time.time() + 60))
+    assert credentials(HOST).headers["Authorization"].startswith("Bearer header.")
+    monkeypatch.delenv("KFP_TOKEN")
+    (tmp_path / "token").write_text("opaque\n")
+    monkeypatch.setenv("KFP_TOKEN_FILE", str(tmp_path / "token"))
+    held = credentials(HOST)
+    assert held.headers == {"Authorization": "Bearer opaque"}
+    assert "opaque" not in repr(held)
+
+
+def test_an_expired_token_says_so_and_how_to_renew_it(monkeypatch, tmp_path):
+    monkeypatch.setenv("KFP_TOKEN", token(time.time() - 3600))
+    with pytest.raises(AuthError, match=r"the token in KFP_TOKEN expired 60 minutes ago.*kubectl create token"):
+        credentials(HOST)
+    monkeypatch.delenv("KFP_TOKEN")
+    (tmp_path / "no-token").write_text(token(time.time() - 3 * 86400))
+    with pytest.raises(AuthError, match=r"the notebook's token .* expired 72 hours ago.*Restart the notebook"):
+        credentials(HOST)
+
+
+COOKIES = "# Netscape HTTP Cookie File\n.example.org\tTRUE\t/\tTRUE\t{}\toauth2_proxy\tabc\n#HttpOnly_other.net\tFALSE\t/\tTRUE\t0\tx\ty\n"
+
+
+def test_cookies_of_single_sign_on(monkeypatch, tmp_path):
+    file = tmp_path / "cookies.txt"
+    monkeypatch.setenv("KFP_COOKIE_FILE", str(file))
+    file.write_text(COOKIES.format(int(time.time() + 600)))
+    assert credentials(HOST).headers == {"Cookie": "oauth2_proxy=abc"}
+    file.write_text(COOKIES.format(int(time.time() - 7200)))
+    with pytest.raises(AuthError, match=r"the cookie in .* expired .* ago.*auth-get-sso-cookie -u https://kubeflow.example.org/pipeline"):
+        credentials(HOST)
+    file.write_text("Cookie: authservice_session=xyz; other=1\n")
+    assert credentials(HOST).headers == {"Cookie": "authservice_session=xyz; other=1"}
+    file.write_text(COOKIES.format(0).replace("example.org", "elsewhere.org"))
+    with pytest.raises(AuthError, match="holds no cookie for"):
+        credentials(HOST)
+    file.unlink()
+    with pytest.raises(AuthError, match="KFP_COOKIE_FILE: cannot read"):
+        credentials(HOST)
+
+
+@pytest.mark.parametrize(("kind", "said"), [("token", "KFP_TOKEN"), ("cookie", "KFP_COOKIE_FILE"), ("dex", "KFP_USERNAME"),
+                                            ("notebook", "Allow access to Kubeflow Pipelines")])  # fmt: skip
+def test_a_kind_that_is_asked_for_and_missing_says_what_to_set(kind, said):
+    with pytest.raises(AuthError, match=said):
+        credentials(HOST, kind)
+    with pytest.raises(InputError, match="did you mean 'cookie'"):
+        credentials(HOST, "cookies")
+
+
+@pytest.mark.parametrize(("login", "said"), [("401", "401"), ("redirect", "it sent us to the login at"), ("page", "a login page")])
+def test_a_gateway_that_wants_a_login_is_recognised(kfp, monkeypatch, login, said):
+    kfp.login, kfp.allowed = login, {"Authorization": "Bearer right"}
+    with pytest.raises(AuthError, match=rf"it wants a login, and no credential is set \(.*{said}.*KFP_COOKIE_FILE"):
+        connect(kfp.url)
+    monkeypatch.setenv("KFP_TOKEN", "wrong")
+    with pytest.raises(AuthError, match=rf"the token in KFP_TOKEN was not accepted \(.*{said}"):
+        connect(kfp.url)
+    monkeypatch.setenv("KFP_TOKEN", "right")
+    assert connect(kfp.url).version == "2.17.0"
+
+
+@pytest.mark.parametrize("login", ["401", "redirect", "page"])
+def test_a_login_that_ends_while_we_work_is_recognised(kfp, monkeypatch, login):
+    monkeypatch.setenv("KFP_TOKEN", "right")
+    kfp.allowed = {"Authorization": "Bearer right"}
+    server = connect(kfp.url)
+    kfp.login, kfp.allowed = login, {"Authorization": "Bearer another"}
+    with pytest.raises(AuthError, match="the token in KFP_TOKEN was not accepted"), server.explained("list runs"):
+        server.client.list_runs(namespace="physics")
+
+
+def test_what_is_no_kubeflow_says_so(kfp, monkeypatch):
+    with pytest.raises(ClusterError, match=r"no Kubeflow Pipelines answers at http://127.0.0.1:9"):
+        connect("http://127.0.0.1:9")
+    with pytest.raises(ClusterError, match=r"there is no Kubeflow Pipelines at .*\(404\); its address often ends in /pipeline"):
+        connect(f"{kfp.url}/elsewhere")
+
+
+class Dex(http.server.BaseHTTPRequestHandler):
+    """Kubeflow behind Dex: the way from the front page to the form and back with a session's cookie."""
+
+    def log_message(self, *_):
+        pass
+
+    def do_GET(self):
+        path = urllib.parse.urlsplit(self.path).path
+        if path == "/" and "session=" in self.headers.get("Cookie", ""):
+            return self.page("<html>Kubeflow</html>")
+        if path in ("/", "/dex/auth"):
+            return self.go("/dex/auth?client_id=kubeflow") if path == "/" else self.page("<html>choose</html>")
+        return self.page('<html><form method="post" action="/dex/auth/local/login?back=&amp;state=s1"><input name="login"></form></html>')
+
+    def do_POST(self):
+        form = urllib.parse.parse_qs(self.rfile.read(int(self.headers["Content-Length"])).decode())
+        if "state=s1" not in self.path or form.get("password") != ["right"]:
+            return self.page("<html>Invalid Email Address and password.</html>")
+        self.go("/", {"Set-Cookie": "session=abc; Path=/"})
+
+    def go(self, target, headers=()):
+        self.send_response(303)
+        for key, value in {"Location": target, **dict(headers), "Content-Length": "0"}.items():
+            self.send_header(key, value)
+        self.end_headers()
+
+    def page(self, text):
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+
+@pytest.fixture
+def dex():
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Dex)
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_login_at_dex(dex, monkeypatch):
+    monkeypatch.setenv("KFP_USERNAME", "user@example.org")
+    monkeypatch.setenv("KFP_PASSWORD", "right")
+    held = credentials(dex)
+    assert (held.kind, held.cookies) == ("dex", "session=abc")
+    assert "right" not in repr(held)
+    monkeypatch.setenv("KFP_PASSWORD", "wrong")
+    with pytest.raises(AuthError, match=r"refused the login of user@example.org. Check KFP_USERNAME and KFP_PASSWORD"):
+        credentials(dex)

@@ -1,0 +1,313 @@
+"""Following, asking, reading and removing runs: on a fake Kubeflow, on a fake cluster, on this machine."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import pipeline
+from clusters import leftovers
+from clusters import operator as operator_module
+from common.config import RunConfig
+from common.errors import DeadlineError
+from common.run import Run, make_run_id
+from components import step
+from operations import down as down_module
+from operations import follow as follow_module
+from tests.clusters import conftest as clusters_conftest
+from tests.clusters.contract import RUN_ID, experiment, job, service
+from tests.clusters.controllers import Play
+from tests.clusters.test_kubernetes import UP, loss, node_of
+
+fake = clusters_conftest.fake  # the fake cluster, as a fixture of this module too
+
+BEST = {"name": "t-1", "status": "Succeeded", "parameters": {"k": "1"}, "metrics": {"AvgLoss": {"min": 0.1, "max": 0.2, "latest": 0.1}}}
+SEARCH = {"objective": {"name": "AvgLoss", "type": "minimize"}, "optimal": "t-1", "trials": [BEST]}
+METRICS = {"passed": True, "reasons": [], "gain": {"value": 3.0, "low": 2.0, "high": 4.0}}
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(follow_module.follow, "__kwdefaults__", {"poll": 0.01, "deadline": 60.0})
+    monkeypatch.setattr(down_module, "POLL", 0.01)
+    monkeypatch.setattr(operator_module.Operator.__init__, "__kwdefaults__", {"poll": 0.02})
+
+
+def kfp_run(kfp, *states: str, bucket: str = "s3://none/jec", **values) -> tuple[str, str]:
+    """A run that the server knows, whose state is the next of these at each look; its id there and ours."""
+    config = RunConfig(s3_bucket=bucket, namespace="physics", **values)
+    number = "00000000-0000-4000-8000-00000000000" + str(len(kfp.runs))
+    tasks = [{"display_name": name, "state": state, "start_time": "2026-01-01T00:00:00Z"} for name, state in
+             (("prepare", "SUCCEEDED"), ("search", "RUNNING"), ("prepare-driver", "SUCCEEDED"))]  # fmt: skip
+    kfp.runs.append({"run_id": number, "state": states[0], "runtime_config": {"parameters": config.parameters()},
+                     "run_details": {"task_details": tasks}})  # fmt: skip
+    kfp.states[number] = list(states)
+    return number, make_run_id(config.network_config, number)
+
+
+def local_run(tmp_path: Path, **files) -> Run:
+    run = Run(config=RunConfig(s3_bucket=str(tmp_path / "runs"), run_id=RUN_ID))
+    run.save()
+    for name, content in files.items():
+        (tmp_path / "runs" / RUN_ID / f"{name}.json").write_text(json.dumps(content))
+    return run
+
+
+def main(tmp_path: Path, *args: str) -> int:
+    return pipeline.main([*args, "--output", str(tmp_path / "runs")])
+
+
+# Following --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("last", "code"), [("SUCCEEDED", 0), ("FAILED", 1), ("CANCELED", 1)])
+def test_a_run_is_followed_to_its_end_through_bad_moments(kfp, tmp_path, capsys, last, code):
+    _, run_id = kfp_run(kfp, "PENDING", "RUNNING", "RUNNING", last, bucket=str(tmp_path / "runs"))
+    run = Run(config=RunConfig(s3_bucket=str(tmp_path / "runs"), run_id=run_id))
+    run.save()
+    folder = tmp_path / "runs" / run_id
+    (folder / "search.json").write_text(json.dumps(SEARCH))
+    (folder / "metrics.json").write_text(json.dumps(METRICS))
+    assert main(tmp_path, "--status", run_id, "--follow", "--host", kfp.url) == code
+    text = capsys.readouterr().out
+    assert "[prepare] succeeded" in text
+    assert text.count("[search] running") == 1
+    assert f"run {run_id} {last.lower()}" in text
+    assert "1 trials, best t-1: AvgLoss 0.10000" in text
+    assert "resolution gain +3.0 % [+2.0, +4.0]" in text
+
+
+def test_a_server_that_is_away_for_a_while_is_waited_for_and_then_not(kfp, tmp_path, capsys, monkeypatch):
+    _, run_id = kfp_run(kfp, "RUNNING", "RUNNING", "SUCCEEDED")
+    monkeypatch.setattr(follow_module, "PATIENCE", 0.0)
+    target = _target(kfp, tmp_path, run_id)
+    kfp.failures = [500]
+    with pytest.raises(DeadlineError, match=r"The run goes on; to follow it again: python pipeline.py --status"):
+        follow_module.follow(target)
+    monkeypatch.setattr(follow_module, "PATIENCE", 60.0)
+    kfp.failures = [500, 503]
+    assert follow_module.follow(target) == 0
+    assert "trying again" in capsys.readouterr().out
+
+
+def _target(kfp, tmp_path, run_id):
+    from operations.commands import locate
+
+    args = pipeline.build_parser().parse_args(["--host", kfp.url, "--output", str(tmp_path / "runs")])
+    return locate(run_id, args)
+
+
+def test_a_run_that_does_not_end_is_not_followed_for_ever(kfp, tmp_path):
+    _, run_id = kfp_run(kfp, "RUNNING")
+    with pytest.raises(DeadlineError, match=r"did not end within any deadline of its steps"):
+        follow_module.follow(_target(kfp, tmp_path, run_id), deadline=0.1)
+
+
+# Asking -----------------------------------------------------------------------------------------------------------------
+
+
+def test_the_status_of_a_run_here_says_where_it_was_killed(tmp_path, capsys):
+    run = local_run(tmp_path, search=SEARCH)
+    step.write_status(run, "prepare", "done")
+    step.write_status(run, "search", "done")
+    step.write_status(run, "export", "running")
+    assert main(tmp_path, "--status", RUN_ID) == 0
+    text = capsys.readouterr().out
+    assert "was running when it was killed" in text
+    assert "best t-1" in text
+    assert "not seen: Kubeflow Pipelines: no --host" in text
+    step.write_status(run, "export", "failed", "no such trial")
+    assert main(tmp_path, "--status", RUN_ID) == 1
+    assert "no such trial" in capsys.readouterr().out
+
+
+def test_the_status_on_a_cluster_says_what_waits_and_why(fake, kfp, tmp_path, capsys):
+    home = fake(node_of(loss(0.1), Play(pending="unschedulable")))
+    with pytest.raises(DeadlineError):
+        home.run_experiment(experiment(["0.1", "0.2"]), deadline=0.5)
+    assert main(tmp_path, "--status", RUN_ID) == 0
+    text = capsys.readouterr().out
+    assert "running: 1/2 trials, 1 running, best AvgLoss 0.1" in text
+    assert "waits: no node takes it: 0/3 nodes are available: 3 Insufficient nvidia.com/gpu." in text
+
+
+def test_a_run_that_nobody_knows(tmp_path, capsys):
+    local_run(tmp_path)
+    step.write_status(Run.load(str(tmp_path / "runs" / RUN_ID)), "prepare", "done")
+    for command in (["--status"], ["--logs"]):
+        assert main(tmp_path, *command, "pfn-0a1b2c3e") == 2
+        assert f"did you mean '{RUN_ID}'?" in capsys.readouterr().err
+
+
+# Logs -------------------------------------------------------------------------------------------------------------------
+
+
+def test_logs_of_pods_by_step_and_by_trial(fake, tmp_path, capsys):
+    home = fake(node_of(loss(0.1, log="epoch 1\n"), loss(0.2, log="epoch 2\n"), Play(log="exported\n")))
+    home.run_experiment(experiment(["0.1", "0.2"], parallel=1))
+    home.run_job(job("pass"))
+    assert main(tmp_path, "--logs", RUN_ID) == 0
+    assert {"epoch 1", "epoch 2", "exported"} <= set(capsys.readouterr().out.splitlines())
+    assert main(tmp_path, "--logs", RUN_ID, "export") == 0
+    assert "epoch" not in capsys.readouterr().out
+    assert main(tmp_path, "--logs", RUN_ID, home.api.all("trials")[1]["metadata"]["name"]) == 0
+    assert "epoch 2" in capsys.readouterr().out
+    assert main(tmp_path, "--logs", RUN_ID, "exprot") == 2
+    assert "did you mean 'export'" in capsys.readouterr().err
+
+
+def test_logs_of_this_machine(tmp_path, capsys):
+    local_run(tmp_path)
+    folder = tmp_path / "runs" / RUN_ID / "local"
+    written = {"jobs/a-export/master-0.log": "exported", "search/x/t-1/master-0.log": "epoch 1", "services/m/server.log": "up"}
+    for place, text in written.items():
+        (folder / place).parent.mkdir(parents=True)
+        (folder / place).write_text(text + "\n")
+    assert main(tmp_path, "--logs", RUN_ID, "export") == 0
+    text = capsys.readouterr().out
+    assert "exported" in text
+    assert "epoch" not in text
+    assert main(tmp_path, "--logs", RUN_ID, "t-1") == 0
+    assert "epoch 1" in capsys.readouterr().out
+    assert main(tmp_path, "--logs", RUN_ID) == 0
+    assert "up" in capsys.readouterr().out
+
+
+# Removal ----------------------------------------------------------------------------------------------------------------
+
+
+def test_down_ends_the_run_on_kubeflow_first_then_removes_its_objects_and_works_twice(fake, kfp, tmp_path, capsys):
+    number, run_id = kfp_run(kfp, "RUNNING")
+    home = fake(node_of(Play(seconds=math.inf)))
+    with pytest.raises(DeadlineError):
+        home.run_experiment(experiment(["0.1", "0.2"], name=run_id, run_id=run_id), deadline=0.4)
+    home.deploy(service(run_id=run_id))
+    home.deploy(service(name="other", run_id="other-00000000"))
+    assert main(tmp_path, "--down", number, "--yes", "--host", kfp.url) == 0
+    text = capsys.readouterr().out
+    order = ["terminated on Kubeflow Pipelines", f"removed Experiment/{run_id}", "removed InferenceService/jec-pfn"]
+    assert [text.index(line) for line in order] == sorted(text.index(line) for line in order)
+    assert kfp.runs[0]["state"] == "CANCELED"
+    assert not home.api.all("experiments") + home.api.all("pytorchjobs")
+    assert [one["metadata"]["name"] for one in home.api.all("inferenceservices")] == ["other"]
+    assert main(tmp_path, "--down", run_id, "--yes", "--host", kfp.url) == 0
+    assert f"nothing of run {run_id} is left" in capsys.readouterr().out
+
+
+def test_down_says_what_is_left_and_then_keeps_the_folder(fake, tmp_path, capsys, monkeypatch):
+    from clusters import kubernetes as home_module
+
+    local_run(tmp_path)
+    monkeypatch.setattr(home_module, "REMOVAL_SECONDS", 0.3)
+    home = fake()
+    manifest = job("pass")
+    manifest["metadata"]["finalizers"] = ["example.org/never"]
+    home.run_job(manifest)
+    assert main(tmp_path, "--down", RUN_ID, "--yes", "--storage") == 1
+    captured = capsys.readouterr()
+    assert "waiting for its finalizers: example.org/never" in captured.err
+    assert "kept, because something of the run may still write to it" in captured.err
+    assert (tmp_path / "runs" / RUN_ID / "run.json").exists()
+
+
+def test_down_without_the_right_says_so(fake, tmp_path, capsys):
+    home = fake(node_of(loss(0.1)))
+    home.run_experiment(experiment(["0.1"]))
+    home.api.forbid("delete", "experiments")
+    assert main(tmp_path, "--down", RUN_ID, "--yes") == 1
+    assert "not allowed to delete experiments.kubeflow.org" in capsys.readouterr().err
+
+
+def test_down_asks_once_and_nobody_answering_is_a_no(tmp_path, capsys, monkeypatch):
+    local_run(tmp_path)
+    assert main(tmp_path, "--down", RUN_ID, "--storage") == 2
+    assert "repeat it with --yes" in capsys.readouterr().err
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr("builtins.input", lambda _: "")
+    assert main(tmp_path, "--down", RUN_ID, "--storage") == 1
+    assert (tmp_path / "runs" / RUN_ID).exists()
+    monkeypatch.setattr("builtins.input", lambda _: "y")
+    (tmp_path / "runs" / "latest").symlink_to(RUN_ID)
+    assert main(tmp_path, "--down", RUN_ID, "--storage") == 0
+    assert not (tmp_path / "runs" / RUN_ID).exists()
+    assert not (tmp_path / "runs" / "latest").is_symlink()
+    assert main(tmp_path, "--down", RUN_ID, "--storage") == 0
+
+
+def test_down_finds_processes_that_a_killed_run_left(tmp_path, capsys):
+    """A step that was started by a run and whose starter was killed: nothing but its environment tells whose it is."""
+    run = local_run(tmp_path)
+    step.write_status(run, "search", "running")
+    code = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']); time.sleep(60)"
+    marks = {leftovers.RUN_VARIABLE: RUN_ID, leftovers.FOLDER_VARIABLE: str(tmp_path / "runs")}
+    started = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, **marks}, start_new_session=True)
+    others = {**os.environ, **marks, leftovers.RUN_VARIABLE: "other-00000000"}
+    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], env=others)
+    try:
+        _until(lambda: len(leftovers.processes_of(RUN_ID, tmp_path / "runs")) == 2)
+        assert main(tmp_path, "--status", RUN_ID) == 0
+        assert f"{started.pid}" in capsys.readouterr().out
+        assert main(tmp_path, "--down", RUN_ID, "--yes") == 0
+        assert leftovers.processes_of(RUN_ID, tmp_path / "runs") == {}
+        assert other.poll() is None
+    finally:
+        for process in (started, other):
+            process.kill()
+            process.wait()
+
+
+def test_the_owner_of_a_run_is_known_until_it_ends(tmp_path):
+    assert leftovers.owner(tmp_path) is None
+    leftovers.mark_owner(tmp_path)
+    assert leftovers.owner(tmp_path) == os.getpid()
+    noted = json.loads((tmp_path / leftovers.OWNER).read_text())
+    (tmp_path / leftovers.OWNER).write_text(json.dumps({**noted, "started": "1"}))  # the pid is another process' now
+    assert leftovers.owner(tmp_path) is None
+
+
+def _until(condition, seconds: float = 10.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+# A service that is broken -----------------------------------------------------------------------------------------------
+
+
+def test_a_service_that_says_ready_and_does_not_answer_fails_with_its_last_lines(fake, tmp_path, monkeypatch):
+    from components import deploy
+
+    home = fake(node_of(Play(seconds=math.inf, log="UNAVAILABLE: Internal: unable to load model\n")))
+    run = Run(config=RunConfig(s3_bucket=str(tmp_path / "runs"), run_id="pfn-regressor-open-0123abcd"))
+    run.save()
+    monkeypatch.setattr(step, "home", lambda _: home.cluster)
+
+    def nobody_answers(*_, **__):
+        raise DeadlineError("model pfn-regressor-open gave no answer within 300 s")
+
+    monkeypatch.setattr(deploy, "golden_check", nobody_answers)
+    with pytest.raises(DeadlineError, match=r"(?s)gave no answer within 300 s\n.*kserve-container.*\n  \| UNAVAILABLE: .*unable to load"):
+        deploy.deploy(run)
+    assert not (tmp_path / "runs" / run.id / "service.json").exists()
+
+
+def test_ready_then_crash_looping_is_told_with_the_lines_of_the_crash(fake):
+    home = fake(node_of([UP, Play(exit_code=1, log="signal 11 (SIGSEGV)\n")]))
+    home.deploy(service())
+    with home.api.lock:
+        next(iter(home.node.plays.values())).seconds = 0
+        next(iter(home.node.plays.values())).exit_code = 1
+        next(iter(home.node.plays.values())).log = "signal 11 (SIGSEGV)\n"
+    home.api.wait_for(lambda: any(one.get("restartCount", 0) for pod in home.api.all("pods") for one in pod["status"]["containerStatuses"]))
+    story = home.cluster.service_story("jec-pfn")
+    assert "exit code 1" in story
+    assert "  | signal 11 (SIGSEGV)" in story
+    assert home.cluster.service_story("nothing") == "InferenceService nothing is gone"
