@@ -143,6 +143,13 @@ class TrainOptions:
     batch_size_test: int = flag(0, "jets a step of prediction (default: as --batch-size-val)", type=number(int, 1))
     data_fraction: float = flag(1.0, "share of the training jets to use", type=number(float, 0, 1, above=True))
     data_fraction_val: float = flag(1.0, "share of the validation jets to use", type=number(float, 0, 1, above=True))
+    in_memory: bool | None = flag(
+        None, "keep all training jets padded in memory (default: on a GPU where they fit)", action=argparse.BooleanOptionalAction
+    )
+    in_memory_val: bool | None = flag(None, "the same for validation (default: as --in-memory)", action=argparse.BooleanOptionalAction)
+    copy_inputs: bool = flag(
+        False, "copy the decoded jets to this machine first, where they lie on a slow shared disk", action=argparse.BooleanOptionalAction
+    )
     start_lr: float = flag(5e-3, "learning rate at the start, or at the top of a schedule that rises", type=number(float, 0, above=True))
     optimizer: str = flag("ranger", ", ".join((*OPTIMIZERS, *TORCH_OPTIMIZERS)), type=choice("optimizer", (*OPTIMIZERS, *TORCH_OPTIMIZERS)))
     optimizer_option: Mapping[str, Any] = flag({}, "option of the optimizer, as --network-option", "-p", nargs="+", action=_Pairs)
@@ -235,7 +242,7 @@ def _unneeded(words: str, *, takes_value: bool = True) -> NotTaken:
     return NotTaken(words, refused=False, takes_value=takes_value)
 
 
-_SHUFFLED = "jets are decoded once, and each epoch is shuffled over all files"
+_SHUFFLED = "jets are decoded once, and each epoch is shuffled over all files (above 4 GiB in blocks of 4 MiB, 256 at a time)"
 _MAPPED = "decoded jets are mapped into memory, which all processes of a machine share"
 _THREAD = "a thread makes batches ahead; no worker processes"
 _SELECTION = "write it into `selection` of a data config of its own"
@@ -247,9 +254,6 @@ NOT_TAKEN: dict[str, NotTaken] = {
     "fetch-step-val": _unneeded(_SHUFFLED),
     "data-split-num": _unneeded(_MAPPED),
     "data-split-val": _unneeded(_MAPPED),
-    "in-memory": _unneeded(_MAPPED, takes_value=False),
-    "in-memory-val": _unneeded(_MAPPED, takes_value=False),
-    "copy-inputs": _unneeded("training reads decoded jets, from a copy on its machine where they lie on S3", takes_value=False),
     "num-workers": _unneeded(_THREAD),
     "prefetch-factor": _unneeded(_THREAD),
     "no-remake-weights": _unneeded("weights are made again only for other data or another config", takes_value=False),

@@ -50,8 +50,8 @@ def matches(name: str, patterns: str) -> bool:
 
 
 def _check_shapes(uri: str, found: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]) -> None:
-    for name in found.keys() & wanted.keys():
-        if found[name].shape != wanted[name].shape:
+    for name in found:
+        if name in wanted and found[name].shape != wanted[name].shape:
             shapes = f"{tuple(found[name].shape)} there, {tuple(wanted[name].shape)} in the network"
             raise InputError(
                 f"{uri}: weight '{name}' has the shape {shapes}; leave it out with --exclude-model-weights '{re.escape(name)}'"

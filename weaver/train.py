@@ -73,8 +73,8 @@ def train(options: TrainOptions) -> None:
     _say_hint(device)
     if options.deterministic:
         _only_deterministic()
-    datasets = [Dataset.open(" ".join(options.data_train), data_config)]
-    datasets.append(Dataset.open(" ".join(options.data_val), datasets[0].data_config, validation=True))
+    datasets = [Dataset.open(" ".join(options.data_train), data_config, copy=options.copy_inputs)]
+    datasets.append(Dataset.open(" ".join(options.data_val), datasets[0].data_config, validation=True, copy=options.copy_inputs))
     with ranks(device, options.backend) as world, _marked(folder, world):
         _fit(options, world, folder, network, configuration, datasets)
 
@@ -141,8 +141,12 @@ def _loaders(options: TrainOptions, world, datasets: list):
 
     share = {"rank": world.rank, "world_size": world.size, "device": str(world.device), "seed": options.seed}
     size, size_val = world.share_of(options.batch_size), world.share_of(options.batch_size_val or options.batch_size)
-    train = Loader(datasets[0], size, shuffle=True, fraction=options.data_fraction, **share)
-    return train, Loader(datasets[1], size_val, shuffle=False, fraction=options.fraction_val(len(datasets[1])), **share)
+    train = Loader(datasets[0], size, shuffle=True, fraction=options.data_fraction, in_memory=options.in_memory, **share)
+    fraction, in_memory = (
+        options.fraction_val(len(datasets[1])),
+        options.in_memory if options.in_memory_val is None else options.in_memory_val,
+    )
+    return train, Loader(datasets[1], size_val, shuffle=False, fraction=fraction, in_memory=in_memory, **share)
 
 
 @contextlib.contextmanager
