@@ -31,14 +31,16 @@ def bootstrap_quantiles(
     *,
     replicates: int = REPLICATES,
     seed: int = 0,
+    weights: np.ndarray | None = None,
     advance: Callable[[], None] | None = None,
 ) -> dict[str, dict[str, np.ndarray]]:
     """Quantiles of each of `values` in each group of jets, in the sample and in each bootstrap draw of it.
 
     values: name of a calibration -> responses (N,), finite. groups: name -> which jets (N,) bool, none of them empty.
     Returns calibration -> group -> (replicates + 1, 5): row 0 is the sample itself, the others are draws; the columns are those of
-    physics.response.QUANTILES. Draw r is the same set of jets everywhere. The same seed gives the same numbers. `advance` is
-    called after each draw.
+    physics.response.QUANTILES. Draw r is the same set of jets everywhere. The same seed gives the same numbers. `weights` (N,), positive:
+    a jet counts so many times; jets are drawn without regard to them, so that heavy ones widen the interval. `advance` is called
+    after each draw.
     """
     num_jets = len(next(iter(values.values())))
     index = {group: np.flatnonzero(mask) for group, mask in groups.items()}
@@ -49,7 +51,10 @@ def bootstrap_quantiles(
     for row in range(replicates + 1):
         counts = np.ones(num_jets, dtype=np.int32) if row == 0 else draw(rng, num_jets)
         for (name, group), found in order.items():
-            result[name][group][row] = counted_quantiles(ordered[name, group], counts[found])
+            if weights is None:
+                result[name][group][row] = counted_quantiles(ordered[name, group], counts[found])
+            else:
+                result[name][group][row] = weighted_quantiles(ordered[name, group], counts[found] * weights[found])
         if advance:
             advance()
     return result
@@ -74,6 +79,18 @@ def counted_quantiles(ordered: np.ndarray, counts: np.ndarray, at: np.ndarray = 
     found = np.searchsorted(cumulative, np.concatenate([below, np.minimum(below + 1, last)]), side="right")
     low, high = ordered[found].reshape(2, -1)
     return low + (position - below) * (high - low)
+
+
+def weighted_quantiles(ordered: np.ndarray, weights: np.ndarray, at: np.ndarray = QUANTILES) -> np.ndarray:
+    """The values at which the cumulative weight first reaches each share `at` of the whole (the inverse of the weighted distribution).
+
+    ordered: (N,) ascending; weights: (N,) >= 0. Returns one value for each of `at`; NaN if all weights are zero.
+    """
+    cumulative = np.cumsum(weights, dtype=np.float64)
+    if not len(cumulative) or cumulative[-1] <= 0:
+        return np.full(len(at), np.nan)
+    found = np.searchsorted(cumulative, at * cumulative[-1], side="left")
+    return ordered[np.minimum(found, len(ordered) - 1)]
 
 
 def interval(rows: np.ndarray, level: float = LEVEL) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """Measures an exported model on the test jets and judges it: metrics.json, report.html and the figures in the run folder.
 
-    python -m physics.evaluate --run runs/<run id> --name <model name> [--trial NAME] [--min-improvement 0] [--max-closure 0.02]
+    python -m physics.evaluate --run runs/<run id> --name <model name> [--trial NAME] [--baseline runs/<earlier run id>]
+                               [--min-improvement 0] [--max-closure 0.02]
 
 What is measured is what is deployed: <run>/model/<name>/1/model.onnx, run by ONNX Runtime. Not passing the gate is an answer, not
 an error: the exit code is 0, and metrics.json says `passed: false` with the reasons; the pipeline's condition reads it.
@@ -19,7 +20,7 @@ import numpy as np
 
 from common import storage
 from common.cli import Parser, require, run_main
-from common.config import AUTO
+from common.config import AUTO, NONE
 from common.errors import InputError, unknown
 from common.progress import Progress
 from physics.bootstrap import REPLICATES
@@ -35,6 +36,7 @@ def evaluate(
     name: str,
     *,
     trial: str = AUTO,
+    baseline: str = NONE,
     min_improvement: float = MIN_IMPROVEMENT,
     max_closure: float = MAX_CLOSURE,
     seed: int = 0,
@@ -43,20 +45,23 @@ def evaluate(
 ) -> dict:
     """Measure model `name` of the run folder `run` (URI), write metrics.json, figures and report.html there; returns the metrics.
 
-    trial: the one that was exported ('auto': the search's best); its options and training curve go into the report.
+    trial: the one that was exported ('auto': the search's best); its options and training curve go into the report. baseline: an
+    earlier run's folder (URI) whose model is measured on the same jets, or 'none'.
 
-    Raises InputError where the run, its model or its test data are missing or lack an observer.
+    Raises InputError where the run, its model or its test data are missing or lack an observer, or the baseline's are other jets.
     """
     run = storage.absolute(run)
     found = read_documents(run, trial)
     test = open_test_set(run)
     columns = check_observers(test.observers(), f"{run}/config/data.yaml")
     output = predict(load_session(run, name), test, batch_size)
+    earlier = None if baseline == NONE else predict_baseline(storage.absolute(baseline), columns, batch_size)
     with Progress("bootstrap", total=replicates + 1, unit="draws") as progress:
-        metrics = measure(columns, output, replicates=replicates, seed=seed, advance=progress.advance)
+        metrics = measure(columns, output, baseline=earlier, replicates=replicates, seed=seed, advance=progress.advance)
     passed, reasons = gate(metrics, min_improvement, max_closure)
     config = {"min_improvement": min_improvement, "max_closure": max_closure, "seed": seed}
     names = {"run": run, "run_id": found["run"].get("run_id", storage.name(run)), "model": name, "trial": found.pop("trial")}
+    names["baseline"] = None if baseline == NONE else storage.absolute(baseline)
     metrics = {"passed": passed, "reasons": reasons, **names, "config": config, **rounded(metrics)}
     storage.write_json(storage.join(run, "metrics.json"), metrics)
     write_report(run, Documents(metrics=metrics, **found))
@@ -149,6 +154,25 @@ def predict(session, test, batch_size: int = BATCH_SIZE) -> np.ndarray:
     return output
 
 
+def predict_baseline(run: str, columns: Mapping[str, np.ndarray], batch_size: int = BATCH_SIZE) -> np.ndarray:
+    """An earlier run's answers for the jets whose observers are `columns`, (N,) float32: its own inputs, its own exported model.
+
+    Raises InputError where that run has no model, or its test set does not hold the same jets in the same order.
+    """
+    measured = storage.join(run, "metrics.json")
+    if not storage.exists(measured):
+        raise InputError(f"--baseline {run} has no metrics.json; give the folder of a run that was evaluated")
+    test = open_test_set(run)
+    theirs = test.observers()
+    for name in NEEDED:
+        if name not in theirs or len(theirs[name]) != len(columns[name]) or not np.array_equal(theirs[name], columns[name]):
+            raise InputError(
+                f"--baseline {run} was tested on other jets ({len(test):,}, here {len(columns[name]):,}; {name} differs): a gain is "
+                "measured on the same jets. Give both runs the same --data-test, and data configs with the same selection"
+            )
+    return predict(load_session(run, storage.read_json(measured)["model"]), test, batch_size)
+
+
 # ----------------------------------------------------------------------------------------------------------------------- results
 
 
@@ -178,6 +202,8 @@ def verdict(metrics: Mapping) -> list[str]:
         f"resolution gain over the standard JEC: {percent(gain) if gain else 'not measured'} "
         f"(pT > 30 GeV, {metrics['num_measured']:,} test jets)"
     ]
+    if metrics.get("gain_over_baseline"):
+        lines.append(f"resolution gain over {storage.name(metrics['baseline'])}: {percent(metrics['gain_over_baseline'])}")
     lines += [
         f"closure, {record['region']}, pT > {closure['from_gev']:g} GeV: {percent(record['model'], 100, 2)}"
         for record in closure["bins"]
@@ -192,6 +218,7 @@ def parser() -> Parser:
     found.add_argument("--run", required=True, metavar="URI", help="run folder: a directory or s3://bucket/prefix/run-id")
     found.add_argument("--name", required=True, help="model name, as under <run>/model/")
     found.add_argument("--trial", default=AUTO, help="trial that was exported, for the report (default: the search's best)")
+    found.add_argument("--baseline", default=NONE, metavar="URI", help="folder of an earlier run, to be compared on the same jets")
     gates = found.add_argument_group("gate")
     gates.add_argument("--min-improvement", type=float, default=MIN_IMPROVEMENT, metavar="X", help="per cent (default %(default)s)")
     gates.add_argument("--max-closure", type=float, default=MAX_CLOSURE, metavar="X", help="|median response - 1| (default %(default)s)")

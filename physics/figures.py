@@ -18,9 +18,16 @@ from typing import Any
 from common import page
 
 INK = "#010203"  # a colour that nothing else uses, so that it can be found in the SVG
-COLOURS = {"model": "#e42536", "standard": "#5790fc", "uncorrected": "#9c9ca1"}  # of the CMS palette, as readable on dark as on light
-LABELS = {"model": "This model", "standard": "Standard JEC", "uncorrected": "Uncorrected"}
-MARKERS = {"model": "o", "standard": "s", "uncorrected": "^"}
+# Of the CMS palette, as readable on dark as on light.
+COLOURS = {"model": "#e42536", "standard": "#5790fc", "baseline": "#f89c20", "uncorrected": "#9c9ca1"}
+LABELS = {"model": "This model", "standard": "Standard JEC", "baseline": "Baseline model", "uncorrected": "Uncorrected"}
+MARKERS = {"model": "o", "standard": "s", "baseline": "D", "uncorrected": "^"}
+RESIDUAL_LABELS = {
+    "rhoAll": r"$\rho$ (GeV)",
+    "PV_npvsGood": "Reconstructed vertices",
+    "jetMult": "Particles in the jet",
+    "QG_mult": "Particles in the jet (tracks, neutrals above 1 GeV)",
+}
 FLAVOUR_LOOKS = {
     "uds": ("o", "#5790fc"),
     "c": ("^", "#f89c20"),
@@ -53,6 +60,7 @@ def drawings(metrics: Mapping, history: Sequence[Mapping] | None, search: Mappin
     makers += [lambda region=region: resolution_curve(metrics, region) for region in regions]
     makers += [lambda region=region: distribution(metrics, region) for region in regions]
     makers += [lambda: closure(metrics, max_closure), lambda: eta(metrics, max_closure)]
+    makers += [lambda name=name: residual(metrics, name, max_closure) for name in metrics.get("residuals", {})]
     makers += [lambda region=region: flavour(metrics, region) for region in regions]
     makers += [lambda: training(history or []), lambda: search_history(search or {}), lambda: parallel(search or {})]
     for make in makers:
@@ -320,6 +328,27 @@ def eta(metrics: Mapping, max_closure: float) -> Drawing | None:
     most = f"{100 * farthest['model']['value']:+.2f} % between eta {farthest['eta_low']:g} and {farthest['eta_high']:g}"
     alt = f"Bias against eta; the model's largest is {most}."
     return Drawing(name="eta", caption=f"Residual bias against η from {metrics['closure']['from_gev']:g} GeV up.", alt=alt, figure=figure)
+
+
+def residual(metrics: Mapping, name: str, max_closure: float) -> Drawing | None:
+    """Bias of the median response against another quantity of the jet or its event."""
+    records = metrics["residuals"][name]
+    if not records:
+        return None
+    figure, (axes,) = panels()
+    middles = [(record["low"] + record["high"]) / 2 for record in records]
+    step = 0.01 * (records[-1]["high"] - records[0]["low"])
+    for place, calibration in enumerate(found for found in _calibrations(records[0]) if found != "uncorrected"):
+        points(axes, [x + step * place for x in middles], [record[calibration] for record in records], 100, **_look(calibration))
+    axes.set_xlabel(RESIDUAL_LABELS.get(name, name))
+    _bias_axis(axes, max_closure)
+    axes.legend(loc="upper right", ncols=2)
+    head(axes, rf"$p_T^{{gen}} > {metrics['closure']['from_gev']:g}$ GeV")
+    reach = {found: max(abs(record[found]["value"]) for record in records) for found in ("standard", "model")}
+    most = f"{100 * reach['standard']:.2f} % with the standard JEC, {100 * reach['model']:.2f} % with the model"
+    alt = f"Bias against {name}: at most {most}."
+    caption = f"Residual bias against {name}, slices of equally many jets from {metrics['closure']['from_gev']:g} GeV up."
+    return Drawing(name=f"residual-{name}", caption=caption, alt=alt, figure=figure)
 
 
 # ----------------------------------------------------------------------------------------------------------------------- flavours

@@ -1,7 +1,9 @@
 """Everything measured on the test jets, as one dictionary of plain numbers: what metrics.json holds and the report shows.
 
-Compared on the same jets: `model` (this network), `standard` (jetPt as it is in the file: CMS's L1 + L2L3 corrections) and, where
-the file's jetRawPt is among the observers, `uncorrected`. A number with an interval is {"value", "low", "high"} (physics.bootstrap).
+Compared on the same jets: `model` (this network), `standard` (jetPt as it is in the file: CMS's L1 + L2L3 corrections), `baseline`
+where an earlier model is given, and `uncorrected` where jetRawPt is among the observers. Where eventWeight is, the summary is given
+a second time with the jets weighted to the spectrum of collisions. A number with an interval is {"value", "low", "high"}
+(physics.bootstrap).
 A bin with fewer than MIN_JETS jets is left out: its quantiles would say nothing.
 """
 
@@ -21,6 +23,12 @@ MIN_JETS = 50  # the median of 50 jets is known to about 0.18 of a jet's resolut
 
 NEEDED = ("jetPt", "genJetPt", "genJetEta")
 """Columns (GeV, GeV, none) without which nothing can be measured; partonFlav and hadronFlav add flavours, jetRawPt `uncorrected`."""
+
+RESIDUALS = ("rhoAll", "PV_npvsGood", "jetMult", "QG_mult")
+"""Columns against which the bias that is left is shown, where they are among the observers."""
+SLICES = 8  # of each of these, with equally many jets
+
+WEIGHT = "eventWeight"
 
 ETA_EDGES = tuple(np.linspace(-2.5, 2.5, 11).round(2).tolist())
 DISTRIBUTION_EDGES = np.linspace(0.5, 1.5, 51)
@@ -43,15 +51,17 @@ def measure(
     columns: Mapping[str, np.ndarray],
     output: np.ndarray,
     *,
+    baseline: np.ndarray | None = None,
     replicates: int = REPLICATES,
     seed: int = 0,
     advance: Callable[[], None] | None = None,
 ) -> dict:
-    """All metrics of a model's answers. columns: name -> (N,); output: (N,), log(pT_gen / jetPt) as the model sees it.
+    """All metrics of a model's answers. columns: name -> (N,); output: (N,), log(pT_gen / jetPt) as the model sees it; baseline: the
+    same of an earlier model.
 
     Jets with no finite answer, or without generator jet, are counted and left out of everything else. No NaN or infinity is returned.
     """
-    responses = _responses(columns, output)
+    responses = _responses(columns, output, baseline)
     answered = np.isfinite(responses["model"])
     measurable = np.all([np.isfinite(values) & (values > 0) for values in responses.values()], axis=0)
     kept = {name: np.asarray(values)[measurable] for name, values in columns.items()}
@@ -68,6 +78,9 @@ def measure(
         "flavour": _flavour(found, sizes),
         "bins": summary,
         "curves": [_record(one, found, sizes, kept) for one in CURVES if one.name in sizes],
+        "weighted": _weighted(responses, groups, sizes, kept, replicates=replicates, seed=seed),
+        "core": _core(responses, groups),
+        "residuals": {name: _residuals(name, found, sizes, edges) for name, edges in _slices(kept).items()},
         "eta": [_eta_record(low, high, found, sizes) for low, high in _eta_slices() if _eta_name(low, high) in sizes],
         "distribution": _distribution(responses, kept),
         "num_jets": len(output),
@@ -82,9 +95,11 @@ def measure(
 # ------------------------------------------------------------------------------------------------------------------ jets, groups
 
 
-def _responses(columns: Mapping[str, np.ndarray], output: np.ndarray) -> dict[str, np.ndarray]:
+def _responses(columns: Mapping[str, np.ndarray], output: np.ndarray, baseline: np.ndarray | None) -> dict[str, np.ndarray]:
     """Calibration -> response (N,), the model first."""
     momenta = {"model": r.calibrated_pt(columns["jetPt"], output), "standard": columns["jetPt"]}
+    if baseline is not None:
+        momenta["baseline"] = r.calibrated_pt(columns["jetPt"], baseline)
     if "jetRawPt" in columns:
         momenta["uncorrected"] = columns["jetRawPt"]
     return {name: r.response(pt, columns["genJetPt"]) for name, pt in momenta.items()}
@@ -99,7 +114,31 @@ def _groups(columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         found |= {_of(one, name): found[one.name] & (flavour == name) for one in _flavour_bins() for name in r.FLAVOURS}
     for low, high in _eta_slices():
         found[_eta_name(low, high)] = (gen_pt >= r.CLOSURE_FROM) & (gen_eta >= low) & (gen_eta < high)
+    for name, edges in _slices(columns).items():
+        for low, high in itertools.pairwise(edges):
+            found[_slice_name(name, low, high)] = _closing(columns) & (columns[name] >= low) & (columns[name] < high)
     return {name: mask for name, mask in found.items() if np.count_nonzero(mask) >= MIN_JETS}
+
+
+def _closing(columns: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The jets for which closure means something: (N,) bool."""
+    return Bin(region="all", low=r.CLOSURE_FROM, high=math.inf).contains(columns["genJetPt"], columns["genJetEta"])
+
+
+def _slices(columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Column of RESIDUALS -> edges between which equally many jets lie, as far as whole numbers allow; upper edges excluded."""
+    closing = _closing(columns)
+    found = {}
+    for name in RESIDUALS:
+        values = np.asarray(columns.get(name, ()), dtype=np.float64)
+        if len(values) and np.isfinite(values).all() and closing.any():
+            edges = np.unique(np.quantile(values[closing], np.linspace(0, 1, SLICES + 1), method="nearest"))
+            found[name] = np.r_[edges[:-1], np.nextafter(edges[-1], np.inf)] if len(edges) > 2 else np.zeros(0)
+    return {name: edges for name, edges in found.items() if len(edges)}
+
+
+def _slice_name(name: str, low: float, high: float) -> str:
+    return f"{name} {low:.9g} to {high:.9g}"
 
 
 def _flavour_bins() -> list[Bin]:
@@ -138,16 +177,70 @@ def _record(one: Bin, found: Quantiles, sizes: dict[str, int], columns: Mapping[
     model, standard = found["model"][one.name], found["standard"][one.name]
     record["gain"] = interval(r.gain(model, standard))
     record["gain_half_width"] = interval(r.gain(model, standard, width=r.half_width))
+    if "baseline" in found:
+        record["gain_over_baseline"] = interval(r.gain(model, found["baseline"][one.name]))
     return record
+
+
+def _weighted(responses, groups, sizes, columns, *, replicates: int, seed: int) -> dict | None:
+    """The summary's bins with each jet counted eventWeight times; null where jets have no weights, equal ones, or ones <= 0."""
+    weights = np.asarray(columns.get(WEIGHT, ()), dtype=np.float64)
+    if not len(weights) or not np.isfinite(weights).all() or weights.min() <= 0 or weights.min() == weights.max():
+        return None
+    chosen = {one.name: groups[one.name] for one in SUMMARY if one.name in groups}
+    found = bootstrap_quantiles(responses, chosen, replicates=replicates, seed=seed, weights=weights)
+    summary = [_record(one, found, sizes, columns) for one in SUMMARY if one.name in chosen]
+    return {**_headline(summary), "bins": summary, "effective_jets": float(weights.sum() ** 2 / np.sum(weights**2))}
+
+
+def _core(responses: Mapping[str, np.ndarray], groups: Mapping[str, np.ndarray]) -> list[dict]:
+    """Mean, and mean and width of the normal core, of each calibration's response in the summary's bins."""
+    return [
+        {"bin": one.name, **{name: _moments(values[groups[one.name]]) for name, values in responses.items()}}
+        for one in SUMMARY
+        if one.name in groups
+    ]
+
+
+def _moments(values: np.ndarray) -> dict:
+    """Errors are one standard deviation: sigma / sqrt(n) of the core's mean, sigma / sqrt(2 n) of its width; null without a core."""
+    mean, sigma = r.gaussian_core(values)
+    if not math.isfinite(mean):
+        return {"mean": float(np.mean(values)), "core_mean": None, "core_sigma": None}
+    number = len(values)
+    return {
+        "mean": float(np.mean(values)),
+        "core_mean": mean,
+        "core_mean_error": sigma / number**0.5,
+        "core_sigma": sigma,
+        "core_sigma_error": sigma / (2 * number) ** 0.5,
+        "core_resolution": sigma / mean,
+    }
+
+
+def _residuals(name: str, found: Quantiles, sizes: dict[str, int], edges: np.ndarray) -> list[dict]:
+    """Bias in each slice of a column, from CLOSURE_FROM up."""
+    places = [(low, high, _slice_name(name, low, high)) for low, high in itertools.pairwise(edges)]
+    return [
+        {"low": float(low), "high": float(high), "num_jets": sizes[group]}
+        | {calibration: interval(r.bias(groups[group])) for calibration, groups in found.items()}
+        for low, high, group in places
+        if group in sizes
+    ]
 
 
 def _headline(summary: list[dict]) -> dict:
     """Gain (per cent) and resolution over all jets above 30 GeV; null where there are too few."""
     whole = next((record for record in summary if record["region"] == "all"), None)
     if whole is None:
-        return {"gain": None, "gain_half_width": None, "resolution": None}
+        return {"gain": None, "gain_half_width": None, "gain_over_baseline": None, "resolution": None}
     resolutions = {name: entry["resolution"] for name, entry in whole.items() if isinstance(entry, dict) and "resolution" in entry}
-    return {"gain": whole["gain"], "gain_half_width": whole["gain_half_width"], "resolution": resolutions}
+    return {
+        "gain": whole["gain"],
+        "gain_half_width": whole["gain_half_width"],
+        "gain_over_baseline": whole.get("gain_over_baseline"),
+        "resolution": resolutions,
+    }
 
 
 def _closure(found: Quantiles, sizes: dict[str, int]) -> dict:

@@ -82,6 +82,12 @@ def _tiles(metrics: Mapping) -> Iterable[tuple[str, str, str]]:
     gain, config = metrics["gain"], metrics["config"]
     at_least = f"all jets above 30 GeV; asked: at least {config['min_improvement']:g} %"
     yield "Resolution gain over the standard JEC", percent(gain) if gain else "not measured", at_least
+    if metrics.get("gain_over_baseline"):
+        remark = f"the same jets; baseline: {metrics['baseline']}"
+        yield "Resolution gain over the baseline model", percent(metrics["gain_over_baseline"]), remark
+    if metrics.get("weighted"):
+        remark = f"all jets above 30 GeV, each counted by eventWeight ({metrics['weighted']['effective_jets']:,.0f} effective jets)"
+        yield "The same gain, weighted", percent(metrics["weighted"]["gain"]), remark
     closure = metrics["closure"]
     for record in closure["bins"]:
         if record["pt_low"] == closure["from_gev"] and record["pt_high"] is None:
@@ -109,6 +115,7 @@ def _physics(metrics: Mapping, figures: Sequence[Drawing]) -> str:
         _published(metrics),
         "<h3>All bins</h3>",
         _bins(metrics),
+        _core(metrics),
     )
 
 
@@ -160,6 +167,22 @@ def _bins(metrics: Mapping) -> str:
     return page.table(head, rows) if rows else "<p>Too few test jets for any bin.</p>"
 
 
+def _core(metrics: Mapping) -> str:
+    """Means and normal cores, as they are quoted elsewhere; folded away."""
+    rows = [
+        [record["bin"], *(_number(record[name], key) for key in ("mean", "core_mean", "core_resolution") for name in ("standard", "model"))]
+        for record in metrics.get("core", [])
+    ]
+    columns = ("Mean", "Mean of the core", "Sigma / mean of the core")
+    head = ["Bin", *(f"{what}, {whose}" for what in columns for whose in ("standard", "model"))]
+    note = "<p class='small'>Core: the normal distribution that fits within two standard deviations of its mean.</p>"
+    return f"<details><summary>Means and normal cores</summary>{page.table(head, rows)}{note}</details>" if rows else ""
+
+
+def _number(record: Mapping, key: str) -> str:
+    return "–" if record.get(key) is None else f"{record[key]:.4f}"
+
+
 def _closure(metrics: Mapping, figures: Sequence[Drawing]) -> str:
     maximum = metrics["config"]["max_closure"]
     rows = [
@@ -175,7 +198,7 @@ def _closure(metrics: Mapping, figures: Sequence[Drawing]) -> str:
     ]
     head = ["Region", "pT (GeV)", "Jets", "Standard JEC", "This model", f"Within ±{100 * maximum:g} %"]
     table = f"<details><summary>Every bin that the gate judges</summary>{page.table(head, rows)}</details>" if rows else ""
-    return page.section("Closure", _figures(figures, "closure", "eta"), table or "<p>Too few test jets to measure closure.</p>")
+    return page.section("Closure", _figures(figures, "closure", "eta", "residual"), table or "<p>Too few test jets to measure closure.</p>")
 
 
 def _flavour(metrics: Mapping, figures: Sequence[Drawing]) -> str:

@@ -112,6 +112,31 @@ def half_width(q: np.ndarray) -> np.ndarray:
     return (q[..., 4] - q[..., 0]) / (2 * q[..., 2])
 
 
+CORE = 2.0
+"""Standard deviations to either side of the mean that a fit of the core of a response distribution uses."""
+
+_CORE_WIDTH = math.sqrt(1 - 2 * CORE * math.exp(-(CORE**2) / 2) / math.sqrt(2 * math.pi) / math.erf(CORE / math.sqrt(2)))
+
+
+def gaussian_core(values: np.ndarray, steps: int = 50) -> tuple[float, float]:
+    """Mean and standard deviation of the normal core of a response distribution, as CMS quotes them beside the median.
+
+    The normal distribution whose moments within CORE standard deviations of its mean are those of the sample there: found by
+    repetition from the median and the quartiles, without bins; the standard deviation is corrected for the cut (a normal
+    distribution cut at 2 sigma has 0.880 of its width). NaN for fewer than 20 values or where it does not settle.
+    """
+    q = quantiles(values)
+    mean, sigma = q[2], (q[3] - q[1]) / 1.349
+    if len(values) < 20 or not sigma > 0:
+        return math.nan, math.nan
+    for _ in range(steps):
+        core = values[np.abs(values - mean) < CORE * sigma]
+        before, mean, sigma = (mean, sigma), float(np.mean(core)), float(np.std(core)) / _CORE_WIDTH
+        if abs(mean - before[0]) + abs(sigma - before[1]) < 1e-6 * abs(mean):
+            break
+    return mean, sigma
+
+
 def gain(q: np.ndarray, reference: np.ndarray, width=resolution) -> np.ndarray:
     """How much narrower the response is than that of a reference calibration, in per cent: 100 (1 - width / width_reference).
 

@@ -111,6 +111,40 @@ def test_a_model_that_fails_is_an_answer_and_not_an_error(run, capsys):
     assert all(reason in (run / "report.html").read_text() for reason in metrics["reasons"])
 
 
+@pytest.fixture
+def earlier(run, tmp_path):
+    """An evaluated run whose model knows less of each jet's error."""
+    folder = tmp_path / "earlier"
+    put_model(folder, linear_model(0.05))
+    (folder / "metrics.json").write_text('{"model": "pfn"}')
+    return folder
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_baseline_is_measured_on_the_same_jets(run, earlier, capsys):
+    assert command(run, "--baseline", str(earlier)) == 0
+    metrics = read_strictly(run / "metrics.json")
+    assert metrics["gain_over_baseline"]["value"] == pytest.approx(100 * (1 - 0.9 / 0.95), abs=0.5)
+    assert metrics["gain_over_baseline"]["low"] > 0
+    assert metrics["closure"]["bins"][0]["baseline"]["value"] != metrics["closure"]["bins"][0]["model"]["value"]
+    assert "resolution gain over earlier: +" in capsys.readouterr().out
+    assert "over the baseline model" in (run / "report.html").read_text()
+
+
+def test_a_baseline_of_other_jets_is_refused(run, earlier, monkeypatch, capsys):
+    jets = make_jets(2500)
+    swapped = {name: values[::-1] for name, values in jets.items()}
+    monkeypatch.setattr(evaluate, "open_test_set", lambda folder: TestJets(swapped if "earlier" in folder else jets))
+    assert command(run, "--baseline", str(earlier)) == 2
+    assert "was tested on other jets" in capsys.readouterr().err
+    assert not (run / "metrics.json").exists()
+
+
+def test_a_baseline_that_was_not_evaluated_is_refused(run, tmp_path, capsys):
+    assert command(run, "--baseline", str(tmp_path)) == 2
+    assert "has no metrics.json" in capsys.readouterr().err
+
+
 @pytest.mark.usefixtures("undrawn")
 def test_the_answers_are_those_of_the_model_whatever_the_batch_size(run):
     session = evaluate.load_session(str(run), "pfn")
