@@ -23,9 +23,11 @@ COMMANDS = {  # what manifests, deploy/ and the chain run in each image
     "weaver": ["weaver.train", "weaver.prepare", "exporting.export", "physics.evaluate"],
 }
 LOCAL = {"clusters.local", "clusters.local_search", "serving.triton", "components.local_run", "components.host_runner"}
-"""One machine's home: imported by the steps only where the local runner started them."""
-ELSEWHERE = {"steps": {("weaver.network_file", "torch")}, "weaver": set()}
-"""(importer, package) that a program of the image never gets to: steps are compiled before, networks are built where they train."""
+APART = {"steps": {*LOCAL, "weaver.raw_model"}, "weaver": LOCAL}
+"""Modules that others import within functions which no program of the image calls: one machine's home; the model of raw jets in prepare,
+which only looks at their columns."""
+LATER = {"steps": {"torch", "onnx", "onnxruntime", "google"}, "weaver": set()}
+"""Packages that modules of the image import within functions that none of its programs calls, or calls only where they are there."""
 BY_FILE = {"networks", "data", "training"}
 """Network files, data configurations and search spaces of the project are named by path, and network files import layers."""
 
@@ -66,33 +68,37 @@ def reached(image: str) -> tuple[set[str], dict[str, str]]:
     project, packages, todo = set(), {}, list(COMMANDS[image])
     while todo:
         module = todo.pop()
-        if module in project or module in LOCAL:
+        if module in project or module in APART[image]:
             continue
         project.add(module)
-        for name in imports(module):
-            if name.split(".")[0] in ROOMS:
+        for name, later in imports(module):
+            package = name.split(".")[0]
+            if package in ROOMS:
                 todo += [name] if _source(name) else []
-            elif (package := name.split(".")[0]) not in sys.stdlib_module_names and (module, package) not in ELSEWHERE[image]:
+            elif package not in sys.stdlib_module_names and not (later and package in LATER[image]):
                 packages.setdefault(package, module)
     return project, packages
 
 
 @functools.cache
-def imports(module: str) -> frozenset[str]:
-    return frozenset(_imports(ast.parse(_source(module))))
+def imports(module: str) -> frozenset[tuple[str, bool]]:
+    """What a module imports, and whether only later, within a function."""
+    return frozenset(_imports(ast.parse(_source(module)), later=False))
 
 
-def _imports(node: ast.AST) -> Iterator[str]:
+def _imports(node: ast.AST, *, later: bool) -> Iterator[tuple[str, bool]]:
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.FunctionDef) and child.name == "component":
             continue  # compiled where the pipeline is submitted
+        if isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
+            continue
         if isinstance(child, ast.Import):
-            yield from (alias.name for alias in child.names)
+            yield from ((alias.name, later) for alias in child.names)
         elif isinstance(child, ast.ImportFrom) and child.module:
-            yield child.module
-            yield from (f"{child.module}.{alias.name}" for alias in child.names if child.module.split(".")[0] in ROOMS)
+            yield child.module, later
+            yield from ((f"{child.module}.{alias.name}", later) for alias in child.names if child.module.split(".")[0] in ROOMS)
         else:
-            yield from _imports(child)
+            yield from _imports(child, later=later or isinstance(child, ast.FunctionDef))
 
 
 def _source(module: str) -> str:
