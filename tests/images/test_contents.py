@@ -23,9 +23,9 @@ COMMANDS = {  # what manifests, deploy/ and the chain run in each image
     "weaver": ["weaver.train", "weaver.prepare", "exporting.export", "physics.evaluate"],
 }
 LOCAL = {"clusters.local", "clusters.local_search", "serving.triton", "components.local_run", "components.host_runner"}
-APART = {"steps": {*LOCAL, "weaver.raw_model"}, "weaver": LOCAL}
-"""Modules that others import within functions which no program of the image calls: one machine's home; the model of raw jets in prepare,
-which only looks at their columns."""
+APART = {"steps": {*LOCAL, "weaver.raw_model", "weaver.dataset"}, "weaver": LOCAL}
+"""Modules that others import within functions which no program of the image calls: one machine's home; in prepare, which only
+looks at the columns of raw jets, what feeds networks with them."""
 LATER = {"steps": {"torch", "onnx", "onnxruntime", "google"}, "weaver": set()}
 """Packages that modules of the image import within functions that none of its programs calls, or calls only where they are there."""
 BY_FILE = {"networks", "data", "training"}
