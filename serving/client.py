@@ -12,16 +12,19 @@ import http.client
 import json
 import sys
 import time
-import urllib.error
 import urllib.parse
-import urllib.request
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from common import storage
 from common.cli import Parser, run_main
 from common.errors import ClusterError, DeadlineError, GateError, InputError, UnreachableError, unknown
+from serving import golden
+from serving.connection import Connections, Reply
 from serving.golden import SIZES, TOLERANCE, file_names, max_difference
+
+if TYPE_CHECKING:
+    import numpy as np
 
 RETRY_SECONDS = 1.0  # between two looks at a service that is not ready
 
@@ -42,9 +45,7 @@ class Client:
         host = urllib.parse.urlsplit(self.url).hostname
         if not host or not self.url.startswith(("http://", "https://")):
             raise InputError(f"'{url}' is no address of a server; write http://host:port")
-        # A proxy from the environment is for other machines; asked for 127.0.0.1 it would look at itself.
-        local = host in ("localhost", "::1") or host.startswith("127.")
-        self._opener = urllib.request.build_opener(*([urllib.request.ProxyHandler({})] if local else []))
+        self._connections = Connections(self.url, timeout)
 
     def ready(self) -> bool:
         """True if the server says that the model can take requests now."""
@@ -84,9 +85,24 @@ class Client:
         """
         return self._call_model("/infer", body)
 
+    def ask(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The model's outputs for arrays with the jets in the first axis, sent and received as bytes (the protocol's binary extension).
+
+        Several times faster than JSON for more than a few jets. Raises as `infer`.
+        """
+        path = f"/v2/models/{self.model}/infer"
+        with self._explained():
+            return golden.from_binary(*_parts(self._exchange(path, *golden.to_binary(inputs))))
+
     def _call_model(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-        try:
+        with self._explained():
             return self._call(f"/v2/models/{self.model}{path}", body)
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Turn a refusal into an InputError or a ClusterError, whichever it is."""
+        try:
+            yield
         except _Refused as refused:
             known = self.models()
             if known and self.model not in known:
@@ -97,21 +113,24 @@ class Client:
 
     def _call(self, path: str, body: Any = None) -> Any:
         data = None if body is None else json.dumps(body).encode()
-        headers = self.headers | ({"Content-Type": "application/json"} if data is not None else {})
-        request = urllib.request.Request(self.url + path, data=data, headers=headers)
+        reply = self._exchange(path, data, {"Content-Type": "application/json"} if data is not None else {})
+        return _json(reply.content, self.url + path)
+
+    def _exchange(self, path: str, data: bytes | None, headers: Mapping[str, str]) -> Reply:
+        """The server's reply, if it is a good one."""
         try:
-            with self._opener.open(request, timeout=self.timeout) as response:
-                return _json(response.read(), self.url + path)
-        except urllib.error.HTTPError as error:
-            text, from_model_server = _reason(error)
-            # A 404 in another form comes from an ingress that does not know the service yet.
-            if error.code in (502, 503, 504) or (error.code == 404 and not from_model_server):
-                raise NotServing(f"{self.url} cannot serve model {self.model} ({error.code}): {text}") from None
-            raise _Refused(text, error.code) from None
+            reply = self._connections.request(path, data, self.headers | headers)
         except TimeoutError:
             raise Unreachable(f"{self.url} did not answer within {self.timeout:.0f} s") from None
-        except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
-            raise Unreachable(f"no server answers at {self.url}: {getattr(error, 'reason', None) or error!r}") from None
+        except (http.client.HTTPException, OSError) as error:
+            raise Unreachable(f"no server answers at {self.url}: {error or repr(error)}") from None
+        if reply.status < 300:
+            return reply
+        text, from_model_server = _reason(reply)
+        # A 404 in another form comes from an ingress that does not know the service yet; a redirection from a login or to another address.
+        if reply.status < 400 or reply.status in (502, 503, 504) or (reply.status == 404 and not from_model_server):
+            raise NotServing(f"{self.url} cannot serve model {self.model} ({reply.status}): {text}")
+        raise _Refused(text, reply.status)
 
 
 class _Refused(ClusterError):
@@ -155,6 +174,11 @@ def _infer_until(client: Client, request: dict[str, Any], ends: float, deadline:
         time.sleep(RETRY_SECONDS)
 
 
+def _parts(reply: Reply) -> tuple[bytes, int]:
+    """A reply's content and the length of the JSON at its head."""
+    return reply.content, int(reply.headers.get(golden.HEADER_LENGTH, len(reply.content)))
+
+
 def _json(content: bytes, where: str) -> Any:
     if not content:  # Triton's readiness has no body
         return {}
@@ -164,14 +188,15 @@ def _json(content: bytes, where: str) -> Any:
         raise ClusterError(f"{where} did not answer with JSON but with {content[:200]!r}") from None
 
 
-def _reason(error: urllib.error.HTTPError) -> tuple[str, bool]:
+def _reason(reply: Reply) -> tuple[str, bool]:
     """The server's words, and whether they have the form of a model server: {"error": ...}, or FastAPI's {"detail": ...}."""
-    content = error.read()
+    if "Location" in reply.headers:
+        return f"it sends elsewhere, to {reply.headers['Location']}", False
     with contextlib.suppress(ValueError):
-        words = json.loads(content)
+        words = json.loads(reply.content)
         if isinstance(words, dict) and (words.keys() & {"error", "detail"}):
             return str(words.get("error") or words["detail"]).strip()[:2000], True
-    return content.decode(errors="replace").strip()[:2000] or str(error.reason), False
+    return reply.content.decode(errors="replace").strip()[:2000] or reply.reason, False
 
 
 def main(argv: list[str] | None = None) -> int:

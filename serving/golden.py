@@ -8,6 +8,7 @@ N is the number of jets; the shapes are those of the ONNX file.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -19,6 +20,7 @@ from common.errors import GateError, unknown
 
 TOLERANCE = 1e-5  # relative where |answer| > 1: the parity gate's own, since the server must change nothing
 SIZES = (1, 100)
+HEADER_LENGTH = "Inference-Header-Content-Length"  # of the protocol's binary extension: bytes of JSON before those of the tensors
 
 _DTYPES = {
     "FP32": np.float32,
@@ -63,6 +65,31 @@ def response_body(model: str, outputs: Mapping[str, np.ndarray]) -> dict[str, An
 def arrays(tensors: list[dict[str, Any]]) -> dict[str, np.ndarray]:
     """The arrays of a body's "inputs" or "outputs"."""
     return {t["name"]: np.asarray(t["data"], dtype=_DTYPES[t["datatype"]]).reshape(t["shape"]) for t in tensors}
+
+
+def to_binary(inputs: Mapping[str, np.ndarray]) -> tuple[bytes, dict[str, str]]:
+    """The body and headers of a request whose tensors follow its JSON as bytes, and which wants its answer so."""
+    tensors, parts = [], []
+    for name, array in inputs.items():
+        part = np.ascontiguousarray(array).tobytes()
+        parameters = {"binary_data_size": len(part)}
+        tensors.append({"name": name, "shape": list(array.shape), "datatype": _NAMES[array.dtype], "parameters": parameters})
+        parts.append(part)
+    head = json.dumps({"inputs": tensors, "parameters": {"binary_data_output": True}}).encode()
+    return b"".join([head, *parts]), {"Content-Type": "application/octet-stream", HEADER_LENGTH: str(len(head))}
+
+
+def from_binary(content: bytes, head: int) -> dict[str, np.ndarray]:
+    """The outputs of an answer whose first `head` bytes are JSON; tensors that came as JSON all the same are read from it."""
+    found, place = {}, head
+    for tensor in json.loads(content[:head])["outputs"]:
+        size = (tensor.get("parameters") or {}).get("binary_data_size")
+        if size is None:
+            found |= arrays([tensor])
+            continue
+        found[tensor["name"]] = np.frombuffer(content[place : place + size], _DTYPES[tensor["datatype"]]).reshape(tensor["shape"])
+        place += size
+    return found
 
 
 def max_difference(answer: Mapping[str, Any], expected: Mapping[str, Any]) -> float:

@@ -22,7 +22,7 @@ from weaver.triton_config import GRAPH_LEVELS, check_config, messages
 def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog="python -m serving.kserve_server", description=__doc__.splitlines()[0])
     parser.add_argument("--repository", required=True, help="Triton model repository, a directory")
-    parser.add_argument("--name", required=True, help="model in it")
+    parser.add_argument("--name", required=True, help="model in it that must be there; the others are served too")
     parser.add_argument("--http-port", type=int, required=True)
     parser.add_argument("--id", default="kserve", help="what the server calls itself at /v2 (default: %(default)s)")
     options = parser.parse_args(argv)
@@ -31,17 +31,19 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def serve(repository: Path, name: str, port: int, identity: str) -> None:
-    """Load the model, then serve it until SIGTERM. Raises InputError for a config.pbtxt that does not fit its ONNX file."""
+    """Load the repository's models and serve them until SIGTERM. Raises InputError for a config.pbtxt unlike its file."""
     import kserve.model_server
 
     _listen_locally(kserve.model_server)
-    model = _model_class()(repository, name)
+    model_class = _model_class()
+    names = sorted(path.parent.name for path in repository.glob("*/config.pbtxt"))
+    models = [model_class(repository, one) for one in dict.fromkeys([name, *names])]
     server = kserve.model_server.ModelServer(http_port=port, enable_grpc=False, workers=1, access_log_format=None)
     for noisy in ("kserve.trace", "uvicorn.access"):  # several lines a request; the server's constructor set them up
         logging.getLogger(noisy).setLevel(logging.WARNING)
     server.dataplane._server_name = identity  # pinned version; there is no public way to set it
-    print(f"serving model {name} with kserve's model server on http://127.0.0.1:{port} (no Triton, no dynamic batching)", flush=True)
-    server.start([model])
+    print(f"serving {', '.join(model.name for model in models)} with kserve's model server on http://127.0.0.1:{port} (no Triton, no dynamic batching)", flush=True)
+    server.start(models)
 
 
 def _listen_locally(module) -> None:
