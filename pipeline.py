@@ -33,6 +33,8 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--serve", action="store_true", help="local: keep the service up at the end, until Ctrl-C")
     run.add_argument("--follow", action="store_true", help="Kubeflow: show steps, trials and the verdict until the end; its exit code")
     run.add_argument("--resume", metavar="RUN_ID", help="go on with a run that was stopped; its own parameters are the defaults")
+    run.add_argument("--more-trials", nargs=2, metavar=("N", "RUN_ID"),
+                     help="go on with a search that has ended for N more trials; then export, evaluate and deploy its best")  # fmt: skip
     run.add_argument("--rerun", metavar="RUN_ID", help="a new run; the parameters of that one are the defaults")
     run.add_argument("--steps-image", default="jec-steps:latest", metavar="IMAGE", help="image of the pipeline's steps on Kubeflow")
     run.add_argument("--steps-account", default=AUTO, metavar="NAME", help="ServiceAccount of the steps' pods (default: Kubeflow's own)")
@@ -70,12 +72,18 @@ def act(parser: argparse.ArgumentParser, args: argparse.Namespace, argv: list[st
         from operations import commands
 
         return commands.act(args)
-    if args.resume or args.rerun:
+    more, former = args.more_trials or (None, args.resume)
+    if former or args.rerun:
         from operations.former import with_parameters_of
 
+        args.resume = former
         args = with_parameters_of(parser, args, argv)
         use_endpoint(args.s3_endpoint)
     config = RunConfig.from_args(args)
+    if more:
+        from training.more_trials import with_more_trials
+
+        config = with_more_trials(config, more)
     if args.check:
         from operations.check import check
 

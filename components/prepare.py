@@ -24,11 +24,13 @@ from common.project import ROOT, here
 from common.run import Run, make_run_id, slug
 from components import step
 from training.experiment import experiment
-from training.network_options import check_options
+from training.network_options import check_builds, check_options
 from training.search_space import check_algorithm, for_network, load, to_json
 
 SPLITS = ("train", "val", "test")
 SAMPLE = "sample"
+MAY_CHANGE = ("max_trials", "parallel_trials", "max_failed_trials", "goal", "deadline_hours")
+"""Parameters that a run may be gone on with otherwise: no trial that has ended would have ended otherwise by them."""
 PACKAGES = ("kfp", "torch", "onnx", "onnxruntime", "uproot", "awkward", "numpy", "optuna", "kserve", "kubeflow-katib")
 
 
@@ -67,6 +69,8 @@ def prepare(config: RunConfig, job_id: str, run_output: str = "", artifacts: ste
     whole = storage.exists(run.path("run.json"))
     if whole:
         _check_same(run, inputs)
+        if (before := Run.load(run.uri)).config != run.config:
+            Run(config=run.config, record=before.record).save()
     step.write_output(run_output, run.uri)
     step.say(f"run {run.id} in {run.uri}")
     step.echo(run.config)
@@ -92,6 +96,8 @@ class _Inputs:
 
     def __init__(self, config: RunConfig) -> None:
         from weaver.data_config import DataConfig
+        from weaver.network_file import NetworkFile
+
         self.data_config_text = storage.read_bytes(here(config.data_config))
         self.data_config = DataConfig.load(here(config.data_config))
         self.network_text = storage.read_bytes(here(config.network_config))
@@ -99,6 +105,7 @@ class _Inputs:
         check_options(self.space, config.network_config, self.network_text.decode())
         check_algorithm(self.space, config.algorithm)
         check_experiment(experiment(Run(config=config)))
+        check_builds(self.space, NetworkFile(uri=config.network_config, source=self.network_text.decode()), self.data_config)
         self.files, self.raw_model = {}, config.raw_model
         for split in SPLITS:
             pattern = getattr(config, f"data_{split}")
@@ -140,7 +147,8 @@ def _check_same(run: Run, inputs: _Inputs) -> None:
     """A folder of that id may only be the same run: equal parameters, configurations and data, or its trials would mean nothing."""
     before = Run.load(run.uri)
     then, now = before.config.parameters(), run.config.parameters()
-    different = [f"{flag(name)} was {then[name]!r}, now {now[name]!r}" for name in now if now[name] != then[name]]
+    changed = [name for name in now if now[name] != then[name] and name not in MAY_CHANGE]
+    different = [f"{flag(name)} was {then[name]!r}, now {now[name]!r}" for name in changed]
     for name, content in (("data.yaml", inputs.data_config_text), ("network.py", inputs.network_text)):
         if storage.read_bytes(run.path("config", name)) != content:
             different.append(f"config/{name} is not what the file holds now")

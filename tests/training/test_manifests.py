@@ -12,7 +12,7 @@ from clusters import katib
 from clusters.protocol import RUN_LABEL
 from common.config import RunConfig
 from common.run import Run
-from components.render import render
+from operations.render import render
 from exporting.export_job import evaluate_job, export_job
 from serving.inference_service import inference_service
 from training.experiment import METRICS_LOG, experiment
