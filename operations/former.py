@@ -25,7 +25,7 @@ def with_parameters_of(parser: argparse.ArgumentParser, args: argparse.Namespace
         values = _from_server(run_id, args)
     if args.rerun:
         values |= {"run_id": AUTO, "user": AUTO}
-    parser.set_defaults(**values, **({"run_id": run_id} if args.resume else {}))
+    parser.set_defaults(**(values | ({"run_id": run_id} if args.resume else {})))
     return parser.parse_args(argv)
 
 
