@@ -245,9 +245,10 @@ def _client():
     import boto3
     from botocore.config import Config
 
-    # Newer boto3 adds checksums that older Ceph gateways refuse; adaptive retries back off on throttling and 5xx.
+    # Newer boto3 adds checksums that older Ceph gateways refuse. Throttling, 5xx and lost connections are tried again after a random
+    # pause of up to 1, 2, 4 ... 20 s, for about a minute in all. (Mode "adaptive" would slow down what comes after, too.)
     config = Config(
-        retries={"mode": "adaptive", "max_attempts": 8},
+        retries={"mode": "standard", "total_max_attempts": 9},
         connect_timeout=10,
         read_timeout=60,
         request_checksum_calculation="when_required",

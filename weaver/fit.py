@@ -71,8 +71,9 @@ class Fit:
         self.progressed = Progressed()
         self.stop = StopSignal()
         if options.compile:
-            for module in {self.network, self.validated}:
-                module.compile(**options.compiler_option)
+            with _compiling(True):
+                for module in {self.network, self.validated}:
+                    module.compile(**options.compiler_option)
 
     def run(self) -> Progressed:
         """Train to the last epoch.

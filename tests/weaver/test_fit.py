@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import signal
 import types
 
@@ -12,9 +13,11 @@ import numpy as np
 import pytest
 import torch
 
+import weaver.precision
 from common.errors import InputError
 from tests.weaver.trials import ROOT, SMALL, command, history, same, weights
-from weaver import fit
+from weaver import fit, lr_finder
+from weaver.average import Average
 from weaver.data_config import DataConfig
 from weaver.dataset import Batch, Dataset
 from weaver.network_file import load_network
@@ -190,11 +193,159 @@ def test_tensorboard_holds_losses_rate_and_settings(prepared, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     assert main(command(prepared, tmp_path, num_epochs=2, tensorboard_log_dir="auto")) == 0
-    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    events = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"histograms": 0}).Reload()
     for tag in ("loss/train", "loss/validation", "learning_rate", "jets_per_second", "validation/AvgMAE"):
         assert [event.step for event in events.Scalars(tag)] == [0, 1]
     assert events.Scalars("loss/validation")[1].value == pytest.approx(history(tmp_path)[1]["val_loss"])
+    assert [event.step for event in events.Histograms("validation/response")] == [0, 1]
+    histogram = events.Histograms("validation/response")[1].histogram_value
+    assert histogram.num == 174  # validation jets
+    assert 0.5 < histogram.sum / histogram.num < 1.5  # calibrated over true pT
     assert any("hparams" in tag for tag in events.PluginTagToContent("hparams"))
+
+
+def stopped_at(monkeypatch, *numbers: int) -> None:
+    """From here on, training is told to stop in these of its steps, counted over all runs."""
+    step, steps = fit.Fit._step, []
+
+    def interrupted(self, *batch):
+        steps.append(1)
+        if len(steps) in numbers:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, *batch)
+
+    monkeypatch.setattr(fit.Fit, "_step", interrupted)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        pytest.param(["--steps-per-epoch=8", "--ema-decay=0.9"], id="epochs across passes, averaged weights"),
+        pytest.param(["--precision=fp16", "--clip-grad-norm=0.1"], id="a scaler of the loss"),
+        pytest.param(["--optimizer=adamW", "--lr-scheduler=one-cycle", "--deterministic"], id="momentum that is scheduled"),
+    ],
+)
+def test_with_whatever_is_switched_on_a_stopped_run_ends_alike(prepared, tmp_path, monkeypatch, words):
+    both = [[*command(prepared, tmp_path / name, num_epochs=2, options={"dropout": 0.1}), *words] for name in ("whole", "stopped")]
+    assert main(both[0]) == 0
+    stopped_at(monkeypatch, 3, 9)
+    assert [main(both[1]) for _ in range(3)] == [143, 143, 0]
+    torch.use_deterministic_algorithms(False)
+    states = [torch.load(tmp_path / name / "checkpoint.pt", weights_only=True) for name in ("whole", "stopped")]
+    for part in ("model", "average"):
+        assert same(states[0][part], states[1][part])
+    assert states[0]["scaler"] == states[1]["scaler"]
+    assert same(weights(tmp_path / "whole", "best.pt"), weights(tmp_path / "stopped", "best.pt"))
+
+
+def test_the_checkpoint_holds_everything(trained):
+    state = torch.load(trained / "checkpoint.pt", weights_only=True)
+    parts = {"model", "average", "optimizer", "scheduler", "scaler", "precision", "random", "configuration", "progressed"}
+    assert state.keys() == parts
+    assert (state["scheduler"]["name"], state["scheduler"]["step"]) == ("flat+decay", 18)
+    assert {"torch", "python", "numpy"} <= state["random"].keys()
+    assert {"epoch", "batch", "best_epoch", "best_metric", "history"} <= state["progressed"].keys()
+
+
+def test_passes_over_the_data_run_on_where_epochs_have_fewer_steps(prepared, tmp_path, monkeypatch):
+    seen: list = []
+    step = fit.Fit._step
+    monkeypatch.setattr(fit.Fit, "_step", lambda self, batch, place: (seen.append((place, len(batch))), step(self, batch, place))[1])
+    assert main([*command(prepared, tmp_path, num_epochs=3), "--steps-per-epoch=4", "--steps-per-epoch-val=1"]) == 0
+    assert seen == [(place, 39 if place == 5 else 100) for _ in range(2) for place in range(6)]
+    assert [record["epoch"] for record in history(tmp_path)] == [0, 1, 2]
+
+
+def test_averaged_weights_are_validated_and_kept_as_the_best(prepared, tmp_path):
+    assert main([*command(prepared, tmp_path, num_epochs=1, start_lr=1e-2), "--ema-decay=0.9"]) == 0
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert same(weights(tmp_path, "best.pt"), state["average"])
+    assert not same(state["average"], state["model"])
+
+
+def test_average_is_the_sum_that_its_text_tells():
+    network = torch.nn.BatchNorm1d(1)
+    average, expected = Average(network, decay=0.5), 1.0
+    for step in range(4):
+        network.weight.data += 1
+        network.num_batches_tracked += 1
+        average.update(network, step)
+        decay = min(0.5, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * (step + 2)
+    assert average.network.weight.item() == pytest.approx(expected)
+    assert average.network.num_batches_tracked == 4
+
+
+def test_training_ends_when_patience_does_and_stays_ended(prepared, tmp_path, capsys):
+    words = [*command(prepared, tmp_path, num_epochs=50, start_lr=1e-9, lr_scheduler="none"), "--patience=2"]
+    validate, losses = fit.Fit._validate, iter([0.5, 0.4, 0.45, 0.4])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            fit.Fit, "_validate", lambda self, bar: ({"AvgLoss": next(losses), "AvgMSE": 1.0, "AvgMAE": 1.0}, validate(self, bar)[1])
+        )
+        assert main(words) == 0
+    assert [record["val_loss"] for record in history(tmp_path)] == [0.5, 0.4, 0.45, 0.4]
+    assert main(words) == 0
+    assert "is finished: best epoch 1" in capsys.readouterr().err
+
+
+def test_load_epoch_goes_on_after_that_epoch_only(trained, prepared, capsys):
+    words = command(prepared, trained, options={"dropout": 0.1})
+    assert main([*words, "--load-epoch=2"]) == 0
+    assert main([*words, "--load-epoch=1"]) == 2
+    assert "has finished epoch 2; leave it out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "precision"), [("flags: fpu avx512_bf16", "bf16"), ("Features : fp bf16", "bf16"), ("flags: avx2", "float32")]
+)
+def test_auto_takes_bf16_only_where_the_cpu_has_it(flags, precision, tmp_path, monkeypatch):
+    (tmp_path / "cpuinfo").write_text(f"processor: 0\n{flags}\n")
+    read = weaver.precision.cpu_flags
+    monkeypatch.setattr(weaver.precision, "cpu_flags", lambda: read(str(tmp_path / "cpuinfo")))
+    chosen = weaver.precision.choose("auto", torch.device("cpu"))
+    assert chosen.name == precision
+    assert chosen.reason.startswith("auto: this CPU has ")
+    assert read(str(tmp_path / "none")) == set()
+
+
+def test_auto_on_another_machine_goes_on_as_the_trial_began(prepared, tmp_path, monkeypatch, capsys):
+    words = [*command(prepared, tmp_path, num_epochs=2), "--precision=auto"]
+    monkeypatch.setattr(weaver.precision, "cpu_flags", lambda: {"amx_bf16"})
+    stopped_at(monkeypatch, 2)
+    assert main(words) == 143
+    monkeypatch.setattr(weaver.precision, "cpu_flags", lambda: set())
+    assert main(words) == 0
+    said = capsys.readouterr().err
+    assert "precision: bf16 autocast (auto: this CPU has amx_bf16)" in said
+    assert "precision: bf16 autocast (as the trial began)" in said
+
+
+def test_compiled_it_trains_to_the_same_loss(trained, prepared, tmp_path, capsys):
+    words = [*command(prepared, tmp_path, options={"dropout": 0.1}), "--compile", "--compiler-option=backend:eager"]
+    assert main(words) == 0
+    assert weights(tmp_path).keys() == weights(trained).keys()
+    assert history(tmp_path)[-1]["val_loss"] == pytest.approx(history(trained)[-1]["val_loss"], rel=1e-2)
+    assert main([*command(prepared, tmp_path / "other"), "--compile", "--compiler-option=backend:nothing"]) == 2
+    assert "error: the network cannot be compiled (" in capsys.readouterr().err
+
+
+def test_the_learning_rate_finder_proposes_a_rate_and_leaves_no_checkpoint(prepared, tmp_path, capsys):
+    assert main([*command(prepared, tmp_path, optimizer="adam"), "--lr-finder=1e-6,1e-1,12"]) == 0
+    found = json.loads((tmp_path / "lr_finder.json").read_text())
+    assert found["learning_rate"][0] == pytest.approx(1e-6)
+    assert found["learning_rate"][-1] == pytest.approx(1e-1)
+    assert found["proposed"] in found["learning_rate"]
+    assert "the loss falls fastest" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["lr_finder.json"]
+    assert lr_finder.proposed([1, 2, 3, 4], [1.0, 0.9, 0.3, 0.29]) == 3
+
+
+def test_the_progress_line_tells_speed_waiting_and_time_left(prepared, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("common.progress.QUIET_SECONDS", 0.0)
+    assert main(command(prepared, tmp_path, num_epochs=1)) == 0
+    line = next(line for line in capsys.readouterr().err.splitlines() if "waiting for data" in line)
+    assert re.search(r"epoch 1/1 .* [\d,]+/713 jets  [\d,]+ jets/s  .* left  loss \d\.\d+, \d+ % waiting for data", line)
 
 
 # ------------------------------------------------------------------------------------------------------------------ objective

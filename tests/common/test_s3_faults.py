@@ -1,0 +1,89 @@
+"""S3 that throttles or fails for a while: requests are repeated, later each time, and end with a reason where it goes on."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from common import storage
+from common.errors import StorageError
+
+
+class Faulty(BaseHTTPRequestHandler):
+    """Answers the next `faults` requests with an error, then serves what was put."""
+
+    protocol_version = "HTTP/1.1"  # or a PUT waits a second for the leave to send
+
+    faults: list[tuple[int, str]]
+    stored: dict[str, bytes]
+    requests = 0
+
+    def _fails(self) -> bool:
+        type(self).requests += 1
+        content = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if self.faults:
+            status, code = self.faults.pop(0)
+            self._answer(status, f"<Error><Code>{code}</Code><Message>later</Message></Error>".encode())
+            return True
+        if self.command == "PUT":
+            self.stored[self.path] = content
+        return False
+
+    def do_PUT(self) -> None:
+        if not self._fails():
+            self._answer(200, b"")
+
+    def do_GET(self) -> None:
+        if not self._fails():
+            self._answer(200, self.stored[self.path])
+
+    def _answer(self, status: int, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("ETag", '"e"')
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_) -> None:
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch) -> Iterator[type[Faulty]]:
+    """A server at AWS_ENDPOINT_URL whose class holds `faults`; pauses between requests are noted in `pauses` instead of made."""
+    handler = type("Handler", (Faulty,), {"faults": [], "stored": {}, "pauses": []})
+    served = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=served.serve_forever, args=(0.05,), daemon=True).start()
+    address = f"http://127.0.0.1:{served.server_port}"
+    for name, value in {"AWS_ENDPOINT_URL": address, "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("botocore.endpoint.time.sleep", handler.pauses.append)
+    storage._client.cache_clear()
+    yield handler
+    storage._client.cache_clear()
+    served.shutdown()
+    served.server_close()
+
+
+@pytest.mark.parametrize("fault", [(503, "SlowDown"), (500, "InternalError"), (502, "Bad Gateway")])
+def test_a_fault_that_passes_is_waited_out(server, fault):
+    server.faults += [fault] * 3
+    storage.write_text("s3://jets/one", "content")
+    server.faults += [fault] * 2
+    assert storage.read_text("s3://jets/one") == "content"
+    assert server.requests == 4 + 3
+    assert len(server.pauses) == 5
+    assert all(pause > 0 for pause in server.pauses)
+
+
+def test_a_fault_that_stays_ends_with_what_was_asked_and_answered(server):
+    server.faults += [(503, "SlowDown")] * 100
+    with pytest.raises(StorageError, match=r"http://127.* answered SlowDown for s3://jets/one: .*reached max retries"):
+        storage.read_bytes("s3://jets/one")
+    assert server.requests == 9
+    assert len(server.pauses) == 8
+    assert all(pause <= 2**number for number, pause in enumerate(server.pauses))  # seconds: longer each time, and random
+    assert sum(server.pauses) > 5
