@@ -40,7 +40,7 @@ class Survey:
 
     def __init__(self, connection: Connection, namespace: str) -> None:
         self.namespace, self._client = namespace, connection.client
-        self._api = Api(connection, namespace)
+        self._api = Api(connection, namespace, pause=0.3)
         self._core, self._custom = client.CoreV1Api(connection.client), client.CustomObjectsApi(connection.client)
         self._reviews = client.AuthorizationV1Api(connection.client)
         self.unseen: dict[str, str] = {}

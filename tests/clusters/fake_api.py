@@ -293,8 +293,9 @@ class FakeApi:
         query = dict(urllib.parse.parse_qsl(parts.query))
         if review := REVIEW.match(parts.path):
             return self._review(review["kind"], body)
-        if parts.path == "/version":
-            return {"major": "1", "minor": "31", "gitVersion": "v1.31.2"}
+        if parts.path.rstrip("/") == "/version":
+            words = ("buildDate", "compiler", "gitCommit", "gitTreeState", "goVersion", "platform")
+            return {**dict.fromkeys(words, "fake"), "major": "1", "minor": "31", "gitVersion": "v1.31.2"}
         if discovery := DISCOVERY.match(parts.path):
             return self._discover(discovery["version"])
         match = PATH.match(parts.path)
