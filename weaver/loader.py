@@ -7,21 +7,20 @@ nothing passes through /dev/shm, which is small in pods.
 
 from __future__ import annotations
 
-import queue
-import threading
+import contextlib
 import time
 from collections.abc import Iterator
 
 import numpy as np
 
 from common.errors import InputError
+from weaver.ahead import ahead
 from weaver.dataset import Batch, Dataset, Gathered
 from weaver.order import BLOCK_BYTES, WHOLE_BYTES, BlockShuffle, InFileOrder, Listed, Order, spread
 from weaver.resident import Resident, fits
 from weaver.weights import Sampler
 
 AHEAD = 3  # batches made ahead: enough to bridge a hiccup of the disk, few enough to cost no memory
-POLL_SECONDS = 0.1  # how soon the thread notices that nobody wants its batches any more
 DRAWING = 1  # keeps the random numbers that draw an epoch's jets apart from those that shuffle them
 
 
@@ -84,25 +83,16 @@ class Loader:
     def epoch(self, number: int, start_batch: int = 0) -> Iterator[Batch]:
         """The batches of epoch `number` from `start_batch` on. Closing the iterator early ends its thread."""
         order = self._order(number)
-        if isinstance(self._source, Resident):
-            for batch in range(start_batch, len(self)):
-                yield self._finished(*self._gathered(order, batch))
+        made = (self._gathered(order, batch) for batch in range(start_batch, len(self)))
+        if isinstance(self._source, Resident):  # nothing is made on the CPU
+            yield from (self._finished(*gathered) for gathered in made)
             return
-        ready: queue.Queue[tuple[Gathered, int] | BaseException] = queue.Queue(AHEAD)
-        stopped = threading.Event()
-        thread = threading.Thread(target=self._fill, args=(ready, stopped, order, start_batch), name="loader", daemon=True)
-        thread.start()
-        try:
-            for _ in range(start_batch, len(self)):
-                started = time.perf_counter()
-                item = ready.get()
+        with contextlib.closing(ahead(made, AHEAD, "loader")) as ready:
+            started = time.perf_counter()
+            for gathered in ready:
                 self.wait_seconds += time.perf_counter() - started
-                if isinstance(item, BaseException):
-                    raise item
-                yield self._finished(*item)
-        finally:
-            stopped.set()
-            thread.join()
+                yield self._finished(*gathered)
+                started = time.perf_counter()
 
     def _sampler_of(self, dataset: Dataset) -> Sampler:
         weights = dataset.weights()
@@ -120,20 +110,13 @@ class Loader:
             return BlockShuffle(chosen, total, key=key, block=self.block, read_ahead=self.dataset.read_ahead)
         return Listed(np.random.default_rng(key).permutation(spread(np.arange(chosen), chosen, total)))
 
-    def _fill(self, ready: queue.Queue, stopped: threading.Event, order: Order, start_batch: int) -> None:
-        try:
-            for number in range(start_batch, len(self)):
-                gathered, real = self._gathered(order, number)
-                if not _put(ready, (gathered.pin_memory() if self.device.startswith("cuda") else gathered, real), stopped):
-                    return
-        except BaseException as error:  # whatever it is belongs to the consumer, who would wait for ever otherwise
-            _put(ready, error, stopped)
-
     def _gathered(self, order: Order, number: int) -> tuple[Gathered | np.ndarray, int]:
         """This rank's jets of a global batch, as far as the thread makes them, and how many are real."""
         step = self.batch_size * self.world_size
         mine, real = self._part(order.part(number * step, (number + 1) * step))
-        return self._source.gather(mine), real
+        gathered = self._source.gather(mine)
+        pinned = self.device.startswith("cuda") and isinstance(gathered, Gathered)
+        return (gathered.pin_memory() if pinned else gathered), real
 
     def _finished(self, gathered: Gathered | np.ndarray, real: int) -> Batch:
         batch = self._source.finish(gathered, self.device)
@@ -157,14 +140,3 @@ def _block(dataset: Dataset) -> int:
     if dataset.nbytes <= WHOLE_BYTES:
         return 0
     return max(round(BLOCK_BYTES * len(dataset) / dataset.nbytes), 1)
-
-
-def _put(ready: queue.Queue, item: tuple[Gathered, int] | BaseException, stopped: threading.Event) -> bool:
-    """Hand over an item; False if the consumer has gone."""
-    while not stopped.is_set():
-        try:
-            ready.put(item, timeout=POLL_SECONDS)
-            return True
-        except queue.Full:
-            continue
-    return False
