@@ -122,14 +122,14 @@ def _particle_flow_network(model: nn.Module) -> ParticleFlowNetwork:
 
 
 def _particle_layer(layer: nn.Module) -> nn.Module:
-    if isinstance(layer, nn.Linear):
-        plain = nn.Conv1d(layer.in_features, layer.out_features, 1)
-        plain.weight.data.copy_(layer.weight.data[:, :, None])
-        plain.bias.data.copy_(layer.bias.data)
+    linear = layer.linear
+    plain = nn.Conv1d(linear.in_features, linear.out_features, 1, bias=linear.bias is not None)
+    if linear.bias is None:
+        plain = nn.Sequential(plain, nn.BatchNorm1d(linear.out_features))
+        _copy_layer(*plain, layer)
         return plain
-    dim = layer.linear.out_features
-    plain = nn.Sequential(nn.Conv1d(layer.linear.in_features, dim, 1, bias=False), nn.BatchNorm1d(dim))
-    _copy_layer(*plain, layer)
+    plain.weight.data.copy_(linear.weight.data[:, :, None])
+    plain.bias.data.copy_(linear.bias.data)
     return plain
 
 

@@ -1,4 +1,4 @@
-"""Layers that the jet networks share: edge convolution, normalisation over particles, fully connected layers, the loss.
+"""Layers that the jet networks share: edge convolution, normalisation over particles, fully connected layers.
 
 Particles travel as (N, P, C): N jets, P particles, C features on the contiguous last axis, where a linear layer is one plain
 matrix product. `real` is a boolean (N, P): True for a particle, False for padding.
@@ -8,6 +8,8 @@ in jets: H. Qu and L. Gouskos, ParticleNet, arXiv:1902.08570. Deep sets: Komiske
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -19,32 +21,11 @@ from networks.fast import batch_norm, edge_sum, edge_sum_norm_relu, linear, mean
 FAR = 1e30  # squared distance to a particle that must not be a neighbour: above any real one, below infinity (the particle itself)
 
 
-# -------------------------------------------------------------------------------------------------------------------- checks
+# ---------------------------------------------------------------------------------------------------------- inputs and outputs
 
 
-def whole(name: str, value) -> int:
-    """A network option that counts something. Raises InputError unless it is a whole number of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != int(value) or value < 1:
-        raise InputError(f"network option '{name}' must be a whole number of at least 1, not {value!r}")
-    return int(value)
-
-
-def share(name: str, value) -> float:
-    """A network option between 0 and 1, 1 excluded (a dropout rate). Raises InputError otherwise."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
-        raise InputError(f"network option '{name}' must be at least 0 and below 1, not {value!r}")
-    return float(value)
-
-
-def switch(name: str, value) -> bool:
-    """A network option that is on or off. Raises InputError unless it is True or False (or 1, 0)."""
-    if value not in (True, False):
-        raise InputError(f"network option '{name}' must be True or False, not {value!r}")
-    return bool(value)
-
-
-def input_order(data_config, groups: tuple[str, ...]) -> tuple[list[int], list[int]]:
-    """Where the data config puts each of `groups` among the inputs, and how many variables each has.
+def input_order(data_config, groups: tuple[str, ...], optional: tuple[str, ...] = ()) -> tuple[list[int], list[int]]:
+    """Where the data config puts each of `groups` (and of the `optional` ones that it has), and how many variables each has.
 
     Raises InputError where a group is missing or where the config defines one that the network would not look at.
     """
@@ -52,20 +33,28 @@ def input_order(data_config, groups: tuple[str, ...]) -> tuple[list[int], list[i
     for group in groups:
         if group not in names:
             raise InputError(f"the network needs the input group '{group}': {unknown('input group', group, names)}")
-    if unused := sorted(set(names) - set(groups)):
-        raise InputError(f"the network does not use the input group '{unused[0]}' of the data config; it takes {', '.join(groups)}")
-    shapes = [data_config.input_shapes[group] for group in groups]
-    return [names.index(group) for group in groups], [shape[1] if len(shape) > 1 else 1 for shape in shapes]
+    wanted = [*groups, *(group for group in optional if group in names)]
+    if unused := sorted(set(names) - set(wanted)):
+        takes = ", ".join((*groups, *(f"{group} (if there)" for group in optional)))
+        raise InputError(f"the network does not use the input group '{unused[0]}' of the data config; it takes {takes}")
+    shapes = [data_config.input_shapes[group] for group in wanted]
+    return [names.index(group) for group in wanted], [shape[1] if len(shape) > 1 else 1 for shape in shapes]
 
 
-def describe(data_config) -> dict:
-    """Names, shapes and free axes of a network's inputs and output, as Weaver's export reads them."""
+def jet_values(groups: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Groups of one value a jet, (N, J) each, or (N,) for a single variable, as (N, J)."""
+    return [group.reshape(group.shape[0], -1) for group in groups]
+
+
+def describe(data_config, columns: Sequence[str] = ("output",)) -> dict:
+    """Names, shapes and free axes of a network's inputs and output, as Weaver's export reads them, and what its columns are."""
     names = list(data_config.input_names)
     return {
         "input_names": names,
         "input_shapes": {name: (1, *data_config.input_shapes[name][1:]) for name in names},
         "output_names": ["output"],
-        "output_shapes": {"output": (1, 1)},
+        "output_shapes": {"output": (1, len(columns))},
+        "output_columns": list(columns),
         "dynamic_axes": {name: {0: "N"} for name in [*names, "output"]},
     }
 
@@ -94,18 +83,33 @@ class Norm(nn.Module):
 
 
 class LinearNorm(nn.Module):
-    """A linear layer without bias, then Norm. (..., C) -> (..., D). Outside training both are one matrix product."""
+    """A linear layer and its normalisation: (..., C) -> (..., D), with ReLU if wanted.
 
-    def __init__(self, in_dim: int, out_dim: int) -> None:
+    `norm`: "batch" (outside training both are one matrix product), "layer" (each row by itself: no dependence on the batch, and
+    the same in training and after it) or "none" (a linear layer with a bias).
+    """
+
+    def __init__(self, in_dim: int, out_dim: int, norm: str = "batch") -> None:
         super().__init__()
-        self.linear = nn.Linear(in_dim, out_dim, bias=False)
-        self.norm = Norm(out_dim)
+        self.linear = nn.Linear(in_dim, out_dim, bias=norm == "none")
+        self.norm = {"batch": Norm, "layer": nn.LayerNorm, "none": nn.Identity}[norm](out_dim)
+        self.by_batch = norm == "batch"
 
     def forward(self, x: torch.Tensor, *, relu: bool = False) -> torch.Tensor:
-        if self.training:
-            return self.norm(linear(x, self.linear.weight), relu=relu)
+        return self.finish(linear(x, *self.weights()), relu=relu)
+
+    def weights(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Weight (D, C) and bias (D,) to apply before `finish`; outside training batch normalisation is in them."""
+        if not self.by_batch or self.training:
+            return self.linear.weight, self.linear.bias
         scale, shift = self.norm.affine()
-        y = linear(x, self.linear.weight * scale[:, None], shift)
+        return self.linear.weight * scale[:, None], shift
+
+    def finish(self, y: torch.Tensor, *, relu: bool) -> torch.Tensor:
+        """What remains after the linear layer."""
+        if self.by_batch and self.training:
+            return self.norm(y, relu=relu)
+        y = y if self.by_batch else self.norm(y)
         return F.relu(y) if relu else y
 
 
@@ -116,12 +120,12 @@ class EdgeConv(nn.Module):
     neighbours are gathered, instead of once an edge.
     """
 
-    def __init__(self, in_dim: int, dim: int, num_layers: int, k: int, use_counts: bool) -> None:
+    def __init__(self, in_dim: int, dim: int, num_layers: int, k: int, use_counts: bool, norm: str = "batch") -> None:
         super().__init__()
         self.k, self.use_counts = k, use_counts
-        self.first = LinearNorm(2 * in_dim, dim)
-        self.rest = nn.ModuleList(LinearNorm(dim, dim) for _ in range(num_layers - 1))
-        self.shortcut = nn.Identity() if in_dim == dim else LinearNorm(in_dim, dim)
+        self.first = LinearNorm(2 * in_dim, dim, norm)
+        self.rest = nn.ModuleList(LinearNorm(dim, dim, norm) for _ in range(num_layers - 1))
+        self.shortcut = nn.Identity() if in_dim == dim else LinearNorm(in_dim, dim, norm)
 
     def forward(self, points: torch.Tensor, x: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
         neighbours = nearest_neighbours(points, real, self.k, self.use_counts)  # (N, P, k)
@@ -131,17 +135,13 @@ class EdgeConv(nn.Module):
         return F.relu(self.shortcut(x) + mean_of_neighbours(edges))  # (N, P, dim)
 
     def first_layer(self, x: torch.Tensor, neighbours: torch.Tensor) -> torch.Tensor:
-        """The first layer and its Norm on all edges: (N, P, C) and (N, P, k) -> (N, P, k, dim)."""
-        of_self, of_difference = self.first.linear.weight.chunk(2, dim=1)  # (dim, C) each
-        of_centre, shift = of_self - of_difference, None
-        if not self.training:
-            scale, shift = self.first.norm.affine()
-            of_centre, of_difference = of_centre * scale[:, None], of_difference * scale[:, None]
-        centre = linear(x, of_centre, shift)  # (N, P, dim)
-        others = linear(x, of_difference)
-        if self.training:
+        """The first layer, its norm and ReLU on all edges: (N, P, C) and (N, P, k) -> (N, P, k, dim)."""
+        weight, bias = self.first.weights()
+        of_self, of_difference = weight.chunk(2, dim=1)  # (dim, C) each
+        centre, others = linear(x, of_self - of_difference, bias), linear(x, of_difference)  # (N, P, dim)
+        if self.first.by_batch and self.training:
             return edge_sum_norm_relu(centre, others, neighbours, self.first.norm.bn)
-        return F.relu(edge_sum(centre, others, neighbours))
+        return self.first.finish(edge_sum(centre, others, neighbours), relu=True)
 
 
 def nearest_neighbours(points: torch.Tensor, real: torch.Tensor, k: int, use_counts: bool) -> torch.Tensor:
@@ -184,24 +184,3 @@ def fully_connected(in_dim: int, num_layers: int, dim: int, dropout: float, out_
     nn.init.zeros_(last.weight)
     nn.init.zeros_(last.bias)
     return nn.Sequential(*layers, last)
-
-
-# ---------------------------------------------------------------------------------------------------------------------- loss
-
-
-class MaskedL1(nn.Module):
-    """Mean absolute error in which jets with |target| >= 1 count as zero.
-
-    Such a jet (a factor e between generated and reconstructed pT) is a wrong match rather than a calibration. It stays in
-    the denominator, as in the published loss. `reduction` is "mean" or "none" (one value a jet), as in PyTorch's own losses.
-    """
-
-    def __init__(self, reduction: str = "mean") -> None:
-        super().__init__()
-        self.reduction = reduction
-
-    def forward(self, prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """(N,) or (N, 1), and (N,) -> scalar, or (N,) without reduction."""
-        error = (prediction.float().reshape(target.shape) - target).abs()
-        loss = torch.where(target.abs() < 1, error, 0.0)
-        return loss.mean() if self.reduction == "mean" else loss

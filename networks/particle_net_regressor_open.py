@@ -2,37 +2,58 @@
 
 A feature convolution, blocks of edge convolution (neighbours in (dEta, dPhi), then in the space of the learned features),
 the mean over the particles, joined with the jet's own features and read out by fully connected layers. arXiv:1902.08570.
+What describes the jet or the event as a whole (energy density, vertices) is one value a jet: in `jet_features` or, if the data
+config has it, in `global_features`.
 
     python -m weaver.train --network-config networks/particle_net_regressor_open.py --data-config data/jec_particle_net_open.yaml ...
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from networks.layers import EdgeConv, LinearNorm, MaskedL1, Norm, describe, fully_connected, input_order, share, switch, whole
+from networks.layers import EdgeConv, LinearNorm, Norm, describe, fully_connected, input_order, jet_values
+from networks.losses import output_columns, output_layer, regression_loss
+from networks.options import check
 
 INPUTS = ("pf_points", "pf_features", "pf_mask", "jet_features")
+OPTIONAL_INPUTS = ("global_features",)  # of the event, one value a jet: joined after the mean, like jet_features
 STEM_DIM = 32  # width of the feature convolution, as published
+
+# What each option may be; see networks/options.py.
+OPTIONS = {
+    "num_edge_conv_blocks": {"least": 1},
+    "k": {"least": 1},
+    "num_conv_layers": {"least": 1},
+    "conv_dim": {"least": 1},
+    "num_fc_layers": {"least": 1},
+    "fc_dim": {"least": 1},
+    "dropout": {"least": 0.0, "below": 1.0},
+    "use_fts_bn": {"choices": [True, False]},
+    "use_counts": {"choices": [True, False]},
+    "norm": {"choices": ["batch", "layer", "none"]},
+    "loss": {"choices": ["l1", "log_cosh", "quantile"]},
+    "quantiles": {"least": 0.0, "below": 1.0, "several": True},
+}
 
 
 class ParticleNet(nn.Module):
-    """pf_points (N, D, P), pf_features (N, C, P), pf_mask (N, 1, P), jet_features (N, J), in the data config's order -> (N, 1)."""
+    """pf_points (N, D, P), pf_features (N, C, P), pf_mask (N, 1, P), jet_features (N, J), in the data config's order -> (N, outputs)."""
 
-    def __init__(self, order: list[int], particle_dim: int, blocks: list[EdgeConv], head: nn.Module, *, use_fts_bn: bool) -> None:
+    def __init__(self, order: list[int], stem: list[nn.Module], blocks: list[EdgeConv], head: nn.Module) -> None:
         super().__init__()
         self.order = order
         self.k, self.use_counts = blocks[0].k, blocks[0].use_counts
-        self.input_norm = Norm(particle_dim)
-        self.stem = LinearNorm(particle_dim, STEM_DIM)
-        self.stem_norm = Norm(STEM_DIM) if use_fts_bn else nn.Identity()
+        self.input_norm, self.stem, self.stem_norm = stem
         self.blocks = nn.ModuleList(blocks)
         self.head = head
 
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
-        points, features, mask, jet = (inputs[i] for i in self.order)
+        points, features, mask, *jet = (inputs[i] for i in self.order)
         real = mask[:, 0, :, None] != 0  # (N, P, 1)
         if (short := self.k + 1 - real.shape[1]) > 0:  # room for k neighbours beside the particle itself
             points, features = F.pad(points, (0, short)), F.pad(features, (0, short))
@@ -40,12 +61,12 @@ class ParticleNet(nn.Module):
         padding = ~real
         points = points.transpose(1, 2).masked_fill(padding, 0.0)  # (N, P, D)
         x = self.input_norm(features.transpose(1, 2).masked_fill(padding, 0.0))  # (N, P, C)
-        x = F.relu(self.stem(x)).masked_fill(padding, 0.0)  # (N, P, 32)
+        x = self.stem(x, relu=True).masked_fill(padding, 0.0)  # (N, P, 32)
         x = self.stem_norm(x).masked_fill(padding, 0.0)
         for block in self.blocks:
             x = block(points, x, real[:, :, 0]).masked_fill(padding, 0.0)  # (N, P, conv_dim)
             points = x
-        return self.head(torch.cat((self.pool(x, real), jet.reshape(jet.shape[0], -1)), dim=1))
+        return self.head(torch.cat((self.pool(x, real), *jet_values(jet)), dim=1))
 
     def pool(self, x: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
         """Mean over the real particles, or over the padded length as published: (N, P, C) -> (N, C). No particle: zero."""
@@ -66,6 +87,9 @@ def get_model(
     dropout: float = 0.0,
     use_fts_bn: bool = False,
     use_counts: bool = True,
+    norm: str = "batch",
+    loss: str = "l1",
+    quantiles: Sequence[float] = (0.16, 0.84),
 ) -> tuple[nn.Module, dict]:
     """The network for a data config and the description of its inputs; defaults are those of the published study.
 
@@ -76,17 +100,25 @@ def get_model(
         use_fts_bn: one more batch normalisation after the feature convolution.
         use_counts: mean over real particles, padding never a neighbour, so that padding cannot move an answer. False gives
             the published function, which averages over the padded length.
+        norm: normalisation in the layers that see particles and edges: batch as published; layer, which does not mix jets; or none.
+        loss, quantiles: those of get_loss; a quantile network has the median in column 0, then the other quantiles in rising order.
     """
-    order, (_, particle_dim, _, jet_dim) = input_order(data_config, INPUTS)
-    conv_dim, layers, k = whole("conv_dim", conv_dim), whole("num_conv_layers", num_conv_layers), whole("k", k)
-    count, counts = whole("num_edge_conv_blocks", num_edge_conv_blocks), switch("use_counts", use_counts)
-    blocks = [EdgeConv(conv_dim if i else STEM_DIM, conv_dim, layers, k, counts) for i in range(count)]
-    fc_layers, fc_dim, dropout = whole("num_fc_layers", num_fc_layers), whole("fc_dim", fc_dim), share("dropout", dropout)
-    head = fully_connected(conv_dim + jet_dim, fc_layers, fc_dim, dropout)
-    model = ParticleNet(order, particle_dim, blocks, head, use_fts_bn=switch("use_fts_bn", use_fts_bn))
-    return model, describe(data_config)
+    options = check(OPTIONS, {name: value for name, value in locals().items() if name != "data_config"})
+    order, (_, particle_dim, _, *jet_dims) = input_order(data_config, INPUTS, OPTIONAL_INPUTS)
+    columns = output_columns(loss, options["quantiles"])
+    width, layers, head = options["conv_dim"], options["num_conv_layers"], (options["num_fc_layers"], options["fc_dim"], options["dropout"])
+    blocks = [
+        EdgeConv(width if i else STEM_DIM, width, layers, options["k"], options["use_counts"], norm)
+        for i in range(options["num_edge_conv_blocks"])
+    ]
+    particle = [Norm(particle_dim), LinearNorm(particle_dim, STEM_DIM, norm), Norm(STEM_DIM) if options["use_fts_bn"] else nn.Identity()]
+    head = fully_connected(width + sum(jet_dims), *head, len(columns)).extend(output_layer(loss, options["quantiles"]))
+    return ParticleNet(order, particle, blocks, head), describe(data_config, columns)
 
 
-def get_loss(data_config, **options) -> nn.Module:
-    """L1 on the log ratio; jets with |target| >= 1 count as zero."""
-    return MaskedL1()
+def get_loss(data_config, *, loss: str = "l1", quantiles: Sequence[float] = (0.16, 0.84)) -> nn.Module:
+    """Loss of the log ratio: l1 as published, log_cosh, or quantile (the pinball loss of the median and of `quantiles`).
+
+    In each, jets with |target| >= 1 count as zero.
+    """
+    return regression_loss(**check(OPTIONS, {"loss": loss, "quantiles": quantiles}))

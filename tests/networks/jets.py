@@ -6,12 +6,12 @@ import types
 
 import torch
 
-GROUPS = {"pf_points": 2, "pf_features": 6, "pf_mask": 1, "jet_features": 8}
+GROUPS = {"pf_points": 2, "pf_features": 6, "pf_mask": 1, "jet_features": 8, "global_features": 3}
 
 
 def config(*groups: str, length: int = 30) -> types.SimpleNamespace:
     """What a network reads of a data config."""
-    shapes = {g: (-1, GROUPS[g]) if g == "jet_features" else (-1, GROUPS[g], length) for g in groups}
+    shapes = {g: (-1, GROUPS[g]) if not g.startswith("pf_") else (-1, GROUPS[g], length) for g in groups}
     return types.SimpleNamespace(input_names=groups, input_shapes=shapes)
 
 
@@ -25,6 +25,7 @@ def jets(multiplicity: list[int], length: int = 30, seed: int = 1) -> dict[str, 
         "pf_features": torch.randn(shape[0], 6, length, generator=generator) * mask,
         "pf_mask": mask,
         "jet_features": torch.randn(shape[0], 8, generator=generator),
+        "global_features": torch.randn(shape[0], 3, generator=generator),
     }
 
 

@@ -1,0 +1,112 @@
+"""Losses of a regression of log(genJetPt / jetPt), and the output layer that quantiles need.
+
+In all of them jets with |target| >= 1 count as zero: a factor e between generated and reconstructed pT is a wrong match rather
+than a calibration. Such a jet stays in the denominator of the mean, as in the published loss.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from common.errors import InputError
+
+WIDTH = 0.1  # where quantiles begin: about the resolution of a jet's pT
+
+
+class MaskedLoss(nn.Module):
+    """What the three losses share; `reduction` is "mean" or "none" (one value a jet), as in PyTorch's own losses."""
+
+    def __init__(self, reduction: str = "mean") -> None:
+        super().__init__()
+        self.reduction = reduction
+
+    def forward(self, prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """(N,), (N, 1) or, for quantiles, (N, Q), and (N,) -> scalar, or (N,) without reduction."""
+        prediction = prediction.float().reshape(len(target), -1)
+        loss = torch.where(target.abs() < 1, self.of(prediction, target[:, None]).mean(dim=1), 0.0)
+        return loss.mean() if self.reduction == "mean" else loss
+
+    def of(self, prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Loss of each output: (N, Q) and (N, 1) -> (N, Q)."""
+        raise NotImplementedError
+
+
+class MaskedL1(MaskedLoss):
+    """Absolute error: the published loss."""
+
+    def of(self, prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return (prediction - target).abs()
+
+
+class MaskedLogCosh(MaskedLoss):
+    """log(cosh(error)): half the squared error where it is small, the absolute error less log 2 where it is large."""
+
+    def of(self, prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        error = (prediction - target).abs()
+        return error + F.softplus(-2 * error) - math.log(2)  # cosh itself overflows at 90
+
+
+class MaskedQuantile(MaskedLoss):
+    """Pinball loss, mean over quantiles: its minimum is the quantile. R. Koenker and G. Bassett, Econometrica 46 (1978) 33.
+
+    `levels` are those of the columns: 0.5 first, then the others in rising order.
+    """
+
+    def __init__(self, levels: Sequence[float], reduction: str = "mean") -> None:
+        super().__init__(reduction)
+        self.register_buffer("levels", torch.tensor(levels), persistent=False)
+
+    def of(self, prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        error = target - prediction
+        return torch.maximum(self.levels * error, (self.levels - 1) * error)
+
+
+class QuantileOutput(nn.Module):
+    """Numbers of the last layer (N, Q) as quantiles (N, Q) that cannot cross: median, then the others in rising order of level.
+
+    The first number is the median; each further quantile lies below or above the next nearer one by the softplus of its number,
+    about WIDTH where that number is zero.
+    """
+
+    def __init__(self, others: Sequence[float]) -> None:
+        super().__init__()
+        self.below = sum(level < 0.5 for level in others)
+        self.offset = math.log(math.expm1(WIDTH))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        median, steps = x[:, :1], F.softplus(x[:, 1:] + self.offset)
+        lower = [median - steps[:, i : self.below].sum(dim=1, keepdim=True) for i in range(self.below)]
+        upper = [median + steps[:, self.below : i + 1].sum(dim=1, keepdim=True) for i in range(self.below, steps.shape[1])]
+        return torch.cat([median, *lower, *upper], dim=1)
+
+
+def quantile_levels(quantiles: Sequence[float]) -> tuple[float, ...]:
+    """Levels of a quantile network's columns: 0.5, then the others of `quantiles` in rising order. InputError if there are none."""
+    others = sorted(set(quantiles) - {0.5})
+    if not others or not 0 < others[0] <= others[-1] < 1:
+        raise InputError(f"network option 'quantiles' must name levels between 0 and 1 beside the median, as 0.16,0.84, not {quantiles}")
+    return (0.5, *others)
+
+
+def output_columns(loss: str, quantiles: Sequence[float]) -> list[str]:
+    """Names of a network's output columns: median, q16, q84 for quantiles, else output."""
+    if loss != "quantile":
+        return ["output"]
+    return ["median", *(f"q{100 * level:g}" for level in quantile_levels(quantiles)[1:])]
+
+
+def output_layer(loss: str, quantiles: Sequence[float]) -> list[nn.Module]:
+    """What turns the last layer's numbers into the network's answer, if anything does."""
+    return [QuantileOutput(quantile_levels(quantiles)[1:])] if loss == "quantile" else []
+
+
+def regression_loss(loss: str, quantiles: Sequence[float]) -> MaskedLoss:
+    """The loss by its name: l1, log_cosh or quantile."""
+    if loss == "quantile":
+        return MaskedQuantile(quantile_levels(quantiles))
+    return {"l1": MaskedL1, "log_cosh": MaskedLogCosh}[loss]()

@@ -1,0 +1,82 @@
+"""The quick kernels against PyTorch's own operations: values, gradients, running statistics, in float32 and bfloat16."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from networks.fast import batch_norm, edge_sum, edge_sum_norm_relu, linear, mean_of_neighbours
+
+
+def rows(*shape: int, seed: int = 1, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype).requires_grad_()
+
+
+def both(ours: torch.Tensor, plain: torch.Tensor, inputs: list[torch.Tensor], tolerance: float = 2e-5) -> None:
+    """Values and gradients of both with respect to the inputs."""
+    torch.testing.assert_close(ours.float(), plain.float(), rtol=tolerance, atol=tolerance)
+    weights = torch.randn(plain.shape, generator=torch.Generator().manual_seed(9))
+    mine, theirs = (torch.autograd.grad((y.float() * weights).sum(), inputs) for y in (ours, plain))
+    for gradient, other in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(gradient.float(), other.float(), rtol=tolerance, atol=tolerance * other.abs().max().item())
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 5, 7), (40, 7), (1, 1, 7)])
+def test_linear(shape):
+    x, weight, bias = rows(*shape), rows(4, 7, seed=2), rows(4, seed=3)
+    both(linear(x, weight, bias), F.linear(x, weight, bias), [x, weight, bias])
+
+
+@pytest.mark.parametrize("dim", [1, 7, 50, 64])
+@pytest.mark.parametrize("number", [3, 96, 1600])
+@pytest.mark.parametrize("relu", [True, False])
+def test_batch_norm(dim, number, relu):
+    norm = torch.nn.BatchNorm1d(dim)
+    torch.nn.init.uniform_(norm.weight, -1, 1)
+    torch.nn.init.normal_(norm.bias)
+    plain, x = copy.deepcopy(norm), rows(number, dim)
+    for _ in range(2):  # the second time the running statistics are no longer the initial ones
+        expected, found = plain(x), batch_norm(x, norm, relu=relu)
+    both(found, F.relu(expected) if relu else expected, [x])
+    for mine, theirs in zip(norm.buffers(), plain.buffers(), strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_batch_norm_in_bfloat16_keeps_its_statistics_in_float32():
+    norm, x = torch.nn.BatchNorm2d(50), rows(3200, 50, dtype=torch.bfloat16)
+    with torch.no_grad():
+        x += 10  # far from zero, where squares would lose all digits
+    found = batch_norm(x, norm, relu=False)
+    both(found, F.batch_norm(x.float(), None, None, norm.weight, norm.bias, training=True), [x], tolerance=0.02)
+    torch.testing.assert_close(norm.running_mean, 0.1 * x.detach().float().mean(0), rtol=1e-5, atol=1e-5)
+
+
+def neighbours(jets: int, particles: int, k: int) -> torch.Tensor:
+    return torch.randint(0, particles, (jets, particles, k), generator=torch.Generator().manual_seed(4))
+
+
+def plain_edges(centre: torch.Tensor, x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    return centre[:, :, None] + torch.stack([x[n][index[n]] for n in range(len(x))])
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-5), (torch.bfloat16, 0.02)])
+def test_edge_sum_and_mean_of_neighbours(dtype, tolerance):
+    centre, x, index = rows(3, 8, 6, dtype=dtype), rows(3, 8, 6, seed=2, dtype=dtype), neighbours(3, 8, 4)
+    both(edge_sum(centre, x, index), plain_edges(centre, x, index), [centre, x], tolerance)
+    mean = mean_of_neighbours(edge_sum(centre, x, index))
+    both(mean, plain_edges(centre, x, index).mean(dim=2), [centre, x], tolerance)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-5), (torch.bfloat16, 0.03)])
+def test_normalised_edges(dtype, tolerance):
+    centre, x, index = rows(4, 20, 6, dtype=dtype), rows(4, 20, 6, seed=2, dtype=dtype), neighbours(4, 20, 5)
+    norm = torch.nn.BatchNorm2d(6)
+    torch.nn.init.uniform_(norm.weight, 0.5, 1)
+    plain = copy.deepcopy(norm)
+    expected = F.relu(plain(plain_edges(centre.float(), x.float(), index).permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+    both(edge_sum_norm_relu(centre, x, index, norm), expected, [centre, x], tolerance)
+    for mine, theirs in zip(norm.buffers(), plain.buffers(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=tolerance, atol=tolerance)
