@@ -23,7 +23,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import Report, alternate, ratio, with_allocator
+from benchmarks.measure import Report, Spread, alternate, check_peer, ratio, with_allocator
 from common.errors import JecError
 from common.project import ROOT
 
@@ -305,8 +305,6 @@ def _words(flags: dict[str, Any]) -> str:
 
 
 def _spread(values: list[float]) -> str:
-    from benchmarks.measure import Spread
-
     return Spread.of(values).text()
 
 
@@ -329,6 +327,7 @@ def main(argv: list[str] | None = None) -> int:
         print(json.dumps(WORK[arguments.work[0]](json.loads(arguments.work[1]))))
         return 0
     try:
+        check_peer(arguments.peer_python)
         report = Report("feeding", "Feeding: from ROOT files to ready batches")
         with tempfile.TemporaryDirectory(prefix="bench-feeding-") as scratch:
             sides = Sides(arguments, scratch)

@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from common.errors import InputError
 from weaver.allocator import ENVIRONMENT as ALLOCATOR
 
 RESULTS = Path(__file__).parent / "results"
@@ -122,6 +123,12 @@ def alternate(
 def ratio(ours: Sequence[float], theirs: Sequence[float]) -> Spread:
     """Spread of the ratios of rates measured in the same round."""
     return Spread.of(a / b for a, b in zip(ours, theirs, strict=True))
+
+
+def check_peer(python: str) -> None:
+    """Raise InputError unless the interpreter of the peer's environment is there."""
+    if not os.path.isfile(python):
+        raise InputError(f"there is no weaver-core to compare with at {python}; make peer installs it, or say --peer-python PATH")
 
 
 def with_allocator(threads: int | None = None, base: Mapping[str, str] | None = None) -> dict[str, str]:

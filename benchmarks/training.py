@@ -2,11 +2,13 @@
 
     python -m benchmarks.training [--peer-python .venv-peer/bin/python] [--only pfn,particle_net] [--rounds 5] [--device cpu|cuda]
     python -m benchmarks.training --only loss-pfn           # validation losses after equal steps, several seeds
+    python -m benchmarks.training --device cuda --batch-size 4096
 
 Each side is its own command (`python -m weaver.train` here, `weaver` there), started in turn, in processes of their own with the same
 C allocator settings. What counts is the rate of the epochs after the first, as each side reports it: loading, forward and backward
 pass, optimizer, bookkeeping. weaver-core gets its fastest flags on a CPU, found by trying: all jets decoded in the first epoch and
-kept in memory, fed from the main process. (Its --use-amp is autocast for CUDA and does nothing on a CPU.)
+kept in memory, fed from the main process. (Its --use-amp is autocast for CUDA and does nothing on a CPU.) On a GPU it gets --use-amp
+and --compile.
 
 The networks are those of networks/ here, and there the same functions in the form in which they were published
 (benchmarks/published.py); the rows "with our network file" tell what the framework alone does.
@@ -27,14 +29,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import Report, Spread, alternate, has_fast_bf16, peak_flops, ratio, with_allocator, without_allocator
+from benchmarks.measure import Report, Spread, alternate, check_peer, has_fast_bf16, peak_flops, ratio, with_allocator, without_allocator
 from common import storage
 from common.errors import JecError
 from common.project import ROOT
 
 PEER = Path(__file__).parent / "peer"
 PEER_FLAGS = ["--fetch-step", "1", "--in-memory", "--num-workers", "0"]
-BATCH = 500
 EPOCHS = 3
 SEEDS = 3
 
@@ -93,6 +94,7 @@ class Bench:
         from data.sample import ensure_sample
 
         self.peer_python, self.device, self.scratch = arguments.peer_python, arguments.device, Path(scratch)
+        self.batch_size = arguments.batch_size
         self.peer_extra = arguments.peer_flags.split() if arguments.peer_flags else PEER_FLAGS
         patterns = ensure_sample(arguments.storage)
         self.files = {part: [entry.uri for entry in storage.glob(patterns[part])] for part in ("train", "val")}
@@ -139,7 +141,7 @@ class Bench:
             "--num-epochs": str(epochs),
             "--steps-per-epoch": str(steps),
             "--steps-per-epoch-val": str(max(steps // 4, 1)),
-            "--batch-size": str(BATCH),
+            "--batch-size": str(self.batch_size),
             "--start-lr": "1e-3",
             "--optimizer": "ranger",
             "--lr-scheduler": "flat+decay",
@@ -199,7 +201,10 @@ def speed(bench: Bench, name: str, report: Report, rounds: int) -> None:
     contenders: dict[str, Callable[[], float]] = {"ours, float32": lambda: bench.ours(case, "float32", steps=steps).rate}
     if bf16:
         contenders["ours, bf16"] = lambda: bench.ours(case, "bf16", steps=steps).rate
-    best = ("--use-amp", "--compile") if device == "cuda" else ()
+    best: tuple[str, ...] = ()
+    if device == "cuda":
+        best = ("--use-amp", "--compile")
+        contenders["ours, bf16, --compile"] = lambda: bench.ours(case, "bf16", steps=steps, extra=("--compile",)).rate
     contenders["weaver-core"] = lambda: bench.peer(case, steps=steps, extra=best).rate
     runs = alternate(contenders, rounds)
     once = {"weaver-core as installed": lambda: bench.peer(case, steps=steps, allocator=False).rate}
@@ -214,7 +219,7 @@ def speed(bench: Bench, name: str, report: Report, rounds: int) -> None:
         factor = ratio(rates, runs["weaver-core"]).text(".2f", "x") if len(rates) == rounds and contender != "weaver-core" else ""
         rows.append([contender, Spread.of(rates).text(), factor, near])
     notes = [
-        f"{case.options}, batch {BATCH}, {steps} steps an epoch, epochs 2 to {EPOCHS} count; the last two rows once each.",
+        f"{case.options}, batch {bench.batch_size}, {steps} steps an epoch, epochs 2 to {EPOCHS} count; the last two rows once each.",
         f"weaver-core with {' '.join([*bench.peer_extra, *best])}; as installed: the same without the allocator's settings.",
         f"A training step takes {flops / 1e6:.1f} MFLOP a jet in our form of the network (counted by PyTorch, matrix products alone). "
         "A large matrix product reaches "
@@ -224,7 +229,15 @@ def speed(bench: Bench, name: str, report: Report, rounds: int) -> None:
     if not bf16:
         notes.append("bf16 is left out: this CPU has neither avx512_bf16 nor AMX.")
     columns = ["training", "jets/s: median (least - most)", "faster than weaver-core by", "of the floating-point floor"]
-    report.section(f"{name}, {device}: whole training loop", columns=columns, rows=rows, notes=notes, runs=runs, flops=flops, peaks=peaks)
+    report.section(
+        f"{name}, {device}, batch {bench.batch_size}: whole training loop",
+        columns=columns,
+        rows=rows,
+        notes=notes,
+        runs=runs,
+        flops=flops,
+        peaks=peaks,
+    )
 
 
 def loss(bench: Bench, name: str, report: Report, rounds: int) -> None:
@@ -242,8 +255,8 @@ def loss(bench: Bench, name: str, report: Report, rounds: int) -> None:
         means = [f"{statistics.mean(curve[epoch] for curve in curves):.4f}" for epoch in range(EPOCHS + 1)]
         rows.append([side, *means, ", ".join(f"{curve[-1]:.4f}" for curve in curves)])
     notes = [
-        f"Mean validation loss of {SEEDS} seeds, {case.loss_steps} steps of {BATCH} jets an epoch, validated on "
-        f"{max(case.loss_steps // 4, 1) * BATCH} jets. weaver-core shuffles which jets it validates on."
+        f"Mean validation loss of {SEEDS} seeds, {case.loss_steps} steps of {bench.batch_size} jets an epoch, validated on "
+        f"{max(case.loss_steps // 4, 1) * bench.batch_size} jets. weaver-core shuffles which jets it validates on."
     ]
     report.section(f"{name}: validation loss", columns=columns, rows=rows, notes=notes, losses=found)
 
@@ -277,6 +290,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--storage", default=str(ROOT / "runs"), help="where the generated sample lies or will lie")
     parser.add_argument("--only", default="pfn,particle_net", help="pfn, particle_net, loss-pfn, loss-particle_net")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--batch-size", type=int, default=500)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     arguments = parser.parse_args(argv)
     try:
@@ -285,6 +299,7 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.device == "cuda" and not torch.cuda.is_available():
             print("skipped: this machine has no CUDA GPU, so nothing was measured", file=sys.stderr)
             return 0
+        check_peer(arguments.peer_python)
         report = Report("training", "Training: the whole loop beside weaver-core's")
         with tempfile.TemporaryDirectory(prefix="bench-training-") as scratch:
             bench = Bench(arguments, scratch)
