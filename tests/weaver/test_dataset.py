@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import multiprocessing
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import awkward as ak
 import numpy as np
@@ -12,6 +14,7 @@ import pytest
 import torch
 import yaml
 
+from common import storage
 from common.errors import InputError
 from tests.weaver.conftest import DATA, synthetic_jets, write_jets
 from weaver.columns import DESCRIPTION
@@ -210,3 +213,34 @@ def test_processes_that_prepare_the_same_at_once_agree(jet_files, tmp_path):
     assert [process.exitcode for process in processes] == [0, 0]
     (folder,) = (tmp_path / "cache").iterdir()
     assert len(Dataset.open(str(folder), DataConfig.from_options(PFN))) > 400
+
+
+def test_a_copy_for_this_node_is_fetched_once_by_whoever_comes_first(prepared, tmp_path, monkeypatch):
+    """Three trials on one node ask at the same moment; a copy that broke off earlier is never taken for whole."""
+    fetched, download = [], storage.download
+
+    def slowly(uri, folder):
+        fetched.append(uri)
+        time.sleep(0.3)
+        return download(uri, folder)
+
+    monkeypatch.setattr(storage, "download", slowly)
+    config, source = DataConfig.load(str(prepared.data_config)), json.loads(prepared.train.read_text())["dataset"]
+    (tmp_path / ".partial-of-a-killed-process").mkdir()
+    with ThreadPoolExecutor(3) as pool:
+        opened = list(pool.map(lambda _: Dataset.open(source, config, cache_dir=str(tmp_path), copy=True), range(3)))
+    assert fetched == [source]
+    assert {dataset.folder for dataset in opened} == {tmp_path / storage.name(source)}
+    original = Dataset.open(source, config)
+    assert original.folder != opened[0].folder
+    assert torch.equal(opened[2].batch(np.arange(50)).inputs["pf_features"], original.batch(np.arange(50)).inputs["pf_features"])
+
+
+def test_the_last_jets_are_read_whole(forms):
+    """Runs that begin near the end of the data would reach beyond it."""
+    dataset, columns = forms
+    last = len(dataset) - 1
+    alone, among = dataset.batch(np.array([last])), dataset.batch(np.arange(len(dataset)))
+    values = columns["PF"]["dEta"][last]
+    assert np.array_equal(alone.inputs["long"][0, 0], padded(np.asarray(values), 30, 0))
+    assert torch.equal(alone.inputs["long"][0], among.inputs["long"][last])
