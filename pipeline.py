@@ -16,6 +16,8 @@ from pathlib import Path
 from common.cli import Parser, run_main
 from common.config import AUTO, RunConfig, add_arguments
 from common.errors import InputError
+from images import digests
+from images.digests import image
 
 COMMANDS = ("check", "status", "logs", "down", "render", "compile_to")
 
@@ -36,10 +38,12 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--more-trials", nargs=2, metavar=("N", "RUN_ID"),
                      help="go on with a search that has ended for N more trials; then export, evaluate and deploy its best")  # fmt: skip
     run.add_argument("--rerun", metavar="RUN_ID", help="a new run; the parameters of that one are the defaults")
-    run.add_argument("--steps-image", default="jec-steps:latest", metavar="IMAGE", help="image of the pipeline's steps on Kubeflow")
+    run.add_argument("--steps-image", default=image("steps"), metavar="IMAGE",
+                     help="image of the pipeline's steps on Kubeflow (default: the one that `make images` pushed last)")
     run.add_argument("--steps-account", default=AUTO, metavar="NAME", help="ServiceAccount of the steps' pods (default: Kubeflow's own)")
     _add_commands(parser.add_argument_group("instead of running"))
     add_arguments(parser, skip=("run_id",))
+    parser.set_defaults(weaver_image=image("weaver"))
     return parser
 
 

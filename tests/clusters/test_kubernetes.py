@@ -633,3 +633,21 @@ def test_the_published_clients_understand_the_fake(fake, tmp_path):
     training = TrainingClient(config_file=str(tmp_path / "kubeconfig"), namespace="physics")
     assert training.is_job_succeeded(EXPORT, job_kind="PyTorchJob")
     assert training.get_job_pod_names(EXPORT) == [f"{EXPORT}-master-0"]
+
+
+def test_kserves_client_and_watches_understand_the_fake(fake, tmp_path):
+    from kserve import KServeClient
+    from kubernetes import client, watch
+
+    home = fake(node_of(UP))
+    home.deploy(service())
+    kserve = KServeClient(config_file=str(tmp_path / "kubeconfig"))
+    assert kserve.is_isvc_ready("jec-pfn", namespace="physics")
+    listing = client.CustomObjectsApi(home.cluster._api._client)
+    arguments = ("serving.kserve.io", "v1beta1", "physics", "inferenceservices")
+    seen = watch.Watch().stream(listing.list_namespaced_custom_object, *arguments, resource_version="0", timeout_seconds=1)
+    assert next(seen)["type"] == "ADDED"
+    home.api.compact()
+    with pytest.raises(client.exceptions.ApiException) as gone:
+        list(watch.Watch().stream(listing.list_namespaced_custom_object, *arguments, resource_version="1", timeout_seconds=1))
+    assert gone.value.status == 410

@@ -1,0 +1,156 @@
+"""The end of a run in words: every way in which it can end, the page, the webhook; and steps that are tried again."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import threading
+
+import pytest
+
+from common import storage
+from common.config import RunConfig
+from common.errors import ClusterError, DeadlineError, InputError, JecError, StorageError, UnreachableError
+from common.run import Run
+from components import finish, prepare, step
+
+METRICS = {"passed": True, "reasons": [], "gain": {"value": 3.0, "low": 2.0, "high": 4.0}}
+JOB = "00000000-0000-4000-8000-000000000001"
+
+
+@pytest.fixture
+def run(tmp_path):
+    return Run(config=RunConfig(s3_bucket=str(tmp_path / "runs"), run_id="pfn-00000000"))
+
+
+@pytest.mark.parametrize(
+    ("name", "state", "metrics", "wanted", "said"),
+    [
+        ("deploy", "done", METRICS, "succeeded", ""),
+        ("evaluate", "done", {**METRICS, "passed": False, "reasons": ["closure 3 %"]}, "not deployed", "closure 3 %"),
+        ("evaluate", "done", METRICS, "failed", "the next step's pod did not start"),
+        ("search", "running", None, "failed", "ended without a word"),
+        ("search", "failed", None, "failed", "no GPU"),
+        ("search", "interrupted", None, "interrupted", "no GPU"),
+        ("search", "done", None, "failed", "nothing happened after search"),
+        (None, None, None, "failed", "prepare left no trace"),
+    ],
+)
+def test_every_end_has_its_words(run, name, state, metrics, wanted, said):
+    if name:
+        step.write_status(run, name, state, "no GPU" if state in ("failed", "interrupted") else "")
+    if metrics:
+        storage.write_json(run.path("metrics.json"), metrics)
+    summary = finish.finish(run.uri, "none", step.Artifacts(""))
+    assert summary["state"] == wanted
+    assert said in summary["reason"]
+    assert storage.exists(run.path(finish.SUMMARY)) == bool(name), "what is no run gets no folder"
+    assert finish.as_markdown(summary).startswith(f"# pfn-00000000: {wanted}\n")
+
+
+class Hook(http.server.BaseHTTPRequestHandler):
+    def do_POST(self):
+        self.server.got.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+        self.send_response(self.server.code)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.mark.parametrize("code", [204, 500])
+def test_a_webhook_gets_the_summary_and_its_failure_is_not_the_runs(run, capsys, code):
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hook)
+    server.got, server.code = [], code
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    try:
+        step.write_status(run, "search", "failed", "no GPU")
+        finish.finish(run.uri, f"http://127.0.0.1:{server.server_port}/secret-part", step.Artifacts(""))
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert server.got[0]["state"] == "failed"
+    said = capsys.readouterr().out
+    assert ("warning: the webhook did not take the summary" in said) == (code == 500)
+    assert "secret-part" not in said
+
+
+# Another try ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "tried_again"),
+    [
+        (InputError("no file a.root"), False),
+        (ClusterError("3 of 3 trials failed"), False),
+        (DeadlineError("experiment x did not end"), False),
+        (StorageError("cannot reach s3://b"), True),
+        (UnreachableError("the API server cannot be reached"), True),
+        (MemoryError("out of memory"), True),
+    ],
+)
+def test_a_repeated_attempt_ends_at_once_where_the_failure_repeats(run, capsys, monkeypatch, error, tried_again):
+    monkeypatch.delenv(step.LOCAL_DIR, raising=False)
+    run.save()
+    tries = []
+
+    def body(_):
+        tries.append(1)
+        if len(tries) == 1:
+            raise error
+
+    def attempt(job):
+        arguments = step.parser("search", "").parse_args(["--run", run.uri, "--job-id", job])
+        try:
+            return step.main("search", arguments, body)
+        except MemoryError:
+            return 1
+
+    assert attempt(JOB) != 0
+    assert attempt(JOB) == (0 if tried_again else 1)
+    assert len(tries) == 1 + tried_again
+    if not tried_again:
+        assert f"failed before for a reason that would repeat: {error}" in capsys.readouterr().err
+        assert attempt("another") == 0, "a new run of the pipeline tries"
+
+
+def test_the_parameters_are_told_once_at_the_start_of_each_step_on_a_cluster(run, capsys, monkeypatch):
+    monkeypatch.delenv(step.LOCAL_DIR, raising=False)
+    Run(config=run.config.replace(num_gpus=2)).save()
+    step.main("search", step.parser("search", "").parse_args(["--run", run.uri]), lambda _: None)
+    text = capsys.readouterr().out
+    assert text.count("--num-gpus 2") == 1
+    assert "parameters at their defaults" in text
+
+
+def test_prepare_notes_a_refusal_where_the_exit_handler_finds_it(s3_bucket, monkeypatch, capsys):
+    monkeypatch.delenv(step.LOCAL_DIR, raising=False)
+    arguments = ["--s3-bucket", f"{s3_bucket}/jec", "--data-config", "no_such.yaml", "--job-id", JOB]
+    assert prepare.main(arguments) == 2
+    assert prepare.main(arguments) == 1
+    assert "would repeat" in capsys.readouterr().err
+    assert finish.main(["--s3-bucket", f"{s3_bucket}/jec", "--run-id", "auto", "--network-config", RunConfig().network_config,
+                        "--job-id", JOB]) == 0  # fmt: skip
+    assert "no_such.yaml" in capsys.readouterr().out
+
+
+def test_what_cannot_be_recorded_does_not_hide_why_a_step_failed(run, monkeypatch):
+    def away(*_, **__):
+        raise StorageError("away")
+
+    def body():
+        monkeypatch.setattr(storage, "write_json", away)
+        raise ClusterError("no GPU")
+
+    with pytest.raises(JecError, match="no GPU"):
+        step.with_status("search", run, body)
+
+
+def test_the_user_of_a_run_is_the_namespaces_on_a_cluster_and_the_login_here(run, monkeypatch):
+    monkeypatch.delenv(step.LOCAL_DIR, raising=False)
+    assert step.user(run.config.replace(namespace="kubeflow-user-jane")) == "kubeflow-user-jane"
+    assert step.user(run.config.replace(user="jane")) == "jane"
+    monkeypatch.setenv(step.LOCAL_DIR, "runs")
+    monkeypatch.setattr(step.getpass, "getuser", lambda: "jane doe@home")
+    assert step.user(run.config) == "jane-doe-home"
