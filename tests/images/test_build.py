@@ -7,6 +7,7 @@ import subprocess
 
 import pytest
 
+import pipeline
 from common.errors import InputError
 from images import build, digests
 
@@ -58,6 +59,15 @@ def test_images_are_pushed_and_used_by_digest(engines, engine, capsys):
     assert ["images/steps.Dockerfile" in built[0], "images/weaver.Dockerfile" in built[1]] == [True, True]
     assert all(f"COMMIT={digests.commit()}" in line and line.endswith(" .") for line in built)
     assert "pipeline.py uses these" in capsys.readouterr().out
+
+
+def test_a_run_takes_the_images_that_were_pushed_unless_told_otherwise(engines):
+    engines("podman")
+    assert build.main(["--registry", "registry.example/jets"]) == 0
+    args = pipeline.build_parser().parse_args([])
+    assert (args.steps_image, args.weaver_image) == (digests.image("steps"), digests.image("weaver"))
+    assert "@sha256:" in args.weaver_image
+    assert pipeline.build_parser().parse_args(["--weaver-image", "mine:1"]).weaver_image == "mine:1"
 
 
 def test_without_a_push_tags_are_used_that_somebody_has_to_provide(engines):

@@ -1,0 +1,88 @@
+"""What the README and the pages of docs/ tell people to type exists."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+import pipeline
+from images import build
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = ["README.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md"))]
+AUTOMATION = [".gitlab-ci.yml", ".github/workflows/ci.yml", ".ci/run"]
+ROOMS = "|".join(["images", "deploy", "docs", *(path.parent.name for path in ROOT.glob("*/__init__.py"))])
+FLAG = re.compile(r"(?<![\w-])--[a-z][\w-]*")
+
+
+@pytest.fixture(scope="module")
+def flags():
+    return set(pipeline.build_parser()._option_string_actions)
+
+
+@pytest.fixture(scope="module")
+def targets():
+    return set(re.findall(r"^([a-z][\w-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+
+
+def code(page: str) -> list[str]:
+    """Lines of code blocks, with continued ones joined, and code within sentences; each without its comment."""
+    text = (ROOT / page).read_text()
+    blocks = re.findall(r"^ *```\w*\n(.*?)^ *```", text, re.MULTILINE | re.DOTALL)
+    lines = [line.strip() for block in blocks for line in re.sub(r"\\\n\s*", " ", block).splitlines()]
+    outside = re.sub(r"^ *```.*?^ *```", "", text, flags=re.MULTILINE | re.DOTALL)
+    return [re.sub(r"\s#\s.*", "", one) for one in [*lines, *re.findall(r"`([^`\n]+)`", outside)]]
+
+
+def test_there_is_something_to_look_at():
+    assert {"README.md", "docs/kubeflow.md", "docs/cern.md"} <= set(PAGES)
+    assert sum(len(code(page)) for page in PAGES) > 100
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_flags_of_the_pipeline_exist(page, flags):
+    told = {flag for line in code(page) if line.startswith("python pipeline.py") for flag in FLAG.findall(line)}
+    assert told <= flags
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_flags_named_in_sentences_exist(page, flags, monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        build.main(["--help"])
+    known = flags | set(FLAG.findall(capsys.readouterr().out))
+    assert {flag for line in code(page) if line.startswith("--") for flag in FLAG.findall(line)} <= known
+
+
+@pytest.mark.parametrize("page", [*PAGES, *AUTOMATION])
+def test_targets_of_make_exist(page, targets):
+    lines = code(page) if page in PAGES else (ROOT / page).read_text().splitlines()
+    told = {name for line in lines for name in re.findall(r"(?:^|[-:] |exec )make ([a-z]\w*)", line)}
+    assert told <= targets
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_modules_and_their_flags_exist(page):
+    for line in code(page):
+        if found := re.match(r"python -m ([\w.]+)(.*)", line):
+            module = ROOT / (found[1].replace(".", "/") + ".py")
+            assert module.exists(), line
+            told = set(FLAG.findall(found[2])) - {"--help"}
+            assert {flag for flag in told if f'"{flag}"' not in module.read_text()} == set(), line
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_files_that_are_linked_or_named_exist(page):
+    text = (ROOT / page).read_text()
+    linked = re.findall(r"\]\((?!https?:|#)([^)#]+)", text)
+    assert [name for name in linked if not ((ROOT / page).parent / name).exists()] == []
+    named = [name for name in code(page) if re.fullmatch(rf"({ROOMS})/[\w./-]+\.(py|ya?ml|sh|md)", name)]
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+@pytest.mark.parametrize("page", AUTOMATION[:2])
+def test_automation_names_no_registry_and_no_secret(page):
+    text = (ROOT / page).read_text()
+    assert not re.search(r"\b[\w-]+\.(io|ch|com|org)/", text)
+    assert "password-stdin" in text, "a password as an argument is there for everybody to read"
