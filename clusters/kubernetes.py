@@ -26,7 +26,7 @@ JOB_LABEL = "training.kubeflow.org/job-name"  # on every pod of a PyTorchJob; a 
 TRIALS_LABEL = "katib.kubeflow.org/experiment"
 SUGGESTION_LABEL = "katib.kubeflow.org/suggestion"  # on the pod of the algorithm; its value is the experiment's name
 SERVICE_LABEL = "serving.kserve.io/inferenceservice"
-REVISION_LABEL = "jec/revision"  # digest of an InferenceService's spec; KServe copies it to the pods of that very spec
+REVISION_LABEL = "jec/revision"  # digest of a job's or a service's spec; KServe copies it to the pods of that very spec
 PREDICTOR = "kserve-container"
 STORY_SECONDS = 30.0  # for reading why a service does not answer
 REMOVAL_SECONDS = 300.0  # pods may take their grace period to go
@@ -142,14 +142,15 @@ class KubernetesCluster:
     # Job ------------------------------------------------------------------------------------------------------------
 
     def run_job(self, manifest: Manifest, *, deadline: float, report: Report) -> None:
-        """Run a PyTorchJob to its end. One of this run that runs or has succeeded is adopted, one that failed is run anew."""
+        """Run a PyTorchJob to its end. One of this run and this spec that runs or has succeeded is adopted, any other is run anew."""
         manifest = self._checked(manifest, PYTORCHJOB)
         name = name_of(manifest)
         wait = Wait(f"job {name}", deadline, report)
         story = PodStory(self._api, wait, JOB_LABEL, patience=self._patience)
+        manifest["metadata"]["labels"][REVISION_LABEL] = _digest(manifest["spec"])
         existing = self._submit(PYTORCHJOB, manifest, wait)
-        if existing and is_true(existing, "Failed"):
-            report(f"job {name} failed before; it is removed and run again")
+        if existing and (why := _stale_job(existing, manifest)):
+            report(f"job {name} {why} before; it is removed and run again")
             self._remove([(PYTORCHJOB, name)], wait)
             self._submit(PYTORCHJOB, manifest, wait)
         while True:
@@ -338,6 +339,14 @@ def _check_same_run(kind: Kind, existing: dict, run_id: str, namespace: str) -> 
             f"a {kind.name} named {name_of(existing)} exists in namespace '{namespace}' and belongs to {whose}, not to run '{run_id}'; "
             f"it is left alone. Use another run id, or type: kubectl -n {namespace} delete {kind.plural}.{kind.group} {name_of(existing)}"
         )
+
+
+def _stale_job(existing: dict, manifest: Manifest) -> str:
+    """Why a job of this name says nothing of the one that is wanted; empty if it does. One without our label is as good as ours."""
+    if is_true(existing, "Failed"):
+        return "failed"
+    ours = manifest["metadata"]["labels"][REVISION_LABEL]
+    return "" if existing["metadata"].get("labels", {}).get(REVISION_LABEL, ours) == ours else "did something else"
 
 
 def _belongs_to_trial(thing: dict) -> bool:

@@ -28,6 +28,7 @@ from common.progress import clock
 
 ALGORITHMS = ("random", "tpe", "cmaes", "sobol", "grid")
 POLL = 0.2  # seconds
+STARTUP_TRIALS = 5  # Katib's tpe draws only its first batch at random; Optuna's default of 10 is half of a search of 20
 HEARTBEAT = 15.0  # seconds between two lines about trials that are still running
 
 
@@ -133,7 +134,8 @@ class LocalSearch:
         number = len(self._made())
         # A sampler of its own for each trial: what it draws depends on the seed and the number, not on restarts before it.
         fixed = self.planned[number] if self.planned is not None else {}
-        self.study.sampler = _sampler(self.algorithm, self.seed * 100_003 + number, fixed)
+        startup = max(STARTUP_TRIALS, self.spec.get("parallelTrialCount", 3))
+        self.study.sampler = _sampler(self.algorithm, self.seed * 100_003 + number, fixed, startup)
         distributions = {p["name"]: _distribution(p) for p in self.spec["parameters"]}
         trial = self.study.ask(distributions)
         assignments = {p["name"]: _text(p, trial.params[p["name"]]) for p in self.spec["parameters"]}
@@ -342,13 +344,14 @@ def _distribution(parameter: dict[str, Any]):
         return FloatDistribution(float(space["min"]), float(space["max"]), log=log, step=step)
 
 
-def _sampler(algorithm: str, seed: int, fixed: dict[str, Any]):
-    """Optuna's sampler under Katib's name; `fixed` are the values that a planned point has already settled."""
+def _sampler(algorithm: str, seed: int, fixed: dict[str, Any], startup: int):
+    """Optuna's sampler under Katib's name; `fixed` are the values that a planned point has already settled, `startup` the number
+    of trials that tpe draws at random."""
     from optuna import samplers
 
     with _quiet():
         if algorithm == "tpe":
-            return samplers.TPESampler(seed=seed, constant_liar=True)
+            return samplers.TPESampler(seed=seed, constant_liar=True, n_startup_trials=startup)
         if algorithm == "cmaes":
             return samplers.CmaEsSampler(seed=seed, warn_independent_sampling=False)
         random = samplers.RandomSampler(seed=seed)

@@ -192,6 +192,13 @@ def test_job_that_failed_is_run_again_when_asked_for_again(home, tmp_path):
     home.run_job(job(code))
 
 
+def test_a_job_that_shall_do_something_else_is_run_again(home, tmp_path):
+    for word in ("one", "other", "other"):
+        home.run_job(job("import pathlib, sys; pathlib.Path(sys.argv[1], sys.argv[2]).touch()", str(tmp_path), word))
+    assert (tmp_path / "one").exists()
+    assert (tmp_path / "other").exists()
+
+
 def test_delete_finds_what_a_run_made_and_works_twice(home):
     home.run_experiment(experiment(["0.1"]))
     home.run_job(job("pass"))
