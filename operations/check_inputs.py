@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ast
-import importlib.util
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,9 +11,9 @@ from common.errors import InputError
 from common.project import here
 from components.prepare import SAMPLE, SPLITS
 from operations.table import Line, error, not_seen, ok, warning
-from training.network_options import check_options
+from training.network_options import check_builds, check_options
 from training.search_space import Parameter, cautions, check_algorithm, for_network, load
-from weaver.options import TRAIN_FLAGS
+from weaver.network_file import load_network
 
 
 def check_inputs(config: RunConfig) -> Iterator[Line]:
@@ -39,41 +37,19 @@ def check_inputs(config: RunConfig) -> Iterator[Line]:
     except InputError as problem:
         yield error("search space", str(problem))
     if data_config is not None:
-        yield from _network(config, data_config, space)
+        yield _network(config, data_config, space)
         yield from _data(config, data_config)
 
 
-def _network(config: RunConfig, data_config: Any, space: list[Parameter]) -> Iterator[Line]:
-    """Build the network with the smallest and the largest values of the search space."""
-    if importlib.util.find_spec("torch") is None:
-        yield not_seen("network", "torch is not installed here: it was read, not built", "the weaver image has it; or pip install torch")
-        return
-    from weaver.network_file import load_network
-
+def _network(config: RunConfig, data_config: Any, space: list[Parameter]) -> Line:
+    """Build the network and its loss with the extremes of the search space, as prepare will."""
     try:
-        network = load_network(here(config.network_config))
-        sizes = []
-        for end in (0, -1):
-            model, _ = network.build(data_config, _options(space, end))
-            network.loss(data_config, {})
-            sizes.append(sum(parameter.numel() for parameter in model.parameters()))
-        yield ok("network", f"{config.network_config}: built at both ends of the search space, {min(sizes):,} to {max(sizes):,} parameters")
+        built = check_builds(space, load_network(here(config.network_config)), data_config)
     except InputError as problem:
-        yield error("network", str(problem))
-
-
-def _options(space: list[Parameter], end: int) -> dict[str, Any]:
-    """The network's options at one end of the search space: the first (0) or the last (-1) value of each."""
-    options = {}
-    for parameter in space:
-        if parameter.name.replace("_", "-") in TRAIN_FLAGS:
-            continue
-        text = parameter.extremes[end]
-        try:
-            options[parameter.name.replace("-", "_")] = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            options[parameter.name.replace("-", "_")] = text
-    return options
+        return error("network", str(problem))
+    if not built:
+        return not_seen("network", "torch is not installed here: it was read, not built", "the weaver image has it; or pip install torch")
+    return ok("network", f"{config.network_config}: built for this data configuration with every extreme of the search space")
 
 
 def _data(config: RunConfig, data_config: Any) -> Iterator[Line]:

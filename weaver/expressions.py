@@ -12,6 +12,8 @@ refused with the expression, its place in the file and the offending name.
 from __future__ import annotations
 
 import ast
+import contextlib
+import contextvars
 import functools
 import importlib
 import math
@@ -57,6 +59,11 @@ VOCABULARY: dict[str, frozenset[str]] = {
 
 METHODS = _words("all any argmax argmin argsort astype clip cumsum max mean min prod ptp round squeeze std sum var")
 """Methods of an array that may be called, as in `label.argmax(1)`."""
+
+COMPONENTS = _words("px py pz E energy pt eta phi mass m p theta rapidity mass2 m2 pt2 p2 Et mt beta gamma")
+"""Attributes of a four-momentum (made by _p4_from_...), as in `p4.px`."""
+VECTOR_METHODS = _words("deltaR deltaphi deltaeta deltaR2 deltaRapidityPhi deltaangle")
+"""Methods of a four-momentum, as in `p4.deltaR(other)`."""
 
 MAX_POSITIONAL = 3  # numpy takes `out` as the fourth positional argument (second or third for a ufunc); columns are not to be written to
 SHOWN = 200  # characters of an expression in an error
@@ -187,13 +194,15 @@ class Expression:
         yield node.id
 
     def _check_Attribute(self, node: ast.Attribute) -> Iterator[str]:
-        """Only module.name; a function alone is fine where a type is meant, as in ak.values_astype(x, np.float32)."""
+        """module.name (a function alone is fine where a type is meant, as in ak.values_astype(x, np.float32)), or momentum.component."""
+        if node.attr in COMPONENTS and not (isinstance(node.value, ast.Name) and node.value.id in MODULES):
+            yield from self._check(node.value)
+            return
         if not (isinstance(node.value, ast.Name) and node.value.id in MODULES):
             raise self._refusal(f"'.{node.attr}' is not allowed here; only methods are: {', '.join(sorted(METHODS))}")
         known = VOCABULARY[MODULES[node.value.id]]
         if node.attr not in known:
             raise self._refusal(self._suggestion(f"{node.value.id}.{node.attr}", node.attr, {f"{node.value.id}.{n}": n for n in known}))
-        return iter(())
 
     def _check_Call(self, node: ast.Call) -> Iterator[str]:
         if any(keyword.arg is None or keyword.arg == "out" for keyword in node.keywords):
@@ -209,8 +218,9 @@ class Expression:
                 choices = {f"{prefix}.{n}": n for prefix in ("np", "ak") for n in VOCABULARY[MODULES[prefix]]} | {n: n for n in HELPERS}
                 raise self._refusal(self._suggestion(function.id, function.id, choices))
         elif isinstance(function, ast.Attribute) and not (isinstance(function.value, ast.Name) and function.value.id in MODULES):
-            if function.attr not in METHODS:
-                raise self._refusal(f"method '.{function.attr}()' is not allowed; there are: {', '.join(sorted(METHODS))}")
+            if function.attr not in METHODS | VECTOR_METHODS:
+                there = ", ".join(sorted(METHODS | VECTOR_METHODS))
+                raise self._refusal(f"method '.{function.attr}()' is not allowed; there are: {there}")
             yield from self._check(function.value)
         elif isinstance(function, ast.Attribute):
             yield from self._check(function)
@@ -277,7 +287,15 @@ class Expression:
         return [self._value(item, columns) for item in node.elts]
 
     def _value_Attribute(self, node: ast.Attribute, columns: Mapping):
-        return getattr(_module(MODULES[node.value.id]), node.attr)
+        if isinstance(node.value, ast.Name) and node.value.id in MODULES:
+            return getattr(_module(MODULES[node.value.id]), node.attr)
+        return getattr(self._momentum(node, columns), node.attr)
+
+    def _momentum(self, node: ast.Attribute, columns: Mapping):
+        owner = self._value(node.value, columns)
+        if not type(owner).__module__.startswith("vector."):
+            raise self._refusal(f"'.{node.attr}' is that of a four-momentum; make one with _p4_from_ptetaphim(pt, eta, phi, mass)")
+        return owner
 
     def _value_Call(self, node: ast.Call, columns: Mapping):
         arguments = [self._value(argument, columns) for argument in node.args]
@@ -289,6 +307,8 @@ class Expression:
             return len if node.id == "len" else HELPERS[node.id]
         if isinstance(node.value, ast.Name) and node.value.id in MODULES:
             return self._value(node, columns)
+        if node.attr in VECTOR_METHODS:
+            return getattr(self._momentum(node, columns), node.attr)
         owner = self._value(node.value, columns)
         if not isinstance(owner, np.ndarray | np.generic):
             raise self._refusal(f"a column has no method '{node.attr}'; write ak.{node.attr}(...) or np.{node.attr}(...)")
@@ -323,9 +343,85 @@ def _batch_gather(array, indices):
     return array[indices]
 
 
-HELPERS: dict[str, Callable] = {f.__name__: f for f in (_concat, _clip, _batch_argsort, _batch_gather)}
+def _stack(arrays, axis=1):
+    """The arrays side by side along a new axis."""
+    if isinstance(arrays[0], np.ndarray):
+        return np.stack(arrays, axis=axis)
+    place = tuple(np.newaxis if i == axis else slice(None) for i in range(arrays[0].ndim + 1))
+    return _module("awkward").concatenate([array[place] for array in arrays], axis=axis)
+
+
+def _momentum4(**components):
+    try:
+        import vector
+    except ImportError:
+        raise InputError("four-momenta take the package vector; type: pip install vector") from None
+    vector.register_awkward()
+    return vector.zip(components)
+
+
+def _p4_from_pxpypze(px, py, pz, energy):
+    """Four-momenta (GeV)."""
+    return _momentum4(px=px, py=py, pz=pz, energy=energy)
+
+
+def _p4_from_ptetaphie(pt, eta, phi, energy):
+    """Four-momenta (GeV, rad)."""
+    return _momentum4(pt=pt, eta=eta, phi=phi, energy=energy)
+
+
+def _p4_from_ptetaphim(pt, eta, phi, mass):
+    """Four-momenta (GeV, rad)."""
+    return _momentum4(pt=pt, eta=eta, phi=phi, mass=mass)
+
+
+_RANDOM: contextvars.ContextVar[np.random.Generator | None] = contextvars.ContextVar("random numbers", default=None)
+
+
+@contextlib.contextmanager
+def random_numbers(seed: int) -> Iterator[None]:
+    """Within the block random helpers draw from a generator of this seed; outside of such a block, of seed 0 each time.
+
+    So what they give is fixed when data are prepared and the same in every epoch, where weaver-core draws anew whenever it reads.
+    """
+    token = _RANDOM.set(np.random.default_rng(seed))
+    try:
+        yield
+    finally:
+        _RANDOM.reset(token)
+
+
+def _generator() -> np.random.Generator:
+    return _RANDOM.get() or np.random.default_rng(0)
+
+
+def _batch_permute_indices(array):
+    """For each jet, its positions in random order."""
+    ak = _module("awkward")
+    return ak.argsort(ak.unflatten(_generator().random(ak.count(array)), ak.num(array)))
+
+
+def _batch_permute_and_drop_indices(array, random_permute=True, drop_rate_min=0, drop_rate_max=0, min_elements=1):
+    """For each jet, its positions in random order (or that which sorts upwards), without a random share between the two rates."""
+    ak = _module("awkward")
+    indices = _batch_permute_indices(array) if random_permute else _batch_argsort(array)
+    if not drop_rate_min:
+        return indices
+    if not 0 < drop_rate_min <= drop_rate_max < 1:
+        raise InputError(f"drop rates must be 0 < drop_rate_min <= drop_rate_max < 1, found {drop_rate_min} and {drop_rate_max}")
+    counts = ak.to_numpy(ak.num(array))
+    kept = np.maximum(min_elements, np.round(counts * (1 - _generator().uniform(drop_rate_min, drop_rate_max, len(counts)))))
+    return indices[indices < kept.astype(np.int64)]
+
+
+_HELPERS = (_concat, _stack, _clip, _batch_argsort, _batch_gather, _batch_permute_indices, _batch_permute_and_drop_indices)
+HELPERS: dict[str, Callable] = {
+    f.__name__: f for f in (*_HELPERS, _p4_from_pxpypze, _p4_from_ptetaphie, _p4_from_ptetaphim)
+}
 
 FUNCTIONS: frozenset[str] = frozenset(
-    {f"{module}.{name}" for module, names in VOCABULARY.items() for name in names} | {f".{name}" for name in METHODS} | {"len", *HELPERS}
+    {f"{module}.{name}" for module, names in VOCABULARY.items() for name in names}
+    | {f".{name}" for name in METHODS | VECTOR_METHODS | COMPONENTS}
+    | {"len", *HELPERS}
 )
 """Every name that an expression may call or refer to: "numpy.log", "awkward.num", "math.exp", ".astype", "len", "_clip"."""

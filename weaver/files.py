@@ -1,7 +1,10 @@
-"""The data files: patterns of addresses, and the checks of every file before any of it is decoded.
+"""The data files, ROOT or parquet: patterns of addresses, and the checks of every file before any of it is decoded.
 
 Patterns are Weaver's: separated by blanks or commas (or given as a list), each a path or an s3:// address with `*`, `?` or
 `[...]`, and optionally `name:` in front (the name of a sample; it does not matter here).
+
+A damaged file (truncated, not readable, not a data file) raises DamagedFile, which names it; where damaged files are to be skipped,
+they are left out and told of. A file that is whole but lacks a tree or a branch is another matter: it is refused in either case.
 """
 
 from __future__ import annotations
@@ -20,17 +23,39 @@ import numpy as np
 from common import storage
 from common.errors import InputError, unknown
 from common.storage import Entry
+from weaver import parquet
 from weaver.data_config import TRAINING_FLAG, DataConfig, Plan
 
 SAMPLE_NAME = re.compile(r"^[\w.+-]+:(?!//)")
 HEADER = 100  # bytes of a ROOT file's header that hold its version and its end
 STEP_BYTES = 16 * 2**20  # decoded at a time; what is computed from them takes a few times that, and larger steps are no faster
+SUFFIXES = (".root", parquet.SUFFIX)
+REMEDY = "copy it again, or leave damaged files out with --skip-bad-files"
 CHECKERS = 8  # files opened at a time: on S3 each takes a few round trips
 
 
+class DamagedFile(InputError):
+    """A file that is truncated or cannot be read; the text names it."""
+
+    whole_size: int | None = None
+    """The bytes that it should have, where that is known."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RootFile:
-    """One checked file: where it is, the path of its tree (newest cycle), its number of jets, and what it holds."""
+class Skipped:
+    """A damaged file that was left out, or the rest of it."""
+
+    uri: str
+    reason: str
+    jets: int
+    """Jets lost with it."""
+    exact: bool
+    """False where `jets` is an estimate from the sizes of the other files: what is inside cannot be counted."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataFile:
+    """One checked file: where it is, the path of its tree (newest cycle; empty for parquet), its number of jets, and what it holds."""
 
     entry: Entry
     tree: str
@@ -49,7 +74,7 @@ def split_patterns(patterns: str | Iterable[str]) -> list[str]:
 
 
 def find(patterns: str | Iterable[str]) -> list[Entry]:
-    """The files that match, each once, in the order of the patterns; a folder stands for the ROOT files in it.
+    """The files that match, each once, in the order of the patterns; a folder stands for the data files in it.
 
     Raises InputError for a pattern that matches nothing, and where no pattern is given.
     """
@@ -60,22 +85,37 @@ def find(patterns: str | Iterable[str]) -> list[Entry]:
     for part in parts:
         matches = storage.glob(part)
         if not _is_exact(part, matches):
-            matches = [entry for entry in matches if entry.uri.endswith(".root") or re.search(r"[*?\[]", part)]
+            matches = [entry for entry in matches if entry.uri.endswith(SUFFIXES) or re.search(r"[*?\[]", part)]
         if not matches:
-            raise InputError(f"no ROOT file matches '{part}'{_what_is_there(part)}")
+            kind = "parquet" if part.endswith(parquet.SUFFIX) else "ROOT"
+            raise InputError(f"no {kind} file matches '{part}'{_what_is_there(part)}")
         found.update((entry.uri, entry) for entry in matches)
     return list(found.values())
 
 
-def check(entries: list[Entry], config: DataConfig, *, for_training: bool) -> tuple[list[RootFile], Plan]:
-    """Open every file and make sure that it can be decoded; returns the files and the plan for decoding them.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Checked:
+    """Files that can be decoded, the plan for decoding them, and what was left out."""
 
-    Observers that a training file lacks are left out of the plan (training does not need them). Raises InputError for the
-    first file that is no ROOT file or is truncated, lacks the tree or a branch, or holds a branch of a type that cannot be read.
+    files: list[DataFile]
+    plan: Plan
+    skipped: list[Skipped]
+
+
+def check(entries: list[Entry], config: DataConfig, *, for_training: bool, skip_bad_files: bool = False) -> Checked:
+    """Open every file and make sure that it can be decoded.
+
+    Observers that a training file lacks are left out of the plan (training does not need them). Raises DamagedFile for the first
+    file that is no data file or is truncated, unless such files are to be skipped; InputError for one that lacks the tree or a
+    branch, or holds a branch of a type that cannot be read, and where no file or no jet is left.
     """
     plan = config.plan(for_training)
     with ThreadPoolExecutor(CHECKERS) as pool:
-        files = list(pool.map(lambda entry: inspect(entry, config, plan), entries))
+        found = list(pool.map(lambda entry: _inspected(entry, config, plan, skip_bad_files), entries))
+    files = [file for file in found if isinstance(file, DataFile)]
+    damaged = [(entry, error) for entry, error in zip(entries, found, strict=True) if isinstance(error, DamagedFile)]
+    if not files:
+        raise damaged[0][1]
     absent = {name: file for file in reversed(files) for name in plan.branches if name not in file.columns}
     if for_training:
         plan = config.plan(for_training, without=_dispensable(config, plan, absent))
@@ -84,11 +124,27 @@ def check(entries: list[Entry], config: DataConfig, *, for_training: bool) -> tu
             raise _missing_branch(name, file, config, plan)
     if not sum(file.num_entries for file in files):
         raise InputError(f"there is no jet in {files[0].entry.uri}" + (f" nor in {len(files) - 1} other files" if files[1:] else ""))
-    return files, plan
+    return Checked(files=files, plan=plan, skipped=[_skipped(entry, error, files) for entry, error in damaged])
 
 
-def inspect(entry: Entry, config: DataConfig, plan: Plan) -> RootFile:
+def _inspected(entry: Entry, config: DataConfig, plan: Plan, skip_bad_files: bool) -> DataFile | DamagedFile:
+    try:
+        return inspect(entry, config, plan)
+    except DamagedFile as error:
+        if not skip_bad_files:
+            raise
+        return error
+
+
+def _skipped(entry: Entry, error: DamagedFile, files: list[DataFile]) -> Skipped:
+    per_byte = sum(file.num_entries for file in files) / sum(file.entry.size for file in files)
+    return Skipped(uri=entry.uri, reason=str(error), jets=round(per_byte * (error.whole_size or entry.size)), exact=False)
+
+
+def inspect(entry: Entry, config: DataConfig, plan: Plan) -> DataFile:
     """Check one file without decoding it."""
+    if entry.uri.endswith(parquet.SUFFIX):
+        return _inspect_parquet(entry, plan)
     check_header(entry)
     with open_file(entry.uri) as file:
         path = _find_tree(entry.uri, file, config.treename)
@@ -98,7 +154,7 @@ def inspect(entry: Entry, config: DataConfig, plan: Plan) -> RootFile:
         for name in columns.values():
             _check_branch(entry, tree[name])
         size = sum(tree[name].uncompressed_bytes for name in columns.values())
-        return RootFile(
+        return DataFile(
             entry=entry,
             tree=path,
             num_entries=tree.num_entries,
@@ -107,16 +163,39 @@ def inspect(entry: Entry, config: DataConfig, plan: Plan) -> RootFile:
         )
 
 
+def _inspect_parquet(entry: Entry, plan: Plan) -> DataFile:
+    with _opened_parquet(entry.uri) as file:
+        columns = {name: branch for name, branch in plan.branches.items() if branch in parquet.names(file)}
+        for branch in columns.values():
+            if kind := parquet.unreadable_type(file, branch):
+                raise InputError(f"{entry.uri}: column '{branch}' has a type that cannot be read ({kind})")
+        count = file.metadata.num_rows
+        size = parquet.uncompressed_bytes(file, columns.values())
+        return DataFile(entry=entry, tree="", num_entries=count, columns=frozenset(columns), bytes_per_entry=size / max(count, 1))
+
+
+@contextlib.contextmanager
+def _opened_parquet(uri: str) -> Iterator:
+    with contextlib.ExitStack() as stack:
+        try:
+            file = stack.enter_context(parquet.open_file(uri))
+        except Exception as error:  # pyarrow's own kinds
+            raise unreadable(uri, error) from error
+        yield file
+
+
 def check_header(entry: Entry) -> None:
     """Raise InputError unless the file begins as ROOT files do and is as long as its header says."""
     header = _first_bytes(entry.uri)
     if len(header) < 20 or header[:4] != b"root":
         begins = f"it begins with {header[:8]!r}" if header else "it is empty"
-        raise InputError(f"{entry.uri} is not a ROOT file: {begins}")
+        raise DamagedFile(f"{entry.uri} is not a ROOT file: {begins}")
     version = struct.unpack(">i", header[4:8])[0]
     end = struct.unpack(">q" if version >= 1_000_000 else ">i", header[12 : 20 if version >= 1_000_000 else 16])[0]
     if entry.size < end:
-        raise InputError(f"{entry.uri} is truncated: it should have {end:,} bytes and has {entry.size:,}; copy it again")
+        error = DamagedFile(f"{entry.uri} is truncated: it should have {end:,} bytes and has {entry.size:,}; {REMEDY}")
+        error.whole_size = end
+        raise error
 
 
 @contextlib.contextmanager
@@ -134,30 +213,40 @@ def open_file(uri: str) -> Iterator:
 
 
 def read(
-    file: RootFile, config: DataConfig, plan: Plan, *, training_set: bool, stop: int | None = None, step_bytes: int = STEP_BYTES
+    file: DataFile, config: DataConfig, plan: Plan, *, training_set: bool, stop: int | None = None, step_bytes: int = STEP_BYTES
 ) -> Iterator[tuple[dict, int]]:
     """Decode the plan's branches of a file in steps of about `step_bytes` (uncompressed), up to entry `stop`.
 
     Yields (column name -> awkward array, jets in this step). Raises InputError where the file turns out to be damaged.
     """
-    import awkward as ak
-
     supplied = {TRAINING_FLAG: training_set, **_file_magic(config, file.entry.uri)}
     wanted = set(plan.branches.values())
+    rows = max(int(step_bytes / max(file.bytes_per_entry, 1)), 1)
+    if file.entry.uri.endswith(parquet.SUFFIX):
+        with _opened_parquet(file.entry.uri) as opened:
+            yield from _named(parquet.steps(opened, wanted, rows, stop), file, plan, supplied)
+        return
     # Decompression takes half of the time of decoding, and releases Python's lock.
     with open_file(file.entry.uri) as opened, ThreadPoolExecutor(len(os.sched_getaffinity(0))) as decompressors:
         steps = opened[file.tree].iterate(
             filter_branch=lambda branch: branch.name in wanted,
-            step_size=max(int(step_bytes / max(file.bytes_per_entry, 1)), 1),
+            step_size=rows,
             entry_stop=stop,
             decompression_executor=decompressors,
             library="ak",
             how=dict,
         )
-        for arrays in _explained(file.entry.uri, steps):
-            count = len(next(iter(arrays.values())))
-            columns = {name: arrays[branch] for name, branch in plan.branches.items()}
-            yield columns | {name: ak.Array(np.full(count, value)) for name, value in supplied.items()}, count
+        yield from _named(steps, file, plan, supplied)
+
+
+def _named(steps: Iterator, file: DataFile, plan: Plan, supplied: dict) -> Iterator[tuple[dict, int]]:
+    """The steps under the names of the plan's columns, with those that come from no branch."""
+    import awkward as ak
+
+    for arrays in _explained(file.entry.uri, steps):
+        count = len(next(iter(arrays.values())))
+        columns = {name: arrays[branch] for name, branch in plan.branches.items()}
+        yield columns | {name: ak.Array(np.full(count, value)) for name, value in supplied.items()}, count
 
 
 def _explained(uri: str, steps: Iterator) -> Iterator:
@@ -179,7 +268,8 @@ def unreadable(uri: str, error: Exception) -> InputError:
     if isinstance(error, InputError):
         return error
     lines = str(error).strip().splitlines()
-    return InputError(f"cannot read {uri} as a ROOT file: {lines[0] if lines else type(error).__name__}")
+    kind = "parquet" if uri.endswith(parquet.SUFFIX) else "ROOT"
+    return DamagedFile(f"cannot read {uri} as a {kind} file: {lines[0] if lines else type(error).__name__}; {REMEDY}")
 
 
 def _is_exact(pattern: str, matches: list[Entry]) -> bool:
@@ -194,9 +284,9 @@ def _what_is_there(pattern: str) -> str:
     folder = os.path.dirname(storage.absolute(pattern))
     if not os.path.isdir(folder):
         return f"; there is no folder {folder}"
-    names = sorted(name for name in os.listdir(folder) if name.endswith(".root"))
+    names = sorted(name for name in os.listdir(folder) if name.endswith(SUFFIXES))
     listed = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-    return f"; ROOT files in {folder}: {listed or 'none'}"
+    return f"; data files in {folder}: {listed or 'none'}"
 
 
 def _first_bytes(uri: str) -> bytes:
@@ -242,7 +332,7 @@ def _check_branch(entry: Entry, branch) -> None:
     count = branch.num_baskets
     ends = branch.member("fBasketSeek")[:count] + branch.member("fBasketBytes")[:count]
     if count and len(ends) and ends.max() > entry.size:
-        raise InputError(f"{entry.uri} is truncated: branch '{branch.name}' ends at byte {ends.max():,} of {entry.size:,}; copy it again")
+        raise DamagedFile(f"{entry.uri} is truncated: branch '{branch.name}' ends at byte {ends.max():,} of {entry.size:,}; {REMEDY}")
 
 
 def _dispensable(config: DataConfig, plan: Plan, absent: Iterable[str]) -> list[str]:
@@ -255,8 +345,12 @@ def _dispensable(config: DataConfig, plan: Plan, absent: Iterable[str]) -> list[
     return dropped
 
 
-def _missing_branch(name: str, file: RootFile, config: DataConfig, plan: Plan) -> InputError:
-    with open_file(file.entry.uri) as opened:
-        known = opened[file.tree].keys(recursive=True, full_paths=False)
+def _missing_branch(name: str, file: DataFile, config: DataConfig, plan: Plan) -> InputError:
+    if file.tree:
+        with open_file(file.entry.uri) as opened:
+            known = opened[file.tree].keys(recursive=True, full_paths=False)
+    else:
+        with _opened_parquet(file.entry.uri) as opened:
+            known = parquet.names(opened)
     branch = plan.branches[name]
     return InputError(f"{file.entry.uri}: {unknown('branch', branch, known)} ({config.source} uses it in {config.used_by(name)})")

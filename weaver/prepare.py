@@ -14,6 +14,7 @@ derived from the training set goes on to the others with the data config that it
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -30,8 +31,9 @@ from common import storage
 from common.errors import InputError, JecError
 from common.progress import Progress
 from common.storage import Entry
+from weaver import expressions, transform
 from weaver import files as data_files
-from weaver import transform
+from weaver.ahead import ahead
 from weaver.columns import (
     AUTO_YAML,
     DESCRIPTION,
@@ -74,6 +76,7 @@ def prepare(
     *,
     for_training: bool,
     validation: bool = False,
+    skip_bad_files: bool = False,
     report: Report | None = None,
     step_bytes: int = data_files.STEP_BYTES,
 ) -> PreparedRef:
@@ -81,7 +84,8 @@ def prepare(
 
     files: patterns (weaver/files.py) or stored entries. data_config: for the validation and test sets that of the training set's
     `PreparedRef` where something is derived (`preprocess: auto`, reweighting). for_training: true for the training and the validation
-    set, which take `selection`, false for the test set. report: called with one line about what was found (default: stderr).
+    set, which take `selection`, false for the test set. skip_bad_files: leave damaged files out, and say so. report: called with one
+    line about what was found (default: stderr).
 
     Raises InputError, before any decoding, for files and branches that cannot be used, and after it where no jet passed.
     """
@@ -91,12 +95,12 @@ def prepare(
     data_config.check_supported(for_training)
     role = "test" if not for_training else "validation" if validation else "training"
     _check_derived(data_config, role)
-    key = _key(entries, data_config, role)
+    key = _key(entries, data_config, role, skip_bad_files)
     uri = storage.join(storage.absolute(storage_uri), "cache", key)
     if is_prepared(uri):
         return _reference(uri, data_config, storage.read_json(storage.join(uri, DESCRIPTION)), reused=True)
-    checked, plan = data_files.check(entries, data_config, for_training=for_training)
-    job = _Job(data_config, plan, checked, role, report, step_bytes)
+    checked = data_files.check(entries, data_config, for_training=for_training, skip_bad_files=skip_bad_files)
+    job = _Job(data_config, checked.plan, checked.files, role, report, step_bytes, skip_bad_files, checked.skipped)
     with building(node_cache() / key if storage.is_s3(uri) else Path(uri)) as folder:
         description = job.run(folder)
         storage.write_json(str(folder / DESCRIPTION), description)
@@ -116,20 +120,22 @@ def _check_derived(config: DataConfig, role: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class _Job:
-    """One decoding of checked files."""
+    """One decoding of checked files; `skipped` grows where damage shows in decoding only."""
 
     config: DataConfig
     plan: Plan
-    files: list[data_files.RootFile]
+    files: list[data_files.DataFile]
     role: str
     report: Report
     step_bytes: int
+    skip_bad_files: bool
+    skipped: list[data_files.Skipped]
 
     def run(self, folder: Path) -> dict[str, Any]:
         """Derive what is to be derived, write the columns, return the description."""
         config = self.config
         if config.missing_preprocess_params:
-            config = config.with_preprocess_params(derive_params(self.files, config, self.role == "training", self.step_bytes))
+            config = config.with_preprocess_params(derive_params(self.files, config, self.steps))
         columns = self.write(folder, config)
         if columns["num_jets"] and self.role == "training" and config.missing_reweight_hists:
             config = self.reweight(folder, columns["columns"], config)
@@ -144,6 +150,7 @@ class _Job:
             "role": self.role,
             "num_read": sum(file.num_entries for file in self.files),
             "config": self.config.digest(),
+            "skipped": [dataclasses.asdict(skipped) for skipped in self.skipped],
             **config.derived,
             "files": [
                 {"uri": f.entry.uri, "size": f.entry.size, "tag": f.entry.tag, "tree": f.tree, "jets": f.num_entries} for f in self.files
@@ -154,20 +161,38 @@ class _Job:
     def write(self, folder: Path, config: DataConfig) -> dict[str, Any]:
         writer = DatasetWriter(folder)
         with Progress(f"preparing {self.role} data", total=sum(file.num_entries for file in self.files), unit="jets") as progress:
-            for file in self.files:
-                for columns, count in self.steps(file):
-                    selected, passed = transform.select(columns, self.plan)
-                    if passed:
-                        writer.append(transform.make_ready(selected, passed, config, self.plan, file.entry.uri))
-                    progress.advance(count, note=storage.name(file.entry.uri))
+            for number, file in enumerate(self.files):
+                # A step is read and decompressed while the one before is transformed and written.
+                with expressions.random_numbers(number), contextlib.closing(ahead(self.steps(file, self.plan), 1)) as steps:
+                    for columns, count in steps:
+                        selected, passed = transform.select(columns, self.plan)
+                        if passed:
+                            writer.append(transform.make_ready(selected, passed, config, self.plan, file.entry.uri))
+                        progress.advance(count, note=storage.name(file.entry.uri))
         return writer.close()
 
-    def steps(self, file: data_files.RootFile):
-        return data_files.read(file, self.config, self.plan, training_set=self.role == "training", step_bytes=self.step_bytes)
+    def steps(self, file: data_files.DataFile, plan: Plan, stop: int | None = None) -> Iterator[tuple[dict, int]]:
+        """The file's columns step by step; where it turns out to be damaged, and such files are skipped, it ends there."""
+        done, training_set = 0, self.role == "training"
+        try:
+            for columns, count in data_files.read(
+                file, self.config, plan, training_set=training_set, stop=stop, step_bytes=self.step_bytes
+            ):
+                yield columns, count
+                done += count
+        except data_files.DamagedFile as error:
+            if not self.skip_bad_files:
+                raise
+            if stop is None:
+                lost = file.num_entries - done
+                self.skipped.append(data_files.Skipped(uri=file.entry.uri, reason=str(error), jets=lost, exact=True))
 
     def tell(self, columns: dict[str, Any]) -> None:
         read = sum(file.num_entries for file in self.files)
         self.report(f"{self.role} data: {columns['num_jets']:,} of {read:,} jets pass the selection")
+        for skipped in self.skipped:
+            about = "" if skipped.exact else "about "
+            self.report(f"warning: {about}{skipped.jets:,} jets are lost: {skipped.reason.removesuffix(f'; {data_files.REMEDY}')}")
         if columns["empty_jets"]:
             self.report(f"{columns['empty_jets']:,} jets have no particles")
         if columns["dropped_jets"]:
@@ -235,7 +260,10 @@ class _Chunks:
             yield {name: values[start : start + BLOCK] for name, values in self.columns.items()}
 
 
-def derive_params(files: list[data_files.RootFile], config: DataConfig, training_set: bool, step_bytes: int) -> dict[str, dict[str, Any]]:
+Steps = Callable[[data_files.DataFile, Plan, int | None], Iterator[tuple[dict, int]]]
+
+
+def derive_params(files: list[data_files.DataFile], config: DataConfig, steps: Steps) -> dict[str, dict[str, Any]]:
     """The parameters of all input variables, those of `preprocess: auto` from the first `data_fraction` of each file's jets.
 
     center = median, scale = 1 / max(q84 - median, median - q16) (1 where that is 0) over all particles of the selected jets; a
@@ -246,7 +274,7 @@ def derive_params(files: list[data_files.RootFile], config: DataConfig, training
     params = {name: dict(values) for name, values in config.preprocess_params.items()}
     with tempfile.TemporaryDirectory(prefix="jec-standardise-") as folder:
         paths = {name: Path(folder) / str(index) for index, name in enumerate(names)}
-        types = _collect(files, config, plan, paths, training_set, step_bytes)
+        types = _collect(files, config, plan, paths, steps)
         for name in config.missing_preprocess_params:
             if name.endswith("_mask"):
                 params[name]["center"] = None
@@ -256,7 +284,7 @@ def derive_params(files: list[data_files.RootFile], config: DataConfig, training
 
 
 def _collect(
-    files: list[data_files.RootFile], config: DataConfig, plan: Plan, paths: Mapping[str, Path], training_set: bool, step_bytes: int
+    files: list[data_files.DataFile], config: DataConfig, plan: Plan, paths: Mapping[str, Path], steps: Steps
 ) -> dict[str, np.dtype]:
     """Write the flat values of each variable to a file of its own (one variable at a time fits in memory); returns their types."""
     types: dict[str, np.dtype] = {}
@@ -264,7 +292,7 @@ def _collect(
     with Progress("deriving the standardisation", total=sum(stops.values()), unit="jets") as progress:
         for file in files:
             stop = stops[file.entry.uri]
-            for columns, count in data_files.read(file, config, plan, training_set=training_set, stop=stop, step_bytes=step_bytes):
+            for columns, count in steps(file, plan, stop):
                 selected, passed = transform.select(columns, plan)
                 for name, path in paths.items() if passed else ():
                     values = transform.flatten(selected[name], name, config.source)[0]
@@ -288,13 +316,13 @@ def _quantile_params(values: np.ndarray, name: str, config: DataConfig) -> dict[
     return {"center": float(center), "scale": float(1 if width == 0 else 1.0 / width)}
 
 
-def _key(entries: list[Entry], config: DataConfig, role: str) -> str:
+def _key(entries: list[Entry], config: DataConfig, role: str, skip_bad_files: bool) -> str:
     derived = config.derived
     if not any(values["center"] == AUTO for values in config.declared["params"].values()):
         del derived["preprocess_params"]
     if role != "validation":
         del derived["reweight_hists"]
-    meaning = [FORMAT, storage.fingerprint(entries), config.digest(), role, derived]
+    meaning = [FORMAT, storage.fingerprint(entries), config.digest(), role, derived, *(["skip"] if skip_bad_files else [])]
     return hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()[:32]
 
 
@@ -312,12 +340,13 @@ def _reference(uri: str, config: DataConfig, description: dict[str, Any], *, reu
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m weaver.prepare", description=__doc__.splitlines()[0])
     parser.add_argument("--data-config", required=True, help="data config in Weaver's YAML: a path or an s3:// address")
-    parser.add_argument("--data", required=True, nargs="+", help="ROOT files: paths or s3:// addresses with *, ? or [...]")
+    parser.add_argument("--data", required=True, nargs="+", help="ROOT or parquet files: paths or s3:// addresses with *, ? or [...]")
     parser.add_argument("--output", required=True, help="storage: a folder or s3://bucket/prefix; the data goes to its cache/")
     role = parser.add_mutually_exclusive_group()
     role.add_argument("--validation", action="store_true", help="this is the validation set (default: the training set)")
     role.add_argument("--test", action="store_true", help="this is the test set")
     parser.add_argument("--derived-from", help="prepared training data, whose standardisation (preprocess: auto) and histograms are used")
+    parser.add_argument("--skip-bad-files", action="store_true", help="leave damaged files out and say how many jets are lost with them")
     parser.add_argument("--non-finite", choices=NON_FINITE, help="what becomes of NaN and infinity in inputs (default: the data config's)")
     return parser
 
@@ -336,6 +365,7 @@ def main(argv: list[str] | None = None) -> int:
             arguments.output,
             for_training=not arguments.test,
             validation=arguments.validation,
+            skip_bad_files=arguments.skip_bad_files,
         )
     except JecError as error:
         print(f"error: {error}", file=sys.stderr)

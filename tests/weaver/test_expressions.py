@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import InputError
-from weaver.expressions import HELPERS, VOCABULARY, Expression
+from weaver.expressions import COMPONENTS, FUNCTIONS, HELPERS, METHODS, VECTOR_METHODS, VOCABULARY, Expression, random_numbers
 
 PLACE = "jec.yaml:new_variables:x"
 COLUMNS = {
@@ -169,7 +169,43 @@ def test_helpers_of_weaver():
     assert Expression("_clip(pt, 1.5, 10)").evaluate(COLUMNS).to_list() == [[1.5, 10, 3.5], [], [1.5, 7]]
     assert Expression("_batch_gather(pt, _batch_argsort(pt))").evaluate(COLUMNS).to_list() == [[1, 3.5, 20], [], [0, 7]]
     assert Expression("_concat([jet_pt, jet_pt])").evaluate(COLUMNS).to_list() == [30, 40, 50, 30, 40, 50]
-    assert set(HELPERS) == {"_clip", "_batch_gather", "_batch_argsort", "_concat"}
+    assert Expression("_stack([jet_pt, jet_pt])").evaluate({"jet_pt": np.arange(3)}).tolist() == [[0, 0], [1, 1], [2, 2]]
+    assert Expression("_stack([jet_pt, jet_pt], 1)").evaluate(COLUMNS).to_list() == [[30, 30], [40, 40], [50, 50]]
+
+
+def test_four_momenta():
+    columns = {"pt": ak.Array([[3.0, 0.0], []]), "zero": ak.Array([[0.0, 0.0], []]), "m": ak.Array([[4.0, 2.0], []])}
+    columns["p4"] = Expression("_p4_from_ptetaphim(pt, zero, zero, m)").evaluate(columns)
+    assert Expression("p4.energy + p4.px").evaluate(columns).to_list() == [[8, 2], []]
+    assert Expression("(p4 + p4).mass").evaluate(columns).to_list() == [[8, 4], []]
+    assert Expression("p4.deltaR(p4)").evaluate(columns).to_list() == [[0, 0], []]
+    assert Expression("p4.pt").names == ("p4",)
+    with pytest.raises(InputError, match=r"expression 'pt.px': '.px' is that of a four-momentum"):
+        Expression("pt.px").evaluate(columns)
+    with pytest.raises(InputError, match=r"'.layout' is not allowed"):
+        Expression("p4.layout")
+
+
+def test_random_helpers_repeat_by_seed():
+    columns = {"pt": ak.Array([list(range(40)), [], [1.0, 2.0]])}
+    shuffled = Expression("_batch_gather(pt, _batch_permute_indices(pt))")
+    dropping = Expression("_batch_permute_and_drop_indices(pt, True, 0.4, 0.6, 2)")
+    made = []
+    for seed in (1, 1, 2):
+        with random_numbers(seed):
+            made.append((shuffled.evaluate(columns).to_list(), dropping.evaluate(columns).to_list()))
+    assert made[0] == made[1] != made[2]
+    assert [sorted(jet) for jet in made[0][0]] == columns["pt"].to_list()
+    assert made[0][0] != columns["pt"].to_list()
+    assert 16 <= len(made[0][1][0]) <= 24
+    assert [len(jet) for jet in made[0][1][1:]] == [0, 2]
+    with pytest.raises(InputError, match="drop rates must be"):
+        Expression("_batch_permute_and_drop_indices(pt, True, 0.4, 0.2)").evaluate(columns)
+
+
+def test_every_function_there_is_has_a_name_in_the_table():
+    assert {"numpy.log", "awkward.num", "math.exp", "_clip", "len", ".argmax", ".deltaR"} <= FUNCTIONS
+    assert len(FUNCTIONS) == sum(map(len, VOCABULARY.values())) + len(METHODS | VECTOR_METHODS | COMPONENTS) + 1 + len(HELPERS)
 
 
 def test_it_travels_between_processes():

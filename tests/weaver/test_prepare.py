@@ -22,6 +22,7 @@ from weaver.columns import AUTO_YAML, DESCRIPTION
 from weaver.data_config import DataConfig
 from weaver.dataset import Dataset
 from weaver.prepare import main, prepare
+from weaver.weights import Sampler
 
 PFN = yaml.safe_load((DATA / "jec_pfn_open.yaml").read_text())
 
@@ -207,6 +208,124 @@ def test_nan_becomes_zero_and_is_counted_and_reported(tmp_path):
     assert storage.read_json(str(folder / DESCRIPTION))["non_finite"]["PF_dR"] == [2, 0]
 
 
+def dirty_file(folder):
+    """40 jets: NaN in the mass of jet 1, a candidate of infinite dR in jet 2, log(0) in the label of jet 3; log(0) clipped in jet 4."""
+    columns = synthetic_jets(40, seed=5)
+    columns["jetMass"][1] = np.nan
+    counts = np.asarray(ak.num(columns["PF"]["dR"]))
+    for name, jet, value in (("dR", 2, np.inf), ("pT", 4, 0)):
+        flat = np.asarray(ak.flatten(columns["PF"][name])).copy()
+        flat[counts[:jet].sum()] = value
+        columns["PF"] = ak.with_field(columns["PF"], ak.unflatten(flat, counts), name)
+    columns["genJetPt"] = np.where(np.arange(40) == 3, 0, 40).astype("f4")
+    return write_jets(folder / "in" / "a.root", columns)
+
+
+@pytest.mark.parametrize(
+    ("policy", "mass", "d_r", "jets"),
+    {"weaver": ("weaver", 0, np.inf, 40), "zero": ("zero", 0, 0, 40), "drop": ("drop", None, None, 37)}.values(),
+    ids=lambda v: str(v) if isinstance(v, str) else "",
+)
+def test_policies_for_nan_and_infinity(tmp_path, policy, mass, d_r, jets):
+    chosen = config(
+        selection=None,
+        preprocess={"non_finite": policy},
+        inputs={"pf": {"length": 100, "vars": ["PF_dR", ["PF_logPt", 0]]}, "jet": {"length": None, "vars": ["jetMass", "jetPt"]}},
+    )
+    lines: list[str] = []
+    ref = prepare(str(dirty_file(tmp_path)), chosen, str(tmp_path), for_training=True, report=lines.append)
+    dataset = Dataset.open(ref.uri, chosen)
+    batch = dataset.batch(np.arange(len(dataset)))
+    assert (len(dataset), dataset.description["dropped_jets"], ref.data_config.non_finite) == (jets, 40 - jets, policy)
+    if mass is not None:
+        assert (batch.inputs["jet"][1, 0], batch.inputs["pf"][2, 0, 0]) == (mass, d_r)
+    assert np.isfinite(batch.inputs["pf"].numpy()).all() == (policy != "weaver")
+    said = "\n".join(lines)
+    assert "'jetMass' holds 1 NaN and 0 infinite values" in said
+    assert "'PF_dR' holds 0 NaN and 1 infinite values" in said
+    assert "'target' holds 0 NaN and 1 infinite values" in said
+    assert ("3 jets with NaN or infinite values are left out" in said) == (policy == "drop")
+    assert prepare(str(tmp_path / "in"), chosen.with_non_finite("zero"), str(tmp_path), for_training=True).reused == (policy == "zero")
+
+
+def test_nan_can_be_refused_and_all_jets_lost(tmp_path):
+    path = str(dirty_file(tmp_path))
+    strict = config(selection=None, preprocess={"non_finite": "error"}, inputs={"jet": {"length": None, "vars": ["jetMass"]}})
+    with pytest.raises(InputError, match=r"a\.root: 'jetMass' holds 1 NaN and 0 infinite values, which non_finite: error refuses"):
+        prepare(path, strict, str(tmp_path), for_training=True, report=quiet)
+    assert made(tmp_path) == []
+    hopeless = config(new_variables={"none": "jetMass * np.nan"}, inputs={"jet": {"length": None, "vars": ["none"]}}, selection=None)
+    with pytest.raises(InputError, match="all 40 selected jets hold NaN or infinite values"):
+        prepare(path, hopeless.with_non_finite("drop"), str(tmp_path), for_training=True, report=quiet)
+    with pytest.raises(InputError, match="unknown non_finite 'dorp'; did you mean 'drop'"):
+        hopeless.with_non_finite("dorp")
+
+
+REWEIGHTING = {
+    "use_precomputed_weights": False,
+    "reweight_method": "flat",
+    "reweight_vars": {"jetPt": [30, 40, 60, 1000], "jetEta": [-2.5, 0, 2.5]},
+    "reweight_classes": ["wide", "narrow"],
+}
+CLASSES = {**PFN["new_variables"], "wide": "jetMass > 0.2", "narrow": "jetMass <= 0.2"}
+
+
+def test_weights_come_from_the_training_set_and_travel(jet_files, tmp_path):
+    """(Their values: tests/weaver/test_peer.py.)"""
+    ours, lines = config(weights=REWEIGHTING, new_variables=CLASSES), []
+    train = prepare(f"{jet_files}/train/*.root", ours, str(tmp_path), for_training=True, report=lines.append)
+    dataset = Dataset.open(train.uri, ours)
+    weights = dataset.batch(np.arange(len(dataset))).weights.numpy()
+    wide = weights[np.asarray(dataset.description["num_jets"] * [True])]
+    assert len(wide) == len(dataset)
+    assert 0 < weights.min() < weights.max() <= 1
+    assert f"an epoch draws {Sampler(weights).size:,} of {len(dataset):,} jets by their weights" in lines
+    with pytest.raises(InputError, match="the histograms come from the training set; prepare that first"):
+        prepare(f"{jet_files}/val/*.root", ours, str(tmp_path), for_training=True, validation=True, report=quiet)
+    val = prepare(f"{jet_files}/val/*.root", train.data_config, str(tmp_path), for_training=True, validation=True, report=quiet)
+    assert val.data_config.derived == train.data_config.derived
+    assert set(Dataset.open(val.uri, ours).batch(np.arange(100)).weights.tolist()) <= set(weights.tolist())
+    test = prepare(f"{jet_files}/test/*.root", train.data_config, str(tmp_path), for_training=False, report=quiet)
+    assert (Dataset.open(test.uri, ours).batch(np.arange(100)).weights == 1).all()
+    auto = DataConfig.load(f"{train.uri}/{AUTO_YAML}")
+    assert auto.derived == train.data_config.derived
+    assert not [path for path in storage.entries(train.uri) if "reweight" in path.uri]
+
+
+def test_weights_that_sampling_would_cut_are_told_of(jet_files, tmp_path):
+    lines: list[str] = []
+    for use in ("sampling", "loss"):
+        weights = {"use_precomputed_weights": True, "weight_branches": ["jetPt"], "use_as": use}
+        ref = prepare(f"{jet_files}/train/a.root", config(weights=weights), str(tmp_path), for_training=True, report=lines.append)
+        assert ref.data_config.weight_use == use
+    assert any("100.0% of the weights are above 1" in line for line in lines)
+    assert any("weights multiply the loss of the jets; their mean is" in line for line in lines)
+
+
+def test_parquet_files(jet_files, tmp_path):
+    """The same jets from a parquet file give the same columns, in several steps."""
+    columns = synthetic_jets(300, seed=1)
+    flat = {name: ak.Array(values) for name, values in columns.items() if name != "PF"}
+    flat |= {f"PF_{name}": columns["PF"][name] for name in columns["PF"].fields}
+    (tmp_path / "in").mkdir()
+    ak.to_parquet(ak.Array(flat), str(tmp_path / "in" / "a.parquet"), row_group_size=70)
+    made_of = {name: prepare(source, config(), str(tmp_path), for_training=True, step_bytes=30_000, report=quiet).uri
+               for name, source in (("root", f"{jet_files}/train/a.root"), ("parquet", str(tmp_path / "in")))}  # fmt: skip
+    names = {storage.name(entry.uri) for entry in storage.entries(made_of["root"])} - {DESCRIPTION}
+    assert len(names) > 8
+    assert all((storage.read_bytes(f"{made_of['root']}/{name}")) == storage.read_bytes(f"{made_of['parquet']}/{name}") for name in names)
+    ak.to_parquet(ak.Array(flat | {"jetMass": ["text"] * 300}), str(tmp_path / "in" / "b.parquet"))
+    with pytest.raises(InputError, match=r"b\.parquet: column 'jetMass' has a type that cannot be read"):
+        prepare(str(tmp_path / "in"), config(), str(tmp_path), for_training=True, report=quiet)
+    del flat["jetMass"]
+    ak.to_parquet(ak.Array(flat), str(tmp_path / "in" / "b.parquet"))
+    with pytest.raises(InputError, match=r"b\.parquet: unknown branch 'jetMass'"):
+        prepare(str(tmp_path / "in"), config(), str(tmp_path), for_training=True, report=quiet)
+    (tmp_path / "in" / "b.parquet").write_bytes(b"PAR1 and nothing more")
+    with pytest.raises(InputError, match=r"cannot read .*b\.parquet as a parquet file"):
+        prepare(str(tmp_path / "in"), config(), str(tmp_path), for_training=True, report=quiet)
+
+
 def test_auto_takes_median_and_quantiles_from_the_first_part_of_the_training_files(jet_files, tmp_path):
     auto = config(preprocess={"method": "auto", "data_fraction": 0.5}, inputs={
         "pf": {"length": 20, "vars": ["PF_dR", ["PF_dEta", None]]}, "pf_mask": {"length": 20, "vars": ["PF_mask"]},
@@ -341,7 +460,7 @@ def foreign_scheme(folder, path):
 
 
 BAD_FILES = {
-    no_match: r"no ROOT file matches '.*\*\.rot'; ROOT files in .*: a\.root",
+    no_match: r"no ROOT file matches '.*\*\.rot'; data files in .*: a\.root",
     no_folder: r"there is no folder .*nowhere",
     not_root: r"b\.root is not a ROOT file: it begins with b'jets, al'",
     empty_file: r"b\.root is not a ROOT file: it is empty",
@@ -379,6 +498,34 @@ def test_damage_inside_a_file_is_found_in_decoding_and_names_the_file(one_file, 
     with pytest.raises(InputError, match=r"cannot read .*a\.root as a ROOT file"):
         prepare(str(path), config(), str(tmp_path), for_training=True, report=quiet)
     assert made(tmp_path) == []
+    write_jets(tmp_path / "b.root", one_file[1], basket=7)
+    lines: list[str] = []
+    more = {"for_training": True, "step_bytes": 9000, "skip_bad_files": True, "report": lines.append}
+    ref = prepare(f"{tmp_path}/*.root", config(), str(tmp_path), **more)
+    skipped = storage.read_json(f"{ref.uri}/{DESCRIPTION}")["skipped"]
+    assert [(storage.name(one["uri"]), one["exact"]) for one in skipped] == [("a.root", True)]
+    assert 0 < skipped[0]["jets"] <= 60
+    assert f"warning: {skipped[0]['jets']} jets are lost: cannot read {path} as a ROOT file" in "\n".join(lines)
+    assert ref.num_jets > 60 * 0.8
+
+
+def test_a_truncated_file_is_skipped_only_when_asked(one_file, tmp_path):
+    (tmp_path / "in").mkdir()
+    content = one_file[0].read_bytes()
+    for name, kept in (("a", content), ("b", content[: len(content) // 2]), ("c", content), ("d", b"no jets")):
+        (tmp_path / "in" / f"{name}.root").write_bytes(kept)
+    everything = (f"{tmp_path}/in/*.root", config(), str(tmp_path))
+    with pytest.raises(InputError, match=r"in/b\.root is truncated: .*leave damaged files out with --skip-bad-files"):
+        prepare(*everything, for_training=True, report=quiet)
+    lines: list[str] = []
+    ref = prepare(*everything, for_training=True, skip_bad_files=True, report=lines.append)
+    assert ref.num_read == 120
+    assert next(line for line in lines if "lost" in line).startswith("warning: about 60 jets are lost: ")
+    assert any("d.root is not a ROOT file" in line for line in lines)
+    with pytest.raises(InputError, match="is truncated"):  # what was prepared without the file is not taken for the whole
+        prepare(*everything, for_training=True, report=quiet)
+    with pytest.raises(InputError, match="is not a ROOT file"):
+        prepare(str(tmp_path / "in" / "d.root"), config(), str(tmp_path), for_training=True, skip_bad_files=True, report=quiet)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,172 @@
+"""weaver-core and this project load the same files with the same data configs; every array is compared bit by bit.
+
+    python -m tests.weaver.peer.parity --peer-python .venv-peer/bin/python             a table, exit code 1 where a bit differs
+    python -m tests.weaver.peer.parity --peer-python .venv-peer/bin/python --write     the same, and weaver-core's arrays are stored
+
+The stored arrays (arrays/*.npz) are what tests/weaver/test_peer.py holds this project against without weaver-core at hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from tests.weaver.peer import samples
+from tests.weaver.peer.math_bits import math_bits
+from weaver.data_config import DataConfig
+from weaver.dataset import Dataset
+from weaver.prepare import prepare
+
+HERE = Path(__file__).parent
+ARRAYS = HERE / "arrays"
+DATA = HERE.parents[2] / "data"
+PEER_SECONDS = 600  # weaver-core compiles its kernels first
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One data config on files of one schema, with so many jets in each of its three files."""
+
+    name: str
+    schema: str
+    jets: int
+
+    @property
+    def config(self) -> Path:
+        return next(path for path in (HERE / "configs" / f"{self.name}.yaml", DATA / f"{self.name}.yaml") if path.exists())
+
+    @property
+    def stored(self) -> Path:
+        return ARRAYS / f"{self.name}.npz"
+
+
+CASES = (
+    Case("jec_pfn_open", "jetntuple", 30),
+    Case("jec_particle_net_open", "jetntuple", 30),
+    Case("jetclass_full", "jetclass", 20),
+    Case("jetclass_kin_auto", "jetclass", 24),
+    Case("top_kin", "top", 20),
+    Case("qg_kinpidplus", "top", 20),
+    Case("ak8_mass_decorrelated", "cms", 400),
+    Case("ak4_flavour", "cms", 300),
+    Case("ak8_mass_regression", "cms", 120),
+    Case("mixed_manual", "mixed", 60),
+    Case("mixed_auto", "mixed", 60),
+)
+
+
+def ours(case: Case, folder: Path) -> dict[str, np.ndarray]:
+    """This project's arrays by the names that dump.py gives them."""
+    roles = samples.write(folder, case.schema, case.jets)
+    config = DataConfig.load(str(case.config))
+    found: dict[str, np.ndarray] = {}
+    for role, files in roles.items():
+        prepared = prepare(
+            files, config, str(folder), for_training=role != "test", validation=role == "val", step_bytes=20_000, report=lambda line: None
+        )
+        config = prepared.data_config
+        found |= {f"{role} {name}": array for name, array in _arrays(Dataset.open(prepared.uri, config), role)}
+    return found | {"math_bits": np.array(math_bits())}
+
+
+def _arrays(dataset: Dataset, role: str) -> Iterator[tuple[str, np.ndarray]]:
+    batch, config = dataset.batch(np.arange(len(dataset))), dataset.data_config
+    yield from ((f"input {name}", tensor.numpy()) for name, tensor in batch.inputs.items())
+    yield from ((f"label {name}", tensor.numpy()) for name, tensor in batch.labels.items())
+    # weaver-core leaves observers out in training; here they are kept where the files have them.
+    kept = batch.observers if role == "test" or config.monitor_variables else {}
+    yield from ((f"observer {name}", values) for name, values in kept.items())
+    for name, params in config.preprocess_params.items():
+        values = [params[key] for key in ("center", "scale", "min", "max", "pad_value")]
+        yield f"standardisation {name}", np.array([np.nan if value is None else value for value in values])
+    if config.weight_name and role != "test":
+        yield "weight", batch.weights.numpy()
+        yield from ((f"histogram {name}", hist) for name, hist in (config.reweight_hists or {}).items())
+
+
+def peers(cases: tuple[Case, ...], folder: Path, python: str) -> dict[str, dict[str, np.ndarray]]:
+    """weaver-core's arrays of each case."""
+    jobs = []
+    for case in cases:
+        place = folder / case.name
+        place.mkdir()
+        shutil.copy(case.config, place / "config.yaml")  # weaver-core writes beside it
+        roles = samples.write(place, case.schema, case.jets)
+        jobs.append({"config": str(place / "config.yaml"), "output": str(place / "peer.npz"), "roles": roles})
+    # By its path, not as a module: this project has a package `weaver` too.
+    done = subprocess.run(
+        [python, str(HERE / "dump.py")], input=json.dumps(jobs), text=True, capture_output=True, timeout=PEER_SECONDS, cwd=folder
+    )
+    if done.returncode:
+        raise SystemExit(f"error: weaver-core in {python} failed:\n{done.stderr[-3000:]}")
+    return {case.name: dict(np.load(job["output"])) for case, job in zip(cases, jobs, strict=True)}
+
+
+def difference(one: np.ndarray, other: np.ndarray) -> float:
+    """0 where all values are equal (NaN to NaN), else the largest difference; infinite for another shape."""
+    if one.shape != other.shape or "O" in (one.dtype.kind, other.dtype.kind):
+        return float("inf")
+    floats = one.dtype.kind == "f" and other.dtype.kind == "f"
+    if np.array_equal(one, other, equal_nan=floats):
+        return 0.0
+    with np.errstate(invalid="ignore"):
+        gaps = np.abs(one.astype("f8") - other.astype("f8"))[one != other]
+    return float(np.max(np.nan_to_num(gaps, nan=np.inf)))
+
+
+def compare(made: dict[str, np.ndarray], peer: dict[str, np.ndarray]) -> list[tuple[str, float]]:
+    """(array, largest difference) for the arrays of both; one that only one side has differs infinitely."""
+    return [(name, difference(*(_comparable(name, side) for side in (made, peer)))) for name in {**peer, **made} if name != "math_bits"]
+
+
+def _comparable(name: str, arrays: dict[str, np.ndarray]) -> np.ndarray:
+    """The array, or one that equals no other where there is none; precomputed weights, float64 in weaver-core, are float32 here."""
+    values = arrays.get(name, np.full((1,), object()))
+    return values.astype(np.float32) if name.endswith(" weight") and name in arrays else values
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.weaver.peer.parity", description=__doc__.splitlines()[0])
+    parser.add_argument("--peer-python", default=".venv-peer/bin/python", help="Python of an environment with weaver-core (make peer)")
+    parser.add_argument("--write", action="store_true", help="store weaver-core's arrays")
+    parser.add_argument("--case", action="append", choices=[case.name for case in CASES], help="only these (may be repeated)")
+    arguments = parser.parse_args(argv)
+    python = Path(arguments.peer_python).absolute()  # not resolved: a link into another environment would leave its own
+    if not python.exists():
+        print(f"error: there is no {python}; type: make peer", file=sys.stderr)
+        return 2
+    chosen = tuple(case for case in CASES if not arguments.case or case.name in arguments.case)
+    with tempfile.TemporaryDirectory(prefix="jec-parity-") as folder:
+        found = peers(chosen, Path(folder), str(python))
+        different = sum(report(case, found[case.name], Path(folder)) for case in chosen)
+    if arguments.write:
+        ARRAYS.mkdir(exist_ok=True)
+        for case in chosen:
+            np.savez_compressed(case.stored, **found[case.name])
+        print(f"stored: {sum(path.stat().st_size for path in ARRAYS.glob('*.npz')) / 1e3:.0f} kB in {ARRAYS}")
+    print(f"{different} arrays differ" if different else "every array is equal to the bit")
+    return 1 if different else 0
+
+
+def report(case: Case, peer: dict[str, np.ndarray], folder: Path) -> int:
+    place = folder / f"{case.name}-ours"
+    place.mkdir()
+    rows = compare(ours(case, place), peer)
+    print(f"{case.name} ({case.schema}, {case.jets} jets a file)")
+    for name, gap in rows:
+        shape = "x".join(map(str, peer[name].shape)) if name in peer else "-"
+        print(f"  {name:<45} {shape:>14}  {'equal' if gap == 0 else f'max difference {gap:.3g}'}")
+    return sum(gap != 0 for _, gap in rows)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
