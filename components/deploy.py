@@ -1,12 +1,14 @@
 """deploy: create or update the InferenceService and hold it against the golden answers. Ready is only who answers right."""
 
 import dataclasses
+import os
 import time
 from typing import Any
 
 from clusters.protocol import Service
 from common import storage
-from common.errors import JecError
+from common.config import AUTO
+from common.errors import InputError, JecError
 from common.run import Run
 from components import step
 from serving.client import golden_check
@@ -36,7 +38,10 @@ def deploy(run: Run) -> str:
     However it fails afterwards, a service that says Ready and answers wrong or not at all is told of in its own words.
     """
     cluster = step.home(run)
-    service = cluster.deploy(inference_service(run), deadline=DEADLINE, report=step.say)
+    check_keys(run)
+    search = run.path("search.json")
+    trial = storage.read_json(search)["optimal"] if storage.exists(search) else ""
+    service = cluster.deploy(inference_service(run, trial), deadline=DEADLINE, report=step.say)
     try:
         golden = golden_answers(run, service)
     except JecError as error:
@@ -44,6 +49,24 @@ def deploy(run: Run) -> str:
     storage.write_json(run.path("service.json"), {**dataclasses.asdict(service), **golden})
     step.say(f"{service.name} gave the golden answers at {service.url}")
     return service.url
+
+
+def check_keys(run: Run) -> None:
+    """On a cluster: refuse before anything is made where the predictor would have no S3 keys. Raises InputError with the cure."""
+    if step.LOCAL_DIR in os.environ or not storage.is_s3(run.config.s3_bucket):
+        return
+    from clusters import keys
+    from clusters.api import connect, namespace_of
+    from clusters.survey import Survey
+
+    config, connection = run.config, connect()
+    endpoint = "" if config.s3_endpoint == AUTO else config.s3_endpoint
+    survey = Survey(connection, namespace_of(connection, config.namespace))
+    for one in keys.findings(survey, secret=config.s3_secret, account=config.service_account, endpoint=endpoint):
+        if one.state == "error":
+            raise InputError(f"the service would not get its model: {one.what} {one.found}; {one.cure}")
+        if one.state == "not seen":
+            step.say(f"not seen: {one.what}: {one.found}")
 
 
 def golden_answers(run: Run, service: Service) -> dict[str, Any]:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from urllib.parse import urlsplit
 
-from clusters import permissions
+from clusters import keys, permissions
 from clusters.api import EXPERIMENT, INFERENCE_SERVICE, PYTORCHJOB, Kind, NoCluster, connect, namespace_of
-from clusters.manifests import CREDENTIALS
 from clusters.survey import Survey
 from common.config import AUTO, RunConfig
 from common.errors import InputError, JecError
@@ -43,7 +41,9 @@ def check_cluster(config: RunConfig, *, account: str, wanted: bool) -> Iterator[
     served = [kind for kind in KINDS if survey.serves(kind)]
     yield from _versions(survey, served)
     yield from _permissions(survey, STEPS_ACCOUNT if account == AUTO else account)
-    yield from _secret(survey, config)
+    endpoint = "" if config.s3_endpoint == AUTO else config.s3_endpoint
+    found = keys.findings(survey, secret=config.s3_secret, account=config.service_account, endpoint=endpoint)
+    yield from (Line(*finding) for finding in found)
     yield from _runtime(survey, config)
     yield from _quota(survey, run)
     yield from _dry_run(survey, run, served)
@@ -89,56 +89,6 @@ def _denied_lines(what: str, who: str, denied: list[tuple[permissions.Permission
         verbs = ", ".join(verb for permission, verb in denied if permission is one)
         cure = f"kubectl apply -k deploy/ in namespace {namespace}, or have its owner bind the Role of deploy/"
         yield (error if one.needed else warning)(what, f"{who} may not {verbs} {one.name} ({one.why})", cure)
-
-
-def _secret(survey: Survey, config: RunConfig) -> Iterator[Line]:
-    """The S3 Secret has its keys, names the endpoint that we name, and the predictor's account names it."""
-    name, space = config.s3_secret, survey.namespace
-    secret = survey.secret(name)
-    make = f"kubectl -n {space} create secret generic {name} --from-literal=AWS_ACCESS_KEY_ID=... (see deploy/)"
-    if secret is None and f"Secret {name}" in survey.unseen:
-        yield not_seen(f"Secret {name}", survey.unseen[f"Secret {name}"])
-    elif secret is None:
-        yield error(f"Secret {name}", f"there is none in namespace {space}", make)
-    else:
-        missing = [key for key in CREDENTIALS if not secret.values.get(key)]
-        there = ", ".join(sorted(secret.values)) or "nothing"
-        yield from (error(f"Secret {name}", f"has no {key}; it has {there}", make) for key in missing)
-        if not missing:
-            yield from _endpoint(config, secret.annotations)
-    yield from _account(survey, config)
-
-
-def _endpoint(config: RunConfig, annotations: dict[str, str]) -> Iterator[Line]:
-    name, key = config.s3_secret, "serving.kserve.io/s3-endpoint"
-    asked = urlsplit(config.s3_endpoint).netloc if config.s3_endpoint != AUTO else ""
-    if old := [one for one in annotations if one.startswith("serving.kubeflow.org/")]:
-        yield error(f"Secret {name}", f"annotation {old[0]} is of a group that KServe no longer reads", f"name it {key}")
-    elif key not in annotations and asked:
-        yield error(f"Secret {name}", f"no annotation {key}: KServe would fetch the model from Amazon", f"{key}: {asked}")
-    elif asked and annotations[key] != asked:
-        yield error(f"Secret {name}", f"annotation {key} is {annotations[key]}, --s3-endpoint is {asked}", "make them agree")
-    elif asked and annotations.get("serving.kserve.io/s3-usehttps") != str(int(config.s3_endpoint.startswith("https"))):
-        wanted = str(int(config.s3_endpoint.startswith("https")))
-        yield error(f"Secret {name}", f"serving.kserve.io/s3-usehttps does not fit {config.s3_endpoint}", f'write "{wanted}"')
-    else:
-        yield ok(f"Secret {name}", f"has its keys; KServe's endpoint {annotations.get(key, 'Amazon')}")
-
-
-def _account(survey: Survey, config: RunConfig) -> Iterator[Line]:
-    """KServe gives the storage initializer the keys of the Secrets that the predictor's account names."""
-    name = config.service_account
-    secrets = survey.account_secrets(name)
-    what = f"ServiceAccount {name}"
-    if secrets is None and what in survey.unseen:
-        yield not_seen(what, survey.unseen[what])
-    elif secrets is None:
-        yield error(what, f"there is none in namespace {survey.namespace}", "kubectl apply -k deploy/, or --service-account NAME")
-    elif config.s3_secret not in secrets:
-        patch = f"kubectl -n {survey.namespace} patch serviceaccount {name} -p '{{\"secrets\":[{{\"name\":\"{config.s3_secret}\"}}]}}'"
-        yield error(what, f"does not name Secret {config.s3_secret}: KServe would have no keys", patch)
-    else:
-        yield ok(what, f"names Secret {config.s3_secret}")
 
 
 def _runtime(survey: Survey, config: RunConfig) -> Iterator[Line]:

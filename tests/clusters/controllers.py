@@ -445,11 +445,12 @@ class KServe:
     """InferenceServices -> predictor pods -> conditions. A new spec gets new pods; the old ones go when those are ready.
 
     Like the real one it says Ready of the old spec for a while after an update (`lag` seconds), and its observedGeneration
-    counts something else. `copies_labels` False: its configuration keeps a service's labels from its pods.
+    counts something else. `copies_labels` False: its configuration keeps a service's labels from its pods. `url` is where
+    services answer, by default an address of no machine.
     """
 
-    def __init__(self, lag: float = 0.0, invalid: str = "", copies_labels: bool = True) -> None:
-        self.lag, self.invalid, self.copies_labels = lag, invalid, copies_labels
+    def __init__(self, lag: float = 0.0, invalid: str = "", copies_labels: bool = True, url: str = "") -> None:
+        self.lag, self.invalid, self.copies_labels, self.url = lag, invalid, copies_labels, url
         self._revisions: dict[str, tuple[int, str, float]] = {}
 
     def __call__(self, api: FakeApi) -> None:
@@ -498,7 +499,7 @@ class KServe:
         status.setdefault("components", {}).setdefault("predictor", {})["latestCreatedRevision"] = f"{name}-predictor-{number:05d}"
         if up:
             status["components"]["predictor"]["latestReadyRevision"] = f"{name}-predictor-{number:05d}"
-            status["url"] = f"https://{name}.{api.namespace}.example.org"
+            status["url"] = self.url or f"https://{name}.{api.namespace}.example.org"
             status["address"] = {"url": f"http://{name}.{api.namespace}.svc.cluster.local/v1/models/{name}:predict"}
         api.touch(service)
 

@@ -1,0 +1,153 @@
+"""The programs of the steps, end to end before a fake cluster and a real S3: what each makes there, reads, writes, and how it ends."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import re
+import threading
+
+import numpy as np
+import pytest
+
+from clusters import kubernetes as home_module
+from common import storage
+from common.config import RunConfig
+from common.run import Run
+from components import deploy, evaluate, export, finish, search, step
+from serving import golden
+from tests.clusters import conftest as clusters_conftest
+from tests.clusters.controllers import KServe, Play
+from tests.clusters.test_kubernetes import UP, loss, node_of
+from tests.operations.test_check import furnish
+
+fake = clusters_conftest.fake
+NAME = "pfn-regressor-open"
+METRICS = {"passed": True, "reasons": [], "gain": {"value": 3.0, "low": 2.0, "high": 4.0}}
+
+
+@pytest.fixture
+def run(s3_bucket, s3_server, monkeypatch):
+    monkeypatch.delenv(step.LOCAL_DIR, raising=False)
+    init = home_module.KubernetesCluster.__init__
+    monkeypatch.setattr(init, "__kwdefaults__", {"poll": 0.02, "patience": 600.0})
+    monkeypatch.setattr(deploy, "GOLDEN_DEADLINE", 1.0)
+    made = Run(config=RunConfig(s3_bucket=s3_bucket, s3_endpoint=s3_server, run_id=f"{NAME}-0123abcd", max_trials=2, parallel_trials=1))
+    made.save()
+    return made
+
+
+@pytest.fixture
+def model_server():
+    """Answers as the exported models, unless a test spoils its answers."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self):
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            name = re.search(r"/models/([^/]+)/infer", self.path)[1]
+            self.server.asked.append((name, body["inputs"][0]["shape"][0]))
+            x = golden.arrays(body["inputs"])["x"]
+            content = json.dumps(golden.response_body(name, {"output": 2 * x + self.server.off})).encode()
+            self.send_response(self.server.code)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.asked, server.off, server.code = [], np.float32(0), 200
+    server.url = f"http://127.0.0.1:{server.server_port}"
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def call(module, run, *args) -> int:
+    return module.main(["--run", run.uri, "--s3-endpoint", run.config.s3_endpoint, "--job-id", "job-1", *args])
+
+
+def as_the_pods_would(run) -> None:
+    """What training, export and evaluation leave in the storage."""
+    for name in (NAME, f"{NAME}-raw"):
+        storage.write_bytes(run.path("model", name, "1", "model.onnx"), b"onnx")
+        for size in golden.SIZES:
+            x = np.linspace(-1, 1, size, dtype=np.float32).reshape(size, 1)
+            golden.write(run.path("golden", name), {"x": x}, name, {"output": 2 * x})
+    storage.write_json(run.path("metrics.json"), METRICS)
+    storage.write_text(run.path("report.html"), "<html></html>")
+
+
+def furnished(api, endpoint) -> None:
+    furnish(api, endpoint=endpoint.removeprefix("http://"))
+    api.find("secrets", "s3-secret")["metadata"]["annotations"]["serving.kserve.io/s3-usehttps"] = "0"
+
+
+def test_the_steps_of_a_run_one_after_the_other(fake, run, model_server, s3_server, tmp_path, capsys):
+    home = fake(node_of(loss(0.2), loss(0.1), Play(), Play(), UP), kserve=KServe(url=model_server.url))
+    furnished(home.api, s3_server)
+    assert call(search, run, "--best-trial-output", str(tmp_path / "best")) == 0
+    best = (tmp_path / "best").read_text()
+    assert storage.read_json(run.path("search.json"))["optimal"] == best
+    as_the_pods_would(run)
+    assert call(export, run, "--trial", best) == 0
+    assert call(evaluate, run, "--trial", best, "--passed-output", str(tmp_path / "passed")) == 0
+    assert (tmp_path / "passed").read_text() == "true"
+    assert call(deploy, run, "--url-output", str(tmp_path / "url")) == 0
+    assert (tmp_path / "url").read_text() == model_server.url
+    assert model_server.asked == [(NAME, 1), (NAME, 100), (f"{NAME}-raw", 1), (f"{NAME}-raw", 100)]
+    assert storage.read_json(run.path("service.json"))["others"][f"{NAME}-raw"] == {"1": 0.0, "100": 0.0}
+    summary = finish.finish(run.uri, "none", step.Artifacts(""))
+    assert (summary["state"], summary["best_trial"], summary["service"]) == ("succeeded", best, model_server.url)
+    kinds = ("experiments", "pytorchjobs", "inferenceservices", "pods")
+    labels = [one["metadata"]["labels"] for kind in kinds for one in home.api.all(kind)]
+    assert {(one["jec/run-id"], one["jec/user"]) for one in labels} == {(run.id, "auto")}
+    assert {one["jec/step"] for one in labels} == {"search", "export", "evaluate", "deploy"}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda server: setattr(server, "off", np.float32(0.001)), "it serves another model than was exported"),
+        (lambda server: setattr(server, "code", 503), "gave no answer within"),
+    ],
+)
+def test_a_green_run_with_a_broken_service_is_impossible(fake, run, model_server, s3_server, capsys, spoil, said):
+    home = fake(node_of(Play(seconds=1e9, log="loading the model failed\n")), kserve=KServe(url=model_server.url))
+    furnished(home.api, s3_server)
+    as_the_pods_would(run)
+    spoil(model_server)
+    assert call(deploy, run) == 1
+    error = capsys.readouterr().err
+    assert said in error
+    assert "  | loading the model failed" in error
+    assert not storage.exists(run.path("service.json"))
+    assert finish.summarise(run.uri)["state"] == "failed"
+
+
+def test_without_its_keys_no_service_is_made(fake, run, model_server, capsys):
+    home = fake(node_of(UP), kserve=KServe(url=model_server.url))
+    as_the_pods_would(run)
+    assert call(deploy, run) == 2
+    assert "the service would not get its model: Secret s3-secret there is none in namespace physics; kubectl" in capsys.readouterr().err
+    assert home.api.all("inferenceservices") == []
+
+
+@pytest.mark.parametrize(
+    ("module", "args", "play", "said"),
+    [
+        (search, (), Play(exit_code=1, log="error: no jets\n"), "2 x exit code 1: error: no jets"),
+        (export, ("--trial", "t"), Play(exit_code=1, log="error: parity\n"), "exit code 1: error: parity"),
+        (evaluate, ("--trial", "t"), Play(reason="OOMKilled"), "OOMKilled"),
+    ],
+)
+def test_a_step_whose_pods_fail_ends_with_their_reason(fake, run, capsys, module, args, play, said):
+    fake(node_of(play))
+    assert call(module, run, *args) == 1
+    assert said in capsys.readouterr().err
+    assert finish.summarise(run.uri)["state"] == "failed"
