@@ -11,7 +11,7 @@ kept in memory, fed from the main process. (Its --use-amp is autocast for CUDA a
 and --compile.
 
 The networks are those of networks/ here, and there the same functions in the form in which they were published
-(benchmarks/published.py); the rows "with our network file" tell what the framework alone does.
+(benchmarks/published.py).
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
 import re
 import statistics
 import subprocess
@@ -117,15 +116,11 @@ class Bench:
         steps: int,
         epochs: int = EPOCHS,
         allocator: bool = True,
-        our_network: bool = False,
         extra: tuple[str, ...] = (),
     ) -> Trained:
         folder, environment = self._folder(), with_allocator() if allocator else without_allocator()
         environment.pop("PYTHONPATH", None)
-        network = PEER / case.peer
-        if our_network:  # our network files need their own packages, and must not bring our `weaver` along
-            network, environment["PYTHONPATH"] = ROOT / case.ours, str(self._without_weaver())
-        command = [str(Path(self.peer_python).parent / "weaver"), "--network-config", str(network), *self.peer_extra, *extra]
+        command = [str(Path(self.peer_python).parent / "weaver"), "--network-config", str(PEER / case.peer), *self.peer_extra, *extra]
         command += ["--gpus", "0" if self.device == "cuda" else ""]
         command += self._common(case, steps, epochs, folder, self.files)
         command += [word for name, value in case.options.items() for word in ("--network-option", name, str(value))]
@@ -168,14 +163,6 @@ class Bench:
             copy.write_text((ROOT / case.data_config).read_text())
         return copy
 
-    def _without_weaver(self) -> Path:
-        folder = self.scratch / "path"
-        if not folder.exists():
-            folder.mkdir()
-            for name in ("networks", "common"):
-                os.symlink(ROOT / name, folder / name)
-        return folder
-
     def _folder(self) -> Path:
         self._number += 1
         folder = self.scratch / f"run{self._number}"
@@ -207,9 +194,8 @@ def speed(bench: Bench, name: str, report: Report, rounds: int) -> None:
         contenders["ours, bf16, --compile"] = lambda: bench.ours(case, "bf16", steps=steps, extra=("--compile",)).rate
     contenders["weaver-core"] = lambda: bench.peer(case, steps=steps, extra=best).rate
     runs = alternate(contenders, rounds)
-    once = {"weaver-core as installed": lambda: bench.peer(case, steps=steps, allocator=False).rate}
-    once["weaver-core with our network file"] = lambda: bench.peer(case, steps=steps, our_network=True).rate
-    runs |= alternate(once, 1)
+    if device == "cpu":
+        runs |= alternate({"weaver-core as installed": lambda: bench.peer(case, steps=steps, allocator=False).rate}, 1)
     flops = flops_per_jet(case)
     peaks = {"float32": peak_flops(_dtype("float32"), device), **({"bf16": peak_flops(_dtype("bf16"), device)} if bf16 else {})}
     rows = []
@@ -219,7 +205,7 @@ def speed(bench: Bench, name: str, report: Report, rounds: int) -> None:
         factor = ratio(rates, runs["weaver-core"]).text(".2f", "x") if len(rates) == rounds and contender != "weaver-core" else ""
         rows.append([contender, Spread.of(rates).text(), factor, near])
     notes = [
-        f"{case.options}, batch {bench.batch_size}, {steps} steps an epoch, epochs 2 to {EPOCHS} count; the last two rows once each.",
+        f"{case.options}, batch {bench.batch_size}, {steps} steps an epoch, epochs 2 to {EPOCHS} count; as installed: once.",
         f"weaver-core with {' '.join([*bench.peer_extra, *best])}; as installed: the same without the allocator's settings.",
         f"A training step takes {flops / 1e6:.1f} MFLOP a jet in our form of the network (counted by PyTorch, matrix products alone). "
         "A large matrix product reaches "
