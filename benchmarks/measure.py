@@ -169,8 +169,6 @@ class Report:
         self.machine = machine()
         self.path = folder / f"{name}-{self.machine['date'][:10]}-{kind(self.machine)}.json"
         self.content: dict[str, Any] = {"benchmark": name, "title": title, "sections": {}}
-        if self.path.exists():  # earlier parts of the same day
-            self.content["sections"] = json.loads(self.path.read_text())["sections"]
 
     def section(
         self,
@@ -189,6 +187,8 @@ class Report:
     def save(self) -> Path:
         """Write both files; returns the path of the readable one."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self.path.exists():  # other parts of the same day
+            self.content["sections"] = json.loads(self.path.read_text())["sections"] | self.content["sections"]
         _write(self.path, json.dumps({**self.content, "machine": self.machine}, indent=1) + "\n")
         readable = self.path.with_suffix(".md")
         _write(readable, self.text())
