@@ -26,7 +26,7 @@ from common.storage import Entry
 from weaver import parquet
 from weaver.data_config import TRAINING_FLAG, DataConfig, Plan
 
-SAMPLE_NAME = re.compile(r"^[\w.+-]+:(?!//)")
+SAMPLE_NAME = re.compile(r"^[\w.+%-]+:(?!//)")
 HEADER = 100  # bytes of a ROOT file's header that hold its version and its end
 STEP_BYTES = 16 * 2**20  # decoded at a time; what is computed from them takes a few times that, and larger steps are no faster
 SUFFIXES = (".root", parquet.SUFFIX)
@@ -315,6 +315,8 @@ def _find_tree(uri: str, file, wanted: str | None) -> str:
         return wanted
     if wanted is None and len(newest) == 1:
         wanted = next(iter(newest))
+    if not newest and (ntuples := file.keys(recursive=True, cycle=False, filter_classname="ROOT::RNTuple")):
+        raise InputError(f"{uri} holds the RNTuple '{ntuples[0]}' and no tree; RNTuples are not read yet: write a TTree or a parquet file")
     if wanted is None:
         raise InputError(
             f"{uri} holds {len(newest)} trees ({', '.join(sorted(newest)) or 'none'}); name one as 'treename' in the data config"

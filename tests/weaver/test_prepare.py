@@ -120,6 +120,16 @@ def test_falling_order_keeps_ties_and_puts_nan_last(dtype):
     assert transform.sort_within([transform._falling(keys)], counts).tolist() == expected
 
 
+def test_two_ways_of_sorting_agree(monkeypatch):
+    rng = np.random.default_rng(4)
+    counts = rng.integers(0, 30, 50)
+    keys = [rng.integers(0, 3, counts.sum()), rng.random(counts.sum()) > 0.5, np.round(rng.random(counts.sum()), 1)]
+    keys[2][::7] = np.nan
+    rows = transform.sort_within(keys, counts)
+    monkeypatch.setattr(transform, "MOST_PADDING", 0)
+    assert np.array_equal(rows, transform.sort_within(keys, counts))
+
+
 def test_steps_of_decoding_do_not_show(jet_files, tmp_path):
     """Ten jets at a time or all at once: the same bytes."""
     refs = [prepare(f"{jet_files}/train/*.root", config(), str(tmp_path / n), for_training=True, step_bytes=size, report=quiet)
@@ -455,11 +465,18 @@ def two_trees(folder, path):
     return str(path), {"treename": None}
 
 
+def an_rntuple(folder, path):
+    with uproot.recreate(folder / "b.root") as file:
+        file.mkrntuple("jets", {"jetPt": np.zeros(3)})
+    return str(folder / "b.root"), {"treename": None}
+
+
 def foreign_scheme(folder, path):
     return "gs://bucket/a.root", {}
 
 
 BAD_FILES = {
+    an_rntuple: "holds the RNTuple 'jets' and no tree; RNTuples are not read yet",
     no_match: r"no ROOT file matches '.*\*\.rot'; data files in .*: a\.root",
     no_folder: r"there is no folder .*nowhere",
     not_root: r"b\.root is not a ROOT file: it begins with b'jets, al'",
