@@ -21,7 +21,7 @@ from components import chain, host_runner
 from components.step import LOCAL_DIR, STATUS, write_status
 from weaver.allocator import ENVIRONMENT as ALLOCATOR
 
-SMALL = ("run.json", "search.json", "metrics.json", "report.html", "service.json", STATUS)
+SMALL = ("run.json", "search.json", "metrics.json", "report.html", "service.json", "summary.json", STATUS)
 """Copied beside the logs when the results lie on S3, so that `latest` has something to look at."""
 
 
