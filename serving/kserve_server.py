@@ -42,7 +42,8 @@ def serve(repository: Path, name: str, port: int, identity: str) -> None:
     for noisy in ("kserve.trace", "uvicorn.access"):  # several lines a request; the server's constructor set them up
         logging.getLogger(noisy).setLevel(logging.WARNING)
     server.dataplane._server_name = identity  # pinned version; there is no public way to set it
-    print(f"serving {', '.join(model.name for model in models)} with kserve's model server on http://127.0.0.1:{port} (no Triton, no dynamic batching)", flush=True)
+    served = ", ".join(model.name for model in models)
+    print(f"serving {served} with kserve's model server on http://127.0.0.1:{port} (no Triton, no dynamic batching)", flush=True)
     server.start(models)
 
 

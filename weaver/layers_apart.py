@@ -42,9 +42,10 @@ def layer_differences(
     theirs = onnx_layers(onnx_path, inputs, level)
     found = {}
     for name, output in ours.items():
-        same_shape = [other for other in theirs.get(name, []) if other.shape == output.shape]
-        if same_shape:  # the last node of the layer with that shape is the one that gives its output
-            scaled = np.abs(same_shape[-1].astype(np.float64) - output) / np.maximum(1, np.abs(output))
+        # The last node of the layer with that shape, or with the particles as rows, is the one that gives its output.
+        same = [other for other in theirs.get(name, []) if other.size == output.size and other.shape[-1:] == output.shape[-1:]]
+        if same:
+            scaled = np.abs(same[-1].reshape(output.shape).astype(np.float64) - output) / np.maximum(1, np.abs(output))
             found[name] = float(np.where(np.isfinite(scaled), scaled, np.inf).max(initial=0.0))
     return found
 

@@ -89,6 +89,8 @@ def session_options(config):
     options = ort.SessionOptions()
     # 0 means "choose": then the CPUs that this process may use, since onnxruntime itself counts the machine's and pins its threads.
     options.intra_op_num_threads = int(given.get("intra_op_thread_count", 0)) or len(os.sched_getaffinity(0))
+    # Threads that spin while they wait would take the cores from the server itself, which here shares them.
+    options.add_session_config_entry("session.intra_op.allow_spinning", given.get("session.intra_op.allow_spinning", "0"))
     options.inter_op_num_threads = int(given.get("inter_op_thread_count", 0))
     if given.get("execution_mode", "0") == "1":
         options.execution_mode = ort.ExecutionMode.ORT_PARALLEL

@@ -1,0 +1,308 @@
+"""How fast the exported networks answer: in ONNX Runtime beside their published form, and through Triton beside ONNX Runtime in process.
+
+    python -m benchmarks.serving                      # everything, a few minutes; writes benchmarks/results/serving-*
+    python -m benchmarks.serving --parts runtime      # or: variants, triton
+
+Weights are random and jets are generated numbers: neither changes the work. The networks have the sizes of the published study's best
+trials (ParticleNet: 3 blocks, k 16, 3 x 50, then 3 x 200; PFN: 5 x 50, then 3 x 400; 100 particles). Both forms of a network hold the
+same weights, are exported by the same exporter, and run in the same ONNX Runtime with as many threads as there are cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import types
+import urllib.request
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.measure import Report, Spread, alternate, ratio
+from common.project import ROOT
+
+LENGTH = 100
+GROUPS = {"pf_points": 2, "pf_features": 6, "pf_mask": 1, "jet_features": 8}
+NETWORKS: dict[str, tuple[str, dict[str, int]]] = {
+    "ParticleNet": ("particle_net_regressor_open.py", dict(conv_dim=50, fc_dim=200)),
+    "PFN": ("pfn_regressor_open.py", dict(num_conv_layers=5, conv_dim=50, fc_dim=400)),
+}
+BATCHES = (1, 100, 1000)
+SECONDS = 0.3  # of one run, at least; one batch of 1000 jets may take longer
+CONCURRENCY = 16
+LOAD_SECONDS = 2.5
+
+Inputs = dict[str, np.ndarray]
+
+
+# ------------------------------------------------------------------------------------------------------------ networks and jets
+
+
+def build(name: str, **more: Any):
+    """(model, model_info, data config) of a network with random weights."""
+    import torch
+
+    from tests.networks.jets import settle
+    from weaver.network_file import load_network
+
+    file, options = NETWORKS[name]
+    groups = [group for group in GROUPS if group != "pf_points" or name == "ParticleNet"]
+    shapes = {g: (-1, GROUPS[g]) if g == "jet_features" else (-1, GROUPS[g], LENGTH) for g in groups}
+    config = types.SimpleNamespace(input_names=groups, input_shapes=shapes)
+    torch.manual_seed(0)
+    model, info = load_network(str(ROOT / "networks" / file)).build(config, {**options, **more})
+    return settle(model), info, config
+
+
+def jets(config: Any, count: int, seed: int = 1) -> Inputs:
+    """`count` jets with 10 to 100 particles of random features."""
+    rng = np.random.default_rng(seed)
+    real = (np.arange(LENGTH) < rng.integers(10, LENGTH + 1, count)[:, None])[:, None].astype(np.float32)
+    made = {
+        group: rng.normal(size=(count, *shape[1:])).astype(np.float32) * (1 if len(shape) == 2 else real)
+        for group, shape in config.input_shapes.items()
+    }
+    return made | {"pf_mask": real}
+
+
+def export_pair(name: str, folder: Path) -> tuple[dict[str, Path], Any]:
+    """The same function in our form and in the published one, as two ONNX files."""
+    from benchmarks.published import published
+    from weaver.onnx_export import export_onnx
+
+    model, info, config = build(name, **({"use_counts": False} if name == "ParticleNet" else {}))
+    forms = {"ours": model, "published form": published(model)}
+    return {form: export_onnx(one, info, config, folder / f"{name}-{form}.onnx") for form, one in forms.items()}, config
+
+
+def rate(run: Callable[[], Any], count: int) -> Callable[[], float]:
+    """A contender: jets a second over at least SECONDS."""
+
+    def measured() -> float:
+        started, done = time.perf_counter(), 0
+        while time.perf_counter() - started < SECONDS:
+            run()
+            done += count
+        return done / (time.perf_counter() - started)
+
+    return measured
+
+
+def apart(got: np.ndarray, expected: np.ndarray) -> dict[str, float]:
+    """Largest and median difference, and the share of jets within the gate's 1e-5."""
+    difference = np.abs(got.astype(np.float64) - expected).max(axis=1)
+    return {"largest": float(difference.max()), "median": float(np.median(difference)), "share": float(np.mean(difference <= 1e-5))}
+
+
+# ----------------------------------------------------------------------------------------------------------------- the parts
+
+
+def runtime(report: Report, rounds: int) -> None:
+    """Our form against the published one, in ONNX Runtime."""
+    from weaver.parity import session
+
+    rows, data, notes = [], {}, []
+    with tempfile.TemporaryDirectory() as folder:
+        for name in NETWORKS:
+            paths, config = export_pair(name, Path(folder))
+            sessions = {form: session(path) for form, path in paths.items()}
+            inputs = jets(config, max(BATCHES))
+            answers = {form: one.run(None, inputs)[0] for form, one in sessions.items()}
+            close = apart(answers["ours"], answers["published form"])
+            notes.append(f"{name}: the two forms agree within {close['largest']:.1e} (median {close['median']:.1e}) on 1,000 jets")
+            for batch in BATCHES:
+                feed = {key: x[:batch] for key, x in inputs.items()}
+                runs = alternate({form: rate(_runner(one, feed), batch) for form, one in sessions.items()}, rounds)
+                gain = ratio(runs["ours"], runs["published form"])
+                rows.append([name, batch, *(Spread.of(runs[form]).text() for form in sessions), gain.text(".2f")])
+                data[f"{name} {batch}"] = runs
+    columns = ["network", "batch", "ours, jets/s", "published form, jets/s", "ratio"]
+    report.section("ONNX Runtime, float32", columns=columns, rows=rows, notes=notes, runs=data)
+
+
+def _runner(session: Any, feed: Mapping[str, np.ndarray]) -> Callable[[], Any]:
+    return lambda: session.run(None, feed)
+
+
+def variants(report: Report, rounds: int) -> None:
+    """What lower precision would give, and how far its answers are off."""
+    rows, data = [], {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name in NETWORKS:
+            runners, config = _variants(name, Path(folder))
+            inputs = jets(config, 100)
+            expected = runners["float32"](inputs)
+            contenders = {label: rate(lambda run=run, feed=inputs: run(feed), 100) for label, run in runners.items()}
+            runs = data[name] = alternate(contenders, rounds)
+            for label, run in runners.items():
+                off = apart(run(inputs), expected)
+                gain = ratio(runs[label], runs["float32"])
+                shown = (f"{off[key]:.1e}" for key in ("largest", "median"))
+                rows.append([name, label, Spread.of(runs[label]).text(), gain.text(".2f"), *shown])
+    notes = [
+        "batch 100; differences are of log(pT_gen/pT) from ONNX Runtime's float32; the gate allows 1e-3 to any jet and 1e-5 to 99.9 %",
+        "int8: dynamic quantisation of all matrix products; ONNX Runtime has no bfloat16 kernels for x86: bf16 is torch's",
+    ]
+    columns = ["network", "variant", "jets/s", "to float32", "largest difference", "median difference"]
+    report.section("lower precision", columns=columns, rows=rows, notes=notes, runs=data)
+
+
+def _variants(name: str, folder: Path) -> tuple[dict[str, Callable[[Inputs], np.ndarray]], Any]:
+    import onnx
+    import torch
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    from weaver.onnx_export import export_onnx
+    from weaver.parity import session, torch_answers
+
+    model, info, config = build(name)
+    paths = {label: folder / f"{name}-{label}.onnx" for label in ("float32", "int8", "float16")}
+    export_onnx(model, info, config, paths["float32"])
+    quantize_dynamic(paths["float32"], paths["int8"], weight_type=QuantType.QInt8)
+    onnx.save(convert_float_to_float16(onnx.load(paths["float32"]), keep_io_types=True), paths["float16"])
+    sessions = {label: session(path) for label, path in paths.items()}
+    runners = {label: lambda feed, one=one: one.run(None, feed)[0] for label, one in sessions.items()}
+
+    def bf16(feed: Inputs) -> np.ndarray:
+        with torch.autocast("cpu", torch.bfloat16):
+            return torch_answers(model, info["input_names"], feed)
+
+    runners["torch float32"] = lambda feed: torch_answers(model, info["input_names"], feed)
+    return runners | {"torch bf16": bf16}, config
+
+
+def served(report: Report, rounds: int) -> None:
+    """Triton with dynamic batching against ONNX Runtime in process at the batch that Triton made of the requests."""
+    from serving import triton
+
+    rows, data = [], {}
+    with tempfile.TemporaryDirectory() as folder:
+        if why_not := triton.triton_unusable(folder):
+            print(f"no Triton here: {why_not}", file=sys.stderr)
+            return
+        for name in NETWORKS:
+            for request in (1, 32):
+                runs = data[f"{name} {request}"] = _served(name, request, rounds, Path(folder))
+                gain = ratio(runs["triton"], runs["in process"])
+                batch, *rates = (Spread.of(runs[key]) for key in ("mean batch", "triton", "in process"))
+                rows.append([name, request, batch.text(".1f"), *(one.text() for one in rates), gain.text(".2f")])
+    notes = [f"{CONCURRENCY} requests at a time from another process, bytes over kept connections; server, client and model share cores"]
+    columns = ["network", "jets a request", "mean batch", "Triton, jets/s", "in process, jets/s", "ratio"]
+    report.section("Triton on this machine", columns=columns, rows=rows, notes=notes, runs=data)
+
+
+def _served(name: str, request: int, rounds: int, folder: Path) -> dict[str, list[float]]:
+    """Rates of both and the mean batch, `rounds` times in turn. Triton waits without work while the other is measured."""
+    from serving import triton
+    from weaver.parity import session
+
+    onnx_path, config = _repository(name, folder / f"{name}-{request}")
+    in_process = session(onnx_path)
+    runs: dict[str, list[float]] = {"triton": [], "in process": [], "mean batch": []}
+    server = triton.start(
+        onnx_path.parents[2], model_name=name.lower(), log=folder / "server.log", workdir=folder / "work", kind="triton"
+    )
+    try:
+        for _ in range(rounds):
+            got, batch = _load(server.url, name, request)
+            feed = jets(config, max(round(batch), 1))
+            local = rate(_runner(in_process, feed), len(feed["pf_mask"]))()
+            for key, value in zip(runs, (got, local, batch), strict=True):
+                runs[key].append(value)
+    finally:
+        triton.stop(server.pid, seconds=0.5)
+    return runs
+
+
+def _repository(name: str, folder: Path) -> tuple[Path, Any]:
+    """A Triton repository with one network; returns the ONNX file in it, and the data config."""
+    from weaver.onnx_export import export_onnx
+    from weaver.triton_config import triton_config
+
+    model, info, config = build(name)
+    path = folder / name.lower() / "1" / "model.onnx"
+    path.parent.mkdir(parents=True)
+    export_onnx(model, info, config, path)
+    (path.parents[1] / "config.pbtxt").write_text(triton_config(path, name.lower(), warmup=(1, 100), device="cpu"))
+    return path, config
+
+
+def _load(url: str, name: str, request: int) -> tuple[float, float]:
+    """Jets a second and the mean batch that Triton ran, under load from another process."""
+    command = [sys.executable, "-m", "benchmarks.serving", "--load", url, "--model", name, "--request", str(request)]
+    before = _statistics(url, name)
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120)
+    if done.returncode:
+        raise RuntimeError(done.stderr)
+    inferences, executions = (after - b for after, b in zip(_statistics(url, name), before, strict=True))
+    return json.loads(done.stdout)["rate"], inferences / executions
+
+
+def _statistics(url: str, name: str) -> tuple[int, int]:
+    with urllib.request.urlopen(f"{url}/v2/models/{name.lower()}/stats", timeout=10) as response:
+        stats = json.load(response)["model_stats"][0]
+    return stats["inference_count"], stats["execution_count"]
+
+
+def load(url: str, name: str, request: int) -> None:
+    """CONCURRENCY threads that ask again as soon as they are answered; prints the rate after a second of warming up."""
+    from serving import golden
+    from serving.connection import Connections
+
+    groups = [group for group in GROUPS if group != "pf_points" or name == "ParticleNet"]
+    shapes = {g: (-1, GROUPS[g]) if g == "jet_features" else (-1, GROUPS[g], LENGTH) for g in groups}
+    body, headers = golden.to_binary(jets(types.SimpleNamespace(input_shapes=shapes), request))
+    connections, done = Connections(url, 60.0), [0] * CONCURRENCY
+    ends = time.perf_counter() + 1 + LOAD_SECONDS
+
+    def ask(index: int) -> None:
+        while time.perf_counter() < ends:
+            reply = connections.request(f"/v2/models/{name.lower()}/infer", body, headers)
+            if reply.status != 200:
+                raise RuntimeError(reply.content[:300])
+            done[index] += 1
+
+    threads = [threading.Thread(target=ask, args=(index,)) for index in range(CONCURRENCY)]
+    for thread in threads:
+        thread.start()
+    time.sleep(1)
+    started, before = time.perf_counter(), sum(done)
+    time.sleep(LOAD_SECONDS - 0.2)
+    print(json.dumps({"rate": (sum(done) - before) * request / (time.perf_counter() - started)}))
+    for thread in threads:
+        thread.join()
+
+
+PARTS = {"runtime": runtime, "variants": variants, "triton": served}
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.serving", description=__doc__.splitlines()[0])
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure (default: all)")
+    parser.add_argument("--rounds", type=int, default=5, help="runs of each contender, in turn (default: %(default)s)")
+    parser.add_argument("--dry", action="store_true", help="print, write no files")
+    for name in ("--load", "--model", "--request"):  # the client's process
+        parser.add_argument(name, help=argparse.SUPPRESS)
+    options = parser.parse_args(argv)
+    if options.load:
+        load(options.load, options.model, int(options.request))
+        return 0
+    report = Report("serving", "The exported networks: ONNX Runtime and Triton")
+    for part in options.parts:
+        PARTS[part](report, options.rounds)
+        if not options.dry:
+            report.save()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
