@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import socketserver
 import threading
 import time
 
@@ -122,6 +123,43 @@ def test_an_answer_that_is_no_json(scripted):
 def test_an_address_that_is_none(url):
     with pytest.raises(InputError, match="is no address of a server; write http://host:port"):
         Client(url, "m")
+
+
+def test_a_kept_connection_that_the_server_closed_is_opened_again():
+    """Each connection answers one request, promises to stay, and is closed."""
+    opened = []
+
+    class Forgetful(socketserver.StreamRequestHandler):
+        def handle(self):
+            opened.append(self.client_address)
+            lines = list(iter(lambda: self.rfile.readline().strip().lower(), b""))
+            self.rfile.read(next(int(line.split(b":")[1]) for line in lines if line.startswith(b"content-length")))
+            body = json.dumps(ANSWER).encode()
+            self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Forgetful) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        client = Client(f"http://127.0.0.1:{server.server_address[1]}", "m")
+        assert [client.infer({}) for _ in range(3)] == [ANSWER] * 3
+        server.shutdown()
+    assert len(opened) == 3
+
+
+def test_a_redirection_is_no_answer():
+    class Elsewhere(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(302)
+            self.send_header("Location", "https://login")
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Elsewhere) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        with pytest.raises(NotServing, match=r"\(302\): it sends elsewhere, to https://login"):
+            Client(f"http://127.0.0.1:{server.server_port}", "m").metadata()
+        server.shutdown()
 
 
 def test_a_proxy_in_the_environment_is_not_asked_for_this_machine(scripted, monkeypatch):

@@ -14,11 +14,12 @@ import sys
 import urllib.request
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from common import storage
 from common.errors import ClusterError, DeadlineError, InputError
-from serving import triton
+from serving import golden, triton
 from serving.client import Client, golden_check
 from tests.serving.conftest import NAME
 
@@ -56,6 +57,17 @@ def test_golden_requests_come_back_with_the_golden_answers(server, repository):
     assert set(checked["max_difference"]) == {"1", "100"}
     assert max(checked["max_difference"].values()) < 1e-6
     assert checked["answer"]["outputs"][0]["shape"] == [1, 1]
+
+
+def test_arrays_travel_as_bytes_with_the_same_answer(server, repository):
+    inputs = golden.arrays(golden_request(repository, 100)["inputs"])
+    expected = golden.arrays(storage.read_json(str(repository / "golden" / "response-100.json"))["outputs"])
+    client = Client(server.url, NAME)
+    for _ in range(2):  # the second time over the kept connection
+        answer = client.ask(inputs)
+        np.testing.assert_allclose(answer["output"], expected["output"], atol=1e-6)
+    with pytest.raises(InputError, match="pf_mask"):
+        client.ask({name: array for name, array in inputs.items() if name != "pf_mask"})
 
 
 def test_serves_what_config_pbtxt_says(server):
