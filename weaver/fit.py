@@ -116,7 +116,7 @@ class Fit:
                     progress.advance(0, note=watch.note())
                     if stop:
                         self._interrupt()
-                progress.advance(len(batch) * self.world.size)
+                progress.advance(self._jets(self.train, place))
 
     def batches(self) -> Iterator[tuple[Batch, int]]:
         """The batches still to do in this epoch, each with its place in its pass over the data.
@@ -167,11 +167,10 @@ class Fit:
         """The loss whose gradient, averaged over ranks as DDP does, is that of the mean over the jets of all ranks."""
         if self.world.size == 1:
             return loss
-        whole = self.train.batch_size * self.world.size
         if isinstance(count, torch.Tensor):  # a sum of weights, which only the ranks together know
             total = self.world.sum_on_device(count).clamp(min=torch.finfo(count.dtype).tiny)
         else:
-            total = min(whole, self.train.num_jets - place * whole)
+            total = self._jets(self.train, place)
         return loss * (count * self.world.size / total)
 
     def _settle(self, losses: list[tuple[torch.Tensor, float | torch.Tensor]]) -> bool:
@@ -186,14 +185,24 @@ class Fit:
         first = progressed.batch - len(losses)
         for batch, (loss_sum, num_jets) in enumerate(zip(values[::2], values[1::2], strict=True), start=first):
             if not math.isfinite(loss_sum):
-                raise TrainingError(
-                    f"the loss became {loss_sum} in {self._where()}, batch {batch + 1}/{self.steps}; "
-                    "a smaller --start-lr may help, or look for values that are not finite in the data"
-                )
+                where = f"{self._where()}, batch {batch + 1}/{self.steps}"
+                raise TrainingError(f"the loss became {loss_sum} in {where}; {self._cause(progressed.epoch * self.steps + batch)}")
             progressed.loss_sum += loss_sum
             progressed.num_jets += num_jets
         losses.clear()
         return stops > 0
+
+    def _cause(self, number: int) -> str:
+        """What this rank's batch of a step tells about a loss that is not finite: what to do, as the end of a sentence."""
+        turn, place = divmod(number, len(self.train))
+        with contextlib.closing(self.train.epoch(turn, place)) as batches:
+            found = not_finite(next(batches), self.train.dataset.data_config.input_dicts)
+        return f"its jets hold values that are not finite: {found}" if found else "its jets are finite; a smaller --start-lr may help"
+
+    def _jets(self, loader: Loader, place: int) -> int:
+        """Jets of all ranks in the batch at a place of a pass, without those that only fill it up."""
+        whole = loader.batch_size * self.world.size
+        return min(whole, loader.num_jets - place * whole)
 
     def _filled(self, loader: Loader, place: int) -> bool:
         """Only the last batch of several ranks is ever filled up with jets that do not count."""
@@ -221,7 +230,7 @@ class Fit:
                 sums[2:] += self.objective.errors(*judged)
                 if len(responses) * self.val.batch_size < SHOWN_JETS:
                     responses.append(self.objective.responses(*judged))
-                progress.advance(len(batch) * self.world.size)
+                progress.advance(self._jets(self.val, place))
                 if self.stop.received and self.world.size == 1:
                     self._interrupt()
         *totals, stop = self.world.sum(torch.cat([sums, sums.new_tensor([float(bool(self.stop.received))])]))
@@ -357,6 +366,16 @@ def write_results(folder: TrialFolder, options: TrainOptions, progressed: Progre
     folder.write_results(progressed, description)
     if options.metrics_log:
         metrics_log.write(options.metrics_log, progressed.history)
+
+
+def not_finite(batch: Batch, input_dicts: Mapping[str, list[str]]) -> str:
+    """Which variables and labels of a batch hold NaN or infinity, and in how many jets; empty if none does."""
+    found = []
+    for group, values in batch.inputs.items():
+        bad = ~values.isfinite().reshape(len(batch), len(input_dicts[group]), -1).all(dim=2)  # (N, C)
+        found += [f"{name} in {int(count)}" for name, count in zip(input_dicts[group], bad.sum(dim=0), strict=True) if count]
+    found += [f"{name} in {int(count)}" for name, values in batch.labels.items() if (count := (~values.isfinite()).sum())]
+    return ", ".join(found) + " jets" if found else ""
 
 
 def has_ended(options: TrainOptions, progressed: Progressed) -> bool:

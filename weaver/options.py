@@ -286,6 +286,8 @@ class _NotTaken(argparse.Action):
 
     def __call__(self, parser, namespace, values, option_string=None) -> None:
         name = self.option_strings[0].removeprefix("--")
+        if option_string == f"--no-{name}":
+            return  # switched off, as here it always is
         if NOT_TAKEN[name].refused:
             parser.error(f"{option_string} of weaver-core is not an option here: {NOT_TAKEN[name].words}")
         namespace.unneeded = (*namespace.unneeded, name)

@@ -35,8 +35,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(options: TrainOptions) -> None:
     """Do what the options ask for: train, and predict where there are test data; or only predict, export, or describe the network."""
-    from weaver.predict import write_predictions
-
     if options.local_rank is not None:
         os.environ.setdefault("LOCAL_RANK", str(options.local_rank))
     if options.export_onnx:
@@ -51,6 +49,8 @@ def run(options: TrainOptions) -> None:
         if options.trains:
             train(options)
         if options.data_test and options.run_mode != "train,val" and os.environ.get("RANK", "0") == "0":
+            from weaver.predict import write_predictions
+
             write_predictions(options)
 
 
@@ -92,6 +92,7 @@ def _fit(options: TrainOptions, world, folder, network, configuration: dict[str,
     data_config, precision = train.dataset.data_config, choose(options.asked_precision, world.device)
     with _marked(folder, world, InputError):  # an option that the network or the optimizer refuses would be refused again
         model = _network(options, network, data_config)
+        _say_memory(model, train, precision, world)
         loss = network.loss(data_config, options.network_option)
         fit = Fit(
             network=model,
@@ -202,6 +203,13 @@ def _description(options: TrainOptions, model) -> dict[str, Any]:
         "seed": options.seed,
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": numpy.__version__},
     }
+
+
+def _say_memory(model, train, precision, world) -> None:
+    from weaver.step_memory import warning
+
+    if world.is_main and (line := warning(model, train.dataset, train.batch_size, precision, world.device)):
+        print(line, file=sys.stderr, flush=True)
 
 
 def _say_hint(device) -> None:

@@ -148,6 +148,7 @@ def test_a_loss_that_is_not_finite_fails_for_good(prepared, tmp_path, capsys):
     said = capsys.readouterr().err
     assert "the loss became" in said
     assert "epoch 1/3, batch " in said
+    assert "its jets are finite; a smaller --start-lr may help" in said
     assert "the loss became" in (tmp_path / "failed").read_text()
     assert main(words) == 1
     assert "this trial failed before: the loss became" in capsys.readouterr().err
@@ -358,6 +359,28 @@ def batch(target: list, weight: list[float] | None = None) -> Batch:
 
 def config(label_type: str = "custom", weight: str | None = None):
     return types.SimpleNamespace(input_names=("x",), label_names=("y",), label_type=label_type, weight_name=weight)
+
+
+@pytest.mark.parametrize("counts", [(torch.tensor(6.0), torch.tensor(1.5)), (5.0, 4.0)], ids=["weights", "jets"])
+def test_the_mean_over_ranks_is_the_mean_over_jets(counts):
+    one = object.__new__(fit.Fit)
+    one.world = types.SimpleNamespace(size=2, sum_on_device=lambda _: counts[0] + counts[1])
+    one.train = types.SimpleNamespace(batch_size=5, num_jets=29)
+    losses = [torch.tensor(0.25), torch.tensor(1.0)]
+    of_ranks = [one._of_all_ranks(loss, count, place=2) for loss, count in zip(losses, counts, strict=True)]
+    expected = sum(loss * count for loss, count in zip(losses, counts, strict=True)) / sum(counts)
+    assert sum(of_ranks) / 2 == pytest.approx(float(expected))
+
+
+def test_variables_that_are_not_finite_are_named():
+    inputs = {"pf": torch.zeros(3, 2, 4), "jet": torch.zeros(3, 1), "one": torch.zeros(3)}
+    names = {"pf": ["PF_pT", "PF_dR"], "jet": ["jetPt"], "one": ["rho"]}
+    found = Batch(inputs=inputs, labels={"y": torch.zeros(3)}, observers={}, weights=torch.ones(3))
+    assert fit.not_finite(found, names) == ""
+    inputs["pf"][:2, 1, 3] = torch.nan
+    inputs["one"][0] = torch.inf
+    found.labels["y"][2] = -torch.inf
+    assert fit.not_finite(found, names) == "PF_dR in 2, rho in 1, y in 1 jets"
 
 
 def judged(objective: Objective, model, *of_batch, **keywords) -> tuple[float, float, list[float]]:

@@ -114,7 +114,7 @@ def test_every_flag_of_weaver_core_is_taken_or_explained():
 
 
 def test_flags_that_need_nothing_say_why_and_change_nothing(capsys):
-    words = ["--fetch-step=0.5", "--num-workers", "3", "--auto-clean", "--no-remake-weights"]
+    words = ["--fetch-step=0.5", "--num-workers", "3", "--auto-clean", "--no-remake-weights", "--no-demo"]
     assert parse([*NEEDED, *words]) == parse(NEEDED)
     said = capsys.readouterr().err
     assert "note: --num-workers has no effect: a thread makes batches ahead" in said

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from common.errors import InputError
+from networks.fast import batch_norm, edge_sum, edge_sum_norm_relu, linear, mean_of_neighbours
 from networks.layers import nearest_neighbours
 
 TRIM_QUANTILES = (0.9, 1.02)  # in training, a batch is cut to a length drawn between these quantiles of its multiplicities
@@ -44,17 +45,19 @@ class EdgeConvBlock(nn.Module):
     def forward(self, points: torch.Tensor, features: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         neighbours = nearest_neighbours(points.transpose(1, 2), mask[:, 0], self.k, use_counts=False)  # (N, P, k)
         x = features.transpose(1, 2)  # (N, P, C)
-        edges = F.relu(_normalised(self.bns[0], self._first(x, neighbours)))  # (N, P, k, C')
+        edges = self._first(x, neighbours)
         for conv, bn in zip(self.convs[1:], self.bns[1:], strict=True):
-            edges = F.relu(_normalised(bn, F.linear(edges, conv.weight.flatten(1))))
-        shortcut = x if self.sc is None else _normalised(self.sc_bn, F.linear(x, self.sc.weight.flatten(1)))
-        return F.relu(shortcut + edges.mean(dim=2)).transpose(1, 2)
+            edges = batch_norm(linear(edges, conv.weight.flatten(1)), bn, relu=True)
+        shortcut = x if self.sc is None else batch_norm(linear(x, self.sc.weight.flatten(1)), self.sc_bn, relu=False)
+        return F.relu(shortcut + mean_of_neighbours(edges)).transpose(1, 2)
 
     def _first(self, x: torch.Tensor, neighbours: torch.Tensor) -> torch.Tensor:
-        """The first layer on all edges: (N, P, C) and (N, P, k) -> (N, P, k, C')."""
+        """The first layer, normalised and rectified, on all edges: (N, P, C) and (N, P, k) -> (N, P, k, C')."""
         of_self, of_difference = self.convs[0].weight.flatten(1).chunk(2, dim=1)
-        centre = F.linear(x, of_self - of_difference)
-        return centre.unsqueeze(2) + _rows(F.linear(x, of_difference), neighbours)
+        centre, other = linear(x, of_self - of_difference), linear(x, of_difference)
+        if self.training:
+            return edge_sum_norm_relu(centre, other, neighbours, self.bns[0])
+        return batch_norm(edge_sum(centre, other, neighbours), self.bns[0], relu=True)
 
 
 class ParticleNet(nn.Module):
@@ -112,7 +115,7 @@ class ParticleNet(nn.Module):
 
     def _fused(self, x: torch.Tensor) -> torch.Tensor:
         conv, bn, _ = self.fusion_block
-        return F.relu(_normalised(bn, F.linear(x.transpose(1, 2), conv.weight.flatten(1)))).transpose(1, 2)
+        return batch_norm(linear(x.transpose(1, 2), conv.weight.flatten(1)), bn, relu=True).transpose(1, 2)
 
 
 class FeatureConv(nn.Module):
@@ -199,23 +202,3 @@ def _head(dim: int, fc_params: Sequence[tuple[int, float]], num_classes: int) ->
         layers.append(nn.Sequential(nn.Linear(dim, width), nn.ReLU(), nn.Dropout(rate)))
         dim = width
     return nn.Sequential(*layers, nn.Linear(dim, num_classes))
-
-
-def _normalised(bn: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """Batch normalisation of the last axis of (..., C) over all others."""
-    if isinstance(bn, nn.BatchNorm1d):
-        return bn(x.reshape(-1, x.shape[-1])).view(x.shape)
-    image = x.reshape(1, -1, 1, x.shape[-1]).permute(0, 3, 1, 2)  # (1, C, rows, 1), channels last: no copy, and a quicker kernel
-    return bn(image).permute(0, 2, 3, 1).reshape(x.shape)
-
-
-def _rows(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """x (N, P, C) at index (N, P, k) of each jet's own particles -> (N, P, k, C)."""
-    jets, particles, dim = x.shape
-    flat = (index + torch.arange(jets, device=x.device)[:, None, None] * particles).reshape(-1)
-    rows = x.reshape(-1, dim)
-    if torch.is_grad_enabled() and x.requires_grad and not torch.onnx.is_in_onnx_export():
-        found = rows.gather(0, flat[:, None].expand(-1, dim))  # its backward adds rows in parallel
-    else:
-        found = F.embedding(flat, rows)
-    return found.view(jets, particles, -1, dim)
