@@ -12,6 +12,7 @@ from common import storage
 from common.errors import ClusterError, InputError, JecError
 from operations import kubeflow_runs
 from operations.status import local_processes
+from serving import triton
 
 if TYPE_CHECKING:
     from operations.commands import Target
@@ -99,7 +100,10 @@ def _end_processes(target: Target) -> list[str]:
         leftovers.end([owner], grace=2 * leftovers.GRACE)
         print(f"ended process {owner}", flush=True)
     _end_services(target)
-    left = leftovers.end(list(leftovers.processes_of(target.run_id, output)))
+    found = leftovers.processes_of(target.run_id, output)
+    for pid in filter(triton.is_running, found):  # killed before its record was written: it has shared memory to clear
+        triton.stop(pid)
+    left = leftovers.end(list(found))
     return [f"process {pid} does not end" for pid in left]
 
 
@@ -118,7 +122,6 @@ def _local_objects(target: Target) -> list[str]:
 
 def _local_cluster(target: Target):
     from clusters.local import LocalCluster
-    from serving import triton
 
     return LocalCluster(target.args.output, servers=triton)
 

@@ -25,8 +25,9 @@ from tests.clusters import conftest as clusters_conftest
 from tests.clusters.contract import RUN_ID, experiment, job, service
 from tests.clusters.controllers import Play
 from tests.clusters.test_kubernetes import UP, loss, node_of
+from tests.serving import conftest as serving_conftest
 
-fake = clusters_conftest.fake  # the fake cluster, as a fixture of this module too
+fake, repository = clusters_conftest.fake, serving_conftest.repository  # fixtures of other rooms
 
 BEST = {"name": "t-1", "status": "Succeeded", "parameters": {"k": "1"}, "metrics": {"AvgLoss": {"min": 0.1, "max": 0.2, "latest": 0.1}}}
 SEARCH = {"objective": {"name": "AvgLoss", "type": "minimize"}, "optimal": "t-1", "trials": [BEST]}
@@ -261,6 +262,36 @@ def test_down_finds_processes_that_a_killed_run_left(tmp_path, capsys):
         for process in (started, other):
             process.kill()
             process.wait()
+
+
+SERVE = """
+import sys, time
+from clusters.local import LocalCluster
+from serving import triton
+from tests.clusters.contract import service
+from tests.serving.conftest import NAME
+manifest = service(NAME, uri=sys.argv[2])
+LocalCluster(sys.argv[1], servers=triton).deploy(manifest, deadline=60, report=print)
+print("up", flush=True)
+time.sleep(60)
+"""
+
+
+def test_down_ends_a_model_server_whose_run_was_killed_before_it_could_note_it(tmp_path, repository):
+    local_run(tmp_path)
+    runs = tmp_path / "runs"
+    environment = {**os.environ, leftovers.RUN_VARIABLE: RUN_ID, leftovers.FOLDER_VARIABLE: str(runs), "PYTHONPATH": os.getcwd()}
+    command = [sys.executable, "-c", SERVE, str(runs), str(repository / "model")]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True) as deploying:
+        assert any(line == "up\n" for line in deploying.stdout)
+        deploying.kill()
+    (record,) = runs.glob("*/local/services/*/service.json")
+    record.unlink()
+    left = leftovers.processes_of(RUN_ID, runs)
+    assert any("triton" in command or "kserve" in command for command in left.values())
+    assert main(tmp_path, "--down", RUN_ID, "--yes") == 0
+    assert leftovers.processes_of(RUN_ID, runs) == {}
+    assert not [pid for pid in left if leftovers._alive(pid)]
 
 
 def test_the_owner_of_a_run_is_known_until_it_ends(tmp_path):
