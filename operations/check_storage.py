@@ -27,7 +27,7 @@ def check_storage(config: RunConfig, *, on_kubeflow: bool) -> Iterator[Line]:
     keys, whose = _pods_keys(config) if on_kubeflow else ({}, "")
     if not keys:
         if on_kubeflow:
-            yield not_seen("storage as the pods", whose, "allow yourself to get Secrets, or rely on the line below")
+            yield not_seen("storage as the pods", whose, "the line below is of our own keys")
         yield _tried(config.s3_bucket, "our own credentials")
         return
     with credentials(keys):
@@ -59,15 +59,17 @@ def _cure(problem: Exception) -> str:
 
 def _pods_keys(config: RunConfig) -> tuple[dict[str, str], str]:
     """The Secret's keys and the endpoint that the pods will have, and whose they are; none and why if they cannot be had."""
-    from clusters.api import connect, namespace_of
+    from clusters.api import NoCluster, connect, namespace_of
     from clusters.survey import Survey
 
     try:
         connection = connect()
         survey = Survey(connection, namespace_of(connection, config.namespace))
         secret = survey.secret(config.s3_secret)
+    except NoCluster as problem:
+        return {}, f"Secret {config.s3_secret}: {problem.short}"
     except JecError as problem:
-        return {}, f"no cluster to read Secret {config.s3_secret} from ({str(problem).split('.')[0]})"
+        return {}, f"Secret {config.s3_secret}: {problem}"
     if secret is None:
         return {}, survey.unseen.get(f"Secret {config.s3_secret}", f"there is no Secret {config.s3_secret}")
     if missing := [key for key in CREDENTIALS if not secret.values.get(key)]:
