@@ -105,6 +105,8 @@ class RunConfig:
     min_improvement: float = option(0.0, "deploy only if the resolution gain over the standard JEC is not below this, in per cent",
                                     group="gates and serving")  # fmt: skip
     max_closure: float = option(0.02, "deploy only if |median response - 1| from 60 GeV up is not above this", group="gates and serving")
+    baseline: str = option(NONE, "folder of an earlier run, whose model the report compares with this one's on the same test jets",
+                           group="gates and serving", metavar="URI")  # fmt: skip
     raw_model: str = option(
         AUTO, "a second model that takes the files' own columns: 'auto' where the data config allows it, 'required' refuses one that "
         "does not before any training, 'none' leaves it out", group="gates and serving", choices=(AUTO, "required", NONE),

@@ -63,7 +63,7 @@ def prepare(config: RunConfig, job_id: str, run_output: str = "", artifacts: ste
         config = config.replace(run_id=make_run_id(config.network_config, job_id))
     if config.s3_bucket == AUTO:
         raise InputError("--s3-bucket is 'auto': give s3://bucket/prefix, where the pods of the run can read and write")
-    config = config.replace(s3_bucket=storage.absolute(config.s3_bucket), user=step.user(config))
+    config = config.replace(s3_bucket=storage.absolute(config.s3_bucket), user=step.user(config), baseline=_baseline(config))
     inputs = _Inputs(config)
     run = Run(config=config.replace(search_space=to_json(inputs.space)))
     whole = storage.exists(run.path("run.json"))
@@ -79,6 +79,16 @@ def prepare(config: RunConfig, job_id: str, run_output: str = "", artifacts: ste
     if not whole or not _data_there(run):
         step.with_status("prepare", run, lambda: _fill(run, inputs, job_id), job_id=job_id)
     return Run.load(run.uri)
+
+
+def _baseline(config: RunConfig) -> str:
+    """The earlier run's folder, whatever the working directory. Raises InputError where no run was evaluated there."""
+    if config.baseline == NONE:
+        return NONE
+    uri = storage.absolute(config.baseline)
+    if not storage.exists(storage.join(uri, "metrics.json")):
+        raise InputError(f"--baseline {config.baseline} has no metrics.json; give the folder of a run that was evaluated")
+    return uri
 
 
 def _echo(run: Run) -> str:

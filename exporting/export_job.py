@@ -25,7 +25,7 @@ def evaluate_job(run: Run, trial: str) -> Manifest:
     """Measures the exported model on the test set and writes metrics.json and report.html."""
     config = run.config
     gates = [f"--min-improvement={config.min_improvement}", f"--max-closure={config.max_closure}", f"--seed={config.seed}"]
-    return _job(run, step="evaluate", module="physics.evaluate", args=["--trial", trial, *gates])
+    return _job(run, step="evaluate", module="physics.evaluate", args=["--trial", trial, f"--baseline={config.baseline}", *gates])
 
 
 def _job(run: Run, *, step: str, module: str, args: list[str]) -> Manifest:
