@@ -128,7 +128,7 @@ def write(found: dict[int, dict[str, list[dict[str, Any]]]], arguments: argparse
     notes = [
         f"{arguments.trials} trials a search, {arguments.epochs} epochs of {arguments.jets:,} jets a trial, one at a time, one thread.",
         "s: CPU seconds of the trials, start-up included. share: s to random's best over s of all of random's trials.",
-        "tpe's first ten trials are random's first ten, drawn with the same seed.",
+        "tpe's first five trials are random's first five, drawn with the same seed.",
     ]
     told = f"tpe with medianstop reached random's best loss for {len(ratios)} of {len(found)} seeds"
     notes.append(told + (f", in {Spread.of(ratios).text('.2f')} of random's training time." if ratios else "."))

@@ -13,10 +13,11 @@ CPU, MEMORY = "2", "4Gi"  # for the server and room for large batches
 TRITON_VERSION = "23.05-py3"  # of the old form only, which names its image; the new one takes the cluster's runtime
 
 
-def inference_service(run: Run) -> Manifest:
+def inference_service(run: Run, trial: str = "") -> Manifest:
     """A v1beta1 InferenceService named as the model that it serves: `predictor.model` with the Triton runtime, or the old `triton`.
 
-    The storage URI holds the run id: new content has a new address, which is what makes KServe load it.
+    The storage URI holds the run id: new content has a new address, which is what makes KServe load it. A search that was gone on
+    with may bring another model to the same address; the `trial` it comes from, as an environment variable, starts new pods then.
     """
     config = run.config
     return {
@@ -33,19 +34,20 @@ def inference_service(run: Run) -> Manifest:
                 "serviceAccountName": config.service_account,
                 "minReplicas": config.min_replicas,
                 "maxReplicas": max(config.max_replicas, config.min_replicas),
-                config.predictor_form: _server(run),
+                config.predictor_form: _server(run, trial),
             }
         },
     }
 
 
-def _server(run: Run) -> Manifest:
+def _server(run: Run, trial: str) -> Manifest:
     """What both forms say of the server, and what each says of who it is."""
     amounts = {"cpu": CPU, "memory": MEMORY, **({"nvidia.com/gpu": "1"} if run.config.num_gpus else {})}
     common = {
         "protocolVersion": "v2",
         "storageUri": run.path("model"),
         "resources": {"requests": dict(amounts), "limits": dict(amounts)},
+        **({"env": manifests.environment({"JEC_TRIAL": trial})} if trial else {}),
     }
     if run.config.predictor_form == "triton":
         return {"runtimeVersion": TRITON_VERSION, **common}

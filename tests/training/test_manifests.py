@@ -11,9 +11,10 @@ import yaml
 from clusters import katib
 from clusters.protocol import RUN_LABEL
 from common.config import RunConfig
+from common.errors import InputError
 from common.run import Run
-from operations.render import render
 from exporting.export_job import evaluate_job, export_job
+from operations.render import render
 from serving.inference_service import inference_service
 from training.experiment import METRICS_LOG, experiment
 
@@ -25,8 +26,13 @@ CONFIGS = {
     "gpu": {"num_gpus": 1, "s3_bucket": "s3://jec/runs", "s3_endpoint": "https://s3.example"},
     "several": {"num_replicas": 3, "num_gpus": 2, "namespace": "physics", "algorithm": "tpe"},
     "particle net": {"network_config": "networks/particle_net_regressor_open.py", "data_config": "data/jec_particle_net_open.yaml"},
+    "everything": {
+        "num_gpus": 1, "early_stopping": "medianstop", "goal": "0.07", "ephemeral_storage": "20Gi", "gpu_resource": "nvidia.com/mig-1g.5gb",
+        "node_selector": "pool=gpu,kubernetes.io/arch=amd64", "tolerations": "nvidia.com/gpu=present:NoSchedule,spot:NoExecute,any",
+        "priority_class": "high", "nvidia_driver": "/opt/nvidia-driver", "eos": "/var/eos", "kerberos_secret": "krb-secret",
+    },
     "grid": {"algorithm": "grid", "search_space": '[{"name": "fc-dim", "type": "discrete", "list": [50, 100]}]'},
-}
+}  # fmt: skip
 
 
 @pytest.fixture(params=CONFIGS, ids=lambda name: name.replace(" ", "-"))
@@ -114,3 +120,85 @@ def test_the_service_is_named_as_its_model_and_reads_this_runs_repository(run):
 def test_render_writes_yaml_that_reads_back(run, tmp_path):
     for path in render(run.config, tmp_path):
         assert yaml.safe_load(path.read_text())["kind"] in ("Experiment", "PyTorchJob", "InferenceService")
+
+
+def run_with(**values):
+    return Run(config=RunConfig(s3_bucket="s3://b/r", run_id="a-00000000", **values))
+
+
+def test_what_a_cluster_asks_of_its_pods_is_on_all_of_them():
+    run = run_with(**CONFIGS["everything"])
+    for manifest in (experiment(run), export_job(run, "t"), evaluate_job(run, "t")):
+        spec = pods(manifest)[0]["spec"]
+        assert spec["nodeSelector"] == {"pool": "gpu", "kubernetes.io/arch": "amd64"}
+        assert spec["tolerations"] == [
+            {"key": "nvidia.com/gpu", "operator": "Equal", "value": "present", "effect": "NoSchedule"},
+            {"key": "spot", "operator": "Exists", "effect": "NoExecute"},
+            {"key": "any", "operator": "Exists"},
+        ]
+        assert spec["priorityClassName"] == "high"
+        volumes = {volume["name"]: volume for volume in spec["volumes"]}
+        assert volumes["eos"]["hostPath"]["path"] == "/var/eos"
+        assert volumes["kerberos-secret"]["secret"]["secretName"] == "krb-secret"
+        mounts = {mount["name"]: mount["mountPath"] for mount in spec["containers"][0]["volumeMounts"]}
+        assert mounts["eos"] == "/eos"
+        ticket = next(entry["value"] for entry in spec["containers"][0]["env"] if entry["name"] == "KRB5CCNAME")
+        assert ticket.startswith(f"FILE:{mounts['kerberos-ticket']}/")
+        assert spec["containers"][0]["resources"]["limits"]["ephemeral-storage"] == "20Gi"
+        assert ("nvidia-driver" in volumes) == ("trialTemplate" in manifest["spec"]), "only where there are GPUs"
+    assert pods(experiment(run))[0]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/mig-1g.5gb"] == "1"
+
+
+def test_a_pod_that_asks_for_nothing_special_has_none_of_it():
+    spec = pods(experiment(run_with()))[0]["spec"]
+    assert set(spec) == {"volumes", "containers"}
+    assert [volume["name"] for volume in spec["volumes"]] == ["shared-memory"]
+
+
+@pytest.mark.parametrize(
+    ("values", "start"),
+    [({}, 10), ({"num_epochs": 5}, 2), ({"early_stopping_start_step": "7"}, 7),
+     ({"search_space": '[{"name": "num-epochs", "type": "int", "min": 15, "max": 60}]'}, 3)],
+)  # fmt: skip
+def test_early_stopping_looks_at_a_trial_after_a_fifth_of_its_epochs(values, start):
+    spec = experiment(run_with(early_stopping="medianstop", **values))["spec"]["earlyStopping"]
+    assert spec["algorithmName"] == "medianstop"
+    assert {one["name"]: one["value"] for one in spec["algorithmSettings"]} == {"min_trials_required": "3", "start_step": str(start)}
+
+
+def test_early_stopping_that_no_trial_lives_to_see_is_refused():
+    with pytest.raises(InputError, match="ends before it is looked at, after epoch 2"):
+        experiment(run_with(early_stopping="medianstop", num_epochs=2))
+
+
+def test_a_grid_has_no_more_trials_than_points():
+    spec = experiment(run_with(**CONFIGS["grid"]))["spec"]
+    assert (spec["maxTrialCount"], spec["parallelTrialCount"], spec["maxFailedTrialCount"]) == (2, 2, 2)
+
+
+def test_an_experiment_that_follows_another_has_a_name_and_a_seed_of_its_own():
+    run = run_with(max_trials=40)
+    first, second = experiment(run), experiment(run, carried=30)
+    assert (second["metadata"]["name"], second["spec"]["maxTrialCount"]) == ("a-00000000-30", 10)
+    assert first["spec"]["algorithm"] != second["spec"]["algorithm"]
+    assert second["metadata"]["labels"] == first["metadata"]["labels"], "so that --down finds it"
+
+
+@pytest.mark.parametrize(
+    ("values", "wanted"),
+    [
+        ({"early_stopping": "median"}, "did you mean 'medianstop'"),
+        ({"early_stopping_start_step": "0"}, "auto or a whole number from 1 up"),
+        ({"goal": "low"}, "write a number"),
+        ({"node_selector": "gpu"}, "key=value"),
+        ({"tolerations": "gpu:NoShedule"}, "did you mean 'NoSchedule'"),
+        ({"ephemeral_storage": "lots"}, "no quantity"),
+        ({"memory": "1Gi"}, "leaves nothing"),
+        ({"eos": "eos"}, "begins with /"),
+        ({"kerberos_secret": "krb-secret"}, "give --eos"),
+        ({"parallel_trials": 31}, "larger than --max-trials"),
+    ],
+)
+def test_options_that_cannot_be_meant_are_refused(values, wanted):
+    with pytest.raises(InputError, match=wanted):
+        RunConfig(**values)

@@ -1,18 +1,17 @@
 """The search space: what is accepted, what is refused and with which words, and its form in an Experiment."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from common.errors import InputError
-from training.search_space import for_network, load, parse, text, to_json
+from training.search_space import cautions, check_algorithm, for_network, grid_size, load, parse, text, to_json
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def one(**entry):
-    import json
-
     return parse(json.dumps({"parameters": [entry]}))[0]
 
 
@@ -118,3 +117,84 @@ def test_a_network_that_takes_any_keyword_takes_any_parameter():
 
     source = "def get_model(data_config, **options): ...\nfrom losses import get_loss"
     check_options(parse('[{"name": "whatever", "type": "int", "min": 1, "max": 2}]'), "net.py", source)
+
+
+@pytest.mark.parametrize(
+    ("space", "algorithm", "wanted"),
+    [
+        ([{"name": "a", "type": "double", "min": 0, "max": 1}], "grid", "needs a step"),
+        ([{"name": "a", "type": "double", "min": 0, "max": 1}], "cmaes", "needs two parameters"),
+        ([{"name": "a", "type": "int", "min": 1, "max": 64, "distribution": "logUniform"}], "sobol", "whole numbers uniformly"),
+    ],
+)
+def test_an_algorithm_that_cannot_search_the_space_is_refused(space, algorithm, wanted):
+    with pytest.raises(InputError, match=wanted):
+        check_algorithm(parse(json.dumps(space)), algorithm)
+
+
+def test_the_size_of_a_grid():
+    space = [
+        {"name": "a", "type": "int", "min": 1, "max": 6, "step": 2},
+        {"name": "b", "type": "double", "min": 0, "max": 0.2, "step": 0.1},
+        {"name": "c", "type": "categorical", "list": ["x", "y"]},
+    ]
+    assert grid_size(parse(json.dumps(space))) == 3 * 3 * 2
+
+
+def test_a_cluster_that_draws_otherwise_is_told_of():
+    space = load(str(ROOT / "training" / "search_space.yaml"))
+    assert cautions(space, "random") == []
+    assert "start-lr" in cautions(space, "sobol")[0]
+
+
+@pytest.mark.parametrize(
+    ("entry", "wanted"),
+    [
+        ({"name": "optimizer", "type": "categorical", "list": ["adam", "adamm"]}, "value adamm: unknown optimizer"),
+        ({"name": "data-fraction", "type": "double", "min": 0.5, "max": 2}, "value 2: must be a number"),
+    ],
+)
+def test_a_value_that_the_training_does_not_take_is_refused(entry, wanted):
+    from training.network_options import check_options
+
+    with pytest.raises(InputError, match=wanted):
+        check_options(parse(json.dumps([entry])), "net.py", "def get_model(c): ...\ndef get_loss(c): ...")
+
+
+NETWORK = """
+import torch
+def get_model(data_config, *, width: int = 8, depth: int = 2, kind: str = "plain"):
+    if kind == "strange" and depth > 3:
+        raise ValueError("strange networks are shallow")
+    layer = torch.nn.Linear(width, width)
+    if kind == "numbers":
+        layer.weight.sum().item()  # cannot be had on the meta device
+    return layer, {}
+def get_loss(data_config, **options):
+    return torch.nn.L1Loss()
+"""
+
+
+@pytest.mark.parametrize(
+    ("entry", "wanted"),
+    [
+        ({"name": "width", "type": "int", "min": 8, "max": 16}, ""),
+        ({"name": "kind", "type": "categorical", "list": ["plain", "numbers"]}, ""),
+        ({"name": "width", "type": "int", "min": -1, "max": 16}, "cannot be built with width -1, depth 2, kind plain"),
+        ({"name": "kind", "type": "categorical", "list": ["plain", "strange"]}, "depth 4, kind strange: .*strange networks are shallow"),
+    ],
+)
+def test_the_network_is_built_with_the_extremes_of_the_space(entry, wanted):
+    from training.network_options import check_builds
+    from weaver.network_file import NetworkFile
+
+    given = {"width": {"min": 8, "max": 9}, "depth": {"min": 2, "max": 4}}
+    space = [{"name": name, "type": "int", **ends} for name, ends in given.items() if name != entry["name"]]
+    space += [{"name": "kind", "type": "categorical", "list": ["plain"]}] if entry["name"] != "kind" else []
+    parameters = sorted(parse(json.dumps([entry, *space])), key=lambda one: ["width", "depth", "kind"].index(one.name))
+    network = NetworkFile(uri="net.py", source=NETWORK)
+    if not wanted:
+        assert check_builds(parameters, network, None)
+        return
+    with pytest.raises(InputError, match=wanted):
+        check_builds(parameters, network, None)

@@ -1,0 +1,48 @@
+"""Katib's medianstop: the limit, and when it is held against a trial."""
+
+import pytest
+
+from clusters.early_stopping import StopRule, rule_for, settings
+from common.errors import InputError
+
+
+def manifest(**asked):
+    listed = [{"name": name, "value": str(value)} for name, value in asked.items()]
+    return {"spec": {"earlyStopping": {"algorithmName": "medianstop", "algorithmSettings": listed}}}
+
+
+def test_the_limit_is_the_mean_of_the_averages_of_the_first_values():
+    rule = rule_for(manifest(min_trials_required=3, start_step=2), [[0.5, 0.3, 0.1], [0.2, 0.2], [0.9], []])
+    assert rule.value == pytest.approx((0.4 + 0.2 + 0.9) / 3), "the mean, where a median would be 0.4"
+
+
+def test_without_enough_successes_there_is_no_limit():
+    assert rule_for(manifest(min_trials_required=3), [[0.5], [0.4]]) is None
+    assert rule_for({"spec": {}}, [[0.5]] * 9) is None
+
+
+@pytest.mark.parametrize(
+    ("values", "objective", "stopped"),
+    [
+        ([0.9], "minimize", False),
+        ([0.9, 0.8], "minimize", True),
+        ([0.9, 0.2], "minimize", False),
+        ([0.2, 0.9, 0.9], "minimize", False),
+        ([0.9, 0.8, 0.1], "minimize", True),
+        ([0.3, 0.4], "maximize", True),
+        ([0.3, 0.6], "maximize", False),
+        ([0.5, 0.5], "minimize", False),
+    ],
+)
+def test_a_trial_is_held_against_its_limit_once_with_its_best_so_far(values, objective, stopped):
+    assert StopRule(value=0.5, start_step=2).stops(values, objective) is stopped
+
+
+def test_katibs_defaults():
+    assert settings(manifest()) == {"min_trials_required": 3, "start_step": 4}
+
+
+@pytest.mark.parametrize(("asked", "wanted"), [({"start_stop": 1}, "did you mean 'start_step'"), ({"start_step": 0}, "from 1 up")])
+def test_what_katib_refuses_is_refused(asked, wanted):
+    with pytest.raises(InputError, match=wanted):
+        settings(manifest(**asked))

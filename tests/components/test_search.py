@@ -1,0 +1,128 @@
+"""The search step: what it writes, when it goes on, and what counts beside a new experiment's trials."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from clusters.protocol import ExperimentResult, Observation, Trial
+from common import storage
+from common.config import RunConfig
+from common.errors import InputError
+from common.run import Run
+from components import search, step
+from training.more_trials import with_more_trials
+
+
+class Home:
+    """A cluster whose experiments give the losses they are told, one a trial; `gone` experiments cannot go on."""
+
+    resumes = True
+
+    def __init__(self, run):
+        self.run, self.losses, self.gone, self.manifests, self.deleted = run, iter(range(9, 0, -1)), False, [], []
+        self.trials = {}
+
+    def run_experiment(self, manifest, *, deadline, report):
+        self.manifests.append(manifest)
+        name = manifest["metadata"]["name"]
+        trials = self.trials.setdefault(name, [])
+        while len(trials) < manifest["spec"]["maxTrialCount"]:
+            loss = next(self.losses) / 100
+            seen = {"AvgLoss": Observation(min=loss, max=loss, latest=loss)}
+            trials.append(Trial(name=f"{name}-{len(trials):03d}", status="Succeeded", parameters={"fc-dim": "50"}, metrics=seen))
+            place = self.run.path("trials", trials[-1].name)
+            step.write_output(f"{place}/best.pt", "")
+        return ExperimentResult(name=name, trials=list(trials), optimal=min(trials, key=lambda t: t.metrics["AvgLoss"].min).name)
+
+    def can_continue(self, name):
+        return not self.gone
+
+    def delete_experiment(self, name):
+        self.deleted.append(name)
+
+
+@pytest.fixture
+def run(tmp_path):
+    return Run(config=RunConfig(s3_bucket=str(tmp_path), run_id="pfn-00000000", max_trials=3, parallel_trials=1))
+
+
+@pytest.fixture
+def home(run, monkeypatch):
+    made = Home(run)
+    monkeypatch.setattr(step, "home", lambda _: made)
+    return made
+
+
+def do(run):
+    return search.search(run, step.Artifacts(""))
+
+
+def record(run):
+    return storage.read_json(run.path("search.json"))
+
+
+def asked_for(run, trials):
+    return dataclasses.replace(run, config=run.config.replace(max_trials=trials))
+
+
+def test_a_search_leaves_its_trials_in_three_forms_and_is_not_repeated(run, home):
+    assert do(run) == "pfn-00000000-002"
+    assert len(record(run)["trials"]) == 3
+    assert "pfn-00000000-002" in storage.read_text(run.path("search.html"))
+    assert len(storage.read_text(run.path("trials.csv")).splitlines()) == 4
+    assert do(run) == "pfn-00000000-002"
+    assert len(home.manifests) == 1
+
+
+def test_with_more_trials_the_same_experiment_goes_on(run, home):
+    do(run)
+    more = dataclasses.replace(run, config=with_more_trials(run.config, "2"))
+    assert do(more) == "pfn-00000000-004"
+    assert [manifest["metadata"]["name"] for manifest in home.manifests] == ["pfn-00000000"] * 2
+    assert len(record(run)["trials"]) == 5
+
+
+def test_an_experiment_that_is_gone_is_followed_by_another_whose_trials_join_the_first(run, home):
+    do(run)
+    home.gone = True
+    assert do(asked_for(run, 5)) == "pfn-00000000-3-001"
+    first, second = home.manifests
+    assert second["metadata"]["name"] == "pfn-00000000-3"
+    assert second["spec"]["maxTrialCount"] == 2
+    assert second["spec"]["algorithm"] != first["spec"]["algorithm"], "another seed, or it would try the same again"
+    names = [trial["name"] for trial in record(run)["trials"]]
+    assert names == [f"pfn-00000000-00{i}" for i in range(3)] + [f"pfn-00000000-3-00{i}" for i in range(2)]
+    home.gone = False
+    do(asked_for(run, 6))  # the second one goes on, the first three still count
+    assert len(record(run)["trials"]) == 6
+    assert home.manifests[-1]["metadata"]["name"] == "pfn-00000000-3"
+
+
+def test_the_best_of_all_may_be_one_of_the_first(run, home):
+    home.losses = iter([1, 5, 6, 7, 8])
+    best = do(run)
+    home.gone = True
+    assert do(asked_for(run, 5)) == best
+
+
+def test_the_experiment_is_deleted_when_asked_and_its_results_stay(run, home):
+    do(dataclasses.replace(run, config=run.config.replace(delete_train_experiment=True)))
+    assert home.deleted == ["pfn-00000000"]
+    assert record(run)["optimal"]
+
+
+@pytest.mark.parametrize(
+    ("goal", "more", "wanted"),
+    [("none", "none", "whole number from 1 up"), ("none", "0", "whole number from 1 up"), ("0.08", "2", "has reached its goal")],
+)
+def test_more_trials_that_cannot_be_are_refused(run, home, goal, more, wanted):
+    do(run)
+    with pytest.raises(InputError, match=wanted):
+        with_more_trials(run.config.replace(goal=goal), more)
+
+
+def test_more_trials_of_a_search_that_has_not_ended_are_refused(run):
+    with pytest.raises(InputError, match="has not ended"):
+        with_more_trials(run.config, "2")
