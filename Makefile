@@ -5,14 +5,20 @@ BIN    := $(VENV)/bin
 TORCH  := $(shell sed -n 's/^ *"\(torch==[^"]*\)",/\1/p' pyproject.toml)
 PIP    := $(BIN)/pip install --disable-pip-version-check -qq
 
-.PHONY: help setup run test lint lock clean
+# The peer of the comparisons, in an environment of its own.
+PEER   := .venv-peer
+
+.PHONY: help setup run test lint bench parity peer images lock clean
 
 help:
 	@echo "make run    calibrate generated jets on this machine: search, train, export, validate, serve (about 5 minutes)"
 	@echo "make test   the tests (under 10 minutes)"
 	@echo "make lint   ruff"
+	@echo "make parity every array of weaver-core 0.5.3 against ours, on the same files (about 2 minutes)"
+	@echo "make bench  speed beside weaver-core 0.5.3 and the published networks (about an hour)"
+	@echo "make images REGISTRY=registry/project   build and push the images (docker, podman or buildah)"
 	@echo "make lock   resolve pyproject.toml into the hash-pinned locks (needs uv)"
-	@echo "make clean  remove the environment and caches; runs/ stays"
+	@echo "make clean  remove the environments and caches; runs/ stays"
 
 setup: $(VENV)/.whole
 
@@ -41,11 +47,31 @@ test: setup
 lint: setup
 	@$(BIN)/ruff check .
 
+peer: $(PEER)/.whole
+
+$(PEER)/.whole:
+	@test -x $(PEER)/bin/python || $(PYTHON) -m venv $(PEER)
+	@echo "installing weaver-core 0.5.3 into $(PEER) ..."
+	@$(PEER)/bin/pip install --disable-pip-version-check -qq $(TORCH)
+	@$(PEER)/bin/pip install --disable-pip-version-check -qq weaver-core==0.5.3 vector pyarrow
+	@touch $@
+
+# WRITE=1 stores weaver-core's arrays anew.
+parity: setup peer
+	@$(BIN)/python -m tests.weaver.peer.parity --peer-python $(PEER)/bin/python $(if $(WRITE),--write)
+
+images:
+	@$(PYTHON) -m images.build --registry "$(REGISTRY)" $(ARGS)
+
+# After a change of requirements.lock: make setup, then make lock again for the locks of the images.
 lock:
 	uv pip compile pyproject.toml --extra train --extra local --extra generate --extra test --generate-hashes \
 		--no-emit-package torch --no-header --no-annotate --python-version 3.11 --python-platform x86_64-manylinux_2_36 -q -o requirements.lock
 	echo 'nvidia-pytriton==0.7.0' | uv pip compile - --no-deps --generate-hashes --no-header --no-annotate \
 		--python-version 3.11 --python-platform x86_64-manylinux_2_36 -q -o requirements-triton.lock
+	echo "$(TORCH)" | env -u UV_FIND_LINKS uv pip compile - --constraint requirements.lock --generate-hashes --no-header --no-annotate \
+		--python-version 3.11 --python-platform x86_64-manylinux_2_28 -q -o images/torch-cuda.lock
+	$(BIN)/python -m images.locks
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(PEER) .pytest_cache .ruff_cache

@@ -45,6 +45,7 @@ class RunConfig:
     )  # fmt: skip
     data_val: str = option("sample", "validation ROOT files, as --data-train", group="data and network", metavar="FILES")
     data_test: str = option("sample", "test ROOT files, read once at the end", group="data and network", metavar="FILES")
+    skip_bad_files: bool = option(False, "leave damaged data files out, and say how many jets are lost with them", group="data and network")
     sample_jets: int = option(20_000, "training jets of the generated sample; a quarter as many for validation and for test each",
                               group="data and network")  # fmt: skip
     s3_bucket: str = option(

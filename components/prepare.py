@@ -116,7 +116,7 @@ class _Inputs:
         check_algorithm(self.space, config.algorithm)
         check_experiment(experiment(Run(config=config)))
         check_builds(self.space, NetworkFile(uri=config.network_config, source=self.network_text.decode()), self.data_config)
-        self.files, self.raw_model = {}, config.raw_model
+        self.files, self.raw_model, self.skip_bad_files = {}, config.raw_model, config.skip_bad_files
         for split in SPLITS:
             pattern = getattr(config, f"data_{split}")
             if pattern != SAMPLE:
@@ -128,9 +128,9 @@ class _Inputs:
         from weaver import files
 
         self.files[split] = files.find(pattern)
-        files.check(self.files[split], self.data_config, for_training=split != "test")
+        checked = files.check(self.files[split], self.data_config, for_training=split != "test", skip_bad_files=self.skip_bad_files)
         if split == "val":  # the set that export takes its jets from
-            self.check_raw_model(self.files[split][0])
+            self.check_raw_model(checked.files[0].entry)
 
     def check_raw_model(self, entry: storage.Entry) -> None:
         """Say before any training whether the data configuration can be part of a model that takes the files' own columns."""
@@ -186,7 +186,8 @@ def _fill(run: Run, inputs: _Inputs, job_id: str = "") -> None:
     data, data_config = {}, inputs.data_config
     for split in SPLITS:
         ref = decode(
-            inputs.files[split], data_config, config.s3_bucket, for_training=split != "test", validation=split == "val", report=step.say,
+            inputs.files[split], data_config, config.s3_bucket, for_training=split != "test", validation=split == "val",
+            skip_bad_files=config.skip_bad_files, report=step.say,
         )  # fmt: skip
         data_config = ref.data_config  # with what was derived on the training set, which comes first
         storage.write_json(run.path("data", f"{split}.json"), {"dataset": ref.uri})

@@ -65,8 +65,9 @@ def _data(config: RunConfig, data_config: Any) -> Iterator[Line]:
         try:
             found = files.find(pattern)
             size = sum(entry.size for entry in found)
-            opened = files.check(found, data_config, for_training=split != "test").files
-            jets = sum(file.num_entries for file in opened)
+            checked = files.check(found, data_config, for_training=split != "test", skip_bad_files=config.skip_bad_files)
+            jets = sum(file.num_entries for file in checked.files)
+            yield from (warning(name, f"{skipped.entry.uri} is damaged and will be left out") for skipped in checked.skipped)
             yield ok(name, f"{len(found)} files, {size / 1e9:.2f} GB, {jets:,} jets, fingerprint {storage.fingerprint(found)[:12]}")
             for entry in found:
                 if entry.uri in seen:
