@@ -181,7 +181,7 @@ def _run(command: list[str], cwd: Path, environment: dict[str, str]) -> str:
 
 
 def speed(bench: Bench, name: str, report: Report, rounds: int) -> None:
-    """Rates of both sides, taken in turn, and the floor that arithmetic sets."""
+    """Rates of both sides, taken in turn."""
     case, device = CASES[name], bench.device
     steps = case.steps if device == "cpu" else 20 * case.steps
     bf16 = device == "cuda" or has_fast_bf16()
@@ -194,8 +194,19 @@ def speed(bench: Bench, name: str, report: Report, rounds: int) -> None:
         contenders["ours, bf16, --compile"] = lambda: bench.ours(case, "bf16", steps=steps, extra=("--compile",)).rate
     contenders["weaver-core"] = lambda: bench.peer(case, steps=steps, extra=best).rate
     runs = alternate(contenders, rounds)
+    told = {"name": name, "steps": steps, "rounds": rounds, "best": best}
+    _tell_speed(bench, report, runs, **told)
     if device == "cpu":
+        report.save()  # what follows takes its time
         runs |= alternate({"weaver-core as installed": lambda: bench.peer(case, steps=steps, allocator=False).rate}, 1)
+        _tell_speed(bench, report, runs, **told)
+
+
+def _tell_speed(
+    bench: Bench, report: Report, runs: dict[str, list[float]], *, name: str, steps: int, rounds: int, best: tuple[str, ...]
+) -> None:
+    """The section of one network, with the floor that arithmetic sets."""
+    case, device, bf16 = CASES[name], bench.device, any("bf16" in contender for contender in runs)
     flops = flops_per_jet(case)
     peaks = {"float32": peak_flops(_dtype("float32"), device), **({"bf16": peak_flops(_dtype("bf16"), device)} if bf16 else {})}
     rows = []
