@@ -16,7 +16,6 @@ from pathlib import Path
 from common.cli import Parser, run_main
 from common.config import AUTO, RunConfig, add_arguments
 from common.errors import InputError
-from images import digests
 from images.digests import image
 
 COMMANDS = ("check", "status", "logs", "down", "render", "compile_to")
