@@ -60,6 +60,14 @@ $(PEER)/.whole:
 parity: setup peer
 	@$(BIN)/python -m tests.weaver.peer.parity --peer-python $(PEER)/bin/python $(if $(WRITE),--write)
 
+# Each writes its part of benchmarks/results/; keep the machine free of other work meanwhile.
+bench: setup peer
+	@$(BIN)/python -m benchmarks.feeding
+	@$(BIN)/python -m benchmarks.training
+	@$(BIN)/python -m benchmarks.networks
+	@$(BIN)/python -m benchmarks.serving
+	@$(BIN)/python -m benchmarks.search
+
 images:
 	@$(PYTHON) -m images.build --registry "$(REGISTRY)" $(ARGS)
 
@@ -74,4 +82,4 @@ lock:
 	$(BIN)/python -m images.locks
 
 clean:
-	rm -rf $(VENV) $(PEER) .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(PEER) .venv-onnxruntime-* .pytest_cache .ruff_cache
