@@ -24,7 +24,7 @@ from operations import follow as follow_module
 from tests.clusters import conftest as clusters_conftest
 from tests.clusters.contract import RUN_ID, experiment, job, service
 from tests.clusters.controllers import Play
-from tests.clusters.test_kubernetes import UP, loss, node_of
+from tests.clusters.test_kubernetes import loss, node_of
 from tests.serving import conftest as serving_conftest
 
 fake, repository = clusters_conftest.fake, serving_conftest.repository  # fixtures of other rooms
@@ -331,12 +331,11 @@ def test_a_service_that_says_ready_and_does_not_answer_fails_with_its_last_lines
 
 
 def test_ready_then_crash_looping_is_told_with_the_lines_of_the_crash(fake):
-    home = fake(node_of([UP, Play(exit_code=1, log="signal 11 (SIGSEGV)\n")]))
+    crash = Play(exit_code=1, log="signal 11 (SIGSEGV)\n", seconds=math.inf)
+    home = fake(node_of([crash, Play(exit_code=1, log=crash.log)]))
     home.deploy(service())
     with home.api.lock:
-        next(iter(home.node.plays.values())).seconds = 0
-        next(iter(home.node.plays.values())).exit_code = 1
-        next(iter(home.node.plays.values())).log = "signal 11 (SIGSEGV)\n"
+        crash.seconds = 0
     home.api.wait_for(lambda: any(one.get("restartCount", 0) for pod in home.api.all("pods") for one in pod["status"]["containerStatuses"]))
     story = home.cluster.service_story("jec-pfn")
     assert "exit code 1" in story
