@@ -31,9 +31,10 @@ from common.errors import InputError
 from common.progress import Progress
 from data import clustering, detector, jetntuple, quark_gluon, ragged
 from data.detector import Candidates
-from data.jet_columns import BOX, MAX_ETA, MIN_PT
+from data.jet_columns import MAX_ETA, MIN_PT, candidates_around
 from data.jetntuple import Columns
 from data.reconstruction import GEN_MATCH
+from data.trees import open_tree
 
 TREE = "Events"
 EVENTS_PER_FILE = 20_000  # about 250 MB of columns
@@ -97,7 +98,8 @@ def convert(uri: str, folder: Path, *, all_events: bool = False, events_per_file
     """
     folder.mkdir(parents=True, exist_ok=True)
     written, jets, events, absent = [], 0, 0, []
-    with _tree(uri) as tree, Progress(f"converting {storage.name(uri)}", total=tree.num_entries, unit="events") as progress:
+    opened = open_tree(uri, TREE, "as NanoAOD has it")
+    with opened as tree, Progress(f"converting {storage.name(uri)}", total=tree.num_entries, unit="events") as progress:
         names, absent = check_branches(uri, set(tree.keys()))
         for number, arrays in enumerate(_chunks(tree, names, events_per_file)):
             columns = jet_columns(arrays, all_events=all_events)
@@ -141,27 +143,6 @@ def jet_columns(arrays: Mapping, *, all_events: bool = False) -> Columns:
 
 
 # --------------------------------------------------------------------------------------------------------------------- reading
-
-
-def _tree(uri: str):
-    """The Events tree as a context that closes its file."""
-    import contextlib
-
-    import uproot
-
-    @contextlib.contextmanager
-    def opened() -> Iterator:
-        try:
-            file = uproot.open(uri)
-        except Exception as error:  # uproot has no common class for what a broken file can raise
-            raise InputError(f"{uri} cannot be read as a ROOT file: {str(error).strip().splitlines()[0]}") from None
-        with file:
-            if TREE not in file:
-                trees = ", ".join(sorted({key.split(";")[0] for key in file})) or "nothing"
-                raise InputError(f"{uri}: no tree {TREE}, as NanoAOD has it; the file holds {trees}")
-            yield file[TREE]
-
-    return opened()
 
 
 def _chunks(tree, names: list[str], events: int) -> Iterator[dict]:
@@ -305,7 +286,10 @@ def _candidates(arrays: Mapping, jets: _Jets) -> tuple[_Members | None, Columns]
     )
     jet, member = _links(arrays, LINKS, "Jet_pt", "PFCands_pt", jets.source, _number(arrays["Jet_pt"]).sum())
     members = _Members(jet=jet, candidates=everything[member], charge=charge[member])
-    return members, _box(jets, everything, jet, member) | _shape(jets, members)
+    owner = np.full(len(everything), -1)
+    owner[member] = jet
+    around = candidates_around(jets.event, jets.eta, jets.phi, everything, owner, jets.events)
+    return members, around | _shape(jets, members)
 
 
 def from_pv(arrays: Mapping, charge: np.ndarray) -> np.ndarray:
@@ -331,28 +315,6 @@ def _links(arrays: Mapping, names: tuple[str, str], jets: str, members: str, cho
     good = np.flatnonzero((jet >= 0) & (member >= 0))
     good = good[np.argsort(jet[good], kind="stable")]
     return jet[good], member[good]
-
-
-def _box(jets: _Jets, candidates: Candidates, member_jet: np.ndarray, member: np.ndarray) -> Columns:
-    """The candidates with |dEta|, |dPhi| < 1 of each jet's axis, in the file's order."""
-    jet, index = ragged.pairs(jets.event, candidates.event, jets.events)
-    d_eta, d_phi = candidates.eta[index] - jets.eta[jet], ragged.delta_phi(candidates.phi[index], jets.phi[jet])
-    near = (np.abs(d_eta) < BOX) & (np.abs(d_phi) < BOX)
-    jet, index, d_eta, d_phi = jet[near], index[near], d_eta[near], d_phi[near]
-    owner = np.full(len(candidates), -1)
-    owner[member] = member_jet
-    return {
-        "nPF": ragged.counts_of(jet, len(jets)),
-        "PF_pT": candidates.pt[index],
-        "PF_dR": np.hypot(d_eta, d_phi),
-        "PF_dTheta": np.arctan2(d_phi, d_eta),
-        "PF_dPhi": d_phi,
-        "PF_dEta": d_eta,
-        "PF_mass": candidates.mass[index],
-        "PF_id": candidates.id[index],
-        "PF_fromPV": candidates.from_pv[index],
-        "PF_fromAK4Jet": owner[index] == jet,
-    }
 
 
 def _shape(jets: _Jets, members: _Members) -> Columns:

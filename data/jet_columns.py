@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 
 from data import clustering, detector, quark_gluon, ragged, reconstruction
+from data.detector import Candidates
 from data.jec import StandardJEC
 from data.jetntuple import Columns
 from data.quark_gluon import Likelihood
@@ -155,16 +156,25 @@ def _flavour_columns(block: Reconstructed, kept: Selected) -> Columns:
 
 
 def _candidate_columns(block: Reconstructed, kept: Selected) -> Columns:
-    """The candidates in the box around each jet."""
     jets, candidates = kept.jets, block.candidates
-    jet, index = ragged.pairs(jets.event, candidates.event, len(block.hard))
-    d_eta, d_phi = candidates.eta[index] - jets.eta[jet], ragged.delta_phi(candidates.phi[index], jets.phi[jet])
-    near = (np.abs(d_eta) < BOX) & (np.abs(d_phi) < BOX)
-    jet, index, d_eta, d_phi = jet[near], index[near], d_eta[near], d_phi[near]
     owner = np.full(len(candidates), -1)
     owner[jets.member] = jets.member_jet
+    return candidates_around(jets.event, jets.eta, jets.phi, candidates, owner, len(block.hard))
+
+
+def candidates_around(
+    event: np.ndarray, eta: np.ndarray, phi: np.ndarray, candidates: Candidates, owner: np.ndarray, events: int
+) -> Columns:
+    """The candidates in the box around each jet, in the event's order: nPF and the PF_ columns.
+
+    event, eta, phi: of the jets, (J,) each. owner: the jet that a candidate is part of, -1 for none, one for each candidate.
+    """
+    jet, index = ragged.pairs(event, candidates.event, events)
+    d_eta, d_phi = candidates.eta[index] - eta[jet], ragged.delta_phi(candidates.phi[index], phi[jet])
+    near = (np.abs(d_eta) < BOX) & (np.abs(d_phi) < BOX)
+    jet, index, d_eta, d_phi = jet[near], index[near], d_eta[near], d_phi[near]
     return {
-        "nPF": ragged.counts_of(jet, len(jets)),
+        "nPF": ragged.counts_of(jet, len(event)),
         "PF_pT": candidates.pt[index],
         "PF_dR": np.hypot(d_eta, d_phi),
         "PF_dTheta": np.arctan2(d_phi, d_eta),

@@ -19,12 +19,12 @@ import numpy as np
 
 from common import storage
 from common.cli import Parser, require, run_main
-from common.errors import InputError
 from common.progress import Progress
 from data import checks, summary
 from data.checks import ERROR, Finding
 from data.jetntuple import BRANCHES, BY_NAME, TREE, TREE_NAME, Columns
 from data.targets import Measured, compare
+from data.trees import open_tree
 
 SET = re.compile(r"(?P<name>[A-Za-z_]\w*):(?!//)(?P<pattern>.+)")
 CHUNK = 20_000  # jets read at a time: about 200 MB
@@ -49,7 +49,7 @@ def validate(sets: Mapping[str, list[str]]) -> tuple[dict[str, Columns], list[Fi
 
 def _summaries(uri: str, findings: list[Finding]) -> Iterator[Columns]:
     """The jets of a file, a chunk at a time; what is wrong goes to `findings`."""
-    with open_tree(uri) as tree:
+    with open_tree(uri, TREE, "python -m data.from_nanoaod makes one of NanoAOD") as tree:
         present = {branch.name: _type(branch.interpretation) for branch in tree.branches}
         schema = checks.schema(uri, present)
         findings += schema
@@ -61,27 +61,6 @@ def _summaries(uri: str, findings: list[Finding]) -> Iterator[Columns]:
                 findings += checks.values(uri, columns)
                 yield summary.summarise(columns)
                 progress.advance(len(columns["jetPt"]))
-
-
-def open_tree(uri: str):
-    """The jet tree of a file, newest cycle, as a context. Raises InputError naming what the file holds instead."""
-    import contextlib
-
-    import uproot
-
-    @contextlib.contextmanager
-    def opened():
-        try:
-            file = uproot.open(uri)
-        except Exception as error:  # uproot has no common class for what a broken file can raise
-            raise InputError(f"{uri} cannot be read as a ROOT file: {str(error).strip().splitlines()[0]}") from None
-        with file:
-            if TREE not in file:
-                trees = ", ".join(file.keys(cycle=False)) or "nothing"
-                raise InputError(f"{uri}: no tree {TREE}; the file holds {trees}. NanoAOD becomes one by python -m data.from_nanoaod")
-            yield file[TREE]
-
-    return opened()
 
 
 def _type(interpretation) -> str:

@@ -106,9 +106,9 @@ def parse(content: str, *, where: str = "the search space") -> list[Parameter]:
     if not isinstance(entries, list) or not entries:
         raise InputError(f"{where} has no list of parameters; write 'parameters:' and one '- {{name: ..., type: ...}}' each")
     parameters = [_parameter(entry, where) for entry in entries]
-    names = [parameter.trial_name for parameter in parameters]
-    for parameter in parameters:
-        if names.count(parameter.trial_name) > 1 or parameter.trial_name == "trialName":
+    places = [(parameter.trial_name, parameter.only_for) for parameter in parameters]
+    for parameter, place in zip(parameters, places, strict=True):
+        if places.count(place) > 1 or parameter.trial_name == "trialName":
             raise InputError(f"{where}: parameter '{parameter.name}' is there twice, or its name is Katib's own")
     return parameters
 
@@ -124,12 +124,23 @@ def is_text(source: str) -> bool:
 
 
 def for_network(parameters: list[Parameter], network_config: str) -> list[Parameter]:
-    """Those whose `only_for` pattern matches the network file's name. Raises InputError if none is left."""
+    """Those whose `only_for` pattern matches the network file's name; '!' before a pattern means all others.
+
+    Raises InputError if none is left, or one is left twice.
+    """
     stem = storage.name(network_config).removesuffix(".py")
-    fitting = [parameter for parameter in parameters if fnmatch.fnmatchcase(stem, parameter.only_for)]
+    fitting = [parameter for parameter in parameters if _is_for(stem, parameter.only_for)]
     if not fitting:
         raise InputError(f"the search space has no parameter for the network '{stem}'; 'only_for' keeps all of them from it")
+    names = [parameter.trial_name for parameter in fitting]
+    for parameter in fitting:
+        if names.count(parameter.trial_name) > 1:
+            raise InputError(f"the search space has the parameter '{parameter.name}' twice for the network '{stem}'; see 'only_for'")
     return fitting
+
+
+def _is_for(stem: str, pattern: str) -> bool:
+    return fnmatch.fnmatchcase(stem, pattern.removeprefix("!")) != pattern.startswith("!")
 
 
 def check_algorithm(parameters: list[Parameter], algorithm: str) -> None:

@@ -112,7 +112,7 @@ def test_no_tree_names_what_the_file_holds(tmp_path):
 
     with uproot.recreate(tmp_path / "other.root") as file:
         file["Events"] = {"x": np.arange(3)}
-    with pytest.raises(InputError, match=r"the file holds Events.*from_nanoaod"):
+    with pytest.raises(InputError, match=r"from_nanoaod makes one of NanoAOD.*the file holds Events"):
         validate.validate({"jets": [str(tmp_path / "other.root")]})
 
 

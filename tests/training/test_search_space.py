@@ -198,3 +198,20 @@ def test_the_network_is_built_with_the_extremes_of_the_space(entry, wanted):
         return
     with pytest.raises(InputError, match=wanted):
         check_builds(parameters, network, None)
+
+
+def test_a_parameter_may_have_one_range_for_some_networks_and_another_for_the_others():
+    space = parse(
+        "parameters:\n"
+        "  - {name: conv-dim, type: discrete, list: [50, 200], only_for: '!particle_net*'}\n"
+        "  - {name: conv-dim, type: discrete, list: [50], only_for: 'particle_net*'}\n"
+    )
+    assert [one.list for one in for_network(space, "networks/pfn.py")] == [("50", "200")]
+    assert [one.list for one in for_network(space, "networks/particle_net_mine.py")] == [("50",)]
+
+
+def test_a_parameter_that_is_there_twice_for_a_network_is_refused():
+    space = parse("parameters:\n  - {name: a, type: int, min: 1, max: 2}\n  - {name: a, type: int, min: 1, max: 3, only_for: 'p*'}")
+    assert len(for_network(space, "q.py")) == 1
+    with pytest.raises(InputError, match="'a' twice for the network 'pfn'"):
+        for_network(space, "pfn.py")

@@ -1,0 +1,28 @@
+"""Opening a tree of a ROOT file, with one sentence where there is none."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from common.errors import InputError
+
+
+@contextlib.contextmanager
+def open_tree(uri: str, tree: str, hint: str) -> Iterator[Any]:
+    """The newest cycle of `tree` in the file at `uri`, closed at the end.
+
+    Raises InputError for what is no ROOT file, and for one without the tree: it names what the file holds, and adds the hint.
+    """
+    import uproot
+
+    try:
+        file = uproot.open(uri)
+    except Exception as error:  # uproot has no common class for what a broken file can raise
+        raise InputError(f"{uri} cannot be read as a ROOT file: {str(error).strip().splitlines()[0]}") from None
+    with file:
+        if tree not in file:
+            trees = ", ".join(sorted(set(file.keys(cycle=False)))) or "nothing"
+            raise InputError(f"{uri}: no tree {tree} ({hint}); the file holds {trees}")
+        yield file[tree]
