@@ -19,6 +19,7 @@ AUTO, NONE = "auto", "none"
 PREDICTOR_FORMS = ("model", "triton")
 ALGORITHMS = ("random", "tpe", "cmaes", "sobol", "grid")
 EARLY_STOPPING = (NONE, "medianstop")
+PRECISIONS = (AUTO, "float32", "bf16", "fp16")
 TAINT_EFFECTS = ("NoSchedule", "PreferNoSchedule", "NoExecute")
 
 
@@ -76,6 +77,8 @@ class RunConfig:
     goal: str = option(NONE, "the search ends when a trial's AvgLoss is not above this number", group="search", metavar="LOSS")
     num_epochs: int = option(50, "epochs of a trial, unless the search space has num-epochs", group="search")
     batch_size: int = option(500, "global batch size, unless the search space has batch-size", group="search")
+    precision: str = option("float32", "arithmetic of a trial, unless searched; 'auto' takes what is fast and safe on its device",
+                            group="search", choices=PRECISIONS)  # fmt: skip
     data_fraction: float = option(1.0, "part of the training jets that a trial uses, unless searched", group="search")
     seed: int = option(1, "seed of the search, the initial weights and the order of jets", group="search")
 
@@ -146,6 +149,7 @@ class RunConfig:
             self.parallel_trials <= self.max_trials,
             f"--parallel-trials {self.parallel_trials} is larger than --max-trials {self.max_trials}",
         )
+        require(self.precision in PRECISIONS, f"--precision: {unknown('precision', self.precision, PRECISIONS)}")
         require(self.early_stopping in EARLY_STOPPING, f"--early-stopping: {unknown('rule', self.early_stopping, EARLY_STOPPING)}")
         whole = self.early_stopping_start_step.isdigit() and int(self.early_stopping_start_step) >= 1
         require(whole or self.early_stopping_start_step == AUTO,

@@ -135,7 +135,7 @@ def trial_args(run: Run, parameters: list[Parameter]) -> list[str]:
     """Arguments of weaver.train. The test set is not among them: it must not reach the choice of a model."""
     config = run.config
     chosen = {parameter.name.replace("_", "-") for parameter in parameters}
-    fixed = {"num-epochs": config.num_epochs, "batch-size": config.batch_size, "data-fraction": config.data_fraction}
+    fixed = {name: getattr(config, name.replace("-", "_")) for name in ("num-epochs", "batch-size", "data-fraction", "precision")}
     args = [
         f"--data-train={run.path('data', 'train.json')}",
         f"--data-val={run.path('data', 'val.json')}",

@@ -202,3 +202,13 @@ def test_an_experiment_that_follows_another_has_a_name_and_a_seed_of_its_own():
 def test_options_that_cannot_be_meant_are_refused(values, wanted):
     with pytest.raises(InputError, match=wanted):
         RunConfig(**values)
+
+
+def test_trials_take_the_precision_of_the_run():
+    def args_of(run):
+        return pods(experiment(run))[0]["spec"]["containers"][0]["args"]
+
+    assert "--precision=float32" in args_of(run_with())
+    assert "--precision=auto" in args_of(run_with(precision="auto"))
+    with pytest.raises(InputError, match="--precision"):
+        RunConfig(precision="half")
