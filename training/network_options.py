@@ -13,20 +13,23 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from common.errors import InputError, unknown
+from networks.options import check
 from training.search_space import Parameter
-from weaver.network_file import NetworkFile, option_names
+from weaver.network_file import NetworkFile, option_names, option_rules
 from weaver.options import TRAIN_FLAGS, TrainOptions, literal
 
 
 def check_options(space: list[Parameter], network_config: str, source: str) -> None:
-    """Raise InputError for a parameter that is neither a flag of weaver.train nor an option of the network, or a value no flag takes."""
-    options = option_names(source, network_config)
+    """Raise InputError for a parameter that is neither a flag of weaver.train nor an option of the network, or a value it cannot have."""
+    options, rules = option_names(source, network_config), option_rules(source)
     for parameter in space:
         if _flag(parameter) in TRAIN_FLAGS:
             _check_flag(parameter)
         elif options is not None and _option(parameter) not in options:
             known = [*TRAIN_FLAGS, *(name.replace("_", "-") for name in options)]
             raise InputError(f"search space: {unknown('parameter', parameter.name, known)} ({network_config} has no such option)")
+        elif _option(parameter) in rules:
+            _check_option(parameter, rules)
 
 
 def check_builds(space: list[Parameter], network: NetworkFile, data_config: Any) -> bool:
@@ -55,6 +58,15 @@ def _check_flag(parameter: Parameter) -> None:
         try:
             parse(value)
         except (argparse.ArgumentTypeError, ValueError) as error:
+            raise InputError(f"search space, parameter '{parameter.name}', value {value}: {error}") from None
+
+
+def _check_option(parameter: Parameter, rules: Mapping[str, Any]) -> None:
+    """Hold an option's extreme values against what the network file says of it."""
+    for value in parameter.extremes:
+        try:
+            check(rules, {_option(parameter): literal(value)})
+        except InputError as error:
             raise InputError(f"search space, parameter '{parameter.name}', value {value}: {error}") from None
 
 

@@ -124,6 +124,18 @@ def option_names(source: str, where: str, needed: Sequence[str] = NEEDED) -> set
     return None if anything else of_model | of_loss
 
 
+def option_rules(source: str) -> dict[str, dict[str, Any]]:
+    """What a file's literal `OPTIONS` says of its options (networks/options.py); empty where it says nothing that can be read."""
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.Assign) and any(isinstance(target, ast.Name) and target.id == "OPTIONS" for target in node.targets):
+            try:
+                rules = ast.literal_eval(node.value)
+            except ValueError:  # made by a program: known once the network is built
+                return {}
+            return rules if isinstance(rules, dict) else {}
+    return {}
+
+
 def _signature(tree: ast.Module, name: str) -> tuple[set[str], bool]:
     """Arguments of a function after the first, and whether it takes any others too (`**options`, or defined elsewhere)."""
     for node in tree.body:

@@ -215,3 +215,20 @@ def test_a_parameter_that_is_there_twice_for_a_network_is_refused():
     assert len(for_network(space, "q.py")) == 1
     with pytest.raises(InputError, match="'a' twice for the network 'pfn'"):
         for_network(space, "pfn.py")
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"name": "dropout", "type": "double", "min": 0.0, "max": 1.5}, "'dropout', value 1.5"),
+        ({"name": "fc-dim", "type": "int", "min": 0, "max": 64}, "'fc-dim', value 0"),
+        ({"name": "norm", "type": "categorical", "list": ["layer", "group"]}, "batch, layer or none, not 'group'"),
+    ],
+)
+def test_a_value_that_the_network_file_rules_out_is_refused_without_building_it(entry, message):
+    """The file's OPTIONS are read, not run: the steps' image has no torch."""
+    from training.network_options import check_options
+
+    path = Path("networks/pfn_regressor_open.py")
+    with pytest.raises(InputError, match=message):
+        check_options(parse(json.dumps([entry])), str(path), path.read_text())
