@@ -30,6 +30,7 @@ SAMPLE_NAME = re.compile(r"^[\w.+%-]+:(?!//)")
 HEADER = 100  # bytes of a ROOT file's header that hold its version and its end
 STEP_BYTES = 16 * 2**20  # decoded at a time; what is computed from them takes a few times that, and larger steps are no faster
 SUFFIXES = (".root", parquet.SUFFIX)
+NOT_READ = (".h5", ".hdf5", ".awkd")
 REMEDY = "copy it again, or leave damaged files out with --skip-bad-files"
 CHECKERS = 8  # files opened at a time: on S3 each takes a few round trips
 
@@ -90,6 +91,9 @@ def find(patterns: str | Iterable[str]) -> list[Entry]:
             kind = "parquet" if part.endswith(parquet.SUFFIX) else "ROOT"
             raise InputError(f"no {kind} file matches '{part}'{_what_is_there(part)}")
         found.update((entry.uri, entry) for entry in matches)
+    for uri in found:
+        if uri.endswith(NOT_READ):
+            raise InputError(f"{uri}: HDF5 and .awkd files, which weaver-core takes, are not read here; write the jets as ROOT or parquet")
     return list(found.values())
 
 

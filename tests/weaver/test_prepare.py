@@ -641,3 +641,10 @@ def test_the_command_line_ends_in_one_line_and_exit_code_2(tmp_path):
     assert (ended.returncode, ended.stdout) == (2, "")
     assert ended.stderr.startswith("error: no ROOT file matches 'none/*.root'")
     assert ended.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["jets.h5", "jets.awkd"])
+def test_kinds_of_files_that_are_not_read_say_so(tmp_path, name):
+    (tmp_path / name).write_bytes(b"anything")
+    with pytest.raises(InputError, match="are not read here; write the jets as ROOT or parquet"):
+        files.find(str(tmp_path / name))
