@@ -141,7 +141,7 @@ class Sides:
     """Starts the processes of both sides on the same files."""
 
     def __init__(self, arguments: argparse.Namespace, scratch: str) -> None:
-        self.peer_python, self.scratch = arguments.peer_python, scratch
+        self.peer_python, self.scratch = os.path.abspath(arguments.peer_python), scratch
         self.config = str(Path(arguments.data_config).resolve())
         self.files = _files(arguments, scratch)
 

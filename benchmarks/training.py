@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import re
 import statistics
 import subprocess
@@ -92,7 +93,7 @@ class Bench:
     def __init__(self, arguments: argparse.Namespace, scratch: str) -> None:
         from data.sample import ensure_sample
 
-        self.peer_python, self.device, self.scratch = arguments.peer_python, arguments.device, Path(scratch)
+        self.peer_python, self.device, self.scratch = os.path.abspath(arguments.peer_python), arguments.device, Path(scratch)
         self.batch_size = arguments.batch_size
         self.peer_extra = arguments.peer_flags.split() if arguments.peer_flags else PEER_FLAGS
         patterns = ensure_sample(arguments.storage)
