@@ -40,6 +40,15 @@ class Batch:
     def __len__(self) -> int:
         return len(self.weights)
 
+    def __getitem__(self, part: slice) -> Batch:
+        """Neighbouring jets of it; their numbers are shared, not copied."""
+        return Batch(
+            inputs={name: tensor[part] for name, tensor in self.inputs.items()},
+            labels={name: tensor[part] for name, tensor in self.labels.items()},
+            observers={name: values[part] for name, values in self.observers.items()},
+            weights=self.weights[part],
+        )
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Gathered:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib.util
 import os
 import re
 import struct
@@ -207,6 +208,7 @@ def open_file(uri: str) -> Iterator:
     """The file opened with uproot; raises InputError where that fails."""
     import uproot
 
+    _inflate_fast(uproot.compression)
     try:
         # A Path, because uproot takes what follows a colon in a text for the name of an object.
         opened = uproot.open(uri, **storage.s3_options()) if storage.is_s3(uri) else uproot.open(Path(uri))
@@ -214,6 +216,15 @@ def open_file(uri: str) -> Iterator:
         raise unreadable(uri, error) from error
     with opened as file:
         yield file
+
+
+def _inflate_fast(compression) -> None:
+    """Let uproot inflate zlib's baskets with ISA-L where the package `isal` is installed: the same bytes in two thirds of the time.
+
+    uproot.ZLIB.library is meant for that, but does not reach the object that uproot (5.7) reads with.
+    """
+    if (reader := getattr(compression, "_decompress_ZLIB", None)) is not None and importlib.util.find_spec("isal"):
+        reader.library = "isal"
 
 
 def read(

@@ -21,6 +21,7 @@ from weaver.resident import Resident, fits
 from weaver.weights import Sampler
 
 AHEAD = 3  # batches made ahead: enough to bridge a hiccup of the disk, few enough to cost no memory
+TOGETHER = 8  # batches gathered at a time from memory: enough for two cores to share the work, few enough to stay in their cache
 DRAWING = 1  # keeps the random numbers that draw an epoch's jets apart from those that shuffle them
 
 
@@ -84,8 +85,8 @@ class Loader:
         """The batches of epoch `number` from `start_batch` on. Closing the iterator early ends its thread."""
         order = self._order(number)
         made = (self._gathered(order, batch) for batch in range(start_batch, len(self)))
-        if isinstance(self._source, Resident):  # nothing is made on the CPU
-            yield from (self._finished(*gathered) for gathered in made)
+        if isinstance(self._source, Resident):  # nothing is made in a thread
+            yield from self._of_resident(order, start_batch)
             return
         with contextlib.closing(ahead(made, AHEAD, "loader")) as ready:
             started = time.perf_counter()
@@ -93,6 +94,16 @@ class Loader:
                 self.wait_seconds += time.perf_counter() - started
                 yield self._finished(*gathered)
                 started = time.perf_counter()
+
+    def _of_resident(self, order: Order, start_batch: int) -> Iterator[Batch]:
+        """Batches cut out of larger gathers: a batch by itself is too small for its gather to occupy more than one core."""
+        for first in range(start_batch, len(self), TOGETHER):
+            made = [self._jets(order, number) for number in range(first, min(first + TOGETHER, len(self)))]
+            together = self._source.batch(np.concatenate([jets for jets, _ in made]))
+            start = 0
+            for jets, real in made:
+                yield self._weighted(together[start : start + len(jets)], real)
+                start += len(jets)
 
     def _sampler_of(self, dataset: Dataset) -> Sampler:
         weights = dataset.weights()
@@ -110,16 +121,22 @@ class Loader:
             return BlockShuffle(chosen, total, key=key, block=self.block, read_ahead=self.dataset.read_ahead)
         return Listed(np.random.default_rng(key).permutation(spread(np.arange(chosen), chosen, total)))
 
-    def _gathered(self, order: Order, number: int) -> tuple[Gathered | np.ndarray, int]:
-        """This rank's jets of a global batch, as far as the thread makes them, and how many are real."""
+    def _jets(self, order: Order, number: int) -> tuple[np.ndarray, int]:
+        """This rank's jets of a global batch, and how many of them are real."""
         step = self.batch_size * self.world_size
-        mine, real = self._part(order.part(number * step, (number + 1) * step))
-        gathered = self._source.gather(mine)
-        pinned = self.device.startswith("cuda") and isinstance(gathered, Gathered)
-        return (gathered.pin_memory() if pinned else gathered), real
+        return self._part(order.part(number * step, (number + 1) * step))
 
-    def _finished(self, gathered: Gathered | np.ndarray, real: int) -> Batch:
-        batch = self._source.finish(gathered, self.device)
+    def _gathered(self, order: Order, number: int) -> tuple[Gathered, int]:
+        """This rank's jets of a global batch, as far as the thread makes them, and how many are real."""
+        mine, real = self._jets(order, number)
+        gathered = self._source.gather(mine)
+        return (gathered.pin_memory() if self.device.startswith("cuda") else gathered), real
+
+    def _finished(self, gathered: Gathered, real: int) -> Batch:
+        return self._weighted(self._source.finish(gathered, self.device), real)
+
+    def _weighted(self, batch: Batch, real: int) -> Batch:
+        """The batch with its weights: 1 where the jets were drawn by them, 0 where they only fill it up."""
         if self._sampler:
             batch.weights.fill_(1)
         if real < len(batch):

@@ -16,9 +16,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import gc
 import hashlib
+import itertools
 import json
 import math
+import operator
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -51,6 +54,7 @@ from weaver.data_config import AUTO, NON_FINITE, DataConfig, Plan
 from weaver.weights import BLOCK, Sampler, jet_weights, make_histograms
 
 Report = Callable[[str], None]
+OBJECTS = 50_000  # made between two garbage collections: an opened file has some ten thousand
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -99,14 +103,32 @@ def prepare(
     uri = storage.join(storage.absolute(storage_uri), "cache", key)
     if is_prepared(uri):
         return _reference(uri, data_config, storage.read_json(storage.join(uri, DESCRIPTION)), reused=True)
-    checked = data_files.check(entries, data_config, for_training=for_training, skip_bad_files=skip_bad_files)
+    with _rare_collections():
+        checked = data_files.check(entries, data_config, for_training=for_training, skip_bad_files=skip_bad_files)
     job = _Job(data_config, checked.plan, checked.files, role, report, step_bytes, skip_bad_files, checked.skipped)
     with building(node_cache() / key if storage.is_s3(uri) else Path(uri)) as folder:
-        description = job.run(folder)
+        with _rare_collections():
+            description = job.run(folder)
         storage.write_json(str(folder / DESCRIPTION), description)
         if storage.is_s3(uri):
             publish(folder, uri)  # the temporary folder then becomes this node's copy
     return _reference(uri, data_config, description, reused=False)
+
+
+@contextlib.contextmanager
+def _rare_collections() -> Iterator[None]:
+    """Python's garbage collection, which the many small objects of an opened file would start over and over, in larger steps.
+
+    What lives already (torch's modules, say) is left out of it.
+    """
+    thresholds = gc.get_threshold()
+    gc.freeze()
+    gc.set_threshold(OBJECTS, 5, 5)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*thresholds)
+        gc.unfreeze()
 
 
 def _check_derived(config: DataConfig, role: str) -> None:
@@ -160,16 +182,26 @@ class _Job:
 
     def write(self, folder: Path, config: DataConfig) -> dict[str, Any]:
         writer = DatasetWriter(folder)
-        with Progress(f"preparing {self.role} data", total=sum(file.num_entries for file in self.files), unit="jets") as progress:
-            for number, file in enumerate(self.files):
-                # A step is read and decompressed while the one before is transformed and written.
-                with expressions.random_numbers(number), contextlib.closing(ahead(self.steps(file, self.plan), 1)) as steps:
-                    for columns, count in steps:
+        # What comes next, of this file or the next one, is read and decompressed while the step before is transformed and written.
+        with self.progress() as progress, contextlib.closing(ahead(self.all_steps(), 1)) as steps:
+            for number, steps_of_file in itertools.groupby(steps, key=operator.itemgetter(0)):
+                where = self.files[number].entry.uri
+                with expressions.random_numbers(number):
+                    for _, columns, count in steps_of_file:
                         selected, passed = transform.select(columns, self.plan)
                         if passed:
-                            writer.append(transform.make_ready(selected, passed, config, self.plan, file.entry.uri))
-                        progress.advance(count, note=storage.name(file.entry.uri))
+                            writer.append(transform.make_ready(selected, passed, config, self.plan, where))
+                        progress.advance(count, note=storage.name(where))
         return writer.close()
+
+    def progress(self) -> Progress:
+        return Progress(f"preparing {self.role} data", total=sum(file.num_entries for file in self.files), unit="jets")
+
+    def all_steps(self) -> Iterator[tuple[int, dict, int]]:
+        """The steps of all files, each with its file's number."""
+        for number, file in enumerate(self.files):
+            for columns, count in self.steps(file, self.plan):
+                yield number, columns, count
 
     def steps(self, file: data_files.DataFile, plan: Plan, stop: int | None = None) -> Iterator[tuple[dict, int]]:
         """The file's columns step by step; where it turns out to be damaged, and such files are skipped, it ends there."""

@@ -35,10 +35,7 @@ class Resident:
     def __len__(self) -> int:
         return len(self._all)
 
-    def gather(self, index: np.ndarray) -> np.ndarray:
-        return index
-
-    def finish(self, index: np.ndarray, device: str | torch.device | None = None) -> Batch:
+    def batch(self, index: np.ndarray) -> Batch:
         """The jets at these positions (int64) as tensors on the device."""
         there = torch.from_numpy(np.ascontiguousarray(index, np.int64)).to(self.device, non_blocking=True)
         whole = self._all
