@@ -3,6 +3,9 @@
     python -m benchmarks.serving                      # everything, a few minutes; writes benchmarks/results/serving-*
     python -m benchmarks.serving --parts runtime      # or: variants, triton
 
+Load on Triton comes from NVIDIA's perf_analyzer where it is on the PATH (it lies in the wheel tritonclient 2.51.0, and needs libb64 and
+libcudart), else from a process of our own client, whose Python takes a good part of the cores that it shares with the server.
+
 Weights are random and jets are generated numbers: neither changes the work. The networks have the sizes of the published study's best
 trials (ParticleNet: 3 blocks, k 16, 3 x 50, then 3 x 200; PFN: 5 x 50, then 3 x 400; 100 particles). Both forms of a network hold the
 same weights, are exported by the same exporter, and run in the same ONNX Runtime with as many threads as there are cores.
@@ -11,8 +14,10 @@ same weights, are exported by the same exporter, and run in the same ONNX Runtim
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -39,6 +44,7 @@ BATCHES = (1, 100, 1000)
 SECONDS = 0.3  # of one run, at least; one batch of 1000 jets may take longer
 CONCURRENCY = 16
 LOAD_SECONDS = 2.5
+ANALYZER = "perf_analyzer"
 
 Inputs = dict[str, np.ndarray]
 
@@ -194,10 +200,22 @@ def served(report: Report, rounds: int) -> None:
                 runs = data[f"{name} {request}"] = _served(name, request, rounds, Path(folder))
                 gain = ratio(runs["triton"], runs["in process"])
                 batch, *rates = (Spread.of(runs[key]) for key in ("mean batch", "triton", "in process"))
-                rows.append([name, request, batch.text(".1f"), *(one.text() for one in rates), gain.text(".2f")])
-    notes = [f"{CONCURRENCY} requests at a time from another process, bytes over kept connections; server, client and model share cores"]
-    columns = ["network", "jets a request", "mean batch", "Triton, jets/s", "in process, jets/s", "ratio"]
+                cost = Spread.of(_beside_the_model(runs, request))
+                rows.append([name, request, batch.text(".1f"), *(one.text() for one in rates), gain.text(".2f"), cost.text(",.0f", " us")])
+    client = "perf_analyzer" if shutil.which(ANALYZER) else "a Python client"
+    notes = [
+        f"{CONCURRENCY} requests at a time from {client}, bytes over kept HTTP connections; server, client and model share the cores",
+        "beside the model: elapsed time a request less the time of its jets in process at the same mean batch, on the same cores with "
+        "as many threads: HTTP on both sides, the queue, and the way into the backend's process and back. It is paid per request, "
+        "whatever the batch, so a request for one jet of a small network is bound by it",
+    ]
+    columns = ["network", "jets a request", "mean batch", "Triton, jets/s", "in process, jets/s", "ratio", "a request beside the model"]
     report.section("Triton on this machine", columns=columns, rows=rows, notes=notes, runs=data)
+
+
+def _beside_the_model(runs: Mapping[str, list[float]], request: int) -> list[float]:
+    """Microseconds of elapsed time a request beyond what its jets cost in process, in each round."""
+    return [1e6 * request * (1 / served - 1 / local) for served, local in zip(runs["triton"], runs["in process"], strict=True)]
 
 
 def _served(name: str, request: int, rounds: int, folder: Path) -> dict[str, list[float]]:
@@ -208,9 +226,7 @@ def _served(name: str, request: int, rounds: int, folder: Path) -> dict[str, lis
     onnx_path, config = _repository(name, folder / f"{name}-{request}")
     in_process = session(onnx_path)
     runs: dict[str, list[float]] = {"triton": [], "in process": [], "mean batch": []}
-    server = triton.start(
-        onnx_path.parents[2], model_name=name.lower(), log=folder / "server.log", workdir=folder / "work", kind="triton"
-    )
+    server = triton.start(onnx_path.parents[2], model_name=name.lower(), log=folder / "server.log", workdir=folder / "work", kind="triton")
     try:
         for _ in range(rounds):
             got, batch = _load(server.url, name, request)
@@ -238,13 +254,33 @@ def _repository(name: str, folder: Path) -> tuple[Path, Any]:
 
 def _load(url: str, name: str, request: int) -> tuple[float, float]:
     """Jets a second and the mean batch that Triton ran, under load from another process."""
-    command = [sys.executable, "-m", "benchmarks.serving", "--load", url, "--model", name, "--request", str(request)]
     before = _statistics(url, name)
+    got = (_analyzer_rate if shutil.which(ANALYZER) else _client_rate)(url, name, request)
+    inferences, executions = (after - b for after, b in zip(_statistics(url, name), before, strict=True))
+    return got, inferences / executions
+
+
+def _analyzer_rate(url: str, name: str, request: int) -> float:
+    """Jets a second as perf_analyzer counts them in windows of a second."""
+    with tempfile.TemporaryDirectory() as folder:
+        table = Path(folder, "rates.csv")
+        command = [ANALYZER, "-m", name.lower(), "-u", url.removeprefix("http://"), "-b", str(request), "-f", os.fspath(table)]
+        command += ["--concurrency-range", str(CONCURRENCY), "-p", "1000", "-s", "50", "--input-data", "random"]
+        _finished(command)
+        with table.open(newline="") as rows:
+            return float(next(csv.DictReader(rows))["Inferences/Second"])
+
+
+def _client_rate(url: str, name: str, request: int) -> float:
+    command = [sys.executable, "-m", "benchmarks.serving", "--load", url, "--model", name, "--request", str(request)]
+    return json.loads(_finished(command))["rate"]
+
+
+def _finished(command: list[str]) -> str:
     done = subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120)
     if done.returncode:
-        raise RuntimeError(done.stderr)
-    inferences, executions = (after - b for after, b in zip(_statistics(url, name), before, strict=True))
-    return json.loads(done.stdout)["rate"], inferences / executions
+        raise RuntimeError(f"{command[0]}: {done.stdout[-500:]} {done.stderr[-2000:]}")
+    return done.stdout
 
 
 def _statistics(url: str, name: str) -> tuple[int, int]:

@@ -100,6 +100,13 @@ def mean_of_neighbours(edges: torch.Tensor) -> torch.Tensor:
     return _MeanOfNeighbours.apply(edges)
 
 
+def sum_of_particles(x: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+    """Sum over real particles: x (N, P, C), real (N, 1, P) of ones and zeros -> (N, C)."""
+    if torch.onnx.is_in_onnx_export():  # after layers that are convolutions in the graph x comes as (N, C, P), which a sum can stay in
+        return (x.transpose(1, 2) * real).sum(dim=2)
+    return torch.bmm(real, x).squeeze(1)
+
+
 # Sums of rows go through embedding_bag: its kernels run in parallel over bags and, for bfloat16, add in float32.
 
 

@@ -43,7 +43,7 @@ def input_order(data_config, groups: tuple[str, ...], optional: tuple[str, ...] 
 
 def jet_values(groups: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """Groups of one value a jet, (N, J) each, or (N,) for a single variable, as (N, J)."""
-    return [group.reshape(group.shape[0], -1) for group in groups]
+    return [group if group.dim() == 2 else group.reshape(group.shape[0], -1) for group in groups]
 
 
 def describe(data_config, columns: Sequence[str] = ("output",)) -> dict:
@@ -95,8 +95,22 @@ class LinearNorm(nn.Module):
         self.norm = {"batch": Norm, "layer": nn.LayerNorm, "none": nn.Identity}[norm](out_dim)
         self.by_batch = norm == "batch"
 
-    def forward(self, x: torch.Tensor, *, relu: bool = False) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, *, relu: bool = False, chained: bool = False) -> torch.Tensor:
+        """`chained`: x (N, P, C) passes several such layers one after another, see `convolution`."""
+        if chained and torch.onnx.is_in_onnx_export():
+            return self.convolution(x, relu=relu)
         return self.finish(linear(x, *self.weights()), relu=relu)
+
+    def convolution(self, x: torch.Tensor, *, relu: bool) -> torch.Tensor:
+        """The same over (N, C, P): ONNX Runtime adds bias and ReLU to a convolution in one pass, to a product of rows in three.
+
+        Outside training. From layer to layer of a chain the transpositions cancel, and the exporter leaves them out.
+        """
+        weight, bias = self.weights()
+        y = F.conv1d(x.transpose(1, 2), weight[:, :, None], bias)
+        if not (self.by_batch or isinstance(self.norm, nn.Identity)):
+            return self.finish(y.transpose(1, 2), relu=relu)
+        return (F.relu(y) if relu else y).transpose(1, 2)
 
     def weights(self) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Weight (D, C) and bias (D,) to apply before `finish`; outside training batch normalisation is in them."""
@@ -155,8 +169,8 @@ def nearest_neighbours(points: torch.Tensor, real: torch.Tensor, k: int, use_cou
         distance = squared_distances(points.float())  # (N, P, P)
         barred = ~real[:, None, :] if use_counts else real[:, None, :] != real[:, :, None]
         particle = torch.arange(points.shape[1], device=points.device)
-        itself = particle[:, None] == particle  # (P, P); torch.eye has no ONNX Runtime kernel for booleans
-        distance = distance.masked_fill(barred, FAR).masked_fill(itself, torch.inf)
+        itself = torch.where(particle[:, None] == particle, torch.inf, 0.0)  # (P, P); to add is quicker than to fill in, above all in ONNX
+        distance = distance.masked_fill(barred, FAR) + itself
         distance, index = distance.topk(k, dim=-1, largest=False)
         if not use_counts:
             return index

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from common.errors import InputError
+from networks.fast import sum_of_particles
 from networks.layers import LinearNorm, describe, fully_connected, input_order, jet_values
 from networks.losses import output_columns, output_layer, regression_loss
 from networks.options import check
@@ -48,11 +49,11 @@ class ParticleFlowNetwork(nn.Module):
 
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
         features, mask, *jet = (inputs[i] for i in self.order)
-        real = mask != 0  # (N, 1, P)
-        x = features.masked_fill(~real, 0.0).transpose(1, 2)  # (N, P, C)
+        real = mask.bool()  # (N, 1, P)
+        x = torch.where(real, features, 0.0).transpose(1, 2)  # (N, P, C)
         for layer in self.layers:
-            x = layer(x, relu=True)  # (N, P, conv_dim)
-        x = torch.bmm(real.to(x.dtype), x).squeeze(1)  # the sum over real particles: (N, conv_dim)
+            x = layer(x, relu=True, chained=True)  # (N, P, conv_dim)
+        x = sum_of_particles(x, real.to(x.dtype))  # (N, conv_dim)
         return self.head(torch.cat((x, *jet_values(jet)), dim=1))
 
 

@@ -42,12 +42,21 @@ def layer_differences(
     theirs = onnx_layers(onnx_path, inputs, level)
     found = {}
     for name, output in ours.items():
-        # The last node of the layer with that shape, or with the particles as rows, is the one that gives its output.
-        same = [other for other in theirs.get(name, []) if other.size == output.size and other.shape[-1:] == output.shape[-1:]]
-        if same:
-            scaled = np.abs(same[-1].reshape(output.shape).astype(np.float64) - output) / np.maximum(1, np.abs(output))
-            found[name] = float(np.where(np.isfinite(scaled), scaled, np.inf).max(initial=0.0))
+        # The last node of the layer with that shape, or with the last two axes exchanged as in a convolution, is what gives its output.
+        if same := [forms for other in theirs.get(name, []) if (forms := _forms(other, output.shape))]:
+            found[name] = min(_difference(form, output) for form in same[-1])
     return found
+
+
+def _forms(array: np.ndarray, shape: tuple[int, ...]) -> list[np.ndarray]:
+    """The array as it is and with its last two axes exchanged, as far as that has the shape: both where they are of one size."""
+    forms = [array, array.swapaxes(-1, -2)] if array.ndim > 2 else [array]
+    return [form for form in forms if form.shape == shape]
+
+
+def _difference(got: np.ndarray, expected: np.ndarray) -> float:
+    scaled = np.abs(got.astype(np.float64) - expected) / np.maximum(1, np.abs(expected))
+    return float(np.where(np.isfinite(scaled), scaled, np.inf).max(initial=0.0))
 
 
 def torch_layers(model, input_names: Sequence[str], inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -110,10 +110,7 @@ def _finish(path: str | os.PathLike, opset: int, metadata: Mapping[str, Any]) ->
     """Check the file as the ONNX standard does, put the metadata into it, and make sure that it is self-contained."""
     import onnx
 
-    from weaver.onnx_gemm import use_gemm
-
     graph = onnx.load(os.fspath(path))
-    use_gemm(graph)
     onnx.helper.set_model_props(graph, {key: str(value) for key, value in metadata.items()})
     if opset <= OPSET and graph.ir_version > IR_VERSION:
         raise GateError(f"the ONNX file came out in IR version {graph.ir_version}; Triton 23.05 reads {IR_VERSION} at most")
