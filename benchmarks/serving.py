@@ -155,7 +155,8 @@ def variants(report: Report, rounds: int) -> None:
                 rows.append([name, label, Spread.of(runs[label]).text(), gain.text(".2f"), *shown])
     notes = [
         "batch 100; differences are of log(pT_gen/pT) from ONNX Runtime's float32; the gate allows 1e-3 to any jet and 1e-5 to 99.9 %",
-        "int8: dynamic quantisation of all matrix products; ONNX Runtime has no bfloat16 kernels for x86: bf16 is torch's",
+        "int8: dynamic quantisation of all matrix products and convolutions (for the latter ONNX Runtime has only a slow kernel); "
+        "ONNX Runtime has no bfloat16 kernels for x86: bf16 is torch's",
     ]
     columns = ["network", "variant", "jets/s", "to float32", "largest difference", "median difference"]
     report.section("lower precision", columns=columns, rows=rows, notes=notes, runs=data)
