@@ -99,8 +99,10 @@ def test_predicting_without_a_trial_is_refused(prepared, tmp_path, capsys):
 
 def test_weights_of_another_network_are_refused(prepared, whole, tmp_path, capsys):
     shutil.copy(whole / "best.pt", tmp_path)
-    text = (ROOT / "networks" / "pfn_regressor_open.py").read_text().replace("fc_dim: int = 100", "fc_dim: int = 100, more: int = 0")
-    (tmp_path / "network.py").write_text(text.replace("fully_connected(conv_dim + jet_dim, ", "fully_connected(conv_dim + jet_dim, 1 + "))
+    text = (ROOT / "networks" / "pfn_regressor_open.py").read_text()
+    deeper = text.replace('range(options["num_conv_layers"])', 'range(options["num_conv_layers"] + 1)')
+    assert deeper != text
+    (tmp_path / "network.py").write_text(deeper)
     words = [word for word in command(prepared, tmp_path) if not word.startswith("--network-config")]
     words += [f"--network-config={tmp_path}/network.py", "--predict", f"--data-test={prepared.test}", f"--predict-output={tmp_path}/x.npz"]
     assert main(words) == 2
