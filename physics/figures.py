@@ -336,8 +336,8 @@ def residual(metrics: Mapping, name: str, max_closure: float) -> Drawing | None:
     if not records:
         return None
     figure, (axes,) = panels()
-    middles = [(record["low"] + record["high"]) / 2 for record in records]
-    step = 0.01 * (records[-1]["high"] - records[0]["low"])
+    middles = [record["middle"] for record in records]
+    step = 0.01 * (middles[-1] - middles[0])
     for place, calibration in enumerate(found for found in _calibrations(records[0]) if found != "uncorrected"):
         points(axes, [x + step * place for x in middles], [record[calibration] for record in records], 100, **_look(calibration))
     axes.set_xlabel(RESIDUAL_LABELS.get(name, name))

@@ -80,7 +80,7 @@ def measure(
         "curves": [_record(one, found, sizes, kept) for one in CURVES if one.name in sizes],
         "weighted": _weighted(responses, groups, sizes, kept, replicates=replicates, seed=seed),
         "core": _core(responses, groups),
-        "residuals": {name: _residuals(name, found, sizes, edges) for name, edges in _slices(kept).items()},
+        "residuals": {name: _residuals(name, edges, kept[name], groups, found) for name, edges in _slices(kept).items()},
         "eta": [_eta_record(low, high, found, sizes) for low, high in _eta_slices() if _eta_name(low, high) in sizes],
         "distribution": _distribution(responses, kept),
         "num_jets": len(output),
@@ -218,15 +218,16 @@ def _moments(values: np.ndarray) -> dict:
     }
 
 
-def _residuals(name: str, found: Quantiles, sizes: dict[str, int], edges: np.ndarray) -> list[dict]:
-    """Bias in each slice of a column, from CLOSURE_FROM up."""
-    places = [(low, high, _slice_name(name, low, high)) for low, high in itertools.pairwise(edges)]
-    return [
-        {"low": float(low), "high": float(high), "num_jets": sizes[group]}
-        | {calibration: interval(r.bias(groups[group])) for calibration, groups in found.items()}
-        for low, high, group in places
-        if group in sizes
-    ]
+def _residuals(name: str, edges: np.ndarray, values: np.ndarray, groups: Mapping[str, np.ndarray], found: Quantiles) -> list[dict]:
+    """Bias in each slice of a column that holds enough jets, from CLOSURE_FROM up; `middle` is the median value of its jets."""
+    records = []
+    for low, high in itertools.pairwise(edges):
+        group = _slice_name(name, low, high)
+        if group in groups:
+            inside = values[groups[group]]
+            place = {"low": float(low), "high": float(high), "middle": float(np.median(inside)), "num_jets": len(inside)}
+            records.append(place | {calibration: interval(r.bias(quantiles[group])) for calibration, quantiles in found.items()})
+    return records
 
 
 def _headline(summary: list[dict]) -> dict:
