@@ -290,7 +290,7 @@ class LocalSearch:
             self._say(f"running {'; '.join(states)}{self._time_left()}")
 
     def _time_left(self) -> str:
-        """An estimate from the mean duration of the trials that ended in this session; nothing before the first."""
+        """An estimate from the mean duration of the trials that ended since this process began; nothing before the first."""
         done = [t for t in self._trials() if t.finished]
         if not done:
             return ""
