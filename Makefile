@@ -15,7 +15,7 @@ help:
 	@echo "make test   the tests (under 10 minutes)"
 	@echo "make lint   ruff"
 	@echo "make parity every array of weaver-core 0.5.3 against ours, on the same files (a minute)"
-	@echo "make bench  speed beside weaver-core 0.5.3 and the published networks (about an hour)"
+	@echo "make bench  speed beside weaver-core 0.5.3 and the published networks (long; leave the machine alone meanwhile)"
 	@echo "make images REGISTRY=registry/project   build and push the images (docker, podman or buildah)"
 	@echo "make lock   resolve pyproject.toml into the hash-pinned locks (needs uv)"
 	@echo "make clean  remove the environments and caches; runs/ stays"

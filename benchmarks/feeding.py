@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import Report, Spread, alternate, check_peer, ratio, with_allocator
+from common.cli import run_main
 from common.errors import JecError
 from common.project import ROOT
 
@@ -326,7 +327,8 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.work:
         print(json.dumps(WORK[arguments.work[0]](json.loads(arguments.work[1]))))
         return 0
-    try:
+
+    def body() -> int | None:
         check_peer(arguments.peer_python)
         report = Report("feeding", "Feeding: from ROOT files to ready batches")
         with tempfile.TemporaryDirectory(prefix="bench-feeding-") as scratch:
@@ -334,10 +336,8 @@ def main(argv: list[str] | None = None) -> int:
             for name in arguments.only.split(","):
                 SECTIONS[name](sides, report, arguments)
                 report.save()
-    except JecError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+
+    return run_main(body)
 
 
 if __name__ == "__main__":

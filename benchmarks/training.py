@@ -31,6 +31,7 @@ from typing import Any
 
 from benchmarks.measure import Report, Spread, alternate, check_peer, has_fast_bf16, peak_flops, ratio, with_allocator, without_allocator
 from common import storage
+from common.cli import run_main
 from common.errors import JecError
 from common.project import ROOT
 
@@ -291,7 +292,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--batch-size", type=int, default=500)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     arguments = parser.parse_args(argv)
-    try:
+
+    def body() -> int | None:
         import torch
 
         if arguments.device == "cuda" and not torch.cuda.is_available():
@@ -305,10 +307,8 @@ def main(argv: list[str] | None = None) -> int:
                 measure, name = (loss, part.removeprefix("loss-")) if part.startswith("loss-") else (speed, part)
                 measure(bench, name, report, arguments.rounds)
                 report.save()
-    except JecError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+
+    return run_main(body)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Converts NanoAOD with particle-flow candidates (PFNano) into the JetNtuple schema (data.jetntuple), one jet a row.
 
-    python -m data.from_nanoaod 'pfnano/*.root' --output DIR [--all-events] [--events-per-file 20000]
+    python -m data.from_nanoaod 'pfnano/*.root' --output DIR [--all-events] [--events-per-file 5000]
 
 What a network needs is taken over or computed from the candidates with the generator's own formulas. What NanoAOD has not is said
 after the conversion, branch by branch:
@@ -37,7 +37,8 @@ from data.reconstruction import GEN_MATCH
 from data.trees import open_tree
 
 TREE = "Events"
-EVENTS_PER_FILE = 20_000  # about 250 MB of columns
+# Each jet meets all of its event's candidates at once: with 1,800 of them about 20 million pairs, some hundred MB an array.
+EVENTS_PER_FILE = 5_000
 SAME_VERTEX_CM = 0.1
 FIT_QUALITY, PRIMARY_QUALITY = 7, 6  # pat::PackedCandidate: UsedInFitTight, UsedInFitLoose
 HARD_PROCESS = 23  # Pythia's status of outgoing partons of the hard process

@@ -1,4 +1,4 @@
-"""One number a jet of everything that is checked or compared: small enough to keep for millions of jets (about 130 bytes each)."""
+"""One number a jet of everything that is checked or compared: small enough to keep for millions of jets (256 bytes each)."""
 
 from __future__ import annotations
 
