@@ -76,7 +76,7 @@ class KubernetesCluster:
             wait.tell("state", progress_line(experiment, trials, waiting))
             if is_true(experiment, "Failed"):
                 raise ClusterError(_experiment_failure(experiment, trials, story))
-            if is_true(experiment, "Succeeded") and not _goes_on(experiment, trials):
+            if is_true(experiment, "Succeeded") and not _goes_on(experiment):
                 return _experiment_result(experiment, self._without_unfinished(trials, wait), story)
             wait.sleep(self._poll)
 
@@ -373,9 +373,12 @@ def _had_all_trials(experiment: dict) -> bool:
     return condition(experiment, "Succeeded").get("reason") == "ExperimentMaxTrialsReached"
 
 
-def _goes_on(experiment: dict, trials: list[Trial]) -> bool:
-    """Whether an experiment that says it has succeeded was only just asked for more trials, and Katib has not seen it yet."""
-    return _had_all_trials(experiment) and len(trials) < experiment["spec"].get("maxTrialCount", 0)
+def _goes_on(experiment: dict) -> bool:
+    """Whether an experiment that says it has succeeded was only just asked for more trials, and Katib has not seen it yet.
+
+    By its own count, which is as old as its conditions: the trials that are listed a moment later may include new ones.
+    """
+    return _had_all_trials(experiment) and experiment["status"].get("trials", 0) < experiment["spec"].get("maxTrialCount", 0)
 
 
 def _tell_trials(experiment: dict, trials: list[Trial], story: PodStory, wait: Wait) -> None:

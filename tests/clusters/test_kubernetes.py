@@ -383,6 +383,25 @@ def test_a_goal_that_is_met_ends_the_search(fake):
     assert result.optimal == result.trials[1].name
 
 
+def test_trials_that_begin_between_two_reads_do_not_end_a_search_that_goes_on(fake, monkeypatch):
+    """The experiment is read while it still says that it has succeeded, its trials when Katib has begun the one that was added."""
+    home = fake(node_of(loss(0.3), loss(0.2), loss(0.1)))
+    losses = ["1", "2", "3"]
+    home.run_experiment(experiment(losses, max_failed=2, maxTrialCount=2, resumePolicy="LongRunning"))
+    read = KubernetesCluster._existing
+
+    def slow_read(cluster, kind, name, wait):
+        found = read(cluster, kind, name, wait)
+        if has_condition(found, "Succeeded") and found["spec"]["maxTrialCount"] == 3:
+            home.api.wait_for(lambda: len(home.api.all("trials")) == 3)
+        return found
+
+    monkeypatch.setattr(KubernetesCluster, "_existing", slow_read)
+    result = home.run_experiment(experiment(losses, resumePolicy="LongRunning"))
+    assert [trial.status for trial in result.trials] == ["Succeeded"] * 3
+    assert result.optimal == result.trials[2].name
+
+
 def test_an_experiment_that_somebody_deletes_is_missed(fake):
     home = fake(node_of(Play(seconds=math.inf)))
     later(lambda: home.api.delete("experiments", home.api.find("experiments", SEARCH)), lambda: home.api.all("pods"), home.api)
