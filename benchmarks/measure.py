@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import InputError
+from common.machine import processor
 from weaver.allocator import ENVIRONMENT as ALLOCATOR
 
 RESULTS = Path(__file__).parent / "results"
@@ -37,10 +38,10 @@ TELLING_FLAGS = ("avx2", "avx512f", "avx512_vnni", *FAST_BF16)
 
 def machine() -> dict[str, Any]:
     """This machine and what runs on it, as the head of a result. Imports torch only if the program has done so."""
-    processor, flags = _processor()
+    model, flags = processor()
     found = {
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "processor": processor,
+        "processor": model,
         "flags": [flag for flag in TELLING_FLAGS if flag in flags],
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_gib": round(_memory_bytes() / 2**30, 1),
@@ -55,7 +56,7 @@ def machine() -> dict[str, Any]:
 
 def has_fast_bf16() -> bool:
     """True where the CPU multiplies bfloat16 in hardware; elsewhere bf16 autocast is emulated and slow."""
-    return bool(set(FAST_BF16) & set(_processor()[1]))
+    return bool(set(FAST_BF16) & set(processor()[1]))
 
 
 def kind(found: Mapping[str, Any] | None = None) -> str:
@@ -64,15 +65,6 @@ def kind(found: Mapping[str, Any] | None = None) -> str:
     words = found.get("gpu") or f"{found['processor']} {found['cores']}c"
     words = re.sub(r"\((r|tm)\)|\b(cpu|processor|@.*ghz|\d+-core)\b", " ", words.lower())
     return re.sub(r"[^a-z0-9]+", "-", words).strip("-")
-
-
-def _processor() -> tuple[str, list[str]]:
-    """Model and flags of the processor; on systems without /proc the platform's word for it."""
-    try:
-        fields = dict(re.findall(r"^(model name|flags)\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE))
-    except OSError:
-        fields = {}
-    return fields.get("model name") or platform.processor() or platform.machine(), fields.get("flags", "").split()
 
 
 def _memory_bytes() -> int:
