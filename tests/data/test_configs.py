@@ -15,6 +15,7 @@ NETWORKS = {
     "jec_pfn_open": pfn_regressor_open,
     "jec_pfn_full": pfn_regressor_open,
     "jec_particle_net_open": particle_net_regressor_open,
+    "jec_particle_net_full": particle_net_regressor_open,
 }
 
 

@@ -1,0 +1,413 @@
+"""Which inputs and options carry the gain? Many trainings on the same generated jets, judged on the same test jets.
+
+    python -m benchmarks.physics --folder DIR                    # about an hour on 2 cores, generation included
+    python -m benchmarks.physics --folder DIR --only pfn --variants full,open --seeds 1   # in parts: what DIR holds is not done again
+    python -m benchmarks.physics --folder DIR --jets 5000 --epochs 3 --seeds 1    # a look
+
+`full` is the data config with all inputs (data/jec_*_full.yaml) and the options that suit it; `open` is the published one
+(data/jec_*_open.yaml) with the published options. Each other variant is `full` less one choice. The size of the networks, the
+optimizer, its rate and the number of epochs are the same for all, fixed beforehand. Gains are of the resolution (IQR / median)
+over the standard JEC; a difference between variants is taken on the same test jets, draw by draw of the bootstrap, with the
+mean gain of the seeds. ParticleNet takes a tenth of the training jets.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import dataclasses
+import json
+import math
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.measure import Report, Spread, with_allocator
+from common.cli import Parser, run_main
+from common.errors import InputError, JecError, unknown
+from common.progress import Progress
+from common.project import ROOT
+from data.sample import ensure_sample
+from physics import metrics
+from physics import response as r
+from physics.bootstrap import bootstrap_quantiles, interval
+from weaver.data_config import DataConfig
+from weaver.dataset import Dataset
+
+SAMPLE_SEED = 2  # another than that of `make run`
+TRAINING_SECONDS = 7200
+SUITED = {"norm": "layer", "loss": "quantile"}
+EMA_DECAY = 0.999
+REPLICATES = 300
+REGIONS = ("barrel", "endcap", "all")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Network:
+    """A network, its two data configs, and how all of its variants are trained."""
+
+    file: str
+    full: str
+    open: str
+    options: dict[str, Any]
+    flags: dict[str, Any]
+    share: float
+    """Of the training and validation jets."""
+    test_files: str
+    """Which of the test sample's files, of 10,000 jets each: ParticleNet answers a fiftieth as fast."""
+
+
+NETWORKS = {
+    "pfn": Network(
+        file="networks/pfn_regressor_open.py",
+        full="data/jec_pfn_full.yaml",
+        open="data/jec_pfn_open.yaml",
+        options={"num_conv_layers": 3, "conv_dim": 100, "num_fc_layers": 3, "fc_dim": 100},
+        flags={"batch-size": 256, "start-lr": 2e-3, "optimizer": "adam"},
+        share=1.0,
+        test_files="*.root",
+    ),
+    "particle_net": Network(
+        file="networks/particle_net_regressor_open.py",
+        full="data/jec_particle_net_full.yaml",
+        open="data/jec_particle_net_open.yaml",
+        options={"num_edge_conv_blocks": 2, "k": 8, "num_conv_layers": 2, "conv_dim": 50, "num_fc_layers": 2, "fc_dim": 100},
+        flags={"batch-size": 128, "start-lr": 2e-3, "optimizer": "adam"},
+        share=0.1,
+        test_files="jets_000[0-2].root",
+    ),
+}
+
+# ------------------------------------------------------------------------------------------------------------------- variants
+
+Content = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Variant:
+    """`full` with one thing changed: its data config, its network options or its training flags."""
+
+    change: Callable[[Content], None] = lambda content: None
+    options: dict[str, Any] = dataclasses.field(default_factory=lambda: dict(SUITED))
+    flags: dict[str, Any] = dataclasses.field(default_factory=lambda: {"ema-decay": EMA_DECAY})
+    is_open: bool = False
+
+
+def without(*names: str) -> Callable[[Content], None]:
+    """Leave variables out of all groups; a group that is then empty goes too."""
+
+    def change(content: Content) -> None:
+        for group in content["inputs"].values():
+            group["vars"] = [entry for entry in group["vars"] if _name(entry) not in names]
+        content["inputs"] = {name: group for name, group in content["inputs"].items() if group["vars"]}
+
+    return change
+
+
+def in_file_order(content: Content) -> None:
+    """Particles as the file has them, cut to the published 100: more than 64, as the jet's own come in no particular place."""
+    for group in content["inputs"].values():
+        if group.pop("order_by", None):
+            group["length"] = 100
+
+
+def unscaled(content: Content) -> None:
+    """Variables as they are, neither shifted nor scaled nor clipped."""
+    for group in content["inputs"].values():
+        group["vars"] = [_name(entry) for entry in group["vars"]]
+
+
+def _name(entry: str | list) -> str:
+    return entry if isinstance(entry, str) else entry[0]
+
+
+TYPES = ("part_isChargedHadron", "part_isNeutralHadron", "part_isPhoton", "part_isElectron", "part_isMuon", "part_charge")
+GLOBALS = ("rhoAll", "PV_npvsGood", "jet_logRawPt", "jet_logCorrection")
+
+VARIANTS = {
+    "full": Variant(),
+    "open": Variant(options={}, flags={}, is_open=True),
+    "without type and charge": Variant(change=without(*TYPES)),
+    "without PF_fromPV": Variant(change=without("PF_fromPV")),
+    "without PF_fromAK4Jet": Variant(change=without("PF_fromAK4Jet")),
+    "without the globals": Variant(change=without(*GLOBALS)),
+    "in the file's order": Variant(change=in_file_order),
+    "not standardised": Variant(change=unscaled),
+    "without LayerNorm": Variant(options={"loss": "quantile"}),
+    "L1 loss": Variant(options={"norm": "layer"}),
+    "without EMA": Variant(flags={}),
+}
+
+
+def data_config_text(network: Network, variant: Variant) -> str:
+    """The YAML of a variant."""
+    import yaml
+
+    content = yaml.safe_load((ROOT / (network.open if variant.is_open else network.full)).read_text())
+    variant.change(content)
+    return yaml.safe_dump(content, sort_keys=False)
+
+
+# ------------------------------------------------------------------------------------------------------------------- trainings
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One training."""
+
+    network: str
+    variant: str
+    seed: int
+
+    @property
+    def slug(self) -> str:
+        return re.sub(r"[^a-z0-9]+", "-", f"{self.network} {self.variant}".lower())
+
+
+class Bench:
+    """The jets, and the trainings on them, below one folder."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.arguments, self.root = arguments, arguments.folder
+        sizes = (arguments.jets, max(arguments.jets // 5, 1000), arguments.test_jets)
+        self.sample = ensure_sample(str(self.root), jets=sizes, seed=SAMPLE_SEED)
+
+    def folder(self, task: Task) -> Path:
+        return self.root / "trained" / f"{task.slug}-{self.arguments.epochs}-epochs" / str(task.seed)
+
+    def config(self, task: Task) -> Path:
+        """The data config of a variant, written anew each time: the same text, unless the variant has changed."""
+        path = self.root / "configs" / f"{task.slug}.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(data_config_text(NETWORKS[task.network], VARIANTS[task.variant]))
+        return path
+
+    def dataset(self, task: Task, part: str) -> Dataset:
+        """Decoded jets of the part train, val or test, as this variant sees them."""
+        config = DataConfig.load(str(self.config(task)))
+        files = self.sample[part]
+        if part == "test":
+            files = files.replace("*.root", NETWORKS[task.network].test_files)
+        return Dataset.open(files, config, cache_dir=str(self.root), for_training=part != "test", validation=part == "val")
+
+    def train(self, task: Task, threads: int) -> None:
+        """One training and its answers to the test jets, in processes of their own; a finished one is not done again."""
+        folder = self.folder(task)
+        if (folder / "answers.npz").exists():
+            return
+        network, variant = NETWORKS[task.network], VARIANTS[task.variant]
+        flags = {
+            **{"num-epochs": self.arguments.epochs, "seed": task.seed, "data-fraction": network.share, "data-fraction-val": network.share},
+            **{"precision": "auto", "tensorboard-log-dir": "none", **network.flags, **variant.flags},
+            "network-option": ",".join(f"{name}:{value}" for name, value in {**network.options, **variant.options}.items()),
+        }
+        started = time.monotonic()
+        self.weaver(
+            task, threads, {"data-train": self.dataset(task, "train").folder, "data-val": self.dataset(task, "val").folder, **flags}
+        )
+        (folder / "time.json").write_text(json.dumps({"seconds": time.monotonic() - started, "threads": threads}))
+        self.weaver(task, threads, {"data-test": self.dataset(task, "test").folder, "predict-output": folder / "partial.npz"}, "--predict")
+        (folder / "partial.npz").rename(folder / "answers.npz")
+
+    def weaver(self, task: Task, threads: int, flags: dict[str, Any], *switches: str) -> None:
+        """One call of weaver.train for a task. Raises JecError with its last lines where it fails."""
+        folder = self.folder(task)
+        folder.mkdir(parents=True, exist_ok=True)
+        common = {"data-config": self.config(task), "network-config": NETWORKS[task.network].file, "model-prefix": f"{folder}/"}
+        command = [sys.executable, "-m", "weaver.train", "--regression-mode", *switches]
+        command += [word for name, value in {**common, **flags}.items() for word in (f"--{name}", str(value))]
+        with (folder / "log.txt").open("a") as log:
+            code = subprocess.run(
+                command, cwd=ROOT, env=with_allocator(threads), stdout=log, stderr=log, timeout=TRAINING_SECONDS
+            ).returncode
+        if code:
+            raise JecError(f"{task} ended with exit code {code}; the last lines of {log.name}:\n{(folder / 'log.txt').read_text()[-2000:]}")
+
+    def train_all(self, tasks: Sequence[Task]) -> None:
+        """All trainings: those of `full` with the first seed by themselves, on all cores, for their time; the others side by side."""
+        timed = [task for task in tasks if task.variant == "full" and task.seed == self.arguments.seeds[0]]
+        with Progress("training", total=len(tasks), unit="networks") as progress:
+            for task in tasks:  # decoded before the trainings that share them
+                for part in ("train", "val", "test"):
+                    self.dataset(task, part)
+            for task in timed:
+                self.train(task, self.arguments.workers)
+                progress.advance(1)
+            with concurrent.futures.ThreadPoolExecutor(self.arguments.workers) as pool:
+                for _ in pool.map(lambda task: self.train(task, 1), [task for task in tasks if task not in timed]):
+                    progress.advance(1)
+
+
+# -------------------------------------------------------------------------------------------------------------------- judgement
+
+
+class Judge:
+    """All answers of one network's trainings to the same test jets."""
+
+    def __init__(self, bench: Bench, network: str, tasks: Sequence[Task]) -> None:
+        self.bench, self.network, self.tasks = bench, network, [task for task in tasks if task.network == network]
+        self.columns = bench.dataset(self.tasks[0], "test").observers()
+        self.answers = {task: self._answers(task) for task in self.tasks}
+        self.variants = list(dict.fromkeys(task.variant for task in self.tasks))
+        self.quantiles = self._quantiles()
+
+    def _answers(self, task: Task) -> np.ndarray:
+        """log(pT_gen / pT) for all test jets, (N,). Raises JecError where they are other jets than the first variant's."""
+        if not np.array_equal(self.bench.dataset(task, "test").observers()["genJetPt"], self.columns["genJetPt"]):
+            raise JecError(f"{task} was tested on other jets")
+        with np.load(self.bench.folder(task) / "answers.npz") as found:
+            return found["output"].reshape(len(self.columns["genJetPt"]), -1)[:, 0]
+
+    def _quantiles(self) -> dict:
+        """Bootstrap draws of every training's response at once, so that all differences are paired."""
+        gen_pt, jet_pt = self.columns["genJetPt"], self.columns["jetPt"]
+        responses = {"standard": r.response(jet_pt, gen_pt)}
+        responses |= {task: r.response(r.calibrated_pt(jet_pt, found), gen_pt) for task, found in self.answers.items()}
+        kept = np.all([np.isfinite(values) for values in responses.values()], axis=0)
+        groups = {
+            region: r.Bin(region=region, low=r.PT_EDGES[0], high=math.inf).contains(gen_pt[kept], self.columns["genJetEta"][kept])
+            for region in REGIONS
+        }
+        with Progress(f"bootstrap, {self.network}", total=REPLICATES + 1, unit="draws") as progress:
+            found = {name: values[kept] for name, values in responses.items()}
+            return bootstrap_quantiles(found, groups, replicates=REPLICATES, advance=progress.advance)
+
+    def gains(self, variant: str, region: str) -> np.ndarray:
+        """Gain of resolution over the standard JEC in per cent, (seeds, draws); draw 0 is the sample itself."""
+        tasks = [task for task in self.tasks if task.variant == variant]
+        return np.stack([r.gain(self.quantiles[task][region], self.quantiles["standard"][region]) for task in tasks])
+
+    def row(self, variant: str) -> list[str]:
+        """A variant's line: gain by region, how far the seeds spread, what is lost beside `full`, and the seeds' loss."""
+        whole = self.gains(variant, "all")
+        cells = [_interval(self.gains(variant, region).mean(axis=0)) for region in REGIONS]
+        lost = _interval(whole.mean(axis=0) - self.gains("full", "all").mean(axis=0)) if variant != "full" else ""
+        errors = Spread.of(self.absolute_error(task) for task in self.tasks if task.variant == variant)
+        return [variant, *cells, f"{whole[:, 0].min():.2f} - {whole[:, 0].max():.2f}", lost, errors.text(".5f")]
+
+    def absolute_error(self, task: Task) -> float:
+        """Mean absolute error of log(pT_gen / pT) over the test jets with |target| < 1: the published AvgLoss."""
+        target = np.log(self.columns["genJetPt"] / self.columns["jetPt"])
+        near = np.abs(target) < 1
+        return float(np.abs(self.answers[task] - target)[near].sum() / len(target))
+
+    def measured(self, variant: str) -> dict:
+        """What the report of a run would say of the first seed's network."""
+        task = next(task for task in self.tasks if task.variant == variant)
+        return metrics.measure(self.columns, self.answers[task], replicates=REPLICATES)
+
+
+def _interval(rows: np.ndarray) -> str:
+    found = interval(rows)
+    return f"{found['value']:+.2f} [{found['low']:+.2f}, {found['high']:+.2f}]"
+
+
+def write_ablation(report: Report, judge: Judge, arguments: argparse.Namespace) -> None:
+    network = NETWORKS[judge.network]
+    jets = round(arguments.jets * network.share)
+    heads = [f"gain, {region} (%)" for region in REGIONS]
+    report.section(
+        f"{judge.network}: what each choice brings",
+        columns=["variant", *heads, "seeds, all", "beside full (points)", "absolute error"],
+        rows=[judge.row(variant) for variant in judge.variants],
+        notes=[
+            f"{jets:,} training jets, {len(judge.columns['genJetPt']):,} test jets, seeds {', '.join(map(str, arguments.seeds))}, "
+            f"{arguments.epochs} epochs, {network.options}, {network.flags}.",
+            "gain: of IQR / median over the standard JEC for pT > 30 GeV, mean over the seeds, with the 95 % interval of the test jets.",
+            "beside full: the difference of the gains on the same jets, draw by draw. absolute error: of log(pT_gen / pT), seeds' "
+            "median (least - most).",
+        ],
+        gains={v: {region: judge.gains(v, region)[:, 0].tolist() for region in REGIONS} for v in judge.variants},
+    )
+
+
+def write_headline(report: Report, judge: Judge, arguments: argparse.Namespace) -> None:
+    """Gain by pT, closure from 60 GeV up, flavour spread and training time of full and open."""
+    variants = [name for name in ("full", "open") if name in judge.variants]
+    found = {name: judge.measured(name) for name in variants}
+    rows = []
+    for region in ("barrel", "endcap"):
+        for one in (record for record in found["full"]["bins"] if record["region"] == region):
+            other = [_value(next(b for b in found[n]["bins"] if _place(b) == _place(one))["gain"]) for n in variants]
+            rows.append([f"gain (%), {region}", f"{one['pt_range']} GeV", *other])
+    for number, one in enumerate(found["full"]["closure"]["bins"]):
+        bins = [100 * _array(found[n]["closure"]["bins"][number]["model"]) for n in variants]
+        rows.append([f"closure (%), {one['region']}", f"{one['pt_range']} GeV", *(f"{b[0]:+.2f} [{b[1]:+.2f}, {b[2]:+.2f}]" for b in bins)])
+    for region in found["full"]["flavour"]["regions"]:
+        taken = [_value(found[n]["flavour"]["regions"][region]["reduction"]) for n in variants]
+        rows.append([f"flavour spread taken off (%), {region}", f"above {found['full']['flavour']['from_gev']:g} GeV", *taken])
+    seconds = json.loads((judge.bench.folder(judge.tasks[0]) / "time.json").read_text())
+    report.section(
+        f"{judge.network}: beside the standard JEC",
+        columns=["quantity", "where", *variants],
+        rows=rows,
+        notes=[
+            f"The first seed's networks. Training of full took {seconds['seconds']:.0f} s for {arguments.epochs} epochs on "
+            f"{seconds['threads']} threads.",
+            "Below 60 GeV the cut on the reconstructed pT biases the response of any calibration, so closure is stated from there.",
+        ],
+    )
+
+
+def _place(record: dict) -> tuple:
+    return record["region"], record["pt_range"]
+
+
+def _array(found: dict) -> np.ndarray:
+    return np.array([found["value"], found["low"], found["high"]])
+
+
+def _value(found: dict) -> str:
+    return f"{found['value']:+.1f} [{found['low']:+.1f}, {found['high']:+.1f}]"
+
+
+# ------------------------------------------------------------------------------------------------------------------ command line
+
+
+def tasks_of(arguments: argparse.Namespace) -> list[Task]:
+    """The trainings asked for; ParticleNet, which takes long on a CPU, has `full` and `open` alone unless others are named."""
+    asked = arguments.variants.split(",") if arguments.variants else None
+    for name in asked or ():
+        if name not in VARIANTS:
+            raise InputError(unknown("variant", name, VARIANTS))
+    of_network = {name: asked or (list(VARIANTS) if name == "pfn" else ["full", "open"]) for name in arguments.only.split(",")}
+    return [Task(name, variant, seed) for name, variants in of_network.items() for seed in arguments.seeds for variant in variants]
+
+
+def run(arguments: argparse.Namespace) -> None:
+    tasks = tasks_of(arguments)
+    bench = Bench(arguments)
+    bench.train_all(tasks)
+    report = Report("physics", "What the networks gain on generated jets, and what brings it")
+    for network in dict.fromkeys(task.network for task in tasks):
+        judge = Judge(bench, network, tasks)
+        write_ablation(report, judge, arguments)
+        write_headline(report, judge, arguments)
+    report.save()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = Parser(prog="python -m benchmarks.physics", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, required=True, help="jets, trainings and answers are kept here")
+    parser.add_argument("--only", default="pfn,particle_net", help="networks (default: pfn,particle_net)")
+    parser.add_argument(
+        "--variants", default="", help="comma-separated; full must be among them (default: all of pfn, full,open of ParticleNet)"
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--jets", type=int, default=100_000, help="training jets; a fifth as many for validation")
+    parser.add_argument("--test-jets", type=int, default=100_000)
+    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--workers", type=int, default=2, help="trainings at a time, one thread each")
+    arguments = parser.parse_args(argv)
+    arguments.folder = arguments.folder.absolute()
+    return run_main(lambda: run(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
