@@ -100,11 +100,13 @@ def mean_of_neighbours(edges: torch.Tensor) -> torch.Tensor:
     return _MeanOfNeighbours.apply(edges)
 
 
-def sum_of_particles(x: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
-    """Sum over real particles: x (N, P, C), real (N, 1, P) of ones and zeros -> (N, C)."""
-    if torch.onnx.is_in_onnx_export():  # after layers that are convolutions in the graph x comes as (N, C, P), which a sum can stay in
-        return (x.transpose(1, 2) * real).sum(dim=2)
-    return torch.bmm(real, x).squeeze(1)
+def sum_of_particles(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Sum over particles, weighted by the mask: x (N, P, C), mask (N, 1, P), one for a particle and zero for padding -> (N, C).
+
+    As a product: in one pass over x, where to multiply and then to add takes two. ONNX Runtime, too, reads x as its convolutions
+    leave it, (N, C, P), and takes the transposition that this leaves in the graph into the product.
+    """
+    return torch.bmm(mask, x).squeeze(1)
 
 
 # Sums of rows go through embedding_bag: its kernels run in parallel over bags and, for bfloat16, add in float32.

@@ -49,11 +49,11 @@ class ParticleFlowNetwork(nn.Module):
 
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
         features, mask, *jet = (inputs[i] for i in self.order)
-        real = mask.bool()  # (N, 1, P)
-        x = torch.where(real, features, 0.0).transpose(1, 2)  # (N, P, C)
+        # Once, at the input, so that what lies in padding, even NaN, reaches no sum; the sum itself then only needs the mask.
+        x = torch.where(mask.bool(), features, 0.0).transpose(1, 2)  # (N, P, C)
         for layer in self.layers:
             x = layer(x, relu=True, chained=True)  # (N, P, conv_dim)
-        x = sum_of_particles(x, real.to(x.dtype))  # (N, conv_dim)
+        x = sum_of_particles(x, mask.to(x.dtype))  # (N, conv_dim)
         return self.head(torch.cat((x, *jet_values(jet)), dim=1))
 
 
