@@ -128,11 +128,12 @@ class _Candidate:
 
 def _build(wanted: Export, folder: Path, model, info: dict[str, Any], dataset) -> dict[str, Any]:
     """Make everything under `folder` as it is to lie in the run's folder; returns the content of export.json."""
-    metadata = _metadata(wanted, dataset.data_config)
+    metadata = _metadata(wanted, dataset.data_config, info)
     record = {
         "model": wanted.name,
         "trial": wanted.trial,
         "opset": wanted.opset,
+        "output_columns": info.get("output_columns"),
         **_write_model(wanted, folder, _feature_model(wanted, model, info, dataset), metadata),
         "raw": None,
         "versions": metadata["versions"],
@@ -280,7 +281,7 @@ def _padding(data_config) -> dict[str, np.ndarray]:
     return {group: np.array([params[name]["pad_value"] for name in names], np.float32) for group, names in data_config.input_dicts.items()}
 
 
-def _metadata(wanted: Export, data_config) -> dict[str, Any]:
+def _metadata(wanted: Export, data_config, info: dict[str, Any]) -> dict[str, Any]:
     """What an ONNX file found somewhere in a year must say about itself."""
     run, options = (_optional(wanted.path(*parts)) for parts in (("run.json",), ("trials", wanted.trial, "options.json")))
     return {
@@ -294,6 +295,7 @@ def _metadata(wanted: Export, data_config) -> dict[str, Any]:
         "best_epoch": options.get("best_epoch", "unknown"),
         "best_metric": options.get("best_metric", "unknown"),
         "metrics": json.dumps(_validation_metrics(wanted, options.get("best_epoch"))),
+        "output_columns": json.dumps(info.get("output_columns", [])),  # by which the evaluation knows the quantiles
         "label": json.dumps({name: data_config.functions[name].text for name in data_config.label_names if name in data_config.functions}),
         "standardisation": json.dumps(data_config.preprocess_params),
         "versions": " ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES),

@@ -164,6 +164,7 @@ def test_raw_jets_get_the_pt_that_the_prepared_ones_mean(exported):
 def test_the_file_tells_its_provenance(exported):
     metadata = read_metadata(exported / "model" / "small" / "1" / "model.onnx")
     assert json.loads(metadata["metrics"])["val_loss"] == 0.1
+    assert json.loads(metadata["output_columns"]) == ["output"]
     assert json.loads(metadata["label"]) == {"target": "np.log(genJetPt / jetPt)"}
     assert read_metadata(exported / "model" / "small-raw" / "1" / "model.onnx") == {**metadata, "model": "small-raw"}
     data_config = DataConfig.load(str(exported / "config" / "data.yaml"))
