@@ -1,5 +1,9 @@
-"""deploy: create or update the InferenceService and hold it against the golden answers. Ready is only who answers right."""
+"""deploy: create or update the InferenceService and hold it against the golden answers. Ready is only who answers right.
 
+What the service answered, and how fast, goes into service.json and into the report's section on serving.
+"""
+
+import contextlib
 import dataclasses
 import os
 import time
@@ -11,28 +15,32 @@ from common.config import AUTO
 from common.errors import InputError, JecError
 from common.run import Run
 from components import step
-from serving.client import golden_check
+from serving.client import golden_check, round_trips
 from serving.inference_service import inference_service
+from serving.section import updated
 
 DEADLINE = 1800.0  # seconds until ready: a fresh node has to pull Triton's large image first
 GOLDEN_DEADLINE = 300.0
 
 
 def component(image: str) -> Any:
-    """The KFP component. Output: the service's URL."""
+    """The KFP component. Outputs: the service's URL, and the report with what the service answered."""
     from kfp import dsl
 
-    def deploy(run: str, s3_endpoint: str, job_id: str, url: dsl.OutputPath(str)) -> dsl.ContainerSpec:
+    def deploy(run: str, s3_endpoint: str, job_id: str, url: dsl.OutputPath(str), report: dsl.Output[dsl.HTML]) -> dsl.ContainerSpec:
         return dsl.ContainerSpec(
             image=image,
             command=["python", "-m", "components.deploy"],
-            args=["--run", run, "--s3-endpoint", s3_endpoint, "--job-id", job_id, "--url-output", url],
-        )
+            args=[
+                "--run", run, "--s3-endpoint", s3_endpoint, "--job-id", job_id,
+                "--url-output", url, "--executor-input", "{{$}}",
+            ],
+        )  # fmt: skip
 
     return dsl.container_component(deploy)
 
 
-def deploy(run: Run) -> str:
+def deploy(run: Run, artifacts: step.Artifacts) -> str:
     """The URL of the service, after it gave the golden answers. Raises ClusterError, DeadlineError or GateError otherwise.
 
     However it fails afterwards, a service that says Ready and answers wrong or not at all is told of in its own words.
@@ -46,7 +54,10 @@ def deploy(run: Run) -> str:
         golden = golden_answers(run, service)
     except JecError as error:
         raise type(error)(f"{error}\n{cluster.service_story(service.name)}") from error
-    storage.write_json(run.path("service.json"), {**dataclasses.asdict(service), **golden})
+    export = _optional(run, "model", "export.json")
+    times = {"model_sha256": export.get("sha256"), "round_trips": _round_trips(run, service)}
+    storage.write_json(run.path("service.json"), {**dataclasses.asdict(service), **golden, **times})
+    artifacts.set("report", content=_report(run, export))
     step.say(f"{service.name} gave the golden answers at {service.url}")
     return service.url
 
@@ -80,6 +91,27 @@ def golden_answers(run: Run, service: Service) -> dict[str, Any]:
     return {"golden": checked.pop(service.name), "others": {name: found["max_difference"] for name, found in checked.items()}}
 
 
+def _round_trips(run: Run, service: Service) -> dict[str, Any] | None:
+    """How fast the service answers; None where it does not answer again, as a number for the report is no reason to fail."""
+    with contextlib.suppress(JecError):
+        return round_trips(service.url, service.name, run.path("golden", service.name))
+    return None
+
+
+def _report(run: Run, export: dict[str, Any]) -> str:
+    """The run's report with what the service answered, written anew; empty where the evaluation left none."""
+    if not storage.exists(run.path("report.html")):
+        return ""
+    inference, service = _optional(run, "metrics.json").get("inference"), storage.read_json(run.path("service.json"))
+    text = updated(storage.read_text(run.path("report.html")), export or None, inference, service)
+    storage.write_text(run.path("report.html"), text)
+    return text
+
+
+def _optional(run: Run, *parts: str) -> dict[str, Any]:
+    return storage.read_json(run.path(*parts)) if storage.exists(run.path(*parts)) else {}
+
+
 def models(run: Run) -> list[str]:
     """The models of the run's repository that have golden answers, the service's own first."""
     names = [run.model_name, f"{run.model_name}-raw"]
@@ -90,7 +122,11 @@ def main(argv: list[str] | None = None) -> int:
     parser = step.parser("deploy", __doc__)
     parser.add_argument("--url-output", default="", help="file that gets the service's URL")
     args = parser.parse_args(argv)
-    return step.main("deploy", args, lambda run: step.write_output(args.url_output, deploy(run)))
+
+    def body(run: Run) -> None:
+        step.write_output(args.url_output, deploy(run, step.Artifacts(args.executor_input)))
+
+    return step.main("deploy", args, body)
 
 
 if __name__ == "__main__":

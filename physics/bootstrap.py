@@ -32,29 +32,30 @@ def bootstrap_quantiles(
     replicates: int = REPLICATES,
     seed: int = 0,
     weights: np.ndarray | None = None,
+    at: np.ndarray = QUANTILES,
     advance: Callable[[], None] | None = None,
 ) -> dict[str, dict[str, np.ndarray]]:
     """Quantiles of each of `values` in each group of jets, in the sample and in each bootstrap draw of it.
 
     values: name of a calibration -> responses (N,), finite. groups: name -> which jets (N,) bool, none of them empty.
-    Returns calibration -> group -> (replicates + 1, 5): row 0 is the sample itself, the others are draws; the columns are those of
-    physics.response.QUANTILES. Draw r is the same set of jets everywhere. The same seed gives the same numbers. `weights` (N,), positive:
-    a jet counts so many times; jets are drawn without regard to them, so that heavy ones widen the interval. `advance` is called
-    after each draw.
+    Returns calibration -> group -> (replicates + 1, len(at)): row 0 is the sample itself, the others are draws; the columns are the
+    quantiles at the shares `at`, those of physics.response unless others are given. Draw r is the same set of jets everywhere. The
+    same seed gives the same numbers. `weights` (N,), positive: a jet counts so many times; jets are drawn without regard to them, so
+    that heavy ones widen the interval. `advance` is called after each draw.
     """
     num_jets = len(next(iter(values.values())))
     index = {group: np.flatnonzero(mask) for group, mask in groups.items()}
     order = {(name, group): found[np.argsort(values[name][found])] for name in values for group, found in index.items()}
     ordered = {(name, group): values[name][found] for (name, group), found in order.items()}
-    result = {name: {group: np.empty((replicates + 1, len(QUANTILES))) for group in groups} for name in values}
+    result = {name: {group: np.empty((replicates + 1, len(at))) for group in groups} for name in values}
     rng = np.random.default_rng(seed)
     for row in range(replicates + 1):
         counts = np.ones(num_jets, dtype=np.int32) if row == 0 else draw(rng, num_jets)
         for (name, group), found in order.items():
             if weights is None:
-                result[name][group][row] = counted_quantiles(ordered[name, group], counts[found])
+                result[name][group][row] = counted_quantiles(ordered[name, group], counts[found], at)
             else:
-                result[name][group][row] = weighted_quantiles(ordered[name, group], counts[found] * weights[found])
+                result[name][group][row] = weighted_quantiles(ordered[name, group], counts[found] * weights[found], at)
         if advance:
             advance()
     return result

@@ -9,9 +9,13 @@ an error: the exit code is 0, and metrics.json says `passed: false` with the rea
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
+import os
 import sys
 import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,9 +26,12 @@ from common import storage
 from common.cli import Parser, require, run_main
 from common.config import AUTO, NONE
 from common.errors import InputError, unknown
+from common.machine import processor
 from common.progress import Progress
+from physics import uncertainty
 from physics.bootstrap import REPLICATES
 from physics.gate import MAX_CLOSURE, MIN_IMPROVEMENT, gate, percent
+from physics.headline import headline
 from physics.metrics import NEEDED, measure
 from physics.report import Documents, figures_of, render
 
@@ -54,22 +61,25 @@ def evaluate(
     found = read_documents(run, trial)
     test = open_test_set(run)
     columns = check_observers(test.observers(), f"{run}/config/data.yaml")
-    output = predict(load_session(run, name), test, batch_size)
+    answers = predict(load_session(run, name), test, batch_size)
     earlier = None if baseline == NONE else predict_baseline(storage.absolute(baseline), columns, batch_size)
     with Progress("bootstrap", total=replicates + 1, unit="draws") as progress:
-        metrics = measure(columns, output, baseline=earlier, replicates=replicates, seed=seed, advance=progress.advance)
+        metrics = measure(columns, answers.correction, baseline=earlier, replicates=replicates, seed=seed, advance=progress.advance)
+    widths = uncertainty.measure(columns, answers.output, answers.columns, replicates=replicates, seed=seed)
+    metrics |= {"inference": answers.inference} | ({"uncertainty": widths} if widths else {})
     passed, reasons = gate(metrics, min_improvement, max_closure)
     config = {"min_improvement": min_improvement, "max_closure": max_closure, "seed": seed}
     names = {"run": run, "run_id": found["run"].get("run_id", storage.name(run)), "model": name, "trial": found.pop("trial")}
     names["baseline"] = None if baseline == NONE else storage.absolute(baseline)
-    metrics = {"passed": passed, "reasons": reasons, **names, "config": config, **rounded(metrics)}
+    metrics = {"passed": passed, "reasons": reasons, **names, "config": config, **metrics}
+    metrics = rounded({**metrics, "headline": headline(metrics, found["search"])})
     storage.write_json(storage.join(run, "metrics.json"), metrics)
     write_report(run, Documents(metrics=metrics, **found))
     return metrics
 
 
 def read_documents(run: str, trial: str = AUTO) -> dict[str, Any]:
-    """run.json, search.json, model/export.json, and the trial's name, history and options; None for what is missing.
+    """run.json, search.json, model/export.json, service.json, and the trial's name, history and options; None for what is missing.
 
     Raises InputError without a run.json: then it is no run folder.
     """
@@ -84,6 +94,7 @@ def read_documents(run: str, trial: str = AUTO) -> dict[str, Any]:
         "history": _optional(run, "trials", trial, "history.json") if trial else None,
         "options": _optional(run, "trials", trial, "options.json") if trial else None,
         "export": _optional(run, "model", "export.json"),
+        "service": _optional(run, "service.json"),
     }
 
 
@@ -123,7 +134,10 @@ def load_session(run: str, name: str):
         raise InputError(f"{unknown('model', name, models)} (looked for {uri}); the export step writes it")
     with tempfile.TemporaryDirectory() as folder:
         path = storage.download(uri, Path(folder) / "model.onnx")
-        return onnxruntime.InferenceSession(str(path), providers=_providers(onnxruntime))
+        options = onnxruntime.SessionOptions()
+        # As many threads as this process may use: left alone, onnxruntime counts the machine's cores.
+        options.intra_op_num_threads = len(os.sched_getaffinity(0))
+        return onnxruntime.InferenceSession(str(path), options, providers=_providers(onnxruntime))
 
 
 def _models(run: str) -> list[storage.Entry]:
@@ -135,23 +149,64 @@ def _providers(onnxruntime) -> list[str]:
     return [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in onnxruntime.get_available_providers()]
 
 
-def predict(session, test, batch_size: int = BATCH_SIZE) -> np.ndarray:
-    """The model's answers for all jets of a test set, (N,) float32. Raises InputError if the model wants inputs that it lacks."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Answers:
+    """What an exported model answered to the jets of a test set, and how fast."""
+
+    output: np.ndarray
+    """(N, C) float32: the median or only answer first, then the further quantiles."""
+    columns: list[str]
+    """What the C columns are ('median', 'q16', 'q84'), as the model's own metadata say; empty where they do not."""
+    inference: dict[str, Any]
+    """Speed of ONNX Runtime by itself, and on what: see `_speed`."""
+
+    @property
+    def correction(self) -> np.ndarray:
+        """log(pT_gen / pT) as the model sees it: (N,)."""
+        return self.output[:, 0]
+
+
+def predict(session, test, batch_size: int = BATCH_SIZE) -> Answers:
+    """The model's answers for all jets of a test set, each asked once. Raises InputError if the model wants inputs that it lacks."""
     wanted = [entry.name for entry in session.get_inputs()]
-    output = np.empty(len(test), dtype=np.float32)
+    columns = json.loads(session.get_modelmeta().custom_metadata_map.get("output_columns", "[]"))
+    batches, seconds = [np.empty((0, max(len(columns), 1)), dtype=np.float32)], 0.0
     with Progress("evaluating", total=len(test), unit="jets") as progress:
         for start in range(0, len(test), batch_size):
             index = np.arange(start, min(start + batch_size, len(test)))
-            inputs = test.batch(index).inputs
-            for name in wanted:
-                if name not in inputs:
-                    raise InputError(
-                        f"{unknown('input', name, inputs)} (the model wants {', '.join(wanted)}); export it with the run's own data config"
-                    )
-            answer = session.run(None, {name: np.asarray(inputs[name]) for name in wanted})[0]
-            output[index] = answer.reshape(len(index), -1)[:, 0]
+            inputs = _inputs(test.batch(index).inputs, wanted)
+            started = time.perf_counter()
+            answer = session.run(None, inputs)[0]
+            seconds += time.perf_counter() - started
+            batches.append(answer.reshape(len(index), -1))
             progress.advance(len(index))
-    return output
+    output = np.concatenate(batches[1:] or batches)
+    if columns and len(columns) != output.shape[1]:
+        raise InputError(f"the model's metadata name the output columns {', '.join(columns)}, and it answers with {output.shape[1]}")
+    return Answers(output=output, columns=columns, inference=_speed(session, len(test), seconds, batch_size))
+
+
+def _inputs(given: Mapping[str, Any], wanted: list[str]) -> dict[str, np.ndarray]:
+    for name in wanted:
+        if name not in given:
+            raise InputError(
+                f"{unknown('input', name, given)} (the model wants {', '.join(wanted)}); export it with the run's own data config"
+            )
+    return {name: np.asarray(given[name]) for name in wanted}
+
+
+def _speed(session, num_jets: int, seconds: float, batch_size: int) -> dict[str, Any]:
+    """Jets/s of ONNX Runtime's own time, inputs prepared and in memory; null without jets."""
+    import onnxruntime
+
+    return {
+        "jets_per_second": num_jets / seconds if seconds else None,
+        "batch_size": min(batch_size, num_jets),
+        "threads": session.get_session_options().intra_op_num_threads,
+        "provider": session.get_providers()[0].removesuffix("ExecutionProvider"),
+        "processor": processor()[0],
+        "onnxruntime": onnxruntime.__version__,
+    }
 
 
 def predict_baseline(run: str, columns: Mapping[str, np.ndarray], batch_size: int = BATCH_SIZE) -> np.ndarray:
@@ -170,7 +225,7 @@ def predict_baseline(run: str, columns: Mapping[str, np.ndarray], batch_size: in
                 f"--baseline {run} was tested on other jets ({len(test):,}, here {len(columns[name]):,}; {name} differs): a gain is "
                 "measured on the same jets. Give both runs the same --data-test, and data configs with the same selection"
             )
-    return predict(load_session(run, storage.read_json(measured)["model"]), test, batch_size)
+    return predict(load_session(run, storage.read_json(measured)["model"]), test, batch_size).correction
 
 
 # ----------------------------------------------------------------------------------------------------------------------- results
@@ -210,6 +265,10 @@ def verdict(metrics: Mapping) -> list[str]:
         if record["pt_low"] == closure["from_gev"] and record["pt_high"] is None
     ]
     lines += [f"flavour spread removed, {region}: {percent(one['reduction'])}" for region, one in metrics["flavour"]["regions"].items()]
+    if found := metrics.get("uncertainty"):
+        band = found["bands"][0]
+        covered, wanted = percent(band["coverage"], 100, sign=""), f"{100 * band['nominal']:g} %"
+        lines.append(f"jets between the model's {band['low']} and {band['high']}: {covered}, wanted {wanted}")
     return [*lines, "gate passed" if metrics["passed"] else "gate not passed:", *(f"  - {reason}" for reason in metrics["reasons"])]
 
 

@@ -34,6 +34,7 @@ FLAVOUR_LOOKS = {
     "b": ("s", "#e42536"),
     "g": ("D", "#b05aa6"),
 }  # also told apart without colour
+REGION_LOOKS = {"barrel": ("o", COLOURS["model"]), "endcap": ("s", COLOURS["standard"])}
 REGION_TEXT = {"barrel": r"$|\eta^{gen}| < 1.3$", "endcap": r"$1.3 < |\eta^{gen}| < 2.5$"}
 PT_TICKS = (30, 60, 100, 200, 500, 1000, 2000)
 PT_RANGE = (28, 2600)  # the same in every figure, so that they can be compared by eye
@@ -62,6 +63,7 @@ def drawings(metrics: Mapping, history: Sequence[Mapping] | None, search: Mappin
     makers += [lambda: closure(metrics, max_closure), lambda: eta(metrics, max_closure)]
     makers += [lambda name=name: residual(metrics, name, max_closure) for name in metrics.get("residuals", {})]
     makers += [lambda region=region: flavour(metrics, region) for region in regions]
+    makers += [lambda: coverage(metrics), lambda: widths(metrics)]
     makers += [lambda: training(history or []), lambda: search_history(search or {}), lambda: parallel(search or {})]
     for make in makers:
         with style():
@@ -274,8 +276,7 @@ def closure(metrics: Mapping, max_closure: float) -> Drawing | None:
     if not records:
         return None
     figure, (axes,) = panels()
-    looks = {"barrel": ("o", COLOURS["model"]), "endcap": ("s", COLOURS["standard"])}
-    for place, (region, (marker, colour)) in enumerate(looks.items()):
+    for place, (region, (marker, colour)) in enumerate(REGION_LOOKS.items()):
         found = _in(records, region)
         x = [_middle(record) * SHIFT**place for record in found]
         points(axes, x, [record["model"] for record in found], 100, marker=marker, color=colour, label=region)
@@ -385,6 +386,66 @@ def _flavour_words(metrics: Mapping, region: str) -> str:
         return f"Median response by flavour and pT, {region}."
     standard, model = (100 * entry["spread"][name]["value"] for name in ("standard", "model"))
     return f"Median response by flavour, {region}: spread {standard:.2f} % with the standard JEC, {model:.2f} % with the model."
+
+
+# ------------------------------------------------------------------------------------------------------------ per-jet uncertainty
+
+
+def coverage(metrics: Mapping) -> Drawing | None:
+    """How many jets lie within the uncertainty predicted for them, against the pT of the file."""
+    records = (metrics.get("uncertainty") or {}).get("pt")
+    if not records:
+        return None
+    band = metrics["uncertainty"]["bands"][0]
+    figure, (axes,) = panels()
+    for place, (region, (marker, colour)) in enumerate(REGION_LOOKS.items()):
+        found = _in(records, region)
+        x = [record["pt"] * SHIFT**place for record in found]
+        points(axes, x, [record["coverage"] for record in found], 100, marker=marker, color=colour, label=region)
+    level(axes, 100 * band["nominal"])
+    lowest, highest = axes.get_ylim()
+    axes.set_ylim(lowest, highest + 0.25 * (highest - lowest))
+    axes.set_ylabel("Jets within their uncertainty (%)")
+    axes.legend(loc="upper right", ncols=2)
+    pt_axis(axes)
+    axes.set_xlabel("Corrected $p_T$ of the file (GeV)")
+    head(axes, f"{band['low']} to {band['high']}")
+    caption = (
+        f"Jets whose generator jet lies between the {band['low']} and {band['high']} that the model gives for them, against the pT of the "
+        f"file. Dotted: {100 * band['nominal']:g} %, which right quantiles cover. Bars: binomial intervals."
+    )
+    farthest = max(records, key=lambda record: abs(record["coverage"]["value"] - band["nominal"]))
+    most = f"{100 * farthest['coverage']['value']:.1f} % ({farthest['region']}, {farthest['pt_range']} GeV)"
+    alt = f"Coverage of {len(records)} bins of pT, wanted {100 * band['nominal']:g} %; the farthest from it is {most}."
+    return Drawing(name="uncertainty-coverage", caption=caption, alt=alt, figure=figure)
+
+
+def widths(metrics: Mapping) -> Drawing | None:
+    """The width found in slices of the predicted one, with their ratio below."""
+    records = (metrics.get("uncertainty") or {}).get("widths")
+    if not records:
+        return None
+    figure, (top, below) = panels((3, 1), (10, 10))
+    predicted = [100 * record["predicted"] for record in records]
+    points(top, predicted, [record["measured"] for record in records], 100, color=COLOURS["model"], marker="o", label="Test jets")
+    ends = [0.9 * predicted[0], 1.05 * predicted[-1]]
+    top.plot(ends, ends, color=INK, linewidth=1.5, linestyle=":", label="As predicted")
+    ratios = [{key: record["measured"][key] / record["predicted"] for key in record["measured"]} for record in records]
+    points(below, predicted, ratios, color=COLOURS["model"], marker="o")
+    level(below, 1)
+    top.set_ylabel("Measured 68 % half-width (%)")
+    below.set_ylabel("Ratio")
+    below.set_xlabel("Predicted half-width (%)")
+    top.legend(loc="upper left")
+    head(top, "Per-jet uncertainty")
+    caption = (
+        f"Slices of equally many jets by the uncertainty predicted for them, and the width of log(pT / pT of the generator jet) found "
+        f"there. Predicted from {predicted[0]:.1f} to {predicted[-1]:.1f} %."
+    )
+    first, last = (100 * record["measured"]["value"] for record in (records[0], records[-1]))
+    ends = f"{first:.1f} % where {predicted[0]:.1f} % is predicted, {last:.1f} % where {predicted[-1]:.1f} %"
+    alt = f"Measured against predicted half-width of a jet: {ends}."
+    return Drawing(name="uncertainty-width", caption=caption, alt=alt, figure=figure)
 
 
 # --------------------------------------------------------------------------------------------------------------- training, search

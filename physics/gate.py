@@ -61,7 +61,7 @@ def holds(bias: Mapping[str, float], maximum: float) -> bool:
     return bias["low"] <= maximum and bias["high"] >= -maximum
 
 
-def percent(interval: Mapping[str, float], scale: float = 1.0, digits: int = 1) -> str:
-    """An interval as text: '+4.1 % [3.2, 5.0]'."""
+def percent(interval: Mapping[str, float], scale: float = 1.0, digits: int = 1, sign: str = "+") -> str:
+    """An interval as text: '+4.1 % [3.2, 5.0]'; without the plus where `sign` is empty."""
     value, low, high = (scale * interval[key] for key in ("value", "low", "high"))
-    return f"{value:+.{digits}f} % [{low:.{digits}f}, {high:.{digits}f}]"
+    return f"{value:{sign}.{digits}f} % [{low:.{digits}f}, {high:.{digits}f}]"

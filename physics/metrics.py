@@ -126,15 +126,23 @@ def _closing(columns: Mapping[str, np.ndarray]) -> np.ndarray:
 
 
 def _slices(columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Column of RESIDUALS -> edges between which equally many jets lie, as far as whole numbers allow; upper edges excluded."""
+    """Column of RESIDUALS -> edges between which equally many jets lie; nothing for a column that has no two values."""
     closing = _closing(columns)
     found = {}
     for name in RESIDUALS:
         values = np.asarray(columns.get(name, ()), dtype=np.float64)
         if len(values) and np.isfinite(values).all() and closing.any():
-            edges = np.unique(np.quantile(values[closing], np.linspace(0, 1, SLICES + 1), method="nearest"))
-            found[name] = np.r_[edges[:-1], np.nextafter(edges[-1], np.inf)] if len(edges) > 2 else np.zeros(0)
+            found[name] = equal_slices(values[closing], SLICES)
     return {name: edges for name, edges in found.items() if len(edges)}
+
+
+def equal_slices(values: np.ndarray, number: int) -> np.ndarray:
+    """Edges of `number` slices with equally many values, as far as equal values allow; upper edges excluded.
+
+    values: (N,), N > 0. Returns ascending edges, the last just above the largest value; none for fewer than two slices.
+    """
+    edges = np.unique(np.quantile(values, np.linspace(0, 1, number + 1), method="nearest"))
+    return np.r_[edges[:-1], np.nextafter(edges[-1], np.inf)] if len(edges) > 2 else np.zeros(0)
 
 
 def _slice_name(name: str, low: float, high: float) -> str:

@@ -15,6 +15,7 @@ from common import page
 from physics.figures import LABELS, Drawing, drawings, gallery, objective
 from physics.gate import holds, percent
 from physics.response import PT_EDGES
+from serving import section as serving
 
 PUBLISHED = {
     "PFN": {"barrel": (0.2, 1.4, 4.5, 8.0, 2.2), "endcap": (1.0, 6.9, 12.9, 5.0, 5.9)},
@@ -33,18 +34,20 @@ class Documents:
     history: Sequence[Mapping] | None = None
     options: Mapping | None = None
     export: Mapping | None = None
+    service: Mapping | None = None
 
 
 def render(documents: Documents, figures: Sequence[Drawing]) -> str:
     """The page as text, with these figures (those of `figures_of`, drawn once for the page and for the files beside it)."""
     sections = [
         _verdict(documents.metrics),
-        _physics(documents.metrics, figures),
+        _physics(documents, figures),
         _closure(documents.metrics, figures),
         _flavour(documents.metrics, figures),
+        _uncertainty(documents.metrics.get("uncertainty"), figures),
         _search(documents, figures),
         _training(documents),
-        _serving(documents.export),
+        serving.section(documents.export, documents.metrics.get("inference"), documents.service),
         _data(documents),
         _reproduce(documents),
     ]
@@ -97,6 +100,10 @@ def _tiles(metrics: Mapping) -> Iterable[tuple[str, str, str]]:
         spreads = {name: f"{100 * one['value']:.2f} %" for name, one in entry["spread"].items()}
         remark = f"from {spreads['standard']} (standard JEC) to {spreads['model']}, {', '.join(entry['flavours'])}"
         yield f"Flavour spread removed, {region}", percent(entry["reduction"]), remark
+    if found := metrics.get("uncertainty"):
+        band = found["bands"][0]
+        remark = f"between the {band['low']} and {band['high']} given for each jet; wanted: {100 * band['nominal']:g} %"
+        yield "Jets within their own uncertainty", percent(band["coverage"], 100, sign=""), remark
 
 
 def _tile(what: str, number: str, remark: str) -> str:
@@ -106,20 +113,29 @@ def _tile(what: str, number: str, remark: str) -> str:
     return f'<div class="tile"><h3>{what}</h3><p class="number">{value}{rest}</p><p class="small">{remark}</p></div>'
 
 
-def _physics(metrics: Mapping, figures: Sequence[Drawing]) -> str:
+def _physics(documents: Documents, figures: Sequence[Drawing]) -> str:
+    metrics = documents.metrics
     return page.section(
         "Response and resolution",
         "<p>Response: calibrated pT over the generator jet's. Resolution: interquartile range of the response over its median.</p>",
         _figures(figures, "response", "resolution", "distribution"),
         "<h3>Beside the published results</h3>",
-        _published(metrics),
+        _published(metrics, _sample(documents.run or {})),
         "<h3>All bins</h3>",
         _bins(metrics),
         _core(metrics),
     )
 
 
-def _published(metrics: Mapping) -> str:
+def _sample(run: Mapping) -> str:
+    """What the test jets are, as far as the run's parameters tell."""
+    pattern = (run.get("config") or {}).get("data_test")
+    if pattern == "sample":
+        return "jets of this project's own generator, which are not CMS's"
+    return f"the jets of {pattern}" if pattern else "the test jets of this run"
+
+
+def _published(metrics: Mapping, sample: str) -> str:
     """Gain by bin next to the published one: the same bins, other jets."""
     ours = {(record["region"], record["pt_low"], record["pt_high"]): record for record in metrics["bins"]}
     edges = [*PT_EDGES[:-1], None]
@@ -133,9 +149,10 @@ def _published(metrics: Mapping) -> str:
             rows.append([region, pt, own, *(f"{PUBLISHED[name][region][column]:+.1f} %" for name in PUBLISHED)])
     head = ["Region", "pT (GeV)", "This model, this sample", *(f"{name}, published" for name in PUBLISHED)]
     note = (
-        "<p class='small'>Gain in resolution over the standard JEC. The published numbers "
-        "(jec-inference, 845,038 training and 286,645 test jets of CMS open simulation, 60 trials a model) belong to "
-        "<strong>another sample</strong>: they are context, not a comparison.</p>"
+        "<p class='small'>Gain in resolution (IQR / median) over the standard JEC. Published: jec-inference, 845,038 training and 286,645 "
+        "test jets of CMS open simulation, 60 trials a model. The bins agree in all rows: generated pT, and |η| below 1.3 (barrel) or from "
+        f"1.3 to 2.5 (endcap). <strong>The sample does not</strong>: here it is {page.escaped(sample)}. So the published numbers are "
+        "context, not a comparison.</p>"
     )
     return page.table(head, rows) + note
 
@@ -218,6 +235,55 @@ def _flavour(metrics: Mapping, figures: Sequence[Drawing]) -> str:
     return page.section("Flavour", _figures(figures, "flavour"), page.table(head, rows), note)
 
 
+def _uncertainty(found: Mapping | None, figures: Sequence[Drawing]) -> str:
+    """Nothing for a network with one answer a jet."""
+    if not found:
+        return ""
+    main = found["bands"][0]
+    return page.section(
+        "Uncertainty of each jet",
+        f"<p>The network also gives quantiles of log(pT_gen / pT) for each jet. Half of what lies between {main['low']} and {main['high']} "
+        f"is the jet's own relative uncertainty. Measured on {found['num_jets']:,} jets: does it cover, and does it tell well measured "
+        "jets from others?</p>",
+        _figures(figures, "uncertainty"),
+        page.table(["Generator jet", "Wanted", "Found"], list(_shares(found))),
+        _pull(found["pull"]),
+        _same_pt(found["same_pt"]),
+        _wrong(found),
+        "<p class='small'>Shares have binomial intervals (Wilson). Bins are those of the corrected pT of the file: among the jets of one "
+        "generated pT, no per-jet interval covers as it should, since that is the quantity it is for.</p>",
+    )
+
+
+def _shares(found: Mapping) -> Iterable[list[str]]:
+    for band in found["bands"]:
+        yield [f"from {band['low']} to {band['high']}", f"{100 * band['nominal']:g} %", percent(band["coverage"], 100, sign="")]
+    for one in found["below"]:
+        yield [f"below {one['column']}", f"{100 * one['level']:g} %", percent(one["share"], 100, sign="")]
+
+
+def _wrong(found: Mapping) -> str:
+    crossed = sum(band["num_crossed"] for band in found["bands"])
+    counts = {"an answer that is not finite": found["num_without_answer"], "a lower quantile above the higher one": crossed}
+    return "".join(f"<p>{number:,} jets have {what}.</p>" for what, number in counts.items() if number)
+
+
+def _pull(pull: Mapping) -> str:
+    middle, width = (f"{one['value']:+.3f} [{one['low']:.3f}, {one['high']:.3f}]" for one in (pull["median"], pull["half_width"]))
+    return f"<p>Pull, (log(pT_gen / pT) − median) / uncertainty: median {middle} (wanted: 0), 68 % half-width {width[1:]} (wanted: 1).</p>"
+
+
+def _same_pt(found: Mapping | None) -> str:
+    if not found:
+        return ""
+    ratio = found["ratio"]
+    words = f"{ratio['value']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]"
+    return (
+        "<p>Among jets of the same pT and region, the half with the larger predicted uncertainty is measured worse by a factor "
+        f"<strong>{words}</strong>; predicted: {found['predicted_ratio']:.2f}. 1 would mean that it knows no more than the pT.</p>"
+    )
+
+
 def _search(documents: Documents, figures: Sequence[Drawing]) -> str:
     search = documents.search
     drawn = _figures(figures, "search", "training", "parallel")
@@ -261,23 +327,29 @@ def _training(documents: Documents) -> str:
     return page.section("Training", page.facts(facts, "Options of the best trial, and its speed") if facts else nothing)
 
 
-def _serving(export: Mapping | None) -> str:
-    if not export:
-        return page.section("Exported model", "<p>No parity numbers were found (model/export.json).</p>")
-    note = "<p>PyTorch against ONNX Runtime on the same jets: what was trained is what is served.</p>"
-    return page.section("Exported model", note, page.facts(dict(page.flat(export)), "Parity", shown=True))
-
-
 def _data(documents: Documents) -> str:
-    metrics = documents.metrics
+    metrics, sets = documents.metrics, (documents.run or {}).get("data") or {}
+    far = "jets off by more than a factor e, |log(pT / pT_gen)| ≥ 1"
     facts = {
-        "test jets read": f"{metrics['num_jets']:,}",
-        "test jets measured (finite answer, generator jet)": f"{metrics['num_measured']:,}",
+        "test jets that pass the selection": f"{metrics['num_jets']:,}",
+        "of these measured (finite answer, generator jet)": f"{metrics['num_measured']:,}",
         "jets without a finite answer": f"{metrics['num_without_answer']:,}",
-        **{f"|log response| ≥ 1, {LABELS[name]}": f"{number:,}" for name, number in metrics["num_far"].items()},
-        **dict(page.flat((documents.run or {}).get("data") or {})),
+        **{f"{far}: {LABELS[name]}": f"{number:,}" for name, number in metrics["num_far"].items()},
     }
-    return page.section("Data", page.facts(facts, "Data", shown=True))
+    return page.section(
+        "Data",
+        _sets(sets) if sets else "<p>No record of the data was found (run.json).</p>",
+        page.facts(facts, "Test jets", shown=True),
+        page.facts(dict(page.flat(sets)), "Fingerprints and decoded data"),
+    )
+
+
+def _sets(data: Mapping) -> str:
+    """The three sets of jets, one a row."""
+    uses = {"train": "the weights", "val": "the best epoch and trial, parity", "test": "this page, once"}
+    numbers = {name: [f"{one[key]:,}" if key in one else "–" for key in ("files", "read", "jets")] for name, one in data.items()}
+    rows = [[name, *found, uses.get(name, "")] for name, found in numbers.items()]
+    return page.table(["Set", "Files", "Jets read", "Jets selected", "Used for"], rows)
 
 
 def _reproduce(documents: Documents) -> str:

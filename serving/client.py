@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import statistics
 import sys
 import time
 import urllib.parse
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 RETRY_SECONDS = 1.0  # between two looks at a service that is not ready
+ROUND_TRIP_SECONDS = 5.0  # for the times of one size of request: enough for ten of a network that takes half a second
 
 
 class Unreachable(UnreachableError):
@@ -161,6 +163,25 @@ def golden_check(url: str, name: str, golden_uri: str, deadline: float, *, heade
                 f"{difference:.2g} (allowed {TOLERANCE:g}): it serves another model than was exported"
             )
     return {"max_difference": differences, "tolerance": TOLERANCE, "answer": first, "seconds": time.monotonic() - started}
+
+
+def round_trips(url: str, name: str, golden_uri: str, *, repeats: int = 10, headers: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """How long the golden requests of a model take there and back, one after the other, as JSON, on a connection that is up.
+
+    {"1": {"median_ms", "min_ms", "max_ms", "repeats"}, "100": ...}. At most ROUND_TRIP_SECONDS a size. Raises as Client.infer.
+    """
+    client, found = Client(url, name, headers=headers), {}
+    for size in SIZES:
+        request = storage.read_json(storage.join(golden_uri, file_names(size)[0]))
+        client.infer(request)
+        times: list[float] = []
+        while not times or (len(times) < repeats and sum(times) < ROUND_TRIP_SECONDS):
+            started = time.perf_counter()
+            client.infer(request)
+            times.append(time.perf_counter() - started)
+        spread = {"median_ms": statistics.median(times), "min_ms": min(times), "max_ms": max(times)}
+        found[str(size)] = {key: 1000 * value for key, value in spread.items()} | {"repeats": len(times)}
+    return found
 
 
 def _infer_until(client: Client, request: dict[str, Any], ends: float, deadline: float) -> dict[str, Any]:

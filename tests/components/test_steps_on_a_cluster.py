@@ -16,6 +16,7 @@ from common.config import RunConfig
 from common.run import Run
 from components import deploy, evaluate, export, finish, search, step
 from serving import golden
+from serving.section import section
 from tests.clusters import conftest as clusters_conftest
 from tests.clusters.controllers import KServe, Play
 from tests.clusters.test_kubernetes import UP, loss, node_of
@@ -23,7 +24,8 @@ from tests.operations.test_check import furnish
 
 fake = clusters_conftest.fake
 NAME = "pfn-regressor-open"
-METRICS = {"passed": True, "reasons": [], "gain": {"value": 3.0, "low": 2.0, "high": 4.0}}
+METRICS = {"passed": True, "reasons": [], "gain": {"value": 3.0, "low": 2.0, "high": 4.0}, "headline": {"resolution_gain_percent_low": 2.0}}
+EXPORT = {"model": NAME, "sha256": "00ff", "max_batch_size": 512}
 
 
 @pytest.fixture
@@ -80,7 +82,14 @@ def as_the_pods_would(run) -> None:
             x = np.linspace(-1, 1, size, dtype=np.float32).reshape(size, 1)
             golden.write(run.path("golden", name), {"x": x}, name, {"output": 2 * x})
     storage.write_json(run.path("metrics.json"), METRICS)
-    storage.write_text(run.path("report.html"), "<html></html>")
+    storage.write_json(run.path("model", "export.json"), EXPORT)
+    storage.write_text(run.path("report.html"), f"<html>before {section(EXPORT, None, None)} after</html>")
+
+
+def outputs(folder, *names: str) -> tuple[str, str]:
+    """The flag that hands a step its KFP artifacts below a folder."""
+    artifacts = {name: {"artifacts": [{"name": name, "uri": str(folder / name)}]} for name in names}
+    return "--executor-input", json.dumps({"outputs": {"artifacts": artifacts, "outputFile": str(folder / "output.json")}})
 
 
 def furnished(api, endpoint) -> None:
@@ -96,11 +105,21 @@ def test_the_steps_of_a_run_one_after_the_other(fake, run, model_server, s3_serv
     assert storage.read_json(run.path("search.json"))["optimal"] == best
     as_the_pods_would(run)
     assert call(export, run, "--trial", best) == 0
-    assert call(evaluate, run, "--trial", best, "--passed-output", str(tmp_path / "passed")) == 0
+    kfp = outputs(tmp_path / "evaluate", "metrics", "report")
+    assert call(evaluate, run, "--trial", best, "--passed-output", str(tmp_path / "passed"), *kfp) == 0
     assert (tmp_path / "passed").read_text() == "true"
-    assert call(deploy, run, "--url-output", str(tmp_path / "url")) == 0
+    written = json.loads((tmp_path / "evaluate" / "output.json").read_text())["artifacts"]["metrics"]["artifacts"][0]
+    assert written["metadata"] == {"resolution_gain_percent_low": 2.0, "passed": "true"}
+    assert "Not deployed yet" in (tmp_path / "evaluate" / "report").read_text()
+    assert call(deploy, run, "--url-output", str(tmp_path / "url"), *outputs(tmp_path / "deploy", "report")) == 0
     assert (tmp_path / "url").read_text() == model_server.url
-    assert model_server.asked == [(NAME, 1), (NAME, 100), (f"{NAME}-raw", 1), (f"{NAME}-raw", 100)]
+    assert model_server.asked[:4] == [(NAME, 1), (NAME, 100), (f"{NAME}-raw", 1), (f"{NAME}-raw", 100)]
+    report = storage.read_text(run.path("report.html"))
+    assert report == (tmp_path / "deploy" / "report").read_text()
+    assert report.startswith("<html>before")
+    assert report.endswith("after</html>")
+    assert f"When it was deployed, kserve at {model_server.url} gave the answers" in report
+    assert "Request of 100 jets as JSON, there and back" in report
     assert storage.read_json(run.path("service.json"))["others"][f"{NAME}-raw"] == {"1": 0.0, "100": 0.0}
     summary = finish.finish(run.uri, "none", step.Artifacts(""))
     assert (summary["state"], summary["best_trial"], summary["service"]) == ("succeeded", best, model_server.url)

@@ -326,7 +326,7 @@ def test_a_service_that_says_ready_and_does_not_answer_fails_with_its_last_lines
 
     monkeypatch.setattr(deploy, "golden_check", nobody_answers)
     with pytest.raises(DeadlineError, match=r"(?s)gave no answer within 300 s\n.*kserve-container.*\n  \| UNAVAILABLE: .*unable to load"):
-        deploy.deploy(run)
+        deploy.deploy(run, step.Artifacts(""))
     assert not (tmp_path / "runs" / run.id / "service.json").exists()
 
 
