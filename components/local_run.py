@@ -130,8 +130,11 @@ class LocalRun:
 
         service = self._service()
         body = storage.read_json(self.run.path("golden", service["name"], "request.json"))
-        answer = Client(service["url"], service["name"]).infer(body)["outputs"][0]["data"][0]
+        answer, *quantiles = Client(service["url"], service["name"]).infer(body)["outputs"][0]["data"]
         text = f"log(pT_gen/pT) = {answer:+.4f} for one jet: multiply its corrected pT by {np.exp(answer):.4f}"
+        names = (storage.read_json(self.run.path("model", "export.json"))["output_columns"] or ["output"])[1:]
+        if names:
+            text += f" ({', '.join(f'{name} {np.exp(value):.3f}' for name, value in zip(names, quantiles, strict=True))})"
         return [("served by", f"{service['kind']} at {service['url']}"), ("answer", text)]
 
     def _next_steps(self) -> list[str]:
