@@ -1,0 +1,32 @@
+"""Each variant of the ablation is the full data config less exactly what its name says."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.physics import GLOBALS, NETWORKS, TYPES, VARIANTS, data_config_text
+from weaver.data_config import DataConfig
+
+LEFT_OUT = {"without type and charge": set(TYPES), "without the globals": set(GLOBALS), "without PF_fromPV": {"PF_fromPV"},
+            "without PF_fromAK4Jet": {"PF_fromAK4Jet"}}  # fmt: skip
+
+
+def loaded(network: str, variant: str, folder) -> DataConfig:
+    path = folder / f"{network}.yaml"
+    path.write_text(data_config_text(NETWORKS[network], VARIANTS[variant]))
+    return DataConfig.load(str(path))
+
+
+def variables(config: DataConfig) -> set[str]:
+    return {name for names in config.input_dicts.values() for name in names}
+
+
+@pytest.mark.parametrize("network", sorted(NETWORKS))
+@pytest.mark.parametrize("variant", [name for name in VARIANTS if name != "open"])
+def test_a_variant_lacks_what_it_says_and_nothing_else(network, variant, tmp_path):
+    full, config = loaded(network, "full", tmp_path), loaded(network, variant, tmp_path)
+    assert variables(full) - variables(config) == LEFT_OUT.get(variant, set())
+    assert config.selection == full.selection
+    assert bool(config.order_by) == (variant != "in the file's order")
+    standardised = {tuple(config.preprocess_params[name][key] for key in ("center", "scale")) for name in variables(config)}
+    assert (standardised <= {(None, 1), (None, 1.0)}) == (variant == "not standardised")
