@@ -73,7 +73,7 @@ def share(which: np.ndarray, level: float = LEVEL) -> dict[str, float]:
     z = statistics.NormalDist().inv_cdf((1 + level) / 2)
     middle = (found + z**2 / (2 * number)) / (1 + z**2 / number)
     reach = z / (1 + z**2 / number) * math.sqrt(found * (1 - found) / number + z**2 / (4 * number**2))
-    return {"value": found, "low": min(middle - reach, found), "high": max(middle + reach, found)}
+    return {"value": found, "low": max(min(middle - reach, found), 0.0), "high": min(max(middle + reach, found), 1.0)}
 
 
 def measure(
