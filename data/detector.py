@@ -6,8 +6,10 @@ and particle flow subtracts what the tracks explain and calls the rest a neutral
 
 Sources: CMS, "Particle-flow reconstruction and global event description", JINST 12 (2017) P10003, arXiv:1706.04965 (PF);
 CMS, "Description and performance of track and primary-vertex reconstruction", JINST 9 (2014) P10009, arXiv:1405.6569 (TRK);
-CMS, "The CMS experiment at the CERN LHC", JINST 3 (2008) S08004 (geometry). Where a number was adjusted so that the jets come
-out as in the open data sample, its line says "tuned". Energies and momenta in GeV.
+CMS, "Pileup mitigation at CMS in 13 TeV data", JINST 15 (2020) P09018, arXiv:2003.00503 (PU);
+CMS, "The CMS experiment at the CERN LHC", JINST 3 (2008) S08004 (geometry);
+D. E. Groom, "Energy flow in a hadronic cascade", NIM A 572 (2007) 633, arXiv:physics/0605164 (response to hadrons).
+Where a number was adjusted so that the jets come out as in the open data sample, its line says "tuned". Energies and momenta in GeV.
 """
 
 from __future__ import annotations
@@ -38,12 +40,13 @@ class Detector:
     soft_track_pt: float = 0.9
     soft_track_efficiency: float = 0.55
     """Pions below soft_track_pt (TRK fig. 8: falling from 0.85 to 0.4 towards 0.3 GeV)."""
-    track_efficiency: float = 0.95
-    """Isolated pions above (TRK fig. 8). Tuned within its errors to the share of charged hadrons."""
+    track_efficiency: float = 0.975
+    """Pions above (TRK fig. 8 has 0.95 for isolated ones). Tuned to the share of charged hadrons."""
     endcap_track_loss: float = 0.05
     """Less efficiency beyond |eta| = 1.5 (TRK fig. 8)."""
-    dense_track_loss: float = 0.01
-    """Efficiency lost per further track (pT > 1 GeV) in the same 0.03 × 0.03 cell: hits of a hard jet's core merge. Tuned."""
+    dense_track_loss: float = 0.001
+    """Efficiency lost per further track (pT > 1 GeV) in the same 0.03 × 0.03 cell: hits of a hard jet's core merge. Tuned to the
+    resolution above 500 GeV."""
     muon_efficiency: float = 0.98
     outermost_seed: float = 600.0
     """mm: a track that starts this far from the beam is lost for certain; in between the efficiency falls linearly (TRK fig. 12)."""
@@ -55,27 +58,31 @@ class Detector:
 
     ecal_cell: float = 0.03
     """Photons closer than this (about two crystals of 0.0174) are one cluster."""
-    ecal_threshold: float = 0.25
-    """GeV of energy and of transverse energy of a cluster; seeds are at 0.23 (PF table 1)."""
+    ecal_threshold: float = 0.4
+    """GeV of energy and of transverse energy of a cluster; seeds are at 0.23 (PF table 1). Tuned to the number of candidates."""
 
     tower: float = 0.087
     """Width of an HCAL tower."""
-    hcal_threshold: float = 0.8
-    """GeV; seeds are at 0.8 (PF table 1)."""
-    hadron_loss: float = 0.75
-    hadron_power: float = 0.32
-    """A hadron of energy E is measured with (1 - hadron_loss × E^-hadron_power) E on average: what the calibration of clusters
-    leaves of non-compensation, thresholds and leakage. Soft hadrons lose most, so gluon jets respond less than quark jets. Tuned."""
-    tail_share: float = 0.03
+    hcal_threshold: float = 1.0
+    """GeV; seeds are at 0.8, and a shower has a part of its energy in cells below (PF table 1)."""
+    hadron_loss: float = 0.97
+    hadron_power: float = 0.30
+    """A hadron of energy E is measured with (1 - hadron_loss × E^-hadron_power) E on average: non-compensation, in the form of
+    Groom, and what thresholds and leakage add to it. Soft hadrons lose most, so gluon jets respond less than quark jets. Tuned."""
+    tail_share: float = 0.01
     """Share of hadrons with a low response (interactions before and between the calorimeters, leakage behind). Tuned."""
     stochastic_barrel: float = 2.1
     stochastic_endcap: float = 2.8
-    """sqrt(GeV): relative resolution of a hadron of energy E is stochastic / sqrt(E) and constant, added in quadrature.
-    PF section 4.4 has 1.1 and 0.09 in the barrel for isolated hadrons; tuned to the resolution of jets."""
-    constant_barrel: float = 0.05
+    """sqrt(GeV)"""
+    noise: float = 3.0
+    """GeV: what thresholds, energy shared with the ECAL and pile-up of other bunch crossings add to a shower."""
+    constant_barrel: float = 0.03
     constant_endcap: float = 0.09
-    excess_significance: float = 1.0
-    """A neutral hadron is made of energy this many sigma above what the tracks explain (PF section 4.4)."""
+    """Relative resolution of a hadron of energy E: stochastic / sqrt(E), noise / E and constant, added in quadrature. PF section
+    4.4 has 1.1 and 0.09 in the barrel for hadrons whose energy in both calorimeters is calibrated; tuned to the resolution of jets."""
+    excess_significance: float = 0.5
+    """A neutral hadron is made of energy this many sigma above what the tracks explain: one in PF section 4.4, with a sigma of
+    half the size of the one here."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,14 +186,14 @@ def track_candidates(
 
 
 def vertex_association(vertex: np.ndarray, pt: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """PF_fromPV of tracks (N,). Soft tracks are poor at pointing back: some of the hard collision's are given away, and some of
-    the pile-up's are taken for it. The shares are round numbers, larger below 1 GeV.
+    """PF_fromPV of tracks (N,). Soft tracks are poor at pointing back: some of the hard collision's are given away. The tracks of
+    pile-up that no other vertex has used stay in the jets (PU section 3). The shares are round numbers, larger below 1 GeV.
     """
     draw, soft = rng.random(len(vertex)), pt < 1.0
     lost, fitted = np.where(soft, 0.05, 0.01), np.where(soft, 0.75, 0.92)
     from_hard = np.where(draw < lost, NOT_FROM_VERTEX, np.where(draw < lost + fitted, USED_IN_VERTEX, TIGHT))
-    taken = np.where(soft, 0.05, 0.02)
-    from_pileup = np.where(draw < taken, LOOSE, NOT_FROM_VERTEX)
+    unused = np.where(soft, 0.25, 0.15)
+    from_pileup = np.where(draw < unused, LOOSE, NOT_FROM_VERTEX)
     return np.where(vertex == 0, from_hard, from_pileup)
 
 
@@ -260,7 +267,8 @@ def hadron_resolution(energy: np.ndarray, eta: np.ndarray, detector: Detector) -
     barrel = np.abs(eta) < 1.4
     stochastic = np.where(barrel, detector.stochastic_barrel, detector.stochastic_endcap)
     constant = np.where(barrel, detector.constant_barrel, detector.constant_endcap)
-    return np.hypot(stochastic / np.sqrt(np.maximum(energy, 0.5)), constant)
+    energy = np.maximum(energy, 0.5)
+    return np.sqrt(stochastic**2 / energy + (detector.noise / energy) ** 2 + constant**2)
 
 
 def cell_index(event: np.ndarray, eta: np.ndarray, phi: np.ndarray, width: float) -> tuple[np.ndarray, int]:
