@@ -114,7 +114,7 @@ table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabu
 th, td { text-align: left; padding: .25rem .8rem .25rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 thead th { color: var(--faint); font-weight: 600; vertical-align: bottom; }
 td { white-space: nowrap; }
-.facts td { white-space: normal; overflow-wrap: anywhere; }
+.facts td { white-space: normal; overflow-wrap: anywhere; min-width: 8rem; }
 .trials td:last-child { white-space: normal; min-width: 14rem; }
 .facts th { font-weight: 400; color: var(--faint); }
 tr.best td { font-weight: 700; }

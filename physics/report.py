@@ -122,7 +122,8 @@ def _physics(documents: Documents, figures: Sequence[Drawing]) -> str:
         "<h3>Beside the published results</h3>",
         _published(metrics, _sample(documents.run or {})),
         "<h3>All bins</h3>",
-        _bins(metrics),
+        _bins(metrics["bins"]),
+        _weighted(metrics.get("weighted")),
         _core(metrics),
     )
 
@@ -157,7 +158,9 @@ def _published(metrics: Mapping, sample: str) -> str:
     return page.table(head, rows) + note
 
 
-def _bins(metrics: Mapping) -> str:
+def _bins(records: Sequence[Mapping]) -> str:
+    gains = {"gain": "Gain", "gain_half_width": "Gain by 68 % width", "gain_over_baseline": "Gain over baseline"}
+    gains = {key: head for key, head in gains.items() if any(key in record for record in records)}
     rows = [
         [
             record["region"],
@@ -165,23 +168,24 @@ def _bins(metrics: Mapping) -> str:
             f"{record['num_jets']:,}",
             *(f"{record[name]['median']['value']:.4f}" for name in ("standard", "model")),
             *(f"{record[name]['resolution']['value']:.4f}" for name in ("standard", "model")),
-            percent(record["gain"]),
-            percent(record["gain_half_width"]),
+            *(percent(record[key]) for key in gains),
         ]
-        for record in metrics["bins"]
+        for record in records
     ]
-    head = [
-        "Region",
-        "pT (GeV)",
-        "Jets",
-        "Median, standard",
-        "Median, model",
-        "Resolution, standard",
-        "Resolution, model",
-        "Gain",
-        "Gain by 68 % width",
-    ]
+    measured = [f"{what}, {whose}" for what in ("Median", "Resolution") for whose in ("standard", "model")]
+    head = ["Region", "pT (GeV)", "Jets", *measured, *gains.values()]
     return page.table(head, rows) if rows else "<p>Too few test jets for any bin.</p>"
+
+
+def _weighted(weighted: Mapping | None) -> str:
+    """The same bins with the jets counted as collisions make them; folded away."""
+    if not weighted:
+        return "<p class='small'>Each jet counts once: there are no event weights among the observers, or they are all alike.</p>"
+    note = (
+        f"<p class='small'>Each jet counted eventWeight times, as often as collisions make it; {weighted['effective_jets']:,.0f} effective "
+        "jets. Above, and in all figures, each jet counts once.</p>"
+    )
+    return f"<details><summary>The same bins, weighted</summary>{_bins(weighted['bins'])}{note}</details>"
 
 
 def _core(metrics: Mapping) -> str:
@@ -220,7 +224,7 @@ def _closure(metrics: Mapping, figures: Sequence[Drawing]) -> str:
 
 def _flavour(metrics: Mapping, figures: Sequence[Drawing]) -> str:
     rows = [
-        [region, *(percent(one, 100, 2) for one in (entry["spread"]["standard"], entry["spread"]["model"])), percent(entry["reduction"])]
+        [region, *(percent(entry["spread"][name], 100, 2, sign="") for name in ("standard", "model")), percent(entry["reduction"])]
         + [percent(entry["uds_minus_g"][name], 100, 2) if "uds_minus_g" in entry else "–" for name in ("standard", "model")]
         for region, entry in metrics["flavour"]["regions"].items()
     ]

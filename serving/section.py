@@ -53,12 +53,16 @@ def _model(one: Mapping) -> Iterator[str]:
     yield f"{one['max_batch_size']:,}" if one.get("max_batch_size") else "–"
     yield _with_unit(memory.get("bytes_per_jet"), 1e-6, "MB")
     yield f"{100 * parity['share_close']:.2f} % of {parity['num_jets']:,}" if "share_close" in parity else "–"
-    yield f"{parity['max_difference']:.1e}" if "max_difference" in parity else "–"
+    yield _difference(parity["max_difference"]) if "max_difference" in parity else "–"
     yield ", ".join(f"{size:,}" for size in parity.get("batch_sizes", [])) or "–"
 
 
 def _with_unit(value: float | None, scale: float, unit: str) -> str:
     return "–" if value is None else f"{scale * value:.3g} {unit}"
+
+
+def _difference(value: float) -> str:
+    return f"{value:.1e}" if value else "0"
 
 
 def _speed(inference: Mapping) -> str:
@@ -75,7 +79,7 @@ def _service(service: Mapping) -> str:
     """What the service answered when it was deployed."""
     golden = service["golden"]
     checked = {service["name"]: golden["max_difference"], **service.get("others", {})}
-    rows = [[name, *(f"{difference:.1e}" for difference in differences.values())] for name, differences in checked.items()]
+    rows = [[name, *map(_difference, differences.values())] for name, differences in checked.items()]
     where = page.escaped(f"{service['kind']} at {service['url']}")
     return (
         f"<p>When it was deployed, {where} gave the answers that PyTorch gave to the same jets (allowed: {golden['tolerance']:g}).</p>"

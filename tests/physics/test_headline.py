@@ -11,7 +11,7 @@ FIXED = {
     "closure_barrel_percent", "closure_endcap_percent", "closure_worst_bin_percent",
     "flavour_spread_barrel_percent", "flavour_spread_endcap_percent",
     "flavour_spread_removed_barrel_percent", "flavour_spread_removed_endcap_percent",
-    "validation_loss", "test_jets",
+    "uncertainty_coverage_percent", "validation_loss", "test_jets", "onnx_jets_per_second",
 }  # fmt: skip
 """By these names runs are compared in the Kubeflow UI: another name would be another column."""
 

@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 import pytest
 
 from physics.report import Documents, figures_of, render
+from serving.section import updated
 
 
 @pytest.fixture(scope="module")
@@ -60,16 +61,55 @@ def test_names_inside_the_figures_are_unique_and_references_resolve(page):
 
 def test_every_figure_has_words(page):
     figures = [attributes for tag, attributes in Elements(page).found if tag == "svg"]
-    assert len(figures) == 13
+    assert len(figures) == 15
     assert all(attributes["role"] == "img" and len(attributes["aria-label"]) > 20 for attributes in figures)
 
 
 def test_verdict_search_and_commands_are_there(page):
     for text in (
-        "Gate passed", "another sample", "pfn-0a1b2c3d-b ★ best", "loss is not finite in &lt;epoch 2&gt;", "max_difference", "3.2e-07",
+        "Gate passed", "another sample", "pfn-0a1b2c3d-b ★ best", "loss is not finite in &lt;epoch 2&gt;", "3.2e-07",
         "python -m physics.evaluate --run runs/pfn-0a1b2c3d --name pfn", "python pipeline.py --num-epochs 3", "not recorded",
+        "here it is jets of this project&#x27;s own generator, which are not CMS&#x27;s",
     ):  # fmt: skip
         assert text in page
+
+
+def test_the_uncertainty_of_jets_is_told_where_a_network_gives_it(page, run_documents):
+    for text in ("Uncertainty of each jet", "Jets within their own uncertainty", "from q16 to q84", "Pull, ", "Among jets of the same pT"):
+        assert text in page
+    metrics = {name: value for name, value in run_documents["metrics"].items() if name != "uncertainty"}
+    documents = Documents(metrics=metrics)
+    assert "ncertainty" not in render(documents, [])
+    assert not {"uncertainty-coverage", "uncertainty-width"} & {drawing.name for drawing in figures_of(documents)}
+
+
+def test_serving_numbers_are_there(page):
+    for text in (
+        "<td>1.5 MB</td><td>2,048</td><td>0.052 MB</td><td>100.00 % of 1,000</td><td>3.2e-07</td>", "no form of &lt;x&gt; in a graph",
+        "12,346 jets/s in batches of 1,000 (2 threads of Some CPU;", "<td>pfn</td><td>0</td><td>6.1e-08</td>",
+        "kserve at http://pfn.physics.example", "1.91 ms (median of 10; 1.8 to 2.5)",
+    ):  # fmt: skip
+        assert text in page
+
+
+def test_the_service_s_answers_come_into_a_page_that_was_written_before(run_documents):
+    """As the deploy step does it; a service of a model that was exported before is not this one's."""
+    metrics, export, service = (run_documents[name] for name in ("metrics", "export", "service"))
+    before = render(Documents(**{**run_documents, "service": None}), [])
+    assert "Not deployed yet" in before
+    assert updated(before, export, metrics["inference"], service) == render(Documents(**run_documents), [])
+    assert updated(before, {**export, "sha256": "def"}, metrics["inference"], service).count("Not deployed yet") == 1
+    assert updated("<html></html>", export, None, service) == "<html></html>"
+
+
+def test_weighted_and_baseline_bins_are_shown(run_documents):
+    bins = [{**record, "gain_over_baseline": record["gain"]} for record in run_documents["metrics"]["bins"]]
+    weighted = {"bins": bins, "gain": bins[-1]["gain"], "effective_jets": 1234.0}
+    page = render(Documents(metrics=run_documents["metrics"] | {"weighted": weighted, "bins": bins}), [])
+    assert "The same bins, weighted" in page
+    assert "1,234 effective jets" in page
+    assert page.count("<th scope=\"col\">Gain over baseline</th>") == 2
+    assert "Each jet counts once" in render(Documents(metrics=run_documents["metrics"]), [])
 
 
 def test_a_failed_gate_says_why(run_documents):
@@ -79,7 +119,7 @@ def test_a_failed_gate_says_why(run_documents):
     assert "<li>closure fails for barrel jets" in page
 
 
-@pytest.mark.parametrize("missing", ["run", "search", "history", "options", "export"])
+@pytest.mark.parametrize("missing", ["run", "search", "history", "options", "export", "service"])
 def test_each_document_may_be_missing(run_documents, missing):
     kept = {name: value for name, value in run_documents.items() if name != missing}
     assert Elements(render(Documents(**kept), [])).open == []
@@ -93,7 +133,7 @@ def test_without_any_jets_there_is_still_a_page(run_documents):
 
     metrics = measure(make_jets(0), [], replicates=20)
     passed, reasons = gate(metrics)
-    documents = Documents(metrics=run_documents["metrics"] | metrics | {"passed": passed, "reasons": reasons})
+    documents = Documents(metrics=run_documents["metrics"] | metrics | {"passed": passed, "reasons": reasons, "uncertainty": None})
     page = render(documents, list(figures_of(documents)))
     assert "cannot be measured" in page
     assert "<svg" not in page
@@ -131,7 +171,7 @@ def test_in_a_browser_nothing_sticks_out_sideways(page, tmp_path, width):
     dom = browse(tmp_path, "--window-size=1300,1000", "--dump-dom", f"file://{tmp_path}/frame.html")
     scroll, figures = dom.split("<title>")[1].split("</title>")[0].split()
     assert int(scroll) <= width
-    assert int(figures) == 13
+    assert int(figures) == 15
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH")
