@@ -75,6 +75,28 @@ def test_a_leaked_file_is_found(generated, tmp_path, capsys):
     assert "train and test: 500 jets are in both" in capsys.readouterr().out
 
 
+def test_a_part_of_a_file_is_found_in_another_order_among_other_jets(generated, columns, tmp_path, capsys):
+    """Forty jets of the training file, the last first, behind sixty others in a test file of another name."""
+    others = jetntuple.slice_jets(columns, 0, 60)
+    others["jetPt"] = others["jetPt"] * np.float32(1.01)
+    leaked = [jetntuple.slice_jets(columns, place, place + 1) for place in reversed(range(400, 440))]
+    jetntuple.write(tmp_path / "another.root", jetntuple.concatenate([others, *leaked]))
+    code = validate.main([f"train:{generated}", f"test:{tmp_path / 'another.root'}", "--page", "none"])
+    out = capsys.readouterr().out
+    assert code == 1
+    assert "error: train and test: 40 jets are in both; give each set files of its own" in out
+
+
+def test_sets_apart_have_no_jet_in_common(columns, tmp_path, capsys):
+    """The halves of a file, split between events, raise no alarm."""
+    half = np.flatnonzero(np.diff(columns["event"].astype(np.int64)))[150] + 1
+    ends = {"train": (0, half), "test": (half, 500)}
+    for name, (first, last) in ends.items():
+        jetntuple.write(tmp_path / f"{name}.root", jetntuple.slice_jets(columns, first, last))
+    assert validate.main([*(f"{name}:{tmp_path}/{name}.root" for name in ends), "--page", "none"]) == 0
+    assert "are in both" not in capsys.readouterr().out
+
+
 def test_jets_of_one_event_in_two_sets_are_a_warning(jets):
     even = {name: values[::2] for name, values in jets.items()}
     odd = {name: values[1::2] for name, values in jets.items()}
