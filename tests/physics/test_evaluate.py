@@ -1,6 +1,7 @@
 """evaluate over a run folder with a small ONNX model; the test jets come from formulas, not from weaver's files."""
 
 import json
+import os
 from types import SimpleNamespace
 
 import numpy as np
@@ -32,13 +33,16 @@ class TestJets:
         return SimpleNamespace(inputs={"jet_features": target_of(self.jets)[index, None].astype(np.float32)})
 
 
-def linear_model(slope: float, offset: float = 0.0, name: str = "jet_features") -> bytes:
-    """output (N, 1) = slope * input + offset."""
+def linear_model(slope: float, offset: float | list[float] = 0.0, name: str = "jet_features", columns: list[str] | None = None) -> bytes:
+    """output (N, C) = slope * input + offset, with as many columns as offsets; `columns` are told in the metadata."""
+    offsets = np.atleast_1d(offset).tolist()
     nodes = [helper.make_node("Mul", [name, "slope"], ["scaled"]), helper.make_node("Add", ["scaled", "offset"], ["output"])]
-    sides = [helper.make_tensor_value_info(side, TensorProto.FLOAT, ["N", 1]) for side in (name, "output")]
-    values = [helper.make_tensor(key, TensorProto.FLOAT, [1], [value]) for key, value in (("slope", slope), ("offset", offset))]
+    sides = [helper.make_tensor_value_info(side, TensorProto.FLOAT, ["N", size]) for side, size in ((name, 1), ("output", len(offsets)))]
+    values = [helper.make_tensor(key, TensorProto.FLOAT, [len(v)], v) for key, v in (("slope", [slope]), ("offset", offsets))]
     graph = helper.make_graph(nodes, "linear", sides[:1], sides[1:], values)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    helper.set_model_props(model, {"output_columns": json.dumps(columns)} if columns else {})
+    return model.SerializeToString()
 
 
 @pytest.fixture
@@ -152,6 +156,41 @@ def test_the_answers_are_those_of_the_model_whatever_the_batch_size(run):
     expected = 0.1 * target_of(jets)
     for batch_size in (1, 17, 1000, 5000):
         assert evaluate.predict(session, TestJets(jets), batch_size).correction == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_the_uncertainty_of_a_quantile_network_is_measured(run, capsys):
+    put_model(run, linear_model(0.1, [0, -0.1, 0.1], columns=["median", "q16", "q84"]))
+    assert command(run) == 0
+    metrics = read_strictly(run / "metrics.json")
+    half = np.abs(0.9 * target_of(make_jets(2500)))
+    assert metrics["uncertainty"]["bands"][0]["coverage"]["value"] == pytest.approx(np.mean(half < 0.1), abs=1e-3)
+    assert metrics["headline"]["uncertainty_coverage_percent"] == pytest.approx(100 * np.mean(half < 0.1), abs=0.1)
+    assert metrics["gain"]["value"] == pytest.approx(10, abs=1)  # the median alone is the answer
+    assert "jets between the model's q16 and q84: " in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_one_answer_a_jet_has_no_uncertainty(run):
+    put_model(run, linear_model(0.1, columns=["output"]))
+    assert command(run) == 0
+    assert "uncertainty" not in read_strictly(run / "metrics.json")
+
+
+def test_columns_that_the_model_does_not_have_are_refused(run, capsys):
+    put_model(run, linear_model(0.1, [0, -0.1], columns=["median", "q16", "q84"]))
+    assert command(run) == 2
+    assert "name the output columns median, q16, q84, and it answers with 2" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_the_speed_is_told_with_what_it_was_measured_on(run):
+    assert command(run, "--batch-size", "500") == 0
+    speed = read_strictly(run / "metrics.json")["inference"]
+    assert speed["jets_per_second"] > 0
+    assert (speed["batch_size"], speed["provider"]) == (500, "CPU")
+    assert speed["threads"] == len(os.sched_getaffinity(0))
+    assert speed["processor"]
 
 
 @pytest.mark.usefixtures("undrawn")
