@@ -12,7 +12,7 @@ import inspect
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from clusters.katib import check_experiment
@@ -31,6 +31,8 @@ SPLITS = ("train", "val", "test")
 SAMPLE = "sample"
 MAY_CHANGE = ("max_trials", "parallel_trials", "max_failed_trials", "goal", "deadline_hours")
 """Parameters that a run may be gone on with otherwise: no trial that has ended would have ended otherwise by them."""
+SHARED = 0.001
+"""Of a set's jets may be in another one too: a production has a few twice by itself, a leaked file is far more."""
 PACKAGES = ("kfp", "torch", "onnx", "onnxruntime", "uproot", "awkward", "numpy", "optuna", "kserve", "kubeflow-katib")
 
 
@@ -197,10 +199,31 @@ def _fill(run: Run, inputs: _Inputs, job_id: str = "") -> None:
         }  # fmt: skip
         if ref.reused:
             step.say(f"{split}: {ref.num_jets:,} jets, decoded before")
+    shared = check_shared({split: one["dataset"] for split, one in data.items()})
     storage.write_bytes(run.path("config", "data.yaml"), inputs.data_config_text)
     storage.write_bytes(run.path("config", "network.py"), inputs.network_text)
     storage.write_text(run.path("config", "search_space.json"), run.config.search_space + "\n")
-    Run(config=config, record={**_record(data), "kfp_run": job_id}).save()
+    Run(config=config, record={**_record(data), "shared_jets": shared, "kfp_run": job_id}).save()
+
+
+def check_shared(sets: Mapping[str, str]) -> dict[str, int]:
+    """How many jets each two of the prepared sets have in common; {"train and test": 0, ...}.
+
+    Raises InputError where they are more than SHARED: a copied, reordered or merged file is the same file under another name.
+    """
+    from weaver.shared_jets import shared_jets
+
+    found = {}
+    for one, other, number, jets in shared_jets(sets):
+        found[f"{one} and {other}"] = number
+        if number > SHARED * jets:
+            raise InputError(
+                f"{number:,} of the {jets:,} jets of --data-{other} are in --data-{one} as well, in files of other names; give each set "
+                f"jets of its own (python -m data.validate '{one}:FILES' '{other}:FILES' looks at the files)"
+            )
+        if number:
+            step.say(f"warning: {number:,} of the {jets:,} jets of --data-{other} are in --data-{one} as well")
+    return found
 
 
 def _sample(config: RunConfig) -> dict[str, str]:

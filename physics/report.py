@@ -339,6 +339,7 @@ def _data(documents: Documents) -> str:
         "of these measured (finite answer, generator jet)": f"{metrics['num_measured']:,}",
         "jets without a finite answer": f"{metrics['num_without_answer']:,}",
         **{f"{far}: {LABELS[name]}": f"{number:,}" for name, number in metrics["num_far"].items()},
+        **{f"jets in common, {names}": f"{number:,}" for names, number in ((documents.run or {}).get("shared_jets") or {}).items()},
     }
     return page.section(
         "Data",
