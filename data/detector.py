@@ -71,12 +71,12 @@ class Detector:
     Groom, and what thresholds and leakage add to it. Soft hadrons lose most, so gluon jets respond less than quark jets. Tuned."""
     tail_share: float = 0.01
     """Share of hadrons with a low response (interactions before and between the calorimeters, leakage behind). Tuned."""
-    stochastic_barrel: float = 2.1
+    stochastic_barrel: float = 1.8
     stochastic_endcap: float = 2.8
     """sqrt(GeV)"""
-    noise: float = 3.0
+    noise: float = 5.0
     """GeV: what thresholds, energy shared with the ECAL and pile-up of other bunch crossings add to a shower."""
-    constant_barrel: float = 0.03
+    constant_barrel: float = 0.02
     constant_endcap: float = 0.09
     """Relative resolution of a hadron of energy E: stochastic / sqrt(E), noise / E and constant, added in quadrature. PF section
     4.4 has 1.1 and 0.09 in the barrel for hadrons whose energy in both calorimeters is calibrated; tuned to the resolution of jets."""
