@@ -1,10 +1,12 @@
-"""Work ahead of a loop in a thread: what an iterator yields next is made while the loop still has the last in hand."""
+"""Work ahead of a loop in threads: what comes next is made while the loop still has the last in hand."""
 
 from __future__ import annotations
 
+import collections
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 POLL_SECONDS = 0.1  # how soon the thread notices that nobody wants its items any more
@@ -26,6 +28,24 @@ def ahead(items: Iterator[Item], depth: int, name: str = "ahead") -> Iterator[It
     finally:
         stopped.set()
         thread.join()
+
+
+def in_threads(jobs: Iterable[Callable[[], Item]], threads: int) -> Iterator[Item]:
+    """The results of jobs, in their order, that many at work at once and no more than one finished beyond these.
+
+    Closing the iterator early waits for the jobs at work; an error comes through in its place.
+    """
+    waiting: collections.deque[Future[Item]] = collections.deque()
+    pool = ThreadPoolExecutor(threads)
+    try:
+        for job in jobs:
+            waiting.append(pool.submit(job))
+            if len(waiting) > threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 class _Raised:

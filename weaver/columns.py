@@ -38,6 +38,8 @@ FORMAT = 2  # raise it when prepared data changes its meaning: folders of an old
 DESCRIPTION = "dataset.json"
 AUTO_YAML = "data.auto.yaml"
 WEIGHT = "weight"
+BLOCK = 65_536  # rows written at a time where they are all the same
+PIECE = 2**18  # bytes written at a time: for larger writes Linux looks for large pages, which take several times as long to get
 HEADER = 128  # bytes of a .npy header here; room for the final number of rows, which is known only at the end
 STALE_SECONDS = 24 * 3600  # a temporary folder this old was left by a process that was killed
 FETCH_SECONDS = 3600  # the longest wait for another process on this node that fetches the same data
@@ -60,7 +62,9 @@ class NpyWriter:
         if not np.can_cast(array.dtype, self.dtype, casting="same_kind"):
             name = self.path.stem.partition(".")[2] or self.path.stem
             raise InputError(f"'{name}' is {self.dtype} in the first files and {array.dtype} in later ones")
-        self._file.write(np.ascontiguousarray(array.astype(self.dtype, copy=False)).data.cast("B") if array.size else b"")
+        content = np.ascontiguousarray(array.astype(self.dtype, copy=False)).data.cast("B") if array.size else b""
+        for start in range(0, len(content), PIECE):
+            self._file.write(content[start : start + PIECE])
         self.rows += len(array)
 
     def close(self) -> dict[str, Any]:
@@ -76,7 +80,7 @@ class NpyWriter:
 
 
 class SequenceWriter:
-    """Values and offsets of one sequence group."""
+    """Values and offsets of one sequence group. Values that are all equal are counted until one differs, and so perhaps never written."""
 
     def __init__(self, folder: Path, group: str) -> None:
         self.values, self.offsets = NpyWriter(_path(folder, group)), NpyWriter(_path(folder, f"{group}.offsets"))
@@ -85,18 +89,32 @@ class SequenceWriter:
         self.end, self.constant, self.varies = 0, None, False
 
     def append(self, values: np.ndarray, counts: np.ndarray) -> None:
-        self.values.append(values)
+        self.values.append(values[:0])  # fixes the type
+        if not self.varies and not self._is_constant(values):
+            self._write_constant()
+        if self.varies:
+            self.values.append(values)
         ends = self.end + np.cumsum(counts)
         self.offsets.append(ends)
         self.digest.update(counts.tobytes())
         self.end = int(ends[-1])
-        if len(values) and not self.varies:
-            self.constant = values[0].copy() if self.constant is None else self.constant
-            self.varies = not bool((values == self.constant).all())
+
+    def _is_constant(self, values: np.ndarray) -> bool:
+        if len(values) and self.constant is None:
+            self.constant = values[0].copy()
+        return not len(values) or bool((values == self.constant).all())  # NaN equals nothing
+
+    def _write_constant(self) -> None:
+        """Write what was only counted so far."""
+        self.varies = True
+        for start in range(0, self.end, BLOCK):
+            self.values.append(np.tile(self.constant, (min(BLOCK, self.end - start), 1)))
 
     def close(self) -> dict[str, Any]:
+        if not self.varies and (self.constant is None or not np.isfinite(self.constant).all()):
+            self._write_constant()
         values, offsets = self.values.close(), self.offsets.close()
-        if self.constant is None or self.varies or not np.isfinite(self.constant).all():
+        if self.varies:
             return {"values": values, "offsets": offsets}
         self.values.path.unlink()
         return {"constant": [float(value) for value in self.constant], "offsets": offsets}

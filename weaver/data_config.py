@@ -111,6 +111,8 @@ class Plan:
     weight: str | None = None
     reweight: tuple[str, ...] = ()
     """Columns that the histograms and the weights of a reweighting are made of."""
+    longest: int | None = None
+    """The greatest length of an input; particles behind it are in no input. None where they count all the same (`order_by`)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -243,8 +245,15 @@ class DataConfig:
         wanted += [*reweight, *([weight] if weight else [])]
         if for_training and self.label_type == "simple":
             wanted.append("_labelcheck_")
+        lengths = [self.preprocess_params[names[0]]["length"] or 0 for names in self.input_dicts.values()]
         return self.plan_for(
-            wanted, for_training=for_training, labels=self.label_names, observers=observers, weight=weight, reweight=reweight
+            wanted,
+            for_training=for_training,
+            labels=self.label_names,
+            observers=observers,
+            weight=weight,
+            reweight=reweight,
+            longest=None if self.order_by else max(lengths, default=0) or None,
         )
 
     def plan_for(self, wanted: Iterable[str], *, for_training: bool = True, **outputs: Any) -> Plan:

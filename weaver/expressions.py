@@ -134,6 +134,16 @@ class Expression:
         """The expression without its layout: equal for texts that differ in blanks and superfluous parentheses only."""
         return ast.unparse(self.tree)
 
+    @functools.cached_property
+    def is_elementwise(self) -> bool:
+        """True if each number of the value depends on the numbers in its place only, so that flat content gives the same numbers."""
+        return _is_elementwise(self.tree)
+
+    @functools.cached_property
+    def is_random(self) -> bool:
+        """True if it draws random numbers (see `random_numbers`)."""
+        return any(isinstance(node, ast.Name) and node.id.startswith("_batch_permute") for node in ast.walk(self.tree))
+
     def evaluate(self, columns: Mapping):
         """The value for these columns (name -> awkward or numpy array, jets along the first axis).
 
@@ -320,6 +330,30 @@ def _module(name: str):
     return math if name == "math" else np if name == "numpy" else importlib.import_module(name)
 
 
+_PLAIN = (ast.Add, ast.Sub, ast.Mult, ast.Div, ast.BitAnd, ast.BitOr, ast.BitXor)  # of an array: the ufunc, whatever the operands
+
+
+def _is_elementwise(node: ast.expr) -> bool:
+    match node:
+        case ast.Name():
+            return True
+        case ast.Constant(value=value):
+            return isinstance(value, bool | int | float)
+        case ast.BinOp(left=left, op=op, right=right):
+            return isinstance(op, _PLAIN) and _is_elementwise(left) and _is_elementwise(right)
+        case ast.UnaryOp(operand=operand):
+            return _is_elementwise(operand)
+        case ast.Compare(left=left, comparators=[right]):
+            return _is_elementwise(left) and _is_elementwise(right)
+        case ast.Attribute(value=ast.Name(id="np" | "numpy" | "math"), attr=name):
+            return isinstance(getattr(math, name, None), float)  # pi and the like, the same in both
+        case ast.Call(func=ast.Attribute(value=ast.Name(id=module), attr=name), args=arguments, keywords=[]):
+            if MODULES.get(module) == "awkward":
+                return name in ("ones_like", "zeros_like") and isinstance(arguments[0], ast.Name)
+            return isinstance(getattr(np, name, None), np.ufunc) and MODULES.get(module) == "numpy" and all(map(_is_elementwise, arguments))
+    return False
+
+
 # ------------------------------------------------------------------------- weaver-core's own helpers, by the names it gives them
 
 
@@ -379,8 +413,8 @@ _RANDOM: contextvars.ContextVar[np.random.Generator | None] = contextvars.Contex
 
 
 @contextlib.contextmanager
-def random_numbers(seed: int) -> Iterator[None]:
-    """Within the block random helpers draw from a generator of this seed; outside of such a block, of seed 0 each time.
+def random_numbers(seed: int | np.random.Generator) -> Iterator[None]:
+    """Within the block random helpers draw from this generator, or one of this seed; outside of such a block, of seed 0 each time.
 
     So what they give is fixed when data are prepared and the same in every epoch, where weaver-core draws anew whenever it reads.
     """

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib.util
+import functools
 import os
 import re
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -24,8 +24,9 @@ import numpy as np
 from common import storage
 from common.errors import InputError, unknown
 from common.storage import Entry
-from weaver import parquet
+from weaver import baskets, jagged, parquet, root_tree
 from weaver.data_config import TRAINING_FLAG, DataConfig, Plan
+from weaver.inflate import zlib_library
 
 SAMPLE_NAME = re.compile(r"^[\w.+%-]+:(?!//)")
 HEADER = 100  # bytes of a ROOT file's header that hold its version and its end
@@ -66,6 +67,8 @@ class DataFile:
     """Column names of the plan that the file has a branch for."""
     bytes_per_entry: float
     """Uncompressed bytes of those branches for one jet."""
+    baskets: root_tree.Tree | None = dataclasses.field(default=None, repr=False, compare=False)
+    """Where the branches' baskets lie, where they are simple enough to be read without uproot."""
 
 
 def split_patterns(patterns: str | Iterable[str]) -> list[str]:
@@ -151,6 +154,15 @@ def inspect(entry: Entry, config: DataConfig, plan: Plan) -> DataFile:
     if entry.uri.endswith(parquet.SUFFIX):
         return _inspect_parquet(entry, plan)
     check_header(entry)
+    if (tree := _simple_tree(entry, config, plan)) is not None:
+        return DataFile(
+            entry=entry,
+            tree=tree.path,
+            num_entries=tree.num_entries,
+            columns=frozenset(plan.branches),
+            bytes_per_entry=sum(branch.uncompressed for branch in tree.branches.values()) / tree.num_entries,
+            baskets=tree,
+        )
     with open_file(entry.uri) as file:
         path = _find_tree(entry.uri, file, config.treename)
         tree = file[path]
@@ -166,6 +178,18 @@ def inspect(entry: Entry, config: DataConfig, plan: Plan) -> DataFile:
             columns=frozenset(columns),
             bytes_per_entry=size / max(tree.num_entries, 1),
         )
+
+
+def _simple_tree(entry: Entry, config: DataConfig, plan: Plan) -> root_tree.Tree | None:
+    """The tree of a local file with all branches of the plan; None where uproot is to read the file, or to say what is wrong with it."""
+    if storage.is_s3(entry.uri):
+        return None
+    try:
+        tree = root_tree.read_tree(entry.uri, lambda keys: _choose_tree(entry.uri, keys, config.treename), set(plan.branches.values()))
+    except Exception:  # damaged bytes end in errors of many kinds
+        return None
+    ends = max((int((branch.seeks + branch.sizes).max(initial=0)) for branch in tree.branches.values()), default=0)
+    return tree if tree.num_entries and tree.branches and ends <= entry.size else None
 
 
 def _inspect_parquet(entry: Entry, plan: Plan) -> DataFile:
@@ -219,12 +243,12 @@ def open_file(uri: str) -> Iterator:
 
 
 def _inflate_fast(compression) -> None:
-    """Let uproot inflate zlib's baskets with ISA-L where the package `isal` is installed: the same bytes in 0.7 of the time.
+    """Let uproot inflate zlib's baskets with the fastest library there is (weaver/inflate.py): the same bytes in 0.6 of the time.
 
     uproot.ZLIB.library is meant for that, but does not reach the object that uproot (5.7) reads with.
     """
-    if (reader := getattr(compression, "_decompress_ZLIB", None)) is not None and importlib.util.find_spec("isal"):
-        reader.library = "isal"
+    if (reader := getattr(compression, "_decompress_ZLIB", None)) is not None:
+        reader.library = zlib_library()
 
 
 def read(
@@ -254,14 +278,51 @@ def read(
         yield from _named(steps, file, plan, supplied)
 
 
+def loads(
+    file: DataFile, config: DataConfig, plan: Plan, *, training_set: bool, stop: int | None = None, step_bytes: int = STEP_BYTES
+) -> Iterator[Load]:
+    """The steps of `read`, each as a function without arguments that gives one or more of them (columns, jets).
+
+    They may be called in any order and several at a time; where uproot reads the file, it does so while this iterator goes on.
+    Columns are those of weaver/jagged.py, or awkward's. Both raise InputError where the file turns out to be damaged.
+    """
+    if file.baskets is None:
+        for step in read(file, config, plan, training_set=training_set, stop=stop, step_bytes=step_bytes):
+            yield functools.partial(iter, [step])
+        return
+    supplied = {TRAINING_FLAG: training_set, **_file_magic(config, file.entry.uri)}
+    rows = max(int(step_bytes / max(file.bytes_per_entry, 1)), 1)
+    stop = file.num_entries if stop is None else stop
+    for start, end in baskets.ranges(file.baskets.branches.values(), rows, stop):
+        yield functools.partial(_load, file, plan, supplied, start, end, rows)
+
+
+Load = Callable[[], Iterable[tuple[dict, int]]]
+
+
+def _load(file: DataFile, plan: Plan, supplied: dict, start: int, stop: int, rows: int) -> Iterator[tuple[dict, int]]:
+    """The entries start:stop, `rows` at a time."""
+    try:
+        with root_tree.opened(file.entry.uri) as fetch:
+            arrays = baskets.columns(fetch, {name: file.baskets.branches[name] for name in plan.branches.values()}, start, stop)
+    except Exception:  # uproot may know better, or says what is wrong
+        with open_file(file.entry.uri) as opened:
+            wanted = set(plan.branches.values())
+            steps = opened[file.tree].iterate(
+                filter_branch=lambda branch: branch.name in wanted, step_size=stop, entry_start=start, entry_stop=stop, how=dict
+            )
+            arrays = {name: jagged.plain(values) for name, values in next(_explained(file.entry.uri, steps)).items()}
+    for first in range(0, stop - start, rows):
+        step = slice(first, first + rows)
+        yield from _named(iter([{name: values[step] for name, values in arrays.items()}]), file, plan, supplied)
+
+
 def _named(steps: Iterator, file: DataFile, plan: Plan, supplied: dict) -> Iterator[tuple[dict, int]]:
     """The steps under the names of the plan's columns, with those that come from no branch."""
-    import awkward as ak
-
     for arrays in _explained(file.entry.uri, steps):
         count = len(next(iter(arrays.values())))
         columns = {name: arrays[branch] for name, branch in plan.branches.items()}
-        yield columns | {name: ak.Array(np.full(count, value)) for name, value in supplied.items()}, count
+        yield columns | {name: np.full(count, value) for name, value in supplied.items()}, count
 
 
 def _explained(uri: str, steps: Iterator) -> Iterator:
@@ -317,11 +378,18 @@ def _first_bytes(uri: str) -> bytes:
 
 
 def _find_tree(uri: str, file, wanted: str | None) -> str:
-    """The path, with cycle, of the tree to read: the newest cycle of the wanted tree, or of the only one."""
+    """The path, with cycle, of the tree to read. Raises InputError where there is none."""
     try:
         keys = file.keys(recursive=True, cycle=True, filter_classname="TTree")
     except Exception as error:
         raise unreadable(uri, error) from error
+    if not keys and (ntuples := file.keys(recursive=True, cycle=False, filter_classname="ROOT::RNTuple")):
+        raise InputError(f"{uri} holds the RNTuple '{ntuples[0]}' and no tree; RNTuples are not read yet: write a TTree or a parquet file")
+    return _choose_tree(uri, keys, wanted)
+
+
+def _choose_tree(uri: str, keys: Iterable[str], wanted: str | None) -> str:
+    """Of the paths with cycles of all trees: the newest cycle of the wanted tree, or of the only one. Raises InputError for none."""
     newest: dict[str, int] = {}
     for key in keys:
         path, _, cycle = key.rpartition(";")
@@ -330,8 +398,6 @@ def _find_tree(uri: str, file, wanted: str | None) -> str:
         return wanted
     if wanted is None and len(newest) == 1:
         wanted = next(iter(newest))
-    if not newest and (ntuples := file.keys(recursive=True, cycle=False, filter_classname="ROOT::RNTuple")):
-        raise InputError(f"{uri} holds the RNTuple '{ntuples[0]}' and no tree; RNTuples are not read yet: write a TTree or a parquet file")
     if wanted is None:
         raise InputError(
             f"{uri} holds {len(newest)} trees ({', '.join(sorted(newest)) or 'none'}); name one as 'treename' in the data config"

@@ -16,12 +16,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import functools
 import gc
 import hashlib
-import itertools
 import json
 import math
-import operator
+import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -36,7 +36,7 @@ from common.progress import Progress
 from common.storage import Entry
 from weaver import expressions, transform
 from weaver import files as data_files
-from weaver.ahead import ahead
+from weaver.ahead import in_threads
 from weaver.columns import (
     AUTO_YAML,
     DESCRIPTION,
@@ -54,6 +54,7 @@ from weaver.data_config import AUTO, NON_FINITE, DataConfig, Plan
 from weaver.weights import BLOCK, Sampler, jet_weights, make_histograms
 
 Report = Callable[[str], None]
+MOST_THREADS = 8  # each holds a step and what is made of it
 OBJECTS = 50_000  # made between two garbage collections: an opened file has some ten thousand
 
 
@@ -182,42 +183,76 @@ class _Job:
 
     def write(self, folder: Path, config: DataConfig) -> dict[str, Any]:
         writer = DatasetWriter(folder)
-        # What comes next, of this file or the next one, is read and decompressed while the step before is transformed and written.
-        with self.progress() as progress, contextlib.closing(ahead(self.all_steps(), 1)) as steps:
-            for number, steps_of_file in itertools.groupby(steps, key=operator.itemgetter(0)):
-                where = self.files[number].entry.uri
-                with expressions.random_numbers(number):
-                    for _, columns, count in steps_of_file:
-                        selected, passed = transform.select(columns, self.plan)
-                        if passed:
-                            writer.append(transform.make_ready(selected, passed, config, self.plan, where))
-                        progress.advance(count, note=storage.name(where))
+        done = [0] * len(self.files)
+        with self.progress() as progress, contextlib.closing(in_threads(self.jobs(config), self.threads)) as results:
+            for number, steps, error in results:
+                file = self.files[number]
+                if self.is_skipped(file):
+                    continue
+                for ready, count in steps:
+                    if ready is not None:
+                        writer.append(ready)
+                    done[number] += count
+                    progress.advance(count, note=storage.name(file.entry.uri))
+                if error is not None:
+                    lost = file.num_entries - done[number]
+                    self.skipped.append(data_files.Skipped(uri=file.entry.uri, reason=str(error), jets=lost, exact=True))
         return writer.close()
+
+    @property
+    def threads(self) -> int:
+        """One for each core; numpy and the decompressors let each other run. Random numbers of a file are drawn in its order."""
+        functions = (*self.plan.selection_functions, *self.plan.functions)
+        draws = any(function.is_random for _, function in functions) or (self.plan.selection is not None and self.plan.selection.is_random)
+        return 1 if draws else min(len(os.sched_getaffinity(0)), MOST_THREADS)
+
+    def is_skipped(self, file: data_files.DataFile) -> bool:
+        return any(skipped.uri == file.entry.uri for skipped in self.skipped)
 
     def progress(self) -> Progress:
         return Progress(f"preparing {self.role} data", total=sum(file.num_entries for file in self.files), unit="jets")
 
-    def all_steps(self) -> Iterator[tuple[int, dict, int]]:
-        """The steps of all files, each with its file's number."""
+    def jobs(self, config: DataConfig) -> Iterator[Callable[[], Made]]:
+        """The work on all files, each job on some steps of one of them."""
         for number, file in enumerate(self.files):
-            for columns, count in self.steps(file, self.plan):
-                yield number, columns, count
+            generator = np.random.default_rng(number)
+            for load in self.loads(file, self.plan):
+                yield functools.partial(self.make, number, load, config, generator)
 
-    def steps(self, file: data_files.DataFile, plan: Plan, stop: int | None = None) -> Iterator[tuple[dict, int]]:
-        """The file's columns step by step; where it turns out to be damaged, and such files are skipped, it ends there."""
-        done, training_set = 0, self.role == "training"
+    def make(self, number: int, load: data_files.Load, config: DataConfig, generator: np.random.Generator) -> Made:
+        """Decode steps of a file and make their rows; where damaged files are skipped, it ends at the damage, which is then told."""
+        made: list[tuple[transform.Ready | None, int]] = []
         try:
-            for columns, count in data_files.read(
-                file, self.config, plan, training_set=training_set, stop=stop, step_bytes=self.step_bytes
-            ):
-                yield columns, count
-                done += count
+            with expressions.random_numbers(generator):
+                for columns, count in load():
+                    selected, passed = transform.select(columns, self.plan)
+                    where = self.files[number].entry.uri
+                    made.append((transform.make_ready(selected, passed, config, self.plan, where) if passed else None, count))
         except data_files.DamagedFile as error:
             if not self.skip_bad_files:
                 raise
-            if stop is None:
-                lost = file.num_entries - done
-                self.skipped.append(data_files.Skipped(uri=file.entry.uri, reason=str(error), jets=lost, exact=True))
+            return number, made, error
+        return number, made, None
+
+    def loads(self, file: data_files.DataFile, plan: Plan, stop: int | None = None) -> Iterator[data_files.Load]:
+        """The file's steps; damage that shows while they are listed is one of them."""
+        try:
+            yield from data_files.loads(
+                file, self.config, plan, training_set=self.role == "training", stop=stop, step_bytes=self.step_bytes
+            )
+        except data_files.DamagedFile as error:
+            yield functools.partial(_raise, error)
+
+    def steps(self, file: data_files.DataFile, plan: Plan, stop: int) -> Iterator[tuple[dict, int]]:
+        """The columns of the file's first entries, step by step; where it turns out to be damaged, and such files are skipped, it ends."""
+        jobs = (functools.partial(_listed, load) for load in self.loads(file, plan, stop))
+        with contextlib.closing(in_threads(jobs, self.threads)) as parts:
+            try:
+                for part in parts:
+                    yield from part
+            except data_files.DamagedFile:
+                if not self.skip_bad_files:
+                    raise
 
     def tell(self, columns: dict[str, Any]) -> None:
         read = sum(file.num_entries for file in self.files)
@@ -270,6 +305,18 @@ class _Job:
         for path in files.values():
             path.unlink()
         return dataclasses.replace(config, reweight_hists=hists)
+
+
+Made = tuple[int, list[tuple[transform.Ready | None, int]], data_files.DamagedFile | None]
+"""A file's number, the rows of some steps (None where no jet passed) each with the jets read for it, and what was wrong after them."""
+
+
+def _listed(load: data_files.Load) -> list[tuple[dict, int]]:
+    return list(load())
+
+
+def _raise(error: Exception) -> list:
+    raise error
 
 
 TREATED = {

@@ -23,6 +23,7 @@ from weaver import files, transform
 from weaver.columns import DatasetWriter
 from weaver.data_config import DataConfig, Plan
 from weaver.expressions import Expression
+from weaver.jagged import evaluate
 from weaver.parity import CLOSE, Golden, golden_jets, torch_answers
 from weaver.raw_program import Column, RawProgram, raw_branches
 
@@ -109,7 +110,7 @@ def reference_inputs(jets: Mapping[str, np.ndarray], config: DataConfig, program
         description = writer.close() | {"preprocess_params": config.preprocess_params}
         dataset = Dataset(Path(folder), description, dataclasses.replace(config, label_names=()))
         inputs = {name: tensor.numpy().copy() for name, tensor in dataset.batch(np.arange(count)).inputs.items()}
-    return inputs | {"": np.asarray(ak.to_numpy(Expression(program.reference_text).evaluate(columns | selected)), np.float32)}
+    return inputs | {"": np.asarray(evaluate(Expression(program.reference_text), columns | selected), np.float32)}
 
 
 def _unpadded(jets: Mapping[str, np.ndarray], branch: str, program: RawProgram) -> ak.Array:

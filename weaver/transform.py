@@ -17,7 +17,7 @@ NaN and infinity in the files are counted by variable whatever the policy. Only 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import awkward as ak
@@ -26,8 +26,10 @@ import numpy as np
 from common.errors import InputError
 from weaver.data_config import DataConfig, OrderKey, Plan
 from weaver.expressions import Expression
+from weaver.jagged import Jagged, evaluate, plain, same_lists, to_awkward
 from weaver.weights import jet_weights
 
+ROWS = 16_384  # particles put side by side at a time: their columns and rows fit into a core's own cache
 MOST_PADDING = 8  # sorting rows of equal length takes a third to a half of the time of one long sort, unless most of them is padding
 
 
@@ -98,7 +100,7 @@ def select(columns: Mapping[str, Any], plan: Plan) -> tuple[dict[str, Any], int]
     Returns the columns with new variables, labels and weight added, and the number of jets that passed (where that is none, the
     functions are left out: there is nothing to compute).
     """
-    columns = dict(columns)
+    columns = {name: plain(values) for name, values in columns.items()}
     count = len(next(iter(columns.values())))
     if plan.selection is not None:
         for name, expression in plan.selection_functions:
@@ -106,9 +108,29 @@ def select(columns: Mapping[str, Any], plan: Plan) -> tuple[dict[str, Any], int]
         passed = _condition(plan.selection, columns, count)
         columns = {name: values[passed] for name, values in columns.items() if name in plan.kept}
         count = int(np.count_nonzero(passed))
+    columns = _cut(columns, plan)
     for name, expression in plan.functions if count else ():
         columns[name] = _column(expression, columns, count)
     return columns, count
+
+
+def _cut(columns: dict[str, Any], plan: Plan) -> dict[str, Any]:
+    """The columns without the particles that are in no input, where nothing else can depend on them."""
+    lists = {name: values for name, values in columns.items() if isinstance(values, Jagged)}
+    whole = all(isinstance(values, Jagged) or (isinstance(values, np.ndarray) and values.ndim == 1) for values in columns.values())
+    elementwise = all(function.is_elementwise for _, function in plan.functions if not set(function.names).isdisjoint(_fed_by(lists, plan)))
+    if plan.longest is None or not lists or not whole or not elementwise or not same_lists(lists.values()):
+        return columns
+    return columns | {name: values.head(plan.longest) for name, values in lists.items()}
+
+
+def _fed_by(names: Iterable[str], plan: Plan) -> set[str]:
+    """These columns and the plan's functions that need them, directly or not."""
+    found = set(names)
+    for name, function in plan.functions:  # each comes after those that it depends on
+        if not found.isdisjoint(function.names):
+            found.add(name)
+    return found
 
 
 def make_ready(columns: Mapping[str, Any], count: int, config: DataConfig, plan: Plan, where: str = "") -> Ready:
@@ -159,6 +181,11 @@ def _weight(columns: Mapping, config: DataConfig, plan: Plan) -> tuple[np.ndarra
 
 def flatten(values: Any, name: str, source: str) -> tuple[np.ndarray, np.ndarray]:
     """One variable as flat numbers and the number of entries of each jet (N,) int64; a single value counts as one entry."""
+    values = plain(values)
+    if isinstance(values, Jagged):
+        return values.content, values.counts
+    if isinstance(values, np.ndarray) and values.ndim == 1:
+        return values, np.ones(len(values), np.int64)
     layout = ak.to_layout(ak.to_packed(ak.from_regular(values, axis=None) if isinstance(values, ak.Array) else values))
     if isinstance(layout, ak.contents.NumpyArray) and layout.data.ndim == 1:
         return np.asarray(layout.data), np.ones(len(layout), np.int64)
@@ -177,22 +204,27 @@ def standardize(values: np.ndarray, params: Mapping[str, Any]) -> np.ndarray:
     return np.clip((values - params["center"]) * params["scale"], low, high)
 
 
-def _column(expression: Expression, columns: Mapping[str, Any], count: int) -> ak.Array:
+def _column(expression: Expression, columns: Mapping[str, Any], count: int) -> Any:
     """The column that an expression gives: one entry for each of `count` jets; a single number counts for every jet."""
-    values = expression.evaluate(columns)
+    values = evaluate(expression, columns)
     if isinstance(values, bool | int | float | np.generic):
-        return ak.Array(np.full(count, values))
+        return np.full(count, values)
+    if isinstance(values, Jagged):
+        return values
     if not isinstance(values, ak.Array | np.ndarray) or len(values) != count:
         found = ak.type(values) if isinstance(values, ak.Array | np.ndarray) else type(values).__name__
         raise InputError(f"{expression.where}: '{expression.text}' gives {found}; expected one entry for each of {count} jets")
-    return ak.Array(values)
+    return plain(ak.Array(values))
 
 
 def _condition(expression: Expression, columns: Mapping[str, Any], count: int) -> np.ndarray:
     """True for each jet that passes; a missing value does not."""
     values = _column(expression, columns, count)
     if values.ndim != 1:
-        raise InputError(f"{expression.where}: '{expression.text}' gives {ak.type(values)}; expected one true or false for each jet")
+        found = ak.type(to_awkward(values))
+        raise InputError(f"{expression.where}: '{expression.text}' gives {found}; expected one true or false for each jet")
+    if isinstance(values, np.ndarray):
+        return values.astype(bool, copy=False)
     return ak.to_numpy(ak.fill_none(ak.values_astype(values, "bool"), False))
 
 
@@ -209,13 +241,25 @@ def _sequence_group(
     if group in config.order_by:
         order = _order(columns, counts, config.order_by[group], f"{config.source}: inputs:{group}", orders)
         positions = order if positions is None else order[positions]
-    in_float32 = all(ak.Array(columns[name]).ndim > 1 for name in names)
-    values = np.empty((int(kept.sum()), len(names)), np.float32)
-    for index, name in enumerate(names):
+    in_float32 = all(columns[name].ndim > 1 for name in names)
+    make = _sequence_values if in_float32 else _single_values
+    made = []
+    for name in names:
         content = parts[name][0] if positions is None else parts[name][0][positions]
-        make = _sequence_values if in_float32 else _single_values
-        values[:, index] = make(content, name, config.preprocess_params[name], quality, kept)
-    return values, kept
+        made.append(make(content, name, config.preprocess_params[name], quality, kept))
+    return _side_by_side(made), kept
+
+
+def _side_by_side(columns: list[np.ndarray]) -> np.ndarray:
+    """(n, C) float32 of C columns (n,), block by block, because each pass over the whole array would fetch all of it again."""
+    if len(columns) == 1:
+        return columns[0].astype(np.float32, copy=False)[:, None]
+    values = np.empty((len(columns[0]), len(columns)), np.float32)
+    for start in range(0, len(values), ROWS):
+        block = values[start : start + ROWS]
+        for index, column in enumerate(columns):
+            block[:, index] = column[start : start + ROWS]
+    return values
 
 
 def _check_counts(counts: np.ndarray, other: np.ndarray, first: str, second: str, where: str) -> None:
@@ -325,6 +369,9 @@ def _observed(columns: Mapping, name: str, config: DataConfig) -> np.ndarray:
 
 def _single(values: Any, name: str, config: DataConfig) -> np.ndarray:
     """A column with one number for each jet."""
+    if isinstance(values, np.ndarray) and values.ndim == 1 and values.dtype.kind in "biuf":
+        return values
+    values = to_awkward(values)
     layout = ak.to_layout(ak.to_packed(values))
     if isinstance(layout, ak.contents.NumpyArray) and layout.data.ndim == 1 and layout.data.dtype.kind in "biuf":
         return np.asarray(layout.data)

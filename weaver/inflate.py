@@ -1,0 +1,82 @@
+"""Decompression of ROOT's records; zlib's, CMS's usual one, with the fastest library there is here: libdeflate (package deflate), else
+ISA-L (isal), else zlib's own. All of them let other threads run meanwhile and check the checksum of what they give."""
+
+from __future__ import annotations
+
+import functools
+import zlib
+from collections.abc import Callable
+
+HEAD = 9  # bytes before a compressed block: method, version, compressed and uncompressed size
+CHECKSUM = 8  # bytes of it before the data of LZ4
+Buffer = bytes | bytearray | memoryview
+
+
+def inflate(data: Buffer, size: int) -> Buffer:
+    """The `size` bytes of a record whose stored bytes are `data`: one or more compressed blocks, or the bytes themselves.
+
+    Raises ValueError, or the library's own error, for damaged bytes and for a compression that is not known.
+    """
+    if len(data) == size:
+        return data
+    parts, at = [], 0
+    while at < len(data):
+        method = bytes(data[at : at + 2])
+        stored, full = (int.from_bytes(data[at + first : at + first + 3], "little") for first in (3, 6))
+        at += HEAD + stored
+        parts.append(_library(method)(data[at - stored : at], full))
+        if len(parts[-1]) != full:
+            raise ValueError("a compressed block is not as long as it says")
+    whole = parts[0] if len(parts) == 1 else b"".join(parts)
+    if len(whole) != size:
+        raise ValueError("a record is not as long as it says")
+    return whole
+
+
+def zlib_library() -> str:
+    """The library for zlib's streams, by the name that uproot has for it."""
+    for name in ("deflate", "isal"):
+        try:
+            __import__(name)
+            return name
+        except ImportError:
+            continue
+    return "zlib"
+
+
+@functools.cache
+def _library(method: bytes) -> Callable[[Buffer, int], Buffer]:
+    """A function (compressed bytes, their uncompressed size) -> bytes."""
+    if method == b"ZL":
+        return _zlib()
+    import uproot.compression as kinds
+
+    if method == b"L4":
+        return lambda data, size: kinds.LZ4(1).decompress(_checked(data), size)
+    if method in (b"XZ", b"ZS"):
+        kind = {b"XZ": kinds.LZMA, b"ZS": kinds.ZSTD}[method](1)
+        return lambda data, size: kind.decompress(bytes(data), size)
+    raise ValueError(f"a block compressed as {method!r}")
+
+
+def _zlib() -> Callable[[Buffer, int], Buffer]:
+    name = zlib_library()
+    if name == "deflate":
+        import deflate
+
+        return deflate.zlib_decompress
+    if name == "isal":
+        from isal import isal_zlib as library
+    else:
+        library = zlib
+    return lambda data, size: library.decompress(data, zlib.MAX_WBITS, max(size, 1))
+
+
+def _checked(data: Buffer) -> bytes:
+    """The data of a block of LZ4, whose checksum comes first."""
+    import xxhash
+
+    content = bytes(data[CHECKSUM:])
+    if xxhash.xxh64(content).intdigest() != int.from_bytes(data[:CHECKSUM], "big"):
+        raise ValueError("the checksum of a compressed block is wrong")
+    return content
