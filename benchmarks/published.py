@@ -82,6 +82,21 @@ def edge_features(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     return torch.cat((centre, found - centre), dim=1)
 
 
+def settle(model: nn.Module, seed: int = 2) -> nn.Module:
+    """Give every batch normalisation, and the last layer, weights that are not the neutral ones, and leave training mode."""
+    generator = torch.Generator().manual_seed(seed)
+    last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
+    last.weight.data.copy_(torch.randn(last.weight.shape, generator=generator) * 0.3)
+    last.bias.data.copy_(torch.randn(last.bias.shape, generator=generator) * 0.3)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.copy_(torch.randn(module.num_features, generator=generator) * 0.1)
+            module.running_var.copy_(torch.rand(module.num_features, generator=generator) + 0.5)
+            module.weight.data.copy_(torch.rand(module.num_features, generator=generator) + 0.5)
+            module.bias.data.copy_(torch.randn(module.num_features, generator=generator) * 0.1)
+    return model.eval()
+
+
 # ------------------------------------------------------------------------------------------- the same weights as one of ours
 
 

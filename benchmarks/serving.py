@@ -1,7 +1,7 @@
 """How fast the exported networks answer: in ONNX Runtime beside their published form, and through Triton beside ONNX Runtime in process.
 
     python -m benchmarks.serving                      # everything, a few minutes; writes benchmarks/results/serving-*
-    python -m benchmarks.serving --parts runtime      # or: variants, triton
+    python -m benchmarks.serving --parts runtime      # or: variants, triton-pfn, triton-particlenet
 
 Load on Triton comes from NVIDIA's perf_analyzer where it is on the PATH (it lies in the wheel tritonclient 2.51.0, and needs libb64 and
 libcudart), else from a process of our own client, whose Python takes a good part of the cores that it shares with the server.
@@ -15,9 +15,11 @@ from __future__ import annotations
 
 import argparse
 import csv
+import functools
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -26,6 +28,7 @@ import time
 import types
 import urllib.request
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +48,30 @@ SECONDS = 0.3  # of one run, at least; one batch of 1000 jets may take longer
 CONCURRENCY = 16
 LOAD_SECONDS = 2.5
 ANALYZER = "perf_analyzer"
+WINDOW_MS = 500
+PIECE = 32  # as in serving/backends/onnxruntime/model.py, which cannot be imported outside Triton
+RATES = ("Triton", "in process", "in process, in pieces", "empty model")
+REQUESTS = {"ParticleNet": (1, 32), "PFN": (1, 32, 128, 256)}  # jets a request: one, an event's or a file's
+SHARED_MEMORY = "shared memory"  # of client and server, announced over HTTP
+WAYS = ("HTTP", "gRPC", SHARED_MEMORY)
+
+# A model for Triton's Python backend that does nothing; tensors.py is our backend, for how it makes an answer.
+EMPTY = "empty"
+EMPTY_MODEL = """
+import importlib.util, pathlib
+import numpy as np
+import triton_python_backend_utils as pb
+
+spec = importlib.util.spec_from_file_location("tensors", pathlib.Path(__file__).with_name("tensors.py"))
+tensors = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(tensors)
+
+
+class TritonPythonModel:
+    def execute(self, requests):
+        counts = [pb.get_input_tensor_by_name(request, "jet_features").shape()[0] for request in requests]
+        return [pb.InferenceResponse([tensors._tensor("output", np.zeros((count, 1), np.float32))]) for count in counts]
+"""
 
 Inputs = dict[str, np.ndarray]
 
@@ -56,7 +83,7 @@ def build(name: str, **more: Any):
     """(model, model_info, data config) of a network with random weights."""
     import torch
 
-    from tests.networks.jets import settle
+    from benchmarks.published import settle
     from weaver.network_file import load_network
 
     file, options = NETWORKS[name]
@@ -187,93 +214,151 @@ def _variants(name: str, folder: Path) -> tuple[dict[str, Callable[[Inputs], np.
     return runners | {"torch bf16": bf16}, config
 
 
-def served(report: Report, rounds: int) -> None:
-    """Triton with dynamic batching against ONNX Runtime in process at the batch that Triton made of the requests."""
+def served(report: Report, rounds: int, name: str) -> None:
+    """A network in Triton with dynamic batching against ONNX Runtime in process at the batch that Triton made of the requests."""
     from serving import triton
 
-    rows, data = [], {}
     with tempfile.TemporaryDirectory() as folder:
         if why_not := triton.triton_unusable(folder):
             print(f"no Triton here: {why_not}", file=sys.stderr)
             return
-        for name in NETWORKS:
-            for request in (1, 32):
-                runs = data[f"{name} {request}"] = _served(name, request, rounds, Path(folder))
-                gain = ratio(runs["triton"], runs["in process"])
-                batch, *rates = (Spread.of(runs[key]) for key in ("mean batch", "triton", "in process"))
-                cost = Spread.of(_beside_the_model(runs, request))
-                rows.append([name, request, batch.text(".1f"), *(one.text() for one in rates), gain.text(".2f"), cost.text(",.0f", " us")])
-    client = "perf_analyzer" if shutil.which(ANALYZER) else "a Python client"
+        _served(report, name, rounds, Path(folder))
+
+
+def _served(report: Report, name: str, rounds: int, folder: Path) -> None:
+    has_analyzer = bool(shutil.which(ANALYZER))
+    ways = WAYS if has_analyzer else ("HTTP",)
+    client = "perf_analyzer" if has_analyzer else "a Python client"
+    data = _loaded(name, [(request, way) for request in REQUESTS[name] for way in ways], rounds, folder)
+    rows = []
+    for label, runs in data.items():
+        rates = (Spread.of(runs[key]).text() for key in RATES)
+        pairs = (("Triton", "in process"), ("Triton", "in process, in pieces"), ("empty model", "in process"))
+        ratios = (ratio(runs[one], runs[other]).text(".2f") for one, other in pairs)
+        rows.append([*label.split(" over "), Spread.of(runs["mean batch"]).text(".1f"), *rates, *ratios])
     notes = [
-        f"{CONCURRENCY} requests at a time from {client}, bytes over kept HTTP connections; server, client and model share the cores",
-        "beside the model: elapsed time a request less the time of its jets in process at the same mean batch, on the same cores with "
-        "as many threads: HTTP on both sides, the queue, and the way into the backend's process and back. It is paid per request, "
-        "whatever the batch, so a request for one jet of a small network is bound by it",
+        f"{CONCURRENCY} requests at a time from {client} on kept connections; server, client and model share the cores",
+        "in process: one onnxruntime session with all cores, run on batches of the mean size that Triton made of the requests",
+        f"in process, in pieces: the same batches run as our backend for Triton does, {PIECE} jets at a time on each core by itself; at "
+        "more than about 100 jets of the PFN that alone is quicker than a single run, since the pieces stay in the cores' caches",
+        "empty model: the same requests to a model of Triton's Python backend that answers zeros without looking at its inputs: what "
+        "client, protocol, queue and the way into the backend's process and back leave of these cores, whatever the model. Where that "
+        "alone is near the rate in process, or below, the ratio says what a request costs, not what the model does",
     ]
-    columns = ["network", "jets a request", "mean batch", "Triton, jets/s", "in process, jets/s", "ratio", "a request beside the model"]
-    report.section("Triton on this machine", columns=columns, rows=rows, notes=notes, runs=data)
+    columns = [
+        "jets a request",
+        "by",
+        "mean batch",
+        "Triton, jets/s",
+        "in process, jets/s",
+        "empty model, jets/s",
+        "ratio",
+        "empty model's ratio",
+    ]
+    report.section(f"Triton on this machine: {name}", columns=columns, rows=rows, notes=notes, runs=data)
 
 
-def _beside_the_model(runs: Mapping[str, list[float]], request: int) -> list[float]:
-    """Microseconds of elapsed time a request beyond what its jets cost in process, in each round."""
-    return [1e6 * request * (1 / served - 1 / local) for served, local in zip(runs["triton"], runs["in process"], strict=True)]
-
-
-def _served(name: str, request: int, rounds: int, folder: Path) -> dict[str, list[float]]:
-    """Rates of both and the mean batch, `rounds` times in turn. Triton waits without work while the other is measured."""
+def _loaded(name: str, cases: list[tuple[int, str]], rounds: int, folder: Path) -> dict[str, dict[str, list[float]]]:
+    """Rates and the mean batch of each case, `rounds` times in turn. Triton waits without work while the other is measured."""
     from serving import triton
     from weaver.parity import session
 
-    onnx_path, config = _repository(name, folder / f"{name}-{request}")
-    in_process = session(onnx_path)
-    runs: dict[str, list[float]] = {"triton": [], "in process": [], "mean batch": []}
-    server = triton.start(onnx_path.parents[2], model_name=name.lower(), log=folder / "server.log", workdir=folder / "work", kind="triton")
+    onnx_path, config = _repository(name, folder / name)
+    in_process, in_pieces, repository = functools.partial(session(onnx_path).run, None), pieces(onnx_path), onnx_path.parents[2]
+    runs = {f"{request} over {way}": {key: [] for key in (*RATES, "mean batch")} for request, way in cases}
+    port = free_port()
+    server = triton.start(
+        os.fspath(repository),
+        model_name=name.lower(),
+        log=folder / "server.log",
+        workdir=folder / "work",
+        kind="triton",
+        options=("--allow-grpc=true", "--grpc-address=127.0.0.1", f"--grpc-port={port}"),
+    )
     try:
         for _ in range(rounds):
-            got, batch = _load(server.url, name, request)
-            feed = jets(config, max(round(batch), 1))
-            local = rate(_runner(in_process, feed), len(feed["pf_mask"]))()
-            for key, value in zip(runs, (got, local, batch), strict=True):
-                runs[key].append(value)
+            for request, way in cases:
+                got, batch = _load(server.url, name.lower(), request, way, port)
+                empty, _ = _load(server.url, EMPTY, request, way, port)
+                feed = jets(config, max(round(batch), 1))
+                local = [rate(lambda run=run, feed=feed: run(feed), len(feed["pf_mask"]))() for run in (in_process, in_pieces)]
+                for key, value in zip((*RATES, "mean batch"), (got, *local, empty, batch), strict=True):
+                    runs[f"{request} over {way}"][key].append(value)
+                print(f"{name} {request} over {way}: {got:,.0f} jets/s; in process {local[0]:,.0f}", file=sys.stderr, flush=True)
     finally:
         triton.stop(server.pid, seconds=0.5)
     return runs
 
 
+def pieces(onnx_path: Path) -> Callable[[Inputs], Any]:
+    """A batch run in pieces, each on a core by itself, as serving/backends/onnxruntime does."""
+    import onnxruntime
+
+    options, cores = onnxruntime.SessionOptions(), len(os.sched_getaffinity(0))
+    options.intra_op_num_threads = 1
+    one, pool = onnxruntime.InferenceSession(os.fspath(onnx_path), options, providers=["CPUExecutionProvider"]), ThreadPoolExecutor(cores)
+
+    def run(feed: Inputs) -> list[Any]:
+        count = len(feed["pf_mask"])
+        most = min(PIECE, -(-count // cores))
+        parts = [{name: x[start : start + most] for name, x in feed.items()} for start in range(0, count, most)]
+        return list(pool.map(functools.partial(one.run, None), parts))
+
+    return run
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
+
+
 def _repository(name: str, folder: Path) -> tuple[Path, Any]:
-    """A Triton repository with one network; returns the ONNX file in it, and the data config."""
+    """A Triton repository with one network and the empty model; returns the network's ONNX file, and the data config."""
+    from serving import backends
     from weaver.onnx_export import export_onnx
-    from weaver.triton_config import triton_config
+    from weaver.triton_config import LOCAL_INSTANCES, parse_config, triton_config
 
     model, info, config = build(name)
     path = folder / name.lower() / "1" / "model.onnx"
-    path.parent.mkdir(parents=True)
+    empty = folder / EMPTY / "1"
+    for one in (path.parent, empty):
+        one.mkdir(parents=True)
     export_onnx(model, info, config, path)
-    (path.parents[1] / "config.pbtxt").write_text(triton_config(path, name.lower(), warmup=(1, 100), device="cpu"))
+    text = triton_config(path, name.lower(), warmup=(1, 100), device="cpu", instances=LOCAL_INSTANCES)
+    (path.parents[1] / "config.pbtxt").write_text(text)
+    message = parse_config(text)
+    message.name, message.backend, message.default_model_filename = EMPTY, "python", "model.py"
+    (empty.parent / "config.pbtxt").write_text(str(message))
+    shutil.copy(Path(backends.__path__[0], "onnxruntime", "model.py"), empty / "tensors.py")
+    (empty / "model.py").write_text(EMPTY_MODEL)
     return path, config
 
 
-def _load(url: str, name: str, request: int) -> tuple[float, float]:
+def _load(url: str, model: str, request: int, way: str, grpc_port: int) -> tuple[float, float]:
     """Jets a second and the mean batch that Triton ran, under load from another process."""
-    before = _statistics(url, name)
-    got = (_analyzer_rate if shutil.which(ANALYZER) else _client_rate)(url, name, request)
-    inferences, executions = (after - b for after, b in zip(_statistics(url, name), before, strict=True))
+    before = _statistics(url, model)
+    got = _analyzer_rate(url, model, request, way, grpc_port) if shutil.which(ANALYZER) else _client_rate(url, model, request)
+    inferences, executions = (after - b for after, b in zip(_statistics(url, model), before, strict=True))
     return got, inferences / executions
 
 
-def _analyzer_rate(url: str, name: str, request: int) -> float:
-    """Jets a second as perf_analyzer counts them in windows of a second."""
+def _analyzer_rate(url: str, model: str, request: int, way: str, grpc_port: int) -> float:
+    """Jets a second as perf_analyzer counts them, mean of three windows."""
     with tempfile.TemporaryDirectory() as folder:
         table = Path(folder, "rates.csv")
-        command = [ANALYZER, "-m", name.lower(), "-u", url.removeprefix("http://"), "-b", str(request), "-f", os.fspath(table)]
-        command += ["--concurrency-range", str(CONCURRENCY), "-p", "1000", "-s", "50", "--input-data", "random"]
+        address = ["-i", "grpc", "-u", f"127.0.0.1:{grpc_port}"] if way == "gRPC" else ["-i", "http", "-u", url.removeprefix("http://")]
+        command = [ANALYZER, "-m", model, *address, "-b", str(request), "-f", os.fspath(table), "--input-data", "random"]
+        # Three windows whatever their spread: that is what the rounds are for.
+        command += ["--concurrency-range", str(CONCURRENCY), "-p", str(WINDOW_MS), "-r", "3", "-s", "999"]
+        command += ["--shared-memory", "system", "--output-shared-memory-size", str(4 * request)] if way == SHARED_MEMORY else []
         _finished(command)
         with table.open(newline="") as rows:
             return float(next(csv.DictReader(rows))["Inferences/Second"])
 
 
-def _client_rate(url: str, name: str, request: int) -> float:
-    command = [sys.executable, "-m", "benchmarks.serving", "--load", url, "--model", name, "--request", str(request)]
+def _client_rate(url: str, model: str, request: int) -> float:
+    command = [sys.executable, "-m", "benchmarks.serving", "--load", url, "--model", model, "--request", str(request)]
     return json.loads(_finished(command))["rate"]
 
 
@@ -284,26 +369,26 @@ def _finished(command: list[str]) -> str:
     return done.stdout
 
 
-def _statistics(url: str, name: str) -> tuple[int, int]:
-    with urllib.request.urlopen(f"{url}/v2/models/{name.lower()}/stats", timeout=10) as response:
+def _statistics(url: str, model: str) -> tuple[int, int]:
+    with urllib.request.urlopen(f"{url}/v2/models/{model}/stats", timeout=10) as response:
         stats = json.load(response)["model_stats"][0]
     return stats["inference_count"], stats["execution_count"]
 
 
-def load(url: str, name: str, request: int) -> None:
+def load(url: str, model: str, request: int) -> None:
     """CONCURRENCY threads that ask again as soon as they are answered; prints the rate after a second of warming up."""
     from serving import golden
     from serving.connection import Connections
 
-    groups = [group for group in GROUPS if group != "pf_points" or name == "ParticleNet"]
-    shapes = {g: (-1, GROUPS[g]) if g == "jet_features" else (-1, GROUPS[g], LENGTH) for g in groups}
+    with urllib.request.urlopen(f"{url}/v2/models/{model}", timeout=10) as response:
+        shapes = {entry["name"]: entry["shape"] for entry in json.load(response)["inputs"]}
     body, headers = golden.to_binary(jets(types.SimpleNamespace(input_shapes=shapes), request))
     connections, done = Connections(url, 60.0), [0] * CONCURRENCY
     ends = time.perf_counter() + 1 + LOAD_SECONDS
 
     def ask(index: int) -> None:
         while time.perf_counter() < ends:
-            reply = connections.request(f"/v2/models/{name.lower()}/infer", body, headers)
+            reply = connections.request(f"/v2/models/{model}/infer", body, headers)
             if reply.status != 200:
                 raise RuntimeError(reply.content[:300])
             done[index] += 1
@@ -319,7 +404,7 @@ def load(url: str, name: str, request: int) -> None:
         thread.join()
 
 
-PARTS = {"runtime": runtime, "variants": variants, "triton": served}
+PARTS = {"runtime": runtime, "variants": variants} | {f"triton-{name.lower()}": functools.partial(served, name=name) for name in NETWORKS}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -42,7 +42,7 @@ from common.errors import GateError, InputError, JecError, unknown
 from common.progress import Progress
 from serving import golden
 from serving.inference_service import CPU
-from weaver.triton_config import LOCAL, check_config, triton_config
+from weaver.triton_config import LOCAL, LOCAL_INSTANCES, check_config, triton_config
 
 PACKAGES = ("torch", "onnx", "onnxruntime", "numpy")
 RAW = "-raw"  # behind the name of the model that takes raw jets
@@ -245,7 +245,8 @@ def _configs(wanted: Export, name: str, onnx_path: Path, size: int) -> dict[str,
     gpus = _optional(wanted.path("run.json")).get("config", {}).get("num_gpus", 0)
     # On a node with many cores ONNX Runtime would start a thread for each, and a container's limit would hold them all back.
     of_device = {"device": "gpu"} if gpus else {"device": "cpu", "parameters": {"intra_op_thread_count": CPU}}
-    local = triton_config(onnx_path, name, max_batch_size=size, warmup=golden.SIZES, device="cpu")  # ready sooner
+    warmup = golden.SIZES  # not the largest size: ready sooner
+    local = triton_config(onnx_path, name, max_batch_size=size, warmup=warmup, device="cpu", instances=LOCAL_INSTANCES)
     return {"config.pbtxt": triton_config(onnx_path, name, max_batch_size=size, **of_device), f"configs/{LOCAL}.pbtxt": local}
 
 

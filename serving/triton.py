@@ -24,7 +24,7 @@ import sys
 import sysconfig
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from common import storage
@@ -68,13 +68,14 @@ def start(
     http_port: int = 0,
     deadline: float = START_DEADLINE,
     kind: str = "auto",
+    options: Sequence[str] = (),
     report: Callable[[str], None] = lambda line: None,
 ) -> Server:
     """Start a server over a Triton repository (a directory or s3:// URI) and return when `model_name` is ready.
 
     log: file for the server's output. workdir: folder for what the server needs beside the repository; made where missing.
     http_port: 0 picks a free one. deadline: seconds. kind: 'triton', 'kserve-server', or 'auto' for the first that can run here; why it is
-    not Triton goes to `report` and into the log.
+    not Triton goes to `report` and into the log. options: further ones for Triton's command line, such as ("--allow-grpc=true",).
     Raises InputError for a repository without the model, ClusterError with the server's own words if it ended, and DeadlineError.
     """
     if kind not in KINDS:
@@ -91,6 +92,7 @@ def start(
         workdir=workdir,
         ends=time.monotonic() + deadline,
         deadline=deadline,
+        options=tuple(options),
     )
     plan.log.parent.mkdir(parents=True, exist_ok=True)
     plan.log.write_text("")
@@ -195,6 +197,7 @@ class _Plan:
     ends: float
     """On time.monotonic()'s clock."""
     deadline: float
+    options: tuple[str, ...] = ()
 
 
 class _PortTaken(Exception):
@@ -383,9 +386,10 @@ def _triton_command(plan: _Plan, port: int, identity: str) -> tuple[list[str], d
         f"--model-config-name={LOCAL}",  # a model with configs/local.pbtxt is served by that; the others by their config.pbtxt
         f"--http-address={HOST}",
         f"--http-port={port}",
-        "--allow-grpc=false",
+        *([] if "--allow-grpc=true" in plan.options else ["--allow-grpc=false"]),
         "--allow-metrics=false",
         f"--exit-timeout-secs={STOP_SECONDS}",
+        *plan.options,
     ]
     return command, _environment(triton, plan.workdir)
 

@@ -22,6 +22,9 @@ PLACES = 128  # of an axis whose size is free, in a warm-up: about the candidate
 DEVICES = {"auto": "KIND_AUTO", "cpu": "KIND_CPU", "gpu": "KIND_GPU"}
 LOCAL = "local"  # name of the variant for one machine: <model>/configs/local.pbtxt, which Triton takes with --model-config-name=local
 
+# Instances of the local variant, whose backend (serving/backends) gives each its share of the cores: one answers while another computes.
+LOCAL_INSTANCES = 2
+
 # Triton's optimization.graph.level -> the name of ONNX Runtime's GraphOptimizationLevel, as Triton's ONNX Runtime backend maps them.
 GRAPH_LEVELS = {0: "ORT_ENABLE_ALL", 1: "ORT_ENABLE_EXTENDED", -1: "ORT_ENABLE_BASIC", 2: "ORT_DISABLE_ALL"}
 
@@ -51,13 +54,14 @@ def triton_config(
     graph_level: int = 0,
     warmup: tuple[int, ...] | None = None,
     device: str = "auto",
+    instances: int = 1,
     parameters: Mapping[str, Any] | None = None,
 ) -> str:
     """The text of config.pbtxt for the ONNX file, served as `name` by Triton's onnxruntime backend.
 
     max_batch_size: most jets in one execution; 0 switches batching off. graph_level: one of GRAPH_LEVELS. warmup: batch sizes that
     are run before the model counts as ready (1 and the largest, so that no request pays for the memory). device: one of DEVICES.
-    parameters: those of the backend, such as {"intra_op_thread_count": 2}.
+    instances: copies of the model on each device. parameters: those of the backend, such as {"intra_op_thread_count": 2}.
     Raises InputError for a graph without dynamic batch axis, a type that Triton does not know, or an unknown level or device.
     """
     if graph_level not in GRAPH_LEVELS:
@@ -70,8 +74,8 @@ def triton_config(
         for tensor, (data_type, shape) in tensors.items():
             field.add(name=tensor, data_type=data_type, dims=_dims(tensor, shape, max_batch_size))
     config.version_policy.latest.num_versions = 1
-    # One instance: on a GPU a second one only waits for the first, on a CPU threads work better on one batch than on two.
-    config.instance_group.add(count=1, kind=getattr(messages().ModelInstanceGroup, DEVICES[device]))
+    # By default one instance: on a GPU a second one only waits for the first, on a CPU it doubles the threads of ONNX Runtime.
+    config.instance_group.add(count=instances, kind=getattr(messages().ModelInstanceGroup, DEVICES[device]))
     config.optimization.graph.level = graph_level
     if max_batch_size > 1:
         config.dynamic_batching.SetInParent()  # present and empty: requests that wait are put together, none waits for others

@@ -8,10 +8,11 @@ import onnxruntime
 import pytest
 import torch
 
+from benchmarks.published import settle
 from networks.fast import sum_of_particles
 from networks.layers import LinearNorm
 from networks.pfn_regressor_open import get_model
-from tests.networks.jets import config, jets, settle
+from tests.networks.jets import config, jets
 from weaver.onnx_export import export_onnx
 from weaver.parity import session
 

@@ -13,6 +13,7 @@ import onnxruntime
 import pytest
 import torch
 
+from benchmarks.published import settle
 from common import storage
 from common.errors import GateError
 from exporting.export import main
@@ -20,7 +21,6 @@ from serving import golden, triton
 from serving.client import golden_check
 from serving.inference_service import CPU
 from tests.exporting import onnxruntime_1_15
-from tests.networks.jets import settle
 from tests.weaver.conftest import synthetic_jets, write_jets
 from weaver import raw_jets, raw_model
 from weaver.data_config import DataConfig

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.published import settle
 from common.errors import GateError
 from tests.exporting.small import INFO, LENGTH, jets, network
-from tests.networks.jets import config, settle
+from tests.networks.jets import config
 from tests.networks.jets import jets as network_jets
 from weaver.layers_apart import layer_differences
 from weaver.network_file import load_network

@@ -27,18 +27,3 @@ def jets(multiplicity: list[int], length: int = 30, seed: int = 1) -> dict[str, 
         "jet_features": torch.randn(shape[0], 8, generator=generator),
         "global_features": torch.randn(shape[0], 3, generator=generator),
     }
-
-
-def settle(model: torch.nn.Module, seed: int = 2) -> torch.nn.Module:
-    """Give every batch normalisation, and the last layer, weights that are not the neutral ones, and leave training mode."""
-    generator = torch.Generator().manual_seed(seed)
-    last = [module for module in model.modules() if isinstance(module, torch.nn.Linear)][-1]
-    last.weight.data.copy_(torch.randn(last.weight.shape, generator=generator) * 0.3)
-    last.bias.data.copy_(torch.randn(last.bias.shape, generator=generator) * 0.3)
-    for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.running_mean.copy_(torch.randn(module.num_features, generator=generator) * 0.1)
-            module.running_var.copy_(torch.rand(module.num_features, generator=generator) + 0.5)
-            module.weight.data.copy_(torch.rand(module.num_features, generator=generator) + 0.5)
-            module.bias.data.copy_(torch.randn(module.num_features, generator=generator) * 0.1)
-    return model.eval()

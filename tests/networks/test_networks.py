@@ -11,11 +11,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.published import published
+from benchmarks.published import published, settle
 from common.errors import InputError
 from networks import particle_net_regressor_open, pfn_regressor_open
 from networks.layers import nearest_neighbours
-from tests.networks.jets import config, jets, settle
+from tests.networks.jets import config, jets
 
 PFN = ("pf_features", "pf_mask", "jet_features")
 PARTICLE_NET = ("pf_points", *PFN)

@@ -1,14 +1,18 @@
 """Triton backend `onnxruntime` in Python: serves an unmodified repository on a CPU where Triton has no libtriton_onnxruntime.so.
 
-Triton starts one process a model instance and hands it the requests that the dynamic batcher put together; they are concatenated
-along the batch axis, run once and split again. What the C++ backend checks when it loads a model (names, types, dims) is checked here
+Triton starts one process a model instance and hands it the requests that the dynamic batcher put together. They are run in pieces of
+at most PIECE jets, on as many threads as there are cores, each piece on one: what a network of particles writes between its layers
+then stays in a core's cache, threads do not wait for each other after every layer, and a request of a piece or more is run where
+it lies, without a copy. What the C++ backend checks when it loads a model (names, types, dims) is checked here
 too, in like words, so that a config.pbtxt that a cluster would refuse is refused on one machine as well. The config must be complete: it
 is not filled in from the model. This file runs inside Triton and imports nothing of this project.
 """
 
 import ctypes
+import functools
 import json
 import os
+from concurrent import futures
 
 import numpy as np
 import onnxruntime as ort
@@ -36,6 +40,9 @@ LEVELS = {
     2: ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
 }
 
+# Jets of one run. A particle flow network of 5 x 50 takes 20 us a jet on one core with 16 to 32, 23 with 128, 30 with 1024.
+PIECE = 32
+
 TAKEN = b"used_dltensor"  # a module's constant: the capsule keeps the pointer, not the object
 set_capsule_name = ctypes.pythonapi.PyCapsule_SetName
 set_capsule_name.argtypes = [ctypes.py_object, ctypes.c_char_p]
@@ -46,6 +53,8 @@ class TritonPythonModel:
         """Load the ONNX file and compare it with the configuration. Raises TritonModelException: Triton refuses the model."""
         config = json.loads(args["model_config"])
         self.max_batch = int(config["max_batch_size"])
+        self.threads = thread_count(config)
+        self.pool = futures.ThreadPoolExecutor(self.threads)
         self.inputs = [entry["name"] for entry in config["input"]]
         self.outputs = [entry["name"] for entry in config["output"]]
         path = os.path.join(args["model_repository"], args["model_version"], config.get("default_model_filename") or "model.onnx")
@@ -58,37 +67,87 @@ class TritonPythonModel:
         check(where, "output", self.session.get_outputs(), config["output"], self.max_batch)
 
     def execute(self, requests):
+        """One response a request, in their order."""
         feeds = [{name: np.from_dlpack(pb.get_input_tensor_by_name(r, name)) for name in self.inputs} for r in requests]
-        if len(requests) > 1 and self.max_batch > 0:
-            try:
-                return self._run_together(requests, feeds)
-            except Exception:  # one bad request must not fail its neighbours: find it by running each alone
-                pb.Logger.log_warn(f"a batch of {len(requests)} requests failed; running them one by one")
-        return [self._run_alone(request, feed) for request, feed in zip(requests, feeds, strict=True)]
-
-    def _run_together(self, requests, feeds):
-        results = self.session.run(self.outputs, {name: np.concatenate([feed[name] for feed in feeds]) for name in self.inputs})
-        cuts = np.cumsum([len(feed[self.inputs[0]]) for feed in feeds])[:-1]
-        parts = zip(*(np.split(result, cuts) for result in results), strict=True)
-        return [self._respond(request, part) for request, part in zip(requests, parts, strict=True)]
-
-    def _run_alone(self, request, feed):
         try:
-            return self._respond(request, self.session.run(self.outputs, feed))
+            answers = self._run(feeds)
+        except Exception:  # one bad request must not fail its neighbours: find it by running each alone
+            if len(requests) > 1:
+                pb.Logger.log_warn(f"a batch of {len(requests)} requests failed; running them one by one")
+            answers = [self._run_alone(feed) for feed in feeds]
+        return [self._respond(request, answer) for request, answer in zip(requests, answers, strict=True)]
+
+    def _run(self, feeds):
+        """The outputs of each request."""
+        if self.max_batch == 0:
+            return [self.session.run(self.outputs, feed) for feed in feeds]
+        counts = [len(feed[self.inputs[0]]) for feed in feeds]
+        pieces = list(self._pieces(feeds, counts))
+        run = functools.partial(self.session.run, self.outputs)
+        each = self.pool.map if min(self.threads, len(pieces)) > 1 else map
+        done = list(each(run, pieces))
+        outputs = [np.concatenate(parts) for parts in zip(*done, strict=True)]
+        ends = np.cumsum(counts)
+        return [[output[end - count : end] for output in outputs] for count, end in zip(counts, ends, strict=True)]
+
+    def _pieces(self, feeds, counts):
+        """What to run at once: small requests together, large ones in parts, so that the threads have equal shares."""
+        most = min(PIECE, -(-sum(counts) // self.threads))
+        for group in groups(counts, most):
+            feed = {name: _joined([feeds[i][name] for i in group]) for name in self.inputs}
+            jets = sum(counts[i] for i in group)
+            for start in range(0, max(jets, 1), most or 1):
+                yield {name: x[start : start + most] for name, x in feed.items()}
+
+    def _run_alone(self, feed):
+        try:
+            return self._run([feed])[0]
         except Exception as error:
-            return pb.InferenceResponse(error=pb.TritonError(f"onnxruntime: {error}"))
+            return pb.TritonError(f"onnxruntime: {error}")
 
     def _respond(self, request, results):
+        if isinstance(results, pb.TritonError):
+            return pb.InferenceResponse(error=results)
         wanted = request.requested_output_names()
         return pb.InferenceResponse([_tensor(name, result) for name, result in zip(self.outputs, results, strict=True) if name in wanted])
 
 
+def groups(counts, most):
+    """Indices of requests that follow each other, as many as have `most` jets together; at least one."""
+    group, jets = [], 0
+    for index, count in enumerate(counts):
+        if group and jets + count > most:
+            yield group
+            group, jets = [], 0
+        group.append(index)
+        jets += count
+    yield group
+
+
+def _joined(arrays):
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+
+
+def parameters(config):
+    """The backend's parameters, by name."""
+    return {key: value["string_value"] for key, value in config.get("parameters", {}).items()}
+
+
+def thread_count(config):
+    """How many threads an instance works with: its share of the CPUs that this process may use, unless the configuration says.
+
+    onnxruntime by itself would count the machine's CPUs, for each instance, and pin threads to them.
+    """
+    instances = sum(int(group.get("count", 1)) for group in config.get("instance_group", [])) or 1
+    return int(parameters(config).get("intra_op_thread_count", 0)) or max(len(os.sched_getaffinity(0)) // instances, 1)
+
+
 def session_options(config):
     """onnxruntime's options from the configuration: graph level and the parameters that the C++ backend knows too."""
-    given = {key: value["string_value"] for key, value in config.get("parameters", {}).items()}
+    given = parameters(config)
     options = ort.SessionOptions()
-    # 0 means "choose": then the CPUs that this process may use, since onnxruntime itself counts the machine's and pins its threads.
-    options.intra_op_num_threads = int(given.get("intra_op_thread_count", 0)) or len(os.sched_getaffinity(0))
+    # Where jets can be divided among threads, no run needs several.
+    options.intra_op_num_threads = 1 if int(config["max_batch_size"]) > 0 else thread_count(config)
     # Threads that spin while they wait would take the cores from the server itself, which here shares them.
     options.add_session_config_entry("session.intra_op.allow_spinning", given.get("session.intra_op.allow_spinning", "0"))
     options.inter_op_num_threads = int(given.get("inter_op_thread_count", 0))
