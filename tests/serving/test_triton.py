@@ -22,6 +22,7 @@ from common.errors import ClusterError, DeadlineError, InputError
 from serving import golden, triton
 from serving.client import Client, golden_check
 from tests.serving.conftest import NAME
+from weaver.parity import session
 
 ROOT = Path(__file__).parents[2]
 
@@ -159,6 +160,20 @@ def test_requests_that_wait_are_run_together(server, repository):
     assert answers == pytest.approx([expected] * 160, abs=1e-6)
     assert jets == 160
     assert runs < 160
+
+
+@pytest.mark.parametrize("server", ["triton"], indirect=True)
+def test_requests_of_any_size_are_each_answered_with_their_own_jets(server, repository):
+    runtime = session(repository / "model" / NAME / "1" / "model.onnx")
+    rng = np.random.default_rng(0)
+    sizes = [1, 200, 3, 33, 64, 7, 1000]  # more and fewer jets than the backend runs at once
+    shapes = {"pf_features": (4, 20), "pf_mask": (1, 20), "jet_features": (3,)}
+    asked = [{name: rng.uniform(0.1, 2, (size, *shape)).astype(np.float32) for name, shape in shapes.items()} for size in sizes]
+    client = Client(server.url, NAME)
+    with concurrent.futures.ThreadPoolExecutor(len(asked)) as pool:
+        answers = list(pool.map(client.ask, asked * 3))
+    for inputs, answer in zip(asked * 3, answers, strict=True):
+        np.testing.assert_allclose(answer["output"], runtime.run(None, inputs)[0], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(
