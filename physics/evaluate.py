@@ -65,8 +65,7 @@ def evaluate(
     earlier = None if baseline == NONE else predict_baseline(storage.absolute(baseline), columns, batch_size)
     with Progress("bootstrap", total=replicates + 1, unit="draws") as progress:
         metrics = measure(columns, answers.correction, baseline=earlier, replicates=replicates, seed=seed, advance=progress.advance)
-    widths = uncertainty.measure(columns, answers.output, answers.columns, replicates=replicates, seed=seed)
-    metrics |= {"inference": answers.inference} | ({"uncertainty": widths} if widths else {})
+    metrics |= {"inference": answers.inference, **_uncertainty(columns, answers, replicates, seed)}
     passed, reasons = gate(metrics, min_improvement, max_closure)
     config = {"min_improvement": min_improvement, "max_closure": max_closure, "seed": seed}
     names = {"run": run, "run_id": found["run"].get("run_id", storage.name(run)), "model": name, "trial": found.pop("trial")}
@@ -76,6 +75,15 @@ def evaluate(
     storage.write_json(storage.join(run, "metrics.json"), metrics)
     write_report(run, Documents(metrics=metrics, **found))
     return metrics
+
+
+def _uncertainty(columns: Mapping[str, np.ndarray], answers: Answers, replicates: int, seed: int) -> dict:
+    """{"uncertainty": ...} of a quantile network; nothing of another one."""
+    if not uncertainty.bands(answers.columns):
+        return {}
+    with Progress("bootstrap of the uncertainties", total=replicates + 1, unit="draws") as progress:
+        found = uncertainty.measure(columns, answers.output, answers.columns, replicates=replicates, seed=seed, advance=progress.advance)
+    return {"uncertainty": found} if found else {}
 
 
 def read_documents(run: str, trial: str = AUTO) -> dict[str, Any]:

@@ -124,6 +124,7 @@ def _physics(documents: Documents, figures: Sequence[Drawing]) -> str:
         "<h3>All bins</h3>",
         _bins(metrics["bins"]),
         _weighted(metrics.get("weighted")),
+        _intervals(metrics["bins"]),
         _core(metrics),
     )
 
@@ -186,6 +187,21 @@ def _weighted(weighted: Mapping | None) -> str:
         "jets. Above, and in all figures, each jet counts once.</p>"
     )
     return f"<details><summary>The same bins, weighted</summary>{_bins(weighted['bins'])}{note}</details>"
+
+
+def _intervals(records: Sequence[Mapping]) -> str:
+    """Median and both widths with their intervals; folded away."""
+    quantities = {"median": "Median", "resolution": "IQR / median", "half_width": "68 % half-width / median"}
+    rows = [
+        [record["region"], record["pt_range"], *(_with_ends(record[name][key]) for key in quantities for name in ("standard", "model"))]
+        for record in records
+    ]
+    head = ["Region", "pT (GeV)", *(f"{what}, {whose}" for what in quantities.values() for whose in ("standard", "model"))]
+    return f"<details><summary>Medians and widths with their intervals</summary>{page.table(head, rows)}</details>" if rows else ""
+
+
+def _with_ends(found: Mapping) -> str:
+    return f"{found['value']:.4f} [{found['low']:.4f}, {found['high']:.4f}]"
 
 
 def _core(metrics: Mapping) -> str:
@@ -372,6 +388,7 @@ def _reproduce(documents: Documents) -> str:
         "Reproduce",
         page.facts(facts, "Names", shown=True),
         "".join(f"<pre>{page.escaped(command)}</pre>" for command in commands),
+        f"<p>Beside this page in {page.escaped(metrics['run'])}: every number in metrics.json, the figures as PDF in figures/.</p>",
         page.facts(dict(page.flat(run.get("config") or {})), "Parameters of the run"),
         page.facts(dict(page.flat({**(run.get("versions") or {}), **(run.get("images") or {})})), "Versions"),
     )

@@ -20,7 +20,8 @@ import itertools
 import math
 import re
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -83,12 +84,14 @@ def measure(
     *,
     replicates: int = REPLICATES,
     seed: int = 0,
+    advance: Callable[[], None] | None = None,
 ) -> dict | None:
     """What the quantiles of a network are worth on jets: columns name -> (N,) as in physics.metrics; answers: (N, C), its output
     columns, called `names`.
 
     None for a network that has no two opposite quantiles beside the median, or with fewer than MIN_JETS jets to measure it on. Jets
-    without generator jet, or with an answer that is not finite, are left out, the latter counted. No NaN or infinity is returned.
+    without generator jet, or with an answer that is not finite, are left out, the latter counted. `advance` is called after each draw
+    of the bootstrap. No NaN or infinity is returned.
     """
     found = bands(names)
     if not found:
@@ -108,7 +111,7 @@ def measure(
         "bands": [_band(band, true, quantiles) for band in found],
         "below": [_below(name, true, quantiles[name]) for name in names if level_of(name) is not None],
         "pt": _in_pt(found[0], true, quantiles, jets),
-        **_widths(found[0], true, quantiles, jets, replicates, seed),
+        **_widths(found[0], true, quantiles, jets, replicates=replicates, seed=seed, advance=advance),
     }
 
 
@@ -147,10 +150,12 @@ def _widths(
     true: np.ndarray,
     quantiles: Mapping[str, np.ndarray],
     jets: Mapping[str, np.ndarray],
-    replicates: int,
-    seed: int,
+    **draws: Any,
 ) -> dict:
-    """Predicted half-widths beside measured ones, the pull, and what the prediction knows of jets of the same pT."""
+    """Predicted half-widths beside measured ones, the pull, and what the prediction knows of jets of the same pT.
+
+    draws: keywords of bootstrap_quantiles.
+    """
     error, half = true - quantiles[MEDIAN], (quantiles[band.high] - quantiles[band.low]) / 2
     values = {"error": error, "pull": error / np.maximum(half, 1e-9)}
     slices = list(itertools.pairwise(equal_slices(half, SLICES)))
@@ -159,7 +164,7 @@ def _widths(
     groups |= {"all": np.ones(len(half), dtype=bool), "narrow": wide < 0, "wide": wide > 0}
     groups = {name: mask for name, mask in groups.items() if np.count_nonzero(mask) >= MIN_JETS}
     at = np.array([band.low_level, 0.5, band.high_level])
-    found = bootstrap_quantiles(values, groups, replicates=replicates, seed=seed, at=at)
+    found = bootstrap_quantiles(values, groups, at=at, **draws)
     errors = {group: half_width(q) for group, q in found["error"].items()}
     return {
         "widths": [
