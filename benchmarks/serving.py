@@ -245,16 +245,8 @@ def _served(report: Report, name: str, rounds: int, folder: Path) -> None:
         "client, protocol, queue and the way into the backend's process and back leave of these cores, whatever the model. Where that "
         "alone is near the rate in process, or below, the ratio says what a request costs, not what the model does",
     ]
-    columns = [
-        "jets a request",
-        "by",
-        "mean batch",
-        "Triton, jets/s",
-        "in process, jets/s",
-        "empty model, jets/s",
-        "ratio",
-        "empty model's ratio",
-    ]
+    rates = [f"{key}, jets/s" for key in RATES]
+    columns = ["jets a request", "by", "mean batch", *rates, "ratio", "ratio to pieces", "empty model's ratio"]
     report.section(f"Triton on this machine: {name}", columns=columns, rows=rows, notes=notes, runs=data)
 
 
