@@ -94,8 +94,8 @@ def test_the_libraries_for_zlib_agree(monkeypatch):
 
 EXPRESSIONS = """f * 2.5; f / x_f4; np.log(f / x_f8); -d + 1; (f > 3) & (x_i4 < 50); ~(u == 3); i + u; i * x_i8; f * x_u4
 np.maximum(f, 0.1); np.hypot(f, d); np.abs(i) - 3; ak.ones_like(f); ak.zeros_like(i); np.where(f > 0, f, d); f * np.pi; x_f4 / x_i2
-np.sqrt(x_i1)
-; x_f4 > 3; f * x_u8; i / 2; u - 1.5; f ** 2; i % 3; ak.num(f); ak.sum(f, axis=1) * x_f4; np.arctan2(f, x_f4); x_f4 * 2; u * x_i1"""
+np.sqrt(x_i1); x_f4 > 3; f * x_u8; i / 2; u - 1.5; f ** 2; i % 3; ak.num(f)
+ak.sum(f, axis=1) * x_f4; np.arctan2(f, x_f4); x_f4 * 2; u * x_i1"""
 
 
 @pytest.mark.parametrize("text", [text.strip() for text in EXPRESSIONS.replace("\n", ";").split(";") if text.strip()])
