@@ -70,7 +70,7 @@ def bands(columns: Sequence[str]) -> list[Band]:
 
 def share(which: np.ndarray, level: float = LEVEL) -> dict[str, float]:
     """The share of jets for which `which` (N,) bool is true, with Wilson's binomial interval: {"value", "low", "high"}. N must be > 0."""
-    number, found = len(which), np.count_nonzero(which) / len(which)
+    number, found = len(which), float(np.mean(which))
     z = statistics.NormalDist().inv_cdf((1 + level) / 2)
     middle = (found + z**2 / (2 * number)) / (1 + z**2 / number)
     reach = z / (1 + z**2 / number) * math.sqrt(found * (1 - found) / number + z**2 / (4 * number**2))
