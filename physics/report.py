@@ -375,12 +375,8 @@ def _sets(data: Mapping) -> str:
 
 def _reproduce(documents: Documents) -> str:
     run, metrics = documents.run or {}, documents.metrics
-    config = metrics["config"]
     commands = [_pipeline_command(run["config"], metrics["run"])] if run.get("config") else []
-    commands.append(
-        f"python -m physics.evaluate --run {metrics['run']} --name {metrics['model']} "
-        f"--min-improvement {config['min_improvement']:g} --max-closure {config['max_closure']:g} --seed {config['seed']}"
-    )
+    commands.append(_evaluate_command(metrics))
     names = ("run_id", "git_commit", "data_fingerprint")
     facts = {name.replace("_", " "): run.get(name) or "not recorded" for name in names}
     facts["best trial"] = metrics.get("trial") or "not recorded"
@@ -392,6 +388,18 @@ def _reproduce(documents: Documents) -> str:
         page.facts(dict(page.flat(run.get("config") or {})), "Parameters of the run"),
         page.facts(dict(page.flat({**(run.get("versions") or {}), **(run.get("images") or {})})), "Versions"),
     )
+
+
+def _evaluate_command(metrics: Mapping) -> str:
+    """The command that writes this page again from the run's folder."""
+    config = metrics["config"]
+    given = {
+        "run": metrics["run"], "name": metrics["model"], "trial": metrics.get("trial"), "baseline": metrics.get("baseline"),
+        "min-improvement": f"{config['min_improvement']:g}", "max-closure": f"{config['max_closure']:g}", "seed": config["seed"],
+        "replicates": metrics["replicates"],
+    }  # fmt: skip
+    flags = (part for name, value in given.items() if value is not None for part in (f"--{name}", str(value)))
+    return shlex.join(["python", "-m", "physics.evaluate", *flags])
 
 
 def _pipeline_command(config: Mapping, run: str) -> str:

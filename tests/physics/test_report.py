@@ -68,7 +68,8 @@ def test_every_figure_has_words(page):
 def test_verdict_search_and_commands_are_there(page):
     for text in (
         "Gate passed", "another sample", "pfn-0a1b2c3d-b ★ best", "loss is not finite in &lt;epoch 2&gt;", "3.2e-07",
-        "python -m physics.evaluate --run runs/pfn-0a1b2c3d --name pfn", "python pipeline.py --num-epochs 3", "not recorded",
+        "python -m physics.evaluate --run runs/pfn-0a1b2c3d --name pfn --trial pfn-0a1b2c3d-b --min-improvement 0 --max-closure 0.02",
+        "python pipeline.py --num-epochs 3", "not recorded",
         "Beside this page in runs/pfn-0a1b2c3d: every number in metrics.json, the figures as PDF", "68 % half-width / median, model",
         "here it is jets of this project&#x27;s own generator, which are not CMS&#x27;s",
     ):  # fmt: skip
