@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import mmap
 import os
 import statistics
 import subprocess
@@ -33,7 +32,6 @@ from weaver.inflate import zlib_library
 PEER_FEED = Path(__file__).parent / "peer" / "feed.py"
 BATCH = 500
 EPOCHS = 4
-TOUCHED = 2**30  # bytes of memory that each side asks for and gives back before its clock starts
 COPIES = 5  # of the sample's files: as many jets as a first pass of a second or two needs
 DEFAULT_FLAGS: dict[str, Any] = {"fetch_step": 0.01, "num_workers": 1}
 SCANNED_FLAGS: tuple[dict[str, Any], ...] = (
@@ -59,7 +57,6 @@ def feed(given: dict[str, Any]) -> dict[str, Any]:
     from weaver.prepare import prepare
 
     with tempfile.TemporaryDirectory(dir=given["scratch"]) as storage:
-        _touch_memory(given["touch"])
         started = time.perf_counter()
         config = DataConfig.load(given["config"])
         reference = prepare(given["files"], config, storage, for_training=True, report=lambda line: None)
@@ -76,13 +73,6 @@ def feed(given: dict[str, Any]) -> dict[str, Any]:
             "open_seconds": opened - prepared,
             "jets": len(dataset),
         }
-
-
-def _touch_memory(size: int) -> None:
-    """Make the system hold so many bytes of free memory. A virtual machine may have handed its free pages back to the host, and gets
-    each of them again several times more slowly than a page of its own. benchmarks/peer/feed.py does the same."""
-    with mmap.mmap(-1, size) as memory:
-        memory[:: mmap.PAGESIZE] = b"1" * (size // mmap.PAGESIZE)
 
 
 def _epoch_rate(loader: Any, number: int) -> float:
@@ -189,11 +179,11 @@ class Sides:
         self.files = _files(arguments, scratch)
 
     def ours(self, work: str = "feed", **given: Any) -> dict[str, Any]:
-        given = {"files": self.files, "config": self.config, "batch_size": BATCH, "scratch": self.scratch, "touch": TOUCHED, **given}
+        given = {"files": self.files, "config": self.config, "batch_size": BATCH, "scratch": self.scratch, **given}
         return _answer([sys.executable, "-m", "benchmarks.feeding", "--work", work, json.dumps(given)], cwd=str(ROOT))
 
     def peer(self, flags: dict[str, Any], epochs: int = EPOCHS, **given: Any) -> dict[str, Any]:
-        given = {"files": self.files, "config": self.config, "batch_size": BATCH, "epochs": epochs, "touch": TOUCHED, **flags, **given}
+        given = {"files": self.files, "config": self.config, "batch_size": BATCH, "epochs": epochs, **flags, **given}
         return _answer([self.peer_python, str(PEER_FEED), json.dumps(given)], cwd=self.scratch)
 
 
@@ -256,8 +246,7 @@ def first_pass(sides: Sides, report: Report, arguments: argparse.Namespace) -> N
         ],
         notes=[
             f"{jets:,} selected jets in {len(sides.files)} files, batch {BATCH}, shuffled; files in the page cache; imports left out.",
-            f"Ours inflates with {zlib_library()}. Both sides touch {TOUCHED >> 20} MiB of memory before the clock starts: "
-            "a virtual machine hands free memory back to its host, and what is asked for again is slow.",
+            f"Ours inflates with {zlib_library()}.",
             *_bound(sides, runs["ours"]),
         ],
         runs=runs,

@@ -412,7 +412,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--jets", type=int, default=100_000, help="training jets; a fifth as many for validation")
-    parser.add_argument("--test-jets", type=int, default=100_000)
+    parser.add_argument("--test-jets", type=int, default=60_000)
     parser.add_argument("--epochs", type=int, help="of every training (default: 10 for pfn, 25 for ParticleNet)")
     parser.add_argument("--workers", type=int, default=2, help="trainings at a time, one thread each")
     arguments = parser.parse_args(argv)

@@ -1,9 +1,10 @@
-"""Decompression of ROOT's records; zlib's, CMS's usual one, with the fastest library there is here: libdeflate (package deflate), else
-ISA-L (isal), else zlib's own. All of them let other threads run meanwhile and check the checksum of what they give."""
+"""Decompression of ROOT's records; zlib's, CMS's usual one, with libdeflate (package deflate), the fastest that was found, or, where that
+is not installed, with zlib's own library. Both let other threads run meanwhile and check the checksum of what they give."""
 
 from __future__ import annotations
 
 import functools
+import importlib.util
 import zlib
 from collections.abc import Callable
 
@@ -35,13 +36,7 @@ def inflate(data: Buffer, size: int) -> Buffer:
 
 def zlib_library() -> str:
     """The library for zlib's streams, by the name that uproot has for it."""
-    for name in ("deflate", "isal"):
-        try:
-            __import__(name)
-            return name
-        except ImportError:
-            continue
-    return "zlib"
+    return "deflate" if importlib.util.find_spec("deflate") else "zlib"
 
 
 @functools.cache
@@ -60,16 +55,11 @@ def _library(method: bytes) -> Callable[[Buffer, int], Buffer]:
 
 
 def _zlib() -> Callable[[Buffer, int], Buffer]:
-    name = zlib_library()
-    if name == "deflate":
+    if zlib_library() == "deflate":
         import deflate
 
         return deflate.zlib_decompress
-    if name == "isal":
-        from isal import isal_zlib as library
-    else:
-        library = zlib
-    return lambda data, size: library.decompress(data, zlib.MAX_WBITS, max(size, 1))
+    return lambda data, size: zlib.decompress(data, zlib.MAX_WBITS, max(size, 1))
 
 
 def _checked(data: Buffer) -> bytes:

@@ -6,7 +6,6 @@ Built as weaver.train (0.5.3) builds it. Prints one line of JSON: {"rates": jets
 """
 
 import json
-import mmap
 import sys
 import time
 
@@ -32,18 +31,11 @@ def main(given):
     loader = torch.utils.data.DataLoader(
         data, batch_size=given["batch_size"], drop_last=True, pin_memory=True, num_workers=workers, persistent_workers=workers > 0
     )
-    touch_memory(given["touch"])
     rates = []
     for _ in range(given["epochs"]):
         rate, jets = epoch(loader, given)
         rates.append(rate)
     print(json.dumps({"rates": rates, "jets": jets}), flush=True)
-
-
-def touch_memory(size):
-    """As benchmarks/feeding.py does it for the other side."""
-    with mmap.mmap(-1, size) as memory:
-        memory[:: mmap.PAGESIZE] = b"1" * (size // mmap.PAGESIZE)
 
 
 def epoch(loader, given):
