@@ -8,7 +8,7 @@ PIP    := $(BIN)/pip install --disable-pip-version-check -qq
 # The peer of the comparisons, in an environment of its own.
 PEER   := .venv-peer
 
-.PHONY: help setup run test lint bench parity peer images lock clean
+.PHONY: help setup run test lint bench physics parity peer images lock clean
 
 help:
 	@echo "make run    calibrate generated jets on this machine: search, train, export, validate, serve (about 5 minutes)"
@@ -16,6 +16,7 @@ help:
 	@echo "make lint   ruff"
 	@echo "make parity every array of weaver-core 0.5.3 against ours, on the same files (a minute)"
 	@echo "make bench  speed beside weaver-core 0.5.3 and the published networks (long; leave the machine alone meanwhile)"
+	@echo "make physics what each input and option of the network brings, on generated jets (about an hour)"
 	@echo "make images REGISTRY=registry/project   build and push the images (docker, podman or buildah)"
 	@echo "make lock   resolve pyproject.toml into the hash-pinned locks (needs uv)"
 	@echo "make clean  remove the environments and caches; runs/ stays"
@@ -67,6 +68,10 @@ bench: setup peer
 	@$(BIN)/python -m benchmarks.networks
 	@$(BIN)/python -m benchmarks.serving
 	@$(BIN)/python -m benchmarks.search
+
+# What each input and option brings; finished trainings in runs/physics are not done again.
+physics: setup
+	@$(BIN)/python -m benchmarks.physics --folder runs/physics $(ARGS)
 
 images:
 	@$(PYTHON) -m images.build --registry "$(REGISTRY)" $(ARGS)
