@@ -44,7 +44,8 @@ class Progress:
         bar = "█" * int(20 * share) + "░" * (20 - int(20 * share))
         time_part = f"{clock(left)} left" if share < 1 else f"in {clock(seconds)}"
         note = f"  {self._note}" if self._note else ""
-        return f"{self.label} {bar} {self.done:,}/{self.total:,} {self.unit}  {rate:,.0f} {self.unit}/s  {time_part}{note}"
+        speed = f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
+        return f"{self.label} {bar} {self.done:,}/{self.total:,} {self.unit}  {speed} {self.unit}/s  {time_part}{note}"
 
     def _show(self, final: bool = False) -> None:
         text = self.text()
