@@ -5,7 +5,7 @@
     python -m benchmarks.physics --folder DIR --jets 5000 --epochs 3 --seeds 1    # a look
 
 `full` is the data config with all inputs (data/jec_*_full.yaml) and the options that suit it; `open` is the published one
-(data/jec_*_open.yaml) with the published options. Each other variant is `full` less one choice. The size of the networks, the
+(data/jec_*_open.yaml) with the published options. Each other variant is one of them with one choice changed. The size of the networks, the
 optimizer, its rate and the number of epochs are the same for all, fixed beforehand. Gains are of the resolution (IQR / median)
 over the standard JEC; a difference between variants is taken on the same test jets, draw by draw of the bootstrap, with the
 mean gain of the seeds. ParticleNet takes a tenth of the training jets.
@@ -42,7 +42,6 @@ from weaver.dataset import Dataset
 
 SAMPLE_SEED = 2  # another than that of `make run`
 TRAINING_SECONDS = 7200
-SUITED = {"norm": "layer", "loss": "quantile"}
 EMA_DECAY = 0.999
 REPLICATES = 300
 REGIONS = ("barrel", "endcap", "all")
@@ -56,6 +55,8 @@ class Network:
     full: str
     open: str
     options: dict[str, Any]
+    suited: dict[str, Any]
+    """Options of `full`, beside the running mean of the weights (EMA)."""
     flags: dict[str, Any]
     epochs: int
     share: float
@@ -70,6 +71,7 @@ NETWORKS = {
         full="data/jec_pfn_full.yaml",
         open="data/jec_pfn_open.yaml",
         options={"num_conv_layers": 3, "conv_dim": 100, "num_fc_layers": 3, "fc_dim": 100},
+        suited={"norm": "layer", "loss": "quantile"},
         flags={"batch-size": 256, "start-lr": 2e-3, "optimizer": "adam"},
         epochs=10,
         share=1.0,
@@ -80,6 +82,7 @@ NETWORKS = {
         full="data/jec_particle_net_full.yaml",
         open="data/jec_particle_net_open.yaml",
         options={"num_edge_conv_blocks": 2, "k": 8, "num_conv_layers": 2, "conv_dim": 50, "num_fc_layers": 2, "fc_dim": 100},
+        suited={"loss": "quantile"},  # with batch normalisation, as published
         flags={"batch-size": 64, "start-lr": 2e-3, "optimizer": "adam"},
         epochs=25,  # as many steps as the other network has
         share=0.1,
@@ -94,12 +97,17 @@ Content = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Variant:
-    """`full` with one thing changed: its data config, its network options or its training flags."""
+    """`full` with something changed: its data config, or the options and flags that it lacks."""
 
     change: Callable[[Content], None] = lambda content: None
-    options: dict[str, Any] = dataclasses.field(default_factory=lambda: dict(SUITED))
-    flags: dict[str, Any] = dataclasses.field(default_factory=lambda: {"ema-decay": EMA_DECAY})
+    lacks: tuple[str, ...] = ()
     is_open: bool = False
+
+    def options(self, network: Network) -> dict[str, Any]:
+        return {**network.options, **{name: value for name, value in network.suited.items() if name not in self.lacks}}
+
+    def flags(self, network: Network) -> dict[str, Any]:
+        return {**network.flags, **({} if "ema-decay" in self.lacks else {"ema-decay": EMA_DECAY})}
 
 
 def without(*names: str) -> Callable[[Content], None]:
@@ -135,16 +143,18 @@ GLOBALS = ("rhoAll", "PV_npvsGood", "jet_logRawPt", "jet_logCorrection")
 
 VARIANTS = {
     "full": Variant(),
-    "open": Variant(options={}, flags={}, is_open=True),
+    "open": Variant(is_open=True, lacks=("norm", "loss", "ema-decay")),
+    "open, options of full": Variant(is_open=True),
     "without type and charge": Variant(change=without(*TYPES)),
     "without PF_fromPV": Variant(change=without("PF_fromPV")),
     "without PF_fromAK4Jet": Variant(change=without("PF_fromAK4Jet")),
     "without the globals": Variant(change=without(*GLOBALS)),
     "in the file's order": Variant(change=in_file_order),
     "not standardised": Variant(change=unscaled),
-    "without LayerNorm": Variant(options={"loss": "quantile"}),
-    "L1 loss": Variant(options={"norm": "layer"}),
-    "without EMA": Variant(flags={}),
+    "without LayerNorm": Variant(lacks=("norm",)),
+    "L1 loss": Variant(lacks=("loss",)),
+    "without EMA": Variant(lacks=("ema-decay",)),
+    "without LayerNorm and EMA": Variant(lacks=("norm", "ema-decay")),
 }
 
 
@@ -215,8 +225,8 @@ class Bench:
                 "data-fraction": network.share,
                 "data-fraction-val": network.share,
             },
-            **{"precision": "auto", "tensorboard-log-dir": "none", **network.flags, **variant.flags},
-            "network-option": ",".join(f"{name}:{value}" for name, value in {**network.options, **variant.options}.items()),
+            **{"precision": "auto", "tensorboard-log-dir": "none", **variant.flags(network)},
+            "network-option": ",".join(f"{name}:{value}" for name, value in variant.options(network).items()),
         }
         started = time.monotonic()
         self.weaver(

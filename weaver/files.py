@@ -26,7 +26,6 @@ from common.errors import InputError, unknown
 from common.storage import Entry
 from weaver import baskets, jagged, parquet, root_tree
 from weaver.data_config import TRAINING_FLAG, DataConfig, Plan
-from weaver.inflate import zlib_library
 
 SAMPLE_NAME = re.compile(r"^[\w.+%-]+:(?!//)")
 HEADER = 100  # bytes of a ROOT file's header that hold its version and its end
@@ -232,7 +231,6 @@ def open_file(uri: str) -> Iterator:
     """The file opened with uproot; raises InputError where that fails."""
     import uproot
 
-    _inflate_fast(uproot.compression)
     try:
         # A Path, because uproot takes what follows a colon in a text for the name of an object.
         opened = uproot.open(uri, **storage.s3_options()) if storage.is_s3(uri) else uproot.open(Path(uri))
@@ -240,15 +238,6 @@ def open_file(uri: str) -> Iterator:
         raise unreadable(uri, error) from error
     with opened as file:
         yield file
-
-
-def _inflate_fast(compression) -> None:
-    """Let uproot inflate zlib's baskets with the fastest library there is (weaver/inflate.py): the same bytes in 0.6 of the time.
-
-    uproot.ZLIB.library is meant for that, but does not reach the object that uproot (5.7) reads with.
-    """
-    if (reader := getattr(compression, "_decompress_ZLIB", None)) is not None:
-        reader.library = zlib_library()
 
 
 def read(

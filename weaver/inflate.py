@@ -35,7 +35,7 @@ def inflate(data: Buffer, size: int) -> Buffer:
 
 
 def zlib_library() -> str:
-    """The library for zlib's streams, by the name that uproot has for it."""
+    """The library for zlib's streams, by the name of its package."""
     return "deflate" if importlib.util.find_spec("deflate") else "zlib"
 
 
