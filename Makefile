@@ -16,7 +16,7 @@ help:
 	@echo "make lint   ruff"
 	@echo "make parity every array of weaver-core 0.5.3 against ours, on the same files (a minute)"
 	@echo "make bench  speed beside weaver-core 0.5.3 and the published networks (long; leave the machine alone meanwhile)"
-	@echo "make physics what each input and option of the network brings, on generated jets (about an hour)"
+	@echo "make physics what each input and option of the network brings, on generated jets (an hour or two)"
 	@echo "make images REGISTRY=registry/project   build and push the images (docker, podman or buildah)"
 	@echo "make lock   resolve pyproject.toml into the hash-pinned locks (needs uv)"
 	@echo "make clean  remove the environments and caches; runs/ stays"

@@ -1,11 +1,11 @@
 """Which inputs and options carry the gain? Many trainings on the same generated jets, judged on the same test jets.
 
-    python -m benchmarks.physics --folder DIR                    # about an hour on 2 cores, generation included
+    python -m benchmarks.physics --folder DIR                    # one to two hours on 2 cores, generation included
     python -m benchmarks.physics --folder DIR --only pfn --variants full,open --seeds 1   # in parts: what DIR holds is not done again
     python -m benchmarks.physics --folder DIR --jets 5000 --epochs 3 --seeds 1    # a look
 
 `full` is the data config with all inputs (data/jec_*_full.yaml) and the options that suit it; `open` is the published one
-(data/jec_*_open.yaml) with the published options. Each other variant is one of them with one choice changed. The size of the networks, the
+(data/jec_*_open.yaml) with the published options. The name of each other variant says what differs. The size of the networks, the
 optimizer, its rate and the number of epochs are the same for all, fixed beforehand. Gains are of the resolution (IQR / median)
 over the standard JEC; a difference between variants is taken on the same test jets, draw by draw of the bootstrap, with the
 mean gain of the seeds. ParticleNet takes a tenth of the training jets.

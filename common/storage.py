@@ -17,6 +17,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from common.errors import InputError, StorageError
 
@@ -83,6 +84,11 @@ def read_json(uri: str):
         return json.loads(text)
     except ValueError as error:
         raise InputError(f"{uri} is not JSON: {error}") from None
+
+
+def find_json(uri: str, default: Any = None) -> Any:
+    """The parsed JSON file, or `default` where there is no such file. Raises InputError where it is no JSON."""
+    return read_json(uri) if exists(uri) else default
 
 
 def write_bytes(uri: str, content: bytes) -> None:

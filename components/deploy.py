@@ -54,7 +54,7 @@ def deploy(run: Run, artifacts: step.Artifacts) -> str:
         golden = golden_answers(run, service)
     except JecError as error:
         raise type(error)(f"{error}\n{cluster.service_story(service.name)}") from error
-    export = _optional(run, "model", "export.json")
+    export = storage.find_json(run.path("model", "export.json"), {})
     times = {"model_sha256": export.get("sha256"), "round_trips": _round_trips(run, service)}
     storage.write_json(run.path("service.json"), {**dataclasses.asdict(service), **golden, **times})
     artifacts.set("report", content=_report(run, export))
@@ -102,14 +102,11 @@ def _report(run: Run, export: dict[str, Any]) -> str:
     """The run's report with what the service answered, written anew; empty where the evaluation left none."""
     if not storage.exists(run.path("report.html")):
         return ""
-    inference, service = _optional(run, "metrics.json").get("inference"), storage.read_json(run.path("service.json"))
+    inference = storage.find_json(run.path("metrics.json"), {}).get("inference")
+    service = storage.read_json(run.path("service.json"))
     text = updated(storage.read_text(run.path("report.html")), export or None, inference, service)
     storage.write_text(run.path("report.html"), text)
     return text
-
-
-def _optional(run: Run, *parts: str) -> dict[str, Any]:
-    return storage.read_json(run.path(*parts)) if storage.exists(run.path(*parts)) else {}
 
 
 def models(run: Run) -> list[str]:

@@ -56,8 +56,8 @@ def summarise(uri: str) -> dict[str, Any]:
 
     state: 'succeeded', 'not deployed' (the gate), 'failed', or 'interrupted'.
     """
-    status = _read(uri, step.STATUS)
-    metrics, search, service = _read(uri, "metrics.json"), _read(uri, "search.json"), _read(uri, "service.json")
+    status = storage.find_json(storage.join(uri, step.STATUS), {})
+    metrics, search, service = (storage.find_json(storage.join(uri, f"{name}.json"), {}) for name in ("metrics", "search", "service"))
     state, reason = _end(status, metrics)
     return {
         "run_id": storage.name(uri), "run": uri, "state": state, "step": status.get("step", "prepare"), "reason": reason,
@@ -96,11 +96,6 @@ def as_markdown(summary: dict[str, Any]) -> str:
     }  # fmt: skip
     lines = [f"| {name} | {str(text).replace('|', '/').replace(chr(10), '<br>')} |" for name, text in rows.items()]
     return "\n".join([f"# {summary['run_id']}: {summary['state']}", "", "| | |", "|---|---|", *lines, ""])
-
-
-def _read(uri: str, name: str) -> dict[str, Any]:
-    place = storage.join(uri, name)
-    return storage.read_json(place) if storage.exists(place) else {}
 
 
 def _tell(webhook: str, summary: dict[str, Any]) -> None:

@@ -45,7 +45,7 @@ def component(image: str) -> Any:
 
 def search(run: Run, artifacts: step.Artifacts) -> str:
     """The name of the best trial. Raises ClusterError if the experiment failed, DeadlineError if it took too long."""
-    earlier = storage.read_json(run.path("search.json")) if storage.exists(run.path("search.json")) else None
+    earlier = storage.find_json(run.path("search.json"))
     if earlier and _is_done(run, earlier):
         step.say(f"searched before: best trial {earlier['optimal']}")
         _publish(earlier, artifacts)

@@ -108,7 +108,7 @@ def write_status(run: Run, step: str, state: str, reason: str = "", *, job_id: s
 def read_status(uri: str) -> dict[str, Any]:
     """status.json of a run's folder; empty where there is none."""
     place = storage.join(uri, STATUS)
-    return storage.read_json(place) if storage.exists(place) else {}
+    return storage.find_json(place, {})
 
 
 def use_endpoint(endpoint: str) -> None:

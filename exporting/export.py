@@ -242,7 +242,7 @@ def _batch_size(wanted: Export, candidate: _Candidate, onnx_path: Path) -> tuple
 
 def _configs(wanted: Export, name: str, onnx_path: Path, size: int) -> dict[str, str]:
     """config.pbtxt for the cluster, with a GPU if the run has one for it, and the variant for this machine; {path: text}."""
-    gpus = _optional(wanted.path("run.json")).get("config", {}).get("num_gpus", 0)
+    gpus = storage.find_json(wanted.path("run.json"), {}).get("config", {}).get("num_gpus", 0)
     # On a node with many cores ONNX Runtime would start a thread for each, and a container's limit would hold them all back.
     of_device = {"device": "gpu"} if gpus else {"device": "cpu", "parameters": {"intra_op_thread_count": CPU}}
     warmup = golden.SIZES  # not the largest size: ready sooner
@@ -284,7 +284,7 @@ def _padding(data_config) -> dict[str, np.ndarray]:
 
 def _metadata(wanted: Export, data_config, info: dict[str, Any]) -> dict[str, Any]:
     """What an ONNX file found somewhere in a year must say about itself."""
-    run, options = (_optional(wanted.path(*parts)) for parts in (("run.json",), ("trials", wanted.trial, "options.json")))
+    run, options = (storage.find_json(wanted.path(*parts), {}) for parts in (("run.json",), ("trials", wanted.trial, "options.json")))
     return {
         "run_id": storage.name(wanted.run),
         "trial": wanted.trial,
@@ -306,12 +306,8 @@ def _metadata(wanted: Export, data_config, info: dict[str, Any]) -> dict[str, An
 def _validation_metrics(wanted: Export, best_epoch: Any) -> dict[str, Any]:
     """The trial's record of the epoch whose weights are exported; only the validation set has been looked at by then."""
     place = wanted.path("trials", wanted.trial, "history.json")
-    history = storage.read_json(place) if storage.exists(place) else []
+    history = storage.find_json(place, [])
     return next((epoch for epoch in history if epoch.get("epoch") == best_epoch), {})
-
-
-def _optional(uri: str) -> dict[str, Any]:
-    return storage.read_json(uri) if storage.exists(uri) else {}
 
 
 @contextmanager

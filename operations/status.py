@@ -23,7 +23,7 @@ def status(target: Target) -> int:
         _section("Kubeflow Pipelines", _kubeflow_lines(target, run))
         failed = str(run.state) in ("FAILED", "CANCELED")
     if target.folder:
-        record = _read(target.folder, "status.json")
+        record = storage.find_json(storage.join(target.folder, "status.json"), {})
         _section("steps", _step_lines(record, target))
         _section("results", verdict_lines(target.folder))
         failed = failed or record.get("state") == "failed"
@@ -67,7 +67,8 @@ def _step_lines(record: dict[str, Any], target: Target) -> Iterator[str]:
 
 def verdict_lines(folder: str) -> Iterator[str]:
     """What a run's folder holds of results, as far as it got."""
-    search, metrics, service = (_read(folder, name) for name in ("search.json", "metrics.json", "service.json"))
+    names = ("search.json", "metrics.json", "service.json")
+    search, metrics, service = (storage.find_json(storage.join(folder, name), {}) for name in names)
     if search:
         objective = search["objective"]["name"]
         best = next(trial for trial in search["trials"] if trial["name"] == search["optimal"])
@@ -84,8 +85,3 @@ def verdict_lines(folder: str) -> Iterator[str]:
         yield f"report: {storage.join(folder, 'report.html')}"
     if service:
         yield f"served as {service['name']} at {service['url']} ({service['kind']})"
-
-
-def _read(folder: str, name: str) -> dict[str, Any]:
-    place = storage.join(folder, name)
-    return storage.read_json(place) if storage.exists(place) else {}

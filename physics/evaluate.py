@@ -93,22 +93,17 @@ def read_documents(run: str, trial: str = AUTO) -> dict[str, Any]:
     """
     if not storage.exists(storage.join(run, "run.json")):
         raise InputError(f"{run} is no run folder: it has no run.json; give the folder that the prepare step made")
-    search = _optional(run, "search.json")
+    search = storage.find_json(storage.join(run, "search.json"))
     trial = (search or {}).get("optimal") if trial == AUTO else trial
     return {
         "run": storage.read_json(storage.join(run, "run.json")),
         "search": search,
         "trial": trial,
-        "history": _optional(run, "trials", trial, "history.json") if trial else None,
-        "options": _optional(run, "trials", trial, "options.json") if trial else None,
-        "export": _optional(run, "model", "export.json"),
-        "service": _optional(run, "service.json"),
+        "history": storage.find_json(storage.join(run, "trials", trial, "history.json")) if trial else None,
+        "options": storage.find_json(storage.join(run, "trials", trial, "options.json")) if trial else None,
+        "export": storage.find_json(storage.join(run, "model", "export.json")),
+        "service": storage.find_json(storage.join(run, "service.json")),
     }
-
-
-def _optional(run: str, *parts: str) -> Any:
-    uri = storage.join(run, *parts)
-    return storage.read_json(uri) if storage.exists(uri) else None
 
 
 # -------------------------------------------------------------------------------------------------------------------- the model
