@@ -112,7 +112,7 @@ def published(model: nn.Module) -> nn.Module:
 def _particle_net(model: nn.Module) -> ParticleNet:
     blocks = [_edge_conv(block) for block in model.blocks]
     stem = model.stem.linear
-    use_fts_bn = not isinstance(model.stem_norm, nn.Identity)
+    use_fts_bn = model.stem_norm is not None
     plain = ParticleNet(stem.in_features, stem.out_features, blocks, copy.deepcopy(model.head), use_fts_bn=use_fts_bn)
     _copy_norm(plain.input_norm, model.input_norm)
     _copy_layer(plain.stem, plain.stem_bn, model.stem)

@@ -8,6 +8,7 @@ torch.compile (which fuses by itself) and in an exported graph. The figures were
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -42,6 +43,12 @@ def batch_norm(x: torch.Tensor, norm: nn.Module, *, relu: bool) -> torch.Tensor:
     return F.relu(y) if relu else y
 
 
+def affine(norm: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scale and shift (C,) that a batch normalisation amounts to outside training."""
+    scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+    return scale, norm.bias - norm.running_mean * scale
+
+
 class Edges:
     """Edges from each of a batch's particles to its k neighbours, by the rows of all jets' particles: R = N P.
 
@@ -61,11 +68,33 @@ class Edges:
 def edge_sum(centre: torch.Tensor, x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     """centre_i + x_j on the edges from each particle i to its neighbours j: two (N, P, C) and index (N, P, k) -> (N, P, k, C)."""
     if plain_is_better(x):
-        jets, particles, dim = x.shape
-        flat = (index + torch.arange(jets, device=x.device)[:, None, None] * particles).reshape(-1)
-        return centre.unsqueeze(2) + F.embedding(flat, x.reshape(-1, dim)).view(jets, particles, -1, dim)  # in ONNX a plain Gather
+        return _plain_edge_sum(centre, x, rows_of(index, x, x.shape[1]))
     edges = Edges(index)
     return _EdgeSum.apply(centre.reshape(-1, x.shape[-1]), x.reshape(-1, x.shape[-1]), edges).view(*index.shape, -1)
+
+
+class Rows(NamedTuple):
+    """Neighbours by their rows among all jets' particles: `index` (N, P, k), and P itself.
+
+    In a traced graph P is a constant if it is given as a plain number, and else counted whenever the graph is run.
+    """
+
+    index: torch.Tensor
+    particles: int
+
+
+def rows_of(index: torch.Tensor, of: torch.Tensor, particles: int) -> Rows:
+    """Rows of the neighbours `index` (N, P, k) within their jets; `of` (N, ...) is any tensor of these jets.
+
+    Given the same `of` in each block, the rows at which jets begin are computed once in an exported graph.
+    """
+    return Rows(index + torch.arange(of.shape[0], device=index.device)[:, None, None] * particles, particles)
+
+
+def _plain_edge_sum(centre: torch.Tensor, x: torch.Tensor, rows: Rows) -> torch.Tensor:
+    """edge_sum by rows: the exporter turns an embedding into a plain Gather."""
+    k, dim = int(rows.index.shape[2]), int(x.shape[2])
+    return centre.unsqueeze(2) + F.embedding(rows.index.reshape(-1), x.reshape(-1, dim)).view(-1, rows.particles, k, dim)
 
 
 def edge_sum_norm_relu(centre: torch.Tensor, x: torch.Tensor, index: torch.Tensor, norm: nn.Module) -> torch.Tensor:
@@ -93,10 +122,28 @@ def _edge_statistics(centre: torch.Tensor, x: torch.Tensor, edges: Edges) -> tup
     return mean_centre + mean_x, squares.sum(dim=0) / number
 
 
+# In an exported graph the layers on edges are products without biases: ONNX Runtime would add a bias in a further pass over all edges.
+# One more feature, the last, is one on every edge and carries the biases from product to product.
+
+
+def edges_with_one(x: torch.Tensor, rows: Rows, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """ReLU(W (x_i, x_j - x_i) + b) on edges, and the feature that is one: x (N, P, C), weight (D, 2C) -> (N, P, k, D + 1)."""
+    of_self, of_difference = weight.chunk(2, dim=1)  # (D, C) each
+    none, one = torch.zeros_like(of_self[:1]), torch.ones_like(bias[:1])
+    centre = F.linear(x, torch.cat((of_self - of_difference, none)), torch.cat((bias, one)))
+    return F.relu(_plain_edge_sum(centre, F.linear(x, torch.cat((of_difference, none))), rows))
+
+
+def linear_with_one(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """W x + b where the last feature of x (..., C + 1) is one; so is that of the answer (..., D + 1)."""
+    one = torch.cat((torch.zeros_like(weight[:1]), torch.ones_like(bias[:1, None])), dim=1)
+    return x @ torch.cat((torch.cat((weight, bias[:, None]), dim=1), one)).t()
+
+
 def mean_of_neighbours(edges: torch.Tensor) -> torch.Tensor:
     """Mean over k: (N, P, k, C) -> (N, P, C)."""
     if plain_is_better(edges):
-        return edges.sum(dim=2) * (1 / edges.shape[2])  # mean() is slower backward
+        return edges.sum(dim=2) * (1 / int(edges.shape[2]))  # mean() is slower backward
     return _MeanOfNeighbours.apply(edges)
 
 

@@ -16,7 +16,18 @@ import torch.nn.functional as F
 from torch import nn
 
 from common.errors import InputError, unknown
-from networks.fast import batch_norm, edge_sum, edge_sum_norm_relu, linear, mean_of_neighbours
+from networks.fast import (
+    Rows,
+    affine,
+    batch_norm,
+    edge_sum,
+    edge_sum_norm_relu,
+    edges_with_one,
+    linear,
+    linear_with_one,
+    mean_of_neighbours,
+    rows_of,
+)
 
 FAR = 1e30  # squared distance to a particle that must not be a neighbour: above any real one, below infinity (the particle itself)
 
@@ -74,12 +85,10 @@ class Norm(nn.Module):
         self.bn = nn.BatchNorm2d(dim)
 
     def forward(self, x: torch.Tensor, *, relu: bool = False) -> torch.Tensor:
+        if torch.onnx.is_in_onnx_export():  # two nodes, where the view as an image would cost ten more
+            scale, shift = affine(self.bn)
+            return F.relu(x * scale + shift) if relu else x * scale + shift
         return batch_norm(x, self.bn, relu=relu)
-
-    def affine(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Scale and shift (C,) that it amounts to outside training."""
-        scale = self.bn.weight / torch.sqrt(self.bn.running_var + self.bn.eps)
-        return scale, self.bn.bias - self.bn.running_mean * scale
 
 
 class LinearNorm(nn.Module):
@@ -94,9 +103,12 @@ class LinearNorm(nn.Module):
         self.linear = nn.Linear(in_dim, out_dim, bias=norm == "none")
         self.norm = {"batch": Norm, "layer": nn.LayerNorm, "none": nn.Identity}[norm](out_dim)
         self.by_batch = norm == "batch"
+        self.by_row = norm == "layer"
 
-    def forward(self, x: torch.Tensor, *, relu: bool = False, chained: bool = False) -> torch.Tensor:
-        """`chained`: x (N, P, C) passes several such layers one after another, see `convolution`."""
+    def forward(self, x: torch.Tensor, *, relu: bool = False, chained: bool = False, with_one: bool = False) -> torch.Tensor:
+        """`chained`: x (N, P, C) passes several such layers one after another, see `convolution`. `with_one`: see `linear_with_one`."""
+        if with_one:
+            return self.finish(linear_with_one(x, *self.weights()), relu=relu)
         if chained and torch.onnx.is_in_onnx_export():
             return self.convolution(x, relu=relu)
         return self.finish(linear(x, *self.weights()), relu=relu)
@@ -108,7 +120,7 @@ class LinearNorm(nn.Module):
         """
         weight, bias = self.weights()
         y = F.conv1d(x.transpose(1, 2), weight[:, :, None], bias)
-        if not (self.by_batch or isinstance(self.norm, nn.Identity)):
+        if self.by_row:
             return self.finish(y.transpose(1, 2), relu=relu)
         return (F.relu(y) if relu else y).transpose(1, 2)
 
@@ -116,7 +128,7 @@ class LinearNorm(nn.Module):
         """Weight (D, C) and bias (D,) to apply before `finish`; outside training batch normalisation is in them."""
         if not self.by_batch or self.training:
             return self.linear.weight, self.linear.bias
-        scale, shift = self.norm.affine()
+        scale, shift = affine(self.norm.bn)
         return self.linear.weight * scale[:, None], shift
 
     def finish(self, y: torch.Tensor, *, relu: bool) -> torch.Tensor:
@@ -142,11 +154,27 @@ class EdgeConv(nn.Module):
         self.shortcut = nn.Identity() if in_dim == dim else LinearNorm(in_dim, dim, norm)
 
     def forward(self, points: torch.Tensor, x: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
-        neighbours = nearest_neighbours(points, real, self.k, self.use_counts)  # (N, P, k)
+        particles = int(x.shape[1])  # a plain number: the exported graph has one multiplicity
+        neighbours = nearest_neighbours(points, real, self.k, self.use_counts, training=self.training, particles=particles)  # (N, P, k)
+        if torch.onnx.is_in_onnx_export() and not self.first.by_row:
+            mean = self.exported_mean(x, rows_of(neighbours, real, particles))
+        else:
+            mean = self.mean_over_edges(x, neighbours)
+        return F.relu(self.shortcut(x) + mean)  # (N, P, dim)
+
+    def mean_over_edges(self, x: torch.Tensor, neighbours: torch.Tensor) -> torch.Tensor:
+        """All layers on all edges, then the mean over each particle's: (N, P, C) and (N, P, k) -> (N, P, dim)."""
         edges = self.first_layer(x, neighbours)  # (N, P, k, dim)
         for layer in self.rest:
             edges = layer(edges, relu=True)
-        return F.relu(self.shortcut(x) + mean_of_neighbours(edges))  # (N, P, dim)
+        return mean_of_neighbours(edges)
+
+    def exported_mean(self, x: torch.Tensor, rows: Rows) -> torch.Tensor:
+        """mean_over_edges in the form that ONNX Runtime does best."""
+        edges = edges_with_one(x, rows, *self.first.weights())  # (N, P, k, dim + 1)
+        for layer in self.rest:
+            edges = layer(edges, relu=True, with_one=True)
+        return mean_of_neighbours(edges)[..., :-1]
 
     def first_layer(self, x: torch.Tensor, neighbours: torch.Tensor) -> torch.Tensor:
         """The first layer, its norm and ReLU on all edges: (N, P, C) and (N, P, k) -> (N, P, k, dim)."""
@@ -158,30 +186,35 @@ class EdgeConv(nn.Module):
         return self.first.finish(edge_sum(centre, others, neighbours), relu=True)
 
 
-def nearest_neighbours(points: torch.Tensor, real: torch.Tensor, k: int, use_counts: bool) -> torch.Tensor:
-    """Indices (N, P, k) of the k particles nearest to each one, itself left out; needs P > k.
+def nearest_neighbours(
+    points: torch.Tensor, real: torch.Tensor, k: int, use_counts: bool, *, training: bool = False, particles: int | None = None
+) -> torch.Tensor:
+    """Indices (N, P, k) of the k particles nearest to each one, in no particular order, itself left out; needs P > k.
 
     With `use_counts` padding is never a neighbour: where there are fewer than k others, the rest of the k places hold the
-    particle itself. Without it padding (features zero) fills them, which is the function as published.
-    Distances are float32 also under autocast, so that bf16 does not shuffle neighbours.
+    particle itself. Without it padding (features zero) fills them, which is the function as published. There padding's own neighbours
+    are padding; they are looked for with `training` alone, as nothing but the statistics of a batch depends on them.
+    Distances are float32 also under autocast, so that bf16 does not shuffle neighbours. `particles`: P, as in `Rows`.
     """
     with torch.no_grad(), torch.autocast(points.device.type, enabled=False):
-        distance = squared_distances(points.float())  # (N, P, P)
-        barred = ~real[:, None, :] if use_counts else real[:, None, :] != real[:, :, None]
-        particle = torch.arange(points.shape[1], device=points.device)
+        apart = real[:, None, :] != real[:, :, None] if training and not use_counts else ~real[:, None, :]  # (N, 1 or P, P)
+        particle = torch.arange(particles or points.shape[1], device=points.device)
         itself = torch.where(particle[:, None] == particle, torch.inf, 0.0)  # (P, P); to add is quicker than to fill in, above all in ONNX
-        distance = distance.masked_fill(barred, FAR) + itself
-        distance, index = distance.topk(k, dim=-1, largest=False)
+        distance = squared_distances(points.float(), torch.where(apart, FAR, 0.0)) + itself  # (N, P, P)
+        distance, index = distance.topk(k, dim=-1, largest=False, sorted=False)
         if not use_counts:
             return index
         return torch.where(distance < FAR, index, particle[:, None])
 
 
-def squared_distances(points: torch.Tensor) -> torch.Tensor:
-    """(N, P, D) -> (N, P, P), for ordering along the last axis: in more than 3 dimensions |x_i|^2, the same in a row, is left out."""
+def squared_distances(points: torch.Tensor, penalty: torch.Tensor) -> torch.Tensor:
+    """(N, P, D) -> (N, P, P), for ordering along the last axis: in more than 3 dimensions |x_i|^2, the same in a row, is left out.
+
+    `penalty` (N, 1 or P, P) is added.
+    """
     if points.shape[-1] <= 3:  # differences keep all digits where coordinates are nearly equal, and cost little here
-        return sum((points[:, :, None, d] - points[:, None, :, d]).square() for d in range(points.shape[-1]))
-    return points.square().sum(-1)[:, None, :] - 2 * torch.matmul(points, points.transpose(1, 2))
+        return sum((points[:, :, None, d] - points[:, None, :, d]).square() for d in range(points.shape[-1])) + penalty
+    return points.square().sum(-1)[:, None, :] + penalty - 2 * torch.matmul(points, points.transpose(1, 2))
 
 
 def fully_connected(in_dim: int, num_layers: int, dim: int, dropout: float, out_dim: int = 1) -> nn.Sequential:

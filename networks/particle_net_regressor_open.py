@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from networks.fast import sum_of_particles
 from networks.layers import EdgeConv, LinearNorm, Norm, describe, fully_connected, input_order, jet_values
 from networks.losses import output_columns, output_layer, regression_loss
 from networks.options import check
@@ -44,7 +45,7 @@ OPTIONS = {
 class ParticleNet(nn.Module):
     """pf_points (N, D, P), pf_features (N, C, P), pf_mask (N, 1, P), jet_features (N, J), in the data config's order -> (N, outputs)."""
 
-    def __init__(self, order: list[int], stem: list[nn.Module], blocks: list[EdgeConv], head: nn.Module) -> None:
+    def __init__(self, order: list[int], stem: list[nn.Module | None], blocks: list[EdgeConv], head: nn.Module) -> None:
         super().__init__()
         self.order = order
         self.k, self.use_counts = blocks[0].k, blocks[0].use_counts
@@ -54,25 +55,30 @@ class ParticleNet(nn.Module):
 
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
         points, features, mask, *jet = (inputs[i] for i in self.order)
-        real = mask[:, 0, :, None] != 0  # (N, P, 1)
-        if (short := self.k + 1 - real.shape[1]) > 0:  # room for k neighbours beside the particle itself
-            points, features = F.pad(points, (0, short)), F.pad(features, (0, short))
-            real = F.pad(real, (0, 0, 0, short))
-        padding = ~real
-        points = points.transpose(1, 2).masked_fill(padding, 0.0)  # (N, P, D)
-        x = self.input_norm(features.transpose(1, 2).masked_fill(padding, 0.0))  # (N, P, C)
-        x = self.stem(x, relu=True).masked_fill(padding, 0.0)  # (N, P, 32)
-        x = self.stem_norm(x).masked_fill(padding, 0.0)
+        real = mask != 0  # (N, 1, P)
+        if (short := self.k + 1 - real.shape[2]) > 0:  # room for k neighbours beside the particle itself
+            points, features, real = (F.pad(one, (0, short)) for one in (points, features, real))
+        # What lies in padding, even NaN, reaches no answer.
+        points = points.masked_fill(~real, 0.0).transpose(1, 2)  # (N, P, D)
+        x = self.input_norm(features.masked_fill(~real, 0.0).transpose(1, 2))  # (N, P, C)
+        real = real.transpose(1, 2)  # (N, P, 1)
+        x = blank(self.stem(x, relu=True), real)  # (N, P, 32)
+        if self.stem_norm is not None:
+            x = blank(self.stem_norm(x), real)
         for block in self.blocks:
-            x = block(points, x, real[:, :, 0]).masked_fill(padding, 0.0)  # (N, P, conv_dim)
+            x = blank(block(points, x, real[:, :, 0]), real)  # (N, P, conv_dim)
             points = x
         return self.head(torch.cat((self.pool(x, real), *jet_values(jet)), dim=1))
 
     def pool(self, x: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
         """Mean over the real particles, or over the padded length as published: (N, P, C) -> (N, C). No particle: zero."""
-        if not self.use_counts:
-            return x.mean(dim=1)
-        return x.sum(dim=1) / real.sum(dim=1).clamp(min=1).to(x.dtype)
+        total = sum_of_particles(x, real.transpose(1, 2).to(x.dtype))
+        return total / (real.sum(dim=1).clamp(min=1).to(x.dtype) if self.use_counts else int(x.shape[1]))
+
+
+def blank(x: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+    """Zero in padding: x (N, P, C), real (N, P, 1). An exported graph multiplies: ONNX Runtime's Where is slow."""
+    return x * real.to(x.dtype) if torch.onnx.is_in_onnx_export() else x.masked_fill(~real, 0.0)
 
 
 def get_model(
@@ -111,7 +117,7 @@ def get_model(
         EdgeConv(width if i else STEM_DIM, width, layers, options["k"], options["use_counts"], norm)
         for i in range(options["num_edge_conv_blocks"])
     ]
-    particle = [Norm(particle_dim), LinearNorm(particle_dim, STEM_DIM, norm), Norm(STEM_DIM) if options["use_fts_bn"] else nn.Identity()]
+    particle = [Norm(particle_dim), LinearNorm(particle_dim, STEM_DIM, norm), Norm(STEM_DIM) if options["use_fts_bn"] else None]
     head = fully_connected(width + sum(jet_dims), *head, len(columns)).extend(output_layer(loss, options["quantiles"]))
     return ParticleNet(order, particle, blocks, head), describe(data_config, columns)
 

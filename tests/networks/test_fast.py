@@ -74,9 +74,11 @@ def test_edge_sum_and_mean_of_neighbours(dtype, tolerance):
 def test_normalised_edges(dtype, tolerance):
     centre, x, index = rows(4, 20, 6, dtype=dtype), rows(4, 20, 6, seed=2, dtype=dtype), neighbours(4, 20, 5)
     norm = torch.nn.BatchNorm2d(6)
-    torch.nn.init.uniform_(norm.weight, 0.5, 1)
+    torch.nn.init.uniform_(norm.weight, 0.5, 1, generator=torch.Generator().manual_seed(3))
     plain = copy.deepcopy(norm)
-    expected = F.relu(plain(plain_edges(centre.float(), x.float(), index).permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
-    both(edge_sum_norm_relu(centre, x, index, norm), expected, [centre, x], tolerance)
+    normalised = plain(plain_edges(centre.float(), x.float(), index).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    # Rounding to bfloat16 may carry an edge over ReLU's kink and so change a gradient by all it has: such edges are left out.
+    clear = (normalised.abs() > (0.03 if dtype == torch.bfloat16 else 1e-6)).float()
+    both(edge_sum_norm_relu(centre, x, index, norm) * clear, F.relu(normalised) * clear, [centre, x], tolerance)
     for mine, theirs in zip(norm.buffers(), plain.buffers(), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=tolerance, atol=tolerance)

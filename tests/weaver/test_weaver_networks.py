@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
+import warnings
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 
+from benchmarks.published import settle
 from common.errors import InputError
 from weaver.network_file import load_network
 from weaver.nn.model.ParticleNet import ParticleNet, ParticleNetTagger, trimmed
@@ -56,6 +60,31 @@ def test_trimming_changes_no_answer_outside_training_and_no_particle_in_it():
     assert kept.shape == where.shape
     assert set(kept[0][where[0]].tolist()) == {1.0, 2.0, 3.0}
     assert not kept[2].any()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_an_exported_network_answers_the_same_at_any_number_of_jets_and_particles(name):
+    """With the particles' axis free, as published network files declare it."""
+    torch.manual_seed(0)
+    model, file = settle(MODELS[name]()), io.BytesIO()
+    names = [f"{of}_{what}" for of in (("pf", "sv") if name == "tagger" else ("pf",)) for what in ("points", "features", "mask")]
+    dims = {"pf_points": 2, "pf_features": 5, "sv_points": 2, "sv_features": 3}
+
+    def made(jets: int, particles: int) -> list[torch.Tensor]:
+        mask = (torch.arange(particles) < torch.randint(1, particles + 1, (jets, 1)))[:, None].float()
+        return [torch.randn(jets, dims[key], particles) * mask if key in dims else mask for key in names]
+
+    axes = {key: {0: "N", 2: f"n_{key[:2]}"} for key in names} | {"output": {0: "N"}}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        options = {"input_names": names, "output_names": ["output"], "dynamic_axes": axes, "opset_version": 17}
+        torch.onnx.export(model, tuple(made(3, 7)), file, dynamo=False, **options)
+    runtime = onnxruntime.InferenceSession(file.getvalue())
+    for size in ((1, 7), (4, 12), (17, 30)):
+        inputs = made(*size)
+        (found,) = runtime.run(None, {key: x.numpy() for key, x in zip(names, inputs, strict=True)})
+        with torch.no_grad():
+            np.testing.assert_allclose(found, model(*inputs).numpy(), atol=2e-6)
 
 
 def test_a_jet_may_have_fewer_particles_than_neighbours():

@@ -20,7 +20,18 @@ import torch.nn.functional as F
 from torch import nn
 
 from common.errors import InputError
-from networks.fast import batch_norm, edge_sum, edge_sum_norm_relu, linear, mean_of_neighbours
+from networks.fast import (
+    Rows,
+    affine,
+    batch_norm,
+    edge_sum,
+    edge_sum_norm_relu,
+    edges_with_one,
+    linear,
+    linear_with_one,
+    mean_of_neighbours,
+    rows_of,
+)
 from networks.layers import nearest_neighbours
 
 TRIM_QUANTILES = (0.9, 1.02)  # in training, a batch is cut to a length drawn between these quantiles of its multiplicities
@@ -43,13 +54,27 @@ class EdgeConvBlock(nn.Module):
             self.sc_bn = nn.BatchNorm1d(out_feats[-1])
 
     def forward(self, points: torch.Tensor, features: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        neighbours = nearest_neighbours(points.transpose(1, 2), mask[:, 0], self.k, use_counts=False)  # (N, P, k)
+        neighbours = nearest_neighbours(points.transpose(1, 2), mask[:, 0], self.k, use_counts=False, training=self.training)  # (N, P, k)
         x = features.transpose(1, 2)  # (N, P, C)
+        exported = torch.onnx.is_in_onnx_export()
+        mean = self._exported_mean(x, rows_of(neighbours, mask, mask.shape[-1])) if exported else self._mean_over_edges(x, neighbours)
+        shortcut = x if self.sc is None else batch_norm(linear(x, self.sc.weight.flatten(1)), self.sc_bn, relu=False)
+        return F.relu(shortcut + mean).transpose(1, 2)
+
+    def _mean_over_edges(self, x: torch.Tensor, neighbours: torch.Tensor) -> torch.Tensor:
+        """All layers on all edges, then the mean over each particle's: (N, P, C) and (N, P, k) -> (N, P, C')."""
         edges = self._first(x, neighbours)
         for conv, bn in zip(self.convs[1:], self.bns[1:], strict=True):
             edges = batch_norm(linear(edges, conv.weight.flatten(1)), bn, relu=True)
-        shortcut = x if self.sc is None else batch_norm(linear(x, self.sc.weight.flatten(1)), self.sc_bn, relu=False)
-        return F.relu(shortcut + mean_of_neighbours(edges)).transpose(1, 2)
+        return mean_of_neighbours(edges)
+
+    def _exported_mean(self, x: torch.Tensor, rows: Rows) -> torch.Tensor:
+        """_mean_over_edges in the form that ONNX Runtime does best."""
+        first, *rest = (_folded(conv, bn) for conv, bn in zip(self.convs, self.bns, strict=True))
+        edges = edges_with_one(x, rows, *first)
+        for weight, bias in rest:
+            edges = F.relu(linear_with_one(edges, weight, bias))
+        return mean_of_neighbours(edges)[..., :-1]
 
     def _first(self, x: torch.Tensor, neighbours: torch.Tensor) -> torch.Tensor:
         """The first layer, normalised and rectified, on all edges: (N, P, C) and (N, P, k) -> (N, P, k, C')."""
@@ -58,6 +83,12 @@ class EdgeConvBlock(nn.Module):
         if self.training:
             return edge_sum_norm_relu(centre, other, neighbours, self.bns[0])
         return batch_norm(edge_sum(centre, other, neighbours), self.bns[0], relu=True)
+
+
+def _folded(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weight (D, C) and bias (D,) that a convolution of width 1 and its normalisation amount to outside training."""
+    scale, shift = affine(bn)
+    return conv.weight.flatten(1) * scale[:, None], shift
 
 
 class ParticleNet(nn.Module):
