@@ -40,9 +40,9 @@ def component(image: str) -> Any:
     return dsl.container_component(finish)
 
 
-def finish(uri: str, webhook: str, artifacts: step.Artifacts) -> dict[str, Any]:
+def finish(uri: str, webhook: str, artifacts: step.Artifacts, job_id: str = "") -> dict[str, Any]:
     """Write `<run>/summary.json` where there is such a run, and tell the webhook; returns the summary."""
-    summary = summarise(uri)
+    summary = summarise(uri, job_id)
     if summary["steps"]:
         storage.write_json(storage.join(uri, SUMMARY), summary)
     artifacts.set("summary", content=as_markdown(summary))
@@ -51,12 +51,19 @@ def finish(uri: str, webhook: str, artifacts: step.Artifacts) -> dict[str, Any]:
     return summary
 
 
-def summarise(uri: str) -> dict[str, Any]:
+def status_of(uri: str, job_id: str) -> dict[str, Any]:
+    """The run's status.json; empty where no step of the job `job_id` has written to it, as it then tells of an earlier job."""
+    status = step.read_status(uri)
+    jobs = {entry.get("job_id") for entry in status.get("steps", {}).values()}
+    return status if not job_id or job_id in jobs else {}
+
+
+def summarise(uri: str, job_id: str = "") -> dict[str, Any]:
     """How the run in a folder ended: state, the step it ended in and why, and what there is of results.
 
-    state: 'succeeded', 'not deployed' (the gate), 'failed', or 'interrupted'.
+    state: 'succeeded', 'not deployed' (the gate), 'failed', or 'interrupted'. job_id: of the KFP run that ended, where that matters.
     """
-    status = storage.find_json(storage.join(uri, step.STATUS), {})
+    status = status_of(uri, job_id)
     metrics, search, service = (storage.find_json(storage.join(uri, f"{name}.json"), {}) for name in ("metrics", "search", "service"))
     state, reason = _end(status, metrics)
     return {
@@ -124,9 +131,9 @@ def main(argv: list[str] | None = None) -> int:
         step.use_endpoint(args.s3_endpoint)
         run_id = make_run_id(args.network_config, args.job_id) if args.run_id == AUTO else args.run_id
         uri = storage.join(storage.absolute(args.s3_bucket), run_id)
-        if step.LOCAL_DIR in os.environ and not step.read_status(uri):
+        if step.LOCAL_DIR in os.environ and not status_of(uri, args.job_id):
             return  # prepare refused, and has said why a line above
-        summary = finish(uri, args.webhook, step.Artifacts(args.executor_input))
+        summary = finish(uri, args.webhook, step.Artifacts(args.executor_input), args.job_id)
         step.say(f"{summary['run_id']}: {summary['state']}{': ' + summary['reason'] if summary['reason'] else ''}")
 
     step.stop_on_sigterm()

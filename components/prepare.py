@@ -57,7 +57,7 @@ def component(image: str) -> Any:
 
 
 def prepare(config: RunConfig, job_id: str, run_output: str = "", artifacts: step.Artifacts | None = None) -> Run:
-    """Make the run's folder and return the run. Repeating it for a run that is whole changes nothing.
+    """Make the run's folder and return the run. Repeating it for a run that is whole changes its status alone.
 
     Raises InputError for data, configurations, a network or a search space that cannot be used, before anything is written.
     """
@@ -78,8 +78,8 @@ def prepare(config: RunConfig, job_id: str, run_output: str = "", artifacts: ste
     step.echo(run.config)
     if artifacts:
         artifacts.set("echo", content=_echo(run))
-    if not whole or not _data_there(run):
-        step.with_status("prepare", run, lambda: _fill(run, inputs, job_id), job_id=job_id)
+    missing = not whole or not _data_there(run)
+    step.with_status("prepare", run, lambda: _fill(run, inputs, job_id) if missing else None, job_id=job_id)
     return Run.load(run.uri)
 
 

@@ -48,6 +48,19 @@ def test_every_end_has_its_words(run, name, state, metrics, wanted, said):
     assert finish.as_markdown(summary).startswith(f"# pfn-00000000: {wanted}\n")
 
 
+def test_the_success_of_an_earlier_job_is_not_told_of_one_whose_prepare_refused(run, capsys, monkeypatch):
+    """`--resume` with other inputs: the folder holds the earlier job's status."""
+    step.write_status(run, "deploy", "done", job_id="earlier")
+    assert finish.summarise(run.uri, "earlier")["state"] == "succeeded"
+    arguments = ["--s3-bucket", run.config.s3_bucket, "--run-id", run.id, "--network-config", RunConfig().network_config, "--job-id", JOB]
+    monkeypatch.delenv(step.LOCAL_DIR, raising=False)
+    assert finish.main(arguments) == 0
+    assert "failed: prepare left no trace" in capsys.readouterr().out
+    monkeypatch.setenv(step.LOCAL_DIR, "runs")  # here prepare's own line stands above
+    assert finish.main(arguments) == 0
+    assert capsys.readouterr().out == ""
+
+
 class Hook(http.server.BaseHTTPRequestHandler):
     def do_POST(self):
         self.server.got.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
