@@ -145,22 +145,27 @@ def _edge_statistics(centre: torch.Tensor, x: torch.Tensor, edges: Edges) -> tup
     return mean_centre + mean_x, squares.sum(dim=0) / number
 
 
-# In an exported graph the layers on edges are products without biases: ONNX Runtime would add a bias in a further pass over all edges.
-# One more feature, the last, is one on every edge and carries the biases from product to product.
+# In an exported graph the layers on particles and edges are products without biases: ONNX Runtime would add a bias in a further pass
+# over all rows. One more feature, the last, is one in every row and carries the biases from product to product.
 
 
-def edges_with_one(x: torch.Tensor, rows: Rows, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """ReLU(W (x_i, x_j - x_i) + b) on edges, and the feature that is one: x (N, P, C), weight (D, 2C) -> (N, P, k, D + 1)."""
+def edges_with_one(x: torch.Tensor, rows: Rows, weight: torch.Tensor, bias: torch.Tensor, *, keep: bool) -> torch.Tensor:
+    """ReLU(W (x_i, x_j - x_i) + b) on edges: x (N, P, C), weight (D, 2C) -> (N, P, k, D), or D + 1 to `keep` the feature that is one."""
     of_self, of_difference = weight.chunk(2, dim=1)  # (D, C) each
-    none, one = torch.zeros_like(of_self[:1]), torch.ones_like(bias[:1])
-    centre = F.linear(x, torch.cat((of_self - of_difference, none)), torch.cat((bias, one)))
-    return F.relu(_plain_edge_sum(centre, F.linear(x, torch.cat((of_difference, none))), rows))
+    of_centre = of_self - of_difference
+    if keep:
+        none = torch.zeros_like(of_self[:1])
+        of_centre, of_difference = torch.cat((of_centre, none)), torch.cat((of_difference, none))
+        bias = torch.cat((bias, torch.ones_like(bias[:1])))
+    return F.relu(_plain_edge_sum(F.linear(x, of_centre, bias), F.linear(x, of_difference), rows))
 
 
-def linear_with_one(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """W x + b where the last feature of x (..., C + 1) is one; so is that of the answer (..., D + 1)."""
-    one = torch.cat((torch.zeros_like(weight[:1]), torch.ones_like(bias[:1, None])), dim=1)
-    return x @ torch.cat((torch.cat((weight, bias[:, None]), dim=1), one)).t()
+def linear_with_one(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, *, keep: bool) -> torch.Tensor:
+    """W x + b where the last feature of x (..., C + 1) is one: (..., D), or D + 1 to `keep` that feature."""
+    weight = torch.cat((weight, bias[:, None]), dim=1)
+    if keep:
+        weight = torch.cat((weight, torch.cat((torch.zeros_like(weight[:1, 1:]), torch.ones_like(weight[:1, :1])), dim=1)))
+    return x @ weight.t()
 
 
 def mean_of_neighbours(edges: torch.Tensor) -> torch.Tensor:
@@ -173,8 +178,7 @@ def mean_of_neighbours(edges: torch.Tensor) -> torch.Tensor:
 def sum_of_particles(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Sum over particles, weighted by the mask: x (N, P, C), mask (N, 1, P), one for a particle and zero for padding -> (N, C).
 
-    As a product: in one pass over x, where to multiply and then to add takes two. ONNX Runtime, too, reads x as its convolutions
-    leave it, (N, C, P), and takes the transposition that this leaves in the graph into the product.
+    As a product: in one pass over x, where to multiply and then to add takes two.
     """
     return torch.bmm(mask, x).squeeze(1)
 

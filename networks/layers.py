@@ -105,24 +105,10 @@ class LinearNorm(nn.Module):
         self.by_batch = norm == "batch"
         self.by_row = norm == "layer"
 
-    def forward(self, x: torch.Tensor, *, relu: bool = False, chained: bool = False, with_one: bool = False) -> torch.Tensor:
-        """`chained`: x (N, P, C) passes several such layers one after another, see `convolution`. `with_one`: see `linear_with_one`."""
-        if with_one:
-            return self.finish(linear_with_one(x, *self.weights()), relu=relu)
-        if chained and torch.onnx.is_in_onnx_export():
-            return self.convolution(x, relu=relu)
-        return self.finish(linear(x, *self.weights()), relu=relu)
-
-    def convolution(self, x: torch.Tensor, *, relu: bool) -> torch.Tensor:
-        """The same over (N, C, P): ONNX Runtime adds bias and ReLU to a convolution in one pass, to a product of rows in three.
-
-        Outside training. From layer to layer of a chain the transpositions cancel, and the exporter leaves them out.
-        """
-        weight, bias = self.weights()
-        y = F.conv1d(x.transpose(1, 2), weight[:, :, None], bias)
-        if self.by_row:
-            return self.finish(y.transpose(1, 2), relu=relu)
-        return (F.relu(y) if relu else y).transpose(1, 2)
+    def forward(self, x: torch.Tensor, *, relu: bool = False, with_one: bool = False, keep_one: bool = False) -> torch.Tensor:
+        """`with_one`, outside training: the last feature of x (..., C + 1) is one; `keep_one`: so is that of the answer (..., D + 1)."""
+        y = linear_with_one(x, *self.weights(), keep=keep_one) if with_one else linear(x, *self.weights())
+        return self.finish(y, relu=relu)
 
     def weights(self) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Weight (D, C) and bias (D,) to apply before `finish`; outside training batch normalisation is in them."""
@@ -137,6 +123,13 @@ class LinearNorm(nn.Module):
             return self.norm(y, relu=relu)
         y = y if self.by_batch else self.norm(y)
         return F.relu(y) if relu else y
+
+
+def chain_with_one(layers: Sequence[LinearNorm], x: torch.Tensor) -> torch.Tensor:
+    """Layers with ReLU one after another, as an exported graph holds them: (..., C + 1), the last feature one, -> (..., D)."""
+    for layer in layers:
+        x = layer(x, relu=True, with_one=True, keep_one=layer is not layers[-1])
+    return x
 
 
 class EdgeConv(nn.Module):
@@ -171,10 +164,8 @@ class EdgeConv(nn.Module):
 
     def exported_mean(self, x: torch.Tensor, rows: Rows) -> torch.Tensor:
         """mean_over_edges in the form that ONNX Runtime does best."""
-        edges = edges_with_one(x, rows, *self.first.weights())  # (N, P, k, dim + 1)
-        for layer in self.rest:
-            edges = layer(edges, relu=True, with_one=True)
-        return mean_of_neighbours(edges)[..., :-1]
+        edges = edges_with_one(x, rows, *self.first.weights(), keep=len(self.rest) > 0)
+        return mean_of_neighbours(chain_with_one(self.rest, edges))
 
     def first_layer(self, x: torch.Tensor, neighbours: torch.Tensor) -> torch.Tensor:
         """The first layer, its norm and ReLU on all edges: (N, P, C) and (N, P, k) -> (N, P, k, dim)."""

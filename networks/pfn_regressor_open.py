@@ -17,7 +17,7 @@ from torch import nn
 
 from common.errors import InputError
 from networks.fast import sum_of_particles
-from networks.layers import LinearNorm, describe, fully_connected, input_order, jet_values
+from networks.layers import LinearNorm, chain_with_one, describe, fully_connected, input_order, jet_values
 from networks.losses import output_columns, output_layer, regression_loss
 from networks.options import check
 
@@ -50,9 +50,13 @@ class ParticleFlowNetwork(nn.Module):
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
         features, mask, *jet = (inputs[i] for i in self.order)
         # Once, at the input, so that what lies in padding, even NaN, reaches no sum; the sum itself then only needs the mask.
-        x = torch.where(mask.bool(), features, 0.0).transpose(1, 2)  # (N, P, C)
-        for layer in self.layers:
-            x = layer(x, relu=True, chained=True)  # (N, P, conv_dim)
+        x = torch.where(mask.bool(), features, 0.0)  # (N, C, P)
+        if torch.onnx.is_in_onnx_export() and not self.layers[0].by_row:
+            x = chain_with_one(self.layers, torch.cat((x, torch.ones_like(mask, dtype=x.dtype)), dim=1).transpose(1, 2))
+        else:
+            x = x.transpose(1, 2)  # (N, P, C)
+            for layer in self.layers:
+                x = layer(x, relu=True)  # (N, P, conv_dim)
         x = sum_of_particles(x, mask.to(x.dtype))  # (N, conv_dim)
         return self.head(torch.cat((x, *jet_values(jet)), dim=1))
 

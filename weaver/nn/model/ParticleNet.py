@@ -71,10 +71,10 @@ class EdgeConvBlock(nn.Module):
     def _exported_mean(self, x: torch.Tensor, rows: Rows) -> torch.Tensor:
         """_mean_over_edges in the form that ONNX Runtime does best."""
         first, *rest = (_folded(conv, bn) for conv, bn in zip(self.convs, self.bns, strict=True))
-        edges = edges_with_one(x, rows, *first)
-        for weight, bias in rest:
-            edges = F.relu(linear_with_one(edges, weight, bias))
-        return mean_of_neighbours(edges)[..., :-1]
+        edges = edges_with_one(x, rows, *first, keep=len(rest) > 0)
+        for left, (weight, bias) in zip(range(len(rest) - 1, -1, -1), rest, strict=True):
+            edges = F.relu(linear_with_one(edges, weight, bias, keep=left > 0))
+        return mean_of_neighbours(edges)
 
     def _first(self, x: torch.Tensor, neighbours: torch.Tensor) -> torch.Tensor:
         """The first layer, normalised and rectified, on all edges: (N, P, C) and (N, P, k) -> (N, P, k, C')."""
