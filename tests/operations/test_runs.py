@@ -114,6 +114,19 @@ def test_a_run_that_does_not_end_is_not_followed_for_ever(kfp, tmp_path):
 # Asking -----------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("details", "said"),
+    [
+        ({"namespace": "physics"}, "  served as pfn at http://x (kserve)"),
+        ({"pid": 2**22 + 1}, "  was served as pfn at http://x (kserve), which has ended; --resume with --serve brings it back"),
+    ],
+)
+def test_a_service_that_has_ended_is_not_told_as_running(tmp_path, capsys, details, said):
+    local_run(tmp_path, service={"name": "pfn", "url": "http://x", "kind": "kserve", "details": details})
+    main(tmp_path, "--status", RUN_ID)
+    assert said in capsys.readouterr().out.splitlines()
+
+
 def test_the_status_of_a_run_here_says_where_it_was_killed(tmp_path, capsys):
     run = local_run(tmp_path, search=SEARCH)
     step.write_status(run, "prepare", "done")
