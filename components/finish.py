@@ -61,10 +61,17 @@ def status_of(uri: str, job_id: str) -> dict[str, Any]:
 def summarise(uri: str, job_id: str = "") -> dict[str, Any]:
     """How the run in a folder ended: state, the step it ended in and why, and what there is of results.
 
-    state: 'succeeded', 'not deployed' (the gate), 'failed', or 'interrupted'. job_id: of the KFP run that ended, where that matters.
+    state: 'succeeded', 'not deployed' (the gate), 'failed', or 'interrupted'. job_id: of the KFP run that ended, whose steps and
+    results alone are told; empty: of whichever wrote last.
     """
     status = status_of(uri, job_id)
-    metrics, search, service = (storage.find_json(storage.join(uri, f"{name}.json"), {}) for name in ("metrics", "search", "service"))
+
+    def result(name: str, made_by: str) -> dict[str, Any]:
+        entry = status.get("steps", {}).get(made_by)
+        of_this_job = not job_id or (entry is not None and entry.get("job_id") == job_id)
+        return storage.find_json(storage.join(uri, f"{name}.json"), {}) if of_this_job else {}
+
+    metrics, search, service = result("metrics", "evaluate"), result("search", "search"), result("service", "deploy")
     state, reason = _end(status, metrics)
     return {
         "run_id": storage.name(uri), "run": uri, "state": state, "step": status.get("step", "prepare"), "reason": reason,
@@ -122,7 +129,7 @@ def main(argv: list[str] | None = None) -> int:
     for name in ("s3-bucket", "run-id", "network-config"):
         parser.add_argument(f"--{name}", required=True, help="as the run's")
     parser.add_argument("--webhook", default=NONE, help="URL that gets the summary as JSON (default: none)")
-    parser.add_argument("--job-id", default="", help="KFP job id, of which a run id that is 'auto' was made")
+    parser.add_argument("--job-id", default="", help="KFP job id: an 'auto' run id was made of it, and by it the run's own steps are known")
     parser.add_argument("--s3-endpoint", default=AUTO, help="S3 endpoint URL, or 'auto' for AWS_ENDPOINT_URL")
     parser.add_argument("--executor-input", default="", help="KFP's executor input (JSON); by hand: leave it out")
     args = parser.parse_args(argv)

@@ -57,8 +57,9 @@ def component(image: str) -> Any:
 
 
 def prepare(config: RunConfig, job_id: str, run_output: str = "", artifacts: step.Artifacts | None = None) -> Run:
-    """Make the run's folder and return the run. Repeating it for a run that is whole changes its status alone.
+    """Make the run's folder and return the run.
 
+    Of a run that is whole it notes the status and the parameters that may change, and decodes data that were cleared away.
     Raises InputError for data, configurations, a network or a search space that cannot be used, before anything is written.
     """
     if config.run_id == AUTO:

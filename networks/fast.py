@@ -33,7 +33,7 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
     """
     if plain_is_better(x):
         return F.linear(x, weight, bias)
-    if torch.is_autocast_enabled("cpu"):
+    if torch.is_autocast_enabled("cpu") and x.dtype != torch.float64:  # which autocast leaves alone
         dtype = torch.get_autocast_dtype("cpu")
         x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     of_rows = _LinearBF16.apply if x.dtype == torch.bfloat16 else _product
@@ -76,7 +76,8 @@ class Edges:
     def order(self) -> torch.Tensor:
         """Asked for in training alone. NumPy sorts numbers of 16 bits by radix, in a third of the time that torch takes."""
         within = self.index.reshape(len(self.index), -1)  # (N, P k)
-        order = np.argsort(within.to(torch.int16).numpy(), axis=1, kind="stable")
+        short = torch.int16 if self.index.shape[1] <= 2**15 else torch.int32
+        order = np.argsort(within.to(short).numpy(), axis=1, kind="stable")
         return (torch.from_numpy(order) + torch.arange(len(within))[:, None] * within.shape[1]).view(-1)
 
     @functools.cached_property
@@ -145,8 +146,8 @@ def _edge_statistics(centre: torch.Tensor, x: torch.Tensor, edges: Edges) -> tup
     return mean_centre + mean_x, squares.sum(dim=0) / number
 
 
-# In an exported graph the layers on particles and edges are products without biases: ONNX Runtime would add a bias in a further pass
-# over all rows. One more feature, the last, is one in every row and carries the biases from product to product.
+# In an exported graph the layers on edges, and the PFN's on particles, are products without biases: ONNX Runtime would add a bias in a
+# further pass over all rows. One more feature, the last, is one in every row and carries the biases from product to product.
 
 
 def edges_with_one(x: torch.Tensor, rows: Rows, weight: torch.Tensor, bias: torch.Tensor, *, keep: bool) -> torch.Tensor:
@@ -265,7 +266,7 @@ def _follow(norm: nn.Module, mean: torch.Tensor, variance: torch.Tensor, rows: i
 class _LinearBF16(torch.autograd.Function):
     """_product with the gradient of the weight as batched products of parts of the rows, added up in float32.
 
-    oneDNN's own gradient of a convolution's weight takes 3 to 4 times as long in bfloat16 where the CPU has AMX.
+    oneDNN's own gradient of a convolution's weight takes 3 to 4 times as long in bfloat16 where the CPU has AMX. Has no second derivative.
     """
 
     @staticmethod

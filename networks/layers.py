@@ -185,7 +185,8 @@ def nearest_neighbours(
     With `use_counts` padding is never a neighbour: where there are fewer than k others, the rest of the k places hold the
     particle itself. Without it padding (features zero) fills them, which is the function as published. There padding's own neighbours
     are padding; they are looked for with `training` alone, as nothing but the statistics of a batch depends on them.
-    Distances are float32 also under autocast, so that bf16 does not shuffle neighbours. `particles`: P, as in `Rows`.
+    Distances are float32 also under autocast, so that bf16 does not shuffle neighbours. `particles`: P, as in `Rows`. The points of
+    padding must be finite, as zeros are.
     """
     with torch.no_grad(), torch.autocast(points.device.type, enabled=False):
         apart = real[:, None, :] != real[:, :, None] if training and not use_counts else ~real[:, None, :]  # (N, 1 or P, P)

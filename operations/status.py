@@ -84,12 +84,14 @@ def verdict_lines(folder: str) -> Iterator[str]:
         yield "gate passed" if metrics["passed"] else f"gate not passed: {'; '.join(metrics['reasons'])}"
         yield f"report: {storage.join(folder, 'report.html')}"
     if service:
-        yield _service_line(service)
+        yield _service_line(service, here=not storage.is_s3(folder))
 
 
-def _service_line(service: dict[str, Any]) -> str:
+def _service_line(service: dict[str, Any], *, here: bool) -> str:
     from serving import triton
 
     line = f"served as {service['name']} at {service['url']} ({service['kind']})"
     pid = service.get("details", {}).get("pid")  # of a server on one machine, which ends with the command that started it
-    return line if pid is None or triton.is_running(pid) else f"was {line}, which has ended; --resume with --serve brings it back"
+    if pid is None or not here or triton.is_running(pid):
+        return line
+    return f"was {line}, which has ended; --resume with --serve brings it back"

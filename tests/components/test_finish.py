@@ -50,8 +50,13 @@ def test_every_end_has_its_words(run, name, state, metrics, wanted, said):
 
 def test_the_success_of_an_earlier_job_is_not_told_of_one_whose_prepare_refused(run, capsys, monkeypatch):
     """`--resume` with other inputs: the folder holds the earlier job's status."""
-    step.write_status(run, "deploy", "done", job_id="earlier")
-    assert finish.summarise(run.uri, "earlier")["state"] == "succeeded"
+    for name in ("search", "evaluate", "deploy"):
+        step.write_status(run, name, "done", job_id="earlier")
+    storage.write_json(run.path("metrics.json"), METRICS)
+    told = finish.summarise(run.uri, "earlier")
+    assert (told["state"], told["gate"], told["gain_percent"]) == ("succeeded", True, METRICS["gain"])
+    told = finish.summarise(run.uri, JOB)
+    assert (told["state"], told["gate"], told["gain_percent"], told["report"]) == ("failed", None, None, None)
     arguments = ["--s3-bucket", run.config.s3_bucket, "--run-id", run.id, "--network-config", RunConfig().network_config, "--job-id", JOB]
     monkeypatch.delenv(step.LOCAL_DIR, raising=False)
     assert finish.main(arguments) == 0
@@ -59,6 +64,15 @@ def test_the_success_of_an_earlier_job_is_not_told_of_one_whose_prepare_refused(
     monkeypatch.setenv(step.LOCAL_DIR, "runs")  # here prepare's own line stands above
     assert finish.main(arguments) == 0
     assert capsys.readouterr().out == ""
+
+
+def test_results_of_an_earlier_job_are_not_told_of_one_that_failed_before_them(run):
+    for name in ("search", "evaluate", "deploy"):
+        step.write_status(run, name, "done", job_id="earlier")
+    storage.write_json(run.path("metrics.json"), METRICS)
+    step.write_status(run, "prepare", "failed", "other inputs", job_id=JOB)
+    told = finish.summarise(run.uri, JOB)
+    assert (told["state"], told["step"], told["reason"], told["gain_percent"]) == ("failed", "prepare", "other inputs", None)
 
 
 class Hook(http.server.BaseHTTPRequestHandler):

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from networks.fast import batch_norm, edge_sum, edge_sum_norm_relu, linear, mean_of_neighbours
+from networks.fast import Edges, batch_norm, edge_sum, edge_sum_norm_relu, linear, mean_of_neighbours
 
 
 def rows(*shape: int, seed: int = 1, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -28,6 +28,30 @@ def both(ours: torch.Tensor, plain: torch.Tensor, inputs: list[torch.Tensor], to
 def test_linear(shape):
     x, weight, bias = rows(*shape), rows(4, 7, seed=2), rows(4, seed=3)
     both(linear(x, weight, bias), F.linear(x, weight, bias), [x, weight, bias])
+
+
+@pytest.mark.parametrize("number", [1, 63, 128, 6400])
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_linear_in_bfloat16_has_the_gradients_of_float32(number, has_bias):
+    x, weight = rows(number, 50, dtype=torch.bfloat16), rows(20, 50, seed=2, dtype=torch.bfloat16)
+    bias = rows(20, seed=3, dtype=torch.bfloat16) if has_bias else None
+    exact = F.linear(x.float(), weight.float(), None if bias is None else bias.float())
+    both(linear(x, weight, bias), exact, [x, weight, *([] if bias is None else [bias])], tolerance=0.02)
+
+
+@pytest.mark.parametrize(("dtype", "expected"), [(torch.float32, torch.bfloat16), (torch.float64, torch.float64)])
+def test_linear_under_autocast_has_the_type_that_torch_gives(dtype, expected):
+    x, weight = rows(3, 7, dtype=dtype), rows(4, 7, seed=2, dtype=dtype)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert linear(x, weight).dtype == F.linear(x, weight).dtype == expected
+
+
+@pytest.mark.parametrize("particles", [40, 2**15 + 7], ids=["16 bits", "more"])
+def test_edges_are_sorted_by_neighbour(particles):
+    index = torch.randint(0, particles, (2, particles, 1), generator=torch.Generator().manual_seed(1))
+    edges = Edges(index)
+    assert (edges.to.view(-1)[edges.order].diff() >= 0).all()
+    assert edges.to.view(-1)[edges.order][edges.starts[edges.counts[:, 0] > 0]].tolist() == edges.to.unique().tolist()
 
 
 @pytest.mark.parametrize("dim", [1, 7, 50, 64])

@@ -141,7 +141,7 @@ def test_one_particle_and_none_have_finite_answers_and_gradients(use_counts):
 
 def test_values_in_padding_are_not_read():
     batch = jets([7, 30, 2])
-    dirty = {**batch, "pf_features": batch["pf_features"].masked_fill(batch["pf_mask"] == 0, torch.nan)}
+    dirty = {**batch, **{key: batch[key].masked_fill(batch["pf_mask"] == 0, torch.nan) for key in ("pf_points", "pf_features")}}
     for name, groups in (("particle_net", PARTICLE_NET), ("pfn", PFN)):
         torch.testing.assert_close(answer(MODELS[name], dirty, groups), answer(MODELS[name], batch, groups))
 

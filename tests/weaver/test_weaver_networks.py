@@ -87,6 +87,18 @@ def test_an_exported_network_answers_the_same_at_any_number_of_jets_and_particle
             np.testing.assert_allclose(found, model(*inputs).numpy(), atol=2e-6)
 
 
+@pytest.mark.parametrize("junk", [float("nan"), float("inf"), 1e30])
+@pytest.mark.parametrize("use_counts", [True, False])
+def test_what_lies_in_the_points_of_padding_reaches_no_answer(junk, use_counts):
+    torch.manual_seed(0)
+    model = settle(ParticleNet(5, 3, use_counts=use_counts, **NET))
+    mask = (torch.arange(20) < torch.tensor([3, 9, 20, 1])[:, None])[:, None]
+    points, features = torch.randn(4, 2, 20) * mask, torch.randn(4, 5, 20) * mask
+    with torch.no_grad():
+        expected = model(points, features, mask)
+        torch.testing.assert_close(model(points.masked_fill(~mask, junk), features, mask), expected)
+
+
 def test_a_jet_may_have_fewer_particles_than_neighbours():
     model = ParticleNet(1, 2, conv_params=[(7, (4,))], fc_params=[(4, 0.0)]).eval()
     assert model(torch.randn(2, 2, 3), torch.randn(2, 1, 3), torch.ones(2, 1, 3)).isfinite().all()

@@ -134,6 +134,7 @@ class ParticleNet(nn.Module):
         if (short := self.least - mask.shape[-1]) > 0:
             points, features, mask = F.pad(points, (0, short)), F.pad(features, (0, short)), F.pad(mask, (0, short))
         padding = ~mask
+        points = points.masked_fill(padding, 0)  # whatever lies there, even NaN
         x = self.bn_fts(features).masked_fill(padding, 0) if self.use_fts_bn else features
         outputs = []
         for index, conv in enumerate(self.edge_convs):
