@@ -147,7 +147,11 @@ def test_resuming_a_finished_run_trains_nothing_again(finished):
     output = finished[1]
     run_id = (output / "latest").resolve().name
     before = {path: path.stat().st_mtime_ns for path in output.glob("latest/trials/*/best.pt")}
+    jobs = [step["job_id"] for step in json.loads((output / "latest/status.json").read_text())["steps"].values()]
     answer = pipeline("--output", output, "--resume", run_id, "--runner", "local")
+    again = [step["job_id"] for step in json.loads((output / "latest/status.json").read_text())["steps"].values()]
+    assert len(set(jobs)) == len(set(again)) == 1, "each step of a job notes that it was there, prepare too"
+    assert set(jobs) != set(again)
     assert {path: path.stat().st_mtime_ns for path in output.glob("latest/trials/*/best.pt")} == before
     assert "started:" not in answer.stdout
     assert "served by" in answer.stdout
@@ -177,6 +181,7 @@ def test_resuming_with_other_parameters_is_refused(finished):
                       "--batch-size", "64", check=False)  # fmt: skip
     assert answer.returncode == 2
     assert "batch-size was 100, now 64" in answer.stdout + answer.stderr
+    assert "succeeded" not in answer.stdout, "that was the job before"
 
 
 def test_ctrl_c_stops_everything_and_the_run_goes_on_later_up_to_its_gate(jets, tmp_path):
