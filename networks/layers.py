@@ -87,7 +87,8 @@ class Norm(nn.Module):
     def forward(self, x: torch.Tensor, *, relu: bool = False) -> torch.Tensor:
         if torch.onnx.is_in_onnx_export():  # two nodes, where the view as an image would cost ten more
             scale, shift = affine(self.bn)
-            return F.relu(x * scale + shift) if relu else x * scale + shift
+            y = x * scale + shift
+            return F.relu(y) if relu else y
         return batch_norm(x, self.bn, relu=relu)
 
 

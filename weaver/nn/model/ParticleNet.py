@@ -72,8 +72,8 @@ class EdgeConvBlock(nn.Module):
         """_mean_over_edges in the form that ONNX Runtime does best."""
         first, *rest = (_folded(conv, bn) for conv, bn in zip(self.convs, self.bns, strict=True))
         edges = edges_with_one(x, rows, *first, keep=len(rest) > 0)
-        for left, (weight, bias) in zip(range(len(rest) - 1, -1, -1), rest, strict=True):
-            edges = F.relu(linear_with_one(edges, weight, bias, keep=left > 0))
+        for number, (weight, bias) in enumerate(rest, start=1):
+            edges = F.relu(linear_with_one(edges, weight, bias, keep=number < len(rest)))
         return mean_of_neighbours(edges)
 
     def _first(self, x: torch.Tensor, neighbours: torch.Tensor) -> torch.Tensor:
