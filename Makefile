@@ -11,7 +11,7 @@ PEER   := .venv-peer
 .PHONY: help setup run test lint bench physics parity peer images lock clean
 
 help:
-	@echo "make run    calibrate generated jets on this machine: search, train, export, validate, serve (5 to 7 minutes)"
+	@echo "make run    calibrate generated jets on this machine: search, train, export, validate, serve (5 to 9 minutes)"
 	@echo "make test   the tests (under 10 minutes)"
 	@echo "make lint   ruff"
 	@echo "make parity every array of weaver-core 0.5.3 against ours, on the same files (a minute)"
