@@ -5,6 +5,11 @@ BIN    := $(VENV)/bin
 TORCH  := $(shell sed -n 's/^ *"\(torch==[^"]*\)",/\1/p' pyproject.toml)
 PIP    := $(BIN)/pip install --disable-pip-version-check -qq
 
+# A further index to take torch from. PyPI's torch for Linux is the CUDA build; of an index that also has a CPU build, pip takes
+# that one, because 2.13.0+cpu counts as newer than 2.13.0.
+TORCH_INDEX ?=
+TORCH_FROM  := $(TORCH) $(if $(TORCH_INDEX),--extra-index-url "$(TORCH_INDEX)")
+
 # The peer of the comparisons, in an environment of its own.
 PEER   := .venv-peer
 
@@ -17,6 +22,7 @@ help:
 	@echo "make parity every array of weaver-core 0.5.3 against ours, on the same files (a minute)"
 	@echo "make bench  speed beside weaver-core 0.5.3 and the published networks (long; leave the machine alone meanwhile)"
 	@echo "make physics what each input and option of the network brings, on generated jets (an hour or two)"
+	@echo "make setup TORCH_INDEX=URL   set up .venv with torch from a further index, such as one with CPU builds"
 	@echo "make images REGISTRY=registry/project   build and push the images (docker, podman or buildah)"
 	@echo "make lock   resolve pyproject.toml into the hash-pinned locks (needs uv)"
 	@echo "make clean  remove the environments and caches; runs/ stays"
@@ -29,8 +35,8 @@ $(VENV)/.whole: requirements.lock requirements-triton.lock pyproject.toml Makefi
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) 2>/dev/null || python3 -m venv $(VENV)
 	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' \
 		|| { echo "error: Python 3.11 or 3.12 is needed; type: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; exit 2; }
-	@echo "installing $(TORCH) and the locked packages into $(VENV) (about 2 minutes, 2 GB) ..."
-	@$(PIP) $(TORCH)
+	@echo "installing $(TORCH) and the locked packages into $(VENV): some minutes; 6 GB with the CUDA build of torch, 2 GB with a CPU build ..."
+	@$(PIP) $(TORCH_FROM)
 	@$(PIP) --no-deps --require-hashes -r requirements.lock
 	@$(PIP) --no-deps --require-hashes -r requirements-triton.lock >/dev/null 2>&1 \
 		|| echo "note: no Triton server for this machine; kserve's model server will answer instead"
@@ -53,7 +59,7 @@ peer: $(PEER)/.whole
 $(PEER)/.whole:
 	@test -x $(PEER)/bin/python || $(PYTHON) -m venv $(PEER)
 	@echo "installing weaver-core 0.5.3 into $(PEER) ..."
-	@$(PEER)/bin/pip install --disable-pip-version-check -qq $(TORCH)
+	@$(PEER)/bin/pip install --disable-pip-version-check -qq $(TORCH_FROM)
 	@$(PEER)/bin/pip install --disable-pip-version-check -qq weaver-core==0.5.3 vector pyarrow
 	@touch $@
 

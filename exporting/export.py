@@ -299,8 +299,17 @@ def _metadata(wanted: Export, data_config, info: dict[str, Any]) -> dict[str, An
         "output_columns": json.dumps(info.get("output_columns", [])),  # by which the evaluation knows the quantiles
         "label": json.dumps({name: data_config.functions[name].text for name in data_config.label_names if name in data_config.functions}),
         "standardisation": json.dumps(data_config.preprocess_params),
-        "versions": " ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES),
+        "versions": " ".join(f"{name} {_version(name)}" for name in PACKAGES),
     }
+
+
+def _version(package: str) -> str:
+    """The version of an installed package; torch's own word for it also names the build (`2.13.0+cu130`)."""
+    if package == "torch":
+        import torch
+
+        return torch.__version__
+    return importlib.metadata.version(package)
 
 
 def _validation_metrics(wanted: Export, best_epoch: Any) -> dict[str, Any]:

@@ -42,6 +42,7 @@ def read_names(path: Path) -> list[str]:
 
 def closure(requirements: list[str]) -> set[str]:
     """The packages named and all that they need on this machine. Raises InputError for one that is not installed."""
+    locked = read_lock(MAIN)
     seen: set[tuple[str, frozenset[str]]] = set()
     todo = [Requirement(text) for text in requirements]
     while todo:
@@ -49,7 +50,11 @@ def closure(requirements: list[str]) -> set[str]:
         entry = (canonicalize_name(asked.name), frozenset(asked.extras))
         if entry not in seen:
             seen.add(entry)
-            todo += _needed_by(asked)
+            needed = _needed_by(asked)
+            if entry[0] in SEPARATE:
+                # A CUDA build of torch also needs nvidia's packages. They come with torch, from torch's own lock.
+                needed = [one for one in needed if canonicalize_name(one.name) in locked]
+            todo += needed
     return {name for name, _ in seen}
 
 

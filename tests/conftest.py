@@ -1,10 +1,16 @@
 """Fixtures that every room's tests may use."""
 
 import os
+import signal
 
 import pytest
 
 from common import storage
+
+
+def pytest_configure(config):
+    """Take SIGINT as in a terminal. A shell's background job ignores it, and so would all processes that tests start."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

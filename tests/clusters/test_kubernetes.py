@@ -242,10 +242,11 @@ def test_ctrl_c_goes_through_at_once(fake):
         time.sleep(0.2)  # the main thread has to be in its sleep: Python loses a signal's haste between two system calls
         signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
-    later(interrupt, lambda: "not started yet" in home.text, home.api)
+    manifest = job("pass")
+    later(interrupt, lambda: f"job {manifest['metadata']['name']}: " in home.text, home.api)
     started = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        home.run_job(job("pass"), deadline=600)
+        home.run_job(manifest, deadline=600)
     assert time.monotonic() - started < 5
 
 

@@ -6,6 +6,7 @@ import concurrent.futures
 import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -144,8 +145,16 @@ def start_triton(triton_workdir, tmp_path):
         triton.stop(server.pid, seconds=0.2)  # asked in peace it takes 2 seconds
 
 
-@pytest.mark.parametrize("server", ["triton"], indirect=True)
-def test_requests_that_wait_are_run_together(server, repository):
+def test_requests_that_wait_are_run_together(start_triton, repository, tmp_path):
+    shutil.copytree(repository / "model", tmp_path / "model")
+    config = tmp_path / "model" / NAME / "config.pbtxt"
+    batching = re.compile(r"^dynamic_batching \{\s*\}", re.MULTILINE)
+    # Requests are made to wait for each other, so that the test does not depend on how busy the machine is.
+    text, count = batching.subn("dynamic_batching { max_queue_delay_microseconds: 200000 }", config.read_text())
+    assert count == 1
+    config.write_text(text)
+    server = start_triton(tmp_path / "model")
+
     def executions() -> tuple[int, int]:
         with urllib.request.urlopen(f"{server.url}/v2/models/{NAME}/stats", timeout=10) as response:
             stats = json.load(response)["model_stats"][0]
