@@ -1,11 +1,13 @@
 #!/usr/bin/env python
 """Calibrate jet energies with a network: prepare -> search -> export -> evaluate -> gate -> deploy.
 
-    python pipeline.py                                   on this machine, on generated jets
-    python pipeline.py --data-train 'train/*.root' --data-val 'val/*.root' --data-test 'test/*.root'
-    python pipeline.py --host https://KUBEFLOW/pipeline --s3-bucket s3://bucket/jec --num-gpus 1 --data-train ... --follow
-    python pipeline.py --check ...                       what would fail, before anything is created
-    python pipeline.py --status RUN_ID                   and --logs RUN_ID [STEP], --down RUN_ID, --rerun RUN_ID
+python pipeline.py                                   on this machine, on generated jets
+python pipeline.py --data-train 'train/*.root' --data-val 'val/*.root' --data-test 'test/*.root'
+python pipeline.py --host https://KUBEFLOW/pipeline --s3-bucket s3://bucket/jec --num-gpus 1
+    --data-train ... --follow
+python pipeline.py --check ...                       what would fail, before anything is created
+python pipeline.py --status RUN_ID                   and --logs RUN_ID [STEP], --down RUN_ID,
+    --rerun RUN_ID
 """
 
 from __future__ import annotations
@@ -24,22 +26,74 @@ COMMANDS = ("check", "status", "logs", "down", "render", "compile_to")
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(prog="python pipeline.py", description=__doc__)
     run = parser.add_argument_group("how to run")
-    run.add_argument("--runner", choices=("auto", "local", "kubeflow"), default="auto",
-                     help="'auto': Kubeflow where an endpoint is configured, else this machine (default: auto)")  # fmt: skip
-    run.add_argument("--host", default=AUTO, metavar="URL", help="KFP endpoint; 'auto': KFP_ENDPOINT or a notebook's own (default: auto)")
-    run.add_argument("--auth", choices=("auto", "none", "notebook", "token", "cookie", "dex"), default="auto",
-                     help="how to log in there: KFP_TOKEN(_FILE), KFP_COOKIE_FILE, KFP_USERNAME and KFP_PASSWORD (default: what is set)")
-    run.add_argument("--output", type=Path, default=Path("runs"), metavar="DIR",
-                     help="where local runs live; DIR/latest is the newest (default: runs)")  # fmt: skip
-    run.add_argument("--serve", action="store_true", help="local: keep the service up at the end, until Ctrl-C")
-    run.add_argument("--follow", action="store_true", help="Kubeflow: show steps, trials and the verdict until the end; its exit code")
-    run.add_argument("--resume", metavar="RUN_ID", help="go on with a run that was stopped; its own parameters are the defaults")
-    run.add_argument("--more-trials", nargs=2, metavar=("N", "RUN_ID"),
-                     help="go on with a search that has ended for N more trials; then export, evaluate and deploy its best")  # fmt: skip
-    run.add_argument("--rerun", metavar="RUN_ID", help="a new run; the parameters of that one are the defaults")
-    run.add_argument("--steps-image", default=image("steps"), metavar="IMAGE",
-                     help="image of the pipeline's steps on Kubeflow (default: the one that `make images` pushed last)")
-    run.add_argument("--steps-account", default=AUTO, metavar="NAME", help="ServiceAccount of the steps' pods (default: Kubeflow's own)")
+    run.add_argument(
+        "--runner",
+        choices=("auto", "local", "kubeflow"),
+        default="auto",
+        help="'auto': Kubeflow where an endpoint is configured, else this machine (default: auto)",
+    )
+    run.add_argument(
+        "--host",
+        default=AUTO,
+        metavar="URL",
+        help="KFP endpoint; 'auto': KFP_ENDPOINT or a notebook's own (default: auto)",
+    )
+    run.add_argument(
+        "--auth",
+        choices=("auto", "none", "notebook", "token", "cookie", "dex"),
+        default="auto",
+        help=(
+            "how to log in there: KFP_TOKEN(_FILE), KFP_COOKIE_FILE, KFP_USERNAME and KFP_PASSWORD"
+            " (default: what is set)"
+        ),
+    )
+    run.add_argument(
+        "--output",
+        type=Path,
+        default=Path("runs"),
+        metavar="DIR",
+        help="where local runs live; DIR/latest is the newest (default: runs)",
+    )
+    run.add_argument(
+        "--serve", action="store_true", help="local: keep the service up at the end, until Ctrl-C"
+    )
+    run.add_argument(
+        "--follow",
+        action="store_true",
+        help="Kubeflow: show steps, trials and the verdict until the end; its exit code",
+    )
+    run.add_argument(
+        "--resume",
+        metavar="RUN_ID",
+        help="go on with a run that was stopped; its own parameters are the defaults",
+    )
+    run.add_argument(
+        "--more-trials",
+        nargs=2,
+        metavar=("N", "RUN_ID"),
+        help=(
+            "go on with a search that has ended for N more trials; then export, evaluate and deploy"
+            " its best"
+        ),
+    )
+    run.add_argument(
+        "--rerun", metavar="RUN_ID", help="a new run; the parameters of that one are the defaults"
+    )
+    run.add_argument(
+        "--steps-image",
+        default=image("steps"),
+        metavar="IMAGE",
+        help=(
+            "image of the pipeline's steps on Kubeflow (default: the one that `make images` pushed"
+            " last)"
+        ),
+    )
+    run.add_argument(
+        "--steps-account",
+        default=AUTO,
+        metavar="NAME",
+        help="ServiceAccount of the steps' pods (default: Kubeflow's own)",
+    )
     _add_commands(parser.add_argument_group("instead of running"))
     add_arguments(parser, skip=("run_id",))
     parser.set_defaults(weaver_image=image("weaver"))
@@ -47,13 +101,39 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_commands(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--check", action="store_true", help="look at everything the run needs, create nothing; exit code 1 on an error")
-    group.add_argument("--render", type=Path, metavar="DIR", help="write every Kubernetes object the run would create as YAML")
-    group.add_argument("--compile-to", type=Path, metavar="FILE", help="write the pipeline's IR as YAML")
-    group.add_argument("--status", metavar="RUN_ID", help="what a run does, or how it ended; with --follow until its end")
-    group.add_argument("--logs", nargs="+", metavar=("RUN_ID", "STEP"), help="what its steps (or one step, or one trial) wrote")
-    group.add_argument("--down", metavar="RUN_ID", help="remove everything that a run left: objects, processes, its service")
-    group.add_argument("--storage", action="store_true", help="with --down: the run's folder of results as well")
+    group.add_argument(
+        "--check",
+        action="store_true",
+        help="look at everything the run needs, create nothing; exit code 1 on an error",
+    )
+    group.add_argument(
+        "--render",
+        type=Path,
+        metavar="DIR",
+        help="write every Kubernetes object the run would create as YAML",
+    )
+    group.add_argument(
+        "--compile-to", type=Path, metavar="FILE", help="write the pipeline's IR as YAML"
+    )
+    group.add_argument(
+        "--status",
+        metavar="RUN_ID",
+        help="what a run does, or how it ended; with --follow until its end",
+    )
+    group.add_argument(
+        "--logs",
+        nargs="+",
+        metavar=("RUN_ID", "STEP"),
+        help="what its steps (or one step, or one trial) wrote",
+    )
+    group.add_argument(
+        "--down",
+        metavar="RUN_ID",
+        help="remove everything that a run left: objects, processes, its service",
+    )
+    group.add_argument(
+        "--storage", action="store_true", help="with --down: the run's folder of results as well"
+    )
     group.add_argument("--yes", action="store_true", help="with --down: do not ask")
 
 
@@ -62,7 +142,10 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     asked = [name for name in COMMANDS if getattr(args, name)]
     if len(asked) > 1:
-        parser.error(f"--{asked[0].replace('_', '-')} and --{asked[1].replace('_', '-')} are two commands; give one")
+        parser.error(
+            f"--{asked[0].replace('_', '-')} and --{asked[1].replace('_', '-')} are two commands;"
+            " give one"
+        )
     return run_main(lambda: act(parser, args, argv))
 
 
@@ -114,10 +197,16 @@ def _compile(config: RunConfig, args: argparse.Namespace) -> int:
     if all(is_own(path) for path in (config.data_config, config.network_config)):
         config = with_space_as_text(config)  # the images hold the project's own files
     elif config.s3_bucket == AUTO:
-        raise InputError("a data config or network file of your own has to be uploaded: give --s3-bucket s3://bucket/prefix as well")
+        raise InputError(
+            "a data config or network file of your own has to be uploaded: give --s3-bucket"
+            " s3://bucket/prefix as well"
+        )
     else:
         config = with_uploaded_files(config)
-    print(f"{chain.compile_to(args.compile_to, config, args.steps_image)}: upload it in the Kubeflow UI, or let --runner kubeflow do so")
+    print(
+        f"{chain.compile_to(args.compile_to, config, args.steps_image)}: upload it in the Kubeflow"
+        " UI, or let --runner kubeflow do so"
+    )
     return 0
 
 
@@ -127,12 +216,19 @@ def _run(config: RunConfig, args: argparse.Namespace) -> int:
     host, found = endpoint(args.host)
     if args.runner == "kubeflow" or (args.runner == "auto" and host):
         if not host:
-            raise InputError("--runner kubeflow: no endpoint; give --host https://.../pipeline or set KFP_ENDPOINT")
+            raise InputError(
+                "--runner kubeflow: no endpoint; give --host https://.../pipeline or set"
+                " KFP_ENDPOINT"
+            )
         print(f"running on Kubeflow at {host} (from {found})", flush=True)
         from operations.commands import run_on_kubeflow
 
         return run_on_kubeflow(config, host, args)
-    reason = "asked by --runner" if args.runner == "local" else "no Kubeflow endpoint: neither --host nor KFP_ENDPOINT"
+    reason = (
+        "asked by --runner"
+        if args.runner == "local"
+        else "no Kubeflow endpoint: neither --host nor KFP_ENDPOINT"
+    )
     print(f"running on this machine ({reason})", flush=True)
     from components.local_run import LocalRun
 

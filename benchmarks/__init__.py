@@ -1,1 +1,4 @@
-"""Speed against peers, side by side in one run: `python -m benchmarks.<name>`, results with machine and date in results/."""
+"""Speed against peers, side by side in one run:
+
+`python -m benchmarks.<name>`, results with machine and date in results/.
+"""

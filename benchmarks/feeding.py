@@ -1,13 +1,17 @@
-"""From ROOT files to ready batches: this project's feeding against weaver-core's, on the same files, config and batch size.
+"""From ROOT files to ready batches: this project's feeding against weaver-core's, on the same
+files, config and batch size.
 
-    python -m benchmarks.feeding [--peer-python .venv-peer/bin/python] [--rounds 5] [--only first-pass,search,memory]
+    python -m benchmarks.feeding [--peer-python .venv-peer/bin/python] [--rounds 5] [--only
+        first-pass,search,memory]
 
-first-pass  ROOT to ready batches once, and ready batches in the epochs after that; weaver-core with the flags that a scan finds best
+first-pass  ROOT to ready batches once, and ready batches in the epochs after that; weaver-core with
+the flags that a scan finds best
             here (or --peer-flags), and with its defaults
 search      what decoding once saves a search of 30 trials
 memory      memory that belongs to the process while an epoch passes, for data sets of rising size
 
-Both sides run in processes of their own, in turn, with the same C allocator settings and with the files in the page cache.
+Both sides run in processes of their own, in turn, with the same C allocator settings and with the
+files in the page cache.
 """
 
 from __future__ import annotations
@@ -46,11 +50,14 @@ SCANNED_FLAGS: tuple[dict[str, Any], ...] = (
 TRIALS = 30
 
 
-# -------------------------------------------------------------------------------------------- what the measured processes do
+# ----------------------------------------------------------------- what the measured processes do
 
 
 def feed(given: dict[str, Any]) -> dict[str, Any]:
-    """Our side: prepare into an empty storage, then epochs of batches. Rates as benchmarks/peer/feed.py gives them, and more."""
+    """Our side: prepare into an empty storage, then epochs of batches.
+
+    Rates as benchmarks/peer/feed.py gives them, and more.
+    """
     from weaver.data_config import DataConfig
     from weaver.dataset import Dataset
     from weaver.loader import Loader
@@ -59,7 +66,9 @@ def feed(given: dict[str, Any]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(dir=given["scratch"]) as storage:
         started = time.perf_counter()
         config = DataConfig.load(given["config"])
-        reference = prepare(given["files"], config, storage, for_training=True, report=lambda line: None)
+        reference = prepare(
+            given["files"], config, storage, for_training=True, report=lambda line: None
+        )
         prepared = time.perf_counter()
         dataset = Dataset.open(reference.uri, config)
         opened = time.perf_counter()
@@ -82,21 +91,37 @@ def _epoch_rate(loader: Any, number: int) -> float:
 
 
 def decompress(given: dict[str, Any]) -> dict[str, Any]:
-    """Our library for zlib on the baskets that the config needs, read before, one file in each thread: what no decoding can pass."""
+    """Our library for zlib on the baskets that the config needs, read before, one file in each
+    thread: what no decoding can pass.
+    """
     from concurrent.futures import ThreadPoolExecutor
 
     from common import storage
     from weaver import files, inflate
     from weaver.data_config import DataConfig
 
-    checked = files.check([storage.glob(path)[0] for path in given["files"]], DataConfig.load(given["config"]), for_training=True)
-    records = [[_stored(file.entry.uri, branch) for branch in file.baskets.branches.values()] for file in checked.files]
+    checked = files.check(
+        [storage.glob(path)[0] for path in given["files"]],
+        DataConfig.load(given["config"]),
+        for_training=True,
+    )
+    records = [
+        [_stored(file.entry.uri, branch) for branch in file.baskets.branches.values()]
+        for file in checked.files
+    ]
     threads = len(os.sched_getaffinity(0))
     seconds, cpu = [], []
     with ThreadPoolExecutor(threads) as pool:
         for _ in range(3):
             started, used = time.perf_counter(), time.process_time()
-            list(pool.map(lambda branches: [inflate.inflate(*record) and None for found in branches for record in found], records))
+            list(
+                pool.map(
+                    lambda branches: [
+                        inflate.inflate(*record) and None for found in branches for record in found
+                    ],
+                    records,
+                )
+            )
             seconds.append(time.perf_counter() - started)
             cpu.append(time.process_time() - used)
     jets = sum(file.num_entries for file in checked.files)
@@ -107,13 +132,18 @@ def _stored(path: str, branch: Any) -> list[tuple[bytes, int]]:
     """A branch's baskets as they are stored, each with its uncompressed size."""
     content, found = Path(path).read_bytes(), []
     for seek, size in zip(branch.seeks.tolist(), branch.sizes.tolist(), strict=True):
-        full, key = int.from_bytes(content[seek + 6 : seek + 10], "big"), int.from_bytes(content[seek + 14 : seek + 16], "big")
+        full, key = (
+            int.from_bytes(content[seek + 6 : seek + 10], "big"),
+            int.from_bytes(content[seek + 14 : seek + 16], "big"),
+        )
         found.append((content[seek + key : seek + size], full))
     return found
 
 
 def hold(given: dict[str, Any]) -> dict[str, Any]:
-    """Anonymous memory (of no file) that preparing files, and then an epoch over them, takes beyond what the imports took."""
+    """Anonymous memory (of no file) that preparing files, and then an epoch over them, takes beyond
+    what the imports took.
+    """
     from weaver.data_config import DataConfig
     from weaver.dataset import Dataset
     from weaver.loader import Loader
@@ -121,13 +151,18 @@ def hold(given: dict[str, Any]) -> dict[str, Any]:
 
     with tempfile.TemporaryDirectory(dir=given["scratch"]) as storage:
         config = DataConfig.load(given["config"])
-        prepare(given["files"][:1], config, storage, for_training=True, report=lambda line: None)  # what is made once, whatever the size
+        # what is made once, whatever the size
+        prepare(given["files"][:1], config, storage, for_training=True, report=lambda line: None)
         before = _anonymous()
         with _Peak() as preparing:
-            reference = prepare(given["files"], config, storage, for_training=True, report=lambda line: None)
+            reference = prepare(
+                given["files"], config, storage, for_training=True, report=lambda line: None
+            )
         dataset = Dataset.open(reference.uri, config)
         with _Peak() as feeding:
-            for _ in Loader(dataset, given["batch_size"], shuffle=True, seed=1, block=given["block"]).epoch(0):
+            for _ in Loader(
+                dataset, given["batch_size"], shuffle=True, seed=1, block=given["block"]
+            ).epoch(0):
                 pass
         return {
             "jets": len(dataset),
@@ -167,7 +202,7 @@ def _anonymous() -> int:
 WORK = {"feed": feed, "hold": hold, "decompress": decompress}
 
 
-# ---------------------------------------------------------------------------------------------------------- running both sides
+# ----------------------------------------------------------------------------- running both sides
 
 
 class Sides:
@@ -179,19 +214,39 @@ class Sides:
         self.files = _files(arguments, scratch)
 
     def ours(self, work: str = "feed", **given: Any) -> dict[str, Any]:
-        given = {"files": self.files, "config": self.config, "batch_size": BATCH, "scratch": self.scratch, **given}
-        return _answer([sys.executable, "-m", "benchmarks.feeding", "--work", work, json.dumps(given)], cwd=str(ROOT))
+        given = {
+            "files": self.files,
+            "config": self.config,
+            "batch_size": BATCH,
+            "scratch": self.scratch,
+            **given,
+        }
+        return _answer(
+            [sys.executable, "-m", "benchmarks.feeding", "--work", work, json.dumps(given)],
+            cwd=str(ROOT),
+        )
 
     def peer(self, flags: dict[str, Any], epochs: int = EPOCHS, **given: Any) -> dict[str, Any]:
-        given = {"files": self.files, "config": self.config, "batch_size": BATCH, "epochs": epochs, **flags, **given}
+        given = {
+            "files": self.files,
+            "config": self.config,
+            "batch_size": BATCH,
+            "epochs": epochs,
+            **flags,
+            **given,
+        }
         return _answer([self.peer_python, str(PEER_FEED), json.dumps(given)], cwd=self.scratch)
 
 
 def _answer(command: list[str], cwd: str) -> dict[str, Any]:
     environment = {name: value for name, value in with_allocator().items() if name != "PYTHONPATH"}
-    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=1800)
+    done = subprocess.run(
+        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=1800
+    )
     if done.returncode:
-        raise JecError(f"{command[0]} ended with {done.returncode}: {done.stderr.strip().splitlines()[-1:]}")
+        raise JecError(
+            f"{command[0]} ended with {done.returncode}: {done.stderr.strip().splitlines()[-1:]}"
+        )
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
@@ -212,7 +267,7 @@ def _files(arguments: argparse.Namespace, scratch: str) -> list[str]:
     return names
 
 
-# -------------------------------------------------------------------------------------------------------------------- sections
+# --------------------------------------------------------------------------------------- sections
 
 
 def first_pass(sides: Sides, report: Report, arguments: argparse.Namespace) -> None:
@@ -233,19 +288,36 @@ def first_pass(sides: Sides, report: Report, arguments: argparse.Namespace) -> N
         arguments.rounds,
     )
     default = sides.peer(DEFAULT_FLAGS, epochs=1, most_seconds=20)["rates"][0]
-    ours = {part: [statistics.median(answer[part][-EPOCHS + 1 :]) for answer in answers["ours"]] for part in ("rates", "in_memory")}
-    peer = {name: [statistics.median(answer["rates"][1:]) for answer in answers[name]] for name in ("peer", "peer in memory")}
+    ours = {
+        part: [statistics.median(answer[part][-EPOCHS + 1 :]) for answer in answers["ours"]]
+        for part in ("rates", "in_memory")
+    }
+    peer = {
+        name: [statistics.median(answer["rates"][1:]) for answer in answers[name]]
+        for name in ("peer", "peer in memory")
+    }
     jets = answers["ours"][0]["jets"]
     report.section(
         "ROOT to ready batches, first pass",
         columns=["loader", "jets/s: median (least - most)", "ours is faster by"],
         rows=[
             ["ours: prepare, open, one epoch", _spread(runs["ours"]), ""],
-            [f"weaver-core {_words(flags)}", _spread(runs["peer"]), ratio(runs["ours"], runs["peer"]).text(".1f", "x")],
-            ["weaver-core as by default", f"{default:,.0f} (once)", f"{statistics.median(runs['ours']) / default:.0f}x"],
+            [
+                f"weaver-core {_words(flags)}",
+                _spread(runs["peer"]),
+                ratio(runs["ours"], runs["peer"]).text(".1f", "x"),
+            ],
+            [
+                "weaver-core as by default",
+                f"{default:,.0f} (once)",
+                f"{statistics.median(runs['ours']) / default:.0f}x",
+            ],
         ],
         notes=[
-            f"{jets:,} selected jets in {len(sides.files)} files, batch {BATCH}, shuffled; files in the page cache; imports left out.",
+            (
+                f"{jets:,} selected jets in {len(sides.files)} files, batch {BATCH}, shuffled;"
+                " files in the page cache; imports left out."
+            ),
             f"Ours inflates with {zlib_library()}.",
             *_bound(sides, runs["ours"]),
         ],
@@ -254,16 +326,34 @@ def first_pass(sides: Sides, report: Report, arguments: argparse.Namespace) -> N
     )
     report.section(
         "ready batches, later epochs",
-        columns=["loader", "jets/s: median (least - most)", "ours (mapped) is faster by", "ours (--in-memory) is faster by"],
+        columns=[
+            "loader",
+            "jets/s: median (least - most)",
+            "ours (mapped) is faster by",
+            "ours (--in-memory) is faster by",
+        ],
         rows=[
             ["ours: mapped from disk", _spread(ours["rates"]), "", ""],
             ["ours: --in-memory", _spread(ours["in_memory"]), "", ""],
             *(
-                [words, _spread(peer[name]), *(ratio(ours[part], peer[name]).text(".1f", "x") for part in ("rates", "in_memory"))]
-                for words, name in ((f"weaver-core {_words(flags)}", "peer"), ("weaver-core --in-memory --num-workers 0", "peer in memory"))
+                [
+                    words,
+                    _spread(peer[name]),
+                    *(
+                        ratio(ours[part], peer[name]).text(".1f", "x")
+                        for part in ("rates", "in_memory")
+                    ),
+                ]
+                for words, name in (
+                    (f"weaver-core {_words(flags)}", "peer"),
+                    ("weaver-core --in-memory --num-workers 0", "peer in memory"),
+                )
             ),
         ],
-        notes=["Without --in-memory weaver-core decodes ROOT again in each epoch; with it all padded jets stay in memory, on both sides."],
+        notes=[
+            "Without --in-memory weaver-core decodes ROOT again in each epoch; with it all padded"
+            " jets stay in memory, on both sides."
+        ],
         ours=ours,
         peer=peer,
     )
@@ -274,14 +364,18 @@ def _bound(sides: Sides, rates: list[float]) -> list[str]:
     answer = sides.ours("decompress")
     most = answer["jets"] / answer["seconds"]
     return [
-        f"Inflating the needed baskets and nothing else, on {answer['threads']} threads: {most:,.0f} jets/s at most, "
-        f"{1e6 * answer['cpu'] / answer['jets']:.1f} us of CPU a jet; ours is at {statistics.median(rates) / most:.0%} of that."
+        f"Inflating the needed baskets and nothing else, on {answer['threads']} threads:"
+        f" {most:,.0f} jets/s at most, {1e6 * answer['cpu'] / answer['jets']:.1f} us of CPU a jet;"
+        f" ours is at {statistics.median(rates) / most:.0%} of that."
     ]
 
 
 def best_flags(sides: Sides) -> dict[str, Any]:
     """The flags with which weaver-core's first two epochs are fastest on this machine."""
-    rates = {json.dumps(flags): statistics.mean(sides.peer(flags, epochs=2, most_seconds=20)["rates"]) for flags in SCANNED_FLAGS}
+    rates = {
+        json.dumps(flags): statistics.mean(sides.peer(flags, epochs=2, most_seconds=20)["rates"])
+        for flags in SCANNED_FLAGS
+    }
     for flags, rate in rates.items():
         print(f"weaver-core {_words(json.loads(flags))}: {rate:,.0f} jets/s", file=sys.stderr)
     return json.loads(max(rates, key=rates.__getitem__))
@@ -298,12 +392,28 @@ def search(sides: Sides, report: Report, arguments: argparse.Namespace) -> None:
         f"decoding in a search of {TRIALS} trials",
         columns=["", "once", "each trial", f"{TRIALS} trials, 1 epoch each"],
         rows=[
-            ["ours", f"prepare {ours['prepare_seconds']:.2f} s", f"open {1000 * ours['open_seconds']:.1f} ms", f"{total:.1f} s"],
-            [f"weaver-core {_words(flags)}", "", f"decode {decode:.2f} s", f"{TRIALS * decode:.0f} s ({TRIALS * decode / total:.0f}x)"],
+            [
+                "ours",
+                f"prepare {ours['prepare_seconds']:.2f} s",
+                f"open {1000 * ours['open_seconds']:.1f} ms",
+                f"{total:.1f} s",
+            ],
+            [
+                f"weaver-core {_words(flags)}",
+                "",
+                f"decode {decode:.2f} s",
+                f"{TRIALS * decode:.0f} s ({TRIALS * decode / total:.0f}x)",
+            ],
         ],
         notes=[
-            f"{ours['jets']:,} jets. weaver-core decodes in every epoch of every trial: with 50 epochs, 50 times as much as shown.",
-            "Trials of one machine map the same prepared files: one copy in memory, whatever their number.",
+            (
+                f"{ours['jets']:,} jets. weaver-core decodes in every epoch of every trial: with 50"
+                " epochs, 50 times as much as shown."
+            ),
+            (
+                "Trials of one machine map the same prepared files: one copy in memory, whatever"
+                " their number."
+            ),
         ],
         ours=ours,
         peer=peer,
@@ -319,15 +429,24 @@ def memory(sides: Sides, report: Report, arguments: argparse.Namespace) -> None:
         for block in (0, 2000):
             answer = sides.ours("hold", files=_distinct(files, sides.scratch), block=block)
             data.append(answer)
-            cells = [f"{answer[part] / 2**20:,.0f} MiB" for part in ("data", "preparing", "feeding")]
+            cells = [
+                f"{answer[part] / 2**20:,.0f} MiB" for part in ("data", "preparing", "feeding")
+            ]
             rows.append([f"{answer['jets']:,}", "in blocks" if block else "as a whole", *cells])
     report.section(
         "memory of the process, page cache aside",
-        columns=["jets", "shuffled", "prepared data", "most while preparing", "most during an epoch"],
+        columns=[
+            "jets",
+            "shuffled",
+            "prepared data",
+            "most while preparing",
+            "most during an epoch",
+        ],
         rows=rows,
         notes=[
-            "Anonymous memory beyond what was there before (RssAnon). Shuffled as a whole, an epoch lists its jets: 8 bytes each, twice "
-            "while the list is made; data sets above 4 GiB are shuffled in blocks (weaver/order.py)."
+            "Anonymous memory beyond what was there before (RssAnon). Shuffled as a whole, an epoch"
+            " lists its jets: 8 bytes each, twice while the list is made; data sets above 4 GiB are"
+            " shuffled in blocks (weaver/order.py)."
         ],
         answers=data,
     )
@@ -348,7 +467,10 @@ def _distinct(files: list[str], scratch: str) -> list[str]:
 
 def _words(flags: dict[str, Any]) -> str:
     """Flags as one types them."""
-    return " ".join(f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}") for name, value in flags.items())
+    return " ".join(
+        f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}")
+        for name, value in flags.items()
+    )
 
 
 def _spread(values: list[float]) -> str:
@@ -359,13 +481,34 @@ SECTIONS = {"first-pass": first_pass, "search": search, "memory": memory}
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.feeding", description=__doc__.splitlines()[0])
-    parser.add_argument("--peer-python", default=str(ROOT / ".venv-peer" / "bin" / "python"), help="interpreter that has weaver-core")
-    parser.add_argument("--peer-flags", help='loader flags of weaver-core as JSON, e.g. {"fetch_step": 1} (default: the best of a scan)')
-    parser.add_argument("--data", help="ROOT files (default: the training part of the generated sample)")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.feeding", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument(
+        "--peer-python",
+        default=str(ROOT / ".venv-peer" / "bin" / "python"),
+        help="interpreter that has weaver-core",
+    )
+    parser.add_argument(
+        "--peer-flags",
+        help=(
+            'loader flags of weaver-core as JSON, e.g. {"fetch_step": 1} (default: the best of a'
+            " scan)"
+        ),
+    )
+    parser.add_argument(
+        "--data", help="ROOT files (default: the training part of the generated sample)"
+    )
     parser.add_argument("--data-config", default=str(ROOT / "data" / "jec_pfn_open.yaml"))
-    parser.add_argument("--storage", default="runs", help="where the generated sample lies or will lie")
-    parser.add_argument("--copies", type=int, default=COPIES, help="how often the files are used, under different names")
+    parser.add_argument(
+        "--storage", default="runs", help="where the generated sample lies or will lie"
+    )
+    parser.add_argument(
+        "--copies",
+        type=int,
+        default=COPIES,
+        help="how often the files are used, under different names",
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", default=",".join(SECTIONS), help="sections to measure")
     parser.add_argument("--work", nargs=2, metavar=("NAME", "JSON"), help=argparse.SUPPRESS)

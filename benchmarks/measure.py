@@ -1,13 +1,18 @@
-"""What every benchmark shares: the machine in words, runs taken in turn, ratios with their spread, and files of results.
+"""What every benchmark shares: the machine in words, runs taken in turn, ratios with their spread,
+and files of results.
 
     report = Report("feeding", "From ROOT files to batches")
-    runs = alternate({"ours": ours, "weaver-core": theirs}, rounds=5)      # functions that return a rate, in turn: A B A B ...
-    report.section("later epochs", columns=["loader", "jets/s", "ratio"], rows=[...], runs=runs, notes=["..."])
-    report.save()                                                          # results/feeding-<date>-<machine>.json and .md
+    runs = alternate({"ours": ours, "weaver-core": theirs}, rounds=5)      # functions that return a
+        rate, in turn: A B A B ...
+    report.section("later epochs", columns=["loader", "jets/s", "ratio"], rows=[...], runs=runs,
+        notes=["..."])
+    report.save()                                                          #
+        results/feeding-<date>-<machine>.json and .md
 
-A speed of another day or another machine says little, so a claim is always a ratio within one run: `ratio(runs["ours"],
-runs["weaver-core"])` pairs the i-th run of one with the i-th of the other, between which little time passes. A section that is
-measured again replaces the one of that name in the file of the same day and machine, so that a long benchmark can be run in parts.
+A speed of another day or another machine says little, so a claim is always a ratio within one run:
+`ratio(runs["ours"], runs["weaver-core"])` pairs the i-th run of one with the i-th of the other,
+between which little time passes. A section that is measured again replaces the one of that name in
+the file of the same day and machine, so that a long benchmark can be run in parts.
 """
 
 from __future__ import annotations
@@ -29,33 +34,45 @@ from common.machine import processor
 from weaver.allocator import ENVIRONMENT as ALLOCATOR
 
 RESULTS = Path(__file__).parent / "results"
-FAST_BF16 = ("avx512_bf16", "amx_bf16", "amx_tile")  # flags of a CPU that multiplies bfloat16 in hardware
+# flags of a CPU that multiplies bfloat16 in hardware
+FAST_BF16 = ("avx512_bf16", "amx_bf16", "amx_tile")
 TELLING_FLAGS = ("avx2", "avx512f", "avx512_vnni", *FAST_BF16)
 
 
-# ----------------------------------------------------------------------------------------------------------------- the machine
+# ------------------------------------------------------------------------------------ the machine
 
 
 def machine() -> dict[str, Any]:
-    """This machine and what runs on it, as the head of a result. Imports torch only if the program has done so."""
+    """This machine and what runs on it, as the head of a result.
+
+    Imports torch only if the program has done so.
+    """
     model, flags = processor()
     found = {
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "processor": model,
         "flags": [flag for flag in TELLING_FLAGS if flag in flags],
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": (
+            len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        ),
         "memory_gib": round(_memory_bytes() / 2**30, 1),
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
         "allocator": {name: os.environ.get(name) for name in ALLOCATOR},
     }
     if torch := sys.modules.get("torch"):
-        found |= {"torch": torch.__version__, "threads": torch.get_num_threads(), "gpu": _gpu(torch)}
+        found |= {
+            "torch": torch.__version__,
+            "threads": torch.get_num_threads(),
+            "gpu": _gpu(torch),
+        }
     return found
 
 
 def has_fast_bf16() -> bool:
-    """True where the CPU multiplies bfloat16 in hardware; elsewhere bf16 autocast is emulated and slow."""
+    """True where the CPU multiplies bfloat16 in hardware; elsewhere bf16 autocast is emulated and
+    slow.
+    """
     return bool(set(FAST_BF16) & set(processor()[1]))
 
 
@@ -75,7 +92,7 @@ def _gpu(torch: Any) -> str | None:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else None
 
 
-# --------------------------------------------------------------------------------------------------------------------- runs
+# ------------------------------------------------------------------------------------------- runs
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -97,9 +114,12 @@ class Spread:
 
 
 def alternate(
-    contenders: Mapping[str, Callable[[], float]], rounds: int, report: Callable[[str], None] | None = None
+    contenders: Mapping[str, Callable[[], float]],
+    rounds: int,
+    report: Callable[[str], None] | None = None,
 ) -> dict[str, list[float]]:
-    """Run each contender once a round, in turn (A B A B ...), so that whatever slows the machine meets all of them.
+    """Run each contender once a round, in turn (A B A B ...), so that whatever slows the machine
+    meets all of them.
 
     A contender returns its rate. Returns name -> the rates of its rounds.
     """
@@ -120,22 +140,35 @@ def ratio(ours: Sequence[float], theirs: Sequence[float]) -> Spread:
 def check_peer(python: str) -> None:
     """Raise InputError unless the interpreter of the peer's environment is there."""
     if not os.path.isfile(python):
-        raise InputError(f"there is no weaver-core to compare with at {python}; make peer installs it, or say --peer-python PATH")
+        raise InputError(
+            f"there is no weaver-core to compare with at {python}; make peer installs it, or say"
+            " --peer-python PATH"
+        )
 
 
-def with_allocator(threads: int | None = None, base: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The environment in which both sides of a comparison run: the C allocator's settings, and a number of threads if given."""
+def with_allocator(
+    threads: int | None = None, base: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """The environment in which both sides of a comparison run: the C allocator's settings, and a
+    number of threads if given.
+    """
     environment = {**(os.environ if base is None else base), **ALLOCATOR}
     return environment if threads is None else {**environment, "OMP_NUM_THREADS": str(threads)}
 
 
 def without_allocator(base: Mapping[str, str] | None = None) -> dict[str, str]:
     """The environment without the C allocator's settings: how a program runs as installed."""
-    return {name: value for name, value in (os.environ if base is None else base).items() if name not in ALLOCATOR}
+    return {
+        name: value
+        for name, value in (os.environ if base is None else base).items()
+        if name not in ALLOCATOR
+    }
 
 
 def peak_flops(dtype: Any, device: str = "cpu", size: int = 2048, seconds: float = 2.0) -> float:
-    """Floating-point operations a second of a large matrix product: what a network on this device cannot pass."""
+    """Floating-point operations a second of a large matrix product: what a network on this device
+    cannot pass.
+    """
     import time
 
     import torch
@@ -151,7 +184,7 @@ def peak_flops(dtype: Any, device: str = "cpu", size: int = 2048, seconds: float
     return 2 * size**3 / best
 
 
-# ------------------------------------------------------------------------------------------------------------------- results
+# ---------------------------------------------------------------------------------------- results
 
 
 class Report:
@@ -171,8 +204,15 @@ class Report:
         notes: Sequence[str] = (),
         **data: Any,
     ) -> None:
-        """Add a table (cells as they shall read) with notes under it; `data` (JSON) is what the table was made from. Also printed."""
-        section = {"measured": machine(), "columns": list(columns), "rows": [[str(cell) for cell in row] for row in rows]}
+        """Add a table (cells as they shall read) with notes under it;
+
+        `data` (JSON) is what the table was made from. Also printed.
+        """
+        section = {
+            "measured": machine(),
+            "columns": list(columns),
+            "rows": [[str(cell) for cell in row] for row in rows],
+        }
         self.content["sections"][name] = {**section, "notes": list(notes), "data": data}
         print("\n".join(_table(name, self.content["sections"][name])), flush=True)
 
@@ -180,7 +220,9 @@ class Report:
         """Write both files; returns the path of the readable one."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.path.exists():  # other parts of the same day
-            self.content["sections"] = json.loads(self.path.read_text())["sections"] | self.content["sections"]
+            self.content["sections"] = (
+                json.loads(self.path.read_text())["sections"] | self.content["sections"]
+            )
         _write(self.path, json.dumps({**self.content, "machine": self.machine}, indent=1) + "\n")
         readable = self.path.with_suffix(".md")
         _write(readable, self.text())
@@ -197,7 +239,10 @@ class Report:
 
 def _machine_lines(found: Mapping[str, Any]) -> list[str]:
     torch = f"torch {found['torch']}, {found['threads']} threads, " if "torch" in found else ""
-    lines = [f"{found['processor']}, {found['cores']} cores ({' '.join(found['flags'])}), {found['memory_gib']} GiB, {found['system']}."]
+    lines = [
+        f"{found['processor']}, {found['cores']} cores ({' '.join(found['flags'])}),"
+        f" {found['memory_gib']} GiB, {found['system']}."
+    ]
     lines += [f"GPU: {found['gpu']}."] if found.get("gpu") else []
     return [*lines, f"{torch}Python {found['python']}."]
 
@@ -206,7 +251,10 @@ def _table(name: str, section: Mapping[str, Any]) -> list[str]:
     """A section as lines of Markdown, its columns aligned for reading as plain text too."""
     rows = [section["columns"], *section["rows"]]
     widths = [max(len(row[i]) for row in rows) for i in range(len(section["columns"]))]
-    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
+        for row in rows
+    ]
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
     notes = [f"- {note}" for note in section["notes"]]
     return [f"## {name}", "", *lines, *([""] if notes else []), *notes]

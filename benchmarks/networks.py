@@ -1,10 +1,13 @@
-"""Our networks beside the form in which they are published: time of a step, and how near it is to the arithmetic's own limit.
+"""Our networks beside the form in which they are published: time of a step, and how near it is to
+the arithmetic's own limit.
 
-    python -m benchmarks.networks                      # batch 256, length 100, k 16; about two minutes
+    python -m benchmarks.networks                      # batch 256, length 100, k 16; about two
+        minutes
     python -m benchmarks.networks --rounds 9 --threads 4
 
-Both forms hold the same weights and see the same random jets, in one process, in turn, under the same settings of the C allocator.
-A step is forward, the published loss, and backward. bf16 is autocast, and is left out where the CPU has no bfloat16 of its own.
+Both forms hold the same weights and see the same random jets, in one process, in turn, under the
+same settings of the C allocator. A step is forward, the published loss, and backward. bf16 is
+autocast, and is left out where the CPU has no bfloat16 of its own.
 """
 
 from __future__ import annotations
@@ -21,7 +24,15 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.measure import Report, Spread, alternate, has_fast_bf16, peak_flops, ratio, with_allocator
+from benchmarks.measure import (
+    Report,
+    Spread,
+    alternate,
+    has_fast_bf16,
+    peak_flops,
+    ratio,
+    with_allocator,
+)
 from benchmarks.published import published
 from networks import particle_net_regressor_open, pfn_regressor_open
 from networks.losses import MaskedL1
@@ -30,8 +41,16 @@ from weaver.allocator import ENVIRONMENT
 GROUPS = {"pf_points": 2, "pf_features": 6, "pf_mask": 1, "jet_features": 8}
 NETWORKS = {
     # The study's best trial, and the width that the network file starts from.
-    "ParticleNet 3 x 50": (particle_net_regressor_open, tuple(GROUPS), {"conv_dim": 50, "fc_dim": 200}),
-    "ParticleNet 3 x 100": (particle_net_regressor_open, tuple(GROUPS), {"conv_dim": 100, "fc_dim": 100}),
+    "ParticleNet 3 x 50": (
+        particle_net_regressor_open,
+        tuple(GROUPS),
+        {"conv_dim": 50, "fc_dim": 200},
+    ),
+    "ParticleNet 3 x 100": (
+        particle_net_regressor_open,
+        tuple(GROUPS),
+        {"conv_dim": 100, "fc_dim": 100},
+    ),
     "PFN 3 x 100": (pfn_regressor_open, tuple(GROUPS)[1:], {}),
 }
 BF16 = torch.bfloat16
@@ -39,8 +58,13 @@ BF16 = torch.bfloat16
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = arguments().parse_args(argv)
-    if any(os.environ.get(name) != value for name, value in ENVIRONMENT.items()):  # glibc reads them when a process starts
-        os.execve(sys.executable, [sys.executable, "-m", "benchmarks.networks", *(argv or sys.argv[1:])], with_allocator(args.threads))
+    # glibc reads them when a process starts
+    if any(os.environ.get(name) != value for name, value in ENVIRONMENT.items()):
+        os.execve(
+            sys.executable,
+            [sys.executable, "-m", "benchmarks.networks", *(argv or sys.argv[1:])],
+            with_allocator(args.threads),
+        )
     torch.set_num_threads(args.threads)
     report = Report("networks", "Networks beside their published form")
     dtypes = [torch.float32, *([BF16] if has_fast_bf16() else [])]
@@ -52,52 +76,112 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.networks", description=__doc__.split("\n")[0])
-    parser.add_argument("--rounds", type=int, default=5, help="steps of each form that are timed (default %(default)s)")
-    parser.add_argument("--threads", type=int, default=2, help="threads of torch (default %(default)s)")
-    parser.add_argument("--batch-size", type=int, default=256, help="jets a step (default %(default)s)")
-    parser.add_argument("--length", type=int, default=100, help="particles a jet, padded (default %(default)s)")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.networks", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        default=5,
+        help="steps of each form that are timed (default %(default)s)",
+    )
+    parser.add_argument(
+        "--threads", type=int, default=2, help="threads of torch (default %(default)s)"
+    )
+    parser.add_argument(
+        "--batch-size", type=int, default=256, help="jets a step (default %(default)s)"
+    )
+    parser.add_argument(
+        "--length", type=int, default=100, help="particles a jet, padded (default %(default)s)"
+    )
     return parser
 
 
-def measure(report: Report, name: str, args: argparse.Namespace, peaks: dict[torch.dtype, float]) -> None:
+def measure(
+    report: Report, name: str, args: argparse.Namespace, peaks: dict[torch.dtype, float]
+) -> None:
     """Time both forms of one network in training and evaluation and add the table to the report."""
     file, groups, options = NETWORKS[name]
     batch, target = jets(args.batch_size, args.length, groups)
     shapes = {group: (-1, *batch[group].shape[1:]) for group in groups}
     torch.manual_seed(0)
-    ours, _ = file.get_model(types.SimpleNamespace(input_names=groups, input_shapes=shapes), **options)
+    ours, _ = file.get_model(
+        types.SimpleNamespace(input_names=groups, input_shapes=shapes), **options
+    )
     forms = {"ours": ours, "published": published(ours)}
     rows, data = [], {}
     for mode, run in (("training step", train), ("evaluation", evaluate)):
-        steps = {(form, dtype): step(run, model, batch, target, dtype) for form, model in forms.items() for dtype in peaks}
+        steps = {
+            (form, dtype): step(run, model, batch, target, dtype)
+            for form, model in forms.items()
+            for dtype in peaks
+        }
         floors = {key: flops(one) / peaks[key[1]] for key, one in steps.items()}
-        for one in (*steps.values(), *steps.values()):  # by then the heap has grown to what a step needs
+        # by then the heap has grown to what a step needs
+        for one in (*steps.values(), *steps.values()):
             one()
         contenders = {label(*key): rate(one, args.batch_size) for key, one in steps.items()}
         runs = alternate(contenders, args.rounds)
-        rows += [row(mode, form, dtype, runs, floors[form, dtype], args.batch_size) for form, dtype in steps]
-        data[mode] = {"runs": runs, "floor_seconds": {label(*key): floor for key, floor in floors.items()}}
-    columns = ["", "form", "jets/s (least - most)", "ratio to published float32", "ratio to published, same type", "floor", "of the floor"]
+        rows += [
+            row(mode, form, dtype, runs, floors[form, dtype], args.batch_size)
+            for form, dtype in steps
+        ]
+        data[mode] = {
+            "runs": runs,
+            "floor_seconds": {label(*key): floor for key, floor in floors.items()},
+        }
+    columns = [
+        "",
+        "form",
+        "jets/s (least - most)",
+        "ratio to published float32",
+        "ratio to published, same type",
+        "floor",
+        "of the floor",
+    ]
     notes = [
-        f"Batch {args.batch_size}, length {args.length}; ratios are those of steps next to each other: median (least - most).",
+        (
+            f"Batch {args.batch_size}, length {args.length}; ratios are those of steps next to each"
+            " other: median (least - most)."
+        ),
         "floor: the step's multiplications and additions at the speed of a large matrix product, "
-        + ", ".join(f"{dtype_name(dtype)} {value / 1e9:,.0f} GFLOP/s" for dtype, value in peaks.items())
+        + ", ".join(
+            f"{dtype_name(dtype)} {value / 1e9:,.0f} GFLOP/s" for dtype, value in peaks.items()
+        )
         + "; of the floor: floor / time taken.",
     ]
-    report.section(name, columns=columns, rows=rows, notes=notes, peaks={dtype_name(d): p for d, p in peaks.items()}, **data)
+    report.section(
+        name,
+        columns=columns,
+        rows=rows,
+        notes=notes,
+        peaks={dtype_name(d): p for d, p in peaks.items()},
+        **data,
+    )
 
 
-def jets(number: int, length: int, groups: Sequence[str]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+def jets(
+    number: int, length: int, groups: Sequence[str]
+) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     """Random jets of 20 particles up to the full length, and their targets (N,)."""
     generator = torch.Generator().manual_seed(1)
     multiplicity = torch.randint(min(20, length), length + 1, (number, 1), generator=generator)
     mask = (torch.arange(length) < multiplicity).float()[:, None]  # (N, 1, P)
-    batch = {group: torch.randn(number, GROUPS[group], length, generator=generator) * mask for group in groups if group.startswith("pf_")}
-    return {**batch, "pf_mask": mask, "jet_features": torch.randn(number, 8, generator=generator)}, torch.randn(number) * 0.1
+    batch = {
+        group: torch.randn(number, GROUPS[group], length, generator=generator) * mask
+        for group in groups
+        if group.startswith("pf_")
+    }
+    return {
+        **batch,
+        "pf_mask": mask,
+        "jet_features": torch.randn(number, 8, generator=generator),
+    }, torch.randn(number) * 0.1
 
 
-def step(run: Callable, model: nn.Module, batch: dict, target: torch.Tensor, dtype: torch.dtype) -> Callable[[], None]:
+def step(
+    run: Callable, model: nn.Module, batch: dict, target: torch.Tensor, dtype: torch.dtype
+) -> Callable[[], None]:
     inputs = tuple(batch[group] for group in GROUPS if group in batch)
     return lambda: run(model, inputs, target, dtype)
 
@@ -118,7 +202,9 @@ def evaluate(model: nn.Module, inputs: tuple, target: torch.Tensor, dtype: torch
 
 
 def rate(one: Callable[[], None], batch_size: int) -> Callable[[], float]:
-    """A contender: jets a second of the quicker of two steps, so that a hiccup of the machine is not taken for the network's."""
+    """A contender: jets a second of the quicker of two steps, so that a hiccup of the machine is
+    not taken for the network's.
+    """
 
     def timed() -> float:
         seconds = []
@@ -131,11 +217,28 @@ def rate(one: Callable[[], None], batch_size: int) -> Callable[[], float]:
     return timed
 
 
-def row(mode: str, form: str, dtype: torch.dtype, runs: dict[str, list[float]], floor: float, batch_size: int) -> list[str]:
+def row(
+    mode: str,
+    form: str,
+    dtype: torch.dtype,
+    runs: dict[str, list[float]],
+    floor: float,
+    batch_size: int,
+) -> list[str]:
     speed = runs[label(form, dtype)]
-    ratios = [ratio(speed, runs[label("published", other)]).text(".2f") for other in (torch.float32, dtype)]
+    ratios = [
+        ratio(speed, runs[label("published", other)]).text(".2f")
+        for other in (torch.float32, dtype)
+    ]
     share = floor * Spread.of(speed).median / batch_size
-    return [mode, label(form, dtype), Spread.of(speed).text(), *ratios, f"{floor * 1e3:,.0f} ms", f"{100 * share:.0f} %"]
+    return [
+        mode,
+        label(form, dtype),
+        Spread.of(speed).text(),
+        *ratios,
+        f"{floor * 1e3:,.0f} ms",
+        f"{100 * share:.0f} %",
+    ]
 
 
 def flops(one: Callable[[], None]) -> int:
@@ -146,7 +249,9 @@ def flops(one: Callable[[], None]) -> int:
 
 
 def peak(dtype: torch.dtype, size: int = 2048) -> float:
-    """Operations a second of a large product, by whichever of the two libraries behind torch is the quicker at it."""
+    """Operations a second of a large product, by whichever of the two libraries behind torch is the
+    quicker at it.
+    """
     image, weight = torch.randn(1, size, size, 1).to(dtype), torch.randn(size, size, 1, 1).to(dtype)
     image, best = image.contiguous(memory_format=torch.channels_last), float("inf")
     for _ in range(8):

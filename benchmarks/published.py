@@ -1,8 +1,10 @@
-"""The two networks as published, in their plainest form: the reference of the tests and the other side of the benchmarks.
+"""The two networks as published, in their plainest form: the reference of the tests and the other
+side of the benchmarks.
 
-Channels first, one convolution of width 1 a layer, and in an edge convolution a tensor (N, 2C, P, k) of (x_i, x_j - x_i) before any
-layer, neighbours by the expanded square |x_i|^2 + |x_j|^2 - 2 x_i x_j: what arXiv:1801.07829, 1902.08570 and 1810.05165 write down.
-`published(model)` makes the plain form of one of our networks with the same weights.
+Channels first, one convolution of width 1 a layer, and in an edge convolution a tensor (N, 2C, P,
+k) of (x_i, x_j - x_i) before any layer, neighbours by the expanded square |x_i|^2 + |x_j|^2 - 2 x_i
+x_j: what arXiv:1801.07829, 1902.08570 and 1810.05165 write down. `published(model)` makes the plain
+form of one of our networks with the same weights.
 """
 
 from __future__ import annotations
@@ -23,9 +25,16 @@ class EdgeConv(nn.Module):
         super().__init__()
         self.k = k
         dims = [2 * in_dim] + [dim] * num_layers
-        layers = (nn.Sequential(nn.Conv2d(a, b, 1, bias=False), nn.BatchNorm2d(b), nn.ReLU()) for a, b in itertools.pairwise(dims))
+        layers = (
+            nn.Sequential(nn.Conv2d(a, b, 1, bias=False), nn.BatchNorm2d(b), nn.ReLU())
+            for a, b in itertools.pairwise(dims)
+        )
         self.layers = nn.Sequential(*layers)
-        self.shortcut = None if in_dim == dim else nn.Sequential(nn.Conv1d(in_dim, dim, 1, bias=False), nn.BatchNorm1d(dim))
+        self.shortcut = (
+            None
+            if in_dim == dim
+            else nn.Sequential(nn.Conv1d(in_dim, dim, 1, bias=False), nn.BatchNorm1d(dim))
+        )
 
     def forward(self, points: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         edges = self.layers(edge_features(x, neighbours(points, self.k)))  # (N, dim, P, k)
@@ -33,9 +42,19 @@ class EdgeConv(nn.Module):
 
 
 class ParticleNet(nn.Module):
-    """points (N, D, P), features (N, C, P), mask (N, 1, P), jet (N, J) -> (N, 1); mean over the padded length."""
+    """points (N, D, P), features (N, C, P), mask (N, 1, P), jet (N, J) -> (N, 1); mean over the
+    padded length.
+    """
 
-    def __init__(self, particle_dim: int, stem_dim: int, blocks: list[EdgeConv], head: nn.Module, *, use_fts_bn: bool) -> None:
+    def __init__(
+        self,
+        particle_dim: int,
+        stem_dim: int,
+        blocks: list[EdgeConv],
+        head: nn.Module,
+        *,
+        use_fts_bn: bool,
+    ) -> None:
         super().__init__()
         self.input_norm = nn.BatchNorm1d(particle_dim)
         self.stem = nn.Conv1d(particle_dim, stem_dim, 1, bias=False)
@@ -44,7 +63,9 @@ class ParticleNet(nn.Module):
         self.blocks = nn.ModuleList(blocks)
         self.head = head
 
-    def forward(self, points: torch.Tensor, features: torch.Tensor, mask: torch.Tensor, jet: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, points: torch.Tensor, features: torch.Tensor, mask: torch.Tensor, jet: torch.Tensor
+    ) -> torch.Tensor:
         x = torch.relu(self.stem_bn(self.stem(self.input_norm(features * mask)))) * mask
         x = x if self.stem_norm is None else self.stem_norm(x) * mask
         for block in self.blocks:
@@ -61,7 +82,9 @@ class ParticleFlowNetwork(nn.Module):
         self.layers = nn.Sequential(*layers)
         self.head = head
 
-    def forward(self, features: torch.Tensor, mask: torch.Tensor, jet: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, features: torch.Tensor, mask: torch.Tensor, jet: torch.Tensor
+    ) -> torch.Tensor:
         return self.head(torch.cat(((self.layers(features) * mask).sum(dim=2), jet), dim=1))
 
 
@@ -69,7 +92,9 @@ def neighbours(points: torch.Tensor, k: int) -> torch.Tensor:
     """The k + 1 nearest, less the nearest, which is the particle itself: (N, D, P) -> (N, P, k)."""
     inner = torch.matmul(points.transpose(1, 2), points)
     square = points.square().sum(dim=1)
-    return (square[:, :, None] + square[:, None, :] - 2 * inner).topk(k + 1, dim=2, largest=False)[1][:, :, 1:]
+    return (square[:, :, None] + square[:, None, :] - 2 * inner).topk(k + 1, dim=2, largest=False)[
+        1
+    ][:, :, 1:]
 
 
 def edge_features(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
@@ -83,7 +108,9 @@ def edge_features(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
 
 
 def settle(model: nn.Module, seed: int = 2) -> nn.Module:
-    """Give every batch normalisation, and the last layer, weights that are not the neutral ones, and leave training mode."""
+    """Give every batch normalisation, and the last layer, weights that are not the neutral ones,
+    and leave training mode.
+    """
     generator = torch.Generator().manual_seed(seed)
     last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
     last.weight.data.copy_(torch.randn(last.weight.shape, generator=generator) * 0.3)
@@ -97,11 +124,12 @@ def settle(model: nn.Module, seed: int = 2) -> nn.Module:
     return model.eval()
 
 
-# ------------------------------------------------------------------------------------------- the same weights as one of ours
+# ---------------------------------------------------------------- the same weights as one of ours
 
 
 def published(model: nn.Module) -> nn.Module:
-    """The plain form of a network of ours (`networks/`), with copies of its weights and its training mode.
+    """The plain form of a network of ours (`networks/`), with copies of its weights and its
+    training mode.
 
     Its parameters and buffers come in the same order as those of `model`.
     """
@@ -113,7 +141,13 @@ def _particle_net(model: nn.Module) -> ParticleNet:
     blocks = [_edge_conv(block) for block in model.blocks]
     stem = model.stem.linear
     use_fts_bn = model.stem_norm is not None
-    plain = ParticleNet(stem.in_features, stem.out_features, blocks, copy.deepcopy(model.head), use_fts_bn=use_fts_bn)
+    plain = ParticleNet(
+        stem.in_features,
+        stem.out_features,
+        blocks,
+        copy.deepcopy(model.head),
+        use_fts_bn=use_fts_bn,
+    )
     _copy_norm(plain.input_norm, model.input_norm)
     _copy_layer(plain.stem, plain.stem_bn, model.stem)
     if use_fts_bn:
@@ -123,7 +157,9 @@ def _particle_net(model: nn.Module) -> ParticleNet:
 
 def _edge_conv(block: nn.Module) -> EdgeConv:
     ours = [block.first, *block.rest]
-    plain = EdgeConv(block.first.linear.in_features // 2, block.first.linear.out_features, len(ours), block.k)
+    plain = EdgeConv(
+        block.first.linear.in_features // 2, block.first.linear.out_features, len(ours), block.k
+    )
     for (convolution, norm, _), source in zip(plain.layers, ours, strict=True):
         _copy_layer(convolution, norm, source)
     if plain.shortcut is not None:

@@ -1,13 +1,16 @@
-"""Does tpe with early stopping reach random's best loss in less training time? Twenty trials each, several seeds, real trainings.
+"""Does tpe with early stopping reach random's best loss in less training time? Twenty trials each,
+several seeds, real trainings.
 
     python -m benchmarks.search                       # about 20 minutes on 2 cores
     python -m benchmarks.search --seeds 1 --trials 6  # a look
-    python -m benchmarks.search --folder DIR --seeds 1 2  # in parts: searches that DIR holds are not done again
+    python -m benchmarks.search --folder DIR --seeds 1 2  # in parts: searches that DIR holds are
+        not done again
 
-Each search is the Experiment that a run would make, with small Particle Flow Networks on generated jets, one trial at a time on
-one thread. Time is the CPU time of the trials' processes, start-up included, so other programs on the machine do not count. For
-each seed it is asked how much of it passes until tpe with medianstop has a loss that is not above the best of random's trials,
-and compared with what all of random's trials took, as their best is known only after the last.
+Each search is the Experiment that a run would make, with small Particle Flow Networks on generated
+jets, one trial at a time on one thread. Time is the CPU time of the trials' processes, start-up
+included, so other programs on the machine do not count. For each seed it is asked how much of it
+passes until tpe with medianstop has a loss that is not above the best of random's trials, and
+compared with what all of random's trials took, as their best is known only after the last.
 """
 
 from __future__ import annotations
@@ -50,7 +53,9 @@ CONTENDERS = {
 
 
 class Timed(LocalSearch):
-    """A search that writes down, after each trial, its status, its loss and the CPU seconds of all trials so far."""
+    """A search that writes down, after each trial, its status, its loss and the CPU seconds of all
+    trials so far.
+    """
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -60,7 +65,9 @@ class Timed(LocalSearch):
     def _end(self, trial, status, reason) -> None:
         super()._end(trial, status, reason)
         loss = katib.objective_value(self.manifest, self._observe(trial.metrics))
-        self.records.append({"status": status, "loss": loss, "seconds": _children_seconds() - self.before})
+        self.records.append(
+            {"status": status, "loss": loss, "seconds": _children_seconds() - self.before}
+        )
 
 
 def _children_seconds() -> float:
@@ -69,44 +76,82 @@ def _children_seconds() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def search(folder: Path, contender: str, seed: int, trials: int, epochs: int, batch_size: int, jets: int) -> list[dict[str, Any]]:
+def search(
+    folder: Path, contender: str, seed: int, trials: int, epochs: int, batch_size: int, jets: int
+) -> list[dict[str, Any]]:
     """Run one search on the sample below `folder`; its trials in the order in which they ended."""
     config = RunConfig(
-        s3_bucket=str(folder), run_id=f"{contender.split()[0]}-{seed:08x}", search_space=SPACE, seed=seed, max_trials=trials,
-        parallel_trials=1, max_failed_trials=trials, num_epochs=epochs, batch_size=batch_size, num_cpus=1, sample_jets=jets,
-        data_config="data/jec_pfn_full.yaml", **CONTENDERS[contender],
-    )  # fmt: skip
+        s3_bucket=str(folder),
+        run_id=f"{contender.split()[0]}-{seed:08x}",
+        search_space=SPACE,
+        seed=seed,
+        max_trials=trials,
+        parallel_trials=1,
+        max_failed_trials=trials,
+        num_epochs=epochs,
+        batch_size=batch_size,
+        num_cpus=1,
+        sample_jets=jets,
+        data_config="data/jec_pfn_full.yaml",
+        **CONTENDERS[contender],
+    )
     run = prepare(config.replace(seed=1), "", "")  # all on the jets of one seed
-    for left in (folder / "searches" / run.id, folder / run.id / "trials"):  # of a search that was cut off: its times are lost
+    # of a search that was cut off: its times are lost
+    for left in (folder / "searches" / run.id, folder / run.id / "trials"):
         shutil.rmtree(left, ignore_errors=True)
-    timed = Timed(experiment(type(run)(config=config)), folder=folder / "searches", root=ROOT, report=lambda line: None)
+    timed = Timed(
+        experiment(type(run)(config=config)),
+        folder=folder / "searches",
+        root=ROOT,
+        report=lambda line: None,
+    )
     timed.run(3600.0)
     return timed.records
 
 
 def reached(records: Sequence[dict[str, Any]], loss: float) -> float | None:
-    """CPU seconds after which a search had a trial with a loss not above this one; None if it never had."""
-    return next((one["seconds"] for one in records if one["loss"] is not None and one["loss"] <= loss), None)
+    """CPU seconds after which a search had a trial with a loss not above this one;
+
+    None if it never had.
+    """
+    return next(
+        (one["seconds"] for one in records if one["loss"] is not None and one["loss"] <= loss), None
+    )
 
 
 def best(records: Sequence[dict[str, Any]]) -> float:
     return min(one["loss"] for one in records if one["loss"] is not None)
 
 
-def measure(arguments: argparse.Namespace, folder: Path) -> dict[int, dict[str, list[dict[str, Any]]]]:
+def measure(
+    arguments: argparse.Namespace, folder: Path
+) -> dict[int, dict[str, list[dict[str, Any]]]]:
     """seed -> contender -> its trials. Searches run beside each other, one a core."""
     sizes = (arguments.trials, arguments.epochs, arguments.batch_size, arguments.jets)
-    wanted = [(seed, name) for seed in arguments.seeds for name in CONTENDERS if not _record(folder, seed, name).exists()]
+    wanted = [
+        (seed, name)
+        for seed in arguments.seeds
+        for name in CONTENDERS
+        if not _record(folder, seed, name).exists()
+    ]
     if wanted:
-        search(folder, "random", 0, 1, 2, arguments.batch_size, arguments.jets)  # makes the sample, and shows that a trial runs
+        # makes the sample, and shows that a trial runs
+        search(folder, "random", 0, 1, 2, arguments.batch_size, arguments.jets)
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(arguments.workers, mp_context=context) as pool:
-        running = {pool.submit(search, folder, name, seed, *sizes): (seed, name) for seed, name in wanted}
+        running = {
+            pool.submit(search, folder, name, seed, *sizes): (seed, name) for seed, name in wanted
+        }
         for done in concurrent.futures.as_completed(running):
             seed, name = running[done]
             _record(folder, seed, name).write_text(json.dumps(done.result()))
-            print(f"seed {seed}, {name}: best {best(done.result()):.5f}", file=sys.stderr, flush=True)
-    return {seed: {name: json.loads(_record(folder, seed, name).read_text()) for name in CONTENDERS} for seed in arguments.seeds}
+            print(
+                f"seed {seed}, {name}: best {best(done.result()):.5f}", file=sys.stderr, flush=True
+            )
+    return {
+        seed: {name: json.loads(_record(folder, seed, name).read_text()) for name in CONTENDERS}
+        for seed in arguments.seeds
+    }
 
 
 def _record(folder: Path, seed: int, contender: str) -> Path:
@@ -114,46 +159,100 @@ def _record(folder: Path, seed: int, contender: str) -> Path:
 
 
 def write(found: dict[int, dict[str, list[dict[str, Any]]]], arguments: argparse.Namespace) -> None:
-    report, rows, ratios, gains = Report("search", "tpe with early stopping against random search"), [], [], []
+    report, rows, ratios, gains = (
+        Report("search", "tpe with early stopping against random search"),
+        [],
+        [],
+        [],
+    )
     random, other = CONTENDERS
     for seed, searches in sorted(found.items()):
         goal, spent = best(searches[random]), searches[random][-1]["seconds"]
-        when, stopped = reached(searches[other], goal), sum(one["status"] == "EarlyStopped" for one in searches[other])
+        when, stopped = (
+            reached(searches[other], goal),
+            sum(one["status"] == "EarlyStopped" for one in searches[other]),
+        )
         ratios += [when / spent] if when else []
         gains.append(best(searches[other]) - goal)
-        rows.append([
-            seed, f"{goal:.5f}", f"{spent:.0f}", f"{reached(searches[random], goal):.0f}", f"{best(searches[other]):.5f}",
-            f"{searches[other][-1]['seconds']:.0f}", stopped, f"{when:.0f}" if when else "never", f"{when / spent:.2f}" if when else "–",
-        ])  # fmt: skip
-    head = ["random: best", "s, all trials", "s, its best", "tpe: best", "s, all trials", "stopped", "s to random's best", "share"]
-    losses = [one["loss"] for searches in found.values() for one in searches[random] if one["loss"] is not None]
+        rows.append(
+            [
+                seed,
+                f"{goal:.5f}",
+                f"{spent:.0f}",
+                f"{reached(searches[random], goal):.0f}",
+                f"{best(searches[other]):.5f}",
+                f"{searches[other][-1]['seconds']:.0f}",
+                stopped,
+                f"{when:.0f}" if when else "never",
+                f"{when / spent:.2f}" if when else "–",
+            ]
+        )
+    head = [
+        "random: best",
+        "s, all trials",
+        "s, its best",
+        "tpe: best",
+        "s, all trials",
+        "stopped",
+        "s to random's best",
+        "share",
+    ]
+    losses = [
+        one["loss"]
+        for searches in found.values()
+        for one in searches[random]
+        if one["loss"] is not None
+    ]
     low, middle, high = statistics.quantiles(losses, n=10)[::4]
     notes = [
-        f"{arguments.trials} trials a search, one at a time on one thread; a trial: {arguments.epochs} epochs of {arguments.jets:,} jets "
-        f"in batches of {arguments.batch_size}.",
-        f"Losses of random's trials: 10 % below {low:.4f}, half below {middle:.4f}, 90 % below {high:.4f}.",
-        "s: CPU seconds of the trials, start-up included. share: s to random's best over s of all of random's trials.",
+        (
+            f"{arguments.trials} trials a search, one at a time on one thread; a trial:"
+            f" {arguments.epochs} epochs of {arguments.jets:,} jets in batches of"
+            f" {arguments.batch_size}."
+        ),
+        (
+            f"Losses of random's trials: 10 % below {low:.4f}, half below {middle:.4f}, 90 % below"
+            f" {high:.4f}."
+        ),
+        (
+            "s: CPU seconds of the trials, start-up included. share: s to random's best over s of"
+            " all of random's trials."
+        ),
         "tpe's first five trials are random's first five, drawn with the same seed.",
     ]
     told = f"tpe with medianstop reached random's best loss for {len(ratios)} of {len(found)} seeds"
-    notes.append(told + (f", in {Spread.of(ratios).text('.2f')} of random's training time." if ratios else "."))
+    notes.append(
+        told
+        + (f", in {Spread.of(ratios).text('.2f')} of random's training time." if ratios else ".")
+    )
     notes.append(f"Best loss of tpe minus random's: {Spread.of(gains).text('+.5f')}.")
-    title = f"time to the best loss of random search, {arguments.epochs} epochs in batches of {arguments.batch_size}"
+    title = (
+        f"time to the best loss of random search, {arguments.epochs} epochs in batches of"
+        f" {arguments.batch_size}"
+    )
     report.section(title, columns=["seed", *head], rows=rows, notes=notes, searches=found)
     report.save()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.search", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.search",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5, 6])
     parser.add_argument("--trials", type=int, default=20)
-    # So few steps that learning rate and size decide; longer trainings of these small networks all end alike.
+    # So few steps that learning rate and size decide; longer trainings of these small networks all
+    # end alike.
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--batch-size", type=int, default=500)
-    parser.add_argument("--jets", type=int, default=8000, help="training jets; a quarter as many for validation")
+    parser.add_argument(
+        "--jets", type=int, default=8000, help="training jets; a quarter as many for validation"
+    )
     parser.add_argument("--workers", type=int, default=2, help="searches at a time")
-    parser.add_argument("--folder", type=Path, help="keep the jets and the results of finished searches here")
+    parser.add_argument(
+        "--folder", type=Path, help="keep the jets and the results of finished searches here"
+    )
     arguments = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(prefix="search-benchmark-") as temporary:
         folder = arguments.folder or Path(temporary)

@@ -1,14 +1,18 @@
-"""How fast the exported networks answer: in ONNX Runtime beside their published form, and through Triton beside ONNX Runtime in process.
+"""How fast the exported networks answer: in ONNX Runtime beside their published form, and through
+Triton beside ONNX Runtime in process.
 
-    python -m benchmarks.serving                      # everything, a few minutes; writes benchmarks/results/serving-*
+    python -m benchmarks.serving                      # everything, a few minutes; writes
+        benchmarks/results/serving-*
     python -m benchmarks.serving --parts runtime      # or: variants, triton-pfn, triton-particlenet
 
-Load on Triton comes from NVIDIA's perf_analyzer where it is on the PATH (it lies in the wheel tritonclient 2.51.0, and needs libb64 and
-libcudart), else from a process of our own client, whose Python takes a good part of the cores that it shares with the server.
+Load on Triton comes from NVIDIA's perf_analyzer where it is on the PATH (it lies in the wheel
+tritonclient 2.51.0, and needs libb64 and libcudart), else from a process of our own client, whose
+Python takes a good part of the cores that it shares with the server.
 
-Weights are random and jets are generated numbers: neither changes the work. The networks have the sizes of the published study's best
-trials (ParticleNet: 3 blocks, k 16, 3 x 50, then 3 x 200; PFN: 5 x 50, then 3 x 400; 100 particles). Both forms of a network hold the
-same weights, are exported by the same exporter, and run in the same ONNX Runtime with as many threads as there are cores.
+Weights are random and jets are generated numbers: neither changes the work. The networks have the
+sizes of the published study's best trials (ParticleNet: 3 blocks, k 16, 3 x 50, then 3 x 200; PFN:
+5 x 50, then 3 x 400; 100 particles). Both forms of a network hold the same weights, are exported by
+the same exporter, and run in the same ONNX Runtime with as many threads as there are cores.
 """
 
 from __future__ import annotations
@@ -51,32 +55,39 @@ ANALYZER = "perf_analyzer"
 WINDOW_MS = 500
 PIECE = 32  # as in serving/backends/onnxruntime/model.py, which cannot be imported outside Triton
 RATES = ("Triton", "in process", "in process, in pieces", "empty model")
-REQUESTS = {"ParticleNet": (1, 32), "PFN": (1, 32, 128, 256)}  # jets a request: one, an event's or a file's
+# jets a request: one, an event's or a file's
+REQUESTS = {"ParticleNet": (1, 32), "PFN": (1, 32, 128, 256)}
 SHARED_MEMORY = "shared memory"  # of client and server, announced over HTTP
 WAYS = ("HTTP", "gRPC", SHARED_MEMORY)
 
-# A model for Triton's Python backend that does nothing; tensors.py is our backend, for how it makes an answer.
+# A model for Triton's Python backend that does nothing; tensors.py is our backend, for how it makes
+# an answer.
 EMPTY = "empty"
 EMPTY_MODEL = """
 import importlib.util, pathlib
 import numpy as np
 import triton_python_backend_utils as pb
 
-spec = importlib.util.spec_from_file_location("tensors", pathlib.Path(__file__).with_name("tensors.py"))
+path = pathlib.Path(__file__).with_name("tensors.py")
+spec = importlib.util.spec_from_file_location("tensors", path)
 tensors = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(tensors)
 
 
 class TritonPythonModel:
     def execute(self, requests):
-        counts = [pb.get_input_tensor_by_name(request, "jet_features").shape()[0] for request in requests]
-        return [pb.InferenceResponse([tensors._tensor("output", np.zeros((count, 1), np.float32))]) for count in counts]
+        responses = []
+        for request in requests:
+            count = pb.get_input_tensor_by_name(request, "jet_features").shape()[0]
+            zeros = tensors._tensor("output", np.zeros((count, 1), np.float32))
+            responses.append(pb.InferenceResponse([zeros]))
+        return responses
 """
 
 Inputs = dict[str, np.ndarray]
 
 
-# ------------------------------------------------------------------------------------------------------------ networks and jets
+# ------------------------------------------------------------------------------ networks and jets
 
 
 def build(name: str, **more: Any):
@@ -88,7 +99,9 @@ def build(name: str, **more: Any):
 
     file, options = NETWORKS[name]
     groups = [group for group in GROUPS if group != "pf_points" or name == "ParticleNet"]
-    shapes = {g: (-1, GROUPS[g]) if g == "jet_features" else (-1, GROUPS[g], LENGTH) for g in groups}
+    shapes = {
+        g: (-1, GROUPS[g]) if g == "jet_features" else (-1, GROUPS[g], LENGTH) for g in groups
+    }
     config = types.SimpleNamespace(input_names=groups, input_shapes=shapes)
     torch.manual_seed(0)
     model, info = load_network(str(ROOT / "networks" / file)).build(config, {**options, **more})
@@ -98,9 +111,14 @@ def build(name: str, **more: Any):
 def jets(config: Any, count: int, seed: int = 1) -> Inputs:
     """`count` jets with 10 to 100 particles of random features."""
     rng = np.random.default_rng(seed)
-    real = (np.arange(LENGTH) < rng.integers(10, LENGTH + 1, count)[:, None])[:, None].astype(np.float32)
+    real = (np.arange(LENGTH) < rng.integers(10, LENGTH + 1, count)[:, None])[:, None].astype(
+        np.float32
+    )
     made = {
-        group: rng.normal(size=(count, *shape[1:])).astype(np.float32) * (1 if len(shape) == 2 else real)
+        group: (
+            rng.normal(size=(count, *shape[1:])).astype(np.float32)
+            * (1 if len(shape) == 2 else real)
+        )
         for group, shape in config.input_shapes.items()
     }
     return made | {"pf_mask": real}
@@ -113,7 +131,10 @@ def export_pair(name: str, folder: Path) -> tuple[dict[str, Path], Any]:
 
     model, info, config = build(name, **({"use_counts": False} if name == "ParticleNet" else {}))
     forms = {"ours": model, "published form": published(model)}
-    return {form: export_onnx(one, info, config, folder / f"{name}-{form}.onnx") for form, one in forms.items()}, config
+    return {
+        form: export_onnx(one, info, config, folder / f"{name}-{form}.onnx")
+        for form, one in forms.items()
+    }, config
 
 
 def rate(run: Callable[[], Any], count: int) -> Callable[[], float]:
@@ -132,10 +153,14 @@ def rate(run: Callable[[], Any], count: int) -> Callable[[], float]:
 def apart(got: np.ndarray, expected: np.ndarray) -> dict[str, float]:
     """Largest and median difference, and the share of jets within the gate's 1e-5."""
     difference = np.abs(got.astype(np.float64) - expected).max(axis=1)
-    return {"largest": float(difference.max()), "median": float(np.median(difference)), "share": float(np.mean(difference <= 1e-5))}
+    return {
+        "largest": float(difference.max()),
+        "median": float(np.median(difference)),
+        "share": float(np.mean(difference <= 1e-5)),
+    }
 
 
-# ----------------------------------------------------------------------------------------------------------------- the parts
+# -------------------------------------------------------------------------------------- the parts
 
 
 def runtime(report: Report, rounds: int) -> None:
@@ -150,12 +175,25 @@ def runtime(report: Report, rounds: int) -> None:
             inputs = jets(config, max(BATCHES))
             answers = {form: one.run(None, inputs)[0] for form, one in sessions.items()}
             close = apart(answers["ours"], answers["published form"])
-            notes.append(f"{name}: the two forms agree within {close['largest']:.1e} (median {close['median']:.1e}) on 1,000 jets")
+            notes.append(
+                f"{name}: the two forms agree within {close['largest']:.1e} (median"
+                f" {close['median']:.1e}) on 1,000 jets"
+            )
             for batch in BATCHES:
                 feed = {key: x[:batch] for key, x in inputs.items()}
-                runs = alternate({form: rate(_runner(one, feed), batch) for form, one in sessions.items()}, rounds)
+                runs = alternate(
+                    {form: rate(_runner(one, feed), batch) for form, one in sessions.items()},
+                    rounds,
+                )
                 gain = ratio(runs["ours"], runs["published form"])
-                rows.append([name, batch, *(Spread.of(runs[form]).text() for form in sessions), gain.text(".2f")])
+                rows.append(
+                    [
+                        name,
+                        batch,
+                        *(Spread.of(runs[form]).text() for form in sessions),
+                        gain.text(".2f"),
+                    ]
+                )
                 data[f"{name} {batch}"] = runs
     columns = ["network", "batch", "ours, jets/s", "published form, jets/s", "ratio"]
     report.section("ONNX Runtime, float32", columns=columns, rows=rows, notes=notes, runs=data)
@@ -173,7 +211,10 @@ def variants(report: Report, rounds: int) -> None:
             runners, config = _variants(name, Path(folder))
             inputs = jets(config, 100)
             expected = runners["float32"](inputs)
-            contenders = {label: rate(lambda run=run, feed=inputs: run(feed), 100) for label, run in runners.items()}
+            contenders = {
+                label: rate(lambda run=run, feed=inputs: run(feed), 100)
+                for label, run in runners.items()
+            }
             runs = data[name] = alternate(contenders, rounds)
             for label, run in runners.items():
                 off = apart(run(inputs), expected)
@@ -181,11 +222,24 @@ def variants(report: Report, rounds: int) -> None:
                 shown = (f"{off[key]:.1e}" for key in ("largest", "median"))
                 rows.append([name, label, Spread.of(runs[label]).text(), gain.text(".2f"), *shown])
     notes = [
-        "batch 100; differences are of log(pT_gen/pT) from ONNX Runtime's float32; the gate allows 1e-3 to any jet and 1e-5 to 99.9 %",
-        "int8: dynamic quantisation of all matrix products and convolutions (for the latter ONNX Runtime has only a slow kernel); "
-        "ONNX Runtime has no bfloat16 kernels for x86: bf16 is torch's",
+        (
+            "batch 100; differences are of log(pT_gen/pT) from ONNX Runtime's float32; the gate"
+            " allows 1e-3 to any jet and 1e-5 to 99.9 %"
+        ),
+        (
+            "int8: dynamic quantisation of all matrix products and convolutions (for the latter"
+            " ONNX Runtime has only a slow kernel); ONNX Runtime has no bfloat16 kernels for x86:"
+            " bf16 is torch's"
+        ),
     ]
-    columns = ["network", "variant", "jets/s", "to float32", "largest difference", "median difference"]
+    columns = [
+        "network",
+        "variant",
+        "jets/s",
+        "to float32",
+        "largest difference",
+        "median difference",
+    ]
     report.section("lower precision", columns=columns, rows=rows, notes=notes, runs=data)
 
 
@@ -202,9 +256,13 @@ def _variants(name: str, folder: Path) -> tuple[dict[str, Callable[[Inputs], np.
     paths = {label: folder / f"{name}-{label}.onnx" for label in ("float32", "int8", "float16")}
     export_onnx(model, info, config, paths["float32"])
     quantize_dynamic(paths["float32"], paths["int8"], weight_type=QuantType.QInt8)
-    onnx.save(convert_float_to_float16(onnx.load(paths["float32"]), keep_io_types=True), paths["float16"])
+    onnx.save(
+        convert_float_to_float16(onnx.load(paths["float32"]), keep_io_types=True), paths["float16"]
+    )
     sessions = {label: session(path) for label, path in paths.items()}
-    runners = {label: lambda feed, one=one: one.run(None, feed)[0] for label, one in sessions.items()}
+    runners = {
+        label: lambda feed, one=one: one.run(None, feed)[0] for label, one in sessions.items()
+    }
 
     def bf16(feed: Inputs) -> np.ndarray:
         with torch.autocast("cpu", torch.bfloat16):
@@ -215,7 +273,9 @@ def _variants(name: str, folder: Path) -> tuple[dict[str, Callable[[Inputs], np.
 
 
 def served(report: Report, rounds: int, name: str) -> None:
-    """A network in Triton with dynamic batching against ONNX Runtime in process at the batch that Triton made of the requests."""
+    """A network in Triton with dynamic batching against ONNX Runtime in process at the batch that
+    Triton made of the requests.
+    """
     from serving import triton
 
     with tempfile.TemporaryDirectory() as folder:
@@ -229,35 +289,78 @@ def _served(report: Report, name: str, rounds: int, folder: Path) -> None:
     has_analyzer = bool(shutil.which(ANALYZER))
     ways = WAYS if has_analyzer else ("HTTP",)
     client = "perf_analyzer" if has_analyzer else "a Python client"
-    data = _loaded(name, [(request, way) for request in REQUESTS[name] for way in ways], rounds, folder)
+    data = _loaded(
+        name, [(request, way) for request in REQUESTS[name] for way in ways], rounds, folder
+    )
     rows = []
     for label, runs in data.items():
         rates = (Spread.of(runs[key]).text() for key in RATES)
-        pairs = (("Triton", "in process"), ("Triton", "in process, in pieces"), ("empty model", "in process"))
+        pairs = (
+            ("Triton", "in process"),
+            ("Triton", "in process, in pieces"),
+            ("empty model", "in process"),
+        )
         ratios = (ratio(runs[one], runs[other]).text(".2f") for one, other in pairs)
-        rows.append([*label.split(" over "), Spread.of(runs["mean batch"]).text(".1f"), *rates, *ratios])
+        rows.append(
+            [*label.split(" over "), Spread.of(runs["mean batch"]).text(".1f"), *rates, *ratios]
+        )
     notes = [
-        f"{CONCURRENCY} requests at a time from {client} on kept connections; server, client and model share the cores",
-        "in process: one onnxruntime session with all cores, run on batches of the mean size that Triton made of the requests",
-        f"in process, in pieces: the same batches run as our backend for Triton does, {PIECE} jets at a time on each core by itself; at "
-        "more than about 100 jets of the PFN that alone is quicker than a single run, since the pieces stay in the cores' caches",
-        "empty model: the same requests to a model of Triton's Python backend that answers zeros without looking at its inputs: what "
-        "client, protocol, queue and the way into the backend's process and back leave of these cores, whatever the model. Where that "
-        "alone is near the rate in process, or below, the ratio says what a request costs, not what the model does",
+        (
+            f"{CONCURRENCY} requests at a time from {client} on kept connections; server, client"
+            " and model share the cores"
+        ),
+        (
+            "in process: one onnxruntime session with all cores, run on batches of the mean size"
+            " that Triton made of the requests"
+        ),
+        (
+            f"in process, in pieces: the same batches run as our backend for Triton does, {PIECE}"
+            " jets at a time on each core by itself; at more than about 100 jets of the PFN that"
+            " alone is quicker than a single run, since the pieces stay in the cores' caches"
+        ),
+        (
+            "empty model: the same requests to a model of Triton's Python backend that answers"
+            " zeros without looking at its inputs: what client, protocol, queue and the way into"
+            " the backend's process and back leave of these cores, whatever the model. Where that"
+            " alone is near the rate in process, or below, the ratio says what a request costs, not"
+            " what the model does"
+        ),
     ]
     rates = [f"{key}, jets/s" for key in RATES]
-    columns = ["jets a request", "by", "mean batch", *rates, "ratio", "ratio to pieces", "empty model's ratio"]
-    report.section(f"Triton on this machine: {name}", columns=columns, rows=rows, notes=notes, runs=data)
+    columns = [
+        "jets a request",
+        "by",
+        "mean batch",
+        *rates,
+        "ratio",
+        "ratio to pieces",
+        "empty model's ratio",
+    ]
+    report.section(
+        f"Triton on this machine: {name}", columns=columns, rows=rows, notes=notes, runs=data
+    )
 
 
-def _loaded(name: str, cases: list[tuple[int, str]], rounds: int, folder: Path) -> dict[str, dict[str, list[float]]]:
-    """Rates and the mean batch of each case, `rounds` times in turn. Triton waits without work while the other is measured."""
+def _loaded(
+    name: str, cases: list[tuple[int, str]], rounds: int, folder: Path
+) -> dict[str, dict[str, list[float]]]:
+    """Rates and the mean batch of each case, `rounds` times in turn.
+
+    Triton waits without work while the other is measured.
+    """
     from serving import triton
     from weaver.parity import session
 
     onnx_path, config = _repository(name, folder / name)
-    in_process, in_pieces, repository = functools.partial(session(onnx_path).run, None), pieces(onnx_path), onnx_path.parents[2]
-    runs = {f"{request} over {way}": {key: [] for key in (*RATES, "mean batch")} for request, way in cases}
+    in_process, in_pieces, repository = (
+        functools.partial(session(onnx_path).run, None),
+        pieces(onnx_path),
+        onnx_path.parents[2],
+    )
+    runs = {
+        f"{request} over {way}": {key: [] for key in (*RATES, "mean batch")}
+        for request, way in cases
+    }
     port = free_port()
     server = triton.start(
         os.fspath(repository),
@@ -273,10 +376,19 @@ def _loaded(name: str, cases: list[tuple[int, str]], rounds: int, folder: Path) 
                 got, batch = _load(server.url, name.lower(), request, way, port)
                 empty, _ = _load(server.url, EMPTY, request, way, port)
                 feed = jets(config, max(round(batch), 1))
-                local = [rate(lambda run=run, feed=feed: run(feed), len(feed["pf_mask"]))() for run in (in_process, in_pieces)]
-                for key, value in zip((*RATES, "mean batch"), (got, *local, empty, batch), strict=True):
+                local = [
+                    rate(lambda run=run, feed=feed: run(feed), len(feed["pf_mask"]))()
+                    for run in (in_process, in_pieces)
+                ]
+                for key, value in zip(
+                    (*RATES, "mean batch"), (got, *local, empty, batch), strict=True
+                ):
                     runs[f"{request} over {way}"][key].append(value)
-                print(f"{name} {request} over {way}: {got:,.0f} jets/s; in process {local[0]:,.0f}", file=sys.stderr, flush=True)
+                print(
+                    f"{name} {request} over {way}: {got:,.0f} jets/s; in process {local[0]:,.0f}",
+                    file=sys.stderr,
+                    flush=True,
+                )
     finally:
         triton.stop(server.pid, seconds=0.5)
     return runs
@@ -288,12 +400,20 @@ def pieces(onnx_path: Path) -> Callable[[Inputs], Any]:
 
     options, cores = onnxruntime.SessionOptions(), len(os.sched_getaffinity(0))
     options.intra_op_num_threads = 1
-    one, pool = onnxruntime.InferenceSession(os.fspath(onnx_path), options, providers=["CPUExecutionProvider"]), ThreadPoolExecutor(cores)
+    one, pool = (
+        onnxruntime.InferenceSession(
+            os.fspath(onnx_path), options, providers=["CPUExecutionProvider"]
+        ),
+        ThreadPoolExecutor(cores),
+    )
 
     def run(feed: Inputs) -> list[Any]:
         count = len(feed["pf_mask"])
         most = min(PIECE, -(-count // cores))
-        parts = [{name: x[start : start + most] for name, x in feed.items()} for start in range(0, count, most)]
+        parts = [
+            {name: x[start : start + most] for name, x in feed.items()}
+            for start in range(0, count, most)
+        ]
         return list(pool.map(functools.partial(one.run, None), parts))
 
     return run
@@ -306,7 +426,9 @@ def free_port() -> int:
 
 
 def _repository(name: str, folder: Path) -> tuple[Path, Any]:
-    """A Triton repository with one network and the empty model; returns the network's ONNX file, and the data config."""
+    """A Triton repository with one network and the empty model; returns the network's ONNX file,
+    and the data config.
+    """
     from serving import backends
     from weaver.onnx_export import export_onnx
     from weaver.triton_config import LOCAL_INSTANCES, parse_config, triton_config
@@ -317,7 +439,9 @@ def _repository(name: str, folder: Path) -> tuple[Path, Any]:
     for one in (path.parent, empty):
         one.mkdir(parents=True)
     export_onnx(model, info, config, path)
-    text = triton_config(path, name.lower(), warmup=(1, 100), device="cpu", instances=LOCAL_INSTANCES)
+    text = triton_config(
+        path, name.lower(), warmup=(1, 100), device="cpu", instances=LOCAL_INSTANCES
+    )
     (path.parents[1] / "config.pbtxt").write_text(text)
     message = parse_config(text)
     message.name, message.backend, message.default_model_filename = EMPTY, "python", "model.py"
@@ -330,8 +454,14 @@ def _repository(name: str, folder: Path) -> tuple[Path, Any]:
 def _load(url: str, model: str, request: int, way: str, grpc_port: int) -> tuple[float, float]:
     """Jets a second and the mean batch that Triton ran, under load from another process."""
     before = _statistics(url, model)
-    got = _analyzer_rate(url, model, request, way, grpc_port) if shutil.which(ANALYZER) else _client_rate(url, model, request)
-    inferences, executions = (after - b for after, b in zip(_statistics(url, model), before, strict=True))
+    got = (
+        _analyzer_rate(url, model, request, way, grpc_port)
+        if shutil.which(ANALYZER)
+        else _client_rate(url, model, request)
+    )
+    inferences, executions = (
+        after - b for after, b in zip(_statistics(url, model), before, strict=True)
+    )
     return got, inferences / executions
 
 
@@ -339,23 +469,68 @@ def _analyzer_rate(url: str, model: str, request: int, way: str, grpc_port: int)
     """Jets a second as perf_analyzer counts them, mean of three windows."""
     with tempfile.TemporaryDirectory() as folder:
         table = Path(folder, "rates.csv")
-        address = ["-i", "grpc", "-u", f"127.0.0.1:{grpc_port}"] if way == "gRPC" else ["-i", "http", "-u", url.removeprefix("http://")]
-        command = [ANALYZER, "-m", model, *address, "-b", str(request), "-f", os.fspath(table), "--input-data", "random"]
+        address = (
+            ["-i", "grpc", "-u", f"127.0.0.1:{grpc_port}"]
+            if way == "gRPC"
+            else ["-i", "http", "-u", url.removeprefix("http://")]
+        )
+        command = [
+            ANALYZER,
+            "-m",
+            model,
+            *address,
+            "-b",
+            str(request),
+            "-f",
+            os.fspath(table),
+            "--input-data",
+            "random",
+        ]
         # Three windows whatever their spread: that is what the rounds are for.
-        command += ["--concurrency-range", str(CONCURRENCY), "-p", str(WINDOW_MS), "-r", "3", "-s", "999"]
-        command += ["--shared-memory", "system", "--output-shared-memory-size", str(4 * request)] if way == SHARED_MEMORY else []
+        command += [
+            "--concurrency-range",
+            str(CONCURRENCY),
+            "-p",
+            str(WINDOW_MS),
+            "-r",
+            "3",
+            "-s",
+            "999",
+        ]
+        command += (
+            ["--shared-memory", "system", "--output-shared-memory-size", str(4 * request)]
+            if way == SHARED_MEMORY
+            else []
+        )
         _finished(command)
         with table.open(newline="") as rows:
             return float(next(csv.DictReader(rows))["Inferences/Second"])
 
 
 def _client_rate(url: str, model: str, request: int) -> float:
-    command = [sys.executable, "-m", "benchmarks.serving", "--load", url, "--model", model, "--request", str(request)]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.serving",
+        "--load",
+        url,
+        "--model",
+        model,
+        "--request",
+        str(request),
+    ]
     return json.loads(_finished(command))["rate"]
 
 
 def _finished(command: list[str]) -> str:
-    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     if done.returncode:
         raise RuntimeError(f"{command[0]}: {done.stdout[-500:]} {done.stderr[-2000:]}")
     return done.stdout
@@ -368,7 +543,9 @@ def _statistics(url: str, model: str) -> tuple[int, int]:
 
 
 def load(url: str, model: str, request: int) -> None:
-    """CONCURRENCY threads that ask again as soon as they are answered; prints the rate after a second of warming up."""
+    """CONCURRENCY threads that ask again as soon as they are answered; prints the rate after a
+    second of warming up.
+    """
     from serving import golden
     from serving.connection import Connections
 
@@ -396,13 +573,28 @@ def load(url: str, model: str, request: int) -> None:
         thread.join()
 
 
-PARTS = {"runtime": runtime, "variants": variants} | {f"triton-{name.lower()}": functools.partial(served, name=name) for name in NETWORKS}
+PARTS = {"runtime": runtime, "variants": variants} | {
+    f"triton-{name.lower()}": functools.partial(served, name=name) for name in NETWORKS
+}
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.serving", description=__doc__.splitlines()[0])
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure (default: all)")
-    parser.add_argument("--rounds", type=int, default=5, help="runs of each contender, in turn (default: %(default)s)")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.serving", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument(
+        "--parts",
+        nargs="+",
+        choices=PARTS,
+        default=list(PARTS),
+        help="what to measure (default: all)",
+    )
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        default=5,
+        help="runs of each contender, in turn (default: %(default)s)",
+    )
     parser.add_argument("--dry", action="store_true", help="print, write no files")
     for name in ("--load", "--model", "--request"):  # the client's process
         parser.add_argument(name, help=argparse.SUPPRESS)

@@ -1,7 +1,9 @@
-"""The API server through the published `kubernetes` client: configuration, the kinds that are sent, and requests that outlive a bad hour.
+"""The API server through the published `kubernetes` client: configuration, the kinds that are sent,
+and requests that outlive a bad hour.
 
-A request that met 429, 5xx or a broken connection is sent again, after a growing pause, until the deadline of the wait that
-it belongs to. Only the first contact is given up early, so that a wrong address does not take a search's deadline to show.
+A request that met 429, 5xx or a broken connection is sent again, after a growing pause, until the
+deadline of the wait that it belongs to. Only the first contact is given up early, so that a wrong
+address does not take a search's deadline to show.
 """
 
 from __future__ import annotations
@@ -23,8 +25,10 @@ from common.errors import ClusterError, InputError, UnreachableError
 
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 KUBECONFIG = "~/.kube/config"
-PASSING = {429, 500, 502, 503, 504}  # overload, a server that restarts, a webhook that is briefly away
-FIRST_CONTACT_SECONDS = 60.0  # an address that never answered within a minute is wrong, or needs a VPN
+# overload, a server that restarts, a webhook that is briefly away
+PASSING = {429, 500, 502, 503, 504}
+# an address that never answered within a minute is wrong, or needs a VPN
+FIRST_CONTACT_SECONDS = 60.0
 LONGEST_PAUSE_SECONDS = 15.0
 REQUEST_SECONDS = (10.0, 60.0)  # connect, read: a request over a dead connection must not hang
 
@@ -53,12 +57,16 @@ class Kind:
 EXPERIMENT = Kind("Experiment", "kubeflow.org", "v1beta1", "experiments", "Katib")
 TRIAL = Kind("Trial", "kubeflow.org", "v1beta1", "trials", "Katib")
 PYTORCHJOB = Kind("PyTorchJob", "kubeflow.org", "v1", "pytorchjobs", "the training operator")
-INFERENCE_SERVICE = Kind("InferenceService", "serving.kserve.io", "v1beta1", "inferenceservices", "KServe")
+INFERENCE_SERVICE = Kind(
+    "InferenceService", "serving.kserve.io", "v1beta1", "inferenceservices", "KServe"
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Connection:
-    """A configured client, the namespace that its configuration names (or none), and whether we are a pod of the cluster."""
+    """A configured client, the namespace that its configuration names (or none), and whether we are
+    a pod of the cluster.
+    """
 
     client: client.ApiClient
     namespace: str | None
@@ -67,17 +75,23 @@ class Connection:
 
 
 def connect() -> Connection:
-    """The service account of the pod we run in, or else the kubeconfig (KUBECONFIG set comes first). Raises InputError without either."""
+    """The service account of the pod we run in, or else the kubeconfig (KUBECONFIG set comes
+    first). Raises InputError without either.
+    """
     in_pod = "KUBERNETES_SERVICE_HOST" in os.environ and (SERVICE_ACCOUNT / "token").exists()
     try:
-        connection = _from_pod() if in_pod and not os.environ.get("KUBECONFIG") else _from_kubeconfig()
+        connection = (
+            _from_pod() if in_pod and not os.environ.get("KUBECONFIG") else _from_kubeconfig()
+        )
     except config.ConfigException as error:
         where = os.environ.get("KUBECONFIG") or KUBECONFIG
         raise NoCluster(
-            f"no Kubernetes cluster is configured: this is not a pod with a service account, and {where} gives none ({error}). "
-            "Set KUBECONFIG to a kubeconfig file, or run on this machine with --runner local"
+            "no Kubernetes cluster is configured: this is not a pod with a service account, and"
+            f" {where} gives none ({error}). Set KUBECONFIG to a kubeconfig file, or run on this"
+            " machine with --runner local"
         ) from error
-    # The server validates; the client's own checks reject lists that real servers send (events with null fields).
+    # The server validates; the client's own checks reject lists that real servers send (events with
+    # null fields).
     connection.client.configuration.client_side_validation = False
     return connection
 
@@ -86,15 +100,26 @@ def _from_pod() -> Connection:
     settings = client.Configuration()
     config.load_incluster_config(client_configuration=settings)
     namespace = SERVICE_ACCOUNT / "namespace"
-    return Connection(_client(settings), namespace.read_text().strip() if namespace.exists() else None, True, "the pod's service account")
+    return Connection(
+        _client(settings),
+        namespace.read_text().strip() if namespace.exists() else None,
+        True,
+        "the pod's service account",
+    )
 
 
 def _from_kubeconfig() -> Connection:
     settings = client.Configuration()
-    files = os.environ.get("KUBECONFIG") or KUBECONFIG  # the client itself reads the variable at its import only
+    # the client itself reads the variable at its import only
+    files = os.environ.get("KUBECONFIG") or KUBECONFIG
     config.load_kube_config(files, client_configuration=settings, persist_config=False)
     _, active = config.list_kube_config_contexts(files)
-    return Connection(_client(settings), active["context"].get("namespace"), False, f"kubeconfig context '{active['name']}'")
+    return Connection(
+        _client(settings),
+        active["context"].get("namespace"),
+        False,
+        f"kubeconfig context '{active['name']}'",
+    )
 
 
 def _client(settings: client.Configuration) -> client.ApiClient:
@@ -103,35 +128,53 @@ def _client(settings: client.Configuration) -> client.ApiClient:
 
 
 def namespace_of(connection: Connection, asked: str | None) -> str:
-    """The namespace to work in: the one asked for, or for None or 'auto' the configuration's. Raises InputError if that names none."""
+    """The namespace to work in: the one asked for, or for None or 'auto' the configuration's.
+
+    Raises InputError if that names none.
+    """
     if asked and asked != "auto":
         return asked
     if connection.namespace:
         return connection.namespace
     raise InputError(
-        f"{connection.source} names no namespace; pass --namespace NAME, or type: kubectl config set-context --current --namespace NAME"
+        f"{connection.source} names no namespace; pass --namespace NAME, or type: kubectl config"
+        " set-context --current --namespace NAME"
     )
 
 
 class Api:
-    """Reads and writes objects of one namespace. Every request belongs to a Wait, which bounds it and hears of trouble."""
+    """Reads and writes objects of one namespace.
+
+    Every request belongs to a Wait, which bounds it and hears of trouble.
+    """
 
     def __init__(self, connection: Connection, namespace: str, *, pause: float = 1.0) -> None:
         self.namespace, self._pause = namespace, pause
         self._client = connection.client
-        self._custom, self._core = client.CustomObjectsApi(connection.client), client.CoreV1Api(connection.client)
+        self._custom, self._core = (
+            client.CustomObjectsApi(connection.client),
+            client.CoreV1Api(connection.client),
+        )
         self._reached = False
 
-    # Custom resources -----------------------------------------------------------------------------------------------
+    # Custom resources
+    # --------------------------------------------------------------------------------------------
 
     def create(self, kind: Kind, manifest: dict, wait: Wait) -> dict | None:
-        """The object as the server stored it; None if one of this name exists. Raises ClusterError if it is refused."""
+        """The object as the server stored it;
+
+        None if one of this name exists. Raises ClusterError if it is refused.
+        """
         try:
-            return self.call(wait, self._custom.create_namespaced_custom_object, *self._at(kind), manifest)
+            return self.call(
+                wait, self._custom.create_namespaced_custom_object, *self._at(kind), manifest
+            )
         except ApiException as error:
             if error.status == 409:
                 return None
-            raise ClusterError(self._refusal(error, "create", kind, manifest["metadata"]["name"])) from error
+            raise ClusterError(
+                self._refusal(error, "create", kind, manifest["metadata"]["name"])
+            ) from error
 
     def get(self, kind: Kind, name: str, wait: Wait) -> dict | None:
         """The object, or None if there is none of this name."""
@@ -146,7 +189,9 @@ class Api:
         """The object as stored; None if it has changed since it was read (or is gone)."""
         name = manifest["metadata"]["name"]
         try:
-            return self.call(wait, self._custom.replace_namespaced_custom_object, *self._at(kind), name, manifest)
+            return self.call(
+                wait, self._custom.replace_namespaced_custom_object, *self._at(kind), name, manifest
+            )
         except ApiException as error:
             if error.status in (404, 409):
                 return None
@@ -156,7 +201,13 @@ class Api:
         """Ask for removal, dependents first; False if it was gone already."""
         options = client.V1DeleteOptions(propagation_policy="Foreground")
         try:
-            self.call(wait, self._custom.delete_namespaced_custom_object, *self._at(kind), name, body=options)
+            self.call(
+                wait,
+                self._custom.delete_namespaced_custom_object,
+                *self._at(kind),
+                name,
+                body=options,
+            )
         except ApiException as error:
             if error.status == 404:
                 return False
@@ -166,42 +217,72 @@ class Api:
     def list(self, kind: Kind, selector: str, wait: Wait) -> list[dict]:
         """All objects with these labels; none where the cluster does not serve the kind at all."""
         try:
-            answer = self.call(wait, self._custom.list_namespaced_custom_object, *self._at(kind), label_selector=selector)
+            answer = self.call(
+                wait,
+                self._custom.list_namespaced_custom_object,
+                *self._at(kind),
+                label_selector=selector,
+            )
         except ApiException as error:
             if error.status == 404:
                 return []
             raise ClusterError(self._refusal(error, "list", kind, "")) from error
         return answer["items"]
 
-    # Pods: only for explanations, so trouble in reading them never ends a wait --------------------------------------
+    # Pods: only for explanations, so trouble in reading them never ends a wait
+    # --------------------------------------
 
     def pods(self, selector: str, wait: Wait) -> list[dict] | None:
         """Pods with these labels; None if they cannot be read now."""
-        found = self._glimpse(wait, "pods", self._core.list_namespaced_pod, self.namespace, label_selector=selector)
+        found = self._glimpse(
+            wait, "pods", self._core.list_namespaced_pod, self.namespace, label_selector=selector
+        )
         return None if found is None else self._client.sanitize_for_serialization(found.items)
 
     def events(self, name: str, wait: Wait) -> list[dict]:
         """Events about the object of this name, oldest first."""
         selector = f"involvedObject.name={name}"
-        found = self._glimpse(wait, "events", self._core.list_namespaced_event, self.namespace, field_selector=selector)
+        found = self._glimpse(
+            wait,
+            "events",
+            self._core.list_namespaced_event,
+            self.namespace,
+            field_selector=selector,
+        )
         listed = [] if found is None else self._client.sanitize_for_serialization(found.items)
-        return sorted(listed, key=lambda event: event.get("lastTimestamp") or event.get("eventTime") or "")
+        return sorted(
+            listed, key=lambda event: event.get("lastTimestamp") or event.get("eventTime") or ""
+        )
 
-    def log(self, pod: str, container: str, wait: Wait, *, lines: int, previous: bool = False) -> list[str]:
-        """The last lines that a container (or its `previous` incarnation) wrote; empty if they cannot be had."""
+    def log(
+        self, pod: str, container: str, wait: Wait, *, lines: int, previous: bool = False
+    ) -> list[str]:
+        """The last lines that a container (or its `previous` incarnation) wrote; empty if they
+        cannot be had.
+        """
         answer = self._glimpse(
-            wait, "pods/log", self._core.read_namespaced_pod_log, pod, self.namespace,
-            container=container, tail_lines=lines, previous=previous, _preload_content=False,
-        )  # fmt: skip
-        return [] if answer is None else answer.data.decode("utf-8", "replace").splitlines()[-lines:]
+            wait,
+            "pods/log",
+            self._core.read_namespaced_pod_log,
+            pod,
+            self.namespace,
+            container=container,
+            tail_lines=lines,
+            previous=previous,
+            _preload_content=False,
+        )
+        return (
+            [] if answer is None else answer.data.decode("utf-8", "replace").splitlines()[-lines:]
+        )
 
-    # Requests -------------------------------------------------------------------------------------------------------
+    # Requests
+    # --------------------------------------------------------------------------------------------
 
     def call(self, wait: Wait, request: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         """The answer to a request, sent again while what stands in its way passes.
 
-        Raises ApiException for what will not pass (4xx), DeadlineError at the wait's deadline, ClusterError if the server
-        was never reached.
+        Raises ApiException for what will not pass (4xx), DeadlineError at the wait's deadline,
+        ClusterError if the server was never reached.
         """
         pause, started = self._pause, time.monotonic()
         while True:
@@ -220,14 +301,25 @@ class Api:
                 wait.obstacle("API server", "")
                 return answer
 
-    def _glimpse(self, wait: Wait, resource: str, request: Callable[..., Any], *arguments: Any, **options: Any) -> Any | None:
+    def _glimpse(
+        self,
+        wait: Wait,
+        resource: str,
+        request: Callable[..., Any],
+        *arguments: Any,
+        **options: Any,
+    ) -> Any | None:
         """The answer, or None: three tries, and a line if we are not allowed to look."""
         for attempt in range(3):
             try:
                 return request(*arguments, _request_timeout=self._timeout(wait), **options)
             except ApiException as error:
                 if error.status == 403:
-                    wait.tell(f"forbidden {resource}", f"reasons will be missing: not allowed to read {resource} ({complaint(error)})")
+                    wait.tell(
+                        f"forbidden {resource}",
+                        f"reasons will be missing: not allowed to read {resource}"
+                        f" ({complaint(error)})",
+                    )
                 if error.status not in PASSING:
                     return None
             except urllib3.exceptions.HTTPError:
@@ -244,7 +336,10 @@ class Api:
     def _check_first_contact(self, error: Exception, started: float) -> None:
         if not self._reached and time.monotonic() - started > FIRST_CONTACT_SECONDS:
             host = self._client.configuration.host
-            said = f"the API server at {host} cannot be reached ({complaint(error)}); check the kubeconfig and the network"
+            said = (
+                f"the API server at {host} cannot be reached ({complaint(error)}); check the"
+                " kubeconfig and the network"
+            )
             raise UnreachableError(said) from error
 
     def _at(self, kind: Kind) -> tuple[str, str, str, str]:
@@ -254,9 +349,19 @@ class Api:
         """The sentence for a request that will never be granted as it is."""
         thing, said = f"{kind.name} {name}".strip(), complaint(error)
         if error.status == 401:
-            return f"the API server does not accept our credentials ({said}); log in anew or renew the token of the kubeconfig"
-        if error.status == 403 and "denied the request" not in said and "exceeded quota" not in said:
-            return f"not allowed to {verb} {kind.plural}.{kind.group} in namespace '{self.namespace}': {said}"
+            return (
+                f"the API server does not accept our credentials ({said}); log in anew or renew the"
+                " token of the kubeconfig"
+            )
+        if (
+            error.status == 403
+            and "denied the request" not in said
+            and "exceeded quota" not in said
+        ):
+            return (
+                f"not allowed to {verb} {kind.plural}.{kind.group} in namespace '{self.namespace}':"
+                f" {said}"
+            )
         if error.status == 404:
             installed = f"is {kind.owner} installed ({kind.api_version}), and the namespace right?"
             return f"cannot {verb} {thing} in namespace '{self.namespace}': {said}; {installed}"
@@ -264,7 +369,9 @@ class Api:
 
 
 def complaint(error: Exception) -> str:
-    """What went wrong with a request, in one line: the server's message, or the connection's trouble."""
+    """What went wrong with a request, in one line: the server's message, or the connection's
+    trouble.
+    """
     if not isinstance(error, ApiException):
         reason = getattr(error, "reason", None) or error
         return f"{type(reason).__name__}: {reason}".split("\n")[0]

@@ -1,13 +1,14 @@
 """Katib's medianstop, restated: which trials are stopped before their end.
 
-When a trial is created, the objective's first `start_step` values of every trial that has succeeded are averaged, and the mean
-of these averages becomes the trial's limit (Katib calls it the median; its code takes the mean, and so does this). Trials that
-were stopped early, failed or still run do not count, and with fewer than `min_trials_required` successes there is no limit.
-A trial is looked at once: when it has reported the objective for the `start_step`-th time, and the best value so far is worse
-than its limit, it is stopped.
+When a trial is created, the objective's first `start_step` values of every trial that has succeeded
+are averaged, and the mean of these averages becomes the trial's limit (Katib calls it the median;
+its code takes the mean, and so does this). Trials that were stopped early, failed or still run do
+not count, and with fewer than `min_trials_required` successes there is no limit. A trial is looked
+at once: when it has reported the objective for the `start_step`-th time, and the best value so far
+is worse than its limit, it is stopped.
 
-Sources: kubeflow/katib v0.19, pkg/earlystopping/v1beta1/medianstop/service.py and updateStopRules in
-cmd/metricscollector/v1beta1/file-metricscollector/main.go.
+Sources: kubeflow/katib v0.19, pkg/earlystopping/v1beta1/medianstop/service.py and updateStopRules
+in cmd/metricscollector/v1beta1/file-metricscollector/main.go.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ class StopRule:
     start_step: int
 
     def stops(self, values: Sequence[float], objective: str) -> bool:
-        """Whether a trial with these objective values, in order, is stopped; `objective` is 'minimize' or 'maximize'.
+        """Whether a trial with these objective values, in order, is stopped; `objective` is
+        'minimize' or 'maximize'.
 
         >>> StopRule(value=0.1, start_step=2).stops([0.3, 0.2, 0.05], "minimize")
         True
@@ -51,18 +53,30 @@ def settings(manifest: Manifest) -> dict[str, int] | None:
     if not asked:
         return None
     name = asked.get("algorithmName", "")
-    require(name in ALGORITHMS, f"spec.earlyStopping.algorithmName: {unknown('algorithm', name, ALGORITHMS)}")
+    require(
+        name in ALGORITHMS,
+        f"spec.earlyStopping.algorithmName: {unknown('algorithm', name, ALGORITHMS)}",
+    )
     found = dict(DEFAULTS)
     for setting in asked.get("algorithmSettings", []):
         where, value = f"spec.earlyStopping.algorithmSettings.{setting['name']}", setting["value"]
-        require(setting["name"] in found, f"spec.earlyStopping: {unknown('setting', setting['name'], found)}")
-        require(str(value).isdigit() and int(value) >= 1, f"{where}: '{value}' is no whole number from 1 up")
+        require(
+            setting["name"] in found,
+            f"spec.earlyStopping: {unknown('setting', setting['name'], found)}",
+        )
+        require(
+            str(value).isdigit() and int(value) >= 1,
+            f"{where}: '{value}' is no whole number from 1 up",
+        )
         found[setting["name"]] = int(value)
     return found
 
 
 def rule_for(manifest: Manifest, succeeded: Iterable[Sequence[float]]) -> StopRule | None:
-    """The rule of a trial that is created now; `succeeded` are the objective values, in order, of each trial that has succeeded."""
+    """The rule of a trial that is created now;
+
+    `succeeded` are the objective values, in order, of each trial that has succeeded.
+    """
     asked = settings(manifest)
     if asked is None:
         return None

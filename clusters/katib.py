@@ -1,7 +1,9 @@
-"""Katib's rules, restated: what its webhook refuses, how it substitutes parameters, how it reads a metrics file.
+"""Katib's rules, restated: what its webhook refuses, how it substitutes parameters, how it reads a
+metrics file.
 
-Sources: kubeflow/katib v0.19 (pkg/webhook/v1beta1/experiment/validator, pkg/controller.v1beta1/experiment/manifest,
-cmd/metricscollector/v1beta1/file-metricscollector, pkg/metricscollector/v1beta1/common).
+Sources: kubeflow/katib v0.19 (pkg/webhook/v1beta1/experiment/validator,
+pkg/controller.v1beta1/experiment/manifest, cmd/metricscollector/v1beta1/file-metricscollector,
+pkg/metricscollector/v1beta1/common).
 """
 
 from __future__ import annotations
@@ -20,23 +22,37 @@ from common.errors import unknown
 METRIC_PATTERN = re.compile(r"([\w|-]+)\s*=\s*([+-]?\d*(\.\d+)?([Ee][+-]?\d+)?)")
 """Katib's default filter of text metrics; `loss=nan` matches it with an empty value."""
 
-ALGORITHMS = ("random", "grid", "bayesianoptimization", "tpe", "multivariate-tpe", "cmaes", "sobol", "hyperband")
+ALGORITHMS = (
+    "random",
+    "grid",
+    "bayesianoptimization",
+    "tpe",
+    "multivariate-tpe",
+    "cmaes",
+    "sobol",
+    "hyperband",
+)
 PARAMETER = re.compile(r"\$\{trialParameters\.([^}]+)\}")
 TRIAL_NAME_REFERENCE = "${trialSpec.Name}"
 
 
 def observations(text: str, names: list[str]) -> dict[str, Observation]:
-    """What Katib's collector observes in a metrics file: min and max over *all* lines of a metric, and the last one.
+    """What Katib's collector observes in a metrics file: min and max over *all* lines of a metric,
+    and the last one.
 
-    Each line begins with an RFC 3339 time. A value that is no finite number is left out of both. Where the last one is none,
-    Katib's latest value is empty and its suggestions stall on it; such a metric is missing from the answer.
+    Each line begins with an RFC 3339 time. A value that is no finite number is left out of both.
+    Where the last one is none, Katib's latest value is empty and its suggestions stall on it; such
+    a metric is missing from the answer.
     """
     found = _found(text, names)
     return {name: _observation(seen) for name, seen in found.items() if seen[-1] is not None}
 
 
 def values(text: str, name: str) -> list[float]:
-    """The finite numbers of one metric, in the order of its lines. A last line that is still being written is left out."""
+    """The finite numbers of one metric, in the order of its lines.
+
+    A last line that is still being written is left out.
+    """
     whole = text[: text.rfind("\n") + 1]
     return [value for value in _found(whole, [name]).get(name, []) if value is not None]
 
@@ -58,7 +74,9 @@ def _observation(values: list[float | None]) -> Observation:
 
 
 def objective_value(manifest: Manifest, metrics: dict[str, Observation]) -> float | None:
-    """The objective as Katib takes it: the strategy of the metric, by default min for minimize and max for maximize."""
+    """The objective as Katib takes it: the strategy of the metric, by default min for minimize and
+    max for maximize.
+    """
     objective = manifest["spec"]["objective"]
     seen = metrics.get(objective["objectiveMetricName"])
     if seen is None:
@@ -74,10 +92,15 @@ def metric_names(manifest: Manifest) -> list[str]:
 
 
 def substitute(manifest: Manifest, assignments: dict[str, str], trial_name: str) -> Manifest:
-    """The trial's own object: `${trialParameters.x}` and `${trialSpec.Name}` replaced, named and labelled as Katib would."""
+    """The trial's own object:
+
+    `${trialParameters.x}` and `${trialSpec.Name}` replaced, named and labelled as Katib would.
+    """
     template = manifest["spec"]["trialTemplate"]
     values = {
-        p["name"]: trial_name if p["reference"] == TRIAL_NAME_REFERENCE else assignments[p["reference"]]
+        p["name"]: (
+            trial_name if p["reference"] == TRIAL_NAME_REFERENCE else assignments[p["reference"]]
+        )
         for p in template.get("trialParameters", [])
     }
     trial = _replace(copy.deepcopy(template["trialSpec"]), values)
@@ -88,21 +111,42 @@ def substitute(manifest: Manifest, assignments: dict[str, str], trial_name: str)
 
 
 def check_experiment(manifest: Manifest) -> None:
-    """Refuse what Katib's webhook refuses. Raises InputError with the path inside the object and what may stand there."""
+    """Refuse what Katib's webhook refuses.
+
+    Raises InputError with the path inside the object and what may stand there.
+    """
     spec, name = manifest["spec"], manifest["metadata"]["name"]
-    require(len(name) <= 40, f"Experiment {name}: its name has {len(name)} characters, Katib allows 40")
-    require(spec["objective"].get("type") in ("minimize", "maximize"),
-            f"spec.objective.type: {unknown('type', str(spec['objective'].get('type')), ('minimize', 'maximize'))}")  # fmt: skip
+    require(
+        len(name) <= 40, f"Experiment {name}: its name has {len(name)} characters, Katib allows 40"
+    )
+    require(
+        spec["objective"].get("type") in ("minimize", "maximize"),
+        "spec.objective.type:"
+        f" {unknown('type', str(spec['objective'].get('type')), ('minimize', 'maximize'))}",
+    )
     algorithm = spec["algorithm"].get("algorithmName", "")
-    require(algorithm in ALGORITHMS, f"spec.algorithm.algorithmName: {unknown('algorithm', algorithm, ALGORITHMS)}")
+    require(
+        algorithm in ALGORITHMS,
+        f"spec.algorithm.algorithmName: {unknown('algorithm', algorithm, ALGORITHMS)}",
+    )
     parallel, most = spec.get("parallelTrialCount", 3), spec.get("maxTrialCount", math.inf)
-    require(parallel <= most, f"spec.parallelTrialCount: {parallel} is more than maxTrialCount {most}")
+    require(
+        parallel <= most, f"spec.parallelTrialCount: {parallel} is more than maxTrialCount {most}"
+    )
     failures = spec.get("maxFailedTrialCount", 0)
-    require(failures <= most, f"spec.maxFailedTrialCount: {failures} is more than maxTrialCount {most}")
+    require(
+        failures <= most, f"spec.maxFailedTrialCount: {failures} is more than maxTrialCount {most}"
+    )
     early_stopping.settings(manifest)
     template = spec["trialTemplate"]
-    require(bool(template.get("primaryContainerName")), "spec.trialTemplate.primaryContainerName: missing")
-    require("name" not in template["trialSpec"].get("metadata", {}), "spec.trialTemplate.trialSpec.metadata.name: Katib names the trials")
+    require(
+        bool(template.get("primaryContainerName")),
+        "spec.trialTemplate.primaryContainerName: missing",
+    )
+    require(
+        "name" not in template["trialSpec"].get("metadata", {}),
+        "spec.trialTemplate.trialSpec.metadata.name: Katib names the trials",
+    )
     _check_references(spec)
 
 
@@ -111,11 +155,22 @@ def _check_references(spec: dict[str, Any]) -> None:
     given = {p["name"]: p["reference"] for p in spec["trialTemplate"].get("trialParameters", [])}
     for name, reference in given.items():
         known = reference in names or reference.startswith("${trialSpec.")
-        require(known, f"spec.trialTemplate.trialParameters.{name}: {unknown('parameter', reference, names)}")
+        require(
+            known,
+            f"spec.trialTemplate.trialParameters.{name}: {unknown('parameter', reference, names)}",
+        )
     for name in names:
-        require(name in given.values(), f"spec.parameters.{name}: no trial receives it; add it to trialTemplate.trialParameters")
+        require(
+            name in given.values(),
+            f"spec.parameters.{name}: no trial receives it; add it to"
+            " trialTemplate.trialParameters",
+        )
     for used in set(PARAMETER.findall(json.dumps(spec["trialTemplate"]["trialSpec"]))):
-        require(used in given, f"spec.trialTemplate.trialSpec: ${{trialParameters.{used}}}: {unknown('trial parameter', used, given)}")
+        require(
+            used in given,
+            f"spec.trialTemplate.trialSpec: ${{trialParameters.{used}}}:"
+            f" {unknown('trial parameter', used, given)}",
+        )
 
 
 def _replace(node: Any, values: dict[str, str]) -> Any:

@@ -1,6 +1,8 @@
-"""Whether a predictor will get its S3 keys: the Secret has them and names the endpoint, and the ServiceAccount names the Secret.
+"""Whether a predictor will get its S3 keys: the Secret has them and names the endpoint, and the
+ServiceAccount names the Secret.
 
-Without this a wrong key shows only when KServe's storage initializer fails, minutes after everything else went well.
+Without this a wrong key shows only when KServe's storage initializer fails, minutes after
+everything else went well.
 """
 
 from __future__ import annotations
@@ -12,7 +14,11 @@ from urllib.parse import urlsplit
 from clusters.manifests import CREDENTIALS
 from clusters.survey import Survey
 
-ENDPOINT, HTTPS, OLD_GROUP = "serving.kserve.io/s3-endpoint", "serving.kserve.io/s3-usehttps", "serving.kubeflow.org/"
+ENDPOINT, HTTPS, OLD_GROUP = (
+    "serving.kserve.io/s3-endpoint",
+    "serving.kserve.io/s3-usehttps",
+    "serving.kubeflow.org/",
+)
 
 
 class Finding(NamedTuple):
@@ -25,46 +31,92 @@ class Finding(NamedTuple):
 
 
 def findings(survey: Survey, *, secret: str, account: str, endpoint: str) -> Iterator[Finding]:
-    """What there is of the Secret and the account. `endpoint` is the URL that the run uses, empty where it names none."""
+    """What there is of the Secret and the account.
+
+    `endpoint` is the URL that the run uses, empty where it names none.
+    """
     yield from _secret(survey, secret, endpoint)
     yield _account(survey, account, secret)
 
 
 def _secret(survey: Survey, name: str, endpoint: str) -> Iterator[Finding]:
     what, held = f"Secret {name}", survey.secret(name)
-    make = f"kubectl -n {survey.namespace} create secret generic {name} --from-literal=AWS_ACCESS_KEY_ID=... (see deploy/)"
+    make = (
+        f"kubectl -n {survey.namespace} create secret generic {name}"
+        " --from-literal=AWS_ACCESS_KEY_ID=... (see deploy/)"
+    )
     if held is None:
         why = survey.unseen.get(what)
-        yield Finding("not seen", what, why) if why else Finding("error", what, f"there is none in namespace {survey.namespace}", make)
+        yield (
+            Finding("not seen", what, why)
+            if why
+            else Finding("error", what, f"there is none in namespace {survey.namespace}", make)
+        )
         return
-    there, missing = ", ".join(sorted(held.values)) or "nothing", [key for key in CREDENTIALS if not held.values.get(key)]
+    there, missing = (
+        ", ".join(sorted(held.values)) or "nothing",
+        [key for key in CREDENTIALS if not held.values.get(key)],
+    )
     yield from (Finding("error", what, f"has no {key}; it has {there}", make) for key in missing)
     if not missing:
         yield _endpoint(what, held.annotations, endpoint)
 
 
 def _endpoint(what: str, annotations: dict[str, str], endpoint: str) -> Finding:
-    """KServe takes the endpoint from the Secret's annotations, as host and port, and the scheme from another."""
+    """KServe takes the endpoint from the Secret's annotations, as host and port, and the scheme
+    from another.
+    """
     asked, https = urlsplit(endpoint).netloc, str(int(endpoint.startswith("https")))
     if old := [key for key in annotations if key.startswith(OLD_GROUP)]:
-        return Finding("error", what, f"annotation {old[0]} is of a group that KServe no longer reads", f"name it {ENDPOINT}")
+        return Finding(
+            "error",
+            what,
+            f"annotation {old[0]} is of a group that KServe no longer reads",
+            f"name it {ENDPOINT}",
+        )
     if asked and ENDPOINT not in annotations:
-        return Finding("error", what, f"no annotation {ENDPOINT}: KServe would fetch the model from Amazon", f"{ENDPOINT}: {asked}")
+        return Finding(
+            "error",
+            what,
+            f"no annotation {ENDPOINT}: KServe would fetch the model from Amazon",
+            f"{ENDPOINT}: {asked}",
+        )
     if asked and annotations[ENDPOINT] != asked:
-        return Finding("error", what, f"annotation {ENDPOINT} is {annotations[ENDPOINT]}, --s3-endpoint is {asked}", "make them agree")
+        return Finding(
+            "error",
+            what,
+            f"annotation {ENDPOINT} is {annotations[ENDPOINT]}, --s3-endpoint is {asked}",
+            "make them agree",
+        )
     if asked and annotations.get(HTTPS) != https:
-        return Finding("error", what, f"annotation {HTTPS} does not fit {endpoint}", f'write "{https}"')
-    return Finding("ok", what, f"has its keys; KServe's endpoint {annotations.get(ENDPOINT, 'Amazon')}")
+        return Finding(
+            "error", what, f"annotation {HTTPS} does not fit {endpoint}", f'write "{https}"'
+        )
+    return Finding(
+        "ok", what, f"has its keys; KServe's endpoint {annotations.get(ENDPOINT, 'Amazon')}"
+    )
 
 
 def _account(survey: Survey, name: str, secret: str) -> Finding:
-    """KServe gives the storage initializer the keys of the Secrets that the predictor's account names."""
+    """KServe gives the storage initializer the keys of the Secrets that the predictor's account
+    names.
+    """
     what, secrets = f"ServiceAccount {name}", survey.account_secrets(name)
     if secrets is None:
         why = survey.unseen.get(what)
-        missing = Finding("error", what, f"there is none in namespace {survey.namespace}", "see deploy/, or --service-account NAME")
+        missing = Finding(
+            "error",
+            what,
+            f"there is none in namespace {survey.namespace}",
+            "see deploy/, or --service-account NAME",
+        )
         return Finding("not seen", what, why) if why else missing
     if secret not in secrets:
-        patch = f"kubectl -n {survey.namespace} patch serviceaccount {name} -p '{{\"secrets\":[{{\"name\":\"{secret}\"}}]}}'"
-        return Finding("error", what, f"does not name Secret {secret}: KServe would have no keys", patch)
+        patch = (
+            f"kubectl -n {survey.namespace} patch serviceaccount {name} -p"
+            f' \'{{"secrets":[{{"name":"{secret}"}}]}}\''
+        )
+        return Finding(
+            "error", what, f"does not name Secret {secret}: KServe would have no keys", patch
+        )
     return Finding("ok", what, f"names Secret {secret}")

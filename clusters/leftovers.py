@@ -1,7 +1,9 @@
-"""Processes of a run on this machine, found without its help: by what their environment says, also after a SIGKILL of all above them.
+"""Processes of a run on this machine, found without its help: by what their environment says, also
+after a SIGKILL of all above them.
 
-A run's steps, trials, jobs and model servers carry JEC_RUN_ID and the folder of local runs in their environment, and what they
-start inherits both. Linux shows the environment of a process to its owner. The command that runs them is known by a file.
+A run's steps, trials, jobs and model servers carry JEC_RUN_ID and the folder of local runs in their
+environment, and what they start inherits both. Linux shows the environment of a process to its
+owner. The command that runs them is known by a file.
 """
 
 from __future__ import annotations
@@ -25,7 +27,10 @@ def mark_owner(folder: Path) -> None:
 
 
 def owner(folder: Path) -> int | None:
-    """The living process that runs the run; None if it has ended (a pid may be another process' by now)."""
+    """The living process that runs the run;
+
+    None if it has ended (a pid may be another process' by now).
+    """
     try:
         noted = json.loads((folder / OWNER).read_text())
     except (OSError, ValueError):
@@ -39,8 +44,16 @@ def processes_of(run_id: str, folder: Path) -> dict[int, str]:
     found = {}
     for place in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError, ValueError):
-            if wanted <= set((place / "environ").read_bytes().split(b"\0")) and _alive(int(place.name)):
-                found[int(place.name)] = (place / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+            if wanted <= set((place / "environ").read_bytes().split(b"\0")) and _alive(
+                int(place.name)
+            ):
+                found[int(place.name)] = (
+                    (place / "cmdline")
+                    .read_bytes()
+                    .replace(b"\0", b" ")
+                    .decode(errors="replace")
+                    .strip()
+                )
     found.pop(os.getpid(), None)
     return found
 
@@ -68,7 +81,9 @@ def _started(pid: int) -> str:
 
 
 def _alive(pid: int) -> bool:
-    """True for a process that has not ended; one that only waits to be asked for its exit code has."""
+    """True for a process that has not ended; one that only waits to be asked for its
+    exit code has.
+    """
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
     except (OSError, IndexError):

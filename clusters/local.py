@@ -1,11 +1,13 @@
-"""One machine as a home for manifests: an Experiment through Optuna, a PyTorchJob as processes, an InferenceService as a
-real Triton process over the same repository. It executes the same manifests as a cluster, so a wrong one fails here.
+"""One machine as a home for manifests: an Experiment through Optuna, a PyTorchJob as processes, an
+InferenceService as a real Triton process over the same repository. It executes the same manifests
+as a cluster, so a wrong one fails here.
 
 Layout below `workdir`, which is the folder of local runs:
 
     <run-id>/local/search/   study.db (Optuna), <trial>/master-0.log and metrics.log
     <run-id>/local/jobs/     <job name>/master-0.log
-    <run-id>/local/services/ <service name>/service.json, server log, a copy of a model repository that lies on S3
+    <run-id>/local/services/ <service name>/service.json, server log, a copy of a model repository
+        that lies on S3
 """
 
 from __future__ import annotations
@@ -28,26 +30,42 @@ from common.errors import ClusterError, DeadlineError
 class Servers(Protocol):
     """What starts and ends model servers on this machine (serving.triton)."""
 
-    def start(self, repository: Path, *, model_name: str, workdir: Path, log: Path, deadline: float) -> Any:
-        """Start a server and wait until the model is ready; returns an object with pid, url and kind."""
+    def start(
+        self, repository: Path, *, model_name: str, workdir: Path, log: Path, deadline: float
+    ) -> Any:
+        """Start a server and wait until the model is ready; returns an object with pid, url and
+        kind.
+        """
 
     def stop(self, pid: int) -> bool:
-        """End that server and its children; False if it is gone or the pid is another process' now."""
+        """End that server and its children;
+
+        False if it is gone or the pid is another process' now.
+        """
 
 
 class LocalCluster:
-    """The protocol's home on one machine. `root` is the folder with the code (the working folder of an image)."""
+    """The protocol's home on one machine.
+
+    `root` is the folder with the code (the working folder of an image).
+    """
 
     resumes = True
 
-    def __init__(self, workdir: Path | str, root: Path | str | None = None, servers: Servers | None = None) -> None:
+    def __init__(
+        self, workdir: Path | str, root: Path | str | None = None, servers: Servers | None = None
+    ) -> None:
         self.workdir = Path(workdir).resolve()
         self.root = Path(root) if root else Path(__file__).resolve().parent.parent
         self.servers = servers
 
-    def run_experiment(self, manifest: Manifest, *, deadline: float, report: Report) -> ExperimentResult:
+    def run_experiment(
+        self, manifest: Manifest, *, deadline: float, report: Report
+    ) -> ExperimentResult:
         """See clusters.protocol.Cluster. Takes up an interrupted search where its study stands."""
-        search = local_search.LocalSearch(manifest, folder=self._folder(manifest, "search"), root=self.root, report=report)
+        search = local_search.LocalSearch(
+            manifest, folder=self._folder(manifest, "search"), root=self.root, report=report
+        )
         return search.run(deadline)
 
     def can_continue(self, name: str) -> bool:
@@ -59,33 +77,63 @@ class LocalCluster:
         name = manifest["metadata"]["name"]
         folder = self._folder(manifest, "jobs") / name
         shutil.rmtree(folder, ignore_errors=True)
-        deadline = min(deadline, manifest["spec"].get("runPolicy", {}).get("activeDeadlineSeconds", deadline))
+        deadline = min(
+            deadline, manifest["spec"].get("runPolicy", {}).get("activeDeadlineSeconds", deadline)
+        )
         job = Replicas(manifest, folder=folder, root=self.root, threads=cores())
         job.start()
         with _following(job.log(), report):
             code = wait(job, deadline=deadline)
         if code is None:
-            raise DeadlineError(f"job {name} did not end within {deadline:.0f} s; its log ends:\n{tail(job.log())}")
+            raise DeadlineError(
+                f"job {name} did not end within {deadline:.0f} s; its log ends:\n{tail(job.log())}"
+            )
         if code != 0:
             raise ClusterError(f"job {name} failed: {job.reason()}")
 
     def deploy(self, manifest: Manifest, *, deadline: float, report: Report) -> Service:
-        """See clusters.protocol.Cluster. An older process of the same service is ended first. The server outlives this process."""
+        """See clusters.protocol.Cluster.
+
+        An older process of the same service is ended first. The server outlives this process.
+        """
         if self.servers is None:
-            raise ClusterError("this home was made without model servers; pass servers=serving.triton")
+            raise ClusterError(
+                "this home was made without model servers; pass servers=serving.triton"
+            )
         name = manifest["metadata"]["name"]
         folder = self._folder(manifest, "services") / name
         self.end_service(folder)
         repository = self._repository(manifest, folder)
-        server = self.servers.start(repository, model_name=name, workdir=folder, log=folder / "server.log", deadline=deadline)
-        storage.write_json(str(folder / "service.json"), {"pid": server.pid, "url": server.url, "kind": server.kind})
+        server = self.servers.start(
+            repository,
+            model_name=name,
+            workdir=folder,
+            log=folder / "server.log",
+            deadline=deadline,
+        )
+        storage.write_json(
+            str(folder / "service.json"),
+            {"pid": server.pid, "url": server.url, "kind": server.kind},
+        )
         report(f"{server.kind} serves {name} at {server.url}")
-        return Service(name=name, url=server.url, kind=server.kind, details={"pid": server.pid, "log": str(folder / "server.log")})
+        return Service(
+            name=name,
+            url=server.url,
+            kind=server.kind,
+            details={"pid": server.pid, "log": str(folder / "server.log")},
+        )
 
     def service_story(self, name: str) -> str:
         """See clusters.protocol.Cluster."""
-        logs = sorted(self.workdir.glob(f"*/local/services/{name}/server.log"), key=lambda log: log.stat().st_mtime)
-        return f"the server's log ({logs[-1]}) ends:\n{tail(logs[-1])}" if logs else f"no server of {name} was started here"
+        logs = sorted(
+            self.workdir.glob(f"*/local/services/{name}/server.log"),
+            key=lambda log: log.stat().st_mtime,
+        )
+        return (
+            f"the server's log ({logs[-1]}) ends:\n{tail(logs[-1])}"
+            if logs
+            else f"no server of {name} was started here"
+        )
 
     def delete_experiment(self, name: str) -> None:
         for folder in self.workdir.glob(f"*/local/search/{name}"):
@@ -98,7 +146,11 @@ class LocalCluster:
     def delete(self, run_id: str) -> list[str]:
         """See clusters.protocol.Cluster. Results in the run's storage stay."""
         local, removed = self.workdir / run_id / "local", []
-        for place, kind in (("services", "InferenceService"), ("jobs", "PyTorchJob"), ("search", "Experiment")):
+        for place, kind in (
+            ("services", "InferenceService"),
+            ("jobs", "PyTorchJob"),
+            ("search", "Experiment"),
+        ):
             for folder in sorted((local / place).glob("*")):
                 if place == "services":
                     self.end_service(folder)
@@ -119,7 +171,10 @@ class LocalCluster:
         return folder
 
     def _repository(self, manifest: Manifest, folder: Path) -> Path:
-        """The model repository as a local folder; S3's is copied, as KServe's storage initializer does."""
+        """The model repository as a local folder;
+
+        S3's is copied, as KServe's storage initializer does.
+        """
         uri = manifests.storage_uri(manifest)
         if not storage.is_s3(uri):
             return Path(uri)

@@ -1,4 +1,6 @@
-"""Parts of Kubernetes objects that more than one manifest needs: the pods of a PyTorchJob, S3's environment, labels."""
+"""Parts of Kubernetes objects that more than one manifest needs: the pods of a PyTorchJob, S3's
+environment, labels.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +10,20 @@ from typing import Any
 from clusters.protocol import RUN_LABEL, STEP_LABEL, USER_LABEL, Manifest
 
 NO_SIDECAR = {"sidecar.istio.io/inject": "false"}
-"""With an Istio sidecar a job never completes and its workers cannot connect. Old versions read the annotation, new ones the label."""
+"""With an Istio sidecar a job never completes and its workers cannot connect.
+
+Old versions read the annotation, new ones the label.
+"""
 
 CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Resources:
-    """What each pod of a job asks for, as Kubernetes quantities. Requests equal limits: a pod that trains is never evicted for bursting."""
+    """What each pod of a job asks for, as Kubernetes quantities.
+
+    Requests equal limits: a pod that trains is never evicted for bursting.
+    """
 
     cpus: int
     memory: str
@@ -53,11 +61,12 @@ os.chmod("{tickets}/krb5cc", 0o600)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Ticket:
-    """A Kerberos ticket: one key of a Secret, copied to `/tickets/krb5cc` before the pod's own program starts.
+    """A Kerberos ticket: one key of a Secret, copied to `/tickets/krb5cc` before the pod's own
+    program starts.
 
-    EOS takes a ticket only from a file that belongs to the user and that nobody else may read (eosxd's SecurityChecker); the
-    files of a Secret belong to root. The copy is made by an init container, which is no child of the shell that Katib wraps around
-    a trial.
+    EOS takes a ticket only from a file that belongs to the user and that nobody else may read
+    (eosxd's SecurityChecker); the files of a Secret belong to root. The copy is made by an init
+    container, which is no child of the shell that Katib wraps around a trial.
     """
 
     secret: str
@@ -68,8 +77,14 @@ class Ticket:
         return {"KRB5CCNAME": f"FILE:{TICKETS}/krb5cc"}
 
     def volumes(self) -> list[Manifest]:
-        secret = {"name": "kerberos-secret", "secret": {"secretName": self.secret, "defaultMode": 0o444}}
-        return [secret, {"name": "kerberos-ticket", "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}}]
+        secret = {
+            "name": "kerberos-secret",
+            "secret": {"secretName": self.secret, "defaultMode": 0o444},
+        }
+        return [
+            secret,
+            {"name": "kerberos-ticket", "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}},
+        ]
 
     def mounts(self) -> list[Manifest]:
         return [{"name": "kerberos-ticket", "mountPath": TICKETS}]
@@ -81,14 +96,23 @@ class Ticket:
             "image": image,
             "command": ["python", "-c"],
             "args": [COPY_TICKET.format(secret=TICKET_SECRET, key=self.key, tickets=TICKETS)],
-            "resources": {"requests": {"cpu": "10m", "memory": "64Mi"}, "limits": {"cpu": "1", "memory": "128Mi"}},
-            "volumeMounts": [{"name": "kerberos-secret", "mountPath": TICKET_SECRET, "readOnly": True}, *self.mounts()],
+            "resources": {
+                "requests": {"cpu": "10m", "memory": "64Mi"},
+                "limits": {"cpu": "1", "memory": "128Mi"},
+            },
+            "volumeMounts": [
+                {"name": "kerberos-secret", "mountPath": TICKET_SECRET, "readOnly": True},
+                *self.mounts(),
+            ],
         }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PodSettings:
-    """Where a pod may run, and what of its node and namespace it sees. All of it may be left out."""
+    """Where a pod may run, and what of its node and namespace it sees.
+
+    All of it may be left out.
+    """
 
     node_selector: dict[str, str] = dataclasses.field(default_factory=dict)
     tolerations: list[dict[str, str]] = dataclasses.field(default_factory=list)
@@ -97,18 +121,27 @@ class PodSettings:
     ticket: Ticket | None = None
 
     def pod_fields(self) -> Manifest:
-        fields = {"nodeSelector": dict(self.node_selector), "tolerations": list(self.tolerations), "priorityClassName": self.priority_class}
+        fields = {
+            "nodeSelector": dict(self.node_selector),
+            "tolerations": list(self.tolerations),
+            "priorityClassName": self.priority_class,
+        }
         return {name: value for name, value in fields.items() if value}
 
     def volumes(self) -> list[Manifest]:
         """Host folders as they are, whatever they are (type ''), and the ticket's."""
-        volumes: list[Manifest] = [{"name": one.name, "hostPath": {"path": one.path, "type": ""}} for one in self.folders]
+        volumes: list[Manifest] = [
+            {"name": one.name, "hostPath": {"path": one.path, "type": ""}} for one in self.folders
+        ]
         return volumes + (self.ticket.volumes() if self.ticket else [])
 
     def mounts(self) -> list[Manifest]:
-        """HostToContainer, as EOS mounts its instances below the folder only when they are first asked for."""
+        """HostToContainer, as EOS mounts its instances below the folder only when they are first
+        asked for.
+        """
         mounts: list[Manifest] = [
-            {"name": one.name, "mountPath": one.mount, "mountPropagation": "HostToContainer"} for one in self.folders
+            {"name": one.name, "mountPath": one.mount, "mountPropagation": "HostToContainer"}
+            for one in self.folders
         ]
         return mounts + (self.ticket.mounts() if self.ticket else [])
 
@@ -118,14 +151,24 @@ class PodSettings:
 
 
 def labels(run_id: str, step: str, user: str = "unknown") -> dict[str, str]:
-    """What every object and every pod of a run carries: whose they are, and what `--status` and `--down` find them by."""
+    """What every object and every pod of a run carries: whose they are, and what `--status` and
+    `--down` find them by.
+    """
     return {RUN_LABEL: run_id, STEP_LABEL: step, USER_LABEL: user}
 
 
 def s3_environment(endpoint: str | None, secret: str) -> list[dict[str, Any]]:
-    """Environment entries for S3: keys from the Secret by reference, the endpoint in the open (TensorBoard reads S3_ENDPOINT)."""
-    keys = [{"name": key, "valueFrom": {"secretKeyRef": {"name": secret, "key": key, "optional": True}}} for key in CREDENTIALS]
-    plain = {"AWS_REQUEST_CHECKSUM_CALCULATION": "when_required", "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required"}
+    """Environment entries for S3: keys from the Secret by reference, the endpoint in the open
+    (TensorBoard reads S3_ENDPOINT).
+    """
+    keys = [
+        {"name": key, "valueFrom": {"secretKeyRef": {"name": secret, "key": key, "optional": True}}}
+        for key in CREDENTIALS
+    ]
+    plain = {
+        "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
+        "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
+    }
     if endpoint:
         plain |= {"AWS_ENDPOINT_URL": endpoint, "S3_ENDPOINT": endpoint}
     return keys + environment(plain)
@@ -139,19 +182,30 @@ NO_SETTINGS = PodSettings()
 
 
 def pod_template(
-    *, labels: dict[str, str], image: str, command: list[str], args: list[str], env: list[dict[str, Any]], resources: Resources,
+    *,
+    labels: dict[str, str],
+    image: str,
+    command: list[str],
+    args: list[str],
+    env: list[dict[str, Any]],
+    resources: Resources,
     settings: PodSettings = NO_SETTINGS,
-) -> Manifest:  # fmt: skip
-    """The pod of a PyTorchJob's replica: one container named 'pytorch' (the operator insists), /dev/shm sized, no sidecar.
+) -> Manifest:
+    """The pod of a PyTorchJob's replica: one container named 'pytorch' (the operator insists),
+    /dev/shm sized, no sidecar.
 
-    Docker's 64 MB /dev/shm is too small for NCCL and data loading; the volume here counts within the memory limit.
+    Docker's 64 MB /dev/shm is too small for NCCL and data loading; the volume here counts within
+    the memory limit.
     """
     return {
         "metadata": {"labels": {**labels, **NO_SIDECAR}, "annotations": dict(NO_SIDECAR)},
         "spec": {
             **settings.pod_fields(),
             "volumes": [
-                {"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": resources.shared_memory}},
+                {
+                    "name": "shared-memory",
+                    "emptyDir": {"medium": "Memory", "sizeLimit": resources.shared_memory},
+                },
                 *settings.volumes(),
             ],
             **settings.init_containers(image),
@@ -161,27 +215,41 @@ def pod_template(
                     "image": image,
                     "command": command,
                     "args": args,
-                    "env": [*env, *environment(settings.ticket.environment if settings.ticket else {})],
+                    "env": [
+                        *env,
+                        *environment(settings.ticket.environment if settings.ticket else {}),
+                    ],
                     "resources": resources.as_dict(),
-                    "volumeMounts": [{"name": "shared-memory", "mountPath": "/dev/shm"}, *settings.mounts()],
+                    "volumeMounts": [
+                        {"name": "shared-memory", "mountPath": "/dev/shm"},
+                        *settings.mounts(),
+                    ],
                 }
             ],
         },
     }
 
 
-def pytorch_job_spec(pod: Manifest, *, replicas: int, gpus: int, deadline: int, backoff_limit: int = 3) -> Manifest:
-    """The spec of a PyTorchJob of a Master and `replicas - 1` Workers that all run the same pod. `deadline` in seconds.
+def pytorch_job_spec(
+    pod: Manifest, *, replicas: int, gpus: int, deadline: int, backoff_limit: int = 3
+) -> Manifest:
+    """The spec of a PyTorchJob of a Master and `replicas - 1` Workers that all run the same pod.
+    `deadline` in seconds.
 
-    OnFailure restarts a pod that died (preemption, a lost node) and it resumes from its checkpoint; a failure that would
-    repeat leaves a marker that ends the restarted pod at once. Only running pods are cleaned up, so that logs stay.
+    OnFailure restarts a pod that died (preemption, a lost node) and it resumes from its checkpoint;
+    a failure that would repeat leaves a marker that ends the restarted pod at once. Only running
+    pods are cleaned up, so that logs stay.
     """
     replica = {"restartPolicy": "OnFailure", "template": pod}
     specs = {"Master": {"replicas": 1, **replica}}
     if replicas > 1:
         specs["Worker"] = {"replicas": replicas - 1, **replica}
     spec: Manifest = {
-        "runPolicy": {"cleanPodPolicy": "Running", "backoffLimit": backoff_limit, "activeDeadlineSeconds": deadline},
+        "runPolicy": {
+            "cleanPodPolicy": "Running",
+            "backoffLimit": backoff_limit,
+            "activeDeadlineSeconds": deadline,
+        },
         "pytorchReplicaSpecs": specs,
     }
     if gpus > 1:
@@ -190,11 +258,15 @@ def pytorch_job_spec(pod: Manifest, *, replicas: int, gpus: int, deadline: int, 
 
 
 def python_command(module: str, *, gpus: int) -> list[str]:
-    """`python -m module`, or torchrun where a pod has several GPUs (it reads the PET_* variables that the operator sets)."""
+    """`python -m module`, or torchrun where a pod has several GPUs (it reads the PET_* variables
+    that the operator sets).
+    """
     return ["torchrun", "-m", module] if gpus > 1 else ["python", "-m", module]
 
 
 def storage_uri(service: Manifest) -> str:
-    """The address of the model repository that an InferenceService serves, whichever form its predictor has."""
+    """The address of the model repository that an InferenceService serves, whichever form its
+    predictor has.
+    """
     predictor = service["spec"]["predictor"]
     return next(predictor[form]["storageUri"] for form in ("model", "triton") if form in predictor)

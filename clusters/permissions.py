@@ -1,7 +1,9 @@
-"""What a run needs to be allowed in its namespace: one table for `pipeline.py --check` and for the Role in deploy/.
+"""What a run needs to be allowed in its namespace: one table for `pipeline.py --check` and for the
+Role in deploy/.
 
-The steps' pods send Experiments, PyTorchJobs and InferenceServices and read what becomes of them, by the ServiceAccount that
-Kubeflow Pipelines runs them as. Whoever types `--check`, `--status`, `--logs` and `--down` needs the same.
+The steps' pods send Experiments, PyTorchJobs and InferenceServices and read what becomes of them,
+by the ServiceAccount that Kubeflow Pipelines runs them as. Whoever types `--check`, `--status`,
+`--logs` and `--down` needs the same.
 """
 
 from __future__ import annotations
@@ -30,24 +32,78 @@ class Permission:
 
 
 PERMISSIONS = (
-    Permission(group="kubeflow.org", resource="experiments", verbs=("create", "get", "list", "delete"), why="the search"),
-    Permission(group="kubeflow.org", resource="trials", verbs=("get", "list"), why="its trials and their losses"),
-    Permission(group="kubeflow.org", resource="pytorchjobs", verbs=("create", "get", "list", "delete"), why="export and evaluation"),
-    Permission(group="serving.kserve.io", resource="inferenceservices", verbs=("create", "get", "list", "update", "delete"),
-               why="the service"),
-    Permission(group="", resource="pods", verbs=("get", "list"), why="why something waits or failed", needed=False),
-    Permission(group="", resource="pods/log", verbs=("get",), why="last lines of what failed", needed=False),
-    Permission(group="", resource="events", verbs=("list",), why="quota, images and volumes that hold something up", needed=False),
+    Permission(
+        group="kubeflow.org",
+        resource="experiments",
+        verbs=("create", "get", "list", "delete"),
+        why="the search",
+    ),
+    Permission(
+        group="kubeflow.org",
+        resource="trials",
+        verbs=("get", "list"),
+        why="its trials and their losses",
+    ),
+    Permission(
+        group="kubeflow.org",
+        resource="pytorchjobs",
+        verbs=("create", "get", "list", "delete"),
+        why="export and evaluation",
+    ),
+    Permission(
+        group="serving.kserve.io",
+        resource="inferenceservices",
+        verbs=("create", "get", "list", "update", "delete"),
+        why="the service",
+    ),
+    Permission(
+        group="",
+        resource="pods",
+        verbs=("get", "list"),
+        why="why something waits or failed",
+        needed=False,
+    ),
+    Permission(
+        group="", resource="pods/log", verbs=("get",), why="last lines of what failed", needed=False
+    ),
+    Permission(
+        group="",
+        resource="events",
+        verbs=("list",),
+        why="quota, images and volumes that hold something up",
+        needed=False,
+    ),
     # Without these two a missing key shows only when KServe's storage initializer fails.
-    Permission(group="", resource="secrets", verbs=("get",), why="that the S3 Secret has its keys before a service is made", needed=False),
-    Permission(group="", resource="serviceaccounts", verbs=("get",), why="that the predictor's account names the Secret", needed=False),
-    Permission(group="", resource="resourcequotas", verbs=("list",), why="how many trials fit at once", needed=False),
-)  # fmt: skip
+    Permission(
+        group="",
+        resource="secrets",
+        verbs=("get",),
+        why="that the S3 Secret has its keys before a service is made",
+        needed=False,
+    ),
+    Permission(
+        group="",
+        resource="serviceaccounts",
+        verbs=("get",),
+        why="that the predictor's account names the Secret",
+        needed=False,
+    ),
+    Permission(
+        group="",
+        resource="resourcequotas",
+        verbs=("list",),
+        why="how many trials fit at once",
+        needed=False,
+    ),
+)
 
 
 def rules() -> list[dict[str, list[str]]]:
     """The table as the rules of a Role: one for each set of verbs of a group."""
-    return [{"apiGroups": [one.group], "resources": [one.resource], "verbs": list(one.verbs)} for one in PERMISSIONS]
+    return [
+        {"apiGroups": [one.group], "resources": [one.resource], "verbs": list(one.verbs)}
+        for one in PERMISSIONS
+    ]
 
 
 def requests() -> Iterator[tuple[Permission, str]]:

@@ -1,7 +1,9 @@
-"""What the pods of one wait told: why they wait, how they died, and their last lines, kept because controllers delete failed pods.
+"""What the pods of one wait told: why they wait, how they died, and their last lines, kept because
+controllers delete failed pods.
 
-The training operator deletes every pod of a job that reached its backoff limit or deadline, and Katib the jobs of trials
-that are not retained, so a container's last lines are read as soon as it is seen to have ended badly.
+The training operator deletes every pod of a job that reached its backoff limit or deadline, and
+Katib the jobs of trials that are not retained, so a container's last lines are read as soon as it
+is seen to have ended badly.
 """
 
 from __future__ import annotations
@@ -11,12 +13,24 @@ import time
 from collections.abc import Callable, Iterable
 
 from clusters.api import Api
-from clusters.reasons import CREATING, NOT_SCHEDULED, Crash, crash_of, name_of, phase_of, short, stuck, waiting_of, warning_of
+from clusters.reasons import (
+    CREATING,
+    NOT_SCHEDULED,
+    Crash,
+    crash_of,
+    name_of,
+    phase_of,
+    short,
+    stuck,
+    waiting_of,
+    warning_of,
+)
 from clusters.waiting import Wait
 from common.errors import DeadlineError
 
 NO_POD = "has no pod yet"
-PASSING = {NO_POD, NOT_SCHEDULED, CREATING}  # every pod goes through these; only one that stays there is worth a line
+# every pod goes through these; only one that stays there is worth a line
+PASSING = {NO_POD, NOT_SCHEDULED, CREATING}
 LOG_LINES = 20  # of a container that ended badly: a traceback's end and what led to it
 
 
@@ -28,7 +42,9 @@ class Ending:
     lines: list[str]
 
     def reason(self) -> str:
-        """'exit code 1: error: the loss is not finite': the same text for the same failure, whatever the pod's name."""
+        """'exit code 1: error: the loss is not finite': the same text for the same failure,
+        whatever the pod's name.
+        """
         last = next((line.strip() for line in reversed(self.lines) if line.strip()), "")
         return f"{self.crash.reason}: {short(last, 200)}" if last else self.crash.reason
 
@@ -42,22 +58,33 @@ class Ending:
 class PodStory:
     """Follows the pods of one wait.
 
-    `owner_label` is the label whose value names whom a pod belongs to (a job, a service); `topic` begins the lines about one.
+    `owner_label` is the label whose value names whom a pod belongs to (a job, a service); `topic`
+    begins the lines about one.
     """
 
-    def __init__(self, api: Api, wait: Wait, owner_label: str, *, patience: float, topic: str = "") -> None:
-        self._api, self._wait, self._owner_label, self._patience, self._topic = api, wait, owner_label, patience, topic
+    def __init__(
+        self, api: Api, wait: Wait, owner_label: str, *, patience: float, topic: str = ""
+    ) -> None:
+        self._api, self._wait, self._owner_label, self._patience, self._topic = (
+            api,
+            wait,
+            owner_label,
+            patience,
+            topic,
+        )
         self._endings: dict[str, list[Ending]] = {}
         self._seen: set[tuple] = set()
         self._looked_back: set[str] = set()
         self._stuck_since: dict[str, float] = {}
         self._last: dict[str, str] = {}
 
-    def look(self, owners: Iterable[str], mine: Callable[[dict], bool] = lambda pod: True) -> dict[str, list[dict]] | None:
+    def look(
+        self, owners: Iterable[str], mine: Callable[[dict], bool] = lambda pod: True
+    ) -> dict[str, list[dict]] | None:
         """The pods of each owner now, as far as they are `mine`; None if pods cannot be read.
 
-        Remembers how containers ended that ended badly. Raises DeadlineError for a pod that for `patience` seconds could not
-        start for want of an image or secret.
+        Remembers how containers ended that ended badly. Raises DeadlineError for a pod that for
+        `patience` seconds could not start for want of an image or secret.
         """
         grouped: dict[str, list[dict]] = {owner: [] for owner in owners}
         if not grouped:
@@ -78,12 +105,16 @@ class PodStory:
             self._looked_back.update(unread)
 
     def explain(self, owner: str, pods: list[dict]) -> bool:
-        """Tell why the pods of an owner wait, and take it back when they do no longer; True while none has started."""
+        """Tell why the pods of an owner wait, and take it back when they do no longer;
+
+        True while none has started.
+        """
         reasons = [self._waiting(pod) for pod in pods]
         if not pods:
             reasons = [warning_of(self._api.events(owner, self._wait)) or NO_POD]
         elif all(phase_of(pod) == "Succeeded" for pod in pods):
-            # Katib waits for ever for a collector that reported nothing: then the deadline names this.
+            # Katib waits for ever for a collector that reported nothing: then the deadline names
+            # this.
             reasons = ["its pods have finished, the controller has not said so yet"]
         reason = next(filter(None, reasons), "")
         passing = reason in PASSING and self._last.get(owner) != reason
@@ -97,9 +128,11 @@ class PodStory:
         self._wait.obstacle(self._topic + owner, "")
 
     def ending(self, owner: str) -> Ending | None:
-        """How the owner's container ended that was the first to fail in its last attempt; None if nothing is known.
+        """How the owner's container ended that was the first to fail in its last attempt; None if
+        nothing is known.
 
-        An earlier attempt if there is no log of the last one: a pod may be gone between its last crash and our reading it.
+        An earlier attempt if there is no log of the last one: a pod may be gone between its last
+        crash and our reading it.
         """
         endings = self._endings.get(owner, [])
         told = [ending for ending in endings if ending.lines] or endings
@@ -114,7 +147,13 @@ class PodStory:
         if key in self._seen:
             return
         self._seen.add(key)
-        lines = self._api.log(crash.pod, crash.container, self._wait, lines=LOG_LINES, previous=crash.previous) if crash.container else []
+        lines = (
+            self._api.log(
+                crash.pod, crash.container, self._wait, lines=LOG_LINES, previous=crash.previous
+            )
+            if crash.container
+            else []
+        )
         ending = Ending(crash=crash, lines=lines)
         endings = self._endings.setdefault(pod["metadata"]["labels"][self._owner_label], [])
         endings.append(ending)
@@ -125,8 +164,12 @@ class PodStory:
         uid = pod["metadata"]["uid"]
         if not stuck(pod):
             self._stuck_since.pop(uid, None)
-        elif time.monotonic() - self._stuck_since.setdefault(uid, time.monotonic()) > self._patience:
-            raise DeadlineError(f"{self._wait.what} cannot start: pod {name_of(pod)}: {waiting_of(pod)}")
+        elif (
+            time.monotonic() - self._stuck_since.setdefault(uid, time.monotonic()) > self._patience
+        ):
+            raise DeadlineError(
+                f"{self._wait.what} cannot start: pod {name_of(pod)}: {waiting_of(pod)}"
+            )
 
     def _waiting(self, pod: dict) -> str:
         reason = waiting_of(pod)

@@ -1,4 +1,6 @@
-"""Processes of one machine that stand for pods: the replicas of a PyTorchJob, started together and ended together."""
+"""Processes of one machine that stand for pods: the replicas of a PyTorchJob, started together and
+ended together.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ PR_SET_PDEATHSIG = 1
 
 
 def ends_with_parent() -> None:
-    """For `preexec_fn`: have the kernel send SIGTERM to this process when its parent dies, however it dies (Linux only)."""
+    """For `preexec_fn`: have the kernel send SIGTERM to this process when its parent dies, however
+    it dies (Linux only).
+    """
     if _LIBC is not None:
         _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
@@ -44,9 +48,11 @@ def cores() -> int:
 
 
 def stop(*started: subprocess.Popen, grace: float = GRACE) -> None:
-    """End processes and their whole sessions: SIGTERM to all, one while for all to write what they must, SIGKILL.
+    """End processes and their whole sessions: SIGTERM to all, one while for all to write what they
+    must, SIGKILL.
 
-    Also where the first process of a session is gone, as others of it may be left. No error if all are gone.
+    Also where the first process of a session is gone, as others of it may be left. No error if all
+    are gone.
     """
     for process in started:
         _signal(process, signal.SIGTERM)
@@ -65,7 +71,9 @@ def _signal(process: subprocess.Popen, number: signal.Signals) -> None:
 
 
 def tail(log: Path, lines: int = TAIL) -> str:
-    """The last lines of a log, or of the part that a progress bar overwrote; empty if there is no log."""
+    """The last lines of a log, or of the part that a progress bar overwrote; empty if there is no
+    log.
+    """
     if not log.exists():
         return ""
     with log.open("rb") as file:
@@ -82,29 +90,52 @@ def free_port() -> int:
 
 
 class Replicas:
-    """The Master and Worker processes of a PyTorchJob manifest, with the environment that the training operator sets.
+    """The Master and Worker processes of a PyTorchJob manifest, with the environment that the
+    training operator sets.
 
-    Not restarted on failure, although the manifest says OnFailure: on one machine there is no preemption, and a failure
-    repeats. Requests for GPUs and memory and all volumes are without effect here.
+    Not restarted on failure, although the manifest says OnFailure: on one machine there is no
+    preemption, and a failure repeats. Requests for GPUs and memory and all volumes are without
+    effect here.
     """
 
-    def __init__(self, manifest: Manifest, *, folder: Path, root: Path, threads: int, rewrites: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        *,
+        folder: Path,
+        root: Path,
+        threads: int,
+        rewrites: dict[str, str] | None = None,
+    ) -> None:
         self.manifest, self.folder, self.root, self.threads = manifest, folder, root, threads
         self.rewrites = rewrites or {}
         self.processes: dict[str, subprocess.Popen] = {}
         self.failed = ""
 
     def start(self) -> None:
-        """Start all replicas; logs go to `<folder>/<role>-<index>.log`, appended to what an earlier start left."""
+        """Start all replicas; logs go to `<folder>/<role>-<index>.log`, appended to what an earlier
+        start left.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         specs = self.manifest["spec"]["pytorchReplicaSpecs"]
-        roles = [(role, index) for role in ("Master", "Worker") if role in specs for index in range(specs[role].get("replicas", 1))]
+        roles = [
+            (role, index)
+            for role in ("Master", "Worker")
+            if role in specs
+            for index in range(specs[role].get("replicas", 1))
+        ]
         port = free_port()
         for rank, (role, index) in enumerate(roles):
-            self._start_one(f"{role.lower()}-{index}", specs[role]["template"], self._rank_environment(rank, len(roles), port))
+            self._start_one(
+                f"{role.lower()}-{index}",
+                specs[role]["template"],
+                self._rank_environment(rank, len(roles), port),
+            )
 
     def poll(self) -> int | None:
-        """None while running, 0 when all ended well, else the exit code of the first that failed (the others are stopped)."""
+        """None while running, 0 when all ended well, else the exit code of the first that failed
+        (the others are stopped).
+        """
         codes = {name: process.poll() for name, process in self.processes.items()}
         for name, code in codes.items():
             if code not in (None, 0):
@@ -120,14 +151,22 @@ class Replicas:
         return self.folder / f"{name}.log"
 
     def reason(self) -> str:
-        """Why it failed: exit code or signal, and the last log lines of the replica that failed first."""
+        """Why it failed: exit code or signal, and the last log lines of the replica that failed
+        first.
+        """
         code = self.processes[self.failed].returncode
         how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        return f"{self.failed} ended with {how}; its log ({self.log(self.failed)}) ends:\n{tail(self.log(self.failed))}"
+        return (
+            f"{self.failed} ended with {how}; its log ({self.log(self.failed)})"
+            f" ends:\n{tail(self.log(self.failed))}"
+        )
 
     def _start_one(self, name: str, template: Manifest, rank_environment: dict[str, str]) -> None:
         container = template["spec"]["containers"][0]
-        command = [self._rewritten(part) for part in [*host_command(container["command"]), *container.get("args", [])]]
+        command = [
+            self._rewritten(part)
+            for part in [*host_command(container["command"]), *container.get("args", [])]
+        ]
         with self.log(name).open("ab") as log:
             self.processes[name] = subprocess.Popen(
                 command,
@@ -136,7 +175,8 @@ class Replicas:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # so that one signal reaches the replica and all that it started
+                # so that one signal reaches the replica and all that it started
+                start_new_session=True,
                 preexec_fn=ends_with_parent,
             )
 
@@ -146,23 +186,40 @@ class Replicas:
         return text
 
     def _container_environment(self, container: Manifest) -> dict[str, str]:
-        """Literal entries as they are; a Secret's keys are taken from this process' environment, where they have the same names."""
-        values = {entry["name"]: entry["value"] for entry in container.get("env", []) if "value" in entry}
+        """Literal entries as they are; a Secret's keys are taken from this process' environment,
+        where they have the same names.
+        """
+        values = {
+            entry["name"]: entry["value"] for entry in container.get("env", []) if "value" in entry
+        }
         threads = min(self.threads, int(values.get("OMP_NUM_THREADS", self.threads)))
-        marks = {RUN_VARIABLE: run_id_of(self.manifest)} if RUN_LABEL in self.manifest["metadata"].get("labels", {}) else {}
+        marks = (
+            {RUN_VARIABLE: run_id_of(self.manifest)}
+            if RUN_LABEL in self.manifest["metadata"].get("labels", {})
+            else {}
+        )
         return {**values, **marks, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(self.root)}
 
     def _rank_environment(self, rank: int, replicas: int, port: int) -> dict[str, str]:
         per_node = str(self.manifest["spec"].get("nprocPerNode", "1"))
         return {
-            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": str(replicas),
-            "PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": str(port), "PET_NODE_RANK": str(rank), "PET_NNODES": str(replicas),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "RANK": str(rank),
+            "WORLD_SIZE": str(replicas),
+            "PET_MASTER_ADDR": "127.0.0.1",
+            "PET_MASTER_PORT": str(port),
+            "PET_NODE_RANK": str(rank),
+            "PET_NNODES": str(replicas),
             "PET_NPROC_PER_NODE": per_node,
-        }  # fmt: skip
+        }
 
 
 def wait(replicas: Replicas, *, deadline: float, poll: float = 0.1) -> int | None:
-    """The exit code of `poll`, or None when the deadline (seconds) has passed first. Always leaves nothing running."""
+    """The exit code of `poll`, or None when the deadline (seconds) has passed first.
+
+    Always leaves nothing running.
+    """
     end = time.monotonic() + deadline
     try:
         while (code := replicas.poll()) is None and time.monotonic() < end:

@@ -1,16 +1,29 @@
-"""Why a pod waits or died, read from its status and events: pure functions over the dicts that the API server gives."""
+"""Why a pod waits or died, read from its status and events: pure functions over the dicts that the
+API server gives.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
 
-SIDECARS = {"istio-proxy", "istio-init", "metrics-logger-and-collector", "queue-proxy"}  # they fail because the pod's own container did
-STARTING = {"", "ContainerCreating", "PodInitializing", "CrashLoopBackOff"}  # not reasons: on the way up, or down (see crash_of)
-IMAGE = {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable", "ImageInspectError"}
+# they fail because the pod's own container did
+SIDECARS = {"istio-proxy", "istio-init", "metrics-logger-and-collector", "queue-proxy"}
+# not reasons: on the way up, or down (see crash_of)
+STARTING = {"", "ContainerCreating", "PodInitializing", "CrashLoopBackOff"}
+IMAGE = {
+    "ErrImagePull",
+    "ImagePullBackOff",
+    "InvalidImageName",
+    "ErrImageNeverPull",
+    "RegistryUnavailable",
+    "ImageInspectError",
+}
 CONFIG = {"CreateContainerConfigError", "CreateContainerError", "RunContainerError"}
 NOT_SCHEDULED, CREATING = "not scheduled yet", "its containers are being created"
-LONGEST = 400  # characters of a message from a pod or event: enough for a scheduler's sentence, short enough for a line
+# characters of a message from a pod or event: enough for a scheduler's sentence, short enough for a
+# line
+LONGEST = 400
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -21,7 +34,10 @@ class Crash:
     container: str
     """Empty if the pod ended without a container to blame."""
     reason: str
-    """'exit code 1', 'OOMKilled (exit code 137)', 'Evicted: The node was low on resource: memory.'"""
+    """'exit code 1', 'OOMKilled (exit code 137)', 'Evicted:
+
+    The node was low on resource: memory.'
+    """
     finished: str
     previous: bool
     """Whether the container runs again since, so that the log to read is the previous one's."""
@@ -59,17 +75,30 @@ def is_true(thing: dict, kind: str) -> bool:
 
 
 def crash_of(pod: dict) -> Crash | None:
-    """The first of the pod's own containers that ended badly, now or before its last restart; None if none did."""
+    """The first of the pod's own containers that ended badly, now or before its last restart;
+
+    None if none did.
+    """
     crashes = [crash for status in _containers(pod) if (crash := _container_crash(pod, status))]
-    first = min(crashes, key=lambda crash: (crash.container in SIDECARS, crash.finished), default=None)
+    first = min(
+        crashes, key=lambda crash: (crash.container in SIDECARS, crash.finished), default=None
+    )
     status = pod.get("status", {})
     if phase_of(pod) != "Failed" or not status.get("reason"):
         return first
-    # The pod as a whole was ended (Evicted, Preempting, NodeLost, DeadlineExceeded): the containers only obeyed.
+    # The pod as a whole was ended (Evicted, Preempting, NodeLost, DeadlineExceeded): the containers
+    # only obeyed.
     said = f": {short(status['message'])}" if status.get("message") else ""
     if first:
         return dataclasses.replace(first, reason=status["reason"] + said)
-    return Crash(pod=name_of(pod), container="", reason=status["reason"] + said, finished="", previous=False, restarts=0)
+    return Crash(
+        pod=name_of(pod),
+        container="",
+        reason=status["reason"] + said,
+        finished="",
+        previous=False,
+        restarts=0,
+    )
 
 
 def _containers(pod: dict) -> list[dict]:
@@ -82,9 +111,13 @@ def _container_crash(pod: dict, status: dict) -> Crash | None:
         end = (status.get(place) or {}).get("terminated")
         if end and end.get("exitCode", 0) != 0:
             return Crash(
-                pod=name_of(pod), container=status["name"], reason=_exit_reason(end), finished=end.get("finishedAt") or "",
-                previous=previous, restarts=status.get("restartCount", 0),
-            )  # fmt: skip
+                pod=name_of(pod),
+                container=status["name"],
+                reason=_exit_reason(end),
+                finished=end.get("finishedAt") or "",
+                previous=previous,
+                restarts=status.get("restartCount", 0),
+            )
     return None
 
 
@@ -97,20 +130,36 @@ def _exit_reason(end: dict) -> str:
 
 
 def crash_loops(pod: dict, restarts: int = 2) -> bool:
-    """Whether a container of the pod ended badly, again and again: restarted `restarts` times and not well since."""
-    unwell = (status for status in _containers(pod) if not status.get("ready") and status.get("restartCount", 0) >= restarts)
+    """Whether a container of the pod ended badly, again and again: restarted `restarts` times and
+    not well since.
+    """
+    unwell = (
+        status
+        for status in _containers(pod)
+        if not status.get("ready") and status.get("restartCount", 0) >= restarts
+    )
     return any(_container_crash(pod, status) for status in unwell)
 
 
 def waiting_of(pod: dict) -> str:
-    """Why a pod has not started yet; empty if it has. CREATING may hide a volume that cannot be mounted: events tell."""
+    """Why a pod has not started yet; empty if it has.
+
+    CREATING may hide a volume that cannot be mounted: events tell.
+    """
     if phase_of(pod) != "Pending":
         return ""
     for status in _containers(pod):
         waiting = (status.get("state") or {}).get("waiting") or {}
         if waiting.get("reason", "") not in STARTING:
-            what = "its image cannot be pulled" if waiting["reason"] in IMAGE else "its container cannot be created"
-            return f"{what}: {waiting['reason']}: {short(waiting.get('message') or status.get('image', ''))}"
+            what = (
+                "its image cannot be pulled"
+                if waiting["reason"] in IMAGE
+                else "its container cannot be created"
+            )
+            return (
+                f"{what}: {waiting['reason']}:"
+                f" {short(waiting.get('message') or status.get('image', ''))}"
+            )
     scheduled = condition(pod, "PodScheduled")
     if scheduled and scheduled.get("status") == "False":
         return f"no node takes it: {short(scheduled.get('message') or scheduled.get('reason', ''))}"
@@ -118,8 +167,13 @@ def waiting_of(pod: dict) -> str:
 
 
 def stuck(pod: dict) -> bool:
-    """Whether the pod waits for what does not come by waiting: an image, a secret or a config map that is not there."""
-    reasons = {((status.get("state") or {}).get("waiting") or {}).get("reason") for status in _containers(pod)}
+    """Whether the pod waits for what does not come by waiting: an image, a secret or a config map
+    that is not there.
+    """
+    reasons = {
+        ((status.get("state") or {}).get("waiting") or {}).get("reason")
+        for status in _containers(pod)
+    }
     return phase_of(pod) == "Pending" and bool(reasons & (IMAGE | CONFIG))
 
 
@@ -129,7 +183,11 @@ def warning_of(events: Iterable[dict]) -> str:
     if not warnings:
         return ""
     reason, said = warnings[-1].get("reason", ""), short(warnings[-1].get("message", ""))
-    return f"quota: {said[said.index('exceeded quota') :]}" if "exceeded quota" in said else f"{reason}: {said}"
+    return (
+        f"quota: {said[said.index('exceeded quota') :]}"
+        if "exceeded quota" in said
+        else f"{reason}: {said}"
+    )
 
 
 def ready(pod: dict) -> bool:
@@ -137,5 +195,10 @@ def ready(pod: dict) -> bool:
 
 
 def lives(pods: Iterable[dict]) -> frozenset[tuple[str, int]]:
-    """Each pod and how often its containers were restarted: equal at two times if nothing ended in between."""
-    return frozenset((pod["metadata"]["uid"], sum(status.get("restartCount", 0) for status in _containers(pod))) for pod in pods)
+    """Each pod and how often its containers were restarted: equal at two times if nothing ended in
+    between.
+    """
+    return frozenset(
+        (pod["metadata"]["uid"], sum(status.get("restartCount", 0) for status in _containers(pod)))
+        for pod in pods
+    )

@@ -1,8 +1,11 @@
-"""Renews a Kerberos ticket from a keytab and keeps it in a Secret, where pods that read EOS take it from.
+"""Renews a Kerberos ticket from a keytab and keeps it in a Secret, where pods that read EOS take it
+from.
 
-    python -m clusters.ticket --keytab FILE --principal USER@REALM --secret krb-secret --key krb5cc_1000
+    python -m clusters.ticket --keytab FILE --principal USER@REALM --secret krb-secret --key
+        krb5cc_1000
 
-The CronJob of deploy/eos runs this. It needs to patch the Secret and, for the first ticket, to create it.
+The CronJob of deploy/eos runs this. It needs to patch the Secret and, for the first ticket, to
+create it.
 """
 
 from __future__ import annotations
@@ -21,25 +24,41 @@ REQUEST_SECONDS = 30.0
 
 
 def new_ticket(keytab: Path, principal: str) -> bytes:
-    """The content of a credential cache with a fresh ticket. Raises InputError without keytab or kinit, ClusterError if it is refused."""
+    """The content of a credential cache with a fresh ticket.
+
+    Raises InputError without keytab or kinit, ClusterError if it is refused.
+    """
     if not keytab.is_file():
-        raise InputError(f"there is no keytab {keytab}; make one and put it into the Secret krb-keytab, as docs/cern.md says")
+        raise InputError(
+            f"there is no keytab {keytab}; make one and put it into the Secret krb-keytab, as"
+            " docs/cern.md says"
+        )
     with tempfile.TemporaryDirectory() as folder:
         cache = Path(folder) / "krb5cc"
         command = ["kinit", "-k", "-t", str(keytab), "-c", f"FILE:{cache}", principal]
         try:
-            subprocess.run(command, capture_output=True, text=True, timeout=KINIT_SECONDS, check=True)
+            subprocess.run(
+                command, capture_output=True, text=True, timeout=KINIT_SECONDS, check=True
+            )
         except FileNotFoundError:
             raise InputError("kinit is not installed here; the project's images have it") from None
         except subprocess.TimeoutExpired:
-            raise ClusterError(f"kinit for {principal} had no answer for {KINIT_SECONDS:.0f} s; can the KDC be reached?") from None
+            raise ClusterError(
+                f"kinit for {principal} had no answer for {KINIT_SECONDS:.0f} s; can the KDC be"
+                " reached?"
+            ) from None
         except subprocess.CalledProcessError as error:
-            raise ClusterError(f"kinit gave no ticket for {principal}: {error.stderr.strip()}") from None
+            raise ClusterError(
+                f"kinit gave no ticket for {principal}: {error.stderr.strip()}"
+            ) from None
         return cache.read_bytes()
 
 
 def store(ticket: bytes, secret: str, key: str, namespace: str | None = None) -> str:
-    """Put the ticket into the Secret, which is made if there is none; returns the namespace. Raises ClusterError if that is refused."""
+    """Put the ticket into the Secret, which is made if there is none; returns the namespace.
+
+    Raises ClusterError if that is refused.
+    """
     from kubernetes import client
     from kubernetes.client.exceptions import ApiException
 
@@ -47,32 +66,51 @@ def store(ticket: bytes, secret: str, key: str, namespace: str | None = None) ->
 
     connection = connect()
     namespace = namespace_of(connection, namespace)
-    core, body = client.CoreV1Api(connection.client), {"data": {key: base64.b64encode(ticket).decode()}}
+    core, body = (
+        client.CoreV1Api(connection.client),
+        {"data": {key: base64.b64encode(ticket).decode()}},
+    )
     try:
         try:
             core.patch_namespaced_secret(secret, namespace, body, _request_timeout=REQUEST_SECONDS)
         except ApiException as error:
             if error.status != 404:
                 raise
-            core.create_namespaced_secret(namespace, {**body, "metadata": {"name": secret}}, _request_timeout=REQUEST_SECONDS)
+            core.create_namespaced_secret(
+                namespace, {**body, "metadata": {"name": secret}}, _request_timeout=REQUEST_SECONDS
+            )
     except Exception as error:  # the client raises whatever its connection raises
-        raise ClusterError(f"cannot write Secret {secret} in namespace '{namespace}': {complaint(error)}") from error
+        raise ClusterError(
+            f"cannot write Secret {secret} in namespace '{namespace}': {complaint(error)}"
+        ) from error
     return namespace
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog="python -m clusters.ticket", description=__doc__)
-    parser.add_argument("--keytab", type=Path, required=True, metavar="FILE", help="keytab of the principal")
-    parser.add_argument("--principal", required=True, metavar="USER@REALM", help="whose ticket it is")
-    parser.add_argument("--secret", required=True, metavar="NAME", help="Secret that gets the ticket")
-    parser.add_argument("--key", default="krb5cc_1000", metavar="KEY", help="its key (default: krb5cc_1000)")
-    parser.add_argument("--namespace", metavar="NAME", help="default: the pod's own, or the kubeconfig's")
+    parser.add_argument(
+        "--keytab", type=Path, required=True, metavar="FILE", help="keytab of the principal"
+    )
+    parser.add_argument(
+        "--principal", required=True, metavar="USER@REALM", help="whose ticket it is"
+    )
+    parser.add_argument(
+        "--secret", required=True, metavar="NAME", help="Secret that gets the ticket"
+    )
+    parser.add_argument(
+        "--key", default="krb5cc_1000", metavar="KEY", help="its key (default: krb5cc_1000)"
+    )
+    parser.add_argument(
+        "--namespace", metavar="NAME", help="default: the pod's own, or the kubeconfig's"
+    )
     args = parser.parse_args(argv)
 
     def body() -> None:
         ticket = new_ticket(args.keytab, args.principal)
         namespace = store(ticket, args.secret, args.key, args.namespace)
-        print(f"ticket of {args.principal} renewed in Secret {args.secret} of namespace '{namespace}'")
+        print(
+            f"ticket of {args.principal} renewed in Secret {args.secret} of namespace '{namespace}'"
+        )
 
     return run_main(body)
 

@@ -1,8 +1,9 @@
-"""Whether an object would be taken, found out without a cluster: the typed models of the published clients, the controllers' rules.
+"""Whether an object would be taken, found out without a cluster: the typed models of the published
+clients, the controllers' rules.
 
-Katib's and the training operator's webhooks look at the parts that they need, KServe's schema takes two frameworks at once, and
-inside a trialSpec everything is accepted. So unknown fields and wrong types are found by the clients' models, and the rules
-of the controllers are restated here.
+Katib's and the training operator's webhooks look at the parts that they need, KServe's schema takes
+two frameworks at once, and inside a trialSpec everything is accepted. So unknown fields and wrong
+types are found by the clients' models, and the rules of the controllers are restated here.
 """
 
 from __future__ import annotations
@@ -23,25 +24,48 @@ MODELS = {  # (apiVersion, kind) -> the package of the published client, its mod
     ("serving.kserve.io/v1beta1", "InferenceService"): ("kserve", "V1beta1InferenceService"),
 }
 DNS_1035 = re.compile(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?")
-FRAMEWORKS = ("model", "triton", "onnx", "pytorch", "tensorflow", "sklearn", "xgboost", "huggingface", "paddle", "lightgbm", "pmml")
-SIMPLE: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "bool": (bool,), "float": (int, float)}
+FRAMEWORKS = (
+    "model",
+    "triton",
+    "onnx",
+    "pytorch",
+    "tensorflow",
+    "sklearn",
+    "xgboost",
+    "huggingface",
+    "paddle",
+    "lightgbm",
+    "pmml",
+)
+SIMPLE: dict[str, tuple[type, ...]] = {
+    "str": (str,),
+    "int": (int,),
+    "bool": (bool,),
+    "float": (int, float),
+}
 
 
 def problems(manifest: Manifest) -> list[str]:
     """What is wrong with an object, each as 'path: what'; empty if it would be taken."""
     known = (manifest.get("apiVersion", ""), manifest.get("kind", ""))
     if known not in MODELS:
-        return [f"apiVersion, kind: {' '.join(known)} is none of {', '.join(' '.join(one) for one in MODELS)}"]
+        return [
+            f"apiVersion, kind: {' '.join(known)} is none of"
+            f" {', '.join(' '.join(one) for one in MODELS)}"
+        ]
     package, model = MODELS[known]
     found = list(_against_model(manifest, model, package, ""))
     return found or [*_metadata(manifest), *RULES[known[1]](manifest)]
 
 
-# ------------------------------------------------------------------------------------------------------------ typed models
+# ----------------------------------------------------------------------------------- typed models
 
 
 def _against_model(value: Any, kind: str, package: str, path: str) -> Iterator[str]:
-    """Unknown fields and wrong types of a value that an OpenAPI model of the client's describes. A model that it lacks checks nothing."""
+    """Unknown fields and wrong types of a value that an OpenAPI model of the client's describes.
+
+    A model that it lacks checks nothing.
+    """
     if inner := re.fullmatch(r"list\[(.+)\]", kind):
         yield from _items(value, inner[1], package, path)
     elif inner := re.fullmatch(r"dict\(str, (.+)\)", kind):
@@ -83,7 +107,10 @@ def _fields(value: Any, model: type, package: str, path: str) -> Iterator[str]:
 
 
 def _model(name: str, package: str) -> type | None:
-    """The model of this name, the client's own or Kubernetes'; None where neither has it (a quantity, a newer type)."""
+    """The model of this name, the client's own or Kubernetes';
+
+    None where neither has it (a quantity, a newer type).
+    """
     for module in (package, "kubernetes.client"):
         found = getattr(importlib.import_module(module), name, None)
         if hasattr(found, "openapi_types"):
@@ -92,10 +119,12 @@ def _model(name: str, package: str) -> type | None:
 
 
 def _word(kind: str) -> str:
-    return {"str": "text", "int": "a whole number", "bool": "true or false", "float": "a number"}[kind]
+    return {"str": "text", "int": "a whole number", "bool": "true or false", "float": "a number"}[
+        kind
+    ]
 
 
-# ------------------------------------------------------------------------------------------------------- controllers' rules
+# ----------------------------------------------------------------------------- controllers' rules
 
 
 def _metadata(manifest: Manifest) -> Iterator[str]:
@@ -108,13 +137,18 @@ def _metadata(manifest: Manifest) -> Iterator[str]:
 
 
 def _experiment(manifest: Manifest) -> Iterator[str]:
-    """Katib's own rules, and those of the job that the first point of the search space makes, which Katib does not check."""
+    """Katib's own rules, and those of the job that the first point of the search space makes, which
+    Katib does not check.
+    """
     try:
         katib.check_experiment(manifest)
     except InputError as error:
         yield str(error)
         return
-    firsts = {parameter["name"]: _first(parameter["feasibleSpace"]) for parameter in manifest["spec"]["parameters"]}
+    firsts = {
+        parameter["name"]: _first(parameter["feasibleSpace"])
+        for parameter in manifest["spec"]["parameters"]
+    }
     trial = katib.substitute(manifest, firsts, "trial-1")
     yield from (f"spec.trialTemplate.trialSpec: {problem}" for problem in problems(trial))
     names = {c["name"] for pod in _pods(trial) for c in pod["spec"]["containers"]}
@@ -145,11 +179,20 @@ def _job(manifest: Manifest) -> Iterator[str]:
 
 def _pod(template: Manifest, place: str) -> Iterator[str]:
     metadata, spec = template.get("metadata", {}), template.get("spec", {})
-    containers, volumes = spec.get("containers", []), {volume["name"] for volume in spec.get("volumes", [])}
+    containers, volumes = (
+        spec.get("containers", []),
+        {volume["name"] for volume in spec.get("volumes", [])},
+    )
     if "pytorch" not in [container.get("name") for container in containers]:
         yield f"{place}.spec.containers: the training operator wants one named 'pytorch'"
-    if all(metadata.get(where, {}).get("sidecar.istio.io/inject") != "false" for where in ("labels", "annotations")):
-        yield f"{place}.metadata: no sidecar.istio.io/inject: 'false'; with a sidecar the job never completes"
+    if all(
+        metadata.get(where, {}).get("sidecar.istio.io/inject") != "false"
+        for where in ("labels", "annotations")
+    ):
+        yield (
+            f"{place}.metadata: no sidecar.istio.io/inject: 'false'; with a sidecar the job never"
+            " completes"
+        )
     for container in containers:
         where = f"{place}.spec.containers[{container.get('name')}]"
         if not container.get("image"):
@@ -169,7 +212,10 @@ def _service(manifest: Manifest) -> Iterator[str]:
     predictor = manifest["spec"].get("predictor", {})
     used = [framework for framework in FRAMEWORKS if framework in predictor]
     if len(used) != 1:
-        yield f"spec.predictor: wants exactly one of {', '.join(FRAMEWORKS)}; has {', '.join(used) or 'none'}"
+        yield (
+            f"spec.predictor: wants exactly one of {', '.join(FRAMEWORKS)}; has"
+            f" {', '.join(used) or 'none'}"
+        )
         return
     server, place = predictor[used[0]], f"spec.predictor.{used[0]}"
     if used[0] == "model" and not server.get("modelFormat", {}).get("name"):

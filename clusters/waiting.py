@@ -1,4 +1,6 @@
-"""One wait of a cluster home: what it waits for, until when, what it has told, and why it is not over yet."""
+"""One wait of a cluster home: what it waits for, until when, what it has told, and why it is not
+over yet.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,8 @@ class Wait:
             self._report(line)
 
     def obstacle(self, topic: str, reason: str, *, quiet: bool = False) -> None:
-        """Note what holds the wait up now, and tell it unless `quiet`; an empty reason takes it back.
+        """Note what holds the wait up now, and tell it unless `quiet`; an empty reason takes it
+        back.
 
         The deadline's error lists what is left.
         """
@@ -45,7 +48,10 @@ class Wait:
             self._told.pop(f"obstacle {topic}", None)  # should it come back, it is news again
 
     def sleep(self, seconds: float) -> None:
-        """Sleep, but not beyond the deadline. Raises DeadlineError if that has passed; KeyboardInterrupt goes through."""
+        """Sleep, but not beyond the deadline.
+
+        Raises DeadlineError if that has passed; KeyboardInterrupt goes through.
+        """
         left = self.left()
         if left <= 0:
             raise DeadlineError(self.overdue())
@@ -57,7 +63,9 @@ class Wait:
         state = self._told.get("state")
         if state:
             text += f"; last seen: {state}"
-        return "\n  ".join([text, *(f"{topic}: {reason}" for topic, reason in self._obstacles.items())])
+        return "\n  ".join(
+            [text, *(f"{topic}: {reason}" for topic, reason in self._obstacles.items())]
+        )
 
 
 def ignore(_: str) -> None:

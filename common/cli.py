@@ -1,4 +1,6 @@
-"""Command lines that answer a typing error with the nearest name, and errors with one sentence instead of a traceback."""
+"""Command lines that answer a typing error with the nearest name, and errors with one sentence
+instead of a traceback.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ from common.errors import InputError, InterruptedRun, JecError, nearest
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, plus the nearest flag or value behind its own message; abbreviated flags are refused, as scripts outlive them."""
+    """argparse, plus the nearest flag or value behind its own message; abbreviated flags are
+    refused, as scripts outlive them.
+    """
 
     def __init__(self, **options) -> None:
         options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
@@ -23,7 +27,9 @@ class Parser(argparse.ArgumentParser):
 
     def _hint(self, message: str) -> str:
         flags = re.findall(r"--[\w-]+", message) if message.startswith("unrecognized") else []
-        near = [match for flag in flags for match in nearest(flag, self._option_string_actions, count=1)]
+        near = [
+            match for flag in flags for match in nearest(flag, self._option_string_actions, count=1)
+        ]
         choice = re.search(r"invalid choice: '?([^' ]+)'? \(choose from (.*)\)", message)
         if choice:
             near = nearest(choice[1], re.findall(r"[\w.+-]+", choice[2]), count=1)
@@ -31,7 +37,10 @@ class Parser(argparse.ArgumentParser):
 
 
 def truth(text: str) -> bool:
-    """The words for yes and no that people and Kubeflow write. Raises ValueError for anything else, as argparse wants it."""
+    """The words for yes and no that people and Kubeflow write.
+
+    Raises ValueError for anything else, as argparse wants it.
+    """
     words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
     if str(text).lower() not in words:
         raise ValueError(f"'{text}' is not true or false")
@@ -39,11 +48,17 @@ def truth(text: str) -> bool:
 
 
 def run_main(body: Callable[[], int | None]) -> int:
-    """Run a program's body; a JecError becomes `error: ...` on stderr and its exit code, Ctrl-C becomes 130."""
+    """Run a program's body; a JecError becomes `error: ...` on stderr and its exit code, Ctrl-C
+    becomes 130.
+    """
     try:
         return body() or 0
     except JecError as error:
-        print(f"{'stopped' if isinstance(error, InterruptedRun) else 'error'}: {error}", file=sys.stderr, flush=True)
+        print(
+            f"{'stopped' if isinstance(error, InterruptedRun) else 'error'}: {error}",
+            file=sys.stderr,
+            flush=True,
+        )
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)

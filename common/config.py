@@ -1,7 +1,9 @@
-"""Every choice of a run in one frozen object: the flags of pipeline.py, the parameters of the KFP pipeline and run.json come from it.
+"""Every choice of a run in one frozen object: the flags of pipeline.py, the parameters of the KFP
+pipeline and run.json come from it.
 
-A field is one flag (`--num-gpus`), one pipeline parameter (`num_gpus`) and one key of run.json. There are no optional and no
-empty values, because Kubeflow's UI loses them when a run is cloned: the words `auto` and `none` stand for them.
+A field is one flag (`--num-gpus`), one pipeline parameter (`num_gpus`) and one key of run.json.
+There are no optional and no empty values, because Kubeflow's UI loses them when a run is cloned:
+the words `auto` and `none` stand for them.
 """
 
 from __future__ import annotations
@@ -23,9 +25,14 @@ PRECISIONS = (AUTO, "float32", "bf16", "fp16")
 TAINT_EFFECTS = ("NoSchedule", "PreferNoSchedule", "NoExecute")
 
 
-def option(default: Any, text: str, *, group: str, choices: tuple[str, ...] = (), metavar: str = "") -> Any:
+def option(
+    default: Any, text: str, *, group: str, choices: tuple[str, ...] = (), metavar: str = ""
+) -> Any:
     """A field with its default, its help text and the group that `--help` shows it in."""
-    return dataclasses.field(default=default, metadata={"help": text, "group": group, "choices": choices, "metavar": metavar})
+    return dataclasses.field(
+        default=default,
+        metadata={"help": text, "group": group, "choices": choices, "metavar": metavar},
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,136 +41,333 @@ class RunConfig:
 
     # -- data and network
     data_config: str = option(
-        "data/jec_pfn_open.yaml", "data configuration in Weaver's YAML: a path or a URI", group="data and network", metavar="FILE"
+        "data/jec_pfn_open.yaml",
+        "data configuration in Weaver's YAML: a path or a URI",
+        group="data and network",
+        metavar="FILE",
     )
     network_config: str = option(
-        "networks/pfn_regressor_open.py", "network file in Weaver's form (get_model, get_loss): a path or a URI",
-        group="data and network", metavar="FILE",
-    )  # fmt: skip
+        "networks/pfn_regressor_open.py",
+        "network file in Weaver's form (get_model, get_loss): a path or a URI",
+        group="data and network",
+        metavar="FILE",
+    )
     data_train: str = option(
-        "sample", "training ROOT files: comma-separated globs, paths or s3:// addresses; 'sample' makes generated jets",
-        group="data and network", metavar="FILES",
-    )  # fmt: skip
-    data_val: str = option("sample", "validation ROOT files, as --data-train", group="data and network", metavar="FILES")
-    data_test: str = option("sample", "test ROOT files, read once at the end", group="data and network", metavar="FILES")
-    skip_bad_files: bool = option(False, "leave damaged data files out, and say how many jets are lost with them", group="data and network")
-    sample_jets: int = option(20_000, "training jets of the generated sample; a quarter as many for validation and for test each",
-                              group="data and network")  # fmt: skip
+        "sample",
+        "training ROOT files: comma-separated globs, paths or s3:// addresses; 'sample' makes"
+        " generated jets",
+        group="data and network",
+        metavar="FILES",
+    )
+    data_val: str = option(
+        "sample",
+        "validation ROOT files, as --data-train",
+        group="data and network",
+        metavar="FILES",
+    )
+    data_test: str = option(
+        "sample", "test ROOT files, read once at the end", group="data and network", metavar="FILES"
+    )
+    skip_bad_files: bool = option(
+        False,
+        "leave damaged data files out, and say how many jets are lost with them",
+        group="data and network",
+    )
+    sample_jets: int = option(
+        20_000,
+        "training jets of the generated sample; a quarter as many for validation and for test each",
+        group="data and network",
+    )
     s3_bucket: str = option(
-        AUTO, "where runs are kept: s3://bucket/prefix or a directory; 'auto' is --output on one machine", group="data and network",
+        AUTO,
+        "where runs are kept: s3://bucket/prefix or a directory; 'auto' is --output on one machine",
+        group="data and network",
         metavar="URI",
-    )  # fmt: skip
-    s3_endpoint: str = option(AUTO, "S3 endpoint URL; 'auto' takes AWS_ENDPOINT_URL of the step", group="data and network", metavar="URL")
+    )
+    s3_endpoint: str = option(
+        AUTO,
+        "S3 endpoint URL; 'auto' takes AWS_ENDPOINT_URL of the step",
+        group="data and network",
+        metavar="URL",
+    )
     s3_secret: str = option(
-        "s3-secret", "Kubernetes Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY", group="data and network", metavar="NAME"
+        "s3-secret",
+        "Kubernetes Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+        group="data and network",
+        metavar="NAME",
     )
 
     # -- search
     search_space: str = option(
-        "training/search_space.yaml", "what to search: a YAML or JSON file, or JSON itself (in the UI)", group="search", metavar="FILE"
+        "training/search_space.yaml",
+        "what to search: a YAML or JSON file, or JSON itself (in the UI)",
+        group="search",
+        metavar="FILE",
     )
-    algorithm: str = option("random", "Katib's name of the search algorithm", group="search", choices=ALGORITHMS)
+    algorithm: str = option(
+        "random", "Katib's name of the search algorithm", group="search", choices=ALGORITHMS
+    )
     max_trials: int = option(30, "trials in all", group="search")
-    parallel_trials: int = option(5, "trials at a time (one machine: at most one a core)", group="search")
-    # 1 would end a search at its first unlucky trial: Katib fails the experiment when failed >= this.
-    max_failed_trials: int = option(5, "the search fails when so many trials have failed", group="search")
-    early_stopping: str = option(NONE, "'medianstop' stops trials that do worse than the others did by then, by Katib's rule",
-                                 group="search", choices=EARLY_STOPPING)  # fmt: skip
-    # Katib's own default: with fewer successes their mean says little.
-    early_stopping_min_trials: int = option(3, "trials that must have succeeded before any is stopped early", group="search")
-    early_stopping_start_step: str = option(
-        AUTO, "epoch after which a trial is held against the others; 'auto': a fifth of its epochs, at least 2", group="search", metavar="N"
+    parallel_trials: int = option(
+        5, "trials at a time (one machine: at most one a core)", group="search"
     )
-    goal: str = option(NONE, "the search ends when a trial's AvgLoss is not above this number", group="search", metavar="LOSS")
-    num_epochs: int = option(50, "epochs of a trial, unless the search space has num-epochs", group="search")
-    batch_size: int = option(500, "global batch size, unless the search space has batch-size", group="search")
-    precision: str = option("float32", "arithmetic of a trial, unless searched; 'auto' takes what is fast and safe on its device",
-                            group="search", choices=PRECISIONS)  # fmt: skip
-    data_fraction: float = option(1.0, "part of the training jets that a trial uses, unless searched", group="search")
-    seed: int = option(1, "seed of the search, the initial weights and the order of jets", group="search")
+    # 1 would end a search at its first unlucky trial: Katib fails the experiment when failed >=
+    # this.
+    max_failed_trials: int = option(
+        5, "the search fails when so many trials have failed", group="search"
+    )
+    early_stopping: str = option(
+        NONE,
+        "'medianstop' stops trials that do worse than the others did by then, by Katib's rule",
+        group="search",
+        choices=EARLY_STOPPING,
+    )
+    # Katib's own default: with fewer successes their mean says little.
+    early_stopping_min_trials: int = option(
+        3, "trials that must have succeeded before any is stopped early", group="search"
+    )
+    early_stopping_start_step: str = option(
+        AUTO,
+        "epoch after which a trial is held against the others; 'auto': a fifth of its epochs, at"
+        " least 2",
+        group="search",
+        metavar="N",
+    )
+    goal: str = option(
+        NONE,
+        "the search ends when a trial's AvgLoss is not above this number",
+        group="search",
+        metavar="LOSS",
+    )
+    num_epochs: int = option(
+        50, "epochs of a trial, unless the search space has num-epochs", group="search"
+    )
+    batch_size: int = option(
+        500, "global batch size, unless the search space has batch-size", group="search"
+    )
+    precision: str = option(
+        "float32",
+        "arithmetic of a trial, unless searched; 'auto' takes what is fast and safe on its device",
+        group="search",
+        choices=PRECISIONS,
+    )
+    data_fraction: float = option(
+        1.0, "part of the training jets that a trial uses, unless searched", group="search"
+    )
+    seed: int = option(
+        1, "seed of the search, the initial weights and the order of jets", group="search"
+    )
 
     # -- resources
-    num_replicas: int = option(1, "nodes a trial trains on (a Master and the rest Workers)", group="resources")
+    num_replicas: int = option(
+        1, "nodes a trial trains on (a Master and the rest Workers)", group="resources"
+    )
     num_gpus: int = option(0, "GPUs a node", group="resources")
     num_cpus: int = option(2, "CPUs a node", group="resources")
-    memory: str = option("12Gi", "memory a node, as Kubernetes writes it", group="resources", metavar="QUANTITY")
-    shared_memory: str = option("1Gi", "size of /dev/shm, counted within --memory", group="resources", metavar="QUANTITY")
-    ephemeral_storage: str = option(NONE, "disk a node, for the copy of the jets and the logs: a quantity, or none to leave it open",
-                                    group="resources", metavar="QUANTITY")  # fmt: skip
-    gpu_resource: str = option("nvidia.com/gpu", "Kubernetes' name of a GPU, as nvidia.com/gpu, nvidia.com/mig-1g.5gb or amd.com/gpu",
-                               group="resources")  # fmt: skip
-    node_selector: str = option(NONE, "labels of the nodes to run on, as key=value,key=value", group="resources", metavar="LABELS")
-    tolerations: str = option(NONE, "taints that the pods stand, as key=value:NoSchedule,key:NoExecute,key", group="resources",
-                              metavar="TAINTS")  # fmt: skip
+    memory: str = option(
+        "12Gi", "memory a node, as Kubernetes writes it", group="resources", metavar="QUANTITY"
+    )
+    shared_memory: str = option(
+        "1Gi", "size of /dev/shm, counted within --memory", group="resources", metavar="QUANTITY"
+    )
+    ephemeral_storage: str = option(
+        NONE,
+        "disk a node, for the copy of the jets and the logs: a quantity, or none to leave it open",
+        group="resources",
+        metavar="QUANTITY",
+    )
+    gpu_resource: str = option(
+        "nvidia.com/gpu",
+        "Kubernetes' name of a GPU, as nvidia.com/gpu, nvidia.com/mig-1g.5gb or amd.com/gpu",
+        group="resources",
+    )
+    node_selector: str = option(
+        NONE,
+        "labels of the nodes to run on, as key=value,key=value",
+        group="resources",
+        metavar="LABELS",
+    )
+    tolerations: str = option(
+        NONE,
+        "taints that the pods stand, as key=value:NoSchedule,key:NoExecute,key",
+        group="resources",
+        metavar="TAINTS",
+    )
     priority_class: str = option(NONE, "PriorityClass of the pods", group="resources")
-    nvidia_driver: str = option(NONE, "folder of the nodes with NVIDIA's driver, mounted at the same path where a pod has GPUs",
-                                group="resources", metavar="DIR")  # fmt: skip
-    eos: str = option(NONE, "folder of the nodes where EOS is mounted, as /var/eos; the pods see it as /eos", group="resources",
-                      metavar="DIR")  # fmt: skip
-    kerberos_secret: str = option(NONE, "Secret with a Kerberos ticket for EOS, as krb-secret or krb-secret/KEY (KEY: krb5cc_1000)",
-                                  group="resources")  # fmt: skip
+    nvidia_driver: str = option(
+        NONE,
+        "folder of the nodes with NVIDIA's driver, mounted at the same path where a pod has GPUs",
+        group="resources",
+        metavar="DIR",
+    )
+    eos: str = option(
+        NONE,
+        "folder of the nodes where EOS is mounted, as /var/eos; the pods see it as /eos",
+        group="resources",
+        metavar="DIR",
+    )
+    kerberos_secret: str = option(
+        NONE,
+        "Secret with a Kerberos ticket for EOS, as krb-secret or krb-secret/KEY (KEY: krb5cc_1000)",
+        group="resources",
+    )
     deadline_hours: float = option(48.0, "the search fails after so many hours", group="resources")
-    weaver_image: str = option("jec-weaver:latest", "image of the training, export and evaluation pods", group="resources", metavar="IMAGE")
+    weaver_image: str = option(
+        "jec-weaver:latest",
+        "image of the training, export and evaluation pods",
+        group="resources",
+        metavar="IMAGE",
+    )
 
     # -- gates and serving
-    min_improvement: float = option(0.0, "deploy only if the resolution gain over the standard JEC is not below this, in per cent",
-                                    group="gates and serving")  # fmt: skip
-    max_closure: float = option(0.02, "deploy only if |median response - 1| from 60 GeV up is not above this", group="gates and serving")
-    baseline: str = option(NONE, "folder of an earlier run, whose model the report compares with this one's on the same test jets",
-                           group="gates and serving", metavar="URI")  # fmt: skip
+    min_improvement: float = option(
+        0.0,
+        "deploy only if the resolution gain over the standard JEC is not below this, in per cent",
+        group="gates and serving",
+    )
+    max_closure: float = option(
+        0.02,
+        "deploy only if |median response - 1| from 60 GeV up is not above this",
+        group="gates and serving",
+    )
+    baseline: str = option(
+        NONE,
+        "folder of an earlier run, whose model the report compares with this one's on the same test"
+        " jets",
+        group="gates and serving",
+        metavar="URI",
+    )
     raw_model: str = option(
-        AUTO, "a second model that takes the files' own columns: 'auto' where the data config allows it, 'required' refuses one that "
-        "does not before any training, 'none' leaves it out", group="gates and serving", choices=(AUTO, "required", NONE),
-    )  # fmt: skip
-    service_name: str = option(AUTO, "name of the InferenceService and the model; 'auto' takes the network's name",
-                               group="gates and serving", metavar="NAME")  # fmt: skip
-    service_account: str = option("default", "ServiceAccount of the predictor, which names the S3 secret", group="gates and serving",
-                                  metavar="NAME")  # fmt: skip
+        AUTO,
+        "a second model that takes the files' own columns: 'auto' where the data config allows it,"
+        " 'required' refuses one that does not before any training, 'none' leaves it out",
+        group="gates and serving",
+        choices=(AUTO, "required", NONE),
+    )
+    service_name: str = option(
+        AUTO,
+        "name of the InferenceService and the model; 'auto' takes the network's name",
+        group="gates and serving",
+        metavar="NAME",
+    )
+    service_account: str = option(
+        "default",
+        "ServiceAccount of the predictor, which names the S3 secret",
+        group="gates and serving",
+        metavar="NAME",
+    )
     # Scaled to zero, the first physicist of the day would wait for a node and a large image.
-    min_replicas: int = option(1, "servers that always run; 0 lets the service scale to zero", group="gates and serving")
+    min_replicas: int = option(
+        1, "servers that always run; 0 lets the service scale to zero", group="gates and serving"
+    )
     max_replicas: int = option(1, "servers at most", group="gates and serving")
-    predictor_form: str = option("model", "how the InferenceService names Triton: 'model' (KServe since 0.8) or 'triton' (older)",
-                                 group="gates and serving", choices=PREDICTOR_FORMS)  # fmt: skip
+    predictor_form: str = option(
+        "model",
+        "how the InferenceService names Triton: 'model' (KServe since 0.8) or 'triton' (older)",
+        group="gates and serving",
+        choices=PREDICTOR_FORMS,
+    )
 
     # -- Kubeflow
-    namespace: str = option(AUTO, "Kubeflow namespace; 'auto' is the one that the step runs in", group="Kubeflow")
+    namespace: str = option(
+        AUTO, "Kubeflow namespace; 'auto' is the one that the step runs in", group="Kubeflow"
+    )
     experiment_name: str = option("jec", "KFP experiment that groups the runs", group="Kubeflow")
-    user: str = option(AUTO, "whose run it is, for the labels; 'auto': on Kubeflow the namespace's name, here the login name",
-                       group="Kubeflow", metavar="NAME")  # fmt: skip
-    webhook: str = option(NONE, "URL that gets the run's summary as JSON when it ends, also badly", group="Kubeflow", metavar="URL")
-    delete_train_experiment: bool = option(False, "delete the Katib experiment once it has finished (results stay)", group="Kubeflow")
-    delete_export_job: bool = option(False, "delete the export and evaluation jobs once they have finished", group="Kubeflow")
-    run_id: str = option(AUTO, "'auto' makes one of the network's name and the KFP job; --resume sets it", group="Kubeflow")
+    user: str = option(
+        AUTO,
+        "whose run it is, for the labels; 'auto': on Kubeflow the namespace's name, here the login"
+        " name",
+        group="Kubeflow",
+        metavar="NAME",
+    )
+    webhook: str = option(
+        NONE,
+        "URL that gets the run's summary as JSON when it ends, also badly",
+        group="Kubeflow",
+        metavar="URL",
+    )
+    delete_train_experiment: bool = option(
+        False, "delete the Katib experiment once it has finished (results stay)", group="Kubeflow"
+    )
+    delete_export_job: bool = option(
+        False, "delete the export and evaluation jobs once they have finished", group="Kubeflow"
+    )
+    run_id: str = option(
+        AUTO,
+        "'auto' makes one of the network's name and the KFP job; --resume sets it",
+        group="Kubeflow",
+    )
 
     def __post_init__(self) -> None:
         for name, value in self.parameters().items():
-            require(not isinstance(value, float) or math.isfinite(value), f"--{flag(name)} {value}: must be finite")
-            require(value != "", f"--{flag(name)} is empty; leave it out, or write auto or none where its help says so")
+            require(
+                not isinstance(value, float) or math.isfinite(value),
+                f"--{flag(name)} {value}: must be finite",
+            )
+            require(
+                value != "",
+                f"--{flag(name)} is empty; leave it out, or write auto or none where its help"
+                " says so",
+            )
         for name, low in LEAST.items():
             value = getattr(self, name)
             require(value >= low, f"--{flag(name)} {value}: must be at least {low}")
-        require(0 < self.data_fraction <= 1, f"--data-fraction {self.data_fraction}: must be above 0 and at most 1")
-        require(self.raw_model in (AUTO, "required", NONE), f"--raw-model {self.raw_model}: write auto, required or none")
-        require(self.algorithm in ALGORITHMS, f"--algorithm: {unknown('algorithm', self.algorithm, ALGORITHMS)}")
+        require(
+            0 < self.data_fraction <= 1,
+            f"--data-fraction {self.data_fraction}: must be above 0 and at most 1",
+        )
+        require(
+            self.raw_model in (AUTO, "required", NONE),
+            f"--raw-model {self.raw_model}: write auto, required or none",
+        )
+        require(
+            self.algorithm in ALGORITHMS,
+            f"--algorithm: {unknown('algorithm', self.algorithm, ALGORITHMS)}",
+        )
         require(
             self.parallel_trials <= self.max_trials,
-            f"--parallel-trials {self.parallel_trials} is larger than --max-trials {self.max_trials}",
+            f"--parallel-trials {self.parallel_trials} is larger than --max-trials"
+            f" {self.max_trials}",
         )
-        require(self.precision in PRECISIONS, f"--precision: {unknown('precision', self.precision, PRECISIONS)}")
-        require(self.early_stopping in EARLY_STOPPING, f"--early-stopping: {unknown('rule', self.early_stopping, EARLY_STOPPING)}")
-        whole = self.early_stopping_start_step.isdigit() and int(self.early_stopping_start_step) >= 1
-        require(whole or self.early_stopping_start_step == AUTO,
-                f"--early-stopping-start-step '{self.early_stopping_start_step}': write auto or a whole number from 1 up")  # fmt: skip
+        require(
+            self.precision in PRECISIONS,
+            f"--precision: {unknown('precision', self.precision, PRECISIONS)}",
+        )
+        require(
+            self.early_stopping in EARLY_STOPPING,
+            f"--early-stopping: {unknown('rule', self.early_stopping, EARLY_STOPPING)}",
+        )
+        whole = (
+            self.early_stopping_start_step.isdigit() and int(self.early_stopping_start_step) >= 1
+        )
+        require(
+            whole or self.early_stopping_start_step == AUTO,
+            f"--early-stopping-start-step '{self.early_stopping_start_step}': write auto or a whole"
+            " number from 1 up",
+        )
         self._check_goal()
         self._check_pods()
-        require(self.predictor_form in PREDICTOR_FORMS,
-                f"--predictor-form: {unknown('form', self.predictor_form, PREDICTOR_FORMS)}")  # fmt: skip
-        require(label_value(self.user) == self.user, f"--user '{self.user}': Kubernetes takes up to 63 of a-z, A-Z, 0-9, '-', '_' and '.'")
-        require(self.webhook == NONE or self.webhook.startswith(("http://", "https://")), f"--webhook '{self.webhook}' is no http(s) URL")
+        require(
+            self.predictor_form in PREDICTOR_FORMS,
+            f"--predictor-form: {unknown('form', self.predictor_form, PREDICTOR_FORMS)}",
+        )
+        require(
+            label_value(self.user) == self.user,
+            f"--user '{self.user}': Kubernetes takes up to 63 of a-z, A-Z, 0-9, '-', '_' and '.'",
+        )
+        require(
+            self.webhook == NONE or self.webhook.startswith(("http://", "https://")),
+            f"--webhook '{self.webhook}' is no http(s) URL",
+        )
         for name in ("service_name", "run_id"):
             value = getattr(self, name)
-            named_as_kubernetes_likes = re.fullmatch(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?", value) is not None
-            require(named_as_kubernetes_likes, f"--{flag(name)} '{value}': use up to 40 of a-z, 0-9 and '-', a letter first")
+            named_as_kubernetes_likes = (
+                re.fullmatch(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?", value) is not None
+            )
+            require(
+                named_as_kubernetes_likes,
+                f"--{flag(name)} '{value}': use up to 40 of a-z, 0-9 and '-', a letter first",
+            )
 
     def _check_goal(self) -> None:
         try:
@@ -175,16 +379,25 @@ class RunConfig:
     def _check_pods(self) -> None:
         for name in ("memory", "shared_memory"):
             quantity(name, getattr(self, name))
-        require(quantity("shared_memory", self.shared_memory) < quantity("memory", self.memory),
-                f"--shared-memory {self.shared_memory} counts within --memory {self.memory} and leaves nothing of it")  # fmt: skip
+        require(
+            quantity("shared_memory", self.shared_memory) < quantity("memory", self.memory),
+            f"--shared-memory {self.shared_memory} counts within --memory {self.memory} and leaves"
+            " nothing of it",
+        )
         if self.ephemeral_storage != NONE:
             quantity("ephemeral_storage", self.ephemeral_storage)
         selector(self.node_selector)
         tolerations(self.tolerations)
         for name in ("nvidia_driver", "eos"):
             value = getattr(self, name)
-            require(value == NONE or value.startswith("/"), f"--{flag(name)} '{value}': write a path that begins with /, or none")
-        require(self.kerberos_secret == NONE or self.eos != NONE, "--kerberos-secret is for EOS: give --eos as well, as --eos /var/eos")
+            require(
+                value == NONE or value.startswith("/"),
+                f"--{flag(name)} '{value}': write a path that begins with /, or none",
+            )
+        require(
+            self.kerberos_secret == NONE or self.eos != NONE,
+            "--kerberos-secret is for EOS: give --eos as well, as --eos /var/eos",
+        )
 
     def parameters(self) -> dict[str, Any]:
         """The values by field name, in order: what KFP and run.json take."""
@@ -208,11 +421,22 @@ class RunConfig:
 
 
 LEAST = {
-    "sample_jets": 400, "max_trials": 1, "parallel_trials": 1, "max_failed_trials": 1, "early_stopping_min_trials": 1,
-    "num_epochs": 1, "batch_size": 1,
-    "num_replicas": 1, "num_gpus": 0, "num_cpus": 1, "deadline_hours": 0.001, "max_closure": 0.0, "seed": 0,
-    "min_replicas": 0, "max_replicas": 1,
-}  # fmt: skip
+    "sample_jets": 400,
+    "max_trials": 1,
+    "parallel_trials": 1,
+    "max_failed_trials": 1,
+    "early_stopping_min_trials": 1,
+    "num_epochs": 1,
+    "batch_size": 1,
+    "num_replicas": 1,
+    "num_gpus": 0,
+    "num_cpus": 1,
+    "deadline_hours": 0.001,
+    "max_closure": 0.0,
+    "seed": 0,
+    "min_replicas": 0,
+    "max_replicas": 1,
+}
 
 
 def flag(name: str) -> str:
@@ -220,7 +444,10 @@ def flag(name: str) -> str:
 
 
 def add_arguments(parser: argparse.ArgumentParser, *, skip: tuple[str, ...] = ()) -> None:
-    """One flag a field, in the field's group. A boolean flag alone means true; Kubeflow writes the word behind it."""
+    """One flag a field, in the field's group.
+
+    A boolean flag alone means true; Kubeflow writes the word behind it.
+    """
     groups: dict[str, argparse._ArgumentGroup] = {}
     for field in dataclasses.fields(RunConfig):
         if field.name in skip:
@@ -244,38 +471,62 @@ def add_arguments(parser: argparse.ArgumentParser, *, skip: tuple[str, ...] = ()
 def _metavar(field: dataclasses.Field) -> str | None:
     if field.metadata["choices"]:
         return None  # argparse lists them
-    return field.metadata["metavar"] or {bool: "true|false", int: "N", float: "X"}.get(type(field.default), "NAME")
+    return field.metadata["metavar"] or {bool: "true|false", int: "N", float: "X"}.get(
+        type(field.default), "NAME"
+    )
 
 
 def label_value(text: str) -> str:
-    """The text as Kubernetes takes it for a label's value; 'unknown' where nothing of it is left."""
+    """The text as Kubernetes takes it for a label's value;
+
+    'unknown' where nothing of it is left.
+    """
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", text)[:63].strip("-_.") or "unknown"
 
 
-UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+UNITS = {
+    "": 1,
+    "k": 10**3,
+    "M": 10**6,
+    "G": 10**9,
+    "T": 10**12,
+    "Ki": 2**10,
+    "Mi": 2**20,
+    "Gi": 2**30,
+    "Ti": 2**40,
+}
 
 
 def quantity(name: str, text: str) -> float:
     """Bytes of a Kubernetes quantity such as 12Gi. Raises InputError for anything else."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([A-Za-z]*)", text)
     if not match or match[2] not in UNITS:
-        raise InputError(f"--{flag(name)} '{text}' is no quantity; write a number and one of {', '.join(u for u in UNITS if u)}, as 12Gi")
+        raise InputError(
+            f"--{flag(name)} '{text}' is no quantity; write a number and one of"
+            f" {', '.join(u for u in UNITS if u)}, as 12Gi"
+        )
     return float(match[1]) * UNITS[match[2]]
 
 
 def selector(text: str) -> dict[str, str]:
-    """Labels of nodes from key=value,key=value; none of them for 'none'. Raises InputError for anything else."""
+    """Labels of nodes from key=value,key=value; none of them for 'none'.
+
+    Raises InputError for anything else.
+    """
     labels = {}
     for part in _parts(text):
         key, equals, value = part.partition("=")
         if not equals or not key or label_value(value) != value:
-            raise InputError(f"--node-selector '{part}' is no label; write key=value,key=value, or none")
+            raise InputError(
+                f"--node-selector '{part}' is no label; write key=value,key=value, or none"
+            )
         labels[key] = value
     return labels
 
 
 def tolerations(text: str) -> list[dict[str, str]]:
-    """Kubernetes' tolerations from key=value:Effect, key:Effect (any value) or key (any value and effect), with commas between.
+    """Kubernetes' tolerations from key=value:Effect, key:Effect (any value) or key (any value and
+    effect), with commas between.
 
     Raises InputError for an effect that does not exist.
     """
@@ -285,7 +536,10 @@ def tolerations(text: str) -> list[dict[str, str]]:
         key, equals, value = taint.partition("=")
         if not key or (effect and effect not in TAINT_EFFECTS):
             wrong = unknown("effect", effect, TAINT_EFFECTS) if key else "a taint has a key"
-            raise InputError(f"--tolerations '{part}': {wrong}; write key=value:NoSchedule, key:NoExecute or key, or none")
+            raise InputError(
+                f"--tolerations '{part}': {wrong}; write key=value:NoSchedule, key:NoExecute or"
+                " key, or none"
+            )
         operator = {"operator": "Equal", "value": value} if equals else {"operator": "Exists"}
         found.append({"key": key, **operator, **({"effect": effect} if effect else {})})
     return found

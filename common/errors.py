@@ -1,14 +1,15 @@
 """The one exception tree, and the words of an error.
 
-    JecError                 anything this project reports as one clear sentence (exit code 1)
-    ├── InputError           refused before work started: what the user gave cannot be used (exit code 2)
-    ├── StorageError         the storage did not do as asked
-    ├── ClusterError         a job, experiment or service did not end well
-    │   ├── DeadlineError    ... within its deadline
-    │   └── UnreachableError nobody answers at an address (yet)
-    ├── TrainingError        training cannot go on and would fail again in the same way
-    ├── GateError            a model was made, and it may not go further
-    └── InterruptedRun       stopped by the user or by the system (exit code 130)
+JecError                 anything this project reports as one clear sentence (exit code 1)
+├── InputError           refused before work started: what the user gave cannot be used (exit
+    code 2)
+├── StorageError         the storage did not do as asked
+├── ClusterError         a job, experiment or service did not end well
+│   ├── DeadlineError    ... within its deadline
+│   └── UnreachableError nobody answers at an address (yet)
+├── TrainingError        training cannot go on and would fail again in the same way
+├── GateError            a model was made, and it may not go further
+└── InterruptedRun       stopped by the user or by the system (exit code 130)
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ class StorageError(JecError):
 
 
 class ClusterError(JecError):
-    """A job, an experiment or a service failed; the text gives the reason found in its pods or processes."""
+    """A job, an experiment or a service failed; the text gives the reason found in its pods or
+    processes.
+    """
 
 
 class DeadlineError(ClusterError):
@@ -52,7 +55,9 @@ class UnreachableError(ClusterError):
 
 
 class TrainingError(JecError):
-    """Training met something that will repeat (a non-finite loss, an option that the network refuses)."""
+    """Training met something that will repeat (a non-finite loss, an option that the network
+    refuses).
+    """
 
 
 class GateError(JecError):
@@ -74,7 +79,10 @@ def nearest(name: str, choices: Iterable[str], count: int = 3) -> list[str]:
 
 
 def unknown(what: str, name: str, choices: Iterable[str]) -> str:
-    """The sentence for a name that does not exist: "unknown WHAT 'NAME'", then the nearest names or all of them."""
+    """The sentence for a name that does not exist:
+
+    "unknown WHAT 'NAME'", then the nearest names or all of them.
+    """
     known = sorted({str(choice) for choice in choices})
     near = nearest(name, known)
     if near:

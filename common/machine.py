@@ -8,9 +8,18 @@ from pathlib import Path
 
 
 def processor() -> tuple[str, list[str]]:
-    """Model and flags of the processor; on systems without /proc the platform's word for it, and no flags."""
+    """Model and flags of the processor; on systems without /proc the platform's word for it, and no
+    flags.
+    """
     try:
-        fields = dict(re.findall(r"^(model name|flags)\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE))
+        fields = dict(
+            re.findall(
+                r"^(model name|flags)\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE
+            )
+        )
     except OSError:
         fields = {}
-    return fields.get("model name") or platform.processor() or platform.machine(), fields.get("flags", "").split()
+    return (
+        fields.get("model name") or platform.processor() or platform.machine(),
+        fields.get("flags", "").split(),
+    )

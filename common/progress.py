@@ -1,11 +1,14 @@
-"""A progress bar with rate and time left on a terminal; elsewhere (a pod's log, a file) one line now and then."""
+"""A progress bar with rate and time left on a terminal; elsewhere (a pod's log, a file) one line
+now and then.
+"""
 
 from __future__ import annotations
 
 import sys
 import time
 
-QUIET_SECONDS = 10.0  # between two lines where there is no terminal: often enough to see life, seldom enough for logs
+# between two lines where there is no terminal: often enough to see life, seldom enough for logs
+QUIET_SECONDS = 10.0
 
 
 class Progress:
@@ -17,7 +20,12 @@ class Progress:
 
     def __init__(self, label: str, *, total: int, unit: str = "it") -> None:
         self.label, self.total, self.unit = label, total, unit
-        self.done, self._started, self._shown, self._note = 0, time.monotonic(), time.monotonic(), ""
+        self.done, self._started, self._shown, self._note = (
+            0,
+            time.monotonic(),
+            time.monotonic(),
+            "",
+        )
         self._tty = sys.stderr.isatty()
         self._width = 0
 
@@ -45,7 +53,10 @@ class Progress:
         time_part = f"{clock(left)} left" if share < 1 else f"in {clock(seconds)}"
         note = f"  {self._note}" if self._note else ""
         speed = f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
-        return f"{self.label} {bar} {self.done:,}/{self.total:,} {self.unit}  {speed} {self.unit}/s  {time_part}{note}"
+        return (
+            f"{self.label} {bar} {self.done:,}/{self.total:,} {self.unit}  {speed} {self.unit}/s "
+            f" {time_part}{note}"
+        )
 
     def _show(self, final: bool = False) -> None:
         text = self.text()

@@ -11,11 +11,19 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def here(path: str) -> str:
-    """A path as given where it exists or is a URI; else the project's own file of that relative path, if it has one."""
+    """A path as given where it exists or is a URI; else the project's own file of that relative
+    path, if it has one.
+    """
     inside = ROOT / path
-    return str(inside) if not storage.is_s3(path) and not os.path.exists(path) and inside.is_file() else path
+    return (
+        str(inside)
+        if not storage.is_s3(path) and not os.path.exists(path) and inside.is_file()
+        else path
+    )
 
 
 def is_own(path: str) -> bool:
-    """True for a file of the project, given by its relative path from anywhere or by where it lies; images hold these."""
+    """True for a file of the project, given by its relative path from anywhere or by where it lies;
+    images hold these.
+    """
     return not storage.is_s3(path) and (ROOT / path).is_file() and not Path(path).is_absolute()

@@ -1,4 +1,6 @@
-"""One run: its names and the places of its files, all made of the run id. run.json is its record."""
+"""One run: its names and the places of its files, all made of the run id. run.json is
+its record.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +13,17 @@ from common import storage
 from common.config import AUTO, RunConfig
 from common.errors import InputError
 
-SLUG = 20  # characters of the network's name in a run id, so that with '-' and 8 hex digits every name stays below Katib's 40
+# characters of the network's name in a run id, so that with '-' and 8 hex digits every name stays
+# below Katib's 40
+SLUG = 20
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
-    """A run whose id and storage are settled. `record` holds what run.json says beyond the configuration."""
+    """A run whose id and storage are settled.
+
+    `record` holds what run.json says beyond the configuration.
+    """
 
     config: RunConfig
     record: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -31,8 +38,14 @@ class Run:
 
     @property
     def model_name(self) -> str:
-        """Name of the service and of the model in its repository (they must agree: KServe routes by it)."""
-        return slug(self.config.network_config) if self.config.service_name == AUTO else self.config.service_name
+        """Name of the service and of the model in its repository (they must agree: KServe routes by
+        it).
+        """
+        return (
+            slug(self.config.network_config)
+            if self.config.service_name == AUTO
+            else self.config.service_name
+        )
 
     @property
     def namespace(self) -> dict[str, str]:
@@ -44,28 +57,41 @@ class Run:
 
     def save(self) -> None:
         """Write run.json, which makes the folder a run."""
-        storage.write_json(self.path("run.json"), {"run_id": self.id, **self.record, "config": self.config.parameters()})
+        storage.write_json(
+            self.path("run.json"),
+            {"run_id": self.id, **self.record, "config": self.config.parameters()},
+        )
 
     @classmethod
     def load(cls, uri: str) -> Run:
-        """The run of a folder. Raises InputError where there is no run.json, which means that prepare did not finish."""
+        """The run of a folder. Raises InputError where there is no run.json, which means that
+        prepare did not finish.
+        """
         place = storage.join(uri, "run.json")
         if not storage.exists(place):
-            raise InputError(f"{uri} is no run: it has no run.json (prepare writes it when all is in place)")
+            raise InputError(
+                f"{uri} is no run: it has no run.json (prepare writes it when all is in place)"
+            )
         content = storage.read_json(place)
         config = RunConfig.from_dict(content.pop("config"))
         content.pop("run_id", None)
         # The folder may have been moved or mounted elsewhere: where it lies now is where it is.
-        return cls(config=config.replace(s3_bucket=storage.absolute(uri).rsplit("/", 1)[0]), record=content)
+        return cls(
+            config=config.replace(s3_bucket=storage.absolute(uri).rsplit("/", 1)[0]), record=content
+        )
 
 
 def slug(network_config: str) -> str:
-    """The network file's name as Kubernetes allows it: pfn_regressor_open.py -> pfn-regressor-open."""
+    """The network file's name as Kubernetes allows it: pfn_regressor_open.py ->
+    pfn-regressor-open.
+    """
     stem = re.sub(r"\.py$", "", storage.name(network_config))
     text = re.sub(r"[^a-z0-9]+", "-", stem.lower()).strip("-")[:SLUG].strip("-")
     return text if text[:1].isalpha() else f"net-{text}"[:SLUG].strip("-")
 
 
 def make_run_id(network_config: str, job_id: str) -> str:
-    """`<network slug>-<8 hex>`: the same for one KFP job however often prepare is repeated, another for a cloned run."""
+    """`<network slug>-<8 hex>`: the same for one KFP job however often prepare is repeated, another
+    for a cloned run.
+    """
     return f"{slug(network_config)}-{hashlib.sha256(job_id.encode()).hexdigest()[:8]}"

@@ -1,7 +1,8 @@
 """Storage is a URI: `s3://bucket/prefix` or a directory. One module does both.
 
-Every write is atomic: a temporary name and a rename on disk, one PUT or a completed multipart upload on S3, so that nothing
-half-written is ever read. The endpoint of S3 comes from AWS_ENDPOINT_URL, credentials from the usual AWS variables or files.
+Every write is atomic: a temporary name and a rename on disk, one PUT or a completed multipart
+upload on S3, so that nothing half-written is ever read. The endpoint of S3 comes from
+AWS_ENDPOINT_URL, credentials from the usual AWS variables or files.
 """
 
 from __future__ import annotations
@@ -21,12 +22,15 @@ from typing import Any
 
 from common.errors import InputError, StorageError
 
-PART = 16 * 2**20  # bytes a part of a multipart transfer: large enough that the part count stays far below S3's 10,000
+# bytes a part of a multipart transfer: large enough that the part count stays far below S3's 10,000
+PART = 16 * 2**20
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One stored file: its URI, size in bytes, and a tag that changes with its content (ETag, or size and mtime)."""
+    """One stored file: its URI, size in bytes, and a tag that changes with its content (ETag, or
+    size and mtime).
+    """
 
     uri: str
     size: int
@@ -43,7 +47,10 @@ def join(uri: str, *parts: str) -> str:
 
 
 def absolute(uri: str) -> str:
-    """The URI without dependence on the working directory: S3 as it is, a directory made absolute."""
+    """The URI without dependence on the working directory:
+
+    S3 as it is, a directory made absolute.
+    """
     return uri.rstrip("/") if is_s3(uri) else os.path.abspath(os.path.expanduser(uri))
 
 
@@ -58,7 +65,9 @@ def exists(uri: str) -> bool:
     bucket, key = _split(uri)
     with _explained(uri):
         found = _client().list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=10).get("Contents", [])
-    return any(item["Key"] == key or item["Key"].startswith(key.rstrip("/") + "/") for item in found)
+    return any(
+        item["Key"] == key or item["Key"].startswith(key.rstrip("/") + "/") for item in found
+    )
 
 
 def read_bytes(uri: str) -> bytes:
@@ -87,7 +96,10 @@ def read_json(uri: str):
 
 
 def find_json(uri: str, default: Any = None) -> Any:
-    """The parsed JSON file, or `default` where there is no such file. Raises InputError where it is no JSON."""
+    """The parsed JSON file, or `default` where there is no such file.
+
+    Raises InputError where it is no JSON.
+    """
     return read_json(uri) if exists(uri) else default
 
 
@@ -112,14 +124,20 @@ def write_json(uri: str, content) -> None:
 
 
 def entries(uri: str) -> list[Entry]:
-    """All files below a folder (or the one file of that name), sorted by URI; empty where there is nothing."""
-    return sorted(_s3_entries(uri) if is_s3(uri) else _local_entries(uri), key=lambda entry: entry.uri)
+    """All files below a folder (or the one file of that name), sorted by URI; empty where there is
+    nothing.
+    """
+    return sorted(
+        _s3_entries(uri) if is_s3(uri) else _local_entries(uri), key=lambda entry: entry.uri
+    )
 
 
 def glob(pattern: str) -> list[Entry]:
-    """Files that match a pattern with `*`, `?` or `[...]` (none of which crosses a `/`), sorted by URI.
+    """Files that match a pattern with `*`, `?` or `[...]` (none of which crosses a `/`), sorted by
+    URI.
 
-    A folder stands for everything in it. Raises InputError for an address that is neither s3:// nor a path.
+    A folder stands for everything in it. Raises InputError for an address that is neither s3:// nor
+    a path.
     """
     if "://" in pattern and not is_s3(pattern):
         raise InputError(f"cannot read '{pattern}': give a path or an s3:// address")
@@ -132,7 +150,10 @@ def glob(pattern: str) -> list[Entry]:
 
 
 def upload(path: str | os.PathLike, uri: str) -> None:
-    """Copy a local file, or a folder with everything in it, to a URI. A folder's files arrive one by one, each whole."""
+    """Copy a local file, or a folder with everything in it, to a URI.
+
+    A folder's files arrive one by one, each whole.
+    """
     path = Path(path)
     if path.is_dir():
         for file in sorted(p for p in path.rglob("*") if p.is_file()):
@@ -148,7 +169,10 @@ def upload(path: str | os.PathLike, uri: str) -> None:
 
 
 def download(uri: str, path: str | os.PathLike) -> Path:
-    """Copy a file, or a folder with everything in it, to a local path; returns it. Raises InputError where there is none."""
+    """Copy a file, or a folder with everything in it, to a local path; returns it.
+
+    Raises InputError where there is none.
+    """
     found = entries(uri)
     if not found:
         raise InputError(f"there is nothing at {uri}")
@@ -176,7 +200,9 @@ def delete(uri: str) -> int:
 
 
 def fingerprint(found: list[Entry]) -> str:
-    """SHA-256 over address, size and tag of each file: equal as long as no file was added, removed or changed."""
+    """SHA-256 over address, size and tag of each file: equal as long as no file was added, removed
+    or changed.
+    """
     digest = hashlib.sha256()
     for entry in sorted(found, key=lambda entry: entry.uri):
         digest.update(f"{entry.uri}\0{entry.size}\0{entry.tag}\n".encode())
@@ -193,19 +219,22 @@ def s3_options() -> dict:
     return {"endpoint_url": os.environ.get("AWS_ENDPOINT_URL") or None}
 
 
-# ---------------------------------------------------------------------------------------------------------------- one machine
+# ------------------------------------------------------------------------------------ one machine
 
 
 @contextlib.contextmanager
 def _replacing(path: str) -> Iterator[str]:
-    """A temporary name beside `path` that becomes `path` if the block ends well, and vanishes if not."""
+    """A temporary name beside `path` that becomes `path` if the block ends well, and vanishes if
+    not.
+    """
     folder = os.path.dirname(os.path.abspath(path))
     os.makedirs(folder, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=folder, prefix=".partial-")
     os.close(handle)
     try:
         yield temporary
-        os.chmod(temporary, 0o644)  # mkstemp's 0600 would hide results from colleagues on a shared disk
+        # mkstemp's 0600 would hide results from colleagues on a shared disk
+        os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
@@ -214,7 +243,11 @@ def _replacing(path: str) -> Iterator[str]:
 
 
 def _local_entries(path: str) -> Iterator[Entry]:
-    files = [path] if os.path.isfile(path) else [os.path.join(d, f) for d, _, names in os.walk(path) for f in names]
+    files = (
+        [path]
+        if os.path.isfile(path)
+        else [os.path.join(d, f) for d, _, names in os.walk(path) for f in names]
+    )
     for file in files:
         if not os.path.basename(file).startswith(".partial-"):
             stat = os.stat(file)
@@ -236,7 +269,7 @@ def _fetch(uri: str, path: str) -> None:
             shutil.copyfile(uri, temporary)
 
 
-# ------------------------------------------------------------------------------------------------------------------------- S3
+# --------------------------------------------------------------------------------------------- S3
 
 
 def _split(uri: str) -> tuple[str, str]:
@@ -251,8 +284,9 @@ def _client():
     import boto3
     from botocore.config import Config
 
-    # Newer boto3 adds checksums that older Ceph gateways refuse. Throttling, 5xx and lost connections are tried again after a random
-    # pause of up to 1, 2, 4 ... 20 s, for about a minute in all. (Mode "adaptive" would slow down what comes after, too.)
+    # Newer boto3 adds checksums that older Ceph gateways refuse. Throttling, 5xx and lost
+    # connections are tried again after a random pause of up to 1, 2, 4 ... 20 s, for about a minute
+    # in all. (Mode "adaptive" would slow down what comes after, too.)
     config = Config(
         retries={"mode": "standard", "total_max_attempts": 9},
         connect_timeout=10,
@@ -282,19 +316,27 @@ def _s3_entries(uri: str) -> Iterator[Entry]:
         for page in pages:
             for item in page.get("Contents", []):
                 if item["Key"] == key or not key or item["Key"].startswith(key.rstrip("/") + "/"):
-                    yield Entry(uri=f"s3://{bucket}/{item['Key']}", size=item["Size"], tag=item["ETag"].strip('"'))
+                    yield Entry(
+                        uri=f"s3://{bucket}/{item['Key']}",
+                        size=item["Size"],
+                        tag=item["ETag"].strip('"'),
+                    )
 
 
 @contextlib.contextmanager
 def _explained(uri: str) -> Iterator[None]:
-    """Turn botocore's errors into ours: what is missing or misspelt is an InputError, anything else a StorageError."""
+    """Turn botocore's errors into ours: what is missing or misspelt is an InputError, anything else
+    a StorageError.
+    """
     import botocore.exceptions as aws
 
     endpoint = os.environ.get("AWS_ENDPOINT_URL", "AWS")
     try:
         yield
     except (aws.NoCredentialsError, aws.PartialCredentialsError):
-        raise InputError(f"no S3 credentials for {uri}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY") from None
+        raise InputError(
+            f"no S3 credentials for {uri}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        ) from None
     except aws.ClientError as error:
         code = error.response.get("Error", {}).get("Code", "")
         if code in ("NoSuchKey", "404"):
@@ -302,7 +344,9 @@ def _explained(uri: str) -> Iterator[None]:
         if code == "NoSuchBucket":
             raise InputError(f"there is no bucket '{_split(uri)[0]}' at {endpoint}") from None
         if code in ("AccessDenied", "403", "InvalidAccessKeyId", "SignatureDoesNotMatch"):
-            raise InputError(f"{endpoint} refused access to {uri} ({code}); check the S3 credentials") from None
+            raise InputError(
+                f"{endpoint} refused access to {uri} ({code}); check the S3 credentials"
+            ) from None
         raise StorageError(f"{endpoint} answered {code} for {uri}: {error}") from None
     except (aws.BotoCoreError, OSError) as error:
         raise StorageError(f"cannot reach {uri} at {endpoint}: {error}") from None

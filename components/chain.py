@@ -1,4 +1,5 @@
-"""The chain as a KFP pipeline: prepare -> search -> export -> evaluate -> gate -> deploy, and finish however it ends.
+"""The chain as a KFP pipeline: prepare -> search -> export -> evaluate -> gate -> deploy, and
+finish however it ends.
 
 Compiled once, run anywhere.
 """
@@ -30,17 +31,24 @@ POD_DEADLINES = {  # seconds; what a pod may live that no longer watches its own
     "deploy": round(deploy.DEADLINE + 2 * deploy.GOLDEN_DEADLINE) + MARGIN,
     "finish": MARGIN,
 }
-RETRIES = 2  # for pods that were evicted and storage that was away; a step knows a failure that repeats and ends at once
+# for pods that were evicted and storage that was away; a step knows a failure that repeats and ends
+# at once
+RETRIES = 2
 
 
 def pipeline(config: RunConfig, image: str = STEPS_IMAGE, *, non_root: bool = False) -> Any:
-    """The KFP pipeline whose parameters are the fields of RunConfig, with the values of `config` as defaults.
+    """The KFP pipeline whose parameters are the fields of RunConfig, with the values of `config` as
+    defaults.
 
-    `non_root` has the server refuse steps that are root (servers before 2.17 do not know the field); the image's user is none.
+    `non_root` has the server refuse steps that are root (servers before 2.17 do not know the
+    field); the image's user is none.
     """
     from kfp import dsl
 
-    steps = {module: module.component(image) for module in (prepare, search, export, evaluate, deploy, finish)}
+    steps = {
+        module: module.component(image)
+        for module in (prepare, search, export, evaluate, deploy, finish)
+    }
 
     names = [field.name for field in dataclasses.fields(RunConfig)]
 
@@ -52,7 +60,9 @@ def pipeline(config: RunConfig, image: str = STEPS_IMAGE, *, non_root: bool = Fa
         def task(made: Any) -> Any:
             return _on_the_cluster(made, parameters["s3_secret"], non_root)
 
-        about = {name: parameters[name] for name in ("s3_bucket", "run_id", "network_config", "webhook")}
+        about = {
+            name: parameters[name] for name in ("s3_bucket", "run_id", "network_config", "webhook")
+        }
         with dsl.ExitHandler(task(steps[finish](**about, **common)), name="run"):
             prepared = task(steps[prepare](**parameters, job_id=job))
             run = prepared.outputs["run"]
@@ -66,7 +76,10 @@ def pipeline(config: RunConfig, image: str = STEPS_IMAGE, *, non_root: bool = Fa
     chain.__signature__ = inspect.Signature(
         [
             inspect.Parameter(
-                name, inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=type(getattr(config, name)), default=getattr(config, name)
+                name,
+                inspect.Parameter.POSITIONAL_OR_KEYWORD,
+                annotation=type(getattr(config, name)),
+                default=getattr(config, name),
             )
             for name in names
         ]
@@ -74,7 +87,9 @@ def pipeline(config: RunConfig, image: str = STEPS_IMAGE, *, non_root: bool = Fa
     return dsl.pipeline(name=NAME, description=DESCRIPTION)(chain)
 
 
-def compile_to(path: Path | str, config: RunConfig, image: str = STEPS_IMAGE, *, non_root: bool = False) -> Path:
+def compile_to(
+    path: Path | str, config: RunConfig, image: str = STEPS_IMAGE, *, non_root: bool = False
+) -> Path:
     """Write the pipeline's IR as YAML; returns the path."""
     from kfp import compiler
 
@@ -90,17 +105,26 @@ def sdk_version() -> str:
 
 
 def _on_the_cluster(task: Any, secret: Any, non_root: bool) -> Any:
-    """What a step needs as a pod: S3 keys from the Secret, its label, small limits, an end, and another try.
+    """What a step needs as a pod: S3 keys from the Secret, its label, small limits, an end, and
+    another try.
 
-    No cache of KFP's: every step acts on the outside. What may be reused (decoded data, a finished search) the steps know.
+    No cache of KFP's: every step acts on the outside. What may be reused (decoded data, a finished
+    search) the steps know.
     """
     from kfp import kubernetes
 
-    kubernetes.use_secret_as_env(task, secret_name=secret, secret_key_to_env={key: key for key in CREDENTIALS}, optional=True)
+    kubernetes.use_secret_as_env(
+        task, secret_name=secret, secret_key_to_env={key: key for key in CREDENTIALS}, optional=True
+    )
     kubernetes.add_pod_label(task, STEP_LABEL, task.name)
     kubernetes.set_timeout(task, POD_DEADLINES[task.name])
     if non_root:
         kubernetes.set_security_context(task, run_as_non_root=True)
     task.set_caching_options(False)
     task.set_retry(RETRIES, backoff_duration="30s", backoff_factor=2.0, backoff_max_duration="300s")
-    return task.set_cpu_request("500m").set_cpu_limit("2").set_memory_request("1Gi").set_memory_limit("4Gi")
+    return (
+        task.set_cpu_request("500m")
+        .set_cpu_limit("2")
+        .set_memory_request("1Gi")
+        .set_memory_limit("4Gi")
+    )

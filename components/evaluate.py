@@ -1,4 +1,6 @@
-"""evaluate: a job that measures the exported model on the test set; its verdict is the gate of the deployment."""
+"""evaluate: a job that measures the exported model on the test set; its verdict is the gate of the
+deployment.
+"""
 
 from typing import Any
 
@@ -15,7 +17,8 @@ def component(image: str) -> Any:
     def evaluate(
         run: str,
         trial: str,
-        s3_endpoint: str, job_id: str,
+        s3_endpoint: str,
+        job_id: str,
         passed: dsl.OutputPath(str),
         metrics: dsl.Output[dsl.Metrics],
         report: dsl.Output[dsl.HTML],
@@ -24,10 +27,20 @@ def component(image: str) -> Any:
             image=image,
             command=["python", "-m", "components.evaluate"],
             args=[
-                "--run", run, "--trial", trial, "--s3-endpoint", s3_endpoint, "--job-id", job_id,
-                "--passed-output", passed, "--executor-input", "{{$}}",
+                "--run",
+                run,
+                "--trial",
+                trial,
+                "--s3-endpoint",
+                s3_endpoint,
+                "--job-id",
+                job_id,
+                "--passed-output",
+                passed,
+                "--executor-input",
+                "{{$}}",
             ],
-        )  # fmt: skip
+        )
 
     return dsl.container_component(evaluate)
 
@@ -41,7 +54,10 @@ def evaluate(run: Run, trial: str, artifacts: step.Artifacts) -> bool:
     if run.config.delete_export_job:
         cluster.delete_job(name)
     metrics = storage.read_json(run.path("metrics.json"))
-    artifacts.set("metrics", metadata={**metrics.get("headline", {}), "passed": str(metrics["passed"]).lower()})
+    artifacts.set(
+        "metrics",
+        metadata={**metrics.get("headline", {}), "passed": str(metrics["passed"]).lower()},
+    )
     artifacts.set("report", content=storage.read_text(run.path("report.html")))
     return bool(metrics["passed"])
 

@@ -1,4 +1,6 @@
-"""export: a job that turns the best checkpoint into a Triton model repository, gated by parity with PyTorch."""
+"""export: a job that turns the best checkpoint into a Triton model repository, gated by parity with
+PyTorch.
+"""
 
 import json
 from typing import Any
@@ -14,11 +16,24 @@ def component(image: str) -> Any:
     """The KFP component. Output: the model as an artifact that names the repository."""
     from kfp import dsl
 
-    def export(run: str, trial: str, s3_endpoint: str, job_id: str, model: dsl.Output[dsl.Model]) -> dsl.ContainerSpec:
+    def export(
+        run: str, trial: str, s3_endpoint: str, job_id: str, model: dsl.Output[dsl.Model]
+    ) -> dsl.ContainerSpec:
         return dsl.ContainerSpec(
             image=image,
             command=["python", "-m", "components.export"],
-            args=["--run", run, "--trial", trial, "--s3-endpoint", s3_endpoint, "--job-id", job_id, "--executor-input", "{{$}}"],
+            args=[
+                "--run",
+                run,
+                "--trial",
+                trial,
+                "--s3-endpoint",
+                s3_endpoint,
+                "--job-id",
+                job_id,
+                "--executor-input",
+                "{{$}}",
+            ],
         )
 
     return dsl.container_component(export)
@@ -35,15 +50,24 @@ def export(run: Run, trial: str, artifacts: step.Artifacts) -> None:
         raise ClusterError(f"the export job ended well, but there is no {place}")
     if run.config.delete_export_job:
         cluster.delete_job(name)
-    described = {"framework": "ONNX", "name": run.model_name, "trial": trial, "repository": run.path("model")}
+    described = {
+        "framework": "ONNX",
+        "name": run.model_name,
+        "trial": trial,
+        "repository": run.path("model"),
+    }
     artifacts.set("model", metadata=described, content=json.dumps(described))
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = step.parser("export", __doc__)
-    parser.add_argument("--trial", required=True, help="name of the trial whose best checkpoint is exported")
+    parser.add_argument(
+        "--trial", required=True, help="name of the trial whose best checkpoint is exported"
+    )
     args = parser.parse_args(argv)
-    return step.main("export", args, lambda run: export(run, args.trial, step.Artifacts(args.executor_input)))
+    return step.main(
+        "export", args, lambda run: export(run, args.trial, step.Artifacts(args.executor_input))
+    )
 
 
 if __name__ == "__main__":

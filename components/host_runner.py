@@ -1,10 +1,13 @@
-"""Runs the compiled pipeline on this machine: kfp.local, with container components as host processes.
+"""Runs the compiled pipeline on this machine: kfp.local, with container components as host
+processes.
 
-kfp's SubprocessRunner takes lightweight Python components only and has no extension point, so three of its internals are
-replaced while a pipeline runs (hence the exact pin of kfp in pyproject.toml):
+kfp's SubprocessRunner takes lightweight Python components only and has no extension point, so three
+of its internals are replaced while a pipeline runs (hence the exact pin of kfp in pyproject.toml):
   - the handler that runs a task's command line, which here starts it as a process with this Python;
-  - the reading of a task's outputs, which here adds the artifacts that the component declared, as the cluster's launcher does;
-  - the look-up of a value in a condition, which in kfp finds outputs named 'Output' only and takes what it does not find for
+  - the reading of a task's outputs, which here adds the artifacts that the component declared, as
+      the cluster's launcher does;
+  - the look-up of a value in a condition, which in kfp finds outputs named 'Output' only and takes
+      what it does not find for
     False; here it finds outputs of any name, and what it does not find fails the run.
 """
 
@@ -39,7 +42,9 @@ class StepFailed(JecError):
 
 @dataclasses.dataclass
 class _Session:
-    """What the handlers of one run share: the environment of steps, who is running, what ended badly, what was told to stop."""
+    """What the handlers of one run share: the environment of steps, who is running, what ended
+    badly, what was told to stop.
+    """
 
     environment: dict[str, str]
     on_start: Callable[[str, list[str]], None]
@@ -59,9 +64,11 @@ def run_pipeline(
     on_start: Callable[[str, list[str]], None] = lambda step, command: None,
     on_end: Callable[[str, list[str]], None] = lambda step, command: None,
 ) -> None:
-    """Execute the IR at `path`. `on_start(step, command)` is called before each step, `on_end` after each that ended well.
+    """Execute the IR at `path`. `on_start(step, command)` is called before each step, `on_end`
+    after each that ended well.
 
-    Raises StepFailed, or InterruptedRun when SIGINT or SIGTERM came; either way no step is left running.
+    Raises StepFailed, or InterruptedRun when SIGINT or SIGTERM came; either way no step is left
+    running.
     """
     from kfp import components, local
 
@@ -81,11 +88,16 @@ def run_pipeline(
 
 
 def _without_retries(path: Path) -> str:
-    """The IR with one attempt a step: what fails on one machine fails again, and its user is there to see it."""
+    """The IR with one attempt a step: what fails on one machine fails again, and its user is there
+    to see it.
+    """
     import yaml
 
     documents = list(yaml.safe_load_all(path.read_text()))
-    dags = [documents[0]["root"]["dag"], *(part["dag"] for part in documents[0]["components"].values() if "dag" in part)]
+    dags = [
+        documents[0]["root"]["dag"],
+        *(part["dag"] for part in documents[0]["components"].values() if "dag" in part),
+    ]
     for dag in dags:
         for task in dag["tasks"].values():
             task.pop("retryPolicy", None)
@@ -94,7 +106,9 @@ def _without_retries(path: Path) -> str:
 
 def step_name(command: list[str]) -> str:
     """The step of a command line `python -m components.<step> ...`."""
-    return next((part.rsplit(".", 1)[1] for part in command if part.startswith("components.")), command[0])
+    return next(
+        (part.rsplit(".", 1)[1] for part in command if part.startswith("components.")), command[0]
+    )
 
 
 def _run(session: _Session, command: list[str], env: dict[str, str]) -> bool:
@@ -106,10 +120,17 @@ def _run(session: _Session, command: list[str], env: dict[str, str]) -> bool:
         session.on_start(name, command)
         process = subprocess.Popen(
             processes.host_command(command),
-            env={**os.environ, **env, **session.environment, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
+            env={
+                **os.environ,
+                **env,
+                **session.environment,
+                "PYTHONPATH": str(ROOT),
+                "PYTHONUNBUFFERED": "1",
+            },
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            stderr=None if sys.stderr.isatty() else subprocess.STDOUT,  # progress bars need the terminal itself
+            # progress bars need the terminal itself
+            stderr=None if sys.stderr.isatty() else subprocess.STDOUT,
             text=True,
             errors="replace",
             start_new_session=True,  # Ctrl-C reaches us alone, and we end the steps in order
@@ -132,15 +153,31 @@ def _run(session: _Session, command: list[str], env: dict[str, str]) -> bool:
 
 @contextlib.contextmanager
 def _replaced_internals(session: _Session) -> Iterator[None]:
-    from kfp.local import executor_output_utils, status, subprocess_task_handler, task_handler_interface
+    from kfp.local import (
+        executor_output_utils,
+        status,
+        subprocess_task_handler,
+        task_handler_interface,
+    )
     from kfp.local.orchestrator.enhanced_dag_orchestrator import ConditionEvaluator
 
     class HostTaskHandler(task_handler_interface.ITaskHandler):
-        def __init__(self, image: str, full_command: list[str], pipeline_root: str, runner: Any, env_vars: dict | None = None) -> None:
+        def __init__(
+            self,
+            image: str,
+            full_command: list[str],
+            pipeline_root: str,
+            runner: Any,
+            env_vars: dict | None = None,
+        ) -> None:
             self.command, self.env = list(full_command), env_vars or {}
 
         def run(self) -> status.Status:
-            return status.Status.SUCCESS if _run(session, self.command, self.env) else status.Status.FAILURE
+            return (
+                status.Status.SUCCESS
+                if _run(session, self.command, self.env)
+                else status.Status.FAILURE
+            )
 
     typed = executor_output_utils.add_type_to_executor_output
 
@@ -148,7 +185,9 @@ def _replaced_internals(session: _Session) -> Iterator[None]:
         for name, declared in executor_input.outputs.artifacts.items():
             if name not in executor_output.artifacts:
                 executor_output.artifacts[name].CopyFrom(declared)
-            for given, wanted in zip(executor_output.artifacts[name].artifacts, declared.artifacts, strict=False):
+            for given, wanted in zip(
+                executor_output.artifacts[name].artifacts, declared.artifacts, strict=False
+            ):
                 given.uri, given.name = given.uri or wanted.uri, given.name or wanted.name
         return typed(executor_input=executor_input, executor_output=executor_output)
 
@@ -165,8 +204,12 @@ def _replaced_internals(session: _Session) -> Iterator[None]:
 
     with (
         mock.patch.object(subprocess_task_handler, "SubprocessTaskHandler", HostTaskHandler),
-        mock.patch.object(executor_output_utils, "add_type_to_executor_output", with_declared_artifacts),
-        mock.patch.object(ConditionEvaluator, "_resolve_pipeline_channel", staticmethod(value_in_condition)),
+        mock.patch.object(
+            executor_output_utils, "add_type_to_executor_output", with_declared_artifacts
+        ),
+        mock.patch.object(
+            ConditionEvaluator, "_resolve_pipeline_channel", staticmethod(value_in_condition)
+        ),
     ):
         yield
 
@@ -179,7 +222,9 @@ def stop_signals() -> list[signal.Signals]:
 
 @contextlib.contextmanager
 def _stopped_by_signals(session: _Session) -> Iterator[None]:
-    """On SIGINT, SIGTERM or SIGHUP (a closed terminal) end the running steps (they end their own children); kfp then sees a failed task."""
+    """On SIGINT, SIGTERM or SIGHUP (a closed terminal) end the running steps (they end their own
+    children); kfp then sees a failed task.
+    """
 
     def stop(*_: Any) -> None:
         if session.stopping:
@@ -200,16 +245,24 @@ def _stopped_by_signals(session: _Session) -> Iterator[None]:
 
 
 def _make_sure(session: _Session) -> None:
-    """A step that ignores SIGTERM is killed; its own children are told by the kernel that it died."""
+    """A step that ignores SIGTERM is killed; its own children are told by the kernel
+    that it died.
+    """
     processes.stop(*session.running, grace=2 * processes.GRACE)
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without kfp's own log lines, rulers, and warnings that pods' limits mean nothing here: the steps speak for themselves."""
+    """Without kfp's own log lines, rulers, and warnings that pods' limits mean nothing here: the
+    steps speak for themselves.
+    """
     before = logging.root.manager.disable
     logging.disable(logging.INFO)
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), warnings.catch_warnings():
+    with (
+        open(os.devnull, "w") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+        warnings.catch_warnings(),
+    ):
         warnings.simplefilter("ignore")
         try:
             yield

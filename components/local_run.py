@@ -1,4 +1,6 @@
-"""A run on this machine from start to end: the folder of local runs, the chain, the service, and what is said at the end."""
+"""A run on this machine from start to end: the folder of local runs, the chain, the service, and
+what is said at the end.
+"""
 
 from __future__ import annotations
 
@@ -21,23 +23,38 @@ from components import chain, host_runner
 from components.step import LOCAL_DIR, STATUS, write_status
 from weaver.allocator import ENVIRONMENT as ALLOCATOR
 
-SMALL = ("run.json", "search.json", "metrics.json", "report.html", "service.json", "summary.json", STATUS)
+SMALL = (
+    "run.json",
+    "search.json",
+    "metrics.json",
+    "report.html",
+    "service.json",
+    "summary.json",
+    STATUS,
+)
 """Copied beside the logs when the results lie on S3, so that `latest` has something to look at."""
 
 
 class LocalRun:
-    """Runs the chain below `output`. Results lie in `output` too, unless the configuration names another storage."""
+    """Runs the chain below `output`.
+
+    Results lie in `output` too, unless the configuration names another storage.
+    """
 
     def __init__(self, config: RunConfig, output: Path, *, serve: bool) -> None:
         self.output, self.serve, self.started = output.resolve(), serve, time.monotonic()
         place = str(self.output) if config.s3_bucket == AUTO else storage.absolute(config.s3_bucket)
         self.config = config.replace(s3_bucket=place)
         self.run: Run | None = None
-        self.environment = {**ALLOCATOR, LOCAL_DIR: str(self.output)}  # of the steps; the run's id once prepare has settled it
-        self.uri_file: Path | None = None  # prepare writes the run's URI into it as soon as it is settled
+        # of the steps; the run's id once prepare has settled it
+        self.environment = {**ALLOCATOR, LOCAL_DIR: str(self.output)}
+        # prepare writes the run's URI into it as soon as it is settled
+        self.uri_file: Path | None = None
 
     def __call__(self) -> int:
-        """The exit code: 0 also where the gate kept a model from being deployed, as that is an answer."""
+        """The exit code: 0 also where the gate kept a model from being deployed, as that is an
+        answer.
+        """
         self.output.mkdir(parents=True, exist_ok=True)
         ir = chain.compile_to(self.output / ".kfp" / f"pipeline-{os.getpid()}.yaml", self.config)
         for number in host_runner.stop_signals():
@@ -77,7 +94,9 @@ class LocalRun:
             self._point_latest()
 
     def _point_latest(self) -> None:
-        """`latest` names the newest run whose preparation is whole; replaced in one step, so that it never dangles."""
+        """`latest` names the newest run whose preparation is whole; replaced in one step, so that
+        it never dangles.
+        """
         folder = self.output / self.run.id
         folder.mkdir(exist_ok=True)
         link, new = self.output / "latest", self.output / f".latest-{os.getpid()}"
@@ -86,7 +105,11 @@ class LocalRun:
         new.replace(link)
 
     def _ended_badly(self, error: JecError) -> int:
-        run_id = storage.name(self.uri_file.read_text()) if self.uri_file and self.uri_file.exists() else ""
+        run_id = (
+            storage.name(self.uri_file.read_text())
+            if self.uri_file and self.uri_file.exists()
+            else ""
+        )
         if isinstance(error, InterruptedRun):
             if self.run:
                 with contextlib.suppress(JecError):
@@ -98,11 +121,15 @@ class LocalRun:
             print(f"error: {error}", file=sys.stderr)
         if run_id and error.exit_code != InputError.exit_code:
             # Before run.json there is nothing to take the parameters from.
-            command = f"python pipeline.py --output {_shown(self.output)}" if self.run else "the same command with"
+            command = (
+                f"python pipeline.py --output {_shown(self.output)}"
+                if self.run
+                else "the same command with"
+            )
             print(f"to go on where it stopped: {command} --resume {run_id}", file=sys.stderr)
         return error.exit_code
 
-    # ---------------------------------------------------------------------------------------------------- the end of a run
+    # --------------------------------------------------------------------------- the end of a run
 
     def _summary(self) -> None:
         """What there is, where, how good, and what to do next."""
@@ -111,14 +138,27 @@ class LocalRun:
         best = next(trial for trial in search["trials"] if trial["name"] == search["optimal"])
         parameters = ", ".join(f"{name} {value}" for name, value in best["parameters"].items())
         lines = [
-            ("run", f"{_shown(self.output / self.run.id)} ({clock(time.monotonic() - self.started)})"),
-            ("best trial", f"{best['name']}: {search['objective']['name']} {best['metrics'][search['objective']['name']]['min']:.5f}"),
+            (
+                "run",
+                f"{_shown(self.output / self.run.id)} ({clock(time.monotonic() - self.started)})",
+            ),
+            (
+                "best trial",
+                (
+                    f"{best['name']}: {search['objective']['name']}"
+                    f" {best['metrics'][search['objective']['name']]['min']:.5f}"
+                ),
+            ),
             ("", parameters),
             ("gain", _gain_text(metrics["gain"])),
         ]
         if self.config.s3_bucket != str(self.output):
             lines.insert(1, ("results", self.run.uri))
-        lines += self._served_lines() if self._service() else [("not deployed", "; ".join(metrics["reasons"]))]
+        lines += (
+            self._served_lines()
+            if self._service()
+            else [("not deployed", "; ".join(metrics["reasons"]))]
+        )
         print("\n" + "\n".join(f"{name:>12}  {text}" for name, text in lines))
         print("\nnext: " + "\n      ".join(self._next_steps()), flush=True)
 
@@ -130,11 +170,19 @@ class LocalRun:
 
         service = self._service()
         body = storage.read_json(self.run.path("golden", service["name"], "request.json"))
-        answer, *quantiles = Client(service["url"], service["name"]).infer(body)["outputs"][0]["data"]
-        text = f"log(pT_gen/pT) = {answer:+.4f} for one jet: multiply its corrected pT by {np.exp(answer):.4f}"
-        names = (storage.read_json(self.run.path("model", "export.json"))["output_columns"] or ["output"])[1:]
+        answer, *quantiles = Client(service["url"], service["name"]).infer(body)["outputs"][0][
+            "data"
+        ]
+        text = (
+            f"log(pT_gen/pT) = {answer:+.4f} for one jet: multiply its corrected pT by"
+            f" {np.exp(answer):.4f}"
+        )
+        names = (
+            storage.read_json(self.run.path("model", "export.json"))["output_columns"] or ["output"]
+        )[1:]
         if names:
-            text += f" ({', '.join(f'{name} {np.exp(value):.3f}' for name, value in zip(names, quantiles, strict=True))})"
+            pairs = zip(names, quantiles, strict=True)
+            text += f" ({', '.join(f'{name} {np.exp(value):.3f}' for name, value in pairs)})"
         return [("served by", f"{service['kind']} at {service['url']}"), ("answer", text)]
 
     def _next_steps(self) -> list[str]:
@@ -143,8 +191,14 @@ class LocalRun:
         if self.serve and self._service():
             steps.append("ask the service as serving/client.py does; Ctrl-C ends it")
         elif self._service():
-            steps.append(f"serve it: python pipeline.py --output {_shown(self.output)} --resume {self.run.id} --serve")
-        steps.append("calibrate your own jets: python pipeline.py --data-train 'FILES' --data-val 'FILES' --data-test 'FILES'")
+            steps.append(
+                f"serve it: python pipeline.py --output {_shown(self.output)} --resume"
+                f" {self.run.id} --serve"
+            )
+        steps.append(
+            "calibrate your own jets: python pipeline.py --data-train 'FILES' --data-val 'FILES'"
+            " --data-test 'FILES'"
+        )
         return steps
 
     def _service(self) -> dict[str, Any] | None:
@@ -156,7 +210,9 @@ class LocalRun:
     def _service_file(self) -> Path | None:
         if self.run is None:
             return None
-        record = self.output / self.run.id / "local" / "services" / self.run.model_name / "service.json"
+        record = (
+            self.output / self.run.id / "local" / "services" / self.run.model_name / "service.json"
+        )
         return record if record.exists() else None
 
     def _keep_serving(self) -> None:
@@ -167,7 +223,10 @@ class LocalRun:
                 time.sleep(0.5)
         except InterruptedRun:
             return
-        raise JecError(f"the model server ended by itself; its log: {self._service_file().parent / 'server.log'}")
+        raise JecError(
+            "the model server ended by itself; its log:"
+            f" {self._service_file().parent / 'server.log'}"
+        )
 
     def _end_service(self) -> None:
         if self._service_file():
@@ -191,7 +250,10 @@ def _interrupt(*_: Any) -> None:
 def _gain_text(gain: dict[str, float] | None) -> str:
     if gain is None:
         return "not measured: too few test jets"
-    return f"{gain['value']:+.1f} % resolution over the standard JEC [{gain['low']:+.1f}, {gain['high']:+.1f}]"
+    return (
+        f"{gain['value']:+.1f} % resolution over the standard JEC [{gain['low']:+.1f},"
+        f" {gain['high']:+.1f}]"
+    )
 
 
 def _alive(pid: int) -> bool:

@@ -1,6 +1,8 @@
-"""prepare: parse every parameter once, fix the run id, check and decode the data, and write run.json, which makes the run.
+"""prepare: parse every parameter once, fix the run id, check and decode the data, and write
+run.json, which makes the run.
 
-Everything that can be refused is refused before anything is written. The later steps take the run's URI and little else.
+Everything that can be refused is refused before anything is written. The later steps take the run's
+URI and little else.
 """
 
 from __future__ import annotations
@@ -30,43 +32,87 @@ from training.search_space import check_algorithm, for_network, load, to_json
 SPLITS = ("train", "val", "test")
 SAMPLE = "sample"
 MAY_CHANGE = ("max_trials", "parallel_trials", "max_failed_trials", "goal", "deadline_hours")
-"""Parameters that a run may be gone on with otherwise: no trial that has ended would have ended otherwise by them."""
+"""Parameters that a run may be gone on with otherwise: no trial that has ended would have ended
+otherwise by them.
+"""
 SHARED = 0.001
-"""Of a set's jets may be in another one too: a production has a few twice by itself, a leaked file is far more."""
-PACKAGES = ("kfp", "torch", "onnx", "onnxruntime", "uproot", "awkward", "numpy", "optuna", "kserve", "kubeflow-katib")
+"""Of a set's jets may be in another one too: a production has a few twice by itself, a leaked file
+is far more.
+"""
+PACKAGES = (
+    "kfp",
+    "torch",
+    "onnx",
+    "onnxruntime",
+    "uproot",
+    "awkward",
+    "numpy",
+    "optuna",
+    "kserve",
+    "kubeflow-katib",
+)
 
 
 def component(image: str) -> Any:
-    """The KFP component: one typed input for each field of RunConfig, and the job id as a whole argument."""
+    """The KFP component: one typed input for each field of RunConfig, and the job id as a whole
+    argument.
+    """
     from kfp import dsl
 
     fields = dataclasses.fields(RunConfig)
-    types = {**{f.name: type(f.default) for f in fields}, "job_id": str, "run": dsl.OutputPath(str), "echo": dsl.Output[dsl.Markdown]}
+    types = {
+        **{f.name: type(f.default) for f in fields},
+        "job_id": str,
+        "run": dsl.OutputPath(str),
+        "echo": dsl.Output[dsl.Markdown],
+    }
 
     def prepare(*values: Any) -> dsl.ContainerSpec:
         inputs = dict(zip(types, values, strict=True))
         args = [part for f in fields for part in (f"--{flag(f.name)}", inputs[f.name])]
-        args += ["--job-id", inputs["job_id"], "--run-output", inputs["run"], "--executor-input", "{{$}}"]
-        return dsl.ContainerSpec(image=image, command=["python", "-m", "components.prepare"], args=args)
+        args += [
+            "--job-id",
+            inputs["job_id"],
+            "--run-output",
+            inputs["run"],
+            "--executor-input",
+            "{{$}}",
+        ]
+        return dsl.ContainerSpec(
+            image=image, command=["python", "-m", "components.prepare"], args=args
+        )
 
     prepare.__signature__ = inspect.Signature(
-        [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=kind) for name, kind in types.items()],
+        [
+            inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=kind)
+            for name, kind in types.items()
+        ],
         return_annotation=dsl.ContainerSpec,
     )
     return dsl.container_component(prepare)
 
 
-def prepare(config: RunConfig, job_id: str, run_output: str = "", artifacts: step.Artifacts | None = None) -> Run:
+def prepare(
+    config: RunConfig, job_id: str, run_output: str = "", artifacts: step.Artifacts | None = None
+) -> Run:
     """Make the run's folder and return the run.
 
-    Of a run that is whole it notes the status and the parameters that may change, and decodes data that were cleared away.
-    Raises InputError for data, configurations, a network or a search space that cannot be used, before anything is written.
+    Of a run that is whole it notes the status and the parameters that may change, and decodes data
+    that were cleared away. Raises InputError for data, configurations, a network or a search space
+    that cannot be used, before anything is written.
     """
     if config.run_id == AUTO:
         config = config.replace(run_id=make_run_id(config.network_config, job_id))
     if config.s3_bucket == AUTO:
-        raise InputError("--s3-bucket is 'auto': give s3://bucket/prefix, where the pods of the run can read and write")
-    config = config.replace(s3_bucket=storage.absolute(config.s3_bucket), user=step.user(config), baseline=_baseline(config))
+        raise InputError(
+            "--s3-bucket is 'auto': give s3://bucket/prefix, where the pods of the run can read and"
+            " write"
+        )
+    config = config.replace(
+        s3_bucket=storage.absolute(config.s3_bucket),
+        user=step.user(config),
+        baseline=_baseline(config),
+    )
     inputs = _Inputs(config)
     run = Run(config=config.replace(search_space=to_json(inputs.space)))
     whole = storage.exists(run.path("run.json"))
@@ -80,32 +126,58 @@ def prepare(config: RunConfig, job_id: str, run_output: str = "", artifacts: ste
     if artifacts:
         artifacts.set("echo", content=_echo(run))
     missing = not whole or not _data_there(run)
-    step.with_status("prepare", run, lambda: _fill(run, inputs, job_id) if missing else None, job_id=job_id)
+    step.with_status(
+        "prepare", run, lambda: _fill(run, inputs, job_id) if missing else None, job_id=job_id
+    )
     return Run.load(run.uri)
 
 
 def _baseline(config: RunConfig) -> str:
-    """The earlier run's folder, whatever the working directory. Raises InputError where no run was evaluated there."""
+    """The earlier run's folder, whatever the working directory.
+
+    Raises InputError where no run was evaluated there.
+    """
     if config.baseline == NONE:
         return NONE
     uri = storage.absolute(config.baseline)
     if not storage.exists(storage.join(uri, "metrics.json")):
-        raise InputError(f"--baseline {config.baseline} has no metrics.json; give the folder of a run that was evaluated")
+        raise InputError(
+            f"--baseline {config.baseline} has no metrics.json; give the folder of a run that was"
+            " evaluated"
+        )
     return uri
 
 
 def _echo(run: Run) -> str:
-    """Every parameter as it was understood, as Kubeflow shows it beside the step; what is not the default is bold."""
+    """Every parameter as it was understood, as Kubeflow shows it beside the step; what is not the
+    default is bold.
+    """
     defaults = RunConfig().parameters()
-    rows = [
-        f"| {'**' if value != defaults[name] else ''}{flag(name)}{'**' if value != defaults[name] else ''} | `{value}` |"
-        for name, value in run.config.parameters().items() if name != "search_space"
-    ]  # fmt: skip
-    return "\n".join([f"# {run.id}", "", "| parameter | value |", "|---|---|", *rows, "", "```json", run.config.search_space, "```", ""])
+    rows = []
+    for name, value in run.config.parameters().items():
+        if name != "search_space":
+            bold = "**" if value != defaults[name] else ""
+            rows.append(f"| {bold}{flag(name)}{bold} | `{value}` |")
+    return "\n".join(
+        [
+            f"# {run.id}",
+            "",
+            "| parameter | value |",
+            "|---|---|",
+            *rows,
+            "",
+            "```json",
+            run.config.search_space,
+            "```",
+            "",
+        ]
+    )
 
 
 class _Inputs:
-    """What the user named, read and checked: data configuration, network, search space, lists of files."""
+    """What the user named, read and checked: data configuration, network, search space, lists of
+    files.
+    """
 
     def __init__(self, config: RunConfig) -> None:
         from weaver.data_config import DataConfig
@@ -118,8 +190,16 @@ class _Inputs:
         check_options(self.space, config.network_config, self.network_text.decode())
         check_algorithm(self.space, config.algorithm)
         check_experiment(experiment(Run(config=config)))
-        check_builds(self.space, NetworkFile(uri=config.network_config, source=self.network_text.decode()), self.data_config)
-        self.files, self.raw_model, self.skip_bad_files = {}, config.raw_model, config.skip_bad_files
+        check_builds(
+            self.space,
+            NetworkFile(uri=config.network_config, source=self.network_text.decode()),
+            self.data_config,
+        )
+        self.files, self.raw_model, self.skip_bad_files = (
+            {},
+            config.raw_model,
+            config.skip_bad_files,
+        )
         for split in SPLITS:
             pattern = getattr(config, f"data_{split}")
             if pattern != SAMPLE:
@@ -131,12 +211,19 @@ class _Inputs:
         from weaver import files
 
         self.files[split] = files.find(pattern)
-        checked = files.check(self.files[split], self.data_config, for_training=split != "test", skip_bad_files=self.skip_bad_files)
+        checked = files.check(
+            self.files[split],
+            self.data_config,
+            for_training=split != "test",
+            skip_bad_files=self.skip_bad_files,
+        )
         if split == "val":  # the set that export takes its jets from
             self.check_raw_model(checked.files[0].entry)
 
     def check_raw_model(self, entry: storage.Entry) -> None:
-        """Say before any training whether the data configuration can be part of a model that takes the files' own columns."""
+        """Say before any training whether the data configuration can be part of a model that takes
+        the files' own columns.
+        """
         from weaver.raw_jets import raw_columns
         from weaver.raw_program import check_raw
 
@@ -149,20 +236,32 @@ class _Inputs:
             step.say(f"warning: no model that takes raw jets will be exported: {error}")
 
     def check_apart(self) -> None:
-        """Refuse a file that is in two of the sets: what a model was chosen by says nothing of how good it is."""
+        """Refuse a file that is in two of the sets: what a model was chosen by says nothing of how
+        good it is.
+        """
         for one, other in (("train", "val"), ("train", "test"), ("val", "test")):
-            both = {e.uri for e in self.files.get(one, [])} & {e.uri for e in self.files.get(other, [])}
+            both = {e.uri for e in self.files.get(one, [])} & {
+                e.uri for e in self.files.get(other, [])
+            }
             if both:
-                raise InputError(f"{min(both)} is in --data-{one} and in --data-{other}; the sets must have no file in common")
+                raise InputError(
+                    f"{min(both)} is in --data-{one} and in --data-{other}; the sets must have no"
+                    " file in common"
+                )
 
 
 def _check_same(run: Run, inputs: _Inputs) -> None:
-    """A folder of that id may only be the same run: equal parameters, configurations and data, or its trials would mean nothing."""
+    """A folder of that id may only be the same run: equal parameters, configurations and data, or
+    its trials would mean nothing.
+    """
     before = Run.load(run.uri)
     then, now = before.config.parameters(), run.config.parameters()
     changed = [name for name in now if now[name] != then[name] and name not in MAY_CHANGE]
     different = [f"{flag(name)} was {then[name]!r}, now {now[name]!r}" for name in changed]
-    for name, content in (("data.yaml", inputs.data_config_text), ("network.py", inputs.network_text)):
+    for name, content in (
+        ("data.yaml", inputs.data_config_text),
+        ("network.py", inputs.network_text),
+    ):
         if storage.read_bytes(run.path("config", name)) != content:
             different.append(f"config/{name} is not what the file holds now")
     for split, files in inputs.files.items():
@@ -170,34 +269,53 @@ def _check_same(run: Run, inputs: _Inputs) -> None:
             different.append(f"the files of --data-{split} have changed")
     if different:
         more = f", and {len(different) - 1} more" if len(different) > 1 else ""
-        raise InputError(f"run {run.id} exists with other inputs: {different[0]}{more}; leave --resume out for a new run")
+        raise InputError(
+            f"run {run.id} exists with other inputs: {different[0]}{more}; leave --resume out for a"
+            " new run"
+        )
 
 
 def _data_there(run: Run) -> bool:
-    """Whether the decoded data that run.json names are still there; the cache may have been cleared."""
-    return all(storage.exists(storage.join(data["dataset"], "dataset.json")) for data in Run.load(run.uri).record["data"].values())
+    """Whether the decoded data that run.json names are still there; the cache may have been
+    cleared.
+    """
+    return all(
+        storage.exists(storage.join(data["dataset"], "dataset.json"))
+        for data in Run.load(run.uri).record["data"].values()
+    )
 
 
 def _fill(run: Run, inputs: _Inputs, job_id: str = "") -> None:
     from weaver.prepare import prepare as decode
 
     config = run.config
-    sample = _sample(config) if SAMPLE in (config.data_train, config.data_val, config.data_test) else {}
+    sample = (
+        _sample(config) if SAMPLE in (config.data_train, config.data_val, config.data_test) else {}
+    )
     for split, pattern in sample.items():
         if getattr(config, f"data_{split}") == SAMPLE:
             inputs.find(split, pattern)
     data, data_config = {}, inputs.data_config
     for split in SPLITS:
         ref = decode(
-            inputs.files[split], data_config, config.s3_bucket, for_training=split != "test", validation=split == "val",
-            skip_bad_files=config.skip_bad_files, report=step.say,
-        )  # fmt: skip
-        data_config = ref.data_config  # with what was derived on the training set, which comes first
+            inputs.files[split],
+            data_config,
+            config.s3_bucket,
+            for_training=split != "test",
+            validation=split == "val",
+            skip_bad_files=config.skip_bad_files,
+            report=step.say,
+        )
+        # with what was derived on the training set, which comes first
+        data_config = ref.data_config
         storage.write_json(run.path("data", f"{split}.json"), {"dataset": ref.uri})
         data[split] = {
-            "dataset": ref.uri, "jets": ref.num_jets, "read": ref.num_read, "files": len(inputs.files[split]),
+            "dataset": ref.uri,
+            "jets": ref.num_jets,
+            "read": ref.num_read,
+            "files": len(inputs.files[split]),
             "fingerprint": storage.fingerprint(inputs.files[split]),
-        }  # fmt: skip
+        }
         if ref.reused:
             step.say(f"{split}: {ref.num_jets:,} jets, decoded before")
     shared = check_shared({split: one["dataset"] for split, one in data.items()})
@@ -210,7 +328,8 @@ def _fill(run: Run, inputs: _Inputs, job_id: str = "") -> None:
 def check_shared(sets: Mapping[str, str]) -> dict[str, int]:
     """How many jets each two of the prepared sets have in common; {"train and test": 0, ...}.
 
-    Raises InputError where they are more than SHARED: a copied, reordered or merged file is the same file under another name.
+    Raises InputError where they are more than SHARED: a copied, reordered or merged file is the
+    same file under another name.
     """
     from weaver.shared_jets import shared_jets
 
@@ -219,11 +338,15 @@ def check_shared(sets: Mapping[str, str]) -> dict[str, int]:
         found[f"{one} and {other}"] = number
         if number > SHARED * jets:
             raise InputError(
-                f"{number:,} of the {jets:,} jets of --data-{other} are in --data-{one} as well, in files of other names; give each set "
-                f"jets of its own (python -m data.validate '{one}:FILES' '{other}:FILES' looks at the files)"
+                f"{number:,} of the {jets:,} jets of --data-{other} are in --data-{one} as well, in"
+                " files of other names; give each set jets of its own (python -m data.validate"
+                f" '{one}:FILES' '{other}:FILES' looks at the files)"
             )
         if number:
-            step.say(f"warning: {number:,} of the {jets:,} jets of --data-{other} are in --data-{one} as well")
+            step.say(
+                f"warning: {number:,} of the {jets:,} jets of --data-{other} are in --data-{one} as"
+                " well"
+            )
     return found
 
 
@@ -235,12 +358,17 @@ def _sample(config: RunConfig) -> dict[str, str]:
 
 
 def _record(data: dict[str, Any]) -> dict[str, Any]:
-    """What run.json says beside the configuration: data, their fingerprint, versions, the commit of the code."""
+    """What run.json says beside the configuration: data, their fingerprint, versions, the commit of
+    the code.
+    """
     joined = "".join(data[split]["fingerprint"] for split in SPLITS)
     return {
         "data": data,
         "data_fingerprint": storage.digest(joined.encode()),
-        "versions": {"python": sys.version.split()[0], **{name: _version(name) for name in PACKAGES}},
+        "versions": {
+            "python": sys.version.split()[0],
+            **{name: _version(name) for name in PACKAGES},
+        },
         "git_commit": _git_commit(),
         "images": {"steps": os.environ.get("JEC_STEPS_IMAGE", "none")},
     }
@@ -254,26 +382,46 @@ def _version(package: str) -> str:
 
 
 def _git_commit() -> str:
-    """The commit of the code: set in images, asked of git in a checkout ('+' where files differ from it)."""
+    """The commit of the code: set in images, asked of git in a checkout ('+' where files differ
+    from it).
+    """
     if "JEC_GIT_COMMIT" in os.environ:
         return os.environ["JEC_GIT_COMMIT"]
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"]
+    command = [
+        "git",
+        "-C",
+        str(ROOT),
+        "describe",
+        "--always",
+        "--abbrev=40",
+        "--exclude=*",
+        "--dirty=+",
+    ]
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=10, check=True
+        ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return "unknown"
 
 
 @contextlib.contextmanager
 def _refusal_recorded(config: RunConfig, job_id: str) -> Iterator[None]:
-    """On Kubeflow note in the run's folder why prepare refused: the exit handler tells it, and a repeated attempt ends at once.
+    """On Kubeflow note in the run's folder why prepare refused: the exit handler tells it, and a
+    repeated attempt ends at once.
 
     On one machine nothing is written for what was refused, as the reason stands on the screen.
     """
     if step.LOCAL_DIR in os.environ or not job_id or not storage.is_s3(config.s3_bucket):
         yield
         return
-    run = Run(config=config if config.run_id != AUTO else config.replace(run_id=make_run_id(config.network_config, job_id)))
+    run = Run(
+        config=(
+            config
+            if config.run_id != AUTO
+            else config.replace(run_id=make_run_id(config.network_config, job_id))
+        )
+    )
     step.refuse_repetition("prepare", run.uri, job_id)
     try:
         yield
@@ -288,14 +436,18 @@ def main(argv: list[str] | None = None) -> int:
     add_arguments(parser)
     parser.add_argument("--job-id", default="", help="KFP job id, of which the run id is made")
     parser.add_argument("--run-output", default="", help="file that gets the run's URI")
-    parser.add_argument("--executor-input", default="", help="KFP's executor input (JSON); by hand: leave it out")
+    parser.add_argument(
+        "--executor-input", default="", help="KFP's executor input (JSON); by hand: leave it out"
+    )
     args = parser.parse_args(argv)
 
     def body() -> None:
         step.use_endpoint(args.s3_endpoint)
         config = RunConfig.from_args(args)
         if config.run_id == AUTO and not args.job_id:
-            raise InputError(f"give --job-id or --run-id, as --run-id {slug(config.network_config)}-00000001")
+            raise InputError(
+                f"give --job-id or --run-id, as --run-id {slug(config.network_config)}-00000001"
+            )
         with _refusal_recorded(config, args.job_id):
             prepare(config, args.job_id, args.run_output, step.Artifacts(args.executor_input))
 

@@ -1,6 +1,8 @@
-"""search: run the Katib experiment of a run to its end and write search.json, search.html and trials.csv.
+"""search: run the Katib experiment of a run to its end and write search.json, search.html and
+trials.csv.
 
-A search that has ended is not repeated; it goes on where the run is asked for again with more trials (`--more-trials`).
+A search that has ended is not repeated; it goes on where the run is asked for again with more
+trials (`--more-trials`).
 """
 
 import dataclasses
@@ -19,7 +21,9 @@ from training.search_space import cautions, for_network, load
 
 
 def component(image: str) -> Any:
-    """The KFP component. Outputs: the best trial's name, the best loss and counts as metrics, the trials as a table and as a page."""
+    """The KFP component. Outputs: the best trial's name, the best loss and counts as metrics, the
+    trials as a table and as a page.
+    """
     from kfp import dsl
 
     def search(
@@ -35,16 +39,27 @@ def component(image: str) -> Any:
             image=image,
             command=["python", "-m", "components.search"],
             args=[
-                "--run", run, "--s3-endpoint", s3_endpoint, "--job-id", job_id, "--best-trial-output", best_trial,
-                "--executor-input", "{{$}}",
+                "--run",
+                run,
+                "--s3-endpoint",
+                s3_endpoint,
+                "--job-id",
+                job_id,
+                "--best-trial-output",
+                best_trial,
+                "--executor-input",
+                "{{$}}",
             ],
-        )  # fmt: skip
+        )
 
     return dsl.container_component(search)
 
 
 def search(run: Run, artifacts: step.Artifacts) -> str:
-    """The name of the best trial. Raises ClusterError if the experiment failed, DeadlineError if it took too long."""
+    """The name of the best trial.
+
+    Raises ClusterError if the experiment failed, DeadlineError if it took too long.
+    """
     earlier = storage.find_json(run.path("search.json"))
     if earlier and _is_done(run, earlier):
         step.say(f"searched before: best trial {earlier['optimal']}")
@@ -55,7 +70,9 @@ def search(run: Run, artifacts: step.Artifacts) -> str:
     name = manifest["metadata"]["name"]
     step.say(f"losses of all trials: tensorboard --logdir {run.path('trials')}")
     with step.watched(cluster, cluster.delete_experiment, name):
-        result = cluster.run_experiment(manifest, deadline=run.config.deadline_hours * 3600, report=step.say)
+        result = cluster.run_experiment(
+            manifest, deadline=run.config.deadline_hours * 3600, report=step.say
+        )
     record = as_record(run, _joined(manifest, carried, result), carried=len(carried))
     storage.write_json(run.path("search.json"), record)
     storage.write_text(run.path("trials.csv"), as_csv(record))
@@ -67,20 +84,29 @@ def search(run: Run, artifacts: step.Artifacts) -> str:
 
 
 def _is_done(run: Run, earlier: dict[str, Any]) -> bool:
-    """Whether the search has ended with all trials that it is asked for now, and its best checkpoint is there."""
+    """Whether the search has ended with all trials that it is asked for now, and its best
+    checkpoint is there.
+    """
     asked = run.config.max_trials
-    more = asked > len(earlier["trials"]) and asked != earlier.get("asked", asked)  # the goal or a grid may have ended it before
+    # the goal or a grid may have ended it before
+    more = asked > len(earlier["trials"]) and asked != earlier.get("asked", asked)
     return not more and storage.exists(run.path("trials", earlier["optimal"], "best.pt"))
 
 
-def _what_to_run(run: Run, cluster: Cluster, earlier: dict[str, Any] | None) -> tuple[Manifest, list[Trial]]:
+def _what_to_run(
+    run: Run, cluster: Cluster, earlier: dict[str, Any] | None
+) -> tuple[Manifest, list[Trial]]:
     """The experiment to run or to go on with, and the trials that count beside its own.
 
-    An experiment that is gone, or that its home cannot go on with, is followed by another for the trials that are left.
+    An experiment that is gone, or that its home cannot go on with, is followed by another for the
+    trials that are left.
     """
     if earlier is None:
         if not cluster.resumes:
-            for caution in cautions(for_network(load(run.config.search_space), run.config.network_config), run.config.algorithm):
+            for caution in cautions(
+                for_network(load(run.config.search_space), run.config.network_config),
+                run.config.algorithm,
+            ):
                 step.say(f"note: {caution}")
         return experiment(run), []
     trials = [_trial(entry) for entry in earlier["trials"]]
@@ -88,12 +114,17 @@ def _what_to_run(run: Run, cluster: Cluster, earlier: dict[str, Any] | None) -> 
     if cluster.can_continue(earlier["experiment"]):
         return experiment(run, carried=len(carried)), carried
     known = f"its algorithm knows nothing of the first {len(trials)} trials"
-    step.say(f"experiment {earlier['experiment']} is gone or cannot go on; another one follows, and {known}")
+    step.say(
+        f"experiment {earlier['experiment']} is gone or cannot go on; another one follows, and"
+        f" {known}"
+    )
     cluster.delete_experiment(earlier["experiment"])
     return experiment(run, carried=len(trials)), trials
 
 
-def _joined(manifest: Manifest, carried: Sequence[Trial], result: ExperimentResult) -> ExperimentResult:
+def _joined(
+    manifest: Manifest, carried: Sequence[Trial], result: ExperimentResult
+) -> ExperimentResult:
     """The result with the trials of earlier experiments in front, and the best of all."""
     if not carried:
         return result
@@ -103,7 +134,12 @@ def _joined(manifest: Manifest, carried: Sequence[Trial], result: ExperimentResu
 
 def _trial(entry: dict[str, Any]) -> Trial:
     """A trial as search.json has it."""
-    return Trial(**{**entry, "metrics": {name: Observation(**seen) for name, seen in entry["metrics"].items()}})
+    return Trial(
+        **{
+            **entry,
+            "metrics": {name: Observation(**seen) for name, seen in entry["metrics"].items()},
+        }
+    )
 
 
 def _publish(record: dict[str, Any], artifacts: step.Artifacts) -> None:
@@ -112,16 +148,22 @@ def _publish(record: dict[str, Any], artifacts: step.Artifacts) -> None:
     counts = Counter(trial["status"] for trial in record["trials"])
     loss = best["metrics"][OBJECTIVE]["min"]
     by_status = {f"trials {status}": count for status, count in counts.items()}
-    artifacts.set("metrics", metadata={OBJECTIVE: loss, "trials": len(record["trials"]), **by_status})
+    artifacts.set(
+        "metrics", metadata={OBJECTIVE: loss, "trials": len(record["trials"]), **by_status}
+    )
     artifacts.set("trials", content=markdown(record))
     artifacts.set("page", content=search_page(record))
-    step.say(f"best of {len(record['trials'])} trials: {best['name']} with {OBJECTIVE} {loss:.5f} ({_text(best['parameters'])})")
+    step.say(
+        f"best of {len(record['trials'])} trials: {best['name']} with {OBJECTIVE} {loss:.5f}"
+        f" ({_text(best['parameters'])})"
+    )
 
 
 def as_record(run: Run, result: ExperimentResult, *, carried: int = 0) -> dict[str, Any]:
     """What search.json holds: objective, algorithm, seed, all trials, the name of the optimal one.
 
-    `asked` trials are all that were wanted; the first `carried` belong to experiments before this one.
+    `asked` trials are all that were wanted; the first `carried` belong to experiments before this
+    one.
     """
     return {
         "experiment": result.name,
@@ -142,7 +184,9 @@ def _text(parameters: dict[str, str]) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     parser = step.parser("search", __doc__)
-    parser.add_argument("--best-trial-output", default="", help="file that gets the best trial's name")
+    parser.add_argument(
+        "--best-trial-output", default="", help="file that gets the best trial's name"
+    )
     args = parser.parse_args(argv)
 
     def body(run: Run) -> None:

@@ -1,7 +1,9 @@
-"""What all steps of the chain share: their arguments, their end, their record in the run's status.json, their artifacts.
+"""What all steps of the chain share: their arguments, their end, their record in the run's
+status.json, their artifacts.
 
-A step is a KFP container component and the small program it runs. The program finds its cluster in its environment: on the
-pods of a KFP run the one that the pod is in, below the local runner this machine.
+A step is a KFP container component and the small program it runs. The program finds its cluster in
+its environment: on the pods of a KFP run the one that the pod is in, below the local runner this
+machine.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ from common.errors import DeadlineError, InterruptedRun, JecError
 from common.run import Run
 
 LOCAL_DIR = "JEC_LOCAL_DIR"
-"""Set by the local runner to the folder of local runs; without it a step belongs to the cluster whose pod it is."""
+"""Set by the local runner to the folder of local runs; without it a step belongs to the cluster
+whose pod it is.
+"""
 
 STATUS = "status.json"
 
@@ -33,10 +37,20 @@ STATUS = "status.json"
 def parser(name: str, description: str) -> argparse.ArgumentParser:
     """A parser with the arguments that every step after prepare takes."""
     result = Parser(prog=f"python -m components.{name}", description=description)
-    result.add_argument("--run", required=True, help="URI of the run's folder, as prepare printed it")
-    result.add_argument("--s3-endpoint", default=AUTO, help="S3 endpoint URL, or 'auto' for AWS_ENDPOINT_URL")
-    result.add_argument("--job-id", default="", help="KFP job id, by which a repeated attempt is known; by hand: leave it out")
-    result.add_argument("--executor-input", default="", help="KFP's executor input (JSON); by hand: leave it out")
+    result.add_argument(
+        "--run", required=True, help="URI of the run's folder, as prepare printed it"
+    )
+    result.add_argument(
+        "--s3-endpoint", default=AUTO, help="S3 endpoint URL, or 'auto' for AWS_ENDPOINT_URL"
+    )
+    result.add_argument(
+        "--job-id",
+        default="",
+        help="KFP job id, by which a repeated attempt is known; by hand: leave it out",
+    )
+    result.add_argument(
+        "--executor-input", default="", help="KFP's executor input (JSON); by hand: leave it out"
+    )
     return result
 
 
@@ -65,22 +79,32 @@ def echo(config: RunConfig) -> None:
 
 
 def refuse_repetition(name: str, uri: str, job_id: str) -> None:
-    """End at once where Kubeflow tries a step again that failed for a reason that repeats: it tells no failure from another.
+    """End at once where Kubeflow tries a step again that failed for a reason that repeats: it tells
+    no failure from another.
 
-    Raises JecError with that reason. Another run of the pipeline (`--resume`) is another job, and tries.
+    Raises JecError with that reason. Another run of the pipeline (`--resume`) is another job, and
+    tries.
     """
     before = read_status(uri).get("steps", {}).get(name, {})
-    if job_id and before.get("job_id") == job_id and before.get("state") == "failed" and before.get("repeats"):
+    if (
+        job_id
+        and before.get("job_id") == job_id
+        and before.get("state") == "failed"
+        and before.get("repeats")
+    ):
         raise JecError(f"{name} failed before for a reason that would repeat: {before['reason']}")
 
 
 def with_status(name: str, run: Run, body: Callable[[], None], *, job_id: str = "") -> None:
-    """Do the step and keep status.json true: running, then done, failed or interrupted with the reason."""
+    """Do the step and keep status.json true: running, then done, failed or interrupted with the
+    reason.
+    """
     write_status(run, name, "running", job_id=job_id)
     try:
         body()
     except (KeyboardInterrupt, InterruptedRun):
-        with contextlib.suppress(JecError):  # a storage that fails as well must not hide why the step ended
+        # a storage that fails as well must not hide why the step ended
+        with contextlib.suppress(JecError):
             write_status(run, name, "interrupted", "told to stop", job_id=job_id)
         raise
     except Exception as error:
@@ -91,18 +115,27 @@ def with_status(name: str, run: Run, body: Callable[[], None], *, job_id: str = 
 
 
 def write_failure(run: Run, name: str, error: Exception, job_id: str = "") -> None:
-    """Note in status.json why a step failed, and whether that would repeat (of an exception that is none of ours nobody knows)."""
+    """Note in status.json why a step failed, and whether that would repeat (of an exception that is
+    none of ours nobody knows).
+    """
     ours = isinstance(error, JecError)
     reason = str(error) if ours else f"{type(error).__name__}: {error}"
     write_status(run, name, "failed", reason, job_id=job_id, repeats=ours and error.repeats)
 
 
-def write_status(run: Run, step: str, state: str, reason: str = "", *, job_id: str = "", repeats: bool = False) -> None:
-    """status.json of the run's folder: which step, in which state, since when, why if it did not end well; and the same of each step."""
+def write_status(
+    run: Run, step: str, state: str, reason: str = "", *, job_id: str = "", repeats: bool = False
+) -> None:
+    """status.json of the run's folder: which step, in which state, since when, why if it did not
+    end well; and the same of each step.
+    """
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     entry = {"state": state, "reason": reason, "time": now, "job_id": job_id, "repeats": repeats}
     steps = {**read_status(run.uri).get("steps", {}), step: entry}
-    storage.write_json(run.path(STATUS), {"step": step, "state": state, "reason": reason, "time": now, "steps": steps})
+    storage.write_json(
+        run.path(STATUS),
+        {"step": step, "state": state, "reason": reason, "time": now, "steps": steps},
+    )
 
 
 def read_status(uri: str) -> dict[str, Any]:
@@ -112,7 +145,9 @@ def read_status(uri: str) -> dict[str, Any]:
 
 
 def use_endpoint(endpoint: str) -> None:
-    """Make an explicit S3 endpoint the one of this process and its children (TensorBoard reads S3_ENDPOINT)."""
+    """Make an explicit S3 endpoint the one of this process and its children (TensorBoard reads
+    S3_ENDPOINT).
+    """
     if endpoint != AUTO:
         os.environ["AWS_ENDPOINT_URL"] = endpoint
     if "AWS_ENDPOINT_URL" in os.environ:
@@ -123,7 +158,8 @@ def use_endpoint(endpoint: str) -> None:
 
 
 def user(config: RunConfig) -> str:
-    """Whose run it is, as a label's value. 'auto': the login name here; on Kubeflow the namespace, which a profile's user owns.
+    """Whose run it is, as a label's value. 'auto': the login name here; on Kubeflow the namespace,
+    which a profile's user owns.
 
     So a run that a colleague clones in the UI is the colleague's, without a parameter to change.
     """
@@ -134,7 +170,9 @@ def user(config: RunConfig) -> str:
             return label_value(getpass.getuser())
         return label_value("")
     inside = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
-    return label_value(inside.read_text() if config.namespace == AUTO and inside.exists() else config.namespace)
+    return label_value(
+        inside.read_text() if config.namespace == AUTO and inside.exists() else config.namespace
+    )
 
 
 def home(run: Run) -> Cluster:
@@ -151,9 +189,11 @@ def home(run: Run) -> Cluster:
 
 @contextlib.contextmanager
 def watched(cluster: Cluster, remove: Callable[[str], None], name: str) -> Iterator[None]:
-    """While something runs on a cluster: if its watcher gives up or is told to stop, remove it, or it would hold its GPUs on.
+    """While something runs on a cluster: if its watcher gives up or is told to stop, remove it, or
+    it would hold its GPUs on.
 
-    What has failed by itself stays to be looked at. On one machine nothing runs on, and what was interrupted goes on later.
+    What has failed by itself stays to be looked at. On one machine nothing runs on, and what was
+    interrupted goes on later.
     """
     try:
         yield
@@ -175,16 +215,23 @@ def write_output(path: str, value: str) -> None:
 
 
 class Artifacts:
-    """KFP artifacts of a container component: content at their paths, metadata in executor_output.json."""
+    """KFP artifacts of a container component: content at their paths, metadata in
+    executor_output.json.
+    """
 
     def __init__(self, executor_input: str) -> None:
-        self._outputs: dict[str, Any] = json.loads(executor_input).get("outputs", {}) if executor_input else {}
+        self._outputs: dict[str, Any] = (
+            json.loads(executor_input).get("outputs", {}) if executor_input else {}
+        )
         self._written: dict[str, Any] = {}
 
-    def set(self, name: str, *, metadata: dict[str, Any] | None = None, content: str | None = None) -> None:
+    def set(
+        self, name: str, *, metadata: dict[str, Any] | None = None, content: str | None = None
+    ) -> None:
         """Fill the output artifact `name`. Without KFP (by hand) nothing happens.
 
-        Its URI stays KFP's own: the launcher fails a step whose artifact lies outside the pipeline root.
+        Its URI stays KFP's own: the launcher fails a step whose artifact lies outside the pipeline
+        root.
         """
         for artifact in self._outputs.get("artifacts", {}).get(name, {}).get("artifacts", []):
             if content is not None:
@@ -204,10 +251,13 @@ def _local_path(uri: str) -> str:
 
 
 def stop_on_sigterm() -> None:
-    """Have SIGTERM (a deleted pod, the local runner) raise InterruptedRun, so that what was started is ended in order."""
+    """Have SIGTERM (a deleted pod, the local runner) raise InterruptedRun, so that what was started
+    is ended in order.
+    """
     signal.signal(signal.SIGTERM, _stop)
 
 
 def _stop(*_: Any) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # one is enough; cleaning up must not be cut short by a second
+    # one is enough; cleaning up must not be cut short by a second
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     raise InterruptedRun("told to stop")

@@ -1,7 +1,7 @@
 """Blocks: the unit in which jets are generated.
 
-A block is a fixed number of events. What is in it depends on the recipe and on the block's number alone, so any number of
-processes can make blocks in any order and the sample stays the same.
+A block is a fixed number of events. What is in it depends on the recipe and on the block's number
+alone, so any number of processes can make blocks in any order and the sample stays the same.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from data.detector import Detector
 from data.jetntuple import Columns, typed
 from data.reconstruction import Reconstructed, reconstruct
 
-EVENTS_PER_BLOCK = 100  # about a second: small enough for a lively progress bar, large enough that NumPy's overhead vanishes
+# about a second: small enough for a lively progress bar, large enough that NumPy's overhead
+# vanishes
+EVENTS_PER_BLOCK = 100
 EVENTS_PER_SEED = 10**9  # event numbers of different seeds do not overlap
 LIBRARY = 2**32 - 1  # the "block" whose seed the pile-up library takes
 
@@ -43,9 +45,13 @@ class BlockMaker:
     def reconstructed(self, number: int) -> Reconstructed:
         """Block `number` (from 0), simulated and reconstructed."""
         recipe = self.recipe
-        hard = events.hard_events(self._collider, recipe.events_per_block, pythia_seed(recipe.seed, number))
+        hard = events.hard_events(
+            self._collider, recipe.events_per_block, pythia_seed(recipe.seed, number)
+        )
         rng = random_generator(recipe.seed, number)
-        return reconstruct(hard, pileup.overlay(self._library, len(hard), recipe.pileup, rng), recipe.detector, rng)
+        return reconstruct(
+            hard, pileup.overlay(self._library, len(hard), recipe.pileup, rng), recipe.detector, rng
+        )
 
 
 class JetMaker:
@@ -60,7 +66,11 @@ class JetMaker:
         recipe = self._blocks.recipe
         first = recipe.seed * EVENTS_PER_SEED + number * recipe.events_per_block + 1
         block = self._blocks.reconstructed(number)
-        return typed(jet_columns.columns(block, self._jec, self._likelihood, first_event=first, lumi=number + 1))
+        return typed(
+            jet_columns.columns(
+                block, self._jec, self._likelihood, first_event=first, lumi=number + 1
+            )
+        )
 
 
 def random_generator(seed: int, number: int) -> np.random.Generator:
@@ -70,4 +80,7 @@ def random_generator(seed: int, number: int) -> np.random.Generator:
 
 def pythia_seed(seed: int, number: int) -> int:
     """Pythia's own seed for block `number`: 1 to events.MAX_SEED."""
-    return 1 + int(np.random.SeedSequence([seed, number, 1]).generate_state(1, np.uint64)[0] % np.uint64(events.MAX_SEED))
+    return 1 + int(
+        np.random.SeedSequence([seed, number, 1]).generate_state(1, np.uint64)[0]
+        % np.uint64(events.MAX_SEED)
+    )

@@ -1,4 +1,6 @@
-"""What must hold for a file of the JetNtuple, whoever made it: its schema, its values, and that no jet is in two sets."""
+"""What must hold for a file of the JetNtuple, whoever made it: its schema, its values, and that no
+jet is in two sets.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +16,27 @@ from data.jetntuple import BRANCHES, BY_NAME, Columns, length
 ERROR, WARNING = "error", "warning"
 
 RANGES = {
-    **{name: (0.0, 14_000.0) for name in ("jetPt", "jetRawPt", "jetMass", "jetRawMass", "genJetPt", "genJetMass", "PF_pT")},
+    **{
+        name: (0.0, 14_000.0)
+        for name in (
+            "jetPt",
+            "jetRawPt",
+            "jetMass",
+            "jetRawMass",
+            "genJetPt",
+            "genJetMass",
+            "PF_pT",
+        )
+    },
     **{name: (-5.5, 5.5) for name in ("jetEta", "genJetEta")},
     **{name: (-3.1416, 3.1416) for name in ("jetPhi", "genJetPhi", "PF_dTheta", "dPhiJetsLO")},
     **{name: (-1.0001, 1.0001) for name in ("PF_dEta", "PF_dPhi")},
     **{name: (0, 1) for name in ("jetLooseID", "jetTightID", "jetGenMatch", "PF_fromAK4Jet")},
     **{name: (0.0, 1.5) for name in ("PF_dR", "QG_ptD", "jetArea", "jetGirth")},
-    **{name: (0.0, 300.0) for name in ("rhoAll", "rhoCentral", "rhoCentralNeutral", "PV_npvsGood", "Pileup_nPU")},
+    **{
+        name: (0.0, 300.0)
+        for name in ("rhoAll", "rhoCentral", "rhoCentralNeutral", "PV_npvsGood", "Pileup_nPU")
+    },
     "jetQGl": (-1.0, 1.0),
     "QG_axis2": (0.0, 1.0),
     "PF_fromPV": (0, 3),
@@ -35,7 +51,9 @@ CANDIDATE_IDS = (1, 2, 11, 13, 22, 130, 211)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Finding:
-    """Something that is not as it should be: how bad, where, what was found, and what to do about it."""
+    """Something that is not as it should be: how bad, where, what was found, and what to do about
+    it.
+    """
 
     level: str
     where: str
@@ -44,11 +62,17 @@ class Finding:
 
 
 def schema(where: str, present: Mapping[str, str]) -> list[Finding]:
-    """Branches that are missing or not of their type. present: branch -> type by NumPy's name ('float32')."""
+    """Branches that are missing or not of their type.
+
+    present: branch -> type by NumPy's name ('float32').
+    """
     findings = []
     for branch in BRANCHES:
         if branch.name not in present:
-            near = ", ".join(nearest(branch.name, present.keys() - BY_NAME.keys())) or "nothing like it"
+            near = (
+                ", ".join(nearest(branch.name, present.keys() - BY_NAME.keys()))
+                or "nothing like it"
+            )
             findings.append(
                 Finding(
                     level=ERROR,
@@ -62,7 +86,10 @@ def schema(where: str, present: Mapping[str, str]) -> list[Finding]:
                 Finding(
                     level=WARNING,
                     where=where,
-                    found=f"branch {branch.name} is {present[branch.name]}, the schema has {branch.dtype.name}",
+                    found=(
+                        f"branch {branch.name} is {present[branch.name]}, the schema has"
+                        f" {branch.dtype.name}"
+                    ),
                     cure="harmless if the values fit",
                 )
             )
@@ -94,7 +121,10 @@ def _out_of_range(where: str, columns: Columns) -> Iterable[Finding]:
             yield Finding(
                 level=ERROR,
                 where=where,
-                found=f"{name}: {len(bad):,} of {len(found):,} values lie outside {low:g} to {high:g} (as {bad[0]:g})",
+                found=(
+                    f"{name}: {len(bad):,} of {len(found):,} values lie outside {low:g} to {high:g}"
+                    f" (as {bad[0]:g})"
+                ),
                 cure="look at the units (GeV, radians) and at who filled the branch",
             )
 
@@ -105,24 +135,74 @@ def _at_odds(where: str, columns: Columns) -> Iterable[Finding]:
     unknown = ~np.isin(np.abs(columns["PF_id"]), CANDIDATE_IDS)
     empty, matched = columns["nPF"] == 0, columns["genJetPt"] > 0
     cases = (
-        (ERROR, np.abs(distance - columns["PF_dR"]) > 1e-3, candidates, "PF_dR is not the length of (PF_dEta, PF_dPhi)", "fill it anew"),
-        (WARNING, unknown, candidates, "PF_id is none of the particle-flow types", "the network's one-hot types leave them out"),
-        (ERROR, (columns["jetGenMatch"] == 1) != matched, jets, "jetGenMatch disagrees with genJetPt > 0", "fill one of them anew"),
-        (WARNING, empty, jets, "jets have no candidates (nPF = 0)", "a network can only guess there; leave them out of training"),
-        (WARNING, ~matched, jets, "jets have no generator jet", "the configs' selection genJetPt > 20 leaves them out"),
-        (ERROR, columns["jetRawPt"] <= 0, jets, "jetRawPt is not positive", "log(jetPt / jetRawPt) is then not finite"),
-        (WARNING, columns["eventWeight"] <= 0, jets, "eventWeight is not positive", "weighted training and evaluation need it"),
+        (
+            ERROR,
+            np.abs(distance - columns["PF_dR"]) > 1e-3,
+            candidates,
+            "PF_dR is not the length of (PF_dEta, PF_dPhi)",
+            "fill it anew",
+        ),
+        (
+            WARNING,
+            unknown,
+            candidates,
+            "PF_id is none of the particle-flow types",
+            "the network's one-hot types leave them out",
+        ),
+        (
+            ERROR,
+            (columns["jetGenMatch"] == 1) != matched,
+            jets,
+            "jetGenMatch disagrees with genJetPt > 0",
+            "fill one of them anew",
+        ),
+        (
+            WARNING,
+            empty,
+            jets,
+            "jets have no candidates (nPF = 0)",
+            "a network can only guess there; leave them out of training",
+        ),
+        (
+            WARNING,
+            ~matched,
+            jets,
+            "jets have no generator jet",
+            "the configs' selection genJetPt > 20 leaves them out",
+        ),
+        (
+            ERROR,
+            columns["jetRawPt"] <= 0,
+            jets,
+            "jetRawPt is not positive",
+            "log(jetPt / jetRawPt) is then not finite",
+        ),
+        (
+            WARNING,
+            columns["eventWeight"] <= 0,
+            jets,
+            "eventWeight is not positive",
+            "weighted training and evaluation need it",
+        ),
     )
     for level, wrong, among, what, cure in cases:
         if wrong.any():
-            yield Finding(level=level, where=where, found=f"{what}: {np.count_nonzero(wrong):,} of {among:,}", cure=cure)
+            yield Finding(
+                level=level,
+                where=where,
+                found=f"{what}: {np.count_nonzero(wrong):,} of {among:,}",
+                cure=cure,
+            )
 
 
-# ---------------------------------------------------------------------------------------------------------------------- leakage
+# ---------------------------------------------------------------------------------------- leakage
 
 
 def duplicates(sets: Mapping[str, Columns]) -> list[Finding]:
-    """Jets that are twice in a set or in two sets, and events whose jets are in two sets. sets: name -> data.summary columns."""
+    """Jets that are twice in a set or in two sets, and events whose jets are in two sets.
+
+    sets: name -> data.summary columns.
+    """
     findings = [*_twice(sets)]
     names = list(sets)
     for place, left in enumerate(names):
@@ -158,8 +238,14 @@ def _shared(left: str, right: str, a: Columns, b: Columns) -> Iterable[Finding]:
         yield Finding(
             level=WARNING,
             where=where,
-            found=f"{np.count_nonzero(events):,} other jets share run, lumi and event number with a jet of the other set",
-            cure="split by event, not by jet; harmless if the sets come from different productions that count alike",
+            found=(
+                f"{np.count_nonzero(events):,} other jets share run, lumi and event number with a"
+                " jet of the other set"
+            ),
+            cure=(
+                "split by event, not by jet; harmless if the sets come from different productions"
+                " that count alike"
+            ),
         )
 
 
@@ -170,9 +256,10 @@ def summarised(findings: Iterable[Finding]) -> list[Finding]:
         what = one.found.split(":")[0]
         groups.setdefault((one.level, what, one.cure), []).append(one)
     merged = [
-        dataclasses.replace(same[0], where=same[0].where + (f" and {len(same) - 1} other files" if len(same) > 1 else ""))
+        dataclasses.replace(
+            same[0],
+            where=same[0].where + (f" and {len(same) - 1} other files" if len(same) > 1 else ""),
+        )
         for same in groups.values()
     ]
     return sorted(merged, key=lambda one: one.level != ERROR)
-
-

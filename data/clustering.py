@@ -1,7 +1,8 @@
 """Anti-kT jets, R = 0.4, of many events at once, with their areas and what was clustered into them.
 
-FastJet: M. Cacciari, G. P. Salam, G. Soyez, EPJ C 72 (2012) 1896, arXiv:1111.6097; anti-kT: JHEP 04 (2008) 063, arXiv:0802.1189;
-jet areas from ghosts: JHEP 04 (2008) 005, arXiv:0802.1188. Momenta in GeV.
+FastJet: M. Cacciari, G. P. Salam, G. Soyez, EPJ C 72 (2012) 1896, arXiv:1111.6097; anti-kT: JHEP 04
+(2008) 063, arXiv:0802.1189; jet areas from ghosts: JHEP 04 (2008) 005, arXiv:0802.1188. Momenta in
+GeV.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ import numpy as np
 from data import ragged
 
 RADIUS = 0.4
-GHOST_AREA = 0.02  # CMS uses 0.01; twice that keeps the statistical error of a jet's area at 4 % and halves the time
-GHOST_ETA = 3.2  # a jet with |eta| < 2.5 reaches 2.9; beyond, areas only matter for jets that are not stored
+# CMS uses 0.01; twice that keeps the statistical error of a jet's area at 4 % and halves the time
+GHOST_AREA = 0.02
+# a jet with |eta| < 2.5 reaches 2.9; beyond, areas only matter for jets that are not stored
+GHOST_ETA = 3.2
 GHOST_PT = 1e-50  # GeV; a ghost must not move any jet
 
 
@@ -30,7 +33,14 @@ class Inputs:
     energy: np.ndarray
 
     @classmethod
-    def of(cls, event: np.ndarray, pt: np.ndarray, eta: np.ndarray, phi: np.ndarray, mass: np.ndarray | float = 0.0) -> Inputs:
+    def of(
+        cls,
+        event: np.ndarray,
+        pt: np.ndarray,
+        eta: np.ndarray,
+        phi: np.ndarray,
+        mass: np.ndarray | float = 0.0,
+    ) -> Inputs:
         """Inputs from pT, eta, phi and mass."""
         pz = pt * np.sinh(eta)
         return cls(event, pt * np.cos(phi), pt * np.sin(phi), pz, np.sqrt(pt**2 + pz**2 + mass**2))
@@ -40,7 +50,8 @@ class Inputs:
 class Jets:
     """Jets of several events, (J,) each, sorted by event and then by falling pT.
 
-    `member_jet` and `member` list the jets' contents: input `member[i]` belongs to jet `member_jet[i]`; sorted by jet.
+    `member_jet` and `member` list the jets' contents: input `member[i]` belongs to jet
+    `member_jet[i]`; sorted by jet.
     """
 
     event: np.ndarray
@@ -62,14 +73,22 @@ def cluster(inputs: Inputs, events: int, min_pt: float) -> Jets:
 
     quiet_banner()
     counts = ragged.counts_of(inputs.event, events)
-    momenta = ak.zip({"px": inputs.px, "py": inputs.py, "pz": inputs.pz, "E": inputs.energy}, with_name="Momentum4D")
+    momenta = ak.zip(
+        {"px": inputs.px, "py": inputs.py, "pz": inputs.pz, "E": inputs.energy},
+        with_name="Momentum4D",
+    )
     sequence = fastjet.ClusterSequence(ak.unflatten(momenta, counts), _definition())
     found, contents = sequence.inclusive_jets(min_pt), sequence.constituent_index(min_pt)
     event = np.repeat(np.arange(events), ak.to_numpy(ak.num(found)))
-    px, py, pz, energy = (ak.to_numpy(ak.flatten(found[axis])).astype(float) for axis in ("px", "py", "pz", "E"))
+    px, py, pz, energy = (
+        ak.to_numpy(ak.flatten(found[axis])).astype(float) for axis in ("px", "py", "pz", "E")
+    )
     size = ak.to_numpy(ak.flatten(ak.num(contents, axis=2)))
     member_jet = np.repeat(np.arange(len(event)), size)
-    member = ak.to_numpy(ak.flatten(contents, axis=None)).astype(np.int64) + ragged.starts(counts)[event[member_jet]]
+    member = (
+        ak.to_numpy(ak.flatten(contents, axis=None)).astype(np.int64)
+        + ragged.starts(counts)[event[member_jet]]
+    )
     pt = np.hypot(px, py)
     jets = Jets(
         event=event,
@@ -84,15 +103,21 @@ def cluster(inputs: Inputs, events: int, min_pt: float) -> Jets:
 
 
 def ordered(jets: Jets, order: np.ndarray) -> Jets:
-    """The jets `order` (an index array, perhaps of a part of them) in that order, with their contents."""
+    """The jets `order` (an index array, perhaps of a part of them) in that order, with their
+    contents.
+    """
     size = ragged.counts_of(jets.member_jet, len(jets))
     taken = ragged.ranges(ragged.starts(size)[order], size[order])
     plain = {name: getattr(jets, name)[order] for name in ("event", "pt", "eta", "phi", "mass")}
-    return Jets(**plain, member_jet=np.repeat(np.arange(len(order)), size[order]), member=jets.member[taken])
+    return Jets(
+        **plain, member_jet=np.repeat(np.arange(len(order)), size[order]), member=jets.member[taken]
+    )
 
 
 def ghosts(events: int, rng: np.random.Generator) -> Inputs:
-    """A grid of ghosts for each event, each moved at random within its cell: jets collect them in proportion to their area."""
+    """A grid of ghosts for each event, each moved at random within its cell: jets collect them in
+    proportion to their area.
+    """
     eta, phi, cell_eta, cell_phi = _ghost_grid()
     jitter_eta = rng.uniform(-0.5, 0.5, (events, len(eta))) * cell_eta
     jitter_phi = rng.uniform(-0.5, 0.5, (events, len(phi))) * cell_phi
@@ -124,11 +149,13 @@ def _definition():
     return fastjet.JetDefinition(fastjet.antikt_algorithm, RADIUS)
 
 
-def density(event: np.ndarray, pt: np.ndarray, eta: np.ndarray, phi: np.ndarray, events: int, max_eta: float) -> np.ndarray:
+def density(
+    event: np.ndarray, pt: np.ndarray, eta: np.ndarray, phi: np.ndarray, events: int, max_eta: float
+) -> np.ndarray:
     """Median transverse momentum density rho of each event, GeV per unit area: (events,).
 
-    The median over cells of about 0.55 × 0.55 in (eta, phi) with |eta| < max_eta, as CMS's fixedGridRho: jets fill few cells,
-    pile-up all of them.
+    The median over cells of about 0.55 × 0.55 in (eta, phi) with |eta| < max_eta, as CMS's
+    fixedGridRho: jets fill few cells, pile-up all of them.
     """
     rows, columns = int(2 * max_eta / 0.55), int(2 * np.pi / 0.55)
     inside = np.abs(eta) < max_eta
@@ -141,7 +168,9 @@ def density(event: np.ndarray, pt: np.ndarray, eta: np.ndarray, phi: np.ndarray,
 
 @functools.cache
 def quiet_banner() -> None:
-    """Let FastJet print its banner now, into nothing: on stdout it would end up among what a program prints."""
+    """Let FastJet print its banner now, into nothing: on stdout it would end up among what a
+    program prints.
+    """
     import os
 
     import fastjet

@@ -1,7 +1,9 @@
-"""Proton-proton collisions at 13 TeV from Pythia 8, as flat arrays of all particles of a block of events.
+"""Proton-proton collisions at 13 TeV from Pythia 8, as flat arrays of all particles of a block of
+events.
 
-The hard process follows the parent of the open data sample, QCD_Pt-15to7000_TuneCUETP8M1_Flat_13TeV: QCD 2 -> 2 scattering with
-15 < pT-hat < 7000 GeV, tune CUETP8M1, and events drawn flatter in pT-hat by pT-hat^4.5 with the weight that undoes it.
+The hard process follows the parent of the open data sample,
+QCD_Pt-15to7000_TuneCUETP8M1_Flat_13TeV: QCD 2 -> 2 scattering with 15 < pT-hat < 7000 GeV, tune
+CUETP8M1, and events drawn flatter in pT-hat by pT-hat^4.5 with the weight that undoes it.
 
 Pythia 8.3: C. Bierlich et al., SciPost Phys. Codebases 8 (2022), arXiv:2203.11601. Momenta in GeV.
 """
@@ -17,7 +19,8 @@ from data.ragged import counts_of, starts
 COMMON = (
     "Beams:eCM = 13000.",
     "Tune:pp = 18",  # CUETP8M1, the tune of the open data sample
-    # K0S, Lambda and the like decay where they would in the detector, if they do so in the tracker (mm).
+    # K0S, Lambda and the like decay where they would in the detector, if they do so in the tracker
+    # (mm).
     "ParticleDecays:limitCylinder = on",
     "ParticleDecays:xyMax = 1100.",
     "ParticleDecays:zMax = 2800.",
@@ -40,8 +43,9 @@ CHARGED = (11, 13, 211, 321, 2212, 3112, 3222, 3312, 3334)
 """|PDG number| of the charged particles that reach the detector."""
 
 LONG_LIVED = (310, 3112, 3122, 3222, 3312, 3322, 3334)
-"""|PDG number| of what lives longer than 10 mm/c and still decays in the tracker: K0S and the strange baryons. Generator jets are
-made of these, as in CMS, and the detector sees what they decay to."""
+"""|PDG number| of what lives longer than 10 mm/c and still decays in the tracker: K0S and the
+strange baryons. Generator jets are made of these, as in CMS, and the detector sees what they decay
+to."""
 
 MAX_SEED = 900_000_000  # of Pythia's generator
 
@@ -50,8 +54,8 @@ MAX_SEED = 900_000_000  # of Pythia's generator
 class Particles:
     """Particles of several events, (N,) each, sorted by event. Momenta, energy and mass in GeV.
 
-    `radius` is the distance from the beam axis at which the particle was made (mm). `vertex` is 0 for the hard collision and
-    1, 2, ... for the pile-up collisions of the same bunch crossing.
+    `radius` is the distance from the beam axis at which the particle was made (mm). `vertex` is 0
+    for the hard collision and 1, 2, ... for the pile-up collisions of the same bunch crossing.
     """
 
     event: np.ndarray
@@ -82,7 +86,12 @@ class Particles:
 
 def merge(parts: list[Particles]) -> Particles:
     """The particles of all parts, sorted by event; within an event in the order of the parts."""
-    together = Particles(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in dataclasses.fields(Particles)))
+    together = Particles(
+        *(
+            np.concatenate([getattr(p, f.name) for p in parts])
+            for f in dataclasses.fields(Particles)
+        )
+    )
     return together[np.argsort(together.event, kind="stable")]
 
 
@@ -90,9 +99,10 @@ def merge(parts: list[Particles]) -> Particles:
 class HardEvents:
     """A block of hard collisions.
 
-    `final`: what generator jets are made of: particles with |eta| < 5 that live longer than 10 mm/c, without neutrinos.
-    `detected`: the same after decays in the tracker. `partons`: quarks and gluons just before they hadronise. `heavy`: hadrons
-    with b or c quarks, pT > 5 GeV. `outgoing`: the two partons of the 2 -> 2 scattering. `pt_hat` (GeV), `weight`: (events,).
+    `final`: what generator jets are made of: particles with |eta| < 5 that live longer than 10
+    mm/c, without neutrinos. `detected`: the same after decays in the tracker. `partons`: quarks and
+    gluons just before they hadronise. `heavy`: hadrons with b or c quarks, pT > 5 GeV. `outgoing`:
+    the two partons of the 2 -> 2 scattering. `pt_hat` (GeV), `weight`: (events,).
     """
 
     final: Particles
@@ -108,7 +118,10 @@ class HardEvents:
 
 
 class Collider:
-    """One initialised Pythia. Blocks of events depend on the block's seed alone, not on what was generated before."""
+    """One initialised Pythia.
+
+    Blocks of events depend on the block's seed alone, not on what was generated before.
+    """
 
     def __init__(self, settings: tuple[str, ...]) -> None:
         import pythia8mc
@@ -120,13 +133,19 @@ class Collider:
             raise RuntimeError("Pythia 8 could not be initialised")
 
     def collide(self, events: int, seed: int):
-        """Event records of `events` collisions as Pythia's awkward array. `seed` is from 1 to MAX_SEED."""
+        """Event records of `events` collisions as Pythia's awkward array.
+
+        `seed` is from 1 to MAX_SEED.
+        """
         self._pythia.rndm.init(seed)
         return self._pythia.nextBatch(events)
 
 
 def hard_events(collider: Collider, events: int, seed: int) -> HardEvents:
-    """A block of hard QCD collisions. Events that Pythia gives up on are left out, so there may be fewer than asked for."""
+    """A block of hard QCD collisions.
+
+    Events that Pythia gives up on are left out, so there may be fewer than asked for.
+    """
     import awkward as ak
 
     batch = collider.collide(events, seed)
@@ -139,9 +158,12 @@ def hard_events(collider: Collider, events: int, seed: int) -> HardEvents:
     return HardEvents(
         final=record[((status > 0) | long_lived) & ~product & seen],
         detected=record[(status > 0) & seen],
-        # 71-79: partons ready for hadronisation (negative once it is done); the flavour definition of CMS uses these.
+        # 71-79: partons ready for hadronisation (negative once it is done); the flavour definition
+        # of CMS uses these.
         partons=record[(status <= -71) & (status >= -79) & is_parton],
-        heavy=record[(is_hadron_with(record.id, 5) | is_hadron_with(record.id, 4)) & (record.pt > 5.0)],
+        heavy=record[
+            (is_hadron_with(record.id, 5) | is_hadron_with(record.id, 4)) & (record.pt > 5.0)
+        ],
         outgoing=record[(status == -23) & is_parton],
         pt_hat=np.sqrt(ak.to_numpy(batch["info"]["pT2Hat"])),
         weight=ak.to_numpy(batch["info"]["weights"][:, 0]),
@@ -158,19 +180,27 @@ def minimum_bias(collider: Collider, events: int, seed: int) -> Particles:
 
 
 def is_hadron_with(particle_id: np.ndarray, quark: int) -> np.ndarray:
-    """Whether PDG numbers (N,) are those of hadrons with this heavy quark (4 or 5) or its antiquark: (N,) bool."""
+    """Whether PDG numbers (N,) are those of hadrons with this heavy quark (4 or 5) or its
+    antiquark: (N,) bool.
+    """
     kind = np.abs(particle_id)
     tens, hundreds, thousands = (kind // 10) % 10, (kind // 100) % 10, (kind // 1000) % 10
-    # A diquark has 0 as its tens digit; numbers of seven digits are excited states, which decay to what is found here.
-    return (kind > 100) & (kind < 10**6) & (tens != 0) & ((hundreds == quark) | (thousands == quark))
+    # A diquark has 0 as its tens digit; numbers of seven digits are excited states, which decay to
+    # what is found here.
+    return (
+        (kind > 100) & (kind < 10**6) & (tens != 0) & ((hundreds == quark) | (thousands == quark))
+    )
 
 
 def _descends_from(ancestor: np.ndarray, mother1) -> np.ndarray:
-    """Whether a particle has one of the marked (N,) among its ancestors, at most four generations up; mother1 is awkward."""
+    """Whether a particle has one of the marked (N,) among its ancestors, at most four generations
+    up; mother1 is awkward.
+    """
     import awkward as ak
 
     number = ak.to_numpy(ak.num(mother1))
-    # mother1 counts within the event; 0 is the event's first entry, which stands for the event and is nobody's mother.
+    # mother1 counts within the event; 0 is the event's first entry, which stands for the event and
+    # is nobody's mother.
     mother = ak.to_numpy(ak.flatten(mother1)) + np.repeat(starts(number), number)
     descends = np.zeros(len(ancestor), dtype=bool)
     for _ in range(4):  # Omega -> Xi -> Lambda -> pi0 -> photons is the longest chain
@@ -183,17 +213,25 @@ def _particles(record) -> Particles:
     import awkward as ak
 
     number = ak.to_numpy(ak.num(record["id"]))
-    momentum = {axis: ak.to_numpy(ak.flatten(record["p"][axis])) for axis in ("px", "py", "pz", "e")}
+    momentum = {
+        axis: ak.to_numpy(ak.flatten(record["p"][axis])) for axis in ("px", "py", "pz", "e")
+    }
     pt = np.hypot(momentum["px"], momentum["py"])
     kind = ak.to_numpy(ak.flatten(record["id"]))
     return Particles(
         event=np.repeat(np.arange(len(number)), number),
         id=kind,
         pt=pt,
-        eta=np.arcsinh(momentum["pz"] / np.maximum(pt, 1e-6)),  # the beams themselves get a large, finite value
+        # the beams themselves get a large, finite value
+        eta=np.arcsinh(momentum["pz"] / np.maximum(pt, 1e-6)),
         phi=np.arctan2(momentum["py"], momentum["px"]),
         energy=momentum["e"],
         mass=ak.to_numpy(ak.flatten(record["m"])),
-        radius=np.hypot(*(ak.to_numpy(ak.fill_none(ak.flatten(record["vProd"][axis]), 0.0)) for axis in ("px", "py"))),
+        radius=np.hypot(
+            *(
+                ak.to_numpy(ak.fill_none(ak.flatten(record["vProd"][axis]), 0.0))
+                for axis in ("px", "py")
+            )
+        ),
         vertex=np.zeros(len(kind), dtype=np.int64),
     )

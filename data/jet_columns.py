@@ -14,15 +14,19 @@ from data.quark_gluon import Likelihood
 from data.reconstruction import Reconstructed
 
 MIN_PT, MAX_ETA = 30.0, 2.5
-"""GeV. Events are kept when the two leading jets pass, and of these events every jet that passes."""
+"""GeV. Events are kept when the two leading jets pass, and of these events every jet
+that passes.
+"""
 BOX = 1.0  # half the side in (eta, phi) of the square of candidates stored with a jet
 
 
 @dataclasses.dataclass(frozen=True)
 class Selected:
-    """The stored jets. `jets` (sorted by event, then by falling corrected pT), corrected `pt`, `factor` = corrected / raw pT.
+    """The stored jets. `jets` (sorted by event, then by falling corrected pT), corrected `pt`,
+    `factor` = corrected / raw pT.
 
-    `source` is each jet's index among all reconstructed jets; `per_event` holds one value an event of the leading-jet variables.
+    `source` is each jet's index among all reconstructed jets; `per_event` holds one value an event
+    of the leading-jet variables.
     """
 
     jets: clustering.Jets
@@ -32,8 +36,13 @@ class Selected:
     per_event: Columns
 
 
-def columns(block: Reconstructed, jec: StandardJEC, likelihood: Likelihood, *, first_event: int, lumi: int) -> Columns:
-    """All 66 columns. `first_event` numbers the block's first event; `lumi` is the block's own number, from 1."""
+def columns(
+    block: Reconstructed, jec: StandardJEC, likelihood: Likelihood, *, first_event: int, lumi: int
+) -> Columns:
+    """All 66 columns. `first_event` numbers the block's first event;
+
+    `lumi` is the block's own number, from 1.
+    """
     kept = select(block, jec)
     return {
         **_jet_columns(block, kept),
@@ -47,7 +56,9 @@ def columns(block: Reconstructed, jec: StandardJEC, likelihood: Likelihood, *, f
 
 
 def select(block: Reconstructed, jec: StandardJEC) -> Selected:
-    """Correct all jets, keep the events whose two leading jets pass, and of them the jets that pass."""
+    """Correct all jets, keep the events whose two leading jets pass, and of them the jets that
+    pass.
+    """
     jets, events = block.jets, len(block.hard)
     factor = jec.correction(jets.pt, jets.eta, block.area, block.densities.all[jets.event])
     pt = jets.pt * factor
@@ -66,7 +77,10 @@ def select(block: Reconstructed, jec: StandardJEC) -> Selected:
 
 
 def _leading_jets(jets: clustering.Jets, pt: np.ndarray, rank: np.ndarray, events: int) -> Columns:
-    """Angles between the two leading jets and alpha = pT of the third / mean pT of the two: (events,) each, 0 where undefined."""
+    """Angles between the two leading jets and alpha = pT of the third / mean pT of the two:
+
+    (events,) each, 0 where undefined.
+    """
     lead_pt, eta, phi = (np.zeros((3, events)) for _ in range(3))
     top = rank < 3
     for into, values in ((lead_pt, pt), (eta, jets.eta), (phi, jets.phi)):
@@ -79,13 +93,16 @@ def _leading_jets(jets: clustering.Jets, pt: np.ndarray, rank: np.ndarray, event
     }
 
 
-# --------------------------------------------------------------------------------------------------------------- one jet
+# ---------------------------------------------------------------------------------------- one jet
 
 
 def _jet_columns(block: Reconstructed, kept: Selected) -> Columns:
     jets = kept.jets
     members = block.candidates[jets.member]
-    d_eta, d_phi = members.eta - jets.eta[jets.member_jet], ragged.delta_phi(members.phi, jets.phi[jets.member_jet])
+    d_eta, d_phi = (
+        members.eta - jets.eta[jets.member_jet],
+        ragged.delta_phi(members.phi, jets.phi[jets.member_jet]),
+    )
     girth = ragged.total(jets.member_jet, members.pt * np.hypot(d_eta, d_phi), len(jets)) / jets.pt
     return {
         "jetPt": kept.pt,
@@ -111,7 +128,9 @@ def _shape_columns(block: Reconstructed, kept: Selected, likelihood: Likelihood)
 
 
 def _identification_columns(block: Reconstructed, kept: Selected) -> Columns:
-    """Multiplicities by type, and the jet identification of 2016: energy fractions that real jets have and noise has not."""
+    """Multiplicities by type, and the jet identification of 2016: energy fractions that real jets
+    have and noise has not.
+    """
     jets = kept.jets
     members = block.candidates[jets.member]
     kind = np.abs(members.id)
@@ -124,8 +143,14 @@ def _identification_columns(block: Reconstructed, kept: Selected) -> Columns:
         return ragged.total(jets.member_jet, energy * which, len(jets)) / whole
 
     whole = np.maximum(ragged.total(jets.member_jet, energy, len(jets)), 1e-12)
-    charged_hadron, neutral_hadron = kind == detector.CHARGED_HADRON, np.isin(kind, (detector.NEUTRAL_HADRON, detector.FORWARD_HADRON))
-    photon, electron = np.isin(kind, (detector.PHOTON, detector.FORWARD_PHOTON)), kind == detector.ELECTRON
+    charged_hadron, neutral_hadron = (
+        kind == detector.CHARGED_HADRON,
+        np.isin(kind, (detector.NEUTRAL_HADRON, detector.FORWARD_HADRON)),
+    )
+    photon, electron = (
+        np.isin(kind, (detector.PHOTON, detector.FORWARD_PHOTON)),
+        kind == detector.ELECTRON,
+    )
     size, charged = ragged.counts_of(jets.member_jet, len(jets)), number(~members.is_neutral)
     has_tracks = (fraction(charged_hadron) > 0) & (charged > 0) & (fraction(electron) < 0.99)
     common = (size > 1) & (has_tracks | (np.abs(jets.eta) > 2.4))
@@ -163,14 +188,23 @@ def _candidate_columns(block: Reconstructed, kept: Selected) -> Columns:
 
 
 def candidates_around(
-    event: np.ndarray, eta: np.ndarray, phi: np.ndarray, candidates: Candidates, owner: np.ndarray, events: int
+    event: np.ndarray,
+    eta: np.ndarray,
+    phi: np.ndarray,
+    candidates: Candidates,
+    owner: np.ndarray,
+    events: int,
 ) -> Columns:
     """The candidates in the box around each jet, in the event's order: nPF and the PF_ columns.
 
-    event, eta, phi: of the jets, (J,) each. owner: the jet that a candidate is part of, -1 for none, one for each candidate.
+    event, eta, phi: of the jets, (J,) each. owner: the jet that a candidate is part of, -1 for
+    none, one for each candidate.
     """
     jet, index = ragged.pairs(event, candidates.event, events)
-    d_eta, d_phi = candidates.eta[index] - eta[jet], ragged.delta_phi(candidates.phi[index], phi[jet])
+    d_eta, d_phi = (
+        candidates.eta[index] - eta[jet],
+        ragged.delta_phi(candidates.phi[index], phi[jet]),
+    )
     near = (np.abs(d_eta) < BOX) & (np.abs(d_phi) < BOX)
     jet, index, d_eta, d_phi = jet[near], index[near], d_eta[near], d_phi[near]
     return {
@@ -217,7 +251,7 @@ def _generator_columns(block: Reconstructed, kept: Selected) -> Columns:
     }
 
 
-# -------------------------------------------------------------------------------------------------------------- the event
+# -------------------------------------------------------------------------------------- the event
 
 
 def _event_columns(block: Reconstructed, kept: Selected, first_event: int, lumi: int) -> Columns:
@@ -239,5 +273,7 @@ def _event_columns(block: Reconstructed, kept: Selected, first_event: int, lumi:
         "Pileup_nPU": block.pileup.collisions,
         "Pileup_nTrueInt": block.pileup.mean,
     }
-    return {"jetPtOrder": ragged.rank_in_group(event, -kept.pt), **{name: values[event] for name, values in per_event.items()}}
-
+    return {
+        "jetPtOrder": ragged.rank_in_group(event, -kept.pt),
+        **{name: values[event] for name, values in per_event.items()},
+    }

@@ -1,10 +1,13 @@
-"""The JetNtuple: one row a jet, tree `AK4jets/jetTree`, in the schema of the CMS open data record 12100.
+"""The JetNtuple: one row a jet, tree `AK4jets/jetTree`, in the schema of the CMS open data record
+12100.
 
-In memory a sample is a dict of columns: a branch without a counter is (N,), a branch with a counter is flat, jet after jet, and
-its counter says how many values belong to each jet. Momenta and masses are in GeV, angles in radians.
+In memory a sample is a dict of columns: a branch without a counter is (N,), a branch with a counter
+is flat, jet after jet, and its counter says how many values belong to each jet. Momenta and masses
+are in GeV, angles in radians.
 
-Source of the schema: K. Kallonen (2019), "Sample with jet properties for jet-flavor and other jet-related ML studies
-JetNTuple_QCD_RunII_13TeV_MC", CERN Open Data Portal, doi:10.7483/OPENDATA.CMS.RY2V.T797.
+Source of the schema: K. Kallonen (2019), "Sample with jet properties for jet-flavor and other
+jet-related ML studies JetNTuple_QCD_RunII_13TeV_MC", CERN Open Data Portal,
+doi:10.7483/OPENDATA.CMS.RY2V.T797.
 """
 
 from __future__ import annotations
@@ -22,7 +25,9 @@ Columns = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Branch:
-    """One branch: its name, the type of its values, and the counter branch if a jet has several of them."""
+    """One branch: its name, the type of its values, and the counter branch if a jet has several of
+    them.
+    """
 
     name: str
     dtype: np.dtype
@@ -34,17 +39,27 @@ def _branches(dtype: str, names: str, counter: str | None = None) -> list[Branch
 
 
 BRANCHES: tuple[Branch, ...] = (
-    # The jet: anti-kT R = 0.4 of candidates after charged hadron subtraction; jetPt and jetMass carry the standard JEC.
+    # The jet: anti-kT R = 0.4 of candidates after charged hadron subtraction; jetPt and jetMass
+    # carry the standard JEC.
     *_branches("f4", "jetPt jetEta jetPhi jetMass jetGirth jetArea jetRawPt jetRawMass"),
     # Identification (0 or 1), and whether a generator jet was matched.
     *_branches("i4", "jetLooseID jetTightID jetGenMatch"),
-    # Quark-gluon likelihood (1 = quark-like) and its variables: axis2 is the minor axis of the pT²-weighted shape.
+    # Quark-gluon likelihood (1 = quark-like) and its variables: axis2 is the minor axis of the
+    # pT²-weighted shape.
     *_branches("f4", "jetQGl QG_ptD QG_axis2"),
     *_branches("i4", "QG_mult"),
-    # Flavour as signed PDG number (21 = gluon, 0 = none found): of the clustered partons, the hadrons, the hard process.
-    *_branches("i4", "partonFlav hadronFlav physFlav isPhysUDS isPhysG isPhysOther isPartonUDS isPartonG isPartonOther"),
-    *_branches("i4", "jetChargedHadronMult jetNeutralHadronMult jetChargedMult jetNeutralMult jetMult"),
-    # All candidates with |dEta|, |dPhi| < 1 of the jet axis, pile-up included, in the order of the event's list.
+    # Flavour as signed PDG number (21 = gluon, 0 = none found): of the clustered partons, the
+    # hadrons, the hard process.
+    *_branches(
+        "i4",
+        "partonFlav hadronFlav physFlav isPhysUDS isPhysG isPhysOther isPartonUDS isPartonG"
+        " isPartonOther",
+    ),
+    *_branches(
+        "i4", "jetChargedHadronMult jetNeutralHadronMult jetChargedMult jetNeutralMult jetMult"
+    ),
+    # All candidates with |dEta|, |dPhi| < 1 of the jet axis, pile-up included, in the order of the
+    # event's list.
     *_branches("i4", "nPF"),
     *_branches("f4", "PF_pT PF_dR PF_dTheta PF_dPhi PF_dEta PF_mass", "nPF"),
     *_branches("i4", "PF_id PF_fromPV PF_fromAK4Jet", "nPF"),
@@ -53,12 +68,15 @@ BRANCHES: tuple[Branch, ...] = (
     *_branches("i4", "nGenJetPF"),
     *_branches("f4", "genJetPF_pT genJetPF_dR genJetPF_dTheta genJetPF_mass", "nGenJetPF"),
     *_branches("i4", "genJetPF_id", "nGenJetPF"),
-    # The event: jets stored, place of this jet among them, angles between the two leading jets, pT3 / mean(pT1, pT2).
+    # The event: jets stored, place of this jet among them, angles between the two leading jets, pT3
+    # / mean(pT1, pT2).
     *_branches("i4", "eventJetMult jetPtOrder"),
     *_branches("f4", "dPhiJetsLO dEtaJetsLO alpha"),
     *_branches("u8", "event"),
     *_branches("i4", "run lumi"),
-    *_branches("f4", "pthat eventWeight rhoAll rhoCentral rhoCentralNeutral rhoCentralChargedPileUp"),
+    *_branches(
+        "f4", "pthat eventWeight rhoAll rhoCentral rhoCentralNeutral rhoCentralChargedPileUp"
+    ),
     *_branches("i4", "PV_npvsGood Pileup_nPU"),
     *_branches("f4", "Pileup_nTrueInt"),
 )
@@ -74,11 +92,16 @@ def length(columns: Columns) -> int:
 
 
 def typed(columns: Columns) -> Columns:
-    """The columns in the schema's order and types. Raises KeyError for one that is missing, ValueError for one too many."""
+    """The columns in the schema's order and types.
+
+    Raises KeyError for one that is missing, ValueError for one too many.
+    """
     extra = columns.keys() - BY_NAME.keys()
     if extra:
         raise ValueError(f"not in the JetNtuple schema: {', '.join(sorted(extra))}")
-    return {branch.name: columns[branch.name].astype(branch.dtype, copy=False) for branch in BRANCHES}
+    return {
+        branch.name: columns[branch.name].astype(branch.dtype, copy=False) for branch in BRANCHES
+    }
 
 
 def concatenate(parts: list[Columns]) -> Columns:
@@ -100,13 +123,19 @@ def slice_jets(columns: Columns, first: int, last: int) -> Columns:
 
 
 def write(path: str | os.PathLike, columns: Columns) -> None:
-    """Write one ROOT file. Give it a name that nobody reads and rename it afterwards: a killed process leaves a part of it."""
+    """Write one ROOT file. Give it a name that nobody reads and rename it afterwards: a killed
+    process leaves a part of it.
+    """
     import uproot
 
     data = _records(typed(columns))
-    types = {name: values.type if name in COUNTERS.values() else values.dtype for name, values in data.items()}
+    types = {
+        name: values.type if name in COUNTERS.values() else values.dtype
+        for name, values in data.items()
+    }
     prefix_counter = {prefix: counter for counter, prefix in COUNTERS.items()}
-    # Level 1: float32 mantissas hardly compress at any level, and this process also serves the workers.
+    # Level 1: float32 mantissas hardly compress at any level, and this process also serves the
+    # workers.
     with uproot.recreate(path, compression=uproot.ZLIB(1)) as file:
         tree = file.mkdir(FOLDER).mktree(
             TREE_NAME,
@@ -129,11 +158,23 @@ def read(path: str | os.PathLike) -> Columns:
 
 
 def _records(columns: Columns) -> dict:
-    """Columns as uproot writes them: each counter's branches zipped into one jagged record, the counter itself left to uproot."""
+    """Columns as uproot writes them: each counter's branches zipped into one jagged record, the
+    counter itself left to uproot.
+    """
     import awkward as ak
 
-    data: dict = {name: values for name, values in columns.items() if BY_NAME[name].counter is None and name not in COUNTERS}
+    data: dict = {
+        name: values
+        for name, values in columns.items()
+        if BY_NAME[name].counter is None and name not in COUNTERS
+    }
     for counter, prefix in COUNTERS.items():
-        fields = {b.name.removeprefix(f"{prefix}_"): columns[b.name] for b in BRANCHES if b.counter == counter}
-        data[prefix] = ak.zip({field: ak.unflatten(values, columns[counter]) for field, values in fields.items()})
+        fields = {
+            b.name.removeprefix(f"{prefix}_"): columns[b.name]
+            for b in BRANCHES
+            if b.counter == counter
+        }
+        data[prefix] = ak.zip(
+            {field: ak.unflatten(values, columns[counter]) for field, values in fields.items()}
+        )
     return data

@@ -1,8 +1,10 @@
-"""The quark-gluon likelihood of a jet, from its multiplicity, its pT-D and the minor axis of its shape.
+"""The quark-gluon likelihood of a jet, from its multiplicity, its pT-D and the minor axis of its
+shape.
 
-As CMS's (CMS-PAS-JME-13-002): L = Q / (Q + G), where Q and G are products of the three variables' one-dimensional densities for
-light-quark and gluon jets in bins of |eta| and pT. The densities lie beside this module in quark_gluon.json and are derived
-together with the jet energy corrections (data.derive).
+As CMS's (CMS-PAS-JME-13-002): L = Q / (Q + G), where Q and G are products of the three variables'
+one-dimensional densities for light-quark and gluon jets in bins of |eta| and pT. The densities lie
+beside this module in quark_gluon.json and are derived together with the jet energy corrections
+(data.derive).
 """
 
 from __future__ import annotations
@@ -22,8 +24,12 @@ STANDARD = Path(__file__).with_name("quark_gluon.json")
 ETA_EDGES = np.array([0.0, 1.3, 2.5])
 PT_EDGES = np.array([30.0, 50.0, 80.0, 120.0, 200.0, 400.0, 800.0, np.inf])  # GeV
 EDGES = (np.linspace(0, 100, 21), np.linspace(0, 1, 21), np.linspace(0, 8, 21))
-"""Bins of the multiplicity, of pT-D and of -log(axis2); what lies outside goes to the first or the last bin."""
-SMOOTHING = 1.0  # jets of the rarer kind, added to each bin as a density: an empty bin says nothing instead of everything
+"""Bins of the multiplicity, of pT-D and of -log(axis2); what lies outside goes to the first or the
+last bin.
+"""
+# jets of the rarer kind, added to each bin as a density: an empty bin says nothing instead of
+# everything
+SMOOTHING = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,17 +42,22 @@ class Shape:
 
 
 def shape(jet: np.ndarray, candidates: Candidates, eta: np.ndarray, phi: np.ndarray) -> Shape:
-    """The variables of jets with axes (eta, phi), (J,) each, whose members are `candidates`, of which `jet` gives the jet.
+    """The variables of jets with axes (eta, phi), (J,) each, whose members are `candidates`, of
+    which `jet` gives the jet.
 
-    multiplicity: tracks, and neutrals with pT > 1 GeV. pT-D: sqrt(sum pT²) / sum pT. axis2: square root of the smaller
-    eigenvalue of the pT²-weighted covariance of (d eta, d phi).
+    multiplicity: tracks, and neutrals with pT > 1 GeV. pT-D: sqrt(sum pT²) / sum pT. axis2: square
+    root of the smaller eigenvalue of the pT²-weighted covariance of (d eta, d phi).
     """
     jets = len(eta)
 
     def mean(values: np.ndarray) -> np.ndarray:
         return ragged.total(jet, weight * values, jets) / norm
 
-    d_eta, d_phi, weight = candidates.eta - eta[jet], ragged.delta_phi(candidates.phi, phi[jet]), candidates.pt**2
+    d_eta, d_phi, weight = (
+        candidates.eta - eta[jet],
+        ragged.delta_phi(candidates.phi, phi[jet]),
+        candidates.pt**2,
+    )
     norm = np.maximum(ragged.total(jet, weight, jets), 1e-12)
     mean_eta, mean_phi = mean(d_eta), mean(d_phi)
     a, b = mean(d_eta**2) - mean_eta**2, mean(d_phi**2) - mean_phi**2
@@ -76,9 +87,13 @@ class Likelihood:
 
 
 def derive(pt: np.ndarray, eta: np.ndarray, shapes: Shape, flavour: np.ndarray) -> Likelihood:
-    """Densities from jets of known flavour (signed PDG number of the parton); jets of heavy or no flavour are left out."""
+    """Densities from jets of known flavour (signed PDG number of the parton); jets of heavy or no
+    flavour are left out.
+    """
     kind = np.abs(flavour)
-    counts = [_histograms(pt, eta, shapes, which) for which in ((kind >= 1) & (kind <= 3), kind == 21)]
+    counts = [
+        _histograms(pt, eta, shapes, which) for which in ((kind >= 1) & (kind <= 3), kind == 21)
+    ]
     jets = [np.maximum(c.sum(axis=-1, keepdims=True), 1.0) for c in counts]
     floor = SMOOTHING / np.minimum(*jets)
     quark, gluon = (c / n + floor for c, n in zip(counts, jets, strict=True))
@@ -90,7 +105,9 @@ def load(path: Path = STANDARD) -> Likelihood:
     try:
         ratio = np.array(json.loads(path.read_text())["log_ratio"], dtype=float)
     except FileNotFoundError:
-        raise InputError(f"there is no file {path}; derive it with: python -m data.derive") from None
+        raise InputError(
+            f"there is no file {path}; derive it with: python -m data.derive"
+        ) from None
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} does not hold a quark-gluon likelihood: {error!r}") from None
     if ratio.shape != _SHAPE:

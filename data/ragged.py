@@ -1,7 +1,8 @@
-"""Index arithmetic for groups of unequal size kept in flat arrays: an event's particles, a jet's candidates.
+"""Index arithmetic for groups of unequal size kept in flat arrays: an event's particles, a jet's
+candidates.
 
-A grouping is either `counts` (G,) with the members of group 0 first, then those of group 1, ..., or an array that gives the
-group of each member. Everything is vectorised over all groups.
+A grouping is either `counts` (G,) with the members of group 0 first, then those of group 1, ..., or
+an array that gives the group of each member. Everything is vectorised over all groups.
 """
 
 from __future__ import annotations
@@ -33,15 +34,21 @@ def total(group: np.ndarray, values: np.ndarray, groups: int) -> np.ndarray:
     return np.bincount(group, weights=values, minlength=groups)
 
 
-def pairs(left_event: np.ndarray, right_event: np.ndarray, events: int) -> tuple[np.ndarray, np.ndarray]:
-    """All (left, right) index pairs that share an event, in the order of `left`. `right_event` must be sorted."""
+def pairs(
+    left_event: np.ndarray, right_event: np.ndarray, events: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """All (left, right) index pairs that share an event, in the order of `left`.
+
+    `right_event` must be sorted.
+    """
     counts = counts_of(right_event, events)
     number = counts[left_event]
     return np.repeat(np.arange(len(left_event)), number), ranges(starts(counts)[left_event], number)
 
 
 def first_in_group(group: np.ndarray, order: np.ndarray, groups: int) -> np.ndarray:
-    """Index of the member with the smallest `order` in each group; -1 for a group without members. (groups,) int64.
+    """Index of the member with the smallest `order` in each group; -1 for a group without members.
+    (groups,) int64.
 
     >>> first_in_group(np.array([0, 0, 2]), np.array([3.0, 1.0, 7.0]), 3).tolist()
     [1, -1, 2]

@@ -1,4 +1,6 @@
-"""One number a jet of everything that is checked or compared: small enough to keep for millions of jets (256 bytes each)."""
+"""One number a jet of everything that is checked or compared: small enough to keep for millions of
+jets (256 bytes each).
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,9 @@ import numpy as np
 from data import ragged
 from data.jetntuple import BRANCHES, COUNTERS, Columns, length
 
-SCALARS = tuple(branch.name for branch in BRANCHES if branch.counter is None and branch.name not in COUNTERS)
+SCALARS = tuple(
+    branch.name for branch in BRANCHES if branch.counter is None and branch.name not in COUNTERS
+)
 
 CONE = 0.4  # dR: the jet radius
 CHARGED_HADRON, NEUTRAL_HADRONS, PHOTONS = 211, (130, 1), (22, 2)
@@ -17,13 +21,18 @@ CHARGED_HADRON, NEUTRAL_HADRONS, PHOTONS = 211, (130, 1), (22, 2)
 def summarise(columns: Columns) -> Columns:
     """The scalar branches of a chunk of jets, and what its candidates come to, (N,) each.
 
-    Added: nPF, nInCone (candidates within dR < 0.4), chargedFraction, photonFraction, neutralFraction (shares of the pT of the
-    candidates that the jet is made of; NaN for a jet without any), fromPVFraction (share of its charged hadrons' pT with
-    PF_fromPV >= 2), and `key`, which is equal for equal jets.
+    Added: nPF, nInCone (candidates within dR < 0.4), chargedFraction, photonFraction,
+    neutralFraction (shares of the pT of the candidates that the jet is made of; NaN for a jet
+    without any), fromPVFraction (share of its charged hadrons' pT with PF_fromPV >= 2), and `key`,
+    which is equal for equal jets.
     """
     jets = length(columns)
     jet = np.repeat(np.arange(jets), columns["nPF"])
-    inside, kind, pt = columns["PF_fromAK4Jet"] == 1, np.abs(columns["PF_id"]), columns["PF_pT"].astype(np.float64)
+    inside, kind, pt = (
+        columns["PF_fromAK4Jet"] == 1,
+        np.abs(columns["PF_id"]),
+        columns["PF_pT"].astype(np.float64),
+    )
     charged = kind == CHARGED_HADRON
 
     def share(which: np.ndarray, of: np.ndarray) -> np.ndarray:
@@ -44,8 +53,9 @@ def summarise(columns: Columns) -> Columns:
 
 
 def keys(columns: Columns) -> np.ndarray:
-    """A number for each jet, made of its kinematics to the last bit: (N,) uint64. The event's number is left out, as files are
-    renumbered when they are copied; two different jets share a key about once in 2^64 pairs."""
+    """A number for each jet, made of its kinematics to the last bit: (N,) uint64. The event's
+    number is left out, as files are renumbered when they are copied; two different jets share a key
+    about once in 2^64 pairs."""
     mixed = np.zeros(length(columns), dtype=np.uint64)
     for name in ("jetPt", "jetEta", "jetPhi", "jetMass", "genJetPt", "rhoAll"):
         bits = columns[name].astype(np.float32).view(np.uint32).astype(np.uint64)
@@ -62,7 +72,8 @@ def event_keys(columns: Columns) -> np.ndarray:
 
 
 def _scrambled(values: np.ndarray) -> np.ndarray:
-    """A bijection of 64-bit numbers in which each bit of the input moves about half of the output's.
+    """A bijection of 64-bit numbers in which each bit of the input moves about half of the
+    output's.
 
     The constants are those of splitmix64 (G. L. Steele, D. Lea, C. H. Flood, OOPSLA 2014).
     """

@@ -1,7 +1,8 @@
-"""What jets of CMS simulation look like, and how near a sample comes: each measured number beside its target.
+"""What jets of CMS simulation look like, and how near a sample comes: each measured number beside
+its target.
 
-Targets were measured on the CMS open data JetNtuple (record 12100). The functions take columns of data.summary and return plain
-numbers. Momenta in GeV; pT and eta are the generator jet's.
+Targets were measured on the CMS open data JetNtuple (record 12100). The functions take columns of
+data.summary and return plain numbers. Momenta in GeV; pT and eta are the generator jet's.
 """
 
 from __future__ import annotations
@@ -40,7 +41,10 @@ MIN_JETS = 100  # the median of fewer is not known to 2 %
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Measured:
-    """One number beside its target. `error` is the statistical uncertainty (one standard deviation) of `value`."""
+    """One number beside its target.
+
+    `error` is the statistical uncertainty (one standard deviation) of `value`.
+    """
 
     topic: str
     where: str
@@ -72,7 +76,15 @@ def resolution(jets: Columns) -> Iterable[Measured]:
         low, high = target * (1 - RESOLUTION_TOLERANCE), target * (1 + RESOLUTION_TOLERANCE)
         # The interquartile range of n normal values is known to about 1.17 / sqrt(n), relative.
         error = 1.17 * width / max(len(values), 1) ** 0.5
-        yield Measured(topic="resolution, barrel", where=f"{pt:g} GeV", value=width, error=error, low=low, high=high, jets=len(values))
+        yield Measured(
+            topic="resolution, barrel",
+            where=f"{pt:g} GeV",
+            value=width,
+            error=error,
+            low=low,
+            high=high,
+            jets=len(values),
+        )
 
 
 def quark_gluon_gap(jets: Columns) -> Iterable[Measured]:
@@ -82,7 +94,15 @@ def quark_gluon_gap(jets: Columns) -> Iterable[Measured]:
         error = float(np.hypot(_median_error(quark), _median_error(gluon)))
         value = float(r.median(r.quantiles(quark)) - r.median(r.quantiles(gluon)))
         where, number = f"{low:g}-{high:g} GeV", min(len(quark), len(gluon))
-        yield Measured(topic="u minus gluon response, barrel", where=where, value=value, error=error, low=GAP[0], high=GAP[1], jets=number)
+        yield Measured(
+            topic="u minus gluon response, barrel",
+            where=where,
+            value=value,
+            error=error,
+            low=GAP[0],
+            high=GAP[1],
+            jets=number,
+        )
 
 
 def closure(jets: Columns) -> Iterable[Measured]:
@@ -90,8 +110,20 @@ def closure(jets: Columns) -> Iterable[Measured]:
         for low, high in itertools.pairwise(CLOSURE_EDGES):
             values = _response(jets, low, high, region)
             value, error = float(r.bias(r.quantiles(values))), _median_error(values)
-            topic, where, number = f"closure of the standard JEC, {region}", f"{low:g}-{high:g} GeV", len(values)
-            yield Measured(topic=topic, where=where, value=value, error=error, low=-CLOSURE, high=CLOSURE, jets=number)
+            topic, where, number = (
+                f"closure of the standard JEC, {region}",
+                f"{low:g}-{high:g} GeV",
+                len(values),
+            )
+            yield Measured(
+                topic=topic,
+                where=where,
+                value=value,
+                error=error,
+                low=-CLOSURE,
+                high=CLOSURE,
+                jets=number,
+            )
 
 
 def fractions(jets: Columns) -> Iterable[Measured]:
@@ -99,7 +131,13 @@ def fractions(jets: Columns) -> Iterable[Measured]:
     for name, (column, target) in FRACTIONS.items():
         values = jets[column][barrel]
         values = values[np.isfinite(values)]
-        yield _mean(values, "share of the jet's pT, barrel", name, target - FRACTION_TOLERANCE, target + FRACTION_TOLERANCE)
+        yield _mean(
+            values,
+            "share of the jet's pT, barrel",
+            name,
+            target - FRACTION_TOLERANCE,
+            target + FRACTION_TOLERANCE,
+        )
 
 
 def multiplicity(jets: Columns) -> Iterable[Measured]:
@@ -108,37 +146,67 @@ def multiplicity(jets: Columns) -> Iterable[Measured]:
 
 
 def likelihood(jets: Columns) -> Iterable[Measured]:
-    """How often jetQGl of a light-quark jet exceeds that of a gluon jet of the same sample (area under the ROC curve)."""
+    """How often jetQGl of a light-quark jet exceeds that of a gluon jet of the same sample (area
+    under the ROC curve).
+    """
     flavour = np.abs(jets["partonFlav"])
     known = jets["jetQGl"] >= 0
-    quark, gluon = (jets["jetQGl"][known & which] for which in (np.isin(flavour, (1, 2, 3)), flavour == 21))
+    quark, gluon = (
+        jets["jetQGl"][known & which] for which in (np.isin(flavour, (1, 2, 3)), flavour == 21)
+    )
     number = min(len(quark), len(gluon))
     area, error = _area(quark, gluon), 0.3 / max(number, 1) ** 0.5
     yield Measured(
-        topic="jetQGl, light quarks over gluons", where="area under ROC", value=area, error=error, low=0.65, high=0.95, jets=number
+        topic="jetQGl, light quarks over gluons",
+        where="area under ROC",
+        value=area,
+        error=error,
+        low=0.65,
+        high=0.95,
+        jets=number,
     )
 
 
 def _area(signal: np.ndarray, background: np.ndarray) -> float:
     """P(signal > background) + P(equal) / 2."""
     ordered = np.sort(background)
-    below = np.searchsorted(ordered, signal, side="left") + np.searchsorted(ordered, signal, side="right")
-    return float(below.mean() / 2 / len(background)) if len(signal) and len(background) else float("nan")
+    below = np.searchsorted(ordered, signal, side="left") + np.searchsorted(
+        ordered, signal, side="right"
+    )
+    return (
+        float(below.mean() / 2 / len(background))
+        if len(signal) and len(background)
+        else float("nan")
+    )
 
 
-def _response(jets: Columns, low: float, high: float, region: str, which: np.ndarray | None = None) -> np.ndarray:
-    chosen = (jets["genJetPt"] >= low) & (jets["genJetPt"] < high) & r.in_region(jets["genJetEta"], region)
+def _response(
+    jets: Columns, low: float, high: float, region: str, which: np.ndarray | None = None
+) -> np.ndarray:
+    chosen = (
+        (jets["genJetPt"] >= low)
+        & (jets["genJetPt"] < high)
+        & r.in_region(jets["genJetEta"], region)
+    )
     chosen = chosen if which is None else chosen & which
     return r.response(jets["jetPt"][chosen], jets["genJetPt"][chosen])
 
 
 def _median_error(values: np.ndarray) -> float:
-    """Standard deviation of the median of a nearly normal sample: 1.253 sigma / sqrt(n), sigma from the quartiles."""
+    """Standard deviation of the median of a nearly normal sample: 1.253 sigma / sqrt(n), sigma from
+    the quartiles.
+    """
     q = r.quantiles(values)
     return float(1.253 * (q[3] - q[1]) / 1.349 / max(len(values), 1) ** 0.5)
 
 
 def _mean(values: np.ndarray, topic: str, where: str, low: float, high: float) -> Measured:
     number = max(len(values), 1)
-    value, error = (float(np.mean(values)), float(np.std(values)) / number**0.5) if len(values) else (float("nan"), 0.0)
-    return Measured(topic=topic, where=where, value=value, error=error, low=low, high=high, jets=len(values))
+    value, error = (
+        (float(np.mean(values)), float(np.std(values)) / number**0.5)
+        if len(values)
+        else (float("nan"), 0.0)
+    )
+    return Measured(
+        topic=topic, where=where, value=value, error=error, low=low, high=high, jets=len(values)
+    )

@@ -13,14 +13,17 @@ from common.errors import InputError
 def open_tree(uri: str, tree: str, hint: str) -> Iterator[Any]:
     """The newest cycle of `tree` in the file at `uri`, closed at the end.
 
-    Raises InputError for what is no ROOT file, and for one without the tree: it names what the file holds, and adds the hint.
+    Raises InputError for what is no ROOT file, and for one without the tree: it names what the file
+    holds, and adds the hint.
     """
     import uproot
 
     try:
         file = uproot.open(uri)
     except Exception as error:  # uproot has no common class for what a broken file can raise
-        raise InputError(f"{uri} cannot be read as a ROOT file: {str(error).strip().splitlines()[0]}") from None
+        raise InputError(
+            f"{uri} cannot be read as a ROOT file: {str(error).strip().splitlines()[0]}"
+        ) from None
     with file:
         if tree not in file:
             trees = ", ".join(sorted(set(file.keys(cycle=False)))) or "nothing"

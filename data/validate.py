@@ -1,11 +1,13 @@
 """Checks JetNtuple files and draws what is in them beside what CMS simulation looks like.
 
     python -m data.validate 'jets/*.root'
-    python -m data.validate 'train:train/*.root' 'validation:val/*.root' 'test:test/*.root' --page validation.html
+    python -m data.validate 'train:train/*.root' 'validation:val/*.root' 'test:test/*.root' --page
+        validation.html
 
-Checked: the schema, values that are not finite or out of range, candidates and generator jets that are at odds with themselves, and,
-where several sets are named as `name:pattern`, jets that are in two of them. Compared with the real sample: resolution, closure of
-the standard JEC, response of quarks and gluons, composition, multiplicity (data.targets). The exit code is 1 if a check failed; a
+Checked: the schema, values that are not finite or out of range, candidates and generator jets that
+are at odds with themselves, and, where several sets are named as `name:pattern`, jets that are in
+two of them. Compared with the real sample: resolution, closure of the standard JEC, response of
+quarks and gluons, composition, multiplicity (data.targets). The exit code is 1 if a check failed; a
 number beside its target is shown and fails nothing: your jets may be of another kind.
 """
 
@@ -33,16 +35,20 @@ NONE = "none"
 
 
 def validate(sets: Mapping[str, list[str]]) -> tuple[dict[str, Columns], list[Finding]]:
-    """What is in the files (data.summary columns) of each set, and what is wrong with them. sets: name -> URIs.
+    """What is in the files (data.summary columns) of each set, and what is wrong with them. sets:
+    name -> URIs.
 
-    Files with an error in their schema are not read further. Raises InputError for a file that is no ROOT file or has no such tree.
+    Files with an error in their schema are not read further. Raises InputError for a file that is
+    no ROOT file or has no such tree.
     """
     findings: list[Finding] = []
     found: dict[str, Columns] = {}
     for name, files in sets.items():
         chunks = [chunk for uri in files for chunk in _summaries(uri, findings)]
         if chunks:
-            found[name] = {column: np.concatenate([chunk[column] for chunk in chunks]) for column in chunks[0]}
+            found[name] = {
+                column: np.concatenate([chunk[column] for chunk in chunks]) for column in chunks[0]
+            }
     findings += checks.duplicates(found)
     return found, checks.summarised(findings)
 
@@ -55,7 +61,9 @@ def _summaries(uri: str, findings: list[Finding]) -> Iterator[Columns]:
         findings += schema
         if any(one.level == ERROR for one in schema):
             return
-        with Progress(f"reading {storage.name(uri)}", total=tree.num_entries, unit="jets") as progress:
+        with Progress(
+            f"reading {storage.name(uri)}", total=tree.num_entries, unit="jets"
+        ) as progress:
             for start in range(0, tree.num_entries, CHUNK):
                 columns = _columns(tree, start, start + CHUNK)
                 findings += checks.values(uri, columns)
@@ -66,20 +74,33 @@ def _summaries(uri: str, findings: list[Finding]) -> Iterator[Columns]:
 def _type(interpretation) -> str:
     """A branch's type by NumPy's name ('float32'); of the values, where it holds several a jet."""
     values = getattr(interpretation, "content", interpretation)
-    return values.to_dtype.newbyteorder("=").name if hasattr(values, "to_dtype") else str(interpretation)
+    return (
+        values.to_dtype.newbyteorder("=").name
+        if hasattr(values, "to_dtype")
+        else str(interpretation)
+    )
 
 
 def _columns(tree, start: int, stop: int) -> Columns:
     import awkward as ak
 
-    arrays = tree.arrays([branch.name for branch in BRANCHES], entry_start=start, entry_stop=stop, how=dict)
-    return {name: ak.to_numpy(ak.flatten(arrays[name], axis=None)).astype(BY_NAME[name].dtype, copy=False) for name in arrays}
+    arrays = tree.arrays(
+        [branch.name for branch in BRANCHES], entry_start=start, entry_stop=stop, how=dict
+    )
+    return {
+        name: (
+            ak.to_numpy(ak.flatten(arrays[name], axis=None)).astype(BY_NAME[name].dtype, copy=False)
+        )
+        for name in arrays
+    }
 
 
-# ------------------------------------------------------------------------------------------------------------------------ output
+# ----------------------------------------------------------------------------------------- output
 
 
-def lines(sets: Mapping[str, Columns], findings: Iterable[Finding], measured: Iterable[Measured]) -> Iterator[str]:
+def lines(
+    sets: Mapping[str, Columns], findings: Iterable[Finding], measured: Iterable[Measured]
+) -> Iterator[str]:
     """The outcome for the console."""
     for name, jets in sets.items():
         yield f"{name}: {len(jets['jetPt']):,} jets"
@@ -87,13 +108,26 @@ def lines(sets: Mapping[str, Columns], findings: Iterable[Finding], measured: It
         yield f"{one.level}: {one.where}: {one.found}; {one.cure}"
     for one in measured:
         mark = "as in CMS simulation" if one.within else "unlike CMS simulation"
-        yield f"{one.topic}, {one.where}: {one.value:.4g} ± {one.error:.2g} ({mark}: {one.low:.4g} to {one.high:.4g})"
+        yield (
+            f"{one.topic}, {one.where}: {one.value:.4g} ± {one.error:.2g} ({mark}: {one.low:.4g} to"
+            f" {one.high:.4g})"
+        )
 
 
 def main(argv: list[str] | None = None) -> int:
     found = Parser(prog="python -m data.validate", description=__doc__)
-    found.add_argument("files", nargs="+", metavar="FILE", help=f"paths, globs, s3:// (tree {TREE_NAME}); name:pattern names a set")
-    found.add_argument("--page", default=PAGE, metavar="PATH", help="where the page of plots goes, or none (default %(default)s)")
+    found.add_argument(
+        "files",
+        nargs="+",
+        metavar="FILE",
+        help=f"paths, globs, s3:// (tree {TREE_NAME}); name:pattern names a set",
+    )
+    found.add_argument(
+        "--page",
+        default=PAGE,
+        metavar="PATH",
+        help="where the page of plots goes, or none (default %(default)s)",
+    )
     options = found.parse_args(argv)
     return run_main(lambda: _run(options))
 
@@ -104,7 +138,10 @@ def _run(options) -> int:
     print("\n".join(lines(sets, findings, measured)))
     errors = sum(one.level == ERROR for one in findings)
     near = sum(one.within for one in measured)
-    print(f"{errors} errors, {len(findings) - errors} warnings, {near} of {len(measured)} numbers as in CMS simulation")
+    print(
+        f"{errors} errors, {len(findings) - errors} warnings, {near} of {len(measured)} numbers as"
+        " in CMS simulation"
+    )
     if options.page != NONE:
         from data.validation_page import render
 
@@ -114,7 +151,10 @@ def _run(options) -> int:
 
 
 def named_sets(patterns: Iterable[str]) -> dict[str, list[str]]:
-    """Name -> URIs, from patterns with or without a set's name. Raises InputError for a pattern that matches nothing."""
+    """Name -> URIs, from patterns with or without a set's name.
+
+    Raises InputError for a pattern that matches nothing.
+    """
     from weaver.files import find
 
     sets: dict[str, list[str]] = {}

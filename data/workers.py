@@ -1,7 +1,8 @@
 """Processes that make blocks, and the blocks in order.
 
-Each worker is a process of its own with a pipe to this one. A worker ends when its pipe closes, and at once when this process
-is gone, however that happened. Workers ignore Ctrl-C: this process gets it too, and ends them.
+Each worker is a process of its own with a pipe to this one. A worker ends when its pipe closes, and
+at once when this process is gone, however that happened. Workers ignore Ctrl-C: this process gets
+it too, and ends them.
 """
 
 from __future__ import annotations
@@ -18,18 +19,24 @@ from typing import Any
 
 from common.errors import JecError
 
-AHEAD = 4  # blocks a worker may be ahead of the oldest one still missing, so that a slow block does not fill the memory
-START_SECONDS = 120.0  # imports, Pythia's initialisation and the pile-up library take 3 s on a free core
+# blocks a worker may be ahead of the oldest one still missing, so that a slow block does not fill
+# the memory
+AHEAD = 4
+# imports, Pythia's initialisation and the pile-up library take 3 s on a free core
+START_SECONDS = 120.0
 SECONDS_PER_EVENT = 2.0  # about 10 ms on a free core
 
 MakeBlock = Callable[[int], Any]
 
 
-def blocks(maker: Callable[[Any], MakeBlock], recipe: Any, *, workers: int, events_per_block: int) -> Iterator[Any]:
+def blocks(
+    maker: Callable[[Any], MakeBlock], recipe: Any, *, workers: int, events_per_block: int
+) -> Iterator[Any]:
     """The results for block 0, 1, 2, ... for ever, made by `workers` processes.
 
-    `maker(recipe)` is called once in each process and returns the function that makes block `number`; both must be importable by
-    name. Close the generator to end the processes. Raises JecError if a worker fails, dies, or does not answer in time.
+    `maker(recipe)` is called once in each process and returns the function that makes block
+    `number`; both must be importable by name. Close the generator to end the processes. Raises
+    JecError if a worker fails, dies, or does not answer in time.
     """
     pool = [_Worker(maker, recipe) for _ in range(workers)]
     try:
@@ -50,7 +57,10 @@ def _in_order(pool: list[_Worker], patience: float) -> Iterator[Any]:
         busy = {worker.pipe: worker for worker in pool if worker not in idle}
         ready = multiprocessing.connection.wait(list(busy), timeout=patience)
         if not ready:
-            raise JecError(f"no block of events was finished within {patience:.0f} s; is the machine out of memory or overloaded?")
+            raise JecError(
+                f"no block of events was finished within {patience:.0f} s; is the machine out of"
+                " memory or overloaded?"
+            )
         for pipe in ready:
             number, result = busy[pipe].answer()
             done[number] = result
@@ -64,7 +74,8 @@ class _Worker:
     """One process and this side of its pipe."""
 
     def __init__(self, maker: Callable[[Any], MakeBlock], recipe: Any) -> None:
-        context = multiprocessing.get_context("spawn")  # a fork would inherit locks of this process's threads
+        # a fork would inherit locks of this process's threads
+        context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=_work, args=(theirs, maker, recipe), daemon=True)
         self.process.start()
@@ -97,7 +108,11 @@ class _Worker:
     def _died(self) -> JecError:
         self.process.join(timeout=5)
         code = self.process.exitcode
-        how = f"was killed by {signal.Signals(-code).name}" if code is not None and code < 0 else f"ended with exit code {code}"
+        how = (
+            f"was killed by {signal.Signals(-code).name}"
+            if code is not None and code < 0
+            else f"ended with exit code {code}"
+        )
         hint = "; is there enough memory? Try fewer --workers" if code == -signal.SIGKILL else ""
         return JecError(f"a generator process {how}{hint}")
 

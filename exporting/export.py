@@ -4,18 +4,24 @@
 
 writes into the run's folder
 
-    model/<name>/config.pbtxt, model/<name>/1/model.onnx     takes the network's inputs, prepared as weaver does it
-    model/<name>-raw/...                                     takes the columns of the files as they are (weaver/raw_model.py)
-    model/<either>/configs/local.pbtxt                       the variant for one machine without a GPU
-    model/export.json                                        what was exported, and how well it agrees with PyTorch
-    golden/<either>/request.json, response.json              one validation jet and PyTorch's answer (Open Inference Protocol v2)
+    model/<name>/config.pbtxt, model/<name>/1/model.onnx     takes the network's inputs, prepared as
+        weaver does it
+    model/<name>-raw/...                                     takes the columns of the files as they
+        are (weaver/raw_model.py)
+    model/<either>/configs/local.pbtxt                       the variant for one machine without a
+        GPU
+    model/export.json                                        what was exported, and how well it
+        agrees with PyTorch
+    golden/<either>/request.json, response.json              one validation jet and PyTorch's answer
+        (Open Inference Protocol v2)
     golden/<either>/request-100.json, response-100.json      a hundred of them
 
-Not every data config can be a graph: where an expression has no form in one, or the label is no log(true / reconstructed), there is no
-raw model, and a line says why (--raw-model required makes that an error; the prepare step has then refused it before any training).
+Not every data config can be a graph: where an expression has no form in one, or the label is no
+log(true / reconstructed), there is no raw model, and a line says why (--raw-model required makes
+that an error; the prepare step has then refused it before any training).
 
-Everything is built and checked aside and only then put in place. A model that fails the gate leaves nothing under model/, not even an
-older one: what lies there has passed.
+Everything is built and checked aside and only then put in place. A model that fails the gate leaves
+nothing under model/, not even an older one: what lies there has passed.
 """
 
 from __future__ import annotations
@@ -48,7 +54,8 @@ PACKAGES = ("torch", "onnx", "onnxruntime", "numpy")
 RAW = "-raw"  # behind the name of the model that takes raw jets
 RAW_CHOICES = ("auto", "required", NONE)
 AUTO_SIZE = 0  # --max-batch-size that means: measure
-BUDGET = "1Gi"  # memory of one model: two of them and the server fit in the 4 GiB that the service asks for
+# memory of one model: two of them and the server fit in the 4 GiB that the service asks for
+BUDGET = "1Gi"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,9 +75,15 @@ class Export:
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?", self.name):
-            raise InputError(f"'{self.name}' cannot name a service: use lower-case letters, digits and '-', a letter first, at most 63")
+            raise InputError(
+                f"'{self.name}' cannot name a service: use lower-case letters, digits and '-', a"
+                " letter first, at most 63"
+            )
         if self.max_batch_size < AUTO_SIZE:
-            raise InputError(f"--max-batch-size must be at least 1, or {AUTO_SIZE} to measure it, found {self.max_batch_size}")
+            raise InputError(
+                f"--max-batch-size must be at least 1, or {AUTO_SIZE} to measure it, found"
+                f" {self.max_batch_size}"
+            )
         if self.raw_model not in RAW_CHOICES:
             raise InputError(f"--raw-model: {unknown('choice', self.raw_model, RAW_CHOICES)}")
         quantity("memory-budget", self.memory_budget)
@@ -80,15 +93,23 @@ class Export:
 
 
 def export(wanted: Export) -> dict[str, Any]:
-    """Export, check and put in place; returns the content of export.json. Raises InputError, and GateError if the model does not pass."""
+    """Export, check and put in place; returns the content of export.json.
+
+    Raises InputError, and GateError if the model does not pass.
+    """
     from weaver.dataset import Dataset
     from weaver.predict import load_model
 
     _check_trial(wanted)
-    model, info, data_config = load_model(wanted.path("trials", wanted.trial), wanted.path("config"))
+    model, info, data_config = load_model(
+        wanted.path("trials", wanted.trial), wanted.path("config")
+    )
     dataset = Dataset.open(wanted.path("data", "val.json"), data_config)
     if not len(dataset):
-        raise InputError(f"{wanted.path('data', 'val.json')} holds no jets, and the model cannot be checked without")
+        raise InputError(
+            f"{wanted.path('data', 'val.json')} holds no jets, and the model cannot be checked"
+            " without"
+        )
     with _staging(wanted.run) as folder:
         try:
             record = _build(wanted, folder, model, info, dataset)
@@ -127,7 +148,9 @@ class _Candidate:
 
 
 def _build(wanted: Export, folder: Path, model, info: dict[str, Any], dataset) -> dict[str, Any]:
-    """Make everything under `folder` as it is to lie in the run's folder; returns the content of export.json."""
+    """Make everything under `folder` as it is to lie in the run's folder; returns the content of
+    export.json.
+    """
     metadata = _metadata(wanted, dataset.data_config, info)
     record = {
         "model": wanted.name,
@@ -147,19 +170,33 @@ def _build(wanted: Export, folder: Path, model, info: dict[str, Any], dataset) -
             raise
         raw, record["raw_reason"] = None, str(error)
     if raw:
-        record["raw"] = {"model": raw.name, **_write_model(wanted, folder, raw, {**metadata, "model": raw.name})}
+        record["raw"] = {
+            "model": raw.name,
+            **_write_model(wanted, folder, raw, {**metadata, "model": raw.name}),
+        }
     storage.write_json(str(folder / "model" / "export.json"), record)
     return record
 
 
-def _write_model(wanted: Export, folder: Path, candidate: _Candidate, metadata: dict[str, Any]) -> dict[str, Any]:
-    """One model of the repository with its golden files, if it passes the gate; returns its record."""
+def _write_model(
+    wanted: Export, folder: Path, candidate: _Candidate, metadata: dict[str, Any]
+) -> dict[str, Any]:
+    """One model of the repository with its golden files, if it passes the gate; returns
+    its record.
+    """
     from weaver.onnx_export import export_onnx
 
     place = folder / "model" / candidate.name
     onnx_path = place / "1" / "model.onnx"
     onnx_path.parent.mkdir(parents=True)
-    export_onnx(candidate.model, candidate.info, candidate.data_config, onnx_path, opset=wanted.opset, metadata=metadata)
+    export_onnx(
+        candidate.model,
+        candidate.info,
+        candidate.data_config,
+        onnx_path,
+        opset=wanted.opset,
+        metadata=metadata,
+    )
     parity = _gate(candidate, onnx_path)
     memory, size = _batch_size(wanted, candidate, onnx_path)
     for path, text in _configs(wanted, candidate.name, onnx_path, size).items():
@@ -183,21 +220,35 @@ def _feature_model(wanted: Export, model, info: dict[str, Any], dataset) -> _Can
     index = _spread(len(dataset), parity.NUM_JETS)
     inputs = _inputs(dataset, index)
     inputs = {name: inputs[name] for name in info["input_names"]}
-    jets = parity.golden_jets(inputs, dataset.multiplicity()[index], padding=_padding(dataset.data_config))
-    return _Candidate(name=wanted.name, model=model, info=info, data_config=dataset.data_config, jets=jets, real=inputs)
+    jets = parity.golden_jets(
+        inputs, dataset.multiplicity()[index], padding=_padding(dataset.data_config)
+    )
+    return _Candidate(
+        name=wanted.name,
+        model=model,
+        info=info,
+        data_config=dataset.data_config,
+        jets=jets,
+        real=inputs,
+    )
 
 
 def _raw_model(wanted: Export, model, info: dict[str, Any], dataset) -> _Candidate:
-    """The model with the preprocessing in front, its jets, and the answers of weaver's own preparation and the network to them.
+    """The model with the preprocessing in front, its jets, and the answers of weaver's own
+    preparation and the network to them.
 
-    Raises InputError where the data config has no such form, or the files of the validation set cannot be read any more.
+    Raises InputError where the data config has no such form, or the files of the validation set
+    cannot be read any more.
     """
     from weaver import parity, raw_jets
     from weaver.raw_model import raw_model
     from weaver.raw_program import raw_program
 
     config = dataset.data_config
-    entries = [storage.Entry(uri=f["uri"], size=f["size"], tag=f["tag"]) for f in dataset.description["files"]]
+    entries = [
+        storage.Entry(uri=f["uri"], size=f["size"], tag=f["tag"])
+        for f in dataset.description["files"]
+    ]
     program = raw_program(config, raw_jets.raw_columns(entries[0], config))
     real = raw_jets.read_raw(entries, config, program, parity.NUM_JETS)
     jets = raw_jets.golden_raw_jets(real, program, config)
@@ -211,7 +262,9 @@ def _raw_model(wanted: Export, model, info: dict[str, Any], dataset) -> _Candida
         jets=jets,
         real=real,
         expected=raw_jets.reference_answers(model, info["input_names"], reference),
-        explain=lambda: raw_jets.preprocessing_apart(with_preprocessing, raw_info["input_names"], jets.inputs, reference, config),
+        explain=lambda: raw_jets.preprocessing_apart(
+            with_preprocessing, raw_info["input_names"], jets.inputs, reference, config
+        ),
     )
 
 
@@ -219,35 +272,60 @@ def _gate(candidate: _Candidate, onnx_path: Path) -> dict[str, Any]:
     from weaver import parity
 
     names = candidate.info["input_names"]
-    with Progress(f"parity of {candidate.name}", total=parity.num_answers(candidate.jets), unit="jets") as progress:
+    with Progress(
+        f"parity of {candidate.name}", total=parity.num_answers(candidate.jets), unit="jets"
+    ) as progress:
         try:
             result = parity.check_parity(
-                candidate.model, onnx_path, candidate.jets, names, expected=candidate.expected, advance=progress.advance
+                candidate.model,
+                onnx_path,
+                candidate.jets,
+                names,
+                expected=candidate.expected,
+                advance=progress.advance,
             )
         except GateError as error:
-            raise GateError(f"model {candidate.name}: {error}{candidate.explain() if candidate.explain else ''}") from None
+            raise GateError(
+                f"model {candidate.name}: {error}{candidate.explain() if candidate.explain else ''}"
+            ) from None
     return result.asdict()
 
 
-def _batch_size(wanted: Export, candidate: _Candidate, onnx_path: Path) -> tuple[dict[str, Any] | None, int]:
+def _batch_size(
+    wanted: Export, candidate: _Candidate, onnx_path: Path
+) -> tuple[dict[str, Any] | None, int]:
     """What was measured, and the most jets that one execution may have."""
     from weaver.memory import measure_memory
 
     if wanted.max_batch_size != AUTO_SIZE:
         return None, wanted.max_batch_size
-    memory = measure_memory(onnx_path, {name: (str(x.dtype), x.shape[1:]) for name, x in candidate.real.items()})
+    memory = measure_memory(
+        onnx_path, {name: (str(x.dtype), x.shape[1:]) for name, x in candidate.real.items()}
+    )
     budget = round(quantity("memory-budget", wanted.memory_budget))
     return {**memory.asdict(), "budget": budget}, memory.batch_size(budget)
 
 
 def _configs(wanted: Export, name: str, onnx_path: Path, size: int) -> dict[str, str]:
-    """config.pbtxt for the cluster, with a GPU if the run has one for it, and the variant for this machine; {path: text}."""
+    """config.pbtxt for the cluster, with a GPU if the run has one for it, and the variant for this
+    machine; {path: text}.
+    """
     gpus = storage.find_json(wanted.path("run.json"), {}).get("config", {}).get("num_gpus", 0)
-    # On a node with many cores ONNX Runtime would start a thread for each, and a container's limit would hold them all back.
-    of_device = {"device": "gpu"} if gpus else {"device": "cpu", "parameters": {"intra_op_thread_count": CPU}}
+    # On a node with many cores ONNX Runtime would start a thread for each, and a container's limit
+    # would hold them all back.
+    of_device = (
+        {"device": "gpu"}
+        if gpus
+        else {"device": "cpu", "parameters": {"intra_op_thread_count": CPU}}
+    )
     warmup = golden.SIZES  # not the largest size: ready sooner
-    local = triton_config(onnx_path, name, max_batch_size=size, warmup=warmup, device="cpu", instances=LOCAL_INSTANCES)
-    return {"config.pbtxt": triton_config(onnx_path, name, max_batch_size=size, **of_device), f"configs/{LOCAL}.pbtxt": local}
+    local = triton_config(
+        onnx_path, name, max_batch_size=size, warmup=warmup, device="cpu", instances=LOCAL_INSTANCES
+    )
+    return {
+        "config.pbtxt": triton_config(onnx_path, name, max_batch_size=size, **of_device),
+        f"configs/{LOCAL}.pbtxt": local,
+    }
 
 
 def _write_golden(folder: Path, candidate: _Candidate) -> None:
@@ -257,18 +335,26 @@ def _write_golden(folder: Path, candidate: _Candidate) -> None:
     names, outputs = candidate.info["input_names"], candidate.info["output_names"]
     for size in golden.SIZES:
         chosen = np.resize(_spread(len(candidate.real[names[0]]), max(golden.SIZES)), size)
-        inputs = dataclasses.replace(candidate.jets, inputs={name: candidate.real[name] for name in names}).batch(chosen)
+        inputs = dataclasses.replace(
+            candidate.jets, inputs={name: candidate.real[name] for name in names}
+        ).batch(chosen)
         answers = torch_answers(candidate.model, names, inputs)
         golden.write(folder, inputs, candidate.name, _by_name(answers, outputs))
 
 
 def _by_name(answers: np.ndarray, outputs: list[str]) -> dict[str, np.ndarray]:
     """(N, C) as the one output of the network, or column by column as those of the raw model."""
-    return {outputs[0]: answers} if len(outputs) == 1 else {name: answers[:, i : i + 1] for i, name in enumerate(outputs)}
+    return (
+        {outputs[0]: answers}
+        if len(outputs) == 1
+        else {name: answers[:, i : i + 1] for i, name in enumerate(outputs)}
+    )
 
 
 def _spread(length: int, count: int) -> np.ndarray:
-    """Indices of at most `count` jets, evenly spread over a dataset (whose files may differ in pT)."""
+    """Indices of at most `count` jets, evenly spread over a dataset (whose files may
+    differ in pT).
+    """
     return np.unique(np.linspace(0, length - 1, min(count, length)).astype(np.int64))
 
 
@@ -279,12 +365,18 @@ def _inputs(dataset, index: np.ndarray) -> dict[str, np.ndarray]:
 def _padding(data_config) -> dict[str, np.ndarray]:
     """Value of each variable in a place without particle, {group: (C,)}."""
     params = data_config.preprocess_params
-    return {group: np.array([params[name]["pad_value"] for name in names], np.float32) for group, names in data_config.input_dicts.items()}
+    return {
+        group: np.array([params[name]["pad_value"] for name in names], np.float32)
+        for group, names in data_config.input_dicts.items()
+    }
 
 
 def _metadata(wanted: Export, data_config, info: dict[str, Any]) -> dict[str, Any]:
     """What an ONNX file found somewhere in a year must say about itself."""
-    run, options = (storage.find_json(wanted.path(*parts), {}) for parts in (("run.json",), ("trials", wanted.trial, "options.json")))
+    run, options = (
+        storage.find_json(wanted.path(*parts), {})
+        for parts in (("run.json",), ("trials", wanted.trial, "options.json"))
+    )
     return {
         "run_id": storage.name(wanted.run),
         "trial": wanted.trial,
@@ -296,15 +388,24 @@ def _metadata(wanted: Export, data_config, info: dict[str, Any]) -> dict[str, An
         "best_epoch": options.get("best_epoch", "unknown"),
         "best_metric": options.get("best_metric", "unknown"),
         "metrics": json.dumps(_validation_metrics(wanted, options.get("best_epoch"))),
-        "output_columns": json.dumps(info.get("output_columns", [])),  # by which the evaluation knows the quantiles
-        "label": json.dumps({name: data_config.functions[name].text for name in data_config.label_names if name in data_config.functions}),
+        # by which the evaluation knows the quantiles
+        "output_columns": json.dumps(info.get("output_columns", [])),
+        "label": json.dumps(
+            {
+                name: data_config.functions[name].text
+                for name in data_config.label_names
+                if name in data_config.functions
+            }
+        ),
         "standardisation": json.dumps(data_config.preprocess_params),
         "versions": " ".join(f"{name} {_version(name)}" for name in PACKAGES),
     }
 
 
 def _version(package: str) -> str:
-    """The version of an installed package; torch's own word for it also names the build (`2.13.0+cu130`)."""
+    """The version of an installed package; torch's own word for it also names the build
+    (`2.13.0+cu130`).
+    """
     if package == "torch":
         import torch
 
@@ -313,7 +414,9 @@ def _version(package: str) -> str:
 
 
 def _validation_metrics(wanted: Export, best_epoch: Any) -> dict[str, Any]:
-    """The trial's record of the epoch whose weights are exported; only the validation set has been looked at by then."""
+    """The trial's record of the epoch whose weights are exported; only the validation set has been
+    looked at by then.
+    """
     place = wanted.path("trials", wanted.trial, "history.json")
     history = storage.find_json(place, [])
     return next((epoch for epoch in history if epoch.get("epoch") == best_epoch), {})
@@ -321,7 +424,9 @@ def _validation_metrics(wanted: Export, best_epoch: Any) -> dict[str, Any]:
 
 @contextmanager
 def _staging(run: str) -> Iterator[Path]:
-    """A folder to build in, beside its destination on a disk, so that a rename can put it in place."""
+    """A folder to build in, beside its destination on a disk, so that a rename can put
+    it in place.
+    """
     for left in [] if storage.is_s3(run) else Path(run).glob(".export-*"):
         shutil.rmtree(left, ignore_errors=True)  # of an export that was killed
     folder = tempfile.mkdtemp(prefix=".export-", dir=None if storage.is_s3(run) else run)
@@ -332,7 +437,9 @@ def _staging(run: str) -> Iterator[Path]:
 
 
 def _publish(wanted: Export, folder: Path) -> None:
-    """Put what was built in place: the golden files first, the models last and, on a disk, in one rename."""
+    """Put what was built in place: the golden files first, the models last and, on a disk, in one
+    rename.
+    """
     for name in (wanted.name, f"{wanted.name}{RAW}"):
         storage.delete(wanted.path("golden", name))
     storage.upload(folder / "golden", wanted.path("golden"))
@@ -352,11 +459,32 @@ def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog="python -m exporting.export", description=__doc__)
     parser.add_argument("--run", required=True, help="the run's folder, a path or s3:// URI")
     parser.add_argument("--trial", required=True, help="trial whose best checkpoint is exported")
-    parser.add_argument("--name", required=True, help="name of the model, which is that of the service")
-    parser.add_argument("--opset", type=int, default=17, help="ONNX opset; 17 loads in Triton 23.05 and later (default: %(default)s)")
-    parser.add_argument("--max-batch-size", type=int, default=AUTO_SIZE, help="most jets in one execution; 0 measures memory (default)")
-    parser.add_argument("--memory-budget", default=BUDGET, help="what a model may take for one execution, as 1Gi (default: %(default)s)")
-    parser.add_argument("--raw-model", default=RAW_CHOICES[0], choices=RAW_CHOICES, help="a model for raw jets too (default: %(default)s)")
+    parser.add_argument(
+        "--name", required=True, help="name of the model, which is that of the service"
+    )
+    parser.add_argument(
+        "--opset",
+        type=int,
+        default=17,
+        help="ONNX opset; 17 loads in Triton 23.05 and later (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--max-batch-size",
+        type=int,
+        default=AUTO_SIZE,
+        help="most jets in one execution; 0 measures memory (default)",
+    )
+    parser.add_argument(
+        "--memory-budget",
+        default=BUDGET,
+        help="what a model may take for one execution, as 1Gi (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--raw-model",
+        default=RAW_CHOICES[0],
+        choices=RAW_CHOICES,
+        help="a model for raw jets too (default: %(default)s)",
+    )
     options = parser.parse_args(argv)
 
     def body() -> None:
@@ -375,11 +503,16 @@ def _words(record: dict[str, Any]) -> Iterator[str]:
     """One model's record in a line or two."""
     parity = record["parity"]
     yield (
-        f"{record['model']}: PyTorch = ONNX Runtime: {parity['share_close']:.2%} of {parity['num_jets']:,} jets within 1e-5, largest "
-        f"difference {parity['max_difference']:.2g}, over {len(parity['batch_sizes'])} batch sizes and {len(parity['levels'])} graph levels"
+        f"{record['model']}: PyTorch = ONNX Runtime: {parity['share_close']:.2%} of"
+        f" {parity['num_jets']:,} jets within 1e-5, largest difference"
+        f" {parity['max_difference']:.2g}, over {len(parity['batch_sizes'])} batch sizes and"
+        f" {len(parity['levels'])} graph levels"
     )
     if memory := record["memory"]:
-        yield f"{record['model']}: {memory['bytes_per_jet'] / 1e6:.2f} MB a jet, so at most {record['max_batch_size']:,} jets at once"
+        yield (
+            f"{record['model']}: {memory['bytes_per_jet'] / 1e6:.2f} MB a jet, so at most"
+            f" {record['max_batch_size']:,} jets at once"
+        )
 
 
 if __name__ == "__main__":

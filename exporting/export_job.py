@@ -1,7 +1,9 @@
-"""The PyTorchJobs that follow a search: export of the best checkpoint, and its evaluation on the test set.
+"""The PyTorchJobs that follow a search: export of the best checkpoint, and its evaluation on the
+test set.
 
-They run in the image of the training, because they need its libraries, and on one node without a GPU: exporting proves
-parity for CPU kernels, and evaluating reads the exported model through ONNX Runtime.
+They run in the image of the training, because they need its libraries, and on one node without a
+GPU: exporting proves parity for CPU kernels, and evaluating reads the exported model through ONNX
+Runtime.
 """
 
 from __future__ import annotations
@@ -18,14 +20,28 @@ DEADLINE = 6 * 3600.0  # seconds; generous, for a slow network and a large test 
 
 def export_job(run: Run, trial: str) -> Manifest:
     """Turns `<run>/trials/<trial>/best.pt` into a Triton model repository under `<run>/model`."""
-    return _job(run, step="export", module="exporting.export", args=["--trial", trial, f"--raw-model={run.config.raw_model}"])
+    return _job(
+        run,
+        step="export",
+        module="exporting.export",
+        args=["--trial", trial, f"--raw-model={run.config.raw_model}"],
+    )
 
 
 def evaluate_job(run: Run, trial: str) -> Manifest:
     """Measures the exported model on the test set and writes metrics.json and report.html."""
     config = run.config
-    gates = [f"--min-improvement={config.min_improvement}", f"--max-closure={config.max_closure}", f"--seed={config.seed}"]
-    return _job(run, step="evaluate", module="physics.evaluate", args=["--trial", trial, f"--baseline={config.baseline}", *gates])
+    gates = [
+        f"--min-improvement={config.min_improvement}",
+        f"--max-closure={config.max_closure}",
+        f"--seed={config.seed}",
+    ]
+    return _job(
+        run,
+        step="evaluate",
+        module="physics.evaluate",
+        args=["--trial", trial, f"--baseline={config.baseline}", *gates],
+    )
 
 
 def _job(run: Run, *, step: str, module: str, args: list[str]) -> Manifest:

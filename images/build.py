@@ -1,11 +1,12 @@
-"""Builds the two images with docker, podman or buildah, pushes them, and notes their digests for pipeline.py.
+"""Builds the two images with docker, podman or buildah, pushes them, and notes their digests for
+pipeline.py.
 
     python -m images.build --registry registry/project                 # what `make images` runs
     python -m images.build --registry registry/project --torch cpu     # for a cluster without GPUs
     python -m images.build --no-push                                   # build only
 
-After a push, images/digests.json names both images by digest, and `python pipeline.py` uses them unless told otherwise.
-Log in to the registry first, with the engine's own `login`.
+After a push, images/digests.json names both images by digest, and `python pipeline.py` uses them
+unless told otherwise. Log in to the registry first, with the engine's own `login`.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Source:
-    """What an image is made from: the commit ('+' behind it where files differ), its short form as a tag, and its date."""
+    """What an image is made from: the commit ('+' behind it where files differ), its short form as
+    a tag, and its date.
+    """
 
     commit: str
     created: str
@@ -44,24 +47,49 @@ class Source:
 
 
 def source() -> Source:
-    """The checkout's commit. Raises InputError outside of a git checkout: an image must be able to say what it holds."""
+    """The checkout's commit.
+
+    Raises InputError outside of a git checkout: an image must be able to say what it holds.
+    """
     try:
-        commit = _output(["git", "-C", str(ROOT), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"])
-        return Source(commit=commit, created=_output(["git", "-C", str(ROOT), "log", "-1", "--format=%cI"]))
+        commit = _output(
+            [
+                "git",
+                "-C",
+                str(ROOT),
+                "describe",
+                "--always",
+                "--abbrev=40",
+                "--exclude=*",
+                "--dirty=+",
+            ]
+        )
+        return Source(
+            commit=commit, created=_output(["git", "-C", str(ROOT), "log", "-1", "--format=%cI"])
+        )
     except (OSError, subprocess.CalledProcessError) as error:
-        raise InputError(f"images are labelled with their commit, and {ROOT} is no git checkout ({error})") from None
+        raise InputError(
+            f"images are labelled with their commit, and {ROOT} is no git checkout ({error})"
+        ) from None
 
 
 def find_engine(asked: str) -> str:
     """The engine asked for, or the first one installed. Raises InputError where there is none."""
     engines = ENGINES if asked == "auto" else (asked,)
     found = next((engine for engine in engines if shutil.which(engine)), "")
-    require(bool(found), f"none of {', '.join(engines)} is installed; on Debian: apt-get install buildah")
+    require(
+        bool(found),
+        f"none of {', '.join(engines)} is installed; on Debian: apt-get install buildah",
+    )
     return found
 
 
-def build_command(engine: str, name: str, tag: str, made_from: Source, args: argparse.Namespace) -> list[str]:
-    """The command that builds one image from the whole project as context (.dockerignore leaves in what is copied)."""
+def build_command(
+    engine: str, name: str, tag: str, made_from: Source, args: argparse.Namespace
+) -> list[str]:
+    """The command that builds one image from the whole project as context (.dockerignore leaves in
+    what is copied).
+    """
     settings = {"COMMIT": made_from.commit, "CREATED": made_from.created}
     base = getattr(args, f"{name}_base")
     if base:
@@ -79,11 +107,16 @@ def build_command(engine: str, name: str, tag: str, made_from: Source, args: arg
 
 
 def push(engine: str, tag: str) -> str:
-    """Push an image; returns its reference by digest. Raises ClusterError where the engine does not tell the digest."""
+    """Push an image; returns its reference by digest.
+
+    Raises ClusterError where the engine does not tell the digest.
+    """
     repository = tag.rsplit(":", 1)[0]
     if engine == "docker":
         _run([engine, "push", tag])
-        told = json.loads(_output([engine, "image", "inspect", "--format", "{{json .RepoDigests}}", tag]))
+        told = json.loads(
+            _output([engine, "image", "inspect", "--format", "{{json .RepoDigests}}", tag])
+        )
         text = next((one for one in told if one.startswith(f"{repository}@")), "")
     else:
         with tempfile.TemporaryDirectory() as folder:
@@ -97,21 +130,39 @@ def push(engine: str, tag: str) -> str:
 
 
 def record(made_from: Source, references: dict[str, str]) -> None:
-    """Write images/digests.json, in one step. Images that were not pushed now stay as noted if they are of the same commit."""
-    kept = {name: digests.image(name) for name in NAMES if "@" in digests.image(name)} if digests.commit() == made_from.commit else {}
+    """Write images/digests.json, in one step.
+
+    Images that were not pushed now stay as noted if they are of the same commit.
+    """
+    kept = (
+        {name: digests.image(name) for name in NAMES if "@" in digests.image(name)}
+        if digests.commit() == made_from.commit
+        else {}
+    )
     temporary = digests.FILE.with_suffix(".tmp")
-    temporary.write_text(json.dumps({"commit": made_from.commit, "images": {**kept, **references}}, indent=2) + "\n")
+    temporary.write_text(
+        json.dumps({"commit": made_from.commit, "images": {**kept, **references}}, indent=2) + "\n"
+    )
     os.replace(temporary, digests.FILE)
 
 
 def build(args: argparse.Namespace) -> None:
     """Build the images asked for; push and record them unless told not to."""
-    require(bool(args.registry) or args.no_push, "give --registry, as in: make images REGISTRY=registry/project (or --no-push)")
-    require((ROOT / "images" / f"torch-{args.torch}.lock").exists(), f"--torch {args.torch}: there is no images/torch-{args.torch}.lock")
+    require(
+        bool(args.registry) or args.no_push,
+        "give --registry, as in: make images REGISTRY=registry/project (or --no-push)",
+    )
+    require(
+        (ROOT / "images" / f"torch-{args.torch}.lock").exists(),
+        f"--torch {args.torch}: there is no images/torch-{args.torch}.lock",
+    )
     engine, made_from = find_engine(args.engine), source()
     names = NAMES if args.only == "all" else (args.only,)
     suffix = {"steps": "", "weaver": "" if args.torch == "cuda" else f"-{args.torch}"}
-    tags = {name: f"{args.registry.rstrip('/')}/jec-{name}:{made_from.tag}{suffix[name]}".lstrip("/") for name in names}
+    tags = {
+        name: f"{args.registry.rstrip('/')}/jec-{name}:{made_from.tag}{suffix[name]}".lstrip("/")
+        for name in names
+    }
     for name, tag in tags.items():
         print(f"building {tag} with {engine}", flush=True)
         _run(build_command(engine, name, tag, made_from, args))
@@ -128,7 +179,9 @@ def _run(command: list[str]) -> None:
     environment = {**os.environ, "DOCKER_BUILDKIT": "1"}
     code = subprocess.run(command, cwd=ROOT, env=environment).returncode
     if code:
-        raise ClusterError(f"{' '.join(command[:2])} ended with exit code {code}; its last lines above say why")
+        raise ClusterError(
+            f"{' '.join(command[:2])} ended with exit code {code}; its last lines above say why"
+        )
 
 
 def _output(command: list[str]) -> str:
@@ -137,15 +190,52 @@ def _output(command: list[str]) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog="python -m images.build", description=__doc__)
-    parser.add_argument("--registry", default="", metavar="REGISTRY", help="where to push: host and project; the images' names follow it")
-    parser.add_argument("--engine", choices=("auto", *ENGINES), default="auto", help="what builds (default: the first one installed)")
-    parser.add_argument("--only", choices=("all", *NAMES), default="all", help="build one of the two (default: all)")
-    parser.add_argument("--torch", default="cuda", metavar="NAME", help="take torch from images/torch-NAME.lock: cuda, cpu (default: cuda)")
-    parser.add_argument("--steps-base", default="", metavar="IMAGE", help="base of the steps' image (default: see its Dockerfile)")
-    parser.add_argument("--weaver-base", default="", metavar="IMAGE", help="base of the training's image (default: see its Dockerfile)")
-    parser.add_argument("--pip-conf", default="", metavar="FILE", help="pip.conf with the site's index; a build secret, in no layer")
-    parser.add_argument("--build-option", action="append", default=[], metavar="OPTION",
-                        help="passed to the engine's build, as --build-option=--no-cache")  # fmt: skip
+    parser.add_argument(
+        "--registry",
+        default="",
+        metavar="REGISTRY",
+        help="where to push: host and project; the images' names follow it",
+    )
+    parser.add_argument(
+        "--engine",
+        choices=("auto", *ENGINES),
+        default="auto",
+        help="what builds (default: the first one installed)",
+    )
+    parser.add_argument(
+        "--only", choices=("all", *NAMES), default="all", help="build one of the two (default: all)"
+    )
+    parser.add_argument(
+        "--torch",
+        default="cuda",
+        metavar="NAME",
+        help="take torch from images/torch-NAME.lock: cuda, cpu (default: cuda)",
+    )
+    parser.add_argument(
+        "--steps-base",
+        default="",
+        metavar="IMAGE",
+        help="base of the steps' image (default: see its Dockerfile)",
+    )
+    parser.add_argument(
+        "--weaver-base",
+        default="",
+        metavar="IMAGE",
+        help="base of the training's image (default: see its Dockerfile)",
+    )
+    parser.add_argument(
+        "--pip-conf",
+        default="",
+        metavar="FILE",
+        help="pip.conf with the site's index; a build secret, in no layer",
+    )
+    parser.add_argument(
+        "--build-option",
+        action="append",
+        default=[],
+        metavar="OPTION",
+        help="passed to the engine's build, as --build-option=--no-cache",
+    )
     parser.add_argument("--no-push", action="store_true", help="build only")
     args = parser.parse_args(argv)
     return run_main(lambda: build(args))

@@ -1,4 +1,6 @@
-"""Which images the pipeline uses: those that `make images` pushed last, by digest, or else a tag that the user has to provide."""
+"""Which images the pipeline uses: those that `make images` pushed last, by digest, or else a tag
+that the user has to provide.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 FILE = Path(__file__).resolve().parent / "digests.json"
-"""Written by `python -m images.build` after a push: {"commit": ..., "images": {"steps": "REPOSITORY@sha256:...", ...}}."""
+"""Written by `python -m images.build` after a push:
+
+{"commit": ..., "images": {"steps": "REPOSITORY@sha256:...", ...}}.
+"""
 
 
 def image(name: str) -> str:
@@ -16,7 +21,9 @@ def image(name: str) -> str:
 
 
 def commit() -> str:
-    """The commit that the pushed images hold ('+' behind it: with changes); empty where none were pushed from here."""
+    """The commit that the pushed images hold ('+' behind it: with changes); empty where none were
+    pushed from here.
+    """
     return _recorded().get("commit", "")
 
 

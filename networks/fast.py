@@ -1,8 +1,10 @@
-"""The two operations on which a jet network spends its time on a CPU, a linear layer and batch normalisation with ReLU over many rows.
+"""The two operations on which a jet network spends its time on a CPU, a linear layer and batch
+normalisation with ReLU over many rows.
 
-Both compute what `F.linear` and `F.batch_norm` compute and fall back to them where these are as good: on a GPU, under
-torch.compile (which fuses by itself) and in an exported graph. The figures were measured on 2 cores with 409,600 rows (a batch of
-256 jets, 100 particles, 16 neighbours) of 50 features: `python -m benchmarks.networks` measures the networks themselves.
+Both compute what `F.linear` and `F.batch_norm` compute and fall back to them where these are as
+good: on a GPU, under torch.compile (which fuses by itself) and in an exported graph. The figures
+were measured on 2 cores with 409,600 rows (a batch of 256 jets, 100 particles, 16 neighbours) of 50
+features: `python -m benchmarks.networks` measures the networks themselves.
 """
 
 from __future__ import annotations
@@ -28,8 +30,9 @@ def plain_is_better(x: torch.Tensor) -> bool:
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """x (..., C), weight (D, C), bias (D,) -> (..., D).
 
-    Done as a convolution of width 1 over an image of one column with channels last, which needs no copy: it goes to oneDNN, whose
-    products of a tall and a small matrix, and their gradients, take a third of the time of the BLAS behind F.linear in float32.
+    Done as a convolution of width 1 over an image of one column with channels last, which needs no
+    copy: it goes to oneDNN, whose products of a tall and a small matrix, and their gradients, take
+    a third of the time of the BLAS behind F.linear in float32.
     """
     if plain_is_better(x):
         return F.linear(x, weight, bias)
@@ -46,12 +49,18 @@ def _product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -
 
 
 def batch_norm(x: torch.Tensor, norm: nn.Module, *, relu: bool) -> torch.Tensor:
-    """`norm` (a BatchNorm1d or 2d) of the last axis of x (..., C) over all others, then ReLU if wanted. Updates the running statistics."""
+    """`norm` (a BatchNorm1d or 2d) of the last axis of x (..., C) over all others, then ReLU if
+    wanted. Updates the running statistics.
+    """
     if _is_ours(norm, x):
         y, mean, variance = _BatchNormReLU.apply(x, norm.weight, norm.bias, norm.eps, relu)
         _follow(norm, mean, variance, x.numel() // x.shape[-1])
         return y
-    y = norm(x.reshape(-1, x.shape[-1])).view(x.shape) if isinstance(norm, nn.BatchNorm1d) else _rows(norm(_image(x)), x.shape)
+    y = (
+        norm(x.reshape(-1, x.shape[-1])).view(x.shape)
+        if isinstance(norm, nn.BatchNorm1d)
+        else _rows(norm(_image(x)), x.shape)
+    )
     return F.relu(y) if relu else y
 
 
@@ -62,10 +71,12 @@ def affine(norm: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 class Edges:
-    """Edges from each of a batch's particles to its k neighbours, by the rows of all jets' particles: R = N P.
+    """Edges from each of a batch's particles to its k neighbours, by the rows of all jets'
+    particles: R = N P.
 
-    `to` (R, k) is the neighbour's row, `counts` (R, 1) how often a row is a neighbour, `order` (R k,) the edges sorted by neighbour,
-    where those to row j begin at `starts[j]`: whatever is added up over the edges that meet in a particle is then a plain sum of rows.
+    `to` (R, k) is the neighbour's row, `counts` (R, 1) how often a row is a neighbour, `order` (R
+    k,) the edges sorted by neighbour, where those to row j begin at `starts[j]`: whatever is added
+    up over the edges that meet in a particle is then a plain sum of rows.
     """
 
     def __init__(self, index: torch.Tensor) -> None:
@@ -74,11 +85,16 @@ class Edges:
 
     @functools.cached_property
     def order(self) -> torch.Tensor:
-        """Asked for in training alone. NumPy sorts numbers of 16 bits by radix, in a third of the time that torch takes."""
+        """Asked for in training alone.
+
+        NumPy sorts numbers of 16 bits by radix, in a third of the time that torch takes.
+        """
         within = self.index.reshape(len(self.index), -1)  # (N, P k)
         short = torch.int16 if self.index.shape[1] <= 2**15 else torch.int32
         order = np.argsort(within.to(short).numpy(), axis=1, kind="stable")
-        return (torch.from_numpy(order) + torch.arange(len(within))[:, None] * within.shape[1]).view(-1)
+        return (
+            torch.from_numpy(order) + torch.arange(len(within))[:, None] * within.shape[1]
+        ).view(-1)
 
     @functools.cached_property
     def counts(self) -> torch.Tensor:
@@ -90,17 +106,22 @@ class Edges:
 
 
 def edge_sum(centre: torch.Tensor, x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """centre_i + x_j on the edges from each particle i to its neighbours j: two (N, P, C) and index (N, P, k) -> (N, P, k, C)."""
+    """centre_i + x_j on the edges from each particle i to its neighbours j: two (N, P, C) and index
+    (N, P, k) -> (N, P, k, C).
+    """
     if plain_is_better(x):
         return _plain_edge_sum(centre, x, rows_of(index, x, x.shape[1]))
     edges = Edges(index)
-    return _EdgeSum.apply(centre.reshape(-1, x.shape[-1]), x.reshape(-1, x.shape[-1]), edges).view(*index.shape, -1)
+    return _EdgeSum.apply(centre.reshape(-1, x.shape[-1]), x.reshape(-1, x.shape[-1]), edges).view(
+        *index.shape, -1
+    )
 
 
 class Rows(NamedTuple):
     """Neighbours by their rows among all jets' particles: `index` (N, P, k), and P itself.
 
-    In a traced graph P is a constant if it is given as a plain number, and else counted whenever the graph is run.
+    In a traced graph P is a constant if it is given as a plain number, and else counted whenever
+    the graph is run.
     """
 
     index: torch.Tensor
@@ -108,23 +129,33 @@ class Rows(NamedTuple):
 
 
 def rows_of(index: torch.Tensor, of: torch.Tensor, particles: int) -> Rows:
-    """Rows of the neighbours `index` (N, P, k) within their jets; `of` (N, ...) is any tensor of these jets.
+    """Rows of the neighbours `index` (N, P, k) within their jets; `of` (N, ...) is any tensor of
+    these jets.
 
-    Given the same `of` in each block, the rows at which jets begin are computed once in an exported graph.
+    Given the same `of` in each block, the rows at which jets begin are computed once in an exported
+    graph.
     """
-    return Rows(index + torch.arange(of.shape[0], device=index.device)[:, None, None] * particles, particles)
+    return Rows(
+        index + torch.arange(of.shape[0], device=index.device)[:, None, None] * particles, particles
+    )
 
 
 def _plain_edge_sum(centre: torch.Tensor, x: torch.Tensor, rows: Rows) -> torch.Tensor:
     """edge_sum by rows: the exporter turns an embedding into a plain Gather."""
     k, dim = int(rows.index.shape[2]), int(x.shape[2])
-    return centre.unsqueeze(2) + F.embedding(rows.index.reshape(-1), x.reshape(-1, dim)).view(-1, rows.particles, k, dim)
+    return centre.unsqueeze(2) + F.embedding(rows.index.reshape(-1), x.reshape(-1, dim)).view(
+        -1, rows.particles, k, dim
+    )
 
 
-def edge_sum_norm_relu(centre: torch.Tensor, x: torch.Tensor, index: torch.Tensor, norm: nn.Module) -> torch.Tensor:
-    """ReLU(norm(centre_i + x_j)) on the edges, as edge_sum; in training the statistics are those of the edges.
+def edge_sum_norm_relu(
+    centre: torch.Tensor, x: torch.Tensor, index: torch.Tensor, norm: nn.Module
+) -> torch.Tensor:
+    """ReLU(norm(centre_i + x_j)) on the edges, as edge_sum; in training the statistics are those of
+    the edges.
 
-    Mean and variance of a sum over edges follow from sums over particles, so that `norm` is applied before there are edges.
+    Mean and variance of a sum over edges follow from sums over particles, so that `norm` is applied
+    before there are edges.
     """
     if not _is_ours(norm, x):
         return batch_norm(edge_sum(centre, x, index), norm, relu=True)
@@ -134,24 +165,35 @@ def edge_sum_norm_relu(centre: torch.Tensor, x: torch.Tensor, index: torch.Tenso
     _follow(norm, mean.detach(), variance.detach(), edges.to.numel())
     scale = norm.weight * torch.rsqrt(variance + norm.eps)
     shifted = torch.addcmul(norm.bias - mean * scale, centre, scale).to(x.dtype)
-    return F.relu(_EdgeSum.apply(shifted, (x * scale).to(x.dtype), edges), inplace=True).view(*index.shape, dim)
+    return F.relu(_EdgeSum.apply(shifted, (x * scale).to(x.dtype), edges), inplace=True).view(
+        *index.shape, dim
+    )
 
 
-def _edge_statistics(centre: torch.Tensor, x: torch.Tensor, edges: Edges) -> tuple[torch.Tensor, torch.Tensor]:
+def _edge_statistics(
+    centre: torch.Tensor, x: torch.Tensor, edges: Edges
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and biased variance (C,) of centre_i + x_j over all edges, from (R, C) each."""
     number, k, counts = edges.to.numel(), edges.k, edges.counts.to(x.dtype)
     mean_centre, mean_x = centre.mean(dim=0), (counts.t() @ x)[0] / number
     centre, x = centre - mean_centre, x - mean_x  # first, so that no digits are lost in the squares
-    squares = torch.addcmul(centre * (k * centre + 2 * _NeighbourSum.apply(x, edges)), counts * x, x)
+    squares = torch.addcmul(
+        centre * (k * centre + 2 * _NeighbourSum.apply(x, edges)), counts * x, x
+    )
     return mean_centre + mean_x, squares.sum(dim=0) / number
 
 
-# In an exported graph the layers on edges, and the PFN's on particles, are products without biases: ONNX Runtime would add a bias in a
-# further pass over all rows. One more feature, the last, is one in every row and carries the biases from product to product.
+# In an exported graph the layers on edges, and the PFN's on particles, are products without biases:
+# ONNX Runtime would add a bias in a further pass over all rows. One more feature, the last, is one
+# in every row and carries the biases from product to product.
 
 
-def edges_with_one(x: torch.Tensor, rows: Rows, weight: torch.Tensor, bias: torch.Tensor, *, keep: bool) -> torch.Tensor:
-    """ReLU(W (x_i, x_j - x_i) + b) on edges: x (N, P, C), weight (D, 2C) -> (N, P, k, D), or D + 1 to `keep` the feature that is one."""
+def edges_with_one(
+    x: torch.Tensor, rows: Rows, weight: torch.Tensor, bias: torch.Tensor, *, keep: bool
+) -> torch.Tensor:
+    """ReLU(W (x_i, x_j - x_i) + b) on edges: x (N, P, C), weight (D, 2C) -> (N, P, k, D), or D + 1
+    to `keep` the feature that is one.
+    """
     of_self, of_difference = weight.chunk(2, dim=1)  # (D, C) each
     of_centre = of_self - of_difference
     if keep:
@@ -161,11 +203,23 @@ def edges_with_one(x: torch.Tensor, rows: Rows, weight: torch.Tensor, bias: torc
     return F.relu(_plain_edge_sum(F.linear(x, of_centre, bias), F.linear(x, of_difference), rows))
 
 
-def linear_with_one(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, *, keep: bool) -> torch.Tensor:
-    """W x + b where the last feature of x (..., C + 1) is one: (..., D), or D + 1 to `keep` that feature."""
+def linear_with_one(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, *, keep: bool
+) -> torch.Tensor:
+    """W x + b where the last feature of x (..., C + 1) is one:
+
+    (..., D), or D + 1 to `keep` that feature.
+    """
     weight = torch.cat((weight, bias[:, None]), dim=1)
     if keep:
-        weight = torch.cat((weight, torch.cat((torch.zeros_like(weight[:1, 1:]), torch.ones_like(weight[:1, :1])), dim=1)))
+        weight = torch.cat(
+            (
+                weight,
+                torch.cat(
+                    (torch.zeros_like(weight[:1, 1:]), torch.ones_like(weight[:1, :1])), dim=1
+                ),
+            )
+        )
     return x @ weight.t()
 
 
@@ -177,19 +231,23 @@ def mean_of_neighbours(edges: torch.Tensor) -> torch.Tensor:
 
 
 def sum_of_particles(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Sum over particles, weighted by the mask: x (N, P, C), mask (N, 1, P), one for a particle and zero for padding -> (N, C).
+    """Sum over particles, weighted by the mask: x (N, P, C), mask (N, 1, P), one for a particle and
+    zero for padding -> (N, C).
 
     As a product: in one pass over x, where to multiply and then to add takes two.
     """
     return torch.bmm(mask, x).squeeze(1)
 
 
-# Sums of rows go through embedding_bag: its kernels run in parallel over bags and, for bfloat16, add in float32.
+# Sums of rows go through embedding_bag: its kernels run in parallel over bags and, for bfloat16,
+# add in float32.
 
 
 def _sums_of_edges(rows: torch.Tensor, k: int) -> torch.Tensor:
     """Sum over each particle's own k edges: (R k, C) -> (R, C)."""
-    return F.embedding_bag(torch.arange(len(rows), device=rows.device).view(-1, k), rows, mode="sum")
+    return F.embedding_bag(
+        torch.arange(len(rows), device=rows.device).view(-1, k), rows, mode="sum"
+    )
 
 
 class _EdgeSum(torch.autograd.Function):
@@ -206,7 +264,11 @@ class _EdgeSum(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, gradient):
         edges, gradient = ctx.edges, gradient.contiguous()
-        return _sums_of_edges(gradient, edges.k), F.embedding_bag(edges.order, gradient, edges.starts, mode="sum"), None
+        return (
+            _sums_of_edges(gradient, edges.k),
+            F.embedding_bag(edges.order, gradient, edges.starts, mode="sum"),
+            None,
+        )
 
 
 class _NeighbourSum(torch.autograd.Function):
@@ -221,11 +283,18 @@ class _NeighbourSum(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, gradient):
         edges = ctx.edges
-        return F.embedding_bag(edges.order // edges.k, gradient.contiguous(), edges.starts, mode="sum"), None
+        return (
+            F.embedding_bag(
+                edges.order // edges.k, gradient.contiguous(), edges.starts, mode="sum"
+            ),
+            None,
+        )
 
 
 class _MeanOfNeighbours(torch.autograd.Function):
-    """Mean over k, (N, P, k, C) -> (N, P, C), with a gradient that lies contiguously, as the next backward pass is quickest on."""
+    """Mean over k, (N, P, k, C) -> (N, P, C), with a gradient that lies contiguously, as the next
+    backward pass is quickest on.
+    """
 
     @staticmethod
     def forward(ctx, edges):
@@ -240,7 +309,9 @@ class _MeanOfNeighbours(torch.autograd.Function):
 
 
 def _image(x: torch.Tensor) -> torch.Tensor:
-    """(..., C) as an image (1, C, rows, 1) whose channels lie next to each other: no copy if x is contiguous."""
+    """(..., C) as an image (1, C, rows, 1) whose channels lie next to each other: no copy if x is
+    contiguous.
+    """
     return x.reshape(1, -1, 1, x.shape[-1]).permute(0, 3, 1, 2)
 
 
@@ -250,8 +321,15 @@ def _rows(image: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
 
 
 def _is_ours(norm: nn.Module, x: torch.Tensor) -> bool:
-    """True if this module normalises by the batch in a way that it knows: not SyncBatchNorm, which asks the other GPUs too."""
-    known = type(norm) in (nn.BatchNorm1d, nn.BatchNorm2d) and norm.affine and norm.track_running_stats and norm.momentum is not None
+    """True if this module normalises by the batch in a way that it knows: not SyncBatchNorm, which
+    asks the other GPUs too.
+    """
+    known = (
+        type(norm) in (nn.BatchNorm1d, nn.BatchNorm2d)
+        and norm.affine
+        and norm.track_running_stats
+        and norm.momentum is not None
+    )
     return known and norm.training and not plain_is_better(x)
 
 
@@ -264,9 +342,11 @@ def _follow(norm: nn.Module, mean: torch.Tensor, variance: torch.Tensor, rows: i
 
 
 class _LinearBF16(torch.autograd.Function):
-    """_product with the gradient of the weight as batched products of parts of the rows, added up in float32.
+    """_product with the gradient of the weight as batched products of parts of the rows, added up
+    in float32.
 
-    oneDNN's own gradient of a convolution's weight takes 3 to 4 times as long in bfloat16 where the CPU has AMX. Has no second derivative.
+    oneDNN's own gradient of a convolution's weight takes 3 to 4 times as long in bfloat16 where the
+    CPU has AMX. Has no second derivative.
     """
 
     @staticmethod
@@ -281,7 +361,10 @@ class _LinearBF16(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         gradient = gradient.contiguous()
         parts = math.gcd(len(x), PARTS)
-        products = torch.bmm(gradient.view(parts, -1, gradient.shape[1]).transpose(1, 2), x.view(parts, -1, x.shape[1]))
+        products = torch.bmm(
+            gradient.view(parts, -1, gradient.shape[1]).transpose(1, 2),
+            x.view(parts, -1, x.shape[1]),
+        )
         of_weight = products.sum(dim=0, dtype=torch.float32).to(weight.dtype)
         of_x = _product(gradient, weight.t(), None) if ctx.needs_input_grad[0] else None
         return of_x, of_weight, gradient.sum(dim=0) if ctx.has_bias else None
@@ -290,9 +373,9 @@ class _LinearBF16(torch.autograd.Function):
 class _BatchNormReLU(torch.autograd.Function):
     """Batch normalisation and ReLU, with the statistics in float32 whatever the type of x.
 
-    PyTorch's kernels run over the features of a row in whole vector registers and one by one over what is left, so 50 features are
-    slow (in bfloat16 by a factor of 7). Here as many rows are read as one as it takes to fill registers, and their statistics are
-    put together afterwards.
+    PyTorch's kernels run over the features of a row in whole vector registers and one by one over
+    what is left, so 50 features are slow (in bfloat16 by a factor of 7). Here as many rows are read
+    as one as it takes to fill registers, and their statistics are put together afterwards.
     """
 
     @staticmethod
@@ -318,34 +401,48 @@ class _BatchNormReLU(torch.autograd.Function):
         if ctx.relu:
             g = torch.ops.aten.threshold_backward(g, y, 0)
         of_weight, of_bias = _gradient_sums(g, wide, mean, invstd, fold)
-        # d/dx = scale (g - mean of g - xhat * mean of g xhat), an affine function of g and of x in each feature
+        # d/dx = scale (g - mean of g - xhat * mean of g xhat), an affine function of g and of x in
+        # each feature
         scale = weight * invstd
         slope = -scale * invstd * of_weight / rows
         shift = -scale * of_bias / rows - slope * mean
-        of_x = _affine(wide, slope, shift, fold).add_(_affine(g, scale, torch.zeros_like(scale), fold))
+        of_x = _affine(wide, slope, shift, fold).add_(
+            _affine(g, scale, torch.zeros_like(scale), fold)
+        )
         return of_x.view(gradient.shape), of_weight, of_bias, None, None
 
 
 def _wide(x: torch.Tensor) -> torch.Tensor:
-    """x (..., C) with `fold` rows read as one, (rows / fold, fold C), so that a row fills vector registers."""
+    """x (..., C) with `fold` rows read as one, (rows / fold, fold C), so that a row fills vector
+    registers.
+    """
     dim = x.shape[-1]
     rows = x.numel() // dim
     fold = math.gcd(math.lcm(dim, LANES) // dim, rows)
     return x.reshape(rows // fold, fold * dim)
 
 
-def _statistics(wide: torch.Tensor, fold: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+def _statistics(
+    wide: torch.Tensor, fold: int, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and biased variance (C,) in `dtype`, float32 also where x is bfloat16."""
-    unused = torch.zeros(2, wide.shape[1], dtype=dtype)  # running statistics in float32 make the kernel answer in float32
+    # running statistics in float32 make the kernel answer in float32
+    unused = torch.zeros(2, wide.shape[1], dtype=dtype)
     mean, variance = torch.ops.aten.batch_norm_update_stats(_image(wide), unused[0], unused[1], 0.0)
     mean, variance = mean.view(fold, -1), variance.view(fold, -1)
     return mean.mean(dim=0), variance.mean(dim=0) + mean.var(dim=0, correction=0)
 
 
-def _affine(wide: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, fold: int) -> torch.Tensor:
-    """scale * x + shift with scale and shift (C,) in float32, in one pass: batch normalisation with fixed statistics."""
+def _affine(
+    wide: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, fold: int
+) -> torch.Tensor:
+    """scale * x + shift with scale and shift (C,) in float32, in one pass: batch normalisation with
+    fixed statistics.
+    """
     scale, shift = scale.repeat(fold), shift.repeat(fold)
-    y = torch.ops.aten.native_batch_norm(_image(wide), scale, shift, torch.zeros_like(scale), torch.ones_like(scale), False, 0.0, 0.0)[0]
+    y = torch.ops.aten.native_batch_norm(
+        _image(wide), scale, shift, torch.zeros_like(scale), torch.ones_like(scale), False, 0.0, 0.0
+    )[0]
     return _rows(y, wide.shape)
 
 
@@ -353,6 +450,15 @@ def _gradient_sums(g, wide, mean, invstd, fold) -> tuple[torch.Tensor, torch.Ten
     """Sums over rows of g (x - mean) invstd and of g: the gradients (C,) of weight and bias."""
     mean, invstd = mean.repeat(fold), invstd.repeat(fold)
     _, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
-        _image(g), _image(wide), torch.ones_like(mean), None, None, mean, invstd, True, 0.0, [False, True, True]
+        _image(g),
+        _image(wide),
+        torch.ones_like(mean),
+        None,
+        None,
+        mean,
+        invstd,
+        True,
+        0.0,
+        [False, True, True],
     )
     return of_weight.view(fold, -1).sum(dim=0), of_bias.view(fold, -1).sum(dim=0)

@@ -1,10 +1,13 @@
-"""Layers that the jet networks share: edge convolution, normalisation over particles, fully connected layers.
+"""Layers that the jet networks share: edge convolution, normalisation over particles, fully
+connected layers.
 
-Particles travel as (N, P, C): N jets, P particles, C features on the contiguous last axis, where a linear layer is one plain
-matrix product. `real` is a boolean (N, P): True for a particle, False for padding.
+Particles travel as (N, P, C): N jets, P particles, C features on the contiguous last axis, where a
+linear layer is one plain matrix product. `real` is a boolean (N, P): True for a particle, False for
+padding.
 
 Edge convolution: Y. Wang et al., Dynamic Graph CNN for Learning on Point Clouds, arXiv:1801.07829;
-in jets: H. Qu and L. Gouskos, ParticleNet, arXiv:1902.08570. Deep sets: Komiske, Metodiev, Thaler, arXiv:1810.05165.
+in jets: H. Qu and L. Gouskos, ParticleNet, arXiv:1902.08570. Deep sets: Komiske, Metodiev, Thaler,
+arXiv:1810.05165.
 """
 
 from __future__ import annotations
@@ -29,27 +32,41 @@ from networks.fast import (
     rows_of,
 )
 
-FAR = 1e30  # squared distance to a particle that must not be a neighbour: above any real one, below infinity (the particle itself)
+# squared distance to a particle that must not be a neighbour: above any real one, below infinity
+# (the particle itself)
+FAR = 1e30
 
 
-# ---------------------------------------------------------------------------------------------------------- inputs and outputs
+# ----------------------------------------------------------------------------- inputs and outputs
 
 
-def input_order(data_config, groups: tuple[str, ...], optional: tuple[str, ...] = ()) -> tuple[list[int], list[int]]:
-    """Where the data config puts each of `groups` (and of the `optional` ones that it has), and how many variables each has.
+def input_order(
+    data_config, groups: tuple[str, ...], optional: tuple[str, ...] = ()
+) -> tuple[list[int], list[int]]:
+    """Where the data config puts each of `groups` (and of the `optional` ones that it has), and how
+    many variables each has.
 
-    Raises InputError where a group is missing or where the config defines one that the network would not look at.
+    Raises InputError where a group is missing or where the config defines one that the network
+    would not look at.
     """
     names = list(data_config.input_names)
     for group in groups:
         if group not in names:
-            raise InputError(f"the network needs the input group '{group}': {unknown('input group', group, names)}")
+            raise InputError(
+                f"the network needs the input group '{group}':"
+                f" {unknown('input group', group, names)}"
+            )
     wanted = [*groups, *(group for group in optional if group in names)]
     if unused := sorted(set(names) - set(wanted)):
         takes = ", ".join((*groups, *(f"{group} (if there)" for group in optional)))
-        raise InputError(f"the network does not use the input group '{unused[0]}' of the data config; it takes {takes}")
+        raise InputError(
+            f"the network does not use the input group '{unused[0]}' of the data config; it takes"
+            f" {takes}"
+        )
     shapes = [data_config.input_shapes[group] for group in wanted]
-    return [names.index(group) for group in wanted], [shape[1] if len(shape) > 1 else 1 for shape in shapes]
+    return [names.index(group) for group in wanted], [
+        shape[1] if len(shape) > 1 else 1 for shape in shapes
+    ]
 
 
 def jet_values(groups: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -58,7 +75,9 @@ def jet_values(groups: Sequence[torch.Tensor]) -> list[torch.Tensor]:
 
 
 def describe(data_config, columns: Sequence[str] = ("output",)) -> dict:
-    """Names, shapes and free axes of a network's inputs and output, as Weaver's export reads them, and what its columns are."""
+    """Names, shapes and free axes of a network's inputs and output, as Weaver's export reads them,
+    and what its columns are.
+    """
     names = list(data_config.input_names)
     return {
         "input_names": names,
@@ -70,14 +89,16 @@ def describe(data_config, columns: Sequence[str] = ("output",)) -> dict:
     }
 
 
-# -------------------------------------------------------------------------------------------------------------------- layers
+# ----------------------------------------------------------------------------------------- layers
 
 
 class Norm(nn.Module):
-    """Batch normalisation of the last axis: each feature over all jets, particles and edges. (..., C) -> (..., C).
+    """Batch normalisation of the last axis: each feature over all jets, particles and edges. (...,
+    C) -> (..., C).
 
-    PyTorch's CPU kernel is nearly twice as fast where features lie on the last axis and it is told so (channels last), hence
-    the view as an image of one column. The inner BatchNorm2d is what SyncBatchNorm replaces on several GPUs.
+    PyTorch's CPU kernel is nearly twice as fast where features lie on the last axis and it is told
+    so (channels last), hence the view as an image of one column. The inner BatchNorm2d is what
+    SyncBatchNorm replaces on several GPUs.
     """
 
     def __init__(self, dim: int) -> None:
@@ -85,7 +106,8 @@ class Norm(nn.Module):
         self.bn = nn.BatchNorm2d(dim)
 
     def forward(self, x: torch.Tensor, *, relu: bool = False) -> torch.Tensor:
-        if torch.onnx.is_in_onnx_export():  # two nodes, where the view as an image would cost ten more
+        # two nodes, where the view as an image would cost ten more
+        if torch.onnx.is_in_onnx_export():
             scale, shift = affine(self.bn)
             y = x * scale + shift
             return F.relu(y) if relu else y
@@ -95,8 +117,9 @@ class Norm(nn.Module):
 class LinearNorm(nn.Module):
     """A linear layer and its normalisation: (..., C) -> (..., D), with ReLU if wanted.
 
-    `norm`: "batch" (outside training both are one matrix product), "layer" (each row by itself: no dependence on the batch, and
-    the same in training and after it) or "none" (a linear layer with a bias).
+    `norm`: "batch" (outside training both are one matrix product), "layer" (each row by itself: no
+    dependence on the batch, and the same in training and after it) or "none" (a linear layer with a
+    bias).
     """
 
     def __init__(self, in_dim: int, out_dim: int, norm: str = "batch") -> None:
@@ -106,13 +129,24 @@ class LinearNorm(nn.Module):
         self.by_batch = norm == "batch"
         self.by_row = norm == "layer"
 
-    def forward(self, x: torch.Tensor, *, relu: bool = False, with_one: bool = False, keep_one: bool = False) -> torch.Tensor:
-        """`with_one`, outside training: the last feature of x (..., C + 1) is one; `keep_one`: so is that of the answer (..., D + 1)."""
-        y = linear_with_one(x, *self.weights(), keep=keep_one) if with_one else linear(x, *self.weights())
+    def forward(
+        self, x: torch.Tensor, *, relu: bool = False, with_one: bool = False, keep_one: bool = False
+    ) -> torch.Tensor:
+        """`with_one`, outside training: the last feature of x (..., C + 1) is one;
+
+        `keep_one`: so is that of the answer (..., D + 1).
+        """
+        y = (
+            linear_with_one(x, *self.weights(), keep=keep_one)
+            if with_one
+            else linear(x, *self.weights())
+        )
         return self.finish(y, relu=relu)
 
     def weights(self) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Weight (D, C) and bias (D,) to apply before `finish`; outside training batch normalisation is in them."""
+        """Weight (D, C) and bias (D,) to apply before `finish`; outside training batch
+        normalisation is in them.
+        """
         if not self.by_batch or self.training:
             return self.linear.weight, self.linear.bias
         scale, shift = affine(self.norm.bn)
@@ -127,20 +161,26 @@ class LinearNorm(nn.Module):
 
 
 def chain_with_one(layers: Sequence[LinearNorm], x: torch.Tensor) -> torch.Tensor:
-    """Layers with ReLU one after another, as an exported graph holds them: (..., C + 1), the last feature one, -> (..., D)."""
+    """Layers with ReLU one after another, as an exported graph holds them:
+
+    (..., C + 1), the last feature one, -> (..., D).
+    """
     for layer in layers:
         x = layer(x, relu=True, with_one=True, keep_one=layer is not layers[-1])
     return x
 
 
 class EdgeConv(nn.Module):
-    """Edge convolution over the k nearest neighbours, mean over neighbours, shortcut. (N, P, C) -> (N, P, dim).
+    """Edge convolution over the k nearest neighbours, mean over neighbours, shortcut. (N, P, C) ->
+    (N, P, dim).
 
-    The first layer is W (x_i, x_j - x_i) = (W_a - W_b) x_i + W_b x_j: both products are done once a particle, before the
-    neighbours are gathered, instead of once an edge.
+    The first layer is W (x_i, x_j - x_i) = (W_a - W_b) x_i + W_b x_j: both products are done once a
+    particle, before the neighbours are gathered, instead of once an edge.
     """
 
-    def __init__(self, in_dim: int, dim: int, num_layers: int, k: int, use_counts: bool, norm: str = "batch") -> None:
+    def __init__(
+        self, in_dim: int, dim: int, num_layers: int, k: int, use_counts: bool, norm: str = "batch"
+    ) -> None:
         super().__init__()
         self.k, self.use_counts = k, use_counts
         self.first = LinearNorm(2 * in_dim, dim, norm)
@@ -149,7 +189,10 @@ class EdgeConv(nn.Module):
 
     def forward(self, points: torch.Tensor, x: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
         particles = int(x.shape[1])  # a plain number: the exported graph has one multiplicity
-        neighbours = nearest_neighbours(points, real, self.k, self.use_counts, training=self.training, particles=particles)  # (N, P, k)
+        # (N, P, k)
+        neighbours = nearest_neighbours(
+            points, real, self.k, self.use_counts, training=self.training, particles=particles
+        )
         if torch.onnx.is_in_onnx_export() and not self.first.by_row:
             mean = self.exported_mean(x, rows_of(neighbours, real, particles))
         else:
@@ -157,7 +200,10 @@ class EdgeConv(nn.Module):
         return F.relu(self.shortcut(x) + mean)  # (N, P, dim)
 
     def mean_over_edges(self, x: torch.Tensor, neighbours: torch.Tensor) -> torch.Tensor:
-        """All layers on all edges, then the mean over each particle's: (N, P, C) and (N, P, k) -> (N, P, dim)."""
+        """All layers on all edges, then the mean over each particle's:
+
+        (N, P, C) and (N, P, k) -> (N, P, dim).
+        """
         edges = self.first_layer(x, neighbours)  # (N, P, k, dim)
         for layer in self.rest:
             edges = layer(edges, relu=True)
@@ -169,31 +215,50 @@ class EdgeConv(nn.Module):
         return mean_of_neighbours(chain_with_one(self.rest, edges))
 
     def first_layer(self, x: torch.Tensor, neighbours: torch.Tensor) -> torch.Tensor:
-        """The first layer, its norm and ReLU on all edges: (N, P, C) and (N, P, k) -> (N, P, k, dim)."""
+        """The first layer, its norm and ReLU on all edges:
+
+        (N, P, C) and (N, P, k) -> (N, P, k, dim).
+        """
         weight, bias = self.first.weights()
         of_self, of_difference = weight.chunk(2, dim=1)  # (dim, C) each
-        centre, others = linear(x, of_self - of_difference, bias), linear(x, of_difference)  # (N, P, dim)
+        # (N, P, dim)
+        centre, others = linear(x, of_self - of_difference, bias), linear(x, of_difference)
         if self.first.by_batch and self.training:
             return edge_sum_norm_relu(centre, others, neighbours, self.first.norm.bn)
         return self.first.finish(edge_sum(centre, others, neighbours), relu=True)
 
 
 def nearest_neighbours(
-    points: torch.Tensor, real: torch.Tensor, k: int, use_counts: bool, *, training: bool = False, particles: int | None = None
+    points: torch.Tensor,
+    real: torch.Tensor,
+    k: int,
+    use_counts: bool,
+    *,
+    training: bool = False,
+    particles: int | None = None,
 ) -> torch.Tensor:
-    """Indices (N, P, k) of the k particles nearest to each one, in no particular order, itself left out; needs P > k.
+    """Indices (N, P, k) of the k particles nearest to each one, in no particular order, itself left
+    out; needs P > k.
 
-    With `use_counts` padding is never a neighbour: where there are fewer than k others, the rest of the k places hold the
-    particle itself. Without it padding (features zero) fills them, which is the function as published. There padding's own neighbours
-    are padding; they are looked for with `training` alone, as nothing but the statistics of a batch depends on them.
-    Distances are float32 also under autocast, so that bf16 does not shuffle neighbours. `particles`: P, as in `Rows`. The points of
-    padding must be finite, as zeros are.
+    With `use_counts` padding is never a neighbour: where there are fewer than k others, the rest of
+    the k places hold the particle itself. Without it padding (features zero) fills them, which is
+    the function as published. There padding's own neighbours are padding; they are looked for with
+    `training` alone, as nothing but the statistics of a batch depends on them. Distances are
+    float32 also under autocast, so that bf16 does not shuffle neighbours. `particles`: P, as in
+    `Rows`. The points of padding must be finite, as zeros are.
     """
     with torch.no_grad(), torch.autocast(points.device.type, enabled=False):
-        apart = real[:, None, :] != real[:, :, None] if training and not use_counts else ~real[:, None, :]  # (N, 1 or P, P)
+        # (N, 1 or P, P)
+        apart = (
+            real[:, None, :] != real[:, :, None]
+            if training and not use_counts
+            else ~real[:, None, :]
+        )
         particle = torch.arange(particles or points.shape[1], device=points.device)
-        itself = torch.where(particle[:, None] == particle, torch.inf, 0.0)  # (P, P); to add is quicker than to fill in, above all in ONNX
-        distance = squared_distances(points.float(), torch.where(apart, FAR, 0.0)) + itself  # (N, P, P)
+        # (P, P); to add is quicker than to fill in, above all in ONNX
+        itself = torch.where(particle[:, None] == particle, torch.inf, 0.0)
+        # (N, P, P)
+        distance = squared_distances(points.float(), torch.where(apart, FAR, 0.0)) + itself
         distance, index = distance.topk(k, dim=-1, largest=False, sorted=False)
         if not use_counts:
             return index
@@ -201,20 +266,35 @@ def nearest_neighbours(
 
 
 def squared_distances(points: torch.Tensor, penalty: torch.Tensor) -> torch.Tensor:
-    """(N, P, D) -> (N, P, P), for ordering along the last axis: in more than 3 dimensions |x_i|^2, the same in a row, is left out.
+    """(N, P, D) -> (N, P, P), for ordering along the last axis: in more than 3 dimensions |x_i|^2,
+    the same in a row, is left out.
 
     `penalty` (N, 1 or P, P) is added.
     """
-    if points.shape[-1] <= 3:  # differences keep all digits where coordinates are nearly equal, and cost little here
-        return sum((points[:, :, None, d] - points[:, None, :, d]).square() for d in range(points.shape[-1])) + penalty
-    return points.square().sum(-1)[:, None, :] + penalty - 2 * torch.matmul(points, points.transpose(1, 2))
+    # differences keep all digits where coordinates are nearly equal, and cost little here
+    if points.shape[-1] <= 3:
+        return (
+            sum(
+                (points[:, :, None, d] - points[:, None, :, d]).square()
+                for d in range(points.shape[-1])
+            )
+            + penalty
+        )
+    return (
+        points.square().sum(-1)[:, None, :]
+        + penalty
+        - 2 * torch.matmul(points, points.transpose(1, 2))
+    )
 
 
-def fully_connected(in_dim: int, num_layers: int, dim: int, dropout: float, out_dim: int = 1) -> nn.Sequential:
-    """`num_layers` hidden layers with ReLU and dropout, then a linear one: (N, in_dim) -> (N, out_dim).
+def fully_connected(
+    in_dim: int, num_layers: int, dim: int, dropout: float, out_dim: int = 1
+) -> nn.Sequential:
+    """`num_layers` hidden layers with ReLU and dropout, then a linear one: (N, in_dim) -> (N,
+    out_dim).
 
-    The last layer begins at zero, so that an untrained network answers log ratio 0, which is the standard JEC itself: training
-    sets out from there instead of first unlearning random answers.
+    The last layer begins at zero, so that an untrained network answers log ratio 0, which is the
+    standard JEC itself: training sets out from there instead of first unlearning random answers.
     """
     layers: list[nn.Module] = []
     for index in range(num_layers):

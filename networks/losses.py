@@ -1,7 +1,8 @@
 """Losses of a regression of log(genJetPt / jetPt), and the output layer that quantiles need.
 
-In all of them jets with |target| >= 1 count as zero: a factor e between generated and reconstructed pT is a wrong match rather
-than a calibration. Such a jet stays in the denominator of the mean, as in the published loss.
+In all of them jets with |target| >= 1 count as zero: a factor e between generated and reconstructed
+pT is a wrong match rather than a calibration. Such a jet stays in the denominator of the mean, as
+in the published loss.
 """
 
 from __future__ import annotations
@@ -19,7 +20,10 @@ WIDTH = 0.1  # where quantiles begin: about the resolution of a jet's pT
 
 
 class MaskedLoss(nn.Module):
-    """What the three losses share; `reduction` is "mean" or "none" (one value a jet), as in PyTorch's own losses."""
+    """What the three losses share;
+
+    `reduction` is "mean" or "none" (one value a jet), as in PyTorch's own losses.
+    """
 
     def __init__(self, reduction: str = "mean") -> None:
         super().__init__()
@@ -44,7 +48,9 @@ class MaskedL1(MaskedLoss):
 
 
 class MaskedLogCosh(MaskedLoss):
-    """log(cosh(error)): half the squared error where it is small, the absolute error less log 2 where it is large."""
+    """log(cosh(error)): half the squared error where it is small, the absolute error less log 2
+    where it is large.
+    """
 
     def of(self, prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         error = (prediction - target).abs()
@@ -52,7 +58,8 @@ class MaskedLogCosh(MaskedLoss):
 
 
 class MaskedQuantile(MaskedLoss):
-    """Pinball loss, mean over quantiles: its minimum is the quantile. R. Koenker and G. Bassett, Econometrica 46 (1978) 33.
+    """Pinball loss, mean over quantiles: its minimum is the quantile. R. Koenker and G. Bassett,
+    Econometrica 46 (1978) 33.
 
     `levels` are those of the columns: 0.5 first, then the others in rising order.
     """
@@ -67,10 +74,11 @@ class MaskedQuantile(MaskedLoss):
 
 
 class QuantileOutput(nn.Module):
-    """Numbers of the last layer (N, Q) as quantiles (N, Q) that cannot cross: median, then the others in rising order of level.
+    """Numbers of the last layer (N, Q) as quantiles (N, Q) that cannot cross: median, then the
+    others in rising order of level.
 
-    The first number is the median; each further quantile lies below or above the next nearer one by the softplus of its number,
-    about WIDTH where that number is zero.
+    The first number is the median; each further quantile lies below or above the next nearer one by
+    the softplus of its number, about WIDTH where that number is zero.
     """
 
     def __init__(self, others: Sequence[float]) -> None:
@@ -80,16 +88,27 @@ class QuantileOutput(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         median, steps = x[:, :1], F.softplus(x[:, 1:] + self.offset)
-        lower = [median - steps[:, i : self.below].sum(dim=1, keepdim=True) for i in range(self.below)]
-        upper = [median + steps[:, self.below : i + 1].sum(dim=1, keepdim=True) for i in range(self.below, steps.shape[1])]
+        lower = [
+            median - steps[:, i : self.below].sum(dim=1, keepdim=True) for i in range(self.below)
+        ]
+        upper = [
+            median + steps[:, self.below : i + 1].sum(dim=1, keepdim=True)
+            for i in range(self.below, steps.shape[1])
+        ]
         return torch.cat([median, *lower, *upper], dim=1)
 
 
 def quantile_levels(quantiles: Sequence[float]) -> tuple[float, ...]:
-    """Levels of a quantile network's columns: 0.5, then the others of `quantiles` in rising order. InputError if there are none."""
+    """Levels of a quantile network's columns: 0.5, then the others of `quantiles` in rising order.
+
+    InputError if there are none.
+    """
     others = sorted(set(quantiles) - {0.5})
     if not others or not 0 < others[0] <= others[-1] < 1:
-        raise InputError(f"network option 'quantiles' must name levels between 0 and 1 beside the median, as 0.16,0.84, not {quantiles}")
+        raise InputError(
+            "network option 'quantiles' must name levels between 0 and 1 beside the median, as"
+            f" 0.16,0.84, not {quantiles}"
+        )
     return (0.5, *others)
 
 

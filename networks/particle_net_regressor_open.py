@@ -1,11 +1,13 @@
 """ParticleNet that regresses a jet's log(genJetPt / jetPt).
 
-A feature convolution, blocks of edge convolution (neighbours in (dEta, dPhi), then in the space of the learned features),
-the mean over the particles, joined with the jet's own features and read out by fully connected layers. arXiv:1902.08570.
-What describes the jet or the event as a whole (energy density, vertices) is one value a jet: in `jet_features` or, if the data
-config has it, in `global_features`.
+A feature convolution, blocks of edge convolution (neighbours in (dEta, dPhi), then in the space of
+the learned features), the mean over the particles, joined with the jet's own features and read out
+by fully connected layers. arXiv:1902.08570. What describes the jet or the event as a whole (energy
+density, vertices) is one value a jet: in `jet_features` or, if the data config has it, in
+`global_features`.
 
-    python -m weaver.train --network-config networks/particle_net_regressor_open.py --data-config data/jec_particle_net_open.yaml ...
+    python -m weaver.train --network-config networks/particle_net_regressor_open.py --data-config
+        data/jec_particle_net_open.yaml ...
 """
 
 from __future__ import annotations
@@ -17,12 +19,21 @@ import torch.nn.functional as F
 from torch import nn
 
 from networks.fast import sum_of_particles
-from networks.layers import EdgeConv, LinearNorm, Norm, describe, fully_connected, input_order, jet_values
+from networks.layers import (
+    EdgeConv,
+    LinearNorm,
+    Norm,
+    describe,
+    fully_connected,
+    input_order,
+    jet_values,
+)
 from networks.losses import output_columns, output_layer, regression_loss
 from networks.options import check
 
 INPUTS = ("pf_points", "pf_features", "pf_mask", "jet_features")
-OPTIONAL_INPUTS = ("global_features",)  # of the event, one value a jet: joined after the mean, like jet_features
+# of the event, one value a jet: joined after the mean, like jet_features
+OPTIONAL_INPUTS = ("global_features",)
 STEM_DIM = 32  # width of the feature convolution, as published
 
 # What each option may be; see networks/options.py.
@@ -43,9 +54,17 @@ OPTIONS = {
 
 
 class ParticleNet(nn.Module):
-    """pf_points (N, D, P), pf_features (N, C, P), pf_mask (N, 1, P), jet_features (N, J), in the data config's order -> (N, outputs)."""
+    """pf_points (N, D, P), pf_features (N, C, P), pf_mask (N, 1, P), jet_features (N, J), in the
+    data config's order -> (N, outputs).
+    """
 
-    def __init__(self, order: list[int], stem: list[nn.Module | None], blocks: list[EdgeConv], head: nn.Module) -> None:
+    def __init__(
+        self,
+        order: list[int],
+        stem: list[nn.Module | None],
+        blocks: list[EdgeConv],
+        head: nn.Module,
+    ) -> None:
         super().__init__()
         self.order = order
         self.k, self.use_counts = blocks[0].k, blocks[0].use_counts
@@ -56,7 +75,8 @@ class ParticleNet(nn.Module):
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
         points, features, mask, *jet = (inputs[i] for i in self.order)
         real = mask != 0  # (N, 1, P)
-        if (short := self.k + 1 - real.shape[2]) > 0:  # room for k neighbours beside the particle itself
+        # room for k neighbours beside the particle itself
+        if (short := self.k + 1 - real.shape[2]) > 0:
             points, features, real = (F.pad(one, (0, short)) for one in (points, features, real))
         # What lies in padding, even NaN, reaches no answer.
         points = points.masked_fill(~real, 0.0).transpose(1, 2)  # (N, P, D)
@@ -71,13 +91,21 @@ class ParticleNet(nn.Module):
         return self.head(torch.cat((self.pool(x, real), *jet_values(jet)), dim=1))
 
     def pool(self, x: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
-        """Mean over the real particles, or over the padded length as published: (N, P, C) -> (N, C). No particle: zero."""
+        """Mean over the real particles, or over the padded length as published:
+
+        (N, P, C) -> (N, C). No particle: zero.
+        """
         total = sum_of_particles(x, real.transpose(1, 2).to(x.dtype))
-        return total / (real.sum(dim=1).clamp(min=1).to(x.dtype) if self.use_counts else int(x.shape[1]))
+        return total / (
+            real.sum(dim=1).clamp(min=1).to(x.dtype) if self.use_counts else int(x.shape[1])
+        )
 
 
 def blank(x: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
-    """Zero in padding: x (N, P, C), real (N, P, 1). An exported graph multiplies: ONNX Runtime's Where is slow."""
+    """Zero in padding: x (N, P, C), real (N, P, 1).
+
+    An exported graph multiplies: ONNX Runtime's Where is slow.
+    """
     return x * real.to(x.dtype) if torch.onnx.is_in_onnx_export() else x.masked_fill(~real, 0.0)
 
 
@@ -97,33 +125,54 @@ def get_model(
     loss: str = "l1",
     quantiles: Sequence[float] = (0.16, 0.84),
 ) -> tuple[nn.Module, dict]:
-    """The network for a data config and the description of its inputs; defaults are those of the published study.
+    """The network for a data config and the description of its inputs; defaults are those of the
+    published study.
 
     Args:
-        num_edge_conv_blocks, k: blocks of edge convolution, and the neighbours of a particle in each.
+        num_edge_conv_blocks, k: blocks of edge convolution, and the neighbours of a particle in
+            each.
         num_conv_layers, conv_dim: layers in a block, and their width.
-        num_fc_layers, fc_dim, dropout: hidden layers after the mean, their width, and their dropout rate.
+        num_fc_layers, fc_dim, dropout: hidden layers after the mean, their width, and their dropout
+            rate.
         use_fts_bn: one more batch normalisation after the feature convolution.
-        use_counts: mean over real particles, padding never a neighbour, so that padding cannot move an answer. False gives
+        use_counts: mean over real particles, padding never a neighbour, so that padding cannot move
+            an answer. False gives
             the published function, which averages over the padded length.
-        norm: normalisation in the layers that see particles and edges: batch as published; layer, which does not mix jets; or none.
-        loss, quantiles: those of get_loss; a quantile network has the median in column 0, then the other quantiles in rising order.
+        norm: normalisation in the layers that see particles and edges: batch as published; layer,
+            which does not mix jets; or none.
+        loss, quantiles: those of get_loss; a quantile network has the median in column 0, then the
+            other quantiles in rising order.
     """
-    options = check(OPTIONS, {name: value for name, value in locals().items() if name != "data_config"})
+    options = check(
+        OPTIONS, {name: value for name, value in locals().items() if name != "data_config"}
+    )
     order, (_, particle_dim, _, *jet_dims) = input_order(data_config, INPUTS, OPTIONAL_INPUTS)
     columns = output_columns(loss, options["quantiles"])
-    width, layers, head = options["conv_dim"], options["num_conv_layers"], (options["num_fc_layers"], options["fc_dim"], options["dropout"])
+    width, layers, head = (
+        options["conv_dim"],
+        options["num_conv_layers"],
+        (options["num_fc_layers"], options["fc_dim"], options["dropout"]),
+    )
     blocks = [
         EdgeConv(width if i else STEM_DIM, width, layers, options["k"], options["use_counts"], norm)
         for i in range(options["num_edge_conv_blocks"])
     ]
-    particle = [Norm(particle_dim), LinearNorm(particle_dim, STEM_DIM, norm), Norm(STEM_DIM) if options["use_fts_bn"] else None]
-    head = fully_connected(width + sum(jet_dims), *head, len(columns)).extend(output_layer(loss, options["quantiles"]))
+    particle = [
+        Norm(particle_dim),
+        LinearNorm(particle_dim, STEM_DIM, norm),
+        Norm(STEM_DIM) if options["use_fts_bn"] else None,
+    ]
+    head = fully_connected(width + sum(jet_dims), *head, len(columns)).extend(
+        output_layer(loss, options["quantiles"])
+    )
     return ParticleNet(order, particle, blocks, head), describe(data_config, columns)
 
 
-def get_loss(data_config, *, loss: str = "l1", quantiles: Sequence[float] = (0.16, 0.84)) -> nn.Module:
-    """Loss of the log ratio: l1 as published, log_cosh, or quantile (the pinball loss of the median and of `quantiles`).
+def get_loss(
+    data_config, *, loss: str = "l1", quantiles: Sequence[float] = (0.16, 0.84)
+) -> nn.Module:
+    """Loss of the log ratio: l1 as published, log_cosh, or quantile (the pinball loss of the median
+    and of `quantiles`).
 
     In each, jets with |target| >= 1 count as zero.
     """

@@ -1,12 +1,15 @@
-"""Who we are to Kubeflow's gateway: nobody, a notebook's own token, a bearer token, a cookie of single sign-on, or a Dex login.
+"""Who we are to Kubeflow's gateway: nobody, a notebook's own token, a bearer token, a cookie of
+single sign-on, or a Dex login.
 
     KFP_TOKEN, KFP_TOKEN_FILE      a bearer token, or the file that holds it
-    KFP_COOKIE_FILE                cookies of a browser or of CERN's auth-get-sso-cookie (Netscape's format, or name=value; ...)
+    KFP_COOKIE_FILE                cookies of a browser or of CERN's auth-get-sso-cookie (Netscape's
+        format, or name=value; ...)
     KFP_USERNAME, KFP_PASSWORD     a login of Dex, as Kubeflow's own installation has it
-    KF_PIPELINES_SA_TOKEN_PATH     the token that Kubeflow mounts into a notebook (its usual place is found by itself)
+    KF_PIPELINES_SA_TOKEN_PATH     the token that Kubeflow mounts into a notebook (its usual place
+        is found by itself)
 
-Secrets come from the environment or from files, never from arguments, which everybody on a machine can read. An expired or
-refused one is named, with how to get another.
+Secrets come from the environment or from files, never from arguments, which everybody on a machine
+can read. An expired or refused one is named, with how to get another.
 """
 
 from __future__ import annotations
@@ -24,12 +27,17 @@ from common.errors import ClusterError, InputError, unknown
 
 KINDS = ("auto", "none", "notebook", "token", "cookie", "dex")
 NOTEBOOK_TOKEN = "/var/run/secrets/kubeflow/pipelines/token"
-LOGIN_PAGE = re.compile(r"/(auth|oauth2?|dex|login|sign_?in|sso|realms|keycloak|authorize)\b|[/.]auth[./]", re.IGNORECASE)
+LOGIN_PAGE = re.compile(
+    r"/(auth|oauth2?|dex|login|sign_?in|sso|realms|keycloak|authorize)\b|[/.]auth[./]",
+    re.IGNORECASE,
+)
 SECONDS = 30.0  # for one page of a login
 
 
 class AuthError(InputError):
-    """Kubeflow does not accept who we are; the text says which credential it was and how to renew it."""
+    """Kubeflow does not accept who we are; the text says which credential it was and how to renew
+    it.
+    """
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,16 +52,23 @@ class Credentials:
 
     @property
     def headers(self) -> dict[str, str]:
-        return ({"Authorization": f"Bearer {self.token}"} if self.token else {}) | ({"Cookie": self.cookies} if self.cookies else {})
+        return ({"Authorization": f"Bearer {self.token}"} if self.token else {}) | (
+            {"Cookie": self.cookies} if self.cookies else {}
+        )
 
     def refused(self, host: str, how: str) -> AuthError:
         """The sentence for a gateway that did not let us in."""
-        what = f"{self.source} was not accepted" if self.kind != "none" else "it wants a login, and no credential is set"
+        what = (
+            f"{self.source} was not accepted"
+            if self.kind != "none"
+            else "it wants a login, and no credential is set"
+        )
         return AuthError(f"Kubeflow at {host}: {what} ({how}). {self.renew}")
 
 
 def credentials(host: str, kind: str = "auto") -> Credentials:
-    """The credentials of this kind for a host; 'auto' takes the first that is configured, in the order of this module's table.
+    """The credentials of this kind for a host; 'auto' takes the first that is configured, in the
+    order of this module's table.
 
     Raises AuthError for one that is missing or has expired, or a login that is refused.
     """
@@ -78,8 +93,11 @@ def notebook_token() -> Path:
 
 
 def _none(host: str) -> Credentials:
-    renew = ("Set KFP_COOKIE_FILE (single sign-on; CERN: auth-get-sso-cookie -u HOST -o FILE), KFP_USERNAME and KFP_PASSWORD (Dex), or "
-             "KFP_TOKEN; in a Kubeflow notebook, tick 'Allow access to Kubeflow Pipelines'")  # fmt: skip
+    renew = (
+        "Set KFP_COOKIE_FILE (single sign-on; CERN: auth-get-sso-cookie -u HOST -o FILE),"
+        " KFP_USERNAME and KFP_PASSWORD (Dex), or KFP_TOKEN; in a Kubeflow notebook, tick 'Allow"
+        " access to Kubeflow Pipelines'"
+    )
     return Credentials(kind="none", source="no credential", renew=renew.replace("HOST", host))
 
 
@@ -93,7 +111,10 @@ def _notebook(host: str) -> Credentials:
 
 def _token(host: str) -> Credentials:
     file = os.environ.get("KFP_TOKEN_FILE", "")
-    renew = f"Put a new token into {file or 'KFP_TOKEN'}, as kubectl create token ACCOUNT --audience pipelines.kubeflow.org prints it"
+    renew = (
+        f"Put a new token into {file or 'KFP_TOKEN'}, as kubectl create token ACCOUNT --audience"
+        " pipelines.kubeflow.org prints it"
+    )
     if text := os.environ.get("KFP_TOKEN", ""):
         return _with_token(text, "the token in KFP_TOKEN", "token", renew)
     if not file:
@@ -112,7 +133,9 @@ def _expiry(token: str) -> float | None:
     """When a JSON web token ends, in seconds since 1970; None for any other token."""
     try:
         payload = token.split(".")[1]
-        return float(json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))["exp"])
+        return float(
+            json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))["exp"]
+        )
     except (IndexError, ValueError, KeyError, TypeError):
         return None
 
@@ -123,10 +146,16 @@ def _cookie(host: str) -> Credentials:
     if not file:
         raise AuthError(f"no cookie: set KFP_COOKIE_FILE to the file that holds it. {renew}")
     text = _read(file, "KFP_COOKIE_FILE")
-    pairs = _netscape(text, urlsplit(host).hostname or "", file, renew) if "\t" in text else _plain(text)
+    pairs = (
+        _netscape(text, urlsplit(host).hostname or "", file, renew)
+        if "\t" in text
+        else _plain(text)
+    )
     if not pairs:
         raise AuthError(f"{file} holds no cookie for {host}. {renew}")
-    return Credentials(kind="cookie", source=f"the cookie in {file}", renew=renew, cookies="; ".join(pairs))
+    return Credentials(
+        kind="cookie", source=f"the cookie in {file}", renew=renew, cookies="; ".join(pairs)
+    )
 
 
 def _plain(text: str) -> list[str]:
@@ -135,21 +164,35 @@ def _plain(text: str) -> list[str]:
 
 
 def _netscape(text: str, host: str, file: str, renew: str) -> list[str]:
-    """The cookies of a host in Netscape's format: domain, subdomains too, path, https only, expiry, name, value."""
-    rows = [line.removeprefix("#HttpOnly_").split("\t") for line in text.splitlines() if line.count("\t") == 6]
-    mine = [row for row in rows if host == row[0].lstrip(".") or host.endswith("." + row[0].lstrip("."))]
+    """The cookies of a host in Netscape's format: domain, subdomains too, path, https only, expiry,
+    name, value.
+    """
+    rows = [
+        line.removeprefix("#HttpOnly_").split("\t")
+        for line in text.splitlines()
+        if line.count("\t") == 6
+    ]
+    mine = [
+        row for row in rows if host == row[0].lstrip(".") or host.endswith("." + row[0].lstrip("."))
+    ]
     alive = [row for row in mine if float(row[4] or 0) in (0, -1) or float(row[4]) > time.time()]
     if mine and not alive:
-        raise AuthError(f"the cookie in {file} expired {_ago(max(float(row[4]) for row in mine))}. {renew}")
+        raise AuthError(
+            f"the cookie in {file} expired {_ago(max(float(row[4]) for row in mine))}. {renew}"
+        )
     return [f"{row[5]}={row[6].strip()}" for row in alive]
 
 
 def _dex(host: str) -> Credentials:
-    """Log in at Dex as a browser would: follow the redirects to its form, post it, keep the session's cookie."""
+    """Log in at Dex as a browser would: follow the redirects to its form, post it, keep the
+    session's cookie.
+    """
     import requests
 
     name, password = os.environ.get("KFP_USERNAME", ""), os.environ.get("KFP_PASSWORD", "")
-    renew = "Check KFP_USERNAME and KFP_PASSWORD; the name is an e-mail address at Kubeflow's own Dex"
+    renew = (
+        "Check KFP_USERNAME and KFP_PASSWORD; the name is an e-mail address at Kubeflow's own Dex"
+    )
     if not (name and password):
         raise AuthError(f"no Dex login: KFP_USERNAME or KFP_PASSWORD is not set. {renew}")
     session = requests.Session()
@@ -157,8 +200,12 @@ def _dex(host: str) -> Credentials:
         page = session.get(host, timeout=SECONDS)
         page = _to_form(session, page)
         if not LOGIN_PAGE.search(urlsplit(page.url).path):
-            return Credentials(kind="none", source="no credential (none was asked for)", renew=renew)
-        answer = session.post(_form_target(page), data={"login": name, "password": password}, timeout=SECONDS)
+            return Credentials(
+                kind="none", source="no credential (none was asked for)", renew=renew
+            )
+        answer = session.post(
+            _form_target(page), data={"login": name, "password": password}, timeout=SECONDS
+        )
     except requests.RequestException as error:
         raise ClusterError(f"cannot log in at {host}: {type(error).__name__}: {error}") from error
     cookies = "; ".join(f"{cookie.name}={cookie.value}" for cookie in session.cookies)
@@ -168,7 +215,9 @@ def _dex(host: str) -> Credentials:
 
 
 def _to_form(session, page):
-    """On the way to Dex' form: oauth2-proxy's page with one button, and Dex' choice of how to log in."""
+    """On the way to Dex' form: oauth2-proxy's page with one button, and Dex' choice of how to log
+    in.
+    """
     if "/oauth2/sign_in" in page.url:
         page = session.get(urljoin(page.url, "/oauth2/start"), params={"rd": "/"}, timeout=SECONDS)
     parts = urlsplit(page.url)

@@ -1,7 +1,9 @@
-"""`pipeline.py --check`: look at everything that a run needs, create nothing, and say of each thing whether it will do.
+"""`pipeline.py --check`: look at everything that a run needs, create nothing, and say of each thing
+whether it will do.
 
-The objects are rendered and validated, the network is built for the data configuration, the data are listed, S3 is written to and
-read, and where a cluster or Kubeflow Pipelines answers they are asked as well. What could not be looked at is a line too.
+The objects are rendered and validated, the network is built for the data configuration, the data
+are listed, S3 is written to and read, and where a cluster or Kubeflow Pipelines answers they are
+asked as well. What could not be looked at is a line too.
 """
 
 from __future__ import annotations
@@ -28,7 +30,13 @@ def check(config: RunConfig, args: argparse.Namespace) -> int:
     on_kubeflow = args.runner == "kubeflow" or (args.runner == "auto" and bool(host))
     if not on_kubeflow and config.s3_bucket == AUTO:
         config = config.replace(s3_bucket=str(args.output.resolve()))
-    where = f"on Kubeflow at {host} (from {found})" if on_kubeflow and host else "on Kubeflow" if on_kubeflow else "on this machine"
+    where = (
+        f"on Kubeflow at {host} (from {found})"
+        if on_kubeflow and host
+        else "on Kubeflow"
+        if on_kubeflow
+        else "on this machine"
+    )
     print(f"checked for a run {where}\n")
     sections: list[tuple[str, Callable[[], Iterable[Line]]]] = [
         ("objects", lambda: check_objects(config)),
@@ -36,14 +44,19 @@ def check(config: RunConfig, args: argparse.Namespace) -> int:
         ("Kubeflow Pipelines", lambda: check_server(config, host, args.auth)),
         ("cluster", lambda: check_cluster(config, account=args.steps_account, wanted=on_kubeflow)),
         ("storage", lambda: check_storage(config, on_kubeflow=on_kubeflow)),
-        ("images", lambda: check_images([args.steps_image, config.weaver_image], wanted=on_kubeflow)),
+        (
+            "images",
+            lambda: check_images([args.steps_image, config.weaver_image], wanted=on_kubeflow),
+        ),
     ]
     lines = [line for name, section in sections for line in table.show(guarded(name, section))]
     return _verdict(lines)
 
 
 def guarded(name: str, section: Callable[[], Iterable[Line]]) -> Iterator[Line]:
-    """The lines of a section; what it raises becomes its last one, so that the others are still looked at."""
+    """The lines of a section; what it raises becomes its last one, so that the others are still
+    looked at.
+    """
     try:
         yield from section()
     except JecError as failure:
@@ -54,7 +67,9 @@ def _verdict(lines: list[Line]) -> int:
     counts = {state: table.count(lines, state) for state in ("error", "warning", "not seen")}
     words = {"error": "errors", "warning": "warnings", "not seen": "not seen"}
     told = ", ".join(f"{number} {words[state]}" for state, number in counts.items() if number)
-    print(f"\n{told or 'all well'}: {'this run would fail' if counts['error'] else 'nothing that was seen stands in the way'}")
+    fails = counts["error"] > 0
+    verdict = "this run would fail" if fails else "nothing that was seen stands in the way"
+    print(f"\n{told or 'all well'}: {verdict}")
     return 1 if counts["error"] else 0
 
 
@@ -72,9 +87,15 @@ def check_objects(config: RunConfig) -> Iterator[Line]:
 
 
 def check_server(config: RunConfig, host: str, auth: str) -> Iterator[Line]:
-    """Kubeflow Pipelines: reached, logged in, of a version that runs this pipeline, and the namespace is ours."""
+    """Kubeflow Pipelines: reached, logged in, of a version that runs this pipeline, and the
+    namespace is ours.
+    """
     if not host:
-        yield not_seen("Kubeflow Pipelines", "no endpoint: login, version, namespace", "give --host or set KFP_ENDPOINT")
+        yield not_seen(
+            "Kubeflow Pipelines",
+            "no endpoint: login, version, namespace",
+            "give --host or set KFP_ENDPOINT",
+        )
         return
     from components.chain import sdk_version
     from operations.server import connect, version_problem
@@ -83,11 +104,13 @@ def check_server(config: RunConfig, host: str, auth: str) -> Iterator[Line]:
     server = connect(host, auth, namespace)
     yield ok("Kubeflow Pipelines", f"answers at {host}, logged in by {server.credentials.source}")
     if problem := version_problem(server.version, sdk_version()):
-        yield (error if server.version else warning)("its version", f"{problem} (the SDK is kfp {sdk_version()})")
+        yield (error if server.version else warning)(
+            "its version", f"{problem} (the SDK is kfp {sdk_version()})"
+        )
     else:
-        yield ok("its version", f"{server.version}; the pipeline is compiled by kfp {sdk_version()}")
+        yield ok(
+            "its version", f"{server.version}; the pipeline is compiled by kfp {sdk_version()}"
+        )
     with server.explained("list runs"):
         server.client.list_runs(page_size=1, namespace=namespace)
     yield ok("its namespace", f"{namespace or 'the server has one for all'}: runs can be listed")
-
-

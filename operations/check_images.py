@@ -1,4 +1,6 @@
-"""Whether the images can be pulled, asked of their registries: by digest where one is named, with a warning where a tag is."""
+"""Whether the images can be pulled, asked of their registries: by digest where one is named, with a
+warning where a tag is.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +16,17 @@ from pathlib import Path
 
 from operations.table import Line, error, not_seen, ok, warning
 
-ACCEPT = ", ".join((
-    "application/vnd.oci.image.index.v1+json", "application/vnd.oci.image.manifest.v1+json",
-    "application/vnd.docker.distribution.manifest.list.v2+json", "application/vnd.docker.distribution.manifest.v2+json",
-))  # fmt: skip
+ACCEPT = ", ".join(
+    (
+        "application/vnd.oci.image.index.v1+json",
+        "application/vnd.oci.image.manifest.v1+json",
+        "application/vnd.docker.distribution.manifest.list.v2+json",
+        "application/vnd.docker.distribution.manifest.v2+json",
+    )
+)
 SECONDS = 15.0
-DOCKER_CONFIG = "~/.docker/config.json"  # where docker, podman and buildah keep a login for registries
+# where docker, podman and buildah keep a login for registries
+DOCKER_CONFIG = "~/.docker/config.json"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,7 +46,12 @@ class Reference:
         if not path or not ("." in registry or ":" in registry or registry == "localhost"):
             return None
         name, colon, tag = path.rpartition(":")
-        return cls(registry=registry, repository=name if colon else path, tag=tag if colon else "latest", digest=digest)
+        return cls(
+            registry=registry,
+            repository=name if colon else path,
+            tag=tag if colon else "latest",
+            digest=digest,
+        )
 
 
 def check_images(images: Iterable[str], *, wanted: bool) -> Iterator[Line]:
@@ -54,31 +66,48 @@ def check_images(images: Iterable[str], *, wanted: bool) -> Iterator[Line]:
 def _one(image: str) -> Line:
     what, reference = f"image {image.split('@')[0].rsplit('/', 1)[-1]}", Reference.parse(image)
     if reference is None:
-        cure = "make images REGISTRY=..., then --steps-image and --weaver-image REGISTRY/NAME@DIGEST"
-        return error(what, f"{image} names no registry: nodes would look for it at their default one", cure)
+        cure = (
+            "make images REGISTRY=..., then --steps-image and --weaver-image REGISTRY/NAME@DIGEST"
+        )
+        return error(
+            what, f"{image} names no registry: nodes would look for it at their default one", cure
+        )
     try:
         digest = _digest(reference)
     except urllib.error.HTTPError as problem:
         return _refused(what, image, problem)
     except (OSError, ValueError, KeyError) as problem:
-        return not_seen(what, f"{reference.registry} cannot be asked from here: {type(problem).__name__}: {problem}")
+        return not_seen(
+            what,
+            f"{reference.registry} cannot be asked from here: {type(problem).__name__}: {problem}",
+        )
     if reference.digest:
         return ok(what, f"can be pulled by its digest {reference.digest[:19]}")
-    return warning(what, f"can be pulled; the tag {reference.tag} may name another image tomorrow",
-                   f"{image.rsplit(':', 1)[0] if ':' in image.rsplit('/', 1)[-1] else image}@{digest}")  # fmt: skip
+    return warning(
+        what,
+        f"can be pulled; the tag {reference.tag} may name another image tomorrow",
+        f"{image.rsplit(':', 1)[0] if ':' in image.rsplit('/', 1)[-1] else image}@{digest}",
+    )
 
 
 def _refused(what: str, image: str, problem: urllib.error.HTTPError) -> Line:
     if problem.code == 404:
         return error(what, f"{image} is not in its registry", "push it, or correct the name")
     if problem.code in (401, 403):
-        return warning(what, f"its registry wants a login that is not in {DOCKER_CONFIG}: not seen whether it is there",
-                       "log in, and give the namespace's ServiceAccounts an imagePullSecret")  # fmt: skip
+        return warning(
+            what,
+            f"its registry wants a login that is not in {DOCKER_CONFIG}: not seen whether it is"
+            " there",
+            "log in, and give the namespace's ServiceAccounts an imagePullSecret",
+        )
     return not_seen(what, f"its registry answers {problem.code} {problem.reason}")
 
 
 def _digest(reference: Reference) -> str:
-    """The digest of the image's manifest. Raises HTTPError (404: not there, 401: a login is wanted) and OSError."""
+    """The digest of the image's manifest.
+
+    Raises HTTPError (404: not there, 401: a login is wanted) and OSError.
+    """
     local = re.match(r"(localhost|127\.)", reference.registry)
     path = f"/v2/{reference.repository}/manifests/{reference.digest or reference.tag}"
     url = f"{'http' if local else 'https'}://{reference.registry}{path}"
@@ -98,9 +127,13 @@ def _head(url: str, headers: dict[str, str]) -> str:
 
 
 def _token(challenge: str, registry: str) -> str:
-    """A token for pulling, as the registry's challenge says where to get it, with the stored login if there is one."""
+    """A token for pulling, as the registry's challenge says where to get it, with the stored login
+    if there is one.
+    """
     parts = dict(re.findall(r'(\w+)="([^"]*)"', challenge))
-    query = urllib.parse.urlencode({key: parts[key] for key in ("service", "scope") if key in parts})
+    query = urllib.parse.urlencode(
+        {key: parts[key] for key in ("service", "scope") if key in parts}
+    )
     request = urllib.request.Request(f"{parts['realm']}?{query}", headers=_login(registry))
     with urllib.request.urlopen(request, timeout=SECONDS) as answer:
         content = json.loads(answer.read())
@@ -112,4 +145,8 @@ def _login(registry: str) -> dict[str, str]:
     file = Path(DOCKER_CONFIG).expanduser()
     auths = json.loads(file.read_text()).get("auths", {}) if file.exists() else {}
     stored = auths.get(registry, {}).get("auth", "")
-    return {"Authorization": f"Basic {base64.b64encode(base64.b64decode(stored)).decode()}"} if stored else {}
+    return (
+        {"Authorization": f"Basic {base64.b64encode(base64.b64decode(stored)).decode()}"}
+        if stored
+        else {}
+    )

@@ -1,4 +1,6 @@
-"""The storage of runs: written, read, listed and cleared with a small file, by the credentials that the run's pods will have."""
+"""The storage of runs: written, read, listed and cleared with a small file, by the credentials that
+the run's pods will have.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +19,16 @@ PROBE = ".check"
 
 
 def check_storage(config: RunConfig, *, on_kubeflow: bool) -> Iterator[Line]:
-    """Lines on the storage: on a directory as we are, on S3 with the Secret's keys where they can be read, else with our own."""
+    """Lines on the storage: on a directory as we are, on S3 with the Secret's keys where they can
+    be read, else with our own.
+    """
     if not storage.is_s3(config.s3_bucket):
         if on_kubeflow:
-            yield error("storage", f"--s3-bucket {config.s3_bucket}: pods cannot reach a directory of this machine", "give s3://bucket/prefix")
+            yield error(
+                "storage",
+                f"--s3-bucket {config.s3_bucket}: pods cannot reach a directory of this machine",
+                "give s3://bucket/prefix",
+            )
         else:
             yield _tried(storage.absolute(config.s3_bucket), "this account")
         return
@@ -37,7 +45,11 @@ def check_storage(config: RunConfig, *, on_kubeflow: bool) -> Iterator[Line]:
 def _tried(place: str, whose: str) -> Line:
     """Write, list, read and remove one small file."""
     uri, content = storage.join(place, f"{PROBE}-{uuid.uuid4().hex[:12]}"), uuid.uuid4().bytes
-    endpoint = f" at {os.environ['AWS_ENDPOINT_URL']}" if storage.is_s3(place) and "AWS_ENDPOINT_URL" in os.environ else ""
+    endpoint = (
+        f" at {os.environ['AWS_ENDPOINT_URL']}"
+        if storage.is_s3(place) and "AWS_ENDPOINT_URL" in os.environ
+        else ""
+    )
     try:
         storage.write_bytes(uri, content)
         if storage.read_bytes(uri) != content:
@@ -58,7 +70,9 @@ def _cure(problem: Exception) -> str:
 
 
 def _pods_keys(config: RunConfig) -> tuple[dict[str, str], str]:
-    """The Secret's keys and the endpoint that the pods will have, and whose they are; none and why if they cannot be had."""
+    """The Secret's keys and the endpoint that the pods will have, and whose they are; none and why
+    if they cannot be had.
+    """
     from clusters.api import NoCluster, connect, namespace_of
     from clusters.survey import Survey
 
@@ -71,7 +85,9 @@ def _pods_keys(config: RunConfig) -> tuple[dict[str, str], str]:
     except JecError as problem:
         return {}, f"Secret {config.s3_secret}: {problem}"
     if secret is None:
-        return {}, survey.unseen.get(f"Secret {config.s3_secret}", f"there is no Secret {config.s3_secret}")
+        return {}, survey.unseen.get(
+            f"Secret {config.s3_secret}", f"there is no Secret {config.s3_secret}"
+        )
     if missing := [key for key in CREDENTIALS if not secret.values.get(key)]:
         return {}, f"Secret {config.s3_secret} has no {' and no '.join(missing)}"
     keys = {key: secret.values[key] for key in CREDENTIALS}

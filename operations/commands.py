@@ -1,4 +1,6 @@
-"""The commands on a run that exists, and submission: each finds the run where it may be, on this machine, on S3, on a cluster."""
+"""The commands on a run that exists, and submission: each finds the run where it may be, on this
+machine, on S3, on a cluster.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,10 @@ from operations.server import Server, connect
 
 @dataclasses.dataclass(kw_only=True)
 class Target:
-    """A run, and every place that knows of it; None where there is no such place, with the reason in `unseen`."""
+    """A run, and every place that knows of it;
+
+    None where there is no such place, with the reason in `unseen`.
+    """
 
     run_id: str
     folder: str
@@ -56,11 +61,17 @@ def act(args: argparse.Namespace) -> int:
 
 
 def locate(run_id: str, args: argparse.Namespace, *, must_exist: bool = True) -> Target:
-    """The run in every place that can be asked. Raises InputError where none knows it, unless it need not exist (any more)."""
-    target = Target(run_id=run_id, folder="", server=None, kfp_run=None, operator=None, args=args, unseen=[])
+    """The run in every place that can be asked.
+
+    Raises InputError where none knows it, unless it need not exist (any more).
+    """
+    target = Target(
+        run_id=run_id, folder="", server=None, kfp_run=None, operator=None, args=args, unseen=[]
+    )
     _ask_server(target)
     if target.kfp_run is not None:
-        target.run_id = kubeflow_runs.run_id_of(target.kfp_run) or run_id  # Kubeflow's own id was given
+        # Kubeflow's own id was given
+        target.run_id = kubeflow_runs.run_id_of(target.kfp_run) or run_id
         values = kubeflow_runs.parameters(target.kfp_run)
         for name in ("s3_bucket", "namespace"):
             if getattr(args, name) == AUTO:
@@ -71,7 +82,11 @@ def locate(run_id: str, args: argparse.Namespace, *, must_exist: bool = True) ->
         target.storage_unseen = str(error)
         target.unseen.append(f"storage: {error}")
     _ask_cluster(target)
-    known = target.folder or target.kfp_run is not None or (target.operator and target.operator.find(target.run_id))
+    known = (
+        target.folder
+        or target.kfp_run is not None
+        or (target.operator and target.operator.find(target.run_id))
+    )
     if must_exist and not known:
         raise former.no_such_run(run_id, args, "; ".join(target.unseen))
     return target
@@ -104,20 +119,35 @@ def _ask_cluster(target: Target) -> None:
 
 
 def run_on_kubeflow(config: RunConfig, host: str, args: argparse.Namespace) -> int:
-    """Submit, say where to look, and with --follow stay until the end. The exit code is the run's if it was followed, else 0."""
+    """Submit, say where to look, and with --follow stay until the end.
+
+    The exit code is the run's if it was followed, else 0.
+    """
     from operations.submit import submit
 
     server = connect(host, args.auth, None if config.namespace == AUTO else config.namespace)
     made = submit(config, server, args.steps_image, account=args.steps_account)
-    print(f"pipeline version {made.version} {'uploaded' if made.new_version else 'is there already'}")
+    print(
+        f"pipeline version {made.version} {'uploaded' if made.new_version else 'is there already'}"
+    )
     print(f"run {made.run_id}: {made.url}", flush=True)
     if not args.follow:
-        print(f"next: python pipeline.py --status {made.run_id} --host {host} --s3-bucket {config.s3_bucket}")
+        print(
+            f"next: python pipeline.py --status {made.run_id} --host {host} --s3-bucket"
+            f" {config.s3_bucket}"
+        )
         return 0
     from operations.follow import follow
 
     args.s3_bucket = config.s3_bucket
-    target = Target(run_id=made.run_id, folder="", server=server, kfp_run=kubeflow_runs.get(server, made.kfp_run), operator=None,
-                    args=args, unseen=[])  # fmt: skip
+    target = Target(
+        run_id=made.run_id,
+        folder="",
+        server=server,
+        kfp_run=kubeflow_runs.get(server, made.kfp_run),
+        operator=None,
+        args=args,
+        unseen=[],
+    )
     _ask_cluster(target)
     return follow(target)

@@ -1,4 +1,6 @@
-"""`pipeline.py --down RUN_ID`: list what a run left, ask once, remove it in the right order, say what is left. Works twice."""
+"""`pipeline.py --down RUN_ID`: list what a run left, ask once, remove it in the right order, say
+what is left. Works twice.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +26,8 @@ POLL = 2.0
 def down(target: Target, *, storage_too: bool, yes: bool) -> int:
     """The exit code: 0 if nothing of the run is left (that was to go), 1 if something is.
 
-    Order: whoever runs it (or it would make things anew), processes, the cluster's objects, the folder last, because what still
-    ran would write to it.
+    Order: whoever runs it (or it would make things anew), processes, the cluster's objects, the
+    folder last, because what still ran would write to it.
     """
     plan = _plan(target, storage_too)
     for line in target.unseen:
@@ -37,16 +39,24 @@ def down(target: Target, *, storage_too: bool, yes: bool) -> int:
     if not (yes or _confirmed(target.run_id)):
         print("nothing was removed")
         return 1
-    problems = [problem for part in (_end_run, _end_processes, _remove_objects) for problem in part(target)]
+    problems = [
+        problem for part in (_end_run, _end_processes, _remove_objects) for problem in part(target)
+    ]
     if storage_too and target.storage_unseen:
         problems.append(f"the folder of results: {target.storage_unseen}")
     elif storage_too and not problems:
         problems += _remove_folder(target)
     elif storage_too:
-        problems.append(f"{target.folder}: kept, because something of the run may still write to it")
+        problems.append(
+            f"{target.folder}: kept, because something of the run may still write to it"
+        )
     for problem in problems:
         print(f"left: {problem}", file=sys.stderr)
-    print("done: something is left" if problems else f"run {target.run_id} is removed{'' if storage_too else _kept(target)}")
+    print(
+        "done: something is left"
+        if problems
+        else f"run {target.run_id} is removed{'' if storage_too else _kept(target)}"
+    )
     return 1 if problems else 0
 
 
@@ -54,19 +64,32 @@ def _plan(target: Target, storage_too: bool) -> list[str]:
     """What will be removed, in order, as lines."""
     lines = []
     if target.kfp_run is not None and not kubeflow_runs.has_ended(target.kfp_run):
-        lines.append(f"the run itself, {str(target.kfp_run.state).lower()} on Kubeflow Pipelines: it is terminated")
+        lines.append(
+            f"the run itself, {str(target.kfp_run.state).lower()} on Kubeflow Pipelines: it is"
+            " terminated"
+        )
     lines += [f"process {pid}: {command[:100]}" for pid, command in local_processes(target).items()]
     lines += [f"{name} (this machine)" for name in _local_objects(target)]
     if target.operator is not None:
-        lines += [f"{name} in namespace {target.operator.namespace}" for name in target.operator.find(target.run_id)]
+        lines += [
+            f"{name} in namespace {target.operator.namespace}"
+            for name in target.operator.find(target.run_id)
+        ]
     if storage_too and target.folder:
         found = storage.entries(target.folder)
-        lines.append(f"folder {target.folder}: {len(found)} files, {sum(entry.size for entry in found) / 1e6:.1f} MB")
+        lines.append(
+            f"folder {target.folder}: {len(found)} files,"
+            f" {sum(entry.size for entry in found) / 1e6:.1f} MB"
+        )
     return lines
 
 
 def _kept(target: Target) -> str:
-    return f"; its results stay in {target.folder} (--storage removes them as well)" if target.folder else ""
+    return (
+        f"; its results stay in {target.folder} (--storage removes them as well)"
+        if target.folder
+        else ""
+    )
 
 
 def _confirmed(run_id: str) -> bool:
@@ -77,7 +100,9 @@ def _confirmed(run_id: str) -> bool:
 
 
 def _end_run(target: Target) -> list[str]:
-    """Terminate the run on Kubeflow and wait until it is over: its launcher removes what it watches, and makes nothing anew."""
+    """Terminate the run on Kubeflow and wait until it is over: its launcher removes what it
+    watches, and makes nothing anew.
+    """
     if target.kfp_run is None or kubeflow_runs.has_ended(target.kfp_run):
         return []
     try:
@@ -85,7 +110,10 @@ def _end_run(target: Target) -> list[str]:
         ends = time.monotonic() + TERMINATION_SECONDS
         while not kubeflow_runs.has_ended(run := kubeflow_runs.get(target.server, target.kfp_id)):
             if time.monotonic() > ends:
-                return [f"the run on Kubeflow Pipelines is still {str(run.state).lower()}: {target.server.run_url(target.kfp_id)}"]
+                return [
+                    f"the run on Kubeflow Pipelines is still {str(run.state).lower()}:"
+                    f" {target.server.run_url(target.kfp_id)}"
+                ]
             time.sleep(POLL)
     except ClusterError as error:
         return [str(error)]
@@ -94,14 +122,17 @@ def _end_run(target: Target) -> list[str]:
 
 
 def _end_processes(target: Target) -> list[str]:
-    """The command that runs it first, which ends its own children in order; then whatever carries the run's mark."""
+    """The command that runs it first, which ends its own children in order; then whatever carries
+    the run's mark.
+    """
     output = Path(target.args.output).resolve()
     if owner := leftovers.owner(output / target.run_id / "local"):
         leftovers.end([owner], grace=2 * leftovers.GRACE)
         print(f"ended process {owner}", flush=True)
     _end_services(target)
     found = leftovers.processes_of(target.run_id, output)
-    for pid in filter(triton.is_running, found):  # killed before its record was written: it has shared memory to clear
+    # killed before its record was written: it has shared memory to clear
+    for pid in filter(triton.is_running, found):
         triton.stop(pid)
     left = leftovers.end(list(found))
     return [f"process {pid} does not end" for pid in left]
@@ -117,7 +148,11 @@ def _end_services(target: Target) -> None:
 def _local_objects(target: Target) -> list[str]:
     folder = Path(target.args.output).resolve() / target.run_id / "local"
     places = (("services", "InferenceService"), ("jobs", "PyTorchJob"), ("search", "Experiment"))
-    return [f"{kind}/{path.name}" for place, kind in places for path in sorted((folder / place).glob("*"))]
+    return [
+        f"{kind}/{path.name}"
+        for place, kind in places
+        for path in sorted((folder / place).glob("*"))
+    ]
 
 
 def _local_cluster(target: Target):
@@ -139,7 +174,10 @@ def _remove_objects(target: Target) -> list[str]:
 
 
 def _remove_folder(target: Target) -> list[str]:
-    """The run's results and, where they lay on S3, their copy beside the local logs. Decoded data is other runs' as well, and stays."""
+    """The run's results and, where they lay on S3, their copy beside the local logs.
+
+    Decoded data is other runs' as well, and stays.
+    """
     local = Path(target.args.output).resolve() / target.run_id
     try:
         removed = storage.delete(target.folder) if target.folder else 0

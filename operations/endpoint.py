@@ -12,7 +12,10 @@ IN_CLUSTER_URL = "http://ml-pipeline.kubeflow.svc.cluster.local:8888"
 
 
 def endpoint(host: str) -> tuple[str, str]:
-    """The KFP endpoint and where it was found; two empty texts where there is none. 'in-cluster' stands for KFP's own default."""
+    """The KFP endpoint and where it was found; two empty texts where there is none.
+
+    'in-cluster' stands for KFP's own default.
+    """
     if host != AUTO:
         return host.rstrip("/"), "--host"
     if os.environ.get("KFP_ENDPOINT"):

@@ -1,4 +1,7 @@
-"""Following a run on Kubeflow to its end: steps, trials, the verdict. The exit code is the run's."""
+"""Following a run on Kubeflow to its end: steps, trials, the verdict.
+
+The exit code is the run's.
+"""
 
 from __future__ import annotations
 
@@ -16,15 +19,16 @@ if TYPE_CHECKING:
     from operations.commands import Target
 
 POLL = 10.0  # seconds between two looks
-PATIENCE = 900.0  # seconds that a server may stay away before we stop looking; the run goes on without us
+# seconds that a server may stay away before we stop looking; the run goes on without us
+PATIENCE = 900.0
 DEADLINE = sum(POD_DEADLINES.values()) * (1 + RETRIES)  # no run can take longer
 
 
 def follow(target: Target, *, poll: float = POLL, deadline: float = DEADLINE) -> int:
     """Print every change until the run has ended: 0 if it succeeded, 1 if not.
 
-    Ctrl-C leaves the run alone and says how to come back. Raises DeadlineError for a server that stays away, and AuthError for a
-    login that ended meanwhile.
+    Ctrl-C leaves the run alone and says how to come back. Raises DeadlineError for a server that
+    stays away, and AuthError for a login that ended meanwhile.
     """
     told: dict[str, str] = {}
     ends, away_since = time.monotonic() + deadline, None
@@ -45,7 +49,10 @@ def follow(target: Target, *, poll: float = POLL, deadline: float = DEADLINE) ->
                 if kubeflow_runs.has_ended(run):
                     return _end(target, run)
             if time.monotonic() > ends:
-                raise DeadlineError(f"run {target.run_id} did not end within any deadline of its steps; {_again(target)}")
+                raise DeadlineError(
+                    f"run {target.run_id} did not end within any deadline of its steps;"
+                    f" {_again(target)}"
+                )
             time.sleep(poll)
     except KeyboardInterrupt:
         print(f"\nno longer following; the run goes on. {_again(target)}", flush=True)
@@ -53,7 +60,10 @@ def follow(target: Target, *, poll: float = POLL, deadline: float = DEADLINE) ->
 
 
 def _again(target: Target) -> str:
-    return f"to follow it again: python pipeline.py --status {target.run_id} --follow --host {target.server.host}"
+    return (
+        f"to follow it again: python pipeline.py --status {target.run_id} --follow --host"
+        f" {target.server.host}"
+    )
 
 
 def _tell_changes(target: Target, run: Any, told: dict[str, str]) -> None:
@@ -63,7 +73,11 @@ def _tell_changes(target: Target, run: Any, told: dict[str, str]) -> None:
     if target.operator is not None and not kubeflow_runs.has_ended(run):
         try:
             for finding in target.operator.describe(target.run_id, target.kfp_id):
-                _tell(told, f"{finding.kind} {finding.name}", f"  {finding.kind} {finding.name}: {finding.told}")
+                _tell(
+                    told,
+                    f"{finding.kind} {finding.name}",
+                    f"  {finding.kind} {finding.name}: {finding.told}",
+                )
         except JecError as error:
             _tell(told, "cluster", f"  the cluster does not tell more: {error}")
 

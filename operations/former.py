@@ -1,4 +1,6 @@
-"""The parameters of a run that was: for going on with it (`--resume`) and for a new one like it (`--rerun`)."""
+"""The parameters of a run that was: for going on with it (`--resume`) and for a new one like it
+(`--rerun`).
+"""
 
 from __future__ import annotations
 
@@ -11,16 +13,23 @@ from common.errors import InputError, unknown
 from operations.endpoint import endpoint
 
 
-def with_parameters_of(parser: argparse.ArgumentParser, args: argparse.Namespace, argv: list[str] | None) -> argparse.Namespace:
-    """Parse again with the former run's parameters as defaults, so that flags given now win. Raises InputError where there is none."""
+def with_parameters_of(
+    parser: argparse.ArgumentParser, args: argparse.Namespace, argv: list[str] | None
+) -> argparse.Namespace:
+    """Parse again with the former run's parameters as defaults, so that flags given now win.
+
+    Raises InputError where there is none.
+    """
     run_id = args.resume or args.rerun
     folder = run_folder(run_id, args)
     if folder and storage.exists(storage.join(folder, "run.json")):
         values = _known(storage.read_json(storage.join(folder, "run.json"))["config"])
-        if not storage.is_s3(values["s3_bucket"]):  # a folder of runs may have been moved; beside logs lies a copy of S3's
+        # a folder of runs may have been moved; beside logs lies a copy of S3's
+        if not storage.is_s3(values["s3_bucket"]):
             values["s3_bucket"] = storage.absolute(folder).rsplit("/", 1)[0]
     elif folder and args.resume:
-        values = {}  # it stopped before its parameters were written down: the same command gives them
+        # it stopped before its parameters were written down: the same command gives them
+        values = {}
     else:
         values = _from_server(run_id, args)
     if args.rerun:
@@ -30,7 +39,9 @@ def with_parameters_of(parser: argparse.ArgumentParser, args: argparse.Namespace
 
 
 def run_folder(run_id: str, args: argparse.Namespace) -> str:
-    """Where a run's files are, of the storage that was named and the folder of local runs; empty if it is in neither."""
+    """Where a run's files are, of the storage that was named and the folder of local runs; empty if
+    it is in neither.
+    """
     for place in places(args):
         folder = storage.join(place, run_id)
         if any(storage.exists(storage.join(folder, name)) for name in ("run.json", "status.json")):
@@ -48,7 +59,10 @@ def no_such_run(run_id: str, args: argparse.Namespace, also: str = "") -> InputE
     """The error for a run that is nowhere, with the nearest of those on this machine."""
     there = {path.parent.name for path in args.output.glob("*/status.json")}
     where = " or ".join([*places(args), *([also] if also else [])])
-    return InputError(f"{unknown('run', run_id, there)} (looked in {where}; a run on S3 is found with --s3-bucket s3://bucket/prefix)")
+    return InputError(
+        f"{unknown('run', run_id, there)} (looked in {where}; a run on S3 is found with --s3-bucket"
+        " s3://bucket/prefix)"
+    )
 
 
 def _from_server(run_id: str, args: argparse.Namespace) -> dict[str, Any]:

@@ -1,4 +1,6 @@
-"""Runs as Kubeflow Pipelines remembers them: found by its id or by ours, their steps, their parameters, ended."""
+"""Runs as Kubeflow Pipelines remembers them: found by its id or by ours, their steps, their
+parameters, ended.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ PAGES, PAGE = 20, 100  # as far back as runs are looked through
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Step:
-    """A step of a run: its state in KFP's words, when it began and ended (ISO 8601, or empty), what went wrong."""
+    """A step of a run: its state in KFP's words, when it began and ended (ISO 8601, or empty), what
+    went wrong.
+    """
 
     name: str
     state: str
@@ -27,7 +31,10 @@ class Step:
 
 
 def find(server: Server, run_id: str, namespace: str = AUTO) -> Any | None:
-    """The run of this id, Kubeflow's own or ours (which is made of Kubeflow's); None if the server knows none."""
+    """The run of this id, Kubeflow's own or ours (which is made of Kubeflow's);
+
+    None if the server knows none.
+    """
     if run_id.count("-") == 4 and len(run_id) == 36:
         try:
             return get(server, run_id)
@@ -36,7 +43,9 @@ def find(server: Server, run_id: str, namespace: str = AUTO) -> Any | None:
     token, space = "", None if namespace == AUTO else namespace
     for _ in range(PAGES):
         with server.explained("list runs"):
-            page = server.client.list_runs(page_token=token, page_size=PAGE, sort_by="created_at desc", namespace=space)
+            page = server.client.list_runs(
+                page_token=token, page_size=PAGE, sort_by="created_at desc", namespace=space
+            )
         for run in page.runs or []:
             if run_id_of(run) == run_id:
                 return run
@@ -52,7 +61,10 @@ def get(server: Server, kfp_run: str) -> Any:
 
 
 def run_id_of(run: Any) -> str:
-    """Our id of a run: the one it was given, or the one that prepare makes. Empty for a run of another pipeline."""
+    """Our id of a run: the one it was given, or the one that prepare makes.
+
+    Empty for a run of another pipeline.
+    """
     values = (run.runtime_config and run.runtime_config.parameters) or {}
     if "network_config" not in values:
         return ""
@@ -73,9 +85,12 @@ def steps(run: Any) -> list[Step]:
     for task in (run.run_details and run.run_details.task_details) or []:
         if task.display_name in STEPS:
             found[task.display_name] = Step(
-                name=task.display_name, state=str(task.state or "PENDING"), started=_time(task.start_time), ended=_time(task.end_time),
+                name=task.display_name,
+                state=str(task.state or "PENDING"),
+                started=_time(task.start_time),
+                ended=_time(task.end_time),
                 error=(task.error and task.error.message) or "",
-            )  # fmt: skip
+            )
     return [found[name] for name in STEPS if name in found]
 
 

@@ -1,4 +1,6 @@
-"""`pipeline.py --logs RUN_ID [STEP]`: the last lines of a run's pods, and of the files that a run on this machine writes."""
+"""`pipeline.py --logs RUN_ID [STEP]`: the last lines of a run's pods, and of the files that a run
+on this machine writes.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,11 @@ def logs(target: Target, part: str) -> int:
         print(f"not seen: {line}")
     if not told:
         strange = part and part not in STEPS
-        what = f"{unknown('step', part, STEPS)}, and no trial or pod of that name has a log" if strange else "no log is left"
+        what = (
+            f"{unknown('step', part, STEPS)}, and no trial or pod of that name has a log"
+            if strange
+            else "no log is left"
+        )
         raise InputError(f"run {target.run_id}: {what}")
     return 0
 

@@ -1,4 +1,7 @@
-"""The Kubernetes objects that a run would create: as data, and as YAML files. Creates none of them."""
+"""The Kubernetes objects that a run would create: as data, and as YAML files.
+
+Creates none of them.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,9 @@ SOME_TRIAL = "best-trial"  # which trial is exported is known after the search
 
 
 def rendered_run(config: RunConfig) -> Run:
-    """A run that stands for the one to come: an id that is 'auto' becomes that of a job that does not exist."""
+    """A run that stands for the one to come: an id that is 'auto' becomes that of a job that does
+    not exist.
+    """
     if config.run_id == AUTO:
         config = config.replace(run_id=make_run_id(config.network_config, "rendered"))
     if config.s3_bucket == AUTO:

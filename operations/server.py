@@ -1,8 +1,10 @@
-"""A Kubeflow Pipelines server through kfp's own client: reached, understood, of a version that the SDK compiles for.
+"""A Kubeflow Pipelines server through kfp's own client: reached, understood, of a version that the
+SDK compiles for.
 
-The client follows a gateway's redirect to its login page and then fails to read HTML as JSON, and it asks five times over 25
-seconds whether a server is well. So the server is asked plainly first, and again when the client stumbles: what comes
-back is recognised as a login that is wanted, a server that is none, or a version that is too old.
+The client follows a gateway's redirect to its login page and then fails to read HTML as JSON, and
+it asks five times over 25 seconds whether a server is well. So the server is asked plainly first,
+and again when the client stumbles: what comes back is recognised as a login that is wanted, a
+server that is none, or a version that is too old.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ from operations.auth import LOGIN_PAGE, Credentials, credentials, notebook_token
 from operations.endpoint import IN_CLUSTER, IN_CLUSTER_URL
 
 SECONDS = 15.0  # for one plain question
-OLDEST = (2, 5)  # older servers take no name of a Secret from a parameter (pipelines#10914), nor a step that is not root
+# older servers take no name of a Secret from a parameter (pipelines#10914), nor a step that is not
+# root
+OLDEST = (2, 5)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,8 +44,12 @@ class Server:
 
     @property
     def ui(self) -> str:
-        """Where its pages are: the address asked, or in a notebook the one of Kubeflow itself, which only the browser knows."""
-        known = os.environ.get("KF_PIPELINES_UI_ENDPOINT") or ("" if self.host == IN_CLUSTER else self.host)
+        """Where its pages are: the address asked, or in a notebook the one of Kubeflow itself,
+        which only the browser knows.
+        """
+        known = os.environ.get("KF_PIPELINES_UI_ENDPOINT") or (
+            "" if self.host == IN_CLUSTER else self.host
+        )
         return known.rstrip("/") or "https://YOUR-KUBEFLOW/pipeline"
 
     def run_url(self, kfp_run: str) -> str:
@@ -49,7 +57,9 @@ class Server:
 
     @contextlib.contextmanager
     def explained(self, doing: str) -> Iterator[None]:
-        """Within it the client's exceptions become ours, with the server's words, and its own prints are left out."""
+        """Within it the client's exceptions become ours, with the server's words, and its own
+        prints are left out.
+        """
         import kfp_server_api
 
         try:
@@ -62,27 +72,43 @@ class Server:
                 raise self._denied(doing, error) from error
             if _is_page(str(error.body)):
                 probe(self.host, self.credentials)
-            raise ClusterError(f"Kubeflow Pipelines at {self.host} did not {doing}: {_words(error)}") from error
-        except Exception as error:  # a login page read as JSON, a connection cut: the plain question tells which
+            raise ClusterError(
+                f"Kubeflow Pipelines at {self.host} did not {doing}: {_words(error)}"
+            ) from error
+        # a login page read as JSON, a connection cut: the plain question tells which
+        except Exception as error:
             probe(self.host, self.credentials)
-            raise ClusterError(f"Kubeflow Pipelines at {self.host} did not {doing}: {type(error).__name__}: {_line(error)}") from error
+            raise ClusterError(
+                f"Kubeflow Pipelines at {self.host} did not {doing}: {type(error).__name__}:"
+                f" {_line(error)}"
+            ) from error
 
     def _denied(self, doing: str, error: Any) -> JecError:
         said = _words(error)
         if error.status == 401 or "unauthenticated" in said.lower():
             return self.credentials.refused(self.host, said)
-        return ClusterError(f"Kubeflow Pipelines at {self.host}: we may not {doing}: {said}. Is --namespace one of yours?")
+        return ClusterError(
+            f"Kubeflow Pipelines at {self.host}: we may not {doing}: {said}. Is --namespace one of"
+            " yours?"
+        )
 
 
 def connect(host: str, auth: str = "auto", namespace: str | None = None) -> Server:
-    """The server at a host, or the notebook's own for 'in-cluster'. Raises AuthError or ClusterError before anything is sent."""
+    """The server at a host, or the notebook's own for 'in-cluster'.
+
+    Raises AuthError or ClusterError before anything is sent.
+    """
     held = credentials(IN_CLUSTER_URL if host == IN_CLUSTER else host, auth)
     version = probe(host, held)
-    return Server(host=host, client=_client(host, held, namespace), version=version, credentials=held)
+    return Server(
+        host=host, client=_client(host, held, namespace), version=version, credentials=held
+    )
 
 
 def _client(host: str, held: Credentials, namespace: str | None) -> Any:
-    """kfp's client, that refuses a web page: it would take a login page for an answer in which there is nothing."""
+    """kfp's client, that refuses a web page: it would take a login page for an answer in which
+    there is nothing.
+    """
     client = _plain_client(host, held, namespace)
     rest = client.runs.run_service_get_run.__self__.api_client.rest_client  # one of all its APIs
     ask = rest.request
@@ -110,16 +136,26 @@ def _plain_client(host: str, held: Credentials, namespace: str | None) -> Any:
         if held.kind == "notebook":
             from kfp.client import ServiceAccountTokenVolumeCredentials
 
-            own = ServiceAccountTokenVolumeCredentials(path=str(notebook_token()))  # read anew as the kubelet renews it
-            return kfp.Client(host=IN_CLUSTER_URL if host == IN_CLUSTER else host, namespace=namespace or "kubeflow", credentials=own)
+            # read anew as the kubelet renews it
+            own = ServiceAccountTokenVolumeCredentials(path=str(notebook_token()))
+            return kfp.Client(
+                host=IN_CLUSTER_URL if host == IN_CLUSTER else host,
+                namespace=namespace or "kubeflow",
+                credentials=own,
+            )
         return kfp.Client(
-            host=IN_CLUSTER_URL if host == IN_CLUSTER else host, namespace=namespace or "kubeflow",
-            existing_token=held.token or None, cookies=held.cookies or None,
-        )  # fmt: skip
+            host=IN_CLUSTER_URL if host == IN_CLUSTER else host,
+            namespace=namespace or "kubeflow",
+            existing_token=held.token or None,
+            cookies=held.cookies or None,
+        )
 
 
 def probe(host: str, held: Credentials) -> str:
-    """The server's version, or empty. Raises AuthError where a login is wanted, ClusterError where no such server answers."""
+    """The server's version, or empty.
+
+    Raises AuthError where a login is wanted, ClusterError where no such server answers.
+    """
     base = (IN_CLUSTER_URL if host == IN_CLUSTER else host).rstrip("/")
     _ask(f"{base}/apis/v2beta1/healthz", host, held)
     with contextlib.suppress(ClusterError):  # only the older API tells the version
@@ -136,13 +172,19 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 def _ask(url: str, host: str, held: Credentials) -> dict[str, Any]:
     opener = urllib.request.build_opener(_NoRedirect)
     try:
-        with opener.open(urllib.request.Request(url, headers={**held.headers, "Accept": "application/json"}), timeout=SECONDS) as answer:
+        with opener.open(
+            urllib.request.Request(url, headers={**held.headers, "Accept": "application/json"}),
+            timeout=SECONDS,
+        ) as answer:
             return _content(answer.read(), host, held)
     except urllib.error.HTTPError as error:
         raise _refusal(error, host, held) from None
     except (urllib.error.URLError, OSError) as error:
         reason = getattr(error, "reason", None) or error
-        raise ClusterError(f"no Kubeflow Pipelines answers at {host}: {_line(reason)}; check --host and the network") from None
+        raise ClusterError(
+            f"no Kubeflow Pipelines answers at {host}: {_line(reason)}; check --host and the"
+            " network"
+        ) from None
 
 
 def _content(text: bytes, host: str, held: Credentials) -> dict[str, Any]:
@@ -151,8 +193,13 @@ def _content(text: bytes, host: str, held: Credentials) -> dict[str, Any]:
     if _is_page(text):
         if re.search(rb"password|log ?in|sign ?in", text, re.IGNORECASE):
             raise held.refused(host, "it answered with a login page")
-        raise ClusterError(f"{host} answers with a web page, not with the API of Kubeflow Pipelines; is it {host.rstrip('/')}/pipeline?")
-    raise ClusterError(f"{host} answers with something else than the API of Kubeflow Pipelines: {text[:80]!r}")
+        raise ClusterError(
+            f"{host} answers with a web page, not with the API of Kubeflow Pipelines; is it"
+            f" {host.rstrip('/')}/pipeline?"
+        )
+    raise ClusterError(
+        f"{host} answers with something else than the API of Kubeflow Pipelines: {text[:80]!r}"
+    )
 
 
 def _refusal(error: urllib.error.HTTPError, host: str, held: Credentials) -> JecError:
@@ -161,10 +208,14 @@ def _refusal(error: urllib.error.HTTPError, host: str, held: Credentials) -> Jec
     if error.code in (301, 302, 303, 307, 308):
         target = error.headers.get("Location", "")
         if LOGIN_PAGE.search(urlsplit(target).path) or LOGIN_PAGE.search(urlsplit(target).netloc):
-            return held.refused(host, f"it sent us to the login at {urlsplit(target).netloc or host}")
+            return held.refused(
+                host, f"it sent us to the login at {urlsplit(target).netloc or host}"
+            )
         return ClusterError(f"{host} has moved to {target}; give that as --host")
     if error.code == 404:
-        return ClusterError(f"there is no Kubeflow Pipelines at {host} (404); its address often ends in /pipeline")
+        return ClusterError(
+            f"there is no Kubeflow Pipelines at {host} (404); its address often ends in /pipeline"
+        )
     return ClusterError(f"Kubeflow Pipelines at {host} answers {error.code} {error.reason}")
 
 
@@ -174,7 +225,10 @@ def version_problem(version: str, sdk: str) -> str:
     if not found:
         return "the server does not say its version"
     if found < OLDEST:
-        return f"server {version} is older than {'.'.join(map(str, OLDEST))}, the oldest that runs these steps; upgrade it"
+        return (
+            f"server {version} is older than {'.'.join(map(str, OLDEST))}, the oldest that runs"
+            " these steps; upgrade it"
+        )
     if found[0] > ours[0]:
         return f"server {version} is of a newer generation than the SDK's {sdk}"
     return ""
@@ -189,7 +243,10 @@ def _words(error: Any) -> str:
     """The message of an error that the server sent, or its status."""
     with contextlib.suppress(TypeError, ValueError, AttributeError):
         content = json.loads(error.body)
-        return f"{error.status} {_line(content.get('message') or content.get('error') or error.reason)}"
+        return (
+            f"{error.status}"
+            f" {_line(content.get('message') or content.get('error') or error.reason)}"
+        )
     return f"{error.status} {_line(error.reason)}"
 
 

@@ -1,4 +1,6 @@
-"""`pipeline.py --status RUN_ID`: what a run does or how it ended, from every place that knows of it."""
+"""`pipeline.py --status RUN_ID`: what a run does or how it ended, from every place that knows of
+it.
+"""
 
 from __future__ import annotations
 
@@ -39,10 +41,14 @@ def status(target: Target) -> int:
 
 
 def local_processes(target: Target) -> dict[int, str]:
-    """pid -> command line of what runs of this run on this machine, the command that runs it first."""
+    """pid -> command line of what runs of this run on this machine, the command that
+    runs it first.
+    """
     output = target.args.output.resolve()
     owner = leftovers.owner(Path(output) / target.run_id / "local")
-    return ({owner: "python pipeline.py (runs it)"} if owner else {}) | leftovers.processes_of(target.run_id, output)
+    return ({owner: "python pipeline.py (runs it)"} if owner else {}) | leftovers.processes_of(
+        target.run_id, output
+    )
 
 
 def _section(title: str, lines: Iterator[str]) -> None:
@@ -54,15 +60,24 @@ def _section(title: str, lines: Iterator[str]) -> None:
 def _kubeflow_lines(target: Target, run: Any) -> Iterator[str]:
     yield f"{str(run.state).lower()}: {target.server.run_url(target.kfp_id)}"
     for step in kubeflow_runs.steps(run):
-        yield f"{step.name:<9} {step.state.lower():<10} {step.started or '':<26} {step.error}".rstrip()
+        columns = f"{step.name:<9} {step.state.lower():<10} {step.started or '':<26} {step.error}"
+        yield columns.rstrip()
 
 
 def _step_lines(record: dict[str, Any], target: Target) -> Iterator[str]:
     for name, step in record.get("steps", {}).items():
         state = step["state"]
-        if state == "running" and target.kfp_run is None and not local_processes(target) and not storage.is_s3(target.folder):
+        if (
+            state == "running"
+            and target.kfp_run is None
+            and not local_processes(target)
+            and not storage.is_s3(target.folder)
+        ):
             state = "was running when it was killed"
-        yield f"{name:<9} {state:<12} {step['time']}  {step['reason'].splitlines()[0] if step['reason'] else ''}".rstrip()
+        yield (
+            f"{name:<9} {state:<12} {step['time']} "
+            f" {step['reason'].splitlines()[0] if step['reason'] else ''}".rstrip()
+        )
 
 
 def verdict_lines(folder: str) -> Iterator[str]:
@@ -72,16 +87,31 @@ def verdict_lines(folder: str) -> Iterator[str]:
     if search:
         objective = search["objective"]["name"]
         best = next(trial for trial in search["trials"] if trial["name"] == search["optimal"])
-        yield f"{len(search['trials'])} trials, best {best['name']}: {objective} {best['metrics'][objective]['min']:.5f}"
+        yield (
+            f"{len(search['trials'])} trials, best {best['name']}: {objective}"
+            f" {best['metrics'][objective]['min']:.5f}"
+        )
     else:
-        started = {entry.uri[len(folder) + 1 :].split("/")[1] for entry in storage.entries(storage.join(folder, "trials"))}
+        started = {
+            entry.uri[len(folder) + 1 :].split("/")[1]
+            for entry in storage.entries(storage.join(folder, "trials"))
+        }
         if started:
             yield f"{len(started)} trials begun"
     if metrics:
         gain = metrics["gain"]
-        told = f"{gain['value']:+.1f} % [{gain['low']:+.1f}, {gain['high']:+.1f}] over the standard JEC" if gain else "not measured"
+        told = (
+            f"{gain['value']:+.1f} % [{gain['low']:+.1f}, {gain['high']:+.1f}] over the"
+            " standard JEC"
+            if gain
+            else "not measured"
+        )
         yield f"resolution gain {told}"
-        yield "gate passed" if metrics["passed"] else f"gate not passed: {'; '.join(metrics['reasons'])}"
+        yield (
+            "gate passed"
+            if metrics["passed"]
+            else f"gate not passed: {'; '.join(metrics['reasons'])}"
+        )
         yield f"report: {storage.join(folder, 'report.html')}"
     if service:
         yield _service_line(service, here=not storage.is_s3(folder))
@@ -91,7 +121,8 @@ def _service_line(service: dict[str, Any], *, here: bool) -> str:
     from serving import triton
 
     line = f"served as {service['name']} at {service['url']} ({service['kind']})"
-    pid = service.get("details", {}).get("pid")  # of a server on one machine, which ends with the command that started it
+    # of a server on one machine, which ends with the command that started it
+    pid = service.get("details", {}).get("pid")
     if pid is None or not here or triton.is_running(pid):
         return line
     return f"was {line}, which has ended; --resume with --serve brings it back"

@@ -1,4 +1,6 @@
-"""A table of findings: every line ok, warning, error or not seen, with the cure; the exit code follows from the worst."""
+"""A table of findings: every line ok, warning, error or not seen, with the cure; the exit code
+follows from the worst.
+"""
 
 from __future__ import annotations
 
@@ -42,8 +44,18 @@ def as_text(line: Line) -> str:
     head = f"{line.state:<9} {line.what:<28} "
     rest = " " * len(f"{'':<9} {'':<28} ")
     texts = [line.found, *([f"-> {line.cure}"] if line.cure else [])]
-    wrapped = [part for text in texts for part in textwrap.wrap(text, WIDTH - len(rest), break_long_words=False, break_on_hyphens=False)]
-    return "\n".join([head + wrapped[0], *(rest + part for part in wrapped[1:])]) if wrapped else head.rstrip()
+    wrapped = [
+        part
+        for text in texts
+        for part in textwrap.wrap(
+            text, WIDTH - len(rest), break_long_words=False, break_on_hyphens=False
+        )
+    ]
+    return (
+        "\n".join([head + wrapped[0], *(rest + part for part in wrapped[1:])])
+        if wrapped
+        else head.rstrip()
+    )
 
 
 def show(lines: Iterable[Line]) -> list[Line]:

@@ -1,8 +1,9 @@
-"""The report's figures, drawn from the numbers in metrics.json, history.json and search.json in mplhep's CMS style.
+"""The report's figures, drawn from the numbers in metrics.json, history.json and search.json in
+mplhep's CMS style.
 
-Every function takes such numbers and returns a Drawing, or None where there is nothing to draw. Text and axes are drawn in INK,
-which `svg` turns into the page's text colour, so that one figure suits light and dark pages. Letters become outlines: a figure
-needs no font of the reader's machine.
+Every function takes such numbers and returns a Drawing, or None where there is nothing to draw.
+Text and axes are drawn in INK, which `svg` turns into the page's text colour, so that one figure
+suits light and dark pages. Letters become outlines: a figure needs no font of the reader's machine.
 """
 
 from __future__ import annotations
@@ -19,8 +20,18 @@ from common import page
 
 INK = "#010203"  # a colour that nothing else uses, so that it can be found in the SVG
 # Of the CMS palette, as readable on dark as on light.
-COLOURS = {"model": "#e42536", "standard": "#5790fc", "baseline": "#f89c20", "uncorrected": "#9c9ca1"}
-LABELS = {"model": "This model", "standard": "Standard JEC", "baseline": "Baseline model", "uncorrected": "Uncorrected"}
+COLOURS = {
+    "model": "#e42536",
+    "standard": "#5790fc",
+    "baseline": "#f89c20",
+    "uncorrected": "#9c9ca1",
+}
+LABELS = {
+    "model": "This model",
+    "standard": "Standard JEC",
+    "baseline": "Baseline model",
+    "uncorrected": "Uncorrected",
+}
 MARKERS = {"model": "o", "standard": "s", "baseline": "D", "uncorrected": "^"}
 RESIDUAL_LABELS = {
     "rhoAll": r"$\rho$ (GeV)",
@@ -39,7 +50,9 @@ REGION_TEXT = {"barrel": r"$|\eta^{gen}| < 1.3$", "endcap": r"$1.3 < |\eta^{gen}
 PT_TICKS = (30, 60, 100, 200, 500, 1000, 2000)
 PT_RANGE = (28, 2600)  # the same in every figure, so that they can be compared by eye
 PT_LABEL = r"$p_T^{gen}$ (GeV)"
-SHIFT = 1.03  # between the points of two calibrations in a bin, so that error bars stand side by side on a log axis
+# between the points of two calibrations in a bin, so that error bars stand side by side on a log
+# axis
+SHIFT = 1.03
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,17 +67,28 @@ class Drawing:
     figure: Any
 
 
-def drawings(metrics: Mapping, history: Sequence[Mapping] | None, search: Mapping | None, max_closure: float) -> Iterator[Drawing]:
+def drawings(
+    metrics: Mapping, history: Sequence[Mapping] | None, search: Mapping | None, max_closure: float
+) -> Iterator[Drawing]:
     """All figures that these numbers allow, in the order of the report."""
     regions = sorted({record["region"] for record in metrics["curves"]})
-    makers = [lambda region=region: response_curve(metrics, region, max_closure) for region in regions]
+    makers = [
+        lambda region=region: response_curve(metrics, region, max_closure) for region in regions
+    ]
     makers += [lambda region=region: resolution_curve(metrics, region) for region in regions]
     makers += [lambda region=region: distribution(metrics, region) for region in regions]
     makers += [lambda: closure(metrics, max_closure), lambda: eta(metrics, max_closure)]
-    makers += [lambda name=name: residual(metrics, name, max_closure) for name in metrics.get("residuals", {})]
+    makers += [
+        lambda name=name: residual(metrics, name, max_closure)
+        for name in metrics.get("residuals", {})
+    ]
     makers += [lambda region=region: flavour(metrics, region) for region in regions]
     makers += [lambda: coverage(metrics), lambda: widths(metrics)]
-    makers += [lambda: training(history or []), lambda: search_history(search or {}), lambda: parallel(search or {})]
+    makers += [
+        lambda: training(history or []),
+        lambda: search_history(search or {}),
+        lambda: parallel(search or {}),
+    ]
     for make in makers:
         with style():
             drawing = make()
@@ -72,28 +96,39 @@ def drawings(metrics: Mapping, history: Sequence[Mapping] | None, search: Mappin
             yield drawing
 
 
-# ------------------------------------------------------------------------------------------------------------------------- style
+# ------------------------------------------------------------------------------------------ style
 
 
 @contextlib.contextmanager
 def style() -> Iterator[None]:
-    """mplhep's CMS style, in INK, on a transparent ground. Both drawing and saving must happen inside."""
+    """mplhep's CMS style, in INK, on a transparent ground.
+
+    Both drawing and saving must happen inside.
+    """
     import matplotlib
 
     matplotlib.use("Agg")  # no display in a job
     import mplhep
 
-    ink = dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK)
+    ink = dict.fromkeys(
+        ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK
+    )
     ground = {"figure.facecolor": "none", "axes.facecolor": "none", "savefig.facecolor": "none"}
-    with matplotlib.rc_context({**mplhep.style.CMS, **ink, **ground, "svg.fonttype": "path", "axes.unicode_minus": True}):
+    with matplotlib.rc_context(
+        {**mplhep.style.CMS, **ink, **ground, "svg.fonttype": "path", "axes.unicode_minus": True}
+    ):
         yield
 
 
 def svg(drawing: Drawing) -> str:
-    """The figure as an <svg> element to stand inside a page: page's text colour, names of its own, title for screen readers."""
+    """The figure as an <svg> element to stand inside a page: page's text colour, names of its own,
+    title for screen readers.
+    """
     buffer = io.StringIO()
     with style():
-        drawing.figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None, "Creator": None})
+        drawing.figure.savefig(
+            buffer, format="svg", bbox_inches="tight", metadata={"Date": None, "Creator": None}
+        )
     text = buffer.getvalue()
     text = text[text.index("<svg") :].replace(INK, "currentColor")
     # Two figures on one page must not share names: a clip path of one would cut the other.
@@ -108,7 +143,8 @@ def svg(drawing: Drawing) -> str:
 def gallery(chosen: Iterable[Drawing]) -> str:
     """Figures with their captions, as many side by side as the page has room for (common.page)."""
     shown = "".join(
-        f'<figure class="{drawing.name}">{svg(drawing)}<figcaption>{page.escaped(drawing.caption)}</figcaption></figure>'
+        f'<figure class="{drawing.name}">{svg(drawing)}'
+        f"<figcaption>{page.escaped(drawing.caption)}</figcaption></figure>"
         for drawing in chosen
     )
     return f'<div class="figures">{shown}</div>' if shown else ""
@@ -118,21 +154,38 @@ def pdf(drawing: Drawing) -> bytes:
     """The figure as a PDF file, for slides and papers."""
     buffer = io.BytesIO()
     with style():
-        drawing.figure.savefig(buffer, format="pdf", bbox_inches="tight", facecolor="white", metadata={"CreationDate": None})
+        drawing.figure.savefig(
+            buffer,
+            format="pdf",
+            bbox_inches="tight",
+            facecolor="white",
+            metadata={"CreationDate": None},
+        )
     return buffer.getvalue()
 
 
 def panels(heights: Sequence[float] = (1,), size: tuple[float, float] = (10, 9)):
-    """A figure with panels of these relative heights on one x axis; returns (figure, axes from the top down)."""
+    """A figure with panels of these relative heights on one x axis; returns (figure, axes from the
+    top down).
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size)
-    axes = figure.subplots(len(heights), 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": heights, "hspace": 0.06})[:, 0]
+    axes = figure.subplots(
+        len(heights),
+        1,
+        sharex=True,
+        squeeze=False,
+        gridspec_kw={"height_ratios": heights, "hspace": 0.06},
+    )[:, 0]
     return figure, list(axes)
 
 
 def head(axes, right: str) -> None:
-    """What the figure shows, over its frame. 'Simulation': a response needs a generator jet; no experiment's name is claimed."""
+    """What the figure shows, over its frame.
+
+    'Simulation': a response needs a generator jet; no experiment's name is claimed.
+    """
     axes.set_title("Simulation", loc="left", fontstyle="italic", fontsize=22, pad=10)
     axes.set_title(right, loc="right", fontsize=22, pad=10)
 
@@ -149,18 +202,29 @@ def pt_axis(axes) -> None:
     axes.set_xlabel(PT_LABEL)
 
 
-def _errors(intervals: Sequence[Mapping], scale: float = 1.0) -> tuple[list[float], list[list[float]]]:
-    """Values, and lengths of error bars down and up (never negative, which a percentile interval could give)."""
+def _errors(
+    intervals: Sequence[Mapping], scale: float = 1.0
+) -> tuple[list[float], list[list[float]]]:
+    """Values, and lengths of error bars down and up (never negative, which a percentile interval
+    could give).
+    """
     values = [scale * one["value"] for one in intervals]
     down = [max(scale * (one["value"] - one["low"]), 0.0) for one in intervals]
     up = [max(scale * (one["high"] - one["value"]), 0.0) for one in intervals]
     return values, [down, up]
 
 
-def points(axes, x: Sequence[float], intervals: Sequence[Mapping], scale: float = 1.0, **options) -> None:
+def points(
+    axes, x: Sequence[float], intervals: Sequence[Mapping], scale: float = 1.0, **options
+) -> None:
     """Intervals {"value", "low", "high"} as points with error bars."""
     values, errors = _errors(intervals, scale)
-    axes.errorbar(x, values, yerr=errors, **({"linestyle": "none", "markersize": 9, "elinewidth": 2} | options))
+    axes.errorbar(
+        x,
+        values,
+        yerr=errors,
+        **({"linestyle": "none", "markersize": 9, "elinewidth": 2} | options),
+    )
 
 
 def _look(name: str) -> dict:
@@ -180,7 +244,7 @@ def level(axes, at: float) -> None:
     axes.axhline(at, color=INK, linewidth=1.5, linestyle=":")
 
 
-# ------------------------------------------------------------------------------------------------------------- response, resolution
+# --------------------------------------------------------------------------- response, resolution
 
 
 def response_curve(metrics: Mapping, region: str, max_closure: float) -> Drawing | None:
@@ -190,9 +254,24 @@ def response_curve(metrics: Mapping, region: str, max_closure: float) -> Drawing
         return None
     figure, (top, below) = panels((3, 1), (10, 10))
     for place, name in enumerate(_calibrations(records[0])):
-        points(top, [record["pt"] * SHIFT**place for record in records], [record[name]["median"] for record in records], **_look(name))
-    ratio = [record["model"]["median"]["value"] / record["standard"]["median"]["value"] for record in records]
-    below.plot([record["pt"] for record in records], ratio, color=COLOURS["model"], marker="o", linestyle="none", markersize=9)
+        points(
+            top,
+            [record["pt"] * SHIFT**place for record in records],
+            [record[name]["median"] for record in records],
+            **_look(name),
+        )
+    ratio = [
+        record["model"]["median"]["value"] / record["standard"]["median"]["value"]
+        for record in records
+    ]
+    below.plot(
+        [record["pt"] for record in records],
+        ratio,
+        color=COLOURS["model"],
+        marker="o",
+        linestyle="none",
+        markersize=9,
+    )
     top.axhspan(1 - max_closure, 1 + max_closure, color=INK, alpha=0.1, linewidth=0)
     top.axvspan(PT_RANGE[0], metrics["closure"]["from_gev"], color=INK, alpha=0.06, linewidth=0)
     reach = max(0.01, 1.2 * max(abs(value - 1) for value in ratio))
@@ -205,10 +284,16 @@ def response_curve(metrics: Mapping, region: str, max_closure: float) -> Drawing
     head(top, REGION_TEXT[region])
     pt_axis(below)
     caption = (
-        f"Median response in the {region}. Band: ±{100 * max_closure:g} %, the closure allowed. Grey below "
-        f"{metrics['closure']['from_gev']:g} GeV: the cut on reconstructed pT keeps upward fluctuations there, for any calibration."
+        f"Median response in the {region}. Band: ±{100 * max_closure:g} %, the closure allowed."
+        f" Grey below {metrics['closure']['from_gev']:g} GeV: the cut on reconstructed pT keeps"
+        " upward fluctuations there, for any calibration."
     )
-    return Drawing(name=f"response-{region}", caption=caption, alt=_ends(records, "median", f"Median response, {region}"), figure=figure)
+    return Drawing(
+        name=f"response-{region}",
+        caption=caption,
+        alt=_ends(records, "median", f"Median response, {region}"),
+        figure=figure,
+    )
 
 
 def resolution_curve(metrics: Mapping, region: str) -> Drawing | None:
@@ -220,7 +305,13 @@ def resolution_curve(metrics: Mapping, region: str) -> Drawing | None:
     for place, name in enumerate(_calibrations(records[0])):
         x = [record["pt"] * SHIFT**place for record in records]
         points(top, x, [record[name]["resolution"] for record in records], **_look(name))
-    points(below, [record["pt"] for record in records], [record["gain"] for record in records], color=COLOURS["model"], marker="o")
+    points(
+        below,
+        [record["pt"] for record in records],
+        [record["gain"] for record in records],
+        color=COLOURS["model"],
+        marker="o",
+    )
     level(below, 0)
     top.set_ylim(bottom=0)
     top.set_ylabel("Resolution (IQR / median)")
@@ -229,9 +320,15 @@ def resolution_curve(metrics: Mapping, region: str) -> Drawing | None:
     head(top, REGION_TEXT[region])
     pt_axis(below)
     caption = (
-        f"Resolution in the {region}, and by how much the model's is better than the standard JEC's on the same jets (paired interval)."
+        f"Resolution in the {region}, and by how much the model's is better than the standard JEC's"
+        " on the same jets (paired interval)."
     )
-    return Drawing(name=f"resolution-{region}", caption=caption, alt=_ends(records, "resolution", f"Resolution, {region}"), figure=figure)
+    return Drawing(
+        name=f"resolution-{region}",
+        caption=caption,
+        alt=_ends(records, "resolution", f"Resolution, {region}"),
+        figure=figure,
+    )
 
 
 def _ends(records: Sequence[Mapping], quantity: str, what: str) -> str:
@@ -255,7 +352,13 @@ def distribution(metrics: Mapping, region: str) -> Drawing | None:
     figure, (axes,) = panels()
     for name in _calibrations(counts):
         mplhep.histplot(
-            counts[name], metrics["distribution"]["edges"], ax=axes, color=COLOURS[name], label=LABELS[name], linewidth=2.5, yerr=False
+            counts[name],
+            metrics["distribution"]["edges"],
+            ax=axes,
+            color=COLOURS[name],
+            label=LABELS[name],
+            linewidth=2.5,
+            yerr=False,
         )
     axes.axvline(1, color=INK, linewidth=1.5, linestyle=":")
     axes.set_xlabel(r"Response $p_T / p_T^{gen}$")
@@ -263,11 +366,14 @@ def distribution(metrics: Mapping, region: str) -> Drawing | None:
     axes.legend(loc="upper right")
     head(axes, REGION_TEXT[region])
     far = ", ".join(f"{LABELS[name]} {number:,}" for name, number in metrics["num_far"].items())
-    caption = f"Response of all {region} jets above 30 GeV. Jets off by more than a factor e, in both regions: {far}."
+    caption = (
+        f"Response of all {region} jets above 30 GeV. Jets off by more than a factor e, in both"
+        f" regions: {far}."
+    )
     return Drawing(name=f"distribution-{region}", caption=caption, alt=caption, figure=figure)
 
 
-# ------------------------------------------------------------------------------------------------------------------------ closure
+# ---------------------------------------------------------------------------------------- closure
 
 
 def closure(metrics: Mapping, max_closure: float) -> Drawing | None:
@@ -279,7 +385,15 @@ def closure(metrics: Mapping, max_closure: float) -> Drawing | None:
     for place, (region, (marker, colour)) in enumerate(REGION_LOOKS.items()):
         found = _in(records, region)
         x = [_middle(record) * SHIFT**place for record in found]
-        points(axes, x, [record["model"] for record in found], 100, marker=marker, color=colour, label=region)
+        points(
+            axes,
+            x,
+            [record["model"] for record in found],
+            100,
+            marker=marker,
+            color=colour,
+            label=region,
+        )
     _bias_axis(axes, max_closure)
     axes.legend(title="This model", loc="upper right", ncols=2)
     head(axes, "Closure")
@@ -289,13 +403,18 @@ def closure(metrics: Mapping, max_closure: float) -> Drawing | None:
         f"The gate asks that each interval reaches into the band, ±{100 * max_closure:g} %."
     )
     farthest = max(records, key=lambda record: abs(record["model"]["value"]))
-    most = f"{100 * farthest['model']['value']:+.2f} % ({farthest['region']}, {farthest['pt_range']} GeV)"
+    most = (
+        f"{100 * farthest['model']['value']:+.2f} % ({farthest['region']}, {farthest['pt_range']}"
+        " GeV)"
+    )
     alt = f"Closure in {len(records)} bins; the largest bias is {most}."
     return Drawing(name="closure", caption=caption, alt=alt, figure=figure)
 
 
 def _bias_axis(axes, max_closure: float) -> None:
-    """A y axis in per cent about zero, with the band allowed and room for a legend above the points."""
+    """A y axis in per cent about zero, with the band allowed and room for a legend above the
+    points.
+    """
     axes.axhspan(-100 * max_closure, 100 * max_closure, color=INK, alpha=0.1, linewidth=0)
     level(axes, 0)
     reach = max(abs(edge) for edge in (*axes.get_ylim(), 100 * max_closure))
@@ -318,7 +437,9 @@ def eta(metrics: Mapping, max_closure: float) -> Drawing | None:
     if not records:
         return None
     figure, (axes,) = panels()
-    for place, name in enumerate(name for name in _calibrations(records[0]) if name != "uncorrected"):
+    for place, name in enumerate(
+        name for name in _calibrations(records[0]) if name != "uncorrected"
+    ):
         x = [(record["eta_low"] + record["eta_high"]) / 2 + 0.05 * place for record in records]
         points(axes, x, [record[name] for record in records], 100, **_look(name))
     axes.set_xlabel(r"$\eta^{gen}$")
@@ -326,9 +447,17 @@ def eta(metrics: Mapping, max_closure: float) -> Drawing | None:
     axes.legend(loc="upper right", ncols=2)
     head(axes, rf"$p_T^{{gen}} > {metrics['closure']['from_gev']:g}$ GeV")
     farthest = max(records, key=lambda record: abs(record["model"]["value"]))
-    most = f"{100 * farthest['model']['value']:+.2f} % between eta {farthest['eta_low']:g} and {farthest['eta_high']:g}"
+    most = (
+        f"{100 * farthest['model']['value']:+.2f} % between eta {farthest['eta_low']:g} and"
+        f" {farthest['eta_high']:g}"
+    )
     alt = f"Bias against eta; the model's largest is {most}."
-    return Drawing(name="eta", caption=f"Residual bias against η from {metrics['closure']['from_gev']:g} GeV up.", alt=alt, figure=figure)
+    return Drawing(
+        name="eta",
+        caption=f"Residual bias against η from {metrics['closure']['from_gev']:g} GeV up.",
+        alt=alt,
+        figure=figure,
+    )
 
 
 def residual(metrics: Mapping, name: str, max_closure: float) -> Drawing | None:
@@ -339,26 +468,49 @@ def residual(metrics: Mapping, name: str, max_closure: float) -> Drawing | None:
     figure, (axes,) = panels()
     middles = [record["middle"] for record in records]
     step = 0.01 * (middles[-1] - middles[0])
-    for place, calibration in enumerate(found for found in _calibrations(records[0]) if found != "uncorrected"):
-        points(axes, [x + step * place for x in middles], [record[calibration] for record in records], 100, **_look(calibration))
+    for place, calibration in enumerate(
+        found for found in _calibrations(records[0]) if found != "uncorrected"
+    ):
+        points(
+            axes,
+            [x + step * place for x in middles],
+            [record[calibration] for record in records],
+            100,
+            **_look(calibration),
+        )
     axes.set_xlabel(RESIDUAL_LABELS.get(name, name))
     _bias_axis(axes, max_closure)
     axes.legend(loc="upper right", ncols=2)
     head(axes, rf"$p_T^{{gen}} > {metrics['closure']['from_gev']:g}$ GeV")
-    reach = {found: max(abs(record[found]["value"]) for record in records) for found in ("standard", "model")}
-    most = f"{100 * reach['standard']:.2f} % with the standard JEC, {100 * reach['model']:.2f} % with the model"
+    reach = {
+        found: max(abs(record[found]["value"]) for record in records)
+        for found in ("standard", "model")
+    }
+    most = (
+        f"{100 * reach['standard']:.2f} % with the standard JEC, {100 * reach['model']:.2f} % with"
+        " the model"
+    )
     alt = f"Bias against {name}: at most {most}."
-    caption = f"Residual bias against {name}, slices of equally many jets from {metrics['closure']['from_gev']:g} GeV up."
+    caption = (
+        f"Residual bias against {name}, slices of equally many jets from"
+        f" {metrics['closure']['from_gev']:g} GeV up."
+    )
     return Drawing(name=f"residual-{name}", caption=caption, alt=alt, figure=figure)
 
 
-# ----------------------------------------------------------------------------------------------------------------------- flavours
+# --------------------------------------------------------------------------------------- flavours
 
 
 def flavour(metrics: Mapping, region: str) -> Drawing | None:
-    """Median response of each flavour in the pT bins of the summary: standard JEC open, model filled."""
+    """Median response of each flavour in the pT bins of the summary: standard JEC open, model
+    filled.
+    """
     whole = metrics["flavour"]["from_gev"]
-    records = [one for one in _in(metrics["flavour"]["bins"], region) if not (one["pt_low"] == whole and one["pt_high"] is None)]
+    records = [
+        one
+        for one in _in(metrics["flavour"]["bins"], region)
+        if not (one["pt_low"] == whole and one["pt_high"] is None)
+    ]
     if not records:
         return None
     figure, (top, below) = panels((1, 1), (10, 10))
@@ -366,18 +518,31 @@ def flavour(metrics: Mapping, region: str) -> Drawing | None:
         for place, (kind, (marker, colour)) in enumerate(FLAVOUR_LOOKS.items()):
             found = [record for record in records if record["flavour"] == kind]
             x = [_middle(record) * SHIFT ** (2 * place - 3) for record in found]
-            points(axes, x, [record[name] for record in found], color=colour, marker=marker, label=kind)
+            points(
+                axes, x, [record[name] for record in found], color=colour, marker=marker, label=kind
+            )
         level(axes, 1)
         axes.text(0.03, 0.05, LABELS[name], transform=axes.transAxes, fontsize=22)
         axes.set_ylabel("Median response")
-    limits = [min(a.get_ylim()[0] for a in (top, below)), max(a.get_ylim()[1] for a in (top, below))]
+    limits = [
+        min(a.get_ylim()[0] for a in (top, below)),
+        max(a.get_ylim()[1] for a in (top, below)),
+    ]
     for axes in (top, below):
         axes.set_ylim(limits)  # the same scale: the spread is what is compared
     top.legend(ncols=4, loc="upper right", columnspacing=1, handletextpad=0.2)
     head(top, REGION_TEXT[region])
     pt_axis(below)
-    caption = f"Response by flavour in the {region}: the closer together, the less the calibration depends on what made the jet."
-    return Drawing(name=f"flavour-{region}", caption=caption, alt=_flavour_words(metrics, region), figure=figure)
+    caption = (
+        f"Response by flavour in the {region}: the closer together, the less the calibration"
+        " depends on what made the jet."
+    )
+    return Drawing(
+        name=f"flavour-{region}",
+        caption=caption,
+        alt=_flavour_words(metrics, region),
+        figure=figure,
+    )
 
 
 def _flavour_words(metrics: Mapping, region: str) -> str:
@@ -385,10 +550,13 @@ def _flavour_words(metrics: Mapping, region: str) -> str:
     if not entry:
         return f"Median response by flavour and pT, {region}."
     standard, model = (100 * entry["spread"][name]["value"] for name in ("standard", "model"))
-    return f"Median response by flavour, {region}: spread {standard:.2f} % with the standard JEC, {model:.2f} % with the model."
+    return (
+        f"Median response by flavour, {region}: spread {standard:.2f} % with the standard JEC,"
+        f" {model:.2f} % with the model."
+    )
 
 
-# ------------------------------------------------------------------------------------------------------------ per-jet uncertainty
+# ---------------------------------------------------------------------------- per-jet uncertainty
 
 
 def coverage(metrics: Mapping) -> Drawing | None:
@@ -401,7 +569,15 @@ def coverage(metrics: Mapping) -> Drawing | None:
     for place, (region, (marker, colour)) in enumerate(REGION_LOOKS.items()):
         found = _in(records, region)
         x = [record["pt"] * SHIFT**place for record in found]
-        points(axes, x, [record["coverage"] for record in found], 100, marker=marker, color=colour, label=region)
+        points(
+            axes,
+            x,
+            [record["coverage"] for record in found],
+            100,
+            marker=marker,
+            color=colour,
+            label=region,
+        )
     level(axes, 100 * band["nominal"])
     lowest, highest = axes.get_ylim()
     axes.set_ylim(lowest, highest + 0.25 * (highest - lowest))
@@ -411,12 +587,19 @@ def coverage(metrics: Mapping) -> Drawing | None:
     axes.set_xlabel("Corrected $p_T$ of the file (GeV)")
     head(axes, f"{band['low']} to {band['high']}")
     caption = (
-        f"Jets whose generator jet lies between the {band['low']} and {band['high']} that the model gives for them, against the pT of the "
-        f"file. Dotted: {100 * band['nominal']:g} %, which right quantiles cover. Bars: binomial intervals."
+        f"Jets whose generator jet lies between the {band['low']} and {band['high']} that the model"
+        f" gives for them, against the pT of the file. Dotted: {100 * band['nominal']:g} %, which"
+        " right quantiles cover. Bars: binomial intervals."
     )
     farthest = max(records, key=lambda record: abs(record["coverage"]["value"] - band["nominal"]))
-    most = f"{100 * farthest['coverage']['value']:.1f} % ({farthest['region']}, {farthest['pt_range']} GeV)"
-    alt = f"Coverage of {len(records)} bins of pT, wanted {100 * band['nominal']:g} %; the farthest from it is {most}."
+    most = (
+        f"{100 * farthest['coverage']['value']:.1f} % ({farthest['region']}, {farthest['pt_range']}"
+        " GeV)"
+    )
+    alt = (
+        f"Coverage of {len(records)} bins of pT, wanted {100 * band['nominal']:g} %; the farthest"
+        f" from it is {most}."
+    )
     return Drawing(name="uncertainty-coverage", caption=caption, alt=alt, figure=figure)
 
 
@@ -427,10 +610,21 @@ def widths(metrics: Mapping) -> Drawing | None:
         return None
     figure, (top, below) = panels((3, 1), (10, 10))
     predicted = [100 * record["predicted"] for record in records]
-    points(top, predicted, [record["measured"] for record in records], 100, color=COLOURS["model"], marker="o", label="Test jets")
+    points(
+        top,
+        predicted,
+        [record["measured"] for record in records],
+        100,
+        color=COLOURS["model"],
+        marker="o",
+        label="Test jets",
+    )
     ends = [0.9 * predicted[0], 1.05 * predicted[-1]]
     top.plot(ends, ends, color=INK, linewidth=1.5, linestyle=":", label="As predicted")
-    ratios = [{key: record["measured"][key] / record["predicted"] for key in record["measured"]} for record in records]
+    ratios = [
+        {key: record["measured"][key] / record["predicted"] for key in record["measured"]}
+        for record in records
+    ]
     points(below, predicted, ratios, color=COLOURS["model"], marker="o")
     level(below, 1)
     top.set_ylabel("Measured 68 % half-width (%)")
@@ -439,22 +633,32 @@ def widths(metrics: Mapping) -> Drawing | None:
     top.legend(loc="upper left")
     head(top, "Per-jet uncertainty")
     caption = (
-        f"Slices of equally many jets by the uncertainty predicted for them, and the width of log(pT / pT of the generator jet) found "
-        f"there. Predicted from {predicted[0]:.1f} to {predicted[-1]:.1f} %."
+        "Slices of equally many jets by the uncertainty predicted for them, and the width of"
+        f" log(pT / pT of the generator jet) found there. Predicted from {predicted[0]:.1f} to"
+        f" {predicted[-1]:.1f} %."
     )
     first, last = (100 * record["measured"]["value"] for record in (records[0], records[-1]))
-    ends = f"{first:.1f} % where {predicted[0]:.1f} % is predicted, {last:.1f} % where {predicted[-1]:.1f} %"
+    ends = (
+        f"{first:.1f} % where {predicted[0]:.1f} % is predicted, {last:.1f} % where"
+        f" {predicted[-1]:.1f} %"
+    )
     alt = f"Measured against predicted half-width of a jet: {ends}."
     return Drawing(name="uncertainty-width", caption=caption, alt=alt, figure=figure)
 
 
-# --------------------------------------------------------------------------------------------------------------- training, search
+# ------------------------------------------------------------------------------- training, search
 
 
 def training(history: Sequence[Mapping]) -> Drawing | None:
     """Training and validation loss against the epoch, of the best trial."""
-    lines = {"train_loss": ("Training", COLOURS["standard"], "--"), "val_loss": ("Validation", COLOURS["model"], "-")}
-    found = {key: [(epoch["epoch"], epoch[key]) for epoch in history if epoch.get(key) is not None] for key in lines}
+    lines = {
+        "train_loss": ("Training", COLOURS["standard"], "--"),
+        "val_loss": ("Validation", COLOURS["model"], "-"),
+    }
+    found = {
+        key: [(epoch["epoch"], epoch[key]) for epoch in history if epoch.get(key) is not None]
+        for key in lines
+    }
     if not any(found.values()):
         return None
     from matplotlib.ticker import MaxNLocator
@@ -462,7 +666,15 @@ def training(history: Sequence[Mapping]) -> Drawing | None:
     figure, (axes,) = panels()
     for key, (label, colour, dashes) in lines.items():
         if found[key]:
-            axes.plot(*zip(*found[key], strict=True), color=colour, linestyle=dashes, label=label, linewidth=3, marker="o", markersize=6)
+            axes.plot(
+                *zip(*found[key], strict=True),
+                color=colour,
+                linestyle=dashes,
+                label=label,
+                linewidth=3,
+                marker="o",
+                markersize=6,
+            )
     axes.set_xlabel("Epoch")
     axes.set_ylabel("Loss")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -470,19 +682,29 @@ def training(history: Sequence[Mapping]) -> Drawing | None:
     axes.legend()
     head(axes, "Best trial")
     best = min(found["val_loss"], key=lambda pair: pair[1], default=None)
-    alt = f"Loss over {len(history)} epochs." + (f" Lowest validation loss {best[1]:.5f} in epoch {best[0]}." if best else "")
-    return Drawing(name="training", caption="Training of the best trial. " + alt, alt=alt, figure=figure)
+    alt = f"Loss over {len(history)} epochs." + (
+        f" Lowest validation loss {best[1]:.5f} in epoch {best[0]}." if best else ""
+    )
+    return Drawing(
+        name="training", caption="Training of the best trial. " + alt, alt=alt, figure=figure
+    )
 
 
 def objective(trial: Mapping, search: Mapping) -> float | None:
-    """The objective's value of a trial as the search takes it (the best it ever had); None if it has none."""
+    """The objective's value of a trial as the search takes it (the best it ever had);
+
+    None if it has none.
+    """
     seen = trial.get("metrics", {}).get(search["objective"]["name"])
     return seen["max" if search["objective"]["type"] == "maximize" else "min"] if seen else None
 
 
 def search_history(search: Mapping) -> Drawing | None:
     """Objective of each trial in order, and the best so far."""
-    values = [(number, objective(trial, search)) for number, trial in enumerate(search.get("trials", []), 1)]
+    values = [
+        (number, objective(trial, search))
+        for number, trial in enumerate(search.get("trials", []), 1)
+    ]
     values = [(number, value) for number, value in values if value is not None]
     if len(values) < 2:
         return None
@@ -492,8 +714,12 @@ def search_history(search: Mapping) -> Drawing | None:
     figure, (axes,) = panels()
     numbers = [number for number, _ in values]
     so_far = [best(value for _, value in values[: place + 1]) for place in range(len(values))]
-    axes.plot(*zip(*values, strict=True), "o", color=COLOURS["standard"], markersize=11, label="Trial")
-    axes.step(numbers, so_far, where="post", color=COLOURS["model"], linewidth=3, label="Best so far")
+    axes.plot(
+        *zip(*values, strict=True), "o", color=COLOURS["standard"], markersize=11, label="Trial"
+    )
+    axes.step(
+        numbers, so_far, where="post", color=COLOURS["model"], linewidth=3, label="Best so far"
+    )
     axes.set_xlabel("Trial")
     axes.set_ylabel(search["objective"]["name"])
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -505,9 +731,15 @@ def search_history(search: Mapping) -> Drawing | None:
 
 
 def parallel(search: Mapping) -> Drawing | None:
-    """Parallel coordinates: one line a trial through its parameters to the objective; the best one thick."""
+    """Parallel coordinates: one line a trial through its parameters to the objective; the best one
+    thick.
+    """
     trials = [trial for trial in search.get("trials", []) if objective(trial, search) is not None]
-    names = [name for name in (trials[0]["parameters"] if trials else ()) if len({trial["parameters"].get(name) for trial in trials}) > 1]
+    names = [
+        name
+        for name in (trials[0]["parameters"] if trials else ())
+        if len({trial["parameters"].get(name) for trial in trials}) > 1
+    ]
     if len(trials) < 2 or not names:
         return None
     columns = {name: [trial["parameters"].get(name, "") for trial in trials] for name in names}
@@ -529,15 +761,24 @@ def parallel(search: Mapping) -> Drawing | None:
         + ", ".join(f"{name} {columns[name][_best(trials, search)]}" for name in names)
         + "."
     )
-    return Drawing(name="parallel", caption="Parameters of each trial (the best in red), those that were searched.", alt=alt, figure=figure)
+    return Drawing(
+        name="parallel",
+        caption="Parameters of each trial (the best in red), those that were searched.",
+        alt=alt,
+        figure=figure,
+    )
 
 
 def _best(trials: Sequence[Mapping], search: Mapping) -> int:
-    return next((row for row, trial in enumerate(trials) if trial["name"] == search.get("optimal")), 0)
+    return next(
+        (row for row, trial in enumerate(trials) if trial["name"] == search.get("optimal")), 0
+    )
 
 
 def _scale(values: Sequence[str]) -> dict[str, float]:
-    """Text of a parameter -> height between 0 and 1: by its number (its logarithm over a wide positive range), else by its rank."""
+    """Text of a parameter -> height between 0 and 1: by its number (its logarithm over a wide
+    positive range), else by its rank.
+    """
     try:
         numbers = {value: float(value) for value in values}
     except ValueError:
@@ -553,7 +794,11 @@ def _parallel_axes(axes, scales: Mapping[str, Mapping[str, float]]) -> None:
     """A vertical line a parameter with its lowest and highest value (every value of a category)."""
     axes.minorticks_off()
     axes.set_yticks([])
-    axes.set_xticks(range(len(scales)), [name if len(name) < 10 else name.replace("-", "-\n", 1) for name in scales], fontsize=18)
+    axes.set_xticks(
+        range(len(scales)),
+        [name if len(name) < 10 else name.replace("-", "-\n", 1) for name in scales],
+        fontsize=18,
+    )
     axes.tick_params(top=False, length=0)
     for spine in axes.spines.values():
         spine.set_visible(False)

@@ -1,4 +1,6 @@
-"""The few numbers by which runs are compared, as flat scalars with names that stay: what Kubeflow shows of a run beside others."""
+"""The few numbers by which runs are compared, as flat scalars with names that stay: what Kubeflow
+shows of a run beside others.
+"""
 
 from __future__ import annotations
 
@@ -8,20 +10,27 @@ from physics.figures import objective
 
 
 def headline(metrics: Mapping, search: Mapping | None = None) -> dict[str, float]:
-    """Name -> number, from the content of metrics.json and search.json; what was not measured is left out.
+    """Name -> number, from the content of metrics.json and search.json; what was not measured is
+    left out.
 
-    Gains and shares in per cent with the ends of their intervals, closure as (median response - 1) in per cent, resolution as
-    IQR / median without unit. `validation_loss` is the objective of the trial that was exported.
+    Gains and shares in per cent with the ends of their intervals, closure as (median response - 1)
+    in per cent, resolution as IQR / median without unit. `validation_loss` is the objective of the
+    trial that was exported.
     """
     return {name: value for name, value in _numbers(metrics, search or {}) if value is not None}
 
 
 def _numbers(metrics: Mapping, search: Mapping) -> Iterator[tuple[str, float | None]]:
     yield from _interval("resolution_gain_percent", metrics.get("gain"))
-    yield from _interval("weighted_resolution_gain_percent", (metrics.get("weighted") or {}).get("gain"))
+    yield from _interval(
+        "weighted_resolution_gain_percent", (metrics.get("weighted") or {}).get("gain")
+    )
     yield from _interval("resolution_gain_over_baseline_percent", metrics.get("gain_over_baseline"))
     for calibration in ("model", "standard"):
-        yield f"resolution_{calibration}", ((metrics.get("resolution") or {}).get(calibration) or {}).get("value")
+        yield (
+            f"resolution_{calibration}",
+            ((metrics.get("resolution") or {}).get(calibration) or {}).get("value"),
+        )
     yield from _closure(metrics.get("closure") or {"bins": []})
     for region, entry in (metrics.get("flavour") or {"regions": {}})["regions"].items():
         yield f"flavour_spread_{region}_percent", 100 * entry["spread"]["model"]["value"]

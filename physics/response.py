@@ -1,11 +1,13 @@
 """Response, resolution, gain and closure of jets: pure functions of arrays.
 
-The response of a jet is R = pT / pT_gen: its calibrated transverse momentum over that of the generator jet it was matched to.
-A good calibration has a median response of 1 everywhere (closure) and a narrow distribution of R (resolution).
+The response of a jet is R = pT / pT_gen: its calibrated transverse momentum over that of the
+generator jet it was matched to. A good calibration has a median response of 1 everywhere (closure)
+and a narrow distribution of R (resolution).
 
-Medians and widths are functions of five quantiles of R, taken at QUANTILES. They take arrays whose *last* axis holds these
-five, so that one line serves for a single sample, for all bins, and for all resamplings of a bootstrap (physics.bootstrap).
-All momenta are in GeV. pT and eta in the names of bins are those of the generator jet.
+Medians and widths are functions of five quantiles of R, taken at QUANTILES. They take arrays whose
+*last* axis holds these five, so that one line serves for a single sample, for all bins, and for all
+resamplings of a bootstrap (physics.bootstrap). All momenta are in GeV. pT and eta in the names of
+bins are those of the generator jet.
 """
 
 from __future__ import annotations
@@ -20,17 +22,36 @@ QUANTILES = np.array([0.158655, 0.25, 0.5, 0.75, 0.841345])
 """-1 sigma, the quartiles and the median, +1 sigma of a normal distribution."""
 
 REGIONS = {"barrel": (0.0, 1.3), "endcap": (1.3, 2.5)}
-"""Region -> range of |eta|, lower edge included: where the tracker and the barrel calorimeters overlap, and the rest of the tracker."""
+"""Region -> range of |eta|, lower edge included: where the tracker and the barrel calorimeters
+overlap, and the rest of the tracker.
+"""
 
 PT_EDGES = (30.0, 100.0, 300.0, 1000.0, math.inf)
 """pT bins of the summary table (GeV): those of the published results that it is set beside."""
 
-FINE_PT_EDGES = (30.0, 40.0, 50.0, 60.0, 80.0, 110.0, 150.0, 200.0, 300.0, 450.0, 650.0, 1000.0, 1500.0, math.inf)
-"""pT bins of the curves and of the closure (GeV): fine enough to show a trend, coarse enough for a few thousand jets."""
+FINE_PT_EDGES = (
+    30.0,
+    40.0,
+    50.0,
+    60.0,
+    80.0,
+    110.0,
+    150.0,
+    200.0,
+    300.0,
+    450.0,
+    650.0,
+    1000.0,
+    1500.0,
+    math.inf,
+)
+"""pT bins of the curves and of the closure (GeV): fine enough to show a trend, coarse enough for a
+few thousand jets.
+"""
 
 CLOSURE_FROM = 60.0
-"""GeV. Below, the cut on the reconstructed pT (30 GeV) keeps jets that fluctuated upwards, so the median response is not 1
-for any calibration, and closure says nothing about it."""
+"""GeV. Below, the cut on the reconstructed pT (30 GeV) keeps jets that fluctuated upwards, so the
+median response is not 1 for any calibration, and closure says nothing about it."""
 
 FLAVOURS = ("uds", "c", "b", "g")
 
@@ -59,7 +80,11 @@ class Bin:
 
 def bins(edges: tuple[float, ...], regions: tuple[str, ...] = tuple(REGIONS)) -> list[Bin]:
     """The bins between successive edges (GeV) in each region."""
-    return [Bin(region=region, low=low, high=high) for region in regions for low, high in itertools.pairwise(edges)]
+    return [
+        Bin(region=region, low=low, high=high)
+        for region in regions
+        for low, high in itertools.pairwise(edges)
+    ]
 
 
 def in_region(gen_eta: np.ndarray, region: str) -> np.ndarray:
@@ -71,12 +96,16 @@ def in_region(gen_eta: np.ndarray, region: str) -> np.ndarray:
 
 
 def calibrated_pt(jet_pt: np.ndarray, output: np.ndarray) -> np.ndarray:
-    """pT (GeV, float64) after the network's correction: pT * exp(output), as it learns log(pT_gen / pT).
+    """pT (GeV, float64) after the network's correction: pT * exp(output), as it learns log(pT_gen /
+    pT).
 
-    Both arrays (N,). An output that is not finite, or so large that exp overflows, gives NaN: such a jet has no calibrated pT.
+    Both arrays (N,). An output that is not finite, or so large that exp overflows, gives NaN: such
+    a jet has no calibrated pT.
     """
     with np.errstate(over="ignore", invalid="ignore"):
-        calibrated = np.asarray(jet_pt, dtype=np.float64) * np.exp(np.asarray(output, dtype=np.float64))
+        calibrated = np.asarray(jet_pt, dtype=np.float64) * np.exp(
+            np.asarray(output, dtype=np.float64)
+        )
     return np.where(np.isfinite(calibrated), calibrated, np.nan)
 
 
@@ -87,7 +116,10 @@ def response(pt: np.ndarray, gen_pt: np.ndarray) -> np.ndarray:
 
 
 def quantiles(values: np.ndarray) -> np.ndarray:
-    """The five quantiles of a sample at QUANTILES, (5,), linear between order statistics. NaN for an empty sample."""
+    """The five quantiles of a sample at QUANTILES, (5,), linear between order statistics.
+
+    NaN for an empty sample.
+    """
     return np.quantile(values, QUANTILES) if len(values) else np.full(len(QUANTILES), np.nan)
 
 
@@ -97,7 +129,8 @@ def median(q: np.ndarray) -> np.ndarray:
 
 
 def resolution(q: np.ndarray) -> np.ndarray:
-    """IQR / median: (q75 - q25) / q50, without unit. For a narrow normal distribution this is 1.349 sigma / mean.
+    """IQR / median: (q75 - q25) / q50, without unit. For a narrow normal distribution this is 1.349
+    sigma / mean.
 
     q: (..., 5) quantiles; returns (...). Insensitive to tails, and to a scale common to all jets.
     """
@@ -105,7 +138,8 @@ def resolution(q: np.ndarray) -> np.ndarray:
 
 
 def half_width(q: np.ndarray) -> np.ndarray:
-    """Half of the central 68.3 % over the median: (q84 - q16) / (2 q50); sigma / mean for a normal distribution.
+    """Half of the central 68.3 % over the median: (q84 - q16) / (2 q50); sigma / mean for a normal
+    distribution.
 
     q: (..., 5) quantiles; returns (...). Sees more of the tails than the quartiles do.
     """
@@ -113,17 +147,23 @@ def half_width(q: np.ndarray) -> np.ndarray:
 
 
 CORE = 2.0
-"""Standard deviations to either side of the mean that a fit of the core of a response distribution uses."""
+"""Standard deviations to either side of the mean that a fit of the core of a response distribution
+uses.
+"""
 
-_CORE_WIDTH = math.sqrt(1 - 2 * CORE * math.exp(-(CORE**2) / 2) / math.sqrt(2 * math.pi) / math.erf(CORE / math.sqrt(2)))
+_CORE_WIDTH = math.sqrt(
+    1 - 2 * CORE * math.exp(-(CORE**2) / 2) / math.sqrt(2 * math.pi) / math.erf(CORE / math.sqrt(2))
+)
 
 
 def gaussian_core(values: np.ndarray, steps: int = 50) -> tuple[float, float]:
-    """Mean and standard deviation of the normal core of a response distribution, as CMS quotes them beside the median.
+    """Mean and standard deviation of the normal core of a response distribution, as CMS quotes them
+    beside the median.
 
-    The normal distribution whose moments within CORE standard deviations of its mean are those of the sample there: found by
-    repetition from the median and the quartiles, without bins; the standard deviation is corrected for the cut (a normal
-    distribution cut at 2 sigma has 0.880 of its width). NaN for fewer than 20 values or where it does not settle.
+    The normal distribution whose moments within CORE standard deviations of its mean are those of
+    the sample there: found by repetition from the median and the quartiles, without bins; the
+    standard deviation is corrected for the cut (a normal distribution cut at 2 sigma has 0.880 of
+    its width). NaN for fewer than 20 values or where it does not settle.
     """
     q = quantiles(values)
     mean, sigma = q[2], (q[3] - q[1]) / 1.349
@@ -138,39 +178,49 @@ def gaussian_core(values: np.ndarray, steps: int = 50) -> tuple[float, float]:
 
 
 def gain(q: np.ndarray, reference: np.ndarray, width=resolution) -> np.ndarray:
-    """How much narrower the response is than that of a reference calibration, in per cent: 100 (1 - width / width_reference).
+    """How much narrower the response is than that of a reference calibration, in per cent: 100 (1 -
+    width / width_reference).
 
-    q, reference: (..., 5) quantiles of the *same* jets (of the same resampling, in a bootstrap: then its interval is paired).
+    q, reference: (..., 5) quantiles of the *same* jets (of the same resampling, in a bootstrap:
+    then its interval is paired).
     """
     return 100 * (1 - width(q) / width(reference))
 
 
 def bias(q: np.ndarray) -> np.ndarray:
-    """Median response - 1: zero where the calibration closes. q: (..., 5) quantiles; returns (...)."""
+    """Median response - 1: zero where the calibration closes.
+
+    q: (..., 5) quantiles; returns (...).
+    """
     return q[..., 2] - 1
 
 
 def spread(medians: np.ndarray) -> np.ndarray:
     """Largest difference of the median response between flavours: max - min over the last axis.
 
-    A maximum of noisy numbers: with few jets of a flavour it comes out too large, for every calibration alike.
+    A maximum of noisy numbers: with few jets of a flavour it comes out too large, for every
+    calibration alike.
     """
     return medians.max(axis=-1) - medians.min(axis=-1)
 
 
 def flavour(parton: np.ndarray, hadron: np.ndarray) -> np.ndarray:
-    """Flavour of each jet as (N,) text: 'b' or 'c' by its hadrons, else 'uds' or 'g' by its parton, else '' (no match).
+    """Flavour of each jet as (N,) text: 'b' or 'c' by its hadrons, else 'uds' or 'g' by its parton,
+    else '' (no match).
 
-    parton: signed PDG code of the matched parton (21 = gluon, 0 = none); hadron: 5, 4 or 0, as CMS ghost-matches hadrons.
-    Hadrons come first: a gluon that split into b quarks is a b jet.
+    parton: signed PDG code of the matched parton (21 = gluon, 0 = none); hadron: 5, 4 or 0, as CMS
+    ghost-matches hadrons. Hadrons come first: a gluon that split into b quarks is a b jet.
     """
     parton, hadron = np.abs(np.asarray(parton)), np.abs(np.asarray(hadron))
     light = np.isin(parton, (1, 2, 3))
-    return np.select([hadron == 5, hadron == 4, light, parton == 21], ["b", "c", "uds", "g"], default="")
+    return np.select(
+        [hadron == 5, hadron == 4, light, parton == 21], ["b", "c", "uds", "g"], default=""
+    )
 
 
 def num_far(values: np.ndarray, limit: float = 1.0) -> int:
-    """How many jets have |log R| >= limit (1: off by more than a factor e): mismatched, or a failure of the calibration.
+    """How many jets have |log R| >= limit (1: off by more than a factor e): mismatched, or a
+    failure of the calibration.
 
     Jets without a finite, positive response count as far.
     """

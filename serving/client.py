@@ -1,8 +1,11 @@
-"""Client of an inference server by the Open Inference Protocol v2 over HTTP, with the standard library alone.
+"""Client of an inference server by the Open Inference Protocol v2 over HTTP, with the standard
+library alone.
 
-    python -m serving.client --url http://127.0.0.1:8000 --model pfn-1a2b3c4d --request golden/request.json
+    python -m serving.client --url http://127.0.0.1:8000 --model pfn-1a2b3c4d --request
+        golden/request.json
 
-prints the server's answer. Nothing of a model server's own client is needed, here or in anybody's code.
+prints the server's answer. Nothing of a model server's own client is needed, here or in anybody's
+code.
 """
 
 from __future__ import annotations
@@ -19,7 +22,14 @@ from typing import TYPE_CHECKING, Any
 
 from common import storage
 from common.cli import Parser, run_main
-from common.errors import ClusterError, DeadlineError, GateError, InputError, UnreachableError, unknown
+from common.errors import (
+    ClusterError,
+    DeadlineError,
+    GateError,
+    InputError,
+    UnreachableError,
+    unknown,
+)
 from serving import golden
 from serving.connection import Connections, Reply
 from serving.golden import SIZES, TOLERANCE, file_names, max_difference
@@ -28,7 +38,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 RETRY_SECONDS = 1.0  # between two looks at a service that is not ready
-ROUND_TRIP_SECONDS = 5.0  # for the times of one size of request: enough for ten of a network that takes half a second
+# for the times of one size of request: enough for ten of a network that takes half a second
+ROUND_TRIP_SECONDS = 5.0
 
 
 class Unreachable(UnreachableError):
@@ -36,14 +47,28 @@ class Unreachable(UnreachableError):
 
 
 class NotServing(ClusterError):
-    """The model cannot be asked now (HTTP 502, 503, 504, or an ingress without route); asking again may help."""
+    """The model cannot be asked now (HTTP 502, 503, 504, or an ingress without route); asking again
+    may help.
+    """
 
 
 class Client:
     """One model of one server. `headers` go with every request (a Host for an ingress, a token)."""
 
-    def __init__(self, url: str, model: str, *, timeout: float = 60.0, headers: Mapping[str, str] | None = None) -> None:
-        self.url, self.model, self.timeout, self.headers = url.rstrip("/"), model, timeout, dict(headers or {})
+    def __init__(
+        self,
+        url: str,
+        model: str,
+        *,
+        timeout: float = 60.0,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        self.url, self.model, self.timeout, self.headers = (
+            url.rstrip("/"),
+            model,
+            timeout,
+            dict(headers or {}),
+        )
         host = urllib.parse.urlsplit(self.url).hostname
         if not host or not self.url.startswith(("http://", "https://")):
             raise InputError(f"'{url}' is no address of a server; write http://host:port")
@@ -67,7 +92,8 @@ class Client:
     def models(self) -> list[str]:
         """Names of the server's models; empty where it does not tell."""
         try:
-            return sorted(entry["name"] for entry in self._call("/v2/repository/index", {}))  # Triton
+            # Triton
+            return sorted(entry["name"] for entry in self._call("/v2/repository/index", {}))
         except (ClusterError, KeyError, TypeError):
             pass
         try:
@@ -82,13 +108,15 @@ class Client:
     def infer(self, body: dict[str, Any]) -> dict[str, Any]:
         """The server's answer to a request body (see serving.golden).
 
-        Raises Unreachable, NotServing, InputError for an unknown model (with those there are) or a request that the server refuses (in
-        its own words), and ClusterError for a model that failed or an answer that is no JSON.
+        Raises Unreachable, NotServing, InputError for an unknown model (with those there are) or a
+        request that the server refuses (in its own words), and ClusterError for a model that failed
+        or an answer that is no JSON.
         """
         return self._call_model("/infer", body)
 
     def ask(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The model's outputs for arrays with the jets in the first axis, sent and received as bytes (the protocol's binary extension).
+        """The model's outputs for arrays with the jets in the first axis, sent and received as
+        bytes (the protocol's binary extension).
 
         Several times faster than JSON for more than a few jets. Raises as `infer`.
         """
@@ -110,12 +138,18 @@ class Client:
             if known and self.model not in known:
                 raise InputError(f"{self.url}: {unknown('model', self.model, known)}") from None
             if refused.code >= 500:
-                raise ClusterError(f"model {self.model} at {self.url} failed ({refused.code}): {refused}") from None
-            raise InputError(f"{self.url} refused the request for model {self.model} ({refused.code}): {refused}") from None
+                raise ClusterError(
+                    f"model {self.model} at {self.url} failed ({refused.code}): {refused}"
+                ) from None
+            raise InputError(
+                f"{self.url} refused the request for model {self.model} ({refused.code}): {refused}"
+            ) from None
 
     def _call(self, path: str, body: Any = None) -> Any:
         data = None if body is None else json.dumps(body).encode()
-        reply = self._exchange(path, data, {"Content-Type": "application/json"} if data is not None else {})
+        reply = self._exchange(
+            path, data, {"Content-Type": "application/json"} if data is not None else {}
+        )
         return _json(reply.content, self.url + path)
 
     def _exchange(self, path: str, data: bytes | None, headers: Mapping[str, str]) -> Reply:
@@ -129,8 +163,13 @@ class Client:
         if reply.status < 300:
             return reply
         text, from_model_server = _reason(reply)
-        # A 404 in another form comes from an ingress that does not know the service yet; a redirection from a login or to another address.
-        if reply.status < 400 or reply.status in (502, 503, 504) or (reply.status == 404 and not from_model_server):
+        # A 404 in another form comes from an ingress that does not know the service yet; a
+        # redirection from a login or to another address.
+        if (
+            reply.status < 400
+            or reply.status in (502, 503, 504)
+            or (reply.status == 404 and not from_model_server)
+        ):
             raise NotServing(f"{self.url} cannot serve model {self.model} ({reply.status}): {text}")
         raise _Refused(text, reply.status)
 
@@ -143,32 +182,58 @@ class _Refused(ClusterError):
         self.code = code
 
 
-def golden_check(url: str, name: str, golden_uri: str, deadline: float, *, headers: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Send the golden requests of a model until each came back with the golden answer; deadline in seconds.
+def golden_check(
+    url: str,
+    name: str,
+    golden_uri: str,
+    deadline: float,
+    *,
+    headers: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """Send the golden requests of a model until each came back with the golden answer; deadline in
+    seconds.
 
-    Returns {"max_difference": {"1": ..., "100": ...}, "tolerance", "answer": the server's answer to one jet, "seconds"}.
-    Raises GateError for an answer beyond the tolerance, DeadlineError if the model did not answer in time, and as Client.infer.
+    Returns {"max_difference": {"1": ..., "100": ...}, "tolerance", "answer": the server's answer to
+    one jet, "seconds"}. Raises GateError for an answer beyond the tolerance, DeadlineError if the
+    model did not answer in time, and as Client.infer.
     """
     started = time.monotonic()
     client = Client(url, name, headers=headers)
     differences, first = {}, None
     for size in SIZES:
-        request, response = (storage.read_json(storage.join(golden_uri, file)) for file in file_names(size))
+        request, response = (
+            storage.read_json(storage.join(golden_uri, file)) for file in file_names(size)
+        )
         answer = _infer_until(client, request, started + deadline, deadline)
         first = first or answer
         differences[str(size)] = difference = max_difference(answer, response)
         if not difference <= TOLERANCE:
             raise GateError(
-                f"model {name} at {url} answers the golden request of {size} {'jet' if size == 1 else 'jets'} with a difference of "
-                f"{difference:.2g} (allowed {TOLERANCE:g}): it serves another model than was exported"
+                f"model {name} at {url} answers the golden request of {size}"
+                f" {'jet' if size == 1 else 'jets'} with a difference of {difference:.2g} (allowed"
+                f" {TOLERANCE:g}): it serves another model than was exported"
             )
-    return {"max_difference": differences, "tolerance": TOLERANCE, "answer": first, "seconds": time.monotonic() - started}
+    return {
+        "max_difference": differences,
+        "tolerance": TOLERANCE,
+        "answer": first,
+        "seconds": time.monotonic() - started,
+    }
 
 
-def round_trips(url: str, name: str, golden_uri: str, *, repeats: int = 10, headers: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """How long the golden requests of a model take there and back, one after the other, as JSON, on a connection that is up.
+def round_trips(
+    url: str,
+    name: str,
+    golden_uri: str,
+    *,
+    repeats: int = 10,
+    headers: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """How long the golden requests of a model take there and back, one after the other, as JSON, on
+    a connection that is up.
 
-    {"1": {"median_ms", "min_ms", "max_ms", "repeats"}, "100": ...}. At most ROUND_TRIP_SECONDS a size. Raises as Client.infer.
+    {"1": {"median_ms", "min_ms", "max_ms", "repeats"}, "100": ...}. At most ROUND_TRIP_SECONDS a
+    size. Raises as Client.infer.
     """
     client, found = Client(url, name, headers=headers), {}
     for size in SIZES:
@@ -180,18 +245,26 @@ def round_trips(url: str, name: str, golden_uri: str, *, repeats: int = 10, head
             client.infer(request)
             times.append(time.perf_counter() - started)
         spread = {"median_ms": statistics.median(times), "min_ms": min(times), "max_ms": max(times)}
-        found[str(size)] = {key: 1000 * value for key, value in spread.items()} | {"repeats": len(times)}
+        found[str(size)] = {key: 1000 * value for key, value in spread.items()} | {
+            "repeats": len(times)
+        }
     return found
 
 
-def _infer_until(client: Client, request: dict[str, Any], ends: float, deadline: float) -> dict[str, Any]:
-    """Ask again while nobody answers or the model is not up; what the server refuses is not asked again."""
+def _infer_until(
+    client: Client, request: dict[str, Any], ends: float, deadline: float
+) -> dict[str, Any]:
+    """Ask again while nobody answers or the model is not up; what the server refuses is not asked
+    again.
+    """
     while True:
         try:
             return client.infer(request)
         except (Unreachable, NotServing) as error:
             if time.monotonic() + RETRY_SECONDS > ends:
-                raise DeadlineError(f"model {client.model} gave no answer within {deadline:.0f} s: {error}") from None
+                raise DeadlineError(
+                    f"model {client.model} gave no answer within {deadline:.0f} s: {error}"
+                ) from None
         time.sleep(RETRY_SECONDS)
 
 
@@ -210,7 +283,10 @@ def _json(content: bytes, where: str) -> Any:
 
 
 def _reason(reply: Reply) -> tuple[str, bool]:
-    """The server's words, and whether they have the form of a model server: {"error": ...}, or FastAPI's {"detail": ...}."""
+    """The server's words, and whether they have the form of a model server:
+
+    {"error": ...}, or FastAPI's {"detail": ...}.
+    """
     if "Location" in reply.headers:
         return f"it sends elsewhere, to {reply.headers['Location']}", False
     with contextlib.suppress(ValueError):
@@ -221,15 +297,29 @@ def _reason(reply: Reply) -> tuple[str, bool]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = Parser(prog="python -m serving.client", description="Send one request to a served model and print the answer.")
+    parser = Parser(
+        prog="python -m serving.client",
+        description="Send one request to a served model and print the answer.",
+    )
     parser.add_argument("--url", required=True, help="the server, http://host:port")
     parser.add_argument("--model", required=True, help="the model's name on the server")
-    parser.add_argument("--request", required=True, help="JSON file (path or s3://) with the request's body, as golden/NAME/request.json")
-    parser.add_argument("--timeout", type=float, default=60.0, help="seconds to wait for the answer (default: %(default)g)")
+    parser.add_argument(
+        "--request",
+        required=True,
+        help="JSON file (path or s3://) with the request's body, as golden/NAME/request.json",
+    )
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=60.0,
+        help="seconds to wait for the answer (default: %(default)g)",
+    )
     options = parser.parse_args(argv)
 
     def body() -> None:
-        answer = Client(options.url, options.model, timeout=options.timeout).infer(storage.read_json(options.request))
+        answer = Client(options.url, options.model, timeout=options.timeout).infer(
+            storage.read_json(options.request)
+        )
         print(json.dumps(answer, indent=2))
 
     return run_main(body)

@@ -1,4 +1,6 @@
-"""HTTP to one server with connections that are kept: one a thread, opened when first needed, with the standard library alone."""
+"""HTTP to one server with connections that are kept: one a thread, opened when first needed, with
+the standard library alone.
+"""
 
 from __future__ import annotations
 
@@ -28,12 +30,19 @@ class Connections:
         self.url, self.timeout = urllib.parse.urlsplit(url), timeout
         host = self.url.hostname or ""
         local = host in ("localhost", "::1") or host.startswith("127.")
-        proxy = None if local or urllib.request.proxy_bypass(host) else urllib.request.getproxies().get(self.url.scheme)
-        self.proxy = urllib.parse.urlsplit(proxy if "://" in proxy else f"http://{proxy}") if proxy else None
+        proxy = (
+            None
+            if local or urllib.request.proxy_bypass(host)
+            else urllib.request.getproxies().get(self.url.scheme)
+        )
+        self.proxy = (
+            urllib.parse.urlsplit(proxy if "://" in proxy else f"http://{proxy}") if proxy else None
+        )
         self._mine = threading.local()
 
     def request(self, path: str, body: bytes | None, headers: Mapping[str, str]) -> Reply:
-        """GET, or POST where there is a body. Raises OSError or http.client.HTTPException where no answer comes.
+        """GET, or POST where there is a body. Raises OSError or http.client.HTTPException where no
+        answer comes.
 
         A kept connection that the server has closed meanwhile is opened again, once.
         """
@@ -45,12 +54,25 @@ class Connections:
                 raise
         return self._exchange(self._open(), path, body, headers)
 
-    def _exchange(self, connection: http.client.HTTPConnection, path: str, body: bytes | None, headers: Mapping[str, str]) -> Reply:
-        self._mine.connection = None  # until the answer has been read whole, it is of no further use
+    def _exchange(
+        self,
+        connection: http.client.HTTPConnection,
+        path: str,
+        body: bytes | None,
+        headers: Mapping[str, str],
+    ) -> Reply:
+        # until the answer has been read whole, it is of no further use
+        self._mine.connection = None
         whole_url = self.proxy is not None and self.url.scheme == "http"
-        target = f"{self.url.scheme}://{self.url.netloc}{self.url.path}{path}" if whole_url else f"{self.url.path}{path}"
+        target = (
+            f"{self.url.scheme}://{self.url.netloc}{self.url.path}{path}"
+            if whole_url
+            else f"{self.url.path}{path}"
+        )
         try:
-            connection.request("GET" if body is None else "POST", target, body=body, headers=dict(headers))
+            connection.request(
+                "GET" if body is None else "POST", target, body=body, headers=dict(headers)
+            )
             answer = connection.getresponse()
             content = answer.read()
         except BaseException:
@@ -60,10 +82,16 @@ class Connections:
             connection.close()
         else:
             self._mine.connection = connection
-        return Reply(status=answer.status, reason=answer.reason, headers=answer.headers, content=content)
+        return Reply(
+            status=answer.status, reason=answer.reason, headers=answer.headers, content=content
+        )
 
     def _open(self) -> http.client.HTTPConnection:
-        kind = http.client.HTTPSConnection if self.url.scheme == "https" else http.client.HTTPConnection
+        kind = (
+            http.client.HTTPSConnection
+            if self.url.scheme == "https"
+            else http.client.HTTPConnection
+        )
         if self.proxy is None:
             return kind(self.url.hostname, self.url.port, timeout=self.timeout)
         connection = kind(self.proxy.hostname, self.proxy.port, timeout=self.timeout)

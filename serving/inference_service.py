@@ -10,14 +10,17 @@ RUNTIME = "kserve-tritonserver"
 CPU, MEMORY = "2", "4Gi"  # for the server and room for large batches
 
 
-TRITON_VERSION = "23.05-py3"  # of the old form only, which names its image; the new one takes the cluster's runtime
+# of the old form only, which names its image; the new one takes the cluster's runtime
+TRITON_VERSION = "23.05-py3"
 
 
 def inference_service(run: Run, trial: str = "") -> Manifest:
-    """A v1beta1 InferenceService named as the model that it serves: `predictor.model` with the Triton runtime, or the old `triton`.
+    """A v1beta1 InferenceService named as the model that it serves: `predictor.model` with the
+    Triton runtime, or the old `triton`.
 
-    The storage URI holds the run id: new content has a new address, which is what makes KServe load it. A search that was gone on
-    with may bring another model to the same address; the `trial` it comes from, as an environment variable, starts new pods then.
+    The storage URI holds the run id: new content has a new address, which is what makes KServe load
+    it. A search that was gone on with may bring another model to the same address; the `trial` it
+    comes from, as an environment variable, starts new pods then.
     """
     config = run.config
     return {
@@ -42,7 +45,11 @@ def inference_service(run: Run, trial: str = "") -> Manifest:
 
 def _server(run: Run, trial: str) -> Manifest:
     """What both forms say of the server, and what each says of who it is."""
-    amounts = {"cpu": CPU, "memory": MEMORY, **({"nvidia.com/gpu": "1"} if run.config.num_gpus else {})}
+    amounts = {
+        "cpu": CPU,
+        "memory": MEMORY,
+        **({"nvidia.com/gpu": "1"} if run.config.num_gpus else {}),
+    }
     common = {
         "protocolVersion": "v2",
         "storageUri": run.path("model"),

@@ -9,13 +9,18 @@ from common import storage
 
 
 def pytest_configure(config):
-    """Take SIGINT as in a terminal. A shell's background job ignores it, and so would all processes that tests start."""
+    """Take SIGINT as in a terminal.
+
+    A shell's background job ignores it, and so would all processes that tests start.
+    """
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
 def s3_server():
-    """A real S3 endpoint on this machine (moto's server); the AWS variables of this process point to it."""
+    """A real S3 endpoint on this machine (moto's server); the AWS variables of this process point
+    to it.
+    """
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)

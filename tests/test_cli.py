@@ -1,4 +1,6 @@
-"""The command itself: help at once, nearest names, every flag of the original, one configuration behind flags and parameters."""
+"""The command itself: help at once, nearest names, every flag of the original, one configuration
+behind flags and parameters.
+"""
 
 import dataclasses
 import subprocess
@@ -15,13 +17,32 @@ from common.errors import InputError
 ROOT = Path(pipeline.__file__).parent
 
 ORIGINAL = [
-    "--namespace", "--experiment-name", "--num-replicas", "--num-gpus", "--num-cpus", "--memory", "--data-config", "--network-config",
-    "--s3-bucket", "--data-train", "--data-val", "--data-test", "--delete-train-experiment", "--delete-export-job",
-]  # fmt: skip
+    "--namespace",
+    "--experiment-name",
+    "--num-replicas",
+    "--num-gpus",
+    "--num-cpus",
+    "--memory",
+    "--data-config",
+    "--network-config",
+    "--s3-bucket",
+    "--data-train",
+    "--data-val",
+    "--data-test",
+    "--delete-train-experiment",
+    "--delete-export-job",
+]
 
 
 def command(*args, **options):
-    return subprocess.run([sys.executable, "pipeline.py", *args], cwd=ROOT, capture_output=True, text=True, timeout=120, **options)
+    return subprocess.run(
+        [sys.executable, "pipeline.py", *args],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        **options,
+    )
 
 
 def test_help_answers_in_under_a_second_and_knows_every_original_flag():
@@ -32,7 +53,16 @@ def test_help_answers_in_under_a_second_and_knows_every_original_flag():
         durations.append(time.monotonic() - start)
     assert min(durations) < 1.0
     assert answer.returncode == 0
-    for name in [*ORIGINAL, "--runner", "--compile-to", "--render", "--seed", "--serve", "--output", "--resume"]:
+    for name in [
+        *ORIGINAL,
+        "--runner",
+        "--compile-to",
+        "--render",
+        "--seed",
+        "--serve",
+        "--output",
+        "--resume",
+    ]:
         assert name in answer.stdout
 
 
@@ -58,7 +88,10 @@ def test_a_typing_error_ends_with_2_and_the_nearest_name(args, wanted):
     [
         ({"num_replicas": 0}, "--num-replicas 0: must be at least 1"),
         ({"data_fraction": 1.5}, "--data-fraction"),
-        ({"parallel_trials": 9, "max_trials": 3}, "--parallel-trials 9 is larger than --max-trials 3"),
+        (
+            {"parallel_trials": 9, "max_trials": 3},
+            "--parallel-trials 9 is larger than --max-trials 3",
+        ),
         ({"memory": "12 GB"}, "--memory"),
         ({"service_name": "My_Model"}, "--service-name"),
         ({"algorithm": "randon"}, "random"),
@@ -70,12 +103,22 @@ def test_values_that_cannot_be_meant_are_refused(values, wanted):
 
 
 def test_flags_and_fields_are_the_same_thing():
-    args = pipeline.build_parser().parse_args(["--num-gpus", "2", "--delete-export-job", "--delete-train-experiment", "false"])
+    args = pipeline.build_parser().parse_args(
+        ["--num-gpus", "2", "--delete-export-job", "--delete-train-experiment", "false"]
+    )
     config = RunConfig.from_args(args)
-    assert (config.num_gpus, config.delete_export_job, config.delete_train_experiment) == (2, True, False)
+    assert (config.num_gpus, config.delete_export_job, config.delete_train_experiment) == (
+        2,
+        True,
+        False,
+    )
     assert RunConfig.from_dict(config.parameters()) == config
     text = pipeline.build_parser().format_help()
-    assert all(f"--{flag(field.name)}" in text for field in dataclasses.fields(RunConfig) if field.name != "run_id")
+    assert all(
+        f"--{flag(field.name)}" in text
+        for field in dataclasses.fields(RunConfig)
+        if field.name != "run_id"
+    )
 
 
 def test_no_field_is_optional_or_empty():
@@ -92,7 +135,9 @@ def test_auto_without_an_endpoint_says_that_it_runs_here_and_why(tmp_path):
 
 def test_a_network_of_ones_own_is_not_compiled_to_a_path_that_no_pod_has(tmp_path):
     own = tmp_path / "net.py"
-    own.write_text("def get_model(data_config, **options): ...\ndef get_loss(data_config, **options): ...\n")
+    own.write_text(
+        "def get_model(data_config, **options): ...\ndef get_loss(data_config, **options): ...\n"
+    )
     answer = command("--compile-to", str(tmp_path / "p.yaml"), "--network-config", str(own))
     assert answer.returncode == 2
     assert "--s3-bucket" in answer.stderr

@@ -1,4 +1,6 @@
-"""The whole chain on this machine, as a user runs it: real ROOT files, real processes, a real Triton where its wheel is installed."""
+"""The whole chain on this machine, as a user runs it: real ROOT files, real processes, a real
+Triton where its wheel is installed.
+"""
 
 import json
 import os
@@ -16,24 +18,59 @@ from common import storage
 from tests.weaver.conftest import synthetic_jets, write_jets
 
 ROOT = Path(__file__).resolve().parents[1]
-SMALL_SPACE = json.dumps({"parameters": [
-    {"name": "conv-dim", "type": "discrete", "list": [8, 16]},
-    {"name": "start-lr", "type": "double", "min": 1e-3, "max": 1e-2, "distribution": "logUniform"},
-]})  # fmt: skip
-QUICK = ["--runner", "local", "--search-space", SMALL_SPACE, "--max-trials", "3", "--parallel-trials", "2", "--num-epochs", "3",
-         "--batch-size", "100", "--min-improvement", "-1000000", "--max-closure", "1000"]  # fmt: skip
+SMALL_SPACE = json.dumps(
+    {
+        "parameters": [
+            {"name": "conv-dim", "type": "discrete", "list": [8, 16]},
+            {
+                "name": "start-lr",
+                "type": "double",
+                "min": 1e-3,
+                "max": 1e-2,
+                "distribution": "logUniform",
+            },
+        ]
+    }
+)
+QUICK = [
+    "--runner",
+    "local",
+    "--search-space",
+    SMALL_SPACE,
+    "--max-trials",
+    "3",
+    "--parallel-trials",
+    "2",
+    "--num-epochs",
+    "3",
+    "--batch-size",
+    "100",
+    "--min-improvement",
+    "-1000000",
+    "--max-closure",
+    "1000",
+]
 
 
 def pipeline(*args, check=True, **options):
     answer = subprocess.run(
-        [sys.executable, "pipeline.py", *map(str, args)], cwd=ROOT, capture_output=True, text=True, timeout=170, **options
+        [sys.executable, "pipeline.py", *map(str, args)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=170,
+        **options,
     )
     assert not check or answer.returncode == 0, answer.stdout + answer.stderr
     return answer
 
 
 def data_flags(folder):
-    return [part for split in ("train", "val", "test") for part in (f"--data-{split}", f"{folder}/{split}/*.root")]
+    return [
+        part
+        for split in ("train", "val", "test")
+        for part in (f"--data-{split}", f"{folder}/{split}/*.root")
+    ]
 
 
 def processes_of(folder):
@@ -52,7 +89,9 @@ def processes_of(folder):
 @pytest.fixture(scope="module")
 def jets(tmp_path_factory):
     folder = tmp_path_factory.mktemp("jets")
-    for seed, (name, count) in enumerate({"train/a": 700, "train/b": 500, "val/a": 300, "test/a": 1500}.items(), start=11):
+    for seed, (name, count) in enumerate(
+        {"train/a": 700, "train/b": 500, "val/a": 300, "test/a": 1500}.items(), start=11
+    ):
         write_jets(folder / f"{name}.root", synthetic_jets(count, seed))
     return folder
 
@@ -68,13 +107,27 @@ def finished(jets, tmp_path_factory):
 def test_the_folder_holds_everything(finished):
     run = finished[1] / "latest"
     name = json.loads((run / "service.json").read_text())["name"]
-    wanted = ["run.json", "search.json", "metrics.json", "report.html", "config/data.yaml", "config/network.py", "config/search_space.json",
-              f"model/{name}/config.pbtxt", f"model/{name}/1/model.onnx", f"golden/{name}/request.json"]  # fmt: skip
+    wanted = [
+        "run.json",
+        "search.json",
+        "metrics.json",
+        "report.html",
+        "config/data.yaml",
+        "config/network.py",
+        "config/search_space.json",
+        f"model/{name}/config.pbtxt",
+        f"model/{name}/1/model.onnx",
+        f"golden/{name}/request.json",
+    ]
     assert [path for path in wanted if not (run / path).is_file()] == []
     assert not list(run.rglob(".partial-*"))
-    assert (run / "config" / "data.yaml").read_bytes() == (ROOT / "data" / "jec_pfn_open.yaml").read_bytes()
+    assert (run / "config" / "data.yaml").read_bytes() == (
+        ROOT / "data" / "jec_pfn_open.yaml"
+    ).read_bytes()
     for trial in (run / "trials").iterdir():
-        assert {"metrics.log", "checkpoint.pt", "best.pt", "options.json"} <= {path.name for path in trial.iterdir()}
+        assert {"metrics.log", "checkpoint.pt", "best.pt", "options.json"} <= {
+            path.name for path in trial.iterdir()
+        }
     assert len(list((run / "trials").iterdir())) == 3
 
 
@@ -82,7 +135,11 @@ def test_the_last_lines_say_what_there_is_and_what_to_do_next(finished):
     text = finished[0].stdout
     for words in ("best trial", "gain", "served by", "answer", "next: look at"):
         assert words in text
-    assert text.rstrip().splitlines()[-1].startswith("      calibrate your own jets: python pipeline.py")
+    assert (
+        text.rstrip()
+        .splitlines()[-1]
+        .startswith("      calibrate your own jets: python pipeline.py")
+    )
 
 
 def test_run_json_is_the_configuration_as_it_ran(finished, jets):
@@ -122,7 +179,9 @@ def test_the_served_model_is_pytorchs_best_checkpoint(finished):
     difference = np.abs(got - wanted)
     assert np.mean(difference <= 1e-5) >= 0.999
     assert difference.max() <= 1e-3
-    assert np.std(wanted) > 1e-3, "a model that says the same of all jets would pass without being compared"
+    assert np.std(wanted) > 1e-3, (
+        "a model that says the same of all jets would pass without being compared"
+    )
 
 
 def test_the_service_gave_the_golden_answer_and_is_gone(finished):
@@ -139,27 +198,41 @@ def test_the_test_set_reached_no_trial(finished, jets):
     record = json.loads((finished[1] / "latest" / "run.json").read_text())
     for log in finished[1].glob("latest/trials/*/options.json"):
         assert record["data"]["test"]["dataset"] not in log.read_text()
-    for line in (finished[1].glob("latest/trials/*/metrics.log")):
-        assert len([row for row in line.read_text().splitlines() if " AvgLoss=" in row]) == 3, "one validation loss an epoch, no other"
+    for line in finished[1].glob("latest/trials/*/metrics.log"):
+        assert len([row for row in line.read_text().splitlines() if " AvgLoss=" in row]) == 3, (
+            "one validation loss an epoch, no other"
+        )
 
 
 def test_resuming_a_finished_run_trains_nothing_again(finished):
     output = finished[1]
     run_id = (output / "latest").resolve().name
     before = {path: path.stat().st_mtime_ns for path in output.glob("latest/trials/*/best.pt")}
-    jobs = [step["job_id"] for step in json.loads((output / "latest/status.json").read_text())["steps"].values()]
+    jobs = [
+        step["job_id"]
+        for step in json.loads((output / "latest/status.json").read_text())["steps"].values()
+    ]
     answer = pipeline("--output", output, "--resume", run_id, "--runner", "local")
-    again = [step["job_id"] for step in json.loads((output / "latest/status.json").read_text())["steps"].values()]
-    assert len(set(jobs)) == len(set(again)) == 1, "each step of a job notes that it was there, prepare too"
+    again = [
+        step["job_id"]
+        for step in json.loads((output / "latest/status.json").read_text())["steps"].values()
+    ]
+    assert len(set(jobs)) == len(set(again)) == 1, (
+        "each step of a job notes that it was there, prepare too"
+    )
     assert set(jobs) != set(again)
-    assert {path: path.stat().st_mtime_ns for path in output.glob("latest/trials/*/best.pt")} == before
+    assert {
+        path: path.stat().st_mtime_ns for path in output.glob("latest/trials/*/best.pt")
+    } == before
     assert "started:" not in answer.stdout
     assert "served by" in answer.stdout
 
 
 def test_resuming_a_run_that_does_not_exist_is_refused(finished):
     run_id = (finished[1] / "latest").resolve().name
-    answer = pipeline("--output", finished[1], "--resume", run_id[:-1], "--runner", "local", check=False)
+    answer = pipeline(
+        "--output", finished[1], "--resume", run_id[:-1], "--runner", "local", check=False
+    )
     assert answer.returncode == 2
     assert f"did you mean '{run_id}'" in answer.stderr
 
@@ -169,7 +242,9 @@ def test_resuming_with_other_data_is_refused(finished, jets):
     times = path.stat().st_atime_ns, path.stat().st_mtime_ns
     os.utime(path, (1, 1))
     try:
-        answer = pipeline("--output", finished[1], "--resume", run_id, "--runner", "local", check=False)
+        answer = pipeline(
+            "--output", finished[1], "--resume", run_id, "--runner", "local", check=False
+        )
     finally:
         os.utime(path, ns=times)
     assert answer.returncode == 2
@@ -177,17 +252,41 @@ def test_resuming_with_other_data_is_refused(finished, jets):
 
 
 def test_resuming_with_other_parameters_is_refused(finished):
-    answer = pipeline("--output", finished[1], "--resume", (finished[1] / "latest").resolve().name, "--runner", "local",
-                      "--batch-size", "64", check=False)  # fmt: skip
+    answer = pipeline(
+        "--output",
+        finished[1],
+        "--resume",
+        (finished[1] / "latest").resolve().name,
+        "--runner",
+        "local",
+        "--batch-size",
+        "64",
+        check=False,
+    )
     assert answer.returncode == 2
     assert "batch-size was 100, now 64" in answer.stdout + answer.stderr
     assert "succeeded" not in answer.stdout, "that was the job before"
 
 
 def test_ctrl_c_stops_everything_and_the_run_goes_on_later_up_to_its_gate(jets, tmp_path):
-    flags = [*QUICK, *data_flags(jets), "--output", str(tmp_path), "--num-epochs", "30", "--max-trials", "2", "--min-improvement", "1000"]
+    flags = [
+        *QUICK,
+        *data_flags(jets),
+        "--output",
+        str(tmp_path),
+        "--num-epochs",
+        "30",
+        "--max-trials",
+        "2",
+        "--min-improvement",
+        "1000",
+    ]
     running = subprocess.Popen(
-        [sys.executable, "pipeline.py", *flags], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [sys.executable, "pipeline.py", *flags],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
     text = ""
     for line in running.stdout:
@@ -219,33 +318,76 @@ def test_ctrl_c_stops_everything_and_the_run_goes_on_later_up_to_its_gate(jets, 
 def test_data_and_results_on_s3(jets, s3_bucket, tmp_path):
     storage.upload(jets, f"{s3_bucket}/jets")
     storage_uri = f"{s3_bucket}/calibrations"
-    environment = {name: value for name, value in os.environ.items() if name not in ("AWS_ENDPOINT_URL", "S3_ENDPOINT")}
-    where = ["--output", tmp_path, "--s3-bucket", storage_uri, "--s3-endpoint", os.environ["AWS_ENDPOINT_URL"]]
-    answer = pipeline(*QUICK, *data_flags(f"{s3_bucket}/jets"), *where, "--max-trials", "2", env=environment)
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("AWS_ENDPOINT_URL", "S3_ENDPOINT")
+    }
+    where = [
+        "--output",
+        tmp_path,
+        "--s3-bucket",
+        storage_uri,
+        "--s3-endpoint",
+        os.environ["AWS_ENDPOINT_URL"],
+    ]
+    answer = pipeline(
+        *QUICK, *data_flags(f"{s3_bucket}/jets"), *where, "--max-trials", "2", env=environment
+    )
     run_id = (tmp_path / "latest").resolve().name
     assert f"{storage_uri}/{run_id}" in answer.stdout
-    kept = {entry.uri.removeprefix(f"{storage_uri}/{run_id}/") for entry in storage.entries(f"{storage_uri}/{run_id}")}
-    assert {"run.json", "search.json", "metrics.json", "report.html", "service.json", "model/pfn-regressor-open/1/model.onnx"} <= kept
+    kept = {
+        entry.uri.removeprefix(f"{storage_uri}/{run_id}/")
+        for entry in storage.entries(f"{storage_uri}/{run_id}")
+    }
+    assert {
+        "run.json",
+        "search.json",
+        "metrics.json",
+        "report.html",
+        "service.json",
+        "model/pfn-regressor-open/1/model.onnx",
+    } <= kept
     assert sum(path.endswith("/checkpoint.pt") for path in kept) == 2
     assert (tmp_path / run_id / "report.html").stat().st_size > 10_000
     assert "testing" not in answer.stdout + answer.stderr, "no secret is printed"
 
-    again = pipeline("--runner", "local", "--output", tmp_path, "--resume", run_id, env=environment)  # as the last lines say
+    # as the last lines say
+    again = pipeline("--runner", "local", "--output", tmp_path, "--resume", run_id, env=environment)
     assert f"{storage_uri}/{run_id}" in again.stdout
     assert "searched before" in again.stdout
     assert not (tmp_path / run_id / "trials").exists(), "the run stays where it was"
 
 
 def test_particle_net(jets, tmp_path):
-    space = json.dumps([{"name": "k", "type": "discrete", "list": [4]}, {"name": "conv-dim", "type": "discrete", "list": [8]}])
-    pipeline(*QUICK, *data_flags(jets), "--output", tmp_path, "--search-space", space, "--max-trials", "1", "--parallel-trials", "1",
-             "--network-config", "networks/particle_net_regressor_open.py", "--data-config", "data/jec_particle_net_open.yaml")  # fmt: skip
+    space = json.dumps(
+        [
+            {"name": "k", "type": "discrete", "list": [4]},
+            {"name": "conv-dim", "type": "discrete", "list": [8]},
+        ]
+    )
+    pipeline(
+        *QUICK,
+        *data_flags(jets),
+        "--output",
+        tmp_path,
+        "--search-space",
+        space,
+        "--max-trials",
+        "1",
+        "--parallel-trials",
+        "1",
+        "--network-config",
+        "networks/particle_net_regressor_open.py",
+        "--data-config",
+        "data/jec_particle_net_open.yaml",
+    )
     assert (tmp_path / "latest" / "model" / "particle-net-regress" / "1" / "model.onnx").exists()
     service = json.loads((tmp_path / "latest" / "service.json").read_text())
     assert max(service["golden"]["max_difference"].values()) <= 1e-5
 
 
-# ------------------------------------------------------------------------------------------------------------------ bad input
+# -------------------------------------------------------------------------------------- bad input
 
 
 def _truncated(jets, folder):
@@ -291,8 +433,14 @@ def test_bad_data_ends_with_2_before_anything_is_written(jets, tmp_path, make, w
 @pytest.mark.parametrize(
     ("flags", "wanted"),
     [
-        (["--search-space", '[{"name": "conv-dimm", "type": "int", "min": 1, "max": 2}]'], "did you mean 'conv-dim'"),
-        (["--search-space", '[{"name": "conv-dim", "type": "int", "min": 3, "max": 2}]'], "min 3 is not below max 2"),
+        (
+            ["--search-space", '[{"name": "conv-dimm", "type": "int", "min": 1, "max": 2}]'],
+            "did you mean 'conv-dim'",
+        ),
+        (
+            ["--search-space", '[{"name": "conv-dim", "type": "int", "min": 3, "max": 2}]'],
+            "min 3 is not below max 2",
+        ),
         (["--search-space", "nowhere.yaml"], "nowhere.yaml"),
         (["--algorithm", "grid"], "algorithm grid needs a step"),
         (["--data-config", "README.md"], "README.md"),
@@ -310,6 +458,14 @@ def test_bad_configurations_end_with_2_before_anything_is_written(jets, tmp_path
 
 
 def test_one_file_in_two_sets_is_refused(jets, tmp_path):
-    answer = pipeline(*QUICK, *data_flags(jets), "--data-test", jets / "val" / "a.root", "--output", tmp_path, check=False)
+    answer = pipeline(
+        *QUICK,
+        *data_flags(jets),
+        "--data-test",
+        jets / "val" / "a.root",
+        "--output",
+        tmp_path,
+        check=False,
+    )
     assert answer.returncode == 2
     assert "is in --data-val and in --data-test" in answer.stdout + answer.stderr

@@ -1,4 +1,6 @@
-"""How much each parameter of a search mattered for the loss, by itself, and how much of that chance alone would show."""
+"""How much each parameter of a search mattered for the loss, by itself, and how much of that chance
+alone would show.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-LEAST_TRIALS = 8  # with fewer, chance explains more than half of the ranks' variance for almost any grouping
+# with fewer, chance explains more than half of the ranks' variance for almost any grouping
+LEAST_TRIALS = 8
 PERMUTATIONS = 1000
 CHANCE = 0.95  # quantile of what permuted losses show
 GROUPS = 3  # of a range: low, middle, high
@@ -15,7 +18,9 @@ GROUPS = 3  # of a range: low, middle, high
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Importance:
-    """One parameter's share of the variance of the losses' ranks, from 0 to 1, and the share that chance reaches in 1 of 20 searches."""
+    """One parameter's share of the variance of the losses' ranks, from 0 to 1, and the share that
+    chance reaches in 1 of 20 searches.
+    """
 
     name: str
     share: float
@@ -29,10 +34,12 @@ class Importance:
 def importances(columns: Mapping[str, Sequence[str]], losses: Sequence[float]) -> list[Importance]:
     """The importance of each parameter, largest first; none with fewer than LEAST_TRIALS trials.
 
-    `columns` gives each parameter's values as text, one a trial; parameters that do not vary are left out. The measure is
-    eta squared of the losses' ranks over groups of the parameter's values (a range is cut into thirds): the part of their variance
-    that lies between groups. Ranks, because one diverged trial would otherwise decide. The same losses in 1,000 random orders
-    (always the same ones) show what chance gives: for k groups of N trials it is (k - 1) / (N - 1) on average.
+    `columns` gives each parameter's values as text, one a trial; parameters that do not vary are
+    left out. The measure is eta squared of the losses' ranks over groups of the parameter's values
+    (a range is cut into thirds): the part of their variance that lies between groups. Ranks,
+    because one diverged trial would otherwise decide. The same losses in 1,000 random orders
+    (always the same ones) show what chance gives: for k groups of N trials it is (k - 1) / (N - 1)
+    on average.
     """
     if len(losses) < LEAST_TRIALS:
         return []
@@ -44,7 +51,11 @@ def importances(columns: Mapping[str, Sequence[str]], losses: Sequence[float]) -
         groups = _groups(values)
         if len(set(groups)) > 1:
             share, *by_chance = _eta_squared(orders, groups)
-            found.append(Importance(name=name, share=float(share), chance=float(np.quantile(by_chance, CHANCE))))
+            found.append(
+                Importance(
+                    name=name, share=float(share), chance=float(np.quantile(by_chance, CHANCE))
+                )
+            )
     return sorted(found, key=lambda one: -one.share)
 
 
@@ -68,8 +79,14 @@ def _groups(values: Sequence[str]) -> np.ndarray:
 
 
 def _eta_squared(orders: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """Between-group share of the variance; orders (M, N), groups (N,) -> (M,). All zero where the losses are all equal."""
+    """Between-group share of the variance; orders (M, N), groups (N,) -> (M,).
+
+    All zero where the losses are all equal.
+    """
     centred = orders - orders.mean(axis=1, keepdims=True)
     total = (centred**2).sum(axis=1)
-    between = sum(centred[:, groups == group].sum(axis=1) ** 2 / np.count_nonzero(groups == group) for group in np.unique(groups))
+    between = sum(
+        centred[:, groups == group].sum(axis=1) ** 2 / np.count_nonzero(groups == group)
+        for group in np.unique(groups)
+    )
     return np.divide(between, total, out=np.zeros_like(total), where=total > 0)

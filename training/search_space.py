@@ -1,6 +1,8 @@
-"""The search space: what a user writes in YAML (or in the UI as JSON), checked, and in the words of a Katib Experiment.
+"""The search space: what a user writes in YAML (or in the UI as JSON), checked, and in the words of
+a Katib Experiment.
 
-A parameter's name is a flag of weaver.train or an option of the network, with hyphens or underscores. Values travel as text.
+A parameter's name is a flag of weaver.train or an option of the network, with hyphens or
+underscores. Values travel as text.
 """
 
 from __future__ import annotations
@@ -23,7 +25,10 @@ KEYS = ("name", "type", "min", "max", "step", "list", "distribution", "only_for"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Parameter:
-    """One dimension: a range (int, double) or a list (discrete, categorical). Raises InputError where it makes no sense."""
+    """One dimension: a range (int, double) or a list (discrete, categorical).
+
+    Raises InputError where it makes no sense.
+    """
 
     name: str
     type: str
@@ -41,11 +46,15 @@ class Parameter:
         if self.type not in TYPES:
             raise InputError(f"{where}: {unknown('type', self.type, TYPES)}")
         if self.distribution not in DISTRIBUTIONS:
-            raise InputError(f"{where}: {unknown('distribution', self.distribution, DISTRIBUTIONS)}")
+            raise InputError(
+                f"{where}: {unknown('distribution', self.distribution, DISTRIBUTIONS)}"
+            )
         if self.type in ("int", "double"):
             self._check_range(where)
         elif not self.list or len(set(self.list)) != len(self.list):
-            raise InputError(f"{where}: type {self.type} needs a list of different values, as 'list: [50, 100]'")
+            raise InputError(
+                f"{where}: type {self.type} needs a list of different values, as 'list: [50, 100]'"
+            )
         elif self.type == "discrete":
             for value in self.list:
                 _number(where, "list", value)
@@ -55,7 +64,9 @@ class Parameter:
             raise InputError(f"{where}: type {self.type} needs min and max")
         if not self.min < self.max:
             raise InputError(f"{where}: min {text(self.min)} is not below max {text(self.max)}")
-        if self.type == "int" and any(v is not None and v != int(v) for v in (self.min, self.max, self.step)):
+        if self.type == "int" and any(
+            v is not None and v != int(v) for v in (self.min, self.max, self.step)
+        ):
             raise InputError(f"{where}: type int needs whole numbers")
         if self.distribution == "logUniform" and self.min <= 0:
             raise InputError(f"{where}: logUniform needs min above 0")
@@ -71,7 +82,9 @@ class Parameter:
 
     @property
     def extremes(self) -> list[str]:
-        """Values, as a trial gets them, that show whether all of the dimension can be used: both ends, or everything listed."""
+        """Values, as a trial gets them, that show whether all of the dimension can be used: both
+        ends, or everything listed.
+        """
         return list(self.list) or [text(self.min), text(self.max)]
 
     @property
@@ -81,8 +94,14 @@ class Parameter:
         return first + "".join(part.capitalize() for part in rest)
 
     def as_katib(self) -> dict[str, Any]:
-        """The parameter as `spec.parameters` of an Experiment has it; all numbers are strings there."""
-        space: dict[str, Any] = {"list": list(self.list)} if self.list else {"min": text(self.min), "max": text(self.max)}
+        """The parameter as `spec.parameters` of an Experiment has it; all numbers are strings
+        there.
+        """
+        space: dict[str, Any] = (
+            {"list": list(self.list)}
+            if self.list
+            else {"min": text(self.min), "max": text(self.max)}
+        )
         if self.step is not None:
             space["step"] = text(self.step)
         if self.distribution != "uniform":
@@ -90,8 +109,15 @@ class Parameter:
         return {"name": self.name, "parameterType": self.type, "feasibleSpace": space}
 
     def as_json(self) -> dict[str, Any]:
-        values = {key: value for key, value in dataclasses.asdict(self).items() if value not in (None, (), "uniform", "*")}
-        return {key: list(value) if isinstance(value, tuple) else _whole(value) for key, value in values.items()}
+        values = {
+            key: value
+            for key, value in dataclasses.asdict(self).items()
+            if value not in (None, (), "uniform", "*")
+        }
+        return {
+            key: list(value) if isinstance(value, tuple) else _whole(value)
+            for key, value in values.items()
+        }
 
 
 def parse(content: str, *, where: str = "the search space") -> list[Parameter]:
@@ -101,21 +127,32 @@ def parse(content: str, *, where: str = "the search space") -> list[Parameter]:
     try:
         document = yaml.safe_load(content)
     except yaml.YAMLError as error:
-        raise InputError(f"{where} is neither YAML nor JSON: {' '.join(str(error).split())}") from None
+        raise InputError(
+            f"{where} is neither YAML nor JSON: {' '.join(str(error).split())}"
+        ) from None
     entries = document.get("parameters") if isinstance(document, dict) else document
     if not isinstance(entries, list) or not entries:
-        raise InputError(f"{where} has no list of parameters; write 'parameters:' and one '- {{name: ..., type: ...}}' each")
+        raise InputError(
+            f"{where} has no list of parameters; write 'parameters:' and one '- {{name: ..., type:"
+            " ...}' each"
+        )
     parameters = [_parameter(entry, where) for entry in entries]
     places = [(parameter.trial_name, parameter.only_for) for parameter in parameters]
     for parameter, place in zip(parameters, places, strict=True):
         if places.count(place) > 1 or parameter.trial_name == "trialName":
-            raise InputError(f"{where}: parameter '{parameter.name}' is there twice, or its name is Katib's own")
+            raise InputError(
+                f"{where}: parameter '{parameter.name}' is there twice, or its name is Katib's own"
+            )
     return parameters
 
 
 def load(source: str) -> list[Parameter]:
-    """Parameters from a file (path or URI), or from the text itself where it begins like JSON or YAML with several lines."""
-    return parse(source) if is_text(source) else parse(storage.read_text(here(source)), where=source)
+    """Parameters from a file (path or URI), or from the text itself where it begins like JSON or
+    YAML with several lines.
+    """
+    return (
+        parse(source) if is_text(source) else parse(storage.read_text(here(source)), where=source)
+    )
 
 
 def is_text(source: str) -> bool:
@@ -124,18 +161,25 @@ def is_text(source: str) -> bool:
 
 
 def for_network(parameters: list[Parameter], network_config: str) -> list[Parameter]:
-    """Those whose `only_for` pattern matches the network file's name; '!' before a pattern means all others.
+    """Those whose `only_for` pattern matches the network file's name; '!' before a pattern means
+    all others.
 
     Raises InputError if none is left, or one is left twice.
     """
     stem = storage.name(network_config).removesuffix(".py")
     fitting = [parameter for parameter in parameters if _is_for(stem, parameter.only_for)]
     if not fitting:
-        raise InputError(f"the search space has no parameter for the network '{stem}'; 'only_for' keeps all of them from it")
+        raise InputError(
+            f"the search space has no parameter for the network '{stem}'; 'only_for' keeps all of"
+            " them from it"
+        )
     names = [parameter.trial_name for parameter in fitting]
     for parameter in fitting:
         if names.count(parameter.trial_name) > 1:
-            raise InputError(f"the search space has the parameter '{parameter.name}' twice for the network '{stem}'; see 'only_for'")
+            raise InputError(
+                f"the search space has the parameter '{parameter.name}' twice for the network"
+                f" '{stem}'; see 'only_for'"
+            )
     return fitting
 
 
@@ -147,18 +191,30 @@ def check_algorithm(parameters: list[Parameter], algorithm: str) -> None:
     """Raise InputError where the algorithm cannot search the space, in Katib or on one machine."""
     ranges = [parameter for parameter in parameters if not parameter.list]
     if algorithm == "cmaes" and len(ranges) < 2:
-        raise InputError(f"algorithm cmaes needs two parameters of type int or double; the search space has {len(ranges)}")
+        raise InputError(
+            "algorithm cmaes needs two parameters of type int or double; the search space has"
+            f" {len(ranges)}"
+        )
     for parameter in ranges:
         where = f"search space, parameter '{parameter.name}'"
         if algorithm == "grid" and parameter.type == "double" and parameter.step is None:
             raise InputError(f"{where}: algorithm grid needs a step, or a list instead of a range")
-        if algorithm in ("sobol", "cmaes") and parameter.type == "int" and parameter.distribution == "logUniform":
-            raise InputError(f"{where}: algorithm {algorithm} draws whole numbers uniformly only; take type double, or another algorithm")
+        if (
+            algorithm in ("sobol", "cmaes")
+            and parameter.type == "int"
+            and parameter.distribution == "logUniform"
+        ):
+            raise InputError(
+                f"{where}: algorithm {algorithm} draws whole numbers uniformly only; take type"
+                " double, or another algorithm"
+            )
 
 
 def grid_size(parameters: list[Parameter]) -> int:
     """How many points a grid has. The parameters must have passed check_algorithm for it."""
-    return math.prod(len(p.list) or math.floor((p.max - p.min) / (p.step or 1) + 1e-9) + 1 for p in parameters)
+    return math.prod(
+        len(p.list) or math.floor((p.max - p.min) / (p.step or 1) + 1e-9) + 1 for p in parameters
+    )
 
 
 def cautions(parameters: list[Parameter], algorithm: str) -> list[str]:
@@ -166,14 +222,16 @@ def cautions(parameters: list[Parameter], algorithm: str) -> list[str]:
     names = [parameter.name for parameter in parameters if parameter.distribution == "logUniform"]
     if algorithm in ("sobol", "cmaes") and names:
         return [
-            f"algorithm {algorithm}: Katib up to 0.19 draws {', '.join(names)} uniformly, whatever the search space says (katib#2688); "
-            "random and tpe draw it logarithmically"
+            f"algorithm {algorithm}: Katib up to 0.19 draws {', '.join(names)} uniformly, whatever"
+            " the search space says (katib#2688); random and tpe draw it logarithmically"
         ]
     return []
 
 
 def to_json(parameters: list[Parameter]) -> str:
-    """One line of JSON that `parse` reads back: the form in which the space travels as a pipeline parameter."""
+    """One line of JSON that `parse` reads back: the form in which the space travels as a pipeline
+    parameter.
+    """
     return json.dumps({"parameters": [parameter.as_json() for parameter in parameters]})
 
 
@@ -205,7 +263,10 @@ def _parameter(entry: Any, where: str) -> Parameter:
     if "list" in values:
         if not isinstance(values["list"], list):
             raise InputError(f"{where}, parameter '{name}': list must be a list, as [50, 100]")
-        values["list"] = tuple(text(v) if isinstance(v, int | float) and not isinstance(v, bool) else str(v) for v in values["list"])
+        values["list"] = tuple(
+            text(v) if isinstance(v, int | float) and not isinstance(v, bool) else str(v)
+            for v in values["list"]
+        )
     return Parameter(**values)
 
 

@@ -1,4 +1,6 @@
-"""Work ahead of a loop in threads: what comes next is made while the loop still has the last in hand."""
+"""Work ahead of a loop in threads: what comes next is made while the loop still has the last in
+hand.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,10 @@ Item = TypeVar("Item")
 
 
 def ahead(items: Iterator[Item], depth: int, name: str = "ahead") -> Iterator[Item]:
-    """The same items, up to `depth` of them made ahead. Closing the iterator early ends its thread; an error comes through."""
+    """The same items, up to `depth` of them made ahead.
+
+    Closing the iterator early ends its thread; an error comes through.
+    """
     ready: queue.Queue = queue.Queue(depth)
     stopped = threading.Event()
     thread = threading.Thread(target=_fill, args=(items, ready, stopped), name=name, daemon=True)
@@ -31,7 +36,8 @@ def ahead(items: Iterator[Item], depth: int, name: str = "ahead") -> Iterator[It
 
 
 def in_threads(jobs: Iterable[Callable[[], Item]], threads: int) -> Iterator[Item]:
-    """The results of jobs, in their order, that many at work at once and no more than one finished beyond these.
+    """The results of jobs, in their order, that many at work at once and no more than one finished
+    beyond these.
 
     Closing the iterator early waits for the jobs at work; an error comes through in its place.
     """
@@ -59,7 +65,8 @@ def _fill(items: Iterator, ready: queue.Queue, stopped: threading.Event) -> None
             if not _put(ready, item, stopped):
                 return
         _put(ready, END, stopped)
-    except BaseException as error:  # whatever it is belongs to the loop, which would wait for ever otherwise
+    # whatever it is belongs to the loop, which would wait for ever otherwise
+    except BaseException as error:
         _put(ready, _Raised(error), stopped)
 
 

@@ -1,19 +1,23 @@
 """A trial's folder (a directory or an s3:// address) and what lies in it.
 
-    checkpoint.pt   everything to go on after the last epoch, or after the step at which the trial was told to stop
-    best.pt         weights of the best epoch so far: {"model", "epoch", "metric", "network_options"}
+    checkpoint.pt   everything to go on after the last epoch, or after the step at which the trial
+        was told to stop
+    best.pt         weights of the best epoch so far: {"model", "epoch", "metric",
+        "network_options"}
     options.json    what was trained, with what, and the best epoch
     history.json    one record an epoch
     metrics.log     Katib's metrics, as collected
     failed          the reason, if training failed in a way that will repeat
     tensorboard/
 
-checkpoint.pt holds {"model", "average", "optimizer", "scheduler", "scaler", "precision", "random", "configuration", "progressed"}.
+checkpoint.pt holds {"model", "average", "optimizer", "scheduler", "scaler", "precision", "random",
+"configuration", "progressed"}.
 
-Files are written whole or not at all. A resumed run sees the same dropout as one that was never stopped because every step draws
-from generators seeded by the run's seed and the step's number; the random states are stored for what draws in between.
-history.json, options.json and metrics.log follow from checkpoint.pt and are rewritten from it, so it does not matter at which of
-them a run was killed.
+Files are written whole or not at all. A resumed run sees the same dropout as one that was never
+stopped because every step draws from generators seeded by the run's seed and the step's number; the
+random states are stored for what draws in between. history.json, options.json and metrics.log
+follow from checkpoint.pt and are rewritten from it, so it does not matter at which of them a run
+was killed.
 """
 
 from __future__ import annotations
@@ -64,23 +68,30 @@ class TrialFolder:
         return storage.join(self.uri, *parts)
 
     def check_not_failed(self) -> None:
-        """Raise TrainingError if this trial has failed for good before: repeating it would only cost time."""
+        """Raise TrainingError if this trial has failed for good before: repeating it would only
+        cost time.
+        """
         marker = self.path("failed")
         if storage.exists(marker):
             reason = storage.read_text(marker).strip()
-            raise TrainingError(f"this trial failed before: {reason} (to try again nevertheless, delete {marker})")
+            raise TrainingError(
+                f"this trial failed before: {reason} (to try again nevertheless, delete {marker})"
+            )
 
     def mark_failed(self, reason: str) -> None:
         storage.write_text(self.path("failed"), reason + "\n")
 
     def save(self, state: Mapping[str, Any], progressed: Progressed) -> None:
         """Write checkpoint.pt. `state` holds weights, optimizer and configuration."""
-        write_tensors(self.path("checkpoint.pt"), {**state, "progressed": dataclasses.asdict(progressed)})
+        write_tensors(
+            self.path("checkpoint.pt"), {**state, "progressed": dataclasses.asdict(progressed)}
+        )
 
     def load(self, configuration: Mapping[str, Any]) -> tuple[dict[str, Any], Progressed] | None:
         """What `save` stored, or None where there is no checkpoint.
 
-        Raises InputError if it was made with another configuration: going on would mix two trainings.
+        Raises InputError if it was made with another configuration: going on would mix two
+        trainings.
         """
         uri = self.path("checkpoint.pt")
         if not storage.exists(uri):
@@ -91,20 +102,33 @@ class TrialFolder:
         check_same(uri, state["configuration"], configuration)
         return state, Progressed(**state.pop("progressed"))
 
-    def save_best(self, weights: Mapping[str, Any], progressed: Progressed, network_options: Mapping[str, Any]) -> None:
-        best = {"model": dict(weights), "epoch": progressed.best_epoch, "metric": progressed.best_metric}
+    def save_best(
+        self, weights: Mapping[str, Any], progressed: Progressed, network_options: Mapping[str, Any]
+    ) -> None:
+        best = {
+            "model": dict(weights),
+            "epoch": progressed.best_epoch,
+            "metric": progressed.best_metric,
+        }
         write_tensors(self.path("best.pt"), {**best, "network_options": dict(network_options)})
 
     def write_results(self, progressed: Progressed, options: Mapping[str, Any]) -> None:
         """Write history.json, options.json and metrics.log."""
         storage.write_json(self.path("history.json"), progressed.history)
-        best = {"best_epoch": progressed.best_epoch, "best_metric": progressed.best_metric} if progressed.history else {}
+        best = (
+            {"best_epoch": progressed.best_epoch, "best_metric": progressed.best_metric}
+            if progressed.history
+            else {}
+        )
         storage.write_json(self.path("options.json"), {**options, **best})
         storage.write_text(self.path("metrics.log"), metrics_log.lines(progressed.history))
 
 
 def load_weights(network: torch.nn.Module, weights: Mapping[str, Any], where: str) -> None:
-    """Give a network its weights. Raises InputError naming what differs where they are another network's."""
+    """Give a network its weights.
+
+    Raises InputError naming what differs where they are another network's.
+    """
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:
@@ -113,22 +137,35 @@ def load_weights(network: torch.nn.Module, weights: Mapping[str, Any], where: st
 
 
 def read_weights(uri: str) -> dict[str, torch.Tensor]:
-    """The weights in a best.pt or checkpoint.pt, or in a file that is nothing but a state_dict, as weaver-core writes them.
+    """The weights in a best.pt or checkpoint.pt, or in a file that is nothing but a state_dict, as
+    weaver-core writes them.
 
-    `uri:PREFIX` takes those whose names begin with `PREFIX.`, without it. Raises InputError for any other file.
+    `uri:PREFIX` takes those whose names begin with `PREFIX.`, without it. Raises InputError for any
+    other file.
     """
     import torch
 
     path, _, prefix = uri.rpartition(":") if re.search(r"\.pt:[\w.]+$", uri) else (uri, "", "")
     found = read_tensors(path)
     found = found.get("model", found)
-    if not isinstance(found, dict) or not found or not all(isinstance(value, torch.Tensor) for value in found.values()):
+    if (
+        not isinstance(found, dict)
+        or not found
+        or not all(isinstance(value, torch.Tensor) for value in found.values())
+    ):
         raise InputError(f"{path} holds no weights of a network")
     if not prefix:
         return dict(found)
-    part = {name.removeprefix(f"{prefix}."): value for name, value in found.items() if name.startswith(f"{prefix}.")}
+    part = {
+        name.removeprefix(f"{prefix}."): value
+        for name, value in found.items()
+        if name.startswith(f"{prefix}.")
+    }
     if not part:
-        raise InputError(f"{path}: {unknown('beginning of the names of weights', prefix, {name.split('.')[0] for name in found})}")
+        beginnings = {name.split(".")[0] for name in found}
+        raise InputError(
+            f"{path}: {unknown('beginning of the names of weights', prefix, beginnings)}"
+        )
     return part
 
 
@@ -142,7 +179,10 @@ def write_tensors(uri: str, content: Mapping[str, Any]) -> None:
 
 
 def read_tensors(uri: str) -> dict[str, Any]:
-    """torch.load from a URI onto the CPU, weights only: a file cannot run code. Raises InputError for anything else."""
+    """torch.load from a URI onto the CPU, weights only: a file cannot run code.
+
+    Raises InputError for anything else.
+    """
     import torch
 
     content = storage.read_bytes(uri)
@@ -154,11 +194,22 @@ def read_tensors(uri: str) -> dict[str, Any]:
 
 
 def check_same(uri: str, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Raise InputError naming the settings in which a stored configuration and the wanted one differ."""
-    different = [name for name in {**stored, **wanted} if _plain(stored.get(name)) != _plain(wanted.get(name))]
+    """Raise InputError naming the settings in which a stored configuration and the wanted one
+    differ.
+    """
+    different = [
+        name
+        for name in {**stored, **wanted}
+        if _plain(stored.get(name)) != _plain(wanted.get(name))
+    ]
     if different:
-        listed = "; ".join(f"{name} {stored.get(name)!r}, now {wanted.get(name)!r}" for name in different)
-        raise InputError(f"{uri} was made with other settings ({listed}); give another --model-prefix, or delete it to start over")
+        listed = "; ".join(
+            f"{name} {stored.get(name)!r}, now {wanted.get(name)!r}" for name in different
+        )
+        raise InputError(
+            f"{uri} was made with other settings ({listed}); give another --model-prefix, or delete"
+            " it to start over"
+        )
 
 
 def _plain(value: Any) -> Any:

@@ -1,16 +1,22 @@
-"""The form of prepared data: a folder of .npy columns and `dataset.json`, which is written last and so says that it is whole.
+"""The form of prepared data: a folder of .npy columns and `dataset.json`, which is written last and
+so says that it is whole.
 
     <storage>/cache/<key>/
-      dataset.json              what this is: counts, parameters, statistics, and which file holds what
-      <group>.npy               sequence group: values (particles, C) float32; single values: (N, C) or (N,) float32
-      <group>.offsets.npy       jet i owns the particles offsets[i]:offsets[i + 1], int64; groups with equal ones share a file
+      dataset.json              what this is: counts, parameters, statistics, and which file holds
+          what
+      <group>.npy               sequence group: values (particles, C) float32; single values: (N, C)
+          or (N,) float32
+      <group>.offsets.npy       jet i owns the particles offsets[i]:offsets[i + 1], int64; groups
+          with equal ones share a file
       label.<name>.npy          (N,), in the type that the label's expression gave
       observer.<name>.npy       (N,)
       weight.npy                (N,) float32, where the data config has weights
-      data.auto.yaml            the data config with the numbers derived from the training set, in weaver-core's form
+      data.auto.yaml            the data config with the numbers derived from the training set, in
+          weaver-core's form
 
-Everything is in C order and little-endian, so that it can be mapped into memory as it is. A sequence group whose values are all
-equal (a mask) is stored as these values in dataset.json, without a file of its own.
+Everything is in C order and little-endian, so that it can be mapped into memory as it is. A
+sequence group whose values are all equal (a mask) is stored as these values in dataset.json,
+without a file of its own.
 """
 
 from __future__ import annotations
@@ -34,19 +40,25 @@ from common import storage
 from common.errors import InputError, StorageError
 from weaver.transform import Ready
 
-FORMAT = 2  # raise it when prepared data changes its meaning: folders of an older form are then made anew
+# raise it when prepared data changes its meaning: folders of an older form are then made anew
+FORMAT = 2
 DESCRIPTION = "dataset.json"
 AUTO_YAML = "data.auto.yaml"
 WEIGHT = "weight"
 BLOCK = 65_536  # rows written at a time where they are all the same
-PIECE = 2**18  # bytes written at a time: for larger writes Linux looks for large pages, which take several times as long to get
-HEADER = 128  # bytes of a .npy header here; room for the final number of rows, which is known only at the end
+# bytes written at a time: for larger writes Linux looks for large pages, which take several times
+# as long to get
+PIECE = 2**18
+# bytes of a .npy header here; room for the final number of rows, which is known only at the end
+HEADER = 128
 STALE_SECONDS = 24 * 3600  # a temporary folder this old was left by a process that was killed
 FETCH_SECONDS = 3600  # the longest wait for another process on this node that fetches the same data
 
 
 class NpyWriter:
-    """Writes one .npy file row by row; the header gets its number of rows when the file is closed."""
+    """Writes one .npy file row by row; the header gets its number of rows when the file
+    is closed.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path, self.rows = path, 0
@@ -56,13 +68,22 @@ class NpyWriter:
         self._file.write(b"\0" * HEADER)
 
     def append(self, array: np.ndarray) -> None:
-        """Add rows. The first call fixes the type; InputError where a later one is of another kind (whole numbers, then floats)."""
+        """Add rows. The first call fixes the type;
+
+        InputError where a later one is of another kind (whole numbers, then floats).
+        """
         if self.dtype is None:
             self.dtype, self.row_shape = array.dtype.newbyteorder("<"), array.shape[1:]
         if not np.can_cast(array.dtype, self.dtype, casting="same_kind"):
             name = self.path.stem.partition(".")[2] or self.path.stem
-            raise InputError(f"'{name}' is {self.dtype} in the first files and {array.dtype} in later ones")
-        content = np.ascontiguousarray(array.astype(self.dtype, copy=False)).data.cast("B") if array.size else b""
+            raise InputError(
+                f"'{name}' is {self.dtype} in the first files and {array.dtype} in later ones"
+            )
+        content = (
+            np.ascontiguousarray(array.astype(self.dtype, copy=False)).data.cast("B")
+            if array.size
+            else b""
+        )
         for start in range(0, len(content), PIECE):
             self._file.write(content[start : start + PIECE])
         self.rows += len(array)
@@ -71,21 +92,35 @@ class NpyWriter:
         """Finish the file; returns its entry for dataset.json."""
         shape = (self.rows, *self.row_shape)
         header = io.BytesIO()
-        np.lib.format.write_array_header_1_0(header, {"descr": self.dtype.str, "fortran_order": False, "shape": shape})
+        np.lib.format.write_array_header_1_0(
+            header, {"descr": self.dtype.str, "fortran_order": False, "shape": shape}
+        )
         text = header.getvalue()[10:].rstrip()
         self._file.seek(0)
-        self._file.write(b"\x93NUMPY\x01\x00" + (HEADER - 10).to_bytes(2, "little") + text.ljust(HEADER - 11) + b"\n")
+        self._file.write(
+            b"\x93NUMPY\x01\x00"
+            + (HEADER - 10).to_bytes(2, "little")
+            + text.ljust(HEADER - 11)
+            + b"\n"
+        )
         self._file.close()
         return {"file": self.path.name, "dtype": self.dtype.str, "shape": list(shape)}
 
 
 class SequenceWriter:
-    """Values and offsets of one sequence group. Values that are all equal are counted until one differs, and so perhaps never written."""
+    """Values and offsets of one sequence group.
+
+    Values that are all equal are counted until one differs, and so perhaps never written.
+    """
 
     def __init__(self, folder: Path, group: str) -> None:
-        self.values, self.offsets = NpyWriter(_path(folder, group)), NpyWriter(_path(folder, f"{group}.offsets"))
+        self.values, self.offsets = (
+            NpyWriter(_path(folder, group)),
+            NpyWriter(_path(folder, f"{group}.offsets")),
+        )
         self.offsets.append(np.zeros(1, np.int64))
-        self.digest = hashlib.sha256()  # of the counts: groups with equal digests share one file of offsets
+        # of the counts: groups with equal digests share one file of offsets
+        self.digest = hashlib.sha256()
         self.end, self.constant, self.varies = 0, None, False
 
     def append(self, values: np.ndarray, counts: np.ndarray) -> None:
@@ -131,7 +166,10 @@ def _path(folder: Path, name: str) -> Path:
 
 
 class DatasetWriter:
-    """Writes ready chunks into a local folder; `close` returns what dataset.json says about the columns."""
+    """Writes ready chunks into a local folder;
+
+    `close` returns what dataset.json says about the columns.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.num_jets, self.empty_jets, self.dropped_jets = folder, 0, 0, 0
@@ -141,7 +179,9 @@ class DatasetWriter:
 
     def append(self, ready: Ready) -> None:
         for name, found in ready.non_finite.items():
-            self.non_finite[name] = [a + b for a, b in zip(self.non_finite.get(name, (0, 0)), found, strict=True)]
+            self.non_finite[name] = [
+                a + b for a, b in zip(self.non_finite.get(name, (0, 0)), found, strict=True)
+            ]
         self.dropped_jets += ready.dropped
         if not ready.num_jets:
             return
@@ -187,7 +227,7 @@ class DatasetWriter:
                 writer.offsets.path.unlink()
 
 
-# ------------------------------------------------------------------------------------------------------ folders, local and S3
+# -------------------------------------------------------------------------- folders, local and S3
 
 
 def is_prepared(uri: str) -> bool:
@@ -196,15 +236,23 @@ def is_prepared(uri: str) -> bool:
 
 
 def node_cache() -> Path:
-    """The folder of this node for copies of prepared data: JEC_CACHE, or one for this user in the temporary directory."""
-    return Path(os.environ.get("JEC_CACHE") or os.path.join(tempfile.gettempdir(), f"jec-cache-{os.getuid()}"))
+    """The folder of this node for copies of prepared data:
+
+    JEC_CACHE, or one for this user in the temporary directory.
+    """
+    return Path(
+        os.environ.get("JEC_CACHE")
+        or os.path.join(tempfile.gettempdir(), f"jec-cache-{os.getuid()}")
+    )
 
 
 @contextlib.contextmanager
 def building(target: Path) -> Iterator[Path]:
-    """A temporary folder beside `target` that becomes `target` if the block ends well, and vanishes if not.
+    """A temporary folder beside `target` that becomes `target` if the block ends well, and vanishes
+    if not.
 
-    Where another process made `target` meanwhile, its folder stays: both hold the same. Raises StorageError where the disk refuses.
+    Where another process made `target` meanwhile, its folder stays: both hold the same. Raises
+    StorageError where the disk refuses.
     """
     folder = None
     try:
@@ -216,7 +264,9 @@ def building(target: Path) -> Iterator[Path]:
         if not is_prepared(str(target)):
             _rename(folder, target)
     except OSError as error:
-        raise StorageError(f"cannot write prepared data to {target}: {error.strerror or error}") from error
+        raise StorageError(
+            f"cannot write prepared data to {target}: {error.strerror or error}"
+        ) from error
     finally:
         if folder:
             shutil.rmtree(folder, ignore_errors=True)
@@ -237,10 +287,11 @@ def publish(folder: Path, uri: str) -> None:
 
 
 def local_copy(uri: str, cache: Path, *, always: bool = False) -> Path:
-    """Prepared data as a local folder: the folder itself, or its copy on this node, fetched once by whichever process comes first.
+    """Prepared data as a local folder: the folder itself, or its copy on this node, fetched once by
+    whichever process comes first.
 
-    always: copy also what is not on S3 (a shared disk that is slow to read here and there). The copy's name is the folder's, a digest
-    of what the data was made from.
+    always: copy also what is not on S3 (a shared disk that is slow to read here and there). The
+    copy's name is the folder's, a digest of what the data was made from.
     """
     if not storage.is_s3(uri) and not always:
         return Path(uri)
@@ -255,7 +306,9 @@ def local_copy(uri: str, cache: Path, *, always: bool = False) -> Path:
 
 @contextlib.contextmanager
 def _locked(path: Path, what: str) -> Iterator[None]:
-    """Hold a lock between the processes of this node; it ends with its process, however that ends."""
+    """Hold a lock between the processes of this node; it ends with its process, however
+    that ends.
+    """
     deadline = time.monotonic() + FETCH_SECONDS
     with open(path, "w") as file:
         while True:
@@ -264,7 +317,10 @@ def _locked(path: Path, what: str) -> Iterator[None]:
                 break
             except BlockingIOError:
                 if time.monotonic() > deadline:
-                    raise StorageError(f"another process has been fetching {what} for {FETCH_SECONDS} s (lock {path})") from None
+                    raise StorageError(
+                        f"another process has been fetching {what} for {FETCH_SECONDS} s (lock"
+                        f" {path})"
+                    ) from None
                 time.sleep(0.2)
         yield
 

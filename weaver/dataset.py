@@ -1,9 +1,11 @@
-"""Prepared data as tensors: columns mapped into memory, batches gathered from them for any choice of jets.
+"""Prepared data as tensors: columns mapped into memory, batches gathered from them for any choice
+of jets.
 
-A batch is made in two halves. `gather` copies from the mapped columns, on the CPU, one run of particles a jet: as many as the config's
-length, from the jet's first one on. `finish` moves that to the device and replaces there what lies beyond a jet's last particle by the
-pad value. The columns are mapped, not read: all processes of a node share one copy in the page cache, and data larger than memory
-works as well, at the speed of the disk (weaver/order.py makes these reads long ones).
+A batch is made in two halves. `gather` copies from the mapped columns, on the CPU, one run of
+particles a jet: as many as the config's length, from the jet's first one on. `finish` moves that to
+the device and replaces there what lies beyond a jet's last particle by the pad value. The columns
+are mapped, not read: all processes of a node share one copy in the page cache, and data larger than
+memory works as well, at the speed of the disk (weaver/order.py makes these reads long ones).
 """
 
 from __future__ import annotations
@@ -29,9 +31,13 @@ class Batch:
     """N jets as a network and a loss take them."""
 
     inputs: dict[str, torch.Tensor]
-    """Group, in the order of the data config -> (N, C, P) float32 for sequences, (N, C) for one value a jet ((N,) for one variable)."""
+    """Group, in the order of the data config -> (N, C, P) float32 for sequences, (N, C) for one
+    value a jet ((N,) for one variable).
+    """
     labels: dict[str, torch.Tensor]
-    """Label -> (N,), in the type that its expression gave (float32 for a regression target, int64 for the number of a class)."""
+    """Label -> (N,), in the type that its expression gave (float32 for a regression target, int64
+    for the number of a class).
+    """
     observers: dict[str, np.ndarray]
     """Observer or monitor variable -> (N,)."""
     weights: torch.Tensor
@@ -55,7 +61,9 @@ class Gathered:
     """N jets copied from the columns, before padding; everything still on the CPU."""
 
     sequences: dict[str, tuple[torch.Tensor | None, torch.Tensor]]
-    """Group -> the runs of particles (N, P, C), or None where all values are alike; and how many of them are the jet's own (N,)."""
+    """Group -> the runs of particles (N, P, C), or None where all values are alike; and how many of
+    them are the jet's own (N,).
+    """
     flats: dict[str, torch.Tensor]
     labels: dict[str, torch.Tensor]
     observers: dict[str, np.ndarray]
@@ -72,7 +80,10 @@ class Gathered:
     def mapped(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Gathered:
         return dataclasses.replace(
             self,
-            sequences={name: (rows if rows is None else function(rows), function(own)) for name, (rows, own) in self.sequences.items()},
+            sequences={
+                name: (rows if rows is None else function(rows), function(own))
+                for name, (rows, own) in self.sequences.items()
+            },
             flats={name: function(tensor) for name, tensor in self.flats.items()},
             labels={name: function(tensor) for name, tensor in self.labels.items()},
             weights=function(self.weights),
@@ -85,9 +96,16 @@ class Dataset:
     def __init__(self, folder: Path, description: dict[str, Any], data_config: DataConfig) -> None:
         self.folder, self.description = folder, description
         self.data_config = data_config.with_derived(description)
-        """The data config with the standardisation that was used; what is exported with a network must apply the same."""
-        self._columns = {name: _map(folder, entry) for name, entry in description["columns"].items()}
-        self._sequences = {group: _Sequence(folder, entry, self.data_config, group) for group, entry in description["sequences"].items()}
+        """The data config with the standardisation that was used; what is exported with a network
+        must apply the same.
+        """
+        self._columns = {
+            name: _map(folder, entry) for name, entry in description["columns"].items()
+        }
+        self._sequences = {
+            group: _Sequence(folder, entry, self.data_config, group)
+            for group, entry in description["sequences"].items()
+        }
 
     @classmethod
     def open(
@@ -102,9 +120,11 @@ class Dataset:
     ) -> Dataset:
         """Open prepared data.
 
-        source: a prepared folder, a reference file (`{"dataset": <prepared folder>}`), or patterns of ROOT files, which are first
-        prepared into `cache_dir`, in the role that `for_training` and `validation` say (weaver/prepare.py). Data on S3, and with `copy`
-        also data on a shared disk, is copied once to this node's cache (`cache_dir`, or JEC_CACHE, or a folder for temporary files).
+        source: a prepared folder, a reference file (`{"dataset": <prepared folder>}`), or patterns
+        of ROOT files, which are first prepared into `cache_dir`, in the role that `for_training`
+        and `validation` say (weaver/prepare.py). Data on S3, and with `copy` also data on a shared
+        disk, is copied once to this node's cache (`cache_dir`, or JEC_CACHE, or a folder for
+        temporary files).
 
         Raises InputError where there is no such data, or it was prepared with another data config.
         """
@@ -112,7 +132,9 @@ class Dataset:
         if source.endswith(".json"):
             source = _referred(source)
         elif not is_prepared(source):
-            source = prepare(source, data_config, str(cache), for_training=for_training, validation=validation).uri
+            source = prepare(
+                source, data_config, str(cache), for_training=for_training, validation=validation
+            ).uri
         folder = local_copy(source, cache, always=copy)
         description = storage.read_json(str(folder / DESCRIPTION))
         _check(source, description, data_config)
@@ -128,33 +150,63 @@ class Dataset:
         return sequences + sum(column.nbytes for column in self._columns.values())
 
     def batch(self, index: np.ndarray, device: str | torch.device = "cpu") -> Batch:
-        """The jets at these positions (int64, any order, repeats allowed) as tensors on `device`."""
+        """The jets at these positions (int64, any order, repeats allowed) as tensors on
+        `device`.
+        """
         return self.finish(self.gather(index), device)
 
     def gather(self, index: np.ndarray) -> Gathered:
-        """The first half of `batch`, on the CPU; numpy does it without holding Python's lock, so it may run in a thread."""
+        """The first half of `batch`, on the CPU; numpy does it without holding Python's lock, so it
+        may run in a thread.
+        """
         index = np.ascontiguousarray(index, np.int64)
         if index.size and not 0 <= index.min() <= index.max() < len(self):
-            raise IndexError(f"jets are numbered 0 to {len(self) - 1}, asked for {index.min()} to {index.max()}")
+            raise IndexError(
+                f"jets are numbered 0 to {len(self) - 1}, asked for {index.min()} to {index.max()}"
+            )
         groups = self.data_config.input_names
         return Gathered(
-            sequences={group: self._sequences[group].gather(index) for group in groups if group in self._sequences},
-            flats={group: torch.from_numpy(self._columns[group][index]) for group in groups if group not in self._sequences},
-            labels={name: _tensor(self._columns[f"label.{name}"][index]) for name in self.data_config.label_names},
+            sequences={
+                group: self._sequences[group].gather(index)
+                for group in groups
+                if group in self._sequences
+            },
+            flats={
+                group: torch.from_numpy(self._columns[group][index])
+                for group in groups
+                if group not in self._sequences
+            },
+            labels={
+                name: _tensor(self._columns[f"label.{name}"][index])
+                for name in self.data_config.label_names
+            },
             observers={name: values[index] for name, values in self._observed().items()},
-            weights=torch.from_numpy(self._columns["weight"][index]) if "weight" in self._columns else torch.ones(len(index)),
+            weights=(
+                torch.from_numpy(self._columns["weight"][index])
+                if "weight" in self._columns
+                else torch.ones(len(index))
+            ),
         )
 
     def finish(self, gathered: Gathered, device: str | torch.device = "cpu") -> Batch:
         """The second half of `batch`: on the device, pad."""
         device = torch.device(device)
         there = gathered if device.type == "cpu" else gathered.to(device)
-        padded = {group: self._sequences[group].pad(*rows) for group, rows in there.sequences.items()}
-        inputs = {group: padded[group] if group in padded else there.flats[group] for group in self.data_config.input_names}
-        return Batch(inputs=inputs, labels=there.labels, observers=there.observers, weights=there.weights)
+        padded = {
+            group: self._sequences[group].pad(*rows) for group, rows in there.sequences.items()
+        }
+        inputs = {
+            group: padded[group] if group in padded else there.flats[group]
+            for group in self.data_config.input_names
+        }
+        return Batch(
+            inputs=inputs, labels=there.labels, observers=there.observers, weights=there.weights
+        )
 
     def read_ahead(self, start: int, stop: int) -> None:
-        """Tell the system that the jets from `start` up to `stop` will be wanted soon, so that it reads them in one go."""
+        """Tell the system that the jets from `start` up to `stop` will be wanted soon, so that it
+        reads them in one go.
+        """
         for sequence in self._sequences.values():
             sequence.read_ahead(start, stop)
 
@@ -165,21 +217,33 @@ class Dataset:
     def label(self, name: str) -> np.ndarray:
         """One label of all jets, (N,)."""
         if name not in self.data_config.label_names:
-            raise InputError(f"there is no label '{name}'; there are: {', '.join(self.data_config.label_names)}")
+            raise InputError(
+                f"there is no label '{name}'; there are: {', '.join(self.data_config.label_names)}"
+            )
         return self._columns[f"label.{name}"]
 
     def weights(self) -> np.ndarray:
-        """The weights of all jets, (N,) float32, mapped into memory; ones where the data config has none."""
-        return self._columns["weight"] if "weight" in self._columns else np.ones(len(self), np.float32)
+        """The weights of all jets, (N,) float32, mapped into memory; ones where the data config has
+        none.
+        """
+        return (
+            self._columns["weight"] if "weight" in self._columns else np.ones(len(self), np.float32)
+        )
 
     def multiplicity(self, group: str | None = None) -> np.ndarray:
-        """Particles of each jet, cut to the length, (N,) int64: of the given sequence group, or of the config's first one."""
+        """Particles of each jet, cut to the length, (N,) int64: of the given sequence group, or of
+        the config's first one.
+        """
         if not self._sequences:
             return np.zeros(len(self), np.int64)
         return np.diff(self._sequences[group or next(iter(self._sequences))].offsets)
 
     def _observed(self) -> dict[str, np.ndarray]:
-        return {name.removeprefix("observer."): values for name, values in self._columns.items() if name.startswith("observer.")}
+        return {
+            name.removeprefix("observer."): values
+            for name, values in self._columns.items()
+            if name.startswith("observer.")
+        }
 
 
 class _Sequence:
@@ -206,7 +270,9 @@ class _Sequence:
         return self.offsets.nbytes + (0 if self.values is None else self.values.nbytes)
 
     def gather(self, index: np.ndarray) -> tuple[torch.Tensor | None, torch.Tensor]:
-        """The runs of particles (N, P, C) of the jets at `index`, None for constant ones, and how many are to be kept of each (N,)."""
+        """The runs of particles (N, P, C) of the jets at `index`, None for constant ones, and how
+        many are to be kept of each (N,).
+        """
         start = self.offsets[index]
         count = self.offsets[index + 1] - start
         kept = np.where(count > 0, self.length, 0) if self.wraps else count
@@ -215,8 +281,11 @@ class _Sequence:
         if not self.wraps or not len(self.values):
             return torch.from_numpy(self.runs.take(start)), torch.from_numpy(kept)
         places = start[:, None] + np.arange(self.length) % np.maximum(count, 1)[:, None]
-        rows = self.values.take(places.ravel(), axis=0, mode="clip")  # the place of a jet without particles means nothing
-        return torch.from_numpy(rows.reshape(len(index), self.length, self.values.shape[1])), torch.from_numpy(kept)
+        # the place of a jet without particles means nothing
+        rows = self.values.take(places.ravel(), axis=0, mode="clip")
+        return torch.from_numpy(
+            rows.reshape(len(index), self.length, self.values.shape[1])
+        ), torch.from_numpy(kept)
 
     def pad(self, rows: torch.Tensor | None, kept: torch.Tensor) -> torch.Tensor:
         """(N, P, C) and (N,) -> (N, C, P), the pad value in place of what is not kept."""
@@ -236,11 +305,14 @@ class _Sequence:
 
 
 class _Runs:
-    """Runs of `length` rows of (rows, C) values from any row on: one memory copy each, which gathering single rows is not."""
+    """Runs of `length` rows of (rows, C) values from any row on: one memory copy each, which
+    gathering single rows is not.
+    """
 
     def __init__(self, values: np.ndarray, length: int) -> None:
         self.shape, self.last = (length, values.shape[1]), max(len(values) - length, 0)
-        tail = np.zeros((2 * length, values.shape[1]), values.dtype)  # for runs that reach beyond the end
+        # for runs that reach beyond the end
+        tail = np.zeros((2 * length, values.shape[1]), values.dtype)
         tail[: len(values) - self.last] = values[self.last :]
         if len(values) < length:
             values = tail
@@ -252,14 +324,17 @@ class _Runs:
     def take(self, start: np.ndarray) -> np.ndarray:
         """(N,) -> (N, length, C); what lies beyond the values is 0."""
         runs = self.inner[np.minimum(start, self.last)].reshape(len(start), *self.shape)
-        for index in np.flatnonzero(start > self.last):  # at most the last `length` jets of the data set
+        # at most the last `length` jets of the data set
+        for index in np.flatnonzero(start > self.last):
             first = start[index] - self.last
             runs[index] = self.tail[first : first + self.shape[0]]
         return runs
 
 
 class _OnDevices:
-    """A few float32 numbers, kept on each device where they were wanted: sending them with each batch would make a GPU wait."""
+    """A few float32 numbers, kept on each device where they were wanted: sending them with each
+    batch would make a GPU wait.
+    """
 
     def __init__(self, values: list[float]) -> None:
         self._on = {torch.device("cpu"): torch.tensor(values, dtype=torch.float32)}
@@ -271,7 +346,9 @@ class _OnDevices:
 
 
 class _Advice:
-    """What the system is told about a file that is mapped into memory; nothing where it takes no such advice (macOS)."""
+    """What the system is told about a file that is mapped into memory; nothing where it takes no
+    such advice (macOS).
+    """
 
     def __init__(self, path: Path) -> None:
         with open(path, "rb") as file:
@@ -289,15 +366,24 @@ def _referred(uri: str) -> str:
     if not isinstance(content, dict) or not isinstance(content.get("dataset"), str):
         raise InputError(f'{uri} refers to no data: expected {{"dataset": "<prepared folder>"}}')
     if not is_prepared(content["dataset"]):
-        raise InputError(f"{uri} refers to {content['dataset']}, where there is no prepared data; prepare it again")
+        raise InputError(
+            f"{uri} refers to {content['dataset']}, where there is no prepared data; prepare it"
+            " again"
+        )
     return content["dataset"]
 
 
 def _check(source: str, description: dict[str, Any], config: DataConfig) -> None:
     if description.get("format") != FORMAT:
-        raise InputError(f"{source} has form {description.get('format')}, this program reads form {FORMAT}; prepare it again")
+        raise InputError(
+            f"{source} has form {description.get('format')}, this program reads form {FORMAT};"
+            " prepare it again"
+        )
     if description["config"] != config.digest():
-        raise InputError(f"{source} was prepared with another data config than {config.source}; prepare it with this one")
+        raise InputError(
+            f"{source} was prepared with another data config than {config.source}; prepare it with"
+            " this one"
+        )
 
 
 def _map(folder: Path, entry: dict[str, Any]) -> np.ndarray:
@@ -308,12 +394,19 @@ def _map(folder: Path, entry: dict[str, Any]) -> np.ndarray:
     try:
         column = np.load(path, mmap_mode="r")
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} is missing or damaged ({error}); delete {folder} and prepare it again") from None
+        raise InputError(
+            f"{path} is missing or damaged ({error}); delete {folder} and prepare it again"
+        ) from None
     if column.shape != shape or column.dtype.str != entry["dtype"]:
-        raise InputError(f"{path} is not what {DESCRIPTION} says ({column.dtype.str}{column.shape}); delete {folder} and prepare it again")
+        raise InputError(
+            f"{path} is not what {DESCRIPTION} says ({column.dtype.str}{column.shape}); delete"
+            f" {folder} and prepare it again"
+        )
     return column.view(np.ndarray)  # without np.memmap's own indexing, which is slower
 
 
 def _tensor(values: np.ndarray) -> torch.Tensor:
-    """A tensor of these numbers; unsigned ones, for which torch has few operations, become int64."""
+    """A tensor of these numbers; unsigned ones, for which torch has few operations,
+    become int64.
+    """
     return torch.from_numpy(values.astype(np.int64) if values.dtype.kind == "u" else values)

@@ -1,5 +1,6 @@
-"""Decompression of ROOT's records; zlib's, CMS's usual one, with libdeflate (package deflate), the fastest that was found, or, where that
-is not installed, with zlib's own library. Both let other threads run meanwhile and check the checksum of what they give."""
+"""Decompression of ROOT's records; zlib's, CMS's usual one, with libdeflate (package deflate), the
+fastest that was found, or, where that is not installed, with zlib's own library. Both let other
+threads run meanwhile and check the checksum of what they give."""
 
 from __future__ import annotations
 
@@ -14,16 +15,20 @@ Buffer = bytes | bytearray | memoryview
 
 
 def inflate(data: Buffer, size: int) -> Buffer:
-    """The `size` bytes of a record whose stored bytes are `data`: one or more compressed blocks, or the bytes themselves.
+    """The `size` bytes of a record whose stored bytes are `data`: one or more compressed blocks, or
+    the bytes themselves.
 
-    Raises ValueError, or the library's own error, for damaged bytes and for a compression that is not known.
+    Raises ValueError, or the library's own error, for damaged bytes and for a compression that is
+    not known.
     """
     if len(data) == size:
         return data
     parts, at = [], 0
     while at < len(data):
         method = bytes(data[at : at + 2])
-        stored, full = (int.from_bytes(data[at + first : at + first + 3], "little") for first in (3, 6))
+        stored, full = (
+            int.from_bytes(data[at + first : at + first + 3], "little") for first in (3, 6)
+        )
         at += HEAD + stored
         parts.append(_library(method)(data[at - stored : at], full))
         if len(parts[-1]) != full:

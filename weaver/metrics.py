@@ -15,14 +15,18 @@ def regression_metrics(answer: np.ndarray, target: np.ndarray) -> dict[str, floa
 
 def class_metrics(scores: np.ndarray, label: np.ndarray) -> dict[str, float]:
     """AvgAcc and AUC of scores (N, classes) of jets whose class numbers are `label` (N,)."""
-    return {"AvgAcc": float(np.mean(scores.argmax(axis=1) == label)), "AUC": pairwise_auc(scores, label)}
+    return {
+        "AvgAcc": float(np.mean(scores.argmax(axis=1) == label)),
+        "AUC": pairwise_auc(scores, label),
+    }
 
 
 def pairwise_auc(scores: np.ndarray, label: np.ndarray) -> float:
-    """The area under the ROC curve, for more than two classes the mean over all ordered pairs of them.
+    """The area under the ROC curve, for more than two classes the mean over all ordered pairs of
+    them.
 
-    For the pair (i, j) jets of class i are told from those of class j by the score of i. D. Hand, R. Till, Machine Learning 45 (2001)
-    171. NaN where no two classes have jets.
+    For the pair (i, j) jets of class i are told from those of class j by the score of i. D. Hand,
+    R. Till, Machine Learning 45 (2001) 171. NaN where no two classes have jets.
     """
     present = [number for number in range(scores.shape[1]) if np.any(label == number)]
     areas = []
@@ -33,7 +37,9 @@ def pairwise_auc(scores: np.ndarray, label: np.ndarray) -> float:
 
 
 def auc(is_signal: np.ndarray, score: np.ndarray) -> float:
-    """Probability that a signal jet scores higher than a background jet, ties counting half; both must be present."""
+    """Probability that a signal jet scores higher than a background jet, ties counting half; both
+    must be present.
+    """
     _, place, counts = np.unique(score, return_inverse=True, return_counts=True)
     rank = (np.cumsum(counts) - (counts - 1) / 2)[place]  # mean rank of equal scores, from 1
     signal = np.count_nonzero(is_signal)

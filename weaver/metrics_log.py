@@ -1,8 +1,10 @@
-"""The metrics file that Katib's collector reads: `<RFC 3339 time> <name>=<plain decimal>`, one line a metric, validation only.
+"""The metrics file that Katib's collector reads: `<RFC 3339 time> <name>=<plain decimal>`, one line
+a metric, validation only.
 
-Katib takes the smallest value over *all* lines with the objective's name, records `nan` as nothing and cuts exponents off in some
-versions (kubeflow/katib#2723, #1702). So only finite numbers are written, without exponent, and nothing but validation.
-The text is a function of the trial's history: a restarted trial writes the same lines again. Imports no torch.
+Katib takes the smallest value over *all* lines with the objective's name, records `nan` as nothing
+and cuts exponents off in some versions (kubeflow/katib#2723, #1702). So only finite numbers are
+written, without exponent, and nothing but validation. The text is a function of the trial's
+history: a restarted trial writes the same lines again. Imports no torch.
 """
 
 from __future__ import annotations
@@ -29,7 +31,10 @@ def plain(value: float) -> str:
 
 
 def lines(history: Sequence[Mapping[str, Any]]) -> str:
-    """The whole text for the epochs so far: each record has "time" and "metrics" (name -> number). What is not finite is left out."""
+    """The whole text for the epochs so far: each record has "time" and "metrics" (name -> number).
+
+    What is not finite is left out.
+    """
     return "".join(
         f"{record['time']} {name}={plain(value)}\n"
         for record in history
@@ -39,9 +44,11 @@ def lines(history: Sequence[Mapping[str, Any]]) -> str:
 
 
 def write(path: str | os.PathLike, history: Sequence[Mapping[str, Any]]) -> None:
-    """Bring the collector's file up to date: append what is missing, and start over only where it holds something else.
+    """Bring the collector's file up to date: append what is missing, and start over only where it
+    holds something else.
 
-    A collector follows the file while it grows; rewriting lines that it has read would make it read them twice.
+    A collector follows the file while it grows; rewriting lines that it has read would make it read
+    them twice.
     """
     path, text = Path(path), lines(history)
     path.parent.mkdir(parents=True, exist_ok=True)

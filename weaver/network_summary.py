@@ -1,4 +1,6 @@
-"""--print: the layers of a network, its parameters, and the floating-point operations of one jet."""
+"""--print: the layers of a network, its parameters, and the floating-point operations
+of one jet.
+"""
 
 from __future__ import annotations
 
@@ -16,16 +18,20 @@ def show(options: TrainOptions) -> None:
     """Print the network of the options on stdout."""
     data_config = DataConfig.load(options.data_config)
     model, info = load_network(options.network_config).build(data_config, options.network_option)
-    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    trainable = sum(
+        parameter.numel() for parameter in model.parameters() if parameter.requires_grad
+    )
     print(model)
     jet = operations(model, list(input_shapes(info, data_config).values()))
     print(f"{trainable:,} parameters, {jet:,.0f} floating-point operations a jet")
 
 
 def operations(model: nn.Module, shapes: list[tuple[int, ...]], jets: int = 8) -> float:
-    """Floating-point operations (a multiplication and an addition are two) of the forward pass for one jet of full length.
+    """Floating-point operations (a multiplication and an addition are two) of the forward pass for
+    one jet of full length.
 
-    shapes: of the inputs, without the axis of jets. Counts matrix products and convolutions, as torch.utils.flop_counter does.
+    shapes: of the inputs, without the axis of jets. Counts matrix products and convolutions, as
+    torch.utils.flop_counter does.
     """
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:

@@ -1,10 +1,12 @@
-"""The order of an epoch's jets: a permutation by seed and epoch, also of more jets than memory or a slow disk likes.
+"""The order of an epoch's jets: a permutation by seed and epoch, also of more jets than memory or a
+slow disk likes.
 
-A data set of less than WHOLE_BYTES is permuted as a whole. A larger one is shuffled in two stages: it is cut into blocks of
-neighbouring jets, the blocks are permuted, and the jets of `ROUND` blocks at a time (a round) are permuted among each other. So a batch
-mixes jets from hundreds of places all over the files, while the disk reads whole blocks, each once an epoch, and what has to be in
-memory is one round, in the page cache, and the numbers of its jets. Which way is taken depends on the data set alone, not on the
-machine, so that a training continues elsewhere with the order it began with.
+A data set of less than WHOLE_BYTES is permuted as a whole. A larger one is shuffled in two stages:
+it is cut into blocks of neighbouring jets, the blocks are permuted, and the jets of `ROUND` blocks
+at a time (a round) are permuted among each other. So a batch mixes jets from hundreds of places all
+over the files, while the disk reads whole blocks, each once an epoch, and what has to be in memory
+is one round, in the page cache, and the numbers of its jets. Which way is taken depends on the data
+set alone, not on the machine, so that a training continues elsewhere with the order it began with.
 """
 
 from __future__ import annotations
@@ -14,16 +16,23 @@ from typing import Protocol
 
 import numpy as np
 
-WHOLE_BYTES = 4 * 2**30  # less than that stays in the page cache of any machine that trains: reading here and there is then free
+# less than that stays in the page cache of any machine that trains: reading here and there is then
+# free
+WHOLE_BYTES = 4 * 2**30
 BLOCK_BYTES = 4 * 2**20  # long enough that a disk, or a network's, reads it at full speed
-ROUND = 256  # blocks that are mixed: 1 GiB in the page cache, and far more jets than correlations between neighbours reach
+# blocks that are mixed: 1 GiB in the page cache, and far more jets than correlations between
+# neighbours reach
+ROUND = 256
 
 
 class Order(Protocol):
     """An epoch's jets, in order."""
 
     def part(self, start: int, stop: int) -> np.ndarray:
-        """Their positions in the data set from place `start` up to `stop`, int64. Asked for from the front to the back."""
+        """Their positions in the data set from place `start` up to `stop`, int64.
+
+        Asked for from the front to the back.
+        """
 
 
 class Listed:
@@ -49,14 +58,26 @@ class InFileOrder:
 class BlockShuffle:
     """`count` of `total` jets, evenly spread, shuffled in two stages.
 
-    key: numbers that decide the order (seed and epoch). block: jets in a block. read_ahead: called with (first jet, last jet + 1) of
-    each block before its round begins.
+    key: numbers that decide the order (seed and epoch). block: jets in a block. read_ahead: called
+    with (first jet, last jet + 1) of each block before its round begins.
     """
 
     def __init__(
-        self, count: int, total: int, *, key: list[int], block: int, read_ahead: Callable[[int, int], None] = lambda start, stop: None
+        self,
+        count: int,
+        total: int,
+        *,
+        key: list[int],
+        block: int,
+        read_ahead: Callable[[int, int], None] = lambda start, stop: None,
     ) -> None:
-        self.count, self.total, self.key, self.block, self.read_ahead = count, total, key, block, read_ahead
+        self.count, self.total, self.key, self.block, self.read_ahead = (
+            count,
+            total,
+            key,
+            block,
+            read_ahead,
+        )
         self.blocks = np.random.default_rng(key).permutation(-(-count // block))
         sizes = np.minimum(block, count - self.blocks * block)
         starts = np.arange(0, len(self.blocks), ROUND)
@@ -76,19 +97,34 @@ class BlockShuffle:
     def _of_round(self, number: int) -> np.ndarray:
         if number != self._round:
             follows = number and number == self._round + 1  # its blocks are then being read already
-            for start, stop in [*([] if follows else self._bounds(number)), *self._bounds(number + 1)]:
-                self.read_ahead(int(spread(start, self.count, self.total)), int(spread(stop - 1, self.count, self.total)) + 1)
-            places = np.concatenate([np.arange(start, stop) for start, stop in self._bounds(number)])
+            for start, stop in [
+                *([] if follows else self._bounds(number)),
+                *self._bounds(number + 1),
+            ]:
+                self.read_ahead(
+                    int(spread(start, self.count, self.total)),
+                    int(spread(stop - 1, self.count, self.total)) + 1,
+                )
+            places = np.concatenate(
+                [np.arange(start, stop) for start, stop in self._bounds(number)]
+            )
             chosen = np.random.default_rng([*self.key, number]).permutation(places)
             self._round, self._jets = number, spread(chosen, self.count, self.total)
         return self._jets
 
     def _bounds(self, number: int) -> list[tuple[int, int]]:
-        """First place and place behind the last, in the order of the data set, of each block of a round."""
+        """First place and place behind the last, in the order of the data set, of each block of a
+        round.
+        """
         blocks = self.blocks[number * ROUND : (number + 1) * ROUND]
-        return [(int(block) * self.block, min((int(block) + 1) * self.block, self.count)) for block in blocks]
+        return [
+            (int(block) * self.block, min((int(block) + 1) * self.block, self.count))
+            for block in blocks
+        ]
 
 
 def spread(places: np.ndarray | int, count: int, total: int) -> np.ndarray | int:
-    """The positions in a data set of `total` jets of `count` that are evenly spread over it, given their places 0 to count - 1."""
+    """The positions in a data set of `total` jets of `count` that are evenly spread over it, given
+    their places 0 to count - 1.
+    """
     return places * total // count

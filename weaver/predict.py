@@ -1,11 +1,14 @@
 """The best network of a trial, ready to answer, and its answers to the jets of a test set.
 
-    python -m weaver.train --predict --data-test RUN/data/test.json --data-config RUN/config/data.yaml \\
-        --network-config RUN/config/network.py --model-prefix RUN/trials/TRIAL/ --predict-output predictions.root
+    python -m weaver.train --predict --data-test RUN/data/test.json \\
+        --data-config RUN/config/data.yaml \\
+        --network-config RUN/config/network.py --model-prefix RUN/trials/TRIAL/ --predict-output
+            predictions.root
 
-Columns are named as weaver-core names them. In ROOT (tree Events) and .npz: for labels of type simple each class's name (whether a
-jet is of it) and score_<class>; for custom ones `output`, (N,) or (N, outputs). In parquet: `scores`, (N,) or (N, outputs). Then in
-all the labels and the observers.
+Columns are named as weaver-core names them. In ROOT (tree Events) and .npz: for labels of type
+simple each class's name (whether a jet is of it) and score_<class>; for custom ones `output`, (N,)
+or (N, outputs). In parquet: `scores`, (N,) or (N, outputs). Then in all the labels and the
+observers.
 """
 
 from __future__ import annotations
@@ -40,12 +43,16 @@ from weaver.precision import choose
 SPLIT = re.compile(r"^([\w.+-]+)%(\d+):(?!//)")  # name%N:pattern, an output for every N files
 
 
-def load_model(trial_uri: str, run_config_dir: str, *, for_inference: bool = False) -> tuple[torch.nn.Module, dict[str, Any], DataConfig]:
-    """(model, model_info, data_config): the best weights of a trial in the network of `<run_config_dir>/network.py`, on the CPU.
+def load_model(
+    trial_uri: str, run_config_dir: str, *, for_inference: bool = False
+) -> tuple[torch.nn.Module, dict[str, Any], DataConfig]:
+    """(model, model_info, data_config): the best weights of a trial in the network of
+    `<run_config_dir>/network.py`, on the CPU.
 
-    The model is in evaluation mode; where training averaged its weights (--ema-decay), it holds the average. `for_inference` is
-    passed on to a network that knows it (published classifiers then answer with softmaxed scores).
-    Raises InputError where there is no best.pt, or it belongs to another network.
+    The model is in evaluation mode; where training averaged its weights (--ema-decay), it holds the
+    average. `for_inference` is passed on to a network that knows it (published classifiers then
+    answer with softmaxed scores). Raises InputError where there is no best.pt, or it belongs to
+    another network.
     """
     data_config = DataConfig.load(storage.join(run_config_dir, "data.yaml"))
     network = storage.join(run_config_dir, "network.py")
@@ -62,19 +69,42 @@ def build_best(
     best = read_tensors(uri)
     if "model" not in best or "network_options" not in best:
         raise InputError(f"{uri} is no best.pt of weaver.train")
-    return _build(network_config, data_config, best["network_options"], best["model"], uri, for_inference)
+    return _build(
+        network_config, data_config, best["network_options"], best["model"], uri, for_inference
+    )
 
 
-def build_asked(options: TrainOptions, data_config: DataConfig, *, for_inference: bool = False) -> tuple[torch.nn.Module, dict[str, Any]]:
-    """The same for --model-prefix, which may also be a file of weights (.pt, of this project or of weaver-core); such a file goes
-    with the network options of the command line."""
+def build_asked(
+    options: TrainOptions, data_config: DataConfig, *, for_inference: bool = False
+) -> tuple[torch.nn.Module, dict[str, Any]]:
+    """The same for --model-prefix, which may also be a file of weights (.pt, of this project or of
+    weaver-core); such a file goes with the network options of the command line."""
     prefix = options.model_prefix
     if not re.search(r"\.pt(:[\w.]+)?$", prefix):
-        return build_best(storage.absolute(prefix), options.network_config, data_config, for_inference=for_inference)
-    return _build(options.network_config, data_config, options.network_option, read_weights(prefix), prefix, for_inference)
+        return build_best(
+            storage.absolute(prefix),
+            options.network_config,
+            data_config,
+            for_inference=for_inference,
+        )
+    return _build(
+        options.network_config,
+        data_config,
+        options.network_option,
+        read_weights(prefix),
+        prefix,
+        for_inference,
+    )
 
 
-def _build(network_config: str, data_config: DataConfig, network_options, weights, where: str, for_inference: bool):
+def _build(
+    network_config: str,
+    data_config: DataConfig,
+    network_options,
+    weights,
+    where: str,
+    for_inference: bool,
+):
     extra = {"for_inference": True} if for_inference else {}
     model, info = load_network(network_config).build(data_config, network_options, **extra)
     load_weights(model, weights, where)
@@ -82,8 +112,13 @@ def _build(network_config: str, data_config: DataConfig, network_options, weight
 
 
 @torch.no_grad()
-def predict(model: torch.nn.Module, dataset: Dataset, objective: Objective, *, batch_size: int, device: str) -> np.ndarray:
-    """Predictions for all jets in their order: (N,) for one output of a regression, else (N, outputs); class scores are softmaxed."""
+def predict(
+    model: torch.nn.Module, dataset: Dataset, objective: Objective, *, batch_size: int, device: str
+) -> np.ndarray:
+    """Predictions for all jets in their order:
+
+    (N,) for one output of a regression, else (N, outputs); class scores are softmaxed.
+    """
     loader = Loader(dataset, batch_size, shuffle=False, seed=0, device=device)
     found = []
     with Progress("predicting", total=len(dataset), unit="jets") as progress:
@@ -95,27 +130,41 @@ def predict(model: torch.nn.Module, dataset: Dataset, objective: Objective, *, b
 
 
 def write_predictions(options: TrainOptions) -> None:
-    """--predict: predictions, labels and observers of the test set, one file for each name among its patterns."""
+    """--predict: predictions, labels and observers of the test set, one file for each name among
+    its patterns.
+    """
     data_config = DataConfig.load(options.data_config)
     device = select_device(options.gpus if options.predict_gpus is None else options.predict_gpus)
     model, _ = build_asked(options, data_config)
     precision = choose(options.asked_precision, device)
-    objective = Objective(data_config, loss=None, regression=options.regression_mode, precision=precision)
+    objective = Objective(
+        data_config, loss=None, regression=options.regression_mode, precision=precision
+    )
     size = options.batch_size_test or options.batch_size_val or options.batch_size
     for name, patterns in test_groups(options.data_test).items():
         dataset = Dataset.open(patterns, data_config, for_training=False)
         output = predict(model.to(device), dataset, objective, batch_size=size, device=str(device))
         uri = _named(options.predict_output, name)
         write_columns(uri, columns(dataset, output, scores=uri.endswith(".parquet")))
-        print(f"{uri}: {len(dataset):,} jets, {_judged(dataset, output, options.regression_mode)}", file=sys.stderr, flush=True)
+        print(
+            f"{uri}: {len(dataset):,} jets, {_judged(dataset, output, options.regression_mode)}",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def test_groups(words: Sequence[str]) -> dict[str, str]:
-    """Name of an output -> its patterns: `name:pattern` as in weaver-core, `name%N:pattern` for one output (name_0, ...) every N files.
+    """Name of an output -> its patterns: `name:pattern` as in weaver-core, `name%N:pattern` for one
+    output (name_0, ...) every N files.
 
     Patterns without a name belong to the output "".
     """
-    parts = [part for word in words for part in ([word] if os.path.exists(word) else re.split(r"[,\s]+", word)) if part]
+    parts = [
+        part
+        for word in words
+        for part in ([word] if os.path.exists(word) else re.split(r"[,\s]+", word))
+        if part
+    ]
     found: dict[str, list[str]] = {}
     for part in parts:
         if os.path.exists(part):
@@ -124,10 +173,14 @@ def test_groups(words: Sequence[str]) -> dict[str, str]:
             files = [entry.uri for entry in find(part[split.end() :])]
             step = max(int(split[2]), 1)
             for start in range(0, len(files), step):
-                found.setdefault(f"{split[1]}_{start // step}", []).extend(files[start : start + step])
+                found.setdefault(f"{split[1]}_{start // step}", []).extend(
+                    files[start : start + step]
+                )
         else:
             name = SAMPLE_NAME.match(part)
-            found.setdefault(name[0][:-1] if name else "", []).append(part[name.end() :] if name else part)
+            found.setdefault(name[0][:-1] if name else "", []).append(
+                part[name.end() :] if name else part
+            )
     return {name: " ".join(patterns) for name, patterns in found.items()}
 
 
@@ -144,11 +197,17 @@ def columns(dataset: Dataset, output: np.ndarray, *, scores: bool = False) -> di
             found |= {name: of_class == number, f"score_{name}": output[:, number]}
     else:
         found = {"output": output}
-    return {**found, **labels, **{name: np.asarray(values) for name, values in dataset.observers().items()}}
+    return {
+        **found,
+        **labels,
+        **{name: np.asarray(values) for name, values in dataset.observers().items()},
+    }
 
 
 def write_columns(uri: str, found: dict[str, np.ndarray]) -> None:
-    """Write columns to a .npz or .parquet file, or to the tree `Events` of a .root file, at a path or s3:// address."""
+    """Write columns to a .npz or .parquet file, or to the tree `Events` of a .root file, at a path
+    or s3:// address.
+    """
     if uri.endswith(".npz"):
         buffer = io.BytesIO()
         np.savez(buffer, **found)
@@ -182,5 +241,9 @@ def _named(output: str, name: str) -> str:
 def _judged(dataset: Dataset, output: np.ndarray, regression: bool) -> str:
     """The metrics of predictions as words."""
     label = np.asarray(dataset.label(dataset.data_config.label_names[0]))
-    metrics = regression_metrics(output if output.ndim == 1 else output[:, 0], label) if regression else class_metrics(output, label)
+    metrics = (
+        regression_metrics(output if output.ndim == 1 else output[:, 0], label)
+        if regression
+        else class_metrics(output, label)
+    )
     return ", ".join(f"{name} {value:.5f}" for name, value in metrics.items())

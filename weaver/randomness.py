@@ -1,4 +1,6 @@
-"""Random numbers of a step: from its number alone, so that a resumed run draws what one that was never stopped draws."""
+"""Random numbers of a step: from its number alone, so that a resumed run draws what one that was
+never stopped draws.
+"""
 
 from __future__ import annotations
 
@@ -16,16 +18,25 @@ def step_seed(seed: int, step: int, rank: int) -> int:
 
 
 def seed_all(seed: int) -> None:
-    """Seed every generator that a network may draw from: PyTorch's (all devices), Python's and NumPy's."""
+    """Seed every generator that a network may draw from:
+
+    PyTorch's (all devices), Python's and NumPy's.
+    """
     torch.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed % 2**32)  # a network file may use the global generator
 
 
 def state() -> dict[str, Any]:
-    """The state of those generators as tensors and plain values, which torch.load takes with weights_only."""
+    """The state of those generators as tensors and plain values, which torch.load takes with
+    weights_only.
+    """
     name, keys, *rest = np.random.get_state()
-    found = {"torch": torch.get_rng_state(), "python": random.getstate(), "numpy": (name, torch.from_numpy(keys.astype(np.int64)), *rest)}
+    found = {
+        "torch": torch.get_rng_state(),
+        "python": random.getstate(),
+        "numpy": (name, torch.from_numpy(keys.astype(np.int64)), *rest),
+    }
     return {**found, "cuda": torch.cuda.get_rng_state_all()} if torch.cuda.is_available() else found
 
 

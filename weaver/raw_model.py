@@ -1,17 +1,22 @@
-"""A network with its preprocessing in front: takes the columns of the ntuple, gives the corrected pT of each jet.
+"""A network with its preprocessing in front: takes the columns of the ntuple, gives the corrected
+pT of each jet.
 
     model, info = raw_model(program, network, network_info, data_config)
 
-Inputs are the branches that the data config uses, under their own names and in their own types: one value a jet as (N, 1), particles
-as (N, P) with any P, and for each list of particles its counter (N, 1), int32. Places from the counter on may hold anything. Nothing
-is selected: each jet gets an answer. Outputs, each (N, 1) float32:
+Inputs are the branches that the data config uses, under their own names and in their own types: one
+value a jet as (N, 1), particles as (N, P) with any P, and for each list of particles its counter
+(N, 1), int32. Places from the counter on may hold anything. Nothing is selected: each jet gets an
+answer. Outputs, each (N, 1) float32:
 
-    calibrated_pt        GeV: what the label divides by (jetPt in log(genJetPt / jetPt)) times exp(the network's first output)
+    calibrated_pt        GeV: what the label divides by (jetPt in log(genJetPt / jetPt)) times
+        exp(the network's first output)
     correction           that factor
-    calibrated_pt_q16    and so on for the further outputs of a network with quantiles, named by its output_columns
+    calibrated_pt_q16    and so on for the further outputs of a network with quantiles, named by its
+        output_columns
 
-The operations are those of weaver/raw_program.py and weaver/transform.py, in numpy's types; exported, they are part of the graph, so
-that a client has nothing to compute and nothing to get wrong.
+The operations are those of weaver/raw_program.py and weaver/transform.py, in numpy's types;
+exported, they are part of the graph, so that a client has nothing to compute and nothing to get
+wrong.
 """
 
 from __future__ import annotations
@@ -28,14 +33,31 @@ from weaver.data_config import DataConfig
 from weaver.raw_program import RawProgram, Value
 from weaver.transform import standardize
 
-# numpy's type -> the type in the graph. ONNX Runtime has few kernels for small and unsigned whole numbers.
+# numpy's type -> the type in the graph. ONNX Runtime has few kernels for small and unsigned whole
+# numbers.
 _TYPES = {"f2": torch.float32, "f4": torch.float32, "f8": torch.float64} | {
     **dict.fromkeys(("i1", "i2", "i4", "u1", "u2"), torch.int32),
     **dict.fromkeys(("i8", "u4", "u8"), torch.int64),
 }
 COMPARISONS = frozenset({"equal", "not_equal", "less", "less_equal", "greater", "greater_equal"})
 # ONNX Runtime computes these in single precision only.
-SINGLE = frozenset({"sin", "cos", "tan", "arcsin", "arccos", "arctan", "arctan2", "sinh", "cosh", "tanh", "arcsinh", "arccosh", "arctanh"})
+SINGLE = frozenset(
+    {
+        "sin",
+        "cos",
+        "tan",
+        "arcsin",
+        "arccos",
+        "arctan",
+        "arctan2",
+        "sinh",
+        "cosh",
+        "tanh",
+        "arcsinh",
+        "arccosh",
+        "arctanh",
+    }
+)
 
 
 def graph_type(dtype: np.dtype) -> torch.dtype:
@@ -47,10 +69,14 @@ def graph_type(dtype: np.dtype) -> torch.dtype:
 class Preprocessing(torch.nn.Module):
     """Columns of the ntuple -> (the network's inputs..., what the answer corrects (N,))."""
 
-    def __init__(self, program: RawProgram, data_config: DataConfig, input_names: Sequence[str]) -> None:
+    def __init__(
+        self, program: RawProgram, data_config: DataConfig, input_names: Sequence[str]
+    ) -> None:
         super().__init__()
         self.program = program
-        self.groups = torch.nn.ModuleDict({name: Group(name, program, data_config) for name in input_names})
+        self.groups = torch.nn.ModuleDict(
+            {name: Group(name, program, data_config) for name in input_names}
+        )
 
     def forward(self, *columns: torch.Tensor) -> tuple[torch.Tensor, ...]:
         run = _Run(dict(zip(raw_inputs(self.program), columns, strict=True)))
@@ -63,34 +89,57 @@ class Group(torch.nn.Module):
     def __init__(self, name: str, program: RawProgram, data_config: DataConfig) -> None:
         super().__init__()
         self.values, self.order = program.groups[name], program.orders.get(name, [])
-        self.params = [data_config.preprocess_params[variable] for variable in data_config.input_dicts[name]]
+        self.params = [
+            data_config.preprocess_params[variable] for variable in data_config.input_dicts[name]
+        ]
         self.length: int | None = self.params[0]["length"]
         self.wraps = self.params[0]["pad_mode"] == "wrap"
 
     def forward(self, run: _Run) -> torch.Tensor:
         if self.length is None:
-            singles = [_single(run(value), value, params) for value, params in zip(self.values, self.params, strict=True)]
+            singles = [
+                _single(run(value), value, params)
+                for value, params in zip(self.values, self.params, strict=True)
+            ]
             return torch.stack(singles, dim=1) if len(singles) > 1 else singles[0]
         places, real = self.places(run)
         in_float32 = all(value.counts is not None for value in self.values)
         rows = []
         for value, params in zip(self.values, self.params, strict=True):
-            x = _cut(run(value) if value.counts is not None else run(value)[:, None], places, self.length)
+            x = _cut(
+                run(value) if value.counts is not None else run(value)[:, None], places, self.length
+            )
             x = _particles(x, params) if in_float32 else _single(x, value, params)
-            rows.append(torch.where(real, x, torch.full_like(x, 0.0 if self.wraps else float(params["pad_value"]))))
+            rows.append(
+                torch.where(
+                    real, x, torch.full_like(x, 0.0 if self.wraps else float(params["pad_value"]))
+                )
+            )
         return torch.stack(rows, dim=1)
 
     def places(self, run: _Run) -> tuple[torch.Tensor | None, torch.Tensor]:
-        """Which particle comes where, (N, length) or None for the order of the file, and which places hold one."""
+        """Which particle comes where, (N, length) or None for the order of the file, and which
+        places hold one.
+        """
         first = self.values[0]
-        counts = run(first.counts) if first.counts is not None else torch.ones_like(run(first), dtype=torch.int64)
+        counts = (
+            run(first.counts)
+            if first.counts is not None
+            else torch.ones_like(run(first), dtype=torch.int64)
+        )
         slots = torch.arange(self.length)[None, :]
         kept = counts.clamp(max=self.length)[:, None]
-        places = run.order([(run(key), falling) for key, falling in self.order], counts) if self.order else None
+        places = (
+            run.order([(run(key), falling) for key, falling in self.order], counts)
+            if self.order
+            else None
+        )
         if not self.wraps:
             return places, slots < kept
         slots = torch.remainder(slots, kept.clamp(min=1))
-        return slots if places is None else _cut(places, None, self.length).gather(1, slots), (kept > 0).expand(-1, self.length)
+        return slots if places is None else _cut(places, None, self.length).gather(1, slots), (
+            kept > 0
+        ).expand(-1, self.length)
 
 
 class RawModel(torch.nn.Module):
@@ -106,7 +155,9 @@ class RawModel(torch.nn.Module):
 
 
 def answers(output: torch.Tensor, reference: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """(N, C) of a network and (N,) of what it corrects -> calibrated_pt, correction and one pT for each further output, (N, 1) each."""
+    """(N, C) of a network and (N,) of what it corrects -> calibrated_pt, correction and one pT for
+    each further output, (N, 1) each.
+    """
     factors = torch.exp(output.float())
     pts = reference.float()[:, None] * factors
     return pts[:, :1], factors[:, :1], *(pts[:, i : i + 1] for i in range(1, output.shape[1]))
@@ -118,26 +169,44 @@ def raw_inputs(program: RawProgram) -> list[str]:
 
 
 def raw_model(
-    program: RawProgram, network: torch.nn.Module, network_info: Mapping[str, Any], data_config: DataConfig
+    program: RawProgram,
+    network: torch.nn.Module,
+    network_info: Mapping[str, Any],
+    data_config: DataConfig,
 ) -> tuple[RawModel, dict[str, Any]]:
-    """The model and its description as weaver.onnx_export takes it: types, shapes (-1 for free axes) and outputs by name."""
+    """The model and its description as weaver.onnx_export takes it: types, shapes (-1 for free
+    axes) and outputs by name.
+    """
     further = list(network_info.get("output_columns", ["output"]))[1:]
-    shapes = {branch: (-1, -1) if column.particles else (-1, 1) for branch, column in program.inputs.items()}
+    shapes = {
+        branch: (-1, -1) if column.particles else (-1, 1)
+        for branch, column in program.inputs.items()
+    }
     types = {branch: column.dtype for branch, column in program.inputs.items()}
-    axes = {branch: {0: "batch", 1: f"places of {c.counter}"} if c.particles else {0: "batch"} for branch, c in program.inputs.items()}
+    axes = {
+        branch: {0: "batch", 1: f"places of {c.counter}"} if c.particles else {0: "batch"}
+        for branch, c in program.inputs.items()
+    }
     for counter in program.counters:
         shapes[counter], types[counter], axes[counter] = (-1, 1), np.dtype(np.int32), {0: "batch"}
     info = {
         "input_names": raw_inputs(program),
         "input_shapes": shapes,
         "input_types": types,
-        "output_names": ["calibrated_pt", "correction", *(f"calibrated_pt_{name}" for name in further)],
+        "output_names": [
+            "calibrated_pt",
+            "correction",
+            *(f"calibrated_pt_{name}" for name in further),
+        ],
         "dynamic_axes": axes,
     }
-    return RawModel(Preprocessing(program, data_config, network_info["input_names"]), network).eval(), info
+    return (
+        RawModel(Preprocessing(program, data_config, network_info["input_names"]), network).eval(),
+        info,
+    )
 
 
-# ----------------------------------------------------------------------------------------------------- standardise, cut, pad
+# -------------------------------------------------------------------------- standardise, cut, pad
 
 
 def _particles(x: torch.Tensor, params: Mapping[str, Any]) -> torch.Tensor:
@@ -147,7 +216,9 @@ def _particles(x: torch.Tensor, params: Mapping[str, Any]) -> torch.Tensor:
 
 
 def _single(x: torch.Tensor, value: Value, params: Mapping[str, Any]) -> torch.Tensor:
-    """As weaver.transform does it for single values: in the type that numpy gives, NaN becomes 0, infinity the largest number."""
+    """As weaver.transform does it for single values: in the type that numpy gives, NaN becomes 0,
+    infinity the largest number.
+    """
     dtype = np.asarray(standardize(np.ones(1, value.dtype), params)).dtype
     x = _standardised(x.to(graph_type(dtype)), params, dtype)
     if params["length"] is not None:
@@ -165,7 +236,9 @@ def _standardised(x: torch.Tensor, params: Mapping[str, Any], dtype: np.dtype) -
 
 
 def _cut(x: torch.Tensor, places: torch.Tensor | None, length: int) -> torch.Tensor:
-    """The first `length` of each row (N, P), in the order of `places` where it is given, zeros behind them."""
+    """The first `length` of each row (N, P), in the order of `places` where it is given, zeros
+    behind them.
+    """
     if places is not None:
         x = x.gather(1, places[:, :length])
     return F.pad(x, (0, length))[:, :length]
@@ -178,7 +251,7 @@ def _finite(x: torch.Tensor) -> torch.Tensor:
     return torch.where(x == math.inf, largest, torch.where(x == -math.inf, -largest, x))
 
 
-# ----------------------------------------------------------------------------------------------------------- the operations
+# --------------------------------------------------------------------------------- the operations
 
 
 class _Run:
@@ -202,7 +275,9 @@ class _Run:
         return OPERATIONS[value.op](*args).to(graph_type(value.dtype))
 
     def argument(self, argument: Any, value: Value) -> torch.Tensor:
-        """An operand of an elementwise operation, in the type that numpy computes in and in the shape of the result."""
+        """An operand of an elementwise operation, in the type that numpy computes in and in the
+        shape of the result.
+        """
         dtype = _computed_in(value)
         if not isinstance(argument, Value):
             return torch.tensor(argument, dtype=dtype)
@@ -220,7 +295,12 @@ class _Run:
     def op_counter(self, value: Value) -> torch.Tensor:
         """A counter beyond the places that were sent means all of them."""
         counter, branch = value.args
-        return self.columns[counter][:, 0].to(torch.int64).clamp(min=0).clamp(max=self.columns[branch].shape[1])
+        return (
+            self.columns[counter][:, 0]
+            .to(torch.int64)
+            .clamp(min=0)
+            .clamp(max=self.columns[branch].shape[1])
+        )
 
     # -- particles
 
@@ -232,7 +312,8 @@ class _Run:
     def op_gather(self, value: Value) -> torch.Tensor:
         x, index = (self(argument) for argument in value.args)
         index = torch.where(index < 0, index + self(value.args[0].counts)[:, None], index)
-        return x.gather(1, torch.remainder(index, x.shape[1]))  # what stands in places without particle must not lead outside
+        # what stands in places without particle must not lead outside
+        return x.gather(1, torch.remainder(index, x.shape[1]))
 
     def op_chosen_first(self, value: Value) -> torch.Tensor:
         chosen = self(value.args[0]) & self.real(value.args[0])
@@ -242,11 +323,16 @@ class _Run:
         key, falling = value.args
         return self.order([(self(key), falling)], self(key.counts))
 
-    def order(self, keys: Sequence[tuple[torch.Tensor, bool]], counts: torch.Tensor) -> torch.Tensor:
-        """Positions (N, P) that sort each jet's particles by the keys, the first one first; ties keep their order, padding is last."""
+    def order(
+        self, keys: Sequence[tuple[torch.Tensor, bool]], counts: torch.Tensor
+    ) -> torch.Tensor:
+        """Positions (N, P) that sort each jet's particles by the keys, the first one first; ties
+        keep their order, padding is last.
+        """
         real = torch.arange(keys[0][0].shape[1], device=counts.device)[None, :] < counts[:, None]
         positions = None
-        for key, falling in reversed(keys):  # sorted by the last key first: the others keep the order where they are equal
+        # sorted by the last key first: the others keep the order where they are equal
+        for key, falling in reversed(keys):
             key = key if key.is_floating_point() else key.to(torch.float64)
             last = torch.full_like(key, -math.inf if falling else math.inf)
             key = torch.where(real & ~torch.isnan(key), key, last)
@@ -267,7 +353,9 @@ class _Run:
 
     # -- particles to one value a jet
 
-    def reduced(self, value: Value, outside: float, dtype: torch.dtype | None = None) -> torch.Tensor:
+    def reduced(
+        self, value: Value, outside: float, dtype: torch.dtype | None = None
+    ) -> torch.Tensor:
         """The particles, with `outside` in places without one."""
         x = self(value.args[0]).to(dtype or graph_type(value.dtype))
         return torch.where(self.real(value.args[0]), x, torch.full_like(x, outside))
@@ -305,7 +393,10 @@ def _limit(value: Value, sign: int) -> float:
 
 
 def _positions(key: torch.Tensor, falling: bool) -> torch.Tensor:
-    """The stable order of each row. ONNX's TopK is stable by its definition; torch's own topk is not."""
+    """The stable order of each row.
+
+    ONNX's TopK is stable by its definition; torch's own topk is not.
+    """
     if torch.onnx.is_in_onnx_export():
         return key.topk(key.shape[1], dim=1, largest=falling, sorted=True)[1]
     return torch.sort(key, dim=1, descending=falling, stable=True)[1]
@@ -349,7 +440,9 @@ OPERATIONS: dict[str, Callable[..., torch.Tensor]] = {
     "subtract": torch.sub,
     "multiply": torch.mul,
     "divide": torch.div,
-    "floor_divide": lambda a, b: torch.floor(a / b) if a.is_floating_point() else (a - torch.remainder(a, b)) // b,
+    "floor_divide": lambda a, b: (
+        torch.floor(a / b) if a.is_floating_point() else (a - torch.remainder(a, b)) // b
+    ),
     "remainder": torch.remainder,
     "power": torch.pow,
     "maximum": torch.maximum,

@@ -1,7 +1,8 @@
-"""A data set that lives, ready and padded, in the memory of the device that trains on it: a batch is then one gather there.
+"""A data set that lives, ready and padded, in the memory of the device that trains on it: a batch
+is then one gather there.
 
-On a GPU that the data set fits, nothing but the numbers of a batch's jets crosses the bus. The same in the memory of a CPU is what
-`--in-memory` asks for.
+On a GPU that the data set fits, nothing but the numbers of a batch's jets crosses the bus. The same
+in the memory of a CPU is what `--in-memory` asks for.
 """
 
 from __future__ import annotations
@@ -16,18 +17,24 @@ from common.progress import Progress
 from weaver.dataset import Batch, Dataset
 
 CHUNK = 8192  # jets moved to the device at a time
-SHARE = 0.5  # of a GPU's free memory, at most: the network, its gradients and a batch's activations need the rest
+# of a GPU's free memory, at most: the network, its gradients and a batch's activations need the
+# rest
+SHARE = 0.5
 
 
 class Resident:
-    """All jets of a data set on a device; gives batches as `Dataset` does. Raises InputError where they do not fit a CPU's memory."""
+    """All jets of a data set on a device; gives batches as `Dataset` does.
+
+    Raises InputError where they do not fit a CPU's memory.
+    """
 
     def __init__(self, dataset: Dataset, device: str | torch.device) -> None:
         self.device = torch.device(device)
         if self.device.type == "cpu" and padded_bytes(dataset) > free_bytes(self.device):
             raise InputError(
-                f"{len(dataset):,} padded jets need {padded_bytes(dataset) / 2**30:.1f} GiB of memory, of which "
-                f"{free_bytes(self.device) / 2**30:.1f} are free; leave out --in-memory: the jets are then mapped from disk"
+                f"{len(dataset):,} padded jets need {padded_bytes(dataset) / 2**30:.1f} GiB of"
+                f" memory, of which {free_bytes(self.device) / 2**30:.1f} are free; leave out"
+                " --in-memory: the jets are then mapped from disk"
             )
         self._observed = dataset.observers()
         self._all = self._filled(dataset)
@@ -37,7 +44,9 @@ class Resident:
 
     def batch(self, index: np.ndarray) -> Batch:
         """The jets at these positions (int64) as tensors on the device."""
-        there = torch.from_numpy(np.ascontiguousarray(index, np.int64)).to(self.device, non_blocking=True)
+        there = torch.from_numpy(np.ascontiguousarray(index, np.int64)).to(
+            self.device, non_blocking=True
+        )
         whole = self._all
         return Batch(
             inputs={name: tensor.index_select(0, there) for name, tensor in whole.inputs.items()},
@@ -47,8 +56,12 @@ class Resident:
         )
 
     def _filled(self, dataset: Dataset) -> Batch:
-        whole = _empty_like(dataset.batch(np.arange(min(len(dataset), 1)), self.device), len(dataset))
-        with Progress(f"loading jets to {self.device}", total=len(dataset), unit="jets") as progress:
+        whole = _empty_like(
+            dataset.batch(np.arange(min(len(dataset), 1)), self.device), len(dataset)
+        )
+        with Progress(
+            f"loading jets to {self.device}", total=len(dataset), unit="jets"
+        ) as progress:
             for start in range(0, len(dataset), CHUNK):
                 index = np.arange(start, min(start + CHUNK, len(dataset)))
                 part = dataset.batch(index, self.device)
@@ -90,7 +103,10 @@ def free_bytes(device: torch.device) -> int:
     """Free memory of a GPU, or of this machine or the container that the process runs in."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return min(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") + _cached_bytes(), _container_bytes())
+    return min(
+        os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") + _cached_bytes(),
+        _container_bytes(),
+    )
 
 
 def _cached_bytes() -> int:
@@ -98,7 +114,10 @@ def _cached_bytes() -> int:
     try:
         with open("/proc/meminfo") as file:
             fields = dict(line.split(":") for line in file)
-        return max(int(fields["MemAvailable"].split()[0]) - int(fields["MemFree"].split()[0]), 0) * 1024
+        return (
+            max(int(fields["MemAvailable"].split()[0]) - int(fields["MemFree"].split()[0]), 0)
+            * 1024
+        )
     except (OSError, KeyError, ValueError):
         return 0
 
@@ -106,7 +125,10 @@ def _cached_bytes() -> int:
 def _container_bytes() -> int:
     """What the container's limit leaves; without bound where there is none (cgroup v2)."""
     try:
-        with open("/sys/fs/cgroup/memory.max") as limit, open("/sys/fs/cgroup/memory.current") as current:
+        with (
+            open("/sys/fs/cgroup/memory.max") as limit,
+            open("/sys/fs/cgroup/memory.current") as current,
+        ):
             return max(int(limit.read()) - int(current.read()), 0)
     except (OSError, ValueError):  # no such file, or the word "max"
         return 2**62

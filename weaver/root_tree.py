@@ -1,9 +1,12 @@
-"""Where the baskets of a ROOT file's tree lie, read from the file's own records: some milliseconds where a general reader takes tens.
+"""Where the baskets of a ROOT file's tree lie, read from the file's own records: some milliseconds
+where a general reader takes tens.
 
-Covers what JetNtuple and flat NanoAOD files are made of, written by ROOT 6 or uproot: trees (version 20) whose branches (version 13)
-hold one number, or one list of numbers with a counter, for each entry. Whatever else there is, `read_tree` raises Unusual, and the
-caller goes on with uproot, which knows everything and refuses with reasons. The records are those of ROOT's streamers: big-endian;
-an object begins with its length and its version, so that what is not wanted is passed over.
+Covers what JetNtuple and flat NanoAOD files are made of, written by ROOT 6 or uproot: trees
+(version 20) whose branches (version 13) hold one number, or one list of numbers with a counter, for
+each entry. Whatever else there is, `read_tree` raises Unusual, and the caller goes on with uproot,
+which knows everything and refuses with reasons. The records are those of ROOT's streamers:
+big-endian; an object begins with its length and its version, so that what is not wanted is passed
+over.
 """
 
 from __future__ import annotations
@@ -28,7 +31,15 @@ CLASS_OFFSET = 2  # ROOT counts references from here
 REFERENCED = 1 << 4  # bit of an object that a process id follows
 DIRECTORIES = ("TDirectory", "TDirectoryFile")
 TREE_VERSION, BRANCH_VERSION = 20, 13
-TYPES = {"TLeafF": "f4", "TLeafD": "f8", "TLeafI": "i4", "TLeafL": "i8", "TLeafS": "i2", "TLeafB": "i1", "TLeafO": "?"}
+TYPES = {
+    "TLeafF": "f4",
+    "TLeafD": "f8",
+    "TLeafI": "i4",
+    "TLeafL": "i8",
+    "TLeafS": "i2",
+    "TLeafB": "i1",
+    "TLeafO": "?",
+}
 DEPTH = 10  # folders in folders
 
 _TREE_NUMBERS = struct.Struct(">qqqqqdiiiiIqqqqqq")
@@ -44,7 +55,10 @@ class Unusual(Exception):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Branch:
-    """One branch: its type in the file, and its baskets. Basket i holds the entries first_entries[i] : first_entries[i + 1]."""
+    """One branch: its type in the file, and its baskets.
+
+    Basket i holds the entries first_entries[i] : first_entries[i + 1].
+    """
 
     name: str
     dtype: np.dtype
@@ -68,9 +82,11 @@ class Tree:
 
 
 def read_tree(path: str, choose: Callable[[list[str]], str], wanted: set[str]) -> Tree:
-    """The wanted branches of a tree of a local file. `choose`: the paths (with cycles) of all trees -> one of them.
+    """The wanted branches of a tree of a local file. `choose`: the paths (with cycles) of all trees
+    -> one of them.
 
-    Raises Unusual, or whatever comes of damaged bytes (struct.error, IndexError, ValueError, OSError, zlib's errors).
+    Raises Unusual, or whatever comes of damaged bytes (struct.error, IndexError, ValueError,
+    OSError, zlib's errors).
     """
     with opened(path) as fetch:
         keys = dict(_trees(fetch))
@@ -89,7 +105,7 @@ def opened(path: str) -> Iterator[Callable[[int, int], bytes]]:
         os.close(file)
 
 
-# ------------------------------------------------------------------------------------------------------------------- directories
+# ------------------------------------------------------------------------------------ directories
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +125,10 @@ class _Key:
         record = fetch(self.seek, self.stored)
         if len(record) < self.stored:
             raise Unusual("a record ends behind the file")
-        return bytes(inflate(memoryview(record)[self.key_length :], self.uncompressed)), self.key_length
+        return (
+            bytes(inflate(memoryview(record)[self.key_length :], self.uncompressed)),
+            self.key_length,
+        )
 
 
 def _trees(fetch: Callable[[int, int], bytes]) -> Iterator[tuple[str, _Key]]:
@@ -123,7 +142,9 @@ def _trees(fetch: Callable[[int, int], bytes]) -> Iterator[tuple[str, _Key]]:
     yield from _directory(fetch, begin + name_length, "", DEPTH)
 
 
-def _directory(fetch: Callable[[int, int], bytes], at: int, path: str, depth: int) -> Iterator[tuple[str, _Key]]:
+def _directory(
+    fetch: Callable[[int, int], bytes], at: int, path: str, depth: int
+) -> Iterator[tuple[str, _Key]]:
     record = Cursor(fetch(at, 64))
     version, _, _, keys_size, _ = record.take(">hIIii")
     seek = record.take(">qqq" if version > LARGE_KEY else ">iii")[2]
@@ -148,7 +169,7 @@ def _key(cursor: Cursor) -> _Key:
     return _Key(kind, name, cycle, seek, stored, uncompressed, key_length)
 
 
-# ----------------------------------------------------------------------------------------------------------------- tree, branches
+# --------------------------------------------------------------------------------- tree, branches
 
 
 class Cursor:
@@ -203,7 +224,9 @@ class Cursor:
         return name
 
     def objects(self) -> Iterator[tuple[str, Cursor]]:
-        """The objects of an array that begins here, each as its class and a place at its beginning; the array's end is then reached."""
+        """The objects of an array that begins here, each as its class and a place at its beginning;
+        the array's end is then reached.
+        """
         end = self.begin()[1]
         self.plain_object()
         self.text()
@@ -271,9 +294,19 @@ def _parse_branch(name: str, cursor: Cursor, entries: int) -> Branch:
         raise Unusual("a branch of branches")
     leaves = [(kind, place) for kind, place in cursor.objects()]
     cursor.skip()  # baskets within the tree's own record
-    sizes, starts, seeks = (cursor.array(dtype, room)[:stop] for dtype, stop in ((">i4", count), (">i8", count + 1), (">i8", count)))
+    sizes, starts, seeks = (
+        cursor.array(dtype, room)[:stop]
+        for dtype, stop in ((">i4", count), (">i8", count + 1), (">i8", count))
+    )
     starts, seeks = starts.astype(np.int64), seeks.astype(np.int64)
-    if len(leaves) != 1 or own_entries != entries or first or len(starts) != count + 1 or starts[0] or starts[-1] != entries:
+    if (
+        len(leaves) != 1
+        or own_entries != entries
+        or first
+        or len(starts) != count + 1
+        or starts[0]
+        or starts[-1] != entries
+    ):
         raise Unusual("entries that are not in baskets of their own")
     if (np.diff(starts) <= 0).any() or (seeks <= 0).any() or (sizes <= 0).any():
         raise Unusual("baskets out of order")

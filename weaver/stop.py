@@ -1,4 +1,6 @@
-"""Being told to stop: a signal is remembered, and the training stops at the end of its step, with a checkpoint."""
+"""Being told to stop: a signal is remembered, and the training stops at the end of its step, with a
+checkpoint.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,10 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopSignal:
-    """Remembers SIGTERM (preemption) and SIGINT (Ctrl-C) while it is entered. A second one acts as it would without."""
+    """Remembers SIGTERM (preemption) and SIGINT (Ctrl-C) while it is entered.
+
+    A second one acts as it would without.
+    """
 
     def __init__(self) -> None:
         self.received = 0
@@ -18,11 +23,14 @@ class StopSignal:
 
     @property
     def exit_code(self) -> int:
-        """What a shell reports for a process ended by that signal: 143 for SIGTERM, also on a rank that only heard of it."""
+        """What a shell reports for a process ended by that signal: 143 for SIGTERM, also on a rank
+        that only heard of it.
+        """
         return 128 + (self.received or signal.SIGTERM)
 
     def __enter__(self) -> StopSignal:
-        if threading.current_thread() is threading.main_thread():  # Python delivers signals there only
+        # Python delivers signals there only
+        if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._receive) for number in SIGNALS}
         return self
 

@@ -1,6 +1,8 @@
-"""TensorBoard for one trial: losses, rate, speed and a histogram of responses an epoch, and its settings beside its best result.
+"""TensorBoard for one trial: losses, rate, speed and a histogram of responses an epoch, and its
+settings beside its best result.
 
-TensorBoard reads folders of event files. On S3 the files are made in a temporary folder and uploaded after each epoch.
+TensorBoard reads folders of event files. On S3 the files are made in a temporary folder and
+uploaded after each epoch.
 """
 
 from __future__ import annotations
@@ -24,7 +26,10 @@ LARGEST_RESPONSE = 3.0  # a few wrong matches would stretch the axis otherwise
 
 
 class TensorBoard:
-    """Writes to a folder or s3:// address; does nothing where that is empty. Use as a context manager."""
+    """Writes to a folder or s3:// address; does nothing where that is empty.
+
+    Use as a context manager.
+    """
 
     def __init__(self, uri: str, first_epoch: int = 0) -> None:
         self.uri, self.writer, self.temporary = uri, None, None
@@ -34,7 +39,8 @@ class TensorBoard:
 
         self.temporary = tempfile.TemporaryDirectory() if storage.is_s3(uri) else None
         self.folder = self.temporary.name if self.temporary else uri
-        # What an interrupted run wrote about epochs that are now done again is hidden by purge_step.
+        # What an interrupted run wrote about epochs that are now done again is hidden by
+        # purge_step.
         self.writer = SummaryWriter(self.folder, purge_step=first_epoch or None)
 
     def __enter__(self) -> TensorBoard:
@@ -47,7 +53,9 @@ class TensorBoard:
             self.temporary.cleanup()
 
     def epoch(self, record: Mapping[str, Any], responses: torch.Tensor) -> None:
-        """Add the scalars of one record of the history, and the responses (N,) of validation jets."""
+        """Add the scalars of one record of the history, and the responses (N,) of
+        validation jets.
+        """
         if not self.writer:
             return
         for name, tag in SCALARS.items():
@@ -57,14 +65,21 @@ class TensorBoard:
                 self.writer.add_scalar(f"validation/{name}", value, record["epoch"])
         shown = responses[responses.isfinite()]
         if len(shown):
-            self.writer.add_histogram("validation/response", shown.clamp(0.0, LARGEST_RESPONSE), record["epoch"])
+            self.writer.add_histogram(
+                "validation/response", shown.clamp(0.0, LARGEST_RESPONSE), record["epoch"]
+            )
         self._store()
 
     def settings(self, options: Mapping[str, Any], best_metric: float) -> None:
-        """Add the trial's settings and its best validation loss, for TensorBoard's table of trials."""
+        """Add the trial's settings and its best validation loss, for TensorBoard's
+        table of trials.
+        """
         if not self.writer:
             return
-        plain = {name: value if isinstance(value, bool | int | float | str) else str(value) for name, value in options.items()}
+        plain = {
+            name: value if isinstance(value, bool | int | float | str) else str(value)
+            for name, value in options.items()
+        }
         self.writer.add_hparams(plain, {"best/loss": best_metric}, run_name=".")
         self._store()
 

@@ -1,17 +1,21 @@
-"""From decoded columns to what a network takes: selection, new variables, standardisation, clipping, cutting to length.
+"""From decoded columns to what a network takes: selection, new variables, standardisation,
+clipping, cutting to length.
 
-Pure functions of arrays. The numbers equal those of weaver-core 0.5.3 to the bit: sequences are standardised in float32, single
-values in the type they have and then made float32.
+Pure functions of arrays. The numbers equal those of weaver-core 0.5.3 to the bit: sequences are
+standardised in float32, single values in the type they have and then made float32.
 
-What becomes of NaN and infinity in inputs (`preprocess: non_finite` of the data config, or `--non-finite` of weaver.prepare):
+What becomes of NaN and infinity in inputs (`preprocess: non_finite` of the data config, or
+`--non-finite` of weaver.prepare):
 
-    weaver   as in weaver-core (the default): NaN becomes 0; infinity stays infinity in sequences unless it is clipped, and becomes the
+    weaver   as in weaver-core (the default): NaN becomes 0; infinity stays infinity in sequences
+        unless it is clipped, and becomes the
              largest number of its type in single values
     zero     whatever is NaN or infinite after standardising and clipping becomes 0
     drop     jets that hold such a value, or a label or weight that is NaN or infinite, are left out
     error    such a value ends the preparation
 
-NaN and infinity in the files are counted by variable whatever the policy. Only particles within the length count.
+NaN and infinity in the files are counted by variable whatever the policy. Only particles within the
+length count.
 """
 
 from __future__ import annotations
@@ -29,8 +33,11 @@ from weaver.expressions import Expression
 from weaver.jagged import Jagged, evaluate, plain, same_lists, to_awkward
 from weaver.weights import jet_weights
 
-ROWS = 16_384  # particles put side by side at a time: their columns and rows fit into a core's own cache
-MOST_PADDING = 8  # sorting rows of equal length takes a third to a half of the time of one long sort, unless most of them is padding
+# particles put side by side at a time: their columns and rows fit into a core's own cache
+ROWS = 16_384
+# sorting rows of equal length takes a third to a half of the time of one long sort, unless most of
+# them is padding
+MOST_PADDING = 8
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,7 +46,9 @@ class Ready:
 
     num_jets: int
     sequences: dict[str, tuple[np.ndarray, np.ndarray]]
-    """Group -> values (particles, C) float32, and the number of particles of each jet (N,) int64, cut to the group's length."""
+    """Group -> values (particles, C) float32, and the number of particles of each jet (N,) int64,
+    cut to the group's length.
+    """
     flats: dict[str, np.ndarray]
     """Group -> (N, C) float32, or (N,) for a single variable."""
     labels: dict[str, np.ndarray]
@@ -47,15 +56,21 @@ class Ready:
     weight: np.ndarray | None
     """(N,) float32."""
     reweight: dict[str, np.ndarray]
-    """What the weights are to be made of, (N,) each, where the histograms of the reweighting do not exist yet."""
+    """What the weights are to be made of, (N,) each, where the histograms of the reweighting do not
+    exist yet.
+    """
     non_finite: dict[str, tuple[int, int]]
-    """Input variable, label or weight -> how many values were NaN and how many infinite, those of dropped jets included."""
+    """Input variable, label or weight -> how many values were NaN and how many infinite, those of
+    dropped jets included.
+    """
     dropped: int
     """Jets that the policy for NaN and infinity left out."""
 
 
 class _NonFinite:
-    """NaN and infinity in one chunk of jets: counted by variable, and treated as the policy says."""
+    """NaN and infinity in one chunk of jets: counted by variable, and treated as the
+    policy says.
+    """
 
     def __init__(self, config: DataConfig, count: int, where: str) -> None:
         self.policy, self.where = config.non_finite, where
@@ -71,10 +86,16 @@ class _NonFinite:
         return True
 
     def treat(self, name: str, values: np.ndarray, counts: np.ndarray | None = None) -> np.ndarray:
-        """The values under every policy but "weaver": 0 for NaN and infinity, their jets noted (`counts`: values of each jet)."""
+        """The values under every policy but "weaver": 0 for NaN and infinity, their jets noted
+        (`counts`: values of each jet).
+        """
         found = ~np.isfinite(values)
         if found.any():
-            self.note(name, values, found if counts is None else np.repeat(np.arange(len(counts)), counts)[found])
+            self.note(
+                name,
+                values,
+                found if counts is None else np.repeat(np.arange(len(counts)), counts)[found],
+            )
             values = np.where(found, values.dtype.type(0), values)
         return values
 
@@ -82,8 +103,9 @@ class _NonFinite:
         if self.policy == "error":
             nan, infinite = int(np.isnan(values).sum()), int(np.isinf(values).sum())
             raise InputError(
-                f"{self.where}: '{name}' holds {nan:,} NaN and {infinite:,} infinite values, which non_finite: error refuses;"
-                " clip them in the data config, or choose zero (they become 0) or drop (their jets are left out)"
+                f"{self.where}: '{name}' holds {nan:,} NaN and {infinite:,} infinite values, which"
+                " non_finite: error refuses; clip them in the data config, or choose zero (they"
+                " become 0) or drop (their jets are left out)"
             )
         if self.policy == "drop":
             self.bad[jets] = True
@@ -97,8 +119,8 @@ class _NonFinite:
 def select(columns: Mapping[str, Any], plan: Plan) -> tuple[dict[str, Any], int]:
     """Apply the plan's selection and compute its functions for the jets that pass.
 
-    Returns the columns with new variables, labels and weight added, and the number of jets that passed (where that is none, the
-    functions are left out: there is nothing to compute).
+    Returns the columns with new variables, labels and weight added, and the number of jets that
+    passed (where that is none, the functions are left out: there is nothing to compute).
     """
     columns = {name: plain(values) for name, values in columns.items()}
     count = len(next(iter(columns.values())))
@@ -115,11 +137,26 @@ def select(columns: Mapping[str, Any], plan: Plan) -> tuple[dict[str, Any], int]
 
 
 def _cut(columns: dict[str, Any], plan: Plan) -> dict[str, Any]:
-    """The columns without the particles that are in no input, where nothing else can depend on them."""
+    """The columns without the particles that are in no input, where nothing else can depend on
+    them.
+    """
     lists = {name: values for name, values in columns.items() if isinstance(values, Jagged)}
-    whole = all(isinstance(values, Jagged) or (isinstance(values, np.ndarray) and values.ndim == 1) for values in columns.values())
-    elementwise = all(function.is_elementwise for _, function in plan.functions if not set(function.names).isdisjoint(_fed_by(lists, plan)))
-    if plan.longest is None or not lists or not whole or not elementwise or not same_lists(lists.values()):
+    whole = all(
+        isinstance(values, Jagged) or (isinstance(values, np.ndarray) and values.ndim == 1)
+        for values in columns.values()
+    )
+    elementwise = all(
+        function.is_elementwise
+        for _, function in plan.functions
+        if not set(function.names).isdisjoint(_fed_by(lists, plan))
+    )
+    if (
+        plan.longest is None
+        or not lists
+        or not whole
+        or not elementwise
+        or not same_lists(lists.values())
+    ):
         return columns
     return columns | {name: values.head(plan.longest) for name, values in lists.items()}
 
@@ -133,10 +170,13 @@ def _fed_by(names: Iterable[str], plan: Plan) -> set[str]:
     return found
 
 
-def make_ready(columns: Mapping[str, Any], count: int, config: DataConfig, plan: Plan, where: str = "") -> Ready:
+def make_ready(
+    columns: Mapping[str, Any], count: int, config: DataConfig, plan: Plan, where: str = ""
+) -> Ready:
     """Turn the columns of `count` selected jets into rows. `where`: the file, for errors.
 
-    Raises InputError for a variable of the wrong form, and for NaN and infinity where the config refuses them.
+    Raises InputError for a variable of the wrong form, and for NaN and infinity where the config
+    refuses them.
     """
     quality = _NonFinite(config, count, where or config.source)
     orders: dict[tuple, np.ndarray] = {}  # groups that are sorted alike share the work
@@ -152,7 +192,13 @@ def make_ready(columns: Mapping[str, Any], count: int, config: DataConfig, plan:
         quality.check(name, values)
     if quality.bad.any():
         kept = ~quality.bad
-        ready = make_ready({name: values[kept] for name, values in columns.items()}, int(kept.sum()), config, plan, where)
+        ready = make_ready(
+            {name: values[kept] for name, values in columns.items()},
+            int(kept.sum()),
+            config,
+            plan,
+            where,
+        )
         return dataclasses.replace(ready, non_finite=quality.counts, dropped=int(quality.bad.sum()))
     if "_labelcheck_" in columns:
         _check_classes(_single(columns["_labelcheck_"], "_labelcheck_", config), config)
@@ -169,7 +215,9 @@ def make_ready(columns: Mapping[str, Any], count: int, config: DataConfig, plan:
     )
 
 
-def _weight(columns: Mapping, config: DataConfig, plan: Plan) -> tuple[np.ndarray | None, dict[str, np.ndarray]]:
+def _weight(
+    columns: Mapping, config: DataConfig, plan: Plan
+) -> tuple[np.ndarray | None, dict[str, np.ndarray]]:
     """The weights, or what they are to be made of."""
     if plan.weight:
         return _single(columns[plan.weight], plan.weight, config).astype(np.float32), {}
@@ -180,40 +228,61 @@ def _weight(columns: Mapping, config: DataConfig, plan: Plan) -> tuple[np.ndarra
 
 
 def flatten(values: Any, name: str, source: str) -> tuple[np.ndarray, np.ndarray]:
-    """One variable as flat numbers and the number of entries of each jet (N,) int64; a single value counts as one entry."""
+    """One variable as flat numbers and the number of entries of each jet (N,) int64; a single value
+    counts as one entry.
+    """
     values = plain(values)
     if isinstance(values, Jagged):
         return values.content, values.counts
     if isinstance(values, np.ndarray) and values.ndim == 1:
         return values, np.ones(len(values), np.int64)
-    layout = ak.to_layout(ak.to_packed(ak.from_regular(values, axis=None) if isinstance(values, ak.Array) else values))
+    layout = ak.to_layout(
+        ak.to_packed(ak.from_regular(values, axis=None) if isinstance(values, ak.Array) else values)
+    )
     if isinstance(layout, ak.contents.NumpyArray) and layout.data.ndim == 1:
         return np.asarray(layout.data), np.ones(len(layout), np.int64)
-    if isinstance(layout, ak.contents.ListOffsetArray) and isinstance(layout.content, ak.contents.NumpyArray):
-        return np.asarray(layout.content.data), np.diff(np.asarray(layout.offsets.data)).astype(np.int64)
+    if isinstance(layout, ak.contents.ListOffsetArray) and isinstance(
+        layout.content, ak.contents.NumpyArray
+    ):
+        return np.asarray(layout.content.data), np.diff(np.asarray(layout.offsets.data)).astype(
+            np.int64
+        )
     raise InputError(
-        f"{source}: '{name}' is {ak.type(values)}; expected one number, or one list of numbers, for each jet{_form_hint(values)}"
+        f"{source}: '{name}' is {ak.type(values)}; expected one number, or one list of numbers, for"
+        f" each jet{_form_hint(values)}"
     )
 
 
 def standardize(values: np.ndarray, params: Mapping[str, Any]) -> np.ndarray:
-    """clip((values - center) * scale, min, max), or the values as they are without a center; no bound where min or max is None."""
+    """clip((values - center) * scale, min, max), or the values as they are without a center; no
+    bound where min or max is None.
+    """
     if params["center"] is None:
         return values
-    low, high = (bound if params[key] is None else params[key] for key, bound in (("min", -np.inf), ("max", np.inf)))
+    low, high = (
+        bound if params[key] is None else params[key]
+        for key, bound in (("min", -np.inf), ("max", np.inf))
+    )
     return np.clip((values - params["center"]) * params["scale"], low, high)
 
 
 def _column(expression: Expression, columns: Mapping[str, Any], count: int) -> Any:
-    """The column that an expression gives: one entry for each of `count` jets; a single number counts for every jet."""
+    """The column that an expression gives: one entry for each of `count` jets; a single number
+    counts for every jet.
+    """
     values = evaluate(expression, columns)
     if isinstance(values, bool | int | float | np.generic):
         return np.full(count, values)
     if isinstance(values, Jagged):
         return values
     if not isinstance(values, ak.Array | np.ndarray) or len(values) != count:
-        found = ak.type(values) if isinstance(values, ak.Array | np.ndarray) else type(values).__name__
-        raise InputError(f"{expression.where}: '{expression.text}' gives {found}; expected one entry for each of {count} jets")
+        found = (
+            ak.type(values) if isinstance(values, ak.Array | np.ndarray) else type(values).__name__
+        )
+        raise InputError(
+            f"{expression.where}: '{expression.text}' gives {found}; expected one entry for each of"
+            f" {count} jets"
+        )
     return plain(ak.Array(values))
 
 
@@ -222,14 +291,21 @@ def _condition(expression: Expression, columns: Mapping[str, Any], count: int) -
     values = _column(expression, columns, count)
     if values.ndim != 1:
         found = ak.type(to_awkward(values))
-        raise InputError(f"{expression.where}: '{expression.text}' gives {found}; expected one true or false for each jet")
+        raise InputError(
+            f"{expression.where}: '{expression.text}' gives {found}; expected one true or false for"
+            " each jet"
+        )
     if isinstance(values, np.ndarray):
         return values.astype(bool, copy=False)
     return ak.to_numpy(ak.fill_none(ak.values_astype(values, "bool"), False))
 
 
 def _sequence_group(
-    columns: Mapping, group: str, config: DataConfig, quality: _NonFinite, orders: dict[tuple, np.ndarray]
+    columns: Mapping,
+    group: str,
+    config: DataConfig,
+    quality: _NonFinite,
+    orders: dict[tuple, np.ndarray],
 ) -> tuple[np.ndarray, np.ndarray]:
     names = config.input_dicts[group]
     parts = {name: flatten(columns[name], name, config.source) for name in names}
@@ -239,7 +315,9 @@ def _sequence_group(
     kept = np.minimum(counts, config.preprocess_params[names[0]]["length"])
     positions = _positions(counts, kept)
     if group in config.order_by:
-        order = _order(columns, counts, config.order_by[group], f"{config.source}: inputs:{group}", orders)
+        order = _order(
+            columns, counts, config.order_by[group], f"{config.source}: inputs:{group}", orders
+        )
         positions = order if positions is None else order[positions]
     in_float32 = all(columns[name].ndim > 1 for name in names)
     make = _sequence_values if in_float32 else _single_values
@@ -251,7 +329,9 @@ def _sequence_group(
 
 
 def _side_by_side(columns: list[np.ndarray]) -> np.ndarray:
-    """(n, C) float32 of C columns (n,), block by block, because each pass over the whole array would fetch all of it again."""
+    """(n, C) float32 of C columns (n,), block by block, because each pass over the whole array
+    would fetch all of it again.
+    """
     if len(columns) == 1:
         return columns[0].astype(np.float32, copy=False)[:, None]
     values = np.empty((len(columns[0]), len(columns)), np.float32)
@@ -262,14 +342,22 @@ def _side_by_side(columns: list[np.ndarray]) -> np.ndarray:
     return values
 
 
-def _check_counts(counts: np.ndarray, other: np.ndarray, first: str, second: str, where: str) -> None:
+def _check_counts(
+    counts: np.ndarray, other: np.ndarray, first: str, second: str, where: str
+) -> None:
     if not np.array_equal(counts, other):
         jet = int(np.flatnonzero(counts != other)[0])
         sizes = f"{counts[jet]} and {other[jet]} in one jet"
         raise InputError(f"{where}: '{first}' and '{second}' differ in number of entries ({sizes})")
 
 
-def _order(columns: Mapping, counts: np.ndarray, keys: tuple[OrderKey, ...], where: str, known: dict[tuple, np.ndarray]) -> np.ndarray:
+def _order(
+    columns: Mapping,
+    counts: np.ndarray,
+    keys: tuple[OrderKey, ...],
+    where: str,
+    known: dict[tuple, np.ndarray],
+) -> np.ndarray:
     """Positions in the flat numbers that put each jet's particles in order."""
     name = (*((key.name, key.falling) for key in keys), counts.tobytes())
     if name not in known:
@@ -283,21 +371,31 @@ def _order(columns: Mapping, counts: np.ndarray, keys: tuple[OrderKey, ...], whe
 
 
 def _falling(values: np.ndarray) -> np.ndarray:
-    """Values in the opposite order, NaN still last: ~x is -x - 1 for whole numbers, without overflow, and `not` for true and false."""
+    """Values in the opposite order, NaN still last: ~x is -x - 1 for whole numbers, without
+    overflow, and `not` for true and false.
+    """
     return -values if values.dtype.kind == "f" else ~values
 
 
 def sort_within(keys: list[np.ndarray], counts: np.ndarray) -> np.ndarray:
-    """The positions that sort flat entries within each jet by `keys` (rising, the first one first, stable, NaN last)."""
+    """The positions that sort flat entries within each jet by `keys` (rising, the first one first,
+    stable, NaN last).
+    """
     most = int(counts.max(initial=0))
-    if len(counts) * most > MOST_PADDING * max(int(counts.sum()), 1):  # one jet with very many particles among small ones
+    # one jet with very many particles among small ones
+    if len(counts) * most > MOST_PADDING * max(int(counts.sum()), 1):
         return np.lexsort((*reversed(keys), np.repeat(np.arange(len(counts)), counts)))
     inside = np.arange(most) < counts[:, None]
     order = None
-    for key in reversed(keys):  # by the last key first: each sort keeps the order that the one before gave to equal values
+    # by the last key first: each sort keeps the order that the one before gave to equal values
+    for key in reversed(keys):
         full = np.full(inside.shape, _last(key.dtype), key.dtype)
         full[inside] = key
-        found = np.argsort(full if order is None else np.take_along_axis(full, order, axis=1), axis=1, kind="stable")
+        found = np.argsort(
+            full if order is None else np.take_along_axis(full, order, axis=1),
+            axis=1,
+            kind="stable",
+        )
         order = found if order is None else np.take_along_axis(order, found, axis=1)
     return (order + (np.cumsum(counts) - counts)[:, None])[inside]
 
@@ -308,7 +406,10 @@ def _last(dtype: np.dtype) -> Any:
 
 
 def _positions(counts: np.ndarray, kept: np.ndarray) -> np.ndarray | None:
-    """Where the first `kept` entries of each jet lie in the flat numbers; None if these are all of them."""
+    """Where the first `kept` entries of each jet lie in the flat numbers;
+
+    None if these are all of them.
+    """
     if np.array_equal(counts, kept):
         return None
     shift = (np.cumsum(counts) - counts) - (np.cumsum(kept) - kept)
@@ -316,42 +417,67 @@ def _positions(counts: np.ndarray, kept: np.ndarray) -> np.ndarray | None:
 
 
 def _sequence_values(
-    content: np.ndarray, name: str, params: Mapping[str, Any], quality: _NonFinite, counts: np.ndarray
+    content: np.ndarray,
+    name: str,
+    params: Mapping[str, Any],
+    quality: _NonFinite,
+    counts: np.ndarray,
 ) -> np.ndarray:
     """float32 throughout; weaver-core replaces only NaN."""
     content = content.astype(np.float32, copy=False)
     found = quality.count(name, content)
-    numbers = {key: None if params[key] is None else np.float32(params[key]) for key in ("center", "scale", "min", "max")}
+    numbers = {
+        key: None if params[key] is None else np.float32(params[key])
+        for key in ("center", "scale", "min", "max")
+    }
     values = standardize(content, numbers)
     if not found:
         return values
-    return np.where(np.isnan(values), np.float32(0), values) if quality.policy == "weaver" else quality.treat(name, values, counts)
+    return (
+        np.where(np.isnan(values), np.float32(0), values)
+        if quality.policy == "weaver"
+        else quality.treat(name, values, counts)
+    )
 
 
 def _single_values(
-    content: np.ndarray, name: str, params: Mapping[str, Any], quality: _NonFinite | None, counts: np.ndarray | None = None
+    content: np.ndarray,
+    name: str,
+    params: Mapping[str, Any],
+    quality: _NonFinite | None,
+    counts: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Computed in the type of the variable; single values that have a length become float32 before NaN and infinity are replaced."""
+    """Computed in the type of the variable; single values that have a length become float32 before
+    NaN and infinity are replaced.
+    """
     if quality:
         quality.count(name, content)
     values = standardize(content, params)
     if quality and quality.policy != "weaver":
         values = quality.treat(name, values, counts) if values.dtype.kind == "f" else values
-    with np.errstate(over="ignore"):  # a float64 infinity becomes float64's largest number, and that infinite in float32
+    # a float64 infinity becomes float64's largest number, and that infinite in float32
+    with np.errstate(over="ignore"):
         return np.nan_to_num(values if params["length"] is None else values.astype(np.float32))
 
 
-def _flat_group(columns: Mapping, names: list[str], config: DataConfig, quality: _NonFinite) -> np.ndarray:
+def _flat_group(
+    columns: Mapping, names: list[str], config: DataConfig, quality: _NonFinite
+) -> np.ndarray:
     parts = []
     for name in names:
         values = _single(columns[name], name, config)
         with np.errstate(over="ignore"):
-            parts.append(_single_values(values, name, config.preprocess_params[name], quality).astype(np.float32))
+            parts.append(
+                _single_values(values, name, config.preprocess_params[name], quality).astype(
+                    np.float32
+                )
+            )
     return parts[0] if len(parts) == 1 else np.stack(parts, axis=1)
 
 
 def _observed(columns: Mapping, name: str, config: DataConfig) -> np.ndarray:
-    """An observer as it is; a monitor variable that is an input with one value a jet as the network gets it (as weaver-core).
+    """An observer as it is; a monitor variable that is an input with one value a jet as the network
+    gets it (as weaver-core).
 
     (N,), or (N, length) for such an input that is padded to a length.
     """
@@ -373,10 +499,19 @@ def _single(values: Any, name: str, config: DataConfig) -> np.ndarray:
         return values
     values = to_awkward(values)
     layout = ak.to_layout(ak.to_packed(values))
-    if isinstance(layout, ak.contents.NumpyArray) and layout.data.ndim == 1 and layout.data.dtype.kind in "biuf":
+    if (
+        isinstance(layout, ak.contents.NumpyArray)
+        and layout.data.ndim == 1
+        and layout.data.dtype.kind in "biuf"
+    ):
         return np.asarray(layout.data)
-    hint = _form_hint(values) or "; take one with ak.num, ak.sum or the like, or give an input group a length"
-    raise InputError(f"{config.source}: '{name}' is {ak.type(values)}; expected one number for each jet{hint}")
+    hint = (
+        _form_hint(values)
+        or "; take one with ak.num, ak.sum or the like, or give an input group a length"
+    )
+    raise InputError(
+        f"{config.source}: '{name}' is {ak.type(values)}; expected one number for each jet{hint}"
+    )
 
 
 def _form_hint(values: Any) -> str:
@@ -389,5 +524,6 @@ def _check_classes(sums: np.ndarray, config: DataConfig) -> None:
     if (sums != 1).any():
         none, several = int((sums == 0).sum()), int((sums > 1).sum())
         raise InputError(
-            f"{config.source}: labels: {none} jets belong to no class and {several} to several of {config.label_value}; see 'selection'"
+            f"{config.source}: labels: {none} jets belong to no class and {several} to several of"
+            f" {config.label_value}; see 'selection'"
         )

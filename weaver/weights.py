@@ -1,29 +1,38 @@
-"""The weights of jets: histogram reweighting as weaver-core 0.5.3 does it, and drawing an epoch's jets by their weights.
+"""The weights of jets: histogram reweighting as weaver-core 0.5.3 does it, and drawing an epoch's
+jets by their weights.
 
-**What a weight is.** With `use_precomputed_weights` it is the product of `weight_branches`. Otherwise it comes from two-dimensional
-histograms of `reweight_vars`, one for each of `reweight_classes`, filled with the selected jets of the training files:
+**What a weight is.** With `use_precomputed_weights` it is the product of `weight_branches`.
+    Otherwise it comes from two-dimensional
+histograms of `reweight_vars`, one for each of `reweight_classes`, filled with the selected jets of
+the training files:
 
-    flat   weight of a bin = ref / content, at most 1, where ref is the `reweight_threshold`-th percentile of the bins that hold more
+    flat   weight of a bin = ref / content, at most 1, where ref is the `reweight_threshold`-th
+        percentile of the bins that hold more
            than 1 % of the median content: each class becomes flat in both variables
-    ref    weight of a bin = content of the first class / content, divided by the (100 - threshold)-th percentile of these ratios,
+    ref    weight of a bin = content of the first class / content, divided by the (100 -
+        threshold)-th percentile of these ratios,
            at most 1: each class gets the shape of the first
 
-Then classes are scaled to equal sums of weights (times `class_weights`), the most populous ones down. `reweight_basewgt`, an
-expression, multiplies into the histograms' contents and into each jet's weight. Jets outside the bins have weight 0 unless
-`reweight_discard_under_overflow` is false; jets of no class have weight 0. The histograms are kept with the prepared training data
-(`reweight_hists` in dataset.json, in weaver-core's own form in data.auto.yaml) and serve the validation set too; histograms and
-weights equal weaver-core's to the bit.
+Then classes are scaled to equal sums of weights (times `class_weights`), the most populous ones
+down. `reweight_basewgt`, an expression, multiplies into the histograms' contents and into each
+jet's weight. Jets outside the bins have weight 0 unless `reweight_discard_under_overflow` is false;
+jets of no class have weight 0. The histograms are kept with the prepared training data
+(`reweight_hists` in dataset.json, in weaver-core's own form in data.auto.yaml) and serve the
+validation set too; histograms and weights equal weaver-core's to the bit.
 
-**What a weight does in training.** weaver-core uses weights for sampling, never in the loss: of each chunk that it fetches from disk
-it keeps a jet where a uniform number falls below the weight, after repeating each jet n times, n = jets // jets kept in a first trial,
-at most 10. So a jet appears n * min(weight, 1) times on average, and the number of jets in an epoch fluctuates. `Sampler` gives a jet
-the same average number of copies in an epoch; but n is that of the whole data set, the number of copies is that average rounded up
-or down by chance (weaver-core's fluctuates binomially), and each epoch has the same number of jets. An epoch's draw depends on the
-generator given, hence on seed and epoch alone.
+**What a weight does in training.** weaver-core uses weights for sampling, never in the loss: of
+    each chunk that it fetches from disk
+it keeps a jet where a uniform number falls below the weight, after repeating each jet n times, n =
+jets // jets kept in a first trial, at most 10. So a jet appears n * min(weight, 1) times on
+average, and the number of jets in an epoch fluctuates. `Sampler` gives a jet the same average
+number of copies in an epoch; but n is that of the whole data set, the number of copies is that
+average rounded up or down by chance (weaver-core's fluctuates binomially), and each epoch has the
+same number of jets. An epoch's draw depends on the generator given, hence on seed and epoch alone.
 
-`weights: {use_as: loss}`, which weaver-core does not have, takes each jet once and multiplies its loss by the weight instead; that is
-the choice for weights above 1, which sampling cuts to 1. Validation always takes each jet once and weights its loss (weaver-core
-samples there too): the same average without the noise. The test set has no weights.
+`weights: {use_as: loss}`, which weaver-core does not have, takes each jet once and multiplies its
+loss by the weight instead; that is the choice for weights above 1, which sampling cuts to 1.
+Validation always takes each jet once and weights its loss (weaver-core samples there too): the same
+average without the noise. The test set has no weights.
 """
 
 from __future__ import annotations
@@ -38,8 +47,11 @@ from common.errors import InputError
 
 METHODS = ("flat", "ref")
 USES = ("sampling", "loss")
-MOST_COPIES = 10  # weaver-core's max_resample: a rare class is repeated at most this often in an epoch
-HEADROOM = 0.9  # weaver-core keeps the sum of weights of the smallest class below its number of jets, for some chance in the drawing
+# weaver-core's max_resample: a rare class is repeated at most this often in an epoch
+MOST_COPIES = 10
+# weaver-core keeps the sum of weights of the smallest class below its number of jets, for some
+# chance in the drawing
+HEADROOM = 0.9
 BLOCK = 2**18  # jets handled at a time: what is held in memory does not grow with the data set
 
 
@@ -63,7 +75,10 @@ class Reweighting:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        return (*dict.fromkeys((*self.variables, *self.classes)), *((self.base,) if self.base else ()))
+        return (
+            *dict.fromkeys((*self.variables, *self.classes)),
+            *((self.base,) if self.base else ()),
+        )
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -78,7 +93,10 @@ Histograms = dict[str, np.ndarray]
 
 
 class HistogramMaker:
-    """Fills the histograms of a reweighting chunk by chunk; `weights_by_bin` makes the weights of them."""
+    """Fills the histograms of a reweighting chunk by chunk;
+
+    `weights_by_bin` makes the weights of them.
+    """
 
     def __init__(self, reweighting: Reweighting) -> None:
         self.reweighting = reweighting
@@ -90,38 +108,65 @@ class HistogramMaker:
         chosen = self.reweighting
         values = [columns[name] for name in chosen.variables]
         if not chosen.discard:
-            values = [np.clip(v, min(bins), max(bins)) for v, bins in zip(values, chosen.bins, strict=True)]
-        numbers = np.ravel_multi_index([_bin_numbers(v, bins) for v, bins in zip(values, chosen.bins, strict=True)], self.shape)
+            values = [
+                np.clip(v, min(bins), max(bins))
+                for v, bins in zip(values, chosen.bins, strict=True)
+            ]
+        numbers = np.ravel_multi_index(
+            [_bin_numbers(v, bins) for v, bins in zip(values, chosen.bins, strict=True)], self.shape
+        )
         self.jets += len(numbers)
         for label, content in self.contents.items():
             members = columns[label] == 1
-            self.used += int(self._inner(np.bincount(numbers[members], minlength=len(content))).sum())
+            self.used += int(
+                self._inner(np.bincount(numbers[members], minlength=len(content))).sum()
+            )
             weights = columns[chosen.base][members] if chosen.base else np.ones(int(members.sum()))
-            # What is there already goes in first: the sums are then those of one pass over all jets, to the last bit.
+            # What is there already goes in first: the sums are then those of one pass over all
+            # jets, to the last bit.
             bins = np.concatenate([np.arange(len(content)), numbers[members]])
-            self.contents[label] = np.bincount(bins, np.concatenate([content, weights]), minlength=len(content))
+            self.contents[label] = np.bincount(
+                bins, np.concatenate([content, weights]), minlength=len(content)
+            )
 
     def _inner(self, content: np.ndarray) -> np.ndarray:
         return content.reshape(self.shape)[1:-1, 1:-1]
 
     def weights_by_bin(self) -> Histograms:
-        """The histograms of weights, before `reweight_basewgt` is brought to its scale. Raises InputError for an empty class."""
+        """The histograms of weights, before `reweight_basewgt` is brought to its scale.
+
+        Raises InputError for an empty class.
+        """
         chosen = self.reweighting
-        contents = {label: self._inner(content).astype(np.float32) for label, content in self.contents.items()}
+        contents = {
+            label: self._inner(content).astype(np.float32)
+            for label, content in self.contents.items()
+        }
         empty = [label for label, content in contents.items() if not (content > 0).any()]
         if empty:
-            raise InputError(f"weights: no selected training jet of class {' nor '.join(empty)} lies in the bins of reweight_vars")
+            raise InputError(
+                f"weights: no selected training jet of class {' nor '.join(empty)} lies in the bins"
+                " of reweight_vars"
+            )
         with np.errstate(divide="ignore", invalid="ignore"):
             if chosen.method == "flat":
-                result = {label: _flat(content, chosen.threshold) for label, content in contents.items()}
+                result = {
+                    label: _flat(content, chosen.threshold) for label, content in contents.items()
+                }
             else:
                 reference = contents[chosen.classes[0]]
-                result = {label: _to_reference(content, reference, chosen.threshold) for label, content in contents.items()}
+                result = {
+                    label: _to_reference(content, reference, chosen.threshold)
+                    for label, content in contents.items()
+                }
             return _equalize(result, contents, chosen.class_weights)
 
 
 def _bin_numbers(values: np.ndarray, bins: Sequence[float]) -> np.ndarray:
-    """Number of each value's bin, 0 for underflow; the last bin includes its upper edge. As numpy.histogramdd counts."""
+    """Number of each value's bin, 0 for underflow; the last bin includes its upper edge.
+
+    As numpy.histogramdd counts.
+    """
     edges = np.asarray(bins)
     numbers = np.searchsorted(edges, values, side="right")
     numbers[values == edges[-1]] -= 1
@@ -137,15 +182,24 @@ def _flat(content: np.ndarray, threshold: float) -> np.ndarray:
 def _to_reference(content: np.ndarray, reference: np.ndarray, threshold: float) -> np.ndarray:
     ratio = np.nan_to_num(reference / content, posinf=0)
     if not (ratio > 0).any():
-        raise InputError("weights: a class of the method 'ref' shares no bin with the first class; make the bins wider")
+        raise InputError(
+            "weights: a class of the method 'ref' shares no bin with the first class; make the bins"
+            " wider"
+        )
     return np.clip(ratio / np.percentile(ratio[ratio > 0], 100 - threshold), 0, 1)
 
 
-def _equalize(weights: Histograms, contents: Histograms, class_weights: Sequence[float] | None) -> Histograms:
+def _equalize(
+    weights: Histograms, contents: Histograms, class_weights: Sequence[float] | None
+) -> Histograms:
     """Scale each class so that all have the same sum of weights (times their class weight)."""
     factors = np.ones(len(weights)) if class_weights is None else class_weights
-    # The types are weaver-core's: a class weight of the config is a Python number, and the quotient then stays float32.
-    sums = {label: np.sum(contents[label] * weights[label]) / f for (label, f) in zip(weights, factors, strict=True)}
+    # The types are weaver-core's: a class weight of the config is a Python number, and the quotient
+    # then stays float32.
+    sums = {
+        label: np.sum(contents[label] * weights[label]) / f
+        for (label, f) in zip(weights, factors, strict=True)
+    }
     smallest = min(sums.values()) * HEADROOM
     for label in weights:
         weights[label] *= float(smallest) / sums[label]
@@ -153,14 +207,21 @@ def _equalize(weights: Histograms, contents: Histograms, class_weights: Sequence
 
 
 def scale_base(hists: Histograms, weights: np.ndarray, threshold: float) -> Histograms:
-    """With `reweight_basewgt`: bring the (100 - threshold)-th percentile of all jets' weights (N,) to 1."""
+    """With `reweight_basewgt`: bring the (100 - threshold)-th percentile of all jets' weights (N,)
+    to 1.
+    """
     scale = np.percentile(weights, 100 - threshold)
     if not scale > 0:
-        raise InputError(f"weights: the {100 - threshold:g}th percentile of all weights is {scale:g}; raise reweight_threshold")
+        raise InputError(
+            f"weights: the {100 - threshold:g}th percentile of all weights is {scale:g}; raise"
+            " reweight_threshold"
+        )
     return {label: hist / scale for label, hist in hists.items()}
 
 
-def jet_weights(columns: Columns, chosen: Reweighting, hists: Mapping[str, np.ndarray]) -> np.ndarray:
+def jet_weights(
+    columns: Columns, chosen: Reweighting, hists: Mapping[str, np.ndarray]
+) -> np.ndarray:
     """(N,) float32: the weight of each jet by its class and its bin."""
     (x, y), (x_bins, y_bins) = (columns[name] for name in chosen.variables), chosen.bins
     weights = np.zeros(len(x), np.float32)
@@ -169,7 +230,10 @@ def jet_weights(columns: Columns, chosen: Reweighting, hists: Mapping[str, np.nd
         inside = (x >= min(x_bins)) & (x <= max(x_bins)) & (y >= min(y_bins)) & (y <= max(y_bins))
     for label in chosen.classes:
         members = (columns[label] == 1) & inside
-        numbers = [np.clip(np.digitize(v[members], b) - 1, 0, len(b) - 2) for v, b in ((x, x_bins), (y, y_bins))]
+        numbers = [
+            np.clip(np.digitize(v[members], b) - 1, 0, len(b) - 2)
+            for v, b in ((x, x_bins), (y, y_bins))
+        ]
         weights[members] = np.asarray(hists[label], np.float32)[tuple(numbers)]
     if chosen.base:
         weights *= columns[chosen.base]
@@ -177,33 +241,42 @@ def jet_weights(columns: Columns, chosen: Reweighting, hists: Mapping[str, np.nd
 
 
 def make_histograms(chunks: Iterable[Columns], chosen: Reweighting) -> tuple[Histograms, int, int]:
-    """(histograms of weights, jets that they use, jets) from chunks of jets, which are gone through twice where there is a base weight.
+    """(histograms of weights, jets that they use, jets) from chunks of jets, which are gone through
+    twice where there is a base weight.
 
-    With a base weight all jets' weights are held in memory at once (4 bytes a jet): a percentile of them sets the scale.
+    With a base weight all jets' weights are held in memory at once (4 bytes a jet): a percentile of
+    them sets the scale.
     """
     maker = HistogramMaker(chosen)
     for columns in chunks:
         maker.fill(columns)
     hists = maker.weights_by_bin()
     if chosen.base:
-        hists = scale_base(hists, np.concatenate([jet_weights(columns, chosen, hists) for columns in chunks]), chosen.threshold)
+        hists = scale_base(
+            hists,
+            np.concatenate([jet_weights(columns, chosen, hists) for columns in chunks]),
+            chosen.threshold,
+        )
     return hists, maker.used, maker.jets
 
 
-# ------------------------------------------------------------------------------------------------------------ drawing an epoch
+# ------------------------------------------------------------------------------- drawing an epoch
 
 
 class Sampler:
     """Draws the jets of an epoch by their weights.
 
-    weights: (N,), NaN and negative ones count as 0, those above 1 as 1. Raises InputError where no jet can be drawn.
+    weights: (N,), NaN and negative ones count as 0, those above 1 as 1. Raises InputError where no
+    jet can be drawn.
     """
 
     def __init__(self, weights: np.ndarray, most_copies: int = MOST_COPIES) -> None:
         self.weights = weights
         total = sum(float(chances.sum()) for chances in map(_chances, _blocks(weights)))
         if not total > 0:
-            raise InputError("no jet can be drawn: all weights are 0 (or NaN); see 'weights' in the data config")
+            raise InputError(
+                "no jet can be drawn: all weights are 0 (or NaN); see 'weights' in the data config"
+            )
         self.copies = min(int(len(weights) // max(total, 1.0)), most_copies)
         """The copies of a jet of weight 1 in an epoch."""
         self.size = max(round(self.copies * total), 1)
@@ -211,10 +284,12 @@ class Sampler:
         self._per_chance = self.size / total
 
     def draw(self, rng: np.random.Generator) -> np.ndarray:
-        """(size,) int64: positions of the epoch's jets, those of a block of jets together, a jet's copies side by side.
+        """(size,) int64: positions of the epoch's jets, those of a block of jets together, a jet's
+        copies side by side.
 
-        Systematic sampling: jets in random order lie end to end on a line, each as long as its average number of copies, and each
-        whole step from a random start picks the jet that it falls on.
+        Systematic sampling: jets in random order lie end to end on a line, each as long as its
+        average number of copies, and each whole step from a random start picks the jet that it
+        falls on.
         """
         start, end, first, found = rng.random(), 0.0, 0, []
         for block in _blocks(self.weights):
@@ -224,7 +299,8 @@ class Sampler:
             found.append(first + np.repeat(order, np.diff(marks)))
             end, first = ends[-1], first + len(block)
         drawn = np.concatenate(found)
-        missing = self.size - len(drawn)  # the line may end a rounding error before its last whole step
+        # the line may end a rounding error before its last whole step
+        missing = self.size - len(drawn)
         return np.concatenate([drawn, drawn[-missing:]]) if missing > 0 else drawn[: self.size]
 
 
@@ -236,18 +312,27 @@ def _chances(weights: np.ndarray) -> np.ndarray:
     return np.clip(np.nan_to_num(weights.astype(np.float64)), 0, 1)
 
 
-# ------------------------------------------------------------------------------------------------------------------- the config
+# ------------------------------------------------------------------------------------- the config
 
 
 def histograms_from(given: Any, chosen: Reweighting, where: str) -> Histograms:
-    """`reweight_hists` as numbers: class -> (bins, bins). Raises InputError where they do not fit the classes and the bins."""
+    """`reweight_hists` as numbers: class -> (bins, bins).
+
+    Raises InputError where they do not fit the classes and the bins.
+    """
     if not isinstance(given, Mapping) or set(given) != set(chosen.classes):
-        raise InputError(f"{where}: reweight_hists must give one histogram for each of {', '.join(chosen.classes)}")
+        raise InputError(
+            f"{where}: reweight_hists must give one histogram for each of"
+            f" {', '.join(chosen.classes)}"
+        )
     try:
         hists = {label: np.asarray(given[label], np.float32) for label in chosen.classes}
     except (TypeError, ValueError):
         raise InputError(f"{where}: reweight_hists must be tables of numbers") from None
     for label, hist in hists.items():
         if hist.shape != chosen.shape:
-            raise InputError(f"{where}: reweight_hists: '{label}' has {hist.shape} bins, reweight_vars {chosen.shape}")
+            raise InputError(
+                f"{where}: reweight_hists: '{label}' has {hist.shape} bins, reweight_vars"
+                f" {chosen.shape}"
+            )
     return hists

@@ -1,8 +1,11 @@
-"""weaver-core's own loader, timed: run with the interpreter of an environment that has weaver-core, never with ours.
+"""weaver-core's own loader, timed: run with the interpreter of an environment that has weaver-core,
+never with ours.
 
-    .venv-peer/bin/python benchmarks/peer/feed.py '{"files": [...], "config": "...", "batch_size": 500, "epochs": 2, ...}'
+    .venv-peer/bin/python benchmarks/peer/feed.py '{"files": [...], "config": "...", "batch_size":
+        500, "epochs": 2, ...}'
 
-Built as weaver.train (0.5.3) builds it. Prints one line of JSON: {"rates": jets/s of each epoch, "jets": of the last one}.
+Built as weaver.train (0.5.3) builds it. Prints one line of JSON: {"rates": jets/s of each epoch,
+"jets": of the last one}.
 """
 
 import json
@@ -29,7 +32,12 @@ def main(given):
     )
     workers = min(given.get("num_workers", 1), len(given["files"]))
     loader = torch.utils.data.DataLoader(
-        data, batch_size=given["batch_size"], drop_last=True, pin_memory=True, num_workers=workers, persistent_workers=workers > 0
+        data,
+        batch_size=given["batch_size"],
+        drop_last=True,
+        pin_memory=True,
+        num_workers=workers,
+        persistent_workers=workers > 0,
     )
     rates = []
     for _ in range(given["epochs"]):
@@ -39,11 +47,15 @@ def main(given):
 
 
 def epoch(loader, given):
-    """Jets a second of one epoch, or of the part of it that a time limit leaves; and how many jets that was."""
+    """Jets a second of one epoch, or of the part of it that a time limit leaves; and how many jets
+    that was.
+    """
     started, jets = time.perf_counter(), 0
     for _, label, _ in loader:
         jets += len(next(iter(label.values())))
-        if jets >= given.get("most_jets", 2**62) or time.perf_counter() - started > given.get("most_seconds", 3600):
+        if jets >= given.get("most_jets", 2**62) or time.perf_counter() - started > given.get(
+            "most_seconds", 3600
+        ):
             break
     return jets / (time.perf_counter() - started), jets
 

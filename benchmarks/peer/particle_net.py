@@ -1,4 +1,6 @@
-"""ParticleNet as published, as a network file for weaver-core (benchmarks/published.py holds the network)."""
+"""ParticleNet as published, as a network file for weaver-core (benchmarks/published.py holds the
+network).
+"""
 
 import importlib.util
 from pathlib import Path
@@ -6,7 +8,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-SPEC = importlib.util.spec_from_file_location("published", Path(__file__).parents[1] / "published.py")
+SPEC = importlib.util.spec_from_file_location(
+    "published", Path(__file__).parents[1] / "published.py"
+)
 published = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(published)
 
@@ -51,9 +55,21 @@ def describe(data_config):
     }
 
 
-def get_model(data_config, num_edge_conv_blocks=3, k=16, num_conv_layers=3, conv_dim=50, num_fc_layers=3, fc_dim=200, **kwargs):
+def get_model(
+    data_config,
+    num_edge_conv_blocks=3,
+    k=16,
+    num_conv_layers=3,
+    conv_dim=50,
+    num_fc_layers=3,
+    fc_dim=200,
+    **kwargs,
+):
     particles, jet = (data_config.input_shapes[name][1] for name in ("pf_features", "jet_features"))
-    blocks = [published.EdgeConv(conv_dim if i else STEM_DIM, conv_dim, num_conv_layers, k) for i in range(num_edge_conv_blocks)]
+    blocks = [
+        published.EdgeConv(conv_dim if i else STEM_DIM, conv_dim, num_conv_layers, k)
+        for i in range(num_edge_conv_blocks)
+    ]
     readout = head(conv_dim + jet, num_fc_layers, fc_dim)
     inner = published.ParticleNet(particles, STEM_DIM, blocks, readout, use_fts_bn=False)
     return Network(inner), describe(data_config)

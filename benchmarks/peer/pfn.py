@@ -1,11 +1,15 @@
-"""The particle flow network as published, as a network file for weaver-core (benchmarks/published.py holds the network)."""
+"""The particle flow network as published, as a network file for weaver-core
+(benchmarks/published.py holds the network).
+"""
 
 import importlib.util
 from pathlib import Path
 
 from torch import nn
 
-SPEC = importlib.util.spec_from_file_location("particle_net", Path(__file__).parent / "particle_net.py")
+SPEC = importlib.util.spec_from_file_location(
+    "particle_net", Path(__file__).parent / "particle_net.py"
+)
 shared = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(shared)
 
@@ -15,7 +19,9 @@ def get_model(data_config, num_conv_layers=3, conv_dim=100, num_fc_layers=3, fc_
     layers = []
     for index in range(num_conv_layers):
         layers += [nn.Conv1d(conv_dim if index else particles, conv_dim, 1), nn.ReLU()]
-    model = shared.published.ParticleFlowNetwork(layers, shared.head(conv_dim + jet, num_fc_layers, fc_dim))
+    model = shared.published.ParticleFlowNetwork(
+        layers, shared.head(conv_dim + jet, num_fc_layers, fc_dim)
+    )
     return model, shared.describe(data_config)
 
 

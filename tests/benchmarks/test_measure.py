@@ -12,7 +12,11 @@ from weaver.allocator import ENVIRONMENT
 
 def test_contenders_run_in_turn():
     seen = []
-    runs = measure.alternate({name: lambda name=name: seen.append(name) or len(seen) for name in "ab"}, 3, report=lambda line: None)
+    runs = measure.alternate(
+        {name: lambda name=name: seen.append(name) or len(seen) for name in "ab"},
+        3,
+        report=lambda line: None,
+    )
     assert seen == ["a", "b", "a", "b", "a", "b"]
     assert runs == {"a": [1, 3, 5], "b": [2, 4, 6]}
 
@@ -27,10 +31,18 @@ def test_a_ratio_pairs_what_ran_in_the_same_round():
 def test_a_part_measured_later_joins_the_others_of_that_day(tmp_path):
     for name, value in (("one", 1), ("two", 2), ("one", 3)):
         report = measure.Report("speed", "Speed", tmp_path)
-        report.section(name, columns=["what", "jets/s"], rows=[["ours", value]], runs={"ours": [value]}, notes=["as measured"])
+        report.section(
+            name,
+            columns=["what", "jets/s"],
+            rows=[["ours", value]],
+            runs={"ours": [value]},
+            notes=["as measured"],
+        )
         readable = report.save()
     found = json.loads(readable.with_suffix(".json").read_text())
-    assert {name: section["data"]["runs"]["ours"] for name, section in found["sections"].items()} == {"one": [3], "two": [2]}
+    assert {
+        name: section["data"]["runs"]["ours"] for name, section in found["sections"].items()
+    } == {"one": [3], "two": [2]}
     assert "| ours | 3      |" in readable.read_text()
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [".json", ".md"]
 
@@ -39,7 +51,10 @@ def test_a_part_measured_later_joins_the_others_of_that_day(tmp_path):
     ("found", "name"),
     [
         ({"processor": "AMD EPYC", "cores": 2}, "amd-epyc-2c"),
-        ({"processor": "Intel(R) Xeon(R) Platinum 8481C CPU @ 2.70GHz", "cores": 8}, "intel-xeon-platinum-8481c"),
+        (
+            {"processor": "Intel(R) Xeon(R) Platinum 8481C CPU @ 2.70GHz", "cores": 8},
+            "intel-xeon-platinum-8481c",
+        ),
         ({"processor": "x", "cores": 1, "gpu": "NVIDIA H200"}, "nvidia-h200"),
     ],
 )
@@ -48,7 +63,11 @@ def test_a_machine_has_a_short_name(found, name):
 
 
 def test_both_sides_get_the_same_allocator():
-    assert measure.with_allocator(2, base={"A": "1"}) == {"A": "1", **ENVIRONMENT, "OMP_NUM_THREADS": "2"}
+    assert measure.with_allocator(2, base={"A": "1"}) == {
+        "A": "1",
+        **ENVIRONMENT,
+        "OMP_NUM_THREADS": "2",
+    }
     assert measure.without_allocator({"A": "1", **ENVIRONMENT}) == {"A": "1"}
 
 

@@ -7,8 +7,12 @@ import pytest
 from benchmarks.physics import GLOBALS, NETWORKS, TYPES, VARIANTS, data_config_text
 from weaver.data_config import DataConfig
 
-LEFT_OUT = {"without type and charge": set(TYPES), "without the globals": set(GLOBALS), "without PF_fromPV": {"PF_fromPV"},
-            "without PF_fromAK4Jet": {"PF_fromAK4Jet"}}  # fmt: skip
+LEFT_OUT = {
+    "without type and charge": set(TYPES),
+    "without the globals": set(GLOBALS),
+    "without PF_fromPV": {"PF_fromPV"},
+    "without PF_fromAK4Jet": {"PF_fromAK4Jet"},
+}
 
 
 def loaded(network: str, variant: str, folder) -> DataConfig:
@@ -22,11 +26,16 @@ def variables(config: DataConfig) -> set[str]:
 
 
 @pytest.mark.parametrize("network", sorted(NETWORKS))
-@pytest.mark.parametrize("variant", [name for name, variant in VARIANTS.items() if not variant.is_open])
+@pytest.mark.parametrize(
+    "variant", [name for name, variant in VARIANTS.items() if not variant.is_open]
+)
 def test_a_variant_lacks_what_it_says_and_nothing_else(network, variant, tmp_path):
     full, config = loaded(network, "full", tmp_path), loaded(network, variant, tmp_path)
     assert variables(full) - variables(config) == LEFT_OUT.get(variant, set())
     assert config.selection == full.selection
     assert bool(config.order_by) == (variant != "in the file's order")
-    standardised = {tuple(config.preprocess_params[name][key] for key in ("center", "scale")) for name in variables(config)}
+    standardised = {
+        tuple(config.preprocess_params[name][key] for key in ("center", "scale"))
+        for name in variables(config)
+    }
     assert (standardised <= {(None, 1), (None, 1.0)}) == (variant == "not standardised")

@@ -1,7 +1,9 @@
-"""What the real admission refuses, with its codes: Katib's webhook (400), the training operator's (403), the CRDs' schemas (422).
+"""What the real admission refuses, with its codes: Katib's webhook (400), the training operator's
+(403), the CRDs' schemas (422).
 
-Restated from kubeflow/katib v0.19, kubeflow/trainer v1.9 and kserve v0.20. What they accept although it cannot work (an
-unknown serving runtime, nonsense inside a trialSpec) is accepted here too.
+Restated from kubeflow/katib v0.19, kubeflow/trainer v1.9 and kserve v0.20. What they accept
+although it cannot work (an unknown serving runtime, nonsense inside a trialSpec) is accepted here
+too.
 """
 
 from __future__ import annotations
@@ -9,7 +11,19 @@ from __future__ import annotations
 import json
 import re
 
-ALGORITHMS = {"random", "grid", "bayesianoptimization", "hyperband", "tpe", "multivariate-tpe", "cmaes", "sobol", "enas", "darts", "pbt"}
+ALGORITHMS = {
+    "random",
+    "grid",
+    "bayesianoptimization",
+    "hyperband",
+    "tpe",
+    "multivariate-tpe",
+    "cmaes",
+    "sobol",
+    "enas",
+    "darts",
+    "pbt",
+}
 COLLECTORS = {"StdOut", "File", "TensorFlowEvent", "PrometheusMetric", "Custom", "None", "Push"}
 TYPES = {"int", "double", "discrete", "categorical"}
 DNS_1035 = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
@@ -30,14 +44,26 @@ def admit(kind: str, thing: dict, old: dict | None) -> None:
     elif kind == "PyTorchJob":
         _pytorchjob(thing)
     elif kind == "InferenceService":
-        _schema(kind, thing, isinstance(thing.get("spec", {}).get("predictor"), dict), "spec.predictor: Required value")
+        _schema(
+            kind,
+            thing,
+            isinstance(thing.get("spec", {}).get("predictor"), dict),
+            "spec.predictor: Required value",
+        )
 
 
 def _metadata(kind: str, metadata: dict) -> None:
-    _schema(kind, {"metadata": metadata}, bool(metadata.get("name")), "name or generateName is required")
+    _schema(
+        kind, {"metadata": metadata}, bool(metadata.get("name")), "name or generateName is required"
+    )
     for key, value in (metadata.get("labels") or {}).items():
         good = isinstance(value, str) and len(value) <= 63 and LABEL_VALUE.fullmatch(value)
-        _schema(kind, {"metadata": metadata}, bool(good), f"metadata.labels: Invalid value: {value!r} of {key}")
+        _schema(
+            kind,
+            {"metadata": metadata},
+            bool(good),
+            f"metadata.labels: Invalid value: {value!r} of {key}",
+        )
 
 
 def _schema(kind: str, thing: dict, condition: bool, what: str) -> None:
@@ -47,26 +73,44 @@ def _schema(kind: str, thing: dict, condition: bool, what: str) -> None:
 
 def _katib(condition: object, what: str) -> None:
     if not condition:
-        raise Refused(400, f'admission webhook "validator.experiment.katib.kubeflow.org" denied the request: {what}')
+        raise Refused(
+            400,
+            'admission webhook "validator.experiment.katib.kubeflow.org" denied the request:'
+            f" {what}",
+        )
 
 
 def _experiment(thing: dict, old: dict | None) -> None:
     spec, name = thing["spec"], thing["metadata"]["name"]
-    _katib(len(name) <= 40 and DNS_1035.fullmatch(name), "name must consist of at most 40 lower case alphanumeric characters or '-'")
+    _katib(
+        len(name) <= 40 and DNS_1035.fullmatch(name),
+        "name must consist of at most 40 lower case alphanumeric characters or '-'",
+    )
     most = spec.get("maxTrialCount")
     _katib(most is None or most > 0, "spec.maxTrialCount must be greater than 0")
-    _katib(most is None or spec.get("parallelTrialCount", 3) <= most,
-           "spec.paralelTrialCount should be less than or equal to spec.maxTrialCount")  # fmt: skip
-    _katib(most is None or spec.get("maxFailedTrialCount", 0) <= most,
-           "spec.maxFailedTrialCount should be less than or equal to spec.maxTrialCount")  # fmt: skip
+    _katib(
+        most is None or spec.get("parallelTrialCount", 3) <= most,
+        "spec.paralelTrialCount should be less than or equal to spec.maxTrialCount",
+    )
+    _katib(
+        most is None or spec.get("maxFailedTrialCount", 0) <= most,
+        "spec.maxFailedTrialCount should be less than or equal to spec.maxTrialCount",
+    )
     if old is not None:
         _edited(spec, old)
     objective = spec.get("objective") or {}
-    _katib(objective.get("type") in ("minimize", "maximize"), "spec.objective.type must be minimize or maximize")
+    _katib(
+        objective.get("type") in ("minimize", "maximize"),
+        "spec.objective.type must be minimize or maximize",
+    )
     _katib(objective.get("objectiveMetricName"), "no spec.objective.objectiveMetricName specified")
     algorithm = (spec.get("algorithm") or {}).get("algorithmName")
-    _katib(algorithm in ALGORITHMS, f"unable to get Suggestion config data for algorithm {algorithm}")
-    collector = ((spec.get("metricsCollectorSpec") or {}).get("collector") or {}).get("kind", "StdOut")
+    _katib(
+        algorithm in ALGORITHMS, f"unable to get Suggestion config data for algorithm {algorithm}"
+    )
+    collector = ((spec.get("metricsCollectorSpec") or {}).get("collector") or {}).get(
+        "kind", "StdOut"
+    )
     _katib(collector in COLLECTORS, f"invalid metrics collector kind: {collector}")
     _parameters(spec.get("parameters") or [])
     _template(spec.get("trialTemplate") or {}, {one["name"] for one in spec["parameters"]})
@@ -74,8 +118,15 @@ def _experiment(thing: dict, old: dict | None) -> None:
 
 def _edited(spec: dict, old: dict) -> None:
     editable = ("parallelTrialCount", "maxTrialCount", "maxFailedTrialCount")
-    fixed = [{key: value for key, value in one.items() if key not in editable} for one in (spec, old["spec"])]
-    _katib(fixed[0] == fixed[1], "only spec.parallelTrialCount, spec.maxTrialCount and spec.maxFailedTrialCount are editable")
+    fixed = [
+        {key: value for key, value in one.items() if key not in editable}
+        for one in (spec, old["spec"])
+    ]
+    _katib(
+        fixed[0] == fixed[1],
+        "only spec.parallelTrialCount, spec.maxTrialCount and spec.maxFailedTrialCount are"
+        " editable",
+    )
 
 
 def _parameters(parameters: list[dict]) -> None:
@@ -84,32 +135,56 @@ def _parameters(parameters: list[dict]) -> None:
         space = parameter.get("feasibleSpace") or {}
         values = [*space.get("list", []), *(value for key, value in space.items() if key != "list")]
         # Fields of Go strings: a number there fails to decode before the webhook has a look.
-        _katib(all(isinstance(value, str) for value in values), f"cannot unmarshal number into field feasibleSpace of parameter {index}")
-        _katib(parameter.get("parameterType") in TYPES, f"parameterType: {parameter.get('parameterType')} is not supported")
+        _katib(
+            all(isinstance(value, str) for value in values),
+            f"cannot unmarshal number into field feasibleSpace of parameter {index}",
+        )
+        _katib(
+            parameter.get("parameterType") in TYPES,
+            f"parameterType: {parameter.get('parameterType')} is not supported",
+        )
         _katib(space, f"feasibleSpace must be specified in spec.parameters[{index}]")
         listed = parameter["parameterType"] in ("discrete", "categorical")
-        _katib(("list" in space) == listed, f"feasibleSpace.list does not go with parameterType {parameter['parameterType']}")
+        _katib(
+            ("list" in space) == listed,
+            f"feasibleSpace.list does not go with parameterType {parameter['parameterType']}",
+        )
 
 
 def _template(template: dict, names: set[str]) -> None:
-    _katib(template.get("primaryContainerName"), "spec.trialTemplate.primaryContainerName must be specified")
+    _katib(
+        template.get("primaryContainerName"),
+        "spec.trialTemplate.primaryContainerName must be specified",
+    )
     trial = template.get("trialSpec")
     _katib(trial, "spec.trialTemplate.trialSpec or spec.trialTemplate.configMap must be specified")
     text = json.dumps(trial)
     for parameter in template.get("trialParameters") or []:
         reference = parameter.get("reference", "")
         _katib(
-            reference in names or reference.startswith("${trialSpec."), f"parameter reference {reference} does not exist in spec.parameters"
+            reference in names or reference.startswith("${trialSpec."),
+            f"parameter reference {reference} does not exist in spec.parameters",
         )
         placeholder = f"${{trialParameters.{parameter['name']}}}"
-        _katib(placeholder in text, f"parameter name: {parameter['name']} in spec.trialParameters not found in spec.trialTemplate")
+        _katib(
+            placeholder in text,
+            f"parameter name: {parameter['name']} in spec.trialParameters not found in"
+            " spec.trialTemplate",
+        )
         text = text.replace(placeholder, "test-value")
-    _katib("${trialParameters." not in text, "parameters in spec.trialTemplate not found in spec.trialParameters")
+    _katib(
+        "${trialParameters." not in text,
+        "parameters in spec.trialTemplate not found in spec.trialParameters",
+    )
     metadata = trial.get("metadata") or {}
     _katib(
-        "name" not in metadata and "namespace" not in metadata, "metadata.name and metadata.namespace in spec.trialTemplate must be omitted"
+        "name" not in metadata and "namespace" not in metadata,
+        "metadata.name and metadata.namespace in spec.trialTemplate must be omitted",
     )
-    _katib(trial.get("apiVersion") and trial.get("kind"), "APIVersion and Kind in spec.trialTemplate must be specified")
+    _katib(
+        trial.get("apiVersion") and trial.get("kind"),
+        "APIVersion and Kind in spec.trialTemplate must be specified",
+    )
 
 
 def _pytorchjob(job: dict) -> None:
@@ -118,16 +193,28 @@ def _pytorchjob(job: dict) -> None:
             webhook = "validator.pytorchjob.training-operator.kubeflow.org"
             raise Refused(403, f'admission webhook "{webhook}" denied the request: {what}')
 
-    check(DNS_1035.fullmatch(job["metadata"]["name"]), f'metadata.name: Invalid value: "{job["metadata"]["name"]}": a DNS-1035 label')
+    check(
+        DNS_1035.fullmatch(job["metadata"]["name"]),
+        f'metadata.name: Invalid value: "{job["metadata"]["name"]}": a DNS-1035 label',
+    )
     replicas = job["spec"].get("pytorchReplicaSpecs")
     check(replicas, "spec.pytorchReplicaSpecs: Required value")
     for role, spec in replicas.items():
         place = f"spec.pytorchReplicaSpecs[{role}]"
-        check(role in ("Master", "Worker"), f'{place}: Unsupported value: "{role}": supported values: "Master", "Worker"')
-        check(role != "Master" or spec.get("replicas", 1) == 1, f"{place}.replicas: Forbidden: must be 1")
+        check(
+            role in ("Master", "Worker"),
+            f'{place}: Unsupported value: "{role}": supported values: "Master", "Worker"',
+        )
+        check(
+            role != "Master" or spec.get("replicas", 1) == 1,
+            f"{place}.replicas: Forbidden: must be 1",
+        )
         containers = spec.get("template", {}).get("spec", {}).get("containers") or []
         check(
             any(one.get("name") == "pytorch" for one in containers),
             f"{place}.template.spec.containers: must have a container named pytorch",
         )
-        check(all(one.get("image") for one in containers), f"{place}.template.spec.containers[0].image: Required value")
+        check(
+            all(one.get("image") for one in containers),
+            f"{place}.template.spec.containers[0].image: Required value",
+        )

@@ -1,4 +1,6 @@
-"""The two homes of manifests, each behind the fixture `home`, and a fake cluster for tests of the Kubernetes home alone."""
+"""The two homes of manifests, each behind the fixture `home`, and a fake cluster for tests of the
+Kubernetes home alone.
+"""
 
 from __future__ import annotations
 
@@ -52,10 +54,20 @@ class Fake(Home):
 
 @pytest.fixture
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Fake]]:
-    """`fake(node, ...)` starts a server and gives the home before it. At the end every controller must have kept to its script."""
+    """`fake(node, ...)` starts a server and gives the home before it.
+
+    At the end every controller must have kept to its script.
+    """
     started = []
 
-    def start(node: Node | None = None, *, katib: Katib | None = None, kserve: KServe | None = None, poll: float = POLL, **options) -> Fake:
+    def start(
+        node: Node | None = None,
+        *,
+        katib: Katib | None = None,
+        kserve: KServe | None = None,
+        poll: float = POLL,
+        **options,
+    ) -> Fake:
         node = node or Node()
         katib, kserve, operator = katib or Katib(node), kserve or KServe(), TrainingOperator()
         api = FakeApi([katib, operator, kserve, node])
@@ -63,7 +75,15 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[.
         started.append(api)
         monkeypatch.setenv("KUBECONFIG", str(api.write_kubeconfig(tmp_path / "kubeconfig")))
         cluster = KubernetesCluster(poll=poll, **options)
-        return Fake(name="kubernetes", cluster=cluster, api=api, node=node, katib=katib, operator=operator, kserve=kserve)
+        return Fake(
+            name="kubernetes",
+            cluster=cluster,
+            api=api,
+            node=node,
+            katib=katib,
+            operator=operator,
+            kserve=kserve,
+        )
 
     yield start
     for api in started:

@@ -1,7 +1,8 @@
 """Small manifests that both homes run, and the program inside them.
 
-The program is a few lines of Python: it writes the metrics file as a trial would and ends as it is told, so that the same
-manifest runs as processes of this machine and, on the fake cluster, as the containers of pods.
+The program is a few lines of Python: it writes the metrics file as a trial would and ends as it is
+told, so that the same manifest runs as processes of this machine and, on the fake cluster, as the
+containers of pods.
 """
 
 from __future__ import annotations
@@ -29,23 +30,41 @@ with open(path, "w") as log:
 """
 
 
-def pod(command: list[str], args: list[str] = (), step: str = "search", run_id: str = RUN_ID) -> dict:
+def pod(
+    command: list[str], args: list[str] = (), step: str = "search", run_id: str = RUN_ID
+) -> dict:
     resources = Resources(cpus=1, memory="1Gi")
     return pod_template(
-        labels=labels(run_id, step), image="weaver:test", command=command, args=list(args), env=[], resources=resources
-    )  # fmt: skip
+        labels=labels(run_id, step),
+        image="weaver:test",
+        command=command,
+        args=list(args),
+        env=[],
+        resources=resources,
+    )
 
 
 def experiment(
-    losses: list[str], *, name: str = "pfn-0a1b2c3d-search", objective: str = "minimize", max_failed: int = 5, parallel: int = 2,
-    run_id: str = RUN_ID, deadline: int = 600, **spec,
-) -> dict:  # fmt: skip
-    """An experiment of one trial for each text of `losses`: values joined by '/', or a word that TRIAL knows.
+    losses: list[str],
+    *,
+    name: str = "pfn-0a1b2c3d-search",
+    objective: str = "minimize",
+    max_failed: int = 5,
+    parallel: int = 2,
+    run_id: str = RUN_ID,
+    deadline: int = 600,
+    **spec,
+) -> dict:
+    """An experiment of one trial for each text of `losses`: values joined by '/', or a word that
+    TRIAL knows.
 
-    After 'slow:' there is time between the second value and the third. `deadline`: of each trial, in seconds.
+    After 'slow:' there is time between the second value and the third. `deadline`: of each trial,
+    in seconds.
     """
     command = ["python", "-c", TRIAL, METRICS_PATH, "--losses=${trialParameters.losses}"]
-    job = pytorch_job_spec(pod(command, run_id=run_id), replicas=1, gpus=0, deadline=deadline, backoff_limit=3)
+    job = pytorch_job_spec(
+        pod(command, run_id=run_id), replicas=1, gpus=0, deadline=deadline, backoff_limit=3
+    )
     return {
         "apiVersion": "kubeflow.org/v1beta1",
         "kind": "Experiment",
@@ -56,10 +75,18 @@ def experiment(
             "parallelTrialCount": min(parallel, len(losses)),
             "maxTrialCount": len(losses),
             "maxFailedTrialCount": min(max_failed, len(losses)),
-            "parameters": [{"name": "losses", "parameterType": "categorical", "feasibleSpace": {"list": losses}}],
+            "parameters": [
+                {
+                    "name": "losses",
+                    "parameterType": "categorical",
+                    "feasibleSpace": {"list": losses},
+                }
+            ],
             "metricsCollectorSpec": {
                 "collector": {"kind": "File"},
-                "source": {"fileSystemPath": {"path": METRICS_PATH, "kind": "File", "format": "TEXT"}},
+                "source": {
+                    "fileSystemPath": {"path": METRICS_PATH, "kind": "File", "format": "TEXT"}
+                },
             },
             "trialTemplate": {
                 "primaryContainerName": "pytorch",
@@ -68,18 +95,26 @@ def experiment(
                 "failureCondition": 'status.conditions.#(type=="Failed")#|#(status=="True")#',
                 "trialParameters": [{"name": "losses", "reference": "losses"}],
                 "trialSpec": {
-                    "apiVersion": "kubeflow.org/v1", "kind": "PyTorchJob", "metadata": {"labels": labels(run_id, "search")}, "spec": job,
+                    "apiVersion": "kubeflow.org/v1",
+                    "kind": "PyTorchJob",
+                    "metadata": {"labels": labels(run_id, "search")},
+                    "spec": job,
                 },
             },
             **spec,
         },
-    }  # fmt: skip
+    }
 
 
 def job(
-    code: str, *args: str, name: str = "pfn-0a1b2c3d-export", replicas: int = 1, restart: str = "Never", deadline: int = 600,
+    code: str,
+    *args: str,
+    name: str = "pfn-0a1b2c3d-export",
+    replicas: int = 1,
+    restart: str = "Never",
+    deadline: int = 600,
     run_id: str = RUN_ID,
-) -> dict:  # fmt: skip
+) -> dict:
     """A PyTorchJob whose replicas run this Python code."""
     template = pod(["python", "-c", code], list(args), step="export", run_id=run_id)
     spec = pytorch_job_spec(template, replicas=replicas, gpus=0, deadline=deadline, backoff_limit=3)
@@ -93,13 +128,21 @@ def job(
     }
 
 
-def service(name: str = "jec-pfn", uri: str = "s3://models/pfn-0a1b2c3d/model", run_id: str = RUN_ID, **predictor) -> dict:
+def service(
+    name: str = "jec-pfn",
+    uri: str = "s3://models/pfn-0a1b2c3d/model",
+    run_id: str = RUN_ID,
+    **predictor,
+) -> dict:
     """An InferenceService of Triton."""
     amounts = {"cpu": "1", "memory": "2Gi"}
     model = {
-        "modelFormat": {"name": "onnx", "version": "1"}, "runtime": "kserve-tritonserver", "protocolVersion": "v2", "storageUri": uri,
+        "modelFormat": {"name": "onnx", "version": "1"},
+        "runtime": "kserve-tritonserver",
+        "protocolVersion": "v2",
+        "storageUri": uri,
         "resources": {"requests": amounts, "limits": amounts},
-    }  # fmt: skip
+    }
     return {
         "apiVersion": "serving.kserve.io/v1beta1",
         "kind": "InferenceService",

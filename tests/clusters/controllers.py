@@ -1,7 +1,9 @@
-"""Scripted controllers for the fake API server: a node that plays pods, the training operator, Katib, KServe, ugly paths included.
+"""Scripted controllers for the fake API server: a node that plays pods, the training operator,
+Katib, KServe, ugly paths included.
 
-Each is called over and over while the server's lock is held, and changes objects as the real one would, as far as a launcher
-can see it. What a pod does is a `Play`: from a table, or a real process.
+Each is called over and over while the server's lock is held, and changes objects as the real one
+would, as far as a launcher can see it. What a pod does is a `Play`: from a table, or a real
+process.
 """
 
 from __future__ import annotations
@@ -21,13 +23,19 @@ from pathlib import Path
 
 from tests.clusters.fake_api import FakeApi, has_condition, now, set_condition
 
-KATIB_METRIC = re.compile(r"([\w|-]+)\s*=\s*([+-]?\d*(\.\d+)?([Ee][+-]?\d+)?)")  # Katib's default filter
+# Katib's default filter
+KATIB_METRIC = re.compile(r"([\w|-]+)\s*=\s*([+-]?\d*(\.\d+)?([Ee][+-]?\d+)?)")
 UNAVAILABLE = "unavailable"
 METRICS_PATH = "/var/log/katib/metrics.log"
-CRASHED = {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off restarting failed container"}}
+CRASHED = {
+    "waiting": {"reason": "CrashLoopBackOff", "message": "back-off restarting failed container"}
+}
 UNSCHEDULABLE = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
-QUOTA = 'pods "{name}" is forbidden: exceeded quota: kf-resource-quota, requested: requests.nvidia.com/gpu=1, ' \
-        "used: requests.nvidia.com/gpu=2, limited: requests.nvidia.com/gpu=2"  # fmt: skip
+QUOTA = (
+    'pods "{name}" is forbidden: exceeded quota: kf-resource-quota, requested:'
+    " requests.nvidia.com/gpu=1, used: requests.nvidia.com/gpu=2, limited:"
+    " requests.nvidia.com/gpu=2"
+)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -44,7 +52,10 @@ class Play:
     """Of the end: 'OOMKilled' (the container's) or 'Evicted' (the pod's)."""
     early_stopped: bool = False
     container: str = ""
-    """The container that ends; by default the pod's first. 'storage-initializer' is an init container of KServe's."""
+    """The container that ends; by default the pod's first.
+
+    'storage-initializer' is an init container of KServe's.
+    """
 
 
 class Node:
@@ -65,11 +76,16 @@ class Node:
 
     def _advance(self, api: FakeApi, pod: dict) -> None:
         uid, status = pod["metadata"]["uid"], pod.setdefault("status", {"phase": "Pending"})
-        play = self.plays.setdefault(uid, self.play(pod)) if uid not in self.plays else self.plays[uid]
+        play = (
+            self.plays.setdefault(uid, self.play(pod)) if uid not in self.plays else self.plays[uid]
+        )
         if play.pending:
             return self._hold(api, pod, play.pending)
         set_condition(pod, "PodScheduled")
-        if _restarting(status) and time.monotonic() - self._since.get(uid, -math.inf) < self.backoff:
+        if (
+            _restarting(status)
+            and time.monotonic() - self._since.get(uid, -math.inf) < self.backoff
+        ):
             return
         if play.container == "storage-initializer":
             self._fail_init(api, pod, play)
@@ -80,18 +96,32 @@ class Node:
 
     def _hold(self, api: FakeApi, pod: dict, why: str) -> None:
         scheduled = why != "unschedulable"
-        set_condition(pod, "PodScheduled", str(scheduled), "" if scheduled else "Unschedulable", "" if scheduled else UNSCHEDULABLE)
+        set_condition(
+            pod,
+            "PodScheduled",
+            str(scheduled),
+            "" if scheduled else "Unschedulable",
+            "" if scheduled else UNSCHEDULABLE,
+        )
         image = pod["spec"]["containers"][0].get("image", "")
         waiting = {
             "image": {"reason": "ImagePullBackOff", "message": f'Back-off pulling image "{image}"'},
-            "config": {"reason": "CreateContainerConfigError", "message": 'secret "s3-keys" not found'},
+            "config": {
+                "reason": "CreateContainerConfigError",
+                "message": 'secret "s3-keys" not found',
+            },
             "mount": {"reason": "ContainerCreating"},
         }.get(why)
         if waiting:
-            pod["status"]["containerStatuses"] = [_container(pod, {"waiting": waiting}, ready=False)]
+            pod["status"]["containerStatuses"] = [
+                _container(pod, {"waiting": waiting}, ready=False)
+            ]
         if why == "mount":
             api.event(
-                pod, "FailedMount", 'MountVolume.SetUp failed for volume "eos" : hostPath type check failed: /var/eos is not a directory'
+                pod,
+                "FailedMount",
+                'MountVolume.SetUp failed for volume "eos" : hostPath type check failed: /var/eos'
+                " is not a directory",
             )
 
     def _start(self, api: FakeApi, pod: dict, play: Play) -> None:
@@ -100,7 +130,11 @@ class Node:
         last, restarts = old.get("lastState") or {}, old.get("restartCount", 0)
         status["phase"] = "Running"
         ready = play.seconds > 0  # what ends at once never answers its readiness probe
-        status["containerStatuses"] = [_container(pod, {"running": {"startedAt": now()}}, ready=ready, last=last, restarts=restarts)]
+        status["containerStatuses"] = [
+            _container(
+                pod, {"running": {"startedAt": now()}}, ready=ready, last=last, restarts=restarts
+            )
+        ]
         set_condition(pod, "Ready", str(ready))
         self._since[uid] = time.monotonic()
         api.logs[uid, container, False] = play.log
@@ -112,44 +146,73 @@ class Node:
         api.logs[uid, play.container or _first(pod), False] = play.log
         code = {"OOMKilled": 137, "Evicted": 137}.get(play.reason, play.exit_code)
         reason = "OOMKilled" if play.reason == "OOMKilled" else "Error" if code else "Completed"
-        end = {"terminated": {"exitCode": code, "reason": reason, "startedAt": now(), "finishedAt": now()}}
+        end = {
+            "terminated": {
+                "exitCode": code,
+                "reason": reason,
+                "startedAt": now(),
+                "finishedAt": now(),
+            }
+        }
         policy = pod["spec"].get("restartPolicy", "Always")
         set_condition(pod, "Ready", "False")
         if play.reason == "Evicted":
-            status |= {"phase": "Failed", "reason": "Evicted", "message": "The node was low on resource: memory."}
+            status |= {
+                "phase": "Failed",
+                "reason": "Evicted",
+                "message": "The node was low on resource: memory.",
+            }
             status["containerStatuses"] = [_container(pod, end, ready=False)]
         elif policy == "Always" or (policy == "OnFailure" and code):
             self._restart(api, pod, end, play)
         else:
             status["phase"] = "Failed" if code else "Succeeded"
-            status["containerStatuses"] = [_container(pod, end, ready=False, restarts=_restarts(status))]
+            status["containerStatuses"] = [
+                _container(pod, end, ready=False, restarts=_restarts(status))
+            ]
         api.touch(pod)
 
     def _restart(self, api: FakeApi, pod: dict, end: dict, play: Play) -> None:
         uid, status, name = pod["metadata"]["uid"], pod["status"], play.container or _first(pod)
         api.logs[uid, name, True] = api.logs.pop((uid, name, False))
-        status["containerStatuses"] = [_container(pod, CRASHED, ready=False, last=end, restarts=_restarts(status) + 1, name=name)]
+        status["containerStatuses"] = [
+            _container(
+                pod, CRASHED, ready=False, last=end, restarts=_restarts(status) + 1, name=name
+            )
+        ]
         self._since[uid] = time.monotonic()
         self.plays.pop(uid)
 
     def _fail_init(self, api: FakeApi, pod: dict, play: Play) -> None:
         uid, status, name = pod["metadata"]["uid"], pod["status"], play.container
-        restarts = max((one["restartCount"] for one in status.get("initContainerStatuses", [])), default=-1) + 1
+        restarts = (
+            max(
+                (one["restartCount"] for one in status.get("initContainerStatuses", [])), default=-1
+            )
+            + 1
+        )
         end = {"terminated": {"exitCode": play.exit_code, "reason": "Error", "finishedAt": now()}}
-        status["initContainerStatuses"] = [_container(pod, CRASHED, ready=False, last=end, restarts=restarts, name=name)]
-        status["containerStatuses"] = [_container(pod, {"waiting": {"reason": "PodInitializing"}}, ready=False)]
+        status["initContainerStatuses"] = [
+            _container(pod, CRASHED, ready=False, last=end, restarts=restarts, name=name)
+        ]
+        status["containerStatuses"] = [
+            _container(pod, {"waiting": {"reason": "PodInitializing"}}, ready=False)
+        ]
         api.logs[uid, name, True] = play.log
         self._since[uid] = time.monotonic()
         api.touch(pod)
 
-
     def growing(self, pod: dict) -> str:
-        """The metrics file of a pod that runs, as far as it is written; empty where that is not looked at."""
+        """The metrics file of a pod that runs, as far as it is written; empty where that is not
+        looked at.
+        """
         return ""
 
 
 class ProcessNode(Node):
-    """Runs the pods' containers as processes of this machine, with the collector's file at a path of their own."""
+    """Runs the pods' containers as processes of this machine, with the collector's file at a path
+    of their own.
+    """
 
     backoff = 0.2
 
@@ -172,7 +235,10 @@ class ProcessNode(Node):
 
     def _advance(self, api: FakeApi, pod: dict) -> None:
         uid = pod["metadata"]["uid"]
-        if _restarting(pod.setdefault("status", {"phase": "Pending"})) and time.monotonic() - self._since[uid] < self.backoff:
+        if (
+            _restarting(pod.setdefault("status", {"phase": "Pending"}))
+            and time.monotonic() - self._since[uid] < self.backoff
+        ):
             return
         if uid not in self._processes:
             self._launch(pod)
@@ -180,10 +246,20 @@ class ProcessNode(Node):
             self._start(api, pod, self.plays[uid])
         code = self._processes[uid].poll()
         if code is not None:
-            output, metrics = (Path(self._folder.name) / f"{uid}.{what}" for what in ("out", "metrics"))
+            output, metrics = (
+                Path(self._folder.name) / f"{uid}.{what}" for what in ("out", "metrics")
+            )
             text = metrics.read_text() if metrics.exists() else ""
             self._processes.pop(uid)
-            self._end(api, pod, Play(exit_code=code if code >= 0 else 128 - code, log=output.read_text(), metrics=text))
+            self._end(
+                api,
+                pod,
+                Play(
+                    exit_code=code if code >= 0 else 128 - code,
+                    log=output.read_text(),
+                    metrics=text,
+                ),
+            )
 
     def growing(self, pod: dict) -> str:
         uid = pod["metadata"]["uid"]
@@ -191,7 +267,10 @@ class ProcessNode(Node):
         return path.read_text() if uid in self._processes and path.exists() else ""
 
     def terminate(self, pod: dict) -> str:
-        """End the process as Katib's collector does; the pod then completes. Returns its metrics file."""
+        """End the process as Katib's collector does; the pod then completes.
+
+        Returns its metrics file.
+        """
         uid, text = pod["metadata"]["uid"], self.growing(pod)
         process = self._processes.pop(uid)
         process.terminate()
@@ -202,15 +281,23 @@ class ProcessNode(Node):
     def _launch(self, pod: dict) -> None:
         uid, container = pod["metadata"]["uid"], pod["spec"]["containers"][0]
         metrics = str(Path(self._folder.name) / f"{uid}.metrics")
-        command = [part.replace(METRICS_PATH, metrics) for part in [*container["command"], *container.get("args", [])]]
+        command = [
+            part.replace(METRICS_PATH, metrics)
+            for part in [*container["command"], *container.get("args", [])]
+        ]
         command[0] = sys.executable if command[0] == "python" else command[0]
         env = {one["name"]: one["value"] for one in container.get("env", []) if "value" in one}
         with (Path(self._folder.name) / f"{uid}.out").open("wb") as output:
-            self._processes[uid] = subprocess.Popen(command, env={**os.environ, **env}, stdout=output, stderr=subprocess.STDOUT)
+            self._processes[uid] = subprocess.Popen(
+                command, env={**os.environ, **env}, stdout=output, stderr=subprocess.STDOUT
+            )
 
 
 class TrainingOperator:
-    """PyTorchJobs -> pods -> conditions. While `quota` is set no pod is admitted, and events say so."""
+    """PyTorchJobs -> pods -> conditions.
+
+    While `quota` is set no pod is admitted, and events say so.
+    """
 
     def __init__(self, quota: bool = False) -> None:
         self.quota = quota
@@ -223,40 +310,74 @@ class TrainingOperator:
 
     def _reconcile(self, api: FakeApi, job: dict) -> None:
         name = job["metadata"]["name"]
-        set_condition(job, "Created", reason="PyTorchJobCreated", message=f"PyTorchJob {name} is created.")
+        set_condition(
+            job, "Created", reason="PyTorchJobCreated", message=f"PyTorchJob {name} is created."
+        )
         self._started.setdefault(job["metadata"]["uid"], time.monotonic())
-        pods = {pod["metadata"]["name"]: pod for pod in api.all("pods", f"training.kubeflow.org/job-name={name}")}
+        pods = {
+            pod["metadata"]["name"]: pod
+            for pod in api.all("pods", f"training.kubeflow.org/job-name={name}")
+        }
         specs, policy = job["spec"]["pytorchReplicaSpecs"], job["spec"].get("runPolicy") or {}
-        replicas = [(role, index) for role in ("Master", "Worker") if role in specs for index in range(specs[role].get("replicas", 1))]
+        replicas = [
+            (role, index)
+            for role in ("Master", "Worker")
+            if role in specs
+            for index in range(specs[role].get("replicas", 1))
+        ]
         for rank, (role, index) in enumerate(replicas):
             pod = pods.get(f"{name}-{role.lower()}-{index}")
             if pod is None:
                 self._create_pod(api, job, role, index, rank, len(replicas))
-            elif pod["status"]["phase"] == "Failed" and specs[role].get("restartPolicy") == "OnFailure":
+            elif (
+                pod["status"]["phase"] == "Failed"
+                and specs[role].get("restartPolicy") == "OnFailure"
+            ):
                 api.delete("pods", pod)  # made anew in the next round
         self._set_status(api, job, list(pods.values()), policy)
 
-    def _create_pod(self, api: FakeApi, job: dict, role: str, index: int, rank: int, world: int) -> None:
+    def _create_pod(
+        self, api: FakeApi, job: dict, role: str, index: int, rank: int, world: int
+    ) -> None:
         name, spec = job["metadata"]["name"], job["spec"]["pytorchReplicaSpecs"][role]
         pod = copy.deepcopy(spec["template"])
         pod_name = f"{name}-{role.lower()}-{index}"
         if self.quota:
-            return api.event(job, "FailedCreatePod", "Error creating: " + QUOTA.format(name=pod_name))
-        labels = {"job-name": name, "replica-type": role.lower(), "replica-index": str(index), "operator-name": "pytorchjob-controller"}
-        env = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "23456", "RANK": str(rank), "WORLD_SIZE": str(world), "PYTHONUNBUFFERED": "1"}
+            return api.event(
+                job, "FailedCreatePod", "Error creating: " + QUOTA.format(name=pod_name)
+            )
+        labels = {
+            "job-name": name,
+            "replica-type": role.lower(),
+            "replica-index": str(index),
+            "operator-name": "pytorchjob-controller",
+        }
+        env = {
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": "23456",
+            "RANK": str(rank),
+            "WORLD_SIZE": str(world),
+            "PYTHONUNBUFFERED": "1",
+        }
         metadata = pod.setdefault("metadata", {})
         metadata |= {"name": pod_name, "ownerReferences": [_owner(job)]}
-        metadata.setdefault("labels", {}).update({f"training.kubeflow.org/{key}": value for key, value in labels.items()})
+        metadata.setdefault("labels", {}).update(
+            {f"training.kubeflow.org/{key}": value for key, value in labels.items()}
+        )
         pod["spec"]["restartPolicy"] = spec.get("restartPolicy", "Never")
         for container in pod["spec"]["containers"]:
-            container.setdefault("env", []).extend({"name": key, "value": value} for key, value in env.items())
+            container.setdefault("env", []).extend(
+                {"name": key, "value": value} for key, value in env.items()
+            )
         api.create("pods", pod)["status"] = {"phase": "Pending"}
 
     def _set_status(self, api: FakeApi, job: dict, pods: list[dict], policy: dict) -> None:
         name, counts = job["metadata"]["name"], {}
         for pod in pods:
             role = pod["metadata"]["labels"]["training.kubeflow.org/replica-type"].capitalize()
-            key = {"Running": "active", "Succeeded": "succeeded", "Failed": "failed"}.get(pod["status"]["phase"])
+            key = {"Running": "active", "Succeeded": "succeeded", "Failed": "failed"}.get(
+                pod["status"]["phase"]
+            )
             if key:
                 counts.setdefault(role, {})[key] = counts.get(role, {}).get(key, 0) + 1
         job["status"]["replicaStatuses"] = counts
@@ -265,24 +386,63 @@ class TrainingOperator:
         limit = policy.get("backoffLimit")
         deadline = policy.get("activeDeadlineSeconds", math.inf)
         if counts.get("Master", {}).get("succeeded"):
-            self._finish(api, job, pods, "Succeeded", f"PyTorchJob {name} is successfully completed.")
+            self._finish(
+                api, job, pods, "Succeeded", f"PyTorchJob {name} is successfully completed."
+            )
         elif limit is not None and restarts > 0 and restarts >= limit:
-            # Whatever cleanPodPolicy says: the pods go before the status is set, and their logs with them.
-            self._finish(api, job, pods, "Failed", f"PyTorchJob {name} has failed because it has reached the specified backoff limit", all)
+            # Whatever cleanPodPolicy says: the pods go before the status is set, and their logs
+            # with them.
+            self._finish(
+                api,
+                job,
+                pods,
+                "Failed",
+                f"PyTorchJob {name} has failed because it has reached the specified backoff limit",
+                all,
+            )
         elif time.monotonic() - self._started[job["metadata"]["uid"]] > deadline:
             self._finish(
-                api, job, pods, "Failed", f"PyTorchJob {name} has failed because it was active longer than specified deadline", all
+                api,
+                job,
+                pods,
+                "Failed",
+                f"PyTorchJob {name} has failed because it was active longer than specified"
+                " deadline",
+                all,
             )
-        elif failed and all(spec.get("restartPolicy") == "Never" for spec in job["spec"]["pytorchReplicaSpecs"].values()):
-            self._finish(api, job, pods, "Failed", f"PyTorchJob {name} is failed because {failed} replica(s) failed.")
+        elif failed and all(
+            spec.get("restartPolicy") == "Never"
+            for spec in job["spec"]["pytorchReplicaSpecs"].values()
+        ):
+            self._finish(
+                api,
+                job,
+                pods,
+                "Failed",
+                f"PyTorchJob {name} is failed because {failed} replica(s) failed.",
+            )
         elif any(one.get("active") for one in counts.values()):
-            set_condition(job, "Running", reason="PyTorchJobRunning", message=f"PyTorchJob {name} is running.")
+            set_condition(
+                job, "Running", reason="PyTorchJobRunning", message=f"PyTorchJob {name} is running."
+            )
         api.touch(job)
 
-    def _finish(self, api: FakeApi, job: dict, pods: list[dict], kind: str, message: str, clean: object = None) -> None:
+    def _finish(
+        self,
+        api: FakeApi,
+        job: dict,
+        pods: list[dict],
+        kind: str,
+        message: str,
+        clean: object = None,
+    ) -> None:
         policy = (job["spec"].get("runPolicy") or {}).get("cleanPodPolicy", "None")
         for pod in pods:
-            if clean is all or policy == "All" or (policy == "Running" and pod["status"]["phase"] in ("Running", "Pending")):
+            if (
+                clean is all
+                or policy == "All"
+                or (policy == "Running" and pod["status"]["phase"] in ("Running", "Pending"))
+            ):
                 api.delete("pods", pod)
         set_condition(job, "Running", "False")
         set_condition(job, kind, reason=f"PyTorchJob{kind}", message=message)
@@ -290,14 +450,23 @@ class TrainingOperator:
 
 
 class Katib:
-    """Experiments -> trials -> jobs -> observations -> the optimum and the end, by Katib's rules (also the ones that hurt).
+    """Experiments -> trials -> jobs -> observations -> the optimum and the end, by Katib's rules
+    (also the ones that hurt).
 
-    `assignments` are the parameters of the trials in order; by default the product of the lists, or the ends of the ranges.
-    `pod`: trials are proposed by a pod of the namespace, which has to run first.
-    `deaf`: the metrics collector never reports, and trials whose jobs have succeeded wait for ever.
+    `assignments` are the parameters of the trials in order; by default the product of the lists, or
+    the ends of the ranges. `pod`: trials are proposed by a pod of the namespace, which has to run
+    first. `deaf`: the metrics collector never reports, and trials whose jobs have succeeded wait
+    for ever.
     """
 
-    def __init__(self, node: Node, assignments: list[dict[str, str]] | None = None, *, deaf: bool = False, pod: bool = False) -> None:
+    def __init__(
+        self,
+        node: Node,
+        assignments: list[dict[str, str]] | None = None,
+        *,
+        deaf: bool = False,
+        pod: bool = False,
+    ) -> None:
         self.node, self.assignments, self.deaf, self.pod = node, assignments, deaf, pod
 
     def __call__(self, api: FakeApi) -> None:
@@ -311,72 +480,129 @@ class Katib:
             self._reconcile_trial(api, trial)
         if _restarts_now(experiment, trials):
             set_condition(experiment, "Succeeded", "False")
-            set_condition(experiment, "Restarting", reason="ExperimentRestarting", message="Experiment is restarted")
+            set_condition(
+                experiment,
+                "Restarting",
+                reason="ExperimentRestarting",
+                message="Experiment is restarted",
+            )
         if has_condition(experiment, "Succeeded", "Failed"):
             return
-        set_condition(experiment, "Created", reason="ExperimentCreated", message="Experiment is created")
-        set_condition(experiment, "Running", reason="ExperimentRunning", message="Experiment is running")
+        set_condition(
+            experiment, "Created", reason="ExperimentCreated", message="Experiment is created"
+        )
+        set_condition(
+            experiment, "Running", reason="ExperimentRunning", message="Experiment is running"
+        )
         experiment["status"] |= _summary(spec, trials)
         self._end(experiment, trials)
         if self.pod and not self._proposes(api, experiment):
             return
         active = sum(_state(trial) in ("running", "pending") for trial in trials)
-        while not has_condition(experiment, "Succeeded", "Failed") and active < spec.get("parallelTrialCount", 3) \
-                and len(trials) < spec.get("maxTrialCount", math.inf):  # fmt: skip
+        while (
+            not has_condition(experiment, "Succeeded", "Failed")
+            and active < spec.get("parallelTrialCount", 3)
+            and len(trials) < spec.get("maxTrialCount", math.inf)
+        ):
             trials.append(self._create_trial(api, experiment, len(trials)))
             active += 1
         api.touch(experiment)
 
     def _proposes(self, api: FakeApi, experiment: dict) -> bool:
-        name = f"{experiment['metadata']['name']}-{experiment['spec']['algorithm']['algorithmName']}-5d8"
+        algorithm = experiment["spec"]["algorithm"]["algorithmName"]
+        name = f"{experiment['metadata']['name']}-{algorithm}-5d8"
         pod = api.find("pods", name)
         if pod is None:
-            metadata = {"name": name, "labels": {"katib.kubeflow.org/suggestion": experiment["metadata"]["name"]}}
-            spec = {"containers": [{"name": "suggestion", "image": "katib/suggestion-hyperopt:v0.19.0"}]}
-            pod = api.create("pods", {"metadata": {**metadata, "ownerReferences": [_owner(experiment)]}, "spec": spec})
+            metadata = {
+                "name": name,
+                "labels": {"katib.kubeflow.org/suggestion": experiment["metadata"]["name"]},
+            }
+            spec = {
+                "containers": [{"name": "suggestion", "image": "katib/suggestion-hyperopt:v0.19.0"}]
+            }
+            pod = api.create(
+                "pods",
+                {"metadata": {**metadata, "ownerReferences": [_owner(experiment)]}, "spec": spec},
+            )
             pod["status"] = {"phase": "Pending"}
         return has_condition(pod, "Ready")
 
     def _create_trial(self, api: FakeApi, experiment: dict, index: int) -> dict:
         spec, name = experiment["spec"], f"{experiment['metadata']['name']}-{_suffix(index)}"
-        chosen = self.assignments[index] if self.assignments else _suggest(spec["parameters"], index)
+        chosen = (
+            self.assignments[index] if self.assignments else _suggest(spec["parameters"], index)
+        )
         template = spec["trialTemplate"]
         text = json.dumps(template["trialSpec"])
         for parameter in template["trialParameters"]:
-            value = name if parameter["reference"] == "${trialSpec.Name}" else chosen[parameter["reference"]]
+            value = (
+                name
+                if parameter["reference"] == "${trialSpec.Name}"
+                else chosen[parameter["reference"]]
+            )
             text = text.replace(f"${{trialParameters.{parameter['name']}}}", value)
-        labels = {**experiment["metadata"].get("labels", {}), "katib.kubeflow.org/experiment": experiment["metadata"]["name"]}
-        strategies = [{"name": spec["objective"]["objectiveMetricName"], "value": spec["objective"]["type"][:3]}]
-        trial = api.create("trials", {
-            "metadata": {"name": name, "labels": labels, "ownerReferences": [_owner(experiment)]},
-            "spec": {
-                "earlyStoppingRules": self._rules(api, experiment),
-                "parameterAssignments": [{"name": key, "value": value} for key, value in chosen.items()],
-                "objective": {"metricStrategies": strategies, **spec["objective"]}, "runSpec": json.loads(text),
-                "retainRun": template.get("retain", False),
+        labels = {
+            **experiment["metadata"].get("labels", {}),
+            "katib.kubeflow.org/experiment": experiment["metadata"]["name"],
+        }
+        strategies = [
+            {
+                "name": spec["objective"]["objectiveMetricName"],
+                "value": spec["objective"]["type"][:3],
+            }
+        ]
+        trial = api.create(
+            "trials",
+            {
+                "metadata": {
+                    "name": name,
+                    "labels": labels,
+                    "ownerReferences": [_owner(experiment)],
+                },
+                "spec": {
+                    "earlyStoppingRules": self._rules(api, experiment),
+                    "parameterAssignments": [
+                        {"name": key, "value": value} for key, value in chosen.items()
+                    ],
+                    "objective": {"metricStrategies": strategies, **spec["objective"]},
+                    "runSpec": json.loads(text),
+                    "retainRun": template.get("retain", False),
+                },
+                "status": {"startTime": now(), "completionTime": None},
             },
-            "status": {"startTime": now(), "completionTime": None},
-        })  # fmt: skip
+        )
         set_condition(trial, "Created", reason="TrialCreated", message="Trial is created")
         return trial
 
     def _rules(self, api: FakeApi, experiment: dict) -> list[dict]:
-        """What Katib's medianstop service answers: the mean of the averages of the first values, of trials that have succeeded."""
+        """What Katib's medianstop service answers: the mean of the averages of the first values, of
+        trials that have succeeded.
+        """
         spec, asked = experiment["spec"], experiment["spec"].get("earlyStopping")
         if not asked:
             return []
         settings = {one["name"]: int(one["value"]) for one in asked["algorithmSettings"]}
         averages = []
-        for trial in api.all("trials", f"katib.kubeflow.org/experiment={experiment['metadata']['name']}"):
+        for trial in api.all(
+            "trials", f"katib.kubeflow.org/experiment={experiment['metadata']['name']}"
+        ):
             if has_condition(trial, "Succeeded"):
                 master = api.find("pods", f"{trial['metadata']['name']}-master-0")
-                first = _reported(self.node.metrics[master["metadata"]["uid"]], spec["objective"])[: settings["start_step"]]
+                first = _reported(self.node.metrics[master["metadata"]["uid"]], spec["objective"])[
+                    : settings["start_step"]
+                ]
                 averages.append(sum(first) / len(first))
         if len(averages) < settings["min_trials_required"]:
             return []
         comparison = "greater" if spec["objective"]["type"] == "minimize" else "less"
-        return [{"name": spec["objective"]["objectiveMetricName"], "value": str(sum(averages) / len(averages)), "comparison": comparison,
-                 "startStep": settings["start_step"]}]  # fmt: skip
+        return [
+            {
+                "name": spec["objective"]["objectiveMetricName"],
+                "value": str(sum(averages) / len(averages)),
+                "comparison": comparison,
+                "startStep": settings["start_step"],
+            }
+        ]
 
     def _reconcile_trial(self, api: FakeApi, trial: dict) -> None:
         if _state(trial) not in ("running", "pending"):
@@ -400,39 +626,79 @@ class Katib:
         master = api.find("pods", f"{job['metadata']['name']}-master-0")
         play = self.node.plays.get(master["metadata"]["uid"]) if master else None
         text = self.node.growing(master) if master else ""
-        if any(_stops(rule, text, trial["spec"]["objective"]) for rule in trial["spec"].get("earlyStoppingRules", [])):
+        if any(
+            _stops(rule, text, trial["spec"]["objective"])
+            for rule in trial["spec"].get("earlyStoppingRules", [])
+        ):
             # The collector ends the container's process, and the pod completes.
             text = self.node.terminate(master)
             trial["status"]["observation"] = {"metrics": observe(text, trial["spec"]["objective"])}
-            set_condition(trial, "EarlyStopped", reason="TrialEarlyStopped", message="Trial is early stopped")
+            set_condition(
+                trial, "EarlyStopped", reason="TrialEarlyStopped", message="Trial is early stopped"
+            )
         elif play and play.early_stopped and master["status"]["phase"] == "Running":
-            trial["status"]["observation"] = {"metrics": observe(play.metrics, trial["spec"]["objective"])}
-            set_condition(trial, "EarlyStopped", reason="TrialEarlyStopped", message="Trial is early stopped")
+            trial["status"]["observation"] = {
+                "metrics": observe(play.metrics, trial["spec"]["objective"])
+            }
+            set_condition(
+                trial, "EarlyStopped", reason="TrialEarlyStopped", message="Trial is early stopped"
+            )
         elif has_condition(job, "Failed"):
-            said = next(one["message"] for one in job["status"]["conditions"] if one["type"] == "Failed")
-            set_condition(trial, "Failed", reason="TrialFailed", message=f"Trial has failed. Job message: {said}")
+            said = next(
+                one["message"] for one in job["status"]["conditions"] if one["type"] == "Failed"
+            )
+            set_condition(
+                trial,
+                "Failed",
+                reason="TrialFailed",
+                message=f"Trial has failed. Job message: {said}",
+            )
         elif has_condition(job, "Succeeded") and not self.deaf:
-            found = observe(self.node.metrics.get(master["metadata"]["uid"], ""), trial["spec"]["objective"])
+            found = observe(
+                self.node.metrics.get(master["metadata"]["uid"], ""), trial["spec"]["objective"]
+            )
             trial["status"]["observation"] = {"metrics": found}
             if found[0]["latest"] == UNAVAILABLE:
                 set_condition(trial, "Running", "False")
-                set_condition(trial, "MetricsUnavailable", reason="TrialMetricsUnavailable", message="Metrics are not available")
+                set_condition(
+                    trial,
+                    "MetricsUnavailable",
+                    reason="TrialMetricsUnavailable",
+                    message="Metrics are not available",
+                )
             else:
-                set_condition(trial, "Succeeded", reason="TrialSucceeded", message="Trial has succeeded")
+                set_condition(
+                    trial, "Succeeded", reason="TrialSucceeded", message="Trial has succeeded"
+                )
 
     def _end(self, experiment: dict, trials: list[dict]) -> None:
         spec, states = experiment["spec"], [_state(trial) for trial in trials]
         failed = sum(state in ("failed", "metricsUnavailable") for state in states)
         done = sum(state not in ("running", "pending") for state in states)
         goal, best = spec["objective"].get("goal"), _number(_best_value(experiment, trials))
-        met = goal is not None and (best <= goal if spec["objective"]["type"] == "minimize" else best >= goal)
+        met = goal is not None and (
+            best <= goal if spec["objective"]["type"] == "minimize" else best >= goal
+        )
         if met:
-            self._finish(experiment, "Succeeded", "ExperimentGoalReached", "Experiment has succeeded because Objective goal has reached")
+            self._finish(
+                experiment,
+                "Succeeded",
+                "ExperimentGoalReached",
+                "Experiment has succeeded because Objective goal has reached",
+            )
         elif failed and failed >= spec.get("maxFailedTrialCount", math.inf):
-            self._finish(experiment, "Failed", "ExperimentFailed", "Experiment has failed because max failed count has reached")
+            self._finish(
+                experiment,
+                "Failed",
+                "ExperimentFailed",
+                "Experiment has failed because max failed count has reached",
+            )
         elif done >= spec.get("maxTrialCount", math.inf):
             self._finish(
-                experiment, "Succeeded", "ExperimentMaxTrialsReached", "Experiment has succeeded because max trial count has reached"
+                experiment,
+                "Succeeded",
+                "ExperimentMaxTrialsReached",
+                "Experiment has succeeded because max trial count has reached",
             )
 
     def _finish(self, experiment: dict, kind: str, reason: str, message: str) -> None:
@@ -442,14 +708,18 @@ class Katib:
 
 
 class KServe:
-    """InferenceServices -> predictor pods -> conditions. A new spec gets new pods; the old ones go when those are ready.
+    """InferenceServices -> predictor pods -> conditions. A new spec gets new pods; the old ones go
+    when those are ready.
 
-    Like the real one it says Ready of the old spec for a while after an update (`lag` seconds), and its observedGeneration
-    counts something else. `copies_labels` False: its configuration keeps a service's labels from its pods. `url` is where
-    services answer, by default an address of no machine.
+    Like the real one it says Ready of the old spec for a while after an update (`lag` seconds), and
+    its observedGeneration counts something else. `copies_labels` False: its configuration keeps a
+    service's labels from its pods. `url` is where services answer, by default an address of no
+    machine.
     """
 
-    def __init__(self, lag: float = 0.0, invalid: str = "", copies_labels: bool = True, url: str = "") -> None:
+    def __init__(
+        self, lag: float = 0.0, invalid: str = "", copies_labels: bool = True, url: str = ""
+    ) -> None:
         self.lag, self.invalid, self.copies_labels, self.url = lag, invalid, copies_labels, url
         self._revisions: dict[str, tuple[int, str, float]] = {}
 
@@ -484,10 +754,20 @@ class KServe:
         name = service["metadata"]["name"]
         copied = service["metadata"].get("labels", {}) if self.copies_labels else {}
         labels = {**copied, "serving.kserve.io/inferenceservice": name, "revision": str(number)}
-        pod = api.create("pods", {
-            "metadata": {"name": f"{name}-predictor-{number:05d}", "labels": labels, "ownerReferences": [_owner(service)]},
-            "spec": {"containers": [{"name": "kserve-container", "image": "tritonserver:23.05-py3"}], "restartPolicy": "Always"},
-        })  # fmt: skip
+        pod = api.create(
+            "pods",
+            {
+                "metadata": {
+                    "name": f"{name}-predictor-{number:05d}",
+                    "labels": labels,
+                    "ownerReferences": [_owner(service)],
+                },
+                "spec": {
+                    "containers": [{"name": "kserve-container", "image": "tritonserver:23.05-py3"}],
+                    "restartPolicy": "Always",
+                },
+            },
+        )
         pod["status"] = {"phase": "Pending"}
         return pod
 
@@ -496,18 +776,29 @@ class KServe:
         for kind in ("IngressReady", "PredictorReady", "Ready"):
             set_condition(service, kind, str(up), "" if up else "MinimumReplicasUnavailable")
         status["observedGeneration"] = number + 40
-        status.setdefault("components", {}).setdefault("predictor", {})["latestCreatedRevision"] = f"{name}-predictor-{number:05d}"
+        status.setdefault("components", {}).setdefault("predictor", {})["latestCreatedRevision"] = (
+            f"{name}-predictor-{number:05d}"
+        )
         if up:
-            status["components"]["predictor"]["latestReadyRevision"] = f"{name}-predictor-{number:05d}"
+            status["components"]["predictor"]["latestReadyRevision"] = (
+                f"{name}-predictor-{number:05d}"
+            )
             status["url"] = self.url or f"https://{name}.{api.namespace}.example.org"
-            status["address"] = {"url": f"http://{name}.{api.namespace}.svc.cluster.local/v1/models/{name}:predict"}
+            status["address"] = {
+                "url": f"http://{name}.{api.namespace}.svc.cluster.local/v1/models/{name}:predict"
+            }
         api.touch(service)
 
 
 def observe(text: str, objective: dict) -> list[dict[str, str]]:
-    """The observation that Katib makes of a metrics file: the objective first; min and max of numbers, the last text of all."""
+    """The observation that Katib makes of a metrics file: the objective first; min and max of
+    numbers, the last text of all.
+    """
     names = [objective["objectiveMetricName"], *objective.get("additionalMetricNames", [])]
-    found = {name: {"name": name, "min": UNAVAILABLE, "max": UNAVAILABLE, "latest": UNAVAILABLE} for name in names}
+    found = {
+        name: {"name": name, "min": UNAVAILABLE, "max": UNAVAILABLE, "latest": UNAVAILABLE}
+        for name in names
+    }
     for match in KATIB_METRIC.finditer(text):
         metric, value = found.get(match[1]), match[2]
         if metric is None:
@@ -515,13 +806,19 @@ def observe(text: str, objective: dict) -> list[dict[str, str]]:
         metric["latest"] = value
         if not math.isnan(_number(value)):
             for key, choose in (("min", min), ("max", max)):
-                metric[key] = value if metric[key] == UNAVAILABLE else choose(metric[key], value, key=float)
+                metric[key] = (
+                    value if metric[key] == UNAVAILABLE else choose(metric[key], value, key=float)
+                )
     return list(found.values())
 
 
 def _reported(text: str, objective: dict) -> list[float]:
     """The objective's values in the order of the file's lines."""
-    found = [_number(match[2]) for match in KATIB_METRIC.finditer(text) if match[1] == objective["objectiveMetricName"]]
+    found = [
+        _number(match[2])
+        for match in KATIB_METRIC.finditer(text)
+        if match[1] == objective["objectiveMetricName"]
+    ]
     return [value for value in found if math.isfinite(value)]
 
 
@@ -530,27 +827,52 @@ def _stops(rule: dict, text: str, objective: dict) -> bool:
     values = _reported(text[: text.rfind("\n") + 1], objective)[: rule["startStep"]]
     if len(values) < rule["startStep"]:
         return False
-    return min(values) > float(rule["value"]) if rule["comparison"] == "greater" else max(values) < float(rule["value"])
+    return (
+        min(values) > float(rule["value"])
+        if rule["comparison"] == "greater"
+        else max(values) < float(rule["value"])
+    )
 
 
 def _restarts_now(experiment: dict, trials: list[dict]) -> bool:
-    """Katib's rule: an experiment that had all its trials goes on when it is given more, unless its resumePolicy is Never."""
-    done = next((one for one in experiment.get("status", {}).get("conditions", []) if one["type"] == "Succeeded"), {})
+    """Katib's rule: an experiment that had all its trials goes on when it is given more, unless its
+    resumePolicy is Never.
+    """
+    done = next(
+        (
+            one
+            for one in experiment.get("status", {}).get("conditions", [])
+            if one["type"] == "Succeeded"
+        ),
+        {},
+    )
     restartable = done.get("status") == "True" and done["reason"] == "ExperimentMaxTrialsReached"
     spec = experiment["spec"]
-    return restartable and spec.get("resumePolicy", "Never") != "Never" and spec["maxTrialCount"] > len(trials)
+    return (
+        restartable
+        and spec.get("resumePolicy", "Never") != "Never"
+        and spec["maxTrialCount"] > len(trials)
+    )
 
 
 def _summary(spec: dict, trials: list[dict]) -> dict:
-    """The counts and the optimal trial. A value that is no number makes its trial the best one, as in Katib."""
+    """The counts and the optimal trial.
+
+    A value that is no number makes its trial the best one, as in Katib.
+    """
     counts: dict[str, int] = {}
     for trial in trials:
         counts[_state(trial)] = counts.get(_state(trial), 0) + 1
-    summary: dict = {"trials": len(trials)} | {f"trials{state[0].upper()}{state[1:]}": count for state, count in counts.items()}
+    summary: dict = {"trials": len(trials)} | {
+        f"trials{state[0].upper()}{state[1:]}": count for state, count in counts.items()
+    }
     best = _best(spec, trials)
     if best:
-        summary["currentOptimalTrial"] = {"bestTrialName": best["metadata"]["name"], "observation": best["status"]["observation"],
-                                          "parameterAssignments": best["spec"]["parameterAssignments"]}  # fmt: skip
+        summary["currentOptimalTrial"] = {
+            "bestTrialName": best["metadata"]["name"],
+            "observation": best["status"]["observation"],
+            "parameterAssignments": best["spec"]["parameterAssignments"],
+        }
     return summary
 
 
@@ -561,7 +883,9 @@ def _best(spec: dict, trials: list[dict]) -> dict | None:
         if text == UNAVAILABLE:
             continue
         value = _number(text)
-        better = value < best_value if spec["objective"]["type"] == "minimize" else value > best_value
+        better = (
+            value < best_value if spec["objective"]["type"] == "minimize" else value > best_value
+        )
         if best is None or math.isnan(value) or better:
             best = trial
         if better or math.isnan(best_value):
@@ -612,8 +936,14 @@ def _suffix(index: int) -> str:
 
 
 def _owner(thing: dict) -> dict:
-    return {"apiVersion": thing["apiVersion"], "kind": thing["kind"], "name": thing["metadata"]["name"], "uid": thing["metadata"]["uid"],
-            "controller": True, "blockOwnerDeletion": True}  # fmt: skip
+    return {
+        "apiVersion": thing["apiVersion"],
+        "kind": thing["kind"],
+        "name": thing["metadata"]["name"],
+        "uid": thing["metadata"]["uid"],
+        "controller": True,
+        "blockOwnerDeletion": True,
+    }
 
 
 def _first(pod: dict) -> str:
@@ -621,14 +951,31 @@ def _first(pod: dict) -> str:
 
 
 def _restarts(status: dict) -> int:
-    return max((one.get("restartCount", 0) for one in status.get("containerStatuses") or []), default=0)
+    return max(
+        (one.get("restartCount", 0) for one in status.get("containerStatuses") or []), default=0
+    )
 
 
 def _restarting(status: dict) -> bool:
     return any("waiting" in one["state"] for one in status.get("containerStatuses") or [])
 
 
-def _container(pod: dict, state: dict, *, ready: bool, last: dict | None = None, restarts: int = 0, name: str = "") -> dict:
+def _container(
+    pod: dict,
+    state: dict,
+    *,
+    ready: bool,
+    last: dict | None = None,
+    restarts: int = 0,
+    name: str = "",
+) -> dict:
     container = pod["spec"]["containers"][0]
-    return {"name": name or container["name"], "image": container.get("image", ""), "imageID": "", "ready": ready, "state": state,
-            "lastState": last or {}, "restartCount": restarts}  # fmt: skip
+    return {
+        "name": name or container["name"],
+        "image": container.get("image", ""),
+        "imageID": "",
+        "ready": ready,
+        "state": state,
+        "lastState": last or {},
+        "restartCount": restarts,
+    }

@@ -1,9 +1,12 @@
-"""An API server on 127.0.0.1 for tests: the published clients talk HTTP to it, scripted controllers (controllers.py) work in it.
+"""An API server on 127.0.0.1 for tests: the published clients talk HTTP to it, scripted controllers
+(controllers.py) work in it.
 
-It keeps what a test of a launcher needs of the real one: uid, resourceVersion, generation; Status objects for 401, 403, 404,
-409, 410, 422; the status subresource; label and field selectors; watches; dry runs; admission by the rules of Katib's and the
-training operator's webhooks; access reviews, and 403 for what `forbid` forbids; discovery; finalizers and removal of
-dependents; pod logs. `fail` makes it misbehave: error codes, cut connections. `compact` forgets old versions, as etcd does.
+It keeps what a test of a launcher needs of the real one: uid, resourceVersion, generation; Status
+objects for 401, 403, 404, 409, 410, 422; the status subresource; label and field selectors;
+watches; dry runs; admission by the rules of Katib's and the training operator's webhooks; access
+reviews, and 403 for what `forbid` forbids; discovery; finalizers and removal of dependents; pod
+logs. `fail` makes it misbehave: error codes, cut connections. `compact` forgets old versions, as
+etcd does.
 
     with FakeApi([Katib(), TrainingOperator(), Node(play)]) as api:
         api.write_kubeconfig(path)
@@ -45,12 +48,26 @@ KINDS = {  # plural -> (group/version, kind)
     "clusterservingruntimes": ("serving.kserve.io/v1alpha1", "ClusterServingRuntime"),
 }
 CLUSTER_SCOPED = {"clusterservingruntimes"}
-REVIEW = re.compile(r"/apis/authorization.k8s.io/v1/(?:namespaces/[^/]+/)?(?P<kind>self|local)subjectaccessreviews$")
+REVIEW = re.compile(
+    r"/apis/authorization.k8s.io/v1/(?:namespaces/[^/]+/)?(?P<kind>self|local)subjectaccessreviews$"
+)
 DISCOVERY = re.compile(r"/(?:api|apis)/(?P<version>v1|[^/]+/[^/]+)$")
-PATH = re.compile(r"/(?:api|apis)/(?P<version>v1|[^/]+/[^/]+)(?:/namespaces/(?P<namespace>[^/]+))?/(?P<plural>[a-z]+)"
-                  r"(?:/(?P<name>[^/]+))?(?:/(?P<sub>status|log))?$")  # fmt: skip
-REASONS = {400: "BadRequest", 401: "Unauthorized", 403: "Forbidden", 404: "NotFound", 409: "Conflict", 410: "Expired", 422: "Invalid",
-           429: "TooManyRequests", 500: "InternalError", 503: "ServiceUnavailable"}  # fmt: skip
+PATH = re.compile(
+    r"/(?:api|apis)/(?P<version>v1|[^/]+/[^/]+)(?:/namespaces/(?P<namespace>[^/]+))?/(?P<plural>[a-z]+)"
+    r"(?:/(?P<name>[^/]+))?(?:/(?P<sub>status|log))?$"
+)
+REASONS = {
+    400: "BadRequest",
+    401: "Unauthorized",
+    403: "Forbidden",
+    404: "NotFound",
+    409: "Conflict",
+    410: "Expired",
+    422: "Invalid",
+    429: "TooManyRequests",
+    500: "InternalError",
+    503: "ServiceUnavailable",
+}
 TICK = 0.005  # seconds between two rounds of the controllers
 
 Controller = Callable[["FakeApi"], None]
@@ -66,7 +83,10 @@ class Failure(Exception):
 
 @dataclasses.dataclass
 class Fault:
-    """`times` requests that match are answered with `code`, or cut: 'before' or 'after' the work was done."""
+    """`times` requests that match are answered with `code`, or cut:
+
+    'before' or 'after' the work was done.
+    """
 
     method: str
     path: re.Pattern
@@ -95,11 +115,13 @@ class FakeApi:
         self._compacted = 0
         self._stop = threading.Event()
 
-    # For tests ------------------------------------------------------------------------------------------------------
+    # For tests
+    # --------------------------------------------------------------------------------------------
 
     def __enter__(self) -> FakeApi:
         self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
-        self._server.handle_error = lambda request, address: None  # a client that went away is no news
+        # a client that went away is no news
+        self._server.handle_error = lambda request, address: None
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         self._threads = [
             threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True),
@@ -119,13 +141,21 @@ class FakeApi:
             getattr(controller, "close", lambda: None)()
 
     def write_kubeconfig(self, path: Path, namespace: str | None = "physics") -> Path:
-        context = {"cluster": "fake", "user": "tester"} | ({"namespace": namespace} if namespace else {})
-        path.write_text(yaml.safe_dump({
-            "apiVersion": "v1", "kind": "Config", "current-context": "fake",
-            "clusters": [{"name": "fake", "cluster": {"server": self.url}}],
-            "users": [{"name": "tester", "user": {"token": "not-a-secret"}}],
-            "contexts": [{"name": "fake", "context": context}],
-        }))  # fmt: skip
+        context = {"cluster": "fake", "user": "tester"} | (
+            {"namespace": namespace} if namespace else {}
+        )
+        path.write_text(
+            yaml.safe_dump(
+                {
+                    "apiVersion": "v1",
+                    "kind": "Config",
+                    "current-context": "fake",
+                    "clusters": [{"name": "fake", "cluster": {"server": self.url}}],
+                    "users": [{"name": "tester", "user": {"token": "not-a-secret"}}],
+                    "contexts": [{"name": "fake", "context": context}],
+                }
+            )
+        )
         return path
 
     def fail(self, method: str, path: str, *, times: float = 1, **how) -> Fault:
@@ -136,7 +166,10 @@ class FakeApi:
         return fault
 
     def forbid(self, verb: str, resource: str) -> None:
-        """From now on nobody may do this; '*' for any verb. The resource is a plural, pods' logs are 'pods/log'."""
+        """From now on nobody may do this;
+
+        '*' for any verb. The resource is a plural, pods' logs are 'pods/log'.
+        """
         with self.lock:
             self._forbidden.add((verb, resource))
 
@@ -157,7 +190,8 @@ class FakeApi:
             assert time.monotonic() < end, "the fake did not come to what was waited for"
             time.sleep(TICK)
 
-    # Objects, for controllers and tests -----------------------------------------------------------------------------
+    # Objects, for controllers and tests
+    # -----------------------------------------------------------------------------
 
     def find(self, plural: str, name: str, namespace: str = "") -> dict | None:
         """The stored object itself, not a copy."""
@@ -166,21 +200,38 @@ class FakeApi:
     def all(self, plural: str, selector: str = "") -> list[dict]:
         """The stored objects of a kind in every namespace, oldest first."""
         listed = [thing for (kind, _, _), thing in self._objects.items() if kind == plural]
-        return [thing for thing in listed if _selected(selector, thing["metadata"].get("labels") or {})]
+        return [
+            thing for thing in listed if _selected(selector, thing["metadata"].get("labels") or {})
+        ]
 
     def create(self, plural: str, thing: dict, namespace: str = "", *, dry: bool = False) -> dict:
         """Admit and store an object; a dry run stops before it is stored."""
         thing = copy.deepcopy(thing)
         metadata = thing.setdefault("metadata", {})
-        namespace = "" if plural in CLUSTER_SCOPED else namespace or metadata.get("namespace") or self.namespace
+        namespace = (
+            ""
+            if plural in CLUSTER_SCOPED
+            else namespace or metadata.get("namespace") or self.namespace
+        )
         if metadata.get("namespace", namespace) != namespace:
-            raise Failure(400, "the namespace of the provided object does not match the namespace sent on the request")
+            raise Failure(
+                400,
+                "the namespace of the provided object does not match the namespace sent on the"
+                " request",
+            )
         name = metadata.get("name", "")
         if (plural, namespace, name) in self._objects:
-            raise Failure(409, f'{plural}.{self._group(plural)} "{name}" already exists', "AlreadyExists")
+            raise Failure(
+                409, f'{plural}.{self._group(plural)} "{name}" already exists', "AlreadyExists"
+            )
         self._admit(plural, thing, None)
         api_version, kind = self.served[plural]
-        metadata |= {"namespace": namespace, "uid": str(uuid.uuid4()), "generation": 1, "creationTimestamp": now()}
+        metadata |= {
+            "namespace": namespace,
+            "uid": str(uuid.uuid4()),
+            "generation": 1,
+            "creationTimestamp": now(),
+        }
         thing |= {"apiVersion": api_version, "kind": kind}
         if dry:
             return thing
@@ -191,9 +242,15 @@ class FakeApi:
     def replace(self, plural: str, old: dict, thing: dict, *, status: bool = False) -> dict:
         asked = thing["metadata"].get("resourceVersion")
         if not asked:
-            raise Failure(422, "metadata.resourceVersion: Invalid value: 0x0: must be specified for an update")
+            raise Failure(
+                422, "metadata.resourceVersion: Invalid value: 0x0: must be specified for an update"
+            )
         if asked != old["metadata"]["resourceVersion"]:
-            raise Failure(409, f'Operation cannot be fulfilled on {plural} "{old["metadata"]["name"]}": the object has been modified')
+            raise Failure(
+                409,
+                f'Operation cannot be fulfilled on {plural} "{old["metadata"]["name"]}": the object'
+                " has been modified",
+            )
         if status:
             old["status"] = copy.deepcopy(thing.get("status", {}))
         else:
@@ -210,7 +267,9 @@ class FakeApi:
 
     def touch(self, thing: dict) -> None:
         """Give an object a new version if it was changed since it got its last."""
-        content = json.dumps({**thing, "metadata": {**thing["metadata"], "resourceVersion": ""}}, sort_keys=True)
+        content = json.dumps(
+            {**thing, "metadata": {**thing["metadata"], "resourceVersion": ""}}, sort_keys=True
+        )
         known = self._contents.get(thing["metadata"]["uid"])
         if known != content:
             self._contents[thing["metadata"]["uid"]] = content
@@ -220,20 +279,34 @@ class FakeApi:
         """Note a change for those who watch; the object has a new version by it."""
         version = next(self._versions)
         thing["metadata"]["resourceVersion"] = str(version)
-        plural = next(plural for plural, kind in self.served.items() if kind == (thing["apiVersion"], thing["kind"]))
+        plural = next(
+            plural
+            for plural, kind in self.served.items()
+            if kind == (thing["apiVersion"], thing["kind"])
+        )
         self._changes.append((version, plural, how, copy.deepcopy(thing)))
 
     def changes(self, plural: str, since: int) -> list[tuple[int, str, dict]]:
-        """What happened to objects of a kind after a version; Failure 410 if that is no longer known."""
+        """What happened to objects of a kind after a version;
+
+        Failure 410 if that is no longer known.
+        """
         if since < self._compacted:
             raise Failure(410, f"too old resource version: {since} ({self._compacted})")
-        return [(version, how, thing) for version, kind, how, thing in self._changes if kind == plural and version > since]
+        return [
+            (version, how, thing)
+            for version, kind, how, thing in self._changes
+            if kind == plural and version > since
+        ]
 
     def delete(self, plural: str, thing: dict) -> None:
         """Remove an object and what it owns, or only mark it while it has finalizers."""
         metadata = thing["metadata"]
         for (kind, _, _), other in list(self._objects.items()):
-            if any(owner["uid"] == metadata["uid"] for owner in other["metadata"].get("ownerReferences", [])):
+            if any(
+                owner["uid"] == metadata["uid"]
+                for owner in other["metadata"].get("ownerReferences", [])
+            ):
                 self.delete(kind, other)
         if metadata.get("finalizers"):
             metadata.setdefault("deletionTimestamp", now())
@@ -243,16 +316,31 @@ class FakeApi:
 
     def event(self, about: dict, reason: str, message: str, kind: str = "Warning") -> None:
         """Record an event once; a repeated one is counted, as the real recorder does."""
-        name = f"{about['metadata']['name']}.{uuid.uuid5(uuid.NAMESPACE_URL, reason + message).hex[:16]}"
+        digest = uuid.uuid5(uuid.NAMESPACE_URL, reason + message).hex[:16]
+        name = f"{about['metadata']['name']}.{digest}"
         known = self.find("events", name)
         if known:
             known |= {"count": known["count"] + 1, "lastTimestamp": now()}
             return
-        involved = {"kind": about["kind"], "name": about["metadata"]["name"], "uid": about["metadata"]["uid"]}
-        self.create("events", {
-            "metadata": {"name": name}, "involvedObject": involved, "type": kind, "reason": reason, "message": message,
-            "count": 1, "firstTimestamp": now(), "lastTimestamp": now(), "eventTime": None,
-        })  # fmt: skip
+        involved = {
+            "kind": about["kind"],
+            "name": about["metadata"]["name"],
+            "uid": about["metadata"]["uid"],
+        }
+        self.create(
+            "events",
+            {
+                "metadata": {"name": name},
+                "involvedObject": involved,
+                "type": kind,
+                "reason": reason,
+                "message": message,
+                "count": 1,
+                "firstTimestamp": now(),
+                "lastTimestamp": now(),
+                "eventTime": None,
+            },
+        )
 
     def _admit(self, plural: str, thing: dict, old: dict | None) -> None:
         try:
@@ -276,7 +364,8 @@ class FakeApi:
                     except Exception as error:  # a test must see what broke, and the others go on
                         self.trouble.append(f"{type(controller).__name__}: {error!r}")
 
-    # Requests -------------------------------------------------------------------------------------------------------
+    # Requests
+    # --------------------------------------------------------------------------------------------
 
     def fault(self, method: str, path: str) -> Fault | None:
         with self.lock:
@@ -295,11 +384,20 @@ class FakeApi:
             return self._review(review["kind"], body)
         if parts.path.rstrip("/") == "/version":
             words = ("buildDate", "compiler", "gitCommit", "gitTreeState", "goVersion", "platform")
-            return {**dict.fromkeys(words, "fake"), "major": "1", "minor": "31", "gitVersion": "v1.31.2"}
+            return {
+                **dict.fromkeys(words, "fake"),
+                "major": "1",
+                "minor": "31",
+                "gitVersion": "v1.31.2",
+            }
         if discovery := DISCOVERY.match(parts.path):
             return self._discover(discovery["version"])
         match = PATH.match(parts.path)
-        if not match or match["plural"] not in self.served or self.served[match["plural"]][0] != match["version"]:
+        if (
+            not match
+            or match["plural"] not in self.served
+            or self.served[match["plural"]][0] != match["version"]
+        ):
             raise Failure(404, "404 page not found")
         with self.lock:
             self._check_allowed(method, match)
@@ -309,10 +407,16 @@ class FakeApi:
 
     def _check_allowed(self, method: str, match: re.Match) -> None:
         listing = "list" if match["name"] is None else "get"
-        verb = {"POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}.get(method, listing)
+        verb = {"POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}.get(
+            method, listing
+        )
         resource = f"{match['plural']}/{match['sub']}" if match["sub"] else match["plural"]
         if self._forbids(verb, resource):
-            raise Failure(403, f'{resource} is forbidden: User "tester" cannot {verb} resource "{resource}" in API group')
+            raise Failure(
+                403,
+                f'{resource} is forbidden: User "tester" cannot {verb} resource "{resource}" in API'
+                " group",
+            )
 
     def _forbids(self, verb: str, resource: str) -> bool:
         return bool({(verb, resource), ("*", resource)} & self._forbidden)
@@ -322,29 +426,62 @@ class FakeApi:
         resource = "/".join(filter(None, (asked["resource"], asked.get("subresource"))))
         with self.lock:
             if kind == "local" and self._forbids("create", "localsubjectaccessreviews"):
-                raise Failure(403, 'localsubjectaccessreviews.authorization.k8s.io is forbidden: User "tester" cannot create')
+                raise Failure(
+                    403,
+                    'localsubjectaccessreviews.authorization.k8s.io is forbidden: User "tester"'
+                    " cannot create",
+                )
             allowed = not self._forbids(asked["verb"], resource)
-        return {**body, "status": {"allowed": allowed, "reason": "" if allowed else "no RBAC policy matched"}}
+        return {
+            **body,
+            "status": {"allowed": allowed, "reason": "" if allowed else "no RBAC policy matched"},
+        }
 
     def _discover(self, version: str) -> dict:
-        kinds = [(plural, kind) for plural, (served, kind) in self.served.items() if served == version]
+        kinds = [
+            (plural, kind) for plural, (served, kind) in self.served.items() if served == version
+        ]
         if not kinds:
             raise Failure(404, "404 page not found")
-        listed = [{"name": plural, "kind": kind, "singularName": "", "namespaced": plural not in CLUSTER_SCOPED, "verbs": ["get"]}
-                  for plural, kind in kinds]  # fmt: skip
-        return {"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": version, "resources": listed}
+        listed = [
+            {
+                "name": plural,
+                "kind": kind,
+                "singularName": "",
+                "namespaced": plural not in CLUSTER_SCOPED,
+                "verbs": ["get"],
+            }
+            for plural, kind in kinds
+        ]
+        return {
+            "kind": "APIResourceList",
+            "apiVersion": "v1",
+            "groupVersion": version,
+            "resources": listed,
+        }
 
     def _collection(self, method: str, match: re.Match, query: dict, body: dict | None) -> dict:
         plural, namespace = match["plural"], match["namespace"]
         if method == "POST":
-            return copy.deepcopy(self.create(plural, body, namespace, dry=query.get("dryRun") == "All"))
+            return copy.deepcopy(
+                self.create(plural, body, namespace, dry=query.get("dryRun") == "All")
+            )
         items = [
-            thing for thing in self.all(plural, query.get("labelSelector", ""))
-            if (namespace is None or thing["metadata"]["namespace"] == namespace) and _field_selected(query.get("fieldSelector", ""), thing)
-        ]  # fmt: skip
+            thing
+            for thing in self.all(plural, query.get("labelSelector", ""))
+            if (namespace is None or thing["metadata"]["namespace"] == namespace)
+            and _field_selected(query.get("fieldSelector", ""), thing)
+        ]
         api_version, kind = self.served[plural]
         version = str(next(self._versions))
-        return copy.deepcopy({"apiVersion": api_version, "kind": f"{kind}List", "metadata": {"resourceVersion": version}, "items": items})
+        return copy.deepcopy(
+            {
+                "apiVersion": api_version,
+                "kind": f"{kind}List",
+                "metadata": {"resourceVersion": version},
+                "items": items,
+            }
+        )
 
     def _item(self, method: str, match: re.Match, query: dict, body: dict | None) -> dict | str:
         plural, name = match["plural"], match["name"]
@@ -368,8 +505,11 @@ class FakeApi:
         container, name = query.get("container", ""), pod["metadata"]["name"]
         text = self.logs.get((pod["metadata"]["uid"], container, previous))
         if text is None:
-            what = f'previous terminated container "{container}" in pod "{name}" not found' if previous else \
-                f'container "{container}" in pod "{name}" is waiting to start'  # fmt: skip
+            what = (
+                f'previous terminated container "{container}" in pod "{name}" not found'
+                if previous
+                else f'container "{container}" in pod "{name}" is waiting to start'
+            )
             raise Failure(400, what)
         lines = text.splitlines(keepends=True)
         return "".join(lines[-int(query["tailLines"]) :] if "tailLines" in query else lines)
@@ -380,7 +520,9 @@ def now() -> str:
     return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def set_condition(thing: dict, kind: str, value: str = "True", reason: str = "", message: str = "") -> None:
+def set_condition(
+    thing: dict, kind: str, value: str = "True", reason: str = "", message: str = ""
+) -> None:
     """Add or change a condition of an object's status."""
     listed = thing.setdefault("status", {}).setdefault("conditions", [])
     found = next((one for one in listed if one["type"] == kind), None)
@@ -391,7 +533,10 @@ def set_condition(thing: dict, kind: str, value: str = "True", reason: str = "",
 
 
 def has_condition(thing: dict, *kinds: str) -> bool:
-    return any(one["type"] in kinds and one["status"] == "True" for one in thing.get("status", {}).get("conditions", []))
+    return any(
+        one["type"] in kinds and one["status"] == "True"
+        for one in thing.get("status", {}).get("conditions", [])
+    )
 
 
 def _selected(selector: str, labels: dict[str, str]) -> bool:
@@ -437,7 +582,8 @@ def _merge(old: dict, patch: dict) -> dict:
 def _handler(api: FakeApi) -> type:
     class Handler(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
-        disable_nagle_algorithm = True  # an answer goes out in two writes, and would wait 40 ms for the client's delayed ACK
+        # an answer goes out in two writes, and would wait 40 ms for the client's delayed ACK
+        disable_nagle_algorithm = True
         timeout = 10
 
         def log_message(self, *_) -> None:
@@ -463,11 +609,16 @@ def _handler(api: FakeApi) -> type:
                 self.send(201 if self.command == "POST" else 200, said, {})
 
         def watch(self) -> None:
-            """Write changes as they happen, one JSON object a line, until `timeoutSeconds` have passed."""
+            """Write changes as they happen, one JSON object a line, until `timeoutSeconds` have
+            passed.
+            """
             parts = urllib.parse.urlsplit(self.path)
             query = dict(urllib.parse.parse_qsl(parts.query))
             match = PATH.match(parts.path)
-            since, end = int(query.get("resourceVersion") or 0), time.monotonic() + float(query.get("timeoutSeconds", 30))
+            since, end = (
+                int(query.get("resourceVersion") or 0),
+                time.monotonic() + float(query.get("timeoutSeconds", 30)),
+            )
             self.close_connection = True
             self.send_response(200)
             self.send_header("Content-Type", "application/json")
@@ -477,12 +628,19 @@ def _handler(api: FakeApi) -> type:
                     try:
                         found = api.changes(match["plural"], since)
                     except Failure as failure:
-                        self.wfile.write(json.dumps({"type": "ERROR", "object": _status(failure)}).encode() + b"\n")
+                        self.wfile.write(
+                            json.dumps({"type": "ERROR", "object": _status(failure)}).encode()
+                            + b"\n"
+                        )
                         return
                 for version, how, thing in found:
                     since = version
-                    if _selected(query.get("labelSelector", ""), thing["metadata"].get("labels") or {}):
-                        self.wfile.write(json.dumps({"type": how, "object": thing}).encode() + b"\n")
+                    if _selected(
+                        query.get("labelSelector", ""), thing["metadata"].get("labels") or {}
+                    ):
+                        self.wfile.write(
+                            json.dumps({"type": how, "object": thing}).encode() + b"\n"
+                        )
                         self.wfile.flush()
                 time.sleep(TICK)
 
@@ -493,7 +651,9 @@ def _handler(api: FakeApi) -> type:
         def send(self, code: int, said: dict | str, headers: dict[str, str]) -> None:
             data = said.encode() if isinstance(said, str) else json.dumps(said).encode()
             self.send_response(code)
-            self.send_header("Content-Type", "text/plain" if isinstance(said, str) else "application/json")
+            self.send_header(
+                "Content-Type", "text/plain" if isinstance(said, str) else "application/json"
+            )
             self.send_header("Content-Length", str(len(data)))
             for key, value in headers.items():
                 self.send_header(key, value)
@@ -506,5 +666,11 @@ def _handler(api: FakeApi) -> type:
 
 
 def _status(failure: Failure) -> dict:
-    return {"apiVersion": "v1", "kind": "Status", "status": "Failure", "message": str(failure), "reason": failure.reason,
-            "code": failure.code}  # fmt: skip
+    return {
+        "apiVersion": "v1",
+        "kind": "Status",
+        "status": "Failure",
+        "message": str(failure),
+        "reason": failure.reason,
+        "code": failure.code,
+    }

@@ -57,8 +57,12 @@ def test_experiment_survives_fewer_failures_than_the_limit(home):
 
 
 def test_experiment_fails_when_the_limit_is_reached_not_only_above_it(home):
-    with pytest.raises(ClusterError, match=r"experiment .* failed: .*\n  2 x .*the loss is not finite"):
-        home.run_experiment(experiment(["broken", "broken too", "0.1", "0.2"], max_failed=2, parallel=1))
+    with pytest.raises(
+        ClusterError, match=r"experiment .* failed: .*\n  2 x .*the loss is not finite"
+    ):
+        home.run_experiment(
+            experiment(["broken", "broken too", "0.1", "0.2"], max_failed=2, parallel=1)
+        )
 
 
 def test_a_loss_that_ends_as_nan_is_never_optimal(home):
@@ -68,7 +72,8 @@ def test_a_loss_that_ends_as_nan_is_never_optimal(home):
     assert "finite" in trials["0.05/nan"].reason
 
 
-EDGES = {  # what a trial writes -> its status, and the AvgLoss that is observed of it: min, max, latest
+# what a trial writes -> its status, and the AvgLoss that is observed of it: min, max, latest
+EDGES = {
     "nan/0.2": ("Succeeded", (0.2, 0.2, 0.2)),
     "0.2/nan": (None, None),
     "inf/0.3": ("Succeeded", (0.3, 0.3, 0.3)),
@@ -88,8 +93,11 @@ def test_edge_cases_are_observed_alike(home):
         status, wanted = EDGES[losses]
         seen = trial.metrics.get("AvgLoss")
         assert (seen and (seen.min, seen.max, seen.latest)) == wanted, losses
-        # Katib calls a trial succeeded whose last value is no number. It never counts, here or there.
-        assert trial.status == status or (status is None and trial.status in ("Succeeded", "MetricsUnavailable")), losses
+        # Katib calls a trial succeeded whose last value is no number. It never counts, here or
+        # there.
+        assert trial.status == status or (
+            status is None and trial.status in ("Succeeded", "MetricsUnavailable")
+        ), losses
         assert bool(trial.reason) == (status != "Succeeded"), losses
     assert result.optimal == by_losses(result)["-2.5e-3"].name
     assert "deadline" in by_losses(result)["endless"].reason
@@ -97,18 +105,38 @@ def test_edge_cases_are_observed_alike(home):
 
 MEDIANSTOP = {
     "algorithmName": "medianstop",
-    "algorithmSettings": [{"name": "min_trials_required", "value": "2"}, {"name": "start_step", "value": "2"}],
+    "algorithmSettings": [
+        {"name": "min_trials_required", "value": "2"},
+        {"name": "start_step", "value": "2"},
+    ],
 }
 
 
 def test_median_stopping_stops_the_same_trials(home):
-    """The limit is the mean of (0.3 + 0.2)/2 and (0.5 + 0.1)/2 = 0.275, held against the best of the first two values, once."""
-    losses = ["0.3/0.2/0.19", "0.5/0.1", "slow:0.9/0.8/0.01", "slow:0.9/0.27/0.26", "slow:0.2/0.9/0.8"]
+    """The limit is the mean of (0.3 + 0.2)/2 and (0.5 + 0.1)/2 = 0.275, held against the best of
+    the first two values, once.
+    """
+    losses = [
+        "0.3/0.2/0.19",
+        "0.5/0.1",
+        "slow:0.9/0.8/0.01",
+        "slow:0.9/0.27/0.26",
+        "slow:0.2/0.9/0.8",
+    ]
     result = home.run_experiment(experiment(losses, parallel=1, earlyStopping=MEDIANSTOP))
     trials = by_losses(result)
-    assert [trials[text].status for text in losses] == ["Succeeded", "Succeeded", "EarlyStopped", "Succeeded", "Succeeded"]
+    assert [trials[text].status for text in losses] == [
+        "Succeeded",
+        "Succeeded",
+        "EarlyStopped",
+        "Succeeded",
+        "Succeeded",
+    ]
     stopped = trials["slow:0.9/0.8/0.01"]
-    assert (stopped.metrics["AvgLoss"].min, stopped.metrics["AvgLoss"].latest) == (0.8, 0.8), "what it would have reached is not known"
+    assert (stopped.metrics["AvgLoss"].min, stopped.metrics["AvgLoss"].latest) == (
+        0.8,
+        0.8,
+    ), "what it would have reached is not known"
     assert stopped.reason
     assert result.optimal == trials["0.5/0.1"].name
     assert "1 stopped early" in home.text
@@ -116,7 +144,9 @@ def test_median_stopping_stops_the_same_trials(home):
 
 def test_a_finished_search_goes_on_with_more_trials(home):
     losses = ["0.3", "0.2", "0.1"]
-    first = home.run_experiment(experiment(losses, maxTrialCount=2, maxFailedTrialCount=2, resumePolicy="LongRunning"))
+    first = home.run_experiment(
+        experiment(losses, maxTrialCount=2, maxFailedTrialCount=2, resumePolicy="LongRunning")
+    )
     assert len(first.trials) == 2
     assert home.cluster.can_continue(first.name)
     result = home.run_experiment(experiment(losses, resumePolicy="LongRunning"))
@@ -130,12 +160,19 @@ def test_the_goal_ends_the_search_and_what_still_runs(home):
     manifest["spec"]["objective"]["goal"] = 0.1
     trials = by_losses(home.run_experiment(manifest))
     assert trials["0.1"].status == "Succeeded"
-    assert (trials["endless"].status, trials["endless"].reason) == ("Killed", "the goal was reached")
+    assert (trials["endless"].status, trials["endless"].reason) == (
+        "Killed",
+        "the goal was reached",
+    )
 
 
 def test_a_failed_trial_and_the_best_one_are_told(home):
     home.run_experiment(experiment(["broken", "0.1"], parallel=1))
-    assert re.search(r"Failed: .*the loss is not finite|exit code 1: error: the loss is not finite", home.text, re.DOTALL)
+    assert re.search(
+        r"Failed: .*the loss is not finite|exit code 1: error: the loss is not finite",
+        home.text,
+        re.DOTALL,
+    )
     assert "losses 0.1" in home.text
 
 
@@ -152,7 +189,8 @@ def test_job_succeeds_with_the_environment_of_the_training_operator(home, tmp_pa
         import os, sys, time
         with open(sys.argv[1] + os.environ["RANK"], "w") as file:
             file.write(os.environ["WORLD_SIZE"] + os.environ["MASTER_ADDR"])
-        while os.environ["RANK"] == "0" and not (os.path.exists(sys.argv[1] + "1") and os.path.getsize(sys.argv[1] + "1")):
+        other = sys.argv[1] + "1"
+        while os.environ["RANK"] == "0" and not (os.path.exists(other) and os.path.getsize(other)):
             time.sleep(0.02)
         """
     home.run_job(job(code, f"{tmp_path}/rank", replicas=2))
@@ -163,14 +201,22 @@ def test_job_succeeds_with_the_environment_of_the_training_operator(home, tmp_pa
 @pytest.mark.parametrize("restart", ["Never", "OnFailure"])
 def test_job_fails_with_its_last_lines(home, restart):
     with pytest.raises(ClusterError, match="exit code 3") as raised:
-        home.run_job(job("print('reading the checkpoint', flush=True); print('no such trial: abc', flush=True); raise SystemExit(3)",
-                         restart=restart))  # fmt: skip
+        home.run_job(
+            job(
+                "print('reading the checkpoint', flush=True); print('no such trial: abc',"
+                " flush=True); raise SystemExit(3)",
+                restart=restart,
+            )
+        )
     assert "job pfn-0a1b2c3d-export failed" in str(raised.value)
     assert re.search(r"reading the checkpoint\n.*no such trial: abc", str(raised.value))
 
 
 def test_job_of_which_a_worker_fails_ends(home):
-    code = "import os, time, sys\nif os.environ['RANK'] == '1': sys.exit('worker: out of memory')\ntime.sleep(3)\nsys.exit(1)"
+    code = (
+        "import os, time, sys\nif os.environ['RANK'] == '1': sys.exit('worker: out of"
+        " memory')\ntime.sleep(3)\nsys.exit(1)"
+    )
     with pytest.raises(ClusterError, match="worker: out of memory"):
         home.run_job(job(code, replicas=2))
 
@@ -194,7 +240,13 @@ def test_job_that_failed_is_run_again_when_asked_for_again(home, tmp_path):
 
 def test_a_job_that_shall_do_something_else_is_run_again(home, tmp_path):
     for word in ("one", "other", "other"):
-        home.run_job(job("import pathlib, sys; pathlib.Path(sys.argv[1], sys.argv[2]).touch()", str(tmp_path), word))
+        home.run_job(
+            job(
+                "import pathlib, sys; pathlib.Path(sys.argv[1], sys.argv[2]).touch()",
+                str(tmp_path),
+                word,
+            )
+        )
     assert (tmp_path / "one").exists()
     assert (tmp_path / "other").exists()
 
@@ -203,7 +255,10 @@ def test_delete_finds_what_a_run_made_and_works_twice(home):
     home.run_experiment(experiment(["0.1"]))
     home.run_job(job("pass"))
     home.run_job(job("pass", name="other-export", run_id="other-00000000"))
-    assert sorted(home.cluster.delete(RUN_ID)) == ["Experiment/pfn-0a1b2c3d-search", "PyTorchJob/pfn-0a1b2c3d-export"]
+    assert sorted(home.cluster.delete(RUN_ID)) == [
+        "Experiment/pfn-0a1b2c3d-search",
+        "PyTorchJob/pfn-0a1b2c3d-export",
+    ]
     assert home.cluster.delete(RUN_ID) == []
     for _ in range(2):
         home.cluster.delete_experiment("pfn-0a1b2c3d-search")

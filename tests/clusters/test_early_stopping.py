@@ -12,8 +12,12 @@ def manifest(**asked):
 
 
 def test_the_limit_is_the_mean_of_the_averages_of_the_first_values():
-    rule = rule_for(manifest(min_trials_required=3, start_step=2), [[0.5, 0.3, 0.1], [0.2, 0.2], [0.9], []])
-    assert rule.value == pytest.approx((0.4 + 0.2 + 0.9) / 3), "the mean, where a median would be 0.4"
+    rule = rule_for(
+        manifest(min_trials_required=3, start_step=2), [[0.5, 0.3, 0.1], [0.2, 0.2], [0.9], []]
+    )
+    assert rule.value == pytest.approx((0.4 + 0.2 + 0.9) / 3), (
+        "the mean, where a median would be 0.4"
+    )
 
 
 def test_without_enough_successes_there_is_no_limit():
@@ -42,7 +46,10 @@ def test_katibs_defaults():
     assert settings(manifest()) == {"min_trials_required": 3, "start_step": 4}
 
 
-@pytest.mark.parametrize(("asked", "wanted"), [({"start_stop": 1}, "did you mean 'start_step'"), ({"start_step": 0}, "from 1 up")])
+@pytest.mark.parametrize(
+    ("asked", "wanted"),
+    [({"start_stop": 1}, "did you mean 'start_step'"), ({"start_step": 0}, "from 1 up")],
+)
 def test_what_katib_refuses_is_refused(asked, wanted):
     with pytest.raises(InputError, match=wanted):
         settings(manifest(**asked))

@@ -15,14 +15,26 @@ EXPERIMENT = {
         "algorithm": {"algorithmName": "random"},
         "parallelTrialCount": 1,
         "maxTrialCount": 2,
-        "parameters": [{"name": "start-lr", "parameterType": "double", "feasibleSpace": {"min": "0.1", "max": "1"}}],
+        "parameters": [
+            {
+                "name": "start-lr",
+                "parameterType": "double",
+                "feasibleSpace": {"min": "0.1", "max": "1"},
+            }
+        ],
         "trialTemplate": {
             "primaryContainerName": "pytorch",
             "trialParameters": [
                 {"name": "startLr", "reference": "start-lr"},
                 {"name": "trialName", "reference": "${trialSpec.Name}"},
             ],
-            "trialSpec": {"kind": "PyTorchJob", "spec": {"args": ["--lr=${trialParameters.startLr}/${trialParameters.trialName}"], "n": 1}},
+            "trialSpec": {
+                "kind": "PyTorchJob",
+                "spec": {
+                    "args": ["--lr=${trialParameters.startLr}/${trialParameters.trialName}"],
+                    "n": 1,
+                },
+            },
         },
     },
 }
@@ -54,7 +66,9 @@ def test_substitution_fills_every_reference_and_keeps_numbers():
     trial = katib.substitute(EXPERIMENT, {"start-lr": "0.5"}, "exp-001")
     assert trial["spec"] == {"args": ["--lr=0.5/exp-001"], "n": 1}
     assert trial["metadata"] == {"name": "exp-001", "labels": {"jec/run-id": "exp"}}
-    assert "${" in EXPERIMENT["spec"]["trialTemplate"]["trialSpec"]["spec"]["args"][0], "the template itself stays as it is"
+    assert "${" in EXPERIMENT["spec"]["trialTemplate"]["trialSpec"]["spec"]["args"][0], (
+        "the template itself stays as it is"
+    )
 
 
 def test_the_objective_follows_its_strategy():
@@ -79,12 +93,29 @@ def test_a_good_experiment_passes():
         (lambda e: e["spec"]["objective"].update(type="minimise"), "did you mean 'minimize'"),
         (lambda e: e["spec"]["algorithm"].update(algorithmName="rondom"), "did you mean 'random'"),
         (lambda e: e["spec"].update(parallelTrialCount=3), "more than maxTrialCount 2"),
-        (lambda e: e["spec"].update(maxFailedTrialCount=3), "maxFailedTrialCount: 3 is more than maxTrialCount 2"),
-        (lambda e: e["spec"]["trialTemplate"].pop("primaryContainerName"), "primaryContainerName: missing"),
-        (lambda e: e["spec"]["trialTemplate"]["trialSpec"].update(metadata={"name": "mine"}), "Katib names the trials"),
-        (lambda e: e["spec"]["trialTemplate"]["trialParameters"][0].update(reference="start_lr"), "did you mean 'start-lr'"),
+        (
+            lambda e: e["spec"].update(maxFailedTrialCount=3),
+            "maxFailedTrialCount: 3 is more than maxTrialCount 2",
+        ),
+        (
+            lambda e: e["spec"]["trialTemplate"].pop("primaryContainerName"),
+            "primaryContainerName: missing",
+        ),
+        (
+            lambda e: e["spec"]["trialTemplate"]["trialSpec"].update(metadata={"name": "mine"}),
+            "Katib names the trials",
+        ),
+        (
+            lambda e: e["spec"]["trialTemplate"]["trialParameters"][0].update(reference="start_lr"),
+            "did you mean 'start-lr'",
+        ),
         (lambda e: e["spec"]["trialTemplate"]["trialParameters"].pop(0), "no trial receives it"),
-        (lambda e: e["spec"]["trialTemplate"]["trialSpec"]["spec"].update(more="${trialParameters.startLR}"), "did you mean 'startLr'"),
+        (
+            lambda e: e["spec"]["trialTemplate"]["trialSpec"]["spec"].update(
+                more="${trialParameters.startLR}"
+            ),
+            "did you mean 'startLr'",
+        ),
     ],
 )
 def test_what_katibs_webhook_refuses_is_refused_here(change, wanted):

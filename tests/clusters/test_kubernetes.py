@@ -1,4 +1,6 @@
-"""The Kubernetes home before a fake API server: every wait ends, with a reason, also on the ugly paths."""
+"""The Kubernetes home before a fake API server: every wait ends, with a reason, also on the ugly
+paths.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,8 @@ SEARCH, EXPORT = "pfn-0a1b2c3d-search", "pfn-0a1b2c3d-export"
 
 
 def node_of(*scripts: Play | list[Play]) -> Node:
-    """A node that gives these to the pods by the order of their names' first appearance, the last one to all that follow.
+    """A node that gives these to the pods by the order of their names' first appearance, the last
+    one to all that follow.
 
     A list is for a pod's attempts, its last for all that follow.
     """
@@ -44,7 +47,9 @@ def loss(value: float | str, **how) -> Play:
 
 
 def later(action, when, api) -> threading.Thread:
-    """Do something to the fake once a condition holds there, while the test's main thread waits in the product."""
+    """Do something to the fake once a condition holds there, while the test's main thread waits in
+    the product.
+    """
 
     def act() -> None:
         api.wait_for(when)
@@ -56,12 +61,16 @@ def later(action, when, api) -> threading.Thread:
     return thread
 
 
-# Configuration ----------------------------------------------------------------------------------------------------------
+# Configuration
+# ------------------------------------------------------------------------------------------------
 
 
 def test_no_configuration_says_what_to_set(monkeypatch, tmp_path):
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "nothing"))
-    with pytest.raises(InputError, match=r"Set KUBECONFIG to a kubeconfig file, or run on this machine with --runner local"):
+    with pytest.raises(
+        InputError,
+        match=r"Set KUBECONFIG to a kubeconfig file, or run on this machine with --runner local",
+    ):
         KubernetesCluster()
 
 
@@ -73,13 +82,19 @@ def test_namespace_is_the_contexts_or_the_one_asked_for(fake):
 
 def test_no_namespace_says_what_to_type(fake, tmp_path):
     fake().api.write_kubeconfig(tmp_path / "kubeconfig", namespace=None)
-    with pytest.raises(InputError, match=r"kubeconfig context 'fake' names no namespace; pass --namespace NAME"):
+    with pytest.raises(
+        InputError, match=r"kubeconfig context 'fake' names no namespace; pass --namespace NAME"
+    ):
         KubernetesCluster()
     assert KubernetesCluster("physics").namespace == "physics"
 
 
 def test_a_pod_uses_its_service_account(monkeypatch, tmp_path):
-    for name, text in {"token": "abc", "ca.crt": "-----BEGIN CERTIFICATE-----", "namespace": "jec\n"}.items():
+    for name, text in {
+        "token": "abc",
+        "ca.crt": "-----BEGIN CERTIFICATE-----",
+        "namespace": "jec\n",
+    }.items():
         (tmp_path / name).write_text(text)
     monkeypatch.delenv("KUBECONFIG", raising=False)
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
@@ -101,7 +116,8 @@ class _Settings:
         self.configuration = settings
 
 
-# Submitting -------------------------------------------------------------------------------------------------------------
+# Submitting
+# ------------------------------------------------------------------------------------------------
 
 
 def test_an_object_of_this_run_is_adopted(fake):
@@ -122,7 +138,9 @@ def test_an_experiment_of_this_run_that_failed_is_run_again(fake):
     assert "failed before; it is removed and run again" in home.text
 
 
-@pytest.mark.parametrize("labels", [{RUN_LABEL: "other-00000000"}, {}], ids=["another run's", "nobody's"])
+@pytest.mark.parametrize(
+    "labels", [{RUN_LABEL: "other-00000000"}, {}], ids=["another run's", "nobody's"]
+)
 def test_an_object_of_another_run_is_left_alone(fake, labels):
     home = fake()
     theirs = job("pass")
@@ -140,9 +158,12 @@ def test_an_object_that_is_being_deleted_is_waited_for_and_then_made_anew(fake):
     old = home.api.create("pytorchjobs", old)
     home.api.delete("pytorchjobs", old)
     release = later(
-        lambda: home.api.replace("pytorchjobs", old, {**old, "metadata": {**old["metadata"], "finalizers": []}}),
-        lambda: any("still being deleted" in line for line in home.lines), home.api,
-    )  # fmt: skip
+        lambda: home.api.replace(
+            "pytorchjobs", old, {**old, "metadata": {**old["metadata"], "finalizers": []}}
+        ),
+        lambda: any("still being deleted" in line for line in home.lines),
+        home.api,
+    )
     home.run_job(job("pass"))
     release.join()
     assert home.api.find("pytorchjobs", EXPORT)["metadata"]["uid"] != old["metadata"]["uid"]
@@ -150,7 +171,9 @@ def test_an_object_that_is_being_deleted_is_waited_for_and_then_made_anew(fake):
 
 def test_another_kind_or_namespace_is_refused_before_anything_is_sent(fake):
     home = fake()
-    with pytest.raises(InputError, match=r"kubeflow.org/v1 PyTorchJob, and not a kubeflow.org/v1beta1 Experiment"):
+    with pytest.raises(
+        InputError, match=r"kubeflow.org/v1 PyTorchJob, and not a kubeflow.org/v1beta1 Experiment"
+    ):
         home.run_experiment(job("pass"))
     manifest = job("pass")
     manifest["metadata"]["namespace"] = "elsewhere"
@@ -163,30 +186,48 @@ def test_what_admission_refuses_is_told_in_its_words(fake):
     home = fake()
     wrong = experiment(["0.1"])
     wrong["spec"]["objective"]["type"] = "smallest"
-    with pytest.raises(ClusterError, match=r"refused to create Experiment .*spec.objective.type must be minimize or maximize"):
+    with pytest.raises(
+        ClusterError,
+        match=r"refused to create Experiment .*spec.objective.type must be minimize or maximize",
+    ):
         home.run_experiment(wrong)
     wrong = job("pass")
-    wrong["spec"]["pytorchReplicaSpecs"]["Master"]["template"]["spec"]["containers"][0]["name"] = "main"
-    with pytest.raises(ClusterError, match=r"refused to create PyTorchJob .*container named pytorch"):
+    wrong["spec"]["pytorchReplicaSpecs"]["Master"]["template"]["spec"]["containers"][0]["name"] = (
+        "main"
+    )
+    with pytest.raises(
+        ClusterError, match=r"refused to create PyTorchJob .*container named pytorch"
+    ):
         home.run_job(wrong)
-    with pytest.raises(ClusterError, match=r"refused to create InferenceService .*422 .*spec.predictor: Required value"):
+    with pytest.raises(
+        ClusterError,
+        match=r"refused to create InferenceService .*422 .*spec.predictor: Required value",
+    ):
         home.deploy({**service(), "spec": {}})
 
 
 def test_what_is_forbidden_missing_or_expired_says_so(fake):
     home = fake()
-    home.api.fail("POST", "pytorchjobs", code=403, message='User "me" cannot create resource "pytorchjobs"')
-    with pytest.raises(ClusterError, match=r"not allowed to create pytorchjobs.kubeflow.org in namespace 'physics': .*User"):
+    home.api.fail(
+        "POST", "pytorchjobs", code=403, message='User "me" cannot create resource "pytorchjobs"'
+    )
+    with pytest.raises(
+        ClusterError,
+        match=r"not allowed to create pytorchjobs.kubeflow.org in namespace 'physics': .*User",
+    ):
         home.run_job(job("pass"))
     home.api.fail("POST", "pytorchjobs", code=401, message="Unauthorized")
     with pytest.raises(ClusterError, match=r"does not accept our credentials .*renew the token"):
         home.run_job(job("pass"))
     del home.api.served["pytorchjobs"]
-    with pytest.raises(ClusterError, match=r"is the training operator installed \(kubeflow.org/v1\)"):
+    with pytest.raises(
+        ClusterError, match=r"is the training operator installed \(kubeflow.org/v1\)"
+    ):
         home.run_job(job("pass"))
 
 
-# A server that misbehaves -----------------------------------------------------------------------------------------------
+# A server that misbehaves
+# -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -201,7 +242,12 @@ def test_what_is_forbidden_missing_or_expired_says_so(fake):
 )
 def test_a_bad_moment_is_outlived_at_every_request(fake, fault):
     home = fake(node_of(loss(0.1)))
-    for method, path in (("POST", "experiments"), ("GET", "experiments"), ("GET", "trials"), ("GET", "pods")):
+    for method, path in (
+        ("POST", "experiments"),
+        ("GET", "experiments"),
+        ("GET", "trials"),
+        ("GET", "pods"),
+    ):
         home.api.fail(method, path, times=2, **fault)
     assert home.run_experiment(experiment(["0.1"])).trials[0].status == "Succeeded"
     assert len(home.api.all("experiments")) == 1
@@ -211,9 +257,13 @@ def test_a_bad_moment_is_outlived_at_every_request(fake, fault):
 def test_a_server_that_stays_away_ends_at_the_deadline_and_is_named(fake):
     home = fake(node_of(Play(seconds=math.inf)))
     later(
-        lambda: home.api.fail("*", "pytorchjobs", times=math.inf, code=503, message="etcd is gone"), lambda: home.api.all("pods"), home.api
+        lambda: home.api.fail("*", "pytorchjobs", times=math.inf, code=503, message="etcd is gone"),
+        lambda: home.api.all("pods"),
+        home.api,
     )
-    with pytest.raises(DeadlineError, match=r"(?s)job .* did not end within 1 s.*\n  API server: 503 etcd is gone"):
+    with pytest.raises(
+        DeadlineError, match=r"(?s)job .* did not end within 1 s.*\n  API server: 503 etcd is gone"
+    ):
         home.run_job(job("pass"), deadline=0.8)
 
 
@@ -239,7 +289,9 @@ def test_ctrl_c_goes_through_at_once(fake):
     home = fake(node_of(Play(seconds=math.inf)), poll=30)
 
     def interrupt() -> None:
-        time.sleep(0.2)  # the main thread has to be in its sleep: Python loses a signal's haste between two system calls
+        # the main thread has to be in its sleep: Python loses a signal's haste between two system
+        # calls
+        time.sleep(0.2)
         signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
     manifest = job("pass")
@@ -258,7 +310,8 @@ def test_what_cannot_be_read_only_costs_the_reasons(fake):
     assert "not allowed to read pods" in home.text
 
 
-# Experiment -------------------------------------------------------------------------------------------------------------
+# Experiment
+# ------------------------------------------------------------------------------------------------
 
 
 def test_progress_is_told_once_a_change(fake):
@@ -271,11 +324,26 @@ def test_progress_is_told_once_a_change(fake):
 @pytest.mark.parametrize(
     ("pending", "said"),
     [
-        ("unschedulable", "no node takes it: 0/3 nodes are available: 3 Insufficient nvidia.com/gpu."),
-        ("image", 'its image cannot be pulled: ImagePullBackOff: Back-off pulling image "weaver:test"'),
-        ("config", 'its container cannot be created: CreateContainerConfigError: secret "s3-keys" not found'),
+        (
+            "unschedulable",
+            "no node takes it: 0/3 nodes are available: 3 Insufficient nvidia.com/gpu.",
+        ),
+        (
+            "image",
+            'its image cannot be pulled: ImagePullBackOff: Back-off pulling image "weaver:test"',
+        ),
+        (
+            "config",
+            (
+                'its container cannot be created: CreateContainerConfigError: secret "s3-keys" not'
+                " found"
+            ),
+        ),
         ("mount", "FailedMount: MountVolume.SetUp failed for volume"),
-        ("quota", "quota: exceeded quota: kf-resource-quota, requested: requests.nvidia.com/gpu=1, used"),
+        (
+            "quota",
+            "quota: exceeded quota: kf-resource-quota, requested: requests.nvidia.com/gpu=1, used",
+        ),
     ],
 )
 def test_pods_that_wait_are_explained_and_go_on_when_they_can(fake, pending, said):
@@ -295,7 +363,11 @@ def test_pods_that_wait_are_explained_and_go_on_when_they_can(fake, pending, sai
 def test_the_deadline_names_what_was_waited_for(fake):
     home = fake(node_of(loss(0.1), Play(pending="unschedulable")))
     with pytest.raises(
-        DeadlineError, match=r"did not end within 1 s; last seen: 1/2 trials, 1 pending, best AvgLoss 0.1.*\n.*Insufficient nvidia"
+        DeadlineError,
+        match=(
+            r"did not end within 1 s; last seen: 1/2 trials, 1 pending, best AvgLoss"
+            r" 0.1.*\n.*Insufficient nvidia"
+        ),
     ):
         home.run_experiment(experiment(["0.1", "0.2"]), deadline=0.8)
 
@@ -303,7 +375,9 @@ def test_the_deadline_names_what_was_waited_for(fake):
 def test_an_image_that_does_not_come_is_given_up_before_the_deadline(fake):
     home = fake(node_of(Play(pending="image")), patience=0.3)
     started = time.monotonic()
-    with pytest.raises(DeadlineError, match=f"experiment {SEARCH} cannot start: pod .*ImagePullBackOff"):
+    with pytest.raises(
+        DeadlineError, match=f"experiment {SEARCH} cannot start: pod .*ImagePullBackOff"
+    ):
         home.run_experiment(experiment(["0.1"]), deadline=60)
     assert time.monotonic() - started < 30
 
@@ -325,19 +399,27 @@ def test_an_algorithm_whose_pod_does_not_start_is_named(fake):
 def test_a_collector_that_reports_nothing_is_named(fake):
     node = node_of(loss(0.1))
     home = fake(node, katib=Katib(node, deaf=True))
-    with pytest.raises(DeadlineError, match="its pods have finished, the controller has not said so yet"):
+    with pytest.raises(
+        DeadlineError, match="its pods have finished, the controller has not said so yet"
+    ):
         home.run_experiment(experiment(["0.1"]), deadline=0.6)
 
 
 def test_failed_trials_give_the_commonest_reasons_and_their_last_lines(fake):
-    broken, memory = Play(exit_code=1, log="Traceback ...\nerror: no file a.root\n"), Play(reason="OOMKilled", log="epoch 1\n")
+    broken, memory = (
+        Play(exit_code=1, log="Traceback ...\nerror: no file a.root\n"),
+        Play(reason="OOMKilled", log="epoch 1\n"),
+    )
     home = fake(node_of(loss(0.5), broken, memory, broken))
     with pytest.raises(ClusterError) as raised:
-        home.run_experiment(experiment(["1", "2", "3", "4", "5", "6"], max_failed=3, parallel=1), deadline=60)
+        home.run_experiment(
+            experiment(["1", "2", "3", "4", "5", "6"], max_failed=3, parallel=1), deadline=60
+        )
     text = str(raised.value)
     assert "max failed count has reached (3 of 4 trials failed, the limit is 3)" in text
     assert (
-        "  2 x exit code 1: error: no file a.root\n  1 x OOMKilled (exit code 137): it used more memory than its limit: epoch 1\n" in text
+        "  2 x exit code 1: error: no file a.root\n  1 x OOMKilled (exit code 137): it used more"
+        " memory than its limit: epoch 1\n" in text
     )
     assert "  | Traceback ...\n  | error: no file a.root" in text
     assert text.count("last lines of pod") == 2  # one for each reason, not one for each trial
@@ -356,14 +438,24 @@ def test_a_trial_whose_loss_is_nan_is_not_optimal_although_katib_says_so(fake):
     home = fake(node_of(loss(0.2), loss("nan")))
     result = home.run_experiment(experiment(["0.2", "nan"], parallel=1))
     good, bad = result.trials
-    assert home.api.find("experiments", SEARCH)["status"]["currentOptimalTrial"]["bestTrialName"] == bad.name
+    assert (
+        home.api.find("experiments", SEARCH)["status"]["currentOptimalTrial"]["bestTrialName"]
+        == bad.name
+    )
     assert result.optimal == good.name
-    assert (bad.status, bad.metrics, bad.reason) == ("Succeeded", {}, "AvgLoss is not a finite number")
+    assert (bad.status, bad.metrics, bad.reason) == (
+        "Succeeded",
+        {},
+        "AvgLoss is not a finite number",
+    )
 
 
 def test_a_search_without_one_number_fails_with_the_reasons(fake):
     home = fake(node_of(loss("nan")))
-    with pytest.raises(ClusterError, match=r"ended without one successful trial \(of 2\)\n  2 x AvgLoss is not a finite number"):
+    with pytest.raises(
+        ClusterError,
+        match=r"ended without one successful trial \(of 2\)\n  2 x AvgLoss is not a finite number",
+    ):
         home.run_experiment(experiment(["nan", "nan too"]))
 
 
@@ -385,10 +477,14 @@ def test_a_goal_that_is_met_ends_the_search(fake):
 
 
 def test_trials_that_begin_between_two_reads_do_not_end_a_search_that_goes_on(fake, monkeypatch):
-    """The experiment is read while it still says that it has succeeded, its trials when Katib has begun the one that was added."""
+    """The experiment is read while it still says that it has succeeded, its trials when Katib has
+    begun the one that was added.
+    """
     home = fake(node_of(loss(0.3), loss(0.2), loss(0.1)))
     losses = ["1", "2", "3"]
-    home.run_experiment(experiment(losses, max_failed=2, maxTrialCount=2, resumePolicy="LongRunning"))
+    home.run_experiment(
+        experiment(losses, max_failed=2, maxTrialCount=2, resumePolicy="LongRunning")
+    )
     read = KubernetesCluster._existing
 
     def slow_read(cluster, kind, name, wait):
@@ -405,17 +501,25 @@ def test_trials_that_begin_between_two_reads_do_not_end_a_search_that_goes_on(fa
 
 def test_an_experiment_that_somebody_deletes_is_missed(fake):
     home = fake(node_of(Play(seconds=math.inf)))
-    later(lambda: home.api.delete("experiments", home.api.find("experiments", SEARCH)), lambda: home.api.all("pods"), home.api)
+    later(
+        lambda: home.api.delete("experiments", home.api.find("experiments", SEARCH)),
+        lambda: home.api.all("pods"),
+        home.api,
+    )
     with pytest.raises(ClusterError, match=f"Experiment {SEARCH} was deleted by somebody"):
         home.run_experiment(experiment(["0.1"]), deadline=60)
 
 
-# Job --------------------------------------------------------------------------------------------------------------------
+# Job
+# ------------------------------------------------------------------------------------------------
 
 
 def test_an_evicted_job_says_so(fake):
     home = fake(node_of(Play(reason="Evicted", log="epoch 3\n")))
-    with pytest.raises(ClusterError, match=r"job .* failed: Evicted: The node was low on resource: memory.: epoch 3"):
+    with pytest.raises(
+        ClusterError,
+        match=r"job .* failed: Evicted: The node was low on resource: memory.: epoch 3",
+    ):
         home.run_job(job("pass"))
 
 
@@ -426,14 +530,20 @@ def test_an_evicted_job_that_is_restarted_succeeds(fake):
 
 
 def test_a_restart_is_told_with_its_reason_while_the_job_goes_on(fake):
-    home = fake(node_of([Play(exit_code=1, log="connection to the storage lost\n"), Play(seconds=0.3)]))
+    home = fake(
+        node_of([Play(exit_code=1, log="connection to the storage lost\n"), Play(seconds=0.3)])
+    )
     home.run_job(job("pass", restart="OnFailure"))
     assert f"pod {EXPORT}-master-0 ended: exit code 1: connection to the storage lost" in home.text
 
 
 def test_the_last_lines_are_kept_when_the_last_crash_could_not_be_read(fake):
     home = fake(node_of(Play(exit_code=1, log="error: no space left\n", seconds=0.1)))
-    later(lambda: home.api.fail("GET", "/log", times=math.inf, code=404), lambda: "no space left" in home.text, home.api)
+    later(
+        lambda: home.api.fail("GET", "/log", times=math.inf, code=404),
+        lambda: "no space left" in home.text,
+        home.api,
+    )
     with pytest.raises(ClusterError, match="exit code 1: error: no space left") as raised:
         home.run_job(job("pass", restart="OnFailure"))
     assert "  | error: no space left" in str(raised.value)
@@ -459,8 +569,9 @@ def test_a_job_in_a_queue_says_so(fake):
     home = fake(node_of(Play(seconds=0.3)))
     later(
         lambda: set_condition(home.api.find("pytorchjobs", EXPORT), "Suspended"),
-        lambda: home.api.all("pods"), home.api,
-    )  # fmt: skip
+        lambda: home.api.all("pods"),
+        home.api,
+    )
     home.run_job(job("pass"))
     assert f"job {EXPORT}: suspended, until a queue lets it start" in home.lines
 
@@ -471,16 +582,27 @@ def test_replicas_are_counted(fake):
     assert f"job {EXPORT}: Master: 1 running; Worker: 2 running" in home.text
 
 
-# Service ----------------------------------------------------------------------------------------------------------------
+# Service
+# ------------------------------------------------------------------------------------------------
 
 UP = Play(seconds=math.inf)
-CRASH = Play(exit_code=1, log="I0101 loading: jec-pfn:1\nfailed to load 'jec-pfn': unexpected shape for input 'pf_features'\n")
+CRASH = Play(
+    exit_code=1,
+    log=(
+        "I0101 loading: jec-pfn:1\nfailed to load 'jec-pfn': unexpected shape for input"
+        " 'pf_features'\n"
+    ),
+)
 
 
 def test_a_service_is_deployed_with_the_address_that_answers_from_here(fake):
     home = fake(node_of(UP))
     deployed = home.deploy(service())
-    assert (deployed.name, deployed.kind, deployed.url) == ("jec-pfn", "kserve", "https://jec-pfn.physics.example.org")
+    assert (deployed.name, deployed.kind, deployed.url) == (
+        "jec-pfn",
+        "kserve",
+        "https://jec-pfn.physics.example.org",
+    )
     home.cluster._inside = True
     assert home.deploy(service()).url == "http://jec-pfn.physics.svc.cluster.local"
     assert home.lines[-1] == "service jec-pfn: ready"
@@ -488,7 +610,10 @@ def test_a_service_is_deployed_with_the_address_that_answers_from_here(fake):
 
 @pytest.mark.parametrize("copies_labels", [True, False])
 def test_an_update_is_not_ready_before_its_own_pods_are(fake, copies_labels):
-    home = fake(node_of(UP, Play(pending="unschedulable")), kserve=KServe(lag=0.3, copies_labels=copies_labels))
+    home = fake(
+        node_of(UP, Play(pending="unschedulable")),
+        kserve=KServe(lag=0.3, copies_labels=copies_labels),
+    )
     home.deploy(service())
     home.deploy(service())
     with pytest.raises(DeadlineError, match="service jec-pfn did not end within 1 s"):
@@ -505,7 +630,9 @@ def test_an_update_keeps_what_others_wrote_and_goes_on_when_its_pods_are_ready(f
     stored["metadata"]["annotations"] = {"serving.kserve.io/deploymentMode": "RawDeployment"}
     first = home.api.all("pods")[0]["metadata"]["uid"]
     home.deploy(service(uri="s3://models/other/model", run_id="other-00000000"))
-    assert stored["metadata"]["annotations"] == {"serving.kserve.io/deploymentMode": "RawDeployment"}
+    assert stored["metadata"]["annotations"] == {
+        "serving.kserve.io/deploymentMode": "RawDeployment"
+    }
     assert stored["metadata"]["labels"][RUN_LABEL] == "other-00000000"
     assert stored["spec"]["predictor"]["model"]["storageUri"] == "s3://models/other/model"
     assert home.api.all("pods")[0]["metadata"]["uid"] != first
@@ -516,12 +643,18 @@ def test_an_update_that_crosses_somebody_elses_is_made_again(fake):
     home.deploy(service())
     home.api.fail("PUT", "inferenceservices", code=409, message="the object has been modified")
     home.deploy(service(uri="s3://models/other/model"))
-    assert home.api.find("inferenceservices", "jec-pfn")["spec"]["predictor"]["model"]["storageUri"] == "s3://models/other/model"
+    assert (
+        home.api.find("inferenceservices", "jec-pfn")["spec"]["predictor"]["model"]["storageUri"]
+        == "s3://models/other/model"
+    )
 
 
 def test_a_predictor_that_crashes_again_and_again_fails_with_its_last_lines_and_conditions(fake):
     home = fake(node_of(CRASH))
-    with pytest.raises(ClusterError, match="service jec-pfn failed: exit code 1: failed to load 'jec-pfn': unexpected shape") as raised:
+    with pytest.raises(
+        ClusterError,
+        match="service jec-pfn failed: exit code 1: failed to load 'jec-pfn': unexpected shape",
+    ) as raised:
         home.deploy(service(), deadline=60)
     assert "  | I0101 loading: jec-pfn:1" in str(raised.value)
     assert "PredictorReady: MinimumReplicasUnavailable" in str(raised.value)
@@ -553,8 +686,18 @@ def test_ready_once_is_not_enough(fake):
 
 
 def test_a_model_that_cannot_be_fetched_fails_with_the_initializers_words(fake):
-    home = fake(node_of(Play(exit_code=1, container="storage-initializer", log="botocore: Access Denied to s3://models\n")))
-    with pytest.raises(ClusterError, match="exit code 1: botocore: Access Denied to s3://models") as raised:
+    home = fake(
+        node_of(
+            Play(
+                exit_code=1,
+                container="storage-initializer",
+                log="botocore: Access Denied to s3://models\n",
+            )
+        )
+    )
+    with pytest.raises(
+        ClusterError, match="exit code 1: botocore: Access Denied to s3://models"
+    ) as raised:
         home.deploy(service(), deadline=60)
     assert "container storage-initializer" in str(raised.value)
 
@@ -584,11 +727,17 @@ def test_a_spec_that_kserve_cannot_serve_fails_in_its_words(fake):
 def test_a_service_that_never_comes_up_ends_at_the_deadline_with_its_conditions(fake):
     home = fake(node_of(Play(pending="image")))
     with pytest.raises(
-        DeadlineError, match=r"not ready: .*PredictorReady: MinimumReplicasUnavailable.*\n  jec-pfn: its image cannot be pulled"
+        DeadlineError,
+        match=(
+            r"not ready: .*PredictorReady: MinimumReplicasUnavailable.*\n  jec-pfn: its image"
+            r" cannot be pulled"
+        ),
     ):
         home.deploy(service(), deadline=0.8)
     home = fake(node_of(Play(pending="image")), patience=0.2)
-    with pytest.raises(ClusterError, match="cannot start: pod jec-pfn-predictor-00001: its image cannot be pulled"):
+    with pytest.raises(
+        ClusterError, match="cannot start: pod jec-pfn-predictor-00001: its image cannot be pulled"
+    ):
         home.deploy(service(), deadline=60)
 
 
@@ -601,7 +750,8 @@ def test_a_service_scaled_to_zero_is_ready_without_pods(fake):
     assert home.deploy(service(minReplicas=0)).name == "jec-pfn"
 
 
-# Removal ----------------------------------------------------------------------------------------------------------------
+# Removal
+# ------------------------------------------------------------------------------------------------
 
 
 def test_delete_by_run_takes_all_kinds_and_leaves_the_trials_jobs_to_their_trials(fake):
@@ -610,8 +760,14 @@ def test_delete_by_run_takes_all_kinds_and_leaves_the_trials_jobs_to_their_trial
     home.run_job(job("pass"))
     home.deploy(service())
     home.deploy(service(name="other", run_id="other-00000000"))
-    assert home.cluster.delete(RUN_ID) == [f"Experiment/{SEARCH}", f"PyTorchJob/{EXPORT}", "InferenceService/jec-pfn"]
-    assert not [path for method, path in home.api.requests if method == "DELETE" and f"{SEARCH}-" in path]
+    assert home.cluster.delete(RUN_ID) == [
+        f"Experiment/{SEARCH}",
+        f"PyTorchJob/{EXPORT}",
+        "InferenceService/jec-pfn",
+    ]
+    assert not [
+        path for method, path in home.api.requests if method == "DELETE" and f"{SEARCH}-" in path
+    ]
     assert not home.api.all("experiments") + home.api.all("trials") + home.api.all("pytorchjobs")
     assert [pod["metadata"]["name"] for pod in home.api.all("pods")] == ["other-predictor-00001"]
     assert home.cluster.delete(RUN_ID) == []
@@ -631,12 +787,17 @@ def test_a_removal_that_hangs_names_the_finalizers(fake, monkeypatch):
     manifest["metadata"]["finalizers"] = ["example.org/never"]
     home.run_job(manifest)
     with pytest.raises(
-        DeadlineError, match=rf"removal of .*\n  PyTorchJob {EXPORT}: still there, waiting for its finalizers: example.org/never"
+        DeadlineError,
+        match=(
+            rf"removal of .*\n  PyTorchJob {EXPORT}: still there, waiting for its finalizers:"
+            r" example.org/never"
+        ),
     ):
         home.cluster.delete_job(EXPORT)
 
 
-# The fake is real enough for the published clients ----------------------------------------------------------------------
+# The fake is real enough for the published clients
+# ----------------------------------------------------------------------
 
 
 def test_the_published_clients_understand_the_fake(fake, tmp_path):
@@ -649,7 +810,9 @@ def test_the_published_clients_understand_the_fake(fake, tmp_path):
     katib = KatibClient(config_file=str(tmp_path / "kubeconfig"), namespace="physics")
     assert katib.is_experiment_succeeded(SEARCH)
     assert katib.get_optimal_hyperparameters(SEARCH).best_trial_name == result.optimal
-    assert {trial["name"] for trial in katib.get_success_trial_details(SEARCH)} == {trial.name for trial in result.trials}
+    assert {trial["name"] for trial in katib.get_success_trial_details(SEARCH)} == {
+        trial.name for trial in result.trials
+    }
     training = TrainingClient(config_file=str(tmp_path / "kubeconfig"), namespace="physics")
     assert training.is_job_succeeded(EXPORT, job_kind="PyTorchJob")
     assert training.get_job_pod_names(EXPORT) == [f"{EXPORT}-master-0"]
@@ -665,9 +828,18 @@ def test_kserves_client_and_watches_understand_the_fake(fake, tmp_path):
     assert kserve.is_isvc_ready("jec-pfn", namespace="physics")
     listing = client.CustomObjectsApi(home.cluster._api._client)
     arguments = ("serving.kserve.io", "v1beta1", "physics", "inferenceservices")
-    seen = watch.Watch().stream(listing.list_namespaced_custom_object, *arguments, resource_version="0", timeout_seconds=1)
+    seen = watch.Watch().stream(
+        listing.list_namespaced_custom_object, *arguments, resource_version="0", timeout_seconds=1
+    )
     assert next(seen)["type"] == "ADDED"
     home.api.compact()
     with pytest.raises(client.exceptions.ApiException) as gone:
-        list(watch.Watch().stream(listing.list_namespaced_custom_object, *arguments, resource_version="1", timeout_seconds=1))
+        list(
+            watch.Watch().stream(
+                listing.list_namespaced_custom_object,
+                *arguments,
+                resource_version="1",
+                timeout_seconds=1,
+            )
+        )
     assert gone.value.status == 410

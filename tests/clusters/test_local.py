@@ -1,4 +1,6 @@
-"""What only this machine's home does: ranks as processes, taking up an interrupted search, the same search for the same seed."""
+"""What only this machine's home does: ranks as processes, taking up an interrupted search, the same
+search for the same seed.
+"""
 
 from __future__ import annotations
 
@@ -32,24 +34,58 @@ def program(tmp_path):
 def job(name, command, args=(), *, workers=0, env=()):
     container = {"name": "pytorch", "command": command, "args": list(args), "env": list(env)}
     replica = {"template": {"spec": {"containers": [container]}}}
-    specs = {"Master": {"replicas": 1, **replica}, **({"Worker": {"replicas": workers, **replica}} if workers else {})}
-    return {"metadata": {"name": name, "labels": {"jec/run-id": "run"}}, "spec": {"pytorchReplicaSpecs": specs}}
+    specs = {
+        "Master": {"replicas": 1, **replica},
+        **({"Worker": {"replicas": workers, **replica}} if workers else {}),
+    }
+    return {
+        "metadata": {"name": name, "labels": {"jec/run-id": "run"}},
+        "spec": {"pytorchReplicaSpecs": specs},
+    }
 
 
-def experiment(program, name="search", *, algorithm="random", seed=1, trials=4, parallel=2, seconds=0.0, space=None, **spec):
-    trial = job("x", ["python", str(program)], ["--x=${trialParameters.x}", "--metrics=/var/log/katib/metrics.log", f"--seconds={seconds}"])
+def experiment(
+    program,
+    name="search",
+    *,
+    algorithm="random",
+    seed=1,
+    trials=4,
+    parallel=2,
+    seconds=0.0,
+    space=None,
+    **spec,
+):
+    trial = job(
+        "x",
+        ["python", str(program)],
+        [
+            "--x=${trialParameters.x}",
+            "--metrics=/var/log/katib/metrics.log",
+            f"--seconds={seconds}",
+        ],
+    )
     del trial["metadata"]
     space = space or {"min": "0.01", "max": "3", "distribution": "logUniform"}
     return {
         "metadata": {"name": name, "labels": {"jec/run-id": "run"}},
         "spec": {
             "objective": {"type": "minimize", "objectiveMetricName": "AvgLoss"},
-            "algorithm": {"algorithmName": algorithm, "algorithmSettings": [{"name": "random_state", "value": str(seed)}]},
+            "algorithm": {
+                "algorithmName": algorithm,
+                "algorithmSettings": [{"name": "random_state", "value": str(seed)}],
+            },
             "parallelTrialCount": parallel,
             "maxTrialCount": trials,
-            "metricsCollectorSpec": {"source": {"fileSystemPath": {"path": "/var/log/katib/metrics.log"}}},
+            "metricsCollectorSpec": {
+                "source": {"fileSystemPath": {"path": "/var/log/katib/metrics.log"}}
+            },
             "parameters": [{"name": "x", "parameterType": "double", "feasibleSpace": space}],
-            "trialTemplate": {"primaryContainerName": "pytorch", "trialParameters": [{"name": "x", "reference": "x"}], "trialSpec": trial},
+            "trialTemplate": {
+                "primaryContainerName": "pytorch",
+                "trialParameters": [{"name": "x", "reference": "x"}],
+                "trialSpec": trial,
+            },
             **spec,
         },
     }
@@ -60,25 +96,45 @@ def run(workdir, manifest, deadline=60.0, report=lambda line: None):
 
 
 def points(result):
-    return [(trial.name, trial.parameters["x"], trial.metrics["AvgLoss"].min) for trial in result.trials]
+    return [
+        (trial.name, trial.parameters["x"], trial.metrics["AvgLoss"].min) for trial in result.trials
+    ]
 
 
 def test_ranks_get_the_environment_that_the_training_operator_sets(tmp_path):
-    names = ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "PET_NNODES", "PET_NODE_RANK", "MINE", "OMP_NUM_THREADS")
-    code = f"import os, json; open(f'{tmp_path}/' + os.environ['RANK'], 'w').write(json.dumps([os.environ[n] for n in {names}]))"
+    names = (
+        "MASTER_ADDR",
+        "MASTER_PORT",
+        "RANK",
+        "WORLD_SIZE",
+        "PET_NNODES",
+        "PET_NODE_RANK",
+        "MINE",
+        "OMP_NUM_THREADS",
+    )
+    code = (
+        f"import os, json; open(f'{tmp_path}/' + os.environ['RANK'],"
+        f" 'w').write(json.dumps([os.environ[n] for n in {names}]))"
+    )
     env = [{"name": "MINE", "value": "1"}, {"name": "OMP_NUM_THREADS", "value": "1"}]
     manifest = job("ranks", ["python", "-c", code], workers=2, env=env)
     LocalCluster(tmp_path / "work").run_job(manifest, deadline=60, report=print)
     seen = [json.loads((tmp_path / str(rank)).read_text()) for rank in range(3)]
     assert len({values[1] for values in seen}) == 1
-    assert [[values[0], *values[2:]] for values in seen] == [["127.0.0.1", str(r), "3", "3", str(r), "1", "1"] for r in range(3)]
+    assert [[values[0], *values[2:]] for values in seen] == [
+        ["127.0.0.1", str(r), "3", "3", str(r), "1", "1"] for r in range(3)
+    ]
 
 
 def test_a_rank_that_fails_ends_the_others_and_is_named(tmp_path):
-    code = "import os, sys, time; sys.exit('no luck') if os.environ['RANK'] == '1' else time.sleep(60)"
+    code = (
+        "import os, sys, time; sys.exit('no luck') if os.environ['RANK'] == '1' else time.sleep(60)"
+    )
     started = time.monotonic()
     with pytest.raises(ClusterError, match=r"(?s)worker-0 ended with exit code 1.*no luck"):
-        LocalCluster(tmp_path).run_job(job("ranks", ["python", "-c", code], workers=1), deadline=60, report=print)
+        LocalCluster(tmp_path).run_job(
+            job("ranks", ["python", "-c", code], workers=1), deadline=60, report=print
+        )
     assert time.monotonic() - started < 30
 
 
@@ -86,7 +142,9 @@ def test_a_job_out_of_time_is_ended(tmp_path):
     code = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
     lines = []
     with pytest.raises(DeadlineError, match="did not end within 1 s"):
-        LocalCluster(tmp_path).run_job(job("long", ["python", "-c", code]), deadline=1, report=lines.append)
+        LocalCluster(tmp_path).run_job(
+            job("long", ["python", "-c", code]), deadline=1, report=lines.append
+        )
     with pytest.raises(ProcessLookupError):
         os.kill(int(lines[0]), 0)
 
@@ -95,36 +153,57 @@ def test_a_job_out_of_time_is_ended(tmp_path):
 def test_the_same_seed_is_the_same_search_however_many_run_at_a_time(program, tmp_path, algorithm):
     space = {"min": "0.5", "max": "3", "step": "0.5"} if algorithm == "grid" else None
     one = run(tmp_path / "one", experiment(program, algorithm=algorithm, space=space))
-    other = run(tmp_path / "other", experiment(program, algorithm=algorithm, space=space, parallel=1))
+    other = run(
+        tmp_path / "other", experiment(program, algorithm=algorithm, space=space, parallel=1)
+    )
     assert points(one) == points(other)
     assert one.optimal == other.optimal
     if algorithm != "grid":
-        assert points(run(tmp_path / "seed", experiment(program, algorithm=algorithm, seed=2))) != points(one)
+        assert points(
+            run(tmp_path / "seed", experiment(program, algorithm=algorithm, seed=2))
+        ) != points(one)
 
 
 def test_a_logarithmic_range_is_drawn_logarithmically(program, tmp_path):
-    """Uniformly, one draw in thirty of 0.01 ... 3 would lie below 0.1; logarithmically 40 % do. Sobol points are spread evenly."""
-    search = LocalSearch(experiment(program, algorithm="sobol", trials=64), folder=tmp_path, root=tmp_path, report=print)
+    """Uniformly, one draw in thirty of 0.01 ... 3 would lie below 0.1; logarithmically 40 % do.
+
+    Sobol points are spread evenly.
+    """
+    search = LocalSearch(
+        experiment(program, algorithm="sobol", trials=64),
+        folder=tmp_path,
+        root=tmp_path,
+        report=print,
+    )
     drawn = [point["x"] for point in search.planned]
     assert 0.3 < sum(x < 0.1 for x in drawn) / len(drawn) < 0.5
 
 
 def test_a_grid_ends_when_it_is_exhausted(program, tmp_path):
-    result = run(tmp_path, experiment(program, algorithm="grid", trials=30, space={"min": "0.5", "max": "1.5", "step": "0.5"}))
+    result = run(
+        tmp_path,
+        experiment(
+            program, algorithm="grid", trials=30, space={"min": "0.5", "max": "1.5", "step": "0.5"}
+        ),
+    )
     assert [point[1] for point in points(result)] == ["0.5", "1", "1.5"]
     assert result.trials[1].name == result.optimal
 
 
 def test_tpe_and_cmaes_learn_from_what_they_saw(program, tmp_path):
     for algorithm in ("tpe", "cmaes"):
-        result = run(tmp_path / algorithm, experiment(program, algorithm=algorithm, trials=5, parallel=1))
+        result = run(
+            tmp_path / algorithm, experiment(program, algorithm=algorithm, trials=5, parallel=1)
+        )
         assert len({point[1] for point in points(result)}) == 5
     with pytest.raises(InputError, match="on one machine: unknown algorithm 'hyperband'"):
         run(tmp_path / "other", experiment(program, algorithm="hyperband"))
 
 
 def test_an_interrupted_search_goes_on_with_the_same_trials(program, tmp_path):
-    """Interrupted by its deadline while trials run: those start again under their names, finished ones stay."""
+    """Interrupted by its deadline while trials run: those start again under their names, finished
+    ones stay.
+    """
     whole = run(tmp_path / "whole", experiment(program, trials=5))
     manifest = experiment(program, trials=5, seconds=1.0)
     with pytest.raises(DeadlineError, match="were over"):
@@ -137,7 +216,12 @@ def test_an_interrupted_search_goes_on_with_the_same_trials(program, tmp_path):
 
 def test_a_trial_cut_off_while_it_was_proposed_does_not_count(program, tmp_path):
     whole = run(tmp_path / "whole", experiment(program))
-    search = LocalSearch(experiment(program), folder=tmp_path / "run" / "local" / "search", root=tmp_path, report=print)
+    search = LocalSearch(
+        experiment(program),
+        folder=tmp_path / "run" / "local" / "search",
+        root=tmp_path,
+        report=print,
+    )
     search.study.ask()  # as a kill between two writes leaves it
     result = run(tmp_path, experiment(program), deadline=20)
     assert points(result) == points(whole)
@@ -153,13 +237,20 @@ def test_a_search_that_failed_is_run_again_when_asked_for_again(program, tmp_pat
     result = run(tmp_path, experiment(program, maxFailedTrialCount=2), report=lines.append)
     assert len(result.trials) == 4
     assert any("failed before; it is run again" in line for line in lines)
-    assert all(trial.name.startswith("search-2-") for trial in result.trials), "new names: the old folders hold markers of failure"
+    assert all(trial.name.startswith("search-2-") for trial in result.trials), (
+        "new names: the old folders hold markers of failure"
+    )
 
 
 def test_what_a_dead_leader_left_is_ended_too(tmp_path):
-    code = "import subprocess, sys; print(subprocess.Popen(['sleep', '60']).pid, flush=True); sys.exit('leader gone')"
+    code = (
+        "import subprocess, sys; print(subprocess.Popen(['sleep', '60']).pid, flush=True);"
+        " sys.exit('leader gone')"
+    )
     with pytest.raises(ClusterError, match="leader gone") as failed:
-        LocalCluster(tmp_path).run_job(job("left", ["python", "-c", code]), deadline=30, report=print)
+        LocalCluster(tmp_path).run_job(
+            job("left", ["python", "-c", code]), deadline=30, report=print
+        )
     pid = next(int(line) for line in str(failed.value).splitlines() if line.isdigit())
     end = time.monotonic() + 5
     while os.path.exists(f"/proc/{pid}/exe") and time.monotonic() < end:
@@ -187,18 +278,27 @@ def test_nothing_runs_on_when_the_search_is_interrupted(program, tmp_path):
     threading.Thread(target=interrupt).start()
     with pytest.raises(KeyboardInterrupt):
         search.run(60)
-    assert [process.returncode for trial in search.running for process in trial.job.processes.values()] == [-15, -15]
+    assert [
+        process.returncode for trial in search.running for process in trial.job.processes.values()
+    ] == [-15, -15]
 
 
 def test_a_secret_comes_from_this_machines_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "from-here")
-    reference = {"name": "AWS_SECRET_ACCESS_KEY", "valueFrom": {"secretKeyRef": {"name": "s3-secret", "key": "AWS_SECRET_ACCESS_KEY"}}}
+    reference = {
+        "name": "AWS_SECRET_ACCESS_KEY",
+        "valueFrom": {"secretKeyRef": {"name": "s3-secret", "key": "AWS_SECRET_ACCESS_KEY"}},
+    }
     code = "import os, sys; sys.exit(os.environ['AWS_SECRET_ACCESS_KEY'] != 'from-here')"
-    LocalCluster(tmp_path).run_job(job("secret", ["python", "-c", code], env=[reference]), deadline=30, report=print)
+    LocalCluster(tmp_path).run_job(
+        job("secret", ["python", "-c", code], env=[reference]), deadline=30, report=print
+    )
 
 
 def test_delete_by_run_id_works_twice(program, tmp_path):
     run(tmp_path, experiment(program, trials=1, parallel=1))
-    LocalCluster(tmp_path).run_job(job("small", ["python", "-c", "pass"]), deadline=30, report=print)
+    LocalCluster(tmp_path).run_job(
+        job("small", ["python", "-c", "pass"]), deadline=30, report=print
+    )
     assert sorted(LocalCluster(tmp_path).delete("run")) == ["Experiment/search", "PyTorchJob/small"]
     assert LocalCluster(tmp_path).delete("run") == []

@@ -1,4 +1,6 @@
-"""The manifests of a real run, from its own makers, through the Kubernetes home to their ends and away again."""
+"""The manifests of a real run, from its own makers, through the Kubernetes home to their ends and
+away again.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,14 @@ from training.experiment import experiment
 
 @pytest.fixture
 def run():
-    return Run(config=RunConfig(s3_bucket="s3://jec/runs", run_id="pfn-regressor-open-0123abcd", max_trials=4, parallel_trials=2))
+    return Run(
+        config=RunConfig(
+            s3_bucket="s3://jec/runs",
+            run_id="pfn-regressor-open-0123abcd",
+            max_trials=4,
+            parallel_trials=2,
+        )
+    )
 
 
 def test_every_object_of_a_run_is_taken_ends_well_and_is_found_by_its_run_id(fake, run):

@@ -17,7 +17,10 @@ from common.run import Run
 from exporting.export_job import export_job
 from training.experiment import experiment
 
-KINIT = '#!/bin/sh\n[ "$1 $2" = "-k -t" ] || exit 9\ncase $6 in nobody*) echo "kinit: Preauthentication failed" >&2; exit 1;; esac\n'
+KINIT = (
+    '#!/bin/sh\n[ "$1 $2" = "-k -t" ] || exit 9\ncase $6 in nobody*) echo "kinit: Preauthentication'
+    ' failed" >&2; exit 1;; esac\n'
+)
 KINIT += 'printf "ticket of $6" > "${5#FILE:}"\n'
 
 
@@ -45,7 +48,13 @@ class Secrets(BaseHTTPRequestHandler):
         return json.loads(self.rfile.read(int(self.headers["Content-Length"])))
 
     def _answer(self, status):
-        body = json.dumps({"kind": "Status", "apiVersion": "v1", "message": "no such right" if status == 403 else ""}).encode()
+        body = json.dumps(
+            {
+                "kind": "Status",
+                "apiVersion": "v1",
+                "message": "no such right" if status == 403 else "",
+            }
+        ).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
@@ -55,15 +64,23 @@ class Secrets(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def secrets(monkeypatch, tmp_path):
-    """What an API server holds, which the kubeconfig points to; a kinit that knows everybody but nobody@REALM; a keytab."""
+    """What an API server holds, which the kubeconfig points to; a kinit that knows everybody but
+    nobody@REALM; a keytab.
+    """
     handler = type("Handler", (Secrets,), {"held": {}})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     context = {"name": "here", "context": {"cluster": "here", "user": "me", "namespace": "jets"}}
     config = {
-        "apiVersion": "v1", "kind": "Config", "current-context": "here", "contexts": [context], "users": [{"name": "me", "user": {}}],
-        "clusters": [{"name": "here", "cluster": {"server": f"http://127.0.0.1:{server.server_port}"}}],
-    }  # fmt: skip
+        "apiVersion": "v1",
+        "kind": "Config",
+        "current-context": "here",
+        "contexts": [context],
+        "users": [{"name": "me", "user": {}}],
+        "clusters": [
+            {"name": "here", "cluster": {"server": f"http://127.0.0.1:{server.server_port}"}}
+        ],
+    }
     (tmp_path / "kubeconfig").write_text(yaml.safe_dump(config))
     (tmp_path / "keytab").write_bytes(b"keys")
     (tmp_path / "bin").mkdir()
@@ -77,10 +94,16 @@ def secrets(monkeypatch, tmp_path):
 
 
 def renew(tmp_path, principal="user@REALM"):
-    return ticket.main([f"--keytab={tmp_path}/keytab", f"--principal={principal}", "--secret=krb-secret"])
+    return ticket.main(
+        [f"--keytab={tmp_path}/keytab", f"--principal={principal}", "--secret=krb-secret"]
+    )
 
 
-@pytest.mark.parametrize("before", [{}, {"krb-secret": {"krb5cc_1000": "old", "other": "kept"}}], ids=["first", "renewed"])
+@pytest.mark.parametrize(
+    "before",
+    [{}, {"krb-secret": {"krb5cc_1000": "old", "other": "kept"}}],
+    ids=["first", "renewed"],
+)
 def test_the_secret_holds_the_new_ticket(secrets, tmp_path, capsys, before):
     secrets.held.update(before)
     assert renew(tmp_path) == 0
@@ -100,7 +123,10 @@ def test_a_refused_ticket_leaves_the_old_one(secrets, tmp_path, capsys):
 def test_a_missing_right_is_said(secrets, tmp_path, capsys):
     secrets.refuse = 403
     assert renew(tmp_path) == 1
-    assert "cannot write Secret krb-secret in namespace 'jets': 403 no such right" in capsys.readouterr().err
+    assert (
+        "cannot write Secret krb-secret in namespace 'jets': 403 no such right"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_missing_keytab_is_said(secrets, tmp_path, capsys):
@@ -110,8 +136,17 @@ def test_a_missing_keytab_is_said(secrets, tmp_path, capsys):
 
 
 def test_pods_read_a_copy_of_their_own():
-    """Files of a Secret belong to root, and EOS takes only a ticket that belongs to the user and that nobody else may read."""
-    run = Run(config=RunConfig(run_id="pfn-00000001", s3_bucket="s3://b/r", eos="/var/eos", kerberos_secret="krb-secret"))
+    """Files of a Secret belong to root, and EOS takes only a ticket that belongs to the user and
+    that nobody else may read.
+    """
+    run = Run(
+        config=RunConfig(
+            run_id="pfn-00000001",
+            s3_bucket="s3://b/r",
+            eos="/var/eos",
+            kerberos_secret="krb-secret",
+        )
+    )
     for manifest in (experiment(run), export_job(run, "trial")):
         assert problems(manifest) == []
         job = manifest["spec"].get("trialTemplate", {}).get("trialSpec", manifest)
@@ -120,6 +155,10 @@ def test_pods_read_a_copy_of_their_own():
         assert {"name": "KRB5CCNAME", "value": "FILE:/tickets/krb5cc"} in main["env"]
         assert first["image"] == main["image"], "the same user, who has to own the copy"
         assert "kerberos-secret" not in {mount["name"] for mount in main["volumeMounts"]}
-        assert {mount["name"] for one in (main, first) for mount in one["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+        assert {mount["name"] for one in (main, first) for mount in one["volumeMounts"]} == {
+            volume["name"] for volume in pod["volumes"]
+        }
     plain = export_job(Run(config=RunConfig(run_id="pfn-00000001", s3_bucket="s3://b/r")), "trial")
-    assert "initContainers" not in plain["spec"]["pytorchReplicaSpecs"]["Master"]["template"]["spec"]
+    assert (
+        "initContainers" not in plain["spec"]["pytorchReplicaSpecs"]["Master"]["template"]["spec"]
+    )

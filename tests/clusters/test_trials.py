@@ -8,16 +8,32 @@ from clusters import trials
 from clusters.protocol import Observation, Trial
 
 
-def katib_trial(*conditions: tuple[str, str], metrics: list[tuple[str, str, str, str]] = (), name: str = "x", message: str = "") -> dict:
+def katib_trial(
+    *conditions: tuple[str, str],
+    metrics: list[tuple[str, str, str, str]] = (),
+    name: str = "x",
+    message: str = "",
+) -> dict:
     return {
         "metadata": {"name": name},
-        "spec": {"parameterAssignments": [{"name": "lr", "value": "0.1"}], "objective": {"objectiveMetricName": "AvgLoss"}},
-        "status": {
-            "conditions": [{"type": kind, "status": value, "message": message, "reason": f"Trial{kind}"} for kind, value in conditions],
-            "observation": {"metrics": [dict(zip(("name", "min", "max", "latest"), one, strict=True)) for one in metrics]},
-            "startTime": "2026-01-01T00:00:00Z", "completionTime": None,
+        "spec": {
+            "parameterAssignments": [{"name": "lr", "value": "0.1"}],
+            "objective": {"objectiveMetricName": "AvgLoss"},
         },
-    }  # fmt: skip
+        "status": {
+            "conditions": [
+                {"type": kind, "status": value, "message": message, "reason": f"Trial{kind}"}
+                for kind, value in conditions
+            ],
+            "observation": {
+                "metrics": [
+                    dict(zip(("name", "min", "max", "latest"), one, strict=True)) for one in metrics
+                ]
+            },
+            "startTime": "2026-01-01T00:00:00Z",
+            "completionTime": None,
+        },
+    }
 
 
 @pytest.mark.parametrize(
@@ -46,29 +62,48 @@ def test_status_of_old_katib_without_metrics():
 def test_a_trial_that_was_only_just_created_has_no_status_at_all():
     trial = katib_trial()
     del trial["status"]
-    assert trials.trial_of(trial) == Trial(name="x", status="Pending", parameters={"lr": "0.1"}, metrics={})
+    assert trials.trial_of(trial) == Trial(
+        name="x", status="Pending", parameters={"lr": "0.1"}, metrics={}
+    )
 
 
 def test_observations_leave_out_what_is_no_finite_number():
-    kept = trials.observations([
-        {"name": "AvgLoss", "min": "0.08", "max": "1.5e-1", "latest": "0.09"},
-        {"name": "nan at the end", "min": "0.1", "max": "0.1", "latest": ""},
-        {"name": "never seen", "min": "unavailable", "max": "unavailable", "latest": "unavailable"},
-        {"name": "infinite", "min": "-inf", "max": "1", "latest": "1"},
-        {"name": "old", "min": None, "max": None, "latest": "1"},
-    ])  # fmt: skip
+    kept = trials.observations(
+        [
+            {"name": "AvgLoss", "min": "0.08", "max": "1.5e-1", "latest": "0.09"},
+            {"name": "nan at the end", "min": "0.1", "max": "0.1", "latest": ""},
+            {
+                "name": "never seen",
+                "min": "unavailable",
+                "max": "unavailable",
+                "latest": "unavailable",
+            },
+            {"name": "infinite", "min": "-inf", "max": "1", "latest": "1"},
+            {"name": "old", "min": None, "max": None, "latest": "1"},
+        ]
+    )
     assert kept == {"AvgLoss": Observation(min=0.08, max=0.15, latest=0.09)}
 
 
 @pytest.mark.parametrize(
     ("condition", "message", "told", "reason"),
     [
-        ("Failed", "Trial has failed. Job message: PyTorchJob x has failed", "", "PyTorchJob x has failed"),
+        (
+            "Failed",
+            "Trial has failed. Job message: PyTorchJob x has failed",
+            "",
+            "PyTorchJob x has failed",
+        ),
         ("Failed", "Trial has failed", "", "Failed"),
         ("Failed", "Trial has failed", "exit code 1: no such file", "exit code 1: no such file"),
         ("Killed", "Trial is killed", "", "Trial is killed"),
         ("EarlyStopped", "Trial is early stopped", "", "Trial is early stopped"),
-        ("MetricsUnavailable", "Metrics are not available", "", "no value of AvgLoss in its metrics"),
+        (
+            "MetricsUnavailable",
+            "Metrics are not available",
+            "",
+            "no value of AvgLoss in its metrics",
+        ),
         ("Succeeded", "Trial has succeeded", "", "AvgLoss is not a finite number"),
         ("Running", "Trial is running", "", ""),
     ],
@@ -78,16 +113,29 @@ def test_reason(condition, message, told, reason):
 
 
 def trial(name: str, value: float | None, status: str = "Succeeded", reason: str = "") -> Trial:
-    metrics = {} if value is None else {"AvgLoss": Observation(min=value, max=value + 1, latest=value + 0.5)}
+    metrics = (
+        {}
+        if value is None
+        else {"AvgLoss": Observation(min=value, max=value + 1, latest=value + 0.5)}
+    )
     return Trial(name=name, status=status, parameters={}, metrics=metrics, reason=reason)
 
 
 def experiment(kind: str = "minimize", optimal: str = "", **objective) -> dict:
-    spec = {"maxTrialCount": 30, "objective": {"type": kind, "objectiveMetricName": "AvgLoss", **objective}}
+    spec = {
+        "maxTrialCount": 30,
+        "objective": {"type": kind, "objectiveMetricName": "AvgLoss", **objective},
+    }
     return {"spec": spec, "status": {"currentOptimalTrial": {"bestTrialName": optimal}}}
 
 
-RESULTS = [trial("a", 0.3), trial("b", 0.1, "Failed"), trial("c", 0.2, "EarlyStopped"), trial("d", None), trial("e", 0.25)]
+RESULTS = [
+    trial("a", 0.3),
+    trial("b", 0.1, "Failed"),
+    trial("c", 0.2, "EarlyStopped"),
+    trial("d", None),
+    trial("e", 0.25),
+]
 
 
 @pytest.mark.parametrize(
@@ -105,7 +153,10 @@ def test_optimal_trial(optimal, kind, name):
 
 
 def test_no_optimal_trial_where_none_counts():
-    assert trials.optimal_trial(experiment(optimal="b"), [trial("b", 0.1, "Failed"), trial("d", None)]) is None
+    assert (
+        trials.optimal_trial(experiment(optimal="b"), [trial("b", 0.1, "Failed"), trial("d", None)])
+        is None
+    )
 
 
 def test_the_objective_may_take_the_latest_value():
@@ -117,7 +168,10 @@ def test_the_objective_may_take_the_latest_value():
 def test_progress_line():
     running = [trial("r", None, "Running")] * 3 + [trial("p", None, "Pending")]
     line = trials.progress_line(experiment(), [*RESULTS, *running], waiting=1)
-    assert line == "5/30 trials, 2 running, 2 pending, 1 failed, 1 stopped early, best AvgLoss 0.2 by c"
+    assert (
+        line
+        == "5/30 trials, 2 running, 2 pending, 1 failed, 1 stopped early, best AvgLoss 0.2 by c"
+    )
 
 
 def test_common_reasons():

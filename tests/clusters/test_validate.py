@@ -15,22 +15,33 @@ from training.experiment import experiment
 
 
 def run(**values) -> Run:
-    return Run(config=RunConfig(s3_bucket="s3://jec/runs", run_id="pfn-regressor-open-0123abcd", **values))
+    return Run(
+        config=RunConfig(s3_bucket="s3://jec/runs", run_id="pfn-regressor-open-0123abcd", **values)
+    )
 
 
 def objects(**values) -> dict[str, dict]:
     made = run(**values)
     return {
-        "experiment": experiment(made), "export": export_job(made, "t"), "evaluate": evaluate_job(made, "t"),
+        "experiment": experiment(made),
+        "export": export_job(made, "t"),
+        "evaluate": evaluate_job(made, "t"),
         "service": inference_service(made),
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize(
-    "values", [{}, {"num_gpus": 2, "num_replicas": 3, "namespace": "physics"}, {"predictor_form": "triton", "algorithm": "grid"}]
+    "values",
+    [
+        {},
+        {"num_gpus": 2, "num_replicas": 3, "namespace": "physics"},
+        {"predictor_form": "triton", "algorithm": "grid"},
+    ],
 )
 def test_what_a_run_makes_is_taken(values):
-    assert {name: problems(made) for name, made in objects(**values).items()} == {name: [] for name in objects()}
+    assert {name: problems(made) for name, made in objects(**values).items()} == {
+        name: [] for name in objects()
+    }
 
 
 def put(manifest: dict, path: str, value) -> dict:
@@ -54,28 +65,73 @@ TRIAL = f"spec/trialTemplate/trialSpec/{POD}"
 @pytest.mark.parametrize(
     ("name", "path", "value", "said"),
     [
-        ("experiment", "spec/paralelTrialCount", 2, "spec.paralelTrialCount: unknown field 'paralelTrialCount'; did you mean 'parallelT"),
-        ("experiment", "spec/maxTrialCount", "30", "spec.maxTrialCount: '30' should be a whole number"),
-        ("experiment", "spec/parameters/0/feasibleSpace/min", 1, "spec.parameters[0].feasibleSpace.min: 1 should be text"),
+        (
+            "experiment",
+            "spec/paralelTrialCount",
+            2,
+            "spec.paralelTrialCount: unknown field 'paralelTrialCount'; did you mean 'parallelT",
+        ),
+        (
+            "experiment",
+            "spec/maxTrialCount",
+            "30",
+            "spec.maxTrialCount: '30' should be a whole number",
+        ),
+        (
+            "experiment",
+            "spec/parameters/0/feasibleSpace/min",
+            1,
+            "spec.parameters[0].feasibleSpace.min: 1 should be text",
+        ),
         ("experiment", "spec/objective/type", "minimise", "did you mean 'minimize'"),
-        ("experiment", "spec/trialTemplate/primaryContainerName", "main", "unknown container 'main'; there are: pytorch"),
-        ("experiment", f"{TRIAL}/containers/0/comand", [], "spec.containers[0].comand: unknown field 'comand'; did you mean 'command'"),
-        ("experiment", f"{TRIAL}/containers/0/name", "main", "the training operator wants one named 'pytorch'"),
+        (
+            "experiment",
+            "spec/trialTemplate/primaryContainerName",
+            "main",
+            "unknown container 'main'; there are: pytorch",
+        ),
+        (
+            "experiment",
+            f"{TRIAL}/containers/0/comand",
+            [],
+            "spec.containers[0].comand: unknown field 'comand'; did you mean 'command'",
+        ),
+        (
+            "experiment",
+            f"{TRIAL}/containers/0/name",
+            "main",
+            "the training operator wants one named 'pytorch'",
+        ),
         ("export", "metadata/name", "9-export", "a letter first"),
         ("export", "metadata/labels/jec~1user", "me@home", "unknown"),
         ("export", f"{POD}/containers/0/image", None, "image: missing"),
         ("export", f"{POD}/containers/0/resources", {}, "resources.limits: missing"),
         ("export", f"{POD}/volumes", [], "unknown volume 'shared-memory'"),
-        ("export", "spec/pytorchReplicaSpecs/Master/replicas", 2, "Master.replicas: must be there, and 1"),
-        ("export", f"{POD}/containers/0/env", [{"name": "AWS_SECRET_ACCESS_KEY", "value": "x"}], "in the open"),
+        (
+            "export",
+            "spec/pytorchReplicaSpecs/Master/replicas",
+            2,
+            "Master.replicas: must be there, and 1",
+        ),
+        (
+            "export",
+            f"{POD}/containers/0/env",
+            [{"name": "AWS_SECRET_ACCESS_KEY", "value": "x"}],
+            "in the open",
+        ),
         ("service", "spec/predictor/triton", {}, "exactly one of"),
         ("service", "spec/predictor/model/modelFormat", {}, "modelFormat.name: missing"),
         ("service", "spec/predictor/model/storageUri", None, "storageUri: missing"),
         ("service", "spec/predictor/model/protocol", "v2", "unknown field 'protocol'"),
-        ("service", "metadata/annotations", {"serving.kubeflow.org/s3-endpoint": "x"}, "KServe reads serving.kserve.io/"),
+        (
+            "service",
+            "metadata/annotations",
+            {"serving.kubeflow.org/s3-endpoint": "x"},
+            "KServe reads serving.kserve.io/",
+        ),
         ("service", "apiVersion", "serving.kserve.io/v1alpha1", "is none of"),
     ],
-)  # fmt: skip
+)
 def test_a_mistake_is_named_with_its_place(name, path, value, said):
     made = objects()[name]
     if "~1" in path:

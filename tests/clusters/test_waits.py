@@ -1,4 +1,6 @@
-"""Every wait of the Kubernetes home against every way in which a server or its controllers misbehave: it ends, in time, with words."""
+"""Every wait of the Kubernetes home against every way in which a server or its controllers
+misbehave: it ends, in time, with words.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,8 @@ from tests.clusters.controllers import Play
 from tests.clusters.test_kubernetes import UP, loss, node_of
 
 DEADLINE = 0.2  # of the wait under test
-LIMIT = 10.0  # seconds within which it has to be over, whatever happened: its deadline, and a slow machine
+# seconds within which it has to be over, whatever happened: its deadline, and a slow machine
+LIMIT = 10.0
 
 GOOD = {"experiment": loss(0.1), "job": Play(), "service": UP}
 TROUBLE: dict[str, Play] = {
@@ -30,9 +33,16 @@ TROUBLE: dict[str, Play] = {
     "runs for ever": Play(seconds=math.inf),
 }
 FAULTS: dict[str, dict] = {
-    "429": {"code": 429, "headers": {"Retry-After": "0"}}, "500": {"code": 500}, "503": {"code": 503}, "409": {"code": 409},
-    "410": {"code": 410}, "401": {"code": 401}, "403": {"code": 403}, "cut": {"cut": "before"}, "cut after": {"cut": "after"},
-}  # fmt: skip
+    "429": {"code": 429, "headers": {"Retry-After": "0"}},
+    "500": {"code": 500},
+    "503": {"code": 503},
+    "409": {"code": 409},
+    "410": {"code": 410},
+    "401": {"code": 401},
+    "403": {"code": 403},
+    "cut": {"cut": "before"},
+    "cut after": {"cut": "after"},
+}
 
 
 def ends(wait: Callable[[], object]) -> str:
@@ -49,19 +59,31 @@ def ends(wait: Callable[[], object]) -> str:
 
 def waits(home) -> dict[str, Callable[[], object]]:
     return {
-        "experiment": lambda: home.run_experiment(experiment(["0.1", "0.2"], max_failed=1, parallel=1), deadline=DEADLINE),
+        "experiment": lambda: home.run_experiment(
+            experiment(["0.1", "0.2"], max_failed=1, parallel=1), deadline=DEADLINE
+        ),
         "job": lambda: home.run_job(job("pass"), deadline=DEADLINE),
         "service": lambda: home.deploy(service(), deadline=DEADLINE),
     }
 
 
-@pytest.mark.parametrize(("what", "trouble"), [
-    *(("job", trouble) for trouble in TROUBLE),
-    *(("experiment", trouble) for trouble in ("pod fails", "unschedulable", "image", "evicted")),
-    *(("service", trouble) for trouble in ("image", "ready, then crash-looping", "evicted", "runs for ever")),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("what", "trouble"),
+    [
+        *(("job", trouble) for trouble in TROUBLE),
+        *(
+            ("experiment", trouble)
+            for trouble in ("pod fails", "unschedulable", "image", "evicted")
+        ),
+        *(
+            ("service", trouble)
+            for trouble in ("image", "ready, then crash-looping", "evicted", "runs for ever")
+        ),
+    ],
+)
 def test_a_wait_ends_whatever_its_pods_do(fake, what, trouble):
-    home = fake(node_of(TROUBLE[trouble]), poll=0.1 if what == "service" else 0.02)  # ready twice is believed
+    # ready twice is believed
+    home = fake(node_of(TROUBLE[trouble]), poll=0.1 if what == "service" else 0.02)
     said = ends(waits(home)[what])
     fine = (what, trouble) == ("service", "runs for ever")
     assert (said == "done") == fine, said
@@ -75,7 +97,10 @@ def test_a_full_namespace_ends_a_wait_with_the_quotas_name(fake, what):
     assert said == "done" if what == "service" else "kf-resource-quota" in said
 
 
-@pytest.mark.parametrize(("what", "fault"), [*(("job", fault) for fault in FAULTS), ("experiment", "500"), ("service", "cut")])
+@pytest.mark.parametrize(
+    ("what", "fault"),
+    [*(("job", fault) for fault in FAULTS), ("experiment", "500"), ("service", "cut")],
+)
 def test_a_wait_ends_whatever_the_server_answers_for_ever(fake, what, fault):
     """From its second request on: the first contact is another test's."""
     home = fake(node_of(GOOD[what]))
@@ -84,13 +109,25 @@ def test_a_wait_ends_whatever_the_server_answers_for_ever(fake, what, fault):
     assert ends(waits(home)[what]) != "done"
 
 
-@pytest.mark.parametrize(("what", "fault"), [("experiment", "429"), ("experiment", "cut after"), ("job", "500"), ("job", "cut"),
-                                             ("service", "503"), ("service", "cut after")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("what", "fault"),
+    [
+        ("experiment", "429"),
+        ("experiment", "cut after"),
+        ("job", "500"),
+        ("job", "cut"),
+        ("service", "503"),
+        ("service", "cut after"),
+    ],
+)
 def test_a_wait_outlives_what_passes(fake, what, fault):
     home = fake(node_of(GOOD[what]))
     home.api.fail("*", ".", times=3, **FAULTS[fault])
-    long = {"experiment": lambda: home.run_experiment(experiment(["0.1", "0.2"])), "job": lambda: home.run_job(job("pass")),
-            "service": lambda: home.deploy(service())}  # fmt: skip
+    long = {
+        "experiment": lambda: home.run_experiment(experiment(["0.1", "0.2"])),
+        "job": lambda: home.run_job(job("pass")),
+        "service": lambda: home.deploy(service()),
+    }
     assert ends(long[what]) == "done"
 
 
@@ -110,4 +147,6 @@ def test_a_removal_waits_for_pods_that_take_their_time(fake, monkeypatch):
         home.api.all("pods")[0]["metadata"]["finalizers"] = ["example.org/slow"]
         home.api.all("pods")[0]["metadata"].pop("ownerReferences")
     monkeypatch.setattr(home_module, "REMOVAL_SECONDS", 0.2)
-    assert "Pod pfn-0a1b2c3d-export-master-0: still there" in ends(lambda: home.cluster.delete(RUN_ID))
+    assert "Pod pfn-0a1b2c3d-export-master-0: still there" in ends(
+        lambda: home.cluster.delete(RUN_ID)
+    )

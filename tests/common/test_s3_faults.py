@@ -1,4 +1,6 @@
-"""S3 that throttles or fails for a while: requests are repeated, later each time, and end with a reason where it goes on."""
+"""S3 that throttles or fails for a while: requests are repeated, later each time, and end with a
+reason where it goes on.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ class Faulty(BaseHTTPRequestHandler):
         content = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         if self.faults:
             status, code = self.faults.pop(0)
-            self._answer(status, f"<Error><Code>{code}</Code><Message>later</Message></Error>".encode())
+            self._answer(
+                status, f"<Error><Code>{code}</Code><Message>later</Message></Error>".encode()
+            )
             return True
         if self.command == "PUT":
             self.stored[self.path] = content
@@ -53,12 +57,18 @@ class Faulty(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(monkeypatch) -> Iterator[type[Faulty]]:
-    """A server at AWS_ENDPOINT_URL whose class holds `faults`; pauses between requests are noted in `pauses` instead of made."""
+    """A server at AWS_ENDPOINT_URL whose class holds `faults`; pauses between requests are noted in
+    `pauses` instead of made.
+    """
     handler = type("Handler", (Faulty,), {"faults": [], "stored": {}, "pauses": []})
     served = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=served.serve_forever, args=(0.05,), daemon=True).start()
     address = f"http://127.0.0.1:{served.server_port}"
-    for name, value in {"AWS_ENDPOINT_URL": address, "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}.items():
+    for name, value in {
+        "AWS_ENDPOINT_URL": address,
+        "AWS_ACCESS_KEY_ID": "a",
+        "AWS_SECRET_ACCESS_KEY": "b",
+    }.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("botocore.endpoint.time.sleep", handler.pauses.append)
     storage._client.cache_clear()
@@ -81,9 +91,13 @@ def test_a_fault_that_passes_is_waited_out(server, fault):
 
 def test_a_fault_that_stays_ends_with_what_was_asked_and_answered(server):
     server.faults += [(503, "SlowDown")] * 100
-    with pytest.raises(StorageError, match=r"http://127.* answered SlowDown for s3://jets/one: .*reached max retries"):
+    with pytest.raises(
+        StorageError,
+        match=r"http://127.* answered SlowDown for s3://jets/one: .*reached max retries",
+    ):
         storage.read_bytes("s3://jets/one")
     assert server.requests == 9
     assert len(server.pauses) == 8
-    assert all(pause <= 2**number for number, pause in enumerate(server.pauses))  # seconds: longer each time, and random
+    # seconds: longer each time, and random
+    assert all(pause <= 2**number for number, pause in enumerate(server.pauses))
     assert sum(server.pauses) > 5

@@ -22,7 +22,10 @@ def test_bytes_json_and_listing(place):
     storage.write_bytes(storage.join(place, "a", "y.bin"), b"123")
     storage.write_text(storage.join(place, "ab", "z.txt"), "z")
     assert storage.read_json(storage.join(place, "a/x.json")) == {"n": 1}
-    assert [(storage.name(e.uri), e.size) for e in storage.entries(storage.join(place, "a"))] == [("x.json", 10 + 3), ("y.bin", 3)]
+    assert [(storage.name(e.uri), e.size) for e in storage.entries(storage.join(place, "a"))] == [
+        ("x.json", 10 + 3),
+        ("y.bin", 3),
+    ]
     assert storage.exists(storage.join(place, "a"))
     assert not storage.exists(storage.join(place, "a", "x"))
 
@@ -37,8 +40,13 @@ def test_missing_files_are_input_errors(place):
 def test_a_star_does_not_cross_a_slash(place):
     for name in ("t/1.root", "t/2.root", "t/deep/3.root", "t/1.txt"):
         storage.write_bytes(storage.join(place, name), b"")
-    assert [storage.name(e.uri) for e in storage.glob(storage.join(place, "t/*.root"))] == ["1.root", "2.root"]
-    assert [storage.name(e.uri) for e in storage.glob(storage.join(place, "t/*/[34].root"))] == ["3.root"]
+    assert [storage.name(e.uri) for e in storage.glob(storage.join(place, "t/*.root"))] == [
+        "1.root",
+        "2.root",
+    ]
+    assert [storage.name(e.uri) for e in storage.glob(storage.join(place, "t/*/[34].root"))] == [
+        "3.root"
+    ]
     assert len(storage.glob(storage.join(place, "t"))) == 4
 
 
@@ -46,7 +54,8 @@ def test_folders_travel_whole(place, tmp_path):
     source = tmp_path / "source"
     (source / "sub").mkdir(parents=True)
     (source / "one").write_bytes(b"1" * 100)
-    (source / "sub" / "two").write_bytes(b"2" * (40 * 2**20) if storage.is_s3(place) else b"2")  # large: a multipart upload
+    # large: a multipart upload
+    (source / "sub" / "two").write_bytes(b"2" * (40 * 2**20) if storage.is_s3(place) else b"2")
     storage.upload(source, place)
     back = storage.download(place, tmp_path / "back")
     assert (back / "one").read_bytes() == b"1" * 100

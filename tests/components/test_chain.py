@@ -1,4 +1,7 @@
-"""The compiled pipeline: IR that kfp and the server's own messages take, every choice a typed parameter with a default."""
+"""The compiled pipeline:
+
+IR that kfp and the server's own messages take, every choice a typed parameter with a default.
+"""
 
 import dataclasses
 
@@ -16,7 +19,9 @@ TYPES = {str: "STRING", int: "NUMBER_INTEGER", float: "NUMBER_DOUBLE", bool: "BO
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory):
-    path = chain.compile_to(tmp_path_factory.mktemp("ir") / "pipeline.yaml", RunConfig(num_gpus=2, namespace="physics"))
+    path = chain.compile_to(
+        tmp_path_factory.mktemp("ir") / "pipeline.yaml", RunConfig(num_gpus=2, namespace="physics")
+    )
     spec, platform = yaml.safe_load_all(path.read_text())
     return path, spec, platform
 
@@ -35,7 +40,10 @@ def test_it_is_a_pipeline_spec_without_unknown_fields_whose_references_hold(comp
     executors = document["deploymentSpec"]["executors"]
     for component in document["components"].values():
         assert component.get("executorLabel") in executors or "dag" in component
-    for dag in [document["root"]["dag"], *(c["dag"] for c in document["components"].values() if "dag" in c)]:
+    for dag in [
+        document["root"]["dag"],
+        *(c["dag"] for c in document["components"].values() if "dag" in c),
+    ]:
         for task in dag["tasks"].values():
             assert task["componentRef"]["name"] in document["components"]
             assert set(task.get("dependentTasks", [])) <= set(dag["tasks"])
@@ -54,14 +62,23 @@ STEPS = ("prepare", "search", "export", "evaluate", "deploy", "finish")
 
 
 def dags(document):
-    return {name: part["dag"]["tasks"] for name, part in document["components"].items() if "dag" in part}
+    return {
+        name: part["dag"]["tasks"] for name, part in document["components"].items() if "dag" in part
+    }
 
 
 def test_the_job_id_is_passed_whole(compiled):
     """The backend resolves the placeholder only where it is the whole argument."""
-    tasks = {name: task for dag in [compiled[1]["root"]["dag"]["tasks"], *dags(compiled[1]).values()] for name, task in dag.items()}
+    tasks = {
+        name: task
+        for dag in [compiled[1]["root"]["dag"]["tasks"], *dags(compiled[1]).values()]
+        for name, task in dag.items()
+    }
     for name in STEPS:
-        assert tasks[name]["inputs"]["parameters"]["job_id"]["runtimeValue"]["constant"] == "{{$.pipeline_job_uuid}}", name
+        assert (
+            tasks[name]["inputs"]["parameters"]["job_id"]["runtimeValue"]["constant"]
+            == "{{$.pipeline_job_uuid}}"
+        ), name
 
 
 def test_deployment_stands_behind_the_gate(compiled):
@@ -85,7 +102,10 @@ def test_every_step_is_a_pod_with_an_end_a_label_and_the_secret_and_none_is_cach
     executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
     assert set(executors) == {f"exec-{step}" for step in STEPS}
     for name, executor in executors.items():
-        assert {pair["secretKey"] for pair in executor["secretAsEnv"][0]["keyToEnv"]} == {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
+        assert {pair["secretKey"] for pair in executor["secretAsEnv"][0]["keyToEnv"]} == {
+            "AWS_ACCESS_KEY_ID",
+            "AWS_SECRET_ACCESS_KEY",
+        }
         assert executor["podMetadata"]["labels"]["jec/step"] == name.removeprefix("exec-")
         assert int(executor["activeDeadlineSeconds"]) > 0
         limits = document["deploymentSpec"]["executors"][name]["container"]["resources"]
@@ -102,20 +122,34 @@ def test_every_step_gets_another_try(compiled):
 
 
 def test_the_secrets_name_reaches_every_nested_step(compiled):
-    """A step takes the Secret's name from the inputs of the DAG that it is in; a server cannot resolve one that is not there."""
+    """A step takes the Secret's name from the inputs of the DAG that it is in; a server cannot
+    resolve one that is not there.
+    """
     _, document, platform = compiled
     executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
-    inputs = {name: part.get("inputDefinitions", {}).get("parameters", {}) for name, part in document["components"].items()}
+    inputs = {
+        name: part.get("inputDefinitions", {}).get("parameters", {})
+        for name, part in document["components"].items()
+    }
     for where, tasks in {"root": document["root"]["dag"]["tasks"], **dags(document)}.items():
-        given = document["root"]["inputDefinitions"]["parameters"] if where == "root" else inputs[where]
+        given = (
+            document["root"]["inputDefinitions"]["parameters"] if where == "root" else inputs[where]
+        )
         for name in set(tasks) & set(STEPS):
-            assert executors[f"exec-{name}"]["secretAsEnv"][0]["secretNameParameter"]["componentInputParameter"] in given, name
+            assert (
+                executors[f"exec-{name}"]["secretAsEnv"][0]["secretNameParameter"][
+                    "componentInputParameter"
+                ]
+                in given
+            ), name
 
 
 def test_non_root_is_asked_only_of_servers_that_know_it(compiled, tmp_path):
     assert "securityContext" not in str(compiled[2])
     asked = chain.compile_to(tmp_path / "new.yaml", RunConfig(), non_root=True)
-    executors = list(yaml.safe_load_all(asked.read_text()))[1]["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    executors = list(yaml.safe_load_all(asked.read_text()))[1]["platforms"]["kubernetes"][
+        "deploymentSpec"
+    ]["executors"]
     assert all(executor["securityContext"]["runAsNonRoot"] for executor in executors.values())
 
 

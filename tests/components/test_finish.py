@@ -1,4 +1,6 @@
-"""The end of a run in words: every way in which it can end, the page, the webhook; and steps that are tried again."""
+"""The end of a run in words: every way in which it can end, the page, the webhook; and steps that
+are tried again.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,14 @@ import pytest
 
 from common import storage
 from common.config import RunConfig
-from common.errors import ClusterError, DeadlineError, InputError, JecError, StorageError, UnreachableError
+from common.errors import (
+    ClusterError,
+    DeadlineError,
+    InputError,
+    JecError,
+    StorageError,
+    UnreachableError,
+)
 from common.run import Run
 from components import finish, prepare, step
 
@@ -27,7 +36,13 @@ def run(tmp_path):
     ("name", "state", "metrics", "wanted", "said"),
     [
         ("deploy", "done", METRICS, "succeeded", ""),
-        ("evaluate", "done", {**METRICS, "passed": False, "reasons": ["closure 3 %"]}, "not deployed", "closure 3 %"),
+        (
+            "evaluate",
+            "done",
+            {**METRICS, "passed": False, "reasons": ["closure 3 %"]},
+            "not deployed",
+            "closure 3 %",
+        ),
         ("evaluate", "done", METRICS, "failed", "the next step's pod did not start"),
         ("search", "running", None, "failed", "ended without a word"),
         ("search", "failed", None, "failed", "no GPU"),
@@ -48,16 +63,36 @@ def test_every_end_has_its_words(run, name, state, metrics, wanted, said):
     assert finish.as_markdown(summary).startswith(f"# pfn-00000000: {wanted}\n")
 
 
-def test_the_success_of_an_earlier_job_is_not_told_of_one_whose_prepare_refused(run, capsys, monkeypatch):
+def test_the_success_of_an_earlier_job_is_not_told_of_one_whose_prepare_refused(
+    run, capsys, monkeypatch
+):
     """`--resume` with other inputs: the folder holds the earlier job's status."""
     for name in ("search", "evaluate", "deploy"):
         step.write_status(run, name, "done", job_id="earlier")
     storage.write_json(run.path("metrics.json"), METRICS)
     told = finish.summarise(run.uri, "earlier")
-    assert (told["state"], told["gate"], told["gain_percent"]) == ("succeeded", True, METRICS["gain"])
+    assert (told["state"], told["gate"], told["gain_percent"]) == (
+        "succeeded",
+        True,
+        METRICS["gain"],
+    )
     told = finish.summarise(run.uri, JOB)
-    assert (told["state"], told["gate"], told["gain_percent"], told["report"]) == ("failed", None, None, None)
-    arguments = ["--s3-bucket", run.config.s3_bucket, "--run-id", run.id, "--network-config", RunConfig().network_config, "--job-id", JOB]
+    assert (told["state"], told["gate"], told["gain_percent"], told["report"]) == (
+        "failed",
+        None,
+        None,
+        None,
+    )
+    arguments = [
+        "--s3-bucket",
+        run.config.s3_bucket,
+        "--run-id",
+        run.id,
+        "--network-config",
+        RunConfig().network_config,
+        "--job-id",
+        JOB,
+    ]
     monkeypatch.delenv(step.LOCAL_DIR, raising=False)
     assert finish.main(arguments) == 0
     assert "failed: prepare left no trace" in capsys.readouterr().out
@@ -72,7 +107,12 @@ def test_results_of_an_earlier_job_are_not_told_of_one_that_failed_before_them(r
     storage.write_json(run.path("metrics.json"), METRICS)
     step.write_status(run, "prepare", "failed", "other inputs", job_id=JOB)
     told = finish.summarise(run.uri, JOB)
-    assert (told["state"], told["step"], told["reason"], told["gain_percent"]) == ("failed", "prepare", "other inputs", None)
+    assert (told["state"], told["step"], told["reason"], told["gain_percent"]) == (
+        "failed",
+        "prepare",
+        "other inputs",
+        None,
+    )
 
 
 class Hook(http.server.BaseHTTPRequestHandler):
@@ -93,7 +133,9 @@ def test_a_webhook_gets_the_summary_and_its_failure_is_not_the_runs(run, capsys,
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     try:
         step.write_status(run, "search", "failed", "no GPU")
-        finish.finish(run.uri, f"http://127.0.0.1:{server.server_port}/secret-part", step.Artifacts(""))
+        finish.finish(
+            run.uri, f"http://127.0.0.1:{server.server_port}/secret-part", step.Artifacts("")
+        )
     finally:
         server.shutdown()
         server.server_close()
@@ -103,7 +145,8 @@ def test_a_webhook_gets_the_summary_and_its_failure_is_not_the_runs(run, capsys,
     assert "secret-part" not in said
 
 
-# Another try ------------------------------------------------------------------------------------------------------------
+# Another try
+# ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -117,7 +160,9 @@ def test_a_webhook_gets_the_summary_and_its_failure_is_not_the_runs(run, capsys,
         (MemoryError("out of memory"), True),
     ],
 )
-def test_a_repeated_attempt_ends_at_once_where_the_failure_repeats(run, capsys, monkeypatch, error, tried_again):
+def test_a_repeated_attempt_ends_at_once_where_the_failure_repeats(
+    run, capsys, monkeypatch, error, tried_again
+):
     monkeypatch.delenv(step.LOCAL_DIR, raising=False)
     run.save()
     tries = []
@@ -142,7 +187,9 @@ def test_a_repeated_attempt_ends_at_once_where_the_failure_repeats(run, capsys, 
         assert attempt("another") == 0, "a new run of the pipeline tries"
 
 
-def test_the_parameters_are_told_once_at_the_start_of_each_step_on_a_cluster(run, capsys, monkeypatch):
+def test_the_parameters_are_told_once_at_the_start_of_each_step_on_a_cluster(
+    run, capsys, monkeypatch
+):
     monkeypatch.delenv(step.LOCAL_DIR, raising=False)
     Run(config=run.config.replace(num_gpus=2)).save()
     step.main("search", step.parser("search", "").parse_args(["--run", run.uri]), lambda _: None)
@@ -153,12 +200,32 @@ def test_the_parameters_are_told_once_at_the_start_of_each_step_on_a_cluster(run
 
 def test_prepare_notes_a_refusal_where_the_exit_handler_finds_it(s3_bucket, monkeypatch, capsys):
     monkeypatch.delenv(step.LOCAL_DIR, raising=False)
-    arguments = ["--s3-bucket", f"{s3_bucket}/jec", "--data-config", "no_such.yaml", "--job-id", JOB]
+    arguments = [
+        "--s3-bucket",
+        f"{s3_bucket}/jec",
+        "--data-config",
+        "no_such.yaml",
+        "--job-id",
+        JOB,
+    ]
     assert prepare.main(arguments) == 2
     assert prepare.main(arguments) == 1
     assert "would repeat" in capsys.readouterr().err
-    assert finish.main(["--s3-bucket", f"{s3_bucket}/jec", "--run-id", "auto", "--network-config", RunConfig().network_config,
-                        "--job-id", JOB]) == 0  # fmt: skip
+    assert (
+        finish.main(
+            [
+                "--s3-bucket",
+                f"{s3_bucket}/jec",
+                "--run-id",
+                "auto",
+                "--network-config",
+                RunConfig().network_config,
+                "--job-id",
+                JOB,
+            ]
+        )
+        == 0
+    )
     assert "no_such.yaml" in capsys.readouterr().out
 
 

@@ -1,4 +1,6 @@
-"""The local runner executes compiled container components as processes, for real, with small pipelines of its own."""
+"""The local runner executes compiled container components as processes, for real, with small
+pipelines of its own.
+"""
 
 import os
 import signal
@@ -19,14 +21,24 @@ IMAGE = "none:latest"
 
 @dsl.container_component
 def write(text: str, out: dsl.OutputPath(str), page: dsl.Output[dsl.HTML]):
-    code = "import os, sys; o = sys.argv[2]; os.makedirs(os.path.dirname(o), exist_ok=True); open(o, 'w').write(sys.argv[1].upper())"
-    return dsl.ContainerSpec(image=IMAGE, command=["python", "-c", code], args=[text, out, page.path])
+    code = (
+        "import os, sys; o = sys.argv[2]; os.makedirs(os.path.dirname(o), exist_ok=True); open(o,"
+        " 'w').write(sys.argv[1].upper())"
+    )
+    return dsl.ContainerSpec(
+        image=IMAGE, command=["python", "-c", code], args=[text, out, page.path]
+    )
 
 
 @dsl.container_component
 def leave(text: str, path: str, code: int):
-    program = "import sys, os; open(sys.argv[2], 'a').write(sys.argv[1] + os.environ['MARK']); sys.exit(int(sys.argv[3]))"
-    return dsl.ContainerSpec(image=IMAGE, command=["python", "-c", program], args=[text, path, code])
+    program = (
+        "import sys, os; open(sys.argv[2], 'a').write(sys.argv[1] + os.environ['MARK']);"
+        " sys.exit(int(sys.argv[3]))"
+    )
+    return dsl.ContainerSpec(
+        image=IMAGE, command=["python", "-c", program], args=[text, path, code]
+    )
 
 
 @dsl.container_component
@@ -62,7 +74,11 @@ def run(tmp_path):
         compiler.Compiler().compile(pipeline, str(ir))
         steps = []
         host_runner.run_pipeline(
-            ir, parameters, work=tmp_path / "work", environment={"MARK": "!"}, on_end=lambda name, command: steps.append(command)
+            ir,
+            parameters,
+            work=tmp_path / "work",
+            environment={"MARK": "!"},
+            on_end=lambda name, command: steps.append(command),
         )
         return steps
 
@@ -86,7 +102,9 @@ def test_a_steps_exit_code_is_the_runs(run, tmp_path):
 
 
 @pytest.mark.timeout(50)  # a repeated attempt would wait for 60 s
-def test_the_exit_handler_runs_after_a_failure_which_is_not_repeated_and_stays_the_runs(run, tmp_path):
+def test_the_exit_handler_runs_after_a_failure_which_is_not_repeated_and_stays_the_runs(
+    run, tmp_path
+):
     with pytest.raises(host_runner.StepFailed) as failed:
         run(finished, path=str(tmp_path / "out"), code=7)
     assert failed.value.exit_code == 7
@@ -114,7 +132,9 @@ def test_a_runner_that_is_killed_takes_its_step_along(tmp_path):
         from tests.components.test_host_runner import *
         compiler.Compiler().compile(sleeping, "{tmp_path}/ir.yaml")
         from pathlib import Path
-        host_runner.run_pipeline(Path("{tmp_path}/ir.yaml"), dict(path="{tmp_path}/pid"), work=Path("{tmp_path}/w"), environment={{}})
+        here = Path("{tmp_path}")
+        parameters = dict(path=str(here / "pid"))
+        host_runner.run_pipeline(here / "ir.yaml", parameters, work=here / "w", environment={{}})
     """)
     runner = subprocess.Popen([sys.executable, "-c", script], cwd=host_runner.ROOT)
     path, end = tmp_path / "pid", time.monotonic() + 60

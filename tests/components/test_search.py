@@ -1,4 +1,6 @@
-"""The search step: what it writes, when it goes on, and what counts beside a new experiment's trials."""
+"""The search step: what it writes, when it goes on, and what counts beside a new experiment's
+trials.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +18,21 @@ from training.more_trials import with_more_trials
 
 
 class Home:
-    """A cluster whose experiments give the losses they are told, one a trial; `gone` experiments cannot go on."""
+    """A cluster whose experiments give the losses they are told, one a trial;
+
+    `gone` experiments cannot go on.
+    """
 
     resumes = True
 
     def __init__(self, run):
-        self.run, self.losses, self.gone, self.manifests, self.deleted = run, iter(range(9, 0, -1)), False, [], []
+        self.run, self.losses, self.gone, self.manifests, self.deleted = (
+            run,
+            iter(range(9, 0, -1)),
+            False,
+            [],
+            [],
+        )
         self.trials = {}
 
     def run_experiment(self, manifest, *, deadline, report):
@@ -31,10 +42,21 @@ class Home:
         while len(trials) < manifest["spec"]["maxTrialCount"]:
             loss = next(self.losses) / 100
             seen = {"AvgLoss": Observation(min=loss, max=loss, latest=loss)}
-            trials.append(Trial(name=f"{name}-{len(trials):03d}", status="Succeeded", parameters={"fc-dim": "50"}, metrics=seen))
+            trials.append(
+                Trial(
+                    name=f"{name}-{len(trials):03d}",
+                    status="Succeeded",
+                    parameters={"fc-dim": "50"},
+                    metrics=seen,
+                )
+            )
             place = self.run.path("trials", trials[-1].name)
             step.write_output(f"{place}/best.pt", "")
-        return ExperimentResult(name=name, trials=list(trials), optimal=min(trials, key=lambda t: t.metrics["AvgLoss"].min).name)
+        return ExperimentResult(
+            name=name,
+            trials=list(trials),
+            optimal=min(trials, key=lambda t: t.metrics["AvgLoss"].min).name,
+        )
 
     def can_continue(self, name):
         return not self.gone
@@ -45,7 +67,11 @@ class Home:
 
 @pytest.fixture
 def run(tmp_path):
-    return Run(config=RunConfig(s3_bucket=str(tmp_path), run_id="pfn-00000000", max_trials=3, parallel_trials=1))
+    return Run(
+        config=RunConfig(
+            s3_bucket=str(tmp_path), run_id="pfn-00000000", max_trials=3, parallel_trials=1
+        )
+    )
 
 
 @pytest.fixture
@@ -91,9 +117,13 @@ def test_an_experiment_that_is_gone_is_followed_by_another_whose_trials_join_the
     first, second = home.manifests
     assert second["metadata"]["name"] == "pfn-00000000-3"
     assert second["spec"]["maxTrialCount"] == 2
-    assert second["spec"]["algorithm"] != first["spec"]["algorithm"], "another seed, or it would try the same again"
+    assert second["spec"]["algorithm"] != first["spec"]["algorithm"], (
+        "another seed, or it would try the same again"
+    )
     names = [trial["name"] for trial in record(run)["trials"]]
-    assert names == [f"pfn-00000000-00{i}" for i in range(3)] + [f"pfn-00000000-3-00{i}" for i in range(2)]
+    assert names == [f"pfn-00000000-00{i}" for i in range(3)] + [
+        f"pfn-00000000-3-00{i}" for i in range(2)
+    ]
     home.gone = False
     do(asked_for(run, 6))  # the second one goes on, the first three still count
     assert len(record(run)["trials"]) == 6
@@ -115,7 +145,11 @@ def test_the_experiment_is_deleted_when_asked_and_its_results_stay(run, home):
 
 @pytest.mark.parametrize(
     ("goal", "more", "wanted"),
-    [("none", "none", "whole number from 1 up"), ("none", "0", "whole number from 1 up"), ("0.08", "2", "has reached its goal")],
+    [
+        ("none", "none", "whole number from 1 up"),
+        ("none", "0", "whole number from 1 up"),
+        ("0.08", "2", "has reached its goal"),
+    ],
 )
 def test_more_trials_that_cannot_be_are_refused(run, home, goal, more, wanted):
     do(run)

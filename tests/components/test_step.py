@@ -19,11 +19,26 @@ def run(tmp_path):
 
 
 def test_artifacts_keep_the_uri_that_kfp_gave_them(tmp_path):
-    """The launcher refuses an artifact outside the pipeline root, after the step's work was done."""
-    place = {"name": "model", "uri": str(tmp_path / "root" / "model"), "type": {"schemaTitle": "system.Model"}}
-    executor_input = {"outputs": {"artifacts": {"model": {"artifacts": [place]}}, "outputFile": str(tmp_path / "executor_output.json")}}
-    step.Artifacts(json.dumps(executor_input)).set("model", metadata={"repository": "s3://elsewhere/model"}, content="{}")
-    written = json.loads((tmp_path / "executor_output.json").read_text())["artifacts"]["model"]["artifacts"][0]
+    """The launcher refuses an artifact outside the pipeline root, after the step's work
+    was done.
+    """
+    place = {
+        "name": "model",
+        "uri": str(tmp_path / "root" / "model"),
+        "type": {"schemaTitle": "system.Model"},
+    }
+    executor_input = {
+        "outputs": {
+            "artifacts": {"model": {"artifacts": [place]}},
+            "outputFile": str(tmp_path / "executor_output.json"),
+        }
+    }
+    step.Artifacts(json.dumps(executor_input)).set(
+        "model", metadata={"repository": "s3://elsewhere/model"}, content="{}"
+    )
+    written = json.loads((tmp_path / "executor_output.json").read_text())["artifacts"]["model"][
+        "artifacts"
+    ][0]
     assert written["uri"] == place["uri"]
     assert written["metadata"] == {"repository": "s3://elsewhere/model"}
     assert (tmp_path / "root" / "model").read_text() == "{}"

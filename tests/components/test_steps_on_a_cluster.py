@@ -1,4 +1,6 @@
-"""The programs of the steps, end to end before a fake cluster and a real S3: what each makes there, reads, writes, and how it ends."""
+"""The programs of the steps, end to end before a fake cluster and a real S3: what each makes there,
+reads, writes, and how it ends.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,12 @@ from tests.operations.test_check import furnish
 
 fake = clusters_conftest.fake
 NAME = "pfn-regressor-open"
-METRICS = {"passed": True, "reasons": [], "gain": {"value": 3.0, "low": 2.0, "high": 4.0}, "headline": {"resolution_gain_percent_low": 2.0}}
+METRICS = {
+    "passed": True,
+    "reasons": [],
+    "gain": {"value": 3.0, "low": 2.0, "high": 4.0},
+    "headline": {"resolution_gain_percent_low": 2.0},
+}
 EXPORT = {"model": NAME, "sha256": "00ff", "max_batch_size": 512}
 
 
@@ -34,7 +41,15 @@ def run(s3_bucket, s3_server, monkeypatch):
     init = home_module.KubernetesCluster.__init__
     monkeypatch.setattr(init, "__kwdefaults__", {"poll": 0.02, "patience": 600.0})
     monkeypatch.setattr(deploy, "GOLDEN_DEADLINE", 1.0)
-    made = Run(config=RunConfig(s3_bucket=s3_bucket, s3_endpoint=s3_server, run_id=f"{NAME}-0123abcd", max_trials=2, parallel_trials=1))
+    made = Run(
+        config=RunConfig(
+            s3_bucket=s3_bucket,
+            s3_endpoint=s3_server,
+            run_id=f"{NAME}-0123abcd",
+            max_trials=2,
+            parallel_trials=1,
+        )
+    )
     made.save()
     return made
 
@@ -51,7 +66,9 @@ def model_server():
             name = re.search(r"/models/([^/]+)/infer", self.path)[1]
             self.server.asked.append((name, body["inputs"][0]["shape"][0]))
             x = golden.arrays(body["inputs"])["x"]
-            content = json.dumps(golden.response_body(name, {"output": 2 * x + self.server.off})).encode()
+            content = json.dumps(
+                golden.response_body(name, {"output": 2 * x + self.server.off})
+            ).encode()
             self.send_response(self.server.code)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(content)))
@@ -71,7 +88,9 @@ def model_server():
 
 
 def call(module, run, *args) -> int:
-    return module.main(["--run", run.uri, "--s3-endpoint", run.config.s3_endpoint, "--job-id", "job-1", *args])
+    return module.main(
+        ["--run", run.uri, "--s3-endpoint", run.config.s3_endpoint, "--job-id", "job-1", *args]
+    )
 
 
 def as_the_pods_would(run) -> None:
@@ -83,22 +102,32 @@ def as_the_pods_would(run) -> None:
             golden.write(run.path("golden", name), {"x": x}, name, {"output": 2 * x})
     storage.write_json(run.path("metrics.json"), METRICS)
     storage.write_json(run.path("model", "export.json"), EXPORT)
-    storage.write_text(run.path("report.html"), f"<html>before {section(EXPORT, None, None)} after</html>")
+    storage.write_text(
+        run.path("report.html"), f"<html>before {section(EXPORT, None, None)} after</html>"
+    )
 
 
 def outputs(folder, *names: str) -> tuple[str, str]:
     """The flag that hands a step its KFP artifacts below a folder."""
     artifacts = {name: {"artifacts": [{"name": name, "uri": str(folder / name)}]} for name in names}
-    return "--executor-input", json.dumps({"outputs": {"artifacts": artifacts, "outputFile": str(folder / "output.json")}})
+    return "--executor-input", json.dumps(
+        {"outputs": {"artifacts": artifacts, "outputFile": str(folder / "output.json")}}
+    )
 
 
 def furnished(api, endpoint) -> None:
     furnish(api, endpoint=endpoint.removeprefix("http://"))
-    api.find("secrets", "s3-secret")["metadata"]["annotations"]["serving.kserve.io/s3-usehttps"] = "0"
+    api.find("secrets", "s3-secret")["metadata"]["annotations"]["serving.kserve.io/s3-usehttps"] = (
+        "0"
+    )
 
 
-def test_the_steps_of_a_run_one_after_the_other(fake, run, model_server, s3_server, tmp_path, capsys):
-    home = fake(node_of(loss(0.2), loss(0.1), Play(), Play(), UP), kserve=KServe(url=model_server.url))
+def test_the_steps_of_a_run_one_after_the_other(
+    fake, run, model_server, s3_server, tmp_path, capsys
+):
+    home = fake(
+        node_of(loss(0.2), loss(0.1), Play(), Play(), UP), kserve=KServe(url=model_server.url)
+    )
     furnished(home.api, s3_server)
     assert call(search, run, "--best-trial-output", str(tmp_path / "best")) == 0
     best = (tmp_path / "best").read_text()
@@ -106,23 +135,48 @@ def test_the_steps_of_a_run_one_after_the_other(fake, run, model_server, s3_serv
     as_the_pods_would(run)
     assert call(export, run, "--trial", best) == 0
     kfp = outputs(tmp_path / "evaluate", "metrics", "report")
-    assert call(evaluate, run, "--trial", best, "--passed-output", str(tmp_path / "passed"), *kfp) == 0
+    assert (
+        call(evaluate, run, "--trial", best, "--passed-output", str(tmp_path / "passed"), *kfp) == 0
+    )
     assert (tmp_path / "passed").read_text() == "true"
-    written = json.loads((tmp_path / "evaluate" / "output.json").read_text())["artifacts"]["metrics"]["artifacts"][0]
+    written = json.loads((tmp_path / "evaluate" / "output.json").read_text())["artifacts"][
+        "metrics"
+    ]["artifacts"][0]
     assert written["metadata"] == {"resolution_gain_percent_low": 2.0, "passed": "true"}
     assert "Not deployed yet" in (tmp_path / "evaluate" / "report").read_text()
-    assert call(deploy, run, "--url-output", str(tmp_path / "url"), *outputs(tmp_path / "deploy", "report")) == 0
+    assert (
+        call(
+            deploy,
+            run,
+            "--url-output",
+            str(tmp_path / "url"),
+            *outputs(tmp_path / "deploy", "report"),
+        )
+        == 0
+    )
     assert (tmp_path / "url").read_text() == model_server.url
-    assert model_server.asked[:4] == [(NAME, 1), (NAME, 100), (f"{NAME}-raw", 1), (f"{NAME}-raw", 100)]
+    assert model_server.asked[:4] == [
+        (NAME, 1),
+        (NAME, 100),
+        (f"{NAME}-raw", 1),
+        (f"{NAME}-raw", 100),
+    ]
     report = storage.read_text(run.path("report.html"))
     assert report == (tmp_path / "deploy" / "report").read_text()
     assert report.startswith("<html>before")
     assert report.endswith("after</html>")
     assert f"When it was deployed, kserve at {model_server.url} gave the answers" in report
     assert "Request of 100 jets as JSON, there and back" in report
-    assert storage.read_json(run.path("service.json"))["others"][f"{NAME}-raw"] == {"1": 0.0, "100": 0.0}
+    assert storage.read_json(run.path("service.json"))["others"][f"{NAME}-raw"] == {
+        "1": 0.0,
+        "100": 0.0,
+    }
     summary = finish.finish(run.uri, "none", step.Artifacts(""))
-    assert (summary["state"], summary["best_trial"], summary["service"]) == ("succeeded", best, model_server.url)
+    assert (summary["state"], summary["best_trial"], summary["service"]) == (
+        "succeeded",
+        best,
+        model_server.url,
+    )
     kinds = ("experiments", "pytorchjobs", "inferenceservices", "pods")
     labels = [one["metadata"]["labels"] for kind in kinds for one in home.api.all(kind)]
     assert {(one["jec/run-id"], one["jec/user"]) for one in labels} == {(run.id, "auto")}
@@ -132,12 +186,20 @@ def test_the_steps_of_a_run_one_after_the_other(fake, run, model_server, s3_serv
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (lambda server: setattr(server, "off", np.float32(0.001)), "it serves another model than was exported"),
+        (
+            lambda server: setattr(server, "off", np.float32(0.001)),
+            "it serves another model than was exported",
+        ),
         (lambda server: setattr(server, "code", 503), "gave no answer within"),
     ],
 )
-def test_a_green_run_with_a_broken_service_is_impossible(fake, run, model_server, s3_server, capsys, spoil, said):
-    home = fake(node_of(Play(seconds=1e9, log="loading the model failed\n")), kserve=KServe(url=model_server.url))
+def test_a_green_run_with_a_broken_service_is_impossible(
+    fake, run, model_server, s3_server, capsys, spoil, said
+):
+    home = fake(
+        node_of(Play(seconds=1e9, log="loading the model failed\n")),
+        kserve=KServe(url=model_server.url),
+    )
     furnished(home.api, s3_server)
     as_the_pods_would(run)
     spoil(model_server)
@@ -153,7 +215,10 @@ def test_without_its_keys_no_service_is_made(fake, run, model_server, capsys):
     home = fake(node_of(UP), kserve=KServe(url=model_server.url))
     as_the_pods_would(run)
     assert call(deploy, run) == 2
-    assert "the service would not get its model: Secret s3-secret there is none in namespace physics; kubectl" in capsys.readouterr().err
+    assert (
+        "the service would not get its model: Secret s3-secret there is none in namespace physics;"
+        " kubectl" in capsys.readouterr().err
+    )
     assert home.api.all("inferenceservices") == []
 
 
@@ -161,7 +226,12 @@ def test_without_its_keys_no_service_is_made(fake, run, model_server, capsys):
     ("module", "args", "play", "said"),
     [
         (search, (), Play(exit_code=1, log="error: no jets\n"), "2 x exit code 1: error: no jets"),
-        (export, ("--trial", "t"), Play(exit_code=1, log="error: parity\n"), "exit code 1: error: parity"),
+        (
+            export,
+            ("--trial", "t"),
+            Play(exit_code=1, log="error: parity\n"),
+            "exit code 1: error: parity",
+        ),
         (evaluate, ("--trial", "t"), Play(reason="OOMKilled"), "OOMKilled"),
     ],
 )

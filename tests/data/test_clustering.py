@@ -9,11 +9,15 @@ from data.clustering import Inputs
 
 
 def inputs(event, pt, eta, phi) -> Inputs:
-    return Inputs.of(*(np.asarray(values) for values in (event, np.asarray(pt, dtype=float), eta, phi)))
+    return Inputs.of(
+        *(np.asarray(values) for values in (event, np.asarray(pt, dtype=float), eta, phi))
+    )
 
 
 def test_events_are_clustered_apart():
-    jets = clustering.cluster(inputs([0, 0, 1, 1], [50, 20, 30, 40], [0.0, 0.1, 0.0, 2.0], [3.1, -3.1, 0.0, 0.0]), 3, 5.0)
+    jets = clustering.cluster(
+        inputs([0, 0, 1, 1], [50, 20, 30, 40], [0.0, 0.1, 0.0, 2.0], [3.1, -3.1, 0.0, 0.0]), 3, 5.0
+    )
     assert jets.event.tolist() == [0, 1, 1]
     assert jets.pt == pytest.approx([69.98, 40, 30], abs=0.05)  # the first across phi = pi
     assert jets.eta[1:] == pytest.approx([2.0, 0.0])
@@ -23,7 +27,9 @@ def test_events_are_clustered_apart():
 
 
 def test_ordered_takes_the_contents_along():
-    jets = clustering.cluster(inputs([0, 0, 1, 1], [50, 20, 30, 40], [0.0, 0.1, 0.0, 2.0], [0, 0.1, 0.0, 0.0]), 2, 5.0)
+    jets = clustering.cluster(
+        inputs([0, 0, 1, 1], [50, 20, 30, 40], [0.0, 0.1, 0.0, 2.0], [0, 0.1, 0.0, 0.0]), 2, 5.0
+    )
     part = clustering.ordered(jets, np.array([2, 0]))
     assert part.pt == pytest.approx(jets.pt[[2, 0]])
     assert part.member_jet.tolist() == [0, 1, 1]
@@ -41,18 +47,27 @@ def test_a_jet_holds_the_momentum_of_its_members(block):
 def test_areas_agree_with_fastjets_own(block):
     """Our ghosts against fastjet's ClusterSequenceArea on the leading jets of some events."""
     definition = fastjet.JetDefinition(fastjet.antikt_algorithm, clustering.RADIUS)
-    area = fastjet.AreaDefinition(fastjet.active_area, fastjet.GhostedAreaSpec(clustering.GHOST_ETA, 1, 0.01))
+    area = fastjet.AreaDefinition(
+        fastjet.active_area, fastjet.GhostedAreaSpec(clustering.GHOST_ETA, 1, 0.01)
+    )
     chs = block.candidates[block.candidates.from_pv > 0]
     ratios = []
     for event in range(25):
         c = chs[chs.event == event]
         i = Inputs.of(c.event, c.pt, c.eta, c.phi, c.mass)
-        pseudo = [fastjet.PseudoJet(*four) for four in zip(*(v.tolist() for v in (i.px, i.py, i.pz, i.energy)), strict=True)]
+        pseudo = [
+            fastjet.PseudoJet(*four)
+            for four in zip(*(v.tolist() for v in (i.px, i.py, i.pz, i.energy)), strict=True)
+        ]
         sequence = fastjet.ClusterSequenceArea(pseudo, definition, area)
         theirs = fastjet.sorted_by_pt(sequence.inclusive_jets(clustering.RADIUS))[:2]
         ours = np.flatnonzero(block.jets.event == event)[:2]
         assert block.jets.pt[ours] == pytest.approx([jet.pt() for jet in theirs], rel=1e-6)
-        ratios += [a / jet.area() for a, jet in zip(block.area[ours], theirs, strict=True) if abs(jet.eta()) < 2.5]
+        ratios += [
+            a / jet.area()
+            for a, jet in zip(block.area[ours], theirs, strict=True)
+            if abs(jet.eta()) < 2.5
+        ]
     assert np.mean(ratios) == pytest.approx(1.0, abs=0.03)
     assert np.std(ratios) < 0.1
 

@@ -32,4 +32,8 @@ def test_each_config_reads_only_branches_of_the_schema_and_feeds_its_network(pat
 def test_the_generated_truth_is_no_input(path):
     config = DataConfig.load(str(path))
     inputs = {name for variables in config.input_dicts.values() for name in variables}
-    assert not {name for name in inputs if name.startswith(("gen", "parton", "hadron", "phys", "is", "pthat"))}
+    assert not {
+        name
+        for name in inputs
+        if name.startswith(("gen", "parton", "hadron", "phys", "is", "pthat"))
+    }

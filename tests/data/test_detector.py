@@ -12,7 +12,9 @@ from data.events import Particles
 COUNT = 4000
 
 
-def particles(number: int, pt: float, eta: float = 0.5, radius: float = 0.0, vertex: int = 0) -> Particles:
+def particles(
+    number: int, pt: float, eta: float = 0.5, radius: float = 0.0, vertex: int = 0
+) -> Particles:
     """COUNT events with one particle each."""
     ones = np.ones(COUNT)
     phi = np.random.default_rng(0).uniform(-np.pi, np.pi, COUNT)
@@ -69,7 +71,9 @@ def test_soft_particles_curl_or_stay_below_threshold():
     assert not soft.is_neutral.any()
 
 
-@pytest.mark.parametrize(("number", "expected"), [(11, 11), (-11, -11), (13, 13), (-13, -13), (2212, 211), (-321, -211)])
+@pytest.mark.parametrize(
+    ("number", "expected"), [(11, 11), (-11, -11), (13, 13), (-13, -13), (2212, 211), (-321, -211)]
+)
 def test_tracks_have_the_pdg_number_of_their_type(number, expected):
     tracks = seen(number, 10.0)
     assert expected in tracks[~tracks.is_neutral].id.tolist()

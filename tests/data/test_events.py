@@ -10,9 +10,12 @@ from data import blocks, events, pileup, ragged
 
 def test_generator_jets_are_made_of_strange_hadrons_and_the_detector_sees_their_decays(block):
     hard = block.hard
-    before, after = (ragged.total(p.event, p.energy, len(hard)) for p in (hard.final, hard.detected))
+    before, after = (
+        ragged.total(p.event, p.energy, len(hard)) for p in (hard.final, hard.detected)
+    )
     strange = [np.isin(np.abs(p.id), events.LONG_LIVED).sum() for p in (hard.final, hard.detected)]
-    # Equal unless |eta| < 5 cuts through a decay or a neutrino is lost; counting decays twice would be 10 % too much.
+    # Equal unless |eta| < 5 cuts through a decay or a neutrino is lost; counting decays twice would
+    # be 10 % too much.
     assert np.mean(np.abs(after / before - 1) < 1e-9) > 0.2
     assert abs(after.sum() / before.sum() - 1) < 0.01
     assert strange[1] < 0.3 * strange[0]
@@ -37,9 +40,14 @@ def test_weights_undo_the_flattening(block):
     assert slope == pytest.approx(-4.5, abs=0.01)
 
 
-@pytest.mark.parametrize(("number", "quarks"), [(511, [5]), (-5122, [5]), (421, [4]), (4122, [4]), (211, []), (3122, []), (5503, [])])
+@pytest.mark.parametrize(
+    ("number", "quarks"),
+    [(511, [5]), (-5122, [5]), (421, [4]), (4122, [4]), (211, []), (3122, []), (5503, [])],
+)
 def test_hadrons_with_heavy_quarks_are_recognised(number, quarks):
-    assert [quark for quark in (4, 5) if events.is_hadron_with(np.array([number]), quark)[0]] == quarks
+    assert [
+        quark for quark in (4, 5) if events.is_hadron_with(np.array([number]), quark)[0]
+    ] == quarks
 
 
 def test_pileup_follows_its_mean(block_maker):

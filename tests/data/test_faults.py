@@ -1,4 +1,6 @@
-"""Faulty models of generated jets are caught: the way from a ROOT file and an exported network to the verdict of the gate."""
+"""Faulty models of generated jets are caught: the way from a ROOT file and an exported network to
+the verdict of the gate.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,11 @@ weights: null
 """
 """Inputs that hold the answer, so that a good model needs no training."""
 
-INFO = {"input_names": ["jet_features"], "input_shapes": {"jet_features": (1, 2)}, "output_names": ["output"]}
+INFO = {
+    "input_names": ["jet_features"],
+    "input_shapes": {"jet_features": (1, 2)},
+    "output_names": ["output"],
+}
 
 
 class Sound(torch.nn.Module):
@@ -55,12 +61,16 @@ class Shuffled(Sound):
 
 @pytest.fixture(scope="module")
 def run(generated, tmp_path_factory):
-    """A run's folder with the generated jets as its test set, decoded as the prepare step does it."""
+    """A run's folder with the generated jets as its test set, decoded as the prepare
+    step does it.
+    """
     folder = tmp_path_factory.mktemp("runs") / "oracle-0123abcd"
     (folder / "config").mkdir(parents=True)
     (folder / "config" / "data.yaml").write_text(CONFIG)
     config = DataConfig.load(str(folder / "config" / "data.yaml"))
-    made = prepare(str(generated), config, str(folder.parent), for_training=False, report=lambda line: None)
+    made = prepare(
+        str(generated), config, str(folder.parent), for_training=False, report=lambda line: None
+    )
     (folder / "data").mkdir()
     (folder / "data" / "test.json").write_text(json.dumps({"dataset": made.uri}))
     (folder / "run.json").write_text('{"run_id": "oracle-0123abcd"}')
@@ -98,13 +108,17 @@ def test_a_model_scaled_by_5_per_cent_fails_closure(run, monkeypatch):
 def test_shuffled_answers_fail_the_gain(run, monkeypatch):
     metrics = judged(run, monkeypatch, Shuffled())
     assert metrics["passed"] is False
-    assert any("the resolution gain over the standard JEC" in reason for reason in metrics["reasons"])
+    assert any(
+        "the resolution gain over the standard JEC" in reason for reason in metrics["reasons"]
+    )
     assert metrics["gain"]["high"] < 0
 
 
 def test_each_test_jet_is_asked_once(run, monkeypatch):
     asked = []
     batch = Dataset.batch
-    monkeypatch.setattr(Dataset, "batch", lambda self, index: asked.extend(index) or batch(self, index))
+    monkeypatch.setattr(
+        Dataset, "batch", lambda self, index: asked.extend(index) or batch(self, index)
+    )
     metrics = judged(run, monkeypatch, Sound())
     assert asked == list(range(metrics["num_jets"]))

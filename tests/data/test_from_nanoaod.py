@@ -1,4 +1,6 @@
-"""data.from_nanoaod: three events whose answer is known, what is lacking is said, and real CMS files where they are at hand."""
+"""data.from_nanoaod: three events whose answer is known, what is lacking is said, and real CMS
+files where they are at hand.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,10 @@ REAL = Path(__file__).parents[3] / "shared" / "data"
 
 
 def events() -> dict[str, list]:
-    """Three events: two jets that pass; one jet only; two jets of which the second is too soft. Jets are not sorted by pT."""
+    """Three events: two jets that pass; one jet only; two jets of which the second is too soft.
+
+    Jets are not sorted by pT.
+    """
     return {
         "Jet_pt": [[60.0, 100.0], [80.0], [90.0, 20.0]],
         "Jet_eta": [[-0.5, 0.5], [1.0], [0.0, 0.2]],
@@ -54,9 +59,16 @@ FLAT = {
 
 
 def write(path: Path, drop: tuple[str, ...] = ()) -> Path:
-    data = {name: ak.values_astype(ak.Array(values), np.int32 if _is_int(values) else np.float32) for name, values in events().items()}
+    data = {
+        name: ak.values_astype(ak.Array(values), np.int32 if _is_int(values) else np.float32)
+        for name, values in events().items()
+    }
     data |= {name: np.array(values) for name, values in FLAT.items()}
-    kept = {name: values for name, values in data.items() if not name.startswith(drop)} if drop else data
+    kept = (
+        {name: values for name, values in data.items() if not name.startswith(drop)}
+        if drop
+        else data
+    )
     with uproot.recreate(path) as file:
         file["Events"] = kept
     return path
@@ -100,7 +112,9 @@ def test_candidates_in_the_box_know_whose_they_are(tmp_path):
 
 
 def test_what_is_lacking_is_said(tmp_path):
-    result = from_nanoaod.convert(str(write(tmp_path / "nano.root", ("PFCands", "JetPFCands"))), tmp_path / "out")
+    result = from_nanoaod.convert(
+        str(write(tmp_path / "nano.root", ("PFCands", "JetPFCands"))), tmp_path / "out"
+    )
     assert any(line.startswith("PFCands_pt") and "PF_*" in line for line in result.lacking)
     assert any("genWeight (eventWeight: 1)" in line for line in result.lacking)
     (file,) = result.files
@@ -120,7 +134,9 @@ def test_a_broken_file_is_named(tmp_path, content):
 
 
 def test_real_pfnano(tmp_path):
-    """The candidates that a real jet is made of add up to its raw momentum, and no value is out of its range."""
+    """The candidates that a real jet is made of add up to its raw momentum, and no value is out of
+    its range.
+    """
     path = REAL / "cms_pfnano_10ev.root"
     if not path.exists():
         pytest.skip("no CMS file at hand")
@@ -134,6 +150,14 @@ def test_real_pfnano(tmp_path):
 
 
 def test_the_command_says_what_to_do_next(tmp_path, capsys):
-    code = from_nanoaod.main([str(write(tmp_path / "nano.root")), "--output", str(tmp_path / "out"), "--events-per-file", "1"])
+    code = from_nanoaod.main(
+        [
+            str(write(tmp_path / "nano.root")),
+            "--output",
+            str(tmp_path / "out"),
+            "--events-per-file",
+            "1",
+        ]
+    )
     assert code == 0
     assert "2 jets of 3 events in 1 files" in capsys.readouterr().out

@@ -32,14 +32,24 @@ def no_work(monkeypatch):
     monkeypatch.setattr(generate.workers, "blocks", refuse)
 
 
-def test_the_same_seed_gives_the_same_jets_whatever_the_number_of_workers_and_files(columns, tmp_path):
-    """The session's file is from two workers; this is from one, in two files, over what a killed run left."""
+def test_the_same_seed_gives_the_same_jets_whatever_the_number_of_workers_and_files(
+    columns, tmp_path
+):
+    """The session's file is from two workers; this is from one, in two files, over what a killed
+    run left.
+    """
     leftover = tmp_path / ".partial-jets_0007.root"
     leftover.write_bytes(b"half a file")
     jets = 2 * (jetntuple.length(columns) // 4)
     recipe = blocks.Recipe(seed=int(columns["event"][0] // blocks.EVENTS_PER_SEED))
-    files = generate.generate(tmp_path, jets=jets, recipe=recipe, workers=1, jets_per_file=jets // 2)
-    assert [path.name for path in files] == ["jets_0000.root", "jets_0001.root"] == sorted(os.listdir(tmp_path))
+    files = generate.generate(
+        tmp_path, jets=jets, recipe=recipe, workers=1, jets_per_file=jets // 2
+    )
+    assert (
+        [path.name for path in files]
+        == ["jets_0000.root", "jets_0001.root"]
+        == sorted(os.listdir(tmp_path))
+    )
     parts = [jetntuple.read(path) for path in files]
     assert [jetntuple.length(part) for part in parts] == [jets // 2] * 2
     assert_equal(jetntuple.concatenate(parts), jetntuple.slice_jets(columns, 0, jets))
@@ -62,7 +72,17 @@ def test_another_seed_gives_other_jets(block_maker, columns):
 
 def test_an_interrupted_run_leaves_nothing(tmp_path):
     output = tmp_path / "out"
-    command = [sys.executable, "-m", "data.generate", "--jets", "1000000", "--output", str(output), "--workers", "1"]
+    command = [
+        sys.executable,
+        "-m",
+        "data.generate",
+        "--jets",
+        "1000000",
+        "--output",
+        str(output),
+        "--workers",
+        "1",
+    ]
     small = ["--events-per-block", "5", "--jets-per-file", "5"]
     with subprocess.Popen(command + small, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
         wait_for(lambda: any(output.glob(".partial-jets_0001.root")), process)
@@ -102,7 +122,9 @@ def test_sigterm_becomes_an_exception_in_the_block_only():
     [
         pytest.param(["--jets", "0"], "--jets is 0", id="no jets"),
         pytest.param(["--jets", "many"], "invalid int value: 'many'", id="jets not a number"),
-        pytest.param(["--seed", "-1"], "--seed is -1; it must be between 0 and", id="negative seed"),
+        pytest.param(
+            ["--seed", "-1"], "--seed is -1; it must be between 0 and", id="negative seed"
+        ),
         pytest.param(["--workers", "0"], "--workers is 0", id="no workers"),
         pytest.param(["--pileup", "1e4"], "--pileup is 10000", id="too much pile-up"),
         pytest.param(["--events-per-block", "0"], "--events-per-block is 0", id="empty blocks"),
@@ -144,7 +166,9 @@ def test_a_folder_with_root_files_is_refused(tmp_path, capsys):
 @pytest.mark.usefixtures("no_work")
 def test_missing_packages_are_named_with_the_cure(tmp_path, capsys, monkeypatch):
     real = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "pythia8mc" else real(name))
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "pythia8mc" else real(name)
+    )
     assert exit_code(["--jets", "10", "--output", str(tmp_path / "out")]) == 2
     errors = capsys.readouterr().err
     assert "Pythia 8 not found" in errors
@@ -153,6 +177,12 @@ def test_missing_packages_are_named_with_the_cure(tmp_path, capsys, monkeypatch)
 
 def test_help_is_quick_and_says_what_to_type():
     started = time.monotonic()
-    done = subprocess.run([sys.executable, "-m", "data.generate", "--help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "data.generate", "--help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert "python -m data.generate --jets 100000" in done.stdout
     assert time.monotonic() - started < 5

@@ -25,12 +25,16 @@ def corrections() -> jec.StandardJEC:
 
 
 def test_l1_subtracts_area_times_density(corrections):
-    factor = corrections.l1(np.array([50.0, 50.0]), np.array([0.5, -1.5]), np.array([0.5, 0.5]), np.array([20.0, 20.0]))
+    factor = corrections.l1(
+        np.array([50.0, 50.0]), np.array([0.5, -1.5]), np.array([0.5, 0.5]), np.array([20.0, 20.0])
+    )
     assert factor == pytest.approx([1 - 0.5 * 10 / 50, 1 - 0.5 * 11 / 50])
 
 
 def test_l1_leaves_a_jet_of_nothing_but_pileup_positive(corrections):
-    assert corrections.l1(np.array([5.0]), np.zeros(1), np.ones(1), np.array([50.0])) == pytest.approx([jec.MIN_L1])
+    assert corrections.l1(
+        np.array([5.0]), np.zeros(1), np.ones(1), np.array([50.0])
+    ) == pytest.approx([jec.MIN_L1])
 
 
 def test_l2l3_is_linear_in_log_pt_and_constant_outside(corrections):
@@ -41,7 +45,9 @@ def test_l2l3_is_linear_in_log_pt_and_constant_outside(corrections):
 def test_the_whole_correction_is_both_steps(corrections):
     pt, eta, area, rho = np.array([100.0]), np.array([0.0]), np.array([0.5]), np.array([20.0])
     l1 = corrections.l1(pt, eta, area, rho)
-    assert corrections.correction(pt, eta, area, rho) == pytest.approx(l1 * corrections.l2l3(pt * l1, eta))
+    assert corrections.correction(pt, eta, area, rho) == pytest.approx(
+        l1 * corrections.l2l3(pt * l1, eta)
+    )
 
 
 def test_constants_survive_storage(corrections, tmp_path):
@@ -54,7 +60,10 @@ def test_constants_survive_storage(corrections, tmp_path):
     )
 
 
-@pytest.mark.parametrize(("text", "message"), [(None, "python -m data.derive"), ("{}", "does not hold"), ("[", "does not hold")])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [(None, "python -m data.derive"), ("{}", "does not hold"), ("[", "does not hold")],
+)
 def test_unusable_constants_are_refused(tmp_path, text, message):
     path = tmp_path / "jec.json"
     if text is not None:
@@ -65,7 +74,9 @@ def test_unusable_constants_are_refused(tmp_path, text, message):
 
 def test_the_shipped_constants_are_sensible():
     shipped = jec.load()
-    pt, eta = (grid.ravel() for grid in np.meshgrid(np.geomspace(20, 2000, 30), np.linspace(-2.5, 2.5, 21)))
+    pt, eta = (
+        grid.ravel() for grid in np.meshgrid(np.geomspace(20, 2000, 30), np.linspace(-2.5, 2.5, 21))
+    )
     factor = shipped.correction(pt, eta, np.full(pt.shape, 0.5), np.full(pt.shape, 20.0))
     assert ((factor > 0.6) & (factor < 1.4)).all()
 
@@ -83,13 +94,19 @@ def test_the_offset_fit_finds_the_line():
 def test_too_few_jets_for_a_derivation_are_an_error():
     nothing = np.zeros(0)
     with pytest.raises(InputError, match="more --events"):
-        derive.fit_l2l3(jec.no_corrections(derive.ETA_EDGES), ResponseJets(*[nothing] * 4, Shape(*[nothing] * 3)))
+        derive.fit_l2l3(
+            jec.no_corrections(derive.ETA_EDGES),
+            ResponseJets(*[nothing] * 4, Shape(*[nothing] * 3)),
+        )
 
 
 def test_numerical_inversion_closes():
     rng = np.random.default_rng(2)
     count = 200_000
-    gen_pt, eta = np.exp(rng.uniform(np.log(12), np.log(2000), count)), rng.uniform(-3.2, 3.2, count)
+    gen_pt, eta = (
+        np.exp(rng.uniform(np.log(12), np.log(2000), count)),
+        rng.uniform(-3.2, 3.2, count),
+    )
     response = (1 - 0.5 * gen_pt**-0.4) * (1 - 0.03 * np.abs(eta)) * rng.normal(1, 0.1, count)
     nothing = np.zeros(count)
     jets = ResponseJets(gen_pt * response, eta, gen_pt, nothing, Shape(nothing, nothing, nothing))

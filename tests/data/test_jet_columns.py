@@ -31,10 +31,13 @@ def test_every_stored_jet_passes_and_each_event_has_its_two_leading_ones(columns
 
 
 def test_leading_jet_variables_follow_from_the_stored_jets(columns):
-    lead = np.flatnonzero(columns["jetPtOrder"][:-1] == 0)  # not the very last jet: the number of jets may cut its event
+    # not the very last jet: the number of jets may cut its event
+    lead = np.flatnonzero(columns["jetPtOrder"][:-1] == 0)
     second = lead + 1
     np.testing.assert_array_equal(columns["event"][lead], columns["event"][second])
-    np.testing.assert_allclose(columns["dEtaJetsLO"][lead], columns["jetEta"][lead] - columns["jetEta"][second], atol=1e-5)
+    np.testing.assert_allclose(
+        columns["dEtaJetsLO"][lead], columns["jetEta"][lead] - columns["jetEta"][second], atol=1e-5
+    )
     d_phi = ragged.delta_phi(columns["jetPhi"][lead], columns["jetPhi"][second])
     np.testing.assert_allclose(np.cos(columns["dPhiJetsLO"][lead]), np.cos(d_phi), atol=1e-5)
     assert ((columns["alpha"] >= 0) & (columns["alpha"] < 1.01)).all()
@@ -53,14 +56,21 @@ def test_candidates_lie_in_the_box_and_angles_belong_together(columns):
 def test_the_jets_candidates_sum_to_its_raw_momentum(columns):
     jet, inside = jet_of(columns), columns["PF_fromAK4Jet"] == 1
     phi = columns["PF_dPhi"] + columns["jetPhi"][jet]
-    px, py = (ragged.total(jet, inside * columns["PF_pT"] * f(phi), len(columns["jetPt"])) for f in (np.cos, np.sin))
+    px, py = (
+        ragged.total(jet, inside * columns["PF_pT"] * f(phi), len(columns["jetPt"]))
+        for f in (np.cos, np.sin)
+    )
     np.testing.assert_allclose(np.hypot(px, py), columns["jetRawPt"], rtol=1e-3)
-    np.testing.assert_array_equal(ragged.counts_of(jet[inside], len(columns["jetPt"])), columns["jetMult"])
+    np.testing.assert_array_equal(
+        ragged.counts_of(jet[inside], len(columns["jetPt"])), columns["jetMult"]
+    )
     assert (columns["PF_fromPV"][inside] > 0).all()
 
 
 def test_multiplicities_add_up(columns):
-    np.testing.assert_array_equal(columns["jetChargedMult"] + columns["jetNeutralMult"], columns["jetMult"])
+    np.testing.assert_array_equal(
+        columns["jetChargedMult"] + columns["jetNeutralMult"], columns["jetMult"]
+    )
     assert (columns["jetChargedHadronMult"] <= columns["jetChargedMult"]).all()
     assert (columns["QG_mult"] <= columns["jetMult"]).all()
 
@@ -73,7 +83,9 @@ def test_generator_jets_are_matched_or_zero(columns):
     assert (columns["genJetPt"][matched] > 8).all()
     jet = jet_of(columns, "nGenJetPF")
     scalar_sum = ragged.total(jet, columns["genJetPF_pT"], len(matched))
-    assert ((scalar_sum >= 0.999 * columns["genJetPt"]) & (scalar_sum < 1.2 * columns["genJetPt"] + 1)).all()
+    assert (
+        (scalar_sum >= 0.999 * columns["genJetPt"]) & (scalar_sum < 1.2 * columns["genJetPt"] + 1)
+    ).all()
     falling = np.diff(columns["genJetPF_pT"])[np.diff(jet) == 0]
     assert (falling <= 0).all()
 
@@ -85,11 +97,13 @@ def test_flavour_flags_follow_the_flavour(columns):
         np.testing.assert_array_equal(flags[1] == 1, flavour == 21)
     assert set(np.unique(columns["hadronFlav"])) <= {0, 4, 5}
     heavy = columns["hadronFlav"] > 0
-    np.testing.assert_array_equal(np.abs(columns["partonFlav"][heavy]), columns["hadronFlav"][heavy])
+    np.testing.assert_array_equal(
+        np.abs(columns["partonFlav"][heavy]), columns["hadronFlav"][heavy]
+    )
     assert 0.4 < np.mean(columns["partonFlav"] == 21) < 0.7
 
 
-# ------------------------------------------------------------------------------------------------------------------ physics
+# ---------------------------------------------------------------------------------------- physics
 
 
 def response(columns, low, high):
@@ -119,7 +133,9 @@ def test_jets_are_made_of_what_jets_are_made_of(columns):
     hard = columns["jetPt"][jet] > 60  # below, pile-up adds neutrals
     kind, pt = np.abs(columns["PF_id"]), columns["PF_pT"]
     whole = pt[inside & hard].sum()
-    charged, photons, neutral = (pt[inside & hard & (kind == number)].sum() / whole for number in (211, 22, 130))
+    charged, photons, neutral = (
+        pt[inside & hard & (kind == number)].sum() / whole for number in (211, 22, 130)
+    )
     assert charged == pytest.approx(0.60, abs=0.08)
     assert photons == pytest.approx(0.25, abs=0.06)
     assert neutral == pytest.approx(0.10, abs=0.08)

@@ -1,4 +1,6 @@
-"""The schema, against the list of the open data record, and what is written, read back by uproot."""
+"""The schema, against the list of the open data record, and what is written, read back
+by uproot.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +14,22 @@ from data import jetntuple
 
 FLOAT, INT, UINT64, FLOATS, INTS = "float", "int32_t", "uint64_t", "float[]", "int32_t[]"
 RECORD = {
-    FLOAT: "jetPt jetEta jetPhi jetMass jetGirth jetArea jetRawPt jetRawMass jetQGl QG_ptD QG_axis2 genJetPt genJetEta genJetPhi "
-    "genJetMass dPhiJetsLO dEtaJetsLO alpha pthat eventWeight rhoAll rhoCentral rhoCentralNeutral rhoCentralChargedPileUp "
-    "Pileup_nTrueInt",
-    INT: "jetLooseID jetTightID jetGenMatch QG_mult partonFlav hadronFlav physFlav isPhysUDS isPhysG isPhysOther isPartonUDS "
-    "isPartonG isPartonOther jetChargedHadronMult jetNeutralHadronMult jetChargedMult jetNeutralMult jetMult nPF nGenJetPF "
-    "eventJetMult jetPtOrder run lumi PV_npvsGood Pileup_nPU",
+    FLOAT: (
+        "jetPt jetEta jetPhi jetMass jetGirth jetArea jetRawPt jetRawMass jetQGl QG_ptD QG_axis2"
+        " genJetPt genJetEta genJetPhi genJetMass dPhiJetsLO dEtaJetsLO alpha pthat eventWeight"
+        " rhoAll rhoCentral rhoCentralNeutral rhoCentralChargedPileUp Pileup_nTrueInt"
+    ),
+    INT: (
+        "jetLooseID jetTightID jetGenMatch QG_mult partonFlav hadronFlav physFlav isPhysUDS isPhysG"
+        " isPhysOther isPartonUDS isPartonG isPartonOther jetChargedHadronMult jetNeutralHadronMult"
+        " jetChargedMult jetNeutralMult jetMult nPF nGenJetPF eventJetMult jetPtOrder run lumi"
+        " PV_npvsGood Pileup_nPU"
+    ),
     UINT64: "event",
-    FLOATS: "PF_pT PF_dR PF_dTheta PF_dPhi PF_dEta PF_mass genJetPF_pT genJetPF_dR genJetPF_dTheta genJetPF_mass",
+    FLOATS: (
+        "PF_pT PF_dR PF_dTheta PF_dPhi PF_dEta PF_mass genJetPF_pT genJetPF_dR genJetPF_dTheta"
+        " genJetPF_mass"
+    ),
     INTS: "PF_id PF_fromPV PF_fromAK4Jet genJetPF_id",
 }
 EXPECTED = {name: kind for kind, names in RECORD.items() for name in names.split()}
@@ -33,8 +43,13 @@ def types(path: Path) -> dict[str, str]:
 
 def small_sample(rng: np.random.Generator, counts: dict[str, list[int]]) -> jetntuple.Columns:
     jets = len(counts["nPF"])
-    sizes = {branch.name: sum(counts[branch.counter]) if branch.counter else jets for branch in jetntuple.BRANCHES}
-    columns = {b.name: rng.integers(-100, 100, sizes[b.name]).astype(b.dtype) for b in jetntuple.BRANCHES}
+    sizes = {
+        branch.name: sum(counts[branch.counter]) if branch.counter else jets
+        for branch in jetntuple.BRANCHES
+    }
+    columns = {
+        b.name: rng.integers(-100, 100, sizes[b.name]).astype(b.dtype) for b in jetntuple.BRANCHES
+    }
     return columns | {name: np.array(values, dtype=np.int32) for name, values in counts.items()}
 
 
@@ -52,7 +67,9 @@ def test_a_generated_file_has_the_branches_and_types_of_the_record(generated):
     assert types(generated) == EXPECTED
 
 
-@pytest.mark.skipif(not REFERENCE.exists(), reason="the reference file lies beside some checkouts only")
+@pytest.mark.skipif(
+    not REFERENCE.exists(), reason="the reference file lies beside some checkouts only"
+)
 def test_a_generated_file_has_the_branches_and_types_of_the_reference_file(generated):
     assert types(generated) == types(REFERENCE)
 

@@ -29,6 +29,9 @@ def test_first_and_rank_agree_with_plain_python(members):
         assert sorted(mine, key=lambda i: rank[i]) == expected
 
 
-@pytest.mark.parametrize(("a", "b", "expected"), [(3.0, -3.0, 6 - 2 * np.pi), (-3.0, 3.0, 2 * np.pi - 6), (0.1, 0.3, -0.2)])
+@pytest.mark.parametrize(
+    ("a", "b", "expected"),
+    [(3.0, -3.0, 6 - 2 * np.pi), (-3.0, 3.0, 2 * np.pi - 6), (0.1, 0.3, -0.2)],
+)
 def test_delta_phi_takes_the_short_way(a, b, expected):
     assert ragged.delta_phi(np.array(a), b) == pytest.approx(expected)

@@ -12,9 +12,18 @@ from data.events import HardEvents, Particles
 
 def table(number, pt, eta=0.0, phi=0.0, event=0) -> Particles:
     count = len(number)
-    filled = {"id": np.array(number), "pt": np.array(pt, dtype=float), "event": np.broadcast_to(event, count)}
-    filled |= {"eta": np.broadcast_to(eta, count).astype(float), "phi": np.broadcast_to(phi, count).astype(float)}
-    return Particles(**{f.name: filled.get(f.name, np.zeros(count)) for f in dataclasses.fields(Particles)})
+    filled = {
+        "id": np.array(number),
+        "pt": np.array(pt, dtype=float),
+        "event": np.broadcast_to(event, count),
+    }
+    filled |= {
+        "eta": np.broadcast_to(eta, count).astype(float),
+        "phi": np.broadcast_to(phi, count).astype(float),
+    }
+    return Particles(
+        **{f.name: filled.get(f.name, np.zeros(count)) for f in dataclasses.fields(Particles)}
+    )
 
 
 def hard(partons=((), ()), heavy=((), ()), outgoing=((), (), ())) -> HardEvents:
@@ -33,10 +42,16 @@ def jets(eta, phi, event=0) -> Jets:
     ("partons", "heavy", "hadron", "parton"),
     [
         pytest.param(([2, 21], [30, 50]), ([], []), 0, 21, id="the hardest light parton"),
-        pytest.param(([-5, 21], [10, 50]), ([511, 421], [9, 5]), 5, -5, id="a b hadron goes before all"),
+        pytest.param(
+            ([-5, 21], [10, 50]), ([511, 421], [9, 5]), 5, -5, id="a b hadron goes before all"
+        ),
         pytest.param(([4, 21], [10, 50]), ([-421], [9]), 4, 4, id="then a c hadron"),
-        pytest.param(([21], [50]), ([421], [9]), 4, 4, id="a c hadron whose quark is not in the jet"),
-        pytest.param(([5, 1], [50, 20]), ([], []), 0, 1, id="a b quark without a b hadron does not count"),
+        pytest.param(
+            ([21], [50]), ([421], [9]), 4, 4, id="a c hadron whose quark is not in the jet"
+        ),
+        pytest.param(
+            ([5, 1], [50, 20]), ([], []), 0, 1, id="a b quark without a b hadron does not count"
+        ),
         pytest.param(([], []), ([], []), 0, 0, id="nothing"),
     ],
 )
@@ -63,7 +78,10 @@ def test_matching_takes_the_nearest_generator_jet_within_reach_of_the_same_event
 def test_charged_hadrons_of_pileup_are_left_out_of_jets(block):
     members = block.candidates[block.jets.member]
     assert (members.from_pv > 0).all()
-    from_pileup, in_jets = block.candidates.vertex > 0, reconstruction.charged_hadron_subtraction(block.candidates)
+    from_pileup, in_jets = (
+        block.candidates.vertex > 0,
+        reconstruction.charged_hadron_subtraction(block.candidates),
+    )
     leaked = np.mean(from_pileup[in_jets]) * len(in_jets) / np.count_nonzero(from_pileup)
     assert 0.1 < leaked < 0.3  # tracks of pile-up that no vertex has used
 

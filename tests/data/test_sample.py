@@ -17,7 +17,10 @@ JETS = (30, 20, 10)
 
 @pytest.fixture
 def written(monkeypatch) -> list[tuple[str, int, int]]:
-    """Let `generate` write an empty file at once; returns the list of what was asked for: (part, jets, seed)."""
+    """Let `generate` write an empty file at once; returns the list of what was asked for:
+
+    (part, jets, seed).
+    """
     asked = []
 
     def quick(output, *, jets, recipe, workers, label):
@@ -35,7 +38,11 @@ def bucket(monkeypatch):
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
-    for name, value in {"AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}.items():
+    for name, value in {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+    }.items():
         monkeypatch.setenv(name, value)
     storage._client.cache_clear()
     storage._client().create_bucket(Bucket="jets")
@@ -47,7 +54,9 @@ def bucket(monkeypatch):
 def test_parts_have_their_numbers_and_seeds_of_their_own(tmp_path, written):
     patterns = sample.ensure_sample(str(tmp_path), jets=JETS, seed=4)
     assert written == [("train", 30, 12), ("val", 20, 13), ("test", 10, 14)]
-    sizes = {part: [entry.size for entry in storage.glob(pattern)] for part, pattern in patterns.items()}
+    sizes = {
+        part: [entry.size for entry in storage.glob(pattern)] for part, pattern in patterns.items()
+    }
     assert sizes == {"train": [30], "val": [20], "test": [10]}
     assert os.listdir(tmp_path) == ["samples"]
     assert len(os.listdir(tmp_path / "samples")) == 1
@@ -85,7 +94,9 @@ def test_an_interrupted_sample_leaves_nothing(tmp_path, written, monkeypatch, er
 def test_what_a_killed_process_left_is_removed_and_a_living_ones_is_not(tmp_path, written):
     with subprocess.Popen([sys.executable, "-c", ""]) as gone:
         pass
-    dead, alive = (tmp_path / "samples" / f"{sample._mine()}{pid}-qcd" for pid in (gone.pid, os.getppid()))
+    dead, alive = (
+        tmp_path / "samples" / f"{sample._mine()}{pid}-qcd" for pid in (gone.pid, os.getppid())
+    )
     for folder in (dead, alive):
         (folder / "train").mkdir(parents=True)
     sample.ensure_sample(str(tmp_path), jets=JETS)
@@ -103,7 +114,11 @@ def test_a_half_made_folder_is_not_taken_for_whole(tmp_path, written):
 
 def test_the_name_changes_with_what_changes_the_jets(monkeypatch):
     names = {sample.name(JETS, 1), sample.name(JETS, 2), sample.name((30, 20, 11), 1)}
-    monkeypatch.setattr(sample, "recipe", lambda seed, part: blocks.Recipe(seed=0, detector=blocks.Detector(tail_share=0.5)))
+    monkeypatch.setattr(
+        sample,
+        "recipe",
+        lambda seed, part: blocks.Recipe(seed=0, detector=blocks.Detector(tail_share=0.5)),
+    )
     assert len(names | {sample.name(JETS, 1)}) == 4
 
 
@@ -116,16 +131,25 @@ def test_bad_input_is_refused(tmp_path):
 
 
 def test_a_real_sample_on_s3(bucket, tmp_path, monkeypatch):
-    monkeypatch.setattr(sample, "recipe", lambda seed, part: blocks.Recipe(seed=part, events_per_block=10))
+    monkeypatch.setattr(
+        sample, "recipe", lambda seed, part: blocks.Recipe(seed=part, events_per_block=10)
+    )
     patterns = sample.ensure_sample(bucket, jets=(12, 4, 4), workers=1)
-    assert all(pattern.startswith("s3://jets/some/prefix/samples/qcd-12-4-4-seed1-") for pattern in patterns.values())
+    assert all(
+        pattern.startswith("s3://jets/some/prefix/samples/qcd-12-4-4-seed1-")
+        for pattern in patterns.values()
+    )
     jets = {}
     for part, pattern in patterns.items():
         (entry,) = storage.glob(pattern)
         jets[part] = generate.jetntuple.read(storage.download(entry.uri, tmp_path / f"{part}.root"))
-    assert {part: generate.jetntuple.length(columns) for part, columns in jets.items()} == {"train": 12, "val": 4, "test": 4}
-    assert len(set(jets["train"]["event"]) | set(jets["val"]["event"]) | set(jets["test"]["event"])) == sum(
-        len(set(columns["event"])) for columns in jets.values()
-    )
+    assert {part: generate.jetntuple.length(columns) for part, columns in jets.items()} == {
+        "train": 12,
+        "val": 4,
+        "test": 4,
+    }
+    assert len(
+        set(jets["train"]["event"]) | set(jets["val"]["event"]) | set(jets["test"]["event"])
+    ) == sum(len(set(columns["event"])) for columns in jets.values())
     assert sample.is_whole(storage.join(bucket, "samples", sample.name((12, 4, 4), 1)))
     assert sample.ensure_sample(bucket, jets=(12, 4, 4)) == patterns

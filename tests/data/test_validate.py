@@ -69,19 +69,29 @@ def test_a_missing_branch_names_what_is_like_it():
 def test_a_leaked_file_is_found(generated, tmp_path, capsys):
     """The same jets in training and test, though their events were numbered anew."""
     columns = jetntuple.read(generated)
-    jetntuple.write(tmp_path / "copy.root", columns | {"event": columns["event"] + np.uint64(10**9)})
+    jetntuple.write(
+        tmp_path / "copy.root", columns | {"event": columns["event"] + np.uint64(10**9)}
+    )
     code = validate.main([f"train:{generated}", f"test:{tmp_path / 'copy.root'}", "--page", "none"])
     assert code == 1
     assert "train and test: 500 jets are in both" in capsys.readouterr().out
 
 
-def test_a_part_of_a_file_is_found_in_another_order_among_other_jets(generated, columns, tmp_path, capsys):
-    """Forty jets of the training file, the last first, behind sixty others in a test file of another name."""
+def test_a_part_of_a_file_is_found_in_another_order_among_other_jets(
+    generated, columns, tmp_path, capsys
+):
+    """Forty jets of the training file, the last first, behind sixty others in a test file of
+    another name.
+    """
     others = jetntuple.slice_jets(columns, 0, 60)
     others["jetPt"] = others["jetPt"] * np.float32(1.01)
-    leaked = [jetntuple.slice_jets(columns, place, place + 1) for place in reversed(range(400, 440))]
+    leaked = [
+        jetntuple.slice_jets(columns, place, place + 1) for place in reversed(range(400, 440))
+    ]
     jetntuple.write(tmp_path / "another.root", jetntuple.concatenate([others, *leaked]))
-    code = validate.main([f"train:{generated}", f"test:{tmp_path / 'another.root'}", "--page", "none"])
+    code = validate.main(
+        [f"train:{generated}", f"test:{tmp_path / 'another.root'}", "--page", "none"]
+    )
     out = capsys.readouterr().out
     assert code == 1
     assert "error: train and test: 40 jets are in both; give each set files of its own" in out
@@ -94,7 +104,9 @@ def test_sets_apart_have_no_jet_in_common(columns, tmp_path, capsys):
     ends = {"train": (0, half), "test": (half, 500)}
     for name, (first, last) in ends.items():
         jetntuple.write(tmp_path / f"{name}.root", jetntuple.slice_jets(columns, first, last))
-    assert validate.main([*(f"{name}:{tmp_path}/{name}.root" for name in ends), "--page", "none"]) == 0
+    assert (
+        validate.main([*(f"{name}:{tmp_path}/{name}.root" for name in ends), "--page", "none"]) == 0
+    )
     assert "are in both" not in capsys.readouterr().out
 
 
@@ -117,7 +129,9 @@ def test_summary_counts_what_is_in_the_cone(columns, jets):
     inside = (jet == 3) & (columns["PF_fromAK4Jet"] == 1)
     charged = inside & (np.abs(columns["PF_id"]) == 211)
     assert jets["nInCone"][3] == np.count_nonzero((jet == 3) & (columns["PF_dR"] < 0.4))
-    assert jets["chargedFraction"][3] == pytest.approx(columns["PF_pT"][charged].sum() / columns["PF_pT"][inside].sum(), rel=1e-5)
+    assert jets["chargedFraction"][3] == pytest.approx(
+        columns["PF_pT"][charged].sum() / columns["PF_pT"][inside].sum(), rel=1e-5
+    )
 
 
 def test_targets_see_a_calibration_that_is_off(jets):
@@ -126,8 +140,14 @@ def test_targets_see_a_calibration_that_is_off(jets):
     right = {(one.topic, one.where): one.value for one in targets.closure(many) if one.jets}
     for one in targets.closure(many | {"jetPt": many["jetPt"] * 1.05}):
         if one.jets:
-            assert one.value == pytest.approx(1.05 * (1 + right[one.topic, one.where]) - 1, abs=1e-6)
-    assert not all(one.within for one in targets.compare(many | {"jetPt": many["jetPt"] * 1.05}) if one.topic.startswith("closure"))
+            assert one.value == pytest.approx(
+                1.05 * (1 + right[one.topic, one.where]) - 1, abs=1e-6
+            )
+    assert not all(
+        one.within
+        for one in targets.compare(many | {"jetPt": many["jetPt"] * 1.05})
+        if one.topic.startswith("closure")
+    )
 
 
 def test_no_tree_names_what_the_file_holds(tmp_path):
@@ -135,7 +155,9 @@ def test_no_tree_names_what_the_file_holds(tmp_path):
 
     with uproot.recreate(tmp_path / "other.root") as file:
         file["Events"] = {"x": np.arange(3)}
-    with pytest.raises(InputError, match=r"from_nanoaod makes one of NanoAOD.*the file holds Events"):
+    with pytest.raises(
+        InputError, match=r"from_nanoaod makes one of NanoAOD.*the file holds Events"
+    ):
         validate.validate({"jets": [str(tmp_path / "other.root")]})
 
 

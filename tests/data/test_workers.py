@@ -1,4 +1,6 @@
-"""The processes, with work that needs no Pythia: block n of POWERS is 2**n, block n of SLEEP takes n seconds."""
+"""The processes, with work that needs no Pythia: block n of POWERS is 2**n, block n of SLEEP takes
+n seconds.
+"""
 
 from __future__ import annotations
 
@@ -64,14 +66,14 @@ def test_a_process_that_does_not_answer_is_not_waited_for(monkeypatch):
 
 def test_processes_end_with_the_one_that_started_them():
     program = (
-        "import functools, operator, time, multiprocessing\n"
-        "from data import workers\n"
-        "source = workers.blocks(functools.partial(functools.partial, operator.call), time.sleep, workers=2, events_per_block=1)\n"
-        "next(source)\n"
-        "print(*[child.pid for child in multiprocessing.active_children()], flush=True)\n"
-        "time.sleep(60)\n"
+        "import functools, operator, time, multiprocessing\nfrom data import workers\nsource ="
+        " workers.blocks(functools.partial(functools.partial, operator.call), time.sleep,"
+        " workers=2, events_per_block=1)\nnext(source)\nprint(*[child.pid for child in"
+        " multiprocessing.active_children()], flush=True)\ntime.sleep(60)\n"
     )
-    with subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True) as parent:
+    with subprocess.Popen(
+        [sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    ) as parent:
         pids = [int(pid) for pid in parent.stdout.readline().split()]
         parent.kill()
     assert len(pids) == 2

@@ -1,4 +1,6 @@
-"""Builds a kustomization without kustomize: the part of its language that deploy/ uses, and a KeyError for anything else."""
+"""Builds a kustomization without kustomize: the part of its language that deploy/ uses, and a
+KeyError for anything else.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,8 @@ from typing import Any
 import yaml
 
 Objects = list[dict[str, Any]]
-IGNORED = {"apiVersion", "kind", "generatorOptions"}  # the generators below add no suffix, which is the option that deploy/ sets
+# the generators below add no suffix, which is the option that deploy/ sets
+IGNORED = {"apiVersion", "kind", "generatorOptions"}
 
 
 def build(folder: Path) -> Objects:
@@ -20,12 +23,21 @@ def build(folder: Path) -> Objects:
 
 
 def _apply(folder: Path, objects: Objects) -> Objects:
-    """The objects with what the kustomization in a folder adds to them and changes in them, in kustomize's own order."""
+    """The objects with what the kustomization in a folder adds to them and changes in them, in
+    kustomize's own order.
+    """
     content = yaml.safe_load((folder / "kustomization.yaml").read_text())
     steps = {
-        "resources": _resources, "components": _components, "configMapGenerator": _config_maps, "secretGenerator": _secrets,
-        "patches": _patches, "namespace": _namespace, "labels": _labels, "images": _images, "replacements": _replacements,
-    }  # fmt: skip
+        "resources": _resources,
+        "components": _components,
+        "configMapGenerator": _config_maps,
+        "secretGenerator": _secrets,
+        "patches": _patches,
+        "namespace": _namespace,
+        "labels": _labels,
+        "images": _images,
+        "replacements": _replacements,
+    }
     for key in content:
         if key not in steps and key not in IGNORED:
             raise KeyError(f"{folder}/kustomization.yaml: {key}")
@@ -38,7 +50,9 @@ def _apply(folder: Path, objects: Objects) -> Objects:
 def _resources(names: list[str], folder: Path, objects: Objects) -> Objects:
     for name in names:
         path = folder / name
-        objects = objects + (build(path) if path.is_dir() else list(yaml.safe_load_all(path.read_text())))
+        objects = objects + (
+            build(path) if path.is_dir() else list(yaml.safe_load_all(path.read_text()))
+        )
     return objects
 
 
@@ -49,19 +63,44 @@ def _components(names: list[str], folder: Path, objects: Objects) -> Objects:
 
 
 def _variables(entry: dict[str, Any], folder: Path) -> dict[str, str]:
-    lines = [line for name in entry["envs"] for line in (folder / name).read_text().splitlines() if line and not line.startswith("#")]
+    lines = [
+        line
+        for name in entry["envs"]
+        for line in (folder / name).read_text().splitlines()
+        if line and not line.startswith("#")
+    ]
     return dict(line.split("=", 1) for line in lines)
 
 
 def _config_maps(entries: list[dict], folder: Path, objects: Objects) -> Objects:
-    made = [{"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": e["name"]}, "data": _variables(e, folder)} for e in entries]
+    made = [
+        {
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": {"name": e["name"]},
+            "data": _variables(e, folder),
+        }
+        for e in entries
+    ]
     return objects + made
 
 
 def _secrets(entries: list[dict], folder: Path, objects: Objects) -> Objects:
     for entry in entries:
-        data = {key: base64.b64encode(value.encode()).decode() for key, value in _variables(entry, folder).items()}
-        objects = [*objects, {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": entry["name"]}, "type": "Opaque", "data": data}]
+        data = {
+            key: base64.b64encode(value.encode()).decode()
+            for key, value in _variables(entry, folder).items()
+        }
+        objects = [
+            *objects,
+            {
+                "apiVersion": "v1",
+                "kind": "Secret",
+                "metadata": {"name": entry["name"]},
+                "type": "Opaque",
+                "data": data,
+            },
+        ]
     return objects
 
 
@@ -124,17 +163,29 @@ def _replacements(entries: list[dict], folder: Path, objects: Objects) -> Object
 
 
 def _set(place: Any, path: str, value: str, *, create: bool) -> None:
-    """Set a field by kustomize's path: parts with dots between, `[...]` around a key that has dots itself, numbers for lists."""
+    """Set a field by kustomize's path: parts with dots between, `[...]` around a key that has dots
+    itself, numbers for lists.
+    """
     head, bracket, rest = path.partition("[")
     parts = [part for part in head.split(".") if part] + ([rest.rstrip("]")] if bracket else [])
     for part in parts[:-1]:
-        place = place[int(part)] if isinstance(place, list) else place.setdefault(part, {}) if create else place[part]
+        place = (
+            place[int(part)]
+            if isinstance(place, list)
+            else place.setdefault(part, {})
+            if create
+            else place[part]
+        )
     assert create or parts[-1] in place
     place[parts[-1]] = value
 
 
 def _selected(objects: Objects, wanted: dict[str, str]) -> Objects:
-    return [one for one in objects if one["kind"] == wanted["kind"] and one["metadata"]["name"] == wanted["name"]]
+    return [
+        one
+        for one in objects
+        if one["kind"] == wanted["kind"] and one["metadata"]["name"] == wanted["name"]
+    ]
 
 
 def containers(value: Any) -> Iterator[dict[str, Any]]:

@@ -1,4 +1,6 @@
-"""The cluster files: they build, every object would be taken, names and permissions agree with the code, and no key is in them."""
+"""The cluster files: they build, every object would be taken, names and permissions agree with the
+code, and no key is in them.
+"""
 
 from __future__ import annotations
 
@@ -19,17 +21,39 @@ from common.config import RunConfig
 from tests.deploy import kustomize
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
-SETTINGS = {"AWS_ENDPOINT_URL": "https://s3.example:8443", "S3_HOST": "s3.example:8443", "S3_REGION": "us-east-1",
-            "S3_USE_HTTPS": "1", "KERBEROS_PRINCIPAL": "user@REALM"}  # fmt: skip
-MODELS = {"ServiceAccount": "V1ServiceAccount", "Role": "V1Role", "RoleBinding": "V1RoleBinding", "ConfigMap": "V1ConfigMap",
-          "Secret": "V1Secret", "CronJob": "V1CronJob"}  # fmt: skip
+SETTINGS = {
+    "AWS_ENDPOINT_URL": "https://s3.example:8443",
+    "S3_HOST": "s3.example:8443",
+    "S3_REGION": "us-east-1",
+    "S3_USE_HTTPS": "1",
+    "KERBEROS_PRINCIPAL": "user@REALM",
+}
+MODELS = {
+    "ServiceAccount": "V1ServiceAccount",
+    "Role": "V1Role",
+    "RoleBinding": "V1RoleBinding",
+    "ConfigMap": "V1ConfigMap",
+    "Secret": "V1Secret",
+    "CronJob": "V1CronJob",
+}
 POD_DEFAULT = {  # fields of PodDefaultSpec in Kubeflow's admission webhook
-    "desc": "str", "selector": "V1LabelSelector", "env": "list[V1EnvVar]", "envFrom": "list[V1EnvFromSource]",
-    "volumes": "list[V1Volume]", "volumeMounts": "list[V1VolumeMount]", "initContainers": "list[V1Container]",
-    "sidecars": "list[V1Container]", "tolerations": "list[V1Toleration]", "labels": "dict(str, str)", "annotations": "dict(str, str)",
-    "serviceAccountName": "str", "automountServiceAccountToken": "bool", "imagePullSecrets": "list[V1LocalObjectReference]",
-    "command": "list[str]", "args": "list[str]",
-}  # fmt: skip
+    "desc": "str",
+    "selector": "V1LabelSelector",
+    "env": "list[V1EnvVar]",
+    "envFrom": "list[V1EnvFromSource]",
+    "volumes": "list[V1Volume]",
+    "volumeMounts": "list[V1VolumeMount]",
+    "initContainers": "list[V1Container]",
+    "sidecars": "list[V1Container]",
+    "tolerations": "list[V1Toleration]",
+    "labels": "dict(str, str)",
+    "annotations": "dict(str, str)",
+    "serviceAccountName": "str",
+    "automountServiceAccountToken": "bool",
+    "imagePullSecrets": "list[V1LocalObjectReference]",
+    "command": "list[str]",
+    "args": "list[str]",
+}
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +67,9 @@ def deploy(tmp_path_factory):
         lines = (example / f"{name}.env.example").read_text().splitlines()
         keys = {line.split("=")[0] for line in lines if not line.startswith("#")}
         assert keys == set(values)
-        (example / f"{name}.env").write_text("".join(f"{key}={value}\n" for key, value in values.items()))
+        (example / f"{name}.env").write_text(
+            "".join(f"{key}={value}\n" for key, value in values.items())
+        )
     return folder
 
 
@@ -59,7 +85,9 @@ def only(objects, kind, name):
 
 def test_every_object_would_be_taken(objects):
     found = {f"{one['kind']} {one['metadata']['name']}": list(problems(one)) for one in objects}
-    assert len(found) == len(objects) == 12, "two objects of one name, or one more or less than thought"
+    assert len(found) == len(objects) == 12, (
+        "two objects of one name, or one more or less than thought"
+    )
     assert {name: wrong for name, wrong in found.items() if wrong} == {}
 
 
@@ -71,7 +99,9 @@ def problems(one):
         assert one["apiVersion"] == "kubeflow.org/v1alpha1"
         assert one["spec"]["selector"], "an empty selector would take every pod of the namespace"
         for field, value in one["spec"].items():
-            yield from validate._against_model(value, POD_DEFAULT[field], "kubernetes.client", field)
+            yield from validate._against_model(
+                value, POD_DEFAULT[field], "kubernetes.client", field
+            )
     else:
         assert (one["apiVersion"], kind) == ("tensorboard.kubeflow.org/v1alpha1", "Tensorboard")
         assert set(one["spec"]) == {"logspath"}
@@ -101,14 +131,21 @@ def test_names_are_those_that_the_commands_take(objects):
     secret = only(objects, "Secret", config.s3_secret)
     assert set(secret["data"]) == set(CREDENTIALS)
     assert secret["metadata"]["annotations"] == {
-        "serving.kserve.io/s3-endpoint": SETTINGS["S3_HOST"], "serving.kserve.io/s3-usehttps": "1",
+        "serving.kserve.io/s3-endpoint": SETTINGS["S3_HOST"],
+        "serving.kserve.io/s3-usehttps": "1",
         "serving.kserve.io/s3-region": "us-east-1",
-    }  # fmt: skip
-    assert only(objects, "ServiceAccount", "jec-predictor")["secrets"] == [{"name": config.s3_secret}]
+    }
+    assert only(objects, "ServiceAccount", "jec-predictor")["secrets"] == [
+        {"name": config.s3_secret}
+    ]
 
 
 def test_every_reference_has_what_it_refers_to(objects):
-    held = {one["metadata"]["name"]: set(one["data"]) for one in objects if one["kind"] in ("ConfigMap", "Secret")}
+    held = {
+        one["metadata"]["name"]: set(one["data"])
+        for one in objects
+        if one["kind"] in ("ConfigMap", "Secret")
+    }
     text = yaml.safe_dump(objects, default_flow_style=True, width=10**9)
     references = re.findall(r"KeyRef: \{key: ([\w-]+), name: ([\w-]+)\}", text)
     assert len(references) == 7
@@ -125,7 +162,9 @@ def test_containers_are_unprivileged_and_of_the_site_s_images(objects):
         assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
     pod = only(objects, "CronJob", "jec-ticket")["spec"]["jobTemplate"]["spec"]["template"]["spec"]
     assert pod["securityContext"]["runAsNonRoot"] is True
-    mounts = {mount["name"] for container in pod["containers"] for mount in container["volumeMounts"]}
+    mounts = {
+        mount["name"] for container in pod["containers"] for mount in container["volumeMounts"]
+    }
     assert mounts == {volume["name"] for volume in pod["volumes"]}
 
 
@@ -139,23 +178,41 @@ def test_the_tensorboard_s_pod_gets_s3(objects):
 def test_the_cron_job_s_command_renews_the_ticket(objects, monkeypatch):
     (container,) = kustomize.containers(only(objects, "CronJob", "jec-ticket"))
     stored = []
-    monkeypatch.setattr(ticket, "new_ticket", lambda keytab, principal: f"{keytab} {principal}".encode())
+    monkeypatch.setattr(
+        ticket, "new_ticket", lambda keytab, principal: f"{keytab} {principal}".encode()
+    )
     monkeypatch.setattr(ticket, "store", lambda *what: stored.append(what) or "jets")
     assert container["command"] == ["python", "-m", ticket.__name__]
-    assert ticket.main([argument.replace("$(PRINCIPAL)", "user@REALM") for argument in container["args"]]) == 0
+    assert (
+        ticket.main(
+            [argument.replace("$(PRINCIPAL)", "user@REALM") for argument in container["args"]]
+        )
+        == 0
+    )
     assert stored == [(b"/secrets/keytab/keytab user@REALM", "krb-secret", "krb5cc_1000", None)]
     assert only(objects, "Role", "jec-ticket")["rules"][0]["resourceNames"] == ["krb-secret"]
 
 
 def test_eos_gets_a_ticket_that_only_the_user_reads(objects, tmp_path):
     spec = only(objects, "PodDefault", "jec-eos")["spec"]
-    assert spec["selector"]["matchLabels"] == {STEP_LABEL: "prepare"}, "jobs get EOS from their own manifests; twice would clash"
+    assert spec["selector"]["matchLabels"] == {STEP_LABEL: "prepare"}, (
+        "jobs get EOS from their own manifests; twice would clash"
+    )
     (container,) = spec["initContainers"]
-    assert container["args"] == [COPY_TICKET.format(secret=TICKET_SECRET, key="krb5cc_1000", tickets=TICKETS)], "as jobs do it"
-    assert spec["env"] == [{"name": name, "value": value} for name, value in Ticket(secret="", key="").environment.items()]
+    assert container["args"] == [
+        COPY_TICKET.format(secret=TICKET_SECRET, key="krb5cc_1000", tickets=TICKETS)
+    ], "as jobs do it"
+    assert spec["env"] == [
+        {"name": name, "value": value}
+        for name, value in Ticket(secret="", key="").environment.items()
+    ]
     (tmp_path / "krb5cc_1000").write_bytes(b"ticket")
     (tmp_path / "krb5cc_1000").chmod(0o444)
-    code = container["args"][0].replace("/secrets/kerberos", str(tmp_path)).replace("/tickets", str(tmp_path))
+    code = (
+        container["args"][0]
+        .replace("/secrets/kerberos", str(tmp_path))
+        .replace("/tickets", str(tmp_path))
+    )
     subprocess.run([sys.executable, "-S", *container["command"][1:], code], check=True, timeout=60)
     assert (tmp_path / "krb5cc").read_bytes() == b"ticket"
     assert stat.S_IMODE((tmp_path / "krb5cc").stat().st_mode) == 0o600
@@ -170,7 +227,9 @@ def test_nothing_is_applied_before_the_keys_are_there(deploy, tmp_path):
 def test_no_key_is_in_the_repository():
     for path in (path for path in DEPLOY.rglob("*") if path.is_file() and path.suffix != ".env"):
         text = path.read_text()
-        assert not re.search(r"^kind: Secret$", text, re.MULTILINE), "Secrets are made from s3.env, which git ignores"
+        assert not re.search(r"^kind: Secret$", text, re.MULTILINE), (
+            "Secrets are made from s3.env, which git ignores"
+        )
         if path.name == "s3.env.example":
             assert not re.search(r"^\w+=.+", text, re.MULTILINE)
     assert "*.env" in (DEPLOY / ".gitignore").read_text().split()

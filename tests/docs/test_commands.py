@@ -16,7 +16,9 @@ from images import build
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ["README.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md"))]
 AUTOMATION = [".gitlab-ci.yml", ".github/workflows/ci.yml", ".ci/run"]
-ROOMS = "|".join(["images", "deploy", "docs", *(path.parent.name for path in ROOT.glob("*/__init__.py"))])
+ROOMS = "|".join(
+    ["images", "deploy", "docs", *(path.parent.name for path in ROOT.glob("*/__init__.py"))]
+)
 FLAG = re.compile(r"(?<![\w-])--[a-z][\w-]*")
 
 
@@ -31,10 +33,14 @@ def targets():
 
 
 def code(page: str) -> list[str]:
-    """Lines of code blocks, with continued ones joined, and code within sentences; each without its comment."""
+    """Lines of code blocks, with continued ones joined, and code within sentences; each without its
+    comment.
+    """
     text = (ROOT / page).read_text()
     blocks = re.findall(r"^ *```\w*\n(.*?)^ *```", text, re.MULTILINE | re.DOTALL)
-    lines = [line.strip() for block in blocks for line in re.sub(r"\\\n\s*", " ", block).splitlines()]
+    lines = [
+        line.strip() for block in blocks for line in re.sub(r"\\\n\s*", " ", block).splitlines()
+    ]
     outside = re.sub(r"^ *```.*?^ *```", "", text, flags=re.MULTILINE | re.DOTALL)
     return [re.sub(r"\s#\s.*", "", one) for one in [*lines, *re.findall(r"`([^`\n]+)`", outside)]]
 
@@ -46,7 +52,12 @@ def test_there_is_something_to_look_at():
 
 @pytest.mark.parametrize("page", PAGES)
 def test_flags_of_the_pipeline_exist(page, flags):
-    told = {flag for line in code(page) if line.startswith("python pipeline.py") for flag in FLAG.findall(line)}
+    told = {
+        flag
+        for line in code(page)
+        if line.startswith("python pipeline.py")
+        for flag in FLAG.findall(line)
+    }
     assert told <= flags
 
 
@@ -55,13 +66,17 @@ def test_flags_named_in_sentences_exist(page, flags, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         build.main(["--help"])
     known = flags | set(FLAG.findall(capsys.readouterr().out))
-    assert {flag for line in code(page) if line.startswith("--") for flag in FLAG.findall(line)} <= known
+    assert {
+        flag for line in code(page) if line.startswith("--") for flag in FLAG.findall(line)
+    } <= known
 
 
 @pytest.mark.parametrize("page", [*PAGES, *AUTOMATION])
 def test_targets_of_make_exist(page, targets):
     lines = code(page) if page in PAGES else (ROOT / page).read_text().splitlines()
-    told = {name for line in lines for name in re.findall(r"(?:^|[-:] |exec )make ([a-z]\w*)", line)}
+    told = {
+        name for line in lines for name in re.findall(r"(?:^|[-:] |exec )make ([a-z]\w*)", line)
+    }
     assert told <= targets
 
 
@@ -79,7 +94,13 @@ def test_modules_and_their_flags_exist(page):
 def flags_of(module: str) -> set[str]:
     """The flags that a module's own --help shows."""
     command = [sys.executable, "-m", module, "--help"]
-    return set(FLAG.findall(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True).stdout))
+    return set(
+        FLAG.findall(
+            subprocess.run(
+                command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+            ).stdout
+        )
+    )
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -87,7 +108,9 @@ def test_files_that_are_linked_or_named_exist(page):
     text = (ROOT / page).read_text()
     linked = re.findall(r"\]\((?!https?:|#)([^)#]+)", text)
     assert [name for name in linked if not ((ROOT / page).parent / name).exists()] == []
-    named = [name for name in code(page) if re.fullmatch(rf"({ROOMS})/[\w./-]+\.(py|ya?ml|sh|md)", name)]
+    named = [
+        name for name in code(page) if re.fullmatch(rf"({ROOMS})/[\w./-]+\.(py|ya?ml|sh|md)", name)
+    ]
     assert [name for name in named if not (ROOT / name).exists()] == []
 
 

@@ -1,6 +1,8 @@
-"""ONNX Runtime 1.15.1, the one inside Triton 23.05, in a folder of its own beside the environment; asked through a process.
+"""ONNX Runtime 1.15.1, the one inside Triton 23.05, in a folder of its own beside the environment;
+asked through a process.
 
-It is installed once, from the hash-pinned onnxruntime-1.15.lock, into `.venv-onnxruntime-1.15.1` of the checkout.
+It is installed once, from the hash-pinned onnxruntime-1.15.lock, into `.venv-onnxruntime-1.15.1` of
+the checkout.
 """
 
 from __future__ import annotations
@@ -26,14 +28,21 @@ import numpy, onnxruntime
 assert onnxruntime.__version__ == "1.15.1", onnxruntime.__version__
 session = onnxruntime.InferenceSession(sys.argv[2], providers=["CPUExecutionProvider"])
 answers = session.run(None, dict(numpy.load(sys.argv[3])))
-numpy.savez(sys.argv[4], **{output.name: answer for output, answer in zip(session.get_outputs(), answers)})
+names = [output.name for output in session.get_outputs()]
+numpy.savez(sys.argv[4], **dict(zip(names, answers)))
 """
 
 
 def folder() -> Path:
-    """Where the packages lie; installs them the first time. Skips the test where that is not possible, with the reason."""
+    """Where the packages lie; installs them the first time.
+
+    Skips the test where that is not possible, with the reason.
+    """
     if sys.version_info[:2] != (3, 11) or os.uname().machine != "x86_64":
-        pytest.skip(f"onnxruntime 1.15.1 has no wheel for Python {sys.version_info[0]}.{sys.version_info[1]} on {os.uname().machine}")
+        pytest.skip(
+            "onnxruntime 1.15.1 has no wheel for Python"
+            f" {sys.version_info[0]}.{sys.version_info[1]} on {os.uname().machine}"
+        )
     if not FOLDER.exists():
         _install()
     return FOLDER
@@ -41,15 +50,27 @@ def folder() -> Path:
 
 def _install() -> None:
     temporary = tempfile.mkdtemp(dir=ROOT, prefix=".venv-partial-")
-    command = [sys.executable, "-m", "pip", "install", "--disable-pip-version-check", "--quiet", "--no-deps", "--require-hashes"]
-    done = subprocess.run([*command, "--target", temporary, "-r", LOCK], capture_output=True, text=True, timeout=170)
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--disable-pip-version-check",
+        "--quiet",
+        "--no-deps",
+        "--require-hashes",
+    ]
+    done = subprocess.run(
+        [*command, "--target", temporary, "-r", LOCK], capture_output=True, text=True, timeout=170
+    )
     if done.returncode == 0 and not FOLDER.exists():
         os.rename(temporary, FOLDER)
     shutil.rmtree(temporary, ignore_errors=True)
     if done.returncode == 0:
         return
     reason = (done.stderr.strip().splitlines() or ["pip failed"])[-1]
-    # A wrong hash or a package that is gone is a fault of the lock; only an index that cannot be reached is a reason to skip.
+    # A wrong hash or a package that is gone is a fault of the lock; only an index that cannot be
+    # reached is a reason to skip.
     unreachable = "Could not find a version" in done.stderr and "from versions: none" in done.stderr
     assert unreachable or "connection" in done.stderr.lower(), done.stderr
     pytest.skip(f"onnxruntime 1.15.1 cannot be installed here: {reason}")
@@ -58,7 +79,17 @@ def _install() -> None:
 def answers(onnx_path: Path, inputs: dict[str, np.ndarray], workdir: Path) -> dict[str, np.ndarray]:
     """What ONNX Runtime 1.15.1 answers: {output: array}."""
     np.savez(workdir / "inputs.npz", **inputs)
-    command = [sys.executable, "-I", "-S", "-c", PROGRAM, folder(), onnx_path, workdir / "inputs.npz", workdir / "outputs.npz"]
+    command = [
+        sys.executable,
+        "-I",
+        "-S",
+        "-c",
+        PROGRAM,
+        folder(),
+        onnx_path,
+        workdir / "inputs.npz",
+        workdir / "outputs.npz",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, json.dumps(done.stderr)
     return dict(np.load(workdir / "outputs.npz"))

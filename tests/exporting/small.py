@@ -1,4 +1,6 @@
-"""A small network over particles, random jets for it, and the repository made of both: what export and serving are tested on."""
+"""A small network over particles, random jets for it, and the repository made of both: what export
+and serving are tested on.
+"""
 
 from __future__ import annotations
 
@@ -15,19 +17,30 @@ from weaver.triton_config import triton_config
 LENGTH = 20
 INFO = {
     "input_names": ["pf_features", "pf_mask", "jet_features"],
-    "input_shapes": {"pf_features": (1, 4, LENGTH), "pf_mask": (1, 1, LENGTH), "jet_features": (1, 3)},
+    "input_shapes": {
+        "pf_features": (1, 4, LENGTH),
+        "pf_mask": (1, 1, LENGTH),
+        "jet_features": (1, 3),
+    },
     "output_names": ["output"],
 }
 
 
 class Network(torch.nn.Module):
-    """A mean over real particles, joined with the jet's features. (N, 4, P), (N, 1, P), (N, 3) -> (N, 1)."""
+    """A mean over real particles, joined with the jet's features.
+
+    (N, 4, P), (N, 1, P), (N, 3) -> (N, 1).
+    """
 
     def __init__(self, seed: int = 0) -> None:
         super().__init__()
         torch.manual_seed(seed)
-        self.particles = torch.nn.Sequential(torch.nn.Conv1d(4, 16, 1), torch.nn.ReLU(), torch.nn.Conv1d(16, 16, 1), torch.nn.ReLU())
-        self.head = torch.nn.Sequential(torch.nn.Linear(19, 16), torch.nn.ReLU(), torch.nn.Dropout(0.5), torch.nn.Linear(16, 1))
+        self.particles = torch.nn.Sequential(
+            torch.nn.Conv1d(4, 16, 1), torch.nn.ReLU(), torch.nn.Conv1d(16, 16, 1), torch.nn.ReLU()
+        )
+        self.head = torch.nn.Sequential(
+            torch.nn.Linear(19, 16), torch.nn.ReLU(), torch.nn.Dropout(0.5), torch.nn.Linear(16, 1)
+        )
 
     def forward(self, features, mask, jet):
         mean = (self.particles(features) * mask).sum(2) / mask.sum(2).clamp(min=1)
@@ -52,7 +65,9 @@ def jets(count: int = 300, seed: int = 1) -> tuple[dict[str, np.ndarray], np.nda
 
 
 def write_repository(folder: Path, name: str) -> tuple[Path, Path]:
-    """A Triton repository with the model `name`, and its golden files; returns the folders of both."""
+    """A Triton repository with the model `name`, and its golden files; returns the
+    folders of both.
+    """
     onnx_path = folder / "model" / name / "1" / "model.onnx"
     onnx_path.parent.mkdir(parents=True)
     model = network()

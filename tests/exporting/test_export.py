@@ -34,19 +34,27 @@ ROOT = Path(__file__).parents[2]
 BOTH = ("small", "small-raw")
 MODELS = {
     "pfn": ("pfn_regressor_open.py", "jec_pfn_open.yaml", {"num_fc_layers": 2, "fc_dim": 16}),
-    "particle-net": ("particle_net_regressor_open.py", "jec_particle_net_open.yaml", {"num_edge_conv_blocks": 1, "conv_dim": 8, "k": 4}),
+    "particle-net": (
+        "particle_net_regressor_open.py",
+        "jec_particle_net_open.yaml",
+        {"num_edge_conv_blocks": 1, "conv_dim": 8, "k": 4},
+    ),
 }
 TRACED_ELSE = """
 
 def get_model(data_config, _original=get_model, **options):
     model, info = _original(data_config, **options)
-    model.register_forward_hook(lambda module, inputs, output: output + 0.01 if torch.jit.is_tracing() else output)
+    model.register_forward_hook(
+        lambda module, inputs, output: output + 0.01 if torch.jit.is_tracing() else output
+    )
     return model, info
 """
 
 
 def make_run(storage_uri: str, files: Path, model: str = "pfn") -> str:
-    """A run's folder as it is after the search, with one trial of random weights; returns its URI."""
+    """A run's folder as it is after the search, with one trial of random weights;
+    returns its URI.
+    """
     network, config, options = MODELS[model]
     run = storage.join(storage_uri, f"{model}-0123abcd")
     data_config = DataConfig.load(str(ROOT / "data" / config))
@@ -56,24 +64,41 @@ def make_run(storage_uri: str, files: Path, model: str = "pfn") -> str:
     storage.write_json(storage.join(run, "data", "val.json"), {"dataset": ref.uri})
     storage.upload(ROOT / "data" / config, storage.join(run, "config", "data.yaml"))
     storage.upload(ROOT / "networks" / network, storage.join(run, "config", "network.py"))
-    storage.write_json(storage.join(run, "run.json"), {"run_id": storage.name(run), "git_commit": "c0ffee", "data_fingerprint": "f00d"})
+    storage.write_json(
+        storage.join(run, "run.json"),
+        {"run_id": storage.name(run), "git_commit": "c0ffee", "data_fingerprint": "f00d"},
+    )
 
     torch.manual_seed(0)
     built, _ = load_network(str(ROOT / "networks" / network)).build(data_config, options)
     buffer = io.BytesIO()
-    torch.save({"model": settle(built).state_dict(), "epoch": 1, "metric": 0.1, "network_options": options}, buffer)
+    torch.save(
+        {
+            "model": settle(built).state_dict(),
+            "epoch": 1,
+            "metric": 0.1,
+            "network_options": options,
+        },
+        buffer,
+    )
     storage.write_bytes(storage.join(run, "trials", "t-1", "best.pt"), buffer.getvalue())
     storage.write_json(
-        storage.join(run, "trials", "t-1", "options.json"), {"network_options": options, "best_epoch": 1, "best_metric": 0.1}
+        storage.join(run, "trials", "t-1", "options.json"),
+        {"network_options": options, "best_epoch": 1, "best_metric": 0.1},
     )
-    storage.write_json(storage.join(run, "trials", "t-1", "history.json"), [{"epoch": 0, "val_loss": 0.2}, {"epoch": 1, "val_loss": 0.1}])
+    storage.write_json(
+        storage.join(run, "trials", "t-1", "history.json"),
+        [{"epoch": 0, "val_loss": 0.2}, {"epoch": 1, "val_loss": 0.1}],
+    )
     return run
 
 
 QUICK = ("--raw-model", "none", "--max-batch-size", "8")  # for tests of something else
 
 
-def run_export(run: str | Path, name: str = "small", trial: str = "t-1", more: tuple[str, ...] = QUICK) -> int:
+def run_export(
+    run: str | Path, name: str = "small", trial: str = "t-1", more: tuple[str, ...] = QUICK
+) -> int:
     return main(["--run", str(run), "--trial", trial, "--name", name, *more])
 
 
@@ -91,13 +116,27 @@ def exported(request, tmp_path_factory, files) -> Path:
 
 
 def contents(run: Path) -> list[str]:
-    return sorted(str(path.relative_to(run)) for folder in ("model", "golden") for path in (run / folder).rglob("*") if path.is_file())
+    return sorted(
+        str(path.relative_to(run))
+        for folder in ("model", "golden")
+        for path in (run / folder).rglob("*")
+        if path.is_file()
+    )
 
 
 def test_writes_the_repository_the_golden_files_and_the_record(exported):
     assert contents(exported) == sorted(
-        [f"golden/{name}/{file}" for name in BOTH for pair in map(golden.file_names, golden.SIZES) for file in pair]
-        + [f"model/{name}/{file}" for name in BOTH for file in ("1/model.onnx", "config.pbtxt", "configs/local.pbtxt")]
+        [
+            f"golden/{name}/{file}"
+            for name in BOTH
+            for pair in map(golden.file_names, golden.SIZES)
+            for file in pair
+        ]
+        + [
+            f"model/{name}/{file}"
+            for name in BOTH
+            for file in ("1/model.onnx", "config.pbtxt", "configs/local.pbtxt")
+        ]
         + ["model/export.json"]
     )
     assert not list(exported.glob(".export-*"))
@@ -112,7 +151,9 @@ def test_the_record_says_how_well_it_agrees(exported):
         assert one["parity"]["batch_sizes"] == [1, 2, 17, 1000]
         assert one["parity"]["share_close"] >= 0.999
         assert one["parity"]["max_difference"] < 1e-3
-        assert one["sha256"] == storage.digest((exported / "model" / name / "1" / "model.onnx").read_bytes())
+        assert one["sha256"] == storage.digest(
+            (exported / "model" / name / "1" / "model.onnx").read_bytes()
+        )
 
 
 def test_the_largest_batch_fits_into_the_memory_that_was_measured(exported):
@@ -127,34 +168,56 @@ def test_the_largest_batch_fits_into_the_memory_that_was_measured(exported):
 
 
 def test_the_cluster_is_told_the_device_and_this_machine_needs_no_gpu(exported, run):
-    of_cluster, of_machine = (parse_config((exported / "model" / "small" / p).read_text()) for p in ("config.pbtxt", "configs/local.pbtxt"))
+    of_cluster, of_machine = (
+        parse_config((exported / "model" / "small" / p).read_text())
+        for p in ("config.pbtxt", "configs/local.pbtxt")
+    )
     kinds = messages().ModelInstanceGroup
     assert of_cluster.instance_group[0].kind == of_machine.instance_group[0].kind == kinds.KIND_CPU
     assert (of_cluster.instance_group[0].count, of_machine.instance_group[0].count) == (1, 2)
     assert of_cluster.parameters["intra_op_thread_count"].string_value == CPU
     storage.write_json(str(run / "run.json"), {"config": {"num_gpus": 1}})
     assert run_export(run) == 0
-    of_cluster, of_machine = (parse_config((run / "model" / "small" / p).read_text()) for p in ("config.pbtxt", "configs/local.pbtxt"))
-    assert (of_cluster.instance_group[0].kind, of_machine.instance_group[0].kind) == (kinds.KIND_GPU, kinds.KIND_CPU)
+    of_cluster, of_machine = (
+        parse_config((run / "model" / "small" / p).read_text())
+        for p in ("config.pbtxt", "configs/local.pbtxt")
+    )
+    assert (of_cluster.instance_group[0].kind, of_machine.instance_group[0].kind) == (
+        kinds.KIND_GPU,
+        kinds.KIND_CPU,
+    )
 
 
 @pytest.mark.parametrize("name", BOTH)
 def test_onnx_runtime_1_15_gives_the_golden_answers(exported, tmp_path, name):
     folder = exported / "golden" / name
     request, response = (json.loads((folder / file).read_text()) for file in golden.file_names(100))
-    got = onnxruntime_1_15.answers(exported / "model" / name / "1" / "model.onnx", golden.arrays(request["inputs"]), tmp_path)
+    got = onnxruntime_1_15.answers(
+        exported / "model" / name / "1" / "model.onnx", golden.arrays(request["inputs"]), tmp_path
+    )
     assert golden.max_difference(golden.response_body(name, got), response) < 1e-5
 
 
 def test_raw_jets_get_the_pt_that_the_prepared_ones_mean(exported):
-    """Both models on the same jets: the raw one's answer is jetPt times exp of what the other says of the prepared jet."""
+    """Both models on the same jets: the raw one's answer is jetPt times exp of what the other says
+    of the prepared jet.
+    """
     data_config = DataConfig.load(str(exported / "config" / "data.yaml"))
     entry = storage.entries(str(exported.parent / "source"))[0]
     program = raw_program(data_config, raw_jets.raw_columns(entry, data_config))
     jets = raw_jets.read_raw([entry], data_config, program, 150)
-    assert {int(n > 100) + 2 * int(n == 0) for n in jets["nPF"].ravel()} == {0, 1, 2}, "none, few, more than the length"
+    assert {int(n > 100) + 2 * int(n == 0) for n in jets["nPF"].ravel()} == {
+        0,
+        1,
+        2,
+    }, "none, few, more than the length"
     inputs = raw_jets.reference_inputs(jets, data_config, program)
-    sessions = [onnxruntime.InferenceSession(exported / "model" / n / "1" / "model.onnx", providers=["CPUExecutionProvider"]) for n in BOTH]
+    sessions = [
+        onnxruntime.InferenceSession(
+            exported / "model" / n / "1" / "model.onnx", providers=["CPUExecutionProvider"]
+        )
+        for n in BOTH
+    ]
     (output,) = sessions[0].run(None, {name: inputs[name] for name in data_config.input_names})
     calibrated, correction = sessions[1].run(["calibrated_pt", "correction"], jets)
     np.testing.assert_allclose(correction, np.exp(output), rtol=1e-5)
@@ -167,7 +230,10 @@ def test_the_file_tells_its_provenance(exported):
     assert json.loads(metadata["metrics"])["val_loss"] == 0.1
     assert json.loads(metadata["output_columns"]) == ["output"]
     assert json.loads(metadata["label"]) == {"target": "np.log(genJetPt / jetPt)"}
-    assert read_metadata(exported / "model" / "small-raw" / "1" / "model.onnx") == {**metadata, "model": "small-raw"}
+    assert read_metadata(exported / "model" / "small-raw" / "1" / "model.onnx") == {
+        **metadata,
+        "model": "small-raw",
+    }
     data_config = DataConfig.load(str(exported / "config" / "data.yaml"))
     assert metadata["run_id"] == exported.name
     assert metadata["trial"] == "t-1"
@@ -183,28 +249,48 @@ def test_config_and_golden_files_fit_the_model(exported, name):
     folder = exported / "model" / name
     check_config((folder / "config.pbtxt").read_text(), folder / "1" / "model.onnx")
     check_config((folder / "configs" / "local.pbtxt").read_text(), folder / "1" / "model.onnx")
-    session = onnxruntime.InferenceSession(folder / "1" / "model.onnx", providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        folder / "1" / "model.onnx", providers=["CPUExecutionProvider"]
+    )
     for size in golden.SIZES:
-        request, response = (json.loads((exported / "golden" / name / file).read_text()) for file in golden.file_names(size))
+        request, response = (
+            json.loads((exported / "golden" / name / file).read_text())
+            for file in golden.file_names(size)
+        )
         inputs = golden.arrays(request["inputs"])
         assert [len(array) for array in inputs.values()] == [size] * len(inputs)
-        got = dict(zip((output.name for output in session.get_outputs()), session.run(None, inputs), strict=True))
+        got = dict(
+            zip(
+                (output.name for output in session.get_outputs()),
+                session.run(None, inputs),
+                strict=True,
+            )
+        )
         assert golden.max_difference(golden.response_body(name, got), response) < 1e-5
 
 
 def test_triton_serves_both_models_by_their_local_variant(exported, tmp_path):
     if reason := triton.triton_unusable(tmp_path):
         pytest.skip(f"Triton: {reason}")
-    server = triton.start(exported / "model", model_name="small", log=tmp_path / "server.log", workdir=tmp_path)
+    server = triton.start(
+        exported / "model", model_name="small", log=tmp_path / "server.log", workdir=tmp_path
+    )
     try:
-        checked = [golden_check(server.url, name, str(exported / "golden" / name), 30) for name in BOTH]
+        checked = [
+            golden_check(server.url, name, str(exported / "golden" / name), 30) for name in BOTH
+        ]
         with urllib.request.urlopen(f"{server.url}/v2/models/small/config", timeout=10) as response:
             config = json.load(response)
     finally:
         triton.stop(server.pid, seconds=0.2)
     assert server.kind == "triton"
-    assert max(difference for one in checked for difference in one["max_difference"].values()) < 1e-5
-    assert [sample["batch_size"] for sample in config["model_warmup"]] == [1, 100], "the cluster's goes up to the largest batch"
+    assert (
+        max(difference for one in checked for difference in one["max_difference"].values()) < 1e-5
+    )
+    assert [sample["batch_size"] for sample in config["model_warmup"]] == [
+        1,
+        100,
+    ], "the cluster's goes up to the largest batch"
 
 
 @pytest.fixture
@@ -227,11 +313,16 @@ def test_a_model_that_fails_the_gate_leaves_nothing(run, capsys):
     assert not list(run.glob(".export-*"))
     error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     assert len(error) == 1
-    assert "model small: ONNX Runtime does not answer as PyTorch: 0.00% of 1,000 golden jets" in error[0]
+    assert (
+        "model small: ONNX Runtime does not answer as PyTorch: 0.00% of 1,000 golden jets"
+        in error[0]
+    )
 
 
 def test_a_raw_model_that_fails_the_gate_leaves_nothing_either(run, capsys, monkeypatch):
-    """A drift between the graph and the preparation, as if one of the two had been changed alone."""
+    """A drift between the graph and the preparation, as if one of the two had been
+    changed alone.
+    """
     monkeypatch.setitem(raw_model.OPERATIONS, "log", lambda x: torch.log(x) + 0.25)
     assert run_export(run, more=("--max-batch-size", "8")) == GateError.exit_code
     assert contents(run) == []
@@ -243,13 +334,20 @@ def test_a_raw_model_that_fails_the_gate_leaves_nothing_either(run, capsys, monk
 @pytest.mark.parametrize(("choice", "code"), [("auto", 0), ("required", 2), ("none", 0)])
 def test_a_data_config_without_a_form_in_a_graph(run, capsys, choice, code):
     config = run / "config" / "data.yaml"
-    config.write_text(config.read_text().replace("target: np.log(genJetPt / jetPt)", "target: genJetPt / jetPt"))
+    config.write_text(
+        config.read_text().replace("target: np.log(genJetPt / jetPt)", "target: genJetPt / jetPt")
+    )
     files = str(run.parent / "source" / "*.root")
-    ref = prepare([files], DataConfig.load(str(config)), str(run.parent), for_training=True, validation=True)
+    ref = prepare(
+        [files], DataConfig.load(str(config)), str(run.parent), for_training=True, validation=True
+    )
     storage.write_json(str(run / "data" / "val.json"), {"dataset": ref.uri})
     assert run_export(run, more=("--raw-model", choice, "--max-batch-size", "8")) == code
     said = capsys.readouterr()
-    reason = "labels: a model that takes raw jets answers with a corrected pT, for which the label must be one np.log"
+    reason = (
+        "labels: a model that takes raw jets answers with a corrected pT, for which the label must"
+        " be one np.log"
+    )
     assert (reason in said.out, reason in said.err) == (choice == "auto", choice == "required")
     assert ("model/small/config.pbtxt" in contents(run)) == (code == 0)
 
@@ -287,9 +385,15 @@ def test_a_trial_without_checkpoint_is_refused(run, capsys):
 def test_a_run_on_s3(s3_bucket, files, tmp_path, monkeypatch):
     monkeypatch.setenv("JEC_CACHE", str(tmp_path))
     run = make_run(s3_bucket, files)
-    storage.write_text(storage.join(run, "model", "old", "config.pbtxt"), "left by an earlier export")
+    storage.write_text(
+        storage.join(run, "model", "old", "config.pbtxt"), "left by an earlier export"
+    )
     assert run_export(run) == 0
-    found = [entry.uri.removeprefix(run + "/") for folder in ("model", "golden") for entry in storage.entries(storage.join(run, folder))]
+    found = [
+        entry.uri.removeprefix(run + "/")
+        for folder in ("model", "golden")
+        for entry in storage.entries(storage.join(run, folder))
+    ]
     assert found == [
         "model/export.json",
         "model/small/1/model.onnx",

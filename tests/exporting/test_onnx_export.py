@@ -1,4 +1,6 @@
-"""The exported file: alone, readable by Triton 23.05, dynamic in the batch axis only, with its provenance inside."""
+"""The exported file: alone, readable by Triton 23.05, dynamic in the batch axis only, with its
+provenance inside.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,13 @@ from weaver.onnx_export import export_onnx, input_shapes, read_metadata
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     folder = tmp_path_factory.mktemp("exported")
-    return export_onnx(network(), INFO, None, folder / "model.onnx", metadata={"run_id": "small-1", "best_epoch": 3})
+    return export_onnx(
+        network(),
+        INFO,
+        None,
+        folder / "model.onnx",
+        metadata={"run_id": "small-1", "best_epoch": 3},
+    )
 
 
 def test_is_one_file_that_onnx_runtime_1_15_reads(exported):
@@ -49,8 +57,14 @@ def test_a_network_in_training_is_exported_as_it_evaluates_and_stays_in_training
 
 
 def test_shapes_come_from_the_data_config_where_it_knows_them():
-    config = types.SimpleNamespace(input_shapes={"pf_features": (-1, 4, 50), "pf_mask": (-1, 1, 50)})
-    assert input_shapes(INFO, config) == {"pf_features": (4, 50), "pf_mask": (1, 50), "jet_features": (3,)}
+    config = types.SimpleNamespace(
+        input_shapes={"pf_features": (-1, 4, 50), "pf_mask": (-1, 1, 50)}
+    )
+    assert input_shapes(INFO, config) == {
+        "pf_features": (4, 50),
+        "pf_mask": (1, 50),
+        "jet_features": (3,),
+    }
 
 
 @pytest.mark.parametrize("shape", [(1,), (1, 4, -1)], ids=["one value a jet", "no length"])
@@ -62,5 +76,11 @@ def test_an_input_without_fixed_size_is_refused_by_name(tmp_path, shape):
 
 
 def test_opset_can_be_newer(tmp_path):
-    path = export_onnx(torch.nn.Linear(3, 1), {**INFO, "input_names": ["jet_features"]}, None, tmp_path / "model.onnx", opset=18)
+    path = export_onnx(
+        torch.nn.Linear(3, 1),
+        {**INFO, "input_names": ["jet_features"]},
+        None,
+        tmp_path / "model.onnx",
+        opset=18,
+    )
     assert onnx.load(path).opset_import[0].version == 18

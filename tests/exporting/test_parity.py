@@ -1,4 +1,6 @@
-"""The gate passes what agrees, and refuses each way in which a file can compute something else than the network."""
+"""The gate passes what agrees, and refuses each way in which a file can compute something else than
+the network.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,11 @@ class Shifted(torch.nn.Module):
 
     def __init__(self, shift: float, multiplicities: tuple[int, ...]) -> None:
         super().__init__()
-        self.network, self.shift, self.multiplicities = network(), shift, torch.tensor(multiplicities)
+        self.network, self.shift, self.multiplicities = (
+            network(),
+            shift,
+            torch.tensor(multiplicities),
+        )
 
     def forward(self, features, mask, jet):
         shifted = torch.isin(mask.sum((1, 2)).round().long(), self.multiplicities)
@@ -52,7 +58,9 @@ class Shifted(torch.nn.Module):
 
 def test_equal_models_pass_at_every_level_and_batch_size(exported, golden):
     done = []
-    parity = check_parity(network(), exported, golden, NAMES, advance=lambda count, note: done.append(count))
+    parity = check_parity(
+        network(), exported, golden, NAMES, advance=lambda count, note: done.append(count)
+    )
     assert parity.num_jets == 1000
     assert parity.share_close == 1.0
     assert parity.max_difference < 1e-6
@@ -68,17 +76,31 @@ def test_one_jet_of_a_thousand_may_be_off_a_little(exported, golden):
 
 
 def test_but_not_two(exported, golden):
-    inputs, multiplicity = {name: values.copy() for name, values in golden.inputs.items()}, golden.multiplicity.copy()
+    inputs, multiplicity = (
+        {name: values.copy() for name, values in golden.inputs.items()},
+        golden.multiplicity.copy(),
+    )
     odd, other = int(np.flatnonzero(multiplicity == ODD)[0]), 500
     for values in inputs.values():
         values[other] = values[odd]
     multiplicity[other] = ODD
     with pytest.raises(GateError, match=r"99\.80% of 1,000 golden jets within 1e-05"):
-        check_parity(Shifted(1e-4, (ODD,)), exported, dataclasses.replace(golden, inputs=inputs, multiplicity=multiplicity), NAMES)
+        check_parity(
+            Shifted(1e-4, (ODD,)),
+            exported,
+            dataclasses.replace(golden, inputs=inputs, multiplicity=multiplicity),
+            NAMES,
+        )
 
 
 def test_one_jet_far_off_is_refused_with_its_name(exported, golden):
-    with pytest.raises(GateError, match=rf"off by 0\.002 .*golden jet \d+ \({ODD} particles\) at batch size \d+ and graph level -?\d"):
+    with pytest.raises(
+        GateError,
+        match=(
+            rf"off by 0\.002 .*golden jet \d+ \({ODD} particles\) at batch size \d+ and graph level"
+            r" -?\d"
+        ),
+    ):
         check_parity(Shifted(2e-3, (ODD,)), exported, golden, NAMES)
 
 
@@ -89,7 +111,10 @@ def test_the_ends_of_the_multiplicity_are_seen(exported, golden, multiplicity):
 
 
 def test_other_weights_are_refused_from_the_first_layer_on(exported, golden):
-    with pytest.raises(GateError, match=r"does not answer as PyTorch.*the first layer that differs is 'particles.0', off by"):
+    with pytest.raises(
+        GateError,
+        match=r"does not answer as PyTorch.*the first layer that differs is 'particles.0', off by",
+    ):
         check_parity(network(seed=1), exported, golden, NAMES)
 
 
@@ -101,7 +126,9 @@ def test_the_layer_that_differs_is_named(tmp_path, golden):
     model = network()
     model.head[0] = TracedElse(19, 16)
     path = export_onnx(model, INFO, None, tmp_path / "model.onnx")
-    with pytest.raises(GateError, match=r"golden jet \d+ .*the first layer that differs is 'head.0', off by 0\.1"):
+    with pytest.raises(
+        GateError, match=r"golden jet \d+ .*the first layer that differs is 'head.0', off by 0\.1"
+    ):
         check_parity(model, path, golden, NAMES)
 
 
@@ -110,11 +137,17 @@ def test_the_layers_of_the_published_networks_are_found_in_their_files(tmp_path,
     groups = ("pf_points",) * (name == "particle_net") + ("pf_features", "pf_mask", "jet_features")
     data_config = config(*groups)
     options = {"num_edge_conv_blocks": 2, "k": 4} if name == "particle_net" else {}
-    model, info = load_network(f"{ROOT}/networks/{name}_regressor_open.py").build(data_config, {"conv_dim": 8, "fc_dim": 8, **options})
+    model, info = load_network(f"{ROOT}/networks/{name}_regressor_open.py").build(
+        data_config, {"conv_dim": 8, "fc_dim": 8, **options}
+    )
     path = export_onnx(settle(model), info, data_config, tmp_path / "model.onnx")
     inputs = {key: values.numpy() for key, values in network_jets([3, 20]).items() if key in groups}
     found = layer_differences(model, path, info["input_names"], inputs, level=0)
-    leaves = {layer for layer, module in model.named_modules() if layer and isinstance(module, torch.nn.Linear) and "first" not in layer}
+    leaves = {
+        layer
+        for layer, module in model.named_modules()
+        if layer and isinstance(module, torch.nn.Linear) and "first" not in layer
+    }
     assert {layer.removesuffix(".linear") for layer in leaves} <= set(found)
     assert np.max(list(found.values())) < 1e-5
 
@@ -124,7 +157,9 @@ def test_an_answer_that_is_no_number_is_refused(exported, golden):
         def forward(self, features, mask, jet):
             return (features * mask).sum((1, 2))[:, None] / mask.sum((1, 2))[:, None]
 
-    with pytest.raises(GateError, match=r"golden jet \d+ \(0 particles\) is nan, not a finite number"):
+    with pytest.raises(
+        GateError, match=r"golden jet \d+ \(0 particles\) is nan, not a finite number"
+    ):
         check_parity(NoCare(), exported, golden, NAMES)
 
 
@@ -137,7 +172,11 @@ class TracedBatch(torch.nn.Module):
 
     def forward(self, features, mask, jet):
         answer = self.network(features, mask, jet)
-        return answer.reshape(int(answer.shape[0]), 1) if not torch.jit.is_tracing() else answer.reshape(int(answer.shape[0]) * 1, 1)[:3]
+        return (
+            answer.reshape(int(answer.shape[0]), 1)
+            if not torch.jit.is_tracing()
+            else answer.reshape(int(answer.shape[0]) * 1, 1)[:3]
+        )
 
 
 def test_a_batch_size_that_became_a_constant_is_refused(tmp_path, golden):
@@ -161,7 +200,7 @@ def test_a_mixing_of_jets_is_refused_at_the_batch_size_where_it_shows(tmp_path, 
         check_parity(Mixing(), path, golden, NAMES)
 
 
-# ------------------------------------------------------------------------------------------------------------- golden jets
+# ------------------------------------------------------------------------------------ golden jets
 
 
 def test_golden_jets_hold_each_multiplicity_first(golden):
@@ -181,7 +220,9 @@ def test_places_without_particle_hold_the_padding():
     padding = {"pf_features": np.array([-1.0, 0.0, 2.0, 3.0])}
     made = golden_jets(inputs, multiplicity, count=30, padding=padding)
     jet = int(np.flatnonzero(made.multiplicity[:21] == 4)[0])
-    np.testing.assert_array_equal(made.inputs["pf_features"][jet][:, 4:], np.tile(padding["pf_features"][:, None], (1, 16)))
+    np.testing.assert_array_equal(
+        made.inputs["pf_features"][jet][:, 4:], np.tile(padding["pf_features"][:, None], (1, 16))
+    )
     np.testing.assert_array_equal(made.inputs["pf_mask"][jet][0], [1.0] * 4 + [0.0] * 16)
 
 

@@ -1,4 +1,6 @@
-"""Each expression gives in the graph what awkward and numpy make of it, or is refused by name before anything is trained."""
+"""Each expression gives in the graph what awkward and numpy make of it, or is refused by name
+before anything is trained.
+"""
 
 from __future__ import annotations
 
@@ -31,10 +33,20 @@ JETS = {
 }
 
 
-def config(variable: str, *, length: int | None = 4, more: str = "", label: str = "np.log(genPt / jetPt)") -> DataConfig:
+def config(
+    variable: str, *, length: int | None = 4, more: str = "", label: str = "np.log(genPt / jetPt)"
+) -> DataConfig:
     """A data config with one input `x` made by an expression."""
-    group = {"length": length, "vars": ["x"] if length else ["x", "jetPt"], **({"order_by": more.split(";")} if more else {})}
-    options = {"new_variables": {"x": variable}, "inputs": {"group": group}, "labels": {"type": "custom", "value": {"t": label}}}
+    group = {
+        "length": length,
+        "vars": ["x"] if length else ["x", "jetPt"],
+        **({"order_by": more.split(";")} if more else {}),
+    }
+    options = {
+        "new_variables": {"x": variable},
+        "inputs": {"group": group},
+        "labels": {"type": "custom", "value": {"t": label}},
+    }
     return DataConfig.from_options(options, "jec.yaml")
 
 
@@ -49,19 +61,46 @@ def both(data_config: DataConfig) -> tuple[np.ndarray, np.ndarray]:
 
 
 PARTICLES = [
-    "np.log(pt / jetPt)", "np.abs(id) == 211", "np.where(np.abs(id) == 211, np.sign(id), 0)", "(pt > 1) & ~(id < 0)", "id // 10 + id % 7",
-    "pt ** 2 - 1 / (1 + mult)", "np.maximum(pt, 2) * np.float64(2)", "_clip(pt, 1, 5)", "np.hypot(pt, id)", "np.arctan2(pt, id)",
+    "np.log(pt / jetPt)",
+    "np.abs(id) == 211",
+    "np.where(np.abs(id) == 211, np.sign(id), 0)",
+    "(pt > 1) & ~(id < 0)",
+    "id // 10 + id % 7",
+    "pt ** 2 - 1 / (1 + mult)",
+    "np.maximum(pt, 2) * np.float64(2)",
+    "_clip(pt, 1, 5)",
+    "np.hypot(pt, id)",
+    "np.arctan2(pt, id)",
     "np.rint(pt / 3)",
-    "np.isfinite(np.log(pt - 0.5))", "ak.ones_like(pt)", "ak.values_astype(pt, np.int32)", "pt / ak.sum(pt, axis=1)",
-    "_batch_gather(pt, _batch_argsort(-(1000.0 * (id > 0) + pt)))", "pt[ak.argsort(pt, ascending=False)]", "ak.sort(pt)", "pt[id > 0]",
-    "pt[:, :2]", "ak.local_index(pt)", "np.log1p(pt) + np.expm1(pt / 10)", "np.tanh(pt) + np.arcsinh(pt)", "ak.full_like(pt, 3)",
-]  # fmt: skip
+    "np.isfinite(np.log(pt - 0.5))",
+    "ak.ones_like(pt)",
+    "ak.values_astype(pt, np.int32)",
+    "pt / ak.sum(pt, axis=1)",
+    "_batch_gather(pt, _batch_argsort(-(1000.0 * (id > 0) + pt)))",
+    "pt[ak.argsort(pt, ascending=False)]",
+    "ak.sort(pt)",
+    "pt[id > 0]",
+    "pt[:, :2]",
+    "ak.local_index(pt)",
+    "np.log1p(pt) + np.expm1(pt / 10)",
+    "np.tanh(pt) + np.arcsinh(pt)",
+    "ak.full_like(pt, 3)",
+]
 SINGLE = [
-    "ak.num(pt)", "ak.sum(pt, axis=1)", "ak.sum(id == 211, axis=1)", "ak.any(pt > 3, axis=1)", "ak.all(pt > 1, axis=-1)",
-    "ak.fill_none(ak.max(pt, axis=1), 0)", "ak.fill_none(ak.firsts(pt) / jetPt, -1)", "ak.max(pt, axis=1, mask_identity=False)",
-    "mult / 3", "np.log(mult)", "np.prod(pt, axis=1)", "ak.count_nonzero(id > 0, axis=1)",
+    "ak.num(pt)",
+    "ak.sum(pt, axis=1)",
+    "ak.sum(id == 211, axis=1)",
+    "ak.any(pt > 3, axis=1)",
+    "ak.all(pt > 1, axis=-1)",
+    "ak.fill_none(ak.max(pt, axis=1), 0)",
+    "ak.fill_none(ak.firsts(pt) / jetPt, -1)",
+    "ak.max(pt, axis=1, mask_identity=False)",
+    "mult / 3",
+    "np.log(mult)",
+    "np.prod(pt, axis=1)",
+    "ak.count_nonzero(id > 0, axis=1)",
     "ak.min(pt[pt > 1], axis=1, mask_identity=False)",
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("text", PARTICLES)
@@ -87,7 +126,10 @@ def test_order_by_is_the_order_of_the_preparation(order):
 @pytest.mark.parametrize("mode", ["constant", "wrap"])
 def test_standardising_clipping_and_padding_are_those_of_the_preparation(parameters, mode):
     group = {"length": 4, "pad_mode": mode, "vars": [["pt", *parameters]]}
-    options = {"inputs": {"group": group}, "labels": {"type": "custom", "value": {"t": "np.log(genPt / jetPt)"}}}
+    options = {
+        "inputs": {"group": group},
+        "labels": {"type": "custom", "value": {"t": "np.log(genPt / jetPt)"}},
+    }
     got, expected = both(DataConfig.from_options(options, "jec.yaml"))
     np.testing.assert_array_equal(got, expected)
 
@@ -112,7 +154,9 @@ def test_what_has_no_form_in_a_graph_is_refused_by_name(text, words):
 
 @pytest.mark.parametrize("label", ["genPt / jetPt", "np.log(genPt)", "np.log2(genPt / jetPt)"])
 def test_a_label_whose_correction_is_not_known_is_refused(label):
-    with pytest.raises(InputError, match=r"the label must be one np.log\(<true pT> / <reconstructed pT>\)"):
+    with pytest.raises(
+        InputError, match=r"the label must be one np.log\(<true pT> / <reconstructed pT>\)"
+    ):
         raw.check_raw(config("pt", label=label), COLUMNS)
 
 
@@ -122,7 +166,10 @@ def test_what_stands_in_padded_places_does_not_matter():
     jets = padded({branch: JETS[branch] for branch in program.inputs}, program)
     filled = {**jets, "pt": np.where(np.arange(5) < jets["nPF"], jets["pt"], np.float32("nan"))}
     preprocessing = Preprocessing(program, data_config, ["group"])
-    one, other = (preprocessing(*(torch.from_numpy(given[name]) for name in raw_inputs(program)))[0].numpy() for given in (jets, filled))
+    one, other = (
+        preprocessing(*(torch.from_numpy(given[name]) for name in raw_inputs(program)))[0].numpy()
+        for given in (jets, filled)
+    )
     np.testing.assert_array_equal(one, other)
 
 
@@ -130,11 +177,25 @@ def test_the_counter_and_the_label_decide_the_inputs():
     program = raw.raw_program(config("pt / jetPt"), COLUMNS)
     assert raw_inputs(program) == ["pt", "jetPt", "nPF"]
     assert program.reference_text == "jetPt"
-    assert "genPt" not in program.inputs, "what only the label needs is not known when a model is served"
+    assert "genPt" not in program.inputs, (
+        "what only the label needs is not known when a model is served"
+    )
 
 
 def test_each_operation_has_both_forms():
-    """Every name that is accepted leads to an operation of the graph, and numpy, awkward or a helper has it."""
-    assert set(raw.ELEMENTWISE.values()) - {"bitwise_and", "bitwise_or", "bitwise_xor", "invert"} <= set(OPERATIONS)
+    """Every name that is accepted leads to an operation of the graph, and numpy, awkward or a
+    helper has it.
+    """
+    assert set(raw.ELEMENTWISE.values()) - {
+        "bitwise_and",
+        "bitwise_or",
+        "bitwise_xor",
+        "invert",
+    } <= set(OPERATIONS)
     for name in raw.ELEMENTWISE:
-        assert name.startswith("_") or hasattr(np, name) or hasattr(ak, name) or Expression(f"math.{name}(x)")
+        assert (
+            name.startswith("_")
+            or hasattr(np, name)
+            or hasattr(ak, name)
+            or Expression(f"math.{name}(x)")
+        )

@@ -19,13 +19,23 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def onnx_path(tmp_path_factory):
-    return write_repository(tmp_path_factory.mktemp("repository"), "small")[0] / "small" / "1" / "model.onnx"
+    return (
+        write_repository(tmp_path_factory.mktemp("repository"), "small")[0]
+        / "small"
+        / "1"
+        / "model.onnx"
+    )
 
 
 def identity_model(path, element: int, shape: list):
     """An ONNX file that returns its input `x`."""
     x, y = (helper.make_tensor_value_info(name, element, shape) for name in "xy")
-    onnx.save(helper.make_model(helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "identity", [x], [y])), path)
+    onnx.save(
+        helper.make_model(
+            helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "identity", [x], [y])
+        ),
+        path,
+    )
     return path
 
 
@@ -38,7 +48,9 @@ def test_says_what_the_graph_has(onnx_path):
         ("pf_mask", "TYPE_FP32", [1, 20]),
         ("jet_features", "TYPE_FP32", [3]),
     ]
-    assert [(entry.name, kind(entry.data_type), list(entry.dims)) for entry in config.output] == [("output", "TYPE_FP32", [1])]
+    assert [(entry.name, kind(entry.data_type), list(entry.dims)) for entry in config.output] == [
+        ("output", "TYPE_FP32", [1])
+    ]
 
 
 def test_batches_dynamically_warms_up_and_leaves_the_device_to_the_server(onnx_path):
@@ -51,12 +63,20 @@ def test_batches_dynamically_warms_up_and_leaves_the_device_to_the_server(onnx_p
         "pf_mask": [1, 20],
         "jet_features": [3],
     }
-    assert [group.kind for group in config.instance_group] == [messages().ModelInstanceGroup.KIND_AUTO]
+    assert [group.kind for group in config.instance_group] == [
+        messages().ModelInstanceGroup.KIND_AUTO
+    ]
     assert config.version_policy.latest.num_versions == 1
 
 
 def test_options_reach_the_config(onnx_path):
-    text = triton_config(onnx_path, "small", max_batch_size=8, graph_level=-1, parameters={"intra_op_thread_count": 2})
+    text = triton_config(
+        onnx_path,
+        "small",
+        max_batch_size=8,
+        graph_level=-1,
+        parameters={"intra_op_thread_count": 2},
+    )
     config = parse_config(text)
     assert config.max_batch_size == 8
     assert [sample.batch_size for sample in config.model_warmup] == [1, 8]
@@ -93,7 +113,11 @@ def test_a_graph_that_triton_cannot_batch_is_refused(tmp_path, element, shape, w
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
-        ("dims: [4, 20]", "dims: [4, 19]", r"input 'pf_features' has dims \[4, 19\].*has \[-1, 4, 20\]"),
+        (
+            "dims: [4, 20]",
+            "dims: [4, 19]",
+            r"input 'pf_features' has dims \[4, 19\].*has \[-1, 4, 20\]",
+        ),
         ("dims: [3]", "dims: [1, 3]", "input 'jet_features' has dims"),
         ("TYPE_FP32", "TYPE_FP16", "input 'pf_features' is TYPE_FP16, the ONNX file has TYPE_FP32"),
         ('"pf_mask"', '"pf_maks"', "input 'pf_mask' of the ONNX file is not listed"),
@@ -110,6 +134,11 @@ def test_a_config_that_differs_from_the_graph_is_refused(onnx_path, old, new, wo
 
 
 def test_the_messages_do_not_get_in_the_way_of_kserve():
-    code = "from weaver.triton_config import messages; messages(); import kserve, sys; assert 'tritonclient.grpc' not in sys.modules"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    code = (
+        "from weaver.triton_config import messages; messages(); import kserve, sys; assert"
+        " 'tritonclient.grpc' not in sys.modules"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,7 @@
-"""Reads a Dockerfile as its instructions: (keyword, argument) with continued lines joined and comments left out."""
+"""Reads a Dockerfile as its instructions:
+
+(keyword, argument) with continued lines joined and comments left out.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,12 @@ def instructions(name: str) -> list[tuple[str, str]]:
     text = (IMAGES / f"{name}.Dockerfile").read_text()
     lines = "\n".join(line for line in text.splitlines() if not line.lstrip().startswith("#"))
     joined = re.sub(r"\\\n\s*", "", lines)
-    return [(words[0].upper(), words[1].strip()) for line in joined.splitlines() if line.strip() for words in [line.split(maxsplit=1)]]
+    return [
+        (words[0].upper(), words[1].strip())
+        for line in joined.splitlines()
+        if line.strip()
+        for words in [line.split(maxsplit=1)]
+    ]
 
 
 def arguments(name: str, keyword: str) -> list[str]:

@@ -1,4 +1,6 @@
-"""Building and pushing, with engines that only write down what they are told and answer as the real ones do."""
+"""Building and pushing, with engines that only write down what they are told and answer as the real
+ones do.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ esac
 
 @pytest.fixture
 def engines(tmp_path, monkeypatch):
-    """Which engines are installed, by calling it; what they were asked, by `.asked()`; digests.json goes to a folder of its own."""
+    """Which engines are installed, by calling it; what they were asked, by `.asked()`; digests.json
+    goes to a folder of its own.
+    """
     log, folder = tmp_path / "log", tmp_path / "bin"
     folder.mkdir()
     log.write_text("")
@@ -37,8 +41,16 @@ def engines(tmp_path, monkeypatch):
             (folder / name).chmod(0o755)
 
     monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
-    monkeypatch.setattr(build.shutil, "which", lambda name: str(folder / name) if (folder / name).exists() else None)
-    monkeypatch.setattr(build, "source", lambda: build.Source(commit="0123456789abcdef" * 2 + "01234567", created="2030-01-01T00:00:00Z"))
+    monkeypatch.setattr(
+        build.shutil, "which", lambda name: str(folder / name) if (folder / name).exists() else None
+    )
+    monkeypatch.setattr(
+        build,
+        "source",
+        lambda: build.Source(
+            commit="0123456789abcdef" * 2 + "01234567", created="2030-01-01T00:00:00Z"
+        ),
+    )
     monkeypatch.setattr(digests, "FILE", tmp_path / "digests.json")
     monkeypatch.setattr(build, "ROOT", tmp_path)
     (tmp_path / "images").mkdir()
@@ -56,7 +68,10 @@ def test_images_are_pushed_and_used_by_digest(engines, engine, capsys):
         assert digests.image(name) == f"registry.example/jets/jec-{name}@sha256:{sha}"
     assert digests.commit().startswith("0123456789abcdef")
     built = [line for line in engines.asked() if line.startswith(f"{engine} build ")]
-    assert ["images/steps.Dockerfile" in built[0], "images/weaver.Dockerfile" in built[1]] == [True, True]
+    assert ["images/steps.Dockerfile" in built[0], "images/weaver.Dockerfile" in built[1]] == [
+        True,
+        True,
+    ]
     assert all(f"COMMIT={digests.commit()}" in line and line.endswith(" .") for line in built)
     assert "pipeline.py uses these" in capsys.readouterr().out
 
@@ -65,7 +80,10 @@ def test_a_run_takes_the_images_that_were_pushed_unless_told_otherwise(engines):
     engines("podman")
     assert build.main(["--registry", "registry.example/jets"]) == 0
     args = pipeline.build_parser().parse_args([])
-    assert (args.steps_image, args.weaver_image) == (digests.image("steps"), digests.image("weaver"))
+    assert (args.steps_image, args.weaver_image) == (
+        digests.image("steps"),
+        digests.image("weaver"),
+    )
     assert "@sha256:" in args.weaver_image
     assert pipeline.build_parser().parse_args(["--weaver-image", "mine:1"]).weaver_image == "mine:1"
 
@@ -81,16 +99,32 @@ def test_without_a_push_tags_are_used_that_somebody_has_to_provide(engines):
 
 def test_options_reach_the_engine(engines):
     engines("buildah")
-    options = ["--torch", "cpu", "--weaver-base", "debian:12", "--pip-conf", "pip.conf", "--build-option=--isolation=chroot"]
+    options = [
+        "--torch",
+        "cpu",
+        "--weaver-base",
+        "debian:12",
+        "--pip-conf",
+        "pip.conf",
+        "--build-option=--isolation=chroot",
+    ]
     assert build.main(["--registry", "r/p/", "--only", "weaver", *options]) == 0
     (line,) = [line for line in engines.asked() if " build " in line]
-    parts = ("--tag r/p/jec-weaver:0123456789ab-cpu", "BASE=debian:12", "TORCH=cpu", "id=pip,src=pip.conf", "--isolation=chroot")
+    parts = (
+        "--tag r/p/jec-weaver:0123456789ab-cpu",
+        "BASE=debian:12",
+        "TORCH=cpu",
+        "id=pip,src=pip.conf",
+        "--isolation=chroot",
+    )
     assert [part for part in (*parts, "--layers") if part not in line] == []
 
 
 def test_one_image_pushed_again_keeps_the_other_only_if_it_is_of_the_same_commit(engines):
     engines("docker")
-    digests.FILE.write_text(json.dumps({"commit": "older", "images": {"steps": "r/p/jec-steps@sha256:1"}}))
+    digests.FILE.write_text(
+        json.dumps({"commit": "older", "images": {"steps": "r/p/jec-steps@sha256:1"}})
+    )
     assert build.main(["--registry", "r/p", "--only", "weaver"]) == 0
     assert digests.image("steps") == "jec-steps:latest"
     assert build.main(["--registry", "r/p", "--only", "steps"]) == 0
@@ -107,11 +141,31 @@ def test_the_first_engine_installed_is_taken(engines):
 @pytest.mark.parametrize(
     ("installed", "arguments", "code", "said"),
     [
-        pytest.param([], ["--no-push"], 2, "none of docker, podman, buildah is installed", id="no engine"),
-        pytest.param(["podman"], ["--engine", "docker", "--no-push"], 2, "none of docker is installed", id="another engine"),
+        pytest.param(
+            [], ["--no-push"], 2, "none of docker, podman, buildah is installed", id="no engine"
+        ),
+        pytest.param(
+            ["podman"],
+            ["--engine", "docker", "--no-push"],
+            2,
+            "none of docker is installed",
+            id="another engine",
+        ),
         pytest.param(["docker"], [], 2, "make images REGISTRY=", id="no registry"),
-        pytest.param(["docker"], ["--no-push", "--torch", "rocm"], 2, "there is no images/torch-rocm.lock", id="no such torch"),
-        pytest.param(["docker"], ["--no-push", "--build-option=--fail"], 1, "docker build ended with exit code 3", id="a build that fails"),
+        pytest.param(
+            ["docker"],
+            ["--no-push", "--torch", "rocm"],
+            2,
+            "there is no images/torch-rocm.lock",
+            id="no such torch",
+        ),
+        pytest.param(
+            ["docker"],
+            ["--no-push", "--build-option=--fail"],
+            1,
+            "docker build ended with exit code 3",
+            id="a build that fails",
+        ),
     ],
 )
 def test_what_cannot_be_done_is_said(engines, capsys, installed, arguments, code, said):

@@ -17,23 +17,39 @@ from tests.images.dockerfile import IMAGES, NAMES, copied
 
 ROOT = IMAGES.parent
 ROOMS = {path.parent.name for path in ROOT.glob("*/__init__.py")}
-STEPS = sorted(f"components.{path.stem}" for path in (ROOT / "components").glob("*.py") if "\ndef component(" in path.read_text())
+STEPS = sorted(
+    f"components.{path.stem}"
+    for path in (ROOT / "components").glob("*.py")
+    if "\ndef component(" in path.read_text()
+)
 COMMANDS = {  # what manifests, deploy/ and the chain run in each image
     "steps": ["clusters.ticket", *STEPS],
     "weaver": ["weaver.train", "weaver.prepare", "exporting.export", "physics.evaluate"],
 }
-LOCAL = {"clusters.local", "clusters.local_search", "serving.triton", "components.local_run", "components.host_runner"}
+LOCAL = {
+    "clusters.local",
+    "clusters.local_search",
+    "serving.triton",
+    "components.local_run",
+    "components.host_runner",
+}
 APART = {"steps": {*LOCAL, "weaver.raw_model", "weaver.dataset"}, "weaver": LOCAL}
-"""Modules that others import within functions which no program of the image calls: one machine's home; in prepare, which only
-looks at the columns of raw jets, what feeds networks with them."""
+"""Modules that others import within functions which no program of the image calls: one machine's
+home; in prepare, which only looks at the columns of raw jets, what feeds networks with them."""
 LATER = {"steps": {"torch", "onnx", "onnxruntime", "google"}, "weaver": set()}
-"""Packages that modules of the image import within functions that none of its programs calls, or calls only where they are there."""
+"""Packages that modules of the image import within functions that none of its programs calls, or
+calls only where they are there.
+"""
 BY_FILE = {"networks", "data", "training"}
-"""Network files, data configurations and search spaces of the project are named by path, and network files import layers."""
+"""Network files, data configurations and search spaces of the project are named by path, and
+network files import layers.
+"""
 
 
 def test_there_are_commands():
-    assert {f"components.{step}" for step in ("prepare", "search", "export", "evaluate", "deploy")} <= set(STEPS)
+    assert {
+        f"components.{step}" for step in ("prepare", "search", "export", "evaluate", "deploy")
+    } <= set(STEPS)
     assert all(_source(command) for image in NAMES for command in COMMANDS[image])
 
 
@@ -64,7 +80,9 @@ def test_the_steps_have_no_torch():
 
 
 def reached(image: str) -> tuple[set[str], dict[str, str]]:
-    """The project's modules that the commands of an image import, at once or later; other packages, each with who imports it."""
+    """The project's modules that the commands of an image import, at once or later; other packages,
+    each with who imports it.
+    """
     project, packages, todo = set(), {}, list(COMMANDS[image])
     while todo:
         module = todo.pop()
@@ -96,7 +114,11 @@ def _imports(node: ast.AST, *, later: bool) -> Iterator[tuple[str, bool]]:
             yield from ((alias.name, later) for alias in child.names)
         elif isinstance(child, ast.ImportFrom) and child.module:
             yield child.module, later
-            yield from ((f"{child.module}.{alias.name}", later) for alias in child.names if child.module.split(".")[0] in ROOMS)
+            yield from (
+                (f"{child.module}.{alias.name}", later)
+                for alias in child.names
+                if child.module.split(".")[0] in ROOMS
+            )
         else:
             yield from _imports(child, later=later or isinstance(child, ast.FunctionDef))
 

@@ -1,4 +1,6 @@
-"""What every Dockerfile of the project keeps to; hadolint knows more, and finds nothing in them either."""
+"""What every Dockerfile of the project keeps to; hadolint knows more, and finds nothing in them
+either.
+"""
 
 from __future__ import annotations
 
@@ -31,8 +33,12 @@ def test_nothing_is_fetched_but_by_apt_and_by_pip_with_hashes(name):
     assert not arguments(name, "ADD")
     for run in arguments(name, "RUN"):
         assert not re.search(r"\b(curl|wget|git clone)\b", run)
-        assert ("pip install" not in run) or all(flag in run for flag in ("--require-hashes", "--no-deps", "--no-cache-dir"))
-    assert any("pip check" in run for run in arguments(name, "RUN")), "a package without one that it needs would show at run time only"
+        assert ("pip install" not in run) or all(
+            flag in run for flag in ("--require-hashes", "--no-deps", "--no-cache-dir")
+        )
+    assert any("pip check" in run for run in arguments(name, "RUN")), (
+        "a package without one that it needs would show at run time only"
+    )
 
 
 def test_apt_leaves_no_lists_and_brings_no_recommended_packages(name):
@@ -45,14 +51,24 @@ def test_apt_leaves_no_lists_and_brings_no_recommended_packages(name):
 
 def test_no_secret_is_an_argument_or_a_variable(name):
     for word in ("ARG", "ENV"):
-        assert not [argument for argument in arguments(name, word) if re.search(r"SECRET|PASSWORD|TOKEN|_KEY\b", argument, re.IGNORECASE)]
+        assert not [
+            argument
+            for argument in arguments(name, word)
+            if re.search(r"SECRET|PASSWORD|TOKEN|_KEY\b", argument, re.IGNORECASE)
+        ]
 
 
 def test_what_changes_often_comes_last(name):
-    """Otherwise the cache would never hold: locks before the project, the commit after everything that costs time."""
+    """Otherwise the cache would never hold: locks before the project, the commit after everything
+    that costs time.
+    """
     words = instructions(name)
     places = {argument.split("=")[0].split()[0]: index for index, (_, argument) in enumerate(words)}
-    installs = [index for index, (word, argument) in enumerate(words) if word == "RUN" and "pip install" in argument]
+    installs = [
+        index
+        for index, (word, argument) in enumerate(words)
+        if word == "RUN" and "pip install" in argument
+    ]
     runs = [index for index, (word, _) in enumerate(words) if word in ("RUN", "COPY")]
     assert max(installs) < places["common"]
     assert places["COMMIT"] > max(runs)
@@ -66,10 +82,16 @@ def test_says_what_it_holds(name):
 
 
 def test_the_context_is_what_is_copied_and_nothing_else(name):
-    lines = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and not line.startswith("#")]
+    lines = [
+        line
+        for line in (ROOT / ".dockerignore").read_text().splitlines()
+        if line and not line.startswith("#")
+    ]
     allowed = [line[1:] for line in lines if line.startswith("!")]
     assert lines[0] == "*", "everything is left out that is not named"
     for source in copied(name):
         pattern = source.replace("${TORCH}", "cuda")
         assert (ROOT / pattern).exists()
-        assert any(fnmatch.fnmatch(pattern, entry) for entry in allowed), f"{source} is not in .dockerignore"
+        assert any(fnmatch.fnmatch(pattern, entry) for entry in allowed), (
+            f"{source} is not in .dockerignore"
+        )

@@ -31,11 +31,15 @@ def test_pins_and_hashes_are_the_common_ones(file, common):
     assert held
     for name, lines in held.items():
         assert name not in common or lines.split()[0] == common[name].split()[0]
-        assert re.fullmatch(r"[\w.-]+==[\w.+!]+( \\\n    --hash=sha256:[0-9a-f]{64})+\n", lines), f"{name} is not pinned by hashes"
+        assert re.fullmatch(r"[\w.-]+==[\w.+!]+( \\\n    --hash=sha256:[0-9a-f]{64})+\n", lines), (
+            f"{name} is not pinned by hashes"
+        )
 
 
 def test_torch_is_the_version_of_the_project():
-    extras = tomllib.loads((IMAGES.parent / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    extras = tomllib.loads((IMAGES.parent / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
     (wanted,) = [one for one in extras["train"] if one.startswith("torch==")]
     for file in TORCH:
         assert locks.read_lock(IMAGES / file)["torch"].split()[0].split("+")[0] == wanted
@@ -50,7 +54,9 @@ def test_all_that_a_package_needs_comes_along(common):
 def test_a_package_that_is_not_locked_is_named(monkeypatch, tmp_path):
     (tmp_path / "steps.in").write_text("numpy\npip  # every environment has it, no lock does\n")
     monkeypatch.setattr(locks, "HERE", tmp_path)
-    with pytest.raises(InputError, match=r"images/steps\.in needs pip, which requirements\.lock does not have"):
+    with pytest.raises(
+        InputError, match=r"images/steps\.in needs pip, which requirements\.lock does not have"
+    ):
         locks.derive("steps")
 
 

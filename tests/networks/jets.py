@@ -11,14 +11,17 @@ GROUPS = {"pf_points": 2, "pf_features": 6, "pf_mask": 1, "jet_features": 8, "gl
 
 def config(*groups: str, length: int = 30) -> types.SimpleNamespace:
     """What a network reads of a data config."""
-    shapes = {g: (-1, GROUPS[g]) if not g.startswith("pf_") else (-1, GROUPS[g], length) for g in groups}
+    shapes = {
+        g: (-1, GROUPS[g]) if not g.startswith("pf_") else (-1, GROUPS[g], length) for g in groups
+    }
     return types.SimpleNamespace(input_names=groups, input_shapes=shapes)
 
 
 def jets(multiplicity: list[int], length: int = 30, seed: int = 1) -> dict[str, torch.Tensor]:
     """One jet for each multiplicity, padded with zeros to `length`."""
     generator = torch.Generator().manual_seed(seed)
-    mask = (torch.arange(length) < torch.tensor(multiplicity)[:, None]).float()[:, None]  # (N, 1, P)
+    # (N, 1, P)
+    mask = (torch.arange(length) < torch.tensor(multiplicity)[:, None]).float()[:, None]
     shape = (len(multiplicity), length)
     return {
         "pf_points": torch.rand(shape[0], 2, length, generator=generator) * mask,

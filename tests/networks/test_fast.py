@@ -1,4 +1,6 @@
-"""The quick kernels against PyTorch's own operations: values, gradients, running statistics, in float32 and bfloat16."""
+"""The quick kernels against PyTorch's own operations: values, gradients, running statistics, in
+float32 and bfloat16.
+"""
 
 from __future__ import annotations
 
@@ -8,20 +10,38 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from networks.fast import Edges, batch_norm, edge_sum, edge_sum_norm_relu, linear, mean_of_neighbours
+from networks.fast import (
+    Edges,
+    batch_norm,
+    edge_sum,
+    edge_sum_norm_relu,
+    linear,
+    mean_of_neighbours,
+)
 
 
 def rows(*shape: int, seed: int = 1, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype).requires_grad_()
+    return (
+        torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+        .to(dtype)
+        .requires_grad_()
+    )
 
 
-def both(ours: torch.Tensor, plain: torch.Tensor, inputs: list[torch.Tensor], tolerance: float = 2e-5) -> None:
+def both(
+    ours: torch.Tensor, plain: torch.Tensor, inputs: list[torch.Tensor], tolerance: float = 2e-5
+) -> None:
     """Values and gradients of both with respect to the inputs."""
     torch.testing.assert_close(ours.float(), plain.float(), rtol=tolerance, atol=tolerance)
     weights = torch.randn(plain.shape, generator=torch.Generator().manual_seed(9))
     mine, theirs = (torch.autograd.grad((y.float() * weights).sum(), inputs) for y in (ours, plain))
     for gradient, other in zip(mine, theirs, strict=True):
-        torch.testing.assert_close(gradient.float(), other.float(), rtol=tolerance, atol=tolerance * other.abs().max().item())
+        torch.testing.assert_close(
+            gradient.float(),
+            other.float(),
+            rtol=tolerance,
+            atol=tolerance * other.abs().max().item(),
+        )
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 5, 7), (40, 7), (1, 1, 7)])
@@ -36,10 +56,17 @@ def test_linear_in_bfloat16_has_the_gradients_of_float32(number, has_bias):
     x, weight = rows(number, 50, dtype=torch.bfloat16), rows(20, 50, seed=2, dtype=torch.bfloat16)
     bias = rows(20, seed=3, dtype=torch.bfloat16) if has_bias else None
     exact = F.linear(x.float(), weight.float(), None if bias is None else bias.float())
-    both(linear(x, weight, bias), exact, [x, weight, *([] if bias is None else [bias])], tolerance=0.02)
+    both(
+        linear(x, weight, bias),
+        exact,
+        [x, weight, *([] if bias is None else [bias])],
+        tolerance=0.02,
+    )
 
 
-@pytest.mark.parametrize(("dtype", "expected"), [(torch.float32, torch.bfloat16), (torch.float64, torch.float64)])
+@pytest.mark.parametrize(
+    ("dtype", "expected"), [(torch.float32, torch.bfloat16), (torch.float64, torch.float64)]
+)
 def test_linear_under_autocast_has_the_type_that_torch_gives(dtype, expected):
     x, weight = rows(3, 7, dtype=dtype), rows(4, 7, seed=2, dtype=dtype)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -48,10 +75,15 @@ def test_linear_under_autocast_has_the_type_that_torch_gives(dtype, expected):
 
 @pytest.mark.parametrize("particles", [40, 2**15 + 7], ids=["16 bits", "more"])
 def test_edges_are_sorted_by_neighbour(particles):
-    index = torch.randint(0, particles, (2, particles, 1), generator=torch.Generator().manual_seed(1))
+    index = torch.randint(
+        0, particles, (2, particles, 1), generator=torch.Generator().manual_seed(1)
+    )
     edges = Edges(index)
     assert (edges.to.view(-1)[edges.order].diff() >= 0).all()
-    assert edges.to.view(-1)[edges.order][edges.starts[edges.counts[:, 0] > 0]].tolist() == edges.to.unique().tolist()
+    assert (
+        edges.to.view(-1)[edges.order][edges.starts[edges.counts[:, 0] > 0]].tolist()
+        == edges.to.unique().tolist()
+    )
 
 
 @pytest.mark.parametrize("dim", [1, 7, 50, 64])
@@ -74,12 +106,21 @@ def test_batch_norm_in_bfloat16_keeps_its_statistics_in_float32():
     with torch.no_grad():
         x += 10  # far from zero, where squares would lose all digits
     found = batch_norm(x, norm, relu=False)
-    both(found, F.batch_norm(x.float(), None, None, norm.weight, norm.bias, training=True), [x], tolerance=0.02)
-    torch.testing.assert_close(norm.running_mean, 0.1 * x.detach().float().mean(0), rtol=1e-5, atol=1e-5)
+    both(
+        found,
+        F.batch_norm(x.float(), None, None, norm.weight, norm.bias, training=True),
+        [x],
+        tolerance=0.02,
+    )
+    torch.testing.assert_close(
+        norm.running_mean, 0.1 * x.detach().float().mean(0), rtol=1e-5, atol=1e-5
+    )
 
 
 def neighbours(jets: int, particles: int, k: int) -> torch.Tensor:
-    return torch.randint(0, particles, (jets, particles, k), generator=torch.Generator().manual_seed(4))
+    return torch.randint(
+        0, particles, (jets, particles, k), generator=torch.Generator().manual_seed(4)
+    )
 
 
 def plain_edges(centre: torch.Tensor, x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
@@ -88,7 +129,11 @@ def plain_edges(centre: torch.Tensor, x: torch.Tensor, index: torch.Tensor) -> t
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-5), (torch.bfloat16, 0.02)])
 def test_edge_sum_and_mean_of_neighbours(dtype, tolerance):
-    centre, x, index = rows(3, 8, 6, dtype=dtype), rows(3, 8, 6, seed=2, dtype=dtype), neighbours(3, 8, 4)
+    centre, x, index = (
+        rows(3, 8, 6, dtype=dtype),
+        rows(3, 8, 6, seed=2, dtype=dtype),
+        neighbours(3, 8, 4),
+    )
     both(edge_sum(centre, x, index), plain_edges(centre, x, index), [centre, x], tolerance)
     mean = mean_of_neighbours(edge_sum(centre, x, index))
     both(mean, plain_edges(centre, x, index).mean(dim=2), [centre, x], tolerance)
@@ -96,13 +141,25 @@ def test_edge_sum_and_mean_of_neighbours(dtype, tolerance):
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-5), (torch.bfloat16, 0.03)])
 def test_normalised_edges(dtype, tolerance):
-    centre, x, index = rows(4, 20, 6, dtype=dtype), rows(4, 20, 6, seed=2, dtype=dtype), neighbours(4, 20, 5)
+    centre, x, index = (
+        rows(4, 20, 6, dtype=dtype),
+        rows(4, 20, 6, seed=2, dtype=dtype),
+        neighbours(4, 20, 5),
+    )
     norm = torch.nn.BatchNorm2d(6)
     torch.nn.init.uniform_(norm.weight, 0.5, 1, generator=torch.Generator().manual_seed(3))
     plain = copy.deepcopy(norm)
-    normalised = plain(plain_edges(centre.float(), x.float(), index).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-    # Rounding to bfloat16 may carry an edge over ReLU's kink and so change a gradient by all it has: such edges are left out.
+    normalised = plain(plain_edges(centre.float(), x.float(), index).permute(0, 3, 1, 2)).permute(
+        0, 2, 3, 1
+    )
+    # Rounding to bfloat16 may carry an edge over ReLU's kink and so change a gradient by all it
+    # has: such edges are left out.
     clear = (normalised.abs() > (0.03 if dtype == torch.bfloat16 else 1e-6)).float()
-    both(edge_sum_norm_relu(centre, x, index, norm) * clear, F.relu(normalised) * clear, [centre, x], tolerance)
+    both(
+        edge_sum_norm_relu(centre, x, index, norm) * clear,
+        F.relu(normalised) * clear,
+        [centre, x],
+        tolerance,
+    )
     for mine, theirs in zip(norm.buffers(), plain.buffers(), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=tolerance, atol=tolerance)

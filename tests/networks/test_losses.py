@@ -1,4 +1,6 @@
-"""Each loss against its formula, jets that count as zero, and the quantiles that the pinball loss finds."""
+"""Each loss against its formula, jets that count as zero, and the quantiles that the pinball loss
+finds.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ PREDICTION = torch.tensor([[0.5], [0.0], [0.0], [3.0]])
 TARGET = torch.tensor([0.1, -0.2, 1.0, -1.5])  # the last two are no calibrations
 
 
-@pytest.mark.parametrize(("name", "of"), [("l1", abs), ("log_cosh", lambda error: math.log(math.cosh(error)))])
+@pytest.mark.parametrize(
+    ("name", "of"), [("l1", abs), ("log_cosh", lambda error: math.log(math.cosh(error)))]
+)
 def test_wrong_matches_count_as_zero_and_stay_in_the_denominator(name, of):
     loss, expected = regression_loss(name, ()), [of(0.4), of(0.2), 0.0, 0.0]
     assert loss(PREDICTION, TARGET).item() == pytest.approx(sum(expected) / 4, rel=1e-4)
@@ -42,7 +46,10 @@ def test_pinball_loss_by_hand():
 def test_pinball_loss_is_least_at_the_quantiles():
     target = torch.randn(2000, generator=torch.Generator().manual_seed(1)) * 0.1
     quantiles = torch.zeros(3, requires_grad=True)
-    optimizer, loss = torch.optim.Adam([quantiles], lr=1e-2), regression_loss("quantile", (0.16, 0.84))
+    optimizer, loss = (
+        torch.optim.Adam([quantiles], lr=1e-2),
+        regression_loss("quantile", (0.16, 0.84)),
+    )
     for _ in range(80):
         optimizer.zero_grad()
         loss(quantiles.expand(len(target), 3), target).backward()

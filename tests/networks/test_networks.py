@@ -1,4 +1,6 @@
-"""The networks are the published functions; with use_counts padding and order never matter; every jet has a finite answer."""
+"""The networks are the published functions; with use_counts padding and order never matter; every
+jet has a finite answer.
+"""
 
 from __future__ import annotations
 
@@ -19,17 +21,30 @@ from tests.networks.jets import config, jets
 
 PFN = ("pf_features", "pf_mask", "jet_features")
 PARTICLE_NET = ("pf_points", *PFN)
-SMALL = {"num_edge_conv_blocks": 2, "k": 5, "num_conv_layers": 2, "conv_dim": 12, "num_fc_layers": 2, "fc_dim": 16}
+SMALL = {
+    "num_edge_conv_blocks": 2,
+    "k": 5,
+    "num_conv_layers": 2,
+    "conv_dim": 12,
+    "num_fc_layers": 2,
+    "fc_dim": 16,
+}
 
 
 def particle_net_model(**options):
     torch.manual_seed(0)
-    return settle(particle_net_regressor_open.get_model(config(*PARTICLE_NET), **{**SMALL, **options})[0])
+    return settle(
+        particle_net_regressor_open.get_model(config(*PARTICLE_NET), **{**SMALL, **options})[0]
+    )
 
 
 def pfn_model(**options):
     torch.manual_seed(0)
-    return settle(pfn_regressor_open.get_model(config(*PFN), num_conv_layers=2, conv_dim=12, fc_dim=16, **options)[0])
+    return settle(
+        pfn_regressor_open.get_model(
+            config(*PFN), num_conv_layers=2, conv_dim=12, fc_dim=16, **options
+        )[0]
+    )
 
 
 def answer(model, batch: dict, groups=PARTICLE_NET) -> torch.Tensor:
@@ -43,7 +58,9 @@ def gradients(model, output: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 def assert_same(model, batch: dict, groups=PARTICLE_NET) -> None:
-    """Answers, gradients and running statistics are those of the plain form, within 1e-5 of their size."""
+    """Answers, gradients and running statistics are those of the plain form, within 1e-5 of their
+    size.
+    """
     plain = published(model)
     ours, theirs = answer(model, batch, groups), answer(plain, batch, groups)
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
@@ -51,7 +68,9 @@ def assert_same(model, batch: dict, groups=PARTICLE_NET) -> None:
     for (name, gradient), other in zip(gradients(model, ours).items(), reference, strict=True):
         scale = other.abs().max().item() + 1.0
         difference = (gradient - other.view_as(gradient)).abs().max().item()
-        assert difference < 1e-5 * scale, f"gradient of {name} is off by {difference:.1e} of {scale:.1e}"
+        assert difference < 1e-5 * scale, (
+            f"gradient of {name} is off by {difference:.1e} of {scale:.1e}"
+        )
     for mine, buffer in zip(model.buffers(), plain.buffers(), strict=True):
         torch.testing.assert_close(mine, buffer, rtol=1e-5, atol=1e-5)
 
@@ -66,7 +85,8 @@ def test_particle_net_without_counts_is_the_published_function(multiplicity, use
 
 def test_particle_net_in_training_uses_the_statistics_of_the_batch_as_published():
     model = particle_net_model(use_counts=False).train()
-    batch = jets([30, 20, 15, 30] * 4)  # more padding than k, or none: then ties among padding do not reach the statistics
+    # more padding than k, or none: then ties among padding do not reach the statistics
+    batch = jets([30, 20, 15, 30] * 4)
     assert_same(model, batch)
 
 
@@ -84,7 +104,9 @@ def test_a_block_as_wide_as_its_input_has_a_plain_shortcut():
 
 
 def changed(before: torch.Tensor, after: torch.Tensor) -> None:
-    """At most one answer in a thousand moves by more than 1e-5 (a tie between neighbours), none by more than 1e-3."""
+    """At most one answer in a thousand moves by more than 1e-5 (a tie between neighbours), none by
+    more than 1e-3.
+    """
     difference = (before - after).abs().flatten()
     assert (difference > 1e-5).sum() <= max(1, len(difference) // 1000)
     assert difference.max() < 1e-3
@@ -106,7 +128,10 @@ MULTIPLICITIES = st.lists(st.integers(0, 30), min_size=1, max_size=8)
 def test_padding_never_matters(name, multiplicity, extra, seed):
     groups = PFN if name.startswith("pfn") else PARTICLE_NET
     batch = jets(multiplicity, seed=seed)
-    longer = {g: x if not g.startswith("pf_") else torch.nn.functional.pad(x, (0, extra)) for g, x in batch.items()}
+    longer = {
+        g: x if not g.startswith("pf_") else torch.nn.functional.pad(x, (0, extra))
+        for g, x in batch.items()
+    }
     changed(answer(MODELS[name], batch, groups), answer(MODELS[name], longer, groups))
 
 
@@ -125,7 +150,10 @@ def test_the_order_of_particles_never_matters(name, multiplicity, seed):
 @pytest.mark.parametrize("length", [1, 3, 5, 6])
 def test_jets_shorter_than_k_particles_are_those_of_any_longer_padding(length):
     model, batch = MODELS["particle_net"], jets([length, 1, 0], length=length)
-    longer = {g: x if not g.startswith("pf_") else torch.nn.functional.pad(x, (0, 30 - length)) for g, x in batch.items()}
+    longer = {
+        g: x if not g.startswith("pf_") else torch.nn.functional.pad(x, (0, 30 - length))
+        for g, x in batch.items()
+    }
     with torch.no_grad():
         changed(answer(model, batch), answer(model, longer))
 
@@ -141,9 +169,17 @@ def test_one_particle_and_none_have_finite_answers_and_gradients(use_counts):
 
 def test_values_in_padding_are_not_read():
     batch = jets([7, 30, 2])
-    dirty = {**batch, **{key: batch[key].masked_fill(batch["pf_mask"] == 0, torch.nan) for key in ("pf_points", "pf_features")}}
+    dirty = {
+        **batch,
+        **{
+            key: batch[key].masked_fill(batch["pf_mask"] == 0, torch.nan)
+            for key in ("pf_points", "pf_features")
+        },
+    }
     for name, groups in (("particle_net", PARTICLE_NET), ("pfn", PFN)):
-        torch.testing.assert_close(answer(MODELS[name], dirty, groups), answer(MODELS[name], batch, groups))
+        torch.testing.assert_close(
+            answer(MODELS[name], dirty, groups), answer(MODELS[name], batch, groups)
+        )
 
 
 def test_neighbours_of_few_particles_are_filled_with_the_particle_itself():
@@ -151,11 +187,17 @@ def test_neighbours_of_few_particles_are_filled_with_the_particle_itself():
     real = torch.tensor([[True, True, True, False, False]])
     found = nearest_neighbours(points, real, k=4, use_counts=True)[0, :3]  # in any order
     assert found.sort(dim=-1)[0].tolist() == [[0, 0, 1, 2], [0, 1, 1, 2], [0, 1, 2, 2]]
-    assert set(nearest_neighbours(points, real, k=4, use_counts=False)[0, 0].tolist()) == {1, 2, 3, 4}
+    assert set(nearest_neighbours(points, real, k=4, use_counts=False)[0, 0].tolist()) == {
+        1,
+        2,
+        3,
+        4,
+    }
 
 
 def test_neighbours_are_found_in_float32_under_autocast():
-    points = torch.tensor([[[1000.0] * 4, [1001.0] * 4, [1002.0] * 4, [1000.1] * 4]])  # bf16 steps are 4 at 1000
+    # bf16 steps are 4 at 1000
+    points = torch.tensor([[[1000.0] * 4, [1001.0] * 4, [1002.0] * 4, [1000.1] * 4]])
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = nearest_neighbours(points, torch.ones(1, 4, dtype=torch.bool), k=1, use_counts=True)
     assert found[0, :, 0].tolist() == [3, 3, 1, 0]
@@ -171,7 +213,9 @@ def test_bf16_autocast_trains_close_to_float32():
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
-@pytest.mark.parametrize(("model", "groups"), [("particle_net", PARTICLE_NET), ("pfn", PFN), ("pfn_bn", PFN)])
+@pytest.mark.parametrize(
+    ("model", "groups"), [("particle_net", PARTICLE_NET), ("pfn", PFN), ("pfn_bn", PFN)]
+)
 def test_onnx_gives_the_same_answers_at_any_batch_size(model, groups):
     model, file = MODELS[model], io.BytesIO()
     example = tuple(jets([30, 4])[g] for g in groups)
@@ -186,7 +230,9 @@ def test_onnx_gives_the_same_answers_at_any_batch_size(model, groups):
             changed(torch.from_numpy(output), answer(model, batch, groups))
 
 
-@pytest.mark.parametrize(("network", "groups"), [(pfn_regressor_open, PFN), (particle_net_regressor_open, PARTICLE_NET)])
+@pytest.mark.parametrize(
+    ("network", "groups"), [(pfn_regressor_open, PFN), (particle_net_regressor_open, PARTICLE_NET)]
+)
 def test_an_untrained_network_is_the_standard_calibration(network, groups):
     model = network.get_model(config(*groups))[0].eval()
     assert answer(model, jets([30, 3, 0]), groups).abs().max() == 0
@@ -201,7 +247,9 @@ def test_without_batch_normalisation_edges_are_the_same_function_in_training(nor
     found = torch.stack([x[n][index[n]] for n in range(3)])  # (N, P, k, C)
     centre = x[:, :, None].expand_as(found)
     expected = torch.relu(layer.norm(layer.linear(torch.cat((centre, found - centre), dim=-1))))
-    torch.testing.assert_close(model.blocks[0].first_layer(x, index), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        model.blocks[0].first_layer(x, index), expected, rtol=1e-5, atol=1e-5
+    )
     model.input_norm.eval()
     before = answer(model, batch)
     model.train()
@@ -209,7 +257,9 @@ def test_without_batch_normalisation_edges_are_the_same_function_in_training(nor
     torch.testing.assert_close(answer(model, batch), before)
 
 
-@pytest.mark.parametrize(("network", "groups"), [(pfn_regressor_open, PFN), (particle_net_regressor_open, PARTICLE_NET)])
+@pytest.mark.parametrize(
+    ("network", "groups"), [(pfn_regressor_open, PFN), (particle_net_regressor_open, PARTICLE_NET)]
+)
 def test_values_of_the_event_move_the_answer(network, groups):
     groups = (*groups, "global_features")
     model, batch = settle(network.get_model(config(*groups))[0]), jets([30, 3])
@@ -218,9 +268,13 @@ def test_values_of_the_event_move_the_answer(network, groups):
     assert ((answer(model, batch, groups) - before).abs() > 1e-4).all()
 
 
-@pytest.mark.parametrize(("network", "groups"), [(pfn_regressor_open, PFN), (particle_net_regressor_open, PARTICLE_NET)])
+@pytest.mark.parametrize(
+    ("network", "groups"), [(pfn_regressor_open, PFN), (particle_net_regressor_open, PARTICLE_NET)]
+)
 def test_quantiles_never_cross_and_are_named(network, groups):
-    model, info = network.get_model(config(*groups), loss="quantile", quantiles=[0.025, 0.84, 0.16, 0.975])
+    model, info = network.get_model(
+        config(*groups), loss="quantile", quantiles=[0.025, 0.84, 0.16, 0.975]
+    )
     assert info["output_columns"] == ["median", "q2.5", "q16", "q84", "q97.5"]
     assert info["output_shapes"] == {"output": (1, 5)}
     untrained = answer(model.eval(), jets([30, 3]), groups)
@@ -247,8 +301,11 @@ def test_particle_net_in_bf16_answers_and_learns_close_to_float32():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         rough = answer(model, batch)
     torch.testing.assert_close(rough.float(), exact, atol=0.1, rtol=0.1)
-    wanted, found = ([g.clone() for g in gradients(model, output.float()).values()] for output in (exact, rough))
-    pairs = [(a, b) for a, b in zip(wanted, found, strict=True) if a.norm() > 1e-5]  # a bias in front of a normalisation has none
+    wanted, found = (
+        [g.clone() for g in gradients(model, output.float()).values()] for output in (exact, rough)
+    )
+    # a bias in front of a normalisation has none
+    pairs = [(a, b) for a, b in zip(wanted, found, strict=True) if a.norm() > 1e-5]
     assert len(pairs) >= len(wanted) - 1
     assert min(torch.cosine_similarity(a.flatten(), b.flatten(), dim=0) for a, b in pairs) > 0.9
 
@@ -288,7 +345,10 @@ def test_model_info_describes_the_inputs():
         ({"norm": "group"}, "'norm' must be batch, layer or none, not 'group'"),
         ({"loss": "l2"}, "'loss' must be l1, log_cosh or quantile"),
         ({"loss": "quantile", "quantiles": [0.5]}, "'quantiles' must name levels"),
-        ({"loss": "quantile", "quantiles": [0.16, 1.0]}, "'quantiles' must be at least 0 and below 1"),
+        (
+            {"loss": "quantile", "quantiles": [0.16, 1.0]},
+            "'quantiles' must be at least 0 and below 1",
+        ),
     ],
 )
 def test_an_impossible_option_is_refused(options, message):

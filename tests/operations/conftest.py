@@ -1,4 +1,6 @@
-"""A Kubeflow Pipelines server that kfp's real client talks to, and no credentials of the machine that the tests run on."""
+"""A Kubeflow Pipelines server that kfp's real client talks to, and no credentials of the machine
+that the tests run on.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +9,16 @@ import pytest
 from tests.operations.fake_kfp import FakeKfp
 
 VARIABLES = (
-    "KFP_TOKEN", "KFP_TOKEN_FILE", "KFP_COOKIE_FILE", "KFP_USERNAME", "KFP_PASSWORD", "KFP_ENDPOINT", "KF_PIPELINES_ENDPOINT",
-    "KF_PIPELINES_UI_ENDPOINT", "KUBERNETES_SERVICE_HOST",
-)  # fmt: skip
+    "KFP_TOKEN",
+    "KFP_TOKEN_FILE",
+    "KFP_COOKIE_FILE",
+    "KFP_USERNAME",
+    "KFP_PASSWORD",
+    "KFP_ENDPOINT",
+    "KF_PIPELINES_ENDPOINT",
+    "KF_PIPELINES_UI_ENDPOINT",
+    "KUBERNETES_SERVICE_HOST",
+)
 
 
 @pytest.fixture(autouse=True)

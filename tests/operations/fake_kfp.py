@@ -1,7 +1,9 @@
-"""The KFP API at the HTTP edge, as far as kfp's real client needs it to submit, look up, clone and end runs.
+"""The KFP API at the HTTP edge, as far as kfp's real client needs it to submit, look up, clone and
+end runs.
 
-Versions and runs are kept as they were sent. `login` has every request that does not carry the right header answered as a
-gateway would: '401', 'redirect' to a login page, or 'page' (the login page itself, with 200).
+Versions and runs are kept as they were sent. `login` has every request that does not carry the
+right header answered as a gateway would: '401', 'redirect' to a login page, or 'page' (the login
+page itself, with 200).
 """
 
 from __future__ import annotations
@@ -16,7 +18,10 @@ import uuid
 
 
 class FakeKfp:
-    """A server on 127.0.0.1. `version` is what the older health page tells; `states` the states of a run at each look."""
+    """A server on 127.0.0.1.
+
+    `version` is what the older health page tells; `states` the states of a run at each look.
+    """
 
     def __init__(self, version: str = "2.17.0") -> None:
         self.version, self.login, self.allowed = version, "", {}
@@ -63,8 +68,12 @@ class FakeKfp:
             self.pipelines.append({**body, "pipeline_id": f"p{len(self.pipelines)}"})
             return self.pipelines[-1]
         if path == "/apis/v2beta1/pipelines/upload_version":
-            made = {"pipeline_id": query["pipelineid"], "pipeline_version_id": f"v{len(self.versions)}", "display_name": query["name"],
-                    "text": body["file"]}  # fmt: skip
+            made = {
+                "pipeline_id": query["pipelineid"],
+                "pipeline_version_id": f"v{len(self.versions)}",
+                "display_name": query["name"],
+                "text": body["file"],
+            }
             self.versions.append(made)
             return {key: value for key, value in made.items() if key != "text"}
         if path == "/apis/v2beta1/experiments":
@@ -86,20 +95,33 @@ class FakeKfp:
             return 401, {}, b'{"error": "unauthenticated"}'
         if self.login == "redirect":
             return 302, {"Location": f"{self.url}/dex/auth?client_id=kubeflow"}, b""
-        return 200, {"Content-Type": "text/html"}, b"<!doctype html><html><form><input name=password></form></html>"
+        return (
+            200,
+            {"Content-Type": "text/html"},
+            b"<!doctype html><html><form><input name=password></form></html>",
+        )
 
 
 def _filtered(listed: list[dict], query: dict[str, str]) -> list[dict]:
     predicates = json.loads(query.get("filter") or "{}").get("predicates", [])
     space = query.get("namespace")
-    return [one for one in listed if all(one.get(p["key"]) == p["stringValue"] for p in predicates)
-            and (not space or one.get("namespace") == space)]  # fmt: skip
+    return [
+        one
+        for one in listed
+        if all(one.get(p["key"]) == p["stringValue"] for p in predicates)
+        and (not space or one.get("namespace") == space)
+    ]
 
 
 def _paged(name: str, listed: list[dict], query: dict[str, str]) -> dict:
     start, size = int(query.get("page_token") or 0), int(query.get("page_size") or 10)
     rest = {"next_page_token": str(start + size)} if start + size < len(listed) else {}
-    return {name: [{k: v for k, v in one.items() if k != "text"} for one in listed[start : start + size]], **rest}
+    return {
+        name: [
+            {k: v for k, v in one.items() if k != "text"} for one in listed[start : start + size]
+        ],
+        **rest,
+    }
 
 
 def _handler(fake: FakeKfp) -> type:
@@ -118,8 +140,16 @@ def _handler(fake: FakeKfp) -> type:
             kind = self.headers.get("Content-Type", "")
             if not kind.startswith("multipart"):
                 return json.loads(raw or b"{}")
-            parts = email.message_from_bytes(f"Content-Type: {kind}\r\n\r\n".encode() + raw).get_payload()
-            return {"file": next(part for part in parts if "uploadfile" in part["Content-Disposition"]).get_payload(decode=True).decode()}
+            parts = email.message_from_bytes(
+                f"Content-Type: {kind}\r\n\r\n".encode() + raw
+            ).get_payload()
+            return {
+                "file": (
+                    next(part for part in parts if "uploadfile" in part["Content-Disposition"])
+                    .get_payload(decode=True)
+                    .decode()
+                )
+            }
 
         def _do(self, act) -> None:
             parts = urllib.parse.urlsplit(self.path)
@@ -128,7 +158,9 @@ def _handler(fake: FakeKfp) -> type:
                 return self._send(*stopped)
             if fake.failures and parts.path.startswith("/apis/v2beta1/runs"):
                 code = fake.failures.pop(0)
-                return self._send(code, {}, json.dumps({"message": "the fake was told to fail"}).encode())
+                return self._send(
+                    code, {}, json.dumps({"message": "the fake was told to fail"}).encode()
+                )
             content = act(parts.path, dict(urllib.parse.parse_qsl(parts.query)))
             if content is None:
                 return self._send(404, {}, b'{"code": 5, "message": "not found"}')

@@ -40,15 +40,23 @@ def test_a_token_from_the_environment_or_a_file(monkeypatch, tmp_path):
 
 def test_an_expired_token_says_so_and_how_to_renew_it(monkeypatch, tmp_path):
     monkeypatch.setenv("KFP_TOKEN", token(time.time() - 3600))
-    with pytest.raises(AuthError, match=r"the token in KFP_TOKEN expired 60 minutes ago.*kubectl create token"):
+    with pytest.raises(
+        AuthError, match=r"the token in KFP_TOKEN expired 60 minutes ago.*kubectl create token"
+    ):
         credentials(HOST)
     monkeypatch.delenv("KFP_TOKEN")
     (tmp_path / "no-token").write_text(token(time.time() - 3 * 86400))
-    with pytest.raises(AuthError, match=r"the notebook's token .* expired 72 hours ago.*Restart the notebook"):
+    with pytest.raises(
+        AuthError, match=r"the notebook's token .* expired 72 hours ago.*Restart the notebook"
+    ):
         credentials(HOST)
 
 
-COOKIES = "# Netscape HTTP Cookie File\n.example.org\tTRUE\t/\tTRUE\t{}\toauth2_proxy\tabc\n#HttpOnly_other.net\tFALSE\t/\tTRUE\t0\tx\ty\n"
+COOKIES = (
+    "# Netscape HTTP Cookie File\n"
+    ".example.org\tTRUE\t/\tTRUE\t{}\toauth2_proxy\tabc\n"
+    "#HttpOnly_other.net\tFALSE\t/\tTRUE\t0\tx\ty\n"
+)
 
 
 def test_cookies_of_single_sign_on(monkeypatch, tmp_path):
@@ -57,7 +65,13 @@ def test_cookies_of_single_sign_on(monkeypatch, tmp_path):
     file.write_text(COOKIES.format(int(time.time() + 600)))
     assert credentials(HOST).headers == {"Cookie": "oauth2_proxy=abc"}
     file.write_text(COOKIES.format(int(time.time() - 7200)))
-    with pytest.raises(AuthError, match=r"the cookie in .* expired .* ago.*auth-get-sso-cookie -u https://kubeflow.example.org/pipeline"):
+    with pytest.raises(
+        AuthError,
+        match=(
+            r"the cookie in .* expired .* ago.*auth-get-sso-cookie -u"
+            r" https://kubeflow.example.org/pipeline"
+        ),
+    ):
         credentials(HOST)
     file.write_text("Cookie: authservice_session=xyz; other=1\n")
     assert credentials(HOST).headers == {"Cookie": "authservice_session=xyz; other=1"}
@@ -69,8 +83,15 @@ def test_cookies_of_single_sign_on(monkeypatch, tmp_path):
         credentials(HOST)
 
 
-@pytest.mark.parametrize(("kind", "said"), [("token", "KFP_TOKEN"), ("cookie", "KFP_COOKIE_FILE"), ("dex", "KFP_USERNAME"),
-                                            ("notebook", "Allow access to Kubeflow Pipelines")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("token", "KFP_TOKEN"),
+        ("cookie", "KFP_COOKIE_FILE"),
+        ("dex", "KFP_USERNAME"),
+        ("notebook", "Allow access to Kubeflow Pipelines"),
+    ],
+)
 def test_a_kind_that_is_asked_for_and_missing_says_what_to_set(kind, said):
     with pytest.raises(AuthError, match=said):
         credentials(HOST, kind)
@@ -78,10 +99,15 @@ def test_a_kind_that_is_asked_for_and_missing_says_what_to_set(kind, said):
         credentials(HOST, "cookies")
 
 
-@pytest.mark.parametrize(("login", "said"), [("401", "401"), ("redirect", "it sent us to the login at"), ("page", "a login page")])
+@pytest.mark.parametrize(
+    ("login", "said"),
+    [("401", "401"), ("redirect", "it sent us to the login at"), ("page", "a login page")],
+)
 def test_a_gateway_that_wants_a_login_is_recognised(kfp, monkeypatch, login, said):
     kfp.login, kfp.allowed = login, {"Authorization": "Bearer right"}
-    with pytest.raises(AuthError, match=rf"it wants a login, and no credential is set \(.*{said}.*KFP_COOKIE_FILE"):
+    with pytest.raises(
+        AuthError, match=rf"it wants a login, and no credential is set \(.*{said}.*KFP_COOKIE_FILE"
+    ):
         connect(kfp.url)
     monkeypatch.setenv("KFP_TOKEN", "wrong")
     with pytest.raises(AuthError, match=rf"the token in KFP_TOKEN was not accepted \(.*{said}"):
@@ -96,19 +122,27 @@ def test_a_login_that_ends_while_we_work_is_recognised(kfp, monkeypatch, login):
     kfp.allowed = {"Authorization": "Bearer right"}
     server = connect(kfp.url)
     kfp.login, kfp.allowed = login, {"Authorization": "Bearer another"}
-    with pytest.raises(AuthError, match="the token in KFP_TOKEN was not accepted"), server.explained("list runs"):
+    with (
+        pytest.raises(AuthError, match="the token in KFP_TOKEN was not accepted"),
+        server.explained("list runs"),
+    ):
         server.client.list_runs(namespace="physics")
 
 
 def test_what_is_no_kubeflow_says_so(kfp, monkeypatch):
     with pytest.raises(ClusterError, match=r"no Kubeflow Pipelines answers at http://127.0.0.1:9"):
         connect("http://127.0.0.1:9")
-    with pytest.raises(ClusterError, match=r"there is no Kubeflow Pipelines at .*\(404\); its address often ends in /pipeline"):
+    with pytest.raises(
+        ClusterError,
+        match=r"there is no Kubeflow Pipelines at .*\(404\); its address often ends in /pipeline",
+    ):
         connect(f"{kfp.url}/elsewhere")
 
 
 class Dex(http.server.BaseHTTPRequestHandler):
-    """Kubeflow behind Dex: the way from the front page to the form and back with a session's cookie."""
+    """Kubeflow behind Dex: the way from the front page to the form and back with a session's
+    cookie.
+    """
 
     def log_message(self, *_):
         pass
@@ -118,8 +152,15 @@ class Dex(http.server.BaseHTTPRequestHandler):
         if path == "/" and "session=" in self.headers.get("Cookie", ""):
             return self.page("<html>Kubeflow</html>")
         if path in ("/", "/dex/auth"):
-            return self.go("/dex/auth?client_id=kubeflow") if path == "/" else self.page("<html>choose</html>")
-        return self.page('<html><form method="post" action="/dex/auth/local/login?back=&amp;state=s1"><input name="login"></form></html>')
+            return (
+                self.go("/dex/auth?client_id=kubeflow")
+                if path == "/"
+                else self.page("<html>choose</html>")
+            )
+        return self.page(
+            '<html><form method="post" action="/dex/auth/local/login?back=&amp;state=s1"><input'
+            ' name="login"></form></html>'
+        )
 
     def do_POST(self):
         form = urllib.parse.parse_qs(self.rfile.read(int(self.headers["Content-Length"])).decode())
@@ -156,5 +197,8 @@ def test_a_login_at_dex(dex, monkeypatch):
     assert (held.kind, held.cookies) == ("dex", "session=abc")
     assert "right" not in repr(held)
     monkeypatch.setenv("KFP_PASSWORD", "wrong")
-    with pytest.raises(AuthError, match=r"refused the login of user@example.org. Check KFP_USERNAME and KFP_PASSWORD"):
+    with pytest.raises(
+        AuthError,
+        match=r"refused the login of user@example.org. Check KFP_USERNAME and KFP_PASSWORD",
+    ):
         credentials(dex)

@@ -1,4 +1,6 @@
-"""--check: each line of its table, on a fake cluster, a fake registry, a real S3 server, and with nothing to ask."""
+"""--check: each line of its table, on a fake cluster, a fake registry, a real S3 server, and with
+nothing to ask.
+"""
 
 from __future__ import annotations
 
@@ -34,21 +36,52 @@ def lines(found) -> dict[str, list[tuple[str, str]]]:
 
 
 def config(**values) -> RunConfig:
-    return RunConfig(**{"s3_bucket": "s3://b/jec", "s3_endpoint": "https://s3.example.org", **values})
+    return RunConfig(
+        **{"s3_bucket": "s3://b/jec", "s3_endpoint": "https://s3.example.org", **values}
+    )
 
 
-def furnish(api, *, keys=("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), endpoint="s3.example.org", named="s3-secret") -> None:
+def furnish(
+    api,
+    *,
+    keys=("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
+    endpoint="s3.example.org",
+    named="s3-secret",
+) -> None:
     """What a run needs in its namespace, as deploy/ makes it."""
     data = {key: base64.b64encode(b"testing").decode() for key in keys}
     annotations = {"serving.kserve.io/s3-endpoint": endpoint, "serving.kserve.io/s3-usehttps": "1"}
     with api.lock:
-        api.create("secrets", {"metadata": {"name": "s3-secret", "annotations": annotations}, "data": data})
-        api.create("serviceaccounts", {"metadata": {"name": "default"}, "secrets": [{"name": named}]})
+        api.create(
+            "secrets", {"metadata": {"name": "s3-secret", "annotations": annotations}, "data": data}
+        )
+        api.create(
+            "serviceaccounts", {"metadata": {"name": "default"}, "secrets": [{"name": named}]}
+        )
         container = {"name": "kserve-container", "image": "nvcr.io/nvidia/tritonserver:23.05-py3"}
-        api.create("clusterservingruntimes", {"metadata": {"name": "kserve-tritonserver"},
-                                              "spec": {"protocolVersions": ["v2", "grpc-v2"], "containers": [container]}})  # fmt: skip
-        katib = {"metadata": {"name": "katib-controller"}, "spec": {"selector": {}, "template": {"spec": {"containers": [
-            {"name": "katib", "image": "ghcr.io/kubeflow/katib/katib-controller:v0.19.0"}]}}}}  # fmt: skip
+        api.create(
+            "clusterservingruntimes",
+            {
+                "metadata": {"name": "kserve-tritonserver"},
+                "spec": {"protocolVersions": ["v2", "grpc-v2"], "containers": [container]},
+            },
+        )
+        katib = {
+            "metadata": {"name": "katib-controller"},
+            "spec": {
+                "selector": {},
+                "template": {
+                    "spec": {
+                        "containers": [
+                            {
+                                "name": "katib",
+                                "image": "ghcr.io/kubeflow/katib/katib-controller:v0.19.0",
+                            }
+                        ]
+                    }
+                },
+            },
+        }
         api.create("deployments", katib, "kubeflow")
 
 
@@ -64,25 +97,62 @@ def test_a_cluster_that_will_do(fake):
     assert "v1.31.2" in table["cluster"][0][1]
     assert "katib-controller:v0.19.0" in table["Experiment API"][0][1]
     assert "tritonserver:23.05-py3" in table["serving runtime"][0][1]
-    assert not home.api.all("experiments") + home.api.all("pytorchjobs") + home.api.all("inferenceservices"), "nothing is created"
-    assert [name for name in table if name.startswith("dry run")] == ["dry run experiment", "dry run export", "dry run evaluate",
-                                                                    "dry run pfn-regressor-open"]  # fmt: skip
+    assert (
+        not home.api.all("experiments")
+        + home.api.all("pytorchjobs")
+        + home.api.all("inferenceservices")
+    ), "nothing is created"
+    assert [name for name in table if name.startswith("dry run")] == [
+        "dry run experiment",
+        "dry run export",
+        "dry run evaluate",
+        "dry run pfn-regressor-open",
+    ]
 
 
 @pytest.mark.parametrize(
     ("what", "break_it", "state", "said"),
     [
-        ("Experiment API", lambda api: api.served.pop("experiments"), "error", "does not serve kubeflow.org/v1beta1 install Katib"),
-        ("namespace physics", lambda api: api.forbid("create", "pytorchjobs"), "error", "we may not create pytorchjobs.kubeflow.org"),
-        ("namespace physics", lambda api: api.forbid("*", "pods/log"), "warning", "may not get pods/log"),
-        ("rights of the steps", lambda api: api.forbid("create", "localsubjectaccessreviews"), "not seen", "may not ask for others"),
+        (
+            "Experiment API",
+            lambda api: api.served.pop("experiments"),
+            "error",
+            "does not serve kubeflow.org/v1beta1 install Katib",
+        ),
+        (
+            "namespace physics",
+            lambda api: api.forbid("create", "pytorchjobs"),
+            "error",
+            "we may not create pytorchjobs.kubeflow.org",
+        ),
+        (
+            "namespace physics",
+            lambda api: api.forbid("*", "pods/log"),
+            "warning",
+            "may not get pods/log",
+        ),
+        (
+            "rights of the steps",
+            lambda api: api.forbid("create", "localsubjectaccessreviews"),
+            "not seen",
+            "may not ask for others",
+        ),
         ("Secret s3-secret", lambda api: api.forbid("get", "secrets"), "not seen", "forbidden"),
-        ("ServiceAccount default", lambda api: api.forbid("get", "serviceaccounts"), "not seen", "forbidden"),
-        ("serving runtime", lambda api: api.delete("clusterservingruntimes", api.all("clusterservingruntimes")[0]), "error",
-         "there is no kserve-tritonserver"),
+        (
+            "ServiceAccount default",
+            lambda api: api.forbid("get", "serviceaccounts"),
+            "not seen",
+            "forbidden",
+        ),
+        (
+            "serving runtime",
+            lambda api: api.delete("clusterservingruntimes", api.all("clusterservingruntimes")[0]),
+            "error",
+            "there is no kserve-tritonserver",
+        ),
         ("quota", lambda api: api.forbid("list", "resourcequotas"), "not seen", "forbidden"),
     ],
-)  # fmt: skip
+)
 def test_what_is_missing_is_a_line_with_its_cure(fake, what, break_it, state, said):
     home = fake()
     furnish(home.api)
@@ -95,15 +165,25 @@ def test_what_is_missing_is_a_line_with_its_cure(fake, what, break_it, state, sa
 @pytest.mark.parametrize(
     ("furnished", "what", "said"),
     [
-        ({"keys": ("AWS_ACCESS_KEY_ID",)}, "Secret s3-secret", "has no AWS_SECRET_ACCESS_KEY; it has AWS_ACCESS_KEY_ID kubectl"),
+        (
+            {"keys": ("AWS_ACCESS_KEY_ID",)},
+            "Secret s3-secret",
+            "has no AWS_SECRET_ACCESS_KEY; it has AWS_ACCESS_KEY_ID kubectl",
+        ),
         ({"endpoint": "other.example.org"}, "Secret s3-secret", "--s3-endpoint is s3.example.org"),
-        ({"named": "another"}, "ServiceAccount default", "does not name Secret s3-secret: KServe would have no keys kubectl -n"),
+        (
+            {"named": "another"},
+            "ServiceAccount default",
+            "does not name Secret s3-secret: KServe would have no keys kubectl -n",
+        ),
     ],
 )
 def test_secrets_and_accounts_are_looked_into(fake, furnished, what, said):
     home = fake()
     furnish(home.api, **furnished)
-    assert any(state == "error" and said in text for state, text in checked(home)[what]), checked(home)[what]
+    assert any(state == "error" and said in text for state, text in checked(home)[what]), checked(
+        home
+    )[what]
 
 
 def test_a_namespace_without_anything_says_what_to_make(fake):
@@ -116,18 +196,44 @@ def test_a_namespace_without_anything_says_what_to_make(fake):
 @pytest.mark.parametrize(
     ("hard", "used", "values", "state", "said"),
     [
-        ({"requests.nvidia.com/gpu": "4"}, {"requests.nvidia.com/gpu": "1"}, {"num_gpus": 1}, "warning", "3 of 5 parallel trials fit"),
-        ({"requests.nvidia.com/gpu": "4"}, {"requests.nvidia.com/gpu": "4"}, {"num_gpus": 1}, "warning", "no trial fits now"),
-        ({"requests.nvidia.com/gpu": "1"}, {}, {"num_gpus": 2}, "error", "a trial asks for requests.nvidia.com/gpu 2"),
+        (
+            {"requests.nvidia.com/gpu": "4"},
+            {"requests.nvidia.com/gpu": "1"},
+            {"num_gpus": 1},
+            "warning",
+            "3 of 5 parallel trials fit",
+        ),
+        (
+            {"requests.nvidia.com/gpu": "4"},
+            {"requests.nvidia.com/gpu": "4"},
+            {"num_gpus": 1},
+            "warning",
+            "no trial fits now",
+        ),
+        (
+            {"requests.nvidia.com/gpu": "1"},
+            {},
+            {"num_gpus": 2},
+            "error",
+            "a trial asks for requests.nvidia.com/gpu 2",
+        ),
         ({"limits.memory": "100Gi", "requests.cpu": "20"}, {}, {}, "ok", "5 trials fit at once"),
-        ({"memory": "30Gi"}, {"memory": "1Gi"}, {}, "warning", "2 of 5 parallel trials fit (memory: 29Gi of 30Gi left in q"),
+        (
+            {"memory": "30Gi"},
+            {"memory": "1Gi"},
+            {},
+            "warning",
+            "2 of 5 parallel trials fit (memory: 29Gi of 30Gi left in q",
+        ),
         ({"pods": "8"}, {"pods": "2"}, {"num_replicas": 3}, "warning", "2 of 5"),
     ],
 )
 def test_quota_against_the_trials_that_run_at_once(fake, hard, used, values, state, said):
     home = fake()
     with home.api.lock:
-        home.api.create("resourcequotas", {"metadata": {"name": "q"}, "spec": {"hard": hard}})["status"] = {"hard": hard, "used": used}
+        home.api.create("resourcequotas", {"metadata": {"name": "q"}, "spec": {"hard": hard}})[
+            "status"
+        ] = {"hard": hard, "used": used}
     found = checked(home, **values)["quota"]
     assert found[0][0] == state
     assert said in found[0][1]
@@ -135,14 +241,21 @@ def test_quota_against_the_trials_that_run_at_once(fake, hard, used, values, sta
 
 def test_what_the_clusters_webhook_refuses_is_shown_in_its_words(fake):
     survey = Survey(connect(), "physics") if fake() else None
-    broken = {"apiVersion": "kubeflow.org/v1", "kind": "PyTorchJob", "metadata": {"name": "x"}, "spec": {}}
+    broken = {
+        "apiVersion": "kubeflow.org/v1",
+        "kind": "PyTorchJob",
+        "metadata": {"name": "x"},
+        "spec": {},
+    }
     assert "pytorchReplicaSpecs: Required value" in survey.would_take(PYTORCHJOB, broken)
 
 
 def test_without_a_cluster_it_says_what_it_could_not_see(monkeypatch):
     table = lines(check_cluster.check_cluster(config(), account="auto", wanted=True))
     assert table["cluster"][0][0] == "not seen"
-    assert all(word in table["cluster"][0][1] for word in ("permissions", "quota", "Secret", "KUBECONFIG"))
+    assert all(
+        word in table["cluster"][0][1] for word in ("permissions", "quota", "Secret", "KUBECONFIG")
+    )
 
 
 def test_a_cluster_that_does_not_answer_is_an_error_for_a_run_on_it(fake, monkeypatch):
@@ -161,14 +274,22 @@ def test_a_bad_moment_of_the_server_is_no_finding(fake):
 
 
 def test_the_table_of_permissions_is_what_the_run_is_seen_to_ask_for(fake):
-    """Forbidden one by one, a needed permission ends a run, and the others only cost its reasons."""
+    """Forbidden one by one, a needed permission ends a run, and the others only cost
+    its reasons.
+    """
     assert {one.name for one in permissions.PERMISSIONS if one.needed} == {
-        "experiments.kubeflow.org", "trials.kubeflow.org", "pytorchjobs.kubeflow.org", "inferenceservices.serving.kserve.io",
-    }  # fmt: skip
-    assert len(list(permissions.requests())) == sum(len(rule["verbs"]) for rule in permissions.rules())
+        "experiments.kubeflow.org",
+        "trials.kubeflow.org",
+        "pytorchjobs.kubeflow.org",
+        "inferenceservices.serving.kserve.io",
+    }
+    assert len(list(permissions.requests())) == sum(
+        len(rule["verbs"]) for rule in permissions.rules()
+    )
 
 
-# Storage ----------------------------------------------------------------------------------------------------------------
+# Storage
+# ------------------------------------------------------------------------------------------------
 
 
 def test_storage_is_tried_with_the_secrets_keys(fake, s3_bucket, s3_server):
@@ -186,14 +307,19 @@ def test_storage_is_tried_with_the_secrets_keys(fake, s3_bucket, s3_server):
 
 
 def test_a_bucket_that_is_not_there(s3_server):
-    found = lines(check_storage.check_storage(config(s3_bucket="s3://no-such-bucket/x"), on_kubeflow=False))["storage"]
+    found = lines(
+        check_storage.check_storage(config(s3_bucket="s3://no-such-bucket/x"), on_kubeflow=False)
+    )["storage"]
     assert found[0][0] == "error"
     assert "make the bucket" in found[0][1]
-    found = lines(check_storage.check_storage(config(s3_bucket="/tmp/x"), on_kubeflow=True))["storage"]
+    found = lines(check_storage.check_storage(config(s3_bucket="/tmp/x"), on_kubeflow=True))[
+        "storage"
+    ]
     assert "give s3://bucket/prefix" in found[0][1]
 
 
-# Inputs -----------------------------------------------------------------------------------------------------------------
+# Inputs
+# ------------------------------------------------------------------------------------------------
 
 
 def test_inputs_are_read_and_the_network_is_built():
@@ -204,17 +330,27 @@ def test_inputs_are_read_and_the_network_is_built():
 
 def test_each_mistake_is_its_own_line(tmp_path):
     broken = tmp_path / "net.py"
-    broken.write_text("def get_model(data_config, **options):\n    return 1 / 0\n\n\ndef get_loss(data_config, **options): ...\n")
-    missing = {f"data_{split}": str(tmp_path / f"{split}*.root") for split in ("train", "val", "test")}
+    broken.write_text(
+        "def get_model(data_config, **options):\n    return 1 / 0\n\n\ndef get_loss(data_config,"
+        " **options): ...\n"
+    )
+    missing = {
+        f"data_{split}": str(tmp_path / f"{split}*.root") for split in ("train", "val", "test")
+    }
     table = lines(check_inputs.check_inputs(RunConfig(network_config=str(broken), **missing)))
     assert "ZeroDivisionError" in table["network"][0][1]
     assert all(table[f"{split} data"][0][0] == "error" for split in ("train", "val", "test"))
-    table = lines(check_inputs.check_inputs(RunConfig(data_config="data/no.yaml", search_space='{"parameters": []}')))
+    table = lines(
+        check_inputs.check_inputs(
+            RunConfig(data_config="data/no.yaml", search_space='{"parameters": []}')
+        )
+    )
     assert table["data configuration"][0][0] == "error"
     assert table["search space"][0][0] == "error"
 
 
-# Images -----------------------------------------------------------------------------------------------------------------
+# Images
+# ------------------------------------------------------------------------------------------------
 
 
 class Registry(http.server.BaseHTTPRequestHandler):
@@ -231,7 +367,14 @@ class Registry(http.server.BaseHTTPRequestHandler):
             return self._say(403)
         if self.headers.get("Authorization") != "Bearer pull":
             realm = f"http://127.0.0.1:{self.server.server_port}/token"
-            return self._say(401, headers={"WWW-Authenticate": f'Bearer realm="{realm}",service="r",scope="repository:jec/steps:pull"'})
+            return self._say(
+                401,
+                headers={
+                    "WWW-Authenticate": (
+                        f'Bearer realm="{realm}",service="r",scope="repository:jec/steps:pull"'
+                    )
+                },
+            )
         known = self.path in ("/v2/jec/steps/manifests/1", "/v2/jec/steps/manifests/sha256:abc")
         return self._say(200 if known else 404, headers={"Docker-Content-Digest": "sha256:abc"})
 
@@ -256,7 +399,11 @@ def registry():
     ("image", "state", "said"),
     [
         ("REGISTRY/jec/steps@sha256:abc", "ok", "by its digest"),
-        ("REGISTRY/jec/steps:1", "warning", "may name another image tomorrow REGISTRY/jec/steps@sha256:abc"),
+        (
+            "REGISTRY/jec/steps:1",
+            "warning",
+            "may name another image tomorrow REGISTRY/jec/steps@sha256:abc",
+        ),
         ("REGISTRY/jec/steps:2", "error", "is not in its registry"),
         ("REGISTRY/closed/steps:1", "warning", "wants a login"),
         ("127.0.0.1:9/jec/steps:1", "not seen", "cannot be asked from here"),
@@ -269,28 +416,58 @@ def test_images_are_asked_of_their_registry(registry, image, state, said):
     assert said.replace("REGISTRY", registry) in f"{found.found} {found.cure}"
 
 
-# The command ------------------------------------------------------------------------------------------------------------
+# The command
+# ------------------------------------------------------------------------------------------------
 
 
-def test_the_command_prints_the_table_and_its_exit_code_tells(fake, kfp, s3_bucket, s3_server, registry, capsys, monkeypatch):
+def test_the_command_prints_the_table_and_its_exit_code_tells(
+    fake, kfp, s3_bucket, s3_server, registry, capsys, monkeypatch
+):
     home = fake()
     furnish(home.api, endpoint=s3_server.removeprefix("http://"))
-    home.api.find("secrets", "s3-secret")["metadata"]["annotations"]["serving.kserve.io/s3-usehttps"] = "0"
+    home.api.find("secrets", "s3-secret")["metadata"]["annotations"][
+        "serving.kserve.io/s3-usehttps"
+    ] = "0"
     image = f"{registry}/jec/steps@sha256:abc"
-    arguments = ["--check", "--host", kfp.url, "--namespace", "physics", "--s3-bucket", f"{s3_bucket}/jec", "--s3-endpoint", s3_server,
-                 "--steps-image", image, "--weaver-image", image]  # fmt: skip
+    arguments = [
+        "--check",
+        "--host",
+        kfp.url,
+        "--namespace",
+        "physics",
+        "--s3-bucket",
+        f"{s3_bucket}/jec",
+        "--s3-endpoint",
+        s3_server,
+        "--steps-image",
+        image,
+        "--weaver-image",
+        image,
+    ]
     assert pipeline.main(arguments) == 0
     text = capsys.readouterr().out
     assert "all well" in text
     assert "Kubeflow Pipelines" in text
     assert kfp.runs == []
-    assert pipeline.main([*arguments, "--search-space", '{"parameters": [{"name": "nonsense", "type": "int", "min": 1, "max": 2}]}']) == 1
+    assert (
+        pipeline.main(
+            [
+                *arguments,
+                "--search-space",
+                '{"parameters": [{"name": "nonsense", "type": "int", "min": 1, "max": 2}]}',
+            ]
+        )
+        == 1
+    )
     text = capsys.readouterr().out
     assert "error     search space" in text
     assert "this run would fail" in text
 
 
-@pytest.mark.parametrize(("text", "number"), [("500m", 0.5), ("12Gi", 12 * 2**30), ("2", 2.0), ("1e3", 1000.0), ("1.5k", 1500.0)])
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("500m", 0.5), ("12Gi", 12 * 2**30), ("2", 2.0), ("1e3", 1000.0), ("1.5k", 1500.0)],
+)
 def test_quantities(text, number):
     assert amount(text) == number
 

@@ -1,4 +1,6 @@
-"""Following, asking, reading and removing runs: on a fake Kubeflow, on a fake cluster, on this machine."""
+"""Following, asking, reading and removing runs: on a fake Kubeflow, on a fake cluster, on this
+machine.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,12 @@ from tests.serving import conftest as serving_conftest
 
 fake, repository = clusters_conftest.fake, serving_conftest.repository  # fixtures of other rooms
 
-BEST = {"name": "t-1", "status": "Succeeded", "parameters": {"k": "1"}, "metrics": {"AvgLoss": {"min": 0.1, "max": 0.2, "latest": 0.1}}}
+BEST = {
+    "name": "t-1",
+    "status": "Succeeded",
+    "parameters": {"k": "1"},
+    "metrics": {"AvgLoss": {"min": 0.1, "max": 0.2, "latest": 0.1}},
+}
 SEARCH = {"objective": {"name": "AvgLoss", "type": "minimize"}, "optimal": "t-1", "trials": [BEST]}
 METRICS = {"passed": True, "reasons": [], "gain": {"value": 3.0, "low": 2.0, "high": 4.0}}
 
@@ -42,13 +49,27 @@ def quick(monkeypatch):
 
 
 def kfp_run(kfp, *states: str, bucket: str = "s3://none/jec", **values) -> tuple[str, str]:
-    """A run that the server knows, whose state is the next of these at each look; its id there and ours."""
+    """A run that the server knows, whose state is the next of these at each look; its id there and
+    ours.
+    """
     config = RunConfig(s3_bucket=bucket, namespace="physics", **values)
     number = "00000000-0000-4000-8000-00000000000" + str(len(kfp.runs))
-    tasks = [{"display_name": name, "state": state, "start_time": "2026-01-01T00:00:00Z"} for name, state in
-             (("prepare", "SUCCEEDED"), ("search", "RUNNING"), ("prepare-driver", "SUCCEEDED"))]  # fmt: skip
-    kfp.runs.append({"run_id": number, "state": states[0], "runtime_config": {"parameters": config.parameters()},
-                     "run_details": {"task_details": tasks}})  # fmt: skip
+    tasks = [
+        {"display_name": name, "state": state, "start_time": "2026-01-01T00:00:00Z"}
+        for name, state in (
+            ("prepare", "SUCCEEDED"),
+            ("search", "RUNNING"),
+            ("prepare-driver", "SUCCEEDED"),
+        )
+    ]
+    kfp.runs.append(
+        {
+            "run_id": number,
+            "state": states[0],
+            "runtime_config": {"parameters": config.parameters()},
+            "run_details": {"task_details": tasks},
+        }
+    )
     kfp.states[number] = list(states)
     return number, make_run_id(config.network_config, number)
 
@@ -65,7 +86,8 @@ def main(tmp_path: Path, *args: str) -> int:
     return pipeline.main([*args, "--output", str(tmp_path / "runs")])
 
 
-# Following --------------------------------------------------------------------------------------------------------------
+# Following
+# ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("last", "code"), [("SUCCEEDED", 0), ("FAILED", 1), ("CANCELED", 1)])
@@ -85,12 +107,16 @@ def test_a_run_is_followed_to_its_end_through_bad_moments(kfp, tmp_path, capsys,
     assert "resolution gain +3.0 % [+2.0, +4.0]" in text
 
 
-def test_a_server_that_is_away_for_a_while_is_waited_for_and_then_not(kfp, tmp_path, capsys, monkeypatch):
+def test_a_server_that_is_away_for_a_while_is_waited_for_and_then_not(
+    kfp, tmp_path, capsys, monkeypatch
+):
     _, run_id = kfp_run(kfp, "RUNNING", "RUNNING", "SUCCEEDED")
     monkeypatch.setattr(follow_module, "PATIENCE", 0.0)
     target = _target(kfp, tmp_path, run_id)
     kfp.failures = [500]
-    with pytest.raises(DeadlineError, match=r"The run goes on; to follow it again: python pipeline.py --status"):
+    with pytest.raises(
+        DeadlineError, match=r"The run goes on; to follow it again: python pipeline.py --status"
+    ):
         follow_module.follow(target)
     monkeypatch.setattr(follow_module, "PATIENCE", 60.0)
     kfp.failures = [500, 503]
@@ -101,7 +127,9 @@ def test_a_server_that_is_away_for_a_while_is_waited_for_and_then_not(kfp, tmp_p
 def _target(kfp, tmp_path, run_id):
     from operations.commands import locate
 
-    args = pipeline.build_parser().parse_args(["--host", kfp.url, "--output", str(tmp_path / "runs")])
+    args = pipeline.build_parser().parse_args(
+        ["--host", kfp.url, "--output", str(tmp_path / "runs")]
+    )
     return locate(run_id, args)
 
 
@@ -111,18 +139,27 @@ def test_a_run_that_does_not_end_is_not_followed_for_ever(kfp, tmp_path):
         follow_module.follow(_target(kfp, tmp_path, run_id), deadline=0.1)
 
 
-# Asking -----------------------------------------------------------------------------------------------------------------
+# Asking
+# ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("details", "said"),
     [
         ({"namespace": "physics"}, "  served as pfn at http://x (kserve)"),
-        ({"pid": 2**22 + 1}, "  was served as pfn at http://x (kserve), which has ended; --resume with --serve brings it back"),
+        (
+            {"pid": 2**22 + 1},
+            (
+                "  was served as pfn at http://x (kserve), which has ended; --resume with --serve"
+                " brings it back"
+            ),
+        ),
     ],
 )
 def test_a_service_that_has_ended_is_not_told_as_running(tmp_path, capsys, details, said):
-    local_run(tmp_path, service={"name": "pfn", "url": "http://x", "kind": "kserve", "details": details})
+    local_run(
+        tmp_path, service={"name": "pfn", "url": "http://x", "kind": "kserve", "details": details}
+    )
     main(tmp_path, "--status", RUN_ID)
     assert said in capsys.readouterr().out.splitlines()
 
@@ -149,7 +186,9 @@ def test_the_status_on_a_cluster_says_what_waits_and_why(fake, kfp, tmp_path, ca
     assert main(tmp_path, "--status", RUN_ID) == 0
     text = capsys.readouterr().out
     assert "running: 1/2 trials, 1 running, best AvgLoss 0.1" in text
-    assert "waits: no node takes it: 0/3 nodes are available: 3 Insufficient nvidia.com/gpu." in text
+    assert (
+        "waits: no node takes it: 0/3 nodes are available: 3 Insufficient nvidia.com/gpu." in text
+    )
 
 
 def test_a_run_that_nobody_knows(tmp_path, capsys):
@@ -160,11 +199,14 @@ def test_a_run_that_nobody_knows(tmp_path, capsys):
         assert f"did you mean '{RUN_ID}'?" in capsys.readouterr().err
 
 
-# Logs -------------------------------------------------------------------------------------------------------------------
+# Logs
+# ------------------------------------------------------------------------------------------------
 
 
 def test_logs_of_pods_by_step_and_by_trial(fake, tmp_path, capsys):
-    home = fake(node_of(loss(0.1, log="epoch 1\n"), loss(0.2, log="epoch 2\n"), Play(log="exported\n")))
+    home = fake(
+        node_of(loss(0.1, log="epoch 1\n"), loss(0.2, log="epoch 2\n"), Play(log="exported\n"))
+    )
     home.run_experiment(experiment(["0.1", "0.2"], parallel=1))
     home.run_job(job("pass"))
     assert main(tmp_path, "--logs", RUN_ID) == 0
@@ -180,7 +222,11 @@ def test_logs_of_pods_by_step_and_by_trial(fake, tmp_path, capsys):
 def test_logs_of_this_machine(tmp_path, capsys):
     local_run(tmp_path)
     folder = tmp_path / "runs" / RUN_ID / "local"
-    written = {"jobs/a-export/master-0.log": "exported", "search/x/t-1/master-0.log": "epoch 1", "services/m/server.log": "up"}
+    written = {
+        "jobs/a-export/master-0.log": "exported",
+        "search/x/t-1/master-0.log": "epoch 1",
+        "services/m/server.log": "up",
+    }
     for place, text in written.items():
         (folder / place).parent.mkdir(parents=True)
         (folder / place).write_text(text + "\n")
@@ -194,10 +240,13 @@ def test_logs_of_this_machine(tmp_path, capsys):
     assert "up" in capsys.readouterr().out
 
 
-# Removal ----------------------------------------------------------------------------------------------------------------
+# Removal
+# ------------------------------------------------------------------------------------------------
 
 
-def test_down_ends_the_run_on_kubeflow_first_then_removes_its_objects_and_works_twice(fake, kfp, tmp_path, capsys):
+def test_down_ends_the_run_on_kubeflow_first_then_removes_its_objects_and_works_twice(
+    fake, kfp, tmp_path, capsys
+):
     number, run_id = kfp_run(kfp, "RUNNING")
     home = fake(node_of(Play(seconds=math.inf)))
     with pytest.raises(DeadlineError):
@@ -206,7 +255,11 @@ def test_down_ends_the_run_on_kubeflow_first_then_removes_its_objects_and_works_
     home.deploy(service(name="other", run_id="other-00000000"))
     assert main(tmp_path, "--down", number, "--yes", "--host", kfp.url) == 0
     text = capsys.readouterr().out
-    order = ["terminated on Kubeflow Pipelines", f"removed Experiment/{run_id}", "removed InferenceService/jec-pfn"]
+    order = [
+        "terminated on Kubeflow Pipelines",
+        f"removed Experiment/{run_id}",
+        "removed InferenceService/jec-pfn",
+    ]
     assert [text.index(line) for line in order] == sorted(text.index(line) for line in order)
     assert kfp.runs[0]["state"] == "CANCELED"
     assert not home.api.all("experiments") + home.api.all("pytorchjobs")
@@ -256,12 +309,19 @@ def test_down_asks_once_and_nobody_answering_is_a_no(tmp_path, capsys, monkeypat
 
 
 def test_down_finds_processes_that_a_killed_run_left(tmp_path, capsys):
-    """A step that was started by a run and whose starter was killed: nothing but its environment tells whose it is."""
+    """A step that was started by a run and whose starter was killed: nothing but its environment
+    tells whose it is.
+    """
     run = local_run(tmp_path)
     step.write_status(run, "search", "running")
-    code = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']); time.sleep(60)"
+    code = (
+        "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time;"
+        " time.sleep(60)']); time.sleep(60)"
+    )
     marks = {leftovers.RUN_VARIABLE: RUN_ID, leftovers.FOLDER_VARIABLE: str(tmp_path / "runs")}
-    started = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, **marks}, start_new_session=True)
+    started = subprocess.Popen(
+        [sys.executable, "-c", code], env={**os.environ, **marks}, start_new_session=True
+    )
     others = {**os.environ, **marks, leftovers.RUN_VARIABLE: "other-00000000"}
     other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], env=others)
     try:
@@ -290,12 +350,21 @@ time.sleep(60)
 """
 
 
-def test_down_ends_a_model_server_whose_run_was_killed_before_it_could_note_it(tmp_path, repository):
+def test_down_ends_a_model_server_whose_run_was_killed_before_it_could_note_it(
+    tmp_path, repository
+):
     local_run(tmp_path)
     runs = tmp_path / "runs"
-    environment = {**os.environ, leftovers.RUN_VARIABLE: RUN_ID, leftovers.FOLDER_VARIABLE: str(runs), "PYTHONPATH": os.getcwd()}
+    environment = {
+        **os.environ,
+        leftovers.RUN_VARIABLE: RUN_ID,
+        leftovers.FOLDER_VARIABLE: str(runs),
+        "PYTHONPATH": os.getcwd(),
+    }
     command = [sys.executable, "-c", SERVE, str(runs), str(repository / "model")]
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True) as deploying:
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as deploying:
         assert any(line == "up\n" for line in deploying.stdout)
         deploying.kill()
     (record,) = runs.glob("*/local/services/*/service.json")
@@ -312,7 +381,8 @@ def test_the_owner_of_a_run_is_known_until_it_ends(tmp_path):
     leftovers.mark_owner(tmp_path)
     assert leftovers.owner(tmp_path) == os.getpid()
     noted = json.loads((tmp_path / leftovers.OWNER).read_text())
-    (tmp_path / leftovers.OWNER).write_text(json.dumps({**noted, "started": "1"}))  # the pid is another process' now
+    # the pid is another process' now
+    (tmp_path / leftovers.OWNER).write_text(json.dumps({**noted, "started": "1"}))
     assert leftovers.owner(tmp_path) is None
 
 
@@ -323,14 +393,21 @@ def _until(condition, seconds: float = 10.0) -> None:
         time.sleep(0.02)
 
 
-# A service that is broken -----------------------------------------------------------------------------------------------
+# A service that is broken
+# -----------------------------------------------------------------------------------------------
 
 
-def test_a_service_that_says_ready_and_does_not_answer_fails_with_its_last_lines(fake, tmp_path, monkeypatch):
+def test_a_service_that_says_ready_and_does_not_answer_fails_with_its_last_lines(
+    fake, tmp_path, monkeypatch
+):
     from components import deploy
 
-    home = fake(node_of(Play(seconds=math.inf, log="UNAVAILABLE: Internal: unable to load model\n")))
-    run = Run(config=RunConfig(s3_bucket=str(tmp_path / "runs"), run_id="pfn-regressor-open-0123abcd"))
+    home = fake(
+        node_of(Play(seconds=math.inf, log="UNAVAILABLE: Internal: unable to load model\n"))
+    )
+    run = Run(
+        config=RunConfig(s3_bucket=str(tmp_path / "runs"), run_id="pfn-regressor-open-0123abcd")
+    )
     run.save()
     monkeypatch.setattr(step, "home", lambda _: home.cluster)
 
@@ -338,7 +415,13 @@ def test_a_service_that_says_ready_and_does_not_answer_fails_with_its_last_lines
         raise DeadlineError("model pfn-regressor-open gave no answer within 300 s")
 
     monkeypatch.setattr(deploy, "golden_check", nobody_answers)
-    with pytest.raises(DeadlineError, match=r"(?s)gave no answer within 300 s\n.*kserve-container.*\n  \| UNAVAILABLE: .*unable to load"):
+    with pytest.raises(
+        DeadlineError,
+        match=(
+            r"(?s)gave no answer within 300 s\n.*kserve-container.*\n  \| UNAVAILABLE: .*unable to"
+            r" load"
+        ),
+    ):
         deploy.deploy(run, step.Artifacts(""))
     assert not (tmp_path / "runs" / run.id / "service.json").exists()
 
@@ -349,7 +432,13 @@ def test_ready_then_crash_looping_is_told_with_the_lines_of_the_crash(fake):
     home.deploy(service())
     with home.api.lock:
         crash.seconds = 0
-    home.api.wait_for(lambda: any(one.get("restartCount", 0) for pod in home.api.all("pods") for one in pod["status"]["containerStatuses"]))
+    home.api.wait_for(
+        lambda: any(
+            one.get("restartCount", 0)
+            for pod in home.api.all("pods")
+            for one in pod["status"]["containerStatuses"]
+        )
+    )
     story = home.cluster.service_story("jec-pfn")
     assert "exit code 1" in story
     assert "  | signal 11 (SIGSEGV)" in story

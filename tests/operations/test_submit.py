@@ -1,4 +1,6 @@
-"""Submitting, with kfp's real client against a server that answers as the KFP API does at the HTTP edge."""
+"""Submitting, with kfp's real client against a server that answers as the KFP API does at the HTTP
+edge.
+"""
 
 from __future__ import annotations
 
@@ -23,17 +25,28 @@ def config(s3_bucket, **values):
 
 def test_the_run_is_made_with_every_parameter_and_the_users_files_are_uploaded(kfp, s3_bucket):
     server = connect(kfp.url)
-    made = submit.submit(config(s3_bucket, num_gpus=1, experiment_name="mine", namespace="physics"), server, "steps:1", account="editor")
+    made = submit.submit(
+        config(s3_bucket, num_gpus=1, experiment_name="mine", namespace="physics"),
+        server,
+        "steps:1",
+        account="editor",
+    )
     run = kfp.runs[0]
     assert made.url == f"{kfp.url}/#/runs/details/{run['run_id']}"
     assert made.run_id == make_run_id("networks/pfn_regressor_open.py", run["run_id"])
     parameters = run["runtime_config"]["parameters"]
     assert set(parameters) == set(RunConfig().parameters())
     assert (parameters["num_gpus"], parameters["run_id"]) == (1, "auto")
-    assert storage.read_text(parameters["data_config"]).startswith("# Inputs of the particle flow network")
+    assert storage.read_text(parameters["data_config"]).startswith(
+        "# Inputs of the particle flow network"
+    )
     assert parameters["network_config"].startswith(f"{s3_bucket}/jec/inputs/")
     assert json.loads(parameters["search_space"])["parameters"]
-    assert kfp.experiments[0] == {"display_name": "mine", "namespace": "physics", "experiment_id": "e0"}
+    assert kfp.experiments[0] == {
+        "display_name": "mine",
+        "namespace": "physics",
+        "experiment_id": "e0",
+    }
     assert run["service_account"] == "editor"
     assert "image: steps:1" in kfp.versions[0]["text"]
     assert run["pipeline_version_reference"] == {"pipeline_id": "p0", "pipeline_version_id": "v0"}
@@ -46,14 +59,22 @@ def test_a_version_is_uploaded_only_when_the_pipeline_changed(kfp, s3_bucket):
     third = submit.submit(config(s3_bucket), server, "steps:2")
     assert (first.new_version, second.new_version, third.new_version) == (True, False, True)
     assert first.version == second.version != third.version
-    assert (len(kfp.pipelines), len(kfp.versions), len(kfp.experiments), len(kfp.runs)) == (1, 2, 1, 3)
+    assert (len(kfp.pipelines), len(kfp.versions), len(kfp.experiments), len(kfp.runs)) == (
+        1,
+        2,
+        1,
+        3,
+    )
     assert kfp.runs[1]["runtime_config"]["parameters"]["max_trials"] == 7
 
 
 def test_a_version_is_found_behind_many_others(kfp, s3_bucket):
     server = connect(kfp.url)
     submit.submit(config(s3_bucket), server, "steps:1")
-    kfp.versions += [{"pipeline_id": "p0", "pipeline_version_id": f"x{i}", "display_name": f"x{i}"} for i in range(150)]
+    kfp.versions += [
+        {"pipeline_id": "p0", "pipeline_version_id": f"x{i}", "display_name": f"x{i}"}
+        for i in range(150)
+    ]
     assert not submit.submit(config(s3_bucket), server, "steps:1").new_version
 
 
@@ -65,7 +86,10 @@ def test_the_same_files_are_uploaded_once(s3_bucket):
 
 def test_pods_are_told_the_endpoint_that_this_machine_uses(s3_bucket, s3_server):
     assert submit.for_pods(config(s3_bucket)).s3_endpoint == s3_server
-    assert submit.for_pods(config(s3_bucket, s3_endpoint="https://other")).s3_endpoint == "https://other"
+    assert (
+        submit.for_pods(config(s3_bucket, s3_endpoint="https://other")).s3_endpoint
+        == "https://other"
+    )
 
 
 def test_a_storage_that_pods_cannot_reach_is_refused():
@@ -75,7 +99,13 @@ def test_a_storage_that_pods_cannot_reach_is_refused():
 
 @pytest.mark.parametrize(
     ("version", "said"),
-    [("2.17.0", ""), ("2.5.0", ""), ("2.2.0", "older than 2.5"), ("1.8.5", "older than 2.5"), ("3.0.0", "newer generation")],
+    [
+        ("2.17.0", ""),
+        ("2.5.0", ""),
+        ("2.2.0", "older than 2.5"),
+        ("1.8.5", "older than 2.5"),
+        ("3.0.0", "newer generation"),
+    ],
 )
 def test_the_servers_version_is_checked_before_anything_is_sent(kfp, s3_bucket, version, said):
     kfp.version = version

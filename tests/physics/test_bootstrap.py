@@ -27,21 +27,28 @@ def test_a_draw_has_as_many_jets_as_the_sample():
 def test_row_0_is_the_sample_and_the_seed_decides_the_rest():
     values = {"model": np.random.default_rng(0).normal(1, 0.1, 300)}
     groups = {"some": np.arange(300) % 3 > 0}
-    first, again, other = (bootstrap_quantiles(values, groups, replicates=5, seed=seed)["model"]["some"] for seed in (1, 1, 2))
+    first, again, other = (
+        bootstrap_quantiles(values, groups, replicates=5, seed=seed)["model"]["some"]
+        for seed in (1, 1, 2)
+    )
     assert first[0] == pytest.approx(np.quantile(values["model"][groups["some"]], r.QUANTILES))
     assert np.array_equal(first, again)
     assert not np.array_equal(first[1:], other[1:])
 
 
 def two_calibrations(seed: int, number: int = 400) -> dict[str, np.ndarray]:
-    """A standard response of sigma 0.1, and a model that keeps most of the same fluctuations: sigma 0.0894, gain 10.56 %."""
+    """A standard response of sigma 0.1, and a model that keeps most of the same fluctuations: sigma
+    0.0894, gain 10.56 %.
+    """
     rng = np.random.default_rng(seed)
     shared, own = rng.normal(size=(2, number))
     return {"standard": 1 + 0.1 * shared, "model": 1 + 0.1 * (0.8 * shared + 0.4 * own)}
 
 
 def gain_interval(values: dict[str, np.ndarray], seed: int) -> dict[str, float]:
-    found = bootstrap_quantiles(values, {"all": np.ones(len(values["model"]), bool)}, replicates=150, seed=seed)
+    found = bootstrap_quantiles(
+        values, {"all": np.ones(len(values["model"]), bool)}, replicates=150, seed=seed
+    )
     return interval(r.gain(found["model"]["all"], found["standard"]["all"]))
 
 
@@ -50,7 +57,10 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say():
     for seed in range(200):
         values = two_calibrations(seed)
         found = bootstrap_quantiles(values, {"all": np.ones(400, bool)}, replicates=150, seed=seed)
-        gain, median = interval(r.gain(found["model"]["all"], found["standard"]["all"])), interval(r.median(found["model"]["all"]))
+        gain, median = (
+            interval(r.gain(found["model"]["all"], found["standard"]["all"])),
+            interval(r.median(found["model"]["all"])),
+        )
         gains += gain["low"] <= 100 * (1 - np.sqrt(0.8)) <= gain["high"]
         medians += median["low"] <= 1 <= median["high"]
     # 95 % of 200 is 190 +- 3; the percentile interval of quantiles is a little off at 400 jets.
@@ -63,7 +73,10 @@ def test_pairing_narrows_the_interval_of_the_gain():
     whole = {"all": np.ones(2000, bool)}
     paired = gain_interval(values, 1)
     seeds = {"model": 1, "standard": 2}
-    draws = {name: bootstrap_quantiles(values, whole, replicates=150, seed=seed)[name]["all"] for name, seed in seeds.items()}
+    draws = {
+        name: bootstrap_quantiles(values, whole, replicates=150, seed=seed)[name]["all"]
+        for name, seed in seeds.items()
+    }
     unpaired = interval(r.gain(draws["model"], draws["standard"]))
     assert paired["high"] - paired["low"] < 0.85 * (unpaired["high"] - unpaired["low"])
     assert paired["value"] == unpaired["value"]

@@ -1,4 +1,6 @@
-"""evaluate over a run folder with a small ONNX model; the test jets come from formulas, not from weaver's files."""
+"""evaluate over a run folder with a small ONNX model; the test jets come from formulas, not from
+weaver's files.
+"""
 
 import json
 import os
@@ -16,7 +18,9 @@ from .conftest import make_jets, target_of
 
 
 class TestJets:
-    """What evaluate asks of weaver.dataset.Dataset; the one input is the target, so that a linear model is a good one."""
+    """What evaluate asks of weaver.dataset.Dataset; the one input is the target, so that a linear
+    model is a good one.
+    """
 
     __test__ = False
 
@@ -30,15 +34,34 @@ class TestJets:
         return self.jets
 
     def batch(self, index: np.ndarray) -> SimpleNamespace:
-        return SimpleNamespace(inputs={"jet_features": target_of(self.jets)[index, None].astype(np.float32)})
+        return SimpleNamespace(
+            inputs={"jet_features": target_of(self.jets)[index, None].astype(np.float32)}
+        )
 
 
-def linear_model(slope: float, offset: float | list[float] = 0.0, name: str = "jet_features", columns: list[str] | None = None) -> bytes:
-    """output (N, C) = slope * input + offset, with as many columns as offsets; `columns` are told in the metadata."""
+def linear_model(
+    slope: float,
+    offset: float | list[float] = 0.0,
+    name: str = "jet_features",
+    columns: list[str] | None = None,
+) -> bytes:
+    """output (N, C) = slope * input + offset, with as many columns as offsets;
+
+    `columns` are told in the metadata.
+    """
     offsets = np.atleast_1d(offset).tolist()
-    nodes = [helper.make_node("Mul", [name, "slope"], ["scaled"]), helper.make_node("Add", ["scaled", "offset"], ["output"])]
-    sides = [helper.make_tensor_value_info(side, TensorProto.FLOAT, ["N", size]) for side, size in ((name, 1), ("output", len(offsets)))]
-    values = [helper.make_tensor(key, TensorProto.FLOAT, [len(v)], v) for key, v in (("slope", [slope]), ("offset", offsets))]
+    nodes = [
+        helper.make_node("Mul", [name, "slope"], ["scaled"]),
+        helper.make_node("Add", ["scaled", "offset"], ["output"]),
+    ]
+    sides = [
+        helper.make_tensor_value_info(side, TensorProto.FLOAT, ["N", size])
+        for side, size in ((name, 1), ("output", len(offsets)))
+    ]
+    values = [
+        helper.make_tensor(key, TensorProto.FLOAT, [len(v)], v)
+        for key, v in (("slope", [slope]), ("offset", offsets))
+    ]
     graph = helper.make_graph(nodes, "linear", sides[:1], sides[1:], values)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     helper.set_model_props(model, {"output_columns": json.dumps(columns)} if columns else {})
@@ -87,8 +110,23 @@ def test_the_run_folder_gets_numbers_report_and_figures(run, capsys):
     assert command(run, "--seed", "3", "--batch-size", "999") == 0
     metrics = read_strictly(run / "metrics.json")
     assert metrics["passed"] is True
-    assert {"reasons", "gain", "closure", "resolution", "flavour", "bins", "num_jets", "model", "trial", "config"} <= set(metrics)
-    assert (metrics["model"], metrics["trial"], metrics["num_jets"]) == ("pfn", "pfn-0a1b2c3d-b", 2500)
+    assert {
+        "reasons",
+        "gain",
+        "closure",
+        "resolution",
+        "flavour",
+        "bins",
+        "num_jets",
+        "model",
+        "trial",
+        "config",
+    } <= set(metrics)
+    assert (metrics["model"], metrics["trial"], metrics["num_jets"]) == (
+        "pfn",
+        "pfn-0a1b2c3d-b",
+        2500,
+    )
     assert metrics["config"] == {"min_improvement": 0, "max_closure": 0.02, "seed": 3}
     assert metrics["gain"]["value"] == pytest.approx(10, abs=1)
     assert "Gate passed" in (run / "report.html").read_text()
@@ -130,7 +168,10 @@ def test_a_baseline_is_measured_on_the_same_jets(run, earlier, capsys):
     metrics = read_strictly(run / "metrics.json")
     assert metrics["gain_over_baseline"]["value"] == pytest.approx(100 * (1 - 0.9 / 0.95), abs=0.5)
     assert metrics["gain_over_baseline"]["low"] > 0
-    assert metrics["closure"]["bins"][0]["baseline"]["value"] != metrics["closure"]["bins"][0]["model"]["value"]
+    assert (
+        metrics["closure"]["bins"][0]["baseline"]["value"]
+        != metrics["closure"]["bins"][0]["model"]["value"]
+    )
     assert "resolution gain over earlier: +" in capsys.readouterr().out
     assert "over the baseline model" in (run / "report.html").read_text()
 
@@ -138,7 +179,9 @@ def test_a_baseline_is_measured_on_the_same_jets(run, earlier, capsys):
 def test_a_baseline_of_other_jets_is_refused(run, earlier, monkeypatch, capsys):
     jets = make_jets(2500)
     swapped = {name: values[::-1] for name, values in jets.items()}
-    monkeypatch.setattr(evaluate, "open_test_set", lambda folder: TestJets(swapped if "earlier" in folder else jets))
+    monkeypatch.setattr(
+        evaluate, "open_test_set", lambda folder: TestJets(swapped if "earlier" in folder else jets)
+    )
     assert command(run, "--baseline", str(earlier)) == 2
     assert "was tested on other jets" in capsys.readouterr().err
     assert not (run / "metrics.json").exists()
@@ -155,7 +198,9 @@ def test_the_answers_are_those_of_the_model_whatever_the_batch_size(run):
     jets = make_jets(1001)
     expected = 0.1 * target_of(jets)
     for batch_size in (1, 17, 1000, 5000):
-        assert evaluate.predict(session, TestJets(jets), batch_size).correction == pytest.approx(expected, abs=1e-6)
+        assert evaluate.predict(session, TestJets(jets), batch_size).correction == pytest.approx(
+            expected, abs=1e-6
+        )
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -164,8 +209,12 @@ def test_the_uncertainty_of_a_quantile_network_is_measured(run, capsys):
     assert command(run) == 0
     metrics = read_strictly(run / "metrics.json")
     half = np.abs(0.9 * target_of(make_jets(2500)))
-    assert metrics["uncertainty"]["bands"][0]["coverage"]["value"] == pytest.approx(np.mean(half < 0.1), abs=1e-3)
-    assert metrics["headline"]["uncertainty_coverage_percent"] == pytest.approx(100 * np.mean(half < 0.1), abs=0.1)
+    assert metrics["uncertainty"]["bands"][0]["coverage"]["value"] == pytest.approx(
+        np.mean(half < 0.1), abs=1e-3
+    )
+    assert metrics["headline"]["uncertainty_coverage_percent"] == pytest.approx(
+        100 * np.mean(half < 0.1), abs=0.1
+    )
     assert metrics["gain"]["value"] == pytest.approx(10, abs=1)  # the median alone is the answer
     assert "jets between the model's q16 and q84: " in capsys.readouterr().out
 
@@ -180,7 +229,9 @@ def test_one_answer_a_jet_has_no_uncertainty(run):
 def test_columns_that_the_model_does_not_have_are_refused(run, capsys):
     put_model(run, linear_model(0.1, [0, -0.1], columns=["median", "q16", "q84"]))
     assert command(run) == 2
-    assert "name the output columns median, q16, q84, and it answers with 2" in capsys.readouterr().err
+    assert (
+        "name the output columns median, q16, q84, and it answers with 2" in capsys.readouterr().err
+    )
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -230,7 +281,13 @@ def test_a_missing_observer_is_named():
 
 
 @pytest.mark.parametrize(
-    ("flag", "value"), [("--replicates", "3"), ("--max-closure", "nan"), ("--min-improvement", "inf"), ("--seed", "-1")]
+    ("flag", "value"),
+    [
+        ("--replicates", "3"),
+        ("--max-closure", "nan"),
+        ("--min-improvement", "inf"),
+        ("--seed", "-1"),
+    ],
 )
 def test_values_that_cannot_be_meant(run, capsys, flag, value):
     assert evaluate.main(["--run", str(run), "--name", "pfn", flag, value]) == 2

@@ -26,7 +26,9 @@ def test_a_perfect_model_passes(jets):
     assert gate(metrics) == (True, [])
     assert metrics["gain"]["value"] == pytest.approx(100)
     assert metrics["num_far"]["model"] == 0
-    assert metrics["flavour"]["regions"]["barrel"]["reduction"]["value"] == pytest.approx(100, abs=0.01)
+    assert metrics["flavour"]["regions"]["barrel"]["reduction"]["value"] == pytest.approx(
+        100, abs=0.01
+    )
 
 
 def test_doing_nothing_passes_at_0_and_fails_when_more_is_asked(jets):
@@ -109,7 +111,9 @@ def test_the_flavour_gap_is_the_one_built_in():
 def test_uncorrected_is_compared_where_the_column_is_there(jets, good_output):
     metrics = measure(jets | {"jetRawPt": 0.9 * jets["jetPt"]}, good_output, replicates=20)
     record = metrics["bins"][-1]
-    assert record["uncorrected"]["median"]["value"] == pytest.approx(0.9 * record["standard"]["median"]["value"])
+    assert record["uncorrected"]["median"]["value"] == pytest.approx(
+        0.9 * record["standard"]["median"]["value"]
+    )
 
 
 def test_the_same_seed_gives_the_same_numbers(jets, good_output, good_metrics):
@@ -120,9 +124,12 @@ def test_a_hundred_thousand_jets_take_seconds():
     jets = make_jets(100_000)
     started = time.monotonic()
     measure(jets, 0.1 * target_of(jets), replicates=50)
-    assert time.monotonic() - started < 10  # about 0.5 s on an idle core; 500 draws are ten times that
+    # about 0.5 s on an idle core; 500 draws are ten times that
+    assert time.monotonic() - started < 10
 
 
 def test_percent():
     assert percent({"value": 4.12, "low": 3.21, "high": 5.02}) == "+4.1 % [3.2, 5.0]"
-    assert percent({"value": -0.0141, "low": -0.02, "high": -0.01}, 100, 2) == "-1.41 % [-2.00, -1.00]"
+    assert (
+        percent({"value": -0.0141, "low": -0.02, "high": -0.01}, 100, 2) == "-1.41 % [-2.00, -1.00]"
+    )

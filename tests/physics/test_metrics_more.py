@@ -13,7 +13,9 @@ from .conftest import make_jets, target_of
 
 
 def test_weighted_quantiles_are_those_of_the_repeated_sample():
-    """Whole weights repeat a value; the inverse of the distribution needs no interpolation, so neighbours bound it."""
+    """Whole weights repeat a value; the inverse of the distribution needs no interpolation, so
+    neighbours bound it.
+    """
     rng = np.random.default_rng(1)
     ordered, weights = np.sort(rng.normal(size=501)), rng.integers(0, 5, 501)
     repeated = np.repeat(ordered, weights)
@@ -27,8 +29,12 @@ def test_a_heavy_jet_widens_the_interval():
     values = {"model": np.random.default_rng(2).normal(1, 0.1, 400)}
     groups = {"all": np.ones(400, dtype=bool)}
     heavy = np.r_[np.full(10, 100.0), np.ones(390)]
-    equal = bootstrap_quantiles(values, groups, replicates=60, seed=1, weights=np.ones(400))["model"]["all"][1:, 2]
-    uneven = bootstrap_quantiles(values, groups, replicates=60, seed=1, weights=heavy)["model"]["all"][1:, 2]
+    equal = bootstrap_quantiles(values, groups, replicates=60, seed=1, weights=np.ones(400))[
+        "model"
+    ]["all"][1:, 2]
+    uneven = bootstrap_quantiles(values, groups, replicates=60, seed=1, weights=heavy)["model"][
+        "all"
+    ][1:, 2]
     assert np.std(uneven) > 2 * np.std(equal)
 
 
@@ -56,7 +62,10 @@ def test_the_weighted_gain_is_that_of_the_jets_that_weigh():
 @pytest.mark.parametrize("weights", [np.ones(600), np.r_[-1.0, np.arange(1, 600.0)]])
 def test_weights_that_mean_nothing_give_no_weighted_numbers(weights):
     jets = make_jets(600)
-    assert measure(jets | {"eventWeight": weights}, 0.1 * target_of(jets), replicates=20)["weighted"] is None
+    assert (
+        measure(jets | {"eventWeight": weights}, 0.1 * target_of(jets), replicates=20)["weighted"]
+        is None
+    )
 
 
 def test_residuals_show_a_bias_that_closure_hides():
@@ -67,10 +76,14 @@ def test_residuals_show_a_bias_that_closure_hides():
     metrics = measure(jets, np.zeros(8000), replicates=40)
     slices = metrics["residuals"]["rhoAll"]
     assert len(slices) == 8
-    assert sum(one["num_jets"] for one in slices) == pytest.approx(np.count_nonzero(jets["genJetPt"] >= 60), abs=2)
+    assert sum(one["num_jets"] for one in slices) == pytest.approx(
+        np.count_nonzero(jets["genJetPt"] >= 60), abs=2
+    )
     assert slices[0]["model"]["high"] < -0.02
     assert slices[-1]["model"]["low"] > 0.02
-    drawing = next(one for one in figures.drawings(metrics, None, None, 0.02) if one.name == "residual-rhoAll")
+    drawing = next(
+        one for one in figures.drawings(metrics, None, None, 0.02) if one.name == "residual-rhoAll"
+    )
     assert "Bias against rhoAll: at most" in drawing.alt
 
 

@@ -44,7 +44,12 @@ def test_the_page_needs_nothing_from_elsewhere(page):
     elements = Elements(page)
     assert elements.open == []
     assert not {"script", "link", "iframe", "img"} & {tag for tag, _ in elements.found}
-    links = [value for _, attributes in elements.found for name, value in attributes.items() if name in ("src", "href", "xlink:href")]
+    links = [
+        value
+        for _, attributes in elements.found
+        for name, value in attributes.items()
+        if name in ("src", "href", "xlink:href")
+    ]
     assert links
     assert all(value.startswith("#") for value in links)
     assert "@import" not in page
@@ -55,67 +60,113 @@ def test_names_inside_the_figures_are_unique_and_references_resolve(page):
     elements = Elements(page).found
     names = [attributes["id"] for _, attributes in elements if "id" in attributes]
     assert len(names) == len(set(names))
-    used = {value[1:] for _, attributes in elements for name, value in attributes.items() if name == "xlink:href"}
+    used = {
+        value[1:]
+        for _, attributes in elements
+        for name, value in attributes.items()
+        if name == "xlink:href"
+    }
     assert used <= set(names)
 
 
 def test_every_figure_has_words(page):
     figures = [attributes for tag, attributes in Elements(page).found if tag == "svg"]
     assert len(figures) == 15
-    assert all(attributes["role"] == "img" and len(attributes["aria-label"]) > 20 for attributes in figures)
+    assert all(
+        attributes["role"] == "img" and len(attributes["aria-label"]) > 20 for attributes in figures
+    )
 
 
 def test_verdict_search_and_commands_are_there(page):
     for text in (
-        "Gate passed", "another sample", "pfn-0a1b2c3d-b ★ best", "loss is not finite in &lt;epoch 2&gt;", "3.2e-07",
-        "python -m physics.evaluate --run runs/pfn-0a1b2c3d --name pfn --trial pfn-0a1b2c3d-b --min-improvement 0 --max-closure 0.02",
-        "python pipeline.py --num-epochs 3", "not recorded",
-        "Beside this page in runs/pfn-0a1b2c3d: every number in metrics.json, the figures as PDF", "68 % half-width / median, model",
+        "Gate passed",
+        "another sample",
+        "pfn-0a1b2c3d-b ★ best",
+        "loss is not finite in &lt;epoch 2&gt;",
+        "3.2e-07",
+        (
+            "python -m physics.evaluate --run runs/pfn-0a1b2c3d --name pfn --trial pfn-0a1b2c3d-b"
+            " --min-improvement 0 --max-closure 0.02"
+        ),
+        "python pipeline.py --num-epochs 3",
+        "not recorded",
+        "Beside this page in runs/pfn-0a1b2c3d: every number in metrics.json, the figures as PDF",
+        "68 % half-width / median, model",
         "here it is jets of this project&#x27;s own generator, which are not CMS&#x27;s",
-    ):  # fmt: skip
+    ):
         assert text in page
 
 
 def test_the_uncertainty_of_jets_is_told_where_a_network_gives_it(page, run_documents):
-    for text in ("Uncertainty of each jet", "Jets within their own uncertainty", "from q16 to q84", "Pull, ", "Among jets of the same pT"):
+    for text in (
+        "Uncertainty of each jet",
+        "Jets within their own uncertainty",
+        "from q16 to q84",
+        "Pull, ",
+        "Among jets of the same pT",
+    ):
         assert text in page
-    metrics = {name: value for name, value in run_documents["metrics"].items() if name != "uncertainty"}
+    metrics = {
+        name: value for name, value in run_documents["metrics"].items() if name != "uncertainty"
+    }
     documents = Documents(metrics=metrics)
     assert "ncertainty" not in render(documents, [])
-    assert not {"uncertainty-coverage", "uncertainty-width"} & {drawing.name for drawing in figures_of(documents)}
+    assert not {"uncertainty-coverage", "uncertainty-width"} & {
+        drawing.name for drawing in figures_of(documents)
+    }
 
 
 def test_serving_numbers_are_there(page):
     for text in (
-        "<td>1.5 MB</td><td>2,048</td><td>0.052 MB</td><td>100.00 % of 1,000</td><td>3.2e-07</td>", "no form of &lt;x&gt; in a graph",
-        "12,346 jets/s in batches of 1,000 (2 threads of Some CPU;", "<td>pfn</td><td>0</td><td>6.1e-08</td>",
-        "kserve at http://pfn.physics.example", "1.91 ms (median of 10; 1.8 to 2.5)",
-    ):  # fmt: skip
+        "<td>1.5 MB</td><td>2,048</td><td>0.052 MB</td><td>100.00 % of 1,000</td><td>3.2e-07</td>",
+        "no form of &lt;x&gt; in a graph",
+        "12,346 jets/s in batches of 1,000 (2 threads of Some CPU;",
+        "<td>pfn</td><td>0</td><td>6.1e-08</td>",
+        "kserve at http://pfn.physics.example",
+        "1.91 ms (median of 10; 1.8 to 2.5)",
+    ):
         assert text in page
 
 
 def test_the_service_s_answers_come_into_a_page_that_was_written_before(run_documents):
-    """As the deploy step does it; a service of a model that was exported before is not this one's."""
+    """As the deploy step does it; a service of a model that was exported before is not
+    this one's.
+    """
     metrics, export, service = (run_documents[name] for name in ("metrics", "export", "service"))
     before = render(Documents(**{**run_documents, "service": None}), [])
     assert "Not deployed yet" in before
-    assert updated(before, export, metrics["inference"], service) == render(Documents(**run_documents), [])
-    assert updated(before, {**export, "sha256": "def"}, metrics["inference"], service).count("Not deployed yet") == 1
+    assert updated(before, export, metrics["inference"], service) == render(
+        Documents(**run_documents), []
+    )
+    assert (
+        updated(before, {**export, "sha256": "def"}, metrics["inference"], service).count(
+            "Not deployed yet"
+        )
+        == 1
+    )
     assert updated("<html></html>", export, None, service) == "<html></html>"
 
 
 def test_weighted_and_baseline_bins_are_shown(run_documents):
-    bins = [{**record, "gain_over_baseline": record["gain"]} for record in run_documents["metrics"]["bins"]]
+    bins = [
+        {**record, "gain_over_baseline": record["gain"]}
+        for record in run_documents["metrics"]["bins"]
+    ]
     weighted = {"bins": bins, "gain": bins[-1]["gain"], "effective_jets": 1234.0}
-    page = render(Documents(metrics=run_documents["metrics"] | {"weighted": weighted, "bins": bins}), [])
+    page = render(
+        Documents(metrics=run_documents["metrics"] | {"weighted": weighted, "bins": bins}), []
+    )
     assert "The same bins, weighted" in page
     assert "1,234 effective jets" in page
-    assert page.count("<th scope=\"col\">Gain over baseline</th>") == 2
+    assert page.count('<th scope="col">Gain over baseline</th>') == 2
     assert "Each jet counts once" in render(Documents(metrics=run_documents["metrics"]), [])
 
 
 def test_a_failed_gate_says_why(run_documents):
-    metrics = run_documents["metrics"] | {"passed": False, "reasons": ["closure fails for barrel jets at 60-80 GeV"]}
+    metrics = run_documents["metrics"] | {
+        "passed": False,
+        "reasons": ["closure fails for barrel jets at 60-80 GeV"],
+    }
     page = render(Documents(metrics=metrics), [])
     assert "Gate not passed" in page
     assert "<li>closure fails for barrel jets" in page
@@ -135,7 +186,15 @@ def test_without_any_jets_there_is_still_a_page(run_documents):
 
     metrics = measure(make_jets(0), [], replicates=20)
     passed, reasons = gate(metrics)
-    documents = Documents(metrics=run_documents["metrics"] | metrics | {"passed": passed, "reasons": reasons, "uncertainty": None})
+    documents = Documents(
+        metrics=run_documents["metrics"]
+        | metrics
+        | {
+            "passed": passed,
+            "reasons": reasons,
+            "uncertainty": None,
+        }
+    )
     page = render(documents, list(figures_of(documents)))
     assert "cannot be measured" in page
     assert "<svg" not in page
@@ -149,27 +208,48 @@ def test_the_search_table_puts_the_best_first(run_documents, best):
     assert order == (["b", "a", "c"] if best == "minimize" else ["a", "b", "c"])
 
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+CHROMIUM = (
+    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+)
 
 
 def browse(tmp_path, *options: str) -> str:
     """One headless browser on an empty profile; what it prints."""
-    quiet = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
-    command = [CHROMIUM, "--headless", *quiet, f"--user-data-dir={tmp_path}/profile", "--hide-scrollbars", *options]
+    quiet = [
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+    ]
+    command = [
+        CHROMIUM,
+        "--headless",
+        *quiet,
+        f"--user-data-dir={tmp_path}/profile",
+        "--hide-scrollbars",
+        *options,
+    ]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH")
 @pytest.mark.parametrize("width", [400, 1200])
 def test_in_a_browser_nothing_sticks_out_sideways(page, tmp_path, width):
-    # In a frame of that width, sandboxed as in the Kubeflow UI except that this page may look into it.
-    frame = f'<iframe sandbox="allow-same-origin" srcdoc="{html.escape(page)}" style="width:{width}px;height:900px;border:0"></iframe>'
-    measure = (
-        "const d = document.querySelector('iframe').contentDocument;"
-        "const text = [...d.querySelectorAll('svg')].filter(s => s.getBoundingClientRect().height > 100).length;"
-        "document.title = `${d.documentElement.scrollWidth} ${text}`;"
+    # In a frame of that width, sandboxed as in the Kubeflow UI except that this page may look into
+    # it.
+    frame = (
+        f'<iframe sandbox="allow-same-origin" srcdoc="{html.escape(page)}"'
+        f' style="width:{width}px;height:900px;border:0"></iframe>'
     )
-    (tmp_path / "frame.html").write_text(f"<!doctype html><title></title>{frame}<script>onload = () => {{{measure}}}</script>")
+    measure = (
+        "const d = document.querySelector('iframe').contentDocument;const text ="
+        " [...d.querySelectorAll('svg')].filter(s => s.getBoundingClientRect().height >"
+        " 100).length;document.title = `${d.documentElement.scrollWidth} ${text}`;"
+    )
+    (tmp_path / "frame.html").write_text(
+        f"<!doctype html><title></title>{frame}<script>onload = () => {{{measure}}}</script>"
+    )
     dom = browse(tmp_path, "--window-size=1300,1000", "--dump-dom", f"file://{tmp_path}/frame.html")
     scroll, figures = dom.split("<title>")[1].split("</title>")[0].split()
     assert int(scroll) <= width
@@ -181,7 +261,12 @@ def test_a_browser_draws_the_page(page, tmp_path):
     from matplotlib.image import imread
 
     (tmp_path / "report.html").write_text(page)
-    browse(tmp_path, "--window-size=1200,1800", f"--screenshot={tmp_path}/page.png", f"file://{tmp_path}/report.html")
+    browse(
+        tmp_path,
+        "--window-size=1200,1800",
+        f"--screenshot={tmp_path}/page.png",
+        f"file://{tmp_path}/report.html",
+    )
     image = imread(tmp_path / "page.png")[..., :3]
     red = (image[..., 0] > 0.8) & (image[..., 1] < 0.3) & (image[..., 2] < 0.35)
     blue = (image[..., 2] > 0.9) & (image[..., 0] < 0.5)

@@ -51,13 +51,32 @@ def test_a_jet_without_finite_answer_has_no_calibrated_pt(output):
 
 
 def test_response_without_generator_jet_is_nan():
-    assert np.isnan(r.response(np.array([50.0, 50.0]), np.array([0.0, 40.0]))).tolist() == [True, False]
+    assert np.isnan(r.response(np.array([50.0, 50.0]), np.array([0.0, 40.0]))).tolist() == [
+        True,
+        False,
+    ]
 
 
 @pytest.mark.parametrize(
     ("parton", "hadron", "expected"),
-    [(21, 5, "b"), (4, 4, "c"), (-2, 0, "uds"), (3, 0, "uds"), (21, 0, "g"), (0, 0, ""), (5, 0, "")],
-    ids=["gluon to b", "charm", "antiup", "strange", "gluon", "no parton", "b quark without b hadron"],
+    [
+        (21, 5, "b"),
+        (4, 4, "c"),
+        (-2, 0, "uds"),
+        (3, 0, "uds"),
+        (21, 0, "g"),
+        (0, 0, ""),
+        (5, 0, ""),
+    ],
+    ids=[
+        "gluon to b",
+        "charm",
+        "antiup",
+        "strange",
+        "gluon",
+        "no parton",
+        "b quark without b hadron",
+    ],
 )
 def test_flavour(parton, hadron, expected):
     assert r.flavour(np.array([parton]), np.array([hadron])).tolist() == [expected]
@@ -72,9 +91,16 @@ def test_regions_split_the_detector():
 
 def test_bins_have_no_gap_and_no_overlap():
     gen_pt = np.array([29.9, 30.0, 99.9, 100.0, 1000.0, 9000.0])
-    inside = np.array([one.contains(gen_pt, np.zeros(6)) for one in r.bins(r.PT_EDGES, ("barrel",))])
+    inside = np.array(
+        [one.contains(gen_pt, np.zeros(6)) for one in r.bins(r.PT_EDGES, ("barrel",))]
+    )
     assert inside.sum(axis=0).tolist() == [0, 1, 1, 1, 1, 1]
-    assert [one.range for one in r.bins(r.PT_EDGES, ("barrel",))] == ["30-100", "100-300", "300-1000", ">1000"]
+    assert [one.range for one in r.bins(r.PT_EDGES, ("barrel",))] == [
+        "30-100",
+        "100-300",
+        "300-1000",
+        ">1000",
+    ]
 
 
 def test_spread_is_the_largest_difference():

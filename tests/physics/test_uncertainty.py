@@ -15,12 +15,24 @@ NAMES = ["median", "q16", "q84"]
 Z = 0.994458  # of a normal distribution at 84 %
 
 
-def known_widths(number: int, seed: int = 1) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
-    """Jets whose log(pT_gen / pT) is normal about `shift` with a `sigma` of its own: (columns, shift, sigma)."""
+def known_widths(
+    number: int, seed: int = 1
+) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
+    """Jets whose log(pT_gen / pT) is normal about `shift` with a `sigma` of its own:
+
+    (columns, shift, sigma).
+    """
     rng = np.random.default_rng(seed)
     pt = 30 * np.exp(rng.exponential(1.0, number))
-    sigma, shift = 0.2 * (pt / 30) ** -0.3 * rng.uniform(0.5, 1.5, number), rng.normal(0, 0.05, number)
-    columns = {"jetPt": pt, "genJetPt": pt * np.exp(rng.normal(shift, sigma)), "genJetEta": rng.uniform(-2.4, 2.4, number)}
+    sigma, shift = (
+        0.2 * (pt / 30) ** -0.3 * rng.uniform(0.5, 1.5, number),
+        rng.normal(0, 0.05, number),
+    )
+    columns = {
+        "jetPt": pt,
+        "genJetPt": pt * np.exp(rng.normal(shift, sigma)),
+        "genJetEta": rng.uniform(-2.4, 2.4, number),
+    }
     return columns, shift, sigma
 
 
@@ -42,7 +54,9 @@ def test_right_quantiles_cover_as_they_say(right):
     assert [one["level"] for one in right["below"]] == [0.5, 0.16, 0.84]
     assert all(one["share"]["low"] < one["level"] < one["share"]["high"] for one in right["below"])
     # 95 % intervals of two dozen bins: one or two may miss.
-    assert sum(not one["coverage"]["low"] < 0.68 < one["coverage"]["high"] for one in right["pt"]) <= 4
+    assert (
+        sum(not one["coverage"]["low"] < 0.68 < one["coverage"]["high"] for one in right["pt"]) <= 4
+    )
     assert {one["region"] for one in right["pt"]} == {"barrel", "endcap"}
     assert json.dumps(right, allow_nan=False)
 
@@ -54,7 +68,9 @@ def test_right_widths_are_found_where_they_are_predicted(right):
         assert one["measured"]["value"] == pytest.approx(one["predicted"], rel=0.08)
     assert right["pull"]["half_width"]["value"] == pytest.approx(1, abs=0.03)
     assert right["pull"]["median"]["value"] == pytest.approx(0, abs=0.03)
-    assert right["same_pt"]["ratio"]["value"] == pytest.approx(right["same_pt"]["predicted_ratio"], rel=0.08)
+    assert right["same_pt"]["ratio"]["value"] == pytest.approx(
+        right["same_pt"]["predicted_ratio"], rel=0.08
+    )
 
 
 def test_widths_half_as_large_cover_too_little():
@@ -66,7 +82,9 @@ def test_widths_half_as_large_cover_too_little():
 
 def test_a_width_that_only_knows_the_pt_tells_no_jets_apart():
     columns, shift, _ = known_widths(10_000)
-    found = uncertainty.measure(columns, answers(shift, 0.2 * (columns["jetPt"] / 30) ** -0.3), NAMES, replicates=40)
+    found = uncertainty.measure(
+        columns, answers(shift, 0.2 * (columns["jetPt"] / 30) ** -0.3), NAMES, replicates=40
+    )
     assert found["widths"][-1]["measured"]["value"] > 1.5 * found["widths"][0]["measured"]["value"]
     ratio = found["same_pt"]["ratio"]
     assert ratio["low"] < 1.05
@@ -76,7 +94,9 @@ def test_a_width_that_only_knows_the_pt_tells_no_jets_apart():
 def test_the_halves_have_the_same_spectrum():
     columns, _, sigma = known_widths(20_000)
     half = uncertainty.wider_half(sigma, columns)
-    assert np.median(columns["jetPt"][half > 0]) == pytest.approx(np.median(columns["jetPt"][half < 0]), rel=0.03)
+    assert np.median(columns["jetPt"][half > 0]) == pytest.approx(
+        np.median(columns["jetPt"][half < 0]), rel=0.03
+    )
     assert np.median(sigma[half > 0]) > 1.5 * np.median(sigma[half < 0])
     assert np.count_nonzero(half > 0) == np.count_nonzero(half < 0)
 
@@ -89,7 +109,10 @@ def test_the_halves_have_the_same_spectrum():
         (["q16", "q84"], []),
         (["median", "q16", "q90"], []),
         (NAMES, [("q16", "q84", 0.68)]),
-        (["median", "q2.5", "q16", "q84", "q97.5"], [("q16", "q84", 0.68), ("q2.5", "q97.5", 0.95)]),
+        (
+            ["median", "q2.5", "q16", "q84", "q97.5"],
+            [("q16", "q84", 0.68), ("q2.5", "q97.5", 0.95)],
+        ),
     ],
     ids=["one answer", "nothing said", "no median", "not opposite", "one band", "two bands"],
 )
@@ -102,7 +125,9 @@ def test_networks_name_their_columns_so():
     from networks.losses import output_columns, quantile_levels
 
     asked = (0.025, 0.16, 0.84, 0.975)
-    assert [uncertainty.level_of(name) for name in output_columns("quantile", asked)] == pytest.approx(quantile_levels(asked))
+    assert [
+        uncertainty.level_of(name) for name in output_columns("quantile", asked)
+    ] == pytest.approx(quantile_levels(asked))
     assert [uncertainty.level_of(name) for name in output_columns("l1", asked)] == [None]
 
 
@@ -132,14 +157,20 @@ def test_a_share_lies_in_its_interval_and_this_between_0_and_1(number, hits):
 
 
 def test_a_share_by_hand():
-    """Wilson's interval of 81 in 263, the worked example of R. G. Newcombe, Stat. Med. 17 (1998) 857."""
+    """Wilson's interval of 81 in 263, the worked example of R.
+
+    G. Newcombe, Stat. Med. 17 (1998) 857.
+    """
     found = uncertainty.share(np.arange(263) < 81)
     assert (found["low"], found["high"]) == pytest.approx((0.2553, 0.3662), abs=1e-4)
 
 
 def test_figures_say_in_words_what_they_show(right):
     with figures.style():
-        coverage, widths = figures.coverage({"uncertainty": right}), figures.widths({"uncertainty": right})
+        coverage, widths = (
+            figures.coverage({"uncertainty": right}),
+            figures.widths({"uncertainty": right}),
+        )
     assert "wanted 68 %" in coverage.alt
     assert "is predicted" in widths.alt
     assert figures.coverage({}) is None

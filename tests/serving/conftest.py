@@ -1,4 +1,7 @@
-"""A small model in a repository, and both kinds of server over it. Each server is ended by its fixture."""
+"""A small model in a repository, and both kinds of server over it.
+
+Each server is ended by its fixture.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,17 @@ def triton_workdir(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session", params=["triton", "kserve-server"])
 def server(request, repository, tmp_path_factory):
     """A running server of each kind."""
-    workdir = request.getfixturevalue("triton_workdir") if request.param == "triton" else tmp_path_factory.mktemp("kserve")
-    server = triton.start(repository / "model", model_name=NAME, log=workdir / "server.log", workdir=workdir, kind=request.param)
+    workdir = (
+        request.getfixturevalue("triton_workdir")
+        if request.param == "triton"
+        else tmp_path_factory.mktemp("kserve")
+    )
+    server = triton.start(
+        repository / "model",
+        model_name=NAME,
+        log=workdir / "server.log",
+        workdir=workdir,
+        kind=request.param,
+    )
     yield server
     assert triton.stop(server.pid)

@@ -1,4 +1,6 @@
-"""The client against servers that misbehave: what it waits for, what it gives up on, and what it says."""
+"""The client against servers that misbehave: what it waits for, what it gives up on, and what it
+says.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +17,17 @@ from serving import client as client_module
 from serving import golden
 from serving.client import Client, NotServing, Unreachable, golden_check, main
 
-ANSWER = {"model_name": "m", "outputs": [{"name": "output", "shape": [1, 1], "datatype": "FP32", "data": [0.25]}]}
+ANSWER = {
+    "model_name": "m",
+    "outputs": [{"name": "output", "shape": [1, 1], "datatype": "FP32", "data": [0.25]}],
+}
 
 
 @pytest.fixture
 def scripted():
-    """A server that gives prepared (status, body) answers, one a request, the last one for ever; use as scripted(answers) -> url."""
+    """A server that gives prepared (status, body) answers, one a request, the last one for ever;
+    use as scripted(answers) -> url.
+    """
     running = []
 
     def start(*answers: tuple[int, object], delay: float = 0.0) -> str:
@@ -44,7 +51,9 @@ def scripted():
                 pass
 
         server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        threading.Thread(
+            target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
+        ).start()
         running.append(server)
         return f"http://127.0.0.1:{server.server_port}"
 
@@ -76,7 +85,9 @@ def test_golden_check_waits_for_a_service_that_comes_up(scripted, golden_uri, mo
 
 
 def test_golden_check_refuses_another_answer(scripted, golden_uri):
-    with pytest.raises(GateError, match=r"golden request of 1 jet with a difference of 0\.001 \(allowed 1e-05\)"):
+    with pytest.raises(
+        GateError, match=r"golden request of 1 jet with a difference of 0\.001 \(allowed 1e-05\)"
+    ):
         golden_check(scripted((200, answer_of(0.251))), "m", golden_uri, 10)
 
 
@@ -88,12 +99,17 @@ def test_golden_check_refuses_what_is_no_number(scripted, golden_uri, value):
 
 def test_golden_check_ends_at_its_deadline_with_what_it_waited_for(golden_uri, monkeypatch):
     monkeypatch.setattr(client_module, "RETRY_SECONDS", 0.05)
-    with pytest.raises(DeadlineError, match=r"model m gave no answer within 0 s: no server answers at http://127\.0\.0\.1:9"):
+    with pytest.raises(
+        DeadlineError,
+        match=r"model m gave no answer within 0 s: no server answers at http://127\.0\.0\.1:9",
+    ):
         golden_check("http://127.0.0.1:9", "m", golden_uri, 0.2)
 
 
 def test_golden_check_does_not_ask_a_failing_model_again(scripted, golden_uri):
-    with pytest.raises(ClusterError, match=r"model m at http\S+ failed \(500\): onnxruntime: out of memory"):
+    with pytest.raises(
+        ClusterError, match=r"model m at http\S+ failed \(500\): onnxruntime: out of memory"
+    ):
         golden_check(scripted((500, {"error": "onnxruntime: out of memory"})), "m", golden_uri, 60)
 
 
@@ -115,7 +131,9 @@ def test_a_server_that_is_not_up_yet(scripted):
 
 
 def test_an_answer_that_is_no_json(scripted):
-    with pytest.raises(ClusterError, match="did not answer with JSON but with b'<html>login</html>'"):
+    with pytest.raises(
+        ClusterError, match="did not answer with JSON but with b'<html>login</html>'"
+    ):
         Client(scripted((200, "<html>login</html>")), "m").infer({})
 
 
@@ -133,12 +151,18 @@ def test_a_kept_connection_that_the_server_closed_is_opened_again():
         def handle(self):
             opened.append(self.client_address)
             lines = list(iter(lambda: self.rfile.readline().strip().lower(), b""))
-            self.rfile.read(next(int(line.split(b":")[1]) for line in lines if line.startswith(b"content-length")))
+            self.rfile.read(
+                next(
+                    int(line.split(b":")[1]) for line in lines if line.startswith(b"content-length")
+                )
+            )
             body = json.dumps(ANSWER).encode()
             self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
 
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Forgetful) as server:
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        threading.Thread(
+            target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
+        ).start()
         client = Client(f"http://127.0.0.1:{server.server_address[1]}", "m")
         assert [client.infer({}) for _ in range(3)] == [ANSWER] * 3
         server.shutdown()
@@ -156,7 +180,9 @@ def test_a_redirection_is_no_answer():
             pass
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Elsewhere) as server:
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        threading.Thread(
+            target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
+        ).start()
         with pytest.raises(NotServing, match=r"\(302\): it sends elsewhere, to https://login"):
             Client(f"http://127.0.0.1:{server.server_port}", "m").metadata()
         server.shutdown()
@@ -168,13 +194,49 @@ def test_a_proxy_in_the_environment_is_not_asked_for_this_machine(scripted, monk
 
 
 def test_command_line_prints_the_answer(scripted, golden_uri, capsys):
-    assert main(["--url", scripted((200, ANSWER)), "--model", "m", "--request", f"{golden_uri}/request.json"]) == 0
+    assert (
+        main(
+            [
+                "--url",
+                scripted((200, ANSWER)),
+                "--model",
+                "m",
+                "--request",
+                f"{golden_uri}/request.json",
+            ]
+        )
+        == 0
+    )
     assert json.loads(capsys.readouterr().out) == ANSWER
 
 
 def test_command_line_says_what_is_wrong_in_one_sentence(golden_uri, capsys):
-    assert main(["--url", "http://127.0.0.1:9", "--model", "m", "--request", f"{golden_uri}/request.json"]) == 1
-    assert main(["--url", "http://127.0.0.1:9", "--model", "m", "--request", f"{golden_uri}/missing.json"]) == 2
+    assert (
+        main(
+            [
+                "--url",
+                "http://127.0.0.1:9",
+                "--model",
+                "m",
+                "--request",
+                f"{golden_uri}/request.json",
+            ]
+        )
+        == 1
+    )
+    assert (
+        main(
+            [
+                "--url",
+                "http://127.0.0.1:9",
+                "--model",
+                "m",
+                "--request",
+                f"{golden_uri}/missing.json",
+            ]
+        )
+        == 2
+    )
     lines = capsys.readouterr().err.splitlines()
     assert [line.split(":")[0] for line in lines] == ["error", "error"]
     assert "missing.json" in lines[1]

@@ -21,13 +21,18 @@ def test_arrays_survive_json_to_the_bit(dtype):
 
 def test_difference_is_relative_above_one():
     expected = golden.response_body("m", {"output": np.array([[0.5], [100.0]], np.float32)})
-    answer = golden.response_body("m", {"output": np.array([[0.5 + 2e-6], [100.0 + 5e-4]], np.float32)})
+    answer = golden.response_body(
+        "m", {"output": np.array([[0.5 + 2e-6], [100.0 + 5e-4]], np.float32)}
+    )
     assert golden.max_difference(answer, expected) == pytest.approx(5e-6, rel=0.02)
 
 
 @pytest.mark.parametrize(
     ("outputs", "words"),
-    [({"other": np.zeros((2, 1), np.float32)}, "lacks output 'output'"), ({"output": np.zeros((2, 2), np.float32)}, r"shape \(2, 2\)")],
+    [
+        ({"other": np.zeros((2, 1), np.float32)}, "lacks output 'output'"),
+        ({"output": np.zeros((2, 2), np.float32)}, r"shape \(2, 2\)"),
+    ],
     ids=["name", "shape"],
 )
 def test_an_answer_of_another_form_is_refused(outputs, words):

@@ -1,4 +1,6 @@
-"""Real servers: the golden request comes back with the golden answer, and what is wrong is refused in words."""
+"""Real servers: the golden request comes back with the golden answer, and what is wrong is refused
+in words.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,13 @@ ROOT = Path(__file__).parents[2]
 
 
 def golden_request(repository: Path, num_jets: int = 1) -> dict:
-    return storage.read_json(str(repository / "golden" / ("request.json" if num_jets == 1 else f"request-{num_jets}.json")))
+    return storage.read_json(
+        str(
+            repository
+            / "golden"
+            / ("request.json" if num_jets == 1 else f"request-{num_jets}.json")
+        )
+    )
 
 
 def group_of(pid: int) -> list[int]:
@@ -47,11 +55,17 @@ def group_of(pid: int) -> list[int]:
 
 def shared_memory_of(server: triton.Server):
     """A function that lists the server's regions in /dev/shm, also after its end."""
-    identity = Path(f"/proc/{server.pid}/environ").read_bytes().decode().split("JEC_SERVER_ID=")[1].split("\0")[0]
+    identity = (
+        Path(f"/proc/{server.pid}/environ")
+        .read_bytes()
+        .decode()
+        .split("JEC_SERVER_ID=")[1]
+        .split("\0")[0]
+    )
     return lambda: Path("/dev/shm").glob(f"{identity}*")
 
 
-# --------------------------------------------------------------------------------------------------- both kinds of server
+# --------------------------------------------------------------------------- both kinds of server
 
 
 def test_golden_requests_come_back_with_the_golden_answers(server, repository):
@@ -63,7 +77,9 @@ def test_golden_requests_come_back_with_the_golden_answers(server, repository):
 
 def test_arrays_travel_as_bytes_with_the_same_answer(server, repository):
     inputs = golden.arrays(golden_request(repository, 100)["inputs"])
-    expected = golden.arrays(storage.read_json(str(repository / "golden" / "response-100.json"))["outputs"])
+    expected = golden.arrays(
+        storage.read_json(str(repository / "golden" / "response-100.json"))["outputs"]
+    )
     client = Client(server.url, NAME)
     for _ in range(2):  # the second time over the kept connection
         answer = client.ask(inputs)
@@ -74,7 +90,10 @@ def test_arrays_travel_as_bytes_with_the_same_answer(server, repository):
 
 def test_serves_what_config_pbtxt_says(server):
     metadata = Client(server.url, NAME).metadata()
-    shapes = {tensor["name"]: (tensor["datatype"], tensor["shape"]) for tensor in (*metadata["inputs"], *metadata["outputs"])}
+    shapes = {
+        tensor["name"]: (tensor["datatype"], tensor["shape"])
+        for tensor in (*metadata["inputs"], *metadata["outputs"])
+    }
     assert shapes == {
         "pf_features": ("FP32", [-1, 4, 20]),
         "pf_mask": ("FP32", [-1, 1, 20]),
@@ -86,7 +105,13 @@ def test_serves_what_config_pbtxt_says(server):
 def test_a_wrong_shape_is_refused_in_the_servers_words(server, repository):
     body = golden_request(repository)
     body["inputs"][0] |= {"shape": [1, 4, 19], "data": body["inputs"][0]["data"][:76]}
-    with pytest.raises(InputError, match=r"unexpected shape for input 'pf_features'.*Expected \[-1, ?4, ?20\], got \[1, ?4, ?19\]"):
+    with pytest.raises(
+        InputError,
+        match=(
+            r"unexpected shape for input 'pf_features'.*Expected \[-1, ?4, ?20\], got \[1, ?4,"
+            r" ?19\]"
+        ),
+    ):
         Client(server.url, NAME).infer(body)
 
 
@@ -113,7 +138,11 @@ def test_an_unknown_model_is_answered_with_those_there_are(server, repository):
 
 def test_listens_on_this_machine_only(server):
     port = int(server.url.rsplit(":", 1)[1])
-    addresses = [line.split()[1] for line in Path("/proc/net/tcp").read_text().splitlines()[1:] if line.split()[3] == "0A"]
+    addresses = [
+        line.split()[1]
+        for line in Path("/proc/net/tcp").read_text().splitlines()[1:]
+        if line.split()[3] == "0A"
+    ]
     listening = [address for address in addresses if int(address.split(":")[1], 16) == port]
     assert [address.split(":")[0] for address in listening] == ["0100007F"]
 
@@ -127,7 +156,7 @@ def test_the_log_does_not_grow_with_requests(server, repository):
     assert log.stat().st_size == before
 
 
-# -------------------------------------------------------------------------------------------------------------- Triton only
+# ------------------------------------------------------------------------------------ Triton only
 
 
 @pytest.fixture
@@ -136,7 +165,15 @@ def start_triton(triton_workdir, tmp_path):
     started = []
 
     def start(repository: Path, **options) -> triton.Server:
-        server = triton.start(repository, **{"model_name": NAME, "log": tmp_path / "server.log", "workdir": triton_workdir, **options})
+        server = triton.start(
+            repository,
+            **{
+                "model_name": NAME,
+                "log": tmp_path / "server.log",
+                "workdir": triton_workdir,
+                **options,
+            },
+        )
         started.append(server)
         return server
 
@@ -149,8 +186,11 @@ def test_requests_that_wait_are_run_together(start_triton, repository, tmp_path)
     shutil.copytree(repository / "model", tmp_path / "model")
     config = tmp_path / "model" / NAME / "config.pbtxt"
     batching = re.compile(r"^dynamic_batching \{\s*\}", re.MULTILINE)
-    # Requests are made to wait for each other, so that the test does not depend on how busy the machine is.
-    text, count = batching.subn("dynamic_batching { max_queue_delay_microseconds: 200000 }", config.read_text())
+    # Requests are made to wait for each other, so that the test does not depend on how busy the
+    # machine is.
+    text, count = batching.subn(
+        "dynamic_batching { max_queue_delay_microseconds: 200000 }", config.read_text()
+    )
     assert count == 1
     config.write_text(text)
     server = start_triton(tmp_path / "model")
@@ -161,10 +201,15 @@ def test_requests_that_wait_are_run_together(start_triton, repository, tmp_path)
         return stats["inference_count"], stats["execution_count"]
 
     client, body = Client(server.url, NAME), golden_request(repository)
-    expected = storage.read_json(str(repository / "golden" / "response.json"))["outputs"][0]["data"][0]
+    expected = storage.read_json(str(repository / "golden" / "response.json"))["outputs"][0][
+        "data"
+    ][0]
     jets, runs = executions()
     with concurrent.futures.ThreadPoolExecutor(16) as pool:
-        answers = [answer["outputs"][0]["data"][0] for answer in pool.map(lambda _: client.infer(body), range(160))]
+        answers = [
+            answer["outputs"][0]["data"][0]
+            for answer in pool.map(lambda _: client.infer(body), range(160))
+        ]
     jets, runs = executions()[0] - jets, executions()[1] - runs
     assert answers == pytest.approx([expected] * 160, abs=1e-6)
     assert jets == 160
@@ -177,45 +222,80 @@ def test_requests_of_any_size_are_each_answered_with_their_own_jets(server, repo
     rng = np.random.default_rng(0)
     sizes = [1, 200, 3, 33, 64, 7, 1000]  # more and fewer jets than the backend runs at once
     shapes = {"pf_features": (4, 20), "pf_mask": (1, 20), "jet_features": (3,)}
-    asked = [{name: rng.uniform(0.1, 2, (size, *shape)).astype(np.float32) for name, shape in shapes.items()} for size in sizes]
+    asked = [
+        {
+            name: rng.uniform(0.1, 2, (size, *shape)).astype(np.float32)
+            for name, shape in shapes.items()
+        }
+        for size in sizes
+    ]
     client = Client(server.url, NAME)
     with concurrent.futures.ThreadPoolExecutor(len(asked)) as pool:
         answers = list(pool.map(client.ask, asked * 3))
     for inputs, answer in zip(asked * 3, answers, strict=True):
-        np.testing.assert_allclose(answer["output"], runtime.run(None, inputs)[0], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(
+            answer["output"], runtime.run(None, inputs)[0], rtol=1e-5, atol=1e-6
+        )
 
 
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
-        ("dims: [4, 20]", "dims: [4, 19]", r"'pf_features': dims \[4, 19\].*the model has \[-1, 4, 20\]"),
+        (
+            "dims: [4, 20]",
+            "dims: [4, 19]",
+            r"'pf_features': dims \[4, 19\].*the model has \[-1, 4, 20\]",
+        ),
         ("TYPE_FP32", "TYPE_FP16", "'pf_features': TYPE_FP16 in the configuration"),
-        ('"pf_mask"', '"pf_maks"', "unexpected input 'pf_maks', the model has: pf_features, pf_mask, jet_features"),
+        (
+            '"pf_mask"',
+            '"pf_maks"',
+            "unexpected input 'pf_maks', the model has: pf_features, pf_mask, jet_features",
+        ),
         ('name: "small"', 'name: "smal"', "directory name must equal model name"),
         ("max_batch_size", "max_batch_sise", 'no field named "max_batch_sise"'),
     ],
     ids=["dim", "type", "input name", "model name", "field"],
 )
-def test_triton_refuses_a_config_that_does_not_fit(start_triton, repository, tmp_path, old, new, words):
+def test_triton_refuses_a_config_that_does_not_fit(
+    start_triton, repository, tmp_path, old, new, words
+):
     shutil.copytree(repository / "model", tmp_path / "model")
     config = tmp_path / "model" / NAME / "config.pbtxt"
     text = config.read_text()
     assert old in text
     config.write_text(text.replace(old, new))
-    with pytest.raises(ClusterError, match=f"(?s)triton ended with exit code 1 before model {NAME} was ready.*{words}"):
+    with pytest.raises(
+        ClusterError,
+        match=f"(?s)triton ended with exit code 1 before model {NAME} was ready.*{words}",
+    ):
         start_triton(tmp_path / "model")
 
 
 @pytest.mark.parametrize("level", [1, -1, 2])
-def test_each_graph_level_and_the_backends_parameters_are_obeyed(start_triton, repository, tmp_path, level):
+def test_each_graph_level_and_the_backends_parameters_are_obeyed(
+    start_triton, repository, tmp_path, level
+):
     from weaver.triton_config import triton_config
 
     shutil.copytree(repository / "model", tmp_path / "model")
     folder = tmp_path / "model" / NAME
-    text = triton_config(folder / "1" / "model.onnx", NAME, graph_level=level, parameters={"intra_op_thread_count": 1})
+    text = triton_config(
+        folder / "1" / "model.onnx",
+        NAME,
+        graph_level=level,
+        parameters={"intra_op_thread_count": 1},
+    )
     (folder / "config.pbtxt").write_text(text)
     server = start_triton(tmp_path / "model")
-    assert max(golden_check(server.url, NAME, str(repository / "golden"), 30)["max_difference"].values()) < 1e-6
+    assert (
+        max(
+            golden_check(server.url, NAME, str(repository / "golden"), 30)[
+                "max_difference"
+            ].values()
+        )
+        < 1e-6
+    )
 
 
 def test_stop_leaves_no_process_and_no_shared_memory(start_triton, repository):
@@ -250,11 +330,16 @@ def test_what_a_killed_server_left_is_ended(start_triton, repository):
 
 def test_outlives_the_process_that_started_it(triton_workdir, repository, tmp_path):
     code = (
-        "import sys; from serving import triton; print(triton.start(sys.argv[1], model_name=sys.argv[2], log=sys.argv[3] + '/server.log', "
-        "workdir=sys.argv[3], kind='triton').pid)"
+        "import sys; from serving import triton; print(triton.start(sys.argv[1],"
+        " model_name=sys.argv[2], log=sys.argv[3] + '/server.log', workdir=sys.argv[3],"
+        " kind='triton').pid)"
     )
     command = [sys.executable, "-c", code, str(repository / "model"), NAME, str(tmp_path)]
-    pid = int(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True).stdout)
+    pid = int(
+        subprocess.run(
+            command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True
+        ).stdout
+    )
     try:
         assert triton.is_running(pid)
         url = (tmp_path / "server.log").read_text().split()[6]
@@ -264,7 +349,9 @@ def test_outlives_the_process_that_started_it(triton_workdir, repository, tmp_pa
     assert group_of(pid) == []
 
 
-def test_a_port_lost_to_another_process_is_replaced_by_the_next(start_triton, repository, monkeypatch):
+def test_a_port_lost_to_another_process_is_replaced_by_the_next(
+    start_triton, repository, monkeypatch
+):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -275,7 +362,9 @@ def test_a_port_lost_to_another_process_is_replaced_by_the_next(start_triton, re
     assert Client(server.url, NAME).ready()
 
 
-def test_runs_from_a_wheel_that_cannot_be_written_to(start_triton, repository, tmp_path, monkeypatch):
+def test_runs_from_a_wheel_that_cannot_be_written_to(
+    start_triton, repository, tmp_path, monkeypatch
+):
     wheel = triton._find_triton()
     stub = tmp_path / wheel.stub.name
     shutil.copyfile(wheel.stub, stub)
@@ -285,22 +374,33 @@ def test_runs_from_a_wheel_that_cannot_be_written_to(start_triton, repository, t
     assert start_triton(repository / "model", workdir=tmp_path / "work").kind == "triton"
 
 
-# ------------------------------------------------------------------------------------------------- whichever server it is
+# ------------------------------------------------------------------------- whichever server it is
 
 
 @pytest.fixture
 def kserve(tmp_path):
-    return {"model_name": NAME, "log": tmp_path / "server.log", "workdir": tmp_path / "work", "kind": "kserve-server"}
+    return {
+        "model_name": NAME,
+        "log": tmp_path / "server.log",
+        "workdir": tmp_path / "work",
+        "kind": "kserve-server",
+    }
 
 
-def test_kserves_server_answers_where_triton_is_missing_and_says_so(repository, kserve, monkeypatch):
+def test_kserves_server_answers_where_triton_is_missing_and_says_so(
+    repository, kserve, monkeypatch
+):
     monkeypatch.setattr(triton, "_find_triton", lambda: None)
     lines: list[str] = []
-    server = triton.start(repository / "model", **{**kserve, "kind": "auto", "report": lines.append})
+    server = triton.start(
+        repository / "model", **{**kserve, "kind": "auto", "report": lines.append}
+    )
     try:
         assert server.kind == "kserve-server"
         assert "nvidia-pytriton is not installed" in server.reason
-        said = "serving with kserve's model server instead of Triton: nvidia-pytriton is not installed"
+        said = (
+            "serving with kserve's model server instead of Triton: nvidia-pytriton is not installed"
+        )
         assert said in lines[0]
         assert said in Path(server.log).read_text()
         assert golden_check(server.url, NAME, str(repository / "golden"), 30)["answer"]
@@ -312,17 +412,26 @@ def test_kserves_server_answers_where_triton_is_missing_and_says_so(repository, 
 def test_triton_with_a_missing_library_counts_as_unusable(triton_workdir, tmp_path, monkeypatch):
     wheel = triton._find_triton()
     broken = tmp_path / "tritonserver"
-    broken.write_text("#!/bin/sh\necho 'tritonserver: error while loading shared libraries: libdcgm.so: cannot open' >&2\nexit 127\n")
+    broken.write_text(
+        "#!/bin/sh\necho 'tritonserver: error while loading shared libraries: libdcgm.so: cannot"
+        " open' >&2\nexit 127\n"
+    )
     broken.chmod(0o755)
     monkeypatch.setattr(triton, "_find_triton", lambda: dataclasses.replace(wheel, server=broken))
-    assert triton.triton_unusable(tmp_path / "work") == "tritonserver: error while loading shared libraries: libdcgm.so: cannot open"
+    assert (
+        triton.triton_unusable(tmp_path / "work")
+        == "tritonserver: error while loading shared libraries: libdcgm.so: cannot open"
+    )
 
 
 def test_kserves_server_refuses_a_config_that_does_not_fit(repository, kserve, tmp_path):
     shutil.copytree(repository / "model", tmp_path / "model")
     config = tmp_path / "model" / NAME / "config.pbtxt"
     config.write_text(config.read_text().replace("dims: [4, 20]", "dims: [4, 19]"))
-    with pytest.raises(ClusterError, match=r"(?s)kserve-server ended with exit code 2.*input 'pf_features' has dims \[4, 19\]"):
+    with pytest.raises(
+        ClusterError,
+        match=r"(?s)kserve-server ended with exit code 2.*input 'pf_features' has dims \[4, 19\]",
+    ):
         triton.start(tmp_path / "model", **kserve)
 
 
@@ -331,19 +440,28 @@ def test_a_port_in_use_is_refused_where_it_was_asked_for(repository, kserve):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         with pytest.raises(ClusterError, match="in use by another process; give another one"):
-            triton.start(repository / "model", **{**kserve, "kind": "auto"}, http_port=taken.getsockname()[1])
+            triton.start(
+                repository / "model", **{**kserve, "kind": "auto"}, http_port=taken.getsockname()[1]
+            )
 
 
 def test_a_wait_ends_at_its_deadline_and_leaves_nothing(repository, kserve, monkeypatch):
     pids = []
     launch = triton._launch
-    monkeypatch.setattr(triton, "_launch", lambda *given: pids.append(process := launch(*given)) or process)
-    with pytest.raises(DeadlineError, match=r"(?s)model small was not ready within 0 s; last lines of .*server.log:\n.*starting"):
+    monkeypatch.setattr(
+        triton, "_launch", lambda *given: pids.append(process := launch(*given)) or process
+    )
+    with pytest.raises(
+        DeadlineError,
+        match=r"(?s)model small was not ready within 0 s; last lines of .*server.log:\n.*starting",
+    ):
         triton.start(repository / "model", **kserve, deadline=0.0)
     assert group_of(pids[0].pid) == []
 
 
-def test_a_model_that_is_not_in_the_repository_is_refused_before_anything_starts(repository, kserve):
+def test_a_model_that_is_not_in_the_repository_is_refused_before_anything_starts(
+    repository, kserve
+):
     with pytest.raises(InputError, match="unknown model 'smalll'; did you mean 'small'"):
         triton.start(repository / "model", **{**kserve, "model_name": "smalll"})
     assert not Path(kserve["log"]).exists()

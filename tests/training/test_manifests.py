@@ -1,4 +1,6 @@
-"""All manifests of a run: against the controllers' rules where the checker is at hand, and against the project's contracts."""
+"""All manifests of a run: against the controllers' rules where the checker is at hand, and against
+the project's contracts.
+"""
 
 import json
 import subprocess
@@ -25,19 +27,37 @@ CONFIGS = {
     "defaults": {},
     "gpu": {"num_gpus": 1, "s3_bucket": "s3://jec/runs", "s3_endpoint": "https://s3.example"},
     "several": {"num_replicas": 3, "num_gpus": 2, "namespace": "physics", "algorithm": "tpe"},
-    "particle net": {"network_config": "networks/particle_net_regressor_open.py", "data_config": "data/jec_particle_net_open.yaml"},
-    "everything": {
-        "num_gpus": 1, "early_stopping": "medianstop", "goal": "0.07", "ephemeral_storage": "20Gi", "gpu_resource": "nvidia.com/mig-1g.5gb",
-        "node_selector": "pool=gpu,kubernetes.io/arch=amd64", "tolerations": "nvidia.com/gpu=present:NoSchedule,spot:NoExecute,any",
-        "priority_class": "high", "nvidia_driver": "/opt/nvidia-driver", "eos": "/var/eos", "kerberos_secret": "krb-secret",
+    "particle net": {
+        "network_config": "networks/particle_net_regressor_open.py",
+        "data_config": "data/jec_particle_net_open.yaml",
     },
-    "grid": {"algorithm": "grid", "search_space": '[{"name": "fc-dim", "type": "discrete", "list": [50, 100]}]'},
-}  # fmt: skip
+    "everything": {
+        "num_gpus": 1,
+        "early_stopping": "medianstop",
+        "goal": "0.07",
+        "ephemeral_storage": "20Gi",
+        "gpu_resource": "nvidia.com/mig-1g.5gb",
+        "node_selector": "pool=gpu,kubernetes.io/arch=amd64",
+        "tolerations": "nvidia.com/gpu=present:NoSchedule,spot:NoExecute,any",
+        "priority_class": "high",
+        "nvidia_driver": "/opt/nvidia-driver",
+        "eos": "/var/eos",
+        "kerberos_secret": "krb-secret",
+    },
+    "grid": {
+        "algorithm": "grid",
+        "search_space": '[{"name": "fc-dim", "type": "discrete", "list": [50, 100]}]',
+    },
+}
 
 
 @pytest.fixture(params=CONFIGS, ids=lambda name: name.replace(" ", "-"))
 def run(request):
-    values = {"s3_bucket": "s3://jec/runs", "run_id": "pfn-regressor-open-0123abcd", **CONFIGS[request.param]}
+    values = {
+        "s3_bucket": "s3://jec/runs",
+        "run_id": "pfn-regressor-open-0123abcd",
+        **CONFIGS[request.param],
+    }
     return Run(config=RunConfig(**values))
 
 
@@ -47,7 +67,9 @@ def pods(manifest):
     return [replica["template"] for replica in spec["pytorchReplicaSpecs"].values()]
 
 
-@pytest.mark.skipif(not CHECKER.exists(), reason="the checker with the real CRDs is not beside the project")
+@pytest.mark.skipif(
+    not CHECKER.exists(), reason="the checker with the real CRDs is not beside the project"
+)
 def test_every_rendered_object_passes_the_real_crds_and_admission_rules(run, tmp_path):
     files = render(run.config, tmp_path)
     answer = subprocess.run([sys.executable, CHECKER, *files], capture_output=True, text=True)
@@ -60,7 +82,12 @@ def test_the_experiment_passes_katibs_rules(run):
 
 
 def test_objects_and_pods_carry_the_run_id_and_no_sidecar(run):
-    for manifest in (experiment(run), export_job(run, "t"), evaluate_job(run, "t"), inference_service(run)):
+    for manifest in (
+        experiment(run),
+        export_job(run, "t"),
+        evaluate_job(run, "t"),
+        inference_service(run),
+    ):
         assert manifest["metadata"]["labels"][RUN_LABEL] == run.id
     for manifest in (experiment(run), export_job(run, "t"), evaluate_job(run, "t")):
         for pod in pods(manifest):
@@ -92,17 +119,23 @@ def test_a_searched_flag_is_not_fixed_as_well():
     space = '[{"name": "batch-size", "type": "discrete", "list": [100, 500]}]'
     run = Run(config=RunConfig(s3_bucket="s3://b/r", run_id="a-00000000", search_space=space))
     args = pods(experiment(run))[0]["spec"]["containers"][0]["args"]
-    assert [a for a in args if a.startswith("--batch-size")] == ["--batch-size=${trialParameters.batchSize}"]
+    assert [a for a in args if a.startswith("--batch-size")] == [
+        "--batch-size=${trialParameters.batchSize}"
+    ]
 
 
 def test_secrets_are_references(run):
     for pod in pods(experiment(run)):
         for entry in pod["spec"]["containers"][0]["env"]:
-            assert ("SECRET" in entry["name"] or entry["name"] == "AWS_ACCESS_KEY_ID") == ("valueFrom" in entry)
+            assert ("SECRET" in entry["name"] or entry["name"] == "AWS_ACCESS_KEY_ID") == (
+                "valueFrom" in entry
+            )
 
 
 def test_several_gpus_a_node_use_torchrun():
-    run = Run(config=RunConfig(num_gpus=4, num_replicas=2, s3_bucket="s3://b/r", run_id="a-00000000"))
+    run = Run(
+        config=RunConfig(num_gpus=4, num_replicas=2, s3_bucket="s3://b/r", run_id="a-00000000")
+    )
     spec = experiment(run)["spec"]["trialTemplate"]["trialSpec"]["spec"]
     assert spec["nprocPerNode"] == "4"
     assert spec["pytorchReplicaSpecs"]["Worker"]["replicas"] == 1
@@ -119,7 +152,11 @@ def test_the_service_is_named_as_its_model_and_reads_this_runs_repository(run):
 
 def test_render_writes_yaml_that_reads_back(run, tmp_path):
     for path in render(run.config, tmp_path):
-        assert yaml.safe_load(path.read_text())["kind"] in ("Experiment", "PyTorchJob", "InferenceService")
+        assert yaml.safe_load(path.read_text())["kind"] in (
+            "Experiment",
+            "PyTorchJob",
+            "InferenceService",
+        )
 
 
 def run_with(**values):
@@ -132,7 +169,12 @@ def test_what_a_cluster_asks_of_its_pods_is_on_all_of_them():
         spec = pods(manifest)[0]["spec"]
         assert spec["nodeSelector"] == {"pool": "gpu", "kubernetes.io/arch": "amd64"}
         assert spec["tolerations"] == [
-            {"key": "nvidia.com/gpu", "operator": "Equal", "value": "present", "effect": "NoSchedule"},
+            {
+                "key": "nvidia.com/gpu",
+                "operator": "Equal",
+                "value": "present",
+                "effect": "NoSchedule",
+            },
             {"key": "spot", "operator": "Exists", "effect": "NoExecute"},
             {"key": "any", "operator": "Exists"},
         ]
@@ -140,13 +182,26 @@ def test_what_a_cluster_asks_of_its_pods_is_on_all_of_them():
         volumes = {volume["name"]: volume for volume in spec["volumes"]}
         assert volumes["eos"]["hostPath"]["path"] == "/var/eos"
         assert volumes["kerberos-secret"]["secret"]["secretName"] == "krb-secret"
-        mounts = {mount["name"]: mount["mountPath"] for mount in spec["containers"][0]["volumeMounts"]}
+        mounts = {
+            mount["name"]: mount["mountPath"] for mount in spec["containers"][0]["volumeMounts"]
+        }
         assert mounts["eos"] == "/eos"
-        ticket = next(entry["value"] for entry in spec["containers"][0]["env"] if entry["name"] == "KRB5CCNAME")
+        ticket = next(
+            entry["value"]
+            for entry in spec["containers"][0]["env"]
+            if entry["name"] == "KRB5CCNAME"
+        )
         assert ticket.startswith(f"FILE:{mounts['kerberos-ticket']}/")
         assert spec["containers"][0]["resources"]["limits"]["ephemeral-storage"] == "20Gi"
-        assert ("nvidia-driver" in volumes) == ("trialTemplate" in manifest["spec"]), "only where there are GPUs"
-    assert pods(experiment(run))[0]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/mig-1g.5gb"] == "1"
+        assert ("nvidia-driver" in volumes) == ("trialTemplate" in manifest["spec"]), (
+            "only where there are GPUs"
+        )
+    assert (
+        pods(experiment(run))[0]["spec"]["containers"][0]["resources"]["limits"][
+            "nvidia.com/mig-1g.5gb"
+        ]
+        == "1"
+    )
 
 
 def test_a_pod_that_asks_for_nothing_special_has_none_of_it():
@@ -157,13 +212,20 @@ def test_a_pod_that_asks_for_nothing_special_has_none_of_it():
 
 @pytest.mark.parametrize(
     ("values", "start"),
-    [({}, 10), ({"num_epochs": 5}, 2), ({"early_stopping_start_step": "7"}, 7),
-     ({"search_space": '[{"name": "num-epochs", "type": "int", "min": 15, "max": 60}]'}, 3)],
-)  # fmt: skip
+    [
+        ({}, 10),
+        ({"num_epochs": 5}, 2),
+        ({"early_stopping_start_step": "7"}, 7),
+        ({"search_space": '[{"name": "num-epochs", "type": "int", "min": 15, "max": 60}]'}, 3),
+    ],
+)
 def test_early_stopping_looks_at_a_trial_after_a_fifth_of_its_epochs(values, start):
     spec = experiment(run_with(early_stopping="medianstop", **values))["spec"]["earlyStopping"]
     assert spec["algorithmName"] == "medianstop"
-    assert {one["name"]: one["value"] for one in spec["algorithmSettings"]} == {"min_trials_required": "3", "start_step": str(start)}
+    assert {one["name"]: one["value"] for one in spec["algorithmSettings"]} == {
+        "min_trials_required": "3",
+        "start_step": str(start),
+    }
 
 
 def test_early_stopping_that_no_trial_lives_to_see_is_refused():
@@ -173,7 +235,11 @@ def test_early_stopping_that_no_trial_lives_to_see_is_refused():
 
 def test_a_grid_has_no_more_trials_than_points():
     spec = experiment(run_with(**CONFIGS["grid"]))["spec"]
-    assert (spec["maxTrialCount"], spec["parallelTrialCount"], spec["maxFailedTrialCount"]) == (2, 2, 2)
+    assert (spec["maxTrialCount"], spec["parallelTrialCount"], spec["maxFailedTrialCount"]) == (
+        2,
+        2,
+        2,
+    )
 
 
 def test_an_experiment_that_follows_another_has_a_name_and_a_seed_of_its_own():

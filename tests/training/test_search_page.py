@@ -12,23 +12,52 @@ from training.search_page import as_csv, markdown, search_page
 
 
 def trial(number, loss, status="Succeeded", reason="", **parameters):
-    metrics = {} if loss is None else {"AvgLoss": {"min": loss, "max": loss + 0.1, "latest": loss + 0.01}}
+    metrics = (
+        {} if loss is None else {"AvgLoss": {"min": loss, "max": loss + 0.1, "latest": loss + 0.01}}
+    )
     return {
-        "name": f"run-{number:03d}", "status": status, "parameters": parameters, "metrics": metrics, "reason": reason,
-        "started": "2026-01-01T00:00:00+00:00", "finished": "2026-01-01T00:03:00+00:00",
-    }  # fmt: skip
+        "name": f"run-{number:03d}",
+        "status": status,
+        "parameters": parameters,
+        "metrics": metrics,
+        "reason": reason,
+        "started": "2026-01-01T00:00:00+00:00",
+        "finished": "2026-01-01T00:03:00+00:00",
+    }
 
 
 @pytest.fixture
 def record():
     """Ten trials whose loss follows start-lr; one stopped early, one failed."""
     rates = np.geomspace(1e-4, 1e-2, 10)
-    trials = [trial(i, 0.1 - 0.002 * i, **{"start-lr": f"{rate:.4g}", "k": str(8 * (1 + i % 2))}) for i, rate in enumerate(rates)]
-    trials[2] = {**trials[2], "status": "EarlyStopped", "reason": "worse than AvgLoss 0.09 after 2 epochs"}
-    trials.append(trial(10, None, "Failed", "exit code 1: <b>nan</b> | in epoch 2", **{"start-lr": "0.01", "k": "8"}))
+    trials = [
+        trial(i, 0.1 - 0.002 * i, **{"start-lr": f"{rate:.4g}", "k": str(8 * (1 + i % 2))})
+        for i, rate in enumerate(rates)
+    ]
+    trials[2] = {
+        **trials[2],
+        "status": "EarlyStopped",
+        "reason": "worse than AvgLoss 0.09 after 2 epochs",
+    }
+    trials.append(
+        trial(
+            10,
+            None,
+            "Failed",
+            "exit code 1: <b>nan</b> | in epoch 2",
+            **{"start-lr": "0.01", "k": "8"},
+        )
+    )
     objective = {"name": "AvgLoss", "type": "minimize"}
-    return {"experiment": "run", "objective": objective, "algorithm": "tpe", "seed": 1, "early_stopping": "medianstop",
-            "optimal": "run-009", "trials": trials}  # fmt: skip
+    return {
+        "experiment": "run",
+        "objective": objective,
+        "algorithm": "tpe",
+        "seed": 1,
+        "early_stopping": "medianstop",
+        "optimal": "run-009",
+        "trials": trials,
+    }
 
 
 class Page(html.parser.HTMLParser):
@@ -82,7 +111,9 @@ def test_the_table_has_the_best_first_and_no_cell_breaks_it(record):
 
 def test_the_csv_keeps_the_order_in_which_trials_were_made(record):
     lines = as_csv(record).splitlines()
-    assert lines[0] == "trial,status,AvgLoss (min),AvgLoss (latest),start-lr,k,started,finished,reason"
+    assert (
+        lines[0] == "trial,status,AvgLoss (min),AvgLoss (latest),start-lr,k,started,finished,reason"
+    )
     assert [line.split(",")[0] for line in lines[1:]] == [one["name"] for one in record["trials"]]
 
 
@@ -91,7 +122,12 @@ def test_importance_tells_what_mattered_from_what_did_not():
     rate, noise = generator.uniform(size=40), generator.uniform(size=40)
     losses = (rate - 0.3) ** 2 + 0.01 * generator.normal(size=40)
     kinds = np.where(generator.uniform(size=40) < 0.5, "adam", "ranger")
-    columns = {"noise": [str(v) for v in noise], "rate": [str(v) for v in rate], "kind": list(kinds), "fixed": ["1"] * 40}
+    columns = {
+        "noise": [str(v) for v in noise],
+        "rate": [str(v) for v in rate],
+        "kind": list(kinds),
+        "fixed": ["1"] * 40,
+    }
     found = {one.name: one for one in importances(columns, list(losses))}
     assert next(iter(found)) == "rate"
     assert set(found) == {"noise", "rate", "kind"}, "what does not vary has no importance"

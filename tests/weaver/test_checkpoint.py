@@ -15,8 +15,22 @@ CONFIGURATION = {"start_lr": 1e-3, "network_option": {"fc_dim": 100, "sizes": (1
 
 def stored(folder: TrialFolder) -> dict:
     optimizer = torch.optim.Adam([torch.nn.Parameter(torch.ones(2))])
-    state = {"model": {"w": torch.arange(3.0)}, "optimizer": optimizer.state_dict(), "configuration": CONFIGURATION}
-    folder.save(state, Progressed(epoch=2, batch=5, loss_sum=0.5, best_epoch=1, best_metric=0.25, history=[{"epoch": 0}, {"epoch": 1}]))
+    state = {
+        "model": {"w": torch.arange(3.0)},
+        "optimizer": optimizer.state_dict(),
+        "configuration": CONFIGURATION,
+    }
+    folder.save(
+        state,
+        Progressed(
+            epoch=2,
+            batch=5,
+            loss_sum=0.5,
+            best_epoch=1,
+            best_metric=0.25,
+            history=[{"epoch": 0}, {"epoch": 1}],
+        ),
+    )
     return state
 
 
@@ -24,15 +38,27 @@ def test_state_and_progress_come_back(tmp_path):
     folder = TrialFolder(str(tmp_path))
     assert folder.load(CONFIGURATION) is None
     stored(folder)
-    state, progressed = folder.load(json.loads(json.dumps(CONFIGURATION)))  # tuples that became lists are equal
+    # tuples that became lists are equal
+    state, progressed = folder.load(json.loads(json.dumps(CONFIGURATION)))
     assert torch.equal(state["model"]["w"], torch.arange(3.0))
-    assert (progressed.epoch, progressed.batch, progressed.best_metric, len(progressed.history)) == (2, 5, 0.25, 2)
+    assert (
+        progressed.epoch,
+        progressed.batch,
+        progressed.best_metric,
+        len(progressed.history),
+    ) == (2, 5, 0.25, 2)
 
 
 def test_a_checkpoint_with_other_settings_is_refused(tmp_path):
     folder = TrialFolder(str(tmp_path))
     stored(folder)
-    with pytest.raises(InputError, match=r"other settings \(start_lr 0.001, now 0.01; seed 1, now 2\); give another --model-prefix"):
+    with pytest.raises(
+        InputError,
+        match=(
+            r"other settings \(start_lr 0.001, now 0.01; seed 1, now 2\); give another"
+            r" --model-prefix"
+        ),
+    ):
         folder.load({**CONFIGURATION, "start_lr": 0.01, "seed": 2})
 
 
@@ -70,7 +96,13 @@ def test_a_failed_trial_says_why(tmp_path):
 
 def test_results_follow_from_the_progress(tmp_path):
     record = {"epoch": 0, "time": "2026-01-01T00:00:00.000Z", "metrics": {"AvgLoss": 0.25}}
-    TrialFolder(str(tmp_path)).write_results(Progressed(best_epoch=0, best_metric=0.25, history=[record]), {"seed": 7})
-    assert json.loads((tmp_path / "options.json").read_text()) == {"seed": 7, "best_epoch": 0, "best_metric": 0.25}
+    TrialFolder(str(tmp_path)).write_results(
+        Progressed(best_epoch=0, best_metric=0.25, history=[record]), {"seed": 7}
+    )
+    assert json.loads((tmp_path / "options.json").read_text()) == {
+        "seed": 7,
+        "best_epoch": 0,
+        "best_metric": 0.25,
+    }
     assert json.loads((tmp_path / "history.json").read_text()) == [record]
     assert (tmp_path / "metrics.log").read_text() == "2026-01-01T00:00:00.000Z AvgLoss=0.25\n"

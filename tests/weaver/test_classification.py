@@ -1,4 +1,6 @@
-"""Classification with a config and a network file written as those published for weaver-core are: train, predict, export, fine-tune."""
+"""Classification with a config and a network file written as those published for weaver-core are:
+train, predict, export, fine-tune.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,10 @@ new_variables:
 preprocess: {method: manual}
 inputs:
     pf_points: {length: 40, pad_mode: wrap, vars: [[PF_dEta, null], [PF_dPhi, null]]}
-    pf_features: {length: 40, pad_mode: wrap, vars: [[pf_logpt, 1.0, 0.5], [pf_jet, 3.7, 2.0], [PF_dR, 0.2, 4.0]]}
+    pf_features:
+        length: 40
+        pad_mode: wrap
+        vars: [[pf_logpt, 1.0, 0.5], [pf_jet, 3.7, 2.0], [PF_dR, 0.2, 4.0]]
     pf_vectors: {length: 40, pad_mode: wrap, vars: [[PF_pT, null], [PF_dEta, null]]}
     pf_mask: {length: 40, pad_mode: constant, vars: [[pf_one, null]]}
 labels: {type: simple, value: [label_soft, label_hard]}
@@ -61,7 +66,10 @@ def get_model(data_config, **kwargs):
         'input_names': list(data_config.input_names),
         'input_shapes': {k: ((1,) + s[1:]) for k, s in data_config.input_shapes.items()},
         'output_names': ['softmax'],
-        'dynamic_axes': {**{k: {0: 'N', 2: 'n_' + k.split('_')[0]} for k in data_config.input_names}, **{'softmax': {0: 'N'}}},
+        'dynamic_axes': {
+            **{k: {0: 'N', 2: 'n_' + k.split('_')[0]} for k in data_config.input_names},
+            **{'softmax': {0: 'N'}},
+        },
     }
     return model, model_info
 """
@@ -89,13 +97,25 @@ def place(tmp_path_factory, jet_files) -> Path:
             "--predict-output",
             f"{folder}/out/pred.root",
         ]
-        words += ["--num-epochs=6", "--batch-size=50", "--start-lr=0.01", "--optimizer=adam", "--ema-decay=0.9", "--fetch-step=0.1"]
+        words += [
+            "--num-epochs=6",
+            "--batch-size=50",
+            "--start-lr=0.01",
+            "--optimizer=adam",
+            "--ema-decay=0.9",
+            "--fetch-step=0.1",
+        ]
         assert main([*given(folder), *words, "--tensorboard-log-dir=none"]) == 0
     return folder
 
 
 def given(folder: Path, model: str = "trial/") -> list[str]:
-    return [f"--data-config={folder}/data.yaml", f"--network-config={folder}/network.py", f"--model-prefix={folder}/{model}", "--gpus="]
+    return [
+        f"--data-config={folder}/data.yaml",
+        f"--network-config={folder}/network.py",
+        f"--model-prefix={folder}/{model}",
+        "--gpus=",
+    ]
 
 
 def test_it_learns(place):
@@ -108,15 +128,30 @@ def test_it_learns(place):
 def test_predictions_have_the_columns_of_weaver_core(place, jet_files):
     assert {path.name for path in (place / "out").iterdir()} == {"pred_one.root", "pred_two_0.root"}
     found = uproot.open(place / "out" / "pred_one.root")["Events"].arrays(library="np")
-    assert set(found) == {"label_soft", "label_hard", "score_label_soft", "score_label_hard", "_label_", "jetPt", "jetEta"}
+    assert set(found) == {
+        "label_soft",
+        "label_hard",
+        "score_label_soft",
+        "score_label_hard",
+        "_label_",
+        "jetPt",
+        "jetEta",
+    }
     np.testing.assert_array_equal(found["label_hard"], found["jetPt"] >= 40)
     np.testing.assert_allclose(found["score_label_soft"] + found["score_label_hard"], 1, rtol=1e-5)
     assert auc(found["label_hard"], found["score_label_hard"]) > 0.85
 
-    words = ["--predict", f"--data-test={jet_files}/test/*.root", f"--predict-output={place}/all.parquet", "--batch-size-test=64"]
+    words = [
+        "--predict",
+        f"--data-test={jet_files}/test/*.root",
+        f"--predict-output={place}/all.parquet",
+        "--batch-size-test=64",
+    ]
     assert main([*given(place), *words]) == 0
     other = ak.from_parquet(place / "all.parquet")
-    np.testing.assert_allclose(np.asarray(other["scores"])[:, 1], found["score_label_hard"], atol=1e-6)
+    np.testing.assert_allclose(
+        np.asarray(other["scores"])[:, 1], found["score_label_hard"], atol=1e-6
+    )
     assert set(other.fields) == {"scores", "_label_", "jetPt", "jetEta"}
 
 
@@ -129,34 +164,64 @@ def test_the_exported_network_answers_with_scores(place, jet_files, capsys):
     assert main([*given(place), *words]) == 0
     assert "largest difference from PyTorch" in capsys.readouterr().err
     session = onnxruntime.InferenceSession(place / "onnx" / "model.onnx")
-    shapes = {"pf_points": 2, "pf_features": 3, "pf_mask": 1}  # pf_vectors is an input that the network ignores
-    scores = session.run(None, {name: np.ones((5, dim, 40), np.float32) for name, dim in shapes.items()})[0]
+    # pf_vectors is an input that the network ignores
+    shapes = {"pf_points": 2, "pf_features": 3, "pf_mask": 1}
+    scores = session.run(
+        None, {name: np.ones((5, dim, 40), np.float32) for name, dim in shapes.items()}
+    )[0]
     np.testing.assert_allclose(scores.sum(axis=1), 1, rtol=1e-5)
     described = json.loads((place / "onnx" / "preprocess.json").read_text())
     assert described["output_names"] == ["label_soft", "label_hard"]
     assert described["pf_features"]["var_length"] == 40
     assert described["pf_features"]["var_infos"]["pf_logpt"] == {
-        **{"median": 1.0, "norm_factor": 0.5, "replace_inf_value": 0, "lower_bound": -5, "upper_bound": 5, "pad": 0}
+        **{
+            "median": 1.0,
+            "norm_factor": 0.5,
+            "replace_inf_value": 0,
+            "lower_bound": -5,
+            "upper_bound": 5,
+            "pad": 0,
+        }
     }
     assert 'name: "tagger"' in (place / "tagger" / "config.pbtxt").read_text()
-    assert {path.name for path in (place / "repository" / "tagger").rglob("*")} == {"1", "model.onnx", "config.pbtxt"}
+    assert {path.name for path in (place / "repository" / "tagger").rglob("*")} == {
+        "1",
+        "model.onnx",
+        "config.pbtxt",
+    }
 
 
 def test_weights_start_another_training_and_frozen_ones_stay(place, jet_files, monkeypatch, capsys):
     monkeypatch.setenv("JEC_CACHE", str(place / "cache"))
     state = torch.load(place / "trial" / "best.pt", weights_only=True)["model"]
-    torch.save(state, place / "theirs_best_epoch_state.pt")  # nothing but a state_dict, as weaver-core writes it
-    words = [f"--data-train={jet_files}/train/*.root", f"--data-val={jet_files}/val/*.root", "--num-epochs=1", "--tensorboard-log-dir=none"]
-    words += [f"--load-model-weights={place}/theirs_best_epoch_state.pt", "--exclude-model-weights=mod.fc.1", "--steps-per-epoch=3"]
-    words += ["--freeze-model-weights=mod.edge_convs.*convs", "--optimizer-option=lr_mult:('mod.fc.*',10),weight_decay:0.01"]
+    # nothing but a state_dict, as weaver-core writes it
+    torch.save(state, place / "theirs_best_epoch_state.pt")
+    words = [
+        f"--data-train={jet_files}/train/*.root",
+        f"--data-val={jet_files}/val/*.root",
+        "--num-epochs=1",
+        "--tensorboard-log-dir=none",
+    ]
+    words += [
+        f"--load-model-weights={place}/theirs_best_epoch_state.pt",
+        "--exclude-model-weights=mod.fc.1",
+        "--steps-per-epoch=3",
+    ]
+    words += [
+        "--freeze-model-weights=mod.edge_convs.*convs",
+        "--optimizer-option=lr_mult:('mod.fc.*',10),weight_decay:0.01",
+    ]
     assert main([*given(place, "tuned/"), *words]) == 0
     assert "random: mod.fc.1.weight, mod.fc.1.bias" in capsys.readouterr().err
     tuned = torch.load(place / "tuned" / "best.pt", weights_only=True)["model"]
-    equal = {name for name in state if name.endswith("weight") and torch.equal(state[name], tuned[name])}
+    equal = {
+        name for name in state if name.endswith("weight") and torch.equal(state[name], tuned[name])
+    }
     assert equal == {name for name in state if ".convs." in name}
     assert main([*given(place, "other/"), *words, "--network-option=conv_params:[(4,(8,))]"]) == 2
     assert (
-        "weight 'mod.edge_convs.0.convs.0.weight' has the shape (16, 6, 1, 1) there, (8, 6, 1, 1) in the network" in capsys.readouterr().err
+        "weight 'mod.edge_convs.0.convs.0.weight' has the shape (16, 6, 1, 1) there, (8, 6, 1, 1)"
+        " in the network" in capsys.readouterr().err
     )
 
 

@@ -14,7 +14,8 @@ from common.errors import ClusterError, InputError
 from tests.weaver.trials import command, finish, history, start, wait_for, weights
 from weaver.distributed import World, ranks, select_device
 
-# 539 jets in batches of 100: the last one holds 39, so that one rank gets 20 of them, and the other 19 and one that fills up.
+# 539 jets in batches of 100: the last one holds 39, so that one rank gets 20 of them, and the other
+# 19 and one that fills up.
 WORDS = {"num_epochs": 2, "batch_size": 100, "lr_scheduler": "none", "optimizer": "adam"}
 
 
@@ -27,11 +28,16 @@ def start_ranks(words: list[str], size: int = 2) -> list:
 
 
 def test_two_ranks_follow_one_rank_with_the_same_global_batch(prepared, tmp_path):
-    processes = [start(command(prepared, tmp_path / "one", **WORDS)), *start_ranks(command(prepared, tmp_path / "two", **WORDS))]
+    processes = [
+        start(command(prepared, tmp_path / "one", **WORDS)),
+        *start_ranks(command(prepared, tmp_path / "two", **WORDS)),
+    ]
     said = [finish(process) for process in processes]
     assert [process.returncode for process in processes] == [0, 0, 0], said
     for name in ("train_loss", "val_loss"):
-        losses = [[record[name] for record in history(tmp_path / folder)] for folder in ("one", "two")]
+        losses = [
+            [record[name] for record in history(tmp_path / folder)] for folder in ("one", "two")
+        ]
         np.testing.assert_allclose(*losses, rtol=1e-5)
     one, two = (weights(tmp_path / folder) for folder in ("one", "two"))
     for name, tensor in one.items():
@@ -61,7 +67,10 @@ def test_one_rank_told_to_stop_stops_all_after_the_same_step(prepared, tmp_path)
     said = [finish(process) for process in (first, second)]
     assert [first.returncode, second.returncode] == [143, 143], said
     state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["progressed"]
-    assert f"told to stop in epoch {state['epoch'] + 1}/1000 after {state['batch']} of 6 steps" in said[0]
+    assert (
+        f"told to stop in epoch {state['epoch'] + 1}/1000 after {state['batch']} of 6 steps"
+        in said[0]
+    )
 
 
 def test_a_batch_that_ranks_cannot_share_is_refused():
@@ -80,10 +89,16 @@ def test_an_incomplete_environment_is_named(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
     monkeypatch.delenv("MASTER_ADDR", raising=False)
-    with pytest.raises(InputError, match="WORLD_SIZE is 2, but MASTER_ADDR"), ranks(torch.device("cpu"), "gloo"):
+    with (
+        pytest.raises(InputError, match="WORLD_SIZE is 2, but MASTER_ADDR"),
+        ranks(torch.device("cpu"), "gloo"),
+    ):
         pass
     monkeypatch.setenv("WORLD_SIZE", "two")
-    with pytest.raises(InputError, match="WORLD_SIZE must be a whole number, not 'two'"), ranks(torch.device("cpu"), "gloo"):
+    with (
+        pytest.raises(InputError, match="WORLD_SIZE must be a whole number, not 'two'"),
+        ranks(torch.device("cpu"), "gloo"),
+    ):
         pass
 
 
@@ -91,9 +106,17 @@ def test_ranks_that_never_come_are_not_waited_for_for_ever(monkeypatch):
     from datetime import timedelta
 
     monkeypatch.setattr("weaver.distributed.START_TIMEOUT", timedelta(seconds=1))
-    for name, value in {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}.items():
+    for name, value in {
+        "WORLD_SIZE": "2",
+        "RANK": "0",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "0",
+    }.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(ClusterError, match="rank 0 of 2 could not meet the others at 127"), ranks(torch.device("cpu"), "gloo"):
+    with (
+        pytest.raises(ClusterError, match="rank 0 of 2 could not meet the others at 127"),
+        ranks(torch.device("cpu"), "gloo"),
+    ):
         pass
 
 

@@ -1,4 +1,6 @@
-"""Expressions mean what Python, numpy and awkward mean by them, and nothing outside the vocabulary gets through."""
+"""Expressions mean what Python, numpy and awkward mean by them, and nothing outside the vocabulary
+gets through.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import InputError
-from weaver.expressions import COMPONENTS, FUNCTIONS, HELPERS, METHODS, VECTOR_METHODS, VOCABULARY, Expression, random_numbers
+from weaver.expressions import (
+    COMPONENTS,
+    FUNCTIONS,
+    HELPERS,
+    METHODS,
+    VECTOR_METHODS,
+    VOCABULARY,
+    Expression,
+    random_numbers,
+)
 
 PLACE = "jec.yaml:new_variables:x"
 COLUMNS = {
@@ -50,16 +61,24 @@ COLUMNS = {
 def test_values_and_types_are_those_of_python(text):
     ours = Expression(text).evaluate(COLUMNS)
     with np.errstate(all="ignore"):
-        theirs = eval(text, {"np": np, "numpy": np, "ak": ak, "awkward": ak, "math": math}, dict(COLUMNS))
+        theirs = eval(
+            text, {"np": np, "numpy": np, "ak": ak, "awkward": ak, "math": math}, dict(COLUMNS)
+        )
     assert ak.type(ours) == ak.type(theirs)
     assert ak.array_equal(ours, theirs, equal_nan=True)
 
 
-NUMBERS = st.one_of(st.integers(-50, 50).map(str), st.floats(-50, 50, allow_nan=False).map(repr), st.sampled_from(["a", "b", "c"]))
+NUMBERS = st.one_of(
+    st.integers(-50, 50).map(str),
+    st.floats(-50, 50, allow_nan=False).map(repr),
+    st.sampled_from(["a", "b", "c"]),
+)
 FORMULAS = st.recursive(
     NUMBERS,
     lambda inner: st.one_of(
-        st.tuples(inner, st.sampled_from(["+", "-", "*", "/", "<", ">=", "=="]), inner).map(lambda t: f"({t[0]} {t[1]} {t[2]})"),
+        st.tuples(inner, st.sampled_from(["+", "-", "*", "/", "<", ">=", "=="]), inner).map(
+            lambda t: f"({t[0]} {t[1]} {t[2]})"
+        ),
         inner.map(lambda text: f"(-{text})"),
         inner.map(lambda text: f"np.arctan({text})"),
     ),
@@ -85,7 +104,11 @@ def test_names_are_the_columns_that_are_needed_once_each():
 
 
 def test_layout_does_not_change_the_canonical_form():
-    assert Expression("( a+ b )*2").canonical() == Expression("(a + b) * 2").canonical() != Expression("a + b * 2").canonical()
+    assert (
+        Expression("( a+ b )*2").canonical()
+        == Expression("(a + b) * 2").canonical()
+        != Expression("a + b * 2").canonical()
+    )
 
 
 @pytest.mark.parametrize(
@@ -96,7 +119,10 @@ def test_layout_does_not_change_the_canonical_form():
         "builtin": ("open('x')", "unknown function or constant 'open'"),
         "eval": ("eval('1')", "unknown function or constant 'eval'"),
         "file": ("np.load('x')", "unknown function or constant 'np.load'"),
-        "file of awkward": ("ak.from_parquet('x')", "unknown function or constant 'ak.from_parquet'"),
+        "file of awkward": (
+            "ak.from_parquet('x')",
+            "unknown function or constant 'ak.from_parquet'",
+        ),
         "random": ("np.random.rand(3)", "rand"),
         "nearest of numpy": ("np.lgo(pt)", "'np.log'"),
         "nearest by bare name": ("abs(pt)", "'np.abs'"),
@@ -166,15 +192,42 @@ def test_the_vocabulary_exists():
 
 
 def test_helpers_of_weaver():
-    assert Expression("_clip(pt, 1.5, 10)").evaluate(COLUMNS).to_list() == [[1.5, 10, 3.5], [], [1.5, 7]]
-    assert Expression("_batch_gather(pt, _batch_argsort(pt))").evaluate(COLUMNS).to_list() == [[1, 3.5, 20], [], [0, 7]]
-    assert Expression("_concat([jet_pt, jet_pt])").evaluate(COLUMNS).to_list() == [30, 40, 50, 30, 40, 50]
-    assert Expression("_stack([jet_pt, jet_pt])").evaluate({"jet_pt": np.arange(3)}).tolist() == [[0, 0], [1, 1], [2, 2]]
-    assert Expression("_stack([jet_pt, jet_pt], 1)").evaluate(COLUMNS).to_list() == [[30, 30], [40, 40], [50, 50]]
+    assert Expression("_clip(pt, 1.5, 10)").evaluate(COLUMNS).to_list() == [
+        [1.5, 10, 3.5],
+        [],
+        [1.5, 7],
+    ]
+    assert Expression("_batch_gather(pt, _batch_argsort(pt))").evaluate(COLUMNS).to_list() == [
+        [1, 3.5, 20],
+        [],
+        [0, 7],
+    ]
+    assert Expression("_concat([jet_pt, jet_pt])").evaluate(COLUMNS).to_list() == [
+        30,
+        40,
+        50,
+        30,
+        40,
+        50,
+    ]
+    assert Expression("_stack([jet_pt, jet_pt])").evaluate({"jet_pt": np.arange(3)}).tolist() == [
+        [0, 0],
+        [1, 1],
+        [2, 2],
+    ]
+    assert Expression("_stack([jet_pt, jet_pt], 1)").evaluate(COLUMNS).to_list() == [
+        [30, 30],
+        [40, 40],
+        [50, 50],
+    ]
 
 
 def test_four_momenta():
-    columns = {"pt": ak.Array([[3.0, 0.0], []]), "zero": ak.Array([[0.0, 0.0], []]), "m": ak.Array([[4.0, 2.0], []])}
+    columns = {
+        "pt": ak.Array([[3.0, 0.0], []]),
+        "zero": ak.Array([[0.0, 0.0], []]),
+        "m": ak.Array([[4.0, 2.0], []]),
+    }
     columns["p4"] = Expression("_p4_from_ptetaphim(pt, zero, zero, m)").evaluate(columns)
     assert Expression("p4.energy + p4.px").evaluate(columns).to_list() == [[8, 2], []]
     assert Expression("(p4 + p4).mass").evaluate(columns).to_list() == [[8, 4], []]
@@ -193,7 +246,9 @@ def test_random_helpers_repeat_by_seed():
     made = []
     for seed in (1, 1, 2):
         with random_numbers(seed):
-            made.append((shuffled.evaluate(columns).to_list(), dropping.evaluate(columns).to_list()))
+            made.append(
+                (shuffled.evaluate(columns).to_list(), dropping.evaluate(columns).to_list())
+            )
     assert made[0] == made[1] != made[2]
     assert [sorted(jet) for jet in made[0][0]] == columns["pt"].to_list()
     assert made[0][0] != columns["pt"].to_list()
@@ -204,8 +259,18 @@ def test_random_helpers_repeat_by_seed():
 
 
 def test_every_function_there_is_has_a_name_in_the_table():
-    assert {"numpy.log", "awkward.num", "math.exp", "_clip", "len", ".argmax", ".deltaR"} <= FUNCTIONS
-    assert len(FUNCTIONS) == sum(map(len, VOCABULARY.values())) + len(METHODS | VECTOR_METHODS | COMPONENTS) + 1 + len(HELPERS)
+    assert {
+        "numpy.log",
+        "awkward.num",
+        "math.exp",
+        "_clip",
+        "len",
+        ".argmax",
+        ".deltaR",
+    } <= FUNCTIONS
+    assert len(FUNCTIONS) == sum(map(len, VOCABULARY.values())) + len(
+        METHODS | VECTOR_METHODS | COMPONENTS
+    ) + 1 + len(HELPERS)
 
 
 def test_it_travels_between_processes():

@@ -1,4 +1,6 @@
-"""Batches: each jet once, the same again for a seed, shared out to ranks, and no thread left behind."""
+"""Batches: each jet once, the same again for a seed, shared out to ranks, and no thread left
+behind.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,12 @@ from weaver.loader import Loader
 from weaver.prepare import prepare
 
 LONE_GROUP = {
-    "inputs": {"pf_features": {"length": 100, "vars": ["PF_logPt", "PF_logRelPt", "PF_dEta", "PF_dPhi", "PF_dTheta", "PF_dR"]}},
+    "inputs": {
+        "pf_features": {
+            "length": 100,
+            "vars": ["PF_logPt", "PF_logRelPt", "PF_dEta", "PF_dPhi", "PF_dTheta", "PF_dR"],
+        }
+    },
     "observers": None,
 }
 
@@ -55,13 +62,18 @@ def test_the_order_depends_on_seed_and_epoch_alone(jets):
 
 def test_an_epoch_can_be_resumed_in_the_middle(jets):
     loader = Loader(jets, 50, shuffle=True, seed=1)
-    assert np.array_equal(targets(loader.epoch(2, start_batch=4)), targets(list(loader.epoch(2))[4:]))
+    assert np.array_equal(
+        targets(loader.epoch(2, start_batch=4)), targets(list(loader.epoch(2))[4:])
+    )
     assert list(loader.epoch(2, start_batch=len(loader))) == []
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 7])
 def test_ranks_share_the_batches_of_one_rank_with_the_larger_batch(jets, world_size):
-    ranks = [list(Loader(jets, 10, shuffle=True, seed=5, rank=rank, world_size=world_size).epoch(1)) for rank in range(world_size)]
+    ranks = [
+        list(Loader(jets, 10, shuffle=True, seed=5, rank=rank, world_size=world_size).epoch(1))
+        for rank in range(world_size)
+    ]
     whole = list(Loader(jets, 10 * world_size, shuffle=True, seed=5).epoch(1))
     assert {len(batches) for batches in ranks} == {len(whole)}
     for batch, *parts in zip(whole, *ranks, strict=True):
@@ -73,7 +85,9 @@ def test_a_rank_without_real_jets_still_has_a_batch(jets):
     """Three ranks and one jet in the last global batch: two of them get a jet of weight 0."""
     count = len(jets) // 3 * 3 - 2
     given = {"shuffle": False, "seed": 0, "fraction": count / len(jets), "world_size": 3}
-    last = [list(Loader(jets, (count - 1) // 3, rank=rank, **given).epoch(0))[-1] for rank in range(3)]
+    last = [
+        list(Loader(jets, (count - 1) // 3, rank=rank, **given).epoch(0))[-1] for rank in range(3)
+    ]
     assert [batch.weights.tolist() for batch in last] == [[1.0], [0.0], [0.0]]
 
 
@@ -104,7 +118,9 @@ def test_an_error_in_the_thread_reaches_the_loop(jets, monkeypatch):
         list(loader.epoch(0))
 
 
-@pytest.mark.parametrize("given", [{"batch_size": 0}, {"fraction": 0.0}, {"fraction": 1.5}, {"rank": 2, "world_size": 2}])
+@pytest.mark.parametrize(
+    "given", [{"batch_size": 0}, {"fraction": 0.0}, {"fraction": 1.5}, {"rank": 2, "world_size": 2}]
+)
 def test_impossible_choices_are_refused(jets, given):
     with pytest.raises(InputError):
         Loader(jets, **{"batch_size": 10, "shuffle": True, "seed": 1} | given)
@@ -119,7 +135,9 @@ def test_waiting_is_measured(jets):
 @pytest.mark.parametrize("fraction", [1.0, 0.4])
 def test_jets_in_memory_are_the_same_batches(jets, fraction):
     given = {"shuffle": True, "seed": 3, "fraction": fraction, "rank": 1, "world_size": 3}
-    mapped, resident = (list(Loader(jets, 10, in_memory=choice, **given).epoch(1)) for choice in (False, True))
+    mapped, resident = (
+        list(Loader(jets, 10, in_memory=choice, **given).epoch(1)) for choice in (False, True)
+    )
     assert len(mapped) == len(resident) > 5
     for a, b in zip(mapped, resident, strict=True):
         assert all(torch.equal(a.inputs[name], b.inputs[name]) for name in a.inputs)
@@ -143,13 +161,27 @@ def test_an_epoch_of_blocks_sees_each_jet_once_and_can_be_resumed(jets):
 
 
 def test_jets_are_drawn_by_their_weights(tmp_path):
-    """A jet of weight 0 never comes, one of half the weight half as often; each counts 1, and only in training."""
+    """A jet of weight 0 never comes, one of half the weight half as often; each counts 1, and only
+    in training.
+    """
     columns = synthetic_jets(600, seed=3)
     columns["w"] = np.float32(np.arange(600) % 3) / 2
-    options = yaml.safe_load((DATA / "jec_pfn_open.yaml").read_text()) | {"selection": "jetPt > 0", "observers": ["jetPt"]}
+    options = yaml.safe_load((DATA / "jec_pfn_open.yaml").read_text()) | {
+        "selection": "jetPt > 0",
+        "observers": ["jetPt"],
+    }
     options["labels"] = {"type": "custom", "value": {"target": "w"}}
-    config = DataConfig.from_options({**options, "weights": {"use_precomputed_weights": True, "weight_branches": ["w"]}}, "jec.yaml")
-    ref = prepare(str(write_jets(tmp_path / "a.root", columns)), config, str(tmp_path), for_training=True, report=lambda line: None)
+    config = DataConfig.from_options(
+        {**options, "weights": {"use_precomputed_weights": True, "weight_branches": ["w"]}},
+        "jec.yaml",
+    )
+    ref = prepare(
+        str(write_jets(tmp_path / "a.root", columns)),
+        config,
+        str(tmp_path),
+        for_training=True,
+        report=lambda line: None,
+    )
     dataset = Dataset.open(ref.uri, config)
     loader = Loader(dataset, 64, shuffle=True, seed=1)
     drawn = [targets(loader.epoch(number)) for number in range(20)]
@@ -160,20 +192,32 @@ def test_jets_are_drawn_by_their_weights(tmp_path):
     assert {weight for batch in loader.epoch(0) for weight in batch.weights.tolist()} == {1.0}
     validation = Loader(dataset, 64, shuffle=False, seed=1)
     assert validation.num_jets == 600
-    assert np.array_equal(np.concatenate([batch.weights for batch in validation.epoch(0)]), columns["w"])
+    assert np.array_equal(
+        np.concatenate([batch.weights for batch in validation.epoch(0)]), columns["w"]
+    )
 
 
 def test_memory_stays_bounded_however_large_the_data_set(tmp_path, monkeypatch):
-    """2.5 million jets of 6 GB (a file with holes): no list of all jets is made, and nothing is kept of the batches."""
+    """2.5 million jets of 6 GB (a file with holes): no list of all jets is made, and nothing is
+    kept of the batches.
+    """
     monkeypatch.setattr("weaver.order.ROUND", 16)  # less to read ahead
     count, length, variables = 2_500_000, 100, 6
-    config = DataConfig.from_options(yaml.safe_load((DATA / "jec_pfn_open.yaml").read_text()) | LONE_GROUP)
+    config = DataConfig.from_options(
+        yaml.safe_load((DATA / "jec_pfn_open.yaml").read_text()) | LONE_GROUP
+    )
     made = {"values": _sparse(tmp_path / "a.npy", np.float32, (count * length, variables))}
     made["offsets"] = _sparse(tmp_path / "o.npy", np.int64, (count + 1,))
     np.load(tmp_path / "o.npy", mmap_mode="r+")[:] = np.arange(count + 1) * length
     target = _sparse(tmp_path / "t.npy", np.float32, (count,))
-    description = {"num_jets": count, "sequences": {"pf_features": made}, "columns": {"label.target": target}}
-    dataset = Dataset(tmp_path, description | {"preprocess_params": config.preprocess_params}, config)
+    description = {
+        "num_jets": count,
+        "sequences": {"pf_features": made},
+        "columns": {"label.target": target},
+    }
+    dataset = Dataset(
+        tmp_path, description | {"preprocess_params": config.preprocess_params}, config
+    )
     loader = Loader(dataset, 500, shuffle=True, seed=1)
     before = anonymous_bytes()
     for number, batch in enumerate(loader.epoch(0)):
@@ -200,6 +244,11 @@ def anonymous_bytes() -> int:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_batches_arrive_on_the_device(jets):
-    on_gpu, on_cpu = (next(iter(Loader(jets, 10, shuffle=True, seed=1, device=device).epoch(0))) for device in ("cuda", "cpu"))
+    on_gpu, on_cpu = (
+        next(iter(Loader(jets, 10, shuffle=True, seed=1, device=device).epoch(0)))
+        for device in ("cuda", "cpu")
+    )
     assert on_gpu.weights.is_cuda
-    assert all(torch.equal(on_gpu.inputs[name].cpu(), on_cpu.inputs[name]) for name in on_cpu.inputs)
+    assert all(
+        torch.equal(on_gpu.inputs[name].cpu(), on_cpu.inputs[name]) for name in on_cpu.inputs
+    )

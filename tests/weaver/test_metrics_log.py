@@ -9,7 +9,8 @@ import pytest
 
 from weaver.metrics_log import lines, now, plain, write
 
-KATIB = re.compile(r"([\w|-]+)\s*=\s*([+-]?\d*(\.\d+)?([Ee][+-]?\d+)?)")  # the default filter of format TEXT
+# the default filter of format TEXT
+KATIB = re.compile(r"([\w|-]+)\s*=\s*([+-]?\d*(\.\d+)?([Ee][+-]?\d+)?)")
 
 
 def record(**metrics: float) -> dict:
@@ -26,7 +27,9 @@ def collected(text: str) -> list[tuple[str, float]]:
     return found
 
 
-@pytest.mark.parametrize("value", [0.08768123, 5e-5, 1.23456789e-9, 888.0, 123456789.0, -7.5e-5, 0.0, 1e22, 0.1 + 0.2])
+@pytest.mark.parametrize(
+    "value", [0.08768123, 5e-5, 1.23456789e-9, 888.0, 123456789.0, -7.5e-5, 0.0, 1e22, 0.1 + 0.2]
+)
 def test_katib_reads_every_number_back(value):
     text = lines([record(AvgLoss=value)])
     assert "e" not in text.partition("=")[2]
@@ -34,7 +37,12 @@ def test_katib_reads_every_number_back(value):
 
 
 def test_numbers_are_plain_decimals():
-    assert [plain(x) for x in (5e-5, 0.1 + 0.2, 2.0, 1e-12)] == ["0.00005", "0.3", "2", "0.000000000001"]
+    assert [plain(x) for x in (5e-5, 0.1 + 0.2, 2.0, 1e-12)] == [
+        "0.00005",
+        "0.3",
+        "2",
+        "0.000000000001",
+    ]
 
 
 def test_what_is_not_finite_is_left_out():

@@ -42,7 +42,9 @@ def test_state_restores_the_same_steps(name):
     optimizer = make_optimizer(name, model, 0.05, {})
     descend(model, optimizer, 8)
     weights, state = {k: v.clone() for k, v in model.state_dict().items()}, optimizer.state_dict()
-    state = torch.utils._pytree.tree_map(lambda x: x.clone() if isinstance(x, torch.Tensor) else x, state)
+    state = torch.utils._pytree.tree_map(
+        lambda x: x.clone() if isinstance(x, torch.Tensor) else x, state
+    )
     descend(model, optimizer, 8, start=8)
 
     other = network()
@@ -63,20 +65,28 @@ def test_lookahead_goes_back_part_of_the_way_every_k_steps():
         parameter.sum().backward()  # each inner step goes down by 1
         optimizer.step()
         path.append(parameter.item())
-    assert path == [9.0, 9.5, 8.5, 9.0]  # 10 -> 8, a quarter of the way: 9.5; 9.5 -> 7.5, a quarter: 9.0
+    # 10 -> 8, a quarter of the way: 9.5; 9.5 -> 7.5, a quarter: 9.0
+    assert path == [9.0, 9.5, 8.5, 9.0]
 
 
 def test_ranger_is_lookahead_over_radam():
     optimizer = make_optimizer("ranger", network(), 1e-3, {"k": 5, "betas": (0.9, 0.99)})
     assert isinstance(optimizer, Lookahead)
     assert isinstance(optimizer.inner, torch.optim.RAdam)
-    assert (optimizer.k, optimizer.alpha, optimizer.param_groups[0]["betas"]) == (5, 0.5, (0.9, 0.99))
+    assert (optimizer.k, optimizer.alpha, optimizer.param_groups[0]["betas"]) == (
+        5,
+        0.5,
+        (0.9, 0.99),
+    )
 
 
 def test_weight_decay_leaves_biases_alone():
     model = network()
     groups = make_optimizer("adamW", model, 1e-3, {"weight_decay": 0.1}).param_groups
-    assert [(group["weight_decay"], [p.ndim for p in group["params"]]) for group in groups] == [(0.1, [2]), (0.0, [1])]
+    assert [(group["weight_decay"], [p.ndim for p in group["params"]]) for group in groups] == [
+        (0.1, [2]),
+        (0.0, [1]),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -98,15 +108,21 @@ def test_every_flag_has_its_optimizer():
     assert set(CLASSES) == {*OPTIMIZERS, *TORCH_OPTIMIZERS}
 
 
-# ------------------------------------------------------------------------------------------------------------------ schedules
+# -------------------------------------------------------------------------------------- schedules
 
 EPOCHS, STEPS, WARMUP = 10, 7, 0.25
 
 
 def weavers_curve(name: str) -> list[float]:
-    """The learning rate of each step with PyTorch's scheduler set up as weaver-core does, from a rate of 1."""
+    """The learning rate of each step with PyTorch's scheduler set up as weaver-core does, from a
+    rate of 1.
+    """
     optimizer = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-    milestones, gamma = {"none": ([], 1.0), "steps": ([3, 6], 0.1), "flat+decay": ([7, 8, 9], 0.01 ** (1 / 3))}[name]
+    milestones, gamma = {
+        "none": ([], 1.0),
+        "steps": ([3, 6], 0.1),
+        "flat+decay": ([7, 8, 9], 0.01 ** (1 / 3)),
+    }[name]
     scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, gamma)
     rates = []
     for _ in range(EPOCHS):
@@ -119,17 +135,23 @@ def weavers_curve(name: str) -> list[float]:
 @pytest.mark.parametrize("name", ["none", "steps", "flat+decay"])
 def test_schedules_by_epoch_are_weavers(name):
     schedule = Schedule(name=name, num_epochs=EPOCHS, steps_per_epoch=STEPS)
-    assert [schedule.factor(step) for step in range(EPOCHS * STEPS)] == pytest.approx(weavers_curve(name))
+    assert [schedule.factor(step) for step in range(EPOCHS * STEPS)] == pytest.approx(
+        weavers_curve(name)
+    )
 
 
 @pytest.mark.filterwarnings("ignore:Detected call of")
 def test_one_cycle_is_pytorchs_in_rate_and_momentum():
     schedule = Schedule(name="one-cycle", num_epochs=EPOCHS, steps_per_epoch=STEPS)
     optimizer = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-    reference = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1.0, total_steps=EPOCHS * STEPS, pct_start=0.3)
+    reference = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, 1.0, total_steps=EPOCHS * STEPS, pct_start=0.3
+    )
     for step in range(EPOCHS * STEPS):
         group = optimizer.param_groups[0]
-        assert (schedule.factor(step), schedule.momentum(step)) == pytest.approx((group["lr"], group["betas"][0]))
+        assert (schedule.factor(step), schedule.momentum(step)) == pytest.approx(
+            (group["lr"], group["betas"][0])
+        )
         if step < EPOCHS * STEPS - 1:
             reference.step()
 
@@ -156,7 +178,9 @@ def test_short_trainings_have_finite_rates(name, epochs):
 def test_rate_and_momentum_are_set_in_all_groups():
     optimizer = make_optimizer("adamW", network(), 1e-3, {"weight_decay": 0.1})
     set_rate(optimizer, 0.5, 0.85)
-    assert [(group["lr"], group["betas"]) for group in optimizer.param_groups] == [(0.5, (0.85, 0.999))] * 2
+    assert [(group["lr"], group["betas"]) for group in optimizer.param_groups] == [
+        (0.5, (0.85, 0.999))
+    ] * 2
     rmsprop = make_optimizer("rmsprop", network(), 1e-3, {})
     set_rate(rmsprop, 0.5, 0.85)
     assert rmsprop.param_groups[0]["momentum"] == 0.85

@@ -1,6 +1,8 @@
-"""Tensors, labels, observers, weights and derived numbers equal those that weaver-core 0.5.3 made of the same files and configs.
+"""Tensors, labels, observers, weights and derived numbers equal those that weaver-core 0.5.3 made
+of the same files and configs.
 
-Its arrays are stored (tests/weaver/peer/arrays, written by `make parity WRITE=1`); the files are generated anew, the same everywhere.
+Its arrays are stored (tests/weaver/peer/arrays, written by `make parity WRITE=1`); the files are
+generated anew, the same everywhere.
 """
 
 from __future__ import annotations
@@ -10,7 +12,9 @@ import pytest
 
 from tests.weaver.peer.parity import ARRAYS, CASES, compare, ours
 
-LAST_BITS = 8 * 2**-24  # numpy's log and exp differ by a unit in the last place between kinds of CPU; standardising enlarges it
+# numpy's log and exp differ by a unit in the last place between kinds of CPU; standardising
+# enlarges it
+LAST_BITS = 8 * 2**-24
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -21,7 +25,11 @@ def test_equal_to_weaver_core(case, tmp_path):
     rows = compare(made, peer)
     assert {name for name, _ in rows} == set(peer) - {"math_bits"}
     for name, gap in rows:
-        assert gap <= (0 if same_bits else LAST_BITS * max(np.nanmax(np.abs(_finite(peer[name])), initial=0), 1)), name
+        assert gap <= (
+            0
+            if same_bits
+            else LAST_BITS * max(np.nanmax(np.abs(_finite(peer[name])), initial=0), 1)
+        ), name
 
 
 def _finite(values: np.ndarray) -> np.ndarray:

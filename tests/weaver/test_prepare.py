@@ -1,4 +1,6 @@
-"""Preparing: the stored columns are what the config says of the files; decoded once; and bad files are refused before any work."""
+"""Preparing: the stored columns are what the config says of the files; decoded once; and bad files
+are refused before any work.
+"""
 
 from __future__ import annotations
 
@@ -55,8 +57,16 @@ def s3(monkeypatch, tmp_path):
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
-    settings = {"AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}
-    for name, value in {**settings, "AWS_DEFAULT_REGION": "us-east-1", "JEC_CACHE": str(tmp_path / "node")}.items():
+    settings = {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "a",
+        "AWS_SECRET_ACCESS_KEY": "b",
+    }
+    for name, value in {
+        **settings,
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "JEC_CACHE": str(tmp_path / "node"),
+    }.items():
         monkeypatch.setenv(name, value)
     storage._client.cache_clear()
     bucket = f"jets-{uuid.uuid4().hex}"  # moto's servers in one process share their buckets
@@ -66,7 +76,7 @@ def s3(monkeypatch, tmp_path):
     server.stop()
 
 
-# ------------------------------------------------------------------------------------------------------------------- content
+# ---------------------------------------------------------------------------------------- content
 
 
 def test_the_columns_are_those_of_the_config_jet_by_jet(one_file, tmp_path):
@@ -75,7 +85,10 @@ def test_the_columns_are_those_of_the_config_jet_by_jet(one_file, tmp_path):
     chosen = np.flatnonzero((columns["genJetPt"] > 20) & (np.abs(columns["genJetEta"]) < 2.5))
     assert (ref.num_jets, ref.num_read) == (len(chosen), 60)
     folder = tmp_path / "cache" / ref.key
-    offsets, values = np.load(folder / "pf_features.offsets.npy"), np.load(folder / "pf_features.npy")
+    offsets, values = (
+        np.load(folder / "pf_features.offsets.npy"),
+        np.load(folder / "pf_features.npy"),
+    )
     flat, target = np.load(folder / "jet_features.npy"), np.load(folder / "label.target.npy")
     for row, jet in enumerate(chosen):
         pf = {name: np.asarray(columns["PF"][name][jet])[:100] for name in columns["PF"].fields}
@@ -84,13 +97,20 @@ def test_the_columns_are_those_of_the_config_jet_by_jet(one_file, tmp_path):
         expected = np.stack([first, second, pf["dEta"], pf["dPhi"], pf["dTheta"], pf["dR"]], axis=1)
         assert np.array_equal(values[offsets[row] : offsets[row + 1]], expected)
         names = ("jetEta", "jetPhi", "jetMass", "jetArea", "QG_ptD", "QG_axis2", "QG_mult")
-        assert flat[row].tolist() == [np.log(columns["jetPt"][jet]), *(np.float32(columns[name][jet]) for name in names)]
+        assert flat[row].tolist() == [
+            np.log(columns["jetPt"][jet]),
+            *(np.float32(columns[name][jet]) for name in names),
+        ]
         assert target[row] == np.log(columns["genJetPt"][jet] / columns["jetPt"][jet])
-    assert np.array_equal(np.load(folder / "observer.hadronFlav.npy"), columns["hadronFlav"][chosen])
+    assert np.array_equal(
+        np.load(folder / "observer.hadronFlav.npy"), columns["hadronFlav"][chosen]
+    )
 
 
 def test_particles_are_sorted_before_they_are_cut(one_file, tmp_path):
-    """First the third nearest to the axis, then by falling pT: as sorting each jet's candidates by itself does."""
+    """First the third nearest to the axis, then by falling pT: as sorting each jet's candidates by
+    itself does.
+    """
     path, columns = one_file
     group = {"length": 8, "order_by": ["-near", "-PF_pT"], "vars": ["PF_pT", "near"]}
     changed = config(
@@ -99,7 +119,9 @@ def test_particles_are_sorted_before_they_are_cut(one_file, tmp_path):
         selection=None,
         labels={"type": "custom", "value": {"target": "genJetPt"}},
     )
-    batch = Dataset.open(prepare(str(path), changed, str(tmp_path), for_training=True, report=quiet).uri, changed).batch(np.arange(60))
+    batch = Dataset.open(
+        prepare(str(path), changed, str(tmp_path), for_training=True, report=quiet).uri, changed
+    ).batch(np.arange(60))
     for jet in range(60):
         d_r, pt = np.asarray(columns["PF"]["dR"][jet]), np.asarray(columns["PF"]["pT"][jet])
         first = sorted(range(len(pt)), key=lambda i: (not d_r[i] < 0.2, -pt[i]))[:8]
@@ -123,7 +145,11 @@ def test_falling_order_keeps_ties_and_puts_nan_last(dtype):
 def test_two_ways_of_sorting_agree(monkeypatch):
     rng = np.random.default_rng(4)
     counts = rng.integers(0, 30, 50)
-    keys = [rng.integers(0, 3, counts.sum()), rng.random(counts.sum()) > 0.5, np.round(rng.random(counts.sum()), 1)]
+    keys = [
+        rng.integers(0, 3, counts.sum()),
+        rng.random(counts.sum()) > 0.5,
+        np.round(rng.random(counts.sum()), 1),
+    ]
     keys[2][::7] = np.nan
     rows = transform.sort_within(keys, counts)
     monkeypatch.setattr(transform, "MOST_PADDING", 0)
@@ -132,9 +158,20 @@ def test_two_ways_of_sorting_agree(monkeypatch):
 
 def test_steps_of_decoding_do_not_show(jet_files, tmp_path):
     """Ten jets at a time or all at once: the same bytes."""
-    refs = [prepare(f"{jet_files}/train/*.root", config(), str(tmp_path / n), for_training=True, step_bytes=size, report=quiet)
-            for n, size in (("small", 10_000), ("large", 2**30))]  # fmt: skip
-    small, large = (tmp_path / n / "cache" / ref.key for n, ref in zip(("small", "large"), refs, strict=True))
+    refs = [
+        prepare(
+            f"{jet_files}/train/*.root",
+            config(),
+            str(tmp_path / n),
+            for_training=True,
+            step_bytes=size,
+            report=quiet,
+        )
+        for n, size in (("small", 10_000), ("large", 2**30))
+    ]
+    small, large = (
+        tmp_path / n / "cache" / ref.key for n, ref in zip(("small", "large"), refs, strict=True)
+    )
     names = sorted(path.name for path in small.iterdir())
     assert names == sorted(path.name for path in large.iterdir())
     assert all((small / name).read_bytes() == (large / name).read_bytes() for name in names)
@@ -143,8 +180,19 @@ def test_steps_of_decoding_do_not_show(jet_files, tmp_path):
 def test_memory_is_bounded_by_the_step(jet_files, tmp_path, monkeypatch):
     sizes = []
     original = transform.select
-    monkeypatch.setattr(transform, "select", lambda columns, plan: sizes.append(len(columns["jetPt"])) or original(columns, plan))
-    prepare(f"{jet_files}/train/*.root", config(), str(tmp_path), for_training=True, step_bytes=20_000, report=quiet)
+    monkeypatch.setattr(
+        transform,
+        "select",
+        lambda columns, plan: sizes.append(len(columns["jetPt"])) or original(columns, plan),
+    )
+    prepare(
+        f"{jet_files}/train/*.root",
+        config(),
+        str(tmp_path),
+        for_training=True,
+        step_bytes=20_000,
+        report=quiet,
+    )
     assert sum(sizes) == 600
     assert max(sizes) < 30
 
@@ -153,18 +201,34 @@ def test_a_mask_takes_no_file_and_equal_offsets_one(prepared_particle_net):
     folder = json.loads(prepared_particle_net.train.read_text())["dataset"]
     description = storage.read_json(f"{folder}/{DESCRIPTION}")
     assert description["sequences"]["pf_mask"]["constant"] == [1.0]
-    assert {entry["offsets"]["file"] for entry in description["sequences"].values()} == {"pf_points.offsets.npy"}
-    listed = [entry["file"] for entry in description["columns"].values()] + ["pf_points.npy", "pf_features.npy", "pf_points.offsets.npy"]
-    assert sorted(storage.name(entry.uri) for entry in storage.entries(folder)) == sorted([*listed, AUTO_YAML, DESCRIPTION])
+    assert {entry["offsets"]["file"] for entry in description["sequences"].values()} == {
+        "pf_points.offsets.npy"
+    }
+    listed = [entry["file"] for entry in description["columns"].values()] + [
+        "pf_points.npy",
+        "pf_features.npy",
+        "pf_points.offsets.npy",
+    ]
+    assert sorted(storage.name(entry.uri) for entry in storage.entries(folder)) == sorted(
+        [*listed, AUTO_YAML, DESCRIPTION]
+    )
 
 
 def test_the_newest_cycle_of_a_tree_is_read(tmp_path):
     path = write_jets(tmp_path / "a.root", synthetic_jets(30, seed=1))
     with uproot.update(path) as file:
         columns = synthetic_jets(80, seed=2)
-        tree = file.mktree("AK4jets/jetTree", {n: v.dtype if isinstance(v, np.ndarray) else v.type.content for n, v in columns.items()})
+        tree = file.mktree(
+            "AK4jets/jetTree",
+            {
+                n: v.dtype if isinstance(v, np.ndarray) else v.type.content
+                for n, v in columns.items()
+            },
+        )
         tree.extend(columns)
-    assert prepare(str(path), config(), str(tmp_path), for_training=True, report=quiet).num_read == 80
+    assert (
+        prepare(str(path), config(), str(tmp_path), for_training=True, report=quiet).num_read == 80
+    )
 
 
 def test_training_does_without_observers_and_testing_does_not(one_file, tmp_path):
@@ -178,8 +242,15 @@ def test_training_does_without_observers_and_testing_does_not(one_file, tmp_path
 
 def test_the_training_flag_is_true_for_the_training_set_only(one_file, tmp_path):
     path, _ = one_file
-    flagged = config(observers=["flag"], new_variables={**PFN["new_variables"], "flag": "ak.values_astype(aux_training_, 'int32')"})
-    roles = {"train": {"for_training": True}, "val": {"for_training": True, "validation": True}, "test": {"for_training": False}}
+    flagged = config(
+        observers=["flag"],
+        new_variables={**PFN["new_variables"], "flag": "ak.values_astype(aux_training_, 'int32')"},
+    )
+    roles = {
+        "train": {"for_training": True},
+        "val": {"for_training": True, "validation": True},
+        "test": {"for_training": False},
+    }
     seen = {}
     for role, given in roles.items():
         ref = prepare(str(path), flagged, str(tmp_path), report=quiet, **given)
@@ -189,11 +260,13 @@ def test_the_training_flag_is_true_for_the_training_set_only(one_file, tmp_path)
 
 def test_file_magic_gives_a_variable_by_the_file(jet_files, tmp_path):
     magic = config(file_magic={"which": {r"/a\.root$": 7, r"/b": 9}}, observers=["which"])
-    ref = prepare(f"{jet_files}/train/*.root", magic, str(tmp_path), for_training=False, report=quiet)
+    ref = prepare(
+        f"{jet_files}/train/*.root", magic, str(tmp_path), for_training=False, report=quiet
+    )
     assert np.unique(Dataset.open(ref.uri, magic).observers()["which"]).tolist() == [7, 9]
 
 
-# ---------------------------------------------------------------------------------------------------- NaN, infinity, standardising
+# ------------------------------------------------------------------- NaN, infinity, standardising
 
 
 def test_nan_becomes_zero_and_is_counted_and_reported(tmp_path):
@@ -201,7 +274,9 @@ def test_nan_becomes_zero_and_is_counted_and_reported(tmp_path):
     columns["jetMass"][:4], columns["jetArea"][:2] = np.nan, np.inf
     flat = np.asarray(ak.flatten(columns["PF"]["dR"])).copy()
     flat[[0, 5]] = np.nan
-    columns["PF"] = ak.with_field(columns["PF"], ak.unflatten(flat, ak.num(columns["PF"]["dR"])), "dR")
+    columns["PF"] = ak.with_field(
+        columns["PF"], ak.unflatten(flat, ak.num(columns["PF"]["dR"])), "dR"
+    )
     lines: list[str] = []
     path = write_jets(tmp_path / "a.root", columns)
     plain = config(selection=None, labels={"type": "custom", "value": {"target": "jetPt"}})
@@ -219,7 +294,9 @@ def test_nan_becomes_zero_and_is_counted_and_reported(tmp_path):
 
 
 def dirty_file(folder):
-    """40 jets: NaN in the mass of jet 1, a candidate of infinite dR in jet 2, log(0) in the label of jet 3; log(0) clipped in jet 4."""
+    """40 jets: NaN in the mass of jet 1, a candidate of infinite dR in jet 2, log(0) in the label
+    of jet 3; log(0) clipped in jet 4.
+    """
     columns = synthetic_jets(40, seed=5)
     columns["jetMass"][1] = np.nan
     counts = np.asarray(ak.num(columns["PF"]["dR"]))
@@ -233,20 +310,33 @@ def dirty_file(folder):
 
 @pytest.mark.parametrize(
     ("policy", "mass", "d_r", "jets"),
-    {"weaver": ("weaver", 0, np.inf, 40), "zero": ("zero", 0, 0, 40), "drop": ("drop", None, None, 37)}.values(),
+    {
+        "weaver": ("weaver", 0, np.inf, 40),
+        "zero": ("zero", 0, 0, 40),
+        "drop": ("drop", None, None, 37),
+    }.values(),
     ids=lambda v: str(v) if isinstance(v, str) else "",
 )
 def test_policies_for_nan_and_infinity(tmp_path, policy, mass, d_r, jets):
     chosen = config(
         selection=None,
         preprocess={"non_finite": policy},
-        inputs={"pf": {"length": 100, "vars": ["PF_dR", ["PF_logPt", 0]]}, "jet": {"length": None, "vars": ["jetMass", "jetPt"]}},
+        inputs={
+            "pf": {"length": 100, "vars": ["PF_dR", ["PF_logPt", 0]]},
+            "jet": {"length": None, "vars": ["jetMass", "jetPt"]},
+        },
     )
     lines: list[str] = []
-    ref = prepare(str(dirty_file(tmp_path)), chosen, str(tmp_path), for_training=True, report=lines.append)
+    ref = prepare(
+        str(dirty_file(tmp_path)), chosen, str(tmp_path), for_training=True, report=lines.append
+    )
     dataset = Dataset.open(ref.uri, chosen)
     batch = dataset.batch(np.arange(len(dataset)))
-    assert (len(dataset), dataset.description["dropped_jets"], ref.data_config.non_finite) == (jets, 40 - jets, policy)
+    assert (len(dataset), dataset.description["dropped_jets"], ref.data_config.non_finite) == (
+        jets,
+        40 - jets,
+        policy,
+    )
     if mass is not None:
         assert (batch.inputs["jet"][1, 0], batch.inputs["pf"][2, 0, 0]) == (mass, d_r)
     assert np.isfinite(batch.inputs["pf"].numpy()).all() == (policy != "weaver")
@@ -255,18 +345,35 @@ def test_policies_for_nan_and_infinity(tmp_path, policy, mass, d_r, jets):
     assert "'PF_dR' holds 0 NaN and 1 infinite values" in said
     assert "'target' holds 0 NaN and 1 infinite values" in said
     assert ("3 jets with NaN or infinite values are left out" in said) == (policy == "drop")
-    assert prepare(str(tmp_path / "in"), chosen.with_non_finite("zero"), str(tmp_path), for_training=True).reused == (policy == "zero")
+    assert prepare(
+        str(tmp_path / "in"), chosen.with_non_finite("zero"), str(tmp_path), for_training=True
+    ).reused == (policy == "zero")
 
 
 def test_nan_can_be_refused_and_all_jets_lost(tmp_path):
     path = str(dirty_file(tmp_path))
-    strict = config(selection=None, preprocess={"non_finite": "error"}, inputs={"jet": {"length": None, "vars": ["jetMass"]}})
-    with pytest.raises(InputError, match=r"a\.root: 'jetMass' holds 1 NaN and 0 infinite values, which non_finite: error refuses"):
+    strict = config(
+        selection=None,
+        preprocess={"non_finite": "error"},
+        inputs={"jet": {"length": None, "vars": ["jetMass"]}},
+    )
+    with pytest.raises(
+        InputError,
+        match=(
+            r"a\.root: 'jetMass' holds 1 NaN and 0 infinite values, which non_finite: error refuses"
+        ),
+    ):
         prepare(path, strict, str(tmp_path), for_training=True, report=quiet)
     assert made(tmp_path) == []
-    hopeless = config(new_variables={"none": "jetMass * np.nan"}, inputs={"jet": {"length": None, "vars": ["none"]}}, selection=None)
+    hopeless = config(
+        new_variables={"none": "jetMass * np.nan"},
+        inputs={"jet": {"length": None, "vars": ["none"]}},
+        selection=None,
+    )
     with pytest.raises(InputError, match="all 40 selected jets hold NaN or infinite values"):
-        prepare(path, hopeless.with_non_finite("drop"), str(tmp_path), for_training=True, report=quiet)
+        prepare(
+            path, hopeless.with_non_finite("drop"), str(tmp_path), for_training=True, report=quiet
+        )
     with pytest.raises(InputError, match="unknown non_finite 'dorp'; did you mean 'drop'"):
         hopeless.with_non_finite("dorp")
 
@@ -283,19 +390,48 @@ CLASSES = {**PFN["new_variables"], "wide": "jetMass > 0.2", "narrow": "jetMass <
 def test_weights_come_from_the_training_set_and_travel(jet_files, tmp_path):
     """(Their values: tests/weaver/test_peer.py.)"""
     ours, lines = config(weights=REWEIGHTING, new_variables=CLASSES), []
-    train = prepare(f"{jet_files}/train/*.root", ours, str(tmp_path), for_training=True, report=lines.append)
+    train = prepare(
+        f"{jet_files}/train/*.root", ours, str(tmp_path), for_training=True, report=lines.append
+    )
     dataset = Dataset.open(train.uri, ours)
     weights = dataset.batch(np.arange(len(dataset))).weights.numpy()
     wide = weights[np.asarray(dataset.description["num_jets"] * [True])]
     assert len(wide) == len(dataset)
     assert 0 < weights.min() < weights.max() <= 1
-    assert f"an epoch draws {Sampler(weights).size:,} of {len(dataset):,} jets by their weights" in lines
-    with pytest.raises(InputError, match="the histograms come from the training set; prepare that first"):
-        prepare(f"{jet_files}/val/*.root", ours, str(tmp_path), for_training=True, validation=True, report=quiet)
-    val = prepare(f"{jet_files}/val/*.root", train.data_config, str(tmp_path), for_training=True, validation=True, report=quiet)
+    assert (
+        f"an epoch draws {Sampler(weights).size:,} of {len(dataset):,} jets by their weights"
+        in lines
+    )
+    with pytest.raises(
+        InputError, match="the histograms come from the training set; prepare that first"
+    ):
+        prepare(
+            f"{jet_files}/val/*.root",
+            ours,
+            str(tmp_path),
+            for_training=True,
+            validation=True,
+            report=quiet,
+        )
+    val = prepare(
+        f"{jet_files}/val/*.root",
+        train.data_config,
+        str(tmp_path),
+        for_training=True,
+        validation=True,
+        report=quiet,
+    )
     assert val.data_config.derived == train.data_config.derived
-    assert set(Dataset.open(val.uri, ours).batch(np.arange(100)).weights.tolist()) <= set(weights.tolist())
-    test = prepare(f"{jet_files}/test/*.root", train.data_config, str(tmp_path), for_training=False, report=quiet)
+    assert set(Dataset.open(val.uri, ours).batch(np.arange(100)).weights.tolist()) <= set(
+        weights.tolist()
+    )
+    test = prepare(
+        f"{jet_files}/test/*.root",
+        train.data_config,
+        str(tmp_path),
+        for_training=False,
+        report=quiet,
+    )
     assert (Dataset.open(test.uri, ours).batch(np.arange(100)).weights == 1).all()
     auto = DataConfig.load(f"{train.uri}/{AUTO_YAML}")
     assert auto.derived == train.data_config.derived
@@ -306,7 +442,13 @@ def test_weights_that_sampling_would_cut_are_told_of(jet_files, tmp_path):
     lines: list[str] = []
     for use in ("sampling", "loss"):
         weights = {"use_precomputed_weights": True, "weight_branches": ["jetPt"], "use_as": use}
-        ref = prepare(f"{jet_files}/train/a.root", config(weights=weights), str(tmp_path), for_training=True, report=lines.append)
+        ref = prepare(
+            f"{jet_files}/train/a.root",
+            config(weights=weights),
+            str(tmp_path),
+            for_training=True,
+            report=lines.append,
+        )
         assert ref.data_config.weight_use == use
     assert any("100.0% of the weights are above 1" in line for line in lines)
     assert any("weights multiply the loss of the jets; their mean is" in line for line in lines)
@@ -319,13 +461,28 @@ def test_parquet_files(jet_files, tmp_path):
     flat |= {f"PF_{name}": columns["PF"][name] for name in columns["PF"].fields}
     (tmp_path / "in").mkdir()
     ak.to_parquet(ak.Array(flat), str(tmp_path / "in" / "a.parquet"), row_group_size=70)
-    made_of = {name: prepare(source, config(), str(tmp_path), for_training=True, step_bytes=30_000, report=quiet).uri
-               for name, source in (("root", f"{jet_files}/train/a.root"), ("parquet", str(tmp_path / "in")))}  # fmt: skip
+    made_of = {
+        name: (
+            prepare(
+                source, config(), str(tmp_path), for_training=True, step_bytes=30_000, report=quiet
+            ).uri
+        )
+        for name, source in (
+            ("root", f"{jet_files}/train/a.root"),
+            ("parquet", str(tmp_path / "in")),
+        )
+    }
     names = {storage.name(entry.uri) for entry in storage.entries(made_of["root"])} - {DESCRIPTION}
     assert len(names) > 8
-    assert all((storage.read_bytes(f"{made_of['root']}/{name}")) == storage.read_bytes(f"{made_of['parquet']}/{name}") for name in names)
+    assert all(
+        (storage.read_bytes(f"{made_of['root']}/{name}"))
+        == storage.read_bytes(f"{made_of['parquet']}/{name}")
+        for name in names
+    )
     ak.to_parquet(ak.Array(flat | {"jetMass": ["text"] * 300}), str(tmp_path / "in" / "b.parquet"))
-    with pytest.raises(InputError, match=r"b\.parquet: column 'jetMass' has a type that cannot be read"):
+    with pytest.raises(
+        InputError, match=r"b\.parquet: column 'jetMass' has a type that cannot be read"
+    ):
         prepare(str(tmp_path / "in"), config(), str(tmp_path), for_training=True, report=quiet)
     del flat["jetMass"]
     ak.to_parquet(ak.Array(flat), str(tmp_path / "in" / "b.parquet"))
@@ -336,43 +493,96 @@ def test_parquet_files(jet_files, tmp_path):
         prepare(str(tmp_path / "in"), config(), str(tmp_path), for_training=True, report=quiet)
 
 
-def test_auto_takes_median_and_quantiles_from_the_first_part_of_the_training_files(jet_files, tmp_path):
-    auto = config(preprocess={"method": "auto", "data_fraction": 0.5}, inputs={
-        "pf": {"length": 20, "vars": ["PF_dR", ["PF_dEta", None]]}, "pf_mask": {"length": 20, "vars": ["PF_mask"]},
-        "jet": {"length": None, "vars": ["jetLogPt", ["jetEta", 0, 2]]},
-    })  # fmt: skip
+def test_auto_takes_median_and_quantiles_from_the_first_part_of_the_training_files(
+    jet_files, tmp_path
+):
+    auto = config(
+        preprocess={"method": "auto", "data_fraction": 0.5},
+        inputs={
+            "pf": {"length": 20, "vars": ["PF_dR", ["PF_dEta", None]]},
+            "pf_mask": {"length": 20, "vars": ["PF_mask"]},
+            "jet": {"length": None, "vars": ["jetLogPt", ["jetEta", 0, 2]]},
+        },
+    )
     lines: list[str] = []
-    train = prepare(f"{jet_files}/train/*.root", auto, str(tmp_path), for_training=True, step_bytes=20_000, report=lines.append)
+    train = prepare(
+        f"{jet_files}/train/*.root",
+        auto,
+        str(tmp_path),
+        for_training=True,
+        step_bytes=20_000,
+        report=lines.append,
+    )
     seeds = [synthetic_jets(300, seed=seed) for seed in (1, 2)]
     first = [{name: values[:150] for name, values in columns.items()} for columns in seeds]
-    values = np.concatenate([ak.flatten(c["PF"]["dR"][(c["genJetPt"] > 20) & (abs(c["genJetEta"]) < 2.5)]) for c in first])
+    values = np.concatenate(
+        [
+            ak.flatten(c["PF"]["dR"][(c["genJetPt"] > 20) & (abs(c["genJetEta"]) < 2.5)])
+            for c in first
+        ]
+    )
     low, median, high = np.percentile(values, [16, 50, 84])
     derived = train.data_config.preprocess_params
-    assert (derived["PF_dR"]["center"], derived["PF_dR"]["scale"]) == (float(median), float(1 / max(high - median, median - low)))
+    assert (derived["PF_dR"]["center"], derived["PF_dR"]["scale"]) == (
+        float(median),
+        float(1 / max(high - median, median - low)),
+    )
     assert (derived["PF_dEta"]["center"], derived["PF_mask"]["center"]) == (None, None)
     assert (derived["jetEta"]["center"], derived["jetEta"]["scale"]) == (0, 2)
-    assert np.median(Dataset.open(train.uri, auto).batch(np.arange(train.num_jets)).inputs["jet"][:, 0]) == pytest.approx(0, abs=0.1)
+    assert np.median(
+        Dataset.open(train.uri, auto).batch(np.arange(train.num_jets)).inputs["jet"][:, 0]
+    ) == pytest.approx(0, abs=0.1)
 
     with pytest.raises(InputError, match="prepare that first"):
-        prepare(f"{jet_files}/val/*.root", auto, str(tmp_path), for_training=True, validation=True, report=quiet)
-    val = prepare(f"{jet_files}/val/*.root", train.data_config, str(tmp_path), for_training=True, validation=True, report=quiet)
+        prepare(
+            f"{jet_files}/val/*.root",
+            auto,
+            str(tmp_path),
+            for_training=True,
+            validation=True,
+            report=quiet,
+        )
+    val = prepare(
+        f"{jet_files}/val/*.root",
+        train.data_config,
+        str(tmp_path),
+        for_training=True,
+        validation=True,
+        report=quiet,
+    )
     assert val.data_config.preprocess_params == derived
     assert Dataset.open(val.uri, auto).data_config.preprocess_params == derived
     other = auto.with_preprocess_params(derived | {"PF_dR": {**derived["PF_dR"], "center": 0.0}})
-    again = prepare(f"{jet_files}/val/*.root", other, str(tmp_path), for_training=True, validation=True, report=quiet)
+    again = prepare(
+        f"{jet_files}/val/*.root",
+        other,
+        str(tmp_path),
+        for_training=True,
+        validation=True,
+        report=quiet,
+    )
     assert again.key != val.key
 
 
-# --------------------------------------------------------------------------------------------------------------------- decoded once
+# ----------------------------------------------------------------------------------- decoded once
 
 
 def test_the_same_data_is_not_decoded_again(one_file, tmp_path, monkeypatch):
     path, _ = one_file
     first = prepare(str(path), config(), str(tmp_path), for_training=True, report=quiet)
     monkeypatch.setattr(files, "read", None)  # decoding now would fail
-    again = prepare(f"jets:{path}", config(selection="(genJetPt>20) & (np.abs(genJetEta)<2.5)"), str(tmp_path), for_training=True)
+    again = prepare(
+        f"jets:{path}",
+        config(selection="(genJetPt>20) & (np.abs(genJetEta)<2.5)"),
+        str(tmp_path),
+        for_training=True,
+    )
     assert (again.uri, again.reused, first.reused) == (first.uri, True, False)
-    assert (again.num_jets, again.num_read, again.data_config.derived) == (first.num_jets, first.num_read, first.data_config.derived)
+    assert (again.num_jets, again.num_read, again.data_config.derived) == (
+        first.num_jets,
+        first.num_read,
+        first.data_config.derived,
+    )
 
 
 def test_changed_data_config_or_role_is_prepared_anew(one_file, tmp_path):
@@ -381,7 +591,15 @@ def test_changed_data_config_or_role_is_prepared_anew(one_file, tmp_path):
     shutil.copy(path, copy)
     keys = [prepare(str(copy), config(), str(tmp_path), for_training=True, report=quiet).key]
     keys.append(prepare(str(copy), config(), str(tmp_path), for_training=False, report=quiet).key)
-    keys.append(prepare(str(copy), config(selection="genJetPt > 30"), str(tmp_path), for_training=True, report=quiet).key)
+    keys.append(
+        prepare(
+            str(copy),
+            config(selection="genJetPt > 30"),
+            str(tmp_path),
+            for_training=True,
+            report=quiet,
+        ).key
+    )
     write_jets(copy, {name: values[:50] for name, values in columns.items()})
     keys.append(prepare(str(copy), config(), str(tmp_path), for_training=True, report=quiet).key)
     assert len(set(keys)) == 4
@@ -400,11 +618,18 @@ def test_an_interrupted_preparation_leaves_nothing(jet_files, tmp_path, monkeypa
 
     monkeypatch.setattr(transform, "make_ready", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        prepare(f"{jet_files}/train/*.root", config(), str(tmp_path), for_training=True, step_bytes=50_000, report=quiet)
+        prepare(
+            f"{jet_files}/train/*.root",
+            config(),
+            str(tmp_path),
+            for_training=True,
+            step_bytes=50_000,
+            report=quiet,
+        )
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-# -------------------------------------------------------------------------------------------------------------------------- bad input
+# -------------------------------------------------------------------------------------- bad input
 
 
 def no_match(folder, path):
@@ -456,7 +681,12 @@ def nothing_selected(folder, path):
 
 
 def nothing_in_the_file(folder, path):
-    return str(write_jets(folder / "b.root", {n: v[:0] for n, v in synthetic_jets(5, seed=1).items()})), {}
+    return (
+        str(
+            write_jets(folder / "b.root", {n: v[:0] for n, v in synthetic_jets(5, seed=1).items()})
+        ),
+        {},
+    )
 
 
 def two_trees(folder, path):
@@ -484,7 +714,10 @@ BAD_FILES = {
     truncated: r"b\.root is truncated: it should have [\d,]+ bytes and has [\d,]+; copy it again",
     all_zero_behind_the_header: r"b\.root: unknown tree 'AK4jets/jetTree'; there are: none",
     no_tree: r"a\.root: unknown tree 'AK4jets/jetTre'; did you mean 'AK4jets/jetTree'\?",
-    missing_branch: r"unknown branch 'PF_pt'; did you mean 'PF_pT'.*\(jec\.yaml uses it in new_variables:PF_logPt\)",
+    missing_branch: (
+        r"unknown branch 'PF_pt'; did you mean 'PF_pT'.*\(jec\.yaml uses it in"
+        r" new_variables:PF_logPt\)"
+    ),
     missing_in_one_file: r"b\.root: unknown branch 'QG_mult'.*uses it in inputs:jet_features",
     nothing_selected: r"none of 60 jets passes jec\.yaml:selection 'genJetPt > 1e6'",
     nothing_in_the_file: r"there is no jet in .*b\.root",
@@ -517,40 +750,75 @@ def test_damage_inside_a_file_is_found_in_decoding_and_names_the_file(one_file, 
     assert made(tmp_path) == []
     write_jets(tmp_path / "b.root", one_file[1], basket=7)
     lines: list[str] = []
-    more = {"for_training": True, "step_bytes": 9000, "skip_bad_files": True, "report": lines.append}
+    more = {
+        "for_training": True,
+        "step_bytes": 9000,
+        "skip_bad_files": True,
+        "report": lines.append,
+    }
     ref = prepare(f"{tmp_path}/*.root", config(), str(tmp_path), **more)
     skipped = storage.read_json(f"{ref.uri}/{DESCRIPTION}")["skipped"]
     assert [(storage.name(one["uri"]), one["exact"]) for one in skipped] == [("a.root", True)]
     assert 0 < skipped[0]["jets"] <= 60
-    assert f"warning: {skipped[0]['jets']} jets are lost: cannot read {path} as a ROOT file" in "\n".join(lines)
+    assert (
+        f"warning: {skipped[0]['jets']} jets are lost: cannot read {path} as a ROOT file"
+        in "\n".join(lines)
+    )
     assert ref.num_jets > 60 * 0.8
 
 
 def test_a_truncated_file_is_skipped_only_when_asked(one_file, tmp_path):
     (tmp_path / "in").mkdir()
     content = one_file[0].read_bytes()
-    for name, kept in (("a", content), ("b", content[: len(content) // 2]), ("c", content), ("d", b"no jets")):
+    for name, kept in (
+        ("a", content),
+        ("b", content[: len(content) // 2]),
+        ("c", content),
+        ("d", b"no jets"),
+    ):
         (tmp_path / "in" / f"{name}.root").write_bytes(kept)
     everything = (f"{tmp_path}/in/*.root", config(), str(tmp_path))
-    with pytest.raises(InputError, match=r"in/b\.root is truncated: .*leave damaged files out with --skip-bad-files"):
+    with pytest.raises(
+        InputError,
+        match=r"in/b\.root is truncated: .*leave damaged files out with --skip-bad-files",
+    ):
         prepare(*everything, for_training=True, report=quiet)
     lines: list[str] = []
     ref = prepare(*everything, for_training=True, skip_bad_files=True, report=lines.append)
     assert ref.num_read == 120
-    assert next(line for line in lines if "lost" in line).startswith("warning: about 60 jets are lost: ")
+    assert next(line for line in lines if "lost" in line).startswith(
+        "warning: about 60 jets are lost: "
+    )
     assert any("d.root is not a ROOT file" in line for line in lines)
-    with pytest.raises(InputError, match="is truncated"):  # what was prepared without the file is not taken for the whole
+    # what was prepared without the file is not taken for the whole
+    with pytest.raises(InputError, match="is truncated"):
         prepare(*everything, for_training=True, report=quiet)
     with pytest.raises(InputError, match="is not a ROOT file"):
-        prepare(str(tmp_path / "in" / "d.root"), config(), str(tmp_path), for_training=True, skip_bad_files=True, report=quiet)
+        prepare(
+            str(tmp_path / "in" / "d.root"),
+            config(),
+            str(tmp_path),
+            for_training=True,
+            skip_bad_files=True,
+            report=quiet,
+        )
 
 
 @pytest.mark.parametrize(
     ("changes", "reason"),
     {
-        "lists where a number is due": ({"observers": ["PF_pT"]}, "'PF_pT' is .* expected one number for each jet"),
-        "no number": ({"selection": "PF_pT > 1"}, "jec.yaml:selection: 'PF_pT > 1' gives .* one true or false for each jet"),
-        "another number of jets": ({"selection": "ak.flatten(PF_pT) > 1"}, "expected one entry for each of 60 jets"),
+        "lists where a number is due": (
+            {"observers": ["PF_pT"]},
+            "'PF_pT' is .* expected one number for each jet",
+        ),
+        "no number": (
+            {"selection": "PF_pT > 1"},
+            "jec.yaml:selection: 'PF_pT > 1' gives .* one true or false for each jet",
+        ),
+        "another number of jets": (
+            {"selection": "ak.flatten(PF_pT) > 1"},
+            "expected one entry for each of 60 jets",
+        ),
         "missing values": (
             {"new_variables": {**PFN["new_variables"], "jetLogPt": "ak.max(PF_pT, axis=1)"}},
             "'jetLogPt' is .*; fill missing values with ak.fill_none",
@@ -559,8 +827,14 @@ def test_a_truncated_file_is_skipped_only_when_asked(one_file, tmp_path):
             {"new_variables": {**PFN["new_variables"], "PF_logPt": "np.log(PF_pT[:, 1:])"}},
             "'PF_logPt' and 'PF_logRelPt' differ in number of entries",
         ),
-        "no class": ({"labels": {"type": "simple", "value": ["partonFlav == 0", "partonFlav == 1"]}}, "belong to no class"),
-        "evaluation": ({"labels": {"type": "custom", "value": {"t": "math.log(jetPt)"}}}, "jec.yaml:labels:t: expression 'math.log"),
+        "no class": (
+            {"labels": {"type": "simple", "value": ["partonFlav == 0", "partonFlav == 1"]}},
+            "belong to no class",
+        ),
+        "evaluation": (
+            {"labels": {"type": "custom", "value": {"t": "math.log(jetPt)"}}},
+            "jec.yaml:labels:t: expression 'math.log",
+        ),
         "bucketing": ({"bucketing": {"var": "jetPt", "bins": 3}}, "bucketing is not supported yet"),
     }.values(),
     ids=lambda value: value if isinstance(value, str) else "",
@@ -571,7 +845,7 @@ def test_bad_configs_are_refused_and_nothing_is_left(one_file, tmp_path, changes
     assert made(tmp_path) == []
 
 
-# ---------------------------------------------------------------------------------------------------------- patterns, S3, command line
+# --------------------------------------------------------------------- patterns, S3, command line
 
 
 def test_patterns(jet_files, tmp_path, monkeypatch):
@@ -580,7 +854,11 @@ def test_patterns(jet_files, tmp_path, monkeypatch):
     def found(patterns):
         return [entry.uri for entry in files.find(patterns)]
 
-    assert found(f"{jet_files}/train/*.root {v}") == found(f"x:{jet_files}/train/*.root,y:{v}") == [a, b, v]
+    assert (
+        found(f"{jet_files}/train/*.root {v}")
+        == found(f"x:{jet_files}/train/*.root,y:{v}")
+        == [a, b, v]
+    )
     assert found([f"{jet_files}/train/?.root", a]) == [a, b], "each file once"
     assert found(f"{jet_files}/train") == [a, b]
     monkeypatch.chdir(jet_files)
@@ -595,7 +873,11 @@ def test_on_s3_from_files_to_batches(s3, jet_files, tmp_path, monkeypatch):
     storage.upload(jet_files / "train", f"{s3}/in/train")
     uploaded: list[str] = []
     original = storage.upload
-    monkeypatch.setattr(storage, "upload", lambda path, uri: uploaded.append(storage.name(uri)) or original(path, uri))
+    monkeypatch.setattr(
+        storage,
+        "upload",
+        lambda path, uri: uploaded.append(storage.name(uri)) or original(path, uri),
+    )
     ref = prepare(f"{s3}/in/train/*.root", config(), f"{s3}/runs", for_training=True, report=quiet)
     assert ref.uri == f"{s3}/runs/cache/{ref.key}"
     assert uploaded[-1] == DESCRIPTION
@@ -605,14 +887,23 @@ def test_on_s3_from_files_to_batches(s3, jet_files, tmp_path, monkeypatch):
     index = np.arange(len(here))
     ours, theirs = jets.batch(index), here.batch(index)
     assert all(np.array_equal(ours.inputs[name], theirs.inputs[name]) for name in theirs.inputs)
-    assert sorted(path.name for path in (tmp_path / "node").iterdir()) == [ref.key, f"{ref.key}.lock"]
-    assert prepare(f"{s3}/in/train/*.root", config(), f"{s3}/runs", for_training=True, report=quiet).reused
+    assert sorted(path.name for path in (tmp_path / "node").iterdir()) == [
+        ref.key,
+        f"{ref.key}.lock",
+    ]
+    assert prepare(
+        f"{s3}/in/train/*.root", config(), f"{s3}/runs", for_training=True, report=quiet
+    ).reused
 
 
 def test_on_s3_bad_files_are_refused(s3, one_file):
     storage.write_bytes(f"{s3}/in/cut.root", one_file[0].read_bytes()[:-2000])
     storage.write_bytes(f"{s3}/in/text.root", b"not a tree in sight")
-    for name, reason in (("cut", "is truncated"), ("text", "is not a ROOT file"), ("none", "no ROOT file matches")):
+    for name, reason in (
+        ("cut", "is truncated"),
+        ("text", "is not a ROOT file"),
+        ("none", "no ROOT file matches"),
+    ):
         with pytest.raises(InputError, match=reason):
             prepare(f"{s3}/in/{name}.root", config(), f"{s3}/runs", for_training=True, report=quiet)
     assert storage.entries(f"{s3}/runs") == []
@@ -623,20 +914,45 @@ def test_the_command_line(jet_files, tmp_path, capsys):
     assert main([*common, "--data", f"{jet_files}/train/a.root", f"{jet_files}/train/b.root"]) == 0
     train = capsys.readouterr().out.strip()
     assert storage.read_json(f"{train}/{DESCRIPTION}")["num_read"] == 600
-    assert main([*common, "--data", f"{jet_files}/val/*.root", "--validation", "--derived-from", train]) == 0
-    assert storage.read_json(f"{capsys.readouterr().out.strip()}/{DESCRIPTION}")["role"] == "validation"
+    assert (
+        main(
+            [*common, "--data", f"{jet_files}/val/*.root", "--validation", "--derived-from", train]
+        )
+        == 0
+    )
+    assert (
+        storage.read_json(f"{capsys.readouterr().out.strip()}/{DESCRIPTION}")["role"]
+        == "validation"
+    )
 
 
 def test_a_storage_that_cannot_be_written_is_one_line_too(jet_files, tmp_path, capsys):
     (tmp_path / "cache").write_text("a file where a folder is due")
-    files_and_config = ["--data", f"{jet_files}/val/*.root", "--data-config", str(DATA / "jec_pfn_open.yaml")]
+    files_and_config = [
+        "--data",
+        f"{jet_files}/val/*.root",
+        "--data-config",
+        str(DATA / "jec_pfn_open.yaml"),
+    ]
     assert main([*files_and_config, "--output", str(tmp_path)]) == 1
-    assert capsys.readouterr().err.startswith(f"error: cannot write prepared data to {tmp_path}/cache/")
+    assert capsys.readouterr().err.startswith(
+        f"error: cannot write prepared data to {tmp_path}/cache/"
+    )
 
 
 def test_the_command_line_ends_in_one_line_and_exit_code_2(tmp_path):
     config_path = str(DATA / "jec_pfn_open.yaml")
-    command = [sys.executable, "-m", "weaver.prepare", "--data-config", config_path, "--data", "none/*.root", "--output", str(tmp_path)]
+    command = [
+        sys.executable,
+        "-m",
+        "weaver.prepare",
+        "--data-config",
+        config_path,
+        "--data",
+        "none/*.root",
+        "--output",
+        str(tmp_path),
+    ]
     ended = subprocess.run(command, capture_output=True, text=True, cwd=DATA.parent, timeout=60)
     assert (ended.returncode, ended.stdout) == (2, "")
     assert ended.stderr.startswith("error: no ROOT file matches 'none/*.root'")

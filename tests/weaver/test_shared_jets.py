@@ -1,4 +1,6 @@
-"""Jets that are in two sets are found whatever their file is called, before anything is trained on them."""
+"""Jets that are in two sets are found whatever their file is called, before anything is trained on
+them.
+"""
 
 from __future__ import annotations
 
@@ -32,13 +34,26 @@ def prepared_set(folder, name: str, columns, *, for_training: bool, text: str = 
     config = folder / f"{name}.yaml"
     config.write_text(text)
     path = write_jets(folder / f"{name}.root", columns)
-    return prepare(str(path), DataConfig.load(str(config)), str(folder), for_training=for_training, report=lambda line: None).uri
+    return prepare(
+        str(path),
+        DataConfig.load(str(config)),
+        str(folder),
+        for_training=for_training,
+        report=lambda line: None,
+    ).uri
 
 
 def joined(one, other):
     import awkward as ak
 
-    return {name: ak.concatenate([one[name], other[name]]) if name == "PF" else np.r_[one[name], other[name]] for name in one}
+    return {
+        name: (
+            ak.concatenate([one[name], other[name]])
+            if name == "PF"
+            else np.r_[one[name], other[name]]
+        )
+        for name in one
+    }
 
 
 def test_a_part_of_the_training_jets_in_another_order_is_refused(tmp_path):
@@ -52,12 +67,21 @@ def test_a_part_of_the_training_jets_in_another_order_is_refused(tmp_path):
     assert (one, other) == ("train", "test")
     assert number == np.count_nonzero(leaked["genJetPt"] > 20)
     assert jets > 150
-    with pytest.raises(InputError, match=rf"^{number} of the {jets} jets of --data-test are in --data-train as well.*data\.validate"):
+    with pytest.raises(
+        InputError,
+        match=(
+            rf"^{number} of the {jets} jets of --data-test are in --data-train as"
+            r" well.*data\.validate"
+        ),
+    ):
         check_shared(sets)
 
 
 def test_sets_of_their_own_are_let_through(tmp_path, prepared):
-    sets = {name: json.loads(storage.read_text(str(getattr(prepared, name))))["dataset"] for name in ("train", "val", "test")}
+    sets = {
+        name: json.loads(storage.read_text(str(getattr(prepared, name))))["dataset"]
+        for name in ("train", "val", "test")
+    }
     assert check_shared(sets) == {"train and val": 0, "train and test": 0, "val and test": 0}
 
 

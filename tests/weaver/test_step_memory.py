@@ -32,14 +32,20 @@ def jets(prepared) -> Dataset:
 
 def test_what_is_kept_grows_with_the_jets():
     model = Wide()
-    two, twenty = (step_memory.kept_bytes(model, (None, None, torch.rand(count, 8)), FLOAT32) for count in (2, 20))
+    two, twenty = (
+        step_memory.kept_bytes(model, (None, None, torch.rand(count, 8)), FLOAT32)
+        for count in (2, 20)
+    )
     assert 2 * 4000 <= two < 2 * 4000 + 1000
     assert twenty - two == pytest.approx(18 * 4000, rel=0.1)
 
 
 def test_measuring_leaves_the_model_and_the_random_numbers_alone(jets):
     model = Wide()
-    before, random = {name: value.clone() for name, value in model.state_dict().items()}, torch.get_rng_state()
+    before, random = (
+        {name: value.clone() for name, value in model.state_dict().items()},
+        torch.get_rng_state(),
+    )
     step_memory.warning(model, jets, 500, FLOAT32, torch.device("cpu"))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), random)

@@ -1,4 +1,6 @@
-"""`python -m weaver.train` as the cluster runs it: a process that is killed, stopped, restarted, and writes where it is told to."""
+"""`python -m weaver.train` as the cluster runs it: a process that is killed, stopped, restarted,
+and writes where it is told to.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ def whole(prepared, tmp_path_factory):
     return folder
 
 
-def test_killed_after_an_epoch_the_same_command_ends_with_the_same_weights(prepared, whole, tmp_path):
+def test_killed_after_an_epoch_the_same_command_ends_with_the_same_weights(
+    prepared, whole, tmp_path
+):
     words = command(prepared, tmp_path / "trial", metrics_log=tmp_path / "metrics.log", **WORDS)
     process = start(words)
     wait_for(process, lambda: len(history(tmp_path / "trial")) >= 1)
@@ -55,9 +59,14 @@ def test_sigterm_leaves_a_checkpoint_and_exit_code_143(prepared, whole, tmp_path
     said = finish(process)
     assert process.returncode == 143, said
     assert "told to stop in epoch" in said
-    assert main(words) == 0  # in this process: as many threads or not, the last bits are compared below only if equal
+    # in this process: as many threads or not, the last bits are compared below only if equal
+    assert main(words) == 0
     assert len(history(tmp_path)) == WORDS["num_epochs"]
-    np.testing.assert_allclose([r["val_loss"] for r in history(tmp_path)], [r["val_loss"] for r in history(whole)], rtol=1e-4)
+    np.testing.assert_allclose(
+        [r["val_loss"] for r in history(tmp_path)],
+        [r["val_loss"] for r in history(whole)],
+        rtol=1e-4,
+    )
 
 
 def test_a_trial_folder_on_s3_holds_the_same(prepared, tmp_path, s3):
@@ -73,26 +82,74 @@ def test_a_trial_folder_on_s3_holds_the_same(prepared, tmp_path, s3):
 def test_network_and_data_config_may_lie_on_s3(prepared, tmp_path, s3):
     storage.upload(prepared.data_config, f"{s3}/config/data.yaml")
     storage.upload(ROOT / "networks" / "pfn_regressor_open.py", f"{s3}/config/network.py")
-    words = [word for word in command(prepared, tmp_path, num_epochs=1) if not word.startswith(("--data-config", "--network-config"))]
-    assert main([*words, f"--data-config={s3}/config/data.yaml", f"--network-config={s3}/config/network.py"]) == 0
+    words = [
+        word
+        for word in command(prepared, tmp_path, num_epochs=1)
+        if not word.startswith(("--data-config", "--network-config"))
+    ]
+    assert (
+        main(
+            [
+                *words,
+                f"--data-config={s3}/config/data.yaml",
+                f"--network-config={s3}/config/network.py",
+            ]
+        )
+        == 0
+    )
 
 
 @pytest.mark.parametrize("name", ["predictions.npz", "deeper/predictions.root"])
 def test_predictions_are_written_with_labels_and_observers(prepared, whole, tmp_path, name):
     before = {path.name: path.read_bytes() for path in whole.iterdir()}
-    words = [word for word in command(prepared, whole, **WORDS) if not word.startswith(("--data-train", "--data-val"))]
-    assert main([*words, "--predict", f"--data-test={prepared.test}", f"--predict-output={tmp_path}/{name}"]) == 0
+    words = [
+        word
+        for word in command(prepared, whole, **WORDS)
+        if not word.startswith(("--data-train", "--data-val"))
+    ]
+    assert (
+        main(
+            [
+                *words,
+                "--predict",
+                f"--data-test={prepared.test}",
+                f"--predict-output={tmp_path}/{name}",
+            ]
+        )
+        == 0
+    )
     path = tmp_path / name
-    found = np.load(path) if path.suffix == ".npz" else uproot.open(path)["Events"].arrays(library="np")
-    columns = {key: np.asarray(found[key]) for key in ("output", "target", "jetPt", "genJetPt", "genJetEta", "partonFlav", "hadronFlav")}
+    found = (
+        np.load(path) if path.suffix == ".npz" else uproot.open(path)["Events"].arrays(library="np")
+    )
+    columns = {
+        key: np.asarray(found[key])
+        for key in (
+            "output",
+            "target",
+            "jetPt",
+            "genJetPt",
+            "genJetEta",
+            "partonFlav",
+            "hadronFlav",
+        )
+    }
     assert {len(column) for column in columns.values()} == {182}
-    np.testing.assert_allclose(columns["target"], np.log(columns["genJetPt"] / columns["jetPt"]), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        columns["target"], np.log(columns["genJetPt"] / columns["jetPt"]), rtol=1e-4, atol=1e-5
+    )
     assert np.corrcoef(columns["output"], columns["target"])[0, 1] > 0.1
-    assert {path.name: path.read_bytes() for path in whole.iterdir()} == before  # nothing of it reaches the trial
+    # nothing of it reaches the trial
+    assert {path.name: path.read_bytes() for path in whole.iterdir()} == before
 
 
 def test_predicting_without_a_trial_is_refused(prepared, tmp_path, capsys):
-    words = [*command(prepared, tmp_path), "--predict", f"--data-test={prepared.test}", f"--predict-output={tmp_path}/x.npz"]
+    words = [
+        *command(prepared, tmp_path),
+        "--predict",
+        f"--data-test={prepared.test}",
+        f"--predict-output={tmp_path}/x.npz",
+    ]
     assert main(words) == 2
     assert "the trial has not finished an epoch" in capsys.readouterr().err
 
@@ -100,21 +157,37 @@ def test_predicting_without_a_trial_is_refused(prepared, tmp_path, capsys):
 def test_weights_of_another_network_are_refused(prepared, whole, tmp_path, capsys):
     shutil.copy(whole / "best.pt", tmp_path)
     text = (ROOT / "networks" / "pfn_regressor_open.py").read_text()
-    deeper = text.replace('range(options["num_conv_layers"])', 'range(options["num_conv_layers"] + 1)')
+    deeper = text.replace(
+        'range(options["num_conv_layers"])', 'range(options["num_conv_layers"] + 1)'
+    )
     assert deeper != text
     (tmp_path / "network.py").write_text(deeper)
-    words = [word for word in command(prepared, tmp_path) if not word.startswith("--network-config")]
-    words += [f"--network-config={tmp_path}/network.py", "--predict", f"--data-test={prepared.test}", f"--predict-output={tmp_path}/x.npz"]
+    words = [
+        word for word in command(prepared, tmp_path) if not word.startswith("--network-config")
+    ]
+    words += [
+        f"--network-config={tmp_path}/network.py",
+        "--predict",
+        f"--data-test={prepared.test}",
+        f"--predict-output={tmp_path}/x.npz",
+    ]
     assert main(words) == 2
     assert "holds the weights of another network" in capsys.readouterr().err
 
 
 def test_gpus_that_are_not_there_are_a_warning(prepared, tmp_path, capsys):
     assert main(command(prepared, tmp_path, num_epochs=1, gpus="0")) == 0
-    assert capsys.readouterr().err.count("warning: --gpus 0 was asked for, but this machine has no CUDA GPU; the CPU is used") == 1
+    assert (
+        capsys.readouterr().err.count(
+            "warning: --gpus 0 was asked for, but this machine has no CUDA GPU; the CPU is used"
+        )
+        == 1
+    )
 
 
-def test_the_allocator_hint_comes_once_and_only_where_it_helps(prepared, tmp_path, capsys, monkeypatch):
+def test_the_allocator_hint_comes_once_and_only_where_it_helps(
+    prepared, tmp_path, capsys, monkeypatch
+):
     from weaver.allocator import ENVIRONMENT
 
     assert main(command(prepared, tmp_path / "without", num_epochs=1)) == 0
@@ -140,7 +213,11 @@ def server():
 @pytest.fixture
 def s3(server, monkeypatch):
     """The address of an empty bucket."""
-    for name, value in {"AWS_ENDPOINT_URL": server, "AWS_ACCESS_KEY_ID": "jec", "AWS_SECRET_ACCESS_KEY": "jec"}.items():
+    for name, value in {
+        "AWS_ENDPOINT_URL": server,
+        "AWS_ACCESS_KEY_ID": "jec",
+        "AWS_SECRET_ACCESS_KEY": "jec",
+    }.items():
         monkeypatch.setenv(name, value)
     storage._client.cache_clear()
     storage._client().create_bucket(Bucket="jets")

@@ -1,4 +1,6 @@
-"""Networks under weaver-core's import paths: the same weights give the same answers and gradients, and published files work."""
+"""Networks under weaver-core's import paths: the same weights give the same answers and gradients,
+and published files work.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,11 @@ def stored() -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("name", MODELS)
 def test_weights_of_weaver_core_give_its_answers_and_gradients(name, stored):
     def of(what: str) -> dict[str, torch.Tensor]:
-        return {key.removeprefix(f"{name}/{what}/"): value for key, value in stored.items() if key.startswith(f"{name}/{what}/")}
+        return {
+            key.removeprefix(f"{name}/{what}/"): value
+            for key, value in stored.items()
+            if key.startswith(f"{name}/{what}/")
+        }
 
     model = MODELS[name]()
     model.load_state_dict(of("weight"))
@@ -43,8 +49,12 @@ def test_weights_of_weaver_core_give_its_answers_and_gradients(name, stored):
     output.square().sum().backward()
     largest = max(float(value.abs().max()) for value in of("gradient").values())
     for key, value in of("gradient").items():
-        torch.testing.assert_close(dict(model.named_parameters())[key].grad, value, rtol=1e-4, atol=1e-5 * largest)
-    torch.testing.assert_close(model.eval()(*of("input").values()), stored[f"{name}/eval"], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            dict(model.named_parameters())[key].grad, value, rtol=1e-4, atol=1e-5 * largest
+        )
+    torch.testing.assert_close(
+        model.eval()(*of("input").values()), stored[f"{name}/eval"], rtol=1e-5, atol=1e-5
+    )
 
 
 def test_trimming_changes_no_answer_outside_training_and_no_particle_in_it():
@@ -67,17 +77,30 @@ def test_an_exported_network_answers_the_same_at_any_number_of_jets_and_particle
     """With the particles' axis free, as published network files declare it."""
     torch.manual_seed(0)
     model, file = settle(MODELS[name]()), io.BytesIO()
-    names = [f"{of}_{what}" for of in (("pf", "sv") if name == "tagger" else ("pf",)) for what in ("points", "features", "mask")]
+    names = [
+        f"{of}_{what}"
+        for of in (("pf", "sv") if name == "tagger" else ("pf",))
+        for what in ("points", "features", "mask")
+    ]
     dims = {"pf_points": 2, "pf_features": 5, "sv_points": 2, "sv_features": 3}
 
     def made(jets: int, particles: int) -> list[torch.Tensor]:
-        mask = (torch.arange(particles) < torch.randint(1, particles + 1, (jets, 1)))[:, None].float()
-        return [torch.randn(jets, dims[key], particles) * mask if key in dims else mask for key in names]
+        mask = (torch.arange(particles) < torch.randint(1, particles + 1, (jets, 1)))[
+            :, None
+        ].float()
+        return [
+            torch.randn(jets, dims[key], particles) * mask if key in dims else mask for key in names
+        ]
 
     axes = {key: {0: "N", 2: f"n_{key[:2]}"} for key in names} | {"output": {0: "N"}}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        options = {"input_names": names, "output_names": ["output"], "dynamic_axes": axes, "opset_version": 17}
+        options = {
+            "input_names": names,
+            "output_names": ["output"],
+            "dynamic_axes": axes,
+            "opset_version": 17,
+        }
         torch.onnx.export(model, tuple(made(3, 7)), file, dynamo=False, **options)
     runtime = onnxruntime.InferenceSession(file.getvalue())
     for size in ((1, 7), (4, 12), (17, 30)):
@@ -111,7 +134,10 @@ def test_what_is_not_here_is_refused_with_what_to_do(tmp_path):
                 "from weaver.nn.model.ParticleTransformer import ParticleTransformer",
                 "no module weaver.nn.model.ParticleTransformer; put the",
             ),
-            ("from utils.nn.model.ParticleNet import ParticleNet", "write 'from weaver.nn.model.ParticleNet import ...'"),
+            (
+                "from utils.nn.model.ParticleNet import ParticleNet",
+                "write 'from weaver.nn.model.ParticleNet import ...'",
+            ),
         )
     ):
         path = tmp_path / f"network{number}.py"

@@ -1,4 +1,6 @@
-"""Weights: an epoch's draw follows them, histograms do what their method says, and bad sections are told of. (Equality: test_peer.py.)"""
+"""Weights: an epoch's draw follows them, histograms do what their method says, and bad sections are
+told of. (Equality: test_peer.py.)
+"""
 
 from __future__ import annotations
 
@@ -11,16 +13,31 @@ from weaver.weights import HistogramMaker, Reweighting, Sampler, jet_weights, ma
 
 BINS = ((0, 1, 2, 4), (0, 10))
 CHOSEN = Reweighting(
-    method="flat", variables=("x", "y"), bins=BINS, classes=("a", "b"), class_weights=None, threshold=10, discard=True, base=None
-)  # fmt: skip
+    method="flat",
+    variables=("x", "y"),
+    bins=BINS,
+    classes=("a", "b"),
+    class_weights=None,
+    threshold=10,
+    discard=True,
+    base=None,
+)
 
 
 def jets(count=4000, seed=1) -> dict[str, np.ndarray]:
-    """A falling spectrum of class a (1 in 5 jets) and a rising one of class b, some of both outside the bins."""
+    """A falling spectrum of class a (1 in 5 jets) and a rising one of class b, some of both outside
+    the bins.
+    """
     rng = np.random.default_rng(seed)
     a = rng.random(count) < 0.2
     x = np.where(a, 4.4 * rng.random(count) ** 2, 4.4 - 4.4 * rng.random(count) ** 2).astype("f4")
-    return {"x": x, "y": (10 * rng.random(count)).astype("f4"), "a": a.astype("i4"), "b": ~a, "w": rng.random(count) + 0.5}
+    return {
+        "x": x,
+        "y": (10 * rng.random(count)).astype("f4"),
+        "a": a.astype("i4"),
+        "b": ~a,
+        "w": rng.random(count) + 0.5,
+    }
 
 
 def test_flat_reweighting_makes_classes_flat_and_equal():
@@ -30,7 +47,12 @@ def test_flat_reweighting_makes_classes_flat_and_equal():
     assert (used, total) == (np.count_nonzero(columns["x"] <= 4), 4000)
     assert made.dtype == np.float32
     assert (made[columns["x"] > 4] == 0).all()
-    sums = {c: np.histogram(columns["x"][columns[c] == 1], [0, 1, 2, 4], weights=made[columns[c] == 1])[0] for c in "ab"}
+    sums = {
+        c: np.histogram(columns["x"][columns[c] == 1], [0, 1, 2, 4], weights=made[columns[c] == 1])[
+            0
+        ]
+        for c in "ab"
+    }
     assert sums["a"].sum() == pytest.approx(sums["b"].sum(), rel=1e-4)
     assert sums["b"].max() / sums["b"].min() < 1.1  # the bins of least content set the level
     assert made.max() == pytest.approx(0.9, abs=1e-6)
@@ -38,16 +60,24 @@ def test_flat_reweighting_makes_classes_flat_and_equal():
 
 def test_reference_reweighting_gives_every_class_the_shape_of_the_first():
     columns = jets()
-    chosen = Reweighting(**{**vars(CHOSEN), "method": "ref", "threshold": 0, "class_weights": (1, 2)})
+    chosen = Reweighting(
+        **{**vars(CHOSEN), "method": "ref", "threshold": 0, "class_weights": (1, 2)}
+    )
     made = jet_weights(columns, chosen, make_histograms([columns], chosen)[0])
-    a, b = (np.histogram(columns["x"][columns[c] == 1], [0, 1, 2, 4], weights=made[columns[c] == 1])[0] for c in "ab")
+    a, b = (
+        np.histogram(columns["x"][columns[c] == 1], [0, 1, 2, 4], weights=made[columns[c] == 1])[0]
+        for c in "ab"
+    )
     assert np.allclose(b, 2 * a, rtol=1e-4)
 
 
 def test_chunks_of_jets_do_not_show():
     columns = jets()
     chosen = Reweighting(**{**vars(CHOSEN), "base": "w", "discard": False})
-    chunks = [{name: values[start : start + 7] for name, values in columns.items()} for start in range(0, 4000, 7)]
+    chunks = [
+        {name: values[start : start + 7] for name, values in columns.items()}
+        for start in range(0, 4000, 7)
+    ]
     whole, split = make_histograms([columns], chosen)[0], make_histograms(chunks, chosen)[0]
     assert all(np.array_equal(whole[label], split[label]) for label in "ab")
     made = jet_weights(columns, chosen, whole)
@@ -62,7 +92,9 @@ def test_an_empty_class_is_refused():
 
 
 def test_a_draw_gives_each_jet_its_copies(monkeypatch):
-    """n = floor(1 / mean weight) copies for weight 1, as weaver-core; each jet's copies are its average rounded up or down."""
+    """n = floor(1 / mean weight) copies for weight 1, as weaver-core; each jet's copies are its
+    average rounded up or down.
+    """
     monkeypatch.setattr(weights, "BLOCK", 97)
     given = np.array([0, 0.1, 0.25, 0.5, 1, 3, np.nan, -1] * 50, np.float32)
     sampler = Sampler(given)

@@ -1,4 +1,6 @@
-"""Trials for the tests: their command line, started as processes or in this one, and what they leave behind."""
+"""Trials for the tests: their command line, started as processes or in this one, and what they
+leave behind.
+"""
 
 from __future__ import annotations
 
@@ -17,20 +19,46 @@ SMALL = {"conv_dim": 16, "fc_dim": 16, "num_conv_layers": 2, "num_fc_layers": 1}
 SMALL_PARTICLE_NET = {**SMALL, "num_edge_conv_blocks": 2, "k": 4}
 
 
-def command(prepared, folder: Path | str, network: str = "pfn", options: dict | None = None, **flags) -> list[str]:
+def command(
+    prepared, folder: Path | str, network: str = "pfn", options: dict | None = None, **flags
+) -> list[str]:
     """Arguments of weaver.train on prepared data; `flags` as start_lr=0.01."""
-    given = {"num_epochs": 3, "batch_size": 100, "start_lr": 1e-3, "tensorboard_log_dir": "none", **flags}
-    words = [f"--data-train={prepared.train}", f"--data-val={prepared.val}", f"--data-config={prepared.data_config}"]
-    words += [f"--network-config={ROOT}/networks/{network}_regressor_open.py", f"--model-prefix={folder}", "--regression-mode"]
+    given = {
+        "num_epochs": 3,
+        "batch_size": 100,
+        "start_lr": 1e-3,
+        "tensorboard_log_dir": "none",
+        **flags,
+    }
+    words = [
+        f"--data-train={prepared.train}",
+        f"--data-val={prepared.val}",
+        f"--data-config={prepared.data_config}",
+    ]
+    words += [
+        f"--network-config={ROOT}/networks/{network}_regressor_open.py",
+        f"--model-prefix={folder}",
+        "--regression-mode",
+    ]
     words += [f"--{name.replace('_', '-')}={value}" for name, value in given.items()]
     chosen = {**(SMALL if network == "pfn" else SMALL_PARTICLE_NET), **(options or {})}
-    return [*words, "--network-option", ",".join(f"{name}:{value}" for name, value in chosen.items())]
+    return [
+        *words,
+        "--network-option",
+        ",".join(f"{name}:{value}" for name, value in chosen.items()),
+    ]
 
 
 def start(words: list[str], **environment: str) -> subprocess.Popen:
     """Start `python -m weaver.train` with one thread."""
     env = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-    return subprocess.Popen([sys.executable, "-m", "weaver.train", *words], cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-m", "weaver.train", *words],
+        cwd=ROOT,
+        env=env,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def finish(process: subprocess.Popen, seconds: float = 60) -> str:

@@ -1,7 +1,8 @@
 """Runs in weaver-core's own environment: what it makes of data configs and files, as arrays.
 
-Reads a JSON list of jobs on standard input, each {"config", "output", "roles": {"train"|"val"|"test": [files]}}, and writes one .npz a
-job. The roles come in this order, as in a training: what it derives from the training files it leaves beside the config.
+Reads a JSON list of jobs on standard input, each {"config", "output", "roles":
+{"train"|"val"|"test": [files]}}, and writes one .npz a job. The roles come in this order, as in a
+training: what it derives from the training files it leaves beside the config.
 """
 
 import json
@@ -21,7 +22,13 @@ from weaver.utils.dataset import SimpleIterDataset, _load_next  # noqa: E402
 
 def load(config, files, role):
     data = SimpleIterDataset(
-        {"_": files}, config, for_training=role != "test", name=role, async_load=False, fetch_step=-1, remake_weights=role == "train"
+        {"_": files},
+        config,
+        for_training=role != "test",
+        name=role,
+        async_load=False,
+        fetch_step=-1,
+        remake_weights=role == "train",
     )
     made = data._data_config
     options = dict(data._sampler_options, shuffle=False, reweight=False)
@@ -30,11 +37,16 @@ def load(config, files, role):
     out = {f"input {name}": np.asarray(table["_" + name]) for name in made.input_names}
     out |= {f"label {name}": np.asarray(table[name]) for name in made.label_names}
     out |= {f"observer {name}": np.asarray(ak.to_numpy(table[name])) for name in made.z_variables}
-    out |= {f"standardisation {name}": numbers(params) for name, params in made.preprocess_params.items()}
+    out |= {
+        f"standardisation {name}": numbers(params)
+        for name, params in made.preprocess_params.items()
+    }
     if made.weight_name is not None and role != "test":
         out["weight"] = weights(made, files, ranges, role)
         if not made.use_precomputed_weights:
-            out |= {f"histogram {name}": np.asarray(hist) for name, hist in made.reweight_hists.items()}
+            out |= {
+                f"histogram {name}": np.asarray(hist) for name, hist in made.reweight_hists.items()
+            }
     return out
 
 
@@ -47,14 +59,18 @@ def weights(config, files, ranges, role):
     table = _read_files(files, config.train_load_branches, ranges, treename=config.treename)
     table["aux_training_"] = role == "train"
     table = preprocess._apply_selection(table, config.selection, funcs=config.var_funcs)
-    return preprocess._build_weights(preprocess._build_new_variables(table, config.train_var_funcs), config)
+    return preprocess._build_weights(
+        preprocess._build_new_variables(table, config.train_var_funcs), config
+    )
 
 
 def main():
     for job in json.load(sys.stdin):
         made = {}
         for role, files in job["roles"].items():
-            made |= {f"{role} {name}": array for name, array in load(job["config"], files, role).items()}
+            made |= {
+                f"{role} {name}": array for name, array in load(job["config"], files, role).items()
+            }
         np.savez_compressed(job["output"], **made, math_bits=np.array(math_bits()))
 
 

@@ -1,9 +1,13 @@
-"""weaver-core and this project load the same files with the same data configs; every array is compared bit by bit.
+"""weaver-core and this project load the same files with the same data configs; every array is
+compared bit by bit.
 
-    python -m tests.weaver.peer.parity --peer-python .venv-peer/bin/python             a table, exit code 1 where a bit differs
-    python -m tests.weaver.peer.parity --peer-python .venv-peer/bin/python --write     the same, and weaver-core's arrays are stored
+    python -m tests.weaver.peer.parity --peer-python .venv-peer/bin/python             a table, exit
+        code 1 where a bit differs
+    python -m tests.weaver.peer.parity --peer-python .venv-peer/bin/python --write     the same, and
+        weaver-core's arrays are stored
 
-The stored arrays (arrays/*.npz) are what tests/weaver/test_peer.py holds this project against without weaver-core at hand.
+The stored arrays (arrays/*.npz) are what tests/weaver/test_peer.py holds this project against
+without weaver-core at hand.
 """
 
 from __future__ import annotations
@@ -42,7 +46,11 @@ class Case:
 
     @property
     def config(self) -> Path:
-        return next(path for path in (HERE / "configs" / f"{self.name}.yaml", DATA / f"{self.name}.yaml") if path.exists())
+        return next(
+            path
+            for path in (HERE / "configs" / f"{self.name}.yaml", DATA / f"{self.name}.yaml")
+            if path.exists()
+        )
 
     @property
     def stored(self) -> Path:
@@ -71,10 +79,19 @@ def ours(case: Case, folder: Path) -> dict[str, np.ndarray]:
     found: dict[str, np.ndarray] = {}
     for role, files in roles.items():
         prepared = prepare(
-            files, config, str(folder), for_training=role != "test", validation=role == "val", step_bytes=20_000, report=lambda line: None
+            files,
+            config,
+            str(folder),
+            for_training=role != "test",
+            validation=role == "val",
+            step_bytes=20_000,
+            report=lambda line: None,
         )
         config = prepared.data_config
-        found |= {f"{role} {name}": array for name, array in _arrays(Dataset.open(prepared.uri, config), role)}
+        found |= {
+            f"{role} {name}": array
+            for name, array in _arrays(Dataset.open(prepared.uri, config), role)
+        }
     return found | {"math_bits": np.array(math_bits())}
 
 
@@ -87,10 +104,15 @@ def _arrays(dataset: Dataset, role: str) -> Iterator[tuple[str, np.ndarray]]:
     yield from ((f"observer {name}", values) for name, values in kept.items())
     for name, params in config.preprocess_params.items():
         values = [params[key] for key in ("center", "scale", "min", "max", "pad_value")]
-        yield f"standardisation {name}", np.array([np.nan if value is None else value for value in values])
+        yield (
+            f"standardisation {name}",
+            np.array([np.nan if value is None else value for value in values]),
+        )
     if config.weight_name and role != "test":
         yield "weight", batch.weights.numpy()
-        yield from ((f"histogram {name}", hist) for name, hist in (config.reweight_hists or {}).items())
+        yield from (
+            (f"histogram {name}", hist) for name, hist in (config.reweight_hists or {}).items()
+        )
 
 
 def peers(cases: tuple[Case, ...], folder: Path, python: str) -> dict[str, dict[str, np.ndarray]]:
@@ -101,10 +123,21 @@ def peers(cases: tuple[Case, ...], folder: Path, python: str) -> dict[str, dict[
         place.mkdir()
         shutil.copy(case.config, place / "config.yaml")  # weaver-core writes beside it
         roles = samples.write(place, case.schema, case.jets)
-        jobs.append({"config": str(place / "config.yaml"), "output": str(place / "peer.npz"), "roles": roles})
+        jobs.append(
+            {
+                "config": str(place / "config.yaml"),
+                "output": str(place / "peer.npz"),
+                "roles": roles,
+            }
+        )
     # By its path, not as a module: this project has a package `weaver` too.
     done = subprocess.run(
-        [python, str(HERE / "dump.py")], input=json.dumps(jobs), text=True, capture_output=True, timeout=PEER_SECONDS, cwd=folder
+        [python, str(HERE / "dump.py")],
+        input=json.dumps(jobs),
+        text=True,
+        capture_output=True,
+        timeout=PEER_SECONDS,
+        cwd=folder,
     )
     if done.returncode:
         raise SystemExit(f"error: weaver-core in {python} failed:\n{done.stderr[-3000:]}")
@@ -112,7 +145,9 @@ def peers(cases: tuple[Case, ...], folder: Path, python: str) -> dict[str, dict[
 
 
 def difference(one: np.ndarray, other: np.ndarray) -> float:
-    """0 where all values are equal (NaN to NaN), else the largest difference; infinite for another shape."""
+    """0 where all values are equal (NaN to NaN), else the largest difference; infinite for another
+    shape.
+    """
     if one.shape != other.shape or "O" in (one.dtype.kind, other.dtype.kind):
         return float("inf")
     floats = one.dtype.kind == "f" and other.dtype.kind == "f"
@@ -124,23 +159,43 @@ def difference(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def compare(made: dict[str, np.ndarray], peer: dict[str, np.ndarray]) -> list[tuple[str, float]]:
-    """(array, largest difference) for the arrays of both; one that only one side has differs infinitely."""
-    return [(name, difference(*(_comparable(name, side) for side in (made, peer)))) for name in {**peer, **made} if name != "math_bits"]
+    """(array, largest difference) for the arrays of both; one that only one side has differs
+    infinitely.
+    """
+    return [
+        (name, difference(*(_comparable(name, side) for side in (made, peer))))
+        for name in {**peer, **made}
+        if name != "math_bits"
+    ]
 
 
 def _comparable(name: str, arrays: dict[str, np.ndarray]) -> np.ndarray:
-    """The array, or one that equals no other where there is none; precomputed weights, float64 in weaver-core, are float32 here."""
+    """The array, or one that equals no other where there is none; precomputed weights, float64 in
+    weaver-core, are float32 here.
+    """
     values = arrays.get(name, np.full((1,), object()))
     return values.astype(np.float32) if name.endswith(" weight") and name in arrays else values
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.weaver.peer.parity", description=__doc__.splitlines()[0])
-    parser.add_argument("--peer-python", default=".venv-peer/bin/python", help="Python of an environment with weaver-core (make peer)")
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.weaver.peer.parity", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument(
+        "--peer-python",
+        default=".venv-peer/bin/python",
+        help="Python of an environment with weaver-core (make peer)",
+    )
     parser.add_argument("--write", action="store_true", help="store weaver-core's arrays")
-    parser.add_argument("--case", action="append", choices=[case.name for case in CASES], help="only these (may be repeated)")
+    parser.add_argument(
+        "--case",
+        action="append",
+        choices=[case.name for case in CASES],
+        help="only these (may be repeated)",
+    )
     arguments = parser.parse_args(argv)
-    python = Path(arguments.peer_python).absolute()  # not resolved: a link into another environment would leave its own
+    # not resolved: a link into another environment would leave its own
+    python = Path(arguments.peer_python).absolute()
     if not python.exists():
         print(f"error: there is no {python}; type: make peer", file=sys.stderr)
         return 2
@@ -152,7 +207,10 @@ def main(argv: list[str] | None = None) -> int:
         ARRAYS.mkdir(exist_ok=True)
         for case in chosen:
             np.savez_compressed(case.stored, **found[case.name])
-        print(f"stored: {sum(path.stat().st_size for path in ARRAYS.glob('*.npz')) / 1e3:.0f} kB in {ARRAYS}")
+        print(
+            f"stored: {sum(path.stat().st_size for path in ARRAYS.glob('*.npz')) / 1e3:.0f} kB in"
+            f" {ARRAYS}"
+        )
     print(f"{different} arrays differ" if different else "every array is equal to the bit")
     return 1 if different else 0
 

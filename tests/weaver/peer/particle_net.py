@@ -1,8 +1,11 @@
-"""Makes particle_net.npz: weights, inputs, answers and gradients of weaver-core's own ParticleNet and ParticleNetTagger.
+"""Makes particle_net.npz: weights, inputs, answers and gradients of weaver-core's own ParticleNet
+and ParticleNetTagger.
 
-    PYTHON_WITH_WEAVER_CORE tests/weaver/peer/particle_net.py     (from the root of this project; writes beside this file)
+    PYTHON_WITH_WEAVER_CORE tests/weaver/peer/particle_net.py     (from the root of this project;
+        writes beside this file)
 
-No jet has between 1 and k padded places: which particles weaver-core's padded places then take for neighbours is left to rounding.
+No jet has between 1 and k padded places: which particles weaver-core's padded places then take for
+neighbours is left to rounding.
 """
 
 from pathlib import Path
@@ -10,27 +13,46 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from weaver.nn.model.ParticleNet import ParticleNet, ParticleNetTagger  # weaver-core's: this project is not on the path of a script
+# weaver-core's: this project is not on the path of a script
+from weaver.nn.model.ParticleNet import ParticleNet, ParticleNetTagger
 
 NET = {"conv_params": [(3, (8, 8)), (3, (8, 12))], "fc_params": [(8, 0.0)]}
 
 
-def kind(generator: torch.Generator, dim: int, length: int, counts: list[int]) -> list[torch.Tensor]:
+def kind(
+    generator: torch.Generator, dim: int, length: int, counts: list[int]
+) -> list[torch.Tensor]:
     """Points, features and mask of jets with these multiplicities."""
     mask = (torch.arange(length) < torch.tensor(counts)[:, None])[:, None].float()
-    return [torch.randn(len(counts), width, length, generator=generator) * mask for width in (2, dim)] + [mask]
+    return [
+        torch.randn(len(counts), width, length, generator=generator) * mask for width in (2, dim)
+    ] + [mask]
 
 
-def answers(name: str, model: torch.nn.Module, inputs: list[torch.Tensor], found: dict[str, np.ndarray]) -> None:
-    for bn in (module for module in model.modules() if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)):
+def answers(
+    name: str, model: torch.nn.Module, inputs: list[torch.Tensor], found: dict[str, np.ndarray]
+) -> None:
+    for bn in (
+        module
+        for module in model.modules()
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)
+    ):
         torch.nn.init.uniform_(bn.weight, 0.5, 1.5)
         torch.nn.init.uniform_(bn.bias, -0.5, 0.5)
-    found.update({f"{name}/weight/{key}": value.clone().numpy() for key, value in model.state_dict().items() if "_counter" not in key})
+    found.update(
+        {
+            f"{name}/weight/{key}": value.clone().numpy()
+            for key, value in model.state_dict().items()
+            if "_counter" not in key
+        }
+    )
     found.update({f"{name}/input/{number}": value.numpy() for number, value in enumerate(inputs)})
     output = model.train()(*inputs)
     output.square().sum().backward()
     found[f"{name}/train"] = output.detach().numpy()
-    found.update({f"{name}/gradient/{key}": value.grad.numpy() for key, value in model.named_parameters()})
+    found.update(
+        {f"{name}/gradient/{key}": value.grad.numpy() for key, value in model.named_parameters()}
+    )
     found[f"{name}/eval"] = model.eval()(*inputs).detach().numpy()
 
 
@@ -40,9 +62,19 @@ def main() -> None:
     found: dict[str, np.ndarray] = {}
     jets = kind(generator, 5, 10, [10, 6, 5, 4, 2, 1, 10])
     answers("fusion", ParticleNet(5, 3, trim=False, **NET), jets, found)
-    answers("plain", ParticleNet(5, 1, use_fusion=False, use_fts_bn=False, use_counts=False, trim=False, **NET), jets, found)
+    answers(
+        "plain",
+        ParticleNet(5, 1, use_fusion=False, use_fts_bn=False, use_counts=False, trim=False, **NET),
+        jets,
+        found,
+    )
     vertices = kind(generator, 3, 5, [5, 1, 0, 1, 1, 0, 5])
-    answers("tagger", ParticleNetTagger(5, 3, 4, trim=False, use_fusion=False, use_fts_bn=False, **NET), jets + vertices, found)
+    answers(
+        "tagger",
+        ParticleNetTagger(5, 3, 4, trim=False, use_fusion=False, use_fts_bn=False, **NET),
+        jets + vertices,
+        found,
+    )
     np.savez_compressed(Path(__file__).with_suffix(".npz"), **found)
 
 

@@ -1,7 +1,8 @@
 """Small files in the schemas of published data sets, the same on every machine.
 
-Only uniform random numbers and the four basic operations are used: they give the same bits everywhere, which logarithms and the like
-do not. The values need to look like jets only as far as selections, bins and clipping go.
+Only uniform random numbers and the four basic operations are used: they give the same bits
+everywhere, which logarithms and the like do not. The values need to look like jets only as far as
+selections, bins and clipping go.
 """
 
 from __future__ import annotations
@@ -16,7 +17,16 @@ import uproot
 Columns = dict[str, np.ndarray | ak.Array]
 JETCLASS = ("QCD", "Hbb", "Hcc", "Hgg", "H4q", "Hqql", "Zqq", "Wqq", "Tbqq", "Tbl")
 PFCAND = (
-    *("pt_nopuppi", "pt_log_nopuppi", "e_log_nopuppi", "etarel", "phirel", "abseta", "charge", "VTX_ass"),
+    *(
+        "pt_nopuppi",
+        "pt_log_nopuppi",
+        "e_log_nopuppi",
+        "etarel",
+        "phirel",
+        "abseta",
+        "charge",
+        "VTX_ass",
+    ),
     *("dz", "dxysig", "btagPtRatio"),
 )
 SV = ("pt_log", "mass", "etarel", "phirel", "ntracks", "d3dsig")
@@ -48,7 +58,8 @@ class Draw:
         values = low + (high - low) * self.rng.random(int(counts.sum()))
         if np.dtype(dtype).kind == "i":
             values = np.floor(values)
-        # Few digits, so that the stored arrays compress; as fractions of powers of two they are exact.
+        # Few digits, so that the stored arrays compress; as fractions of powers of two they are
+        # exact.
         return ak.unflatten((np.round(values * 1024) / 1024).astype(dtype), counts)
 
     def points(self, counts: np.ndarray) -> ak.Array:
@@ -59,13 +70,26 @@ def jetntuple(count: int, seed: int) -> Columns:
     """The branches of a JetNtuple file that the JEC configs read."""
     draw = Draw(count, seed)
     n = draw.multiplicity(30, 130)
-    columns: Columns = {name: draw.flat(0, 1) for name in ("jetMass", "jetArea", "jetGirth", "QG_ptD", "QG_axis2", "rhoAll")}
-    columns |= {"jetPt": draw.falling(30), "jetEta": draw.flat(-2.6, 2.6), "jetPhi": draw.flat(-3.1, 3.1)}
-    columns |= {name: draw.whole(0, 40) for name in ("QG_mult", "partonFlav", "hadronFlav", "PV_npvsGood")}
+    columns: Columns = {
+        name: draw.flat(0, 1)
+        for name in ("jetMass", "jetArea", "jetGirth", "QG_ptD", "QG_axis2", "rhoAll")
+    }
+    columns |= {
+        "jetPt": draw.falling(30),
+        "jetEta": draw.flat(-2.6, 2.6),
+        "jetPhi": draw.flat(-3.1, 3.1),
+    }
+    columns |= {
+        name: draw.whole(0, 40) for name in ("QG_mult", "partonFlav", "hadronFlav", "PV_npvsGood")
+    }
     columns["jetRawPt"] = columns["jetPt"] * draw.flat(0.9, 1.1)
     columns["genJetPt"] = columns["jetPt"] * draw.flat(0.8, 1.2) * (draw.whole(0, 10) > 0)
     columns["genJetEta"] = columns["jetEta"]
-    pf = {"pT": draw.particles(n, 0.5, 30), "dR": draw.particles(n, 0, 1.2), "dTheta": draw.particles(n, -3, 3)}
+    pf = {
+        "pT": draw.particles(n, 0.5, 30),
+        "dR": draw.particles(n, 0, 1.2),
+        "dTheta": draw.particles(n, -3, 3),
+    }
     pf |= {"dEta": draw.points(n), "dPhi": draw.points(n)}
     choices = np.array([211, -211, 130, 22, 11, -13, 1], "i4")
     pf["id"] = ak.unflatten(choices[draw.rng.integers(0, len(choices), int(n.sum()))], n)
@@ -75,51 +99,103 @@ def jetntuple(count: int, seed: int) -> Columns:
 
 
 def _momenta(draw: Draw, n: np.ndarray, kind: str = "f4") -> dict[str, ak.Array]:
-    return {name: draw.particles(n, -40, 40, kind) for name in ("px", "py", "pz")} | {"energy": draw.particles(n, 50, 90, kind)}
+    return {name: draw.particles(n, -40, 40, kind) for name in ("px", "py", "pz")} | {
+        "energy": draw.particles(n, 50, 90, kind)
+    }
 
 
 def jetclass(count: int, seed: int) -> Columns:
-    """JetClass: particles with displacements and types, ten classes as 0-1 branches of several types."""
+    """JetClass: particles with displacements and types, ten classes as 0-1 branches of several
+    types.
+    """
     draw = Draw(count, seed)
     n = draw.multiplicity(16, 140)
     part = {**_momenta(draw, n), "deta": draw.points(n), "dphi": draw.points(n)}
-    part |= {name: draw.particles(n, -3, 3) for name in ("d0val", "dzval")} | {name: draw.particles(n, 0, 2) for name in ("d0err", "dzerr")}
+    part |= {name: draw.particles(n, -3, 3) for name in ("d0val", "dzval")} | {
+        name: draw.particles(n, 0, 2) for name in ("d0err", "dzerr")
+    }
     part["charge"] = draw.particles(n, -1, 2, "i4")
-    part |= {f"is{name}": draw.particles(n, 0, 2, "i4") for name in ("ChargedHadron", "NeutralHadron", "Photon", "Electron", "Muon")}
-    columns: Columns = {"part": ak.zip(part), "jet_pt": draw.flat(500, 1000), "jet_energy": draw.flat(600, 2000)}
-    columns |= {f"jet_{name}": draw.flat(-2, 2) for name in ("eta", "phi", "sdmass", "tau1", "tau2", "tau3", "tau4")}
+    part |= {
+        f"is{name}": draw.particles(n, 0, 2, "i4")
+        for name in ("ChargedHadron", "NeutralHadron", "Photon", "Electron", "Muon")
+    }
+    columns: Columns = {
+        "part": ak.zip(part),
+        "jet_pt": draw.flat(500, 1000),
+        "jet_energy": draw.flat(600, 2000),
+    }
+    columns |= {
+        f"jet_{name}": draw.flat(-2, 2)
+        for name in ("eta", "phi", "sdmass", "tau1", "tau2", "tau3", "tau4")
+    }
     columns["jet_nparticles"] = n.astype("f4")
     kinds = ("f4", "i4", "bool")
     which = draw.whole(0, len(JETCLASS))
-    return columns | {f"label_{name}": (which == i).astype(kinds[i % 3]) for i, name in enumerate(JETCLASS)}
+    return columns | {
+        f"label_{name}": (which == i).astype(kinds[i % 3]) for i, name in enumerate(JETCLASS)
+    }
 
 
 def top(count: int, seed: int) -> Columns:
-    """TopLandscape and QuarkGluon as converted for particle_transformer: momenta in double precision, one 0-1 label."""
+    """TopLandscape and QuarkGluon as converted for particle_transformer: momenta in double
+    precision, one 0-1 label.
+    """
     draw = Draw(count, seed)
     n = draw.multiplicity(16, 150)
-    part = {**_momenta(draw, n, "f8"), "deta": draw.particles(n, -0.8, 0.8, "f8"), "dphi": draw.points(n), "charge": draw.points(n)}
+    part = {
+        **_momenta(draw, n, "f8"),
+        "deta": draw.particles(n, -0.8, 0.8, "f8"),
+        "dphi": draw.points(n),
+        "charge": draw.points(n),
+    }
     choices = np.array([211, -211, 321, 130, 2112, 22, -2212, 11], "i4")
     part["pid"] = ak.unflatten(choices[draw.rng.integers(0, len(choices), int(n.sum()))], n)
     part |= {f"is{name}": draw.particles(n, 0, 2, "i4") for name in ("Photon", "Electron", "Muon")}
     columns: Columns = {f"part_{name}": values for name, values in part.items()}
-    columns |= {"label": draw.whole(0, 2, "i8"), "jet_pt": draw.flat(500, 600), "jet_energy": draw.flat(600, 900, "f8")}
+    columns |= {
+        "label": draw.whole(0, 2, "i8"),
+        "jet_pt": draw.flat(500, 600),
+        "jet_energy": draw.flat(600, 900, "f8"),
+    }
     return columns | {"jet_eta": draw.flat(-2, 2), "n_parts": n.astype("i4")}
 
 
 def cms(count: int, seed: int) -> Columns:
-    """AK4 and AK8 jets of CMS' DeepNTuples: candidates, secondary vertices, spectra that want reweighting."""
+    """AK4 and AK8 jets of CMS' DeepNTuples: candidates, secondary vertices, spectra that want
+    reweighting.
+    """
     draw = Draw(count, seed)
     n, m = draw.multiplicity(4, 24), draw.multiplicity(3, 7)
     columns: Columns = {"pfcand": ak.zip({name: draw.particles(n, -3, 5) for name in PFCAND})}
-    columns["sv"] = ak.zip({name: draw.particles(m, -1, 9, "f8" if name == "mass" else "f4") for name in SV})
-    columns |= {"fj_pt": draw.falling(200), "fj_sdmass": draw.flat(10, 280), "fj_genjet_sdmass": draw.flat(0, 270)}
-    columns |= {"jet_pt": draw.falling(14), "jet_eta": draw.flat(-2.7, 2.7), "fj_eta": draw.flat(-2.4, 2.4)}
+    columns["sv"] = ak.zip(
+        {name: draw.particles(m, -1, 9, "f8" if name == "mass" else "f4") for name in SV}
+    )
+    columns |= {
+        "fj_pt": draw.falling(200),
+        "fj_sdmass": draw.flat(10, 280),
+        "fj_genjet_sdmass": draw.flat(0, 270),
+    }
+    columns |= {
+        "jet_pt": draw.falling(14),
+        "jet_eta": draw.flat(-2.7, 2.7),
+        "fj_eta": draw.flat(-2.4, 2.4),
+    }
     columns["fj_gen_mass"] = draw.flat(20, 250)
     which = draw.whole(0, 6)
-    columns |= {"fj_isQCD": (which < 2).astype("i4"), "sample_isQCD": (which < 2).astype("i4"), "fj_isH": (which > 2).astype("i4")}
-    columns |= {f"label_H_{name}": (which == i).astype("i4") for i, name in ((3, "bb"), (4, "cc"), (5, "qq"))}
-    columns |= {"label_Top": which == 2, "event_no": draw.whole(0, 10**6, "i8"), "jet_no": draw.whole(0, 3)}
+    columns |= {
+        "fj_isQCD": (which < 2).astype("i4"),
+        "sample_isQCD": (which < 2).astype("i4"),
+        "fj_isH": (which > 2).astype("i4"),
+    }
+    columns |= {
+        f"label_H_{name}": (which == i).astype("i4")
+        for i, name in ((3, "bb"), (4, "cc"), (5, "qq"))
+    }
+    columns |= {
+        "label_Top": which == 2,
+        "event_no": draw.whole(0, 10**6, "i8"),
+        "jet_no": draw.whole(0, 3),
+    }
     columns["jet_tightId"] = draw.whole(0, 9)
     columns["jet_nBHadrons"], columns["jet_nCHadrons"] = draw.whole(0, 3), draw.whole(0, 3)
     columns["jet_hadronFlavour"] = draw.whole(0, 3) + 3 * (draw.whole(0, 3) > 0).astype("i4")
@@ -128,17 +204,44 @@ def cms(count: int, seed: int) -> Columns:
 
 
 def mixed(count: int, seed: int) -> Columns:
-    """Everything that is awkward: all types, NaN and infinity, constant and empty variables, weights."""
+    """Everything that is awkward: all types, NaN and infinity, constant and empty variables,
+    weights.
+    """
     draw = Draw(count, seed)
     n, m = draw.multiplicity(14, 60), draw.multiplicity(3, 6)
     energy = np.asarray(ak.flatten(draw.particles(n, 0.25, 20))).copy()
     energy[::37], energy[5::41], energy[7::43] = np.nan, np.inf, 0
-    columns: Columns = {"pf": ak.zip({"e": ak.unflatten(energy, n), "x": draw.points(n), "same": draw.particles(n, 2, 3, "i4")})}
-    columns["sv"] = ak.zip({"mass": draw.particles(m, -2, 3, "f8"), "deta": draw.points(m), "nt": draw.particles(m, 1, 9, "i4")})
+    columns: Columns = {
+        "pf": ak.zip(
+            {
+                "e": ak.unflatten(energy, n),
+                "x": draw.points(n),
+                "same": draw.particles(n, 2, 3, "i4"),
+            }
+        )
+    }
+    columns["sv"] = ak.zip(
+        {
+            "mass": draw.particles(m, -2, 3, "f8"),
+            "deta": draw.points(m),
+            "nt": draw.particles(m, 1, 9, "i4"),
+        }
+    )
     f4, f8 = draw.flat(-3, 3), draw.flat(-3, 3, "f8")
     f4[::17], f4[1::19], f8[2::23] = np.nan, np.inf, -np.inf
-    columns |= {"f4": f4, "f8": f8, "i4": draw.whole(-50, 50), "i8": draw.whole(-50, 50, "i8"), "b": draw.whole(0, 2) > 0}
-    return columns | {"u4": draw.whole(0, 50, "u4"), "jet_pt": draw.falling(20), "w1": draw.flat(0, 1), "w2": draw.flat(0, 2, "f8")}
+    columns |= {
+        "f4": f4,
+        "f8": f8,
+        "i4": draw.whole(-50, 50),
+        "i8": draw.whole(-50, 50, "i8"),
+        "b": draw.whole(0, 2) > 0,
+    }
+    return columns | {
+        "u4": draw.whole(0, 50, "u4"),
+        "jet_pt": draw.falling(20),
+        "w1": draw.flat(0, 1),
+        "w2": draw.flat(0, 2, "f8"),
+    }
 
 
 SCHEMAS: dict[str, tuple[Callable[[int, int], Columns], str]] = {
@@ -159,15 +262,29 @@ def write(folder: Path, schema: str, count: int) -> dict[str, list[str]]:
     for seed, path in enumerate(names.values(), start=1):
         columns = make(count, 100 * (list(SCHEMAS).index(schema) + 1) + seed)
         write_parquet(path, columns) if suffix == "parquet" else write_root(path, columns, tree)
-    return {"train": [str(names["a"]), str(names["b"])], "val": [str(names["c"])], "test": [str(names["c"])]}
+    return {
+        "train": [str(names["a"]), str(names["b"])],
+        "val": [str(names["c"])],
+        "test": [str(names["c"])],
+    }
 
 
 def write_parquet(path: Path, columns: Columns) -> None:
-    ak.to_parquet(ak.Array({name: ak.Array(values) for name, values in columns.items()}), str(path), row_group_size=20)
+    ak.to_parquet(
+        ak.Array({name: ak.Array(values) for name, values in columns.items()}),
+        str(path),
+        row_group_size=20,
+    )
 
 
 def write_root(path: Path, columns: Columns, tree: str) -> None:
     with uproot.recreate(path) as file:
-        written = file.mktree(tree, {k: v.dtype if isinstance(v, np.ndarray) else v.type.content for k, v in columns.items()})
+        written = file.mktree(
+            tree,
+            {
+                k: v.dtype if isinstance(v, np.ndarray) else v.type.content
+                for k, v in columns.items()
+            },
+        )
         for start in range(0, len(next(iter(columns.values()))), 50):
             written.extend({name: values[start : start + 50] for name, values in columns.items()})

@@ -1,12 +1,15 @@
-"""ParticleNet and ParticleNetTagger as network files written for weaver-core import them: H. Qu, L. Gouskos, arXiv:1902.08570.
+"""ParticleNet and ParticleNetTagger as network files written for weaver-core import them: H. Qu, L.
+Gouskos, arXiv:1902.08570.
 
-Arguments, names of the weights and answers are weaver-core's (0.5.3), so that its files of weights load. Within, particles lie on
-the axis before the last, (N, P, C), where a convolution of width 1 is one matrix product; and the first layer of an edge
-convolution, W (x_i, x_j - x_i) = (W_a - W_b) x_i + W_b x_j, is done once a particle instead of once an edge.
+Arguments, names of the weights and answers are weaver-core's (0.5.3), so that its files of weights
+load. Within, particles lie on the axis before the last, (N, P, C), where a convolution of width 1
+is one matrix product; and the first layer of an edge convolution, W (x_i, x_j - x_i) = (W_a - W_b)
+x_i + W_b x_j, is done once a particle instead of once an edge.
 
-As published, batch normalisation averages over padded places too while training, and `use_counts=False` averages particles over
-the padded length. One thing differs: weaver-core leaves the first five batches untrimmed, which would make a resumed training
-another one than a training that was never stopped.
+As published, batch normalisation averages over padded places too while training, and
+`use_counts=False` averages particles over the padded length. One thing differs: weaver-core leaves
+the first five batches untrimmed, which would make a resumed training another one than a training
+that was never stopped.
 """
 
 from __future__ import annotations
@@ -34,35 +37,56 @@ from networks.fast import (
 )
 from networks.layers import nearest_neighbours
 
-TRIM_QUANTILES = (0.9, 1.02)  # in training, a batch is cut to a length drawn between these quantiles of its multiplicities
+# in training, a batch is cut to a length drawn between these quantiles of its multiplicities
+TRIM_QUANTILES = (0.9, 1.02)
 CONV_PARAMS = ((7, (32, 32, 32)), (7, (64, 64, 64)))
 FC_PARAMS = ((128, 0.1),)
 
 
 class EdgeConvBlock(nn.Module):
-    """Edge convolution with a shortcut: points (N, D, P), features (N, C, P) and mask (N, 1, P) -> (N, C', P)."""
+    """Edge convolution with a shortcut: points (N, D, P), features (N, C, P) and mask (N, 1, P) ->
+    (N, C', P).
+    """
 
     def __init__(self, k: int, in_feat: int, out_feats: Sequence[int]) -> None:
         super().__init__()
         self.k = k
         dims = [2 * in_feat, *out_feats]
-        self.convs = nn.ModuleList(nn.Conv2d(a, b, kernel_size=1, bias=False) for a, b in pairwise(dims))
+        self.convs = nn.ModuleList(
+            nn.Conv2d(a, b, kernel_size=1, bias=False) for a, b in pairwise(dims)
+        )
         self.bns = nn.ModuleList(nn.BatchNorm2d(dim) for dim in out_feats)
         self.sc = None
         if in_feat != out_feats[-1]:
             self.sc = nn.Conv1d(in_feat, out_feats[-1], kernel_size=1, bias=False)
             self.sc_bn = nn.BatchNorm1d(out_feats[-1])
 
-    def forward(self, points: torch.Tensor, features: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        neighbours = nearest_neighbours(points.transpose(1, 2), mask[:, 0], self.k, use_counts=False, training=self.training)  # (N, P, k)
+    def forward(
+        self, points: torch.Tensor, features: torch.Tensor, mask: torch.Tensor
+    ) -> torch.Tensor:
+        # (N, P, k)
+        neighbours = nearest_neighbours(
+            points.transpose(1, 2), mask[:, 0], self.k, use_counts=False, training=self.training
+        )
         x = features.transpose(1, 2)  # (N, P, C)
         exported = torch.onnx.is_in_onnx_export()
-        mean = self._exported_mean(x, rows_of(neighbours, mask, mask.shape[-1])) if exported else self._mean_over_edges(x, neighbours)
-        shortcut = x if self.sc is None else batch_norm(linear(x, self.sc.weight.flatten(1)), self.sc_bn, relu=False)
+        mean = (
+            self._exported_mean(x, rows_of(neighbours, mask, mask.shape[-1]))
+            if exported
+            else self._mean_over_edges(x, neighbours)
+        )
+        shortcut = (
+            x
+            if self.sc is None
+            else batch_norm(linear(x, self.sc.weight.flatten(1)), self.sc_bn, relu=False)
+        )
         return F.relu(shortcut + mean).transpose(1, 2)
 
     def _mean_over_edges(self, x: torch.Tensor, neighbours: torch.Tensor) -> torch.Tensor:
-        """All layers on all edges, then the mean over each particle's: (N, P, C) and (N, P, k) -> (N, P, C')."""
+        """All layers on all edges, then the mean over each particle's:
+
+        (N, P, C) and (N, P, k) -> (N, P, C').
+        """
         edges = self._first(x, neighbours)
         for conv, bn in zip(self.convs[1:], self.bns[1:], strict=True):
             edges = batch_norm(linear(edges, conv.weight.flatten(1)), bn, relu=True)
@@ -77,7 +101,10 @@ class EdgeConvBlock(nn.Module):
         return mean_of_neighbours(edges)
 
     def _first(self, x: torch.Tensor, neighbours: torch.Tensor) -> torch.Tensor:
-        """The first layer, normalised and rectified, on all edges: (N, P, C) and (N, P, k) -> (N, P, k, C')."""
+        """The first layer, normalised and rectified, on all edges:
+
+        (N, P, C) and (N, P, k) -> (N, P, k, C').
+        """
         of_self, of_difference = self.convs[0].weight.flatten(1).chunk(2, dim=1)
         centre, other = linear(x, of_self - of_difference), linear(x, of_difference)
         if self.training:
@@ -86,13 +113,17 @@ class EdgeConvBlock(nn.Module):
 
 
 def _folded(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weight (D, C) and bias (D,) that a convolution of width 1 and its normalisation amount to outside training."""
+    """Weight (D, C) and bias (D,) that a convolution of width 1 and its normalisation amount to
+    outside training.
+    """
     scale, shift = affine(bn)
     return conv.weight.flatten(1) * scale[:, None], shift
 
 
 class ParticleNet(nn.Module):
-    """points (N, D, P), features (N, C, P), mask (N, 1, P) -> (N, num_classes): logits, or with `for_inference` scores."""
+    """points (N, D, P), features (N, C, P), mask (N, 1, P) -> (N, num_classes): logits, or with
+    `for_inference` scores.
+    """
 
     def __init__(
         self,
@@ -112,27 +143,49 @@ class ParticleNet(nn.Module):
     ) -> None:
         super().__init__(**kwargs)
         if for_segmentation:
-            raise InputError("ParticleNet: for_segmentation (an answer for each particle) is not supported here")
-        self.use_fts_bn, self.use_counts, self.use_fusion, self.for_inference = use_fts_bn, use_counts, use_fusion, for_inference
+            raise InputError(
+                "ParticleNet: for_segmentation (an answer for each particle) is not supported here"
+            )
+        self.use_fts_bn, self.use_counts, self.use_fusion, self.for_inference = (
+            use_fts_bn,
+            use_counts,
+            use_fusion,
+            for_inference,
+        )
         self.trims = trim and not for_inference
         self.least = max(k for k, _ in conv_params) + 1  # particles that kNN needs
         if use_fts_bn:
             self.bn_fts = nn.BatchNorm1d(input_dims)
         outputs = [channels[-1] for _, channels in conv_params]
         inputs = [input_dims, *outputs]
-        self.edge_convs = nn.ModuleList(EdgeConvBlock(k, a, channels) for a, (k, channels) in zip(inputs, conv_params, strict=False))
+        self.edge_convs = nn.ModuleList(
+            EdgeConvBlock(k, a, channels)
+            for a, (k, channels) in zip(inputs, conv_params, strict=False)
+        )
         dim = outputs[-1]
         if use_fusion:
             dim = int(np.clip(sum(outputs) // 128 * 128, 128, 1024))
-            self.fusion_block = nn.Sequential(nn.Conv1d(sum(outputs), dim, kernel_size=1, bias=False), nn.BatchNorm1d(dim), nn.ReLU())
+            self.fusion_block = nn.Sequential(
+                nn.Conv1d(sum(outputs), dim, kernel_size=1, bias=False),
+                nn.BatchNorm1d(dim),
+                nn.ReLU(),
+            )
         self.fc = _head(dim, fc_params, num_classes)
 
-    def forward(self, points: torch.Tensor, features: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self, points: torch.Tensor, features: torch.Tensor, mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
         mask = torch.ones_like(features[:, :1], dtype=torch.bool) if mask is None else mask.bool()
         if self.trims:
-            points, features, mask = trimmed(points, features, mask, training=self.training, least=self.least)
+            points, features, mask = trimmed(
+                points, features, mask, training=self.training, least=self.least
+            )
         if (short := self.least - mask.shape[-1]) > 0:
-            points, features, mask = F.pad(points, (0, short)), F.pad(features, (0, short)), F.pad(mask, (0, short))
+            points, features, mask = (
+                F.pad(points, (0, short)),
+                F.pad(features, (0, short)),
+                F.pad(mask, (0, short)),
+            )
         padding = ~mask
         points = points.masked_fill(padding, 0)  # whatever lies there, even NaN
         x = self.bn_fts(features).masked_fill(padding, 0) if self.use_fts_bn else features
@@ -142,12 +195,16 @@ class ParticleNet(nn.Module):
             outputs.append(x)
         if self.use_fusion:
             x = self._fused(torch.cat(outputs, dim=1)).masked_fill(padding, 0)
-        answer = self.fc(x.sum(dim=-1) / mask.sum(dim=-1).clamp(min=1) if self.use_counts else x.mean(dim=-1))
+        answer = self.fc(
+            x.sum(dim=-1) / mask.sum(dim=-1).clamp(min=1) if self.use_counts else x.mean(dim=-1)
+        )
         return answer.softmax(dim=1) if self.for_inference else answer
 
     def _fused(self, x: torch.Tensor) -> torch.Tensor:
         conv, bn, _ = self.fusion_block
-        return batch_norm(linear(x.transpose(1, 2), conv.weight.flatten(1)), bn, relu=True).transpose(1, 2)
+        return batch_norm(
+            linear(x.transpose(1, 2), conv.weight.flatten(1)), bn, relu=True
+        ).transpose(1, 2)
 
 
 class FeatureConv(nn.Module):
@@ -155,7 +212,12 @@ class FeatureConv(nn.Module):
 
     def __init__(self, in_chn: int, out_chn: int, **kwargs) -> None:
         super().__init__(**kwargs)
-        layers = (nn.BatchNorm1d(in_chn), nn.Conv1d(in_chn, out_chn, kernel_size=1, bias=False), nn.BatchNorm1d(out_chn), nn.ReLU())
+        layers = (
+            nn.BatchNorm1d(in_chn),
+            nn.Conv1d(in_chn, out_chn, kernel_size=1, bias=False),
+            nn.BatchNorm1d(out_chn),
+            nn.ReLU(),
+        )
         self.conv = nn.Sequential(*layers)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -163,7 +225,9 @@ class FeatureConv(nn.Module):
 
 
 class ParticleNetTagger(nn.Module):
-    """ParticleNet over two kinds of particles (candidates and secondary vertices), each with a feature convolution of its own."""
+    """ParticleNet over two kinds of particles (candidates and secondary vertices), each with a
+    feature convolution of its own.
+    """
 
     def __init__(
         self,
@@ -187,17 +251,32 @@ class ParticleNetTagger(nn.Module):
         self.trims = trim and not for_inference
         self.pf_input_dropout = nn.Dropout(pf_input_dropout) if pf_input_dropout else None
         self.sv_input_dropout = nn.Dropout(sv_input_dropout) if sv_input_dropout else None
-        self.pf_conv, self.sv_conv = FeatureConv(pf_features_dims, 32), FeatureConv(sv_features_dims, 32)
+        self.pf_conv, self.sv_conv = (
+            FeatureConv(pf_features_dims, 32),
+            FeatureConv(sv_features_dims, 32),
+        )
         self.pn = ParticleNet(
-            32, num_classes, conv_params, fc_params, use_fusion, use_fts_bn, use_counts, trim=False, for_inference=for_inference
+            32,
+            num_classes,
+            conv_params,
+            fc_params,
+            use_fusion,
+            use_fts_bn,
+            use_counts,
+            trim=False,
+            for_inference=for_inference,
         )
 
-    def forward(self, pf_points, pf_features, pf_mask, sv_points, sv_features, sv_mask) -> torch.Tensor:
+    def forward(
+        self, pf_points, pf_features, pf_mask, sv_points, sv_features, sv_mask
+    ) -> torch.Tensor:
         pf = self._kind(pf_points, pf_features, pf_mask, self.pf_conv, self.pf_input_dropout)
         sv = self._kind(sv_points, sv_features, sv_mask, self.sv_conv, self.sv_input_dropout)
         return self.pn(*(torch.cat(pair, dim=2) for pair in zip(pf, sv, strict=True)))
 
-    def _kind(self, points, features, mask, conv: nn.Module, dropout: nn.Module | None) -> tuple[torch.Tensor, ...]:
+    def _kind(
+        self, points, features, mask, conv: nn.Module, dropout: nn.Module | None
+    ) -> tuple[torch.Tensor, ...]:
         """Points (N, D, P), features (N, 32, P) and mask (N, 1, P) of one kind of particles."""
         mask = mask.bool()
         if self.trims:
@@ -210,12 +289,19 @@ class ParticleNetTagger(nn.Module):
 
 @torch.no_grad()
 def trimmed(
-    points: torch.Tensor, features: torch.Tensor, mask: torch.Tensor, *, training: bool, least: int = 1
+    points: torch.Tensor,
+    features: torch.Tensor,
+    mask: torch.Tensor,
+    *,
+    training: bool,
+    least: int = 1,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The same jets cut to a common length of at least `least`, which saves work on padding: (N, C, P) -> (N, C, P').
+    """The same jets cut to a common length of at least `least`, which saves work on padding: (N, C,
+    P) -> (N, C, P').
 
-    Outside training to the largest multiplicity, which changes no jet. In training to a random quantile of the multiplicities,
-    particles in random order, so that long jets lose some at random.
+    Outside training to the largest multiplicity, which changes no jet. In training to a random
+    quantile of the multiplicities, particles in random order, so that long jets lose some at
+    random.
     """
     counts = mask.sum(dim=-1)
     if not training:
@@ -223,8 +309,14 @@ def trimmed(
     else:
         quantile = torch.empty(1, device=mask.device).uniform_(*TRIM_QUANTILES).clamp_(max=1)
         length = int(torch.quantile(counts.float(), quantile).clamp(min=least))
-        order = torch.rand(mask.shape, device=mask.device).masked_fill_(~mask, -1).argsort(dim=-1, descending=True)
-        points, features, mask = (x.gather(-1, order.expand_as(x)) for x in (points, features, mask))
+        order = (
+            torch.rand(mask.shape, device=mask.device)
+            .masked_fill_(~mask, -1)
+            .argsort(dim=-1, descending=True)
+        )
+        points, features, mask = (
+            x.gather(-1, order.expand_as(x)) for x in (points, features, mask)
+        )
     return points[..., :length], features[..., :length], mask[..., :length]
 
 
