@@ -160,7 +160,7 @@ def act(parser: argparse.ArgumentParser, args: argparse.Namespace, argv: list[st
         return commands.act(args)
     more, former = args.more_trials or (None, args.resume)
     if former or args.rerun:
-        from operations.former import with_parameters_of
+        from operations.previous_run import with_parameters_of
 
         args.resume = former
         args = with_parameters_of(parser, args, argv)

@@ -31,7 +31,7 @@ from benchmarks.measure import Report, Spread, alternate, check_peer, ratio, wit
 from common.cli import run_main
 from common.errors import JecError
 from common.project import ROOT
-from weaver.inflate import zlib_library
+from weaver.read.root.inflate import zlib_library
 
 PEER_FEED = Path(__file__).parent / "peer" / "feed.py"
 BATCH = 500
@@ -58,10 +58,10 @@ def feed(given: dict[str, Any]) -> dict[str, Any]:
 
     Rates as benchmarks/peer/feed.py gives them, and more.
     """
-    from weaver.data_config import DataConfig
-    from weaver.dataset import Dataset
-    from weaver.loader import Loader
-    from weaver.prepare import prepare
+    from weaver.config.data_config import DataConfig
+    from weaver.feed.dataset import Dataset
+    from weaver.feed.loader import Loader
+    from weaver.prepared.prepare import prepare
 
     with tempfile.TemporaryDirectory(dir=given["scratch"]) as storage:
         started = time.perf_counter()
@@ -97,8 +97,9 @@ def decompress(given: dict[str, Any]) -> dict[str, Any]:
     from concurrent.futures import ThreadPoolExecutor
 
     from common import storage
-    from weaver import files, inflate
-    from weaver.data_config import DataConfig
+    from weaver.config.data_config import DataConfig
+    from weaver.read import files
+    from weaver.read.root import inflate
 
     checked = files.check(
         [storage.glob(path)[0] for path in given["files"]],
@@ -144,10 +145,10 @@ def hold(given: dict[str, Any]) -> dict[str, Any]:
     """Anonymous memory (of no file) that preparing files, and then an epoch over them, takes beyond
     what the imports took.
     """
-    from weaver.data_config import DataConfig
-    from weaver.dataset import Dataset
-    from weaver.loader import Loader
-    from weaver.prepare import prepare
+    from weaver.config.data_config import DataConfig
+    from weaver.feed.dataset import Dataset
+    from weaver.feed.loader import Loader
+    from weaver.prepared.prepare import prepare
 
     with tempfile.TemporaryDirectory(dir=given["scratch"]) as storage:
         config = DataConfig.load(given["config"])
@@ -253,7 +254,7 @@ def _answer(command: list[str], cwd: str) -> dict[str, Any]:
 def _files(arguments: argparse.Namespace, scratch: str) -> list[str]:
     """The training files, each under several names: to both sides they are so many files."""
     from common import storage
-    from data.sample import ensure_sample
+    from data.generator.sample import ensure_sample
 
     pattern = arguments.data or ensure_sample(arguments.storage)["train"]
     found = [entry.uri for entry in storage.glob(pattern)]
@@ -446,7 +447,7 @@ def memory(sides: Sides, report: Report, arguments: argparse.Namespace) -> None:
         notes=[
             "Anonymous memory beyond what was there before (RssAnon). Shuffled as a whole, an epoch"
             " lists its jets: 8 bytes each, twice while the list is made; data sets above 4 GiB are"
-            " shuffled in blocks (weaver/order.py)."
+            " shuffled in blocks (weaver/feed/order.py)."
         ],
         answers=data,
     )

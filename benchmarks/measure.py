@@ -31,7 +31,7 @@ from typing import Any
 
 from common.errors import InputError
 from common.machine import processor
-from weaver.allocator import ENVIRONMENT as ALLOCATOR
+from weaver.fit.allocator import ENVIRONMENT as ALLOCATOR
 
 RESULTS = Path(__file__).parent / "results"
 # flags of a CPU that multiplies bfloat16 in hardware

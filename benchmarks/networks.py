@@ -36,7 +36,7 @@ from benchmarks.measure import (
 from benchmarks.published import published
 from networks import particle_net_regressor_open, pfn_regressor_open
 from networks.losses import MaskedL1
-from weaver.allocator import ENVIRONMENT
+from weaver.fit.allocator import ENVIRONMENT
 
 GROUPS = {"pf_points": 2, "pf_features": 6, "pf_mask": 1, "jet_features": 8}
 NETWORKS = {

@@ -37,12 +37,12 @@ from common.cli import Parser, run_main
 from common.errors import InputError, JecError, unknown
 from common.progress import Progress
 from common.project import ROOT
-from data.sample import ensure_sample
+from data.generator.sample import ensure_sample
 from physics import metrics
 from physics import response as r
 from physics.bootstrap import bootstrap_quantiles, interval
-from weaver.data_config import DataConfig
-from weaver.dataset import Dataset
+from weaver.config.data_config import DataConfig
+from weaver.feed.dataset import Dataset
 
 SAMPLE_SEED = 2  # another than that of `make run`
 TRAINING_SECONDS = 7200

@@ -95,7 +95,7 @@ def build(name: str, **more: Any):
     import torch
 
     from benchmarks.published import settle
-    from weaver.network_file import load_network
+    from weaver.network.network_file import load_network
 
     file, options = NETWORKS[name]
     groups = [group for group in GROUPS if group != "pf_points" or name == "ParticleNet"]
@@ -127,7 +127,7 @@ def jets(config: Any, count: int, seed: int = 1) -> Inputs:
 def export_pair(name: str, folder: Path) -> tuple[dict[str, Path], Any]:
     """The same function in our form and in the published one, as two ONNX files."""
     from benchmarks.published import published
-    from weaver.onnx_export import export_onnx
+    from weaver.onnx.onnx_export import export_onnx
 
     model, info, config = build(name, **({"use_counts": False} if name == "ParticleNet" else {}))
     forms = {"ours": model, "published form": published(model)}
@@ -165,7 +165,7 @@ def apart(got: np.ndarray, expected: np.ndarray) -> dict[str, float]:
 
 def runtime(report: Report, rounds: int) -> None:
     """Our form against the published one, in ONNX Runtime."""
-    from weaver.parity import session
+    from weaver.onnx.parity import session
 
     rows, data, notes = [], {}, []
     with tempfile.TemporaryDirectory() as folder:
@@ -249,8 +249,8 @@ def _variants(name: str, folder: Path) -> tuple[dict[str, Callable[[Inputs], np.
     from onnxruntime.quantization import QuantType, quantize_dynamic
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
-    from weaver.onnx_export import export_onnx
-    from weaver.parity import session, torch_answers
+    from weaver.onnx.onnx_export import export_onnx
+    from weaver.onnx.parity import session, torch_answers
 
     model, info, config = build(name)
     paths = {label: folder / f"{name}-{label}.onnx" for label in ("float32", "int8", "float16")}
@@ -349,7 +349,7 @@ def _loaded(
     Triton waits without work while the other is measured.
     """
     from serving import triton
-    from weaver.parity import session
+    from weaver.onnx.parity import session
 
     onnx_path, config = _repository(name, folder / name)
     in_process, in_pieces, repository = (
@@ -430,8 +430,8 @@ def _repository(name: str, folder: Path) -> tuple[Path, Any]:
     and the data config.
     """
     from serving import backends
-    from weaver.onnx_export import export_onnx
-    from weaver.triton_config import LOCAL_INSTANCES, parse_config, triton_config
+    from weaver.onnx.onnx_export import export_onnx
+    from weaver.onnx.triton_config import LOCAL_INSTANCES, parse_config, triton_config
 
     model, info, config = build(name)
     path = folder / name.lower() / "1" / "model.onnx"

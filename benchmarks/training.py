@@ -113,7 +113,7 @@ class Bench:
     """Starts trainings of both sides on the same files."""
 
     def __init__(self, arguments: argparse.Namespace, scratch: str) -> None:
-        from data.sample import ensure_sample
+        from data.generator.sample import ensure_sample
 
         self.peer_python, self.device, self.scratch = (
             os.path.abspath(arguments.peer_python),
@@ -228,8 +228,8 @@ class Bench:
         ]
 
     def _prepared(self, case: Case) -> dict[str, list[str]]:
-        from weaver.data_config import DataConfig
-        from weaver.prepare import prepare
+        from weaver.config.data_config import DataConfig
+        from weaver.prepared.prepare import prepare
 
         config, made = DataConfig.load(str(ROOT / case.data_config)), {}
         for part in ("train", "val"):
@@ -413,8 +413,8 @@ def flops_per_jet(case: Case) -> float:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from weaver.data_config import DataConfig
-    from weaver.network_file import load_network
+    from weaver.config.data_config import DataConfig
+    from weaver.network.network_file import load_network
 
     config, jets = DataConfig.load(str(ROOT / case.data_config)), 8
     model, _ = load_network(str(ROOT / case.ours)).build(config, case.options)

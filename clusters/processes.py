@@ -14,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-from clusters.leftovers import RUN_VARIABLE
+from clusters.orphans import RUN_VARIABLE
 from clusters.protocol import RUN_LABEL, Manifest, run_id_of
 
 GRACE = 15.0  # seconds between SIGTERM and SIGKILL: enough to write a checkpoint

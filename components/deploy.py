@@ -17,9 +17,9 @@ from common.config import AUTO
 from common.errors import InputError, JecError
 from common.run import Run
 from components import step
+from reporting.serving_section import updated
 from serving.client import golden_check, round_trips
 from serving.inference_service import inference_service
-from serving.section import updated
 
 DEADLINE = 1800.0  # seconds until ready: a fresh node has to pull Triton's large image first
 GOLDEN_DEADLINE = 300.0

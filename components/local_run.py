@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from clusters.leftovers import RUN_VARIABLE, mark_owner
+from clusters.orphans import RUN_VARIABLE, mark_owner
 from common import storage
 from common.config import AUTO, RunConfig
 from common.errors import InputError, InterruptedRun, JecError
@@ -21,7 +21,7 @@ from common.progress import clock
 from common.run import Run
 from components import chain, host_runner
 from components.step import LOCAL_DIR, STATUS, write_status
-from weaver.allocator import ENVIRONMENT as ALLOCATOR
+from weaver.fit.allocator import ENVIRONMENT as ALLOCATOR
 
 SMALL = (
     "run.json",

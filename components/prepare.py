@@ -180,8 +180,8 @@ class _Inputs:
     """
 
     def __init__(self, config: RunConfig) -> None:
-        from weaver.data_config import DataConfig
-        from weaver.network_file import NetworkFile
+        from weaver.config.data_config import DataConfig
+        from weaver.network.network_file import NetworkFile
 
         self.data_config_text = storage.read_bytes(here(config.data_config))
         self.data_config = DataConfig.load(here(config.data_config))
@@ -208,7 +208,7 @@ class _Inputs:
 
     def find(self, split: str, pattern: str) -> None:
         """List the files of a split and check each of them against the data configuration."""
-        from weaver import files
+        from weaver.read import files
 
         self.files[split] = files.find(pattern)
         checked = files.check(
@@ -224,8 +224,8 @@ class _Inputs:
         """Say before any training whether the data configuration can be part of a model that takes
         the files' own columns.
         """
-        from weaver.raw_jets import raw_columns
-        from weaver.raw_program import check_raw
+        from weaver.onnx.raw_jets import raw_columns
+        from weaver.onnx.raw_program import check_raw
 
         try:
             if self.raw_model != NONE:
@@ -286,7 +286,7 @@ def _data_there(run: Run) -> bool:
 
 
 def _fill(run: Run, inputs: _Inputs, job_id: str = "") -> None:
-    from weaver.prepare import prepare as decode
+    from weaver.prepared.prepare import prepare as decode
 
     config = run.config
     sample = (
@@ -331,7 +331,7 @@ def check_shared(sets: Mapping[str, str]) -> dict[str, int]:
     Raises InputError where they are more than SHARED: a copied, reordered or merged file is the
     same file under another name.
     """
-    from weaver.shared_jets import shared_jets
+    from weaver.prepared.shared_jets import shared_jets
 
     found = {}
     for one, other, number, jets in shared_jets(sets):
@@ -351,7 +351,7 @@ def check_shared(sets: Mapping[str, str]) -> dict[str, int]:
 
 
 def _sample(config: RunConfig) -> dict[str, str]:
-    from data.sample import ensure_sample
+    from data.generator.sample import ensure_sample
 
     part = max(config.sample_jets // 4, 1)
     return ensure_sample(config.s3_bucket, jets=(config.sample_jets, part, part), seed=config.seed)

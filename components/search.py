@@ -15,8 +15,8 @@ from clusters.trials import best_trial
 from common import storage
 from common.run import Run
 from components import step
+from reporting.search_page import as_csv, markdown, search_page
 from training.experiment import OBJECTIVE, experiment
-from training.search_page import as_csv, markdown, search_page
 from training.search_space import cautions, for_network, load
 
 

@@ -34,11 +34,12 @@ from common import storage
 from common.cli import Parser, require, run_main
 from common.errors import InputError
 from common.progress import Progress
-from data import clustering, detector, jetntuple, quark_gluon, ragged
-from data.detector import Candidates
-from data.jet_columns import MAX_ETA, MIN_PT, candidates_around
+from data import jetntuple, ragged
+from data.generator import clustering, detector, quark_gluon
+from data.generator.detector import Candidates
+from data.generator.jet_columns import MAX_ETA, MIN_PT, candidates_around
+from data.generator.reconstruction import GEN_MATCH
 from data.jetntuple import Columns
-from data.reconstruction import GEN_MATCH
 from data.trees import open_tree
 
 TREE = "Events"
@@ -598,7 +599,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _convert_all(options) -> None:
-    from weaver.files import find
+    from weaver.read.files import find
 
     require(
         options.events_per_file > 0, f"--events-per-file {options.events_per_file}: give at least 1"

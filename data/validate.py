@@ -143,7 +143,7 @@ def _run(options) -> int:
         " in CMS simulation"
     )
     if options.page != NONE:
-        from data.validation_page import render
+        from reporting.validation_page import render
 
         storage.write_text(options.page, render(sets, findings, measured))
         print(f"next: look at {options.page}")
@@ -155,7 +155,7 @@ def named_sets(patterns: Iterable[str]) -> dict[str, list[str]]:
 
     Raises InputError for a pattern that matches nothing.
     """
-    from weaver.files import find
+    from weaver.read.files import find
 
     sets: dict[str, list[str]] = {}
     for pattern in patterns:

@@ -7,7 +7,7 @@ writes into the run's folder
     model/<name>/config.pbtxt, model/<name>/1/model.onnx     takes the network's inputs, prepared as
         weaver does it
     model/<name>-raw/...                                     takes the columns of the files as they
-        are (weaver/raw_model.py)
+        are (weaver/onnx/raw_model.py)
     model/<either>/configs/local.pbtxt                       the variant for one machine without a
         GPU
     model/export.json                                        what was exported, and how well it
@@ -48,7 +48,7 @@ from common.errors import GateError, InputError, JecError, unknown
 from common.progress import Progress
 from serving import golden
 from serving.inference_service import CPU
-from weaver.triton_config import LOCAL, LOCAL_INSTANCES, check_config, triton_config
+from weaver.onnx.triton_config import LOCAL, LOCAL_INSTANCES, check_config, triton_config
 
 PACKAGES = ("torch", "onnx", "onnxruntime", "numpy")
 RAW = "-raw"  # behind the name of the model that takes raw jets
@@ -97,7 +97,7 @@ def export(wanted: Export) -> dict[str, Any]:
 
     Raises InputError, and GateError if the model does not pass.
     """
-    from weaver.dataset import Dataset
+    from weaver.feed.dataset import Dataset
     from weaver.predict import load_model
 
     _check_trial(wanted)
@@ -138,7 +138,7 @@ class _Candidate:
     data_config: Any
     """For the shapes of the inputs; None where `info` says them all."""
     jets: Any
-    """weaver.parity.Golden."""
+    """weaver.onnx.parity.Golden."""
     real: dict[str, np.ndarray]
     """Inputs of real jets, for the golden requests."""
     expected: np.ndarray | None = None
@@ -184,7 +184,7 @@ def _write_model(
     """One model of the repository with its golden files, if it passes the gate; returns
     its record.
     """
-    from weaver.onnx_export import export_onnx
+    from weaver.onnx.onnx_export import export_onnx
 
     place = folder / "model" / candidate.name
     onnx_path = place / "1" / "model.onnx"
@@ -215,7 +215,7 @@ def _write_model(
 
 
 def _feature_model(wanted: Export, model, info: dict[str, Any], dataset) -> _Candidate:
-    from weaver import parity
+    from weaver.onnx import parity
 
     index = _spread(len(dataset), parity.NUM_JETS)
     inputs = _inputs(dataset, index)
@@ -240,9 +240,9 @@ def _raw_model(wanted: Export, model, info: dict[str, Any], dataset) -> _Candida
     Raises InputError where the data config has no such form, or the files of the validation set
     cannot be read any more.
     """
-    from weaver import parity, raw_jets
-    from weaver.raw_model import raw_model
-    from weaver.raw_program import raw_program
+    from weaver.onnx import parity, raw_jets
+    from weaver.onnx.raw_model import raw_model
+    from weaver.onnx.raw_program import raw_program
 
     config = dataset.data_config
     entries = [
@@ -269,7 +269,7 @@ def _raw_model(wanted: Export, model, info: dict[str, Any], dataset) -> _Candida
 
 
 def _gate(candidate: _Candidate, onnx_path: Path) -> dict[str, Any]:
-    from weaver import parity
+    from weaver.onnx import parity
 
     names = candidate.info["input_names"]
     with Progress(
@@ -295,7 +295,7 @@ def _batch_size(
     wanted: Export, candidate: _Candidate, onnx_path: Path
 ) -> tuple[dict[str, Any] | None, int]:
     """What was measured, and the most jets that one execution may have."""
-    from weaver.memory import measure_memory
+    from weaver.onnx.memory import measure_memory
 
     if wanted.max_batch_size != AUTO_SIZE:
         return None, wanted.max_batch_size
@@ -330,7 +330,7 @@ def _configs(wanted: Export, name: str, onnx_path: Path, size: int) -> dict[str,
 
 def _write_golden(folder: Path, candidate: _Candidate) -> None:
     """Requests of real jets, and PyTorch's answers to them."""
-    from weaver.parity import torch_answers
+    from weaver.onnx.parity import torch_answers
 
     names, outputs = candidate.info["input_names"], candidate.info["output_names"]
     for size in golden.SIZES:

@@ -39,7 +39,7 @@ def evaluate_job(run: Run, trial: str) -> Manifest:
     return _job(
         run,
         step="evaluate",
-        module="physics.evaluate",
+        module="evaluating.evaluate",
         args=["--trial", trial, f"--baseline={config.baseline}", *gates],
     )
 

@@ -16,14 +16,14 @@ from components.prepare import SAMPLE, SPLITS
 from operations.table import Line, error, not_seen, ok, warning
 from training.network_options import check_builds, check_options
 from training.search_space import Parameter, cautions, check_algorithm, for_network, load
-from weaver.network_file import load_network
+from weaver.network.network_file import load_network
 
 
 def check_inputs(config: RunConfig) -> Iterator[Line]:
     """Lines on the data configuration, the search space, the network built at both ends of it, and
     the data of each split.
     """
-    from weaver.data_config import DataConfig
+    from weaver.config.data_config import DataConfig
 
     data_config = None
     try:
@@ -80,7 +80,7 @@ def _data(config: RunConfig, data_config: Any) -> Iterator[Line]:
     """List the files of each split, fingerprint them, and look whether the trees and branches are
     there.
     """
-    from weaver import files
+    from weaver.read import files
 
     seen: dict[str, str] = {}
     for split in SPLITS:

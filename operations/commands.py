@@ -1,44 +1,14 @@
-"""The commands on a run that exists, and submission: each finds the run where it may be, on this
-machine, on S3, on a cluster.
-"""
+"""The commands on a run that exists, and the submission of a new one."""
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
-from typing import Any
 
-from clusters.api import NoCluster
 from common.config import AUTO, RunConfig
-from common.errors import InputError, JecError
-from operations import former, kubeflow_runs
-from operations.endpoint import endpoint
-from operations.server import Server, connect
-
-
-@dataclasses.dataclass(kw_only=True)
-class Target:
-    """A run, and every place that knows of it;
-
-    None where there is no such place, with the reason in `unseen`.
-    """
-
-    run_id: str
-    folder: str
-    """URI of the run's files; empty if they were not found."""
-    server: Server | None
-    kfp_run: Any | None
-    """Kubeflow's own record of the run."""
-    operator: Any | None
-    """clusters.operator.Operator of the run's namespace."""
-    args: argparse.Namespace
-    unseen: list[str]
-    storage_unseen: str = ""
-    """Why its files could not be looked for; empty if they could."""
-
-    @property
-    def kfp_id(self) -> str:
-        return self.kfp_run.run_id if self.kfp_run is not None else ""
+from common.errors import InputError
+from operations import kubeflow_runs
+from operations.server import connect
+from operations.target import Target, ask_cluster, locate
 
 
 def act(args: argparse.Namespace) -> int:
@@ -58,64 +28,6 @@ def act(args: argparse.Namespace) -> int:
     from operations.down import down
 
     return down(locate(args.down, args, must_exist=False), storage_too=args.storage, yes=args.yes)
-
-
-def locate(run_id: str, args: argparse.Namespace, *, must_exist: bool = True) -> Target:
-    """The run in every place that can be asked.
-
-    Raises InputError where none knows it, unless it need not exist (any more).
-    """
-    target = Target(
-        run_id=run_id, folder="", server=None, kfp_run=None, operator=None, args=args, unseen=[]
-    )
-    _ask_server(target)
-    if target.kfp_run is not None:
-        # Kubeflow's own id was given
-        target.run_id = kubeflow_runs.run_id_of(target.kfp_run) or run_id
-        values = kubeflow_runs.parameters(target.kfp_run)
-        for name in ("s3_bucket", "namespace"):
-            if getattr(args, name) == AUTO:
-                setattr(args, name, values.get(name, AUTO))
-    try:
-        target.folder = former.run_folder(target.run_id, args)
-    except JecError as error:
-        target.storage_unseen = str(error)
-        target.unseen.append(f"storage: {error}")
-    _ask_cluster(target)
-    known = (
-        target.folder
-        or target.kfp_run is not None
-        or (target.operator and target.operator.find(target.run_id))
-    )
-    if must_exist and not known:
-        raise former.no_such_run(run_id, args, "; ".join(target.unseen))
-    return target
-
-
-def _ask_server(target: Target) -> None:
-    host, _ = endpoint(target.args.host)
-    if not host:
-        target.unseen.append("Kubeflow Pipelines: no --host and no KFP_ENDPOINT")
-        return
-    namespace = target.args.namespace
-    try:
-        target.server = connect(host, target.args.auth, None if namespace == AUTO else namespace)
-        target.kfp_run = kubeflow_runs.find(target.server, target.run_id, namespace)
-    except JecError as error:
-        target.unseen.append(str(error))
-
-
-def _ask_cluster(target: Target) -> None:
-    from clusters.operator import Operator
-
-    try:
-        target.operator = Operator(target.args.namespace)
-        target.operator.find(target.run_id)
-    except NoCluster as error:
-        target.unseen.append(error.short)
-    except JecError as error:
-        target.operator = None
-        target.unseen.append(f"Kubernetes: {error}")
 
 
 def run_on_kubeflow(config: RunConfig, host: str, args: argparse.Namespace) -> int:
@@ -149,5 +61,5 @@ def run_on_kubeflow(config: RunConfig, host: str, args: argparse.Namespace) -> i
         args=args,
         unseen=[],
     )
-    _ask_cluster(target)
+    ask_cluster(target)
     return follow(target)

@@ -7,17 +7,14 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from clusters import leftovers
+from clusters import orphans
 from common import storage
 from common.errors import ClusterError, InputError, JecError
 from operations import kubeflow_runs
 from operations.status import local_processes
+from operations.target import Target
 from serving import triton
-
-if TYPE_CHECKING:
-    from operations.commands import Target
 
 TERMINATION_SECONDS = 300.0  # for Kubeflow to end a run: its pods get a grace period each
 POLL = 2.0
@@ -126,15 +123,15 @@ def _end_processes(target: Target) -> list[str]:
     the run's mark.
     """
     output = Path(target.args.output).resolve()
-    if owner := leftovers.owner(output / target.run_id / "local"):
-        leftovers.end([owner], grace=2 * leftovers.GRACE)
+    if owner := orphans.owner(output / target.run_id / "local"):
+        orphans.end([owner], grace=2 * orphans.GRACE)
         print(f"ended process {owner}", flush=True)
     _end_services(target)
-    found = leftovers.processes_of(target.run_id, output)
+    found = orphans.processes_of(target.run_id, output)
     # killed before its record was written: it has shared memory to clear
     for pid in filter(triton.is_running, found):
         triton.stop(pid)
-    left = leftovers.end(list(found))
+    left = orphans.end(list(found))
     return [f"process {pid} does not end" for pid in left]
 
 

@@ -6,7 +6,7 @@ The exit code is the run's.
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from common import storage
 from common.errors import ClusterError, DeadlineError, JecError
@@ -14,9 +14,7 @@ from components.chain import POD_DEADLINES, RETRIES
 from operations import kubeflow_runs
 from operations.auth import AuthError
 from operations.status import verdict_lines
-
-if TYPE_CHECKING:
-    from operations.commands import Target
+from operations.target import Target
 
 POLL = 10.0  # seconds between two looks
 # seconds that a server may stay away before we stop looking; the run goes on without us

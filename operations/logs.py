@@ -6,14 +6,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from clusters.processes import tail
 from common.errors import InputError, unknown
 from operations.kubeflow_runs import STEPS
-
-if TYPE_CHECKING:
-    from operations.commands import Target
+from operations.target import Target
 
 LINES = 200  # of each pod or file
 PLACES = {"search": "search", "export": "jobs", "evaluate": "jobs", "deploy": "services"}

@@ -6,14 +6,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from clusters import leftovers
+from clusters import orphans
 from common import storage
 from operations import kubeflow_runs
-
-if TYPE_CHECKING:
-    from operations.commands import Target
+from operations.target import Target
 
 
 def status(target: Target) -> int:
@@ -45,8 +43,8 @@ def local_processes(target: Target) -> dict[int, str]:
     runs it first.
     """
     output = target.args.output.resolve()
-    owner = leftovers.owner(Path(output) / target.run_id / "local")
-    return ({owner: "python pipeline.py (runs it)"} if owner else {}) | leftovers.processes_of(
+    owner = orphans.owner(Path(output) / target.run_id / "local")
+    return ({owner: "python pipeline.py (runs it)"} if owner else {}) | orphans.processes_of(
         target.run_id, output
     )
 

@@ -20,8 +20,8 @@ from components import chain
 from operations.server import Server, version_problem
 from training.network_options import check_builds, check_options
 from training.search_space import check_algorithm, for_network, load, to_json
-from weaver.data_config import DataConfig
-from weaver.network_file import load_network
+from weaver.config.data_config import DataConfig
+from weaver.network.network_file import load_network
 
 # servers before refuse the field; the image's own user is not root either way
 NON_ROOT_SINCE = (2, 17)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from common.cli import Parser, run_main
 from common.errors import ClusterError, InputError
-from weaver.triton_config import GRAPH_LEVELS, check_config, messages
+from weaver.onnx.triton_config import GRAPH_LEVELS, check_config, messages
 
 
 def main(argv: list[str] | None = None) -> int:

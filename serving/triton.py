@@ -32,7 +32,7 @@ from pathlib import Path
 from common import storage
 from common.errors import ClusterError, DeadlineError, InputError, unknown
 from serving.client import Client
-from weaver.triton_config import LOCAL
+from weaver.onnx.triton_config import LOCAL
 
 HOST = "127.0.0.1"
 KINDS = ("auto", "triton", "kserve-server")

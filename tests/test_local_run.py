@@ -164,7 +164,7 @@ def test_the_served_model_is_pytorchs_best_checkpoint(finished):
     import onnxruntime
     import torch
 
-    from weaver.dataset import Dataset
+    from weaver.feed.dataset import Dataset
     from weaver.predict import load_model
 
     run = finished[1] / "latest"
@@ -444,7 +444,7 @@ def test_bad_data_ends_with_2_before_anything_is_written(jets, tmp_path, make, w
         (["--search-space", "nowhere.yaml"], "nowhere.yaml"),
         (["--algorithm", "grid"], "algorithm grid needs a step"),
         (["--data-config", "README.md"], "README.md"),
-        (["--network-config", "weaver/allocator.py"], "get_model"),
+        (["--network-config", "weaver/fit/allocator.py"], "get_model"),
     ],
     ids=["unknown option", "empty range", "no file", "no grid", "no data config", "no network"],
 )

@@ -11,8 +11,8 @@ from common.config import AUTO, NONE, selector, tolerations
 from common.errors import InputError
 from common.run import Run
 from training.search_space import Parameter, for_network, grid_size, load
-from weaver.allocator import ENVIRONMENT as ALLOCATOR
-from weaver.options import TRAIN_FLAGS
+from weaver.fit.allocator import ENVIRONMENT as ALLOCATOR
+from weaver.fit.options import TRAIN_FLAGS
 
 OBJECTIVE = "AvgLoss"
 ADDITIONAL_METRICS = ("AvgMSE", "AvgMAE", "learning_rate", "jets_per_second")

@@ -17,8 +17,8 @@ from typing import Any
 from common.errors import InputError, unknown
 from networks.options import check
 from training.search_space import Parameter
-from weaver.network_file import NetworkFile, option_names, option_rules
-from weaver.options import TRAIN_FLAGS, TrainOptions, literal
+from weaver.fit.options import TRAIN_FLAGS, TrainOptions, literal
+from weaver.network.network_file import NetworkFile, option_names, option_rules
 
 
 def check_options(space: list[Parameter], network_config: str, source: str) -> None:

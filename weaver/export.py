@@ -21,10 +21,10 @@ import torch
 
 from common import storage
 from common.errors import GateError, InputError
-from weaver.data_config import DataConfig
-from weaver.onnx_export import export_onnx, input_shapes
-from weaver.options import TrainOptions
-from weaver.parity import LIMIT, session, torch_answers
+from weaver.config.data_config import DataConfig
+from weaver.fit.options import TrainOptions
+from weaver.onnx.onnx_export import export_onnx, input_shapes
+from weaver.onnx.parity import LIMIT, session, torch_answers
 from weaver.predict import build_asked
 
 CHECKED_JETS = 17  # not the number that the graph was traced with
@@ -76,7 +76,7 @@ def described(options: TrainOptions) -> DataConfig:
             f"{options.data_config} leaves the standardisation ({names}, ...) to the training data;"
             " name them with --data-train"
         )
-    from weaver.dataset import Dataset
+    from weaver.feed.dataset import Dataset
 
     return Dataset.open(" ".join(options.data_train), data_config).data_config
 
@@ -144,7 +144,7 @@ def _triton(onnx_path: Path, where: str) -> str:
 
     Triton wants the model called as its folder.
     """
-    from weaver.triton_config import triton_config
+    from weaver.onnx.triton_config import triton_config
 
     return triton_config(onnx_path, storage.name(_folder(storage.absolute(where))))
 

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from weaver.data_config import DataConfig
-from weaver.network_file import load_network
-from weaver.onnx_export import input_shapes
-from weaver.options import TrainOptions
+from weaver.config.data_config import DataConfig
+from weaver.fit.options import TrainOptions
+from weaver.network.network_file import load_network
+from weaver.onnx.onnx_export import input_shapes
 
 
 def show(options: TrainOptions) -> None:

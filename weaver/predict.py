@@ -28,17 +28,17 @@ import torch
 from common import storage
 from common.errors import InputError
 from common.progress import Progress
-from weaver.checkpoint import load_weights, read_tensors, read_weights
-from weaver.data_config import DataConfig
-from weaver.dataset import Dataset
-from weaver.distributed import select_device
-from weaver.files import SAMPLE_NAME, find
-from weaver.loader import Loader
-from weaver.metrics import class_metrics, regression_metrics
-from weaver.network_file import load_network
-from weaver.objective import Objective
-from weaver.options import TrainOptions
-from weaver.precision import choose
+from weaver.config.data_config import DataConfig
+from weaver.feed.dataset import Dataset
+from weaver.feed.loader import Loader
+from weaver.fit.checkpoint import load_weights, read_tensors, read_weights
+from weaver.fit.distributed import select_device
+from weaver.fit.metrics import class_metrics, regression_metrics
+from weaver.fit.options import TrainOptions
+from weaver.network.network_file import load_network
+from weaver.network.objective import Objective
+from weaver.network.precision import choose
+from weaver.read.files import SAMPLE_NAME, find
 
 SPLIT = re.compile(r"^([\w.+-]+)%(\d+):(?!//)")  # name%N:pattern, an output for every N files
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from common import storage
 from common.errors import InputError, JecError, TrainingError
-from weaver.options import TrainOptions, parse
+from weaver.fit.options import TrainOptions, parse
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -64,11 +64,11 @@ def run(options: TrainOptions) -> None:
 
 def train(options: TrainOptions) -> None:
     """Train, or go on training, or see that nothing is left to do."""
-    from weaver.checkpoint import TrialFolder
-    from weaver.data_config import DataConfig
-    from weaver.dataset import Dataset
-    from weaver.distributed import ranks, select_device
-    from weaver.network_file import load_network
+    from weaver.config.data_config import DataConfig
+    from weaver.feed.dataset import Dataset
+    from weaver.fit.checkpoint import TrialFolder
+    from weaver.fit.distributed import ranks, select_device
+    from weaver.network.network_file import load_network
 
     folder = TrialFolder(storage.absolute(options.model_prefix))
     folder.check_not_failed()
@@ -103,9 +103,9 @@ def _fit(
     """Build everything that a training consists of, and run it."""
     import torch
 
-    from weaver.fit import Fit
-    from weaver.objective import Objective
-    from weaver.precision import choose
+    from weaver.fit.fit import Fit
+    from weaver.network.objective import Objective
+    from weaver.network.precision import choose
 
     torch.manual_seed(options.seed)
     train, val = _loaders(options, world, datasets)
@@ -132,7 +132,7 @@ def _fit(
             description=_description(options, model),
         )
     if options.lr_finder:
-        from weaver.lr_finder import find
+        from weaver.fit.lr_finder import find
 
         find(fit, options.lr_finder)
     else:
@@ -141,7 +141,7 @@ def _fit(
 
 def _network(options: TrainOptions, network, data_config):
     """The network to train, with the weights that it is to start from."""
-    from weaver.start_weights import freeze, start_from
+    from weaver.fit.start_weights import freeze, start_from
 
     model, _ = network.build(
         data_config,
@@ -170,7 +170,7 @@ def _only_deterministic() -> None:
 
 def _loaders(options: TrainOptions, world, datasets: list):
     """Loaders of training and validation jets for this rank."""
-    from weaver.loader import Loader
+    from weaver.feed.loader import Loader
 
     share = {
         "rank": world.rank,
@@ -214,7 +214,7 @@ def _finished(options: TrainOptions, folder, configuration: dict[str, Any]) -> b
     """True if the trial has seen its last epoch; its results are then written again, as a new pod
     has an empty metrics file.
     """
-    from weaver.fit import check_load_epoch, has_ended, write_results
+    from weaver.fit.fit import check_load_epoch, has_ended, write_results
 
     found, described = folder.load(configuration), folder.path("options.json")
     if not found or not has_ended(options, found[1]) or not storage.exists(described):
@@ -267,7 +267,7 @@ def _description(options: TrainOptions, model) -> dict[str, Any]:
 
 
 def _say_memory(model, train, precision, world) -> None:
-    from weaver.step_memory import warning
+    from weaver.fit.step_memory import warning
 
     if world.is_main and (
         line := warning(model, train.dataset, train.batch_size, precision, world.device)
@@ -276,7 +276,7 @@ def _say_memory(model, train, precision, world) -> None:
 
 
 def _say_hint(device) -> None:
-    from weaver.allocator import hint
+    from weaver.fit.allocator import hint
 
     if (
         device.type == "cpu"

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from benchmarks import feeding, measure, training
-from weaver.allocator import ENVIRONMENT
+from weaver.fit.allocator import ENVIRONMENT
 
 
 def test_contenders_run_in_turn():

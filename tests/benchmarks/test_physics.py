@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.physics import GLOBALS, NETWORKS, TYPES, VARIANTS, data_config_text
-from weaver.data_config import DataConfig
+from weaver.config.data_config import DataConfig
 
 LEFT_OUT = {
     "without type and charge": set(TYPES),

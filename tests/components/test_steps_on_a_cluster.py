@@ -17,8 +17,8 @@ from common import storage
 from common.config import RunConfig
 from common.run import Run
 from components import deploy, evaluate, export, finish, search, step
+from reporting.serving_section import section
 from serving import golden
-from serving.section import section
 from tests.clusters import conftest as clusters_conftest
 from tests.clusters.controllers import KServe, Play
 from tests.clusters.test_kubernetes import UP, loss, node_of

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from data import blocks, generate, jetntuple
+from data import jetntuple
+from data.generator import blocks, generate
 
 SEED, JETS = 7, 500  # test_generate.py makes the same again in other ways
 

@@ -8,7 +8,7 @@ import pytest
 
 from data.jetntuple import BY_NAME
 from networks import particle_net_regressor_open, pfn_regressor_open
-from weaver.data_config import DataConfig
+from weaver.config.data_config import DataConfig
 
 DATA = Path(__file__).resolve().parents[2] / "data"
 NETWORKS = {

@@ -10,11 +10,11 @@ import math
 import pytest
 import torch
 
-from physics import evaluate
-from weaver.data_config import DataConfig
-from weaver.dataset import Dataset
-from weaver.onnx_export import export_onnx
-from weaver.prepare import prepare
+from evaluating import evaluate
+from weaver.config.data_config import DataConfig
+from weaver.feed.dataset import Dataset
+from weaver.onnx.onnx_export import export_onnx
+from weaver.prepared.prepare import prepare
 
 CONFIG = """
 treename: AK4jets/jetTree

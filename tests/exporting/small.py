@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from serving import golden
-from weaver.onnx_export import export_onnx
-from weaver.parity import torch_answers
-from weaver.triton_config import triton_config
+from weaver.onnx.onnx_export import export_onnx
+from weaver.onnx.parity import torch_answers
+from weaver.onnx.triton_config import triton_config
 
 LENGTH = 20
 INFO = {

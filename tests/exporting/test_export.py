@@ -22,13 +22,13 @@ from serving.client import golden_check
 from serving.inference_service import CPU
 from tests.exporting import onnxruntime_1_15
 from tests.weaver.conftest import synthetic_jets, write_jets
-from weaver import raw_jets, raw_model
-from weaver.data_config import DataConfig
-from weaver.network_file import load_network
-from weaver.onnx_export import read_metadata
-from weaver.prepare import prepare
-from weaver.raw_program import raw_program
-from weaver.triton_config import check_config, messages, parse_config
+from weaver.config.data_config import DataConfig
+from weaver.network.network_file import load_network
+from weaver.onnx import raw_jets, raw_model
+from weaver.onnx.onnx_export import read_metadata
+from weaver.onnx.raw_program import raw_program
+from weaver.onnx.triton_config import check_config, messages, parse_config
+from weaver.prepared.prepare import prepare
 
 ROOT = Path(__file__).parents[2]
 BOTH = ("small", "small-raw")

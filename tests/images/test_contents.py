@@ -24,7 +24,12 @@ STEPS = sorted(
 )
 COMMANDS = {  # what manifests, deploy/ and the chain run in each image
     "steps": ["clusters.ticket", *STEPS],
-    "weaver": ["weaver.train", "weaver.prepare", "exporting.export", "physics.evaluate"],
+    "weaver": [
+        "weaver.train",
+        "weaver.prepared.prepare",
+        "exporting.export",
+        "evaluating.evaluate",
+    ],
 }
 LOCAL = {
     "clusters.local",
@@ -33,7 +38,7 @@ LOCAL = {
     "components.local_run",
     "components.host_runner",
 }
-APART = {"steps": {*LOCAL, "weaver.raw_model", "weaver.dataset"}, "weaver": LOCAL}
+APART = {"steps": {*LOCAL, "weaver.onnx.raw_model", "weaver.feed.dataset"}, "weaver": LOCAL}
 """Modules that others import within functions which no program of the image calls: one machine's
 home; in prepare, which only looks at the columns of raw jets, what feeds networks with them."""
 LATER = {"steps": {"torch", "onnx", "onnxruntime", "google"}, "weaver": set()}

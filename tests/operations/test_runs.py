@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 import pipeline
-from clusters import leftovers
 from clusters import operator as operator_module
+from clusters import orphans
 from common.config import RunConfig
 from common.errors import DeadlineError
 from common.run import Run, make_run_id
@@ -318,18 +318,18 @@ def test_down_finds_processes_that_a_killed_run_left(tmp_path, capsys):
         "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time;"
         " time.sleep(60)']); time.sleep(60)"
     )
-    marks = {leftovers.RUN_VARIABLE: RUN_ID, leftovers.FOLDER_VARIABLE: str(tmp_path / "runs")}
+    marks = {orphans.RUN_VARIABLE: RUN_ID, orphans.FOLDER_VARIABLE: str(tmp_path / "runs")}
     started = subprocess.Popen(
         [sys.executable, "-c", code], env={**os.environ, **marks}, start_new_session=True
     )
-    others = {**os.environ, **marks, leftovers.RUN_VARIABLE: "other-00000000"}
+    others = {**os.environ, **marks, orphans.RUN_VARIABLE: "other-00000000"}
     other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], env=others)
     try:
-        _until(lambda: len(leftovers.processes_of(RUN_ID, tmp_path / "runs")) == 2)
+        _until(lambda: len(orphans.processes_of(RUN_ID, tmp_path / "runs")) == 2)
         assert main(tmp_path, "--status", RUN_ID) == 0
         assert f"{started.pid}" in capsys.readouterr().out
         assert main(tmp_path, "--down", RUN_ID, "--yes") == 0
-        assert leftovers.processes_of(RUN_ID, tmp_path / "runs") == {}
+        assert orphans.processes_of(RUN_ID, tmp_path / "runs") == {}
         assert other.poll() is None
     finally:
         for process in (started, other):
@@ -357,8 +357,8 @@ def test_down_ends_a_model_server_whose_run_was_killed_before_it_could_note_it(
     runs = tmp_path / "runs"
     environment = {
         **os.environ,
-        leftovers.RUN_VARIABLE: RUN_ID,
-        leftovers.FOLDER_VARIABLE: str(runs),
+        orphans.RUN_VARIABLE: RUN_ID,
+        orphans.FOLDER_VARIABLE: str(runs),
         "PYTHONPATH": os.getcwd(),
     }
     command = [sys.executable, "-c", SERVE, str(runs), str(repository / "model")]
@@ -369,21 +369,21 @@ def test_down_ends_a_model_server_whose_run_was_killed_before_it_could_note_it(
         deploying.kill()
     (record,) = runs.glob("*/local/services/*/service.json")
     record.unlink()
-    left = leftovers.processes_of(RUN_ID, runs)
+    left = orphans.processes_of(RUN_ID, runs)
     assert any("triton" in command or "kserve" in command for command in left.values())
     assert main(tmp_path, "--down", RUN_ID, "--yes") == 0
-    assert leftovers.processes_of(RUN_ID, runs) == {}
-    assert not [pid for pid in left if leftovers._alive(pid)]
+    assert orphans.processes_of(RUN_ID, runs) == {}
+    assert not [pid for pid in left if orphans._alive(pid)]
 
 
 def test_the_owner_of_a_run_is_known_until_it_ends(tmp_path):
-    assert leftovers.owner(tmp_path) is None
-    leftovers.mark_owner(tmp_path)
-    assert leftovers.owner(tmp_path) == os.getpid()
-    noted = json.loads((tmp_path / leftovers.OWNER).read_text())
+    assert orphans.owner(tmp_path) is None
+    orphans.mark_owner(tmp_path)
+    assert orphans.owner(tmp_path) == os.getpid()
+    noted = json.loads((tmp_path / orphans.OWNER).read_text())
     # the pid is another process' now
-    (tmp_path / leftovers.OWNER).write_text(json.dumps({**noted, "started": "1"}))
-    assert leftovers.owner(tmp_path) is None
+    (tmp_path / orphans.OWNER).write_text(json.dumps({**noted, "started": "1"}))
+    assert orphans.owner(tmp_path) is None
 
 
 def _until(condition, seconds: float = 10.0) -> None:

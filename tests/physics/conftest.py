@@ -98,7 +98,7 @@ def widths(jets, good_output) -> dict:
 @pytest.fixture(scope="session")
 def run_documents(good_metrics, widths) -> dict:
     """What a run folder holds beside the jets, as the other steps write it: keyword arguments of
-    physics.report.Documents.
+    reporting.report.Documents.
     """
     names = {
         "run": "runs/pfn-0a1b2c3d",

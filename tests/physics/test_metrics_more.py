@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from physics import figures, response
+from physics import response
 from physics.bootstrap import bootstrap_quantiles, counted_quantiles, weighted_quantiles
 from physics.metrics import measure
+from reporting import figures
 
 from .conftest import make_jets, target_of
 

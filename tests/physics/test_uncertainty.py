@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from physics import figures, uncertainty
+from physics import uncertainty
+from reporting import figures
 
 NAMES = ["median", "q16", "q84"]
 Z = 0.994458  # of a normal distribution at 84 %

@@ -25,7 +25,7 @@ from common.errors import ClusterError, DeadlineError, InputError
 from serving import golden, triton
 from serving.client import Client, golden_check
 from tests.serving.conftest import NAME
-from weaver.parity import session
+from weaver.onnx.parity import session
 
 ROOT = Path(__file__).parents[2]
 
@@ -276,7 +276,7 @@ def test_triton_refuses_a_config_that_does_not_fit(
 def test_each_graph_level_and_the_backends_parameters_are_obeyed(
     start_triton, repository, tmp_path, level
 ):
-    from weaver.triton_config import triton_config
+    from weaver.onnx.triton_config import triton_config
 
     shutil.copytree(repository / "model", tmp_path / "model")
     folder = tmp_path / "model" / NAME

@@ -253,7 +253,7 @@ def get_loss(data_config, **options):
 )
 def test_the_network_is_built_with_the_extremes_of_the_space(entry, wanted):
     from training.network_options import check_builds
-    from weaver.network_file import NetworkFile
+    from weaver.network.network_file import NetworkFile
 
     given = {"width": {"min": 8, "max": 9}, "depth": {"min": 2, "max": 4}}
     space = [

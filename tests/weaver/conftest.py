@@ -112,8 +112,8 @@ def _prepare(folder: Path, config: Path, files: Path) -> types.SimpleNamespace:
     """Prepare train, val and test; the namespace holds data_config (path) and train, val, test
     (paths of the references).
     """
-    from weaver.data_config import DataConfig
-    from weaver.prepare import prepare
+    from weaver.config.data_config import DataConfig
+    from weaver.prepared.prepare import prepare
 
     made = types.SimpleNamespace(data_config=config)
     for sample in ("train", "val", "test"):

@@ -15,7 +15,7 @@ import torch
 import uproot
 
 from tests.weaver.trials import history
-from weaver.metrics import auc, class_metrics, pairwise_auc
+from weaver.fit.metrics import auc, class_metrics, pairwise_auc
 from weaver.train import main
 
 CONFIG = """

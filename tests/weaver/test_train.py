@@ -14,7 +14,7 @@ import uproot
 
 from common import storage
 from tests.weaver.trials import ROOT, command, finish, history, same, start, wait_for, weights
-from weaver.metrics_log import lines
+from weaver.fit.metrics_log import lines
 from weaver.train import main
 
 # 25 steps an epoch of about 0.1 s: long enough to hit a running process, short enough for a test.
@@ -188,7 +188,7 @@ def test_gpus_that_are_not_there_are_a_warning(prepared, tmp_path, capsys):
 def test_the_allocator_hint_comes_once_and_only_where_it_helps(
     prepared, tmp_path, capsys, monkeypatch
 ):
-    from weaver.allocator import ENVIRONMENT
+    from weaver.fit.allocator import ENVIRONMENT
 
     assert main(command(prepared, tmp_path / "without", num_epochs=1)) == 0
     without = capsys.readouterr().err.count("hint: ")

@@ -26,9 +26,9 @@ import numpy as np
 
 from tests.weaver.peer import samples
 from tests.weaver.peer.math_bits import math_bits
-from weaver.data_config import DataConfig
-from weaver.dataset import Dataset
-from weaver.prepare import prepare
+from weaver.config.data_config import DataConfig
+from weaver.feed.dataset import Dataset
+from weaver.prepared.prepare import prepare
 
 HERE = Path(__file__).parent
 ARRAYS = HERE / "arrays"

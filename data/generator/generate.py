@@ -1,0 +1,249 @@
+"""Generate jets: QCD events of Pythia 8 in a parametrised CMS-like detector with pile-up, as
+JetNtuple ROOT files.
+
+    python -m data.generate --jets 100000 --output samples/train --seed 1
+
+writes samples/train/jets_0000.root, jets_0001.root, ... with 10,000 jets each. The same seed gives
+the same jets, whatever the number of workers. Use different seeds for training, validation and
+test. The files appear together when all are written: what an interrupted run leaves are hidden
+files, which the next run removes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from common.cli import Parser, require, run_main
+from common.errors import InputError, InterruptedRun
+from common.progress import Progress
+from data import jetntuple
+from data.generator import workers
+from data.generator.blocks import EVENTS_PER_BLOCK, JetMaker, Recipe
+from data.generator.pileup import MEAN_COLLISIONS
+from data.jetntuple import Columns
+
+# about 30 MB: a few files a worker when training reads them, and little memory to write one
+JETS_PER_FILE = 10_000
+MAX_SEED = 2**33  # event numbers hold the seed and must fit into 64 bits (blocks.EVENTS_PER_SEED)
+PARTIAL = ".partial-"  # hidden from storage.entries, storage.glob and shells
+
+
+def generate(
+    output: str | os.PathLike,
+    *,
+    jets: int,
+    recipe: Recipe,
+    workers: int | None = None,
+    jets_per_file: int = JETS_PER_FILE,
+    label: str = "generating",
+) -> list[Path]:
+    """Write `jets` jets into the folder `output` and return the files.
+
+    Raises InputError for numbers that make no sense, a folder that cannot be written or already
+    holds ROOT files, or where Pythia 8 or FastJet is not installed; JecError if a worker process
+    fails.
+    """
+    check_installed()
+    check_numbers(jets=jets, recipe=recipe, workers=workers, jets_per_file=jets_per_file)
+    folder = _prepared(Path(output))
+    try:
+        hidden = _write_hidden(
+            folder, jets, recipe, workers or available_cores(), jets_per_file, label
+        )
+        return [path.rename(path.with_name(path.name.removeprefix(PARTIAL))) for path in hidden]
+    finally:
+        _remove_hidden(folder)
+
+
+def _write_hidden(
+    folder: Path, jets: int, recipe: Recipe, workers: int, jets_per_file: int, label: str
+) -> list[Path]:
+    """Write all files under hidden names; returns them in order."""
+    written = []
+    with contextlib.closing(_files(jets, recipe, workers, jets_per_file, label)) as files:
+        for number, columns in enumerate(files):
+            written.append(folder / f"{PARTIAL}jets_{number:04d}.root")
+            with _explained(folder):
+                jetntuple.write(written[-1], columns)
+    return written
+
+
+def _files(
+    jets: int, recipe: Recipe, count: int, jets_per_file: int, label: str
+) -> Iterator[Columns]:
+    """The columns of one file after the other: blocks in order, cut at `jets_per_file` and, at the
+    end, at `jets`.
+    """
+    waiting: list[Columns] = []
+    made = written = 0
+    source = workers.blocks(
+        JetMaker, recipe, workers=count, events_per_block=recipe.events_per_block
+    )
+    with contextlib.closing(source), Progress(label, total=jets, unit="jets") as progress:
+        while written < jets:
+            waiting.append(next(source))
+            made += jetntuple.length(waiting[-1])
+            progress.advance(min(made, jets) - progress.done)
+            while written < jets and made - written >= (size := min(jets_per_file, jets - written)):
+                together = jetntuple.concatenate(waiting)
+                yield jetntuple.slice_jets(together, 0, size)
+                waiting = [jetntuple.slice_jets(together, size, made - written)]
+                written += size
+
+
+# ----------------------------------------------------------------------------------------- checks
+
+
+def check_installed() -> None:
+    """Raise InputError where Pythia 8 or FastJet is missing."""
+    missing = [
+        name
+        for module, name in (("pythia8mc", "Pythia 8"), ("fastjet", "FastJet"))
+        if importlib.util.find_spec(module) is None
+    ]
+    require(
+        not missing,
+        f"{' and '.join(missing)} not found, which generating jets needs; install with: pip install"
+        " '.[generate]'",
+    )
+
+
+def check_numbers(*, jets: int, recipe: Recipe, workers: int | None, jets_per_file: int) -> None:
+    """Raise InputError for a number that makes no sense."""
+    require(jets >= 1, f"--jets is {jets}; ask for at least 1")
+    require(
+        0 <= recipe.seed <= MAX_SEED,
+        f"--seed is {recipe.seed}; it must be between 0 and {MAX_SEED}",
+    )
+    require(workers is None or workers >= 1, f"--workers is {workers}; it must be at least 1")
+    require(
+        1 <= recipe.events_per_block <= 10_000,
+        f"--events-per-block is {recipe.events_per_block}; it must be between 1 and 10000",
+    )
+    require(
+        0 <= recipe.pileup <= 200, f"--pileup is {recipe.pileup:g}; it must be between 0 and 200"
+    )
+    require(jets_per_file >= 1, f"--jets-per-file is {jets_per_file}; it must be at least 1")
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _prepared(folder: Path) -> Path:
+    """The output folder, made if need be, writable, and without ROOT files or leftovers."""
+    with _explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f"{PARTIAL}probe"
+        probe.touch()
+        probe.unlink()
+    found = sorted(folder.glob("[!.]*.root"))
+    require(
+        not found,
+        f"{folder} already holds ROOT files ({', '.join(f.name for f in found[:3])}); delete them"
+        " or name another --output",
+    )
+    _remove_hidden(folder)
+    return folder
+
+
+@contextlib.contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"cannot write into {folder}: {error.strerror or error}") from None
+
+
+def _remove_hidden(folder: Path) -> None:
+    for path in folder.glob(f"{PARTIAL}jets_*.root"):
+        path.unlink(missing_ok=True)
+
+
+# ----------------------------------------------------------------------------------- command line
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command `python -m data.generate`."""
+    options = _parser().parse_args(argv)
+    recipe = Recipe(
+        seed=options.seed, events_per_block=options.events_per_block, pileup=options.pileup
+    )
+
+    def body() -> None:
+        with terminated_as_interrupt():
+            files = generate(
+                options.output,
+                jets=options.jets,
+                recipe=recipe,
+                workers=options.workers,
+                jets_per_file=options.jets_per_file,
+            )
+        print(
+            f"{options.jets:,} jets in {len(files)} file{'s' if len(files) > 1 else ''}:"
+            f" {files[0].parent}/jets_*.root"
+        )
+
+    return run_main(body)
+
+
+@contextlib.contextmanager
+def terminated_as_interrupt() -> Iterator[None]:
+    """SIGTERM inside the block raises InterruptedRun, so that processes end and hidden files go as
+    with Ctrl-C.
+    """
+
+    def stop(*_) -> None:
+        raise InterruptedRun("told to stop (SIGTERM); nothing was kept")
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="python -m data.generate", description=__doc__)
+    parser.add_argument("--jets", type=int, required=True, metavar="N", help="jets to write")
+    parser.add_argument(
+        "--output", required=True, metavar="DIR", help="folder for the ROOT files; made if need be"
+    )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=1,
+        metavar="S",
+        help="0 or larger; another seed, other jets (default: %(default)s)",
+    )
+    parser.add_argument("--workers", type=int, metavar="W", help="processes (default: one a core)")
+    parser.add_argument(
+        "--pileup",
+        type=float,
+        default=MEAN_COLLISIONS,
+        metavar="MU",
+        help="mean pile-up (default: %(default)g)",
+    )
+    block_help = "events made at once; another number, other jets (default: %(default)s)"
+    parser.add_argument(
+        "--events-per-block", type=int, default=EVENTS_PER_BLOCK, metavar="N", help=block_help
+    )
+    parser.add_argument(
+        "--jets-per-file",
+        type=int,
+        default=JETS_PER_FILE,
+        metavar="N",
+        help="(default: %(default)s)",
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,136 @@
+"""The standard jet energy corrections (JEC) of the generated sample: what the network has to beat.
+
+As in CMS (JINST 12 (2017) P02014, arXiv:1607.03663), in two steps:
+
+L1    subtracts pile-up: pT - area × offset, where the offset density is linear in the event's rho.
+Intercept and slope are
+      fitted in bins of |eta| to bunch crossings without a hard collision, where all momentum is
+          pile-up.
+L2L3  makes the median response 1 by numerical inversion: the median R of (L1-corrected pT) / pT_gen
+in bins of pT_gen gives
+      the correction 1/R at the pT that such jets are measured with, R × pT_gen.
+
+The constants lie beside this module in standard_jec.json. They belong to data.generator.detector:
+after a change there, derive them anew with
+
+    python -m data.derive
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+
+from common.errors import InputError
+
+STANDARD = Path(__file__).with_name("standard_jec.json")
+# share of the pT that L1 leaves at least: a jet of nothing but pile-up keeps a positive pT
+MIN_L1 = 0.1
+MIN_PT = 3.0  # GeV; below, the L2L3 factor is that of this pT
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StandardJEC:
+    """Constants in B bins of |eta|. Units: GeV, GeV per unit area."""
+
+    eta_edges: np.ndarray
+    """(B + 1,) rising; the last bin also serves beyond its edge."""
+    l1_intercept: np.ndarray
+    """(B,) offset density at rho = 0."""
+    l1_slope: np.ndarray
+    """(B,) offset density per rho."""
+    log_pt: tuple[np.ndarray, ...]
+    """B arrays of rising log(pT after L1)."""
+    factor: tuple[np.ndarray, ...]
+    """B arrays: the L2L3 correction at these points, linear in log pT between them, constant
+    outside.
+    """
+
+    def eta_bin(self, eta: np.ndarray) -> np.ndarray:
+        """Bin number of each eta: (N,)."""
+        return np.clip(
+            np.searchsorted(self.eta_edges, np.abs(eta), side="right") - 1,
+            0,
+            len(self.eta_edges) - 2,
+        )
+
+    def l1(self, pt: np.ndarray, eta: np.ndarray, area: np.ndarray, rho: np.ndarray) -> np.ndarray:
+        """L1 factor (N,) for raw pT (GeV), eta, jet area and the event's rho (GeV per unit area),
+        all (N,).
+        """
+        eta_bin = self.eta_bin(eta)
+        offset = area * np.maximum(self.l1_intercept[eta_bin] + self.l1_slope[eta_bin] * rho, 0.0)
+        return np.maximum(1 - offset / pt, MIN_L1)
+
+    def l2l3(self, pt: np.ndarray, eta: np.ndarray) -> np.ndarray:
+        """L2L3 factor (N,) for the L1-corrected pT (GeV)."""
+        eta_bin, log_pt = self.eta_bin(eta), np.log(np.maximum(pt, MIN_PT))
+        factor = np.ones(len(pt))
+        for number, (points, values) in enumerate(zip(self.log_pt, self.factor, strict=True)):
+            inside = eta_bin == number
+            factor[inside] = np.interp(log_pt[inside], points, values)
+        return factor
+
+    def correction(
+        self, pt: np.ndarray, eta: np.ndarray, area: np.ndarray, rho: np.ndarray
+    ) -> np.ndarray:
+        """The whole factor (N,): corrected pT = raw pT × factor."""
+        l1 = self.l1(pt, eta, area, rho)
+        return l1 * self.l2l3(pt * l1, eta)
+
+
+def load(path: Path = STANDARD) -> StandardJEC:
+    """Read the constants. Raises InputError where the file is missing or is not of this form."""
+    try:
+        content = json.loads(path.read_text())
+        bins = content["bins"]
+        return StandardJEC(
+            eta_edges=np.array(content["eta_edges"], dtype=float),
+            l1_intercept=np.array([b["l1_intercept"] for b in bins]),
+            l1_slope=np.array([b["l1_slope"] for b in bins]),
+            log_pt=tuple(np.log(b["pt"]) for b in bins),
+            factor=tuple(np.array(b["l2l3"]) for b in bins),
+        )
+    except FileNotFoundError:
+        raise InputError(
+            f"there is no file {path}; derive it with: python -m data.derive --output {path.parent}"
+        ) from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} does not hold jet energy corrections: {error!r}") from None
+
+
+def content(jec: StandardJEC, made_by: dict) -> dict:
+    """The constants as they are stored; `made_by` says how they were derived."""
+    bins = [
+        {
+            "l1_intercept": _short(intercept),
+            "l1_slope": _short(slope),
+            "pt": _short(np.exp(log_pt)),
+            "l2l3": _short(factor),
+        }
+        for intercept, slope, log_pt, factor in zip(
+            jec.l1_intercept, jec.l1_slope, jec.log_pt, jec.factor, strict=True
+        )
+    ]
+    return {"made_by": made_by, "eta_edges": jec.eta_edges.tolist(), "bins": bins}
+
+
+def _short(value):
+    """Five significant digits: more than the derivation's own accuracy."""
+    return [float(f"{v:.5g}") for v in value] if np.ndim(value) else float(f"{value:.5g}")
+
+
+def no_corrections(eta_edges: np.ndarray) -> StandardJEC:
+    """Corrections that do nothing: the start of a derivation."""
+    count = len(eta_edges) - 1
+    one = tuple(np.ones(1) for _ in range(count))
+    return StandardJEC(
+        eta_edges=np.asarray(eta_edges, dtype=float),
+        l1_intercept=np.zeros(count),
+        l1_slope=np.zeros(count),
+        log_pt=tuple(np.zeros(1) for _ in range(count)),
+        factor=one,
+    )

@@ -1,0 +1,212 @@
+"""The sample that is used when no data are given: generated once, kept in the storage for the next
+run.
+
+    python -m data.sample --storage runs
+
+makes <storage>/samples/<name>/{train,val,test}/*.root and prints the three patterns. The name holds
+the numbers of jets, the seed and a digest of the generator's constants; a sample is whole when its
+sample.json, written last, lists exactly the files that are there. Anything less is made anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from common import storage
+from common.cli import Parser, require, run_main
+from common.errors import InputError
+from data.generator import generate, jec, quark_gluon
+from data.generator.blocks import Recipe
+
+PARTS = ("train", "val", "test")
+# a network learns something from 20,000 jets, and they take two minutes on two cores
+JETS = (20_000, 5_000, 5_000)
+MARKER = "sample.json"
+REVISION = 2  # raise when a change of the generator's code changes the jets
+
+
+def ensure_sample(
+    storage_uri: str,
+    *,
+    jets: tuple[int, int, int] = JETS,
+    seed: int = 1,
+    workers: int | None = None,
+) -> dict[str, str]:
+    """Patterns of the ROOT files for training, validation and test: {"train": ..., "val": ...,
+    "test": ...}.
+
+    Generates the sample below `storage_uri` (a directory or s3://) unless it is there. The three
+    parts have seeds of their own, so they share no event and no pile-up. Raises InputError as
+    data.generator.generate.generate does.
+    """
+    require(
+        len(jets) == len(PARTS),
+        f"a sample needs three numbers of jets (train, val, test), not {len(jets)}",
+    )
+    root = storage.join(storage.absolute(storage_uri), "samples", name(jets, seed))
+    if not is_whole(root):
+        generate.check_installed()
+        _make(root, jets, seed, workers)
+    return {part: storage.join(root, part, "*.root") for part in PARTS}
+
+
+def name(jets: tuple[int, int, int], seed: int) -> str:
+    """The sample's folder: equal only for samples with equal jets."""
+    constants = [json.loads(path.read_text()) for path in (jec.STANDARD, quark_gluon.STANDARD)]
+    meaning = json.dumps([REVISION, dataclasses.asdict(recipe(seed, 0)), constants], sort_keys=True)
+    digest = hashlib.sha256(meaning.encode()).hexdigest()[:8]
+    return f"qcd-{'-'.join(map(str, jets))}-seed{seed}-{digest}"
+
+
+def recipe(seed: int, part: int) -> Recipe:
+    """How part 0 (train), 1 (val) or 2 (test) of the sample with this seed is made."""
+    return Recipe(seed=len(PARTS) * seed + part)
+
+
+def is_whole(root: str) -> bool:
+    """Whether the marker is there and lists exactly the ROOT files that are there, with their
+    sizes.
+    """
+    try:
+        listed = storage.read_json(storage.join(root, MARKER))["files"]
+    except (InputError, KeyError, TypeError):
+        return False
+    return listed == _files(root)
+
+
+def _files(root: str) -> dict[str, int]:
+    """ROOT files below the sample's folder: path within it -> size in bytes."""
+    return {
+        entry.uri[len(root) + 1 :]: entry.size
+        for entry in storage.entries(root)
+        if entry.uri.endswith(".root")
+    }
+
+
+def _make(root: str, jets: tuple[int, int, int], seed: int, workers: int | None) -> None:
+    """Generate into a temporary folder, then bring it to its place with the marker last."""
+    with _workshop(root) as folder:
+        for number, (part, count) in enumerate(zip(PARTS, jets, strict=True)):
+            label = f"generating {part} jets"
+            generate.generate(
+                folder / part, jets=count, recipe=recipe(seed, number), workers=workers, label=label
+            )
+        marker = {
+            "jets": dict(zip(PARTS, jets, strict=True)),
+            "seed": seed,
+            "files": _files(str(folder)),
+        }
+        if not storage.is_s3(root):
+            storage.write_json(str(folder / MARKER), marker)
+            _move_into_place(folder, Path(root))
+        elif not is_whole(root):  # another run may have been faster
+            storage.delete(root)  # what an interrupted upload left
+            storage.upload(folder, root)
+            storage.write_json(storage.join(root, MARKER), marker)
+
+
+def _move_into_place(folder: Path, root: Path) -> None:
+    """One rename; if another process was faster, its sample stays, as it holds the same jets."""
+    if root.exists() and not is_whole(str(root)):
+        shutil.rmtree(root)
+    with contextlib.suppress(OSError):
+        folder.rename(root)
+    require(is_whole(str(root)), f"cannot move the sample to {root}")
+
+
+@contextlib.contextmanager
+def _workshop(root: str) -> Iterator[Path]:
+    """A temporary folder, on the storage's own disk where that is a directory; it goes
+    in any case.
+    """
+    if storage.is_s3(root):
+        with tempfile.TemporaryDirectory(prefix="jec-sample-") as folder:
+            yield Path(folder)
+        return
+    parent, last = Path(root).parent, Path(root).name
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(parent)
+        folder = parent / f"{_mine()}{os.getpid()}-{last}"
+        folder.mkdir()
+    except OSError as error:
+        raise InputError(f"cannot write into {parent}: {error.strerror or error}") from None
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _mine() -> str:
+    """Start of the names of this machine's temporary folders; on a shared disk other machines have
+    theirs.
+    """
+    return f"{generate.PARTIAL}{socket.gethostname()}-"
+
+
+def _remove_abandoned(parent: Path) -> None:
+    """Remove temporary folders of processes of this machine that are gone (killed, or the machine
+    went down).
+    """
+    for folder in parent.glob(f"{_mine()}*"):
+        number = folder.name.removeprefix(_mine()).split("-")[0]
+        if number.isdigit() and not _alive(int(number)):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command `python -m data.sample`."""
+    parser = Parser(prog="python -m data.sample", description=__doc__)
+    parser.add_argument(
+        "--storage", required=True, metavar="URI", help="a directory or s3://bucket/prefix"
+    )
+    parser.add_argument(
+        "--jets",
+        type=int,
+        nargs=3,
+        default=JETS,
+        metavar=("TRAIN", "VAL", "TEST"),
+        help="(default: 20000 5000 5000)",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=1, metavar="S", help="0 or larger (default: %(default)s)"
+    )
+    parser.add_argument("--workers", type=int, metavar="W", help="processes (default: one a core)")
+    options = parser.parse_args(argv)
+
+    def body() -> None:
+        with generate.terminated_as_interrupt():
+            found = ensure_sample(
+                options.storage,
+                jets=tuple(options.jets),
+                seed=options.seed,
+                workers=options.workers,
+            )
+        for part, pattern in found.items():
+            print(f"{part}: {pattern}")
+
+    return run_main(body)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from moto.server import ThreadedMotoServer
+
+from common import storage
+from common.errors import InputError, JecError
+from data.generator import blocks, generate, sample
+
+JETS = (30, 20, 10)
+
+
+@pytest.fixture
+def written(monkeypatch) -> list[tuple[str, int, int]]:
+    """Let `generate` write an empty file at once; returns the list of what was asked for:
+
+    (part, jets, seed).
+    """
+    asked = []
+
+    def quick(output, *, jets, recipe, workers, label):
+        asked.append((Path(output).name, jets, recipe.seed))
+        Path(output).mkdir(parents=True)
+        (Path(output) / "jets_0000.root").write_bytes(b"x" * jets)
+
+    monkeypatch.setattr(generate, "generate", quick)
+    return asked
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    """An S3 bucket on a server of this test's own."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    for name, value in {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+    }.items():
+        monkeypatch.setenv(name, value)
+    storage._client.cache_clear()
+    storage._client().create_bucket(Bucket="jets")
+    yield "s3://jets/some/prefix"
+    storage._client.cache_clear()
+    server.stop()
+
+
+def test_parts_have_their_numbers_and_seeds_of_their_own(tmp_path, written):
+    patterns = sample.ensure_sample(str(tmp_path), jets=JETS, seed=4)
+    assert written == [("train", 30, 12), ("val", 20, 13), ("test", 10, 14)]
+    sizes = {
+        part: [entry.size for entry in storage.glob(pattern)] for part, pattern in patterns.items()
+    }
+    assert sizes == {"train": [30], "val": [20], "test": [10]}
+    assert os.listdir(tmp_path) == ["samples"]
+    assert len(os.listdir(tmp_path / "samples")) == 1
+
+
+def test_a_whole_sample_is_kept(tmp_path, written):
+    first = sample.ensure_sample(str(tmp_path), jets=JETS)
+    assert sample.ensure_sample(str(tmp_path), jets=JETS) == first
+    assert len(written) == 3
+
+
+def test_a_sample_that_lost_a_file_is_made_anew(tmp_path, written):
+    patterns = sample.ensure_sample(str(tmp_path), jets=JETS)
+    os.remove(storage.glob(patterns["val"])[0].uri)
+    sample.ensure_sample(str(tmp_path), jets=JETS)
+    assert len(written) == 6
+    assert len(storage.glob(patterns["val"])) == 1
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, JecError("a worker died")])
+def test_an_interrupted_sample_leaves_nothing(tmp_path, written, monkeypatch, error):
+    quick = generate.generate
+
+    def interrupted(output, **more):
+        if Path(output).name == "val":
+            raise error
+        quick(output, **more)
+
+    monkeypatch.setattr(generate, "generate", interrupted)
+    with pytest.raises(type(error) if isinstance(error, Exception) else error):
+        sample.ensure_sample(str(tmp_path), jets=JETS)
+    assert os.listdir(tmp_path / "samples") == []
+
+
+def test_what_a_killed_process_left_is_removed_and_a_living_ones_is_not(tmp_path, written):
+    with subprocess.Popen([sys.executable, "-c", ""]) as gone:
+        pass
+    dead, alive = (
+        tmp_path / "samples" / f"{sample._mine()}{pid}-qcd" for pid in (gone.pid, os.getppid())
+    )
+    for folder in (dead, alive):
+        (folder / "train").mkdir(parents=True)
+    sample.ensure_sample(str(tmp_path), jets=JETS)
+    assert not dead.exists()
+    assert alive.exists()
+
+
+def test_a_half_made_folder_is_not_taken_for_whole(tmp_path, written):
+    root = tmp_path / "samples" / sample.name(JETS, 1)
+    (root / "train").mkdir(parents=True)
+    (root / "train" / "jets_0000.root").write_bytes(b"half")
+    patterns = sample.ensure_sample(str(tmp_path), jets=JETS)
+    assert storage.glob(patterns["train"])[0].size == 30
+
+
+def test_the_name_changes_with_what_changes_the_jets(monkeypatch):
+    names = {sample.name(JETS, 1), sample.name(JETS, 2), sample.name((30, 20, 11), 1)}
+    monkeypatch.setattr(
+        sample,
+        "recipe",
+        lambda seed, part: blocks.Recipe(seed=0, detector=blocks.Detector(tail_share=0.5)),
+    )
+    assert len(names | {sample.name(JETS, 1)}) == 4
+
+
+def test_bad_input_is_refused(tmp_path):
+    with pytest.raises(InputError, match="three numbers"):
+        sample.ensure_sample(str(tmp_path), jets=(1, 2))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot write into"):
+        sample.ensure_sample(str(tmp_path / "file"), jets=JETS)
+
+
+def test_a_real_sample_on_s3(bucket, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        sample, "recipe", lambda seed, part: blocks.Recipe(seed=part, events_per_block=10)
+    )
+    patterns = sample.ensure_sample(bucket, jets=(12, 4, 4), workers=1)
+    assert all(
+        pattern.startswith("s3://jets/some/prefix/samples/qcd-12-4-4-seed1-")
+        for pattern in patterns.values()
+    )
+    jets = {}
+    for part, pattern in patterns.items():
+        (entry,) = storage.glob(pattern)
+        jets[part] = generate.jetntuple.read(storage.download(entry.uri, tmp_path / f"{part}.root"))
+    assert {part: generate.jetntuple.length(columns) for part, columns in jets.items()} == {
+        "train": 12,
+        "val": 4,
+        "test": 4,
+    }
+    assert len(
+        set(jets["train"]["event"]) | set(jets["val"]["event"]) | set(jets["test"]["event"])
+    ) == sum(len(set(columns["event"])) for columns in jets.values())
+    assert sample.is_whole(storage.join(bucket, "samples", sample.name((12, 4, 4), 1)))
+    assert sample.ensure_sample(bucket, jets=(12, 4, 4)) == patterns

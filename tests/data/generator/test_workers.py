@@ -1,0 +1,91 @@
+"""The processes, with work that needs no Pythia: block n of POWERS is 2**n, block n of SLEEP takes
+n seconds.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import multiprocessing
+import operator
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from common.errors import JecError
+from data.generator import workers
+
+POWERS = functools.partial(functools.partial, pow), 2
+FAILING = functools.partial(functools.partial, pow), "two"
+SLEEP = functools.partial(functools.partial, operator.call), time.sleep
+
+ROOT = Path(__file__).parents[3]
+
+
+def children() -> list:
+    return [child for child in multiprocessing.active_children() if child.is_alive()]
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_blocks_come_in_order_from_any_number_of_processes(count):
+    source = workers.blocks(*POWERS, workers=count, events_per_block=1)
+    assert list(itertools.islice(source, 40)) == [2**n for n in range(40)]
+    assert len(children()) == count
+    source.close()
+    assert children() == []
+
+
+def test_an_error_in_a_block_ends_everything(capsys):
+    with pytest.raises(JecError, match=r"block \d+ of events failed: TypeError"):
+        next(workers.blocks(*FAILING, workers=2, events_per_block=1))
+    assert "Traceback" in capsys.readouterr().err
+    assert children() == []
+
+
+def test_a_killed_process_is_reported():
+    source = workers.blocks(*SLEEP, workers=1, events_per_block=1)
+    next(source)
+    os.kill(children()[0].pid, signal.SIGKILL)
+    with pytest.raises(JecError, match=r"SIGKILL.*--workers"):
+        list(itertools.islice(source, 5))
+    assert children() == []
+
+
+def test_a_process_that_does_not_answer_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr(workers, "START_SECONDS", 1.5)
+    monkeypatch.setattr(workers, "SECONDS_PER_EVENT", 0.0)
+    with pytest.raises(JecError, match="no block of events was finished within"):
+        list(itertools.islice(workers.blocks(*SLEEP, workers=1, events_per_block=1), 4))
+    assert children() == []
+
+
+def test_processes_end_with_the_one_that_started_them():
+    program = (
+        "import functools, operator, time, multiprocessing\nfrom data import workers\nsource ="
+        " workers.blocks(functools.partial(functools.partial, operator.call), time.sleep,"
+        " workers=2, events_per_block=1)\nnext(source)\nprint(*[child.pid for child in"
+        " multiprocessing.active_children()], flush=True)\ntime.sleep(60)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    ) as parent:
+        pids = [int(pid) for pid in parent.stdout.readline().split()]
+        parent.kill()
+    assert len(pids) == 2
+    deadline = time.monotonic() + 10
+    while any(alive(pid) for pid in pids):
+        assert time.monotonic() < deadline, "a worker outlived its parent"
+        time.sleep(0.05)
+
+
+def alive(pid: int) -> bool:
+    """Whether the process runs; one that ended and was not waited for yet does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,298 @@
+"""evaluate over a run folder with a small ONNX model; the test jets come from formulas, not from
+weaver's files.
+"""
+
+import json
+import os
+from types import SimpleNamespace
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from common.errors import InputError
+from evaluating import evaluate
+
+from .conftest import make_jets, target_of
+
+
+class TestJets:
+    """What evaluate asks of weaver.feed.dataset.Dataset; the one input is the target, so that a
+    linear model is a good one.
+    """
+
+    __test__ = False
+
+    def __init__(self, jets: dict[str, np.ndarray]) -> None:
+        self.jets = jets
+
+    def __len__(self) -> int:
+        return len(self.jets["jetPt"])
+
+    def observers(self) -> dict[str, np.ndarray]:
+        return self.jets
+
+    def batch(self, index: np.ndarray) -> SimpleNamespace:
+        return SimpleNamespace(
+            inputs={"jet_features": target_of(self.jets)[index, None].astype(np.float32)}
+        )
+
+
+def linear_model(
+    slope: float,
+    offset: float | list[float] = 0.0,
+    name: str = "jet_features",
+    columns: list[str] | None = None,
+) -> bytes:
+    """output (N, C) = slope * input + offset, with as many columns as offsets;
+
+    `columns` are told in the metadata.
+    """
+    offsets = np.atleast_1d(offset).tolist()
+    nodes = [
+        helper.make_node("Mul", [name, "slope"], ["scaled"]),
+        helper.make_node("Add", ["scaled", "offset"], ["output"]),
+    ]
+    sides = [
+        helper.make_tensor_value_info(side, TensorProto.FLOAT, ["N", size])
+        for side, size in ((name, 1), ("output", len(offsets)))
+    ]
+    values = [
+        helper.make_tensor(key, TensorProto.FLOAT, [len(v)], v)
+        for key, v in (("slope", [slope]), ("offset", offsets))
+    ]
+    graph = helper.make_graph(nodes, "linear", sides[:1], sides[1:], values)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    helper.set_model_props(model, {"output_columns": json.dumps(columns)} if columns else {})
+    return model.SerializeToString()
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, run_documents):
+    """A run folder as search and export leave it, with jets from a formula."""
+    folder = tmp_path / "pfn-0a1b2c3d"
+    documents = {
+        "run.json": run_documents["run"],
+        "search.json": run_documents["search"],
+        "trials/pfn-0a1b2c3d-b/history.json": run_documents["history"],
+        "trials/pfn-0a1b2c3d-b/options.json": run_documents["options"],
+        "model/export.json": run_documents["export"],
+    }
+    for name, content in documents.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(json.dumps(content))
+    put_model(folder, linear_model(0.1))
+    monkeypatch.setattr(evaluate, "open_test_set", lambda _: TestJets(make_jets(2500)))
+    return folder
+
+
+def put_model(folder, content: bytes) -> None:
+    path = folder / "model/pfn/1/model.onnx"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+
+
+def command(run, *more: str) -> int:
+    return evaluate.main(["--run", str(run), "--name", "pfn", "--replicates", "40", *more])
+
+
+def read_strictly(path) -> dict:
+    """JSON as other languages read it: no NaN, no Infinity."""
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is no JSON")
+
+    return json.loads(path.read_text(), parse_constant=refuse)
+
+
+def test_the_run_folder_gets_numbers_report_and_figures(run, capsys):
+    assert command(run, "--seed", "3", "--batch-size", "999") == 0
+    metrics = read_strictly(run / "metrics.json")
+    assert metrics["passed"] is True
+    assert {
+        "reasons",
+        "gain",
+        "closure",
+        "resolution",
+        "flavour",
+        "bins",
+        "num_jets",
+        "model",
+        "trial",
+        "config",
+    } <= set(metrics)
+    assert (metrics["model"], metrics["trial"], metrics["num_jets"]) == (
+        "pfn",
+        "pfn-0a1b2c3d-b",
+        2500,
+    )
+    assert metrics["config"] == {"min_improvement": 0, "max_closure": 0.02, "seed": 3}
+    assert metrics["gain"]["value"] == pytest.approx(10, abs=1)
+    assert "Gate passed" in (run / "report.html").read_text()
+    assert (run / "figures" / "resolution-barrel.pdf").read_bytes().startswith(b"%PDF")
+    out = capsys.readouterr().out
+    assert "resolution gain over the standard JEC: +" in out
+    assert "gate passed" in out
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Without the figures, which take seconds."""
+    monkeypatch.setattr(evaluate, "figures_of", lambda _: [])
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_model_that_fails_is_an_answer_and_not_an_error(run, capsys):
+    put_model(run, linear_model(0.1, offset=0.05))
+    assert command(run) == 0
+    metrics = read_strictly(run / "metrics.json")
+    assert metrics["passed"] is False
+    assert "gate not passed:" in capsys.readouterr().out
+    assert "closure fails for barrel jets above 60 GeV" in metrics["reasons"][0]
+    assert all(reason in (run / "report.html").read_text() for reason in metrics["reasons"])
+
+
+@pytest.fixture
+def earlier(run, tmp_path):
+    """An evaluated run whose model knows less of each jet's error."""
+    folder = tmp_path / "earlier"
+    put_model(folder, linear_model(0.05))
+    (folder / "metrics.json").write_text('{"model": "pfn"}')
+    return folder
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_baseline_is_measured_on_the_same_jets(run, earlier, capsys):
+    assert command(run, "--baseline", str(earlier)) == 0
+    metrics = read_strictly(run / "metrics.json")
+    assert metrics["gain_over_baseline"]["value"] == pytest.approx(100 * (1 - 0.9 / 0.95), abs=0.5)
+    assert metrics["gain_over_baseline"]["low"] > 0
+    assert (
+        metrics["closure"]["bins"][0]["baseline"]["value"]
+        != metrics["closure"]["bins"][0]["model"]["value"]
+    )
+    assert "resolution gain over earlier: +" in capsys.readouterr().out
+    assert "over the baseline model" in (run / "report.html").read_text()
+
+
+def test_a_baseline_of_other_jets_is_refused(run, earlier, monkeypatch, capsys):
+    jets = make_jets(2500)
+    swapped = {name: values[::-1] for name, values in jets.items()}
+    monkeypatch.setattr(
+        evaluate, "open_test_set", lambda folder: TestJets(swapped if "earlier" in folder else jets)
+    )
+    assert command(run, "--baseline", str(earlier)) == 2
+    assert "was tested on other jets" in capsys.readouterr().err
+    assert not (run / "metrics.json").exists()
+
+
+def test_a_baseline_that_was_not_evaluated_is_refused(run, tmp_path, capsys):
+    assert command(run, "--baseline", str(tmp_path)) == 2
+    assert "has no metrics.json" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_the_answers_are_those_of_the_model_whatever_the_batch_size(run):
+    session = evaluate.load_session(str(run), "pfn")
+    jets = make_jets(1001)
+    expected = 0.1 * target_of(jets)
+    for batch_size in (1, 17, 1000, 5000):
+        assert evaluate.predict(session, TestJets(jets), batch_size).correction == pytest.approx(
+            expected, abs=1e-6
+        )
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_the_uncertainty_of_a_quantile_network_is_measured(run, capsys):
+    put_model(run, linear_model(0.1, [0, -0.1, 0.1], columns=["median", "q16", "q84"]))
+    assert command(run) == 0
+    metrics = read_strictly(run / "metrics.json")
+    half = np.abs(0.9 * target_of(make_jets(2500)))
+    assert metrics["uncertainty"]["bands"][0]["coverage"]["value"] == pytest.approx(
+        np.mean(half < 0.1), abs=1e-3
+    )
+    assert metrics["headline"]["uncertainty_coverage_percent"] == pytest.approx(
+        100 * np.mean(half < 0.1), abs=0.1
+    )
+    assert metrics["gain"]["value"] == pytest.approx(10, abs=1)  # the median alone is the answer
+    assert "jets between the model's q16 and q84: " in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_one_answer_a_jet_has_no_uncertainty(run):
+    put_model(run, linear_model(0.1, columns=["output"]))
+    assert command(run) == 0
+    assert "uncertainty" not in read_strictly(run / "metrics.json")
+
+
+def test_columns_that_the_model_does_not_have_are_refused(run, capsys):
+    put_model(run, linear_model(0.1, [0, -0.1], columns=["median", "q16", "q84"]))
+    assert command(run) == 2
+    assert (
+        "name the output columns median, q16, q84, and it answers with 2" in capsys.readouterr().err
+    )
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_the_speed_is_told_with_what_it_was_measured_on(run):
+    assert command(run, "--batch-size", "500") == 0
+    speed = read_strictly(run / "metrics.json")["inference"]
+    assert speed["jets_per_second"] > 0
+    assert (speed["batch_size"], speed["provider"]) == (500, "CPU")
+    assert speed["threads"] == len(os.sched_getaffinity(0))
+    assert speed["processor"]
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_run_without_search_or_export_record_is_measured(run):
+    (run / "search.json").unlink()
+    (run / "model/export.json").unlink()
+    assert command(run) == 0
+    assert read_strictly(run / "metrics.json")["trial"] is None
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_the_trial_given_is_the_one_reported(run):
+    assert command(run, "--trial", "pfn-0a1b2c3d-a") == 0
+    assert read_strictly(run / "metrics.json")["trial"] == "pfn-0a1b2c3d-a"
+
+
+def test_no_run_folder(tmp_path, capsys):
+    assert command(tmp_path) == 2
+    assert "no run.json" in capsys.readouterr().err
+
+
+def test_an_unknown_model_names_the_near_one(run, capsys):
+    assert evaluate.main(["--run", str(run), "--name", "pnf"]) == 2
+    assert "did you mean 'pfn'" in capsys.readouterr().err
+    assert not (run / "metrics.json").exists()
+
+
+def test_a_model_of_other_inputs_is_refused(run, capsys):
+    put_model(run, linear_model(0.1, name="jet_feature"))
+    assert command(run) == 2
+    assert "unknown input 'jet_feature'; did you mean 'jet_features'" in capsys.readouterr().err
+
+
+def test_a_missing_observer_is_named():
+    with pytest.raises(InputError, match="needs the observer genJetEta"):
+        evaluate.check_observers({"jetPt": np.ones(1), "genJetPt": np.ones(1)}, "config/data.yaml")
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("--replicates", "3"),
+        ("--max-closure", "nan"),
+        ("--min-improvement", "inf"),
+        ("--seed", "-1"),
+    ],
+)
+def test_values_that_cannot_be_meant(run, capsys, flag, value):
+    assert evaluate.main(["--run", str(run), "--name", "pfn", flag, value]) == 2
+    assert f"{flag} {value}"[:12] in capsys.readouterr().err
+
+
+def test_the_model_under_test_is_valid_onnx():
+    onnx.checker.check_model(onnx.load_from_string(linear_model(1.0)))

@@ -1,0 +1,42 @@
+import pytest
+
+from physics.metrics import measure
+from reporting.headline import headline
+
+from .conftest import make_jets
+
+FIXED = {
+    "resolution_gain_percent_value",
+    "resolution_gain_percent_low",
+    "resolution_gain_percent_high",
+    "resolution_model",
+    "resolution_standard",
+    "closure_barrel_percent",
+    "closure_endcap_percent",
+    "closure_worst_bin_percent",
+    "flavour_spread_barrel_percent",
+    "flavour_spread_endcap_percent",
+    "flavour_spread_removed_barrel_percent",
+    "flavour_spread_removed_endcap_percent",
+    "uncertainty_coverage_percent",
+    "validation_loss",
+    "test_jets",
+    "onnx_jets_per_second",
+}
+"""By these names runs are compared in the Kubeflow UI: another name would be another column."""
+
+
+def test_the_names_stay_and_the_numbers_are_plain(run_documents):
+    found = headline(run_documents["metrics"], run_documents["search"])
+    assert set(found) == FIXED
+    assert all(isinstance(value, (int, float)) for value in found.values())
+    assert found["resolution_gain_percent_low"] == run_documents["metrics"]["gain"]["low"]
+    assert found["validation_loss"] == 0.0877
+    assert found["closure_barrel_percent"] == pytest.approx(
+        100 * run_documents["metrics"]["closure"]["bins"][0]["model"]["value"]
+    )
+
+
+def test_what_was_not_measured_is_left_out():
+    assert headline(measure(make_jets(0), [], replicates=20)) == {"test_jets": 0}
+    assert headline({}) == {}

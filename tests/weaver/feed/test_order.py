@@ -1,0 +1,61 @@
+"""The two-stage shuffle: each jet once, from all over the data, in long reads."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from weaver.feed import order
+from weaver.feed.order import BlockShuffle, InFileOrder
+
+
+@pytest.mark.parametrize(
+    ("count", "total", "block"),
+    [(10_000, 10_000, 7), (9_999, 10_000, 16), (300, 10_000, 1), (5, 5, 10), (1, 1, 1)],
+)
+def test_each_jet_comes_once_however_the_order_is_cut(count, total, block):
+    whole = BlockShuffle(count, total, key=[1, 2], block=block).part(0, count)
+    assert np.array_equal(np.sort(whole), InFileOrder(count, total).part(0, count))
+    pieces = BlockShuffle(count, total, key=[1, 2], block=block)
+    assert np.array_equal(
+        np.concatenate([pieces.part(start, start + 333) for start in range(0, count, 333)]), whole
+    )
+    assert np.array_equal(
+        BlockShuffle(count, total, key=[1, 2], block=block).part(count // 2, count),
+        whole[count // 2 :],
+    )
+
+
+def test_the_key_decides():
+    first, again, other = (
+        BlockShuffle(5000, 5000, key=key, block=10).part(0, 5000)
+        for key in ([1, 0], [1, 0], [1, 1])
+    )
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+def test_batches_mix_jets_from_all_over_the_data():
+    """Of 100 files of 10,000 jets, a batch of 500 holds jets of nearly all, no more of one than
+    chance gives.
+    """
+    shuffle = BlockShuffle(1_000_000, 1_000_000, key=[1, 0], block=100)
+    for start in range(0, 1_000_000, 100_000):
+        files = np.bincount(shuffle.part(start, start + 500) // 10_000, minlength=100)
+        assert (files > 0).sum() > 75
+        assert files.max() < 25
+
+
+def test_what_a_round_needs_is_asked_for_beforehand_once(monkeypatch):
+    monkeypatch.setattr(order, "ROUND", 10)
+    asked: list[tuple[int, int]] = []
+    shuffle = BlockShuffle(
+        1000, 2000, key=[1], block=8, read_ahead=lambda start, stop: asked.append((start, stop))
+    )
+    for start in range(0, 1000, 50):
+        jets = shuffle.part(start, start + 50)
+        wanted = np.zeros(2000, bool)
+        for first, end in asked:
+            wanted[first:end] = True
+        assert wanted[jets].all()
+    assert len(asked) == len(set(asked)) == 125

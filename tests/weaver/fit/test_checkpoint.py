@@ -1,0 +1,108 @@
+"""A trial's folder: what is stored comes back, and what cannot be continued is refused."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from common.errors import InputError, TrainingError
+from weaver.fit.checkpoint import Progressed, TrialFolder, read_tensors, write_tensors
+
+CONFIGURATION = {"start_lr": 1e-3, "network_option": {"fc_dim": 100, "sizes": (1, 2)}, "seed": 1}
+
+
+def stored(folder: TrialFolder) -> dict:
+    optimizer = torch.optim.Adam([torch.nn.Parameter(torch.ones(2))])
+    state = {
+        "model": {"w": torch.arange(3.0)},
+        "optimizer": optimizer.state_dict(),
+        "configuration": CONFIGURATION,
+    }
+    folder.save(
+        state,
+        Progressed(
+            epoch=2,
+            batch=5,
+            loss_sum=0.5,
+            best_epoch=1,
+            best_metric=0.25,
+            history=[{"epoch": 0}, {"epoch": 1}],
+        ),
+    )
+    return state
+
+
+def test_state_and_progress_come_back(tmp_path):
+    folder = TrialFolder(str(tmp_path))
+    assert folder.load(CONFIGURATION) is None
+    stored(folder)
+    # tuples that became lists are equal
+    state, progressed = folder.load(json.loads(json.dumps(CONFIGURATION)))
+    assert torch.equal(state["model"]["w"], torch.arange(3.0))
+    assert (
+        progressed.epoch,
+        progressed.batch,
+        progressed.best_metric,
+        len(progressed.history),
+    ) == (2, 5, 0.25, 2)
+
+
+def test_a_checkpoint_with_other_settings_is_refused(tmp_path):
+    folder = TrialFolder(str(tmp_path))
+    stored(folder)
+    with pytest.raises(
+        InputError,
+        match=(
+            r"other settings \(start_lr 0.001, now 0.01; seed 1, now 2\); give another"
+            r" --model-prefix"
+        ),
+    ):
+        folder.load({**CONFIGURATION, "start_lr": 0.01, "seed": 2})
+
+
+@pytest.mark.parametrize("content", [b"", b"nothing", b"PK\x03\x04 cut off"])
+def test_a_damaged_checkpoint_is_named(tmp_path, content):
+    (tmp_path / "checkpoint.pt").write_bytes(content)
+    with pytest.raises(InputError, match=r"checkpoint.pt is no checkpoint that can be read"):
+        TrialFolder(str(tmp_path)).load(CONFIGURATION)
+
+
+def test_a_checkpoint_cannot_run_code(tmp_path):
+    class Harmful:
+        def __reduce__(self):
+            return open, (str(tmp_path / "opened"), "w")
+
+    torch.save({"model": Harmful()}, tmp_path / "checkpoint.pt")
+    with pytest.raises(InputError, match="no checkpoint that can be read"):
+        read_tensors(str(tmp_path / "checkpoint.pt"))
+    assert not (tmp_path / "opened").exists()
+
+
+def test_another_torch_file_is_no_checkpoint(tmp_path):
+    write_tensors(str(tmp_path / "checkpoint.pt"), {"weights": torch.zeros(1)})
+    with pytest.raises(InputError, match=r"is no checkpoint of weaver.train"):
+        TrialFolder(str(tmp_path)).load(CONFIGURATION)
+
+
+def test_a_failed_trial_says_why(tmp_path):
+    folder = TrialFolder(str(tmp_path))
+    folder.check_not_failed()
+    folder.mark_failed("the loss became nan")
+    with pytest.raises(TrainingError, match="failed before: the loss became nan"):
+        folder.check_not_failed()
+
+
+def test_results_follow_from_the_progress(tmp_path):
+    record = {"epoch": 0, "time": "2026-01-01T00:00:00.000Z", "metrics": {"AvgLoss": 0.25}}
+    TrialFolder(str(tmp_path)).write_results(
+        Progressed(best_epoch=0, best_metric=0.25, history=[record]), {"seed": 7}
+    )
+    assert json.loads((tmp_path / "options.json").read_text()) == {
+        "seed": 7,
+        "best_epoch": 0,
+        "best_metric": 0.25,
+    }
+    assert json.loads((tmp_path / "history.json").read_text()) == [record]
+    assert (tmp_path / "metrics.log").read_text() == "2026-01-01T00:00:00.000Z AvgLoss=0.25\n"

@@ -1,0 +1,126 @@
+"""Two ranks on gloo follow one rank, and none outlives the others for long."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from common.errors import ClusterError, InputError
+from tests.weaver.trials import command, finish, history, start, wait_for, weights
+from weaver.fit.distributed import World, ranks, select_device
+
+# 539 jets in batches of 100: the last one holds 39, so that one rank gets 20 of them, and the other
+# 19 and one that fills up.
+WORDS = {"num_epochs": 2, "batch_size": 100, "lr_scheduler": "none", "optimizer": "adam"}
+
+
+def start_ranks(words: list[str], size: int = 2) -> list:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(size)}
+    return [start(words, RANK=str(rank), **common) for rank in range(size)]
+
+
+def test_two_ranks_follow_one_rank_with_the_same_global_batch(prepared, tmp_path):
+    processes = [
+        start(command(prepared, tmp_path / "one", **WORDS)),
+        *start_ranks(command(prepared, tmp_path / "two", **WORDS)),
+    ]
+    said = [finish(process) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0], said
+    for name in ("train_loss", "val_loss"):
+        losses = [
+            [record[name] for record in history(tmp_path / folder)] for folder in ("one", "two")
+        ]
+        np.testing.assert_allclose(*losses, rtol=1e-5)
+    one, two = (weights(tmp_path / folder) for folder in ("one", "two"))
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=1e-4, atol=1e-5)
+    assert "epoch 2/2" in said[1]
+    assert "epoch" not in said[2]  # only the first rank speaks and writes
+
+
+def test_a_rank_that_dies_ends_the_other_with_a_reason(prepared, tmp_path):
+    first, second = start_ranks(command(prepared, tmp_path, **{**WORDS, "num_epochs": 1000}))
+    wait_for(first, lambda: len(history(tmp_path)) >= 1)
+    second.send_signal(signal.SIGKILL)
+    died = time.monotonic()
+    said = finish(first)
+    finish(second)
+    assert time.monotonic() - died < 60
+    assert first.returncode == 1
+    assert "error: rank 0 of 2 lost another rank, whose own log tells why" in said
+    assert not (tmp_path / "failed").exists()  # a restart may well succeed
+
+
+def test_one_rank_told_to_stop_stops_all_after_the_same_step(prepared, tmp_path):
+    words = command(prepared, tmp_path, **{**WORDS, "num_epochs": 1000})
+    first, second = start_ranks(words)
+    wait_for(first, lambda: len(history(tmp_path)) >= 1)
+    second.terminate()
+    said = [finish(process) for process in (first, second)]
+    assert [first.returncode, second.returncode] == [143, 143], said
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["progressed"]
+    assert (
+        f"told to stop in epoch {state['epoch'] + 1}/1000 after {state['batch']} of 6 steps"
+        in said[0]
+    )
+
+
+def test_a_batch_that_ranks_cannot_share_is_refused():
+    with pytest.raises(InputError, match="--batch-size 100 cannot be divided by 3 ranks; 99 can"):
+        World(size=3).share_of(100)
+    assert World(size=4).share_of(100) == 25
+
+
+def test_without_the_operators_environment_there_is_one_rank(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with ranks(torch.device("cpu"), "auto") as world:
+        assert (world.size, world.is_main, world.sum([1, 2.5])) == (1, True, [1.0, 2.5])
+
+
+def test_an_incomplete_environment_is_named(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    with (
+        pytest.raises(InputError, match="WORLD_SIZE is 2, but MASTER_ADDR"),
+        ranks(torch.device("cpu"), "gloo"),
+    ):
+        pass
+    monkeypatch.setenv("WORLD_SIZE", "two")
+    with (
+        pytest.raises(InputError, match="WORLD_SIZE must be a whole number, not 'two'"),
+        ranks(torch.device("cpu"), "gloo"),
+    ):
+        pass
+
+
+def test_ranks_that_never_come_are_not_waited_for_for_ever(monkeypatch):
+    from datetime import timedelta
+
+    monkeypatch.setattr("weaver.fit.distributed.START_TIMEOUT", timedelta(seconds=1))
+    for name, value in {
+        "WORLD_SIZE": "2",
+        "RANK": "0",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "0",
+    }.items():
+        monkeypatch.setenv(name, value)
+    with (
+        pytest.raises(ClusterError, match="rank 0 of 2 could not meet the others at 127"),
+        ranks(torch.device("cpu"), "gloo"),
+    ):
+        pass
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_without_a_gpu_auto_is_the_cpu_without_a_word(capsys):
+    assert select_device("auto") == select_device("") == torch.device("cpu")
+    assert capsys.readouterr().err == ""

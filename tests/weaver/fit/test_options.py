@@ -1,0 +1,198 @@
+"""The command line of weaver.train:
+
+Weaver's flags, clear refusals, and no torch before it is needed.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.weaver.trials import ROOT
+from weaver.fit.options import NOT_TAKEN, TRAIN_FLAGS, TrainOptions, literal, parse, parser
+
+# Every flag of weaver-core 0.5.3, as its parser lists them; a letter in front is the flag's short
+# name.
+WEAVER_CORE = """
+amp-dtype auto-clean backend batch-size batch-size-test batch-size-val compile compile-optimizer
+compiler-option copy-inputs cross-validation custom-functions c:data-config data-config-test
+data-config-val data-fraction data-fraction-val data-split-num data-split-val t:data-test
+i:data-train l:data-val demo exclude-model-weights export-onnx extra-selection-test
+extra-selection-train extra-selection-val fetch-by-files fetch-step fetch-step-val file-fraction
+freeze-model-weights gpus in-memory in-memory-val io-test load-epoch load-model-weights log-file
+lr-finder lr-scheduler m:model-prefix n:network-config o:network-option no-remake-weights num-epochs
+num-workers onnx-opset optimizer p:optimizer-option predict predict-gpus predict-output
+prefetch-factor print profile regression-mode run-mode samples-per-epoch samples-per-epoch-val
+start-lr steps-per-epoch steps-per-epoch-val tensorboard tensorboard-custom-fn train-val-split
+use-amp warmup-steps
+"""
+NEEDED = [
+    "--data-train=a",
+    "--data-val=b",
+    "--data-config=c",
+    "--network-config=n",
+    "--model-prefix=m",
+]
+
+
+def test_both_forms_of_network_options_are_read():
+    words = [
+        *NEEDED,
+        "--network-option",
+        "num-fc-layers",
+        "3",
+        "-o",
+        "fc_dim:100,dropout:0.1",
+        "-o",
+        "layers:(64,32),name:a:b",
+    ]
+    assert parse(words).network_option == {
+        "num_fc_layers": 3,
+        "fc_dim": 100,
+        "dropout": 0.1,
+        "layers": (64, 32),
+        "name": "a:b",
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("3", 3),
+        ("0.1", 0.1),
+        ("1e-3", 1e-3),
+        ("true", True),
+        ("None", None),
+        ("adamW", "adamW"),
+        ("[1,2]", [1, 2]),
+    ],
+)
+def test_values_are_literals_or_text(text, value):
+    assert literal(text) == value
+    assert type(literal(text)) is type(value)
+
+
+def test_names_of_optimizers_are_taken_in_any_case():
+    assert parse([*NEEDED, "--optimizer=ADAMW"]).optimizer == "adamW"
+
+
+def test_whole_numbers_may_come_as_floats_from_a_search():
+    assert parse([*NEEDED, "--batch-size=500.0"]).batch_size == 500
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--num-epoch=3"], "unknown option '--num-epoch'; did you mean '--num-epochs'"),
+        (["--optimizer=adem"], "unknown optimizer 'adem'; did you mean 'adam'"),
+        (["--lr-scheduler=flat"], "unknown learning-rate scheduler 'flat'"),
+        (["--batch-size=0.5"], "must be a whole number at least 1, not '0.5'"),
+        (["--start-lr=0"], "must be a number above 0, not '0'"),
+        (["--start-lr=nan"], "not 'nan'"),
+        (["--data-fraction=1.5"], "above 0 and at most 1, not '1.5'"),
+        (["--network-option", "fc_dim"], "'fc_dim' is no option; write 'name value' or name:value"),
+        (
+            ["--data-test=t"],
+            "--data-test needs --predict-output: the test set takes no part in training",
+        ),
+        (["--gpus=first"], "--gpus must be auto"),
+        (["--predict"], "missing --data-test, --predict-output"),
+        (
+            ["--predict", "--data-test=t", "--predict-output=x.csv"],
+            "must end in .root, .parquet or .npz",
+        ),
+        (["extra"], "unexpected argument 'extra'"),
+        (["--demo"], "--demo of weaver-core is not an option here: use --data-fraction 0.01"),
+        (["--train-val-split", "0.7"], "give validation files of their own with --data-val"),
+        (["--run-mode=train"], "training always validates"),
+        (["--model-prefix=models/{auto}/net"], "--model-prefix cannot hold {auto}"),
+        (["--use-amp", "--precision=fp16"], "--use-amp asks for bf16, --precision for fp16"),
+        (["--steps-per-epoch=2", "--samples-per-epoch=256"], "not both"),
+        (["--samples-per-epoch=100"], "less than one batch of 128"),
+        (["--triton-config=x"], "--triton-config goes with --export-onnx"),
+        (["--export-onnx=x.pt"], "--export-onnx must end in .onnx"),
+        (["--lr-finder=1,2"], "--lr-finder must be START,END,STEPS"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else None,
+)
+def test_what_makes_no_sense_is_refused_with_exit_code_2(words, message, capsys):
+    with pytest.raises(SystemExit) as ended:
+        parse([*NEEDED, *words])
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_missing_flags_are_named_together(capsys):
+    with pytest.raises(SystemExit):
+        parse(["--data-train=a"])
+    assert (
+        "missing --data-config, --network-config, --model-prefix, --data-val"
+        in capsys.readouterr().err
+    )
+
+
+def test_flags_of_a_search_space_exist():
+    assert set(TrainOptions.names()) >= TRAIN_FLAGS
+
+
+def test_help_comes_before_torch():
+    code = """
+import sys, weaver.train
+try:
+    weaver.train.main(["--help"])
+except SystemExit:
+    assert not {"torch", "uproot"} & {*sys.modules}
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "--network-option" in done.stdout
+
+
+def test_every_flag_of_weaver_core_is_taken_or_explained():
+    theirs = {flag.rpartition(":")[2] for flag in WEAVER_CORE.split()}
+    assert theirs - set(TrainOptions.names()) == set(NOT_TAKEN)
+    known = parser()._option_string_actions
+    for letter, _, flag in (flag.rpartition(":") for flag in WEAVER_CORE.split()):
+        assert f"--{flag}" in known
+        assert not letter or known[f"-{letter}"] is known[f"--{flag}"]
+
+
+def test_flags_that_need_nothing_say_why_and_change_nothing(capsys):
+    words = [
+        "--fetch-step=0.5",
+        "--num-workers",
+        "3",
+        "--auto-clean",
+        "--no-remake-weights",
+        "--no-demo",
+    ]
+    assert parse([*NEEDED, *words]) == parse(NEEDED)
+    said = capsys.readouterr().err
+    assert "note: --num-workers has no effect: a thread makes batches ahead" in said
+    assert said.count("note: ") == 4
+
+
+def test_precision_is_what_amp_means_unless_told(capsys):
+    asked = [
+        parse([*NEEDED, *words]).asked_precision
+        for words in ([], ["--use-amp"], ["--use-amp", "--amp-dtype=fp16"], ["--precision=auto"])
+    ]
+    assert asked == ["float32", "bf16", "fp16", "auto"]
+
+
+def test_steps_and_samples_set_the_length_of_an_epoch():
+    assert parse(NEEDED).steps(7) == 7
+    assert parse([*NEEDED, "--steps-per-epoch=3"]).steps(7) == 3
+    options = parse(
+        [
+            *NEEDED,
+            "--samples-per-epoch=1000",
+            "--batch-size=100",
+            "--steps-per-epoch-val=2",
+            "--data-fraction-val=0.5",
+        ]
+    )
+    assert options.steps(7) == 10
+    assert [options.fraction_val(jets) for jets in (100, 800)] == [0.5, 0.25]

@@ -1,0 +1,201 @@
+"""Each expression gives in the graph what awkward and numpy make of it, or is refused by name
+before anything is trained.
+"""
+
+from __future__ import annotations
+
+import awkward as ak
+import numpy as np
+import pytest
+import torch
+
+from common.errors import InputError
+from weaver.config.data_config import DataConfig
+from weaver.config.expressions import Expression
+from weaver.onnx import raw_program as raw
+from weaver.onnx.raw_jets import padded, reference_inputs
+from weaver.onnx.raw_model import OPERATIONS, Preprocessing, raw_inputs
+
+COUNTS = [3, 0, 5, 1]
+COLUMNS = {
+    "jetPt": raw.Column(dtype=np.dtype("f4"), particles=False),
+    "mult": raw.Column(dtype=np.dtype("i4"), particles=False),
+    "pt": raw.Column(dtype=np.dtype("f4"), particles=True, counter="nPF"),
+    "id": raw.Column(dtype=np.dtype("i4"), particles=True, counter="nPF"),
+    "genPt": raw.Column(dtype=np.dtype("f4"), particles=False),
+}
+JETS = {
+    "jetPt": ak.Array(np.array([50, 80, 120, 30], np.float32)),
+    "mult": ak.Array(np.array([7, 0, 3, 12], np.int32)),
+    # 4.0 twice: ties keep the order of the file.
+    "pt": ak.unflatten(np.array([4.0, 9.0, 4.0, 1.5, 0.5, 8.0, 2.0, 0.5, 3.0], np.float32), COUNTS),
+    "id": ak.unflatten(np.array([211, 22, -211, 130, -11, 13, 22, 211, -211], np.int32), COUNTS),
+}
+
+
+def config(
+    variable: str, *, length: int | None = 4, more: str = "", label: str = "np.log(genPt / jetPt)"
+) -> DataConfig:
+    """A data config with one input `x` made by an expression."""
+    group = {
+        "length": length,
+        "vars": ["x"] if length else ["x", "jetPt"],
+        **({"order_by": more.split(";")} if more else {}),
+    }
+    options = {
+        "new_variables": {"x": variable},
+        "inputs": {"group": group},
+        "labels": {"type": "custom", "value": {"t": label}},
+    }
+    return DataConfig.from_options(options, "jec.yaml")
+
+
+def both(data_config: DataConfig) -> tuple[np.ndarray, np.ndarray]:
+    """The network's input as the graph makes it and as weaver's own preparation does."""
+    program = raw.raw_program(data_config, COLUMNS)
+    jets = padded({branch: JETS[branch] for branch in program.inputs}, program)
+    preprocessing = Preprocessing(program, data_config, ["group"])
+    with torch.no_grad():
+        got, _ = preprocessing(*(torch.from_numpy(jets[name]) for name in raw_inputs(program)))
+    return got.numpy(), reference_inputs(jets, data_config, program)["group"]
+
+
+PARTICLES = [
+    "np.log(pt / jetPt)",
+    "np.abs(id) == 211",
+    "np.where(np.abs(id) == 211, np.sign(id), 0)",
+    "(pt > 1) & ~(id < 0)",
+    "id // 10 + id % 7",
+    "pt ** 2 - 1 / (1 + mult)",
+    "np.maximum(pt, 2) * np.float64(2)",
+    "_clip(pt, 1, 5)",
+    "np.hypot(pt, id)",
+    "np.arctan2(pt, id)",
+    "np.rint(pt / 3)",
+    "np.isfinite(np.log(pt - 0.5))",
+    "ak.ones_like(pt)",
+    "ak.values_astype(pt, np.int32)",
+    "pt / ak.sum(pt, axis=1)",
+    "_batch_gather(pt, _batch_argsort(-(1000.0 * (id > 0) + pt)))",
+    "pt[ak.argsort(pt, ascending=False)]",
+    "ak.sort(pt)",
+    "pt[id > 0]",
+    "pt[:, :2]",
+    "ak.local_index(pt)",
+    "np.log1p(pt) + np.expm1(pt / 10)",
+    "np.tanh(pt) + np.arcsinh(pt)",
+    "ak.full_like(pt, 3)",
+]
+SINGLE = [
+    "ak.num(pt)",
+    "ak.sum(pt, axis=1)",
+    "ak.sum(id == 211, axis=1)",
+    "ak.any(pt > 3, axis=1)",
+    "ak.all(pt > 1, axis=-1)",
+    "ak.fill_none(ak.max(pt, axis=1), 0)",
+    "ak.fill_none(ak.firsts(pt) / jetPt, -1)",
+    "ak.max(pt, axis=1, mask_identity=False)",
+    "mult / 3",
+    "np.log(mult)",
+    "np.prod(pt, axis=1)",
+    "ak.count_nonzero(id > 0, axis=1)",
+    "ak.min(pt[pt > 1], axis=1, mask_identity=False)",
+]
+
+
+@pytest.mark.parametrize("text", PARTICLES)
+def test_particles_become_what_awkward_makes_of_them(text):
+    got, expected = both(config(text))
+    assert got.shape == expected.shape == (4, 1, 4)
+    np.testing.assert_allclose(got, expected, rtol=2e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("text", SINGLE)
+def test_single_values_become_what_awkward_makes_of_them(text):
+    got, expected = both(config(text, length=None))
+    np.testing.assert_allclose(got, expected, rtol=2e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("order", ["pt", "-pt", "np.abs(id); -pt", "-(id > 0); pt"])
+def test_order_by_is_the_order_of_the_preparation(order):
+    got, expected = both(config("id + 0", length=3, more=order))
+    np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize("parameters", [[5, 0.5, -1, 1, -9], [None, 1, -5, 5, -9], ["1", 2]])
+@pytest.mark.parametrize("mode", ["constant", "wrap"])
+def test_standardising_clipping_and_padding_are_those_of_the_preparation(parameters, mode):
+    group = {"length": 4, "pad_mode": mode, "vars": [["pt", *parameters]]}
+    options = {
+        "inputs": {"group": group},
+        "labels": {"type": "custom", "value": {"t": "np.log(genPt / jetPt)"}},
+    }
+    got, expected = both(DataConfig.from_options(options, "jec.yaml"))
+    np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("np.unwrap(pt)", "unknown function in a graph 'unwrap'"),
+        ("np.left_shift(id, 2)", "unknown function in a graph 'left_shift'"),
+        ("pt - ak.max(pt)", "write axis=1, for the particles of each jet"),
+        ("id & 4", "bits of whole numbers have no form in a graph"),
+        ("id << 2", "shifting bits"),
+        ("pt[:, 1:3]", r"only x\[:, :k\] has a form"),
+        ("1.5", "it is the same for all jets"),
+    ],
+    ids=["function", "bits by name", "axis", "bits", "shift", "slice", "constant"],
+)
+def test_what_has_no_form_in_a_graph_is_refused_by_name(text, words):
+    with pytest.raises(InputError, match=rf"jec\.yaml:.*{words}"):
+        raw.check_raw(config(text), COLUMNS)
+
+
+@pytest.mark.parametrize("label", ["genPt / jetPt", "np.log(genPt)", "np.log2(genPt / jetPt)"])
+def test_a_label_whose_correction_is_not_known_is_refused(label):
+    with pytest.raises(
+        InputError, match=r"the label must be one np.log\(<true pT> / <reconstructed pT>\)"
+    ):
+        raw.check_raw(config("pt", label=label), COLUMNS)
+
+
+def test_what_stands_in_padded_places_does_not_matter():
+    data_config = config("pt / ak.sum(pt, axis=1)", more="-pt")
+    program = raw.raw_program(data_config, COLUMNS)
+    jets = padded({branch: JETS[branch] for branch in program.inputs}, program)
+    filled = {**jets, "pt": np.where(np.arange(5) < jets["nPF"], jets["pt"], np.float32("nan"))}
+    preprocessing = Preprocessing(program, data_config, ["group"])
+    one, other = (
+        preprocessing(*(torch.from_numpy(given[name]) for name in raw_inputs(program)))[0].numpy()
+        for given in (jets, filled)
+    )
+    np.testing.assert_array_equal(one, other)
+
+
+def test_the_counter_and_the_label_decide_the_inputs():
+    program = raw.raw_program(config("pt / jetPt"), COLUMNS)
+    assert raw_inputs(program) == ["pt", "jetPt", "nPF"]
+    assert program.reference_text == "jetPt"
+    assert "genPt" not in program.inputs, (
+        "what only the label needs is not known when a model is served"
+    )
+
+
+def test_each_operation_has_both_forms():
+    """Every name that is accepted leads to an operation of the graph, and numpy, awkward or a
+    helper has it.
+    """
+    assert set(raw.ELEMENTWISE.values()) - {
+        "bitwise_and",
+        "bitwise_or",
+        "bitwise_xor",
+        "invert",
+    } <= set(OPERATIONS)
+    for name in raw.ELEMENTWISE:
+        assert (
+            name.startswith("_")
+            or hasattr(np, name)
+            or hasattr(ak, name)
+            or Expression(f"math.{name}(x)")
+        )

@@ -1,0 +1,221 @@
+"""A trial's folder (a directory or an s3:// address) and what lies in it.
+
+    checkpoint.pt   everything to go on after the last epoch, or after the step at which the trial
+        was told to stop
+    best.pt         weights of the best epoch so far: {"model", "epoch", "metric",
+        "network_options"}
+    options.json    what was trained, with what, and the best epoch
+    history.json    one record an epoch
+    metrics.log     Katib's metrics, as collected
+    failed          the reason, if training failed in a way that will repeat
+    tensorboard/
+
+checkpoint.pt holds {"model", "average", "optimizer", "scheduler", "scaler", "precision", "random",
+"configuration", "progressed"}.
+
+Files are written whole or not at all. A resumed run sees the same dropout as one that was never
+stopped because every step draws from generators seeded by the run's seed and the step's number; the
+random states are stored for what draws in between. history.json, options.json and metrics.log
+follow from checkpoint.pt and are rewritten from it, so it does not matter at which of them a run
+was killed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import pickle
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from common import storage
+from common.errors import InputError, TrainingError, unknown
+from weaver.fit.fit import metrics_log
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclasses.dataclass
+class Progressed:
+    """How far a trial has come; kept in checkpoint.pt beside the weights."""
+
+    epoch: int = 0
+    """The epoch to go on in."""
+    batch: int = 0
+    """Its first batch not yet trained on."""
+    loss_sum: float = 0.0
+    """Sums over the jets of this epoch that were trained on: loss, jets, and seconds spent."""
+    num_jets: float = 0.0
+    seconds: float = 0.0
+    best_epoch: int = -1
+    best_metric: float = float("inf")
+    history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+
+    def next_epoch(self) -> None:
+        self.epoch, self.batch = self.epoch + 1, 0
+        self.loss_sum = self.num_jets = self.seconds = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class TrialFolder:
+    """Reads and writes the files of one trial."""
+
+    uri: str
+
+    def path(self, *parts: str) -> str:
+        return storage.join(self.uri, *parts)
+
+    def check_not_failed(self) -> None:
+        """Raise TrainingError if this trial has failed for good before: repeating it would only
+        cost time.
+        """
+        marker = self.path("failed")
+        if storage.exists(marker):
+            reason = storage.read_text(marker).strip()
+            raise TrainingError(
+                f"this trial failed before: {reason} (to try again nevertheless, delete {marker})"
+            )
+
+    def mark_failed(self, reason: str) -> None:
+        storage.write_text(self.path("failed"), reason + "\n")
+
+    def save(self, state: Mapping[str, Any], progressed: Progressed) -> None:
+        """Write checkpoint.pt. `state` holds weights, optimizer and configuration."""
+        write_tensors(
+            self.path("checkpoint.pt"), {**state, "progressed": dataclasses.asdict(progressed)}
+        )
+
+    def load(self, configuration: Mapping[str, Any]) -> tuple[dict[str, Any], Progressed] | None:
+        """What `save` stored, or None where there is no checkpoint.
+
+        Raises InputError if it was made with another configuration: going on would mix two
+        trainings.
+        """
+        uri = self.path("checkpoint.pt")
+        if not storage.exists(uri):
+            return None
+        state = read_tensors(uri)
+        if "progressed" not in state or "configuration" not in state:
+            raise InputError(f"{uri} is no checkpoint of weaver.train")
+        check_same(uri, state["configuration"], configuration)
+        return state, Progressed(**state.pop("progressed"))
+
+    def save_best(
+        self, weights: Mapping[str, Any], progressed: Progressed, network_options: Mapping[str, Any]
+    ) -> None:
+        best = {
+            "model": dict(weights),
+            "epoch": progressed.best_epoch,
+            "metric": progressed.best_metric,
+        }
+        write_tensors(self.path("best.pt"), {**best, "network_options": dict(network_options)})
+
+    def write_results(self, progressed: Progressed, options: Mapping[str, Any]) -> None:
+        """Write history.json, options.json and metrics.log."""
+        storage.write_json(self.path("history.json"), progressed.history)
+        best = (
+            {"best_epoch": progressed.best_epoch, "best_metric": progressed.best_metric}
+            if progressed.history
+            else {}
+        )
+        storage.write_json(self.path("options.json"), {**options, **best})
+        storage.write_text(self.path("metrics.log"), metrics_log.lines(progressed.history))
+
+
+def load_weights(network: torch.nn.Module, weights: Mapping[str, Any], where: str) -> None:
+    """Give a network its weights.
+
+    Raises InputError naming what differs where they are another network's.
+    """
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise InputError(f"{where} holds the weights of another network: {reason}") from None
+
+
+def read_weights(uri: str) -> dict[str, torch.Tensor]:
+    """The weights in a best.pt or checkpoint.pt, or in a file that is nothing but a state_dict, as
+    weaver-core writes them.
+
+    `uri:PREFIX` takes those whose names begin with `PREFIX.`, without it. Raises InputError for any
+    other file.
+    """
+    import torch
+
+    path, _, prefix = uri.rpartition(":") if re.search(r"\.pt:[\w.]+$", uri) else (uri, "", "")
+    found = read_tensors(path)
+    found = found.get("model", found)
+    if (
+        not isinstance(found, dict)
+        or not found
+        or not all(isinstance(value, torch.Tensor) for value in found.values())
+    ):
+        raise InputError(f"{path} holds no weights of a network")
+    if not prefix:
+        return dict(found)
+    part = {
+        name.removeprefix(f"{prefix}."): value
+        for name, value in found.items()
+        if name.startswith(f"{prefix}.")
+    }
+    if not part:
+        beginnings = {name.split(".")[0] for name in found}
+        raise InputError(
+            f"{path}: {unknown('beginning of the names of weights', prefix, beginnings)}"
+        )
+    return part
+
+
+def write_tensors(uri: str, content: Mapping[str, Any]) -> None:
+    """torch.save to a URI, atomically."""
+    import torch
+
+    buffer = io.BytesIO()
+    torch.save(dict(content), buffer)
+    storage.write_bytes(uri, buffer.getvalue())
+
+
+def read_tensors(uri: str) -> dict[str, Any]:
+    """torch.load from a URI onto the CPU, weights only: a file cannot run code.
+
+    Raises InputError for anything else.
+    """
+    import torch
+
+    content = storage.read_bytes(uri)
+    try:
+        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise InputError(f"{uri} is no checkpoint that can be read: {reason}") from None
+
+
+def check_same(uri: str, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Raise InputError naming the settings in which a stored configuration and the wanted one
+    differ.
+    """
+    different = [
+        name
+        for name in {**stored, **wanted}
+        if _plain(stored.get(name)) != _plain(wanted.get(name))
+    ]
+    if different:
+        listed = "; ".join(
+            f"{name} {stored.get(name)!r}, now {wanted.get(name)!r}" for name in different
+        )
+        raise InputError(
+            f"{uri} was made with other settings ({listed}); give another --model-prefix, or delete"
+            " it to start over"
+        )
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, so that a value that went through a file equals the one that did not."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(item) for item in value]
+    return value

@@ -1,0 +1,695 @@
+"""The command line of `python -m weaver.train`: Weaver's flag names, parsed into one frozen value.
+Imports no torch.
+
+Flags, help texts and defaults all come from the fields of TrainOptions. Flags of weaver-core
+(0.5.3) that are no field are in NOT_TAKEN: each is either accepted without effect, with the reason,
+or refused with what replaces it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import dataclasses
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn
+
+from common.errors import InputError, unknown
+
+OPTIMIZERS = ("adam", "adamW", "ranger", "rmsprop", "adagrad")
+TORCH_OPTIMIZERS = ("RAdam", "NAdam", "SGD", "Adamax", "Adadelta", "ASGD", "Adafactor")
+"""Others of torch.optim, under their class names as in weaver-core."""
+PRECISIONS = ("auto", "float32", "bf16", "fp16")
+RUN_MODES = ("train,val", "train,val,test", "test")
+SCHEDULERS = ("none", "steps", "flat+decay", "flat+linear", "flat+cos", "warmup+cos", "one-cycle")
+TRAIN_FLAGS = frozenset(
+    {
+        "start-lr",
+        "optimizer",
+        "lr-scheduler",
+        "warmup-steps",
+        "weight-decay",
+        "clip-grad-norm",
+        "num-epochs",
+        "batch-size",
+        "data-fraction",
+    }
+    | {"ema-decay", "patience", "steps-per-epoch", "samples-per-epoch"}
+)
+"""Flags that a search space may set: those that take one value and change the result.
+
+Anything else is a network option.
+"""
+
+
+# -------------------------------------------------------------------------------- values of flags
+
+
+def choice(what: str, choices: Sequence[str]) -> Callable[[str], str]:
+    """An argparse type for one of several words, in any case; the error lists the nearest."""
+
+    def parse(text: str) -> str:
+        by_lower = {name.lower(): name for name in choices}
+        if text.lower() not in by_lower:
+            raise argparse.ArgumentTypeError(unknown(what, text, choices))
+        return by_lower[text.lower()]
+
+    return parse
+
+
+def number(
+    kind: type, least: float, most: float = float("inf"), *, above: bool = False
+) -> Callable[[str], Any]:
+    """An argparse type for an int or a float with bounds;
+
+    `above` leaves the lower one out. Whole floats pass as int ("500.0").
+    """
+
+    def parse(text: str) -> Any:
+        words = f"{'above' if above else 'at least'} {least:g}" + (
+            f" and at most {most:g}" if most < float("inf") else ""
+        )
+        try:
+            value = float(text)
+            fits = (
+                least <= value <= most
+                and not (above and value == least)
+                and (kind is float or value == int(value))
+            )
+        except (ValueError, OverflowError):
+            fits = False
+        if not fits:
+            raise argparse.ArgumentTypeError(
+                f"must be a {'whole ' if kind is int else ''}number {words}, not '{text}'"
+            )
+        return kind(value)
+
+    return parse
+
+
+def literal(text: str) -> Any:
+    """What an option's text means: a Python literal where it is one, true/false/none in any case,
+    else the text itself.
+    """
+    words = {"true": True, "false": False, "none": None}
+    if text.lower() in words:
+        return words[text.lower()]
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return text
+
+
+def pairs(words: Sequence[str]) -> dict[str, Any]:
+    """Options from `k v` (weaver-core) or `k:v,k:v` (the original pipeline). Hyphens in a name
+    become underscores.
+
+    Raises argparse.ArgumentTypeError for anything else.
+    """
+    if len(words) == 2:
+        return {words[0].replace("-", "_"): literal(words[1])}
+    found = {}
+    # Only a comma in front of `name:` separates, so that lists may be values.
+    for part in re.split(r",(?=\s*[A-Za-z_][\w-]*:)", words[0] if len(words) == 1 else ""):
+        name, colon, value = part.partition(":")
+        if not colon or not name.strip() or not value.strip():
+            raise argparse.ArgumentTypeError(
+                f"'{' '.join(words)}' is no option; write 'name value' or name:value,name:value"
+            )
+        found[name.strip().replace("-", "_")] = literal(value.strip())
+    return found
+
+
+class _Pairs(argparse.Action):
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        try:
+            setattr(namespace, self.dest, {**getattr(namespace, self.dest), **pairs(values)})
+        except argparse.ArgumentTypeError as error:
+            raise argparse.ArgumentError(self, str(error)) from None
+
+
+# ------------------------------------------------------------------------------------ the options
+
+
+def flag(default: Any, help: str, *names: str, **argparse_options: Any) -> Any:
+    """A field of TrainOptions that is a flag: default, help text, short names, and what argparse is
+    to know about it.
+    """
+    metadata = {"help": help, "names": names, "argparse": argparse_options}
+    if isinstance(default, dict):
+        return dataclasses.field(default_factory=dict, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """Everything that `python -m weaver.train` was told."""
+
+    run_mode: str = flag(
+        "train,val,test",
+        "train,val; train,val,test: then also predict, where --data-test is given; test: as"
+        " --predict",
+    )
+    data_train: tuple[str, ...] = flag(
+        (),
+        "training data: ROOT patterns, a prepared folder or its .json reference",
+        "-i",
+        nargs="*",
+    )
+    data_val: tuple[str, ...] = flag((), "validation data, in the same forms", "-l", nargs="*")
+    data_test: tuple[str, ...] = flag(
+        (),
+        "test data, for predictions only (NAME:PATTERN writes OUTPUT_NAME); it takes no part in"
+        " training",
+        "-t",
+        nargs="*",
+    )
+    data_config: str = flag("", "data config in Weaver's YAML", "-c")
+    network_config: str = flag("", "network file with get_model and get_loss", "-n")
+    network_option: Mapping[str, Any] = flag(
+        {},
+        "option of the network: 'name value' or name:value,name:value; may be repeated",
+        "-o",
+        nargs="+",
+        action=_Pairs,
+    )
+    model_prefix: str = flag(
+        "",
+        "folder or s3:// address of this trial; to predict or export also a file of weights (.pt)",
+        "-m",
+    )
+    load_model_weights: str = flag(
+        "", "weights to start from: a best.pt, or a file of weaver-core; FILE:PREFIX for a part"
+    )
+    exclude_model_weights: str = flag(
+        "",
+        "regular expressions, separated by commas: weights not to take from --load-model-weights",
+    )
+    freeze_model_weights: str = flag(
+        "", "regular expressions, separated by commas: weights that training leaves as they are"
+    )
+    load_epoch: int | None = flag(
+        None,
+        "insist on going on after this epoch (from 0); else from wherever the trial is",
+        type=number(int, 0),
+    )
+    metrics_log: str = flag(
+        "", "file for Katib's metrics collector (plain 'name=value' lines, validation only)"
+    )
+    regression_mode: bool = flag(
+        False, "regression; without it classification", action=argparse.BooleanOptionalAction
+    )
+    num_epochs: int = flag(
+        20,
+        "epochs: passes over the training data, or rounds of --steps-per-epoch",
+        type=number(int, 1),
+    )
+    steps_per_epoch: int | None = flag(
+        None,
+        "steps an epoch; passes over the data then run on from epoch to epoch",
+        type=number(int, 1),
+    )
+    samples_per_epoch: int | None = flag(None, "the same in jets", type=number(int, 1))
+    steps_per_epoch_val: int | None = flag(
+        None,
+        "steps of validation, on jets from all over the data (default: all)",
+        type=number(int, -1),
+    )
+    samples_per_epoch_val: int | None = flag(None, "the same in jets", type=number(int, 1))
+    batch_size: int = flag(128, "jets a step, over all ranks together", type=number(int, 1))
+    batch_size_val: int = flag(
+        0, "jets a step of validation (default: as --batch-size)", type=number(int, 1)
+    )
+    batch_size_test: int = flag(
+        0, "jets a step of prediction (default: as --batch-size-val)", type=number(int, 1)
+    )
+    data_fraction: float = flag(
+        1.0, "share of the training jets to use", type=number(float, 0, 1, above=True)
+    )
+    data_fraction_val: float = flag(
+        1.0, "share of the validation jets to use", type=number(float, 0, 1, above=True)
+    )
+    in_memory: bool | None = flag(
+        None,
+        "keep all training jets padded in memory (default: on a GPU where they fit)",
+        action=argparse.BooleanOptionalAction,
+    )
+    in_memory_val: bool | None = flag(
+        None,
+        "the same for validation (default: as --in-memory)",
+        action=argparse.BooleanOptionalAction,
+    )
+    copy_inputs: bool = flag(
+        False,
+        "copy the decoded jets to this machine first, where they lie on a slow shared disk",
+        action=argparse.BooleanOptionalAction,
+    )
+    start_lr: float = flag(
+        5e-3,
+        "learning rate at the start, or at the top of a schedule that rises",
+        type=number(float, 0, above=True),
+    )
+    optimizer: str = flag(
+        "ranger",
+        ", ".join((*OPTIMIZERS, *TORCH_OPTIMIZERS)),
+        type=choice("optimizer", (*OPTIMIZERS, *TORCH_OPTIMIZERS)),
+    )
+    optimizer_option: Mapping[str, Any] = flag(
+        {}, "option of the optimizer, as --network-option", "-p", nargs="+", action=_Pairs
+    )
+    weight_decay: float | None = flag(
+        None, "weight decay (default: the optimizer's own)", type=number(float, 0)
+    )
+    clip_grad_norm: float | None = flag(
+        None,
+        "largest norm of the gradient (default: not clipped)",
+        type=number(float, 0, above=True),
+    )
+    lr_scheduler: str = flag(
+        "flat+decay", ", ".join(SCHEDULERS), type=choice("learning-rate scheduler", SCHEDULERS)
+    )
+    warmup_steps: float = flag(
+        0.25,
+        "steps (below 1: share of all steps) in which the rate rises, where it does",
+        type=number(float, 0),
+    )
+    lr_finder: str = flag(
+        "",
+        "START,END,STEPS: raise the learning rate from START to END and write lr_finder.json"
+        " instead of training",
+    )
+    patience: int = flag(
+        0,
+        "stop after this many epochs without a better validation loss (default: never)",
+        type=number(int, 0),
+    )
+    ema_decay: float = flag(
+        0.0,
+        "use the running mean of the weights with this decay, such as 0.999",
+        type=number(float, 0, 0.999999),
+    )
+    precision: str | None = flag(
+        None,
+        "auto (what is fast and safe on the device), float32, bf16 or fp16 autocast (default:"
+        " float32, or --amp-dtype with --use-amp)",
+        type=choice("precision", PRECISIONS),
+    )
+    use_amp: bool = flag(
+        False, "autocast in --amp-dtype, as in weaver-core", action=argparse.BooleanOptionalAction
+    )
+    amp_dtype: str = flag("bf16", "bf16 or fp16", type=choice("type", ("bf16", "fp16")))
+    compile: bool = flag(False, "torch.compile the network", action=argparse.BooleanOptionalAction)
+    compiler_option: Mapping[str, Any] = flag(
+        {}, "option of torch.compile, as --network-option", nargs="+", action=_Pairs
+    )
+    deterministic: bool = flag(
+        False,
+        "only operations that give the same bits each time (slower on a GPU)",
+        action=argparse.BooleanOptionalAction,
+    )
+    gpus: str = flag(
+        "auto",
+        "auto: a GPU if there is one; 0: that GPU; 0,1: those, one process each; '': the CPU",
+    )
+    predict_gpus: str | None = flag(None, "the same for predictions (default: as --gpus)")
+    backend: str = flag(
+        "auto",
+        "auto, gloo or nccl: how ranks talk",
+        type=choice("backend", ("auto", "gloo", "nccl")),
+    )
+    local_rank: int | None = flag(
+        None,
+        "number of this process on its machine, from its launcher",
+        "--local_rank",
+        type=number(int, 0),
+    )
+    seed: int = flag(1, "seed of weights, shuffling and dropout", type=number(int, 0))
+    tensorboard_log_dir: str = flag(
+        "auto", "auto: inside the trial's folder; a folder or s3:// address; none"
+    )
+    predict: bool = flag(
+        False,
+        "write predictions of the trial's best checkpoint on --data-test",
+        action=argparse.BooleanOptionalAction,
+    )
+    predict_output: str = flag("", "where predictions go: .root, .parquet or .npz")
+    export_onnx: str = flag(
+        "",
+        "write the trial's best checkpoint as ONNX to this .onnx file, preprocess.json beside it,"
+        " and end",
+    )
+    onnx_opset: int = flag(17, "opset of --export-onnx", type=number(int, 12))
+    triton_config: str = flag("", "with --export-onnx: write Triton's config.pbtxt of it here")
+    s3_model: str = flag(
+        "",
+        "with --export-onnx: put config.pbtxt and 1/model.onnx to this address, whose last part"
+        " names the model",
+    )
+    print: bool = flag(
+        False,
+        "show the network, its parameters and operations, and end",
+        action=argparse.BooleanOptionalAction,
+    )
+
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        """The flags, without dashes in front."""
+        return tuple(field.name.replace("_", "-") for field in dataclasses.fields(cls))
+
+    def settings(self) -> dict[str, Any]:
+        """Options that change what comes out of training.
+
+        A checkpoint may only be continued with equal ones.
+        """
+        return {
+            name: dict(value) if isinstance(value := getattr(self, name), Mapping) else value
+            for name in SETTINGS
+        }
+
+    @property
+    def asked_precision(self) -> str:
+        """One of PRECISIONS: --precision, or what --use-amp and --amp-dtype mean."""
+        return self.precision or (self.amp_dtype if self.use_amp else "float32")
+
+    @property
+    def trains(self) -> bool:
+        """False where only a finished trial is used."""
+        return not (self.predict or self.export_onnx or self.print or self.run_mode == "test")
+
+    def steps(self, in_data: int) -> int:
+        """Steps of an epoch, where a pass over the training data has `in_data`."""
+        return self.steps_per_epoch or (self.samples_per_epoch or 0) // self.batch_size or in_data
+
+    def fraction_val(self, num_jets: int) -> float:
+        """Share of `num_jets` validation jets to use."""
+        size = self.batch_size_val or self.batch_size
+        jets = (
+            size * max(self.steps_per_epoch_val or 0, 0) or self.samples_per_epoch_val or num_jets
+        )
+        return min(self.data_fraction_val, jets / max(num_jets, 1))
+
+
+SETTINGS = (
+    *(
+        "regression_mode",
+        "num_epochs",
+        "steps_per_epoch",
+        "samples_per_epoch",
+        "batch_size",
+        "data_fraction",
+        "start_lr",
+        "optimizer",
+    ),
+    *(
+        "optimizer_option",
+        "weight_decay",
+        "clip_grad_norm",
+        "lr_scheduler",
+        "warmup_steps",
+        "patience",
+        "ema_decay",
+        "precision",
+    ),
+    *("use_amp", "amp_dtype", "compile", "compiler_option", "deterministic", "seed"),
+    *("load_model_weights", "exclude_model_weights", "freeze_model_weights"),
+    *("data_fraction_val", "steps_per_epoch_val", "samples_per_epoch_val"),
+)
+
+
+# --------------------------------------------------------- weaver-core's flags that are not taken
+
+
+@dataclasses.dataclass(frozen=True)
+class NotTaken:
+    """A flag of weaver-core that is no option here."""
+
+    words: str
+    """Why nothing is needed, or, where it is refused, what to do instead."""
+    refused: bool = True
+    takes_value: bool = True
+
+
+def _unneeded(words: str, *, takes_value: bool = True) -> NotTaken:
+    return NotTaken(words, refused=False, takes_value=takes_value)
+
+
+_SHUFFLED = (
+    "jets are decoded once, and each epoch is shuffled over all files (above 4 GiB in blocks of 4"
+    " MiB, 256 at a time)"
+)
+_MAPPED = "decoded jets are mapped into memory, which all processes of a machine share"
+_THREAD = "a thread makes batches ahead; no worker processes"
+_SELECTION = "write it into `selection` of a data config of its own"
+
+NOT_TAKEN: dict[str, NotTaken] = {
+    # Accepted without effect.
+    "fetch-by-files": _unneeded(_SHUFFLED, takes_value=False),
+    "fetch-step": _unneeded(_SHUFFLED),
+    "fetch-step-val": _unneeded(_SHUFFLED),
+    "data-split-num": _unneeded(_MAPPED),
+    "data-split-val": _unneeded(_MAPPED),
+    "num-workers": _unneeded(_THREAD),
+    "prefetch-factor": _unneeded(_THREAD),
+    "no-remake-weights": _unneeded(
+        "weights are made again only for other data or another config", takes_value=False
+    ),
+    "auto-clean": _unneeded(
+        "only the last and the best checkpoint are ever kept", takes_value=False
+    ),
+    # Refused.
+    "data-config-val": NotTaken(
+        "validation takes the training's data config; only then are both losses of the same"
+        " quantity"
+    ),
+    "data-config-test": NotTaken("run --predict by itself with --data-config"),
+    "extra-selection-train": NotTaken(_SELECTION),
+    "extra-selection-val": NotTaken(_SELECTION),
+    "extra-selection-test": NotTaken("write it into `test_time_selection` of the data config"),
+    "file-fraction": NotTaken("use --data-fraction, which takes jets of all files"),
+    "train-val-split": NotTaken("give validation files of their own with --data-val"),
+    "demo": NotTaken("use --data-fraction 0.01 --num-epochs 1", takes_value=False),
+    "tensorboard": NotTaken(
+        "use --tensorboard-log-dir; the trial's folder already holds tensorboard/"
+    ),
+    "tensorboard-custom-fn": NotTaken(
+        "losses, rates and response histograms are written without it; add others in"
+        " weaver/fit/tensorboard.py"
+    ),
+    "custom-functions": NotTaken(
+        "no code runs while data are read; write an expression in `new_variables`, or add the"
+        " column to the files"
+    ),
+    "compile-optimizer": NotTaken(
+        "the optimizers' steps are fused where PyTorch can; use --compile for the network",
+        takes_value=False,
+    ),
+    "io-test": NotTaken(
+        "training shows the share of time spent waiting for data; benchmarks/ measures feeding"
+        " alone",
+        takes_value=False,
+    ),
+    "log-file": NotTaken("send the messages to a file in the shell: 2> train.log"),
+    "profile": NotTaken(
+        "run it under a profiler: python -m cProfile -m weaver.train ... --steps-per-epoch 50",
+        takes_value=False,
+    ),
+    "cross-validation": NotTaken(
+        "train once for each fold, with a data config whose `selection` leaves it out"
+    ),
+}
+"""Flags of weaver-core 0.5.3 that are no field of TrainOptions."""
+
+
+class _NotTaken(argparse.Action):
+    """Remembers an accepted flag in `unneeded`; refuses the others."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        name = self.option_strings[0].removeprefix("--")
+        if option_string == f"--no-{name}":
+            return  # switched off, as here it always is
+        if NOT_TAKEN[name].refused:
+            parser.error(
+                f"{option_string} of weaver-core is not an option here: {NOT_TAKEN[name].words}"
+            )
+        namespace.unneeded = (*namespace.unneeded, name)
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, with the nearest flag named where one is unknown."""
+
+    def parse_args(self, args=None, namespace=None):
+        known, rest = self.parse_known_args(args, namespace)
+        wrong = next((word for word in rest if word.startswith("-")), None)
+        if wrong:
+            self.error(
+                unknown(
+                    "option",
+                    wrong.partition("=")[0],
+                    [name for name in self._option_string_actions if name.startswith("--")],
+                )
+            )
+        if rest:
+            self.error(f"unexpected argument '{rest[0]}'")
+        return known
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(InputError.exit_code, f"error: {message}\nsee {self.prog} --help\n")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The argparse parser made of TrainOptions and NOT_TAKEN."""
+    made = _Parser(
+        prog="python -m weaver.train", description="Train a network on jets.", allow_abbrev=False
+    )
+    for field in dataclasses.fields(TrainOptions):
+        default = {} if field.default is dataclasses.MISSING else field.default
+        names = [*field.metadata["names"], "--" + field.name.replace("_", "-")]
+        shown = (
+            ""
+            if default in ("", (), {}, None, 0, False) or field.name.startswith("batch_size_")
+            else f" (default: {default})"
+        )
+        text = (field.metadata["help"] + shown).replace("%", "%%")
+        more = {"metavar": _metavar(field)} | dict(field.metadata["argparse"])
+        made.add_argument(*names, default=default, help=text, dest=field.name, **more)
+    others = made.add_argument_group(
+        "flags of weaver-core that need nothing here, and those that are refused"
+    )
+    made.set_defaults(unneeded=())
+    for name, entry in NOT_TAKEN.items():
+        names = (
+            [f"--{name}"]
+            if entry.takes_value or name.startswith("no-")
+            else [f"--{name}", f"--no-{name}"]
+        )
+        count = {"nargs": 1, "metavar": "X"} if entry.takes_value else {"nargs": 0}
+        others.add_argument(
+            *names,
+            dest="unneeded",
+            action=_NotTaken,
+            help=("refused: " if entry.refused else "") + entry.words,
+            **count,
+        )
+    return made
+
+
+def _metavar(field: dataclasses.Field) -> Any:
+    return (
+        None
+        if field.metadata["argparse"].get("action") is argparse.BooleanOptionalAction
+        else field.name.rsplit("_", 1)[-1].upper()
+    )
+
+
+def parse(argv: Sequence[str] | None = None) -> TrainOptions:
+    """Parse a command line.
+
+    Leaves the process with exit code 2 and one clear line where it makes no sense.
+    """
+    made = parser()
+    given = vars(made.parse_args(argv))
+    unneeded = given.pop("unneeded")
+    options = TrainOptions(
+        **{
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in given.items()
+        }
+    )
+    if problem := _problem(options):
+        made.error(problem)
+    if os.environ.get("RANK", "0") == "0":
+        for name in unneeded:
+            print(
+                f"note: --{name} has no effect: {NOT_TAKEN[name].words}",
+                file=sys.stderr,
+                flush=True,
+            )
+    return dataclasses.replace(options, predict=options.predict or options.run_mode == "test")
+
+
+def _problem(options: TrainOptions) -> str | None:
+    """What is missing or does not go together, if anything."""
+    return _missing(options) or _contradiction(options) or _malformed(options)
+
+
+def _missing(options: TrainOptions) -> str | None:
+    needed = ["data_config", "network_config"]
+    if options.predict or options.run_mode == "test":
+        needed += ["model_prefix", "data_test", "predict_output"]
+    elif options.export_onnx:
+        needed += ["model_prefix"]
+    elif options.trains:
+        needed += ["model_prefix", "data_train", "data_val"]
+    missing = [name for name in needed if not getattr(options, name)]
+    return (
+        "missing " + ", ".join("--" + name.replace("_", "-") for name in missing)
+        if missing
+        else None
+    )
+
+
+def _contradiction(options: TrainOptions) -> str | None:
+    if options.data_test and not options.predict_output:
+        return (
+            "--data-test needs --predict-output: the test set takes no part in training, only"
+            " predictions are made of it"
+        )
+    if (
+        options.precision
+        and options.use_amp
+        and options.precision not in ("auto", options.amp_dtype)
+    ):
+        return (
+            f"--use-amp asks for {options.amp_dtype}, --precision for {options.precision}; leave"
+            " one out"
+        )
+    if options.steps_per_epoch and options.samples_per_epoch:
+        return "give --steps-per-epoch or --samples-per-epoch, not both"
+    if (options.samples_per_epoch or options.batch_size) < options.batch_size:
+        return (
+            f"--samples-per-epoch {options.samples_per_epoch} is less than one batch of"
+            f" {options.batch_size}"
+        )
+    if options.steps_per_epoch_val and options.samples_per_epoch_val:
+        return "give --steps-per-epoch-val or --samples-per-epoch-val, not both"
+    for name, other in (
+        ("exclude_model_weights", "load_model_weights"),
+        ("triton_config", "export_onnx"),
+        ("s3_model", "export_onnx"),
+    ):
+        if getattr(options, name) and not getattr(options, other):
+            return f"--{name.replace('_', '-')} goes with --{other.replace('_', '-')}"
+    return None
+
+
+def _malformed(options: TrainOptions) -> str | None:
+    if options.run_mode not in RUN_MODES:
+        return (
+            f"--run-mode must be {' or '.join(RUN_MODES)}, not '{options.run_mode}': training"
+            " always validates, to know its best epoch"
+        )
+    if "{auto}" in options.model_prefix:
+        return (
+            "--model-prefix cannot hold {auto}: give the trial a name, so that the same command"
+            " goes on with it"
+        )
+    if options.predict_output and not options.predict_output.endswith(
+        (".npz", ".root", ".parquet")
+    ):
+        return (
+            f"--predict-output must end in .root, .parquet or .npz, not '{options.predict_output}'"
+        )
+    if options.export_onnx and not options.export_onnx.endswith(".onnx"):
+        return f"--export-onnx must end in .onnx, not '{options.export_onnx}'"
+    for name in ("gpus", "predict_gpus"):
+        if not re.fullmatch(r"auto|(\d+(,\d+)*)?", getattr(options, name) or ""):
+            return (
+                f"--{name.replace('_', '-')} must be auto, numbers as 0 or 0,1, or '' for the CPU,"
+                f" not '{getattr(options, name)}'"
+            )
+    if options.lr_finder and not re.fullmatch(r"[^,]+,[^,]+,\s*\d+", options.lr_finder):
+        return f"--lr-finder must be START,END,STEPS as in 1e-5,1,100, not '{options.lr_finder}'"
+    return None

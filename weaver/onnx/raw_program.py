@@ -1,0 +1,526 @@
+"""What the served model does to raw jets: the expressions of a data config as a small program, of
+which torch makes a graph.
+
+    program = raw_program(data_config, columns)      # InputError for what has no form in a graph
+
+Each expression (weaver/config/expressions.py) becomes operations on padded columns: a variable of
+jets is (N,), one of particles (N, P) with the number of real particles (N,). What an operation
+gives (its type, one value a jet or several) is found by evaluating the very expression on three
+tiny jets, so the program follows numpy's and awkward's rules because it asked them. Nothing here
+needs torch: `check_raw` tells before any training whether a data config can be served with raw
+jets. The graph is weaver/onnx/raw_model.py.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import awkward as ak
+import numpy as np
+
+from common.errors import InputError, unknown
+from weaver.config.data_config import TRAINING_FLAG, DataConfig
+from weaver.config.expressions import MODULES, Expression
+
+# particles of the tiny jets: neither equal nor the number of jets, so that a wrong axis shows in
+# the shape
+COUNTS = (2, 1, 4)
+
+
+def _words(text: str) -> dict[str, str]:
+    """Words `name` or `name=operation` -> the operation each stands for."""
+    return {word.partition("=")[0]: word.rpartition("=")[2] for word in text.split()}
+
+
+ELEMENTWISE = _words(
+    """abs absolute=abs fabs=abs add subtract multiply divide true_divide=divide floor_divide
+    mod=remainder remainder power pow=power float_power=power maximum minimum sqrt square cbrt exp
+    exp2 expm1 log log2 log10 log1p logaddexp sin cos tan arcsin arccos arctan arctan2 asin=arcsin
+    acos=arccos atan=arctan atan2=arctan2 sinh cosh tanh arcsinh arccosh arctanh hypot sign negative
+    positive reciprocal floor ceil rint round=rint trunc deg2rad rad2deg radians=deg2rad
+    degrees=rad2deg isfinite isnan isinf where equal not_equal less less_equal greater greater_equal
+    logical_and logical_or logical_xor logical_not invert bitwise_not=invert bitwise_and bitwise_or
+    bitwise_xor zeros_like ones_like nan_to_num _clip=clip"""
+)
+"""Functions of single values, by the names under which numpy, awkward and weaver-core's helpers
+have them.
+"""
+
+REDUCTIONS = _words("sum prod min max amin=min amax=max mean any all count_nonzero")
+"""Particles to one value a jet; they need axis=1."""
+
+_BINARY = {
+    ast.Add: "add",
+    ast.Sub: "subtract",
+    ast.Mult: "multiply",
+    ast.Div: "divide",
+    ast.FloorDiv: "floor_divide",
+    ast.Mod: "remainder",
+    ast.Pow: "power",
+    ast.BitAnd: "bitwise_and",
+    ast.BitOr: "bitwise_or",
+    ast.BitXor: "bitwise_xor",
+}
+_UNARY = {ast.USub: "negative", ast.UAdd: "positive", ast.Invert: "invert"}
+_COMPARE = {
+    ast.Eq: "equal",
+    ast.NotEq: "not_equal",
+    ast.Lt: "less",
+    ast.LtE: "less_equal",
+    ast.Gt: "greater",
+    ast.GtE: "greater_equal",
+}
+_ON_BOOLEANS = {
+    "bitwise_and": "logical_and",
+    "bitwise_or": "logical_or",
+    "bitwise_xor": "logical_xor",
+    "invert": "logical_not",
+} | {
+    "multiply": "logical_and",  # numpy's arithmetic of true and false
+    "add": "logical_or",
+}
+_SHAPES = (
+    "num",
+    "count",
+    "argsort",
+    "sort",
+    "firsts",
+    "fill_none",
+    "local_index",
+    "values_astype",
+    "full_like",
+)
+OTHER = frozenset({*_SHAPES, "_batch_argsort", "_batch_gather"})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Column:
+    """A branch as the files hold it."""
+
+    dtype: np.dtype
+    particles: bool
+    """Several values a jet."""
+    counter: str = ""
+    """Of particles: the name of the input that says how many of a jet's places are real."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Value:
+    """The result of one operation. Equal operations on equal values are one object."""
+
+    op: str
+    args: tuple
+    """Values, and the plain numbers and words of the operation."""
+    dtype: np.dtype
+    counts: Value | None = None
+    """Of particles: how many a jet has. None for one value a jet."""
+    absent: Value | None = None
+    """Jets for which there is no value (the largest of no particles)."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RawProgram:
+    """All that comes before the network, and what its answer means."""
+
+    inputs: dict[str, Column]
+    """Branch -> what it is, in the order of the data config's use. Counters are not among them."""
+    groups: dict[str, list[Value]]
+    """Input group of the network -> its variables, before standardisation and the cut to the
+    length.
+    """
+    orders: dict[str, list[tuple[Value, bool]]]
+    """Group -> its sort keys, the first one first, and whether each falls."""
+    reference: Value
+    """What the network's answer corrects: jetPt in log(genJetPt / jetPt), one value a jet."""
+    reference_text: str
+
+    @property
+    def counters(self) -> list[str]:
+        return list(
+            dict.fromkeys(column.counter for column in self.inputs.values() if column.particles)
+        )
+
+
+def raw_program(config: DataConfig, columns: Mapping[str, Column]) -> RawProgram:
+    """The program of a data config for files with these columns (branch name -> Column).
+
+    Raises InputError, with the expression and its place, for what has no form in a graph.
+    """
+    compiler = _Compiler(config, columns)
+    groups = {
+        group: [compiler.variable(name, group) for name in names]
+        for group, names in config.input_dicts.items()
+    }
+    orders = {
+        group: [(compiler.column(key.name), key.falling) for key in keys]
+        for group, keys in config.order_by.items()
+    }
+    reference = _reference(config)
+    return RawProgram(
+        groups=groups,
+        orders=orders,
+        reference=compiler.reference(reference),
+        reference_text=reference.canonical(),
+        inputs=compiler.inputs,
+    )
+
+
+def check_raw(config: DataConfig, columns: Mapping[str, Column]) -> None:
+    """Raise InputError unless a model that takes raw jets can be made of this data config."""
+    raw_program(config, columns)
+
+
+def raw_branches(config: DataConfig) -> dict[str, str]:
+    """What such a model reads of the files: column name -> branch name.
+
+    Raises InputError for a label that it cannot invert.
+    """
+    wanted = [name for names in config.input_dicts.values() for name in names]
+    wanted += [key.name for keys in config.order_by.values() for key in keys]
+    return (
+        dataclasses.replace(config, selections={"train": None, "test": None})
+        .plan_for([*wanted, *_reference(config).names])
+        .branches
+    )
+
+
+def _reference(config: DataConfig) -> Expression:
+    """The denominator of the label log(true / reconstructed): the quantity whose correction the
+    network learns.
+    """
+    name = config.label_names[0]
+    expression = config.functions.get(name)
+    if len(config.label_names) == 1 and config.label_type == "custom" and expression is not None:
+        tree = expression.tree
+        is_log = (
+            isinstance(tree, ast.Call)
+            and ast.unparse(tree.func) in ("np.log", "numpy.log")
+            and len(tree.args) == 1
+        )
+        if is_log and isinstance(tree.args[0], ast.BinOp) and isinstance(tree.args[0].op, ast.Div):
+            return Expression(ast.unparse(tree.args[0].right), expression.where)
+    found = "; ".join(
+        f"{name}: {config.functions[name].text}"
+        for name in config.label_names
+        if name in config.functions
+    )
+    raise InputError(
+        f"{config.source}: labels: a model that takes raw jets answers with a corrected pT, for"
+        " which the label must be one np.log(<true pT> / <reconstructed pT>); it is"
+        f" {found or config.label_type}"
+    )
+
+
+class _Compiler:
+    """Turns expressions into Values; keeps, for each column, its Value and the column of the three
+    tiny jets.
+    """
+
+    def __init__(self, config: DataConfig, columns: Mapping[str, Column]) -> None:
+        self.config, self.columns = config, columns
+        self.branches = raw_branches(config)
+        self.inputs: dict[str, Column] = {}
+        self.values: dict[str, Value] = {}
+        self.samples: dict[str, ak.Array] = {}
+        self.made: dict[tuple, Value] = {}
+        self.where = config.source
+
+    # ------------------------------------------------------------------------------------ columns
+
+    def variable(self, name: str, group: str) -> Value:
+        """An input variable of the network."""
+        value = self.column(name)
+        self.where = f"{self.config.source}:inputs:{group}:{name}"
+        if value.absent is not None:
+            raise self.refusal(name, "it has no value for jets without particles; use ak.fill_none")
+        return value
+
+    def reference(self, expression: Expression) -> Value:
+        value = self.expression(expression)
+        if not isinstance(value, Value) or value.counts is not None or value.absent is not None:
+            raise self.refusal(
+                expression.text, "what the label divides by is not one number for each jet"
+            )
+        return value
+
+    def column(self, name: str) -> Value:
+        if name not in self.values:
+            function = self.config.functions.get(name)
+            value = self.branch(name) if function is None else self.expression(function)
+            # an expression without columns: the same number for every jet
+            if not isinstance(value, Value):
+                raise self.refusal(name, "it is the same for all jets")
+            if function is not None:
+                self.samples[name] = self.sample(function.tree)
+            self.values[name] = value
+        return self.values[name]
+
+    def branch(self, name: str) -> Value:
+        if name == TRAINING_FLAG or name not in self.branches:
+            raise self.refusal(
+                name, "it comes from no branch, so that a served model cannot know it"
+            )
+        branch = self.branches[name]
+        if branch not in self.columns:
+            raise InputError(f"{self.config.source}: {unknown('branch', branch, self.columns)}")
+        column = self.inputs[branch] = self.columns[branch]
+        ones = np.ones(sum(COUNTS) if column.particles else len(COUNTS), column.dtype)
+        self.samples[name] = ak.unflatten(ones, COUNTS) if column.particles else ak.Array(ones)
+        counts = None
+        # all columns of a counter share one Value, which looks at the first of them for the places
+        # there are
+        if column.particles:
+            first = next(
+                name for name, other in self.inputs.items() if other.counter == column.counter
+            )
+            counts = self.make("counter", (column.counter, first), np.int64)
+        return self.make("column", (branch,), column.dtype, counts)
+
+    def make(
+        self, op: str, args: tuple, dtype, counts: Value | None = None, absent: Value | None = None
+    ) -> Value:
+        key = (
+            op,
+            *((id(a) if isinstance(a, Value) else (type(a), a)) for a in args),
+            np.dtype(dtype),
+            id(counts),
+            id(absent),
+        )
+        return self.made.setdefault(key, Value(op, args, np.dtype(dtype), counts, absent))
+
+    # -------------------------------------------------------------------------------- expressions
+
+    def expression(self, expression: Expression) -> Any:
+        """The Value of an expression, or a number if it names no column."""
+        for name in expression.names:
+            self.column(name)
+        before, self.where = self.where, expression.where
+        try:
+            return self.visit(expression.tree)
+        finally:
+            self.where = before
+
+    def visit(self, node: ast.AST) -> Any:
+        names = {part.id for part in ast.walk(node) if isinstance(part, ast.Name)} - set(MODULES)
+        if not names & set(self.samples):
+            return self.sample(node)
+        visitor = getattr(self, f"visit_{type(node).__name__}", None)
+        if visitor is None:
+            raise self.refusal(node, f"{type(node).__name__} has no form in a graph")
+        return visitor(node)
+
+    def visit_Name(self, node: ast.Name) -> Value:
+        return self.values[node.id]
+
+    def visit_BinOp(self, node: ast.BinOp) -> Value:
+        if type(node.op) not in _BINARY:
+            raise self.refusal(node, "shifting bits has no form in a graph")
+        return self.elementwise(node, _BINARY[type(node.op)], [node.left, node.right])
+
+    def visit_UnaryOp(self, node: ast.UnaryOp) -> Value:
+        return self.elementwise(node, _UNARY[type(node.op)], [node.operand])
+
+    def visit_Compare(self, node: ast.Compare) -> Value:
+        return self.elementwise(node, _COMPARE[type(node.ops[0])], [node.left, node.comparators[0]])
+
+    def visit_Subscript(self, node: ast.Subscript) -> Value:
+        """x[positions] and x[condition] of particles, and x[:, :k]."""
+        particles = self.particles(node, node.value)
+        if isinstance(node.slice, ast.Tuple):
+            return self.head(node, particles)
+        return self.take(node, particles, self.visit(node.slice))
+
+    def visit_Call(self, node: ast.Call) -> Value:
+        module, name = self.called(node)
+        if name in REDUCTIONS and module != "math":
+            return self.reduce(node, REDUCTIONS[name])
+        if name in ELEMENTWISE and (module or name.startswith("_")):
+            self.keywords(node)
+            return self.elementwise(node, ELEMENTWISE[name], node.args)
+        if name in OTHER:
+            return getattr(self, f"call_{name.strip('_')}")(node)
+        raise self.refusal(
+            node, unknown("function in a graph", name, {*ELEMENTWISE, *REDUCTIONS, *OTHER})
+        )
+
+    def called(self, node: ast.Call) -> tuple[str, str]:
+        """Module (empty for a helper) and name of the function."""
+        function = node.func
+        if isinstance(function, ast.Name):
+            return "", function.id
+        if isinstance(function.value, ast.Name) and function.value.id in MODULES:
+            return MODULES[function.value.id], function.attr
+        raise self.refusal(node, f"the method .{function.attr}() has no form in a graph")
+
+    def elementwise(self, node: ast.AST, op: str, parts: list[ast.AST]) -> Value:
+        args = tuple(self.visit(part) for part in parts)
+        dtype, particles = self.type_of(node)
+        given = [a for a in args if isinstance(a, Value)]
+        if dtype.kind == "b" or all(_dtype(a).kind == "b" for a in args):
+            op = _ON_BOOLEANS.get(op, op)
+        if op.startswith("bitwise") or op == "invert":
+            raise self.refusal(node, "bits of whole numbers have no form in a graph")
+        counts = (
+            next((a.counts for a in given if a.counts is not None), None) if particles else None
+        )
+        return self.make(op, args, dtype, counts, self.any_absent(given))
+
+    def any_absent(self, given: list[Value]) -> Value | None:
+        missing = list(dict.fromkeys(a.absent for a in given if a.absent is not None))
+        found = missing[0] if missing else None
+        for other in missing[1:]:
+            found = self.make("logical_or", (found, other), bool)
+        return found
+
+    # ------------------------------------------------------------------------- particles of a jet
+
+    def particles(self, node: ast.AST, part: ast.AST) -> Value:
+        value = self.visit(part)
+        if not isinstance(value, Value) or value.counts is None:
+            raise self.refusal(node, f"'{ast.unparse(part)}' is not a list of particles")
+        return value
+
+    def reduce(self, node: ast.Call, op: str) -> Value:
+        self.axis(node, ("axis", "mask_identity", "keepdims"))
+        value = self.particles(node, node.args[0])
+        dtype, particles = self.type_of(node)
+        if particles:
+            raise self.refusal(
+                node, "write axis=1, for the particles of each jet, without keepdims"
+            )
+        empty = "?" in str(ak.type(self.sample(node)))
+        absent = self.make("equal", (value.counts, 0), bool) if empty else None
+        return self.make(op, (value,), dtype, None, absent)
+
+    def axis(self, node: ast.Call, known: tuple[str, ...]) -> None:
+        """Refuse a function over another axis than the particles of each jet."""
+        self.keywords(node, *known)
+        given = [k.value for k in node.keywords if k.arg == "axis"] + node.args[1:2]
+        if not given or self.sample(given[0]) not in (1, -1):
+            raise self.refusal(
+                node, "it would mix jets; write axis=1, for the particles of each jet"
+            )
+
+    def keywords(self, node: ast.Call, *known: str) -> None:
+        for keyword in node.keywords:
+            if keyword.arg not in known:
+                raise self.refusal(node, f"the argument {keyword.arg}= has no form in a graph")
+
+    def take(self, node: ast.AST, value: Value, chosen: Any) -> Value:
+        """value[chosen]: the particles at these positions, or those that fulfil a condition."""
+        if not isinstance(chosen, Value) or chosen.counts is None:
+            raise self.refusal(
+                node, "only particles can be chosen, by positions or a condition for each of them"
+            )
+        if chosen.dtype != bool:
+            return self.make("gather", (value, chosen), value.dtype, chosen.counts)
+        counts = self.make("count_nonzero", (chosen,), np.int64)
+        order = self.make("chosen_first", (chosen,), np.int64, chosen.counts)
+        return self.make("gather", (value, order), value.dtype, counts)
+
+    def head(self, node: ast.Subscript, value: Value) -> Value:
+        """x[:, :k], the first k particles."""
+        text = ast.unparse(node.slice).strip("()").replace(" ", "")
+        if not text.startswith(":,:") or not text[3:].isdigit():
+            raise self.refusal(node, "of slices only x[:, :k] has a form in a graph")
+        counts = self.make("minimum", (value.counts, int(text[3:])), np.int64)
+        return self.make("positive", (value,), value.dtype, counts)
+
+    def call_batch_gather(self, node: ast.Call) -> Value:
+        return self.take(node, self.particles(node, node.args[0]), self.visit(node.args[1]))
+
+    def call_batch_argsort(self, node: ast.Call) -> Value:
+        value = self.particles(node, node.args[0])
+        return self.make("argsort", (value, False), np.int64, value.counts)
+
+    def call_argsort(self, node: ast.Call) -> Value:
+        self.keywords(node, "axis", "ascending", "stable")
+        given = {keyword.arg: self.sample(keyword.value) for keyword in node.keywords}
+        if (
+            len(node.args) > 1
+            or given.get("axis", -1) not in (1, -1)
+            or given.get("stable", True) is not True
+        ):
+            raise self.refusal(node, "write ak.argsort(x), with ascending=False for falling order")
+        value = self.particles(node, node.args[0])
+        return self.make(
+            "argsort", (value, not given.get("ascending", True)), np.int64, value.counts
+        )
+
+    def call_sort(self, node: ast.Call) -> Value:
+        order = self.call_argsort(node)
+        return self.make("gather", (order.args[0], order), order.args[0].dtype, order.counts)
+
+    def call_num(self, node: ast.Call) -> Value:
+        if node.args[1:] or node.keywords:  # ak.num's own default is axis=1
+            self.axis(node, ("axis",))
+        return self.make("positive", (self.particles(node, node.args[0]).counts,), np.int64)
+
+    def call_count(self, node: ast.Call) -> Value:
+        self.axis(node, ("axis",))
+        return self.call_num(node)
+
+    def call_firsts(self, node: ast.Call) -> Value:
+        value = self.particles(node, node.args[0])
+        return self.make(
+            "first", (value,), value.dtype, None, self.make("equal", (value.counts, 0), bool)
+        )
+
+    def call_fill_none(self, node: ast.Call) -> Value:
+        self.keywords(node, "axis")
+        value, other = self.visit(node.args[0]), self.sample(node.args[1])
+        dtype, _ = self.type_of(node)
+        if value.absent is None:
+            return self.make("positive", (value,), dtype, value.counts)
+        present = self.make(value.op, value.args, value.dtype, value.counts)
+        return self.make("where", (value.absent, other, present), dtype, value.counts)
+
+    def call_local_index(self, node: ast.Call) -> Value:
+        if node.args[1:] or node.keywords:
+            self.axis(node, ("axis",))
+        value = self.particles(node, node.args[0])
+        return self.make("local_index", (value,), np.int64, value.counts)
+
+    def call_values_astype(self, node: ast.Call) -> Value:
+        self.keywords(node)
+        value = self.visit(node.args[0])
+        return self.make("positive", (value,), self.type_of(node)[0], value.counts, value.absent)
+
+    def call_full_like(self, node: ast.Call) -> Value:
+        self.keywords(node)
+        value, number = self.visit(node.args[0]), self.sample(node.args[1])
+        return self.make("full_like", (value, number), self.type_of(node)[0], value.counts)
+
+    # ------------------------------------------------------------------------------ the tiny jets
+
+    def sample(self, node: ast.AST) -> Any:
+        """What the expression below `node` gives for the tiny jets."""
+        return Expression(ast.unparse(node), self.where).evaluate(self.samples)
+
+    def type_of(self, node: ast.AST) -> tuple[np.dtype, bool]:
+        """The type of the numbers, and whether there are several a jet."""
+        found = self.sample(node)
+        if (
+            not isinstance(found, ak.Array | np.ndarray)
+            or len(found) != len(COUNTS)
+            or found.ndim > 2
+        ):
+            raise self.refusal(
+                node,
+                f"it gives {getattr(found, 'type', type(found).__name__)} for {len(COUNTS)} jets",
+            )
+        numbers = ak.to_numpy(ak.drop_none(ak.flatten(found, axis=None)))
+        return numbers.dtype, found.ndim == 2
+
+    def refusal(self, node: ast.AST | str, reason: str) -> InputError:
+        text = node if isinstance(node, str) else ast.unparse(node)
+        return InputError(
+            f"{self.where}: '{text}' cannot become part of a model that takes raw jets: {reason}"
+        )
+
+
+def _dtype(argument: Any) -> np.dtype:
+    return argument.dtype if isinstance(argument, Value) else np.asarray(argument).dtype

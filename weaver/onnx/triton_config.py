@@ -1,0 +1,263 @@
+"""config.pbtxt, made from the ONNX file itself through Triton's own protobuf messages.
+
+    text = triton_config("model.onnx", "pfn-1a2b3c4d")
+
+Names, types and dims are read from the graph, so they cannot differ from it; `check_config` says
+what differs in a config that somebody edited. Only messages are used, no Triton client:
+`tritonclient.grpc` cannot be imported beside kserve.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from common.errors import InputError, unknown
+
+MAX_BATCH_SIZE = 1024  # jets in one execution, where nothing was measured (weaver/onnx/memory.py)
+PLACES = 128  # of an axis whose size is free, in a warm-up: about the candidates of a jet
+# Device -> Triton's kind of instance. Left to Triton, a model gets one instance on each GPU where
+# there are GPUs, else one on the CPU.
+DEVICES = {"auto": "KIND_AUTO", "cpu": "KIND_CPU", "gpu": "KIND_GPU"}
+# name of the variant for one machine: <model>/configs/local.pbtxt, which Triton takes with
+# --model-config-name=local
+LOCAL = "local"
+
+# Instances of the local variant, whose backend (serving/backends) gives each its share of the
+# cores: one answers while another computes.
+LOCAL_INSTANCES = 2
+
+# Triton's optimization.graph.level -> the name of ONNX Runtime's GraphOptimizationLevel, as
+# Triton's ONNX Runtime backend maps them.
+GRAPH_LEVELS = {
+    0: "ORT_ENABLE_ALL",
+    1: "ORT_ENABLE_EXTENDED",
+    -1: "ORT_ENABLE_BASIC",
+    2: "ORT_DISABLE_ALL",
+}
+
+# onnx.TensorProto.DataType -> Triton's DataType.
+_TYPES = {
+    "FLOAT": "TYPE_FP32",
+    "DOUBLE": "TYPE_FP64",
+    "FLOAT16": "TYPE_FP16",
+    "INT8": "TYPE_INT8",
+    "INT16": "TYPE_INT16",
+    "INT32": "TYPE_INT32",
+    "INT64": "TYPE_INT64",
+    "UINT8": "TYPE_UINT8",
+    "UINT16": "TYPE_UINT16",
+    "UINT32": "TYPE_UINT32",
+    "UINT64": "TYPE_UINT64",
+    "BOOL": "TYPE_BOOL",
+    "STRING": "TYPE_STRING",
+}
+
+
+def triton_config(
+    onnx_path: str | os.PathLike,
+    name: str,
+    *,
+    max_batch_size: int = MAX_BATCH_SIZE,
+    graph_level: int = 0,
+    warmup: tuple[int, ...] | None = None,
+    device: str = "auto",
+    instances: int = 1,
+    parameters: Mapping[str, Any] | None = None,
+) -> str:
+    """The text of config.pbtxt for the ONNX file, served as `name` by Triton's onnxruntime backend.
+
+    max_batch_size: most jets in one execution; 0 switches batching off. graph_level: one of
+    GRAPH_LEVELS. warmup: batch sizes that are run before the model counts as ready (1 and the
+    largest, so that no request pays for the memory). device: one of DEVICES. instances: copies of
+    the model on each device. parameters: those of the backend, such as {"intra_op_thread_count":
+    2}. Raises InputError for a graph without dynamic batch axis, a type that Triton does not know,
+    or an unknown level or device.
+    """
+    if graph_level not in GRAPH_LEVELS:
+        raise InputError(
+            unknown("graph optimisation level", str(graph_level), map(str, GRAPH_LEVELS))
+        )
+    if device not in DEVICES:
+        raise InputError(unknown("device", device, DEVICES))
+    inputs, outputs = graph_signature(onnx_path)
+    config = messages().ModelConfig(
+        name=name,
+        backend="onnxruntime",
+        max_batch_size=max_batch_size,
+        default_model_filename="model.onnx",
+    )
+    for tensors, field in ((inputs, config.input), (outputs, config.output)):
+        for tensor, (data_type, shape) in tensors.items():
+            field.add(name=tensor, data_type=data_type, dims=_dims(tensor, shape, max_batch_size))
+    config.version_policy.latest.num_versions = 1
+    # By default one instance: on a GPU a second one only waits for the first, on a CPU it doubles
+    # the threads of ONNX Runtime.
+    config.instance_group.add(
+        count=instances, kind=getattr(messages().ModelInstanceGroup, DEVICES[device])
+    )
+    config.optimization.graph.level = graph_level
+    if max_batch_size > 1:
+        # present and empty: requests that wait are put together, none waits for others
+        config.dynamic_batching.SetInParent()
+    for size in dict.fromkeys(
+        min(size, max(max_batch_size, 1)) for size in warmup or (1, max_batch_size)
+    ):
+        _add_warmup(config, size)
+    for key, value in (parameters or {}).items():
+        config.parameters[key].string_value = str(value)
+    return _print(config)
+
+
+def graph_signature(
+    onnx_path: str | os.PathLike,
+) -> tuple[dict[str, tuple[int, list[int]]], dict[str, tuple[int, list[int]]]]:
+    """Inputs and outputs of an ONNX file:
+
+    {name: (Triton's data type, shape with -1 for a dynamic axis)}.
+    """
+    import onnx
+
+    graph = onnx.load(os.fspath(onnx_path), load_external_data=False).graph
+    # old files list their weights among the inputs
+    constants = {tensor.name for tensor in graph.initializer}
+    return (
+        {value.name: _signature(value) for value in graph.input if value.name not in constants},
+        {value.name: _signature(value) for value in graph.output},
+    )
+
+
+def parse_config(text: str, where: str = "config.pbtxt"):
+    """The ModelConfig message of a config.pbtxt.
+
+    Raises InputError with line and column for text that Triton would not read.
+    """
+    from google.protobuf import text_format
+
+    try:
+        return text_format.Parse(text, messages().ModelConfig())
+    except text_format.ParseError as error:
+        raise InputError(f"{where} is not a Triton model configuration: {error}") from None
+
+
+def check_config(text: str, onnx_path: str | os.PathLike, where: str = "config.pbtxt"):
+    """Parse a config.pbtxt and compare it with the ONNX file it is for; returns the ModelConfig
+    message.
+
+    Raises InputError that names the tensor, what the config says of it and what the file has.
+    """
+    config = parse_config(text, where)
+    inputs, outputs = graph_signature(onnx_path)
+    missing = sorted(set(inputs) - {entry.name for entry in config.input})
+    if missing:
+        raise InputError(f"{where}: input '{missing[0]}' of the ONNX file is not listed")
+    for kind, entries, tensors in (
+        ("input", config.input, inputs),
+        ("output", config.output, outputs),
+    ):
+        for entry in entries:
+            if entry.name not in tensors:
+                raise InputError(f"{where}: {unknown(kind, entry.name, tensors)}")
+            _check_entry(
+                f"{where}: {kind} '{entry.name}'",
+                entry,
+                config.max_batch_size,
+                *tensors[entry.name],
+            )
+    return config
+
+
+def _check_entry(where: str, entry, max_batch_size: int, data_type: int, shape: list[int]) -> None:
+    name = messages().DataType.Name
+    if entry.data_type != data_type:
+        raise InputError(f"{where} is {name(entry.data_type)}, the ONNX file has {name(data_type)}")
+    dims = ([-1] if max_batch_size > 0 else []) + list(entry.dims)
+    if len(dims) != len(shape) or any(
+        a != b for a, b in zip(dims, shape, strict=True) if -1 not in (a, b)
+    ):
+        raise InputError(
+            f"{where} has dims {list(entry.dims)}, with batch axis {dims}; the ONNX file has"
+            f" {shape}"
+        )
+    if max_batch_size > 0 and shape[0] != -1:
+        raise InputError(
+            f"{where}: max_batch_size {max_batch_size} needs a dynamic first axis, the ONNX file"
+            f" has {shape}"
+        )
+
+
+def _signature(value) -> tuple[int, list[int]]:
+    import onnx
+
+    tensor = value.type.tensor_type
+    element = onnx.TensorProto.DataType.Name(tensor.elem_type)
+    if element not in _TYPES:
+        raise InputError(
+            f"'{value.name}' of the ONNX file is {element}, which Triton cannot pass on; there are:"
+            f" {', '.join(_TYPES)}"
+        )
+    shape = [dim.dim_value if dim.HasField("dim_value") else -1 for dim in tensor.shape.dim]
+    return messages().DataType.Value(_TYPES[element]), shape
+
+
+def _dims(name: str, shape: list[int], max_batch_size: int) -> list[int]:
+    """The dims that config.pbtxt states: without the batch axis where Triton adds it."""
+    if max_batch_size == 0:
+        return shape
+    if shape[:1] != [-1]:
+        raise InputError(
+            f"'{name}' of the ONNX file has shape {shape}: max_batch_size {max_batch_size} needs a"
+            " dynamic first axis"
+        )
+    # Triton wants at least one dim: a model that gives one number a jet, shape (N,), cannot be
+    # batched by it.
+    if len(shape) == 1:
+        raise InputError(
+            f"'{name}' of the ONNX file has shape {shape}; make it (N, 1), so that a dimension is"
+            " left beside the batch"
+        )
+    return shape[1:]
+
+
+def _add_warmup(config, batch_size: int) -> None:
+    sample = config.model_warmup.add(
+        name=f"batch {batch_size}", batch_size=batch_size if config.max_batch_size > 0 else 0
+    )
+    for entry in config.input:
+        tensor = sample.inputs[entry.name]
+        tensor.data_type = entry.data_type
+        jets = [1] if config.max_batch_size == 0 else []  # then the dims begin with the batch axis
+        tensor.dims.extend(
+            [*jets, *(PLACES if size == -1 else size for size in entry.dims[len(jets) :])]
+        )
+        # a jet without particles: every model must stand it, the gate has seen to that
+        tensor.zero_data = True
+
+
+def _print(config) -> str:
+    from google.protobuf import text_format
+
+    return text_format.MessageToString(
+        config, use_short_repeated_primitives=True, use_index_order=True
+    )
+
+
+@functools.cache
+def messages():
+    """Triton's model_config_pb2, loaded alone from its file: its package would register messages
+    that kserve registers too.
+    """
+    spec = importlib.util.find_spec("tritonclient")
+    if spec is None:
+        raise InputError(
+            "config.pbtxt is made with Triton's protobuf messages, and tritonclient is not"
+            " installed; pip install tritonclient"
+        )
+    path = os.path.join(spec.submodule_search_locations[0], "grpc", "model_config_pb2.py")
+    module_spec = importlib.util.spec_from_file_location("jec_model_config_pb2", path)
+    module = importlib.util.module_from_spec(module_spec)
+    module_spec.loader.exec_module(module)
+    return module

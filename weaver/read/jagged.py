@@ -1,0 +1,203 @@
+"""Columns of lists as plain numpy arrays, and expressions over them without awkward where that
+changes no bit.
+
+    Lists      where each jet's entries lie in a flat array; columns of the same lists share one
+    Jagged     a flat array with its lists; selecting jets and cutting lists move no number before
+        the content is asked for
+    evaluate   an expression over such columns: elementwise ones in numpy on the flat content, all
+        others in awkward
+
+A column of one number a jet is a numpy array (N,).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from common.errors import InputError
+from weaver.config.expressions import Expression
+
+
+class Lists:
+    """Jet i owns the entries starts[i] : starts[i] + counts[i] of a flat array; both (N,) int64."""
+
+    def __init__(self, starts: np.ndarray, counts: np.ndarray) -> None:
+        self.starts, self.counts = starts, counts
+        self._positions: np.ndarray | slice | None = None
+        self._narrowed: tuple[Any, Lists] | None = None
+        self._compact: Lists | None = None
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+    def positions(self) -> np.ndarray | slice:
+        """The entries of all jets, one jet after the other; a slice where they lie so in the flat
+        array.
+        """
+        if self._positions is None:
+            shift = self.starts - (np.cumsum(self.counts) - self.counts)
+            number = int(self.counts.sum())
+            if not len(shift) or (shift == shift[0]).all():
+                start = int(shift[0]) if len(shift) else 0
+                self._positions = slice(start, start + number)
+            else:
+                self._positions = np.arange(number)
+                self._positions += np.repeat(shift, self.counts)
+        return self._positions
+
+    def compact(self) -> Lists:
+        """Lists of the same lengths in a flat array that holds nothing else, as one that was
+        computed from columns of these.
+        """
+        if self._compact is None:
+            self._compact = Lists(np.cumsum(self.counts) - self.counts, self.counts)
+        return self._compact
+
+    def select(self, jets: np.ndarray | slice) -> Lists:
+        """Those of some jets (a mask, indices or a slice); the same object where it is asked again:
+        columns go on sharing it.
+        """
+        if self._narrowed is None or self._narrowed[0] is not jets:
+            self._narrowed = jets, Lists(self.starts[jets], self.counts[jets])
+        return self._narrowed[1]
+
+    def head(self, most: int) -> Lists:
+        """The first `most` entries of each jet."""
+        if self._narrowed is None or self._narrowed[0] is not most:
+            self._narrowed = most, Lists(self.starts, np.minimum(self.counts, most))
+        return self._narrowed[1]
+
+
+class Jagged:
+    """A list of numbers for each jet.
+
+    `source`: flat numbers in any byte order, in which `lists` lie.
+    """
+
+    ndim = 2
+
+    def __init__(self, source: np.ndarray, lists: Lists) -> None:
+        self._source, self.lists = source, lists
+        self._content: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.lists)
+
+    def __getitem__(self, jets: np.ndarray | slice) -> Jagged:
+        return Jagged(self._source, self.lists.select(jets))
+
+    def head(self, most: int) -> Jagged:
+        return Jagged(self._source, self.lists.head(most))
+
+    @property
+    def counts(self) -> np.ndarray:
+        return self.lists.counts
+
+    @property
+    def content(self) -> np.ndarray:
+        """The entries of all jets, one jet after the other, in this machine's byte order."""
+        if self._content is None:
+            found, positions = self._source, self.lists.positions()
+            native = found.dtype.newbyteorder("=")
+            # gathered as whole numbers: numpy is slow with the other byte order
+            if not isinstance(positions, slice):
+                found = np.take(found.view(f"u{found.itemsize}"), positions).view(found.dtype)
+                positions = slice(None)
+            self._content = found[positions].astype(native, copy=False)
+        return self._content
+
+    def to_awkward(self) -> Any:
+        import awkward as ak
+
+        offsets = np.zeros(len(self) + 1, np.int64)
+        np.cumsum(self.counts, out=offsets[1:])
+        return ak.Array(
+            ak.contents.ListOffsetArray(
+                ak.index.Index64(offsets), ak.contents.NumpyArray(self.content)
+            )
+        )
+
+
+def plain(values: Any) -> Any:
+    """A column of awkward as numpy array or Jagged where it is one number, or one list of numbers,
+    a jet; anything else as it is.
+    """
+    if isinstance(values, Jagged | np.ndarray):
+        return values
+    import awkward as ak
+
+    layout = ak.to_layout(values)
+    if isinstance(layout, ak.contents.NumpyArray) and layout.data.ndim == 1:
+        return np.asarray(layout.data)
+    listed = (
+        isinstance(layout, ak.contents.ListOffsetArray) and layout.parameter("__array__") is None
+    )
+    if (
+        not listed
+        or not isinstance(layout.content, ak.contents.NumpyArray)
+        or layout.content.data.ndim != 1
+    ):
+        return values
+    offsets = np.asarray(layout.offsets.data).astype(np.int64, copy=False)
+    return Jagged(np.asarray(layout.content.data), Lists(offsets[:-1], np.diff(offsets)))
+
+
+def to_awkward(values: Any) -> Any:
+    """A column as awkward array."""
+    import awkward as ak
+
+    return values.to_awkward() if isinstance(values, Jagged) else ak.Array(values)
+
+
+def same_lists(columns: Iterable[Jagged]) -> bool:
+    """True if all columns have as many entries in each jet."""
+    first, *others = (column.counts for column in columns)
+    return all(other is first or np.array_equal(other, first) for other in others)
+
+
+def evaluate(expression: Expression, columns: Mapping[str, Any]) -> Any:
+    """The value of an expression for these columns: Jagged, an array (N,), or what awkward makes of
+    them.
+
+    Raises InputError as Expression.evaluate does.
+    """
+    found = {name: columns[name] for name in expression.names if name in columns}
+    if expression.is_elementwise and len(found) == len(expression.names):
+        # awkward may do what numpy does not, and otherwise words the refusal
+        with contextlib.suppress(InputError):
+            values = _evaluate_flat(expression, found)
+            if values is not None:
+                return values
+    return expression.evaluate(
+        {**columns, **{name: to_awkward(values) for name, values in found.items()}}
+    )
+
+
+def _evaluate_flat(
+    expression: Expression, columns: Mapping[str, Any]
+) -> Jagged | np.ndarray | None:
+    """The value on flat content, a number of a jet repeated for each of its entries;
+
+    None where the columns are not made for it.
+    """
+    lists = [column for column in columns.values() if isinstance(column, Jagged)]
+    flats = [
+        column for column in columns.values() if isinstance(column, np.ndarray) and column.ndim == 1
+    ]
+    if not columns or len(lists) + len(flats) < len(columns) or (lists and not same_lists(lists)):
+        return None
+    if not lists:
+        return expression.evaluate(columns)
+    counts = lists[0].counts
+    repeated = {
+        name: c.content if isinstance(c, Jagged) else np.repeat(c, counts)
+        for name, c in columns.items()
+    }
+    values = expression.evaluate(repeated)
+    # of one of awkward's own functions
+    values = plain(values) if hasattr(values, "layout") else values
+    return Jagged(values, lists[0].lists.compact()) if isinstance(values, np.ndarray) else None

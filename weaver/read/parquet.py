@@ -1,0 +1,99 @@
+"""Parquet files as data files: the same checks and the same steps of decoding as for ROOT files
+(weaver/read/files.py).
+
+A column is a branch: a number, or a list of numbers, for each jet. Missing values are refused where
+there are any.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from common import storage
+from common.errors import InputError
+
+SUFFIX = ".parquet"
+
+
+@contextlib.contextmanager
+def open_file(uri: str) -> Iterator[Any]:
+    """The file as a pyarrow ParquetFile; raises whatever pyarrow raises, and InputError without
+    pyarrow.
+    """
+    try:
+        import pyarrow.parquet
+    except ImportError:
+        raise InputError(f"reading {uri} takes pyarrow; type: pip install pyarrow") from None
+    with contextlib.ExitStack() as stack:
+        source = uri
+        if storage.is_s3(uri):
+            import s3fs
+
+            source = stack.enter_context(s3fs.S3FileSystem(**storage.s3_options()).open(uri, "rb"))
+        yield stack.enter_context(pyarrow.parquet.ParquetFile(source))
+
+
+def names(file: Any) -> list[str]:
+    return file.schema_arrow.names
+
+
+def unreadable_type(file: Any, name: str) -> str | None:
+    """The type of a column that is neither a number nor a list of numbers."""
+    import pyarrow.types as kinds
+
+    kind = file.schema_arrow.field(name).type
+    inner = (
+        kind.value_type
+        if kinds.is_list(kind) or kinds.is_large_list(kind) or kinds.is_fixed_size_list(kind)
+        else kind
+    )
+    readable = kinds.is_integer(inner) or kinds.is_floating(inner) or kinds.is_boolean(inner)
+    return None if readable else str(kind)
+
+
+def uncompressed_bytes(file: Any, columns: Iterable[str]) -> int:
+    """Of these columns in the whole file."""
+    wanted, meta = set(columns), file.metadata
+    parts = (
+        meta.row_group(g).column(c)
+        for g in range(meta.num_row_groups)
+        for c in range(meta.num_columns)
+    )
+    return sum(
+        part.total_uncompressed_size
+        for part in parts
+        if part.path_in_schema.partition(".")[0] in wanted
+    )
+
+
+def steps(
+    file: Any, columns: Iterable[str], rows: int, stop: int | None
+) -> Iterator[dict[str, Any]]:
+    """Columns as awkward arrays, `rows` jets at a time, up to jet `stop`."""
+    import awkward as ak
+
+    left = file.metadata.num_rows if stop is None else stop
+    columns = sorted(columns)
+    for batch in file.iter_batches(batch_size=rows, columns=columns):
+        batch = batch.slice(0, left)
+        if batch.num_rows:
+            yield {
+                name: _without_missing(ak.from_arrow(batch.column(name)), name) for name in columns
+            }
+        left -= batch.num_rows
+        if not left:
+            return
+
+
+def _without_missing(values: Any, name: str) -> Any:
+    """The same column without the option type that parquet gives every column.
+
+    Raises InputError where a value is missing.
+    """
+    import awkward as ak
+
+    if ak.any(ak.is_none(values, axis=-1), axis=None) or ak.any(ak.is_none(values, axis=0)):
+        raise InputError(f"column '{name}' has missing values; fill them when the file is written")
+    return ak.drop_none(ak.drop_none(values, axis=0), axis=-1)

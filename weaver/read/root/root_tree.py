@@ -1,0 +1,338 @@
+"""Where the baskets of a ROOT file's tree lie, read from the file's own records: some milliseconds
+where a general reader takes tens.
+
+Covers what JetNtuple and flat NanoAOD files are made of, written by ROOT 6 or uproot: trees
+(version 20) whose branches (version 13) hold one number, or one list of numbers with a counter, for
+each entry. Whatever else there is, `read_tree` raises Unusual, and the caller goes on with uproot,
+which knows everything and refuses with reasons. The records are those of ROOT's streamers:
+big-endian; an object begins with its length and its version, so that what is not wanted is passed
+over.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import struct
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
+
+from weaver.read.root.inflate import inflate
+
+HEAD = 4096  # bytes of a file that hold its header and its root directory's record
+LARGE_FILE = 1_000_000  # added to the version of a file with 64-bit addresses
+LARGE_KEY = 1000  # the same for records
+COUNTED = 0x4000_0000  # set in the length before an object
+CLASS = 0x8000_0000  # set in a reference to a class that was named before
+NEW_CLASS = 0xFFFF_FFFF
+CLASS_OFFSET = 2  # ROOT counts references from here
+REFERENCED = 1 << 4  # bit of an object that a process id follows
+DIRECTORIES = ("TDirectory", "TDirectoryFile")
+TREE_VERSION, BRANCH_VERSION = 20, 13
+TYPES = {
+    "TLeafF": "f4",
+    "TLeafD": "f8",
+    "TLeafI": "i4",
+    "TLeafL": "i8",
+    "TLeafS": "i2",
+    "TLeafB": "i1",
+    "TLeafO": "?",
+}
+DEPTH = 10  # folders in folders
+
+_TREE_NUMBERS = struct.Struct(">qqqqqdiiiiIqqqqqq")
+_BRANCH_NUMBERS = struct.Struct(">iiiiq")
+_BRANCH_SIZES = struct.Struct(">iIiqqqq")
+_LEAF = struct.Struct(">iii??I")
+_KEY = struct.Struct(">ihiIhh")
+
+
+class Unusual(Exception):
+    """Something that this reader leaves to uproot."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Branch:
+    """One branch: its type in the file, and its baskets.
+
+    Basket i holds the entries first_entries[i] : first_entries[i + 1].
+    """
+
+    name: str
+    dtype: np.dtype
+    jagged: bool
+    seeks: np.ndarray
+    """Byte of the file at which each basket begins, (B,)."""
+    sizes: np.ndarray
+    """Its bytes in the file, (B,)."""
+    first_entries: np.ndarray
+    """(B + 1,)."""
+    uncompressed: int
+    """Bytes of all baskets."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tree:
+    path: str
+    """With its cycle."""
+    num_entries: int
+    branches: Mapping[str, Branch]
+
+
+def read_tree(path: str, choose: Callable[[list[str]], str], wanted: set[str]) -> Tree:
+    """The wanted branches of a tree of a local file. `choose`: the paths (with cycles) of all trees
+    -> one of them.
+
+    Raises Unusual, or whatever comes of damaged bytes (struct.error, IndexError, ValueError,
+    OSError, zlib's errors).
+    """
+    with opened(path) as fetch:
+        keys = dict(_trees(fetch))
+        chosen = choose(list(keys))
+        data, start = keys[chosen].content(fetch)
+        return _parse_tree(chosen, Cursor(data, 0, start), wanted)
+
+
+@contextlib.contextmanager
+def opened(path: str) -> Iterator[Callable[[int, int], bytes]]:
+    """A function (first byte, number of bytes) -> bytes of a local file."""
+    file = os.open(path, os.O_RDONLY)
+    try:
+        yield lambda start, size: os.pread(file, size, start)
+    finally:
+        os.close(file)
+
+
+# ------------------------------------------------------------------------------------ directories
+
+
+@dataclasses.dataclass(frozen=True)
+class _Key:
+    """One entry of a directory."""
+
+    kind: str
+    name: str
+    cycle: int
+    seek: int
+    stored: int
+    uncompressed: int
+    key_length: int
+
+    def content(self, fetch: Callable[[int, int], bytes]) -> tuple[bytes, int]:
+        """The object's bytes, and what ROOT's references within it count from."""
+        record = fetch(self.seek, self.stored)
+        if len(record) < self.stored:
+            raise Unusual("a record ends behind the file")
+        return (
+            bytes(inflate(memoryview(record)[self.key_length :], self.uncompressed)),
+            self.key_length,
+        )
+
+
+def _trees(fetch: Callable[[int, int], bytes]) -> Iterator[tuple[str, _Key]]:
+    """Path with cycle -> key, of all trees in the file."""
+    head = Cursor(fetch(0, HEAD))
+    magic, version, begin = head.take(">4sii")
+    if magic != b"root":
+        raise Unusual("no ROOT file")
+    head.take(">qqii" if version >= LARGE_FILE else ">iiii")  # the end, and the list of free pieces
+    (name_length,) = head.take(">i")
+    yield from _directory(fetch, begin + name_length, "", DEPTH)
+
+
+def _directory(
+    fetch: Callable[[int, int], bytes], at: int, path: str, depth: int
+) -> Iterator[tuple[str, _Key]]:
+    record = Cursor(fetch(at, 64))
+    version, _, _, keys_size, _ = record.take(">hIIii")
+    seek = record.take(">qqq" if version > LARGE_KEY else ">iii")[2]
+    listed = Cursor(fetch(seek, keys_size))
+    _key(listed)
+    for _ in range(listed.take(">i")[0]):
+        key = _key(listed)
+        if key.kind == "TTree":
+            yield f"{path}{key.name};{key.cycle}", key
+        elif key.kind in DIRECTORIES:
+            if not depth:
+                raise Unusual("folders within folders")
+            yield from _directory(fetch, key.seek + key.key_length, f"{path}{key.name}/", depth - 1)
+        elif key.kind == "TNtuple":
+            raise Unusual("a tree of another kind")
+
+
+def _key(cursor: Cursor) -> _Key:
+    stored, version, uncompressed, _, key_length, cycle = cursor.take(_KEY)
+    seek, _ = cursor.take(">qq" if version > LARGE_KEY else ">ii")
+    kind, name, _ = cursor.text(), cursor.text(), cursor.text()
+    return _Key(kind, name, cycle, seek, stored, uncompressed, key_length)
+
+
+# --------------------------------------------------------------------------------- tree, branches
+
+
+class Cursor:
+    """A place in a record. `shift`: what references within it count from."""
+
+    def __init__(self, data: bytes, at: int = 0, shift: int = 0) -> None:
+        self.data, self.at, self.shift = data, at, shift
+
+    def take(self, form: str | struct.Struct) -> tuple:
+        form = struct.Struct(form) if isinstance(form, str) else form
+        values = form.unpack_from(self.data, self.at)
+        self.at += form.size
+        return values
+
+    def text(self) -> str:
+        (length,) = self.take(">B")
+        if length == 255:
+            (length,) = self.take(">I")
+        self.at += length
+        return bytes(self.data[self.at - length : self.at]).decode(errors="surrogateescape")
+
+    def array(self, dtype: str, count: int) -> np.ndarray:
+        """A counted array after the byte that says whether there is one."""
+        found = np.frombuffer(self.data, dtype, count, self.at + 1)
+        self.at += 1 + found.nbytes
+        return found
+
+    def begin(self) -> tuple[int, int]:
+        """The version of an object that begins here, and where it ends."""
+        length, version = self.take(">IH")
+        if not length & COUNTED:
+            raise Unusual("an object without its length")
+        return version, self.at - 2 + (length & ~COUNTED)
+
+    def skip(self) -> None:
+        self.at = self.begin()[1]
+
+    def plain_object(self) -> None:
+        """Pass over the part that every object of ROOT has."""
+        version, _, bits = self.take(">HII")
+        if version & (COUNTED >> 16):
+            raise Unusual("an object with a length of its own")
+        if bits & REFERENCED:
+            self.at += 2
+
+    def named(self) -> str:
+        """The name of a named object, whose end is then reached."""
+        end = self.begin()[1]
+        self.plain_object()
+        name = self.text()
+        self.at = end
+        return name
+
+    def objects(self) -> Iterator[tuple[str, Cursor]]:
+        """The objects of an array that begins here, each as its class and a place at its beginning;
+        the array's end is then reached.
+        """
+        end = self.begin()[1]
+        self.plain_object()
+        self.text()
+        count, _ = self.take(">ii")
+        for _ in range(count):
+            (length,) = self.take(">I")
+            if length == NEW_CLASS or not length & COUNTED:
+                if length:
+                    raise Unusual("an array that refers to an object elsewhere")
+                continue
+            after = self.at + (length & ~COUNTED)
+            kind = self.class_name()
+            yield kind, Cursor(self.data, self.at, self.shift)
+            self.at = after
+        self.at = end
+
+    def class_name(self) -> str:
+        (tag,) = self.take(">I")
+        if tag == NEW_CLASS:
+            end = self.data.index(0, self.at)
+            name = bytes(self.data[self.at : end]).decode()
+            self.at = end + 1
+            return name
+        if not tag & CLASS:
+            raise Unusual("an object without a class")
+        named = Cursor(self.data, (tag & ~CLASS) - CLASS_OFFSET - self.shift)
+        if named.at < 0 or named.take(">I")[0] != NEW_CLASS:
+            raise Unusual("a reference to no class")
+        named.at -= 4
+        return named.class_name()
+
+
+def _parse_tree(path: str, cursor: Cursor, wanted: set[str]) -> Tree:
+    if cursor.begin()[0] != TREE_VERSION:
+        raise Unusual("a tree of another version of ROOT")
+    for _ in range(4):  # name, and attributes of line, fill and marker
+        cursor.skip()
+    entries, *_, ranges, _, _, _, _, _, _ = cursor.take(_TREE_NUMBERS)
+    cursor.at += 2 * (1 + 8 * ranges)
+    cursor.skip()  # features
+    branches = {}
+    for kind, place in cursor.objects():
+        if kind == "TBranch" and (name := _name(place)) in wanted:
+            branches[name] = _parse_branch(name, place, entries)
+    if missing := wanted - branches.keys():
+        raise Unusual(f"no simple branch {sorted(missing)[0]}")
+    return Tree(path=path, num_entries=entries, branches=branches)
+
+
+def _name(place: Cursor) -> str:
+    ahead = Cursor(place.data, place.at, place.shift)
+    ahead.begin()
+    return ahead.named()
+
+
+def _parse_branch(name: str, cursor: Cursor, entries: int) -> Branch:
+    if cursor.begin()[0] != BRANCH_VERSION:
+        raise Unusual("a branch of another version of ROOT")
+    cursor.skip()  # name
+    cursor.skip()  # attributes of fill
+    count = cursor.take(_BRANCH_NUMBERS)[3]
+    cursor.skip()  # features
+    _, room, _, own_entries, first, uncompressed, _ = cursor.take(_BRANCH_SIZES)
+    if any(True for _ in cursor.objects()):
+        raise Unusual("a branch of branches")
+    leaves = [(kind, place) for kind, place in cursor.objects()]
+    cursor.skip()  # baskets within the tree's own record
+    sizes, starts, seeks = (
+        cursor.array(dtype, room)[:stop]
+        for dtype, stop in ((">i4", count), (">i8", count + 1), (">i8", count))
+    )
+    starts, seeks = starts.astype(np.int64), seeks.astype(np.int64)
+    if (
+        len(leaves) != 1
+        or own_entries != entries
+        or first
+        or len(starts) != count + 1
+        or starts[0]
+        or starts[-1] != entries
+    ):
+        raise Unusual("entries that are not in baskets of their own")
+    if (np.diff(starts) <= 0).any() or (seeks <= 0).any() or (sizes <= 0).any():
+        raise Unusual("baskets out of order")
+    dtype, jagged = _parse_leaf(*leaves[0])
+    return Branch(
+        name=name,
+        dtype=dtype,
+        jagged=jagged,
+        seeks=seeks,
+        sizes=sizes.astype(np.int64),
+        first_entries=starts,
+        uncompressed=uncompressed,
+    )
+
+
+def _parse_leaf(kind: str, cursor: Cursor) -> tuple[np.dtype, bool]:
+    """The type of a leaf's numbers, and whether there are several of them for an entry."""
+    if kind not in TYPES:
+        raise Unusual("a leaf of another type")
+    cursor.begin()
+    if cursor.begin()[0] != 2:
+        raise Unusual("a leaf of another version of ROOT")
+    cursor.skip()  # name and title
+    length, size, _, _, unsigned, counter = cursor.take(_LEAF)
+    dtype = np.dtype(f">{TYPES[kind]}")
+    dtype = np.dtype(f">u{dtype.itemsize}") if unsigned and dtype.kind == "i" else dtype
+    if length != 1 or size != dtype.itemsize:
+        raise Unusual("several numbers under one name")
+    return dtype, counter != 0
