@@ -1,58 +1,69 @@
-# Two commands for a newcomer: `make run` and `make test`. Both set up what they need in .venv first.
+# Two commands for a newcomer: `make run` and `make test`. Both set up what they need in .venv.
 PYTHON ?= python3.11
 VENV   := .venv
 BIN    := $(VENV)/bin
 TORCH  := $(shell sed -n 's/^ *"\(torch==[^"]*\)",/\1/p' pyproject.toml)
 PIP    := $(BIN)/pip install --disable-pip-version-check -qq
 
-# A further index to take torch from. PyPI's torch for Linux is the CUDA build; of an index that also has a CPU build, pip takes
-# that one, because 2.13.0+cpu counts as newer than 2.13.0.
+# A further index to take torch from. PyPI's torch for Linux is the CUDA build; of an index that
+# also has a CPU build, pip takes that one, because 2.13.0+cpu counts as newer than 2.13.0.
 TORCH_INDEX ?=
 TORCH_FROM  := $(TORCH) $(if $(TORCH_INDEX),--extra-index-url "$(TORCH_INDEX)")
 
 # The peer of the comparisons, in an environment of its own.
 PEER   := .venv-peer
 
-.PHONY: help setup run test lint bench physics parity peer images lock clean
+.PHONY: help setup run test lint format bench physics parity peer images lock clean
 
 help:
-	@echo "make run    calibrate generated jets on this machine: search, train, export, validate, serve (5 to 9 minutes)"
-	@echo "make test   the tests (under 10 minutes)"
-	@echo "make lint   ruff"
-	@echo "make parity every array of weaver-core 0.5.3 against ours, on the same files (a minute)"
-	@echo "make bench  speed beside weaver-core 0.5.3 and the published networks (long; leave the machine alone meanwhile)"
-	@echo "make physics what each input and option of the network brings, on generated jets (an hour or two)"
-	@echo "make setup TORCH_INDEX=URL   set up .venv with torch from a further index, such as one with CPU builds"
-	@echo "make images REGISTRY=registry/project   build and push the images (docker, podman or buildah)"
-	@echo "make lock   resolve pyproject.toml into the hash-pinned locks (needs uv)"
-	@echo "make clean  remove the environments and caches; runs/ stays"
+	@echo "make run      calibrate generated jets here: search, train, export, validate, serve"
+	@echo "make test     lint, then the tests (under 10 minutes)"
+	@echo "make lint     ruff and the order of imports between rooms"
+	@echo "make format   ruff format, and what ruff can mend by itself"
+	@echo "make parity   every array of weaver-core 0.5.3 against ours, on the same files"
+	@echo "make bench    speed beside weaver-core 0.5.3 and the published networks (long)"
+	@echo "make physics  what each input of the network brings, on generated jets (an hour or two)"
+	@echo "make setup TORCH_INDEX=URL            torch from a further index, such as one of CPU builds"
+	@echo "make images REGISTRY=registry/project build and push the images (docker, podman, buildah)"
+	@echo "make lock     resolve pyproject.toml into the hash-pinned locks (needs uv)"
+	@echo "make clean    remove the environments and caches; runs/ stays"
 
 setup: $(VENV)/.whole
 
-# torch comes first and by itself: each machine takes its own build of it (CPU or CUDA), so it is not in the lock.
-# Triton's wheel needs glibc 2.35 or newer; where it does not install, kserve's model server answers in its place.
+# torch comes first and by itself: each machine takes its own build of it (CPU or CUDA), so it is
+# not in the lock. Triton's wheel needs glibc 2.35 or newer; where it does not install, kserve's
+# model server answers in its place.
 $(VENV)/.whole: requirements.lock requirements-triton.lock pyproject.toml Makefile
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) 2>/dev/null || python3 -m venv $(VENV)
 	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' \
-		|| { echo "error: Python 3.11 or 3.12 is needed; type: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; exit 2; }
-	@echo "installing $(TORCH) and the locked packages into $(VENV): some minutes; 6 GB with the CUDA build of torch, 2 GB with a CPU build ..."
+		|| { echo "error: Python 3.11 or 3.12 is needed; type:" \
+			"make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@echo "installing $(TORCH) and the locked packages into $(VENV): a few minutes," \
+		"6 GB with the CUDA build of torch, 2 GB with a CPU build ..."
 	@$(PIP) $(TORCH_FROM)
 	@$(PIP) --no-deps --require-hashes -r requirements.lock
 	@$(PIP) --no-deps --require-hashes -r requirements-triton.lock >/dev/null 2>&1 \
-		|| echo "note: no Triton server for this machine; kserve's model server will answer instead"
+		|| echo "note: no Triton server for this machine; kserve's model server answers instead"
 	@touch $@
 
-# ARGS are passed on, as in: make run ARGS="--data-train 'train/*.root' --data-val 'val/*.root' --data-test 'test/*.root'"
+# ARGS are passed on, as in
+# make run ARGS="--data-train 'train/*.root' --data-val 'val/*.root' --data-test 'test/*.root'"
 run: setup
-	@$(BIN)/python pipeline.py --runner local --data-config data/jec_pfn_full.yaml --search-space training/search_space_small.yaml \
-		--max-trials 4 --parallel-trials 2 --num-epochs 15 --batch-size 128 $(ARGS)
+	@$(BIN)/python pipeline.py --runner local --data-config data/jec_pfn_full.yaml \
+		--search-space training/search_space_small.yaml --max-trials 4 --parallel-trials 2 \
+		--num-epochs 15 --batch-size 128 $(ARGS)
 
-test: setup
-	@$(BIN)/ruff check .
+test: lint
 	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 lint: setup
-	@$(BIN)/ruff check .
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --quiet --check . || { echo "type: make format" >&2; exit 1; }
+	@$(BIN)/lint-imports --no-logo --no-cache
+
+format: setup
+	@$(BIN)/ruff check --fix --quiet .
+	@$(BIN)/ruff format --quiet .
 
 peer: $(PEER)/.whole
 
@@ -83,13 +94,15 @@ images:
 	@$(PYTHON) -m images.build --registry "$(REGISTRY)" $(ARGS)
 
 # After a change of requirements.lock: make setup, then make lock again for the locks of the images.
+# torch's own lock is made without pyproject.toml, which leaves out what only the CUDA build needs.
+UV := uv pip compile --quiet --generate-hashes --no-header --no-annotate --python-version 3.11
 lock:
-	uv pip compile pyproject.toml --extra train --extra local --extra generate --extra test --generate-hashes \
-		--no-emit-package torch --no-header --no-annotate --python-version 3.11 --python-platform x86_64-manylinux_2_36 -q -o requirements.lock
-	echo 'nvidia-pytriton==0.7.0' | uv pip compile - --no-deps --generate-hashes --no-header --no-annotate \
-		--python-version 3.11 --python-platform x86_64-manylinux_2_36 -q -o requirements-triton.lock
-	echo "$(TORCH)" | env -u UV_FIND_LINKS uv pip compile - --constraint requirements.lock --generate-hashes --no-header --no-annotate \
-		--python-version 3.11 --python-platform x86_64-manylinux_2_28 -q -o images/torch-cuda.lock
+	$(UV) pyproject.toml --extra train --extra local --extra generate --extra test \
+		--no-emit-package torch --python-platform x86_64-manylinux_2_36 -o requirements.lock
+	echo 'nvidia-pytriton==0.7.0' | $(UV) - --no-deps \
+		--python-platform x86_64-manylinux_2_36 -o requirements-triton.lock
+	echo "$(TORCH)" | env -u UV_FIND_LINKS $(UV) - --no-config --constraint requirements.lock \
+		--python-platform x86_64-manylinux_2_28 -o images/torch-cuda.lock
 	$(BIN)/python -m images.locks
 
 clean:

@@ -1,15 +1,24 @@
 """The one exception tree, and the words of an error.
 
-JecError                 anything this project reports as one clear sentence (exit code 1)
-├── InputError           refused before work started: what the user gave cannot be used (exit
-    code 2)
-├── StorageError         the storage did not do as asked
-├── ClusterError         a job, experiment or service did not end well
-│   ├── DeadlineError    ... within its deadline
-│   └── UnreachableError nobody answers at an address (yet)
-├── TrainingError        training cannot go on and would fail again in the same way
-├── GateError            a model was made, and it may not go further
-└── InterruptedRun       stopped by the user or by the system (exit code 130)
+    JecError                     reported as one clear sentence, without a traceback (exit code 1)
+    ├── InputError               refused before work starts: the input cannot be used (exit code 2)
+    │   ├── DamagedFile          a data file cannot be read to its end      (weaver.read.files)
+    │   ├── AuthError            no valid login for Kubeflow                (operations.auth)
+    │   └── NoCluster            no Kubernetes cluster is configured        (clusters.api)
+    ├── StorageError             the storage did not do as asked
+    ├── ClusterError             a job, an experiment or a service did not end well
+    │   ├── DeadlineError        ... within its deadline
+    │   ├── UnreachableError     nobody answers at an address (yet)
+    │   │   └── Unreachable      ... of a model server                      (serving.client)
+    │   ├── NotServing           a model server answers, but not for this model  (serving.client)
+    │   └── _Refused             a model server refuses a request           (serving.client)
+    ├── TrainingError            training cannot go on and would fail again in the same way
+    ├── GateError                a finished model did not pass a gate
+    ├── StepFailed               a step of a local run ended with an error  (components.host_runner)
+    └── InterruptedRun           stopped by the user or by the system (exit code 130)
+
+Two exceptions outside the tree never reach a user: Unusual (weaver.read.root.root_tree: this file
+is left to uproot) and _PortTaken (serving.triton: another port is tried).
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from common import storage
 from common.cli import Parser, run_main
 from common.config import AUTO, NONE, RunConfig, add_arguments, flag
 from common.errors import InputError, JecError
-from common.project import ROOT, here
+from common.project import ROOT, here, is_own
 from common.run import Run, make_run_id, slug
 from components import step
 from training.experiment import experiment
@@ -113,9 +113,10 @@ def prepare(
         user=step.user(config),
         baseline=_baseline(config),
     )
-    inputs = _Inputs(config)
-    run = Run(config=config.replace(search_space=to_json(inputs.space)))
+    run = Run(config=config)
     whole = storage.exists(run.path("run.json"))
+    inputs = _Inputs(config, kept=run.path("config") if whole else NONE)
+    run = Run(config=config.replace(search_space=to_json(inputs.space)))
     if whole:
         _check_same(run, inputs)
         if (before := Run.load(run.uri)).config != run.config:
@@ -176,16 +177,18 @@ def _echo(run: Run) -> str:
 
 class _Inputs:
     """What the user named, read and checked: data configuration, network, search space, lists of
-    files.
+    files. `kept` is the folder of copies of a run that exists.
     """
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, kept: str = NONE) -> None:
         from weaver.config.data_config import DataConfig
         from weaver.network.network_file import NetworkFile
 
-        self.data_config_text = storage.read_bytes(here(config.data_config))
-        self.data_config = DataConfig.load(here(config.data_config))
-        self.network_text = storage.read_bytes(here(config.network_config))
+        data_config = _source(config.data_config, kept, "data.yaml")
+        self.data_config_text = storage.read_bytes(data_config)
+        self.data_config = DataConfig.load(data_config)
+        network = _source(config.network_config, kept, "network.py")
+        self.network_text = storage.read_bytes(network)
         self.space = for_network(load(config.search_space), config.network_config)
         check_options(self.space, config.network_config, self.network_text.decode())
         check_algorithm(self.space, config.algorithm)
@@ -248,6 +251,21 @@ class _Inputs:
                     f"{min(both)} is in --data-{one} and in --data-{other}; the sets must have no"
                     " file in common"
                 )
+
+
+def _source(path: str, kept: str, name: str) -> str:
+    """The file to read for a configuration that was given as `path`.
+
+    A run that exists goes on with its own copy (`kept`/`name`) of a file of this project, which a
+    later version of the project may have changed. A user's own file is read anew, and refused
+    later if it has changed.
+    """
+    if kept == NONE or not is_own(path):
+        return here(path)
+    copy = storage.join(kept, name)
+    if storage.read_bytes(copy) != storage.read_bytes(here(path)):
+        step.say(f"{path} has changed since the run was made; it goes on with its copy {copy}")
+    return copy
 
 
 def _check_same(run: Run, inputs: _Inputs) -> None:

@@ -276,5 +276,8 @@ def test_trials_take_the_precision_of_the_run():
 
     assert "--precision=float32" in args_of(run_with())
     assert "--precision=auto" in args_of(run_with(precision="auto"))
+    space = '[{"name": "precision", "type": "categorical", "list": ["float32", "bf16"]}]'
+    searched = [arg for arg in args_of(run_with(search_space=space)) if "precision" in arg]
+    assert searched == ["--precision=${trialParameters.precision}"]
     with pytest.raises(InputError, match="--precision"):
         RunConfig(precision="half")

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 from common import storage
 from common.errors import InputError, TrainingError, unknown
-from weaver.fit.fit import metrics_log
+from weaver.fit import metrics_log
 
 if TYPE_CHECKING:
     import torch

@@ -24,10 +24,10 @@ from common.errors import InputError, InterruptedRun, TrainingError
 from common.progress import Progress
 from weaver.feed.dataset import Batch
 from weaver.feed.loader import Loader
+from weaver.fit import metrics_log, randomness
 from weaver.fit.average import Average
 from weaver.fit.checkpoint import Progressed, TrialFolder, load_weights
 from weaver.fit.distributed import World, explained
-from weaver.fit.fit import metrics_log, randomness
 from weaver.fit.optimizers import make_optimizer, set_rate
 from weaver.fit.options import TrainOptions
 from weaver.fit.schedulers import Schedule

@@ -36,8 +36,12 @@ TRAIN_FLAGS = frozenset(
         "num-epochs",
         "batch-size",
         "data-fraction",
+        "precision",
+        "ema-decay",
+        "patience",
+        "steps-per-epoch",
+        "samples-per-epoch",
     }
-    | {"ema-decay", "patience", "steps-per-epoch", "samples-per-epoch"}
 )
 """Flags that a search space may set: those that take one value and change the result.
 

@@ -20,8 +20,8 @@ from common.errors import InputError
 from tests.weaver.trials import ROOT, SMALL, command, history, same, weights
 from weaver.config.data_config import DataConfig
 from weaver.feed.dataset import Batch, Dataset
+from weaver.fit import fit, lr_finder
 from weaver.fit.average import Average
-from weaver.fit.fit import fit, lr_finder
 from weaver.network.network_file import load_network
 from weaver.network.objective import Objective
 from weaver.predict import build_best, predict

@@ -7,7 +7,7 @@ import torch
 
 from weaver.config.data_config import DataConfig
 from weaver.feed.dataset import Dataset
-from weaver.fit.fit import step_memory
+from weaver.fit import step_memory
 from weaver.network.precision import Precision
 
 FLOAT32 = Precision("float32")
