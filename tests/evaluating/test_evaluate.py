@@ -13,8 +13,7 @@ from onnx import TensorProto, helper
 
 from common.errors import InputError
 from evaluating import evaluate
-
-from .conftest import make_jets, target_of
+from tests.physics.jets import make_jets, target_of
 
 
 class TestJets:

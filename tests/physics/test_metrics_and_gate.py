@@ -6,8 +6,7 @@ import pytest
 
 from physics.gate import gate, percent
 from physics.metrics import MIN_JETS, measure
-
-from .conftest import make_jets, target_of
+from tests.physics.jets import make_jets, target_of
 
 
 def no_nan(value) -> bool:

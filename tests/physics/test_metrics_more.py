@@ -9,8 +9,7 @@ from physics import response
 from physics.bootstrap import bootstrap_quantiles, counted_quantiles, weighted_quantiles
 from physics.metrics import measure
 from reporting import figures
-
-from .conftest import make_jets, target_of
+from tests.physics.jets import make_jets, target_of
 
 
 def test_weighted_quantiles_are_those_of_the_repeated_sample():

@@ -2,8 +2,7 @@ import pytest
 
 from physics.metrics import measure
 from reporting.headline import headline
-
-from .conftest import make_jets
+from tests.physics.jets import make_jets
 
 FIXED = {
     "resolution_gain_percent_value",

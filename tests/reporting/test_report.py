@@ -181,8 +181,7 @@ def test_each_document_may_be_missing(run_documents, missing):
 def test_without_any_jets_there_is_still_a_page(run_documents):
     from physics.gate import gate
     from physics.metrics import measure
-
-    from .conftest import make_jets
+    from tests.physics.jets import make_jets
 
     metrics = measure(make_jets(0), [], replicates=20)
     passed, reasons = gate(metrics)

@@ -12,11 +12,10 @@ import pytest
 from common import storage
 from common.errors import InputError
 from components.prepare import check_shared
+from tests.weaver.conftest import synthetic_jets, write_jets
 from weaver.config.data_config import DataConfig
 from weaver.prepared.prepare import prepare
 from weaver.prepared.shared_jets import among, shared_jets
-
-from .conftest import synthetic_jets, write_jets
 
 CONFIG = """
 treename: AK4jets/jetTree
