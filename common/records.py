@@ -100,6 +100,14 @@ class Interval:
     low: float
     high: float
 
+    def percent(self, scale: float = 1.0, digits: int = 1, sign: str = "+") -> str:
+        """The interval as text, "+4.1 % [3.2, 5.0]"; with `sign` empty without the plus.
+
+        scale: 100 for a fraction, 1 for a number that is per cent already.
+        """
+        value, low, high = (scale * end for end in (self.value, self.low, self.high))
+        return f"{value:{sign}.{digits}f} % [{low:.{digits}f}, {high:.{digits}f}]"
+
 
 # ------------------------------------------------------------------------------------- search.json
 

@@ -12,6 +12,7 @@ from typing import Any
 from common import storage
 from common.config import AUTO, RunConfig
 from common.errors import InputError
+from common.layout import RunFolder
 
 # characters of the network's name in a run id, so that with '-' and 8 hex digits every name stays
 # below Katib's 40
@@ -52,13 +53,19 @@ class Run:
         """The entry of an object's metadata; none where the home's own namespace is meant."""
         return {} if self.config.namespace == AUTO else {"namespace": self.config.namespace}
 
+    @property
+    def folder(self) -> RunFolder:
+        """Where the run's files lie."""
+        return RunFolder(self.uri)
+
     def path(self, *parts: str) -> str:
-        return storage.join(self.uri, *parts)
+        """An address below the run's folder."""
+        return self.folder.path(*parts)
 
     def save(self) -> None:
         """Write run.json, which makes the folder a run."""
         storage.write_json(
-            self.path("run.json"),
+            self.folder.run,
             {"run_id": self.id, **self.record, "config": self.config.parameters()},
         )
 
@@ -67,7 +74,7 @@ class Run:
         """The run of a folder. Raises InputError where there is no run.json, which means that
         prepare did not finish.
         """
-        place = storage.join(uri, "run.json")
+        place = RunFolder(uri).run
         if not storage.exists(place):
             raise InputError(
                 f"{uri} is no run: it has no run.json (prepare writes it when all is in place)"

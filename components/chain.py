@@ -15,22 +15,11 @@ from typing import Any
 from clusters.manifests import CREDENTIALS
 from clusters.protocol import STEP_LABEL
 from common.config import RunConfig
-from components import deploy, evaluate, export, finish, prepare, search
-from exporting.export_job import DEADLINE as JOB_DEADLINE
+from components.steps import STEPS, component, step_of
 
 NAME = "jec-pipeline"
 DESCRIPTION = "Jet energy calibration: from ROOT files to a served, validated model."
 STEPS_IMAGE = "jec-steps:latest"
-HOUR = 3600
-MARGIN = HOUR // 4  # a step's own deadlines come first, because they say what was waited for
-POD_DEADLINES = {  # seconds; what a pod may live that no longer watches its own
-    "prepare": 24 * HOUR,
-    "search": 14 * 24 * HOUR,
-    "export": round(JOB_DEADLINE) + MARGIN,
-    "evaluate": round(JOB_DEADLINE) + MARGIN,
-    "deploy": round(deploy.DEADLINE + 2 * deploy.GOLDEN_DEADLINE) + MARGIN,
-    "finish": MARGIN,
-}
 # for pods that were evicted and storage that was away; a step knows a failure that repeats and ends
 # at once
 RETRIES = 2
@@ -45,11 +34,7 @@ def pipeline(config: RunConfig, image: str = STEPS_IMAGE, *, non_root: bool = Fa
     """
     from kfp import dsl
 
-    steps = {
-        module: module.component(image)
-        for module in (prepare, search, export, evaluate, deploy, finish)
-    }
-
+    made = {step.name: component(step, image) for step in STEPS}
     names = [field.name for field in dataclasses.fields(RunConfig)]
 
     def chain(*values: Any) -> None:
@@ -57,21 +42,22 @@ def pipeline(config: RunConfig, image: str = STEPS_IMAGE, *, non_root: bool = Fa
         job = dsl.PIPELINE_JOB_ID_PLACEHOLDER
         common = {"s3_endpoint": parameters["s3_endpoint"], "job_id": job}
 
-        def task(made: Any) -> Any:
-            return _on_the_cluster(made, parameters["s3_secret"], non_root)
+        def task(name: str, *, after: Any = None, **arguments: Any) -> Any:
+            """A step of the pipeline, with what it needs as a pod."""
+            task = made[name](**arguments)
+            if after is not None:
+                task.after(after)
+            return _on_the_cluster(task, parameters["s3_secret"], non_root)
 
-        about = {
-            name: parameters[name] for name in ("s3_bucket", "run_id", "network_config", "webhook")
-        }
-        with dsl.ExitHandler(task(steps[finish](**about, **common)), name="run"):
-            prepared = task(steps[prepare](**parameters, job_id=job))
-            run = prepared.outputs["run"]
-            searched = task(steps[search](run=run, **common))
-            trial = searched.outputs["best_trial"]
-            exported = task(steps[export](run=run, trial=trial, **common))
-            evaluated = task(steps[evaluate](run=run, trial=trial, **common).after(exported))
+        about = ("s3_bucket", "run_id", "network_config", "webhook")
+        end = task("finish", **{name: parameters[name] for name in about}, **common)
+        with dsl.ExitHandler(end, name="run"):
+            run = task("prepare", **parameters, job_id=job).outputs["run"]
+            trial = task("search", run=run, **common).outputs["best_trial"]
+            exported = task("export", run=run, trial=trial, **common)
+            evaluated = task("evaluate", run=run, trial=trial, **common, after=exported)
             with dsl.If(evaluated.outputs["passed"] == "true", name="gate"):
-                task(steps[deploy](run=run, **common))
+                task("deploy", run=run, **common)
 
     chain.__signature__ = inspect.Signature(
         [
@@ -117,7 +103,7 @@ def _on_the_cluster(task: Any, secret: Any, non_root: bool) -> Any:
         task, secret_name=secret, secret_key_to_env={key: key for key in CREDENTIALS}, optional=True
     )
     kubernetes.add_pod_label(task, STEP_LABEL, task.name)
-    kubernetes.set_timeout(task, POD_DEADLINES[task.name])
+    kubernetes.set_timeout(task, step_of(task.name).deadline)
     if non_root:
         kubernetes.set_security_context(task, run_as_non_root=True)
     task.set_caching_options(False)

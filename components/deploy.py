@@ -1,83 +1,57 @@
-"""deploy: create or update the InferenceService and hold it against the golden answers. Ready is
-only who answers right.
+"""deploy: create or update the InferenceService and hold it against the golden answers.
 
-What the service answered, and how fast, goes into service.json and into the report's section on
-serving.
+The service counts as ready only once it reproduces the golden answers. What it answered, and how
+fast, goes into service.json and into the report's section on serving.
 """
 
 import contextlib
-import dataclasses
 import os
 import time
-from typing import Any
 
 from clusters.protocol import Service
 from common import storage
 from common.config import AUTO
 from common.errors import InputError, JecError
+from common.layout import RAW_SUFFIX
+from common.records import ExportRecord, GoldenAnswers, RoundTrip, SearchRecord, ServiceRecord
 from common.run import Run
 from components import step
+from components.steps import GOLDEN_DEADLINE, SERVICE_DEADLINE
 from reporting.serving_section import updated
 from serving.client import golden_check, round_trips
 from serving.inference_service import inference_service
 
-DEADLINE = 1800.0  # seconds until ready: a fresh node has to pull Triton's large image first
-GOLDEN_DEADLINE = 300.0
-
-
-def component(image: str) -> Any:
-    """The KFP component. Outputs: the service's URL, and the report with what the
-    service answered.
-    """
-    from kfp import dsl
-
-    def deploy(
-        run: str,
-        s3_endpoint: str,
-        job_id: str,
-        url: dsl.OutputPath(str),
-        report: dsl.Output[dsl.HTML],
-    ) -> dsl.ContainerSpec:
-        return dsl.ContainerSpec(
-            image=image,
-            command=["python", "-m", "components.deploy"],
-            args=[
-                "--run",
-                run,
-                "--s3-endpoint",
-                s3_endpoint,
-                "--job-id",
-                job_id,
-                "--url-output",
-                url,
-                "--executor-input",
-                "{{$}}",
-            ],
-        )
-
-    return dsl.container_component(deploy)
-
 
 def deploy(run: Run, artifacts: step.Artifacts) -> str:
-    """The URL of the service, after it gave the golden answers. Raises ClusterError, DeadlineError
-    or GateError otherwise.
+    """The URL of the service, after it gave the golden answers.
 
-    However it fails afterwards, a service that says Ready and answers wrong or not at all is told
-    of in its own words.
+    Raises ClusterError, DeadlineError or GateError otherwise. The error of a service that is ready
+    and answers wrongly or not at all also holds what the service itself says.
     """
-    cluster = step.home(run)
+    cluster = step.backend(run)
     check_keys(run)
-    search = run.path("search.json")
-    trial = storage.read_json(search)["optimal"] if storage.exists(search) else ""
-    service = cluster.deploy(inference_service(run, trial), deadline=DEADLINE, report=step.say)
+    search = SearchRecord.find(run.folder.search)
+    manifest = inference_service(run, search.optimal if search else "")
+    service = cluster.deploy(manifest, deadline=SERVICE_DEADLINE, report=step.say)
     try:
-        golden = golden_answers(run, service)
+        checked = golden_answers(run, service)
     except JecError as error:
         raise type(error)(f"{error}\n{cluster.service_story(service.name)}") from error
-    export = storage.find_json(run.path("model", "export.json"), {})
-    times = {"model_sha256": export.get("sha256"), "round_trips": _round_trips(run, service)}
-    storage.write_json(run.path("service.json"), {**dataclasses.asdict(service), **golden, **times})
-    artifacts.set("report", content=_report(run, export))
+    export = ExportRecord.find(run.folder.export)
+    others = {name: answers.max_difference for name, answers in checked.items()}
+    others.pop(service.name)
+    record = ServiceRecord(
+        name=service.name,
+        url=service.url,
+        kind=service.kind,
+        details=service.details,
+        golden=checked[service.name],
+        others=others,
+        model_sha256=export.sha256 if export else None,
+        round_trips=_round_trips(run, service),
+    )
+    record.save(run.folder.service)
+    artifacts.set("report", content=_report(run, export, record))
     step.say(f"{service.name} gave the golden answers at {service.url}")
     return service.url
 
@@ -107,53 +81,51 @@ def check_keys(run: Run) -> None:
             step.say(f"not seen: {one.what}: {one.found}")
 
 
-def golden_answers(run: Run, service: Service) -> dict[str, Any]:
-    """Hold every model of the repository that has golden answers against them, within one deadline;
-    what service.json keeps of it.
+def golden_answers(run: Run, service: Service) -> dict[str, GoldenAnswers]:
+    """Hold every model that has golden answers against them, all within one deadline.
 
-    `golden` is of the model that the service is named after; the others of the repository (the raw
-    form) are under `others`.
+    The keys are the models' names: the one that the service is named after, and the raw one.
     """
-    ends, checked = time.monotonic() + GOLDEN_DEADLINE, {}
+    ends = time.monotonic() + GOLDEN_DEADLINE
+    answers = {}
     for name in models(run):
-        checked[name] = golden_check(
-            service.url, name, run.path("golden", name), deadline=max(ends - time.monotonic(), 1.0)
-        )
-    return {
-        "golden": checked.pop(service.name),
-        "others": {name: found["max_difference"] for name, found in checked.items()},
-    }
+        left = max(ends - time.monotonic(), 1.0)
+        answers[name] = golden_check(service.url, name, run.folder.golden(name), deadline=left)
+    return answers
 
 
-def _round_trips(run: Run, service: Service) -> dict[str, Any] | None:
-    """How fast the service answers;
+def _round_trips(run: Run, service: Service) -> dict[str, RoundTrip] | None:
+    """How fast the service answers; None where it does not answer again.
 
-    None where it does not answer again, as a number for the report is no reason to fail.
+    A number for the report is no reason to fail.
     """
     with contextlib.suppress(JecError):
-        return round_trips(service.url, service.name, run.path("golden", service.name))
+        return round_trips(service.url, service.name, run.folder.golden(service.name))
     return None
 
 
-def _report(run: Run, export: dict[str, Any]) -> str:
-    """The run's report with what the service answered, written anew; empty where the evaluation
-    left none.
+def _report(run: Run, export: ExportRecord | None, service: ServiceRecord) -> str:
+    """Write the run's report again, with what the service answered; returns it.
+
+    Empty where the evaluation left no report.
     """
-    if not storage.exists(run.path("report.html")):
+    place = run.folder.report
+    if not storage.exists(place):
         return ""
-    inference = storage.find_json(run.path("metrics.json"), {}).get("inference")
-    service = storage.read_json(run.path("service.json"))
-    text = updated(storage.read_text(run.path("report.html")), export or None, inference, service)
-    storage.write_text(run.path("report.html"), text)
+    inference = storage.find_json(run.folder.metrics, {}).get("inference")
+    content = export.as_json() if export else None
+    text = updated(storage.read_text(place), content, inference, service.as_json())
+    storage.write_text(place, text)
     return text
 
 
 def models(run: Run) -> list[str]:
     """The models of the run's repository that have golden answers, the service's own first."""
-    names = [run.model_name, f"{run.model_name}-raw"]
-    return [
-        name for name in names if name == run.model_name or storage.exists(run.path("golden", name))
-    ]
+    names = [run.model_name]
+    raw = f"{run.model_name}{RAW_SUFFIX}"
+    if storage.exists(run.folder.golden(raw)):
+        names.append(raw)
+    return names
 
 
 def main(argv: list[str] | None = None) -> int:

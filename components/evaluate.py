@@ -2,52 +2,15 @@
 deployment.
 """
 
-from typing import Any
-
 from common import storage
 from common.run import Run
 from components import step
 from exporting.export_job import DEADLINE, evaluate_job
 
 
-def component(image: str) -> Any:
-    """The KFP component. Outputs: 'true' or 'false' for the gate, headline metrics, the report."""
-    from kfp import dsl
-
-    def evaluate(
-        run: str,
-        trial: str,
-        s3_endpoint: str,
-        job_id: str,
-        passed: dsl.OutputPath(str),
-        metrics: dsl.Output[dsl.Metrics],
-        report: dsl.Output[dsl.HTML],
-    ) -> dsl.ContainerSpec:
-        return dsl.ContainerSpec(
-            image=image,
-            command=["python", "-m", "components.evaluate"],
-            args=[
-                "--run",
-                run,
-                "--trial",
-                trial,
-                "--s3-endpoint",
-                s3_endpoint,
-                "--job-id",
-                job_id,
-                "--passed-output",
-                passed,
-                "--executor-input",
-                "{{$}}",
-            ],
-        )
-
-    return dsl.container_component(evaluate)
-
-
 def evaluate(run: Run, trial: str, artifacts: step.Artifacts) -> bool:
     """True if the model may be deployed. Raises ClusterError if the job failed."""
-    manifest, cluster = evaluate_job(run, trial), step.home(run)
+    manifest, cluster = evaluate_job(run, trial), step.backend(run)
     name = manifest["metadata"]["name"]
     with step.watched(cluster, cluster.delete_job, name):
         cluster.run_job(manifest, deadline=DEADLINE, report=step.say)

@@ -1,129 +1,90 @@
-"""finish: the exit handler. Writes the run's summary when it ends, however it ends, and tells a
-webhook if there is one.
+"""finish: the exit handler. It writes the run's summary, however the run ends, and POSTs it.
 
 It runs when the other steps are over, also after a failure, and knows of them what the run's folder
-tells: servers older than 2.14 give an exit handler no status, and none gives one of a run that was
-terminated (then `pipeline.py --status` tells).
+says: servers older than 2.14 give an exit handler no status, and none gives one of a run that was
+terminated (then `pipeline.py --status` says more).
 """
 
 import datetime
 import json
 import os
 import urllib.request
+from collections.abc import Mapping
 from typing import Any
 
 from common import storage
 from common.cli import Parser, run_main
 from common.config import AUTO, NONE
+from common.layout import RunFolder
+from common.records import Interval, SearchRecord, ServiceRecord, StatusRecord, SummaryRecord
 from common.run import make_run_id
 from components import step
 
-SUMMARY = "summary.json"
 WEBHOOK_SECONDS = 20.0
-# a run is over after deploy, or after an evaluation that the gate did not pass
-LAST_STEPS = ("deploy", "evaluate")
 
 
-def component(image: str) -> Any:
-    """The KFP component. Output: the summary as a page."""
-    from kfp import dsl
-
-    def finish(
-        s3_bucket: str,
-        run_id: str,
-        network_config: str,
-        webhook: str,
-        job_id: str,
-        s3_endpoint: str,
-        summary: dsl.Output[dsl.Markdown],
-    ) -> dsl.ContainerSpec:
-        return dsl.ContainerSpec(
-            image=image,
-            command=["python", "-m", "components.finish"],
-            args=[
-                "--s3-bucket",
-                s3_bucket,
-                "--run-id",
-                run_id,
-                "--network-config",
-                network_config,
-                "--webhook",
-                webhook,
-                "--job-id",
-                job_id,
-                "--s3-endpoint",
-                s3_endpoint,
-                "--executor-input",
-                "{{$}}",
-            ],
-        )
-
-    return dsl.container_component(finish)
-
-
-def finish(uri: str, webhook: str, artifacts: step.Artifacts, job_id: str = "") -> dict[str, Any]:
-    """Write `<run>/summary.json` where there is such a run, and tell the webhook; returns the
-    summary.
-    """
+def finish(uri: str, webhook: str, artifacts: step.Artifacts, job_id: str = "") -> SummaryRecord:
+    """Write `<run>/summary.json` where there is such a run, and POST it to the webhook."""
     summary = summarise(uri, job_id)
-    if summary["steps"]:
-        storage.write_json(storage.join(uri, SUMMARY), summary)
+    if summary.steps:
+        summary.save(RunFolder(uri).summary)
     artifacts.set("summary", content=as_markdown(summary))
     if webhook != NONE:
         _tell(webhook, summary)
     return summary
 
 
-def status_of(uri: str, job_id: str) -> dict[str, Any]:
-    """The run's status.json; empty where no step of the job `job_id` has written to it, as it then
-    tells of an earlier job.
+def status_of(uri: str, job_id: str) -> StatusRecord:
+    """The run's status.json; empty where no step of the job `job_id` has written to it.
+
+    It then describes an earlier job.
     """
     status = step.read_status(uri)
-    jobs = {entry.get("job_id") for entry in status.get("steps", {}).values()}
-    return status if not job_id or job_id in jobs else {}
+    jobs = {entry.job_id for entry in status.steps.values()}
+    return status if not job_id or job_id in jobs else StatusRecord()
 
 
-def summarise(uri: str, job_id: str = "") -> dict[str, Any]:
-    """How the run in a folder ended: state, the step it ended in and why, and what there is of
-    results.
+def summarise(uri: str, job_id: str = "") -> SummaryRecord:
+    """How the run in a folder ended: state, the step it ended in and why, and its results.
 
-    state: 'succeeded', 'not deployed' (the gate), 'failed', or 'interrupted'. job_id: of the KFP
-    run that ended, whose steps and results alone are told; empty: of whichever wrote last.
+    job_id: of the KFP run that ended, whose steps and results alone count; empty: of whichever
+    wrote last.
     """
-    status = status_of(uri, job_id)
+    folder, status = RunFolder(uri), status_of(uri, job_id)
 
-    def result(name: str, made_by: str) -> dict[str, Any]:
-        entry = status.get("steps", {}).get(made_by)
-        of_this_job = not job_id or (entry is not None and entry.get("job_id") == job_id)
-        return storage.find_json(storage.join(uri, f"{name}.json"), {}) if of_this_job else {}
+    def of_this_job(name: str) -> bool:
+        """Whether the step of that name, and so its result, belongs to this job."""
+        if not job_id:
+            return True
+        return name in status.steps and status.steps[name].job_id == job_id
 
-    metrics, search, service = (
-        result("metrics", "evaluate"),
-        result("search", "search"),
-        result("service", "deploy"),
-    )
+    search = SearchRecord.find(folder.search) if of_this_job("search") else None
+    metrics = storage.find_json(folder.metrics, {}) if of_this_job("evaluate") else {}
+    service = ServiceRecord.find(folder.service) if of_this_job("deploy") else None
     state, reason = _end(status, metrics)
-    return {
-        "run_id": storage.name(uri),
-        "run": uri,
-        "state": state,
-        "step": status.get("step", "prepare"),
-        "reason": reason,
-        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "steps": status.get("steps", {}),
-        "best_trial": search.get("optimal"),
-        "trials": len(search.get("trials", [])),
-        "gain_percent": metrics.get("gain"),
-        "gate": metrics.get("passed"),
-        "service": service.get("url") if state == "succeeded" else None,
-        "report": storage.join(uri, "report.html") if metrics else None,
-    }
+    gain = metrics.get("gain")
+    return SummaryRecord(
+        run_id=storage.name(uri),
+        run=uri,
+        state=state,
+        step=status.step,
+        reason=reason,
+        time=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        steps=status.steps,
+        best_trial=search.optimal if search else None,
+        trials=len(search.trials) if search else 0,
+        gain_percent=Interval(**gain) if gain else None,
+        gate=metrics.get("passed"),
+        service=service.url if service and state == "succeeded" else None,
+        report=folder.report if metrics else None,
+    )
 
 
-def _end(status: dict[str, Any], metrics: dict[str, Any]) -> tuple[str, str]:
-    name, state = status.get("step", "prepare"), status.get("state", "")
+def _end(status: StatusRecord, metrics: Mapping[str, Any]) -> tuple[str, str]:
+    """The run's final state, and its reason."""
+    name, state = status.step, status.state
     if state in ("failed", "interrupted"):
-        return state, status.get("reason", "")
+        return state, status.reason
     if state == "running":  # a step that ends by itself says so: this one was killed
         return (
             "failed",
@@ -138,36 +99,32 @@ def _end(status: dict[str, Any], metrics: dict[str, Any]) -> tuple[str, str]:
     return "failed", "prepare left no trace: it refused its parameters, or its pod did not start"
 
 
-def as_markdown(summary: dict[str, Any]) -> str:
+def as_markdown(summary: SummaryRecord) -> str:
     """The summary as Kubeflow shows it beside the step."""
-    gain = summary["gain_percent"]
+    gain = summary.gain_percent
     rows = {
-        "run": summary["run"],
-        "state": summary["state"],
-        "step": summary["step"],
-        "reason": summary["reason"] or "–",
-        "best trial": summary["best_trial"] or "–",
-        "resolution gain": (
-            f"{gain['value']:+.1f} % [{gain['low']:+.1f}, {gain['high']:+.1f}]" if gain else "–"
-        ),
-        "service": summary["service"] or "–",
-        "report": summary["report"] or "–",
+        "run": summary.run,
+        "state": summary.state,
+        "step": summary.step,
+        "reason": summary.reason,
+        "best trial": summary.best_trial,
+        "resolution gain": gain.percent() if gain else None,
+        "service": summary.service,
+        "report": summary.report,
     }
-    lines = [
-        f"| {name} | {str(text).replace('|', '/').replace(chr(10), '<br>')} |"
-        for name, text in rows.items()
-    ]
-    return "\n".join(
-        [f"# {summary['run_id']}: {summary['state']}", "", "| | |", "|---|---|", *lines, ""]
-    )
+    lines = [f"# {summary.run_id}: {summary.state}", "", "| | |", "|---|---|"]
+    for name, value in rows.items():
+        text = str(value or "–").replace("|", "/").replace("\n", "<br>")
+        lines.append(f"| {name} | {text} |")
+    return "\n".join([*lines, ""])
 
 
-def _tell(webhook: str, summary: dict[str, Any]) -> None:
-    """POST the summary. A webhook that does not take it is a warning: the run is not
-    worse for it.
-    """
+def _tell(webhook: str, summary: SummaryRecord) -> None:
+    """POST the summary. A webhook that does not take it is a warning, and no reason to fail."""
     headers = {"Content-Type": "application/json", "User-Agent": "jec-pipeline"}
-    request = urllib.request.Request(webhook, data=json.dumps(summary).encode(), headers=headers)
+    request = urllib.request.Request(
+        webhook, data=json.dumps(summary.as_json()).encode(), headers=headers
+    )
     try:
         with urllib.request.urlopen(request, timeout=WEBHOOK_SECONDS) as answer:
             step.say(f"webhook: {answer.status}")
@@ -208,10 +165,8 @@ def main(argv: list[str] | None = None) -> int:
         if step.LOCAL_DIR in os.environ and not status_of(uri, args.job_id):
             return  # prepare refused, and has said why a line above
         summary = finish(uri, args.webhook, step.Artifacts(args.executor_input), args.job_id)
-        step.say(
-            f"{summary['run_id']}:"
-            f" {summary['state']}{': ' + summary['reason'] if summary['reason'] else ''}"
-        )
+        reason = f": {summary.reason}" if summary.reason else ""
+        step.say(f"{summary.run_id}: {summary.state}{reason}")
 
     step.stop_on_sigterm()
     return run_main(body)

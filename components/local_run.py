@@ -18,9 +18,10 @@ from common import storage
 from common.config import AUTO, RunConfig
 from common.errors import InputError, InterruptedRun, JecError
 from common.progress import clock
+from common.records import ExportRecord, Interval, SearchRecord, ServiceRecord
 from common.run import Run
 from components import chain, host_runner
-from components.step import LOCAL_DIR, STATUS, write_status
+from components.step import LOCAL_DIR, write_status
 from weaver.fit.allocator import ENVIRONMENT as ALLOCATOR
 
 SMALL = (
@@ -30,7 +31,7 @@ SMALL = (
     "report.html",
     "service.json",
     "summary.json",
-    STATUS,
+    "status.json",
 )
 """Copied beside the logs when the results lie on S3, so that `latest` has something to look at."""
 
@@ -133,57 +134,46 @@ class LocalRun:
 
     def _summary(self) -> None:
         """What there is, where, how good, and what to do next."""
-        search = storage.read_json(self.run.path("search.json"))
-        metrics = storage.read_json(self.run.path("metrics.json"))
-        best = next(trial for trial in search["trials"] if trial["name"] == search["optimal"])
-        parameters = ", ".join(f"{name} {value}" for name, value in best["parameters"].items())
-        lines = [
-            (
-                "run",
-                f"{_shown(self.output / self.run.id)} ({clock(time.monotonic() - self.started)})",
-            ),
-            (
-                "best trial",
-                (
-                    f"{best['name']}: {search['objective']['name']}"
-                    f" {best['metrics'][search['objective']['name']]['min']:.5f}"
-                ),
-            ),
-            ("", parameters),
+        search = SearchRecord.load(self.run.folder.search)
+        metrics = storage.read_json(self.run.folder.metrics)
+        best = search.best
+        duration = clock(time.monotonic() - self.started)
+        lines = [("run", f"{_shown(self.output / self.run.id)} ({duration})")]
+        if self.config.s3_bucket != str(self.output):
+            lines.append(("results", self.run.uri))
+        lines += [
+            ("best trial", f"{best.name}: {search.objective.name} {search.best_value:.5f}"),
+            ("", ", ".join(f"{name} {value}" for name, value in best.parameters.items())),
             ("gain", _gain_text(metrics["gain"])),
         ]
-        if self.config.s3_bucket != str(self.output):
-            lines.insert(1, ("results", self.run.uri))
-        lines += (
-            self._served_lines()
-            if self._service()
-            else [("not deployed", "; ".join(metrics["reasons"]))]
-        )
+        if service := self._service():
+            lines += self._served_lines(service)
+        else:
+            lines.append(("not deployed", "; ".join(metrics["reasons"])))
         print("\n" + "\n".join(f"{name:>12}  {text}" for name, text in lines))
         print("\nnext: " + "\n      ".join(self._next_steps()), flush=True)
 
-    def _served_lines(self) -> list[tuple[str, str]]:
-        """One real jet asked of the running service."""
+    def _served_lines(self, service: ServiceRecord) -> list[tuple[str, str]]:
+        """Send one real jet to the running service."""
         import numpy as np
 
         from serving.client import Client
 
-        service = self._service()
-        body = storage.read_json(self.run.path("golden", service["name"], "request.json"))
-        answer, *quantiles = Client(service["url"], service["name"]).infer(body)["outputs"][0][
-            "data"
-        ]
+        folder = self.run.folder
+        body = storage.read_json(storage.join(folder.golden(service.name), "request.json"))
+        outputs = Client(service.url, service.name).infer(body)["outputs"]
+        answer, *quantiles = outputs[0]["data"]
         text = (
             f"log(pT_gen/pT) = {answer:+.4f} for one jet: multiply its corrected pT by"
             f" {np.exp(answer):.4f}"
         )
-        names = (
-            storage.read_json(self.run.path("model", "export.json"))["output_columns"] or ["output"]
-        )[1:]
-        if names:
-            pairs = zip(names, quantiles, strict=True)
-            text += f" ({', '.join(f'{name} {np.exp(value):.3f}' for name, value in pairs)})"
-        return [("served by", f"{service['kind']} at {service['url']}"), ("answer", text)]
+        columns = ExportRecord.load(folder.export).output_columns or ["output"]
+        factors = []
+        for name, value in zip(columns[1:], quantiles, strict=True):
+            factors.append(f"{name} {np.exp(value):.3f}")
+        if factors:
+            text += f" ({', '.join(factors)})"
+        return [("served by", f"{service.kind} at {service.url}"), ("answer", text)]
 
     def _next_steps(self) -> list[str]:
         folder = _shown(self.output / self.run.id)
@@ -201,11 +191,11 @@ class LocalRun:
         )
         return steps
 
-    def _service(self) -> dict[str, Any] | None:
+    def _service(self) -> ServiceRecord | None:
         """The service that this run's deploy step left running."""
-        record = self._service_file()
-        place = self.run.path("service.json")
-        return storage.read_json(place) if record and storage.exists(place) else None
+        if self.run is None or self._service_file() is None:
+            return None
+        return ServiceRecord.find(self.run.folder.service)
 
     def _service_file(self) -> Path | None:
         if self.run is None:
@@ -250,10 +240,7 @@ def _interrupt(*_: Any) -> None:
 def _gain_text(gain: dict[str, float] | None) -> str:
     if gain is None:
         return "not measured: too few test jets"
-    return (
-        f"{gain['value']:+.1f} % resolution over the standard JEC [{gain['low']:+.1f},"
-        f" {gain['high']:+.1f}]"
-    )
+    return f"{Interval(**gain).percent()} in resolution, over the standard JEC"
 
 
 def _alive(pid: int) -> bool:

@@ -8,9 +8,7 @@ URI and little else.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import importlib.metadata
-import inspect
 import os
 import subprocess
 import sys
@@ -51,45 +49,6 @@ PACKAGES = (
     "kserve",
     "kubeflow-katib",
 )
-
-
-def component(image: str) -> Any:
-    """The KFP component: one typed input for each field of RunConfig, and the job id as a whole
-    argument.
-    """
-    from kfp import dsl
-
-    fields = dataclasses.fields(RunConfig)
-    types = {
-        **{f.name: type(f.default) for f in fields},
-        "job_id": str,
-        "run": dsl.OutputPath(str),
-        "echo": dsl.Output[dsl.Markdown],
-    }
-
-    def prepare(*values: Any) -> dsl.ContainerSpec:
-        inputs = dict(zip(types, values, strict=True))
-        args = [part for f in fields for part in (f"--{flag(f.name)}", inputs[f.name])]
-        args += [
-            "--job-id",
-            inputs["job_id"],
-            "--run-output",
-            inputs["run"],
-            "--executor-input",
-            "{{$}}",
-        ]
-        return dsl.ContainerSpec(
-            image=image, command=["python", "-m", "components.prepare"], args=args
-        )
-
-    prepare.__signature__ = inspect.Signature(
-        [
-            inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=kind)
-            for name, kind in types.items()
-        ],
-        return_annotation=dsl.ContainerSpec,
-    )
-    return dsl.container_component(prepare)
 
 
 def prepare(

@@ -1,18 +1,17 @@
-"""search: run the Katib experiment of a run to its end and write search.json, search.html and
-trials.csv.
+"""search: run the Katib experiment of a run to its end; write search.json, search.html, trials.csv.
 
-A search that has ended is not repeated; it goes on where the run is asked for again with more
-trials (`--more-trials`).
+A search that has ended is not repeated. It goes on where the run asks for more trials
+(`--more-trials`).
 """
 
 import dataclasses
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
-from clusters.protocol import Cluster, ExperimentResult, Manifest, Observation, Trial
+from clusters.protocol import Cluster, ExperimentResult, Manifest
 from clusters.trials import best_trial
 from common import storage
+from common.records import Objective, SearchRecord, Trial
 from common.run import Run
 from components import step
 from reporting.search_page import as_csv, markdown, search_page
@@ -20,105 +19,66 @@ from training.experiment import OBJECTIVE, experiment
 from training.search_space import cautions, for_network, load
 
 
-def component(image: str) -> Any:
-    """The KFP component. Outputs: the best trial's name, the best loss and counts as metrics, the
-    trials as a table and as a page.
-    """
-    from kfp import dsl
-
-    def search(
-        run: str,
-        s3_endpoint: str,
-        job_id: str,
-        best_trial: dsl.OutputPath(str),
-        metrics: dsl.Output[dsl.Metrics],
-        trials: dsl.Output[dsl.Markdown],
-        page: dsl.Output[dsl.HTML],
-    ) -> dsl.ContainerSpec:
-        return dsl.ContainerSpec(
-            image=image,
-            command=["python", "-m", "components.search"],
-            args=[
-                "--run",
-                run,
-                "--s3-endpoint",
-                s3_endpoint,
-                "--job-id",
-                job_id,
-                "--best-trial-output",
-                best_trial,
-                "--executor-input",
-                "{{$}}",
-            ],
-        )
-
-    return dsl.container_component(search)
-
-
 def search(run: Run, artifacts: step.Artifacts) -> str:
     """The name of the best trial.
 
     Raises ClusterError if the experiment failed, DeadlineError if it took too long.
     """
-    earlier = storage.find_json(run.path("search.json"))
+    earlier = SearchRecord.find(run.folder.search)
     if earlier and _is_done(run, earlier):
-        step.say(f"searched before: best trial {earlier['optimal']}")
+        step.say(f"searched before: best trial {earlier.optimal}")
         _publish(earlier, artifacts)
-        return earlier["optimal"]
-    cluster = step.home(run)
+        return earlier.optimal
+    cluster = step.backend(run)
     manifest, carried = _what_to_run(run, cluster, earlier)
     name = manifest["metadata"]["name"]
-    step.say(f"losses of all trials: tensorboard --logdir {run.path('trials')}")
+    step.say(f"losses of all trials: tensorboard --logdir {run.folder.trials}")
     with step.watched(cluster, cluster.delete_experiment, name):
         result = cluster.run_experiment(
             manifest, deadline=run.config.deadline_hours * 3600, report=step.say
         )
     record = as_record(run, _joined(manifest, carried, result), carried=len(carried))
-    storage.write_json(run.path("search.json"), record)
-    storage.write_text(run.path("trials.csv"), as_csv(record))
-    storage.write_text(run.path("search.html"), search_page(record))
+    record.save(run.folder.search)
+    storage.write_text(run.folder.trials_table, as_csv(record))
+    storage.write_text(run.folder.search_page, search_page(record))
     if run.config.delete_train_experiment:
         cluster.delete_experiment(name)
     _publish(record, artifacts)
-    return record["optimal"]
+    return record.optimal
 
 
-def _is_done(run: Run, earlier: dict[str, Any]) -> bool:
-    """Whether the search has ended with all trials that it is asked for now, and its best
-    checkpoint is there.
-    """
-    asked = run.config.max_trials
-    # the goal or a grid may have ended it before
-    more = asked > len(earlier["trials"]) and asked != earlier.get("asked", asked)
-    return not more and storage.exists(run.path("trials", earlier["optimal"], "best.pt"))
+def _is_done(run: Run, earlier: SearchRecord) -> bool:
+    """Whether the search has had all trials that the run asks for, and its best weights exist."""
+    trials = run.config.max_trials
+    asked_before = trials if earlier.asked is None else earlier.asked
+    # Fewer trials than asked are enough where the goal, or the end of a grid, ended the search.
+    asks_for_more = trials > len(earlier.trials) and trials != asked_before
+    return not asks_for_more and storage.exists(run.folder.weights(earlier.optimal))
 
 
 def _what_to_run(
-    run: Run, cluster: Cluster, earlier: dict[str, Any] | None
+    run: Run, cluster: Cluster, earlier: SearchRecord | None
 ) -> tuple[Manifest, list[Trial]]:
-    """The experiment to run or to go on with, and the trials that count beside its own.
+    """The experiment to run or to continue, and the trials that count beside its own.
 
-    An experiment that is gone, or that its home cannot go on with, is followed by another for the
-    trials that are left.
+    An experiment that is gone, or that its backend cannot continue, is followed by another one for
+    the remaining trials.
     """
     if earlier is None:
         if not cluster.resumes:
-            for caution in cautions(
-                for_network(load(run.config.search_space), run.config.network_config),
-                run.config.algorithm,
-            ):
+            space = for_network(load(run.config.search_space), run.config.network_config)
+            for caution in cautions(space, run.config.algorithm):
                 step.say(f"note: {caution}")
         return experiment(run), []
-    trials = [_trial(entry) for entry in earlier["trials"]]
-    carried = trials[: earlier.get("carried", 0)]
-    if cluster.can_continue(earlier["experiment"]):
+    carried = earlier.trials[: earlier.carried]
+    if cluster.can_continue(earlier.experiment):
         return experiment(run, carried=len(carried)), carried
-    known = f"its algorithm knows nothing of the first {len(trials)} trials"
+    trials = earlier.trials
     step.say(
-        f"experiment {earlier['experiment']} is gone or cannot go on; another one follows, and"
-        f" {known}"
+        f"experiment {earlier.experiment} is gone or cannot go on; another one follows, and"
+        f" its algorithm knows nothing of the first {len(trials)} trials"
     )
-    cluster.delete_experiment(earlier["experiment"])
+    cluster.delete_experiment(earlier.experiment)
     return experiment(run, carried=len(trials)), trials
 
 
@@ -129,57 +89,40 @@ def _joined(
     if not carried:
         return result
     trials = [*carried, *result.trials]
-    return dataclasses.replace(result, trials=trials, optimal=best_trial(manifest, trials).name)
+    best = best_trial(manifest, trials)
+    assert best is not None  # an experiment that succeeded has one
+    return dataclasses.replace(result, trials=trials, optimal=best.name)
 
 
-def _trial(entry: dict[str, Any]) -> Trial:
-    """A trial as search.json has it."""
-    return Trial(
-        **{
-            **entry,
-            "metrics": {name: Observation(**seen) for name, seen in entry["metrics"].items()},
-        }
-    )
-
-
-def _publish(record: dict[str, Any], artifacts: step.Artifacts) -> None:
-    """Tell the result and hand it to KFP."""
-    best = next(trial for trial in record["trials"] if trial["name"] == record["optimal"])
-    counts = Counter(trial["status"] for trial in record["trials"])
-    loss = best["metrics"][OBJECTIVE]["min"]
+def _publish(record: SearchRecord, artifacts: step.Artifacts) -> None:
+    """Print the result and hand it to KFP."""
+    best, loss = record.best, record.best_value
+    counts = Counter(trial.status for trial in record.trials)
     by_status = {f"trials {status}": count for status, count in counts.items()}
-    artifacts.set(
-        "metrics", metadata={OBJECTIVE: loss, "trials": len(record["trials"]), **by_status}
-    )
+    metrics = {record.objective.name: loss, "trials": len(record.trials), **by_status}
+    artifacts.set("metrics", metadata=metrics)
     artifacts.set("trials", content=markdown(record))
     artifacts.set("page", content=search_page(record))
+    parameters = ", ".join(f"{name} {value}" for name, value in best.parameters.items())
     step.say(
-        f"best of {len(record['trials'])} trials: {best['name']} with {OBJECTIVE} {loss:.5f}"
-        f" ({_text(best['parameters'])})"
+        f"best of {len(record.trials)} trials: {best.name} with {record.objective.name}"
+        f" {loss:.5f} ({parameters})"
     )
 
 
-def as_record(run: Run, result: ExperimentResult, *, carried: int = 0) -> dict[str, Any]:
-    """What search.json holds: objective, algorithm, seed, all trials, the name of the optimal one.
-
-    `asked` trials are all that were wanted; the first `carried` belong to experiments before this
-    one.
-    """
-    return {
-        "experiment": result.name,
-        "objective": {"name": OBJECTIVE, "type": "minimize"},
-        "algorithm": run.config.algorithm,
-        "early_stopping": run.config.early_stopping,
-        "seed": run.config.seed,
-        "asked": run.config.max_trials,
-        "carried": carried,
-        "optimal": result.optimal,
-        "trials": [dataclasses.asdict(trial) for trial in result.trials],
-    }
-
-
-def _text(parameters: dict[str, str]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in parameters.items())
+def as_record(run: Run, result: ExperimentResult, *, carried: int = 0) -> SearchRecord:
+    """The content of search.json; the first `carried` trials are of experiments before this one."""
+    return SearchRecord(
+        experiment=result.name,
+        objective=Objective(name=OBJECTIVE),
+        algorithm=run.config.algorithm,
+        early_stopping=run.config.early_stopping,
+        seed=run.config.seed,
+        asked=run.config.max_trials,
+        carried=carried,
+        optimal=result.optimal,
+        trials=result.trials,
+    )
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -20,18 +20,17 @@ from pathlib import Path
 from typing import Any
 
 from clusters.protocol import Cluster
-from common import storage
 from common.cli import Parser, run_main
 from common.config import AUTO, RunConfig, flag, label_value
 from common.errors import DeadlineError, InterruptedRun, JecError
+from common.layout import RunFolder
+from common.records import StatusRecord, StepStatus
 from common.run import Run
 
 LOCAL_DIR = "JEC_LOCAL_DIR"
 """Set by the local runner to the folder of local runs; without it a step belongs to the cluster
 whose pod it is.
 """
-
-STATUS = "status.json"
 
 
 def parser(name: str, description: str) -> argparse.ArgumentParser:
@@ -85,14 +84,11 @@ def refuse_repetition(name: str, uri: str, job_id: str) -> None:
     Raises JecError with that reason. Another run of the pipeline (`--resume`) is another job, and
     tries.
     """
-    before = read_status(uri).get("steps", {}).get(name, {})
-    if (
-        job_id
-        and before.get("job_id") == job_id
-        and before.get("state") == "failed"
-        and before.get("repeats")
-    ):
-        raise JecError(f"{name} failed before for a reason that would repeat: {before['reason']}")
+    before = read_status(uri).steps.get(name)
+    if before is None or not job_id or before.job_id != job_id:
+        return
+    if before.state == "failed" and before.repeats:
+        raise JecError(f"{name} failed before for a reason that would repeat: {before.reason}")
 
 
 def with_status(name: str, run: Run, body: Callable[[], None], *, job_id: str = "") -> None:
@@ -126,22 +122,17 @@ def write_failure(run: Run, name: str, error: Exception, job_id: str = "") -> No
 def write_status(
     run: Run, step: str, state: str, reason: str = "", *, job_id: str = "", repeats: bool = False
 ) -> None:
-    """status.json of the run's folder: which step, in which state, since when, why if it did not
-    end well; and the same of each step.
-    """
+    """Write status.json: which step is in which state, since when, and why if it did not end well."""
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    entry = {"state": state, "reason": reason, "time": now, "job_id": job_id, "repeats": repeats}
-    steps = {**read_status(run.uri).get("steps", {}), step: entry}
-    storage.write_json(
-        run.path(STATUS),
-        {"step": step, "state": state, "reason": reason, "time": now, "steps": steps},
-    )
+    entry = StepStatus(state=state, reason=reason, time=now, job_id=job_id, repeats=repeats)
+    steps = {**read_status(run.uri).steps, step: entry}
+    record = StatusRecord(step=step, state=state, reason=reason, time=now, steps=steps)
+    record.save(run.folder.status)
 
 
-def read_status(uri: str) -> dict[str, Any]:
-    """status.json of a run's folder; empty where there is none."""
-    place = storage.join(uri, STATUS)
-    return storage.find_json(place, {})
+def read_status(uri: str) -> StatusRecord:
+    """status.json of a run's folder; an empty record where there is none."""
+    return StatusRecord.find(RunFolder(uri).status) or StatusRecord()
 
 
 def use_endpoint(endpoint: str) -> None:
@@ -175,8 +166,8 @@ def user(config: RunConfig) -> str:
     )
 
 
-def home(run: Run) -> Cluster:
-    """The cluster that this step acts on."""
+def backend(run: Run) -> Cluster:
+    """The backend that this step acts on."""
     if LOCAL_DIR in os.environ:
         from clusters.local import LocalCluster
         from serving import triton

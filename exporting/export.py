@@ -36,6 +36,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +46,14 @@ from common import storage
 from common.cli import Parser, run_main
 from common.config import NONE, quantity
 from common.errors import GateError, InputError, JecError, unknown
+from common.layout import RAW_SUFFIX, RunFolder
 from common.progress import Progress
+from common.records import ExportRecord, MemoryRecord, ModelRecord, ParityRecord
 from serving import golden
 from serving.inference_service import CPU
 from weaver.onnx.triton_config import LOCAL, LOCAL_INSTANCES, check_config, triton_config
 
 PACKAGES = ("torch", "onnx", "onnxruntime", "numpy")
-RAW = "-raw"  # behind the name of the model that takes raw jets
 RAW_CHOICES = ("auto", "required", NONE)
 AUTO_SIZE = 0  # --max-batch-size that means: measure
 # memory of one model: two of them and the server fit in the 4 GiB that the service asks for
@@ -88,49 +90,52 @@ class Export:
             raise InputError(f"--raw-model: {unknown('choice', self.raw_model, RAW_CHOICES)}")
         quantity("memory-budget", self.memory_budget)
 
-    def path(self, *parts: str) -> str:
-        return storage.join(self.run, *parts)
+    @property
+    def folder(self) -> RunFolder:
+        """The run's folder."""
+        return RunFolder(self.run)
+
+    @property
+    def raw_name(self) -> str:
+        """Of the model that takes raw jets."""
+        return f"{self.name}{RAW_SUFFIX}"
 
 
-def export(wanted: Export) -> dict[str, Any]:
-    """Export, check and put in place; returns the content of export.json.
+def export(request: Export) -> ExportRecord:
+    """Export a model, check it and put it in place; returns the content of export.json.
 
     Raises InputError, and GateError if the model does not pass.
     """
     from weaver.feed.dataset import Dataset
     from weaver.predict import load_model
 
-    _check_trial(wanted)
-    model, info, data_config = load_model(
-        wanted.path("trials", wanted.trial), wanted.path("config")
-    )
-    dataset = Dataset.open(wanted.path("data", "val.json"), data_config)
+    run = request.folder
+    trial = run.trial(request.trial)
+    if not storage.exists(trial):
+        entries = storage.entries(run.trials)
+        names = {entry.uri[len(run.trials) + 1 :].split("/")[0] for entry in entries}
+        raise InputError(f"{request.run}: {unknown('trial', request.trial, names)}")
+    model, info, data_config = load_model(trial, run.config)
+    dataset = Dataset.open(run.data("val"), data_config)
     if not len(dataset):
         raise InputError(
-            f"{wanted.path('data', 'val.json')} holds no jets, and the model cannot be checked"
-            " without"
+            f"{run.data('val')} holds no jets, and the model cannot be checked without"
         )
-    with _staging(wanted.run) as folder:
+    with _staging(request.run) as folder:
         try:
-            record = _build(wanted, folder, model, info, dataset)
+            record = _build(request, folder, model, info, dataset)
         except GateError:
-            for place in ("model", f"golden/{wanted.name}", f"golden/{wanted.name}{RAW}"):
-                storage.delete(wanted.path(place))
+            # What lies under model/ has passed; so an older model goes too.
+            for place in (run.models, run.golden(request.name), run.golden(request.raw_name)):
+                storage.delete(place)
             raise
-        _publish(wanted, folder)
+        _publish(request, folder)
     return record
-
-
-def _check_trial(wanted: Export) -> None:
-    trials = wanted.path("trials")
-    if not storage.exists(storage.join(trials, wanted.trial)):
-        names = {entry.uri[len(trials) + 1 :].split("/")[0] for entry in storage.entries(trials)}
-        raise InputError(f"{wanted.run}: {unknown('trial', wanted.trial, names)}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Candidate:
-    """A model that is to pass the gate."""
+    """A model that must pass the gate."""
 
     name: str
     model: Any
@@ -147,43 +152,42 @@ class _Candidate:
     """Called when the gate fails: more words on it."""
 
 
-def _build(wanted: Export, folder: Path, model, info: dict[str, Any], dataset) -> dict[str, Any]:
-    """Make everything under `folder` as it is to lie in the run's folder; returns the content of
-    export.json.
-    """
-    metadata = _metadata(wanted, dataset.data_config, info)
-    record = {
-        "model": wanted.name,
-        "trial": wanted.trial,
-        "opset": wanted.opset,
-        "output_columns": info.get("output_columns"),
-        **_write_model(wanted, folder, _feature_model(wanted, model, info, dataset), metadata),
-        "raw": None,
-        "versions": metadata["versions"],
-    }
+def _build(
+    request: Export, folder: Path, model: Any, info: dict[str, Any], dataset: Any
+) -> ExportRecord:
+    """Make everything below `folder` as it will lie in the run's folder."""
+    metadata = _metadata(request, dataset.data_config, info)
+    features = _feature_model(request, model, info, dataset)
+    feature_record = _write_model(request, folder, features, metadata)
+    raw_record, raw_reason = None, None
     try:
-        raw = _raw_model(wanted, model, info, dataset) if wanted.raw_model != NONE else None
+        if request.raw_model != NONE:
+            raw = _raw_model(request, model, info, dataset)
+            raw_metadata = {**metadata, "model": raw.name}
+            raw_record = _write_model(request, folder, raw, raw_metadata)
     except GateError:
         raise
     except JecError as error:
-        if wanted.raw_model == "required":
+        if request.raw_model == "required":
             raise
-        raw, record["raw_reason"] = None, str(error)
-    if raw:
-        record["raw"] = {
-            "model": raw.name,
-            **_write_model(wanted, folder, raw, {**metadata, "model": raw.name}),
-        }
-    storage.write_json(str(folder / "model" / "export.json"), record)
+        raw_reason = str(error)
+    record = ExportRecord(
+        **{field.name: getattr(feature_record, field.name) for field in fields(ModelRecord)},
+        trial=request.trial,
+        opset=request.opset,
+        output_columns=info.get("output_columns"),
+        raw=raw_record,
+        raw_reason=raw_reason,
+        versions=metadata["versions"],
+    )
+    record.save(RunFolder(str(folder)).export)
     return record
 
 
 def _write_model(
-    wanted: Export, folder: Path, candidate: _Candidate, metadata: dict[str, Any]
-) -> dict[str, Any]:
-    """One model of the repository with its golden files, if it passes the gate; returns
-    its record.
-    """
+    request: Export, folder: Path, candidate: _Candidate, metadata: dict[str, Any]
+) -> ModelRecord:
+    """Write one model with its golden files, if it passes the gate. Raises GateError."""
     from weaver.onnx.onnx_export import export_onnx
 
     place = folder / "model" / candidate.name
@@ -194,27 +198,29 @@ def _write_model(
         candidate.info,
         candidate.data_config,
         onnx_path,
-        opset=wanted.opset,
+        opset=request.opset,
         metadata=metadata,
     )
     parity = _gate(candidate, onnx_path)
-    memory, size = _batch_size(wanted, candidate, onnx_path)
-    for path, text in _configs(wanted, candidate.name, onnx_path, size).items():
+    memory, size = _batch_size(request, candidate, onnx_path)
+    for path, text in _configs(request, candidate.name, onnx_path, size).items():
         check_config(text, onnx_path, path)
         storage.write_text(str(place / path), text)
     _write_golden(folder / "golden" / candidate.name, candidate)
-    return {
-        "max_batch_size": size,
-        "memory": memory,
-        "size_bytes": onnx_path.stat().st_size,
-        "sha256": storage.digest(onnx_path.read_bytes()),
-        "inputs": {name: list(shape[1:]) for name, shape in candidate.info["input_shapes"].items()},
-        "outputs": list(candidate.info["output_names"]),
-        "parity": parity,
-    }
+    shapes = candidate.info["input_shapes"]
+    return ModelRecord(
+        model=candidate.name,
+        max_batch_size=size,
+        memory=memory,
+        size_bytes=onnx_path.stat().st_size,
+        sha256=storage.digest(onnx_path.read_bytes()),
+        inputs={name: list(shape[1:]) for name, shape in shapes.items()},
+        outputs=list(candidate.info["output_names"]),
+        parity=parity,
+    )
 
 
-def _feature_model(wanted: Export, model, info: dict[str, Any], dataset) -> _Candidate:
+def _feature_model(request: Export, model, info: dict[str, Any], dataset) -> _Candidate:
     from weaver.onnx import parity
 
     index = _spread(len(dataset), parity.NUM_JETS)
@@ -224,7 +230,7 @@ def _feature_model(wanted: Export, model, info: dict[str, Any], dataset) -> _Can
         inputs, dataset.multiplicity()[index], padding=_padding(dataset.data_config)
     )
     return _Candidate(
-        name=wanted.name,
+        name=request.name,
         model=model,
         info=info,
         data_config=dataset.data_config,
@@ -233,9 +239,10 @@ def _feature_model(wanted: Export, model, info: dict[str, Any], dataset) -> _Can
     )
 
 
-def _raw_model(wanted: Export, model, info: dict[str, Any], dataset) -> _Candidate:
-    """The model with the preprocessing in front, its jets, and the answers of weaver's own
-    preparation and the network to them.
+def _raw_model(request: Export, model, info: dict[str, Any], dataset) -> _Candidate:
+    """The model with the preprocessing in front, and the right answers to its jets.
+
+    The answers are those of weaver's own preparation and the network.
 
     Raises InputError where the data config has no such form, or the files of the validation set
     cannot be read any more.
@@ -255,7 +262,7 @@ def _raw_model(wanted: Export, model, info: dict[str, Any], dataset) -> _Candida
     with_preprocessing, raw_info = raw_model(program, model, info, config)
     reference = raw_jets.reference_inputs(jets.inputs, config, program)
     return _Candidate(
-        name=f"{wanted.name}{RAW}",
+        name=request.raw_name,
         model=with_preprocessing,
         info=raw_info,
         data_config=None,
@@ -268,13 +275,13 @@ def _raw_model(wanted: Export, model, info: dict[str, Any], dataset) -> _Candida
     )
 
 
-def _gate(candidate: _Candidate, onnx_path: Path) -> dict[str, Any]:
+def _gate(candidate: _Candidate, onnx_path: Path) -> ParityRecord:
+    """Hold ONNX Runtime's answers against PyTorch's. Raises GateError where they differ."""
     from weaver.onnx import parity
 
     names = candidate.info["input_names"]
-    with Progress(
-        f"parity of {candidate.name}", total=parity.num_answers(candidate.jets), unit="jets"
-    ) as progress:
+    total = parity.num_answers(candidate.jets)
+    with Progress(f"parity of {candidate.name}", total=total, unit="jets") as progress:
         try:
             result = parity.check_parity(
                 candidate.model,
@@ -285,47 +292,60 @@ def _gate(candidate: _Candidate, onnx_path: Path) -> dict[str, Any]:
                 advance=progress.advance,
             )
         except GateError as error:
-            raise GateError(
-                f"model {candidate.name}: {error}{candidate.explain() if candidate.explain else ''}"
-            ) from None
-    return result.asdict()
+            explanation = candidate.explain() if candidate.explain else ""
+            raise GateError(f"model {candidate.name}: {error}{explanation}") from None
+    return ParityRecord(
+        num_jets=result.num_jets,
+        num_answers=result.num_answers,
+        share_close=result.share_close,
+        max_difference=result.max_difference,
+        worst=result.worst,
+        levels=list(result.levels),
+        batch_sizes=list(result.batch_sizes),
+    )
 
 
 def _batch_size(
-    wanted: Export, candidate: _Candidate, onnx_path: Path
-) -> tuple[dict[str, Any] | None, int]:
-    """What was measured, and the most jets that one execution may have."""
+    request: Export, candidate: _Candidate, onnx_path: Path
+) -> tuple[MemoryRecord | None, int]:
+    """The memory measured, if any, and the most jets that one execution may have."""
     from weaver.onnx.memory import measure_memory
 
-    if wanted.max_batch_size != AUTO_SIZE:
-        return None, wanted.max_batch_size
-    memory = measure_memory(
-        onnx_path, {name: (str(x.dtype), x.shape[1:]) for name, x in candidate.real.items()}
+    if request.max_batch_size != AUTO_SIZE:
+        return None, request.max_batch_size
+    shapes = {name: (str(x.dtype), x.shape[1:]) for name, x in candidate.real.items()}
+    memory = measure_memory(onnx_path, shapes)
+    budget = round(quantity("memory-budget", request.memory_budget))
+    record = MemoryRecord(
+        sizes=list(memory.sizes),
+        growth=list(memory.growth),
+        bytes_per_jet=memory.bytes_per_jet,
+        budget=budget,
     )
-    budget = round(quantity("memory-budget", wanted.memory_budget))
-    return {**memory.asdict(), "budget": budget}, memory.batch_size(budget)
+    return record, memory.batch_size(budget)
 
 
-def _configs(wanted: Export, name: str, onnx_path: Path, size: int) -> dict[str, str]:
-    """config.pbtxt for the cluster, with a GPU if the run has one for it, and the variant for this
-    machine; {path: text}.
-    """
-    gpus = storage.find_json(wanted.path("run.json"), {}).get("config", {}).get("num_gpus", 0)
-    # On a node with many cores ONNX Runtime would start a thread for each, and a container's limit
-    # would hold them all back.
-    of_device = (
-        {"device": "gpu"}
-        if gpus
-        else {"device": "cpu", "parameters": {"intra_op_thread_count": CPU}}
-    )
-    warmup = golden.SIZES  # not the largest size: ready sooner
+def _configs(request: Export, name: str, onnx_path: Path, size: int) -> dict[str, str]:
+    """config.pbtxt for the cluster and the variant for this machine, as {path: text}."""
+    run = storage.find_json(request.folder.run, {})
+    if run.get("config", {}).get("num_gpus", 0):
+        cluster = triton_config(onnx_path, name, max_batch_size=size, device="gpu")
+    else:
+        # On a node with many cores ONNX Runtime would start a thread for each, and a container's
+        # limit would hold them all back.
+        threads = {"intra_op_thread_count": CPU}
+        cluster = triton_config(
+            onnx_path, name, max_batch_size=size, device="cpu", parameters=threads
+        )
     local = triton_config(
-        onnx_path, name, max_batch_size=size, warmup=warmup, device="cpu", instances=LOCAL_INSTANCES
+        onnx_path,
+        name,
+        max_batch_size=size,
+        warmup=golden.SIZES,  # not the largest size, so that the model is ready sooner
+        device="cpu",
+        instances=LOCAL_INSTANCES,
     )
-    return {
-        "config.pbtxt": triton_config(onnx_path, name, max_batch_size=size, **of_device),
-        f"configs/{LOCAL}.pbtxt": local,
-    }
+    return {"config.pbtxt": cluster, f"configs/{LOCAL}.pbtxt": local}
 
 
 def _write_golden(folder: Path, candidate: _Candidate) -> None:
@@ -335,20 +355,16 @@ def _write_golden(folder: Path, candidate: _Candidate) -> None:
     names, outputs = candidate.info["input_names"], candidate.info["output_names"]
     for size in golden.SIZES:
         chosen = np.resize(_spread(len(candidate.real[names[0]]), max(golden.SIZES)), size)
-        inputs = dataclasses.replace(
+        real = dataclasses.replace(
             candidate.jets, inputs={name: candidate.real[name] for name in names}
-        ).batch(chosen)
-        answers = torch_answers(candidate.model, names, inputs)
-        golden.write(folder, inputs, candidate.name, _by_name(answers, outputs))
-
-
-def _by_name(answers: np.ndarray, outputs: list[str]) -> dict[str, np.ndarray]:
-    """(N, C) as the one output of the network, or column by column as those of the raw model."""
-    return (
-        {outputs[0]: answers}
-        if len(outputs) == 1
-        else {name: answers[:, i : i + 1] for i, name in enumerate(outputs)}
-    )
+        )
+        inputs = real.batch(chosen)
+        answers = torch_answers(candidate.model, names, inputs)  # (N, C)
+        if len(outputs) == 1:
+            by_name = {outputs[0]: answers}
+        else:  # the raw model has an output for each column, (N, 1)
+            by_name = {name: answers[:, i : i + 1] for i, name in enumerate(outputs)}
+        golden.write(folder, inputs, candidate.name, by_name)
 
 
 def _spread(length: int, count: int) -> np.ndarray:
@@ -371,23 +387,25 @@ def _padding(data_config) -> dict[str, np.ndarray]:
     }
 
 
-def _metadata(wanted: Export, data_config, info: dict[str, Any]) -> dict[str, Any]:
-    """What an ONNX file found somewhere in a year must say about itself."""
-    run, options = (
-        storage.find_json(wanted.path(*parts), {})
-        for parts in (("run.json",), ("trials", wanted.trial, "options.json"))
-    )
+def _metadata(request: Export, data_config, info: dict[str, Any]) -> dict[str, Any]:
+    """What an ONNX file must say about itself when somebody meets it in a year."""
+    run = storage.find_json(request.folder.run, {})
+    options = storage.find_json(request.folder.options(request.trial), {})
+    best_epoch = options.get("best_epoch", "unknown")
+    # Only the validation set has been looked at by the time of export.
+    history = storage.find_json(request.folder.history(request.trial), [])
+    best = next((epoch for epoch in history if epoch.get("epoch") == best_epoch), {})
     return {
-        "run_id": storage.name(wanted.run),
-        "trial": wanted.trial,
-        "model": wanted.name,
+        "run_id": storage.name(request.run),
+        "trial": request.trial,
+        "model": request.name,
         "data_config_digest": data_config.digest(),
         "data_fingerprint": run.get("data_fingerprint", "unknown"),
         "git_commit": run.get("git_commit", "unknown"),
         "network_options": json.dumps(options.get("network_options", {})),
-        "best_epoch": options.get("best_epoch", "unknown"),
+        "best_epoch": best_epoch,
         "best_metric": options.get("best_metric", "unknown"),
-        "metrics": json.dumps(_validation_metrics(wanted, options.get("best_epoch"))),
+        "metrics": json.dumps(best),
         # by which the evaluation knows the quantiles
         "output_columns": json.dumps(info.get("output_columns", [])),
         "label": json.dumps(
@@ -413,15 +431,6 @@ def _version(package: str) -> str:
     return importlib.metadata.version(package)
 
 
-def _validation_metrics(wanted: Export, best_epoch: Any) -> dict[str, Any]:
-    """The trial's record of the epoch whose weights are exported; only the validation set has been
-    looked at by then.
-    """
-    place = wanted.path("trials", wanted.trial, "history.json")
-    history = storage.find_json(place, [])
-    return next((epoch for epoch in history if epoch.get("epoch") == best_epoch), {})
-
-
 @contextmanager
 def _staging(run: str) -> Iterator[Path]:
     """A folder to build in, beside its destination on a disk, so that a rename can put
@@ -436,23 +445,24 @@ def _staging(run: str) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _publish(wanted: Export, folder: Path) -> None:
-    """Put what was built in place: the golden files first, the models last and, on a disk, in one
-    rename.
+def _publish(request: Export, folder: Path) -> None:
+    """Put what was built in place: golden files first, models last.
+
+    On a disk the models come in one rename.
     """
-    for name in (wanted.name, f"{wanted.name}{RAW}"):
-        storage.delete(wanted.path("golden", name))
-    storage.upload(folder / "golden", wanted.path("golden"))
-    if storage.is_s3(wanted.run):
-        storage.delete(wanted.path("model"))
+    run, built = request.folder, RunFolder(str(folder))
+    for name in (request.name, request.raw_name):
+        storage.delete(run.golden(name))
+    storage.upload(folder / "golden", run.path("golden"))
+    if storage.is_s3(request.run):
+        storage.delete(run.models)
         for model in sorted(path for path in (folder / "model").iterdir() if path.is_dir()):
-            storage.upload(model, wanted.path("model", model.name))
-        storage.upload(folder / "model" / "export.json", wanted.path("model", "export.json"))
+            storage.upload(model, run.model(model.name))
+        storage.upload(Path(built.export), run.export)
         return
-    target = wanted.path("model")
-    if os.path.lexists(target):
-        os.rename(target, folder / "replaced")
-    os.rename(folder / "model", target)
+    if os.path.lexists(run.models):
+        os.rename(run.models, folder / "replaced")
+    os.rename(built.models, run.models)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -488,30 +498,29 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
 
     def body() -> None:
-        wanted = Export(**vars(options) | {"run": storage.absolute(options.run)})
-        record = export(wanted)
-        print(f"exported trial {wanted.trial} as {wanted.path('model', wanted.name)}")
-        for one in filter(None, (record, record["raw"])):
-            print("\n".join(_words(one)))
-        if "raw_reason" in record:
-            print(f"warning: no model that takes raw jets: {record['raw_reason']}")
+        request = Export(**vars(options) | {"run": storage.absolute(options.run)})
+        record = export(request)
+        print(f"exported trial {request.trial} as {request.folder.model(request.name)}")
+        _print_model(record)
+        if record.raw:
+            _print_model(record.raw)
+        if record.raw_reason:
+            print(f"warning: no model that takes raw jets: {record.raw_reason}")
 
     return run_main(body)
 
 
-def _words(record: dict[str, Any]) -> Iterator[str]:
-    """One model's record in a line or two."""
-    parity = record["parity"]
-    yield (
-        f"{record['model']}: PyTorch = ONNX Runtime: {parity['share_close']:.2%} of"
-        f" {parity['num_jets']:,} jets within 1e-5, largest difference"
-        f" {parity['max_difference']:.2g}, over {len(parity['batch_sizes'])} batch sizes and"
-        f" {len(parity['levels'])} graph levels"
+def _print_model(model: ModelRecord) -> None:
+    parity = model.parity
+    print(
+        f"{model.model}: PyTorch = ONNX Runtime: {parity.share_close:.2%} of"
+        f" {parity.num_jets:,} jets within 1e-5, largest difference {parity.max_difference:.2g},"
+        f" over {len(parity.batch_sizes)} batch sizes and {len(parity.levels)} graph levels"
     )
-    if memory := record["memory"]:
-        yield (
-            f"{record['model']}: {memory['bytes_per_jet'] / 1e6:.2f} MB a jet, so at most"
-            f" {record['max_batch_size']:,} jets at once"
+    if model.memory:
+        print(
+            f"{model.model}: {model.memory.bytes_per_jet / 1e6:.2f} MB a jet, so at most"
+            f" {model.max_batch_size:,} jets at once"
         )
 
 

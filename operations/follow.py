@@ -10,7 +10,8 @@ from typing import Any
 
 from common import storage
 from common.errors import ClusterError, DeadlineError, JecError
-from components.chain import POD_DEADLINES, RETRIES
+from components.chain import RETRIES
+from components.steps import STEPS
 from operations import kubeflow_runs
 from operations.auth import AuthError
 from operations.status import verdict_lines
@@ -19,7 +20,8 @@ from operations.target import Target
 POLL = 10.0  # seconds between two looks
 # seconds that a server may stay away before we stop looking; the run goes on without us
 PATIENCE = 900.0
-DEADLINE = sum(POD_DEADLINES.values()) * (1 + RETRIES)  # no run can take longer
+# No run can take longer.
+DEADLINE = sum(step.deadline for step in STEPS) * (1 + RETRIES)
 
 
 def follow(target: Target, *, poll: float = POLL, deadline: float = DEADLINE) -> int:

@@ -30,6 +30,7 @@ from common.errors import (
     UnreachableError,
     unknown,
 )
+from common.records import GoldenAnswers, RoundTrip
 from serving import golden
 from serving.connection import Connections, Reply
 from serving.golden import SIZES, TOLERANCE, file_names, max_difference
@@ -189,36 +190,36 @@ def golden_check(
     deadline: float,
     *,
     headers: Mapping[str, str] | None = None,
-) -> dict[str, Any]:
-    """Send the golden requests of a model until each came back with the golden answer; deadline in
-    seconds.
+) -> GoldenAnswers:
+    """Send the golden requests of a model until each comes back with the golden answer.
 
-    Returns {"max_difference": {"1": ..., "100": ...}, "tolerance", "answer": the server's answer to
-    one jet, "seconds"}. Raises GateError for an answer beyond the tolerance, DeadlineError if the
-    model did not answer in time, and as Client.infer.
+    deadline: seconds for all requests. Raises GateError for an answer beyond the tolerance,
+    DeadlineError if the model does not answer in time, and as Client.infer.
     """
     started = time.monotonic()
     client = Client(url, name, headers=headers)
-    differences, first = {}, None
+    differences: dict[str, float] = {}
+    answers: list[dict[str, Any]] = []
     for size in SIZES:
-        request, response = (
-            storage.read_json(storage.join(golden_uri, file)) for file in file_names(size)
-        )
+        request_file, response_file = file_names(size)
+        request = storage.read_json(storage.join(golden_uri, request_file))
+        response = storage.read_json(storage.join(golden_uri, response_file))
         answer = _infer_until(client, request, started + deadline, deadline)
-        first = first or answer
-        differences[str(size)] = difference = max_difference(answer, response)
+        answers.append(answer)
+        difference = max_difference(answer, response)
+        differences[str(size)] = difference
         if not difference <= TOLERANCE:
             raise GateError(
                 f"model {name} at {url} answers the golden request of {size}"
                 f" {'jet' if size == 1 else 'jets'} with a difference of {difference:.2g} (allowed"
                 f" {TOLERANCE:g}): it serves another model than was exported"
             )
-    return {
-        "max_difference": differences,
-        "tolerance": TOLERANCE,
-        "answer": first,
-        "seconds": time.monotonic() - started,
-    }
+    return GoldenAnswers(
+        max_difference=differences,
+        tolerance=TOLERANCE,
+        answer=answers[0],
+        seconds=time.monotonic() - started,
+    )
 
 
 def round_trips(
@@ -228,14 +229,14 @@ def round_trips(
     *,
     repeats: int = 10,
     headers: Mapping[str, str] | None = None,
-) -> dict[str, Any]:
-    """How long the golden requests of a model take there and back, one after the other, as JSON, on
-    a connection that is up.
+) -> dict[str, RoundTrip]:
+    """Measure the time of the golden requests, one after the other, as JSON, on a kept connection.
 
-    {"1": {"median_ms", "min_ms", "max_ms", "repeats"}, "100": ...}. At most ROUND_TRIP_SECONDS a
-    size. Raises as Client.infer.
+    The keys are the numbers of jets in a request. At most ROUND_TRIP_SECONDS a size. Raises as
+    Client.infer.
     """
-    client, found = Client(url, name, headers=headers), {}
+    client = Client(url, name, headers=headers)
+    trips: dict[str, RoundTrip] = {}
     for size in SIZES:
         request = storage.read_json(storage.join(golden_uri, file_names(size)[0]))
         client.infer(request)
@@ -244,11 +245,13 @@ def round_trips(
             started = time.perf_counter()
             client.infer(request)
             times.append(time.perf_counter() - started)
-        spread = {"median_ms": statistics.median(times), "min_ms": min(times), "max_ms": max(times)}
-        found[str(size)] = {key: 1000 * value for key, value in spread.items()} | {
-            "repeats": len(times)
-        }
-    return found
+        trips[str(size)] = RoundTrip(
+            median_ms=1000 * statistics.median(times),
+            min_ms=1000 * min(times),
+            max_ms=1000 * max(times),
+            repeats=len(times),
+        )
+    return trips
 
 
 def _infer_until(

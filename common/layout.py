@@ -1,0 +1,148 @@
+"""Where everything of a run lies: the one place that knows the files in a run's folder."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from common import storage
+
+RAW_SUFFIX = "-raw"  # of the model that takes the files' own columns
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFolder:
+    """The folder of a run: addresses of its files, whether they exist or not.
+
+    >>> RunFolder("s3://bucket/runs/pfn-0a1b2c3d").trial("pfn-0a1b2c3d-000")
+    's3://bucket/runs/pfn-0a1b2c3d/trials/pfn-0a1b2c3d-000'
+    """
+
+    uri: str
+
+    def path(self, *parts: str) -> str:
+        """An address below the folder."""
+        return storage.join(self.uri, *parts)
+
+    # Records (common.records; run.json: common.run.Run)
+
+    @property
+    def run(self) -> str:
+        """run.json, which makes the folder a run."""
+        return self.path("run.json")
+
+    @property
+    def status(self) -> str:
+        """status.json: which step the run is in."""
+        return self.path("status.json")
+
+    @property
+    def search(self) -> str:
+        """search.json: all trials, the optimal one."""
+        return self.path("search.json")
+
+    @property
+    def export(self) -> str:
+        """model/export.json: the exported models."""
+        return self.path("model", "export.json")
+
+    @property
+    def metrics(self) -> str:
+        """metrics.json: the verdict on the test set."""
+        return self.path("metrics.json")
+
+    @property
+    def service(self) -> str:
+        """service.json: where the model is served."""
+        return self.path("service.json")
+
+    @property
+    def summary(self) -> str:
+        """summary.json: how the run ended."""
+        return self.path("summary.json")
+
+    # Pages and tables
+
+    @property
+    def report(self) -> str:
+        """report.html: the physics report."""
+        return self.path("report.html")
+
+    @property
+    def search_page(self) -> str:
+        """search.html: the search as a page."""
+        return self.path("search.html")
+
+    @property
+    def trials_table(self) -> str:
+        """trials.csv: all trials as a table."""
+        return self.path("trials.csv")
+
+    def figure(self, name: str) -> str:
+        """A figure of the report as PDF."""
+        return self.path("figures", f"{name}.pdf")
+
+    # What a run was made of
+
+    @property
+    def config(self) -> str:
+        """The folder of the configurations, exactly as they ran."""
+        return self.path("config")
+
+    @property
+    def data_config(self) -> str:
+        """The data config."""
+        return self.path("config", "data.yaml")
+
+    @property
+    def network(self) -> str:
+        """The network file."""
+        return self.path("config", "network.py")
+
+    @property
+    def search_space(self) -> str:
+        """The search space."""
+        return self.path("config", "search_space.json")
+
+    def data(self, split: str) -> str:
+        """The reference to the prepared data of a split (train, val, test)."""
+        return self.path("data", f"{split}.json")
+
+    # Results
+
+    @property
+    def trials(self) -> str:
+        """The folder of all trials."""
+        return self.path("trials")
+
+    def trial(self, name: str) -> str:
+        """The folder of a trial (its files: weaver.fit.checkpoint.TrialFolder)."""
+        return self.path("trials", name)
+
+    def weights(self, trial: str) -> str:
+        """The best weights of a trial."""
+        return self.path("trials", trial, "best.pt")
+
+    def history(self, trial: str) -> str:
+        """The losses of each epoch of a trial."""
+        return self.path("trials", trial, "history.json")
+
+    def options(self, trial: str) -> str:
+        """The options that a trial was trained with, and its best epoch."""
+        return self.path("trials", trial, "options.json")
+
+    @property
+    def models(self) -> str:
+        """The Triton model repository."""
+        return self.path("model")
+
+    def model(self, name: str) -> str:
+        """The folder of a model in the repository."""
+        return self.path("model", name)
+
+    def onnx(self, name: str) -> str:
+        """The ONNX file of a model."""
+        return self.path("model", name, "1", "model.onnx")
+
+    def golden(self, name: str) -> str:
+        """The folder of a model's golden requests and answers."""
+        return self.path("golden", name)

@@ -1,0 +1,158 @@
+"""The steps of the chain: one table, from which all that lists steps derives.
+
+A step is a KFP container component and the program it runs, `python -m components.<name>`. What
+this table says of a step makes its component (`component`), its pod's deadline, the place of its
+logs and the rights it needs on a cluster.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from common.config import RunConfig, flag
+from exporting.export_job import DEADLINE as JOB_DEADLINE
+
+HOUR = 3600  # seconds
+MARGIN = HOUR // 4  # a step's own deadlines come first, because they say what was waited for
+SERVICE_DEADLINE = 1800.0  # until a service is ready: a fresh node pulls Triton's large image first
+GOLDEN_DEADLINE = 300.0  # until it has answered the golden requests
+
+Kind = Literal["parameter", "metrics", "markdown", "html", "model"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Step:
+    """One step of the chain."""
+
+    name: str
+    inputs: Mapping[str, type]
+    """KFP parameters -> their types; each is an argument `--<name>` of the program."""
+    outputs: Mapping[str, Kind]
+    """Outputs -> their kinds; a parameter is written to the file `--<name>-output`."""
+    deadline: int
+    """Seconds that the step's pod may live."""
+    logs: str = ""
+    """Folder below `<run>/local` with the logs of what it starts on one machine."""
+    rights: tuple[str, ...] = ()
+    """Resources that it needs on a cluster, by their names in clusters.permissions."""
+
+
+_RUN = {"run": str}
+_COMMON = {"s3_endpoint": str, "job_id": str}
+_DIAGNOSTICS = ("pods", "pods/log", "events")
+
+STEPS = (
+    Step(
+        name="prepare",
+        inputs={
+            **{field.name: type(field.default) for field in dataclasses.fields(RunConfig)},
+            "job_id": str,
+        },
+        outputs={"run": "parameter", "echo": "markdown"},
+        deadline=24 * HOUR,
+    ),
+    Step(
+        name="search",
+        inputs={**_RUN, **_COMMON},
+        outputs={
+            "best_trial": "parameter",
+            "metrics": "metrics",
+            "trials": "markdown",
+            "page": "html",
+        },
+        deadline=14 * 24 * HOUR,
+        logs="search",
+        rights=("experiments.kubeflow.org", "trials.kubeflow.org", *_DIAGNOSTICS),
+    ),
+    Step(
+        name="export",
+        inputs={**_RUN, "trial": str, **_COMMON},
+        outputs={"model": "model"},
+        deadline=round(JOB_DEADLINE) + MARGIN,
+        logs="jobs",
+        rights=("pytorchjobs.kubeflow.org", *_DIAGNOSTICS),
+    ),
+    Step(
+        name="evaluate",
+        inputs={**_RUN, "trial": str, **_COMMON},
+        outputs={"passed": "parameter", "metrics": "metrics", "report": "html"},
+        deadline=round(JOB_DEADLINE) + MARGIN,
+        logs="jobs",
+        rights=("pytorchjobs.kubeflow.org", *_DIAGNOSTICS),
+    ),
+    Step(
+        name="deploy",
+        inputs={**_RUN, **_COMMON},
+        outputs={"url": "parameter", "report": "html"},
+        deadline=round(SERVICE_DEADLINE + 2 * GOLDEN_DEADLINE) + MARGIN,
+        logs="services",
+        rights=(
+            "inferenceservices.serving.kserve.io",
+            "secrets",
+            "serviceaccounts",
+            *_DIAGNOSTICS,
+        ),
+    ),
+    Step(
+        name="finish",
+        inputs={
+            "s3_bucket": str,
+            "run_id": str,
+            "network_config": str,
+            "webhook": str,
+            "job_id": str,
+            "s3_endpoint": str,
+        },
+        outputs={"summary": "markdown"},
+        deadline=MARGIN,
+    ),
+)
+NAMES = tuple(step.name for step in STEPS)
+
+
+def step_of(name: str) -> Step:
+    """The step of that name. Raises KeyError where there is none."""
+    return {step.name: step for step in STEPS}[name]
+
+
+def component(step: Step, image: str) -> Any:
+    """The KFP component of a step, whose container runs the step's program in `image`."""
+    from kfp import dsl
+
+    annotations = {
+        "parameter": dsl.OutputPath(str),
+        "metrics": dsl.Output[dsl.Metrics],
+        "markdown": dsl.Output[dsl.Markdown],
+        "html": dsl.Output[dsl.HTML],
+        "model": dsl.Output[dsl.Model],
+    }
+    types = {**step.inputs, **{name: annotations[kind] for name, kind in step.outputs.items()}}
+
+    def build(*placeholders: Any) -> dsl.ContainerSpec:
+        """Called by KFP with the placeholder of each input and output."""
+        values = dict(zip(types, placeholders, strict=True))
+        args = []
+        for name in step.inputs:
+            args += [f"--{flag(name)}", values[name]]
+        for name, kind in step.outputs.items():
+            if kind == "parameter":
+                args += [f"--{flag(name)}-output", values[name]]
+        # By it the program learns where KFP wants its artifacts.
+        args += ["--executor-input", "{{$}}"]
+        command = ["python", "-m", f"components.{step.name}"]
+        return dsl.ContainerSpec(image=image, command=command, args=args)
+
+    # KFP reads the component's interface from the function's name and signature.
+    build.__name__ = step.name
+    build.__doc__ = None
+    build.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # as inspect reads it
+        [
+            inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=kind)
+            for name, kind in types.items()
+        ],
+        return_annotation=dsl.ContainerSpec,
+    )
+    return dsl.container_component(build)
