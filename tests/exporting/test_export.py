@@ -284,9 +284,7 @@ def test_triton_serves_both_models_by_their_local_variant(exported, tmp_path):
     finally:
         triton.stop(server.pid, seconds=0.2)
     assert server.kind == "triton"
-    assert (
-        max(difference for one in checked for difference in one.max_difference.values()) < 1e-5
-    )
+    assert max(difference for one in checked for difference in one.max_difference.values()) < 1e-5
     assert [sample["batch_size"] for sample in config["model_warmup"]] == [
         1,
         100,

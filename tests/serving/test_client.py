@@ -80,8 +80,8 @@ def test_golden_check_waits_for_a_service_that_comes_up(scripted, golden_uri, mo
     monkeypatch.setattr(client_module, "RETRY_SECONDS", 0.01)
     url = scripted((503, "no healthy upstream"), (404, "404 page not found"), (200, ANSWER))
     checked = golden_check(url, "m", golden_uri, 10)
-    assert checked["max_difference"] == {"1": 0.0, "100": 0.0}
-    assert checked["answer"] == ANSWER
+    assert checked.max_difference == {"1": 0.0, "100": 0.0}
+    assert checked.answer == ANSWER
 
 
 def test_golden_check_refuses_another_answer(scripted, golden_uri):

@@ -70,9 +70,9 @@ def shared_memory_of(server: triton.Server):
 
 def test_golden_requests_come_back_with_the_golden_answers(server, repository):
     checked = golden_check(server.url, NAME, str(repository / "golden"), 30)
-    assert set(checked["max_difference"]) == {"1", "100"}
-    assert max(checked["max_difference"].values()) < 1e-6
-    assert checked["answer"]["outputs"][0]["shape"] == [1, 1]
+    assert set(checked.max_difference) == {"1", "100"}
+    assert max(checked.max_difference.values()) < 1e-6
+    assert checked.answer["outputs"][0]["shape"] == [1, 1]
 
 
 def test_arrays_travel_as_bytes_with_the_same_answer(server, repository):
@@ -288,14 +288,8 @@ def test_each_graph_level_and_the_backends_parameters_are_obeyed(
     )
     (folder / "config.pbtxt").write_text(text)
     server = start_triton(tmp_path / "model")
-    assert (
-        max(
-            golden_check(server.url, NAME, str(repository / "golden"), 30)[
-                "max_difference"
-            ].values()
-        )
-        < 1e-6
-    )
+    checked = golden_check(server.url, NAME, str(repository / "golden"), 30)
+    assert max(checked.max_difference.values()) < 1e-6
 
 
 def test_stop_leaves_no_process_and_no_shared_memory(start_triton, repository):
@@ -343,7 +337,7 @@ def test_outlives_the_process_that_started_it(triton_workdir, repository, tmp_pa
     try:
         assert triton.is_running(pid)
         url = (tmp_path / "server.log").read_text().split()[6]
-        assert golden_check(url, NAME, str(repository / "golden"), 10)["answer"]
+        assert golden_check(url, NAME, str(repository / "golden"), 10).answer
     finally:
         assert triton.stop(pid, seconds=0.2)
     assert group_of(pid) == []
@@ -403,7 +397,7 @@ def test_kserves_server_answers_where_triton_is_missing_and_says_so(
         )
         assert said in lines[0]
         assert said in Path(server.log).read_text()
-        assert golden_check(server.url, NAME, str(repository / "golden"), 30)["answer"]
+        assert golden_check(server.url, NAME, str(repository / "golden"), 30).answer
     finally:
         assert triton.stop(server.pid)
     assert group_of(server.pid) == []
