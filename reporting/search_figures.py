@@ -104,7 +104,8 @@ def history(search: Record) -> Drawing | None:
                 markeredgewidth=3,
             )
     _draw_best_so_far(axes, search)
-    axes.margins(x=0.03, y=0.15)
+    axes.margins(y=0.15)
+    axes.set_xlim(0.2, len(trials) + 0.8)
     whole_number_axis(axes, "Trial")
     axes.set_ylabel(objective + (" (logarithmic)" if _is_wide(values) else ""), parse_math=False)
     if _is_wide(values):

@@ -64,7 +64,7 @@ def test_a_page_of_jets_without_faults(jets):
 def test_a_page_of_faults_without_jets():
     page = render({}, [Finding(), Finding(level="warning")], [], num_errors=1)
     text = Elements(page).text
-    assert "1 checks failed Jets: none could be read. 0 of 0 numbers" in text
+    assert "1 check failed Jets: none could be read. 0 of 0 numbers" in text
     assert "error jets.root jetPt: 1 of 3 values are NaN make the file again" in text
     assert "Too few jets to compare." in text
     assert Elements(page).figures == []
