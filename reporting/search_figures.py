@@ -1,8 +1,8 @@
 """Figures of a search, drawn from search.json: its history, its parameters, and what mattered.
 
-Used by search.html and by report.html. Each trial has the same look in all figures, told apart by
-shape or dashes as well as by colour, and shows its name where one points at it. Names and values
-come from the user, so no text of theirs is read as mathematics.
+Used by search.html and by report.html. The looks of trials differ by shape or dashes as well as by
+colour, and each shows its name where one points at it. Names and values come from the user, so no
+text of theirs is read as mathematics.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The importance of parameters: what mattered is told from what chance shows."""
+"""The importance of parameters: what mattered, apart from what chance shows."""
 
 import numpy as np
 import pytest

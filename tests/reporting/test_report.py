@@ -30,7 +30,7 @@ def test_the_page_needs_nothing_from_elsewhere(page):
 
 
 def test_names_inside_the_figures_are_unique_and_references_resolve(page):
-    elements = Elements(page).found
+    elements = Elements(page).elements
     names = [attributes["id"] for _, attributes in elements if "id" in attributes]
     assert len(names) == len(set(names))
     used = {
@@ -102,9 +102,7 @@ def test_serving_numbers_are_there(page):
 
 
 def test_the_service_s_answers_come_into_a_page_that_was_written_before(run_documents):
-    """As the deploy step does it; a service of a model that was exported before is not
-    this one's.
-    """
+    """As the deploy step does it; a service of an earlier model is not this one's."""
     metrics, export, service = (run_documents[name] for name in ("metrics", "export", "service"))
     before = render(Documents(**{**run_documents, "service": None}), [])
     assert "Not deployed yet" in before
