@@ -145,7 +145,7 @@ def _run(options) -> int:
     if options.page != NONE:
         from reporting.validation_page import render
 
-        storage.write_text(options.page, render(sets, findings, measured))
+        storage.write_text(options.page, render(sets, findings, measured, num_errors=errors))
         print(f"next: look at {options.page}")
     return 1 if errors else 0
 

@@ -338,7 +338,7 @@ def rounded(value: Any, digits: int = 7) -> Any:
 
 def write_report(run: str, documents: Documents) -> None:
     """report.html, and each figure as figures/<name>.pdf beside it."""
-    from reporting.figures import pdf
+    from reporting.drawing import pdf
 
     figures = list(figures_of(documents))
     for drawing in figures:

@@ -36,7 +36,6 @@ WORKDIR /opt/jec
 COPY networks networks
 COPY common common
 COPY clusters clusters
-COPY physics physics
 COPY reporting reporting
 COPY serving serving
 COPY exporting exporting
@@ -49,6 +48,7 @@ RUN python -m compileall -q -j 0 .
 ENV PYTHONPATH=/opt/jec \
     PYTHONUNBUFFERED=1 \
     HOME=/home/jec \
+    MPLCONFIGDIR=/home/jec/.matplotlib \
     DEBIAN_FRONTEND=
 USER 1000:1000
 

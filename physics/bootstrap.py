@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from physics.response import QUANTILES
+from physics.response import QUANTILES, Floats
 
 LEVEL = 0.95
 """Coverage of every interval: wide enough that a gate made of a dozen bins does not fail by chance
@@ -87,9 +87,7 @@ def draw(rng: np.random.Generator, num_jets: int) -> np.ndarray:
     return np.bincount(rng.integers(0, num_jets, num_jets), minlength=num_jets).astype(np.int32)
 
 
-def counted_quantiles(
-    ordered: np.ndarray, counts: np.ndarray, at: np.ndarray = QUANTILES
-) -> np.ndarray:
+def counted_quantiles(ordered: Floats, counts: np.ndarray, at: Floats = QUANTILES) -> Floats:
     """Quantiles of the sample in which `ordered[i]` stands `counts[i]` times: what np.quantile
     gives for np.repeat(ordered, counts).
 
@@ -106,12 +104,11 @@ def counted_quantiles(
         cumulative, np.concatenate([below, np.minimum(below + 1, last)]), side="right"
     )
     low, high = ordered[found].reshape(2, -1)
-    return low + (position - below) * (high - low)
+    quantiles: Floats = low + (position - below) * (high - low)
+    return quantiles
 
 
-def weighted_quantiles(
-    ordered: np.ndarray, weights: np.ndarray, at: np.ndarray = QUANTILES
-) -> np.ndarray:
+def weighted_quantiles(ordered: Floats, weights: Floats, at: Floats = QUANTILES) -> Floats:
     """The values at which the cumulative weight first reaches each share `at` of the whole (the
     inverse of the weighted distribution).
 
@@ -122,7 +119,8 @@ def weighted_quantiles(
     if not len(cumulative) or cumulative[-1] <= 0:
         return np.full(len(at), np.nan)
     found = np.searchsorted(cumulative, at * cumulative[-1], side="left")
-    return ordered[np.minimum(found, len(ordered) - 1)]
+    quantiles: Floats = ordered[np.minimum(found, len(ordered) - 1)]
+    return quantiles
 
 
 def interval(rows: np.ndarray, level: float = LEVEL) -> dict[str, float]:

@@ -9,6 +9,7 @@ report: the intervals stand beside every number.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 MIN_IMPROVEMENT = 0.0
 """Per cent of resolution: not worse than the standard JEC."""
@@ -20,7 +21,9 @@ range by construction.
 
 
 def gate(
-    metrics: Mapping, min_improvement: float = MIN_IMPROVEMENT, max_closure: float = MAX_CLOSURE
+    metrics: Mapping[str, Any],
+    min_improvement: float = MIN_IMPROVEMENT,
+    max_closure: float = MAX_CLOSURE,
 ) -> tuple[bool, list[str]]:
     """(passed, reasons) for the dictionary of physics.metrics.measure; reasons are sentences, one
     for each miss, empty if it passed.
@@ -37,7 +40,7 @@ def gate(
     return not reasons, reasons
 
 
-def _unanswered(metrics: Mapping) -> list[str]:
+def _unanswered(metrics: Mapping[str, Any]) -> list[str]:
     missing = metrics["num_without_answer"]
     return (
         [f"{missing:,} of {metrics['num_jets']:,} jets got no finite answer from the model"]
@@ -46,7 +49,7 @@ def _unanswered(metrics: Mapping) -> list[str]:
     )
 
 
-def _gain(metrics: Mapping, minimum: float) -> list[str]:
+def _gain(metrics: Mapping[str, Any], minimum: float) -> list[str]:
     gain = metrics["gain"]
     if gain is None:
         return [
@@ -61,7 +64,7 @@ def _gain(metrics: Mapping, minimum: float) -> list[str]:
     ]
 
 
-def _closure(metrics: Mapping, maximum: float) -> list[str]:
+def _closure(metrics: Mapping[str, Any], maximum: float) -> list[str]:
     closure = metrics["closure"]
     if not closure["bins"]:
         return [
@@ -76,7 +79,7 @@ def _closure(metrics: Mapping, maximum: float) -> list[str]:
     ]
 
 
-def _where(record: Mapping) -> str:
+def _where(record: Mapping[str, Any]) -> str:
     return (
         f"above {record['pt_low']:g}" if record["pt_high"] is None else f"at {record['pt_range']}"
     )

@@ -14,6 +14,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -66,7 +67,7 @@ def measure(
     replicates: int = REPLICATES,
     seed: int = 0,
     advance: Callable[[], None] | None = None,
-) -> dict:
+) -> dict[str, Any]:
     """All metrics of a model's answers. columns: name -> (N,); output: (N,), log(pT_gen / jetPt) as
     the model sees it; baseline: the same of an earlier model.
 
@@ -217,7 +218,7 @@ def _eta_name(low: float, high: float) -> str:
 # ---------------------------------------------------------------------------------------- numbers
 
 
-def _place(one: Bin, sizes: dict[str, int]) -> dict:
+def _place(one: Bin, sizes: dict[str, int]) -> dict[str, Any]:
     """Which bin this is, as JSON can hold it: an open end is null."""
     high = None if math.isinf(one.high) else one.high
     return {
@@ -231,7 +232,7 @@ def _place(one: Bin, sizes: dict[str, int]) -> dict:
 
 def _record(
     one: Bin, found: Quantiles, sizes: dict[str, int], columns: Mapping[str, np.ndarray]
-) -> dict:
+) -> dict[str, Any]:
     """One bin: median, resolution and half width of each calibration, and the gain of the model by
     both widths.
     """
@@ -254,7 +255,15 @@ def _record(
     return record
 
 
-def _weighted(responses, groups, sizes, columns, *, replicates: int, seed: int) -> dict | None:
+def _weighted(
+    responses: Mapping[str, np.ndarray],
+    groups: Mapping[str, np.ndarray],
+    sizes: dict[str, int],
+    columns: Mapping[str, np.ndarray],
+    *,
+    replicates: int,
+    seed: int,
+) -> dict[str, Any] | None:
     """The summary's bins with each jet counted eventWeight times; null where jets have no weights,
     equal ones, or ones <= 0.
     """
@@ -278,7 +287,9 @@ def _weighted(responses, groups, sizes, columns, *, replicates: int, seed: int) 
     }
 
 
-def _core(responses: Mapping[str, np.ndarray], groups: Mapping[str, np.ndarray]) -> list[dict]:
+def _core(
+    responses: Mapping[str, np.ndarray], groups: Mapping[str, np.ndarray]
+) -> list[dict[str, Any]]:
     """Mean, and mean and width of the normal core, of each calibration's response in the summary's
     bins.
     """
@@ -292,7 +303,7 @@ def _core(responses: Mapping[str, np.ndarray], groups: Mapping[str, np.ndarray])
     ]
 
 
-def _moments(values: np.ndarray) -> dict:
+def _moments(values: np.ndarray) -> dict[str, Any]:
     """Errors are one standard deviation: sigma / sqrt(n) of the core's mean, sigma / sqrt(2 n) of
     its width; null without a core.
     """
@@ -316,7 +327,7 @@ def _residuals(
     values: np.ndarray,
     groups: Mapping[str, np.ndarray],
     found: Quantiles,
-) -> list[dict]:
+) -> list[dict[str, Any]]:
     """Bias in each slice of a column that holds enough jets, from CLOSURE_FROM up;
 
     `middle` is the median value of its jets.
@@ -342,7 +353,7 @@ def _residuals(
     return records
 
 
-def _headline(summary: list[dict]) -> dict:
+def _headline(summary: list[dict[str, Any]]) -> dict[str, Any]:
     """Gain (per cent) and resolution over all jets above 30 GeV; null where there are too few."""
     whole = next((record for record in summary if record["region"] == "all"), None)
     if whole is None:
@@ -365,7 +376,7 @@ def _headline(summary: list[dict]) -> dict:
     }
 
 
-def _closure(found: Quantiles, sizes: dict[str, int]) -> dict:
+def _closure(found: Quantiles, sizes: dict[str, int]) -> dict[str, Any]:
     """Bias (median response - 1) in each bin of CLOSURE, and the bin whose interval lies farthest
     from zero.
     """
@@ -386,7 +397,7 @@ def distance(bias: Mapping[str, float]) -> float:
     return max(bias["low"], -bias["high"])
 
 
-def _flavour(found: Quantiles, sizes: dict[str, int]) -> dict:
+def _flavour(found: Quantiles, sizes: dict[str, int]) -> dict[str, Any]:
     """Median response of each flavour by pT bin, and its spread in each region from CLOSURE_FROM
     up.
     """
@@ -410,11 +421,11 @@ def _flavour(found: Quantiles, sizes: dict[str, int]) -> dict:
     }
 
 
-def _medians(found: Quantiles, group: str) -> dict:
+def _medians(found: Quantiles, group: str) -> dict[str, Any]:
     return {name: interval(r.median(groups[group])) for name, groups in found.items()}
 
 
-def _spread(one: Bin, found: Quantiles) -> dict | None:
+def _spread(one: Bin, found: Quantiles) -> dict[str, Any] | None:
     """Spread between the flavours that have enough jets, uds minus gluon, and what the model takes
     off both (per cent, paired).
     """
@@ -438,14 +449,16 @@ def _spread(one: Bin, found: Quantiles) -> dict | None:
     return entry
 
 
-def _eta_record(low: float, high: float, found: Quantiles, sizes: dict[str, int]) -> dict:
+def _eta_record(low: float, high: float, found: Quantiles, sizes: dict[str, int]) -> dict[str, Any]:
     group = _eta_name(low, high)
     return {"eta_low": low, "eta_high": high, "num_jets": sizes[group]} | {
         name: interval(r.bias(groups[group])) for name, groups in found.items()
     }
 
 
-def _distribution(responses: Mapping[str, np.ndarray], columns: Mapping[str, np.ndarray]) -> dict:
+def _distribution(
+    responses: Mapping[str, np.ndarray], columns: Mapping[str, np.ndarray]
+) -> dict[str, Any]:
     """Histogram of the response above 30 GeV in each region: region -> calibration -> counts
     between `edges`.
     """

@@ -15,8 +15,13 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+from collections.abc import Callable
+from typing import TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
+
+Floats: TypeAlias = NDArray[np.float64]
 
 QUANTILES = np.array([0.158655, 0.25, 0.5, 0.75, 0.841345])
 """-1 sigma, the quartiles and the median, +1 sigma of a normal distribution."""
@@ -73,7 +78,7 @@ class Bin:
         """The pT range as people write it: '30-100' or '>1000'."""
         return f">{self.low:g}" if math.isinf(self.high) else f"{self.low:g}-{self.high:g}"
 
-    def contains(self, gen_pt: np.ndarray, gen_eta: np.ndarray) -> np.ndarray:
+    def contains(self, gen_pt: Floats, gen_eta: Floats) -> NDArray[np.bool_]:
         """Which jets lie in the bin: (N,) bool."""
         return (gen_pt >= self.low) & (gen_pt < self.high) & in_region(gen_eta, self.region)
 
@@ -87,7 +92,7 @@ def bins(edges: tuple[float, ...], regions: tuple[str, ...] = tuple(REGIONS)) ->
     ]
 
 
-def in_region(gen_eta: np.ndarray, region: str) -> np.ndarray:
+def in_region(gen_eta: Floats, region: str) -> NDArray[np.bool_]:
     """Which jets lie in a region of |eta| ('all': in any of them): (N,) bool."""
     lowest = min(low for low, _ in REGIONS.values())
     highest = max(high for _, high in REGIONS.values())
@@ -128,7 +133,7 @@ def median(q: np.ndarray) -> np.ndarray:
     return q[..., 2]
 
 
-def resolution(q: np.ndarray) -> np.ndarray:
+def resolution(q: Floats) -> Floats:
     """IQR / median: (q75 - q25) / q50, without unit. For a narrow normal distribution this is 1.349
     sigma / mean.
 
@@ -137,7 +142,7 @@ def resolution(q: np.ndarray) -> np.ndarray:
     return (q[..., 3] - q[..., 1]) / q[..., 2]
 
 
-def half_width(q: np.ndarray) -> np.ndarray:
+def half_width(q: Floats) -> Floats:
     """Half of the central 68.3 % over the median: (q84 - q16) / (2 q50); sigma / mean for a normal
     distribution.
 
@@ -177,7 +182,7 @@ def gaussian_core(values: np.ndarray, steps: int = 50) -> tuple[float, float]:
     return mean, sigma
 
 
-def gain(q: np.ndarray, reference: np.ndarray, width=resolution) -> np.ndarray:
+def gain(q: Floats, reference: Floats, width: Callable[[Floats], Floats] = resolution) -> Floats:
     """How much narrower the response is than that of a reference calibration, in per cent: 100 (1 -
     width / width_reference).
 
@@ -195,13 +200,15 @@ def bias(q: np.ndarray) -> np.ndarray:
     return q[..., 2] - 1
 
 
-def spread(medians: np.ndarray) -> np.ndarray:
+def spread(medians: Floats) -> Floats:
     """Largest difference of the median response between flavours: max - min over the last axis.
 
     A maximum of noisy numbers: with few jets of a flavour it comes out too large, for every
     calibration alike.
     """
-    return medians.max(axis=-1) - medians.min(axis=-1)
+    largest: Floats = medians.max(axis=-1)
+    smallest: Floats = medians.min(axis=-1)
+    return largest - smallest
 
 
 def flavour(parton: np.ndarray, hadron: np.ndarray) -> np.ndarray:

@@ -104,7 +104,7 @@ def measure(
     replicates: int = REPLICATES,
     seed: int = 0,
     advance: Callable[[], None] | None = None,
-) -> dict | None:
+) -> dict[str, Any] | None:
     """What the quantiles of a network are worth on jets: columns name -> (N,) as in
     physics.metrics; answers: (N, C), its output columns, called `names`.
 
@@ -150,14 +150,14 @@ def _inside(band: Band, true: np.ndarray, quantiles: Mapping[str, np.ndarray]) -
     return (quantiles[band.low] <= true) & (true <= quantiles[band.high])
 
 
-def _band(band: Band, true: np.ndarray, quantiles: Mapping[str, np.ndarray]) -> dict:
+def _band(band: Band, true: np.ndarray, quantiles: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Coverage of a band over all jets, and for how many its ends are the wrong way round."""
     crossed = int(np.count_nonzero(quantiles[band.low] > quantiles[band.high]))
     place = {"low": band.low, "high": band.high, "nominal": band.nominal}
     return place | {"coverage": share(_inside(band, true, quantiles)), "num_crossed": crossed}
 
 
-def _below(name: str, true: np.ndarray, quantile: np.ndarray) -> dict:
+def _below(name: str, true: np.ndarray, quantile: np.ndarray) -> dict[str, Any]:
     """How often the truth lies below a quantile, which is its level if it is right."""
     return {"column": name, "level": level_of(name), "share": share(true < quantile)}
 
@@ -167,7 +167,7 @@ def _in_pt(
     true: np.ndarray,
     quantiles: Mapping[str, np.ndarray],
     jets: Mapping[str, np.ndarray],
-) -> list[dict]:
+) -> list[dict[str, Any]]:
     """Coverage and mean half-width of the band by the pT of the file (GeV), in each region."""
     inside, half = _inside(band, true, quantiles), (quantiles[band.high] - quantiles[band.low]) / 2
     records = []
@@ -202,7 +202,7 @@ def _widths(
     quantiles: Mapping[str, np.ndarray],
     jets: Mapping[str, np.ndarray],
     **draws: Any,
-) -> dict:
+) -> dict[str, Any]:
     """Predicted half-widths beside measured ones, the pull, and what the prediction knows of jets
     of the same pT.
 
@@ -238,7 +238,7 @@ def _widths(
     }
 
 
-def half_width(q: np.ndarray) -> np.ndarray:
+def half_width(q: r.Floats) -> r.Floats:
     """Half of what lies between the first and the last quantile. q: (..., 3); returns (...)."""
     return (q[..., -1] - q[..., 0]) / 2
 
@@ -261,14 +261,14 @@ def wider_half(half: np.ndarray, jets: Mapping[str, np.ndarray]) -> np.ndarray:
 
 def _same_pt(
     errors: Mapping[str, np.ndarray], groups: Mapping[str, np.ndarray], half: np.ndarray
-) -> dict | None:
+) -> dict[str, Any] | None:
     """Measured and predicted half-widths of both halves of `wider_half`, and their ratio (paired);
 
     None with too few jets.
     """
     if not {"narrow", "wide"} <= groups.keys():
         return None
-    record = {
+    record: dict[str, dict[str, Any]] = {
         name: {"measured": interval(errors[name]), "predicted": float(np.mean(half[groups[name]]))}
         for name in ("narrow", "wide")
     }

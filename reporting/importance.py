@@ -1,5 +1,6 @@
-"""How much each parameter of a search mattered for the loss, by itself, and how much of that chance
-alone would show.
+"""How much each parameter of a search mattered for its objective, by itself.
+
+Each importance comes with what chance alone would show.
 """
 
 from __future__ import annotations
@@ -8,8 +9,9 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
-# with fewer, chance explains more than half of the ranks' variance for almost any grouping
+# With fewer, chance explains more than half of the ranks' variance for almost any grouping.
 LEAST_TRIALS = 8
 PERMUTATIONS = 1000
 CHANCE = 0.95  # quantile of what permuted losses show
@@ -18,13 +20,12 @@ GROUPS = 3  # of a range: low, middle, high
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Importance:
-    """One parameter's share of the variance of the losses' ranks, from 0 to 1, and the share that
-    chance reaches in 1 of 20 searches.
-    """
+    """One parameter's share of the variance of the losses' ranks, from 0 to 1."""
 
     name: str
     share: float
     chance: float
+    """The share that chance reaches in 1 of 20 searches."""
 
     @property
     def beyond_chance(self) -> bool:
@@ -46,27 +47,25 @@ def importances(columns: Mapping[str, Sequence[str]], losses: Sequence[float]) -
     ranks = _ranks(np.asarray(losses, dtype=float))
     generator = np.random.default_rng(0)
     orders = np.stack([ranks, *(generator.permutation(ranks) for _ in range(PERMUTATIONS))])
-    found = []
+    measured = []
     for name, values in columns.items():
         groups = _groups(values)
         if len(set(groups)) > 1:
             share, *by_chance = _eta_squared(orders, groups)
-            found.append(
-                Importance(
-                    name=name, share=float(share), chance=float(np.quantile(by_chance, CHANCE))
-                )
-            )
-    return sorted(found, key=lambda one: -one.share)
+            chance = float(np.quantile(by_chance, CHANCE))
+            measured.append(Importance(name=name, share=float(share), chance=chance))
+    return sorted(measured, key=lambda one: -one.share)
 
 
-def _ranks(values: np.ndarray) -> np.ndarray:
+def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Ranks from 0; equal values share the mean of theirs."""
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     ends = np.cumsum(counts)
-    return (ends - (counts + 1) / 2)[inverse]
+    ranks: NDArray[np.float64] = (ends - (counts + 1) / 2)[inverse]
+    return ranks
 
 
-def _groups(values: Sequence[str]) -> np.ndarray:
+def _groups(values: Sequence[str]) -> NDArray[np.int64]:
     """The group of each trial: by its value where there are few, else by thirds of the order."""
     distinct, groups = np.unique(list(values), return_inverse=True)
     if len(distinct) <= 2 * GROUPS - 1:
@@ -78,15 +77,18 @@ def _groups(values: Sequence[str]) -> np.ndarray:
     return np.searchsorted(np.quantile(numbers, np.arange(1, GROUPS) / GROUPS), numbers)
 
 
-def _eta_squared(orders: np.ndarray, groups: np.ndarray) -> np.ndarray:
+def _eta_squared(orders: NDArray[np.float64], groups: NDArray[np.int64]) -> NDArray[np.float64]:
     """Between-group share of the variance; orders (M, N), groups (N,) -> (M,).
 
     All zero where the losses are all equal.
     """
     centred = orders - orders.mean(axis=1, keepdims=True)
     total = (centred**2).sum(axis=1)
-    between = sum(
-        centred[:, groups == group].sum(axis=1) ** 2 / np.count_nonzero(groups == group)
-        for group in np.unique(groups)
+    between = np.zeros_like(total)
+    for group in np.unique(groups):
+        members = groups == group
+        between += centred[:, members].sum(axis=1) ** 2 / np.count_nonzero(members)
+    shares: NDArray[np.float64] = np.divide(
+        between, total, out=np.zeros_like(total), where=total > 0
     )
-    return np.divide(between, total, out=np.zeros_like(total), where=total > 0)
+    return shares

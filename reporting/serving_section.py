@@ -1,50 +1,52 @@
-"""The section of a run's report that tells of the model as it is served: size, parity, speed, and
-the service's own answers.
+"""The section of a run's report about the served model: size, parity, speed, the service's answers.
 
-The report is written before the gate, when there is no service yet; the deploy step puts this
+The report is written before the gate, when there is no service yet; the deploy step then puts this
 section anew into the page (`updated`). Its sources are model/export.json, the `inference` of
 metrics.json, and service.json.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+import dataclasses
+from collections.abc import Sequence
 
 from reporting import page
+from reporting.records import Record
 
+# The comments by which templates/serving.html begins and ends.
 START, END = "<!-- serving: begin -->", "<!-- serving: end -->"
 
 
-def section(export: Mapping | None, inference: Mapping | None, service: Mapping | None) -> str:
-    """The section as HTML; whatever is None is said to be missing.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Service:
+    """What the service answered when it was deployed."""
 
-    A service of another model than `export`'s is not shown.
-    """
-    service = (
-        service
-        if export and service and service.get("model_sha256") == export.get("sha256")
-        else None
-    )
-    parts = [
-        _models(export) if export else "<p>No parity numbers were found (model/export.json).</p>",
-        _speed(inference) if inference else "",
-        (
-            _service(service)
-            if service
-            else "<p>Not deployed yet when this page was written: the gate comes first.</p>"
-        ),
-        (
-            page.facts(dict(page.flat(export)), "All that was recorded of the export")
-            if export
-            else ""
-        ),
-    ]
-    return f"{START}{page.section('Serving', *parts)}{END}"
+    where: str
+    tolerance: str
+    differences: page.Table
+    round_trips: Sequence[tuple[str, str]]
+    """(size of a request, its time) of each size."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Serving:
+    """What the section shows; None or empty for what is missing."""
+
+    models: page.Table | None
+    raw_reason: str
+    """Why there is no model that takes the ntuple's own columns."""
+    speed: str
+    service: Service | None
+    export: Record
+
+
+def section(export: Record | None, inference: Record | None, service: Record | None) -> str:
+    """The section as HTML, which says what is missing."""
+    return page.render("serving.html", serving=content(export, inference, service))
 
 
 def updated(
-    text: str, export: Mapping | None, inference: Mapping | None, service: Mapping | None
+    text: str, export: Record | None, inference: Record | None, service: Record | None
 ) -> str:
     """A page with this section in place of the one it has; unchanged if it has none."""
     before, start, rest = text.partition(START)
@@ -52,7 +54,20 @@ def updated(
     return before + section(export, inference, service) + after if start and end else text
 
 
-def _models(export: Mapping) -> str:
+def content(export: Record | None, inference: Record | None, service: Record | None) -> Serving:
+    """What the section shows. A service of another model than `export`'s is left out."""
+    if not export or not service or service.get("model_sha256") != export.get("sha256"):
+        service = None
+    return Serving(
+        models=_models(export) if export else None,
+        raw_reason=(export or {}).get("raw_reason") or "",
+        speed=_speed(inference or {}),
+        service=_service(service) if service else None,
+        export=page.flat(export or {}),
+    )
+
+
+def _models(export: Record) -> page.Table:
     """The models of the repository, one a row."""
     head = [
         "Model",
@@ -63,85 +78,73 @@ def _models(export: Mapping) -> str:
         "Largest difference",
         "Checked in batches of",
     ]
-    rows = [list(_model(one)) for one in (export, export.get("raw")) if one]
-    note = (
-        "<p>PyTorch against ONNX Runtime on the same validation jets, at every level of graph"
-        " optimisation that the server may use: what was trained is what is served.</p>"
-    )
-    reason = export.get("raw_reason")
-    missing = (
-        f"<p>No model that takes the ntuple's own columns: {page.escaped(reason)}.</p>"
-        if reason
-        else ""
-    )
-    return note + page.table(head, rows, kind="models") + missing
+    models = [export, export["raw"]] if export.get("raw") else [export]
+    rows = []
+    for model in models:
+        parity, memory = model.get("parity") or {}, model.get("memory") or {}
+        close = difference = page.MISSING
+        if "share_close" in parity:
+            close = f"{100 * parity['share_close']:.2f} % of {parity['num_jets']:,}"
+        if "max_difference" in parity:
+            difference = _difference(parity["max_difference"])
+        most = model.get("max_batch_size")
+        sizes = ", ".join(f"{size:,}" for size in parity.get("batch_sizes", []))
+        rows.append(
+            [
+                model.get("model", page.MISSING),
+                _megabytes(model.get("size_bytes")),
+                f"{most:,}" if most else page.MISSING,
+                _megabytes(memory.get("bytes_per_jet")),
+                close,
+                difference,
+                sizes or page.MISSING,
+            ]
+        )
+    return page.Table(head=head, rows=rows, kind="models")
 
 
-def _model(one: Mapping) -> Iterator[str]:
-    parity, memory = one.get("parity") or {}, one.get("memory") or {}
-    yield one.get("model", "–")
-    yield _with_unit(one.get("size_bytes"), 1e-6, "MB")
-    yield f"{one['max_batch_size']:,}" if one.get("max_batch_size") else "–"
-    yield _with_unit(memory.get("bytes_per_jet"), 1e-6, "MB")
-    yield (
-        f"{100 * parity['share_close']:.2f} % of {parity['num_jets']:,}"
-        if "share_close" in parity
-        else "–"
-    )
-    yield _difference(parity["max_difference"]) if "max_difference" in parity else "–"
-    yield ", ".join(f"{size:,}" for size in parity.get("batch_sizes", [])) or "–"
-
-
-def _with_unit(value: float | None, scale: float, unit: str) -> str:
-    return "–" if value is None else f"{scale * value:.3g} {unit}"
+def _megabytes(size: float | None) -> str:
+    return page.MISSING if size is None else f"{1e-6 * size:.3g} MB"
 
 
 def _difference(value: float) -> str:
     return f"{value:.1e}" if value else "0"
 
 
-def _speed(inference: Mapping) -> str:
+def _speed(inference: Record) -> str:
+    """Jets a second, and how they were measured; empty if they were not."""
     if not inference.get("jets_per_second"):
         return ""
-    where = (
-        f"{inference['threads']} threads of {inference['processor']}"
-        if inference["provider"] == "CPU"
-        else inference["provider"]
-    )
+    where = inference["provider"]
+    if where == "CPU":
+        where = f"{inference['threads']} threads of {inference['processor']}"
     return (
-        "<p>ONNX Runtime by itself, measured with the test jets:"
-        f" {inference['jets_per_second']:,.0f} jets/s in batches of {inference['batch_size']:,}"
-        f" ({page.escaped(where)}; inputs prepared before).</p>"
+        f"{inference['jets_per_second']:,.0f} jets/s in batches of {inference['batch_size']:,}"
+        f" ({where}; inputs prepared before)"
     )
 
 
-def _service(service: Mapping) -> str:
-    """What the service answered when it was deployed."""
+def _service(service: Record) -> Service:
     golden = service["golden"]
+    # Each model of the repository with the largest difference of its answers, by size of request.
     checked = {service["name"]: golden["max_difference"], **service.get("others", {})}
-    rows = [
-        [name, *map(_difference, differences.values())] for name, differences in checked.items()
+    round_trips = [
+        (
+            _jets(size),
+            f"{times['median_ms']:.3g} ms (median of {times['repeats']};"
+            f" {times['min_ms']:.3g} to {times['max_ms']:.3g})",
+        )
+        for size, times in (service.get("round_trips") or {}).items()
     ]
-    where = page.escaped(f"{service['kind']} at {service['url']}")
-    return (
-        f"<p>When it was deployed, {where} gave the answers that PyTorch gave to the same jets"
-        f" (allowed: {golden['tolerance']:g}).</p>"
-        + page.table(
-            ["Largest difference", *map(_jets, golden["max_difference"])], rows, kind="models"
-        )
-        + "".join(
-            _round_trip(size, times) for size, times in (service.get("round_trips") or {}).items()
-        )
-    )
-
-
-def _round_trip(size: str, times: Mapping[str, Any]) -> str:
-    spread = (
-        f"{times['median_ms']:.3g} ms (median of {times['repeats']}; {times['min_ms']:.3g} to"
-        f" {times['max_ms']:.3g})"
-    )
-    return (
-        f"<p>Request of {_jets(size)} as JSON, there and back, from the deploy step: {spread}.</p>"
+    return Service(
+        where=f"{service['kind']} at {service['url']}",
+        tolerance=f"{golden['tolerance']:g}",
+        differences=page.Table(
+            head=["Largest difference", *map(_jets, golden["max_difference"])],
+            rows=[[name, *map(_difference, sizes.values())] for name, sizes in checked.items()],
+            kind="models",
+        ),
+        round_trips=round_trips,
     )
 
 

@@ -1,64 +1,99 @@
-"""The page of data.validate: what was found in the files, and each number beside its
-target, drawn.
-"""
+"""The page of data.validate: what its checks found, and each number beside its target, drawn."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
-from data import targets
-from data.checks import ERROR, Finding
-from data.jetntuple import Columns
-from data.targets import Measured
-from reporting import figures as f
 from reporting import page
-from reporting.figures import Drawing
+from reporting.drawing import (
+    BLUE,
+    GREY,
+    ORANGE,
+    PT_LABEL,
+    PURPLE,
+    RED,
+    Drawing,
+    drawn,
+    panels,
+    plain_legend,
+    slug,
+)
 
-TARGET = "#9c9ca1"
-HERE = "#e42536"
+Jets: TypeAlias = Mapping[str, NDArray[Any]]
+"""Columns of data.summary: name -> one number a jet, (N,)."""
+
+MIN_JETS = 100  # of fewer jets of a flavour, a distribution shows nothing but chance
+
+
+class Finding(Protocol):
+    """Something that is not as it should be (data.checks)."""
+
+    @property
+    def level(self) -> str: ...
+    @property
+    def where(self) -> str: ...
+    @property
+    def found(self) -> str: ...
+    @property
+    def cure(self) -> str: ...
+
+
+class Measured(Protocol):
+    """A number with its standard deviation beside a target from `low` to `high` (data.targets)."""
+
+    @property
+    def topic(self) -> str: ...
+    @property
+    def where(self) -> str: ...
+    @property
+    def value(self) -> float: ...
+    @property
+    def error(self) -> float: ...
+    @property
+    def low(self) -> float: ...
+    @property
+    def high(self) -> float: ...
+    @property
+    def jets(self) -> int: ...
+    @property
+    def within(self) -> bool: ...
 
 
 def render(
-    sets: Mapping[str, Columns], findings: Sequence[Finding], measured: Sequence[Measured]
+    sets: Mapping[str, Jets],
+    findings: Sequence[Finding],
+    measured: Sequence[Measured],
+    *,
+    num_errors: int,
 ) -> str:
-    """The page as text."""
-    errors = sum(one.level == ERROR for one in findings)
-    near = sum(one.within for one in measured)
-    verdict = "Nothing wrong was found" if not errors else f"{errors} checks failed"
-    jets = (
-        ", ".join(f"{name} {len(columns['jetPt']):,}" for name, columns in sets.items())
-        or "none could be read"
+    """The page as text. sets: name -> jets; num_errors: how many findings are errors."""
+    jets = [f"{name} {len(columns['jetPt']):,}" for name, columns in sets.items()]
+    return page.render(
+        "validation.html",
+        title="Jets: validation",
+        num_errors=num_errors,
+        jets=", ".join(jets) or "none could be read",
+        num_within=sum(one.within for one in measured),
+        num_measured=len(measured),
+        findings=_findings(findings),
+        figures=list(drawings(sets, measured)),
+        measured=_measured(measured),
     )
-    body = [
-        (
-            f'<section class="verdict {"good" if not errors else "bad"}"><h2>{verdict}</h2><p>Jets:'
-            f" {page.escaped(jets)}. {near} of {len(measured)} numbers are as in CMS"
-            " simulation.</p></section>"
-        ),
-        _findings(findings),
-        page.section(
-            "Beside CMS simulation", f.gallery(drawings(sets, measured)), _measured(measured)
-        ),
-    ]
-    return page.document("Jets: validation", "\n".join(body))
 
 
-def _findings(findings: Sequence[Finding]) -> str:
+def _findings(findings: Sequence[Finding]) -> page.Table | None:
     rows = [[one.level, one.where, one.found, one.cure] for one in findings]
-    return page.section(
-        "Findings",
-        (
-            page.table(["Level", "Where", "Found", "What to do"], rows, kind="trials")
-            if rows
-            else "<p>None.</p>"
-        ),
-    )
+    head = ["Level", "Where", "Found", "What to do"]
+    return page.Table(head=head, rows=rows, kind="trials") if rows else None
 
 
-def _measured(measured: Sequence[Measured]) -> str:
+def _measured(measured: Sequence[Measured]) -> page.Table | None:
     rows = [
         [
             one.topic,
@@ -66,101 +101,86 @@ def _measured(measured: Sequence[Measured]) -> str:
             f"{one.jets:,}",
             f"{one.value:.4g} ± {one.error:.2g}",
             f"{one.low:.4g} to {one.high:.4g}",
-            _yes(one.within),
+            "yes" if one.within else "no",
         ]
         for one in measured
     ]
-    note = (
-        "<p class='small'>Targets: CMS open simulation (JetNtuple, 13 TeV QCD), tolerances of this"
-        " project. 'Within' allows two standard deviations of the sample at hand.</p>"
-    )
-    return (
-        page.table(["Number", "Where", "Jets", "Here", "Target", "Within"], rows) + note
-        if rows
-        else "<p>Too few jets to compare.</p>"
-    )
-
-
-def _yes(holds: bool) -> str:
-    return "yes" if holds else "no"
+    head = ["Number", "Where", "Jets", "Here", "Target", "Within"]
+    return page.Table(head=head, rows=rows) if rows else None
 
 
 # ---------------------------------------------------------------------------------------- figures
 
 
-def drawings(sets: Mapping[str, Columns], measured: Sequence[Measured]) -> Iterator[Drawing]:
+def drawings(sets: Mapping[str, Jets], measured: Sequence[Measured]) -> Iterator[Drawing]:
     """All figures that these jets allow."""
-    topics = [
-        (topic, list(group))
-        for topic, group in itertools.groupby(measured, key=lambda one: one.topic)
-    ]
-    makers = [
-        lambda topic=topic, group=group: beside_target(topic, group)
-        for topic, group in topics
-        if len(group) > 1
-    ]
-    makers += [
-        lambda: histogram(sets, "genJetPt", np.geomspace(20, 3000, 40), f.PT_LABEL, log=True),
-        lambda: histogram(sets, "nPF", np.arange(0, 320, 8), "Candidates stored with a jet"),
-        lambda: histogram(
-            sets, "nInCone", np.arange(0, 120, 3), r"Candidates within $\Delta R < 0.4$"
-        ),
-        lambda: histogram(
-            sets,
-            "fromPVFraction",
-            np.linspace(0, 1, 41),
-            "Share of charged hadrons' pT from the vertex",
-        ),
-        lambda: likelihood(sets),
-    ]
-    for make in makers:
-        with f.style():
-            drawing = make()
-        if drawing:
-            yield drawing
+    makers: list[Callable[[], Drawing | None]] = []
+    for topic, group in itertools.groupby(measured, key=lambda one: one.topic):
+        makers.append(partial(beside_target, topic, list(group)))
+    pt_edges = np.geomspace(20, 3000, 40)
+    makers.append(partial(histogram, sets, "genJetPt", pt_edges, PT_LABEL, log=True))
+    histograms = {
+        "nPF": (np.arange(0, 320, 8), "Candidates stored with a jet"),
+        "nInCone": (np.arange(0, 120, 3), r"Candidates within $\Delta R < 0.4$"),
+        "fromPVFraction": (np.linspace(0, 1, 41), "Share of charged hadrons' pT from the vertex"),
+    }
+    for column, (edges, label) in histograms.items():
+        makers.append(partial(histogram, sets, column, edges, label))
+    makers.append(partial(likelihood, sets))
+    yield from drawn(makers)
 
 
-def beside_target(topic: str, group: Sequence[Measured]) -> Drawing:
-    """Measured values with two standard deviations over their targets' bands."""
-    figure, (axes,) = f.panels()
+def beside_target(topic: str, group: Sequence[Measured]) -> Drawing | None:
+    """Measured values with two standard deviations over their targets' bands.
+
+    None for a single value, which the table shows as well.
+    """
+    if len(group) < 2:
+        return None
+    figure, (axes,) = panels()
     places = np.arange(len(group))
     low, high = np.array([one.low for one in group]), np.array([one.high for one in group])
-    axes.bar(places, high - low, bottom=low, width=0.8, color=TARGET, alpha=0.35, label="Target")
+    axes.bar(places, high - low, bottom=low, width=0.8, color=GREY, alpha=0.35, label="Target")
     values, errors = [one.value for one in group], [2 * one.error for one in group]
     axes.errorbar(
         places,
         values,
         yerr=errors,
         fmt="o",
-        color=HERE,
+        color=RED,
         markersize=9,
         elinewidth=2,
         label="These jets",
     )
-    axes.set_xticks(
-        places, [one.where.removesuffix(" GeV") for one in group], fontsize=18, rotation=20
-    )
+    names = [one.where.removesuffix(" GeV") for one in group]
+    axes.set_xticks(places, names, fontsize=18, rotation=20)
     axes.minorticks_off()
-    axes.set_xlabel(f.PT_LABEL if all(one.where.endswith("GeV") for one in group) else "")
+    axes.set_xlabel(PT_LABEL if all(one.where.endswith("GeV") for one in group) else "")
     lowest, highest = min([*low, *values]), max([*high, *values])
     axes.set_ylim(lowest - 0.15 * (highest - lowest), highest + 0.45 * (highest - lowest))
-    axes.set_ylabel(topic[0].upper() + topic[1:], fontsize=22)
+    title = topic[0].upper() + topic[1:]
+    axes.set_ylabel(title, fontsize=22)
     axes.legend(loc="upper right")
     words = ", ".join(
         f"{one.where} {one.value:.3g} (target {one.low:.3g} to {one.high:.3g})" for one in group
     )
-    name = "".join(letter if letter.isalnum() else "-" for letter in topic)
-    caption = f"{topic[0].upper() + topic[1:]}: these jets and their target."
-    return Drawing(name=name, caption=caption, alt=f"{topic}: {words}.", figure=figure)
+    return Drawing(
+        name=slug(topic),
+        caption=f"{title}: these jets and their target.",
+        alt=f"{topic}: {words}.",
+        figure=figure,
+    )
 
 
 def histogram(
-    sets: Mapping[str, Columns], column: str, edges: np.ndarray, label: str, *, log: bool = False
+    sets: Mapping[str, Jets], column: str, edges: NDArray[Any], label: str, *, log: bool = False
 ) -> Drawing | None:
-    """One distribution, each set by itself, as a share of its jets."""
-    figure, (axes,) = f.panels()
-    colours = itertools.cycle((HERE, "#5790fc", "#f89c20", TARGET))
+    """One distribution, each set by itself, as a share of its jets; None without any set."""
+    if not sets:
+        return None
+    figure, (axes,) = panels()
     means = []
+    colours = itertools.cycle((RED, BLUE, ORANGE, GREY))
     for (name, jets), colour in zip(sets.items(), colours, strict=False):
         values = jets[column][np.isfinite(jets[column])]
         counts = np.histogram(values, edges)[0] / max(len(values), 1)
@@ -170,43 +190,30 @@ def histogram(
         axes.set_xscale("log")
     axes.set_xlabel(label)
     axes.set_ylabel("Share of jets")
-    axes.legend()
-    alt = f"Distribution of {column}; means: {', '.join(means)}."
+    plain_legend(axes)
     return Drawing(
         name=f"histogram-{column}",
         caption=f"{column}. Mean: {', '.join(means)}.",
-        alt=alt,
+        alt=f"Distribution of {column}; means: {', '.join(means)}.",
         figure=figure,
     )
 
 
-def likelihood(sets: Mapping[str, Columns]) -> Drawing | None:
-    """jetQGl of light-quark and gluon jets."""
-    together = (
-        {
-            name: np.concatenate([jets[name] for jets in sets.values()])
-            for name in ("jetQGl", "partonFlav")
-        }
-        if sets
-        else {}
-    )
-    kinds = {"uds": ((1, 2, 3), "#5790fc"), "g": ((21,), "#b05aa6")}
-    chosen = {
-        name: (
-            together["jetQGl"][
-                np.isin(np.abs(together["partonFlav"]), numbers) & (together["jetQGl"] >= 0)
-            ]
-            if together
-            else np.zeros(0)
-        )
-        for name, (numbers, _) in kinds.items()
-    }
-    if min(map(len, chosen.values())) < targets.MIN_JETS:
+def likelihood(sets: Mapping[str, Jets]) -> Drawing | None:
+    """jetQGl of light-quark and gluon jets; None with too few of them."""
+    if not sets:
         return None
-    figure, (axes,) = f.panels()
-    for name, values in chosen.items():
+    value, flavour = (
+        np.concatenate([jets[name] for jets in sets.values()]) for name in ("jetQGl", "partonFlav")
+    )
+    light = value[np.isin(np.abs(flavour), (1, 2, 3)) & (value >= 0)]
+    gluon = value[(np.abs(flavour) == 21) & (value >= 0)]
+    if min(len(light), len(gluon)) < MIN_JETS:
+        return None
+    figure, (axes,) = panels()
+    for name, values, colour in (("uds", light, BLUE), ("g", gluon, PURPLE)):
         counts, edges = np.histogram(values, np.linspace(0, 1, 26))
-        axes.stairs(counts / len(values), edges, color=kinds[name][1], linewidth=2.5, label=name)
+        axes.stairs(counts / len(values), edges, color=colour, linewidth=2.5, label=name)
     axes.set_xlabel("Quark-gluon likelihood jetQGl")
     axes.set_ylabel("Share of jets")
     axes.legend(loc="upper center")

@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from physics import uncertainty
-from reporting import figures
 
 NAMES = ["median", "q16", "q84"]
 Z = 0.994458  # of a normal distribution at 84 %
@@ -164,15 +163,3 @@ def test_a_share_by_hand():
     """
     found = uncertainty.share(np.arange(263) < 81)
     assert (found["low"], found["high"]) == pytest.approx((0.2553, 0.3662), abs=1e-4)
-
-
-def test_figures_say_in_words_what_they_show(right):
-    with figures.style():
-        coverage, widths = (
-            figures.coverage({"uncertainty": right}),
-            figures.widths({"uncertainty": right}),
-        )
-    assert "wanted 68 %" in coverage.alt
-    assert "is predicted" in widths.alt
-    assert figures.coverage({}) is None
-    assert figures.widths({}) is None

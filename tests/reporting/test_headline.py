@@ -26,12 +26,12 @@ FIXED = {
 
 
 def test_the_names_stay_and_the_numbers_are_plain(run_documents):
-    found = headline(run_documents["metrics"], run_documents["search"])
-    assert set(found) == FIXED
-    assert all(isinstance(value, (int, float)) for value in found.values())
-    assert found["resolution_gain_percent_low"] == run_documents["metrics"]["gain"]["low"]
-    assert found["validation_loss"] == 0.0877
-    assert found["closure_barrel_percent"] == pytest.approx(
+    numbers = headline(run_documents["metrics"], run_documents["search"])
+    assert set(numbers) == FIXED
+    assert all(isinstance(value, (int, float)) for value in numbers.values())
+    assert numbers["resolution_gain_percent_low"] == run_documents["metrics"]["gain"]["low"]
+    assert numbers["validation_loss"] == 0.0877
+    assert numbers["closure_barrel_percent"] == pytest.approx(
         100 * run_documents["metrics"]["closure"]["bins"][0]["model"]["value"]
     )
 

@@ -1,14 +1,16 @@
 """The page is checked as text, and once in a real browser where `chromium` is there."""
 
+import copy
 import html
+import re
 import shutil
 import subprocess
-from html.parser import HTMLParser
 
 import pytest
 
 from reporting.report import Documents, figures_of, render
-from reporting.serving_section import updated
+from reporting.serving_section import section, updated
+from tests.reporting.elements import HOSTILE, Elements, assert_harmless
 
 
 @pytest.fixture(scope="module")
@@ -17,47 +19,18 @@ def page(run_documents) -> str:
     return render(documents, list(figures_of(documents)))
 
 
-class Elements(HTMLParser):
-    """Collects every element with its attributes, and checks that tags close in order."""
-
-    VOID = ("meta", "br", "img", "use", "path")
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.found, self.open = [], []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attributes):
-        self.found.append((tag, dict(attributes)))
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attributes):
-        self.found.append((tag, dict(attributes)))
-
-    def handle_endtag(self, tag):
-        if tag not in self.VOID:
-            assert self.open.pop() == tag
-
-
 def test_the_page_needs_nothing_from_elsewhere(page):
     elements = Elements(page)
     assert elements.open == []
-    assert not {"script", "link", "iframe", "img"} & {tag for tag, _ in elements.found}
-    links = [
-        value
-        for _, attributes in elements.found
-        for name, value in attributes.items()
-        if name in ("src", "href", "xlink:href")
-    ]
-    assert links
-    assert all(value.startswith("#") for value in links)
+    assert not {"script", "link", "iframe", "img"} & elements.tags
+    assert elements.addresses
+    assert all(address.startswith("#") for address in elements.addresses)
     assert "@import" not in page
     assert "url(h" not in page
 
 
 def test_names_inside_the_figures_are_unique_and_references_resolve(page):
-    elements = Elements(page).found
+    elements = Elements(page).elements
     names = [attributes["id"] for _, attributes in elements if "id" in attributes]
     assert len(names) == len(set(names))
     used = {
@@ -70,11 +43,9 @@ def test_names_inside_the_figures_are_unique_and_references_resolve(page):
 
 
 def test_every_figure_has_words(page):
-    figures = [attributes for tag, attributes in Elements(page).found if tag == "svg"]
+    figures = Elements(page).figures
     assert len(figures) == 15
-    assert all(
-        attributes["role"] == "img" and len(attributes["aria-label"]) > 20 for attributes in figures
-    )
+    assert all(figure["role"] == "img" and len(figure["aria-label"]) > 20 for figure in figures)
 
 
 def test_verdict_search_and_commands_are_there(page):
@@ -82,7 +53,7 @@ def test_verdict_search_and_commands_are_there(page):
         "Gate passed",
         "another sample",
         "pfn-0a1b2c3d-b ★ best",
-        "loss is not finite in &lt;epoch 2&gt;",
+        "loss is not finite in <epoch 2>",
         "3.2e-07",
         (
             "python -m physics.evaluate --run runs/pfn-0a1b2c3d --name pfn --trial pfn-0a1b2c3d-b"
@@ -92,9 +63,10 @@ def test_verdict_search_and_commands_are_there(page):
         "not recorded",
         "Beside this page in runs/pfn-0a1b2c3d: every number in metrics.json, the figures as PDF",
         "68 % half-width / median, model",
-        "here it is jets of this project&#x27;s own generator, which are not CMS&#x27;s",
+        "here it is jets of this project's own generator, which are not CMS's",
     ):
-        assert text in page
+        assert text in Elements(page).text
+    assert "loss is not finite in &lt;epoch 2&gt;" in page
 
 
 def test_the_uncertainty_of_jets_is_told_where_a_network_gives_it(page, run_documents):
@@ -103,9 +75,10 @@ def test_the_uncertainty_of_jets_is_told_where_a_network_gives_it(page, run_docu
         "Jets within their own uncertainty",
         "from q16 to q84",
         "Pull, ",
+        "expected: 68 %",
         "Among jets of the same pT",
     ):
-        assert text in page
+        assert text in Elements(page).text
     metrics = {
         name: value for name, value in run_documents["metrics"].items() if name != "uncertainty"
     }
@@ -129,9 +102,7 @@ def test_serving_numbers_are_there(page):
 
 
 def test_the_service_s_answers_come_into_a_page_that_was_written_before(run_documents):
-    """As the deploy step does it; a service of a model that was exported before is not
-    this one's.
-    """
+    """As the deploy step does it; a service of an earlier model is not this one's."""
     metrics, export, service = (run_documents[name] for name in ("metrics", "export", "service"))
     before = render(Documents(**{**run_documents, "service": None}), [])
     assert "Not deployed yet" in before
@@ -205,6 +176,81 @@ def test_the_search_table_puts_the_best_first(run_documents, best):
     page = render(Documents(metrics=run_documents["metrics"], search=search), [])
     order = sorted("abc", key=lambda letter: page.index(f"<td>pfn-0a1b2c3d-{letter}"))
     assert order == (["b", "a", "c"] if best == "minimize" else ["a", "b", "c"])
+
+
+def test_what_mattered_is_shown_with_its_caveat(run_documents):
+    best = run_documents["search"]["trials"][1]
+    trials = [
+        {**best, "name": f"pfn-0a1b2c3d-{number}", "parameters": {"k": str(number)}}
+        for number in range(9)
+    ]
+    search = run_documents["search"] | {"trials": trials, "optimal": "pfn-0a1b2c3d-3"}
+    documents = Documents(metrics=run_documents["metrics"], search=search)
+    text = Elements(render(documents, list(figures_of(documents)))).text
+    assert "Importance: k 0 % (chance: up to 0 %)." in text
+    assert "searches with 9 trials" in text
+
+
+def test_names_and_values_never_become_markup(run_documents):
+    search = copy.deepcopy(run_documents["search"])
+    search["objective"]["name"] = search["algorithm"] = HOSTILE
+    for trial in search["trials"]:
+        trial["name"] += HOSTILE
+        trial["parameters"] = {HOSTILE: trial["parameters"]["fc-dim"] + HOSTILE}
+        if trial["metrics"]:
+            trial["metrics"] = {HOSTILE: trial["metrics"]["AvgLoss"]}
+        trial["reason"] = HOSTILE
+    search["optimal"] += HOSTILE
+    slices = [
+        {**record, "middle": place}
+        for place, record in enumerate(run_documents["metrics"]["closure"]["bins"])
+    ]
+    metrics = run_documents["metrics"] | {
+        "run_id": HOSTILE,
+        "run": f"runs/{HOSTILE}",
+        "reasons": [f"first reason: {HOSTILE}"],
+        "gain_over_baseline": run_documents["metrics"]["gain"],
+        "baseline": HOSTILE,
+        "trial": search["optimal"],
+        "residuals": {HOSTILE: slices},
+    }
+    documents = Documents(
+        metrics=metrics,
+        run={
+            "config": {"network_option": HOSTILE, HOSTILE: 1, "data_test": HOSTILE},
+            "data": {HOSTILE: {"jets": 1}},
+            "versions": {HOSTILE: HOSTILE},
+            "git_commit": HOSTILE,
+        },
+        search=search,
+        history=run_documents["history"],
+        options={HOSTILE: HOSTILE},
+    )
+    figures = list(figures_of(documents))
+    page = render(documents, figures)
+    assert_harmless(
+        page,
+        f"Jet energy calibration: {HOSTILE}",
+        f"first reason: {HOSTILE}",
+        f"Residual bias against {HOSTILE}",
+        f"200{HOSTILE}",
+        f"best trial pfn-0a1b2c3d-b{HOSTILE}",
+        f"baseline: {HOSTILE}",
+        f"here it is the jets of {HOSTILE}",
+    )
+    assert all(re.fullmatch(r"[\w-]+", drawing.name) for drawing in figures), "they name files"
+
+
+def test_what_a_service_says_never_becomes_markup(run_documents):
+    export = run_documents["export"] | {"model": HOSTILE, "raw_reason": f"raw: {HOSTILE}"}
+    service = run_documents["service"] | {"url": HOSTILE, "kind": HOSTILE, "name": HOSTILE}
+    inference = run_documents["metrics"]["inference"] | {"processor": HOSTILE}
+    assert_harmless(
+        section(export, inference, service),
+        f"raw: {HOSTILE}",
+        f"2 threads of {HOSTILE}",
+        f"{HOSTILE} at {HOSTILE} gave the answers",
+    )
 
 
 CHROMIUM = (

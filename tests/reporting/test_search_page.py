@@ -1,14 +1,15 @@
-"""search.html, the table and the importance of parameters, from search.json alone."""
+"""search.html, its figures, the table and the CSV, from search.json alone."""
 
 from __future__ import annotations
-
-import html.parser
 
 import numpy as np
 import pytest
 
-from reporting.importance import importances
+from reporting import search_figures
+from reporting.drawing import svg
+from reporting.records import best_first, objective_value
 from reporting.search_page import as_csv, markdown, search_page
+from tests.reporting.elements import HOSTILE, Elements, assert_harmless
 
 
 def trial(number, loss, status="Succeeded", reason="", **parameters):
@@ -60,51 +61,122 @@ def record():
     }
 
 
-class Page(html.parser.HTMLParser):
-    """What a browser would find: whether tags are balanced, figures, links elsewhere."""
-
-    VOID = {"meta", "br"}  # noqa: RUF012
-
-    def __init__(self, text):
-        super().__init__()
-        self.open, self.figures, self.elsewhere = [], [], []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        if tag == "svg":
-            self.figures.append(dict(attrs)["aria-label"])
-        self.elsewhere += [value for name, value in attrs if name in ("src", "href")]
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
+@pytest.fixture
+def maximised(record):
+    """The same trials, of which the largest value is the best."""
+    objective = {"name": "AvgLoss", "type": "maximize"}
+    return {**record, "objective": objective, "optimal": "run-000"}
 
 
 def test_the_page_shows_history_parameters_importance_and_every_trial(record):
     text = search_page(record)
-    page = Page(text)
-    assert page.open == []
-    assert page.elsewhere == [], "it opens without anything from elsewhere"
-    history, parallel, importance = page.figures
+    elements = Elements(text)
+    assert elements.open == []
+    assert elements.addresses
+    assert all(one.startswith("#") for one in elements.addresses), "it opens by itself"
+    history, parallel, importance = [figure["aria-label"] for figure in elements.figures]
     assert "ends at 0.08200" in history
-    assert "1 without a loss" in history
+    assert "1 without a value" in history
     assert "start-lr 0.01, k 16" in parallel
     assert importance.startswith("Importance: start-lr")
     assert all(one["name"] in text for one in record["trials"])
-    assert text.count("stopped early") >= 2
+    assert elements.text.count("stopped early") >= 2
     assert "<b>nan</b>" not in text
     assert "by chance" in text, "the caveat stands beside the figure"
+    assert "11 trials: 9 succeeded, 1 stopped early, 1 failed." in elements.text
+
+
+def test_each_trial_says_its_name_where_one_points_at_it(record):
+    titles = [
+        "run-009: AvgLoss 0.08200",
+        "run-010: exit code 1: &lt;b&gt;nan&lt;/b&gt; | in epoch 2",
+    ]
+    history, parallel, _ = search_figures.drawings(record)
+    for drawing in (history, parallel):
+        text = svg(drawing)
+        assert text.count("<title>") == len(record["trials"])
+        for title in titles:
+            assert f"<title>{title}</title>" in text
 
 
 def test_a_search_of_one_trial_has_a_page_too(record):
     text = search_page({**record, "trials": record["trials"][9:10]})
+    assert Elements(text).open == []
     assert "Not estimated" in text
+
+
+def test_the_objective_may_be_maximised(record, maximised):
+    failed = {**record["trials"][0], "status": "Failed"}
+    assert objective_value(record["trials"][0], record) == 0.1
+    assert objective_value(record["trials"][0], maximised) == 0.2
+    assert objective_value(failed, record) is None, "its value does not count"
+    assert [one["name"] for one in best_first(record)][:2] == ["run-009", "run-008"]
+    assert [one["name"] for one in best_first(maximised)][:2] == ["run-000", "run-001"]
+    assert best_first(maximised)[-1]["name"] == "run-010", "those without a value are the last"
+    text = search_page(maximised)
+    assert "Best trial: run-000, AvgLoss 0.20000" in text
+    assert "the best so far (red) ends at 0.20000" in text
+    assert markdown(maximised).splitlines()[2].startswith("| run-000 ★ best | succeeded | 0.20000")
+
+
+@pytest.mark.parametrize(("factor", "logarithmic"), [(2.9, False), (3.1, True)])
+def test_a_wide_range_of_values_is_drawn_on_a_logarithmic_axis(record, factor, logarithmic):
+    record["trials"][0]["metrics"]["AvgLoss"]["min"] = 0.082 * factor
+    history = next(search_figures.drawings(record))
+    (axes,) = history.figure.axes
+    assert axes.get_yscale() == ("log" if logarithmic else "linear")
+    assert ("logarithmic" in axes.get_ylabel()) == logarithmic
+
+
+@pytest.mark.parametrize(
+    ("texts", "heights", "labels"),
+    [
+        (["1", "2", "5"], [0, 0.301 / 0.699, 1], ["1", "2", "5"]),
+        (["2", "3", "4"], [0, 0.5, 1], ["2", "3", "4"]),
+        (["0", "0.05", "0.2"], [0, 0.25, 1], ["0", "0.05", "0.2"]),
+        (["ranger", "adam", "adamW"], [1, 0, 0.5], ["adam", "adamW", "ranger"]),
+        (["nan", "1"], [1, 0], ["1", "nan"]),
+        (["1", "10", "100", "1e3", "1e4", "1e6"], None, ["1", "1000", "1e+06"]),
+        (["7"], [0], ["7"]),
+    ],
+    ids=["logarithm", "value", "with zero", "words", "not finite", "many", "one"],
+)
+def test_the_axis_of_a_parameter(texts, heights, labels):
+    scale = search_figures._scale(texts)
+    assert [text for _, text in scale.labels] == labels
+    if heights:
+        assert [scale.heights[text] for text in texts] == pytest.approx(heights, abs=1e-3)
+
+
+def test_a_parameter_that_a_trial_does_not_have_is_passed_by(record):
+    del record["trials"][3]["parameters"]["k"]
+    _, parallel, _ = search_figures.drawings(record)
+    (axes,) = parallel.figure.axes
+    lines = {line.get_gid(): list(line.get_xdata()) for line in axes.lines if line.get_gid()}
+    assert lines["trial-3"] == [0, 1, 2]
+    assert lines["trial-4"] == [0, 2]
+    assert lines["trial-11"] == [0, 1], "a failed trial has no objective"
+
+
+def test_names_and_values_never_become_markup(record):
+    record["experiment"] = record["algorithm"] = record["objective"]["name"] = HOSTILE
+    for one in record["trials"]:
+        one["name"] += HOSTILE
+        one["parameters"] = {HOSTILE: one["parameters"]["k"] + HOSTILE, **one["parameters"]}
+        if one["metrics"]:
+            one["metrics"] = {HOSTILE: one["metrics"]["AvgLoss"]}
+    record["optimal"] += HOSTILE
+    record["trials"][-1] |= {"reason": f"last words: {HOSTILE}", "status": HOSTILE}
+    page = search_page(record)
+    assert_harmless(
+        page, f"Search {HOSTILE}", f"Best trial: run-009{HOSTILE}", f"8{HOSTILE}", "last words: "
+    )
+    assert HOSTILE in Elements(page).figures[0]["aria-label"]
 
 
 def test_the_table_has_the_best_first_and_no_cell_breaks_it(record):
     lines = markdown(record).splitlines()
-    assert lines[2].startswith("| run-009 ★ | succeeded | 0.08200 |")
+    assert lines[2].startswith("| run-009 ★ best | succeeded | 0.08200 |")
     assert lines[-1].startswith("| run-010 | failed | – |")
     assert len({line.replace("\\|", "").count("|") for line in lines}) == 1
 
@@ -115,40 +187,3 @@ def test_the_csv_keeps_the_order_in_which_trials_were_made(record):
         lines[0] == "trial,status,AvgLoss (min),AvgLoss (latest),start-lr,k,started,finished,reason"
     )
     assert [line.split(",")[0] for line in lines[1:]] == [one["name"] for one in record["trials"]]
-
-
-def test_importance_tells_what_mattered_from_what_did_not():
-    generator = np.random.default_rng(1)
-    rate, noise = generator.uniform(size=40), generator.uniform(size=40)
-    losses = (rate - 0.3) ** 2 + 0.01 * generator.normal(size=40)
-    kinds = np.where(generator.uniform(size=40) < 0.5, "adam", "ranger")
-    columns = {
-        "noise": [str(v) for v in noise],
-        "rate": [str(v) for v in rate],
-        "kind": list(kinds),
-        "fixed": ["1"] * 40,
-    }
-    found = {one.name: one for one in importances(columns, list(losses))}
-    assert next(iter(found)) == "rate"
-    assert set(found) == {"noise", "rate", "kind"}, "what does not vary has no importance"
-    assert found["rate"].beyond_chance
-    assert found["rate"].share > 0.5
-    assert not found["noise"].beyond_chance
-
-
-def test_chance_is_what_the_formula_says():
-    """For k groups of N trials without any effect, the share is (k - 1) / (N - 1) on average."""
-    generator = np.random.default_rng(2)
-    columns = {f"p{i}": [str(v) for v in generator.integers(0, 3, size=30)] for i in range(200)}
-    found = importances(columns, list(generator.normal(size=30)))
-    assert np.mean([one.share for one in found]) == pytest.approx(2 / 29, rel=0.15)
-    assert np.mean([one.beyond_chance for one in found]) == pytest.approx(0.05, abs=0.04)
-
-
-def test_with_few_trials_nothing_is_claimed():
-    assert importances({"a": ["1", "2", "3"]}, [0.1, 0.2, 0.3]) == []
-
-
-def test_equal_losses_make_nothing_important():
-    found = importances({"a": ["1", "2"] * 5}, [0.5] * 10)
-    assert [one.share for one in found] == [0.0]

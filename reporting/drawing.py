@@ -1,0 +1,227 @@
+"""Style, axes and file formats that all figures share, in mplhep's CMS style.
+
+Text and axes are drawn in INK, which `svg` turns into the page's text colour, so that one figure
+suits light and dark pages. Letters become outlines: a figure needs no font on the reader's machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from markupsafe import Markup, escape
+
+from reporting.records import Record
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INK = "#010203"  # a colour that nothing else uses, so that it can be found in the SVG
+# Of the CMS palette, those that are readable on light and on dark pages.
+RED, BLUE, ORANGE, GREY, PURPLE = "#e42536", "#5790fc", "#f89c20", "#9c9ca1", "#b05aa6"
+COLOURS = {"model": RED, "standard": BLUE, "baseline": ORANGE, "uncorrected": GREY}
+LABELS = {
+    "model": "This model",
+    "standard": "Standard JEC",
+    "baseline": "Baseline model",
+    "uncorrected": "Uncorrected",
+}
+MARKERS = {"model": "o", "standard": "s", "baseline": "D", "uncorrected": "^"}
+REGION_LOOKS = {"barrel": ("o", RED), "endcap": ("s", BLUE)}
+REGION_TEXT = {"barrel": r"$|\eta^{gen}| < 1.3$", "endcap": r"$1.3 < |\eta^{gen}| < 2.5$"}
+PT_TICKS = (30, 60, 100, 200, 500, 1000, 2000)
+PT_RANGE = (28, 2600)  # the same in every figure, so that they can be compared by eye
+PT_LABEL = r"$p_T^{gen}$ (GeV)"
+# Between the points of two calibrations in a bin, so that error bars stand side by side on a
+# logarithmic axis.
+SHIFT = 1.03
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """A figure with the words that go with it."""
+
+    name: str
+    """File name without ending; made of letters, digits and hyphens (see `slug`)."""
+    caption: str
+    alt: str
+    """What a reader who cannot see the figure should know."""
+    figure: Figure
+    titles: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """gid of an artist -> words that show where one points at it."""
+
+
+def slug(text: str) -> str:
+    """Text as part of a file name, of a class and of an identifier."""
+    return re.sub(r"[^A-Za-z0-9_]+", "-", text)
+
+
+def drawn(makers: Iterable[Callable[[], Drawing | None]]) -> Iterator[Drawing]:
+    """The figures of functions that return one, or None where there is nothing to draw."""
+    for make in makers:
+        with style():
+            drawing = make()
+        if drawing:
+            yield drawing
+
+
+@contextlib.contextmanager
+def style() -> Iterator[None]:
+    """mplhep's CMS style, in INK, on a transparent ground.
+
+    Both drawing and saving must happen inside.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")  # no display in a job
+    import mplhep
+
+    settings: dict[Any, Any] = dict(mplhep.style.CMS)
+    for part in ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"):
+        settings[part] = INK
+    for part in ("figure.facecolor", "axes.facecolor", "savefig.facecolor"):
+        settings[part] = "none"
+    settings |= {"svg.fonttype": "path", "axes.unicode_minus": True}
+    with matplotlib.rc_context(settings):
+        yield
+
+
+# ----------------------------------------------------------------------------------- file formats
+
+
+def svg(drawing: Drawing) -> Markup:
+    """The figure as an <svg> element of a page.
+
+    It has the page's text colour, identifiers of its own, words for screen readers and, on the
+    artists of `titles`, words for those who point at them.
+    """
+    buffer = io.StringIO()
+    with style():
+        drawing.figure.savefig(
+            buffer, format="svg", bbox_inches="tight", metadata={"Date": None, "Creator": None}
+        )
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :].replace(INK, "currentColor")
+    # Comments repeat the text of each label.
+    text = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    # Two figures on one page must not share names: a clip path of one would cut the other.
+    text = re.sub(r'\bid="', f'id="{drawing.name}-', text)
+    text = re.sub(r'(href="#|url\(#)', rf"\g<1>{drawing.name}-", text)
+    text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
+    text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
+    for gid, words in drawing.titles.items():
+        group = f'<g id="{drawing.name}-{gid}">'
+        text = text.replace(group, f"{group}<title>{escape(words)}</title>")
+    return Markup(text.replace("<svg", f'<svg role="img" aria-label="{escape(drawing.alt)}"', 1))
+
+
+def pdf(drawing: Drawing) -> bytes:
+    """The figure as a PDF file, for slides and papers."""
+    buffer = io.BytesIO()
+    with style():
+        drawing.figure.savefig(
+            buffer,
+            format="pdf",
+            bbox_inches="tight",
+            facecolor="white",
+            metadata={"CreationDate": None},
+        )
+    return buffer.getvalue()
+
+
+# ------------------------------------------------------------------------------------------- axes
+
+
+def panels(
+    heights: Sequence[float] = (1,), size: tuple[float, float] = (10, 9)
+) -> tuple[Figure, list[Axes]]:
+    """A figure with panels of these relative heights on one x axis, and its axes from the top."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size)
+    axes = figure.subplots(
+        len(heights),
+        1,
+        sharex=True,
+        squeeze=False,
+        gridspec_kw={"height_ratios": heights, "hspace": 0.06},
+    )
+    return figure, list(axes[:, 0])
+
+
+def head(axes: Axes, right: str) -> None:
+    """Write over the frame what the figure shows.
+
+    'Simulation': a response needs a generator jet; no experiment's name is claimed.
+    """
+    axes.set_title("Simulation", loc="left", fontstyle="italic", fontsize=22, pad=10)
+    axes.set_title(right, loc="right", fontsize=22, pad=10)
+
+
+def pt_axis(axes: Axes) -> None:
+    """Make x the logarithmic axis of pT_gen that all figures share."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
+
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(FixedLocator(PT_TICKS))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlim(PT_RANGE)
+    axes.set_xlabel(PT_LABEL)
+
+
+def whole_number_axis(axes: Axes, label: str) -> None:
+    """Make x an axis of epochs, trials or the like."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.set_xlabel(label)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.minorticks_off()
+
+
+def plain_legend(axes: Axes, **options: Any) -> None:
+    """Draw a legend whose labels come from the user, and are not read as mathematics."""
+    for text in axes.legend(**options).get_texts():
+        text.set_parse_math(False)
+
+
+def level(axes: Axes, at: float) -> None:
+    """Draw a dotted line to compare with."""
+    axes.axhline(at, color=INK, linewidth=1.5, linestyle=":")
+
+
+def points(
+    axes: Axes, x: Sequence[float], intervals: Sequence[Record], scale: float = 1.0, **look: Any
+) -> None:
+    """Draw intervals {"value", "low", "high"} as points with error bars."""
+    values = [scale * interval["value"] for interval in intervals]
+    # A percentile interval may leave out its value, and no error bar has a negative length.
+    down = [max(scale * (one["value"] - one["low"]), 0.0) for one in intervals]
+    up = [max(scale * (one["high"] - one["value"]), 0.0) for one in intervals]
+    defaults: dict[str, Any] = {"linestyle": "none", "markersize": 9, "elinewidth": 2}
+    axes.errorbar(x, values, yerr=[down, up], **(defaults | look))
+
+
+def calibration_look(name: str) -> dict[str, Any]:
+    """Colour, marker and label of a calibration."""
+    return {"color": COLOURS[name], "marker": MARKERS[name], "label": LABELS[name]}
+
+
+def calibrations(record: Record) -> list[str]:
+    """The calibrations that a record holds, in the order of the legend."""
+    return [name for name in LABELS if name in record]
+
+
+def in_region(records: Iterable[Record], region: str) -> list[Record]:
+    """The records of one region."""
+    return [record for record in records if record["region"] == region]
+
+
+def middle(record: Record) -> float:
+    """The geometric middle of a pT bin (GeV); for an open bin, a value a little above its edge."""
+    return float((record["pt_low"] * (record["pt_high"] or 1.7 * record["pt_low"])) ** 0.5)

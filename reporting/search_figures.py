@@ -1,0 +1,346 @@
+"""Figures of a search, drawn from search.json: its history, its parameters, and what mattered.
+
+Used by search.html and by report.html. The looks of trials differ by shape or dashes as well as by
+colour, and each shows its name where one points at it. Names and values come from the user, so no
+text of theirs is read as mathematics.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from reporting.drawing import (
+    BLUE,
+    INK,
+    ORANGE,
+    RED,
+    Drawing,
+    drawn,
+    head,
+    panels,
+    plain_legend,
+    whole_number_axis,
+)
+from reporting.importance import Importance, importances
+from reporting.records import (
+    Record,
+    counted,
+    maximises,
+    objective_value,
+    optimal_trial,
+    parameter_names,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+GREY = "#8c8c91"  # a little darker than that of calibrations: crosses and dots are thin
+WIDE = 3.0
+"""Positive values whose ends differ by more than this factor get a logarithmic axis."""
+SPARSE = 0.045
+"""Least distance between two labels of an axis, as a share of its height."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Look:
+    """How the trials of a status are drawn."""
+
+    colour: str
+    marker: str
+    dashes: Literal["-", "--", ":"]
+    words: str
+
+
+LOOKS = {
+    "Succeeded": Look(colour=BLUE, marker="o", dashes="-", words="succeeded"),
+    "EarlyStopped": Look(colour=ORANGE, marker="v", dashes="--", words="stopped early"),
+}
+WITHOUT_VALUE = Look(colour=GREY, marker="X", dashes=":", words="without a value that counts")
+
+
+def drawings(search: Record) -> Iterator[Drawing]:
+    """All figures that these trials allow: `search`, `parallel` and `importance`."""
+    yield from drawn([partial(draw, search) for draw in (history, parallel, importance)])
+
+
+def history(search: Record) -> Drawing | None:
+    """The objective of each trial in the order in which they were made, and the best so far."""
+    values = [value for _, value in counted(search)]
+    if not values:
+        return None
+    trials, objective, best = search["trials"], search["objective"]["name"], optimal_trial(search)
+    figure, (axes,) = panels(size=(12, 8))
+    titles = {}
+    for number, trial in enumerate(trials, 1):
+        value = objective_value(trial, search)
+        look = _look(trial)
+        gid = f"trial-{number}"
+        titles[gid] = _title(trial, search)
+        axes.plot(
+            [number],
+            [0.96 if value is None else value],
+            marker=look.marker,
+            color=look.colour,
+            markersize=11,
+            linestyle="none",
+            # Trials without a value stand at the upper edge, in the axes' own coordinates.
+            transform=axes.get_xaxis_transform() if value is None else axes.transData,
+            gid=gid,
+        )
+        if trial is best and value is not None:
+            axes.plot(
+                [number],
+                [value],
+                marker="o",
+                markersize=20,
+                markerfacecolor="none",
+                markeredgecolor=RED,
+                markeredgewidth=3,
+            )
+    _draw_best_so_far(axes, search)
+    axes.margins(y=0.15)
+    axes.set_xlim(0.2, len(trials) + 0.8)
+    whole_number_axis(axes, "Trial")
+    axes.set_ylabel(objective + (" (logarithmic)" if _is_wide(values) else ""), parse_math=False)
+    if _is_wide(values):
+        _logarithmic(axes, values)
+    head(axes, "Search")
+    _legend(axes, search)
+    best_value = max(values) if maximises(search) else min(values)
+    alt = (
+        f"{objective} of {len(trials)} trials in the order in which they were made; the best so far"
+        f" (red) ends at {best_value:.5f}"
+    )
+    missing = len(trials) - len(values)
+    alt += f"; {missing} without a value stand at the upper edge." if missing else "."
+    caption = f"Search history. {alt}"
+    return Drawing(name="search", caption=caption, alt=alt, figure=figure, titles=titles)
+
+
+def _draw_best_so_far(axes: Axes, search: Record) -> None:
+    """Steps of the best value up to each trial, on to the last one."""
+    better = max if maximises(search) else min
+    numbers: list[int] = []
+    best_values: list[float] = []
+    for number, trial in enumerate(search["trials"], 1):
+        value = objective_value(trial, search)
+        if value is not None:
+            best_values.append(better([value, *best_values[-1:]]))
+            numbers.append(number)
+    numbers.append(len(search["trials"]))
+    best_values.append(best_values[-1])
+    axes.step(numbers, best_values, where="post", color=RED, linewidth=3, zorder=1)
+
+
+def _logarithmic(axes: Axes, values: Sequence[float]) -> None:
+    """Make y logarithmic, with five labels: powers of ten are too far apart for most searches."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(
+        FixedLocator([float(f"{value:.2g}") for value in np.geomspace(min(values), max(values), 5)])
+    )
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def parallel(search: Record) -> Drawing | None:
+    """Parallel coordinates: a line through each trial's parameters to its objective."""
+    columns = _varying(search)
+    if not columns or not counted(search):
+        return None
+    trials, objective, best = search["trials"], search["objective"]["name"], optimal_trial(search)
+    values = [objective_value(trial, search) for trial in trials]
+    names = [*columns, objective]
+    # The objective is the last axis; a parameter of the same name keeps its own.
+    scales = [_scale(texts) for texts in columns.values()]
+    scales.append(_scale([repr(value) for value in values if value is not None]))
+    figure, (axes,) = panels(size=(max(10, 1.75 * len(names)), 7))
+    titles = {}
+    for number, trial in enumerate(trials, 1):
+        texts = [trial["parameters"].get(name) for name in columns]
+        texts.append(None if values[number - 1] is None else repr(values[number - 1]))
+        # A parameter that a trial does not have is passed by.
+        places = [place for place, text in enumerate(texts) if text is not None]
+        heights = [scales[place].heights[str(texts[place])] for place in places]
+        look = _look(trial)
+        line: dict[str, Any] = {"color": look.colour, "linestyle": look.dashes}
+        line |= {"linewidth": 2, "alpha": 0.75}
+        if trial is best:
+            line = {"color": RED, "linewidth": 5, "zorder": 3}
+        gid = f"trial-{number}"
+        titles[gid] = _title(trial, search)
+        axes.plot(places, heights, gid=gid, **line)
+    _parallel_axes(axes, names, scales)
+    _legend(axes, search)
+    chosen = ", ".join(
+        f"{name} {best['parameters'][name]}" for name in columns if name in best["parameters"]
+    )
+    alt = f"Parameters and {objective} of {len(trials)} trials; the best (red): {chosen}."
+    caption = f"{alt} Shown are the parameters that differ between trials."
+    return Drawing(name="parallel", caption=caption, alt=alt, figure=figure, titles=titles)
+
+
+def _varying(search: Record) -> dict[str, list[str]]:
+    """Parameter -> its values as text, of those that have more than one."""
+    columns = {}
+    for name in parameter_names(search):
+        parameters = [trial["parameters"] for trial in search["trials"]]
+        texts = [str(one[name]) for one in parameters if name in one]
+        if len(set(texts)) > 1:
+            columns[name] = texts
+    return columns
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scale:
+    """An axis of the parallel coordinates, from 0 to 1."""
+
+    heights: Mapping[str, float]
+    """Each value's text -> its height."""
+    labels: Sequence[tuple[float, str]]
+    """Height and text of each label."""
+
+
+def _scale(texts: Sequence[str]) -> Scale:
+    """Numbers by value, or by their logarithm over a wide range; other texts by their rank."""
+    numbers = {text: number for text in texts if (number := _finite(text)) is not None}
+    if len(numbers) < len(set(texts)):
+        ranked = sorted(set(texts))
+        heights = {text: rank / max(len(ranked) - 1, 1) for rank, text in enumerate(ranked)}
+        return Scale(heights=heights, labels=[(heights[text], text) for text in ranked])
+    wide = _is_wide(list(numbers.values()))
+    lowest, highest = min(numbers.values()), max(numbers.values())
+
+    def height(number: float) -> float:
+        low, high, at = (math.log(one) if wide else one for one in (lowest, highest, number))
+        return (at - low) / ((high - low) or 1.0)
+
+    labelled = sorted(set(numbers.values()))
+    if len(labelled) > 5:
+        middle = math.sqrt(lowest * highest) if wide else (lowest + highest) / 2
+        labelled = [lowest, middle, highest]
+    return Scale(
+        heights={text: height(number) for text, number in numbers.items()},
+        labels=[(height(number), f"{number:.4g}") for number in labelled],
+    )
+
+
+def _finite(text: str) -> float | None:
+    """The number that a text stands for; None for any other text."""
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _is_wide(values: Sequence[float]) -> bool:
+    return min(values) > 0 and max(values) > WIDE * min(values)
+
+
+def _parallel_axes(axes: Axes, names: Sequence[str], scales: Sequence[Scale]) -> None:
+    """Draw a vertical line with its labels for each scale, and its name below."""
+    axes.minorticks_off()
+    axes.set_yticks([])
+    # Every second name stands lower, so that long ones do not meet.
+    lowered = [("\n" if place % 2 else "") + name for place, name in enumerate(names)]
+    axes.set_xticks(range(len(names)), lowered, fontsize=18, parse_math=False)
+    axes.tick_params(top=False, length=0)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    for place, scale in enumerate(scales):
+        axes.axvline(place, color=INK, linewidth=1)
+        below = -math.inf
+        for height, text in scale.labels:
+            if height - below >= SPARSE:
+                label = axes.text(place + 0.03, height + 0.012, _short(text), fontsize=16)
+                label.set_parse_math(False)
+                below = height
+    axes.set_xlim(-0.2, len(names) - 0.4)
+
+
+def _short(text: str, most: int = 16) -> str:
+    """Text that fits between two axes."""
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def importance(search: Record) -> Drawing | None:
+    """How much each parameter mattered by itself, as bars with the level that chance reaches."""
+    bars = measured_importances(search)
+    if not bars:
+        return None
+    figure, (axes,) = panels(size=(12, 1.6 + 0.6 * len(bars)))
+    for place, one in enumerate(bars):
+        share, chance = 100 * one.share, 100 * one.chance
+        axes.barh(place, share, height=0.6, color=BLUE if one.beyond_chance else GREY)
+        axes.plot([chance, chance], [place - 0.42, place + 0.42], color=INK, linewidth=3)
+        axes.text(max(share, chance) + 1, place, f"{share:.0f} %", fontsize=18, va="center")
+    axes.set_yticks(
+        range(len(bars)), [_short(one.name, 30) for one in bars], fontsize=18, parse_math=False
+    )
+    axes.invert_yaxis()
+    axes.tick_params(axis="y", length=0)
+    axes.minorticks_off()
+    axes.set_xlim(0, 109)
+    axes.set_xlabel("Share of the variance (%)")
+    words = "; ".join(
+        f"{one.name} {100 * one.share:.0f} % (chance: up to {100 * one.chance:.0f} %)"
+        for one in bars
+    )
+    alt = f"Importance: {words}."
+    return Drawing(name="importance", caption=alt, alt=alt, figure=figure)
+
+
+def measured_importances(search: Record) -> list[Importance]:
+    """The importance of the parameters that all trials with a value have."""
+    pairs = counted(search)
+    parameters = [trial["parameters"] for trial, _ in pairs]
+    columns = {
+        name: [str(one[name]) for one in parameters]
+        for name in parameter_names(search)
+        if all(name in one for one in parameters)
+    }
+    return importances(columns, [value for _, value in pairs])
+
+
+# ---------------------------------------------------------------- what the figures have in common
+
+
+def _look(trial: Record) -> Look:
+    return LOOKS.get(trial["status"], WITHOUT_VALUE)
+
+
+def _title(trial: Record, search: Record) -> str:
+    """What a trial shows where one points at it."""
+    value = objective_value(trial, search)
+    if value is None:
+        return f"{trial['name']}: {trial['reason'] or trial['status']}"
+    return f"{trial['name']}: {search['objective']['name']} {value:.5f}"
+
+
+def _legend(axes: Axes, search: Record) -> None:
+    """Explain below the axes the looks that occur, and name the best trial."""
+    from matplotlib.lines import Line2D
+
+    looks = {_look(trial).words: _look(trial) for trial in search["trials"]}
+    handles = [
+        Line2D([], [], color=one.colour, marker=one.marker, linestyle=one.dashes, label=words)
+        for words, one in looks.items()
+    ]
+    best = optimal_trial(search)["name"]
+    handles.append(Line2D([], [], color=RED, linewidth=5, label=f"best: {best}"))
+    plain_legend(
+        axes,
+        handles=handles,
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.13),
+        ncols=2,
+        fontsize=18,
+    )
