@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
+
+from common.records import Trial
 
 RUN_LABEL = "jec/run-id"  # on every object and every pod; `delete` finds things by it
 STEP_LABEL, USER_LABEL = "jec/step", "jec/user"
@@ -20,37 +22,6 @@ STEP_LABEL, USER_LABEL = "jec/step", "jec/user"
 Manifest = dict[str, Any]
 Report = Callable[[str], None]
 """Called with one readable line whenever something changed."""
-
-TrialStatus = Literal[
-    "Succeeded", "Failed", "EarlyStopped", "Killed", "MetricsUnavailable", "Running", "Pending"
-]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Observation:
-    """What a metrics collector saw of one metric in one trial: over all lines, and in
-    the last one.
-    """
-
-    min: float
-    max: float
-    latest: float
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Trial:
-    """One finished (or stopped) trial of an experiment."""
-
-    name: str
-    status: TrialStatus
-    parameters: dict[str, str]
-    """Parameter name as in the experiment -> value as the text that was substituted."""
-    metrics: dict[str, Observation]
-    reason: str = ""
-    """Why it did not succeed; empty if it did."""
-    started: str = ""
-    finished: str = ""
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExperimentResult:

@@ -162,7 +162,7 @@ def main(argv: list[str] | None = None) -> int:
             make_run_id(args.network_config, args.job_id) if args.run_id == AUTO else args.run_id
         )
         uri = storage.join(storage.absolute(args.s3_bucket), run_id)
-        if step.LOCAL_DIR in os.environ and not status_of(uri, args.job_id):
+        if step.LOCAL_DIR in os.environ and not status_of(uri, args.job_id).steps:
             return  # prepare refused, and has said why a line above
         summary = finish(uri, args.webhook, step.Artifacts(args.executor_input), args.job_id)
         reason = f": {summary.reason}" if summary.reason else ""

@@ -39,8 +39,8 @@ def search(run: Run, artifacts: step.Artifacts) -> str:
         )
     record = as_record(run, _joined(manifest, carried, result), carried=len(carried))
     record.save(run.folder.search)
-    storage.write_text(run.folder.trials_table, as_csv(record))
-    storage.write_text(run.folder.search_page, search_page(record))
+    storage.write_text(run.folder.trials_table, as_csv(record.as_json()))
+    storage.write_text(run.folder.search_page, search_page(record.as_json()))
     if run.config.delete_train_experiment:
         cluster.delete_experiment(name)
     _publish(record, artifacts)
@@ -101,8 +101,8 @@ def _publish(record: SearchRecord, artifacts: step.Artifacts) -> None:
     by_status = {f"trials {status}": count for status, count in counts.items()}
     metrics = {record.objective.name: loss, "trials": len(record.trials), **by_status}
     artifacts.set("metrics", metadata=metrics)
-    artifacts.set("trials", content=markdown(record))
-    artifacts.set("page", content=search_page(record))
+    artifacts.set("trials", content=markdown(record.as_json()))
+    artifacts.set("page", content=search_page(record.as_json()))
     parameters = ", ".join(f"{name} {value}" for name, value in best.parameters.items())
     step.say(
         f"best of {len(record.trials)} trials: {best.name} with {record.objective.name}"

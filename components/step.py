@@ -122,7 +122,7 @@ def write_failure(run: Run, name: str, error: Exception, job_id: str = "") -> No
 def write_status(
     run: Run, step: str, state: str, reason: str = "", *, job_id: str = "", repeats: bool = False
 ) -> None:
-    """Write status.json: which step is in which state, since when, and why if it did not end well."""
+    """Write status.json: which step is in which state, since when, and why if it failed."""
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     entry = StepStatus(state=state, reason=reason, time=now, job_id=job_id, repeats=repeats)
     steps = {**read_status(run.uri).steps, step: entry}

@@ -20,6 +20,7 @@ from common.errors import (
     StorageError,
     UnreachableError,
 )
+from common.records import Interval
 from common.run import Run
 from components import finish, prepare, step
 
@@ -57,9 +58,9 @@ def test_every_end_has_its_words(run, name, state, metrics, wanted, said):
     if metrics:
         storage.write_json(run.path("metrics.json"), metrics)
     summary = finish.finish(run.uri, "none", step.Artifacts(""))
-    assert summary["state"] == wanted
-    assert said in summary["reason"]
-    assert storage.exists(run.path(finish.SUMMARY)) == bool(name), "what is no run gets no folder"
+    assert summary.state == wanted
+    assert said in summary.reason
+    assert storage.exists(run.folder.summary) == bool(name), "what is no run gets no folder"
     assert finish.as_markdown(summary).startswith(f"# pfn-00000000: {wanted}\n")
 
 
@@ -71,13 +72,13 @@ def test_the_success_of_an_earlier_job_is_not_told_of_one_whose_prepare_refused(
         step.write_status(run, name, "done", job_id="earlier")
     storage.write_json(run.path("metrics.json"), METRICS)
     told = finish.summarise(run.uri, "earlier")
-    assert (told["state"], told["gate"], told["gain_percent"]) == (
+    assert (told.state, told.gate, told.gain_percent) == (
         "succeeded",
         True,
-        METRICS["gain"],
+        Interval(**METRICS["gain"]),
     )
     told = finish.summarise(run.uri, JOB)
-    assert (told["state"], told["gate"], told["gain_percent"], told["report"]) == (
+    assert (told.state, told.gate, told.gain_percent, told.report) == (
         "failed",
         None,
         None,
@@ -107,7 +108,7 @@ def test_results_of_an_earlier_job_are_not_told_of_one_that_failed_before_them(r
     storage.write_json(run.path("metrics.json"), METRICS)
     step.write_status(run, "prepare", "failed", "other inputs", job_id=JOB)
     told = finish.summarise(run.uri, JOB)
-    assert (told["state"], told["step"], told["reason"], told["gain_percent"]) == (
+    assert (told.state, told.step, told.reason, told.gain_percent) == (
         "failed",
         "prepare",
         "other inputs",

@@ -17,7 +17,7 @@ from components import search, step
 from training.more_trials import with_more_trials
 
 
-class Home:
+class Backend:
     """A cluster whose experiments give the losses they are told, one a trial;
 
     `gone` experiments cannot go on.
@@ -75,9 +75,9 @@ def run(tmp_path):
 
 
 @pytest.fixture
-def home(run, monkeypatch):
-    made = Home(run)
-    monkeypatch.setattr(step, "home", lambda _: made)
+def backend(run, monkeypatch):
+    made = Backend(run)
+    monkeypatch.setattr(step, "backend", lambda _: made)
     return made
 
 
@@ -93,28 +93,30 @@ def asked_for(run, trials):
     return dataclasses.replace(run, config=run.config.replace(max_trials=trials))
 
 
-def test_a_search_leaves_its_trials_in_three_forms_and_is_not_repeated(run, home):
+def test_a_search_leaves_its_trials_in_three_forms_and_is_not_repeated(run, backend):
     assert do(run) == "pfn-00000000-002"
     assert len(record(run)["trials"]) == 3
     assert "pfn-00000000-002" in storage.read_text(run.path("search.html"))
     assert len(storage.read_text(run.path("trials.csv")).splitlines()) == 4
     assert do(run) == "pfn-00000000-002"
-    assert len(home.manifests) == 1
+    assert len(backend.manifests) == 1
 
 
-def test_with_more_trials_the_same_experiment_goes_on(run, home):
+def test_with_more_trials_the_same_experiment_goes_on(run, backend):
     do(run)
     more = dataclasses.replace(run, config=with_more_trials(run.config, "2"))
     assert do(more) == "pfn-00000000-004"
-    assert [manifest["metadata"]["name"] for manifest in home.manifests] == ["pfn-00000000"] * 2
+    assert [manifest["metadata"]["name"] for manifest in backend.manifests] == ["pfn-00000000"] * 2
     assert len(record(run)["trials"]) == 5
 
 
-def test_an_experiment_that_is_gone_is_followed_by_another_whose_trials_join_the_first(run, home):
+def test_an_experiment_that_is_gone_is_followed_by_another_whose_trials_join_the_first(
+    run, backend
+):
     do(run)
-    home.gone = True
+    backend.gone = True
     assert do(asked_for(run, 5)) == "pfn-00000000-3-001"
-    first, second = home.manifests
+    first, second = backend.manifests
     assert second["metadata"]["name"] == "pfn-00000000-3"
     assert second["spec"]["maxTrialCount"] == 2
     assert second["spec"]["algorithm"] != first["spec"]["algorithm"], (
@@ -124,22 +126,22 @@ def test_an_experiment_that_is_gone_is_followed_by_another_whose_trials_join_the
     assert names == [f"pfn-00000000-00{i}" for i in range(3)] + [
         f"pfn-00000000-3-00{i}" for i in range(2)
     ]
-    home.gone = False
+    backend.gone = False
     do(asked_for(run, 6))  # the second one goes on, the first three still count
     assert len(record(run)["trials"]) == 6
-    assert home.manifests[-1]["metadata"]["name"] == "pfn-00000000-3"
+    assert backend.manifests[-1]["metadata"]["name"] == "pfn-00000000-3"
 
 
-def test_the_best_of_all_may_be_one_of_the_first(run, home):
-    home.losses = iter([1, 5, 6, 7, 8])
+def test_the_best_of_all_may_be_one_of_the_first(run, backend):
+    backend.losses = iter([1, 5, 6, 7, 8])
     best = do(run)
-    home.gone = True
+    backend.gone = True
     assert do(asked_for(run, 5)) == best
 
 
-def test_the_experiment_is_deleted_when_asked_and_its_results_stay(run, home):
+def test_the_experiment_is_deleted_when_asked_and_its_results_stay(run, backend):
     do(dataclasses.replace(run, config=run.config.replace(delete_train_experiment=True)))
-    assert home.deleted == ["pfn-00000000"]
+    assert backend.deleted == ["pfn-00000000"]
     assert record(run)["optimal"]
 
 
@@ -151,7 +153,7 @@ def test_the_experiment_is_deleted_when_asked_and_its_results_stay(run, home):
         ("0.08", "2", "has reached its goal"),
     ],
 )
-def test_more_trials_that_cannot_be_are_refused(run, home, goal, more, wanted):
+def test_more_trials_that_cannot_be_are_refused(run, backend, goal, more, wanted):
     do(run)
     with pytest.raises(InputError, match=wanted):
         with_more_trials(run.config.replace(goal=goal), more)

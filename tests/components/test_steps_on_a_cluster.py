@@ -172,7 +172,7 @@ def test_the_steps_of_a_run_one_after_the_other(
         "100": 0.0,
     }
     summary = finish.finish(run.uri, "none", step.Artifacts(""))
-    assert (summary["state"], summary["best_trial"], summary["service"]) == (
+    assert (summary.state, summary.best_trial, summary.service) == (
         "succeeded",
         best,
         model_server.url,
@@ -208,7 +208,7 @@ def test_a_green_run_with_a_broken_service_is_impossible(
     assert said in error
     assert "  | loading the model failed" in error
     assert not storage.exists(run.path("service.json"))
-    assert finish.summarise(run.uri)["state"] == "failed"
+    assert finish.summarise(run.uri).state == "failed"
 
 
 def test_without_its_keys_no_service_is_made(fake, run, model_server, capsys):
@@ -239,4 +239,4 @@ def test_a_step_whose_pods_fail_ends_with_their_reason(fake, run, capsys, module
     fake(node_of(play))
     assert call(module, run, *args) == 1
     assert said in capsys.readouterr().err
-    assert finish.summarise(run.uri)["state"] == "failed"
+    assert finish.summarise(run.uri).state == "failed"

@@ -409,7 +409,7 @@ def test_a_service_that_says_ready_and_does_not_answer_fails_with_its_last_lines
         config=RunConfig(s3_bucket=str(tmp_path / "runs"), run_id="pfn-regressor-open-0123abcd")
     )
     run.save()
-    monkeypatch.setattr(step, "home", lambda _: home.cluster)
+    monkeypatch.setattr(step, "backend", lambda _: home.cluster)
 
     def nobody_answers(*_, **__):
         raise DeadlineError("model pfn-regressor-open gave no answer within 300 s")
