@@ -1,4 +1,4 @@
-"""Small manifests that both homes run, and the program inside them.
+"""Small manifests that both backends run, and the program inside them.
 
 The program is a few lines of Python: it writes the metrics file as a trial would and ends as it is
 told, so that the same manifest runs as processes of this machine and, on the fake cluster, as the

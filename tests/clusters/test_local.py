@@ -1,5 +1,6 @@
-"""What only this machine's home does: ranks as processes, taking up an interrupted search, the same
-search for the same seed.
+"""What only the local backend does.
+
+Ranks run as processes, an interrupted search resumes, and the same seed gives the same search.
 """
 
 from __future__ import annotations
