@@ -32,8 +32,9 @@ class StopRule:
     start_step: int
 
     def stops(self, values: Sequence[float], objective: str) -> bool:
-        """Whether a trial with these objective values, in order, is stopped; `objective` is
-        'minimize' or 'maximize'.
+        """Whether a trial with these objective values, in order, is stopped.
+
+        `objective` is 'minimize' or 'maximize'.
 
         >>> StopRule(value=0.1, start_step=2).stops([0.3, 0.2, 0.05], "minimize")
         True

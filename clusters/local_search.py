@@ -1,5 +1,6 @@
-"""Run a Katib Experiment on one machine: propose trials with Optuna, run them as processes, read
-their metrics by Katib's rule.
+"""Run a Katib Experiment on one machine.
+
+Optuna proposes trials, processes run them, and their metrics are read by Katib's rule.
 
 An interrupted search resumes from its study. Trials that were running start again with the same
 names and parameters, and resume from their own checkpoints. A search that failed is run again from
@@ -204,9 +205,7 @@ class LocalSearch:
         self._say(f"running {'; '.join(states)}{self._time_left()}")
 
     def _time_left(self) -> str:
-        """An estimate from the mean duration of the trials that have ended; empty before the
-        first.
-        """
+        """An estimate from the mean duration of the ended trials; empty before the first."""
         ended = [trial for trial in self.study.ended() if trial.finished]
         if not ended:
             return ""

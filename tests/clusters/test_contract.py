@@ -90,9 +90,9 @@ def test_edge_cases_are_observed_alike(backend):
     """Also a deadline of a trial's own: it fails, and the others are counted."""
     result = backend.run_experiment(experiment(list(EDGES), parallel=4, max_failed=9, deadline=3))
     for losses, trial in by_losses(result).items():
-        status, wanted = EDGES[losses]
+        status, expected = EDGES[losses]
         seen = trial.metrics.get("AvgLoss")
-        assert (seen and (seen.min, seen.max, seen.latest)) == wanted, losses
+        assert (seen and (seen.min, seen.max, seen.latest)) == expected, losses
         # Katib calls a trial succeeded whose last value is no number. It never counts, here or
         # there.
         assert trial.status == status or (
@@ -113,8 +113,9 @@ MEDIANSTOP = {
 
 
 def test_median_stopping_stops_the_same_trials(backend):
-    """The limit is the mean of (0.3 + 0.2)/2 and (0.5 + 0.1)/2 = 0.275, held against the best of
-    the first two values, once.
+    """The limit is the mean of (0.3 + 0.2)/2 and (0.5 + 0.1)/2 = 0.275.
+
+    It is held against the best of the first two values, once.
     """
     losses = [
         "0.3/0.2/0.19",

@@ -198,8 +198,9 @@ def test_tpe_and_cmaes_learn_from_what_they_saw(program, tmp_path):
 
 
 def test_an_interrupted_search_goes_on_with_the_same_trials(program, tmp_path):
-    """Interrupted by its deadline while trials run: those start again under their names, finished
-    ones stay.
+    """A search is interrupted by its deadline while trials run.
+
+    Those start again under their names, finished ones stay.
     """
     whole = run(tmp_path / "whole", experiment(program, trials=5))
     manifest = experiment(program, trials=5, seconds=1.0)

@@ -14,7 +14,7 @@ from components import step
 from exporting.export_job import evaluate_job, export_job
 from serving.inference_service import inference_service
 from tests.clusters.controllers import Play
-from tests.clusters.test_kubernetes import UP, loss, node_of
+from tests.clusters.scripts import UP, loss, node_of
 from training.experiment import experiment
 
 

@@ -86,7 +86,7 @@ def test_observations_leave_out_what_is_no_finite_number():
 
 
 @pytest.mark.parametrize(
-    ("condition", "message", "told", "reason"),
+    ("condition", "message", "pod_reason", "reason"),
     [
         (
             "Failed",
@@ -108,8 +108,8 @@ def test_observations_leave_out_what_is_no_finite_number():
         ("Running", "Trial is running", "", ""),
     ],
 )
-def test_reason(condition, message, told, reason):
-    assert trials.trial_of(katib_trial((condition, "True"), message=message), told).reason == reason
+def test_reason(condition, message, pod_reason, reason):
+    assert trials.trial_of(katib_trial((condition, "True"), message=message), pod_reason).reason == reason
 
 
 def trial(name: str, value: float | None, status: str = "Succeeded", reason: str = "") -> Trial:

@@ -1,5 +1,6 @@
-"""Every wait of the Kubernetes backend against every way in which a server or its controllers
-misbehave: it ends, in time, with words.
+"""Every wait of the Kubernetes backend ends in time and with a reason.
+
+Whatever a server or its controllers do wrong.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from clusters import kubernetes_objects
 from common.errors import ClusterError
 from tests.clusters.contract import RUN_ID, experiment, job, service
 from tests.clusters.controllers import Play
-from tests.clusters.test_kubernetes import UP, loss, node_of
+from tests.clusters.scripts import UP, loss, node_of
 
 DEADLINE = 0.2  # of the wait under test
 # seconds within which it has to be over, whatever happened: its deadline, and a slow machine

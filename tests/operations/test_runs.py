@@ -26,7 +26,7 @@ from operations import follow as follow_module
 from tests.clusters import conftest as clusters_conftest
 from tests.clusters.contract import RUN_ID, experiment, job, service
 from tests.clusters.controllers import Play
-from tests.clusters.test_kubernetes import loss, node_of
+from tests.clusters.scripts import loss, node_of
 from tests.serving import conftest as serving_conftest
 
 fake, repository = clusters_conftest.fake, serving_conftest.repository  # fixtures of other rooms
