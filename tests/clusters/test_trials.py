@@ -109,7 +109,8 @@ def test_observations_leave_out_what_is_no_finite_number():
     ],
 )
 def test_reason(condition, message, pod_reason, reason):
-    assert trials.trial_of(katib_trial((condition, "True"), message=message), pod_reason).reason == reason
+    trial = katib_trial((condition, "True"), message=message)
+    assert trials.trial_of(trial, pod_reason).reason == reason
 
 
 def trial(name: str, value: float | None, status: str = "Succeeded", reason: str = "") -> Trial:
