@@ -1,9 +1,8 @@
-"""The API server through the published `kubernetes` client: configuration, the kinds that are sent,
-and requests that outlive a bad hour.
+"""The API server through the published `kubernetes` client: configuration, kinds, requests.
 
-A request that met 429, 5xx or a broken connection is sent again, after a growing pause, until the
-deadline of the wait that it belongs to. Only the first contact is given up early, so that a wrong
-address does not take a search's deadline to show.
+A request that was answered with 429 or 5xx, or whose connection broke, is sent again after a
+growing pause, until the deadline of the wait that it belongs to. Only the first contact is given up
+early, so that a wrong address does not take a search's deadline to show.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ import urllib3
 from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
 
+from clusters.protocol import Manifest
 from clusters.waiting import Wait
 from common.errors import ClusterError, InputError, UnreachableError
 
@@ -34,14 +34,14 @@ REQUEST_SECONDS = (10.0, 60.0)  # connect, read: a request over a dead connectio
 
 
 class NoCluster(InputError):
-    """This machine is not told of any cluster."""
+    """No cluster is configured on this machine."""
 
     short = "no Kubernetes cluster is configured (no KUBECONFIG, and not a pod)"
 
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """A custom resource, and who serves it."""
+    """A custom resource, and the controller that serves it."""
 
     name: str
     group: str
@@ -64,19 +64,21 @@ INFERENCE_SERVICE = Kind(
 
 @dataclasses.dataclass(frozen=True)
 class Connection:
-    """A configured client, the namespace that its configuration names (or none), and whether we are
-    a pod of the cluster.
-    """
+    """A configured client and what its configuration says."""
 
     client: client.ApiClient
     namespace: str | None
+    """The namespace that the configuration names."""
     inside: bool
+    """Whether we are a pod of the cluster."""
     source: str
+    """The configuration's name, for error messages."""
 
 
 def connect() -> Connection:
-    """The service account of the pod we run in, or else the kubeconfig (KUBECONFIG set comes
-    first). Raises InputError without either.
+    """Connect by the service account of the pod we run in, or else by the kubeconfig.
+
+    The kubeconfig comes first where KUBECONFIG is set. Raises InputError without either.
     """
     in_pod = "KUBERNETES_SERVICE_HOST" in os.environ and (SERVICE_ACCOUNT / "token").exists()
     try:
@@ -123,12 +125,12 @@ def _from_kubeconfig() -> Connection:
 
 
 def _client(settings: client.Configuration) -> client.ApiClient:
-    settings.retries = urllib3.Retry(0)  # Api.call retries: with a deadline, and telling so
+    settings.retries = urllib3.Retry(0)  # Api.call retries: with a deadline, and reports it
     return client.ApiClient(settings)
 
 
 def namespace_of(connection: Connection, asked: str | None) -> str:
-    """The namespace to work in: the one asked for, or for None or 'auto' the configuration's.
+    """The namespace to work in. None and 'auto' mean the one that the configuration names.
 
     Raises InputError if that names none.
     """
@@ -143,32 +145,32 @@ def namespace_of(connection: Connection, asked: str | None) -> str:
 
 
 class Api:
-    """Reads and writes objects of one namespace.
+    """Read and write objects of one namespace.
 
-    Every request belongs to a Wait, which bounds it and hears of trouble.
+    Every request belongs to a Wait, which bounds it and is told about failed requests.
     """
 
     def __init__(self, connection: Connection, namespace: str, *, pause: float = 1.0) -> None:
-        self.namespace, self._pause = namespace, pause
+        self.namespace = namespace
+        self._pause = pause
         self._client = connection.client
-        self._custom, self._core = (
-            client.CustomObjectsApi(connection.client),
-            client.CoreV1Api(connection.client),
-        )
+        self._custom = client.CustomObjectsApi(connection.client)
+        self._core = client.CoreV1Api(connection.client)
         self._reached = False
 
     # Custom resources
     # --------------------------------------------------------------------------------------------
 
-    def create(self, kind: Kind, manifest: dict, wait: Wait) -> dict | None:
-        """The object as the server stored it;
+    def create(self, kind: Kind, manifest: Manifest, wait: Wait) -> Manifest | None:
+        """Create an object and return it as the server stored it.
 
-        None if one of this name exists. Raises ClusterError if it is refused.
+        Returns None if one of this name exists. Raises ClusterError if it is refused.
         """
         try:
-            return self.call(
+            created: Manifest = self.call(
                 wait, self._custom.create_namespaced_custom_object, *self._at(kind), manifest
             )
+            return created
         except ApiException as error:
             if error.status == 409:
                 return None
@@ -176,29 +178,36 @@ class Api:
                 self._refusal(error, "create", kind, manifest["metadata"]["name"])
             ) from error
 
-    def get(self, kind: Kind, name: str, wait: Wait) -> dict | None:
+    def get(self, kind: Kind, name: str, wait: Wait) -> Manifest | None:
         """The object, or None if there is none of this name."""
         try:
-            return self.call(wait, self._custom.get_namespaced_custom_object, *self._at(kind), name)
+            thing: Manifest = self.call(
+                wait, self._custom.get_namespaced_custom_object, *self._at(kind), name
+            )
+            return thing
         except ApiException as error:
             if error.status == 404:
                 return None
             raise ClusterError(self._refusal(error, "get", kind, name)) from error
 
-    def replace(self, kind: Kind, manifest: dict, wait: Wait) -> dict | None:
-        """The object as stored; None if it has changed since it was read (or is gone)."""
+    def replace(self, kind: Kind, manifest: Manifest, wait: Wait) -> Manifest | None:
+        """Replace an object and return it as stored.
+
+        Returns None if it has changed since it was read, or is gone.
+        """
         name = manifest["metadata"]["name"]
         try:
-            return self.call(
+            stored: Manifest = self.call(
                 wait, self._custom.replace_namespaced_custom_object, *self._at(kind), name, manifest
             )
+            return stored
         except ApiException as error:
             if error.status in (404, 409):
                 return None
             raise ClusterError(self._refusal(error, "update", kind, name)) from error
 
     def delete(self, kind: Kind, name: str, wait: Wait) -> bool:
-        """Ask for removal, dependents first; False if it was gone already."""
+        """Ask for the removal of an object, dependents first; False if it was gone already."""
         options = client.V1DeleteOptions(propagation_policy="Foreground")
         try:
             self.call(
@@ -214,8 +223,8 @@ class Api:
             raise ClusterError(self._refusal(error, "delete", kind, name)) from error
         return True
 
-    def list(self, kind: Kind, selector: str, wait: Wait) -> list[dict]:
-        """All objects with these labels; none where the cluster does not serve the kind at all."""
+    def list_objects(self, kind: Kind, selector: str, wait: Wait) -> list[Manifest]:
+        """All objects with these labels; none where the cluster does not serve the kind."""
         try:
             answer = self.call(
                 wait,
@@ -227,38 +236,39 @@ class Api:
             if error.status == 404:
                 return []
             raise ClusterError(self._refusal(error, "list", kind, "")) from error
-        return answer["items"]
+        objects: list[Manifest] = answer["items"]
+        return objects
 
-    # Pods: only for explanations, so trouble in reading them never ends a wait
+    # Pods: only for explanations, so a failure to read them never ends a wait
     # --------------------------------------
 
-    def pods(self, selector: str, wait: Wait) -> list[dict] | None:
+    def pods(self, selector: str, wait: Wait) -> list[Manifest] | None:
         """Pods with these labels; None if they cannot be read now."""
-        found = self._glimpse(
+        answer = self._glimpse(
             wait, "pods", self._core.list_namespaced_pod, self.namespace, label_selector=selector
         )
-        return None if found is None else self._client.sanitize_for_serialization(found.items)
+        return None if answer is None else self._plain(answer.items)
 
-    def events(self, name: str, wait: Wait) -> list[dict]:
-        """Events about the object of this name, oldest first."""
-        selector = f"involvedObject.name={name}"
-        found = self._glimpse(
+    def events(self, name: str, wait: Wait) -> list[Manifest]:
+        """Events about the object of this name, oldest first; none if they cannot be read."""
+        answer = self._glimpse(
             wait,
             "events",
             self._core.list_namespaced_event,
             self.namespace,
-            field_selector=selector,
+            field_selector=f"involvedObject.name={name}",
         )
-        listed = [] if found is None else self._client.sanitize_for_serialization(found.items)
+        events = [] if answer is None else self._plain(answer.items)
         return sorted(
-            listed, key=lambda event: event.get("lastTimestamp") or event.get("eventTime") or ""
+            events, key=lambda event: event.get("lastTimestamp") or event.get("eventTime") or ""
         )
 
     def log(
         self, pod: str, container: str, wait: Wait, *, lines: int, previous: bool = False
     ) -> list[str]:
-        """The last lines that a container (or its `previous` incarnation) wrote; empty if they
-        cannot be had.
+        """The last lines that a container wrote; empty if they cannot be read.
+
+        `previous` asks for those before the container's last restart.
         """
         answer = self._glimpse(
             wait,
@@ -271,20 +281,27 @@ class Api:
             previous=previous,
             _preload_content=False,
         )
-        return (
-            [] if answer is None else answer.data.decode("utf-8", "replace").splitlines()[-lines:]
-        )
+        if answer is None:
+            return []
+        text: str = answer.data.decode("utf-8", "replace")
+        return text.splitlines()[-lines:]
+
+    def _plain(self, models: list[Any]) -> list[Manifest]:
+        """The client's models as the dicts that the server sent."""
+        dicts: list[Manifest] = self._client.sanitize_for_serialization(models)
+        return dicts
 
     # Requests
     # --------------------------------------------------------------------------------------------
 
     def call(self, wait: Wait, request: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-        """The answer to a request, sent again while what stands in its way passes.
+        """The answer to a request, which is sent again after a failure that may pass.
 
-        Raises ApiException for what will not pass (4xx), DeadlineError at the wait's deadline,
-        ClusterError if the server was never reached.
+        Raises ApiException for a failure that will not pass (4xx), DeadlineError at the wait's
+        deadline, and ClusterError if the server was never reached.
         """
-        pause, started = self._pause, time.monotonic()
+        pause = self._pause
+        started = time.monotonic()
         while True:
             try:
                 answer = request(*arguments, _request_timeout=self._timeout(wait), **options)
@@ -309,7 +326,7 @@ class Api:
         *arguments: Any,
         **options: Any,
     ) -> Any | None:
-        """The answer, or None: three tries, and a line if we are not allowed to look."""
+        """The answer, or None after three tries. Reports if we are not allowed to look."""
         for attempt in range(3):
             try:
                 return request(*arguments, _request_timeout=self._timeout(wait), **options)
@@ -336,18 +353,18 @@ class Api:
     def _check_first_contact(self, error: Exception, started: float) -> None:
         if not self._reached and time.monotonic() - started > FIRST_CONTACT_SECONDS:
             host = self._client.configuration.host
-            said = (
+            raise UnreachableError(
                 f"the API server at {host} cannot be reached ({complaint(error)}); check the"
                 " kubeconfig and the network"
-            )
-            raise UnreachableError(said) from error
+            ) from error
 
     def _at(self, kind: Kind) -> tuple[str, str, str, str]:
         return kind.group, kind.version, self.namespace, kind.plural
 
     def _refusal(self, error: ApiException, verb: str, kind: Kind, name: str) -> str:
-        """The sentence for a request that will never be granted as it is."""
-        thing, said = f"{kind.name} {name}".strip(), complaint(error)
+        """The error message for a request that the server refused."""
+        thing = f"{kind.name} {name}".strip()
+        said = complaint(error)
         if error.status == 401:
             return (
                 f"the API server does not accept our credentials ({said}); log in anew or renew the"
@@ -369,9 +386,7 @@ class Api:
 
 
 def complaint(error: Exception) -> str:
-    """What went wrong with a request, in one line: the server's message, or the connection's
-    trouble.
-    """
+    """What went wrong with a request, in one line: the server's message or the connection's."""
     if not isinstance(error, ApiException):
         reason = getattr(error, "reason", None) or error
         return f"{type(reason).__name__}: {reason}".split("\n")[0]
@@ -383,6 +398,6 @@ def complaint(error: Exception) -> str:
 
 
 def _retry_after(error: Exception) -> float:
-    """Seconds that the server asks us to stay away, 0 if it does not say."""
+    """Seconds that the server asks us to wait; 0 if it does not say."""
     asked = (getattr(error, "headers", None) or {}).get("Retry-After", "")
     return float(asked) if str(asked).isdigit() else 0.0

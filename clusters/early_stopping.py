@@ -32,8 +32,9 @@ class StopRule:
     start_step: int
 
     def stops(self, values: Sequence[float], objective: str) -> bool:
-        """Whether a trial with these objective values, in order, is stopped; `objective` is
-        'minimize' or 'maximize'.
+        """Whether a trial with these objective values, in order, is stopped.
+
+        `objective` is 'minimize' or 'maximize'.
 
         >>> StopRule(value=0.1, start_step=2).stops([0.3, 0.2, 0.05], "minimize")
         True
@@ -45,7 +46,7 @@ class StopRule:
 
 
 def settings(manifest: Manifest) -> dict[str, int] | None:
-    """min_trials_required and start_step of an Experiment, None where it stops no trial early.
+    """min_trials_required and start_step of an Experiment; None where it stops no trial early.
 
     Raises InputError for what Katib's own validation refuses.
     """
@@ -57,23 +58,21 @@ def settings(manifest: Manifest) -> dict[str, int] | None:
         name in ALGORITHMS,
         f"spec.earlyStopping.algorithmName: {unknown('algorithm', name, ALGORITHMS)}",
     )
-    found = dict(DEFAULTS)
+    values = dict(DEFAULTS)
     for setting in asked.get("algorithmSettings", []):
-        where, value = f"spec.earlyStopping.algorithmSettings.{setting['name']}", setting["value"]
-        require(
-            setting["name"] in found,
-            f"spec.earlyStopping: {unknown('setting', setting['name'], found)}",
-        )
+        name = setting["name"]
+        value = setting["value"]
+        require(name in values, f"spec.earlyStopping: {unknown('setting', name, values)}")
         require(
             str(value).isdigit() and int(value) >= 1,
-            f"{where}: '{value}' is no whole number from 1 up",
+            f"spec.earlyStopping.algorithmSettings.{name}: '{value}' is no whole number from 1 up",
         )
-        found[setting["name"]] = int(value)
-    return found
+        values[name] = int(value)
+    return values
 
 
 def rule_for(manifest: Manifest, succeeded: Iterable[Sequence[float]]) -> StopRule | None:
-    """The rule of a trial that is created now;
+    """The rule of a trial that is created now; None where there is no limit.
 
     `succeeded` are the objective values, in order, of each trial that has succeeded.
     """

@@ -1,5 +1,4 @@
-"""Katib's rules, restated: what its webhook refuses, how it substitutes parameters, how it reads a
-metrics file.
+"""Katib's rules, restated: its webhook's checks, its substitution of parameters, its metrics.
 
 Sources: kubeflow/katib v0.19 (pkg/webhook/v1beta1/experiment/validator,
 pkg/controller.v1beta1/experiment/manifest, cmd/metricscollector/v1beta1/file-metricscollector,
@@ -15,9 +14,10 @@ import re
 from typing import Any
 
 from clusters import early_stopping
-from clusters.protocol import Manifest, Observation
+from clusters.protocol import Manifest
 from common.cli import require
 from common.errors import unknown
+from common.records import Observation
 
 METRIC_PATTERN = re.compile(r"([\w|-]+)\s*=\s*([+-]?\d*(\.\d+)?([Ee][+-]?\d+)?)")
 """Katib's default filter of text metrics; `loss=nan` matches it with an empty value."""
@@ -37,15 +37,19 @@ TRIAL_NAME_REFERENCE = "${trialSpec.Name}"
 
 
 def observations(text: str, names: list[str]) -> dict[str, Observation]:
-    """What Katib's collector observes in a metrics file: min and max over *all* lines of a metric,
-    and the last one.
+    """What Katib's collector observes in a metrics file.
 
-    Each line begins with an RFC 3339 time. A value that is no finite number is left out of both.
-    Where the last one is none, Katib's latest value is empty and its suggestions stall on it; such
-    a metric is missing from the answer.
+    Minimum and maximum are over *all* lines of a metric, the latest value is that of the last line.
+    Each line begins with an RFC 3339 time. A value that is no finite number is left out. Where the
+    last one is no finite number, Katib's latest value is empty and its suggestions stall on it.
+    Such a metric is missing from the answer.
     """
-    found = _found(text, names)
-    return {name: _observation(seen) for name, seen in found.items() if seen[-1] is not None}
+    observed = {}
+    for name, numbers in _values_by_metric(text, names).items():
+        if numbers[-1] is not None:
+            finite = [number for number in numbers if number is not None]
+            observed[name] = Observation(min=min(finite), max=max(finite), latest=finite[-1])
+    return observed
 
 
 def values(text: str, name: str) -> list[float]:
@@ -54,36 +58,34 @@ def values(text: str, name: str) -> list[float]:
     A last line that is still being written is left out.
     """
     whole = text[: text.rfind("\n") + 1]
-    return [value for value in _found(whole, [name]).get(name, []) if value is not None]
+    numbers = _values_by_metric(whole, [name]).get(name, [])
+    return [value for value in numbers if value is not None]
 
 
-def _found(text: str, names: list[str]) -> dict[str, list[float | None]]:
+def _values_by_metric(text: str, names: list[str]) -> dict[str, list[float | None]]:
     """Each metric's values by line; None where a value is no finite number."""
-    found: dict[str, list[float | None]] = {}
+    by_metric: dict[str, list[float | None]] = {}
     for line in text.splitlines():
         _, _, rest = line.partition(" ")
         for match in METRIC_PATTERN.finditer(rest):
             if match[1] in names:
-                found.setdefault(match[1], []).append(_finite(match[2]))
-    return found
-
-
-def _observation(values: list[float | None]) -> Observation:
-    finite = [value for value in values if value is not None]
-    return Observation(min=min(finite), max=max(finite), latest=finite[-1])
+                by_metric.setdefault(match[1], []).append(_finite(match[2]))
+    return by_metric
 
 
 def objective_value(manifest: Manifest, metrics: dict[str, Observation]) -> float | None:
-    """The objective as Katib takes it: the strategy of the metric, by default min for minimize and
-    max for maximize.
+    """The objective as Katib takes it from a trial's metrics; None if it is not among them.
+
+    The metric's strategy decides, which is min by default for minimize and max for maximize.
     """
     objective = manifest["spec"]["objective"]
-    seen = metrics.get(objective["objectiveMetricName"])
-    if seen is None:
+    observation = metrics.get(objective["objectiveMetricName"])
+    if observation is None:
         return None
     strategies = {s["name"]: s["value"] for s in objective.get("metricStrategies", [])}
     default = "min" if objective["type"] == "minimize" else "max"
-    return getattr(seen, strategies.get(objective["objectiveMetricName"], default))
+    value: float = getattr(observation, strategies.get(objective["objectiveMetricName"], default))
+    return value
 
 
 def metric_names(manifest: Manifest) -> list[str]:
@@ -92,18 +94,18 @@ def metric_names(manifest: Manifest) -> list[str]:
 
 
 def substitute(manifest: Manifest, assignments: dict[str, str], trial_name: str) -> Manifest:
-    """The trial's own object:
+    """The object of a trial: its parameters substituted, named and labelled as Katib would.
 
-    `${trialParameters.x}` and `${trialSpec.Name}` replaced, named and labelled as Katib would.
+    `${trialParameters.x}` becomes the value of the parameter that x refers to, or the trial's name.
     """
     template = manifest["spec"]["trialTemplate"]
-    values = {
-        p["name"]: (
-            trial_name if p["reference"] == TRIAL_NAME_REFERENCE else assignments[p["reference"]]
-        )
-        for p in template.get("trialParameters", [])
-    }
-    trial = _replace(copy.deepcopy(template["trialSpec"]), values)
+    values = {}
+    for parameter in template.get("trialParameters", []):
+        if parameter["reference"] == TRIAL_NAME_REFERENCE:
+            values[parameter["name"]] = trial_name
+        else:
+            values[parameter["name"]] = assignments[parameter["reference"]]
+    trial: Manifest = _replace(copy.deepcopy(template["trialSpec"]), values)
     metadata = trial.setdefault("metadata", {})
     metadata["name"] = trial_name
     metadata.setdefault("labels", {}).update(manifest["metadata"].get("labels", {}))
@@ -115,21 +117,21 @@ def check_experiment(manifest: Manifest) -> None:
 
     Raises InputError with the path inside the object and what may stand there.
     """
-    spec, name = manifest["spec"], manifest["metadata"]["name"]
+    spec = manifest["spec"]
+    name = manifest["metadata"]["name"]
     require(
         len(name) <= 40, f"Experiment {name}: its name has {len(name)} characters, Katib allows 40"
     )
-    require(
-        spec["objective"].get("type") in ("minimize", "maximize"),
-        "spec.objective.type:"
-        f" {unknown('type', str(spec['objective'].get('type')), ('minimize', 'maximize'))}",
-    )
+    kinds = ("minimize", "maximize")
+    kind = spec["objective"].get("type")
+    require(kind in kinds, f"spec.objective.type: {unknown('type', str(kind), kinds)}")
     algorithm = spec["algorithm"].get("algorithmName", "")
     require(
         algorithm in ALGORITHMS,
         f"spec.algorithm.algorithmName: {unknown('algorithm', algorithm, ALGORITHMS)}",
     )
-    parallel, most = spec.get("parallelTrialCount", 3), spec.get("maxTrialCount", math.inf)
+    parallel = spec.get("parallelTrialCount", 3)
+    most = spec.get("maxTrialCount", math.inf)
     require(
         parallel <= most, f"spec.parallelTrialCount: {parallel} is more than maxTrialCount {most}"
     )
@@ -152,8 +154,9 @@ def check_experiment(manifest: Manifest) -> None:
 
 def _check_references(spec: dict[str, Any]) -> None:
     names = [parameter["name"] for parameter in spec.get("parameters", [])]
-    given = {p["name"]: p["reference"] for p in spec["trialTemplate"].get("trialParameters", [])}
-    for name, reference in given.items():
+    template = spec["trialTemplate"]
+    references = {p["name"]: p["reference"] for p in template.get("trialParameters", [])}
+    for name, reference in references.items():
         known = reference in names or reference.startswith("${trialSpec.")
         require(
             known,
@@ -161,15 +164,15 @@ def _check_references(spec: dict[str, Any]) -> None:
         )
     for name in names:
         require(
-            name in given.values(),
+            name in references.values(),
             f"spec.parameters.{name}: no trial receives it; add it to"
             " trialTemplate.trialParameters",
         )
-    for used in set(PARAMETER.findall(json.dumps(spec["trialTemplate"]["trialSpec"]))):
+    for used in set(PARAMETER.findall(json.dumps(template["trialSpec"]))):
         require(
-            used in given,
+            used in references,
             f"spec.trialTemplate.trialSpec: ${{trialParameters.{used}}}:"
-            f" {unknown('trial parameter', used, given)}",
+            f" {unknown('trial parameter', used, references)}",
         )
 
 

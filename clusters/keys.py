@@ -1,8 +1,8 @@
-"""Whether a predictor will get its S3 keys: the Secret has them and names the endpoint, and the
-ServiceAccount names the Secret.
+"""Check that a predictor will get its S3 keys.
 
-Without this a wrong key shows only when KServe's storage initializer fails, minutes after
-everything else went well.
+The Secret has them and names the endpoint, and the ServiceAccount names the Secret. Without these
+checks a wrong key shows only when KServe's storage initializer fails, minutes after everything else
+went well.
 """
 
 from __future__ import annotations
@@ -14,11 +14,9 @@ from urllib.parse import urlsplit
 from clusters.manifests import CREDENTIALS
 from clusters.survey import Survey
 
-ENDPOINT, HTTPS, OLD_GROUP = (
-    "serving.kserve.io/s3-endpoint",
-    "serving.kserve.io/s3-usehttps",
-    "serving.kubeflow.org/",
-)
+ENDPOINT = "serving.kserve.io/s3-endpoint"
+HTTPS = "serving.kserve.io/s3-usehttps"
+OLD_GROUP = "serving.kubeflow.org/"
 
 
 class Finding(NamedTuple):
@@ -31,7 +29,7 @@ class Finding(NamedTuple):
 
 
 def findings(survey: Survey, *, secret: str, account: str, endpoint: str) -> Iterator[Finding]:
-    """What there is of the Secret and the account.
+    """Check the Secret and the account.
 
     `endpoint` is the URL that the run uses, empty where it names none.
     """
@@ -40,34 +38,33 @@ def findings(survey: Survey, *, secret: str, account: str, endpoint: str) -> Ite
 
 
 def _secret(survey: Survey, name: str, endpoint: str) -> Iterator[Finding]:
-    what, held = f"Secret {name}", survey.secret(name)
+    what = f"Secret {name}"
+    secret = survey.secret(name)
     make = (
         f"kubectl -n {survey.namespace} create secret generic {name}"
         " --from-literal=AWS_ACCESS_KEY_ID=... (see deploy/)"
     )
-    if held is None:
+    if secret is None:
         why = survey.unseen.get(what)
-        yield (
-            Finding("not seen", what, why)
-            if why
-            else Finding("error", what, f"there is none in namespace {survey.namespace}", make)
-        )
+        if why:
+            yield Finding("not seen", what, why)
+        else:
+            yield Finding("error", what, f"there is none in namespace {survey.namespace}", make)
         return
-    there, missing = (
-        ", ".join(sorted(held.values)) or "nothing",
-        [key for key in CREDENTIALS if not held.values.get(key)],
-    )
-    yield from (Finding("error", what, f"has no {key}; it has {there}", make) for key in missing)
+    existing = ", ".join(sorted(secret.values)) or "nothing"
+    missing = [key for key in CREDENTIALS if not secret.values.get(key)]
+    for key in missing:
+        yield Finding("error", what, f"has no {key}; it has {existing}", make)
     if not missing:
-        yield _endpoint(what, held.annotations, endpoint)
+        yield _endpoint(what, secret.annotations, endpoint)
 
 
 def _endpoint(what: str, annotations: dict[str, str], endpoint: str) -> Finding:
-    """KServe takes the endpoint from the Secret's annotations, as host and port, and the scheme
-    from another.
-    """
-    asked, https = urlsplit(endpoint).netloc, str(int(endpoint.startswith("https")))
-    if old := [key for key in annotations if key.startswith(OLD_GROUP)]:
+    """Check the annotations from which KServe takes the endpoint (host and port) and the scheme."""
+    asked = urlsplit(endpoint).netloc
+    https = str(int(endpoint.startswith("https")))
+    old = [key for key in annotations if key.startswith(OLD_GROUP)]
+    if old:
         return Finding(
             "error",
             what,
@@ -98,19 +95,22 @@ def _endpoint(what: str, annotations: dict[str, str], endpoint: str) -> Finding:
 
 
 def _account(survey: Survey, name: str, secret: str) -> Finding:
-    """KServe gives the storage initializer the keys of the Secrets that the predictor's account
-    names.
+    """Check that the predictor's account names the Secret.
+
+    KServe gives the storage initializer the keys of the Secrets that the account names.
     """
-    what, secrets = f"ServiceAccount {name}", survey.account_secrets(name)
+    what = f"ServiceAccount {name}"
+    secrets = survey.account_secrets(name)
     if secrets is None:
         why = survey.unseen.get(what)
-        missing = Finding(
+        if why:
+            return Finding("not seen", what, why)
+        return Finding(
             "error",
             what,
             f"there is none in namespace {survey.namespace}",
             "see deploy/, or --service-account NAME",
         )
-        return Finding("not seen", what, why) if why else missing
     if secret not in secrets:
         patch = (
             f"kubectl -n {survey.namespace} patch serviceaccount {name} -p"

@@ -1,6 +1,7 @@
-"""One machine as a home for manifests: an Experiment through Optuna, a PyTorchJob as processes, an
-InferenceService as a real Triton process over the same repository. It executes the same manifests
-as a cluster, so a wrong one fails here.
+"""The local backend: run the manifests of a cluster on one machine.
+
+An Experiment runs through Optuna, a PyTorchJob as processes, an InferenceService as a real Triton
+process over the same repository. A manifest that is wrong fails here as it would on a cluster.
 
 Layout below `workdir`, which is the folder of local runs:
 
@@ -17,10 +18,12 @@ import json
 import shutil
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-from clusters import local_search, manifests
+from clusters import manifests
+from clusters.local_search import LocalSearch
 from clusters.processes import Replicas, cores, tail, wait
 from clusters.protocol import ExperimentResult, Manifest, Report, Service, run_id_of
 from common import storage
@@ -28,24 +31,25 @@ from common.errors import ClusterError, DeadlineError
 
 
 class Servers(Protocol):
-    """What starts and ends model servers on this machine (serving.triton)."""
+    """Start and end model servers on this machine (serving.triton)."""
 
     def start(
         self, repository: Path, *, model_name: str, workdir: Path, log: Path, deadline: float
     ) -> Any:
-        """Start a server and wait until the model is ready; returns an object with pid, url and
-        kind.
+        """Start a server and wait until the model is ready.
+
+        Returns an object with pid, url and kind.
         """
 
     def stop(self, pid: int) -> bool:
-        """End that server and its children;
+        """End that server and its children.
 
-        False if it is gone or the pid is another process' now.
+        Returns False if it is gone, or if the pid is another process' now.
         """
 
 
 class LocalCluster:
-    """The protocol's home on one machine.
+    """Implement clusters.protocol.Cluster on one machine.
 
     `root` is the folder with the code (the working folder of an image).
     """
@@ -62,8 +66,8 @@ class LocalCluster:
     def run_experiment(
         self, manifest: Manifest, *, deadline: float, report: Report
     ) -> ExperimentResult:
-        """See clusters.protocol.Cluster. Takes up an interrupted search where its study stands."""
-        search = local_search.LocalSearch(
+        """See clusters.protocol.Cluster. An interrupted search resumes from its study."""
+        search = LocalSearch(
             manifest, folder=self._folder(manifest, "search"), root=self.root, report=report
         )
         return search.run(deadline)
@@ -98,7 +102,7 @@ class LocalCluster:
         """
         if self.servers is None:
             raise ClusterError(
-                "this home was made without model servers; pass servers=serving.triton"
+                "this backend was made without model servers; pass servers=serving.triton"
             )
         name = manifest["metadata"]["name"]
         folder = self._folder(manifest, "services") / name
@@ -129,23 +133,24 @@ class LocalCluster:
             self.workdir.glob(f"*/local/services/{name}/server.log"),
             key=lambda log: log.stat().st_mtime,
         )
-        return (
-            f"the server's log ({logs[-1]}) ends:\n{tail(logs[-1])}"
-            if logs
-            else f"no server of {name} was started here"
-        )
+        if not logs:
+            return f"no server of {name} was started here"
+        return f"the server's log ({logs[-1]}) ends:\n{tail(logs[-1])}"
 
     def delete_experiment(self, name: str) -> None:
+        """See clusters.protocol.Cluster."""
         for folder in self.workdir.glob(f"*/local/search/{name}"):
             shutil.rmtree(folder, ignore_errors=True)
 
     def delete_job(self, name: str) -> None:
+        """See clusters.protocol.Cluster."""
         for folder in self.workdir.glob(f"*/local/jobs/{name}"):
             shutil.rmtree(folder, ignore_errors=True)
 
     def delete(self, run_id: str) -> list[str]:
         """See clusters.protocol.Cluster. Results in the run's storage stay."""
-        local, removed = self.workdir / run_id / "local", []
+        local = self.workdir / run_id / "local"
+        removed = []
         for place, kind in (
             ("services", "InferenceService"),
             ("jobs", "PyTorchJob"),
@@ -171,9 +176,9 @@ class LocalCluster:
         return folder
 
     def _repository(self, manifest: Manifest, folder: Path) -> Path:
-        """The model repository as a local folder;
+        """The model repository as a local folder.
 
-        S3's is copied, as KServe's storage initializer does.
+        One on S3 is copied, as KServe's storage initializer does.
         """
         uri = manifests.storage_uri(manifest)
         if not storage.is_s3(uri):
@@ -183,8 +188,8 @@ class LocalCluster:
 
 
 @contextlib.contextmanager
-def _following(log: Path, report: Report):
-    """Report the lines of a log while the block runs, and what is left of it at the end."""
+def _following(log: Path, report: Report) -> Iterator[None]:
+    """Report the lines of a log while the block runs, and the rest of them at its end."""
     done = threading.Event()
 
     def follow() -> None:

@@ -1,6 +1,4 @@
-"""Parts of Kubernetes objects that more than one manifest needs: the pods of a PyTorchJob, S3's
-environment, labels.
-"""
+"""Parts that several manifests need: the pods of a PyTorchJob, S3's environment, labels."""
 
 from __future__ import annotations
 
@@ -20,7 +18,7 @@ CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Resources:
-    """What each pod of a job asks for, as Kubernetes quantities.
+    """What each pod of a job requests, as Kubernetes quantities.
 
     Requests equal limits: a pod that trains is never evicted for bursting.
     """
@@ -51,7 +49,8 @@ class HostFolder:
     mount: str
 
 
-TICKET_SECRET, TICKETS = "/secrets/kerberos", "/tickets"
+TICKET_SECRET = "/secrets/kerberos"
+TICKETS = "/tickets"
 COPY_TICKET = """\
 import os, shutil
 shutil.copyfile("{secret}/{key}", "{tickets}/krb5cc")
@@ -61,8 +60,7 @@ os.chmod("{tickets}/krb5cc", 0o600)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Ticket:
-    """A Kerberos ticket: one key of a Secret, copied to `/tickets/krb5cc` before the pod's own
-    program starts.
+    """A Kerberos ticket: one key of a Secret, copied to `/tickets/krb5cc` before the pod starts.
 
     EOS takes a ticket only from a file that belongs to the user and that nobody else may read
     (eosxd's SecurityChecker); the files of a Secret belong to root. The copy is made by an init
@@ -90,7 +88,7 @@ class Ticket:
         return [{"name": "kerberos-ticket", "mountPath": TICKETS}]
 
     def init_container(self, image: str) -> Manifest:
-        """Copies the ticket, in the image and so as the user of the program that reads EOS."""
+        """The container that copies the ticket, as the user of the program that reads EOS."""
         return {
             "name": "ticket",
             "image": image,
@@ -109,10 +107,7 @@ class Ticket:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PodSettings:
-    """Where a pod may run, and what of its node and namespace it sees.
-
-    All of it may be left out.
-    """
+    """Where a pod may run, and which folders and tickets it sees. Every field is optional."""
 
     node_selector: dict[str, str] = dataclasses.field(default_factory=dict)
     tolerations: list[dict[str, str]] = dataclasses.field(default_factory=list)
@@ -136,8 +131,9 @@ class PodSettings:
         return volumes + (self.ticket.volumes() if self.ticket else [])
 
     def mounts(self) -> list[Manifest]:
-        """HostToContainer, as EOS mounts its instances below the folder only when they are first
-        asked for.
+        """Where the volumes are mounted.
+
+        With HostToContainer, as EOS mounts its instances below the folder only at first use.
         """
         mounts: list[Manifest] = [
             {"name": one.name, "mountPath": one.mount, "mountPropagation": "HostToContainer"}
@@ -146,20 +142,19 @@ class PodSettings:
         return mounts + (self.ticket.mounts() if self.ticket else [])
 
     def init_containers(self, image: str) -> Manifest:
-        """The entry of a pod's spec; empty where nothing has to be done before."""
+        """The pod's entry `initContainers`; empty where no ticket is needed."""
         return {"initContainers": [self.ticket.init_container(image)]} if self.ticket else {}
 
 
 def labels(run_id: str, step: str, user: str = "unknown") -> dict[str, str]:
-    """What every object and every pod of a run carries: whose they are, and what `--status` and
-    `--down` find them by.
-    """
+    """The labels of all objects and pods of a run, by which `--status` and `--down` find them."""
     return {RUN_LABEL: run_id, STEP_LABEL: step, USER_LABEL: user}
 
 
 def s3_environment(endpoint: str | None, secret: str) -> list[dict[str, Any]]:
-    """Environment entries for S3: keys from the Secret by reference, the endpoint in the open
-    (TensorBoard reads S3_ENDPOINT).
+    """Environment entries for S3: the keys by reference to the Secret, the endpoint as it is.
+
+    TensorBoard reads S3_ENDPOINT.
     """
     keys = [
         {"name": key, "valueFrom": {"secretKeyRef": {"name": secret, "key": key, "optional": True}}}
@@ -191,11 +186,10 @@ def pod_template(
     resources: Resources,
     settings: PodSettings = NO_SETTINGS,
 ) -> Manifest:
-    """The pod of a PyTorchJob's replica: one container named 'pytorch' (the operator insists),
-    /dev/shm sized, no sidecar.
+    """The pod of a PyTorchJob's replica, without an Istio sidecar.
 
-    Docker's 64 MB /dev/shm is too small for NCCL and data loading; the volume here counts within
-    the memory limit.
+    The training operator requires a container named 'pytorch'. Docker's 64 MB of /dev/shm are
+    too few for NCCL and data loading; the volume here counts within the memory limit.
     """
     return {
         "metadata": {"labels": {**labels, **NO_SIDECAR}, "annotations": dict(NO_SIDECAR)},
@@ -234,11 +228,10 @@ def pytorch_job_spec(
     pod: Manifest, *, replicas: int, gpus: int, deadline: int, backoff_limit: int = 3
 ) -> Manifest:
     """The spec of a PyTorchJob of a Master and `replicas - 1` Workers that all run the same pod.
-    `deadline` in seconds.
 
-    OnFailure restarts a pod that died (preemption, a lost node) and it resumes from its checkpoint;
-    a failure that would repeat leaves a marker that ends the restarted pod at once. Only running
-    pods are cleaned up, so that logs stay.
+    `deadline` is in seconds. OnFailure restarts a pod that died (preemption, a lost node), and it
+    resumes from its checkpoint. A failure that would repeat leaves a marker that ends the restarted
+    pod at once. Only running pods are cleaned up, so that logs stay.
     """
     replica = {"restartPolicy": "OnFailure", "template": pod}
     specs = {"Master": {"replicas": 1, **replica}}
@@ -258,15 +251,16 @@ def pytorch_job_spec(
 
 
 def python_command(module: str, *, gpus: int) -> list[str]:
-    """`python -m module`, or torchrun where a pod has several GPUs (it reads the PET_* variables
-    that the operator sets).
+    """`python -m module`, or torchrun where a pod has several GPUs.
+
+    torchrun reads the PET_* variables that the training operator sets.
     """
     return ["torchrun", "-m", module] if gpus > 1 else ["python", "-m", module]
 
 
 def storage_uri(service: Manifest) -> str:
-    """The address of the model repository that an InferenceService serves, whichever form its
-    predictor has.
-    """
+    """The model repository that an InferenceService serves, whichever form its predictor has."""
     predictor = service["spec"]["predictor"]
-    return next(predictor[form]["storageUri"] for form in ("model", "triton") if form in predictor)
+    form = "model" if "model" in predictor else "triton"
+    uri: str = predictor[form]["storageUri"]
+    return uri

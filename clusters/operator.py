@@ -1,6 +1,4 @@
-"""What an operator asks of a cluster about one run: what there is of it, how it is, what it wrote,
-and its removal.
-"""
+"""What an operator asks a cluster about one run: its objects, their state, their logs, removal."""
 
 from __future__ import annotations
 
@@ -15,24 +13,19 @@ from clusters.api import (
     connect,
     namespace_of,
 )
-from clusters.kubernetes import (
-    JOB_LABEL,
-    SERVICE_LABEL,
-    TRIALS_LABEL,
-    KubernetesCluster,
-    replicas_line,
-    service_line,
-)
-from clusters.protocol import RUN_LABEL, STEP_LABEL
+from clusters.kubernetes import KubernetesCluster
+from clusters.kubernetes_job import replicas_line
+from clusters.kubernetes_objects import JOB_LABEL, SERVICE_LABEL, TRIALS_LABEL
+from clusters.kubernetes_service import service_line
+from clusters.protocol import RUN_LABEL, STEP_LABEL, Manifest
 from clusters.reasons import (
     CREATING,
     NOT_SCHEDULED,
-    condition,
     crash_of,
     is_true,
+    message_of,
     name_of,
     phase_of,
-    short,
     waiting_of,
     warning_of,
 )
@@ -41,7 +34,7 @@ from clusters.waiting import Wait, ignore
 
 SECONDS = 60.0  # for one look at everything of a run
 KFP_RUN_LABEL = "pipeline/runid"  # on the pods of a KFP run
-# containers whose logs are a run's, the telling one first
+# containers whose logs are a run's, the most useful one first
 OWN = ("pytorch", "kserve-container", "main", "storage-initializer")
 
 
@@ -64,7 +57,7 @@ class Operator:
         connection = connect()
         self.namespace = namespace_of(connection, namespace)
         self._api = Api(connection, self.namespace)
-        self._namespace_asked, self._poll = namespace, poll
+        self._poll = poll
 
     def find(self, run_id: str) -> list[str]:
         """'Kind/name' of everything that `delete` would remove."""
@@ -76,119 +69,103 @@ class Operator:
 
     def describe(self, run_id: str, kfp_run: str = "") -> list[Finding]:
         """The run's experiment, jobs, service and the pods that do not run as they should."""
-        wait, selector = self._look(run_id), f"{RUN_LABEL}={run_id}"
-        found = [self._experiment(one, wait) for one in self._api.list(EXPERIMENT, selector, wait)]
-        jobs = [
-            one
-            for one in self._api.list(PYTORCHJOB, selector, wait)
-            if not one["metadata"].get("ownerReferences")
-        ]
-        found += [
-            Finding(kind="PyTorchJob", name=name_of(one), told=_job_line(one)) for one in jobs
-        ]
-        services = self._api.list(INFERENCE_SERVICE, selector, wait)
-        found += [
-            Finding(kind="InferenceService", name=name_of(one), told=_service_told(one))
-            for one in services
-        ]
-        pods = self._pods(run_id, kfp_run, wait)
-        return found + [
-            Finding(kind="Pod", name=name_of(pod), told=told)
-            for pod in pods
-            if (told := self._pod_told(pod, wait))
-        ]
+        wait = self._look(run_id)
+        selector = f"{RUN_LABEL}={run_id}"
+        findings = []
+        for experiment in self._api.list_objects(EXPERIMENT, selector, wait):
+            line = self._experiment_line(experiment, wait)
+            findings.append(Finding(kind="Experiment", name=name_of(experiment), told=line))
+        for job in self._api.list_objects(PYTORCHJOB, selector, wait):
+            # a trial's job is not a finding of its own
+            if not job["metadata"].get("ownerReferences"):
+                line = _job_line(job)
+                findings.append(Finding(kind="PyTorchJob", name=name_of(job), told=line))
+        for service in self._api.list_objects(INFERENCE_SERVICE, selector, wait):
+            line = _service_line(service)
+            findings.append(Finding(kind="InferenceService", name=name_of(service), told=line))
+        for pod in self._pods(run_id, kfp_run, wait):
+            line = self._pod_line(pod, wait)
+            if line:
+                findings.append(Finding(kind="Pod", name=name_of(pod), told=line))
+        return findings
 
-    def _experiment(self, experiment: dict, wait: Wait) -> Finding:
-        name = name_of(experiment)
-        trials = [trial_of(one) for one in self._api.list(TRIAL, f"{TRIALS_LABEL}={name}", wait)]
-        state = next(
-            (
-                kind.lower()
-                for kind in ("Failed", "Succeeded", "Running")
-                if is_true(experiment, kind)
-            ),
-            "created",
-        )
-        said = (
-            f" ({short(condition(experiment, 'Failed').get('message', ''))})"
-            if state == "failed"
-            else ""
-        )
-        return Finding(
-            kind="Experiment", name=name, told=f"{state}: {progress_line(experiment, trials)}{said}"
-        )
+    def _experiment_line(self, experiment: Manifest, wait: Wait) -> str:
+        selector = f"{TRIALS_LABEL}={name_of(experiment)}"
+        trials = [trial_of(trial) for trial in self._api.list_objects(TRIAL, selector, wait)]
+        progress = progress_line(experiment, trials)
+        if is_true(experiment, "Failed"):
+            return f"failed: {progress} ({message_of(experiment, 'Failed')})"
+        if is_true(experiment, "Succeeded"):
+            return f"succeeded: {progress}"
+        if is_true(experiment, "Running"):
+            return f"running: {progress}"
+        return f"created: {progress}"
 
-    def _pod_told(self, pod: dict, wait: Wait) -> str:
+    def _pod_line(self, pod: Manifest, wait: Wait) -> str:
         """Why a pod waits or how it died; empty for one that runs or has ended well."""
         reason = waiting_of(pod)
-        # a volume that cannot be mounted, a full namespace: events tell
+        # a volume that cannot be mounted and a full namespace show in events only
         if reason in (CREATING, NOT_SCHEDULED):
             reason = warning_of(self._api.events(name_of(pod), wait)) or reason
+        if reason:
+            return f"waits: {reason}"
         crash = crash_of(pod)
-        return f"waits: {reason}" if reason else f"ended badly: {crash.reason}" if crash else ""
+        return f"ended badly: {crash.reason}" if crash else ""
 
     def logs(
         self, run_id: str, part: str = "", *, kfp_run: str = "", lines: int = 200
     ) -> list[tuple[str, list[str]]]:
-        """(pod and container, last lines) of the run's pods, of one step or of one trial or job if
-        `part` names it.
+        """The last lines of the run's pods, each as (pod and container, lines).
+
+        `part` limits them to one step, trial, job or pod.
         """
         wait = self._look(run_id)
-        told = []
+        logs = []
         for pod in self._pods(run_id, kfp_run, wait):
             labels = pod["metadata"].get("labels") or {}
             if part and part not in (labels.get(STEP_LABEL), labels.get(JOB_LABEL), name_of(pod)):
                 continue
             for container in _containers(pod):
-                written = self._api.log(name_of(pod), container, wait, lines=lines)
-                if not written and (crash := crash_of(pod)) and crash.previous:
-                    written = self._api.log(
-                        name_of(pod), container, wait, lines=lines, previous=True
-                    )
-                told.append((f"{name_of(pod)}/{container} ({phase_of(pod).lower()})", written))
-        return told
+                log = self._api.log(name_of(pod), container, wait, lines=lines)
+                crash = crash_of(pod)
+                if not log and crash and crash.previous:
+                    log = self._api.log(name_of(pod), container, wait, lines=lines, previous=True)
+                logs.append((f"{name_of(pod)}/{container} ({phase_of(pod).lower()})", log))
+        return logs
 
-    def _pods(self, run_id: str, kfp_run: str, wait: Wait) -> list[dict]:
+    def _pods(self, run_id: str, kfp_run: str, wait: Wait) -> list[Manifest]:
         """Every pod of the run once: by its label, those of its services, those of its KFP run."""
-        services = ", ".join(
-            name_of(one) for one in self._api.list(INFERENCE_SERVICE, f"{RUN_LABEL}={run_id}", wait)
-        )
-        selectors = [
-            f"{RUN_LABEL}={run_id}",
-            f"{SERVICE_LABEL} in ({services})" if services else "",
-            f"{KFP_RUN_LABEL}={kfp_run},{STEP_LABEL}" if kfp_run else "",
-        ]
-        pods = [
-            pod
-            for selector in selectors
-            if selector
-            for pod in self._api.pods(selector, wait) or []
-        ]
-        return list({pod["metadata"]["uid"]: pod for pod in pods}.values())
+        selectors = [f"{RUN_LABEL}={run_id}"]
+        services = self._api.list_objects(INFERENCE_SERVICE, f"{RUN_LABEL}={run_id}", wait)
+        if services:
+            names = ", ".join(name_of(service) for service in services)
+            selectors.append(f"{SERVICE_LABEL} in ({names})")
+        if kfp_run:
+            selectors.append(f"{KFP_RUN_LABEL}={kfp_run},{STEP_LABEL}")
+        pods = {}
+        for selector in selectors:
+            for pod in self._api.pods(selector, wait) or []:
+                pods[pod["metadata"]["uid"]] = pod
+        return list(pods.values())
 
     def _look(self, run_id: str) -> Wait:
         return Wait(f"a look at run {run_id}", SECONDS, ignore)
 
 
-def _containers(pod: dict) -> list[str]:
-    spec = pod["spec"]
-    names = [
-        container["name"]
-        for container in [*(spec.get("initContainers") or []), *spec.get("containers", [])]
-    ]
+def _containers(pod: Manifest) -> list[str]:
+    containers = [*(pod["spec"].get("initContainers") or []), *pod["spec"].get("containers", [])]
+    names = [container["name"] for container in containers]
     return [name for name in OWN if name in names] or names
 
 
-def _job_line(job: dict) -> str:
+def _job_line(job: Manifest) -> str:
     for kind in ("Failed", "Succeeded"):
         if is_true(job, kind):
-            return f"{kind.lower()}: {short(condition(job, kind).get('message', ''))}"
+            return f"{kind.lower()}: {message_of(job, kind)}"
     return replicas_line(job)
 
 
-def _service_told(service: dict) -> str:
-    return (
-        f"ready at {service['status'].get('url', '?')}"
-        if is_true(service, "Ready")
-        else service_line(service)
-    )
+def _service_line(service: Manifest) -> str:
+    if is_true(service, "Ready"):
+        return f"ready at {service['status'].get('url', '?')}"
+    return service_line(service)

@@ -1,9 +1,9 @@
-"""Processes of a run on this machine, found without its help: by what their environment says, also
-after a SIGKILL of all above them.
+"""Find a run's orphaned processes by their environment variables.
 
 A run's steps, trials, jobs and model servers carry JEC_RUN_ID and the folder of local runs in their
 environment, and what they start inherits both. Linux shows the environment of a process to its
-owner. The command that runs them is known by a file.
+owner. So they are found even after a SIGKILL of all processes above them. The command that runs
+them is known by a file.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import signal
 import time
 from pathlib import Path
 
-RUN_VARIABLE, FOLDER_VARIABLE = "JEC_RUN_ID", "JEC_LOCAL_DIR"
+RUN_VARIABLE = "JEC_RUN_ID"
+FOLDER_VARIABLE = "JEC_LOCAL_DIR"
 GRACE = 20.0  # seconds for a step to end its own children in order
 OWNER = "pipeline.json"  # below <run>/local: which process runs it
 
@@ -27,39 +28,37 @@ def mark_owner(folder: Path) -> None:
 
 
 def owner(folder: Path) -> int | None:
-    """The living process that runs the run;
+    """The pid of the process that runs the run; None if it has ended.
 
-    None if it has ended (a pid may be another process' by now).
+    The pid alone does not tell, as it may be another process' by now.
     """
     try:
-        noted = json.loads((folder / OWNER).read_text())
+        record = json.loads((folder / OWNER).read_text())
     except (OSError, ValueError):
         return None
-    return noted["pid"] if _started(noted["pid"]) == noted["started"] != "" else None
+    pid: int = record["pid"]
+    started = _started(pid)
+    return pid if started and started == record["started"] else None
 
 
 def processes_of(run_id: str, folder: Path) -> dict[int, str]:
     """pid -> command line of every living process of a run below this folder of local runs."""
-    wanted = {f"{RUN_VARIABLE}={run_id}".encode(), f"{FOLDER_VARIABLE}={folder}".encode()}
-    found = {}
+    marks = {f"{RUN_VARIABLE}={run_id}".encode(), f"{FOLDER_VARIABLE}={folder}".encode()}
+    command_lines = {}
     for place in Path("/proc").glob("[0-9]*"):
+        # a process may end while it is looked at, and others' processes may not be read
         with contextlib.suppress(OSError, ValueError):
-            if wanted <= set((place / "environ").read_bytes().split(b"\0")) and _alive(
-                int(place.name)
-            ):
-                found[int(place.name)] = (
-                    (place / "cmdline")
-                    .read_bytes()
-                    .replace(b"\0", b" ")
-                    .decode(errors="replace")
-                    .strip()
-                )
-    found.pop(os.getpid(), None)
-    return found
+            pid = int(place.name)
+            environment = set((place / "environ").read_bytes().split(b"\0"))
+            if marks <= environment and _alive(pid):
+                command_line = (place / "cmdline").read_bytes().replace(b"\0", b" ")
+                command_lines[pid] = command_line.decode(errors="replace").strip()
+    command_lines.pop(os.getpid(), None)
+    return command_lines
 
 
 def end(pids: list[int], *, grace: float = GRACE) -> list[int]:
-    """SIGTERM to all, a while for all, SIGKILL to the rest; returns those that live on."""
+    """End processes: SIGTERM, `grace` seconds for all, then SIGKILL. Returns those still alive."""
     for number, seconds in ((signal.SIGTERM, grace), (signal.SIGKILL, 5.0)):
         for pid in pids:
             with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -81,9 +80,7 @@ def _started(pid: int) -> str:
 
 
 def _alive(pid: int) -> bool:
-    """True for a process that has not ended; one that only waits to be asked for its
-    exit code has.
-    """
+    """Whether a process has not ended. A zombie, whose parent has not asked how it ended, has."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
     except (OSError, IndexError):

@@ -1,5 +1,4 @@
-"""What a run needs to be allowed in its namespace: one table for `pipeline.py --check` and for the
-Role in deploy/.
+"""The permissions that a run needs in its namespace, for `pipeline.py --check` and deploy/.
 
 The steps' pods send Experiments, PyTorchJobs and InferenceServices and read what becomes of them,
 by the ServiceAccount that Kubeflow Pipelines runs them as. Whoever types `--check`, `--status`,
@@ -101,8 +100,12 @@ PERMISSIONS = (
 def rules() -> list[dict[str, list[str]]]:
     """The table as the rules of a Role: one for each set of verbs of a group."""
     return [
-        {"apiGroups": [one.group], "resources": [one.resource], "verbs": list(one.verbs)}
-        for one in PERMISSIONS
+        {
+            "apiGroups": [permission.group],
+            "resources": [permission.resource],
+            "verbs": list(permission.verbs),
+        }
+        for permission in PERMISSIONS
     ]
 
 

@@ -1,9 +1,8 @@
-"""What the pods of one wait told: why they wait, how they died, and their last lines, kept because
-controllers delete failed pods.
+"""Collect why pods wait or fail, and their last log lines, before controllers delete them.
 
 The training operator deletes every pod of a job that reached its backoff limit or deadline, and
-Katib the jobs of trials that are not retained, so a container's last lines are read as soon as it
-is seen to have ended badly.
+Katib deletes the jobs of trials that are not retained. So the last lines of a container are read as
+soon as it is seen to have ended badly.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable
 
 from clusters.api import Api
+from clusters.protocol import Manifest
 from clusters.reasons import (
     CREATING,
     NOT_SCHEDULED,
@@ -42,79 +42,79 @@ class Ending:
     lines: list[str]
 
     def reason(self) -> str:
-        """'exit code 1: error: the loss is not finite': the same text for the same failure,
-        whatever the pod's name.
+        """As 'exit code 1: error: the loss is not finite'.
+
+        The text is the same for the same failure, whatever the pod's name.
         """
         last = next((line.strip() for line in reversed(self.lines) if line.strip()), "")
         return f"{self.crash.reason}: {short(last, 200)}" if last else self.crash.reason
 
     def text(self) -> str:
-        """The reason's place and the last lines, indented, for the end of an error."""
+        """The pod, the reason and the last lines, indented, for the end of an error."""
         container = f", container {self.crash.container}" if self.crash.container else ""
         head = f"last lines of pod {self.crash.pod}{container} ({self.crash.reason}):"
-        return "\n".join([head, *(f"  | {line}" for line in self.lines or ["(no log to be had)"])])
+        lines = self.lines or ["(no log to be had)"]
+        return "\n".join([head, *(f"  | {line}" for line in lines)])
 
 
-class PodStory:
-    """Follows the pods of one wait.
+class PodDiagnostics:
+    """Follow the pods of one wait.
 
-    `owner_label` is the label whose value names whom a pod belongs to (a job, a service); `topic`
-    begins the lines about one.
+    The value of the label `owner_label` names the object that a pod belongs to (a job, a service).
+    Lines about an owner begin with `topic`.
     """
 
     def __init__(
         self, api: Api, wait: Wait, owner_label: str, *, patience: float, topic: str = ""
     ) -> None:
-        self._api, self._wait, self._owner_label, self._patience, self._topic = (
-            api,
-            wait,
-            owner_label,
-            patience,
-            topic,
-        )
+        self._api = api
+        self._wait = wait
+        self._owner_label = owner_label
+        self._patience = patience
+        self._topic = topic
         self._endings: dict[str, list[Ending]] = {}
-        self._seen: set[tuple] = set()
+        self._seen: set[tuple[str, str, int, str]] = set()
         self._looked_back: set[str] = set()
         self._stuck_since: dict[str, float] = {}
         self._last: dict[str, str] = {}
 
     def look(
-        self, owners: Iterable[str], mine: Callable[[dict], bool] = lambda pod: True
-    ) -> dict[str, list[dict]] | None:
-        """The pods of each owner now, as far as they are `mine`; None if pods cannot be read.
+        self, owners: Iterable[str], counts: Callable[[Manifest], bool] = lambda pod: True
+    ) -> dict[str, list[Manifest]] | None:
+        """The pods of each owner now, without those that do not count; None if pods cannot be read.
 
-        Remembers how containers ended that ended badly. Raises DeadlineError for a pod that for
-        `patience` seconds could not start for want of an image or secret.
+        Remembers the containers that ended badly. Raises DeadlineError for a pod that could not
+        start for `patience` seconds because an image or a secret is missing.
         """
-        grouped: dict[str, list[dict]] = {owner: [] for owner in owners}
+        grouped: dict[str, list[Manifest]] = {owner: [] for owner in owners}
         if not grouped:
             return {}
         pods = self._api.pods(f"{self._owner_label} in ({', '.join(grouped)})", self._wait)
         if pods is None:
             return None
-        for pod in filter(mine, pods):
+        for pod in filter(counts, pods):
             grouped[pod["metadata"]["labels"][self._owner_label]].append(pod)
             self._remember(pod)
             self._check_stuck(pod)
         return grouped
 
     def look_back(self, owners: Iterable[str]) -> None:
-        """Once for each owner that has ended badly, read what its pods still tell."""
+        """Read the pods of owners that have ended badly, once for each owner."""
         unread = [owner for owner in owners if owner not in self._looked_back]
         if self.look(unread) is not None:
             self._looked_back.update(unread)
 
-    def explain(self, owner: str, pods: list[dict]) -> bool:
-        """Tell why the pods of an owner wait, and take it back when they do no longer;
+    def explain(self, owner: str, pods: list[Manifest]) -> bool:
+        """Report why the pods of an owner wait, and take it back when they no longer do.
 
-        True while none has started.
+        Returns True while none of them has started.
         """
         reasons = [self._waiting(pod) for pod in pods]
         if not pods:
             reasons = [warning_of(self._api.events(owner, self._wait)) or NO_POD]
         elif all(phase_of(pod) == "Succeeded" for pod in pods):
-            # Katib waits for ever for a collector that reported nothing: then the deadline names
-            # this.
+            # Katib waits for ever for a collector that reported nothing. Then the deadline's error
+            # names this.
             reasons = ["its pods have finished, the controller has not said so yet"]
         reason = next(filter(None, reasons), "")
         passing = reason in PASSING and self._last.get(owner) != reason
@@ -123,23 +123,24 @@ class PodStory:
         return all(waiting_of(pod) for pod in pods)
 
     def settle(self, owner: str) -> None:
-        """The owner has ended: nothing of it holds the wait up any more."""
+        """Take back why an owner waited, because it has ended."""
         self._last.pop(owner, None)
         self._wait.obstacle(self._topic + owner, "")
 
     def ending(self, owner: str) -> Ending | None:
-        """How the owner's container ended that was the first to fail in its last attempt; None if
-        nothing is known.
+        """How the container ended that failed first in the owner's last attempt.
 
-        An earlier attempt if there is no log of the last one: a pod may be gone between its last
-        crash and our reading it.
+        None if nothing is known. An earlier attempt if there is no log of the last one, because a
+        pod may be deleted between its last crash and our reading it.
         """
         endings = self._endings.get(owner, [])
-        told = [ending for ending in endings if ending.lines] or endings
-        latest = max((ending.crash.attempt for ending in told), default=0)
-        return next((ending for ending in told if ending.crash.attempt == latest), None)
+        with_log = [ending for ending in endings if ending.lines]
+        candidates = with_log or endings
+        latest = max((ending.crash.attempt for ending in candidates), default=0)
+        return next((ending for ending in candidates if ending.crash.attempt == latest), None)
 
-    def _remember(self, pod: dict) -> None:
+    def _remember(self, pod: Manifest) -> None:
+        """Read the last lines of a container that ended badly, and report how it ended."""
         crash = crash_of(pod)
         if crash is None:
             return
@@ -147,31 +148,29 @@ class PodStory:
         if key in self._seen:
             return
         self._seen.add(key)
-        lines = (
-            self._api.log(
+        lines = []
+        if crash.container:
+            lines = self._api.log(
                 crash.pod, crash.container, self._wait, lines=LOG_LINES, previous=crash.previous
             )
-            if crash.container
-            else []
-        )
         ending = Ending(crash=crash, lines=lines)
         endings = self._endings.setdefault(pod["metadata"]["labels"][self._owner_label], [])
         endings.append(ending)
-        endings.sort(key=lambda one: one.crash.finished)
+        endings.sort(key=lambda ending: ending.crash.finished)
         self._wait.tell(f"ending {crash.pod}", f"pod {crash.pod} ended: {ending.reason()}")
 
-    def _check_stuck(self, pod: dict) -> None:
+    def _check_stuck(self, pod: Manifest) -> None:
         uid = pod["metadata"]["uid"]
         if not stuck(pod):
             self._stuck_since.pop(uid, None)
-        elif (
-            time.monotonic() - self._stuck_since.setdefault(uid, time.monotonic()) > self._patience
-        ):
+            return
+        since = self._stuck_since.setdefault(uid, time.monotonic())
+        if time.monotonic() - since > self._patience:
             raise DeadlineError(
                 f"{self._wait.what} cannot start: pod {name_of(pod)}: {waiting_of(pod)}"
             )
 
-    def _waiting(self, pod: dict) -> str:
+    def _waiting(self, pod: Manifest) -> str:
         reason = waiting_of(pod)
         if reason == CREATING:  # a volume that cannot be mounted shows in events only
             reason = warning_of(self._api.events(name_of(pod), self._wait)) or reason

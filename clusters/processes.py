@@ -1,6 +1,4 @@
-"""Processes of one machine that stand for pods: the replicas of a PyTorchJob, started together and
-ended together.
-"""
+"""Run the replicas of a PyTorchJob as processes of this machine, started and ended together."""
 
 from __future__ import annotations
 
@@ -23,8 +21,9 @@ PR_SET_PDEATHSIG = 1
 
 
 def ends_with_parent() -> None:
-    """For `preexec_fn`: have the kernel send SIGTERM to this process when its parent dies, however
-    it dies (Linux only).
+    """For `preexec_fn`: have the kernel send SIGTERM to this process when its parent dies.
+
+    Only on Linux, and however the parent dies.
     """
     if _LIBC is not None:
         _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
@@ -34,7 +33,7 @@ _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 def host_command(command: list[str]) -> list[str]:
-    """A container's command on this machine: its python is ours, whatever PATH says."""
+    """A container's command on this machine, with our own python whatever PATH says."""
     if command[0] in ("python", "python3"):
         return [sys.executable, *command[1:]]
     if command[0] == "torchrun":
@@ -47,9 +46,8 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def stop(*started: subprocess.Popen, grace: float = GRACE) -> None:
-    """End processes and their whole sessions: SIGTERM to all, one while for all to write what they
-    must, SIGKILL.
+def stop(*started: subprocess.Popen[bytes], grace: float = GRACE) -> None:
+    """End processes and their whole sessions: SIGTERM, `grace` seconds for all, then SIGKILL.
 
     Also where the first process of a session is gone, as others of it may be left. No error if all
     are gone.
@@ -65,14 +63,15 @@ def stop(*started: subprocess.Popen, grace: float = GRACE) -> None:
         process.wait()
 
 
-def _signal(process: subprocess.Popen, number: signal.Signals) -> None:
+def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, number)
 
 
 def tail(log: Path, lines: int = TAIL) -> str:
-    """The last lines of a log, or of the part that a progress bar overwrote; empty if there is no
-    log.
+    """The last lines of a log; empty if there is no log.
+
+    Of a line that a progress bar overwrote, only the last state is shown.
     """
     if not log.exists():
         return ""
@@ -86,16 +85,16 @@ def tail(log: Path, lines: int = TAIL) -> str:
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+        port: int = probe.getsockname()[1]
+        return port
 
 
 class Replicas:
-    """The Master and Worker processes of a PyTorchJob manifest, with the environment that the
-    training operator sets.
+    """The Master and Worker processes of a PyTorchJob manifest.
 
-    Not restarted on failure, although the manifest says OnFailure: on one machine there is no
-    preemption, and a failure repeats. Requests for GPUs and memory and all volumes are without
-    effect here.
+    They have the environment that the training operator sets. They are not restarted on failure,
+    although the manifest says OnFailure: on one machine there is no preemption, and a failure
+    repeats. Requests for GPUs and memory, and all volumes, have no effect here.
     """
 
     def __init__(
@@ -107,23 +106,25 @@ class Replicas:
         threads: int,
         rewrites: dict[str, str] | None = None,
     ) -> None:
-        self.manifest, self.folder, self.root, self.threads = manifest, folder, root, threads
+        self.manifest = manifest
+        self.folder = folder
+        self.root = root
+        self.threads = threads
         self.rewrites = rewrites or {}
-        self.processes: dict[str, subprocess.Popen] = {}
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.failed = ""
 
     def start(self) -> None:
-        """Start all replicas; logs go to `<folder>/<role>-<index>.log`, appended to what an earlier
-        start left.
+        """Start all replicas.
+
+        Logs go to `<folder>/<role>-<index>.log`, appended to those of an earlier start.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         specs = self.manifest["spec"]["pytorchReplicaSpecs"]
-        roles = [
-            (role, index)
-            for role in ("Master", "Worker")
-            if role in specs
-            for index in range(specs[role].get("replicas", 1))
-        ]
+        roles = []
+        for role in ("Master", "Worker"):
+            if role in specs:
+                roles += [(role, index) for index in range(specs[role].get("replicas", 1))]
         port = free_port()
         for rank, (role, index) in enumerate(roles):
             self._start_one(
@@ -133,8 +134,9 @@ class Replicas:
             )
 
     def poll(self) -> int | None:
-        """None while running, 0 when all ended well, else the exit code of the first that failed
-        (the others are stopped).
+        """None while running, 0 when all ended well, else the exit code of the first that failed.
+
+        When one has failed, the others are stopped.
         """
         codes = {name: process.poll() for name, process in self.processes.items()}
         for name, code in codes.items():
@@ -151,9 +153,7 @@ class Replicas:
         return self.folder / f"{name}.log"
 
     def reason(self) -> str:
-        """Why it failed: exit code or signal, and the last log lines of the replica that failed
-        first.
-        """
+        """Exit code or signal, and the last log lines, of the replica that failed first."""
         code = self.processes[self.failed].returncode
         how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         return (
@@ -186,19 +186,17 @@ class Replicas:
         return text
 
     def _container_environment(self, container: Manifest) -> dict[str, str]:
-        """Literal entries as they are; a Secret's keys are taken from this process' environment,
-        where they have the same names.
+        """The container's variables.
+
+        A Secret's keys come from this process' environment, where they have the same names.
         """
         values = {
             entry["name"]: entry["value"] for entry in container.get("env", []) if "value" in entry
         }
         threads = min(self.threads, int(values.get("OMP_NUM_THREADS", self.threads)))
-        marks = (
-            {RUN_VARIABLE: run_id_of(self.manifest)}
-            if RUN_LABEL in self.manifest["metadata"].get("labels", {})
-            else {}
-        )
-        return {**values, **marks, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(self.root)}
+        if RUN_LABEL in self.manifest["metadata"].get("labels", {}):
+            values[RUN_VARIABLE] = run_id_of(self.manifest)
+        return {**values, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(self.root)}
 
     def _rank_environment(self, rank: int, replicas: int, port: int) -> dict[str, str]:
         per_node = str(self.manifest["spec"].get("nprocPerNode", "1"))
@@ -216,9 +214,9 @@ class Replicas:
 
 
 def wait(replicas: Replicas, *, deadline: float, poll: float = 0.1) -> int | None:
-    """The exit code of `poll`, or None when the deadline (seconds) has passed first.
+    """The exit code of `Replicas.poll`, or None when the deadline (seconds) has passed first.
 
-    Always leaves nothing running.
+    Leaves nothing running.
     """
     end = time.monotonic() + deadline
     try:

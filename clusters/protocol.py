@@ -1,11 +1,10 @@
-"""Where manifests run: the protocol that every home of a manifest obeys, and the words of its
-answers.
+"""The protocol of the backends that run manifests, and the dataclasses of their answers.
 
-A home takes Kubernetes objects as plain dicts and knows nothing of jets. Every wait has a deadline
-in seconds, tells its progress to a callback, and ends in one of three ways: the answer,
+A backend takes Kubernetes objects as plain dicts and knows nothing of jets. Every wait has a
+deadline in seconds, reports its progress to a callback, and ends in one of three ways: the answer,
 ClusterError with the reason of what failed, or DeadlineError with what was waited for. An object
 that exists already under the same name and run id is adopted, not made anew, so that a step that
-was killed and started again goes on where it was.
+was killed and started again continues.
 """
 
 from __future__ import annotations
@@ -17,11 +16,15 @@ from typing import Any, Protocol
 from common.records import Trial
 
 RUN_LABEL = "jec/run-id"  # on every object and every pod; `delete` finds things by it
-STEP_LABEL, USER_LABEL = "jec/step", "jec/user"
+STEP_LABEL = "jec/step"
+USER_LABEL = "jec/user"
 
 Manifest = dict[str, Any]
+"""A Kubernetes object, or a part of one."""
+
 Report = Callable[[str], None]
 """Called with one readable line whenever something changed."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExperimentResult:
@@ -40,34 +43,35 @@ class Service:
     url: str
     """Base of the Open Inference Protocol's REST paths: `<url>/v2/models/<name>/infer`."""
     kind: str
-    """Who answers: 'kserve' on a cluster, 'triton' or 'kserve-server' on one machine."""
+    """The server: 'kserve' on a cluster, 'triton' or 'kserve-server' on one machine."""
     details: dict[str, Any] = dataclasses.field(default_factory=dict)
     """What the owner needs to end it (pid on one machine)."""
 
 
 class Cluster(Protocol):
-    """A home for manifests.
+    """A backend that runs manifests.
 
-    `report` gets one line a change; deadlines are seconds from the call.
+    `report` gets one line a change. Deadlines are seconds from the call.
     """
 
     resumes: bool
-    """True where an interrupted experiment goes on later by itself; elsewhere a launcher that is
-    told to stop removes it.
+    """Whether an interrupted experiment resumes from what this backend keeps of it.
+
+    Where it does not, a launcher that is told to stop removes the experiment.
     """
 
     def run_experiment(
         self, manifest: Manifest, *, deadline: float, report: Report
     ) -> ExperimentResult:
-        """Run a Katib Experiment to its end. One of this run that exists goes on, with more trials
-        where more are asked now.
+        """Run a Katib Experiment to its end.
 
+        An experiment of this run that exists continues, with more trials where more are asked now.
         Raises ClusterError if it failed (failed trials >= maxFailedTrialCount, or no trial
         succeeded) and DeadlineError.
         """
 
     def can_continue(self, name: str) -> bool:
-        """Whether an experiment of this name is there and takes more trials than it has had."""
+        """Whether an experiment of this name exists and takes more trials than it has had."""
 
     def run_job(self, manifest: Manifest, *, deadline: float, report: Report) -> None:
         """Run a PyTorchJob to its end.
@@ -82,9 +86,7 @@ class Cluster(Protocol):
         """
 
     def service_story(self, name: str) -> str:
-        """What there is to read about a service that does not answer: its conditions, its last log
-        lines. Raises nothing of its own.
-        """
+        """What to read when a service does not answer: its conditions, its last log lines."""
 
     def delete_experiment(self, name: str) -> None:
         """Remove an Experiment and its trials; no error if it is gone already."""
@@ -93,8 +95,9 @@ class Cluster(Protocol):
         """Remove a PyTorchJob; no error if it is gone already."""
 
     def delete(self, run_id: str) -> list[str]:
-        """Remove everything that carries the label of the run; returns 'Kind/name' of what was
-        removed. Works twice.
+        """Remove everything that carries the label of the run.
+
+        Returns 'Kind/name' of what was removed. No error if nothing is left.
         """
 
 
@@ -103,4 +106,5 @@ def run_id_of(manifest: Manifest) -> str:
 
     Raises KeyError for a manifest without one, which is a bug of its maker.
     """
-    return manifest["metadata"]["labels"][RUN_LABEL]
+    run_id: str = manifest["metadata"]["labels"][RUN_LABEL]
+    return run_id

@@ -1,11 +1,14 @@
-"""Why a pod waits or died, read from its status and events: pure functions over the dicts that the
-API server gives.
+"""Why a pod waits or died, read from its status and events.
+
+Pure functions over the dicts that the API server gives.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
+
+from clusters.protocol import Manifest
 
 # they fail because the pod's own container did
 SIDECARS = {"istio-proxy", "istio-init", "metrics-logger-and-collector", "queue-proxy"}
@@ -34,10 +37,7 @@ class Crash:
     container: str
     """Empty if the pod ended without a container to blame."""
     reason: str
-    """'exit code 1', 'OOMKilled (exit code 137)', 'Evicted:
-
-    The node was low on resource: memory.'
-    """
+    """As 'exit code 1', 'OOMKilled (exit code 137)' or 'Evicted: <the message>'."""
     finished: str
     previous: bool
     """Whether the container runs again since, so that the log to read is the previous one's."""
@@ -55,31 +55,44 @@ def short(text: str, limit: int = LONGEST) -> str:
     return line if len(line) <= limit else line[: limit - 3] + "..."
 
 
-def name_of(thing: dict) -> str:
-    return thing["metadata"]["name"]
+def name_of(thing: Manifest) -> str:
+    name: str = thing["metadata"]["name"]
+    return name
 
 
-def phase_of(pod: dict) -> str:
-    return pod.get("status", {}).get("phase", "Pending")
+def phase_of(pod: Manifest) -> str:
+    phase: str = pod.get("status", {}).get("phase", "Pending")
+    return phase
 
 
-def condition(thing: dict, kind: str) -> dict | None:
+def condition(thing: Manifest, kind: str) -> Manifest | None:
     """The condition of this type in a status, whatever its value; None if there is none."""
-    listed = thing.get("status", {}).get("conditions") or []
-    return next((one for one in listed if one.get("type") == kind), None)
+    conditions: list[Manifest] = thing.get("status", {}).get("conditions") or []
+    return next((entry for entry in conditions if entry.get("type") == kind), None)
 
 
-def is_true(thing: dict, kind: str) -> bool:
-    found = condition(thing, kind)
-    return found is not None and found.get("status") == "True"
+def is_true(thing: Manifest, kind: str) -> bool:
+    entry = condition(thing, kind)
+    return entry is not None and entry.get("status") == "True"
 
 
-def crash_of(pod: dict) -> Crash | None:
-    """The first of the pod's own containers that ended badly, now or before its last restart;
+def message_of(thing: Manifest, kind: str) -> str:
+    """The message of a condition in one line; empty if there is none."""
+    return short((condition(thing, kind) or {}).get("message", ""))
+
+
+def reason_of(thing: Manifest, kind: str) -> str:
+    """The reason of a condition, one word; empty if there is none."""
+    return str((condition(thing, kind) or {}).get("reason", ""))
+
+
+def crash_of(pod: Manifest) -> Crash | None:
+    """The first of the pod's own containers that ended badly, now or before its last restart.
 
     None if none did.
     """
-    crashes = [crash for status in _containers(pod) if (crash := _container_crash(pod, status))]
+    ends = [_container_crash(pod, status) for status in _containers(pod)]
+    crashes = [crash for crash in ends if crash]
     first = min(
         crashes, key=lambda crash: (crash.container in SIDECARS, crash.finished), default=None
     )
@@ -88,25 +101,25 @@ def crash_of(pod: dict) -> Crash | None:
         return first
     # The pod as a whole was ended (Evicted, Preempting, NodeLost, DeadlineExceeded): the containers
     # only obeyed.
-    said = f": {short(status['message'])}" if status.get("message") else ""
+    message = f": {short(status['message'])}" if status.get("message") else ""
     if first:
-        return dataclasses.replace(first, reason=status["reason"] + said)
+        return dataclasses.replace(first, reason=status["reason"] + message)
     return Crash(
         pod=name_of(pod),
         container="",
-        reason=status["reason"] + said,
+        reason=status["reason"] + message,
         finished="",
         previous=False,
         restarts=0,
     )
 
 
-def _containers(pod: dict) -> list[dict]:
+def _containers(pod: Manifest) -> list[Manifest]:
     status = pod.get("status", {})
     return [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]
 
 
-def _container_crash(pod: dict, status: dict) -> Crash | None:
+def _container_crash(pod: Manifest, status: Manifest) -> Crash | None:
     for place, previous in (("state", False), ("lastState", True)):
         end = (status.get(place) or {}).get("terminated")
         if end and end.get("exitCode", 0) != 0:
@@ -121,17 +134,20 @@ def _container_crash(pod: dict, status: dict) -> Crash | None:
     return None
 
 
-def _exit_reason(end: dict) -> str:
+def _exit_reason(end: Manifest) -> str:
     code, reason = end["exitCode"], end.get("reason") or "Error"
     if reason == "OOMKilled":
         return f"OOMKilled (exit code {code}): it used more memory than its limit"
-    said = f": {short(end['message'])}" if end.get("message") else ""
-    return f"exit code {code}{said}" if reason == "Error" else f"{reason} (exit code {code}){said}"
+    message = f": {short(end['message'])}" if end.get("message") else ""
+    if reason == "Error":
+        return f"exit code {code}{message}"
+    return f"{reason} (exit code {code}){message}"
 
 
-def crash_loops(pod: dict, restarts: int = 2) -> bool:
-    """Whether a container of the pod ended badly, again and again: restarted `restarts` times and
-    not well since.
+def crash_loops(pod: Manifest, restarts: int = 2) -> bool:
+    """Whether a container of the pod ended badly again and again.
+
+    It was restarted `restarts` times and is not ready since.
     """
     unwell = (
         status
@@ -141,10 +157,10 @@ def crash_loops(pod: dict, restarts: int = 2) -> bool:
     return any(_container_crash(pod, status) for status in unwell)
 
 
-def waiting_of(pod: dict) -> str:
+def waiting_of(pod: Manifest) -> str:
     """Why a pod has not started yet; empty if it has.
 
-    CREATING may hide a volume that cannot be mounted: events tell.
+    CREATING may hide a volume that cannot be mounted, which only events show.
     """
     if phase_of(pod) != "Pending":
         return ""
@@ -166,10 +182,8 @@ def waiting_of(pod: dict) -> str:
     return NOT_SCHEDULED if scheduled is None else CREATING
 
 
-def stuck(pod: dict) -> bool:
-    """Whether the pod waits for what does not come by waiting: an image, a secret or a config map
-    that is not there.
-    """
+def stuck(pod: Manifest) -> bool:
+    """Whether the pod waits for an image, a secret or a config map that does not exist."""
     reasons = {
         ((status.get("state") or {}).get("waiting") or {}).get("reason")
         for status in _containers(pod)
@@ -177,28 +191,29 @@ def stuck(pod: dict) -> bool:
     return phase_of(pod) == "Pending" and bool(reasons & (IMAGE | CONFIG))
 
 
-def warning_of(events: Iterable[dict]) -> str:
-    """The newest warning among events that are listed oldest first; empty if there is none."""
+def warning_of(events: Iterable[Manifest]) -> str:
+    """The newest warning of events that are listed oldest first; empty if there is none."""
     warnings = [event for event in events if event.get("type") == "Warning"]
     if not warnings:
         return ""
-    reason, said = warnings[-1].get("reason", ""), short(warnings[-1].get("message", ""))
-    return (
-        f"quota: {said[said.index('exceeded quota') :]}"
-        if "exceeded quota" in said
-        else f"{reason}: {said}"
-    )
+    reason = warnings[-1].get("reason", "")
+    message = short(warnings[-1].get("message", ""))
+    if "exceeded quota" in message:
+        return f"quota: {message[message.index('exceeded quota') :]}"
+    return f"{reason}: {message}"
 
 
-def ready(pod: dict) -> bool:
+def ready(pod: Manifest) -> bool:
     return phase_of(pod) == "Running" and is_true(pod, "Ready")
 
 
-def lives(pods: Iterable[dict]) -> frozenset[tuple[str, int]]:
-    """Each pod and how often its containers were restarted: equal at two times if nothing ended in
-    between.
+def lives(pods: Iterable[Manifest]) -> frozenset[tuple[str, int]]:
+    """Each pod's uid with the number of its restarts.
+
+    The answer is equal at two times if no container ended in between.
     """
-    return frozenset(
-        (pod["metadata"]["uid"], sum(status.get("restartCount", 0) for status in _containers(pod)))
-        for pod in pods
-    )
+    restarts = []
+    for pod in pods:
+        count = sum(status.get("restartCount", 0) for status in _containers(pod))
+        restarts.append((pod["metadata"]["uid"], count))
+    return frozenset(restarts)

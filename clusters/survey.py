@@ -1,15 +1,15 @@
-"""What a cluster says of itself before anything is created: versions, permissions, secrets, quota,
-and whether it would take an object.
+"""Ask a cluster about itself before anything is created: versions, permissions, secrets, quota.
 
-Every question is one or a few requests with a deadline of seconds. What may not be seen is None,
-and `unseen` says why: a user's rights differ from cluster to cluster, and what cannot be looked at
-is no fault of the run.
+Every question is one or a few requests with a deadline of seconds. The answer is None for what we
+may not see, and `unseen` says why. A user's rights differ from cluster to cluster, and what cannot
+be looked at is no fault of the run.
 """
 
 from __future__ import annotations
 
 import base64
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 from kubernetes import client
@@ -21,9 +21,9 @@ from clusters.protocol import Manifest
 from clusters.waiting import Wait, ignore
 from common.errors import ClusterError
 
-SECONDS = 20.0  # for one question; a cluster that takes longer to answer is in trouble
-# who serves a kind -> deployments that run it, by namespace and name, as the usual installations
-# have them
+SECONDS = 20.0  # for one question; a cluster that takes longer to answer is overloaded
+# owner of a kind -> deployments that run it, by namespace and name, as the usual installations have
+# them
 CONTROLLERS = {
     "Katib": (("kubeflow", "katib-controller"),),
     "the training operator": (("kubeflow", "training-operator"),),
@@ -43,24 +43,24 @@ class Survey:
     """Questions to one namespace of a cluster."""
 
     def __init__(self, connection: Connection, namespace: str) -> None:
-        self.namespace, self._client = namespace, connection.client
+        self.namespace = namespace
+        self._client = connection.client
         self._api = Api(connection, namespace, pause=0.3)
-        self._core, self._custom = (
-            client.CoreV1Api(connection.client),
-            client.CustomObjectsApi(connection.client),
-        )
+        self._core = client.CoreV1Api(connection.client)
+        self._custom = client.CustomObjectsApi(connection.client)
         self._reviews = client.AuthorizationV1Api(connection.client)
         self.unseen: dict[str, str] = {}
 
     def version(self) -> str:
         """The API server's version. Raises ClusterError if it does not answer."""
         try:
-            return self._ask(client.VersionApi(self._client).get_code).git_version
+            version: str = self._ask(client.VersionApi(self._client).get_code).git_version
         except ApiException as error:
             raise ClusterError(f"the API server answers {complaint(error)}") from error
+        return version
 
     def serves(self, kind: Kind) -> bool:
-        """Whether the API of a kind is there."""
+        """Whether the cluster serves a kind."""
         try:
             listed = self._ask(self._custom.get_api_resources, kind.group, kind.version)
         except ApiException as error:
@@ -70,16 +70,17 @@ class Survey:
         return any(resource.name == kind.plural for resource in listed.resources)
 
     def controller_version(self, owner: str) -> str | None:
-        """The tag of the image of who serves a kind; None where it cannot be seen."""
+        """Image and tag of the controller that serves a kind; None where they cannot be seen."""
         for namespace, name in CONTROLLERS[owner]:
-            found = self._glimpse(
+            deployment = self._glimpse(
                 f"{name} in {namespace}",
                 client.AppsV1Api(self._client).read_namespaced_deployment,
                 name,
                 namespace,
             )
-            if found is not None:
-                return found.spec.template.spec.containers[0].image.rsplit("/", 1)[-1]
+            if deployment is not None:
+                image: str = deployment.spec.template.spec.containers[0].image
+                return image.rsplit("/", 1)[-1]
         return None
 
     def allowed(self, permission: Permission, verb: str) -> bool:
@@ -97,7 +98,7 @@ class Survey:
             raise ClusterError(f"cannot ask what we are allowed to: {complaint(error)}") from error
 
     def account_allowed(self, account: str, permission: Permission, verb: str) -> bool | None:
-        """Whether a ServiceAccount of the namespace may (LocalSubjectAccessReview);
+        """Whether a ServiceAccount of the namespace may do this (LocalSubjectAccessReview).
 
         None if we may not ask for others.
         """
@@ -113,13 +114,13 @@ class Survey:
         review = client.V1LocalSubjectAccessReview(
             metadata={"namespace": self.namespace}, spec=spec
         )
-        found = self._glimpse(
+        answer = self._glimpse(
             f"rights of ServiceAccount {account}",
             self._reviews.create_namespaced_local_subject_access_review,
             self.namespace,
             review,
         )
-        return None if found is None else bool(found.status.allowed)
+        return None if answer is None else bool(answer.status.allowed)
 
     def _attributes(self, permission: Permission, verb: str) -> client.V1ResourceAttributes:
         resource, _, sub = permission.resource.partition("/")
@@ -132,57 +133,56 @@ class Survey:
         )
 
     def secret(self, name: str) -> SecretKeys | None:
-        """A Secret; None if it is not there or may not be read (then `unseen` has its name)."""
-        found = self._glimpse(
+        """A Secret; None if there is none, or if it may not be read (then `unseen` says why)."""
+        secret = self._glimpse(
             f"Secret {name}", self._core.read_namespaced_secret, name, self.namespace
         )
-        if found is None:
+        if secret is None:
             return None
-        decoded = {
+        values = {
             key: base64.b64decode(value).decode(errors="replace")
-            for key, value in (found.data or {}).items()
+            for key, value in (secret.data or {}).items()
         }
-        return SecretKeys(
-            values=decoded | (found.string_data or {}), annotations=found.metadata.annotations or {}
-        )
+        values.update(secret.string_data or {})
+        return SecretKeys(values=values, annotations=secret.metadata.annotations or {})
 
     def account_secrets(self, name: str) -> list[str] | None:
-        """Names of the Secrets of a ServiceAccount;
+        """Names of the Secrets of a ServiceAccount.
 
-        None if there is no such account or it may not be read.
+        None if there is no such account, or if it may not be read.
         """
-        found = self._glimpse(
+        account = self._glimpse(
             f"ServiceAccount {name}",
             self._core.read_namespaced_service_account,
             name,
             self.namespace,
         )
-        return None if found is None else [secret.name for secret in found.secrets or []]
+        return None if account is None else [secret.name for secret in account.secrets or []]
 
     def quotas(self) -> list[tuple[str, dict[str, str], dict[str, str]]] | None:
-        """(name, hard, used) of the ResourceQuotas of the namespace;
+        """(name, hard, used) of each ResourceQuota of the namespace.
 
         None if they may not be read.
         """
-        found = self._glimpse(
+        listed = self._glimpse(
             "ResourceQuotas", self._core.list_namespaced_resource_quota, self.namespace
         )
-        if found is None:
+        if listed is None:
             return None
-        return [
-            (
-                one.metadata.name,
-                (one.status and one.status.hard) or (one.spec and one.spec.hard) or {},
-                (one.status and one.status.used) or {},
-            )
-            for one in found.items
-        ]
+        quotas = []
+        for quota in listed.items:
+            hard = (quota.status and quota.status.hard) or (quota.spec and quota.spec.hard) or {}
+            used = (quota.status and quota.status.used) or {}
+            quotas.append((quota.metadata.name, hard, used))
+        return quotas
 
     def runtime(self, name: str) -> dict[str, Any] | None:
-        """The spec of KServe's serving runtime of this name, the namespace's own before the
-        cluster's; None if it is not seen.
+        """The spec of KServe's serving runtime of this name; None if it is not seen.
+
+        The namespace's own runtime comes before the cluster's.
         """
-        group, version = "serving.kserve.io", "v1alpha1"
+        group = "serving.kserve.io"
+        version = "v1alpha1"
         own = self._glimpse(
             f"ServingRuntime {name}",
             self._custom.get_namespaced_custom_object,
@@ -192,7 +192,7 @@ class Survey:
             "servingruntimes",
             name,
         )
-        found = own or self._glimpse(
+        runtime = own or self._glimpse(
             f"ClusterServingRuntime {name}",
             self._custom.get_cluster_custom_object,
             group,
@@ -200,11 +200,12 @@ class Survey:
             "clusterservingruntimes",
             name,
         )
-        return None if found is None else found["spec"]
+        return None if runtime is None else runtime["spec"]
 
     def would_take(self, kind: Kind, manifest: Manifest) -> str:
-        """Why the cluster, with its webhooks, would refuse to create the object; empty if it would
-        take it. Nothing is created.
+        """Why the cluster, with its webhooks, would refuse an object; empty if it would take it.
+
+        Nothing is created.
         """
         try:
             self._ask(
@@ -221,12 +222,15 @@ class Survey:
             return "" if error.status == 409 else complaint(error)
         return ""
 
-    def _ask(self, request: Any, *arguments: Any, **options: Any) -> Any:
+    def _ask(self, request: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         return self._api.call(
             Wait("the API server's answer", SECONDS, ignore), request, *arguments, **options
         )
 
-    def _glimpse(self, what: str, request: Any, *arguments: Any, **options: Any) -> Any | None:
+    def _glimpse(
+        self, what: str, request: Callable[..., Any], *arguments: Any, **options: Any
+    ) -> Any | None:
+        """The answer; None if there is no such object, or if we may not see it."""
         try:
             return self._ask(request, *arguments, **options)
         except ApiException as error:

@@ -1,5 +1,4 @@
-"""Renews a Kerberos ticket from a keytab and keeps it in a Secret, where pods that read EOS take it
-from.
+"""Renew a Kerberos ticket from a keytab and keep it in a Secret, for the pods that read EOS.
 
     python -m clusters.ticket --keytab FILE --principal USER@REALM --secret krb-secret --key
         krb5cc_1000
@@ -24,7 +23,7 @@ REQUEST_SECONDS = 30.0
 
 
 def new_ticket(keytab: Path, principal: str) -> bytes:
-    """The content of a credential cache with a fresh ticket.
+    """Request a ticket and return the content of its credential cache.
 
     Raises InputError without keytab or kinit, ClusterError if it is refused.
     """
@@ -55,10 +54,11 @@ def new_ticket(keytab: Path, principal: str) -> bytes:
 
 
 def store(ticket: bytes, secret: str, key: str, namespace: str | None = None) -> str:
-    """Put the ticket into the Secret, which is made if there is none; returns the namespace.
+    """Write the ticket into the Secret, which is made if there is none. Returns the namespace.
 
     Raises ClusterError if that is refused.
     """
+    import urllib3
     from kubernetes import client
     from kubernetes.client.exceptions import ApiException
 
@@ -66,10 +66,8 @@ def store(ticket: bytes, secret: str, key: str, namespace: str | None = None) ->
 
     connection = connect()
     namespace = namespace_of(connection, namespace)
-    core, body = (
-        client.CoreV1Api(connection.client),
-        {"data": {key: base64.b64encode(ticket).decode()}},
-    )
+    core = client.CoreV1Api(connection.client)
+    body = {"data": {key: base64.b64encode(ticket).decode()}}
     try:
         try:
             core.patch_namespaced_secret(secret, namespace, body, _request_timeout=REQUEST_SECONDS)
@@ -79,7 +77,7 @@ def store(ticket: bytes, secret: str, key: str, namespace: str | None = None) ->
             core.create_namespaced_secret(
                 namespace, {**body, "metadata": {"name": secret}}, _request_timeout=REQUEST_SECONDS
             )
-    except Exception as error:  # the client raises whatever its connection raises
+    except (ApiException, urllib3.exceptions.HTTPError) as error:
         raise ClusterError(
             f"cannot write Secret {secret} in namespace '{namespace}': {complaint(error)}"
         ) from error

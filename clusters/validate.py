@@ -1,5 +1,4 @@
-"""Whether an object would be taken, found out without a cluster: the typed models of the published
-clients, the controllers' rules.
+"""Validate an object without a cluster, by the clients' typed models and the controllers' rules.
 
 Katib's and the training operator's webhooks look at the parts that they need, KServe's schema takes
 two frameworks at once, and inside a trialSpec everything is accepted. So unknown fields and wrong
@@ -43,19 +42,20 @@ SIMPLE: dict[str, tuple[type, ...]] = {
     "bool": (bool,),
     "float": (int, float),
 }
+WORDS = {"str": "text", "int": "a whole number", "bool": "true or false", "float": "a number"}
 
 
 def problems(manifest: Manifest) -> list[str]:
     """What is wrong with an object, each as 'path: what'; empty if it would be taken."""
-    known = (manifest.get("apiVersion", ""), manifest.get("kind", ""))
-    if known not in MODELS:
-        return [
-            f"apiVersion, kind: {' '.join(known)} is none of"
-            f" {', '.join(' '.join(one) for one in MODELS)}"
-        ]
-    package, model = MODELS[known]
-    found = list(_against_model(manifest, model, package, ""))
-    return found or [*_metadata(manifest), *RULES[known[1]](manifest)]
+    api_version = manifest.get("apiVersion", "")
+    kind = manifest.get("kind", "")
+    if (api_version, kind) not in MODELS:
+        known = ", ".join(" ".join(names) for names in MODELS)
+        return [f"apiVersion, kind: {api_version} {kind} is none of {known}"]
+    package, model = MODELS[api_version, kind]
+    wrong_fields = list(_against_model(manifest, model, package, ""))
+    # the rules rely on fields of the right type
+    return wrong_fields or [*_metadata(manifest), *RULES[kind](manifest)]
 
 
 # ----------------------------------------------------------------------------------- typed models
@@ -72,7 +72,7 @@ def _against_model(value: Any, kind: str, package: str, path: str) -> Iterator[s
         yield from _entries(value, inner[1], package, path)
     elif kind in SIMPLE:
         if not isinstance(value, SIMPLE[kind]) or (isinstance(value, bool) and kind != "bool"):
-            yield f"{path}: {value!r} should be {_word(kind)}"
+            yield f"{path}: {value!r} should be {WORDS[kind]}"
     elif model := _model(kind, package):
         yield from _fields(value, model, package, path)
 
@@ -93,7 +93,7 @@ def _entries(value: Any, kind: str, package: str, path: str) -> Iterator[str]:
         yield from _against_model(item, kind, package, f"{path}.{key}")
 
 
-def _fields(value: Any, model: type, package: str, path: str) -> Iterator[str]:
+def _fields(value: Any, model: Any, package: str, path: str) -> Iterator[str]:
     if not isinstance(value, dict):
         yield f"{path}: {value!r} should be a mapping"
         return
@@ -106,22 +106,16 @@ def _fields(value: Any, model: type, package: str, path: str) -> Iterator[str]:
             yield from _against_model(item, types[key], package, place)
 
 
-def _model(name: str, package: str) -> type | None:
-    """The model of this name, the client's own or Kubernetes';
+def _model(name: str, package: str) -> Any | None:
+    """The model class of this name, the client's own or Kubernetes'.
 
     None where neither has it (a quantity, a newer type).
     """
     for module in (package, "kubernetes.client"):
-        found = getattr(importlib.import_module(module), name, None)
-        if hasattr(found, "openapi_types"):
-            return found
+        model = getattr(importlib.import_module(module), name, None)
+        if hasattr(model, "openapi_types"):
+            return model
     return None
-
-
-def _word(kind: str) -> str:
-    return {"str": "text", "int": "a whole number", "bool": "true or false", "float": "a number"}[
-        kind
-    ]
 
 
 # ----------------------------------------------------------------------------- controllers' rules
@@ -137,8 +131,9 @@ def _metadata(manifest: Manifest) -> Iterator[str]:
 
 
 def _experiment(manifest: Manifest) -> Iterator[str]:
-    """Katib's own rules, and those of the job that the first point of the search space makes, which
-    Katib does not check.
+    """Katib's own rules, and those of a trial's job, which Katib does not check.
+
+    The job is that of the first point of the search space.
     """
     try:
         katib.check_experiment(manifest)
@@ -178,11 +173,10 @@ def _job(manifest: Manifest) -> Iterator[str]:
 
 
 def _pod(template: Manifest, place: str) -> Iterator[str]:
-    metadata, spec = template.get("metadata", {}), template.get("spec", {})
-    containers, volumes = (
-        spec.get("containers", []),
-        {volume["name"] for volume in spec.get("volumes", [])},
-    )
+    metadata = template.get("metadata", {})
+    spec = template.get("spec", {})
+    containers = spec.get("containers", [])
+    volumes = {volume["name"] for volume in spec.get("volumes", [])}
     if "pytorch" not in [container.get("name") for container in containers]:
         yield f"{place}.spec.containers: the training operator wants one named 'pytorch'"
     if all(
@@ -208,7 +202,7 @@ def _pod(template: Manifest, place: str) -> Iterator[str]:
 
 
 def _service(manifest: Manifest) -> Iterator[str]:
-    """What KServe's schema lets through and then cannot serve."""
+    """Rules that KServe's schema does not hold, although it could not serve what breaks them."""
     predictor = manifest["spec"].get("predictor", {})
     used = [framework for framework in FRAMEWORKS if framework in predictor]
     if len(used) != 1:
@@ -217,7 +211,8 @@ def _service(manifest: Manifest) -> Iterator[str]:
             f" {', '.join(used) or 'none'}"
         )
         return
-    server, place = predictor[used[0]], f"spec.predictor.{used[0]}"
+    server = predictor[used[0]]
+    place = f"spec.predictor.{used[0]}"
     if used[0] == "model" and not server.get("modelFormat", {}).get("name"):
         yield f"{place}.modelFormat.name: missing"
     for name in ("storageUri", "resources"):

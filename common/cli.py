@@ -8,7 +8,7 @@ import argparse
 import re
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from common.errors import InputError, InterruptedRun, JecError, nearest
 
@@ -18,7 +18,7 @@ class Parser(argparse.ArgumentParser):
     refused, as scripts outlive them.
     """
 
-    def __init__(self, **options) -> None:
+    def __init__(self, **options: Any) -> None:
         options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(allow_abbrev=False, **options)
 

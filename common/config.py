@@ -457,6 +457,8 @@ def add_arguments(parser: argparse.ArgumentParser, *, skip: tuple[str, ...] = ()
             field.metadata["group"], parser.add_argument_group(field.metadata["group"])
         )
         boolean = isinstance(field.default, bool)
+        # a boolean flag alone means true
+        value_may_be_missing: dict[str, Any] = {"nargs": "?", "const": True} if boolean else {}
         group.add_argument(
             f"--{flag(field.name)}",
             type=truth if boolean else type(field.default),
@@ -464,11 +466,11 @@ def add_arguments(parser: argparse.ArgumentParser, *, skip: tuple[str, ...] = ()
             choices=field.metadata["choices"] or None,
             metavar=_metavar(field),
             help=f"{field.metadata['help']} (default: {field.default})".replace("%", "%%"),
-            **({"nargs": "?", "const": True} if boolean else {}),
+            **value_may_be_missing,
         )
 
 
-def _metavar(field: dataclasses.Field) -> str | None:
+def _metavar(field: dataclasses.Field[Any]) -> str | None:
     if field.metadata["choices"]:
         return None  # argparse lists them
     return field.metadata["metavar"] or {bool: "true|false", int: "N", float: "X"}.get(

@@ -19,20 +19,20 @@ class Progress:
     """
 
     def __init__(self, label: str, *, total: int, unit: str = "it") -> None:
-        self.label, self.total, self.unit = label, total, unit
-        self.done, self._started, self._shown, self._note = (
-            0,
-            time.monotonic(),
-            time.monotonic(),
-            "",
-        )
+        self.label = label
+        self.total = total
+        self.unit = unit
+        self.done = 0
+        self._started = time.monotonic()
+        self._shown = self._started
+        self._note = ""
         self._tty = sys.stderr.isatty()
         self._width = 0
 
     def __enter__(self) -> Progress:
         return self
 
-    def __exit__(self, kind, *_) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._show(final=kind is None)
 
     def advance(self, count: int = 1, note: str = "") -> None:

@@ -18,9 +18,12 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from common.errors import InputError, StorageError
+
+if TYPE_CHECKING:
+    from boto3.s3.transfer import TransferConfig
 
 # bytes a part of a multipart transfer: large enough that the part count stays far below S3's 10,000
 PART = 16 * 2**20
@@ -75,7 +78,8 @@ def read_bytes(uri: str) -> bytes:
     if is_s3(uri):
         bucket, key = _split(uri)
         with _explained(uri):
-            return _client().get_object(Bucket=bucket, Key=key)["Body"].read()
+            content: bytes = _client().get_object(Bucket=bucket, Key=key)["Body"].read()
+            return content
     try:
         return Path(uri).read_bytes()
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
@@ -86,7 +90,7 @@ def read_text(uri: str) -> str:
     return read_bytes(uri).decode("utf-8")
 
 
-def read_json(uri: str):
+def read_json(uri: str) -> Any:
     """The parsed JSON file. Raises InputError where it is missing or no JSON."""
     text = read_text(uri)
     try:
@@ -118,7 +122,7 @@ def write_text(uri: str, content: str) -> None:
     write_bytes(uri, content.encode("utf-8"))
 
 
-def write_json(uri: str, content) -> None:
+def write_json(uri: str, content: Any) -> None:
     """Write one JSON file, indented, without NaN (which is no JSON)."""
     write_text(uri, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
@@ -149,7 +153,7 @@ def glob(pattern: str) -> list[Entry]:
     return [entry for entry in entries(folder) if _matches(entry.uri, pattern)]
 
 
-def upload(path: str | os.PathLike, uri: str) -> None:
+def upload(path: str | os.PathLike[str], uri: str) -> None:
     """Copy a local file, or a folder with everything in it, to a URI.
 
     A folder's files arrive one by one, each whole.
@@ -168,7 +172,7 @@ def upload(path: str | os.PathLike, uri: str) -> None:
         shutil.copyfile(path, temporary)
 
 
-def download(uri: str, path: str | os.PathLike) -> Path:
+def download(uri: str, path: str | os.PathLike[str]) -> Path:
     """Copy a file, or a folder with everything in it, to a local path; returns it.
 
     Raises InputError where there is none.
@@ -214,7 +218,7 @@ def digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def s3_options() -> dict:
+def s3_options() -> dict[str, str | None]:
     """Options for s3fs (as uproot passes them on) that agree with the client used here."""
     return {"endpoint_url": os.environ.get("AWS_ENDPOINT_URL") or None}
 
@@ -280,7 +284,7 @@ def _split(uri: str) -> tuple[str, str]:
 
 
 @functools.cache
-def _client():
+def _client() -> Any:
     import boto3
     from botocore.config import Config
 
@@ -303,7 +307,7 @@ def forget_client() -> None:
     _client.cache_clear()
 
 
-def _transfer():
+def _transfer() -> TransferConfig:
     from boto3.s3.transfer import TransferConfig
 
     return TransferConfig(multipart_threshold=2 * PART, multipart_chunksize=PART)

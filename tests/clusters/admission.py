@@ -1,9 +1,8 @@
-"""What the real admission refuses, with its codes: Katib's webhook (400), the training operator's
-(403), the CRDs' schemas (422).
+"""What the real admission refuses, with its codes.
 
-Restated from kubeflow/katib v0.19, kubeflow/trainer v1.9 and kserve v0.20. What they accept
-although it cannot work (an unknown serving runtime, nonsense inside a trialSpec) is accepted here
-too.
+Katib's webhook answers 400, the training operator's 403, the CRDs' schemas 422. Restated from
+kubeflow/katib v0.19, kubeflow/trainer v1.9 and kserve v0.20. What they accept although it cannot
+work (an unknown serving runtime, nonsense inside a trialSpec) is accepted here too.
 """
 
 from __future__ import annotations

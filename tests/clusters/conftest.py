@@ -1,5 +1,6 @@
-"""The two homes of manifests, each behind the fixture `home`, and a fake cluster for tests of the
-Kubernetes home alone.
+"""The two backends behind the fixture `backend`, and a fake cluster.
+
+Tests of the Kubernetes backend alone use the fixture `fake`.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ POLL = 0.02
 
 
 @dataclasses.dataclass
-class Home:
-    """A home, and what it has told."""
+class Backend:
+    """A backend, and the lines that it has reported."""
 
     name: str
     cluster: Cluster
@@ -42,8 +43,8 @@ class Home:
 
 
 @dataclasses.dataclass
-class Fake(Home):
-    """The Kubernetes home before a fake API server, whose parts a test may script."""
+class Fake(Backend):
+    """The Kubernetes backend before a fake API server, whose parts a test may script."""
 
     api: FakeApi | None = None
     node: Node | None = None
@@ -54,7 +55,7 @@ class Fake(Home):
 
 @pytest.fixture
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Fake]]:
-    """`fake(node, ...)` starts a server and gives the home before it.
+    """`fake(node, ...)` starts a server and gives the backend before it.
 
     At the end every controller must have kept to its script.
     """
@@ -92,8 +93,8 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[.
 
 
 @pytest.fixture(params=["kubernetes", "local"])
-def home(request: pytest.FixtureRequest, tmp_path: Path, fake: Callable[..., Fake]) -> Home:
-    """Each home in turn; what its pods or processes run is real on both."""
+def backend(request: pytest.FixtureRequest, tmp_path: Path, fake: Callable[..., Fake]) -> Backend:
+    """Each backend in turn; what its pods or processes run is real on both."""
     if request.param == "kubernetes":
         return fake(ProcessNode())
-    return Home(name="local", cluster=LocalCluster(tmp_path / "runs"))
+    return Backend(name="local", cluster=LocalCluster(tmp_path / "runs"))

@@ -1,4 +1,4 @@
-"""Small manifests that both homes run, and the program inside them.
+"""Small manifests that both backends run, and the program inside them.
 
 The program is a few lines of Python: it writes the metrics file as a trial would and ends as it is
 told, so that the same manifest runs as processes of this machine and, on the fake cluster, as the
@@ -55,11 +55,10 @@ def experiment(
     deadline: int = 600,
     **spec,
 ) -> dict:
-    """An experiment of one trial for each text of `losses`: values joined by '/', or a word that
-    TRIAL knows.
+    """An experiment of one trial for each text of `losses`.
 
-    After 'slow:' there is time between the second value and the third. `deadline`: of each trial,
-    in seconds.
+    A text has values joined by '/', or is a word that TRIAL knows. After 'slow:' there is time
+    between the second value and the third. `deadline` is that of each trial, in seconds.
     """
     command = ["python", "-c", TRIAL, METRICS_PATH, "--losses=${trialParameters.losses}"]
     job = pytorch_job_spec(

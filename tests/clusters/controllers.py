@@ -1,9 +1,8 @@
-"""Scripted controllers for the fake API server: a node that plays pods, the training operator,
-Katib, KServe, ugly paths included.
+"""Scripted controllers for the fake API server, with what goes wrong on real ones.
 
-Each is called over and over while the server's lock is held, and changes objects as the real one
-would, as far as a launcher can see it. What a pod does is a `Play`: from a table, or a real
-process.
+There are a node that plays pods, the training operator, Katib and KServe. Each is called over and
+over while the server's lock is held, and changes objects as the real one would, as far as a
+launcher can see it. What a pod does is a `Play`: from a table, or a real process.
 """
 
 from __future__ import annotations
@@ -203,15 +202,14 @@ class Node:
         api.touch(pod)
 
     def growing(self, pod: dict) -> str:
-        """The metrics file of a pod that runs, as far as it is written; empty where that is not
-        looked at.
-        """
+        """The metrics file of a pod that runs, as far as it is written; empty if it is not read."""
         return ""
 
 
 class ProcessNode(Node):
-    """Runs the pods' containers as processes of this machine, with the collector's file at a path
-    of their own.
+    """Run the pods' containers as processes of this machine.
+
+    Each has the collector's file at a path of its own.
     """
 
     backoff = 0.2
@@ -450,8 +448,7 @@ class TrainingOperator:
 
 
 class Katib:
-    """Experiments -> trials -> jobs -> observations -> the optimum and the end, by Katib's rules
-    (also the ones that hurt).
+    """Make trials, jobs, observations, the optimum and the end of experiments, by Katib's rules.
 
     `assignments` are the parameters of the trials in order; by default the product of the lists, or
     the ends of the ranges. `pod`: trials are proposed by a pod of the namespace, which has to run
@@ -575,8 +572,9 @@ class Katib:
         return trial
 
     def _rules(self, api: FakeApi, experiment: dict) -> list[dict]:
-        """What Katib's medianstop service answers: the mean of the averages of the first values, of
-        trials that have succeeded.
+        """What Katib's medianstop service answers.
+
+        The mean of the averages of the first values, of trials that have succeeded.
         """
         spec, asked = experiment["spec"], experiment["spec"].get("earlyStopping")
         if not asked:
@@ -708,13 +706,12 @@ class Katib:
 
 
 class KServe:
-    """InferenceServices -> predictor pods -> conditions. A new spec gets new pods; the old ones go
-    when those are ready.
+    """Make predictor pods and conditions of InferenceServices.
 
-    Like the real one it says Ready of the old spec for a while after an update (`lag` seconds), and
-    its observedGeneration counts something else. `copies_labels` False: its configuration keeps a
-    service's labels from its pods. `url` is where services answer, by default an address of no
-    machine.
+    A new spec gets new pods, and the old ones go when those are ready. Like the real one it says
+    Ready of the old spec for a while after an update (`lag` seconds), and its observedGeneration
+    counts something else. `copies_labels` False: its configuration keeps a service's labels from
+    its pods. `url` is where services answer, by default an address of no machine.
     """
 
     def __init__(
@@ -729,11 +726,11 @@ class KServe:
 
     def _reconcile(self, api: FakeApi, service: dict) -> None:
         metadata, status = service["metadata"], service.setdefault("status", {})
-        wanted = json.dumps([service["spec"], metadata.get("labels")], sort_keys=True)
+        current = json.dumps([service["spec"], metadata.get("labels")], sort_keys=True)
         number, seen, since = self._revisions.get(metadata["uid"], (0, "", -math.inf))
-        if wanted != seen:
+        if current != seen:
             number, since = number + 1, time.monotonic()
-            self._revisions[metadata["uid"]] = number, wanted, since
+            self._revisions[metadata["uid"]] = number, current, since
         if time.monotonic() - since < (self.lag if number > 1 else 0):
             return
         if self.invalid:
@@ -791,8 +788,9 @@ class KServe:
 
 
 def observe(text: str, objective: dict) -> list[dict[str, str]]:
-    """The observation that Katib makes of a metrics file: the objective first; min and max of
-    numbers, the last text of all.
+    """The observation that Katib makes of a metrics file.
+
+    The objective comes first. Min and max are of the numbers, the last text is of all.
     """
     names = [objective["objectiveMetricName"], *objective.get("additionalMetricNames", [])]
     found = {
@@ -835,8 +833,9 @@ def _stops(rule: dict, text: str, objective: dict) -> bool:
 
 
 def _restarts_now(experiment: dict, trials: list[dict]) -> bool:
-    """Katib's rule: an experiment that had all its trials goes on when it is given more, unless its
-    resumePolicy is Never.
+    """Whether an experiment that has ended goes on.
+
+    Katib's rule: it had all its trials and is given more, and its resumePolicy is not Never.
     """
     done = next(
         (

@@ -1,12 +1,11 @@
-"""An API server on 127.0.0.1 for tests: the published clients talk HTTP to it, scripted controllers
-(controllers.py) work in it.
+"""An API server on 127.0.0.1 for tests.
 
-It keeps what a test of a launcher needs of the real one: uid, resourceVersion, generation; Status
-objects for 401, 403, 404, 409, 410, 422; the status subresource; label and field selectors;
-watches; dry runs; admission by the rules of Katib's and the training operator's webhooks; access
-reviews, and 403 for what `forbid` forbids; discovery; finalizers and removal of dependents; pod
-logs. `fail` makes it misbehave: error codes, cut connections. `compact` forgets old versions, as
-etcd does.
+The published clients talk HTTP to it, scripted controllers (controllers.py) work in it. It keeps
+what a test of a launcher needs of the real one: uid, resourceVersion, generation; Status objects
+for 401, 403, 404, 409, 410, 422; the status subresource; label and field selectors; watches; dry
+runs; admission by the rules of Katib's and the training operator's webhooks; access reviews, and
+403 for what `forbid` forbids; discovery; finalizers and removal of dependents; pod logs. `fail`
+makes it misbehave: error codes, cut connections. `compact` forgets old versions, as etcd does.
 
     with FakeApi([Katib(), TrainingOperator(), Node(play)]) as api:
         api.write_kubeconfig(path)
@@ -166,9 +165,9 @@ class FakeApi:
         return fault
 
     def forbid(self, verb: str, resource: str) -> None:
-        """From now on nobody may do this;
+        """From now on nobody may do this.
 
-        '*' for any verb. The resource is a plural, pods' logs are 'pods/log'.
+        '*' stands for any verb. The resource is a plural, pods' logs are 'pods/log'.
         """
         with self.lock:
             self._forbidden.add((verb, resource))
@@ -287,9 +286,9 @@ class FakeApi:
         self._changes.append((version, plural, how, copy.deepcopy(thing)))
 
     def changes(self, plural: str, since: int) -> list[tuple[int, str, dict]]:
-        """What happened to objects of a kind after a version;
+        """What happened to objects of a kind after a version.
 
-        Failure 410 if that is no longer known.
+        Raises Failure 410 if that is no longer known.
         """
         if since < self._compacted:
             raise Failure(410, f"too old resource version: {since} ({self._compacted})")
@@ -560,11 +559,11 @@ def _requirement(text: str, labels: dict[str, str]) -> bool:
 
 def _field_selected(selector: str, thing: dict) -> bool:
     for part in _requirements(selector):
-        path, _, wanted = part.partition("=")
+        path, _, expected = part.partition("=")
         value = thing
         for key in path.split("."):
             value = (value or {}).get(key)
-        if value != wanted:
+        if value != expected:
             return False
     return True
 
@@ -609,9 +608,7 @@ def _handler(api: FakeApi) -> type:
                 self.send(201 if self.command == "POST" else 200, said, {})
 
         def watch(self) -> None:
-            """Write changes as they happen, one JSON object a line, until `timeoutSeconds` have
-            passed.
-            """
+            """Write changes as they happen, one JSON object a line, for `timeoutSeconds`."""
             parts = urllib.parse.urlsplit(self.path)
             query = dict(urllib.parse.parse_qsl(parts.query))
             match = PATH.match(parts.path)

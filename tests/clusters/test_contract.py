@@ -1,4 +1,4 @@
-"""What every home of manifests promises: the same small manifests, run for real on both."""
+"""What every backend of manifests promises: the same small manifests, run for real on both."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def test_the_manifests_pass_katibs_rules():
     katib.check_experiment(experiment(["0.2", "0.1"]))
 
 
-def test_experiment_finds_the_optimum_over_all_lines_and_is_taken_up_again(home):
+def test_experiment_finds_the_optimum_over_all_lines_and_is_taken_up_again(backend):
     manifest = experiment(["0.3/0.1/0.2", "0.5/0.4", "0.25"])
-    result = home.run_experiment(manifest)
+    result = backend.run_experiment(manifest)
     trials = by_losses(result)
     assert result.optimal == trials["0.3/0.1/0.2"].name
     assert len({trial.name for trial in result.trials}) == 3
@@ -31,20 +31,20 @@ def test_experiment_finds_the_optimum_over_all_lines_and_is_taken_up_again(home)
     assert (observed.min, observed.max, observed.latest) == (0.1, 0.3, 0.2)
     assert {trial.status for trial in result.trials} == {"Succeeded"}
     assert all(trial.reason == "" and trial.started and trial.finished for trial in result.trials)
-    assert "3/3 trials" in home.text
-    assert f"by {result.optimal}" in home.text
-    again = home.run_experiment(manifest)
+    assert "3/3 trials" in backend.text
+    assert f"by {result.optimal}" in backend.text
+    again = backend.run_experiment(manifest)
     assert again.optimal == result.optimal
     assert {trial.name for trial in again.trials} == {trial.name for trial in result.trials}
 
 
-def test_experiment_finds_the_maximum(home):
-    result = home.run_experiment(experiment(["0.3", "0.5/0.4"], objective="maximize"))
+def test_experiment_finds_the_maximum(backend):
+    result = backend.run_experiment(experiment(["0.3", "0.5/0.4"], objective="maximize"))
     assert result.optimal == by_losses(result)["0.5/0.4"].name
 
 
-def test_experiment_survives_fewer_failures_than_the_limit(home):
-    result = home.run_experiment(experiment(["broken", "1.5e-1/.14", "silent", "7.5E-02"]))
+def test_experiment_survives_fewer_failures_than_the_limit(backend):
+    result = backend.run_experiment(experiment(["broken", "1.5e-1/.14", "silent", "7.5E-02"]))
     trials = by_losses(result)
     assert result.optimal == trials["7.5E-02"].name
     assert trials["7.5E-02"].metrics["AvgLoss"].latest == 0.075
@@ -56,17 +56,17 @@ def test_experiment_survives_fewer_failures_than_the_limit(home):
     assert "AvgLoss" in trials["silent"].reason
 
 
-def test_experiment_fails_when_the_limit_is_reached_not_only_above_it(home):
+def test_experiment_fails_when_the_limit_is_reached_not_only_above_it(backend):
     with pytest.raises(
         ClusterError, match=r"experiment .* failed: .*\n  2 x .*the loss is not finite"
     ):
-        home.run_experiment(
+        backend.run_experiment(
             experiment(["broken", "broken too", "0.1", "0.2"], max_failed=2, parallel=1)
         )
 
 
-def test_a_loss_that_ends_as_nan_is_never_optimal(home):
-    result = home.run_experiment(experiment(["0.05/nan", "0.3"]))
+def test_a_loss_that_ends_as_nan_is_never_optimal(backend):
+    result = backend.run_experiment(experiment(["0.05/nan", "0.3"]))
     trials = by_losses(result)
     assert result.optimal == trials["0.3"].name
     assert "finite" in trials["0.05/nan"].reason
@@ -86,13 +86,13 @@ EDGES = {
 }
 
 
-def test_edge_cases_are_observed_alike(home):
+def test_edge_cases_are_observed_alike(backend):
     """Also a deadline of a trial's own: it fails, and the others are counted."""
-    result = home.run_experiment(experiment(list(EDGES), parallel=4, max_failed=9, deadline=3))
+    result = backend.run_experiment(experiment(list(EDGES), parallel=4, max_failed=9, deadline=3))
     for losses, trial in by_losses(result).items():
-        status, wanted = EDGES[losses]
+        status, expected = EDGES[losses]
         seen = trial.metrics.get("AvgLoss")
-        assert (seen and (seen.min, seen.max, seen.latest)) == wanted, losses
+        assert (seen and (seen.min, seen.max, seen.latest)) == expected, losses
         # Katib calls a trial succeeded whose last value is no number. It never counts, here or
         # there.
         assert trial.status == status or (
@@ -112,9 +112,10 @@ MEDIANSTOP = {
 }
 
 
-def test_median_stopping_stops_the_same_trials(home):
-    """The limit is the mean of (0.3 + 0.2)/2 and (0.5 + 0.1)/2 = 0.275, held against the best of
-    the first two values, once.
+def test_median_stopping_stops_the_same_trials(backend):
+    """The limit is the mean of (0.3 + 0.2)/2 and (0.5 + 0.1)/2 = 0.275.
+
+    It is held against the best of the first two values, once.
     """
     losses = [
         "0.3/0.2/0.19",
@@ -123,7 +124,7 @@ def test_median_stopping_stops_the_same_trials(home):
         "slow:0.9/0.27/0.26",
         "slow:0.2/0.9/0.8",
     ]
-    result = home.run_experiment(experiment(losses, parallel=1, earlyStopping=MEDIANSTOP))
+    result = backend.run_experiment(experiment(losses, parallel=1, earlyStopping=MEDIANSTOP))
     trials = by_losses(result)
     assert [trials[text].status for text in losses] == [
         "Succeeded",
@@ -139,26 +140,26 @@ def test_median_stopping_stops_the_same_trials(home):
     ), "what it would have reached is not known"
     assert stopped.reason
     assert result.optimal == trials["0.5/0.1"].name
-    assert "1 stopped early" in home.text
+    assert "1 stopped early" in backend.text
 
 
-def test_a_finished_search_goes_on_with_more_trials(home):
+def test_a_finished_search_goes_on_with_more_trials(backend):
     losses = ["0.3", "0.2", "0.1"]
-    first = home.run_experiment(
+    first = backend.run_experiment(
         experiment(losses, maxTrialCount=2, maxFailedTrialCount=2, resumePolicy="LongRunning")
     )
     assert len(first.trials) == 2
-    assert home.cluster.can_continue(first.name)
-    result = home.run_experiment(experiment(losses, resumePolicy="LongRunning"))
+    assert backend.cluster.can_continue(first.name)
+    result = backend.run_experiment(experiment(losses, resumePolicy="LongRunning"))
     assert [trial.name for trial in result.trials][:2] == [trial.name for trial in first.trials]
     assert result.optimal == by_losses(result)["0.1"].name
-    assert not home.cluster.can_continue("another")
+    assert not backend.cluster.can_continue("another")
 
 
-def test_the_goal_ends_the_search_and_what_still_runs(home):
+def test_the_goal_ends_the_search_and_what_still_runs(backend):
     manifest = experiment(["endless", "0.1"], parallel=2)
     manifest["spec"]["objective"]["goal"] = 0.1
-    trials = by_losses(home.run_experiment(manifest))
+    trials = by_losses(backend.run_experiment(manifest))
     assert trials["0.1"].status == "Succeeded"
     assert (trials["endless"].status, trials["endless"].reason) == (
         "Killed",
@@ -166,24 +167,24 @@ def test_the_goal_ends_the_search_and_what_still_runs(home):
     )
 
 
-def test_a_failed_trial_and_the_best_one_are_told(home):
-    home.run_experiment(experiment(["broken", "0.1"], parallel=1))
+def test_a_failed_trial_and_the_best_one_are_told(backend):
+    backend.run_experiment(experiment(["broken", "0.1"], parallel=1))
     assert re.search(
         r"Failed: .*the loss is not finite|exit code 1: error: the loss is not finite",
-        home.text,
+        backend.text,
         re.DOTALL,
     )
-    assert "losses 0.1" in home.text
+    assert "losses 0.1" in backend.text
 
 
-def test_experiment_runs_out_of_time(home):
+def test_experiment_runs_out_of_time(backend):
     started = time.monotonic()
     with pytest.raises(DeadlineError, match="experiment pfn-0a1b2c3d-search"):
-        home.run_experiment(experiment(["endless"]), deadline=1.5)
+        backend.run_experiment(experiment(["endless"]), deadline=1.5)
     assert time.monotonic() - started < 20
 
 
-def test_job_succeeds_with_the_environment_of_the_training_operator(home, tmp_path):
+def test_job_succeeds_with_the_environment_of_the_training_operator(backend, tmp_path):
     # The job is over when its Master is, so that one waits for its Worker.
     code = """if True:
         import os, sys, time
@@ -193,15 +194,15 @@ def test_job_succeeds_with_the_environment_of_the_training_operator(home, tmp_pa
         while os.environ["RANK"] == "0" and not (os.path.exists(other) and os.path.getsize(other)):
             time.sleep(0.02)
         """
-    home.run_job(job(code, f"{tmp_path}/rank", replicas=2))
+    backend.run_job(job(code, f"{tmp_path}/rank", replicas=2))
     written = {path.name: path.read_text() for path in tmp_path.glob("rank*")}
     assert written == {"rank0": "2127.0.0.1", "rank1": "2127.0.0.1"}
 
 
 @pytest.mark.parametrize("restart", ["Never", "OnFailure"])
-def test_job_fails_with_its_last_lines(home, restart):
+def test_job_fails_with_its_last_lines(backend, restart):
     with pytest.raises(ClusterError, match="exit code 3") as raised:
-        home.run_job(
+        backend.run_job(
             job(
                 "print('reading the checkpoint', flush=True); print('no such trial: abc',"
                 " flush=True); raise SystemExit(3)",
@@ -212,35 +213,35 @@ def test_job_fails_with_its_last_lines(home, restart):
     assert re.search(r"reading the checkpoint\n.*no such trial: abc", str(raised.value))
 
 
-def test_job_of_which_a_worker_fails_ends(home):
+def test_job_of_which_a_worker_fails_ends(backend):
     code = (
         "import os, time, sys\nif os.environ['RANK'] == '1': sys.exit('worker: out of"
         " memory')\ntime.sleep(3)\nsys.exit(1)"
     )
     with pytest.raises(ClusterError, match="worker: out of memory"):
-        home.run_job(job(code, replicas=2))
+        backend.run_job(job(code, replicas=2))
 
 
 @pytest.mark.parametrize("whose", ["the caller's", "the manifest's"])
-def test_job_runs_out_of_time(home, whose):
+def test_job_runs_out_of_time(backend, whose):
     ours, theirs = (1, 600) if whose == "the caller's" else (30, 1)
     started = time.monotonic()
     with pytest.raises(DeadlineError, match="pfn-0a1b2c3d-export"):
-        home.run_job(job("import time; time.sleep(60)", deadline=theirs), deadline=ours)
+        backend.run_job(job("import time; time.sleep(60)", deadline=theirs), deadline=ours)
     assert time.monotonic() - started < 20
 
 
-def test_job_that_failed_is_run_again_when_asked_for_again(home, tmp_path):
+def test_job_that_failed_is_run_again_when_asked_for_again(backend, tmp_path):
     code = f"import pathlib; assert pathlib.Path('{tmp_path}/ready').exists(), 'not ready'"
     with pytest.raises(ClusterError, match="not ready"):
-        home.run_job(job(code))
+        backend.run_job(job(code))
     (tmp_path / "ready").touch()
-    home.run_job(job(code))
+    backend.run_job(job(code))
 
 
-def test_a_job_that_shall_do_something_else_is_run_again(home, tmp_path):
+def test_a_job_that_shall_do_something_else_is_run_again(backend, tmp_path):
     for word in ("one", "other", "other"):
-        home.run_job(
+        backend.run_job(
             job(
                 "import pathlib, sys; pathlib.Path(sys.argv[1], sys.argv[2]).touch()",
                 str(tmp_path),
@@ -251,30 +252,30 @@ def test_a_job_that_shall_do_something_else_is_run_again(home, tmp_path):
     assert (tmp_path / "other").exists()
 
 
-def test_delete_finds_what_a_run_made_and_works_twice(home):
-    home.run_experiment(experiment(["0.1"]))
-    home.run_job(job("pass"))
-    home.run_job(job("pass", name="other-export", run_id="other-00000000"))
-    assert sorted(home.cluster.delete(RUN_ID)) == [
+def test_delete_finds_what_a_run_made_and_works_twice(backend):
+    backend.run_experiment(experiment(["0.1"]))
+    backend.run_job(job("pass"))
+    backend.run_job(job("pass", name="other-export", run_id="other-00000000"))
+    assert sorted(backend.cluster.delete(RUN_ID)) == [
         "Experiment/pfn-0a1b2c3d-search",
         "PyTorchJob/pfn-0a1b2c3d-export",
     ]
-    assert home.cluster.delete(RUN_ID) == []
+    assert backend.cluster.delete(RUN_ID) == []
     for _ in range(2):
-        home.cluster.delete_experiment("pfn-0a1b2c3d-search")
-        home.cluster.delete_job("other-export")
-    assert home.cluster.delete("other-00000000") == []
+        backend.cluster.delete_experiment("pfn-0a1b2c3d-search")
+        backend.cluster.delete_job("other-export")
+    assert backend.cluster.delete("other-00000000") == []
 
 
-def test_a_manifest_without_a_run_id_is_a_bug_of_its_maker(home):
+def test_a_manifest_without_a_run_id_is_a_bug_of_its_maker(backend):
     manifest = job("pass")
     del manifest["metadata"]["labels"][RUN_LABEL]
     with pytest.raises(KeyError):
-        home.run_job(manifest)
+        backend.run_job(manifest)
 
 
-def test_an_experiment_that_katib_would_refuse_is_refused(home):
+def test_an_experiment_that_katib_would_refuse_is_refused(backend):
     manifest = experiment(["0.1", "0.2"])
     manifest["spec"]["parallelTrialCount"] = 3
     with pytest.raises((InputError, ClusterError), match=r"[pP]aral"):
-        home.run_experiment(manifest)
+        backend.run_experiment(manifest)

@@ -47,9 +47,9 @@ def test_katibs_defaults():
 
 
 @pytest.mark.parametrize(
-    ("asked", "wanted"),
+    ("asked", "expected"),
     [({"start_stop": 1}, "did you mean 'start_step'"), ({"start_step": 0}, "from 1 up")],
 )
-def test_what_katib_refuses_is_refused(asked, wanted):
-    with pytest.raises(InputError, match=wanted):
+def test_what_katib_refuses_is_refused(asked, expected):
+    with pytest.raises(InputError, match=expected):
         settings(manifest(**asked))

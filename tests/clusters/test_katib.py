@@ -5,8 +5,8 @@ import copy
 import pytest
 
 from clusters import katib
-from clusters.protocol import Observation
 from common.errors import InputError
+from common.records import Observation
 
 EXPERIMENT = {
     "metadata": {"name": "exp", "labels": {"jec/run-id": "exp"}},
@@ -45,7 +45,7 @@ def lines(*values, name="AvgLoss"):
 
 
 @pytest.mark.parametrize(
-    ("text", "wanted"),
+    ("text", "expected"),
     [
         (lines("0.5", "0.25", "0.3"), Observation(min=0.25, max=0.5, latest=0.3)),
         (lines("1e-3", "2.5E-4"), Observation(min=2.5e-4, max=1e-3, latest=2.5e-4)),
@@ -58,8 +58,8 @@ def lines(*values, name="AvgLoss"):
         ("", None),
     ],
 )
-def test_observations(text, wanted):
-    assert katib.observations(text, ["AvgLoss"]).get("AvgLoss") == wanted
+def test_observations(text, expected):
+    assert katib.observations(text, ["AvgLoss"]).get("AvgLoss") == expected
 
 
 def test_substitution_fills_every_reference_and_keeps_numbers():
@@ -87,7 +87,7 @@ def test_a_good_experiment_passes():
 
 
 @pytest.mark.parametrize(
-    ("change", "wanted"),
+    ("change", "expected"),
     [
         (lambda e: e["metadata"].update(name="x" * 41), "41 characters"),
         (lambda e: e["spec"]["objective"].update(type="minimise"), "did you mean 'minimize'"),
@@ -118,8 +118,8 @@ def test_a_good_experiment_passes():
         ),
     ],
 )
-def test_what_katibs_webhook_refuses_is_refused_here(change, wanted):
+def test_what_katibs_webhook_refuses_is_refused_here(change, expected):
     experiment = copy.deepcopy(EXPERIMENT)
     change(experiment)
-    with pytest.raises(InputError, match=wanted):
+    with pytest.raises(InputError, match=expected):
         katib.check_experiment(experiment)

@@ -1,5 +1,6 @@
-"""What only this machine's home does: ranks as processes, taking up an interrupted search, the same
-search for the same seed.
+"""What only the local backend does.
+
+Ranks run as processes, an interrupted search resumes, and the same seed gives the same search.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import time
 import pytest
 
 from clusters.local import LocalCluster
+from clusters.local_sampling import Sampling
 from clusters.local_search import LocalSearch
 from common.errors import ClusterError, DeadlineError, InputError
 
@@ -164,18 +166,13 @@ def test_the_same_seed_is_the_same_search_however_many_run_at_a_time(program, tm
         ) != points(one)
 
 
-def test_a_logarithmic_range_is_drawn_logarithmically(program, tmp_path):
+def test_a_logarithmic_range_is_drawn_logarithmically(program):
     """Uniformly, one draw in thirty of 0.01 ... 3 would lie below 0.1; logarithmically 40 % do.
 
     Sobol points are spread evenly.
     """
-    search = LocalSearch(
-        experiment(program, algorithm="sobol", trials=64),
-        folder=tmp_path,
-        root=tmp_path,
-        report=print,
-    )
-    drawn = [point["x"] for point in search.planned]
+    sampling = Sampling(experiment(program, algorithm="sobol", trials=64)["spec"])
+    drawn = [point["x"] for point in sampling.planned]
     assert 0.3 < sum(x < 0.1 for x in drawn) / len(drawn) < 0.5
 
 
@@ -201,8 +198,9 @@ def test_tpe_and_cmaes_learn_from_what_they_saw(program, tmp_path):
 
 
 def test_an_interrupted_search_goes_on_with_the_same_trials(program, tmp_path):
-    """Interrupted by its deadline while trials run: those start again under their names, finished
-    ones stay.
+    """A search is interrupted by its deadline while trials run.
+
+    Those start again under their names, finished ones stay.
     """
     whole = run(tmp_path / "whole", experiment(program, trials=5))
     manifest = experiment(program, trials=5, seconds=1.0)
@@ -222,7 +220,7 @@ def test_a_trial_cut_off_while_it_was_proposed_does_not_count(program, tmp_path)
         root=tmp_path,
         report=print,
     )
-    search.study.ask()  # as a kill between two writes leaves it
+    search.study._study.ask()  # as a kill between two writes leaves it
     result = run(tmp_path, experiment(program), deadline=20)
     assert points(result) == points(whole)
 

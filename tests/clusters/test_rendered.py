@@ -1,5 +1,6 @@
-"""The manifests of a real run, from its own makers, through the Kubernetes home to their ends and
-away again.
+"""The manifests of a real run, from its own makers, through the Kubernetes backend to their ends.
+
+Then the run is removed.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from components import step
 from exporting.export_job import evaluate_job, export_job
 from serving.inference_service import inference_service
 from tests.clusters.controllers import Play
-from tests.clusters.test_kubernetes import UP, loss, node_of
+from tests.clusters.scripts import UP, loss, node_of
 from training.experiment import experiment
 
 
@@ -30,28 +31,28 @@ def run():
 
 
 def test_every_object_of_a_run_is_taken_ends_well_and_is_found_by_its_run_id(fake, run):
-    home = fake(node_of(loss(0.09), loss(0.08), loss(0.085), loss(0.1), Play(), Play(), UP))
-    result = home.run_experiment(experiment(run))
+    backend = fake(node_of(loss(0.09), loss(0.08), loss(0.085), loss(0.1), Play(), Play(), UP))
+    result = backend.run_experiment(experiment(run))
     assert len(result.trials) == 4
     best = next(trial for trial in result.trials if trial.name == result.optimal)
     assert best.metrics["AvgLoss"].min == 0.08
-    home.run_job(export_job(run, result.optimal))
-    home.run_job(evaluate_job(run, result.optimal))
-    assert home.deploy(inference_service(run)).name == run.model_name
-    removed = {entry.split("/")[0] for entry in home.cluster.delete(run.id)}
+    backend.run_job(export_job(run, result.optimal))
+    backend.run_job(evaluate_job(run, result.optimal))
+    assert backend.deploy(inference_service(run)).name == run.model_name
+    removed = {entry.split("/")[0] for entry in backend.cluster.delete(run.id)}
     assert removed == {"Experiment", "PyTorchJob", "InferenceService"}
-    assert home.cluster.delete(run.id) == []
+    assert backend.cluster.delete(run.id) == []
 
 
 @pytest.mark.parametrize("reason", [InterruptedRun, DeadlineError, KeyboardInterrupt])
 def test_what_nobody_watches_any_more_is_removed(fake, run, reason):
-    home = fake(node_of(Play(seconds=60)))
+    backend = fake(node_of(Play(seconds=60)))
     manifest = export_job(run, "trial")
     with pytest.raises(DeadlineError):
-        home.run_job(manifest, deadline=0.5)
+        backend.run_job(manifest, deadline=0.5)
     name = manifest["metadata"]["name"]
-    assert home.api.find("pytorchjobs", name), "a home by itself removes nothing"
-    with pytest.raises(reason), step.watched(home.cluster, home.cluster.delete_job, name):
+    assert backend.api.find("pytorchjobs", name), "a backend by itself removes nothing"
+    with pytest.raises(reason), step.watched(backend.cluster, backend.cluster.delete_job, name):
         raise reason("enough")
-    assert home.api.find("pytorchjobs", name) is None
-    assert home.cluster.delete(run.id) == []
+    assert backend.api.find("pytorchjobs", name) is None
+    assert backend.cluster.delete(run.id) == []

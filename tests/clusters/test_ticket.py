@@ -64,8 +64,9 @@ class Secrets(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def secrets(monkeypatch, tmp_path):
-    """What an API server holds, which the kubeconfig points to; a kinit that knows everybody but
-    nobody@REALM; a keytab.
+    """The Secrets of an API server to which the kubeconfig points, a fake kinit, and a keytab.
+
+    The fake kinit knows every principal but nobody@REALM.
     """
     handler = type("Handler", (Secrets,), {"held": {}})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -136,8 +137,9 @@ def test_a_missing_keytab_is_said(secrets, tmp_path, capsys):
 
 
 def test_pods_read_a_copy_of_their_own():
-    """Files of a Secret belong to root, and EOS takes only a ticket that belongs to the user and
-    that nobody else may read.
+    """Files of a Secret belong to root.
+
+    EOS takes only a ticket that belongs to the user and that nobody else may read.
     """
     run = Run(
         config=RunConfig(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from clusters import trials
-from clusters.protocol import Observation, Trial
+from common.records import Observation, Trial
 
 
 def katib_trial(
@@ -86,7 +86,7 @@ def test_observations_leave_out_what_is_no_finite_number():
 
 
 @pytest.mark.parametrize(
-    ("condition", "message", "told", "reason"),
+    ("condition", "message", "pod_reason", "reason"),
     [
         (
             "Failed",
@@ -108,8 +108,9 @@ def test_observations_leave_out_what_is_no_finite_number():
         ("Running", "Trial is running", "", ""),
     ],
 )
-def test_reason(condition, message, told, reason):
-    assert trials.trial_of(katib_trial((condition, "True"), message=message), told).reason == reason
+def test_reason(condition, message, pod_reason, reason):
+    trial = katib_trial((condition, "True"), message=message)
+    assert trials.trial_of(trial, pod_reason).reason == reason
 
 
 def trial(name: str, value: float | None, status: str = "Succeeded", reason: str = "") -> Trial:

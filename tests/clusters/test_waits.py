@@ -1,5 +1,6 @@
-"""Every wait of the Kubernetes home against every way in which a server or its controllers
-misbehave: it ends, in time, with words.
+"""Every wait of the Kubernetes backend ends in time and with a reason.
+
+Whatever a server or its controllers do wrong.
 """
 
 from __future__ import annotations
@@ -10,11 +11,11 @@ from collections.abc import Callable
 
 import pytest
 
-from clusters import kubernetes as home_module
+from clusters import kubernetes_objects
 from common.errors import ClusterError
 from tests.clusters.contract import RUN_ID, experiment, job, service
 from tests.clusters.controllers import Play
-from tests.clusters.test_kubernetes import UP, loss, node_of
+from tests.clusters.scripts import UP, loss, node_of
 
 DEADLINE = 0.2  # of the wait under test
 # seconds within which it has to be over, whatever happened: its deadline, and a slow machine
@@ -57,13 +58,13 @@ def ends(wait: Callable[[], object]) -> str:
     return said
 
 
-def waits(home) -> dict[str, Callable[[], object]]:
+def waits(backend) -> dict[str, Callable[[], object]]:
     return {
-        "experiment": lambda: home.run_experiment(
+        "experiment": lambda: backend.run_experiment(
             experiment(["0.1", "0.2"], max_failed=1, parallel=1), deadline=DEADLINE
         ),
-        "job": lambda: home.run_job(job("pass"), deadline=DEADLINE),
-        "service": lambda: home.deploy(service(), deadline=DEADLINE),
+        "job": lambda: backend.run_job(job("pass"), deadline=DEADLINE),
+        "service": lambda: backend.deploy(service(), deadline=DEADLINE),
     }
 
 
@@ -83,17 +84,17 @@ def waits(home) -> dict[str, Callable[[], object]]:
 )
 def test_a_wait_ends_whatever_its_pods_do(fake, what, trouble):
     # ready twice is believed
-    home = fake(node_of(TROUBLE[trouble]), poll=0.1 if what == "service" else 0.02)
-    said = ends(waits(home)[what])
+    backend = fake(node_of(TROUBLE[trouble]), poll=0.1 if what == "service" else 0.02)
+    said = ends(waits(backend)[what])
     fine = (what, trouble) == ("service", "runs for ever")
     assert (said == "done") == fine, said
 
 
 @pytest.mark.parametrize("what", GOOD)
 def test_a_full_namespace_ends_a_wait_with_the_quotas_name(fake, what):
-    home = fake(node_of(GOOD[what]))
-    home.operator.quota = True
-    said = ends(waits(home)[what])
+    backend = fake(node_of(GOOD[what]))
+    backend.operator.quota = True
+    said = ends(waits(backend)[what])
     assert said == "done" if what == "service" else "kf-resource-quota" in said
 
 
@@ -103,10 +104,10 @@ def test_a_full_namespace_ends_a_wait_with_the_quotas_name(fake, what):
 )
 def test_a_wait_ends_whatever_the_server_answers_for_ever(fake, what, fault):
     """From its second request on: the first contact is another test's."""
-    home = fake(node_of(GOOD[what]))
-    home.cluster.find(RUN_ID)
-    home.api.fail("*", ".", times=math.inf, **FAULTS[fault])
-    assert ends(waits(home)[what]) != "done"
+    backend = fake(node_of(GOOD[what]))
+    backend.cluster.find(RUN_ID)
+    backend.api.fail("*", ".", times=math.inf, **FAULTS[fault])
+    assert ends(waits(backend)[what]) != "done"
 
 
 @pytest.mark.parametrize(
@@ -121,32 +122,32 @@ def test_a_wait_ends_whatever_the_server_answers_for_ever(fake, what, fault):
     ],
 )
 def test_a_wait_outlives_what_passes(fake, what, fault):
-    home = fake(node_of(GOOD[what]))
-    home.api.fail("*", ".", times=3, **FAULTS[fault])
+    backend = fake(node_of(GOOD[what]))
+    backend.api.fail("*", ".", times=3, **FAULTS[fault])
     long = {
-        "experiment": lambda: home.run_experiment(experiment(["0.1", "0.2"])),
-        "job": lambda: home.run_job(job("pass")),
-        "service": lambda: home.deploy(service()),
+        "experiment": lambda: backend.run_experiment(experiment(["0.1", "0.2"])),
+        "job": lambda: backend.run_job(job("pass")),
+        "service": lambda: backend.deploy(service()),
     }
     assert ends(long[what]) == "done"
 
 
 @pytest.mark.parametrize("fault", ["403", "500", "cut"])
 def test_a_removal_ends_whatever_the_server_answers(fake, monkeypatch, fault):
-    home = fake(node_of(Play(seconds=math.inf)))
-    ends(waits(home)["job"])
-    monkeypatch.setattr(home_module, "REMOVAL_SECONDS", 0.2)
-    home.api.fail("*", ".", times=math.inf, **FAULTS[fault])
-    assert ends(lambda: home.cluster.delete(RUN_ID)) != "done"
+    backend = fake(node_of(Play(seconds=math.inf)))
+    ends(waits(backend)["job"])
+    monkeypatch.setattr(kubernetes_objects, "REMOVAL_SECONDS", 0.2)
+    backend.api.fail("*", ".", times=math.inf, **FAULTS[fault])
+    assert ends(lambda: backend.cluster.delete(RUN_ID)) != "done"
 
 
 def test_a_removal_waits_for_pods_that_take_their_time(fake, monkeypatch):
-    home = fake(node_of(Play(seconds=math.inf)))
-    ends(waits(home)["job"])
-    with home.api.lock:
-        home.api.all("pods")[0]["metadata"]["finalizers"] = ["example.org/slow"]
-        home.api.all("pods")[0]["metadata"].pop("ownerReferences")
-    monkeypatch.setattr(home_module, "REMOVAL_SECONDS", 0.2)
+    backend = fake(node_of(Play(seconds=math.inf)))
+    ends(waits(backend)["job"])
+    with backend.api.lock:
+        backend.api.all("pods")[0]["metadata"]["finalizers"] = ["example.org/slow"]
+        backend.api.all("pods")[0]["metadata"].pop("ownerReferences")
+    monkeypatch.setattr(kubernetes_objects, "REMOVAL_SECONDS", 0.2)
     assert "Pod pfn-0a1b2c3d-export-master-0: still there" in ends(
-        lambda: home.cluster.delete(RUN_ID)
+        lambda: backend.cluster.delete(RUN_ID)
     )

@@ -8,10 +8,11 @@ import dataclasses
 
 import pytest
 
-from clusters.protocol import ExperimentResult, Observation, Trial
+from clusters.protocol import ExperimentResult
 from common import storage
 from common.config import RunConfig
 from common.errors import InputError
+from common.records import Observation, Trial
 from common.run import Run
 from components import search, step
 from training.more_trials import with_more_trials

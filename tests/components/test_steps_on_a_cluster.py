@@ -21,7 +21,7 @@ from reporting.serving_section import section
 from serving import golden
 from tests.clusters import conftest as clusters_conftest
 from tests.clusters.controllers import KServe, Play
-from tests.clusters.test_kubernetes import UP, loss, node_of
+from tests.clusters.scripts import UP, loss, node_of
 from tests.operations.test_check import furnish
 
 fake = clusters_conftest.fake

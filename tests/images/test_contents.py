@@ -30,7 +30,10 @@ COMMANDS = {  # what manifests, deploy/ and the chain run in each image
 }
 LOCAL = {
     "clusters.local",
+    "clusters.local_sampling",
     "clusters.local_search",
+    "clusters.local_study",
+    "clusters.local_trial",
     "serving.triton",
     "components.local_run",
     "components.host_runner",

@@ -26,7 +26,7 @@ from operations import follow as follow_module
 from tests.clusters import conftest as clusters_conftest
 from tests.clusters.contract import RUN_ID, experiment, job, service
 from tests.clusters.controllers import Play
-from tests.clusters.test_kubernetes import loss, node_of
+from tests.clusters.scripts import loss, node_of
 from tests.serving import conftest as serving_conftest
 
 fake, repository = clusters_conftest.fake, serving_conftest.repository  # fixtures of other rooms
@@ -269,10 +269,10 @@ def test_down_ends_the_run_on_kubeflow_first_then_removes_its_objects_and_works_
 
 
 def test_down_says_what_is_left_and_then_keeps_the_folder(fake, tmp_path, capsys, monkeypatch):
-    from clusters import kubernetes as home_module
+    from clusters import kubernetes_objects
 
     local_run(tmp_path)
-    monkeypatch.setattr(home_module, "REMOVAL_SECONDS", 0.3)
+    monkeypatch.setattr(kubernetes_objects, "REMOVAL_SECONDS", 0.3)
     home = fake()
     manifest = job("pass")
     manifest["metadata"]["finalizers"] = ["example.org/never"]

@@ -1,0 +1,260 @@
+"""A Katib Experiment on a cluster.
+
+Submit, adopt or extend it, watch its trials, explain what waits, and read the result.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from clusters.api import EXPERIMENT, TRIAL
+from clusters.kubernetes_objects import (
+    JOB_LABEL,
+    REMOVAL_SECONDS,
+    SUGGESTION_LABEL,
+    TRIALS_LABEL,
+    Objects,
+)
+from clusters.pods import PodDiagnostics
+from clusters.protocol import ExperimentResult, Manifest, Report
+from clusters.reasons import is_true, message_of, name_of, reason_of
+from clusters.trials import (
+    FAILED,
+    UNFINISHED,
+    best_trial,
+    common_reasons,
+    optimal_trial,
+    progress_line,
+    status_of,
+    trial_of,
+)
+from clusters.waiting import Wait, ignore
+from common.errors import ClusterError
+from common.records import Trial
+
+SHOWN_TRIALS = 3  # failed trials whose last lines an error shows
+# what Katib allows to change in an experiment
+EDITABLE = ("parallelTrialCount", "maxTrialCount", "maxFailedTrialCount")
+OVERTAKEN = "the goal was reached"
+
+
+class ExperimentRun:
+    """One Experiment, from its submission to its end."""
+
+    def __init__(
+        self,
+        objects: Objects,
+        manifest: Manifest,
+        *,
+        patience: float,
+        deadline: float,
+        report: Report,
+    ) -> None:
+        self._objects = objects
+        self._api = objects.api
+        self._manifest = manifest
+        self._name = name_of(manifest)
+        self._report = report
+        self._wait = Wait(f"experiment {self._name}", deadline, report)
+        self._diagnostics = PodDiagnostics(self._api, self._wait, JOB_LABEL, patience=patience)
+        self._suggestions = PodDiagnostics(
+            self._api,
+            self._wait,
+            SUGGESTION_LABEL,
+            patience=patience,
+            topic="the algorithm of ",
+        )
+
+    def run(self) -> ExperimentResult:
+        """Run the experiment to its end, or continue to watch the one of this run that exists."""
+        self._submit()
+        while True:
+            experiment = self._objects.existing(EXPERIMENT, self._name, self._wait)
+            trials = self._read_trials()
+            waiting = self._explain_trials(trials)
+            self._explain_suggestions(trials)
+            self._report_trials(experiment, trials)
+            self._wait.tell("state", progress_line(experiment, trials, waiting))
+            if is_true(experiment, "Failed"):
+                raise ClusterError(self._failure(experiment, trials))
+            if is_true(experiment, "Succeeded") and not _was_extended(experiment):
+                return self._result(experiment, self._remove_unfinished(trials))
+            self._wait.sleep(self._objects.poll)
+
+    # Submit
+    # --------------------------------------------------------------------------------------------
+
+    def _submit(self) -> None:
+        """Create the experiment, adopt the one of this run, or replace it if it has failed."""
+        existing = self._objects.submit(EXPERIMENT, self._manifest, self._wait)
+        if existing is None:
+            return
+        if is_true(existing, "Failed"):
+            # Katib cannot restart it; resuming a run means to try again
+            self._report(f"experiment {self._name} failed before; it is removed and run again")
+            self._objects.remove([(EXPERIMENT, self._name)], self._wait)
+            self._objects.submit(EXPERIMENT, self._manifest, self._wait)
+        else:
+            self._extend(existing)
+
+    def _extend(self, existing: Manifest) -> None:
+        """Let an existing experiment continue to a larger number of trials."""
+        asked = self._manifest["spec"]
+        while existing["spec"].get("maxTrialCount", 0) < asked.get("maxTrialCount", 0):
+            before = existing["spec"]["maxTrialCount"]
+            if not is_extensible(existing):
+                why = message_of(existing, "Succeeded") or "its resumePolicy is Never"
+                raise ClusterError(f"experiment {self._name} takes no more trials: {why}")
+            changes = {key: asked[key] for key in EDITABLE if key in asked}
+            extended = {**existing, "spec": {**existing["spec"], **changes}}
+            if self._api.replace(EXPERIMENT, extended, self._wait):
+                self._wait.tell(
+                    "submit",
+                    f"experiment {self._name} goes on from {before} to"
+                    f" {changes['maxTrialCount']} trials",
+                )
+                return
+            # it was changed between our reading and writing
+            existing = self._objects.existing(EXPERIMENT, self._name, self._wait)
+
+    # Watch
+    # --------------------------------------------------------------------------------------------
+
+    def _read_trials(self) -> list[Trial]:
+        """The trials in the order of their creation.
+
+        The failed ones carry the reason that their pods gave, which stays known when the pods go.
+        """
+        selector = f"{TRIALS_LABEL}={self._name}"
+        listed = self._api.list_objects(TRIAL, selector, self._wait)
+        listed.sort(
+            key=lambda trial: (trial["metadata"].get("creationTimestamp", ""), name_of(trial))
+        )
+        failed = [name_of(trial) for trial in listed if status_of(trial) == "Failed"]
+        self._diagnostics.look_back(failed)
+        trials = []
+        for trial in listed:
+            ending = self._diagnostics.ending(name_of(trial)) if name_of(trial) in failed else None
+            trials.append(trial_of(trial, ending.reason() if ending else ""))
+        return trials
+
+    def _explain_trials(self, trials: list[Trial]) -> int:
+        """Report why trials wait whose pods have not started.
+
+        Returns the number of them that Katib calls running.
+        """
+        active = [trial for trial in trials if trial.status in UNFINISHED]
+        pods = self._diagnostics.look([trial.name for trial in active])
+        for trial in trials:
+            if trial.status not in UNFINISHED:
+                self._diagnostics.settle(trial.name)
+        if pods is None:
+            return 0
+        waiting = 0
+        for trial in active:
+            held_up = self._diagnostics.explain(trial.name, pods[trial.name])
+            if held_up and trial.status == "Running":
+                waiting += 1
+        return waiting
+
+    def _explain_suggestions(self, trials: list[Trial]) -> None:
+        """Report why the pod of the algorithm waits while no trial is under way.
+
+        Without that pod Katib waits and says nothing.
+        """
+        if any(trial.status in UNFINISHED for trial in trials):
+            self._suggestions.settle(self._name)
+        elif pods := self._suggestions.look([self._name]):
+            self._suggestions.explain(self._name, pods[self._name])
+
+    def _report_trials(self, experiment: Manifest, trials: list[Trial]) -> None:
+        """Report a new best trial, and each trial that failed with the last lines of its log."""
+        if best := best_trial(experiment, trials):
+            chosen = ", ".join(f"{name} {value}" for name, value in best.parameters.items())
+            self._wait.tell("best", f"best so far: {best.name}: {chosen}")
+        for trial in trials:
+            if trial.status in FAILED:
+                lines = [f"trial {trial.name}: {trial.reason}"]
+                ending = self._diagnostics.ending(trial.name)
+                if ending and trial.status == "Failed":
+                    lines.append(ending.text())
+                self._wait.tell(f"failed {trial.name}", "\n".join(lines))
+
+    # End
+    # --------------------------------------------------------------------------------------------
+
+    def _remove_unfinished(self, trials: list[Trial]) -> list[Trial]:
+        """Remove the trials that the goal overtook.
+
+        Katib lets them run on, and they would hold their GPUs.
+        """
+        kept = []
+        for trial in trials:
+            if trial.status in UNFINISHED:
+                self._api.delete(TRIAL, trial.name, self._wait)
+                line = f"trial {trial.name} is removed: {OVERTAKEN}"
+                self._wait.tell(f"killed {trial.name}", line)
+                trial = dataclasses.replace(trial, status="Killed", reason=OVERTAKEN)
+            kept.append(trial)
+        return kept
+
+    def _result(self, experiment: Manifest, trials: list[Trial]) -> ExperimentResult:
+        optimal = optimal_trial(experiment, trials)
+        if optimal is None:
+            head = f"experiment {self._name} ended without one successful trial (of {len(trials)})"
+            raise ClusterError("\n".join([head, *self._trial_reasons(trials)]))
+        return ExperimentResult(name=self._name, trials=trials, optimal=optimal.name)
+
+    def _failure(self, experiment: Manifest, trials: list[Trial]) -> str:
+        """Katib's message, the number of failed trials and their reasons."""
+        failed = sum(trial.status in FAILED for trial in trials)
+        count = f"{failed} of {len(trials)} trials failed"
+        limit = experiment["spec"].get("maxFailedTrialCount")
+        if limit is not None:
+            count += f", the limit is {limit}"
+        head = f"experiment {self._name} failed: {message_of(experiment, 'Failed')} ({count})"
+        return "\n".join([head, *self._trial_reasons(trials)])
+
+    def _trial_reasons(self, trials: list[Trial]) -> list[str]:
+        """The most common reasons, then the last lines of one trial for each of the first few."""
+        examples = {
+            trial.reason: self._diagnostics.ending(trial.name)
+            for trial in reversed(trials)
+            if not trial.counts
+        }
+        endings = [ending.text() for ending in examples.values() if ending]
+        return [f"  {line}" for line in common_reasons(trials)] + endings[-SHOWN_TRIALS:]
+
+
+def can_continue(objects: Objects, name: str) -> bool:
+    """Whether an experiment of this name exists and takes more trials than it has had."""
+    wait = Wait(f"experiment {name}", REMOVAL_SECONDS, ignore)
+    experiment = objects.settled(EXPERIMENT, name, wait)
+    return (
+        experiment is not None and not is_true(experiment, "Failed") and is_extensible(experiment)
+    )
+
+
+def is_extensible(experiment: Manifest) -> bool:
+    """Whether Katib lets an experiment continue with more trials.
+
+    It does while the experiment runs, and if it ended because it had all of its trials.
+    """
+    if not is_true(experiment, "Succeeded"):
+        return True
+    never = experiment["spec"].get("resumePolicy", "Never") == "Never"
+    return not never and _had_all_trials(experiment)
+
+
+def _had_all_trials(experiment: Manifest) -> bool:
+    return reason_of(experiment, "Succeeded") == "ExperimentMaxTrialsReached"
+
+
+def _was_extended(experiment: Manifest) -> bool:
+    """Whether an experiment that says it has succeeded was just extended, unseen by Katib as yet.
+
+    Katib's own count decides, which is as old as its conditions. The trials that are listed a
+    moment later may include new ones.
+    """
+    asked = experiment["spec"].get("maxTrialCount", 0)
+    return _had_all_trials(experiment) and experiment["status"].get("trials", 0) < asked

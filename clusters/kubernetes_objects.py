@@ -1,0 +1,174 @@
+"""The objects of runs in one namespace of a cluster: submit, read and remove them."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+
+from clusters.api import EXPERIMENT, INFERENCE_SERVICE, PYTORCHJOB, TRIAL, Api, Kind
+from clusters.protocol import RUN_LABEL, STEP_LABEL, Manifest, run_id_of
+from clusters.reasons import name_of
+from clusters.waiting import Wait, ignore
+from common.errors import ClusterError, InputError
+
+# on every pod of a PyTorchJob; a trial's job has the trial's name
+JOB_LABEL = "training.kubeflow.org/job-name"
+TRIALS_LABEL = "katib.kubeflow.org/experiment"
+# on the pod of the algorithm; its value is the experiment's name
+SUGGESTION_LABEL = "katib.kubeflow.org/suggestion"
+SERVICE_LABEL = "serving.kserve.io/inferenceservice"
+# digest of a job's or a service's spec; KServe copies it to the pods of that very spec
+REVISION_LABEL = "jec/revision"
+REMOVAL_SECONDS = 300.0  # pods may take their grace period to go
+
+
+class Objects:
+    """Submit, read and remove the objects of one namespace.
+
+    `poll` is the time between two looks, in seconds.
+    """
+
+    def __init__(self, api: Api, *, poll: float) -> None:
+        self.api = api
+        self.namespace = api.namespace
+        self.poll = poll
+
+    def checked(self, manifest: Manifest, kind: Kind) -> Manifest:
+        """A copy for this namespace.
+
+        Raises InputError if the manifest is not of this kind or names another namespace, and
+        KeyError if it carries no run id.
+        """
+        is_a = f"{manifest.get('apiVersion')} {manifest.get('kind')}"
+        if is_a != f"{kind.api_version} {kind.name}":
+            raise InputError(f"this manifest is a {is_a}, and not a {kind.api_version} {kind.name}")
+        run_id_of(manifest)
+        manifest = copy.deepcopy(manifest)
+        namespace = manifest["metadata"].setdefault("namespace", self.namespace)
+        if namespace != self.namespace:
+            raise InputError(
+                f"the {kind.name} {name_of(manifest)} is made for namespace '{namespace}'; this run"
+                f" works in '{self.namespace}'"
+            )
+        return manifest
+
+    # Submit and read
+    # --------------------------------------------------------------------------------------------
+
+    def submit(self, kind: Kind, manifest: Manifest, wait: Wait) -> Manifest | None:
+        """Create the object. If one of this run exists already, return it.
+
+        Raises ClusterError if the existing object belongs to another run.
+        """
+        name = name_of(manifest)
+        while True:
+            if self.api.create(kind, manifest, wait):
+                wait.tell("submit", f"{kind.name} {name} created in namespace '{self.namespace}'")
+                return None
+            if existing := self.settled(kind, name, wait):
+                self._check_same_run(kind, existing, run_id_of(manifest))
+                wait.tell(
+                    "submit",
+                    f"{kind.name} {name} of this run exists in namespace '{self.namespace}'; going"
+                    " on with it",
+                )
+                return existing
+
+    def settled(self, kind: Kind, name: str, wait: Wait) -> Manifest | None:
+        """The object as it is, None if there is none. Waits while it is being deleted."""
+        while True:
+            thing = self.api.get(kind, name, wait)
+            if thing is None or not thing["metadata"].get("deletionTimestamp"):
+                wait.obstacle(name, "")
+                return thing
+            wait.obstacle(name, f"a {kind.name} of this name is still being deleted")
+            wait.sleep(self.poll)
+
+    def existing(self, kind: Kind, name: str, wait: Wait) -> Manifest:
+        """The object as it is. Raises ClusterError if somebody has deleted it."""
+        thing = self.api.get(kind, name, wait)
+        if thing is None or thing["metadata"].get("deletionTimestamp"):
+            raise ClusterError(f"{kind.name} {name} was deleted by somebody while we waited for it")
+        return thing
+
+    def _check_same_run(self, kind: Kind, existing: Manifest, run_id: str) -> None:
+        theirs = existing["metadata"].get("labels", {}).get(RUN_LABEL)
+        if theirs != run_id:
+            whose = f"run '{theirs}'" if theirs else "no run of this pipeline"
+            name = name_of(existing)
+            raise ClusterError(
+                f"a {kind.name} named {name} exists in namespace '{self.namespace}' and belongs"
+                f" to {whose}, not to run '{run_id}'; it is left alone. Use another run id, or"
+                f" type: kubectl -n {self.namespace} delete {kind.plural}.{kind.group} {name}"
+            )
+
+    # Remove
+    # --------------------------------------------------------------------------------------------
+
+    def remove(self, things: list[tuple[Kind, str]], wait: Wait | None = None) -> list[str]:
+        """Delete objects and wait until they are gone.
+
+        Returns 'Kind/name' of those that existed.
+        """
+        names = ", ".join(f"{kind.name} {name}" for kind, name in things)
+        wait = wait or Wait(f"removal of {names}", REMOVAL_SECONDS, ignore)
+        removed = [(kind, name) for kind, name in things if self.api.delete(kind, name, wait)]
+        left = self._still_there(removed, wait)
+        while left:
+            wait.sleep(self.poll)
+            left = self._still_there(left, wait)
+        return [f"{kind.name}/{name}" for kind, name in removed]
+
+    def _still_there(self, things: list[tuple[Kind, str]], wait: Wait) -> list[tuple[Kind, str]]:
+        left = []
+        for kind, name in things:
+            thing = self.api.get(kind, name, wait)
+            if thing is not None:
+                finalizers = ", ".join(thing["metadata"].get("finalizers") or []) or "none"
+                wait.obstacle(
+                    f"{kind.name} {name}", f"still there, waiting for its finalizers: {finalizers}"
+                )
+                left.append((kind, name))
+        return left
+
+    def find_run(self, run_id: str) -> list[str]:
+        """'Kind/name' of everything that `delete_run` would remove."""
+        wait = Wait(f"a look at run {run_id}", REMOVAL_SECONDS, ignore)
+        return [f"{kind.name}/{name}" for kind, name in self._of_run(run_id, wait)]
+
+    def delete_run(self, run_id: str) -> list[str]:
+        """Remove every Experiment, PyTorchJob and InferenceService of a run.
+
+        Waits until they and their pods are gone. Returns 'Kind/name' of what was removed.
+        """
+        wait = Wait(f"removal of run {run_id}", REMOVAL_SECONDS, ignore)
+        removed = self.remove(self._of_run(run_id, wait), wait)
+        while pods := self.api.pods(f"{RUN_LABEL}={run_id},{STEP_LABEL}", wait):
+            # an object may be gone while its pods take their grace period, and hold their GPUs
+            for pod in pods:
+                wait.obstacle(f"Pod {name_of(pod)}", "still there")
+            wait.sleep(self.poll)
+        return removed
+
+    def _of_run(self, run_id: str, wait: Wait) -> list[tuple[Kind, str]]:
+        """The objects of a run in the order of their removal.
+
+        The experiment goes before the jobs, or Katib would make its trials' jobs anew.
+        """
+        things = []
+        for kind in (EXPERIMENT, PYTORCHJOB, INFERENCE_SERVICE):
+            for thing in self.api.list_objects(kind, f"{RUN_LABEL}={run_id}", wait):
+                if not _belongs_to_trial(thing):
+                    things.append((kind, name_of(thing)))
+        return things
+
+
+def digest(spec: Manifest) -> str:
+    """The value of REVISION_LABEL for a spec."""
+    return hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _belongs_to_trial(thing: Manifest) -> bool:
+    owners = thing["metadata"].get("ownerReferences") or []
+    return any(owner.get("kind") == TRIAL.name for owner in owners)

@@ -1,0 +1,182 @@
+"""Katib's algorithms on one machine: draw the parameters of each trial with Optuna.
+
+The values that random, sobol and grid draw for a trial depend on the seed and the trial's number
+alone. Interruptions and the number of trials that run at a time do not change them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+import warnings
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from clusters.protocol import Manifest
+from common.errors import InputError, unknown
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
+    from optuna.samplers import BaseSampler
+
+ALGORITHMS = ("random", "tpe", "cmaes", "sobol", "grid")
+# Katib's tpe draws only its first batch at random. Optuna's default of 10 would be half of a search
+# of 20 trials.
+STARTUP_TRIALS = 5
+
+
+class Sampling:
+    """The search space and the algorithm of one Experiment.
+
+    Raises InputError for an algorithm that this backend does not have, and for a grid over a range
+    without a step.
+    """
+
+    def __init__(self, spec: Manifest) -> None:
+        self.algorithm: str = spec["algorithm"]["algorithmName"]
+        if self.algorithm not in ALGORITHMS:
+            raise InputError(f"on one machine: {unknown('algorithm', self.algorithm, ALGORITHMS)}")
+        settings = {
+            setting["name"]: setting["value"]
+            for setting in spec["algorithm"].get("algorithmSettings", [])
+        }
+        self.seed = int(settings.get("random_state", 0))
+        self.startup = max(STARTUP_TRIALS, spec["parallelTrialCount"])
+        self.parameters: list[Manifest] = spec["parameters"]
+        self.distributions = {
+            parameter["name"]: _distribution(parameter) for parameter in self.parameters
+        }
+        self.planned: list[dict[str, Any]] | None = None
+        """The points of grid and sobol, in order; None for algorithms that learn from results."""
+        if self.algorithm == "grid":
+            self.planned = _grid_points(self.distributions)
+        elif self.algorithm == "sobol":
+            self.planned = _sobol_points(self.distributions, self.seed, spec["maxTrialCount"])
+
+    def sampler(self, number: int) -> BaseSampler:
+        """Optuna's sampler for the trial of this number.
+
+        Each trial has a sampler of its own, so that what it draws does not depend on restarts
+        before it.
+        """
+        from optuna import samplers
+
+        seed = self.seed * 100_003 + number
+        with _quiet():  # some samplers warn that they are experimental
+            if self.algorithm == "tpe":
+                return samplers.TPESampler(
+                    seed=seed, constant_liar=True, n_startup_trials=self.startup
+                )
+            if self.algorithm == "cmaes":
+                return samplers.CmaEsSampler(seed=seed, warn_independent_sampling=False)
+            random = samplers.RandomSampler(seed=seed)
+            if self.planned is None:
+                return random
+            return samplers.PartialFixedSampler(self.planned[number], random)
+
+    def assignments(self, values: dict[str, Any]) -> dict[str, str]:
+        """The drawn values as the text that a trial's manifest receives."""
+        return {
+            parameter["name"]: _text(parameter, values[parameter["name"]])
+            for parameter in self.parameters
+        }
+
+
+def _distribution(parameter: Manifest) -> BaseDistribution:
+    """Optuna's distribution of a Katib parameter. Lists stay text, in the order given."""
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    space = parameter["feasibleSpace"]
+    if "list" in space:
+        return CategoricalDistribution(space["list"])
+    log = space.get("distribution") == "logUniform"
+    if parameter["parameterType"] == "int":
+        return IntDistribution(
+            int(space["min"]), int(space["max"]), log=log, step=int(space.get("step", 1))
+        )
+    step = float(space["step"]) if "step" in space else None
+    with _quiet():  # it warns where the range is no multiple of the step, which Katib allows
+        return FloatDistribution(float(space["min"]), float(space["max"]), log=log, step=step)
+
+
+def _text(parameter: Manifest, value: Any) -> str:
+    if parameter["parameterType"] == "double" and not isinstance(value, str):
+        return f"{value:.8g}"
+    return str(value)
+
+
+# ---------------------------------------------------------------------------------- planned points
+
+
+def _grid_points(distributions: dict[str, BaseDistribution]) -> list[dict[str, Any]]:
+    """All combinations of the parameters' values; the last parameter changes fastest."""
+    axes = [_grid_values(distribution) for distribution in distributions.values()]
+    return [dict(zip(distributions, point, strict=True)) for point in itertools.product(*axes)]
+
+
+def _grid_values(distribution: Any) -> list[Any]:
+    from optuna.distributions import CategoricalDistribution
+
+    if isinstance(distribution, CategoricalDistribution):
+        return list(distribution.choices)
+    if distribution.step is None:
+        raise InputError("algorithm grid needs a step for every double, or a list")
+    count = int((distribution.high - distribution.low) / distribution.step + 1e-9) + 1
+    return [distribution.low + i * distribution.step for i in range(count)]
+
+
+def _sobol_points(
+    distributions: dict[str, BaseDistribution], seed: int, count: int
+) -> list[dict[str, Any]]:
+    """The first `count` points of a scrambled Sobol sequence over the search space."""
+    from scipy.stats import qmc
+
+    with _quiet():  # it warns where the count is no power of two
+        sequence = qmc.Sobol(len(distributions), scramble=True, rng=seed).random(count)
+    points = []
+    for quantiles in sequence:
+        point = {}
+        for (name, distribution), u in zip(distributions.items(), quantiles, strict=True):
+            point[name] = _value_at(distribution, u)
+        points.append(point)
+    return points
+
+
+def _value_at(distribution: Any, u: float) -> Any:
+    """The value at the quantile u in [0, 1) of a distribution."""
+    from optuna.distributions import CategoricalDistribution, IntDistribution
+
+    if isinstance(distribution, CategoricalDistribution):
+        return distribution.choices[int(u * len(distribution.choices))]
+    if isinstance(distribution, IntDistribution):
+        return _int_at(distribution, u)
+    return _float_at(distribution, u)
+
+
+def _int_at(distribution: IntDistribution, u: float) -> int:
+    low = distribution.low
+    high = distribution.high
+    if distribution.log:
+        return min(high, int(math.exp(math.log(low) + u * math.log((high + 1) / low))))
+    return low + distribution.step * int(u * ((high - low) // distribution.step + 1))
+
+
+def _float_at(distribution: FloatDistribution, u: float) -> float:
+    low = distribution.low
+    high = distribution.high
+    if distribution.log:
+        value = math.exp(math.log(low) + u * math.log(high / low))
+    else:
+        value = low + u * (high - low)
+    if distribution.step:
+        return low + round((value - low) / distribution.step) * distribution.step
+    return value
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Suppress the warnings of Optuna and SciPy about what this module does on purpose."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

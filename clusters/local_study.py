@@ -1,0 +1,192 @@
+"""The record of a local search: an Optuna study in a SQLite file.
+
+Each trial of the study has two records as user attributes. `made` is written when the trial is
+proposed, `ended` when it has ended. The file outlives the process, so an interrupted search
+resumes: finished trials count, the others start again with the same names and parameters.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clusters import early_stopping, katib
+from clusters.local_sampling import Sampling
+from clusters.protocol import Manifest, Report
+from clusters.trials import FAILED
+from common.records import Observation, Trial, TrialStatus
+
+if TYPE_CHECKING:
+    import optuna
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Proposal:
+    """A trial as it was proposed. A restart repeats it with the same name and parameters."""
+
+    number: int
+    """Number of the trial in Optuna's study."""
+    name: str
+    parameters: dict[str, str]
+    rule: early_stopping.StopRule | None
+
+
+class Study:
+    """The trials of one Experiment.
+
+    A search that failed is run again in a study of its own, with other trial names, as Katib would.
+    """
+
+    def __init__(self, manifest: Manifest, folder: Path, report: Report) -> None:
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self._manifest = manifest
+        self._storage = optuna.storages.RDBStorage(f"sqlite:///{folder / 'study.db'}")
+        self._study = self._open(report)
+
+    def _open(self, report: Report) -> optuna.Study:
+        """The first attempt that has not failed, new where all have."""
+        import optuna
+
+        name = self._manifest["metadata"]["name"]
+        attempt = 1
+        while True:
+            study = optuna.create_study(
+                storage=self._storage,
+                study_name=name if attempt == 1 else f"{name}-{attempt}",
+                direction=self._manifest["spec"]["objective"]["type"],
+                load_if_exists=True,
+            )
+            if not has_failed(self._manifest["spec"], _ended_trials(study)):
+                return study
+            report(f"experiment {name} failed before; it is run again")
+            attempt += 1
+
+    def ended(self) -> list[Trial]:
+        """The trials that have ended."""
+        return _ended_trials(self._study)
+
+    def interrupted(self) -> list[Proposal]:
+        """The trials that were proposed and have not ended."""
+        return [
+            _proposal(trial.number, trial.user_attrs["made"])
+            for trial in self._made()
+            if not trial.state.is_finished()
+        ]
+
+    def count(self) -> int:
+        """How many trials have been proposed."""
+        return len(self._made())
+
+    def propose(self, sampling: Sampling) -> Proposal:
+        """Add a trial with the next parameters of the algorithm."""
+        number = self.count()
+        self._study.sampler = sampling.sampler(number)
+        trial = self._study.ask(sampling.distributions)
+        # As in Katib, the rule follows from what has succeeded when the trial is made, and is part
+        # of the trial.
+        rule = early_stopping.rule_for(self._manifest, self._succeeded_values())
+        made = {
+            "name": f"{self._study.study_name}-{number:03d}",
+            "parameters": sampling.assignments(trial.params),
+            "started": _now(),
+            "rule": dataclasses.asdict(rule) if rule else None,
+        }
+        self._write_record(trial.number, "made", made)
+        return _proposal(trial.number, made)
+
+    def record_value(self, number: int, step: int, value: float) -> None:
+        """Add a value of the objective, so that a dashboard shows it live. Steps begin at 1."""
+        self._storage.set_trial_intermediate_value(self._trial_id(number), step, value)
+
+    def record_end(
+        self, number: int, status: TrialStatus, reason: str, metrics: dict[str, Observation]
+    ) -> None:
+        """Record how a trial ended.
+
+        Optuna calls a trial that was stopped early pruned. Its sampler learns from pruned trials,
+        as Katib's does.
+        """
+        from optuna.trial import TrialState
+
+        observed = {name: dataclasses.asdict(seen) for name, seen in metrics.items()}
+        ended = {"status": status, "reason": reason, "metrics": observed, "finished": _now()}
+        self._write_record(number, "ended", ended)
+        if status == "Succeeded":
+            self._study.tell(number, katib.objective_value(self._manifest, metrics))
+        elif status == "EarlyStopped":
+            self._study.tell(number, state=TrialState.PRUNED)
+        else:
+            self._study.tell(number, state=TrialState.FAIL)
+
+    def _made(self) -> list[optuna.trial.FrozenTrial]:
+        """The trials with a `made` record.
+
+        A trial whose process was killed while its parameters were drawn has none and never counts.
+        """
+        trials = self._study.get_trials(deepcopy=False)
+        return [trial for trial in trials if "made" in trial.user_attrs]
+
+    def _succeeded_values(self) -> list[list[float]]:
+        """The objective's values, in order, of each trial that has succeeded."""
+        succeeded = []
+        for trial in self._study.get_trials(deepcopy=False):
+            if trial.user_attrs.get("ended", {}).get("status") == "Succeeded":
+                values = trial.intermediate_values
+                succeeded.append([values[step] for step in sorted(values)])
+        return succeeded
+
+    def _write_record(self, number: int, key: str, record: dict[str, Any]) -> None:
+        """Write one record in one transaction, so that it is there whole or not at all."""
+        self._storage.set_trial_user_attr(self._trial_id(number), key, record)
+
+    def _trial_id(self, number: int) -> int:
+        study_id = self._storage.get_study_id_from_name(self._study.study_name)
+        return self._storage.get_trial_id_from_study_id_trial_number(study_id, number)
+
+
+def failed_count(trials: list[Trial]) -> int:
+    return sum(trial.status in FAILED for trial in trials)
+
+
+def too_many_failed(spec: Manifest, trials: list[Trial]) -> bool:
+    """Katib fails the experiment at, not above, maxFailedTrialCount."""
+    failed = failed_count(trials)
+    return failed > 0 and failed >= spec["maxFailedTrialCount"]
+
+
+def has_failed(spec: Manifest, trials: list[Trial]) -> bool:
+    """An experiment whose trials have all failed has failed as well."""
+    failed = failed_count(trials)
+    return too_many_failed(spec, trials) or (failed > 0 and failed >= spec["maxTrialCount"])
+
+
+def _ended_trials(study: optuna.Study) -> list[Trial]:
+    trials = []
+    for trial in study.get_trials(deepcopy=False):
+        if not trial.state.is_finished() or "ended" not in trial.user_attrs:
+            continue
+        made = dict(trial.user_attrs["made"])
+        made.pop("rule", None)
+        ended = dict(trial.user_attrs["ended"])
+        metrics = {name: Observation(**seen) for name, seen in ended.pop("metrics").items()}
+        trials.append(Trial(**made, **ended, metrics=metrics))
+    return trials
+
+
+def _proposal(number: int, made: dict[str, Any]) -> Proposal:
+    # a study of an earlier version has no rules
+    rule = made.get("rule")
+    return Proposal(
+        number=number,
+        name=made["name"],
+        parameters=made["parameters"],
+        rule=early_stopping.StopRule(**rule) if rule else None,
+    )
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

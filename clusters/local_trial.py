@@ -1,0 +1,74 @@
+"""A trial of a local search: the processes of its PyTorchJob, and the metrics that they write."""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+
+from clusters import katib
+from clusters.local_study import Proposal
+from clusters.processes import Replicas
+from clusters.protocol import Manifest
+from common.records import Observation, TrialStatus
+
+
+class RunningTrial:
+    """Start the processes of a proposed trial in `<folder>/<trial>`, and answer how they are."""
+
+    def __init__(
+        self, manifest: Manifest, proposal: Proposal, *, folder: Path, root: Path, threads: int
+    ) -> None:
+        self.number = proposal.number
+        self.name = proposal.name
+        self.rule = proposal.rule
+        self.recorded = 0
+        """How many values of the objective the study has."""
+        self._manifest = manifest
+        self._objective: str = manifest["spec"]["objective"]["objectiveMetricName"]
+        self._metrics = folder / self.name / "metrics.log"
+        collector = manifest["spec"].get("metricsCollectorSpec", {}).get("source", {})
+        path_in_pod = collector.get("fileSystemPath", {}).get("path", "")
+        self.job = Replicas(
+            katib.substitute(manifest, proposal.parameters, self.name),
+            folder=folder / self.name,
+            root=root,
+            threads=threads,
+            rewrites={path_in_pod: str(self._metrics)} if path_in_pod else {},
+        )
+        # a trial that resumes writes the epochs it already had again
+        self._metrics.unlink(missing_ok=True)
+        self.job.start()
+        self.started = time.monotonic()
+
+    @property
+    def deadline(self) -> float:
+        """Seconds that the trial's own job may take."""
+        run_policy = self.job.manifest["spec"].get("runPolicy", {})
+        return float(run_policy.get("activeDeadlineSeconds", math.inf))
+
+    def is_overdue(self) -> bool:
+        return time.monotonic() - self.started > self.deadline
+
+    def values(self) -> list[float]:
+        """The objective's values so far, in order."""
+        return katib.values(self._metrics_text(), self._objective)
+
+    def observations(self) -> dict[str, Observation]:
+        """What Katib's collector would observe in the metrics file now."""
+        return katib.observations(self._metrics_text(), katib.metric_names(self._manifest))
+
+    def objective_value(self) -> float | None:
+        return katib.objective_value(self._manifest, self.observations())
+
+    def outcome(self, exit_code: int) -> tuple[TrialStatus, str]:
+        """Status and reason of a trial whose processes have ended by themselves."""
+        if exit_code != 0:
+            return "Failed", self.job.reason()
+        if self.objective_value() is None:
+            reason = f"ended well, but its metrics file has no finite '{self._objective}'"
+            return "MetricsUnavailable", reason
+        return "Succeeded", ""
+
+    def _metrics_text(self) -> str:
+        return self._metrics.read_text(errors="replace") if self._metrics.exists() else ""

@@ -1,0 +1,214 @@
+"""Experiments on the Kubernetes backend before a fake API server: each ends, with a reason."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import pytest
+
+from clusters import kubernetes_objects
+from common.errors import ClusterError, DeadlineError
+from tests.clusters.contract import experiment
+from tests.clusters.controllers import Katib, Play
+from tests.clusters.fake_api import has_condition
+from tests.clusters.scripts import SEARCH, later, loss, node_of
+
+
+def test_progress_is_told_once_a_change(fake):
+    backend = fake(node_of(loss(0.3, seconds=0.2)))
+    result = backend.run_experiment(experiment(["0.3", "0.3 "]))
+    assert f"2/2 trials, best AvgLoss 0.3 by {result.optimal}" in backend.text
+    assert len(backend.lines) == len(set(backend.lines))
+
+
+@pytest.mark.parametrize(
+    ("pending", "said"),
+    [
+        (
+            "unschedulable",
+            "no node takes it: 0/3 nodes are available: 3 Insufficient nvidia.com/gpu.",
+        ),
+        (
+            "image",
+            'its image cannot be pulled: ImagePullBackOff: Back-off pulling image "weaver:test"',
+        ),
+        (
+            "config",
+            (
+                'its container cannot be created: CreateContainerConfigError: secret "s3-keys" not'
+                " found"
+            ),
+        ),
+        ("mount", "FailedMount: MountVolume.SetUp failed for volume"),
+        (
+            "quota",
+            "quota: exceeded quota: kf-resource-quota, requested: requests.nvidia.com/gpu=1, used",
+        ),
+    ],
+)
+def test_pods_that_wait_are_explained_and_go_on_when_they_can(fake, pending, said):
+    play = loss(0.1, pending="" if pending == "quota" else pending)
+    backend = fake(node_of(play))
+    backend.operator.quota = pending == "quota"
+
+    def release() -> None:
+        play.pending, backend.operator.quota = "", False
+
+    released = later(
+        release, lambda: said in backend.text and "1 pending" in backend.text, backend.api
+    )
+    backend.run_experiment(experiment(["0.1"]))
+    released.join()
+    assert f"{SEARCH}-00xk0000: {said}" in backend.text
+
+
+def test_the_deadline_names_what_was_waited_for(fake):
+    backend = fake(node_of(loss(0.1), Play(pending="unschedulable")))
+    with pytest.raises(
+        DeadlineError,
+        match=(
+            r"did not end within 1 s; last seen: 1/2 trials, 1 pending, best AvgLoss"
+            r" 0.1.*\n.*Insufficient nvidia"
+        ),
+    ):
+        backend.run_experiment(experiment(["0.1", "0.2"]), deadline=0.8)
+
+
+def test_an_image_that_does_not_come_is_given_up_before_the_deadline(fake):
+    backend = fake(node_of(Play(pending="image")), patience=0.3)
+    started = time.monotonic()
+    with pytest.raises(
+        DeadlineError, match=f"experiment {SEARCH} cannot start: pod .*ImagePullBackOff"
+    ):
+        backend.run_experiment(experiment(["0.1"]), deadline=60)
+    assert time.monotonic() - started < 30
+
+
+def test_an_algorithm_whose_pod_does_not_start_is_named(fake):
+    algorithm = Play(pending="unschedulable", seconds=math.inf)
+    node = node_of(algorithm, loss(0.1))
+    backend = fake(node, katib=Katib(node, pod=True))
+    said = f"the algorithm of {SEARCH}: no node takes it: 0/3 nodes are available"
+
+    def release() -> None:
+        algorithm.pending = ""
+
+    released = later(release, lambda: said in backend.text, backend.api)
+    backend.run_experiment(experiment(["0.1"]))
+    released.join()
+
+
+def test_a_collector_that_reports_nothing_is_named(fake):
+    node = node_of(loss(0.1))
+    backend = fake(node, katib=Katib(node, deaf=True))
+    with pytest.raises(
+        DeadlineError, match="its pods have finished, the controller has not said so yet"
+    ):
+        backend.run_experiment(experiment(["0.1"]), deadline=0.6)
+
+
+def test_failed_trials_give_the_commonest_reasons_and_their_last_lines(fake):
+    broken, memory = (
+        Play(exit_code=1, log="Traceback ...\nerror: no file a.root\n"),
+        Play(reason="OOMKilled", log="epoch 1\n"),
+    )
+    backend = fake(node_of(loss(0.5), broken, memory, broken))
+    with pytest.raises(ClusterError) as raised:
+        backend.run_experiment(
+            experiment(["1", "2", "3", "4", "5", "6"], max_failed=3, parallel=1), deadline=60
+        )
+    text = str(raised.value)
+    assert "max failed count has reached (3 of 4 trials failed, the limit is 3)" in text
+    assert (
+        "  2 x exit code 1: error: no file a.root\n  1 x OOMKilled (exit code 137): it used more"
+        " memory than its limit: epoch 1\n" in text
+    )
+    assert "  | Traceback ...\n  | error: no file a.root" in text
+    assert text.count("last lines of pod") == 2  # one for each reason, not one for each trial
+
+
+def test_the_reason_is_kept_when_the_pods_are_gone(fake):
+    manifest = experiment(["1", "2"], max_failed=2, parallel=1)
+    manifest["spec"]["trialTemplate"]["retain"] = False
+    backend = fake(node_of(Play(exit_code=1, log="error: bad option k\n")))
+    with pytest.raises(ClusterError, match="2 x exit code 1: error: bad option k"):
+        backend.run_experiment(manifest)
+    assert backend.api.all("pods") == []
+
+
+def test_a_trial_whose_loss_is_nan_is_not_optimal_although_katib_says_so(fake):
+    backend = fake(node_of(loss(0.2), loss("nan")))
+    result = backend.run_experiment(experiment(["0.2", "nan"], parallel=1))
+    good, bad = result.trials
+    assert (
+        backend.api.find("experiments", SEARCH)["status"]["currentOptimalTrial"]["bestTrialName"]
+        == bad.name
+    )
+    assert result.optimal == good.name
+    assert (bad.status, bad.metrics, bad.reason) == (
+        "Succeeded",
+        {},
+        "AvgLoss is not a finite number",
+    )
+
+
+def test_a_search_without_one_number_fails_with_the_reasons(fake):
+    backend = fake(node_of(loss("nan")))
+    with pytest.raises(
+        ClusterError,
+        match=r"ended without one successful trial \(of 2\)\n  2 x AvgLoss is not a finite number",
+    ):
+        backend.run_experiment(experiment(["nan", "nan too"]))
+
+
+def test_an_early_stopped_trial_counts_and_is_marked(fake):
+    backend = fake(node_of(loss(0.2), loss(0.1, seconds=math.inf, early_stopped=True)))
+    result = backend.run_experiment(experiment(["0.2", "0.1"], parallel=1))
+    assert [trial.status for trial in result.trials] == ["Succeeded", "EarlyStopped"]
+    assert result.optimal == result.trials[1].name
+    assert result.trials[1].reason == "Trial is early stopped"
+
+
+def test_a_goal_that_is_met_ends_the_search(fake):
+    manifest = experiment(["1", "2", "3", "4"], parallel=1)
+    manifest["spec"]["objective"]["goal"] = 0.25
+    backend = fake(node_of(loss(0.5), loss(0.2)))
+    result = backend.run_experiment(manifest)
+    assert len(result.trials) == 2
+    assert result.optimal == result.trials[1].name
+
+
+def test_trials_that_begin_between_two_reads_do_not_end_a_search_that_goes_on(fake, monkeypatch):
+    """The experiment is read before its trials.
+
+    It still says that it has succeeded, when Katib has begun the trial that was added.
+    """
+    backend = fake(node_of(loss(0.3), loss(0.2), loss(0.1)))
+    losses = ["1", "2", "3"]
+    backend.run_experiment(
+        experiment(losses, max_failed=2, maxTrialCount=2, resumePolicy="LongRunning")
+    )
+    read = kubernetes_objects.Objects.existing
+
+    def slow_read(objects, kind, name, wait):
+        thing = read(objects, kind, name, wait)
+        if has_condition(thing, "Succeeded") and thing["spec"]["maxTrialCount"] == 3:
+            backend.api.wait_for(lambda: len(backend.api.all("trials")) == 3)
+        return thing
+
+    monkeypatch.setattr(kubernetes_objects.Objects, "existing", slow_read)
+    result = backend.run_experiment(experiment(losses, resumePolicy="LongRunning"))
+    assert [trial.status for trial in result.trials] == ["Succeeded"] * 3
+    assert result.optimal == result.trials[2].name
+
+
+def test_an_experiment_that_somebody_deletes_is_missed(fake):
+    backend = fake(node_of(Play(seconds=math.inf)))
+    later(
+        lambda: backend.api.delete("experiments", backend.api.find("experiments", SEARCH)),
+        lambda: backend.api.all("pods"),
+        backend.api,
+    )
+    with pytest.raises(ClusterError, match=f"Experiment {SEARCH} was deleted by somebody"):
+        backend.run_experiment(experiment(["0.1"]), deadline=60)

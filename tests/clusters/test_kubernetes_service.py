@@ -1,0 +1,169 @@
+"""Services on the Kubernetes backend before a fake API server: each ends, with a reason."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from clusters.protocol import RUN_LABEL
+from common.errors import ClusterError, DeadlineError
+from tests.clusters.contract import service
+from tests.clusters.controllers import KServe, Play
+from tests.clusters.fake_api import has_condition
+from tests.clusters.scripts import CRASH, UP, later, node_of
+
+
+def test_a_service_is_deployed_with_the_address_that_answers_from_here(fake):
+    backend = fake(node_of(UP))
+    deployed = backend.deploy(service())
+    assert (deployed.name, deployed.kind, deployed.url) == (
+        "jec-pfn",
+        "kserve",
+        "https://jec-pfn.physics.example.org",
+    )
+    backend.cluster._inside = True
+    assert backend.deploy(service()).url == "http://jec-pfn.physics.svc.cluster.local"
+    assert backend.lines[-1] == "service jec-pfn: ready"
+
+
+@pytest.mark.parametrize("copies_labels", [True, False])
+def test_an_update_is_not_ready_before_its_own_pods_are(fake, copies_labels):
+    backend = fake(
+        node_of(UP, Play(pending="unschedulable")),
+        kserve=KServe(lag=0.3, copies_labels=copies_labels),
+    )
+    backend.deploy(service())
+    backend.deploy(service())
+    with pytest.raises(DeadlineError, match="service jec-pfn did not end within 1 s"):
+        backend.deploy(service(uri="s3://models/other/model"), deadline=0.8)
+    old, new = backend.api.all("pods")
+    assert has_condition(old, "Ready")
+    assert not has_condition(new, "Ready")
+
+
+def test_an_update_keeps_what_others_wrote_and_goes_on_when_its_pods_are_ready(fake):
+    backend = fake(node_of(UP), kserve=KServe(lag=0.2))
+    backend.deploy(service())
+    stored = backend.api.find("inferenceservices", "jec-pfn")
+    stored["metadata"]["annotations"] = {"serving.kserve.io/deploymentMode": "RawDeployment"}
+    first = backend.api.all("pods")[0]["metadata"]["uid"]
+    backend.deploy(service(uri="s3://models/other/model", run_id="other-00000000"))
+    assert stored["metadata"]["annotations"] == {
+        "serving.kserve.io/deploymentMode": "RawDeployment"
+    }
+    assert stored["metadata"]["labels"][RUN_LABEL] == "other-00000000"
+    assert stored["spec"]["predictor"]["model"]["storageUri"] == "s3://models/other/model"
+    assert backend.api.all("pods")[0]["metadata"]["uid"] != first
+
+
+def test_an_update_that_crosses_somebody_elses_is_made_again(fake):
+    backend = fake(node_of(UP))
+    backend.deploy(service())
+    backend.api.fail("PUT", "inferenceservices", code=409, message="the object has been modified")
+    backend.deploy(service(uri="s3://models/other/model"))
+    assert (
+        backend.api.find("inferenceservices", "jec-pfn")["spec"]["predictor"]["model"]["storageUri"]
+        == "s3://models/other/model"
+    )
+
+
+def test_a_predictor_that_crashes_again_and_again_fails_with_its_last_lines_and_conditions(fake):
+    backend = fake(node_of(CRASH))
+    with pytest.raises(
+        ClusterError,
+        match="service jec-pfn failed: exit code 1: failed to load 'jec-pfn': unexpected shape",
+    ) as raised:
+        backend.deploy(service(), deadline=60)
+    assert "  | I0101 loading: jec-pfn:1" in str(raised.value)
+    assert "PredictorReady: MinimumReplicasUnavailable" in str(raised.value)
+
+
+def test_a_predictor_that_is_ready_for_a_while_between_crashes_fails(fake):
+    backend = fake(node_of(Play(exit_code=1, seconds=0.1, log=CRASH.log)), poll=0.15)
+    with pytest.raises(ClusterError, match="unexpected shape"):
+        backend.deploy(service(), deadline=60)
+
+
+def test_ready_once_is_not_enough(fake):
+    backend = fake(node_of([Play(seconds=math.inf, exit_code=1), CRASH]), poll=0.3)
+    marks: list[int] = []
+
+    def looked_at_once_while_ready() -> bool:
+        found = backend.api.find("inferenceservices", "jec-pfn")
+        if not found or not has_condition(found, "Ready"):
+            return False
+        marks.append(len(backend.api.requests))
+        return any("/pods" in path for _, path in backend.api.requests[marks[0] :])
+
+    def crash() -> None:
+        next(iter(backend.node.plays.values())).seconds = 0
+
+    later(crash, looked_at_once_while_ready, backend.api)
+    with pytest.raises(ClusterError, match="unexpected shape"):
+        backend.deploy(service(), deadline=60)
+
+
+def test_a_model_that_cannot_be_fetched_fails_with_the_initializers_words(fake):
+    backend = fake(
+        node_of(
+            Play(
+                exit_code=1,
+                container="storage-initializer",
+                log="botocore: Access Denied to s3://models\n",
+            )
+        )
+    )
+    with pytest.raises(
+        ClusterError, match="exit code 1: botocore: Access Denied to s3://models"
+    ) as raised:
+        backend.deploy(service(), deadline=60)
+    assert "container storage-initializer" in str(raised.value)
+
+
+def test_a_broken_predictor_of_the_spec_before_does_not_fail_its_repair(fake):
+    backend = fake(node_of(CRASH))
+    with pytest.raises(ClusterError):
+        backend.deploy(service())
+    backend.node.play = lambda pod: UP if pod["metadata"]["name"].endswith("2") else CRASH
+    assert backend.deploy(service(uri="s3://models/repaired/model")).name == "jec-pfn"
+
+
+def test_the_error_of_an_update_is_its_own_and_not_that_of_the_pods_before(fake):
+    backend = fake(node_of(CRASH, Play(exit_code=2, log="no such model: jec-pfn\n")))
+    with pytest.raises(ClusterError, match="unexpected shape"):
+        backend.deploy(service())
+    with pytest.raises(ClusterError, match="exit code 2: no such model"):
+        backend.deploy(service(uri="s3://models/other/model"))
+
+
+def test_a_spec_that_kserve_cannot_serve_fails_in_its_words(fake):
+    backend = fake(kserve=KServe(invalid="No runtime found to support specified framework/version"))
+    with pytest.raises(ClusterError, match="InvalidSpec: NoSupportingRuntime: No runtime found"):
+        backend.deploy(service(), deadline=60)
+
+
+def test_a_service_that_never_comes_up_ends_at_the_deadline_with_its_conditions(fake):
+    backend = fake(node_of(Play(pending="image")))
+    with pytest.raises(
+        DeadlineError,
+        match=(
+            r"not ready: .*PredictorReady: MinimumReplicasUnavailable.*\n  jec-pfn: its image"
+            r" cannot be pulled"
+        ),
+    ):
+        backend.deploy(service(), deadline=0.8)
+    backend = fake(node_of(Play(pending="image")), patience=0.2)
+    with pytest.raises(
+        ClusterError, match="cannot start: pod jec-pfn-predictor-00001: its image cannot be pulled"
+    ):
+        backend.deploy(service(), deadline=60)
+
+
+def test_a_service_scaled_to_zero_is_ready_without_pods(fake):
+    backend = fake(node_of(UP))
+    backend.deploy(service(minReplicas=0))
+    with backend.api.lock:
+        backend.api.controllers.remove(backend.kserve)
+        backend.api.delete("pods", backend.api.all("pods")[0])
+    assert backend.deploy(service(minReplicas=0)).name == "jec-pfn"

@@ -1,0 +1,52 @@
+"""The record of a local search in SQLite."""
+
+from __future__ import annotations
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from clusters.early_stopping import StopRule
+from clusters.local_study import Proposal, Study
+
+MADE = {"parameters": {"x": "0.5"}, "started": "2026-01-01T00:00:00+00:00"}
+ENDED = {
+    "status": "Succeeded",
+    "reason": "",
+    "metrics": {"AvgLoss": {"min": 0.1, "max": 0.3, "latest": 0.2}},
+    "finished": "2026-01-01T00:01:00+00:00",
+}
+
+
+@pytest.mark.parametrize(
+    ("record", "rule"),
+    [
+        pytest.param({}, None, id="before early stopping"),
+        pytest.param({"rule": None}, None, id="no rule"),
+        pytest.param(
+            {"rule": {"value": 0.1, "start_step": 4}}, StopRule(value=0.1, start_step=4), id="rule"
+        ),
+    ],
+)
+def test_a_study_of_an_earlier_version_is_read(tmp_path, record, rule):
+    """The names and records here are what earlier versions wrote: a search of theirs resumes."""
+    written = optuna.create_study(
+        storage=f"sqlite:///{tmp_path / 'study.db'}", study_name="search", direction="minimize"
+    )
+    done = written.ask()
+    done.set_user_attr("made", {"name": "search-000", **MADE, **record})
+    done.set_user_attr("ended", ENDED)
+    written.tell(done, 0.1)
+    interrupted = written.ask()
+    interrupted.set_user_attr("made", {"name": "search-001", **MADE, **record})
+    written.tell(written.ask(), state=TrialState.FAIL)  # was never made whole
+
+    spec = {"objective": {"type": "minimize"}, "maxTrialCount": 4, "maxFailedTrialCount": 4}
+    study = Study({"metadata": {"name": "search"}, "spec": spec}, tmp_path, print)
+    assert study.count() == 2
+    assert [(trial.name, trial.metrics["AvgLoss"].latest) for trial in study.ended()] == [
+        ("search-000", 0.2)
+    ]
+    assert study.interrupted() == [
+        Proposal(number=1, name="search-001", parameters={"x": "0.5"}, rule=rule)
+    ]
