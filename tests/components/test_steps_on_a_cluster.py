@@ -23,6 +23,7 @@ from tests.clusters import conftest as clusters_conftest
 from tests.clusters.controllers import KServe, Play
 from tests.clusters.scripts import UP, loss, node_of
 from tests.operations.test_check import furnish
+from tests.records import export_record
 
 fake = clusters_conftest.fake
 NAME = "pfn-regressor-open"
@@ -32,7 +33,7 @@ METRICS = {
     "gain": {"value": 3.0, "low": 2.0, "high": 4.0},
     "headline": {"resolution_gain_percent_low": 2.0},
 }
-EXPORT = {"model": NAME, "sha256": "00ff", "max_batch_size": 512}
+EXPORT = export_record(NAME).as_json()
 
 
 @pytest.fixture
