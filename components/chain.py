@@ -15,7 +15,7 @@ from typing import Any
 from clusters.manifests import CREDENTIALS
 from clusters.protocol import STEP_LABEL
 from common.config import RunConfig
-from components.steps import STEPS, component, step_of
+from components.steps import HOUR, STEPS, component, step_of
 
 NAME = "jec-pipeline"
 DESCRIPTION = "Jet energy calibration: from ROOT files to a served, validated model."
@@ -107,7 +107,13 @@ def _on_the_cluster(task: Any, secret: Any, non_root: bool) -> Any:
     if non_root:
         kubernetes.set_security_context(task, run_as_non_root=True)
     task.set_caching_options(False)
-    task.set_retry(RETRIES, backoff_duration="30s", backoff_factor=2.0, backoff_max_duration="300s")
+    # Argo counts the longest duration from the start of the first attempt, and makes it the
+    # deadline of the later ones (seen with Argo 3.7.3). So it must hold all attempts; a retry that
+    # began after it would not begin at all.
+    longest = (RETRIES + 1) * step_of(task.name).deadline + HOUR
+    task.set_retry(
+        RETRIES, backoff_duration="30s", backoff_factor=2.0, backoff_max_duration=f"{longest}s"
+    )
     return (
         task.set_cpu_request("500m")
         .set_cpu_limit("2")
