@@ -4,8 +4,10 @@ import time
 import numpy as np
 import pytest
 
-from physics.gate import gate, percent
-from physics.metrics import MIN_JETS, measure
+from physics.gate import gate
+from physics.groups import MIN_JETS
+from physics.interval import interval_text, percent
+from physics.metrics import measure
 from tests.physics.jets import make_jets, target_of
 
 
