@@ -74,3 +74,15 @@ def rank_in_group(group: np.ndarray, order: np.ndarray) -> np.ndarray:
 def delta_phi(a: np.ndarray, b: np.ndarray | float = 0.0) -> np.ndarray:
     """Azimuth a - b brought into [-pi, pi) (radians)."""
     return (a - b + np.pi) % (2 * np.pi) - np.pi
+
+
+def take(values: np.ndarray, index: np.ndarray, otherwise: np.ndarray | float) -> np.ndarray:
+    """values[index], and `otherwise` (a number or (N,)) where the index is negative: (N,).
+
+    >>> take(np.array([7, 8]), np.array([1, -1]), 0).tolist()
+    [8, 0]
+    """
+    chosen = index >= 0
+    result = np.full(len(index), otherwise, dtype=np.result_type(values, otherwise))
+    result[chosen] = values[index[chosen]]
+    return result
