@@ -1,5 +1,6 @@
-"""From ROOT files to ready batches: this project's feeding against weaver-core's, on the same
-files, config and batch size.
+"""From ROOT files to ready batches: this project's feeding against weaver-core's.
+
+Both have the same files, config and batch size.
 
     python -m benchmarks.feeding [--peer-python .venv-peer/bin/python] [--rounds 5] [--only
         first-pass,search,memory]
@@ -91,8 +92,9 @@ def _epoch_rate(loader: Any, number: int) -> float:
 
 
 def decompress(given: dict[str, Any]) -> dict[str, Any]:
-    """Our library for zlib on the baskets that the config needs, read before, one file in each
-    thread: what no decoding can pass.
+    """Our library for zlib on the baskets that the config needs, read before.
+
+    One file in each thread. No decoding can pass this rate.
     """
     from concurrent.futures import ThreadPoolExecutor
 
@@ -142,8 +144,9 @@ def _stored(path: str, branch: Any) -> list[tuple[bytes, int]]:
 
 
 def hold(given: dict[str, Any]) -> dict[str, Any]:
-    """Anonymous memory (of no file) that preparing files, and then an epoch over them, takes beyond
-    what the imports took.
+    """Anonymous memory (of no file) that preparing files, and then an epoch over them, takes.
+
+    Beyond what the imports took.
     """
     from weaver.config.data_config import DataConfig
     from weaver.feed.dataset import Dataset
@@ -242,7 +245,13 @@ class Sides:
 def _answer(command: list[str], cwd: str) -> dict[str, Any]:
     environment = {name: value for name, value in with_allocator().items() if name != "PYTHONPATH"}
     done = subprocess.run(
-        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=1800
+        command,
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=1800,
+        check=False,
     )
     if done.returncode:
         raise JecError(

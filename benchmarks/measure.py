@@ -1,5 +1,6 @@
-"""What every benchmark shares: the machine in words, runs taken in turn, ratios with their spread,
-and files of results.
+"""What every benchmark shares: the machine in words, runs in turn, ratios, files of results.
+
+Ratios come with their spread.
 
     report = Report("feeding", "From ROOT files to batches")
     runs = alternate({"ours": ours, "weaver-core": theirs}, rounds=5)      # functions that return a
@@ -70,8 +71,9 @@ def machine() -> dict[str, Any]:
 
 
 def has_fast_bf16() -> bool:
-    """True where the CPU multiplies bfloat16 in hardware; elsewhere bf16 autocast is emulated and
-    slow.
+    """True where the CPU multiplies bfloat16 in hardware.
+
+    Elsewhere bf16 autocast is emulated and slow.
     """
     return bool(set(FAST_BF16) & set(processor()[1]))
 
@@ -118,10 +120,10 @@ def alternate(
     rounds: int,
     report: Callable[[str], None] | None = None,
 ) -> dict[str, list[float]]:
-    """Run each contender once a round, in turn (A B A B ...), so that whatever slows the machine
-    meets all of them.
+    """Run each contender once a round, in turn (A B A B ...).
 
-    A contender returns its rate. Returns name -> the rates of its rounds.
+    So whatever slows the machine meets all of them. A contender returns its rate. Returns name ->
+    the rates of its rounds.
     """
     report = report or (lambda line: print(line, file=sys.stderr, flush=True))
     runs: dict[str, list[float]] = {name: [] for name in contenders}
@@ -149,8 +151,9 @@ def check_peer(python: str) -> None:
 def with_allocator(
     threads: int | None = None, base: Mapping[str, str] | None = None
 ) -> dict[str, str]:
-    """The environment in which both sides of a comparison run: the C allocator's settings, and a
-    number of threads if given.
+    """The environment in which both sides of a comparison run.
+
+    It has the C allocator's settings, and a number of threads if given.
     """
     environment = {**(os.environ if base is None else base), **ALLOCATOR}
     return environment if threads is None else {**environment, "OMP_NUM_THREADS": str(threads)}
@@ -166,8 +169,9 @@ def without_allocator(base: Mapping[str, str] | None = None) -> dict[str, str]:
 
 
 def peak_flops(dtype: Any, device: str = "cpu", size: int = 2048, seconds: float = 2.0) -> float:
-    """Floating-point operations a second of a large matrix product: what a network on this device
-    cannot pass.
+    """Floating-point operations a second of a large matrix product.
+
+    A network on this device cannot pass it.
     """
     import time
 
@@ -204,7 +208,7 @@ class Report:
         notes: Sequence[str] = (),
         **data: Any,
     ) -> None:
-        """Add a table (cells as they shall read) with notes under it;
+        """Add a table (cells as they shall read) with notes under it.
 
         `data` (JSON) is what the table was made from. Also printed.
         """

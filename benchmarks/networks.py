@@ -1,5 +1,6 @@
-"""Our networks beside the form in which they are published: time of a step, and how near it is to
-the arithmetic's own limit.
+"""Our networks beside the form in which they are published.
+
+Measured: the time of a step, and how near it is to the arithmetic's own limit.
 
     python -m benchmarks.networks                      # batch 256, length 100, k 16; about two
         minutes
@@ -20,7 +21,7 @@ import types
 from collections.abc import Callable, Sequence
 
 import torch
-import torch.nn.functional as F
+import torch.nn.functional as F  # noqa: N812 (PyTorch's own documentation names it so)
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -60,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = arguments().parse_args(argv)
     # glibc reads them when a process starts
     if any(os.environ.get(name) != value for name, value in ENVIRONMENT.items()):
-        os.execve(
+        os.execve(  # noqa: S606 (this interpreter, with the arguments it was given)
             sys.executable,
             [sys.executable, "-m", "benchmarks.networks", *(argv or sys.argv[1:])],
             with_allocator(args.threads),
@@ -202,8 +203,9 @@ def evaluate(model: nn.Module, inputs: tuple, target: torch.Tensor, dtype: torch
 
 
 def rate(one: Callable[[], None], batch_size: int) -> Callable[[], float]:
-    """A contender: jets a second of the quicker of two steps, so that a hiccup of the machine is
-    not taken for the network's.
+    """A contender: jets a second of the quicker of two steps.
+
+    So a hiccup of the machine is not taken for the network's.
     """
 
     def timed() -> float:
@@ -249,9 +251,7 @@ def flops(one: Callable[[], None]) -> int:
 
 
 def peak(dtype: torch.dtype, size: int = 2048) -> float:
-    """Operations a second of a large product, by whichever of the two libraries behind torch is the
-    quicker at it.
-    """
+    """Operations a second of a large matrix product by the quicker of torch's two libraries."""
     image, weight = torch.randn(1, size, size, 1).to(dtype), torch.randn(size, size, 1, 1).to(dtype)
     image, best = image.contiguous(memory_format=torch.channels_last), float("inf")
     for _ in range(8):

@@ -1,5 +1,6 @@
-"""Which inputs and options carry the gain? Many trainings on the same generated jets, judged on the
-same test jets.
+"""Which inputs and options carry the gain?
+
+Many trainings on the same generated jets, judged on the same test jets.
 
     python -m benchmarks.physics --folder DIR                    # one to two hours on 2 cores,
         generation included
@@ -142,8 +143,9 @@ def without(*names: str) -> Callable[[Content], None]:
 
 
 def in_file_order(content: Content) -> None:
-    """Particles as the file has them, cut to the published 100: more than 64, as the jet's own come
-    in no particular place.
+    """Particles as the file has them, cut to the published 100.
+
+    More than 64, as the jet's own come in no particular place.
     """
     for group in content["inputs"].values():
         if group.pop("order_by", None):
@@ -234,8 +236,9 @@ class Bench:
         return self.arguments.epochs or NETWORKS[network].epochs
 
     def config(self, task: Task) -> Path:
-        """The data config of a variant, written anew each time: the same text, unless the variant
-        has changed.
+        """The data config of a variant, written anew each time.
+
+        The text is the same unless the variant has changed.
         """
         path = self.root / "configs" / f"{task.slug}.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -257,8 +260,9 @@ class Bench:
         )
 
     def train(self, task: Task, threads: int) -> None:
-        """One training and its answers to the test jets, in processes of their own; a finished one
-        is not done again.
+        """One training and its answers to the test jets, in processes of their own.
+
+        A finished one is not done again.
         """
         folder = self.folder(task)
         if (folder / "answers.npz").exists():
@@ -326,6 +330,7 @@ class Bench:
                 stdout=log,
                 stderr=log,
                 timeout=TRAINING_SECONDS,
+                check=False,
             ).returncode
         if code:
             raise JecError(
@@ -334,8 +339,9 @@ class Bench:
             )
 
     def train_all(self, tasks: Sequence[Task]) -> None:
-        """All trainings: those of `full` with the first seed by themselves, on all cores, for their
-        time; the others side by side.
+        """All trainings: those of `full` with the first seed by themselves, then the others.
+
+        The first ones have all cores, for their time; the others run side by side.
         """
         timed = [
             task
@@ -374,7 +380,7 @@ class Judge:
         self.quantiles = self._quantiles()
 
     def _answers(self, task: Task) -> np.ndarray:
-        """log(pT_gen / pT) for all test jets, (N,).
+        """The answers log(pT_gen / pT) for all test jets, (N,).
 
         Raises JecError where they are other jets than the first variant's.
         """
@@ -386,8 +392,9 @@ class Judge:
             return found["output"].reshape(len(self.columns["genJetPt"]), -1)[:, 0]
 
     def _quantiles(self) -> dict:
-        """Bootstrap draws of every training's response at once, so that all differences
-        are paired.
+        """Bootstrap draws of every training's response at once.
+
+        So all differences are paired.
         """
         gen_pt, jet_pt = self.columns["genJetPt"], self.columns["jetPt"]
         responses = {"standard": r.response(jet_pt, gen_pt)}
@@ -411,8 +418,9 @@ class Judge:
             )
 
     def gains(self, variant: str, region: str) -> np.ndarray:
-        """Gain of resolution over the standard JEC in per cent, (seeds, draws); draw 0 is the
-        sample itself.
+        """Gain of resolution over the standard JEC in per cent, (seeds, draws).
+
+        Draw 0 is the sample itself.
         """
         tasks = [task for task in self.tasks if task.variant == variant]
         return np.stack(
@@ -423,8 +431,9 @@ class Judge:
         )
 
     def row(self, variant: str) -> list[str]:
-        """A variant's line: gain by region, how far the seeds spread, what is lost beside `full`,
-        and the seeds' loss.
+        """A variant's line: gain by region, spread of the seeds, loss.
+
+        `beside full` is what the variant gains or loses, in points of the gain.
         """
         whole = self.gains(variant, "all")
         cells = [_interval(self.gains(variant, region).mean(axis=0)) for region in REGIONS]
@@ -445,8 +454,9 @@ class Judge:
         ]
 
     def absolute_error(self, task: Task) -> float:
-        """Mean absolute error of log(pT_gen / pT) over the test jets with |target| < 1: the
-        published AvgLoss.
+        """Mean absolute error of log(pT_gen / pT) over the test jets with |target| < 1.
+
+        This is the published AvgLoss.
         """
         target = np.log(self.columns["genJetPt"] / self.columns["jetPt"])
         near = np.abs(target) < 1
@@ -564,7 +574,7 @@ def _value(found: dict) -> str:
 
 
 def tasks_of(arguments: argparse.Namespace) -> list[Task]:
-    """The trainings asked for;
+    """The trainings of the command line.
 
     ParticleNet, which takes long on a CPU, has `full` and `open` alone unless others are named.
     """

@@ -1,5 +1,6 @@
-"""Does tpe with early stopping reach random's best loss in less training time? Twenty trials each,
-several seeds, real trainings.
+"""Does tpe with early stopping reach random's best loss in less training time?
+
+Twenty trials each, several seeds, real trainings.
 
     python -m benchmarks.search                       # about 20 minutes on 2 cores
     python -m benchmarks.search --seeds 1 --trials 6  # a look
@@ -53,8 +54,9 @@ CONTENDERS = {
 
 
 class Timed(LocalSearch):
-    """A search that writes down, after each trial, its status, its loss and the CPU seconds of all
-    trials so far.
+    """A search that writes down its trials and the CPU seconds they took.
+
+    After each trial: its status, its loss and the CPU seconds of all trials so far.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -82,7 +84,7 @@ def search(
     """Run one search on the sample below `folder`; its trials in the order in which they ended."""
     config = RunConfig(
         s3_bucket=str(folder),
-        run_id=f"{contender.split()[0]}-{seed:08x}",
+        run_id=f"{contender.split(maxsplit=1)[0]}-{seed:08x}",
         search_space=SPACE,
         seed=seed,
         max_trials=trials,
@@ -110,7 +112,7 @@ def search(
 
 
 def reached(records: Sequence[dict[str, Any]], loss: float) -> float | None:
-    """CPU seconds after which a search had a trial with a loss not above this one;
+    """CPU seconds after which a search had a trial with a loss not above this one.
 
     None if it never had.
     """
@@ -126,7 +128,10 @@ def best(records: Sequence[dict[str, Any]]) -> float:
 def measure(
     arguments: argparse.Namespace, folder: Path
 ) -> dict[int, dict[str, list[dict[str, Any]]]]:
-    """seed -> contender -> its trials. Searches run beside each other, one a core."""
+    """Searches: seed -> contender -> its trials.
+
+    They run beside each other, one a core.
+    """
     sizes = (arguments.trials, arguments.epochs, arguments.batch_size, arguments.jets)
     wanted = [
         (seed, name)
@@ -155,7 +160,7 @@ def measure(
 
 
 def _record(folder: Path, seed: int, contender: str) -> Path:
-    return folder / f"{contender.split()[0]}-{seed}.json"
+    return folder / f"{contender.split(maxsplit=1)[0]}-{seed}.json"
 
 
 def write(found: dict[int, dict[str, list[dict[str, Any]]]], arguments: argparse.Namespace) -> None:
