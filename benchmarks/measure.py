@@ -49,7 +49,7 @@ def machine() -> dict[str, Any]:
     Imports torch only if the program has done so.
     """
     model, flags = processor()
-    found = {
+    entries = {
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "processor": model,
         "flags": [flag for flag in TELLING_FLAGS if flag in flags],
@@ -62,12 +62,12 @@ def machine() -> dict[str, Any]:
         "allocator": {name: os.environ.get(name) for name in ALLOCATOR},
     }
     if torch := sys.modules.get("torch"):
-        found |= {
+        entries |= {
             "torch": torch.__version__,
             "threads": torch.get_num_threads(),
             "gpu": _gpu(torch),
         }
-    return found
+    return entries
 
 
 def has_fast_bf16() -> bool:
@@ -78,10 +78,10 @@ def has_fast_bf16() -> bool:
     return bool(set(FAST_BF16) & set(processor()[1]))
 
 
-def kind(found: Mapping[str, Any] | None = None) -> str:
+def kind(of_machine: Mapping[str, Any] | None = None) -> str:
     """A short name of the machine for file names, such as amd-epyc-2c or nvidia-h200."""
-    found = found or machine()
-    words = found.get("gpu") or f"{found['processor']} {found['cores']}c"
+    of_machine = of_machine or machine()
+    words = of_machine.get("gpu") or f"{of_machine['processor']} {of_machine['cores']}c"
     words = re.sub(r"\((r|tm)\)|\b(cpu|processor|@.*ghz|\d+-core)\b", " ", words.lower())
     return re.sub(r"[^a-z0-9]+", "-", words).strip("-")
 
@@ -241,14 +241,18 @@ class Report:
         return "\n".join(lines) + "\n"
 
 
-def _machine_lines(found: Mapping[str, Any]) -> list[str]:
-    torch = f"torch {found['torch']}, {found['threads']} threads, " if "torch" in found else ""
+def _machine_lines(of_machine: Mapping[str, Any]) -> list[str]:
+    torch = (
+        f"torch {of_machine['torch']}, {of_machine['threads']} threads, "
+        if "torch" in of_machine
+        else ""
+    )
     lines = [
-        f"{found['processor']}, {found['cores']} cores ({' '.join(found['flags'])}),"
-        f" {found['memory_gib']} GiB, {found['system']}."
+        f"{of_machine['processor']}, {of_machine['cores']} cores ({' '.join(of_machine['flags'])}),"
+        f" {of_machine['memory_gib']} GiB, {of_machine['system']}."
     ]
-    lines += [f"GPU: {found['gpu']}."] if found.get("gpu") else []
-    return [*lines, f"{torch}Python {found['python']}."]
+    lines += [f"GPU: {of_machine['gpu']}."] if of_machine.get("gpu") else []
+    return [*lines, f"{torch}Python {of_machine['python']}."]
 
 
 def _table(name: str, section: Mapping[str, Any]) -> list[str]:

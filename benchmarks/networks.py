@@ -15,13 +15,13 @@ from __future__ import annotations
 
 import argparse
 import os
+import subprocess
 import sys
 import time
 import types
 from collections.abc import Callable, Sequence
 
 import torch
-import torch.nn.functional as F  # noqa: N812 (PyTorch's own documentation names it so)
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -59,13 +59,10 @@ BF16 = torch.bfloat16
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = arguments().parse_args(argv)
-    # glibc reads them when a process starts
+    # glibc reads its settings when a process starts, so that a new one is needed for others.
     if any(os.environ.get(name) != value for name, value in ENVIRONMENT.items()):
-        os.execve(  # noqa: S606 (this interpreter, with the arguments it was given)
-            sys.executable,
-            [sys.executable, "-m", "benchmarks.networks", *(argv or sys.argv[1:])],
-            with_allocator(args.threads),
-        )
+        command = [sys.executable, "-m", "benchmarks.networks", *(argv or sys.argv[1:])]
+        return subprocess.run(command, env=with_allocator(args.threads), check=False).returncode
     torch.set_num_threads(args.threads)
     report = Report("networks", "Networks beside their published form")
     dtypes = [torch.float32, *([BF16] if has_fast_bf16() else [])]
@@ -256,7 +253,7 @@ def peak(dtype: torch.dtype, size: int = 2048) -> float:
     image, best = image.contiguous(memory_format=torch.channels_last), float("inf")
     for _ in range(8):
         started = time.perf_counter()
-        F.conv2d(image, weight)
+        nn.functional.conv2d(image, weight)
         best = min(best, time.perf_counter() - started)
     return max(peak_flops(dtype, size=size), 2 * size**3 / best)
 

@@ -388,8 +388,8 @@ class Judge:
             self.bench.dataset(task, "test").observers()["genJetPt"], self.columns["genJetPt"]
         ):
             raise JecError(f"{task} was tested on other jets")
-        with np.load(self.bench.folder(task) / "answers.npz") as found:
-            return found["output"].reshape(len(self.columns["genJetPt"]), -1)[:, 0]
+        with np.load(self.bench.folder(task) / "answers.npz") as answers:
+            return answers["output"].reshape(len(self.columns["genJetPt"]), -1)[:, 0]
 
     def _quantiles(self) -> dict:
         """Bootstrap draws of every training's response at once.
@@ -399,8 +399,8 @@ class Judge:
         gen_pt, jet_pt = self.columns["genJetPt"], self.columns["jetPt"]
         responses = {"standard": r.response(jet_pt, gen_pt)}
         responses |= {
-            task: r.response(r.calibrated_pt(jet_pt, found), gen_pt)
-            for task, found in self.answers.items()
+            task: r.response(r.calibrated_pt(jet_pt, output), gen_pt)
+            for task, output in self.answers.items()
         }
         kept = np.all([np.isfinite(values) for values in responses.values()], axis=0)
         groups = {
@@ -412,9 +412,9 @@ class Judge:
             for region in REGIONS
         }
         with Progress(f"bootstrap, {self.network}", total=REPLICATES + 1, unit="draws") as progress:
-            found = {name: values[kept] for name, values in responses.items()}
+            kept_responses = {name: values[kept] for name, values in responses.items()}
             return bootstrap_quantiles(
-                found, groups, replicates=REPLICATES, advance=progress.advance
+                kept_responses, groups, replicates=REPLICATES, advance=progress.advance
             )
 
     def gains(self, variant: str, region: str) -> np.ndarray:
@@ -469,8 +469,8 @@ class Judge:
 
 
 def _interval(rows: np.ndarray) -> str:
-    found = interval(rows)
-    return f"{found['value']:+.2f} [{found['low']:+.2f}, {found['high']:+.2f}]"
+    gain = interval(rows)
+    return f"{gain['value']:+.2f} [{gain['low']:+.2f}, {gain['high']:+.2f}]"
 
 
 def write_ablation(report: Report, judge: Judge, arguments: argparse.Namespace) -> None:
@@ -513,17 +513,17 @@ def write_ablation(report: Report, judge: Judge, arguments: argparse.Namespace) 
 def write_headline(report: Report, judge: Judge) -> None:
     """Gain by pT, closure from 60 GeV up, flavour spread and training time of full and open."""
     variants = [name for name in ("full", "open") if name in judge.variants]
-    found = {name: judge.measured(name) for name in variants}
+    measured = {name: judge.measured(name) for name in variants}
     rows = []
     for region in ("barrel", "endcap"):
-        for one in (record for record in found["full"]["bins"] if record["region"] == region):
+        for one in (record for record in measured["full"]["bins"] if record["region"] == region):
             other = [
-                _value(next(b for b in found[n]["bins"] if _place(b) == _place(one))["gain"])
+                _value(next(b for b in measured[n]["bins"] if _place(b) == _place(one))["gain"])
                 for n in variants
             ]
             rows.append([f"gain (%), {region}", f"{one['pt_range']} GeV", *other])
-    for number, one in enumerate(found["full"]["closure"]["bins"]):
-        bins = [100 * _array(found[n]["closure"]["bins"][number]["model"]) for n in variants]
+    for number, one in enumerate(measured["full"]["closure"]["bins"]):
+        bins = [100 * _array(measured[n]["closure"]["bins"][number]["model"]) for n in variants]
         rows.append(
             [
                 f"closure (%), {one['region']}",
@@ -531,12 +531,12 @@ def write_headline(report: Report, judge: Judge) -> None:
                 *(f"{b[0]:+.2f} [{b[1]:+.2f}, {b[2]:+.2f}]" for b in bins),
             ]
         )
-    for region in found["full"]["flavour"]["regions"]:
-        taken = [_value(found[n]["flavour"]["regions"][region]["reduction"]) for n in variants]
+    for region in measured["full"]["flavour"]["regions"]:
+        taken = [_value(measured[n]["flavour"]["regions"][region]["reduction"]) for n in variants]
         rows.append(
             [
                 f"flavour spread taken off (%), {region}",
-                f"above {found['full']['flavour']['from_gev']:g} GeV",
+                f"above {measured['full']['flavour']['from_gev']:g} GeV",
                 *taken,
             ]
         )
@@ -562,12 +562,12 @@ def _place(record: dict) -> tuple:
     return record["region"], record["pt_range"]
 
 
-def _array(found: dict) -> np.ndarray:
-    return np.array([found["value"], found["low"], found["high"]])
+def _array(record: dict) -> np.ndarray:
+    return np.array([record["value"], record["low"], record["high"]])
 
 
-def _value(found: dict) -> str:
-    return f"{found['value']:+.1f} [{found['low']:+.1f}, {found['high']:+.1f}]"
+def _value(record: dict) -> str:
+    return f"{record['value']:+.1f} [{record['low']:+.1f}, {record['high']:+.1f}]"
 
 
 # ----------------------------------------------------------------------------------- command line
@@ -578,12 +578,12 @@ def tasks_of(arguments: argparse.Namespace) -> list[Task]:
 
     ParticleNet, which takes long on a CPU, has `full` and `open` alone unless others are named.
     """
-    asked = arguments.variants.split(",") if arguments.variants else None
-    for name in asked or ():
+    variants_of_all = arguments.variants.split(",") if arguments.variants else None
+    for name in variants_of_all or ():
         if name not in VARIANTS:
             raise InputError(unknown("variant", name, VARIANTS))
     of_network = {
-        name: asked or (list(VARIANTS) if name == "pfn" else ["full", "open"])
+        name: variants_of_all or (list(VARIANTS) if name == "pfn" else ["full", "open"])
         for name in arguments.only.split(",")
     }
     return [

@@ -104,9 +104,10 @@ def edge_features(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     jets, dim, particles = x.shape
     offset = torch.arange(jets, device=x.device)[:, None, None] * particles
     rows = x.transpose(1, 2).reshape(-1, dim)[(index + offset).reshape(-1)]
-    found = rows.view(jets, particles, -1, dim).permute(0, 3, 1, 2).contiguous()  # (N, C, P, k)
-    centre = x[:, :, :, None].expand_as(found)
-    return torch.cat((centre, found - centre), dim=1)
+    rows = rows.view(jets, particles, -1, dim)  # (N P k, C) -> (N, P, k, C)
+    neighbours = rows.permute(0, 3, 1, 2).contiguous()  # (N, C, P, k)
+    centre = x[:, :, :, None].expand_as(neighbours)
+    return torch.cat((centre, neighbours - centre), dim=1)
 
 
 def settle(model: nn.Module, seed: int = 2) -> nn.Module:

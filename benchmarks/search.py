@@ -133,19 +133,19 @@ def measure(
     They run beside each other, one a core.
     """
     sizes = (arguments.trials, arguments.epochs, arguments.batch_size, arguments.jets)
-    wanted = [
+    missing = [
         (seed, name)
         for seed in arguments.seeds
         for name in CONTENDERS
         if not _record(folder, seed, name).exists()
     ]
-    if wanted:
+    if missing:
         # makes the sample, and shows that a trial runs
         search(folder, "random", 0, 1, 2, arguments.batch_size, arguments.jets)
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(arguments.workers, mp_context=context) as pool:
         running = {
-            pool.submit(search, folder, name, seed, *sizes): (seed, name) for seed, name in wanted
+            pool.submit(search, folder, name, seed, *sizes): (seed, name) for seed, name in missing
         }
         for done in concurrent.futures.as_completed(running):
             seed, name = running[done]
@@ -163,7 +163,9 @@ def _record(folder: Path, seed: int, contender: str) -> Path:
     return folder / f"{contender.split(maxsplit=1)[0]}-{seed}.json"
 
 
-def write(found: dict[int, dict[str, list[dict[str, Any]]]], arguments: argparse.Namespace) -> None:
+def write(
+    results: dict[int, dict[str, list[dict[str, Any]]]], arguments: argparse.Namespace
+) -> None:
     report, rows, ratios, gains = (
         Report("search", "tpe with early stopping against random search"),
         [],
@@ -171,7 +173,7 @@ def write(found: dict[int, dict[str, list[dict[str, Any]]]], arguments: argparse
         [],
     )
     random, other = CONTENDERS
-    for seed, searches in sorted(found.items()):
+    for seed, searches in sorted(results.items()):
         goal, spent = best(searches[random]), searches[random][-1]["seconds"]
         when, stopped = (
             reached(searches[other], goal),
@@ -204,7 +206,7 @@ def write(found: dict[int, dict[str, list[dict[str, Any]]]], arguments: argparse
     ]
     losses = [
         one["loss"]
-        for searches in found.values()
+        for searches in results.values()
         for one in searches[random]
         if one["loss"] is not None
     ]
@@ -225,9 +227,11 @@ def write(found: dict[int, dict[str, list[dict[str, Any]]]], arguments: argparse
         ),
         "tpe's first five trials are random's first five, drawn with the same seed.",
     ]
-    told = f"tpe with medianstop reached random's best loss for {len(ratios)} of {len(found)} seeds"
+    outcome = (
+        f"tpe with medianstop reached random's best loss for {len(ratios)} of {len(results)} seeds"
+    )
     notes.append(
-        told
+        outcome
         + (f", in {Spread.of(ratios).text('.2f')} of random's training time." if ratios else ".")
     )
     notes.append(f"Best loss of tpe minus random's: {Spread.of(gains).text('+.5f')}.")
@@ -235,7 +239,7 @@ def write(found: dict[int, dict[str, list[dict[str, Any]]]], arguments: argparse
         f"time to the best loss of random search, {arguments.epochs} epochs in batches of"
         f" {arguments.batch_size}"
     )
-    report.section(title, columns=["seed", *head], rows=rows, notes=notes, searches=found)
+    report.section(title, columns=["seed", *head], rows=rows, notes=notes, searches=results)
     report.save()
 
 

@@ -32,7 +32,6 @@ import tempfile
 import threading
 import time
 import types
-import urllib.request
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -542,11 +541,11 @@ def _finished(command: list[str]) -> str:
 
 
 def _statistics(url: str, model: str) -> tuple[int, int]:
-    # The URL is that of the Triton that this benchmark has started.
-    with urllib.request.urlopen(  # noqa: S310 (http of this machine)
-        f"{url}/v2/models/{model}/stats", timeout=10
-    ) as response:
-        stats = json.load(response)["model_stats"][0]
+    """Inferences, and executions of batches, since Triton has started."""
+    from serving.connection import Connections
+
+    reply = Connections(url, 10.0).request(f"/v2/models/{model}/stats", None, {})
+    stats = json.loads(reply.content)["model_stats"][0]
     return stats["inference_count"], stats["execution_count"]
 
 
@@ -558,12 +557,11 @@ def load(url: str, model: str, request: int) -> None:
     from serving import golden
     from serving.connection import Connections
 
-    with urllib.request.urlopen(  # noqa: S310 (http of this machine)
-        f"{url}/v2/models/{model}", timeout=10
-    ) as response:
-        shapes = {entry["name"]: entry["shape"] for entry in json.load(response)["inputs"]}
+    connections = Connections(url, 60.0)
+    metadata = json.loads(connections.request(f"/v2/models/{model}", None, {}).content)
+    shapes = {entry["name"]: entry["shape"] for entry in metadata["inputs"]}
     body, headers = golden.to_binary(jets(types.SimpleNamespace(input_shapes=shapes), request))
-    connections, done = Connections(url, 60.0), [0] * CONCURRENCY
+    done = [0] * CONCURRENCY
     ends = time.perf_counter() + 1 + LOAD_SECONDS
 
     def ask(index: int) -> None:

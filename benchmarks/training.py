@@ -235,8 +235,12 @@ class Bench:
         config, made = DataConfig.load(str(ROOT / case.data_config)), {}
         for part in ("train", "val"):
             files = self.files[part]
-            given = {"for_training": True, "validation": part == "val", "report": lambda line: None}
-            made[part] = [prepare(files, config, str(self.scratch / "storage"), **given).uri]
+            options = {
+                "for_training": True,
+                "validation": part == "val",
+                "report": lambda line: None,
+            }
+            made[part] = [prepare(files, config, str(self.scratch / "storage"), **options).uri]
         return made
 
     def _config(self, case: Case) -> Path:
@@ -292,8 +296,8 @@ def speed(bench: Bench, name: str, report: Report, rounds: int) -> None:
         )
     contenders["weaver-core"] = lambda: bench.peer(case, steps=steps, extra=best).rate
     runs = alternate(contenders, rounds)
-    told = {"name": name, "steps": steps, "rounds": rounds, "best": best}
-    _tell_speed(bench, report, runs, **told)
+    what = {"name": name, "steps": steps, "rounds": rounds, "best": best}
+    _tell_speed(bench, report, runs, **what)
     if device == "cpu":
         report.save()  # what follows takes its time
         runs |= alternate(
@@ -304,7 +308,7 @@ def speed(bench: Bench, name: str, report: Report, rounds: int) -> None:
             },
             1,
         )
-        _tell_speed(bench, report, runs, **told)
+        _tell_speed(bench, report, runs, **what)
 
 
 def _tell_speed(
