@@ -1,5 +1,4 @@
-"""The sample that is used when no data are given: generated once, kept in the storage for the next
-run.
+"""The sample that is used when no data are given: generated once, kept in the storage.
 
     python -m data.sample --storage runs
 
@@ -42,8 +41,7 @@ def ensure_sample(
     seed: int = 1,
     workers: int | None = None,
 ) -> dict[str, str]:
-    """Patterns of the ROOT files for training, validation and test: {"train": ..., "val": ...,
-    "test": ...}.
+    """Patterns of the ROOT files: {"train": ..., "val": ..., "test": ...}.
 
     Generates the sample below `storage_uri` (a directory or s3://) unless it is there. The three
     parts have seeds of their own, so they share no event and no pile-up. Raises InputError as
@@ -74,9 +72,7 @@ def recipe(seed: int, part: int) -> Recipe:
 
 
 def is_whole(root: str) -> bool:
-    """Whether the marker is there and lists exactly the ROOT files that are there, with their
-    sizes.
-    """
+    """Whether the marker lists exactly the ROOT files that are there, with their sizes."""
     try:
         listed = storage.read_json(storage.join(root, MARKER))["files"]
     except (InputError, KeyError, TypeError):
@@ -126,12 +122,13 @@ def _move_into_place(folder: Path, root: Path) -> None:
 
 @contextlib.contextmanager
 def _workshop(root: str) -> Iterator[Path]:
-    """A temporary folder, on the storage's own disk where that is a directory; it goes
-    in any case.
+    """A temporary folder, on the storage's own disk where that is a directory.
+
+    It goes in any case.
     """
     if storage.is_s3(root):
-        with tempfile.TemporaryDirectory(prefix="jec-sample-") as folder:
-            yield Path(folder)
+        with tempfile.TemporaryDirectory(prefix="jec-sample-") as temporary:
+            yield Path(temporary)
         return
     parent, last = Path(root).parent, Path(root).name
     try:
@@ -148,15 +145,17 @@ def _workshop(root: str) -> Iterator[Path]:
 
 
 def _mine() -> str:
-    """Start of the names of this machine's temporary folders; on a shared disk other machines have
-    theirs.
+    """Start of the names of this machine's temporary folders.
+
+    On a shared disk other machines have theirs.
     """
     return f"{generate.PARTIAL}{socket.gethostname()}-"
 
 
 def _remove_abandoned(parent: Path) -> None:
-    """Remove temporary folders of processes of this machine that are gone (killed, or the machine
-    went down).
+    """Remove temporary folders of processes of this machine that are gone.
+
+    They were killed, or the machine went down.
     """
     for folder in parent.glob(f"{_mine()}*"):
         number = folder.name.removeprefix(_mine()).split("-")[0]
@@ -196,13 +195,13 @@ def main(argv: list[str] | None = None) -> int:
 
     def body() -> None:
         with generate.terminated_as_interrupt():
-            found = ensure_sample(
+            patterns = ensure_sample(
                 options.storage,
                 jets=tuple(options.jets),
                 seed=options.seed,
                 workers=options.workers,
             )
-        for part, pattern in found.items():
+        for part, pattern in patterns.items():
             print(f"{part}: {pattern}")
 
     return run_main(body)
