@@ -10,13 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-MIN_IMPROVEMENT = 0.0
-"""Per cent of resolution: not worse than the standard JEC."""
-
-MAX_CLOSURE = 0.02
-"""Twice the 1 % that CMS aims at: a network's response is drawn towards 1 from both ends of the pT
-range by construction.
-"""
+from common.choices import MAX_CLOSURE, MIN_IMPROVEMENT
 
 
 def gate(

@@ -1,6 +1,6 @@
 """The manifests of some runs, as text, in tests/golden.
 
-A change of a manifest shows in the diff of its file. `pytest --update-golden` writes the files anew.
+A change of a manifest shows in the diff of its file; `pytest --update-golden` writes all anew.
 """
 
 from __future__ import annotations

@@ -72,7 +72,9 @@ def pods(manifest):
 )
 def test_every_rendered_object_passes_the_real_crds_and_admission_rules(run, tmp_path):
     files = render(run.config, tmp_path)
-    answer = subprocess.run([sys.executable, CHECKER, *files], capture_output=True, text=True)
+    answer = subprocess.run(
+        [sys.executable, CHECKER, *files], check=False, capture_output=True, text=True
+    )
     assert answer.returncode == 0, answer.stdout
     assert "4 objects, 0 findings" in answer.stdout
 
@@ -148,6 +150,17 @@ def test_the_service_is_named_as_its_model_and_reads_this_runs_repository(run):
     manifest = inference_service(run)
     assert manifest["metadata"]["name"] == run.model_name
     assert manifest["spec"]["predictor"]["model"]["storageUri"] == run.path("model")
+
+
+@pytest.mark.parametrize("form", ["model", "triton"])
+@pytest.mark.parametrize(("num_gpus", "served"), [(0, None), (1, "1"), (4, "1")])
+def test_a_service_has_one_gpu_however_many_a_trial_has(form, num_gpus, served):
+    """The GPUs of --num-gpus are for training; one is enough to answer."""
+    manifest = inference_service(run_with(num_gpus=num_gpus, predictor_form=form))
+    resources = manifest["spec"]["predictor"][form]["resources"]
+    assert resources["limits"].get("nvidia.com/gpu") == served
+    assert resources["requests"] == resources["limits"]
+    assert set(resources["limits"]) - {"nvidia.com/gpu"} == {"cpu", "memory"}
 
 
 def test_render_writes_yaml_that_reads_back(run, tmp_path):
