@@ -14,14 +14,14 @@ import math
 import re
 from typing import Any
 
+from common import algorithms
+from common.choices import MAX_CLOSURE, MIN_IMPROVEMENT, PRECISIONS, RAW_MODELS
 from common.cli import require, truth
 from common.errors import InputError, unknown
 
 AUTO, NONE = "auto", "none"
 PREDICTOR_FORMS = ("model", "triton")
-ALGORITHMS = ("random", "tpe", "cmaes", "sobol", "grid")
 EARLY_STOPPING = (NONE, "medianstop")
-PRECISIONS = (AUTO, "float32", "bf16", "fp16")
 TAINT_EFFECTS = ("NoSchedule", "PreferNoSchedule", "NoExecute")
 
 
@@ -105,7 +105,10 @@ class RunConfig:
         metavar="FILE",
     )
     algorithm: str = option(
-        "random", "Katib's name of the search algorithm", group="search", choices=ALGORITHMS
+        "random",
+        "Katib's name of the search algorithm",
+        group="search",
+        choices=algorithms.offered_names(),
     )
     max_trials: int = option(30, "trials in all", group="search")
     parallel_trials: int = option(
@@ -221,12 +224,12 @@ class RunConfig:
 
     # -- gates and serving
     min_improvement: float = option(
-        0.0,
+        MIN_IMPROVEMENT,
         "deploy only if the resolution gain over the standard JEC is not below this, in per cent",
         group="gates and serving",
     )
     max_closure: float = option(
-        0.02,
+        MAX_CLOSURE,
         "deploy only if |median response - 1| from 60 GeV up is not above this",
         group="gates and serving",
     )
@@ -242,7 +245,7 @@ class RunConfig:
         "a second model that takes the files' own columns: 'auto' where the data config allows it,"
         " 'required' refuses one that does not before any training, 'none' leaves it out",
         group="gates and serving",
-        choices=(AUTO, "required", NONE),
+        choices=RAW_MODELS,
     )
     service_name: str = option(
         AUTO,
@@ -317,12 +320,12 @@ class RunConfig:
             f"--data-fraction {self.data_fraction}: must be above 0 and at most 1",
         )
         require(
-            self.raw_model in (AUTO, "required", NONE),
+            self.raw_model in RAW_MODELS,
             f"--raw-model {self.raw_model}: write auto, required or none",
         )
         require(
-            self.algorithm in ALGORITHMS,
-            f"--algorithm: {unknown('algorithm', self.algorithm, ALGORITHMS)}",
+            self.algorithm in algorithms.offered_names(),
+            f"--algorithm: {unknown('algorithm', self.algorithm, algorithms.offered_names())}",
         )
         require(
             self.parallel_trials <= self.max_trials,

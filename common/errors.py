@@ -18,7 +18,7 @@
     └── InterruptedRun           stopped by the user or by the system (exit code 130)
 
 Two exceptions outside the tree never reach a user: Unusual (weaver.read.root.root_tree: this file
-is left to uproot) and _PortTaken (serving.triton: another port is tried).
+is left to uproot) and _PortTakenError (serving.triton: another port is tried).
 """
 
 from __future__ import annotations

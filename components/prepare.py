@@ -17,6 +17,7 @@ from typing import Any
 
 from clusters.katib import check_experiment
 from common import storage
+from common.choices import SPLITS
 from common.cli import Parser, run_main
 from common.config import AUTO, NONE, RunConfig, add_arguments, flag
 from common.errors import InputError, JecError
@@ -27,7 +28,6 @@ from training.experiment import experiment
 from training.network_options import check_builds, check_options
 from training.search_space import check_algorithm, for_network, load, to_json
 
-SPLITS = ("train", "val", "test")
 SAMPLE = "sample"
 MAY_CHANGE = ("max_trials", "parallel_trials", "max_failed_trials", "goal", "deadline_hours")
 """Parameters that a run may be gone on with otherwise: no trial that has ended would have ended

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from common import storage
+from common.choices import MAX_CLOSURE, MIN_IMPROVEMENT
 from common.cli import Parser, require, run_main
 from common.config import AUTO, NONE
 from common.errors import InputError, unknown
@@ -33,7 +34,8 @@ from common.machine import processor
 from common.progress import Progress
 from physics import uncertainty
 from physics.bootstrap import REPLICATES
-from physics.gate import MAX_CLOSURE, MIN_IMPROVEMENT, gate, percent
+from physics.gate import gate
+from physics.interval import percent
 from physics.metrics import NEEDED, measure
 from reporting.headline import headline
 from reporting.report import Documents, figures_of, render

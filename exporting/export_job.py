@@ -1,5 +1,4 @@
-"""The PyTorchJobs that follow a search: export of the best checkpoint, and its evaluation on the
-test set.
+"""The PyTorchJobs that follow a search: export of the best checkpoint, and its evaluation.
 
 They run in the image of the training, because they need its libraries, and on one node without a
 GPU: exporting proves parity for CPU kernels, and evaluating reads the exported model through ONNX

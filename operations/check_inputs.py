@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from common import storage
+from common.choices import SPLITS
 from common.config import RunConfig
 from common.errors import InputError
 from common.project import here
-from components.prepare import SAMPLE, SPLITS
+from components.prepare import SAMPLE
 from operations.table import Line, error, not_seen, ok, warning
 from training.network_options import check_builds, check_options
 from training.search_space import Parameter, cautions, check_algorithm, for_network, load

@@ -10,16 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from common.choices import MAX_CLOSURE, MIN_IMPROVEMENT
 from physics.interval import percent
-
-MIN_IMPROVEMENT = 0.0
-"""Per cent of resolution: not worse than the standard JEC."""
-
-MAX_CLOSURE = 0.02
-"""Twice the 1 % that CMS aims at.
-
-A network's response is drawn towards 1 from both ends of the pT range by construction.
-"""
 
 
 def gate(

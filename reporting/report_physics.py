@@ -10,7 +10,8 @@ import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
 
-from physics.gate import holds, percent
+from physics.gate import holds
+from physics.interval import percent
 from physics.response import PT_EDGES
 from reporting.page import MISSING, Table
 from reporting.records import Record

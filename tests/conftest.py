@@ -16,6 +16,17 @@ def pytest_configure(config):
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_addoption(parser):
+    """Add --update-golden, which writes tests/golden anew instead of failing."""
+    parser.addoption("--update-golden", action="store_true", help="write the golden manifests anew")
+
+
+@pytest.fixture(scope="session")
+def update_golden(request) -> bool:
+    """Whether golden files are written anew."""
+    return request.config.getoption("--update-golden")
+
+
 @pytest.fixture(scope="session")
 def s3_server():
     """A real S3 endpoint on this machine (moto's server); the AWS variables of this process point

@@ -22,12 +22,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from common import storage
+from common.choices import SPLITS
 from common.cli import Parser, require, run_main
 from common.errors import InputError
 from data.generator import generate, jec, quark_gluon
 from data.generator.blocks import Recipe
 
-PARTS = ("train", "val", "test")
 # a network learns something from 20,000 jets, and they take two minutes on two cores
 JETS = (20_000, 5_000, 5_000)
 MARKER = "sample.json"
@@ -48,14 +48,14 @@ def ensure_sample(
     data.generator.generate.generate does.
     """
     require(
-        len(jets) == len(PARTS),
+        len(jets) == len(SPLITS),
         f"a sample needs three numbers of jets (train, val, test), not {len(jets)}",
     )
     root = storage.join(storage.absolute(storage_uri), "samples", name(jets, seed))
     if not is_whole(root):
         generate.check_installed()
         _make(root, jets, seed, workers)
-    return {part: storage.join(root, part, "*.root") for part in PARTS}
+    return {part: storage.join(root, part, "*.root") for part in SPLITS}
 
 
 def name(jets: tuple[int, int, int], seed: int) -> str:
@@ -68,7 +68,7 @@ def name(jets: tuple[int, int, int], seed: int) -> str:
 
 def recipe(seed: int, part: int) -> Recipe:
     """How part 0 (train), 1 (val) or 2 (test) of the sample with this seed is made."""
-    return Recipe(seed=len(PARTS) * seed + part)
+    return Recipe(seed=len(SPLITS) * seed + part)
 
 
 def is_whole(root: str) -> bool:
@@ -92,13 +92,13 @@ def _files(root: str) -> dict[str, int]:
 def _make(root: str, jets: tuple[int, int, int], seed: int, workers: int | None) -> None:
     """Generate into a temporary folder, then bring it to its place with the marker last."""
     with _workshop(root) as folder:
-        for number, (part, count) in enumerate(zip(PARTS, jets, strict=True)):
+        for number, (part, count) in enumerate(zip(SPLITS, jets, strict=True)):
             label = f"generating {part} jets"
             generate.generate(
                 folder / part, jets=count, recipe=recipe(seed, number), workers=workers, label=label
             )
         marker = {
-            "jets": dict(zip(PARTS, jets, strict=True)),
+            "jets": dict(zip(SPLITS, jets, strict=True)),
             "seed": seed,
             "files": _files(str(folder)),
         }

@@ -17,12 +17,12 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
+from common.choices import PRECISIONS
 from common.errors import InputError, unknown
 
 OPTIMIZERS = ("adam", "adamW", "ranger", "rmsprop", "adagrad")
 TORCH_OPTIMIZERS = ("RAdam", "NAdam", "SGD", "Adamax", "Adadelta", "ASGD", "Adafactor")
 """Others of torch.optim, under their class names as in weaver-core."""
-PRECISIONS = ("auto", "float32", "bf16", "fp16")
 RUN_MODES = ("train,val", "train,val,test", "test")
 SCHEDULERS = ("none", "steps", "flat+decay", "flat+linear", "flat+cos", "warmup+cos", "one-cycle")
 TRAIN_FLAGS = frozenset(
