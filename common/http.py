@@ -62,7 +62,9 @@ def send(
     import requests
 
     try:
-        return client.request(method, url, timeout=(min(CONNECT_SECONDS, seconds), seconds), **options)
+        return client.request(
+            method, url, timeout=(min(CONNECT_SECONDS, seconds), seconds), **options
+        )
     except requests.Timeout:
         raise UnreachableError(f"no answer within {seconds:g} s") from None
     except requests.RequestException as error:

