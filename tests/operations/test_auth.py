@@ -165,8 +165,9 @@ class Dex(http.server.BaseHTTPRequestHandler):
     def do_POST(self):
         form = urllib.parse.parse_qs(self.rfile.read(int(self.headers["Content-Length"])).decode())
         if "state=s1" not in self.path or form.get("password") != ["right"]:
-            return self.page("<html>Invalid Email Address and password.</html>")
-        self.go("/", {"Set-Cookie": "session=abc; Path=/"})
+            self.page("<html>Invalid Email Address and password.</html>")
+        else:
+            self.go("/", {"Set-Cookie": "session=abc; Path=/"})
 
     def go(self, target, headers=()):
         self.send_response(303)
