@@ -33,8 +33,9 @@ def session() -> requests.Session:
 
     retry = Retry(
         connect=RETRIES,
-        # a server that took the request and stays silent would cost SECONDS again
-        read=0,
+        # A server that took the request and stays silent would cost SECONDS again. With 0 in place
+        # of False requests would not call that a Timeout.
+        read=False,
         other=0,
         status=RETRIES,
         status_forcelist=(502, 503, 504),

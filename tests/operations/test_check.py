@@ -17,11 +17,15 @@ from clusters.api import PYTORCHJOB, connect
 from clusters.survey import Survey
 from common import storage
 from common.config import RunConfig
+from common.errors import InputError
 from operations import check_cluster, check_images, check_inputs, check_storage
 from operations.quantities import amount, shown
 from tests.clusters import conftest as clusters_conftest
+from tests.weaver import conftest as weaver_conftest
 
+# fixtures of other rooms
 fake = clusters_conftest.fake
+jet_files = weaver_conftest.jet_files
 STATES = ("ok", "warning", "error", "not seen")
 
 
@@ -347,6 +351,57 @@ def test_each_mistake_is_its_own_line(tmp_path):
     )
     assert table["data configuration"][0][0] == "error"
     assert table["search space"][0][0] == "error"
+
+
+def data(folder, **patterns) -> dict[str, str]:
+    """RunConfig's fields for the files of each split."""
+    defaults = {split: f"{folder / split}/*.root" for split in ("train", "val", "test")}
+    return {f"data_{split}": str(files) for split, files in {**defaults, **patterns}.items()}
+
+
+def test_data_files_are_opened_and_counted(jet_files):
+    table = lines(check_inputs.check_inputs(RunConfig(**data(jet_files))))
+    assert {state for entries in table.values() for state, _ in entries} == {"ok"}
+    jets = [table[f"{split} data"][0][1] for split in ("train", "val", "test")]
+    assert [" 600 jets" in jets[0], " 200 jets" in jets[1], " 200 jets" in jets[2]] == [True] * 3
+    table = lines(check_inputs.check_inputs(config(**data(jet_files))))
+    assert all(table[f"{split} data"][1][0] == "warning" for split in ("train", "val", "test"))
+
+
+def test_a_damaged_file_that_is_left_out_is_a_warning(jet_files, tmp_path):
+    damaged = tmp_path / "damaged.root"
+    damaged.write_bytes(b"no ROOT file")
+    values = data(jet_files, train=f"{jet_files}/train/*.root,{damaged}")
+    table = lines(check_inputs.check_inputs(RunConfig(**values)))
+    assert table["train data"][0][0] == "error"
+    table = lines(check_inputs.check_inputs(RunConfig(**values, skip_bad_files=True)))
+    assert [state for state, _ in table["train data"]] == ["ok", "warning"]
+    assert str(damaged) in table["train data"][1][1]
+
+
+def test_a_file_in_two_sets_is_an_error(jet_files):
+    values = data(jet_files, test=f"{jet_files}/val/*.root")
+    ((state, text),) = lines(check_inputs.check_inputs(RunConfig(**values)))["sets"]
+    assert state == "error"
+    assert "--data-val" in text
+    assert "--data-test" in text
+
+
+@pytest.mark.parametrize(
+    ("raw_model", "states"),
+    [("auto", ["ok", "warning"]), ("required", ["error"]), ("none", ["ok"])],
+)
+def test_a_data_configuration_that_raw_jets_cannot_have_is_seen_before_the_run(
+    jet_files, monkeypatch, raw_model, states
+):
+    def refuse(*_):
+        raise InputError("np.linalg.norm has no form in a graph")
+
+    monkeypatch.setattr("weaver.onnx.raw_program.check_raw", refuse)
+    values = RunConfig(**data(jet_files), raw_model=raw_model)
+    table = lines(check_inputs.check_inputs(values))["raw model"]
+    assert [state for state, _ in table] == states
+    assert (raw_model == "none") != any("np.linalg.norm" in text for _, text in table)
 
 
 # Images

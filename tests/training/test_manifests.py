@@ -151,12 +151,15 @@ def test_the_service_is_named_as_its_model_and_reads_this_runs_repository(run):
 
 
 def test_render_writes_yaml_that_reads_back(run, tmp_path):
-    for path in render(run.config, tmp_path):
-        assert yaml.safe_load(path.read_text())["kind"] in (
-            "Experiment",
-            "PyTorchJob",
-            "InferenceService",
-        )
+    paths = render(run.config, tmp_path)
+    assert sorted(paths) == sorted(tmp_path.iterdir())
+    kinds = {path.name: yaml.safe_load(path.read_text())["kind"] for path in paths}
+    assert kinds == {
+        "experiment.yaml": "Experiment",
+        "export_job.yaml": "PyTorchJob",
+        "evaluate_job.yaml": "PyTorchJob",
+        "inference_service.yaml": "InferenceService",
+    }
 
 
 def run_with(**values):
