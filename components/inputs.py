@@ -60,6 +60,7 @@ class Inputs:
         from weaver.network.network_file import NetworkFile
 
         place = self.place(self.config.network_config, "network.py")
+        # Errors name the file as the user does, not the copy that was read.
         return NetworkFile(uri=self.config.network_config, source=storage.read_text(place))
 
     @property
@@ -102,6 +103,7 @@ def check_data_config(inputs: Inputs) -> Result:
 def check_search_space(inputs: Inputs) -> Result:
     """Hold the search space against the network's options, the algorithm and Katib's own rules."""
     config = inputs.config
+    # Kept before its own checks: --check builds the network with it even if they refuse.
     inputs.space = for_network(load(config.search_space), config.network_config)
     check_options(inputs.space, config.network_config, inputs.network.source)
     check_algorithm(inputs.space, config.algorithm)
@@ -130,6 +132,7 @@ def check_network(inputs: Inputs) -> Result:
 
 def check_files(inputs: Inputs, split: str) -> Result:
     """List the files of a split and hold each against the data configuration."""
+    # submit and --help need neither uproot nor awkward
     from weaver.read import files
 
     pattern = inputs.patterns[split]
@@ -142,6 +145,7 @@ def check_files(inputs: Inputs, split: str) -> Result:
     checked = files.check(
         entries,
         inputs.known_data_config,
+        # the test set needs no weights, and has a selection of its own
         for_training=split != "test",
         skip_bad_files=inputs.config.skip_bad_files,
     )

@@ -117,6 +117,7 @@ def prepare(
             " write"
         )
     config = config.replace(
+        # later steps run in other working directories
         s3_bucket=storage.absolute(config.s3_bucket),
         user=step.user(config),
         baseline=baseline_folder(config),
@@ -231,6 +232,7 @@ def add_sample(inputs: Inputs) -> None:
     if not sampled:
         return
     config = inputs.config
+    # validation and test get a quarter as many each, as --sample-jets says
     part = max(config.sample_jets // 4, 1)
     sample = ensure_sample(
         config.s3_bucket, jets=(config.sample_jets, part, part), seed=config.seed
@@ -255,6 +257,7 @@ def fill(run: Run, inputs: Inputs, job_id: str = "") -> None:
             inputs.files[split],
             data_config,
             config.s3_bucket,
+            # Weaver has another selection for the test set, test_time_selection.
             for_training=split != "test",
             validation=split == "val",
             skip_bad_files=config.skip_bad_files,
@@ -272,6 +275,7 @@ def fill(run: Run, inputs: Inputs, job_id: str = "") -> None:
         }
         if ref.reused:
             step.say(f"{split}: {ref.num_jets:,} jets, decoded before")
+    # Only the decoded momenta show that files of other names hold the same jets.
     shared = check_shared({split: record["dataset"] for split, record in sets.items()})
 
     storage.write_bytes(run.path("config", "data.yaml"), inputs.data_config_text)
@@ -334,12 +338,14 @@ def git_commit() -> str:
     """
     if "JEC_GIT_COMMIT" in os.environ:
         return os.environ["JEC_GIT_COMMIT"]
+    # --exclude=* leaves tags out, so that the answer is always a hash
     command = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=40", "--exclude=*"]
     try:
         answer = subprocess.run(
             [*command, "--dirty=+"], capture_output=True, text=True, timeout=10, check=True
         )
     except (OSError, subprocess.SubprocessError):
+        # no git, no checkout, or a checkout of another user, which git refuses
         return "unknown"
     return answer.stdout.strip()
 
@@ -361,6 +367,7 @@ def refusal_recorded(config: RunConfig, job_id: str) -> Iterator[None]:
     try:
         yield
     except InputError as error:
+        # a storage that fails as well must not hide why prepare refused
         with contextlib.suppress(JecError):
             step.write_failure(run, "prepare", error, job_id)
         raise
