@@ -246,9 +246,32 @@ def add_sample(inputs: Inputs) -> None:
 
 def fill(run: Run, inputs: Inputs, job_id: str = "") -> None:
     """Decode the data, copy the configurations, and write run.json last, which makes the run."""
+    add_sample(inputs)
+    sets = decode_sets(run, inputs)
+    # Only the decoded momenta show that files of other names hold the same jets.
+    shared = check_shared({split: record["dataset"] for split, record in sets.items()})
+
+    storage.write_bytes(run.path("config", "data.yaml"), inputs.data_config_text)
+    storage.write_text(run.path("config", "network.py"), inputs.network.source)
+    storage.write_text(run.path("config", "search_space.json"), run.config.search_space + "\n")
+    record = {
+        "data": sets,
+        "data_fingerprint": storage.digest(
+            "".join(sets[split]["fingerprint"] for split in SPLITS).encode()
+        ),
+        "versions": versions(),
+        "git_commit": git_commit(),
+        "images": {"steps": os.environ.get("JEC_STEPS_IMAGE", "none")},
+        "shared_jets": shared,
+        "kfp_run": job_id,
+    }
+    Run(config=run.config, record=record).save()
+
+
+def decode_sets(run: Run, inputs: Inputs) -> dict[str, DataRecord]:
+    """Decode the files of each split into the run's storage, or find them decoded there."""
     from weaver.prepared.prepare import prepare as decode
 
-    add_sample(inputs)
     config = run.config
     sets: dict[str, DataRecord] = {}
     data_config = inputs.known_data_config
@@ -275,24 +298,7 @@ def fill(run: Run, inputs: Inputs, job_id: str = "") -> None:
         }
         if ref.reused:
             step.say(f"{split}: {ref.num_jets:,} jets, decoded before")
-    # Only the decoded momenta show that files of other names hold the same jets.
-    shared = check_shared({split: record["dataset"] for split, record in sets.items()})
-
-    storage.write_bytes(run.path("config", "data.yaml"), inputs.data_config_text)
-    storage.write_text(run.path("config", "network.py"), inputs.network.source)
-    storage.write_text(run.path("config", "search_space.json"), config.search_space + "\n")
-    record = {
-        "data": sets,
-        "data_fingerprint": storage.digest(
-            "".join(sets[split]["fingerprint"] for split in SPLITS).encode()
-        ),
-        "versions": versions(),
-        "git_commit": git_commit(),
-        "images": {"steps": os.environ.get("JEC_STEPS_IMAGE", "none")},
-        "shared_jets": shared,
-        "kfp_run": job_id,
-    }
-    Run(config=config, record=record).save()
+    return sets
 
 
 def check_shared(sets: Mapping[str, str]) -> dict[str, int]:

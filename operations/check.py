@@ -40,9 +40,12 @@ def check(config: RunConfig, args: argparse.Namespace) -> int:
         ("objects", lambda: check_objects(config)),
         ("inputs", lambda: check_inputs(config)),
         ("Kubeflow Pipelines", lambda: check_server(config, host, args.auth)),
-        ("cluster", lambda: check_cluster(config, account=args.steps_account, wanted=on_kubeflow)),
+        (
+            "cluster",
+            lambda: check_cluster(config, account=args.steps_account, on_cluster=on_kubeflow),
+        ),
         ("storage", lambda: check_storage(config, on_kubeflow=on_kubeflow)),
-        ("images", lambda: check_images(images, wanted=on_kubeflow)),
+        ("images", lambda: check_images(images, on_cluster=on_kubeflow)),
     ]
     lines = []
     for name, section in sections:

@@ -45,14 +45,14 @@ class Limit:
     hard: float
 
 
-def check_cluster(config: RunConfig, *, account: str, wanted: bool) -> Iterator[Line]:
+def check_cluster(config: RunConfig, *, account: str, on_cluster: bool) -> Iterator[Line]:
     """Yield lines on the cluster that the environment names.
 
     One line tells what was not seen where it names none, or none answers. `account` is the
-    ServiceAccount of the steps' pods, 'auto' for Kubeflow's own; `wanted`, whether the run is for a
-    cluster.
+    ServiceAccount of the steps' pods, 'auto' for Kubeflow's own. `on_cluster` is False for a run on
+    this machine.
     """
-    cure = "set KUBECONFIG, or run this in a notebook of the cluster" if wanted else ""
+    cure = "set KUBECONFIG, or run this in a notebook of the cluster" if on_cluster else ""
     try:
         connection = connect()
         survey = Survey(connection, namespace_of(connection, config.namespace))
@@ -63,7 +63,7 @@ def check_cluster(config: RunConfig, *, account: str, wanted: bool) -> Iterator[
         return
     except JecError as problem:
         # A run on this machine does not need the cluster that does not answer.
-        yield (error if wanted else not_seen)("cluster", str(problem), cure)
+        yield (error if on_cluster else not_seen)("cluster", str(problem), cure)
         return
     yield ok("cluster", f"Kubernetes {version} ({connection.source}), namespace {survey.namespace}")
 

@@ -60,9 +60,9 @@ class Reference:
         )
 
 
-def check_images(images: Iterable[str], *, wanted: bool) -> Iterator[Line]:
-    """Yield one line an image. `wanted` is False for a run on this machine, which uses none."""
-    if not wanted:
+def check_images(images: Iterable[str], *, on_cluster: bool) -> Iterator[Line]:
+    """Yield one line an image. `on_cluster` is False for a run on this machine, which uses none."""
+    if not on_cluster:
         yield not_seen("images", "a run on this machine uses none")
         return
     for image in dict.fromkeys(images):

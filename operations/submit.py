@@ -84,6 +84,22 @@ def submit(config: RunConfig, server: Server, image: str, *, account: str = AUTO
         )
         version = pipeline_version(server, ir, namespace)
 
+    kfp_run = create_run(config, server, version, account)
+    run_id = config.run_id
+    if run_id == AUTO:
+        run_id = make_run_id(config.network_config, kfp_run)
+    return Submitted(
+        kfp_run=kfp_run,
+        run_id=run_id,
+        url=server.run_url(kfp_run),
+        version=version.name,
+        new_version=version.new,
+    )
+
+
+def create_run(config: RunConfig, server: Server, version: Version, account: str) -> str:
+    """Create a run of the version in the experiment of the configuration; return Kubeflow's id."""
+    namespace = None if config.namespace == AUTO else config.namespace
     with server.explained("create the experiment"):
         experiment = server.client.create_experiment(
             config.experiment_name, namespace=namespace
@@ -99,16 +115,7 @@ def submit(config: RunConfig, server: Server, image: str, *, account: str = AUTO
             enable_caching=False,
             service_account=None if account == AUTO else account,
         )
-    run_id = config.run_id
-    if run_id == AUTO:
-        run_id = make_run_id(config.network_config, run.run_id)
-    return Submitted(
-        kfp_run=run.run_id,
-        run_id=run_id,
-        url=server.run_url(run.run_id),
-        version=version.name,
-        new_version=version.new,
-    )
+    return str(run.run_id)
 
 
 def for_pods(config: RunConfig) -> RunConfig:
