@@ -8,13 +8,13 @@ terminated (then `pipeline.py --status` says more).
 import datetime
 import json
 import os
-import urllib.request
 from collections.abc import Mapping
 from typing import Any
 
-from common import storage
+from common import http, storage
 from common.cli import Parser, run_main
 from common.config import AUTO, NONE
+from common.errors import UnreachableError
 from common.layout import RunFolder
 from common.records import Interval, SearchRecord, ServiceRecord, StatusRecord, SummaryRecord
 from common.run import make_run_id
@@ -121,19 +121,24 @@ def as_markdown(summary: SummaryRecord) -> str:
 
 def _tell(webhook: str, summary: SummaryRecord) -> None:
     """POST the summary. A webhook that does not take it is a warning, and no reason to fail."""
-    headers = {"Content-Type": "application/json", "User-Agent": "jec-pipeline"}
-    request = urllib.request.Request(
-        webhook, data=json.dumps(summary.as_json()).encode(), headers=headers
-    )
+    # The URL is never printed: with many services it is itself the secret.
     try:
-        with urllib.request.urlopen(request, timeout=WEBHOOK_SECONDS) as answer:
-            step.say(f"webhook: {answer.status}")
-    except OSError as error:
-        # The URL is not repeated: with many services it is itself the secret.
-        step.say(
-            f"warning: the webhook did not take the summary: {type(error).__name__}:"
-            f" {getattr(error, 'reason', error)}"
+        answer = http.send(
+            http.session(),
+            "POST",
+            webhook,
+            seconds=WEBHOOK_SECONDS,
+            # not `json=`: requests refuses a NaN, which a gain may be
+            data=json.dumps(summary.as_json()),
+            headers={"Content-Type": "application/json"},
         )
+    except UnreachableError as error:
+        step.say(f"warning: the webhook did not take the summary: {error}")
+        return
+    if answer.ok:
+        step.say(f"webhook: {answer.status_code}")
+    else:
+        step.say(f"warning: the webhook did not take the summary: {http.status_line(answer)}")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -37,6 +37,7 @@ ORIGINAL = [
 def command(*args, **options):
     return subprocess.run(
         [sys.executable, "pipeline.py", *args],
+        check=False,
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -117,10 +117,10 @@ def test_a_server_that_is_away_for_a_while_is_waited_for_and_then_not(
     with pytest.raises(
         DeadlineError, match=r"The run goes on; to follow it again: python pipeline.py --status"
     ):
-        follow_module.follow(target)
+        follow_module.follow(target, target.kubeflow)
     monkeypatch.setattr(follow_module, "PATIENCE", 60.0)
     kfp.failures = [500, 503]
-    assert follow_module.follow(target) == 0
+    assert follow_module.follow(target, target.kubeflow) == 0
     assert "trying again" in capsys.readouterr().out
 
 
@@ -135,8 +135,9 @@ def _target(kfp, tmp_path, run_id):
 
 def test_a_run_that_does_not_end_is_not_followed_for_ever(kfp, tmp_path):
     _, run_id = kfp_run(kfp, "RUNNING")
+    target = _target(kfp, tmp_path, run_id)
     with pytest.raises(DeadlineError, match=r"did not end within any deadline of its steps"):
-        follow_module.follow(_target(kfp, tmp_path, run_id), deadline=0.1)
+        follow_module.follow(target, target.kubeflow, deadline=0.1)
 
 
 # Asking

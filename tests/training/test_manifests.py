@@ -164,12 +164,15 @@ def test_a_service_has_one_gpu_however_many_a_trial_has(form, num_gpus, served):
 
 
 def test_render_writes_yaml_that_reads_back(run, tmp_path):
-    for path in render(run.config, tmp_path):
-        assert yaml.safe_load(path.read_text())["kind"] in (
-            "Experiment",
-            "PyTorchJob",
-            "InferenceService",
-        )
+    paths = render(run.config, tmp_path)
+    assert sorted(paths) == sorted(tmp_path.iterdir())
+    kinds = {path.name: yaml.safe_load(path.read_text())["kind"] for path in paths}
+    assert kinds == {
+        "experiment.yaml": "Experiment",
+        "export_job.yaml": "PyTorchJob",
+        "evaluate_job.yaml": "PyTorchJob",
+        "inference_service.yaml": "InferenceService",
+    }
 
 
 def run_with(**values):
