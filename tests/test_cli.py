@@ -3,9 +3,9 @@ behind flags and parameters.
 """
 
 import dataclasses
+import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -46,12 +46,15 @@ def command(*args, **options):
 
 
 def test_help_answers_in_under_a_second_and_knows_every_original_flag():
-    durations = []
-    for _ in range(3):
-        start = time.monotonic()
-        answer = command("--help")
-        durations.append(time.monotonic() - start)
-    assert min(durations) < 1.0
+    # Without coverage's tracer, which `make test-all` starts in every process.
+    environment = {k: v for k, v in os.environ.items() if k != "COVERAGE_PROCESS_CONFIG"}
+    # Processor time, which other work on the machine does not lengthen.
+    before = os.times()
+    answer = command("--help", env=environment)
+    after = os.times()
+    user = after.children_user - before.children_user
+    system = after.children_system - before.children_system
+    assert user + system < 1.0
     assert answer.returncode == 0
     for name in [
         *ORIGINAL,
