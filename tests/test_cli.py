@@ -39,6 +39,7 @@ def command(*args, **options):
         [sys.executable, "pipeline.py", *args],
         cwd=ROOT,
         capture_output=True,
+        check=False,
         text=True,
         timeout=120,
         **options,

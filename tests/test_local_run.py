@@ -57,6 +57,7 @@ def pipeline(*args, check=True, **options):
         [sys.executable, "pipeline.py", *map(str, args)],
         cwd=ROOT,
         capture_output=True,
+        check=False,
         text=True,
         timeout=170,
         **options,

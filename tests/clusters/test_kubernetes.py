@@ -56,7 +56,7 @@ def test_a_pod_uses_its_service_account(monkeypatch, tmp_path):
     monkeypatch.setattr(api_module, "SERVICE_ACCOUNT", tmp_path)
     monkeypatch.setattr(config.incluster_config, "SERVICE_TOKEN_FILENAME", str(tmp_path / "token"))
     monkeypatch.setattr(config.incluster_config, "SERVICE_CERT_FILENAME", str(tmp_path / "ca.crt"))
-    monkeypatch.setattr(api_module, "_client", lambda settings: _Settings(settings))
+    monkeypatch.setattr(api_module, "_client", _Settings)
     connection = api_module.connect()
     assert (connection.inside, connection.namespace) == (True, "jec")
     assert connection.client.configuration.host == "https://10.0.0.1:443"

@@ -68,7 +68,7 @@ def test_an_image_that_does_not_come_is_given_up_before_the_deadline(fake):
 def test_an_algorithm_whose_pod_does_not_start_is_named(fake):
     algorithm = Play(pending="unschedulable", seconds=math.inf)
     node = node_of(algorithm, loss(0.1))
-    backend = fake(node, katib=Katib(node, pod=True))
+    backend = fake(node, katib=Katib(node, suggestion_pod=True))
 
     def release() -> None:
         algorithm.pending = ""
@@ -84,7 +84,7 @@ def test_an_algorithm_whose_pod_does_not_start_is_named(fake):
 
 def test_a_collector_that_reports_nothing_is_named(fake):
     node = node_of(loss(0.1))
-    backend = fake(node, katib=Katib(node, deaf=True))
+    backend = fake(node, katib=Katib(node, silent_collector=True))
     with pytest.raises(DeadlineError, match="pods have finished"):
         backend.run_experiment(experiment(["0.1"]), deadline=0.6)
 
