@@ -13,11 +13,12 @@ TORCH_FROM  := $(TORCH) $(if $(TORCH_INDEX),--extra-index-url "$(TORCH_INDEX)")
 # The peer of the comparisons, in an environment of its own.
 PEER   := .venv-peer
 
-.PHONY: help setup run test lint format bench physics parity peer images lock clean
+.PHONY: help setup run test test-all lint format bench physics parity peer images lock clean
 
 help:
 	@echo "make run      calibrate generated jets here: search, train, export, validate, serve"
-	@echo "make test     lint, then the tests (under 10 minutes)"
+	@echo "make test     lint, then the tests but the slow ones (under 9 minutes)"
+	@echo "make test-all lint, then all tests, with the floors of coverage (half an hour)"
 	@echo "make lint     ruff and the order of imports between rooms"
 	@echo "make format   ruff format, and what ruff can mend by itself"
 	@echo "make parity   every array of weaver-core 0.5.3 against ours, on the same files"
@@ -54,7 +55,11 @@ run: setup
 		--num-epochs 15 --batch-size 128 $(ARGS)
 
 test: lint
-	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" $(ARGS)
+
+test-all: lint
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=json:.coverage.json $(ARGS)
+	@$(BIN)/python -m tests.coverage_floors .coverage.json
 
 lint: setup
 	@$(BIN)/ruff check --quiet .
@@ -106,4 +111,4 @@ lock:
 	$(BIN)/python -m images.locks
 
 clean:
-	rm -rf $(VENV) $(PEER) .venv-onnxruntime-* .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(PEER) .venv-onnxruntime-* .pytest_cache .ruff_cache .coverage*

@@ -16,6 +16,20 @@ import urllib.request
 from collections.abc import Mapping
 
 
+class _ClosedWithItsOwner(http.client.HTTPConnection):
+    """A connection that closes when nobody holds it any more: its thread or its client has ended.
+
+    A client is shared by threads, each with a connection of its own, so no thread could close all.
+    """
+
+    def __del__(self) -> None:
+        self.close()
+
+
+class _ClosedWithItsOwnerTLS(_ClosedWithItsOwner, http.client.HTTPSConnection):
+    pass
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reply:
     """A server's answer, read whole."""
@@ -93,11 +107,7 @@ class Connections:
         )
 
     def _open(self) -> http.client.HTTPConnection:
-        kind = (
-            http.client.HTTPSConnection
-            if self.url.scheme == "https"
-            else http.client.HTTPConnection
-        )
+        kind = _ClosedWithItsOwnerTLS if self.url.scheme == "https" else _ClosedWithItsOwner
         if self.proxy is None:
             return kind(self.url.hostname, self.url.port, timeout=self.timeout)
         connection = kind(self.proxy.hostname, self.proxy.port, timeout=self.timeout)

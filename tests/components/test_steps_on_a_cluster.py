@@ -166,8 +166,8 @@ def test_the_steps_of_a_run_one_after_the_other(
     assert report == (tmp_path / "deploy" / "report").read_text()
     assert report.startswith("<html>before")
     assert report.endswith("after</html>")
-    assert f"When it was deployed, kserve at {model_server.url} gave the answers" in report
-    assert "Request of 100 jets as JSON, there and back" in report
+    assert f"kserve at {model_server.url} gave" in report
+    assert "Request of 100 jets" in report
     assert storage.read_json(run.path("service.json"))["others"][f"{NAME}-raw"] == {
         "1": 0.0,
         "100": 0.0,
@@ -189,16 +189,16 @@ def test_the_steps_of_a_run_one_after_the_other(
     [
         (
             lambda server: setattr(server, "off", np.float32(0.001)),
-            "it serves another model than was exported",
+            "another model",
         ),
-        (lambda server: setattr(server, "code", 503), "gave no answer within"),
+        (lambda server: setattr(server, "code", 503), "no answer within"),
     ],
 )
 def test_a_green_run_with_a_broken_service_is_impossible(
     fake, run, model_server, s3_server, capsys, spoil, said
 ):
     home = fake(
-        node_of(Play(seconds=1e9, log="loading the model failed\n")),
+        node_of(Play(seconds=1e9, log="loading failed\n")),
         kserve=KServe(url=model_server.url),
     )
     furnished(home.api, s3_server)
@@ -207,7 +207,7 @@ def test_a_green_run_with_a_broken_service_is_impossible(
     assert call(deploy, run) == 1
     error = capsys.readouterr().err
     assert said in error
-    assert "  | loading the model failed" in error
+    assert "\n  | loading failed" in error
     assert not storage.exists(run.path("service.json"))
     assert finish.summarise(run.uri).state == "failed"
 
@@ -216,22 +216,19 @@ def test_without_its_keys_no_service_is_made(fake, run, model_server, capsys):
     home = fake(node_of(UP), kserve=KServe(url=model_server.url))
     as_the_pods_would(run)
     assert call(deploy, run) == 2
-    assert (
-        "the service would not get its model: Secret s3-secret there is none in namespace physics;"
-        " kubectl" in capsys.readouterr().err
-    )
+    assert re.search("s3-secret .*physics; kubectl", capsys.readouterr().err)
     assert home.api.all("inferenceservices") == []
 
 
 @pytest.mark.parametrize(
     ("module", "args", "play", "said"),
     [
-        (search, (), Play(exit_code=1, log="error: no jets\n"), "2 x exit code 1: error: no jets"),
+        (search, (), Play(exit_code=1, log="error: no jets\n"), "2 x exit code 1: .*no jets"),
         (
             export,
             ("--trial", "t"),
             Play(exit_code=1, log="error: parity\n"),
-            "exit code 1: error: parity",
+            "exit code 1: .*parity",
         ),
         (evaluate, ("--trial", "t"), Play(reason="OOMKilled"), "OOMKilled"),
     ],
@@ -239,5 +236,5 @@ def test_without_its_keys_no_service_is_made(fake, run, model_server, capsys):
 def test_a_step_whose_pods_fail_ends_with_their_reason(fake, run, capsys, module, args, play, said):
     fake(node_of(play))
     assert call(module, run, *args) == 1
-    assert said in capsys.readouterr().err
+    assert re.search(said, capsys.readouterr().err)
     assert finish.summarise(run.uri).state == "failed"

@@ -107,7 +107,9 @@ def files(tmp_path_factory) -> Path:
     return write_jets(tmp_path_factory.mktemp("jets") / "val.root", synthetic_jets(150, 1)).parent
 
 
-@pytest.fixture(scope="module", params=list(MODELS))
+@pytest.fixture(
+    scope="module", params=["pfn", pytest.param("particle-net", marks=pytest.mark.slow)]
+)
 def exported(request, tmp_path_factory, files) -> Path:
     """A run's folder after its export."""
     run = make_run(str(tmp_path_factory.mktemp("runs")), files, request.param)
