@@ -40,7 +40,6 @@ def command(*args, **options):
         check=False,
         cwd=ROOT,
         capture_output=True,
-        check=False,
         text=True,
         timeout=120,
         **options,
