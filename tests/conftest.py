@@ -18,9 +18,7 @@ def pytest_configure(config):
 
 def pytest_addoption(parser):
     """Add --update-golden, which writes tests/golden anew instead of failing."""
-    parser.addoption(
-        "--update-golden", action="store_true", help="write the golden manifests anew"
-    )
+    parser.addoption("--update-golden", action="store_true", help="write the golden manifests anew")
 
 
 @pytest.fixture(scope="session")
