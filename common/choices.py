@@ -17,6 +17,9 @@ RAW_MODELS = ("auto", "required", "none")
 case, or not at all.
 """
 
+EARLY_STOPPING = ("none", "medianstop")
+"""Katib's names of the rules by which trials are stopped early."""
+
 # Defaults of the gate
 
 MIN_IMPROVEMENT = 0.0

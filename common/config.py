@@ -15,13 +15,12 @@ import re
 from typing import Any
 
 from common import algorithms
-from common.choices import MAX_CLOSURE, MIN_IMPROVEMENT, PRECISIONS, RAW_MODELS
+from common.choices import EARLY_STOPPING, MAX_CLOSURE, MIN_IMPROVEMENT, PRECISIONS, RAW_MODELS
 from common.cli import require, truth
 from common.errors import InputError, unknown
 
 AUTO, NONE = "auto", "none"
 PREDICTOR_FORMS = ("model", "triton")
-EARLY_STOPPING = (NONE, "medianstop")
 TAINT_EFFECTS = ("NoSchedule", "PreferNoSchedule", "NoExecute")
 
 
