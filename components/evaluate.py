@@ -5,7 +5,7 @@ deployment.
 from common import storage
 from common.run import Run
 from components import step
-from exporting.export_job import DEADLINE, evaluate_job
+from evaluating.evaluate_job import DEADLINE, evaluate_job
 
 
 def evaluate(run: Run, trial: str, artifacts: step.Artifacts) -> bool:

@@ -38,6 +38,7 @@ COPY common common
 COPY clusters clusters
 COPY reporting reporting
 COPY serving serving
+COPY evaluating evaluating
 COPY exporting exporting
 COPY training training
 COPY weaver weaver

@@ -10,7 +10,8 @@ from pathlib import Path
 from clusters.protocol import Manifest
 from common.config import AUTO, RunConfig
 from common.run import Run, make_run_id
-from exporting.export_job import evaluate_job, export_job
+from evaluating.evaluate_job import evaluate_job
+from exporting.export_job import export_job
 from serving.inference_service import inference_service
 from training.experiment import experiment
 

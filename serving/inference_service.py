@@ -8,7 +8,7 @@ from common.run import Run
 
 RUNTIME = "kserve-tritonserver"
 # For the server, and room for large batches.
-CPU = "2"
+CPU = 2
 MEMORY = "4Gi"
 # Of the old form only, which names its image; the new one takes the cluster's runtime.
 TRITON_VERSION = "23.05-py3"
@@ -23,16 +23,14 @@ def inference_service(run: Run, trial: str = "") -> Manifest:
     then starts new pods.
     """
     config = run.config
-    amounts = {"cpu": CPU, "memory": MEMORY}
-    if config.num_gpus:
-        amounts["nvidia.com/gpu"] = "1"  # one instance of the model, however many GPUs a trial has
+    # One instance of the model, however many GPUs a trial has.
+    resources = manifests.Resources(cpus=CPU, memory=MEMORY, gpus=1 if config.num_gpus else 0)
+    env = manifests.environment({"JEC_TRIAL": trial}) if trial else []
     server: Manifest = {
         "protocolVersion": "v2",
         "storageUri": run.folder.models,
-        "resources": {"requests": dict(amounts), "limits": dict(amounts)},
+        **manifests.container_fields(env=env, resources=resources),
     }
-    if trial:
-        server["env"] = manifests.environment({"JEC_TRIAL": trial})
 
     # Each form says in its own way which server it is.
     if config.predictor_form == "triton":
@@ -51,7 +49,7 @@ def inference_service(run: Run, trial: str = "") -> Manifest:
         },
         "spec": {
             "predictor": {
-                "serviceAccountName": config.service_account,
+                **manifests.pod_fields(service_account=config.service_account),
                 "minReplicas": config.min_replicas,
                 "maxReplicas": max(config.max_replicas, config.min_replicas),
                 config.predictor_form: server,

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from clusters import manifests
+from clusters import manifests, run_pods
 from clusters.protocol import Manifest
-from common import algorithms, storage
-from common.config import AUTO, NONE, selector, tolerations
+from common import algorithms
+from common.config import AUTO, NONE
 from common.errors import InputError
 from common.run import Run
 from training.search_space import Parameter, for_network, grid_size, load
@@ -145,9 +145,9 @@ def _trial_template(run: Run, parameters: list[Parameter]) -> Manifest:
         image=config.weaver_image,
         command=manifests.python_command("weaver.train", gpus=config.num_gpus),
         args=trial_args(run, parameters),
-        env=training_environment(run),
-        resources=resources(run),
-        settings=pod_settings(run, gpus=config.num_gpus),
+        env=run_pods.environment(run, ALLOCATOR),
+        resources=run_pods.resources(run),
+        settings=run_pods.settings(run, gpus=config.num_gpus),
     )
     return {
         "primaryContainerName": "pytorch",
@@ -200,65 +200,3 @@ def trial_args(run: Run, parameters: list[Parameter]) -> list[str]:
         else:
             args.append(f"--network-option={parameter.option}:{value}")
     return args
-
-
-def training_environment(run: Run) -> list[Manifest]:
-    """Environment of every pod that trains, exports or evaluates.
-
-    It holds the C allocator's settings, unbuffered output and the access to S3.
-    """
-    config = run.config
-    env = manifests.environment(
-        {
-            **ALLOCATOR,
-            "PYTHONUNBUFFERED": "1",  # or the last lines of a killed pod are lost
-            # By itself OpenMP counts the node's cores and not those of the pod's limit.
-            "OMP_NUM_THREADS": str(config.num_cpus),
-        }
-    )
-    if storage.is_s3(config.s3_bucket):
-        endpoint = None if config.s3_endpoint == AUTO else config.s3_endpoint
-        env += manifests.s3_environment(endpoint, config.s3_secret)
-    return env
-
-
-def resources(run: Run) -> manifests.Resources:
-    """What each pod of a trial asks for."""
-    config = run.config
-    return manifests.Resources(
-        cpus=config.num_cpus,
-        memory=config.memory,
-        gpus=config.num_gpus,
-        gpu_resource=config.gpu_resource,
-        shared_memory=config.shared_memory,
-        disk="" if config.ephemeral_storage == NONE else config.ephemeral_storage,
-    )
-
-
-def pod_settings(run: Run, *, gpus: int = 0) -> manifests.PodSettings:
-    """Where the pods of a run may run and what they see of their nodes.
-
-    The driver's folder is for pods with GPUs.
-    """
-    config = run.config
-    folders = []
-    if config.eos != NONE:
-        folders.append(manifests.HostFolder(name="eos", path=config.eos, mount="/eos"))
-    if config.nvidia_driver != NONE and gpus:
-        folders.append(
-            manifests.HostFolder(
-                name="nvidia-driver", path=config.nvidia_driver, mount=config.nvidia_driver
-            )
-        )
-    ticket = None
-    if config.kerberos_secret != NONE:
-        secret, _, key = config.kerberos_secret.partition("/")
-        # The name that MIT Kerberos gives the ticket of uid 1000, as whom the pods run.
-        ticket = manifests.Ticket(secret=secret, key=key or "krb5cc_1000")
-    return manifests.PodSettings(
-        node_selector=selector(config.node_selector),
-        tolerations=tolerations(config.tolerations),
-        priority_class="" if config.priority_class == NONE else config.priority_class,
-        folders=tuple(folders),
-        ticket=ticket,
-    )

@@ -13,7 +13,8 @@ import yaml
 from clusters.protocol import Manifest
 from common.config import RunConfig
 from common.run import Run
-from exporting.export_job import evaluate_job, export_job
+from evaluating.evaluate_job import evaluate_job
+from exporting.export_job import export_job
 from serving.inference_service import inference_service
 from training.experiment import experiment
 

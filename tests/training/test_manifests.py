@@ -15,7 +15,8 @@ from clusters.protocol import RUN_LABEL
 from common.config import RunConfig
 from common.errors import InputError
 from common.run import Run
-from exporting.export_job import evaluate_job, export_job
+from evaluating.evaluate_job import evaluate_job
+from exporting.export_job import export_job
 from operations.render import render
 from serving.inference_service import inference_service
 from training.experiment import METRICS_LOG, experiment
