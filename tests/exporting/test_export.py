@@ -177,7 +177,7 @@ def test_the_cluster_is_told_the_device_and_this_machine_needs_no_gpu(exported, 
     kinds = messages().ModelInstanceGroup
     assert of_cluster.instance_group[0].kind == of_machine.instance_group[0].kind == kinds.KIND_CPU
     assert (of_cluster.instance_group[0].count, of_machine.instance_group[0].count) == (1, 2)
-    assert of_cluster.parameters["intra_op_thread_count"].string_value == CPU
+    assert of_cluster.parameters["intra_op_thread_count"].string_value == str(CPU)
     storage.write_json(str(run / "run.json"), {"config": {"num_gpus": 1}})
     assert run_export(run) == 0
     of_cluster, of_machine = (
