@@ -38,8 +38,8 @@ from common import storage
 from common.errors import InputError, JecError
 from common.progress import Progress
 from common.storage import Entry
-from weaver.config import expressions
 from weaver.config.data_config import AUTO, NON_FINITE, DataConfig, Plan
+from weaver.config.helpers import random_numbers
 from weaver.config.weights import BLOCK, Sampler, jet_weights, make_histograms
 from weaver.prepared import transform
 from weaver.prepared.columns import (
@@ -283,7 +283,7 @@ class _Job:
         """
         made: list[tuple[transform.Ready | None, int]] = []
         try:
-            with expressions.random_numbers(generator):
+            with random_numbers(generator):
                 for columns, count in load():
                     selected, passed = transform.select(columns, self.plan)
                     where = self.files[number].entry.uri
