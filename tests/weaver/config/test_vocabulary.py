@@ -1,4 +1,4 @@
-"""The evaluator, the helpers, the raw program and torch all hold what the vocabulary's table says."""
+"""Evaluator, helpers, raw program and torch hold what the table of the vocabulary says."""
 
 from __future__ import annotations
 
