@@ -22,6 +22,14 @@ from common.errors import InputError
 from weaver.config.expressions import Expression
 
 
+Column = Any
+"""A column of N jets: a numpy array (N,), a Jagged, or an awkward array. awkward's type is not named
+because awkward is imported late.
+"""
+Columns = dict[str, Column]
+"""Name -> column, all of the same jets."""
+
+
 class Lists:
     """Jet i owns the entries starts[i] : starts[i] + counts[i] of a flat array; both (N,) int64."""
 
