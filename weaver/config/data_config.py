@@ -378,6 +378,19 @@ class DataConfig:
         if for_training and self.options.get("bucketing") is not None:
             raise InputError(f"{self.source}: bucketing is not supported yet; leave it out")
 
+    def dispensable(self, absent: Iterable[str]) -> list[str]:
+        """Observers of training files that cannot be made without these columns of branches.
+
+        Only those that nothing else needs; `plan` takes them as `without`.
+        """
+        branches = set(self.plan(True).branches)
+        observers = []
+        for name in self.observer_names:
+            needed_for_it_alone = branches - set(self.plan(True, without=[name]).branches)
+            if needed_for_it_alone & set(absent):
+                observers.append(name)
+        return observers
+
     def used_by(self, name: str) -> str:
         """The first expression or section that names a column, as words for an error."""
         for expression in (*self.selections.values(), *self.functions.values()):

@@ -213,8 +213,11 @@ class Decoding:
 
         Where the file turns out to be damaged, and such files are skipped, it ends there.
         """
-        # a list, so that the thread decodes: an iterator would be gone through here
-        jobs = (functools.partial(_list_steps, load) for load in self.loads(file, plan, stop))
+
+        def list_steps(load: Load) -> list[Step]:
+            return list(load())  # a list, so that the thread decodes and not the loop below
+
+        jobs = (functools.partial(list_steps, load) for load in self.loads(file, plan, stop))
         with contextlib.closing(in_threads(jobs, self.threads)) as parts:
             try:
                 for part in parts:
@@ -332,10 +335,6 @@ class _Chunks:
     def __iter__(self) -> Iterator[Mapping[str, np.ndarray]]:
         for start in range(0, len(next(iter(self.columns.values()))), BLOCK):
             yield {name: values[start : start + BLOCK] for name, values in self.columns.items()}
-
-
-def _list_steps(load: Load) -> list[Step]:
-    return list(load())
 
 
 def _raise(error: Exception) -> NoReturn:

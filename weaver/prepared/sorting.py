@@ -33,7 +33,12 @@ def sort_within(keys: list[np.ndarray], counts: np.ndarray) -> np.ndarray:
     order = None
     # by the last key first: each sort keeps the order that the one before gave to equal values
     for key in reversed(keys):
-        padded = np.full(inside.shape, _last(key.dtype), key.dtype)
+        # no value of the type is sorted behind this one
+        if key.dtype.kind == "f":
+            last: float = np.nan
+        else:
+            last = True if key.dtype.kind == "b" else np.iinfo(key.dtype).max
+        padded = np.full(inside.shape, last, key.dtype)
         padded[inside] = key
         if order is None:
             order = np.argsort(padded, axis=1, kind="stable")
@@ -43,10 +48,3 @@ def sort_within(keys: list[np.ndarray], counts: np.ndarray) -> np.ndarray:
             order = np.take_along_axis(order, again, axis=1)
     first = np.cumsum(counts) - counts  # of each jet, among the flat entries
     return (order + first[:, None])[inside]
-
-
-def _last(dtype: np.dtype) -> float | bool | int:
-    """A value that no value of this type is sorted behind."""
-    if dtype.kind == "f":
-        return np.nan
-    return True if dtype.kind == "b" else np.iinfo(dtype).max

@@ -204,8 +204,16 @@ def make_ready(
         ready = make_ready(columns, int(kept.sum()), config, plan, where)
         return dataclasses.replace(ready, non_finite=quality.counts, dropped=int(quality.bad.sum()))
 
+    # Each training jet must belong to exactly one class.
     if "_labelcheck_" in columns:
-        _check_classes(rows.single("_labelcheck_"), config)
+        sums = rows.single("_labelcheck_")
+        none = int((sums == 0).sum())
+        several = int((sums > 1).sum())
+        if (sums != 1).any():
+            raise InputError(
+                f"{config.source}: labels: {none} jets belong to no class and {several} to several"
+                f" of {config.label_value}; see 'selection'"
+            )
     return Ready(
         num_jets=count,
         sequences=sequences,
@@ -217,17 +225,6 @@ def make_ready(
         non_finite=quality.counts,
         dropped=0,
     )
-
-
-def _check_classes(sums: np.ndarray, config: DataConfig) -> None:
-    """Each training jet must belong to exactly one class."""
-    if (sums != 1).any():
-        none = int((sums == 0).sum())
-        several = int((sums > 1).sum())
-        raise InputError(
-            f"{config.source}: labels: {none} jets belong to no class and {several} to several of"
-            f" {config.label_value}; see 'selection'"
-        )
 
 
 class _Rows:

@@ -21,7 +21,29 @@ def ahead(items: Iterator[Item], depth: int, name: str = "ahead") -> Generator[I
     """
     ready: queue.Queue = queue.Queue(depth)
     stopped = threading.Event()
-    thread = threading.Thread(target=_fill, args=(items, ready, stopped), name=name, daemon=True)
+
+    def put(item: object) -> bool:
+        """Hand over an item; False if the loop has ended."""
+        while not stopped.is_set():
+            try:
+                ready.put(item, timeout=POLL_SECONDS)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def fill() -> None:
+        """Hand over all items, then END, or the error that came instead."""
+        try:
+            for item in items:
+                if not put(item):
+                    return
+            put(END)
+        # whatever it is belongs to the loop, which would wait for ever otherwise
+        except BaseException as error:
+            put(_Raised(error))
+
+    thread = threading.Thread(target=fill, name=name, daemon=True)
     thread.start()
     try:
         while (item := ready.get()) is not END:
@@ -58,26 +80,3 @@ class _Raised:
 
     def __init__(self, error: BaseException) -> None:
         self.error = error
-
-
-def _fill(items: Iterator, ready: queue.Queue, stopped: threading.Event) -> None:
-    """Hand over all items, then END, or the error that came instead."""
-    try:
-        for item in items:
-            if not _put(ready, item, stopped):
-                return
-        _put(ready, END, stopped)
-    # whatever it is belongs to the loop, which would wait for ever otherwise
-    except BaseException as error:
-        _put(ready, _Raised(error), stopped)
-
-
-def _put(ready: queue.Queue, item: object, stopped: threading.Event) -> bool:
-    """Hand over an item; False if the loop has gone."""
-    while not stopped.is_set():
-        try:
-            ready.put(item, timeout=POLL_SECONDS)
-            return True
-        except queue.Full:
-            continue
-    return False

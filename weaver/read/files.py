@@ -196,7 +196,7 @@ def check(
             if name not in file.columns:
                 absent.setdefault(name, file)
     if for_training:
-        plan = config.plan(for_training, without=_dispensable(config, plan, absent))
+        plan = config.plan(for_training, without=config.dispensable(absent))
     for name, file in absent.items():
         if name in plan.branches:
             raise _missing_branch(name, file, config, plan)
@@ -213,16 +213,6 @@ def check(
         jets = round(jets_per_byte * (error.whole_size or entry.size))
         skipped.append(Skipped(uri=entry.uri, reason=str(error), jets=jets, exact=False))
     return Checked(files=files, plan=plan, skipped=skipped)
-
-
-def _dispensable(config: DataConfig, plan: Plan, absent: Iterable[str]) -> list[str]:
-    """Observers that cannot be made because of absent branches, and that nothing else needs."""
-    dropped = []
-    for name in config.observer_names:
-        alone = set(plan.branches) - set(config.plan(True, without=[name]).branches)
-        if alone & set(absent):
-            dropped.append(name)
-    return dropped
 
 
 def _missing_branch(name: str, file: DataFile, config: DataConfig, plan: Plan) -> InputError:

@@ -42,7 +42,17 @@ def check_header(entry: Entry) -> None:
 
     Raises DamagedFile where it does not, or is not.
     """
-    header = _first_bytes(entry.uri)
+    try:
+        if storage.is_s3(entry.uri):
+            import s3fs
+
+            s3 = s3fs.S3FileSystem(**storage.s3_options())
+            header = s3.cat_file(entry.uri, start=0, end=HEADER)
+        else:
+            with open(entry.uri, "rb") as file:
+                header = file.read(HEADER)
+    except Exception as error:  # those of the disk, of s3fs and of botocore
+        raise unreadable(entry.uri, error) from error
     if len(header) < 20 or header[:4] != b"root":
         begins = f"it begins with {header[:8]!r}" if header else "it is empty"
         raise DamagedFile(f"{entry.uri} is not a ROOT file: {begins}")
@@ -50,24 +60,12 @@ def check_header(entry: Entry) -> None:
     (version,) = struct.unpack_from(">i", header, 4)
     (end,) = struct.unpack_from(">q" if version >= LARGE_FILE else ">i", header, 12)
     if entry.size < end:
-        error = DamagedFile(
+        truncated = DamagedFile(
             f"{entry.uri} is truncated: it should have {end:,} bytes and has {entry.size:,};"
             f" {REMEDY}"
         )
-        error.whole_size = end
-        raise error
-
-
-def _first_bytes(uri: str) -> bytes:
-    try:
-        if not storage.is_s3(uri):
-            with open(uri, "rb") as file:
-                return file.read(HEADER)
-        import s3fs
-
-        return s3fs.S3FileSystem(**storage.s3_options()).cat_file(uri, start=0, end=HEADER)
-    except Exception as error:  # those of the disk, of s3fs and of botocore
-        raise unreadable(uri, error) from error
+        truncated.whole_size = end
+        raise truncated
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from typing import Any
 
 from common import storage
 from common.errors import InputError
-from weaver.read.jagged import Column, Columns
+from weaver.read.jagged import Columns
 
 SUFFIX = ".parquet"
 
@@ -68,7 +68,10 @@ def uncompressed_bytes(file: Any, columns: Iterable[str]) -> int:
 
 
 def steps(file: Any, columns: Iterable[str], rows: int, stop: int | None) -> Iterator[Columns]:
-    """Columns as awkward arrays, `rows` jets at a time, up to jet `stop`."""
+    """Columns as awkward arrays, `rows` jets at a time, up to jet `stop`.
+
+    Raises InputError where a value is missing.
+    """
     import awkward as ak
 
     left = file.metadata.num_rows if stop is None else stop
@@ -78,20 +81,15 @@ def steps(file: Any, columns: Iterable[str], rows: int, stop: int | None) -> Ite
         if part.num_rows:
             step = {}
             for name in columns:
-                step[name] = _without_missing(ak.from_arrow(part.column(name)), name)
+                values = ak.from_arrow(part.column(name))
+                entry_missing = ak.any(ak.is_none(values, axis=-1), axis=None)
+                if entry_missing or ak.any(ak.is_none(values, axis=0)):
+                    raise InputError(
+                        f"column '{name}' has missing values; fill them when the file is written"
+                    )
+                # parquet gives every column the type of one that may have missing values
+                step[name] = ak.drop_none(ak.drop_none(values, axis=0), axis=-1)
             yield step
         left -= part.num_rows
         if not left:
             return
-
-
-def _without_missing(values: Column, name: str) -> Column:
-    """The same column without the option type that parquet gives every column.
-
-    Raises InputError where a value is missing.
-    """
-    import awkward as ak
-
-    if ak.any(ak.is_none(values, axis=-1), axis=None) or ak.any(ak.is_none(values, axis=0)):
-        raise InputError(f"column '{name}' has missing values; fill them when the file is written")
-    return ak.drop_none(ak.drop_none(values, axis=0), axis=-1)

@@ -59,18 +59,16 @@ def _library(method: bytes) -> Callable[[Buffer, int], Buffer]:
     import uproot.compression as kinds
 
     if method == b"L4":
-        return lambda data, size: kinds.LZ4(1).decompress(_checked(data), size)
+        import xxhash
+
+        def lz4(data: Buffer, size: int) -> Buffer:
+            content = bytes(data[CHECKSUM:])
+            if xxhash.xxh64(content).intdigest() != int.from_bytes(data[:CHECKSUM], "big"):
+                raise ValueError("the checksum of a compressed block is wrong")
+            return kinds.LZ4(1).decompress(content, size)
+
+        return lz4
     if method in (b"XZ", b"ZS"):
         kind = {b"XZ": kinds.LZMA, b"ZS": kinds.ZSTD}[method](1)
         return lambda data, size: kind.decompress(bytes(data), size)
     raise ValueError(f"a block compressed as {method!r}")
-
-
-def _checked(data: Buffer) -> bytes:
-    """The data of a block of LZ4, whose checksum comes first."""
-    import xxhash
-
-    content = bytes(data[CHECKSUM:])
-    if xxhash.xxh64(content).intdigest() != int.from_bytes(data[:CHECKSUM], "big"):
-        raise ValueError("the checksum of a compressed block is wrong")
-    return content

@@ -89,7 +89,13 @@ def read_tree(path: str, choose: Callable[[list[str]], str], names: set[str]) ->
     of damaged bytes (struct.error, IndexError, ValueError, OSError, zlib's errors).
     """
     with opened(path) as fetch:
-        keys = dict(_trees(fetch))
+        head = Cursor(fetch(0, HEAD))
+        magic, version, begin = head.take(">4sii")
+        if magic != b"root":
+            raise Unusual("no ROOT file")
+        head.take(">qqii" if version >= LARGE_FILE else ">iiii")  # the end, the list of free pieces
+        (name_length,) = head.take(">i")
+        keys = dict(_trees(fetch, begin + name_length, "", DEPTH))
         chosen = choose(list(keys))
         data, start = keys[chosen].content(fetch)
         return _parse_tree(chosen, Cursor(data, 0, start), names)
@@ -129,18 +135,7 @@ class _Key:
         return bytes(data), self.key_length
 
 
-def _trees(fetch: Callable[[int, int], bytes]) -> Iterator[tuple[str, _Key]]:
-    """Path with cycle -> key, of all trees in the file."""
-    head = Cursor(fetch(0, HEAD))
-    magic, version, begin = head.take(">4sii")
-    if magic != b"root":
-        raise Unusual("no ROOT file")
-    head.take(">qqii" if version >= LARGE_FILE else ">iiii")  # the end, and the list of free pieces
-    (name_length,) = head.take(">i")
-    yield from _directory(fetch, begin + name_length, "", DEPTH)
-
-
-def _directory(
+def _trees(
     fetch: Callable[[int, int], bytes], at: int, path: str, depth: int
 ) -> Iterator[tuple[str, _Key]]:
     """Path with cycle -> key, of the trees in a directory and at most `depth` below it."""
@@ -156,7 +151,7 @@ def _directory(
         elif key.kind in DIRECTORIES:
             if not depth:
                 raise Unusual("folders within folders")
-            yield from _directory(fetch, key.seek + key.key_length, f"{path}{key.name}/", depth - 1)
+            yield from _trees(fetch, key.seek + key.key_length, f"{path}{key.name}/", depth - 1)
         elif key.kind == "TNtuple":
             raise Unusual("a tree of another kind")
 
