@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import dataclasses
 import mmap
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +27,6 @@ from weaver.prepared.columns import (
     HEADER,
     WEIGHT,
     ColumnEntry,
-    Description,
     SequenceEntry,
     is_prepared,
     local_copy,
@@ -103,9 +103,12 @@ class Gathered:
 class Dataset:
     """Prepared jets. Make one with `Dataset.open`."""
 
-    def __init__(self, folder: Path, description: Description, data_config: DataConfig) -> None:
+    def __init__(
+        self, folder: Path, description: Mapping[str, Any], data_config: DataConfig
+    ) -> None:
         self.folder = folder
         self.description = description
+        """dataset.json: weaver.prepared.columns.Description."""
         self.data_config = data_config.with_derived(description)
         """The data config with the standardisation that was used; what is exported with a network
         must apply the same.
@@ -312,8 +315,8 @@ class _Sequence:
             rows = self._constant.on(kept.device).expand(len(kept), self.length, -1)
         # (N, P): true in the places of particles
         real = torch.arange(self.length, device=kept.device) < kept[:, None]
-        made = torch.empty((len(kept), len(pad), self.length), device=kept.device)
-        return torch.where(real[:, None, :], rows.transpose(1, 2), pad[:, None], out=made)
+        padded = torch.empty((len(kept), len(pad), self.length), device=kept.device)
+        return torch.where(real[:, None, :], rows.transpose(1, 2), pad[:, None], out=padded)
 
     def read_ahead(self, start: int, stop: int) -> None:
         if self.values is None or not len(self.values):
@@ -393,7 +396,7 @@ class _Advice:
             self._map.madvise(mmap.MADV_WILLNEED, start, stop - start)
 
 
-def _check(source: str, description: Description, config: DataConfig) -> None:
+def _check(source: str, description: Mapping[str, Any], config: DataConfig) -> None:
     if description.get("format") != FORMAT:
         raise InputError(
             f"{source} has form {description.get('format')}, this program reads form {FORMAT};"

@@ -147,12 +147,12 @@ class Loader:
         A batch by itself is too small for its gather to occupy more than one core.
         """
         for first in batches[::TOGETHER]:
-            made = []
+            parts = []
             for number in range(first, min(first + TOGETHER, batches.stop)):
-                made.append(self._jets(order, number))
-            together = resident.batch(np.concatenate([jets for jets, _ in made]))
+                parts.append(self._jets(order, number))
+            together = resident.batch(np.concatenate([jets for jets, _ in parts]))
             start = 0
-            for jets, real in made:
+            for jets, real in parts:
                 yield self._weighted(together[start : start + len(jets)], real)
                 start += len(jets)
 

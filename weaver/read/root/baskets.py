@@ -46,10 +46,10 @@ def columns(fetch: Fetch, branches: Mapping[str, Branch], start: int, stop: int)
     decompressor's error for damaged or unusual baskets.
     """
     known: list[Lists] = []
-    made: Columns = {}
+    arrays: Columns = {}
     for name, branch in branches.items():
-        made[name] = _column(fetch, branch, start, stop, known)
-    return made
+        arrays[name] = _column(fetch, branch, start, stop, known)
+    return arrays
 
 
 def _column(

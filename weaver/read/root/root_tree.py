@@ -216,7 +216,7 @@ class Cursor:
         if bits & REFERENCED:
             self.at += 2
 
-    def named(self) -> str:
+    def object_name(self) -> str:
         """The name of a named object, whose end is then reached."""
         end = self.begin()[1]
         self.plain_object()
@@ -255,11 +255,11 @@ class Cursor:
             return name
         if not tag & CLASS:
             raise Unusual("an object without a class")
-        named = Cursor(self.data, (tag & ~CLASS) - CLASS_OFFSET - self.shift)
-        if named.at < 0 or named.take(">I")[0] != NEW_CLASS:
+        definition = Cursor(self.data, (tag & ~CLASS) - CLASS_OFFSET - self.shift)
+        if definition.at < 0 or definition.take(">I")[0] != NEW_CLASS:
             raise Unusual("a reference to no class")
-        named.at -= 4
-        return named.class_name()
+        definition.at -= 4
+        return definition.class_name()
 
 
 def _parse_tree(path: str, cursor: Cursor, names: set[str]) -> Tree:
@@ -279,7 +279,7 @@ def _parse_tree(path: str, cursor: Cursor, names: set[str]) -> Tree:
         # only the name is read first: most branches are not needed
         ahead = Cursor(place.data, place.at, place.shift)
         ahead.begin()
-        name = ahead.named()
+        name = ahead.object_name()
         if name in names:
             branches[name] = _parse_branch(name, place, entries)
     missing = names - branches.keys()
