@@ -2,7 +2,7 @@
 
     JecError                     reported as one clear sentence, without a traceback (exit code 1)
     ├── InputError               refused before work starts: the input cannot be used (exit code 2)
-    │   ├── DamagedFile          a data file cannot be read to its end      (weaver.read.files)
+    │   ├── DamagedFile          a data file cannot be read to its end      (weaver.read.opening)
     │   ├── AuthError            no valid login for Kubeflow                (operations.auth)
     │   └── NoCluster            no Kubernetes cluster is configured        (clusters.api)
     ├── StorageError             the storage did not do as asked

@@ -30,6 +30,7 @@ import torch
 import torch.nn.functional as F
 
 from weaver.config.data_config import DataConfig
+from weaver.config.vocabulary import COMPARE
 from weaver.onnx.raw_program import RawProgram, Value
 from weaver.prepared.transform import standardize
 
@@ -39,7 +40,7 @@ _TYPES = {"f2": torch.float32, "f4": torch.float32, "f8": torch.float64} | {
     **dict.fromkeys(("i1", "i2", "i4", "u1", "u2"), torch.int32),
     **dict.fromkeys(("i8", "u4", "u8"), torch.int64),
 }
-COMPARISONS = frozenset({"equal", "not_equal", "less", "less_equal", "greater", "greater_equal"})
+COMPARISONS = frozenset(known.operation for known in COMPARE.values())
 # ONNX Runtime computes these in single precision only.
 SINGLE = frozenset(
     {

@@ -22,78 +22,31 @@ import awkward as ak
 import numpy as np
 
 from common.errors import InputError, unknown
+from weaver.config import vocabulary
 from weaver.config.data_config import TRAINING_FLAG, DataConfig
-from weaver.config.expressions import MODULES, Expression
+from weaver.config.expressions import Expression
+from weaver.config.vocabulary import MODULES
 
 # particles of the tiny jets: neither equal nor the number of jets, so that a wrong axis shows in
 # the shape
 COUNTS = (2, 1, 4)
 
 
-def _words(text: str) -> dict[str, str]:
-    """Words `name` or `name=operation` -> the operation each stands for."""
-    return {word.partition("=")[0]: word.rpartition("=")[2] for word in text.split()}
+ELEMENTWISE = vocabulary.operations("elementwise")
+"""Functions of single values -> operation.
 
-
-ELEMENTWISE = _words(
-    """abs absolute=abs fabs=abs add subtract multiply divide true_divide=divide floor_divide
-    mod=remainder remainder power pow=power float_power=power maximum minimum sqrt square cbrt exp
-    exp2 expm1 log log2 log10 log1p logaddexp sin cos tan arcsin arccos arctan arctan2 asin=arcsin
-    acos=arccos atan=arctan atan2=arctan2 sinh cosh tanh arcsinh arccosh arctanh hypot sign negative
-    positive reciprocal floor ceil rint round=rint trunc deg2rad rad2deg radians=deg2rad
-    degrees=rad2deg isfinite isnan isinf where equal not_equal less less_equal greater greater_equal
-    logical_and logical_or logical_xor logical_not invert bitwise_not=invert bitwise_and bitwise_or
-    bitwise_xor zeros_like ones_like nan_to_num _clip=clip"""
-)
-"""Functions of single values, by the names under which numpy, awkward and weaver-core's helpers
-have them.
+Names are those of numpy, awkward and weaver-core's helpers.
 """
 
-REDUCTIONS = _words("sum prod min max amin=min amax=max mean any all count_nonzero")
-"""Particles to one value a jet; they need axis=1."""
+REDUCTIONS = vocabulary.operations("reduction")
+"""Functions from particles to one value a jet -> operation; they need axis=1."""
 
-_BINARY = {
-    ast.Add: "add",
-    ast.Sub: "subtract",
-    ast.Mult: "multiply",
-    ast.Div: "divide",
-    ast.FloorDiv: "floor_divide",
-    ast.Mod: "remainder",
-    ast.Pow: "power",
-    ast.BitAnd: "bitwise_and",
-    ast.BitOr: "bitwise_or",
-    ast.BitXor: "bitwise_xor",
-}
-_UNARY = {ast.USub: "negative", ast.UAdd: "positive", ast.Invert: "invert"}
-_COMPARE = {
-    ast.Eq: "equal",
-    ast.NotEq: "not_equal",
-    ast.Lt: "less",
-    ast.LtE: "less_equal",
-    ast.Gt: "greater",
-    ast.GtE: "greater_equal",
-}
-_ON_BOOLEANS = {
-    "bitwise_and": "logical_and",
-    "bitwise_or": "logical_or",
-    "bitwise_xor": "logical_xor",
-    "invert": "logical_not",
-} | {
-    "multiply": "logical_and",  # numpy's arithmetic of true and false
-    "add": "logical_or",
-}
-_SHAPES = (
-    "num",
-    "count",
-    "argsort",
-    "sort",
-    "firsts",
-    "fill_none",
-    "local_index",
-    "values_astype",
-    "full_like",
-)
-OTHER = frozenset({*_SHAPES, "_batch_argsort", "_batch_gather"})
+OTHER = frozenset(vocabulary.operations("particles"))
+"""Functions of a jet's particles; the compiler has a method `call_<name>` for each."""
+
+_BINARY = {kind: known.operation for kind, known in vocabulary.BINARY.items() if known.operation}
+_UNARY = {kind: known.operation for kind, known in vocabulary.UNARY.items()}
+_COMPARE = {kind: known.operation for kind, known in vocabulary.COMPARE.items()}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -360,7 +313,7 @@ class _Compiler:
         dtype, particles = self.type_of(node)
         given = [a for a in args if isinstance(a, Value)]
         if dtype.kind == "b" or all(_dtype(a).kind == "b" for a in args):
-            op = _ON_BOOLEANS.get(op, op)
+            op = vocabulary.ON_BOOLEANS.get(op, op)
         if op.startswith("bitwise") or op == "invert":
             raise self.refusal(node, "bits of whole numbers have no form in a graph")
         counts = (
