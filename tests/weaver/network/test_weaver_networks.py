@@ -29,7 +29,7 @@ MODELS = {
 @pytest.fixture(scope="module")
 def stored() -> dict[str, torch.Tensor]:
     """Arrays of weaver-core 0.5.3, made by peer/particle_net.py."""
-    with np.load(Path(__file__).parent / "peer" / "particle_net.npz") as arrays:
+    with np.load(Path(__file__).parents[1] / "peer" / "particle_net.npz") as arrays:
         return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
 
 
