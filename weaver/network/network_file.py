@@ -120,7 +120,7 @@ class NetworkFile:
             return function(data_config, **options)
         except JecError:
             raise
-        except Exception as error:
+        except Exception as error:  # as above
             raise self._refusal(f"{name} failed", error) from error
 
     def _refusal(self, what: str, error: Exception, advice: str = "") -> InputError:
@@ -201,6 +201,7 @@ def option_rules(source: str) -> dict[str, Rule]:
     is built.
     """
     for node in ast.parse(source).body:
+        # with or without an annotation: OPTIONS = {...}, OPTIONS: dict = {...}
         value = node.value if isinstance(node, ast.Assign | ast.AnnAssign) else None
         if value is not None and "OPTIONS" in _defined([node]):
             try:
