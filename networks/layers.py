@@ -12,7 +12,7 @@ arXiv:1810.05165.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import nn
@@ -31,6 +31,7 @@ from networks.fast import (
     mean_of_neighbours,
     rows_of,
 )
+from networks.options import ModelInfo
 
 # squared distance to a particle that must not be a neighbour: above any real one, below infinity
 # (the particle itself)
@@ -75,7 +76,7 @@ def jet_values(groups: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     return [group if group.dim() == 2 else group.reshape(group.shape[0], -1) for group in groups]
 
 
-def describe(data_config, columns: Sequence[str] = ("output",)) -> dict[str, Any]:
+def describe(data_config, columns: Sequence[str] = ("output",)) -> ModelInfo:
     """Describe a network's inputs and output as Weaver's export reads them.
 
     That is their names, shapes and free axes; and beyond Weaver, what the output's columns are.

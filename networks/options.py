@@ -15,6 +15,10 @@ from common.errors import InputError, unknown
 Rule = Mapping[str, Any]
 """What one option may be: {"choices": [...]}, or {"least": a, "below": b, "several": True}."""
 
+ModelInfo = dict[str, Any]
+"""What get_model returns beside the model: input_names, input_shapes, output_names, dynamic_axes;
+weaver-core and torch.onnx.export fix the names."""
+
 Options = dict[str, Any]
 """Checked options of a network by name: numbers, words, or tuples of numbers."""
 

@@ -12,7 +12,6 @@ is one value a jet: in `jet_features` or, if the data config has it, in `global_
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import nn
@@ -28,7 +27,7 @@ from networks.layers import (
     jet_values,
 )
 from networks.losses import output_columns, output_layer, regression_loss
-from networks.options import Rule, check
+from networks.options import ModelInfo, Rule, check
 
 INPUTS = ("pf_features", "pf_mask", "jet_features")
 # of the event, one value a jet: joined after the sum, like jet_features
@@ -91,7 +90,7 @@ def get_model(
     norm: str = "none",
     loss: str = "l1",
     quantiles: Sequence[float] = (0.16, 0.84),
-) -> tuple[nn.Module, dict[str, Any]]:
+) -> tuple[nn.Module, ModelInfo]:
     """Build the network for a data config, and the description of its inputs.
 
     Defaults are those of the published study.

@@ -23,8 +23,10 @@ was killed.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import io
 import pickle
+import platform
 import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -33,9 +35,14 @@ from common import storage
 from common.errors import InputError, TrainingError, unknown
 from weaver.fit import metrics_log
 from weaver.fit.metrics_log import EpochRecord
+from weaver.network.network_file import num_parameters
 
 if TYPE_CHECKING:
     import torch
+
+    from weaver.config.data_config import DataConfig
+    from weaver.fit.options import TrainOptions
+    from weaver.network.network_file import NetworkFile
 
 State = dict[str, Any]
 """Content of a checkpoint.pt or best.pt, whose names are in the module's text."""
@@ -197,6 +204,42 @@ def read_tensors(uri: str) -> State:
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise InputError(f"{uri} is no checkpoint that can be read: {reason}") from None
+
+
+def resume_configuration(
+    options: TrainOptions, data_config: DataConfig, network: NetworkFile
+) -> dict[str, object]:
+    """The settings that must be equal for a checkpoint to be resumed."""
+    return {
+        **options.settings(),
+        "network_option": dict(options.network_option),
+        # the file's content: where it lies makes no difference
+        "network_config": hashlib.sha256(network.source.encode()).hexdigest()[:16],
+        "data_config": data_config.digest()[:16],
+        "data_train": " ".join(options.data_train),
+        "data_val": " ".join(options.data_val),
+    }
+
+
+def trial_description(options: TrainOptions, model: torch.nn.Module) -> dict[str, object]:
+    """The part of options.json that is known before training."""
+    import numpy
+    import torch
+
+    versions = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+    }
+    return {
+        "network_options": dict(options.network_option),
+        "train_options": options.settings(),
+        "network_config": storage.absolute(options.network_config),
+        "data_config": storage.absolute(options.data_config),
+        "num_parameters": num_parameters(model),
+        "seed": options.seed,
+        "versions": versions,
+    }
 
 
 def check_same(uri: str, stored: Settings, current: Settings) -> None:

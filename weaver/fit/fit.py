@@ -184,7 +184,7 @@ class Fit:
         end = (self.progressed.epoch + 1) * self.steps
         while number < end:
             turn, first = divmod(number, len(self.train))
-            with contextlib.closing(self.train.epoch(turn, first)) as batches:
+            with _pass(self.train, turn, first) as batches:
                 for place in range(first, min(len(self.train), first + end - number)):
                     yield next(batches), place
                     number += 1
@@ -280,7 +280,7 @@ class Fit:
         The text is the end of a sentence.
         """
         turn, place = divmod(number, len(self.train))
-        with contextlib.closing(self.train.epoch(turn, place)) as batches:
+        with _pass(self.train, turn, place) as batches:
             variables = not_finite(next(batches), self.train.dataset.data_config.input_dicts)
         if variables:
             return f"its jets hold values that are not finite: {variables}"
@@ -314,7 +314,7 @@ class Fit:
         # jets (or weights), then each metric times jets
         sums = torch.zeros(len(names) + 1, dtype=torch.float64, device=self.world.device)
         responses: list[torch.Tensor] = []
-        with contextlib.closing(self.val.epoch(0)) as batches:
+        with _pass(self.val, 0) as batches:
             for place, batch in enumerate(batches):
                 loss, count, judged = self.objective(
                     self.validated, batch, filled=self._filled(self.val, place)
@@ -438,6 +438,13 @@ class Fit:
         bar = Progress(self._where(), total=jets + self.val.num_jets, unit="jets")
         bar.done = self.progressed.batch * whole
         return bar
+
+
+def _pass(
+    loader: Loader, number: int, first: int = 0
+) -> contextlib.closing[Generator[Batch, None, None]]:
+    """One pass over the data from batch `first` on; its reading threads end with the block."""
+    return contextlib.closing(cast(Generator[Batch, None, None], loader.epoch(number, first)))
 
 
 class _Silent(Progress):

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from common import storage
 from common.errors import InputError, JecError, unknown
-from networks.options import Rule
+from networks.options import ModelInfo, Rule
 
 if TYPE_CHECKING:
     import torch
@@ -31,11 +31,6 @@ OWN_LOOPS = ("get_train_fn", "get_evaluate_fn", "init_opt")
 """Functions by which a file for weaver-core may replace the training loop.
 
 Such a loop could not be resumed or distributed here.
-"""
-
-ModelInfo = dict[str, Any]
-"""What get_model returns beside the model: input_names, input_shapes, output_names, dynamic_axes;
-weaver-core and torch.onnx.export fix the names.
 """
 
 
@@ -163,6 +158,11 @@ def load_network(uri: str) -> NetworkFile:
     network = NetworkFile(uri=uri, source=storage.read_text(uri))
     network.option_names()
     return network
+
+
+def num_parameters(model: torch.nn.Module) -> int:
+    """How many numbers of a network training adjusts."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
 def option_names(source: str, where: str, needed: Sequence[str] = NEEDED) -> set[str] | None:

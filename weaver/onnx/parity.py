@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -209,14 +210,12 @@ def check_parity(
             row = int(np.argmax(difference))
             if difference[row] > worst.difference:
                 jet = int(jets[row])
-                worst = _Worst(
-                    difference=float(difference[row]),
-                    jet=jet,
-                    level=level,
-                    text=f"{_jet(golden, jet)} at batch size {size} and graph level {level}"
+                text = (
+                    f"{_jet(golden, jet)} at batch size {size} and graph level {level}"
                     f" ({GRAPH_LEVELS[level]}): PyTorch {_numbers(expected[jet])}, ONNX Runtime"
-                    f" {_numbers(answers[row])}",
+                    f" {_numbers(answers[row])}"
                 )
+                worst = _Worst(float(difference[row]), jet, level, text)
             total += len(jets)
         share = min(share, float(np.mean(off <= CLOSE)))
 
@@ -240,8 +239,7 @@ def check_parity(
     )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Worst:
+class _Worst(NamedTuple):
     """The jet that is furthest off so far; none at first."""
 
     difference: float = -1.0

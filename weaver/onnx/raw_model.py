@@ -28,8 +28,8 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from networks.options import ModelInfo
 from weaver.config.data_config import DataConfig
-from weaver.network.network_file import ModelInfo
 from weaver.onnx.raw_program import RawProgram, Value
 from weaver.prepared.transform import standardize
 
