@@ -7,12 +7,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import re
-from typing import Any
 
 from common import storage
 from common.config import AUTO, RunConfig
 from common.errors import InputError
 from common.layout import RunFolder
+from common.records import RunRecord
 
 # characters of the network's name in a run id, so that with '-' and 8 hex digits every name stays
 # below Katib's 40
@@ -27,7 +27,7 @@ class Run:
     """
 
     config: RunConfig
-    record: dict[str, Any] = dataclasses.field(default_factory=dict)
+    record: RunRecord = dataclasses.field(default_factory=RunRecord)
 
     @property
     def id(self) -> str:
@@ -66,7 +66,7 @@ class Run:
         """Write run.json, which makes the folder a run."""
         storage.write_json(
             self.folder.run,
-            {"run_id": self.id, **self.record, "config": self.config.parameters()},
+            {"run_id": self.id, **self.record.as_json(), "config": self.config.parameters()},
         )
 
     @classmethod
@@ -80,12 +80,11 @@ class Run:
                 f"{uri} is no run: it has no run.json (prepare writes it when all is in place)"
             )
         content = storage.read_json(place)
-        config = RunConfig.from_dict(content.pop("config"))
-        content.pop("run_id", None)
+        record = RunRecord.from_json(content, place)
         # The folder may have been moved or mounted elsewhere: where it lies now is where it is.
-        return cls(
-            config=config.replace(s3_bucket=storage.absolute(uri).rsplit("/", 1)[0]), record=content
-        )
+        folder = storage.absolute(uri).rsplit("/", 1)[0]
+        config = RunConfig.from_dict(content["config"]).replace(s3_bucket=folder)
+        return cls(config=config, record=record)
 
 
 def slug(network_config: str) -> str:

@@ -13,7 +13,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from clusters.katib import check_experiment
 from common import storage
@@ -21,6 +20,7 @@ from common.cli import Parser, run_main
 from common.config import AUTO, NONE, RunConfig, add_arguments, flag
 from common.errors import InputError, JecError
 from common.project import ROOT, here, is_own
+from common.records import DataSet, RunRecord
 from common.run import Run, make_run_id, slug
 from components import step
 from training.experiment import experiment
@@ -242,7 +242,7 @@ def _check_same(run: Run, inputs: _Inputs) -> None:
         if storage.read_bytes(run.path("config", name)) != content:
             different.append(f"config/{name} is not what the file holds now")
     for split, files in inputs.files.items():
-        if before.record["data"][split]["fingerprint"] != storage.fingerprint(files):
+        if before.record.data[split].fingerprint != storage.fingerprint(files):
             different.append(f"the files of --data-{split} have changed")
     if different:
         more = f", and {len(different) - 1} more" if len(different) > 1 else ""
@@ -257,8 +257,8 @@ def _data_there(run: Run) -> bool:
     cleared.
     """
     return all(
-        storage.exists(storage.join(data["dataset"], "dataset.json"))
-        for data in Run.load(run.uri).record["data"].values()
+        storage.exists(storage.join(data.dataset, "dataset.json"))
+        for data in Run.load(run.uri).record.data.values()
     )
 
 
@@ -286,20 +286,20 @@ def _fill(run: Run, inputs: _Inputs, job_id: str = "") -> None:
         # with what was derived on the training set, which comes first
         data_config = ref.data_config
         storage.write_json(run.path("data", f"{split}.json"), {"dataset": ref.uri})
-        data[split] = {
-            "dataset": ref.uri,
-            "jets": ref.num_jets,
-            "read": ref.num_read,
-            "files": len(inputs.files[split]),
-            "fingerprint": storage.fingerprint(inputs.files[split]),
-        }
+        data[split] = DataSet(
+            dataset=ref.uri,
+            jets=ref.num_jets,
+            read=ref.num_read,
+            files=len(inputs.files[split]),
+            fingerprint=storage.fingerprint(inputs.files[split]),
+        )
         if ref.reused:
             step.say(f"{split}: {ref.num_jets:,} jets, decoded before")
-    shared = check_shared({split: one["dataset"] for split, one in data.items()})
+    shared = check_shared({split: one.dataset for split, one in data.items()})
     storage.write_bytes(run.path("config", "data.yaml"), inputs.data_config_text)
     storage.write_bytes(run.path("config", "network.py"), inputs.network_text)
     storage.write_text(run.path("config", "search_space.json"), run.config.search_space + "\n")
-    Run(config=config, record={**_record(data), "shared_jets": shared, "kfp_run": job_id}).save()
+    Run(config=config, record=_record(data, shared, job_id)).save()
 
 
 def check_shared(sets: Mapping[str, str]) -> dict[str, int]:
@@ -334,21 +334,23 @@ def _sample(config: RunConfig) -> dict[str, str]:
     return ensure_sample(config.s3_bucket, jets=(config.sample_jets, part, part), seed=config.seed)
 
 
-def _record(data: dict[str, Any]) -> dict[str, Any]:
+def _record(data: dict[str, DataSet], shared_jets: dict[str, int], job_id: str) -> RunRecord:
     """What run.json says beside the configuration: data, their fingerprint, versions, the commit of
     the code.
     """
-    joined = "".join(data[split]["fingerprint"] for split in SPLITS)
-    return {
-        "data": data,
-        "data_fingerprint": storage.digest(joined.encode()),
-        "versions": {
-            "python": sys.version.split()[0],
-            **{name: _version(name) for name in PACKAGES},
-        },
-        "git_commit": _git_commit(),
-        "images": {"steps": os.environ.get("JEC_STEPS_IMAGE", "none")},
-    }
+    joined = "".join(data[split].fingerprint for split in SPLITS)
+    versions = {"python": sys.version.split()[0]}
+    for package in PACKAGES:
+        versions[package] = _version(package)
+    return RunRecord(
+        data=data,
+        data_fingerprint=storage.digest(joined.encode()),
+        versions=versions,
+        git_commit=_git_commit(),
+        images={"steps": os.environ.get("JEC_STEPS_IMAGE", "none")},
+        shared_jets=shared_jets,
+        kfp_run=job_id,
+    )
 
 
 def _version(package: str) -> str:
