@@ -12,7 +12,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from typing import TypedDict
 
 from common import storage
 from common.choices import SPLITS
@@ -20,6 +19,7 @@ from common.cli import Parser, run_main
 from common.config import AUTO, NONE, RunConfig, add_arguments, flag
 from common.errors import InputError, JecError
 from common.project import ROOT, here
+from common.records import DataSet, RunRecord
 from common.run import Run, make_run_id, slug
 from components import inputs as inputs_module
 from components import step
@@ -51,17 +51,6 @@ PACKAGES = (
     "kserve",
     "kubeflow-katib",
 )
-
-
-class DataRecord(TypedDict):
-    """What run.json says of one set of jets."""
-
-    dataset: str
-    """URI of the prepared folder."""
-    jets: int
-    read: int
-    files: int
-    fingerprint: str
 
 
 def prepare(
@@ -100,8 +89,8 @@ def prepare(
             Run(config=run.config, record=before.record).save()
         # the cache of decoded data may have been cleared
         missing = not all(
-            storage.exists(storage.join(data["dataset"], "dataset.json"))
-            for data in before.record["data"].values()
+            storage.exists(storage.join(data.dataset, "dataset.json"))
+            for data in before.record.data.values()
         )
 
     step.write_output(run_output, run.uri)
@@ -178,7 +167,7 @@ def check_same(before: Run, run: Run, inputs: Inputs) -> None:
     if storage.read_bytes(run.path("config", "network.py")) != inputs.network.source.encode():
         different.append("config/network.py is not what the file holds now")
     for split, files in inputs.files.items():
-        if before.record["data"][split]["fingerprint"] != storage.fingerprint(files):
+        if before.record.data[split].fingerprint != storage.fingerprint(files):
             different.append(f"the files of --data-{split} have changed")
     if different:
         more = f", and {len(different) - 1} more" if len(different) > 1 else ""
@@ -213,31 +202,30 @@ def fill(run: Run, inputs: Inputs, job_id: str = "") -> None:
     add_sample(inputs)
     sets = decode_sets(run, inputs)
     # Only the decoded momenta show that files of other names hold the same jets.
-    shared = check_shared({split: record["dataset"] for split, record in sets.items()})
+    shared = check_shared({split: data.dataset for split, data in sets.items()})
 
     storage.write_bytes(run.path("config", "data.yaml"), inputs.data_config_text)
     storage.write_text(run.path("config", "network.py"), inputs.network.source)
     storage.write_text(run.path("config", "search_space.json"), run.config.search_space + "\n")
-    record = {
-        "data": sets,
-        "data_fingerprint": storage.digest(
-            "".join(sets[split]["fingerprint"] for split in SPLITS).encode()
-        ),
-        "versions": versions(),
-        "git_commit": git_commit(),
-        "images": {"steps": os.environ.get("JEC_STEPS_IMAGE", "none")},
-        "shared_jets": shared,
-        "kfp_run": job_id,
-    }
+    fingerprints = "".join(sets[split].fingerprint for split in SPLITS)
+    record = RunRecord(
+        data=sets,
+        data_fingerprint=storage.digest(fingerprints.encode()),
+        versions=versions(),
+        git_commit=git_commit(),
+        images={"steps": os.environ.get("JEC_STEPS_IMAGE", "none")},
+        shared_jets=shared,
+        kfp_run=job_id,
+    )
     Run(config=run.config, record=record).save()
 
 
-def decode_sets(run: Run, inputs: Inputs) -> dict[str, DataRecord]:
+def decode_sets(run: Run, inputs: Inputs) -> dict[str, DataSet]:
     """Decode the files of each split into the run's storage, or find them decoded there."""
     from weaver.prepared.prepare import prepare as decode
 
     config = run.config
-    sets: dict[str, DataRecord] = {}
+    sets: dict[str, DataSet] = {}
     data_config = inputs.known_data_config
     for split in SPLITS:
         ref = decode(
@@ -253,13 +241,13 @@ def decode_sets(run: Run, inputs: Inputs) -> dict[str, DataRecord]:
         # with what was derived on the training set, which comes first
         data_config = ref.data_config
         storage.write_json(run.path("data", f"{split}.json"), {"dataset": ref.uri})
-        sets[split] = {
-            "dataset": ref.uri,
-            "jets": ref.num_jets,
-            "read": ref.num_read,
-            "files": len(inputs.files[split]),
-            "fingerprint": storage.fingerprint(inputs.files[split]),
-        }
+        sets[split] = DataSet(
+            dataset=ref.uri,
+            jets=ref.num_jets,
+            read=ref.num_read,
+            files=len(inputs.files[split]),
+            fingerprint=storage.fingerprint(inputs.files[split]),
+        )
         if ref.reused:
             step.say(f"{split}: {ref.num_jets:,} jets, decoded before")
     return sets
