@@ -57,8 +57,10 @@ run: setup
 test: lint
 	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" $(ARGS)
 
+# Coverage's tracer slows every process, so each test has more time.
 test-all: lint
-	@$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=json:.coverage.json $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --timeout 600 \
+		--cov --cov-report=json:.coverage.json $(ARGS)
 	@$(BIN)/python -m tests.coverage_floors .coverage.json
 
 lint: setup

@@ -59,7 +59,6 @@ def pipeline(*args, check=True, **options):
         capture_output=True,
         check=False,
         text=True,
-        timeout=170,
         **options,
     )
     assert not check or answer.returncode == 0, answer.stdout + answer.stderr
