@@ -59,7 +59,8 @@ def pipeline(config: RunConfig, image: str = STEPS_IMAGE, *, non_root: bool = Fa
             with dsl.If(evaluated.outputs["passed"] == "true", name="gate"):
                 task("deploy", run=run, **common)
 
-    chain.__signature__ = inspect.Signature(
+    # KFP reads the pipeline's parameters from the signature.
+    chain.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # as inspect reads it
         [
             inspect.Parameter(
                 name,

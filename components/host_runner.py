@@ -49,7 +49,7 @@ class _Session:
     environment: dict[str, str]
     on_start: Callable[[str, list[str]], None]
     on_end: Callable[[str, list[str]], None]
-    running: list[subprocess.Popen] = dataclasses.field(default_factory=list)
+    running: list[subprocess.Popen[str]] = dataclasses.field(default_factory=list)
     failed: StepFailed | None = None
     stopping: bool = False
     lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)
@@ -139,9 +139,12 @@ def _run(session: _Session, command: list[str], env: dict[str, str]) -> bool:
         session.running.append(process)
     if session.stopping:  # the signal came while the process was being started
         processes.stop(process)
+    assert process.stdout is not None  # it is a pipe
+    # kfp captures sys.stdout while a step runs.
+    terminal = sys.__stdout__ or sys.stdout
     for line in process.stdout:
-        sys.__stdout__.write(f"[{name}] {line}")
-        sys.__stdout__.flush()
+        terminal.write(f"[{name}] {line}")
+        terminal.flush()
     code = process.wait()
     session.running.remove(process)
     if code != 0:
@@ -161,14 +164,14 @@ def _replaced_internals(session: _Session) -> Iterator[None]:
     )
     from kfp.local.orchestrator.enhanced_dag_orchestrator import ConditionEvaluator
 
-    class HostTaskHandler(task_handler_interface.ITaskHandler):
+    class HostTaskHandler(task_handler_interface.ITaskHandler):  # type: ignore[misc]  # kfp has no types
         def __init__(
             self,
             image: str,
             full_command: list[str],
             pipeline_root: str,
             runner: Any,
-            env_vars: dict | None = None,
+            env_vars: dict[str, str] | None = None,
         ) -> None:
             self.command, self.env = list(full_command), env_vars or {}
 
@@ -230,7 +233,8 @@ def _stopped_by_signals(session: _Session) -> Iterator[None]:
         if session.stopping:
             return
         session.stopping = True
-        sys.__stderr__.write("\nstopping: ending the running step and its children ...\n")
+        errors = sys.__stderr__ or sys.stderr
+        errors.write("\nstopping: ending the running step and its children ...\n")
         for process in list(session.running):
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGTERM)

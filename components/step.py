@@ -111,12 +111,15 @@ def with_status(name: str, run: Run, body: Callable[[], None], *, job_id: str = 
 
 
 def write_failure(run: Run, name: str, error: Exception, job_id: str = "") -> None:
-    """Note in status.json why a step failed, and whether that would repeat (of an exception that is
-    none of ours nobody knows).
+    """Note in status.json why a step failed, and whether another attempt would fail as well.
+
+    Nobody knows that of an exception that is none of ours.
     """
-    ours = isinstance(error, JecError)
-    reason = str(error) if ours else f"{type(error).__name__}: {error}"
-    write_status(run, name, "failed", reason, job_id=job_id, repeats=ours and error.repeats)
+    if isinstance(error, JecError):
+        reason, repeats = str(error), error.repeats
+    else:
+        reason, repeats = f"{type(error).__name__}: {error}", False
+    write_status(run, name, "failed", reason, job_id=job_id, repeats=repeats)
 
 
 def write_status(

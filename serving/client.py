@@ -127,7 +127,8 @@ class Client:
 
     def _call_model(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         with self._explained():
-            return self._call(f"/v2/models/{self.model}{path}", body)
+            answer: dict[str, Any] = self._call(f"/v2/models/{self.model}{path}", body)
+        return answer
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
@@ -156,7 +157,7 @@ class Client:
     def _exchange(self, path: str, data: bytes | None, headers: Mapping[str, str]) -> Reply:
         """The server's reply, if it is a good one."""
         try:
-            reply = self._connections.request(path, data, self.headers | headers)
+            reply = self._connections.request(path, data, {**self.headers, **headers})
         except TimeoutError:
             raise Unreachable(f"{self.url} did not answer within {self.timeout:.0f} s") from None
         except (http.client.HTTPException, OSError) as error:

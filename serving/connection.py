@@ -103,14 +103,18 @@ class Connections:
         else:
             self._mine.connection = connection
         return Reply(
-            status=answer.status, reason=answer.reason, headers=answer.headers, content=content
+            status=answer.status,
+            reason=answer.reason,
+            headers=dict(answer.headers),
+            content=content,
         )
 
     def _open(self) -> http.client.HTTPConnection:
         kind = _ClosedWithItsOwnerTLS if self.url.scheme == "https" else _ClosedWithItsOwner
+        host = self.url.hostname or ""
         if self.proxy is None:
-            return kind(self.url.hostname, self.url.port, timeout=self.timeout)
-        connection = kind(self.proxy.hostname, self.proxy.port, timeout=self.timeout)
+            return kind(host, self.url.port, timeout=self.timeout)
+        connection = kind(self.proxy.hostname or "", self.proxy.port, timeout=self.timeout)
         if self.url.scheme == "https":
-            connection.set_tunnel(self.url.hostname, self.url.port or 443)
+            connection.set_tunnel(host, self.url.port or 443)
         return connection
