@@ -25,10 +25,8 @@ def known_widths(
     """
     rng = np.random.default_rng(seed)
     pt = 30 * np.exp(rng.exponential(1.0, number))
-    sigma, shift = (
-        0.2 * (pt / 30) ** -0.3 * rng.uniform(0.5, 1.5, number),
-        rng.normal(0, 0.05, number),
-    )
+    sigma = 0.2 * (pt / 30) ** -0.3 * rng.uniform(0.5, 1.5, number)
+    shift = rng.normal(0, 0.05, number)
     columns = {
         "jetPt": pt,
         "genJetPt": pt * np.exp(rng.normal(shift, sigma)),
@@ -168,10 +166,8 @@ def test_a_share_by_hand():
 
 def test_figures_say_in_words_what_they_show(right):
     with figures.style():
-        coverage, widths = (
-            figures.coverage({"uncertainty": right}),
-            figures.widths({"uncertainty": right}),
-        )
+        coverage = figures.coverage({"uncertainty": right})
+        widths = figures.widths({"uncertainty": right})
     assert "wanted 68 %" in coverage.alt
     assert "is predicted" in widths.alt
     assert figures.coverage({}) is None
