@@ -137,10 +137,8 @@ def _stored(path: str, branch: Any) -> list[tuple[bytes, int]]:
     """A branch's baskets as they are stored, each with its uncompressed size."""
     content, baskets = Path(path).read_bytes(), []
     for seek, size in zip(branch.seeks.tolist(), branch.sizes.tolist(), strict=True):
-        full, key = (
-            int.from_bytes(content[seek + 6 : seek + 10], "big"),
-            int.from_bytes(content[seek + 14 : seek + 16], "big"),
-        )
+        full = int.from_bytes(content[seek + 6 : seek + 10], "big")
+        key = int.from_bytes(content[seek + 14 : seek + 16], "big")
         baskets.append((content[seek + key : seek + size], full))
     return baskets
 

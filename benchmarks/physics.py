@@ -369,11 +369,9 @@ class Judge:
     """All answers of one network's trainings to the same test jets."""
 
     def __init__(self, bench: Bench, network: str, tasks: Sequence[Task]) -> None:
-        self.bench, self.network, self.tasks = (
-            bench,
-            network,
-            [task for task in tasks if task.network == network],
-        )
+        self.bench = bench
+        self.network = network
+        self.tasks = [task for task in tasks if task.network == network]
         self.columns = bench.dataset(self.tasks[0], "test").observers()
         self.answers = {task: self._answers(task) for task in self.tasks}
         self.variants = list(dict.fromkeys(task.variant for task in self.tasks))

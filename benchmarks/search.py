@@ -163,19 +163,15 @@ def _record(folder: Path, seed: int, contender: str) -> Path:
 def write(
     results: dict[int, dict[str, list[dict[str, Any]]]], arguments: argparse.Namespace
 ) -> None:
-    report, rows, ratios, gains = (
-        Report("search", "tpe with early stopping against random search"),
-        [],
-        [],
-        [],
-    )
+    report = Report("search", "tpe with early stopping against random search")
+    rows = []
+    ratios = []
+    gains = []
     random, other = CONTENDERS
     for seed, searches in sorted(results.items()):
         goal, spent = best(searches[random]), searches[random][-1]["seconds"]
-        when, stopped = (
-            reached(searches[other], goal),
-            sum(one["status"] == "EarlyStopped" for one in searches[other]),
-        )
+        when = reached(searches[other], goal)
+        stopped = sum(one["status"] == "EarlyStopped" for one in searches[other])
         ratios += [when / spent] if when else []
         gains.append(best(searches[other]) - goal)
         rows.append(

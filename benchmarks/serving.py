@@ -354,11 +354,9 @@ def _loaded(
     from weaver.onnx.parity import session
 
     onnx_path, config = _repository(name, folder / name)
-    in_process, in_pieces, repository = (
-        functools.partial(session(onnx_path).run, None),
-        pieces(onnx_path),
-        onnx_path.parents[2],
-    )
+    in_process = functools.partial(session(onnx_path).run, None)
+    in_pieces = pieces(onnx_path)
+    repository = onnx_path.parents[2]
     runs = {
         f"{request} over {way}": {key: [] for key in (*RATES, "mean batch")}
         for request, way in cases
@@ -402,12 +400,10 @@ def pieces(onnx_path: Path) -> Callable[[Inputs], Any]:
 
     options, cores = onnxruntime.SessionOptions(), len(os.sched_getaffinity(0))
     options.intra_op_num_threads = 1
-    one, pool = (
-        onnxruntime.InferenceSession(
-            os.fspath(onnx_path), options, providers=["CPUExecutionProvider"]
-        ),
-        ThreadPoolExecutor(cores),
+    one = onnxruntime.InferenceSession(
+        os.fspath(onnx_path), options, providers=["CPUExecutionProvider"]
     )
+    pool = ThreadPoolExecutor(cores)
 
     def run(feed: Inputs) -> list[Any]:
         count = len(feed["pf_mask"])

@@ -116,11 +116,9 @@ class Bench:
     def __init__(self, arguments: argparse.Namespace, scratch: str) -> None:
         from data.generator.sample import ensure_sample
 
-        self.peer_python, self.device, self.scratch = (
-            os.path.abspath(arguments.peer_python),
-            arguments.device,
-            Path(scratch),
-        )
+        self.peer_python = os.path.abspath(arguments.peer_python)
+        self.device = arguments.device
+        self.scratch = Path(scratch)
         self.batch_size = arguments.batch_size
         self.peer_extra = arguments.peer_flags.split() if arguments.peer_flags else PEER_FLAGS
         patterns = ensure_sample(arguments.storage)

@@ -231,8 +231,7 @@ class LocalRun:
             from clusters.local import LocalCluster
             from serving import triton
 
-            # serving.triton takes the repository as text, and a Path does as well.
-            cluster = LocalCluster(self.output, servers=triton)  # type: ignore[arg-type]
+            cluster = LocalCluster(self.output, servers=triton)
             cluster.end_service(file.parent)
 
     def _collect(self) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from common.errors import nearest
 from data import summary
-from data.jetntuple import BRANCHES, BY_NAME, Columns, length
+from data.jetntuple import BRANCHES, BY_NAME, Columns
 
 ERROR, WARNING = "error", "warning"
 
@@ -110,7 +110,10 @@ def schema(where: str, present: Mapping[str, str]) -> list[Finding]:
 
 def values(where: str, columns: Columns) -> list[Finding]:
     """Values that cannot be: not finite, out of range, or at odds with each other."""
-    return [*not_finite(where, columns), *out_of_range(where, columns), *at_odds(where, columns)]
+    findings: list[Finding] = []
+    for check in (not_finite, out_of_range, at_odds, unusable):
+        findings += check(where, columns)
+    return findings
 
 
 def not_finite(where: str, columns: Columns) -> Iterable[Finding]:
@@ -145,73 +148,83 @@ def out_of_range(where: str, columns: Columns) -> Iterable[Finding]:
 
 
 def at_odds(where: str, columns: Columns) -> Iterable[Finding]:
-    """Values of one jet or candidate that contradict each other, or leave nothing to learn."""
-    jets = length(columns)
-    candidates = len(columns["PF_pT"])
-    distance = np.hypot(columns["PF_dEta"], columns["PF_dPhi"])
-    unknown = ~np.isin(np.abs(columns["PF_id"]), CANDIDATE_IDS)
-    empty = columns["nPF"] == 0
+    """Values of one jet or candidate that contradict each other."""
     matched = columns["genJetPt"] > 0
-    # (level, which jets or candidates, of how many, what is wrong, what to do)
-    cases = (
-        (
-            ERROR,
-            np.abs(distance - columns["PF_dR"]) > 1e-3,
-            candidates,
-            "PF_dR is not the length of (PF_dEta, PF_dPhi)",
-            "fill it anew",
-        ),
-        (
-            WARNING,
-            unknown,
-            candidates,
-            "PF_id is none of the particle-flow types",
-            "the network's one-hot types leave them out",
-        ),
-        (
-            ERROR,
-            (columns["jetGenMatch"] == 1) != matched,
-            jets,
-            "jetGenMatch disagrees with genJetPt > 0",
-            "fill one of them anew",
-        ),
-        (
-            WARNING,
-            empty,
-            jets,
-            "jets have no candidates (nPF = 0)",
-            "a network can only guess there; leave them out of training",
-        ),
-        (
-            WARNING,
-            ~matched,
-            jets,
-            "jets have no generator jet",
-            "the configs' selection genJetPt > 20 leaves them out",
-        ),
-        (
-            ERROR,
-            columns["jetRawPt"] <= 0,
-            jets,
-            "jetRawPt is not positive",
-            "log(jetPt / jetRawPt) is then not finite",
-        ),
-        (
-            WARNING,
-            columns["eventWeight"] <= 0,
-            jets,
-            "eventWeight is not positive",
-            "weighted training and evaluation need it",
+    distance = np.hypot(columns["PF_dEta"], columns["PF_dPhi"])
+    yield from _if_any(
+        np.abs(distance - columns["PF_dR"]) > 1e-3,
+        Finding(
+            level=ERROR,
+            where=where,
+            found="PF_dR is not the length of (PF_dEta, PF_dPhi)",
+            cure="fill it anew",
         ),
     )
-    for level, wrong, among, what, cure in cases:
-        if wrong.any():
-            yield Finding(
-                level=level,
-                where=where,
-                found=f"{what}: {np.count_nonzero(wrong):,} of {among:,}",
-                cure=cure,
-            )
+    yield from _if_any(
+        ~np.isin(np.abs(columns["PF_id"]), CANDIDATE_IDS),
+        Finding(
+            level=WARNING,
+            where=where,
+            found="PF_id is none of the particle-flow types",
+            cure="the network's one-hot types leave them out",
+        ),
+    )
+    yield from _if_any(
+        (columns["jetGenMatch"] == 1) != matched,
+        Finding(
+            level=ERROR,
+            where=where,
+            found="jetGenMatch disagrees with genJetPt > 0",
+            cure="fill one of them anew",
+        ),
+    )
+
+
+def unusable(where: str, columns: Columns) -> Iterable[Finding]:
+    """Jets that leave nothing to learn, or numbers that a logarithm or a weight does not take."""
+    yield from _if_any(
+        columns["nPF"] == 0,
+        Finding(
+            level=WARNING,
+            where=where,
+            found="jets have no candidates (nPF = 0)",
+            cure="a network can only guess there; leave them out of training",
+        ),
+    )
+    yield from _if_any(
+        ~(columns["genJetPt"] > 0),
+        Finding(
+            level=WARNING,
+            where=where,
+            found="jets have no generator jet",
+            cure="the configs' selection genJetPt > 20 leaves them out",
+        ),
+    )
+    yield from _if_any(
+        columns["jetRawPt"] <= 0,
+        Finding(
+            level=ERROR,
+            where=where,
+            found="jetRawPt is not positive",
+            cure="log(jetPt / jetRawPt) is then not finite",
+        ),
+    )
+    yield from _if_any(
+        columns["eventWeight"] <= 0,
+        Finding(
+            level=WARNING,
+            where=where,
+            found="eventWeight is not positive",
+            cure="weighted training and evaluation need it",
+        ),
+    )
+
+
+def _if_any(wrong: np.ndarray, finding: Finding) -> Iterable[Finding]:
+    """The finding with the number of jets or candidates it holds for, where there are any."""
+    if wrong.any():
+        count = f"{np.count_nonzero(wrong):,} of {len(wrong):,}"
+        yield dataclasses.replace(finding, found=f"{finding.found}: {count}")
 
 
 # ---------------------------------------------------------------------------------------- leakage

@@ -39,7 +39,7 @@ def read_lock(path: Path) -> dict[str, str]:
 
     They are "name==version", then "--hash=..." lines.
     """
-    packages = {}
+    packages: dict[str, str] = {}
     # A block starts at each line that is not indented.
     for block in re.split(r"^(?=[A-Za-z0-9])", path.read_text(), flags=re.MULTILINE):
         if "==" in block:

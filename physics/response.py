@@ -16,11 +16,12 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+Floats = NDArray[np.floating[Any]]
 """Numbers, one a jet or one a quantile; docstrings give the shape."""
 
 Mask = NDArray[np.bool_]

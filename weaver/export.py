@@ -40,7 +40,7 @@ class InputGroup(TypedDict):
     """One input of the network in preprocess.json."""
 
     var_names: list[str]
-    var_infos: dict[str, dict[str, float]]
+    var_infos: dict[str, dict[str, float | None]]
     var_length: int | None
 
 
@@ -134,7 +134,7 @@ def preprocessing(data_config: DataConfig) -> dict[str, object]:
             params = data_config.preprocess_params[name]
             described["var_length"] = params["length"]  # the same for all of a group
             unchanged = params["center"] is None
-            described["var_infos"][name] = {
+            infos: dict[str, float | None] = {
                 "median": 0 if unchanged else params["center"],
                 "norm_factor": params["scale"],
                 "replace_inf_value": 0,
@@ -142,6 +142,7 @@ def preprocessing(data_config: DataConfig) -> dict[str, object]:
                 "upper_bound": NO_UPPER_BOUND if unchanged else params["max"],
                 "pad": params["pad_value"],
             }
+            described["var_infos"][name] = infos
         content[group] = described
     return content
 

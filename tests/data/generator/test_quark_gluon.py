@@ -77,10 +77,8 @@ def test_the_likelihood_separates_what_it_was_derived_from():
 
 
 def test_bins_without_jets_say_nothing():
-    flavour, shapes = (
-        np.repeat([1, 21], [10, 90]),
-        Shape(np.full(100, 20), np.full(100, 0.3), np.full(100, 0.05)),
-    )
+    flavour = np.repeat([1, 21], [10, 90])
+    shapes = Shape(np.full(100, 20), np.full(100, 0.3), np.full(100, 0.05))
     likelihood = quark_gluon.derive(np.full(100, 100.0), np.zeros(100), shapes, flavour)
     elsewhere = Shape(np.array([90]), np.array([0.9]), np.array([0.3]))
     assert likelihood(np.array([100.0]), np.zeros(1), elsewhere) == pytest.approx([0.5])

@@ -81,10 +81,8 @@ def test_matching_takes_the_nearest_generator_jet_within_reach_of_the_same_event
 def test_charged_hadrons_of_pileup_are_left_out_of_jets(block):
     members = block.candidates[block.jets.member]
     assert (members.from_pv > 0).all()
-    from_pileup, in_jets = (
-        block.candidates.vertex > 0,
-        reconstruction.charged_hadron_subtraction(block.candidates),
-    )
+    from_pileup = block.candidates.vertex > 0
+    in_jets = reconstruction.charged_hadron_subtraction(block.candidates)
     leaked = np.mean(from_pileup[in_jets]) * len(in_jets) / np.count_nonzero(from_pileup)
     assert 0.1 < leaked < 0.3  # tracks of pile-up that no vertex has used
 
