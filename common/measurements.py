@@ -53,6 +53,7 @@ class Calibrated(Generic[Value]):
 
     def by_calibration(self) -> dict[str, Value]:
         """Calibration -> value, in the order of legends."""
+        # Not every run compares an earlier model, and not every file has the raw pT.
         values = {
             "model": self.model,
             "standard": self.standard,

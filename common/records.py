@@ -53,6 +53,10 @@ def _converter() -> Any:
     from cattrs.gen import make_dict_unstructure_fn
 
     converter = cattrs.Converter()
+    # JSON has one kind of number: a float that was written as 3 stays 3 when it is written again.
+    converter.register_structure_hook(
+        float, lambda value, _: value if isinstance(value, int) else float(value)
+    )
 
     def is_dataclass(cls: Any) -> bool:
         # A generic one with its parameter, Calibrated[Interval], is no class of its own.
@@ -76,6 +80,7 @@ def _structured(content: object, form: type[Value], where: str) -> Value:
         import cattrs
 
         reasons = "; ".join(cattrs.transform_error(error))
+        # A list of records has no name of its own.
         name = getattr(form, "__name__", str(form))
         raise InputError(f"{where} is no {name}: {reasons}") from error
     return value
@@ -172,6 +177,7 @@ class EpochRecord:
     """What is read of one epoch in history.json, which weaver writes as a list of epochs."""
 
     epoch: int
+    # None where it was not finite: NaN is no JSON.
     train_loss: float | None = None
     val_loss: float | None = None
     seconds: float | None = None
@@ -295,6 +301,7 @@ class SearchRecord(Record):
     @property
     def counted(self) -> list[tuple[Trial, float]]:
         """The trials that have an objective that counts, each with it, in their order."""
+        # As Katib counts: the values of a trial that failed or was killed say nothing.
         pairs = []
         for trial in self.trials:
             value = self.objective.value(trial)

@@ -9,14 +9,18 @@ import datetime
 import json
 import os
 import urllib.request
-from collections.abc import Mapping
-from typing import Any
 
 from common import storage
 from common.cli import Parser, run_main
 from common.config import AUTO, NONE
 from common.layout import RunFolder
-from common.records import Interval, SearchRecord, ServiceRecord, StatusRecord, SummaryRecord
+from common.records import (
+    MetricsRecord,
+    SearchRecord,
+    ServiceRecord,
+    StatusRecord,
+    SummaryRecord,
+)
 from common.run import make_run_id
 from components import step
 
@@ -59,10 +63,9 @@ def summarise(uri: str, job_id: str = "") -> SummaryRecord:
         return name in status.steps and status.steps[name].job_id == job_id
 
     search = SearchRecord.find(folder.search) if of_this_job("search") else None
-    metrics = storage.find_json(folder.metrics, {}) if of_this_job("evaluate") else {}
+    metrics = MetricsRecord.find(folder.metrics) if of_this_job("evaluate") else None
     service = ServiceRecord.find(folder.service) if of_this_job("deploy") else None
     state, reason = _end(status, metrics)
-    gain = metrics.get("gain")
     return SummaryRecord(
         run_id=storage.name(uri),
         run=uri,
@@ -73,14 +76,14 @@ def summarise(uri: str, job_id: str = "") -> SummaryRecord:
         steps=status.steps,
         best_trial=search.optimal if search else None,
         trials=len(search.trials) if search else 0,
-        gain_percent=Interval(**gain) if gain else None,
-        gate=metrics.get("passed"),
+        gain_percent=metrics.gain if metrics else None,
+        gate=metrics.passed if metrics else None,
         service=service.url if service and state == "succeeded" else None,
         report=folder.report if metrics else None,
     )
 
 
-def _end(status: StatusRecord, metrics: Mapping[str, Any]) -> tuple[str, str]:
+def _end(status: StatusRecord, metrics: MetricsRecord | None) -> tuple[str, str]:
     """The run's final state, and its reason."""
     name, state = status.step, status.state
     if state in ("failed", "interrupted"):
@@ -92,8 +95,8 @@ def _end(status: StatusRecord, metrics: Mapping[str, Any]) -> tuple[str, str]:
         )
     if (name, state) == ("deploy", "done"):
         return "succeeded", ""
-    if (name, state) == ("evaluate", "done") and not metrics.get("passed"):
-        return "not deployed", "; ".join(metrics.get("reasons", []))
+    if (name, state) == ("evaluate", "done") and not (metrics and metrics.passed):
+        return "not deployed", "; ".join(metrics.reasons if metrics else [])
     if state == "done":
         return "failed", f"nothing happened after {name}: the next step's pod did not start"
     return "failed", "prepare left no trace: it refused its parameters, or its pod did not start"

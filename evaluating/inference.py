@@ -73,8 +73,10 @@ def load_session(uri: str, name: str) -> InferenceSession:
     options = onnxruntime.SessionOptions()
     # As many threads as this process may use: by itself onnxruntime counts the machine's cores.
     options.intra_op_num_threads = len(os.sched_getaffinity(0))
+    # ONNX Runtime warns about each provider that its build does not have.
     available = onnxruntime.get_available_providers()
     providers = [provider for provider in PROVIDERS if provider in available]
+    # The model may lie on S3, and ONNX Runtime opens files.
     with tempfile.TemporaryDirectory() as temporary:
         path = storage.download(place, Path(temporary) / "model.onnx")
         return onnxruntime.InferenceSession(str(path), options, providers=providers)
@@ -91,6 +93,7 @@ def predict(
     import onnxruntime
 
     names = [entry.name for entry in session.get_inputs()]
+    # The export writes the names of the answer's columns into the model itself.
     columns = json.loads(session.get_modelmeta().custom_metadata_map.get("output_columns", "[]"))
     batches = []
     seconds = 0.0
@@ -151,6 +154,7 @@ def predict_baseline(
         raise InputError(
             f"--baseline {uri} has no metrics.json; give the folder of a run that was evaluated"
         )
+    # Its inputs are those of its own data config, which may differ from this run's.
     test = inputs.open_test_set(uri)
     theirs = test.observers()
     for name in NEEDED:

@@ -52,6 +52,7 @@ def measured(
             seed=seed,
             advance=progress.advance,
         )
+    # The gate judges the numbers as they are, before they are rounded for the file.
     passed, reasons = gate(numbers, settings.min_improvement, settings.max_closure)
 
     content = {

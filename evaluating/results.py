@@ -35,6 +35,7 @@ def write(uri: str, documents: Documents) -> None:
 
     folder = RunFolder(uri)
     documents.metrics.save(folder.metrics)
+    # Each figure is drawn once, for the page and for its file: drawing takes seconds.
     figures = list(figures_of(documents))
     for drawing in figures:
         storage.write_bytes(folder.figure(drawing.name), pdf(drawing))

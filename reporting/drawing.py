@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
-from markupsafe import Markup, escape
+from markupsafe import escape
 
 from common.measurements import Interval, PtBin
 
@@ -100,7 +100,7 @@ def style() -> Iterator[None]:
 # ----------------------------------------------------------------------------------- file formats
 
 
-def svg(drawing: Drawing) -> Markup:
+def svg(drawing: Drawing) -> str:
     """The figure as an <svg> element of a page.
 
     It has the page's text colour, identifiers of its own, words for screen readers and, on the
@@ -123,8 +123,7 @@ def svg(drawing: Drawing) -> Markup:
     for gid, words in drawing.titles.items():
         group = f'<g id="{drawing.name}-{gid}">'
         text = text.replace(group, f"{group}<title>{escape(words)}</title>")
-    text = text.replace("<svg", f'<svg role="img" aria-label="{escape(drawing.alt)}"', 1)
-    return Markup(text)
+    return text.replace("<svg", f'<svg role="img" aria-label="{escape(drawing.alt)}"', 1)
 
 
 def pdf(drawing: Drawing) -> bytes:

@@ -73,7 +73,9 @@ def render(
     num_errors: int,
 ) -> str:
     """The page as text. sets: name -> jets; num_errors: how many findings are errors."""
-    jets = [f"{name} {len(columns['jetPt']):,}" for name, columns in sets.items()]
+    jets = []
+    for name, columns in sets.items():
+        jets.append(f"{name} {len(columns['jetPt']):,}")
     rows = []
     for one in findings:
         rows.append([one.level, one.where, one.found, one.cure])
@@ -138,8 +140,10 @@ def beside_target(topic: str, group: Sequence[Measured]) -> Drawing | None:
     if len(group) < 2:
         return None
     figure, (axes,) = panels()
-    low, high, names, words = [], [], [], []
+    low, high, values, errors, names, words = [], [], [], [], [], []
     for one in group:
+        values.append(one.value)
+        errors.append(2 * one.error)
         low.append(one.low)
         high.append(one.high)
         names.append(one.where.removesuffix(" GeV"))
@@ -147,7 +151,6 @@ def beside_target(topic: str, group: Sequence[Measured]) -> Drawing | None:
     places = np.arange(len(group))
     heights = np.subtract(high, low)
     axes.bar(places, heights, bottom=low, width=0.8, color=GREY, alpha=0.35, label="Target")
-    values, errors = [one.value for one in group], [2 * one.error for one in group]
     axes.errorbar(
         places,
         values,
