@@ -1,5 +1,6 @@
-"""One run: its names and the places of its files, all made of the run id. run.json is
-its record.
+"""One run: its names and the places of its files, all made of the run id.
+
+run.json is its record.
 """
 
 from __future__ import annotations
@@ -39,8 +40,9 @@ class Run:
 
     @property
     def model_name(self) -> str:
-        """Name of the service and of the model in its repository (they must agree: KServe routes by
-        it).
+        """Name of the service and of the model in its repository.
+
+        They must agree: KServe routes by it.
         """
         return (
             slug(self.config.network_config)
@@ -71,8 +73,10 @@ class Run:
 
     @classmethod
     def load(cls, uri: str) -> Run:
-        """The run of a folder. Raises InputError where there is no run.json, which means that
-        prepare did not finish.
+        """The run of a folder.
+
+        Raises InputError where there is no run.json, which means that prepare did not finish, or
+        where it is not of its form.
         """
         place = RunFolder(uri).run
         if not storage.exists(place):
@@ -88,8 +92,10 @@ class Run:
 
 
 def slug(network_config: str) -> str:
-    """The network file's name as Kubernetes allows it: pfn_regressor_open.py ->
-    pfn-regressor-open.
+    """The network file's name as Kubernetes allows it.
+
+    >>> slug("networks/pfn_regressor_open.py")
+    'pfn-regressor-open'
     """
     stem = re.sub(r"\.py$", "", storage.name(network_config))
     text = re.sub(r"[^a-z0-9]+", "-", stem.lower()).strip("-")[:SLUG].strip("-")
@@ -97,7 +103,8 @@ def slug(network_config: str) -> str:
 
 
 def make_run_id(network_config: str, job_id: str) -> str:
-    """`<network slug>-<8 hex>`: the same for one KFP job however often prepare is repeated, another
-    for a cloned run.
+    """`<network slug>-<8 hex>`, the run's id.
+
+    It is the same for one KFP job however often prepare is repeated, another for a cloned run.
     """
     return f"{slug(network_config)}-{hashlib.sha256(job_id.encode()).hexdigest()[:8]}"

@@ -1,5 +1,6 @@
-"""evaluate: a job that measures the exported model on the test set; its verdict is the gate of the
-deployment.
+"""evaluate: a job that measures the exported model on the test set.
+
+Its verdict is the gate of the deployment.
 """
 
 from common import storage
