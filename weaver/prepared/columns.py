@@ -30,6 +30,7 @@ import os
 import shutil
 import tempfile
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TypedDict
@@ -127,6 +128,8 @@ class NpyWriter:
         self.row_shape: tuple[int, ...] = ()
         self._file = open(path, "wb")  # noqa: SIM115 (open for as long as data arrives)
         self._file.write(b"\0" * HEADER)
+        # an interrupted preparation drops its writers without close()
+        weakref.finalize(self, self._file.close)
 
     def append(self, array: np.ndarray) -> None:
         """Add rows. The first call fixes the type.
