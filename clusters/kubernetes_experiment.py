@@ -194,8 +194,9 @@ class ExperimentRun:
                 self._api.delete(TRIAL, trial.name, self._wait)
                 line = f"trial {trial.name} is removed: {OVERTAKEN}"
                 self._wait.tell(f"killed {trial.name}", line)
-                trial = dataclasses.replace(trial, status="Killed", reason=OVERTAKEN)
-            kept.append(trial)
+                kept.append(dataclasses.replace(trial, status="Killed", reason=OVERTAKEN))
+            else:
+                kept.append(trial)
         return kept
 
     def _result(self, experiment: Manifest, trials: list[Trial]) -> ExperimentResult:

@@ -42,7 +42,7 @@ def owner(folder: Path) -> int | None:
 
 
 def processes_of(run_id: str, folder: Path) -> dict[int, str]:
-    """pid -> command line of every living process of a run below this folder of local runs."""
+    """Every living process of a run below this folder of local runs: pid -> command line."""
     marks = {f"{RUN_VARIABLE}={run_id}".encode(), f"{FOLDER_VARIABLE}={folder}".encode()}
     command_lines = {}
     for place in Path("/proc").glob("[0-9]*"):

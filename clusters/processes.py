@@ -178,7 +178,8 @@ class Replicas:
                 stderr=subprocess.STDOUT,
                 # so that one signal reaches the replica and all that it started
                 start_new_session=True,
-                preexec_fn=ends_with_parent,
+                # It calls prctl and nothing else, which is safe in a forked process.
+                preexec_fn=ends_with_parent,  # noqa: PLW1509
             )
 
     def _rewritten(self, text: str) -> str:

@@ -1,5 +1,6 @@
-"""Every choice of a run in one frozen object: the flags of pipeline.py, the parameters of the KFP
-pipeline and run.json come from it.
+"""Every choice of a run in one frozen object.
+
+The flags of pipeline.py, the parameters of the KFP pipeline and run.json come from it.
 
 A field is one flag (`--num-gpus`), one pipeline parameter (`num_gpus`) and one key of run.json.
 There are no optional and no empty values, because Kubeflow's UI loses them when a run is cloned:
@@ -481,10 +482,7 @@ def _metavar(field: dataclasses.Field[Any]) -> str | None:
 
 
 def label_value(text: str) -> str:
-    """The text as Kubernetes takes it for a label's value;
-
-    'unknown' where nothing of it is left.
-    """
+    """The text as Kubernetes takes it for a label's value; 'unknown' where nothing is left."""
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", text)[:63].strip("-_.") or "unknown"
 
 
@@ -529,10 +527,10 @@ def selector(text: str) -> dict[str, str]:
 
 
 def tolerations(text: str) -> list[dict[str, str]]:
-    """Kubernetes' tolerations from key=value:Effect, key:Effect (any value) or key (any value and
-    effect), with commas between.
+    """Kubernetes' tolerations from a list with commas.
 
-    Raises InputError for an effect that does not exist.
+    An entry is key=value:Effect, key:Effect (any value) or key (any value and effect). Raises
+    InputError for an effect that does not exist.
     """
     found = []
     for part in _parts(text):

@@ -1,5 +1,4 @@
-"""Runs the compiled pipeline on this machine: kfp.local, with container components as host
-processes.
+"""Runs the compiled pipeline on this machine: kfp.local, with host processes for containers.
 
 kfp's SubprocessRunner takes lightweight Python components only and has no extension point, so three
 of its internals are replaced while a pipeline runs (hence the exact pin of kfp in pyproject.toml):
@@ -42,8 +41,10 @@ class StepFailed(JecError):
 
 @dataclasses.dataclass
 class _Session:
-    """What the handlers of one run share: the environment of steps, who is running, what ended
-    badly, what was told to stop.
+    """What the handlers of one run share.
+
+    It is the environment of steps, the processes that run, the step that failed, and whether the
+    run is stopping.
     """
 
     environment: dict[str, str]
@@ -64,9 +65,9 @@ def run_pipeline(
     on_start: Callable[[str, list[str]], None] = lambda step, command: None,
     on_end: Callable[[str, list[str]], None] = lambda step, command: None,
 ) -> None:
-    """Execute the IR at `path`. `on_start(step, command)` is called before each step, `on_end`
-    after each that ended well.
+    """Execute the IR at `path`.
 
+    `on_start(step, command)` is called before each step, `on_end` after each that ended well.
     Raises StepFailed, or InterruptedRun when SIGINT or SIGTERM came; either way no step is left
     running.
     """
@@ -88,8 +89,9 @@ def run_pipeline(
 
 
 def _without_retries(path: Path) -> str:
-    """The IR with one attempt a step: what fails on one machine fails again, and its user is there
-    to see it.
+    """The IR with one attempt for each step.
+
+    What fails on one machine fails again, and its user is there to see it.
     """
     import yaml
 
@@ -134,7 +136,8 @@ def _run(session: _Session, command: list[str], env: dict[str, str]) -> bool:
             text=True,
             errors="replace",
             start_new_session=True,  # Ctrl-C reaches us alone, and we end the steps in order
-            preexec_fn=processes.ends_with_parent,
+            # It calls prctl and nothing else, which is safe in a forked process.
+            preexec_fn=processes.ends_with_parent,  # noqa: PLW1509
         )
         session.running.append(process)
     if session.stopping:  # the signal came while the process was being started
@@ -225,8 +228,9 @@ def stop_signals() -> list[signal.Signals]:
 
 @contextlib.contextmanager
 def _stopped_by_signals(session: _Session) -> Iterator[None]:
-    """On SIGINT, SIGTERM or SIGHUP (a closed terminal) end the running steps (they end their own
-    children); kfp then sees a failed task.
+    """End the running steps on SIGINT, SIGTERM or SIGHUP (a closed terminal).
+
+    They end their own children, and kfp then sees a failed task.
     """
 
     def stop(*_: Any) -> None:
@@ -249,16 +253,15 @@ def _stopped_by_signals(session: _Session) -> Iterator[None]:
 
 
 def _make_sure(session: _Session) -> None:
-    """A step that ignores SIGTERM is killed; its own children are told by the kernel
-    that it died.
-    """
+    """Kill a step that ignores SIGTERM. The kernel then ends its children."""
     processes.stop(*session.running, grace=2 * processes.GRACE)
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without kfp's own log lines, rulers, and warnings that pods' limits mean nothing here: the
-    steps speak for themselves.
+    """Leave out kfp's log lines, its rulers, and its warnings about limits of pods.
+
+    The steps print all that matters here.
     """
     before = logging.root.manager.disable
     logging.disable(logging.INFO)

@@ -1,6 +1,4 @@
-"""A run on this machine from start to end: the folder of local runs, the chain, the service, and
-what is said at the end.
-"""
+"""A run on this machine: the folder of local runs, the chain, the service, the last lines."""
 
 from __future__ import annotations
 
@@ -54,8 +52,9 @@ class LocalRun:
         self.uri_file: Path | None = None
 
     def __call__(self) -> int:
-        """The exit code: 0 also where the gate kept a model from being deployed, as that is an
-        answer.
+        """Run it, and return the exit code.
+
+        It is 0 also where the gate refused the model, because that is an answer.
         """
         self.output.mkdir(parents=True, exist_ok=True)
         ir = chain.compile_to(self.output / ".kfp" / f"pipeline-{os.getpid()}.yaml", self.config)
@@ -103,8 +102,9 @@ class LocalRun:
             self._point_latest(run)
 
     def _point_latest(self, run: Run) -> None:
-        """`latest` names the newest run whose preparation is whole; replaced in one step, so that
-        it never dangles.
+        """Let `latest` name the newest run whose preparation is whole.
+
+        The link is replaced in one step, so that it always leads somewhere.
         """
         folder = self.output / run.id
         folder.mkdir(exist_ok=True)

@@ -117,7 +117,7 @@ def blank(x: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
     return x.masked_fill(~real, 0.0)
 
 
-def get_model(
+def get_model(  # noqa: PLR0913 (each argument is an option that a search may choose)
     data_config,
     *,
     num_edge_conv_blocks: int = 3,

@@ -1,5 +1,6 @@
-"""Client of an inference server by the Open Inference Protocol v2 over HTTP, with the standard
-library alone.
+"""Client of an inference server by the Open Inference Protocol v2 over HTTP.
+
+It needs the standard library and numpy alone.
 
     python -m serving.client --url http://127.0.0.1:8000 --model pfn-1a2b3c4d --request
         golden/request.json
@@ -48,8 +49,9 @@ class Unreachable(UnreachableError):
 
 
 class NotServing(ClusterError):
-    """The model cannot be asked now (HTTP 502, 503, 504, or an ingress without route); asking again
-    may help.
+    """The model cannot be asked now; asking again may help.
+
+    The server answers 502, 503 or 504, or an ingress has no route.
     """
 
 
@@ -116,10 +118,10 @@ class Client:
         return self._call_model("/infer", body)
 
     def ask(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The model's outputs for arrays with the jets in the first axis, sent and received as
-        bytes (the protocol's binary extension).
+        """The model's outputs for arrays with the jets in the first axis.
 
-        Several times faster than JSON for more than a few jets. Raises as `infer`.
+        They are sent and received as bytes (the protocol's binary extension). Several times faster
+        than JSON for more than a few jets. Raises as `infer`.
         """
         path = f"/v2/models/{self.model}/infer"
         with self._explained():
@@ -258,8 +260,9 @@ def round_trips(
 def _infer_until(
     client: Client, request: dict[str, Any], ends: float, deadline: float
 ) -> dict[str, Any]:
-    """Ask again while nobody answers or the model is not up; what the server refuses is not asked
-    again.
+    """Ask again while nobody answers or the model is not up.
+
+    What the server refuses is not asked again.
     """
     while True:
         try:
@@ -287,9 +290,9 @@ def _json(content: bytes, where: str) -> Any:
 
 
 def _reason(reply: Reply) -> tuple[str, bool]:
-    """The server's words, and whether they have the form of a model server:
+    """The server's words, and whether they have the form of a model server's.
 
-    {"error": ...}, or FastAPI's {"detail": ...}.
+    That form is {"error": ...}, or FastAPI's {"detail": ...}.
     """
     if "Location" in reply.headers:
         return f"it sends elsewhere, to {reply.headers['Location']}", False
