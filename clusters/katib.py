@@ -144,7 +144,7 @@ def check_experiment(manifest: Manifest) -> None:
     _check_references(spec)
 
 
-def _check_references(spec: dict[str, Any]) -> None:
+def _check_references(spec: Manifest) -> None:
     names = [parameter["name"] for parameter in spec.get("parameters", [])]
     template = spec["trialTemplate"]
     references = {p["name"]: p["reference"] for p in template.get("trialParameters", [])}

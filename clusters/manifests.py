@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 from clusters.protocol import RUN_LABEL, STEP_LABEL, USER_LABEL, Manifest
 
@@ -151,7 +150,7 @@ def labels(run_id: str, step: str, user: str = "unknown") -> dict[str, str]:
     return {RUN_LABEL: run_id, STEP_LABEL: step, USER_LABEL: user}
 
 
-def s3_environment(endpoint: str | None, secret: str) -> list[dict[str, Any]]:
+def s3_environment(endpoint: str | None, secret: str) -> list[Manifest]:
     """Environment entries for S3: the keys by reference to the Secret, the endpoint as it is.
 
     TensorBoard reads S3_ENDPOINT.
@@ -169,7 +168,7 @@ def s3_environment(endpoint: str | None, secret: str) -> list[dict[str, Any]]:
     return keys + environment(plain)
 
 
-def environment(values: dict[str, str]) -> list[dict[str, Any]]:
+def environment(values: dict[str, str]) -> list[Manifest]:
     return [{"name": name, "value": value} for name, value in values.items()]
 
 

@@ -34,7 +34,7 @@ from common.errors import (
 from common.records import GoldenAnswers, RoundTrip
 from serving import golden
 from serving.connection import Connections, Reply
-from serving.golden import SIZES, TOLERANCE, file_names, max_difference
+from serving.golden import SIZES, TOLERANCE, Body, file_names, max_difference
 
 if TYPE_CHECKING:
     import numpy as np
@@ -104,11 +104,11 @@ class Client:
         except (ClusterError, KeyError, TypeError):
             return []
 
-    def metadata(self) -> dict[str, Any]:
+    def metadata(self) -> Body:
         """Names, datatypes and shapes of the model's inputs and outputs. Raises as `infer`."""
         return self._call_model("")
 
-    def infer(self, body: dict[str, Any]) -> dict[str, Any]:
+    def infer(self, body: Body) -> Body:
         """The server's answer to a request body (see serving.golden).
 
         Raises Unreachable, NotServing, InputError for an unknown model (with those there are) or a
@@ -127,9 +127,9 @@ class Client:
         with self._explained():
             return golden.from_binary(*_parts(self._exchange(path, *golden.to_binary(inputs))))
 
-    def _call_model(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+    def _call_model(self, path: str, body: Body | None = None) -> Body:
         with self._explained():
-            answer: dict[str, Any] = self._call(f"/v2/models/{self.model}{path}", body)
+            answer: Body = self._call(f"/v2/models/{self.model}{path}", body)
         return answer
 
     @contextlib.contextmanager
@@ -202,7 +202,7 @@ def golden_check(
     started = time.monotonic()
     client = Client(url, name, headers=headers)
     differences: dict[str, float] = {}
-    answers: list[dict[str, Any]] = []
+    answers: list[Body] = []
     for size in SIZES:
         request_file, response_file = file_names(size)
         request = storage.read_json(storage.join(golden_uri, request_file))
@@ -257,9 +257,7 @@ def round_trips(
     return trips
 
 
-def _infer_until(
-    client: Client, request: dict[str, Any], ends: float, deadline: float
-) -> dict[str, Any]:
+def _infer_until(client: Client, request: Body, ends: float, deadline: float) -> Body:
     """Ask again while nobody answers or the model is not up.
 
     What the server refuses is not asked again.
