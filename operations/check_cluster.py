@@ -22,6 +22,7 @@ from clusters.survey import Survey
 from common.config import AUTO, RunConfig
 from common.errors import InputError, JecError
 from common.run import Run
+from components.steps import STEPS
 from operations.quantities import amount, shown
 from operations.render import objects, rendered_run
 from operations.table import Line, State, error, not_seen, ok, warning
@@ -137,10 +138,17 @@ def denied_lines(
         line = error if permission.needed else warning
         yield line(
             what,
-            f"{who} may not {', '.join(verbs)} {permission.name} ({permission.why})",
+            f"{who} may not {', '.join(verbs)} {permission.name} ({permission.why};"
+            f" {steps_that_need(permission)})",
             f"kubectl apply -k deploy/ in namespace {namespace}, or have its owner bind the Role of"
             " deploy/",
         )
+
+
+def steps_that_need(permission: permissions.Permission) -> str:
+    """Return the steps that need a permission, in words."""
+    names = [step.name for step in STEPS if permission.name in step.rights]
+    return f"needed by {', '.join(names)}" if names else "needed by every step"
 
 
 def check_runtime(survey: Survey) -> Line:

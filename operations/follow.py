@@ -6,6 +6,7 @@ import time
 
 from common import storage
 from common.errors import ClusterError, DeadlineError, JecError
+from common.layout import RunFolder
 from components.chain import RETRIES
 from components.steps import STEPS
 from operations import kubeflow_runs
@@ -95,7 +96,8 @@ def show_end(target: Target, run: KubeflowRun) -> int:
     """Print the run's state, and its results if its folder can be read from here."""
     print(f"run {target.run_id} {run.state.lower()}: {run.url}")
     try:
-        for line in verdict_lines(storage.join(target.args.s3_bucket, target.run_id)):
+        folder = RunFolder(storage.join(target.args.s3_bucket, target.run_id))
+        for line in verdict_lines(folder):
             print(line)
     except JecError as error:
         print(f"(its folder cannot be read from here: {error})")

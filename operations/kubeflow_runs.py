@@ -10,10 +10,10 @@ from typing import Any
 from common.config import AUTO, RunConfig
 from common.errors import ClusterError
 from common.run import make_run_id
+from components import steps as chain_steps
 from operations.server import Server
 
 ENDED = ("SUCCEEDED", "FAILED", "SKIPPED", "CANCELED")
-STEPS = ("prepare", "search", "export", "evaluate", "deploy", "finish")
 # How far back runs are searched: 2,000 of them take the server a few seconds.
 PAGES, PAGE = 20, 100
 
@@ -134,7 +134,7 @@ def steps(run: KubeflowRun) -> list[Step]:
     details = run.record.run_details
     for task in (details and details.task_details) or []:
         # KFP lists its drivers beside the steps.
-        if task.display_name in STEPS:
+        if task.display_name in chain_steps.NAMES:
             latest[task.display_name] = Step(
                 name=task.display_name,
                 state=str(task.state or "PENDING"),
@@ -142,7 +142,7 @@ def steps(run: KubeflowRun) -> list[Step]:
                 ended=_time(task.end_time),
                 error=(task.error and task.error.message) or "",
             )
-    return [latest[name] for name in STEPS if name in latest]
+    return [latest[name] for name in chain_steps.NAMES if name in latest]
 
 
 def _time(moment: datetime.datetime | None) -> str:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from clusters.processes import tail
 from common.errors import InputError, unknown
-from operations.kubeflow_runs import STEPS
+from components.steps import NAMES, STEPS
 from operations.target import Target
 
 LINES = 200  # of each pod or file
-PLACES = {"search": "search", "export": "jobs", "evaluate": "jobs", "deploy": "services"}
+PLACES = {step.name: step.logs for step in STEPS if step.logs}
 """Step -> the folder below <run>/local that holds its logs."""
 
 
@@ -33,8 +33,8 @@ def logs(target: Target, part: str) -> int:
     for line in target.unseen:
         print(f"not seen: {line}")
     problem = "no log is left"
-    if part and part not in STEPS:
-        problem = f"{unknown('step', part, STEPS)}, and no trial or pod of that name has a log"
+    if part and part not in NAMES:
+        problem = f"{unknown('step', part, NAMES)}, and no trial or pod of that name has a log"
     raise InputError(f"run {target.run_id}: {problem}")
 
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 from clusters import orphans
 from common import storage
+from common.layout import RunFolder
+from common.records import MetricsRecord, SearchRecord, ServiceRecord, StatusRecord
 from operations import kubeflow_runs
 from operations.target import Target
-
-Record = Mapping[str, Any]
-"""A JSON object of a run's folder: status.json, search.json, metrics.json or service.json."""
 
 
 def status(target: Target) -> int:
@@ -30,10 +28,11 @@ def status(target: Target) -> int:
         failed = run.state in ("FAILED", "CANCELED")
 
     if target.folder:
-        record = storage.find_json(storage.join(target.folder, "status.json"), {})
+        folder = RunFolder(target.folder)
+        record = StatusRecord.find(folder.status) or StatusRecord()
         show_section("steps", step_lines(record, target))
-        show_section("results", verdict_lines(target.folder))
-        failed = failed or record.get("state") == "failed"
+        show_section("results", verdict_lines(folder))
+        failed = failed or record.state == "failed"
 
     if target.operator is not None:
         entries = target.operator.describe(target.run_id, target.kfp_id)
@@ -68,64 +67,55 @@ def show_section(title: str, lines: Iterable[str]) -> None:
         print("\n".join(["", title, *listed]))
 
 
-def step_lines(record: Record, target: Target) -> Iterator[str]:
+def step_lines(record: StatusRecord, target: Target) -> Iterator[str]:
     """Yield a line for each step of a run's status.json."""
     # Nothing but this machine can run what neither Kubeflow nor S3 knows.
     here_only = target.kubeflow is None and not storage.is_s3(target.folder)
-    for name, step in record.get("steps", {}).items():
-        state = step["state"]
+    for name, step in record.steps.items():
+        state = step.state
         if state == "running" and here_only and not local_processes(target):
             state = "was running when it was killed"
-        reason = step["reason"].splitlines()[0] if step["reason"] else ""
-        yield f"{name:<9} {state:<12} {step['time']}  {reason}".rstrip()
+        reason = step.reason.splitlines()[0] if step.reason else ""
+        yield f"{name:<9} {state:<12} {step.time}  {reason}".rstrip()
 
 
-def verdict_lines(folder: str) -> Iterator[str]:
+def verdict_lines(folder: RunFolder) -> Iterator[str]:
     """Yield what a run's folder holds of results, as far as it got."""
-    search: Record = storage.find_json(storage.join(folder, "search.json"), {})
-    metrics: Record = storage.find_json(storage.join(folder, "metrics.json"), {})
-    service: Record = storage.find_json(storage.join(folder, "service.json"), {})
-
+    search = SearchRecord.find(folder.search)
     if search:
-        objective = search["objective"]["name"]
-        best = next(trial for trial in search["trials"] if trial["name"] == search["optimal"])
         yield (
-            f"{len(search['trials'])} trials, best {best['name']}: {objective}"
-            f" {best['metrics'][objective]['min']:.5f}"
+            f"{len(search.trials)} trials, best {search.optimal}: {search.objective.name}"
+            f" {search.best_value:.5f}"
         )
     else:
         started = set()
-        for entry in storage.entries(storage.join(folder, "trials")):
+        for entry in storage.entries(folder.trials):
             # trials/<trial>/...
-            started.add(entry.uri[len(folder) + 1 :].split("/")[1])
+            started.add(entry.uri[len(folder.uri) + 1 :].split("/")[1])
         if started:
             yield f"{len(started)} trials begun"
 
+    metrics = MetricsRecord.find(folder.metrics)
     if metrics:
-        gain = metrics["gain"]
-        text = "not measured"
-        if gain:
-            text = (
-                f"{gain['value']:+.1f} % [{gain['low']:+.1f}, {gain['high']:+.1f}] over the"
-                " standard JEC"
-            )
-        yield f"resolution gain {text}"
-        if metrics["passed"]:
+        gain = metrics.gain.percent() if metrics.gain else "not measured"
+        yield f"resolution gain over the standard JEC: {gain}"
+        if metrics.passed:
             yield "gate passed"
         else:
-            yield f"gate not passed: {'; '.join(metrics['reasons'])}"
-        yield f"report: {storage.join(folder, 'report.html')}"
+            yield f"gate not passed: {'; '.join(metrics.reasons)}"
+        yield f"report: {folder.report}"
+    service = ServiceRecord.find(folder.service)
     if service:
-        yield service_line(service, here=not storage.is_s3(folder))
+        yield service_line(service, here=not storage.is_s3(folder.uri))
 
 
-def service_line(service: Record, *, here: bool) -> str:
+def service_line(service: ServiceRecord, *, here: bool) -> str:
     """Return where the model is served, or was. `here`: the run's folder is on this machine."""
     from serving import triton
 
-    line = f"served as {service['name']} at {service['url']} ({service['kind']})"
+    line = f"served as {service.name} at {service.url} ({service.kind})"
     # A server on one machine ends with the command that started it; one on a cluster has no pid.
-    pid = service.get("details", {}).get("pid")
+    pid = service.details.get("pid")
     if pid is None or not here or triton.is_running(pid):
         return line
     return f"was {line}, which has ended; --resume with --serve brings it back"

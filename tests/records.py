@@ -9,7 +9,14 @@ from common.measurements import (
     Inference,
     Interval,
 )
-from common.records import ExportRecord, MemoryRecord, MetricsRecord, ParityRecord
+from common.records import (
+    ExportRecord,
+    GoldenAnswers,
+    MemoryRecord,
+    MetricsRecord,
+    ParityRecord,
+    ServiceRecord,
+)
 
 
 def export_record(name: str, **values) -> ExportRecord:
@@ -83,3 +90,19 @@ def metrics_record(**values) -> MetricsRecord:
         ),
     }
     return MetricsRecord(**{**fields, **values})
+
+
+def service_record(name: str, **values) -> ServiceRecord:
+    """service.json of a service that gave the golden answers; `values` replace fields."""
+    golden = GoldenAnswers(
+        max_difference={"1": 0.0, "100": 0.0}, tolerance=1e-5, answer={}, seconds=0.1
+    )
+    fields = {
+        "name": name,
+        "url": "http://x",
+        "kind": "kserve",
+        "details": {},
+        "golden": golden,
+        "others": {},
+    }
+    return ServiceRecord(**{**fields, **values})
