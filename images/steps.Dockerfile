@@ -36,6 +36,7 @@ WORKDIR /opt/jec
 COPY networks networks
 COPY common common
 COPY clusters clusters
+COPY physics physics
 COPY reporting reporting
 COPY serving serving
 COPY evaluating evaluating
