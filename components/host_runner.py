@@ -167,7 +167,8 @@ def _replaced_internals(session: _Session) -> Iterator[None]:
     )
     from kfp.local.orchestrator.enhanced_dag_orchestrator import ConditionEvaluator
 
-    class HostTaskHandler(task_handler_interface.ITaskHandler):  # type: ignore[misc]  # kfp has no types
+    # kfp has no types.
+    class HostTaskHandler(task_handler_interface.ITaskHandler):  # type: ignore[misc]
         def __init__(
             self,
             image: str,

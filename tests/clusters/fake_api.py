@@ -52,7 +52,8 @@ REVIEW = re.compile(
 )
 DISCOVERY = re.compile(r"/(?:api|apis)/(?P<version>v1|[^/]+/[^/]+)$")
 PATH = re.compile(
-    r"/(?:api|apis)/(?P<version>v1|[^/]+/[^/]+)(?:/namespaces/(?P<namespace>[^/]+))?/(?P<plural>[a-z]+)"
+    r"/(?:api|apis)/(?P<version>v1|[^/]+/[^/]+)"
+    r"(?:/namespaces/(?P<namespace>[^/]+))?/(?P<plural>[a-z]+)"
     r"(?:/(?P<name>[^/]+))?(?:/(?P<sub>status|log))?$"
 )
 REASONS = {
