@@ -8,9 +8,8 @@ in the memory of a CPU is what `--in-memory` asks for.
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
+import psutil
 import torch
 
 from common.errors import InputError
@@ -105,16 +104,8 @@ def free_bytes(device: torch.device) -> int:
     """Free memory of a GPU, or of this machine or the container that the process runs in."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-    # The system gives up its page cache where memory is needed; only Linux says how much.
-    try:
-        with open("/proc/meminfo") as file:
-            kilobytes = dict(line.split(":") for line in file)
-        available = int(kilobytes["MemAvailable"].split()[0]) * 1024
-        free += max(available - int(kilobytes["MemFree"].split()[0]) * 1024, 0)
-    except (OSError, KeyError, ValueError):
-        pass
+    # The system gives up its page cache where memory is needed, so that cache counts as free.
+    free: int = psutil.virtual_memory().available
 
     # A container's limit (cgroup v2) may be lower.
     try:
