@@ -13,12 +13,13 @@ TORCH_FROM  := $(TORCH) $(if $(TORCH_INDEX),--extra-index-url "$(TORCH_INDEX)")
 # The peer of the comparisons, in an environment of its own.
 PEER   := .venv-peer
 
-.PHONY: help setup run test lint format bench physics parity peer images lock clean
+.PHONY: help setup run test test-all lint format bench physics parity peer images lock clean
 
 help:
 	@echo "make run      calibrate generated jets here: search, train, export, validate, serve"
-	@echo "make test     lint, then the tests (under 10 minutes)"
-	@echo "make lint     ruff and the order of imports between rooms"
+	@echo "make test     lint, then the tests but the slow ones (under 9 minutes)"
+	@echo "make test-all lint, then all tests, with the floors of coverage (half an hour)"
+	@echo "make lint     ruff, the order of imports between rooms, types"
 	@echo "make format   ruff format, and what ruff can mend by itself"
 	@echo "make parity   every array of weaver-core 0.5.3 against ours, on the same files"
 	@echo "make bench    speed beside weaver-core 0.5.3 and the published networks (long)"
@@ -53,13 +54,25 @@ run: setup
 		--search-space training/search_space_small.yaml --max-trials 4 --parallel-trials 2 \
 		--num-epochs 15 --batch-size 128 $(ARGS)
 
+# Rooms whose types are checked strictly.
+STRICT := common clusters components operations training exporting evaluating serving physics \
+	reporting pipeline.py
+
 test: lint
-	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" $(ARGS)
+
+# Coverage's tracer slows every process, so each test has more time.
+test-all: lint
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --timeout 600 \
+		--cov --cov-report=json:.coverage.json $(ARGS)
+	@$(BIN)/python -m tests.coverage_floors .coverage.json
 
 lint: setup
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/ruff format --quiet --check . || { echo "type: make format" >&2; exit 1; }
 	@$(BIN)/lint-imports --no-logo --no-cache
+	@$(BIN)/mypy --strict $(STRICT)
+	@$(BIN)/mypy weaver networks data
 
 format: setup
 	@$(BIN)/ruff check --fix --quiet .
@@ -106,4 +119,4 @@ lock:
 	$(BIN)/python -m images.locks
 
 clean:
-	rm -rf $(VENV) $(PEER) .venv-onnxruntime-* .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(PEER) .venv-onnxruntime-* .pytest_cache .ruff_cache .coverage*

@@ -195,8 +195,9 @@ class ExperimentRun:
             if trial.status in UNFINISHED:
                 self._api.delete(TRIAL, trial.name, self._wait)
                 self._wait.tell(f"killed {trial.name}", f"trial {trial.name} is removed: {reason}")
-                trial = dataclasses.replace(trial, status="Killed", reason=reason)
-            kept.append(trial)
+                kept.append(dataclasses.replace(trial, status="Killed", reason=reason))
+            else:
+                kept.append(trial)
         return kept
 
     def _result(self, experiment: Manifest, trials: list[Trial]) -> ExperimentResult:

@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from common.config import RunConfig, flag
-from exporting.export_job import DEADLINE as JOB_DEADLINE
+from evaluating.evaluate_job import DEADLINE as EVALUATE_DEADLINE
+from exporting.export_job import DEADLINE as EXPORT_DEADLINE
 
 HOUR = 3600  # seconds
 MARGIN = HOUR // 4  # a step's own deadlines come first, because they say what was waited for
@@ -71,7 +72,7 @@ STEPS = (
         name="export",
         inputs={**_RUN, "trial": str, **_COMMON},
         outputs={"model": "model"},
-        deadline=round(JOB_DEADLINE) + MARGIN,
+        deadline=round(EXPORT_DEADLINE) + MARGIN,
         logs="jobs",
         rights=("pytorchjobs.kubeflow.org", *_DIAGNOSTICS),
     ),
@@ -79,7 +80,7 @@ STEPS = (
         name="evaluate",
         inputs={**_RUN, "trial": str, **_COMMON},
         outputs={"passed": "parameter", "metrics": "metrics", "report": "html"},
-        deadline=round(JOB_DEADLINE) + MARGIN,
+        deadline=round(EVALUATE_DEADLINE) + MARGIN,
         logs="jobs",
         rights=("pytorchjobs.kubeflow.org", *_DIAGNOSTICS),
     ),

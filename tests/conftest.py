@@ -1,11 +1,18 @@
 """Fixtures that every room's tests may use."""
 
+from __future__ import annotations
+
+import hashlib
 import os
 import signal
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
+import yaml
 
 from common import storage
+from common.config import RunConfig
 
 
 def pytest_configure(config):
@@ -16,11 +23,41 @@ def pytest_configure(config):
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_addoption(parser):
+    """Add --update-golden, which writes tests/golden anew instead of failing."""
+    parser.addoption("--update-golden", action="store_true", help="write the golden manifests anew")
+
+
+@pytest.fixture(scope="session")
+def update_golden(request) -> bool:
+    """Whether golden files are written anew."""
+    return request.config.getoption("--update-golden")
+
+
+class CompiledPipeline(NamedTuple):
+    """The pipeline as kfp's compiler writes it."""
+
+    path: Path
+    spec: dict[str, Any]
+    """The PipelineSpec, the file's first document."""
+    platform: dict[str, Any]
+    """The PlatformSpec, the file's second document: what is Kubernetes' own."""
+
+
+@pytest.fixture(scope="session")
+def compiled_pipeline(tmp_path_factory) -> CompiledPipeline:
+    """The pipeline of the default configuration, compiled once for all tests; change no part."""
+    # kfp is slow to import, and most sessions of a few tests do not need it.
+    from components import chain
+
+    path = chain.compile_to(tmp_path_factory.mktemp("ir") / "pipeline.yaml", RunConfig())
+    spec, platform = yaml.safe_load_all(path.read_text())
+    return CompiledPipeline(path, spec, platform)
+
+
 @pytest.fixture(scope="session")
 def s3_server():
-    """A real S3 endpoint on this machine (moto's server); the AWS variables of this process point
-    to it.
-    """
+    """Serve S3 on this machine with moto, and point the AWS variables of this process to it."""
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
@@ -44,9 +81,7 @@ def s3_server():
 
 @pytest.fixture
 def s3_bucket(s3_server, request):
-    """The URI of a fresh bucket."""
-    import hashlib
-
+    """Make a bucket of the test's own; gives its URI."""
     name = "jec-" + hashlib.sha256(request.node.nodeid.encode()).hexdigest()[:12]
     storage._client().create_bucket(Bucket=name)
     return f"s3://{name}"

@@ -81,6 +81,7 @@ def test_a_stopped_run_resumes_from_its_checkpoints(runs):
     assert (run / "report.html").is_file()
 
 
+@pytest.mark.slow
 def test_an_ended_run_serves(runs):
     command = ["pipeline.py", "--output", str(runs), "--resume", ENDED, "--serve"]
     process = subprocess.Popen(
@@ -103,12 +104,14 @@ def test_an_ended_run_serves(runs):
     assert processes_of(runs) == []
 
 
+@pytest.mark.slow
 def test_an_ended_run_takes_more_trials(runs):
     pipeline("--output", runs, "--more-trials", "1", ENDED)
     search = json.loads((runs / ENDED / "search.json").read_text())
     assert [trial["status"] for trial in search["trials"]] == ["Succeeded"] * 3
 
 
+@pytest.mark.slow
 def test_an_ended_run_runs_again(runs):
     answer = pipeline("--output", runs, "--rerun", ENDED)
     made = (runs / "latest").resolve().name
@@ -123,6 +126,7 @@ def test_an_ended_run_runs_again(runs):
     }
 
 
+@pytest.mark.slow
 def test_an_earlier_run_goes_away(runs):
     pipeline("--output", runs, "--status", ENDED)
     pipeline("--output", runs, "--down", ENDED, "--yes", "--storage")

@@ -1,8 +1,8 @@
-"""Scripted controllers for the fake API server, with what goes wrong on real ones.
+"""Scripted controllers for the fake API server, which fail as real ones do.
 
-There are a node that plays pods, the training operator, Katib and KServe. Each is called over and
-over while the server's lock is held, and changes objects as the real one would, as far as a
-launcher can see it. What a pod does is a `Play`: from a table, or a real process.
+They are a node that runs pods, the training operator, Katib and KServe. The server calls each in
+turn while it holds its lock. A controller changes objects as the real one does, as far as a client
+of the API server sees it. A `Play` says what a pod does; a pod of `ProcessNode` is a real process.
 """
 
 from __future__ import annotations
@@ -42,23 +42,23 @@ class Play:
     """The life of a pod: what it waits for, how long it runs (seconds), and how it ends."""
 
     pending: str = ""
-    """'unschedulable', 'image', 'config' or 'mount'; it stays so until a test empties it."""
+    """'unschedulable', 'image', 'config' or 'mount': the pod waits until a test empties it."""
     seconds: float = 0.0
     exit_code: int = 0
     log: str = ""
     metrics: str = ""
     reason: str = ""
-    """Of the end: 'OOMKilled' (the container's) or 'Evicted' (the pod's)."""
+    """Why it ends: 'OOMKilled' (the container's reason) or 'Evicted' (the pod's)."""
     early_stopped: bool = False
     container: str = ""
     """The container that ends; by default the pod's first.
 
-    'storage-initializer' is an init container of KServe's.
+    'storage-initializer' is KServe's init container.
     """
 
 
 class Node:
-    """Plays every pod: `play(pod)` gives its Play, asked again at each restart of its container."""
+    """Run every pod by its Play; `play(pod)` returns it, anew at each start of its container."""
 
     backoff = 0.12  # seconds between the end of a container and its next start
 
@@ -79,7 +79,8 @@ class Node:
             self.plays.setdefault(uid, self.play(pod)) if uid not in self.plays else self.plays[uid]
         )
         if play.pending:
-            return self._hold(api, pod, play.pending)
+            self._hold(api, pod, play.pending)
+            return
         set_condition(pod, "PodScheduled")
         if (
             _restarting(status)
@@ -128,7 +129,8 @@ class Node:
         old = (status.get("containerStatuses") or [{}])[0]
         last, restarts = old.get("lastState") or {}, old.get("restartCount", 0)
         status["phase"] = "Running"
-        ready = play.seconds > 0  # what ends at once never answers its readiness probe
+        # A container that ends at once never passes its readiness probe.
+        ready = play.seconds > 0
         status["containerStatuses"] = [
             _container(
                 pod, {"running": {"startedAt": now()}}, ready=ready, last=last, restarts=restarts
@@ -186,7 +188,11 @@ class Node:
         uid, status, name = pod["metadata"]["uid"], pod["status"], play.container
         restarts = (
             max(
-                (one["restartCount"] for one in status.get("initContainerStatuses", [])), default=-1
+                (
+                    container["restartCount"]
+                    for container in status.get("initContainerStatuses", [])
+                ),
+                default=-1,
             )
             + 1
         )
@@ -201,16 +207,13 @@ class Node:
         self._since[uid] = time.monotonic()
         api.touch(pod)
 
-    def growing(self, pod: dict) -> str:
-        """The metrics file of a pod that runs, as far as it is written; empty if it is not read."""
+    def partial_metrics(self, pod: dict) -> str:
+        """Return what a running pod has written to its metrics file; nothing for a Play."""
         return ""
 
 
 class ProcessNode(Node):
-    """Run the pods' containers as processes of this machine.
-
-    Each has the collector's file at a path of its own.
-    """
+    """Run the pods' containers as processes of this machine, each with its own metrics file."""
 
     backoff = 0.2
 
@@ -259,17 +262,17 @@ class ProcessNode(Node):
                 ),
             )
 
-    def growing(self, pod: dict) -> str:
+    def partial_metrics(self, pod: dict) -> str:
         uid = pod["metadata"]["uid"]
         path = Path(self._folder.name) / f"{uid}.metrics"
         return path.read_text() if uid in self._processes and path.exists() else ""
 
     def terminate(self, pod: dict) -> str:
-        """End the process as Katib's collector does; the pod then completes.
+        """End the process as Katib's collector does; return its metrics file.
 
-        Returns its metrics file.
+        The pod then completes.
         """
-        uid, text = pod["metadata"]["uid"], self.growing(pod)
+        uid, text = pod["metadata"]["uid"], self.partial_metrics(pod)
         process = self._processes.pop(uid)
         process.terminate()
         process.wait()
@@ -284,7 +287,9 @@ class ProcessNode(Node):
             for part in [*container["command"], *container.get("args", [])]
         ]
         command[0] = sys.executable if command[0] == "python" else command[0]
-        env = {one["name"]: one["value"] for one in container.get("env", []) if "value" in one}
+        env = {
+            entry["name"]: entry["value"] for entry in container.get("env", []) if "value" in entry
+        }
         with (Path(self._folder.name) / f"{uid}.out").open("wb") as output:
             self._processes[uid] = subprocess.Popen(
                 command, env={**os.environ, **env}, stdout=output, stderr=subprocess.STDOUT
@@ -292,9 +297,9 @@ class ProcessNode(Node):
 
 
 class TrainingOperator:
-    """PyTorchJobs -> pods -> conditions.
+    """Make the pods of PyTorchJobs, and set the jobs' conditions.
 
-    While `quota` is set no pod is admitted, and events say so.
+    While `quota` is set no pod is admitted, and events report the quota.
     """
 
     def __init__(self, quota: bool = False) -> None:
@@ -331,7 +336,7 @@ class TrainingOperator:
                 pod["status"]["phase"] == "Failed"
                 and specs[role].get("restartPolicy") == "OnFailure"
             ):
-                api.delete("pods", pod)  # made anew in the next round
+                api.delete("pods", pod)  # the next round creates it again
         self._set_status(api, job, list(pods.values()), policy)
 
     def _create_pod(
@@ -341,9 +346,8 @@ class TrainingOperator:
         pod = copy.deepcopy(spec["template"])
         pod_name = f"{name}-{role.lower()}-{index}"
         if self.quota:
-            return api.event(
-                job, "FailedCreatePod", "Error creating: " + QUOTA.format(name=pod_name)
-            )
+            api.event(job, "FailedCreatePod", "Error creating: " + QUOTA.format(name=pod_name))
+            return
         labels = {
             "job-name": name,
             "replica-type": role.lower(),
@@ -380,7 +384,7 @@ class TrainingOperator:
                 counts.setdefault(role, {})[key] = counts.get(role, {}).get(key, 0) + 1
         job["status"]["replicaStatuses"] = counts
         restarts = sum(_restarts(pod["status"]) for pod in pods)
-        failed = sum(one.get("failed", 0) for one in counts.values())
+        failed = sum(count.get("failed", 0) for count in counts.values())
         limit = policy.get("backoffLimit")
         deadline = policy.get("activeDeadlineSeconds", math.inf)
         if counts.get("Master", {}).get("succeeded"):
@@ -388,8 +392,8 @@ class TrainingOperator:
                 api, job, pods, "Succeeded", f"PyTorchJob {name} is successfully completed."
             )
         elif limit is not None and restarts > 0 and restarts >= limit:
-            # Whatever cleanPodPolicy says: the pods go before the status is set, and their logs
-            # with them.
+            # Whatever cleanPodPolicy says, the pods and their logs are deleted before the status
+            # is set.
             self._finish(
                 api,
                 job,
@@ -419,7 +423,7 @@ class TrainingOperator:
                 "Failed",
                 f"PyTorchJob {name} is failed because {failed} replica(s) failed.",
             )
-        elif any(one.get("active") for one in counts.values()):
+        elif any(count.get("active") for count in counts.values()):
             set_condition(
                 job, "Running", reason="PyTorchJobRunning", message=f"PyTorchJob {name} is running."
             )
@@ -448,12 +452,12 @@ class TrainingOperator:
 
 
 class Katib:
-    """Make trials, jobs, observations, the optimum and the end of experiments, by Katib's rules.
+    """Make trials, jobs and observations, choose the optimal trial and end experiments.
 
-    `assignments` are the parameters of the trials in order; by default the product of the lists, or
-    the ends of the ranges. `pod`: trials are proposed by a pod of the namespace, which has to run
-    first. `deaf`: the metrics collector never reports, and trials whose jobs have succeeded wait
-    for ever.
+    The rules are Katib's. `assignments` holds the parameters of each trial in order; by default
+    they are the product of the lists, or the ends of the ranges. With `suggestion_pod` a pod of the
+    namespace proposes the trials, so it has to run first. With `silent_collector` the metrics
+    collector never reports, so trials whose jobs have succeeded wait for ever.
     """
 
     def __init__(
@@ -461,10 +465,13 @@ class Katib:
         node: Node,
         assignments: list[dict[str, str]] | None = None,
         *,
-        deaf: bool = False,
-        pod: bool = False,
+        silent_collector: bool = False,
+        suggestion_pod: bool = False,
     ) -> None:
-        self.node, self.assignments, self.deaf, self.pod = node, assignments, deaf, pod
+        self.node = node
+        self.assignments = assignments
+        self.silent_collector = silent_collector
+        self.suggestion_pod = suggestion_pod
 
     def __call__(self, api: FakeApi) -> None:
         for experiment in api.all("experiments"):
@@ -475,7 +482,7 @@ class Katib:
         trials = api.all("trials", f"katib.kubeflow.org/experiment={name}")
         for trial in trials:
             self._reconcile_trial(api, trial)
-        if _restarts_now(experiment, trials):
+        if _resumes(experiment, trials):
             set_condition(experiment, "Succeeded", "False")
             set_condition(
                 experiment,
@@ -493,7 +500,7 @@ class Katib:
         )
         experiment["status"] |= _summary(spec, trials)
         self._end(experiment, trials)
-        if self.pod and not self._proposes(api, experiment):
+        if self.suggestion_pod and not self._suggestion_pod_ready(api, experiment):
             return
         active = sum(_state(trial) in ("running", "pending") for trial in trials)
         while (
@@ -505,7 +512,7 @@ class Katib:
             active += 1
         api.touch(experiment)
 
-    def _proposes(self, api: FakeApi, experiment: dict) -> bool:
+    def _suggestion_pod_ready(self, api: FakeApi, experiment: dict) -> bool:
         algorithm = experiment["spec"]["algorithm"]["algorithmName"]
         name = f"{experiment['metadata']['name']}-{algorithm}-5d8"
         pod = api.find("pods", name)
@@ -526,7 +533,7 @@ class Katib:
 
     def _create_trial(self, api: FakeApi, experiment: dict, index: int) -> dict:
         spec, name = experiment["spec"], f"{experiment['metadata']['name']}-{_suffix(index)}"
-        chosen = (
+        assignment = (
             self.assignments[index] if self.assignments else _suggest(spec["parameters"], index)
         )
         template = spec["trialTemplate"]
@@ -535,7 +542,7 @@ class Katib:
             value = (
                 name
                 if parameter["reference"] == "${trialSpec.Name}"
-                else chosen[parameter["reference"]]
+                else assignment[parameter["reference"]]
             )
             text = text.replace(f"${{trialParameters.{parameter['name']}}}", value)
         labels = {
@@ -559,7 +566,7 @@ class Katib:
                 "spec": {
                     "earlyStoppingRules": self._rules(api, experiment),
                     "parameterAssignments": [
-                        {"name": key, "value": value} for key, value in chosen.items()
+                        {"name": key, "value": value} for key, value in assignment.items()
                     ],
                     "objective": {"metricStrategies": strategies, **spec["objective"]},
                     "runSpec": json.loads(text),
@@ -572,14 +579,19 @@ class Katib:
         return trial
 
     def _rules(self, api: FakeApi, experiment: dict) -> list[dict]:
-        """What Katib's medianstop service answers.
+        """Return the rules of Katib's medianstop service.
 
-        The mean of the averages of the first values, of trials that have succeeded.
+        The limit is a mean over the trials that have succeeded, of the average of each trial's
+        first values.
         """
-        spec, asked = experiment["spec"], experiment["spec"].get("earlyStopping")
-        if not asked:
+        spec = experiment["spec"]
+        early_stopping = spec.get("earlyStopping")
+        if not early_stopping:
             return []
-        settings = {one["name"]: int(one["value"]) for one in asked["algorithmSettings"]}
+        settings = {
+            setting["name"]: int(setting["value"])
+            for setting in early_stopping["algorithmSettings"]
+        }
         averages = []
         for trial in api.all(
             "trials", f"katib.kubeflow.org/experiment={experiment['metadata']['name']}"
@@ -623,7 +635,7 @@ class Katib:
     def _collect(self, api: FakeApi, trial: dict, job: dict) -> None:
         master = api.find("pods", f"{job['metadata']['name']}-master-0")
         play = self.node.plays.get(master["metadata"]["uid"]) if master else None
-        text = self.node.growing(master) if master else ""
+        text = self.node.partial_metrics(master) if master else ""
         if any(
             _stops(rule, text, trial["spec"]["objective"])
             for rule in trial["spec"].get("earlyStoppingRules", [])
@@ -642,21 +654,23 @@ class Katib:
                 trial, "EarlyStopped", reason="TrialEarlyStopped", message="Trial is early stopped"
             )
         elif has_condition(job, "Failed"):
-            said = next(
-                one["message"] for one in job["status"]["conditions"] if one["type"] == "Failed"
+            job_message = next(
+                condition["message"]
+                for condition in job["status"]["conditions"]
+                if condition["type"] == "Failed"
             )
             set_condition(
                 trial,
                 "Failed",
                 reason="TrialFailed",
-                message=f"Trial has failed. Job message: {said}",
+                message=f"Trial has failed. Job message: {job_message}",
             )
-        elif has_condition(job, "Succeeded") and not self.deaf:
-            found = observe(
+        elif has_condition(job, "Succeeded") and not self.silent_collector:
+            metrics = observe(
                 self.node.metrics.get(master["metadata"]["uid"], ""), trial["spec"]["objective"]
             )
-            trial["status"]["observation"] = {"metrics": found}
-            if found[0]["latest"] == UNAVAILABLE:
+            trial["status"]["observation"] = {"metrics": metrics}
+            if metrics[0]["latest"] == UNAVAILABLE:
                 set_condition(trial, "Running", "False")
                 set_condition(
                     trial,
@@ -674,10 +688,10 @@ class Katib:
         failed = sum(state in ("failed", "metricsUnavailable") for state in states)
         done = sum(state not in ("running", "pending") for state in states)
         goal, best = spec["objective"].get("goal"), _number(_best_value(experiment, trials))
-        met = goal is not None and (
+        goal_reached = goal is not None and (
             best <= goal if spec["objective"]["type"] == "minimize" else best >= goal
         )
-        if met:
+        if goal_reached:
             self._finish(
                 experiment,
                 "Succeeded",
@@ -706,12 +720,13 @@ class Katib:
 
 
 class KServe:
-    """Make predictor pods and conditions of InferenceServices.
+    """Make the predictor pods of InferenceServices, and set the services' conditions.
 
-    A new spec gets new pods, and the old ones go when those are ready. Like the real one it says
-    Ready of the old spec for a while after an update (`lag` seconds), and its observedGeneration
-    counts something else. `copies_labels` False: its configuration keeps a service's labels from
-    its pods. `url` is where services answer, by default an address of no machine.
+    A new spec gets new pods, and the old ones go once those are ready. Like the real controller it
+    leaves the Ready condition of the old spec for `lag` seconds after an update, and its
+    observedGeneration differs from the object's generation. With `copies_labels` False the pods do
+    not get the service's labels. `url` is the services' address, by default one that does not
+    resolve.
     """
 
     def __init__(
@@ -727,8 +742,8 @@ class KServe:
     def _reconcile(self, api: FakeApi, service: dict) -> None:
         metadata, status = service["metadata"], service.setdefault("status", {})
         current = json.dumps([service["spec"], metadata.get("labels")], sort_keys=True)
-        number, seen, since = self._revisions.get(metadata["uid"], (0, "", -math.inf))
-        if current != seen:
+        number, previous, since = self._revisions.get(metadata["uid"], (0, "", -math.inf))
+        if current != previous:
             number, since = number + 1, time.monotonic()
             self._revisions[metadata["uid"]] = number, current, since
         if time.monotonic() - since < (self.lag if number > 1 else 0):
@@ -738,14 +753,14 @@ class KServe:
             status["modelStatus"] = {"transitionStatus": "InvalidSpec", "lastFailureInfo": info}
             return
         pods = api.all("pods", f"serving.kserve.io/inferenceservice={metadata['name']}")
-        mine = [pod for pod in pods if pod["metadata"]["labels"]["revision"] == str(number)]
-        if not mine:
-            mine = [self._create_pod(api, service, number)]
-        up = all(has_condition(pod, "Ready") for pod in mine)
+        current_pods = [pod for pod in pods if pod["metadata"]["labels"]["revision"] == str(number)]
+        if not current_pods:
+            current_pods = [self._create_pod(api, service, number)]
+        ready = all(has_condition(pod, "Ready") for pod in current_pods)
         for pod in pods:
-            if up and pod not in mine:
+            if ready and pod not in current_pods:
                 api.delete("pods", pod)
-        self._set_status(api, service, number, up)
+        self._set_status(api, service, number, ready)
 
     def _create_pod(self, api: FakeApi, service: dict, number: int) -> dict:
         name = service["metadata"]["name"]
@@ -768,15 +783,15 @@ class KServe:
         pod["status"] = {"phase": "Pending"}
         return pod
 
-    def _set_status(self, api: FakeApi, service: dict, number: int, up: bool) -> None:
+    def _set_status(self, api: FakeApi, service: dict, number: int, ready: bool) -> None:
         name, status = service["metadata"]["name"], service["status"]
         for kind in ("IngressReady", "PredictorReady", "Ready"):
-            set_condition(service, kind, str(up), "" if up else "MinimumReplicasUnavailable")
+            set_condition(service, kind, str(ready), "" if ready else "MinimumReplicasUnavailable")
         status["observedGeneration"] = number + 40
         status.setdefault("components", {}).setdefault("predictor", {})["latestCreatedRevision"] = (
             f"{name}-predictor-{number:05d}"
         )
-        if up:
+        if ready:
             status["components"]["predictor"]["latestReadyRevision"] = (
                 f"{name}-predictor-{number:05d}"
             )
@@ -788,17 +803,17 @@ class KServe:
 
 
 def observe(text: str, objective: dict) -> list[dict[str, str]]:
-    """The observation that Katib makes of a metrics file.
+    """Return the observation that Katib makes of a metrics file, the objective first.
 
-    The objective comes first. Min and max are of the numbers, the last text is of all.
+    The minimum and the maximum are taken over the numbers, the latest value over all texts.
     """
     names = [objective["objectiveMetricName"], *objective.get("additionalMetricNames", [])]
-    found = {
+    metrics = {
         name: {"name": name, "min": UNAVAILABLE, "max": UNAVAILABLE, "latest": UNAVAILABLE}
         for name in names
     }
     for match in KATIB_METRIC.finditer(text):
-        metric, value = found.get(match[1]), match[2]
+        metric, value = metrics.get(match[1]), match[2]
         if metric is None:
             continue
         metric["latest"] = value
@@ -807,21 +822,24 @@ def observe(text: str, objective: dict) -> list[dict[str, str]]:
                 metric[key] = (
                     value if metric[key] == UNAVAILABLE else choose(metric[key], value, key=float)
                 )
-    return list(found.values())
+    return list(metrics.values())
 
 
 def _reported(text: str, objective: dict) -> list[float]:
-    """The objective's values in the order of the file's lines."""
-    found = [
+    """Return the objective's finite values in the order of the file's lines."""
+    values = [
         _number(match[2])
         for match in KATIB_METRIC.finditer(text)
         if match[1] == objective["objectiveMetricName"]
     ]
-    return [value for value in found if math.isfinite(value)]
+    return [value for value in values if math.isfinite(value)]
 
 
 def _stops(rule: dict, text: str, objective: dict) -> bool:
-    """The collector's look at a rule: once, at the startStep-th value, at the best so far."""
+    """Whether the collector stops a trial by a rule.
+
+    It compares the best of the first `startStep` values with the rule's value, once.
+    """
     values = _reported(text[: text.rfind("\n") + 1], objective)[: rule["startStep"]]
     if len(values) < rule["startStep"]:
         return False
@@ -832,20 +850,23 @@ def _stops(rule: dict, text: str, objective: dict) -> bool:
     )
 
 
-def _restarts_now(experiment: dict, trials: list[dict]) -> bool:
-    """Whether an experiment that has ended goes on.
+def _resumes(experiment: dict, trials: list[dict]) -> bool:
+    """Whether Katib resumes an experiment that has ended.
 
-    Katib's rule: it had all its trials and is given more, and its resumePolicy is not Never.
+    It does if the experiment had all its trials, now allows more, and its resumePolicy is not
+    Never.
     """
-    done = next(
+    succeeded = next(
         (
-            one
-            for one in experiment.get("status", {}).get("conditions", [])
-            if one["type"] == "Succeeded"
+            condition
+            for condition in experiment.get("status", {}).get("conditions", [])
+            if condition["type"] == "Succeeded"
         ),
         {},
     )
-    restartable = done.get("status") == "True" and done["reason"] == "ExperimentMaxTrialsReached"
+    restartable = (
+        succeeded.get("status") == "True" and succeeded["reason"] == "ExperimentMaxTrialsReached"
+    )
     spec = experiment["spec"]
     return (
         restartable
@@ -855,9 +876,9 @@ def _restarts_now(experiment: dict, trials: list[dict]) -> bool:
 
 
 def _summary(spec: dict, trials: list[dict]) -> dict:
-    """The counts and the optimal trial.
+    """Return the counts of trials by state, and the optimal trial.
 
-    A value that is no number makes its trial the best one, as in Katib.
+    A trial whose value is not a number counts as the best one, as in Katib.
     """
     counts: dict[str, int] = {}
     for trial in trials:
@@ -901,8 +922,8 @@ def _objective(trial: dict) -> str:
     metrics = (trial["status"].get("observation") or {}).get("metrics") or []
     if not metrics:
         return UNAVAILABLE
-    chosen = metrics[0][trial["spec"]["objective"]["metricStrategies"][0]["value"]]
-    return metrics[0]["latest"] if chosen == UNAVAILABLE else chosen
+    value = metrics[0][trial["spec"]["objective"]["metricStrategies"][0]["value"]]
+    return metrics[0]["latest"] if value == UNAVAILABLE else value
 
 
 def _number(text: str) -> float:
@@ -920,14 +941,14 @@ def _state(trial: dict) -> str:
 
 
 def _suggest(parameters: list[dict], index: int) -> dict[str, str]:
-    """The index-th point of a grid over the lists, and over the two ends of each range."""
-    chosen = {}
+    """Return the index-th point of a grid over the lists, and over the two ends of each range."""
+    assignment = {}
     for parameter in parameters:
         space = parameter["feasibleSpace"]
         values = space.get("list") or [space["min"], space["max"]]
-        chosen[parameter["name"]] = values[index % len(values)]
+        assignment[parameter["name"]] = values[index % len(values)]
         index //= len(values)
-    return chosen
+    return assignment
 
 
 def _suffix(index: int) -> str:
@@ -951,12 +972,15 @@ def _first(pod: dict) -> str:
 
 def _restarts(status: dict) -> int:
     return max(
-        (one.get("restartCount", 0) for one in status.get("containerStatuses") or []), default=0
+        (container.get("restartCount", 0) for container in status.get("containerStatuses") or []),
+        default=0,
     )
 
 
 def _restarting(status: dict) -> bool:
-    return any("waiting" in one["state"] for one in status.get("containerStatuses") or [])
+    return any(
+        "waiting" in container["state"] for container in status.get("containerStatuses") or []
+    )
 
 
 def _container(

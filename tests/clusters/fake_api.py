@@ -1,11 +1,11 @@
-"""An API server on 127.0.0.1 for tests.
+"""A Kubernetes API server on 127.0.0.1 for tests.
 
-The published clients talk HTTP to it, scripted controllers (controllers.py) work in it. It keeps
-what a test of a launcher needs of the real one: uid, resourceVersion, generation; Status objects
-for 401, 403, 404, 409, 410, 422; the status subresource; label and field selectors; watches; dry
-runs; admission by the rules of Katib's and the training operator's webhooks; access reviews, and
-403 for what `forbid` forbids; discovery; finalizers and removal of dependents; pod logs. `fail`
-makes it misbehave: error codes, cut connections. `compact` forgets old versions, as etcd does.
+The published clients talk HTTP to it, and scripted controllers (controllers.py) change its objects.
+It has what tests of a client need: uid, resourceVersion, generation; Status objects for 401, 403,
+404, 409, 410 and 422; the status subresource; label and field selectors; watches; dry runs;
+admission by the rules of Katib's and the training operator's webhooks; access reviews, and 403 for
+what a test forbids; discovery; finalizers and the deletion of dependents; pod logs. `fail` makes it
+answer with error codes or cut connections. `compact` forgets old versions, as etcd does.
 
     with FakeApi([Katib(), TrainingOperator(), Node(play)]) as api:
         api.write_kubeconfig(path)
@@ -52,7 +52,8 @@ REVIEW = re.compile(
 )
 DISCOVERY = re.compile(r"/(?:api|apis)/(?P<version>v1|[^/]+/[^/]+)$")
 PATH = re.compile(
-    r"/(?:api|apis)/(?P<version>v1|[^/]+/[^/]+)(?:/namespaces/(?P<namespace>[^/]+))?/(?P<plural>[a-z]+)"
+    r"/(?:api|apis)/(?P<version>v1|[^/]+/[^/]+)"
+    r"(?:/namespaces/(?P<namespace>[^/]+))?/(?P<plural>[a-z]+)"
     r"(?:/(?P<name>[^/]+))?(?:/(?P<sub>status|log))?$"
 )
 REASONS = {
@@ -82,9 +83,9 @@ class Failure(Exception):
 
 @dataclasses.dataclass
 class Fault:
-    """`times` requests that match are answered with `code`, or cut:
+    """Answer `times` matching requests with `code`, or cut their connection.
 
-    'before' or 'after' the work was done.
+    `cut` is 'before' or 'after': whether the server has done the work by then.
     """
 
     method: str
@@ -92,12 +93,12 @@ class Fault:
     times: float
     code: int = 0
     cut: str = ""
-    message: str = "the fake was told to fail"
+    message: str = "a fault of the test"
     headers: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 class FakeApi:
-    """The server. Objects are plain dicts; everything that reads or writes them holds `lock`."""
+    """The server. Objects are plain dicts; all code that reads or writes them holds `lock`."""
 
     def __init__(self, controllers: list[Controller] = (), namespace: str = "physics") -> None:
         self.namespace, self.controllers = namespace, list(controllers)
@@ -105,7 +106,7 @@ class FakeApi:
         self.served = dict(KINDS)
         self.logs: dict[tuple[str, str, bool], str] = {}
         self.requests: list[tuple[str, str]] = []
-        self.trouble: list[str] = []
+        self.controller_errors: list[str] = []
         self._objects: dict[tuple[str, str, str], dict] = {}
         self._contents: dict[str, str] = {}
         self._versions, self._faults = itertools.count(1), []
@@ -119,7 +120,7 @@ class FakeApi:
 
     def __enter__(self) -> FakeApi:
         self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
-        # a client that went away is no news
+        # Tests end clients on purpose; a lost connection is not worth a traceback.
         self._server.handle_error = lambda request, address: None
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         self._threads = [
@@ -158,49 +159,49 @@ class FakeApi:
         return path
 
     def fail(self, method: str, path: str, *, times: float = 1, **how) -> Fault:
-        """Misbehave for the next `times` requests whose path contains the expression; see Fault."""
+        """Add a Fault for the next `times` requests whose path matches the expression."""
         fault = Fault(method=method, path=re.compile(path), times=times, **how)
         with self.lock:
             self._faults.append(fault)
         return fault
 
     def forbid(self, verb: str, resource: str) -> None:
-        """From now on nobody may do this.
+        """Forbid a verb on a resource from now on.
 
-        '*' stands for any verb. The resource is a plural, pods' logs are 'pods/log'.
+        '*' stands for any verb. The resource is a plural; that of pods' logs is 'pods/log'.
         """
         with self.lock:
             self._forbidden.add((verb, resource))
 
     def compact(self) -> None:
-        """Forget what changed so far: a watch from an older version gets 410."""
+        """Forget all changes so far: a watch from an older version gets 410."""
         with self.lock:
             self._compacted = next(self._versions)
             self._changes.clear()
 
     def wait_for(self, predicate: Callable[[], object], seconds: float = 5.0):
-        """The first true value of the predicate; AssertionError after `seconds`."""
+        """Return the predicate's first true value; raise AssertionError after `seconds`."""
         end = time.monotonic() + seconds
         while True:
             with self.lock:
                 value = predicate()
             if value:
                 return value
-            assert time.monotonic() < end, "the fake did not come to what was waited for"
+            assert time.monotonic() < end, f"still false after {seconds} s"
             time.sleep(TICK)
 
     # Objects, for controllers and tests
     # -----------------------------------------------------------------------------
 
     def find(self, plural: str, name: str, namespace: str = "") -> dict | None:
-        """The stored object itself, not a copy."""
+        """Return the stored object itself, not a copy."""
         return self._objects.get((plural, namespace or self.namespace, name))
 
     def all(self, plural: str, selector: str = "") -> list[dict]:
-        """The stored objects of a kind in every namespace, oldest first."""
-        listed = [thing for (kind, _, _), thing in self._objects.items() if kind == plural]
+        """Return the stored objects of a kind in every namespace, oldest first."""
+        objects = [thing for (kind, _, _), thing in self._objects.items() if kind == plural]
         return [
-            thing for thing in listed if _selected(selector, thing["metadata"].get("labels") or {})
+            thing for thing in objects if _selected(selector, thing["metadata"].get("labels") or {})
         ]
 
     def create(self, plural: str, thing: dict, namespace: str = "", *, dry: bool = False) -> dict:
@@ -239,12 +240,12 @@ class FakeApi:
         return thing
 
     def replace(self, plural: str, old: dict, thing: dict, *, status: bool = False) -> dict:
-        asked = thing["metadata"].get("resourceVersion")
-        if not asked:
+        version = thing["metadata"].get("resourceVersion")
+        if not version:
             raise Failure(
                 422, "metadata.resourceVersion: Invalid value: 0x0: must be specified for an update"
             )
-        if asked != old["metadata"]["resourceVersion"]:
+        if version != old["metadata"]["resourceVersion"]:
             raise Failure(
                 409,
                 f'Operation cannot be fulfilled on {plural} "{old["metadata"]["name"]}": the object'
@@ -257,25 +258,25 @@ class FakeApi:
             if thing.get("spec") != old.get("spec"):
                 old["metadata"]["generation"] += 1
             old["spec"] = copy.deepcopy(thing.get("spec"))
-            for place in ("labels", "annotations", "finalizers"):
-                old["metadata"][place] = copy.deepcopy(thing["metadata"].get(place) or {})
+            for field in ("labels", "annotations", "finalizers"):
+                old["metadata"][field] = copy.deepcopy(thing["metadata"].get(field) or {})
         self.touch(old)
         if old["metadata"].get("deletionTimestamp") and not old["metadata"].get("finalizers"):
             self.delete(plural, old)
         return old
 
     def touch(self, thing: dict) -> None:
-        """Give an object a new version if it was changed since it got its last."""
+        """Give an object a new version if it has changed since its last one."""
         content = json.dumps(
             {**thing, "metadata": {**thing["metadata"], "resourceVersion": ""}}, sort_keys=True
         )
-        known = self._contents.get(thing["metadata"]["uid"])
-        if known != content:
+        previous = self._contents.get(thing["metadata"]["uid"])
+        if previous != content:
             self._contents[thing["metadata"]["uid"]] = content
-            self._change("ADDED" if known is None else "MODIFIED", thing)
+            self._change("ADDED" if previous is None else "MODIFIED", thing)
 
-    def _change(self, how: str, thing: dict) -> None:
-        """Note a change for those who watch; the object has a new version by it."""
+    def _change(self, event_type: str, thing: dict) -> None:
+        """Give an object a new version, and record the change for watches."""
         version = next(self._versions)
         thing["metadata"]["resourceVersion"] = str(version)
         plural = next(
@@ -283,23 +284,23 @@ class FakeApi:
             for plural, kind in self.served.items()
             if kind == (thing["apiVersion"], thing["kind"])
         )
-        self._changes.append((version, plural, how, copy.deepcopy(thing)))
+        self._changes.append((version, plural, event_type, copy.deepcopy(thing)))
 
     def changes(self, plural: str, since: int) -> list[tuple[int, str, dict]]:
-        """What happened to objects of a kind after a version.
+        """Return the changes of a kind's objects after a version: (version, event type, object).
 
-        Raises Failure 410 if that is no longer known.
+        Raises Failure 410 if that version is forgotten.
         """
         if since < self._compacted:
             raise Failure(410, f"too old resource version: {since} ({self._compacted})")
         return [
-            (version, how, thing)
-            for version, kind, how, thing in self._changes
+            (version, event_type, thing)
+            for version, kind, event_type, thing in self._changes
             if kind == plural and version > since
         ]
 
     def delete(self, plural: str, thing: dict) -> None:
-        """Remove an object and what it owns, or only mark it while it has finalizers."""
+        """Delete an object and its dependents; while it has finalizers, only mark it."""
         metadata = thing["metadata"]
         for (kind, _, _), other in list(self._objects.items()):
             if any(
@@ -314,12 +315,12 @@ class FakeApi:
             self._change("DELETED", thing)
 
     def event(self, about: dict, reason: str, message: str, kind: str = "Warning") -> None:
-        """Record an event once; a repeated one is counted, as the real recorder does."""
+        """Record an event; a repetition only raises its count, as in the real recorder."""
         digest = uuid.uuid5(uuid.NAMESPACE_URL, reason + message).hex[:16]
         name = f"{about['metadata']['name']}.{digest}"
-        known = self.find("events", name)
-        if known:
-            known |= {"count": known["count"] + 1, "lastTimestamp": now()}
+        recorded = self.find("events", name)
+        if recorded:
+            recorded |= {"count": recorded["count"] + 1, "lastTimestamp": now()}
             return
         involved = {
             "kind": about["kind"],
@@ -360,8 +361,9 @@ class FakeApi:
                 with self.lock:
                     try:
                         controller(self)
-                    except Exception as error:  # a test must see what broke, and the others go on
-                        self.trouble.append(f"{type(controller).__name__}: {error!r}")
+                    # The other controllers go on; the fixture fails the test at its end.
+                    except Exception as error:
+                        self.controller_errors.append(f"{type(controller).__name__}: {error!r}")
 
     # Requests
     # --------------------------------------------------------------------------------------------
@@ -376,15 +378,15 @@ class FakeApi:
         return None
 
     def handle(self, method: str, url: str, body: dict | None) -> dict | str:
-        """The answer's object or text; Failure for anything but 2xx."""
+        """Return the answer's object or text; raise Failure for anything but 2xx."""
         parts = urllib.parse.urlsplit(url)
         query = dict(urllib.parse.parse_qsl(parts.query))
         if review := REVIEW.match(parts.path):
             return self._review(review["kind"], body)
         if parts.path.rstrip("/") == "/version":
-            words = ("buildDate", "compiler", "gitCommit", "gitTreeState", "goVersion", "platform")
+            fields = ("buildDate", "compiler", "gitCommit", "gitTreeState", "goVersion", "platform")
             return {
-                **dict.fromkeys(words, "fake"),
+                **dict.fromkeys(fields, "fake"),
                 "major": "1",
                 "minor": "31",
                 "gitVersion": "v1.31.2",
@@ -421,8 +423,8 @@ class FakeApi:
         return bool({(verb, resource), ("*", resource)} & self._forbidden)
 
     def _review(self, kind: str, body: dict) -> dict:
-        asked = body["spec"]["resourceAttributes"]
-        resource = "/".join(filter(None, (asked["resource"], asked.get("subresource"))))
+        attributes = body["spec"]["resourceAttributes"]
+        resource = "/".join(filter(None, (attributes["resource"], attributes.get("subresource"))))
         with self.lock:
             if kind == "local" and self._forbids("create", "localsubjectaccessreviews"):
                 raise Failure(
@@ -430,7 +432,7 @@ class FakeApi:
                     'localsubjectaccessreviews.authorization.k8s.io is forbidden: User "tester"'
                     " cannot create",
                 )
-            allowed = not self._forbids(asked["verb"], resource)
+            allowed = not self._forbids(attributes["verb"], resource)
         return {
             **body,
             "status": {"allowed": allowed, "reason": "" if allowed else "no RBAC policy matched"},
@@ -442,7 +444,7 @@ class FakeApi:
         ]
         if not kinds:
             raise Failure(404, "404 page not found")
-        listed = [
+        resources = [
             {
                 "name": plural,
                 "kind": kind,
@@ -456,7 +458,7 @@ class FakeApi:
             "kind": "APIResourceList",
             "apiVersion": "v1",
             "groupVersion": version,
-            "resources": listed,
+            "resources": resources,
         }
 
     def _collection(self, method: str, match: re.Match, query: dict, body: dict | None) -> dict:
@@ -504,18 +506,18 @@ class FakeApi:
         container, name = query.get("container", ""), pod["metadata"]["name"]
         text = self.logs.get((pod["metadata"]["uid"], container, previous))
         if text is None:
-            what = (
+            message = (
                 f'previous terminated container "{container}" in pod "{name}" not found'
                 if previous
                 else f'container "{container}" in pod "{name}" is waiting to start'
             )
-            raise Failure(400, what)
+            raise Failure(400, message)
         lines = text.splitlines(keepends=True)
         return "".join(lines[-int(query["tailLines"]) :] if "tailLines" in query else lines)
 
 
 def now() -> str:
-    """A time as Kubernetes writes it: whole seconds."""
+    """Return the time as Kubernetes writes it, in whole seconds."""
     return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
@@ -523,12 +525,12 @@ def set_condition(
     thing: dict, kind: str, value: str = "True", reason: str = "", message: str = ""
 ) -> None:
     """Add or change a condition of an object's status."""
-    listed = thing.setdefault("status", {}).setdefault("conditions", [])
-    found = next((one for one in listed if one["type"] == kind), None)
-    if found is None:
-        found = {"type": kind, "status": "", "lastTransitionTime": now()}
-        listed.append(found)
-    found |= {"status": value, "reason": reason, "message": message}
+    conditions = thing.setdefault("status", {}).setdefault("conditions", [])
+    condition = next((one for one in conditions if one["type"] == kind), None)
+    if condition is None:
+        condition = {"type": kind, "status": "", "lastTransitionTime": now()}
+        conditions.append(condition)
+    condition |= {"status": value, "reason": reason, "message": message}
 
 
 def has_condition(thing: dict, *kinds: str) -> bool:
@@ -548,8 +550,8 @@ def _requirements(selector: str) -> Iterator[str]:
 
 def _requirement(text: str, labels: dict[str, str]) -> bool:
     if match := re.fullmatch(r"(\S+) (in|notin) \(([^)]*)\)", text):
-        listed = labels.get(match[1]) in [value.strip() for value in match[3].split(",")]
-        return listed if match[2] == "in" else not listed
+        is_in = labels.get(match[1]) in [value.strip() for value in match[3].split(",")]
+        return is_in if match[2] == "in" else not is_in
     if match := re.fullmatch(r"([^=!\s]+)\s*(==|=|!=)\s*(\S*)", text):
         return (labels.get(match[1]) == match[3]) == (match[2] != "!=")
     if re.fullmatch(r"!?[\w./-]+", text):
@@ -581,7 +583,8 @@ def _merge(old: dict, patch: dict) -> dict:
 def _handler(api: FakeApi) -> type:
     class Handler(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
-        # an answer goes out in two writes, and would wait 40 ms for the client's delayed ACK
+        # An answer takes two writes; Nagle's algorithm would hold the second one back for the
+        # client's delayed ACK, 40 ms.
         disable_nagle_algorithm = True
         timeout = 10
 
@@ -599,16 +602,16 @@ def _handler(api: FakeApi) -> type:
                     raise Failure(fault.code, fault.message)
                 if self.command == "GET" and "watch=" in self.path:
                     return self.watch()
-                said = api.handle(self.command, self.path, body)
+                answer = api.handle(self.command, self.path, body)
             except Failure as failure:
                 self.send(failure.code, _status(failure), fault.headers if fault else {})
             else:
                 if fault and fault.cut == "after":
                     return self.cut()
-                self.send(201 if self.command == "POST" else 200, said, {})
+                self.send(201 if self.command == "POST" else 200, answer, {})
 
         def watch(self) -> None:
-            """Write changes as they happen, one JSON object a line, for `timeoutSeconds`."""
+            """Write each change as one line of JSON, for `timeoutSeconds`."""
             parts = urllib.parse.urlsplit(self.path)
             query = dict(urllib.parse.parse_qsl(parts.query))
             match = PATH.match(parts.path)
@@ -623,20 +626,20 @@ def _handler(api: FakeApi) -> type:
             while time.monotonic() < end and not api.stopping:
                 with api.lock:
                     try:
-                        found = api.changes(match["plural"], since)
+                        changes = api.changes(match["plural"], since)
                     except Failure as failure:
                         self.wfile.write(
                             json.dumps({"type": "ERROR", "object": _status(failure)}).encode()
                             + b"\n"
                         )
                         return
-                for version, how, thing in found:
+                for version, event_type, thing in changes:
                     since = version
                     if _selected(
                         query.get("labelSelector", ""), thing["metadata"].get("labels") or {}
                     ):
                         self.wfile.write(
-                            json.dumps({"type": how, "object": thing}).encode() + b"\n"
+                            json.dumps({"type": event_type, "object": thing}).encode() + b"\n"
                         )
                         self.wfile.flush()
                 time.sleep(TICK)
@@ -645,11 +648,11 @@ def _handler(api: FakeApi) -> type:
             self.close_connection = True
             self.connection.close()
 
-        def send(self, code: int, said: dict | str, headers: dict[str, str]) -> None:
-            data = said.encode() if isinstance(said, str) else json.dumps(said).encode()
+        def send(self, code: int, answer: dict | str, headers: dict[str, str]) -> None:
+            data = answer.encode() if isinstance(answer, str) else json.dumps(answer).encode()
             self.send_response(code)
             self.send_header(
-                "Content-Type", "text/plain" if isinstance(said, str) else "application/json"
+                "Content-Type", "text/plain" if isinstance(answer, str) else "application/json"
             )
             self.send_header("Content-Length", str(len(data)))
             for key, value in headers.items():

@@ -50,16 +50,14 @@ def test_experiment_survives_fewer_failures_than_the_limit(backend):
     assert trials["7.5E-02"].metrics["AvgLoss"].latest == 0.075
     assert trials["1.5e-1/.14"].metrics["AvgLoss"].max == 0.15
     assert trials["broken"].status == "Failed"
-    assert "the loss is not finite" in trials["broken"].reason
+    assert "loss is not finite" in trials["broken"].reason
     assert "exit code 1" in trials["broken"].reason
     assert trials["silent"].status == "MetricsUnavailable"
     assert "AvgLoss" in trials["silent"].reason
 
 
 def test_experiment_fails_when_the_limit_is_reached_not_only_above_it(backend):
-    with pytest.raises(
-        ClusterError, match=r"experiment .* failed: .*\n  2 x .*the loss is not finite"
-    ):
+    with pytest.raises(ClusterError, match=r"experiment .*\n  2 x .*not finite"):
         backend.run_experiment(
             experiment(["broken", "broken too", "0.1", "0.2"], max_failed=2, parallel=1)
         )
@@ -218,7 +216,7 @@ def test_job_of_which_a_worker_fails_ends(backend):
         "import os, time, sys\nif os.environ['RANK'] == '1': sys.exit('worker: out of"
         " memory')\ntime.sleep(3)\nsys.exit(1)"
     )
-    with pytest.raises(ClusterError, match="worker: out of memory"):
+    with pytest.raises(ClusterError, match="out of memory"):
         backend.run_job(job(code, replicas=2))
 
 

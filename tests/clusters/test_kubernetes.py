@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import signal
 import threading
 import time
@@ -25,10 +26,7 @@ from tests.clusters.scripts import EXPORT, SEARCH, UP, later, loss, node_of
 
 def test_no_configuration_says_what_to_set(monkeypatch, tmp_path):
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "nothing"))
-    with pytest.raises(
-        InputError,
-        match=r"Set KUBECONFIG to a kubeconfig file, or run on this machine with --runner local",
-    ):
+    with pytest.raises(InputError, match=r"KUBECONFIG.*--runner local"):
         KubernetesCluster()
 
 
@@ -40,9 +38,7 @@ def test_namespace_is_the_contexts_or_the_one_asked_for(fake):
 
 def test_no_namespace_says_what_to_type(fake, tmp_path):
     fake().api.write_kubeconfig(tmp_path / "kubeconfig", namespace=None)
-    with pytest.raises(
-        InputError, match=r"kubeconfig context 'fake' names no namespace; pass --namespace NAME"
-    ):
+    with pytest.raises(InputError, match=r"'fake'.*--namespace"):
         KubernetesCluster()
     assert KubernetesCluster("physics").namespace == "physics"
 
@@ -60,7 +56,7 @@ def test_a_pod_uses_its_service_account(monkeypatch, tmp_path):
     monkeypatch.setattr(api_module, "SERVICE_ACCOUNT", tmp_path)
     monkeypatch.setattr(config.incluster_config, "SERVICE_TOKEN_FILENAME", str(tmp_path / "token"))
     monkeypatch.setattr(config.incluster_config, "SERVICE_CERT_FILENAME", str(tmp_path / "ca.crt"))
-    monkeypatch.setattr(api_module, "_client", lambda settings: _Settings(settings))
+    monkeypatch.setattr(api_module, "_client", _Settings)
     connection = api_module.connect()
     assert (connection.inside, connection.namespace) == (True, "jec")
     assert connection.client.configuration.host == "https://10.0.0.1:443"
@@ -84,7 +80,7 @@ def test_an_object_of_this_run_is_adopted(fake):
     uid = backend.api.find("experiments", SEARCH)["metadata"]["uid"]
     backend.run_experiment(experiment(["0.1"]))
     assert backend.api.find("experiments", SEARCH)["metadata"]["uid"] == uid
-    assert "of this run exists" in backend.text
+    assert re.search(f"Experiment {SEARCH} .*exists", backend.text)
 
 
 def test_an_experiment_of_this_run_that_failed_is_run_again(fake):
@@ -93,7 +89,7 @@ def test_an_experiment_of_this_run_that_failed_is_run_again(fake):
         backend.run_experiment(experiment(["0.1"]))
     backend.node.play = lambda pod: loss(0.1)
     assert backend.run_experiment(experiment(["0.1"])).trials[0].metrics["AvgLoss"].min == 0.1
-    assert "failed before; it is removed and run again" in backend.text
+    assert "failed before" in backend.text
 
 
 @pytest.mark.parametrize(
@@ -104,7 +100,7 @@ def test_an_object_of_another_run_is_left_alone(fake, labels):
     theirs = job("pass")
     theirs["metadata"]["labels"] = labels
     backend.api.create("pytorchjobs", theirs)
-    with pytest.raises(ClusterError, match=f"not to run '{RUN_ID}'; it is left alone"):
+    with pytest.raises(ClusterError, match=f"{EXPORT}.*'{RUN_ID}'"):
         backend.run_job(job("pass"))
     assert backend.api.find("pytorchjobs", EXPORT)["metadata"].get("labels") == labels
 
@@ -129,9 +125,7 @@ def test_an_object_that_is_being_deleted_is_waited_for_and_then_made_anew(fake):
 
 def test_another_kind_or_namespace_is_refused_before_anything_is_sent(fake):
     backend = fake()
-    with pytest.raises(
-        InputError, match=r"kubeflow.org/v1 PyTorchJob, and not a kubeflow.org/v1beta1 Experiment"
-    ):
+    with pytest.raises(InputError, match=r"PyTorchJob.*Experiment"):
         backend.run_experiment(job("pass"))
     manifest = job("pass")
     manifest["metadata"]["namespace"] = "elsewhere"
@@ -144,23 +138,15 @@ def test_what_admission_refuses_is_told_in_its_words(fake):
     backend = fake()
     wrong = experiment(["0.1"])
     wrong["spec"]["objective"]["type"] = "smallest"
-    with pytest.raises(
-        ClusterError,
-        match=r"refused to create Experiment .*spec.objective.type must be minimize or maximize",
-    ):
+    with pytest.raises(ClusterError, match=r"Experiment .*spec\.objective\.type"):
         backend.run_experiment(wrong)
     wrong = job("pass")
     wrong["spec"]["pytorchReplicaSpecs"]["Master"]["template"]["spec"]["containers"][0]["name"] = (
         "main"
     )
-    with pytest.raises(
-        ClusterError, match=r"refused to create PyTorchJob .*container named pytorch"
-    ):
+    with pytest.raises(ClusterError, match=r"PyTorchJob .*named pytorch"):
         backend.run_job(wrong)
-    with pytest.raises(
-        ClusterError,
-        match=r"refused to create InferenceService .*422 .*spec.predictor: Required value",
-    ):
+    with pytest.raises(ClusterError, match=r"InferenceService .*422 .*spec\.predictor"):
         backend.deploy({**service(), "spec": {}})
 
 
@@ -169,18 +155,13 @@ def test_what_is_forbidden_missing_or_expired_says_so(fake):
     backend.api.fail(
         "POST", "pytorchjobs", code=403, message='User "me" cannot create resource "pytorchjobs"'
     )
-    with pytest.raises(
-        ClusterError,
-        match=r"not allowed to create pytorchjobs.kubeflow.org in namespace 'physics': .*User",
-    ):
+    with pytest.raises(ClusterError, match=r"create pytorchjobs\..* 'physics': .*\"me\""):
         backend.run_job(job("pass"))
     backend.api.fail("POST", "pytorchjobs", code=401, message="Unauthorized")
-    with pytest.raises(ClusterError, match=r"does not accept our credentials .*renew the token"):
+    with pytest.raises(ClusterError, match=r"credentials .*token"):
         backend.run_job(job("pass"))
     del backend.api.served["pytorchjobs"]
-    with pytest.raises(
-        ClusterError, match=r"is the training operator installed \(kubeflow.org/v1\)"
-    ):
+    with pytest.raises(ClusterError, match=r"training operator .*kubeflow.org/v1"):
         backend.run_job(job("pass"))
 
 
@@ -221,9 +202,7 @@ def test_a_server_that_stays_away_ends_at_the_deadline_and_is_named(fake):
         lambda: backend.api.all("pods"),
         backend.api,
     )
-    with pytest.raises(
-        DeadlineError, match=r"(?s)job .* did not end within 1 s.*\n  API server: 503 etcd is gone"
-    ):
+    with pytest.raises(DeadlineError, match=rf"(?s){EXPORT} .* 1 s.*503 etcd is gone"):
         backend.run_job(job("pass"), deadline=0.8)
 
 
@@ -232,7 +211,7 @@ def test_a_server_that_was_never_there_is_not_waited_for_until_the_deadline(fake
     monkeypatch.setattr(api_module, "FIRST_CONTACT_SECONDS", 0.3)
     backend.api.fail("*", ".", times=math.inf, cut="before")
     started = time.monotonic()
-    with pytest.raises(ClusterError, match=r"API server at http://127.0.0.1:\d+ cannot be reached"):
+    with pytest.raises(ClusterError, match=re.escape(backend.api.url)):
         backend.run_job(job("pass"), deadline=600)
     assert time.monotonic() - started < 5
 
@@ -267,7 +246,7 @@ def test_what_cannot_be_read_only_costs_the_reasons(fake):
     backend.api.fail("GET", "pods|events", times=math.inf, code=403, message="pods is forbidden")
     result = backend.run_experiment(experiment(["0.1", "0.2"], parallel=1))
     assert [trial.status for trial in result.trials] == ["Failed", "Succeeded"]
-    assert "not allowed to read pods" in backend.text
+    assert "read pods" in backend.text
 
 
 # Removal
@@ -310,13 +289,7 @@ def test_a_removal_that_hangs_names_the_finalizers(fake, monkeypatch):
     manifest = job("pass")
     manifest["metadata"]["finalizers"] = ["example.org/never"]
     backend.run_job(manifest)
-    with pytest.raises(
-        DeadlineError,
-        match=(
-            rf"removal of .*\n  PyTorchJob {EXPORT}: still there, waiting for its finalizers:"
-            r" example.org/never"
-        ),
-    ):
+    with pytest.raises(DeadlineError, match=rf"\n  PyTorchJob {EXPORT}: .*example\.org/never"):
         backend.cluster.delete_job(EXPORT)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 
 import pytest
@@ -18,36 +19,21 @@ from tests.clusters.scripts import SEARCH, later, loss, node_of
 def test_progress_is_told_once_a_change(fake):
     backend = fake(node_of(loss(0.3, seconds=0.2)))
     result = backend.run_experiment(experiment(["0.3", "0.3 "]))
-    assert f"2/2 trials, best AvgLoss 0.3 by {result.optimal}" in backend.text
+    assert re.search(f"2/2 trials.* 0.3 by {result.optimal}", backend.text)
     assert len(backend.lines) == len(set(backend.lines))
 
 
 @pytest.mark.parametrize(
-    ("pending", "said"),
+    ("pending", "facts"),
     [
-        (
-            "unschedulable",
-            "no node takes it: 0/3 nodes are available: 3 Insufficient nvidia.com/gpu.",
-        ),
-        (
-            "image",
-            'its image cannot be pulled: ImagePullBackOff: Back-off pulling image "weaver:test"',
-        ),
-        (
-            "config",
-            (
-                'its container cannot be created: CreateContainerConfigError: secret "s3-keys" not'
-                " found"
-            ),
-        ),
-        ("mount", "FailedMount: MountVolume.SetUp failed for volume"),
-        (
-            "quota",
-            "quota: exceeded quota: kf-resource-quota, requested: requests.nvidia.com/gpu=1, used",
-        ),
+        ("unschedulable", "3 Insufficient nvidia.com/gpu"),
+        ("image", 'ImagePullBackOff: .* "weaver:test"'),
+        ("config", 'CreateContainerConfigError: secret "s3-keys"'),
+        ("mount", 'FailedMount: .* volume "eos"'),
+        ("quota", "kf-resource-quota, .* requests.nvidia.com/gpu=1"),
     ],
 )
-def test_pods_that_wait_are_explained_and_go_on_when_they_can(fake, pending, said):
+def test_pods_that_wait_are_explained_and_go_on_when_they_can(fake, pending, facts):
     play = loss(0.1, pending="" if pending == "quota" else pending)
     backend = fake(node_of(play))
     backend.operator.quota = pending == "quota"
@@ -55,32 +41,26 @@ def test_pods_that_wait_are_explained_and_go_on_when_they_can(fake, pending, sai
     def release() -> None:
         play.pending, backend.operator.quota = "", False
 
-    released = later(
-        release, lambda: said in backend.text and "1 pending" in backend.text, backend.api
-    )
+    def explained() -> bool:
+        return bool(re.search(f"{SEARCH}-00xk0000: .*{facts}", backend.text))
+
+    released = later(release, lambda: explained() and "1 pending" in backend.text, backend.api)
     backend.run_experiment(experiment(["0.1"]))
     released.join()
-    assert f"{SEARCH}-00xk0000: {said}" in backend.text
+    assert explained()
 
 
 def test_the_deadline_names_what_was_waited_for(fake):
     backend = fake(node_of(loss(0.1), Play(pending="unschedulable")))
-    with pytest.raises(
-        DeadlineError,
-        match=(
-            r"did not end within 1 s; last seen: 1/2 trials, 1 pending, best AvgLoss"
-            r" 0.1.*\n.*Insufficient nvidia"
-        ),
-    ):
+    with pytest.raises(DeadlineError, match=r" 1 s; .* 1/2 trials, 1 pending, .* 0.1") as raised:
         backend.run_experiment(experiment(["0.1", "0.2"]), deadline=0.8)
+    assert "3 Insufficient nvidia.com/gpu" in str(raised.value)
 
 
 def test_an_image_that_does_not_come_is_given_up_before_the_deadline(fake):
     backend = fake(node_of(Play(pending="image")), patience=0.3)
     started = time.monotonic()
-    with pytest.raises(
-        DeadlineError, match=f"experiment {SEARCH} cannot start: pod .*ImagePullBackOff"
-    ):
+    with pytest.raises(DeadlineError, match=f"experiment {SEARCH} .*ImagePullBackOff"):
         backend.run_experiment(experiment(["0.1"]), deadline=60)
     assert time.monotonic() - started < 30
 
@@ -88,23 +68,24 @@ def test_an_image_that_does_not_come_is_given_up_before_the_deadline(fake):
 def test_an_algorithm_whose_pod_does_not_start_is_named(fake):
     algorithm = Play(pending="unschedulable", seconds=math.inf)
     node = node_of(algorithm, loss(0.1))
-    backend = fake(node, katib=Katib(node, pod=True))
-    said = f"the algorithm of {SEARCH}: no node takes it: 0/3 nodes are available"
+    backend = fake(node, katib=Katib(node, suggestion_pod=True))
 
     def release() -> None:
         algorithm.pending = ""
 
-    released = later(release, lambda: said in backend.text, backend.api)
+    def named() -> bool:
+        return bool(re.search(f"algorithm of {SEARCH}: .* 3 Insufficient", backend.text))
+
+    released = later(release, named, backend.api)
     backend.run_experiment(experiment(["0.1"]))
     released.join()
+    assert named()
 
 
 def test_a_collector_that_reports_nothing_is_named(fake):
     node = node_of(loss(0.1))
-    backend = fake(node, katib=Katib(node, deaf=True))
-    with pytest.raises(
-        DeadlineError, match="its pods have finished, the controller has not said so yet"
-    ):
+    backend = fake(node, katib=Katib(node, silent_collector=True))
+    with pytest.raises(DeadlineError, match="pods have finished"):
         backend.run_experiment(experiment(["0.1"]), deadline=0.6)
 
 
@@ -119,12 +100,10 @@ def test_failed_trials_give_the_commonest_reasons_and_their_last_lines(fake):
             experiment(["1", "2", "3", "4", "5", "6"], max_failed=3, parallel=1), deadline=60
         )
     text = str(raised.value)
-    assert "max failed count has reached (3 of 4 trials failed, the limit is 3)" in text
-    assert (
-        "  2 x exit code 1: error: no file a.root\n  1 x OOMKilled (exit code 137): it used more"
-        " memory than its limit: epoch 1\n" in text
-    )
-    assert "  | Traceback ...\n  | error: no file a.root" in text
+    assert re.search("3 of 4 trials .* 3", text)
+    # The commonest reason first.
+    assert re.search(r"\n  2 x exit code 1: .*a\.root\n  1 x OOMKilled .* epoch 1\n", text)
+    assert "".join(f"  | {line}\n" for line in broken.log.splitlines()) in f"{text}\n"
     assert text.count("last lines of pod") == 2  # one for each reason, not one for each trial
 
 
@@ -132,7 +111,7 @@ def test_the_reason_is_kept_when_the_pods_are_gone(fake):
     manifest = experiment(["1", "2"], max_failed=2, parallel=1)
     manifest["spec"]["trialTemplate"]["retain"] = False
     backend = fake(node_of(Play(exit_code=1, log="error: bad option k\n")))
-    with pytest.raises(ClusterError, match="2 x exit code 1: error: bad option k"):
+    with pytest.raises(ClusterError, match=r"2 x exit code 1: .*option k"):
         backend.run_experiment(manifest)
     assert backend.api.all("pods") == []
 
@@ -146,19 +125,13 @@ def test_a_trial_whose_loss_is_nan_is_not_optimal_although_katib_says_so(fake):
         == bad.name
     )
     assert result.optimal == good.name
-    assert (bad.status, bad.metrics, bad.reason) == (
-        "Succeeded",
-        {},
-        "AvgLoss is not a finite number",
-    )
+    assert (bad.status, bad.metrics) == ("Succeeded", {})
+    assert "AvgLoss" in bad.reason
 
 
 def test_a_search_without_one_number_fails_with_the_reasons(fake):
     backend = fake(node_of(loss("nan")))
-    with pytest.raises(
-        ClusterError,
-        match=r"ended without one successful trial \(of 2\)\n  2 x AvgLoss is not a finite number",
-    ):
+    with pytest.raises(ClusterError, match=r"of 2\)\n  2 x AvgLoss .*finite"):
         backend.run_experiment(experiment(["nan", "nan too"]))
 
 
@@ -167,7 +140,7 @@ def test_an_early_stopped_trial_counts_and_is_marked(fake):
     result = backend.run_experiment(experiment(["0.2", "0.1"], parallel=1))
     assert [trial.status for trial in result.trials] == ["Succeeded", "EarlyStopped"]
     assert result.optimal == result.trials[1].name
-    assert result.trials[1].reason == "Trial is early stopped"
+    assert "early stopped" in result.trials[1].reason
 
 
 def test_a_goal_that_is_met_ends_the_search(fake):
@@ -210,5 +183,5 @@ def test_an_experiment_that_somebody_deletes_is_missed(fake):
         lambda: backend.api.all("pods"),
         backend.api,
     )
-    with pytest.raises(ClusterError, match=f"Experiment {SEARCH} was deleted by somebody"):
+    with pytest.raises(ClusterError, match=f"Experiment {SEARCH} .*deleted"):
         backend.run_experiment(experiment(["0.1"]), deadline=60)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 
@@ -15,10 +16,7 @@ from tests.clusters.scripts import EXPORT, later, node_of
 
 def test_an_evicted_job_says_so(fake):
     backend = fake(node_of(Play(reason="Evicted", log="epoch 3\n")))
-    with pytest.raises(
-        ClusterError,
-        match=r"job .* failed: Evicted: The node was low on resource: memory.: epoch 3",
-    ):
+    with pytest.raises(ClusterError, match=rf"job {EXPORT} .*Evicted: .*memory.*: epoch 3"):
         backend.run_job(job("pass"))
 
 
@@ -29,13 +27,9 @@ def test_an_evicted_job_that_is_restarted_succeeds(fake):
 
 
 def test_a_restart_is_told_with_its_reason_while_the_job_goes_on(fake):
-    backend = fake(
-        node_of([Play(exit_code=1, log="connection to the storage lost\n"), Play(seconds=0.3)])
-    )
+    backend = fake(node_of([Play(exit_code=1, log="connection lost\n"), Play(seconds=0.3)]))
     backend.run_job(job("pass", restart="OnFailure"))
-    assert (
-        f"pod {EXPORT}-master-0 ended: exit code 1: connection to the storage lost" in backend.text
-    )
+    assert re.search(f"{EXPORT}-master-0 .*: exit code 1: connection lost", backend.text)
 
 
 def test_the_last_lines_are_kept_when_the_last_crash_could_not_be_read(fake):
@@ -45,9 +39,9 @@ def test_the_last_lines_are_kept_when_the_last_crash_could_not_be_read(fake):
         lambda: "no space left" in backend.text,
         backend.api,
     )
-    with pytest.raises(ClusterError, match="exit code 1: error: no space left") as raised:
+    with pytest.raises(ClusterError, match=r"exit code 1: .*space left") as raised:
         backend.run_job(job("pass", restart="OnFailure"))
-    assert "  | error: no space left" in str(raised.value)
+    assert re.search(r"\n  \| .*space left", str(raised.value))
 
 
 def test_a_failed_job_whose_pods_are_gone_still_ends(fake):
@@ -55,14 +49,14 @@ def test_a_failed_job_whose_pods_are_gone_still_ends(fake):
     manifest = job("pass")
     manifest["spec"]["runPolicy"]["cleanPodPolicy"] = "All"
     backend.api.fail("GET", "/pods", times=math.inf, code=403)
-    with pytest.raises(ClusterError, match=r"is failed because 1 replica.*its pods are gone"):
+    with pytest.raises(ClusterError, match=r"1 replica.*pods are gone"):
         backend.run_job(manifest)
 
 
 def test_a_job_in_a_full_namespace_says_which_quota(fake):
     backend = fake()
     backend.operator.quota = True
-    with pytest.raises(DeadlineError, match="quota: exceeded quota: kf-resource-quota"):
+    with pytest.raises(DeadlineError, match="kf-resource-quota"):
         backend.run_job(job("pass"), deadline=0.5)
 
 
@@ -74,10 +68,10 @@ def test_a_job_in_a_queue_says_so(fake):
         backend.api,
     )
     backend.run_job(job("pass"))
-    assert f"job {EXPORT}: suspended, until a queue lets it start" in backend.lines
+    assert any(line.startswith(f"job {EXPORT}: suspended") for line in backend.lines)
 
 
 def test_replicas_are_counted(fake):
     backend = fake(node_of(Play(seconds=0.3)))
     backend.run_job(job("pass", replicas=3))
-    assert f"job {EXPORT}: Master: 1 running; Worker: 2 running" in backend.text
+    assert re.search("Master: 1 running.*Worker: 2 running", backend.text)

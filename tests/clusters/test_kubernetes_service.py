@@ -35,7 +35,7 @@ def test_an_update_is_not_ready_before_its_own_pods_are(fake, copies_labels):
     )
     backend.deploy(service())
     backend.deploy(service())
-    with pytest.raises(DeadlineError, match="service jec-pfn did not end within 1 s"):
+    with pytest.raises(DeadlineError, match=r"service jec-pfn .* 1 s"):
         backend.deploy(service(uri="s3://models/other/model"), deadline=0.8)
     old, new = backend.api.all("pods")
     assert has_condition(old, "Ready")
@@ -70,10 +70,7 @@ def test_an_update_that_crosses_somebody_elses_is_made_again(fake):
 
 def test_a_predictor_that_crashes_again_and_again_fails_with_its_last_lines_and_conditions(fake):
     backend = fake(node_of(CRASH))
-    with pytest.raises(
-        ClusterError,
-        match="service jec-pfn failed: exit code 1: failed to load 'jec-pfn': unexpected shape",
-    ) as raised:
+    with pytest.raises(ClusterError, match=r"jec-pfn .*exit code 1: .*unexpected shape") as raised:
         backend.deploy(service(), deadline=60)
     assert "  | I0101 loading: jec-pfn:1" in str(raised.value)
     assert "PredictorReady: MinimumReplicasUnavailable" in str(raised.value)
@@ -114,9 +111,7 @@ def test_a_model_that_cannot_be_fetched_fails_with_the_initializers_words(fake):
             )
         )
     )
-    with pytest.raises(
-        ClusterError, match="exit code 1: botocore: Access Denied to s3://models"
-    ) as raised:
+    with pytest.raises(ClusterError, match=r"exit code 1: .*Denied .*s3://models") as raised:
         backend.deploy(service(), deadline=60)
     assert "container storage-initializer" in str(raised.value)
 
@@ -133,30 +128,22 @@ def test_the_error_of_an_update_is_its_own_and_not_that_of_the_pods_before(fake)
     backend = fake(node_of(CRASH, Play(exit_code=2, log="no such model: jec-pfn\n")))
     with pytest.raises(ClusterError, match="unexpected shape"):
         backend.deploy(service())
-    with pytest.raises(ClusterError, match="exit code 2: no such model"):
+    with pytest.raises(ClusterError, match=r"exit code 2: .*jec-pfn"):
         backend.deploy(service(uri="s3://models/other/model"))
 
 
 def test_a_spec_that_kserve_cannot_serve_fails_in_its_words(fake):
     backend = fake(kserve=KServe(invalid="No runtime found to support specified framework/version"))
-    with pytest.raises(ClusterError, match="InvalidSpec: NoSupportingRuntime: No runtime found"):
+    with pytest.raises(ClusterError, match="InvalidSpec: NoSupportingRuntime"):
         backend.deploy(service(), deadline=60)
 
 
 def test_a_service_that_never_comes_up_ends_at_the_deadline_with_its_conditions(fake):
     backend = fake(node_of(Play(pending="image")))
-    with pytest.raises(
-        DeadlineError,
-        match=(
-            r"not ready: .*PredictorReady: MinimumReplicasUnavailable.*\n  jec-pfn: its image"
-            r" cannot be pulled"
-        ),
-    ):
+    with pytest.raises(DeadlineError, match=r"MinimumReplicasUnavailable.*\n.*ImagePullBackOff"):
         backend.deploy(service(), deadline=0.8)
     backend = fake(node_of(Play(pending="image")), patience=0.2)
-    with pytest.raises(
-        ClusterError, match="cannot start: pod jec-pfn-predictor-00001: its image cannot be pulled"
-    ):
+    with pytest.raises(ClusterError, match=r"jec-pfn-predictor-00001: .*ImagePullBackOff"):
         backend.deploy(service(), deadline=60)
 
 

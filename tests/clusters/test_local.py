@@ -133,7 +133,7 @@ def test_a_rank_that_fails_ends_the_others_and_is_named(tmp_path):
         "import os, sys, time; sys.exit('no luck') if os.environ['RANK'] == '1' else time.sleep(60)"
     )
     started = time.monotonic()
-    with pytest.raises(ClusterError, match=r"(?s)worker-0 ended with exit code 1.*no luck"):
+    with pytest.raises(ClusterError, match=r"(?s)worker-0 .* 1\b.*no luck"):
         LocalCluster(tmp_path).run_job(
             job("ranks", ["python", "-c", code], workers=1), deadline=60, report=print
         )
@@ -143,7 +143,7 @@ def test_a_rank_that_fails_ends_the_others_and_is_named(tmp_path):
 def test_a_job_out_of_time_is_ended(tmp_path):
     code = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
     lines = []
-    with pytest.raises(DeadlineError, match="did not end within 1 s"):
+    with pytest.raises(DeadlineError, match=r"\blong\b.* 1 s"):
         LocalCluster(tmp_path).run_job(
             job("long", ["python", "-c", code]), deadline=1, report=lines.append
         )
@@ -193,7 +193,7 @@ def test_tpe_and_cmaes_learn_from_what_they_saw(program, tmp_path):
             tmp_path / algorithm, experiment(program, algorithm=algorithm, trials=5, parallel=1)
         )
         assert len({point[1] for point in points(result)}) == 5
-    with pytest.raises(InputError, match="on one machine: unknown algorithm 'hyperband'"):
+    with pytest.raises(InputError, match="algorithm 'hyperband'"):
         run(tmp_path / "other", experiment(program, algorithm="hyperband"))
 
 
@@ -234,7 +234,7 @@ def test_a_search_that_failed_is_run_again_when_asked_for_again(program, tmp_pat
     lines = []
     result = run(tmp_path, experiment(program, maxFailedTrialCount=2), report=lines.append)
     assert len(result.trials) == 4
-    assert any("failed before; it is run again" in line for line in lines)
+    assert any("failed before" in line for line in lines)
     assert all(trial.name.startswith("search-2-") for trial in result.trials), (
         "new names: the old folders hold markers of failure"
     )

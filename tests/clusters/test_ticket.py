@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -111,29 +112,26 @@ def test_the_secret_holds_the_new_ticket(secrets, tmp_path, capsys, before):
     held = secrets.held["krb-secret"]
     assert base64.b64decode(held["krb5cc_1000"]) == b"ticket of user@REALM"
     assert held.get("other") == before.get("krb-secret", {}).get("other")
-    assert "renewed in Secret krb-secret of namespace 'jets'" in capsys.readouterr().out
+    assert re.search("krb-secret .*'jets'", capsys.readouterr().out)
 
 
 def test_a_refused_ticket_leaves_the_old_one(secrets, tmp_path, capsys):
     secrets.held["krb-secret"] = {"krb5cc_1000": "old"}
     assert renew(tmp_path, "nobody@REALM") == 1
-    assert "no ticket for nobody@REALM: kinit: Preauthentication failed" in capsys.readouterr().err
+    assert re.search("nobody@REALM: .*Preauthentication failed", capsys.readouterr().err)
     assert secrets.held["krb-secret"] == {"krb5cc_1000": "old"}
 
 
 def test_a_missing_right_is_said(secrets, tmp_path, capsys):
     secrets.refuse = 403
     assert renew(tmp_path) == 1
-    assert (
-        "cannot write Secret krb-secret in namespace 'jets': 403 no such right"
-        in capsys.readouterr().err
-    )
+    assert re.search("krb-secret .*'jets': 403 no such right", capsys.readouterr().err)
 
 
 def test_a_missing_keytab_is_said(secrets, tmp_path, capsys):
     (tmp_path / "keytab").unlink()
     assert renew(tmp_path) == 2
-    assert "there is no keytab" in capsys.readouterr().err
+    assert str(tmp_path / "keytab") in capsys.readouterr().err
 
 
 def test_pods_read_a_copy_of_their_own():

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+import re
 
 import pytest
 
 from clusters.validate import problems
 from common.config import RunConfig
 from common.run import Run
-from exporting.export_job import evaluate_job, export_job
+from evaluating.evaluate_job import evaluate_job
+from exporting.export_job import export_job
 from serving.inference_service import inference_service
 from training.experiment import experiment
 
@@ -63,55 +65,55 @@ TRIAL = f"spec/trialTemplate/trialSpec/{POD}"
 
 
 @pytest.mark.parametrize(
-    ("name", "path", "value", "said"),
+    ("name", "path", "value", "facts"),
     [
         (
             "experiment",
             "spec/paralelTrialCount",
             2,
-            "spec.paralelTrialCount: unknown field 'paralelTrialCount'; did you mean 'parallelT",
+            r"spec\.paralelTrialCount: .*'parallelTrialCount'",
         ),
         (
             "experiment",
             "spec/maxTrialCount",
             "30",
-            "spec.maxTrialCount: '30' should be a whole number",
+            r"spec\.maxTrialCount: '30' .*whole number",
         ),
         (
             "experiment",
             "spec/parameters/0/feasibleSpace/min",
             1,
-            "spec.parameters[0].feasibleSpace.min: 1 should be text",
+            r"spec\.parameters\[0\]\.feasibleSpace\.min: 1 .*text",
         ),
-        ("experiment", "spec/objective/type", "minimise", "did you mean 'minimize'"),
+        ("experiment", "spec/objective/type", "minimise", "'minimise'.*'minimize'"),
         (
             "experiment",
             "spec/trialTemplate/primaryContainerName",
             "main",
-            "unknown container 'main'; there are: pytorch",
+            "container 'main'.*pytorch",
         ),
         (
             "experiment",
             f"{TRIAL}/containers/0/comand",
             [],
-            "spec.containers[0].comand: unknown field 'comand'; did you mean 'command'",
+            r"spec\.containers\[0\]\.comand: .*'command'",
         ),
         (
             "experiment",
             f"{TRIAL}/containers/0/name",
             "main",
-            "the training operator wants one named 'pytorch'",
+            "'pytorch'",
         ),
         ("export", "metadata/name", "9-export", "a letter first"),
         ("export", "metadata/labels/jec~1user", "me@home", "unknown"),
         ("export", f"{POD}/containers/0/image", None, "image: missing"),
         ("export", f"{POD}/containers/0/resources", {}, "resources.limits: missing"),
-        ("export", f"{POD}/volumes", [], "unknown volume 'shared-memory'"),
+        ("export", f"{POD}/volumes", [], "volume 'shared-memory'"),
         (
             "export",
             "spec/pytorchReplicaSpecs/Master/replicas",
             2,
-            "Master.replicas: must be there, and 1",
+            r"Master\.replicas: .*\b1\b",
         ),
         (
             "export",
@@ -127,17 +129,16 @@ TRIAL = f"spec/trialTemplate/trialSpec/{POD}"
             "service",
             "metadata/annotations",
             {"serving.kubeflow.org/s3-endpoint": "x"},
-            "KServe reads serving.kserve.io/",
+            r"serving\.kserve\.io/",
         ),
         ("service", "apiVersion", "serving.kserve.io/v1alpha1", "is none of"),
     ],
 )
-def test_a_mistake_is_named_with_its_place(name, path, value, said):
+def test_a_mistake_is_named_with_its_place(name, path, value, facts):
     made = objects()[name]
     if "~1" in path:
         made["metadata"]["labels"]["jec/user"] = value
-        said = "metadata.labels.jec/user"
+        facts = "metadata.labels.jec/user"
     else:
         made = put(made, path, value)
-    found = problems(made)
-    assert any(said in problem for problem in found), found
+    assert re.search(facts, "\n".join(problems(made)))

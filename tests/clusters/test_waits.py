@@ -15,7 +15,7 @@ from clusters import kubernetes_objects
 from common.errors import ClusterError
 from tests.clusters.contract import RUN_ID, experiment, job, service
 from tests.clusters.controllers import Play
-from tests.clusters.scripts import UP, loss, node_of
+from tests.clusters.scripts import EXPORT, UP, loss, node_of
 
 DEADLINE = 0.2  # of the wait under test
 # seconds within which it has to be over, whatever happened: its deadline, and a slow machine
@@ -148,6 +148,4 @@ def test_a_removal_waits_for_pods_that_take_their_time(fake, monkeypatch):
         backend.api.all("pods")[0]["metadata"]["finalizers"] = ["example.org/slow"]
         backend.api.all("pods")[0]["metadata"].pop("ownerReferences")
     monkeypatch.setattr(kubernetes_objects, "REMOVAL_SECONDS", 0.2)
-    assert "Pod pfn-0a1b2c3d-export-master-0: still there" in ends(
-        lambda: backend.cluster.delete(RUN_ID)
-    )
+    assert f"Pod {EXPORT}-master-0: " in ends(lambda: backend.cluster.delete(RUN_ID))

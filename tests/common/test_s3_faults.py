@@ -91,10 +91,7 @@ def test_a_fault_that_passes_is_waited_out(server, fault):
 
 def test_a_fault_that_stays_ends_with_what_was_asked_and_answered(server):
     server.faults += [(503, "SlowDown")] * 100
-    with pytest.raises(
-        StorageError,
-        match=r"http://127.* answered SlowDown for s3://jets/one: .*reached max retries",
-    ):
+    with pytest.raises(StorageError, match=r"http://127.* SlowDown .*s3://jets/one"):
         storage.read_bytes("s3://jets/one")
     assert server.requests == 9
     assert len(server.pauses) == 8

@@ -31,9 +31,9 @@ def test_bytes_json_and_listing(place):
 
 
 def test_missing_files_are_input_errors(place):
-    with pytest.raises(InputError, match="there is no file"):
+    with pytest.raises(InputError, match="/nothing"):
         storage.read_bytes(storage.join(place, "nothing"))
-    with pytest.raises(InputError, match="nothing at"):
+    with pytest.raises(InputError, match="/nothing"):
         storage.download(storage.join(place, "nothing"), "unused")
 
 
@@ -92,9 +92,9 @@ def test_readers_never_see_half_a_file(tmp_path):
 
 
 def test_s3_errors_name_the_bucket_and_the_endpoint(s3_bucket):
-    with pytest.raises(InputError, match="no bucket 'elsewhere' at http"):
+    with pytest.raises(InputError, match="'elsewhere' at http"):
         storage.read_bytes("s3://elsewhere/key")
-    with pytest.raises(InputError, match="names no bucket"):
+    with pytest.raises(InputError, match="s3://"):
         storage.entries("s3://")
-    with pytest.raises(InputError, match="give a path or an s3"):
+    with pytest.raises(InputError, match=r"https://host/file\.root"):
         storage.glob("https://host/file.root")

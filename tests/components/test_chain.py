@@ -1,11 +1,10 @@
-"""The compiled pipeline:
+"""The compiled pipeline: kfp and the server's own messages accept the IR.
 
-IR that kfp and the server's own messages take, every choice a typed parameter with a default.
+Every choice is a typed parameter with a default.
 """
 
 import dataclasses
 
-import pytest
 import yaml
 from google.protobuf import json_format
 from kfp import components
@@ -17,23 +16,34 @@ from components import chain
 TYPES = {str: "STRING", int: "NUMBER_INTEGER", float: "NUMBER_DOUBLE", bool: "BOOLEAN"}
 
 
-@pytest.fixture(scope="module")
-def compiled(tmp_path_factory):
-    path = chain.compile_to(
-        tmp_path_factory.mktemp("ir") / "pipeline.yaml", RunConfig(num_gpus=2, namespace="physics")
-    )
-    spec, platform = yaml.safe_load_all(path.read_text())
-    return path, spec, platform
+STEPS = ("prepare", "search", "export", "evaluate", "deploy", "finish")
 
 
-def test_kfp_loads_it(compiled):
-    pipeline = components.load_component_from_file(str(compiled[0]))
+def dags(spec):
+    """The tasks of every DAG below the root, by the name of its component."""
+    return {
+        name: part["dag"]["tasks"] for name, part in spec["components"].items() if "dag" in part
+    }
+
+
+def check_parameters(spec, config):
+    """Every field of the configuration is a typed parameter whose default is the field's value."""
+    parameters = spec["root"]["inputDefinitions"]["parameters"]
+    assert set(parameters) == {field.name for field in dataclasses.fields(RunConfig)}
+    for name, value in config.parameters().items():
+        assert parameters[name]["parameterType"] == TYPES[type(value)]
+        # An empty value has no defaultValue in the IR.
+        assert parameters[name].get("defaultValue", type(value)()) == value, name
+
+
+def test_kfp_loads_it(compiled_pipeline):
+    pipeline = components.load_component_from_file(str(compiled_pipeline.path))
     assert pipeline.name == chain.NAME
 
 
-def test_it_is_a_pipeline_spec_without_unknown_fields_whose_references_hold(compiled):
+def test_it_is_a_pipeline_spec_without_unknown_fields_whose_references_hold(compiled_pipeline):
     """What the server checks on upload, and that every producer exists, which it does not."""
-    _, document, platform = compiled
+    document, platform = compiled_pipeline.spec, compiled_pipeline.platform
     spec = json_format.ParseDict(document, pipeline_spec_pb2.PipelineSpec())
     json_format.ParseDict(platform, pipeline_spec_pb2.PlatformSpec())
     assert spec.schema_version == "2.1.0"
@@ -49,29 +59,18 @@ def test_it_is_a_pipeline_spec_without_unknown_fields_whose_references_hold(comp
             assert set(task.get("dependentTasks", [])) <= set(dag["tasks"])
 
 
-def test_every_choice_is_a_typed_parameter_with_its_default(compiled):
-    parameters = compiled[1]["root"]["inputDefinitions"]["parameters"]
-    config = RunConfig(num_gpus=2, namespace="physics")
-    assert set(parameters) == {field.name for field in dataclasses.fields(RunConfig)}
-    for name, value in config.parameters().items():
-        assert parameters[name]["parameterType"] == TYPES[type(value)]
-        assert parameters[name].get("defaultValue", type(value)()) == value, name
+def test_every_choice_is_a_typed_parameter_with_its_default(compiled_pipeline):
+    check_parameters(compiled_pipeline.spec, RunConfig())
 
 
-STEPS = ("prepare", "search", "export", "evaluate", "deploy", "finish")
-
-
-def dags(document):
-    return {
-        name: part["dag"]["tasks"] for name, part in document["components"].items() if "dag" in part
-    }
-
-
-def test_the_job_id_is_passed_whole(compiled):
+def test_the_job_id_is_passed_whole(compiled_pipeline):
     """The backend resolves the placeholder only where it is the whole argument."""
     tasks = {
         name: task
-        for dag in [compiled[1]["root"]["dag"]["tasks"], *dags(compiled[1]).values()]
+        for dag in [
+            compiled_pipeline.spec["root"]["dag"]["tasks"],
+            *dags(compiled_pipeline.spec).values(),
+        ]
         for name, task in dag.items()
     }
     for name in STEPS:
@@ -81,24 +80,26 @@ def test_the_job_id_is_passed_whole(compiled):
         ), name
 
 
-def test_deployment_stands_behind_the_gate(compiled):
-    inside = dags(compiled[1])["comp-exit-handler-1"]
+def test_deployment_stands_behind_the_gate(compiled_pipeline):
+    inside = dags(compiled_pipeline.spec)["comp-exit-handler-1"]
     gate = next(task for name, task in inside.items() if name.startswith("condition"))
     assert "== 'true'" in gate["triggerPolicy"]["condition"]
-    assert list(dags(compiled[1])[gate["componentRef"]["name"]]) == ["deploy"]
+    assert list(dags(compiled_pipeline.spec)[gate["componentRef"]["name"]]) == ["deploy"]
     assert "deploy" not in inside
 
 
-def test_the_run_is_finished_however_it_ends(compiled):
-    finish = compiled[1]["root"]["dag"]["tasks"]["finish"]
+def test_the_run_is_finished_however_it_ends(compiled_pipeline):
+    finish = compiled_pipeline.spec["root"]["dag"]["tasks"]["finish"]
     assert finish["triggerPolicy"]["strategy"] == "ALL_UPSTREAM_TASKS_COMPLETED"
     assert finish["dependentTasks"] == ["exit-handler-1"]
     # Servers before 2.14 refuse a pipeline whose exit task asks how the others ended.
-    assert "taskFinalStatus" not in str(compiled[1])
+    assert "taskFinalStatus" not in str(compiled_pipeline.spec)
 
 
-def test_every_step_is_a_pod_with_an_end_a_label_and_the_secret_and_none_is_cached(compiled):
-    _, document, platform = compiled
+def test_every_step_is_a_pod_with_an_end_a_label_and_the_secret_and_none_is_cached(
+    compiled_pipeline,
+):
+    document, platform = compiled_pipeline.spec, compiled_pipeline.platform
     executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
     assert set(executors) == {f"exec-{step}" for step in STEPS}
     for name, executor in executors.items():
@@ -114,18 +115,21 @@ def test_every_step_is_a_pod_with_an_end_a_label_and_the_secret_and_none_is_cach
     assert "enableCache" not in str(document)
 
 
-def test_every_step_gets_another_try(compiled):
-    for tasks in [compiled[1]["root"]["dag"]["tasks"], *dags(compiled[1]).values()]:
+def test_every_step_gets_another_try(compiled_pipeline):
+    for tasks in [
+        compiled_pipeline.spec["root"]["dag"]["tasks"],
+        *dags(compiled_pipeline.spec).values(),
+    ]:
         for name, task in tasks.items():
             if name in STEPS:
                 assert task["retryPolicy"]["maxRetryCount"] == chain.RETRIES
 
 
-def test_the_secrets_name_reaches_every_nested_step(compiled):
+def test_the_secrets_name_reaches_every_nested_step(compiled_pipeline):
     """A step takes the Secret's name from the inputs of the DAG that it is in; a server cannot
     resolve one that is not there.
     """
-    _, document, platform = compiled
+    document, platform = compiled_pipeline.spec, compiled_pipeline.platform
     executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
     inputs = {
         name: part.get("inputDefinitions", {}).get("parameters", {})
@@ -144,16 +148,17 @@ def test_the_secrets_name_reaches_every_nested_step(compiled):
             ), name
 
 
-def test_non_root_is_asked_only_of_servers_that_know_it(compiled, tmp_path):
-    assert "securityContext" not in str(compiled[2])
-    asked = chain.compile_to(tmp_path / "new.yaml", RunConfig(), non_root=True)
-    executors = list(yaml.safe_load_all(asked.read_text()))[1]["platforms"]["kubernetes"][
-        "deploymentSpec"
-    ]["executors"]
+def test_non_root_is_asked_only_of_servers_that_know_it(compiled_pipeline, tmp_path):
+    assert "securityContext" not in str(compiled_pipeline.platform)
+    config = RunConfig(num_gpus=2, namespace="physics")
+    path = chain.compile_to(tmp_path / "new.yaml", config, non_root=True)
+    spec, platform = yaml.safe_load_all(path.read_text())
+    executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
     assert all(executor["securityContext"]["runAsNonRoot"] for executor in executors.values())
+    check_parameters(spec, config)
 
 
-def test_the_same_pipeline_compiles_to_the_same_text(compiled, tmp_path):
+def test_the_same_pipeline_compiles_to_the_same_text(compiled_pipeline, tmp_path):
     """Its digest names the version; another text would be another version on every submission."""
-    again = chain.compile_to(tmp_path / "again.yaml", RunConfig(num_gpus=2, namespace="physics"))
-    assert again.read_text() == compiled[0].read_text()
+    again = chain.compile_to(tmp_path / "again.yaml", RunConfig())
+    assert again.read_text() == compiled_pipeline.path.read_text()

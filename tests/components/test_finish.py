@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import re
 import threading
 
 import pytest
@@ -20,11 +21,11 @@ from common.errors import (
     StorageError,
     UnreachableError,
 )
-from common.records import Interval
 from common.run import Run
 from components import finish, prepare, step
+from tests.records import metrics_record
 
-METRICS = {"passed": True, "reasons": [], "gain": {"value": 3.0, "low": 2.0, "high": 4.0}}
+METRICS = metrics_record()
 JOB = "00000000-0000-4000-8000-000000000001"
 
 
@@ -40,15 +41,15 @@ def run(tmp_path):
         (
             "evaluate",
             "done",
-            {**METRICS, "passed": False, "reasons": ["closure 3 %"]},
+            metrics_record(passed=False, reasons=["closure 3 %"]),
             "not deployed",
             "closure 3 %",
         ),
-        ("evaluate", "done", METRICS, "failed", "the next step's pod did not start"),
-        ("search", "running", None, "failed", "ended without a word"),
+        ("evaluate", "done", METRICS, "failed", "next step"),
+        ("search", "running", None, "failed", "without a word"),
         ("search", "failed", None, "failed", "no GPU"),
         ("search", "interrupted", None, "interrupted", "no GPU"),
-        ("search", "done", None, "failed", "nothing happened after search"),
+        ("search", "done", None, "failed", "after search"),
         (None, None, None, "failed", "prepare left no trace"),
     ],
 )
@@ -56,7 +57,7 @@ def test_every_end_has_its_words(run, name, state, metrics, wanted, said):
     if name:
         step.write_status(run, name, state, "no GPU" if state in ("failed", "interrupted") else "")
     if metrics:
-        storage.write_json(run.path("metrics.json"), metrics)
+        metrics.save(run.folder.metrics)
     summary = finish.finish(run.uri, "none", step.Artifacts(""))
     assert summary.state == wanted
     assert said in summary.reason
@@ -70,12 +71,12 @@ def test_the_success_of_an_earlier_job_is_not_told_of_one_whose_prepare_refused(
     """`--resume` with other inputs: the folder holds the earlier job's status."""
     for name in ("search", "evaluate", "deploy"):
         step.write_status(run, name, "done", job_id="earlier")
-    storage.write_json(run.path("metrics.json"), METRICS)
+    METRICS.save(run.folder.metrics)
     told = finish.summarise(run.uri, "earlier")
     assert (told.state, told.gate, told.gain_percent) == (
         "succeeded",
         True,
-        Interval(**METRICS["gain"]),
+        METRICS.gain,
     )
     told = finish.summarise(run.uri, JOB)
     assert (told.state, told.gate, told.gain_percent, told.report) == (
@@ -96,7 +97,7 @@ def test_the_success_of_an_earlier_job_is_not_told_of_one_whose_prepare_refused(
     ]
     monkeypatch.delenv(step.LOCAL_DIR, raising=False)
     assert finish.main(arguments) == 0
-    assert "failed: prepare left no trace" in capsys.readouterr().out
+    assert re.search("failed: .*prepare", capsys.readouterr().out)
     monkeypatch.setenv(step.LOCAL_DIR, "runs")  # here prepare's own line stands above
     assert finish.main(arguments) == 0
     assert capsys.readouterr().out == ""
@@ -105,7 +106,7 @@ def test_the_success_of_an_earlier_job_is_not_told_of_one_whose_prepare_refused(
 def test_results_of_an_earlier_job_are_not_told_of_one_that_failed_before_them(run):
     for name in ("search", "evaluate", "deploy"):
         step.write_status(run, name, "done", job_id="earlier")
-    storage.write_json(run.path("metrics.json"), METRICS)
+    METRICS.save(run.folder.metrics)
     step.write_status(run, "prepare", "failed", "other inputs", job_id=JOB)
     told = finish.summarise(run.uri, JOB)
     assert (told.state, told.step, told.reason, told.gain_percent) == (
@@ -142,7 +143,7 @@ def test_a_webhook_gets_the_summary_and_its_failure_is_not_the_runs(run, capsys,
         server.server_close()
     assert server.got[0]["state"] == "failed"
     said = capsys.readouterr().out
-    assert ("warning: the webhook did not take the summary" in said) == (code == 500)
+    assert ("warning: the webhook" in said) == (code == 500)
     assert "secret-part" not in said
 
 
@@ -184,7 +185,7 @@ def test_a_repeated_attempt_ends_at_once_where_the_failure_repeats(
     assert attempt(JOB) == (0 if tried_again else 1)
     assert len(tries) == 1 + tried_again
     if not tried_again:
-        assert f"failed before for a reason that would repeat: {error}" in capsys.readouterr().err
+        assert f"would repeat: {error}" in capsys.readouterr().err
         assert attempt("another") == 0, "a new run of the pipeline tries"
 
 
@@ -196,7 +197,7 @@ def test_the_parameters_are_told_once_at_the_start_of_each_step_on_a_cluster(
     step.main("search", step.parser("search", "").parse_args(["--run", run.uri]), lambda _: None)
     text = capsys.readouterr().out
     assert text.count("--num-gpus 2") == 1
-    assert "parameters at their defaults" in text
+    assert "at their defaults" in text
 
 
 def test_prepare_notes_a_refusal_where_the_exit_handler_finds_it(s3_bucket, monkeypatch, capsys):

@@ -44,6 +44,19 @@ def test_artifacts_keep_the_uri_that_kfp_gave_them(tmp_path):
     assert (tmp_path / "root" / "model").read_text() == "{}"
 
 
+@pytest.mark.parametrize(
+    ("uri", "path"),
+    [
+        ("s3://bucket/root/model", "/s3/bucket/root/model"),
+        ("minio://bucket/root/model", "/minio/bucket/root/model"),
+        ("gs://bucket/root/model", "/gcs/bucket/root/model"),
+        ("/runs/root/model", "/runs/root/model"),
+    ],
+)
+def test_artifacts_are_written_where_the_launcher_mounts_them(uri, path):
+    assert step._local_path(uri) == path
+
+
 def test_by_hand_there_is_no_kfp_and_nothing_is_written():
     step.Artifacts("").set("model", content="{}")
 

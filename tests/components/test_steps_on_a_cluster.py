@@ -23,17 +23,12 @@ from tests.clusters import conftest as clusters_conftest
 from tests.clusters.controllers import KServe, Play
 from tests.clusters.scripts import UP, loss, node_of
 from tests.operations.test_check import furnish
-from tests.records import export_record
+from tests.records import export_record, metrics_record
 
 fake = clusters_conftest.fake
 NAME = "pfn-regressor-open"
-METRICS = {
-    "passed": True,
-    "reasons": [],
-    "gain": {"value": 3.0, "low": 2.0, "high": 4.0},
-    "headline": {"resolution_gain_percent_low": 2.0},
-}
-EXPORT = export_record(NAME).as_json()
+METRICS = metrics_record(headline={"resolution_gain_percent_low": 2.0})
+EXPORT = export_record(NAME)
 
 
 @pytest.fixture
@@ -101,8 +96,8 @@ def as_the_pods_would(run) -> None:
         for size in golden.SIZES:
             x = np.linspace(-1, 1, size, dtype=np.float32).reshape(size, 1)
             golden.write(run.path("golden", name), {"x": x}, name, {"output": 2 * x})
-    storage.write_json(run.path("metrics.json"), METRICS)
-    storage.write_json(run.path("model", "export.json"), EXPORT)
+    METRICS.save(run.folder.metrics)
+    EXPORT.save(run.folder.export)
     storage.write_text(
         run.path("report.html"), f"<html>before {section(EXPORT, None, None)} after</html>"
     )
@@ -166,8 +161,8 @@ def test_the_steps_of_a_run_one_after_the_other(
     assert report == (tmp_path / "deploy" / "report").read_text()
     assert report.startswith("<html>before")
     assert report.endswith("after</html>")
-    assert f"When it was deployed, kserve at {model_server.url} gave the answers" in report
-    assert "Request of 100 jets as JSON, there and back" in report
+    assert f"kserve at {model_server.url} gave" in report
+    assert "Request of 100 jets" in report
     assert storage.read_json(run.path("service.json"))["others"][f"{NAME}-raw"] == {
         "1": 0.0,
         "100": 0.0,
@@ -189,16 +184,16 @@ def test_the_steps_of_a_run_one_after_the_other(
     [
         (
             lambda server: setattr(server, "off", np.float32(0.001)),
-            "it serves another model than was exported",
+            "another model",
         ),
-        (lambda server: setattr(server, "code", 503), "gave no answer within"),
+        (lambda server: setattr(server, "code", 503), "no answer within"),
     ],
 )
 def test_a_green_run_with_a_broken_service_is_impossible(
     fake, run, model_server, s3_server, capsys, spoil, said
 ):
     home = fake(
-        node_of(Play(seconds=1e9, log="loading the model failed\n")),
+        node_of(Play(seconds=1e9, log="loading failed\n")),
         kserve=KServe(url=model_server.url),
     )
     furnished(home.api, s3_server)
@@ -207,7 +202,7 @@ def test_a_green_run_with_a_broken_service_is_impossible(
     assert call(deploy, run) == 1
     error = capsys.readouterr().err
     assert said in error
-    assert "  | loading the model failed" in error
+    assert "\n  | loading failed" in error
     assert not storage.exists(run.path("service.json"))
     assert finish.summarise(run.uri).state == "failed"
 
@@ -216,22 +211,19 @@ def test_without_its_keys_no_service_is_made(fake, run, model_server, capsys):
     home = fake(node_of(UP), kserve=KServe(url=model_server.url))
     as_the_pods_would(run)
     assert call(deploy, run) == 2
-    assert (
-        "the service would not get its model: Secret s3-secret there is none in namespace physics;"
-        " kubectl" in capsys.readouterr().err
-    )
+    assert re.search("s3-secret .*physics; kubectl", capsys.readouterr().err)
     assert home.api.all("inferenceservices") == []
 
 
 @pytest.mark.parametrize(
     ("module", "args", "play", "said"),
     [
-        (search, (), Play(exit_code=1, log="error: no jets\n"), "2 x exit code 1: error: no jets"),
+        (search, (), Play(exit_code=1, log="error: no jets\n"), "2 x exit code 1: .*no jets"),
         (
             export,
             ("--trial", "t"),
             Play(exit_code=1, log="error: parity\n"),
-            "exit code 1: error: parity",
+            "exit code 1: .*parity",
         ),
         (evaluate, ("--trial", "t"), Play(reason="OOMKilled"), "OOMKilled"),
     ],
@@ -239,5 +231,5 @@ def test_without_its_keys_no_service_is_made(fake, run, model_server, capsys):
 def test_a_step_whose_pods_fail_ends_with_their_reason(fake, run, capsys, module, args, play, said):
     fake(node_of(play))
     assert call(module, run, *args) == 1
-    assert said in capsys.readouterr().err
+    assert re.search(said, capsys.readouterr().err)
     assert finish.summarise(run.uri).state == "failed"

@@ -130,6 +130,7 @@ def test_bad_input_is_refused(tmp_path):
         sample.ensure_sample(str(tmp_path / "file"), jets=JETS)
 
 
+@pytest.mark.slow
 def test_a_real_sample_on_s3(bucket, tmp_path, monkeypatch):
     monkeypatch.setattr(
         sample, "recipe", lambda seed, part: blocks.Recipe(seed=part, events_per_block=10)

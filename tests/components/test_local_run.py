@@ -1,0 +1,84 @@
+"""How a run on this machine ends: its exit code, and what it says to do next."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from common import storage
+from common.config import RunConfig
+from common.errors import ClusterError, InputError, InterruptedRun, JecError
+from common.measurements import Interval
+from common.run import Run
+from components import host_runner
+from components.local_run import LocalRun, _gain_text
+
+RUN_ID = "pfn-00000000"
+
+
+@pytest.fixture
+def local_run(tmp_path):
+    """A run whose preparation has ended."""
+    made = LocalRun(RunConfig(run_id=RUN_ID), tmp_path / "runs", serve=True)
+    made.run = Run(config=made.config)
+    made.run.save()
+    made.uri_file = tmp_path / "uri"
+    made.uri_file.write_text(made.run.uri)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "resumable"),
+    [
+        (InterruptedRun("told to stop"), 130, True),
+        (host_runner.StepFailed("search", 1), 1, True),
+        (host_runner.StepFailed("prepare", 2), 2, False),
+        (ClusterError("no GPU"), 1, True),
+        (InputError("no jets"), 2, False),
+    ],
+    ids=["stopped", "failed step", "refused in a step", "failed", "refused"],
+)
+def test_an_error_is_the_exit_code_and_names_the_run_to_resume(
+    local_run, monkeypatch, capsys, error, code, resumable
+):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(host_runner, "run_pipeline", fail)
+    monkeypatch.setattr("components.local_run.chain.compile_to", lambda path, config: path)
+    monkeypatch.setattr(host_runner, "stop_signals", list)
+    assert local_run() == code
+    assert (f"--resume {RUN_ID}" in capsys.readouterr().err) == resumable
+    interrupted = storage.exists(local_run.run.folder.status)
+    assert interrupted == isinstance(error, InterruptedRun)
+
+
+def test_a_run_whose_preparation_did_not_end_has_no_parameters_to_resume_with(local_run, capsys):
+    local_run.run = None
+    assert local_run._ended_badly(ClusterError("no GPU")) == 1
+    assert f"the same command with --resume {RUN_ID}" in capsys.readouterr().err
+
+
+def test_a_model_server_that_ends_by_itself_ends_the_serving(local_run):
+    folder = local_run.output / RUN_ID / "local" / "services" / local_run.run.model_name
+    folder.mkdir(parents=True)
+    # Beyond the largest process id that Linux gives.
+    (folder / "service.json").write_text(json.dumps({"pid": 2**22 + 1}))
+    with pytest.raises(JecError, match=r"server\.log"):
+        local_run._keep_serving()
+
+
+def test_small_results_on_s3_are_copied_beside_the_logs(s3_bucket, tmp_path):
+    local_run = LocalRun(
+        RunConfig(run_id=RUN_ID, s3_bucket=f"{s3_bucket}/jec"), tmp_path, serve=False
+    )
+    local_run.run = Run(config=local_run.config)
+    local_run.run.save()
+    local_run._collect()
+    assert [path.name for path in (tmp_path / RUN_ID).iterdir()] == ["run.json"]
+
+
+def test_a_gain_that_was_not_measured_is_no_number():
+    assert not any(character.isdigit() for character in _gain_text(None))
+    assert "3.0" in _gain_text(Interval(value=3.0, low=2.0, high=4.0))

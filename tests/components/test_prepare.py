@@ -1,0 +1,49 @@
+"""What prepare refuses or reports before any training: parameters, and jets that sets share."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from common.config import RunConfig
+from common.errors import InputError
+from components import prepare
+from weaver.prepared import shared_jets
+
+JOB = "00000000-0000-4000-8000-000000000001"
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("s3_bucket", "auto"), ("baseline", "elsewhere")], ids=["bucket", "run"]
+)
+def test_a_parameter_without_a_folder_behind_it_is_refused(tmp_path, field, value):
+    values = {"s3_bucket": str(tmp_path / "runs"), field: value}
+    with pytest.raises(InputError, match=f"--{field.replace('_', '-')}.*{value}"):
+        prepare.prepare(RunConfig(**values), JOB)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("in_common", [0, 1, 200], ids=["none", "few", "many"])
+def test_jets_that_two_sets_share_are_counted_reported_and_refused(monkeypatch, capsys, in_common):
+    pairs = [("train", "test", in_common, 10_000)]
+    monkeypatch.setattr(shared_jets, "shared_jets", lambda sets: pairs)
+    if in_common > prepare.MAX_SHARED * 10_000:
+        with pytest.raises(InputError, match=rf"\b{in_common}\b.*--data-test .*--data-train"):
+            prepare.check_shared({})
+        return
+    assert prepare.check_shared({}) == {"train and test": in_common}
+    reported = re.search(rf"\b{in_common} .*--data-test .*--data-train", capsys.readouterr().out)
+    assert bool(reported) == (in_common > 0)
+
+
+def test_the_commit_is_the_images_where_there_is_no_checkout(monkeypatch):
+    monkeypatch.setenv("JEC_GIT_COMMIT", "c0ffee")
+    assert prepare.git_commit() == "c0ffee"
+
+
+def test_a_package_that_is_not_installed_has_no_version(monkeypatch):
+    monkeypatch.setattr(prepare, "PACKAGES", ("numpy", "no-such-package-of-jets"))
+    versions = prepare.versions()
+    assert versions["no-such-package-of-jets"] == "none"
+    assert versions["numpy"] != "none"
