@@ -45,6 +45,9 @@ _RUN = {"run": str}
 _COMMON = {"s3_endpoint": str, "job_id": str}
 _DIAGNOSTICS = ("pods", "pods/log", "events")
 
+EVERY_STEP = ("configmaps", "workflowtaskresults.argoproj.io")
+"""Rights that KFP and Argo need in the pod of every step."""
+
 STEPS = (
     Step(
         name="prepare",
