@@ -19,7 +19,7 @@ help:
 	@echo "make run      calibrate generated jets here: search, train, export, validate, serve"
 	@echo "make test     lint, then the tests but the slow ones (under 9 minutes)"
 	@echo "make test-all lint, then all tests, with floors of coverage (up to half an hour)"
-	@echo "make lint     ruff and the order of imports between rooms"
+	@echo "make lint     ruff, the order of imports between rooms, types"
 	@echo "make format   ruff format, and what ruff can mend by itself"
 	@echo "make parity   every array of weaver-core 0.5.3 against ours, on the same files"
 	@echo "make bench    speed beside weaver-core 0.5.3 and the published networks (long)"
@@ -54,6 +54,10 @@ run: setup
 		--search-space training/search_space_small.yaml --max-trials 4 --parallel-trials 2 \
 		--num-epochs 15 --batch-size 128 $(ARGS)
 
+# Rooms whose types are checked strictly.
+STRICT := common clusters components operations training exporting evaluating serving physics \
+	reporting pipeline.py
+
 test: lint
 	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" $(ARGS)
 
@@ -67,6 +71,8 @@ lint: setup
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/ruff format --quiet --check . || { echo "type: make format" >&2; exit 1; }
 	@$(BIN)/lint-imports --no-logo --no-cache
+	@$(BIN)/mypy --strict $(STRICT)
+	@$(BIN)/mypy weaver networks data
 
 format: setup
 	@$(BIN)/ruff check --fix --quiet .

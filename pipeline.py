@@ -24,6 +24,7 @@ COMMANDS = ("check", "status", "logs", "down", "render", "compile_to")
 
 
 def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of all flags: how to run, the commands, and the fields of RunConfig."""
     parser = Parser(prog="python pipeline.py", description=__doc__)
     run = parser.add_argument_group("how to run")
     run.add_argument(
@@ -94,13 +95,14 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="ServiceAccount of the steps' pods (default: Kubeflow's own)",
     )
-    _add_commands(parser.add_argument_group("instead of running"))
+    add_commands(parser.add_argument_group("instead of running"))
     add_arguments(parser, skip=("run_id",))
     parser.set_defaults(weaver_image=image("weaver"))
     return parser
 
 
-def _add_commands(group: argparse._ArgumentGroup) -> None:
+def add_commands(group: argparse._ArgumentGroup) -> None:
+    """Add the flags of the commands that do something else than to run."""
     group.add_argument(
         "--check",
         action="store_true",
@@ -140,17 +142,15 @@ def _add_commands(group: argparse._ArgumentGroup) -> None:
 def main(argv: list[str] | None = None) -> int:
     parser = build_parser()
     args = parser.parse_args(argv)
-    asked = [name for name in COMMANDS if getattr(args, name)]
-    if len(asked) > 1:
-        parser.error(
-            f"--{asked[0].replace('_', '-')} and --{asked[1].replace('_', '-')} are two commands;"
-            " give one"
-        )
+    commands = [f"--{name.replace('_', '-')}" for name in COMMANDS if getattr(args, name)]
+    if len(commands) > 1:
+        parser.error(f"{commands[0]} and {commands[1]} are two commands; give one")
     return run_main(lambda: act(parser, args, argv))
 
 
 def act(parser: argparse.ArgumentParser, args: argparse.Namespace, argv: list[str] | None) -> int:
-    """Do what the flags ask for; returns the exit code."""
+    """Do what the flags ask for; return the exit code."""
+    # Rooms are imported where they are used: --help answers before kfp and kubernetes are loaded.
     from components.step import use_endpoint
 
     use_endpoint(args.s3_endpoint)
@@ -158,43 +158,47 @@ def act(parser: argparse.ArgumentParser, args: argparse.Namespace, argv: list[st
         from operations import commands
 
         return commands.act(args)
-    more, former = args.more_trials or (None, args.resume)
-    if former or args.rerun:
+
+    # The flags alone, or on top of the parameters of an earlier run.
+    more_trials, resumed = args.more_trials or (None, args.resume)
+    if resumed or args.rerun:
         from operations.previous_run import with_parameters_of
 
-        args.resume = former
+        args.resume = resumed
         args = with_parameters_of(parser, args, argv)
+        # the earlier run may have had an endpoint of its own
         use_endpoint(args.s3_endpoint)
     config = RunConfig.from_args(args)
-    if more:
+    if more_trials:
         from training.more_trials import with_more_trials
 
-        config = with_more_trials(config, more)
+        config = with_more_trials(config, more_trials)
+
     if args.check:
         from operations.check import check
 
         return check(config, args)
     if args.render:
-        return _render(config, args.render)
+        from operations.render import render
+
+        for path in render(config, args.render):
+            print(path)
+        return 0
     if args.compile_to:
-        return _compile(config, args)
-    return _run(config, args)
+        return compile_pipeline(config, args)
+    return run(config, args)
 
 
-def _render(config: RunConfig, folder: Path) -> int:
-    from operations.render import render
+def compile_pipeline(config: RunConfig, args: argparse.Namespace) -> int:
+    """Write the pipeline's IR with this configuration as its defaults.
 
-    for path in render(config, folder):
-        print(path)
-    return 0
-
-
-def _compile(config: RunConfig, args: argparse.Namespace) -> int:
+    Raises InputError for a file of the user's own that no pod could read.
+    """
     from common.project import is_own
     from components import chain
     from operations.submit import with_space_as_text, with_uploaded_files
 
-    if all(is_own(path) for path in (config.data_config, config.network_config)):
+    if is_own(config.data_config) and is_own(config.network_config):
         config = with_space_as_text(config)  # the images hold the project's own files
     elif config.s3_bucket == AUTO:
         raise InputError(
@@ -203,33 +207,32 @@ def _compile(config: RunConfig, args: argparse.Namespace) -> int:
         )
     else:
         config = with_uploaded_files(config)
-    print(
-        f"{chain.compile_to(args.compile_to, config, args.steps_image)}: upload it in the Kubeflow"
-        " UI, or let --runner kubeflow do so"
-    )
+    file = chain.compile_to(args.compile_to, config, args.steps_image)
+    print(f"{file}: upload it in the Kubeflow UI, or let --runner kubeflow do so")
     return 0
 
 
-def _run(config: RunConfig, args: argparse.Namespace) -> int:
+def run(config: RunConfig, args: argparse.Namespace) -> int:
+    """Run on Kubeflow where an endpoint is configured or asked for, else on this machine."""
     from operations.endpoint import endpoint
 
-    host, found = endpoint(args.host)
+    host, source = endpoint(args.host)
     if args.runner == "kubeflow" or (args.runner == "auto" and host):
         if not host:
             raise InputError(
                 "--runner kubeflow: no endpoint; give --host https://.../pipeline or set"
                 " KFP_ENDPOINT"
             )
-        print(f"running on Kubeflow at {host} (from {found})", flush=True)
+        print(f"running on Kubeflow at {host} (from {source})", flush=True)
         from operations.commands import run_on_kubeflow
 
         return run_on_kubeflow(config, host, args)
-    reason = (
-        "asked by --runner"
-        if args.runner == "local"
-        else "no Kubeflow endpoint: neither --host nor KFP_ENDPOINT"
-    )
+
+    reason = "no Kubeflow endpoint: neither --host nor KFP_ENDPOINT"
+    if args.runner == "local":
+        reason = "asked by --runner"
     print(f"running on this machine ({reason})", flush=True)
+    # Printed before this import, which takes a second or two.
     from components.local_run import LocalRun
 
     return LocalRun(config, args.output, serve=args.serve)()

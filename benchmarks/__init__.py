@@ -1,4 +1,4 @@
-"""Speed against peers, side by side in one run:
+"""Speed against peers, side by side in one run.
 
 `python -m benchmarks.<name>`, results with machine and date in results/.
 """

@@ -1,5 +1,6 @@
-"""From ROOT files to ready batches: this project's feeding against weaver-core's, on the same
-files, config and batch size.
+"""From ROOT files to ready batches: this project's feeding against weaver-core's.
+
+Both have the same files, config and batch size.
 
     python -m benchmarks.feeding [--peer-python .venv-peer/bin/python] [--rounds 5] [--only
         first-pass,search,memory]
@@ -53,7 +54,7 @@ TRIALS = 30
 # ----------------------------------------------------------------- what the measured processes do
 
 
-def feed(given: dict[str, Any]) -> dict[str, Any]:
+def feed(order: dict[str, Any]) -> dict[str, Any]:
     """Our side: prepare into an empty storage, then epochs of batches.
 
     Rates as benchmarks/peer/feed.py gives them, and more.
@@ -63,18 +64,18 @@ def feed(given: dict[str, Any]) -> dict[str, Any]:
     from weaver.feed.loader import Loader
     from weaver.prepared.prepare import prepare
 
-    with tempfile.TemporaryDirectory(dir=given["scratch"]) as storage:
+    with tempfile.TemporaryDirectory(dir=order["scratch"]) as storage:
         started = time.perf_counter()
-        config = DataConfig.load(given["config"])
+        config = DataConfig.load(order["config"])
         reference = prepare(
-            given["files"], config, storage, for_training=True, report=lambda line: None
+            order["files"], config, storage, for_training=True, report=lambda line: None
         )
         prepared = time.perf_counter()
         dataset = Dataset.open(reference.uri, config)
         opened = time.perf_counter()
-        loader = Loader(dataset, given["batch_size"], shuffle=True, seed=1)
+        loader = Loader(dataset, order["batch_size"], shuffle=True, seed=1)
         first = sum(len(batch) for batch in loader.epoch(0)) / (time.perf_counter() - started)
-        resident = Loader(dataset, given["batch_size"], shuffle=True, seed=1, in_memory=True)
+        resident = Loader(dataset, order["batch_size"], shuffle=True, seed=1, in_memory=True)
         return {
             "rates": [first, *(_epoch_rate(loader, number) for number in range(1, EPOCHS))],
             "in_memory": [_epoch_rate(resident, number) for number in range(1, EPOCHS)],
@@ -90,9 +91,10 @@ def _epoch_rate(loader: Any, number: int) -> float:
     return jets / (time.perf_counter() - started)
 
 
-def decompress(given: dict[str, Any]) -> dict[str, Any]:
-    """Our library for zlib on the baskets that the config needs, read before, one file in each
-    thread: what no decoding can pass.
+def decompress(order: dict[str, Any]) -> dict[str, Any]:
+    """Our library for zlib on the baskets that the config needs, read before.
+
+    One file in each thread. No decoding can pass this rate.
     """
     from concurrent.futures import ThreadPoolExecutor
 
@@ -102,8 +104,8 @@ def decompress(given: dict[str, Any]) -> dict[str, Any]:
     from weaver.read.root import inflate
 
     checked = files.check(
-        [storage.glob(path)[0] for path in given["files"]],
-        DataConfig.load(given["config"]),
+        [storage.glob(path)[0] for path in order["files"]],
+        DataConfig.load(order["config"]),
         for_training=True,
     )
     records = [
@@ -118,7 +120,9 @@ def decompress(given: dict[str, Any]) -> dict[str, Any]:
             list(
                 pool.map(
                     lambda branches: [
-                        inflate.inflate(*record) and None for found in branches for record in found
+                        inflate.inflate(*record) and None
+                        for baskets in branches
+                        for record in baskets
                     ],
                     records,
                 )
@@ -131,38 +135,37 @@ def decompress(given: dict[str, Any]) -> dict[str, Any]:
 
 def _stored(path: str, branch: Any) -> list[tuple[bytes, int]]:
     """A branch's baskets as they are stored, each with its uncompressed size."""
-    content, found = Path(path).read_bytes(), []
+    content, baskets = Path(path).read_bytes(), []
     for seek, size in zip(branch.seeks.tolist(), branch.sizes.tolist(), strict=True):
-        full, key = (
-            int.from_bytes(content[seek + 6 : seek + 10], "big"),
-            int.from_bytes(content[seek + 14 : seek + 16], "big"),
-        )
-        found.append((content[seek + key : seek + size], full))
-    return found
+        full = int.from_bytes(content[seek + 6 : seek + 10], "big")
+        key = int.from_bytes(content[seek + 14 : seek + 16], "big")
+        baskets.append((content[seek + key : seek + size], full))
+    return baskets
 
 
-def hold(given: dict[str, Any]) -> dict[str, Any]:
-    """Anonymous memory (of no file) that preparing files, and then an epoch over them, takes beyond
-    what the imports took.
+def hold(order: dict[str, Any]) -> dict[str, Any]:
+    """Anonymous memory (of no file) that preparing files, and then an epoch over them, takes.
+
+    Beyond what the imports took.
     """
     from weaver.config.data_config import DataConfig
     from weaver.feed.dataset import Dataset
     from weaver.feed.loader import Loader
     from weaver.prepared.prepare import prepare
 
-    with tempfile.TemporaryDirectory(dir=given["scratch"]) as storage:
-        config = DataConfig.load(given["config"])
+    with tempfile.TemporaryDirectory(dir=order["scratch"]) as storage:
+        config = DataConfig.load(order["config"])
         # what is made once, whatever the size
-        prepare(given["files"][:1], config, storage, for_training=True, report=lambda line: None)
+        prepare(order["files"][:1], config, storage, for_training=True, report=lambda line: None)
         before = _anonymous()
         with _Peak() as preparing:
             reference = prepare(
-                given["files"], config, storage, for_training=True, report=lambda line: None
+                order["files"], config, storage, for_training=True, report=lambda line: None
             )
         dataset = Dataset.open(reference.uri, config)
         with _Peak() as feeding:
             for _ in Loader(
-                dataset, given["batch_size"], shuffle=True, seed=1, block=given["block"]
+                dataset, order["batch_size"], shuffle=True, seed=1, block=order["block"]
             ).epoch(0):
                 pass
         return {
@@ -214,35 +217,41 @@ class Sides:
         self.config = str(Path(arguments.data_config).resolve())
         self.files = _files(arguments, scratch)
 
-    def ours(self, work: str = "feed", **given: Any) -> dict[str, Any]:
-        given = {
+    def ours(self, work: str = "feed", **order: Any) -> dict[str, Any]:
+        order = {
             "files": self.files,
             "config": self.config,
             "batch_size": BATCH,
             "scratch": self.scratch,
-            **given,
+            **order,
         }
         return _answer(
-            [sys.executable, "-m", "benchmarks.feeding", "--work", work, json.dumps(given)],
+            [sys.executable, "-m", "benchmarks.feeding", "--work", work, json.dumps(order)],
             cwd=str(ROOT),
         )
 
-    def peer(self, flags: dict[str, Any], epochs: int = EPOCHS, **given: Any) -> dict[str, Any]:
-        given = {
+    def peer(self, flags: dict[str, Any], epochs: int = EPOCHS, **order: Any) -> dict[str, Any]:
+        order = {
             "files": self.files,
             "config": self.config,
             "batch_size": BATCH,
             "epochs": epochs,
             **flags,
-            **given,
+            **order,
         }
-        return _answer([self.peer_python, str(PEER_FEED), json.dumps(given)], cwd=self.scratch)
+        return _answer([self.peer_python, str(PEER_FEED), json.dumps(order)], cwd=self.scratch)
 
 
 def _answer(command: list[str], cwd: str) -> dict[str, Any]:
     environment = {name: value for name, value in with_allocator().items() if name != "PYTHONPATH"}
     done = subprocess.run(
-        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=1800
+        command,
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=1800,
+        check=False,
     )
     if done.returncode:
         raise JecError(
@@ -257,13 +266,13 @@ def _files(arguments: argparse.Namespace, scratch: str) -> list[str]:
     from data.generator.sample import ensure_sample
 
     pattern = arguments.data or ensure_sample(arguments.storage)["train"]
-    found = [entry.uri for entry in storage.glob(pattern)]
+    paths = [entry.uri for entry in storage.glob(pattern)]
     names = []
     for copy in range(arguments.copies):
-        for index, path in enumerate(found):
+        for index, path in enumerate(paths):
             names.append(os.path.join(scratch, f"jets_{copy:03d}_{index:03d}.root"))
             os.symlink(os.path.abspath(path), names[-1])
-    for path in found:
+    for path in paths:
         Path(path).read_bytes()  # into the page cache
     return names
 

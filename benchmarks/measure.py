@@ -1,5 +1,6 @@
-"""What every benchmark shares: the machine in words, runs taken in turn, ratios with their spread,
-and files of results.
+"""What every benchmark shares: the machine in words, runs in turn, ratios, files of results.
+
+Ratios come with their spread.
 
     report = Report("feeding", "From ROOT files to batches")
     runs = alternate({"ours": ours, "weaver-core": theirs}, rounds=5)      # functions that return a
@@ -48,7 +49,7 @@ def machine() -> dict[str, Any]:
     Imports torch only if the program has done so.
     """
     model, flags = processor()
-    found = {
+    entries = {
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "processor": model,
         "flags": [flag for flag in TELLING_FLAGS if flag in flags],
@@ -61,25 +62,26 @@ def machine() -> dict[str, Any]:
         "allocator": {name: os.environ.get(name) for name in ALLOCATOR},
     }
     if torch := sys.modules.get("torch"):
-        found |= {
+        entries |= {
             "torch": torch.__version__,
             "threads": torch.get_num_threads(),
             "gpu": _gpu(torch),
         }
-    return found
+    return entries
 
 
 def has_fast_bf16() -> bool:
-    """True where the CPU multiplies bfloat16 in hardware; elsewhere bf16 autocast is emulated and
-    slow.
+    """True where the CPU multiplies bfloat16 in hardware.
+
+    Elsewhere bf16 autocast is emulated and slow.
     """
     return bool(set(FAST_BF16) & set(processor()[1]))
 
 
-def kind(found: Mapping[str, Any] | None = None) -> str:
+def kind(of_machine: Mapping[str, Any] | None = None) -> str:
     """A short name of the machine for file names, such as amd-epyc-2c or nvidia-h200."""
-    found = found or machine()
-    words = found.get("gpu") or f"{found['processor']} {found['cores']}c"
+    of_machine = of_machine or machine()
+    words = of_machine.get("gpu") or f"{of_machine['processor']} {of_machine['cores']}c"
     words = re.sub(r"\((r|tm)\)|\b(cpu|processor|@.*ghz|\d+-core)\b", " ", words.lower())
     return re.sub(r"[^a-z0-9]+", "-", words).strip("-")
 
@@ -118,10 +120,10 @@ def alternate(
     rounds: int,
     report: Callable[[str], None] | None = None,
 ) -> dict[str, list[float]]:
-    """Run each contender once a round, in turn (A B A B ...), so that whatever slows the machine
-    meets all of them.
+    """Run each contender once a round, in turn (A B A B ...).
 
-    A contender returns its rate. Returns name -> the rates of its rounds.
+    So whatever slows the machine meets all of them. A contender returns its rate. Returns name ->
+    the rates of its rounds.
     """
     report = report or (lambda line: print(line, file=sys.stderr, flush=True))
     runs: dict[str, list[float]] = {name: [] for name in contenders}
@@ -149,8 +151,9 @@ def check_peer(python: str) -> None:
 def with_allocator(
     threads: int | None = None, base: Mapping[str, str] | None = None
 ) -> dict[str, str]:
-    """The environment in which both sides of a comparison run: the C allocator's settings, and a
-    number of threads if given.
+    """The environment in which both sides of a comparison run.
+
+    It has the C allocator's settings, and a number of threads if given.
     """
     environment = {**(os.environ if base is None else base), **ALLOCATOR}
     return environment if threads is None else {**environment, "OMP_NUM_THREADS": str(threads)}
@@ -166,8 +169,9 @@ def without_allocator(base: Mapping[str, str] | None = None) -> dict[str, str]:
 
 
 def peak_flops(dtype: Any, device: str = "cpu", size: int = 2048, seconds: float = 2.0) -> float:
-    """Floating-point operations a second of a large matrix product: what a network on this device
-    cannot pass.
+    """Floating-point operations a second of a large matrix product.
+
+    A network on this device cannot pass it.
     """
     import time
 
@@ -204,7 +208,7 @@ class Report:
         notes: Sequence[str] = (),
         **data: Any,
     ) -> None:
-        """Add a table (cells as they shall read) with notes under it;
+        """Add a table (cells as they shall read) with notes under it.
 
         `data` (JSON) is what the table was made from. Also printed.
         """
@@ -237,14 +241,18 @@ class Report:
         return "\n".join(lines) + "\n"
 
 
-def _machine_lines(found: Mapping[str, Any]) -> list[str]:
-    torch = f"torch {found['torch']}, {found['threads']} threads, " if "torch" in found else ""
+def _machine_lines(of_machine: Mapping[str, Any]) -> list[str]:
+    torch = (
+        f"torch {of_machine['torch']}, {of_machine['threads']} threads, "
+        if "torch" in of_machine
+        else ""
+    )
     lines = [
-        f"{found['processor']}, {found['cores']} cores ({' '.join(found['flags'])}),"
-        f" {found['memory_gib']} GiB, {found['system']}."
+        f"{of_machine['processor']}, {of_machine['cores']} cores ({' '.join(of_machine['flags'])}),"
+        f" {of_machine['memory_gib']} GiB, {of_machine['system']}."
     ]
-    lines += [f"GPU: {found['gpu']}."] if found.get("gpu") else []
-    return [*lines, f"{torch}Python {found['python']}."]
+    lines += [f"GPU: {of_machine['gpu']}."] if of_machine.get("gpu") else []
+    return [*lines, f"{torch}Python {of_machine['python']}."]
 
 
 def _table(name: str, section: Mapping[str, Any]) -> list[str]:

@@ -1,5 +1,6 @@
-"""Our networks beside the form in which they are published: time of a step, and how near it is to
-the arithmetic's own limit.
+"""Our networks beside the form in which they are published.
+
+Measured: the time of a step, and how near it is to the arithmetic's own limit.
 
     python -m benchmarks.networks                      # batch 256, length 100, k 16; about two
         minutes
@@ -14,13 +15,13 @@ from __future__ import annotations
 
 import argparse
 import os
+import subprocess
 import sys
 import time
 import types
 from collections.abc import Callable, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -58,13 +59,10 @@ BF16 = torch.bfloat16
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = arguments().parse_args(argv)
-    # glibc reads them when a process starts
+    # glibc reads its settings when a process starts, so that a new one is needed for others.
     if any(os.environ.get(name) != value for name, value in ENVIRONMENT.items()):
-        os.execve(
-            sys.executable,
-            [sys.executable, "-m", "benchmarks.networks", *(argv or sys.argv[1:])],
-            with_allocator(args.threads),
-        )
+        command = [sys.executable, "-m", "benchmarks.networks", *(argv or sys.argv[1:])]
+        return subprocess.run(command, env=with_allocator(args.threads), check=False).returncode
     torch.set_num_threads(args.threads)
     report = Report("networks", "Networks beside their published form")
     dtypes = [torch.float32, *([BF16] if has_fast_bf16() else [])]
@@ -202,8 +200,9 @@ def evaluate(model: nn.Module, inputs: tuple, target: torch.Tensor, dtype: torch
 
 
 def rate(one: Callable[[], None], batch_size: int) -> Callable[[], float]:
-    """A contender: jets a second of the quicker of two steps, so that a hiccup of the machine is
-    not taken for the network's.
+    """A contender: jets a second of the quicker of two steps.
+
+    So a hiccup of the machine is not taken for the network's.
     """
 
     def timed() -> float:
@@ -249,14 +248,12 @@ def flops(one: Callable[[], None]) -> int:
 
 
 def peak(dtype: torch.dtype, size: int = 2048) -> float:
-    """Operations a second of a large product, by whichever of the two libraries behind torch is the
-    quicker at it.
-    """
+    """Operations a second of a large matrix product by the quicker of torch's two libraries."""
     image, weight = torch.randn(1, size, size, 1).to(dtype), torch.randn(size, size, 1, 1).to(dtype)
     image, best = image.contiguous(memory_format=torch.channels_last), float("inf")
     for _ in range(8):
         started = time.perf_counter()
-        F.conv2d(image, weight)
+        nn.functional.conv2d(image, weight)
         best = min(best, time.perf_counter() - started)
     return max(peak_flops(dtype, size=size), 2 * size**3 / best)
 

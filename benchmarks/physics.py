@@ -1,5 +1,6 @@
-"""Which inputs and options carry the gain? Many trainings on the same generated jets, judged on the
-same test jets.
+"""Which inputs and options carry the gain?
+
+Many trainings on the same generated jets, judged on the same test jets.
 
     python -m benchmarks.physics --folder DIR                    # one to two hours on 2 cores,
         generation included
@@ -142,8 +143,9 @@ def without(*names: str) -> Callable[[Content], None]:
 
 
 def in_file_order(content: Content) -> None:
-    """Particles as the file has them, cut to the published 100: more than 64, as the jet's own come
-    in no particular place.
+    """Particles as the file has them, cut to the published 100.
+
+    More than 64, as the jet's own come in no particular place.
     """
     for group in content["inputs"].values():
         if group.pop("order_by", None):
@@ -234,8 +236,9 @@ class Bench:
         return self.arguments.epochs or NETWORKS[network].epochs
 
     def config(self, task: Task) -> Path:
-        """The data config of a variant, written anew each time: the same text, unless the variant
-        has changed.
+        """The data config of a variant, written anew each time.
+
+        The text is the same unless the variant has changed.
         """
         path = self.root / "configs" / f"{task.slug}.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -257,8 +260,9 @@ class Bench:
         )
 
     def train(self, task: Task, threads: int) -> None:
-        """One training and its answers to the test jets, in processes of their own; a finished one
-        is not done again.
+        """One training and its answers to the test jets, in processes of their own.
+
+        A finished one is not done again.
         """
         folder = self.folder(task)
         if (folder / "answers.npz").exists():
@@ -326,6 +330,7 @@ class Bench:
                 stdout=log,
                 stderr=log,
                 timeout=TRAINING_SECONDS,
+                check=False,
             ).returncode
         if code:
             raise JecError(
@@ -334,8 +339,9 @@ class Bench:
             )
 
     def train_all(self, tasks: Sequence[Task]) -> None:
-        """All trainings: those of `full` with the first seed by themselves, on all cores, for their
-        time; the others side by side.
+        """All trainings: those of `full` with the first seed by themselves, then the others.
+
+        The first ones have all cores, for their time; the others run side by side.
         """
         timed = [
             task
@@ -363,18 +369,16 @@ class Judge:
     """All answers of one network's trainings to the same test jets."""
 
     def __init__(self, bench: Bench, network: str, tasks: Sequence[Task]) -> None:
-        self.bench, self.network, self.tasks = (
-            bench,
-            network,
-            [task for task in tasks if task.network == network],
-        )
+        self.bench = bench
+        self.network = network
+        self.tasks = [task for task in tasks if task.network == network]
         self.columns = bench.dataset(self.tasks[0], "test").observers()
         self.answers = {task: self._answers(task) for task in self.tasks}
         self.variants = list(dict.fromkeys(task.variant for task in self.tasks))
         self.quantiles = self._quantiles()
 
     def _answers(self, task: Task) -> np.ndarray:
-        """log(pT_gen / pT) for all test jets, (N,).
+        """The answers log(pT_gen / pT) for all test jets, (N,).
 
         Raises JecError where they are other jets than the first variant's.
         """
@@ -382,18 +386,19 @@ class Judge:
             self.bench.dataset(task, "test").observers()["genJetPt"], self.columns["genJetPt"]
         ):
             raise JecError(f"{task} was tested on other jets")
-        with np.load(self.bench.folder(task) / "answers.npz") as found:
-            return found["output"].reshape(len(self.columns["genJetPt"]), -1)[:, 0]
+        with np.load(self.bench.folder(task) / "answers.npz") as answers:
+            return answers["output"].reshape(len(self.columns["genJetPt"]), -1)[:, 0]
 
     def _quantiles(self) -> dict:
-        """Bootstrap draws of every training's response at once, so that all differences
-        are paired.
+        """Bootstrap draws of every training's response at once.
+
+        So all differences are paired.
         """
         gen_pt, jet_pt = self.columns["genJetPt"], self.columns["jetPt"]
         responses = {"standard": r.response(jet_pt, gen_pt)}
         responses |= {
-            task: r.response(r.calibrated_pt(jet_pt, found), gen_pt)
-            for task, found in self.answers.items()
+            task: r.response(r.calibrated_pt(jet_pt, output), gen_pt)
+            for task, output in self.answers.items()
         }
         kept = np.all([np.isfinite(values) for values in responses.values()], axis=0)
         groups = {
@@ -405,14 +410,15 @@ class Judge:
             for region in REGIONS
         }
         with Progress(f"bootstrap, {self.network}", total=REPLICATES + 1, unit="draws") as progress:
-            found = {name: values[kept] for name, values in responses.items()}
+            kept_responses = {name: values[kept] for name, values in responses.items()}
             return bootstrap_quantiles(
-                found, groups, replicates=REPLICATES, advance=progress.advance
+                kept_responses, groups, replicates=REPLICATES, advance=progress.advance
             )
 
     def gains(self, variant: str, region: str) -> np.ndarray:
-        """Gain of resolution over the standard JEC in per cent, (seeds, draws); draw 0 is the
-        sample itself.
+        """Gain of resolution over the standard JEC in per cent, (seeds, draws).
+
+        Draw 0 is the sample itself.
         """
         tasks = [task for task in self.tasks if task.variant == variant]
         return np.stack(
@@ -423,8 +429,9 @@ class Judge:
         )
 
     def row(self, variant: str) -> list[str]:
-        """A variant's line: gain by region, how far the seeds spread, what is lost beside `full`,
-        and the seeds' loss.
+        """A variant's line: gain by region, spread of the seeds, loss.
+
+        `beside full` is what the variant gains or loses, in points of the gain.
         """
         whole = self.gains(variant, "all")
         cells = [_interval(self.gains(variant, region).mean(axis=0)) for region in REGIONS]
@@ -445,8 +452,9 @@ class Judge:
         ]
 
     def absolute_error(self, task: Task) -> float:
-        """Mean absolute error of log(pT_gen / pT) over the test jets with |target| < 1: the
-        published AvgLoss.
+        """Mean absolute error of log(pT_gen / pT) over the test jets with |target| < 1.
+
+        This is the published AvgLoss.
         """
         target = np.log(self.columns["genJetPt"] / self.columns["jetPt"])
         near = np.abs(target) < 1
@@ -459,8 +467,8 @@ class Judge:
 
 
 def _interval(rows: np.ndarray) -> str:
-    found = interval(rows)
-    return f"{found['value']:+.2f} [{found['low']:+.2f}, {found['high']:+.2f}]"
+    gain = interval(rows)
+    return f"{gain['value']:+.2f} [{gain['low']:+.2f}, {gain['high']:+.2f}]"
 
 
 def write_ablation(report: Report, judge: Judge, arguments: argparse.Namespace) -> None:
@@ -503,17 +511,17 @@ def write_ablation(report: Report, judge: Judge, arguments: argparse.Namespace) 
 def write_headline(report: Report, judge: Judge) -> None:
     """Gain by pT, closure from 60 GeV up, flavour spread and training time of full and open."""
     variants = [name for name in ("full", "open") if name in judge.variants]
-    found = {name: judge.measured(name) for name in variants}
+    measured = {name: judge.measured(name) for name in variants}
     rows = []
     for region in ("barrel", "endcap"):
-        for one in (record for record in found["full"]["bins"] if record["region"] == region):
+        for one in (record for record in measured["full"]["bins"] if record["region"] == region):
             other = [
-                _value(next(b for b in found[n]["bins"] if _place(b) == _place(one))["gain"])
+                _value(next(b for b in measured[n]["bins"] if _place(b) == _place(one))["gain"])
                 for n in variants
             ]
             rows.append([f"gain (%), {region}", f"{one['pt_range']} GeV", *other])
-    for number, one in enumerate(found["full"]["closure"]["bins"]):
-        bins = [100 * _array(found[n]["closure"]["bins"][number]["model"]) for n in variants]
+    for number, one in enumerate(measured["full"]["closure"]["bins"]):
+        bins = [100 * _array(measured[n]["closure"]["bins"][number]["model"]) for n in variants]
         rows.append(
             [
                 f"closure (%), {one['region']}",
@@ -521,12 +529,12 @@ def write_headline(report: Report, judge: Judge) -> None:
                 *(f"{b[0]:+.2f} [{b[1]:+.2f}, {b[2]:+.2f}]" for b in bins),
             ]
         )
-    for region in found["full"]["flavour"]["regions"]:
-        taken = [_value(found[n]["flavour"]["regions"][region]["reduction"]) for n in variants]
+    for region in measured["full"]["flavour"]["regions"]:
+        taken = [_value(measured[n]["flavour"]["regions"][region]["reduction"]) for n in variants]
         rows.append(
             [
                 f"flavour spread taken off (%), {region}",
-                f"above {found['full']['flavour']['from_gev']:g} GeV",
+                f"above {measured['full']['flavour']['from_gev']:g} GeV",
                 *taken,
             ]
         )
@@ -552,28 +560,28 @@ def _place(record: dict) -> tuple:
     return record["region"], record["pt_range"]
 
 
-def _array(found: dict) -> np.ndarray:
-    return np.array([found["value"], found["low"], found["high"]])
+def _array(record: dict) -> np.ndarray:
+    return np.array([record["value"], record["low"], record["high"]])
 
 
-def _value(found: dict) -> str:
-    return f"{found['value']:+.1f} [{found['low']:+.1f}, {found['high']:+.1f}]"
+def _value(record: dict) -> str:
+    return f"{record['value']:+.1f} [{record['low']:+.1f}, {record['high']:+.1f}]"
 
 
 # ----------------------------------------------------------------------------------- command line
 
 
 def tasks_of(arguments: argparse.Namespace) -> list[Task]:
-    """The trainings asked for;
+    """The trainings of the command line.
 
     ParticleNet, which takes long on a CPU, has `full` and `open` alone unless others are named.
     """
-    asked = arguments.variants.split(",") if arguments.variants else None
-    for name in asked or ():
+    variants_of_all = arguments.variants.split(",") if arguments.variants else None
+    for name in variants_of_all or ():
         if name not in VARIANTS:
             raise InputError(unknown("variant", name, VARIANTS))
     of_network = {
-        name: asked or (list(VARIANTS) if name == "pfn" else ["full", "open"])
+        name: variants_of_all or (list(VARIANTS) if name == "pfn" else ["full", "open"])
         for name in arguments.only.split(",")
     }
     return [

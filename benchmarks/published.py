@@ -1,5 +1,6 @@
-"""The two networks as published, in their plainest form: the reference of the tests and the other
-side of the benchmarks.
+"""The two networks as published, in their plainest form.
+
+They are the reference of the tests and the other side of the benchmarks.
 
 Channels first, one convolution of width 1 a layer, and in an edge convolution a tensor (N, 2C, P,
 k) of (x_i, x_j - x_i) before any layer, neighbours by the expanded square |x_i|^2 + |x_j|^2 - 2 x_i
@@ -19,7 +20,7 @@ FAR = 1e9  # added to the coordinates of padding, so that padding is no real par
 
 
 class EdgeConv(nn.Module):
-    """points (N, D, P), x (N, C, P) -> (N, dim, P)."""
+    """An edge convolution: points (N, D, P), x (N, C, P) -> (N, dim, P)."""
 
     def __init__(self, in_dim: int, dim: int, num_layers: int, k: int) -> None:
         super().__init__()
@@ -42,8 +43,9 @@ class EdgeConv(nn.Module):
 
 
 class ParticleNet(nn.Module):
-    """points (N, D, P), features (N, C, P), mask (N, 1, P), jet (N, J) -> (N, 1); mean over the
-    padded length.
+    """ParticleNet: points (N, D, P), features (N, C, P), mask (N, 1, P), jet (N, J) -> (N, 1).
+
+    The mean over particles divides by the padded length.
     """
 
     def __init__(
@@ -75,7 +77,7 @@ class ParticleNet(nn.Module):
 
 
 class ParticleFlowNetwork(nn.Module):
-    """features (N, C, P), mask (N, 1, P), jet (N, J) -> (N, 1)."""
+    """PFN: features (N, C, P), mask (N, 1, P), jet (N, J) -> (N, 1)."""
 
     def __init__(self, layers: list[nn.Module], head: nn.Module) -> None:
         super().__init__()
@@ -102,14 +104,16 @@ def edge_features(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     jets, dim, particles = x.shape
     offset = torch.arange(jets, device=x.device)[:, None, None] * particles
     rows = x.transpose(1, 2).reshape(-1, dim)[(index + offset).reshape(-1)]
-    found = rows.view(jets, particles, -1, dim).permute(0, 3, 1, 2).contiguous()  # (N, C, P, k)
-    centre = x[:, :, :, None].expand_as(found)
-    return torch.cat((centre, found - centre), dim=1)
+    rows = rows.view(jets, particles, -1, dim)  # (N P k, C) -> (N, P, k, C)
+    neighbours = rows.permute(0, 3, 1, 2).contiguous()  # (N, C, P, k)
+    centre = x[:, :, :, None].expand_as(neighbours)
+    return torch.cat((centre, neighbours - centre), dim=1)
 
 
 def settle(model: nn.Module, seed: int = 2) -> nn.Module:
-    """Give every batch normalisation, and the last layer, weights that are not the neutral ones,
-    and leave training mode.
+    """Give every batch normalisation, and the last layer, weights that are not the neutral ones.
+
+    Then leave training mode.
     """
     generator = torch.Generator().manual_seed(seed)
     last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
@@ -128,10 +132,10 @@ def settle(model: nn.Module, seed: int = 2) -> nn.Module:
 
 
 def published(model: nn.Module) -> nn.Module:
-    """The plain form of a network of ours (`networks/`), with copies of its weights and its
-    training mode.
+    """The plain form of a network of ours, with copies of its weights and its training mode.
 
-    Its parameters and buffers come in the same order as those of `model`.
+    Ours are those of networks/. Its parameters and buffers come in the same order as those of
+    `model`.
     """
     plain = _particle_net(model) if hasattr(model, "blocks") else _particle_flow_network(model)
     return plain.train(model.training)

@@ -1,5 +1,6 @@
-"""Does tpe with early stopping reach random's best loss in less training time? Twenty trials each,
-several seeds, real trainings.
+"""Does tpe with early stopping reach random's best loss in less training time?
+
+Twenty trials each, several seeds, real trainings.
 
     python -m benchmarks.search                       # about 20 minutes on 2 cores
     python -m benchmarks.search --seeds 1 --trials 6  # a look
@@ -52,8 +53,9 @@ CONTENDERS = {
 
 
 class Timed(LocalSearch):
-    """A search that writes down, after each trial, its status, its loss and the CPU seconds of all
-    trials so far.
+    """A search that writes down its trials and the CPU seconds they took.
+
+    After each trial: its status, its loss and the CPU seconds of all trials so far.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -79,7 +81,7 @@ def search(
     """Run one search on the sample below `folder`; its trials in the order in which they ended."""
     config = RunConfig(
         s3_bucket=str(folder),
-        run_id=f"{contender.split()[0]}-{seed:08x}",
+        run_id=f"{contender.split(maxsplit=1)[0]}-{seed:08x}",
         search_space=SPACE,
         seed=seed,
         max_trials=trials,
@@ -107,7 +109,7 @@ def search(
 
 
 def reached(records: Sequence[dict[str, Any]], loss: float) -> float | None:
-    """CPU seconds after which a search had a trial with a loss not above this one;
+    """CPU seconds after which a search had a trial with a loss not above this one.
 
     None if it never had.
     """
@@ -123,21 +125,24 @@ def best(records: Sequence[dict[str, Any]]) -> float:
 def measure(
     arguments: argparse.Namespace, folder: Path
 ) -> dict[int, dict[str, list[dict[str, Any]]]]:
-    """seed -> contender -> its trials. Searches run beside each other, one a core."""
+    """Searches: seed -> contender -> its trials.
+
+    They run beside each other, one a core.
+    """
     sizes = (arguments.trials, arguments.epochs, arguments.batch_size, arguments.jets)
-    wanted = [
+    missing = [
         (seed, name)
         for seed in arguments.seeds
         for name in CONTENDERS
         if not _record(folder, seed, name).exists()
     ]
-    if wanted:
+    if missing:
         # makes the sample, and shows that a trial runs
         search(folder, "random", 0, 1, 2, arguments.batch_size, arguments.jets)
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(arguments.workers, mp_context=context) as pool:
         running = {
-            pool.submit(search, folder, name, seed, *sizes): (seed, name) for seed, name in wanted
+            pool.submit(search, folder, name, seed, *sizes): (seed, name) for seed, name in missing
         }
         for done in concurrent.futures.as_completed(running):
             seed, name = running[done]
@@ -152,23 +157,21 @@ def measure(
 
 
 def _record(folder: Path, seed: int, contender: str) -> Path:
-    return folder / f"{contender.split()[0]}-{seed}.json"
+    return folder / f"{contender.split(maxsplit=1)[0]}-{seed}.json"
 
 
-def write(found: dict[int, dict[str, list[dict[str, Any]]]], arguments: argparse.Namespace) -> None:
-    report, rows, ratios, gains = (
-        Report("search", "tpe with early stopping against random search"),
-        [],
-        [],
-        [],
-    )
+def write(
+    results: dict[int, dict[str, list[dict[str, Any]]]], arguments: argparse.Namespace
+) -> None:
+    report = Report("search", "tpe with early stopping against random search")
+    rows = []
+    ratios = []
+    gains = []
     random, other = CONTENDERS
-    for seed, searches in sorted(found.items()):
+    for seed, searches in sorted(results.items()):
         goal, spent = best(searches[random]), searches[random][-1]["seconds"]
-        when, stopped = (
-            reached(searches[other], goal),
-            sum(one["status"] == "EarlyStopped" for one in searches[other]),
-        )
+        when = reached(searches[other], goal)
+        stopped = sum(one["status"] == "EarlyStopped" for one in searches[other])
         ratios += [when / spent] if when else []
         gains.append(best(searches[other]) - goal)
         rows.append(
@@ -196,7 +199,7 @@ def write(found: dict[int, dict[str, list[dict[str, Any]]]], arguments: argparse
     ]
     losses = [
         one["loss"]
-        for searches in found.values()
+        for searches in results.values()
         for one in searches[random]
         if one["loss"] is not None
     ]
@@ -217,9 +220,11 @@ def write(found: dict[int, dict[str, list[dict[str, Any]]]], arguments: argparse
         ),
         "tpe's first five trials are random's first five, drawn with the same seed.",
     ]
-    told = f"tpe with medianstop reached random's best loss for {len(ratios)} of {len(found)} seeds"
+    outcome = (
+        f"tpe with medianstop reached random's best loss for {len(ratios)} of {len(results)} seeds"
+    )
     notes.append(
-        told
+        outcome
         + (f", in {Spread.of(ratios).text('.2f')} of random's training time." if ratios else ".")
     )
     notes.append(f"Best loss of tpe minus random's: {Spread.of(gains).text('+.5f')}.")
@@ -227,7 +232,7 @@ def write(found: dict[int, dict[str, list[dict[str, Any]]]], arguments: argparse
         f"time to the best loss of random search, {arguments.epochs} epochs in batches of"
         f" {arguments.batch_size}"
     )
-    report.section(title, columns=["seed", *head], rows=rows, notes=notes, searches=found)
+    report.section(title, columns=["seed", *head], rows=rows, notes=notes, searches=results)
     report.save()
 
 

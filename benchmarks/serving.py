@@ -1,5 +1,7 @@
-"""How fast the exported networks answer: in ONNX Runtime beside their published form, and through
-Triton beside ONNX Runtime in process.
+"""How fast the exported networks answer, in ONNX Runtime and through Triton.
+
+ONNX Runtime stands beside the published form of the networks, Triton beside ONNX Runtime in
+process.
 
     python -m benchmarks.serving                      # everything, a few minutes; writes
         benchmarks/results/serving-*
@@ -30,7 +32,6 @@ import tempfile
 import threading
 import time
 import types
-import urllib.request
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -44,8 +45,8 @@ from common.project import ROOT
 LENGTH = 100
 GROUPS = {"pf_points": 2, "pf_features": 6, "pf_mask": 1, "jet_features": 8}
 NETWORKS: dict[str, tuple[str, dict[str, int]]] = {
-    "ParticleNet": ("particle_net_regressor_open.py", dict(conv_dim=50, fc_dim=200)),
-    "PFN": ("pfn_regressor_open.py", dict(num_conv_layers=5, conv_dim=50, fc_dim=400)),
+    "ParticleNet": ("particle_net_regressor_open.py", {"conv_dim": 50, "fc_dim": 200}),
+    "PFN": ("pfn_regressor_open.py", {"num_conv_layers": 5, "conv_dim": 50, "fc_dim": 400}),
 }
 BATCHES = (1, 100, 1000)
 SECONDS = 0.3  # of one run, at least; one batch of 1000 jets may take longer
@@ -273,8 +274,9 @@ def _variants(name: str, folder: Path) -> tuple[dict[str, Callable[[Inputs], np.
 
 
 def served(report: Report, rounds: int, name: str) -> None:
-    """A network in Triton with dynamic batching against ONNX Runtime in process at the batch that
-    Triton made of the requests.
+    """A network in Triton with dynamic batching against ONNX Runtime in process.
+
+    ONNX Runtime has the batch that Triton made of the requests.
     """
     from serving import triton
 
@@ -352,11 +354,9 @@ def _loaded(
     from weaver.onnx.parity import session
 
     onnx_path, config = _repository(name, folder / name)
-    in_process, in_pieces, repository = (
-        functools.partial(session(onnx_path).run, None),
-        pieces(onnx_path),
-        onnx_path.parents[2],
-    )
+    in_process = functools.partial(session(onnx_path).run, None)
+    in_pieces = pieces(onnx_path)
+    repository = onnx_path.parents[2]
     runs = {
         f"{request} over {way}": {key: [] for key in (*RATES, "mean batch")}
         for request, way in cases
@@ -400,12 +400,10 @@ def pieces(onnx_path: Path) -> Callable[[Inputs], Any]:
 
     options, cores = onnxruntime.SessionOptions(), len(os.sched_getaffinity(0))
     options.intra_op_num_threads = 1
-    one, pool = (
-        onnxruntime.InferenceSession(
-            os.fspath(onnx_path), options, providers=["CPUExecutionProvider"]
-        ),
-        ThreadPoolExecutor(cores),
+    one = onnxruntime.InferenceSession(
+        os.fspath(onnx_path), options, providers=["CPUExecutionProvider"]
     )
+    pool = ThreadPoolExecutor(cores)
 
     def run(feed: Inputs) -> list[Any]:
         count = len(feed["pf_mask"])
@@ -426,8 +424,9 @@ def free_port() -> int:
 
 
 def _repository(name: str, folder: Path) -> tuple[Path, Any]:
-    """A Triton repository with one network and the empty model; returns the network's ONNX file,
-    and the data config.
+    """A Triton repository with one network and the empty model.
+
+    Returns the network's ONNX file, and the data config.
     """
     from serving import backends
     from weaver.onnx.onnx_export import export_onnx
@@ -530,6 +529,7 @@ def _finished(command: list[str]) -> str:
         capture_output=True,
         text=True,
         timeout=120,
+        check=False,
     )
     if done.returncode:
         raise RuntimeError(f"{command[0]}: {done.stdout[-500:]} {done.stderr[-2000:]}")
@@ -537,22 +537,27 @@ def _finished(command: list[str]) -> str:
 
 
 def _statistics(url: str, model: str) -> tuple[int, int]:
-    with urllib.request.urlopen(f"{url}/v2/models/{model}/stats", timeout=10) as response:
-        stats = json.load(response)["model_stats"][0]
+    """Inferences, and executions of batches, since Triton has started."""
+    from serving.connection import Connections
+
+    reply = Connections(url, 10.0).request(f"/v2/models/{model}/stats", None, {})
+    stats = json.loads(reply.content)["model_stats"][0]
     return stats["inference_count"], stats["execution_count"]
 
 
 def load(url: str, model: str, request: int) -> None:
-    """CONCURRENCY threads that ask again as soon as they are answered; prints the rate after a
-    second of warming up.
+    """CONCURRENCY threads that send the next request as soon as the last is answered.
+
+    Prints the rate after a second of warming up.
     """
     from serving import golden
     from serving.connection import Connections
 
-    with urllib.request.urlopen(f"{url}/v2/models/{model}", timeout=10) as response:
-        shapes = {entry["name"]: entry["shape"] for entry in json.load(response)["inputs"]}
+    connections = Connections(url, 60.0)
+    metadata = json.loads(connections.request(f"/v2/models/{model}", None, {}).content)
+    shapes = {entry["name"]: entry["shape"] for entry in metadata["inputs"]}
     body, headers = golden.to_binary(jets(types.SimpleNamespace(input_shapes=shapes), request))
-    connections, done = Connections(url, 60.0), [0] * CONCURRENCY
+    done = [0] * CONCURRENCY
     ends = time.perf_counter() + 1 + LOAD_SECONDS
 
     def ask(index: int) -> None:

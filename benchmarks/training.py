@@ -1,5 +1,6 @@
-"""The whole training loop, this project's against weaver-core's: the same files, data config,
-network options, batch size, optimizer.
+"""The whole training loop, this project's against weaver-core's.
+
+Both have the same files, data config, network options, batch size and optimizer.
 
     python -m benchmarks.training [--peer-python .venv-peer/bin/python] [--only pfn,particle_net]
         [--rounds 5] [--device cpu|cuda]
@@ -115,11 +116,9 @@ class Bench:
     def __init__(self, arguments: argparse.Namespace, scratch: str) -> None:
         from data.generator.sample import ensure_sample
 
-        self.peer_python, self.device, self.scratch = (
-            os.path.abspath(arguments.peer_python),
-            arguments.device,
-            Path(scratch),
-        )
+        self.peer_python = os.path.abspath(arguments.peer_python)
+        self.device = arguments.device
+        self.scratch = Path(scratch)
         self.batch_size = arguments.batch_size
         self.peer_extra = arguments.peer_flags.split() if arguments.peer_flags else PEER_FLAGS
         patterns = ensure_sample(arguments.storage)
@@ -234,8 +233,12 @@ class Bench:
         config, made = DataConfig.load(str(ROOT / case.data_config)), {}
         for part in ("train", "val"):
             files = self.files[part]
-            given = {"for_training": True, "validation": part == "val", "report": lambda line: None}
-            made[part] = [prepare(files, config, str(self.scratch / "storage"), **given).uri]
+            options = {
+                "for_training": True,
+                "validation": part == "val",
+                "report": lambda line: None,
+            }
+            made[part] = [prepare(files, config, str(self.scratch / "storage"), **options).uri]
         return made
 
     def _config(self, case: Case) -> Path:
@@ -260,6 +263,7 @@ def _run(command: list[str], cwd: Path, environment: dict[str, str]) -> str:
         stderr=subprocess.STDOUT,
         text=True,
         timeout=1800,
+        check=False,
     )
     if done.returncode:
         raise JecError(
@@ -290,8 +294,8 @@ def speed(bench: Bench, name: str, report: Report, rounds: int) -> None:
         )
     contenders["weaver-core"] = lambda: bench.peer(case, steps=steps, extra=best).rate
     runs = alternate(contenders, rounds)
-    told = {"name": name, "steps": steps, "rounds": rounds, "best": best}
-    _tell_speed(bench, report, runs, **told)
+    what = {"name": name, "steps": steps, "rounds": rounds, "best": best}
+    _tell_speed(bench, report, runs, **what)
     if device == "cpu":
         report.save()  # what follows takes its time
         runs |= alternate(
@@ -302,7 +306,7 @@ def speed(bench: Bench, name: str, report: Report, rounds: int) -> None:
             },
             1,
         )
-        _tell_speed(bench, report, runs, **told)
+        _tell_speed(bench, report, runs, **what)
 
 
 def _tell_speed(
@@ -369,8 +373,9 @@ def _tell_speed(
 
 
 def loss(bench: Bench, name: str, report: Report, rounds: int) -> None:
-    """Validation losses after the same number of steps, for several seeds: bf16 and weaver-core
-    must lie within float32's spread.
+    """Validation losses after the same number of steps, for several seeds.
+
+    bf16 and weaver-core must lie within float32's spread.
     """
     case = CASES[name]
     found: dict[str, list[list[float]]] = {"ours, float32": [], "ours, bf16": [], "weaver-core": []}
@@ -407,8 +412,9 @@ def loss(bench: Bench, name: str, report: Report, rounds: int) -> None:
 
 
 def flops_per_jet(case: Case) -> float:
-    """Floating-point operations of one training step (forward and backward) for one jet, in our
-    form of the network.
+    """Floating-point operations of one training step for one jet, in our form of the network.
+
+    Forward and backward.
     """
     import torch
     from torch.utils.flop_counter import FlopCounterMode
@@ -471,6 +477,7 @@ def main(argv: list[str] | None = None) -> int:
                 )
                 measure(bench, name, report, arguments.rounds)
                 report.save()
+        return None
 
     return run_main(body)
 

@@ -207,8 +207,13 @@ class Api:
             raise ClusterError(self._refusal(error, "update", kind, name)) from error
 
     def delete(self, kind: Kind, name: str, wait: Wait) -> bool:
-        """Ask for the removal of an object, dependents first; False if it was gone already."""
-        options = client.V1DeleteOptions(propagation_policy="Foreground")
+        """Ask for the removal of an object; False if it was gone already.
+
+        Its dependents go in the background, after it. While an Experiment is deleted in the
+        foreground, Katib makes the deleted jobs and the suggestion anew, in rounds of 33 s (seen
+        with Katib 0.19.0).
+        """
+        options = client.V1DeleteOptions(propagation_policy="Background")
         try:
             self.call(
                 wait,

@@ -17,10 +17,11 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 
 from clusters.protocol import Manifest
+from common.choices import EARLY_STOPPING
 from common.cli import require
 from common.errors import unknown
 
-ALGORITHMS = ("medianstop",)
+ALGORITHMS = tuple(name for name in EARLY_STOPPING if name != "none")
 DEFAULTS = {"min_trials_required": 3, "start_step": 4}  # Katib's own
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from clusters import early_stopping
 from clusters.protocol import Manifest
+from common import algorithms
 from common.cli import require
 from common.errors import unknown
 from common.records import Observation
@@ -22,16 +23,6 @@ from common.records import Observation
 METRIC_PATTERN = re.compile(r"([\w|-]+)\s*=\s*([+-]?\d*(\.\d+)?([Ee][+-]?\d+)?)")
 """Katib's default filter of text metrics; `loss=nan` matches it with an empty value."""
 
-ALGORITHMS = (
-    "random",
-    "grid",
-    "bayesianoptimization",
-    "tpe",
-    "multivariate-tpe",
-    "cmaes",
-    "sobol",
-    "hyperband",
-)
 PARAMETER = re.compile(r"\$\{trialParameters\.([^}]+)\}")
 TRIAL_NAME_REFERENCE = "${trialSpec.Name}"
 
@@ -127,8 +118,9 @@ def check_experiment(manifest: Manifest) -> None:
     require(kind in kinds, f"spec.objective.type: {unknown('type', str(kind), kinds)}")
     algorithm = spec["algorithm"].get("algorithmName", "")
     require(
-        algorithm in ALGORITHMS,
-        f"spec.algorithm.algorithmName: {unknown('algorithm', algorithm, ALGORITHMS)}",
+        algorithm in algorithms.katib_names(),
+        "spec.algorithm.algorithmName:"
+        f" {unknown('algorithm', algorithm, algorithms.katib_names())}",
     )
     parallel = spec.get("parallelTrialCount", 3)
     most = spec.get("maxTrialCount", math.inf)
@@ -152,7 +144,7 @@ def check_experiment(manifest: Manifest) -> None:
     _check_references(spec)
 
 
-def _check_references(spec: dict[str, Any]) -> None:
+def _check_references(spec: Manifest) -> None:
     names = [parameter["name"] for parameter in spec.get("parameters", [])]
     template = spec["trialTemplate"]
     references = {p["name"]: p["reference"] for p in template.get("trialParameters", [])}

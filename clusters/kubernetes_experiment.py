@@ -76,9 +76,11 @@ class ExperimentRun:
             self._report_trials(experiment, trials)
             self._wait.tell("state", progress_line(experiment, trials, waiting))
             if is_true(experiment, "Failed"):
+                # Katib lets the other trials run on (seen with 0.19.0); their GPUs are for others.
+                trials = self._remove_unfinished(trials, "the search failed")
                 raise ClusterError(self._failure(experiment, trials))
             if is_true(experiment, "Succeeded") and not _was_extended(experiment):
-                return self._result(experiment, self._remove_unfinished(trials))
+                return self._result(experiment, self._remove_unfinished(trials, OVERTAKEN))
             self._wait.sleep(self._objects.poll)
 
     # Submit
@@ -183,8 +185,8 @@ class ExperimentRun:
     # End
     # --------------------------------------------------------------------------------------------
 
-    def _remove_unfinished(self, trials: list[Trial]) -> list[Trial]:
-        """Remove the trials that the goal overtook.
+    def _remove_unfinished(self, trials: list[Trial], reason: str) -> list[Trial]:
+        """Remove the trials that an experiment which has ended leaves running.
 
         Katib lets them run on, and they would hold their GPUs.
         """
@@ -192,10 +194,10 @@ class ExperimentRun:
         for trial in trials:
             if trial.status in UNFINISHED:
                 self._api.delete(TRIAL, trial.name, self._wait)
-                line = f"trial {trial.name} is removed: {OVERTAKEN}"
-                self._wait.tell(f"killed {trial.name}", line)
-                trial = dataclasses.replace(trial, status="Killed", reason=OVERTAKEN)
-            kept.append(trial)
+                self._wait.tell(f"killed {trial.name}", f"trial {trial.name} is removed: {reason}")
+                kept.append(dataclasses.replace(trial, status="Killed", reason=reason))
+            else:
+                kept.append(trial)
         return kept
 
     def _result(self, experiment: Manifest, trials: list[Trial]) -> ExperimentResult:

@@ -107,9 +107,11 @@ class Objects:
     # --------------------------------------------------------------------------------------------
 
     def remove(self, things: list[tuple[Kind, str]], wait: Wait | None = None) -> list[str]:
-        """Delete objects and wait until they are gone.
+        """Delete objects and wait until they and all that belongs to them are gone.
 
-        Returns 'Kind/name' of those that existed.
+        An object of the same name may be made only then: a new Experiment would take over the
+        suggestion and the trial names of the deleted one (seen with Katib 0.19.0). Returns
+        'Kind/name' of those that existed.
         """
         names = ", ".join(f"{kind.name} {name}" for kind, name in things)
         wait = wait or Wait(f"removal of {names}", REMOVAL_SECONDS, ignore)
@@ -118,7 +120,29 @@ class Objects:
         while left:
             wait.sleep(self.poll)
             left = self._still_there(left, wait)
+        for kind, name in things:
+            while self._dependents(kind, name, wait):
+                wait.sleep(self.poll)
         return [f"{kind.name}/{name}" for kind, name in removed]
+
+    def _dependents(self, kind: Kind, name: str, wait: Wait) -> bool:
+        """Whether anything that an object's controller made for it still exists."""
+        selectors = {
+            EXPERIMENT.name: (f"{TRIALS_LABEL}={name}", f"{SUGGESTION_LABEL}={name}"),
+            PYTORCHJOB.name: (f"{JOB_LABEL}={name}",),
+            INFERENCE_SERVICE.name: (f"{SERVICE_LABEL}={name}",),
+        }[kind.name]
+        left = []
+        if kind.name == EXPERIMENT.name:
+            for dependent in (TRIAL, PYTORCHJOB):
+                for thing in self.api.list_objects(dependent, selectors[0], wait):
+                    left.append(f"{dependent.name} {name_of(thing)}")
+        for selector in selectors:
+            left += [f"Pod {name_of(pod)}" for pod in self.api.pods(selector, wait) or []]
+        topic = f"{kind.name} {name}"
+        shown = ", ".join(left[:3]) + (f" and {len(left) - 3} more" if len(left) > 3 else "")
+        wait.obstacle(topic, f"deleted, but {shown} of it still there" if left else "")
+        return bool(left)
 
     def _still_there(self, things: list[tuple[Kind, str]], wait: Wait) -> list[tuple[Kind, str]]:
         left = []

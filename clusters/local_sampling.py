@@ -14,13 +14,13 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from clusters.protocol import Manifest
-from common.errors import InputError, unknown
+from common import algorithms
+from common.errors import InputError
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
     from optuna.samplers import BaseSampler
 
-ALGORITHMS = ("random", "tpe", "cmaes", "sobol", "grid")
 # Katib's tpe draws only its first batch at random. Optuna's default of 10 would be half of a search
 # of 20 trials.
 STARTUP_TRIALS = 5
@@ -34,14 +34,15 @@ class Sampling:
     """
 
     def __init__(self, spec: Manifest) -> None:
-        self.algorithm: str = spec["algorithm"]["algorithmName"]
-        if self.algorithm not in ALGORITHMS:
-            raise InputError(f"on one machine: {unknown('algorithm', self.algorithm, ALGORITHMS)}")
+        try:
+            self.algorithm = algorithms.offered(spec["algorithm"]["algorithmName"])
+        except InputError as error:
+            raise InputError(f"on one machine: {error}") from None
         settings = {
             setting["name"]: setting["value"]
             for setting in spec["algorithm"].get("algorithmSettings", [])
         }
-        self.seed = int(settings.get("random_state", 0))
+        self.seed = int(settings.get(self.algorithm.seed_setting, 0))
         self.startup = max(STARTUP_TRIALS, spec["parallelTrialCount"])
         self.parameters: list[Manifest] = spec["parameters"]
         self.distributions = {
@@ -49,9 +50,9 @@ class Sampling:
         }
         self.planned: list[dict[str, Any]] | None = None
         """The points of grid and sobol, in order; None for algorithms that learn from results."""
-        if self.algorithm == "grid":
+        if self.algorithm.plan == "grid":
             self.planned = _grid_points(self.distributions)
-        elif self.algorithm == "sobol":
+        elif self.algorithm.plan == "sequence":
             self.planned = _sobol_points(self.distributions, self.seed, spec["maxTrialCount"])
 
     def sampler(self, number: int) -> BaseSampler:
@@ -64,16 +65,13 @@ class Sampling:
 
         seed = self.seed * 100_003 + number
         with _quiet():  # some samplers warn that they are experimental
-            if self.algorithm == "tpe":
-                return samplers.TPESampler(
-                    seed=seed, constant_liar=True, n_startup_trials=self.startup
-                )
-            if self.algorithm == "cmaes":
-                return samplers.CmaEsSampler(seed=seed, warn_independent_sampling=False)
-            random = samplers.RandomSampler(seed=seed)
+            options = dict(self.algorithm.sampler_options)
+            if self.algorithm.random_start:
+                options["n_startup_trials"] = self.startup
+            sampler: BaseSampler = getattr(samplers, self.algorithm.sampler)(seed=seed, **options)
             if self.planned is None:
-                return random
-            return samplers.PartialFixedSampler(self.planned[number], random)
+                return sampler
+            return samplers.PartialFixedSampler(self.planned[number], sampler)
 
     def assignments(self, values: dict[str, Any]) -> dict[str, str]:
         """The drawn values as the text that a trial's manifest receives."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 from clusters.protocol import RUN_LABEL, STEP_LABEL, USER_LABEL, Manifest
 
@@ -49,7 +48,7 @@ class HostFolder:
     mount: str
 
 
-TICKET_SECRET = "/secrets/kerberos"
+TICKET_SECRET = "/secrets/kerberos"  # noqa: S105 (a folder)
 TICKETS = "/tickets"
 COPY_TICKET = """\
 import os, shutil
@@ -151,7 +150,7 @@ def labels(run_id: str, step: str, user: str = "unknown") -> dict[str, str]:
     return {RUN_LABEL: run_id, STEP_LABEL: step, USER_LABEL: user}
 
 
-def s3_environment(endpoint: str | None, secret: str) -> list[dict[str, Any]]:
+def s3_environment(endpoint: str | None, secret: str) -> list[Manifest]:
     """Environment entries for S3: the keys by reference to the Secret, the endpoint as it is.
 
     TensorBoard reads S3_ENDPOINT.
@@ -169,11 +168,59 @@ def s3_environment(endpoint: str | None, secret: str) -> list[dict[str, Any]]:
     return keys + environment(plain)
 
 
-def environment(values: dict[str, str]) -> list[dict[str, Any]]:
+def environment(values: dict[str, str]) -> list[Manifest]:
     return [{"name": name, "value": value} for name, value in values.items()]
 
 
 NO_SETTINGS = PodSettings()
+
+
+def pod_fields(
+    settings: PodSettings = NO_SETTINGS,
+    *,
+    image: str = "",
+    shared_memory: str = "",
+    service_account: str = "",
+) -> Manifest:
+    """The part of a pod's spec beside its containers: where it runs, as whom, and its volumes.
+
+    Every pod of a run is made with it, the predictor of the InferenceService included. `image` is
+    that of the containers which prepare the pod; `shared_memory` is the size of /dev/shm.
+    """
+    fields = settings.pod_fields()
+    if service_account:
+        fields["serviceAccountName"] = service_account
+    volumes = settings.volumes()
+    if shared_memory:
+        # Docker's 64 MB are too small for NCCL and data loading; these count within the memory
+        # limit.
+        medium = {"medium": "Memory", "sizeLimit": shared_memory}
+        volumes.insert(0, {"name": "shared-memory", "emptyDir": medium})
+    if volumes:
+        fields["volumes"] = volumes
+    return {**fields, **settings.init_containers(image)}
+
+
+def container_fields(
+    settings: PodSettings = NO_SETTINGS,
+    *,
+    env: list[Manifest],
+    resources: Resources,
+    shared_memory: bool = False,
+) -> Manifest:
+    """The part of a container beside its image and command: environment, resources, mounts."""
+    fields: Manifest = {}
+    if settings.ticket:
+        env = [*env, *environment(settings.ticket.environment)]
+    if env:
+        fields["env"] = env
+    fields["resources"] = resources.as_dict()
+    mounts = settings.mounts()
+    if shared_memory:
+        mounts.insert(0, {"name": "shared-memory", "mountPath": "/dev/shm"})  # noqa: S108 (a mount)
+    if mounts:
+        fields["volumeMounts"] = mounts
+    return fields
 
 
 def pod_template(
@@ -182,45 +229,20 @@ def pod_template(
     image: str,
     command: list[str],
     args: list[str],
-    env: list[dict[str, Any]],
+    env: list[Manifest],
     resources: Resources,
     settings: PodSettings = NO_SETTINGS,
 ) -> Manifest:
-    """The pod of a PyTorchJob's replica, without an Istio sidecar.
+    """The pod of a PyTorchJob's replica: one container named 'pytorch', without a sidecar.
 
-    The training operator requires a container named 'pytorch'. Docker's 64 MB of /dev/shm are
-    too few for NCCL and data loading; the volume here counts within the memory limit.
+    The training operator refuses a container of another name.
     """
+    container = {"name": "pytorch", "image": image, "command": command, "args": args}
+    container |= container_fields(settings, env=env, resources=resources, shared_memory=True)
+    spec = pod_fields(settings, image=image, shared_memory=resources.shared_memory)
     return {
         "metadata": {"labels": {**labels, **NO_SIDECAR}, "annotations": dict(NO_SIDECAR)},
-        "spec": {
-            **settings.pod_fields(),
-            "volumes": [
-                {
-                    "name": "shared-memory",
-                    "emptyDir": {"medium": "Memory", "sizeLimit": resources.shared_memory},
-                },
-                *settings.volumes(),
-            ],
-            **settings.init_containers(image),
-            "containers": [
-                {
-                    "name": "pytorch",
-                    "image": image,
-                    "command": command,
-                    "args": args,
-                    "env": [
-                        *env,
-                        *environment(settings.ticket.environment if settings.ticket else {}),
-                    ],
-                    "resources": resources.as_dict(),
-                    "volumeMounts": [
-                        {"name": "shared-memory", "mountPath": "/dev/shm"},
-                        *settings.mounts(),
-                    ],
-                }
-            ],
-        },
+        "spec": {**spec, "containers": [container]},
     }
 
 

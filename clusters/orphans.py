@@ -15,6 +15,8 @@ import signal
 import time
 from pathlib import Path
 
+import psutil
+
 RUN_VARIABLE = "JEC_RUN_ID"
 FOLDER_VARIABLE = "JEC_LOCAL_DIR"
 GRACE = 20.0  # seconds for a step to end its own children in order
@@ -42,17 +44,15 @@ def owner(folder: Path) -> int | None:
 
 
 def processes_of(run_id: str, folder: Path) -> dict[int, str]:
-    """pid -> command line of every living process of a run below this folder of local runs."""
-    marks = {f"{RUN_VARIABLE}={run_id}".encode(), f"{FOLDER_VARIABLE}={folder}".encode()}
+    """Every living process of a run below this folder of local runs: pid -> command line."""
     command_lines = {}
-    for place in Path("/proc").glob("[0-9]*"):
-        # a process may end while it is looked at, and others' processes may not be read
-        with contextlib.suppress(OSError, ValueError):
-            pid = int(place.name)
-            environment = set((place / "environ").read_bytes().split(b"\0"))
-            if marks <= environment and _alive(pid):
-                command_line = (place / "cmdline").read_bytes().replace(b"\0", b" ")
-                command_lines[pid] = command_line.decode(errors="replace").strip()
+    for process in psutil.process_iter():
+        # A process may end while it is looked at, and others' processes may not be read.
+        with contextlib.suppress(psutil.Error, OSError):
+            environment = process.environ()
+            ours = environment.get(RUN_VARIABLE) == run_id
+            if ours and environment.get(FOLDER_VARIABLE) == str(folder) and _alive(process.pid):
+                command_lines[process.pid] = " ".join(process.cmdline())
     command_lines.pop(os.getpid(), None)
     return command_lines
 
@@ -72,16 +72,16 @@ def end(pids: list[int], *, grace: float = GRACE) -> list[int]:
 
 
 def _started(pid: int) -> str:
-    """When a process began, in clock ticks since boot; empty if there is none."""
+    """When a process began; empty if there is none."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
-    except (OSError, IndexError):
+        return str(psutil.Process(pid).create_time())
+    except psutil.Error:
         return ""
 
 
 def _alive(pid: int) -> bool:
     """Whether a process has not ended. A zombie, whose parent has not asked how it ended, has."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
-    except (OSError, IndexError):
+        return psutil.Process(pid).status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+    except psutil.Error:
         return False

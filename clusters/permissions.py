@@ -34,14 +34,14 @@ PERMISSIONS = (
     Permission(
         group="kubeflow.org",
         resource="experiments",
-        verbs=("create", "get", "list", "delete"),
-        why="the search",
+        verbs=("create", "get", "list", "update", "delete"),
+        why="the search; update for --more-trials",
     ),
     Permission(
         group="kubeflow.org",
         resource="trials",
-        verbs=("get", "list"),
-        why="its trials and their losses",
+        verbs=("get", "list", "delete"),
+        why="its trials and their losses; delete for those that a search leaves running",
     ),
     Permission(
         group="kubeflow.org",
@@ -92,6 +92,27 @@ PERMISSIONS = (
         resource="resourcequotas",
         verbs=("list",),
         why="how many trials fit at once",
+        needed=False,
+    ),
+    # Of Argo and KFP inside a step's own pod. Without them a run that is given another account
+    # than the namespace's own ends in its first pod (seen with KFP 2.15.0 and Argo 3.7.3).
+    Permission(
+        group="argoproj.io",
+        resource="workflowtaskresults",
+        verbs=("create", "patch"),
+        why="how Argo's executor reports the end of a step",
+    ),
+    Permission(
+        group="",
+        resource="configmaps",
+        verbs=("get",),
+        why="the settings that KFP's driver and launcher read",
+    ),
+    Permission(
+        group="argoproj.io",
+        resource="workflows",
+        verbs=("get",),
+        why="whether the run was terminated, for its summary",
         needed=False,
     ),
 )

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from clusters.orphans import RUN_VARIABLE
 from clusters.protocol import RUN_LABEL, Manifest, run_id_of
@@ -46,7 +47,7 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def stop(*started: subprocess.Popen[bytes], grace: float = GRACE) -> None:
+def stop(*started: subprocess.Popen[Any], grace: float = GRACE) -> None:
     """End processes and their whole sessions: SIGTERM, `grace` seconds for all, then SIGKILL.
 
     Also where the first process of a session is gone, as others of it may be left. No error if all
@@ -177,7 +178,8 @@ class Replicas:
                 stderr=subprocess.STDOUT,
                 # so that one signal reaches the replica and all that it started
                 start_new_session=True,
-                preexec_fn=ends_with_parent,
+                # It calls prctl and nothing else, which is safe in a forked process.
+                preexec_fn=ends_with_parent,  # noqa: PLW1509
             )
 
     def _rewritten(self, text: str) -> str:

@@ -176,7 +176,7 @@ class Survey:
             quotas.append((quota.metadata.name, hard, used))
         return quotas
 
-    def runtime(self, name: str) -> dict[str, Any] | None:
+    def runtime(self, name: str) -> Manifest | None:
         """The spec of KServe's serving runtime of this name; None if it is not seen.
 
         The namespace's own runtime comes before the cluster's.

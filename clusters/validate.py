@@ -152,7 +152,7 @@ def _experiment(manifest: Manifest) -> Iterator[str]:
         yield f"spec.trialTemplate.primaryContainerName: {unknown('container', primary, names)}"
 
 
-def _first(space: dict[str, Any]) -> str:
+def _first(space: Manifest) -> str:
     return str((space.get("list") or [space.get("min", "1")])[0])
 
 

@@ -1,6 +1,4 @@
-"""Command lines that answer a typing error with the nearest name, and errors with one sentence
-instead of a traceback.
-"""
+"""Command lines: a typing error brings the nearest name, an error one sentence."""
 
 from __future__ import annotations
 
@@ -14,8 +12,9 @@ from common.errors import InputError, InterruptedRun, JecError, nearest
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, plus the nearest flag or value behind its own message; abbreviated flags are
-    refused, as scripts outlive them.
+    """argparse, with the nearest flag or value behind its own message.
+
+    Abbreviated flags are refused: a later version may have two flags that begin so.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -48,8 +47,9 @@ def truth(text: str) -> bool:
 
 
 def run_main(body: Callable[[], int | None]) -> int:
-    """Run a program's body; a JecError becomes `error: ...` on stderr and its exit code, Ctrl-C
-    becomes 130.
+    """Run a program's body and return the exit code.
+
+    A JecError becomes `error: ...` on stderr and its own exit code, Ctrl-C becomes 130.
     """
     try:
         return body() or 0

@@ -1,5 +1,6 @@
-"""Every choice of a run in one frozen object: the flags of pipeline.py, the parameters of the KFP
-pipeline and run.json come from it.
+"""Every choice of a run in one frozen object.
+
+The flags of pipeline.py, the parameters of the KFP pipeline and run.json come from it.
 
 A field is one flag (`--num-gpus`), one pipeline parameter (`num_gpus`) and one key of run.json.
 There are no optional and no empty values, because Kubeflow's UI loses them when a run is cloned:
@@ -14,14 +15,13 @@ import math
 import re
 from typing import Any
 
+from common import algorithms
+from common.choices import EARLY_STOPPING, MAX_CLOSURE, MIN_IMPROVEMENT, PRECISIONS, RAW_MODELS
 from common.cli import require, truth
 from common.errors import InputError, unknown
 
 AUTO, NONE = "auto", "none"
 PREDICTOR_FORMS = ("model", "triton")
-ALGORITHMS = ("random", "tpe", "cmaes", "sobol", "grid")
-EARLY_STOPPING = (NONE, "medianstop")
-PRECISIONS = (AUTO, "float32", "bf16", "fp16")
 TAINT_EFFECTS = ("NoSchedule", "PreferNoSchedule", "NoExecute")
 
 
@@ -105,7 +105,10 @@ class RunConfig:
         metavar="FILE",
     )
     algorithm: str = option(
-        "random", "Katib's name of the search algorithm", group="search", choices=ALGORITHMS
+        "random",
+        "Katib's name of the search algorithm",
+        group="search",
+        choices=algorithms.offered_names(),
     )
     max_trials: int = option(30, "trials in all", group="search")
     parallel_trials: int = option(
@@ -221,12 +224,12 @@ class RunConfig:
 
     # -- gates and serving
     min_improvement: float = option(
-        0.0,
+        MIN_IMPROVEMENT,
         "deploy only if the resolution gain over the standard JEC is not below this, in per cent",
         group="gates and serving",
     )
     max_closure: float = option(
-        0.02,
+        MAX_CLOSURE,
         "deploy only if |median response - 1| from 60 GeV up is not above this",
         group="gates and serving",
     )
@@ -242,7 +245,7 @@ class RunConfig:
         "a second model that takes the files' own columns: 'auto' where the data config allows it,"
         " 'required' refuses one that does not before any training, 'none' leaves it out",
         group="gates and serving",
-        choices=(AUTO, "required", NONE),
+        choices=RAW_MODELS,
     )
     service_name: str = option(
         AUTO,
@@ -317,12 +320,12 @@ class RunConfig:
             f"--data-fraction {self.data_fraction}: must be above 0 and at most 1",
         )
         require(
-            self.raw_model in (AUTO, "required", NONE),
+            self.raw_model in RAW_MODELS,
             f"--raw-model {self.raw_model}: write auto, required or none",
         )
         require(
-            self.algorithm in ALGORITHMS,
-            f"--algorithm: {unknown('algorithm', self.algorithm, ALGORITHMS)}",
+            self.algorithm in algorithms.offered_names(),
+            f"--algorithm: {unknown('algorithm', self.algorithm, algorithms.offered_names())}",
         )
         require(
             self.parallel_trials <= self.max_trials,
@@ -479,10 +482,7 @@ def _metavar(field: dataclasses.Field[Any]) -> str | None:
 
 
 def label_value(text: str) -> str:
-    """The text as Kubernetes takes it for a label's value;
-
-    'unknown' where nothing of it is left.
-    """
+    """The text as Kubernetes takes it for a label's value; 'unknown' where nothing is left."""
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", text)[:63].strip("-_.") or "unknown"
 
 
@@ -527,10 +527,10 @@ def selector(text: str) -> dict[str, str]:
 
 
 def tolerations(text: str) -> list[dict[str, str]]:
-    """Kubernetes' tolerations from key=value:Effect, key:Effect (any value) or key (any value and
-    effect), with commas between.
+    """Kubernetes' tolerations from a list with commas.
 
-    Raises InputError for an effect that does not exist.
+    An entry is key=value:Effect, key:Effect (any value) or key (any value and effect). Raises
+    InputError for an effect that does not exist.
     """
     found = []
     for part in _parts(text):

@@ -2,7 +2,7 @@
 
     JecError                     reported as one clear sentence, without a traceback (exit code 1)
     ├── InputError               refused before work starts: the input cannot be used (exit code 2)
-    │   ├── DamagedFile          a data file cannot be read to its end      (weaver.read.files)
+    │   ├── DamagedFile          a data file cannot be read to its end      (weaver.read.opening)
     │   ├── AuthError            no valid login for Kubeflow                (operations.auth)
     │   └── NoCluster            no Kubernetes cluster is configured        (clusters.api)
     ├── StorageError             the storage did not do as asked
@@ -18,7 +18,7 @@
     └── InterruptedRun           stopped by the user or by the system (exit code 130)
 
 Two exceptions outside the tree never reach a user: Unusual (weaver.read.root.root_tree: this file
-is left to uproot) and _PortTaken (serving.triton: another port is tried).
+is left to uproot) and _PortTakenError (serving.triton: another port is tried).
 """
 
 from __future__ import annotations
@@ -48,8 +48,9 @@ class StorageError(JecError):
 
 
 class ClusterError(JecError):
-    """A job, an experiment or a service failed; the text gives the reason found in its pods or
-    processes.
+    """A job, an experiment or a service failed.
+
+    The text gives the reason that its pods or processes gave.
     """
 
 
@@ -64,8 +65,9 @@ class UnreachableError(ClusterError):
 
 
 class TrainingError(JecError):
-    """Training met something that will repeat (a non-finite loss, an option that the network
-    refuses).
+    """Training failed for a reason that will repeat.
+
+    Such as a non-finite loss, or an option that the network refuses.
     """
 
 
@@ -88,10 +90,7 @@ def nearest(name: str, choices: Iterable[str], count: int = 3) -> list[str]:
 
 
 def unknown(what: str, name: str, choices: Iterable[str]) -> str:
-    """The sentence for a name that does not exist:
-
-    "unknown WHAT 'NAME'", then the nearest names or all of them.
-    """
+    """The sentence for a name that does not exist, with the nearest names or all of them."""
     known = sorted({str(choice) for choice in choices})
     near = nearest(name, known)
     if near:

@@ -143,6 +143,11 @@ class RunFolder:
         """The ONNX file of a model."""
         return self.path("model", name, "1", "model.onnx")
 
+    @property
+    def goldens(self) -> str:
+        """The folder of the golden requests and answers of all models."""
+        return self.path("golden")
+
     def golden(self, name: str) -> str:
         """The folder of a model's golden requests and answers."""
         return self.path("golden", name)

@@ -8,8 +8,9 @@ from pathlib import Path
 
 
 def processor() -> tuple[str, list[str]]:
-    """Model and flags of the processor; on systems without /proc the platform's word for it, and no
-    flags.
+    """Model and flags of the processor.
+
+    On systems without /proc it is the platform's name for the model, and no flags.
     """
     try:
         fields = dict(

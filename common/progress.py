@@ -1,5 +1,6 @@
-"""A progress bar with rate and time left on a terminal; elsewhere (a pod's log, a file) one line
-now and then.
+"""A progress bar with rate and time left.
+
+On a terminal it moves; elsewhere (a pod's log, a file) a line is printed now and then.
 """
 
 from __future__ import annotations

@@ -11,8 +11,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def here(path: str) -> str:
-    """A path as given where it exists or is a URI; else the project's own file of that relative
-    path, if it has one.
+    """The path itself where it exists or is a URI, else the project's file of that relative path.
+
+    A path that is neither is returned unchanged.
     """
     inside = ROOT / path
     return (
@@ -23,7 +24,5 @@ def here(path: str) -> str:
 
 
 def is_own(path: str) -> bool:
-    """True for a file of the project, given by its relative path from anywhere or by where it lies;
-    images hold these.
-    """
+    """True for the relative path of a file of the project, which images hold as well."""
     return not storage.is_s3(path) and (ROOT / path).is_file() and not Path(path).is_absolute()

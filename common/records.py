@@ -13,11 +13,31 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
-from typing import Any, ClassVar, Literal, Self
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Literal, Self, TypeAlias, TypeVar, get_origin
 
 from common import storage
 from common.errors import InputError
+from common.measurements import (
+    Calibrated,
+    Closure,
+    CoreBin,
+    Distribution,
+    EtaBin,
+    Flavour,
+    GateSettings,
+    Inference,
+    Interval,
+    ResidualSlice,
+    ResponseBin,
+    Uncertainty,
+    Weighted,
+)
+
+Value = TypeVar("Value")
+
+JsonObject: TypeAlias = dict[str, Any]
+"""An object of JSON whose keys are not known here."""
 
 TrialStatus = Literal[
     "Succeeded", "Failed", "EarlyStopped", "Killed", "MetricsUnavailable", "Running", "Pending"
@@ -33,14 +53,43 @@ def _converter() -> Any:
     from cattrs.gen import make_dict_unstructure_fn
 
     converter = cattrs.Converter()
+    # JSON has one kind of number: a float that was written as 3 stays 3 when it is written again.
+    converter.register_structure_hook(
+        float, lambda value, _: value if isinstance(value, int) else float(value)
+    )
+
+    def is_dataclass(cls: Any) -> bool:
+        # A generic one with its parameter, Calibrated[Interval], is no class of its own.
+        return dataclasses.is_dataclass(get_origin(cls) or cls)
+
     # Optional parts that a record lacks are left out of its file.
     converter.register_unstructure_hook_factory(
-        dataclasses.is_dataclass,
+        is_dataclass,
         lambda cls: make_dict_unstructure_fn(
             cls, converter, _cattrs_omit_if_default=getattr(cls, "OMIT_DEFAULTS", False)
         ),
     )
     return converter
+
+
+def _structured(content: object, form: type[Value], where: str) -> Value:
+    """The content of a JSON file as a value of a type. Raises InputError where it is none."""
+    try:
+        value: Value = _converter().structure(content, form)
+    except Exception as error:  # cattrs raises groups of errors of many types
+        import cattrs
+
+        reasons = "; ".join(cattrs.transform_error(error))
+        # A list of records has no name of its own.
+        name = getattr(form, "__name__", str(form))
+        raise InputError(f"{where} is no {name}: {reasons}") from error
+    return value
+
+
+def plain(record: Any) -> JsonObject:
+    """The fields of a dataclass as JSON values, without the version of a file's form."""
+    content: JsonObject = _converter().unstructure(record)
+    return content
 
 
 class Record:
@@ -52,9 +101,9 @@ class Record:
         """Write the file whole, or not at all."""
         storage.write_json(uri, self.as_json())
 
-    def as_json(self) -> dict[str, Any]:
-        """The content of the file."""
-        return {"format": self.FORMAT, **_converter().unstructure(self)}
+    def as_json(self) -> JsonObject:
+        """The content of the file, the version of its form first."""
+        return {"format": self.FORMAT, **plain(self)}
 
     @classmethod
     def load(cls, uri: str) -> Self:
@@ -74,7 +123,7 @@ class Record:
         return None if content is None else cls.from_json(content, uri)
 
     @classmethod
-    def from_json(cls, content: dict[str, Any], where: str = "the record") -> Self:
+    def from_json(cls, content: Mapping[str, Any], where: str = "the record") -> Self:
         """The record that the content of a file describes. Raises InputError as `load` does."""
         version = content.get("format", 1)
         if version > cls.FORMAT:
@@ -82,31 +131,82 @@ class Record:
                 f"{where} has format {version}, and this version of the project reads up to"
                 f" {cls.FORMAT}; update the project"
             )
-        try:
-            record: Self = _converter().structure(content, cls)
-        except Exception as error:  # cattrs raises groups of errors of many types
-            import cattrs
+        return _structured(content, cls, where)
 
-            reasons = "; ".join(cattrs.transform_error(error))
-            raise InputError(f"{where} is no {cls.__name__}: {reasons}") from error
-        return record
+
+# -------------------------------------------------------------------------------------- run.json
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Interval:
-    """A measured number with the ends of its confidence interval."""
+class DataSet:
+    """One of the three sets of jets of a run: train, val or test."""
 
-    value: float
-    low: float
-    high: float
+    dataset: str
+    """URI of the prepared data."""
+    jets: int
+    """Jets that pass the selection."""
+    read: int
+    files: int
+    fingerprint: str
+    """Digest of the files' names, sizes and tags."""
 
-    def percent(self, scale: float = 1.0, digits: int = 1, sign: str = "+") -> str:
-        """The interval as text, "+4.1 % [3.2, 5.0]"; with `sign` empty without the plus.
 
-        scale: 100 for a fraction, 1 for a number that is per cent already.
-        """
-        value, low, high = (scale * end for end in (self.value, self.low, self.high))
-        return f"{value:{sign}.{digits}f} % [{low:.{digits}f}, {high:.{digits}f}]"
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunRecord(Record):
+    """run.json beyond the run's id and configuration, which common.run.Run adds."""
+
+    data: dict[str, DataSet] = dataclasses.field(default_factory=dict)
+    """Split (train, val, test) -> its jets."""
+    data_fingerprint: str = ""
+    """Digest of the three fingerprints."""
+    versions: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Package -> version; none where it is not installed."""
+    git_commit: str = ""
+    images: dict[str, str] = dataclasses.field(default_factory=dict)
+    shared_jets: dict[str, int] = dataclasses.field(default_factory=dict)
+    """"train and test" -> jets that both sets hold."""
+    kfp_run: str = ""
+    """KFP job that prepared the run."""
+
+
+# ------------------------------------------------------- a trial's history.json and options.json
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EpochRecord:
+    """What is read of one epoch in history.json, which weaver writes as a list of epochs."""
+
+    epoch: int
+    # None where it was not finite: NaN is no JSON.
+    train_loss: float | None = None
+    val_loss: float | None = None
+    seconds: float | None = None
+    jets_per_second: float | None = None
+
+
+def find_history(uri: str) -> list[EpochRecord]:
+    """The epochs of a trial, first to last; none where the file is missing.
+
+    Raises InputError where it is not of this form.
+    """
+    return _structured(storage.find_json(uri, []), list[EpochRecord], uri)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrialOptions(Record):
+    """options.json: what a trial was trained with, and its best epoch. weaver writes it."""
+
+    OMIT_DEFAULTS: ClassVar[bool] = True
+
+    network_options: JsonObject | None = None
+    train_options: JsonObject | None = None
+    network_config: str | None = None
+    data_config: str | None = None
+    num_parameters: int | None = None
+    seed: int | None = None
+    versions: dict[str, str] | None = None
+    best_epoch: int | None = None
+    best_metric: float | None = None
 
 
 # ------------------------------------------------------------------------------------- search.json
@@ -155,6 +255,10 @@ class Objective:
             return None
         return observation.min if self.type == "minimize" else observation.max
 
+    def best(self, values: Iterable[float]) -> float:
+        """The best of some values."""
+        return min(values) if self.type == "minimize" else max(values)
+
     def ranked(self, trials: Sequence[Trial]) -> list[Trial]:
         """The trials, best first, the first of equals first, those without a value last."""
         sign = 1 if self.type == "minimize" else -1
@@ -193,6 +297,17 @@ class SearchRecord(Record):
         value = self.objective.value(self.best)
         assert value is not None
         return value
+
+    @property
+    def counted(self) -> list[tuple[Trial, float]]:
+        """The trials that have an objective that counts, each with it, in their order."""
+        # As Katib counts: the values of a trial that failed or was killed say nothing.
+        pairs = []
+        for trial in self.trials:
+            value = self.objective.value(trial)
+            if value is not None:
+                pairs.append((trial, value))
+        return pairs
 
     def trial(self, name: str) -> Trial:
         """The trial of that name. Raises KeyError where there is none."""
@@ -273,6 +388,59 @@ class ExportRecord(ModelRecord, Record):
     versions: str = ""
 
 
+# ------------------------------------------------------------------------------------ metrics.json
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MetricsRecord(Record):
+    """metrics.json: everything measured on the test jets, and the verdict of the gate."""
+
+    OMIT_DEFAULTS: ClassVar[bool] = True
+
+    passed: bool
+    reasons: list[str]
+    """Why the gate refuses the model; empty if it passed."""
+    run: str
+    """URI of the run's folder."""
+    run_id: str
+    model: str
+    trial: str | None
+    """The trial that was exported; None where it is not known."""
+    baseline: str | None
+    """URI of the earlier run's folder that was compared; None without one."""
+    config: GateSettings
+    gain: Interval | None
+    """Resolution gain over the standard JEC above 30 GeV (per cent); None with too few jets."""
+    gain_half_width: Interval | None
+    gain_over_baseline: Interval | None
+    resolution: Calibrated[Interval] | None
+    closure: Closure
+    flavour: Flavour
+    bins: list[ResponseBin]
+    curves: list[ResponseBin]
+    weighted: Weighted | None
+    """None where the jets have no weights, or equal ones."""
+    core: list[CoreBin]
+    residuals: dict[str, list[ResidualSlice]]
+    """Column -> its slices."""
+    eta: list[EtaBin]
+    distribution: Distribution
+    num_jets: int
+    num_measured: int
+    num_without_answer: int
+    num_far: Calibrated[int]
+    """Jets off by more than a factor e."""
+    interval: float
+    """Confidence level of all intervals, a fraction."""
+    replicates: int
+    """Draws of the bootstrap."""
+    inference: Inference | None
+    uncertainty: Uncertainty | None = None
+    """Of a quantile network."""
+    headline: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Name -> number by which runs are compared (reporting.headline)."""
+
+
 # ------------------------------------------------------------------------------------ service.json
 
 
@@ -283,7 +451,7 @@ class GoldenAnswers:
     max_difference: dict[str, float]
     """Number of jets in the request -> largest difference from PyTorch's answer."""
     tolerance: float
-    answer: dict[str, Any]
+    answer: JsonObject
     """The body of the answer to one jet (Open Inference Protocol v2)."""
     seconds: float
 
@@ -305,7 +473,7 @@ class ServiceRecord(Record):
     name: str
     url: str
     kind: str
-    details: dict[str, Any]
+    details: JsonObject
     """What the backend needs to end it, such as its pid on one machine."""
     golden: GoldenAnswers
     others: dict[str, dict[str, float]]

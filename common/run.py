@@ -1,5 +1,6 @@
-"""One run: its names and the places of its files, all made of the run id. run.json is
-its record.
+"""One run: its names and the places of its files, all made of the run id.
+
+run.json is its record.
 """
 
 from __future__ import annotations
@@ -7,12 +8,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import re
-from typing import Any
 
 from common import storage
 from common.config import AUTO, RunConfig
 from common.errors import InputError
 from common.layout import RunFolder
+from common.records import RunRecord
 
 # characters of the network's name in a run id, so that with '-' and 8 hex digits every name stays
 # below Katib's 40
@@ -27,7 +28,7 @@ class Run:
     """
 
     config: RunConfig
-    record: dict[str, Any] = dataclasses.field(default_factory=dict)
+    record: RunRecord = dataclasses.field(default_factory=RunRecord)
 
     @property
     def id(self) -> str:
@@ -39,8 +40,9 @@ class Run:
 
     @property
     def model_name(self) -> str:
-        """Name of the service and of the model in its repository (they must agree: KServe routes by
-        it).
+        """Name of the service and of the model in its repository.
+
+        They must agree: KServe routes by it.
         """
         return (
             slug(self.config.network_config)
@@ -66,13 +68,15 @@ class Run:
         """Write run.json, which makes the folder a run."""
         storage.write_json(
             self.folder.run,
-            {"run_id": self.id, **self.record, "config": self.config.parameters()},
+            {"run_id": self.id, **self.record.as_json(), "config": self.config.parameters()},
         )
 
     @classmethod
     def load(cls, uri: str) -> Run:
-        """The run of a folder. Raises InputError where there is no run.json, which means that
-        prepare did not finish.
+        """The run of a folder.
+
+        Raises InputError where there is no run.json, which means that prepare did not finish, or
+        where it is not of its form.
         """
         place = RunFolder(uri).run
         if not storage.exists(place):
@@ -80,17 +84,18 @@ class Run:
                 f"{uri} is no run: it has no run.json (prepare writes it when all is in place)"
             )
         content = storage.read_json(place)
-        config = RunConfig.from_dict(content.pop("config"))
-        content.pop("run_id", None)
+        record = RunRecord.from_json(content, place)
         # The folder may have been moved or mounted elsewhere: where it lies now is where it is.
-        return cls(
-            config=config.replace(s3_bucket=storage.absolute(uri).rsplit("/", 1)[0]), record=content
-        )
+        folder = storage.absolute(uri).rsplit("/", 1)[0]
+        config = RunConfig.from_dict(content["config"]).replace(s3_bucket=folder)
+        return cls(config=config, record=record)
 
 
 def slug(network_config: str) -> str:
-    """The network file's name as Kubernetes allows it: pfn_regressor_open.py ->
-    pfn-regressor-open.
+    """The network file's name as Kubernetes allows it.
+
+    >>> slug("networks/pfn_regressor_open.py")
+    'pfn-regressor-open'
     """
     stem = re.sub(r"\.py$", "", storage.name(network_config))
     text = re.sub(r"[^a-z0-9]+", "-", stem.lower()).strip("-")[:SLUG].strip("-")
@@ -98,7 +103,8 @@ def slug(network_config: str) -> str:
 
 
 def make_run_id(network_config: str, job_id: str) -> str:
-    """`<network slug>-<8 hex>`: the same for one KFP job however often prepare is repeated, another
-    for a cloned run.
+    """`<network slug>-<8 hex>`, the run's id.
+
+    It is the same for one KFP job however often prepare is repeated, another for a cloned run.
     """
     return f"{slug(network_config)}-{hashlib.sha256(job_id.encode()).hexdigest()[:8]}"

@@ -31,8 +31,9 @@ PART = 16 * 2**20
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One stored file: its URI, size in bytes, and a tag that changes with its content (ETag, or
-    size and mtime).
+    """One stored file: its URI, its size in bytes, and a tag that changes with its content.
+
+    The tag is S3's ETag, or the time of the last change in ns.
     """
 
     uri: str
@@ -50,10 +51,7 @@ def join(uri: str, *parts: str) -> str:
 
 
 def absolute(uri: str) -> str:
-    """The URI without dependence on the working directory:
-
-    S3 as it is, a directory made absolute.
-    """
+    """The URI without dependence on the working directory: a relative path made absolute."""
     return uri.rstrip("/") if is_s3(uri) else os.path.abspath(os.path.expanduser(uri))
 
 
@@ -128,8 +126,9 @@ def write_json(uri: str, content: Any) -> None:
 
 
 def entries(uri: str) -> list[Entry]:
-    """All files below a folder (or the one file of that name), sorted by URI; empty where there is
-    nothing.
+    """All files below a folder, or the one file of that name, sorted by URI.
+
+    Empty where nothing is there.
     """
     return sorted(
         _s3_entries(uri) if is_s3(uri) else _local_entries(uri), key=lambda entry: entry.uri
@@ -137,11 +136,10 @@ def entries(uri: str) -> list[Entry]:
 
 
 def glob(pattern: str) -> list[Entry]:
-    """Files that match a pattern with `*`, `?` or `[...]` (none of which crosses a `/`), sorted by
-    URI.
+    """Files that match a pattern, sorted by URI.
 
-    A folder stands for everything in it. Raises InputError for an address that is neither s3:// nor
-    a path.
+    The pattern may hold `*`, `?` and `[...]`, none of which crosses a `/`. A folder stands for
+    everything in it. Raises InputError for an address that is neither s3:// nor a path.
     """
     if "://" in pattern and not is_s3(pattern):
         raise InputError(f"cannot read '{pattern}': give a path or an s3:// address")
@@ -204,8 +202,9 @@ def delete(uri: str) -> int:
 
 
 def fingerprint(found: list[Entry]) -> str:
-    """SHA-256 over address, size and tag of each file: equal as long as no file was added, removed
-    or changed.
+    """SHA-256 over address, size and tag of each file.
+
+    It stays the same as long as no file is added, removed or changed.
     """
     digest = hashlib.sha256()
     for entry in sorted(found, key=lambda entry: entry.uri):
@@ -228,8 +227,9 @@ def s3_options() -> dict[str, str | None]:
 
 @contextlib.contextmanager
 def _replacing(path: str) -> Iterator[str]:
-    """A temporary name beside `path` that becomes `path` if the block ends well, and vanishes if
-    not.
+    """A temporary name beside `path`, which becomes `path` if the block ends well.
+
+    If it does not, the temporary file is removed.
     """
     folder = os.path.dirname(os.path.abspath(path))
     os.makedirs(folder, exist_ok=True)
@@ -329,8 +329,9 @@ def _s3_entries(uri: str) -> Iterator[Entry]:
 
 @contextlib.contextmanager
 def _explained(uri: str) -> Iterator[None]:
-    """Turn botocore's errors into ours: what is missing or misspelt is an InputError, anything else
-    a StorageError.
+    """Turn botocore's errors into ours.
+
+    What is missing or misspelt is an InputError, anything else a StorageError.
     """
     import botocore.exceptions as aws
 

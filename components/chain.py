@@ -1,7 +1,6 @@
-"""The chain as a KFP pipeline: prepare -> search -> export -> evaluate -> gate -> deploy, and
-finish however it ends.
+"""The chain as a KFP pipeline, compiled once, run anywhere.
 
-Compiled once, run anywhere.
+prepare -> search -> export -> evaluate -> gate -> deploy, and finish however it ends.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from typing import Any
 from clusters.manifests import CREDENTIALS
 from clusters.protocol import STEP_LABEL
 from common.config import RunConfig
-from components.steps import STEPS, component, step_of
+from components.steps import HOUR, STEPS, component, step_of
 
 NAME = "jec-pipeline"
 DESCRIPTION = "Jet energy calibration: from ROOT files to a served, validated model."
@@ -26,11 +25,10 @@ RETRIES = 2
 
 
 def pipeline(config: RunConfig, image: str = STEPS_IMAGE, *, non_root: bool = False) -> Any:
-    """The KFP pipeline whose parameters are the fields of RunConfig, with the values of `config` as
-    defaults.
+    """The KFP pipeline whose parameters are the fields of RunConfig; `config` has the defaults.
 
-    `non_root` has the server refuse steps that are root (servers before 2.17 do not know the
-    field); the image's user is none.
+    With `non_root` the server refuses steps that run as root; servers before 2.17 do not know the
+    field. The image's own user is not root.
     """
     from kfp import dsl
 
@@ -59,7 +57,8 @@ def pipeline(config: RunConfig, image: str = STEPS_IMAGE, *, non_root: bool = Fa
             with dsl.If(evaluated.outputs["passed"] == "true", name="gate"):
                 task("deploy", run=run, **common)
 
-    chain.__signature__ = inspect.Signature(
+    # KFP reads the pipeline's parameters from the signature.
+    chain.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # as inspect reads it
         [
             inspect.Parameter(
                 name,
@@ -91,11 +90,10 @@ def sdk_version() -> str:
 
 
 def _on_the_cluster(task: Any, secret: Any, non_root: bool) -> Any:
-    """What a step needs as a pod: S3 keys from the Secret, its label, small limits, an end, and
-    another try.
+    """Give a step what its pod needs: S3 keys, its label, small limits, a deadline, retries.
 
-    No cache of KFP's: every step acts on the outside. What may be reused (decoded data, a finished
-    search) the steps know.
+    KFP's cache is off, because every step acts on the outside. The steps know what they may reuse:
+    decoded data, a finished search.
     """
     from kfp import kubernetes
 
@@ -107,7 +105,13 @@ def _on_the_cluster(task: Any, secret: Any, non_root: bool) -> Any:
     if non_root:
         kubernetes.set_security_context(task, run_as_non_root=True)
     task.set_caching_options(False)
-    task.set_retry(RETRIES, backoff_duration="30s", backoff_factor=2.0, backoff_max_duration="300s")
+    # Argo counts the longest duration from the start of the first attempt, and makes it the
+    # deadline of the later ones (seen with Argo 3.7.3). So it must hold all attempts; a retry that
+    # began after it would not begin at all.
+    longest = (RETRIES + 1) * step_of(task.name).deadline + HOUR
+    task.set_retry(
+        RETRIES, backoff_duration="30s", backoff_factor=2.0, backoff_max_duration=f"{longest}s"
+    )
     return (
         task.set_cpu_request("500m")
         .set_cpu_limit("2")

@@ -13,7 +13,14 @@ from common import storage
 from common.config import AUTO
 from common.errors import InputError, JecError
 from common.layout import RAW_SUFFIX
-from common.records import ExportRecord, GoldenAnswers, RoundTrip, SearchRecord, ServiceRecord
+from common.records import (
+    ExportRecord,
+    GoldenAnswers,
+    MetricsRecord,
+    RoundTrip,
+    SearchRecord,
+    ServiceRecord,
+)
 from common.run import Run
 from components import step
 from components.steps import GOLDEN_DEADLINE, SERVICE_DEADLINE
@@ -112,9 +119,9 @@ def _report(run: Run, export: ExportRecord | None, service: ServiceRecord) -> st
     place = run.folder.report
     if not storage.exists(place):
         return ""
-    inference = storage.find_json(run.folder.metrics, {}).get("inference")
-    content = export.as_json() if export else None
-    text = updated(storage.read_text(place), content, inference, service.as_json())
+    metrics = MetricsRecord.find(run.folder.metrics)
+    inference = metrics.inference if metrics else None
+    text = updated(storage.read_text(place), export, inference, service)
     storage.write_text(place, text)
     return text
 

@@ -1,11 +1,13 @@
-"""evaluate: a job that measures the exported model on the test set; its verdict is the gate of the
-deployment.
+"""evaluate: a job that measures the exported model on the test set.
+
+Its verdict is the gate of the deployment.
 """
 
 from common import storage
+from common.records import MetricsRecord
 from common.run import Run
 from components import step
-from exporting.export_job import DEADLINE, evaluate_job
+from evaluating.evaluate_job import DEADLINE, evaluate_job
 
 
 def evaluate(run: Run, trial: str, artifacts: step.Artifacts) -> bool:
@@ -16,13 +18,10 @@ def evaluate(run: Run, trial: str, artifacts: step.Artifacts) -> bool:
         cluster.run_job(manifest, deadline=DEADLINE, report=step.say)
     if run.config.delete_export_job:
         cluster.delete_job(name)
-    metrics = storage.read_json(run.path("metrics.json"))
-    artifacts.set(
-        "metrics",
-        metadata={**metrics.get("headline", {}), "passed": str(metrics["passed"]).lower()},
-    )
-    artifacts.set("report", content=storage.read_text(run.path("report.html")))
-    return bool(metrics["passed"])
+    metrics = MetricsRecord.load(run.folder.metrics)
+    artifacts.set("metrics", metadata={**metrics.headline, "passed": str(metrics.passed).lower()})
+    artifacts.set("report", content=storage.read_text(run.folder.report))
+    return metrics.passed
 
 
 def main(argv: list[str] | None = None) -> int:

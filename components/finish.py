@@ -8,15 +8,19 @@ terminated (then `pipeline.py --status` says more).
 import datetime
 import json
 import os
-import urllib.request
-from collections.abc import Mapping
-from typing import Any
 
-from common import storage
+from common import http, storage
 from common.cli import Parser, run_main
 from common.config import AUTO, NONE
+from common.errors import UnreachableError
 from common.layout import RunFolder
-from common.records import Interval, SearchRecord, ServiceRecord, StatusRecord, SummaryRecord
+from common.records import (
+    MetricsRecord,
+    SearchRecord,
+    ServiceRecord,
+    StatusRecord,
+    SummaryRecord,
+)
 from common.run import make_run_id
 from components import step
 
@@ -59,10 +63,9 @@ def summarise(uri: str, job_id: str = "") -> SummaryRecord:
         return name in status.steps and status.steps[name].job_id == job_id
 
     search = SearchRecord.find(folder.search) if of_this_job("search") else None
-    metrics = storage.find_json(folder.metrics, {}) if of_this_job("evaluate") else {}
+    metrics = MetricsRecord.find(folder.metrics) if of_this_job("evaluate") else None
     service = ServiceRecord.find(folder.service) if of_this_job("deploy") else None
     state, reason = _end(status, metrics)
-    gain = metrics.get("gain")
     return SummaryRecord(
         run_id=storage.name(uri),
         run=uri,
@@ -73,14 +76,14 @@ def summarise(uri: str, job_id: str = "") -> SummaryRecord:
         steps=status.steps,
         best_trial=search.optimal if search else None,
         trials=len(search.trials) if search else 0,
-        gain_percent=Interval(**gain) if gain else None,
-        gate=metrics.get("passed"),
+        gain_percent=metrics.gain if metrics else None,
+        gate=metrics.passed if metrics else None,
         service=service.url if service and state == "succeeded" else None,
         report=folder.report if metrics else None,
     )
 
 
-def _end(status: StatusRecord, metrics: Mapping[str, Any]) -> tuple[str, str]:
+def _end(status: StatusRecord, metrics: MetricsRecord | None) -> tuple[str, str]:
     """The run's final state, and its reason."""
     name, state = status.step, status.state
     if state in ("failed", "interrupted"):
@@ -92,8 +95,8 @@ def _end(status: StatusRecord, metrics: Mapping[str, Any]) -> tuple[str, str]:
         )
     if (name, state) == ("deploy", "done"):
         return "succeeded", ""
-    if (name, state) == ("evaluate", "done") and not metrics.get("passed"):
-        return "not deployed", "; ".join(metrics.get("reasons", []))
+    if (name, state) == ("evaluate", "done") and not (metrics and metrics.passed):
+        return "not deployed", "; ".join(metrics.reasons if metrics else [])
     if state == "done":
         return "failed", f"nothing happened after {name}: the next step's pod did not start"
     return "failed", "prepare left no trace: it refused its parameters, or its pod did not start"
@@ -121,19 +124,24 @@ def as_markdown(summary: SummaryRecord) -> str:
 
 def _tell(webhook: str, summary: SummaryRecord) -> None:
     """POST the summary. A webhook that does not take it is a warning, and no reason to fail."""
-    headers = {"Content-Type": "application/json", "User-Agent": "jec-pipeline"}
-    request = urllib.request.Request(
-        webhook, data=json.dumps(summary.as_json()).encode(), headers=headers
-    )
+    # The URL is never printed: with many services it is itself the secret.
     try:
-        with urllib.request.urlopen(request, timeout=WEBHOOK_SECONDS) as answer:
-            step.say(f"webhook: {answer.status}")
-    except OSError as error:
-        # The URL is not repeated: with many services it is itself the secret.
-        step.say(
-            f"warning: the webhook did not take the summary: {type(error).__name__}:"
-            f" {getattr(error, 'reason', error)}"
+        answer = http.send(
+            http.session(),
+            "POST",
+            webhook,
+            seconds=WEBHOOK_SECONDS,
+            # not `json=`: requests refuses a NaN, which a gain may be
+            data=json.dumps(summary.as_json()),
+            headers={"Content-Type": "application/json"},
         )
+    except UnreachableError as error:
+        step.say(f"warning: the webhook did not take the summary: {error}")
+        return
+    if answer.ok:
+        step.say(f"webhook: {answer.status_code}")
+    else:
+        step.say(f"warning: the webhook did not take the summary: {http.status_line(answer)}")
 
 
 def main(argv: list[str] | None = None) -> int:

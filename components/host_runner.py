@@ -1,5 +1,4 @@
-"""Runs the compiled pipeline on this machine: kfp.local, with container components as host
-processes.
+"""Runs the compiled pipeline on this machine: kfp.local, with host processes for containers.
 
 kfp's SubprocessRunner takes lightweight Python components only and has no extension point, so three
 of its internals are replaced while a pipeline runs (hence the exact pin of kfp in pyproject.toml):
@@ -42,14 +41,16 @@ class StepFailed(JecError):
 
 @dataclasses.dataclass
 class _Session:
-    """What the handlers of one run share: the environment of steps, who is running, what ended
-    badly, what was told to stop.
+    """What the handlers of one run share.
+
+    It is the environment of steps, the processes that run, the step that failed, and whether the
+    run is stopping.
     """
 
     environment: dict[str, str]
     on_start: Callable[[str, list[str]], None]
     on_end: Callable[[str, list[str]], None]
-    running: list[subprocess.Popen] = dataclasses.field(default_factory=list)
+    running: list[subprocess.Popen[str]] = dataclasses.field(default_factory=list)
     failed: StepFailed | None = None
     stopping: bool = False
     lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)
@@ -64,9 +65,9 @@ def run_pipeline(
     on_start: Callable[[str, list[str]], None] = lambda step, command: None,
     on_end: Callable[[str, list[str]], None] = lambda step, command: None,
 ) -> None:
-    """Execute the IR at `path`. `on_start(step, command)` is called before each step, `on_end`
-    after each that ended well.
+    """Execute the IR at `path`.
 
+    `on_start(step, command)` is called before each step, `on_end` after each that ended well.
     Raises StepFailed, or InterruptedRun when SIGINT or SIGTERM came; either way no step is left
     running.
     """
@@ -88,8 +89,9 @@ def run_pipeline(
 
 
 def _without_retries(path: Path) -> str:
-    """The IR with one attempt a step: what fails on one machine fails again, and its user is there
-    to see it.
+    """The IR with one attempt for each step.
+
+    What fails on one machine fails again, and its user is there to see it.
     """
     import yaml
 
@@ -134,14 +136,18 @@ def _run(session: _Session, command: list[str], env: dict[str, str]) -> bool:
             text=True,
             errors="replace",
             start_new_session=True,  # Ctrl-C reaches us alone, and we end the steps in order
-            preexec_fn=processes.ends_with_parent,
+            # It calls prctl and nothing else, which is safe in a forked process.
+            preexec_fn=processes.ends_with_parent,  # noqa: PLW1509
         )
         session.running.append(process)
     if session.stopping:  # the signal came while the process was being started
         processes.stop(process)
+    assert process.stdout is not None  # it is a pipe
+    # kfp captures sys.stdout while a step runs.
+    terminal = sys.__stdout__ or sys.stdout
     for line in process.stdout:
-        sys.__stdout__.write(f"[{name}] {line}")
-        sys.__stdout__.flush()
+        terminal.write(f"[{name}] {line}")
+        terminal.flush()
     code = process.wait()
     session.running.remove(process)
     if code != 0:
@@ -161,14 +167,15 @@ def _replaced_internals(session: _Session) -> Iterator[None]:
     )
     from kfp.local.orchestrator.enhanced_dag_orchestrator import ConditionEvaluator
 
-    class HostTaskHandler(task_handler_interface.ITaskHandler):
+    # kfp has no types.
+    class HostTaskHandler(task_handler_interface.ITaskHandler):  # type: ignore[misc]
         def __init__(
             self,
             image: str,
             full_command: list[str],
             pipeline_root: str,
             runner: Any,
-            env_vars: dict | None = None,
+            env_vars: dict[str, str] | None = None,
         ) -> None:
             self.command, self.env = list(full_command), env_vars or {}
 
@@ -222,15 +229,17 @@ def stop_signals() -> list[signal.Signals]:
 
 @contextlib.contextmanager
 def _stopped_by_signals(session: _Session) -> Iterator[None]:
-    """On SIGINT, SIGTERM or SIGHUP (a closed terminal) end the running steps (they end their own
-    children); kfp then sees a failed task.
+    """End the running steps on SIGINT, SIGTERM or SIGHUP (a closed terminal).
+
+    They end their own children, and kfp then sees a failed task.
     """
 
     def stop(*_: Any) -> None:
         if session.stopping:
             return
         session.stopping = True
-        sys.__stderr__.write("\nstopping: ending the running step and its children ...\n")
+        errors = sys.__stderr__ or sys.stderr
+        errors.write("\nstopping: ending the running step and its children ...\n")
         for process in list(session.running):
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGTERM)
@@ -245,16 +254,15 @@ def _stopped_by_signals(session: _Session) -> Iterator[None]:
 
 
 def _make_sure(session: _Session) -> None:
-    """A step that ignores SIGTERM is killed; its own children are told by the kernel
-    that it died.
-    """
+    """Kill a step that ignores SIGTERM. The kernel then ends its children."""
     processes.stop(*session.running, grace=2 * processes.GRACE)
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without kfp's own log lines, rulers, and warnings that pods' limits mean nothing here: the
-    steps speak for themselves.
+    """Leave out kfp's log lines, its rulers, and its warnings about limits of pods.
+
+    The steps print all that matters here.
     """
     before = logging.root.manager.disable
     logging.disable(logging.INFO)

@@ -1,6 +1,4 @@
-"""A run on this machine from start to end: the folder of local runs, the chain, the service, and
-what is said at the end.
-"""
+"""A run on this machine: the folder of local runs, the chain, the service, the last lines."""
 
 from __future__ import annotations
 
@@ -17,8 +15,9 @@ from clusters.orphans import RUN_VARIABLE, mark_owner
 from common import storage
 from common.config import AUTO, RunConfig
 from common.errors import InputError, InterruptedRun, JecError
+from common.measurements import Interval
 from common.progress import clock
-from common.records import ExportRecord, Interval, SearchRecord, ServiceRecord
+from common.records import ExportRecord, MetricsRecord, SearchRecord, ServiceRecord
 from common.run import Run
 from components import chain, host_runner
 from components.step import LOCAL_DIR, write_status
@@ -53,8 +52,9 @@ class LocalRun:
         self.uri_file: Path | None = None
 
     def __call__(self) -> int:
-        """The exit code: 0 also where the gate kept a model from being deployed, as that is an
-        answer.
+        """Run it, and return the exit code.
+
+        It is 0 also where the gate refused the model, because that is an answer.
         """
         self.output.mkdir(parents=True, exist_ok=True)
         ir = chain.compile_to(self.output / ".kfp" / f"pipeline-{os.getpid()}.yaml", self.config)
@@ -70,7 +70,7 @@ class LocalRun:
                 on_end=self._after_step,
             )
             self._collect()
-            self._summary()
+            self._summary(self._prepared)
             if self.serve and self._service():
                 self._keep_serving()
             return 0
@@ -83,22 +83,30 @@ class LocalRun:
             ir.unlink(missing_ok=True)
             self._end_service()
 
+    @property
+    def _prepared(self) -> Run:
+        """The run of a chain whose prepare step has ended well. Raises JecError before that."""
+        if self.run is None:
+            raise JecError("the chain ended without a run: prepare did not run")
+        return self.run
+
     def _before_step(self, step: str, command: list[str]) -> None:
         if step == "prepare":
-            self.uri_file = Path(command[command.index("--run-output") + 1])
+            self.uri_file = _uri_file(command)
 
     def _after_step(self, step: str, command: list[str]) -> None:
         if step == "prepare":
-            self.run = Run.load(self.uri_file.read_text())
-            self.environment[RUN_VARIABLE] = self.run.id
-            mark_owner(self.output / self.run.id / "local")
-            self._point_latest()
+            self.run = run = Run.load(_uri_file(command).read_text())
+            self.environment[RUN_VARIABLE] = run.id
+            mark_owner(self.output / run.id / "local")
+            self._point_latest(run)
 
-    def _point_latest(self) -> None:
-        """`latest` names the newest run whose preparation is whole; replaced in one step, so that
-        it never dangles.
+    def _point_latest(self, run: Run) -> None:
+        """Let `latest` name the newest run whose preparation is whole.
+
+        The link is replaced in one step, so that it always leads somewhere.
         """
-        folder = self.output / self.run.id
+        folder = self.output / run.id
         folder.mkdir(exist_ok=True)
         link, new = self.output / "latest", self.output / f".latest-{os.getpid()}"
         new.unlink(missing_ok=True)
@@ -132,34 +140,34 @@ class LocalRun:
 
     # --------------------------------------------------------------------------- the end of a run
 
-    def _summary(self) -> None:
+    def _summary(self, run: Run) -> None:
         """What there is, where, how good, and what to do next."""
-        search = SearchRecord.load(self.run.folder.search)
-        metrics = storage.read_json(self.run.folder.metrics)
+        search = SearchRecord.load(run.folder.search)
+        metrics = MetricsRecord.load(run.folder.metrics)
         best = search.best
         duration = clock(time.monotonic() - self.started)
-        lines = [("run", f"{_shown(self.output / self.run.id)} ({duration})")]
+        lines = [("run", f"{_shown(self.output / run.id)} ({duration})")]
         if self.config.s3_bucket != str(self.output):
-            lines.append(("results", self.run.uri))
+            lines.append(("results", run.uri))
         lines += [
             ("best trial", f"{best.name}: {search.objective.name} {search.best_value:.5f}"),
             ("", ", ".join(f"{name} {value}" for name, value in best.parameters.items())),
-            ("gain", _gain_text(metrics["gain"])),
+            ("gain", _gain_text(metrics.gain)),
         ]
         if service := self._service():
-            lines += self._served_lines(service)
+            lines += self._served_lines(run, service)
         else:
-            lines.append(("not deployed", "; ".join(metrics["reasons"])))
+            lines.append(("not deployed", "; ".join(metrics.reasons)))
         print("\n" + "\n".join(f"{name:>12}  {text}" for name, text in lines))
-        print("\nnext: " + "\n      ".join(self._next_steps()), flush=True)
+        print("\nnext: " + "\n      ".join(self._next_steps(run)), flush=True)
 
-    def _served_lines(self, service: ServiceRecord) -> list[tuple[str, str]]:
+    def _served_lines(self, run: Run, service: ServiceRecord) -> list[tuple[str, str]]:
         """Send one real jet to the running service."""
         import numpy as np
 
         from serving.client import Client
 
-        folder = self.run.folder
+        folder = run.folder
         body = storage.read_json(storage.join(folder.golden(service.name), "request.json"))
         outputs = Client(service.url, service.name).infer(body)["outputs"]
         answer, *quantiles = outputs[0]["data"]
@@ -175,15 +183,15 @@ class LocalRun:
             text += f" ({', '.join(factors)})"
         return [("served by", f"{service.kind} at {service.url}"), ("answer", text)]
 
-    def _next_steps(self) -> list[str]:
-        folder = _shown(self.output / self.run.id)
+    def _next_steps(self, run: Run) -> list[str]:
+        folder = _shown(self.output / run.id)
         steps = [f"look at {folder}/report.html"]
         if self.serve and self._service():
             steps.append("ask the service as serving/client.py does; Ctrl-C ends it")
         elif self._service():
             steps.append(
                 f"serve it: python pipeline.py --output {_shown(self.output)} --resume"
-                f" {self.run.id} --serve"
+                f" {run.id} --serve"
             )
         steps.append(
             "calibrate your own jets: python pipeline.py --data-train 'FILES' --data-val 'FILES'"
@@ -206,24 +214,25 @@ class LocalRun:
         return record if record.exists() else None
 
     def _keep_serving(self) -> None:
-        pid = json.loads(self._service_file().read_text())["pid"]
+        file = self._service_file()
+        if file is None:
+            return
+        pid = json.loads(file.read_text())["pid"]
         print("serving until Ctrl-C ...", flush=True)
         try:
             while _alive(pid):
                 time.sleep(0.5)
         except InterruptedRun:
             return
-        raise JecError(
-            "the model server ended by itself; its log:"
-            f" {self._service_file().parent / 'server.log'}"
-        )
+        raise JecError(f"the model server ended by itself; its log: {file.parent / 'server.log'}")
 
     def _end_service(self) -> None:
-        if self._service_file():
+        if file := self._service_file():
             from clusters.local import LocalCluster
             from serving import triton
 
-            LocalCluster(self.output, servers=triton).end_service(self._service_file().parent)
+            cluster = LocalCluster(self.output, servers=triton)
+            cluster.end_service(file.parent)
 
     def _collect(self) -> None:
         """Bring small results of a run on S3 beside its local logs."""
@@ -233,14 +242,19 @@ class LocalRun:
                     storage.download(self.run.path(name), self.output / self.run.id / name)
 
 
+def _uri_file(command: list[str]) -> Path:
+    """The file into which the prepare step with this command writes the run's URI."""
+    return Path(command[command.index("--run-output") + 1])
+
+
 def _interrupt(*_: Any) -> None:
     raise InterruptedRun("told to stop")
 
 
-def _gain_text(gain: dict[str, float] | None) -> str:
+def _gain_text(gain: Interval | None) -> str:
     if gain is None:
         return "not measured: too few test jets"
-    return f"{Interval(**gain).percent()} in resolution, over the standard JEC"
+    return f"{gain.percent()} in resolution, over the standard JEC"
 
 
 def _alive(pid: int) -> bool:

@@ -27,7 +27,7 @@ def search(run: Run, artifacts: step.Artifacts) -> str:
     earlier = SearchRecord.find(run.folder.search)
     if earlier and _is_done(run, earlier):
         step.say(f"searched before: best trial {earlier.optimal}")
-        _publish(earlier, artifacts)
+        _publish(earlier, search_page(earlier), artifacts)
         return earlier.optimal
     cluster = step.backend(run)
     manifest, carried = _what_to_run(run, cluster, earlier)
@@ -39,11 +39,13 @@ def search(run: Run, artifacts: step.Artifacts) -> str:
         )
     record = as_record(run, _joined(manifest, carried, result), carried=len(carried))
     record.save(run.folder.search)
-    storage.write_text(run.folder.trials_table, as_csv(record.as_json()))
-    storage.write_text(run.folder.search_page, search_page(record.as_json()))
+    # Drawn once, for the run's folder and for Kubeflow: figures take seconds.
+    page = search_page(record)
+    storage.write_text(run.folder.trials_table, as_csv(record))
+    storage.write_text(run.folder.search_page, page)
     if run.config.delete_train_experiment:
         cluster.delete_experiment(name)
-    _publish(record, artifacts)
+    _publish(record, page, artifacts)
     return record.optimal
 
 
@@ -94,15 +96,15 @@ def _joined(
     return dataclasses.replace(result, trials=trials, optimal=best.name)
 
 
-def _publish(record: SearchRecord, artifacts: step.Artifacts) -> None:
-    """Print the result and hand it to KFP."""
+def _publish(record: SearchRecord, page: str, artifacts: step.Artifacts) -> None:
+    """Print the result and hand it, with its page, to KFP."""
     best, loss = record.best, record.best_value
     counts = Counter(trial.status for trial in record.trials)
     by_status = {f"trials {status}": count for status, count in counts.items()}
     metrics = {record.objective.name: loss, "trials": len(record.trials), **by_status}
     artifacts.set("metrics", metadata=metrics)
-    artifacts.set("trials", content=markdown(record.as_json()))
-    artifacts.set("page", content=search_page(record.as_json()))
+    artifacts.set("trials", content=markdown(record))
+    artifacts.set("page", content=page)
     parameters = ", ".join(f"{name} {value}" for name, value in best.parameters.items())
     step.say(
         f"best of {len(record.trials)} trials: {best.name} with {record.objective.name}"

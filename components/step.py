@@ -1,5 +1,4 @@
-"""What all steps of the chain share: their arguments, their end, their record in the run's
-status.json, their artifacts.
+"""What all steps of the chain share: arguments, exit code, status.json, artifacts.
 
 A step is a KFP container component and the small program it runs. The program finds its cluster in
 its environment: on the pods of a KFP run the one that the pod is in, below the local runner this
@@ -78,11 +77,10 @@ def echo(config: RunConfig) -> None:
 
 
 def refuse_repetition(name: str, uri: str, job_id: str) -> None:
-    """End at once where Kubeflow tries a step again that failed for a reason that repeats: it tells
-    no failure from another.
+    """End at once where Kubeflow retries a step that failed for a reason which repeats.
 
-    Raises JecError with that reason. Another run of the pipeline (`--resume`) is another job, and
-    tries.
+    Kubeflow retries every failure alike. Raises JecError with the reason. Another run of the
+    pipeline (`--resume`) is another job, and does the step.
     """
     before = read_status(uri).steps.get(name)
     if before is None or not job_id or before.job_id != job_id:
@@ -92,8 +90,9 @@ def refuse_repetition(name: str, uri: str, job_id: str) -> None:
 
 
 def with_status(name: str, run: Run, body: Callable[[], None], *, job_id: str = "") -> None:
-    """Do the step and keep status.json true: running, then done, failed or interrupted with the
-    reason.
+    """Do the step and keep status.json true.
+
+    It says running, then done, failed or interrupted, with the reason.
     """
     write_status(run, name, "running", job_id=job_id)
     try:
@@ -111,12 +110,15 @@ def with_status(name: str, run: Run, body: Callable[[], None], *, job_id: str = 
 
 
 def write_failure(run: Run, name: str, error: Exception, job_id: str = "") -> None:
-    """Note in status.json why a step failed, and whether that would repeat (of an exception that is
-    none of ours nobody knows).
+    """Note in status.json why a step failed, and whether another attempt would fail as well.
+
+    Nobody knows that of an exception that is none of ours.
     """
-    ours = isinstance(error, JecError)
-    reason = str(error) if ours else f"{type(error).__name__}: {error}"
-    write_status(run, name, "failed", reason, job_id=job_id, repeats=ours and error.repeats)
+    if isinstance(error, JecError):
+        reason, repeats = str(error), error.repeats
+    else:
+        reason, repeats = f"{type(error).__name__}: {error}", False
+    write_status(run, name, "failed", reason, job_id=job_id, repeats=repeats)
 
 
 def write_status(
@@ -136,8 +138,9 @@ def read_status(uri: str) -> StatusRecord:
 
 
 def use_endpoint(endpoint: str) -> None:
-    """Make an explicit S3 endpoint the one of this process and its children (TensorBoard reads
-    S3_ENDPOINT).
+    """Make an explicit S3 endpoint that of this process and of its children.
+
+    TensorBoard reads it from S3_ENDPOINT.
     """
     if endpoint != AUTO:
         os.environ["AWS_ENDPOINT_URL"] = endpoint
@@ -149,10 +152,11 @@ def use_endpoint(endpoint: str) -> None:
 
 
 def user(config: RunConfig) -> str:
-    """Whose run it is, as a label's value. 'auto': the login name here; on Kubeflow the namespace,
-    which a profile's user owns.
+    """Whose run it is, as a label's value.
 
-    So a run that a colleague clones in the UI is the colleague's, without a parameter to change.
+    'auto' is the login name on one machine, and on Kubeflow the namespace, which a profile's user
+    owns. So a run that a colleague clones in the UI is the colleague's, without a parameter to
+    change.
     """
     if config.user != AUTO:
         return config.user
@@ -180,11 +184,10 @@ def backend(run: Run) -> Cluster:
 
 @contextlib.contextmanager
 def watched(cluster: Cluster, remove: Callable[[str], None], name: str) -> Iterator[None]:
-    """While something runs on a cluster: if its watcher gives up or is told to stop, remove it, or
-    it would hold its GPUs on.
+    """Remove what runs on a cluster if its watcher gives up or is told to stop.
 
-    What has failed by itself stays to be looked at. On one machine nothing runs on, and what was
-    interrupted goes on later.
+    Otherwise it would keep its GPUs. What has failed by itself stays, to be looked at. On one
+    machine nothing runs on, and what was interrupted resumes later.
     """
     try:
         yield
@@ -206,8 +209,9 @@ def write_output(path: str, value: str) -> None:
 
 
 class Artifacts:
-    """KFP artifacts of a container component: content at their paths, metadata in
-    executor_output.json.
+    """KFP artifacts of a container component.
+
+    Their content is written to their paths, their metadata to executor_output.json.
     """
 
     def __init__(self, executor_input: str) -> None:
@@ -242,8 +246,9 @@ def _local_path(uri: str) -> str:
 
 
 def stop_on_sigterm() -> None:
-    """Have SIGTERM (a deleted pod, the local runner) raise InterruptedRun, so that what was started
-    is ended in order.
+    """Let SIGTERM raise InterruptedRun, so that what was started is ended in order.
+
+    It comes when a pod is deleted, and from the local runner.
     """
     signal.signal(signal.SIGTERM, _stop)
 

@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from common.config import RunConfig, flag
-from exporting.export_job import DEADLINE as JOB_DEADLINE
+from evaluating.evaluate_job import DEADLINE as EVALUATE_DEADLINE
+from exporting.export_job import DEADLINE as EXPORT_DEADLINE
 
 HOUR = 3600  # seconds
 MARGIN = HOUR // 4  # a step's own deadlines come first, because they say what was waited for
@@ -44,6 +45,9 @@ _RUN = {"run": str}
 _COMMON = {"s3_endpoint": str, "job_id": str}
 _DIAGNOSTICS = ("pods", "pods/log", "events")
 
+EVERY_STEP = ("configmaps", "workflowtaskresults.argoproj.io")
+"""Rights that KFP and Argo need in the pod of every step."""
+
 STEPS = (
     Step(
         name="prepare",
@@ -71,7 +75,7 @@ STEPS = (
         name="export",
         inputs={**_RUN, "trial": str, **_COMMON},
         outputs={"model": "model"},
-        deadline=round(JOB_DEADLINE) + MARGIN,
+        deadline=round(EXPORT_DEADLINE) + MARGIN,
         logs="jobs",
         rights=("pytorchjobs.kubeflow.org", *_DIAGNOSTICS),
     ),
@@ -79,7 +83,7 @@ STEPS = (
         name="evaluate",
         inputs={**_RUN, "trial": str, **_COMMON},
         outputs={"passed": "parameter", "metrics": "metrics", "report": "html"},
-        deadline=round(JOB_DEADLINE) + MARGIN,
+        deadline=round(EVALUATE_DEADLINE) + MARGIN,
         logs="jobs",
         rights=("pytorchjobs.kubeflow.org", *_DIAGNOSTICS),
     ),

@@ -1,42 +1,57 @@
-"""What must hold for a file of the JetNtuple, whoever made it: its schema, its values, and that no
-jet is in two sets.
+"""What must hold for a file of the JetNtuple, whoever made it.
+
+Its schema, its values, and that no jet is in two sets.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterable, Mapping
 
 import numpy as np
 
 from common.errors import nearest
 from data import summary
-from data.jetntuple import BRANCHES, BY_NAME, Columns, length
+from data.jetntuple import BRANCHES, BY_NAME, Columns
 
 ERROR, WARNING = "error", "warning"
 
-RANGES = {
-    **{
-        name: (0.0, 14_000.0)
-        for name in (
-            "jetPt",
-            "jetRawPt",
-            "jetMass",
-            "jetRawMass",
-            "genJetPt",
-            "genJetMass",
-            "PF_pT",
-        )
-    },
-    **{name: (-5.5, 5.5) for name in ("jetEta", "genJetEta")},
-    **{name: (-3.1416, 3.1416) for name in ("jetPhi", "genJetPhi", "PF_dTheta", "dPhiJetsLO")},
-    **{name: (-1.0001, 1.0001) for name in ("PF_dEta", "PF_dPhi")},
-    **{name: (0, 1) for name in ("jetLooseID", "jetTightID", "jetGenMatch", "PF_fromAK4Jet")},
-    **{name: (0.0, 1.5) for name in ("PF_dR", "QG_ptD", "jetArea", "jetGirth")},
-    **{
-        name: (0.0, 300.0)
-        for name in ("rhoAll", "rhoCentral", "rhoCentralNeutral", "PV_npvsGood", "Pileup_nPU")
-    },
+_MOMENTUM = (0.0, 14_000.0)  # GeV: no collision of the LHC has more
+_AZIMUTH = (-3.1416, 3.1416)
+_BOX = (-1.0001, 1.0001)  # float32 may round up
+_FLAG = (0.0, 1.0)
+_RADIUS = (0.0, 1.5)
+_PILEUP = (0.0, 300.0)
+RANGES: dict[str, tuple[float, float]] = {
+    "jetPt": _MOMENTUM,
+    "jetRawPt": _MOMENTUM,
+    "jetMass": _MOMENTUM,
+    "jetRawMass": _MOMENTUM,
+    "genJetPt": _MOMENTUM,
+    "genJetMass": _MOMENTUM,
+    "PF_pT": _MOMENTUM,
+    "jetEta": (-5.5, 5.5),
+    "genJetEta": (-5.5, 5.5),
+    "jetPhi": _AZIMUTH,
+    "genJetPhi": _AZIMUTH,
+    "PF_dTheta": _AZIMUTH,
+    "dPhiJetsLO": _AZIMUTH,
+    "PF_dEta": _BOX,
+    "PF_dPhi": _BOX,
+    "jetLooseID": _FLAG,
+    "jetTightID": _FLAG,
+    "jetGenMatch": _FLAG,
+    "PF_fromAK4Jet": _FLAG,
+    "PF_dR": _RADIUS,
+    "QG_ptD": _RADIUS,
+    "jetArea": _RADIUS,
+    "jetGirth": _RADIUS,
+    "rhoAll": _PILEUP,
+    "rhoCentral": _PILEUP,
+    "rhoCentralNeutral": _PILEUP,
+    "PV_npvsGood": _PILEUP,
+    "Pileup_nPU": _PILEUP,
     "jetQGl": (-1.0, 1.0),
     "QG_axis2": (0.0, 1.0),
     "PF_fromPV": (0, 3),
@@ -51,9 +66,7 @@ CANDIDATE_IDS = (1, 2, 11, 13, 22, 130, 211)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Finding:
-    """Something that is not as it should be: how bad, where, what was found, and what to do about
-    it.
-    """
+    """Something that is not as it should be: how bad, where, what, and what to do about it."""
 
     level: str
     where: str
@@ -67,12 +80,11 @@ def schema(where: str, present: Mapping[str, str]) -> list[Finding]:
     present: branch -> type by NumPy's name ('float32').
     """
     findings = []
+    # A branch of the schema is no misspelling of another one.
+    unknown = present.keys() - BY_NAME.keys()
     for branch in BRANCHES:
         if branch.name not in present:
-            near = (
-                ", ".join(nearest(branch.name, present.keys() - BY_NAME.keys()))
-                or "nothing like it"
-            )
+            near = ", ".join(nearest(branch.name, unknown)) or "nothing like it"
             findings.append(
                 Finding(
                     level=ERROR,
@@ -98,101 +110,121 @@ def schema(where: str, present: Mapping[str, str]) -> list[Finding]:
 
 def values(where: str, columns: Columns) -> list[Finding]:
     """Values that cannot be: not finite, out of range, or at odds with each other."""
-    return [*_not_finite(where, columns), *_out_of_range(where, columns), *_at_odds(where, columns)]
+    findings: list[Finding] = []
+    for check in (not_finite, out_of_range, at_odds, unusable):
+        findings += check(where, columns)
+    return findings
 
 
-def _not_finite(where: str, columns: Columns) -> Iterable[Finding]:
-    for name, found in columns.items():
-        bad = np.count_nonzero(~np.isfinite(found)) if found.dtype.kind == "f" else 0
+def not_finite(where: str, columns: Columns) -> Iterable[Finding]:
+    """Branches with values that are NaN or infinite."""
+    for name, column in columns.items():
+        # Integers are always finite.
+        bad = np.count_nonzero(~np.isfinite(column)) if column.dtype.kind == "f" else 0
         if bad:
             yield Finding(
                 level=ERROR,
                 where=where,
-                found=f"{name}: {bad:,} of {len(found):,} values are NaN or infinite",
+                found=f"{name}: {bad:,} of {len(column):,} values are NaN or infinite",
                 cure="leave these jets out by the data config's selection, or make the file again",
             )
 
 
-def _out_of_range(where: str, columns: Columns) -> Iterable[Finding]:
+def out_of_range(where: str, columns: Columns) -> Iterable[Finding]:
+    """Branches with finite values outside of RANGES."""
     for name, (low, high) in RANGES.items():
-        found = columns[name]
-        bad = found[np.isfinite(found) & ((found < low) | (found > high))]
+        column = columns[name]
+        bad = column[np.isfinite(column) & ((column < low) | (column > high))]
         if len(bad):
             yield Finding(
                 level=ERROR,
                 where=where,
                 found=(
-                    f"{name}: {len(bad):,} of {len(found):,} values lie outside {low:g} to {high:g}"
-                    f" (as {bad[0]:g})"
+                    f"{name}: {len(bad):,} of {len(column):,} values lie outside {low:g} to"
+                    f" {high:g} (as {bad[0]:g})"
                 ),
                 cure="look at the units (GeV, radians) and at who filled the branch",
             )
 
 
-def _at_odds(where: str, columns: Columns) -> Iterable[Finding]:
-    jets, candidates = length(columns), len(columns["PF_pT"])
+def at_odds(where: str, columns: Columns) -> Iterable[Finding]:
+    """Values of one jet or candidate that contradict each other."""
+    matched = columns["genJetPt"] > 0
     distance = np.hypot(columns["PF_dEta"], columns["PF_dPhi"])
-    unknown = ~np.isin(np.abs(columns["PF_id"]), CANDIDATE_IDS)
-    empty, matched = columns["nPF"] == 0, columns["genJetPt"] > 0
-    cases = (
-        (
-            ERROR,
-            np.abs(distance - columns["PF_dR"]) > 1e-3,
-            candidates,
-            "PF_dR is not the length of (PF_dEta, PF_dPhi)",
-            "fill it anew",
-        ),
-        (
-            WARNING,
-            unknown,
-            candidates,
-            "PF_id is none of the particle-flow types",
-            "the network's one-hot types leave them out",
-        ),
-        (
-            ERROR,
-            (columns["jetGenMatch"] == 1) != matched,
-            jets,
-            "jetGenMatch disagrees with genJetPt > 0",
-            "fill one of them anew",
-        ),
-        (
-            WARNING,
-            empty,
-            jets,
-            "jets have no candidates (nPF = 0)",
-            "a network can only guess there; leave them out of training",
-        ),
-        (
-            WARNING,
-            ~matched,
-            jets,
-            "jets have no generator jet",
-            "the configs' selection genJetPt > 20 leaves them out",
-        ),
-        (
-            ERROR,
-            columns["jetRawPt"] <= 0,
-            jets,
-            "jetRawPt is not positive",
-            "log(jetPt / jetRawPt) is then not finite",
-        ),
-        (
-            WARNING,
-            columns["eventWeight"] <= 0,
-            jets,
-            "eventWeight is not positive",
-            "weighted training and evaluation need it",
+    yield from _if_any(
+        np.abs(distance - columns["PF_dR"]) > 1e-3,
+        Finding(
+            level=ERROR,
+            where=where,
+            found="PF_dR is not the length of (PF_dEta, PF_dPhi)",
+            cure="fill it anew",
         ),
     )
-    for level, wrong, among, what, cure in cases:
-        if wrong.any():
-            yield Finding(
-                level=level,
-                where=where,
-                found=f"{what}: {np.count_nonzero(wrong):,} of {among:,}",
-                cure=cure,
-            )
+    yield from _if_any(
+        ~np.isin(np.abs(columns["PF_id"]), CANDIDATE_IDS),
+        Finding(
+            level=WARNING,
+            where=where,
+            found="PF_id is none of the particle-flow types",
+            cure="the network's one-hot types leave them out",
+        ),
+    )
+    yield from _if_any(
+        (columns["jetGenMatch"] == 1) != matched,
+        Finding(
+            level=ERROR,
+            where=where,
+            found="jetGenMatch disagrees with genJetPt > 0",
+            cure="fill one of them anew",
+        ),
+    )
+
+
+def unusable(where: str, columns: Columns) -> Iterable[Finding]:
+    """Jets that leave nothing to learn, or numbers that a logarithm or a weight does not take."""
+    yield from _if_any(
+        columns["nPF"] == 0,
+        Finding(
+            level=WARNING,
+            where=where,
+            found="jets have no candidates (nPF = 0)",
+            cure="a network can only guess there; leave them out of training",
+        ),
+    )
+    yield from _if_any(
+        ~(columns["genJetPt"] > 0),
+        Finding(
+            level=WARNING,
+            where=where,
+            found="jets have no generator jet",
+            cure="the configs' selection genJetPt > 20 leaves them out",
+        ),
+    )
+    yield from _if_any(
+        columns["jetRawPt"] <= 0,
+        Finding(
+            level=ERROR,
+            where=where,
+            found="jetRawPt is not positive",
+            cure="log(jetPt / jetRawPt) is then not finite",
+        ),
+    )
+    yield from _if_any(
+        columns["eventWeight"] <= 0,
+        Finding(
+            level=WARNING,
+            where=where,
+            found="eventWeight is not positive",
+            cure="weighted training and evaluation need it",
+        ),
+    )
+
+
+def _if_any(wrong: np.ndarray, finding: Finding) -> Iterable[Finding]:
+    """The finding with the number of jets or candidates it holds for, where there are any."""
+    if wrong.any():
+        count = f"{np.count_nonzero(wrong):,} of {len(wrong):,}"
+        yield dataclasses.replace(finding, found=f"{finding.found}: {count}")
 
 
 # ---------------------------------------------------------------------------------------- leakage
@@ -203,27 +235,25 @@ def duplicates(sets: Mapping[str, Columns]) -> list[Finding]:
 
     sets: name -> data.summary columns.
     """
-    findings = [*_twice(sets)]
-    names = list(sets)
-    for place, left in enumerate(names):
-        for right in names[place + 1 :]:
-            findings += _shared(left, right, sets[left], sets[right])
-    return findings
-
-
-def _twice(sets: Mapping[str, Columns]) -> Iterable[Finding]:
+    findings = []
     for name, jets in sets.items():
         repeated = len(jets["key"]) - len(np.unique(jets["key"]))
         if repeated:
-            yield Finding(
-                level=ERROR,
-                where=name,
-                found=f"{repeated:,} of {len(jets['key']):,} jets are there more than once",
-                cure="a file was given or merged twice: intervals would come out too narrow",
+            findings.append(
+                Finding(
+                    level=ERROR,
+                    where=name,
+                    found=f"{repeated:,} of {len(jets['key']):,} jets are there more than once",
+                    cure="a file was given or merged twice: intervals would come out too narrow",
+                )
             )
+    for left, right in itertools.combinations(sets, 2):
+        findings += shared(left, right, sets[left], sets[right])
+    return findings
 
 
-def _shared(left: str, right: str, a: Columns, b: Columns) -> Iterable[Finding]:
+def shared(left: str, right: str, a: Columns, b: Columns) -> Iterable[Finding]:
+    """Jets, and events, that the sets `left` and `right` have in common."""
     common = np.isin(a["key"], b["key"])
     where = f"{left} and {right}"
     if common.any():
@@ -250,16 +280,14 @@ def _shared(left: str, right: str, a: Columns, b: Columns) -> Iterable[Finding]:
 
 
 def summarised(findings: Iterable[Finding]) -> list[Finding]:
-    """Errors first; what is found alike in many files once, with the number of files."""
+    """Errors first; what is alike in many files once, with the number of files."""
     groups: dict[tuple[str, str, str], list[Finding]] = {}
     for one in findings:
+        # The numbers after the colon differ from file to file.
         what = one.found.split(":")[0]
         groups.setdefault((one.level, what, one.cure), []).append(one)
-    merged = [
-        dataclasses.replace(
-            same[0],
-            where=same[0].where + (f" and {len(same) - 1} other files" if len(same) > 1 else ""),
-        )
-        for same in groups.values()
-    ]
+    merged = []
+    for first, *others in groups.values():
+        where = f"{first.where} and {len(others)} other files" if others else first.where
+        merged.append(dataclasses.replace(first, where=where))
     return sorted(merged, key=lambda one: one.level != ERROR)

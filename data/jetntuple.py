@@ -1,9 +1,8 @@
-"""The JetNtuple: one row a jet, tree `AK4jets/jetTree`, in the schema of the CMS open data record
-12100.
+"""The JetNtuple: one row a jet, tree `AK4jets/jetTree`, in the schema of CMS open data.
 
-In memory a sample is a dict of columns: a branch without a counter is (N,), a branch with a counter
-is flat, jet after jet, and its counter says how many values belong to each jet. Momenta and masses
-are in GeV, angles in radians.
+The schema is that of record 12100. In memory a sample is a dict of columns: a branch without a
+counter is (N,), a branch with a counter is flat, jet after jet, and its counter says how many
+values belong to each jet. Momenta and masses are in GeV, angles in radians.
 
 Source of the schema: K. Kallonen (2019), "Sample with jet properties for jet-flavor and other
 jet-related ML studies JetNTuple_QCD_RunII_13TeV_MC", CERN Open Data Portal,
@@ -14,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from typing import Any
 
 import numpy as np
 
@@ -21,13 +21,12 @@ FOLDER, TREE_NAME = "AK4jets", "jetTree"
 TREE = f"{FOLDER}/{TREE_NAME}"
 
 Columns = dict[str, np.ndarray]
+"""Branch -> values: (N,), or flat with the branch's counter."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Branch:
-    """One branch: its name, the type of its values, and the counter branch if a jet has several of
-    them.
-    """
+    """One branch: its name, the type of its values, and the counter if a jet has several."""
 
     name: str
     dtype: np.dtype
@@ -106,33 +105,38 @@ def typed(columns: Columns) -> Columns:
 
 def concatenate(parts: list[Columns]) -> Columns:
     """One sample of several, in their order."""
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    together = {}
+    for name in parts[0]:
+        together[name] = np.concatenate([part[name] for part in parts])
+    return together
 
 
 def slice_jets(columns: Columns, first: int, last: int) -> Columns:
     """Jets first, ..., last - 1 with the values that belong to them."""
-    out = {}
+    jets = length(columns)
+    chosen = {}
     for name, values in columns.items():
         counter = BY_NAME[name].counter
         if counter is None:
-            out[name] = values[first:last]
+            chosen[name] = values[first:last]
         else:
-            edges = np.r_[0, np.cumsum(columns[counter], dtype=np.int64)]
-            out[name] = values[edges[min(first, len(edges) - 1)] : edges[min(last, len(edges) - 1)]]
-    return out
+            # Jet j has the values edges[j] to edges[j + 1].
+            edges = np.append(0, np.cumsum(columns[counter], dtype=np.int64))
+            chosen[name] = values[edges[min(first, jets)] : edges[min(last, jets)]]
+    return chosen
 
 
 def write(path: str | os.PathLike, columns: Columns) -> None:
-    """Write one ROOT file. Give it a name that nobody reads and rename it afterwards: a killed
-    process leaves a part of it.
+    """Write one ROOT file.
+
+    Give it a name that nobody reads and rename it afterwards: a killed process leaves a part of it.
     """
     import uproot
 
     data = _records(typed(columns))
-    types = {
-        name: values.type if name in COUNTERS.values() else values.dtype
-        for name, values in data.items()
-    }
+    types = {}
+    for name, values in data.items():
+        types[name] = values.type if name in COUNTERS.values() else values.dtype
     prefix_counter = {prefix: counter for counter, prefix in COUNTERS.items()}
     # Level 1: float32 mantissas hardly compress at any level, and this process also serves the
     # workers.
@@ -152,29 +156,32 @@ def read(path: str | os.PathLike) -> Columns:
     import awkward as ak
     import uproot
 
+    columns = {}
     with uproot.open(path) as file:
         tree = file[TREE]
-        return {b.name: ak.to_numpy(ak.flatten(tree[b.name].array(), axis=None)) for b in BRANCHES}
+        for branch in BRANCHES:
+            values = tree[branch.name].array()
+            columns[branch.name] = ak.to_numpy(ak.flatten(values, axis=None))
+    return columns
 
 
-def _records(columns: Columns) -> dict:
-    """Columns as uproot writes them: each counter's branches zipped into one jagged record, the
-    counter itself left to uproot.
+def _records(columns: Columns) -> dict[str, Any]:  # NumPy arrays and awkward records
+    """Columns as uproot writes them.
+
+    Each counter's branches are zipped into one jagged record; uproot writes the counter itself.
     """
     import awkward as ak
 
-    data: dict = {
-        name: values
-        for name, values in columns.items()
-        if BY_NAME[name].counter is None and name not in COUNTERS
-    }
-    for counter, prefix in COUNTERS.items():
-        fields = {
-            b.name.removeprefix(f"{prefix}_"): columns[b.name]
-            for b in BRANCHES
-            if b.counter == counter
-        }
-        data[prefix] = ak.zip(
-            {field: ak.unflatten(values, columns[counter]) for field, values in fields.items()}
-        )
+    data: dict[str, Any] = {}
+    fields: dict[str, dict[str, object]] = {prefix: {} for prefix in COUNTERS.values()}
+    for name, values in columns.items():
+        counter = BY_NAME[name].counter
+        if counter is not None:
+            prefix = COUNTERS[counter]
+            field = name.removeprefix(f"{prefix}_")
+            fields[prefix][field] = ak.unflatten(values, columns[counter])
+        elif name not in COUNTERS:
+            data[name] = values
+    for prefix, of_prefix in fields.items():
+        data[prefix] = ak.zip(of_prefix)
     return data

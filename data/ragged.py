@@ -1,8 +1,8 @@
-"""Index arithmetic for groups of unequal size kept in flat arrays: an event's particles, a jet's
-candidates.
+"""Index arithmetic for groups of unequal size kept in flat arrays.
 
-A grouping is either `counts` (G,) with the members of group 0 first, then those of group 1, ..., or
-an array that gives the group of each member. Everything is vectorised over all groups.
+Groups are an event's particles or a jet's candidates. A grouping is either `counts` (G,) with the
+members of group 0 first, then those of group 1, ..., or an array that gives the group of each
+member. Everything is vectorised over all groups.
 """
 
 from __future__ import annotations
@@ -47,16 +47,17 @@ def pairs(
 
 
 def first_in_group(group: np.ndarray, order: np.ndarray, groups: int) -> np.ndarray:
-    """Index of the member with the smallest `order` in each group; -1 for a group without members.
-    (groups,) int64.
+    """Index of the member with the smallest `order` in each group: (groups,) int64.
+
+    -1 for a group without members.
 
     >>> first_in_group(np.array([0, 0, 2]), np.array([3.0, 1.0, 7.0]), 3).tolist()
     [1, -1, 2]
     """
     ranked = np.lexsort((order, group))
-    found, position = np.unique(group[ranked], return_index=True)
+    with_members, position = np.unique(group[ranked], return_index=True)
     best = np.full(groups, -1, dtype=np.int64)
-    best[found] = ranked[position]
+    best[with_members] = ranked[position]
     return best
 
 
@@ -64,7 +65,9 @@ def rank_in_group(group: np.ndarray, order: np.ndarray) -> np.ndarray:
     """Place (0 = smallest `order`) of each member within its group: (N,) int64."""
     ranked = np.lexsort((order, group))
     ordered = group[ranked]
-    is_first = np.r_[True, ordered[1:] != ordered[:-1]] if len(ordered) else np.zeros(0, dtype=bool)
+    is_first = np.ones(len(ordered), dtype=bool)
+    is_first[1:] = ordered[1:] != ordered[:-1]
+    # The place of each group's first member, carried on to the others.
     first = np.maximum.accumulate(np.where(is_first, np.arange(len(ordered)), 0))
     rank = np.empty(len(group), dtype=np.int64)
     rank[ranked] = np.arange(len(ordered)) - first
@@ -74,3 +77,15 @@ def rank_in_group(group: np.ndarray, order: np.ndarray) -> np.ndarray:
 def delta_phi(a: np.ndarray, b: np.ndarray | float = 0.0) -> np.ndarray:
     """Azimuth a - b brought into [-pi, pi) (radians)."""
     return (a - b + np.pi) % (2 * np.pi) - np.pi
+
+
+def take(values: np.ndarray, index: np.ndarray, otherwise: np.ndarray | float) -> np.ndarray:
+    """values[index], and `otherwise` (a number or (N,)) where the index is negative: (N,).
+
+    >>> take(np.array([7, 8]), np.array([1, -1]), 0).tolist()
+    [8, 0]
+    """
+    chosen = index >= 0
+    result = np.full(len(index), otherwise, dtype=np.result_type(values, otherwise))
+    result[chosen] = values[index[chosen]]
+    return result

@@ -1,5 +1,6 @@
-"""One number a jet of everything that is checked or compared: small enough to keep for millions of
-jets (256 bytes each).
+"""One number a jet of everything that is checked or compared.
+
+Small enough to keep for millions of jets (256 bytes each).
 """
 
 from __future__ import annotations
@@ -28,11 +29,9 @@ def summarise(columns: Columns) -> Columns:
     """
     jets = length(columns)
     jet = np.repeat(np.arange(jets), columns["nPF"])
-    inside, kind, pt = (
-        columns["PF_fromAK4Jet"] == 1,
-        np.abs(columns["PF_id"]),
-        columns["PF_pT"].astype(np.float64),
-    )
+    inside = columns["PF_fromAK4Jet"] == 1
+    kind = np.abs(columns["PF_id"])
+    pt = columns["PF_pT"].astype(np.float64)  # thousands of float32 would lose digits in a sum
     charged = kind == CHARGED_HADRON
 
     def share(which: np.ndarray, of: np.ndarray) -> np.ndarray:
@@ -53,9 +52,11 @@ def summarise(columns: Columns) -> Columns:
 
 
 def keys(columns: Columns) -> np.ndarray:
-    """A number for each jet, made of its kinematics to the last bit: (N,) uint64. The event's
-    number is left out, as files are renumbered when they are copied; two different jets share a key
-    about once in 2^64 pairs."""
+    """A number for each jet, made of its kinematics to the last bit: (N,) uint64.
+
+    The event's number is left out, as files are renumbered when they are copied; two different jets
+    share a key about once in 2^64 pairs.
+    """
     mixed = np.zeros(length(columns), dtype=np.uint64)
     for name in ("jetPt", "jetEta", "jetPhi", "jetMass", "genJetPt", "rhoAll"):
         bits = columns[name].astype(np.float32).view(np.uint32).astype(np.uint64)
@@ -72,8 +73,7 @@ def event_keys(columns: Columns) -> np.ndarray:
 
 
 def _scrambled(values: np.ndarray) -> np.ndarray:
-    """A bijection of 64-bit numbers in which each bit of the input moves about half of the
-    output's.
+    """A bijection of 64-bit numbers in which a bit of the input moves about half of the output's.
 
     The constants are those of splitmix64 (G. L. Steele, D. Lea, C. H. Flood, OOPSLA 2014).
     """

@@ -1,8 +1,8 @@
-"""What jets of CMS simulation look like, and how near a sample comes: each measured number beside
-its target.
+"""What jets of CMS simulation look like, and how near a sample comes.
 
-Targets were measured on the CMS open data JetNtuple (record 12100). The functions take columns of
-data.summary and return plain numbers. Momenta in GeV; pT and eta are the generator jet's.
+Each measured number stands beside its target. Targets were measured on the CMS open data JetNtuple
+(record 12100). The functions take columns of data.summary and return plain numbers. Momenta in GeV;
+pT and eta are the generator jet's.
 """
 
 from __future__ import annotations
@@ -63,17 +63,21 @@ class Measured:
 def compare(jets: Columns) -> list[Measured]:
     """All numbers for which there are at least MIN_JETS jets."""
     matched = {name: values[jets["genJetPt"] > 0] for name, values in jets.items()}
-    of_matched = (resolution, quark_gluon_gap, closure, fractions, likelihood)
-    found = [*(one for measure in of_matched for one in measure(matched)), *multiplicity(jets)]
-    return [one for one in found if one.jets >= MIN_JETS]
+    measured: list[Measured] = []
+    for measure in (resolution, quark_gluon_gap, closure, fractions, likelihood):
+        measured += measure(matched)
+    measured += multiplicity(jets)
+    return [one for one in measured if one.jets >= MIN_JETS]
 
 
 def resolution(jets: Columns) -> Iterable[Measured]:
+    """IQR / median of the response about each pT of RESOLUTION."""
     for pt, target in RESOLUTION.items():
         values = _response(jets, pt / WINDOW, pt * WINDOW, "barrel")
         q = r.quantiles(values)
         width = float(r.resolution(q))
-        low, high = target * (1 - RESOLUTION_TOLERANCE), target * (1 + RESOLUTION_TOLERANCE)
+        low = target * (1 - RESOLUTION_TOLERANCE)
+        high = target * (1 + RESOLUTION_TOLERANCE)
         # The interquartile range of n normal values is known to about 1.17 / sqrt(n), relative.
         error = 1.17 * width / max(len(values), 1) ** 0.5
         yield Measured(
@@ -88,45 +92,41 @@ def resolution(jets: Columns) -> Iterable[Measured]:
 
 
 def quark_gluon_gap(jets: Columns) -> Iterable[Measured]:
+    """Median response of u quark jets minus that of gluon jets by pT."""
     flavour = np.abs(jets["partonFlav"])
     for low, high in itertools.pairwise(GAP_EDGES):
         quark, gluon = (_response(jets, low, high, "barrel", flavour == kind) for kind in (2, 21))
         error = float(np.hypot(_median_error(quark), _median_error(gluon)))
         value = float(r.median(r.quantiles(quark)) - r.median(r.quantiles(gluon)))
-        where, number = f"{low:g}-{high:g} GeV", min(len(quark), len(gluon))
         yield Measured(
             topic="u minus gluon response, barrel",
-            where=where,
+            where=f"{low:g}-{high:g} GeV",
             value=value,
             error=error,
             low=GAP[0],
             high=GAP[1],
-            jets=number,
+            jets=min(len(quark), len(gluon)),
         )
 
 
 def closure(jets: Columns) -> Iterable[Measured]:
+    """Median response of the standard JEC - 1 by pT in each region."""
     for region in r.REGIONS:
         for low, high in itertools.pairwise(CLOSURE_EDGES):
             values = _response(jets, low, high, region)
-            value, error = float(r.bias(r.quantiles(values))), _median_error(values)
-            topic, where, number = (
-                f"closure of the standard JEC, {region}",
-                f"{low:g}-{high:g} GeV",
-                len(values),
-            )
             yield Measured(
-                topic=topic,
-                where=where,
-                value=value,
-                error=error,
+                topic=f"closure of the standard JEC, {region}",
+                where=f"{low:g}-{high:g} GeV",
+                value=float(r.bias(r.quantiles(values))),
+                error=_median_error(values),
                 low=-CLOSURE,
                 high=CLOSURE,
-                jets=number,
+                jets=len(values),
             )
 
 
 def fractions(jets: Columns) -> Iterable[Measured]:
+    """Mean share of the jet's pT by kind of candidate."""
     barrel = r.in_region(jets["genJetEta"], "barrel")
     for name, (column, target) in FRACTIONS.items():
         values = jets[column][barrel]
@@ -141,72 +141,73 @@ def fractions(jets: Columns) -> Iterable[Measured]:
 
 
 def multiplicity(jets: Columns) -> Iterable[Measured]:
+    """Mean number of candidates stored with a jet, and of those in its cone."""
     yield _mean(jets["nPF"], "candidates a jet", "stored", 110, 150)
     yield _mean(jets["nInCone"], "candidates a jet", "within dR < 0.4", 31, 41)
 
 
 def likelihood(jets: Columns) -> Iterable[Measured]:
-    """How often jetQGl of a light-quark jet exceeds that of a gluon jet of the same sample (area
-    under the ROC curve).
+    """How often jetQGl of a light-quark jet exceeds that of a gluon jet of the same sample.
+
+    This is the area under the ROC curve.
     """
     flavour = np.abs(jets["partonFlav"])
-    known = jets["jetQGl"] >= 0
-    quark, gluon = (
-        jets["jetQGl"][known & which] for which in (np.isin(flavour, (1, 2, 3)), flavour == 21)
-    )
+    known = jets["jetQGl"] >= 0  # -1 where the file has no likelihood
+    quark = jets["jetQGl"][known & np.isin(flavour, (1, 2, 3))]
+    gluon = jets["jetQGl"][known & (flavour == 21)]
     number = min(len(quark), len(gluon))
-    area, error = _area(quark, gluon), 0.3 / max(number, 1) ** 0.5
     yield Measured(
         topic="jetQGl, light quarks over gluons",
         where="area under ROC",
-        value=area,
-        error=error,
+        value=area_under_roc(quark, gluon),
+        # A uniform rank has the standard deviation sqrt(1 / 12), about 0.3.
+        error=0.3 / max(number, 1) ** 0.5,
         low=0.65,
         high=0.95,
         jets=number,
     )
 
 
-def _area(signal: np.ndarray, background: np.ndarray) -> float:
-    """P(signal > background) + P(equal) / 2."""
+def area_under_roc(signal: np.ndarray, background: np.ndarray) -> float:
+    """P(signal > background) + P(equal) / 2, NaN where either is empty.
+
+    Source: D. Bamber, J. Math. Psychol. 12 (1975) 387.
+    """
+    if not len(signal) or not len(background):
+        return float("nan")
     ordered = np.sort(background)
-    below = np.searchsorted(ordered, signal, side="left") + np.searchsorted(
-        ordered, signal, side="right"
-    )
-    return (
-        float(below.mean() / 2 / len(background))
-        if len(signal) and len(background)
-        else float("nan")
-    )
+    below = np.searchsorted(ordered, signal, side="left")
+    not_above = np.searchsorted(ordered, signal, side="right")
+    # Values below count twice here, equal ones once.
+    return float((below + not_above).mean() / 2 / len(background))
 
 
 def _response(
     jets: Columns, low: float, high: float, region: str, which: np.ndarray | None = None
 ) -> np.ndarray:
-    chosen = (
-        (jets["genJetPt"] >= low)
-        & (jets["genJetPt"] < high)
-        & r.in_region(jets["genJetEta"], region)
-    )
-    chosen = chosen if which is None else chosen & which
+    """The response of the jets in a pT bin (GeV) of a region, of those `which` (N,) where given."""
+    one = r.Bin(region=region, low=low, high=high)
+    chosen = one.contains(jets["genJetPt"], jets["genJetEta"])
+    if which is not None:
+        chosen = chosen & which
     return r.response(jets["jetPt"][chosen], jets["genJetPt"][chosen])
 
 
 def _median_error(values: np.ndarray) -> float:
-    """Standard deviation of the median of a nearly normal sample: 1.253 sigma / sqrt(n), sigma from
-    the quartiles.
+    """Standard deviation of the median of a nearly normal sample.
+
+    1.253 sigma / sqrt(n), sigma from the quartiles, which are 1.349 sigma apart.
     """
     q = r.quantiles(values)
     return float(1.253 * (q[3] - q[1]) / 1.349 / max(len(values), 1) ** 0.5)
 
 
 def _mean(values: np.ndarray, topic: str, where: str, low: float, high: float) -> Measured:
-    number = max(len(values), 1)
-    value, error = (
-        (float(np.mean(values)), float(np.std(values)) / number**0.5)
-        if len(values)
-        else (float("nan"), 0.0)
-    )
+    """The mean of values (N,) beside its target; NaN for none."""
+    value, error = float("nan"), 0.0
+    if len(values):
+        value = float(np.mean(values))
+        error = float(np.std(values)) / len(values) ** 0.5
     return Measured(
         topic=topic, where=where, value=value, error=error, low=low, high=high, jets=len(values)
     )

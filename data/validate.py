@@ -15,16 +15,16 @@ from __future__ import annotations
 
 import re
 import sys
+from argparse import Namespace
 from collections.abc import Iterable, Iterator, Mapping
-
-import numpy as np
+from typing import Any
 
 from common import storage
 from common.cli import Parser, require, run_main
 from common.progress import Progress
 from data import checks, summary
 from data.checks import ERROR, Finding
-from data.jetntuple import BRANCHES, BY_NAME, TREE, TREE_NAME, Columns
+from data.jetntuple import BY_NAME, TREE, TREE_NAME, Columns, concatenate
 from data.targets import Measured, compare
 from data.trees import open_tree
 
@@ -35,28 +35,27 @@ NONE = "none"
 
 
 def validate(sets: Mapping[str, list[str]]) -> tuple[dict[str, Columns], list[Finding]]:
-    """What is in the files (data.summary columns) of each set, and what is wrong with them. sets:
-    name -> URIs.
+    """What is in the files of each set (data.summary columns), and what is wrong with them.
 
-    Files with an error in their schema are not read further. Raises InputError for a file that is
-    no ROOT file or has no such tree.
+    sets: name -> URIs. Files with an error in their schema are not read further. Raises InputError
+    for a file that is no ROOT file or has no such tree.
     """
     findings: list[Finding] = []
-    found: dict[str, Columns] = {}
+    jets: dict[str, Columns] = {}
     for name, files in sets.items():
-        chunks = [chunk for uri in files for chunk in _summaries(uri, findings)]
+        chunks: list[Columns] = []
+        for uri in files:
+            chunks += _summaries(uri, findings)
         if chunks:
-            found[name] = {
-                column: np.concatenate([chunk[column] for chunk in chunks]) for column in chunks[0]
-            }
-    findings += checks.duplicates(found)
-    return found, checks.summarised(findings)
+            jets[name] = concatenate(chunks)
+    findings += checks.duplicates(jets)
+    return jets, checks.summarised(findings)
 
 
 def _summaries(uri: str, findings: list[Finding]) -> Iterator[Columns]:
     """The jets of a file, a chunk at a time; what is wrong goes to `findings`."""
     with open_tree(uri, TREE, "python -m data.from_nanoaod makes one of NanoAOD") as tree:
-        present = {branch.name: _type(branch.interpretation) for branch in tree.branches}
+        present = {branch.name: type_name(branch.interpretation) for branch in tree.branches}
         schema = checks.schema(uri, present)
         findings += schema
         if any(one.level == ERROR for one in schema):
@@ -71,28 +70,29 @@ def _summaries(uri: str, findings: list[Finding]) -> Iterator[Columns]:
                 progress.advance(len(columns["jetPt"]))
 
 
-def _type(interpretation) -> str:
-    """A branch's type by NumPy's name ('float32'); of the values, where it holds several a jet."""
+def type_name(interpretation: Any) -> str:
+    """A branch's type by NumPy's name ('float32'); of the values, where it holds several a jet.
+
+    interpretation: uproot's, of the branch. A type that NumPy does not have is named as uproot
+    writes it.
+    """
     values = getattr(interpretation, "content", interpretation)
-    return (
-        values.to_dtype.newbyteorder("=").name
-        if hasattr(values, "to_dtype")
-        else str(interpretation)
-    )
+    if not hasattr(values, "to_dtype"):
+        return str(interpretation)
+    return values.to_dtype.newbyteorder("=").name
 
 
-def _columns(tree, start: int, stop: int) -> Columns:
+def _columns(tree: Any, start: int, stop: int) -> Columns:
+    """The schema's branches of jets start, ..., stop - 1 of uproot's tree."""
     import awkward as ak
 
-    arrays = tree.arrays(
-        [branch.name for branch in BRANCHES], entry_start=start, entry_stop=stop, how=dict
-    )
-    return {
-        name: (
-            ak.to_numpy(ak.flatten(arrays[name], axis=None)).astype(BY_NAME[name].dtype, copy=False)
-        )
-        for name in arrays
-    }
+    names = list(BY_NAME)
+    arrays = tree.arrays(names, entry_start=start, entry_stop=stop, how=dict)
+    columns = {}
+    for name, array in arrays.items():
+        values = ak.to_numpy(ak.flatten(array, axis=None))
+        columns[name] = values.astype(BY_NAME[name].dtype, copy=False)
+    return columns
 
 
 # ----------------------------------------------------------------------------------------- output
@@ -106,35 +106,36 @@ def lines(
         yield f"{name}: {len(jets['jetPt']):,} jets"
     for one in findings:
         yield f"{one.level}: {one.where}: {one.found}; {one.cure}"
-    for one in measured:
-        mark = "as in CMS simulation" if one.within else "unlike CMS simulation"
+    for number in measured:
+        mark = "as in CMS simulation" if number.within else "unlike CMS simulation"
         yield (
-            f"{one.topic}, {one.where}: {one.value:.4g} ± {one.error:.2g} ({mark}: {one.low:.4g} to"
-            f" {one.high:.4g})"
+            f"{number.topic}, {number.where}: {number.value:.4g} ± {number.error:.2g}"
+            f" ({mark}: {number.low:.4g} to {number.high:.4g})"
         )
 
 
 def main(argv: list[str] | None = None) -> int:
-    found = Parser(prog="python -m data.validate", description=__doc__)
-    found.add_argument(
+    """The command `python -m data.validate`."""
+    parser = Parser(prog="python -m data.validate", description=__doc__)
+    parser.add_argument(
         "files",
         nargs="+",
         metavar="FILE",
         help=f"paths, globs, s3:// (tree {TREE_NAME}); name:pattern names a set",
     )
-    found.add_argument(
+    parser.add_argument(
         "--page",
         default=PAGE,
         metavar="PATH",
         help="where the page of plots goes, or none (default %(default)s)",
     )
-    options = found.parse_args(argv)
+    options = parser.parse_args(argv)
     return run_main(lambda: _run(options))
 
 
-def _run(options) -> int:
+def _run(options: Namespace) -> int:
     sets, findings = validate(named_sets(options.files))
-    measured = compare(_together(sets)) if sets else []
+    measured = compare(concatenate(list(sets.values()))) if sets else []
     print("\n".join(lines(sets, findings, measured)))
     errors = sum(one.level == ERROR for one in findings)
     near = sum(one.within for one in measured)
@@ -160,15 +161,11 @@ def named_sets(patterns: Iterable[str]) -> dict[str, list[str]]:
     sets: dict[str, list[str]] = {}
     for pattern in patterns:
         match = SET.fullmatch(pattern)
-        name, pattern = (match["name"], match["pattern"]) if match else ("jets", pattern)
-        sets.setdefault(name, []).extend(entry.uri for entry in find(pattern))
+        name = match["name"] if match else "jets"
+        files = find(match["pattern"] if match else pattern)
+        sets.setdefault(name, []).extend(entry.uri for entry in files)
     require(bool(sets), "no files given")
     return sets
-
-
-def _together(sets: Mapping[str, Columns]) -> Columns:
-    first = next(iter(sets.values()))
-    return {name: np.concatenate([jets[name] for jets in sets.values()]) for name in first}
 
 
 if __name__ == "__main__":

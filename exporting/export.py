@@ -26,83 +26,40 @@ nothing under model/, not even an older one: what lies there has passed.
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.metadata
 import json
 import os
-import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from common import storage
+from common.choices import RAW_MODELS
 from common.cli import Parser, run_main
-from common.config import NONE, quantity
+from common.config import NONE
 from common.errors import GateError, InputError, JecError, unknown
-from common.layout import RAW_SUFFIX, RunFolder
-from common.progress import Progress
-from common.records import ExportRecord, MemoryRecord, ModelRecord, ParityRecord
-from serving import golden
-from serving.inference_service import CPU
-from weaver.onnx.triton_config import LOCAL, LOCAL_INSTANCES, check_config, triton_config
+from common.layout import RunFolder
+from common.records import ExportRecord, ModelRecord
+from exporting.candidates import ModelInfo, feature_model, raw_model
+from exporting.repository import write_model
+from exporting.request import AUTO_SIZE, BUDGET, Export
+
+if TYPE_CHECKING:
+    import torch
+
+    from weaver.config.data_config import DataConfig
+    from weaver.feed.dataset import Dataset
 
 PACKAGES = ("torch", "onnx", "onnxruntime", "numpy")
-RAW_CHOICES = ("auto", "required", NONE)
-AUTO_SIZE = 0  # --max-batch-size that means: measure
-# memory of one model: two of them and the server fit in the 4 GiB that the service asks for
-BUDGET = "1Gi"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Export:
-    """What to export, and how."""
-
-    run: str
-    """URI of the run's folder."""
-    trial: str
-    """Name of the trial whose best checkpoint is exported."""
-    name: str
-    """Of the model: the folder in the repository and the service on a cluster, which must agree."""
-    opset: int
-    max_batch_size: int = AUTO_SIZE
-    memory_budget: str = BUDGET
-    raw_model: str = RAW_CHOICES[0]
-
-    def __post_init__(self) -> None:
-        if not re.fullmatch(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?", self.name):
-            raise InputError(
-                f"'{self.name}' cannot name a service: use lower-case letters, digits and '-', a"
-                " letter first, at most 63"
-            )
-        if self.max_batch_size < AUTO_SIZE:
-            raise InputError(
-                f"--max-batch-size must be at least 1, or {AUTO_SIZE} to measure it, found"
-                f" {self.max_batch_size}"
-            )
-        if self.raw_model not in RAW_CHOICES:
-            raise InputError(f"--raw-model: {unknown('choice', self.raw_model, RAW_CHOICES)}")
-        quantity("memory-budget", self.memory_budget)
-
-    @property
-    def folder(self) -> RunFolder:
-        """The run's folder."""
-        return RunFolder(self.run)
-
-    @property
-    def raw_name(self) -> str:
-        """Of the model that takes raw jets."""
-        return f"{self.name}{RAW_SUFFIX}"
 
 
 def export(request: Export) -> ExportRecord:
-    """Export a model, check it and put it in place; returns the content of export.json.
+    """Export a model, check it and put it in place; returns the record export.json.
 
     Raises InputError, and GateError if the model does not pass.
     """
@@ -121,56 +78,44 @@ def export(request: Export) -> ExportRecord:
         raise InputError(
             f"{run.data('val')} holds no jets, and the model cannot be checked without"
         )
-    with _staging(request.run) as folder:
+    with staging(request.run) as folder:
         try:
-            record = _build(request, folder, model, info, dataset)
+            record = build(request, folder, model, info, dataset)
         except GateError:
             # What lies under model/ has passed; so an older model goes too.
             for place in (run.models, run.golden(request.name), run.golden(request.raw_name)):
                 storage.delete(place)
             raise
-        _publish(request, folder)
+        publish(request, folder)
     return record
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Candidate:
-    """A model that must pass the gate."""
-
-    name: str
-    model: Any
-    info: dict[str, Any]
-    data_config: Any
-    """For the shapes of the inputs; None where `info` says them all."""
-    jets: Any
-    """weaver.onnx.parity.Golden."""
-    real: dict[str, np.ndarray]
-    """Inputs of real jets, for the golden requests."""
-    expected: np.ndarray | None = None
-    """The right answers to `jets`, where they are not the model's own."""
-    explain: Any = None
-    """Called when the gate fails: more words on it."""
-
-
-def _build(
-    request: Export, folder: Path, model: Any, info: dict[str, Any], dataset: Any
+def build(
+    request: Export, folder: Path, model: torch.nn.Module, info: ModelInfo, dataset: Dataset
 ) -> ExportRecord:
-    """Make everything below `folder` as it will lie in the run's folder."""
-    metadata = _metadata(request, dataset.data_config, info)
-    features = _feature_model(request, model, info, dataset)
-    feature_record = _write_model(request, folder, features, metadata)
+    """Make everything below `folder` as it will lie in the run's folder.
+
+    Raises GateError where a model fails the gate, and InputError where a raw model is required but
+    the data config has none.
+    """
+    staged = RunFolder(str(folder))
+    metadata = provenance(request, dataset.data_config, info)
+    features = feature_model(request.name, model, info, dataset)
+    feature_record = write_model(request, staged, features, metadata)
+
     raw_record, raw_reason = None, None
-    try:
-        if request.raw_model != NONE:
-            raw = _raw_model(request, model, info, dataset)
-            raw_metadata = {**metadata, "model": raw.name}
-            raw_record = _write_model(request, folder, raw, raw_metadata)
-    except GateError:
-        raise
-    except JecError as error:
-        if request.raw_model == "required":
+    if request.raw_model != NONE:
+        try:
+            raw = raw_model(request.raw_name, model, info, dataset)
+            raw_record = write_model(request, staged, raw, {**metadata, "model": raw.name})
+        except GateError:
             raise
-        raw_reason = str(error)
+        except JecError as error:
+            # By default a data config without a form in a graph costs the raw model only.
+            if request.raw_model == "required":
+                raise
+            raw_reason = str(error)
+
     record = ExportRecord(
         **{field.name: getattr(feature_record, field.name) for field in fields(ModelRecord)},
         trial=request.trial,
@@ -178,223 +123,39 @@ def _build(
         output_columns=info.get("output_columns"),
         raw=raw_record,
         raw_reason=raw_reason,
-        versions=metadata["versions"],
+        versions=str(metadata["versions"]),
     )
-    record.save(RunFolder(str(folder)).export)
+    record.save(staged.export)
     return record
 
 
-def _write_model(
-    request: Export, folder: Path, candidate: _Candidate, metadata: dict[str, Any]
-) -> ModelRecord:
-    """Write one model with its golden files, if it passes the gate. Raises GateError."""
-    from weaver.onnx.onnx_export import export_onnx
-
-    place = folder / "model" / candidate.name
-    onnx_path = place / "1" / "model.onnx"
-    onnx_path.parent.mkdir(parents=True)
-    export_onnx(
-        candidate.model,
-        candidate.info,
-        candidate.data_config,
-        onnx_path,
-        opset=request.opset,
-        metadata=metadata,
-    )
-    parity = _gate(candidate, onnx_path)
-    memory, size = _batch_size(request, candidate, onnx_path)
-    for path, text in _configs(request, candidate.name, onnx_path, size).items():
-        check_config(text, onnx_path, path)
-        storage.write_text(str(place / path), text)
-    _write_golden(folder / "golden" / candidate.name, candidate)
-    shapes = candidate.info["input_shapes"]
-    return ModelRecord(
-        model=candidate.name,
-        max_batch_size=size,
-        memory=memory,
-        size_bytes=onnx_path.stat().st_size,
-        sha256=storage.digest(onnx_path.read_bytes()),
-        inputs={name: list(shape[1:]) for name, shape in shapes.items()},
-        outputs=list(candidate.info["output_names"]),
-        parity=parity,
-    )
-
-
-def _feature_model(request: Export, model, info: dict[str, Any], dataset) -> _Candidate:
-    from weaver.onnx import parity
-
-    index = _spread(len(dataset), parity.NUM_JETS)
-    inputs = _inputs(dataset, index)
-    inputs = {name: inputs[name] for name in info["input_names"]}
-    jets = parity.golden_jets(
-        inputs, dataset.multiplicity()[index], padding=_padding(dataset.data_config)
-    )
-    return _Candidate(
-        name=request.name,
-        model=model,
-        info=info,
-        data_config=dataset.data_config,
-        jets=jets,
-        real=inputs,
-    )
-
-
-def _raw_model(request: Export, model, info: dict[str, Any], dataset) -> _Candidate:
-    """The model with the preprocessing in front, and the right answers to its jets.
-
-    The answers are those of weaver's own preparation and the network.
-
-    Raises InputError where the data config has no such form, or the files of the validation set
-    cannot be read any more.
-    """
-    from weaver.onnx import parity, raw_jets
-    from weaver.onnx.raw_model import raw_model
-    from weaver.onnx.raw_program import raw_program
-
-    config = dataset.data_config
-    entries = [
-        storage.Entry(uri=f["uri"], size=f["size"], tag=f["tag"])
-        for f in dataset.description["files"]
-    ]
-    program = raw_program(config, raw_jets.raw_columns(entries[0], config))
-    real = raw_jets.read_raw(entries, config, program, parity.NUM_JETS)
-    jets = raw_jets.golden_raw_jets(real, program, config)
-    with_preprocessing, raw_info = raw_model(program, model, info, config)
-    reference = raw_jets.reference_inputs(jets.inputs, config, program)
-    return _Candidate(
-        name=request.raw_name,
-        model=with_preprocessing,
-        info=raw_info,
-        data_config=None,
-        jets=jets,
-        real=real,
-        expected=raw_jets.reference_answers(model, info["input_names"], reference),
-        explain=lambda: raw_jets.preprocessing_apart(
-            with_preprocessing, raw_info["input_names"], jets.inputs, reference, config
-        ),
-    )
-
-
-def _gate(candidate: _Candidate, onnx_path: Path) -> ParityRecord:
-    """Hold ONNX Runtime's answers against PyTorch's. Raises GateError where they differ."""
-    from weaver.onnx import parity
-
-    names = candidate.info["input_names"]
-    total = parity.num_answers(candidate.jets)
-    with Progress(f"parity of {candidate.name}", total=total, unit="jets") as progress:
-        try:
-            result = parity.check_parity(
-                candidate.model,
-                onnx_path,
-                candidate.jets,
-                names,
-                expected=candidate.expected,
-                advance=progress.advance,
-            )
-        except GateError as error:
-            explanation = candidate.explain() if candidate.explain else ""
-            raise GateError(f"model {candidate.name}: {error}{explanation}") from None
-    return ParityRecord(
-        num_jets=result.num_jets,
-        num_answers=result.num_answers,
-        share_close=result.share_close,
-        max_difference=result.max_difference,
-        worst=result.worst,
-        levels=list(result.levels),
-        batch_sizes=list(result.batch_sizes),
-    )
-
-
-def _batch_size(
-    request: Export, candidate: _Candidate, onnx_path: Path
-) -> tuple[MemoryRecord | None, int]:
-    """The memory measured, if any, and the most jets that one execution may have."""
-    from weaver.onnx.memory import measure_memory
-
-    if request.max_batch_size != AUTO_SIZE:
-        return None, request.max_batch_size
-    shapes = {name: (str(x.dtype), x.shape[1:]) for name, x in candidate.real.items()}
-    memory = measure_memory(onnx_path, shapes)
-    budget = round(quantity("memory-budget", request.memory_budget))
-    record = MemoryRecord(
-        sizes=list(memory.sizes),
-        growth=list(memory.growth),
-        bytes_per_jet=memory.bytes_per_jet,
-        budget=budget,
-    )
-    return record, memory.batch_size(budget)
-
-
-def _configs(request: Export, name: str, onnx_path: Path, size: int) -> dict[str, str]:
-    """config.pbtxt for the cluster and the variant for this machine, as {path: text}."""
-    run = storage.find_json(request.folder.run, {})
-    if run.get("config", {}).get("num_gpus", 0):
-        cluster = triton_config(onnx_path, name, max_batch_size=size, device="gpu")
-    else:
-        # On a node with many cores ONNX Runtime would start a thread for each, and a container's
-        # limit would hold them all back.
-        threads = {"intra_op_thread_count": CPU}
-        cluster = triton_config(
-            onnx_path, name, max_batch_size=size, device="cpu", parameters=threads
-        )
-    local = triton_config(
-        onnx_path,
-        name,
-        max_batch_size=size,
-        warmup=golden.SIZES,  # not the largest size, so that the model is ready sooner
-        device="cpu",
-        instances=LOCAL_INSTANCES,
-    )
-    return {"config.pbtxt": cluster, f"configs/{LOCAL}.pbtxt": local}
-
-
-def _write_golden(folder: Path, candidate: _Candidate) -> None:
-    """Requests of real jets, and PyTorch's answers to them."""
-    from weaver.onnx.parity import torch_answers
-
-    names, outputs = candidate.info["input_names"], candidate.info["output_names"]
-    for size in golden.SIZES:
-        chosen = np.resize(_spread(len(candidate.real[names[0]]), max(golden.SIZES)), size)
-        real = dataclasses.replace(
-            candidate.jets, inputs={name: candidate.real[name] for name in names}
-        )
-        inputs = real.batch(chosen)
-        answers = torch_answers(candidate.model, names, inputs)  # (N, C)
-        if len(outputs) == 1:
-            by_name = {outputs[0]: answers}
-        else:  # the raw model has an output for each column, (N, 1)
-            by_name = {name: answers[:, i : i + 1] for i, name in enumerate(outputs)}
-        golden.write(folder, inputs, candidate.name, by_name)
-
-
-def _spread(length: int, count: int) -> np.ndarray:
-    """Indices of at most `count` jets, evenly spread over a dataset (whose files may
-    differ in pT).
-    """
-    return np.unique(np.linspace(0, length - 1, min(count, length)).astype(np.int64))
-
-
-def _inputs(dataset, index: np.ndarray) -> dict[str, np.ndarray]:
-    return {name: tensor.numpy() for name, tensor in dataset.batch(index).inputs.items()}
-
-
-def _padding(data_config) -> dict[str, np.ndarray]:
-    """Value of each variable in a place without particle, {group: (C,)}."""
-    params = data_config.preprocess_params
-    return {
-        group: np.array([params[name]["pad_value"] for name in names], np.float32)
-        for group, names in data_config.input_dicts.items()
-    }
-
-
-def _metadata(request: Export, data_config, info: dict[str, Any]) -> dict[str, Any]:
+def provenance(request: Export, data_config: DataConfig, info: ModelInfo) -> Mapping[str, object]:
     """What an ONNX file must say about itself when somebody meets it in a year."""
     run = storage.find_json(request.folder.run, {})
     options = storage.find_json(request.folder.options(request.trial), {})
     best_epoch = options.get("best_epoch", "unknown")
+
     # Only the validation set has been looked at by the time of export.
-    history = storage.find_json(request.folder.history(request.trial), [])
-    best = next((epoch for epoch in history if epoch.get("epoch") == best_epoch), {})
+    metrics: Mapping[str, object] = {}
+    for epoch in storage.find_json(request.folder.history(request.trial), []):
+        if epoch.get("epoch") == best_epoch:
+            metrics = epoch
+            break
+
+    labels = {}
+    for name in data_config.label_names:
+        if name in data_config.functions:
+            labels[name] = data_config.functions[name].text
+
+    versions = []
+    for package in PACKAGES:
+        version = importlib.metadata.version(package)
+        if package == "torch":
+            import torch
+
+            version = torch.__version__  # names the build as well: 2.13.0+cu130
+        versions.append(f"{package} {version}")
+
     return {
         "run_id": storage.name(request.run),
         "trial": request.trial,
@@ -405,47 +166,33 @@ def _metadata(request: Export, data_config, info: dict[str, Any]) -> dict[str, A
         "network_options": json.dumps(options.get("network_options", {})),
         "best_epoch": best_epoch,
         "best_metric": options.get("best_metric", "unknown"),
-        "metrics": json.dumps(best),
+        "metrics": json.dumps(metrics),
         # by which the evaluation knows the quantiles
         "output_columns": json.dumps(info.get("output_columns", [])),
-        "label": json.dumps(
-            {
-                name: data_config.functions[name].text
-                for name in data_config.label_names
-                if name in data_config.functions
-            }
-        ),
+        "label": json.dumps(labels),
         "standardisation": json.dumps(data_config.preprocess_params),
-        "versions": " ".join(f"{name} {_version(name)}" for name in PACKAGES),
+        "versions": " ".join(versions),
     }
 
 
-def _version(package: str) -> str:
-    """The version of an installed package; torch's own word for it also names the build
-    (`2.13.0+cu130`).
-    """
-    if package == "torch":
-        import torch
-
-        return torch.__version__
-    return importlib.metadata.version(package)
-
-
 @contextmanager
-def _staging(run: str) -> Iterator[Path]:
-    """A folder to build in, beside its destination on a disk, so that a rename can put
-    it in place.
+def staging(run: str) -> Iterator[Path]:
+    """A folder to build in, which is removed in the end.
+
+    Of a run on a disk it lies beside its destination, so that a rename can put it in place.
     """
-    for left in [] if storage.is_s3(run) else Path(run).glob(".export-*"):
-        shutil.rmtree(left, ignore_errors=True)  # of an export that was killed
-    folder = tempfile.mkdtemp(prefix=".export-", dir=None if storage.is_s3(run) else run)
+    parent = None if storage.is_s3(run) else run
+    if parent is not None:
+        for left in Path(parent).glob(".export-*"):
+            shutil.rmtree(left, ignore_errors=True)  # of an export that was killed
+    folder = tempfile.mkdtemp(prefix=".export-", dir=parent)
     try:
         yield Path(folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _publish(request: Export, folder: Path) -> None:
+def publish(request: Export, folder: Path) -> None:
     """Put what was built in place: golden files first, models last.
 
     On a disk the models come in one rename.
@@ -453,11 +200,13 @@ def _publish(request: Export, folder: Path) -> None:
     run, built = request.folder, RunFolder(str(folder))
     for name in (request.name, request.raw_name):
         storage.delete(run.golden(name))
-    storage.upload(folder / "golden", run.path("golden"))
+    storage.upload(Path(built.goldens), run.goldens)
     if storage.is_s3(request.run):
         storage.delete(run.models)
-        for model in sorted(path for path in (folder / "model").iterdir() if path.is_dir()):
-            storage.upload(model, run.model(model.name))
+        for model in sorted(Path(built.models).iterdir()):
+            if model.is_dir():
+                storage.upload(model, run.model(model.name))
+        # The record comes last: where it is, all models are.
         storage.upload(Path(built.export), run.export)
         return
     if os.path.lexists(run.models):
@@ -466,6 +215,7 @@ def _publish(request: Export, folder: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Export as the command line says; returns the exit code."""
     parser = Parser(prog="python -m exporting.export", description=__doc__)
     parser.add_argument("--run", required=True, help="the run's folder, a path or s3:// URI")
     parser.add_argument("--trial", required=True, help="trial whose best checkpoint is exported")
@@ -491,8 +241,8 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument(
         "--raw-model",
-        default=RAW_CHOICES[0],
-        choices=RAW_CHOICES,
+        default=RAW_MODELS[0],
+        choices=RAW_MODELS,
         help="a model for raw jets too (default: %(default)s)",
     )
     options = parser.parse_args(argv)

@@ -1,3 +1,1 @@
-"""The container images: what each holds, how they are built, and which of them the
-pipeline uses.
-"""
+"""The container images: what each holds, how they are built, and which the pipeline uses."""

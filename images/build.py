@@ -1,12 +1,11 @@
-"""Builds the two images with docker, podman or buildah, pushes them, and notes their digests for
-pipeline.py.
+"""Builds the two images with docker, podman or buildah, and pushes them.
 
     python -m images.build --registry registry/project                 # what `make images` runs
     python -m images.build --registry registry/project --torch cpu     # for a cluster without GPUs
     python -m images.build --no-push                                   # build only
 
-After a push, images/digests.json names both images by digest, and `python pipeline.py` uses them
-unless told otherwise. Log in to the registry first, with the engine's own `login`.
+After a push, images/digests.json names both images by digest, and `python pipeline.py` uses them by
+default. Log in to the registry first, with the engine's own `login`.
 """
 
 from __future__ import annotations
@@ -34,15 +33,16 @@ DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Source:
-    """What an image is made from: the commit ('+' behind it where files differ), its short form as
-    a tag, and its date.
-    """
+    """What an image is made from."""
 
     commit: str
+    """The checkout's commit, with '+' behind it where files differ."""
     created: str
+    """The commit's date (RFC 3339)."""
 
     @property
     def tag(self) -> str:
+        """The commit in short, as a tag may hold it."""
         return self.commit[:12] + ("-changed" if self.commit.endswith("+") else "")
 
 
@@ -51,44 +51,38 @@ def source() -> Source:
 
     Raises InputError outside of a git checkout: an image must be able to say what it holds.
     """
+    git = ["git", "-C", str(ROOT)]
+    # `describe` alone can tell in one word that files differ; --exclude leaves out all tags.
+    describe = ["describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"]
     try:
-        commit = _output(
-            [
-                "git",
-                "-C",
-                str(ROOT),
-                "describe",
-                "--always",
-                "--abbrev=40",
-                "--exclude=*",
-                "--dirty=+",
-            ]
-        )
-        return Source(
-            commit=commit, created=_output(["git", "-C", str(ROOT), "log", "-1", "--format=%cI"])
-        )
+        commit = _output([*git, *describe])
+        return Source(commit=commit, created=_output([*git, "log", "-1", "--format=%cI"]))
     except (OSError, subprocess.CalledProcessError) as error:
         raise InputError(
             f"images are labelled with their commit, and {ROOT} is no git checkout ({error})"
         ) from None
 
 
-def find_engine(asked: str) -> str:
-    """The engine asked for, or the first one installed. Raises InputError where there is none."""
-    engines = ENGINES if asked == "auto" else (asked,)
-    found = next((engine for engine in engines if shutil.which(engine)), "")
-    require(
-        bool(found),
-        f"none of {', '.join(engines)} is installed; on Debian: apt-get install buildah",
+def find_engine(name: str) -> str:
+    """The engine of this name, or for `auto` the first one installed.
+
+    Raises InputError where there is none.
+    """
+    engines = ENGINES if name == "auto" else (name,)
+    for engine in engines:
+        if shutil.which(engine):
+            return engine
+    raise InputError(
+        f"none of {', '.join(engines)} is installed; on Debian: apt-get install buildah"
     )
-    return found
 
 
 def build_command(
     engine: str, name: str, tag: str, made_from: Source, args: argparse.Namespace
 ) -> list[str]:
-    """The command that builds one image from the whole project as context (.dockerignore leaves in
-    what is copied).
+    """The command that builds one image from the whole project as context.
+
+    .dockerignore leaves in what is copied.
     """
     settings = {"COMMIT": made_from.commit, "CREATED": made_from.created}
     base = getattr(args, f"{name}_base")
@@ -114,19 +108,19 @@ def push(engine: str, tag: str) -> str:
     repository = tag.rsplit(":", 1)[0]
     if engine == "docker":
         _run([engine, "push", tag])
-        told = json.loads(
-            _output([engine, "image", "inspect", "--format", "{{json .RepoDigests}}", tag])
-        )
-        text = next((one for one in told if one.startswith(f"{repository}@")), "")
+        inspect = [engine, "image", "inspect", "--format", "{{json .RepoDigests}}", tag]
+        # An image has a digest in each repository that it was pushed to.
+        references = json.loads(_output(inspect))
+        text = next((one for one in references if one.startswith(f"{repository}@")), "")
     else:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "digest"
             _run([engine, "push", "--digestfile", str(file), tag])
             text = file.read_text()
-    found = DIGEST.search(text)
-    if not found:
+    digest = DIGEST.search(text)
+    if not digest:
         raise ClusterError(f"{engine} pushed {tag} and did not tell its digest")
-    return f"{repository}@{found[0]}"
+    return f"{repository}@{digest[0]}"
 
 
 def record(made_from: Source, references: dict[str, str]) -> None:
@@ -134,20 +128,18 @@ def record(made_from: Source, references: dict[str, str]) -> None:
 
     Images that were not pushed now stay as noted if they are of the same commit.
     """
-    kept = (
-        {name: digests.image(name) for name in NAMES if "@" in digests.image(name)}
-        if digests.commit() == made_from.commit
-        else {}
-    )
+    earlier = digests.recorded()
+    kept = earlier["images"] if earlier["commit"] == made_from.commit else {}
+    # In the order of NAMES, so that the file does not depend on which image was pushed first.
+    images = {name: kept[name] for name in NAMES if name in kept} | references
     temporary = digests.FILE.with_suffix(".tmp")
-    temporary.write_text(
-        json.dumps({"commit": made_from.commit, "images": {**kept, **references}}, indent=2) + "\n"
-    )
+    content = {"commit": made_from.commit, "images": images}
+    temporary.write_text(json.dumps(content, indent=2) + "\n")
     os.replace(temporary, digests.FILE)
 
 
 def build(args: argparse.Namespace) -> None:
-    """Build the images asked for; push and record them unless told not to."""
+    """Build the images of --only; push and record them, except with --no-push."""
     require(
         bool(args.registry) or args.no_push,
         "give --registry, as in: make images REGISTRY=registry/project (or --no-push)",
@@ -158,11 +150,12 @@ def build(args: argparse.Namespace) -> None:
     )
     engine, made_from = find_engine(args.engine), source()
     names = NAMES if args.only == "all" else (args.only,)
-    suffix = {"steps": "", "weaver": "" if args.torch == "cuda" else f"-{args.torch}"}
-    tags = {
-        name: f"{args.registry.rstrip('/')}/jec-{name}:{made_from.tag}{suffix[name]}".lstrip("/")
-        for name in names
-    }
+    tags = {}
+    for name in names:
+        # Only the image with torch differs by torch's build.
+        suffix = f"-{args.torch}" if name == "weaver" and args.torch != "cuda" else ""
+        tag = f"{args.registry.rstrip('/')}/jec-{name}:{made_from.tag}{suffix}"
+        tags[name] = tag.lstrip("/")  # without --registry
     for name, tag in tags.items():
         print(f"building {tag} with {engine}", flush=True)
         _run(build_command(engine, name, tag, made_from, args))
@@ -176,8 +169,9 @@ def build(args: argparse.Namespace) -> None:
 
 
 def _run(command: list[str]) -> None:
+    # Docker before 23 needs it for --secret.
     environment = {**os.environ, "DOCKER_BUILDKIT": "1"}
-    code = subprocess.run(command, cwd=ROOT, env=environment).returncode
+    code = subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
     if code:
         raise ClusterError(
             f"{' '.join(command[:2])} ended with exit code {code}; its last lines above say why"
@@ -189,6 +183,7 @@ def _output(command: list[str]) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """The command `python -m images.build`."""
     parser = Parser(prog="python -m images.build", description=__doc__)
     parser.add_argument(
         "--registry",

@@ -1,10 +1,9 @@
-"""Derives each image's lock from requirements.lock: the packages of `<image>.in` and all that they
-need, with the same pins and hashes.
+"""Derives each image's lock from requirements.lock.
 
-    python -m images.locks            # writes images/steps.lock and images/weaver.lock; `make lock`
-        runs it
-    python -m images.locks --check    # exit code 1 if they are not what requirements.lock and the
-        .in files give
+A lock holds the packages of `<image>.in` and all that they need, with the same pins and hashes.
+
+    python -m images.locks            # writes images/steps.lock and images/weaver.lock (make lock)
+    python -m images.locks --check    # exit code 1 if a lock is out of date
 
 Dependencies are read from the packages installed beside this program (the environment that `make
 setup` makes), so nothing is resolved a second time and no index is asked: an image never holds
@@ -29,27 +28,34 @@ HERE = Path(__file__).resolve().parent
 MAIN = HERE.parent / "requirements.lock"
 IMAGES = ("steps", "weaver")
 SEPARATE = ("torch",)
-"""Each machine and each image takes its own build of it, so it is in no common lock; what it needs
-is.
+"""Packages that are in no common lock; what they need is.
+
+Each machine and each image takes its own build of torch.
 """
 
 
 def read_lock(path: Path) -> dict[str, str]:
-    """Package name -> its lines in a hash-pinned lock ("name==version \\", then "--hash=..."
-    lines).
+    """Package name -> its lines in a hash-pinned lock.
+
+    They are "name==version", then "--hash=..." lines.
     """
-    blocks = re.split(r"^(?=[A-Za-z0-9])", path.read_text(), flags=re.MULTILINE)
-    return {
-        canonicalize_name(re.split(r"[=\[]", block, maxsplit=1)[0]): block
-        for block in blocks
-        if "==" in block
-    }
+    packages: dict[str, str] = {}
+    # A block starts at each line that is not indented.
+    for block in re.split(r"^(?=[A-Za-z0-9])", path.read_text(), flags=re.MULTILINE):
+        if "==" in block:
+            name = re.split(r"[=\[]", block, maxsplit=1)[0]
+            packages[canonicalize_name(name)] = block
+    return packages
 
 
 def read_names(path: Path) -> list[str]:
     """The requirements of an .in file, without comments."""
-    lines = (line.split("#")[0].strip() for line in path.read_text().splitlines())
-    return [line for line in lines if line]
+    names = []
+    for line in path.read_text().splitlines():
+        name = line.split("#", maxsplit=1)[0].strip()
+        if name:
+            names.append(name)
+    return names
 
 
 def closure(requirements: list[str]) -> set[str]:
@@ -61,34 +67,41 @@ def closure(requirements: list[str]) -> set[str]:
     seen: set[tuple[str, frozenset[str]]] = set()
     todo = [Requirement(text) for text in requirements]
     while todo:
-        asked = todo.pop()
-        entry = (canonicalize_name(asked.name), frozenset(asked.extras))
-        if entry not in seen:
-            seen.add(entry)
-            needed = _needed_by(asked)
-            if entry[0] in SEPARATE:
-                # A CUDA build of torch also needs nvidia's packages. They come with torch, from
-                # torch's own lock.
-                needed = [one for one in needed if canonicalize_name(one.name) in locked]
-            todo += needed
+        package = todo.pop()
+        name = canonicalize_name(package.name)
+        entry = (name, frozenset(package.extras))
+        if entry in seen:
+            continue
+        seen.add(entry)
+        for needed in needed_by(package):
+            # A CUDA build of torch also needs nvidia's packages. They come with torch, from torch's
+            # own lock.
+            if name not in SEPARATE or canonicalize_name(needed.name) in locked:
+                todo.append(needed)
     return {name for name, _ in seen}
 
 
-def _needed_by(asked: Requirement) -> list[Requirement]:
+def needed_by(package: Requirement) -> list[Requirement]:
+    """What an installed package with these extras needs on this machine.
+
+    Raises InputError where it is not installed.
+    """
     try:
-        declared = importlib.metadata.requires(asked.name) or []
+        declared = importlib.metadata.requires(package.name) or []
     except importlib.metadata.PackageNotFoundError:
         raise InputError(
-            f"{asked.name} is not installed here; run this with the project's environment (make"
+            f"{package.name} is not installed here; run this with the project's environment (make"
             " setup)"
         ) from None
-    extras = asked.extras or {""}
-    found = [Requirement(text) for text in declared]
-    return [
-        one
-        for one in found
-        if one.marker is None or any(one.marker.evaluate({"extra": extra}) for extra in extras)
-    ]
+    needed = []
+    for text in declared:
+        requirement = Requirement(text)
+        # A marker holds for the package itself ("") or for one of its extras.
+        for extra in package.extras or {""}:
+            if requirement.marker is None or requirement.marker.evaluate({"extra": extra}):
+                needed.append(requirement)
+                break
+    return needed
 
 
 def derive(image: str) -> str:
@@ -108,9 +121,9 @@ def derive(image: str) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m images.locks", description=__doc__.split("\n")[0]
-    )
+    """The command `python -m images.locks`."""
+    summary = "Derive each image's lock from requirements.lock."
+    parser = argparse.ArgumentParser(prog="python -m images.locks", description=summary)
     parser.add_argument(
         "--check", action="store_true", help="write nothing; exit code 1 if a lock is out of date"
     )

@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
-# Proves the Dockerfiles where there is no container engine and no registry, with buildah alone (Debian: apt-get install buildah
-# mmdebstrap docker-registry; as root). Builds both images of the last commit in chroot isolation, pushes them to a registry on
-# this machine, and runs a small chain inside of the images that came back from it by digest: prepare in one, a trial, export and
+# Proves the Dockerfiles where there is no container engine and no registry, with buildah alone
+# (Debian: apt-get install buildah mmdebstrap docker-registry; as root). Builds both images of the
+# last commit in chroot isolation, pushes them to a registry on this machine, and runs a small chain
+# inside of the images that came back from it by digest: prepare in one, a trial, export and
 # evaluation in the other.
 #
 #     images/prove.sh                    builds on a Debian base made here; with torch for CPUs
 #     BASE=IMAGE PIP_CONF=FILE OPTIONS="--build-option=..." images/prove.sh
 #
-# PIP_CONF is a pip.conf with the index that has torch's CPU wheel. OPTIONS go to `python -m images.build`.
+# PIP_CONF is a pip.conf with the index that has torch's CPU wheel. OPTIONS go to `python -m
+# images.build`.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 work=$(mktemp -d)

@@ -3,16 +3,17 @@
 #     make images REGISTRY=registry/project                          for GPUs
 #     make images REGISTRY=registry/project ARGS="--torch cpu"       for a cluster without any
 #
-# TORCH names the lock that torch comes from: images/torch-TORCH.lock. The CUDA build brings its own CUDA libraries in wheels, so
-# of NVIDIA's images the small `base` is enough (`runtime` would hold cuBLAS and the rest a second time); its CUDA version is the
-# oldest that the node's driver must support. BASE is any Debian or Ubuntu image, as in steps.Dockerfile.
+# TORCH names the lock that torch comes from: images/torch-TORCH.lock. The CUDA build brings its own
+# CUDA libraries in wheels, so of NVIDIA's images the small `base` is enough (`runtime` would hold
+# cuBLAS and the rest a second time); its CUDA version is the oldest that the node's driver must
+# support. BASE is any Debian or Ubuntu image, as in steps.Dockerfile.
 ARG BASE=nvidia/cuda:13.0.1-base-ubuntu24.04
 
 FROM ${BASE}
 ENV DEBIAN_FRONTEND=noninteractive \
     PATH=/opt/venv/bin:$PATH
-# The Kerberos client is for data on EOS. libgomp is what torch's CPU kernels run their threads with.
-# Versions of Debian's packages are those of the base's release, with its security updates.
+# The Kerberos client is for data on EOS. libgomp is what torch's CPU kernels run their threads
+# with. Versions of Debian's packages are those of the base's release, with its security updates.
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install -y --no-install-recommends ca-certificates krb5-user libgomp1 \
@@ -21,7 +22,8 @@ RUN apt-get update \
     && python3 -m venv /opt/venv
 COPY images/krb5.conf /etc/krb5.conf
 
-# A numeric user, so that runAsNonRoot can be checked. Katib mounts a volume at the metrics' folder; other jobs write there too.
+# A numeric user, so that runAsNonRoot can be checked. Katib mounts a volume at the metrics' folder;
+# other jobs write there too.
 RUN mkdir -p /etc/krb5.conf.d /home/jec /var/log/katib \
     && { getent passwd 1000 >/dev/null || useradd --uid 1000 --user-group --no-create-home --home-dir /home/jec jec; } \
     && chown 1000:1000 /home/jec /var/log/katib

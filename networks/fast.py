@@ -1,5 +1,4 @@
-"""The two operations on which a jet network spends its time on a CPU, a linear layer and batch
-normalisation with ReLU over many rows.
+"""Linear layers and batch normalisation over many rows, on which a CPU spends its time.
 
 Both compute what `F.linear` and `F.batch_norm` compute and fall back to them where these are as
 good: on a GPU, under torch.compile (which fuses by itself) and in an exported graph. The figures
@@ -11,15 +10,27 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, TypeGuard, cast
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import nn
+from torch.nn import functional
 
 PARTS = 64  # into which rows are divided where a sum over them is wanted
 LANES = 32  # values of bfloat16 in a vector register of 512 bits; a multiple for float32 too
+
+
+class TrackingNorm(Protocol):
+    """What is used here of a BatchNorm1d or 2d that keeps running statistics, (C,) each."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+    eps: float
+    momentum: float
+    running_mean: torch.Tensor
+    running_var: torch.Tensor
+    num_batches_tracked: torch.Tensor
 
 
 def plain_is_better(x: torch.Tensor) -> bool:
@@ -28,73 +39,79 @@ def plain_is_better(x: torch.Tensor) -> bool:
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """x (..., C), weight (D, C), bias (D,) -> (..., D).
+    """W x + b: x (..., C), weight (D, C), bias (D,) -> (..., D).
 
     Done as a convolution of width 1 over an image of one column with channels last, which needs no
     copy: it goes to oneDNN, whose products of a tall and a small matrix, and their gradients, take
     a third of the time of the BLAS behind F.linear in float32.
     """
     if plain_is_better(x):
-        return F.linear(x, weight, bias)
+        return functional.linear(x, weight, bias)
     if torch.is_autocast_enabled("cpu") and x.dtype != torch.float64:  # which autocast leaves alone
         dtype = torch.get_autocast_dtype("cpu")
-        x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-    of_rows = _LinearBF16.apply if x.dtype == torch.bfloat16 else _product
-    return of_rows(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], weight.shape[0])
+        x = x.to(dtype)
+        weight = weight.to(dtype)
+        bias = None if bias is None else bias.to(dtype)
+    rows = x.reshape(-1, x.shape[-1])  # (R, C)
+    if x.dtype == torch.bfloat16:
+        y = _LinearBF16.apply(rows, weight, bias)
+    else:
+        y = _product(rows, weight, bias)
+    return y.view(*x.shape[:-1], weight.shape[0])  # (..., D)
 
 
 def _product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """x (R, C), weight (D, C), bias (D,) -> (R, D)."""
-    return _rows(F.conv2d(_image(x), weight[:, :, None, None], bias), (len(x), len(weight)))
+    """W x + b: x (R, C), weight (D, C), bias (D,) -> (R, D)."""
+    kernel = weight[:, :, None, None]  # (D, C, 1, 1)
+    return _rows(functional.conv2d(_image(x), kernel, bias), (len(x), len(weight)))
 
 
 def batch_norm(x: torch.Tensor, norm: nn.Module, *, relu: bool) -> torch.Tensor:
-    """`norm` (a BatchNorm1d or 2d) of the last axis of x (..., C) over all others, then ReLU if
-    wanted. Updates the running statistics.
+    """Batch normalisation of the last axis of x (..., C) over all others, with or without ReLU.
+
+    `norm`: a BatchNorm1d or 2d, whose running statistics are updated.
     """
     if _is_ours(norm, x):
         y, mean, variance = _BatchNormReLU.apply(x, norm.weight, norm.bias, norm.eps, relu)
         _follow(norm, mean, variance, x.numel() // x.shape[-1])
         return y
-    y = (
-        norm(x.reshape(-1, x.shape[-1])).view(x.shape)
-        if isinstance(norm, nn.BatchNorm1d)
-        else _rows(norm(_image(x)), x.shape)
-    )
-    return F.relu(y) if relu else y
+    if isinstance(norm, nn.BatchNorm1d):
+        y = norm(x.reshape(-1, x.shape[-1])).view(x.shape)  # as (R, C) and back
+    else:
+        y = _rows(norm(_image(x)), x.shape)  # as (1, C, R, 1) and back
+    return functional.relu(y) if relu else y
 
 
 def affine(norm: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
     """Scale and shift (C,) that a batch normalisation amounts to outside training."""
-    scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
-    return scale, norm.bias - norm.running_mean * scale
+    tracking = cast(TrackingNorm, norm)
+    scale = tracking.weight / torch.sqrt(tracking.running_var + tracking.eps)
+    return scale, tracking.bias - tracking.running_mean * scale
 
 
 class Edges:
-    """Edges from each of a batch's particles to its k neighbours, by the rows of all jets'
-    particles: R = N P.
+    """Edges from each particle of a batch to its k neighbours, by rows.
 
-    `to` (R, k) is the neighbour's row, `counts` (R, 1) how often a row is a neighbour, `order` (R
-    k,) the edges sorted by neighbour, where those to row j begin at `starts[j]`: whatever is added
-    up over the edges that meet in a particle is then a plain sum of rows.
+    A row is a particle of any jet: R = N P of them. `to` (R, k) is the neighbour's row, `counts`
+    (R, 1) how often a row is a neighbour, `order` (R k,) the edges sorted by neighbour, where those
+    to row j begin at `starts[j]`: whatever is added up over the edges that meet in a particle is
+    then a plain sum of rows.
     """
 
     def __init__(self, index: torch.Tensor) -> None:
-        self.index, self.k = index, index.shape[2]
-        self.to = rows_of(index, index, index.shape[1]).index.view(-1, self.k)
+        self.index = index  # (N, P, k)
+        self.k = index.shape[2]
+        self.to = rows_of(index, index, index.shape[1]).neighbours.view(-1, self.k)  # (R, k)
 
     @functools.cached_property
     def order(self) -> torch.Tensor:
-        """Asked for in training alone.
-
-        NumPy sorts numbers of 16 bits by radix, in a third of the time that torch takes.
-        """
+        """The edges (R k,) sorted by neighbour; only training needs them."""
         within = self.index.reshape(len(self.index), -1)  # (N, P k)
+        # NumPy sorts numbers of 16 bits by radix, in a third of the time that torch takes.
         short = torch.int16 if self.index.shape[1] <= 2**15 else torch.int32
-        order = np.argsort(within.to(short).numpy(), axis=1, kind="stable")
-        return (
-            torch.from_numpy(order) + torch.arange(len(within))[:, None] * within.shape[1]
-        ).view(-1)
+        order = np.argsort(within.to(short).numpy(), axis=1, kind="stable")  # (N, P k)
+        first_edge = torch.arange(len(within))[:, None] * within.shape[1]  # (N, 1), of each jet
+        return (torch.from_numpy(order) + first_edge).view(-1)  # (R k,)
 
     @functools.cached_property
     def counts(self) -> torch.Tensor:
@@ -106,80 +123,87 @@ class Edges:
 
 
 def edge_sum(centre: torch.Tensor, x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """centre_i + x_j on the edges from each particle i to its neighbours j: two (N, P, C) and index
-    (N, P, k) -> (N, P, k, C).
+    """Sum centre_i + x_j on the edges from each particle i to its neighbours j.
+
+    Two (N, P, C) and index (N, P, k) -> (N, P, k, C).
     """
     if plain_is_better(x):
         return _plain_edge_sum(centre, x, rows_of(index, x, x.shape[1]))
-    edges = Edges(index)
-    return _EdgeSum.apply(centre.reshape(-1, x.shape[-1]), x.reshape(-1, x.shape[-1]), edges).view(
-        *index.shape, -1
-    )
+    dim = x.shape[-1]
+    y = _EdgeSum.apply(centre.reshape(-1, dim), x.reshape(-1, dim), Edges(index))  # (R k, C)
+    return y.view(*index.shape, -1)  # (N, P, k, C)
 
 
 class Rows(NamedTuple):
-    """Neighbours by their rows among all jets' particles: `index` (N, P, k), and P itself.
+    """Neighbours by their rows among all jets' particles: (N, P, k), and P itself.
 
     In a traced graph P is a constant if it is given as a plain number, and else counted whenever
     the graph is run.
     """
 
-    index: torch.Tensor
+    neighbours: torch.Tensor
     particles: int
 
 
 def rows_of(index: torch.Tensor, of: torch.Tensor, particles: int) -> Rows:
-    """Rows of the neighbours `index` (N, P, k) within their jets; `of` (N, ...) is any tensor of
-    these jets.
+    """Rows of the neighbours `index` (N, P, k) among all jets' particles.
 
-    Given the same `of` in each block, the rows at which jets begin are computed once in an exported
-    graph.
+    `of` (N, ...) is any tensor of these jets. Given the same `of` in each block, the rows at which
+    jets begin are computed once in an exported graph.
     """
-    return Rows(
-        index + torch.arange(of.shape[0], device=index.device)[:, None, None] * particles, particles
-    )
+    jet = torch.arange(of.shape[0], device=index.device)[:, None, None]  # (N, 1, 1)
+    return Rows(index + jet * particles, particles)
 
 
 def _plain_edge_sum(centre: torch.Tensor, x: torch.Tensor, rows: Rows) -> torch.Tensor:
-    """edge_sum by rows: the exporter turns an embedding into a plain Gather."""
-    k, dim = int(rows.index.shape[2]), int(x.shape[2])
-    return centre.unsqueeze(2) + F.embedding(rows.index.reshape(-1), x.reshape(-1, dim)).view(
-        -1, rows.particles, k, dim
-    )
+    """Compute edge_sum by rows: the exporter turns an embedding into a plain Gather."""
+    k = int(rows.neighbours.shape[2])
+    dim = int(x.shape[2])
+    centre = centre.unsqueeze(2)  # (N, P, 1, C)
+    others = functional.embedding(rows.neighbours.reshape(-1), x.reshape(-1, dim))  # (N P k, C)
+    return centre + others.view(-1, rows.particles, k, dim)  # (N, P, k, C)
 
 
 def edge_sum_norm_relu(
     centre: torch.Tensor, x: torch.Tensor, index: torch.Tensor, norm: nn.Module
 ) -> torch.Tensor:
-    """ReLU(norm(centre_i + x_j)) on the edges, as edge_sum; in training the statistics are those of
-    the edges.
+    """ReLU(norm(centre_i + x_j)) on the edges: shapes as of edge_sum.
 
-    Mean and variance of a sum over edges follow from sums over particles, so that `norm` is applied
-    before there are edges.
+    In training the statistics are those of the edges. Mean and variance of a sum over edges
+    follow from sums over particles, so that `norm` is applied before there are edges.
     """
     if not _is_ours(norm, x):
         return batch_norm(edge_sum(centre, x, index), norm, relu=True)
-    dim, edges = x.shape[-1], Edges(index)
-    centre, x = centre.reshape(-1, dim), x.reshape(-1, dim)
+    edges = Edges(index)
+    dim = x.shape[-1]
+    centre = centre.reshape(-1, dim)  # (R, C)
+    x = x.reshape(-1, dim)  # (R, C)
+    # in float32 also under autocast, as batch normalisation counts
     mean, variance = _edge_statistics(centre.to(norm.weight.dtype), x.to(norm.weight.dtype), edges)
     _follow(norm, mean.detach(), variance.detach(), edges.to.numel())
+
     scale = norm.weight * torch.rsqrt(variance + norm.eps)
     shifted = torch.addcmul(norm.bias - mean * scale, centre, scale).to(x.dtype)
-    return F.relu(_EdgeSum.apply(shifted, (x * scale).to(x.dtype), edges), inplace=True).view(
-        *index.shape, dim
-    )
+    y = _EdgeSum.apply(shifted, (x * scale).to(x.dtype), edges)  # (R k, C)
+    return functional.relu(y, inplace=True).view(*index.shape, dim)  # (N, P, k, C)
 
 
 def _edge_statistics(
     centre: torch.Tensor, x: torch.Tensor, edges: Edges
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and biased variance (C,) of centre_i + x_j over all edges, from (R, C) each."""
-    number, k, counts = edges.to.numel(), edges.k, edges.counts.to(x.dtype)
-    mean_centre, mean_x = centre.mean(dim=0), (counts.t() @ x)[0] / number
-    centre, x = centre - mean_centre, x - mean_x  # first, so that no digits are lost in the squares
-    squares = torch.addcmul(
-        centre * (k * centre + 2 * _NeighbourSum.apply(x, edges)), counts * x, x
-    )
+    number = edges.to.numel()
+    counts = edges.counts.to(x.dtype)  # (R, 1)
+    mean_centre = centre.mean(dim=0)
+    mean_x = (counts.t() @ x)[0] / number  # each particle as often as it is a neighbour
+
+    # the means first, so that no digits are lost in the squares
+    centre = centre - mean_centre
+    x = x - mean_x
+
+    # (c_i + x_j)^2 over the edges of i: k c_i^2 + 2 c_i sum of x_j, and x_j^2 counted by neighbour
+    of_centre = centre * (edges.k * centre + 2 * _NeighbourSum.apply(x, edges))  # (R, C)
+    squares = torch.addcmul(of_centre, counts * x, x)
     return mean_centre + mean_x, squares.sum(dim=0) / number
 
 
@@ -191,35 +215,34 @@ def _edge_statistics(
 def edges_with_one(
     x: torch.Tensor, rows: Rows, weight: torch.Tensor, bias: torch.Tensor, *, keep: bool
 ) -> torch.Tensor:
-    """ReLU(W (x_i, x_j - x_i) + b) on edges: x (N, P, C), weight (D, 2C) -> (N, P, k, D), or D + 1
-    to `keep` the feature that is one.
+    """ReLU(W (x_i, x_j - x_i) + b) on edges: x (N, P, C), weight (D, 2C) -> (N, P, k, D).
+
+    With `keep` the answer has D + 1 features, the last of which is one.
     """
     of_self, of_difference = weight.chunk(2, dim=1)  # (D, C) each
     of_centre = of_self - of_difference
     if keep:
         none = torch.zeros_like(of_self[:1])
-        of_centre, of_difference = torch.cat((of_centre, none)), torch.cat((of_difference, none))
+        of_centre = torch.cat((of_centre, none))  # (D + 1, C)
+        of_difference = torch.cat((of_difference, none))
         bias = torch.cat((bias, torch.ones_like(bias[:1])))
-    return F.relu(_plain_edge_sum(F.linear(x, of_centre, bias), F.linear(x, of_difference), rows))
+    centre = functional.linear(x, of_centre, bias)
+    others = functional.linear(x, of_difference)
+    return functional.relu(_plain_edge_sum(centre, others, rows))
 
 
 def linear_with_one(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, *, keep: bool
 ) -> torch.Tensor:
-    """W x + b where the last feature of x (..., C + 1) is one:
+    """W x + b where the last feature of x (..., C + 1) is one: -> (..., D).
 
-    (..., D), or D + 1 to `keep` that feature.
+    With `keep` the answer has D + 1 features, the last of which is one again.
     """
-    weight = torch.cat((weight, bias[:, None]), dim=1)
+    weight = torch.cat((weight, bias[:, None]), dim=1)  # (D, C + 1)
     if keep:
-        weight = torch.cat(
-            (
-                weight,
-                torch.cat(
-                    (torch.zeros_like(weight[:1, 1:]), torch.ones_like(weight[:1, :1])), dim=1
-                ),
-            )
-        )
+        zeros = torch.zeros_like(weight[:1, 1:])
+        one = torch.ones_like(weight[:1, :1])
+        weight = torch.cat((weight, torch.cat((zeros, one), dim=1)))  # (D + 1, C + 1)
     return x @ weight.t()
 
 
@@ -231,12 +254,12 @@ def mean_of_neighbours(edges: torch.Tensor) -> torch.Tensor:
 
 
 def sum_of_particles(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Sum over particles, weighted by the mask: x (N, P, C), mask (N, 1, P), one for a particle and
-    zero for padding -> (N, C).
+    """Sum over particles, weighted by the mask: x (N, P, C) and mask (N, 1, P) -> (N, C).
 
-    As a product: in one pass over x, where to multiply and then to add takes two.
+    The mask is one for a particle and zero for padding. As a product: in one pass over x, where to
+    multiply and then to add takes two.
     """
-    return torch.bmm(mask, x).squeeze(1)
+    return torch.bmm(mask, x).squeeze(1)  # (N, 1, C) -> (N, C)
 
 
 # Sums of rows go through embedding_bag: its kernels run in parallel over bags and, for bfloat16,
@@ -245,30 +268,29 @@ def sum_of_particles(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 def _sums_of_edges(rows: torch.Tensor, k: int) -> torch.Tensor:
     """Sum over each particle's own k edges: (R k, C) -> (R, C)."""
-    return F.embedding_bag(
-        torch.arange(len(rows), device=rows.device).view(-1, k), rows, mode="sum"
-    )
+    own = torch.arange(len(rows), device=rows.device).view(-1, k)  # (R, k)
+    return functional.embedding_bag(own, rows, mode="sum")
 
 
 class _EdgeSum(torch.autograd.Function):
-    """centre[i] + x[to] on edges: two (R, C) -> (R k, C)."""
+    """Sum centre[i] + x[to] on edges: two (R, C) -> (R k, C)."""
 
     @staticmethod
     def forward(ctx, centre, x, edges):
         ctx.edges = edges
-        itself = torch.arange(len(x), device=x.device)[:, None].expand_as(edges.to)
-        pairs = torch.stack((itself, edges.to + len(x)), dim=-1).view(-1, 2)
-        return F.embedding_bag(pairs, torch.cat((centre, x)), mode="sum")
+        # Each bag holds two rows of (centre, x), one below the other: (2 R, C).
+        itself = torch.arange(len(x), device=x.device)[:, None].expand_as(edges.to)  # (R, k)
+        pairs = torch.stack((itself, edges.to + len(x)), dim=-1).view(-1, 2)  # (R k, 2)
+        return functional.embedding_bag(pairs, torch.cat((centre, x)), mode="sum")
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, gradient):
-        edges, gradient = ctx.edges, gradient.contiguous()
-        return (
-            _sums_of_edges(gradient, edges.k),
-            F.embedding_bag(edges.order, gradient, edges.starts, mode="sum"),
-            None,
-        )
+        edges = ctx.edges
+        gradient = gradient.contiguous()  # (R k, C)
+        of_centre = _sums_of_edges(gradient, edges.k)
+        of_x = functional.embedding_bag(edges.order, gradient, edges.starts, mode="sum")
+        return of_centre, of_x, None
 
 
 class _NeighbourSum(torch.autograd.Function):
@@ -277,76 +299,73 @@ class _NeighbourSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, edges):
         ctx.edges = edges
-        return F.embedding_bag(edges.to, x, mode="sum")
+        return functional.embedding_bag(edges.to, x, mode="sum")
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, gradient):
         edges = ctx.edges
-        return (
-            F.embedding_bag(
-                edges.order // edges.k, gradient.contiguous(), edges.starts, mode="sum"
-            ),
-            None,
-        )
+        particle = edges.order // edges.k  # (R k,), at which each edge begins
+        of_x = functional.embedding_bag(particle, gradient.contiguous(), edges.starts, mode="sum")
+        return of_x, None
 
 
 class _MeanOfNeighbours(torch.autograd.Function):
-    """Mean over k, (N, P, k, C) -> (N, P, C), with a gradient that lies contiguously, as the next
-    backward pass is quickest on.
+    """Mean over k: (N, P, k, C) -> (N, P, C).
+
+    Its gradient lies contiguously, on which the next backward pass is quickest.
     """
 
     @staticmethod
     def forward(ctx, edges):
         ctx.shape = jets, particles, k, dim = edges.shape
-        return _sums_of_edges(edges.reshape(-1, dim), k).mul_(1 / k).view(jets, particles, dim)
+        sums = _sums_of_edges(edges.reshape(-1, dim), k)  # (N P k, C) -> (N P, C)
+        return sums.mul_(1 / k).view(jets, particles, dim)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, gradient):
         jets, particles, k, dim = ctx.shape
-        return (gradient.reshape(-1, dim) / k).repeat(1, k).view(jets, particles, k, dim)
+        of_edge = gradient.reshape(-1, dim) / k  # (N P, C)
+        return of_edge.repeat(1, k).view(jets, particles, k, dim)
 
 
 def _image(x: torch.Tensor) -> torch.Tensor:
-    """(..., C) as an image (1, C, rows, 1) whose channels lie next to each other: no copy if x is
-    contiguous.
+    """View (..., C) as an image (1, C, R, 1) whose channels lie next to each other.
+
+    No copy if x is contiguous.
     """
     return x.reshape(1, -1, 1, x.shape[-1]).permute(0, 3, 1, 2)
 
 
 def _rows(image: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-    """Back from (1, C, rows, 1) to (..., C)."""
+    """Back from (1, C, R, 1) to (..., C)."""
     return image.permute(0, 2, 3, 1).reshape(shape)
 
 
-def _is_ours(norm: nn.Module, x: torch.Tensor) -> bool:
-    """True if this module normalises by the batch in a way that it knows: not SyncBatchNorm, which
-    asks the other GPUs too.
-    """
-    known = (
-        type(norm) in (nn.BatchNorm1d, nn.BatchNorm2d)
-        and norm.affine
-        and norm.track_running_stats
-        and norm.momentum is not None
-    )
-    return known and norm.training and not plain_is_better(x)
+def _is_ours(norm: nn.Module, x: torch.Tensor) -> TypeGuard[TrackingNorm]:
+    """Whether to normalise by the batch here, rather than in PyTorch's own module."""
+    # not SyncBatchNorm, a class beside these two, which asks the other GPUs too
+    if type(norm) not in (nn.BatchNorm1d, nn.BatchNorm2d):
+        return False
+    tracks = bool(norm.affine and norm.track_running_stats and norm.momentum is not None)
+    return tracks and norm.training and not plain_is_better(x)
 
 
 @torch.no_grad()
-def _follow(norm: nn.Module, mean: torch.Tensor, variance: torch.Tensor, rows: int) -> None:
-    """Running statistics as PyTorch keeps them: of the unbiased variance."""
+def _follow(norm: TrackingNorm, mean: torch.Tensor, variance: torch.Tensor, rows: int) -> None:
+    """Update the running statistics as PyTorch does: with the unbiased variance."""
     norm.num_batches_tracked.add_(1)
     norm.running_mean.lerp_(mean, norm.momentum)
     norm.running_var.lerp_(variance * (rows / max(rows - 1, 1)), norm.momentum)
 
 
 class _LinearBF16(torch.autograd.Function):
-    """_product with the gradient of the weight as batched products of parts of the rows, added up
-    in float32.
+    """_product, with the gradient of the weight added up in float32.
 
-    oneDNN's own gradient of a convolution's weight takes 3 to 4 times as long in bfloat16 where the
-    CPU has AMX. Has no second derivative.
+    That gradient is made of batched products of parts of the rows: oneDNN's own gradient of a
+    convolution's weight takes 3 to 4 times as long in bfloat16 where the CPU has AMX. Has no second
+    derivative.
     """
 
     @staticmethod
@@ -360,14 +379,13 @@ class _LinearBF16(torch.autograd.Function):
     def backward(ctx, gradient):
         x, weight = ctx.saved_tensors
         gradient = gradient.contiguous()
-        parts = math.gcd(len(x), PARTS)
-        products = torch.bmm(
-            gradient.view(parts, -1, gradient.shape[1]).transpose(1, 2),
-            x.view(parts, -1, x.shape[1]),
-        )
+        parts = math.gcd(len(x), PARTS)  # S
+        of_parts = gradient.view(parts, -1, gradient.shape[1]).transpose(1, 2)  # (S, D, R / S)
+        products = torch.bmm(of_parts, x.view(parts, -1, x.shape[1]))  # (S, D, C)
         of_weight = products.sum(dim=0, dtype=torch.float32).to(weight.dtype)
         of_x = _product(gradient, weight.t(), None) if ctx.needs_input_grad[0] else None
-        return of_x, of_weight, gradient.sum(dim=0) if ctx.has_bias else None
+        of_bias = gradient.sum(dim=0) if ctx.has_bias else None
+        return of_x, of_weight, of_bias
 
 
 class _BatchNormReLU(torch.autograd.Function):
@@ -380,7 +398,7 @@ class _BatchNormReLU(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, weight, bias, eps, relu):
-        wide = _wide(x)
+        wide = _wide(x)  # (R / fold, fold C)
         fold = wide.shape[1] // x.shape[-1]
         mean, variance = _statistics(wide, fold, weight.dtype)
         invstd = torch.rsqrt(variance + eps)
@@ -396,8 +414,9 @@ class _BatchNormReLU(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, gradient, *_):
         wide, y, weight, mean, invstd = ctx.saved_tensors
-        fold, rows = wide.shape[1] // len(mean), wide.numel() // len(mean)
-        g = gradient.reshape(wide.shape)
+        fold = wide.shape[1] // len(mean)
+        rows = wide.numel() // len(mean)
+        g = gradient.reshape(wide.shape)  # (R / fold, fold C)
         if ctx.relu:
             g = torch.ops.aten.threshold_backward(g, y, 0)
         of_weight, of_bias = _gradient_sums(g, wide, mean, invstd, fold)
@@ -406,16 +425,13 @@ class _BatchNormReLU(torch.autograd.Function):
         scale = weight * invstd
         slope = -scale * invstd * of_weight / rows
         shift = -scale * of_bias / rows - slope * mean
-        of_x = _affine(wide, slope, shift, fold).add_(
-            _affine(g, scale, torch.zeros_like(scale), fold)
-        )
+        of_x = _affine(wide, slope, shift, fold)
+        of_x.add_(_affine(g, scale, torch.zeros_like(scale), fold))
         return of_x.view(gradient.shape), of_weight, of_bias, None, None
 
 
 def _wide(x: torch.Tensor) -> torch.Tensor:
-    """x (..., C) with `fold` rows read as one, (rows / fold, fold C), so that a row fills vector
-    registers.
-    """
+    """Read `fold` rows of x (..., C) as one, (R / fold, fold C), which fills vector registers."""
     dim = x.shape[-1]
     rows = x.numel() // dim
     fold = math.gcd(math.lcm(dim, LANES) // dim, rows)
@@ -429,26 +445,33 @@ def _statistics(
     # running statistics in float32 make the kernel answer in float32
     unused = torch.zeros(2, wide.shape[1], dtype=dtype)
     mean, variance = torch.ops.aten.batch_norm_update_stats(_image(wide), unused[0], unused[1], 0.0)
-    mean, variance = mean.view(fold, -1), variance.view(fold, -1)
+    mean = mean.view(fold, -1)  # (fold, C)
+    variance = variance.view(fold, -1)
+    # the variance of all rows: the mean of those within the folds, and that between their means
     return mean.mean(dim=0), variance.mean(dim=0) + mean.var(dim=0, correction=0)
 
 
 def _affine(
     wide: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, fold: int
 ) -> torch.Tensor:
-    """scale * x + shift with scale and shift (C,) in float32, in one pass: batch normalisation with
-    fixed statistics.
+    """Compute scale * x + shift in one pass, with scale and shift (C,) in float32.
+
+    It is a batch normalisation with fixed statistics: mean 0 and variance 1.
     """
-    scale, shift = scale.repeat(fold), shift.repeat(fold)
+    scale = scale.repeat(fold)  # (fold C,)
+    shift = shift.repeat(fold)
+    mean = torch.zeros_like(scale)
+    variance = torch.ones_like(scale)
     y = torch.ops.aten.native_batch_norm(
-        _image(wide), scale, shift, torch.zeros_like(scale), torch.ones_like(scale), False, 0.0, 0.0
+        _image(wide), scale, shift, mean, variance, False, 0.0, 0.0
     )[0]
     return _rows(y, wide.shape)
 
 
 def _gradient_sums(g, wide, mean, invstd, fold) -> tuple[torch.Tensor, torch.Tensor]:
     """Sums over rows of g (x - mean) invstd and of g: the gradients (C,) of weight and bias."""
-    mean, invstd = mean.repeat(fold), invstd.repeat(fold)
+    mean = mean.repeat(fold)  # (fold C,)
+    invstd = invstd.repeat(fold)
     _, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
         _image(g),
         _image(wide),

@@ -1,5 +1,4 @@
-"""Layers that the jet networks share: edge convolution, normalisation over particles, fully
-connected layers.
+"""Layers that the jet networks share: edge convolution, normalisation, fully connected layers.
 
 Particles travel as (N, P, C): N jets, P particles, C features on the contiguous last axis, where a
 linear layer is one plain matrix product. `real` is a boolean (N, P): True for a particle, False for
@@ -12,11 +11,12 @@ arXiv:1810.05165.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import nn
+from torch.nn import functional
 
 from common.errors import InputError, unknown
 from networks.fast import (
@@ -31,6 +31,7 @@ from networks.fast import (
     mean_of_neighbours,
     rows_of,
 )
+from networks.options import ModelInfo
 
 # squared distance to a particle that must not be a neighbour: above any real one, below infinity
 # (the particle itself)
@@ -43,11 +44,10 @@ FAR = 1e30
 def input_order(
     data_config, groups: tuple[str, ...], optional: tuple[str, ...] = ()
 ) -> tuple[list[int], list[int]]:
-    """Where the data config puts each of `groups` (and of the `optional` ones that it has), and how
-    many variables each has.
+    """Find where the data config puts each group of inputs, and how many variables each has.
 
-    Raises InputError where a group is missing or where the config defines one that the network
-    would not look at.
+    The groups are `groups`, then the `optional` ones that the data config has. Raises InputError
+    where a group is missing or where the config defines one that the network would not look at.
     """
     names = list(data_config.input_names)
     for group in groups:
@@ -56,27 +56,30 @@ def input_order(
                 f"the network needs the input group '{group}':"
                 f" {unknown('input group', group, names)}"
             )
-    wanted = [*groups, *(group for group in optional if group in names)]
-    if unused := sorted(set(names) - set(wanted)):
+    used = [*groups, *(group for group in optional if group in names)]
+    if unused := sorted(set(names) - set(used)):
         takes = ", ".join((*groups, *(f"{group} (if there)" for group in optional)))
         raise InputError(
             f"the network does not use the input group '{unused[0]}' of the data config; it takes"
             f" {takes}"
         )
-    shapes = [data_config.input_shapes[group] for group in wanted]
-    return [names.index(group) for group in wanted], [
-        shape[1] if len(shape) > 1 else 1 for shape in shapes
-    ]
+    order, variables = [], []
+    for group in used:
+        shape = data_config.input_shapes[group]  # (N, C, P), (N, C), or (N,) for one variable
+        order.append(names.index(group))
+        variables.append(shape[1] if len(shape) > 1 else 1)
+    return order, variables
 
 
 def jet_values(groups: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Groups of one value a jet, (N, J) each, or (N,) for a single variable, as (N, J)."""
+    """Give groups of one value a jet, (N, J), or (N,) for a single variable, all as (N, J)."""
     return [group if group.dim() == 2 else group.reshape(group.shape[0], -1) for group in groups]
 
 
-def describe(data_config, columns: Sequence[str] = ("output",)) -> dict:
-    """Names, shapes and free axes of a network's inputs and output, as Weaver's export reads them,
-    and what its columns are.
+def describe(data_config, columns: Sequence[str] = ("output",)) -> ModelInfo:
+    """Describe a network's inputs and output as Weaver's export reads them.
+
+    That is their names, shapes and free axes; and beyond Weaver, what the output's columns are.
     """
     names = list(data_config.input_names)
     return {
@@ -93,12 +96,11 @@ def describe(data_config, columns: Sequence[str] = ("output",)) -> dict:
 
 
 class Norm(nn.Module):
-    """Batch normalisation of the last axis: each feature over all jets, particles and edges. (...,
-    C) -> (..., C).
+    """Batch normalisation of the last axis: each feature over all jets, particles and edges.
 
-    PyTorch's CPU kernel is nearly twice as fast where features lie on the last axis and it is told
-    so (channels last), hence the view as an image of one column. The inner BatchNorm2d is what
-    SyncBatchNorm replaces on several GPUs.
+    (..., C) -> (..., C). PyTorch's CPU kernel is nearly twice as fast where features lie on the
+    last axis and it is told so (channels last), hence the view as an image of one column. The inner
+    BatchNorm2d is what SyncBatchNorm replaces on several GPUs.
     """
 
     def __init__(self, dim: int) -> None:
@@ -110,7 +112,7 @@ class Norm(nn.Module):
         if torch.onnx.is_in_onnx_export():
             scale, shift = affine(self.bn)
             y = x * scale + shift
-            return F.relu(y) if relu else y
+            return functional.relu(y) if relu else y
         return batch_norm(x, self.bn, relu=relu)
 
 
@@ -132,50 +134,58 @@ class LinearNorm(nn.Module):
     def forward(
         self, x: torch.Tensor, *, relu: bool = False, with_one: bool = False, keep_one: bool = False
     ) -> torch.Tensor:
-        """`with_one`, outside training: the last feature of x (..., C + 1) is one;
+        """Apply the layer to x (..., C).
 
-        `keep_one`: so is that of the answer (..., D + 1).
+        `with_one`, outside training: the last feature of x (..., C + 1) is one; `keep_one`: so is
+        that of the answer (..., D + 1).
         """
-        y = (
-            linear_with_one(x, *self.weights(), keep=keep_one)
-            if with_one
-            else linear(x, *self.weights())
-        )
+        if with_one:
+            y = linear_with_one(x, *self.with_bias(), keep=keep_one)
+        else:
+            y = linear(x, *self.weights())
         return self.finish(y, relu=relu)
 
     def weights(self) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Weight (D, C) and bias (D,) to apply before `finish`; outside training batch
-        normalisation is in them.
-        """
+        """Weight (D, C) and bias (D,), if there is one, to apply before `finish`."""
         if not self.by_batch or self.training:
             return self.linear.weight, self.linear.bias
-        scale, shift = affine(self.norm.bn)
+        return self.with_bias()
+
+    def with_bias(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Weight (D, C) and bias (D,) outside training, with batch normalisation in them.
+
+        Not for a layer normalisation, which cannot be part of them.
+        """
+        if not self.by_batch:
+            return self.linear.weight, self.linear.bias
+        scale, shift = affine(cast(Norm, self.norm).bn)
         return self.linear.weight * scale[:, None], shift
 
     def finish(self, y: torch.Tensor, *, relu: bool) -> torch.Tensor:
-        """What remains after the linear layer."""
+        """Apply what follows the linear layer."""
         if self.by_batch and self.training:
             return self.norm(y, relu=relu)
         y = y if self.by_batch else self.norm(y)
-        return F.relu(y) if relu else y
+        return functional.relu(y) if relu else y
 
 
-def chain_with_one(layers: Sequence[LinearNorm], x: torch.Tensor) -> torch.Tensor:
-    """Layers with ReLU one after another, as an exported graph holds them:
+def chain_with_one(layers: Iterable[nn.Module], x: torch.Tensor) -> torch.Tensor:
+    """Apply LinearNorms with ReLU one after another, as an exported graph holds them.
 
     (..., C + 1), the last feature one, -> (..., D).
     """
-    for layer in layers:
-        x = layer(x, relu=True, with_one=True, keep_one=layer is not layers[-1])
+    chain = list(layers)
+    for layer in chain:
+        x = layer(x, relu=True, with_one=True, keep_one=layer is not chain[-1])
     return x
 
 
 class EdgeConv(nn.Module):
-    """Edge convolution over the k nearest neighbours, mean over neighbours, shortcut. (N, P, C) ->
-    (N, P, dim).
+    """Edge convolution over the k nearest neighbours, mean over neighbours, shortcut.
 
-    The first layer is W (x_i, x_j - x_i) = (W_a - W_b) x_i + W_b x_j: both products are done once a
-    particle, before the neighbours are gathered, instead of once an edge.
+    (N, P, C) -> (N, P, dim). The first layer is W (x_i, x_j - x_i) = (W_a - W_b) x_i + W_b x_j:
+    both products are done once a particle, before the neighbours are gathered, instead of once an
+    edge.
     """
 
     def __init__(
@@ -188,19 +198,19 @@ class EdgeConv(nn.Module):
         self.shortcut = nn.Identity() if in_dim == dim else LinearNorm(in_dim, dim, norm)
 
     def forward(self, points: torch.Tensor, x: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+        """Points (N, P, D), features x (N, P, C) and real (N, P) -> (N, P, dim)."""
         particles = int(x.shape[1])  # a plain number: the exported graph has one multiplicity
-        # (N, P, k)
         neighbours = nearest_neighbours(
             points, real, self.k, self.use_counts, training=self.training, particles=particles
-        )
+        )  # (N, P, k)
         if torch.onnx.is_in_onnx_export() and not self.first.by_row:
             mean = self.exported_mean(x, rows_of(neighbours, real, particles))
         else:
             mean = self.mean_over_edges(x, neighbours)
-        return F.relu(self.shortcut(x) + mean)  # (N, P, dim)
+        return functional.relu(self.shortcut(x) + mean)  # (N, P, dim)
 
     def mean_over_edges(self, x: torch.Tensor, neighbours: torch.Tensor) -> torch.Tensor:
-        """All layers on all edges, then the mean over each particle's:
+        """Apply all layers to all edges, and take the mean over the edges of each particle.
 
         (N, P, C) and (N, P, k) -> (N, P, dim).
         """
@@ -210,21 +220,22 @@ class EdgeConv(nn.Module):
         return mean_of_neighbours(edges)
 
     def exported_mean(self, x: torch.Tensor, rows: Rows) -> torch.Tensor:
-        """mean_over_edges in the form that ONNX Runtime does best."""
-        edges = edges_with_one(x, rows, *self.first.weights(), keep=len(self.rest) > 0)
+        """Compute mean_over_edges in the form that ONNX Runtime does best."""
+        edges = edges_with_one(x, rows, *self.first.with_bias(), keep=len(self.rest) > 0)
         return mean_of_neighbours(chain_with_one(self.rest, edges))
 
     def first_layer(self, x: torch.Tensor, neighbours: torch.Tensor) -> torch.Tensor:
-        """The first layer, its norm and ReLU on all edges:
+        """Apply the first layer, its norm and ReLU to all edges.
 
         (N, P, C) and (N, P, k) -> (N, P, k, dim).
         """
         weight, bias = self.first.weights()
         of_self, of_difference = weight.chunk(2, dim=1)  # (dim, C) each
-        # (N, P, dim)
-        centre, others = linear(x, of_self - of_difference, bias), linear(x, of_difference)
+        centre = linear(x, of_self - of_difference, bias)  # (N, P, dim)
+        others = linear(x, of_difference)  # (N, P, dim)
         if self.first.by_batch and self.training:
-            return edge_sum_norm_relu(centre, others, neighbours, self.first.norm.bn)
+            norm = cast(Norm, self.first.norm).bn
+            return edge_sum_norm_relu(centre, others, neighbours, norm)
         return self.first.finish(edge_sum(centre, others, neighbours), relu=True)
 
 
@@ -237,28 +248,27 @@ def nearest_neighbours(
     training: bool = False,
     particles: int | None = None,
 ) -> torch.Tensor:
-    """Indices (N, P, k) of the k particles nearest to each one, in no particular order, itself left
-    out; needs P > k.
+    """Find the k particles nearest to each one, itself left out: indices (N, P, k), unordered.
 
-    With `use_counts` padding is never a neighbour: where there are fewer than k others, the rest of
-    the k places hold the particle itself. Without it padding (features zero) fills them, which is
-    the function as published. There padding's own neighbours are padding; they are looked for with
+    points (N, P, D), whose padding must be finite, as zeros are; real (N, P); P > k. With
+    `use_counts` padding is never a neighbour: where there are fewer than k others, the rest of the
+    k places hold the particle itself. Without it padding (features zero) fills them, which is the
+    function as published. There padding's own neighbours are padding; they are looked for with
     `training` alone, as nothing but the statistics of a batch depends on them. Distances are
     float32 also under autocast, so that bf16 does not shuffle neighbours. `particles`: P, as in
-    `Rows`. The points of padding must be finite, as zeros are.
+    `Rows`.
     """
     with torch.no_grad(), torch.autocast(points.device.type, enabled=False):
-        # (N, 1 or P, P)
-        apart = (
-            real[:, None, :] != real[:, :, None]
-            if training and not use_counts
-            else ~real[:, None, :]
-        )
+        if training and not use_counts:
+            apart = real[:, None, :] != real[:, :, None]  # (N, P, P)
+        else:
+            apart = ~real[:, None, :]  # (N, 1, P)
         particle = torch.arange(particles or points.shape[1], device=points.device)
         # (P, P); to add is quicker than to fill in, above all in ONNX
         itself = torch.where(particle[:, None] == particle, torch.inf, 0.0)
-        # (N, P, P)
-        distance = squared_distances(points.float(), torch.where(apart, FAR, 0.0)) + itself
+        points = points.float()
+        penalty = torch.where(apart, FAR, 0.0)
+        distance = squared_distances(points, penalty) + itself  # (N, P, P)
         distance, index = distance.topk(k, dim=-1, largest=False, sorted=False)
         if not use_counts:
             return index
@@ -266,35 +276,30 @@ def nearest_neighbours(
 
 
 def squared_distances(points: torch.Tensor, penalty: torch.Tensor) -> torch.Tensor:
-    """(N, P, D) -> (N, P, P), for ordering along the last axis: in more than 3 dimensions |x_i|^2,
-    the same in a row, is left out.
+    """Squared distances (N, P, D) -> (N, P, P), for ordering along the last axis.
 
-    `penalty` (N, 1 or P, P) is added.
+    In more than 3 dimensions |x_i|^2, the same in a row, is left out. `penalty` (N, 1 or P, P) is
+    added.
     """
     # differences keep all digits where coordinates are nearly equal, and cost little here
     if points.shape[-1] <= 3:
-        return (
-            sum(
-                (points[:, :, None, d] - points[:, None, :, d]).square()
-                for d in range(points.shape[-1])
-            )
-            + penalty
+        differences = (
+            points[:, :, None, d] - points[:, None, :, d] for d in range(points.shape[-1])
         )
-    return (
-        points.square().sum(-1)[:, None, :]
-        + penalty
-        - 2 * torch.matmul(points, points.transpose(1, 2))
-    )
+        return sum(difference.square() for difference in differences) + penalty
+    # |x_j|^2 - 2 x_i x_j
+    squares = points.square().sum(-1)[:, None, :]  # (N, 1, P)
+    return squares + penalty - 2 * torch.matmul(points, points.transpose(1, 2))
 
 
 def fully_connected(
     in_dim: int, num_layers: int, dim: int, dropout: float, out_dim: int = 1
 ) -> nn.Sequential:
-    """`num_layers` hidden layers with ReLU and dropout, then a linear one: (N, in_dim) -> (N,
-    out_dim).
+    """Build `num_layers` hidden layers with ReLU and dropout, then a linear one.
 
-    The last layer begins at zero, so that an untrained network answers log ratio 0, which is the
-    standard JEC itself: training sets out from there instead of first unlearning random answers.
+    (N, in_dim) -> (N, out_dim). The last layer begins at zero, so that an untrained network answers
+    log ratio 0, which is the standard JEC itself: training sets out from there instead of first
+    unlearning random answers.
     """
     layers: list[nn.Module] = []
     for index in range(num_layers):

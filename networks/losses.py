@@ -11,8 +11,8 @@ import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import nn
+from torch.nn import functional
 
 from common.errors import InputError
 
@@ -20,7 +20,7 @@ WIDTH = 0.1  # where quantiles begin: about the resolution of a jet's pT
 
 
 class MaskedLoss(nn.Module):
-    """What the three losses share;
+    """Base of the three losses.
 
     `reduction` is "mean" or "none" (one value a jet), as in PyTorch's own losses.
     """
@@ -31,7 +31,7 @@ class MaskedLoss(nn.Module):
 
     def forward(self, prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """(N,), (N, 1) or, for quantiles, (N, Q), and (N,) -> scalar, or (N,) without reduction."""
-        prediction = prediction.float().reshape(len(target), -1)
+        prediction = prediction.float().reshape(len(target), -1)  # (N, Q)
         loss = torch.where(target.abs() < 1, self.of(prediction, target[:, None]).mean(dim=1), 0.0)
         return loss.mean() if self.reduction == "mean" else loss
 
@@ -48,24 +48,26 @@ class MaskedL1(MaskedLoss):
 
 
 class MaskedLogCosh(MaskedLoss):
-    """log(cosh(error)): half the squared error where it is small, the absolute error less log 2
-    where it is large.
+    """Loss log(cosh(error)).
+
+    Half the squared error where it is small, the absolute error less log 2 where it is large.
     """
 
     def of(self, prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         error = (prediction - target).abs()
-        return error + F.softplus(-2 * error) - math.log(2)  # cosh itself overflows at 90
+        return error + functional.softplus(-2 * error) - math.log(2)  # cosh itself overflows at 90
 
 
 class MaskedQuantile(MaskedLoss):
-    """Pinball loss, mean over quantiles: its minimum is the quantile. R. Koenker and G. Bassett,
-    Econometrica 46 (1978) 33.
+    """Pinball loss, mean over quantiles: its minimum is the quantile.
 
-    `levels` are those of the columns: 0.5 first, then the others in rising order.
+    R. Koenker and G. Bassett, Econometrica 46 (1978) 33. `levels` are those of the columns:
+    0.5 first, then the others in rising order.
     """
 
     def __init__(self, levels: Sequence[float], reduction: str = "mean") -> None:
         super().__init__(reduction)
+        self.levels: torch.Tensor
         self.register_buffer("levels", torch.tensor(levels), persistent=False)
 
     def of(self, prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -74,11 +76,11 @@ class MaskedQuantile(MaskedLoss):
 
 
 class QuantileOutput(nn.Module):
-    """Numbers of the last layer (N, Q) as quantiles (N, Q) that cannot cross: median, then the
-    others in rising order of level.
+    """Turns numbers of the last layer (N, Q) into quantiles (N, Q) that cannot cross.
 
-    The first number is the median; each further quantile lies below or above the next nearer one by
-    the softplus of its number, about WIDTH where that number is zero.
+    The columns are the median, then the others in rising order of level. The first number
+    is the median; each further quantile lies below or above the next nearer one by the softplus of
+    its number, about WIDTH where that number is zero.
     """
 
     def __init__(self, others: Sequence[float]) -> None:
@@ -87,21 +89,20 @@ class QuantileOutput(nn.Module):
         self.offset = math.log(math.expm1(WIDTH))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        median, steps = x[:, :1], F.softplus(x[:, 1:] + self.offset)
-        lower = [
-            median - steps[:, i : self.below].sum(dim=1, keepdim=True) for i in range(self.below)
-        ]
-        upper = [
-            median + steps[:, self.below : i + 1].sum(dim=1, keepdim=True)
-            for i in range(self.below, steps.shape[1])
-        ]
-        return torch.cat([median, *lower, *upper], dim=1)
+        median = x[:, :1]  # (N, 1)
+        steps = functional.softplus(x[:, 1:] + self.offset)  # (N, Q - 1), from each to the next
+        columns = [median]
+        for i in range(self.below):
+            columns.append(median - steps[:, i : self.below].sum(dim=1, keepdim=True))
+        for i in range(self.below, steps.shape[1]):
+            columns.append(median + steps[:, self.below : i + 1].sum(dim=1, keepdim=True))
+        return torch.cat(columns, dim=1)
 
 
 def quantile_levels(quantiles: Sequence[float]) -> tuple[float, ...]:
     """Levels of a quantile network's columns: 0.5, then the others of `quantiles` in rising order.
 
-    InputError if there are none.
+    Raises InputError if there are none.
     """
     others = sorted(set(quantiles) - {0.5})
     if not others or not 0 < others[0] <= others[-1] < 1:
@@ -120,7 +121,7 @@ def output_columns(loss: str, quantiles: Sequence[float]) -> list[str]:
 
 
 def output_layer(loss: str, quantiles: Sequence[float]) -> list[nn.Module]:
-    """What turns the last layer's numbers into the network's answer, if anything does."""
+    """Modules that turn the last layer's numbers into the network's answer, if any do."""
     return [QuantileOutput(quantile_levels(quantiles)[1:])] if loss == "quantile" else []
 
 

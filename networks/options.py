@@ -1,45 +1,54 @@
-"""Options of a network file and what each may be, stated as data, so that they can be checked
-without building a network.
+"""Options of a network file and what each may be, stated as data.
 
-A network file says `OPTIONS = {"k": {"least": 1}, "dropout": {"least": 0.0, "below": 1.0}, "norm":
-{"choices": ["batch", "none"]}}`, a literal that can also be read from the file's text. Imports no
-torch.
+So they can be checked without building a network. A network file says `OPTIONS = {"k": {"least":
+1}, "dropout": {"least": 0.0, "below": 1.0}, "norm": {"choices": ["batch", "none"]}}`, a literal
+that can also be read from the file's text. Imports no torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from common.errors import InputError, unknown
 
+Rule = Mapping[str, Any]
+"""What one option may be: {"choices": [...]}, or {"least": a, "below": b, "several": True}."""
 
-def check(rules: Mapping[str, Mapping[str, Any]], values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values, each in its rule's type. Raises InputError for a name without a rule, or a value
-    that its rule does not allow.
+ModelInfo = dict[str, Any]
+"""What get_model returns beside the model: input_names, input_shapes, output_names, dynamic_axes;
+weaver-core and torch.onnx.export fix the names."""
+
+Options = dict[str, Any]
+"""Checked options of a network by name: numbers, words, or tuples of numbers."""
+
+
+def check(rules: Mapping[str, Rule], values: Mapping[str, object]) -> Options:
+    """Check the values of options, and give each the type of its rule.
+
+    Raises InputError for a name without a rule, or a value that its rule does not allow.
 
     A rule is {"choices": [...]}, or {"least": a, "below": b} (b may be missing), whole numbers
     where `least` is one; a rule with "several" is for a list (or a single number) of such numbers
     and gives a tuple.
     """
-    for name in values:
+    checked: Options = {}
+    for name, value in values.items():
         if name not in rules:
             raise InputError(unknown("network option", name, rules))
-    return {name: _checked(name, value, rules[name]) for name, value in values.items()}
+        rule = rules[name]
+        if "choices" in rule:
+            checked[name] = _chosen(name, value, rule["choices"])
+        elif rule.get("several"):
+            numbers = value if isinstance(value, list | tuple) else [value]
+            checked[name] = tuple(_number(name, number, rule) for number in numbers)
+        else:
+            checked[name] = _number(name, value, rule)
+    return checked
 
 
-def _checked(name: str, value: Any, rule: Mapping[str, Any]) -> Any:
-    if "choices" in rule:
-        return _chosen(name, value, rule["choices"])
-    if rule.get("several"):
-        return tuple(
-            _number(name, one, rule)
-            for one in (value if isinstance(value, (list, tuple)) else [value])
-        )
-    return _number(name, value, rule)
-
-
-def _chosen(name: str, value: Any, choices: list) -> Any:
+def _chosen(name: str, value: object, choices: Sequence[object]) -> object:
+    """The choice that the value equals: 1 stands for True, as in a command line."""
     for choice in choices:
         if value == choice:
             return choice
@@ -49,13 +58,17 @@ def _chosen(name: str, value: Any, choices: list) -> Any:
     )
 
 
-def _number(name: str, value: Any, rule: Mapping[str, Any]) -> int | float:
-    least, below = rule["least"], rule.get("below", float("inf"))
+def _number(name: str, value: object, rule: Rule) -> int | float:
+    least = rule["least"]
+    below = rule.get("below", float("inf"))
     kind = type(least)
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not least <= value < below or (kind is int and value != int(value)):
-        words = f"{'a whole number of ' if kind is int else ''}at least {least:g}" + (
-            f" and below {below:g}" if "below" in rule else ""
-        )
-        raise InputError(f"network option '{name}' must be {words}, not {value!r}")
-    return kind(value)
+    # a bool is an int to Python, but no number of layers to anybody
+    if isinstance(value, int | float) and not isinstance(value, bool) and least <= value < below:
+        number = kind(value)
+        if number == value:
+            return number
+    bounds = f"at least {least:g}"
+    if "below" in rule:
+        bounds += f" and below {below:g}"
+    whole = "a whole number of " if kind is int else ""
+    raise InputError(f"network option '{name}' must be {whole}{bounds}, not {value!r}")

@@ -15,8 +15,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import nn
+from torch.nn import functional
 
 from networks.fast import sum_of_particles
 from networks.layers import (
@@ -29,7 +29,7 @@ from networks.layers import (
     jet_values,
 )
 from networks.losses import output_columns, output_layer, regression_loss
-from networks.options import check
+from networks.options import ModelInfo, Rule, check
 
 INPUTS = ("pf_points", "pf_features", "pf_mask", "jet_features")
 # of the event, one value a jet: joined after the mean, like jet_features
@@ -37,7 +37,7 @@ OPTIONAL_INPUTS = ("global_features",)
 STEM_DIM = 32  # width of the feature convolution, as published
 
 # What each option may be; see networks/options.py.
-OPTIONS = {
+OPTIONS: dict[str, Rule] = {
     "num_edge_conv_blocks": {"least": 1},
     "k": {"least": 1},
     "num_conv_layers": {"least": 1},
@@ -54,21 +54,28 @@ OPTIONS = {
 
 
 class ParticleNet(nn.Module):
-    """pf_points (N, D, P), pf_features (N, C, P), pf_mask (N, 1, P), jet_features (N, J), in the
-    data config's order -> (N, outputs).
+    """Edge convolutions over a jet's particles, their mean, and a head that joins the jet's values.
+
+    pf_points (N, D, P), pf_features (N, C, P), pf_mask (N, 1, P), jet_features (N, J), in the data
+    config's order -> (N, outputs).
     """
 
     def __init__(
         self,
         order: list[int],
-        stem: list[nn.Module | None],
+        input_norm: nn.Module,
+        stem: nn.Module,
+        stem_norm: nn.Module | None,
         blocks: list[EdgeConv],
         head: nn.Module,
     ) -> None:
         super().__init__()
         self.order = order
-        self.k, self.use_counts = blocks[0].k, blocks[0].use_counts
-        self.input_norm, self.stem, self.stem_norm = stem
+        self.k = blocks[0].k
+        self.use_counts = blocks[0].use_counts
+        self.input_norm = input_norm
+        self.stem = stem
+        self.stem_norm = stem_norm
         self.blocks = nn.ModuleList(blocks)
         self.head = head
 
@@ -77,7 +84,9 @@ class ParticleNet(nn.Module):
         real = mask != 0  # (N, 1, P)
         # room for k neighbours beside the particle itself
         if (short := self.k + 1 - real.shape[2]) > 0:
-            points, features, real = (F.pad(one, (0, short)) for one in (points, features, real))
+            points = functional.pad(points, (0, short))
+            features = functional.pad(features, (0, short))
+            real = functional.pad(real, (0, short))
         # What lies in padding, even NaN, reaches no answer.
         points = points.masked_fill(~real, 0.0).transpose(1, 2)  # (N, P, D)
         x = self.input_norm(features.masked_fill(~real, 0.0).transpose(1, 2))  # (N, P, C)
@@ -91,25 +100,24 @@ class ParticleNet(nn.Module):
         return self.head(torch.cat((self.pool(x, real), *jet_values(jet)), dim=1))
 
     def pool(self, x: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
-        """Mean over the real particles, or over the padded length as published:
+        """Mean over the real particles, or over the padded length as published.
 
-        (N, P, C) -> (N, C). No particle: zero.
+        x (N, P, C) and real (N, P, 1) -> (N, C). No particle: zero.
         """
-        total = sum_of_particles(x, real.transpose(1, 2).to(x.dtype))
-        return total / (
-            real.sum(dim=1).clamp(min=1).to(x.dtype) if self.use_counts else int(x.shape[1])
-        )
+        total = sum_of_particles(x, real.transpose(1, 2).to(x.dtype))  # (N, C)
+        if not self.use_counts:
+            return total / int(x.shape[1])
+        return total / real.sum(dim=1).clamp(min=1).to(x.dtype)
 
 
 def blank(x: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
-    """Zero in padding: x (N, P, C), real (N, P, 1).
+    """Set padding to zero: x (N, P, C), real (N, P, 1)."""
+    if torch.onnx.is_in_onnx_export():
+        return x * real.to(x.dtype)  # ONNX Runtime's Where is slow
+    return x.masked_fill(~real, 0.0)
 
-    An exported graph multiplies: ONNX Runtime's Where is slow.
-    """
-    return x * real.to(x.dtype) if torch.onnx.is_in_onnx_export() else x.masked_fill(~real, 0.0)
 
-
-def get_model(
+def get_model(  # noqa: PLR0913 (each argument is an option that a search may choose)
     data_config,
     *,
     num_edge_conv_blocks: int = 3,
@@ -124,56 +132,62 @@ def get_model(
     norm: str = "batch",
     loss: str = "l1",
     quantiles: Sequence[float] = (0.16, 0.84),
-) -> tuple[nn.Module, dict]:
-    """The network for a data config and the description of its inputs; defaults are those of the
-    published study.
+) -> tuple[nn.Module, ModelInfo]:
+    """Build the network for a data config, and the description of its inputs.
+
+    Defaults are those of the published study.
 
     Args:
-        num_edge_conv_blocks, k: blocks of edge convolution, and the neighbours of a particle in
-            each.
-        num_conv_layers, conv_dim: layers in a block, and their width.
-        num_fc_layers, fc_dim, dropout: hidden layers after the mean, their width, and their dropout
-            rate.
+        data_config: gives the input groups and their shapes.
+        num_edge_conv_blocks: blocks of edge convolution.
+        k: neighbours of a particle in each.
+        num_conv_layers: layers in a block.
+        conv_dim: their width.
+        num_fc_layers: hidden layers after the mean.
+        fc_dim: their width.
+        dropout: their dropout rate.
         use_fts_bn: one more batch normalisation after the feature convolution.
         use_counts: mean over real particles, padding never a neighbour, so that padding cannot move
-            an answer. False gives
-            the published function, which averages over the padded length.
+            an answer. False gives the published function, which averages over the padded length.
         norm: normalisation in the layers that see particles and edges: batch as published; layer,
             which does not mix jets; or none.
-        loss, quantiles: those of get_loss; a quantile network has the median in column 0, then the
-            other quantiles in rising order.
+        loss: that of get_loss.
+        quantiles: those of get_loss; a quantile network has the median in column 0, then the other
+            quantiles in rising order.
     """
-    options = check(
-        OPTIONS, {name: value for name, value in locals().items() if name != "data_config"}
-    )
+    arguments = locals().copy()
+    del arguments["data_config"]
+    options = check(OPTIONS, arguments)
     order, (_, particle_dim, _, *jet_dims) = input_order(data_config, INPUTS, OPTIONAL_INPUTS)
     columns = output_columns(loss, options["quantiles"])
-    width, layers, head = (
-        options["conv_dim"],
-        options["num_conv_layers"],
-        (options["num_fc_layers"], options["fc_dim"], options["dropout"]),
-    )
-    blocks = [
-        EdgeConv(width if i else STEM_DIM, width, layers, options["k"], options["use_counts"], norm)
-        for i in range(options["num_edge_conv_blocks"])
-    ]
-    particle = [
-        Norm(particle_dim),
-        LinearNorm(particle_dim, STEM_DIM, norm),
-        Norm(STEM_DIM) if options["use_fts_bn"] else None,
-    ]
-    head = fully_connected(width + sum(jet_dims), *head, len(columns)).extend(
-        output_layer(loss, options["quantiles"])
-    )
-    return ParticleNet(order, particle, blocks, head), describe(data_config, columns)
+    width = options["conv_dim"]
+
+    # The order in which modules are made fixes the weights that a seed gives.
+    blocks = []
+    for index in range(options["num_edge_conv_blocks"]):
+        in_dim = width if index else STEM_DIM
+        layers = options["num_conv_layers"]
+        blocks.append(EdgeConv(in_dim, width, layers, options["k"], options["use_counts"], norm))
+    input_norm = Norm(particle_dim)
+    stem = LinearNorm(particle_dim, STEM_DIM, norm)
+    stem_norm = Norm(STEM_DIM) if options["use_fts_bn"] else None
+    head = fully_connected(
+        width + sum(jet_dims),
+        options["num_fc_layers"],
+        options["fc_dim"],
+        options["dropout"],
+        len(columns),
+    ).extend(output_layer(loss, options["quantiles"]))
+    network = ParticleNet(order, input_norm, stem, stem_norm, blocks, head)
+    return network, describe(data_config, columns)
 
 
 def get_loss(
     data_config, *, loss: str = "l1", quantiles: Sequence[float] = (0.16, 0.84)
 ) -> nn.Module:
-    """Loss of the log ratio: l1 as published, log_cosh, or quantile (the pinball loss of the median
-    and of `quantiles`).
+    """Loss of the log ratio.
 
+    It is l1 as published, log_cosh, or quantile: the pinball loss of the median and of `quantiles`.
     In each, jets with |target| >= 1 count as zero.
     """
     return regression_loss(**check(OPTIONS, {"loss": loss, "quantiles": quantiles}))

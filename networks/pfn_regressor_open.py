@@ -27,14 +27,14 @@ from networks.layers import (
     jet_values,
 )
 from networks.losses import output_columns, output_layer, regression_loss
-from networks.options import check
+from networks.options import ModelInfo, Rule, check
 
 INPUTS = ("pf_features", "pf_mask", "jet_features")
 # of the event, one value a jet: joined after the sum, like jet_features
 OPTIONAL_INPUTS = ("global_features",)
 
 # What each option may be; see networks/options.py.
-OPTIONS = {
+OPTIONS: dict[str, Rule] = {
     "num_conv_layers": {"least": 1},
     "conv_dim": {"least": 1},
     "num_fc_layers": {"least": 1},
@@ -48,13 +48,16 @@ OPTIONS = {
 
 
 class ParticleFlowNetwork(nn.Module):
-    """pf_features (N, C, P), pf_mask (N, 1, P), jet_features (N, J), in the data config's order ->
+    """The same layers for each particle, the sum over them, and a head that joins the jet's values.
+
+    pf_features (N, C, P), pf_mask (N, 1, P), jet_features (N, J), in the data config's order ->
     (N, outputs).
     """
 
-    def __init__(self, order: list[int], layers: list[nn.Module], head: nn.Module) -> None:
+    def __init__(self, order: list[int], layers: list[LinearNorm], head: nn.Module) -> None:
         super().__init__()
         self.order = order
+        self.by_row = layers[0].by_row
         self.layers = nn.ModuleList(layers)
         self.head = head
 
@@ -63,11 +66,10 @@ class ParticleFlowNetwork(nn.Module):
         # Once, at the input, so that what lies in padding, even NaN, reaches no sum; the sum itself
         # then only needs the mask.
         x = torch.where(mask.bool(), features, 0.0)  # (N, C, P)
-        if torch.onnx.is_in_onnx_export() and not self.layers[0].by_row:
-            x = chain_with_one(
-                self.layers,
-                torch.cat((x, torch.ones_like(mask, dtype=x.dtype)), dim=1).transpose(1, 2),
-            )
+        if torch.onnx.is_in_onnx_export() and not self.by_row:
+            one = torch.ones_like(mask, dtype=x.dtype)
+            x = torch.cat((x, one), dim=1).transpose(1, 2)  # (N, P, C + 1)
+            x = chain_with_one(self.layers, x)  # (N, P, conv_dim)
         else:
             x = x.transpose(1, 2)  # (N, P, C)
             for layer in self.layers:
@@ -88,23 +90,28 @@ def get_model(
     norm: str = "none",
     loss: str = "l1",
     quantiles: Sequence[float] = (0.16, 0.84),
-) -> tuple[nn.Module, dict]:
-    """The network for a data config and the description of its inputs; defaults are those of the
-    published study.
+) -> tuple[nn.Module, ModelInfo]:
+    """Build the network for a data config, and the description of its inputs.
+
+    Defaults are those of the published study.
 
     Args:
-        num_conv_layers, conv_dim: layers that every particle passes, and their width.
-        num_fc_layers, fc_dim, dropout: hidden layers after the sum, their width, and their dropout
-            rate.
+        data_config: gives the input groups and their shapes.
+        num_conv_layers: layers that every particle passes.
+        conv_dim: their width.
+        num_fc_layers: hidden layers after the sum.
+        fc_dim: their width.
+        dropout: their dropout rate.
+        use_bn: the same as norm batch.
         norm: normalisation in the particle layers: none as published; batch; or layer, which does
             not mix jets.
-        use_bn: the same as norm batch.
-        loss, quantiles: those of get_loss; a quantile network has the median in column 0, then the
-            other quantiles in rising order.
+        loss: that of get_loss.
+        quantiles: those of get_loss; a quantile network has the median in column 0, then the other
+            quantiles in rising order.
     """
-    options = check(
-        OPTIONS, {name: value for name, value in locals().items() if name != "data_config"}
-    )
+    arguments = locals().copy()
+    del arguments["data_config"]
+    options = check(OPTIONS, arguments)
     if options["use_bn"] and norm == "layer":
         raise InputError(
             "network options 'use_bn: true' and 'norm: layer' exclude each other: give 'norm' alone"
@@ -112,30 +119,27 @@ def get_model(
     norm = "batch" if options["use_bn"] else norm
     order, (particle_dim, _, *jet_dims) = input_order(data_config, INPUTS, OPTIONAL_INPUTS)
     columns = output_columns(loss, options["quantiles"])
-    width, head = (
-        options["conv_dim"],
-        (
-            options["num_fc_layers"],
-            options["fc_dim"],
-            options["dropout"],
-        ),
-    )
+    width = options["conv_dim"]
     layers = [
-        LinearNorm(width if i else particle_dim, width, norm)
-        for i in range(options["num_conv_layers"])
+        LinearNorm(width if index else particle_dim, width, norm)
+        for index in range(options["num_conv_layers"])
     ]
-    head = fully_connected(width + sum(jet_dims), *head, len(columns)).extend(
-        output_layer(loss, options["quantiles"])
-    )
+    head = fully_connected(
+        width + sum(jet_dims),
+        options["num_fc_layers"],
+        options["fc_dim"],
+        options["dropout"],
+        len(columns),
+    ).extend(output_layer(loss, options["quantiles"]))
     return ParticleFlowNetwork(order, layers, head), describe(data_config, columns)
 
 
 def get_loss(
     data_config, *, loss: str = "l1", quantiles: Sequence[float] = (0.16, 0.84)
 ) -> nn.Module:
-    """Loss of the log ratio: l1 as published, log_cosh, or quantile (the pinball loss of the median
-    and of `quantiles`).
+    """Loss of the log ratio.
 
+    It is l1 as published, log_cosh, or quantile: the pinball loss of the median and of `quantiles`.
     In each, jets with |target| >= 1 count as zero.
     """
     return regression_loss(**check(OPTIONS, {"loss": loss, "quantiles": quantiles}))

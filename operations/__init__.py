@@ -1,3 +1,4 @@
-"""What an operator does with a run: check it before, submit and follow it, ask how it is, read its
-logs, remove it.
+"""What an operator does with a run.
+
+Check it before, submit and follow it, ask how it is, read its logs, remove it.
 """

@@ -1,43 +1,52 @@
-"""Who we are to Kubeflow's gateway: nobody, a notebook's own token, a bearer token, a cookie of
-single sign-on, or a Dex login.
+"""Find the credentials for Kubeflow's gateway.
+
+They are none, a notebook's token, a bearer token, a cookie of single sign-on, or a Dex login:
 
     KFP_TOKEN, KFP_TOKEN_FILE      a bearer token, or the file that holds it
     KFP_COOKIE_FILE                cookies of a browser or of CERN's auth-get-sso-cookie (Netscape's
         format, or name=value; ...)
     KFP_USERNAME, KFP_PASSWORD     a login of Dex, as Kubeflow's own installation has it
     KF_PIPELINES_SA_TOKEN_PATH     the token that Kubeflow mounts into a notebook (its usual place
-        is found by itself)
+        is known)
 
 Secrets come from the environment or from files, never from arguments, which everybody on a machine
-can read. An expired or refused one is named, with how to get another.
+can read. An error about one that has expired or is refused says how to get another.
 """
 
 from __future__ import annotations
 
 import base64
 import dataclasses
+import http.cookiejar
 import json
 import os
 import re
 import time
+import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urljoin, urlsplit
 
-from common.errors import ClusterError, InputError, unknown
+from common.errors import ClusterError, InputError, UnreachableError, unknown
+from common.http import send, session
+
+if TYPE_CHECKING:
+    import requests
 
 KINDS = ("auto", "none", "notebook", "token", "cookie", "dex")
-NOTEBOOK_TOKEN = "/var/run/secrets/kubeflow/pipelines/token"
+NOTEBOOK_CREDENTIAL = "/var/run/secrets/kubeflow/pipelines/token"
+# The paths and hosts of Dex, oauth2-proxy, Keycloak and CERN's single sign-on.
 LOGIN_PAGE = re.compile(
     r"/(auth|oauth2?|dex|login|sign_?in|sso|realms|keycloak|authorize)\b|[/.]auth[./]",
     re.IGNORECASE,
 )
 SECONDS = 30.0  # for one page of a login
+SESSION_COOKIE = (None, 0, -1)
+"""Expiry of a cookie that lives as long as its session: curl writes 0, some browsers write -1."""
 
 
 class AuthError(InputError):
-    """Kubeflow does not accept who we are; the text says which credential it was and how to renew
-    it.
-    """
+    """Kubeflow does not accept our credential; the text says which it was and how to renew it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,32 +61,36 @@ class Credentials:
 
     @property
     def headers(self) -> dict[str, str]:
-        return ({"Authorization": f"Bearer {self.token}"} if self.token else {}) | (
-            {"Cookie": self.cookies} if self.cookies else {}
-        )
+        headers = {}
+        if self.token:
+            headers["Authorization"] = f"Bearer {self.token}"
+        if self.cookies:
+            headers["Cookie"] = self.cookies
+        return headers
 
     def refused(self, host: str, how: str) -> AuthError:
-        """The sentence for a gateway that did not let us in."""
-        what = (
-            f"{self.source} was not accepted"
-            if self.kind != "none"
-            else "it wants a login, and no credential is set"
-        )
+        """Return the error for a gateway that did not let us in."""
+        what = f"{self.source} was not accepted"
+        if self.kind == "none":
+            what = "it wants a login, and no credential is set"
         return AuthError(f"Kubeflow at {host}: {what} ({how}). {self.renew}")
 
 
 def credentials(host: str, kind: str = "auto") -> Credentials:
-    """The credentials of this kind for a host; 'auto' takes the first that is configured, in the
-    order of this module's table.
+    """Return the credentials of this kind for a host.
 
-    Raises AuthError for one that is missing or has expired, or a login that is refused.
+    'auto' takes the first kind that is configured: token, cookie, Dex login, notebook. Raises
+    AuthError for a credential that is missing or has expired, or a login that is refused.
     """
     if kind not in KINDS:
         raise InputError(f"--auth: {unknown('kind', kind, KINDS)}")
-    return MAKERS[_configured() if kind == "auto" else kind](host)
+    if kind == "auto":
+        kind = configured_kind()
+    return MAKERS[kind](host)
 
 
-def _configured() -> str:
+def configured_kind() -> str:
+    """Return the kind of credential that the environment configures, or 'none'."""
     if os.environ.get("KFP_TOKEN") or os.environ.get("KFP_TOKEN_FILE"):
         return "token"
     if os.environ.get("KFP_COOKIE_FILE"):
@@ -88,20 +101,20 @@ def _configured() -> str:
 
 
 def notebook_token() -> Path:
-    """Where Kubeflow mounts a notebook's token."""
-    return Path(os.environ.get("KF_PIPELINES_SA_TOKEN_PATH", NOTEBOOK_TOKEN))
+    """Return where Kubeflow mounts a notebook's token."""
+    return Path(os.environ.get("KF_PIPELINES_SA_TOKEN_PATH", NOTEBOOK_CREDENTIAL))
 
 
-def _none(host: str) -> Credentials:
+def no_credential(host: str) -> Credentials:
     renew = (
-        "Set KFP_COOKIE_FILE (single sign-on; CERN: auth-get-sso-cookie -u HOST -o FILE),"
+        f"Set KFP_COOKIE_FILE (single sign-on; CERN: auth-get-sso-cookie -u {host} -o FILE),"
         " KFP_USERNAME and KFP_PASSWORD (Dex), or KFP_TOKEN; in a Kubeflow notebook, tick 'Allow"
         " access to Kubeflow Pipelines'"
     )
-    return Credentials(kind="none", source="no credential", renew=renew.replace("HOST", host))
+    return Credentials(kind="none", source="no credential", renew=renew)
 
 
-def _notebook(host: str) -> Credentials:
+def notebook_credential(host: str) -> Credentials:
     path = notebook_token()
     renew = "Restart the notebook with the configuration 'Allow access to Kubeflow Pipelines'"
     if not path.exists():
@@ -109,7 +122,7 @@ def _notebook(host: str) -> Credentials:
     return _with_token(path.read_text(), f"the notebook's token {path}", "notebook", renew)
 
 
-def _token(host: str) -> Credentials:
+def token_credential(host: str) -> Credentials:
     file = os.environ.get("KFP_TOKEN_FILE", "")
     renew = (
         f"Put a new token into {file or 'KFP_TOKEN'}, as kubectl create token ACCOUNT --audience"
@@ -123,34 +136,36 @@ def _token(host: str) -> Credentials:
 
 
 def _with_token(text: str, source: str, kind: str, renew: str) -> Credentials:
-    expires = _expiry(text.strip())
+    token = text.strip()
+    expires = expiry(token)
     if expires is not None and expires < time.time():
         raise AuthError(f"{source} expired {_ago(expires)}. {renew}")
-    return Credentials(kind=kind, source=source, renew=renew, token=text.strip())
+    return Credentials(kind=kind, source=source, renew=renew, token=token)
 
 
-def _expiry(token: str) -> float | None:
-    """When a JSON web token ends, in seconds since 1970; None for any other token."""
+def expiry(token: str) -> float | None:
+    """Return when a JSON web token ends, in seconds since 1970; None for any other token."""
     try:
         payload = token.split(".")[1]
-        return float(
-            json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))["exp"]
-        )
+        # the padding that RFC 7515 leaves out
+        padding = "=" * (-len(payload) % 4)
+        return float(json.loads(base64.urlsafe_b64decode(payload + padding))["exp"])
     except (IndexError, ValueError, KeyError, TypeError):
         return None
 
 
-def _cookie(host: str) -> Credentials:
+def cookie_credential(host: str) -> Credentials:
     file = os.environ.get("KFP_COOKIE_FILE", "")
     renew = f"Get a new one, as with: auth-get-sso-cookie -u {host} -o {file or 'FILE'}"
     if not file:
         raise AuthError(f"no cookie: set KFP_COOKIE_FILE to the file that holds it. {renew}")
     text = _read(file, "KFP_COOKIE_FILE")
-    pairs = (
-        _netscape(text, urlsplit(host).hostname or "", file, renew)
-        if "\t" in text
-        else _plain(text)
-    )
+
+    if "\t" in text:
+        pairs = cookies_of_jar(file, urlsplit(host).hostname or "", renew)
+    else:
+        line = text.strip().removeprefix("Cookie:").strip()
+        pairs = [part.strip() for part in line.split(";") if "=" in part]
     if not pairs:
         raise AuthError(f"{file} holds no cookie for {host}. {renew}")
     return Credentials(
@@ -158,78 +173,86 @@ def _cookie(host: str) -> Credentials:
     )
 
 
-def _plain(text: str) -> list[str]:
-    line = text.strip().removeprefix("Cookie:").strip()
-    return [part.strip() for part in line.split(";") if "=" in part]
+def cookies_of_jar(file: str, host: str, renew: str) -> list[str]:
+    """Return 'name=value' of each cookie for a host in a file of Netscape's format.
 
-
-def _netscape(text: str, host: str, file: str, renew: str) -> list[str]:
-    """The cookies of a host in Netscape's format: domain, subdomains too, path, https only, expiry,
-    name, value.
+    Raises AuthError for a file of another format, and where all cookies of the host have expired.
     """
-    rows = [
-        line.removeprefix("#HttpOnly_").split("\t")
-        for line in text.splitlines()
-        if line.count("\t") == 6
-    ]
-    mine = [
-        row for row in rows if host == row[0].lstrip(".") or host.endswith("." + row[0].lstrip("."))
-    ]
-    alive = [row for row in mine if float(row[4] or 0) in (0, -1) or float(row[4]) > time.time()]
-    if mine and not alive:
+    jar = http.cookiejar.MozillaCookieJar()
+    try:
+        with warnings.catch_warnings():
+            # the module warns of a bug of its own where a line is malformed
+            warnings.simplefilter("ignore")
+            # Expiry is judged below: the module takes an expiry of 0 for the year 1970.
+            jar.load(str(Path(file).expanduser()), ignore_discard=True, ignore_expires=True)
+    except http.cookiejar.LoadError:
+        # its text quotes the line, which is a secret
         raise AuthError(
-            f"the cookie in {file} expired {_ago(max(float(row[4]) for row in mine))}. {renew}"
-        )
-    return [f"{row[5]}={row[6].strip()}" for row in alive]
+            f"{file} is no cookie file in Netscape's format, which begins with"
+            f" '# Netscape HTTP Cookie File'. {renew}"
+        ) from None
+
+    cookies = []
+    for cookie in jar:
+        domain = cookie.domain.lstrip(".")
+        if host == domain or host.endswith(f".{domain}"):
+            cookies.append(cookie)
+    valid = []
+    for cookie in cookies:
+        if cookie.expires in SESSION_COOKIE or not cookie.is_expired():
+            valid.append(f"{cookie.name}={(cookie.value or '').strip()}")
+    if cookies and not valid:
+        latest = max(cookie.expires or 0 for cookie in cookies)
+        raise AuthError(f"the cookie in {file} expired {_ago(latest)}. {renew}")
+    return valid
 
 
-def _dex(host: str) -> Credentials:
-    """Log in at Dex as a browser would: follow the redirects to its form, post it, keep the
-    session's cookie.
+def dex_credential(host: str) -> Credentials:
+    """Log in at Dex as a browser would and keep the session's cookie.
+
+    Follow the redirects to the form, post it, and see where that leads.
     """
-    import requests
-
     name, password = os.environ.get("KFP_USERNAME", ""), os.environ.get("KFP_PASSWORD", "")
     renew = (
         "Check KFP_USERNAME and KFP_PASSWORD; the name is an e-mail address at Kubeflow's own Dex"
     )
     if not (name and password):
         raise AuthError(f"no Dex login: KFP_USERNAME or KFP_PASSWORD is not set. {renew}")
-    session = requests.Session()
+
+    browser = session()
     try:
-        page = session.get(host, timeout=SECONDS)
-        page = _to_form(session, page)
+        page = login_page(browser, host)
         if not LOGIN_PAGE.search(urlsplit(page.url).path):
-            return Credentials(
-                kind="none", source="no credential (none was asked for)", renew=renew
-            )
-        answer = session.post(
-            _form_target(page), data={"login": name, "password": password}, timeout=SECONDS
-        )
-    except requests.RequestException as error:
-        raise ClusterError(f"cannot log in at {host}: {type(error).__name__}: {error}") from error
-    cookies = "; ".join(f"{cookie.name}={cookie.value}" for cookie in session.cookies)
+            source = "no credential (none was asked for)"
+            return Credentials(kind="none", source=source, renew=renew)
+        # The form is posted to its action, or else to the page itself.
+        action = re.search(r"<form[^>]*\baction=\"([^\"]+)\"", page.text)
+        target = urljoin(page.url, action[1].replace("&amp;", "&")) if action else page.url
+        form = {"login": name, "password": password}
+        answer = send(browser, "POST", target, seconds=SECONDS, data=form)
+    except UnreachableError as error:
+        raise ClusterError(f"cannot log in at {host}: {error}") from error
+
+    cookies = "; ".join(f"{cookie.name}={cookie.value}" for cookie in browser.cookies)
+    # After a refused login Dex shows its form again.
     if LOGIN_PAGE.search(urlsplit(answer.url).path) or not cookies:
         raise AuthError(f"Dex at {urlsplit(page.url).netloc} refused the login of {name}. {renew}")
     return Credentials(kind="dex", source=f"the Dex login of {name}", renew=renew, cookies=cookies)
 
 
-def _to_form(session, page):
-    """On the way to Dex' form: oauth2-proxy's page with one button, and Dex' choice of how to log
-    in.
-    """
+def login_page(browser: requests.Session, host: str) -> requests.Response:
+    """Return the page with Dex's form, or the host's own page where it asks for no login."""
+    page = send(browser, "GET", host, seconds=SECONDS)
     if "/oauth2/sign_in" in page.url:
-        page = session.get(urljoin(page.url, "/oauth2/start"), params={"rd": "/"}, timeout=SECONDS)
+        # oauth2-proxy shows a page with one button first
+        start = urljoin(page.url, "/oauth2/start")
+        page = send(browser, "GET", start, seconds=SECONDS, params={"rd": "/"})
     parts = urlsplit(page.url)
-    if re.search(r"/auth$", parts.path):
-        page = session.get(parts._replace(path=parts.path + "/local").geturl(), timeout=SECONDS)
+    if parts.path.endswith("/auth"):
+        # Dex asks which connector to log in with; 'local' is its own list of passwords
+        local = parts._replace(path=parts.path + "/local").geturl()
+        page = send(browser, "GET", local, seconds=SECONDS)
     return page
-
-
-def _form_target(page) -> str:
-    """Where the form of a login page is posted to: its action, or else the page itself."""
-    found = re.search(r"<form[^>]*\baction=\"([^\"]+)\"", page.text)
-    return urljoin(page.url, found[1].replace("&amp;", "&")) if found else page.url
 
 
 def _read(file: str, variable: str) -> str:
@@ -240,8 +263,15 @@ def _read(file: str, variable: str) -> str:
 
 
 def _ago(moment: float) -> str:
+    """Return how long ago a moment (seconds since 1970) was, in words."""
     minutes = (time.time() - moment) / 60
     return f"{minutes:.0f} minutes ago" if minutes < 120 else f"{minutes / 60:.0f} hours ago"
 
 
-MAKERS = {"none": _none, "notebook": _notebook, "token": _token, "cookie": _cookie, "dex": _dex}
+MAKERS = {
+    "none": no_credential,
+    "notebook": notebook_credential,
+    "token": token_credential,
+    "cookie": cookie_credential,
+    "dex": dex_credential,
+}

@@ -1,10 +1,11 @@
-"""The cluster, where one answers:
+"""Look at the cluster, where one answers.
 
 APIs and their versions, permissions, secrets and accounts, quota, and a dry run of every object.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 
 from clusters import keys, permissions
@@ -21,235 +22,234 @@ from clusters.survey import Survey
 from common.config import AUTO, RunConfig
 from common.errors import InputError, JecError
 from common.run import Run
+from components.steps import STEPS
 from operations.quantities import amount, shown
 from operations.render import objects, rendered_run
-from operations.table import Line, error, not_seen, ok, warning
+from operations.table import Line, State, error, not_seen, ok, warning
 from serving.inference_service import RUNTIME
 
 KINDS = (EXPERIMENT, PYTORCHJOB, INFERENCE_SERVICE)
 BLIND = (
     "API versions, permissions, Secret, ServiceAccount, serving runtime, quota, the webhooks' word"
 )
-# Kubeflow Pipelines runs steps as this account of a profile's namespace
+# Kubeflow Pipelines runs steps as this account of a profile's namespace.
 STEPS_ACCOUNT = "default-editor"
 
 
-def check_cluster(config: RunConfig, *, account: str, wanted: bool) -> Iterator[Line]:
-    """Lines on the cluster that the environment names; one line on what was not seen where it names
-    none or none answers.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Limit:
+    """One resource of a ResourceQuota."""
 
-    `account`: ServiceAccount of the steps' pods, 'auto' for Kubeflow's own. `wanted`: whether the
-    run is for a cluster.
+    quota: str
+    resource: str
+    left: float
+    hard: float
+
+
+def check_cluster(config: RunConfig, *, account: str, on_cluster: bool) -> Iterator[Line]:
+    """Yield lines on the cluster that the environment names.
+
+    One line tells what was not seen where it names none, or none answers. `account` is the
+    ServiceAccount of the steps' pods, 'auto' for Kubeflow's own. `on_cluster` is False for a run on
+    this machine.
     """
-    cure = "set KUBECONFIG, or run this in a notebook of the cluster" if wanted else ""
+    cure = "set KUBECONFIG, or run this in a notebook of the cluster" if on_cluster else ""
     try:
         connection = connect()
         survey = Survey(connection, namespace_of(connection, config.namespace))
         version = survey.version()
     except InputError as problem:
-        yield not_seen(
-            "cluster",
-            f"{problem.short if isinstance(problem, NoCluster) else problem}: {BLIND}",
-            cure,
-        )
+        reason = problem.short if isinstance(problem, NoCluster) else str(problem)
+        yield not_seen("cluster", f"{reason}: {BLIND}", cure)
         return
     except JecError as problem:
-        yield (error if wanted else not_seen)("cluster", str(problem), cure)
+        # A run on this machine does not need the cluster that does not answer.
+        yield (error if on_cluster else not_seen)("cluster", str(problem), cure)
         return
     yield ok("cluster", f"Kubernetes {version} ({connection.source}), namespace {survey.namespace}")
+
     run = rendered_run(config.replace(namespace=survey.namespace))
     served = [kind for kind in KINDS if survey.serves(kind)]
-    yield from _versions(survey, served)
-    yield from _permissions(survey, STEPS_ACCOUNT if account == AUTO else account)
+    yield from check_apis(survey, served)
+    yield from check_permissions(survey, STEPS_ACCOUNT if account == AUTO else account)
     endpoint = "" if config.s3_endpoint == AUTO else config.s3_endpoint
-    found = keys.findings(
+    for finding in keys.findings(
         survey, secret=config.s3_secret, account=config.service_account, endpoint=endpoint
-    )
-    yield from (Line(*finding) for finding in found)
-    yield from _runtime(survey, config)
-    yield from _quota(survey, run)
-    yield from _dry_run(survey, run, served)
+    ):
+        yield Line(State(finding.state), finding.what, finding.found, finding.cure)
+    # The other form brings its own Triton, without a runtime of KServe.
+    if config.predictor_form == "model":
+        yield check_runtime(survey)
+    yield check_quota(survey, run)
+    yield from check_dry_run(survey, run, served)
 
 
-def _versions(survey: Survey, served: list[Kind]) -> Iterator[Line]:
+def check_apis(survey: Survey, served: list[Kind]) -> Iterator[Line]:
+    """Yield for each kind of object whether the cluster serves it, and by which controller."""
     for kind in KINDS:
         name = f"{kind.name} API"
-        if kind not in served:
+        if kind in served:
+            version = survey.controller_version(kind.owner) or "(its version may not be seen)"
+            yield ok(name, f"{kind.api_version}, {kind.owner} {version}")
+        else:
             yield error(
                 name, f"the cluster does not serve {kind.api_version}", f"install {kind.owner}"
             )
-            continue
-        version = survey.controller_version(kind.owner)
-        yield ok(
-            name, f"{kind.api_version}, {kind.owner} {version or '(its version may not be seen)'}"
-        )
 
 
-def _permissions(survey: Survey, account: str) -> Iterator[Line]:
-    """What we may do, and what the account of the steps may: it is the steps that create the
-    objects.
+def check_permissions(survey: Survey, account: str) -> Iterator[Line]:
+    """Yield what we may not do, and what the account of the steps may not.
+
+    It is the steps that create the objects.
     """
     denied = [(one, verb) for one, verb in permissions.requests() if not survey.allowed(one, verb)]
-    yield from _denied_lines(f"namespace {survey.namespace}", "we", denied, survey.namespace)
-    answers = {
-        (one, verb): survey.account_allowed(account, one, verb)
-        for one, verb in _first_then_rest(survey, account)
-    }
-    if None in answers.values():
-        why = survey.unseen.get(f"rights of ServiceAccount {account}", "")
-        cure = (
-            f"kubectl auth can-i create experiments.kubeflow.org -n {survey.namespace} --as ..., or"
-            " run this in a notebook"
-        )
-        yield not_seen(
-            "rights of the steps",
-            f"ServiceAccount {account}: we may not ask for others ({why})",
-            cure,
-        )
-        return
-    yield from _denied_lines(
-        "rights of the steps",
-        f"ServiceAccount {account}",
-        [key for key, yes in answers.items() if not yes],
-        survey.namespace,
-    )
+    yield from denied_lines(f"namespace {survey.namespace}", "we", denied, survey.namespace)
 
-
-def _first_then_rest(survey: Survey, account: str) -> Iterator[tuple[permissions.Permission, str]]:
-    """All questions, or only the first where even that may not be asked."""
-    for one, verb in permissions.requests():
-        yield one, verb
-        if f"rights of ServiceAccount {account}" in survey.unseen:
+    what, unseen = "rights of the steps", f"rights of ServiceAccount {account}"
+    denied = []
+    for permission, verb in permissions.requests():
+        allowed = survey.account_allowed(account, permission, verb)
+        if allowed is None:
+            # Where one question about another account is refused, all are.
+            yield not_seen(
+                what,
+                f"ServiceAccount {account}: we may not ask for others"
+                f" ({survey.unseen.get(unseen, '')})",
+                f"kubectl auth can-i create experiments.kubeflow.org -n {survey.namespace} --as"
+                " ..., or run this in a notebook",
+            )
             return
+        if not allowed:
+            denied.append((permission, verb))
+    yield from denied_lines(what, f"ServiceAccount {account}", denied, survey.namespace)
 
 
-def _denied_lines(
+def denied_lines(
     what: str, who: str, denied: list[tuple[permissions.Permission, str]], namespace: str
 ) -> Iterator[Line]:
-    total = sum(1 for _ in permissions.requests())
+    """Yield a line for each permission of which a verb is denied, or one that all are there."""
     if not denied:
+        total = sum(1 for _ in permissions.requests())
         yield ok(what, f"{who} may do all {total} things that a run does")
-    for one in dict.fromkeys(permission for permission, _ in denied):
-        verbs = ", ".join(verb for permission, verb in denied if permission is one)
-        cure = (
+    verbs_of: dict[permissions.Permission, list[str]] = {}
+    for permission, verb in denied:
+        verbs_of.setdefault(permission, []).append(verb)
+    for permission, verbs in verbs_of.items():
+        line = error if permission.needed else warning
+        yield line(
+            what,
+            f"{who} may not {', '.join(verbs)} {permission.name} ({permission.why};"
+            f" {steps_that_need(permission)})",
             f"kubectl apply -k deploy/ in namespace {namespace}, or have its owner bind the Role of"
-            " deploy/"
-        )
-        yield (error if one.needed else warning)(
-            what, f"{who} may not {verbs} {one.name} ({one.why})", cure
+            " deploy/",
         )
 
 
-def _runtime(survey: Survey, config: RunConfig) -> Iterator[Line]:
-    if config.predictor_form != "model":
-        return
+def steps_that_need(permission: permissions.Permission) -> str:
+    """Return the steps that need a permission, in words."""
+    names = [step.name for step in STEPS if permission.name in step.rights]
+    return f"needed by {', '.join(names)}" if names else "needed by every step"
+
+
+def check_runtime(survey: Survey) -> Line:
+    """Return whether KServe's runtime for Triton is there, enabled, and speaks protocol v2."""
     spec, what = survey.runtime(RUNTIME), "serving runtime"
     if spec is None:
-        blind = [
-            why for name, why in survey.unseen.items() if name.endswith(f"ServingRuntime {RUNTIME}")
-        ]
         cure = "install KServe's runtimes, or --predictor-form triton"
-        yield not_seen(what, blind[0]) if blind else error(what, f"there is no {RUNTIME}", cure)
-    elif spec.get("disabled"):
-        yield error(what, f"{RUNTIME} is disabled", "enable it")
-    elif "v2" not in spec.get("protocolVersions", ["v2"]):
-        yield error(
+        # runtimes exist in the namespace and in the cluster; either may be closed to us
+        for name, why in survey.unseen.items():
+            if name.endswith(f"ServingRuntime {RUNTIME}"):
+                return not_seen(what, why, cure)
+        return error(what, f"there is no {RUNTIME}", cure)
+    if spec.get("disabled"):
+        return error(what, f"{RUNTIME} is disabled", "enable it")
+    if "v2" not in spec.get("protocolVersions", ["v2"]):
+        return error(
             what,
             f"{RUNTIME} speaks {', '.join(spec['protocolVersions'])}, not v2",
             "have its protocolVersions name v2",
         )
-    else:
-        image = next((container.get("image", "") for container in spec.get("containers", [])), "")
-        yield ok(what, f"{RUNTIME}: {image.rsplit('/', 1)[-1]}")
+    image = next((container.get("image", "") for container in spec.get("containers", [])), "")
+    return ok(what, f"{RUNTIME}: {image.rsplit('/', 1)[-1]}")
 
 
-def _quota(survey: Survey, run: Run) -> Iterator[Line]:
-    """What is left in the namespace against one trial, and so how many run at once; and against the
-    service.
-    """
+def check_quota(survey: Survey, run: Run) -> Line:
+    """Return how many trials run at once with what is left of the namespace's quotas."""
     quotas = survey.quotas()
     if quotas is None:
-        yield not_seen("quota", survey.unseen.get("ResourceQuotas", "not readable"))
-        return
-    limits = [
-        (name, resource, amount(hard) - amount(used.get(resource, "0")), amount(hard))
-        for name, hards, used in quotas
-        for resource, hard in hards.items()
-    ]
+        return not_seen("quota", survey.unseen.get("ResourceQuotas", "not readable"))
+    limits = []
+    for name, hards, used in quotas:
+        for resource, text in hards.items():
+            hard = amount(text)
+            left = hard - amount(used.get(resource, "0"))
+            limits.append(Limit(quota=name, resource=resource, left=left, hard=hard))
     if not limits:
-        yield ok("quota", "the namespace has none")
-        return
-    yield from _fitting(run, limits)
+        return ok("quota", "the namespace has none")
 
-
-def _fitting(run: Run, limits: list[tuple[str, str, float, float]]) -> Iterator[Line]:
-    trial, config = _needs_of_a_trial(run), run.config
-    fits, tightest = config.parallel_trials, None
-    for name, resource, left, hard in limits:
-        need = trial.get(resource, 0.0)
-        if need > hard:
-            yield error(
+    needs, parallel = needs_of_a_trial(run), run.config.parallel_trials
+    fits, tightest = parallel, ""
+    for limit in limits:
+        need = needs.get(limit.resource, 0.0)
+        if need > limit.hard:
+            # no waiting helps
+            return error(
                 "quota",
-                f"a trial asks for {resource} {shown(need)}, {name} allows {shown(hard)} in all",
+                f"a trial asks for {limit.resource} {shown(need)}, {limit.quota} allows"
+                f" {shown(limit.hard)} in all",
                 "ask for less (--num-gpus, --num-cpus, --memory, --num-replicas) or for a larger"
                 " quota",
             )
-            return
-        if need and left // need < fits:
-            fits, tightest = (
-                int(left // need),
-                (
-                    f"{resource}: {shown(left)} of {shown(hard)} left in {name}, a trial asks for"
-                    f" {shown(need)}"
-                ),
+        if need and limit.left // need < fits:
+            fits = int(limit.left // need)
+            tightest = (
+                f"{limit.resource}: {shown(limit.left)} of {shown(limit.hard)} left in"
+                f" {limit.quota}, a trial asks for {shown(need)}"
             )
+    if not tightest:
+        return ok("quota", f"{parallel} trials fit at once")
     if fits == 0:
-        yield warning(
+        return warning(
             "quota",
             f"no trial fits now ({tightest})",
             "the search will wait; --status tells for what",
         )
-    elif tightest:
-        yield warning(
-            "quota",
-            f"{fits} of {config.parallel_trials} parallel trials fit ({tightest})",
-            f"--parallel-trials {fits}",
-        )
-    else:
-        yield ok("quota", f"{config.parallel_trials} trials fit at once")
+    return warning(
+        "quota",
+        f"{fits} of {parallel} parallel trials fit ({tightest})",
+        f"--parallel-trials {fits}",
+    )
 
 
-def _needs_of_a_trial(run: Run) -> dict[str, float]:
-    """What a trial's pods ask for, by the names that a ResourceQuota uses."""
+def needs_of_a_trial(run: Run) -> dict[str, float]:
+    """Return what a trial's pods ask for, by the names that a ResourceQuota uses."""
     job = objects(run)["experiment.yaml"]["spec"]["trialTemplate"]["trialSpec"]["spec"]
     needs: dict[str, float] = {}
     for replica in job["pytorchReplicaSpecs"].values():
+        pods = replica["replicas"]
+        needs["pods"] = needs.get("pods", 0) + pods
         for container in replica["template"]["spec"]["containers"]:
-            for kind, amounts in container["resources"].items():
-                for resource, value in amounts.items():
-                    needs[f"{kind}.{resource}"] = needs.get(f"{kind}.{resource}", 0) + replica[
-                        "replicas"
-                    ] * amount(value)
-        needs["pods"] = needs.get("pods", 0) + replica["replicas"]
-    return needs | {
-        key.removeprefix("requests."): value
-        for key, value in needs.items()
-        if key in ("requests.cpu", "requests.memory")
-    }
+            for kind, resources in container["resources"].items():
+                for resource, text in resources.items():
+                    name = f"{kind}.{resource}"
+                    needs[name] = needs.get(name, 0) + pods * amount(text)
+    # A quota may name these two without 'requests.'.
+    for resource in ("cpu", "memory"):
+        if f"requests.{resource}" in needs:
+            needs[resource] = needs[f"requests.{resource}"]
+    return needs
 
 
-def _dry_run(survey: Survey, run: Run, served: list[Kind]) -> Iterator[Line]:
-    """Whether the cluster's own webhooks and schemas would take each object."""
+def check_dry_run(survey: Survey, run: Run, served: list[Kind]) -> Iterator[Line]:
+    """Yield whether the cluster's own webhooks and schemas would take each object."""
     kinds = {kind.name: kind for kind in served}
     for manifest in objects(run).values():
-        if kind := kinds.get(manifest["kind"]):
-            refusal = survey.would_take(kind, manifest)
-            what = (
-                "dry run"
-                f" {manifest['metadata']['name'].removeprefix(run.id).strip('-') or 'experiment'}"
-            )
-            yield (
-                error(what, f"the cluster would refuse it: {refusal}")
-                if refusal
-                else ok(what, f"the cluster takes the {kind.name}")
-            )
+        kind = kinds.get(manifest["kind"])
+        if kind is None:
+            continue  # its API has a line already
+        name = manifest["metadata"]["name"].removeprefix(run.id).strip("-") or "experiment"
+        refusal = survey.would_take(kind, manifest)
+        if refusal:
+            yield error(f"dry run {name}", f"the cluster would refuse it: {refusal}")
+        else:
+            yield ok(f"dry run {name}", f"the cluster takes the {kind.name}")

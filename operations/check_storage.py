@@ -1,5 +1,6 @@
-"""The storage of runs: written, read, listed and cleared with a small file, by the credentials that
-the run's pods will have.
+"""Try the storage of runs with a small file: write, read, list and remove it.
+
+It is tried with the credentials that the run's pods will have.
 """
 
 from __future__ import annotations
@@ -7,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from clusters.manifests import CREDENTIALS
 from common import storage
@@ -19,8 +20,10 @@ PROBE = ".check"
 
 
 def check_storage(config: RunConfig, *, on_kubeflow: bool) -> Iterator[Line]:
-    """Lines on the storage: on a directory as we are, on S3 with the Secret's keys where they can
-    be read, else with our own.
+    """Yield lines on the storage.
+
+    A directory is tried as we are; S3 on Kubeflow with the Secret's keys where they can be read,
+    else with our own.
     """
     if not storage.is_s3(config.s3_bucket):
         if on_kubeflow:
@@ -30,26 +33,27 @@ def check_storage(config: RunConfig, *, on_kubeflow: bool) -> Iterator[Line]:
                 "give s3://bucket/prefix",
             )
         else:
-            yield _tried(storage.absolute(config.s3_bucket), "this account")
+            yield try_storage(storage.absolute(config.s3_bucket), "this account")
         return
-    keys, whose = _pods_keys(config) if on_kubeflow else ({}, "")
-    if not keys:
-        if on_kubeflow:
-            yield not_seen("storage as the pods", whose, "the line below is of our own keys")
-        yield _tried(config.s3_bucket, "our own credentials")
-        return
-    with credentials(keys):
-        yield _tried(config.s3_bucket, whose)
+    if on_kubeflow:
+        try:
+            keys = pods_keys(config)
+        except InputError as problem:
+            yield not_seen("storage as the pods", str(problem), "the line below is of our own keys")
+        else:
+            with credentials(keys):
+                yield try_storage(config.s3_bucket, f"Secret {config.s3_secret}")
+            return
+    yield try_storage(config.s3_bucket, "our own credentials")
 
 
-def _tried(place: str, whose: str) -> Line:
-    """Write, list, read and remove one small file."""
-    uri, content = storage.join(place, f"{PROBE}-{uuid.uuid4().hex[:12]}"), uuid.uuid4().bytes
-    endpoint = (
-        f" at {os.environ['AWS_ENDPOINT_URL']}"
-        if storage.is_s3(place) and "AWS_ENDPOINT_URL" in os.environ
-        else ""
-    )
+def try_storage(place: str, whose: str) -> Line:
+    """Write, read, list and remove one small file with the credentials of this process."""
+    uri = storage.join(place, f"{PROBE}-{uuid.uuid4().hex[:12]}")
+    content = uuid.uuid4().bytes
+    endpoint = ""
+    if storage.is_s3(place) and "AWS_ENDPOINT_URL" in os.environ:
+        endpoint = f" at {os.environ['AWS_ENDPOINT_URL']}"
     try:
         storage.write_bytes(uri, content)
         if storage.read_bytes(uri) != content:
@@ -58,50 +62,51 @@ def _tried(place: str, whose: str) -> Line:
             raise StorageError(f"{uri} was written and is not listed")
         storage.delete(uri)
     except (InputError, StorageError, OSError) as problem:
-        return error("storage", f"{place}{endpoint} as {whose}: {problem}", _cure(problem))
+        reason, cure = str(problem), ""
+        # The words of common.storage for the two mistakes that a user can mend.
+        if "no bucket" in reason:
+            cure = "make the bucket, or correct --s3-bucket or --s3-endpoint"
+        elif "refused access" in reason:
+            cure = "check the keys and the bucket's policy"
+        return error("storage", f"{place}{endpoint} as {whose}: {reason}", cure)
     return ok("storage", f"{place}{endpoint}: written, listed, read and removed as {whose}")
 
 
-def _cure(problem: Exception) -> str:
-    said = str(problem)
-    if "no bucket" in said:
-        return "make the bucket, or correct --s3-bucket or --s3-endpoint"
-    return "check the keys and the bucket's policy" if "refused access" in said else ""
+def pods_keys(config: RunConfig) -> Mapping[str, str]:
+    """Return the AWS variables that the pods will have: the Secret's keys and the endpoint.
 
-
-def _pods_keys(config: RunConfig) -> tuple[dict[str, str], str]:
-    """The Secret's keys and the endpoint that the pods will have, and whose they are; none and why
-    if they cannot be had.
+    Raises InputError with the reason where they cannot be read from here.
     """
     from clusters.api import NoCluster, connect, namespace_of
     from clusters.survey import Survey
 
+    name = f"Secret {config.s3_secret}"
     try:
         connection = connect()
         survey = Survey(connection, namespace_of(connection, config.namespace))
         secret = survey.secret(config.s3_secret)
     except NoCluster as problem:
-        return {}, f"Secret {config.s3_secret}: {problem.short}"
+        raise InputError(f"{name}: {problem.short}") from None
     except JecError as problem:
-        return {}, f"Secret {config.s3_secret}: {problem}"
+        raise InputError(f"{name}: {problem}") from None
     if secret is None:
-        return {}, survey.unseen.get(
-            f"Secret {config.s3_secret}", f"there is no Secret {config.s3_secret}"
-        )
+        raise InputError(survey.unseen.get(name, f"there is no {name}"))
     if missing := [key for key in CREDENTIALS if not secret.values.get(key)]:
-        return {}, f"Secret {config.s3_secret} has no {' and no '.join(missing)}"
+        raise InputError(f"{name} has no {' and no '.join(missing)}")
+
     keys = {key: secret.values[key] for key in CREDENTIALS}
     if config.s3_endpoint != AUTO:
         keys["AWS_ENDPOINT_URL"] = config.s3_endpoint
-    return keys, f"Secret {config.s3_secret}"
+    return keys
 
 
 @contextlib.contextmanager
-def credentials(values: dict[str, str]) -> Iterator[None]:
-    """Within it the storage is asked with these AWS variables."""
-    cleared = [name for name in ("AWS_SESSION_TOKEN", "AWS_PROFILE") if name in os.environ]
-    before = {name: os.environ.get(name) for name in (*values, *cleared)}
-    for name in cleared:
+def credentials(values: Mapping[str, str]) -> Iterator[None]:
+    """Ask the storage with these AWS variables within it."""
+    # A session's token or a profile of ours would go with the other's keys.
+    foreign = [name for name in ("AWS_SESSION_TOKEN", "AWS_PROFILE") if name in os.environ]
+    before = {name: os.environ.get(name) for name in (*values, *foreign)}
+    for name in foreign:
         del os.environ[name]
     os.environ.update(values)
     storage.forget_client()
@@ -109,5 +114,7 @@ def credentials(values: dict[str, str]) -> Iterator[None]:
         yield
     finally:
         for name, value in before.items():
-            os.environ.pop(name, None) if value is None else os.environ.update({name: value})
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
         storage.forget_client()

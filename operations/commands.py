@@ -12,7 +12,7 @@ from operations.target import Target, ask_cluster, locate
 
 
 def act(args: argparse.Namespace) -> int:
-    """Do the command that the flags ask for; returns the exit code."""
+    """Do the command that the flags ask for; return the exit code."""
     if args.logs:
         if len(args.logs) > 2:
             raise InputError(f"--logs takes RUN_ID and at most one STEP, not {' '.join(args.logs)}")
@@ -24,9 +24,12 @@ def act(args: argparse.Namespace) -> int:
         from operations.status import status
 
         target = locate(args.status, args)
-        return follow(target) if args.follow and target.kfp_run is not None else status(target)
+        if args.follow and target.kubeflow is not None:
+            return follow(target, target.kubeflow)
+        return status(target)
     from operations.down import down
 
+    # A run that is removed already is no error: --down works twice.
     return down(locate(args.down, args, must_exist=False), storage_too=args.storage, yes=args.yes)
 
 
@@ -38,28 +41,19 @@ def run_on_kubeflow(config: RunConfig, host: str, args: argparse.Namespace) -> i
     from operations.submit import submit
 
     server = connect(host, args.auth, None if config.namespace == AUTO else config.namespace)
-    made = submit(config, server, args.steps_image, account=args.steps_account)
-    print(
-        f"pipeline version {made.version} {'uploaded' if made.new_version else 'is there already'}"
-    )
-    print(f"run {made.run_id}: {made.url}", flush=True)
+    run = submit(config, server, args.steps_image, account=args.steps_account)
+    print(f"pipeline version {run.version} {'uploaded' if run.new_version else 'is there already'}")
+    print(f"run {run.run_id}: {run.url}", flush=True)
     if not args.follow:
         print(
-            f"next: python pipeline.py --status {made.run_id} --host {host} --s3-bucket"
+            f"next: python pipeline.py --status {run.run_id} --host {host} --s3-bucket"
             f" {config.s3_bucket}"
         )
         return 0
     from operations.follow import follow
 
     args.s3_bucket = config.s3_bucket
-    target = Target(
-        run_id=made.run_id,
-        folder="",
-        server=server,
-        kfp_run=kubeflow_runs.get(server, made.kfp_run),
-        operator=None,
-        args=args,
-        unseen=[],
-    )
+    target = Target(run_id=run.run_id, args=args)
+    target.kubeflow = kubeflow_runs.get(server, run.kfp_run)
     ask_cluster(target)
-    return follow(target)
+    return follow(target, target.kubeflow)

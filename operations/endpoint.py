@@ -1,4 +1,4 @@
-"""Where Kubeflow Pipelines is, as far as this machine is configured to know."""
+"""Find the address of Kubeflow Pipelines in what this machine is configured with."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ IN_CLUSTER_URL = "http://ml-pipeline.kubeflow.svc.cluster.local:8888"
 
 
 def endpoint(host: str) -> tuple[str, str]:
-    """The KFP endpoint and where it was found; two empty texts where there is none.
+    """Return the KFP endpoint and its source; two empty texts where there is none.
 
     'in-cluster' stands for KFP's own default.
     """

@@ -1,109 +1,150 @@
-"""Runs as Kubeflow Pipelines remembers them: found by its id or by ours, their steps, their
-parameters, ended.
-"""
+"""Runs as Kubeflow Pipelines records them: find one, read its steps and parameters, end it."""
 
 from __future__ import annotations
 
 import dataclasses
+import datetime
+from collections.abc import Mapping
 from typing import Any
 
 from common.config import AUTO, RunConfig
 from common.errors import ClusterError
 from common.run import make_run_id
+from components import steps as chain_steps
 from operations.server import Server
 
 ENDED = ("SUCCEEDED", "FAILED", "SKIPPED", "CANCELED")
-STEPS = ("prepare", "search", "export", "evaluate", "deploy", "finish")
-PAGES, PAGE = 20, 100  # as far back as runs are looked through
+# How far back runs are searched: 2,000 of them take the server a few seconds.
+PAGES, PAGE = 20, 100
+
+
+@dataclasses.dataclass(kw_only=True)
+class KubeflowRun:
+    """A run that a server knows."""
+
+    server: Server
+    record: Any
+    """kfp_server_api.V2beta1Run, as the server last gave it."""
+
+    @property
+    def id(self) -> str:
+        return str(self.record.run_id)
+
+    @property
+    def state(self) -> str:
+        """In KFP's words: PENDING, RUNNING, SUCCEEDED, FAILED, CANCELING, CANCELED, ..."""
+        return str(self.record.state)
+
+    @property
+    def has_ended(self) -> bool:
+        return self.state in ENDED
+
+    @property
+    def url(self) -> str:
+        return self.server.run_url(self.id)
+
+    @property
+    def values(self) -> Mapping[str, Any]:
+        """Its pipeline parameters as KFP has them."""
+        return (self.record.runtime_config and self.record.runtime_config.parameters) or {}
+
+    def refresh(self) -> None:
+        """Ask the server for the run as it is now. Raises ClusterError."""
+        self.record = get(self.server, self.id).record
+
+    def terminate(self) -> None:
+        """Ask for the end of the run, which is over once `has_ended` says so."""
+        with self.server.explained(f"end run {self.id}"):
+            self.server.client.terminate_run(self.id)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Step:
-    """A step of a run: its state in KFP's words, when it began and ended (ISO 8601, or empty), what
-    went wrong.
-    """
+    """A step of a run."""
 
     name: str
     state: str
+    """In KFP's words."""
     started: str
+    """ISO 8601; empty where it has not begun."""
     ended: str
+    """ISO 8601; empty where it has not ended."""
     error: str
+    """What went wrong."""
 
 
-def find(server: Server, run_id: str, namespace: str = AUTO) -> Any | None:
-    """The run of this id, Kubeflow's own or ours (which is made of Kubeflow's);
-
-    None if the server knows none.
-    """
+def find(server: Server, run_id: str, namespace: str = AUTO) -> KubeflowRun | None:
+    """Return the run of this id, Kubeflow's own or ours; None if the server knows none."""
+    # Kubeflow's own ids are UUIDs.
     if run_id.count("-") == 4 and len(run_id) == 36:
         try:
             return get(server, run_id)
         except ClusterError:
             return None
-    token, space = "", None if namespace == AUTO else namespace
+    # Ours is made of Kubeflow's by a hash, so that all runs have to be looked through.
+    token = ""
     for _ in range(PAGES):
         with server.explained("list runs"):
             page = server.client.list_runs(
-                page_token=token, page_size=PAGE, sort_by="created_at desc", namespace=space
+                page_token=token,
+                page_size=PAGE,
+                sort_by="created_at desc",
+                namespace=None if namespace == AUTO else namespace,
             )
-        for run in page.runs or []:
+        for record in page.runs or []:
+            run = KubeflowRun(server=server, record=record)
             if run_id_of(run) == run_id:
                 return run
-        if not (token := page.next_page_token or ""):
+        token = page.next_page_token or ""
+        if not token:
             return None
     return None
 
 
-def get(server: Server, kfp_run: str) -> Any:
-    """The run as it is now. Raises ClusterError if there is none."""
+def get(server: Server, kfp_run: str) -> KubeflowRun:
+    """Return the run as it is now. Raises ClusterError if there is none."""
     with server.explained(f"give run {kfp_run}"):
-        return server.client.get_run(kfp_run)
+        return KubeflowRun(server=server, record=server.client.get_run(kfp_run))
 
 
-def run_id_of(run: Any) -> str:
-    """Our id of a run: the one it was given, or the one that prepare makes.
+def run_id_of(run: KubeflowRun) -> str:
+    """Return our id of a run: the one it was submitted with, or the one that prepare makes.
 
     Empty for a run of another pipeline.
     """
-    values = (run.runtime_config and run.runtime_config.parameters) or {}
-    if "network_config" not in values:
+    if "network_config" not in run.values:
         return ""
-    given = values.get("run_id", AUTO)
-    return make_run_id(values["network_config"], run.run_id) if given == AUTO else given
+    run_id = str(run.values.get("run_id", AUTO))
+    return make_run_id(run.values["network_config"], run.id) if run_id == AUTO else run_id
 
 
-def parameters(run: Any) -> dict[str, Any]:
-    """What a run was made with, typed as RunConfig has it: JSON knows no whole numbers."""
+def parameters(run: KubeflowRun) -> Mapping[str, object]:
+    """Return what a run was made with, typed as RunConfig has it: JSON knows no whole numbers."""
     defaults = RunConfig().parameters()
-    given = (run.runtime_config and run.runtime_config.parameters) or {}
-    return {name: type(defaults[name])(value) for name, value in given.items() if name in defaults}
+    typed = {}
+    for name, value in run.values.items():
+        if name in defaults:
+            typed[name] = type(defaults[name])(value)
+    return typed
 
 
-def steps(run: Any) -> list[Step]:
-    """The steps in their order, as far as they have begun; the last attempt of each."""
-    found: dict[str, Step] = {}
-    for task in (run.run_details and run.run_details.task_details) or []:
-        if task.display_name in STEPS:
-            found[task.display_name] = Step(
+def steps(run: KubeflowRun) -> list[Step]:
+    """Return the steps that have begun, in their order; the last attempt of each."""
+    latest: dict[str, Step] = {}
+    details = run.record.run_details
+    for task in (details and details.task_details) or []:
+        # KFP lists its drivers beside the steps.
+        if task.display_name in chain_steps.NAMES:
+            latest[task.display_name] = Step(
                 name=task.display_name,
                 state=str(task.state or "PENDING"),
                 started=_time(task.start_time),
                 ended=_time(task.end_time),
                 error=(task.error and task.error.message) or "",
             )
-    return [found[name] for name in STEPS if name in found]
+    return [latest[name] for name in chain_steps.NAMES if name in latest]
 
 
-def has_ended(run: Any) -> bool:
-    return str(run.state) in ENDED
-
-
-def terminate(server: Server, kfp_run: str) -> None:
-    """Ask for the end of a run. It is over when `has_ended` says so."""
-    with server.explained(f"end run {kfp_run}"):
-        server.client.terminate_run(kfp_run)
-
-
-def _time(moment: Any) -> str:
+def _time(moment: datetime.datetime | None) -> str:
     # A step that has not ended carries the year 1 or 1970 in some versions.
     return moment.isoformat(timespec="seconds") if moment is not None and moment.year > 1970 else ""

@@ -1,11 +1,9 @@
-"""The parameters of a run that was: for going on with it (`--resume`) and for a new one like it
-(`--rerun`).
-"""
+"""Load an earlier run's parameters, for --resume and --rerun."""
 
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from collections.abc import Mapping
 
 from common import storage
 from common.config import AUTO, RunConfig
@@ -16,57 +14,60 @@ from operations.endpoint import endpoint
 def with_parameters_of(
     parser: argparse.ArgumentParser, args: argparse.Namespace, argv: list[str] | None
 ) -> argparse.Namespace:
-    """Parse again with the former run's parameters as defaults, so that flags given now win.
+    """Parse again with the earlier run's parameters as defaults, so that flags typed now win.
 
-    Raises InputError where there is none.
+    Raises InputError where there is no such run.
     """
     run_id = args.resume or args.rerun
     folder = run_folder(run_id, args)
+    values: dict[str, object] = {}
     if folder and storage.exists(storage.join(folder, "run.json")):
-        values = _known(storage.read_json(storage.join(folder, "run.json"))["config"])
-        # a folder of runs may have been moved; beside logs lies a copy of S3's
-        if not storage.is_s3(values["s3_bucket"]):
+        values = known_parameters(storage.read_json(storage.join(folder, "run.json"))["config"])
+        # A folder of runs may have been moved; beside the logs of a run on S3 lies a copy.
+        if not storage.is_s3(str(values["s3_bucket"])):
             values["s3_bucket"] = storage.absolute(folder).rsplit("/", 1)[0]
-    elif folder and args.resume:
-        # it stopped before its parameters were written down: the same command gives them
-        values = {}
-    else:
-        values = _from_server(run_id, args)
+    elif not (folder and args.resume):
+        values = parameters_on_server(run_id, args)
+    # else it stopped before its parameters were written down: the same command gives them
+
     if args.rerun:
         values |= {"run_id": AUTO, "user": AUTO}
-    parser.set_defaults(**(values | ({"run_id": run_id} if args.resume else {})))
+    if args.resume:
+        values["run_id"] = run_id
+    parser.set_defaults(**values)
     return parser.parse_args(argv)
 
 
 def run_folder(run_id: str, args: argparse.Namespace) -> str:
-    """Where a run's files are, of the storage that was named and the folder of local runs; empty if
-    it is in neither.
-    """
+    """Return where a run's files are; empty where no storage that was named has them."""
     for place in places(args):
         folder = storage.join(place, run_id)
-        if any(storage.exists(storage.join(folder, name)) for name in ("run.json", "status.json")):
-            return folder
+        for name in ("run.json", "status.json"):
+            if storage.exists(storage.join(folder, name)):
+                return folder
     return ""
 
 
 def places(args: argparse.Namespace) -> list[str]:
-    """Where runs may be: --s3-bucket if it is given, and --output."""
+    """Return where runs may be: --s3-bucket if it was typed, and --output."""
     local = str(args.output.resolve())
     return [local] if args.s3_bucket == AUTO else [args.s3_bucket, local]
 
 
 def no_such_run(run_id: str, args: argparse.Namespace, also: str = "") -> InputError:
-    """The error for a run that is nowhere, with the nearest of those on this machine."""
+    """Return the error for a run that no place knows, with the nearest of those on this machine."""
     there = {path.parent.name for path in args.output.glob("*/status.json")}
-    where = " or ".join([*places(args), *([also] if also else [])])
+    where = places(args)
+    if also:
+        where.append(also)
     return InputError(
-        f"{unknown('run', run_id, there)} (looked in {where}; a run on S3 is found with --s3-bucket"
-        " s3://bucket/prefix)"
+        f"{unknown('run', run_id, there)} (looked in {' or '.join(where)}; a run on S3 is found"
+        " with --s3-bucket s3://bucket/prefix)"
     )
 
 
-def _from_server(run_id: str, args: argparse.Namespace) -> dict[str, Any]:
-    """Parameters of a run that Kubeflow remembers, by its own id or by ours."""
+def parameters_on_server(run_id: str, args: argparse.Namespace) -> dict[str, object]:
+    """Return the parameters of a run that Kubeflow knows, by its own id or by ours."""
     host, _ = endpoint(args.host)
     if not host:
         raise no_such_run(run_id, args)
@@ -74,12 +75,13 @@ def _from_server(run_id: str, args: argparse.Namespace) -> dict[str, Any]:
     from operations.server import connect
 
     server = connect(host, args.auth, None if args.namespace == AUTO else args.namespace)
-    if found := kubeflow_runs.find(server, run_id, args.namespace):
-        return _known(kubeflow_runs.parameters(found))
-    raise no_such_run(run_id, args, f"the runs of {host}")
+    run = kubeflow_runs.find(server, run_id, args.namespace)
+    if run is None:
+        raise no_such_run(run_id, args, f"the runs of {host}")
+    return known_parameters(kubeflow_runs.parameters(run))
 
 
-def _known(values: dict[str, Any]) -> dict[str, Any]:
-    """Those that are parameters today: a run of an older version may have others."""
+def known_parameters(values: Mapping[str, object]) -> dict[str, object]:
+    """Keep those that are parameters today: a run of an older version may have others."""
     defaults = RunConfig().parameters()
     return {name: value for name, value in values.items() if name in defaults}

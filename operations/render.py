@@ -1,6 +1,6 @@
-"""The Kubernetes objects that a run would create: as data, and as YAML files.
+"""Render the Kubernetes objects that a run would create, as data and as YAML files.
 
-Creates none of them.
+None of them is created.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from pathlib import Path
 from clusters.protocol import Manifest
 from common.config import AUTO, RunConfig
 from common.run import Run, make_run_id
-from exporting.export_job import evaluate_job, export_job
+from evaluating.evaluate_job import evaluate_job
+from exporting.export_job import export_job
 from serving.inference_service import inference_service
 from training.experiment import experiment
 
@@ -18,10 +19,9 @@ SOME_TRIAL = "best-trial"  # which trial is exported is known after the search
 
 
 def rendered_run(config: RunConfig) -> Run:
-    """A run that stands for the one to come: an id that is 'auto' becomes that of a job that does
-    not exist.
-    """
+    """Return a run that stands for the one to come, whose id and storage are not settled yet."""
     if config.run_id == AUTO:
+        # as long as the id that prepare will make of the KFP job
         config = config.replace(run_id=make_run_id(config.network_config, "rendered"))
     if config.s3_bucket == AUTO:
         config = config.replace(s3_bucket="s3://bucket/runs")
@@ -29,7 +29,7 @@ def rendered_run(config: RunConfig) -> Run:
 
 
 def objects(run: Run) -> dict[str, Manifest]:
-    """Every object of a run by the name of its file."""
+    """Return every object of a run by the name of its file."""
     trial = f"{run.id}-{SOME_TRIAL}"
     return {
         "experiment.yaml": experiment(run),
@@ -40,11 +40,13 @@ def objects(run: Run) -> dict[str, Manifest]:
 
 
 def render(config: RunConfig, folder: Path) -> list[Path]:
-    """One file an object; returns their paths."""
+    """Write one file an object; return their paths."""
     import yaml
 
-    made = objects(rendered_run(config))
     folder.mkdir(parents=True, exist_ok=True)
-    for name, content in made.items():
-        (folder / name).write_text(yaml.safe_dump(content, sort_keys=False, width=120))
-    return [folder / name for name in made]
+    paths = []
+    for name, content in objects(rendered_run(config)).items():
+        path = folder / name
+        path.write_text(yaml.safe_dump(content, sort_keys=False, width=120))
+        paths.append(path)
+    return paths

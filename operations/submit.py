@@ -1,5 +1,6 @@
-"""Submits a run to Kubeflow Pipelines: one pipeline, a new version of it only when its IR changed,
-one experiment, one run.
+"""Submit a run to Kubeflow Pipelines: one pipeline, one experiment, one run.
+
+The pipeline gets a new version only when its IR changed.
 """
 
 from __future__ import annotations
@@ -17,11 +18,9 @@ from common.errors import ClusterError, InputError
 from common.project import here
 from common.run import make_run_id
 from components import chain
-from operations.server import Server, version_problem
-from training.network_options import check_builds, check_options
-from training.search_space import check_algorithm, for_network, load, to_json
-from weaver.config.data_config import DataConfig
-from weaver.network.network_file import load_network
+from components.inputs import OF_CONFIGURATION, Inputs
+from operations.server import Server, version_numbers, version_problem
+from training.search_space import for_network, load, to_json
 
 # servers before refuse the field; the image's own user is not root either way
 NON_ROOT_SINCE = (2, 17)
@@ -29,27 +28,42 @@ NON_ROOT_SINCE = (2, 17)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Submitted:
-    """A run that the server took:
-
-    Kubeflow's id of it, the run id that prepare will make of that, where to look.
-    """
+    """A run that the server took, and where to look for it."""
 
     kfp_run: str
+    """Kubeflow's id of it."""
     run_id: str
+    """The id that prepare will make of Kubeflow's."""
     url: str
     version: str
-    """Name of the pipeline's version that it runs, and whether it was uploaded for it."""
+    """Name of the pipeline's version that it runs."""
     new_version: bool
+    """Whether the version was uploaded for it."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Version:
+    """A version of the pipeline on a server."""
+
+    pipeline_id: str
+    version_id: str
+    name: str
+    new: bool
+    """Whether it was uploaded just now."""
 
 
 def submit(config: RunConfig, server: Server, image: str, *, account: str = AUTO) -> Submitted:
-    """Upload local files, see that the pipeline's version is there, create the run.
+    """Upload local files, upload the pipeline's version where it is missing, and create the run.
 
     `account` is the ServiceAccount of the steps' pods, 'auto' Kubeflow's own choice. Raises
-    InputError for a storage that pods could not reach, ClusterError for what the server refuses.
+    InputError for a storage that pods could not reach and for inputs that cannot be used,
+    ClusterError for what the server refuses.
     """
     config = for_pods(config)
-    _check_search(config)
+    # The data may lie where only the pods can read them: prepare looks at them.
+    inputs = Inputs(config)
+    for check in OF_CONFIGURATION:
+        check.run(inputs)
     if problem := version_problem(server.version, chain.sdk_version()):
         if server.version:
             raise ClusterError(f"Kubeflow Pipelines at {server.host}: {problem}")
@@ -57,44 +71,55 @@ def submit(config: RunConfig, server: Server, image: str, *, account: str = AUTO
             f"warning: {problem}; these steps were compiled by kfp {chain.sdk_version()}",
             flush=True,
         )
+
     config = with_uploaded_files(config)
     namespace = None if config.namespace == AUTO else config.namespace
     with tempfile.TemporaryDirectory() as folder:
+        # The IR holds the defaults, never this run's parameters: so one version serves all runs.
         ir = chain.compile_to(
             Path(folder) / "pipeline.yaml",
             with_space_as_text(RunConfig()),
             image,
             non_root=knows_non_root(server),
         )
-        pipeline, version, name, new = _version(server, ir, namespace)
+        version = pipeline_version(server, ir, namespace)
+
+    kfp_run = create_run(config, server, version, account)
+    run_id = config.run_id
+    if run_id == AUTO:
+        run_id = make_run_id(config.network_config, kfp_run)
+    return Submitted(
+        kfp_run=kfp_run,
+        run_id=run_id,
+        url=server.run_url(kfp_run),
+        version=version.name,
+        new_version=version.new,
+    )
+
+
+def create_run(config: RunConfig, server: Server, version: Version, account: str) -> str:
+    """Create a run of the version in the experiment of the configuration; return Kubeflow's id."""
+    namespace = None if config.namespace == AUTO else config.namespace
     with server.explained("create the experiment"):
         experiment = server.client.create_experiment(
             config.experiment_name, namespace=namespace
         ).experiment_id
+    network = storage.name(config.network_config).removesuffix(".py")
     with server.explained("create the run"):
         run = server.client.run_pipeline(
             experiment,
-            _run_name(config),
-            pipeline_id=pipeline,
-            version_id=version,
+            f"{network} {config.algorithm} {config.max_trials}x{config.num_epochs}",
+            pipeline_id=version.pipeline_id,
+            version_id=version.version_id,
             params=config.parameters(),
             enable_caching=False,
             service_account=None if account == AUTO else account,
         )
-    run_id = (
-        make_run_id(config.network_config, run.run_id) if config.run_id == AUTO else config.run_id
-    )
-    return Submitted(
-        kfp_run=run.run_id,
-        run_id=run_id,
-        url=server.run_url(run.run_id),
-        version=name,
-        new_version=new,
-    )
+    return str(run.run_id)
 
 
 def for_pods(config: RunConfig) -> RunConfig:
-    """The configuration with what pods cannot find out themselves.
+    """Return the configuration with what pods cannot find out themselves.
 
     Raises InputError for a storage that they could not reach.
     """
@@ -112,35 +137,23 @@ def for_pods(config: RunConfig) -> RunConfig:
 
 def knows_non_root(server: Server) -> bool:
     """Whether the server takes 'this step must not be root' from the IR."""
-    numbers = server.version.lstrip("v").split(".")[:2]
-    return all(part.isdigit() for part in numbers) and tuple(map(int, numbers)) >= NON_ROOT_SINCE
-
-
-def _check_search(config: RunConfig) -> None:
-    """Refuse a search that trials could not use, before anything is sent: names, values, the
-    algorithm, the network at its extremes.
-    """
-    space = for_network(load(config.search_space), config.network_config)
-    network = load_network(here(config.network_config))
-    check_options(space, config.network_config, network.source)
-    check_algorithm(space, config.algorithm)
-    check_builds(space, network, DataConfig.load(here(config.data_config)))
+    numbers = version_numbers(server.version)
+    return numbers is not None and numbers >= NON_ROOT_SINCE
 
 
 def with_uploaded_files(config: RunConfig) -> RunConfig:
-    """The configuration with the user's files at content-addressed places in the storage, and the
-    search space as JSON.
+    """Upload the user's files; return the configuration with their places and the space as JSON.
 
-    Editing a network or a data configuration therefore needs no new image.
+    The places are content-addressed, so that the same file is uploaded once. Editing a network or a
+    data configuration therefore needs no new image.
     """
     places = {}
     for name in ("data_config", "network_config"):
         path = getattr(config, name)
         if not storage.is_s3(path):
             content = storage.read_bytes(here(path))
-            place = storage.join(
-                config.s3_bucket, "inputs", storage.digest(content)[:16], storage.name(path)
-            )
+            digest = storage.digest(content)[:16]
+            place = storage.join(config.s3_bucket, "inputs", digest, storage.name(path))
             if not storage.exists(place):
                 storage.write_bytes(place, content)
             places[name] = place
@@ -148,61 +161,53 @@ def with_uploaded_files(config: RunConfig) -> RunConfig:
 
 
 def with_space_as_text(config: RunConfig) -> RunConfig:
-    """The configuration with the search space as the JSON that the UI can edit."""
-    return config.replace(
-        search_space=to_json(for_network(load(config.search_space), config.network_config))
-    )
+    """Return the configuration with the search space as the JSON that the UI can edit."""
+    space = for_network(load(config.search_space), config.network_config)
+    return config.replace(search_space=to_json(space))
 
 
-def _run_name(config: RunConfig) -> str:
-    stem = storage.name(config.network_config).removesuffix(".py")
-    return f"{stem} {config.algorithm} {config.max_trials}x{config.num_epochs}"
+def pipeline_version(server: Server, ir: Path, namespace: str | None) -> Version:
+    """Return the pipeline's version that is this IR; upload it where there is none.
 
-
-def _version(server: Server, ir: Path, namespace: str | None) -> tuple[str, str, str, bool]:
-    """Ids of the pipeline and of the version that is this IR, the version's name, and whether it is
-    new.
-
-    The name holds a digest of the IR, so that the same pipeline is found again, by whomever it was
-    uploaded.
+    The name holds a digest of the IR, so that the same version is found again, whoever uploaded it.
     """
     name = f"ir-{hashlib.sha256(ir.read_bytes()).hexdigest()[:12]}"
-    pipeline = _pipeline(server, namespace)
-    if found := _find_version(server, pipeline, name):
-        return pipeline, found, name, False
-    try:
-        with server.explained("take the pipeline"):
-            made = server.client.upload_pipeline_version(
-                str(ir), name, pipeline_id=pipeline, description=f"kfp {chain.sdk_version()}"
-            )
-        return pipeline, made.pipeline_version_id, name, True
-    except ClusterError:
-        if found := _find_version(server, pipeline, name):  # somebody was quicker
-            return pipeline, found, name, False
-        raise
+    pipeline = pipeline_id(server, namespace)
+    version, new = _find_version(server, pipeline, name), False
+    if not version:
+        try:
+            with server.explained("take the pipeline"):
+                version = server.client.upload_pipeline_version(
+                    str(ir), name, pipeline_id=pipeline, description=f"kfp {chain.sdk_version()}"
+                ).pipeline_version_id
+            new = True
+        except ClusterError:
+            # Another user may have uploaded it since the search above.
+            version = _find_version(server, pipeline, name)
+            if not version:
+                raise
+    return Version(pipeline_id=pipeline, version_id=version, name=name, new=new)
 
 
-def _pipeline(server: Server, namespace: str | None) -> str:
-    """The id of the one pipeline; made where there is none yet."""
-    named = json.dumps(
-        {"predicates": [{"operation": "EQUALS", "key": "display_name", "stringValue": chain.NAME}]}
-    )
+def pipeline_id(server: Server, namespace: str | None) -> str:
+    """Return the id of the one pipeline; make it where there is none yet."""
+    predicate = {"operation": "EQUALS", "key": "display_name", "stringValue": chain.NAME}
+    named = json.dumps({"predicates": [predicate]})
     with server.explained("list pipelines"):
-        found = server.client.list_pipelines(filter=named, namespace=namespace).pipelines or []
-    if found:
-        return found[0].pipeline_id
-    models, pipelines = server.client.api_models, server.client.pipelines
-    wanted = models.V2beta1Pipeline(
+        pipelines = server.client.list_pipelines(filter=named, namespace=namespace).pipelines
+    if pipelines:
+        return str(pipelines[0].pipeline_id)
+    # kfp.Client makes a pipeline only together with a version.
+    description = server.client.api_models.V2beta1Pipeline(
         display_name=chain.NAME, name=chain.NAME, description=chain.DESCRIPTION, namespace=namespace
     )
     with server.explained("create the pipeline"):
-        return pipelines.pipeline_service_create_pipeline(wanted).pipeline_id
+        pipeline = server.client.pipelines.pipeline_service_create_pipeline(description)
+    return str(pipeline.pipeline_id)
 
 
 def _find_version(server: Server, pipeline: str, name: str) -> str:
-    """The id of a pipeline's version by its name, the newest hundred pages searched; empty if there
-    is none.
-    """
+    """Return the id of a pipeline's version by its name, from the newest 10,000; empty if none."""
     token = ""
     for _ in range(100):
         with server.explained("list versions of the pipeline"):
@@ -211,7 +216,8 @@ def _find_version(server: Server, pipeline: str, name: str) -> str:
             )
         for version in page.pipeline_versions or []:
             if version.display_name == name:
-                return version.pipeline_version_id
-        if not (token := page.next_page_token or ""):
+                return str(version.pipeline_version_id)
+        token = page.next_page_token or ""
+        if not token:
             break
     return ""

@@ -1,70 +1,79 @@
-"""A table of findings: every line ok, warning, error or not seen, with the cure; the exit code
-follows from the worst.
+"""A table of findings: each line is ok, a warning, an error or not seen, with the cure.
+
+The exit code of `--check` follows from the worst line.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import enum
 import textwrap
 from collections.abc import Iterable
-from typing import Literal
 
-State = Literal["ok", "warning", "error", "not seen"]
-WIDTH = 128  # of a printed line; a longer finding goes on below its column
+WIDTH = 128  # characters of a printed line; a longer finding continues below its column
+
+
+class State(enum.StrEnum):
+    """How a line of the table went."""
+
+    OK = "ok"
+    WARNING = "warning"
+    ERROR = "error"
+    NOT_SEEN = "not seen"
 
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """One finding. `cure` says what to do or type about it."""
+    """One line of the table. `cure` says what to do or type about it."""
 
     state: State
     what: str
-    found: str
+    finding: str
     cure: str = ""
 
 
-def ok(what: str, found: str) -> Line:
-    return Line("ok", what, found)
+def ok(what: str, finding: str) -> Line:
+    return Line(State.OK, what, finding)
 
 
-def warning(what: str, found: str, cure: str = "") -> Line:
-    return Line("warning", what, found, cure)
+def warning(what: str, finding: str, cure: str = "") -> Line:
+    return Line(State.WARNING, what, finding, cure)
 
 
-def error(what: str, found: str, cure: str = "") -> Line:
-    return Line("error", what, found, cure)
+def error(what: str, finding: str, cure: str = "") -> Line:
+    return Line(State.ERROR, what, finding, cure)
 
 
 def not_seen(what: str, why: str, cure: str = "") -> Line:
-    return Line("not seen", what, why, cure)
+    return Line(State.NOT_SEEN, what, why, cure)
 
 
 def as_text(line: Line) -> str:
-    """'error     secret s3-secret        there is none', the cure on a line of its own."""
+    """Format a line: 'error     secret s3-secret        there is none'; the cure gets its own."""
     head = f"{line.state:<9} {line.what:<28} "
-    rest = " " * len(f"{'':<9} {'':<28} ")
-    texts = [line.found, *([f"-> {line.cure}"] if line.cure else [])]
-    wrapped = [
-        part
-        for text in texts
-        for part in textwrap.wrap(
-            text, WIDTH - len(rest), break_long_words=False, break_on_hyphens=False
+    indent = " " * len(f"{'':<9} {'':<28} ")
+    texts = [line.finding]
+    if line.cure:
+        texts.append(f"-> {line.cure}")
+
+    # Addresses and commands are never broken: they are copied from here.
+    parts: list[str] = []
+    for text in texts:
+        parts += textwrap.wrap(
+            text, WIDTH - len(indent), break_long_words=False, break_on_hyphens=False
         )
-    ]
-    return (
-        "\n".join([head + wrapped[0], *(rest + part for part in wrapped[1:])])
-        if wrapped
-        else head.rstrip()
-    )
+    if not parts:
+        return head.rstrip()
+    return f"\n{indent}".join([head + parts[0], *parts[1:]])
 
 
 def show(lines: Iterable[Line]) -> list[Line]:
-    """Print each line as it is found; returns them all."""
-    shown = []
+    """Print each line as soon as it is known; return them all."""
+    printed = []
     for line in lines:
         print(as_text(line), flush=True)
-        shown.append(line)
-    return shown
+        printed.append(line)
+    return printed
 
 
 def count(lines: Iterable[Line], state: State) -> int:

@@ -1,5 +1,4 @@
-"""The gate before deployment: is the model, on the test jets, not worse than the standard
-calibration, and does it close?
+"""The gate before deployment: is the model not worse than the standard calibration, and closed?
 
 It judges with the statistical intervals in hand: a model fails only where the data show that it
 misses the target, so that a small test set makes the gate milder, never random. How mild is in the
@@ -8,16 +7,11 @@ report: the intervals stand beside every number.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-MIN_IMPROVEMENT = 0.0
-"""Per cent of resolution: not worse than the standard JEC."""
-
-MAX_CLOSURE = 0.02
-"""Twice the 1 % that CMS aims at: a network's response is drawn towards 1 from both ends of the pT
-range by construction.
-"""
+from common.choices import MAX_CLOSURE, MIN_IMPROVEMENT
+from physics.interval import percent
 
 
 def gate(
@@ -25,74 +19,53 @@ def gate(
     min_improvement: float = MIN_IMPROVEMENT,
     max_closure: float = MAX_CLOSURE,
 ) -> tuple[bool, list[str]]:
-    """(passed, reasons) for the dictionary of physics.metrics.measure; reasons are sentences, one
-    for each miss, empty if it passed.
+    """(passed, reasons) for the record of physics.metrics.measure.
 
     Passed means: every jet got a finite answer; the upper end of the interval of the gain (per
     cent) is at least `min_improvement`; and in each closure bin the interval of the bias reaches
-    into [-max_closure, max_closure]. What cannot be measured (too few jets) did not pass.
+    into [-max_closure, max_closure]. What cannot be measured (too few jets) did not pass. The
+    reasons are sentences, one for each miss, none if it passed.
     """
-    reasons = [
-        *_unanswered(metrics),
-        *_gain(metrics, min_improvement),
-        *_closure(metrics, max_closure),
-    ]
+    reasons = []
+    missing, gain = metrics["num_without_answer"], metrics["gain"]
+    if missing:
+        reasons.append(
+            f"{missing:,} of {metrics['num_jets']:,} jets got no finite answer from the model"
+        )
+
+    if gain is None:
+        reasons.append(
+            f"the resolution gain cannot be measured: {metrics['num_measured']:,} test jets are"
+            " too few"
+        )
+    elif gain["high"] < min_improvement:
+        reasons.append(
+            f"the resolution gain over the standard JEC, {percent(gain)}, lies below"
+            f" {min_improvement:+g} % with its whole interval"
+        )
+
+    reasons += closure_misses(metrics["closure"], max_closure)
     return not reasons, reasons
 
 
-def _unanswered(metrics: Mapping[str, Any]) -> list[str]:
-    missing = metrics["num_without_answer"]
-    return (
-        [f"{missing:,} of {metrics['num_jets']:,} jets got no finite answer from the model"]
-        if missing
-        else []
-    )
-
-
-def _gain(metrics: Mapping[str, Any], minimum: float) -> list[str]:
-    gain = metrics["gain"]
-    if gain is None:
-        return [
-            f"the resolution gain cannot be measured: {metrics['num_measured']:,} test jets are"
-            " too few"
-        ]
-    if gain["high"] >= minimum:
-        return []
-    return [
-        f"the resolution gain over the standard JEC, {percent(gain)}, lies below {minimum:+g} %"
-        " with its whole interval"
-    ]
-
-
-def _closure(metrics: Mapping[str, Any], maximum: float) -> list[str]:
-    closure = metrics["closure"]
+def closure_misses(closure: Mapping[str, Any], maximum: float) -> Iterator[str]:
+    """A sentence for each closure bin whose bias is off by more than `maximum`, a fraction."""
     if not closure["bins"]:
-        return [
+        yield (
             "closure cannot be measured: too few test jets with pT above"
             f" {closure['from_gev']:g} GeV"
-        ]
-    return [
-        f"closure fails for {record['region']} jets {_where(record)} GeV: median response off by "
-        f"{percent(record['model'], 100, 2)}, allowed {100 * maximum:g} %"
-        for record in closure["bins"]
-        if not holds(record["model"], maximum)
-    ]
-
-
-def _where(record: Mapping[str, Any]) -> str:
-    return (
-        f"above {record['pt_low']:g}" if record["pt_high"] is None else f"at {record['pt_range']}"
-    )
+        )
+    for record in closure["bins"]:
+        bias = record["model"]
+        if not holds(bias, maximum):
+            is_open = record["pt_high"] is None
+            where = f"above {record['pt_low']:g}" if is_open else f"at {record['pt_range']}"
+            yield (
+                f"closure fails for {record['region']} jets {where} GeV: median response off by"
+                f" {percent(bias, 100, 2)}, allowed {100 * maximum:g} %"
+            )
 
 
 def holds(bias: Mapping[str, float], maximum: float) -> bool:
     """True if the interval of a bias reaches into [-maximum, maximum]."""
     return bias["low"] <= maximum and bias["high"] >= -maximum
-
-
-def percent(
-    interval: Mapping[str, float], scale: float = 1.0, digits: int = 1, sign: str = "+"
-) -> str:
-    """An interval as text: '+4.1 % [3.2, 5.0]'; without the plus where `sign` is empty."""
-    value, low, high = (scale * interval[key] for key in ("value", "low", "high"))
-    return f"{value:{sign}.{digits}f} % [{low:.{digits}f}, {high:.{digits}f}]"

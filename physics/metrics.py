@@ -1,130 +1,106 @@
-"""Everything measured on the test jets, as one dictionary of plain numbers: what metrics.json holds
-and the report shows.
+"""Everything measured on the test jets, as one record of plain numbers.
 
-Compared on the same jets: `model` (this network), `standard` (jetPt as it is in the file: CMS's L1
-+ L2L3 corrections), `baseline` where an earlier model is given, and `uncorrected` where jetRawPt is
-among the observers. Where eventWeight is, the summary is given a second time with the jets weighted
-to the spectrum of collisions. A number with an interval is {"value", "low", "high"}
-(physics.bootstrap). A bin with fewer than MIN_JETS jets is left out: its quantiles would say
-nothing.
+metrics.json holds it and the report shows it. Compared on the same jets: `model` (this network),
+`standard` (jetPt as it is in the file: CMS's L1 + L2L3 corrections), `baseline` where an earlier
+model is given, and `uncorrected` where jetRawPt is among the observers. Where eventWeight is, the
+summary is given a second time with the jets weighted to the spectrum of collisions. A number with
+an interval is {"value", "low", "high"} (physics.bootstrap). A group with fewer than
+physics.groups.MIN_JETS jets is left out.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
+from physics import groups
 from physics import response as r
 from physics.bootstrap import LEVEL, REPLICATES, bootstrap_quantiles, interval
-from physics.response import Bin
-
-# the median of 50 jets is known to about 0.18 of a jet's resolution; with fewer even that interval
-# misleads
-MIN_JETS = 50
+from physics.interval import Interval
+from physics.response import Bin, Floats, Mask
 
 NEEDED = ("jetPt", "genJetPt", "genJetEta")
-"""Columns (GeV, GeV, none) without which nothing can be measured; partonFlav and hadronFlav add
-flavours, jetRawPt `uncorrected`.
-"""
+"""Columns (GeV, GeV, none) without which nothing can be measured.
 
-RESIDUALS = ("rhoAll", "PV_npvsGood", "jetMult", "QG_mult")
-"""Columns against which the bias that is left is shown, where they are among the observers."""
-SLICES = 8  # of each of these, with equally many jets
+partonFlav and hadronFlav add flavours, jetRawPt adds `uncorrected`.
+"""
 
 WEIGHT = "eventWeight"
 
-ETA_EDGES = tuple(np.linspace(-2.5, 2.5, 11).round(2).tolist())
 DISTRIBUTION_EDGES = np.linspace(0.5, 1.5, 51)
 
-SUMMARY = [
-    *r.bins(r.PT_EDGES),
-    *(Bin(region=region, low=r.PT_EDGES[0], high=math.inf) for region in (*r.REGIONS, "all")),
-]
-"""Bins of the summary table; the last one, all jets above 30 GeV, gives the headline gain."""
+Record = dict[str, Any]
+"""A part of metrics.json: names -> plain numbers, texts, None, and lists and dicts of these."""
 
-CURVES = r.bins(r.FINE_PT_EDGES)
-
-CLOSURE = [
-    *(Bin(region=region, low=r.CLOSURE_FROM, high=math.inf) for region in r.REGIONS),
-    *(one for one in CURVES if one.low >= r.CLOSURE_FROM),
-]
-"""Where closure must hold: each region as a whole (known best), then in its pT bins (a trend may
-cancel in the whole).
-"""
-
-Quantiles = dict[str, dict[str, np.ndarray]]
+Quantiles = Mapping[str, Mapping[str, Floats]]
+"""Calibration -> group -> (replicates + 1, 5), as physics.bootstrap gives them."""
 
 
 def measure(
     columns: Mapping[str, np.ndarray],
-    output: np.ndarray,
+    output: Floats,
     *,
-    baseline: np.ndarray | None = None,
+    baseline: Floats | None = None,
     replicates: int = REPLICATES,
     seed: int = 0,
     advance: Callable[[], None] | None = None,
-) -> dict[str, Any]:
-    """All metrics of a model's answers. columns: name -> (N,); output: (N,), log(pT_gen / jetPt) as
-    the model sees it; baseline: the same of an earlier model.
+) -> Record:
+    """All metrics of a model's answers.
 
-    Jets with no finite answer, or without generator jet, are counted and left out of everything
-    else. No NaN or infinity is returned.
+    columns: name -> (N,), at least NEEDED. output: (N,), log(pT_gen / jetPt) as the model sees it;
+    baseline: the same of an earlier model. Jets with no finite answer, or without generator jet,
+    are counted and left out of everything else. `advance` is called after each draw of the
+    bootstrap. No NaN or infinity is returned.
     """
-    responses = _responses(columns, output, baseline)
+    responses = calibrated_responses(columns, output, baseline)
     answered = np.isfinite(responses["model"])
-    measurable = np.all(
-        [np.isfinite(values) & (values > 0) for values in responses.values()], axis=0
-    )
+    measurable = np.ones(len(answered), dtype=bool)
+    for values in responses.values():
+        measurable &= np.isfinite(values) & (values > 0)
     kept = {name: np.asarray(values)[measurable] for name, values in columns.items()}
     responses = {name: values[measurable] for name, values in responses.items()}
-    groups = _groups(kept)
-    found: Quantiles = {name: {} for name in responses}
-    if groups:
-        found = bootstrap_quantiles(
-            responses, groups, replicates=replicates, seed=seed, advance=advance
+
+    masks = groups.masks(kept)
+    sizes = {name: int(np.count_nonzero(mask)) for name, mask in masks.items()}
+    quantiles: Quantiles = {name: {} for name in responses}
+    if masks:
+        quantiles = bootstrap_quantiles(
+            responses, masks, replicates=replicates, seed=seed, advance=advance
         )
-    sizes = {name: int(np.count_nonzero(mask)) for name, mask in groups.items()}
-    summary = [_record(one, found, sizes, kept) for one in SUMMARY if one.name in sizes]
+
+    summary = _bins(groups.SUMMARY, quantiles, sizes, kept)
+    without_answer = ~answered & (np.asarray(columns["genJetPt"]) > 0)
     return {
         **_headline(summary),
-        "closure": _closure(found, sizes),
-        "flavour": _flavour(found, sizes),
+        "closure": _closure(quantiles, sizes),
+        "flavour": _flavour(quantiles, sizes),
         "bins": summary,
-        "curves": [_record(one, found, sizes, kept) for one in CURVES if one.name in sizes],
-        "weighted": _weighted(responses, groups, sizes, kept, replicates=replicates, seed=seed),
-        "core": _core(responses, groups),
-        "residuals": {
-            name: _residuals(name, edges, kept[name], groups, found)
-            for name, edges in _slices(kept).items()
-        },
-        "eta": [
-            _eta_record(low, high, found, sizes)
-            for low, high in _eta_slices()
-            if _eta_name(low, high) in sizes
-        ],
+        "curves": _bins(groups.CURVES, quantiles, sizes, kept),
+        "weighted": _weighted(responses, masks, sizes, kept, replicates=replicates, seed=seed),
+        "core": _core(responses, masks),
+        "residuals": _residuals(kept, masks, quantiles),
+        "eta": _eta(quantiles, sizes),
         "distribution": _distribution(responses, kept),
         "num_jets": len(output),
         "num_measured": int(np.count_nonzero(measurable)),
-        "num_without_answer": int(
-            np.count_nonzero(~answered & (np.asarray(columns["genJetPt"]) > 0))
-        ),
+        "num_without_answer": int(np.count_nonzero(without_answer)),
         "num_far": {name: r.num_far(values) for name, values in responses.items()},
         "interval": LEVEL,
         "replicates": replicates,
     }
 
 
-# ----------------------------------------------------------------------------------- jets, groups
+def calibrated_responses(
+    columns: Mapping[str, np.ndarray], output: Floats, baseline: Floats | None
+) -> dict[str, Floats]:
+    """Calibration -> response (N,), the model first; NaN where there is none.
 
-
-def _responses(
-    columns: Mapping[str, np.ndarray], output: np.ndarray, baseline: np.ndarray | None
-) -> dict[str, np.ndarray]:
-    """Calibration -> response (N,), the model first."""
+    columns: jetPt and genJetPt (GeV), perhaps jetRawPt. output, baseline: log(pT_gen / jetPt).
+    """
     momenta = {"model": r.calibrated_pt(columns["jetPt"], output), "standard": columns["jetPt"]}
     if baseline is not None:
         momenta["baseline"] = r.calibrated_pt(columns["jetPt"], baseline)
@@ -133,179 +109,130 @@ def _responses(
     return {name: r.response(pt, columns["genJetPt"]) for name, pt in momenta.items()}
 
 
-def _groups(columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Name -> which jets, for every bin, flavour in a bin and slice of eta that holds at least
-    MIN_JETS jets.
+# ------------------------------------------------------------------------------------------- bins
+
+
+def _intervals(
+    formula: Callable[[Floats], Floats], quantiles: Quantiles, group: str
+) -> dict[str, Interval]:
+    """Calibration -> value and interval of a formula in a group.
+
+    formula: (..., 5) quantiles -> (...).
     """
-    gen_pt, gen_eta = columns["genJetPt"], columns["genJetEta"]
-    found = {one.name: one.contains(gen_pt, gen_eta) for one in (*SUMMARY, *CURVES, *CLOSURE)}
-    if "partonFlav" in columns and "hadronFlav" in columns:
-        flavour = r.flavour(columns["partonFlav"], columns["hadronFlav"])
-        found |= {
-            _of(one, name): found[one.name] & (flavour == name)
-            for one in _flavour_bins()
-            for name in r.FLAVOURS
-        }
-    for low, high in _eta_slices():
-        found[_eta_name(low, high)] = (
-            (gen_pt >= r.CLOSURE_FROM) & (gen_eta >= low) & (gen_eta < high)
-        )
-    for name, edges in _slices(columns).items():
-        for low, high in itertools.pairwise(edges):
-            found[_slice_name(name, low, high)] = (
-                _closing(columns) & (columns[name] >= low) & (columns[name] < high)
-            )
-    return {name: mask for name, mask in found.items() if np.count_nonzero(mask) >= MIN_JETS}
+    return {name: interval(formula(of_group[group])) for name, of_group in quantiles.items()}
 
 
-def _closing(columns: Mapping[str, np.ndarray]) -> np.ndarray:
-    """The jets for which closure means something: (N,) bool."""
-    return Bin(region="all", low=r.CLOSURE_FROM, high=math.inf).contains(
-        columns["genJetPt"], columns["genJetEta"]
-    )
-
-
-def _slices(columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Column of RESIDUALS -> edges between which equally many jets lie; nothing for a column that
-    has no two values.
-    """
-    closing = _closing(columns)
-    found = {}
-    for name in RESIDUALS:
-        values = np.asarray(columns.get(name, ()), dtype=np.float64)
-        if len(values) and np.isfinite(values).all() and closing.any():
-            found[name] = equal_slices(values[closing], SLICES)
-    return {name: edges for name, edges in found.items() if len(edges)}
-
-
-def equal_slices(values: np.ndarray, number: int) -> np.ndarray:
-    """Edges of `number` slices with equally many values, as far as equal values allow; upper edges
-    excluded.
-
-    values: (N,), N > 0. Returns ascending edges, the last just above the largest value; none for
-    fewer than two slices.
-    """
-    edges = np.unique(np.quantile(values, np.linspace(0, 1, number + 1), method="nearest"))
-    return np.r_[edges[:-1], np.nextafter(edges[-1], np.inf)] if len(edges) > 2 else np.zeros(0)
-
-
-def _slice_name(name: str, low: float, high: float) -> str:
-    return f"{name} {low:.9g} to {high:.9g}"
-
-
-def _flavour_bins() -> list[Bin]:
-    """The pT bins of the summary, then each region from CLOSURE_FROM up, where flavours are
-    compared free of the threshold's bias.
-    """
-    return [
-        *r.bins(r.PT_EDGES),
-        *(Bin(region=region, low=r.CLOSURE_FROM, high=math.inf) for region in r.REGIONS),
-    ]
-
-
-def _of(one: Bin, flavour: str) -> str:
-    return f"{flavour} in {one.name}"
-
-
-def _eta_slices() -> list[tuple[float, float]]:
-    return list(itertools.pairwise(ETA_EDGES))
-
-
-def _eta_name(low: float, high: float) -> str:
-    return f"eta {low:g} to {high:g}"
-
-
-# ---------------------------------------------------------------------------------------- numbers
-
-
-def _place(one: Bin, sizes: dict[str, int]) -> dict[str, Any]:
+def _place(one: Bin, num_jets: int) -> Record:
     """Which bin this is, as JSON can hold it: an open end is null."""
-    high = None if math.isinf(one.high) else one.high
     return {
         "region": one.region,
         "pt_range": one.range,
         "pt_low": one.low,
-        "pt_high": high,
-        "num_jets": sizes[one.name],
+        "pt_high": None if math.isinf(one.high) else one.high,
+        "num_jets": num_jets,
     }
 
 
-def _record(
-    one: Bin, found: Quantiles, sizes: dict[str, int], columns: Mapping[str, np.ndarray]
-) -> dict[str, Any]:
-    """One bin: median, resolution and half width of each calibration, and the gain of the model by
-    both widths.
+def _bins(
+    bins: Iterable[Bin],
+    quantiles: Quantiles,
+    sizes: Mapping[str, int],
+    columns: Mapping[str, np.ndarray],
+) -> list[Record]:
+    """Each bin's median, resolution and half width by calibration, and the gain of the model.
+
+    The gain is given by both widths. `pt` is the median pT_gen (GeV) of the bin's jets. Bins that
+    are not in `sizes` are left out.
     """
-    record = _place(one, sizes)
-    record["pt"] = float(
-        np.median(columns["genJetPt"][one.contains(columns["genJetPt"], columns["genJetEta"])])
-    )
-    for name, groups in found.items():
-        q = groups[one.name]
-        record[name] = {
-            "median": interval(r.median(q)),
-            "resolution": interval(r.resolution(q)),
-            "half_width": interval(r.half_width(q)),
-        }
-    model, standard = found["model"][one.name], found["standard"][one.name]
-    record["gain"] = interval(r.gain(model, standard))
-    record["gain_half_width"] = interval(r.gain(model, standard, width=r.half_width))
-    if "baseline" in found:
-        record["gain_over_baseline"] = interval(r.gain(model, found["baseline"][one.name]))
-    return record
+    gen_pt, gen_eta = columns["genJetPt"], columns["genJetEta"]
+    records = []
+    for one in bins:
+        if one.name not in sizes:
+            continue
+        record = _place(one, sizes[one.name])
+        record["pt"] = float(np.median(gen_pt[one.contains(gen_pt, gen_eta)]))
+        for name, of_group in quantiles.items():
+            q = of_group[one.name]
+            record[name] = {
+                "median": interval(r.median(q)),
+                "resolution": interval(r.resolution(q)),
+                "half_width": interval(r.half_width(q)),
+            }
+        # Both sides of a gain come from the same draws, so that its interval is paired.
+        model = quantiles["model"][one.name]
+        standard = quantiles["standard"][one.name]
+        record["gain"] = interval(r.gain(model, standard))
+        record["gain_half_width"] = interval(r.gain(model, standard, width=r.half_width))
+        if "baseline" in quantiles:
+            earlier = quantiles["baseline"][one.name]
+            record["gain_over_baseline"] = interval(r.gain(model, earlier))
+        records.append(record)
+    return records
+
+
+def _headline(summary: list[Record]) -> Record:
+    """Gain (per cent) and resolution over all jets above 30 GeV; null where there are too few."""
+    whole = next((record for record in summary if record["region"] == "all"), None)
+    if whole is None:
+        return dict.fromkeys(("gain", "gain_half_width", "gain_over_baseline", "resolution"))
+    resolutions = {}
+    for name, entry in whole.items():
+        # Of the record's entries only calibrations have a resolution.
+        if isinstance(entry, dict) and "resolution" in entry:
+            resolutions[name] = entry["resolution"]
+    return {
+        "gain": whole["gain"],
+        "gain_half_width": whole["gain_half_width"],
+        "gain_over_baseline": whole.get("gain_over_baseline"),
+        "resolution": resolutions,
+    }
 
 
 def _weighted(
-    responses: Mapping[str, np.ndarray],
-    groups: Mapping[str, np.ndarray],
-    sizes: dict[str, int],
+    responses: Mapping[str, Floats],
+    masks: Mapping[str, Mask],
+    sizes: Mapping[str, int],
     columns: Mapping[str, np.ndarray],
     *,
     replicates: int,
     seed: int,
-) -> dict[str, Any] | None:
-    """The summary's bins with each jet counted eventWeight times; null where jets have no weights,
-    equal ones, or ones <= 0.
+) -> Record | None:
+    """The summary's bins with each jet counted eventWeight times.
+
+    None where jets have no weights, equal ones, or ones <= 0.
     """
     weights = np.asarray(columns.get(WEIGHT, ()), dtype=np.float64)
-    if (
-        not len(weights)
-        or not np.isfinite(weights).all()
-        or weights.min() <= 0
-        or weights.min() == weights.max()
-    ):
+    if not len(weights) or not np.isfinite(weights).all():
         return None
-    chosen = {one.name: groups[one.name] for one in SUMMARY if one.name in groups}
-    found = bootstrap_quantiles(
+    if weights.min() <= 0 or weights.min() == weights.max():
+        return None
+    chosen = {one.name: masks[one.name] for one in groups.SUMMARY if one.name in masks}
+    quantiles = bootstrap_quantiles(
         responses, chosen, replicates=replicates, seed=seed, weights=weights
     )
-    summary = [_record(one, found, sizes, columns) for one in SUMMARY if one.name in chosen]
-    return {
-        **_headline(summary),
-        "bins": summary,
-        "effective_jets": float(weights.sum() ** 2 / np.sum(weights**2)),
-    }
+    summary = _bins(groups.SUMMARY, quantiles, {name: sizes[name] for name in chosen}, columns)
+    # L. Kish, Survey Sampling (1965): so many jets of equal weight would have the same error.
+    effective = weights.sum() ** 2 / np.sum(weights**2)
+    return {**_headline(summary), "bins": summary, "effective_jets": float(effective)}
 
 
-def _core(
-    responses: Mapping[str, np.ndarray], groups: Mapping[str, np.ndarray]
-) -> list[dict[str, Any]]:
-    """Mean, and mean and width of the normal core, of each calibration's response in the summary's
-    bins.
-    """
-    return [
-        {
-            "bin": one.name,
-            **{name: _moments(values[groups[one.name]]) for name, values in responses.items()},
-        }
-        for one in SUMMARY
-        if one.name in groups
-    ]
+def _core(responses: Mapping[str, Floats], masks: Mapping[str, Mask]) -> list[Record]:
+    """Mean, and mean and width of the normal core, by calibration in the summary's bins."""
+    records = []
+    for one in groups.SUMMARY:
+        if one.name in masks:
+            record: Record = {"bin": one.name}
+            for name, values in responses.items():
+                record[name] = moments(values[masks[one.name]])
+            records.append(record)
+    return records
 
 
-def _moments(values: np.ndarray) -> dict[str, Any]:
-    """Errors are one standard deviation: sigma / sqrt(n) of the core's mean, sigma / sqrt(2 n) of
-    its width; null without a core.
+def moments(values: Floats) -> dict[str, float | None]:
+    """Mean, and mean and width of the normal core of responses (N,), N > 0.
+
+    Errors are one standard deviation: sigma / sqrt(n) of the core's mean, sigma / sqrt(2 n) of its
+    width. Without a core its numbers are None.
     """
     mean, sigma = r.gaussian_core(values)
     if not math.isfinite(mean):
@@ -321,156 +248,133 @@ def _moments(values: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _residuals(
-    name: str,
-    edges: np.ndarray,
-    values: np.ndarray,
-    groups: Mapping[str, np.ndarray],
-    found: Quantiles,
-) -> list[dict[str, Any]]:
-    """Bias in each slice of a column that holds enough jets, from CLOSURE_FROM up;
+# ------------------------------------------------------------------------------- closure, flavour
 
-    `middle` is the median value of its jets.
+
+def _closure(quantiles: Quantiles, sizes: Mapping[str, int]) -> Record:
+    """Bias (median response - 1) in each bin of CLOSURE, and the worst bin.
+
+    The worst bin is the one whose interval lies farthest from zero.
     """
-    records = []
-    for low, high in itertools.pairwise(edges):
-        group = _slice_name(name, low, high)
-        if group in groups:
-            inside = values[groups[group]]
-            place = {
-                "low": float(low),
-                "high": float(high),
-                "middle": float(np.median(inside)),
-                "num_jets": len(inside),
-            }
-            records.append(
-                place
-                | {
-                    calibration: interval(r.bias(quantiles[group]))
-                    for calibration, quantiles in found.items()
-                }
-            )
-    return records
-
-
-def _headline(summary: list[dict[str, Any]]) -> dict[str, Any]:
-    """Gain (per cent) and resolution over all jets above 30 GeV; null where there are too few."""
-    whole = next((record for record in summary if record["region"] == "all"), None)
-    if whole is None:
-        return {
-            "gain": None,
-            "gain_half_width": None,
-            "gain_over_baseline": None,
-            "resolution": None,
-        }
-    resolutions = {
-        name: entry["resolution"]
-        for name, entry in whole.items()
-        if isinstance(entry, dict) and "resolution" in entry
-    }
-    return {
-        "gain": whole["gain"],
-        "gain_half_width": whole["gain_half_width"],
-        "gain_over_baseline": whole.get("gain_over_baseline"),
-        "resolution": resolutions,
-    }
-
-
-def _closure(found: Quantiles, sizes: dict[str, int]) -> dict[str, Any]:
-    """Bias (median response - 1) in each bin of CLOSURE, and the bin whose interval lies farthest
-    from zero.
-    """
-    bins = [
-        _place(one, sizes)
-        | {name: interval(r.bias(groups[one.name])) for name, groups in found.items()}
-        for one in CLOSURE
-        if one.name in sizes
-    ]
+    bins = []
+    for one in groups.CLOSURE:
+        if one.name in sizes:
+            place = _place(one, sizes[one.name])
+            bins.append(place | _intervals(r.bias, quantiles, one.name))
     worst = max(bins, key=lambda record: distance(record["model"]), default=None)
     return {"from_gev": r.CLOSURE_FROM, "worst": worst, "bins": bins}
 
 
 def distance(bias: Mapping[str, float]) -> float:
-    """How far from zero a bias surely is: the end of its interval that is nearer to zero, or minus
-    something if zero lies inside.
+    """How far from zero a bias surely is: the end of its interval that is nearer to zero.
+
+    Negative if zero lies inside.
     """
     return max(bias["low"], -bias["high"])
 
 
-def _flavour(found: Quantiles, sizes: dict[str, int]) -> dict[str, Any]:
-    """Median response of each flavour by pT bin, and its spread in each region from CLOSURE_FROM
-    up.
+def _flavour(quantiles: Quantiles, sizes: Mapping[str, int]) -> Record:
+    """Median response of each flavour by pT bin, and its spread in each region.
+
+    The spread is measured from CLOSURE_FROM up.
     """
-    bins = [
-        _place(one, sizes)
-        | {
-            "flavour": name,
-            "num_jets": sizes[_of(one, name)],
-            **_medians(found, _of(one, name)),
-        }
-        for one in _flavour_bins()
-        for name in r.FLAVOURS
-        if _of(one, name) in sizes
-    ]
-    wholes = [one for one in _flavour_bins() if math.isinf(one.high) and one.low == r.CLOSURE_FROM]
-    regions = {one.region: _spread(one, found) for one in wholes}
-    return {
-        "from_gev": r.CLOSURE_FROM,
-        "regions": {region: entry for region, entry in regions.items() if entry},
-        "bins": bins,
-    }
+    bins = []
+    for one in groups.FLAVOUR_BINS:
+        for flavour in r.FLAVOURS:
+            group = groups.flavour_name(one, flavour)
+            if group in sizes:
+                place = _place(one, sizes[group])
+                medians = _intervals(r.median, quantiles, group)
+                bins.append({**place, "flavour": flavour, **medians})
+    regions = {}
+    for one in groups.CLOSURE_REGIONS:
+        entry = flavour_spread(one, quantiles)
+        if entry:
+            regions[one.region] = entry
+    return {"from_gev": r.CLOSURE_FROM, "regions": regions, "bins": bins}
 
 
-def _medians(found: Quantiles, group: str) -> dict[str, Any]:
-    return {name: interval(r.median(groups[group])) for name, groups in found.items()}
+def flavour_spread(one: Bin, quantiles: Quantiles) -> Record | None:
+    """Spread of the median response between the flavours that have enough jets in a bin.
 
-
-def _spread(one: Bin, found: Quantiles) -> dict[str, Any] | None:
-    """Spread between the flavours that have enough jets, uds minus gluon, and what the model takes
-    off both (per cent, paired).
+    `reduction` is what the model takes off it (per cent, paired), `uds_minus_g` the difference
+    between light quarks and gluons. None with fewer than two flavours.
     """
-    names = [name for name in r.FLAVOURS if _of(one, name) in found["model"]]
-    if len(names) < 2:
+    groups_of = {name: groups.flavour_name(one, name) for name in r.FLAVOURS}
+    flavours = [name for name in r.FLAVOURS if groups_of[name] in quantiles["model"]]
+    if len(flavours) < 2:
         return None
-    medians = {
-        cal: np.stack([r.median(groups[_of(one, name)]) for name in names], axis=-1)
-        for cal, groups in found.items()
+    medians: dict[str, Floats] = {}
+    for calibration, of_group in quantiles.items():
+        of_flavours = [r.median(of_group[groups_of[name]]) for name in flavours]
+        medians[calibration] = np.stack(of_flavours, axis=-1)  # (replicates + 1, flavours)
+
+    spreads = {name: r.spread(values) for name, values in medians.items()}
+    # A spread of exactly zero would divide by zero.
+    reduction = 100 * (1 - spreads["model"] / np.maximum(spreads["standard"], 1e-9))
+    entry = {
+        "flavours": flavours,
+        "spread": {name: interval(rows) for name, rows in spreads.items()},
+        "reduction": interval(reduction),
     }
-    spreads = {cal: r.spread(values) for cal, values in medians.items()}
-    entry = {"flavours": names, "spread": {cal: interval(rows) for cal, rows in spreads.items()}}
-    entry["reduction"] = interval(
-        100 * (1 - spreads["model"] / np.maximum(spreads["standard"], 1e-9))
-    )
-    if {"uds", "g"} <= set(names):
-        uds, gluon = names.index("uds"), names.index("g")
+    if {"uds", "g"} <= set(flavours):
+        uds, gluon = flavours.index("uds"), flavours.index("g")
         entry["uds_minus_g"] = {
-            cal: interval(values[:, uds] - values[:, gluon]) for cal, values in medians.items()
+            name: interval(values[:, uds] - values[:, gluon]) for name, values in medians.items()
         }
     return entry
 
 
-def _eta_record(low: float, high: float, found: Quantiles, sizes: dict[str, int]) -> dict[str, Any]:
-    group = _eta_name(low, high)
-    return {"eta_low": low, "eta_high": high, "num_jets": sizes[group]} | {
-        name: interval(r.bias(groups[group])) for name, groups in found.items()
-    }
+# ------------------------------------------------------------------------------- slices, histogram
+
+
+def _residuals(
+    columns: Mapping[str, np.ndarray], masks: Mapping[str, Mask], quantiles: Quantiles
+) -> dict[str, list[Record]]:
+    """Column -> bias in each of its slices that holds enough jets, from CLOSURE_FROM up.
+
+    `middle` is the median value of a slice's jets.
+    """
+    residuals: dict[str, list[Record]] = {}
+    for column, edges in groups.slice_edges(columns).items():
+        residuals[column] = []
+        for low, high in itertools.pairwise(edges):
+            group = groups.slice_name(column, low, high)
+            if group in masks:
+                inside = columns[column][masks[group]]
+                place = {
+                    "low": float(low),
+                    "high": float(high),
+                    "middle": float(np.median(inside)),
+                    "num_jets": len(inside),
+                }
+                residuals[column].append(place | _intervals(r.bias, quantiles, group))
+    return residuals
+
+
+def _eta(quantiles: Quantiles, sizes: Mapping[str, int]) -> list[Record]:
+    """Bias in each slice of eta that holds enough jets, from CLOSURE_FROM up."""
+    records = []
+    for low, high in groups.ETA_SLICES:
+        group = groups.eta_name(low, high)
+        if group in sizes:
+            place = {"eta_low": low, "eta_high": high, "num_jets": sizes[group]}
+            records.append(place | _intervals(r.bias, quantiles, group))
+    return records
 
 
 def _distribution(
-    responses: Mapping[str, np.ndarray], columns: Mapping[str, np.ndarray]
-) -> dict[str, Any]:
-    """Histogram of the response above 30 GeV in each region: region -> calibration -> counts
-    between `edges`.
+    responses: Mapping[str, Floats], columns: Mapping[str, np.ndarray]
+) -> dict[str, object]:
+    """Histogram of the response above 30 GeV in each region.
+
+    region -> calibration -> counts between `edges`.
     """
-    whole = {
-        one.region: one.contains(columns["genJetPt"], columns["genJetEta"])
-        for one in SUMMARY[-3:-1]
-    }
-    counts = {
-        region: {
-            name: np.histogram(values[mask], DISTRIBUTION_EDGES)[0].tolist()
-            for name, values in responses.items()
-        }
-        for region, mask in whole.items()
-    }
+    counts: dict[str, dict[str, list[int]]] = {}
+    for one in groups.WHOLE_REGIONS:
+        mask = one.contains(columns["genJetPt"], columns["genJetEta"])
+        counts[one.region] = {}
+        for name, values in responses.items():
+            histogram, _ = np.histogram(values[mask], DISTRIBUTION_EDGES)
+            counts[one.region][name] = histogram.tolist()
     return {"edges": DISTRIBUTION_EDGES.round(3).tolist(), "counts": counts}

@@ -16,42 +16,39 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Floats: TypeAlias = NDArray[np.float64]
+Floats = NDArray[np.floating[Any]]
+"""Numbers, one a jet or one a quantile; docstrings give the shape."""
 
-QUANTILES = np.array([0.158655, 0.25, 0.5, 0.75, 0.841345])
+Mask = NDArray[np.bool_]
+"""Which jets: (N,) bool."""
+
+QUANTILES: Floats = np.array([0.158655, 0.25, 0.5, 0.75, 0.841345])
 """-1 sigma, the quartiles and the median, +1 sigma of a normal distribution."""
 
 REGIONS = {"barrel": (0.0, 1.3), "endcap": (1.3, 2.5)}
-"""Region -> range of |eta|, lower edge included: where the tracker and the barrel calorimeters
-overlap, and the rest of the tracker.
+"""Region -> range of |eta|, lower edge included.
+
+In the barrel the tracker and the barrel calorimeters overlap; the endcap is the rest of the
+tracker.
 """
 
 PT_EDGES = (30.0, 100.0, 300.0, 1000.0, math.inf)
 """pT bins of the summary table (GeV): those of the published results that it is set beside."""
 
+# fmt: off
 FINE_PT_EDGES = (
-    30.0,
-    40.0,
-    50.0,
-    60.0,
-    80.0,
-    110.0,
-    150.0,
-    200.0,
-    300.0,
-    450.0,
-    650.0,
-    1000.0,
-    1500.0,
+    30.0, 40.0, 50.0, 60.0, 80.0, 110.0, 150.0, 200.0, 300.0, 450.0, 650.0, 1000.0, 1500.0,
     math.inf,
 )
-"""pT bins of the curves and of the closure (GeV): fine enough to show a trend, coarse enough for a
-few thousand jets.
+# fmt: on
+"""pT bins of the curves and of the closure (GeV).
+
+Fine enough to show a trend, coarse enough for a few thousand jets.
 """
 
 CLOSURE_FROM = 60.0
@@ -78,49 +75,51 @@ class Bin:
         """The pT range as people write it: '30-100' or '>1000'."""
         return f">{self.low:g}" if math.isinf(self.high) else f"{self.low:g}-{self.high:g}"
 
-    def contains(self, gen_pt: Floats, gen_eta: Floats) -> NDArray[np.bool_]:
+    def contains(self, gen_pt: Floats, gen_eta: Floats) -> Mask:
         """Which jets lie in the bin: (N,) bool."""
         return (gen_pt >= self.low) & (gen_pt < self.high) & in_region(gen_eta, self.region)
 
 
 def bins(edges: tuple[float, ...], regions: tuple[str, ...] = tuple(REGIONS)) -> list[Bin]:
     """The bins between successive edges (GeV) in each region."""
-    return [
-        Bin(region=region, low=low, high=high)
-        for region in regions
-        for low, high in itertools.pairwise(edges)
-    ]
+    result = []
+    for region in regions:
+        for low, high in itertools.pairwise(edges):
+            result.append(Bin(region=region, low=low, high=high))
+    return result
 
 
-def in_region(gen_eta: Floats, region: str) -> NDArray[np.bool_]:
+def in_region(gen_eta: Floats, region: str) -> Mask:
     """Which jets lie in a region of |eta| ('all': in any of them): (N,) bool."""
-    lowest = min(low for low, _ in REGIONS.values())
-    highest = max(high for _, high in REGIONS.values())
-    low, high = (lowest, highest) if region == "all" else REGIONS[region]
-    return (np.abs(gen_eta) >= low) & (np.abs(gen_eta) < high)
+    if region == "all":
+        # The regions adjoin, so all of them together are one range.
+        lows, highs = zip(*REGIONS.values(), strict=True)
+        low, high = min(lows), max(highs)
+    else:
+        low, high = REGIONS[region]
+    inside: Mask = (np.abs(gen_eta) >= low) & (np.abs(gen_eta) < high)
+    return inside
 
 
-def calibrated_pt(jet_pt: np.ndarray, output: np.ndarray) -> np.ndarray:
-    """pT (GeV, float64) after the network's correction: pT * exp(output), as it learns log(pT_gen /
-    pT).
+def calibrated_pt(jet_pt: Floats, output: Floats) -> Floats:
+    """Calibrated pT (GeV): pT * exp(output), as the network learns log(pT_gen / pT).
 
-    Both arrays (N,). An output that is not finite, or so large that exp overflows, gives NaN: such
-    a jet has no calibrated pT.
+    Both arrays (N,), the result (N,) float64. An output that is not finite, or so large that exp
+    overflows, gives NaN: such a jet has no calibrated pT.
     """
     with np.errstate(over="ignore", invalid="ignore"):
-        calibrated = np.asarray(jet_pt, dtype=np.float64) * np.exp(
-            np.asarray(output, dtype=np.float64)
-        )
+        factor = np.exp(np.asarray(output, dtype=np.float64))
+        calibrated = np.asarray(jet_pt, dtype=np.float64) * factor
     return np.where(np.isfinite(calibrated), calibrated, np.nan)
 
 
-def response(pt: np.ndarray, gen_pt: np.ndarray) -> np.ndarray:
+def response(pt: Floats, gen_pt: Floats) -> Floats:
     """R = pT / pT_gen, float64 (N,). NaN where there is no generator jet (pT_gen <= 0)."""
     gen_pt = np.asarray(gen_pt, dtype=np.float64)
     return np.asarray(pt, dtype=np.float64) / np.where(gen_pt > 0, gen_pt, np.nan)
 
 
-def quantiles(values: np.ndarray) -> np.ndarray:
+def quantiles(values: Floats) -> Floats:
     """The five quantiles of a sample at QUANTILES, (5,), linear between order statistics.
 
     NaN for an empty sample.
@@ -128,71 +127,74 @@ def quantiles(values: np.ndarray) -> np.ndarray:
     return np.quantile(values, QUANTILES) if len(values) else np.full(len(QUANTILES), np.nan)
 
 
-def median(q: np.ndarray) -> np.ndarray:
+def median(q: Floats) -> Floats:
     """Median response. q: (..., 5) quantiles; returns (...)."""
     return q[..., 2]
 
 
 def resolution(q: Floats) -> Floats:
-    """IQR / median: (q75 - q25) / q50, without unit. For a narrow normal distribution this is 1.349
-    sigma / mean.
+    """IQR / median: (q75 - q25) / q50, without unit.
 
-    q: (..., 5) quantiles; returns (...). Insensitive to tails, and to a scale common to all jets.
+    For a narrow normal distribution this is 1.349 sigma / mean. q: (..., 5) quantiles; returns
+    (...). Insensitive to tails, and to a scale common to all jets.
     """
     return (q[..., 3] - q[..., 1]) / q[..., 2]
 
 
 def half_width(q: Floats) -> Floats:
-    """Half of the central 68.3 % over the median: (q84 - q16) / (2 q50); sigma / mean for a normal
-    distribution.
+    """Half of the central 68.3 % over the median: (q84 - q16) / (2 q50).
 
-    q: (..., 5) quantiles; returns (...). Sees more of the tails than the quartiles do.
+    sigma / mean for a normal distribution. q: (..., 5) quantiles; returns (...). Sees more of the
+    tails than the quartiles do.
     """
     return (q[..., 4] - q[..., 0]) / (2 * q[..., 2])
 
 
 CORE = 2.0
-"""Standard deviations to either side of the mean that a fit of the core of a response distribution
-uses.
-"""
+"""Standard deviations on either side of the mean that a fit of the core uses."""
 
+# Standard deviation of a standard normal distribution that is cut at +-CORE: a cut at c leaves the
+# variance 1 - 2 c phi(c) / (2 Phi(c) - 1), with 2 Phi(c) - 1 = erf(c / sqrt(2)).
 _CORE_WIDTH = math.sqrt(
     1 - 2 * CORE * math.exp(-(CORE**2) / 2) / math.sqrt(2 * math.pi) / math.erf(CORE / math.sqrt(2))
 )
 
 
-def gaussian_core(values: np.ndarray, steps: int = 50) -> tuple[float, float]:
-    """Mean and standard deviation of the normal core of a response distribution, as CMS quotes them
-    beside the median.
+def gaussian_core(values: Floats, steps: int = 50) -> tuple[float, float]:
+    """Mean and standard deviation of the normal core of a response distribution.
 
-    The normal distribution whose moments within CORE standard deviations of its mean are those of
-    the sample there: found by repetition from the median and the quartiles, without bins; the
-    standard deviation is corrected for the cut (a normal distribution cut at 2 sigma has 0.880 of
-    its width). NaN for fewer than 20 values or where it does not settle.
+    CMS quotes them beside the median. The core is the normal distribution whose moments within CORE
+    standard deviations of its mean are those of the sample there. It is found by iteration from the
+    median and the quartiles, without bins; the standard deviation is corrected for the cut (a
+    normal distribution cut at 2 sigma has 0.880 of its width). values: (N,) finite. NaN for fewer
+    than 20 values and for values whose quartiles coincide. After `steps` rounds the iteration ends,
+    settled or not.
     """
     q = quantiles(values)
     mean, sigma = q[2], (q[3] - q[1]) / 1.349
+    # Fewer than 20 values have about one in each tail, so the cut would decide the result.
     if len(values) < 20 or not sigma > 0:
         return math.nan, math.nan
     for _ in range(steps):
+        previous_mean, previous_sigma = mean, sigma
         core = values[np.abs(values - mean) < CORE * sigma]
-        before, mean, sigma = (mean, sigma), float(np.mean(core)), float(np.std(core)) / _CORE_WIDTH
-        if abs(mean - before[0]) + abs(sigma - before[1]) < 1e-6 * abs(mean):
+        mean = float(np.mean(core))
+        sigma = float(np.std(core)) / _CORE_WIDTH
+        if abs(mean - previous_mean) + abs(sigma - previous_sigma) < 1e-6 * abs(mean):
             break
     return mean, sigma
 
 
 def gain(q: Floats, reference: Floats, width: Callable[[Floats], Floats] = resolution) -> Floats:
-    """How much narrower the response is than that of a reference calibration, in per cent: 100 (1 -
-    width / width_reference).
+    """How much narrower the response is than that of a reference calibration, in per cent.
 
-    q, reference: (..., 5) quantiles of the *same* jets (of the same resampling, in a bootstrap:
-    then its interval is paired).
+    100 (1 - width / width_reference). q, reference: (..., 5) quantiles of the *same* jets (of the
+    same resampling, in a bootstrap: then its interval is paired). Returns (...).
     """
     return 100 * (1 - width(q) / width(reference))
 
 
-def bias(q: np.ndarray) -> np.ndarray:
+def bias(q: Floats) -> Floats:
     """Median response - 1: zero where the calibration closes.
 
     q: (..., 5) quantiles; returns (...).
@@ -204,32 +206,32 @@ def spread(medians: Floats) -> Floats:
     """Largest difference of the median response between flavours: max - min over the last axis.
 
     A maximum of noisy numbers: with few jets of a flavour it comes out too large, for every
-    calibration alike.
+    calibration alike. medians: (..., flavours); returns (...).
     """
     largest: Floats = medians.max(axis=-1)
     smallest: Floats = medians.min(axis=-1)
     return largest - smallest
 
 
-def flavour(parton: np.ndarray, hadron: np.ndarray) -> np.ndarray:
-    """Flavour of each jet as (N,) text: 'b' or 'c' by its hadrons, else 'uds' or 'g' by its parton,
-    else '' (no match).
+def flavour(parton: np.ndarray, hadron: np.ndarray) -> NDArray[np.str_]:
+    """Flavour of each jet as (N,) text: 'uds', 'c', 'b', 'g', or '' without a match.
 
-    parton: signed PDG code of the matched parton (21 = gluon, 0 = none); hadron: 5, 4 or 0, as CMS
-    ghost-matches hadrons. Hadrons come first: a gluon that split into b quarks is a b jet.
+    'b' or 'c' by its hadrons, else 'uds' or 'g' by its parton. parton: signed PDG code of the
+    matched parton (21 = gluon, 0 = none); hadron: 5, 4 or 0, as CMS ghost-matches hadrons. Hadrons
+    come first: a gluon that split into b quarks is a b jet.
     """
-    parton, hadron = np.abs(np.asarray(parton)), np.abs(np.asarray(hadron))
+    parton = np.abs(np.asarray(parton))
+    hadron = np.abs(np.asarray(hadron))
     light = np.isin(parton, (1, 2, 3))
     return np.select(
         [hadron == 5, hadron == 4, light, parton == 21], ["b", "c", "uds", "g"], default=""
     )
 
 
-def num_far(values: np.ndarray, limit: float = 1.0) -> int:
-    """How many jets have |log R| >= limit (1: off by more than a factor e): mismatched, or a
-    failure of the calibration.
+def num_far(values: Floats, limit: float = 1.0) -> int:
+    """How many responses (N,) have |log R| >= limit: mismatched jets, or a calibration that failed.
 
-    Jets without a finite, positive response count as far.
+    The default, 1, is a factor e. Jets without a finite, positive response count as far.
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         near = np.abs(np.log(values)) < limit

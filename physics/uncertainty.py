@@ -24,13 +24,16 @@ import math
 import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from physics import response as r
 from physics.bootstrap import LEVEL, REPLICATES, bootstrap_quantiles, interval
-from physics.metrics import MIN_JETS, equal_slices
+from physics.groups import MIN_JETS, equal_slices
+from physics.interval import Interval
+from physics.metrics import Record
+from physics.response import Floats, Mask
 
 MEDIAN = "median"
 ONE_SIGMA = 0.68  # the band that the report shows, where a network has several
@@ -39,8 +42,9 @@ SLICES = 8  # of the predicted width, with equally many jets
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Band:
-    """Two columns of a quantile network whose levels lie as far below and above one half, such as
-    q16 and q84.
+    """Two columns of a quantile network whose levels lie as far below and above one half.
+
+    Such as q16 and q84.
     """
 
     low: str
@@ -53,9 +57,17 @@ class Band:
         """The share of jets that ought to lie between the columns."""
         return round(self.high_level - self.low_level, 9)
 
+    def contains(self, true: Floats, quantiles: Mapping[str, Floats]) -> Mask:
+        """Which jets have their true value (N,) within the band, ends included: (N,) bool."""
+        return (quantiles[self.low] <= true) & (true <= quantiles[self.high])
+
+    def half(self, quantiles: Mapping[str, Floats]) -> Floats:
+        """Half of the band's width for each jet, (N,): the jet's relative uncertainty of pT."""
+        return (quantiles[self.high] - quantiles[self.low]) / 2
+
 
 def level_of(column: str) -> float | None:
-    """The level of an output column by its name: 0.5 of 'median', 0.16 of 'q16';
+    """The level of an output column by its name: 0.5 of 'median', 0.16 of 'q16'.
 
     None for what is no quantile.
     """
@@ -66,214 +78,218 @@ def level_of(column: str) -> float | None:
 
 
 def bands(columns: Sequence[str]) -> list[Band]:
-    """The pairs of columns with opposite levels, the one nearest to 68 % first; empty for a network
-    without quantiles or a median.
+    """The pairs of columns with opposite levels, the one nearest to 68 % first.
+
+    Empty for a network without quantiles or a median.
     """
+    if MEDIAN not in columns:
+        return []
     levels = {name: level for name in columns if (level := level_of(name)) is not None}
-    found = [
-        Band(low=low, high=high, low_level=levels[low], high_level=levels[high])
-        for low, high in itertools.permutations(levels, 2)
-        if levels[low] < 0.5 and math.isclose(levels[low] + levels[high], 1)
-    ]
-    return sorted(found, key=lambda band: abs(band.nominal - ONE_SIGMA)) if MEDIAN in levels else []
+    pairs = []
+    for low, high in itertools.permutations(levels, 2):
+        if levels[low] < 0.5 and math.isclose(levels[low] + levels[high], 1):
+            band = Band(low=low, high=high, low_level=levels[low], high_level=levels[high])
+            pairs.append(band)
+    return sorted(pairs, key=lambda band: abs(band.nominal - ONE_SIGMA))
 
 
-def share(which: np.ndarray, level: float = LEVEL) -> dict[str, float]:
-    """The share of jets for which `which` (N,) bool is true, with Wilson's binomial interval:
+def share(which: Mask, level: float = LEVEL) -> Interval:
+    """The share of jets for which `which` (N,) bool is true, with Wilson's binomial interval.
 
-    {"value", "low", "high"}. N must be > 0.
+    N must be > 0. The interval has the coverage `level` and lies within [0, 1].
     """
-    number, found = len(which), float(np.mean(which))
+    number = len(which)
+    value = float(np.mean(which))
+    # With z standard deviations: middle (p + z² / 2n) / (1 + z² / n), and to either side of it
+    # z / (1 + z² / n) sqrt(p (1 - p) / n + z² / 4n²).
     z = statistics.NormalDist().inv_cdf((1 + level) / 2)
-    middle = (found + z**2 / (2 * number)) / (1 + z**2 / number)
-    reach = (
-        z / (1 + z**2 / number) * math.sqrt(found * (1 - found) / number + z**2 / (4 * number**2))
-    )
+    middle = (value + z**2 / (2 * number)) / (1 + z**2 / number)
+    variance = value * (1 - value) / number + z**2 / (4 * number**2)
+    reach = z / (1 + z**2 / number) * math.sqrt(variance)
+    # Rounding must not put the value outside of its own interval.
     return {
-        "value": found,
-        "low": max(min(middle - reach, found), 0.0),
-        "high": min(max(middle + reach, found), 1.0),
+        "value": value,
+        "low": max(min(middle - reach, value), 0.0),
+        "high": min(max(middle + reach, value), 1.0),
     }
 
 
 def measure(
     columns: Mapping[str, np.ndarray],
-    answers: np.ndarray,
+    answers: Floats,
     names: Sequence[str],
     *,
     replicates: int = REPLICATES,
     seed: int = 0,
     advance: Callable[[], None] | None = None,
-) -> dict[str, Any] | None:
-    """What the quantiles of a network are worth on jets: columns name -> (N,) as in
-    physics.metrics; answers: (N, C), its output columns, called `names`.
+) -> Record | None:
+    """What the quantiles of a network are worth on jets.
 
-    None for a network that has no two opposite quantiles beside the median, or with fewer than
-    MIN_JETS jets to measure it on. Jets without generator jet, or with an answer that is not
+    columns: name -> (N,) as in physics.metrics; answers: (N, C), its output columns, called
+    `names`. None for a network that has no two opposite quantiles beside the median, or with fewer
+    than MIN_JETS jets to measure it on. Jets without generator jet, or with an answer that is not
     finite, are left out, the latter counted. `advance` is called after each draw of the bootstrap.
     No NaN or infinity is returned.
     """
-    found = bands(names)
-    if not found:
+    pairs = bands(names)
+    if not pairs:
         return None
+    main = pairs[0]
     matched = np.asarray(columns["genJetPt"]) > 0
-    finite = (
-        np.isfinite(answers).all(axis=1)
-        & np.isfinite(columns["jetPt"])
-        & (np.asarray(columns["jetPt"]) > 0)
-    )
+    pt = np.asarray(columns["jetPt"])
+    finite = np.isfinite(answers).all(axis=1) & np.isfinite(pt) & (pt > 0)
     kept = matched & finite & r.in_region(columns["genJetEta"], "all")
     if np.count_nonzero(kept) < MIN_JETS:
         return None
-    jets = {
-        name: np.asarray(columns[name], dtype=np.float64)[kept]
-        for name in ("jetPt", "genJetPt", "genJetEta")
-    }
-    quantiles = dict(zip(names, np.asarray(answers, dtype=np.float64)[kept].T, strict=True))
+
+    jets = {}
+    for name in ("jetPt", "genJetPt", "genJetEta"):
+        jets[name] = np.asarray(columns[name], dtype=np.float64)[kept]
+    # (N, C) -> C columns of the jets that are kept
+    kept_answers = np.asarray(answers, dtype=np.float64)[kept].T
+    quantiles = dict(zip(names, kept_answers, strict=True))
     true = np.log(jets["genJetPt"] / jets["jetPt"])
+    groups = width_groups(main.half(quantiles), jets)
+    at = np.array([main.low_level, 0.5, main.high_level])
+    # The error of the median, and the pull: the error in units of the jet's own uncertainty.
+    error = true - quantiles[MEDIAN]
+    values = {"error": error, "pull": error / np.maximum(main.half(quantiles), 1e-9)}
+    draws = bootstrap_quantiles(
+        values, groups, at=at, replicates=replicates, seed=seed, advance=advance
+    )
     return {
         "columns": list(names),
         "num_jets": len(true),
         "num_without_answer": int(np.count_nonzero(matched & ~finite)),
-        "bands": [_band(band, true, quantiles) for band in found],
-        "below": [
-            _below(name, true, quantiles[name]) for name in names if level_of(name) is not None
-        ],
-        "pt": _in_pt(found[0], true, quantiles, jets),
-        **_widths(
-            found[0], true, quantiles, jets, replicates=replicates, seed=seed, advance=advance
-        ),
+        "bands": [_band(band, true, quantiles) for band in pairs],
+        "below": _below(true, quantiles),
+        "pt": coverage_in_pt(main, true, quantiles, jets),
+        **_widths(draws, groups, main.half(quantiles)),
     }
 
 
-def _inside(band: Band, true: np.ndarray, quantiles: Mapping[str, np.ndarray]) -> np.ndarray:
-    return (quantiles[band.low] <= true) & (true <= quantiles[band.high])
-
-
-def _band(band: Band, true: np.ndarray, quantiles: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def _band(band: Band, true: Floats, quantiles: Mapping[str, Floats]) -> Record:
     """Coverage of a band over all jets, and for how many its ends are the wrong way round."""
-    crossed = int(np.count_nonzero(quantiles[band.low] > quantiles[band.high]))
-    place = {"low": band.low, "high": band.high, "nominal": band.nominal}
-    return place | {"coverage": share(_inside(band, true, quantiles)), "num_crossed": crossed}
+    return {
+        "low": band.low,
+        "high": band.high,
+        "nominal": band.nominal,
+        "coverage": share(band.contains(true, quantiles)),
+        "num_crossed": int(np.count_nonzero(quantiles[band.low] > quantiles[band.high])),
+    }
 
 
-def _below(name: str, true: np.ndarray, quantile: np.ndarray) -> dict[str, Any]:
-    """How often the truth lies below a quantile, which is its level if it is right."""
-    return {"column": name, "level": level_of(name), "share": share(true < quantile)}
-
-
-def _in_pt(
-    band: Band,
-    true: np.ndarray,
-    quantiles: Mapping[str, np.ndarray],
-    jets: Mapping[str, np.ndarray],
-) -> list[dict[str, Any]]:
-    """Coverage and mean half-width of the band by the pT of the file (GeV), in each region."""
-    inside, half = _inside(band, true, quantiles), (quantiles[band.high] - quantiles[band.low]) / 2
-    records = []
-    for one in r.bins(r.FINE_PT_EDGES):
-        chosen = one.contains(jets["jetPt"], jets["genJetEta"])
-        if np.count_nonzero(chosen) >= MIN_JETS:
-            high = None if math.isinf(one.high) else one.high
-            place = {
-                "region": one.region,
-                "pt_range": one.range,
-                "pt_low": one.low,
-                "pt_high": high,
-            }
-            middle = {
-                "pt": float(np.median(jets["jetPt"][chosen])),
-                "num_jets": int(np.count_nonzero(chosen)),
-            }
-            records.append(
-                {
-                    **place,
-                    **middle,
-                    "coverage": share(inside[chosen]),
-                    "half_width": float(np.mean(half[chosen])),
-                }
-            )
+def _below(true: Floats, quantiles: Mapping[str, Floats]) -> list[Record]:
+    """How often the truth lies below each quantile, which is its level if it is right."""
+    records: list[Record] = []
+    for name, values in quantiles.items():
+        level = level_of(name)
+        if level is not None:
+            records.append({"column": name, "level": level, "share": share(true < values)})
     return records
 
 
-def _widths(
-    band: Band,
-    true: np.ndarray,
-    quantiles: Mapping[str, np.ndarray],
-    jets: Mapping[str, np.ndarray],
-    **draws: Any,
-) -> dict[str, Any]:
-    """Predicted half-widths beside measured ones, the pull, and what the prediction knows of jets
-    of the same pT.
+def coverage_in_pt(
+    band: Band, true: Floats, quantiles: Mapping[str, Floats], jets: Mapping[str, Floats]
+) -> list[Record]:
+    """Coverage and mean half-width of the band by the pT of the file (GeV), in each region."""
+    inside = band.contains(true, quantiles)
+    half = band.half(quantiles)
+    records: list[Record] = []
+    for one in r.bins(r.FINE_PT_EDGES):
+        chosen = one.contains(jets["jetPt"], jets["genJetEta"])
+        num_jets = int(np.count_nonzero(chosen))
+        if num_jets >= MIN_JETS:
+            record = {
+                "region": one.region,
+                "pt_range": one.range,
+                "pt_low": one.low,
+                "pt_high": None if math.isinf(one.high) else one.high,
+                "pt": float(np.median(jets["jetPt"][chosen])),
+                "num_jets": num_jets,
+                "coverage": share(inside[chosen]),
+                "half_width": float(np.mean(half[chosen])),
+            }
+            records.append(record)
+    return records
 
-    draws: keywords of bootstrap_quantiles.
+
+def width_groups(half: Floats, jets: Mapping[str, Floats]) -> dict[str, Mask]:
+    """Groups of jets by their predicted half-width (N,): name -> which jets (N,).
+
+    `slice 0`, `slice 1`, ... by rising width, `all`, and the `narrow` and `wide` halves of
+    `wider_half`. Those with fewer than MIN_JETS jets are left out.
     """
-    error, half = true - quantiles[MEDIAN], (quantiles[band.high] - quantiles[band.low]) / 2
-    values = {"error": error, "pull": error / np.maximum(half, 1e-9)}
-    slices = list(itertools.pairwise(equal_slices(half, SLICES)))
-    groups = {
-        f"slice {place}": (half >= low) & (half < high) for place, (low, high) in enumerate(slices)
-    }
+    groups: dict[str, Mask] = {}
+    for number, (low, high) in enumerate(itertools.pairwise(equal_slices(half, SLICES))):
+        groups[f"slice {number}"] = (half >= low) & (half < high)
     wide = wider_half(half, jets)
-    groups |= {"all": np.ones(len(half), dtype=bool), "narrow": wide < 0, "wide": wide > 0}
-    groups = {name: mask for name, mask in groups.items() if np.count_nonzero(mask) >= MIN_JETS}
-    at = np.array([band.low_level, 0.5, band.high_level])
-    found = bootstrap_quantiles(values, groups, at=at, **draws)
-    errors = {group: half_width(q) for group, q in found["error"].items()}
-    return {
-        "widths": [
-            {
+    groups["all"] = np.ones(len(half), dtype=bool)
+    groups["narrow"] = wide < 0
+    groups["wide"] = wide > 0
+    return {name: mask for name, mask in groups.items() if np.count_nonzero(mask) >= MIN_JETS}
+
+
+def _widths(
+    draws: Mapping[str, Mapping[str, Floats]], groups: Mapping[str, Mask], half: Floats
+) -> Record:
+    """Predicted half-widths beside measured ones, the pull, and what the prediction knows.
+
+    draws: 'error' and 'pull' -> group -> (replicates + 1, 3), the quantiles at the band's lower
+    level, one half and upper level. `same_pt` is what the prediction knows of jets of the same pT.
+    """
+    errors = {group: half_width(q) for group, q in draws["error"].items()}
+    widths: list[Record] = []
+    for name, mask in groups.items():
+        if name.startswith("slice"):
+            record = {
                 "predicted": float(np.mean(half[mask])),
                 "measured": interval(errors[name]),
                 "num_jets": int(np.count_nonzero(mask)),
             }
-            for name, mask in groups.items()
-            if name.startswith("slice")
-        ],
-        "pull": {
-            "median": interval(found["pull"]["all"][:, 1]),
-            "half_width": interval(half_width(found["pull"]["all"])),
-        },
-        "same_pt": _same_pt(errors, groups, half),
+            widths.append(record)
+    pull = draws["pull"]["all"]
+    return {
+        "widths": widths,
+        "pull": {"median": interval(pull[:, 1]), "half_width": interval(half_width(pull))},
+        "same_pt": halves_of_same_pt(errors, groups, half),
     }
 
 
-def half_width(q: r.Floats) -> r.Floats:
+def half_width(q: Floats) -> Floats:
     """Half of what lies between the first and the last quantile. q: (..., 3); returns (...)."""
     return (q[..., -1] - q[..., 0]) / 2
 
 
-def wider_half(half: np.ndarray, jets: Mapping[str, np.ndarray]) -> np.ndarray:
-    """1 for jets predicted wider than the middle one of their own fine pT bin and region, -1 for
-    narrower ones, 0 in no bin: (N,).
+def wider_half(half: Floats, jets: Mapping[str, Floats]) -> NDArray[np.int8]:
+    """The half of its fine pT bin and region that each jet's predicted width puts it in: (N,).
 
-    So that the two halves have the same spectrum, and what they differ by is not merely that soft
-    jets are measured worse.
+    1 for jets predicted wider than the middle one of their bin, -1 for narrower ones, 0 for the
+    middle one and for jets in no bin. So the two halves have the same spectrum, and what
+    they differ by is not merely that soft jets are measured worse.
     """
-    found = np.zeros(len(half), dtype=np.int8)
+    side = np.zeros(len(half), dtype=np.int8)
     for one in r.bins(r.FINE_PT_EDGES):
         chosen = np.flatnonzero(one.contains(jets["jetPt"], jets["genJetEta"]))
         ranked = chosen[np.argsort(half[chosen], kind="stable")]
-        found[ranked[: len(ranked) // 2]] = -1
-        found[ranked[(len(ranked) + 1) // 2 :]] = 1
-    return found
+        side[ranked[: len(ranked) // 2]] = -1
+        side[ranked[(len(ranked) + 1) // 2 :]] = 1
+    return side
 
 
-def _same_pt(
-    errors: Mapping[str, np.ndarray], groups: Mapping[str, np.ndarray], half: np.ndarray
-) -> dict[str, Any] | None:
-    """Measured and predicted half-widths of both halves of `wider_half`, and their ratio (paired);
+def halves_of_same_pt(
+    errors: Mapping[str, Floats], groups: Mapping[str, Mask], half: Floats
+) -> Record | None:
+    """Measured and predicted half-widths of both halves of `wider_half`, and their ratio.
 
-    None with too few jets.
+    The ratio is paired. None with too few jets.
     """
     if not {"narrow", "wide"} <= groups.keys():
         return None
-    record: dict[str, dict[str, Any]] = {
-        name: {"measured": interval(errors[name]), "predicted": float(np.mean(half[groups[name]]))}
-        for name in ("narrow", "wide")
-    }
-    ratio = interval(errors["wide"] / np.maximum(errors["narrow"], 1e-9))
-    return record | {
-        "ratio": ratio,
-        "predicted_ratio": record["wide"]["predicted"] / max(record["narrow"]["predicted"], 1e-9),
+    narrow, wide = (float(np.mean(half[groups[name]])) for name in ("narrow", "wide"))
+    return {
+        "narrow": {"measured": interval(errors["narrow"]), "predicted": narrow},
+        "wide": {"measured": interval(errors["wide"]), "predicted": wide},
+        "ratio": interval(errors["wide"] / np.maximum(errors["narrow"], 1e-9)),
+        "predicted_ratio": wide / max(narrow, 1e-9),
     }

@@ -1,19 +1,23 @@
 """Figures of closure: the bias of the median response against pT, eta and other quantities.
 
-The functions take the content of metrics.json and return None where there is nothing to draw.
+The functions take metrics.json and return None where there is nothing to draw.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from common.measurements import Calibrated, Interval
+from common.records import MetricsRecord
 from reporting.drawing import (
     INK,
     REGION_LOOKS,
     SHIFT,
     Drawing,
     calibration_look,
-    calibrations,
     head,
     in_region,
     level,
@@ -23,7 +27,6 @@ from reporting.drawing import (
     pt_axis,
     slug,
 )
-from reporting.records import Record
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,92 +39,76 @@ RESIDUAL_LABELS = {
 }
 
 
-def closure(metrics: Record, max_closure: float) -> Drawing | None:
+def closure(metrics: MetricsRecord) -> Drawing | None:
     """Bias of the median response in the bins that the gate judges."""
-    lowest = metrics["closure"]["from_gev"]
-    records = [
-        record
-        for record in metrics["closure"]["bins"]
-        # The bin of all jets is a headline of the report.
-        if not (record["pt_low"] == lowest and record["pt_high"] is None)
-    ]
-    if not records:
+    lowest, allowed = metrics.closure.from_gev, 100 * metrics.config.max_closure
+    # The bin of all jets is a headline of the report.
+    bins = [one for one in metrics.closure.bins if not one.is_whole(lowest)]
+    if not bins:
         return None
     figure, (axes,) = panels()
     for place, (region, (marker, colour)) in enumerate(REGION_LOOKS.items()):
-        of_region = in_region(records, region)
-        x = [middle(record) * SHIFT**place for record in of_region]
-        biases = [record["model"] for record in of_region]
+        x, biases = [], []
+        for one in in_region(bins, region):
+            x.append(middle(one) * SHIFT**place)
+            biases.append(one.model)
         points(axes, x, biases, 100, marker=marker, color=colour, label=region)
-    _bias_axis(axes, max_closure)
+    _bias_axis(axes, allowed)
     axes.legend(title="This model", loc="upper right", ncols=2)
     head(axes, "Closure")
     pt_axis(axes)
     caption = (
         f"Closure of the model from {lowest:g} GeV up. "
-        f"The gate asks that each interval reaches into the band, ±{100 * max_closure:g} %."
+        f"The gate asks that each interval reaches into the band, ±{allowed:g} %."
     )
-    farthest = max(records, key=lambda record: abs(record["model"]["value"]))
-    most = (
-        f"{100 * farthest['model']['value']:+.2f} % ({farthest['region']}, {farthest['pt_range']}"
-        " GeV)"
-    )
-    alt = f"Closure in {len(records)} bins; the largest bias is {most}."
+    farthest = max(bins, key=lambda one: abs(one.model.value))
+    most = f"{100 * farthest.model.value:+.2f} % ({farthest.region}, {farthest.pt_range} GeV)"
+    alt = f"Closure in {len(bins)} bins; the largest bias is {most}."
     return Drawing(name="closure", caption=caption, alt=alt, figure=figure)
 
 
-def eta(metrics: Record, max_closure: float) -> Drawing | None:
+def eta(metrics: MetricsRecord) -> Drawing | None:
     """Bias of the median response against eta."""
-    records = metrics["eta"]
-    if not records:
+    slices = metrics.eta
+    if not slices:
         return None
     figure, (axes,) = panels()
-    for place, name in enumerate(_corrected(records[0])):
-        x = [(record["eta_low"] + record["eta_high"]) / 2 + 0.05 * place for record in records]
-        points(axes, x, [record[name] for record in records], 100, **calibration_look(name))
+    middles = [(one.eta_low + one.eta_high) / 2 for one in slices]
+    _draw_biases(axes, middles, slices, step=0.05)
     axes.set_xlabel(r"$\eta^{gen}$")
-    _bias_axis(axes, max_closure)
-    axes.legend(loc="upper right", ncols=2)
-    lowest = metrics["closure"]["from_gev"]
-    head(axes, rf"$p_T^{{gen}} > {lowest:g}$ GeV")
-    farthest = max(records, key=lambda record: abs(record["model"]["value"]))
+    _finish(axes, metrics)
+    farthest = max(slices, key=lambda one: abs(one.model.value))
     most = (
-        f"{100 * farthest['model']['value']:+.2f} % between eta {farthest['eta_low']:g} and"
-        f" {farthest['eta_high']:g}"
+        f"{100 * farthest.model.value:+.2f} % between eta {farthest.eta_low:g} and"
+        f" {farthest.eta_high:g}"
     )
     return Drawing(
         name="eta",
-        caption=f"Residual bias against η from {lowest:g} GeV up.",
+        caption=f"Residual bias against η from {metrics.closure.from_gev:g} GeV up.",
         alt=f"Bias against eta; the model's largest is {most}.",
         figure=figure,
     )
 
 
-def residual(metrics: Record, quantity: str, max_closure: float) -> Drawing | None:
+def residual(metrics: MetricsRecord, quantity: str) -> Drawing | None:
     """Bias of the median response against another quantity of the jet or its event."""
-    records = metrics["residuals"][quantity]
-    if not records:
+    slices = metrics.residuals[quantity]
+    if not slices:
         return None
     figure, (axes,) = panels()
-    middles = [record["middle"] for record in records]
-    step = 0.01 * (middles[-1] - middles[0])
-    for place, name in enumerate(_corrected(records[0])):
-        x = [value + step * place for value in middles]
-        points(axes, x, [record[name] for record in records], 100, **calibration_look(name))
+    middles = [one.middle for one in slices]
+    _draw_biases(axes, middles, slices, step=0.01 * (middles[-1] - middles[0]))
     # A column of the user's may be called anything; only our own labels hold mathematics.
     label = RESIDUAL_LABELS.get(quantity, quantity)
     axes.set_xlabel(label, parse_math=quantity in RESIDUAL_LABELS)
-    _bias_axis(axes, max_closure)
-    axes.legend(loc="upper right", ncols=2)
-    lowest = metrics["closure"]["from_gev"]
-    head(axes, rf"$p_T^{{gen}} > {lowest:g}$ GeV")
-    standard, model = (
-        max(abs(record[name]["value"]) for record in records) for name in ("standard", "model")
-    )
+    _finish(axes, metrics)
+    standard = max(abs(one.standard.value) for one in slices)
+    model = max(abs(one.model.value) for one in slices)
     return Drawing(
         name=f"residual-{slug(quantity)}",
         caption=(
-            f"Residual bias against {quantity}, slices of equally many jets from {lowest:g} GeV up."
+            f"Residual bias against {quantity}, slices of equally many jets from"
+            f" {metrics.closure.from_gev:g} GeV up."
         ),
         alt=(
             f"Bias against {quantity}: at most {100 * standard:.2f} % with the standard JEC,"
@@ -131,15 +118,31 @@ def residual(metrics: Record, quantity: str, max_closure: float) -> Drawing | No
     )
 
 
-def _corrected(record: Record) -> list[str]:
-    """The calibrations but for none at all, whose bias would set the scale of the figure."""
-    return [name for name in calibrations(record) if name != "uncorrected"]
+def _draw_biases(
+    axes: Axes, middles: Sequence[float], slices: Sequence[Calibrated[Interval]], step: float
+) -> None:
+    """Draw the bias of each calibration in slices with these middles.
+
+    The points of one slice stand `step` apart, so that their error bars can be told apart.
+    """
+    # The bias of no calibration at all would set the scale of the figure.
+    names = [name for name in slices[0].by_calibration() if name != "uncorrected"]
+    for place, name in enumerate(names):
+        biases = [one.by_calibration()[name] for one in slices]
+        points(axes, np.asarray(middles) + step * place, biases, 100, **calibration_look(name))
 
 
-def _bias_axis(axes: Axes, max_closure: float) -> None:
+def _finish(axes: Axes, metrics: MetricsRecord) -> None:
+    """Give a figure of slices its axis of biases, its legend and its head."""
+    _bias_axis(axes, 100 * metrics.config.max_closure)
+    axes.legend(loc="upper right", ncols=2)
+    head(axes, rf"$p_T^{{gen}} > {metrics.closure.from_gev:g}$ GeV")
+
+
+def _bias_axis(axes: Axes, allowed: float) -> None:
     """Make y per cent about zero, with the band allowed and room for a legend above the points."""
-    axes.axhspan(-100 * max_closure, 100 * max_closure, color=INK, alpha=0.1, linewidth=0)
+    axes.axhspan(-allowed, allowed, color=INK, alpha=0.1, linewidth=0)
     level(axes, 0)
-    reach = max(abs(edge) for edge in (*axes.get_ylim(), 100 * max_closure))
+    reach = max(abs(edge) for edge in (*axes.get_ylim(), allowed))
     axes.set_ylim(-1.1 * reach, 1.6 * reach)
     axes.set_ylabel("Median response − 1 (%)")

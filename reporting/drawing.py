@@ -11,15 +11,21 @@ import dataclasses
 import io
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
-from markupsafe import Markup, escape
+from markupsafe import escape
 
-from reporting.records import Record
+from common.measurements import Interval, PtBin
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from numpy.typing import ArrayLike
+
+Bin = TypeVar("Bin", bound=PtBin)
+
+Look: TypeAlias = dict[str, Any]
+"""Keywords of matplotlib's artists: colour, marker, line and label."""
 
 INK = "#010203"  # a colour that nothing else uses, so that it can be found in the SVG
 # Of the CMS palette, those that are readable on light and on dark pages.
@@ -72,7 +78,7 @@ def drawn(makers: Iterable[Callable[[], Drawing | None]]) -> Iterator[Drawing]:
 
 @contextlib.contextmanager
 def style() -> Iterator[None]:
-    """mplhep's CMS style, in INK, on a transparent ground.
+    """The CMS style of mplhep, in INK, on a transparent ground.
 
     Both drawing and saving must happen inside.
     """
@@ -94,7 +100,7 @@ def style() -> Iterator[None]:
 # ----------------------------------------------------------------------------------- file formats
 
 
-def svg(drawing: Drawing) -> Markup:
+def svg(drawing: Drawing) -> str:
     """The figure as an <svg> element of a page.
 
     It has the page's text colour, identifiers of its own, words for screen readers and, on the
@@ -117,7 +123,7 @@ def svg(drawing: Drawing) -> Markup:
     for gid, words in drawing.titles.items():
         group = f'<g id="{drawing.name}-{gid}">'
         text = text.replace(group, f"{group}<title>{escape(words)}</title>")
-    return Markup(text.replace("<svg", f'<svg role="img" aria-label="{escape(drawing.alt)}"', 1))
+    return text.replace("<svg", f'<svg role="img" aria-label="{escape(drawing.alt)}"', 1)
 
 
 def pdf(drawing: Drawing) -> bytes:
@@ -196,32 +202,29 @@ def level(axes: Axes, at: float) -> None:
 
 
 def points(
-    axes: Axes, x: Sequence[float], intervals: Sequence[Record], scale: float = 1.0, **look: Any
+    axes: Axes, x: ArrayLike, intervals: Sequence[Interval], scale: float = 1.0, **look: Any
 ) -> None:
-    """Draw intervals {"value", "low", "high"} as points with error bars."""
-    values = [scale * interval["value"] for interval in intervals]
-    # A percentile interval may leave out its value, and no error bar has a negative length.
-    down = [max(scale * (one["value"] - one["low"]), 0.0) for one in intervals]
-    up = [max(scale * (one["high"] - one["value"]), 0.0) for one in intervals]
-    defaults: dict[str, Any] = {"linestyle": "none", "markersize": 9, "elinewidth": 2}
+    """Draw intervals as points with error bars at x (N,); `look` goes to matplotlib's errorbar."""
+    values, down, up = [], [], []
+    for interval in intervals:
+        values.append(scale * interval.value)
+        # A percentile interval may leave out its value, and no error bar has a negative length.
+        down.append(max(scale * (interval.value - interval.low), 0.0))
+        up.append(max(scale * (interval.high - interval.value), 0.0))
+    defaults: Look = {"linestyle": "none", "markersize": 9, "elinewidth": 2}
     axes.errorbar(x, values, yerr=[down, up], **(defaults | look))
 
 
-def calibration_look(name: str) -> dict[str, Any]:
+def calibration_look(name: str) -> Look:
     """Colour, marker and label of a calibration."""
     return {"color": COLOURS[name], "marker": MARKERS[name], "label": LABELS[name]}
 
 
-def calibrations(record: Record) -> list[str]:
-    """The calibrations that a record holds, in the order of the legend."""
-    return [name for name in LABELS if name in record]
+def in_region(bins: Iterable[Bin], region: str) -> list[Bin]:
+    """The bins of one region."""
+    return [one for one in bins if one.region == region]
 
 
-def in_region(records: Iterable[Record], region: str) -> list[Record]:
-    """The records of one region."""
-    return [record for record in records if record["region"] == region]
-
-
-def middle(record: Record) -> float:
+def middle(one: PtBin) -> float:
     """The geometric middle of a pT bin (GeV); for an open bin, a value a little above its edge."""
-    return float((record["pt_low"] * (record["pt_high"] or 1.7 * record["pt_low"])) ** 0.5)
+    return float((one.pt_low * (one.pt_high or 1.7 * one.pt_low)) ** 0.5)

@@ -5,55 +5,57 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
+from common.records import EpochRecord, MetricsRecord, SearchRecord
 from reporting import search_figures
 from reporting.closure_figures import closure, eta, residual
 from reporting.drawing import COLOURS, Drawing, drawn, head, panels, whole_number_axis
-from reporting.records import Record
 from reporting.response_figures import distribution, flavour, resolution_curve, response_curve
 from reporting.uncertainty_figures import coverage, widths
 
 
 def drawings(
-    metrics: Record,
-    history: Sequence[Record] | None,
-    search: Record | None,
-    max_closure: float,
+    metrics: MetricsRecord, history: Sequence[EpochRecord], search: SearchRecord | None
 ) -> Iterator[Drawing]:
     """All figures that these numbers allow; history: the epochs of the best trial."""
-    regions = sorted({record["region"] for record in metrics["curves"]})
+    regions = sorted({one.region for one in metrics.curves})
     makers: list[Callable[[], Drawing | None]] = []
-    makers += [partial(response_curve, metrics, region, max_closure) for region in regions]
-    makers += [partial(resolution_curve, metrics, region) for region in regions]
-    makers += [partial(distribution, metrics, region) for region in regions]
-    makers += [partial(closure, metrics, max_closure), partial(eta, metrics, max_closure)]
-    for quantity in metrics.get("residuals", {}):
-        makers.append(partial(residual, metrics, quantity, max_closure))
-    makers += [partial(flavour, metrics, region) for region in regions]
-    makers += [partial(coverage, metrics), partial(widths, metrics)]
-    makers += [partial(training, history or [])]
+    for of_region in (response_curve, resolution_curve, distribution):
+        for region in regions:
+            makers.append(partial(of_region, metrics, region))
+    makers += [partial(closure, metrics), partial(eta, metrics)]
+    for quantity in metrics.residuals:
+        makers.append(partial(residual, metrics, quantity))
+    for region in regions:
+        makers.append(partial(flavour, metrics, region))
+    makers += [partial(coverage, metrics.uncertainty), partial(widths, metrics.uncertainty)]
+    makers.append(partial(training, history))
     yield from drawn(makers)
     if search:
         yield from search_figures.drawings(search)
 
 
-def training(history: Sequence[Record]) -> Drawing | None:
+def training(history: Sequence[EpochRecord]) -> Drawing | None:
     """Training and validation loss against the epoch, of the best trial."""
-    looks = {
-        "train_loss": ("Training", COLOURS["standard"], "--"),
-        "val_loss": ("Validation", COLOURS["model"], "-"),
-    }
-    losses = {
-        key: {epoch["epoch"]: epoch[key] for epoch in history if epoch.get(key) is not None}
-        for key in looks
-    }
-    if not any(losses.values()):
+    # An epoch without a finite loss has none in history.json.
+    train_losses: dict[int, float] = {}
+    val_losses: dict[int, float] = {}
+    for epoch in history:
+        if epoch.train_loss is not None:
+            train_losses[epoch.epoch] = epoch.train_loss
+        if epoch.val_loss is not None:
+            val_losses[epoch.epoch] = epoch.val_loss
+    if not train_losses and not val_losses:
         return None
     figure, (axes,) = panels()
-    for key, (label, colour, dashes) in looks.items():
-        if losses[key]:
+    curves = [
+        ("Training", train_losses, COLOURS["standard"], "--"),
+        ("Validation", val_losses, COLOURS["model"], "-"),
+    ]
+    for label, losses, colour, dashes in curves:
+        if losses:
             axes.plot(
-                list(losses[key]),
-                list(losses[key].values()),
+                list(losses),
+                list(losses.values()),
                 color=colour,
                 linestyle=dashes,
                 label=label,
@@ -66,9 +68,9 @@ def training(history: Sequence[Record]) -> Drawing | None:
     axes.legend()
     head(axes, "Best trial")
     alt = f"Loss over {len(history)} epochs."
-    if validation := losses["val_loss"]:
-        best = min(validation, key=validation.__getitem__)
-        alt += f" Lowest validation loss {validation[best]:.5f} in epoch {best}."
+    if val_losses:
+        best = min(val_losses, key=val_losses.__getitem__)
+        alt += f" Lowest validation loss {val_losses[best]:.5f} in epoch {best}."
     return Drawing(
         name="training", caption="Training of the best trial. " + alt, alt=alt, figure=figure
     )

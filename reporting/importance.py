@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from physics.ranks import mean_ranks
+
 # With fewer, chance explains more than half of the ranks' variance for almost any grouping.
 LEAST_TRIALS = 8
 PERMUTATIONS = 1000
@@ -44,7 +46,7 @@ def importances(columns: Mapping[str, Sequence[str]], losses: Sequence[float]) -
     """
     if len(losses) < LEAST_TRIALS:
         return []
-    ranks = _ranks(np.asarray(losses, dtype=float))
+    ranks = mean_ranks(np.asarray(losses, dtype=float)) - 1
     generator = np.random.default_rng(0)
     orders = np.stack([ranks, *(generator.permutation(ranks) for _ in range(PERMUTATIONS))])
     measured = []
@@ -55,14 +57,6 @@ def importances(columns: Mapping[str, Sequence[str]], losses: Sequence[float]) -
             chance = float(np.quantile(by_chance, CHANCE))
             measured.append(Importance(name=name, share=float(share), chance=chance))
     return sorted(measured, key=lambda one: -one.share)
-
-
-def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Ranks from 0; equal values share the mean of theirs."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ends = np.cumsum(counts)
-    ranks: NDArray[np.float64] = (ends - (counts + 1) / 2)[inverse]
-    return ranks
 
 
 def _groups(values: Sequence[str]) -> NDArray[np.int64]:

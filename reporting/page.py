@@ -8,20 +8,21 @@ that is put into them; Python hands them text, tables and figures.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from reporting import drawing
-from reporting.records import Record
 
 MISSING = "–"
 """What stands in a table for a value that there is none of."""
 
 ENVIRONMENT = Environment(
     loader=FileSystemLoader(Path(__file__).parent / "templates"),
+    # Names and values come from the user.
     autoescape=True,
+    # A name that Python does not fill is a fault of ours; jinja2 would leave a gap.
     undefined=StrictUndefined,
     trim_blocks=True,
     lstrip_blocks=True,
@@ -49,25 +50,24 @@ def render(template: str, **values: object) -> str:
     return ENVIRONMENT.get_template(template).render(**values)
 
 
-def flat(values: Record, prefix: str = "") -> dict[str, str]:
+def flat(values: Mapping[str, object], prefix: str = "") -> dict[str, str]:
     """Nested names joined by spaces -> value as text.
 
-    Lists of plain values stand on one line; those of records are numbered.
+    Lists of plain values stand on one line; those of objects are numbered.
     """
-    return dict(_flat(values, prefix))
-
-
-def _flat(values: Record, prefix: str) -> Iterator[tuple[str, str]]:
+    texts: dict[str, str] = {}
     for name, value in values.items():
         key = f"{prefix}{name}"
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{key} ")
+            texts |= flat(value, f"{key} ")
         elif isinstance(value, list) and any(isinstance(one, Mapping) for one in value):
             for number, one in enumerate(value, 1):
-                record = one if isinstance(one, Mapping) else {"": one}
-                yield from _flat(record, f"{key} {number} ")
+                # A plain value among objects has its number alone for a name.
+                content = one if isinstance(one, Mapping) else {"": one}
+                texts |= flat(content, f"{key} {number} ")
         else:
-            yield key, _plain(value)
+            texts[key] = _plain(value)
+    return texts
 
 
 def _plain(value: object) -> str:

@@ -1,6 +1,6 @@
-"""report.html: one self-contained page made of a run's JSON documents, and nothing else.
+"""report.html: one self-contained page made of a run's records, and nothing else.
 
-Whatever document is missing leaves a sentence in its place.
+Whatever record is missing leaves a sentence in its place.
 """
 
 from __future__ import annotations
@@ -8,23 +8,33 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Sequence
 
+from common.records import (
+    EpochRecord,
+    ExportRecord,
+    MetricsRecord,
+    SearchRecord,
+    ServiceRecord,
+    TrialOptions,
+)
+from common.run import Run
 from reporting import page, report_physics, report_run, serving_section
 from reporting.drawing import Drawing
 from reporting.figures import drawings
-from reporting.records import Record
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Documents:
     """What the page is made of; all but the metrics may be missing."""
 
-    metrics: Record
-    run: Record | None = None
-    search: Record | None = None
-    history: Sequence[Record] | None = None
-    options: Record | None = None
-    export: Record | None = None
-    service: Record | None = None
+    metrics: MetricsRecord
+    run: Run | None = None
+    search: SearchRecord | None = None
+    history: Sequence[EpochRecord] = ()
+    """Epochs of the trial that was exported."""
+    options: TrialOptions | None = None
+    """Of the same trial."""
+    export: ExportRecord | None = None
+    service: ServiceRecord | None = None
 
 
 def render(documents: Documents, figures: Sequence[Drawing]) -> str:
@@ -32,23 +42,29 @@ def render(documents: Documents, figures: Sequence[Drawing]) -> str:
 
     `figures` are those of `figures_of`, drawn once for the page and for the files beside it.
     """
-    metrics, run = documents.metrics, documents.run or {}
-    search, history = documents.search, documents.history or []
-    name = metrics.get("run_id") or metrics.get("model", "report")
+    metrics, run, search = documents.metrics, documents.run, documents.search
+
+    def chosen(*kinds: str) -> list[Drawing]:
+        """The figures whose name is one of `kinds`, or begins with it and a dash."""
+        chosen = []
+        for kind in kinds:
+            for drawing in figures:
+                if drawing.name == kind or drawing.name.startswith(f"{kind}-"):
+                    chosen.append(drawing)
+        return chosen
+
     return page.render(
         "report.html",
-        title=f"Jet energy calibration: {name}",
-        figures=lambda *kinds: _chosen(figures, kinds),
+        title=f"Jet energy calibration: {metrics.run_id}",
+        figures=chosen,
         verdict=report_physics.verdict(metrics),
         response=report_physics.response(metrics, run),
         closure=report_physics.closure(metrics),
         flavour=report_physics.flavour(metrics),
-        uncertainty=report_physics.uncertainty(metrics.get("uncertainty")),
-        search=report_run.search(search) if search and search.get("trials") else None,
-        training=report_run.training(documents.options or {}, history),
-        serving=serving_section.content(
-            documents.export, metrics.get("inference"), documents.service
-        ),
+        uncertainty=report_physics.uncertainty(metrics.uncertainty),
+        search=report_run.search(search) if search and search.trials else None,
+        training=report_run.training(documents.options, documents.history),
+        serving=serving_section.content(documents.export, metrics.inference, documents.service),
         data=report_run.data(metrics, run),
         reproduce=report_run.reproduce(metrics, run),
     )
@@ -56,15 +72,4 @@ def render(documents: Documents, figures: Sequence[Drawing]) -> str:
 
 def figures_of(documents: Documents) -> Iterable[Drawing]:
     """The figures of the page, one by one."""
-    metrics = documents.metrics
-    return drawings(metrics, documents.history, documents.search, metrics["config"]["max_closure"])
-
-
-def _chosen(figures: Sequence[Drawing], kinds: Sequence[str]) -> list[Drawing]:
-    """The figures whose name is one of `kinds`, or begins with it and a dash."""
-    return [
-        drawing
-        for kind in kinds
-        for drawing in figures
-        if drawing.name == kind or drawing.name.startswith(f"{kind}-")
-    ]
+    return drawings(documents.metrics, documents.history, documents.search)

@@ -1,6 +1,6 @@
 """What report.html says of the physics: the verdict, then response, closure, flavour, uncertainty.
 
-Each function takes the content of metrics.json and returns what templates/report.html shows of it,
+Each function takes metrics.json and returns what templates/report.html shows of it,
 as text and tables.
 """
 
@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
-from physics.gate import holds, percent
+from common.measurements import Calibrated, CoreBin, Interval, ResponseBin
+from common.measurements import Uncertainty as UncertaintyRecord
+from common.records import MetricsRecord
+from common.run import Run
+from physics.gate import holds
 from physics.response import PT_EDGES
 from reporting.page import MISSING, Table
-from reporting.records import Record
 
 PUBLISHED = {
     "PFN": {"barrel": (0.2, 1.4, 4.5, 8.0, 2.2), "endcap": (1.0, 6.9, 12.9, 5.0, 5.9)},
@@ -22,9 +25,6 @@ PUBLISHED = {
 """Gain of resolution (per cent) published for these networks on 286,645 CMS open-data test jets, in
 our pT bins and above 30 GeV.
 """
-
-BOTH = ("standard", "model")
-"""The calibrations that tables compare."""
 
 
 # ---------------------------------------------------------------------------------------- verdict
@@ -52,67 +52,76 @@ class Verdict:
     replicates: int
 
 
-def verdict(metrics: Record) -> Verdict:
-    tiles = []
-    for what, text, remark in _headlines(metrics):
+def verdict(metrics: MetricsRecord) -> Verdict:
+    return Verdict(
+        passed=metrics.passed,
+        reasons=metrics.reasons,
+        tiles=tiles(metrics),
+        num_measured=f"{metrics.num_measured:,}",
+        level=f"{100 * metrics.interval:g} %",
+        replicates=metrics.replicates,
+    )
+
+
+def tiles(metrics: MetricsRecord) -> list[Tile]:
+    """The headlines, each with its interval."""
+    made: list[Tile] = []
+
+    def add(what: str, text: str, remark: str) -> None:
+        """Add a number given as text, whose interval in brackets is set apart."""
         number, _, interval = text.partition(" [")
         interval = f"[{interval}" if interval else ""
-        tiles.append(Tile(what=what, number=number, interval=interval, remark=remark))
-    return Verdict(
-        passed=metrics["passed"],
-        reasons=metrics["reasons"],
-        tiles=tiles,
-        num_measured=f"{metrics['num_measured']:,}",
-        level=f"{100 * metrics['interval']:g} %",
-        replicates=metrics["replicates"],
-    )
+        made.append(Tile(what=what, number=number, interval=interval, remark=remark))
 
-
-def _headlines(metrics: Record) -> Iterator[tuple[str, str, str]]:
-    """(what, number with its interval, remark) of each headline."""
-    gain, config = metrics["gain"], metrics["config"]
-    yield (
+    config, lowest = metrics.config, metrics.closure.from_gev
+    add(
         "Resolution gain over the standard JEC",
-        percent(gain) if gain else "not measured",
-        f"all jets above 30 GeV; required: at least {config['min_improvement']:g} %",
+        _percent_or_none(metrics.gain),
+        f"all jets above 30 GeV; required: at least {config.min_improvement:g} %",
     )
-    if metrics.get("gain_over_baseline"):
-        yield (
+    if metrics.gain_over_baseline:
+        add(
             "Resolution gain over the baseline model",
-            percent(metrics["gain_over_baseline"]),
-            f"the same jets; baseline: {metrics['baseline']}",
+            metrics.gain_over_baseline.percent(),
+            f"the same jets; baseline: {metrics.baseline}",
         )
-    if weighted := metrics.get("weighted"):
-        yield (
+    if metrics.weighted:
+        add(
             "The same gain, weighted",
-            percent(weighted["gain"]),
+            _percent_or_none(metrics.weighted.gain),
             "all jets above 30 GeV, each counted by eventWeight"
-            f" ({weighted['effective_jets']:,.0f} effective jets)",
+            f" ({metrics.weighted.effective_jets:,.0f} effective jets)",
         )
-    lowest = metrics["closure"]["from_gev"]
-    for record in metrics["closure"]["bins"]:
-        if record["pt_low"] == lowest and record["pt_high"] is None:
-            yield (
-                f"Closure, {record['region']}",
-                percent(record["model"], 100, 2),
+    for one in metrics.closure.bins:
+        # The bins of pT stand in a table below.
+        if one.is_whole(lowest):
+            add(
+                f"Closure, {one.region}",
+                one.model.percent(100, 2),
                 f"median response − 1 above {lowest:g} GeV; allowed:"
-                f" ±{100 * config['max_closure']:g} %",
+                f" ±{100 * config.max_closure:g} %",
             )
-    for region, entry in metrics["flavour"]["regions"].items():
-        standard, model = (f"{100 * entry['spread'][name]['value']:.2f} %" for name in BOTH)
-        yield (
+    for region, entry in metrics.flavour.regions.items():
+        standard = f"{100 * entry.spread.standard.value:.2f} %"
+        model = f"{100 * entry.spread.model.value:.2f} %"
+        add(
             f"Flavour spread removed, {region}",
-            percent(entry["reduction"]),
-            f"from {standard} (standard JEC) to {model}, {', '.join(entry['flavours'])}",
+            entry.reduction.percent(),
+            f"from {standard} (standard JEC) to {model}, {', '.join(entry.flavours)}",
         )
-    if widths := metrics.get("uncertainty"):
-        band = widths["bands"][0]
-        yield (
+    if metrics.uncertainty:
+        band = metrics.uncertainty.bands[0]
+        add(
             "Jets within their own uncertainty",
-            percent(band["coverage"], 100, sign=""),
-            f"between the {band['low']} and {band['high']} given for each jet; expected:"
-            f" {100 * band['nominal']:g} %",
+            band.coverage.percent(100, sign=""),
+            f"between the {band.low} and {band.high} given for each jet; expected:"
+            f" {100 * band.nominal:g} %",
         )
+    return made
+
+
+def _percent_or_none(gain: Interval | None) -> str:
+    return gain.percent() if gain else "not measured"
 
 
 # ------------------------------------------------------------------------- response and resolution
@@ -131,124 +140,123 @@ class Response:
     cores: Table | None
 
 
-def response(metrics: Record, run: Record) -> Response:
-    weighted = metrics.get("weighted")
+def response(metrics: MetricsRecord, run: Run | None) -> Response:
+    weighted = metrics.weighted
+    # What the test jets are, as far as the run's parameters say.
+    sample = "the test jets of this run"
+    if run:
+        sample = f"the jets of {run.config.data_test}"
+        if run.config.data_test == "sample":
+            sample = "jets of this project's own generator, which are not CMS's"
     return Response(
-        published=_published(metrics["bins"]),
-        sample=_sample(run),
-        bins=_bins(metrics["bins"]),
-        weighted=_bins(weighted["bins"]) if weighted else None,
-        effective_jets=f"{weighted['effective_jets']:,.0f}" if weighted else "",
-        intervals=_intervals(metrics["bins"]),
-        cores=_cores(metrics.get("core", [])),
+        published=beside_published(metrics.bins),
+        sample=sample,
+        bins=_bins(metrics.bins),
+        weighted=_bins(weighted.bins) if weighted else None,
+        effective_jets=f"{weighted.effective_jets:,.0f}" if weighted else "",
+        intervals=with_intervals(metrics.bins),
+        cores=normal_cores(metrics.core),
     )
 
 
-def _published(records: Sequence[Record]) -> Table:
+def beside_published(bins: Sequence[ResponseBin]) -> Table:
     """The gain by bin next to the published ones: the same bins, other jets."""
-    own = {(record["region"], record["pt_low"], record["pt_high"]): record for record in records}
-    edges = [*PT_EDGES[:-1], None]
-    bins = [*itertools.pairwise(edges), (PT_EDGES[0], None)]
+    own = {(one.region, one.pt_low, one.pt_high): one.gain for one in bins}
+    # The last bin is open, and the published numbers end with all jets from the first edge up.
+    places: list[tuple[float, float | None]] = [*itertools.pairwise(PT_EDGES[:-1])]
+    places += [(PT_EDGES[-2], None), (PT_EDGES[0], None)]
     rows = []
     for region in ("barrel", "endcap"):
-        for column, (low, high) in enumerate(bins):
+        for column, (low, high) in enumerate(places):
             pt = f"{low:g}–{high:g}" if high else f"above {low:g}"
-            if column == len(bins) - 1:
+            if column == len(places) - 1:
                 pt = "all above 30"
-            record = own.get((region, low, high))
-            gain = percent(record["gain"]) if record else "too few jets"
-            published = [f"{gains[region][column]:+.1f} %" for gains in PUBLISHED.values()]
-            rows.append([region, pt, gain, *published])
+            gain = own.get((region, low, high))
+            row = [region, pt, gain.percent() if gain else "too few jets"]
+            for gains in PUBLISHED.values():
+                row.append(f"{gains[region][column]:+.1f} %")
+            rows.append(row)
     head = ["Region", "pT (GeV)", "This model, this sample"]
     return Table(head=[*head, *(f"{name}, published" for name in PUBLISHED)], rows=rows)
 
 
-def _sample(run: Record) -> str:
-    """What the test jets are, as far as the run's parameters say."""
-    pattern = (run.get("config") or {}).get("data_test")
-    if pattern == "sample":
-        return "jets of this project's own generator, which are not CMS's"
-    return f"the jets of {pattern}" if pattern else "the test jets of this run"
-
-
-def _bins(records: Sequence[Record]) -> Table | None:
-    gains = {
-        "gain": "Gain",
-        "gain_half_width": "Gain by 68 % width",
-        "gain_over_baseline": "Gain over baseline",
-    }
-    gains = {key: name for key, name in gains.items() if any(key in record for record in records)}
+def _bins(bins: Sequence[ResponseBin]) -> Table | None:
+    """Medians, resolutions and gains; the gain over a baseline where one was measured."""
+    gains = ["Gain", "Gain by 68 % width"]
+    if any(one.gain_over_baseline for one in bins):
+        gains.append("Gain over baseline")
     rows = []
-    for record in records:
-        medians = [f"{record[name]['median']['value']:.4f}" for name in BOTH]
-        resolutions = [f"{record[name]['resolution']['value']:.4f}" for name in BOTH]
-        place = [record["region"], record["pt_range"], f"{record['num_jets']:,}"]
-        rows.append([*place, *medians, *resolutions, *(percent(record[key]) for key in gains)])
-    head = ["Region", "pT (GeV)", "Jets", *_of_both("Median", "Resolution"), *gains.values()]
+    for one in bins:
+        row = [one.region, one.pt_range, f"{one.num_jets:,}"]
+        both = (one.standard, one.model)
+        row += [f"{response.median.value:.4f}" for response in both]
+        row += [f"{response.resolution.value:.4f}" for response in both]
+        row += [one.gain.percent(), one.gain_half_width.percent()]
+        if one.gain_over_baseline:
+            row.append(one.gain_over_baseline.percent())
+        rows.append(row)
+    head = ["Region", "pT (GeV)", "Jets", *_of_both("Median", "Resolution"), *gains]
     return Table(head=head, rows=rows) if rows else None
 
 
 def _of_both(*quantities: str) -> list[str]:
     """The heads of quantities that a table gives for both calibrations."""
-    return [f"{quantity}, {name}" for quantity in quantities for name in BOTH]
+    heads = []
+    for quantity in quantities:
+        heads += [f"{quantity}, standard", f"{quantity}, model"]
+    return heads
 
 
-def _intervals(records: Sequence[Record]) -> Table | None:
+def with_intervals(bins: Sequence[ResponseBin]) -> Table | None:
     """Median and both widths with their intervals."""
-    quantities = {
-        "median": "Median",
-        "resolution": "IQR / median",
-        "half_width": "68 % half-width / median",
-    }
-    rows = [
-        [
-            record["region"],
-            record["pt_range"],
-            *(_with_ends(record[name][key], 4) for key in quantities for name in BOTH),
+    rows = []
+    for one in bins:
+        standard, model = one.standard, one.model
+        pairs = [
+            (standard.median, model.median),
+            (standard.resolution, model.resolution),
+            (standard.half_width, model.half_width),
         ]
-        for record in records
-    ]
-    head = ["Region", "pT (GeV)", *_of_both(*quantities.values())]
+        row = [one.region, one.pt_range]
+        for pair in pairs:
+            row += [interval.text(digits=4, sign="") for interval in pair]
+        rows.append(row)
+    quantities = _of_both("Median", "IQR / median", "68 % half-width / median")
+    head = ["Region", "pT (GeV)", *quantities]
     return Table(head=head, rows=rows) if rows else None
 
 
-def _with_ends(interval: Record, digits: int, sign: str = "") -> str:
-    value, low, high = (interval[key] for key in ("value", "low", "high"))
-    return f"{value:{sign}.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
-
-
-def _cores(records: Sequence[Record]) -> Table | None:
+def normal_cores(bins: Sequence[CoreBin]) -> Table | None:
     """Means and normal cores, as they are quoted elsewhere."""
-    quantities = {
-        "mean": "Mean",
-        "core_mean": "Mean of the core",
-        "core_resolution": "Sigma / mean of the core",
-    }
     rows = []
-    for record in records:
-        values = [record[name].get(key) for key in quantities for name in BOTH]
-        cells = [MISSING if value is None else f"{value:.4f}" for value in values]
-        rows.append([record["bin"], *cells])
-    return Table(head=["Bin", *_of_both(*quantities.values())], rows=rows) if rows else None
+    for one in bins:
+        standard, model = one.standard, one.model
+        values = [
+            standard.mean,
+            model.mean,
+            standard.core_mean,
+            model.core_mean,
+            standard.core_resolution,
+            model.core_resolution,
+        ]
+        # A response without a normal core has a mean alone.
+        rows.append([one.bin, *(MISSING if one is None else f"{one:.4f}" for one in values)])
+    head = ["Bin", *_of_both("Mean", "Mean of the core", "Sigma / mean of the core")]
+    return Table(head=head, rows=rows) if rows else None
 
 
 # ------------------------------------------------------------------------------- closure, flavour
 
 
-def closure(metrics: Record) -> Table | None:
+def closure(metrics: MetricsRecord) -> Table | None:
     """Every bin that the gate judges."""
-    allowed = metrics["config"]["max_closure"]
-    rows = [
-        [
-            record["region"],
-            record["pt_range"],
-            f"{record['num_jets']:,}",
-            percent(record["standard"], 100, 2),
-            percent(record["model"], 100, 2),
-            "holds" if holds(record["model"], allowed) else "fails",
-        ]
-        for record in metrics["closure"]["bins"]
-    ]
+    allowed = metrics.config.max_closure
+    rows = []
+    for one in metrics.closure.bins:
+        place = [one.region, one.pt_range, f"{one.num_jets:,}"]
+        is_held = holds(dataclasses.asdict(one.model), allowed)
+        biases = [one.standard.percent(100, 2), one.model.percent(100, 2)]
+        rows.append([*place, *biases, "holds" if is_held else "fails"])
     head = ["Region", "pT (GeV)", "Jets", "Standard JEC", "This model"]
     return Table(head=[*head, f"Within ±{100 * allowed:g} %"], rows=rows) if rows else None
 
@@ -261,19 +269,25 @@ class Flavour:
     lowest_pt: str
 
 
-def flavour(metrics: Record) -> Flavour | None:
+def flavour(metrics: MetricsRecord) -> Flavour | None:
     rows = []
-    for region, entry in metrics["flavour"]["regions"].items():
-        spreads = [percent(entry["spread"][name], 100, 2, sign="") for name in BOTH]
+    for region, entry in metrics.flavour.regions.items():
+        spreads = _percent_of_both(entry.spread, sign="")
+        # The difference needs jets of both flavours.
         gaps = [MISSING, MISSING]
-        if "uds_minus_g" in entry:
-            gaps = [percent(entry["uds_minus_g"][name], 100, 2) for name in BOTH]
-        rows.append([region, *spreads, percent(entry["reduction"]), *gaps])
+        if entry.uds_minus_g:
+            gaps = _percent_of_both(entry.uds_minus_g)
+        rows.append([region, *spreads, entry.reduction.percent(), *gaps])
     if not rows:
         return None
     head = ["Region", *_of_both("Spread"), "Removed", *_of_both("uds − g")]
-    lowest = metrics["flavour"]["from_gev"]
+    lowest = metrics.flavour.from_gev
     return Flavour(spreads=Table(head=head, rows=rows), lowest_pt=f"{lowest:g}")
+
+
+def _percent_of_both(fractions: Calibrated[Interval], sign: str = "+") -> list[str]:
+    """A fraction of the standard JEC and of the model, in per cent."""
+    return [one.percent(100, 2, sign=sign) for one in (fractions.standard, fractions.model)]
 
 
 # ----------------------------------------------------------------------------- uncertainty of a jet
@@ -295,36 +309,36 @@ class Uncertainty:
     problems: Sequence[str]
 
 
-def uncertainty(measured: Record | None) -> Uncertainty | None:
+def uncertainty(measured: UncertaintyRecord | None) -> Uncertainty | None:
     """The section's content; None for a network with one answer a jet."""
     if not measured:
         return None
-    band, pull, same_pt = measured["bands"][0], measured["pull"], measured["same_pt"]
-    crossed = sum(one["num_crossed"] for one in measured["bands"])
-    problems = {
-        "an answer that is not finite": measured["num_without_answer"],
-        "a lower quantile above the higher one": crossed,
-    }
+    band, pull, same_pt = measured.bands[0], measured.pull, measured.same_pt
+    problems = []
+    if measured.num_without_answer:
+        problems.append(f"{measured.num_without_answer:,} jets have an answer that is not finite")
+    if crossed := sum(one.num_crossed for one in measured.bands):
+        problems.append(f"{crossed:,} jets have a lower quantile above the higher one")
     return Uncertainty(
-        low=band["low"],
-        high=band["high"],
-        num_jets=f"{measured['num_jets']:,}",
-        shares=_shares(measured),
-        pull_median=_with_ends(pull["median"], 3, sign="+"),
-        pull_width=_with_ends(pull["half_width"], 3),
-        ratio=_with_ends(same_pt["ratio"], 2) if same_pt else "",
-        predicted_ratio=f"{same_pt['predicted_ratio']:.2f}" if same_pt else "",
-        problems=[f"{number:,} jets have {what}" for what, number in problems.items() if number],
+        low=band.low,
+        high=band.high,
+        num_jets=f"{measured.num_jets:,}",
+        shares=shares(measured),
+        pull_median=pull.median.text(digits=3),
+        pull_width=pull.half_width.text(digits=3, sign=""),
+        ratio=same_pt.ratio.text(digits=2, sign="") if same_pt else "",
+        predicted_ratio=f"{same_pt.predicted_ratio:.2f}" if same_pt else "",
+        problems=problems,
     )
 
 
-def _shares(measured: Record) -> Table:
+def shares(measured: UncertaintyRecord) -> Table:
+    """How many jets lie within each band and below each quantile, beside what is expected."""
     rows = []
-    for band in measured["bands"]:
-        where = f"from {band['low']} to {band['high']}"
-        coverage = percent(band["coverage"], 100, sign="")
-        rows.append([where, f"{100 * band['nominal']:g} %", coverage])
-    for one in measured["below"]:
-        where = f"below {one['column']}"
-        rows.append([where, f"{100 * one['level']:g} %", percent(one["share"], 100, sign="")])
+    for band in measured.bands:
+        where = f"from {band.low} to {band.high}"
+        rows.append([where, f"{100 * band.nominal:g} %", band.coverage.percent(100, sign="")])
+    for below in measured.below:
+        where = f"below {below.column}"
+        rows.append([where, f"{100 * below.level:g} %", below.share.percent(100, sign="")])
     return Table(head=["Generator jet", "Expected", "Measured"], rows=rows)

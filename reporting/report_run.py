@@ -1,7 +1,7 @@
 """What report.html says of the run: its search, its training, its data, and how to repeat it.
 
-Each function takes the content of the run's JSON documents and returns what templates/report.html
-shows of it, as text and tables.
+Each function takes records of the run and returns what templates/report.html shows of them, as text
+and tables.
 """
 
 from __future__ import annotations
@@ -11,10 +11,27 @@ import shlex
 from collections.abc import Mapping, Sequence
 
 from common.config import RunConfig, flag
+from common.layout import RunFolder
+from common.records import (
+    DataSet,
+    EpochRecord,
+    MetricsRecord,
+    RunRecord,
+    SearchRecord,
+    TrialOptions,
+    plain,
+)
+from common.run import Run
 from reporting.drawing import LABELS
-from reporting.page import MISSING, Table, flat
-from reporting.records import Record, counted
+from reporting.page import Table, flat
 from reporting.search_page import trials_table
+
+USES = {
+    "train": "the weights",
+    "val": "the best epoch and trial, parity",
+    "test": "this page, once",
+}
+"""Split -> what its jets were used for."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,25 +45,24 @@ class Search:
     trials: Table
 
 
-def search(record: Record) -> Search:
-    seed = record.get("seed")
+def search(record: SearchRecord) -> Search:
     return Search(
-        algorithm=record.get("algorithm", "not recorded"),
-        objective=f"{record['objective']['type']} {record['objective']['name']}",
-        seed="" if seed is None else str(seed),
-        num_counted=len(counted(record)),
+        algorithm=record.algorithm,
+        objective=f"{record.objective.type} {record.objective.name}",
+        seed="" if record.seed is None else str(record.seed),
+        num_counted=len(record.counted),
         trials=trials_table(record),
     )
 
 
-def training(options: Record, history: Sequence[Record]) -> dict[str, str]:
+def training(options: TrialOptions | None, history: Sequence[EpochRecord]) -> dict[str, str]:
     """The options of the best trial, and its speed."""
-    facts = flat(options)
+    facts = flat(plain(options)) if options else {}
     if history:
-        speed = history[-1].get("jets_per_second")
+        speed = history[-1].jets_per_second
         facts["epochs"] = str(len(history))
         facts["jets per second, last epoch"] = f"{speed:,.0f}" if speed else "not recorded"
-    seconds = sum(epoch.get("seconds") or 0 for epoch in history)
+    seconds = sum(epoch.seconds or 0 for epoch in history)
     if seconds:
         facts["time in epochs"] = f"{seconds:,.0f} s"
     return facts
@@ -61,38 +77,31 @@ class Data:
     fingerprints: Mapping[str, str]
 
 
-def data(metrics: Record, run: Record) -> Data:
-    sets = run.get("data") or {}
-    far = "jets off by more than a factor e, |log(pT / pT_gen)| ≥ 1"
+def data(metrics: MetricsRecord, run: Run | None) -> Data:
+    record = run.record if run else RunRecord()
     numbers = {
-        "test jets that pass the selection": metrics["num_jets"],
-        "of these measured (finite answer, generator jet)": metrics["num_measured"],
-        "jets without a finite answer": metrics["num_without_answer"],
+        "test jets that pass the selection": metrics.num_jets,
+        "of these measured (finite answer, generator jet)": metrics.num_measured,
+        "jets without a finite answer": metrics.num_without_answer,
     }
-    for name, number in metrics["num_far"].items():
+    far = "jets off by more than a factor e, |log(pT / pT_gen)| ≥ 1"
+    for name, number in metrics.num_far.by_calibration().items():
         numbers[f"{far}: {LABELS[name]}"] = number
-    for names, number in (run.get("shared_jets") or {}).items():
+    for names, number in record.shared_jets.items():
         numbers[f"jets in common, {names}"] = number
     return Data(
-        sets=_sets(sets) if sets else None,
+        sets=table_of_sets(record.data) if record.data else None,
         test_jets={name: f"{number:,}" for name, number in numbers.items()},
-        fingerprints=flat(sets),
+        fingerprints=flat({name: plain(one) for name, one in record.data.items()}),
     )
 
 
-def _sets(sets: Record) -> Table:
+def table_of_sets(sets: Mapping[str, DataSet]) -> Table:
     """The three sets of jets, one a row."""
-    uses = {
-        "train": "the weights",
-        "val": "the best epoch and trial, parity",
-        "test": "this page, once",
-    }
     rows = []
-    for name, record in sets.items():
-        numbers = [
-            f"{record[key]:,}" if key in record else MISSING for key in ("files", "read", "jets")
-        ]
-        rows.append([name, *numbers, uses.get(name, "")])
+    for name, one in sets.items():
+        numbers = [f"{one.files:,}", f"{one.read:,}", f"{one.jets:,}"]
+        rows.append([name, *numbers, USES.get(name, "")])
     return Table(head=["Set", "Files", "Jets read", "Jets selected", "Used for"], rows=rows)
 
 
@@ -107,54 +116,55 @@ class Reproduce:
     versions: Mapping[str, str]
 
 
-def reproduce(metrics: Record, run: Record) -> Reproduce:
+def reproduce(metrics: MetricsRecord, run: Run | None) -> Reproduce:
+    record = run.record if run else RunRecord()
+    config = run.config.parameters() if run else {}
     names = {
-        name.replace("_", " "): str(run.get(name) or "not recorded")
-        for name in ("run_id", "git_commit", "data_fingerprint")
+        "run id": run.id if run else "",
+        "git commit": record.git_commit,
+        "data fingerprint": record.data_fingerprint,
+        "best trial": metrics.trial,
     }
-    names["best trial"] = metrics.get("trial") or "not recorded"
-    config = run.get("config") or {}
-    commands = [_pipeline_command(config, metrics["run"])] if config else []
+    commands = [pipeline_command(run.config, metrics.run)] if run else []
     return Reproduce(
-        names=names,
-        commands=[*commands, _evaluate_command(metrics)],
-        folder=metrics["run"],
+        names={name: text or "not recorded" for name, text in names.items()},
+        commands=[*commands, evaluate_command(metrics)],
+        folder=metrics.run,
         parameters=flat(config),
-        versions=flat({**(run.get("versions") or {}), **(run.get("images") or {})}),
+        versions={**record.versions, **record.images},
     )
 
 
-def _evaluate_command(metrics: Record) -> str:
+def evaluate_command(metrics: MetricsRecord) -> str:
     """The command that writes this page again from the run's folder."""
-    config = metrics["config"]
+    config = metrics.config
     values = {
-        "run": metrics["run"],
-        "name": metrics["model"],
-        "trial": metrics.get("trial"),
-        "baseline": metrics.get("baseline"),
-        "min-improvement": f"{config['min_improvement']:g}",
-        "max-closure": f"{config['max_closure']:g}",
-        "seed": config["seed"],
-        "replicates": metrics["replicates"],
+        "run": metrics.run,
+        "name": metrics.model,
+        "trial": metrics.trial,
+        "baseline": metrics.baseline,
+        "min-improvement": f"{config.min_improvement:g}",
+        "max-closure": f"{config.max_closure:g}",
+        "seed": config.seed,
+        "replicates": metrics.replicates,
     }
     words = ["python", "-m", "physics.evaluate"]
     for name, value in values.items():
+        # Without a trial the search's best one is meant, and without a baseline none.
         if value is not None:
             words += [f"--{name}", str(value)]
     return shlex.join(words)
 
 
-def _pipeline_command(config: Record, folder: str) -> str:
-    """The command of such a run: the parameters that differ from their defaults.
-
-    The search space is the one kept in the run's folder.
-    """
+def pipeline_command(config: RunConfig, folder: str) -> str:
+    """The command of such a run: the parameters that differ from their defaults."""
     defaults = RunConfig().parameters()
     words = ["python", "pipeline.py"]
-    for name, value in config.items():
-        if name in ("run_id", "s3_bucket") or value == defaults.get(name):
+    for name, value in config.parameters().items():
+        # A run has an id and a place of its own.
+        if name in ("run_id", "s3_bucket") or value == defaults[name]:
             continue
-        if name == "search_space":
-            value = f"{folder}/config/search_space.json"
-        words += [f"--{flag(name)}", str(value)]
+        # The search space is long; the run's folder keeps it as a file.
+        text = RunFolder(folder).search_space if name == "search_space" else str(value)
+        words += [f"--{flag(name)}", text]
     return shlex.join(words)

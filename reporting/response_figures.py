@@ -1,12 +1,17 @@
 """Figures of response and resolution against pT, of the response's distribution, and by flavour.
 
-The functions take the content of metrics.json and return None where there is nothing to draw.
+The functions take metrics.json and return None where there is nothing to draw.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, TypeAlias
 
+import numpy as np
+
+from common.measurements import Interval, Response, ResponseBin
+from common.records import MetricsRecord
 from reporting.drawing import (
     BLUE,
     COLOURS,
@@ -20,7 +25,6 @@ from reporting.drawing import (
     SHIFT,
     Drawing,
     calibration_look,
-    calibrations,
     head,
     in_region,
     level,
@@ -29,29 +33,41 @@ from reporting.drawing import (
     points,
     pt_axis,
 )
-from reporting.records import Record
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Quantity: TypeAlias = Callable[[Response], Interval]
+"""Takes one number out of what is measured of a calibration."""
 
 # The markers tell flavours apart without colour.
 FLAVOUR_LOOKS = {"uds": ("o", BLUE), "c": ("^", ORANGE), "b": ("s", RED), "g": ("D", PURPLE)}
 
 
-def response_curve(metrics: Record, region: str, max_closure: float) -> Drawing | None:
+def median(response: Response) -> Interval:
+    """Median response."""
+    return response.median
+
+
+def resolution(response: Response) -> Interval:
+    """Interquartile range over the median."""
+    return response.resolution
+
+
+def response_curve(metrics: MetricsRecord, region: str) -> Drawing | None:
     """Median response against pT_gen, with the ratio to the standard JEC below."""
-    records = in_region(metrics["curves"], region)
-    if not records:
+    bins = in_region(metrics.curves, region)
+    if not bins:
         return None
     figure, (top, below) = panels((3, 1), (10, 10))
-    for place, name in enumerate(calibrations(records[0])):
-        x = [record["pt"] * SHIFT**place for record in records]
-        points(top, x, [record[name]["median"] for record in records], **calibration_look(name))
-    ratio = [
-        record["model"]["median"]["value"] / record["standard"]["median"]["value"]
-        for record in records
-    ]
-    x = [record["pt"] for record in records]
+    _draw_calibrations(top, bins, median)
+    ratio = [one.model.median.value / one.standard.median.value for one in bins]
+    x = [one.pt for one in bins]
     below.plot(x, ratio, color=COLOURS["model"], marker="o", linestyle="none", markersize=9)
-    top.axhspan(1 - max_closure, 1 + max_closure, color=INK, alpha=0.1, linewidth=0)
-    top.axvspan(PT_RANGE[0], metrics["closure"]["from_gev"], color=INK, alpha=0.06, linewidth=0)
+    allowed, lowest = metrics.config.max_closure, metrics.closure.from_gev
+    top.axhspan(1 - allowed, 1 + allowed, color=INK, alpha=0.1, linewidth=0)
+    # Closure is not judged where the cut on reconstructed pT bends the response.
+    top.axvspan(PT_RANGE[0], lowest, color=INK, alpha=0.06, linewidth=0)
     reach = max(0.01, 1.2 * max(abs(value - 1) for value in ratio))
     below.set_ylim(1 - reach, 1 + reach)
     for axes in (top, below):
@@ -62,29 +78,27 @@ def response_curve(metrics: Record, region: str, max_closure: float) -> Drawing 
     head(top, REGION_TEXT[region])
     pt_axis(below)
     caption = (
-        f"Median response in the {region}. Band: ±{100 * max_closure:g} %, the closure allowed."
-        f" Grey below {metrics['closure']['from_gev']:g} GeV: the cut on reconstructed pT keeps"
+        f"Median response in the {region}. Band: ±{100 * allowed:g} %, the closure allowed."
+        f" Grey below {lowest:g} GeV: the cut on reconstructed pT keeps"
         " upward fluctuations there, for any calibration."
     )
     return Drawing(
         name=f"response-{region}",
         caption=caption,
-        alt=_first_and_last(records, "median", f"Median response, {region}"),
+        alt=_first_and_last(bins, median, f"Median response, {region}"),
         figure=figure,
     )
 
 
-def resolution_curve(metrics: Record, region: str) -> Drawing | None:
+def resolution_curve(metrics: MetricsRecord, region: str) -> Drawing | None:
     """Resolution against pT_gen, with the gain over the standard JEC below."""
-    records = in_region(metrics["curves"], region)
-    if not records:
+    bins = in_region(metrics.curves, region)
+    if not bins:
         return None
     figure, (top, below) = panels((3, 1.3), (10, 10))
-    for place, name in enumerate(calibrations(records[0])):
-        x = [record["pt"] * SHIFT**place for record in records]
-        points(top, x, [record[name]["resolution"] for record in records], **calibration_look(name))
-    x = [record["pt"] for record in records]
-    points(below, x, [record["gain"] for record in records], color=COLOURS["model"], marker="o")
+    _draw_calibrations(top, bins, resolution)
+    x, gains = [one.pt for one in bins], [one.gain for one in bins]
+    points(below, x, gains, color=COLOURS["model"], marker="o")
     level(below, 0)
     top.set_ylim(bottom=0)
     top.set_ylabel("Resolution (IQR / median)")
@@ -99,34 +113,44 @@ def resolution_curve(metrics: Record, region: str) -> Drawing | None:
     return Drawing(
         name=f"resolution-{region}",
         caption=caption,
-        alt=_first_and_last(records, "resolution", f"Resolution, {region}"),
+        alt=_first_and_last(bins, resolution, f"Resolution, {region}"),
         figure=figure,
     )
 
 
-def _first_and_last(records: Sequence[Record], quantity: str, what: str) -> str:
+def _draw_calibrations(axes: Axes, bins: Sequence[ResponseBin], quantity: Quantity) -> None:
+    """Draw a quantity of each calibration against the pT of the bins."""
+    pt = np.array([one.pt for one in bins])
+    for place, name in enumerate(bins[0].by_calibration()):
+        intervals = [quantity(one.by_calibration()[name]) for one in bins]
+        points(axes, pt * SHIFT**place, intervals, **calibration_look(name))
+
+
+def _first_and_last(bins: Sequence[ResponseBin], quantity: Quantity, what: str) -> str:
     """The first and the last point of each curve in words."""
-    first, last = records[0], records[-1]
-    parts = [
-        f"{LABELS[name]} {first[name][quantity]['value']:.3f} at {first['pt']:.0f} GeV, "
-        f"{last[name][quantity]['value']:.3f} at {last['pt']:.0f} GeV"
-        for name in calibrations(first)
-    ]
+    first, last = bins[0], bins[-1]
+    parts = []
+    for name, response in first.by_calibration().items():
+        start, end = quantity(response), quantity(last.by_calibration()[name])
+        parts.append(
+            f"{LABELS[name]} {start.value:.3f} at {first.pt:.0f} GeV, "
+            f"{end.value:.3f} at {last.pt:.0f} GeV"
+        )
     return f"{what} against generated pT: " + "; ".join(parts) + "."
 
 
-def distribution(metrics: Record, region: str) -> Drawing | None:
+def distribution(metrics: MetricsRecord, region: str) -> Drawing | None:
     """Histogram of the response above 30 GeV."""
     import mplhep
 
-    counts = metrics["distribution"]["counts"].get(region, {})
-    if not counts or not any(map(sum, counts.values())):
+    histograms = metrics.distribution.counts.get(region)
+    if histograms is None or not any(map(sum, histograms.by_calibration().values())):
         return None
     figure, (axes,) = panels()
-    for name in calibrations(counts):
+    for name, counts in histograms.by_calibration().items():
         mplhep.histplot(
-            counts[name],
-            metrics["distribution"]["edges"],
+            counts,
+            metrics.distribution.edges,
             ax=axes,
             color=COLOURS[name],
             label=LABELS[name],
@@ -138,7 +162,8 @@ def distribution(metrics: Record, region: str) -> Drawing | None:
     axes.set_ylabel("Jets")
     axes.legend(loc="upper right")
     head(axes, REGION_TEXT[region])
-    far = ", ".join(f"{LABELS[name]} {number:,}" for name, number in metrics["num_far"].items())
+    num_far = metrics.num_far.by_calibration()
+    far = ", ".join(f"{LABELS[name]} {number:,}" for name, number in num_far.items())
     caption = (
         f"Response of all {region} jets above 30 GeV. Jets off by more than a factor e, in both"
         f" regions: {far}."
@@ -146,30 +171,29 @@ def distribution(metrics: Record, region: str) -> Drawing | None:
     return Drawing(name=f"distribution-{region}", caption=caption, alt=caption, figure=figure)
 
 
-def flavour(metrics: Record, region: str) -> Drawing | None:
+def flavour(metrics: MetricsRecord, region: str) -> Drawing | None:
     """Median response of each flavour against pT_gen: the standard JEC above, the model below."""
-    lowest = metrics["flavour"]["from_gev"]
-    records = [
-        record
-        for record in in_region(metrics["flavour"]["bins"], region)
-        # The bin of all jets stands in the table.
-        if not (record["pt_low"] == lowest and record["pt_high"] is None)
-    ]
-    if not records:
+    lowest = metrics.flavour.from_gev
+    bins = in_region(metrics.flavour.bins, region)
+    # The bin of all jets stands in the table.
+    bins = [one for one in bins if not one.is_whole(lowest)]
+    if not bins:
         return None
     figure, (top, below) = panels((1, 1), (10, 10))
     for axes, calibration in ((top, "standard"), (below, "model")):
         for place, (name, (marker, colour)) in enumerate(FLAVOUR_LOOKS.items()):
-            of_flavour = [record for record in records if record["flavour"] == name]
-            x = [middle(record) * SHIFT ** (2 * place - 3) for record in of_flavour]
-            medians = [record[calibration] for record in of_flavour]
+            x, medians = [], []
+            for one in bins:
+                if one.flavour == name:
+                    x.append(middle(one) * SHIFT ** (2 * place - 3))
+                    medians.append(one.by_calibration()[calibration])
             points(axes, x, medians, color=colour, marker=marker, label=name)
         level(axes, 1)
         axes.text(0.03, 0.05, LABELS[calibration], transform=axes.transAxes, fontsize=22)
         axes.set_ylabel("Median response")
     # The same scale on both: the spread is what is compared.
-    lower = min(axes.get_ylim()[0] for axes in (top, below))
-    upper = max(axes.get_ylim()[1] for axes in (top, below))
+    lower = min(top.get_ylim()[0], below.get_ylim()[0])
+    upper = max(top.get_ylim()[1], below.get_ylim()[1])
     for axes in (top, below):
         axes.set_ylim(lower, upper)
     top.legend(ncols=4, loc="upper right", columnspacing=1, handletextpad=0.2)
@@ -179,21 +203,11 @@ def flavour(metrics: Record, region: str) -> Drawing | None:
         f"Response by flavour in the {region}: the closer together, the less the calibration"
         " depends on what made the jet."
     )
-    return Drawing(
-        name=f"flavour-{region}",
-        caption=caption,
-        alt=_spreads(metrics, region),
-        figure=figure,
-    )
-
-
-def _spreads(metrics: Record, region: str) -> str:
-    """The spread between flavours in words."""
-    entry = metrics["flavour"]["regions"].get(region)
-    if not entry:
-        return f"Median response by flavour and pT, {region}."
-    standard, model = (100 * entry["spread"][name]["value"] for name in ("standard", "model"))
-    return (
-        f"Median response by flavour, {region}: spread {standard:.2f} % with the standard JEC,"
-        f" {model:.2f} % with the model."
-    )
+    alt = f"Median response by flavour and pT, {region}."
+    if entry := metrics.flavour.regions.get(region):
+        standard, model = entry.spread.standard.value, entry.spread.model.value
+        alt = (
+            f"Median response by flavour, {region}: spread {100 * standard:.2f} % with the standard"
+            f" JEC, {100 * model:.2f} % with the model."
+        )
+    return Drawing(name=f"flavour-{region}", caption=caption, alt=alt, figure=figure)

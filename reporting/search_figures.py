@@ -11,16 +11,18 @@ import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from common.records import SearchRecord, Trial
 from reporting.drawing import (
     BLUE,
     INK,
     ORANGE,
     RED,
     Drawing,
+    Look,
     drawn,
     head,
     panels,
@@ -28,14 +30,6 @@ from reporting.drawing import (
     whole_number_axis,
 )
 from reporting.importance import Importance, importances
-from reporting.records import (
-    Record,
-    counted,
-    maximises,
-    objective_value,
-    optimal_trial,
-    parameter_names,
-)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,7 +42,7 @@ SPARSE = 0.045
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Look:
+class TrialLook:
     """How the trials of a status are drawn."""
 
     colour: str
@@ -58,27 +52,27 @@ class Look:
 
 
 LOOKS = {
-    "Succeeded": Look(colour=BLUE, marker="o", dashes="-", words="succeeded"),
-    "EarlyStopped": Look(colour=ORANGE, marker="v", dashes="--", words="stopped early"),
+    "Succeeded": TrialLook(colour=BLUE, marker="o", dashes="-", words="succeeded"),
+    "EarlyStopped": TrialLook(colour=ORANGE, marker="v", dashes="--", words="stopped early"),
 }
-WITHOUT_VALUE = Look(colour=GREY, marker="X", dashes=":", words="without a value that counts")
+WITHOUT_VALUE = TrialLook(colour=GREY, marker="X", dashes=":", words="without a value that counts")
 
 
-def drawings(search: Record) -> Iterator[Drawing]:
+def drawings(search: SearchRecord) -> Iterator[Drawing]:
     """All figures that these trials allow: `search`, `parallel` and `importance`."""
     yield from drawn([partial(draw, search) for draw in (history, parallel, importance)])
 
 
-def history(search: Record) -> Drawing | None:
+def history(search: SearchRecord) -> Drawing | None:
     """The objective of each trial in the order in which they were made, and the best so far."""
-    values = [value for _, value in counted(search)]
+    values = [value for _, value in search.counted]
     if not values:
         return None
-    trials, objective, best = search["trials"], search["objective"]["name"], optimal_trial(search)
+    trials, name, best = search.trials, search.objective.name, search.best
     figure, (axes,) = panels(size=(12, 8))
     titles = {}
     for number, trial in enumerate(trials, 1):
-        value = objective_value(trial, search)
+        value = search.objective.value(trial)
         look = _look(trial)
         gid = f"trial-{number}"
         titles[gid] = _title(trial, search)
@@ -94,28 +88,20 @@ def history(search: Record) -> Drawing | None:
             gid=gid,
         )
         if trial is best and value is not None:
-            axes.plot(
-                [number],
-                [value],
-                marker="o",
-                markersize=20,
-                markerfacecolor="none",
-                markeredgecolor=RED,
-                markeredgewidth=3,
-            )
-    _draw_best_so_far(axes, search)
+            ring: Look = {"markerfacecolor": "none", "markeredgecolor": RED, "markeredgewidth": 3}
+            axes.plot([number], [value], marker="o", markersize=20, **ring)
+    draw_best_so_far(axes, search)
     axes.margins(y=0.15)
     axes.set_xlim(0.2, len(trials) + 0.8)
     whole_number_axis(axes, "Trial")
-    axes.set_ylabel(objective + (" (logarithmic)" if _is_wide(values) else ""), parse_math=False)
+    axes.set_ylabel(name + (" (logarithmic)" if _is_wide(values) else ""), parse_math=False)
     if _is_wide(values):
         _logarithmic(axes, values)
     head(axes, "Search")
     _legend(axes, search)
-    best_value = max(values) if maximises(search) else min(values)
     alt = (
-        f"{objective} of {len(trials)} trials in the order in which they were made; the best so far"
-        f" (red) ends at {best_value:.5f}"
+        f"{name} of {len(trials)} trials in the order in which they were made; the best so far"
+        f" (red) ends at {search.objective.best(values):.5f}"
     )
     missing = len(trials) - len(values)
     alt += f"; {missing} without a value stand at the upper edge." if missing else "."
@@ -123,17 +109,16 @@ def history(search: Record) -> Drawing | None:
     return Drawing(name="search", caption=caption, alt=alt, figure=figure, titles=titles)
 
 
-def _draw_best_so_far(axes: Axes, search: Record) -> None:
-    """Steps of the best value up to each trial, on to the last one."""
-    better = max if maximises(search) else min
+def draw_best_so_far(axes: Axes, search: SearchRecord) -> None:
+    """Draw steps of the best value up to each trial, on to the last one."""
     numbers: list[int] = []
     best_values: list[float] = []
-    for number, trial in enumerate(search["trials"], 1):
-        value = objective_value(trial, search)
+    for number, trial in enumerate(search.trials, 1):
+        value = search.objective.value(trial)
         if value is not None:
-            best_values.append(better([value, *best_values[-1:]]))
+            best_values.append(search.objective.best([value, *best_values[-1:]]))
             numbers.append(number)
-    numbers.append(len(search["trials"]))
+    numbers.append(len(search.trials))
     best_values.append(best_values[-1])
     axes.step(numbers, best_values, where="post", color=RED, linewidth=3, zorder=1)
 
@@ -143,56 +128,57 @@ def _logarithmic(axes: Axes, values: Sequence[float]) -> None:
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 
     axes.set_yscale("log")
-    axes.yaxis.set_major_locator(
-        FixedLocator([float(f"{value:.2g}") for value in np.geomspace(min(values), max(values), 5)])
-    )
+    labels = [float(f"{value:.2g}") for value in np.geomspace(min(values), max(values), 5)]
+    axes.yaxis.set_major_locator(FixedLocator(labels))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def parallel(search: Record) -> Drawing | None:
+def parallel(search: SearchRecord) -> Drawing | None:
     """Parallel coordinates: a line through each trial's parameters to its objective."""
-    columns = _varying(search)
-    if not columns or not counted(search):
+    columns = varying(search)
+    if not columns or not search.counted:
         return None
-    trials, objective, best = search["trials"], search["objective"]["name"], optimal_trial(search)
-    values = [objective_value(trial, search) for trial in trials]
-    names = [*columns, objective]
+    trials, objective, best = search.trials, search.objective, search.best
+    names = [*columns, objective.name]
     # The objective is the last axis; a parameter of the same name keeps its own.
-    scales = [_scale(texts) for texts in columns.values()]
-    scales.append(_scale([repr(value) for value in values if value is not None]))
+    scales = [axis_scale(texts) for texts in columns.values()]
+    scales.append(axis_scale([repr(value) for _, value in search.counted]))
     figure, (axes,) = panels(size=(max(10, 1.75 * len(names)), 7))
     titles = {}
     for number, trial in enumerate(trials, 1):
-        texts = [trial["parameters"].get(name) for name in columns]
-        texts.append(None if values[number - 1] is None else repr(values[number - 1]))
-        # A parameter that a trial does not have is passed by.
-        places = [place for place, text in enumerate(texts) if text is not None]
-        heights = [scales[place].heights[str(texts[place])] for place in places]
+        value = objective.value(trial)
+        texts = [*map(trial.parameters.get, columns), None if value is None else repr(value)]
+        places, heights = [], []
+        for place, text in enumerate(texts):
+            # A parameter that a trial does not have is passed by.
+            if text is not None:
+                places.append(place)
+                heights.append(scales[place].heights[text])
         look = _look(trial)
-        line: dict[str, Any] = {"color": look.colour, "linestyle": look.dashes}
+        line: Look = {"color": look.colour, "linestyle": look.dashes}
         line |= {"linewidth": 2, "alpha": 0.75}
         if trial is best:
             line = {"color": RED, "linewidth": 5, "zorder": 3}
         gid = f"trial-{number}"
         titles[gid] = _title(trial, search)
         axes.plot(places, heights, gid=gid, **line)
-    _parallel_axes(axes, names, scales)
+    draw_scales(axes, names, scales)
     _legend(axes, search)
-    chosen = ", ".join(
-        f"{name} {best['parameters'][name]}" for name in columns if name in best["parameters"]
+    chosen = [f"{name} {best.parameters[name]}" for name in columns if name in best.parameters]
+    alt = (
+        f"Parameters and {objective.name} of {len(trials)} trials; the best (red):"
+        f" {', '.join(chosen)}."
     )
-    alt = f"Parameters and {objective} of {len(trials)} trials; the best (red): {chosen}."
     caption = f"{alt} Shown are the parameters that differ between trials."
     return Drawing(name="parallel", caption=caption, alt=alt, figure=figure, titles=titles)
 
 
-def _varying(search: Record) -> dict[str, list[str]]:
+def varying(search: SearchRecord) -> dict[str, list[str]]:
     """Parameter -> its values as text, of those that have more than one."""
     columns = {}
-    for name in parameter_names(search):
-        parameters = [trial["parameters"] for trial in search["trials"]]
-        texts = [str(one[name]) for one in parameters if name in one]
+    for name in search.parameter_names:
+        texts = [one.parameters[name] for one in search.trials if name in one.parameters]
         if len(set(texts)) > 1:
             columns[name] = texts
     return columns
@@ -208,21 +194,29 @@ class Scale:
     """Height and text of each label."""
 
 
-def _scale(texts: Sequence[str]) -> Scale:
+def axis_scale(texts: Sequence[str]) -> Scale:
     """Numbers by value, or by their logarithm over a wide range; other texts by their rank."""
-    numbers = {text: number for text in texts if (number := _finite(text)) is not None}
+    numbers = {}
+    for text in texts:
+        number = _finite(text)
+        if number is not None:
+            numbers[text] = number
+    # One text that is no number makes all of them words.
     if len(numbers) < len(set(texts)):
         ranked = sorted(set(texts))
         heights = {text: rank / max(len(ranked) - 1, 1) for rank, text in enumerate(ranked)}
         return Scale(heights=heights, labels=[(heights[text], text) for text in ranked])
-    wide = _is_wide(list(numbers.values()))
-    lowest, highest = min(numbers.values()), max(numbers.values())
-
-    def height(number: float) -> float:
-        low, high, at = (math.log(one) if wide else one for one in (lowest, highest, number))
-        return (at - low) / ((high - low) or 1.0)
 
     labelled = sorted(set(numbers.values()))
+    lowest, highest = labelled[0], labelled[-1]
+    wide = _is_wide(labelled)
+    low, high = (math.log(lowest), math.log(highest)) if wide else (lowest, highest)
+
+    def height(number: float) -> float:
+        at = math.log(number) if wide else number
+        return (at - low) / ((high - low) or 1.0)
+
+    # More labels than these would meet.
     if len(labelled) > 5:
         middle = math.sqrt(lowest * highest) if wide else (lowest + highest) / 2
         labelled = [lowest, middle, highest]
@@ -245,12 +239,13 @@ def _is_wide(values: Sequence[float]) -> bool:
     return min(values) > 0 and max(values) > WIDE * min(values)
 
 
-def _parallel_axes(axes: Axes, names: Sequence[str], scales: Sequence[Scale]) -> None:
+def draw_scales(axes: Axes, names: Sequence[str], scales: Sequence[Scale]) -> None:
     """Draw a vertical line with its labels for each scale, and its name below."""
     axes.minorticks_off()
+    # Each scale has labels of its own.
     axes.set_yticks([])
     # Every second name stands lower, so that long ones do not meet.
-    lowered = [("\n" if place % 2 else "") + name for place, name in enumerate(names)]
+    lowered = ["\n" * (place % 2) + name for place, name in enumerate(names)]
     axes.set_xticks(range(len(names)), lowered, fontsize=18, parse_math=False)
     axes.tick_params(top=False, length=0)
     for spine in axes.spines.values():
@@ -271,74 +266,78 @@ def _short(text: str, most: int = 16) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
-def importance(search: Record) -> Drawing | None:
+def importance(search: SearchRecord) -> Drawing | None:
     """How much each parameter mattered by itself, as bars with the level that chance reaches."""
-    bars = measured_importances(search)
+    bars = importances_of(search)
     if not bars:
         return None
     figure, (axes,) = panels(size=(12, 1.6 + 0.6 * len(bars)))
+    names, words = [], []
     for place, one in enumerate(bars):
         share, chance = 100 * one.share, 100 * one.chance
         axes.barh(place, share, height=0.6, color=BLUE if one.beyond_chance else GREY)
         axes.plot([chance, chance], [place - 0.42, place + 0.42], color=INK, linewidth=3)
         axes.text(max(share, chance) + 1, place, f"{share:.0f} %", fontsize=18, va="center")
-    axes.set_yticks(
-        range(len(bars)), [_short(one.name, 30) for one in bars], fontsize=18, parse_math=False
-    )
+        names.append(_short(one.name, 30))
+        words.append(f"{one.name} {share:.0f} % (chance: up to {chance:.0f} %)")
+    axes.set_yticks(range(len(bars)), names, fontsize=18, parse_math=False)
+    # The most important one on top.
     axes.invert_yaxis()
     axes.tick_params(axis="y", length=0)
     axes.minorticks_off()
+    # Room for the number beside a bar of 100 %.
     axes.set_xlim(0, 109)
     axes.set_xlabel("Share of the variance (%)")
-    words = "; ".join(
-        f"{one.name} {100 * one.share:.0f} % (chance: up to {100 * one.chance:.0f} %)"
-        for one in bars
-    )
-    alt = f"Importance: {words}."
+    alt = f"Importance: {'; '.join(words)}."
     return Drawing(name="importance", caption=alt, alt=alt, figure=figure)
 
 
-def measured_importances(search: Record) -> list[Importance]:
+def importances_of(search: SearchRecord) -> list[Importance]:
     """The importance of the parameters that all trials with a value have."""
-    pairs = counted(search)
-    parameters = [trial["parameters"] for trial, _ in pairs]
-    columns = {
-        name: [str(one[name]) for one in parameters]
-        for name in parameter_names(search)
-        if all(name in one for one in parameters)
-    }
+    pairs = search.counted
+    columns = {}
+    for name in search.parameter_names:
+        texts = [trial.parameters[name] for trial, _ in pairs if name in trial.parameters]
+        # Groups of a parameter that only some trials have would not be compared on the same trials.
+        if len(texts) == len(pairs):
+            columns[name] = texts
     return importances(columns, [value for _, value in pairs])
 
 
 # ---------------------------------------------------------------- what the figures have in common
 
 
-def _look(trial: Record) -> Look:
-    return LOOKS.get(trial["status"], WITHOUT_VALUE)
+def _look(trial: Trial) -> TrialLook:
+    return LOOKS.get(trial.status, WITHOUT_VALUE)
 
 
-def _title(trial: Record, search: Record) -> str:
+def _title(trial: Trial, search: SearchRecord) -> str:
     """What a trial shows where one points at it."""
-    value = objective_value(trial, search)
+    value = search.objective.value(trial)
     if value is None:
-        return f"{trial['name']}: {trial['reason'] or trial['status']}"
-    return f"{trial['name']}: {search['objective']['name']} {value:.5f}"
+        return f"{trial.name}: {trial.reason or trial.status}"
+    return f"{trial.name}: {search.objective.name} {value:.5f}"
 
 
-def _legend(axes: Axes, search: Record) -> None:
+def _legend(axes: Axes, search: SearchRecord) -> None:
     """Explain below the axes the looks that occur, and name the best trial."""
     from matplotlib.lines import Line2D
 
-    looks = {_look(trial).words: _look(trial) for trial in search["trials"]}
-    handles = [
-        Line2D([], [], color=one.colour, marker=one.marker, linestyle=one.dashes, label=words)
-        for words, one in looks.items()
-    ]
-    best = optimal_trial(search)["name"]
-    handles.append(Line2D([], [], color=RED, linewidth=5, label=f"best: {best}"))
+    handles = {}
+    for trial in search.trials:
+        look = _look(trial)
+        handles[look.words] = Line2D(
+            [],
+            [],
+            color=look.colour,
+            marker=look.marker,
+            linestyle=look.dashes,
+            label=look.words,
+        )
+    best = Line2D([], [], color=RED, linewidth=5, label=f"best: {search.best.name}")
     plain_legend(
         axes,
-        handles=handles,
+        handles=[*handles.values(), best],
         loc="upper center",
         bbox_to_anchor=(0.5, -0.13),
         ncols=2,

@@ -7,113 +7,107 @@ import datetime
 import io
 from collections import Counter
 
+from common.records import SearchRecord, Trial
 from reporting import page, search_figures
 from reporting.importance import LEAST_TRIALS
-from reporting.records import (
-    STATUS_WORDS,
-    Record,
-    best_first,
-    counted,
-    objective_value,
-    optimal_trial,
-    parameter_names,
-)
+
+STATUS_WORDS = {
+    "Succeeded": "succeeded",
+    "EarlyStopped": "stopped early",
+    "Failed": "failed",
+    "MetricsUnavailable": "without metrics",
+    "Killed": "killed",
+}
 
 
-def search_page(search: Record) -> str:
+def search_page(search: SearchRecord) -> str:
     """The page as text: history, parameters, what mattered, all trials."""
-    best = optimal_trial(search)
-    statuses = Counter(trial["status"] for trial in search["trials"])
-    figures = {drawing.name: drawing for drawing in search_figures.drawings(search)}
+    counts = []
+    for status, number in Counter(trial.status for trial in search.trials).items():
+        counts.append(f"{number} {_status_words(status)}")
     return page.render(
         "search.html",
-        title=f"Search {search['experiment']}",
-        best=best,
-        objective=search["objective"]["name"],
-        best_value=f"{objective_value(best, search):.5f}",
-        num_trials=len(search["trials"]),
-        counts=", ".join(f"{n} {STATUS_WORDS.get(name, name)}" for name, n in statuses.items()),
-        algorithm=search["algorithm"],
-        seed=search["seed"],
-        early_stopping=search.get("early_stopping", "none"),
-        figures=figures,
-        num_counted=len(counted(search)),
+        title=f"Search {search.experiment}",
+        best=search.best,
+        objective=search.objective.name,
+        best_value=f"{search.best_value:.5f}",
+        num_trials=len(search.trials),
+        counts=", ".join(counts),
+        algorithm=search.algorithm,
+        seed=search.seed,
+        early_stopping=search.early_stopping,
+        figures={drawing.name: drawing for drawing in search_figures.drawings(search)},
+        num_counted=len(search.counted),
         least_trials=LEAST_TRIALS,
         trials=trials_table(search),
     )
 
 
-def trials_table(search: Record) -> page.Table:
+def trials_table(search: SearchRecord) -> page.Table:
     """All trials, best first."""
-    names, optimal = parameter_names(search), optimal_trial(search)
-    trials = best_first(search)
-    rows = []
-    for trial in trials:
-        value = objective_value(trial, search)
+    names, best = search.parameter_names, search.best
+    rows, marked = [], []
+    for place, trial in enumerate(search.objective.ranked(search.trials)):
+        value = search.objective.value(trial)
+        row = [trial.name, _status_words(trial.status)]
+        if trial is best:
+            row[0] += " ★ best"
+            marked.append(place)
+        row.append(page.MISSING if value is None else f"{value:.5f}")
+        for name in names:
+            row.append(trial.parameters.get(name, page.MISSING))
         # A reason may be a traceback, whose last line says what happened.
-        reason = (trial["reason"] or "").splitlines()
-        rows.append(
-            [
-                trial["name"] + (" ★ best" if trial is optimal else ""),
-                STATUS_WORDS.get(trial["status"], trial["status"]),
-                page.MISSING if value is None else f"{value:.5f}",
-                *(str(trial["parameters"].get(name, page.MISSING)) for name in names),
-                _minutes(trial),
-                reason[-1] if reason else "",
-            ]
-        )
+        reason = trial.reason.splitlines()
+        row += [minutes(trial), reason[-1] if reason else ""]
+        rows.append(row)
     return page.Table(
-        head=["Trial", "Status", search["objective"]["name"], *names, "Minutes", "Reason"],
+        head=["Trial", "Status", search.objective.name, *names, "Minutes", "Reason"],
         rows=rows,
         kind="trials",
-        marked=[place for place, trial in enumerate(trials) if trial is optimal],
+        marked=marked,
     )
 
 
-def _minutes(trial: Record) -> str:
-    started, finished = trial.get("started"), trial.get("finished")
-    if not (started and finished):
+def _status_words(status: str) -> str:
+    return STATUS_WORDS.get(status, status)
+
+
+def minutes(trial: Trial) -> str:
+    """How long a trial took; a dash where its times are not known."""
+    if not (trial.started and trial.finished):
         return page.MISSING
-    taken = datetime.datetime.fromisoformat(finished) - datetime.datetime.fromisoformat(started)
-    return f"{taken.total_seconds() / 60:.1f}"
+    started = datetime.datetime.fromisoformat(trial.started)
+    finished = datetime.datetime.fromisoformat(trial.finished)
+    return f"{(finished - started).total_seconds() / 60:.1f}"
 
 
-def markdown(search: Record) -> str:
+def markdown(search: SearchRecord) -> str:
     """All trials as a table in Markdown, best first; Kubeflow shows it beside the step."""
     table = trials_table(search)
-    cells = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in table.rows]
-    lines = [table.head, ["---"] * len(table.head), *cells]
+    lines = [table.head, ["---"] * len(table.head)]
+    for row in table.rows:
+        # Either would end the cell or the row.
+        lines.append([cell.replace("|", "\\|").replace("\n", " ") for cell in row])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
-def as_csv(search: Record) -> str:
+def as_csv(search: SearchRecord) -> str:
     """All trials in the order in which they were made, one line each, for a spreadsheet."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    names = parameter_names(search)
-    metrics = sorted({name for trial in search["trials"] for name in trial["metrics"]})
-    columns = [(name, kind) for name in metrics for kind in ("min", "latest")]
-    writer.writerow(
-        [
-            "trial",
-            "status",
-            *(f"{name} ({kind})" for name, kind in columns),
-            *names,
-            "started",
-            "finished",
-            "reason",
-        ]
-    )
-    for trial in search["trials"]:
-        writer.writerow(
-            [
-                trial["name"],
-                trial["status"],
-                *(trial["metrics"].get(name, {}).get(kind, "") for name, kind in columns),
-                *(trial["parameters"].get(name, "") for name in names),
-                trial["started"],
-                trial["finished"],
-                trial["reason"],
-            ]
-        )
+    parameters = search.parameter_names
+    metrics = sorted({name for trial in search.trials for name in trial.metrics})
+    head = ["trial", "status"]
+    for name in metrics:
+        head += [f"{name} (min)", f"{name} (latest)"]
+    writer.writerow([*head, *parameters, "started", "finished", "reason"])
+    for trial in search.trials:
+        row: list[str | float] = [trial.name, trial.status]
+        for name in metrics:
+            # A trial that failed early has none.
+            observation = trial.metrics.get(name)
+            row += [observation.min, observation.latest] if observation else ["", ""]
+        for name in parameters:
+            row.append(trial.parameters.get(name, ""))
+        writer.writerow([*row, trial.started, trial.finished, trial.reason])
     return buffer.getvalue()

@@ -8,10 +8,11 @@ metrics.json, and service.json.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from common.measurements import Inference
+from common.records import ExportRecord, ModelRecord, ServiceRecord, plain
 from reporting import page
-from reporting.records import Record
 
 # The comments by which templates/serving.html begins and ends.
 START, END = "<!-- serving: begin -->", "<!-- serving: end -->"
@@ -37,16 +38,22 @@ class Serving:
     """Why there is no model that takes the ntuple's own columns."""
     speed: str
     service: Service | None
-    export: Record
+    export: Mapping[str, str]
+    """All that was recorded of the export."""
 
 
-def section(export: Record | None, inference: Record | None, service: Record | None) -> str:
+def section(
+    export: ExportRecord | None, inference: Inference | None, service: ServiceRecord | None
+) -> str:
     """The section as HTML, which says what is missing."""
     return page.render("serving.html", serving=content(export, inference, service))
 
 
 def updated(
-    text: str, export: Record | None, inference: Record | None, service: Record | None
+    text: str,
+    export: ExportRecord | None,
+    inference: Inference | None,
+    service: ServiceRecord | None,
 ) -> str:
     """A page with this section in place of the one it has; unchanged if it has none."""
     before, start, rest = text.partition(START)
@@ -54,20 +61,22 @@ def updated(
     return before + section(export, inference, service) + after if start and end else text
 
 
-def content(export: Record | None, inference: Record | None, service: Record | None) -> Serving:
+def content(
+    export: ExportRecord | None, inference: Inference | None, service: ServiceRecord | None
+) -> Serving:
     """What the section shows. A service of another model than `export`'s is left out."""
-    if not export or not service or service.get("model_sha256") != export.get("sha256"):
-        service = None
+    # A run that was exported anew still has the record of its earlier service.
+    is_current = export and service and service.model_sha256 == export.sha256
     return Serving(
-        models=_models(export) if export else None,
-        raw_reason=(export or {}).get("raw_reason") or "",
-        speed=_speed(inference or {}),
-        service=_service(service) if service else None,
-        export=page.flat(export or {}),
+        models=table_of_models(export) if export else None,
+        raw_reason=(export.raw_reason if export else None) or "",
+        speed=speed_text(inference) if inference else "",
+        service=service_answers(service) if service and is_current else None,
+        export=page.flat(plain(export)) if export else {},
     )
 
 
-def _models(export: Record) -> page.Table:
+def table_of_models(export: ExportRecord) -> page.Table:
     """The models of the repository, one a row."""
     head = [
         "Model",
@@ -78,70 +87,69 @@ def _models(export: Record) -> page.Table:
         "Largest difference",
         "Checked in batches of",
     ]
-    models = [export, export["raw"]] if export.get("raw") else [export]
+    models: list[ModelRecord] = [export, export.raw] if export.raw else [export]
     rows = []
     for model in models:
-        parity, memory = model.get("parity") or {}, model.get("memory") or {}
-        close = difference = page.MISSING
-        if "share_close" in parity:
-            close = f"{100 * parity['share_close']:.2f} % of {parity['num_jets']:,}"
-        if "max_difference" in parity:
-            difference = _difference(parity["max_difference"])
-        most = model.get("max_batch_size")
-        sizes = ", ".join(f"{size:,}" for size in parity.get("batch_sizes", []))
+        parity = model.parity
+        # Nothing was measured where the largest batch was chosen by hand.
+        memory = _megabytes(model.memory.bytes_per_jet) if model.memory else page.MISSING
         rows.append(
             [
-                model.get("model", page.MISSING),
-                _megabytes(model.get("size_bytes")),
-                f"{most:,}" if most else page.MISSING,
-                _megabytes(memory.get("bytes_per_jet")),
-                close,
-                difference,
-                sizes or page.MISSING,
+                model.model,
+                _megabytes(model.size_bytes),
+                f"{model.max_batch_size:,}",
+                memory,
+                f"{100 * parity.share_close:.2f} % of {parity.num_jets:,}",
+                _difference(parity.max_difference),
+                ", ".join(f"{size:,}" for size in parity.batch_sizes),
             ]
         )
     return page.Table(head=head, rows=rows, kind="models")
 
 
-def _megabytes(size: float | None) -> str:
-    return page.MISSING if size is None else f"{1e-6 * size:.3g} MB"
+def _megabytes(size: float) -> str:
+    return f"{1e-6 * size:.3g} MB"
 
 
 def _difference(value: float) -> str:
     return f"{value:.1e}" if value else "0"
 
 
-def _speed(inference: Record) -> str:
+def speed_text(inference: Inference) -> str:
     """Jets a second, and how they were measured; empty if they were not."""
-    if not inference.get("jets_per_second"):
+    if not inference.jets_per_second:
         return ""
-    where = inference["provider"]
+    where = inference.provider
     if where == "CPU":
-        where = f"{inference['threads']} threads of {inference['processor']}"
+        where = f"{inference.threads} threads of {inference.processor}"
     return (
-        f"{inference['jets_per_second']:,.0f} jets/s in batches of {inference['batch_size']:,}"
+        f"{inference.jets_per_second:,.0f} jets/s in batches of {inference.batch_size:,}"
         f" ({where}; inputs prepared before)"
     )
 
 
-def _service(service: Record) -> Service:
-    golden = service["golden"]
-    # Each model of the repository with the largest difference of its answers, by size of request.
-    checked = {service["name"]: golden["max_difference"], **service.get("others", {})}
-    round_trips = [
-        (
-            _jets(size),
-            f"{times['median_ms']:.3g} ms (median of {times['repeats']};"
-            f" {times['min_ms']:.3g} to {times['max_ms']:.3g})",
+def service_answers(service: ServiceRecord) -> Service:
+    """What the service answered, by model and size of request."""
+    golden = service.golden
+    checked = {service.name: golden.max_difference, **service.others}
+    rows = []
+    for name, sizes in checked.items():
+        rows.append([name, *map(_difference, sizes.values())])
+    round_trips = []
+    for size, times in (service.round_trips or {}).items():
+        round_trips.append(
+            (
+                _jets(size),
+                f"{times.median_ms:.3g} ms (median of {times.repeats};"
+                f" {times.min_ms:.3g} to {times.max_ms:.3g})",
+            )
         )
-        for size, times in (service.get("round_trips") or {}).items()
-    ]
     return Service(
-        where=f"{service['kind']} at {service['url']}",
-        tolerance=f"{golden['tolerance']:g}",
+        where=f"{service.kind} at {service.url}",
+        tolerance=f"{golden.tolerance:g}",
         differences=page.Table(
-            head=["Largest difference", *map(_jets, golden["max_difference"])],
-            rows=[[name, *map(_difference, sizes.values())] for name, sizes in checked.items()],
+            head=["Largest difference", *map(_jets, golden.max_difference)],
+            rows=rows,
             kind="models",
         ),
         round_trips=round_trips,

@@ -1,18 +1,18 @@
 """Figures of the uncertainty that a quantile network gives for each jet.
 
-The functions take the content of metrics.json and return None where there is nothing to draw.
+The functions take the uncertainty of metrics.json and return None where there is nothing to draw.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
+from common.measurements import Interval, Uncertainty
 from reporting.drawing import (
     COLOURS,
     INK,
     REGION_LOOKS,
     SHIFT,
     Drawing,
+    Look,
     head,
     in_region,
     level,
@@ -20,61 +20,65 @@ from reporting.drawing import (
     points,
     pt_axis,
 )
-from reporting.records import Record
 
 
-def coverage(metrics: Record) -> Drawing | None:
+def coverage(measured: Uncertainty | None) -> Drawing | None:
     """How many jets lie within the uncertainty predicted for them, against the pT of the file."""
-    records = (metrics.get("uncertainty") or {}).get("pt")
-    if not records:
+    if measured is None or not measured.pt:
         return None
-    band = metrics["uncertainty"]["bands"][0]
+    band, bins = measured.bands[0], measured.pt
     figure, (axes,) = panels()
     for place, (region, (marker, colour)) in enumerate(REGION_LOOKS.items()):
-        of_region = in_region(records, region)
-        x = [record["pt"] * SHIFT**place for record in of_region]
-        shares = [record["coverage"] for record in of_region]
+        x, shares = [], []
+        for one in in_region(bins, region):
+            x.append(one.pt * SHIFT**place)
+            shares.append(one.coverage)
         points(axes, x, shares, 100, marker=marker, color=colour, label=region)
-    level(axes, 100 * band["nominal"])
+    level(axes, 100 * band.nominal)
+    # Room for the legend above the points.
     lowest, highest = axes.get_ylim()
     axes.set_ylim(lowest, highest + 0.25 * (highest - lowest))
     axes.set_ylabel("Jets within their uncertainty (%)")
     axes.legend(loc="upper right", ncols=2)
     pt_axis(axes)
+    # Among jets of one generated pT no interval covers as it should: that is what it is for.
     axes.set_xlabel("Corrected $p_T$ of the file (GeV)")
-    head(axes, f"{band['low']} to {band['high']}")
+    head(axes, f"{band.low} to {band.high}")
     caption = (
-        f"Jets whose generator jet lies between the {band['low']} and {band['high']} that the model"
-        f" gives for them, against the pT of the file. Dotted: {100 * band['nominal']:g} %, which"
+        f"Jets whose generator jet lies between the {band.low} and {band.high} that the model"
+        f" gives for them, against the pT of the file. Dotted: {100 * band.nominal:g} %, which"
         " right quantiles cover. Bars: binomial intervals."
     )
-    farthest = max(records, key=lambda record: abs(record["coverage"]["value"] - band["nominal"]))
-    most = (
-        f"{100 * farthest['coverage']['value']:.1f} % ({farthest['region']}, {farthest['pt_range']}"
-        " GeV)"
-    )
+    farthest = max(bins, key=lambda one: abs(one.coverage.value - band.nominal))
+    most = f"{100 * farthest.coverage.value:.1f} % ({farthest.region}, {farthest.pt_range} GeV)"
     alt = (
-        f"Coverage of {len(records)} bins of pT, expected {100 * band['nominal']:g} %; the farthest"
+        f"Coverage of {len(bins)} bins of pT, expected {100 * band.nominal:g} %; the farthest"
         f" from it is {most}."
     )
     return Drawing(name="uncertainty-coverage", caption=caption, alt=alt, figure=figure)
 
 
-def widths(metrics: Record) -> Drawing | None:
+def widths(measured: Uncertainty | None) -> Drawing | None:
     """The width measured in slices of the predicted one, with their ratio below."""
-    records = (metrics.get("uncertainty") or {}).get("widths")
-    if not records:
+    if measured is None or not measured.widths:
         return None
+    predicted, intervals, ratios = [], [], []
+    for one in measured.widths:
+        width = one.measured
+        predicted.append(100 * one.predicted)
+        intervals.append(width)
+        ratios.append(
+            Interval(
+                value=width.value / one.predicted,
+                low=width.low / one.predicted,
+                high=width.high / one.predicted,
+            )
+        )
     figure, (top, below) = panels((3, 1), (10, 10))
-    look: dict[str, Any] = {"color": COLOURS["model"], "marker": "o"}
-    predicted = [100 * record["predicted"] for record in records]
-    points(top, predicted, [one["measured"] for one in records], 100, label="Test jets", **look)
+    look: Look = {"color": COLOURS["model"], "marker": "o"}
+    points(top, predicted, intervals, 100, label="Test jets", **look)
     ends = [0.9 * predicted[0], 1.05 * predicted[-1]]
     top.plot(ends, ends, color=INK, linewidth=1.5, linestyle=":", label="As predicted")
-    ratios = [
-        {key: value / record["predicted"] for key, value in record["measured"].items()}
-        for record in records
-    ]
     points(below, predicted, ratios, **look)
     level(below, 1)
     top.set_ylabel("Measured 68 % half-width (%)")
@@ -87,7 +91,7 @@ def widths(metrics: Record) -> Drawing | None:
         f" of log(pT / pT of the generator jet). Predicted from {predicted[0]:.1f} to"
         f" {predicted[-1]:.1f} %."
     )
-    first, last = (100 * record["measured"]["value"] for record in (records[0], records[-1]))
+    first, last = 100 * intervals[0].value, 100 * intervals[-1].value
     alt = (
         "Measured against predicted half-width of a jet:"
         f" {first:.1f} % where {predicted[0]:.1f} % is predicted,"

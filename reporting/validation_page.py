@@ -73,7 +73,13 @@ def render(
     num_errors: int,
 ) -> str:
     """The page as text. sets: name -> jets; num_errors: how many findings are errors."""
-    jets = [f"{name} {len(columns['jetPt']):,}" for name, columns in sets.items()]
+    jets = []
+    for name, columns in sets.items():
+        jets.append(f"{name} {len(columns['jetPt']):,}")
+    rows = []
+    for one in findings:
+        rows.append([one.level, one.where, one.found, one.cure])
+    head = ["Level", "Where", "Found", "What to do"]
     return page.render(
         "validation.html",
         title="Jets: validation",
@@ -81,30 +87,26 @@ def render(
         jets=", ".join(jets) or "none could be read",
         num_within=sum(one.within for one in measured),
         num_measured=len(measured),
-        findings=_findings(findings),
+        findings=page.Table(head=head, rows=rows, kind="trials") if rows else None,
         figures=list(drawings(sets, measured)),
-        measured=_measured(measured),
+        measured=beside_targets(measured),
     )
 
 
-def _findings(findings: Sequence[Finding]) -> page.Table | None:
-    rows = [[one.level, one.where, one.found, one.cure] for one in findings]
-    head = ["Level", "Where", "Found", "What to do"]
-    return page.Table(head=head, rows=rows, kind="trials") if rows else None
-
-
-def _measured(measured: Sequence[Measured]) -> page.Table | None:
-    rows = [
-        [
-            one.topic,
-            one.where,
-            f"{one.jets:,}",
-            f"{one.value:.4g} ± {one.error:.2g}",
-            f"{one.low:.4g} to {one.high:.4g}",
-            "yes" if one.within else "no",
-        ]
-        for one in measured
-    ]
+def beside_targets(measured: Sequence[Measured]) -> page.Table | None:
+    """Each number beside its target; None without any."""
+    rows = []
+    for one in measured:
+        rows.append(
+            [
+                one.topic,
+                one.where,
+                f"{one.jets:,}",
+                f"{one.value:.4g} ± {one.error:.2g}",
+                f"{one.low:.4g} to {one.high:.4g}",
+                "yes" if one.within else "no",
+            ]
+        )
     head = ["Number", "Where", "Jets", "Here", "Target", "Within"]
     return page.Table(head=head, rows=rows) if rows else None
 
@@ -138,10 +140,17 @@ def beside_target(topic: str, group: Sequence[Measured]) -> Drawing | None:
     if len(group) < 2:
         return None
     figure, (axes,) = panels()
+    low, high, values, errors, names, words = [], [], [], [], [], []
+    for one in group:
+        values.append(one.value)
+        errors.append(2 * one.error)
+        low.append(one.low)
+        high.append(one.high)
+        names.append(one.where.removesuffix(" GeV"))
+        words.append(f"{one.where} {one.value:.3g} (target {one.low:.3g} to {one.high:.3g})")
     places = np.arange(len(group))
-    low, high = np.array([one.low for one in group]), np.array([one.high for one in group])
-    axes.bar(places, high - low, bottom=low, width=0.8, color=GREY, alpha=0.35, label="Target")
-    values, errors = [one.value for one in group], [2 * one.error for one in group]
+    heights = np.subtract(high, low)
+    axes.bar(places, heights, bottom=low, width=0.8, color=GREY, alpha=0.35, label="Target")
     axes.errorbar(
         places,
         values,
@@ -152,22 +161,20 @@ def beside_target(topic: str, group: Sequence[Measured]) -> Drawing | None:
         elinewidth=2,
         label="These jets",
     )
-    names = [one.where.removesuffix(" GeV") for one in group]
     axes.set_xticks(places, names, fontsize=18, rotation=20)
     axes.minorticks_off()
+    # Some numbers belong to flavours or regions instead of bins of pT.
     axes.set_xlabel(PT_LABEL if all(one.where.endswith("GeV") for one in group) else "")
     lowest, highest = min([*low, *values]), max([*high, *values])
+    # Room for the legend above the points.
     axes.set_ylim(lowest - 0.15 * (highest - lowest), highest + 0.45 * (highest - lowest))
     title = topic[0].upper() + topic[1:]
     axes.set_ylabel(title, fontsize=22)
     axes.legend(loc="upper right")
-    words = ", ".join(
-        f"{one.where} {one.value:.3g} (target {one.low:.3g} to {one.high:.3g})" for one in group
-    )
     return Drawing(
         name=slug(topic),
         caption=f"{title}: these jets and their target.",
-        alt=f"{topic}: {words}.",
+        alt=f"{topic}: {', '.join(words)}.",
         figure=figure,
     )
 
@@ -200,12 +207,12 @@ def histogram(
 
 
 def likelihood(sets: Mapping[str, Jets]) -> Drawing | None:
-    """jetQGl of light-quark and gluon jets; None with too few of them."""
+    """The likelihood jetQGl of light-quark and gluon jets; None with too few of them."""
     if not sets:
         return None
-    value, flavour = (
-        np.concatenate([jets[name] for jets in sets.values()]) for name in ("jetQGl", "partonFlav")
-    )
+    value = np.concatenate([jets["jetQGl"] for jets in sets.values()])
+    flavour = np.concatenate([jets["partonFlav"] for jets in sets.values()])
+    # Jets without a likelihood have a negative one.
     light = value[np.isin(np.abs(flavour), (1, 2, 3)) & (value >= 0)]
     gluon = value[(np.abs(flavour) == 21) & (value >= 0)]
     if min(len(light), len(gluon)) < MIN_JETS:

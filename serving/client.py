@@ -1,5 +1,6 @@
-"""Client of an inference server by the Open Inference Protocol v2 over HTTP, with the standard
-library alone.
+"""Client of an inference server by the Open Inference Protocol v2 over HTTP.
+
+It needs the standard library and numpy alone.
 
     python -m serving.client --url http://127.0.0.1:8000 --model pfn-1a2b3c4d --request
         golden/request.json
@@ -33,7 +34,7 @@ from common.errors import (
 from common.records import GoldenAnswers, RoundTrip
 from serving import golden
 from serving.connection import Connections, Reply
-from serving.golden import SIZES, TOLERANCE, file_names, max_difference
+from serving.golden import SIZES, TOLERANCE, Body, file_names, max_difference
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,8 +49,9 @@ class Unreachable(UnreachableError):
 
 
 class NotServing(ClusterError):
-    """The model cannot be asked now (HTTP 502, 503, 504, or an ingress without route); asking again
-    may help.
+    """The model cannot be asked now; asking again may help.
+
+    The server answers 502, 503 or 504, or an ingress has no route.
     """
 
 
@@ -102,11 +104,11 @@ class Client:
         except (ClusterError, KeyError, TypeError):
             return []
 
-    def metadata(self) -> dict[str, Any]:
+    def metadata(self) -> Body:
         """Names, datatypes and shapes of the model's inputs and outputs. Raises as `infer`."""
         return self._call_model("")
 
-    def infer(self, body: dict[str, Any]) -> dict[str, Any]:
+    def infer(self, body: Body) -> Body:
         """The server's answer to a request body (see serving.golden).
 
         Raises Unreachable, NotServing, InputError for an unknown model (with those there are) or a
@@ -116,18 +118,19 @@ class Client:
         return self._call_model("/infer", body)
 
     def ask(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The model's outputs for arrays with the jets in the first axis, sent and received as
-        bytes (the protocol's binary extension).
+        """The model's outputs for arrays with the jets in the first axis.
 
-        Several times faster than JSON for more than a few jets. Raises as `infer`.
+        They are sent and received as bytes (the protocol's binary extension). Several times faster
+        than JSON for more than a few jets. Raises as `infer`.
         """
         path = f"/v2/models/{self.model}/infer"
         with self._explained():
             return golden.from_binary(*_parts(self._exchange(path, *golden.to_binary(inputs))))
 
-    def _call_model(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+    def _call_model(self, path: str, body: Body | None = None) -> Body:
         with self._explained():
-            return self._call(f"/v2/models/{self.model}{path}", body)
+            answer: Body = self._call(f"/v2/models/{self.model}{path}", body)
+        return answer
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
@@ -156,7 +159,7 @@ class Client:
     def _exchange(self, path: str, data: bytes | None, headers: Mapping[str, str]) -> Reply:
         """The server's reply, if it is a good one."""
         try:
-            reply = self._connections.request(path, data, self.headers | headers)
+            reply = self._connections.request(path, data, {**self.headers, **headers})
         except TimeoutError:
             raise Unreachable(f"{self.url} did not answer within {self.timeout:.0f} s") from None
         except (http.client.HTTPException, OSError) as error:
@@ -199,7 +202,7 @@ def golden_check(
     started = time.monotonic()
     client = Client(url, name, headers=headers)
     differences: dict[str, float] = {}
-    answers: list[dict[str, Any]] = []
+    answers: list[Body] = []
     for size in SIZES:
         request_file, response_file = file_names(size)
         request = storage.read_json(storage.join(golden_uri, request_file))
@@ -254,11 +257,10 @@ def round_trips(
     return trips
 
 
-def _infer_until(
-    client: Client, request: dict[str, Any], ends: float, deadline: float
-) -> dict[str, Any]:
-    """Ask again while nobody answers or the model is not up; what the server refuses is not asked
-    again.
+def _infer_until(client: Client, request: Body, ends: float, deadline: float) -> Body:
+    """Ask again while nobody answers or the model is not up.
+
+    What the server refuses is not asked again.
     """
     while True:
         try:
@@ -286,9 +288,9 @@ def _json(content: bytes, where: str) -> Any:
 
 
 def _reason(reply: Reply) -> tuple[str, bool]:
-    """The server's words, and whether they have the form of a model server:
+    """The server's words, and whether they have the form of a model server's.
 
-    {"error": ...}, or FastAPI's {"detail": ...}.
+    That form is {"error": ...}, or FastAPI's {"detail": ...}.
     """
     if "Location" in reply.headers:
         return f"it sends elsewhere, to {reply.headers['Location']}", False

@@ -1,5 +1,4 @@
-"""Golden requests and answers as bodies of the Open Inference Protocol v2 (REST), and how two
-answers are compared.
+"""Golden requests and answers as bodies of the Open Inference Protocol v2, and their comparison.
 
     {"inputs": [{"name": ..., "shape": [N, ...], "datatype": "FP32", "data": [...]}]}      the
         request
@@ -13,7 +12,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -21,10 +20,17 @@ import numpy as np
 from common import storage
 from common.errors import GateError, unknown
 
-# relative where |answer| > 1: the parity gate's own, since the server must change nothing
+Body = dict[str, Any]
+"""A request or an answer as JSON has it, see the head of this file."""
+
+Tensor = dict[str, Any]
+"""An entry of a body's "inputs" or "outputs": name, shape, datatype, data."""
+
+# Relative where |answer| > 1: the parity gate's own, since the server must change nothing.
 TOLERANCE = 1e-5
+# One jet, as a client asks first, and enough of them that a server batches.
 SIZES = (1, 100)
-# of the protocol's binary extension: bytes of JSON before those of the tensors
+# Of the protocol's binary extension: how many bytes of JSON stand before those of the tensors.
 HEADER_LENGTH = "Inference-Header-Content-Length"
 
 _DTYPES = {
@@ -45,13 +51,14 @@ _NAMES = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
 
 
 def write(
-    folder: str | os.PathLike,
+    folder: str | os.PathLike[str],
     inputs: Mapping[str, np.ndarray],
     model: str,
     outputs: Mapping[str, np.ndarray],
 ) -> None:
-    """Write the golden request and answer of these jets (arrays with the jets in the first axis)
-    into a folder or s3:// URI.
+    """Write the golden request and answer of these jets into a folder or s3:// URI.
+
+    inputs, outputs: name -> array with the jets in the first axis.
     """
     request, response = file_names(len(next(iter(inputs.values()))))
     storage.write_json(storage.join(os.fspath(folder), request), request_body(inputs))
@@ -64,12 +71,12 @@ def file_names(num_jets: int) -> tuple[str, str]:
     return f"request{suffix}.json", f"response{suffix}.json"
 
 
-def request_body(inputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def request_body(inputs: Mapping[str, np.ndarray]) -> Body:
     """The request for arrays with the jets in the first axis."""
     return {"inputs": [_encode(name, array) for name, array in inputs.items()]}
 
 
-def response_body(model: str, outputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def response_body(model: str, outputs: Mapping[str, np.ndarray]) -> Body:
     """The answer that a server of `model` is to give."""
     return {
         "model_name": model,
@@ -78,84 +85,83 @@ def response_body(model: str, outputs: Mapping[str, np.ndarray]) -> dict[str, An
     }
 
 
-def arrays(tensors: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+def arrays(tensors: Iterable[Tensor]) -> dict[str, np.ndarray]:
     """The arrays of a body's "inputs" or "outputs"."""
-    return {
-        t["name"]: np.asarray(t["data"], dtype=_DTYPES[t["datatype"]]).reshape(t["shape"])
-        for t in tensors
-    }
+    by_name = {}
+    for tensor in tensors:
+        array: np.ndarray = np.asarray(tensor["data"], dtype=_DTYPES[tensor["datatype"]])
+        by_name[tensor["name"]] = array.reshape(tensor["shape"])
+    return by_name
 
 
 def to_binary(inputs: Mapping[str, np.ndarray]) -> tuple[bytes, dict[str, str]]:
-    """The body and headers of a request whose tensors follow its JSON as bytes, and which wants its
-    answer so.
+    """The body and headers of a request with its tensors as bytes behind its JSON.
+
+    The request asks for an answer in the same form.
     """
-    tensors, parts = [], []
+    tensors = []
+    parts = []
     for name, array in inputs.items():
         part = np.ascontiguousarray(array).tobytes()
-        parameters = {"binary_data_size": len(part)}
         tensors.append(
             {
                 "name": name,
                 "shape": list(array.shape),
                 "datatype": _NAMES[array.dtype],
-                "parameters": parameters,
+                "parameters": {"binary_data_size": len(part)},
             }
         )
         parts.append(part)
     head = json.dumps({"inputs": tensors, "parameters": {"binary_data_output": True}}).encode()
-    return b"".join([head, *parts]), {
-        "Content-Type": "application/octet-stream",
-        HEADER_LENGTH: str(len(head)),
-    }
+    headers = {"Content-Type": "application/octet-stream", HEADER_LENGTH: str(len(head))}
+    return b"".join([head, *parts]), headers
 
 
 def from_binary(content: bytes, head: int) -> dict[str, np.ndarray]:
-    """The outputs of an answer whose first `head` bytes are JSON; tensors that came as JSON all the
-    same are read from it.
-    """
-    found, place = {}, head
+    """The outputs of an answer whose first `head` bytes are JSON."""
+    by_name: dict[str, np.ndarray] = {}
+    place = head
     for tensor in json.loads(content[:head])["outputs"]:
         size = (tensor.get("parameters") or {}).get("binary_data_size")
         if size is None:
-            found |= arrays([tensor])
+            # A server may answer in JSON although bytes were asked for, as kserve's own does.
+            by_name |= arrays([tensor])
             continue
-        found[tensor["name"]] = np.frombuffer(
-            content[place : place + size], _DTYPES[tensor["datatype"]]
-        ).reshape(tensor["shape"])
+        datatype = _DTYPES[tensor["datatype"]]
+        array: np.ndarray = np.frombuffer(content[place : place + size], datatype)
+        by_name[tensor["name"]] = array.reshape(tensor["shape"])
         place += size
-    return found
+    return by_name
 
 
 def max_difference(answer: Mapping[str, Any], expected: Mapping[str, Any]) -> float:
-    """Largest difference between two answers, relative where |expected| > 1; infinite for what is
-    no number.
+    """Largest difference between two answers, relative where |expected| > 1.
 
-    Raises GateError if an output is missing or has another shape.
+    It is infinite where a difference is no number. Raises GateError if an output is missing or has
+    another shape.
     """
-    got, wanted = arrays(answer["outputs"]), arrays(expected["outputs"])
+    answers = arrays(answer["outputs"])
     largest = 0.0
-    for name, array in wanted.items():
-        if name not in got:
-            raise GateError(f"the answer lacks output '{name}': {unknown('output', name, got)}")
-        if got[name].shape != array.shape:
+    for name, golden in arrays(expected["outputs"]).items():
+        if name not in answers:
+            raise GateError(f"the answer lacks output '{name}': {unknown('output', name, answers)}")
+        array = answers[name]
+        if array.shape != golden.shape:
             raise GateError(
-                f"output '{name}' has shape {got[name].shape}, the golden answer {array.shape}"
+                f"output '{name}' has shape {array.shape}, the golden answer {golden.shape}"
             )
-        scaled = np.abs(got[name].astype(np.float64) - array) / np.maximum(1.0, np.abs(array))
-        largest = max(
-            largest, float(np.where(np.isfinite(scaled), scaled, np.inf).max(initial=0.0))
-        )
+        scaled = np.abs(array.astype(np.float64) - golden) / np.maximum(1.0, np.abs(golden))
+        # NaN would lose every comparison, and so pass.
+        finite = np.where(np.isfinite(scaled), scaled, np.inf)
+        largest = max(largest, float(finite.max(initial=0.0)))
     return largest
 
 
-def _encode(name: str, array: np.ndarray) -> dict[str, Any]:
+def _encode(name: str, array: np.ndarray) -> Tensor:
     array = np.asarray(array)
-    # The shortest decimal that reads back as the same float32, a third of the length of the
-    # double's.
-    data = (
-        [float(str(x)) for x in array.ravel()]
-        if array.dtype == np.float32
-        else array.ravel().tolist()
-    )
+    data = array.ravel().tolist()
+    if array.dtype == np.float32:
+        # The shortest decimal that reads back as the same float32, a third of the length of the
+        # double's.
+        data = [float(str(x)) for x in array.ravel()]
     return {"name": name, "shape": list(array.shape), "datatype": _NAMES[array.dtype], "data": data}

@@ -7,22 +7,37 @@ from clusters.protocol import Manifest
 from common.run import Run
 
 RUNTIME = "kserve-tritonserver"
-CPU, MEMORY = "2", "4Gi"  # for the server and room for large batches
-
-
-# of the old form only, which names its image; the new one takes the cluster's runtime
+# For the server, and room for large batches.
+CPU = 2
+MEMORY = "4Gi"
+# Of the old form only, which names its image; the new one takes the cluster's runtime.
 TRITON_VERSION = "23.05-py3"
 
 
 def inference_service(run: Run, trial: str = "") -> Manifest:
-    """A v1beta1 InferenceService named as the model that it serves: `predictor.model` with the
-    Triton runtime, or the old `triton`.
+    """A v1beta1 InferenceService, named as the model that it serves.
 
-    The storage URI holds the run id: new content has a new address, which is what makes KServe load
-    it. A search that was gone on with may bring another model to the same address; the `trial` it
-    comes from, as an environment variable, starts new pods then.
+    Its predictor is `model` with the Triton runtime, or the old `triton`. The storage URI holds the
+    run id: new content has a new address, which is what makes KServe load it. A resumed search may
+    bring another model to the same address; the `trial` it comes from, as an environment variable,
+    then starts new pods.
     """
     config = run.config
+    # One instance of the model, however many GPUs a trial has.
+    resources = manifests.Resources(cpus=CPU, memory=MEMORY, gpus=1 if config.num_gpus else 0)
+    env = manifests.environment({"JEC_TRIAL": trial}) if trial else []
+    server: Manifest = {
+        "protocolVersion": "v2",
+        "storageUri": run.folder.models,
+        **manifests.container_fields(env=env, resources=resources),
+    }
+
+    # Each form says in its own way which server it is.
+    if config.predictor_form == "triton":
+        server = {"runtimeVersion": TRITON_VERSION, **server}
+    else:
+        model_format = {"name": "triton", "version": "2"}
+        server = {"modelFormat": model_format, "runtime": RUNTIME, **server}
     return {
         "apiVersion": "serving.kserve.io/v1beta1",
         "kind": "InferenceService",
@@ -34,28 +49,10 @@ def inference_service(run: Run, trial: str = "") -> Manifest:
         },
         "spec": {
             "predictor": {
-                "serviceAccountName": config.service_account,
+                **manifests.pod_fields(service_account=config.service_account),
                 "minReplicas": config.min_replicas,
                 "maxReplicas": max(config.max_replicas, config.min_replicas),
-                config.predictor_form: _server(run, trial),
+                config.predictor_form: server,
             }
         },
     }
-
-
-def _server(run: Run, trial: str) -> Manifest:
-    """What both forms say of the server, and what each says of who it is."""
-    amounts = {
-        "cpu": CPU,
-        "memory": MEMORY,
-        **({"nvidia.com/gpu": "1"} if run.config.num_gpus else {}),
-    }
-    common = {
-        "protocolVersion": "v2",
-        "storageUri": run.path("model"),
-        "resources": {"requests": dict(amounts), "limits": dict(amounts)},
-        **({"env": manifests.environment({"JEC_TRIAL": trial})} if trial else {}),
-    }
-    if run.config.predictor_form == "triton":
-        return {"runtimeVersion": TRITON_VERSION, **common}
-    return {"modelFormat": {"name": "triton", "version": "2"}, "runtime": RUNTIME, **common}

@@ -23,6 +23,38 @@ def pytest_configure(config):
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_addoption(parser):
+    """Add --update-golden, which writes tests/golden anew instead of failing."""
+    parser.addoption("--update-golden", action="store_true", help="write the golden manifests anew")
+
+
+@pytest.fixture(scope="session")
+def update_golden(request) -> bool:
+    """Whether golden files are written anew."""
+    return request.config.getoption("--update-golden")
+
+
+class CompiledPipeline(NamedTuple):
+    """The pipeline as kfp's compiler writes it."""
+
+    path: Path
+    spec: dict[str, Any]
+    """The PipelineSpec, the file's first document."""
+    platform: dict[str, Any]
+    """The PlatformSpec, the file's second document: what is Kubernetes' own."""
+
+
+@pytest.fixture(scope="session")
+def compiled_pipeline(tmp_path_factory) -> CompiledPipeline:
+    """The pipeline of the default configuration, compiled once for all tests; change no part."""
+    # kfp is slow to import, and most sessions of a few tests do not need it.
+    from components import chain
+
+    path = chain.compile_to(tmp_path_factory.mktemp("ir") / "pipeline.yaml", RunConfig())
+    spec, platform = yaml.safe_load_all(path.read_text())
+    return CompiledPipeline(path, spec, platform)
+
+
 @pytest.fixture(scope="session")
 def s3_server():
     """Serve S3 on this machine with moto, and point the AWS variables of this process to it."""
@@ -53,24 +85,3 @@ def s3_bucket(s3_server, request):
     name = "jec-" + hashlib.sha256(request.node.nodeid.encode()).hexdigest()[:12]
     storage._client().create_bucket(Bucket=name)
     return f"s3://{name}"
-
-
-class CompiledPipeline(NamedTuple):
-    """The pipeline as kfp's compiler writes it."""
-
-    path: Path
-    spec: dict[str, Any]
-    """The PipelineSpec, the file's first document."""
-    platform: dict[str, Any]
-    """The PlatformSpec, the file's second document: what is Kubernetes' own."""
-
-
-@pytest.fixture(scope="session")
-def compiled_pipeline(tmp_path_factory) -> CompiledPipeline:
-    """The pipeline of the default configuration, compiled once for all tests; change no part."""
-    # kfp is slow to import, and most sessions of a few tests do not need it.
-    from components import chain
-
-    path = chain.compile_to(tmp_path_factory.mktemp("ir") / "pipeline.yaml", RunConfig())
-    spec, platform = yaml.safe_load_all(path.read_text())
-    return CompiledPipeline(path, spec, platform)

@@ -1,6 +1,22 @@
 """Whole records of a run, for tests that need one."""
 
-from common.records import ExportRecord, MemoryRecord, ParityRecord
+from common.measurements import (
+    Calibrated,
+    Closure,
+    Distribution,
+    Flavour,
+    GateSettings,
+    Inference,
+    Interval,
+)
+from common.records import (
+    ExportRecord,
+    GoldenAnswers,
+    MemoryRecord,
+    MetricsRecord,
+    ParityRecord,
+    ServiceRecord,
+)
 
 
 def export_record(name: str, **values) -> ExportRecord:
@@ -33,3 +49,60 @@ def export_record(name: str, **values) -> ExportRecord:
         "opset": 17,
     }
     return ExportRecord(**{**fields, **values})
+
+
+def metrics_record(**values) -> MetricsRecord:
+    """metrics.json of a model that passed, without any tables; `values` replace fields."""
+    fields = {
+        "passed": True,
+        "reasons": [],
+        "run": "runs/pfn-0a1b2c3d",
+        "run_id": "pfn-0a1b2c3d",
+        "model": "pfn",
+        "trial": "pfn-0a1b2c3d-000",
+        "baseline": None,
+        "config": GateSettings(min_improvement=0.0, max_closure=0.02, seed=1),
+        "gain": Interval(value=3.0, low=2.0, high=4.0),
+        "gain_half_width": Interval(value=3.1, low=2.1, high=4.1),
+        "gain_over_baseline": None,
+        "resolution": None,
+        "closure": Closure(from_gev=60.0, worst=None, bins=[]),
+        "flavour": Flavour(from_gev=60.0, regions={}, bins=[]),
+        "bins": [],
+        "curves": [],
+        "weighted": None,
+        "core": [],
+        "residuals": {},
+        "eta": [],
+        "distribution": Distribution(edges=[0.5, 1.5], counts={}),
+        "num_jets": 1000,
+        "num_measured": 1000,
+        "num_without_answer": 0,
+        "num_far": Calibrated(model=0, standard=0),
+        "interval": 0.95,
+        "replicates": 500,
+        "inference": Inference(
+            jets_per_second=12345.6,
+            batch_size=1000,
+            threads=2,
+            provider="CPU",
+            processor="Some CPU",
+        ),
+    }
+    return MetricsRecord(**{**fields, **values})
+
+
+def service_record(name: str, **values) -> ServiceRecord:
+    """service.json of a service that gave the golden answers; `values` replace fields."""
+    golden = GoldenAnswers(
+        max_difference={"1": 0.0, "100": 0.0}, tolerance=1e-5, answer={}, seconds=0.1
+    )
+    fields = {
+        "name": name,
+        "url": "http://x",
+        "kind": "kserve",
+        "details": {},
+        "golden": golden,
+        "others": {},
+    }
+    return ServiceRecord(**{**fields, **values})

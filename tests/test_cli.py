@@ -37,9 +37,9 @@ ORIGINAL = [
 def command(*args, **options):
     return subprocess.run(
         [sys.executable, "pipeline.py", *args],
+        check=False,
         cwd=ROOT,
         capture_output=True,
-        check=False,
         text=True,
         timeout=120,
         **options,

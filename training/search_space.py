@@ -1,5 +1,4 @@
-"""The search space: what a user writes in YAML (or in the UI as JSON), checked, and in the words of
-a Katib Experiment.
+"""The search space: read from YAML (or JSON, in the UI), checked, written as Katib has it.
 
 A parameter's name is a flag of weaver.train or an option of the network, with hyphens or
 underscores. Values travel as text.
@@ -12,9 +11,11 @@ import fnmatch
 import json
 import math
 import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from common import storage
+from clusters.protocol import Manifest
+from common import algorithms, storage
 from common.errors import InputError, unknown
 from common.project import here
 
@@ -38,6 +39,35 @@ class Parameter:
     list: tuple[str, ...] = ()
     distribution: str = "uniform"
     only_for: str = "*"
+
+    @classmethod
+    def from_entry(cls, entry: object, where: str) -> Parameter:
+        """The parameter that an entry of the YAML file describes; `where` begins the errors.
+
+        Raises InputError for unknown keys and for values that make no sense.
+        """
+        if not isinstance(entry, dict) or "name" not in entry or "type" not in entry:
+            raise InputError(f"{where}: {entry!r} is no parameter; write {{name: ..., type: ...}}")
+        name = str(entry["name"])
+        for key in entry:
+            if key not in KEYS:
+                raise InputError(f"{where}, parameter '{name}': {unknown('key', str(key), KEYS)}")
+        fields: dict[str, Any] = {**entry, "name": name, "type": str(entry["type"])}
+
+        for key in ("min", "max", "step"):
+            if fields.get(key) is not None:
+                fields[key] = _number(f"{where}, parameter '{name}'", key, fields[key])
+
+        if "list" in fields:
+            if not isinstance(fields["list"], list):
+                raise InputError(f"{where}, parameter '{name}': list must be a list, as [50, 100]")
+            texts = []
+            for value in fields["list"]:
+                # YAML's true and false are numbers for Python, but words for a trial.
+                is_number = isinstance(value, int | float) and not isinstance(value, bool)
+                texts.append(text(value) if is_number else str(value))
+            fields["list"] = tuple(texts)
+        return cls(**fields)
 
     def __post_init__(self) -> None:
         where = f"search space, parameter '{self.name}'"
@@ -64,10 +94,10 @@ class Parameter:
             raise InputError(f"{where}: type {self.type} needs min and max")
         if not self.min < self.max:
             raise InputError(f"{where}: min {text(self.min)} is not below max {text(self.max)}")
-        if self.type == "int" and any(
-            v is not None and v != int(v) for v in (self.min, self.max, self.step)
-        ):
-            raise InputError(f"{where}: type int needs whole numbers")
+        if self.type == "int":
+            for number in (self.min, self.max, self.step):
+                if number is not None and number != int(number):
+                    raise InputError(f"{where}: type int needs whole numbers")
         if self.distribution == "logUniform" and self.min <= 0:
             raise InputError(f"{where}: logUniform needs min above 0")
         if self.step is not None and self.step <= 0:
@@ -76,16 +106,40 @@ class Parameter:
             raise InputError(f"{where}: a step and logUniform exclude each other")
 
     @property
+    def flag(self) -> str:
+        """The name with hyphens, as flags of weaver.train are written."""
+        return self.name.replace("_", "-")
+
+    @property
+    def option(self) -> str:
+        """The name with underscores, as options of a network are written."""
+        return self.name.replace("-", "_")
+
+    @property
     def lowest(self) -> float:
         """The smallest number of a range or of a list of numbers."""
         return self.min if self.min is not None else min(float(value) for value in self.list)
 
     @property
-    def extremes(self) -> list[str]:
-        """Values, as a trial gets them, that show whether all of the dimension can be used: both
-        ends, or everything listed.
+    def extremes(self) -> Sequence[str]:
+        """Both ends of a range, or everything listed, as a trial gets it.
+
+        What takes these values takes all of the dimension.
         """
-        return list(self.list) or [text(self.min), text(self.max)]
+        return self.list or (text(self.min), text(self.max))
+
+    @property
+    def is_logarithmic(self) -> bool:
+        """Whether values are drawn uniformly in their logarithm."""
+        return self.distribution == "logUniform"
+
+    @property
+    def num_grid_points(self) -> int:
+        """How many values a grid has; those of a range lie a step apart, of whole numbers 1."""
+        if self.min is None or self.max is None:
+            return len(self.list)
+        # The last step may miss max by a rounding error: 0 to 0.3 by 0.1 has four points.
+        return math.floor((self.max - self.min) / (self.step or 1) + 1e-9) + 1
 
     @property
     def trial_name(self) -> str:
@@ -93,31 +147,32 @@ class Parameter:
         first, *rest = re.split(r"[-_]", self.name)
         return first + "".join(part.capitalize() for part in rest)
 
-    def as_katib(self) -> dict[str, Any]:
-        """The parameter as `spec.parameters` of an Experiment has it; all numbers are strings
-        there.
-        """
-        space: dict[str, Any] = (
-            {"list": list(self.list)}
-            if self.list
-            else {"min": text(self.min), "max": text(self.max)}
-        )
+    def as_katib(self) -> Manifest:
+        """The entry of `spec.parameters` in an Experiment, where all numbers are strings."""
+        space: Manifest
+        if self.list:
+            space = {"list": list(self.list)}
+        else:
+            space = {"min": text(self.min), "max": text(self.max)}
         if self.step is not None:
             space["step"] = text(self.step)
         if self.distribution != "uniform":
             space["distribution"] = self.distribution
         return {"name": self.name, "parameterType": self.type, "feasibleSpace": space}
 
-    def as_json(self) -> dict[str, Any]:
-        values = {
-            key: value
-            for key, value in dataclasses.asdict(self).items()
-            if value not in (None, (), "uniform", "*")
-        }
-        return {
-            key: list(value) if isinstance(value, tuple) else _whole(value)
-            for key, value in values.items()
-        }
+    def as_json(self) -> Mapping[str, object]:
+        """The entry that `parse` reads back, without what is as by default."""
+        entry: dict[str, object] = {}
+        for key, value in dataclasses.asdict(self).items():
+            if value in (None, (), "uniform", "*"):
+                continue
+            if isinstance(value, tuple):
+                entry[key] = list(value)
+            elif isinstance(value, float) and value == int(value):
+                entry[key] = int(value)
+            else:
+                entry[key] = value
+        return entry
 
 
 def parse(content: str, *, where: str = "the search space") -> list[Parameter]:
@@ -136,7 +191,7 @@ def parse(content: str, *, where: str = "the search space") -> list[Parameter]:
             f"{where} has no list of parameters; write 'parameters:' and one '- {{name: ..., type:"
             " ...}' each"
         )
-    parameters = [_parameter(entry, where) for entry in entries]
+    parameters = [Parameter.from_entry(entry, where) for entry in entries]
     places = [(parameter.trial_name, parameter.only_for) for parameter in parameters]
     for parameter, place in zip(parameters, places, strict=True):
         if places.count(place) > 1 or parameter.trial_name == "trialName":
@@ -147,27 +202,33 @@ def parse(content: str, *, where: str = "the search space") -> list[Parameter]:
 
 
 def load(source: str) -> list[Parameter]:
-    """Parameters from a file (path or URI), or from the text itself where it begins like JSON or
-    YAML with several lines.
+    """Parameters from a file (path or URI), or from a text that is the space itself.
+
+    Raises InputError as `parse` does, and for a file that is missing.
     """
-    return (
-        parse(source) if is_text(source) else parse(storage.read_text(here(source)), where=source)
-    )
+    if is_text(source):
+        return parse(source)
+    return parse(storage.read_text(here(source)), where=source)
 
 
 def is_text(source: str) -> bool:
-    """True for a space that is there as text rather than by its place."""
+    """Whether this is a space itself, JSON or YAML with several lines, rather than its address."""
     return source.lstrip().startswith(("{", "[")) or "\n" in source
 
 
 def for_network(parameters: list[Parameter], network_config: str) -> list[Parameter]:
-    """Those whose `only_for` pattern matches the network file's name; '!' before a pattern means
-    all others.
+    """The parameters whose `only_for` pattern matches the network file's name.
+
+    '!' before a pattern means all others.
 
     Raises InputError if none is left, or one is left twice.
     """
     stem = storage.name(network_config).removesuffix(".py")
-    fitting = [parameter for parameter in parameters if _is_for(stem, parameter.only_for)]
+    fitting = []
+    for parameter in parameters:
+        matches = fnmatch.fnmatchcase(stem, parameter.only_for.removeprefix("!"))
+        if matches != parameter.only_for.startswith("!"):
+            fitting.append(parameter)
     if not fitting:
         raise InputError(
             f"the search space has no parameter for the network '{stem}'; 'only_for' keeps all of"
@@ -183,55 +244,48 @@ def for_network(parameters: list[Parameter], network_config: str) -> list[Parame
     return fitting
 
 
-def _is_for(stem: str, pattern: str) -> bool:
-    return fnmatch.fnmatchcase(stem, pattern.removeprefix("!")) != pattern.startswith("!")
-
-
-def check_algorithm(parameters: list[Parameter], algorithm: str) -> None:
+def check_algorithm(parameters: list[Parameter], name: str) -> None:
     """Raise InputError where the algorithm cannot search the space, in Katib or on one machine."""
+    algorithm = algorithms.offered(name)
     ranges = [parameter for parameter in parameters if not parameter.list]
-    if algorithm == "cmaes" and len(ranges) < 2:
+    if len(ranges) < algorithm.min_ranges:
         raise InputError(
-            "algorithm cmaes needs two parameters of type int or double; the search space has"
-            f" {len(ranges)}"
+            f"algorithm {name} needs {algorithm.min_ranges} parameters of type int or double; the"
+            f" search space has {len(ranges)}"
         )
     for parameter in ranges:
         where = f"search space, parameter '{parameter.name}'"
-        if algorithm == "grid" and parameter.type == "double" and parameter.step is None:
-            raise InputError(f"{where}: algorithm grid needs a step, or a list instead of a range")
-        if (
-            algorithm in ("sobol", "cmaes")
-            and parameter.type == "int"
-            and parameter.distribution == "logUniform"
-        ):
+        if algorithm.is_grid and parameter.type == "double" and parameter.step is None:
             raise InputError(
-                f"{where}: algorithm {algorithm} draws whole numbers uniformly only; take type"
+                f"{where}: algorithm {name} needs a step, or a list instead of a range"
+            )
+        is_log_integer = parameter.type == "int" and parameter.is_logarithmic
+        if is_log_integer and not algorithm.log_integers:
+            raise InputError(
+                f"{where}: algorithm {name} draws whole numbers uniformly only; take type"
                 " double, or another algorithm"
             )
 
 
 def grid_size(parameters: list[Parameter]) -> int:
     """How many points a grid has. The parameters must have passed check_algorithm for it."""
-    return math.prod(
-        len(p.list) or math.floor((p.max - p.min) / (p.step or 1) + 1e-9) + 1 for p in parameters
-    )
+    size = 1
+    for parameter in parameters:
+        size *= parameter.num_grid_points
+    return size
 
 
-def cautions(parameters: list[Parameter], algorithm: str) -> list[str]:
-    """What a cluster does otherwise than it was asked, as sentences."""
-    names = [parameter.name for parameter in parameters if parameter.distribution == "logUniform"]
-    if algorithm in ("sobol", "cmaes") and names:
-        return [
-            f"algorithm {algorithm}: Katib up to 0.19 draws {', '.join(names)} uniformly, whatever"
-            " the search space says (katib#2688); random and tpe draw it logarithmically"
-        ]
-    return []
+def cautions(parameters: list[Parameter], name: str) -> list[str]:
+    """Sentences on what a cluster does with this algorithm other than the space asks for."""
+    algorithm = algorithms.offered(name)
+    logarithmic = [parameter.name for parameter in parameters if parameter.is_logarithmic]
+    if not algorithm.log_caution or not logarithmic:
+        return []
+    return [f"algorithm {name}: {algorithm.log_caution.format(names=', '.join(logarithmic))}"]
 
 
 def to_json(parameters: list[Parameter]) -> str:
-    """One line of JSON that `parse` reads back: the form in which the space travels as a pipeline
-    parameter.
-    """
+    """One line of JSON that `parse` reads back: the space as a pipeline parameter."""
     return json.dumps({"parameters": [parameter.as_json() for parameter in parameters]})
 
 
@@ -241,36 +295,13 @@ def text(number: float | None) -> str:
         return ""
     if float(number) == int(number):
         return str(int(number))
+    # Ten significant digits, so that 0.1 + 0.2 is 0.3 although binary floats miss it.
     digits = max(0, 9 - math.floor(math.log10(abs(number))))
     return f"{number:.{digits}f}".rstrip("0").rstrip(".")
 
 
-def _whole(value: Any) -> Any:
-    return int(value) if isinstance(value, float) and value == int(value) else value
-
-
-def _parameter(entry: Any, where: str) -> Parameter:
-    if not isinstance(entry, dict) or "name" not in entry or "type" not in entry:
-        raise InputError(f"{where}: {entry!r} is no parameter; write {{name: ..., type: ...}}")
-    name = str(entry["name"])
-    for key in entry:
-        if key not in KEYS:
-            raise InputError(f"{where}, parameter '{name}': {unknown('key', str(key), KEYS)}")
-    values = dict(entry, name=name, type=str(entry["type"]))
-    for key in ("min", "max", "step"):
-        if values.get(key) is not None:
-            values[key] = _number(f"{where}, parameter '{name}'", key, values[key])
-    if "list" in values:
-        if not isinstance(values["list"], list):
-            raise InputError(f"{where}, parameter '{name}': list must be a list, as [50, 100]")
-        values["list"] = tuple(
-            text(v) if isinstance(v, int | float) and not isinstance(v, bool) else str(v)
-            for v in values["list"]
-        )
-    return Parameter(**values)
-
-
 def _number(where: str, key: str, value: Any) -> float:
+    """The finite number that a value of the YAML file is. Raises InputError for anything else."""
     try:
         number = float(value)
     except (TypeError, ValueError):

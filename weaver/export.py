@@ -1,13 +1,13 @@
-"""--export-onnx: a trained network as ONNX, with Weaver's preprocess.json beside it, and on request
-Triton's config.pbtxt.
+r"""--export-onnx: a trained network as ONNX, with Weaver's preprocess.json beside it.
 
-    python -m weaver.train --export-onnx model.onnx --data-config RUN/config/data.yaml \\
-        --network-config RUN/config/network.py \\
+On request Triton's config.pbtxt is written too.
+
+    python -m weaver.train --export-onnx model.onnx --data-config RUN/config/data.yaml \
+        --network-config RUN/config/network.py \
         --model-prefix RUN/trials/TRIAL/ --triton-config config.pbtxt
 
 This is the command for a single file. The pipeline's export (exporting/export.py) builds a whole
-model repository with golden requests, and lets nothing through that does not answer as PyTorch
-does.
+model repository with golden requests, and refuses what does not answer as PyTorch does.
 """
 
 from __future__ import annotations
@@ -15,47 +15,59 @@ from __future__ import annotations
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import torch
 
 from common import storage
 from common.errors import GateError, InputError
+from networks.options import ModelInfo
 from weaver.config.data_config import DataConfig
 from weaver.fit.options import TrainOptions
 from weaver.onnx.onnx_export import export_onnx, input_shapes
-from weaver.onnx.parity import LIMIT, session, torch_answers
-from weaver.predict import build_asked
+from weaver.onnx.parity import LIMIT, torch_answers
+from weaver.onnx.runtime import session
+from weaver.onnx.triton_config import triton_config
+from weaver.predict import build_model
 
 CHECKED_JETS = 17  # not the number that the graph was traced with
 
+# weaver-core's own spelling of "no bound"
+NO_LOWER_BOUND, NO_UPPER_BOUND = -1e32, 1e32
+
+
+class InputGroup(TypedDict):
+    """One input of the network in preprocess.json."""
+
+    var_names: list[str]
+    var_infos: dict[str, dict[str, float | None]]
+    var_length: int | None
+
 
 def export(options: TrainOptions) -> None:
-    """Write what the options ask for.
+    """Write the files that the options name.
 
-    Raises InputError where there is no such network, GateError where ONNX Runtime answers
-    otherwise.
+    Raises InputError where there is no such network, GateError where ONNX Runtime does not answer
+    as PyTorch does.
     """
     data_config = described(options)
-    model, info = build_asked(options, data_config, for_inference=True)
+    model, info = build_model(options, data_config, for_inference=True)
     with tempfile.TemporaryDirectory() as folder:
         path = export_onnx(
             model, info, data_config, Path(folder) / "model.onnx", opset=options.onnx_opset
         )
         difference = check(model, info, data_config, path)
         storage.upload(path, options.export_onnx)
-        storage.write_json(
-            storage.join(_folder(options.export_onnx), "preprocess.json"),
-            preprocessing(data_config),
-        )
-        if options.triton_config:
-            storage.write_text(options.triton_config, _triton(path, options.triton_config))
+        described_inputs = storage.join(_folder(options.export_onnx), "preprocess.json")
+        storage.write_json(described_inputs, preprocessing(data_config))
+        configs = [options.triton_config] if options.triton_config else []
         if options.s3_model:
             storage.upload(path, storage.join(options.s3_model, "1", "model.onnx"))
-            storage.write_text(
-                storage.join(options.s3_model, "config.pbtxt"),
-                _triton(path, storage.join(options.s3_model, "config.pbtxt")),
-            )
+            configs.append(storage.join(options.s3_model, "config.pbtxt"))
+        for config in configs:
+            # Triton wants a model to have the name of its folder
+            name = storage.name(_folder(storage.absolute(config)))
+            storage.write_text(config, triton_config(path, name))
     print(
         f"{options.export_onnx}: largest difference from PyTorch {difference:.1e} on random jets",
         file=sys.stderr,
@@ -64,8 +76,10 @@ def export(options: TrainOptions) -> None:
 
 
 def described(options: TrainOptions) -> DataConfig:
-    """The data config with its standardisation, which `preprocess: auto` derives from the training
-    data.
+    """Load the data config with its standardisation.
+
+    `preprocess: auto` derives it from the training data. Raises InputError where these are not
+    given.
     """
     data_config = DataConfig.load(options.data_config)
     if not data_config.missing_preprocess_params:
@@ -81,26 +95,23 @@ def described(options: TrainOptions) -> DataConfig:
     return Dataset.open(" ".join(options.data_train), data_config).data_config
 
 
-def check(
-    model: torch.nn.Module, info: dict[str, Any], data_config: DataConfig, path: Path
-) -> float:
-    """The largest difference between ONNX Runtime's and PyTorch's answers to random jets.
+def check(model: torch.nn.Module, info: ModelInfo, data_config: DataConfig, path: Path) -> float:
+    """Measure the largest difference between ONNX Runtime's and PyTorch's answers to random jets.
 
     Raises GateError where it is too large.
     """
     generator = torch.Generator().manual_seed(1)
     shapes = input_shapes(info, data_config)
-    inputs = {
-        name: torch.rand(CHECKED_JETS, *shape, generator=generator).numpy()
-        for name, shape in shapes.items()
-    }
+    inputs = {}
+    for name, shape in shapes.items():
+        inputs[name] = torch.rand(CHECKED_JETS, *shape, generator=generator).numpy()
     expected = torch_answers(model, list(shapes), inputs)
+
     runtime = session(path)
     # an input that the network ignores is not in the graph
-    used = {entry.name for entry in runtime.get_inputs()}
-    found = runtime.run(None, {name: value for name, value in inputs.items() if name in used})[0]
-    difference = float(abs(found - expected).max())
-    if not difference <= LIMIT:
+    feed = {entry.name: inputs[entry.name] for entry in runtime.get_inputs()}
+    difference = float(abs(runtime.run(None, feed)[0] - expected).max())
+    if not difference <= LIMIT:  # also where it is NaN
         raise GateError(
             f"the ONNX file answers otherwise than PyTorch: largest difference {difference:.1e},"
             f" allowed {LIMIT:.0e}"
@@ -108,45 +119,32 @@ def check(
     return difference
 
 
-def preprocessing(data_config: DataConfig) -> dict[str, Any]:
-    """The content of weaver-core's preprocess.json, from which CMSSW and others make a network's
-    inputs.
+def preprocessing(data_config: DataConfig) -> dict[str, object]:
+    """The content of weaver-core's preprocess.json.
+
+    CMSSW and others make a network's inputs from it.
     """
-    found: dict[str, Any] = {
+    content: dict[str, object] = {
         "output_names": data_config.label_value,
         "input_names": list(data_config.input_names),
     }
     for group, names in data_config.input_dicts.items():
-        params = [data_config.preprocess_params[name] for name in names]
-        infos = {name: _variable(given) for name, given in zip(names, params, strict=True)}
-        found[group] = {
-            "var_names": list(names),
-            "var_infos": infos,
-            "var_length": params[-1]["length"],
-        }
-    return found
-
-
-def _variable(params: dict[str, Any]) -> dict[str, float]:
-    as_it_is = params["center"] is None
-    return {
-        "median": 0 if as_it_is else params["center"],
-        "norm_factor": params["scale"],
-        "replace_inf_value": 0,
-        "lower_bound": -1e32 if as_it_is else params["min"],
-        "upper_bound": 1e32 if as_it_is else params["max"],
-        "pad": params["pad_value"],
-    }
-
-
-def _triton(onnx_path: Path, where: str) -> str:
-    """config.pbtxt for a file that will lie at `where`;
-
-    Triton wants the model called as its folder.
-    """
-    from weaver.onnx.triton_config import triton_config
-
-    return triton_config(onnx_path, storage.name(_folder(storage.absolute(where))))
+        described = InputGroup(var_names=list(names), var_infos={}, var_length=None)
+        for name in names:
+            params = data_config.preprocess_params[name]
+            described["var_length"] = params["length"]  # the same for all of a group
+            unchanged = params["center"] is None
+            infos: dict[str, float | None] = {
+                "median": 0 if unchanged else params["center"],
+                "norm_factor": params["scale"],
+                "replace_inf_value": 0,
+                "lower_bound": NO_LOWER_BOUND if unchanged else params["min"],
+                "upper_bound": NO_UPPER_BOUND if unchanged else params["max"],
+                "pad": params["pad_value"],
+            }
+            described["var_infos"][name] = infos
+        content[group] = described
+    return content
 
 
 def _folder(uri: str) -> str:

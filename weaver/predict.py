@@ -1,9 +1,8 @@
-"""The best network of a trial, ready to answer, and its answers to the jets of a test set.
+r"""The best network of a trial, ready to answer, and its answers to the jets of a test set.
 
-    python -m weaver.train --predict --data-test RUN/data/test.json \\
-        --data-config RUN/config/data.yaml \\
-        --network-config RUN/config/network.py --model-prefix RUN/trials/TRIAL/ --predict-output
-            predictions.root
+    python -m weaver.train --predict --data-test RUN/data/test.json \
+        --data-config RUN/config/data.yaml --network-config RUN/config/network.py \
+        --model-prefix RUN/trials/TRIAL/ --predict-output predictions.root
 
 Columns are named as weaver-core names them. In ROOT (tree Events) and .npz: for labels of type
 simple each class's name (whether a jet is of it) and score_<class>; for custom ones `output`, (N,)
@@ -18,9 +17,9 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -28,6 +27,7 @@ import torch
 from common import storage
 from common.errors import InputError
 from common.progress import Progress
+from networks.options import ModelInfo
 from weaver.config.data_config import DataConfig
 from weaver.feed.dataset import Dataset
 from weaver.feed.loader import Loader
@@ -42,27 +42,30 @@ from weaver.read.files import SAMPLE_NAME, find
 
 SPLIT = re.compile(r"^([\w.+-]+)%(\d+):(?!//)")  # name%N:pattern, an output for every N files
 
+Columns = dict[str, np.ndarray]
+"""Name of a column -> its values, (N,) or (N, outputs)."""
+
 
 def load_model(
     trial_uri: str, run_config_dir: str, *, for_inference: bool = False
-) -> tuple[torch.nn.Module, dict[str, Any], DataConfig]:
-    """(model, model_info, data_config): the best weights of a trial in the network of
-    `<run_config_dir>/network.py`, on the CPU.
+) -> tuple[torch.nn.Module, ModelInfo, DataConfig]:
+    """Load the best weights of a trial into the network of `<run_config_dir>/network.py`.
 
-    The model is in evaluation mode; where training averaged its weights (--ema-decay), it holds the
-    average. `for_inference` is passed on to a network that knows it (published classifiers then
-    answer with softmaxed scores). Raises InputError where there is no best.pt, or it belongs to
-    another network.
+    Returns (model, model_info, data_config). The model is on the CPU and in evaluation mode; where
+    training averaged its weights (--ema-decay), it holds the average. `for_inference` is passed on
+    to a network that knows it (published classifiers then answer with softmaxed scores). Raises
+    InputError where there is no best.pt, or it belongs to another network.
     """
     data_config = DataConfig.load(storage.join(run_config_dir, "data.yaml"))
     network = storage.join(run_config_dir, "network.py")
-    return (*build_best(trial_uri, network, data_config, for_inference=for_inference), data_config)
+    model, info = build_best(trial_uri, network, data_config, for_inference=for_inference)
+    return model, info, data_config
 
 
 def build_best(
     trial_uri: str, network_config: str, data_config: DataConfig, *, for_inference: bool = False
-) -> tuple[torch.nn.Module, dict[str, Any]]:
-    """(model, model_info) with a trial's best weights, in evaluation mode."""
+) -> tuple[torch.nn.Module, ModelInfo]:
+    """Build (model, model_info) with a trial's best weights, in evaluation mode."""
     uri = storage.join(trial_uri, "best.pt")
     if not storage.exists(uri):
         raise InputError(f"there is no {uri}: the trial has not finished an epoch")
@@ -74,11 +77,14 @@ def build_best(
     )
 
 
-def build_asked(
+def build_model(
     options: TrainOptions, data_config: DataConfig, *, for_inference: bool = False
-) -> tuple[torch.nn.Module, dict[str, Any]]:
-    """The same for --model-prefix, which may also be a file of weights (.pt, of this project or of
-    weaver-core); such a file goes with the network options of the command line."""
+) -> tuple[torch.nn.Module, ModelInfo]:
+    """Build (model, model_info) with the weights of --model-prefix, in evaluation mode.
+
+    That is a trial's folder, or a file of weights (.pt, of this project or of weaver-core), which
+    goes with the network options of the command line.
+    """
     prefix = options.model_prefix
     if not re.search(r"\.pt(:[\w.]+)?$", prefix):
         return build_best(
@@ -100,11 +106,12 @@ def build_asked(
 def _build(
     network_config: str,
     data_config: DataConfig,
-    network_options,
-    weights,
+    network_options: Mapping[str, Any],
+    weights: Mapping[str, torch.Tensor],
     where: str,
     for_inference: bool,
-):
+) -> tuple[torch.nn.Module, ModelInfo]:
+    """Build the network and load weights, which come from `where`."""
     extra = {"for_inference": True} if for_inference else {}
     model, info = load_network(network_config).build(data_config, network_options, **extra)
     load_weights(model, weights, where)
@@ -115,135 +122,124 @@ def _build(
 def predict(
     model: torch.nn.Module, dataset: Dataset, objective: Objective, *, batch_size: int, device: str
 ) -> np.ndarray:
-    """Predictions for all jets in their order:
+    """Predict all jets in their order.
 
     (N,) for one output of a regression, else (N, outputs); class scores are softmaxed.
     """
     loader = Loader(dataset, batch_size, shuffle=False, seed=0, device=device)
-    found = []
+    outputs = []
     with Progress("predicting", total=len(dataset), unit="jets") as progress:
         for batch in loader.epoch(0):
             output = objective.predict(model, batch)
-            found.append((output if objective.regression else output.softmax(dim=1)).cpu().numpy())
+            if not objective.regression:
+                output = output.softmax(dim=1)
+            outputs.append(output.cpu().numpy())
             progress.advance(len(batch))
-    return np.concatenate(found)
+    return np.concatenate(outputs)
 
 
 def write_predictions(options: TrainOptions) -> None:
-    """--predict: predictions, labels and observers of the test set, one file for each name among
-    its patterns.
+    """--predict: write predictions, labels and observers of the test set.
+
+    There is one file for each name among its patterns.
     """
     data_config = DataConfig.load(options.data_config)
     device = select_device(options.gpus if options.predict_gpus is None else options.predict_gpus)
-    model, _ = build_asked(options, data_config)
-    precision = choose(options.asked_precision, device)
+    model, _ = build_model(options, data_config)
     objective = Objective(
-        data_config, loss=None, regression=options.regression_mode, precision=precision
+        data_config,
+        loss=None,
+        regression=options.regression_mode,
+        precision=choose(options.asked_precision, device),
     )
     size = options.batch_size_test or options.batch_size_val or options.batch_size
+    base, extension = os.path.splitext(options.predict_output)
     for name, patterns in test_groups(options.data_test).items():
         dataset = Dataset.open(patterns, data_config, for_training=False)
         output = predict(model.to(device), dataset, objective, batch_size=size, device=str(device))
-        uri = _named(options.predict_output, name)
+        uri = f"{base}_{name}{extension}" if name else options.predict_output
         write_columns(uri, columns(dataset, output, scores=uri.endswith(".parquet")))
-        print(
-            f"{uri}: {len(dataset):,} jets, {_judged(dataset, output, options.regression_mode)}",
-            file=sys.stderr,
-            flush=True,
-        )
+
+        label = np.asarray(dataset.label(data_config.label_names[0]))
+        if options.regression_mode:
+            # of several outputs the first is the answer, the median
+            metrics = regression_metrics(output if output.ndim == 1 else output[:, 0], label)
+        else:
+            metrics = class_metrics(output, label)
+        listed = ", ".join(f"{metric} {value:.5f}" for metric, value in metrics.items())
+        print(f"{uri}: {len(dataset):,} jets, {listed}", file=sys.stderr, flush=True)
 
 
 def test_groups(words: Sequence[str]) -> dict[str, str]:
-    """Name of an output -> its patterns: `name:pattern` as in weaver-core, `name%N:pattern` for one
-    output (name_0, ...) every N files.
+    """Group the patterns of the test data by output: name of an output -> its patterns.
 
+    `name:pattern` as in weaver-core, `name%N:pattern` for one output (name_0, ...) every N files.
     Patterns without a name belong to the output "".
     """
-    parts = [
-        part
-        for word in words
-        for part in ([word] if os.path.exists(word) else re.split(r"[,\s]+", word))
-        if part
-    ]
-    found: dict[str, list[str]] = {}
-    for part in parts:
+    parts: list[str] = []
+    for word in words:
+        # a path may hold commas and spaces
+        parts += [word] if os.path.exists(word) else re.split(r"[,\s]+", word)
+
+    groups: dict[str, list[str]] = {}
+    for part in filter(None, parts):
         if os.path.exists(part):
-            found.setdefault("", []).append(part)
+            groups.setdefault("", []).append(part)
         elif split := SPLIT.match(part):
             files = [entry.uri for entry in find(part[split.end() :])]
             step = max(int(split[2]), 1)
             for start in range(0, len(files), step):
-                found.setdefault(f"{split[1]}_{start // step}", []).extend(
-                    files[start : start + step]
-                )
+                group = groups.setdefault(f"{split[1]}_{start // step}", [])
+                group += files[start : start + step]
+        elif name := SAMPLE_NAME.match(part):
+            groups.setdefault(name[0].removesuffix(":"), []).append(part[name.end() :])
         else:
-            name = SAMPLE_NAME.match(part)
-            found.setdefault(name[0][:-1] if name else "", []).append(
-                part[name.end() :] if name else part
-            )
-    return {name: " ".join(patterns) for name, patterns in found.items()}
+            groups.setdefault("", []).append(part)
+    return {name: " ".join(patterns) for name, patterns in groups.items()}
 
 
-def columns(dataset: Dataset, output: np.ndarray, *, scores: bool = False) -> dict[str, np.ndarray]:
-    """Named columns of all jets, as the module's text says; `scores` for the form in parquet."""
+def columns(dataset: Dataset, output: np.ndarray, *, scores: bool = False) -> Columns:
+    """Name the columns of all jets, as the module's text says; `scores` for the form in parquet."""
     config = dataset.data_config
     labels = {name: np.asarray(dataset.label(name)) for name in config.label_names}
+    named: Columns = {}
     if scores:
-        found = {"scores": output}
+        named["scores"] = output
     elif config.label_type == "simple" and output.ndim == 2:
         of_class = labels[config.label_names[0]]
-        found = {}
         for number, name in enumerate(config.label_value):
-            found |= {name: of_class == number, f"score_{name}": output[:, number]}
+            named[name] = of_class == number
+            named[f"score_{name}"] = output[:, number]
     else:
-        found = {"output": output}
-    return {
-        **found,
-        **labels,
-        **{name: np.asarray(values) for name, values in dataset.observers().items()},
-    }
+        named["output"] = output
+    named.update(labels)
+    for name, values in dataset.observers().items():
+        named[name] = np.asarray(values)
+    return named
 
 
-def write_columns(uri: str, found: dict[str, np.ndarray]) -> None:
-    """Write columns to a .npz or .parquet file, or to the tree `Events` of a .root file, at a path
-    or s3:// address.
+def write_columns(uri: str, named: Columns) -> None:
+    """Write columns to a .npz, .parquet or .root file (its tree `Events`).
+
+    uri: a path or an s3:// address.
     """
     if uri.endswith(".npz"):
         buffer = io.BytesIO()
-        np.savez(buffer, **found)
+        np.savez(buffer, **cast(dict[str, Any], named))
         storage.write_bytes(uri, buffer.getvalue())
         return
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / storage.name(uri)
-        (_write_parquet if uri.endswith(".parquet") else _write_root)(path, found)
+        if uri.endswith(".parquet"):
+            import awkward as ak
+
+            ak.to_parquet(ak.Array(named), path)
+        else:
+            import uproot
+
+            with uproot.recreate(path) as file:
+                # uproot writes no array with strides
+                file["Events"] = {
+                    name: np.ascontiguousarray(values) for name, values in named.items()
+                }
         storage.upload(path, uri)
-
-
-def _write_parquet(path: Path, found: dict[str, np.ndarray]) -> None:
-    import awkward as ak
-
-    ak.to_parquet(ak.Array(found), path)
-
-
-def _write_root(path: Path, found: dict[str, np.ndarray]) -> None:
-    import uproot
-
-    with uproot.recreate(path) as file:
-        file["Events"] = {name: np.ascontiguousarray(values) for name, values in found.items()}
-
-
-def _named(output: str, name: str) -> str:
-    """The file of one group of test data."""
-    base, extension = os.path.splitext(output)
-    return f"{base}_{name}{extension}" if name else output
-
-
-def _judged(dataset: Dataset, output: np.ndarray, regression: bool) -> str:
-    """The metrics of predictions as words."""
-    label = np.asarray(dataset.label(dataset.data_config.label_names[0]))
-    metrics = (
-        regression_metrics(output if output.ndim == 1 else output[:, 0], label)
-        if regression
-        else class_metrics(output, label)
-    )
-    return ", ".join(f"{name} {value:.5f}" for name, value in metrics.items())

@@ -1,5 +1,6 @@
-"""weaver-core's own loader, timed: run with the interpreter of an environment that has weaver-core,
-never with ours.
+"""Time weaver-core's own loader.
+
+Run it with the interpreter of an environment that has weaver-core, never with ours.
 
     .venv-peer/bin/python benchmarks/peer/feed.py '{"files": [...], "config": "...", "batch_size":
         500, "epochs": 2, ...}'
@@ -47,8 +48,9 @@ def main(given):
 
 
 def epoch(loader, given):
-    """Jets a second of one epoch, or of the part of it that a time limit leaves; and how many jets
-    that was.
+    """Jets a second of one epoch, and how many jets that was.
+
+    A time limit may leave a part of the epoch.
     """
     started, jets = time.perf_counter(), 0
     for _, label, _ in loader:

@@ -1,5 +1,6 @@
-"""ParticleNet as published, as a network file for weaver-core (benchmarks/published.py holds the
-network).
+"""ParticleNet as published, as a network file for weaver-core.
+
+benchmarks/published.py holds the network.
 """
 
 import importlib.util

@@ -1,5 +1,6 @@
-"""The particle flow network as published, as a network file for weaver-core
-(benchmarks/published.py holds the network).
+"""The particle flow network as published, as a network file for weaver-core.
+
+benchmarks/published.py holds the network.
 """
 
 import importlib.util

@@ -49,9 +49,8 @@ class BlockMaker:
             self._collider, recipe.events_per_block, pythia_seed(recipe.seed, number)
         )
         rng = random_generator(recipe.seed, number)
-        return reconstruct(
-            hard, pileup.overlay(self._library, len(hard), recipe.pileup, rng), recipe.detector, rng
-        )
+        overlay = pileup.overlay(self._library, len(hard), recipe.pileup, rng)
+        return reconstruct(hard, overlay, recipe.detector, rng)
 
 
 class JetMaker:
@@ -59,18 +58,18 @@ class JetMaker:
 
     def __init__(self, recipe: Recipe) -> None:
         self._blocks = BlockMaker(recipe)
-        self._jec, self._likelihood = jec.load(), quark_gluon.load()
+        self._jec = jec.load()
+        self._likelihood = quark_gluon.load()
 
     def __call__(self, number: int) -> Columns:
         """The columns of block `number`; there may be none of a jet in it."""
         recipe = self._blocks.recipe
         first = recipe.seed * EVENTS_PER_SEED + number * recipe.events_per_block + 1
         block = self._blocks.reconstructed(number)
-        return typed(
-            jet_columns.columns(
-                block, self._jec, self._likelihood, first_event=first, lumi=number + 1
-            )
+        columns = jet_columns.columns(
+            block, self._jec, self._likelihood, first_event=first, lumi=number + 1
         )
+        return typed(columns)
 
 
 def random_generator(seed: int, number: int) -> np.random.Generator:
@@ -80,7 +79,5 @@ def random_generator(seed: int, number: int) -> np.random.Generator:
 
 def pythia_seed(seed: int, number: int) -> int:
     """Pythia's own seed for block `number`: 1 to events.MAX_SEED."""
-    return 1 + int(
-        np.random.SeedSequence([seed, number, 1]).generate_state(1, np.uint64)[0]
-        % np.uint64(events.MAX_SEED)
-    )
+    (state,) = np.random.SeedSequence([seed, number, 1]).generate_state(1, np.uint64)
+    return 1 + int(state % np.uint64(events.MAX_SEED))

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Any
 
 import numpy as np
 
 from data import ragged
+from data.generator.table import Table
 
 RADIUS = 0.4
 # CMS uses 0.01; twice that keeps the statistical error of a jet's area at 4 % and halves the time
@@ -23,7 +25,7 @@ GHOST_PT = 1e-50  # GeV; a ghost must not move any jet
 
 
 @dataclasses.dataclass(frozen=True)
-class Inputs:
+class Inputs(Table):
     """What is clustered, (N,) each, sorted by event. GeV."""
 
     event: np.ndarray
@@ -41,7 +43,7 @@ class Inputs:
         phi: np.ndarray,
         mass: np.ndarray | float = 0.0,
     ) -> Inputs:
-        """Inputs from pT, eta, phi and mass."""
+        """Inputs from pT (GeV), eta, phi (radians) and mass (GeV), (N,) each."""
         pz = pt * np.sinh(eta)
         return cls(event, pt * np.cos(phi), pt * np.sin(phi), pz, np.sqrt(pt**2 + pz**2 + mass**2))
 
@@ -77,18 +79,19 @@ def cluster(inputs: Inputs, events: int, min_pt: float) -> Jets:
         {"px": inputs.px, "py": inputs.py, "pz": inputs.pz, "E": inputs.energy},
         with_name="Momentum4D",
     )
+    # (N,) -> events × inputs: FastJet clusters each event for itself.
     sequence = fastjet.ClusterSequence(ak.unflatten(momenta, counts), _definition())
-    found, contents = sequence.inclusive_jets(min_pt), sequence.constituent_index(min_pt)
-    event = np.repeat(np.arange(events), ak.to_numpy(ak.num(found)))
+    momentum = sequence.inclusive_jets(min_pt)  # events × jets
+    contents = sequence.constituent_index(min_pt)  # events × jets × members
+    event = np.repeat(np.arange(events), ak.to_numpy(ak.num(momentum)))
     px, py, pz, energy = (
-        ak.to_numpy(ak.flatten(found[axis])).astype(float) for axis in ("px", "py", "pz", "E")
+        ak.to_numpy(ak.flatten(momentum[axis])).astype(float) for axis in ("px", "py", "pz", "E")
     )
     size = ak.to_numpy(ak.flatten(ak.num(contents, axis=2)))
     member_jet = np.repeat(np.arange(len(event)), size)
-    member = (
-        ak.to_numpy(ak.flatten(contents, axis=None)).astype(np.int64)
-        + ragged.starts(counts)[event[member_jet]]
-    )
+    # FastJet counts members within the event; here they count within all inputs.
+    local = ak.to_numpy(ak.flatten(contents, axis=None)).astype(np.int64)
+    member = local + ragged.starts(counts)[event[member_jet]]
     pt = np.hypot(px, py)
     jets = Jets(
         event=event,
@@ -103,26 +106,31 @@ def cluster(inputs: Inputs, events: int, min_pt: float) -> Jets:
 
 
 def ordered(jets: Jets, order: np.ndarray) -> Jets:
-    """The jets `order` (an index array, perhaps of a part of them) in that order, with their
-    contents.
-    """
+    """The jets of an index array (perhaps of a part of them) in its order, with their contents."""
     size = ragged.counts_of(jets.member_jet, len(jets))
     taken = ragged.ranges(ragged.starts(size)[order], size[order])
-    plain = {name: getattr(jets, name)[order] for name in ("event", "pt", "eta", "phi", "mass")}
     return Jets(
-        **plain, member_jet=np.repeat(np.arange(len(order)), size[order]), member=jets.member[taken]
+        event=jets.event[order],
+        pt=jets.pt[order],
+        eta=jets.eta[order],
+        phi=jets.phi[order],
+        mass=jets.mass[order],
+        member_jet=np.repeat(np.arange(len(order)), size[order]),
+        member=jets.member[taken],
     )
 
 
 def ghosts(events: int, rng: np.random.Generator) -> Inputs:
-    """A grid of ghosts for each event, each moved at random within its cell: jets collect them in
-    proportion to their area.
+    """A grid of ghosts for each event, each moved at random within its cell.
+
+    Jets collect them in proportion to their area.
     """
     eta, phi, cell_eta, cell_phi = _ghost_grid()
     jitter_eta = rng.uniform(-0.5, 0.5, (events, len(eta))) * cell_eta
     jitter_phi = rng.uniform(-0.5, 0.5, (events, len(phi))) * cell_phi
     event = np.repeat(np.arange(events), len(eta))
-    flat_eta, flat_phi = (eta + jitter_eta).ravel(), (phi + jitter_phi).ravel()
+    flat_eta = (eta + jitter_eta).ravel()  # (events, cells) -> (events * cells,)
+    flat_phi = (phi + jitter_phi).ravel()
     return Inputs.of(event, np.full(len(event), GHOST_PT), flat_eta, flat_phi)
 
 
@@ -134,16 +142,19 @@ def ghost_cell() -> float:
 
 @functools.cache
 def _ghost_grid() -> tuple[np.ndarray, np.ndarray, float, float]:
+    """The eta and phi of the cells' middles, (cells,) each, and the sides of a cell."""
     side = np.sqrt(GHOST_AREA)
-    rows, columns = round(2 * GHOST_ETA / side), round(2 * np.pi / side)
-    cell_eta, cell_phi = 2 * GHOST_ETA / rows, 2 * np.pi / columns
+    rows = round(2 * GHOST_ETA / side)
+    columns = round(2 * np.pi / side)
+    cell_eta = 2 * GHOST_ETA / rows
+    cell_phi = 2 * np.pi / columns
     eta = (np.arange(rows) + 0.5) * cell_eta - GHOST_ETA
     phi = (np.arange(columns) + 0.5) * cell_phi - np.pi
     return np.repeat(eta, columns), np.tile(phi, rows), cell_eta, cell_phi
 
 
 @functools.cache
-def _definition():
+def _definition() -> Any:
     import fastjet
 
     return fastjet.JetDefinition(fastjet.antikt_algorithm, RADIUS)
@@ -157,25 +168,30 @@ def density(
     The median over cells of about 0.55 × 0.55 in (eta, phi) with |eta| < max_eta, as CMS's
     fixedGridRho: jets fill few cells, pile-up all of them.
     """
-    rows, columns = int(2 * max_eta / 0.55), int(2 * np.pi / 0.55)
+    rows = int(2 * max_eta / 0.55)
+    columns = int(2 * np.pi / 0.55)
     inside = np.abs(eta) < max_eta
+    # Rounding can put a value at the upper edge into a row or column too many, hence the clip.
     row = ((eta[inside] + max_eta) * (rows / (2 * max_eta))).astype(np.int64).clip(0, rows - 1)
     column = ((phi[inside] + np.pi) * (columns / (2 * np.pi))).astype(np.int64).clip(0, columns - 1)
     cell = (event[inside] * rows + row) * columns + column
-    sums = ragged.total(cell, pt[inside], events * rows * columns).reshape(events, rows * columns)
+    sums = ragged.total(cell, pt[inside], events * rows * columns)
+    sums = sums.reshape(events, rows * columns)  # (events * cells,) -> (events, cells)
     return np.median(sums, axis=1) / ((2 * max_eta / rows) * (2 * np.pi / columns))
 
 
 @functools.cache
 def quiet_banner() -> None:
-    """Let FastJet print its banner now, into nothing: on stdout it would end up among what a
-    program prints.
+    """Let FastJet print its banner now, into nothing.
+
+    On stdout it would end up among what a program prints.
     """
     import os
 
     import fastjet
 
-    kept, nothing = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    kept = os.dup(1)
+    nothing = os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(nothing, 1)
         fastjet.ClusterSequence([fastjet.PseudoJet(1.0, 0.0, 0.0, 1.0)], _definition())

@@ -1,10 +1,10 @@
-"""A CMS-like detector in a few formulas: particles in, particle-flow candidates out, many events at
-once.
+"""A CMS-like detector in a few formulas: particles in, particle-flow candidates out.
 
-What matters for the energy of a jet is here: tracks are lost (more often when soft, and in the
-cores of hard jets), photons are merged in the electromagnetic calorimeter (ECAL), hadrons deposit a
-fluctuating, non-linear energy in the hadronic one (HCAL), and particle flow subtracts what the
-tracks explain and calls the rest a neutral hadron. Pile-up passes through the same detector.
+Many events are simulated at once. What matters for the energy of a jet is here: tracks are lost
+(more often when soft, and in the cores of hard jets), photons are merged in the electromagnetic
+calorimeter (ECAL), hadrons deposit a fluctuating, non-linear energy in the hadronic one (HCAL), and
+particle flow subtracts what the tracks explain and calls the rest a neutral hadron. Pile-up passes
+through the same detector.
 
 Sources: CMS, "Particle-flow reconstruction and global event description", JINST 12 (2017) P10003,
 arXiv:1706.04965 (PF); CMS, "Description and performance of track and primary-vertex
@@ -22,6 +22,7 @@ import dataclasses
 import numpy as np
 
 from data.generator.events import Particles
+from data.generator.table import Table
 from data.ragged import delta_phi, first_in_group
 
 CHARGED_HADRON, ELECTRON, MUON, PHOTON, NEUTRAL_HADRON = 211, 11, 13, 22, 130
@@ -29,8 +30,10 @@ FORWARD_HADRON, FORWARD_PHOTON = 1, 2
 PION_MASS, ELECTRON_MASS, MUON_MASS = 0.13957, 0.000511, 0.10566  # GeV
 
 USED_IN_VERTEX, TIGHT, LOOSE, NOT_FROM_VERTEX = 3, 2, 1, 0
-"""Values of PF_fromPV: the track took part in the vertex fit; is close to it; has no other vertex
-(all neutrals); has another one.
+"""Values of PF_fromPV.
+
+The track took part in the vertex fit; is close to it; has no other vertex (all neutrals); has
+another one.
 """
 
 
@@ -105,9 +108,10 @@ class Detector:
 
 
 @dataclasses.dataclass(frozen=True)
-class Candidates:
-    """Particle-flow candidates of several events, (N,) each, sorted by event; within an event in
-    the order of MiniAOD.
+class Candidates(Table):
+    """Particle-flow candidates of several events, (N,) each, sorted by event.
+
+    Within an event they are in the order of MiniAOD. pt and mass in GeV, phi in radians.
     """
 
     event: np.ndarray
@@ -125,18 +129,13 @@ class Candidates:
     def __len__(self) -> int:
         return len(self.event)
 
-    def __getitem__(self, index: np.ndarray) -> Candidates:
-        return Candidates(*(getattr(self, field.name)[index] for field in dataclasses.fields(self)))
-
     @property
     def is_neutral(self) -> np.ndarray:
         return self.vertex < 0
 
 
 def simulate(particles: Particles, detector: Detector, rng: np.random.Generator) -> Candidates:
-    """The candidates that `particles` (hard collision and pile-up together) leave in
-    the detector.
-    """
+    """The candidates that particles (hard collision and pile-up together) leave in the detector."""
     kind = _Kind(particles, detector)
     tracked, track_pt = track(particles, kind, detector, rng)
     parts = [
@@ -144,12 +143,7 @@ def simulate(particles: Particles, detector: Detector, rng: np.random.Generator)
         photon_candidates(particles, kind, tracked, detector, rng),
         hadron_candidates(particles, kind, tracked, track_pt, detector, rng),
     ]
-    together = Candidates(
-        *(
-            np.concatenate([getattr(p, f.name) for p in parts])
-            for f in dataclasses.fields(Candidates)
-        )
-    )
+    together = Candidates.join(parts)
     return together[miniaod_order(together)]
 
 
@@ -159,7 +153,8 @@ class _Kind:
     def __init__(self, particles: Particles, detector: Detector) -> None:
         number = np.abs(particles.id)
         self.charged = particles.is_charged
-        self.muon, self.electron = number == 13, number == 11
+        self.muon = number == 13
+        self.electron = number == 11
         self.electromagnetic = (number == 22) | self.electron
         self.hadron = ~self.electromagnetic & ~self.muon
         self.endcap = np.abs(particles.eta) > 1.5
@@ -177,15 +172,15 @@ def track(
     efficiency = track_efficiency(particles, kind, in_tracker, detector)
     tracked = in_tracker & (rng.random(len(particles)) < efficiency)
     resolution = track_resolution(particles.pt, kind.endcap)
-    return tracked, particles.pt * np.clip(
-        1 + resolution * rng.standard_normal(len(particles)), 0.2, 2.0
-    )
+    smear = 1 + resolution * rng.standard_normal(len(particles))
+    # The clip keeps the few that fluctuate most positive and of the right size.
+    return tracked, particles.pt * np.clip(smear, 0.2, 2.0)
 
 
 def track_efficiency(
     particles: Particles, kind: _Kind, in_tracker: np.ndarray, detector: Detector
 ) -> np.ndarray:
-    """Probability (N,) of a track."""
+    """Probability (N,) that a charged particle leaves a track (TRK figs. 8 and 12)."""
     hard = in_tracker & (particles.pt > 1.0)
     cell, cells = cell_index(particles.event, particles.eta, particles.phi, 0.03)
     neighbours = np.bincount(cell[hard], minlength=cells)[cell] - 1
@@ -194,18 +189,16 @@ def track_efficiency(
         detector.soft_track_efficiency,
         detector.track_efficiency,
     )
-    efficiency = (
-        efficiency
-        - detector.endcap_track_loss * kind.endcap
-        - detector.dense_track_loss * np.clip(neighbours, 0, 14)
-    )
+    efficiency = efficiency - detector.endcap_track_loss * kind.endcap
+    efficiency = efficiency - detector.dense_track_loss * np.clip(neighbours, 0, 14)
     displaced = np.clip(1 - particles.radius / detector.outermost_seed, 0.0, 1.0)
     return np.where(kind.muon, detector.muon_efficiency, efficiency) * displaced
 
 
 def track_resolution(pt: np.ndarray, endcap: np.ndarray) -> np.ndarray:
-    """Relative resolution (N,) of a track's pT: multiple scattering plus a term that grows with pT
-    (TRK fig. 15).
+    """Relative resolution (N,) of a track's pT (GeV).
+
+    Multiple scattering plus a term that grows with pT (TRK fig. 15).
     """
     return np.hypot(np.where(endcap, 0.018, 0.009), np.where(endcap, 4e-4, 1.5e-4) * pt)
 
@@ -219,7 +212,8 @@ def track_candidates(
 ) -> Candidates:
     """Charged hadrons, electrons and muons."""
     which = np.flatnonzero(tracked)
-    electron, muon = kind.electron[which], kind.muon[which]
+    electron = kind.electron[which]
+    muon = kind.muon[which]
     number = np.where(electron, ELECTRON, np.where(muon, MUON, CHARGED_HADRON))
     smear = 0.0005 * rng.standard_normal((2, len(which)))
     return Candidates(
@@ -236,15 +230,18 @@ def track_candidates(
 
 
 def vertex_association(vertex: np.ndarray, pt: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """PF_fromPV of tracks (N,). Soft tracks are poor at pointing back: some of the hard collision's
-    are given away. The tracks of pile-up that no other vertex has used stay in the jets (PU section
-    3). The shares are round numbers, larger below 1 GeV.
+    """PF_fromPV of tracks (N,) of a true vertex (0 = hard collision) and pT (GeV).
+
+    Soft tracks are poor at pointing back: some of the hard collision's go to other vertices. The
+    tracks of pile-up that no other vertex has used stay in the jets (PU section 3). The shares are
+    round numbers, larger below 1 GeV.
     """
-    draw, soft = rng.random(len(vertex)), pt < 1.0
-    lost, fitted = np.where(soft, 0.05, 0.01), np.where(soft, 0.75, 0.92)
-    from_hard = np.where(
-        draw < lost, NOT_FROM_VERTEX, np.where(draw < lost + fitted, USED_IN_VERTEX, TIGHT)
-    )
+    draw = rng.random(len(vertex))
+    soft = pt < 1.0
+    lost = np.where(soft, 0.05, 0.01)
+    fitted = np.where(soft, 0.75, 0.92)
+    kept = np.where(draw < lost + fitted, USED_IN_VERTEX, TIGHT)
+    from_hard = np.where(draw < lost, NOT_FROM_VERTEX, kept)
     unused = np.where(soft, 0.25, 0.15)
     from_pileup = np.where(draw < unused, LOOSE, NOT_FROM_VERTEX)
     return np.where(vertex == 0, from_hard, from_pileup)
@@ -260,17 +257,13 @@ def photon_candidates(
     detector: Detector,
     rng: np.random.Generator,
 ) -> Candidates:
-    """ECAL clusters: photons, and electrons without a track, merged where they are too close to be
-    told apart.
+    """ECAL clusters: photons, and electrons without a track.
+
+    Those too close to be told apart are merged.
     """
-    which = np.flatnonzero(kind.electromagnetic & ~tracked)
-    cell, cells = cell_index(
-        particles.event[which], particles.eta[which], particles.phi[which], detector.ecal_cell
-    )
-    deposit = particles.energy[which]
-    event, eta, phi, energy = _centres(
-        particles.event[which], particles.eta[which], particles.phi[which], deposit, cell, cells
-    )
+    seen = particles[np.flatnonzero(kind.electromagnetic & ~tracked)]
+    cell, cells = cell_index(seen.event, seen.eta, seen.phi, detector.ecal_cell)
+    event, eta, phi, energy = _centres(seen.event, seen.eta, seen.phi, seen.energy, cell, cells)
     smear = 1 + ecal_resolution(np.maximum(energy, 0.1), eta) * rng.standard_normal(cells)
     energy = energy * np.maximum(smear, 0.0) * ecal_response(eta)
     kept = (energy > detector.ecal_threshold) & (energy / np.cosh(eta) > detector.ecal_threshold)
@@ -279,17 +272,20 @@ def photon_candidates(
 
 
 def ecal_resolution(energy: np.ndarray, eta: np.ndarray) -> np.ndarray:
-    """Relative resolution: 2.8 %/sqrt(E) + 0.15/E + 0.5 % added in quadrature in the barrel
-    (S08004), worse in the endcap.
+    """Relative resolution (N,) of an ECAL cluster of this energy (GeV).
+
+    2.8 %/sqrt(E) + 0.15/E + 0.5 % added in quadrature in the barrel (S08004), worse in the endcap.
     """
     barrel = np.abs(eta) < 1.48
-    stochastic, constant = np.where(barrel, 0.028, 0.06), np.where(barrel, 0.005, 0.015)
+    stochastic = np.where(barrel, 0.028, 0.06)
+    constant = np.where(barrel, 0.005, 0.015)
     return np.sqrt(stochastic**2 / energy + (0.15 / energy) ** 2 + constant**2)
 
 
 def ecal_response(eta: np.ndarray) -> np.ndarray:
-    """Mean response of the ECAL: some energy is lost in the gap between barrel and endcap, and a
-    little everywhere.
+    """Mean response (N,) of the ECAL at eta.
+
+    Some energy is lost in the gap between barrel and endcap, and a little everywhere.
     """
     return np.where(np.abs(np.abs(eta) - 1.48) < 0.05, 0.85, 0.985)
 
@@ -304,24 +300,22 @@ def hadron_candidates(
 ) -> Candidates:
     """HCAL energy that the tracks of the same tower do not explain, as neutral hadrons."""
     which = np.flatnonzero(kind.hadron & kind.reaches_calorimeter)
-    event, eta, energy, charged = (
-        particles.event[which],
-        particles.eta[which],
-        particles.energy[which],
-        kind.charged[which],
-    )
-    turn = np.where(
-        charged,
-        np.sign(particles.id[which]) * detector.bend / np.maximum(particles.pt[which], 0.5),
-        0.0,
-    )
-    phi = delta_phi(particles.phi[which] - turn)
+    event = particles.event[which]
+    eta = particles.eta[which]
+    energy = particles.energy[which]
+    # Charged hadrons meet the calorimeter where the field has turned them to.
+    sign = np.sign(particles.id[which])
+    turn = sign * detector.bend / np.maximum(particles.pt[which], 0.5)
+    phi = delta_phi(particles.phi[which] - np.where(kind.charged[which], turn, 0.0))
     expected = hadron_response(energy, detector)
     deposit = energy * expected * hadron_fluctuation(energy, eta, detector, rng)
 
+    # What the tracks of a tower explain: the response expected of their momenta.
     cell, cells = cell_index(event, eta, phi, detector.tower)
     momentum = np.where(tracked[which], track_pt[which] * np.cosh(eta), 0.0)
     explained = np.bincount(cell, weights=momentum * expected, minlength=cells)
+
+    # From here on one entry a tower, (cells,), no longer one a hadron.
     event, eta, phi, total = _centres(event, eta, phi, deposit, cell, cells)
     excess = total - explained
     uncertainty = hadron_resolution(np.maximum(explained, 1.0), eta, detector) * explained
@@ -336,26 +330,25 @@ def hadron_candidates(
 
 
 def hadron_response(energy: np.ndarray, detector: Detector) -> np.ndarray:
-    """Mean share (N,) of a hadron's energy (GeV) that is measured: 1 - loss × E^-power, at least
-    0.2.
+    """Mean share (N,) of a hadron's energy (GeV) that is measured: 1 - loss × E^-power (Groom).
+
+    At least 0.2; constant below 0.5 GeV.
     """
-    return np.maximum(
-        1 - detector.hadron_loss * np.maximum(energy, 0.5) ** -detector.hadron_power, 0.2
-    )
+    loss = detector.hadron_loss * np.maximum(energy, 0.5) ** -detector.hadron_power
+    return np.maximum(1 - loss, 0.2)
 
 
 def hadron_fluctuation(
     energy: np.ndarray, eta: np.ndarray, detector: Detector, rng: np.random.Generator
 ) -> np.ndarray:
-    """Factor (N,) around 1 on a hadron's deposit: a normal core and, for a share of the hadrons, a
-    loss of 30 to 90 %.
+    """Factor (N,) around 1 on a hadron's deposit.
+
+    A normal core and, for a share of the hadrons, a loss of 30 to 90 %.
     """
-    core = np.clip(
-        1 + hadron_resolution(energy, eta, detector) * rng.standard_normal(len(energy)), 0.0, 3.0
-    )
-    tail = np.where(
-        rng.random(len(energy)) < detector.tail_share, rng.uniform(0.1, 0.7, len(energy)), 1.0
-    )
+    resolution = hadron_resolution(energy, eta, detector)
+    core = np.clip(1 + resolution * rng.standard_normal(len(energy)), 0.0, 3.0)
+    in_tail = rng.random(len(energy)) < detector.tail_share
+    tail = np.where(in_tail, rng.uniform(0.1, 0.7, len(energy)), 1.0)
     return core * tail
 
 
@@ -371,8 +364,9 @@ def hadron_resolution(energy: np.ndarray, eta: np.ndarray, detector: Detector) -
 def cell_index(
     event: np.ndarray, eta: np.ndarray, phi: np.ndarray, width: float
 ) -> tuple[np.ndarray, int]:
-    """Number the non-empty cells of width × width in (eta, phi) of all events: the cell of each
-    particle (N,), how many cells.
+    """Number the non-empty cells of width × width in (eta, phi) of all events.
+
+    Returns the cell of each particle (N,), and how many cells there are.
     """
     columns = int(np.ceil(2 * np.pi / width)) + 1
     rows = int(np.ceil(14 / width))  # |eta| < 7 is more than any detector covers
@@ -383,23 +377,35 @@ def cell_index(
 
 
 def _centres(
-    event, eta, phi, energy, cell, cells
+    event: np.ndarray,
+    eta: np.ndarray,
+    phi: np.ndarray,
+    energy: np.ndarray,
+    cell: np.ndarray,
+    cells: int,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Event, energy-weighted eta and phi, and energy sum of each cell: four (cells,)."""
     total = np.bincount(cell, weights=energy, minlength=cells)
+    # A cell without energy has a middle too: the floor gives its members equal weights.
     weight = np.maximum(energy, 1e-9)
     norm = np.bincount(cell, weights=weight, minlength=cells)
     first = first_in_group(cell, np.zeros(len(cell)), cells)
     middle_eta = np.bincount(cell, weights=weight * eta, minlength=cells) / norm
     # relative to one member, so that a cell at +-pi does not average to 0
     offset = delta_phi(phi, phi[first][cell])
-    middle_phi = delta_phi(
-        phi[first] + np.bincount(cell, weights=weight * offset, minlength=cells) / norm
-    )
-    return event[first], middle_eta, middle_phi, total
+    middle_offset = np.bincount(cell, weights=weight * offset, minlength=cells) / norm
+    return event[first], middle_eta, delta_phi(phi[first] + middle_offset), total
 
 
-def _neutral(event, number, energy, eta, phi, kept) -> Candidates:
+def _neutral(
+    event: np.ndarray,
+    number: np.ndarray,
+    energy: np.ndarray,
+    eta: np.ndarray,
+    phi: np.ndarray,
+    kept: np.ndarray,
+) -> Candidates:
+    """The clusters (cells,) of the mask `kept` as massless candidates without vertex."""
     count = int(np.count_nonzero(kept))
     return Candidates(
         event=event[kept],
@@ -414,10 +420,12 @@ def _neutral(event, number, energy, eta, phi, kept) -> Candidates:
 
 
 def miniaod_order(candidates: Candidates) -> np.ndarray:
-    """The order of MiniAOD's candidate list, roughly: by event; tracks by vertex, those with pT <
-    0.95 GeV last; then neutrals.
+    """The order of MiniAOD's candidate list, roughly: (N,) indices.
+
+    By event; tracks by vertex, those with pT < 0.95 GeV last; then neutrals.
     """
     soft = candidates.pt < 0.95
+    # lexsort sorts by its last key first.
     return np.lexsort(
         (-candidates.eta, candidates.vertex, soft, candidates.is_neutral, candidates.event)
     )

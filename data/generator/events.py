@@ -1,5 +1,4 @@
-"""Proton-proton collisions at 13 TeV from Pythia 8, as flat arrays of all particles of a block of
-events.
+"""Proton-proton collisions at 13 TeV from Pythia 8, as flat arrays of a block of events.
 
 The hard process follows the parent of the open data sample,
 QCD_Pt-15to7000_TuneCUETP8M1_Flat_13TeV: QCD 2 -> 2 scattering with 15 < pT-hat < 7000 GeV, tune
@@ -11,9 +10,12 @@ Pythia 8.3: C. Bierlich et al., SciPost Phys. Codebases 8 (2022), arXiv:2203.116
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
+from data.generator.table import Table
 from data.ragged import counts_of, starts
 
 COMMON = (
@@ -49,9 +51,22 @@ to."""
 
 MAX_SEED = 900_000_000  # of Pythia's generator
 
+HARD_PROCESS = 23
+"""|status| in Pythia of the outgoing particles of the hardest process.
+
+Its record has them as -23, once they have radiated and are no longer final. 21 are the incoming
+ones, 22 those in between, of which QCD 2 -> 2 scattering has none. Pythia's manual, Particle
+Properties.
+"""
+HADRONISING = (-79, -71)
+"""Range of the status in Pythia of partons ready to hadronise; negative once it is done.
+
+The flavour definition of CMS uses these.
+"""
+
 
 @dataclasses.dataclass(frozen=True)
-class Particles:
+class Particles(Table):
     """Particles of several events, (N,) each, sorted by event. Momenta, energy and mass in GeV.
 
     `radius` is the distance from the beam axis at which the particle was made (mm). `vertex` is 0
@@ -71,10 +86,6 @@ class Particles:
     def __len__(self) -> int:
         return len(self.event)
 
-    def __getitem__(self, index: np.ndarray) -> Particles:
-        """The particles of an index array or a mask."""
-        return Particles(*(getattr(self, field.name)[index] for field in dataclasses.fields(self)))
-
     @property
     def is_charged(self) -> np.ndarray:
         return np.isin(np.abs(self.id), CHARGED)
@@ -84,14 +95,9 @@ class Particles:
         return counts_of(self.event, events)
 
 
-def merge(parts: list[Particles]) -> Particles:
+def merge(parts: Sequence[Particles]) -> Particles:
     """The particles of all parts, sorted by event; within an event in the order of the parts."""
-    together = Particles(
-        *(
-            np.concatenate([getattr(p, f.name) for p in parts])
-            for f in dataclasses.fields(Particles)
-        )
-    )
+    together = Particles.join(parts)
     return together[np.argsort(together.event, kind="stable")]
 
 
@@ -99,17 +105,20 @@ def merge(parts: list[Particles]) -> Particles:
 class HardEvents:
     """A block of hard collisions.
 
-    `final`: what generator jets are made of: particles with |eta| < 5 that live longer than 10
-    mm/c, without neutrinos. `detected`: the same after decays in the tracker. `partons`: quarks and
-    gluons just before they hadronise. `heavy`: hadrons with b or c quarks, pT > 5 GeV. `outgoing`:
-    the two partons of the 2 -> 2 scattering. `pt_hat` (GeV), `weight`: (events,).
+    `pt_hat` (GeV) and `weight` are (events,).
     """
 
     final: Particles
+    """What generator jets are made of: particles with |eta| < 5 that live longer than 10 mm/c,
+    without neutrinos."""
     detected: Particles
+    """The same after decays in the tracker."""
     partons: Particles
+    """Quarks and gluons just before they hadronise."""
     heavy: Particles
+    """Hadrons with b or c quarks, pT > 5 GeV."""
     outgoing: Particles
+    """The two partons of the 2 -> 2 scattering."""
     pt_hat: np.ndarray
     weight: np.ndarray
 
@@ -132,7 +141,7 @@ class Collider:
         if not self._pythia.init():
             raise RuntimeError("Pythia 8 could not be initialised")
 
-    def collide(self, events: int, seed: int):
+    def collide(self, events: int, seed: int) -> Any:
         """Event records of `events` collisions as Pythia's awkward array.
 
         `seed` is from 1 to MAX_SEED.
@@ -149,22 +158,21 @@ def hard_events(collider: Collider, events: int, seed: int) -> HardEvents:
     import awkward as ak
 
     batch = collider.collide(events, seed)
-    record, status = _particles(batch["prt"]), ak.to_numpy(ak.flatten(batch["prt"]["status"]))
+    record = _particles(batch["prt"])
+    status = ak.to_numpy(ak.flatten(batch["prt"]["status"]))
     kind = np.abs(record.id)
     is_parton = (kind <= 5) | (kind == 21)
     seen = ~np.isin(kind, NEUTRINOS) & (np.abs(record.eta) < 5.0)
     long_lived = np.isin(kind, LONG_LIVED)
     product = _descends_from(long_lived, batch["prt"]["mother1"])
+    hadronising = (status >= HADRONISING[0]) & (status <= HADRONISING[1])
+    heavy = is_hadron_with(record.id, 5) | is_hadron_with(record.id, 4)
     return HardEvents(
         final=record[((status > 0) | long_lived) & ~product & seen],
         detected=record[(status > 0) & seen],
-        # 71-79: partons ready for hadronisation (negative once it is done); the flavour definition
-        # of CMS uses these.
-        partons=record[(status <= -71) & (status >= -79) & is_parton],
-        heavy=record[
-            (is_hadron_with(record.id, 5) | is_hadron_with(record.id, 4)) & (record.pt > 5.0)
-        ],
-        outgoing=record[(status == -23) & is_parton],
+        partons=record[hadronising & is_parton],
+        heavy=record[heavy & (record.pt > 5.0)],
+        outgoing=record[(status == -HARD_PROCESS) & is_parton],
         pt_hat=np.sqrt(ak.to_numpy(batch["info"]["pT2Hat"])),
         weight=ak.to_numpy(batch["info"]["weights"][:, 0]),
     )
@@ -175,26 +183,31 @@ def minimum_bias(collider: Collider, events: int, seed: int) -> Particles:
     import awkward as ak
 
     batch = collider.collide(events, seed)
-    record, status = _particles(batch["prt"]), ak.to_numpy(ak.flatten(batch["prt"]["status"]))
+    record = _particles(batch["prt"])
+    status = ak.to_numpy(ak.flatten(batch["prt"]["status"]))
     return record[(status > 0) & ~np.isin(np.abs(record.id), NEUTRINOS)]
 
 
 def is_hadron_with(particle_id: np.ndarray, quark: int) -> np.ndarray:
-    """Whether PDG numbers (N,) are those of hadrons with this heavy quark (4 or 5) or its
-    antiquark: (N,) bool.
+    """Whether hadrons with these PDG numbers (N,) hold a heavy quark or its antiquark: (N,) bool.
+
+    quark: 4 or 5. Source: the numbering scheme of the Particle Data Group, in which the hundreds
+    digit is a meson's heavier quark and the thousands digit a baryon's heaviest one.
     """
     kind = np.abs(particle_id)
-    tens, hundreds, thousands = (kind // 10) % 10, (kind // 100) % 10, (kind // 1000) % 10
+    tens = (kind // 10) % 10
+    hundreds = (kind // 100) % 10
+    thousands = (kind // 1000) % 10
     # A diquark has 0 as its tens digit; numbers of seven digits are excited states, which decay to
-    # what is found here.
-    return (
-        (kind > 100) & (kind < 10**6) & (tens != 0) & ((hundreds == quark) | (thousands == quark))
-    )
+    # the hadrons that are counted.
+    is_ground_state = (kind > 100) & (kind < 10**6) & (tens != 0)
+    return is_ground_state & ((hundreds == quark) | (thousands == quark))
 
 
-def _descends_from(ancestor: np.ndarray, mother1) -> np.ndarray:
-    """Whether a particle has one of the marked (N,) among its ancestors, at most four generations
-    up; mother1 is awkward.
+def _descends_from(ancestor: np.ndarray, mother1: Any) -> np.ndarray:
+    """Whether a particle has one of the marked (N,) among its ancestors: (N,) bool.
+
+    At most four generations up. mother1 is awkward, events × particles.
     """
     import awkward as ak
 
@@ -208,30 +221,28 @@ def _descends_from(ancestor: np.ndarray, mother1) -> np.ndarray:
     return descends
 
 
-def _particles(record) -> Particles:
+def _particles(record: Any) -> Particles:
     """All entries of the event records (awkward, events × particles) as flat arrays."""
     import awkward as ak
 
+    def flat(values: Any) -> np.ndarray:
+        return ak.to_numpy(ak.flatten(values))  # events × particles -> (N,)
+
     number = ak.to_numpy(ak.num(record["id"]))
-    momentum = {
-        axis: ak.to_numpy(ak.flatten(record["p"][axis])) for axis in ("px", "py", "pz", "e")
-    }
-    pt = np.hypot(momentum["px"], momentum["py"])
-    kind = ak.to_numpy(ak.flatten(record["id"]))
+    px, py, pz, energy = (flat(record["p"][axis]) for axis in ("px", "py", "pz", "e"))
+    pt = np.hypot(px, py)
+    # Particles without a production vertex were made on the beam.
+    x, y = (flat(ak.fill_none(record["vProd"][axis], 0.0)) for axis in ("px", "py"))
+    kind = flat(record["id"])
     return Particles(
         event=np.repeat(np.arange(len(number)), number),
         id=kind,
         pt=pt,
         # the beams themselves get a large, finite value
-        eta=np.arcsinh(momentum["pz"] / np.maximum(pt, 1e-6)),
-        phi=np.arctan2(momentum["py"], momentum["px"]),
-        energy=momentum["e"],
-        mass=ak.to_numpy(ak.flatten(record["m"])),
-        radius=np.hypot(
-            *(
-                ak.to_numpy(ak.fill_none(ak.flatten(record["vProd"][axis]), 0.0))
-                for axis in ("px", "py")
-            )
-        ),
+        eta=np.arcsinh(pz / np.maximum(pt, 1e-6)),
+        phi=np.arctan2(py, px),
+        energy=energy,
+        mass=flat(record["m"]),
+        radius=np.hypot(x, y),
         vertex=np.zeros(len(kind), dtype=np.int64),
     )

@@ -1,5 +1,6 @@
-"""Generate jets: QCD events of Pythia 8 in a parametrised CMS-like detector with pile-up, as
-JetNtuple ROOT files.
+"""Generate jets: QCD events of Pythia 8 in a CMS-like detector, as JetNtuple ROOT files.
+
+The detector is parametrised; pile-up is laid over each event.
 
     python -m data.generate --jets 100000 --output samples/train --seed 1
 
@@ -16,7 +17,7 @@ import importlib.util
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 from common.cli import Parser, require, run_main
@@ -53,9 +54,8 @@ def generate(
     check_numbers(jets=jets, recipe=recipe, workers=workers, jets_per_file=jets_per_file)
     folder = _prepared(Path(output))
     try:
-        hidden = _write_hidden(
-            folder, jets, recipe, workers or available_cores(), jets_per_file, label
-        )
+        processes = workers or available_cores()
+        hidden = _write_hidden(folder, jets, recipe, processes, jets_per_file, label)
         return [path.rename(path.with_name(path.name.removeprefix(PARTIAL))) for path in hidden]
     finally:
         _remove_hidden(folder)
@@ -76,9 +76,10 @@ def _write_hidden(
 
 def _files(
     jets: int, recipe: Recipe, count: int, jets_per_file: int, label: str
-) -> Iterator[Columns]:
-    """The columns of one file after the other: blocks in order, cut at `jets_per_file` and, at the
-    end, at `jets`.
+) -> Generator[Columns, None, None]:
+    """The columns of one file after the other.
+
+    Blocks in order, cut at `jets_per_file` and, at the end, at `jets`.
     """
     waiting: list[Columns] = []
     made = written = 0
@@ -102,11 +103,8 @@ def _files(
 
 def check_installed() -> None:
     """Raise InputError where Pythia 8 or FastJet is missing."""
-    missing = [
-        name
-        for module, name in (("pythia8mc", "Pythia 8"), ("fastjet", "FastJet"))
-        if importlib.util.find_spec(module) is None
-    ]
+    packages = {"pythia8mc": "Pythia 8", "fastjet": "FastJet"}
+    missing = [name for module, name in packages.items() if not importlib.util.find_spec(module)]
     require(
         not missing,
         f"{' and '.join(missing)} not found, which generating jets needs; install with: pip install"
@@ -144,10 +142,10 @@ def _prepared(folder: Path) -> Path:
         probe = folder / f"{PARTIAL}probe"
         probe.touch()
         probe.unlink()
-    found = sorted(folder.glob("[!.]*.root"))
+    present = sorted(path.name for path in folder.glob("[!.]*.root"))
     require(
-        not found,
-        f"{folder} already holds ROOT files ({', '.join(f.name for f in found[:3])}); delete them"
+        not present,
+        f"{folder} already holds ROOT files ({', '.join(present[:3])}); delete them"
         " or name another --output",
     )
     _remove_hidden(folder)
@@ -196,11 +194,12 @@ def main(argv: list[str] | None = None) -> int:
 
 @contextlib.contextmanager
 def terminated_as_interrupt() -> Iterator[None]:
-    """SIGTERM inside the block raises InterruptedRun, so that processes end and hidden files go as
-    with Ctrl-C.
+    """SIGTERM inside the block raises InterruptedRun.
+
+    So processes end and hidden files go as with Ctrl-C.
     """
 
-    def stop(*_) -> None:
+    def stop(*_: object) -> None:
         raise InterruptedRun("told to stop (SIGTERM); nothing was kept")
 
     before = signal.signal(signal.SIGTERM, stop)

@@ -3,12 +3,11 @@
 As in CMS (JINST 12 (2017) P02014, arXiv:1607.03663), in two steps:
 
 L1    subtracts pile-up: pT - area × offset, where the offset density is linear in the event's rho.
-Intercept and slope are
-      fitted in bins of |eta| to bunch crossings without a hard collision, where all momentum is
-          pile-up.
+      Intercept and slope are fitted in bins of |eta| to bunch crossings without a hard collision,
+      where all momentum is pile-up.
 L2L3  makes the median response 1 by numerical inversion: the median R of (L1-corrected pT) / pT_gen
-in bins of pT_gen gives
-      the correction 1/R at the pT that such jets are measured with, R × pT_gen.
+      in bins of pT_gen gives the correction 1/R at the pT that such jets are measured with,
+      R × pT_gen.
 
 The constants lie beside this module in standard_jec.json. They belong to data.generator.detector:
 after a change there, derive them anew with
@@ -20,6 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -45,29 +45,30 @@ class StandardJEC:
     log_pt: tuple[np.ndarray, ...]
     """B arrays of rising log(pT after L1)."""
     factor: tuple[np.ndarray, ...]
-    """B arrays: the L2L3 correction at these points, linear in log pT between them, constant
-    outside.
+    """B arrays: the L2L3 correction at these points.
+
+    Linear in log pT between them, constant outside.
     """
 
     def eta_bin(self, eta: np.ndarray) -> np.ndarray:
         """Bin number of each eta: (N,)."""
-        return np.clip(
-            np.searchsorted(self.eta_edges, np.abs(eta), side="right") - 1,
-            0,
-            len(self.eta_edges) - 2,
-        )
+        number = np.searchsorted(self.eta_edges, np.abs(eta), side="right") - 1
+        return np.clip(number, 0, len(self.eta_edges) - 2)
 
     def l1(self, pt: np.ndarray, eta: np.ndarray, area: np.ndarray, rho: np.ndarray) -> np.ndarray:
-        """L1 factor (N,) for raw pT (GeV), eta, jet area and the event's rho (GeV per unit area),
-        all (N,).
+        """L1 factor (N,): 1 - area × offset / pT, at least MIN_L1.
+
+        pt: raw pT (GeV); area: of the jet; rho: of the event (GeV per unit area); all (N,).
         """
         eta_bin = self.eta_bin(eta)
-        offset = area * np.maximum(self.l1_intercept[eta_bin] + self.l1_slope[eta_bin] * rho, 0.0)
+        density = self.l1_intercept[eta_bin] + self.l1_slope[eta_bin] * rho
+        offset = area * np.maximum(density, 0.0)
         return np.maximum(1 - offset / pt, MIN_L1)
 
     def l2l3(self, pt: np.ndarray, eta: np.ndarray) -> np.ndarray:
         """L2L3 factor (N,) for the L1-corrected pT (GeV)."""
-        eta_bin, log_pt = self.eta_bin(eta), np.log(np.maximum(pt, MIN_PT))
+        eta_bin = self.eta_bin(eta)
+        log_pt = np.log(np.maximum(pt, MIN_PT))
         factor = np.ones(len(pt))
         for number, (points, values) in enumerate(zip(self.log_pt, self.factor, strict=True)):
             inside = eta_bin == number
@@ -102,35 +103,33 @@ def load(path: Path = STANDARD) -> StandardJEC:
         raise InputError(f"{path} does not hold jet energy corrections: {error!r}") from None
 
 
-def content(jec: StandardJEC, made_by: dict) -> dict:
+def content(jec: StandardJEC, made_by: Mapping[str, object]) -> dict[str, object]:
     """The constants as they are stored; `made_by` says how they were derived."""
-    bins = [
-        {
-            "l1_intercept": _short(intercept),
-            "l1_slope": _short(slope),
-            "pt": _short(np.exp(log_pt)),
-            "l2l3": _short(factor),
+    bins = []
+    for number in range(len(jec.eta_edges) - 1):
+        constants = {
+            "l1_intercept": _short(jec.l1_intercept[number]),
+            "l1_slope": _short(jec.l1_slope[number]),
+            "pt": [_short(pt) for pt in np.exp(jec.log_pt[number])],
+            "l2l3": [_short(factor) for factor in jec.factor[number]],
         }
-        for intercept, slope, log_pt, factor in zip(
-            jec.l1_intercept, jec.l1_slope, jec.log_pt, jec.factor, strict=True
-        )
-    ]
+        bins.append(constants)
     return {"made_by": made_by, "eta_edges": jec.eta_edges.tolist(), "bins": bins}
 
 
-def _short(value):
+def _short(value: float) -> float:
     """Five significant digits: more than the derivation's own accuracy."""
-    return [float(f"{v:.5g}") for v in value] if np.ndim(value) else float(f"{value:.5g}")
+    return float(f"{value:.5g}")
 
 
 def no_corrections(eta_edges: np.ndarray) -> StandardJEC:
     """Corrections that do nothing: the start of a derivation."""
     count = len(eta_edges) - 1
-    one = tuple(np.ones(1) for _ in range(count))
     return StandardJEC(
         eta_edges=np.asarray(eta_edges, dtype=float),
         l1_intercept=np.zeros(count),
         l1_slope=np.zeros(count),
-        log_pt=tuple(np.zeros(1) for _ in range(count)),
-        factor=one,
+        # one point a bin: interpolation is then constant
+        log_pt=(np.zeros(1),) * count,
+        factor=(np.ones(1),) * count,
     )

@@ -15,112 +15,139 @@ from data.generator.reconstruction import Reconstructed
 from data.jetntuple import Columns
 
 MIN_PT, MAX_ETA = 30.0, 2.5
-"""GeV. Events are kept when the two leading jets pass, and of these events every jet
-that passes.
+"""GeV; |eta|.
+
+Events are kept when the two leading jets pass, and of these events every jet that passes.
 """
 BOX = 1.0  # half the side in (eta, phi) of the square of candidates stored with a jet
 
 
 @dataclasses.dataclass(frozen=True)
 class Selected:
-    """The stored jets. `jets` (sorted by event, then by falling corrected pT), corrected `pt`,
-    `factor` = corrected / raw pT.
-
-    `source` is each jet's index among all reconstructed jets; `per_event` holds one value an event
-    of the leading-jet variables.
-    """
+    """The stored jets, (J,), sorted by event, then by falling corrected pT."""
 
     jets: clustering.Jets
+    """With raw pT (GeV)."""
     source: np.ndarray
+    """Index of each jet among all reconstructed jets of the block."""
     pt: np.ndarray
+    """Corrected pT (GeV)."""
     factor: np.ndarray
+    """Corrected / raw pT."""
     per_event: Columns
+    """The leading-jet variables, (events,) each."""
 
 
 def columns(
     block: Reconstructed, jec: StandardJEC, likelihood: Likelihood, *, first_event: int, lumi: int
 ) -> Columns:
-    """All 66 columns. `first_event` numbers the block's first event;
+    """All 66 columns.
 
-    `lumi` is the block's own number, from 1.
+    `first_event` numbers the block's first event; `lumi` is the block's own number, from 1.
     """
     kept = select(block, jec)
+    jets = kept.jets
+
+    hadron = reconstruction.hadron_flavour(block.hard, block.heavy, len(block.jets))
+    parton = reconstruction.parton_flavour(block.hard, block.parton, hadron)
+    physics = reconstruction.physics_flavour(block.hard, jets)
+
+    owner = np.full(len(block.candidates), -1)
+    owner[jets.member] = jets.member_jet
+    around = candidates_around(
+        jets.event, jets.eta, jets.phi, block.candidates, owner, len(block.hard)
+    )
     return {
-        **_jet_columns(block, kept),
-        **_shape_columns(block, kept, likelihood),
+        **_jet_columns(block, kept, likelihood),
         **_identification_columns(block, kept),
-        **_flavour_columns(block, kept),
-        **_candidate_columns(block, kept),
+        **flavour_columns(parton[kept.source], hadron[kept.source], physics),
+        **around,
         **_generator_columns(block, kept),
         **_event_columns(block, kept, first_event, lumi),
     }
 
 
 def select(block: Reconstructed, jec: StandardJEC) -> Selected:
-    """Correct all jets, keep the events whose two leading jets pass, and of them the jets that
-    pass.
-    """
+    """Correct all jets; keep the events whose two leading jets pass, and of them all that pass."""
     jets, events = block.jets, len(block.hard)
     factor = jec.correction(jets.pt, jets.eta, block.area, block.densities.all[jets.event])
     pt = jets.pt * factor
     rank = ragged.rank_in_group(jets.event, -pt)
-    passes = (pt > MIN_PT) & (np.abs(jets.eta) < MAX_ETA)
-    both = ragged.total(jets.event, passes & (rank < 2), events) == 2
-    chosen = np.flatnonzero(passes & both[jets.event])
+    passes = passing(jets.event, pt, jets.eta, rank, events)
+    chosen = np.flatnonzero(passes)
     chosen = chosen[np.lexsort((-pt[chosen], jets.event[chosen]))]
     return Selected(
         jets=clustering.ordered(jets, chosen),
         source=chosen,
         pt=pt[chosen],
         factor=factor[chosen],
-        per_event=_leading_jets(jets, pt, rank, events),
+        per_event=leading_jets(jets.event, pt, jets.eta, jets.phi, rank, events),
     )
 
 
-def _leading_jets(jets: clustering.Jets, pt: np.ndarray, rank: np.ndarray, events: int) -> Columns:
-    """Angles between the two leading jets and alpha = pT of the third / mean pT of the two:
+def passing(
+    event: np.ndarray,
+    pt: np.ndarray,
+    eta: np.ndarray,
+    rank: np.ndarray,
+    events: int,
+    *,
+    all_events: bool = False,
+) -> np.ndarray:
+    """Which jets are stored: (N,) bool.
 
-    (events,) each, 0 where undefined.
+    Those above MIN_PT and within MAX_ETA, of events whose two leading jets are; of `all_events`
+    where that is set. event, pt (GeV), eta, rank (by falling pT in the event, from 0): (N,) each.
     """
-    lead_pt, eta, phi = (np.zeros((3, events)) for _ in range(3))
+    passes = (pt > MIN_PT) & (np.abs(eta) < MAX_ETA)
+    both = ragged.total(event, passes & (rank < 2), events) == 2
+    return passes & (both[event] | all_events)
+
+
+def leading_jets(
+    event: np.ndarray,
+    pt: np.ndarray,
+    eta: np.ndarray,
+    phi: np.ndarray,
+    rank: np.ndarray,
+    events: int,
+) -> Columns:
+    """Angles between the two leading jets, and alpha = pT of the third / mean pT of the two.
+
+    (events,) each, 0 in events without two jets. Input as for `passing`; phi in radians.
+    """
+    # (3, events): the three leading jets of each event, 0 where there are fewer
+    lead_pt = np.zeros((3, events))
+    lead_eta = np.zeros((3, events))
+    lead_phi = np.zeros((3, events))
     top = rank < 3
-    for into, values in ((lead_pt, pt), (eta, jets.eta), (phi, jets.phi)):
-        into[rank[top], jets.event[top]] = values[top]
+    for lead, values in ((lead_pt, pt), (lead_eta, eta), (lead_phi, phi)):
+        lead[rank[top], event[top]] = values[top]
+    two = lead_pt[1] > 0
     mean = (lead_pt[0] + lead_pt[1]) / 2
     return {
-        "dPhiJetsLO": ragged.delta_phi(phi[0], phi[1]),
-        "dEtaJetsLO": eta[0] - eta[1],
-        "alpha": np.divide(lead_pt[2], mean, out=np.zeros(events), where=mean > 0),
+        "dPhiJetsLO": np.where(two, ragged.delta_phi(lead_phi[0], lead_phi[1]), 0.0),
+        "dEtaJetsLO": np.where(two, lead_eta[0] - lead_eta[1], 0.0),
+        "alpha": np.divide(lead_pt[2], mean, out=np.zeros(events), where=two),
     }
 
 
 # ---------------------------------------------------------------------------------------- one jet
 
 
-def _jet_columns(block: Reconstructed, kept: Selected) -> Columns:
+def _jet_columns(block: Reconstructed, kept: Selected, likelihood: Likelihood) -> Columns:
     jets = kept.jets
     members = block.candidates[jets.member]
-    d_eta, d_phi = (
-        members.eta - jets.eta[jets.member_jet],
-        ragged.delta_phi(members.phi, jets.phi[jets.member_jet]),
-    )
-    girth = ragged.total(jets.member_jet, members.pt * np.hypot(d_eta, d_phi), len(jets)) / jets.pt
+    shape = quark_gluon.shape(jets.member_jet, members, jets.eta, jets.phi)
     return {
         "jetPt": kept.pt,
         "jetEta": jets.eta,
         "jetPhi": jets.phi,
         "jetMass": jets.mass * kept.factor,
-        "jetGirth": girth,
+        "jetGirth": girth(jets.member_jet, members, jets.pt, jets.eta, jets.phi),
         "jetArea": block.area[kept.source],
         "jetRawPt": jets.pt,
         "jetRawMass": jets.mass,
-    }
-
-
-def _shape_columns(block: Reconstructed, kept: Selected, likelihood: Likelihood) -> Columns:
-    jets = kept.jets
-    shape = quark_gluon.shape(jets.member_jet, block.candidates[jets.member], jets.eta, jets.phi)
-    return {
         "jetQGl": likelihood(kept.pt, jets.eta, shape),
         "QG_ptD": shape.pt_d,
         "QG_axis2": shape.axis2,
@@ -128,9 +155,26 @@ def _shape_columns(block: Reconstructed, kept: Selected, likelihood: Likelihood)
     }
 
 
+def girth(
+    jet: np.ndarray,
+    members: Candidates,
+    raw_pt: np.ndarray,
+    eta: np.ndarray,
+    phi: np.ndarray,
+) -> np.ndarray:
+    """The pT-weighted mean distance dR of the members from the axis: (J,).
+
+    `jet` is the jet of each member. raw_pt (GeV), eta, phi: of the jets, (J,) each. Source: J.
+    Gallicchio, M. Schwartz, PRL 107 (2011) 172001, arXiv:1106.3076.
+    """
+    distance = np.hypot(members.eta - eta[jet], ragged.delta_phi(members.phi, phi[jet]))
+    return ragged.total(jet, members.pt * distance, len(eta)) / raw_pt
+
+
 def _identification_columns(block: Reconstructed, kept: Selected) -> Columns:
-    """Multiplicities by type, and the jet identification of 2016: energy fractions that real jets
-    have and noise has not.
+    """Multiplicities by type, and the jet identification of 2016.
+
+    It asks for energy fractions that real jets have and noise has not.
     """
     jets = kept.jets
     members = block.candidates[jets.member]
@@ -144,15 +188,13 @@ def _identification_columns(block: Reconstructed, kept: Selected) -> Columns:
         return ragged.total(jets.member_jet, energy * which, len(jets)) / whole
 
     whole = np.maximum(ragged.total(jets.member_jet, energy, len(jets)), 1e-12)
-    charged_hadron, neutral_hadron = (
-        kind == detector.CHARGED_HADRON,
-        np.isin(kind, (detector.NEUTRAL_HADRON, detector.FORWARD_HADRON)),
-    )
-    photon, electron = (
-        np.isin(kind, (detector.PHOTON, detector.FORWARD_PHOTON)),
-        kind == detector.ELECTRON,
-    )
-    size, charged = ragged.counts_of(jets.member_jet, len(jets)), number(~members.is_neutral)
+    charged_hadron = kind == detector.CHARGED_HADRON
+    neutral_hadron = np.isin(kind, (detector.NEUTRAL_HADRON, detector.FORWARD_HADRON))
+    photon = np.isin(kind, (detector.PHOTON, detector.FORWARD_PHOTON))
+    electron = kind == detector.ELECTRON
+    size = ragged.counts_of(jets.member_jet, len(jets))
+    charged = number(~members.is_neutral)
+    # Tracks are asked for only where the tracker sees the whole jet.
     has_tracks = (fraction(charged_hadron) > 0) & (charged > 0) & (fraction(electron) < 0.99)
     common = (size > 1) & (has_tracks | (np.abs(jets.eta) > 2.4))
 
@@ -170,22 +212,19 @@ def _identification_columns(block: Reconstructed, kept: Selected) -> Columns:
     }
 
 
-def _flavour_columns(block: Reconstructed, kept: Selected) -> Columns:
-    hadron = reconstruction.hadron_flavour(block.hard, block.heavy, len(block.jets))
-    parton = reconstruction.parton_flavour(block.hard, block.parton, hadron)[kept.source]
-    physics = reconstruction.physics_flavour(block.hard, kept.jets)
-    out = {"hadronFlav": hadron[kept.source], "partonFlav": parton, "physFlav": physics}
+def flavour_columns(parton: np.ndarray, hadron: np.ndarray, physics: np.ndarray) -> Columns:
+    """The flavours (J,) as signed PDG numbers, and the flags made of them.
+
+    parton: of the clustered partons; hadron: 5, 4 or 0; physics: of the hard process.
+    """
+    columns = {"hadronFlav": hadron, "partonFlav": parton, "physFlav": physics}
     for name, flavour in (("Phys", np.abs(physics)), ("Parton", np.abs(parton))):
-        light, gluon = (flavour >= 1) & (flavour <= 3), flavour == 21
-        out |= {f"is{name}UDS": light, f"is{name}G": gluon, f"is{name}Other": ~(light | gluon)}
-    return out
-
-
-def _candidate_columns(block: Reconstructed, kept: Selected) -> Columns:
-    jets, candidates = kept.jets, block.candidates
-    owner = np.full(len(candidates), -1)
-    owner[jets.member] = jets.member_jet
-    return candidates_around(jets.event, jets.eta, jets.phi, candidates, owner, len(block.hard))
+        light = (flavour >= 1) & (flavour <= 3)
+        gluon = flavour == 21
+        columns[f"is{name}UDS"] = light
+        columns[f"is{name}G"] = gluon
+        columns[f"is{name}Other"] = ~(light | gluon)
+    return columns
 
 
 def candidates_around(
@@ -198,16 +237,18 @@ def candidates_around(
 ) -> Columns:
     """The candidates in the box around each jet, in the event's order: nPF and the PF_ columns.
 
-    event, eta, phi: of the jets, (J,) each. owner: the jet that a candidate is part of, -1 for
-    none, one for each candidate.
+    event, eta, phi (radians): of the jets, (J,) each. owner: the jet that a candidate is part of,
+    -1 for none, one for each candidate.
     """
+    # All pairs of a jet and a candidate of its event; `near` keeps those within the box.
     jet, index = ragged.pairs(event, candidates.event, events)
-    d_eta, d_phi = (
-        candidates.eta[index] - eta[jet],
-        ragged.delta_phi(candidates.phi[index], phi[jet]),
-    )
+    d_eta = candidates.eta[index] - eta[jet]
+    d_phi = ragged.delta_phi(candidates.phi[index], phi[jet])
     near = (np.abs(d_eta) < BOX) & (np.abs(d_phi) < BOX)
-    jet, index, d_eta, d_phi = jet[near], index[near], d_eta[near], d_phi[near]
+    jet = jet[near]
+    index = index[near]
+    d_eta = d_eta[near]
+    d_phi = d_phi[near]
     return {
         "nPF": ragged.counts_of(jet, len(event)),
         "PF_pT": candidates.pt[index],
@@ -224,32 +265,45 @@ def candidates_around(
 
 def _generator_columns(block: Reconstructed, kept: Selected) -> Columns:
     """The matched generator jets, zero for jets without one, and their particles by falling pT."""
-    gen = block.gen_match[kept.source]
-    matched = gen >= 0
-    jet = np.flatnonzero(matched)
-    found = clustering.ordered(block.gen_jets, gen[matched])
-    order = np.lexsort((-block.hard.final.pt[found.member], found.member_jet))
-    of, particles = found.member_jet[order], block.hard.final[found.member[order]]
-    d_eta, d_phi = particles.eta - found.eta[of], ragged.delta_phi(particles.phi, found.phi[of])
+    match = block.gen_match[kept.source]
+    matched = match >= 0
+    gen_jets = clustering.ordered(block.gen_jets, match[matched])
+    order = np.lexsort((-block.hard.final.pt[gen_jets.member], gen_jets.member_jet))
+    gen_jet = gen_jets.member_jet[order]
+    particles = block.hard.final[gen_jets.member[order]]
 
-    def spread(values: np.ndarray) -> np.ndarray:
-        full = np.zeros(len(gen))
-        full[jet] = values
+    def of_all_jets(values: np.ndarray) -> np.ndarray:
+        full = np.zeros(len(match))  # (matched jets,) -> (J,)
+        full[matched] = values
         return full
 
     return {
         "jetGenMatch": matched,
-        "genJetPt": spread(found.pt),
-        "genJetEta": spread(found.eta),
-        "genJetPhi": spread(found.phi),
-        "genJetMass": spread(found.mass),
-        "nGenJetPF": spread(ragged.counts_of(of, len(found))),
+        "genJetPt": of_all_jets(gen_jets.pt),
+        "genJetEta": of_all_jets(gen_jets.eta),
+        "genJetPhi": of_all_jets(gen_jets.phi),
+        "genJetMass": of_all_jets(gen_jets.mass),
+        "nGenJetPF": of_all_jets(ragged.counts_of(gen_jet, len(gen_jets))),
         "genJetPF_pT": particles.pt,
-        "genJetPF_dR": np.hypot(d_eta, d_phi),
-        "genJetPF_dTheta": np.arctan2(d_phi, d_eta),
         "genJetPF_mass": particles.mass,
         "genJetPF_id": particles.id,
+        **generator_angles(
+            particles.eta, particles.phi, gen_jets.eta[gen_jet], gen_jets.phi[gen_jet]
+        ),
     }
+
+
+def generator_angles(
+    eta: np.ndarray, phi: np.ndarray, axis_eta: np.ndarray, axis_phi: np.ndarray
+) -> Columns:
+    """Where particles lie as seen from the axis of their generator jet: genJetPF_dR, _dTheta.
+
+    eta and phi (radians) of the particles and of their axes, (N,) each. dTheta is the angle of
+    (particle - axis) in the (eta, phi) plane, from the eta axis, in (-pi, pi].
+    """
+    d_eta = eta - axis_eta
+    d_phi = ragged.delta_phi(phi, axis_phi)
+    return {"genJetPF_dR": np.hypot(d_eta, d_phi), "genJetPF_dTheta": np.arctan2(d_phi, d_eta)}
 
 
 # -------------------------------------------------------------------------------------- the event
@@ -257,7 +311,8 @@ def _generator_columns(block: Reconstructed, kept: Selected) -> Columns:
 
 def _event_columns(block: Reconstructed, kept: Selected, first_event: int, lumi: int) -> Columns:
     """Per-event values, repeated for each jet of the event."""
-    event, events = kept.jets.event, len(block.hard)
+    event = kept.jets.event
+    events = len(block.hard)
     per_event = {
         **kept.per_event,
         "eventJetMult": ragged.counts_of(event, events),

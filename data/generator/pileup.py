@@ -37,14 +37,15 @@ class Library:
 
 @dataclasses.dataclass(frozen=True)
 class Overlay:
-    """Pile-up of a block: its particles, and per event (events,) the number of collisions, the mean
-    that it was drawn from, and how many good vertices are reconstructed, the hard collision's
-    included."""
+    """Pile-up of a block: its particles, and numbers per event, (events,) each."""
 
     particles: Particles
     collisions: np.ndarray
+    """Pile-up collisions."""
     mean: np.ndarray
+    """The mean that the number of collisions was drawn from."""
     vertices: np.ndarray
+    """Good vertices that are reconstructed, the hard collision's included."""
 
 
 def library(seed: int, size: int = LIBRARY_SIZE) -> Library:
@@ -55,34 +56,35 @@ def library(seed: int, size: int = LIBRARY_SIZE) -> Library:
 
 def visible(particles: Particles) -> np.ndarray:
     """Which particles can leave a trace in the detector: (N,) bool."""
-    threshold = np.where(
-        particles.is_charged,
-        MIN_PT_CHARGED,
-        np.where(particles.id == 22, MIN_PT_PHOTON, MIN_PT_HADRON),
-    )
+    of_neutral = np.where(particles.id == 22, MIN_PT_PHOTON, MIN_PT_HADRON)
+    threshold = np.where(particles.is_charged, MIN_PT_CHARGED, of_neutral)
     return (np.abs(particles.eta) < MAX_ETA) & (particles.pt > threshold)
 
 
 def overlay(source: Library, events: int, mean: float, rng: np.random.Generator) -> Overlay:
-    """Draw the pile-up of `events` bunch crossings with `mean` collisions on average (0
-    for none).
+    """Draw the pile-up of `events` bunch crossings with `mean` collisions on average, 0 for none.
+
+    Each collision that is drawn is turned in phi and perhaps mirrored in eta.
     """
     expected = np.clip(rng.normal(mean, SPREAD * mean, events), 0.0, 3 * mean)
     collisions = rng.poisson(expected)
     total = int(collisions.sum())
     drawn = rng.integers(0, source.size, total)
-    turn, mirror = rng.uniform(-np.pi, np.pi, total), rng.choice([-1.0, 1.0], total)
+    turn = rng.uniform(-np.pi, np.pi, total)
+    mirror = rng.choice([-1.0, 1.0], total)
 
     per_collision = source.particles.counts(source.size)
     number = per_collision[drawn]
     picked = source.particles[ragged.ranges(ragged.starts(per_collision)[drawn], number)]
+    # One entry a collision, (total,); `number` repeats each for its particles.
+    event = np.repeat(np.arange(events), collisions)
+    vertex = 1 + ragged.ranges(np.zeros(events, dtype=np.int64), collisions)
     particles = dataclasses.replace(
         picked,
-        event=np.repeat(np.repeat(np.arange(events), collisions), number),
+        event=np.repeat(event, number),
         eta=picked.eta * np.repeat(mirror, number),
         phi=ragged.delta_phi(picked.phi, np.repeat(turn, number)),
-        vertex=np.repeat(1 + ragged.ranges(np.zeros(events, dtype=np.int64), collisions), number),
+        vertex=np.repeat(vertex, number),
     )
-    return Overlay(
-        particles, collisions, expected, vertices=1 + rng.binomial(collisions, VERTEX_EFFICIENCY)
-    )
+    vertices = 1 + rng.binomial(collisions, VERTEX_EFFICIENCY)
+    return Overlay(particles, collisions, expected, vertices)

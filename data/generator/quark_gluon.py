@@ -1,5 +1,4 @@
-"""The quark-gluon likelihood of a jet, from its multiplicity, its pT-D and the minor axis of its
-shape.
+"""The quark-gluon likelihood of a jet, from its multiplicity, pT-D and minor axis.
 
 As CMS's (CMS-PAS-JME-13-002): L = Q / (Q + G), where Q and G are products of the three variables'
 one-dimensional densities for light-quark and gluon jets in bins of |eta| and pT. The densities lie
@@ -11,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -18,14 +18,16 @@ import numpy as np
 from common.errors import InputError
 from data import ragged
 from data.generator.detector import Candidates
+from data.generator.table import Table
 
 STANDARD = Path(__file__).with_name("quark_gluon.json")
 
 ETA_EDGES = np.array([0.0, 1.3, 2.5])
 PT_EDGES = np.array([30.0, 50.0, 80.0, 120.0, 200.0, 400.0, 800.0, np.inf])  # GeV
 EDGES = (np.linspace(0, 100, 21), np.linspace(0, 1, 21), np.linspace(0, 8, 21))
-"""Bins of the multiplicity, of pT-D and of -log(axis2); what lies outside goes to the first or the
-last bin.
+"""Bins of the multiplicity, of pT-D and of -log(axis2).
+
+Values outside go to the first or the last bin.
 """
 # jets of the rarer kind, added to each bin as a density: an empty bin says nothing instead of
 # everything
@@ -33,7 +35,7 @@ SMOOTHING = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
-class Shape:
+class Shape(Table):
     """Quark-gluon variables, (J,) each."""
 
     multiplicity: np.ndarray
@@ -42,25 +44,26 @@ class Shape:
 
 
 def shape(jet: np.ndarray, candidates: Candidates, eta: np.ndarray, phi: np.ndarray) -> Shape:
-    """The variables of jets with axes (eta, phi), (J,) each, whose members are `candidates`, of
-    which `jet` gives the jet.
+    """The variables of jets with axes eta and phi (radians), (J,) each.
 
-    multiplicity: tracks, and neutrals with pT > 1 GeV. pT-D: sqrt(sum pT²) / sum pT. axis2: square
-    root of the smaller eigenvalue of the pT²-weighted covariance of (d eta, d phi).
+    candidates: the members of all jets, (N,); jet: the jet of each member. multiplicity: tracks,
+    and neutrals with pT > 1 GeV. pT-D: sqrt(sum pT²) / sum pT. axis2: square root of the smaller
+    eigenvalue of the pT²-weighted covariance of (d eta, d phi).
     """
     jets = len(eta)
+    d_eta = candidates.eta - eta[jet]
+    d_phi = ragged.delta_phi(candidates.phi, phi[jet])
+    weight = candidates.pt**2
+    norm = np.maximum(ragged.total(jet, weight, jets), 1e-12)  # of a jet without members
 
     def mean(values: np.ndarray) -> np.ndarray:
-        return ragged.total(jet, weight * values, jets) / norm
+        return ragged.total(jet, weight * values, jets) / norm  # (N,) -> (J,)
 
-    d_eta, d_phi, weight = (
-        candidates.eta - eta[jet],
-        ragged.delta_phi(candidates.phi, phi[jet]),
-        candidates.pt**2,
-    )
-    norm = np.maximum(ragged.total(jet, weight, jets), 1e-12)
-    mean_eta, mean_phi = mean(d_eta), mean(d_phi)
-    a, b = mean(d_eta**2) - mean_eta**2, mean(d_phi**2) - mean_phi**2
+    # The covariance ((a, c), (c, b)) of (d eta, d phi), and its smaller eigenvalue.
+    mean_eta = mean(d_eta)
+    mean_phi = mean(d_phi)
+    a = mean(d_eta**2) - mean_eta**2
+    b = mean(d_phi**2) - mean_phi**2
     c = mean(d_eta * d_phi) - mean_eta * mean_phi
     minor = (a + b - np.sqrt((a - b) ** 2 + 4 * c**2)) / 2
     counted = ~candidates.is_neutral | (candidates.pt > 1.0)
@@ -79,7 +82,8 @@ class Likelihood:
 
     def __call__(self, pt: np.ndarray, eta: np.ndarray, shapes: Shape) -> np.ndarray:
         """L between 0 (gluon) and 1 (light quark) for jets of pT (GeV) and eta, (J,) each."""
-        eta_bin, pt_bin = _bin(np.abs(eta), ETA_EDGES), _bin(pt, PT_EDGES)
+        eta_bin = _bin(np.abs(eta), ETA_EDGES)
+        pt_bin = _bin(pt, PT_EDGES)
         total = np.zeros(len(pt))
         for number, (values, edges) in enumerate(zip(_variables(shapes), EDGES, strict=True)):
             total += self.log_ratio[eta_bin, pt_bin, number, _bin(values, edges)]
@@ -87,17 +91,18 @@ class Likelihood:
 
 
 def derive(pt: np.ndarray, eta: np.ndarray, shapes: Shape, flavour: np.ndarray) -> Likelihood:
-    """Densities from jets of known flavour (signed PDG number of the parton); jets of heavy or no
-    flavour are left out.
+    """The likelihood from jets of known flavour (signed PDG number of the parton), (J,) each.
+
+    pt in GeV. Jets of heavy or no flavour are left out.
     """
     kind = np.abs(flavour)
-    counts = [
-        _histograms(pt, eta, shapes, which) for which in ((kind >= 1) & (kind <= 3), kind == 21)
-    ]
-    jets = [np.maximum(c.sum(axis=-1, keepdims=True), 1.0) for c in counts]
-    floor = SMOOTHING / np.minimum(*jets)
-    quark, gluon = (c / n + floor for c, n in zip(counts, jets, strict=True))
-    return Likelihood(np.log(quark / gluon))
+    quarks = _histograms(pt, eta, shapes, (kind >= 1) & (kind <= 3))
+    gluons = _histograms(pt, eta, shapes, kind == 21)
+    # (eta bins, pT bins, variables, 1): jets of each kind, at least one where there are none
+    num_quarks = np.maximum(quarks.sum(axis=-1, keepdims=True), 1.0)
+    num_gluons = np.maximum(gluons.sum(axis=-1, keepdims=True), 1.0)
+    floor = SMOOTHING / np.minimum(num_quarks, num_gluons)
+    return Likelihood(np.log((quarks / num_quarks + floor) / (gluons / num_gluons + floor)))
 
 
 def load(path: Path = STANDARD) -> Likelihood:
@@ -115,31 +120,30 @@ def load(path: Path = STANDARD) -> Likelihood:
     return Likelihood(ratio)
 
 
-def content(likelihood: Likelihood, made_by: dict) -> dict:
+def content(likelihood: Likelihood, made_by: Mapping[str, object]) -> dict[str, object]:
     """The densities as they are stored; `made_by` says how they were derived."""
     return {"made_by": made_by, "log_ratio": np.round(likelihood.log_ratio, 3).tolist()}
-
-
-def uninformed() -> Likelihood:
-    """The likelihood that knows nothing: 0.5 for each jet. For a derivation."""
-    return Likelihood(np.zeros(_SHAPE))
 
 
 _SHAPE = (len(ETA_EDGES) - 1, len(PT_EDGES) - 1, len(EDGES), len(EDGES[0]) - 1)
 
 
 def _variables(shapes: Shape) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The variables as EDGES bins them; a minor axis of 0 falls into the last bin."""
     return shapes.multiplicity, shapes.pt_d, -np.log(np.maximum(shapes.axis2, 1e-4))
 
 
 def _bin(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """The bin of each value, the first or the last one for values outside."""
     return np.clip(np.searchsorted(edges, values, side="right") - 1, 0, len(edges) - 2)
 
 
 def _histograms(pt: np.ndarray, eta: np.ndarray, shapes: Shape, which: np.ndarray) -> np.ndarray:
     """Jets in each bin of each variable: the shape of Likelihood.log_ratio."""
     counts = np.zeros(_SHAPE)
-    eta_bin, pt_bin = _bin(np.abs(eta[which]), ETA_EDGES), _bin(pt[which], PT_EDGES)
+    eta_bin = _bin(np.abs(eta[which]), ETA_EDGES)
+    pt_bin = _bin(pt[which], PT_EDGES)
     for number, (values, edges) in enumerate(zip(_variables(shapes), EDGES, strict=True)):
-        np.add.at(counts, (eta_bin, pt_bin, number, _bin(values[which], edges)), 1.0)
+        # add.at counts a bin as often as it is listed, which `counts[...] += 1` would not.
+        np.add.at(counts[:, :, number], (eta_bin, pt_bin, _bin(values[which], edges)), 1.0)
     return counts

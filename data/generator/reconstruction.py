@@ -1,10 +1,12 @@
-"""From a block of collisions to jets: detector, charged hadron subtraction, clustering, areas,
-flavour, generator jets.
+"""From a block of collisions to jets.
+
+Detector, charged hadron subtraction, clustering, areas, flavour, generator jets.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from typing import Protocol
 
 import numpy as np
 
@@ -20,11 +22,26 @@ MIN_RAW_PT, MIN_GEN_PT = 5.0, 8.0
 GEN_MATCH = 0.2  # dR between a jet and its generator jet: half the jet radius
 CANDIDATE, PARTON, HEAVY, AREA = range(4)  # what is clustered; all but the candidates as ghosts
 
+Pairs = tuple[np.ndarray, np.ndarray]
+"""(jet, index), (M,) each: the particle `index` was clustered into `jet`."""
+
+
+class Directions(Protocol):
+    """Jets or particles of several events: event, eta and phi (radians), (N,) each."""
+
+    @property
+    def event(self) -> np.ndarray: ...
+    @property
+    def eta(self) -> np.ndarray: ...
+    @property
+    def phi(self) -> np.ndarray: ...
+
 
 @dataclasses.dataclass(frozen=True)
 class Densities:
-    """Transverse momentum densities of each event, (events,) GeV per unit area, named as the
-    branches.
+    """Transverse momentum densities of each event, (events,) GeV per unit area.
+
+    Named as the branches.
     """
 
     all: np.ndarray
@@ -35,23 +52,24 @@ class Densities:
 
 @dataclasses.dataclass(frozen=True)
 class Reconstructed:
-    """What is known of a block after reconstruction. `jets.member` indexes `candidates`; pT is raw.
-
-    `area` (J,); `parton` and `heavy` are (jet, index) pairs of the particles in hard.partons and
-    hard.heavy that were clustered. `gen_jets.member` indexes hard.final; `gen_match` (J,) is the
-    index of the generator jet, -1 for none.
-    """
+    """What is known of a block after reconstruction. Momenta in GeV; the pT of jets is raw."""
 
     hard: HardEvents
     pileup: Overlay
     candidates: Candidates
     densities: Densities
     jets: Jets
+    """`jets.member` indexes `candidates`."""
     area: np.ndarray
-    parton: tuple[np.ndarray, np.ndarray]
-    heavy: tuple[np.ndarray, np.ndarray]
+    """(J,)"""
+    parton: Pairs
+    """The particles of hard.partons that were clustered."""
+    heavy: Pairs
+    """The particles of hard.heavy that were clustered."""
     gen_jets: Jets
+    """`gen_jets.member` indexes hard.final."""
     gen_match: np.ndarray
+    """(J,) index of the generator jet, -1 for none."""
 
 
 def reconstruct(
@@ -62,7 +80,9 @@ def reconstruct(
     seen = hard.detected[pileup.visible(hard.detected)]
     candidates = detector.simulate(merge([seen, overlay.particles]), setup, rng)
     everything, area, parton, heavy = cluster_candidates(candidates, hard, rng)
-    gen_jets = clustering.cluster(_inputs(hard.final), events, MIN_GEN_PT)
+    final = hard.final
+    gen_inputs = Inputs.of(final.event, final.pt, final.eta, final.phi, final.mass)
+    gen_jets = clustering.cluster(gen_inputs, events, MIN_GEN_PT)
     return Reconstructed(
         hard=hard,
         pileup=overlay,
@@ -73,7 +93,7 @@ def reconstruct(
         parton=parton,
         heavy=heavy,
         gen_jets=gen_jets,
-        gen_match=match(everything, gen_jets, events),
+        gen_match=nearest(everything, gen_jets, events=events, radius=GEN_MATCH),
     )
 
 
@@ -82,56 +102,61 @@ def charged_hadron_subtraction(candidates: Candidates) -> np.ndarray:
     return np.flatnonzero(candidates.from_pv > detector.NOT_FROM_VERTEX)
 
 
-def cluster_candidates(candidates: Candidates, hard: HardEvents, rng: np.random.Generator):
-    """Jets of the candidates after charged hadron subtraction, with ghosts that measure their areas
-    and find their flavour.
+def cluster_candidates(
+    candidates: Candidates, hard: HardEvents, rng: np.random.Generator
+) -> tuple[Jets, np.ndarray, Pairs, Pairs]:
+    """Jets of the candidates after charged hadron subtraction, their areas and their ghosts.
 
-    Partons and heavy hadrons join as ghosts too (M. Cacciari, G. P. Salam, PLB 659 (2008) 119), as
-    CMS does for its flavours. Returns jets, areas, and the (jet, index) pairs of partons and heavy
-    hadrons.
+    Ghosts measure the areas and find the flavour: partons and heavy hadrons join as ghosts too
+    (M. Cacciari, G. P. Salam, PLB 659 (2008) 119), as CMS does for its flavours. Returns jets,
+    areas (J,), and the pairs of partons and of heavy hadrons.
     """
     events = len(hard)
     kept = charged_hadron_subtraction(candidates)
-    partons, heavy = (
-        np.flatnonzero(np.abs(p.eta) < clustering.GHOST_ETA) for p in (hard.partons, hard.heavy)
-    )
+    seen = candidates[kept]
+    partons = np.flatnonzero(np.abs(hard.partons.eta) < clustering.GHOST_ETA)
+    heavy = np.flatnonzero(np.abs(hard.heavy.eta) < clustering.GHOST_ETA)
     grid = clustering.ghosts(events, rng)
-    sources = [
-        (CANDIDATE, kept, _candidate_inputs(candidates[kept])),
-        (PARTON, partons, _as_ghosts(hard.partons[partons])),
-        (HEAVY, heavy, _as_ghosts(hard.heavy[heavy])),
-        (AREA, np.arange(len(grid.event)), grid),
-    ]
-    kind = np.concatenate([np.full(len(index), number) for number, index, _ in sources])
-    index = np.concatenate([index for _, index, _ in sources])
-    inputs, order = _sorted_by_event([inputs for _, _, inputs in sources])
-    jets = clustering.cluster(inputs, events, MIN_RAW_PT)
-
-    kind, index = kind[order][jets.member], index[order][jets.member]
-    area = clustering.ghost_cell() * ragged.counts_of(jets.member_jet[kind == AREA], len(jets))
-    of_kind = {
-        number: (jets.member_jet[kind == number], index[kind == number])
-        for number in (CANDIDATE, PARTON, HEAVY)
+    sources = {
+        CANDIDATE: (kept, Inputs.of(seen.event, seen.pt, seen.eta, seen.phi, seen.mass)),
+        PARTON: (partons, _as_ghosts(hard.partons[partons])),
+        HEAVY: (heavy, _as_ghosts(hard.heavy[heavy])),
+        AREA: (np.arange(len(grid.event)), grid),
     }
-    member_jet, member = of_kind[CANDIDATE]
-    return (
-        dataclasses.replace(jets, member_jet=member_jet, member=member),
-        area,
-        of_kind[PARTON],
-        of_kind[HEAVY],
-    )
+
+    # One clustering of everything; `kind` and `index` say what each input is.
+    index = np.concatenate([index for index, _ in sources.values()])
+    kind = np.repeat(list(sources), [len(index) for index, _ in sources.values()])
+    together = Inputs.join([inputs for _, inputs in sources.values()])
+    # NumPy sorts 32-bit integers stably by radix in 16-bit halves, faster than 64-bit ones.
+    order = np.argsort(together.event.astype(np.int32), kind="stable")
+    jets = clustering.cluster(together[order], events, MIN_RAW_PT)
+
+    # Members of jets, (M,): from places among the inputs back to candidates, partons and hadrons.
+    kind = kind[order][jets.member]
+    index = index[order][jets.member]
+
+    def pairs(number: int) -> Pairs:
+        return jets.member_jet[kind == number], index[kind == number]
+
+    area = clustering.ghost_cell() * ragged.counts_of(jets.member_jet[kind == AREA], len(jets))
+    member_jet, member = pairs(CANDIDATE)
+    without_ghosts = dataclasses.replace(jets, member_jet=member_jet, member=member)
+    return without_ghosts, area, pairs(PARTON), pairs(HEAVY)
 
 
 def densities(candidates: Candidates, events: int) -> Densities:
-    """The four median densities of each event (CMS: |eta| < 5 and 2.5; the detector here ends at
-    3.5).
+    """The four median densities of each event.
+
+    CMS takes |eta| < 5 and 2.5; the detector here ends at 3.5.
     """
 
     def density(which: np.ndarray, max_eta: float) -> np.ndarray:
         c = candidates[which]
         return clustering.density(c.event, c.pt, c.eta, c.phi, events, max_eta)
 
-    neutral, from_pileup = candidates.is_neutral, candidates.from_pv == detector.NOT_FROM_VERTEX
+    neutral = candidates.is_neutral
+    from_pileup = candidates.from_pv == detector.NOT_FROM_VERTEX
     return Densities(
         all=density(np.ones(len(candidates), dtype=bool), 3.0),
         central=density(np.ones(len(candidates), dtype=bool), 2.5),
@@ -140,23 +165,24 @@ def densities(candidates: Candidates, events: int) -> Densities:
     )
 
 
-def match(jets: Jets, gen_jets: Jets, events: int) -> np.ndarray:
-    """The nearest generator jet of each jet within GEN_MATCH: (J,) index, -1 for none."""
-    jet, gen = ragged.pairs(jets.event, gen_jets.event, events)
-    distance = np.hypot(
-        jets.eta[jet] - gen_jets.eta[gen], ragged.delta_phi(jets.phi[jet], gen_jets.phi[gen])
-    )
-    near = distance < GEN_MATCH
-    best = ragged.first_in_group(jet[near], distance[near], len(jets))
-    return np.where(best >= 0, gen[near][best] if near.any() else -1, -1)
+def nearest(jets: Directions, others: Directions, *, events: int, radius: float) -> np.ndarray:
+    """The nearest of the others in the same event within dR < radius: (J,) index, -1 for none.
+
+    others.event must be sorted.
+    """
+    jet, other = ragged.pairs(jets.event, others.event, events)
+    d_eta = jets.eta[jet] - others.eta[other]
+    d_phi = ragged.delta_phi(jets.phi[jet], others.phi[other])
+    distance = np.hypot(d_eta, d_phi)
+    near = distance < radius
+    best = ragged.first_in_group(jet[near], distance[near], len(jets.event))
+    return ragged.take(other[near], best, -1)
 
 
 # ---------------------------------------------------------------------------------------- flavour
 
 
-def parton_flavour(
-    hard: HardEvents, parton: tuple[np.ndarray, np.ndarray], hadron_flavour: np.ndarray
-) -> np.ndarray:
+def parton_flavour(hard: HardEvents, parton: Pairs, hadron_flavour: np.ndarray) -> np.ndarray:
     """Signed PDG number of the parton that names each jet (J,), 0 for none.
 
     The hardest parton among those allowed: in a jet with a heavy hadron its quark, if it is there;
@@ -164,16 +190,15 @@ def parton_flavour(
     """
     jet, index = parton
     number = hard.partons.id[index]
-    kind, heavy_jet = np.abs(number), hadron_flavour[jet]
+    kind = np.abs(number)
+    heavy_jet = hadron_flavour[jet]
     allowed = np.where(heavy_jet > 0, kind == heavy_jet, (kind != 4) & (kind != 5))
-    best = ragged.first_in_group(
-        jet[allowed], -hard.partons.pt[index[allowed]], len(hadron_flavour)
-    )
-    found = number[allowed][best] if allowed.any() else np.zeros(len(best), dtype=np.int64)
-    return np.where(best >= 0, found, hadron_flavour)
+    rank = -hard.partons.pt[index[allowed]]
+    best = ragged.first_in_group(jet[allowed], rank, len(hadron_flavour))
+    return ragged.take(number[allowed], best, hadron_flavour)
 
 
-def hadron_flavour(hard: HardEvents, heavy: tuple[np.ndarray, np.ndarray], jets: int) -> np.ndarray:
+def hadron_flavour(hard: HardEvents, heavy: Pairs, jets: int) -> np.ndarray:
     """5 for a jet with a b hadron, 4 for one with a c hadron and no b hadron, else 0: (J,)."""
     jet, index = heavy
     bottom = is_hadron_with(hard.heavy.id[index], 5)
@@ -184,46 +209,15 @@ def hadron_flavour(hard: HardEvents, heavy: tuple[np.ndarray, np.ndarray], jets:
 
 
 def physics_flavour(hard: HardEvents, jets: Jets) -> np.ndarray:
-    """Signed PDG number of the nearest parton of the 2 -> 2 scattering within the jet radius:
+    """Signed PDG number of the nearest parton of the 2 -> 2 scattering within the jet radius.
 
     (J,), 0 for none.
     """
-    jet, parton = ragged.pairs(jets.event, hard.outgoing.event, len(hard))
-    distance = np.hypot(
-        jets.eta[jet] - hard.outgoing.eta[parton],
-        ragged.delta_phi(jets.phi[jet], hard.outgoing.phi[parton]),
-    )
-    near = distance < clustering.RADIUS
-    best = ragged.first_in_group(jet[near], distance[near], len(jets))
-    found = (
-        hard.outgoing.id[parton[near]][best] if near.any() else np.zeros(len(best), dtype=np.int64)
-    )
-    return np.where(best >= 0, found, 0)
-
-
-# ----------------------------------------------------------------------------------------- inputs
-
-
-def _inputs(particles: Particles) -> Inputs:
-    return Inputs.of(particles.event, particles.pt, particles.eta, particles.phi, particles.mass)
-
-
-def _candidate_inputs(candidates: Candidates) -> Inputs:
-    return Inputs.of(
-        candidates.event, candidates.pt, candidates.eta, candidates.phi, candidates.mass
-    )
+    parton = nearest(jets, hard.outgoing, events=len(hard), radius=clustering.RADIUS)
+    return ragged.take(hard.outgoing.id, parton, 0)
 
 
 def _as_ghosts(particles: Particles) -> Inputs:
-    return Inputs.of(
-        particles.event, np.full(len(particles), clustering.GHOST_PT), particles.eta, particles.phi
-    )
-
-
-def _sorted_by_event(parts: list[Inputs]) -> tuple[Inputs, np.ndarray]:
-    """All inputs sorted by event, and the order that sorted them."""
-    together = Inputs(
-        *(np.concatenate([getattr(p, f.name) for p in parts]) for f in dataclasses.fields(Inputs))
-    )
-    order = np.argsort(together.event.astype(np.int32), kind="stable")
-    return Inputs(*(getattr(together, f.name)[order] for f in dataclasses.fields(Inputs))), order
+    """The particles' directions with so little pT that they move no jet."""
+    pt = np.full(len(particles), clustering.GHOST_PT)
+    return Inputs.of(particles.event, pt, particles.eta, particles.phi)

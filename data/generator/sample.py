@@ -1,5 +1,4 @@
-"""The sample that is used when no data are given: generated once, kept in the storage for the next
-run.
+"""The sample that is used when no data are given: generated once, kept in the storage.
 
     python -m data.sample --storage runs
 
@@ -23,12 +22,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from common import storage
+from common.choices import SPLITS
 from common.cli import Parser, require, run_main
 from common.errors import InputError
 from data.generator import generate, jec, quark_gluon
 from data.generator.blocks import Recipe
 
-PARTS = ("train", "val", "test")
 # a network learns something from 20,000 jets, and they take two minutes on two cores
 JETS = (20_000, 5_000, 5_000)
 MARKER = "sample.json"
@@ -42,22 +41,21 @@ def ensure_sample(
     seed: int = 1,
     workers: int | None = None,
 ) -> dict[str, str]:
-    """Patterns of the ROOT files for training, validation and test: {"train": ..., "val": ...,
-    "test": ...}.
+    """Patterns of the ROOT files: {"train": ..., "val": ..., "test": ...}.
 
     Generates the sample below `storage_uri` (a directory or s3://) unless it is there. The three
     parts have seeds of their own, so they share no event and no pile-up. Raises InputError as
     data.generator.generate.generate does.
     """
     require(
-        len(jets) == len(PARTS),
+        len(jets) == len(SPLITS),
         f"a sample needs three numbers of jets (train, val, test), not {len(jets)}",
     )
     root = storage.join(storage.absolute(storage_uri), "samples", name(jets, seed))
     if not is_whole(root):
         generate.check_installed()
         _make(root, jets, seed, workers)
-    return {part: storage.join(root, part, "*.root") for part in PARTS}
+    return {part: storage.join(root, part, "*.root") for part in SPLITS}
 
 
 def name(jets: tuple[int, int, int], seed: int) -> str:
@@ -70,13 +68,11 @@ def name(jets: tuple[int, int, int], seed: int) -> str:
 
 def recipe(seed: int, part: int) -> Recipe:
     """How part 0 (train), 1 (val) or 2 (test) of the sample with this seed is made."""
-    return Recipe(seed=len(PARTS) * seed + part)
+    return Recipe(seed=len(SPLITS) * seed + part)
 
 
 def is_whole(root: str) -> bool:
-    """Whether the marker is there and lists exactly the ROOT files that are there, with their
-    sizes.
-    """
+    """Whether the marker lists exactly the ROOT files that are there, with their sizes."""
     try:
         listed = storage.read_json(storage.join(root, MARKER))["files"]
     except (InputError, KeyError, TypeError):
@@ -96,13 +92,13 @@ def _files(root: str) -> dict[str, int]:
 def _make(root: str, jets: tuple[int, int, int], seed: int, workers: int | None) -> None:
     """Generate into a temporary folder, then bring it to its place with the marker last."""
     with _workshop(root) as folder:
-        for number, (part, count) in enumerate(zip(PARTS, jets, strict=True)):
+        for number, (part, count) in enumerate(zip(SPLITS, jets, strict=True)):
             label = f"generating {part} jets"
             generate.generate(
                 folder / part, jets=count, recipe=recipe(seed, number), workers=workers, label=label
             )
         marker = {
-            "jets": dict(zip(PARTS, jets, strict=True)),
+            "jets": dict(zip(SPLITS, jets, strict=True)),
             "seed": seed,
             "files": _files(str(folder)),
         }
@@ -126,12 +122,13 @@ def _move_into_place(folder: Path, root: Path) -> None:
 
 @contextlib.contextmanager
 def _workshop(root: str) -> Iterator[Path]:
-    """A temporary folder, on the storage's own disk where that is a directory; it goes
-    in any case.
+    """A temporary folder, on the storage's own disk where that is a directory.
+
+    It goes in any case.
     """
     if storage.is_s3(root):
-        with tempfile.TemporaryDirectory(prefix="jec-sample-") as folder:
-            yield Path(folder)
+        with tempfile.TemporaryDirectory(prefix="jec-sample-") as temporary:
+            yield Path(temporary)
         return
     parent, last = Path(root).parent, Path(root).name
     try:
@@ -148,15 +145,17 @@ def _workshop(root: str) -> Iterator[Path]:
 
 
 def _mine() -> str:
-    """Start of the names of this machine's temporary folders; on a shared disk other machines have
-    theirs.
+    """Start of the names of this machine's temporary folders.
+
+    On a shared disk other machines have theirs.
     """
     return f"{generate.PARTIAL}{socket.gethostname()}-"
 
 
 def _remove_abandoned(parent: Path) -> None:
-    """Remove temporary folders of processes of this machine that are gone (killed, or the machine
-    went down).
+    """Remove temporary folders of processes of this machine that are gone.
+
+    They were killed, or the machine went down.
     """
     for folder in parent.glob(f"{_mine()}*"):
         number = folder.name.removeprefix(_mine()).split("-")[0]
@@ -196,13 +195,13 @@ def main(argv: list[str] | None = None) -> int:
 
     def body() -> None:
         with generate.terminated_as_interrupt():
-            found = ensure_sample(
+            patterns = ensure_sample(
                 options.storage,
                 jets=tuple(options.jets),
                 seed=options.seed,
                 workers=options.workers,
             )
-        for part, pattern in found.items():
+        for part, pattern in patterns.items():
             print(f"{part}: {pattern}")
 
     return run_main(body)

@@ -14,8 +14,9 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Generator
+from multiprocessing.connection import Connection
+from typing import Any, TypeVar
 
 from common.errors import JecError
 
@@ -26,12 +27,17 @@ AHEAD = 4
 START_SECONDS = 120.0
 SECONDS_PER_EVENT = 2.0  # about 10 ms on a free core
 
-MakeBlock = Callable[[int], Any]
+Order = TypeVar("Order")
+Result = TypeVar("Result")
 
 
 def blocks(
-    maker: Callable[[Any], MakeBlock], recipe: Any, *, workers: int, events_per_block: int
-) -> Iterator[Any]:
+    maker: Callable[[Order], Callable[[int], Result]],
+    recipe: Order,
+    *,
+    workers: int,
+    events_per_block: int,
+) -> Generator[Result, None, None]:
     """The results for block 0, 1, 2, ... for ever, made by `workers` processes.
 
     `maker(recipe)` is called once in each process and returns the function that makes block
@@ -46,34 +52,38 @@ def blocks(
             worker.stop()
 
 
-def _in_order(pool: list[_Worker], patience: float) -> Iterator[Any]:
+def _in_order(pool: list[_Worker], patience: float) -> Generator[Any, None, None]:
+    """The blocks in order; `patience` is the time (s) within which some worker has to answer."""
     done: dict[int, Any] = {}
-    wanted, following = 0, 0
+    oldest = 0  # the oldest block still missing
+    following = 0  # the next block to make
     idle = list(pool)
     while True:
-        while idle and following < wanted + AHEAD * len(pool):
+        while idle and following < oldest + AHEAD * len(pool):
             idle.pop().ask(following)
             following += 1
-        busy = {worker.pipe: worker for worker in pool if worker not in idle}
-        ready = multiprocessing.connection.wait(list(busy), timeout=patience)
+        busy = [worker for worker in pool if worker not in idle]
+        pipes = [worker.pipe for worker in busy]
+        ready = multiprocessing.connection.wait(pipes, timeout=patience)
         if not ready:
             raise JecError(
                 f"no block of events was finished within {patience:.0f} s; is the machine out of"
                 " memory or overloaded?"
             )
-        for pipe in ready:
-            number, result = busy[pipe].answer()
-            done[number] = result
-            idle.append(busy[pipe])
-        while wanted in done:
-            yield done.pop(wanted)
-            wanted += 1
+        for worker in busy:
+            if worker.pipe in ready:
+                number, result = worker.answer()
+                done[number] = result
+                idle.append(worker)
+        while oldest in done:
+            yield done.pop(oldest)
+            oldest += 1
 
 
 class _Worker:
     """One process and this side of its pipe."""
 
-    def __init__(self, maker: Callable[[Any], MakeBlock], recipe: Any) -> None:
+    def __init__(self, maker: Callable[[Any], Callable[[int], Any]], recipe: Any) -> None:
         # a fork would inherit locks of this process's threads
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
@@ -117,7 +127,7 @@ class _Worker:
         return JecError(f"a generator process {how}{hint}")
 
 
-def _work(pipe, maker: Callable[[Any], MakeBlock], recipe: Any) -> None:
+def _work(pipe: Connection, maker: Callable[[Any], Callable[[int], Any]], recipe: Any) -> None:
     """A worker's life: make the blocks that are asked for until nobody asks any more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.dup2(2, 1)  # whatever Pythia and FastJet print is not this program's output
@@ -132,10 +142,14 @@ def _work(pipe, maker: Callable[[Any], MakeBlock], recipe: Any) -> None:
         return
     except JecError as error:
         pipe.send((number, None, error))
-    except Exception:
+    except Exception:  # told to the parent, with the traceback, which raises JecError
         pipe.send((number, None, traceback.format_exc()))
 
 
 def _end_with_parent() -> None:
-    multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+    """End this process once its parent is gone: a killed parent cannot end its workers."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return  # the main process, which has nobody to end with
+    multiprocessing.connection.wait([parent.sentinel])
     os._exit(1)

@@ -52,7 +52,8 @@ REVIEW = re.compile(
 )
 DISCOVERY = re.compile(r"/(?:api|apis)/(?P<version>v1|[^/]+/[^/]+)$")
 PATH = re.compile(
-    r"/(?:api|apis)/(?P<version>v1|[^/]+/[^/]+)(?:/namespaces/(?P<namespace>[^/]+))?/(?P<plural>[a-z]+)"
+    r"/(?:api|apis)/(?P<version>v1|[^/]+/[^/]+)"
+    r"(?:/namespaces/(?P<namespace>[^/]+))?/(?P<plural>[a-z]+)"
     r"(?:/(?P<name>[^/]+))?(?:/(?P<sub>status|log))?$"
 )
 REASONS = {
@@ -68,6 +69,10 @@ REASONS = {
     503: "ServiceUnavailable",
 }
 TICK = 0.005  # seconds between two rounds of the controllers
+# From the deletion of an owner to that of its dependents.
+COLLECT_SECONDS = 0.3
+# How long an Experiment that is deleted in the foreground stays.
+FOREGROUND_SECONDS = 33.0
 
 Controller = Callable[["FakeApi"], None]
 
@@ -112,6 +117,9 @@ class FakeApi:
         self._forbidden: set[tuple[str, str]] = set()
         self._changes: list[tuple[int, str, str, dict]] = []
         self._compacted = 0
+        self._later: list[tuple[float, str, dict]] = []
+        self.deletions: list[tuple[str, str, str | None]] = []
+        """Plural, name and propagation policy of each deletion that a client asked for."""
         self._stop = threading.Event()
 
     # For tests
@@ -356,6 +364,8 @@ class FakeApi:
 
     def _run_controllers(self) -> None:
         while not self._stop.wait(TICK):
+            with self.lock:
+                self._collect_garbage()
             for controller in self.controllers:
                 with self.lock:
                     try:
@@ -497,8 +507,42 @@ class FakeApi:
             merged["metadata"]["resourceVersion"] = thing["metadata"]["resourceVersion"]
             self.replace(plural, thing, merged, status=match["sub"] == "status")
         elif method == "DELETE":
-            self.delete(plural, thing)
+            self._delete_as_asked(plural, thing, (body or {}).get("propagationPolicy"))
         return copy.deepcopy(thing)
+
+    def _delete_as_asked(self, plural: str, thing: dict, policy: str | None) -> None:
+        """Delete an object by a client's request, with the propagation that it asks for.
+
+        Background: the object goes at once, its dependents a moment later. Foreground: a deleted
+        Experiment stays for a round of 33 s at least, because Katib's controllers make its jobs,
+        Deployment and Service anew meanwhile.
+
+        Source: seen with Katib 0.19.0 on Kubernetes 1.34.4 (rounds of 33 s, 34 s to 140 s in all;
+        with Background the Experiment was gone in 1 s, its trials' pods in 3 s).
+        """
+        self.deletions.append((plural, thing["metadata"]["name"], policy))
+        if policy == "Foreground" and plural == "experiments":
+            thing["metadata"].setdefault("deletionTimestamp", now())
+            self._later.append((time.monotonic() + FOREGROUND_SECONDS, plural, thing))
+            self.touch(thing)
+        elif policy == "Background" and not thing["metadata"].get("finalizers"):
+            uid = thing["metadata"]["uid"]
+            for (kind, _, _), other in list(self._objects.items()):
+                owners = other["metadata"].get("ownerReferences", [])
+                if any(owner["uid"] == uid for owner in owners):
+                    self._later.append((time.monotonic() + COLLECT_SECONDS, kind, other))
+            key = (plural, thing["metadata"]["namespace"], thing["metadata"]["name"])
+            self._objects.pop(key, None)
+            self._change("DELETED", thing)
+        else:
+            self.delete(plural, thing)
+
+    def _collect_garbage(self) -> None:
+        """Delete the dependents whose owner is gone, once it is time."""
+        due = [entry for entry in self._later if entry[0] <= time.monotonic()]
+        self._later = [entry for entry in self._later if entry not in due]
+        for _, plural, thing in due:
+            self.delete(plural, thing)
 
     def _log(self, pod: dict, query: dict) -> str:
         previous = query.get("previous") in ("true", "True", "1")

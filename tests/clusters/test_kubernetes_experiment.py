@@ -152,6 +152,32 @@ def test_a_goal_that_is_met_ends_the_search(fake):
     assert result.optimal == result.trials[1].name
 
 
+def test_a_search_that_fails_leaves_no_trial_running(fake):
+    """Katib lets the other trials of a failed experiment run on (seen with 0.19.0)."""
+    backend = fake(node_of(Play(exit_code=1), Play(seconds=math.inf)))
+    with pytest.raises(ClusterError, match="failed"):
+        backend.run_experiment(experiment(["1", "2"], parallel=2, max_failed=1))
+    backend.api.wait_for(
+        lambda: (
+            not [pod for pod in backend.api.all("pods") if pod["status"].get("phase") == "Running"]
+        )
+    )
+    assert len(backend.api.all("trials")) == 1
+
+
+def test_an_experiment_is_deleted_in_the_background_and_waited_for(fake):
+    """Nothing of the same name is made before its trials, jobs and pods are gone."""
+    backend = fake(node_of(Play(exit_code=1), loss(0.1)))
+    with pytest.raises(ClusterError):
+        backend.run_experiment(experiment(["1"], max_failed=1))
+    started = time.monotonic()
+    backend.cluster.delete_experiment(SEARCH)
+    assert time.monotonic() - started < 10
+    assert backend.api.deletions == [("experiments", SEARCH, "Background")]
+    kinds = ("experiments", "trials", "pytorchjobs", "pods")
+    assert [kind for kind in kinds if backend.api.all(kind)] == []
+
+
 def test_trials_that_begin_between_two_reads_do_not_end_a_search_that_goes_on(fake, monkeypatch):
     """The experiment is read before its trials.
 

@@ -11,7 +11,8 @@ from common.config import RunConfig
 from common.errors import DeadlineError, InterruptedRun
 from common.run import Run
 from components import step
-from exporting.export_job import evaluate_job, export_job
+from evaluating.evaluate_job import evaluate_job
+from exporting.export_job import export_job
 from serving.inference_service import inference_service
 from tests.clusters.controllers import Play
 from tests.clusters.scripts import UP, loss, node_of

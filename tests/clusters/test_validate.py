@@ -10,7 +10,8 @@ import pytest
 from clusters.validate import problems
 from common.config import RunConfig
 from common.run import Run
-from exporting.export_job import evaluate_job, export_job
+from evaluating.evaluate_job import evaluate_job
+from exporting.export_job import export_job
 from serving.inference_service import inference_service
 from training.experiment import experiment
 

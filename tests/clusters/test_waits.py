@@ -148,4 +148,4 @@ def test_a_removal_waits_for_pods_that_take_their_time(fake, monkeypatch):
         backend.api.all("pods")[0]["metadata"]["finalizers"] = ["example.org/slow"]
         backend.api.all("pods")[0]["metadata"].pop("ownerReferences")
     monkeypatch.setattr(kubernetes_objects, "REMOVAL_SECONDS", 0.2)
-    assert f"Pod {EXPORT}-master-0: " in ends(lambda: backend.cluster.delete(RUN_ID))
+    assert f"Pod {EXPORT}-master-0" in ends(lambda: backend.cluster.delete(RUN_ID))

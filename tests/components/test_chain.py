@@ -11,7 +11,7 @@ from kfp import components
 from kfp.pipeline_spec import pipeline_spec_pb2
 
 from common.config import RunConfig
-from components import chain
+from components import chain, steps
 
 TYPES = {str: "STRING", int: "NUMBER_INTEGER", float: "NUMBER_DOUBLE", bool: "BOOLEAN"}
 
@@ -162,3 +162,18 @@ def test_the_same_pipeline_compiles_to_the_same_text(compiled_pipeline, tmp_path
     """Its digest names the version; another text would be another version on every submission."""
     again = chain.compile_to(tmp_path / "again.yaml", RunConfig())
     assert again.read_text() == compiled_pipeline.path.read_text()
+
+
+def test_a_retry_is_not_cut_short_by_the_clock_of_the_first_attempt(compiled_pipeline):
+    """Argo counts the longest duration from the first attempt's start (seen with Argo 3.7.3)."""
+    checked = 0
+    for dag in [compiled_pipeline.spec["root"], *compiled_pipeline.spec["components"].values()]:
+        for name, task in dag.get("dag", {}).get("tasks", {}).items():
+            if name not in steps.NAMES:
+                continue
+            policy = task["retryPolicy"]
+            attempts = policy["maxRetryCount"] + 1
+            longest = float(policy["backoffMaxDuration"].removesuffix("s"))
+            assert longest >= attempts * steps.step_of(name).deadline
+            checked += 1
+    assert checked == len(steps.NAMES)

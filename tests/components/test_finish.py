@@ -21,11 +21,11 @@ from common.errors import (
     StorageError,
     UnreachableError,
 )
-from common.records import Interval
 from common.run import Run
 from components import finish, prepare, step
+from tests.records import metrics_record
 
-METRICS = {"passed": True, "reasons": [], "gain": {"value": 3.0, "low": 2.0, "high": 4.0}}
+METRICS = metrics_record()
 JOB = "00000000-0000-4000-8000-000000000001"
 
 
@@ -41,7 +41,7 @@ def run(tmp_path):
         (
             "evaluate",
             "done",
-            {**METRICS, "passed": False, "reasons": ["closure 3 %"]},
+            metrics_record(passed=False, reasons=["closure 3 %"]),
             "not deployed",
             "closure 3 %",
         ),
@@ -57,7 +57,7 @@ def test_every_end_has_its_words(run, name, state, metrics, wanted, said):
     if name:
         step.write_status(run, name, state, "no GPU" if state in ("failed", "interrupted") else "")
     if metrics:
-        storage.write_json(run.path("metrics.json"), metrics)
+        metrics.save(run.folder.metrics)
     summary = finish.finish(run.uri, "none", step.Artifacts(""))
     assert summary.state == wanted
     assert said in summary.reason
@@ -71,12 +71,12 @@ def test_the_success_of_an_earlier_job_is_not_told_of_one_whose_prepare_refused(
     """`--resume` with other inputs: the folder holds the earlier job's status."""
     for name in ("search", "evaluate", "deploy"):
         step.write_status(run, name, "done", job_id="earlier")
-    storage.write_json(run.path("metrics.json"), METRICS)
+    METRICS.save(run.folder.metrics)
     told = finish.summarise(run.uri, "earlier")
     assert (told.state, told.gate, told.gain_percent) == (
         "succeeded",
         True,
-        Interval(**METRICS["gain"]),
+        METRICS.gain,
     )
     told = finish.summarise(run.uri, JOB)
     assert (told.state, told.gate, told.gain_percent, told.report) == (
@@ -106,7 +106,7 @@ def test_the_success_of_an_earlier_job_is_not_told_of_one_whose_prepare_refused(
 def test_results_of_an_earlier_job_are_not_told_of_one_that_failed_before_them(run):
     for name in ("search", "evaluate", "deploy"):
         step.write_status(run, name, "done", job_id="earlier")
-    storage.write_json(run.path("metrics.json"), METRICS)
+    METRICS.save(run.folder.metrics)
     step.write_status(run, "prepare", "failed", "other inputs", job_id=JOB)
     told = finish.summarise(run.uri, JOB)
     assert (told.state, told.step, told.reason, told.gain_percent) == (

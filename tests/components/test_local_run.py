@@ -9,6 +9,7 @@ import pytest
 from common import storage
 from common.config import RunConfig
 from common.errors import ClusterError, InputError, InterruptedRun, JecError
+from common.measurements import Interval
 from common.run import Run
 from components import host_runner
 from components.local_run import LocalRun, _gain_text
@@ -80,4 +81,4 @@ def test_small_results_on_s3_are_copied_beside_the_logs(s3_bucket, tmp_path):
 
 def test_a_gain_that_was_not_measured_is_no_number():
     assert not any(character.isdigit() for character in _gain_text(None))
-    assert "3.0" in _gain_text({"value": 3.0, "low": 2.0, "high": 4.0})
+    assert "3.0" in _gain_text(Interval(value=3.0, low=2.0, high=4.0))

@@ -28,7 +28,7 @@ def test_a_parameter_without_a_folder_behind_it_is_refused(tmp_path, field, valu
 def test_jets_that_two_sets_share_are_counted_reported_and_refused(monkeypatch, capsys, in_common):
     pairs = [("train", "test", in_common, 10_000)]
     monkeypatch.setattr(shared_jets, "shared_jets", lambda sets: pairs)
-    if in_common > prepare.SHARED * 10_000:
+    if in_common > prepare.MAX_SHARED * 10_000:
         with pytest.raises(InputError, match=rf"\b{in_common}\b.*--data-test .*--data-train"):
             prepare.check_shared({})
         return
@@ -39,8 +39,11 @@ def test_jets_that_two_sets_share_are_counted_reported_and_refused(monkeypatch, 
 
 def test_the_commit_is_the_images_where_there_is_no_checkout(monkeypatch):
     monkeypatch.setenv("JEC_GIT_COMMIT", "c0ffee")
-    assert prepare._git_commit() == "c0ffee"
+    assert prepare.git_commit() == "c0ffee"
 
 
-def test_a_package_that_is_not_installed_has_no_version():
-    assert prepare._version("no-such-package-of-jets") == "none"
+def test_a_package_that_is_not_installed_has_no_version(monkeypatch):
+    monkeypatch.setattr(prepare, "PACKAGES", ("numpy", "no-such-package-of-jets"))
+    versions = prepare.versions()
+    assert versions["no-such-package-of-jets"] == "none"
+    assert versions["numpy"] != "none"

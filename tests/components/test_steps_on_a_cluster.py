@@ -23,17 +23,12 @@ from tests.clusters import conftest as clusters_conftest
 from tests.clusters.controllers import KServe, Play
 from tests.clusters.scripts import UP, loss, node_of
 from tests.operations.test_check import furnish
-from tests.records import export_record
+from tests.records import export_record, metrics_record
 
 fake = clusters_conftest.fake
 NAME = "pfn-regressor-open"
-METRICS = {
-    "passed": True,
-    "reasons": [],
-    "gain": {"value": 3.0, "low": 2.0, "high": 4.0},
-    "headline": {"resolution_gain_percent_low": 2.0},
-}
-EXPORT = export_record(NAME).as_json()
+METRICS = metrics_record(headline={"resolution_gain_percent_low": 2.0})
+EXPORT = export_record(NAME)
 
 
 @pytest.fixture
@@ -101,8 +96,8 @@ def as_the_pods_would(run) -> None:
         for size in golden.SIZES:
             x = np.linspace(-1, 1, size, dtype=np.float32).reshape(size, 1)
             golden.write(run.path("golden", name), {"x": x}, name, {"output": 2 * x})
-    storage.write_json(run.path("metrics.json"), METRICS)
-    storage.write_json(run.path("model", "export.json"), EXPORT)
+    METRICS.save(run.folder.metrics)
+    EXPORT.save(run.folder.export)
     storage.write_text(
         run.path("report.html"), f"<html>before {section(EXPORT, None, None)} after</html>"
     )

@@ -10,7 +10,9 @@ import math
 import pytest
 import torch
 
-from evaluating import evaluate
+from common.config import RunConfig
+from common.run import Run
+from evaluating import evaluate, results
 from weaver.config.data_config import DataConfig
 from weaver.feed.dataset import Dataset
 from weaver.onnx.onnx_export import export_onnx
@@ -73,13 +75,13 @@ def run(generated, tmp_path_factory):
     )
     (folder / "data").mkdir()
     (folder / "data" / "test.json").write_text(json.dumps({"dataset": made.uri}))
-    (folder / "run.json").write_text('{"run_id": "oracle-0123abcd"}')
+    Run(config=RunConfig(s3_bucket=str(folder.parent), run_id=folder.name)).save()
     return folder
 
 
 def judged(run, monkeypatch, model: torch.nn.Module) -> dict:
     """metrics.json after the evaluation of this model, exported; the report must say the same."""
-    monkeypatch.setattr(evaluate, "figures_of", lambda _: [])  # they take seconds
+    monkeypatch.setattr(results, "figures_of", lambda _: [])  # they take seconds
     path = run / "model" / "oracle" / "1" / "model.onnx"
     path.parent.mkdir(parents=True, exist_ok=True)
     export_onnx(model, INFO, None, path)

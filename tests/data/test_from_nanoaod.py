@@ -4,7 +4,9 @@ files where they are at hand.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import awkward as ak
 import numpy as np
@@ -58,10 +60,29 @@ FLAT = {
 }
 
 
-def write(path: Path, drop: tuple[str, ...] = ()) -> Path:
+GENERATOR = {
+    # The first event's first jet has two hard partons within reach, one of them an incoming gluon.
+    "GenPart_eta": [[0.5, 0.6, -0.5], [1.0], [0.0]],
+    "GenPart_phi": [[0.0, 0.1, 3.1], [1.0], [-3.1]],
+    "GenPart_pdgId": [[21, 2, -3], [5], [22]],
+    "GenPart_status": [[21, 23, 23], [22], [23]],
+    # The particles of the generator jet at (0.51, 0.0): one above it in phi, one below.
+    "GenCands_pt": [[20.0, 70.0, 5.0], [79.0], [88.0]],
+    "GenCands_eta": [[0.61, 0.48, -0.5], [1.5], [0.0]],
+    "GenCands_phi": [[0.2, -0.1, -3.1], [1.0], [-3.1]],
+    "GenCands_mass": [[0.14, 0.0, 0.0], [0.0], [0.0]],
+    "GenCands_pdgId": [[211, 22, 22], [22], [22]],
+    "GenJetCands_jetIdx": [[0, 0, 1], [0], [0]],
+    "GenJetCands_pFCandsIdx": [[0, 1, 2], [0], [0]],
+}
+
+
+def write(
+    path: Path, drop: tuple[str, ...] = (), more: Mapping[str, list] = MappingProxyType({})
+) -> Path:
     data = {
         name: ak.values_astype(ak.Array(values), np.int32 if _is_int(values) else np.float32)
-        for name, values in events().items()
+        for name, values in (events() | dict(more)).items()
     }
     data |= {name: np.array(values) for name, values in FLAT.items()}
     kept = (
@@ -98,6 +119,27 @@ def test_generator_jets_are_matched_by_distance(tmp_path):
     # Across phi = pi for the second; the third's generator jet is half a unit of eta away.
     assert columns["genJetPt"].tolist() == [95.0, 55.0, 0.0, 88.0]
     assert columns["jetGenMatch"].tolist() == [1, 1, 0, 1]
+
+
+def test_the_physics_flavour_is_that_of_an_outgoing_parton(tmp_path):
+    """Status 23 alone: the incoming gluon (21) is nearer, and the b quark of status 22 is no match.
+
+    The photon of status 23 is no parton.
+    """
+    path = write(tmp_path / "nano.root", more=GENERATOR)
+    columns = converted(path, tmp_path / "out", all_events=True)
+    assert columns["physFlav"].tolist() == [2, -3, 0, 0]
+
+
+def test_particles_of_an_asymmetric_generator_jet_keep_their_sides(tmp_path):
+    columns = converted(write(tmp_path / "nano.root", more=GENERATOR), tmp_path / "out")
+    assert columns["nGenJetPF"].tolist() == [2, 1]
+    assert columns["genJetPF_pT"].tolist() == [70.0, 20.0, 5.0]
+    assert columns["genJetPF_id"].tolist() == [22, 211, 22]
+    # As seen from the axis (0.51, 0.0): (-0.03, -0.1) and (0.1, 0.2).
+    assert columns["genJetPF_dR"][:2] == pytest.approx([np.hypot(0.03, 0.1), np.hypot(0.1, 0.2)])
+    expected = [np.arctan2(-0.1, -0.03), np.arctan2(0.2, 0.1)]
+    assert columns["genJetPF_dTheta"][:2] == pytest.approx(expected, abs=1e-5)
 
 
 def test_candidates_in_the_box_know_whose_they_are(tmp_path):

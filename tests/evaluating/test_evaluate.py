@@ -11,9 +11,15 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from common import storage
 from common.errors import InputError
-from evaluating import evaluate
+from common.layout import RunFolder
+from common.records import MetricsRecord, plain
+from common.run import Run
+from evaluating import evaluate, inputs, results
+from evaluating.inference import load_session, predict
 from tests.physics.jets import make_jets, target_of
+from tests.records import metrics_record
 
 
 class TestJets:
@@ -68,21 +74,19 @@ def linear_model(
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch, run_documents):
+def run(tmp_path, monkeypatch, documents):
     """A run folder as search and export leave it, with jets from a formula."""
-    folder = tmp_path / "pfn-0a1b2c3d"
-    documents = {
-        "run.json": run_documents["run"],
-        "search.json": run_documents["search"],
-        "trials/pfn-0a1b2c3d-b/history.json": run_documents["history"],
-        "trials/pfn-0a1b2c3d-b/options.json": run_documents["options"],
-        "model/export.json": run_documents["export"],
-    }
-    for name, content in documents.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(json.dumps(content))
+    config = documents.run.config.replace(s3_bucket=str(tmp_path))
+    made = Run(config=config, record=documents.run.record)
+    made.save()
+    documents.search.save(made.folder.search)
+    best = documents.search.optimal
+    storage.write_json(made.folder.history(best), [plain(one) for one in documents.history])
+    documents.options.save(made.folder.options(best))
+    documents.export.save(made.folder.export)
+    folder = tmp_path / made.id
     put_model(folder, linear_model(0.1))
-    monkeypatch.setattr(evaluate, "open_test_set", lambda _: TestJets(make_jets(2500)))
+    monkeypatch.setattr(inputs, "open_test_set", lambda _: TestJets(make_jets(2500)))
     return folder
 
 
@@ -138,7 +142,21 @@ def test_the_run_folder_gets_numbers_report_and_figures(run, capsys):
 @pytest.fixture
 def undrawn(monkeypatch):
     """Without the figures, which take seconds."""
-    monkeypatch.setattr(evaluate, "figures_of", lambda _: [])
+    monkeypatch.setattr(results, "figures_of", lambda _: [])
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_metrics_json_is_a_record_with_rounded_numbers(run):
+    assert command(run) == 0
+    content = read_strictly(run / "metrics.json")
+    record = MetricsRecord.load(str(run / "metrics.json"))
+    assert record.as_json() == content
+    assert results.rounded(record) == record
+    assert content["format"] == MetricsRecord.FORMAT
+    assert record.run_id == run.name
+    assert record.closure.bins[0].baseline is None
+    # Without a baseline, a bin has neither its numbers nor an empty place for them.
+    assert not {"baseline", "uncorrected", "gain_over_baseline"} & set(content["bins"][0])
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -157,7 +175,7 @@ def earlier(run, tmp_path):
     """An evaluated run whose model knows less of each jet's error."""
     folder = tmp_path / "earlier"
     put_model(folder, linear_model(0.05))
-    (folder / "metrics.json").write_text('{"model": "pfn"}')
+    metrics_record(model="pfn").save(RunFolder(str(folder)).metrics)
     return folder
 
 
@@ -179,7 +197,7 @@ def test_a_baseline_of_other_jets_is_refused(run, earlier, monkeypatch, capsys):
     jets = make_jets(2500)
     swapped = {name: values[::-1] for name, values in jets.items()}
     monkeypatch.setattr(
-        evaluate, "open_test_set", lambda folder: TestJets(swapped if "earlier" in folder else jets)
+        inputs, "open_test_set", lambda folder: TestJets(swapped if "earlier" in folder else jets)
     )
     assert command(run, "--baseline", str(earlier)) == 2
     assert "was tested on other jets" in capsys.readouterr().err
@@ -193,13 +211,12 @@ def test_a_baseline_that_was_not_evaluated_is_refused(run, tmp_path, capsys):
 
 @pytest.mark.usefixtures("undrawn")
 def test_the_answers_are_those_of_the_model_whatever_the_batch_size(run):
-    session = evaluate.load_session(str(run), "pfn")
+    session = load_session(str(run), "pfn")
     jets = make_jets(1001)
     expected = 0.1 * target_of(jets)
     for batch_size in (1, 17, 1000, 5000):
-        assert evaluate.predict(session, TestJets(jets), batch_size).correction == pytest.approx(
-            expected, abs=1e-6
-        )
+        answers = predict(session, TestJets(jets), batch_size)
+        assert answers.correction == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -276,7 +293,7 @@ def test_a_model_of_other_inputs_is_refused(run, capsys):
 
 def test_a_missing_observer_is_named():
     with pytest.raises(InputError, match="needs the observer genJetEta"):
-        evaluate.check_observers({"jetPt": np.ones(1), "genJetPt": np.ones(1)}, "config/data.yaml")
+        inputs.check_observers({"jetPt": np.ones(1), "genJetPt": np.ones(1)}, "config/data.yaml")
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import urllib.request
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -25,7 +26,6 @@ from tests.weaver.conftest import synthetic_jets, write_jets
 from weaver.config.data_config import DataConfig
 from weaver.network.network_file import load_network
 from weaver.onnx import raw_jets, raw_model
-from weaver.onnx.onnx_export import read_metadata
 from weaver.onnx.raw_program import raw_program
 from weaver.onnx.triton_config import check_config, messages, parse_config
 from weaver.prepared.prepare import prepare
@@ -177,7 +177,7 @@ def test_the_cluster_is_told_the_device_and_this_machine_needs_no_gpu(exported, 
     kinds = messages().ModelInstanceGroup
     assert of_cluster.instance_group[0].kind == of_machine.instance_group[0].kind == kinds.KIND_CPU
     assert (of_cluster.instance_group[0].count, of_machine.instance_group[0].count) == (1, 2)
-    assert of_cluster.parameters["intra_op_thread_count"].string_value == CPU
+    assert of_cluster.parameters["intra_op_thread_count"].string_value == str(CPU)
     storage.write_json(str(run / "run.json"), {"config": {"num_gpus": 1}})
     assert run_export(run) == 0
     of_cluster, of_machine = (
@@ -225,6 +225,10 @@ def test_raw_jets_get_the_pt_that_the_prepared_ones_mean(exported):
     np.testing.assert_allclose(correction, np.exp(output), rtol=1e-5)
     np.testing.assert_allclose(calibrated, jets["jetPt"] * np.exp(output), rtol=1e-5)
     assert np.std(output) > 0.01
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    return {entry.key: entry.value for entry in onnx.load(path).metadata_props}
 
 
 def test_the_file_tells_its_provenance(exported):

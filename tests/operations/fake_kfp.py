@@ -130,7 +130,7 @@ def _handler(fake: FakeKfp) -> type:
             pass
 
         def do_GET(self) -> None:
-            self._do(lambda path, query: fake.get(path, query))
+            self._do(fake.get)
 
         def do_POST(self) -> None:
             raw = self.rfile.read(int(self.headers.get("Content-Length") or 0))
@@ -155,15 +155,16 @@ def _handler(fake: FakeKfp) -> type:
             parts = urllib.parse.urlsplit(self.path)
             fake.requests.append((self.command, parts.path))
             if stopped := fake.stopped(self.headers):
-                return self._send(*stopped)
+                self._send(*stopped)
+                return
             if fake.failures and parts.path.startswith("/apis/v2beta1/runs"):
-                code = fake.failures.pop(0)
-                return self._send(
-                    code, {}, json.dumps({"message": "the fake was told to fail"}).encode()
-                )
+                message = {"message": "the fake was told to fail"}
+                self._send(fake.failures.pop(0), {}, json.dumps(message).encode())
+                return
             content = act(parts.path, dict(urllib.parse.parse_qsl(parts.query)))
             if content is None:
-                return self._send(404, {}, b'{"code": 5, "message": "not found"}')
+                self._send(404, {}, b'{"code": 5, "message": "not found"}')
+                return
             self._send(200, {"Content-Type": "application/json"}, json.dumps(content).encode())
 
         def _send(self, code: int, headers: dict[str, str], content: bytes) -> None:

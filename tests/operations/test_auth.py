@@ -83,6 +83,32 @@ def test_cookies_of_single_sign_on(monkeypatch, tmp_path):
         credentials(HOST)
 
 
+def test_cookies_that_end_with_their_session_and_subdomains(monkeypatch, tmp_path):
+    file = tmp_path / "cookies.txt"
+    monkeypatch.setenv("KFP_COOKIE_FILE", str(file))
+    expired = int(time.time() - 60)
+    file.write_text(
+        "# Netscape HTTP Cookie File\n"
+        "#HttpOnly_kubeflow.example.org\tFALSE\t/\tTRUE\t0\tfirst\ta=b\n"
+        ".example.org\tTRUE\t/\tTRUE\t\tsecond\tc\n"
+        f".example.org\tTRUE\t/\tTRUE\t{expired}\tthird\td\n"
+        "notexample.org\tFALSE\t/\tTRUE\t0\tfourth\te\n"
+    )
+    cookies = credentials(HOST).headers["Cookie"].split("; ")
+    assert sorted(cookies) == ["first=a=b", "second=c"]
+
+
+@pytest.mark.parametrize("head", ["", "# Netscape HTTP Cookie File\n.example.org\tTRUE\n"])
+def test_a_file_of_another_format_is_named_and_not_quoted(monkeypatch, tmp_path, head):
+    file = tmp_path / "cookies.txt"
+    monkeypatch.setenv("KFP_COOKIE_FILE", str(file))
+    file.write_text(head + ".example.org\tTRUE\t/\tTRUE\tnever\tname\tsecret-part\n")
+    with pytest.raises(AuthError) as error:
+        credentials(HOST)
+    assert str(file) in str(error.value)
+    assert "secret-part" not in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("kind", "said"),
     [
@@ -165,8 +191,9 @@ class Dex(http.server.BaseHTTPRequestHandler):
     def do_POST(self):
         form = urllib.parse.parse_qs(self.rfile.read(int(self.headers["Content-Length"])).decode())
         if "state=s1" not in self.path or form.get("password") != ["right"]:
-            return self.page("<html>Invalid Email Address and password.</html>")
-        self.go("/", {"Set-Cookie": "session=abc; Path=/"})
+            self.page("<html>Invalid Email Address and password.</html>")
+        else:
+            self.go("/", {"Set-Cookie": "session=abc; Path=/"})
 
     def go(self, target, headers=()):
         self.send_response(303)

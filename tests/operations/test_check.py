@@ -17,21 +17,25 @@ from clusters.api import PYTORCHJOB, connect
 from clusters.survey import Survey
 from common import storage
 from common.config import RunConfig
+from common.errors import InputError
 from operations import check_cluster, check_images, check_inputs, check_storage
 from operations.quantities import amount, shown
 from tests.clusters import conftest as clusters_conftest
+from tests.weaver import conftest as weaver_conftest
 
+# fixtures of other rooms
 fake = clusters_conftest.fake
+jet_files = weaver_conftest.jet_files
 STATES = ("ok", "warning", "error", "not seen")
 
 
-def lines(found) -> dict[str, list[tuple[str, str]]]:
+def lines(rows) -> dict[str, list[tuple[str, str]]]:
     """what -> [(state, finding and cure)]."""
     table: dict[str, list[tuple[str, str]]] = {}
-    for line in found:
+    for line in rows:
         assert line.state in STATES
-        assert line.state != "error" or line.found
-        table.setdefault(line.what, []).append((line.state, f"{line.found} {line.cure}"))
+        assert line.state != "error" or line.finding
+        table.setdefault(line.what, []).append((line.state, f"{line.finding} {line.cure}"))
     return table
 
 
@@ -86,14 +90,14 @@ def furnish(
 
 
 def checked(home, **values) -> dict[str, list[tuple[str, str]]]:
-    return lines(check_cluster.check_cluster(config(**values), account="auto", wanted=True))
+    return lines(check_cluster.check_cluster(config(**values), account="auto", on_cluster=True))
 
 
 def test_a_cluster_that_will_do(fake):
     home = fake()
     furnish(home.api)
     table = checked(home)
-    assert {state for found in table.values() for state, _ in found} == {"ok"}
+    assert {state for rows in table.values() for state, _ in rows} == {"ok"}
     assert "v1.31.2" in table["cluster"][0][1]
     assert "katib-controller:v0.19.0" in table["Experiment API"][0][1]
     assert "tritonserver:23.05-py3" in table["serving runtime"][0][1]
@@ -158,8 +162,8 @@ def test_what_is_missing_is_a_line_with_its_cure(fake, what, break_it, state, sa
     furnish(home.api)
     with home.api.lock:
         break_it(home.api)
-    found = checked(home)[what]
-    assert any(one == state and said in text for one, text in found), found
+    rows = checked(home)[what]
+    assert any(one == state and said in text for one, text in rows), rows
 
 
 @pytest.mark.parametrize(
@@ -234,9 +238,9 @@ def test_quota_against_the_trials_that_run_at_once(fake, hard, used, values, sta
         home.api.create("resourcequotas", {"metadata": {"name": "q"}, "spec": {"hard": hard}})[
             "status"
         ] = {"hard": hard, "used": used}
-    found = checked(home, **values)["quota"]
-    assert found[0][0] == state
-    assert said in found[0][1]
+    rows = checked(home, **values)["quota"]
+    assert rows[0][0] == state
+    assert said in rows[0][1]
 
 
 def test_what_the_clusters_webhook_refuses_is_shown_in_its_words(fake):
@@ -251,7 +255,7 @@ def test_what_the_clusters_webhook_refuses_is_shown_in_its_words(fake):
 
 
 def test_without_a_cluster_it_says_what_it_could_not_see(monkeypatch):
-    table = lines(check_cluster.check_cluster(config(), account="auto", wanted=True))
+    table = lines(check_cluster.check_cluster(config(), account="auto", on_cluster=True))
     assert table["cluster"][0][0] == "not seen"
     assert all(
         word in table["cluster"][0][1] for word in ("permissions", "quota", "Secret", "KUBECONFIG")
@@ -270,7 +274,7 @@ def test_a_bad_moment_of_the_server_is_no_finding(fake):
     home = fake()
     furnish(home.api)
     home.api.fail("*", ".", times=2, code=503)
-    assert {state for found in checked(home).values() for state, _ in found} == {"ok"}
+    assert {state for rows in checked(home).values() for state, _ in rows} == {"ok"}
 
 
 def test_the_table_of_permissions_is_what_the_run_is_seen_to_ask_for(fake):
@@ -282,6 +286,9 @@ def test_the_table_of_permissions_is_what_the_run_is_seen_to_ask_for(fake):
         "trials.kubeflow.org",
         "pytorchjobs.kubeflow.org",
         "inferenceservices.serving.kserve.io",
+        # KFP's and Argo's own, in the pod of every step
+        "configmaps",
+        "workflowtaskresults.argoproj.io",
     }
     assert len(list(permissions.requests())) == sum(
         len(rule["verbs"]) for rule in permissions.rules()
@@ -296,9 +303,9 @@ def test_storage_is_tried_with_the_secrets_keys(fake, s3_bucket, s3_server):
     home = fake()
     furnish(home.api)
     where = RunConfig(s3_bucket=f"{s3_bucket}/jec", s3_endpoint=s3_server)
-    found = lines(check_storage.check_storage(where, on_kubeflow=True))["storage"]
-    assert found[0][0] == "ok"
-    assert "Secret s3-secret" in found[0][1]
+    rows = lines(check_storage.check_storage(where, on_kubeflow=True))["storage"]
+    assert rows[0][0] == "ok"
+    assert "Secret s3-secret" in rows[0][1]
     assert storage.entries(s3_bucket) == [], "nothing stays"
     home.api.forbid("get", "secrets")
     table = lines(check_storage.check_storage(where, on_kubeflow=True))
@@ -307,15 +314,15 @@ def test_storage_is_tried_with_the_secrets_keys(fake, s3_bucket, s3_server):
 
 
 def test_a_bucket_that_is_not_there(s3_server):
-    found = lines(
+    rows = lines(
         check_storage.check_storage(config(s3_bucket="s3://no-such-bucket/x"), on_kubeflow=False)
     )["storage"]
-    assert found[0][0] == "error"
-    assert "make the bucket" in found[0][1]
-    found = lines(check_storage.check_storage(config(s3_bucket="/tmp/x"), on_kubeflow=True))[
+    assert rows[0][0] == "error"
+    assert "make the bucket" in rows[0][1]
+    rows = lines(check_storage.check_storage(config(s3_bucket="/tmp/x"), on_kubeflow=True))[
         "storage"
     ]
-    assert "give s3://bucket/prefix" in found[0][1]
+    assert "give s3://bucket/prefix" in rows[0][1]
 
 
 # Inputs
@@ -324,7 +331,7 @@ def test_a_bucket_that_is_not_there(s3_server):
 
 def test_inputs_are_read_and_the_network_is_built():
     table = lines(check_inputs.check_inputs(RunConfig()))
-    assert {state for found in table.values() for state, _ in found} == {"ok"}
+    assert {state for rows in table.values() for state, _ in rows} == {"ok"}
     assert "with every extreme of the search space" in table["network"][0][1]
 
 
@@ -347,6 +354,57 @@ def test_each_mistake_is_its_own_line(tmp_path):
     )
     assert table["data configuration"][0][0] == "error"
     assert table["search space"][0][0] == "error"
+
+
+def data(folder, **patterns) -> dict[str, str]:
+    """RunConfig's fields for the files of each split."""
+    defaults = {split: f"{folder / split}/*.root" for split in ("train", "val", "test")}
+    return {f"data_{split}": str(files) for split, files in {**defaults, **patterns}.items()}
+
+
+def test_data_files_are_opened_and_counted(jet_files):
+    table = lines(check_inputs.check_inputs(RunConfig(**data(jet_files))))
+    assert {state for entries in table.values() for state, _ in entries} == {"ok"}
+    jets = [table[f"{split} data"][0][1] for split in ("train", "val", "test")]
+    assert [" 600 jets" in jets[0], " 200 jets" in jets[1], " 200 jets" in jets[2]] == [True] * 3
+    table = lines(check_inputs.check_inputs(config(**data(jet_files))))
+    assert all(table[f"{split} data"][1][0] == "warning" for split in ("train", "val", "test"))
+
+
+def test_a_damaged_file_that_is_left_out_is_a_warning(jet_files, tmp_path):
+    damaged = tmp_path / "damaged.root"
+    damaged.write_bytes(b"no ROOT file")
+    values = data(jet_files, train=f"{jet_files}/train/*.root,{damaged}")
+    table = lines(check_inputs.check_inputs(RunConfig(**values)))
+    assert table["train data"][0][0] == "error"
+    table = lines(check_inputs.check_inputs(RunConfig(**values, skip_bad_files=True)))
+    assert [state for state, _ in table["train data"]] == ["ok", "warning"]
+    assert str(damaged) in table["train data"][1][1]
+
+
+def test_a_file_in_two_sets_is_an_error(jet_files):
+    values = data(jet_files, test=f"{jet_files}/val/*.root")
+    ((state, text),) = lines(check_inputs.check_inputs(RunConfig(**values)))["sets"]
+    assert state == "error"
+    assert "--data-val" in text
+    assert "--data-test" in text
+
+
+@pytest.mark.parametrize(
+    ("raw_model", "states"),
+    [("auto", ["ok", "warning"]), ("required", ["error"]), ("none", ["ok"])],
+)
+def test_a_data_configuration_that_raw_jets_cannot_have_is_seen_before_the_run(
+    jet_files, monkeypatch, raw_model, states
+):
+    def refuse(*_):
+        raise InputError("np.linalg.norm has no form in a graph")
+
+    monkeypatch.setattr("weaver.onnx.raw_program.check_raw", refuse)
+    values = RunConfig(**data(jet_files), raw_model=raw_model)
+    table = lines(check_inputs.check_inputs(values))["raw model"]
+    assert [state for state, _ in table] == states
+    assert (raw_model == "none") != any("np.linalg.norm" in text for _, text in table)
 
 
 # Images
@@ -411,9 +469,9 @@ def registry():
     ],
 )
 def test_images_are_asked_of_their_registry(registry, image, state, said):
-    (found,) = check_images.check_images([image.replace("REGISTRY", registry)], wanted=True)
-    assert found.state == state
-    assert said.replace("REGISTRY", registry) in f"{found.found} {found.cure}"
+    (row,) = check_images.check_images([image.replace("REGISTRY", registry)], on_cluster=True)
+    assert row.state == state
+    assert said.replace("REGISTRY", registry) in f"{row.finding} {row.cure}"
 
 
 # The command

@@ -27,6 +27,7 @@ from tests.clusters import conftest as clusters_conftest
 from tests.clusters.contract import RUN_ID, experiment, job, service
 from tests.clusters.controllers import Play
 from tests.clusters.scripts import loss, node_of
+from tests.records import metrics_record, service_record
 from tests.serving import conftest as serving_conftest
 
 fake, repository = clusters_conftest.fake, serving_conftest.repository  # fixtures of other rooms
@@ -37,8 +38,13 @@ BEST = {
     "parameters": {"k": "1"},
     "metrics": {"AvgLoss": {"min": 0.1, "max": 0.2, "latest": 0.1}},
 }
-SEARCH = {"objective": {"name": "AvgLoss", "type": "minimize"}, "optimal": "t-1", "trials": [BEST]}
-METRICS = {"passed": True, "reasons": [], "gain": {"value": 3.0, "low": 2.0, "high": 4.0}}
+SEARCH = {
+    "experiment": "t",
+    "objective": {"name": "AvgLoss", "type": "minimize"},
+    "optimal": "t-1",
+    "trials": [BEST],
+}
+METRICS = metrics_record().as_json()
 
 
 @pytest.fixture(autouse=True)
@@ -104,7 +110,7 @@ def test_a_run_is_followed_to_its_end_through_bad_moments(kfp, tmp_path, capsys,
     assert text.count("[search] running") == 1
     assert f"run {run_id} {last.lower()}" in text
     assert "1 trials, best t-1: AvgLoss 0.10000" in text
-    assert "resolution gain +3.0 % [+2.0, +4.0]" in text
+    assert "+3.0 % [2.0, 4.0]" in text
 
 
 def test_a_server_that_is_away_for_a_while_is_waited_for_and_then_not(
@@ -117,10 +123,10 @@ def test_a_server_that_is_away_for_a_while_is_waited_for_and_then_not(
     with pytest.raises(
         DeadlineError, match=r"The run goes on; to follow it again: python pipeline.py --status"
     ):
-        follow_module.follow(target)
+        follow_module.follow(target, target.kubeflow)
     monkeypatch.setattr(follow_module, "PATIENCE", 60.0)
     kfp.failures = [500, 503]
-    assert follow_module.follow(target) == 0
+    assert follow_module.follow(target, target.kubeflow) == 0
     assert "trying again" in capsys.readouterr().out
 
 
@@ -135,8 +141,9 @@ def _target(kfp, tmp_path, run_id):
 
 def test_a_run_that_does_not_end_is_not_followed_for_ever(kfp, tmp_path):
     _, run_id = kfp_run(kfp, "RUNNING")
+    target = _target(kfp, tmp_path, run_id)
     with pytest.raises(DeadlineError, match=r"did not end within any deadline of its steps"):
-        follow_module.follow(_target(kfp, tmp_path, run_id), deadline=0.1)
+        follow_module.follow(target, target.kubeflow, deadline=0.1)
 
 
 # Asking
@@ -157,9 +164,7 @@ def test_a_run_that_does_not_end_is_not_followed_for_ever(kfp, tmp_path):
     ],
 )
 def test_a_service_that_has_ended_is_not_told_as_running(tmp_path, capsys, details, said):
-    local_run(
-        tmp_path, service={"name": "pfn", "url": "http://x", "kind": "kserve", "details": details}
-    )
+    local_run(tmp_path, service=service_record("pfn", details=details).as_json())
     main(tmp_path, "--status", RUN_ID)
     assert said in capsys.readouterr().out.splitlines()
 

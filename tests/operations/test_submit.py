@@ -164,3 +164,25 @@ def test_a_run_is_made_again_with_one_change(kfp, s3_bucket, capsys):
     assert "is there already" in capsys.readouterr().out
     assert pipeline.main([*common, "--rerun", "pfn-regressor-open-00000000"]) == 2
     assert "unknown run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("values", "fact"),
+    [
+        ({"data_config": "data/no.yaml"}, "data/no.yaml"),
+        ({"network_config": "networks/no.py"}, "networks/no.py"),
+        (
+            {"search_space": '[{"name": "nothing", "type": "int", "min": 1, "max": 2}]'},
+            "nothing",
+        ),
+        ({"algorithm": "grid"}, "grid"),
+    ],
+)
+def test_inputs_that_cannot_be_used_are_refused_before_anything_is_sent(
+    kfp, s3_bucket, values, fact
+):
+    server = connect(kfp.url)
+    with pytest.raises(InputError, match=fact):
+        submit.submit(config(s3_bucket, **values), server, "steps:1")
+    assert not kfp.pipelines + kfp.experiments + kfp.runs
+    assert storage.entries(s3_bucket) == []

@@ -4,6 +4,5 @@ from tests.physics.jets import (  # noqa: F401 (fixtures)
     good_metrics,
     good_output,
     jets,
-    run_documents,
     widths,
 )

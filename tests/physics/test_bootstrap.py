@@ -57,10 +57,8 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say():
     for seed in range(200):
         values = two_calibrations(seed)
         found = bootstrap_quantiles(values, {"all": np.ones(400, bool)}, replicates=150, seed=seed)
-        gain, median = (
-            interval(r.gain(found["model"]["all"], found["standard"]["all"])),
-            interval(r.median(found["model"]["all"])),
-        )
+        gain = interval(r.gain(found["model"]["all"], found["standard"]["all"]))
+        median = interval(r.median(found["model"]["all"]))
         gains += gain["low"] <= 100 * (1 - np.sqrt(0.8)) <= gain["high"]
         medians += median["low"] <= 1 <= median["high"]
     # 95 % of 200 is 190 +- 3; the percentile interval of quantiles is a little off at 400 jets.

@@ -4,8 +4,10 @@ import time
 import numpy as np
 import pytest
 
-from physics.gate import gate, percent
-from physics.metrics import MIN_JETS, measure
+from physics.gate import gate
+from physics.groups import MIN_JETS
+from physics.interval import interval_text, percent
+from physics.metrics import measure
 from tests.physics.jets import make_jets, target_of
 
 
@@ -132,3 +134,9 @@ def test_percent():
     assert (
         percent({"value": -0.0141, "low": -0.02, "high": -0.01}, 100, 2) == "-1.41 % [-2.00, -1.00]"
     )
+
+
+def test_an_interval_without_unit_or_plus():
+    pull = {"value": 0.9812, "low": 0.95, "high": 1.02}
+    assert interval_text(pull, digits=3, sign="") == "0.981 [0.950, 1.020]"
+    assert interval_text(pull, unit="GeV", digits=0) == "+1 GeV [1, 1]"

@@ -24,10 +24,8 @@ def known_widths(
     """
     rng = np.random.default_rng(seed)
     pt = 30 * np.exp(rng.exponential(1.0, number))
-    sigma, shift = (
-        0.2 * (pt / 30) ** -0.3 * rng.uniform(0.5, 1.5, number),
-        rng.normal(0, 0.05, number),
-    )
+    sigma = 0.2 * (pt / 30) ** -0.3 * rng.uniform(0.5, 1.5, number)
+    shift = rng.normal(0, 0.05, number)
     columns = {
         "jetPt": pt,
         "genJetPt": pt * np.exp(rng.normal(shift, sigma)),

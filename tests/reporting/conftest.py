@@ -4,6 +4,6 @@ from tests.physics.jets import (  # noqa: F401 (fixtures)
     good_metrics,
     good_output,
     jets,
-    run_documents,
     widths,
 )
+from tests.reporting.documents import documents  # noqa: F401 (fixture)

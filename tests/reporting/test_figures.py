@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 
 import numpy as np
 import pytest
 
+from common.measurements import Uncertainty
+from common.records import EpochRecord, MetricsRecord, plain
 from physics.metrics import measure
 from reporting import drawing, figures, uncertainty_figures
 from reporting.drawing import Drawing, pdf, svg
+from tests.records import metrics_record
 
 
 def simple(**words) -> Drawing:
@@ -20,20 +24,25 @@ def simple(**words) -> Drawing:
     return Drawing(**{"name": "simple", "caption": "", "alt": "a line", "figure": figure} | words)
 
 
-def test_the_words_of_uncertainty(widths):
-    metrics = {"uncertainty": widths}
+def test_the_words_of_uncertainty(documents):
+    measured = documents.metrics.uncertainty
     with drawing.style():
-        coverage, width = uncertainty_figures.coverage(metrics), uncertainty_figures.widths(metrics)
+        coverage = uncertainty_figures.coverage(measured)
+        width = uncertainty_figures.widths(measured)
     assert "expected 68 %" in coverage.alt
     assert "is predicted" in width.alt
-    assert uncertainty_figures.coverage({}) is None
-    assert uncertainty_figures.widths({}) is None
+    assert uncertainty_figures.coverage(None) is None
+    assert uncertainty_figures.widths(None) is None
+    empty: Uncertainty = dataclasses.replace(measured, pt=[], widths=[])
+    assert uncertainty_figures.coverage(empty) is None
+    assert uncertainty_figures.widths(empty) is None
 
 
 def test_the_words_of_a_residual(jets):
     columns = jets | {"rhoAll": np.linspace(10, 30, len(jets["jetPt"]))}
-    metrics = measure(columns, np.zeros(len(jets["jetPt"])), replicates=20)
-    names = {one.name: one for one in figures.drawings(metrics, None, None, 0.02)}
+    measured = measure(columns, np.zeros(len(jets["jetPt"])), replicates=20)
+    metrics = MetricsRecord.from_json({**plain(metrics_record()), **measured})
+    names = {one.name: one for one in figures.drawings(metrics, [], None)}
     assert "Bias against rhoAll: at most" in names["residual-rhoAll"].alt
 
 
@@ -41,10 +50,10 @@ def test_the_words_of_a_residual(jets):
     ("history", "alt"),
     [
         ([], None),
-        ([{"epoch": 0, "train_loss": None}], None),
-        ([{"epoch": 0, "train_loss": 1.0}], "Loss over 1 epochs."),
+        ([EpochRecord(epoch=0)], None),
+        ([EpochRecord(epoch=0, train_loss=1.0)], "Loss over 1 epochs."),
         (
-            [{"epoch": 0, "val_loss": 0.5}, {"epoch": 1, "val_loss": 0.25}],
+            [EpochRecord(epoch=0, val_loss=0.5), EpochRecord(epoch=1, val_loss=0.25)],
             "Loss over 2 epochs. Lowest validation loss 0.25000 in epoch 1.",
         ),
     ],

@@ -1,8 +1,10 @@
 import pytest
 
+from common.records import MetricsRecord, plain
 from physics.metrics import measure
 from reporting.headline import headline
 from tests.physics.jets import make_jets
+from tests.records import metrics_record
 
 FIXED = {
     "resolution_gain_percent_value",
@@ -25,17 +27,19 @@ FIXED = {
 """By these names runs are compared in the Kubeflow UI: another name would be another column."""
 
 
-def test_the_names_stay_and_the_numbers_are_plain(run_documents):
-    numbers = headline(run_documents["metrics"], run_documents["search"])
+def test_the_names_stay_and_the_numbers_are_plain(documents):
+    metrics = documents.metrics
+    numbers = headline(metrics, documents.search)
     assert set(numbers) == FIXED
     assert all(isinstance(value, (int, float)) for value in numbers.values())
-    assert numbers["resolution_gain_percent_low"] == run_documents["metrics"]["gain"]["low"]
+    assert numbers["resolution_gain_percent_low"] == metrics.gain.low
     assert numbers["validation_loss"] == 0.0877
     assert numbers["closure_barrel_percent"] == pytest.approx(
-        100 * run_documents["metrics"]["closure"]["bins"][0]["model"]["value"]
+        100 * metrics.closure.bins[0].model.value
     )
 
 
 def test_what_was_not_measured_is_left_out():
-    assert headline(measure(make_jets(0), [], replicates=20)) == {"test_jets": 0}
-    assert headline({}) == {}
+    measured = measure(make_jets(0), [], replicates=20)
+    without_jets = {**plain(metrics_record(inference=None)), **measured}
+    assert headline(MetricsRecord.from_json(without_jets)) == {"test_jets": 0}

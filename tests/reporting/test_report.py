@@ -1,6 +1,6 @@
 """The page is checked as text, and once in a real browser where `chromium` is there."""
 
-import copy
+import dataclasses
 import html
 import re
 import shutil
@@ -8,14 +8,25 @@ import subprocess
 
 import pytest
 
+from common.config import RunConfig
+from common.measurements import ResidualSlice, Weighted
+from common.records import (
+    DataSet,
+    MetricsRecord,
+    Objective,
+    RunRecord,
+    SearchRecord,
+    TrialOptions,
+    plain,
+)
+from common.run import Run
 from reporting.report import Documents, figures_of, render
 from reporting.serving_section import section, updated
 from tests.reporting.elements import HOSTILE, Elements, assert_harmless
 
 
 @pytest.fixture(scope="module")
-def page(run_documents) -> str:
-    documents = Documents(**run_documents)
+def page(documents) -> str:
     return render(documents, list(figures_of(documents)))
 
 
@@ -69,7 +80,7 @@ def test_verdict_search_and_commands_are_there(page):
     assert "loss is not finite in &lt;epoch 2&gt;" in page
 
 
-def test_the_uncertainty_of_jets_is_told_where_a_network_gives_it(page, run_documents):
+def test_the_uncertainty_of_jets_is_told_where_a_network_gives_it(page, documents):
     for text in (
         "Uncertainty of each jet",
         "Jets within their own uncertainty",
@@ -79,14 +90,10 @@ def test_the_uncertainty_of_jets_is_told_where_a_network_gives_it(page, run_docu
         "Among jets of the same pT",
     ):
         assert text in Elements(page).text
-    metrics = {
-        name: value for name, value in run_documents["metrics"].items() if name != "uncertainty"
-    }
-    documents = Documents(metrics=metrics)
-    assert "ncertainty" not in render(documents, [])
-    assert not {"uncertainty-coverage", "uncertainty-width"} & {
-        drawing.name for drawing in figures_of(documents)
-    }
+    others = Documents(metrics=dataclasses.replace(documents.metrics, uncertainty=None))
+    assert "ncertainty" not in render(others, [])
+    names = {drawing.name for drawing in figures_of(others)}
+    assert not {"uncertainty-coverage", "uncertainty-width"} & names
 
 
 def test_serving_numbers_are_there(page):
@@ -101,133 +108,140 @@ def test_serving_numbers_are_there(page):
         assert text in page
 
 
-def test_the_service_s_answers_come_into_a_page_that_was_written_before(run_documents):
+def test_the_service_s_answers_come_into_a_page_that_was_written_before(documents):
     """As the deploy step does it; a service of an earlier model is not this one's."""
-    metrics, export, service = (run_documents[name] for name in ("metrics", "export", "service"))
-    before = render(Documents(**{**run_documents, "service": None}), [])
+    export, service = documents.export, documents.service
+    inference = documents.metrics.inference
+    before = render(dataclasses.replace(documents, service=None), [])
     assert "Not deployed yet" in before
-    assert updated(before, export, metrics["inference"], service) == render(
-        Documents(**run_documents), []
-    )
-    assert (
-        updated(before, {**export, "sha256": "def"}, metrics["inference"], service).count(
-            "Not deployed yet"
-        )
-        == 1
-    )
+    assert updated(before, export, inference, service) == render(documents, [])
+    another = dataclasses.replace(export, sha256="def")
+    assert updated(before, another, inference, service).count("Not deployed yet") == 1
     assert updated("<html></html>", export, None, service) == "<html></html>"
 
 
-def test_weighted_and_baseline_bins_are_shown(run_documents):
-    bins = [
-        {**record, "gain_over_baseline": record["gain"]}
-        for record in run_documents["metrics"]["bins"]
-    ]
-    weighted = {"bins": bins, "gain": bins[-1]["gain"], "effective_jets": 1234.0}
-    page = render(
-        Documents(metrics=run_documents["metrics"] | {"weighted": weighted, "bins": bins}), []
+def test_weighted_and_baseline_bins_are_shown(documents):
+    metrics = documents.metrics
+    bins = [dataclasses.replace(one, gain_over_baseline=one.gain) for one in metrics.bins]
+    weighted = Weighted(
+        gain=bins[-1].gain,
+        gain_half_width=None,
+        gain_over_baseline=None,
+        resolution=None,
+        bins=bins,
+        effective_jets=1234.0,
     )
+    page = render(Documents(metrics=dataclasses.replace(metrics, weighted=weighted, bins=bins)), [])
     assert "The same bins, weighted" in page
     assert "1,234 effective jets" in page
     assert page.count('<th scope="col">Gain over baseline</th>') == 2
-    assert "Each jet counts once" in render(Documents(metrics=run_documents["metrics"]), [])
+    assert "Each jet counts once" in render(Documents(metrics=metrics), [])
 
 
-def test_a_failed_gate_says_why(run_documents):
-    metrics = run_documents["metrics"] | {
-        "passed": False,
-        "reasons": ["closure fails for barrel jets at 60-80 GeV"],
-    }
+def test_a_failed_gate_says_why(documents):
+    reasons = ["closure fails for barrel jets at 60-80 GeV"]
+    metrics = dataclasses.replace(documents.metrics, passed=False, reasons=reasons)
     page = render(Documents(metrics=metrics), [])
     assert "Gate not passed" in page
     assert "<li>closure fails for barrel jets" in page
 
 
 @pytest.mark.parametrize("missing", ["run", "search", "history", "options", "export", "service"])
-def test_each_document_may_be_missing(run_documents, missing):
-    kept = {name: value for name, value in run_documents.items() if name != missing}
+def test_each_document_may_be_missing(documents, missing):
+    kept = {field.name: getattr(documents, field.name) for field in dataclasses.fields(documents)}
+    del kept[missing]
     assert Elements(render(Documents(**kept), [])).open == []
 
 
-def test_without_any_jets_there_is_still_a_page(run_documents):
+def test_without_any_jets_there_is_still_a_page(documents):
     from physics.gate import gate
     from physics.metrics import measure
     from tests.physics.jets import make_jets
 
-    metrics = measure(make_jets(0), [], replicates=20)
-    passed, reasons = gate(metrics)
-    documents = Documents(
-        metrics=run_documents["metrics"]
-        | metrics
-        | {
-            "passed": passed,
-            "reasons": reasons,
-            "uncertainty": None,
-        }
-    )
-    page = render(documents, list(figures_of(documents)))
+    measured = measure(make_jets(0), [], replicates=20)
+    passed, reasons = gate(measured)
+    verdict = {"passed": passed, "reasons": reasons, "uncertainty": None}
+    metrics = MetricsRecord.from_json({**plain(documents.metrics), **measured, **verdict})
+    empty = Documents(metrics=metrics)
+    page = render(empty, list(figures_of(empty)))
     assert "cannot be measured" in page
     assert "<svg" not in page
 
 
 @pytest.mark.parametrize("best", ["minimize", "maximize"])
-def test_the_search_table_puts_the_best_first(run_documents, best):
-    search = run_documents["search"] | {"objective": {"name": "AvgLoss", "type": best}}
-    page = render(Documents(metrics=run_documents["metrics"], search=search), [])
+def test_the_search_table_puts_the_best_first(documents, best):
+    objective = Objective(name="AvgLoss", type=best)
+    search = dataclasses.replace(documents.search, objective=objective)
+    page = render(Documents(metrics=documents.metrics, search=search), [])
     order = sorted("abc", key=lambda letter: page.index(f"<td>pfn-0a1b2c3d-{letter}"))
     assert order == (["b", "a", "c"] if best == "minimize" else ["a", "b", "c"])
 
 
-def test_what_mattered_is_shown_with_its_caveat(run_documents):
-    best = run_documents["search"]["trials"][1]
+def test_what_mattered_is_shown_with_its_caveat(documents):
+    best = documents.search.best
     trials = [
-        {**best, "name": f"pfn-0a1b2c3d-{number}", "parameters": {"k": str(number)}}
+        dataclasses.replace(best, name=f"pfn-0a1b2c3d-{number}", parameters={"k": str(number)})
         for number in range(9)
     ]
-    search = run_documents["search"] | {"trials": trials, "optimal": "pfn-0a1b2c3d-3"}
-    documents = Documents(metrics=run_documents["metrics"], search=search)
-    text = Elements(render(documents, list(figures_of(documents)))).text
+    search = dataclasses.replace(documents.search, trials=trials, optimal="pfn-0a1b2c3d-3")
+    nine = Documents(metrics=documents.metrics, search=search)
+    text = Elements(render(nine, list(figures_of(nine)))).text
     assert "Importance: k 0 % (chance: up to 0 %)." in text
     assert "searches with 9 trials" in text
 
 
-def test_names_and_values_never_become_markup(run_documents):
-    search = copy.deepcopy(run_documents["search"])
-    search["objective"]["name"] = search["algorithm"] = HOSTILE
-    for trial in search["trials"]:
-        trial["name"] += HOSTILE
-        trial["parameters"] = {HOSTILE: trial["parameters"]["fc-dim"] + HOSTILE}
-        if trial["metrics"]:
-            trial["metrics"] = {HOSTILE: trial["metrics"]["AvgLoss"]}
-        trial["reason"] = HOSTILE
-    search["optimal"] += HOSTILE
-    slices = [
-        {**record, "middle": place}
-        for place, record in enumerate(run_documents["metrics"]["closure"]["bins"])
-    ]
-    metrics = run_documents["metrics"] | {
-        "run_id": HOSTILE,
-        "run": f"runs/{HOSTILE}",
-        "reasons": [f"first reason: {HOSTILE}"],
-        "gain_over_baseline": run_documents["metrics"]["gain"],
-        "baseline": HOSTILE,
-        "trial": search["optimal"],
-        "residuals": {HOSTILE: slices},
-    }
-    documents = Documents(
-        metrics=metrics,
-        run={
-            "config": {"network_option": HOSTILE, HOSTILE: 1, "data_test": HOSTILE},
-            "data": {HOSTILE: {"jets": 1}},
-            "versions": {HOSTILE: HOSTILE},
-            "git_commit": HOSTILE,
-        },
-        search=search,
-        history=run_documents["history"],
-        options={HOSTILE: HOSTILE},
+def hostile_search(search: SearchRecord) -> SearchRecord:
+    """The same search with HOSTILE in every name, value and reason."""
+    trials = []
+    for trial in search.trials:
+        observations = {HOSTILE: trial.metrics["AvgLoss"]} if trial.metrics else {}
+        spoilt = {
+            "name": trial.name + HOSTILE,
+            "parameters": {HOSTILE: trial.parameters["fc-dim"] + HOSTILE},
+            "metrics": observations,
+            "reason": HOSTILE,
+        }
+        trials.append(dataclasses.replace(trial, **spoilt))
+    return dataclasses.replace(
+        search,
+        objective=Objective(name=HOSTILE),
+        algorithm=HOSTILE,
+        optimal=search.optimal + HOSTILE,
+        trials=trials,
     )
-    figures = list(figures_of(documents))
-    page = render(documents, figures)
+
+
+def test_names_and_values_never_become_markup(documents):
+    search = hostile_search(documents.search)
+    slices = []
+    for place, one in enumerate(documents.metrics.closure.bins):
+        biases = one.by_calibration()
+        slices.append(ResidualSlice(low=place, middle=place, high=place, num_jets=9, **biases))
+    metrics = dataclasses.replace(
+        documents.metrics,
+        run_id=HOSTILE,
+        run=f"runs/{HOSTILE}",
+        reasons=[f"first reason: {HOSTILE}"],
+        gain_over_baseline=documents.metrics.gain,
+        baseline=HOSTILE,
+        trial=search.optimal,
+        residuals={HOSTILE: slices},
+    )
+    data_set = DataSet(dataset=HOSTILE, jets=1, read=1, files=1, fingerprint=HOSTILE)
+    spoilt = Documents(
+        metrics=metrics,
+        run=Run(
+            config=RunConfig(data_config=HOSTILE, data_test=HOSTILE),
+            record=RunRecord(
+                data={HOSTILE: data_set}, versions={HOSTILE: HOSTILE}, git_commit=HOSTILE
+            ),
+        ),
+        search=search,
+        history=documents.history,
+        options=TrialOptions(network_options={HOSTILE: HOSTILE}, network_config=HOSTILE),
+    )
+    figures = list(figures_of(spoilt))
+    page = render(spoilt, figures)
     assert_harmless(
         page,
         f"Jet energy calibration: {HOSTILE}",
@@ -241,10 +255,10 @@ def test_names_and_values_never_become_markup(run_documents):
     assert all(re.fullmatch(r"[\w-]+", drawing.name) for drawing in figures), "they name files"
 
 
-def test_what_a_service_says_never_becomes_markup(run_documents):
-    export = run_documents["export"] | {"model": HOSTILE, "raw_reason": f"raw: {HOSTILE}"}
-    service = run_documents["service"] | {"url": HOSTILE, "kind": HOSTILE, "name": HOSTILE}
-    inference = run_documents["metrics"]["inference"] | {"processor": HOSTILE}
+def test_what_a_service_says_never_becomes_markup(documents):
+    export = dataclasses.replace(documents.export, model=HOSTILE, raw_reason=f"raw: {HOSTILE}")
+    service = dataclasses.replace(documents.service, url=HOSTILE, kind=HOSTILE, name=HOSTILE)
+    inference = dataclasses.replace(documents.metrics.inference, processor=HOSTILE)
     assert_harmless(
         section(export, inference, service),
         f"raw: {HOSTILE}",

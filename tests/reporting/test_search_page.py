@@ -2,70 +2,68 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
+from common.records import Objective, Observation, SearchRecord, Trial
 from reporting import search_figures
 from reporting.drawing import svg
-from reporting.records import best_first, objective_value
 from reporting.search_page import as_csv, markdown, search_page
 from tests.reporting.elements import HOSTILE, Elements, assert_harmless
 
 
-def trial(number, loss, status="Succeeded", reason="", **parameters):
-    metrics = (
-        {} if loss is None else {"AvgLoss": {"min": loss, "max": loss + 0.1, "latest": loss + 0.01}}
+def trial(number, loss, status="Succeeded", reason="", **parameters) -> Trial:
+    metrics = {}
+    if loss is not None:
+        metrics["AvgLoss"] = Observation(min=loss, max=loss + 0.1, latest=loss + 0.01)
+    return Trial(
+        name=f"run-{number:03d}",
+        status=status,
+        parameters=parameters,
+        metrics=metrics,
+        reason=reason,
+        started="2026-01-01T00:00:00+00:00",
+        finished="2026-01-01T00:03:00+00:00",
     )
-    return {
-        "name": f"run-{number:03d}",
-        "status": status,
-        "parameters": parameters,
-        "metrics": metrics,
-        "reason": reason,
-        "started": "2026-01-01T00:00:00+00:00",
-        "finished": "2026-01-01T00:03:00+00:00",
-    }
 
 
 @pytest.fixture
-def record():
+def record() -> SearchRecord:
     """Ten trials whose loss follows start-lr; one stopped early, one failed."""
-    rates = np.geomspace(1e-4, 1e-2, 10)
-    trials = [
-        trial(i, 0.1 - 0.002 * i, **{"start-lr": f"{rate:.4g}", "k": str(8 * (1 + i % 2))})
-        for i, rate in enumerate(rates)
-    ]
-    trials[2] = {
-        **trials[2],
-        "status": "EarlyStopped",
-        "reason": "worse than AvgLoss 0.09 after 2 epochs",
-    }
-    trials.append(
-        trial(
-            10,
-            None,
-            "Failed",
-            "exit code 1: <b>nan</b> | in epoch 2",
-            **{"start-lr": "0.01", "k": "8"},
-        )
+    trials = []
+    for i, rate in enumerate(np.geomspace(1e-4, 1e-2, 10)):
+        parameters = {"start-lr": f"{rate:.4g}", "k": str(8 * (1 + i % 2))}
+        trials.append(trial(i, 0.1 - 0.002 * i, **parameters))
+    trials[2] = dataclasses.replace(
+        trials[2], status="EarlyStopped", reason="worse than AvgLoss 0.09 after 2 epochs"
     )
-    objective = {"name": "AvgLoss", "type": "minimize"}
-    return {
-        "experiment": "run",
-        "objective": objective,
-        "algorithm": "tpe",
-        "seed": 1,
-        "early_stopping": "medianstop",
-        "optimal": "run-009",
-        "trials": trials,
-    }
+    reason = "exit code 1: <b>nan</b> | in epoch 2"
+    trials.append(trial(10, None, "Failed", reason, **{"start-lr": "0.01", "k": "8"}))
+    return SearchRecord(
+        experiment="run",
+        objective=Objective(name="AvgLoss", type="minimize"),
+        algorithm="tpe",
+        seed=1,
+        early_stopping="medianstop",
+        optimal="run-009",
+        trials=trials,
+    )
 
 
 @pytest.fixture
-def maximised(record):
+def maximised(record) -> SearchRecord:
     """The same trials, of which the largest value is the best."""
-    objective = {"name": "AvgLoss", "type": "maximize"}
-    return {**record, "objective": objective, "optimal": "run-000"}
+    objective = Objective(name="AvgLoss", type="maximize")
+    return dataclasses.replace(record, objective=objective, optimal="run-000")
+
+
+def with_trial(record: SearchRecord, number: int, **changes) -> SearchRecord:
+    """The search with one trial changed."""
+    trials = list(record.trials)
+    trials[number] = dataclasses.replace(trials[number], **changes)
+    return dataclasses.replace(record, trials=trials)
 
 
 def test_the_page_shows_history_parameters_importance_and_every_trial(record):
@@ -79,7 +77,7 @@ def test_the_page_shows_history_parameters_importance_and_every_trial(record):
     assert "1 without a value" in history
     assert "start-lr 0.01, k 16" in parallel
     assert importance.startswith("Importance: start-lr")
-    assert all(one["name"] in text for one in record["trials"])
+    assert all(one.name in text for one in record.trials)
     assert elements.text.count("stopped early") >= 2
     assert "<b>nan</b>" not in text
     assert "by chance" in text, "the caveat stands beside the figure"
@@ -94,25 +92,28 @@ def test_each_trial_says_its_name_where_one_points_at_it(record):
     history, parallel, _ = search_figures.drawings(record)
     for drawing in (history, parallel):
         text = svg(drawing)
-        assert text.count("<title>") == len(record["trials"])
+        assert text.count("<title>") == len(record.trials)
         for title in titles:
             assert f"<title>{title}</title>" in text
 
 
 def test_a_search_of_one_trial_has_a_page_too(record):
-    text = search_page({**record, "trials": record["trials"][9:10]})
+    text = search_page(dataclasses.replace(record, trials=record.trials[9:10]))
     assert Elements(text).open == []
     assert "Not estimated" in text
 
 
 def test_the_objective_may_be_maximised(record, maximised):
-    failed = {**record["trials"][0], "status": "Failed"}
-    assert objective_value(record["trials"][0], record) == 0.1
-    assert objective_value(record["trials"][0], maximised) == 0.2
-    assert objective_value(failed, record) is None, "its value does not count"
-    assert [one["name"] for one in best_first(record)][:2] == ["run-009", "run-008"]
-    assert [one["name"] for one in best_first(maximised)][:2] == ["run-000", "run-001"]
-    assert best_first(maximised)[-1]["name"] == "run-010", "those without a value are the last"
+    first = record.trials[0]
+    failed = dataclasses.replace(first, status="Failed")
+    assert record.objective.value(first) == 0.1
+    assert maximised.objective.value(first) == 0.2
+    assert record.objective.value(failed) is None, "its value does not count"
+    least = record.objective.ranked(record.trials)
+    assert [one.name for one in least][:2] == ["run-009", "run-008"]
+    largest = maximised.objective.ranked(maximised.trials)
+    assert [one.name for one in largest][:2] == ["run-000", "run-001"]
+    assert largest[-1].name == "run-010", "those without a value are the last"
     text = search_page(maximised)
     assert "Best trial: run-000, AvgLoss 0.20000" in text
     assert "the best so far (red) ends at 0.20000" in text
@@ -121,8 +122,9 @@ def test_the_objective_may_be_maximised(record, maximised):
 
 @pytest.mark.parametrize(("factor", "logarithmic"), [(2.9, False), (3.1, True)])
 def test_a_wide_range_of_values_is_drawn_on_a_logarithmic_axis(record, factor, logarithmic):
-    record["trials"][0]["metrics"]["AvgLoss"]["min"] = 0.082 * factor
-    history = next(search_figures.drawings(record))
+    loss = Observation(min=0.082 * factor, max=0.2, latest=0.11)
+    wide = with_trial(record, 0, metrics={"AvgLoss": loss})
+    history = next(search_figures.drawings(wide))
     (axes,) = history.figure.axes
     assert axes.get_yscale() == ("log" if logarithmic else "linear")
     assert ("logarithmic" in axes.get_ylabel()) == logarithmic
@@ -142,15 +144,16 @@ def test_a_wide_range_of_values_is_drawn_on_a_logarithmic_axis(record, factor, l
     ids=["logarithm", "value", "with zero", "words", "not finite", "many", "one"],
 )
 def test_the_axis_of_a_parameter(texts, heights, labels):
-    scale = search_figures._scale(texts)
+    scale = search_figures.axis_scale(texts)
     assert [text for _, text in scale.labels] == labels
     if heights:
         assert [scale.heights[text] for text in texts] == pytest.approx(heights, abs=1e-3)
 
 
 def test_a_parameter_that_a_trial_does_not_have_is_passed_by(record):
-    del record["trials"][3]["parameters"]["k"]
-    _, parallel, _ = search_figures.drawings(record)
+    rate = record.trials[3].parameters["start-lr"]
+    partial = with_trial(record, 3, parameters={"start-lr": rate})
+    _, parallel, _ = search_figures.drawings(partial)
     (axes,) = parallel.figure.axes
     lines = {line.get_gid(): list(line.get_xdata()) for line in axes.lines if line.get_gid()}
     assert lines["trial-3"] == [0, 1, 2]
@@ -159,15 +162,26 @@ def test_a_parameter_that_a_trial_does_not_have_is_passed_by(record):
 
 
 def test_names_and_values_never_become_markup(record):
-    record["experiment"] = record["algorithm"] = record["objective"]["name"] = HOSTILE
-    for one in record["trials"]:
-        one["name"] += HOSTILE
-        one["parameters"] = {HOSTILE: one["parameters"]["k"] + HOSTILE, **one["parameters"]}
-        if one["metrics"]:
-            one["metrics"] = {HOSTILE: one["metrics"]["AvgLoss"]}
-    record["optimal"] += HOSTILE
-    record["trials"][-1] |= {"reason": f"last words: {HOSTILE}", "status": HOSTILE}
-    page = search_page(record)
+    trials = []
+    for one in record.trials:
+        observations = {HOSTILE: one.metrics["AvgLoss"]} if one.metrics else {}
+        spoilt = {
+            "name": one.name + HOSTILE,
+            "parameters": {HOSTILE: one.parameters["k"] + HOSTILE, **one.parameters},
+            "metrics": observations,
+        }
+        trials.append(dataclasses.replace(one, **spoilt))
+    spoilt = {"reason": f"last words: {HOSTILE}", "status": HOSTILE}
+    trials[-1] = dataclasses.replace(trials[-1], **spoilt)
+    search = dataclasses.replace(
+        record,
+        experiment=HOSTILE,
+        algorithm=HOSTILE,
+        objective=Objective(name=HOSTILE),
+        optimal=record.optimal + HOSTILE,
+        trials=trials,
+    )
+    page = search_page(search)
     assert_harmless(
         page, f"Search {HOSTILE}", f"Best trial: run-009{HOSTILE}", f"8{HOSTILE}", "last words: "
     )
@@ -186,4 +200,4 @@ def test_the_csv_keeps_the_order_in_which_trials_were_made(record):
     assert (
         lines[0] == "trial,status,AvgLoss (min),AvgLoss (latest),start-lr,k,started,finished,reason"
     )
-    assert [line.split(",")[0] for line in lines[1:]] == [one["name"] for one in record["trials"]]
+    assert [line.split(",")[0] for line in lines[1:]] == [one.name for one in record.trials]

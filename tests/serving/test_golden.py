@@ -28,14 +28,23 @@ def test_difference_is_relative_above_one():
 
 
 @pytest.mark.parametrize(
-    ("outputs", "words"),
+    ("outputs", "facts"),
     [
-        ({"other": np.zeros((2, 1), np.float32)}, "lacks output 'output'"),
-        ({"output": np.zeros((2, 2), np.float32)}, r"shape \(2, 2\)"),
+        ({"other": np.zeros((2, 1), np.float32)}, ["'output'", "other"]),
+        ({"output": np.zeros((2, 2), np.float32)}, ["'output'", "(2, 2)", "(2, 1)"]),
     ],
     ids=["name", "shape"],
 )
-def test_an_answer_of_another_form_is_refused(outputs, words):
+def test_an_answer_of_another_form_is_refused(outputs, facts):
     expected = golden.response_body("m", {"output": np.zeros((2, 1), np.float32)})
-    with pytest.raises(GateError, match=words):
+    with pytest.raises(GateError) as error:
         golden.max_difference(golden.response_body("m", outputs), expected)
+    for fact in facts:
+        assert fact in str(error.value)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_no_number_is_infinitely_far_from_the_golden_answer(value):
+    expected = golden.response_body("m", {"output": np.zeros((2, 1), np.float32)})
+    answer = golden.response_body("m", {"output": np.array([[0], [value]], np.float32)})
+    assert golden.max_difference(answer, expected) == np.inf

@@ -22,7 +22,7 @@ import pytest
 
 from common import storage
 from common.errors import ClusterError, DeadlineError, InputError
-from serving import golden, triton
+from serving import golden, server_processes, triton, triton_wheel
 from serving.client import Client, golden_check
 from tests.serving.conftest import NAME
 from weaver.onnx.parity import session
@@ -349,8 +349,9 @@ def test_a_port_lost_to_another_process_is_replaced_by_the_next(
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        real, ports = triton._free_port, [taken.getsockname()[1]]
-        monkeypatch.setattr(triton, "_free_port", lambda: ports.pop() if ports else real())
+        real = triton.free_port
+        ports = [taken.getsockname()[1]]
+        monkeypatch.setattr(triton, "free_port", lambda: ports.pop() if ports else real())
         server = start_triton(repository / "model")
     assert Path(server.log).read_text().count("starting triton") == 2
     assert Client(server.url, NAME).ready()
@@ -359,11 +360,11 @@ def test_a_port_lost_to_another_process_is_replaced_by_the_next(
 def test_runs_from_a_wheel_that_cannot_be_written_to(
     start_triton, repository, tmp_path, monkeypatch
 ):
-    wheel = triton._find_triton()
+    wheel = triton_wheel.find()
     stub = tmp_path / wheel.stub.name
     shutil.copyfile(wheel.stub, stub)
     stub.chmod(0o444)  # not even executable, as some installers leave it
-    monkeypatch.setattr(triton, "_find_triton", lambda: dataclasses.replace(wheel, stub=stub))
+    monkeypatch.setattr(triton_wheel, "find", lambda: dataclasses.replace(wheel, stub=stub))
     assert triton.triton_unusable(tmp_path / "work") == ""
     assert start_triton(repository / "model", workdir=tmp_path / "work").kind == "triton"
 
@@ -384,7 +385,7 @@ def kserve(tmp_path):
 def test_kserves_server_answers_where_triton_is_missing_and_says_so(
     repository, kserve, monkeypatch
 ):
-    monkeypatch.setattr(triton, "_find_triton", lambda: None)
+    monkeypatch.setattr(triton_wheel, "find", lambda: None)
     lines: list[str] = []
     server = triton.start(
         repository / "model", **{**kserve, "kind": "auto", "report": lines.append}
@@ -404,14 +405,14 @@ def test_kserves_server_answers_where_triton_is_missing_and_says_so(
 
 
 def test_triton_with_a_missing_library_counts_as_unusable(triton_workdir, tmp_path, monkeypatch):
-    wheel = triton._find_triton()
+    wheel = triton_wheel.find()
     broken = tmp_path / "tritonserver"
     broken.write_text(
         "#!/bin/sh\necho 'tritonserver: error while loading shared libraries: libdcgm.so: cannot"
         " open' >&2\nexit 127\n"
     )
     broken.chmod(0o755)
-    monkeypatch.setattr(triton, "_find_triton", lambda: dataclasses.replace(wheel, server=broken))
+    monkeypatch.setattr(triton_wheel, "find", lambda: dataclasses.replace(wheel, server=broken))
     assert (
         triton.triton_unusable(tmp_path / "work")
         == "tritonserver: error while loading shared libraries: libdcgm.so: cannot open"
@@ -441,16 +442,20 @@ def test_a_port_in_use_is_refused_where_it_was_asked_for(repository, kserve):
 
 def test_a_wait_ends_at_its_deadline_and_leaves_nothing(repository, kserve, monkeypatch):
     pids = []
-    launch = triton._launch
-    monkeypatch.setattr(
-        triton, "_launch", lambda *given: pids.append(process := launch(*given)) or process
-    )
+    launch = server_processes.launch
+
+    def launch_and_record(*args, **options):
+        process = launch(*args, **options)
+        pids.append(process.pid)
+        return process
+
+    monkeypatch.setattr(server_processes, "launch", launch_and_record)
     with pytest.raises(
         DeadlineError,
         match=r"(?s)model small was not ready within 0 s; last lines of .*server.log:\n.*starting",
     ):
         triton.start(repository / "model", **kserve, deadline=0.0)
-    assert group_of(pids[0].pid) == []
+    assert group_of(pids[0]) == []
 
 
 def test_a_model_that_is_not_in_the_repository_is_refused_before_anything_starts(

@@ -1,6 +1,4 @@
-"""The search space: what is accepted, what is refused and with which words, and its form in an
-Experiment.
-"""
+"""The search space: what is accepted, what is refused, and its form in an Experiment."""
 
 import json
 from pathlib import Path
@@ -20,6 +18,13 @@ from training.search_space import (
 )
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+def refused(check, *args):
+    """The message of the InputError that the call raises."""
+    with pytest.raises(InputError) as error:
+        check(*args)
+    return str(error.value)
 
 
 def one(**entry):
@@ -46,52 +51,67 @@ def test_it_survives_the_way_through_a_pipeline_parameter():
 
 
 @pytest.mark.parametrize(
-    ("entry", "wanted"),
+    ("entry", "facts"),
     [
-        ({"name": "a", "type": "integer", "min": 1, "max": 2}, "did you mean 'int'"),
-        ({"name": "a", "type": "int", "min": 2, "max": 2}, "min 2 is not below max 2"),
-        ({"name": "a", "type": "int", "min": 1}, "needs min and max"),
-        ({"name": "a", "type": "int", "min": 0.5, "max": 2}, "whole numbers"),
+        ({"name": "a", "type": "integer", "min": 1, "max": 2}, ["'integer'", "'int'"]),
+        ({"name": "a", "type": "int", "min": 2, "max": 2}, ["min 2", "max 2"]),
+        ({"name": "a", "type": "int", "min": 1}, ["min and max"]),
+        ({"name": "a", "type": "int", "min": 0.5, "max": 2}, ["int", "whole numbers"]),
         (
             {"name": "a", "type": "double", "min": 0, "max": 1, "distribution": "logUniform"},
-            "min above 0",
+            ["logUniform", "min above 0"],
         ),
         (
             {"name": "a", "type": "double", "min": 0, "max": 1, "distribution": "loguniform"},
-            "'logUniform'",
+            ["'loguniform'", "'logUniform'"],
         ),
-        ({"name": "a", "type": "double", "min": "low", "max": 1}, "'low' is no number"),
-        ({"name": "a", "type": "double", "min": 0, "max": float("inf")}, "not finite"),
-        ({"name": "a", "type": "categorical", "list": []}, "needs a list"),
-        ({"name": "a", "type": "discrete", "list": [1, 1]}, "different values"),
-        ({"name": "a", "type": "discrete", "list": ["many"]}, "no number"),
-        ({"name": "a b", "type": "int", "min": 1, "max": 2}, "a name is"),
-        ({"name": "a", "type": "int", "min": 1, "max": 2, "steps": 1}, "did you mean 'step'"),
+        (
+            {
+                "name": "a",
+                "type": "int",
+                "min": 1,
+                "max": 9,
+                "step": 2,
+                "distribution": "logUniform",
+            },
+            ["step", "logUniform"],
+        ),
+        ({"name": "a", "type": "int", "min": 1, "max": 9, "step": 0}, ["step", "above 0"]),
+        ({"name": "a", "type": "double", "min": "low", "max": 1}, ["min", "'low'"]),
+        ({"name": "a", "type": "double", "min": 0, "max": float("inf")}, ["max", "not finite"]),
+        ({"name": "a", "type": "categorical", "list": []}, ["categorical", "list"]),
+        ({"name": "a", "type": "discrete", "list": 5}, ["list"]),
+        ({"name": "a", "type": "discrete", "list": [1, 1]}, ["list", "different"]),
+        ({"name": "a", "type": "discrete", "list": ["many"]}, ["list", "'many'"]),
+        ({"name": "a b", "type": "int", "min": 1, "max": 2}, ["letters, digits"]),
+        ({"name": "a", "type": "int", "min": 1, "max": 2, "steps": 1}, ["'steps'", "'step'"]),
     ],
 )
-def test_what_makes_no_sense_is_refused(entry, wanted):
-    with pytest.raises(InputError, match=wanted):
-        one(**entry)
+def test_what_makes_no_sense_is_refused(entry, facts):
+    message = refused(parse, json.dumps({"parameters": [entry]}))
+    for fact in ["search space", f"parameter '{entry['name']}'", *facts]:
+        assert fact in message
 
 
 @pytest.mark.parametrize(
-    ("content", "wanted"),
+    ("content", "facts"),
     [
-        ("parameters: [", "neither YAML nor JSON"),
-        ("other: 1\nmore: 2", "no list of parameters"),
-        ("parameters:\n  - {name: a}", "is no parameter"),
+        ("parameters: [", ["neither YAML nor JSON"]),
+        ("other: 1\nmore: 2", ["parameters"]),
+        ("parameters:\n  - {name: a}", ["{'name': 'a'}", "type"]),
         (
             (
                 "parameters:\n  - {name: a, type: int, min: 1, max: 2}\n  - {name: a, type: int,"
                 " min: 1, max: 2}"
             ),
-            "is there twice",
+            ["parameter 'a'", "twice"],
         ),
     ],
 )
-def test_files_that_do_not_parse_are_refused(content, wanted):
-    with pytest.raises(InputError, match=wanted):
-        parse(content)
+def test_files_that_do_not_parse_are_refused(content, facts):
+    message = refused(parse, content)
+    for fact in facts:
+        assert fact in message
 
 
 @pytest.mark.parametrize(
@@ -122,41 +142,38 @@ def test_names_inside_a_trial_are_camel_case():
 
 
 @pytest.mark.parametrize(
-    ("number", "wanted"),
+    ("number", "plain"),
     [(5.0, "5"), (5e-5, "0.00005"), (0.1, "0.1"), (-3, "-3"), (1e6, "1000000")],
 )
-def test_numbers_are_plain(number, wanted):
-    assert text(number) == wanted
+def test_numbers_are_plain(number, plain):
+    assert text(number) == plain
 
 
 def test_a_space_without_anything_for_the_network_is_refused():
-    with pytest.raises(InputError, match="no parameter for the network"):
-        for_network(
-            parse(
-                '[{"name": "k", "type": "int", "min": 1, "max": 2, "only_for": "particle_net*"}]'
-            ),
-            "networks/pfn.py",
-        )
+    space = parse('[{"name": "k", "type": "int", "min": 1, "max": 2, "only_for": "particle_net*"}]')
+    message = refused(for_network, space, "networks/pfn.py")
+    assert "'pfn'" in message
+    assert "only_for" in message
 
 
 @pytest.mark.parametrize(
-    ("source", "wanted"),
+    ("source", "facts"),
     [
         (
             "def get_model(data_config, *, fc_dim=1): ...\ndef get_loss(c): ...",
-            "did you mean 'fc-dim'",
+            ["'fc-dims'", "'fc-dim'"],
         ),
-        ("def get_model(data_config): ...", "defines no get_loss"),
-        ("def get_model(:", "line 1"),
+        ("def get_model(data_config): ...", ["get_loss"]),
+        ("def get_model(:", ["line 1"]),
     ],
 )
-def test_a_parameter_that_the_network_does_not_take_is_refused(source, wanted):
+def test_a_parameter_that_the_network_does_not_take_is_refused(source, facts):
     from training.network_options import check_options
 
-    with pytest.raises(InputError, match=wanted):
-        check_options(
-            parse('[{"name": "fc-dims", "type": "int", "min": 1, "max": 2}]'), "net.py", source
-        )
+    space = parse('[{"name": "fc-dims", "type": "int", "min": 1, "max": 2}]')
+    message = refused(check_options, space, "net.py", source)
+    for fact in ["net.py", *facts]:
+        assert fact in message
 
 
 def test_a_network_that_takes_any_keyword_takes_any_parameter():
@@ -169,20 +186,21 @@ def test_a_network_that_takes_any_keyword_takes_any_parameter():
 
 
 @pytest.mark.parametrize(
-    ("space", "algorithm", "wanted"),
+    ("entry", "algorithm", "facts"),
     [
-        ([{"name": "a", "type": "double", "min": 0, "max": 1}], "grid", "needs a step"),
-        ([{"name": "a", "type": "double", "min": 0, "max": 1}], "cmaes", "needs two parameters"),
+        ({"type": "double", "min": 0, "max": 1}, "grid", ["'a'", "step"]),
+        ({"type": "double", "min": 0, "max": 1}, "cmaes", ["needs 2", "has 1"]),
         (
-            [{"name": "a", "type": "int", "min": 1, "max": 64, "distribution": "logUniform"}],
+            {"type": "int", "min": 1, "max": 64, "distribution": "logUniform"},
             "sobol",
-            "whole numbers uniformly",
+            ["'a'", "whole numbers uniformly"],
         ),
     ],
 )
-def test_an_algorithm_that_cannot_search_the_space_is_refused(space, algorithm, wanted):
-    with pytest.raises(InputError, match=wanted):
-        check_algorithm(parse(json.dumps(space)), algorithm)
+def test_an_algorithm_that_cannot_search_the_space_is_refused(entry, algorithm, facts):
+    message = refused(check_algorithm, [one(name="a", **entry)], algorithm)
+    for fact in [f"algorithm {algorithm}", *facts]:
+        assert fact in message
 
 
 def test_the_size_of_a_grid():
@@ -201,25 +219,18 @@ def test_a_cluster_that_draws_otherwise_is_told_of():
 
 
 @pytest.mark.parametrize(
-    ("entry", "wanted"),
+    ("entry", "value"),
     [
-        (
-            {"name": "optimizer", "type": "categorical", "list": ["adam", "adamm"]},
-            "value adamm: unknown optimizer",
-        ),
-        (
-            {"name": "data-fraction", "type": "double", "min": 0.5, "max": 2},
-            "value 2: must be a number",
-        ),
+        ({"name": "optimizer", "type": "categorical", "list": ["adam", "adamm"]}, "adamm"),
+        ({"name": "data-fraction", "type": "double", "min": 0.5, "max": 2}, "2"),
     ],
 )
-def test_a_value_that_the_training_does_not_take_is_refused(entry, wanted):
+def test_a_value_that_the_training_does_not_take_is_refused(entry, value):
     from training.network_options import check_options
 
-    with pytest.raises(InputError, match=wanted):
-        check_options(
-            parse(json.dumps([entry])), "net.py", "def get_model(c): ...\ndef get_loss(c): ..."
-        )
+    source = "def get_model(c): ...\ndef get_loss(c): ..."
+    message = refused(check_options, [one(**entry)], "net.py", source)
+    assert f"parameter '{entry['name']}', value {value}" in message
 
 
 NETWORK = """
@@ -237,45 +248,38 @@ def get_loss(data_config, **options):
 
 
 @pytest.mark.parametrize(
-    ("entry", "wanted"),
+    ("entry", "facts"),
     [
-        ({"name": "width", "type": "int", "min": 8, "max": 16}, ""),
-        ({"name": "kind", "type": "categorical", "list": ["plain", "numbers"]}, ""),
+        ({"name": "width", "type": "int", "min": 8, "max": 16}, []),
+        ({"name": "kind", "type": "categorical", "list": ["plain", "numbers"]}, []),
         (
             {"name": "width", "type": "int", "min": -1, "max": 16},
-            "cannot be built with width -1, depth 2, kind plain",
+            ["width -1, depth 2, kind plain"],
         ),
         (
             {"name": "kind", "type": "categorical", "list": ["plain", "strange"]},
-            "depth 4, kind strange: .*strange networks are shallow",
+            ["depth 4, kind strange", "strange networks are shallow"],
         ),
     ],
 )
-def test_the_network_is_built_with_the_extremes_of_the_space(entry, wanted):
+def test_the_network_is_built_with_the_extremes_of_the_space(entry, facts):
     from training.network_options import check_builds
     from weaver.network.network_file import NetworkFile
 
-    given = {"width": {"min": 8, "max": 9}, "depth": {"min": 2, "max": 4}}
-    space = [
-        {"name": name, "type": "int", **ends}
-        for name, ends in given.items()
-        if name != entry["name"]
-    ]
-    space += (
-        [{"name": "kind", "type": "categorical", "list": ["plain"]}]
-        if entry["name"] != "kind"
-        else []
-    )
-    parameters = sorted(
-        parse(json.dumps([entry, *space])),
-        key=lambda one: ["width", "depth", "kind"].index(one.name),
-    )
+    entries = {
+        "width": {"name": "width", "type": "int", "min": 8, "max": 9},
+        "depth": {"name": "depth", "type": "int", "min": 2, "max": 4},
+        "kind": {"name": "kind", "type": "categorical", "list": ["plain"]},
+    }
+    entries[entry["name"]] = entry
+    space = [one(**values) for values in entries.values()]
     network = NetworkFile(uri="net.py", source=NETWORK)
-    if not wanted:
-        assert check_builds(parameters, network, None)
+    if not facts:
+        assert check_builds(space, network, None)
         return
-    with pytest.raises(InputError, match=wanted):
-        check_builds(parameters, network, None)
+    message = refused(check_builds, space, network, None)
+    for fact in facts:
+        assert fact in message
 
 
 def test_a_parameter_may_have_one_range_for_some_networks_and_another_for_the_others():
@@ -294,25 +298,27 @@ def test_a_parameter_that_is_there_twice_for_a_network_is_refused():
         " max: 3, only_for: 'p*'}"
     )
     assert len(for_network(space, "q.py")) == 1
-    with pytest.raises(InputError, match="'a' twice for the network 'pfn'"):
-        for_network(space, "pfn.py")
+    message = refused(for_network, space, "pfn.py")
+    for fact in ("'a'", "twice", "'pfn'"):
+        assert fact in message
 
 
 @pytest.mark.parametrize(
-    ("entry", "message"),
+    ("entry", "facts"),
     [
-        ({"name": "dropout", "type": "double", "min": 0.0, "max": 1.5}, "'dropout', value 1.5"),
-        ({"name": "fc-dim", "type": "int", "min": 0, "max": 64}, "'fc-dim', value 0"),
+        ({"name": "dropout", "type": "double", "min": 0.0, "max": 1.5}, ["value 1.5"]),
+        ({"name": "fc-dim", "type": "int", "min": 0, "max": 64}, ["value 0"]),
         (
             {"name": "norm", "type": "categorical", "list": ["layer", "group"]},
-            "batch, layer or none, not 'group'",
+            ["value group", "batch, layer or none"],
         ),
     ],
 )
-def test_a_value_that_the_network_file_rules_out_is_refused_without_building_it(entry, message):
+def test_a_value_that_the_network_file_rules_out_is_refused_without_building_it(entry, facts):
     """The file's OPTIONS are read, not run: the steps' image has no torch."""
     from training.network_options import check_options
 
-    path = Path("networks/pfn_regressor_open.py")
-    with pytest.raises(InputError, match=message):
-        check_options(parse(json.dumps([entry])), str(path), path.read_text())
+    path = ROOT / "networks" / "pfn_regressor_open.py"
+    message = refused(check_options, [one(**entry)], str(path), path.read_text())
+    for fact in [f"parameter '{entry['name']}'", *facts]:
+        assert fact in message

@@ -14,8 +14,9 @@ import pytest
 import torch
 import uproot
 
+from physics.ranks import auc
 from tests.weaver.trials import history
-from weaver.fit.metrics import auc, class_metrics, pairwise_auc
+from weaver.fit.metrics import class_metrics, pairwise_auc
 from weaver.train import main
 
 CONFIG = """

@@ -1,5 +1,4 @@
-"""Prepared data as tensors: columns mapped into memory, batches gathered from them for any choice
-of jets.
+"""Prepared data as tensors: columns mapped into memory, and batches of any jets gathered from them.
 
 A batch is made in two halves. `gather` copies from the mapped columns, on the CPU, one run of
 particles a jet: as many as the config's length, from the jet's first one on. `finish` moves that to
@@ -12,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import mmap
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,17 @@ import torch
 from common import storage
 from common.errors import InputError
 from weaver.config.data_config import DataConfig
-from weaver.prepared.columns import DESCRIPTION, FORMAT, HEADER, is_prepared, local_copy, node_cache
+from weaver.prepared.columns import (
+    DESCRIPTION,
+    FORMAT,
+    HEADER,
+    WEIGHT,
+    ColumnEntry,
+    SequenceEntry,
+    is_prepared,
+    local_copy,
+    node_cache,
+)
 from weaver.prepared.prepare import prepare
 
 
@@ -78,12 +87,13 @@ class Gathered:
         return self.mapped(lambda tensor: tensor.to(device, non_blocking=True))
 
     def mapped(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Gathered:
+        """The same with a function applied to each tensor."""
+        sequences = {}
+        for name, (rows, own) in self.sequences.items():
+            sequences[name] = (None if rows is None else function(rows), function(own))
         return dataclasses.replace(
             self,
-            sequences={
-                name: (rows if rows is None else function(rows), function(own))
-                for name, (rows, own) in self.sequences.items()
-            },
+            sequences=sequences,
             flats={name: function(tensor) for name, tensor in self.flats.items()},
             labels={name: function(tensor) for name, tensor in self.labels.items()},
             weights=function(self.weights),
@@ -93,19 +103,25 @@ class Gathered:
 class Dataset:
     """Prepared jets. Make one with `Dataset.open`."""
 
-    def __init__(self, folder: Path, description: dict[str, Any], data_config: DataConfig) -> None:
-        self.folder, self.description = folder, description
+    def __init__(
+        self, folder: Path, description: Mapping[str, Any], data_config: DataConfig
+    ) -> None:
+        self.folder = folder
+        self.description = description
+        """dataset.json: weaver.prepared.columns.Description."""
         self.data_config = data_config.with_derived(description)
         """The data config with the standardisation that was used; what is exported with a network
         must apply the same.
         """
-        self._columns = {
-            name: _map(folder, entry) for name, entry in description["columns"].items()
-        }
-        self._sequences = {
-            group: _Sequence(folder, entry, self.data_config, group)
-            for group, entry in description["sequences"].items()
-        }
+        self._columns: dict[str, np.ndarray] = {}
+        self._observers: dict[str, np.ndarray] = {}
+        for name, entry in description["columns"].items():
+            self._columns[name] = _map(folder, entry)
+            if name.startswith("observer."):
+                self._observers[name.removeprefix("observer.")] = self._columns[name]
+        self._sequences: dict[str, _Sequence] = {}
+        for group, sequence in description["sequences"].items():
+            self._sequences[group] = _Sequence(folder, sequence, self.data_config, group)
 
     @classmethod
     def open(
@@ -130,7 +146,18 @@ class Dataset:
         """
         cache = Path(cache_dir) if cache_dir else node_cache()
         if source.endswith(".json"):
-            source = _referred(source)
+            reference = source
+            content = storage.read_json(reference)
+            if not isinstance(content, dict) or not isinstance(content.get("dataset"), str):
+                raise InputError(
+                    f'{reference} refers to no data: expected {{"dataset": "<prepared folder>"}}'
+                )
+            source = content["dataset"]
+            if not is_prepared(source):
+                raise InputError(
+                    f"{reference} refers to {source}, where there is no prepared data; prepare it"
+                    " again"
+                )
         elif not is_prepared(source):
             source = prepare(
                 source, data_config, str(cache), for_training=for_training, validation=validation
@@ -150,69 +177,68 @@ class Dataset:
         return sequences + sum(column.nbytes for column in self._columns.values())
 
     def batch(self, index: np.ndarray, device: str | torch.device = "cpu") -> Batch:
-        """The jets at these positions (int64, any order, repeats allowed) as tensors on
-        `device`.
-        """
+        """The jets at these positions (int64, any order, repeats allowed) as tensors."""
         return self.finish(self.gather(index), device)
 
     def gather(self, index: np.ndarray) -> Gathered:
-        """The first half of `batch`, on the CPU; numpy does it without holding Python's lock, so it
-        may run in a thread.
+        """The first half of `batch`, on the CPU.
+
+        numpy does it without holding Python's lock, so that it may run in a thread.
         """
         index = np.ascontiguousarray(index, np.int64)
         if index.size and not 0 <= index.min() <= index.max() < len(self):
             raise IndexError(
                 f"jets are numbered 0 to {len(self) - 1}, asked for {index.min()} to {index.max()}"
             )
-        groups = self.data_config.input_names
+        sequences = {}
+        flats = {}
+        for group in self.data_config.input_names:
+            if group in self._sequences:
+                sequences[group] = self._sequences[group].gather(index)
+            else:
+                flats[group] = torch.from_numpy(self._columns[group][index])
+
+        labels = {}
+        for name in self.data_config.label_names:
+            numbers = self._columns[f"label.{name}"][index]
+            # torch has few operations for unsigned numbers
+            unsigned = numbers.dtype.kind == "u"
+            labels[name] = torch.from_numpy(numbers.astype(np.int64) if unsigned else numbers)
+
+        weights = self._columns.get(WEIGHT)
         return Gathered(
-            sequences={
-                group: self._sequences[group].gather(index)
-                for group in groups
-                if group in self._sequences
-            },
-            flats={
-                group: torch.from_numpy(self._columns[group][index])
-                for group in groups
-                if group not in self._sequences
-            },
-            labels={
-                name: _tensor(self._columns[f"label.{name}"][index])
-                for name in self.data_config.label_names
-            },
-            observers={name: values[index] for name, values in self._observed().items()},
-            weights=(
-                torch.from_numpy(self._columns["weight"][index])
-                if "weight" in self._columns
-                else torch.ones(len(index))
-            ),
+            sequences=sequences,
+            flats=flats,
+            labels=labels,
+            observers={name: values[index] for name, values in self._observers.items()},
+            weights=torch.ones(len(index)) if weights is None else torch.from_numpy(weights[index]),
         )
 
     def finish(self, gathered: Gathered, device: str | torch.device = "cpu") -> Batch:
         """The second half of `batch`: on the device, pad."""
         device = torch.device(device)
         there = gathered if device.type == "cpu" else gathered.to(device)
-        padded = {
-            group: self._sequences[group].pad(*rows) for group, rows in there.sequences.items()
-        }
-        inputs = {
-            group: padded[group] if group in padded else there.flats[group]
-            for group in self.data_config.input_names
-        }
+        inputs = {}
+        for group in self.data_config.input_names:
+            if group in there.sequences:
+                inputs[group] = self._sequences[group].pad(*there.sequences[group])
+            else:
+                inputs[group] = there.flats[group]
         return Batch(
             inputs=inputs, labels=there.labels, observers=there.observers, weights=there.weights
         )
 
     def read_ahead(self, start: int, stop: int) -> None:
-        """Tell the system that the jets from `start` up to `stop` will be wanted soon, so that it
-        reads them in one go.
+        """Tell the system that the jets from `start` up to `stop` will be used soon.
+
+        It then reads them in one go.
         """
         for sequence in self._sequences.values():
             sequence.read_ahead(start, stop)
 
     def observers(self) -> dict[str, np.ndarray]:
         """All observers and monitor variables of all jets, (N,) each, mapped into memory."""
-        return dict(self._observed())
+        return dict(self._observers)
 
     def label(self, name: str) -> np.ndarray:
         """One label of all jets, (N,)."""
@@ -223,55 +249,50 @@ class Dataset:
         return self._columns[f"label.{name}"]
 
     def weights(self) -> np.ndarray:
-        """The weights of all jets, (N,) float32, mapped into memory; ones where the data config has
-        none.
-        """
-        return (
-            self._columns["weight"] if "weight" in self._columns else np.ones(len(self), np.float32)
-        )
+        """The weights of all jets, (N,) float32, mapped into memory; ones without weights."""
+        weights = self._columns.get(WEIGHT)
+        return np.ones(len(self), np.float32) if weights is None else weights
 
     def multiplicity(self, group: str | None = None) -> np.ndarray:
-        """Particles of each jet, cut to the length, (N,) int64: of the given sequence group, or of
-        the config's first one.
+        """Particles of each jet, cut to the length, (N,) int64.
+
+        Of a sequence group, by default the config's first one; zeros where there is none.
         """
         if not self._sequences:
             return np.zeros(len(self), np.int64)
         return np.diff(self._sequences[group or next(iter(self._sequences))].offsets)
 
-    def _observed(self) -> dict[str, np.ndarray]:
-        return {
-            name.removeprefix("observer."): values
-            for name, values in self._columns.items()
-            if name.startswith("observer.")
-        }
-
 
 class _Sequence:
     """One group of variables with several particles a jet."""
 
-    def __init__(self, folder: Path, entry: dict[str, Any], config: DataConfig, group: str) -> None:
+    def __init__(self, folder: Path, entry: SequenceEntry, config: DataConfig, group: str) -> None:
         params = [config.preprocess_params[name] for name in config.input_dicts[group]]
-        self.offsets = _map(folder, entry["offsets"])
-        self.length: int = params[0]["length"]
+        length = params[0]["length"]
+        if length is None:
+            raise InputError(f"{folder}: '{group}' is stored as particles; prepare it again")
+        self.length: int = length
         self.wraps = params[0]["pad_mode"] == "wrap"
         # A wrapped jet without particles is all zero, as in weaver-core.
         self._pads = _OnDevices([0.0 if self.wraps else p["pad_value"] for p in params])
-        self.file, self.values, self.constant = None, None, None
+        self.offsets = _map(folder, entry["offsets"])
+        self.values: np.ndarray | None = None
+        self._advice: _Advice | None = None
         if "values" in entry:
-            self.file = folder / entry["values"]["file"]
+            self._file = folder / entry["values"]["file"]
             self.values = _map(folder, entry["values"])
-            self.runs = _Runs(self.values, self.length)
+            self._runs = _Runs(self.values, length)
         else:
-            self.constant = _OnDevices(entry["constant"])
-        self._advice = None
+            self._constant = _OnDevices(entry["constant"])
 
     @property
     def nbytes(self) -> int:
         return self.offsets.nbytes + (0 if self.values is None else self.values.nbytes)
 
     def gather(self, index: np.ndarray) -> tuple[torch.Tensor | None, torch.Tensor]:
-        """The runs of particles (N, P, C) of the jets at `index`, None for constant ones, and how
-        many are to be kept of each (N,).
+        """The runs of particles (N, P, C) of some jets, and how many are kept of each, (N,).
+
+        index: (N,). None in place of constant runs.
         """
         start = self.offsets[index]
         count = self.offsets[index + 1] - start
@@ -279,47 +300,57 @@ class _Sequence:
         if self.values is None:
             return None, torch.from_numpy(kept)
         if not self.wraps or not len(self.values):
-            return torch.from_numpy(self.runs.take(start)), torch.from_numpy(kept)
+            return torch.from_numpy(self._runs.take(start)), torch.from_numpy(kept)
+        # (N, P): a jet's particles over and over
         places = start[:, None] + np.arange(self.length) % np.maximum(count, 1)[:, None]
-        # the place of a jet without particles means nothing
-        rows = self.values.take(places.ravel(), axis=0, mode="clip")
-        return torch.from_numpy(
-            rows.reshape(len(index), self.length, self.values.shape[1])
-        ), torch.from_numpy(kept)
+        # the place of a jet without particles means nothing, and may lie behind the end
+        rows = self.values.take(places.ravel(), axis=0, mode="clip")  # (N * P, C)
+        rows = rows.reshape(len(index), self.length, self.values.shape[1])
+        return torch.from_numpy(rows), torch.from_numpy(kept)
 
     def pad(self, rows: torch.Tensor | None, kept: torch.Tensor) -> torch.Tensor:
         """(N, P, C) and (N,) -> (N, C, P), the pad value in place of what is not kept."""
         pad = self._pads.on(kept.device)
         if rows is None:
-            rows = self.constant.on(kept.device).expand(len(kept), self.length, -1)
+            rows = self._constant.on(kept.device).expand(len(kept), self.length, -1)
+        # (N, P): true in the places of particles
         real = torch.arange(self.length, device=kept.device) < kept[:, None]
-        made = torch.empty((len(kept), len(pad), self.length), device=kept.device)
-        return torch.where(real[:, None, :], rows.transpose(1, 2), pad[:, None], out=made)
+        padded = torch.empty((len(kept), len(pad), self.length), device=kept.device)
+        return torch.where(real[:, None, :], rows.transpose(1, 2), pad[:, None], out=padded)
 
     def read_ahead(self, start: int, stop: int) -> None:
         if self.values is None or not len(self.values):
             return
-        self._advice = self._advice or _Advice(self.file)
+        if self._advice is None:
+            self._advice = _Advice(self._file)
         row = self.values.nbytes // len(self.values)
         self._advice.will_need(int(self.offsets[start]) * row, int(self.offsets[stop]) * row)
 
 
 class _Runs:
-    """Runs of `length` rows of (rows, C) values from any row on: one memory copy each, which
-    gathering single rows is not.
+    """Runs of `length` rows of (rows, C) values from any row on.
+
+    A run is one memory copy, which is faster than gathering its rows.
     """
 
     def __init__(self, values: np.ndarray, length: int) -> None:
-        self.shape, self.last = (length, values.shape[1]), max(len(values) - length, 0)
+        channels = values.shape[1]
+        self.shape = (length, channels)
+        self.last = max(len(values) - length, 0)
+        """The last row that a whole run begins with."""
         # for runs that reach beyond the end
-        tail = np.zeros((2 * length, values.shape[1]), values.dtype)
-        tail[: len(values) - self.last] = values[self.last :]
+        self.tail = np.zeros((2 * length, channels), values.dtype)
+        self.tail[: len(values) - self.last] = values[self.last :]
         if len(values) < length:
-            values = tail
+            values = self.tail
+        # (rows, length * C): row i is the run from i on; its neighbours overlap it in memory
         size = values.dtype.itemsize
-        shape, strides = (self.last + 1, length * values.shape[1]), (values.shape[1] * size, size)
-        self.tail = tail
-        self.inner = np.lib.stride_tricks.as_strided(values, shape, strides, writeable=False)
+        self.inner = np.lib.stride_tricks.as_strided(
+            values,
+            shape=(self.last + 1, length * channels),
+            strides=(channels * size, size),
+            writeable=False,
+        )
 
     def take(self, start: np.ndarray) -> np.ndarray:
         """(N,) -> (N, length, C); what lies beyond the values is 0."""
@@ -332,22 +363,25 @@ class _Runs:
 
 
 class _OnDevices:
-    """A few float32 numbers, kept on each device where they were wanted: sending them with each
-    batch would make a GPU wait.
+    """A few float32 numbers, kept on each device that uses them.
+
+    Sending them with each batch would make a GPU wait.
     """
 
     def __init__(self, values: list[float]) -> None:
         self._on = {torch.device("cpu"): torch.tensor(values, dtype=torch.float32)}
 
     def on(self, device: torch.device) -> torch.Tensor:
+        """The numbers on a device."""
         if device not in self._on:
             self._on[device] = self._on[torch.device("cpu")].to(device)
         return self._on[device]
 
 
 class _Advice:
-    """What the system is told about a file that is mapped into memory; nothing where it takes no
-    such advice (macOS).
+    """Tells the system which parts of a mapped file will be read.
+
+    It does nothing where the system takes no such advice (macOS).
     """
 
     def __init__(self, path: Path) -> None:
@@ -356,24 +390,13 @@ class _Advice:
 
     def will_need(self, start: int, stop: int) -> None:
         """Bytes of the columns, which lie behind the header."""
-        start, stop = start // mmap.PAGESIZE * mmap.PAGESIZE, min(stop + HEADER, len(self._map))
+        start = start // mmap.PAGESIZE * mmap.PAGESIZE  # advice begins at a page
+        stop = min(stop + HEADER, len(self._map))
         if hasattr(mmap, "MADV_WILLNEED") and stop > start:
             self._map.madvise(mmap.MADV_WILLNEED, start, stop - start)
 
 
-def _referred(uri: str) -> str:
-    content = storage.read_json(uri)
-    if not isinstance(content, dict) or not isinstance(content.get("dataset"), str):
-        raise InputError(f'{uri} refers to no data: expected {{"dataset": "<prepared folder>"}}')
-    if not is_prepared(content["dataset"]):
-        raise InputError(
-            f"{uri} refers to {content['dataset']}, where there is no prepared data; prepare it"
-            " again"
-        )
-    return content["dataset"]
-
-
-def _check(source: str, description: dict[str, Any], config: DataConfig) -> None:
+def _check(source: str, description: Mapping[str, Any], config: DataConfig) -> None:
     if description.get("format") != FORMAT:
         raise InputError(
             f"{source} has form {description.get('format')}, this program reads form {FORMAT};"
@@ -386,9 +409,10 @@ def _check(source: str, description: dict[str, Any], config: DataConfig) -> None
         )
 
 
-def _map(folder: Path, entry: dict[str, Any]) -> np.ndarray:
+def _map(folder: Path, entry: ColumnEntry) -> np.ndarray:
     """A column mapped into memory: read from disk where touched, and never written back."""
-    shape, path = tuple(entry["shape"]), folder / entry["file"]
+    shape = tuple(entry["shape"])
+    path = folder / entry["file"]
     if 0 in shape:
         return np.empty(shape, entry["dtype"])
     try:
@@ -403,10 +427,3 @@ def _map(folder: Path, entry: dict[str, Any]) -> np.ndarray:
             f" {folder} and prepare it again"
         )
     return column.view(np.ndarray)  # without np.memmap's own indexing, which is slower
-
-
-def _tensor(values: np.ndarray) -> torch.Tensor:
-    """A tensor of these numbers; unsigned ones, for which torch has few operations,
-    become int64.
-    """
-    return torch.from_numpy(values.astype(np.int64) if values.dtype.kind == "u" else values)

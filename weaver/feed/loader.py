@@ -1,5 +1,4 @@
-"""Batches of one epoch after another: shuffled by seed, shared out to ranks, made ahead by a
-thread.
+"""Batches of one epoch after another: shuffled by seed, shared out to ranks, made in a thread.
 
 The order of an epoch depends on seed and number alone, so that a run that was interrupted goes on
 in the middle of an epoch with the very batches it would have seen. A thread serves better than
@@ -77,15 +76,25 @@ class Loader:
                 f"batch size {batch_size} must be at least 1, data fraction {fraction} above 0 and"
                 f" at most 1, {rank=} below {world_size=}"
             )
-        self.dataset, self.batch_size, self.shuffle, self.seed = dataset, batch_size, shuffle, seed
-        self.rank, self.world_size, self.device = rank, world_size, str(device)
-        self.block = _block(dataset) if block is None else block
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.device = str(device)
+        if block is None:
+            # a small data set is permuted as a whole
+            large = dataset.nbytes > WHOLE_BYTES
+            block = max(round(BLOCK_BYTES * len(dataset) / dataset.nbytes), 1) if large else 0
+        self.block = block
         self._chosen = max(round(len(dataset) * fraction), 1)
-        self._sampler = (
-            self._sampler_of(dataset)
-            if shuffle and dataset.data_config.weight_use == "sampling"
-            else None
-        )
+        self._sampler: Sampler | None = None
+        if shuffle and dataset.data_config.weight_use == "sampling":
+            weights = dataset.weights()
+            if self._chosen < len(dataset):
+                weights = weights[spread(np.arange(self._chosen), self._chosen, len(dataset))]
+            self._sampler = Sampler(weights)
         self.num_jets = self._sampler.size if self._sampler else self._chosen
         """Jets of an epoch, over all ranks."""
         whole, rest = divmod(self.num_jets, batch_size * world_size)
@@ -97,7 +106,7 @@ class Loader:
             )
         if in_memory is None:
             in_memory = self.device.startswith("cuda") and fits(dataset, self.device)
-        self._source = Resident(dataset, self.device) if in_memory else dataset
+        self._resident = Resident(dataset, self.device) if in_memory else None
         self.wait_seconds = 0.0
         """Time that training has spent waiting for data, over all epochs."""
 
@@ -111,43 +120,47 @@ class Loader:
         Closing the iterator early ends its thread.
         """
         order = self._order(number)
-        made = (self._gathered(order, batch) for batch in range(start_batch, len(self)))
-        if isinstance(self._source, Resident):  # nothing is made in a thread
-            yield from self._of_resident(order, start_batch)
+        batches = range(start_batch, len(self))
+        if self._resident is not None:
+            yield from self._resident_batches(self._resident, order, batches)
             return
-        with contextlib.closing(ahead(made, AHEAD, "loader")) as ready:
+
+        def gather() -> Iterator[tuple[Gathered, int]]:
+            for batch in batches:
+                jets, real = self._jets(order, batch)
+                gathered = self.dataset.gather(jets)
+                pinned = self.device.startswith("cuda")
+                yield (gathered.pin_memory() if pinned else gathered), real
+
+        with contextlib.closing(ahead(gather(), AHEAD, "loader")) as ready:
             started = time.perf_counter()
-            for gathered in ready:
+            for gathered, real in ready:
                 self.wait_seconds += time.perf_counter() - started
-                yield self._finished(*gathered)
+                yield self._weighted(self.dataset.finish(gathered, self.device), real)
                 started = time.perf_counter()
 
-    def _of_resident(self, order: Order, start_batch: int) -> Iterator[Batch]:
-        """Batches cut out of larger gathers: a batch by itself is too small for its gather to
-        occupy more than one core.
+    def _resident_batches(
+        self, resident: Resident, order: Order, batches: range
+    ) -> Iterator[Batch]:
+        """Batches cut out of larger gathers, made without a thread.
+
+        A batch by itself is too small for its gather to occupy more than one core.
         """
-        for first in range(start_batch, len(self), TOGETHER):
-            made = [
-                self._jets(order, number)
-                for number in range(first, min(first + TOGETHER, len(self)))
-            ]
-            together = self._source.batch(np.concatenate([jets for jets, _ in made]))
+        for first in batches[::TOGETHER]:
+            parts = []
+            for number in range(first, min(first + TOGETHER, batches.stop)):
+                parts.append(self._jets(order, number))
+            together = resident.batch(np.concatenate([jets for jets, _ in parts]))
             start = 0
-            for jets, real in made:
+            for jets, real in parts:
                 yield self._weighted(together[start : start + len(jets)], real)
                 start += len(jets)
 
-    def _sampler_of(self, dataset: Dataset) -> Sampler:
-        weights = dataset.weights()
-        return Sampler(
-            weights
-            if self._chosen == len(dataset)
-            else weights[spread(np.arange(self._chosen), self._chosen, len(dataset))]
-        )
-
     def _order(self, number: int) -> Order:
         """Positions of the epoch's jets."""
-        chosen, total, key = self._chosen, len(self.dataset), [self.seed, number]
+        chosen = self._chosen
+        total = len(self.dataset)
+        key = [self.seed, number]
         if not self.shuffle:
             return InFileOrder(chosen, total)
         if self._sampler:
@@ -157,51 +170,27 @@ class Loader:
             return BlockShuffle(
                 chosen, total, key=key, block=self.block, read_ahead=self.dataset.read_ahead
             )
-        return Listed(
-            np.random.default_rng(key).permutation(spread(np.arange(chosen), chosen, total))
-        )
+        places = spread(np.arange(chosen), chosen, total)
+        return Listed(np.random.default_rng(key).permutation(places))
 
     def _jets(self, order: Order, number: int) -> tuple[np.ndarray, int]:
-        """This rank's jets of a global batch, and how many of them are real."""
-        step = self.batch_size * self.world_size
-        return self._part(order.part(number * step, (number + 1) * step))
+        """This rank's jets of a global batch, and how many of them are real.
 
-    def _gathered(self, order: Order, number: int) -> tuple[Gathered, int]:
-        """This rank's jets of a global batch, as far as the thread makes them, and how many are
-        real.
+        The others are repeats that fill it up: all ranks have batches of the same size.
         """
-        mine, real = self._jets(order, number)
-        gathered = self._source.gather(mine)
-        return (gathered.pin_memory() if self.device.startswith("cuda") else gathered), real
-
-    def _finished(self, gathered: Gathered, real: int) -> Batch:
-        return self._weighted(self._source.finish(gathered, self.device), real)
+        step = self.batch_size * self.world_size
+        jets = order.part(number * step, (number + 1) * step)
+        # the first `rest` ranks take one jet more
+        each, rest = divmod(len(jets), self.world_size)
+        start = self.rank * each + min(self.rank, rest)
+        mine = jets[start : start + each + (self.rank < rest)]
+        size = each + (rest > 0)
+        return np.concatenate([mine, np.repeat(jets[:1], size - len(mine))]), len(mine)
 
     def _weighted(self, batch: Batch, real: int) -> Batch:
-        """The batch with its weights: 1 where the jets were drawn by them, 0 where they only fill
-        it up.
-        """
+        """The batch with weight 1 for jets that were drawn by weight, and 0 for repeats."""
         if self._sampler:
             batch.weights.fill_(1)
         if real < len(batch):
             batch.weights[real:] = 0
         return batch
-
-    def _part(self, jets: np.ndarray) -> tuple[np.ndarray, int]:
-        """This rank's jets of a global batch, and how many of them are real; the others are repeats
-        that fill it up.
-        """
-        size = -(-len(jets) // self.world_size)
-        first, rest = divmod(len(jets), self.world_size)
-        start = self.rank * first + min(self.rank, rest)
-        mine = jets[start : start + first + (self.rank < rest)]
-        return np.concatenate([mine, np.repeat(jets[:1], size - len(mine))]), len(mine)
-
-
-def _block(dataset: Dataset) -> int:
-    """Jets in a block of the shuffle, 0 where the data set is small enough to be permuted as a
-    whole.
-    """
-    if dataset.nbytes <= WHOLE_BYTES:
-        return 0
-    return max(round(BLOCK_BYTES * len(dataset) / dataset.nbytes), 1)

@@ -1,5 +1,4 @@
-"""The order of an epoch's jets: a permutation by seed and epoch, also of more jets than memory or a
-slow disk likes.
+"""The order of an epoch's jets: a permutation by seed and epoch, for data sets of any size.
 
 A data set of less than WHOLE_BYTES is permuted as a whole. A larger one is shuffled in two stages:
 it is cut into blocks of neighbouring jets, the blocks are permuted, and the jets of `ROUND` blocks
@@ -12,7 +11,7 @@ set alone, not on the machine, so that a training continues elsewhere with the o
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 
@@ -25,13 +24,16 @@ BLOCK_BYTES = 4 * 2**20  # long enough that a disk, or a network's, reads it at 
 ROUND = 256
 
 
+Places = TypeVar("Places", int, np.ndarray)
+
+
 class Order(Protocol):
     """An epoch's jets, in order."""
 
     def part(self, start: int, stop: int) -> np.ndarray:
         """Their positions in the data set from place `start` up to `stop`, int64.
 
-        Asked for from the front to the back.
+        Called for one part after the other, from the front to the back.
         """
 
 
@@ -42,6 +44,7 @@ class Listed:
         self.jets = jets
 
     def part(self, start: int, stop: int) -> np.ndarray:
+        """See Order."""
         return self.jets[start:stop]
 
 
@@ -49,9 +52,11 @@ class InFileOrder:
     """`count` of `total` jets, evenly spread, in the order of the data set."""
 
     def __init__(self, count: int, total: int) -> None:
-        self.count, self.total = count, total
+        self.count = count
+        self.total = total
 
     def part(self, start: int, stop: int) -> np.ndarray:
+        """See Order."""
         return spread(np.arange(start, min(stop, self.count)), self.count, self.total)
 
 
@@ -71,21 +76,22 @@ class BlockShuffle:
         block: int,
         read_ahead: Callable[[int, int], None] = lambda start, stop: None,
     ) -> None:
-        self.count, self.total, self.key, self.block, self.read_ahead = (
-            count,
-            total,
-            key,
-            block,
-            read_ahead,
-        )
+        self.count = count
+        self.total = total
+        self.key = key
+        self.block = block
+        self.read_ahead = read_ahead
         self.blocks = np.random.default_rng(key).permutation(-(-count // block))
         sizes = np.minimum(block, count - self.blocks * block)
         starts = np.arange(0, len(self.blocks), ROUND)
         self.ends = np.cumsum(np.add.reduceat(sizes, starts))
         """Place behind the last jet of each round."""
-        self._round, self._jets = -1, np.empty(0, np.int64)
+        # the round in hand: its number, and the positions of its jets
+        self._round = -1
+        self._jets = np.empty(0, np.int64)
 
     def part(self, start: int, stop: int) -> np.ndarray:
+        """See Order."""
         parts = [np.empty(0, np.int64)]
         while start < min(stop, self.count):
             number = int(np.searchsorted(self.ends, start, side="right"))
@@ -95,36 +101,34 @@ class BlockShuffle:
         return np.concatenate(parts)
 
     def _of_round(self, number: int) -> np.ndarray:
-        if number != self._round:
-            follows = number and number == self._round + 1  # its blocks are then being read already
-            for start, stop in [
-                *([] if follows else self._bounds(number)),
-                *self._bounds(number + 1),
-            ]:
-                self.read_ahead(
-                    int(spread(start, self.count, self.total)),
-                    int(spread(stop - 1, self.count, self.total)) + 1,
-                )
-            places = np.concatenate(
-                [np.arange(start, stop) for start, stop in self._bounds(number)]
-            )
-            chosen = np.random.default_rng([*self.key, number]).permutation(places)
-            self._round, self._jets = number, spread(chosen, self.count, self.total)
+        """Positions of the jets of a round, in the order of the epoch."""
+        if number == self._round:
+            return self._jets
+        blocks = self._bounds(number)
+        # Blocks of the next round are read while this one is in use; those of this round are being
+        # read already if it follows the last one.
+        follows = number > 0 and number == self._round + 1
+        for start, stop in [*([] if follows else blocks), *self._bounds(number + 1)]:
+            last = spread(stop - 1, self.count, self.total)
+            self.read_ahead(spread(start, self.count, self.total), last + 1)
+        places = np.concatenate([np.arange(start, stop) for start, stop in blocks])
+        chosen = np.random.default_rng([*self.key, number]).permutation(places)
+        self._round = number
+        self._jets = spread(chosen, self.count, self.total)
         return self._jets
 
     def _bounds(self, number: int) -> list[tuple[int, int]]:
-        """First place and place behind the last, in the order of the data set, of each block of a
-        round.
-        """
-        blocks = self.blocks[number * ROUND : (number + 1) * ROUND]
-        return [
-            (int(block) * self.block, min((int(block) + 1) * self.block, self.count))
-            for block in blocks
-        ]
+        """Of each block of a round: its first place, and the place behind its last."""
+        bounds = []
+        for block in self.blocks[number * ROUND : (number + 1) * ROUND].tolist():
+            start = block * self.block
+            bounds.append((start, min(start + self.block, self.count)))
+        return bounds
 
 
-def spread(places: np.ndarray | int, count: int, total: int) -> np.ndarray | int:
-    """The positions in a data set of `total` jets of `count` that are evenly spread over it, given
-    their places 0 to count - 1.
+def spread(places: Places, count: int, total: int) -> Places:
+    """The positions of `count` jets that are evenly spread over a data set of `total` jets.
+
+    places: 0 to count - 1, one number or an array.
     """
     return places * total // count

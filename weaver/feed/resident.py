@@ -1,5 +1,6 @@
-"""A data set that lives, ready and padded, in the memory of the device that trains on it: a batch
-is then one gather there.
+"""A data set in the memory of the device that trains on it, ready and padded.
+
+A batch is then one gather there.
 
 On a GPU that the data set fits, nothing but the numbers of a batch's jets crosses the bus. The same
 in the memory of a CPU is what `--in-memory` asks for.
@@ -7,9 +8,8 @@ in the memory of a CPU is what `--in-memory` asks for.
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
+import psutil
 import torch
 
 from common.errors import InputError
@@ -30,47 +30,48 @@ class Resident:
 
     def __init__(self, dataset: Dataset, device: str | torch.device) -> None:
         self.device = torch.device(device)
-        if self.device.type == "cpu" and padded_bytes(dataset) > free_bytes(self.device):
+        needed = padded_bytes(dataset)
+        free = free_bytes(self.device)
+        if self.device.type == "cpu" and needed > free:
             raise InputError(
-                f"{len(dataset):,} padded jets need {padded_bytes(dataset) / 2**30:.1f} GiB of"
-                f" memory, of which {free_bytes(self.device) / 2**30:.1f} are free; leave out"
-                " --in-memory: the jets are then mapped from disk"
+                f"{len(dataset):,} padded jets need {needed / 2**30:.1f} GiB of memory, of which"
+                f" {free / 2**30:.1f} are free; leave out --in-memory: the jets are then mapped"
+                " from disk"
             )
         self._observed = dataset.observers()
-        self._all = self._filled(dataset)
+
+        # One batch of all jets, filled chunk by chunk.
+        one = dataset.batch(np.arange(min(len(dataset), 1)), self.device)
+        self._all = _empty_like(one, len(dataset))
+        label = f"loading jets to {self.device}"
+        with Progress(label, total=len(dataset), unit="jets") as progress:
+            for start in range(0, len(dataset), CHUNK):
+                stop = min(start + CHUNK, len(dataset))
+                part = dataset.batch(np.arange(start, stop), self.device)
+                for name, tensor in part.inputs.items():
+                    self._all.inputs[name][start:stop] = tensor
+                for name, tensor in part.labels.items():
+                    self._all.labels[name][start:stop] = tensor
+                self._all.weights[start:stop] = part.weights
+                progress.advance(stop - start)
 
     def __len__(self) -> int:
         return len(self._all)
 
     def batch(self, index: np.ndarray) -> Batch:
         """The jets at these positions (int64) as tensors on the device."""
-        there = torch.from_numpy(np.ascontiguousarray(index, np.int64)).to(
-            self.device, non_blocking=True
-        )
-        whole = self._all
-        return Batch(
-            inputs={name: tensor.index_select(0, there) for name, tensor in whole.inputs.items()},
-            labels={name: tensor.index_select(0, there) for name, tensor in whole.labels.items()},
-            observers={name: values[index] for name, values in self._observed.items()},
-            weights=whole.weights.index_select(0, there),
-        )
+        positions = np.ascontiguousarray(index, np.int64)
+        there = torch.from_numpy(positions).to(self.device, non_blocking=True)
 
-    def _filled(self, dataset: Dataset) -> Batch:
-        whole = _empty_like(
-            dataset.batch(np.arange(min(len(dataset), 1)), self.device), len(dataset)
+        def chosen(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            return {name: tensor.index_select(0, there) for name, tensor in tensors.items()}
+
+        return Batch(
+            inputs=chosen(self._all.inputs),
+            labels=chosen(self._all.labels),
+            observers={name: values[index] for name, values in self._observed.items()},
+            weights=self._all.weights.index_select(0, there),
         )
-        with Progress(
-            f"loading jets to {self.device}", total=len(dataset), unit="jets"
-        ) as progress:
-            for start in range(0, len(dataset), CHUNK):
-                index = np.arange(start, min(start + CHUNK, len(dataset)))
-                part = dataset.batch(index, self.device)
-                for into, tensors in ((whole.inputs, part.inputs), (whole.labels, part.labels)):
-                    for name, tensor in tensors.items():
-                        into[name][start : start + len(index)] = tensor
-                whole.weights[start : start + len(index)] = part.weights
-                progress.advance(len(index))
-        return whole
 
 
 def _empty_like(batch: Batch, count: int) -> Batch:
@@ -103,32 +104,14 @@ def free_bytes(device: torch.device) -> int:
     """Free memory of a GPU, or of this machine or the container that the process runs in."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return min(
-        os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") + _cached_bytes(),
-        _container_bytes(),
-    )
+    # The system gives up its page cache where memory is needed, so that cache counts as free.
+    free: int = psutil.virtual_memory().available
 
-
-def _cached_bytes() -> int:
-    """Page cache that the system would give up, where it tells (Linux)."""
+    # A container's limit (cgroup v2) may be lower.
     try:
-        with open("/proc/meminfo") as file:
-            fields = dict(line.split(":") for line in file)
-        return (
-            max(int(fields["MemAvailable"].split()[0]) - int(fields["MemFree"].split()[0]), 0)
-            * 1024
-        )
-    except (OSError, KeyError, ValueError):
-        return 0
-
-
-def _container_bytes() -> int:
-    """What the container's limit leaves; without bound where there is none (cgroup v2)."""
-    try:
-        with (
-            open("/sys/fs/cgroup/memory.max") as limit,
-            open("/sys/fs/cgroup/memory.current") as current,
-        ):
-            return max(int(limit.read()) - int(current.read()), 0)
+        with open("/sys/fs/cgroup/memory.max") as file:
+            limit = int(file.read())
+        with open("/sys/fs/cgroup/memory.current") as file:
+            return min(free, max(limit - int(file.read()), 0))
     except (OSError, ValueError):  # no such file, or the word "max"
-        return 2**62
+        return free

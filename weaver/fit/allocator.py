@@ -17,7 +17,7 @@ ENVIRONMENT: dict[str, str] = {
 
 
 def hint(environment: dict[str, str], platform: str) -> str | None:
-    """The line to show a user whose process runs without these settings;
+    """The line to show a user whose process runs without these settings.
 
     None where they are set or unknown to the system.
     """

@@ -1,12 +1,18 @@
-"""The exponential moving average of a network's weights (EMA): validated and exported in place of
-the weights themselves.
+"""The exponential moving average of a network's weights (EMA).
+
+It is validated and exported in place of the weights themselves.
+
+torch.optim.swa_utils has one too (AveragedModel with get_ema_multi_avg_fn), which is not used for
+these reasons. Its decay is constant, where ours rises, so that the random start is soon forgotten.
+Its first update copies the network. With use_buffers it averages counters too, and without it it
+copies the running statistics of normalisations. Its state has names and a counter of its own, so
+that checkpoints of earlier trials would not load. Once our decay has risen, both updates are the
+same.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import nn
@@ -27,21 +33,19 @@ class Average:
     @torch.no_grad()
     def update(self, network: nn.Module, step: int) -> None:
         """Follow `network`, which has just made step number `step`."""
-        mine, others = list(self.network.state_dict().values()), list(network.state_dict().values())
-        moving = [tensor.is_floating_point() for tensor in mine]
+        averages: list[torch.Tensor] = []
+        values: list[torch.Tensor] = []
+        states = zip(self.network.state_dict().values(), network.state_dict().values(), strict=True)
+        for average, value in states:
+            if average.is_floating_point():
+                averages.append(average)
+                values.append(value)
+            else:
+                average.copy_(value)
         weight = 1 - min(self.decay, (1 + step) / (10 + step))
-        averaged = [tensor for tensor, moves in zip(mine, moving, strict=True) if moves]
-        torch._foreach_lerp_(
-            averaged,
-            [tensor for tensor, moves in zip(others, moving, strict=True) if moves],
-            weight,
-        )
-        for tensor, other, moves in zip(mine, others, moving, strict=True):
-            if not moves:
-                tensor.copy_(other)
+        # one kernel for all tensors
+        torch._foreach_lerp_(averages, values, weight)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """The state of the averaged network, under the network's own names."""
         return self.network.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.network.load_state_dict(state)

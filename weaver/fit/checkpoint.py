@@ -23,8 +23,10 @@ was killed.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import io
 import pickle
+import platform
 import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -32,9 +34,22 @@ from typing import TYPE_CHECKING, Any
 from common import storage
 from common.errors import InputError, TrainingError, unknown
 from weaver.fit import metrics_log
+from weaver.fit.metrics_log import EpochRecord
+from weaver.network.network_file import num_parameters
 
 if TYPE_CHECKING:
     import torch
+
+    from weaver.config.data_config import DataConfig
+    from weaver.fit.options import TrainOptions
+    from weaver.network.network_file import NetworkFile
+
+State = dict[str, Any]
+"""Content of a checkpoint.pt or best.pt, whose names are in the module's text."""
+Weights = Mapping[str, "torch.Tensor"]
+"""A state_dict: name of a parameter or buffer -> tensor."""
+Settings = Mapping[str, object]
+"""Settings of a training by name, as they are compared and as JSON holds them."""
 
 
 @dataclasses.dataclass
@@ -51,10 +66,11 @@ class Progressed:
     seconds: float = 0.0
     best_epoch: int = -1
     best_metric: float = float("inf")
-    history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    history: list[EpochRecord] = dataclasses.field(default_factory=list)
 
     def next_epoch(self) -> None:
-        self.epoch, self.batch = self.epoch + 1, 0
+        self.epoch += 1
+        self.batch = 0
         self.loss_sum = self.num_jets = self.seconds = 0.0
 
 
@@ -68,9 +84,7 @@ class TrialFolder:
         return storage.join(self.uri, *parts)
 
     def check_not_failed(self) -> None:
-        """Raise TrainingError if this trial has failed for good before: repeating it would only
-        cost time.
-        """
+        """Raise TrainingError if this trial has failed before for a reason that will repeat."""
         marker = self.path("failed")
         if storage.exists(marker):
             reason = storage.read_text(marker).strip()
@@ -81,16 +95,16 @@ class TrialFolder:
     def mark_failed(self, reason: str) -> None:
         storage.write_text(self.path("failed"), reason + "\n")
 
-    def save(self, state: Mapping[str, Any], progressed: Progressed) -> None:
+    def save(self, state: State, progressed: Progressed) -> None:
         """Write checkpoint.pt. `state` holds weights, optimizer and configuration."""
-        write_tensors(
-            self.path("checkpoint.pt"), {**state, "progressed": dataclasses.asdict(progressed)}
-        )
+        # as a dict, so that torch.load takes the file with weights_only
+        content = {**state, "progressed": dataclasses.asdict(progressed)}
+        write_tensors(self.path("checkpoint.pt"), content)
 
-    def load(self, configuration: Mapping[str, Any]) -> tuple[dict[str, Any], Progressed] | None:
-        """What `save` stored, or None where there is no checkpoint.
+    def load(self, configuration: Settings) -> tuple[State, Progressed] | None:
+        """Read what `save` stored; None where there is no checkpoint.
 
-        Raises InputError if it was made with another configuration: going on would mix two
+        Raises InputError if it was made with another configuration: to continue it would mix two
         trainings.
         """
         uri = self.path("checkpoint.pt")
@@ -103,31 +117,32 @@ class TrialFolder:
         return state, Progressed(**state.pop("progressed"))
 
     def save_best(
-        self, weights: Mapping[str, Any], progressed: Progressed, network_options: Mapping[str, Any]
+        self, weights: Weights, progressed: Progressed, network_options: Settings
     ) -> None:
+        """Write best.pt."""
         best = {
             "model": dict(weights),
             "epoch": progressed.best_epoch,
             "metric": progressed.best_metric,
+            "network_options": dict(network_options),
         }
-        write_tensors(self.path("best.pt"), {**best, "network_options": dict(network_options)})
+        write_tensors(self.path("best.pt"), best)
 
-    def write_results(self, progressed: Progressed, options: Mapping[str, Any]) -> None:
+    def write_results(self, progressed: Progressed, options: Settings) -> None:
         """Write history.json, options.json and metrics.log."""
         storage.write_json(self.path("history.json"), progressed.history)
-        best = (
-            {"best_epoch": progressed.best_epoch, "best_metric": progressed.best_metric}
-            if progressed.history
-            else {}
-        )
-        storage.write_json(self.path("options.json"), {**options, **best})
+        described = dict(options)
+        if progressed.history:
+            described["best_epoch"] = progressed.best_epoch
+            described["best_metric"] = progressed.best_metric
+        storage.write_json(self.path("options.json"), described)
         storage.write_text(self.path("metrics.log"), metrics_log.lines(progressed.history))
 
 
-def load_weights(network: torch.nn.Module, weights: Mapping[str, Any], where: str) -> None:
-    """Give a network its weights.
+def load_weights(network: torch.nn.Module, weights: Weights, where: str) -> None:
+    """Load weights into a network.
 
-    Raises InputError naming what differs where they are another network's.
+    Raises InputError that names what differs where they are another network's.
     """
     try:
         network.load_state_dict(weights)
@@ -137,49 +152,47 @@ def load_weights(network: torch.nn.Module, weights: Mapping[str, Any], where: st
 
 
 def read_weights(uri: str) -> dict[str, torch.Tensor]:
-    """The weights in a best.pt or checkpoint.pt, or in a file that is nothing but a state_dict, as
-    weaver-core writes them.
+    """Read the weights in a best.pt or checkpoint.pt, or in a file of weaver-core.
 
-    `uri:PREFIX` takes those whose names begin with `PREFIX.`, without it. Raises InputError for any
-    other file.
+    The latter is nothing but a state_dict. `uri:PREFIX` takes those whose names begin with
+    `PREFIX.`, without it. Raises InputError for any other file.
     """
     import torch
 
-    path, _, prefix = uri.rpartition(":") if re.search(r"\.pt:[\w.]+$", uri) else (uri, "", "")
-    found = read_tensors(path)
-    found = found.get("model", found)
-    if (
-        not isinstance(found, dict)
-        or not found
-        or not all(isinstance(value, torch.Tensor) for value in found.values())
-    ):
+    path, prefix = uri, ""
+    if re.search(r"\.pt:[\w.]+$", uri):
+        path, _, prefix = uri.rpartition(":")
+    content = read_tensors(path)
+    weights = content.get("model", content)
+    is_state = isinstance(weights, dict) and bool(weights)
+    if not is_state or not all(isinstance(value, torch.Tensor) for value in weights.values()):
         raise InputError(f"{path} holds no weights of a network")
     if not prefix:
-        return dict(found)
-    part = {
-        name.removeprefix(f"{prefix}."): value
-        for name, value in found.items()
-        if name.startswith(f"{prefix}.")
-    }
+        return dict(weights)
+
+    part = {}
+    for name, value in weights.items():
+        if name.startswith(f"{prefix}."):
+            part[name.removeprefix(f"{prefix}.")] = value
     if not part:
-        beginnings = {name.split(".")[0] for name in found}
+        beginnings = {name.split(".")[0] for name in weights}
         raise InputError(
             f"{path}: {unknown('beginning of the names of weights', prefix, beginnings)}"
         )
     return part
 
 
-def write_tensors(uri: str, content: Mapping[str, Any]) -> None:
-    """torch.save to a URI, atomically."""
+def write_tensors(uri: str, content: State) -> None:
+    """Write a file with torch.save to a URI, atomically."""
     import torch
 
     buffer = io.BytesIO()
-    torch.save(dict(content), buffer)
+    torch.save(content, buffer)
     storage.write_bytes(uri, buffer.getvalue())
 
 
-def read_tensors(uri: str) -> dict[str, Any]:
-    """torch.load from a URI onto the CPU, weights only: a file cannot run code.
+def read_tensors(uri: str) -> State:
+    """Read a file with torch.load from a URI onto the CPU, weights only: it cannot run code.
 
     Raises InputError for anything else.
     """
@@ -193,26 +206,58 @@ def read_tensors(uri: str) -> dict[str, Any]:
         raise InputError(f"{uri} is no checkpoint that can be read: {reason}") from None
 
 
-def check_same(uri: str, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Raise InputError naming the settings in which a stored configuration and the wanted one
-    differ.
-    """
-    different = [
-        name
-        for name in {**stored, **wanted}
-        if _plain(stored.get(name)) != _plain(wanted.get(name))
-    ]
-    if different:
-        listed = "; ".join(
-            f"{name} {stored.get(name)!r}, now {wanted.get(name)!r}" for name in different
-        )
+def resume_configuration(
+    options: TrainOptions, data_config: DataConfig, network: NetworkFile
+) -> dict[str, object]:
+    """The settings that must be equal for a checkpoint to be resumed."""
+    return {
+        **options.settings(),
+        "network_option": dict(options.network_option),
+        # the file's content: where it lies makes no difference
+        "network_config": hashlib.sha256(network.source.encode()).hexdigest()[:16],
+        "data_config": data_config.digest()[:16],
+        "data_train": " ".join(options.data_train),
+        "data_val": " ".join(options.data_val),
+    }
+
+
+def trial_description(options: TrainOptions, model: torch.nn.Module) -> dict[str, object]:
+    """The part of options.json that is known before training."""
+    import numpy
+    import torch
+
+    versions = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+    }
+    return {
+        "network_options": dict(options.network_option),
+        "train_options": options.settings(),
+        "network_config": storage.absolute(options.network_config),
+        "data_config": storage.absolute(options.data_config),
+        "num_parameters": num_parameters(model),
+        "seed": options.seed,
+        "versions": versions,
+    }
+
+
+def check_same(uri: str, stored: Settings, current: Settings) -> None:
+    """Raise InputError that names the settings in which two configurations differ."""
+    differences = []
+    for name in {**stored, **current}:
+        before = stored.get(name)
+        now = current.get(name)
+        if _plain(before) != _plain(now):
+            differences.append(f"{name} {before!r}, now {now!r}")
+    if differences:
         raise InputError(
-            f"{uri} was made with other settings ({listed}); give another --model-prefix, or delete"
-            " it to start over"
+            f"{uri} was made with other settings ({'; '.join(differences)}); give another"
+            " --model-prefix, or delete it to start over"
         )
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     """Tuples as lists, so that a value that went through a file equals the one that did not."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}

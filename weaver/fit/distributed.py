@@ -1,7 +1,6 @@
-"""Ranks: which part of a distributed training this process is, on which device, and the few sums
-that ranks share.
+"""Ranks: the part of a distributed training that this process is, and the sums that ranks share.
 
-The training operator (and the local home) sets MASTER_ADDR, MASTER_PORT, RANK and WORLD_SIZE for
+The training operator (and the local backend) sets MASTER_ADDR, MASTER_PORT, RANK and WORLD_SIZE for
 each replica; torchrun adds LOCAL_RANK where a replica has several GPUs. Without them there is one
 rank. All ranks do the same steps in the same order, so a rank that is gone shows at the next step:
 its connections close at once, and a silent one after STEP_TIMEOUT.
@@ -13,7 +12,7 @@ import contextlib
 import dataclasses
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 
 import torch
@@ -26,6 +25,8 @@ START_TIMEOUT = timedelta(minutes=10)
 # between two sums lies a step, a validation or a checkpoint; a lost rank ends the others in a
 # minute
 STEP_TIMEOUT = timedelta(seconds=55)
+# words in the messages about a connection to another rank, in lower case
+LOST = ("gloo", "nccl", "connection", "timed out", "timeout", "peer")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,7 +43,7 @@ class World:
         return self.rank == 0
 
     def sum(self, values: Sequence[float] | torch.Tensor) -> list[float]:
-        """Sums over all ranks of the numbers in a list or (n,) tensor, in float64.
+        """Sum the numbers in a list or (n,) tensor over all ranks, in float64.
 
         Raises ClusterError if another rank is gone.
         """
@@ -54,14 +55,17 @@ class World:
             return total.tolist()
 
     def sum_on_device(self, value: torch.Tensor) -> torch.Tensor:
-        """The sum over all ranks of a tensor, left on its device: nobody waits for the number."""
+        """Sum a tensor over all ranks, and leave it on its device: nobody waits for the number."""
         total = value.clone()
         with explained(self):
             dist.all_reduce(total)
         return total
 
     def share_of(self, batch_size: int) -> int:
-        """This rank's jets of a global batch. Raises InputError where it cannot be divided."""
+        """Size of this rank's part of a global batch.
+
+        Raises InputError where the batch cannot be divided.
+        """
         if batch_size % self.size:
             near = max(1, round(batch_size / self.size)) * self.size
             raise InputError(
@@ -70,25 +74,31 @@ class World:
         return batch_size // self.size
 
     def wrap(self, model: torch.nn.Module) -> torch.nn.Module:
-        """The model that sums gradients over ranks; on GPUs with batch normalisation over all
-        ranks' jets (PyTorch has it there only).
+        """Wrap a model so that gradients are averaged over ranks.
+
+        On GPUs its batch normalisation is over all ranks' jets.
         """
         if self.size == 1:
             return model
+        devices = None
         if self.device.type == "cuda":
+            # PyTorch has it on GPUs only
             model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
-        devices = [self.device] if self.device.type == "cuda" else None
+            devices = [self.device]
         with explained(self):
             return torch.nn.parallel.DistributedDataParallel(model, device_ids=devices)
 
 
 @contextlib.contextmanager
 def explained(world: World) -> Iterator[None]:
-    """Turn what a collective raises when a rank has gone into one sentence."""
+    """Turn what a collective raises when a rank has gone into a ClusterError of one sentence."""
     try:
         yield
     except RuntimeError as error:
-        if world.size == 1 or not _is_lost_connection(error):
+        # gloo raises a plain RuntimeError, which only its text tells from one of the network
+        text = str(error).lower()
+        is_lost = isinstance(error, dist.DistError) or any(word in text for word in LOST)
+        if world.size == 1 or not is_lost:
             raise
         reason = str(error).splitlines()[0]
         raise ClusterError(
@@ -99,7 +109,7 @@ def explained(world: World) -> Iterator[None]:
 
 @contextlib.contextmanager
 def ranks(device: torch.device, backend: str) -> Iterator[World]:
-    """Meet the other ranks, as the environment tells, and part from them at the end."""
+    """Join the other ranks that the environment names, and leave them at the end."""
     size = _number("WORLD_SIZE", 1)
     if size == 1:
         yield World(device=device)
@@ -116,11 +126,11 @@ def ranks(device: torch.device, backend: str) -> Iterator[World]:
 
 
 def select_device(gpus: str) -> torch.device:
-    """The device for --gpus: "auto", "" (CPU), or numbers of GPUs, of which this process takes the
-    one of its LOCAL_RANK.
+    """Choose the device for --gpus.
 
-    Where GPUs are asked for and there is none, one line says so and the CPU is taken. Raises
-    InputError for several GPUs in one process, or a number that does not exist.
+    gpus: "auto", "" (CPU), or numbers of GPUs, of which this process takes the one of its
+    LOCAL_RANK. Where GPUs are requested and there is none, one line says so and the CPU is taken.
+    Raises InputError for several GPUs in one process, or a number that does not exist.
     """
     if gpus == "" or (gpus == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
@@ -132,7 +142,8 @@ def select_device(gpus: str) -> torch.device:
             flush=True,
         )
         return torch.device("cpu")
-    local_rank, count = _number("LOCAL_RANK", 0), torch.cuda.device_count()
+    local_rank = _number("LOCAL_RANK", 0)
+    count = torch.cuda.device_count()
     numbers = list(range(count)) if gpus == "auto" else [int(number) for number in gpus.split(",")]
     if gpus != "auto" and len(numbers) > 1 and "LOCAL_RANK" not in os.environ:
         raise InputError(
@@ -150,14 +161,16 @@ def select_device(gpus: str) -> torch.device:
 
 def _meet(world: World, backend: str) -> None:
     """Join the process group: patient while the others start, strict afterwards."""
-    environment: Mapping[str, str] = os.environ
-    if missing := [
-        name for name in ("MASTER_ADDR", "MASTER_PORT", "RANK") if name not in environment
-    ]:
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT", "RANK") if name not in os.environ]
+    if missing:
         raise InputError(f"WORLD_SIZE is {world.size}, but {', '.join(missing)} is not set")
-    address, port = environment["MASTER_ADDR"], _number("MASTER_PORT", 0)
+    address = os.environ["MASTER_ADDR"]
+    port = _number("MASTER_PORT", 0)
     # torchrun keeps the store in its own process
-    hosted = environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    # A restart under torchrun meets in the same store; its own prefix keeps it from reading the
+    # keys of the last round.
+    prefix = f"weaver/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
     try:
         store = dist.TCPStore(
             address,
@@ -166,19 +179,13 @@ def _meet(world: World, backend: str) -> None:
             is_master=world.rank == 0 and not hosted,
             timeout=START_TIMEOUT,
         )
-        # A restart under torchrun meets in the same store; its own prefix keeps it from reading the
-        # keys of the last round.
-        store = dist.PrefixStore(
-            f"weaver/{environment.get('TORCHELASTIC_RESTART_COUNT', '0')}", store
-        )
-        device = world.device if backend == "nccl" else None
         dist.init_process_group(
             backend,
-            store=store,
+            store=dist.PrefixStore(prefix, store),
             rank=world.rank,
             world_size=world.size,
             timeout=STEP_TIMEOUT,
-            device_id=device,
+            device_id=world.device if backend == "nccl" else None,
         )
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
@@ -188,16 +195,8 @@ def _meet(world: World, backend: str) -> None:
         ) from None
 
 
-def _is_lost_connection(error: RuntimeError) -> bool:
-    if isinstance(error, dist.DistError):
-        return True
-    text = str(error).lower()
-    return any(
-        word in text for word in ("gloo", "nccl", "connection", "timed out", "timeout", "peer")
-    )
-
-
 def _number(name: str, default: int) -> int:
+    """A whole number from the environment."""
     text = os.environ.get(name, str(default))
     if not text.isdigit():
         raise InputError(f"the environment variable {name} must be a whole number, not '{text}'")

@@ -1,5 +1,4 @@
-"""The training loop: epochs of steps, validation, the best weights, and a checkpoint after each
-epoch.
+"""The training loop: steps, validation, the best weights, and a checkpoint after each epoch.
 
 A run that is killed goes on at its last checkpoint and ends with the same weights, bit for bit on a
 CPU, as one that was never killed: the order of jets, the learning rate and the random numbers of a
@@ -15,8 +14,8 @@ import contextlib
 import math
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Generator, Iterator, Mapping
+from typing import Any, cast
 
 import torch
 
@@ -26,20 +25,24 @@ from weaver.feed.dataset import Batch
 from weaver.feed.loader import Loader
 from weaver.fit import metrics_log, randomness
 from weaver.fit.average import Average
-from weaver.fit.checkpoint import Progressed, TrialFolder, load_weights
+from weaver.fit.checkpoint import Progressed, State, TrialFolder, load_weights
 from weaver.fit.distributed import World, explained
+from weaver.fit.metrics_log import EpochRecord
 from weaver.fit.optimizers import make_optimizer, set_rate
-from weaver.fit.options import TrainOptions
+from weaver.fit.options import OptionValues, TrainOptions
 from weaver.fit.schedulers import Schedule
 from weaver.fit.stop import StopSignal
 from weaver.fit.tensorboard import TensorBoard
-from weaver.network.objective import Objective
+from weaver.network.objective import Count, Objective
 from weaver.network.precision import Precision
 
 # on a GPU, losses are looked at this often: asking after each step would make it wait for the
 # answer
 CHECK_STEPS = 20
 SHOWN_JETS = 100_000  # validation jets, at most, of which a histogram of responses is made
+
+StepLoss = tuple[torch.Tensor, Count]
+"""Sum of a rank's losses in one step, and the jets (or sum of weights) that it is over."""
 
 
 class Fit:
@@ -58,16 +61,22 @@ class Fit:
         configuration: Mapping[str, Any],
         description: Mapping[str, Any],
     ) -> None:
-        """`configuration` decides whether a checkpoint may be continued;
+        """Build the optimizer and the schedule; `run` then loads the last checkpoint.
 
-        `description` becomes options.json.
+        `configuration` decides whether a checkpoint may be continued; `description` becomes
+        options.json.
         """
-        self.objective, self.train, self.val = objective, train, val
-        self.options, self.world, self.folder = options, world, folder
-        self.configuration, self.description = configuration, description
+        self.objective = objective
+        self.train = train
+        self.val = val
+        self.options = options
+        self.world = world
+        self.folder = folder
+        self.configuration = configuration
+        self.description = description
         self.model = world.wrap(network.to(world.device))
         # without the wrapper that sums gradients over ranks
-        self.network = getattr(self.model, "module", self.model)
+        self.network: torch.nn.Module = getattr(self.model, "module", self.model)
         self.average = Average(self.network, options.ema_decay) if options.ema_decay else None
         self.validated = self.average.network if self.average else self.network
         self.steps = options.steps(len(train))
@@ -96,10 +105,15 @@ class Fit:
         and InterruptedRun, with a checkpoint written, when told to stop.
         """
         self._resume()
+        tensorboard = self.options.tensorboard_log_dir
+        if tensorboard == "none" or not self.world.is_main:
+            tensorboard = ""
+        elif tensorboard == "auto":
+            tensorboard = self.folder.path("tensorboard")
         with (
             self.stop,
             _compiling(self.options.compile),
-            TensorBoard(self._tensorboard_uri(), self.progressed.epoch) as board,
+            TensorBoard(tensorboard, self.progressed.epoch) as board,
         ):
             while not has_ended(self.options, self.progressed):
                 self._epoch(board)
@@ -110,135 +124,150 @@ class Fit:
         return self.progressed
 
     def _epoch(self, board: TensorBoard) -> None:
-        started, spent = time.perf_counter(), self.progressed.seconds
+        """Train and validate once, and store the result."""
+        started = time.perf_counter()
+        spent = self.progressed.seconds  # before a stop, where the epoch is resumed
+
         with self._progress() as progress:
             self._train(progress)
             metrics, responses = self._validate(progress)
             record = self._record(metrics, spent + time.perf_counter() - started)
-            progress.advance(0, note=_summary(record, self.progressed))
+            is_best = record["epoch"] == self.progressed.best_epoch
+            progress.advance(
+                0,
+                note=f"loss {record['train_loss']:.5f}, validation {record['val_loss']:.5f}"
+                f"{' (best)' if is_best else ''}, {record['jets_per_second']:,.0f} jets/s in"
+                " training",
+            )
+
         self.progressed.next_epoch()
         if self.world.is_main:
-            self._store(record)
+            # Best weights first, then the checkpoint, then what follows from it: a kill in between
+            # repeats the epoch or loses nothing.
+            if is_best:
+                self.folder.save_best(
+                    self.validated.state_dict(),
+                    self.progressed,
+                    self.description["network_options"],
+                )
+            self._checkpoint()
+            write_results(self.folder, self.options, self.progressed, self.description)
             board.epoch(record, responses)
 
     # ----------------------------------------------------------------------------------- training
 
     def _train(self, progress: Progress) -> None:
-        """The steps of this epoch that are still to do."""
+        """Make the steps of this epoch that are still to do."""
         self.model.train()
-        watch, losses = _Watch(self.train, self.progressed), []
+        watch = _Watch(self.train, self.progressed)
+        losses: list[StepLoss] = []
         with contextlib.closing(self.batches()) as batches:
             for batch, place in batches:
                 losses.append(self._step(batch, place))
                 watch.tick()
-                # several ranks agree on it where they look at losses
-                alone_and_told = self.world.size == 1 and self.stop.received
-                if (
-                    len(losses) >= self.check_steps
-                    or self.progressed.batch == self.steps
-                    or alone_and_told
-                ):
+                due = len(losses) >= self.check_steps or self.progressed.batch == self.steps
+                # several ranks agree on stopping where they all look at losses
+                if due or (self.world.size == 1 and self.stop.received):
                     stop = self._settle(losses)
                     progress.advance(0, note=watch.note())
                     if stop:
                         self._interrupt()
                 progress.advance(self._jets(self.train, place))
 
-    def batches(self) -> Iterator[tuple[Batch, int]]:
+    def batches(self) -> Generator[tuple[Batch, int], None, None]:
         """The batches still to do in this epoch, each with its place in its pass over the data.
 
         With --steps-per-epoch passes do not end with epochs: each goes on where the one before
         ended.
         """
-        number, end = self._number, (self.progressed.epoch + 1) * self.steps
+        number = self._number
+        end = (self.progressed.epoch + 1) * self.steps
         while number < end:
             turn, first = divmod(number, len(self.train))
-            with contextlib.closing(self.train.epoch(turn, first)) as batches:
+            with _pass(self.train, turn, first) as batches:
                 for place in range(first, min(len(self.train), first + end - number)):
                     yield next(batches), place
                     number += 1
 
     def step_at(self, batch: Batch, place: int, rate: float) -> float:
-        """One step at a given learning rate; the mean loss before it, over all ranks."""
-        loss_sum, count = self.world.sum([float(value) for value in self._step(batch, place, rate)])
+        """Make one step at a learning rate of one's own.
+
+        Returns the mean loss before it, over all ranks.
+        """
+        loss, jets = self._step(batch, place, rate)
+        loss_sum, count = self.world.sum([float(loss), float(jets)])
         return loss_sum / count
 
-    def _step(
-        self, batch: Batch, place: int, rate: float | None = None
-    ) -> tuple[torch.Tensor, float | torch.Tensor]:
-        """One step of the optimizer: the sum of this rank's losses before it, and the jets (or sum
-        of weights) that it is over.
+    def _step(self, batch: Batch, place: int, rate: float | None = None) -> StepLoss:
+        """Make one step of the optimizer, at the schedule's learning rate or at `rate`.
+
+        Returns the sum of this rank's losses before it. Nothing here waits for the device.
         """
-        number, options = self._number, self.options
+        number = self._number
+        options = self.options
         randomness.seed_all(randomness.step_seed(options.seed, number, self.world.rank))
-        self._set_rate(number, rate)
+        if rate is None:
+            rate = options.start_lr * self.schedule.factor(number)
+            flat = options.start_lr if self.schedule.name == "flat+decay" else None
+            set_rate(self.optimizer, rate, self.schedule.momentum(number), flat=flat)
+        else:
+            set_rate(self.optimizer, rate)
+
         self.optimizer.zero_grad()
         with explained(self.world):
             loss, count, _ = self.objective(
                 self.model, batch, filled=self._filled(self.train, place)
             )
             self.scaler.scale(self._of_all_ranks(loss, count, place)).backward()
+
+        # Lookahead has what a scaler uses of an optimizer: param_groups and step
+        optimizer = cast(torch.optim.Optimizer, self.optimizer)
         if (limit := clip_norm(options)) is not None:
-            self.scaler.unscale_(self.optimizer)
+            self.scaler.unscale_(optimizer)  # the limit is one of the gradient itself
             torch.nn.utils.clip_grad_norm_(self.network.parameters(), limit)
-        self.scaler.step(self.optimizer)
+        self.scaler.step(optimizer)
         self.scaler.update()
         if self.average:
             self.average.update(self.network, number)
         self.progressed.batch += 1
         return loss.detach().double() * count, count
 
-    def _set_rate(self, number: int, rate: float | None) -> None:
-        start = self.options.start_lr
-        if rate is None:
-            flat = start if self.schedule.name == "flat+decay" else None
-            set_rate(
-                self.optimizer,
-                start * self.schedule.factor(number),
-                self.schedule.momentum(number),
-                flat=flat,
-            )
-        else:
-            set_rate(self.optimizer, rate)
-
-    def _of_all_ranks(
-        self, loss: torch.Tensor, count: float | torch.Tensor, place: int
-    ) -> torch.Tensor:
-        """The loss whose gradient, averaged over ranks as DDP does, is that of the mean over the
-        jets of all ranks.
-        """
+    def _of_all_ranks(self, loss: torch.Tensor, count: Count, place: int) -> torch.Tensor:
+        """Scale a rank's loss so that DDP's mean of gradients is that of the mean over all jets."""
         if self.world.size == 1:
             return loss
-        if isinstance(count, torch.Tensor):  # a sum of weights, which only the ranks together know
-            total = self.world.sum_on_device(count).clamp(min=torch.finfo(count.dtype).tiny)
-        else:
-            total = self._jets(self.train, place)
+        if not isinstance(count, torch.Tensor):
+            return loss * (count * self.world.size / self._jets(self.train, place))
+        # a sum of weights, which only the ranks together know
+        total = self.world.sum_on_device(count).clamp(min=torch.finfo(count.dtype).tiny)
         return loss * (count * self.world.size / total)
 
-    def _settle(self, losses: list[tuple[torch.Tensor, float | torch.Tensor]]) -> bool:
-        """Add the newest steps' losses to the epoch's and forget them; True if any rank was told to
-        stop.
+    def _settle(self, losses: list[StepLoss]) -> bool:
+        """Add the newest steps' losses to the epoch's and forget them.
 
-        Raises TrainingError, on all ranks, for a loss that is not finite.
+        Returns True if any rank was told to stop. Raises TrainingError, on all ranks, for a loss
+        that is not finite.
         """
-        progressed, device = self.progressed, self.world.device
-        pairs = [
-            (loss, torch.as_tensor(count, dtype=torch.float64, device=device))
-            for loss, count in losses
-        ]
-        told = torch.tensor(float(bool(self.stop.received)), dtype=torch.float64, device=device)
-        *values, stops = self.world.sum(
-            torch.stack([*(value.double() for pair in pairs for value in pair), told])
-        )
-        first = progressed.batch - len(losses)
-        for batch, (loss_sum, num_jets) in enumerate(
-            zip(values[::2], values[1::2], strict=True), start=first
-        ):
+        progressed = self.progressed
+        device = self.world.device
+
+        # One sum over ranks for all: loss, jets, loss, jets, ..., told to stop.
+        terms: list[torch.Tensor] = []
+        for loss, count in losses:
+            terms.append(loss.double())
+            terms.append(torch.as_tensor(count, dtype=torch.float64, device=device))
+        told = float(bool(self.stop.received))
+        terms.append(torch.tensor(told, dtype=torch.float64, device=device))
+        *sums, stops = self.world.sum(torch.stack(terms))
+
+        batch = progressed.batch - len(losses)
+        for loss_sum, num_jets in zip(sums[::2], sums[1::2], strict=True):
+            batch += 1
             if not math.isfinite(loss_sum):
-                where = f"{self._where()}, batch {batch + 1}/{self.steps}"
+                cause = self._cause(progressed.epoch * self.steps + batch - 1)
                 raise TrainingError(
-                    f"the loss became {loss_sum} in {where};"
-                    f" {self._cause(progressed.epoch * self.steps + batch)}"
+                    f"the loss became {loss_sum} in {self._where()}, batch {batch}/{self.steps};"
+                    f" {cause}"
                 )
             progressed.loss_sum += loss_sum
             progressed.num_jets += num_jets
@@ -246,27 +275,25 @@ class Fit:
         return stops > 0
 
     def _cause(self, number: int) -> str:
-        """What this rank's batch of a step tells about a loss that is not finite: what to do, as
-        the end of a sentence.
+        """Explain a loss that is not finite by this rank's batch in that step, and advise.
+
+        The text is the end of a sentence.
         """
         turn, place = divmod(number, len(self.train))
-        with contextlib.closing(self.train.epoch(turn, place)) as batches:
-            found = not_finite(next(batches), self.train.dataset.data_config.input_dicts)
-        return (
-            f"its jets hold values that are not finite: {found}"
-            if found
-            else "its jets are finite; a smaller --start-lr may help"
-        )
+        with _pass(self.train, turn, place) as batches:
+            variables = not_finite(next(batches), self.train.dataset.data_config.input_dicts)
+        if variables:
+            return f"its jets hold values that are not finite: {variables}"
+        return "its jets are finite; a smaller --start-lr may help"
 
     def _jets(self, loader: Loader, place: int) -> int:
-        """Jets of all ranks in the batch at a place of a pass, without those that only
-        fill it up.
-        """
+        """Jets of all ranks in one batch of a pass, without those that only fill it up."""
         whole = loader.batch_size * self.world.size
         return min(whole, loader.num_jets - place * whole)
 
     def _filled(self, loader: Loader, place: int) -> bool:
-        """Only the last batch of several ranks is ever filled up with jets that do not count."""
+        """Whether the batch may be filled up with jets that do not count."""
+        # only the last one of several ranks ever is
         return self.world.size > 1 and place == len(loader) - 1
 
     @property
@@ -278,14 +305,16 @@ class Fit:
 
     @torch.no_grad()
     def _validate(self, progress: Progress) -> tuple[dict[str, float], torch.Tensor]:
-        """Metrics over the validation jets of all ranks, and responses of (at most SHOWN_JETS of)
-        this rank's, on the CPU.
+        """Measure the metrics over the validation jets of all ranks.
+
+        Also returns responses (n,) of this rank's jets, at most about SHOWN_JETS, on the CPU.
         """
         self.validated.eval()
         names = self.objective.metrics
+        # jets (or weights), then each metric times jets
         sums = torch.zeros(len(names) + 1, dtype=torch.float64, device=self.world.device)
         responses: list[torch.Tensor] = []
-        with contextlib.closing(self.val.epoch(0)) as batches:
+        with _pass(self.val, 0) as batches:
             for place, batch in enumerate(batches):
                 loss, count, judged = self.objective(
                     self.validated, batch, filled=self._filled(self.val, place)
@@ -298,12 +327,12 @@ class Fit:
                 progress.advance(self._jets(self.val, place))
                 if self.stop.received and self.world.size == 1:
                     self._interrupt()
-        *totals, stop = self.world.sum(
-            torch.cat([sums, sums.new_tensor([float(bool(self.stop.received))])])
-        )
+
+        told = sums.new_tensor([float(bool(self.stop.received))])
+        num_jets, *totals, stop = self.world.sum(torch.cat([sums, told]))
         if stop:
             self._interrupt()
-        metrics = {name: total / totals[0] for name, total in zip(names, totals[1:], strict=True)}
+        metrics = {name: total / num_jets for name, total in zip(names, totals, strict=True)}
         if not math.isfinite(metrics["AvgLoss"]):
             raise TrainingError(
                 f"the validation loss became {metrics['AvgLoss']} in {self._where()}; a smaller"
@@ -311,34 +340,35 @@ class Fit:
             )
         return metrics, torch.cat(responses).cpu()
 
-    def _record(self, metrics: dict[str, float], seconds: float) -> dict[str, Any]:
-        """The history's record of this epoch, also added to it."""
+    def _record(self, metrics: dict[str, float], seconds: float) -> EpochRecord:
+        """Add this epoch's record to the history, and note the best epoch."""
         progressed = self.progressed
         last_step = (progressed.epoch + 1) * self.steps - 1
-        rate = {
-            "learning_rate": self.options.start_lr * self.schedule.factor(last_step),
-            "jets_per_second": progressed.num_jets / max(progressed.seconds, 1e-9),
-        }
-        record = {
+        learning_rate = self.options.start_lr * self.schedule.factor(last_step)
+        jets_per_second = progressed.num_jets / max(progressed.seconds, 1e-9)
+        speeds = {"learning_rate": learning_rate, "jets_per_second": jets_per_second}
+        record: EpochRecord = {
             "epoch": progressed.epoch,
             "train_loss": progressed.loss_sum / max(progressed.num_jets, 1.0),
             "val_loss": metrics["AvgLoss"],
-            **rate,
+            "learning_rate": learning_rate,
+            "jets_per_second": jets_per_second,
             "seconds": seconds,
             "time": metrics_log.now(),
-            "metrics": {**metrics, **rate},
+            "metrics": {**metrics, **speeds},
         }
         progressed.history.append(record)
         if metrics["AvgLoss"] < progressed.best_metric:
-            progressed.best_epoch, progressed.best_metric = progressed.epoch, metrics["AvgLoss"]
+            progressed.best_epoch = progressed.epoch
+            progressed.best_metric = metrics["AvgLoss"]
         return record
 
     # ------------------------------------------------------------------------------------ storage
 
     def _resume(self) -> None:
-        """Go back to the last checkpoint, if there is one; on all ranks or on none."""
-        if found := self.folder.load(self.configuration):
-            self._restore(*found)
+        """Load the last checkpoint, if there is one; on all ranks or on none."""
+        if checkpoint := self.folder.load(self.configuration):
+            self._restore(*checkpoint)
         if self.world.sum([self._number])[0] != self._number * self.world.size:
             raise InputError(
                 f"the ranks found different checkpoints in {self.folder.uri}; --model-prefix must"
@@ -349,7 +379,7 @@ class Fit:
             print(f"precision: {self.objective.precision}", file=sys.stderr, flush=True)
             write_results(self.folder, self.options, self.progressed, self.description)
 
-    def _restore(self, state: Mapping[str, Any], progressed: Progressed) -> None:
+    def _restore(self, state: State, progressed: Progressed) -> None:
         self.progressed = progressed
         where = self.folder.path("checkpoint.pt")
         load_weights(self.network, state["model"], where)
@@ -363,28 +393,19 @@ class Fit:
         self.scaler.load_state_dict(state["scaler"])
         randomness.restore(state["random"])
 
-    def _store(self, record: Mapping[str, Any]) -> None:
-        """Best weights first, then the checkpoint, then what follows from it: a kill in between
-        repeats the epoch or loses nothing.
-        """
-        if record["epoch"] == self.progressed.best_epoch:
-            self.folder.save_best(
-                self.validated.state_dict(), self.progressed, self.description["network_options"]
-            )
-        self._checkpoint()
-        write_results(self.folder, self.options, self.progressed, self.description)
-
     def _checkpoint(self) -> None:
         """Write everything that a training goes on from."""
+        # for readers of the file: the schedule itself is a function of the step
+        schedule = {
+            "name": self.schedule.name,
+            "step": self._number,
+            "factor": self.schedule.factor(self._number),
+        }
         state = {
             "model": self.network.state_dict(),
             "average": self.average.state_dict() if self.average else {},
             "optimizer": self.optimizer.state_dict(),
-            "scheduler": {
-                "name": self.schedule.name,
-                "step": self._number,
-                "factor": self.schedule.factor(self._number),
-            },
+            "scheduler": schedule,
             "scaler": self.scaler.state_dict(),
             "precision": self.objective.precision.name,
             "random": randomness.state(),
@@ -393,7 +414,7 @@ class Fit:
         self.folder.save(state, self.progressed)
 
     def _interrupt(self) -> None:
-        """Write a checkpoint and leave."""
+        """Write a checkpoint and raise InterruptedRun."""
         if self.world.is_main:
             self._checkpoint()
         steps = f"{self.progressed.batch} of {self.steps} steps"
@@ -409,46 +430,48 @@ class Fit:
         return f"epoch {self.progressed.epoch + 1}/{self.options.num_epochs}"
 
     def _progress(self) -> Progress:
-        """The bar of an epoch, training and validation together; on other ranks than the main one
-        it shows nothing.
-        """
+        """The progress bar of an epoch, training and validation together."""
+        if not self.world.is_main:
+            return _Silent(self._where(), total=0)
         whole = self.train.batch_size * self.world.size
         jets = self.train.num_jets if self.steps == len(self.train) else self.steps * whole
         bar = Progress(self._where(), total=jets + self.val.num_jets, unit="jets")
         bar.done = self.progressed.batch * whole
-        return bar if self.world.is_main else _Silent(self._where(), total=0)
+        return bar
 
-    def _tensorboard_uri(self) -> str:
-        """Where TensorBoard's files go; empty for nowhere."""
-        asked = self.options.tensorboard_log_dir
-        if asked == "none" or not self.world.is_main:
-            return ""
-        return self.folder.path("tensorboard") if asked == "auto" else asked
+
+def _pass(
+    loader: Loader, number: int, first: int = 0
+) -> contextlib.closing[Generator[Batch, None, None]]:
+    """One pass over the data from batch `first` on; its reading threads end with the block."""
+    return contextlib.closing(cast(Generator[Batch, None, None], loader.epoch(number, first)))
 
 
 class _Silent(Progress):
+    """Shows nothing: the bar of all ranks but the main one."""
+
     def _show(self, final: bool = False) -> None:
         pass
 
 
 class _Watch:
-    """Time that the steps of an epoch take, and the part of it spent waiting for data."""
+    """Measures the time of an epoch's steps, and the share of it spent waiting for data."""
 
     def __init__(self, loader: Loader, progressed: Progressed) -> None:
-        self.loader, self.progressed = loader, progressed
-        self.before, self.waited, self.started = (
-            progressed.seconds,
-            loader.wait_seconds,
-            time.perf_counter(),
-        )
+        self.loader = loader
+        self.progressed = progressed
+        self.before = progressed.seconds
+        self.waited = loader.wait_seconds
+        self.started = time.perf_counter()
 
     def tick(self) -> None:
+        """Note the time after a step."""
         self.progressed.seconds = self.before + time.perf_counter() - self.started
 
     def note(self) -> str:
-        share = (self.loader.wait_seconds - self.waited) / max(
-            time.perf_counter() - self.started, 1e-9
-        )
+        """The mean loss so far and the share of waiting, for the progress bar."""
+        seconds = max(time.perf_counter() - self.started, 1e-9)
+        share = (self.loader.wait_seconds - self.waited) / seconds
         loss = self.progressed.loss_sum / max(self.progressed.num_jets, 1.0)
         return f"loss {loss:.5f}, {100 * share:.0f} % waiting for data"
 
@@ -459,8 +482,9 @@ def write_results(
     progressed: Progressed,
     description: Mapping[str, Any],
 ) -> None:
-    """Everything that follows from the checkpoint: history.json, options.json, metrics.log, and the
-    collector's metrics file.
+    """Write what follows from the checkpoint.
+
+    That is history.json, options.json, metrics.log, and the collector's metrics file.
     """
     folder.write_results(progressed, description)
     if options.metrics_log:
@@ -468,50 +492,44 @@ def write_results(
 
 
 def not_finite(batch: Batch, input_dicts: Mapping[str, list[str]]) -> str:
-    """Which variables and labels of a batch hold NaN or infinity, and in how many jets; empty if
-    none does.
+    """Name the variables and labels of a batch that hold NaN or infinity, and in how many jets.
+
+    Empty if none does.
     """
-    found = []
+    affected: list[tuple[str, int]] = []
     for group, values in batch.inputs.items():
-        # (N, C)
-        bad = ~values.isfinite().reshape(len(batch), len(input_dicts[group]), -1).all(dim=2)
-        found += [
-            f"{name} in {int(count)}"
-            for name, count in zip(input_dicts[group], bad.sum(dim=0), strict=True)
-            if count
-        ]
-    found += [
-        f"{name} in {int(count)}"
-        for name, values in batch.labels.items()
-        if (count := (~values.isfinite()).sum())
-    ]
-    return ", ".join(found) + " jets" if found else ""
+        names = input_dicts[group]
+        by_variable = values.isfinite().reshape(len(batch), len(names), -1)  # (N, C, P)
+        bad = ~by_variable.all(dim=2)  # (N, C)
+        for name, count in zip(names, bad.sum(dim=0), strict=True):
+            affected.append((name, int(count)))
+    for name, values in batch.labels.items():
+        affected.append((name, int((~values.isfinite()).sum())))
+    listed = [f"{name} in {count}" for name, count in affected if count]
+    return ", ".join(listed) + " jets" if listed else ""
 
 
 def has_ended(options: TrainOptions, progressed: Progressed) -> bool:
-    """True after the last epoch, or where the last --patience epochs brought no better validation
-    loss.
-    """
+    """Whether a trial has had its last epoch, or --patience epochs without a better loss."""
     waited = progressed.epoch - 1 - progressed.best_epoch
-    return progressed.epoch >= options.num_epochs or bool(
-        options.patience and progressed.history and waited >= options.patience
-    )
+    out_of_patience = options.patience and progressed.history and waited >= options.patience
+    return progressed.epoch >= options.num_epochs or bool(out_of_patience)
 
 
 def check_load_epoch(options: TrainOptions, progressed: Progressed, where: str) -> None:
-    """Raise InputError where --load-epoch asks for another epoch than the checkpoint's: only the
-    last one is kept.
+    """Raise InputError where --load-epoch asks for another epoch than the checkpoint's.
+
+    Only the last one is kept.
     """
-    if options.load_epoch is not None and progressed.epoch != options.load_epoch + 1:
-        held = (
-            f"has finished epoch {progressed.epoch - 1}"
-            if progressed.epoch
-            else "has finished no epoch"
-        )
-        raise InputError(
-            f"--load-epoch {options.load_epoch}: the checkpoint in {where} {held}; leave it out: a"
-            " trial goes on from its last checkpoint"
-        )
+    if options.load_epoch is None or progressed.epoch == options.load_epoch + 1:
+        return
+    held = "has finished no epoch"
+    if progressed.epoch:
+        held = f"has finished epoch {progressed.epoch - 1}"
+    raise InputError(
+        f"--load-epoch {options.load_epoch}: the checkpoint in {where} {held}; leave it out: a"
+        " trial goes on from its last checkpoint"
+    )
 
 
 @contextlib.contextmanager
@@ -528,26 +546,21 @@ def _compiling(used: bool) -> Iterator[None]:
         ) from error
 
 
-def optimizer_options(options: TrainOptions) -> dict[str, Any]:
-    """--optimizer-option and --weight-decay together, without the clipping of gradients, which is
-    not the optimizer's.
+def optimizer_options(options: TrainOptions) -> OptionValues:
+    """Put --optimizer-option and --weight-decay together.
+
+    The clipping of gradients, which is not the optimizer's, is left out.
     """
-    given = {
-        name: value for name, value in options.optimizer_option.items() if name != "clip_grad_norm"
-    }
-    return (
-        given if options.weight_decay is None else {**given, "weight_decay": options.weight_decay}
-    )
+    values = dict(options.optimizer_option)
+    values.pop("clip_grad_norm", None)
+    if options.weight_decay is not None:
+        values["weight_decay"] = options.weight_decay
+    return values
 
 
 def clip_norm(options: TrainOptions) -> float | None:
-    """The largest norm of the gradient: --clip-grad-norm, or Weaver's --optimizer-option
-    clip_grad_norm.
+    """The largest norm of the gradient, if it is limited.
+
+    It is --clip-grad-norm, or Weaver's --optimizer-option clip_grad_norm.
     """
     return options.optimizer_option.get("clip_grad_norm", options.clip_grad_norm)
-
-
-def _summary(record: Mapping[str, Any], progressed: Progressed) -> str:
-    best = " (best)" if record["epoch"] == progressed.best_epoch else ""
-    text = f"loss {record['train_loss']:.5f}, validation {record['val_loss']:.5f}{best}"
-    return f"{text}, {record['jets_per_second']:,.0f} jets/s in training"

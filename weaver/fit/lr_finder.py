@@ -1,15 +1,15 @@
-"""--lr-finder: a training whose learning rate rises by equal factors from step to step, to see
-where the loss falls and where it breaks.
+"""--lr-finder: find the learning rate at which the loss falls fastest.
 
-L. Smith, Cyclical Learning Rates for Training Neural Networks, arXiv:1506.01186. Nothing of it is
-kept but lr_finder.json.
+A training whose learning rate rises by equal factors from step to step shows where the loss falls
+and where it breaks. L. Smith, Cyclical Learning Rates for Training Neural Networks,
+arXiv:1506.01186. Nothing of it is kept but lr_finder.json.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
-from typing import Any
+from typing import TypedDict
 
 from common import storage
 from common.errors import InputError
@@ -20,15 +20,25 @@ SMOOTHING = 0.9  # of the running mean of the losses
 DIVERGED = 4.0  # times the smallest running mean
 
 
-def find(fit: Fit, words: str) -> dict[str, Any]:
-    """Run the test that `words`, "START,END,STEPS", asks for; write lr_finder.json into the trial's
-    folder and return its content.
+class Finding(TypedDict):
+    """Content of lr_finder.json: rate and loss of each step, None where it is not finite."""
 
-    The rate proposed is the one at which the running mean of the loss fell fastest. Raises
-    InputError for impossible numbers.
+    learning_rate: list[float]
+    loss: list[float | None]
+    proposed: float
+
+
+def find(fit: Fit, words: str) -> Finding:
+    """Run the test and write its result as lr_finder.json into the trial's folder.
+
+    words: "START,END,STEPS", first and last rate and how many steps to make. The rate proposed is
+    the one at which the running mean of the loss fell fastest. Raises InputError for impossible
+    numbers.
     """
     first, last, steps = _numbers(words)
-    rates, losses, means = [], [], []
+    rates: list[float] = []
+    losses: list[float] = []
+    means: list[float] = []
     mean = 0.0
     fit.model.train()
     fit.steps = steps
@@ -41,24 +51,25 @@ def find(fit: Fit, words: str) -> dict[str, Any]:
             loss = fit.step_at(batch, place, rates[-1])
             mean = SMOOTHING * mean + (1 - SMOOTHING) * loss
             losses.append(loss)
+            # the mean begins at zero, which the first steps still hold a share of
             means.append(mean / (1 - SMOOTHING ** (number + 1)))
             progress.advance(1, note=f"rate {rates[-1]:.2e}, loss {means[-1]:.5f}")
             if not math.isfinite(loss) or means[-1] > DIVERGED * min(means):
                 break
-    found = {
+    finding: Finding = {
         "learning_rate": rates,
-        "loss": [x if math.isfinite(x) else None for x in losses],
+        "loss": [x if math.isfinite(x) else None for x in losses],  # JSON has no NaN
         "proposed": proposed(rates, means),
     }
     if fit.world.is_main:
         where = fit.folder.path("lr_finder.json")
-        storage.write_json(where, found)
+        storage.write_json(where, finding)
         print(
-            f"the loss falls fastest at a learning rate of {found['proposed']:.3g}; all"
+            f"the loss falls fastest at a learning rate of {finding['proposed']:.3g}; all"
             f" {len(rates)} steps are in {where}",
             flush=True,
         )
-    return found
+    return finding
 
 
 def proposed(rates: list[float], means: list[float]) -> float:

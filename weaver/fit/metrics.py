@@ -6,6 +6,8 @@ from itertools import combinations
 
 import numpy as np
 
+from physics.ranks import auc
+
 
 def regression_metrics(answer: np.ndarray, target: np.ndarray) -> dict[str, float]:
     """AvgMSE and AvgMAE of answers (N,) to targets (N,)."""
@@ -22,26 +24,16 @@ def class_metrics(scores: np.ndarray, label: np.ndarray) -> dict[str, float]:
 
 
 def pairwise_auc(scores: np.ndarray, label: np.ndarray) -> float:
-    """The area under the ROC curve, for more than two classes the mean over all ordered pairs of
-    them.
+    """Area under the ROC curve, for more than two classes the mean over all ordered pairs.
 
-    For the pair (i, j) jets of class i are told from those of class j by the score of i. D. Hand,
-    R. Till, Machine Learning 45 (2001) 171. NaN where no two classes have jets.
+    scores (N, classes), label (N,). For the pair (i, j) jets of class i are told from those of
+    class j by the score of i. D. Hand, R. Till, Machine Learning 45 (2001) 171. NaN where no two
+    classes have jets.
     """
     present = [number for number in range(scores.shape[1]) if np.any(label == number)]
     areas = []
     for i, j in combinations(present, 2):
         pair = (label == i) | (label == j)
-        areas += [auc(label[pair] == i, scores[pair, i]), auc(label[pair] == j, scores[pair, j])]
+        areas.append(auc(label[pair] == i, scores[pair, i]))
+        areas.append(auc(label[pair] == j, scores[pair, j]))
     return float(np.mean(areas)) if areas else float("nan")
-
-
-def auc(is_signal: np.ndarray, score: np.ndarray) -> float:
-    """Probability that a signal jet scores higher than a background jet, ties counting half; both
-    must be present.
-    """
-    _, place, counts = np.unique(score, return_inverse=True, return_counts=True)
-    rank = (np.cumsum(counts) - (counts - 1) / 2)[place]  # mean rank of equal scores, from 1
-    signal = np.count_nonzero(is_signal)
-    background = len(is_signal) - signal
-    return float((rank[is_signal].sum() - signal * (signal + 1) / 2) / (signal * background))

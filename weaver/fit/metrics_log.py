@@ -1,23 +1,40 @@
-"""The metrics file that Katib's collector reads: `<RFC 3339 time> <name>=<plain decimal>`, one line
-a metric, validation only.
+"""The metrics file that Katib's collector reads, and the history that it is made of.
 
-Katib takes the smallest value over *all* lines with the objective's name, records `nan` as nothing
-and cuts exponents off in some versions (kubeflow/katib#2723, #1702). So only finite numbers are
-written, without exponent, and nothing but validation. The text is a function of the trial's
-history: a restarted trial writes the same lines again. Imports no torch.
+A line is `<RFC 3339 time> <name>=<plain decimal>`, one for each metric of validation. Katib takes
+the smallest value over *all* lines with the objective's name, records `nan` as nothing and cuts
+exponents off in some versions (kubeflow/katib#2723, #1702). So only finite numbers are written,
+without exponent, and nothing but validation. The text is a function of the trial's history: a
+restarted trial writes the same lines again. Imports no torch.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 DIGITS = 8  # significant: more than float32 holds, so that two trials never tie by rounding
+
+
+class EpochRecord(TypedDict):
+    """One epoch in a trial's history: history.json is a list of them."""
+
+    epoch: int
+    train_loss: float
+    val_loss: float
+    learning_rate: float
+    """At the last step of the epoch."""
+    jets_per_second: float
+    """In training."""
+    seconds: float
+    """Training and validation together."""
+    time: str
+    metrics: dict[str, float]
+    """What metrics.log holds: the metrics of validation, learning_rate and jets_per_second."""
 
 
 def now() -> str:
@@ -30,29 +47,28 @@ def plain(value: float) -> str:
     return format(Decimal(f"{value:.{DIGITS}g}"), "f")
 
 
-def lines(history: Sequence[Mapping[str, Any]]) -> str:
-    """The whole text for the epochs so far: each record has "time" and "metrics" (name -> number).
+def lines(history: Sequence[EpochRecord]) -> str:
+    """The whole text for the epochs so far, without numbers that are not finite."""
+    text = ""
+    for record in history:
+        for name, value in record["metrics"].items():
+            if math.isfinite(value):
+                text += f"{record['time']} {name}={plain(value)}\n"
+    return text
 
-    What is not finite is left out.
+
+def write(path: str | os.PathLike, history: Sequence[EpochRecord]) -> None:
+    """Bring the collector's file up to date.
+
+    What is missing is appended; only a file that holds something else is written anew.
     """
-    return "".join(
-        f"{record['time']} {name}={plain(value)}\n"
-        for record in history
-        for name, value in record["metrics"].items()
-        if math.isfinite(value)
-    )
-
-
-def write(path: str | os.PathLike, history: Sequence[Mapping[str, Any]]) -> None:
-    """Bring the collector's file up to date: append what is missing, and start over only where it
-    holds something else.
-
-    A collector follows the file while it grows; rewriting lines that it has read would make it read
-    them twice.
-    """
-    path, text = Path(path), lines(history)
+    path = Path(path)
+    text = lines(history)
     path.parent.mkdir(parents=True, exist_ok=True)
-    there = path.read_text() if path.exists() else ""
-    same = text.startswith(there)
-    with path.open("a" if same else "w") as file:
-        file.write(text[len(there) :] if same else text)
+    present = path.read_text() if path.exists() else ""
+    # A collector follows the file while it grows: it would read rewritten lines a second time.
+    if text.startswith(present):
+        with path.open("a") as file:
+            file.write(text[len(present) :])
+    else:
+        path.write_text(text)

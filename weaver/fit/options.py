@@ -1,9 +1,8 @@
 """The command line of `python -m weaver.train`: Weaver's flag names, parsed into one frozen value.
-Imports no torch.
 
-Flags, help texts and defaults all come from the fields of TrainOptions. Flags of weaver-core
-(0.5.3) that are no field are in NOT_TAKEN: each is either accepted without effect, with the reason,
-or refused with what replaces it.
+Imports no torch. Flags, help texts and defaults all come from the fields of TrainOptions. Flags of
+weaver-core (0.5.3) that are no field are in NOT_TAKEN: each is either accepted without effect, with
+the reason, or refused with what replaces it.
 """
 
 from __future__ import annotations
@@ -14,17 +13,31 @@ import dataclasses
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
+from common.choices import PRECISIONS
 from common.errors import InputError, unknown
+from weaver.fit.schedulers import CURVES
 
-OPTIMIZERS = ("adam", "adamW", "ranger", "rmsprop", "adagrad")
-TORCH_OPTIMIZERS = ("RAdam", "NAdam", "SGD", "Adamax", "Adadelta", "ASGD", "Adafactor")
-"""Others of torch.optim, under their class names as in weaver-core."""
-PRECISIONS = ("auto", "float32", "bf16", "fp16")
+# Others of torch.optim have their class names, as in weaver-core.
+OPTIMIZERS: Mapping[str, str] = {
+    "adam": "Adam",
+    "adamW": "AdamW",
+    "ranger": "RAdam",  # within Lookahead
+    "rmsprop": "RMSprop",
+    "adagrad": "Adagrad",
+    "RAdam": "RAdam",
+    "NAdam": "NAdam",
+    "SGD": "SGD",
+    "Adamax": "Adamax",
+    "Adadelta": "Adadelta",
+    "ASGD": "ASGD",
+    "Adafactor": "Adafactor",
+}
+"""Names of --optimizer, and the class in torch.optim that each means."""
+MIXED_PRECISIONS = tuple(name for name in PRECISIONS if name not in ("auto", "float32"))
 RUN_MODES = ("train,val", "train,val,test", "test")
-SCHEDULERS = ("none", "steps", "flat+decay", "flat+linear", "flat+cos", "warmup+cos", "one-cycle")
 TRAIN_FLAGS = frozenset(
     {
         "start-lr",
@@ -48,17 +61,20 @@ TRAIN_FLAGS = frozenset(
 Anything else is a network option.
 """
 
+OptionValues = dict[str, Any]
+"""Options by name, as `pairs` reads them: Python literals or text."""
+
 
 # -------------------------------------------------------------------------------- values of flags
 
 
-def choice(what: str, choices: Sequence[str]) -> Callable[[str], str]:
+def choice(what: str, choices: Iterable[str]) -> Callable[[str], str]:
     """An argparse type for one of several words, in any case; the error lists the nearest."""
+    by_lower = {name.lower(): name for name in choices}
 
     def parse(text: str) -> str:
-        by_lower = {name.lower(): name for name in choices}
         if text.lower() not in by_lower:
-            raise argparse.ArgumentTypeError(unknown(what, text, choices))
+            raise argparse.ArgumentTypeError(unknown(what, text, by_lower.values()))
         return by_lower[text.lower()]
 
     return parse
@@ -67,15 +83,15 @@ def choice(what: str, choices: Sequence[str]) -> Callable[[str], str]:
 def number(
     kind: type, least: float, most: float = float("inf"), *, above: bool = False
 ) -> Callable[[str], Any]:
-    """An argparse type for an int or a float with bounds;
+    """An argparse type for an int or a float with bounds.
 
     `above` leaves the lower one out. Whole floats pass as int ("500.0").
     """
+    bounds = f"{'above' if above else 'at least'} {least:g}"
+    if most < float("inf"):
+        bounds += f" and at most {most:g}"
 
     def parse(text: str) -> Any:
-        words = f"{'above' if above else 'at least'} {least:g}" + (
-            f" and at most {most:g}" if most < float("inf") else ""
-        )
         try:
             value = float(text)
             fits = (
@@ -87,7 +103,7 @@ def number(
             fits = False
         if not fits:
             raise argparse.ArgumentTypeError(
-                f"must be a {'whole ' if kind is int else ''}number {words}, not '{text}'"
+                f"must be a {'whole ' if kind is int else ''}number {bounds}, not '{text}'"
             )
         return kind(value)
 
@@ -95,8 +111,9 @@ def number(
 
 
 def literal(text: str) -> Any:
-    """What an option's text means: a Python literal where it is one, true/false/none in any case,
-    else the text itself.
+    """The value that an option's text stands for.
+
+    That is a Python literal where it is one, true/false/none in any case, else the text itself.
     """
     words = {"true": True, "false": False, "none": None}
     if text.lower() in words:
@@ -107,15 +124,14 @@ def literal(text: str) -> Any:
         return text
 
 
-def pairs(words: Sequence[str]) -> dict[str, Any]:
-    """Options from `k v` (weaver-core) or `k:v,k:v` (the original pipeline). Hyphens in a name
-    become underscores.
+def pairs(words: Sequence[str]) -> OptionValues:
+    """Read options from `k v` (weaver-core) or `k:v,k:v` (the original pipeline).
 
-    Raises argparse.ArgumentTypeError for anything else.
+    Hyphens in a name become underscores. Raises argparse.ArgumentTypeError for anything else.
     """
     if len(words) == 2:
         return {words[0].replace("-", "_"): literal(words[1])}
-    found = {}
+    values: OptionValues = {}
     # Only a comma in front of `name:` separates, so that lists may be values.
     for part in re.split(r",(?=\s*[A-Za-z_][\w-]*:)", words[0] if len(words) == 1 else ""):
         name, colon, value = part.partition(":")
@@ -123,11 +139,13 @@ def pairs(words: Sequence[str]) -> dict[str, Any]:
             raise argparse.ArgumentTypeError(
                 f"'{' '.join(words)}' is no option; write 'name value' or name:value,name:value"
             )
-        found[name.strip().replace("-", "_")] = literal(value.strip())
-    return found
+        values[name.strip().replace("-", "_")] = literal(value.strip())
+    return values
 
 
 class _Pairs(argparse.Action):
+    """Adds the options of one flag to those of earlier ones: it may be repeated."""
+
     def __call__(self, parser, namespace, values, option_string=None) -> None:
         try:
             setattr(namespace, self.dest, {**getattr(namespace, self.dest), **pairs(values)})
@@ -139,8 +157,9 @@ class _Pairs(argparse.Action):
 
 
 def flag(default: Any, help: str, *names: str, **argparse_options: Any) -> Any:
-    """A field of TrainOptions that is a flag: default, help text, short names, and what argparse is
-    to know about it.
+    """A field of TrainOptions that is a flag.
+
+    It has a default, a help text, short names, and further arguments of argparse's add_argument.
     """
     metadata = {"help": help, "names": names, "argparse": argparse_options}
     if isinstance(default, dict):
@@ -258,8 +277,8 @@ class TrainOptions:
     )
     optimizer: str = flag(
         "ranger",
-        ", ".join((*OPTIMIZERS, *TORCH_OPTIMIZERS)),
-        type=choice("optimizer", (*OPTIMIZERS, *TORCH_OPTIMIZERS)),
+        ", ".join(OPTIMIZERS),
+        type=choice("optimizer", OPTIMIZERS),
     )
     optimizer_option: Mapping[str, Any] = flag(
         {}, "option of the optimizer, as --network-option", "-p", nargs="+", action=_Pairs
@@ -273,7 +292,7 @@ class TrainOptions:
         type=number(float, 0, above=True),
     )
     lr_scheduler: str = flag(
-        "flat+decay", ", ".join(SCHEDULERS), type=choice("learning-rate scheduler", SCHEDULERS)
+        "flat+decay", ", ".join(CURVES), type=choice("learning-rate scheduler", CURVES)
     )
     warmup_steps: float = flag(
         0.25,
@@ -304,7 +323,7 @@ class TrainOptions:
     use_amp: bool = flag(
         False, "autocast in --amp-dtype, as in weaver-core", action=argparse.BooleanOptionalAction
     )
-    amp_dtype: str = flag("bf16", "bf16 or fp16", type=choice("type", ("bf16", "fp16")))
+    amp_dtype: str = flag("bf16", "bf16 or fp16", type=choice("type", MIXED_PRECISIONS))
     compile: bool = flag(False, "torch.compile the network", action=argparse.BooleanOptionalAction)
     compiler_option: Mapping[str, Any] = flag(
         {}, "option of torch.compile, as --network-option", nargs="+", action=_Pairs
@@ -363,15 +382,16 @@ class TrainOptions:
         """The flags, without dashes in front."""
         return tuple(field.name.replace("_", "-") for field in dataclasses.fields(cls))
 
-    def settings(self) -> dict[str, Any]:
-        """Options that change what comes out of training.
+    def settings(self) -> OptionValues:
+        """Options that change the result of a training.
 
         A checkpoint may only be continued with equal ones.
         """
-        return {
-            name: dict(value) if isinstance(value := getattr(self, name), Mapping) else value
-            for name in SETTINGS
-        }
+        values: OptionValues = {}
+        for name in SETTINGS:
+            value = getattr(self, name)
+            values[name] = dict(value) if isinstance(value, Mapping) else value
+        return values
 
     @property
     def asked_precision(self) -> str:
@@ -390,36 +410,40 @@ class TrainOptions:
     def fraction_val(self, num_jets: int) -> float:
         """Share of `num_jets` validation jets to use."""
         size = self.batch_size_val or self.batch_size
-        jets = (
-            size * max(self.steps_per_epoch_val or 0, 0) or self.samples_per_epoch_val or num_jets
-        )
+        steps = max(self.steps_per_epoch_val or 0, 0)  # weaver-core's -1 means all
+        jets = size * steps or self.samples_per_epoch_val or num_jets
         return min(self.data_fraction_val, jets / max(num_jets, 1))
 
 
 SETTINGS = (
-    *(
-        "regression_mode",
-        "num_epochs",
-        "steps_per_epoch",
-        "samples_per_epoch",
-        "batch_size",
-        "data_fraction",
-        "start_lr",
-        "optimizer",
-    ),
-    *(
-        "optimizer_option",
-        "weight_decay",
-        "clip_grad_norm",
-        "lr_scheduler",
-        "warmup_steps",
-        "patience",
-        "ema_decay",
-        "precision",
-    ),
-    *("use_amp", "amp_dtype", "compile", "compiler_option", "deterministic", "seed"),
-    *("load_model_weights", "exclude_model_weights", "freeze_model_weights"),
-    *("data_fraction_val", "steps_per_epoch_val", "samples_per_epoch_val"),
+    "regression_mode",
+    "num_epochs",
+    "steps_per_epoch",
+    "samples_per_epoch",
+    "batch_size",
+    "data_fraction",
+    "start_lr",
+    "optimizer",
+    "optimizer_option",
+    "weight_decay",
+    "clip_grad_norm",
+    "lr_scheduler",
+    "warmup_steps",
+    "patience",
+    "ema_decay",
+    "precision",
+    "use_amp",
+    "amp_dtype",
+    "compile",
+    "compiler_option",
+    "deterministic",
+    "seed",
+    "load_model_weights",
+    "exclude_model_weights",
+    "freeze_model_weights",
+    "data_fraction_val",
+    "steps_per_epoch_val",
+    "samples_per_epoch_val",
 )
 
 
@@ -508,7 +532,7 @@ NOT_TAKEN: dict[str, NotTaken] = {
 
 
 class _NotTaken(argparse.Action):
-    """Remembers an accepted flag in `unneeded`; refuses the others."""
+    """Notes an accepted flag in `unneeded`; refuses the others."""
 
     def __call__(self, parser, namespace, values, option_string=None) -> None:
         name = self.option_strings[0].removeprefix("--")
@@ -526,15 +550,10 @@ class _Parser(argparse.ArgumentParser):
 
     def parse_args(self, args=None, namespace=None):
         known, rest = self.parse_known_args(args, namespace)
-        wrong = next((word for word in rest if word.startswith("-")), None)
-        if wrong:
-            self.error(
-                unknown(
-                    "option",
-                    wrong.partition("=")[0],
-                    [name for name in self._option_string_actions if name.startswith("--")],
-                )
-            )
+        for word in rest:
+            if word.startswith("-"):
+                flags = [name for name in self._option_string_actions if name.startswith("--")]
+                self.error(unknown("option", word.partition("=")[0], flags))
         if rest:
             self.error(f"unexpected argument '{rest[0]}'")
         return known
@@ -544,65 +563,60 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parser() -> argparse.ArgumentParser:
-    """The argparse parser made of TrainOptions and NOT_TAKEN."""
+    """Make the argparse parser of TrainOptions and NOT_TAKEN."""
     made = _Parser(
         prog="python -m weaver.train", description="Train a network on jets.", allow_abbrev=False
     )
+    made.set_defaults(unneeded=())
     for field in dataclasses.fields(TrainOptions):
         default = {} if field.default is dataclasses.MISSING else field.default
-        names = [*field.metadata["names"], "--" + field.name.replace("_", "-")]
-        shown = (
-            ""
-            if default in ("", (), {}, None, 0, False) or field.name.startswith("batch_size_")
-            else f" (default: {default})"
+        text = field.metadata["help"]
+        # the help of these sizes tells what 0 means
+        if default not in ("", (), {}, None, 0) and not field.name.startswith("batch_size_"):
+            text += f" (default: {default})"
+        more = dict(field.metadata["argparse"])
+        if more.get("action") is not argparse.BooleanOptionalAction:
+            more.setdefault("metavar", field.name.rsplit("_", 1)[-1].upper())
+        made.add_argument(
+            *field.metadata["names"],
+            "--" + field.name.replace("_", "-"),
+            default=default,
+            help=text.replace("%", "%%"),  # argparse formats help texts with %
+            dest=field.name,
+            **more,
         )
-        text = (field.metadata["help"] + shown).replace("%", "%%")
-        more = {"metavar": _metavar(field)} | dict(field.metadata["argparse"])
-        made.add_argument(*names, default=default, help=text, dest=field.name, **more)
+
     others = made.add_argument_group(
         "flags of weaver-core that need nothing here, and those that are refused"
     )
-    made.set_defaults(unneeded=())
     for name, entry in NOT_TAKEN.items():
-        names = (
-            [f"--{name}"]
-            if entry.takes_value or name.startswith("no-")
-            else [f"--{name}", f"--no-{name}"]
-        )
-        count = {"nargs": 1, "metavar": "X"} if entry.takes_value else {"nargs": 0}
+        names = [f"--{name}"]
+        if not entry.takes_value and not name.startswith("no-"):
+            names.append(f"--no-{name}")
         others.add_argument(
             *names,
             dest="unneeded",
             action=_NotTaken,
             help=("refused: " if entry.refused else "") + entry.words,
-            **count,
+            nargs=1 if entry.takes_value else 0,
+            metavar="X",
         )
     return made
-
-
-def _metavar(field: dataclasses.Field) -> Any:
-    return (
-        None
-        if field.metadata["argparse"].get("action") is argparse.BooleanOptionalAction
-        else field.name.rsplit("_", 1)[-1].upper()
-    )
 
 
 def parse(argv: Sequence[str] | None = None) -> TrainOptions:
     """Parse a command line.
 
-    Leaves the process with exit code 2 and one clear line where it makes no sense.
+    Ends the process with exit code 2 and one clear line where the options do not go together.
     """
     made = parser()
-    given = vars(made.parse_args(argv))
-    unneeded = given.pop("unneeded")
-    options = TrainOptions(
-        **{
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in given.items()
-        }
-    )
-    if problem := _problem(options):
+    values = vars(made.parse_args(argv))
+    unneeded = values.pop("unneeded")
+    for name, value in values.items():
+        values[name] = tuple(value) if isinstance(value, list) else value  # frozen, as the rest
+    options = TrainOptions(**values)
+    problem = _missing(options) or _contradiction(options) or _malformed(options)
+    if problem:
         made.error(problem)
     if os.environ.get("RANK", "0") == "0":
         for name in unneeded:
@@ -614,12 +628,8 @@ def parse(argv: Sequence[str] | None = None) -> TrainOptions:
     return dataclasses.replace(options, predict=options.predict or options.run_mode == "test")
 
 
-def _problem(options: TrainOptions) -> str | None:
-    """What is missing or does not go together, if anything."""
-    return _missing(options) or _contradiction(options) or _malformed(options)
-
-
 def _missing(options: TrainOptions) -> str | None:
+    """Name the flags that are missing for what the others ask for."""
     needed = ["data_config", "network_config"]
     if options.predict or options.run_mode == "test":
         needed += ["model_prefix", "data_test", "predict_output"]
@@ -627,15 +637,12 @@ def _missing(options: TrainOptions) -> str | None:
         needed += ["model_prefix"]
     elif options.trains:
         needed += ["model_prefix", "data_train", "data_val"]
-    missing = [name for name in needed if not getattr(options, name)]
-    return (
-        "missing " + ", ".join("--" + name.replace("_", "-") for name in missing)
-        if missing
-        else None
-    )
+    missing = ["--" + name.replace("_", "-") for name in needed if not getattr(options, name)]
+    return f"missing {', '.join(missing)}" if missing else None
 
 
 def _contradiction(options: TrainOptions) -> str | None:
+    """Name flags that do not go together."""
     if options.data_test and not options.predict_output:
         return (
             "--data-test needs --predict-output: the test set takes no part in training, only"
@@ -670,6 +677,7 @@ def _contradiction(options: TrainOptions) -> str | None:
 
 
 def _malformed(options: TrainOptions) -> str | None:
+    """Name a flag whose value has the wrong form."""
     if options.run_mode not in RUN_MODES:
         return (
             f"--run-mode must be {' or '.join(RUN_MODES)}, not '{options.run_mode}': training"
@@ -688,11 +696,10 @@ def _malformed(options: TrainOptions) -> str | None:
         )
     if options.export_onnx and not options.export_onnx.endswith(".onnx"):
         return f"--export-onnx must end in .onnx, not '{options.export_onnx}'"
-    for name in ("gpus", "predict_gpus"):
-        if not re.fullmatch(r"auto|(\d+(,\d+)*)?", getattr(options, name) or ""):
+    for flag_name, gpus in (("gpus", options.gpus), ("predict-gpus", options.predict_gpus)):
+        if not re.fullmatch(r"auto|(\d+(,\d+)*)?", gpus or ""):
             return (
-                f"--{name.replace('_', '-')} must be auto, numbers as 0 or 0,1, or '' for the CPU,"
-                f" not '{getattr(options, name)}'"
+                f"--{flag_name} must be auto, numbers as 0 or 0,1, or '' for the CPU, not '{gpus}'"
             )
     if options.lr_finder and not re.fullmatch(r"[^,]+,[^,]+,\s*\d+", options.lr_finder):
         return f"--lr-finder must be START,END,STEPS as in 1e-5,1,100, not '{options.lr_finder}'"

@@ -1,4 +1,4 @@
-"""What a training step needs of the device's memory, told before it is too late.
+"""What a training step needs of the device's memory, known before it runs out.
 
 Autograd keeps most of what a forward pass computes until the backward pass has used it. That is
 measured on a few jets and scales with the batch. An edge convolution keeps two numbers for each
@@ -30,6 +30,7 @@ def kept_bytes(
 
     Leaves the model and the random numbers as they are.
     """
+    # by address: several operations may keep the same tensor
     kept: dict[int, int] = {}
 
     def note(tensor: torch.Tensor) -> torch.Tensor:
@@ -56,9 +57,9 @@ def warning(
     precision: Precision,
     device: torch.device,
 ) -> str | None:
-    """One line where a step of `batch_size` jets will probably not fit the device's free memory;
+    """A line to show where a step of `batch_size` jets will probably not fit the device's memory.
 
-    None where it will.
+    None where it will fit.
     """
     batch = dataset.batch(np.arange(min(SAMPLE, len(dataset))))
     inputs = tuple(batch.inputs[name] for name in dataset.data_config.input_names)

@@ -1,11 +1,13 @@
-"""Being told to stop: a signal is remembered, and the training stops at the end of its step, with a
-checkpoint.
+"""Stop on a signal, with a checkpoint.
+
+The signal is remembered, and the training stops at the end of its step.
 """
 
 from __future__ import annotations
 
 import signal
 import threading
+from types import FrameType
 from typing import Any
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -14,7 +16,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 class StopSignal:
     """Remembers SIGTERM (preemption) and SIGINT (Ctrl-C) while it is entered.
 
-    A second one acts as it would without.
+    A second signal has its usual effect.
     """
 
     def __init__(self) -> None:
@@ -23,15 +25,16 @@ class StopSignal:
 
     @property
     def exit_code(self) -> int:
-        """What a shell reports for a process ended by that signal: 143 for SIGTERM, also on a rank
-        that only heard of it.
+        """The code that a shell reports for a process that the signal ended: 143 for SIGTERM.
+
+        Also on a rank that another one told to stop.
         """
         return 128 + (self.received or signal.SIGTERM)
 
     def __enter__(self) -> StopSignal:
         # Python delivers signals there only
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._receive) for number in SIGNALS}
+            self._before = {number: signal.signal(number, self.receive) for number in SIGNALS}
         return self
 
     def __exit__(self, *_) -> None:
@@ -39,6 +42,7 @@ class StopSignal:
             signal.signal(number, handler)
         self._before = {}
 
-    def _receive(self, number: int, _frame: Any) -> None:
+    def receive(self, number: int, _frame: FrameType | None) -> None:
+        """Note the signal, and give the next one back to its usual handler."""
         self.received = number
         self.__exit__()

@@ -1,8 +1,8 @@
-"""TensorBoard for one trial: losses, rate, speed and a histogram of responses an epoch, and its
-settings beside its best result.
+"""TensorBoard for one trial.
 
-TensorBoard reads folders of event files. On S3 the files are made in a temporary folder and
-uploaded after each epoch.
+It shows losses, rate, speed and a histogram of responses for each epoch, and the trial's settings
+beside its best result. TensorBoard reads folders of event files. On S3 the files are made in a
+temporary folder and uploaded after each epoch.
 """
 
 from __future__ import annotations
@@ -15,13 +15,12 @@ from common import storage
 
 if TYPE_CHECKING:
     import torch
+    from torch.utils.tensorboard import SummaryWriter
 
-SCALARS = {
-    "train_loss": "loss/train",
-    "val_loss": "loss/validation",
-    "learning_rate": "learning_rate",
-    "jets_per_second": "jets_per_second",
-}
+    from weaver.fit.metrics_log import EpochRecord
+
+# The training's own numbers, which are shown apart from the metrics of validation.
+SPEEDS = ("learning_rate", "jets_per_second")
 LARGEST_RESPONSE = 3.0  # a few wrong matches would stretch the axis otherwise
 
 
@@ -32,13 +31,17 @@ class TensorBoard:
     """
 
     def __init__(self, uri: str, first_epoch: int = 0) -> None:
-        self.uri, self.writer, self.temporary = uri, None, None
+        self.uri = uri
+        self.writer: SummaryWriter | None = None
+        self.temporary: tempfile.TemporaryDirectory | None = None
         if not uri:
             return
         from torch.utils.tensorboard import SummaryWriter
 
-        self.temporary = tempfile.TemporaryDirectory() if storage.is_s3(uri) else None
-        self.folder = self.temporary.name if self.temporary else uri
+        self.folder = uri
+        if storage.is_s3(uri):
+            self.temporary = tempfile.TemporaryDirectory()
+            self.folder = self.temporary.name
         # What an interrupted run wrote about epochs that are now done again is hidden by
         # purge_step.
         self.writer = SummaryWriter(self.folder, purge_step=first_epoch or None)
@@ -52,38 +55,36 @@ class TensorBoard:
         if self.temporary:
             self.temporary.cleanup()
 
-    def epoch(self, record: Mapping[str, Any], responses: torch.Tensor) -> None:
-        """Add the scalars of one record of the history, and the responses (N,) of
-        validation jets.
-        """
+    def epoch(self, record: EpochRecord, responses: torch.Tensor) -> None:
+        """Add an epoch's scalars and the responses (N,) of its validation jets."""
         if not self.writer:
             return
-        for name, tag in SCALARS.items():
-            self.writer.add_scalar(tag, record[name], record["epoch"])
+        epoch = record["epoch"]
+        self.writer.add_scalar("loss/train", record["train_loss"], epoch)
+        self.writer.add_scalar("loss/validation", record["val_loss"], epoch)
         for name, value in record["metrics"].items():
-            if name not in SCALARS:
-                self.writer.add_scalar(f"validation/{name}", value, record["epoch"])
+            tag = name if name in SPEEDS else f"validation/{name}"
+            self.writer.add_scalar(tag, value, epoch)
         shown = responses[responses.isfinite()]
         if len(shown):
             self.writer.add_histogram(
-                "validation/response", shown.clamp(0.0, LARGEST_RESPONSE), record["epoch"]
+                "validation/response", shown.clamp(0.0, LARGEST_RESPONSE), epoch
             )
-        self._store()
+        self._store(self.writer)
 
     def settings(self, options: Mapping[str, Any], best_metric: float) -> None:
-        """Add the trial's settings and its best validation loss, for TensorBoard's
-        table of trials.
-        """
+        """Add the trial's settings and best validation loss, for TensorBoard's table of trials."""
         if not self.writer:
             return
+        # the table takes nothing else
         plain = {
             name: value if isinstance(value, bool | int | float | str) else str(value)
             for name, value in options.items()
         }
         self.writer.add_hparams(plain, {"best/loss": best_metric}, run_name=".")
-        self._store()
+        self._store(self.writer)
 
-    def _store(self) -> None:
-        self.writer.flush()
+    def _store(self, writer: SummaryWriter) -> None:
+        writer.flush()
         if self.temporary:
             storage.upload(self.folder, self.uri)

@@ -1,8 +1,9 @@
-"""Network files in Weaver's form: a Python file with `get_model(data_config, **options)` and
-`get_loss(data_config, **options)`.
+"""Network files in Weaver's form.
 
-The file is read from a path or an s3:// address. What it takes is read from its text, so that a
-search space can be checked without torch; it is imported when the network is built.
+A network file is a Python file with `get_model(data_config, **options)` and
+`get_loss(data_config, **options)`. It is read from a path or an s3:// address. What it takes is
+read from its text, so that a search space can be checked without torch; it is imported when the
+network is built.
 """
 
 from __future__ import annotations
@@ -10,19 +11,26 @@ from __future__ import annotations
 import ast
 import dataclasses
 import hashlib
+import importlib.abc
+import importlib.machinery
 import importlib.util
 import sys
 import types
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from common import storage
 from common.errors import InputError, JecError, unknown
+from networks.options import ModelInfo, Rule
+
+if TYPE_CHECKING:
+    import torch
 
 NEEDED = ("get_model", "get_loss")
 OWN_LOOPS = ("get_train_fn", "get_evaluate_fn", "init_opt")
-"""Functions by which a file for weaver-core may replace the training loop, which could not be
-resumed or distributed here.
+"""Functions by which a file for weaver-core may replace the training loop.
+
+Such a loop could not be resumed or distributed here.
 """
 
 
@@ -34,7 +42,7 @@ class NetworkFile:
     source: str
 
     def option_names(self) -> set[str] | None:
-        """Options that the network takes;
+        """Names of the options that the network takes.
 
         None where it takes any (`**options`) or imports its functions from elsewhere.
         """
@@ -43,16 +51,20 @@ class NetworkFile:
     def check_options(self, options: Mapping[str, Any]) -> None:
         """Raise InputError for an option that the network does not have, with the nearest names."""
         known = self.option_names()
-        for name in options if known is not None else ():
+        if known is None:
+            return
+        for name in options:
             if name not in known:
                 raise InputError(f"{self.uri}: {unknown('network option', name, known)}")
 
-    def build(self, data_config, options: Mapping[str, Any], **of_weaver: Any):
-        """(model, model_info) of get_model. Raises InputError for options that the network has not
-        or refuses.
+    def build(
+        self, data_config, options: Mapping[str, Any], **of_weaver: bool
+    ) -> tuple[torch.nn.Module, ModelInfo]:
+        """Call get_model: (model, model_info).
 
         `of_weaver` are options that weaver-core adds by itself (use_amp, compile_model,
-        for_inference): only a network that knows them gets them.
+        for_inference): only a network that knows them gets them. Raises InputError for options that
+        the network does not have or refuses.
         """
         self.check_options(options)
         model, info, *_ = self._call(
@@ -61,10 +73,10 @@ class NetworkFile:
         return model, info
 
     def loss(self, data_config, options: Mapping[str, Any]):
-        """The loss of get_loss: called with predictions and targets it returns their mean loss.
+        """Call get_loss: with predictions and targets, what it returns gives their mean loss.
 
         Where the file has no get_loss, a classification takes the cross entropy, as in weaver-core;
-        a regression is refused.
+        for a regression InputError is raised.
         """
         if hasattr(self.module(), "get_loss"):
             return self._call("get_loss", data_config, self._taken_by("get_loss", options))
@@ -78,19 +90,20 @@ class NetworkFile:
         return torch.nn.CrossEntropyLoss()
 
     def module(self) -> types.ModuleType:
-        """The imported file. Raises InputError where it cannot be imported, with the reason and the
-        line.
+        """Import the file.
+
+        Raises InputError where it cannot be imported, with the reason and the line.
         """
         name = "_network_" + hashlib.sha256(f"{self.uri}\0{self.source}".encode()).hexdigest()[:16]
         if name in sys.modules:
             return sys.modules[name]
-        module = importlib.util.module_from_spec(
-            importlib.util.spec_from_loader(name, loader=None, origin=self.uri)
-        )
+        loader = _TextLoader(self)
+        spec = importlib.machinery.ModuleSpec(name, loader, origin=self.uri)
+        module = importlib.util.module_from_spec(spec)
         module.__file__ = self.uri
         sys.modules[name] = module  # dataclasses look their own module up while it is being made
         try:
-            exec(compile(self.source, self.uri, "exec"), module.__dict__)
+            loader.exec_module(module)
         except Exception as error:  # a user's file may raise anything
             del sys.modules[name]
             raise self._refusal("cannot be imported", error, _advice(error)) from error
@@ -102,38 +115,61 @@ class NetworkFile:
             return function(data_config, **options)
         except JecError:
             raise
-        except Exception as error:
+        except Exception as error:  # as above
             raise self._refusal(f"{name} failed", error) from error
 
     def _refusal(self, what: str, error: Exception, advice: str = "") -> InputError:
-        """What went wrong in the user's file, with its last line that the error went through."""
-        return InputError(
-            f"{self.uri}: {what}: {type(error).__name__}: {error}{_line(error, self.uri)}{advice}"
-        )
+        """Describe an error in the user's file, with the last of its lines on the way there."""
+        line = None
+        trace = error.__traceback__
+        while trace:
+            if trace.tb_frame.f_code.co_filename == self.uri:
+                line = trace.tb_lineno
+            trace = trace.tb_next
+        where = f" (line {line})" if line else ""
+        return InputError(f"{self.uri}: {what}: {type(error).__name__}: {error}{where}{advice}")
 
     def _taken_by(self, function: str, options: Mapping[str, Any]) -> dict[str, Any]:
-        """The options that one of the two functions takes: an option of the loss is none of the
-        network, and the reverse.
-        """
+        """The options that one of the two functions takes; the other's are not passed to it."""
         names, anything = _signature(ast.parse(self.source), function)
         return {name: value for name, value in options.items() if anything or name in names}
 
 
+class _TextLoader(importlib.abc.InspectLoader):
+    """Imports a network file from its text, which may have come from s3://."""
+
+    def __init__(self, file: NetworkFile) -> None:
+        self.file = file
+
+    def get_source(self, fullname: str) -> str:
+        return self.file.source
+
+    def get_code(self, fullname: str) -> types.CodeType:
+        # with the file's address, which messages name together with a line
+        return self.source_to_code(self.file.source, self.file.uri)
+
+
 def load_network(uri: str) -> NetworkFile:
-    """Read a network file. Raises InputError where there is none, or it does not parse, has no
-    get_model, or a loop of its own.
+    """Read a network file.
+
+    Raises InputError where there is none, or it does not parse, has no get_model, or has a training
+    loop of its own.
     """
     network = NetworkFile(uri=uri, source=storage.read_text(uri))
     network.option_names()
     return network
 
 
-def option_names(source: str, where: str, needed: Sequence[str] = NEEDED) -> set[str] | None:
-    """Keyword options of get_model and get_loss in a file's text; None if get_model takes any or
-    comes from elsewhere.
+def num_parameters(model: torch.nn.Module) -> int:
+    """How many numbers of a network training adjusts."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
-    Raises InputError for a text that is no Python, lacks one of `needed`, or brings a training loop
-    of its own.
+
+def option_names(source: str, where: str, needed: Sequence[str] = NEEDED) -> set[str] | None:
+    """Find the keyword options of get_model and get_loss in a file's text.
+
+    None if get_model takes any or comes from elsewhere. Raises InputError for a text that is no
+    Python, lacks one of `needed`, or brings a training loop of its own.
     """
     try:
         tree = ast.parse(source)
@@ -141,7 +177,7 @@ def option_names(source: str, where: str, needed: Sequence[str] = NEEDED) -> set
         raise InputError(
             f"{where}, line {getattr(error, 'lineno', '?')}: {getattr(error, 'msg', error)}"
         ) from None
-    defined = {name for node in tree.body for name in _defined(node)}
+    defined = set(_defined(tree.body))
     for name in needed:
         if name not in defined:
             raise InputError(
@@ -153,53 +189,59 @@ def option_names(source: str, where: str, needed: Sequence[str] = NEEDED) -> set
             f"{where} defines {own[0]}: loops and optimizers of a network file's own are not run"
             " here; take it out"
         )
-    (of_model, anything), (of_loss, _) = (_signature(tree, name) for name in NEEDED)
+    of_model, anything = _signature(tree, "get_model")
+    of_loss, _ = _signature(tree, "get_loss")
     return None if anything else of_model | of_loss
 
 
-def option_rules(source: str) -> dict[str, dict[str, Any]]:
-    """What a file's literal `OPTIONS` says of its options (networks/options.py); empty where it
-    says nothing that can be read.
+def option_rules(source: str) -> dict[str, Rule]:
+    """Read a file's literal `OPTIONS` (networks/options.py).
+
+    Empty where the file has none, or one that is made by a program and known only once the network
+    is built.
     """
     for node in ast.parse(source).body:
-        if isinstance(node, ast.Assign) and any(
-            isinstance(target, ast.Name) and target.id == "OPTIONS" for target in node.targets
-        ):
+        # with or without an annotation: OPTIONS = {...}, OPTIONS: dict = {...}
+        value = node.value if isinstance(node, ast.Assign | ast.AnnAssign) else None
+        if value is not None and "OPTIONS" in _defined([node]):
             try:
-                rules = ast.literal_eval(node.value)
-            except ValueError:  # made by a program: known once the network is built
+                rules = ast.literal_eval(value)
+            except ValueError:
                 return {}
             return rules if isinstance(rules, dict) else {}
     return {}
 
 
 def _signature(tree: ast.Module, name: str) -> tuple[set[str], bool]:
-    """Arguments of a function after the first, and whether it takes any others too (`**options`, or
-    defined elsewhere).
+    """Arguments of a function after the first, and whether it takes any others too.
+
+    It does with `**options`, and it may where it is defined elsewhere.
     """
     for node in tree.body:
         if isinstance(node, ast.FunctionDef) and node.name == name:
-            return {
-                a.arg for a in [*node.args.args[1:], *node.args.kwonlyargs]
-            }, node.args.kwarg is not None
+            arguments = [*node.args.args[1:], *node.args.kwonlyargs]
+            return {argument.arg for argument in arguments}, node.args.kwarg is not None
     return set(), True
 
 
-def _defined(node: ast.stmt) -> list[str]:
-    """Names that a top-level statement defines."""
-    if isinstance(node, ast.FunctionDef | ast.ClassDef):
-        return [node.name]
-    if isinstance(node, ast.Import | ast.ImportFrom):
-        return [alias.asname or alias.name for alias in node.names]
-    if isinstance(node, ast.Assign):
-        return [target.id for target in node.targets if isinstance(target, ast.Name)]
-    if isinstance(node, ast.If | ast.Try):
-        return [name for inner in node.body for name in _defined(inner)]
-    return []
+def _defined(body: Sequence[ast.stmt]) -> list[str]:
+    """Names that the top-level statements of a file define, also under an `if` or a `try`."""
+    names: list[str] = []
+    for node in body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.append(node.name)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names += [alias.asname or alias.name for alias in node.names]
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names += [target.id for target in targets if isinstance(target, ast.Name)]
+        elif isinstance(node, ast.If | ast.Try):
+            names += _defined(node.body)
+    return names
 
 
 def _advice(error: Exception) -> str:
-    """What to do about a module of weaver-core that is not here, as the end of a sentence."""
+    """Advice about a module of weaver-core that does not exist here, as the end of a sentence."""
     missing = (error.name or "") if isinstance(error, ModuleNotFoundError) else ""
     # as the first versions of Weaver called them
     if missing == "utils" or missing.startswith("utils."):
@@ -210,12 +252,3 @@ def _advice(error: Exception) -> str:
             " it into the network file itself"
         )
     return ""
-
-
-def _line(error: Exception, uri: str) -> str:
-    """The last line of the file itself that an error went through, as words."""
-    trace, found = error.__traceback__, None
-    while trace:
-        found = trace.tb_lineno if trace.tb_frame.f_code.co_filename == uri else found
-        trace = trace.tb_next
-    return f" (line {found})" if found else ""

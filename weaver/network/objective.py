@@ -1,5 +1,6 @@
-"""What training minimises and validation reports: predictions of a batch, their mean loss, and the
-sums that metrics are made of.
+"""What training minimises and validation reports.
+
+For a batch these are the predictions, their mean loss, and the sums that metrics are made of.
 """
 
 from __future__ import annotations
@@ -15,11 +16,14 @@ from weaver.network.precision import Precision
 
 FLOAT32 = Precision("float32")
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+Count = float | torch.Tensor
+"""Jets that a mean loss is over; with weights their sum, a scalar on the device."""
+Judged = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""Predictions (N,) or (N, outputs), targets (N,) and weights (N,) of a batch."""
 
 
 class Objective:
-    """A loss over batches of one data config, for regression of its first label or classification
-    by it.
+    """A loss over batches of one data config, whose first label is regressed or gives the class.
 
     Where the data config has weights, each jet's loss is multiplied by its weight and the mean is
     the weighted one. `loss` may be None where only predictions are wanted. `precision` may be
@@ -34,14 +38,13 @@ class Objective:
         regression: bool,
         precision: Precision = FLOAT32,
     ) -> None:
-        self.inputs, self.label = list(data_config.input_names), data_config.label_names[0]
-        self.regression, self.precision = regression, precision
+        self.inputs = list(data_config.input_names)
+        self.label = data_config.label_names[0]
+        self.regression = regression
+        self.precision = precision
         self.weighted = data_config.weight_name is not None
-        if (
-            self.weighted
-            and getattr(data_config, "weight_use", "loss") == "sampling"
-            and not hasattr(loss, "reduction")
-        ):
+        sampled = getattr(data_config, "weight_use", "loss") == "sampling"
+        if sampled and not hasattr(loss, "reduction"):
             # training draws jets by their weights already; validation then counts all jets alike
             self.weighted = False
         self.loss = per_jet(loss) if self.weighted and loss else loss
@@ -53,45 +56,43 @@ class Objective:
 
     def __call__(
         self, model: torch.nn.Module, batch: Batch, *, filled: bool = False
-    ) -> tuple[torch.Tensor, float | torch.Tensor, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-        """Mean loss of a batch, the jets (or the sum of weights, on the device) that it is over,
-        and what `errors` takes.
+    ) -> tuple[torch.Tensor, Count, Judged]:
+        """Compute a batch's mean loss, what it is the mean over, and what `errors` takes.
 
         `filled`: the batch may hold jets of weight 0 that only fill it up. They pass the network,
         so that all ranks do the same, and are then left out.
         """
+        if self.loss is None:
+            raise TypeError("this objective was made without a loss and can only predict")
         prediction = self.predict(model, batch)
         target = batch.labels[self.label].to(torch.float32 if self.regression else torch.int64)
         if self.weighted:
             total = batch.weights.sum()
-            loss = (self.loss(prediction, target) * batch.weights).sum() / total.clamp(
-                min=torch.finfo(total.dtype).tiny
-            )
+            loss_sum = (self.loss(prediction, target) * batch.weights).sum()
+            # a batch whose weights are all zero has the loss 0
+            loss = loss_sum / total.clamp(min=torch.finfo(total.dtype).tiny)
             return loss, total, (prediction, target, batch.weights)
         if filled:
             real = batch.weights > 0
             if not real.any():
+                # a loss with a gradient, zero: DDP waits for the gradients of every rank
                 return prediction.sum() * 0.0, 0.0, (prediction[:0], target[:0], batch.weights[:0])
-            prediction, target = prediction[real], target[real]
-        return (
-            self.loss(prediction, target),
-            float(len(target)),
-            (prediction, target, torch.ones_like(target)),
-        )
+            prediction = prediction[real]
+            target = target[real]
+        loss = self.loss(prediction, target)
+        return loss, float(len(target)), (prediction, target, torch.ones_like(target))
 
     def predict(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-        """Predictions of a batch in float32:
+        """Predict a batch in float32.
 
         (N,) for one output in regression, else as the network gives them, (N, outputs).
         """
         with self.precision.autocast(batch.weights.device):
             output = model(*(batch.inputs[name] for name in self.inputs))
-        output = output.float()
-        return (
-            output.squeeze(1)
-            if self.regression and output.ndim == 2 and output.shape[1] == 1
-            else output
-        )
+        output = output.float()  # the loss is never computed in half precision
+        if self.regression and output.ndim == 2 and output.shape[1] == 1:
+            return output.squeeze(1)
+        return output
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -102,36 +103,41 @@ class Objective:
     def errors(
         self, prediction: torch.Tensor, target: torch.Tensor, weights: torch.Tensor
     ) -> torch.Tensor:
-        """Weighted sums (M,) of the metrics after the loss: squared and absolute errors, or correct
-        classes.
+        """Sum the metrics after the loss, weighted: (M,) in float64.
+
+        They are squared and absolute errors, or correct classes.
         """
         if not self.regression:
             return ((prediction.argmax(dim=1) == target) * weights).sum()[None].double()
         error = answer(prediction) - target
-        return torch.stack(
-            [(error.square() * weights).sum(), (error.abs() * weights).sum()]
-        ).double()
+        squared = (error.square() * weights).sum()
+        absolute = (error.abs() * weights).sum()
+        return torch.stack([squared, absolute]).double()
 
     @torch.no_grad()
     def responses(
         self, prediction: torch.Tensor, target: torch.Tensor, _weights: torch.Tensor
     ) -> torch.Tensor:
-        """(N,) what a histogram shows of validation: exp(answer - target), which for log ratios is
-        calibrated over true; or the score of the true class."""
+        """Values (N,) for a histogram of validation.
+
+        For a regression exp(answer - target), which for log ratios is calibrated over true; else
+        the score of the true class.
+        """
         if self.regression:
             return (answer(prediction) - target).exp()
         return prediction.softmax(dim=1).gather(1, target[:, None]).squeeze(1)
 
 
 def answer(prediction: torch.Tensor) -> torch.Tensor:
-    """(N,) the number that a regression answers: its only output, or the first of several (the
-    median in front of the quantiles).
+    """Take the answer (N,) of a regression from its outputs (N,) or (N, outputs).
+
+    Of several it is the first: the median, in front of the quantiles.
     """
     return prediction[:, 0] if prediction.ndim == 2 else prediction
 
 
 def per_jet(loss: Any) -> Loss:
-    """The same loss with one value a jet. Raises InputError for a loss that cannot do so."""
+    """Make a loss return one value a jet. Raises InputError for a loss that cannot do so."""
     if not hasattr(loss, "reduction"):
         raise InputError(
             "the data config has weights, so the loss must have a `reduction` as PyTorch's have;"

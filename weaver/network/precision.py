@@ -1,4 +1,4 @@
-"""In which floating-point type the network computes: float32, or autocast to bfloat16 or float16.
+"""The floating-point type that a network computes in: float32, or autocast to bf16 or fp16.
 
 `auto` takes bfloat16 where the device multiplies matrices in it natively (CPUs with avx512_bf16 or
 AMX, NVIDIA GPUs from compute capability 8.0 on), and float32 elsewhere: emulated bfloat16 is slower
@@ -13,10 +13,11 @@ from pathlib import Path
 
 import torch
 
+# The names are those of common.config.PRECISIONS, which cannot import torch.
 TYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # as /proc/cpuinfo calls them: Intel and AMD, and last Arm
 CPU_FLAGS = ("amx_bf16", "avx512_bf16", "bf16")
-NATIVE_CAPABILITY = (8, 0)
+NATIVE_CAPABILITY = (8, 0)  # Ampere, the first with bfloat16 in its tensor cores
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,8 +43,9 @@ class Precision:
         )
 
     def scaler(self, device: torch.device) -> torch.amp.GradScaler:
-        """Scales the loss where small gradients would vanish, which is in float16 only; passes it
-        on unchanged elsewhere.
+        """A scaler of the loss, for float16, where small gradients would vanish.
+
+        In other types it passes the loss on unchanged.
         """
         return torch.amp.GradScaler(device.type, enabled=self.name == "fp16")
 
@@ -51,35 +53,31 @@ class Precision:
         return f"{self.name} {'autocast ' if self.is_mixed else ''}({self.reason})"
 
 
-def choose(asked: str, device: torch.device) -> Precision:
-    """The precision for "auto", "float32", "bf16" or "fp16" on a device."""
-    if asked != "auto":
-        return Precision(asked)
+def choose(name: str, device: torch.device) -> Precision:
+    """The precision for one of common.config.PRECISIONS on a device."""
+    if name != "auto":
+        return Precision(name)
     if device.type == "cuda":
-        capability = torch.cuda.get_device_capability(device)
-        chip = (
-            f"{torch.cuda.get_device_name(device)}, compute capability"
-            f" {capability[0]}.{capability[1]}"
-        )
-        return Precision("bf16" if capability >= NATIVE_CAPABILITY else "float32", f"auto: {chip}")
+        major, minor = torch.cuda.get_device_capability(device)
+        native = (major, minor) >= NATIVE_CAPABILITY
+        chip = f"{torch.cuda.get_device_name(device)}, compute capability {major}.{minor}"
+        return Precision("bf16" if native else "float32", f"auto: {chip}")
     flags = cpu_flags()
-    native = next((flag for flag in CPU_FLAGS if flag in flags), None)
-    return (
-        Precision("bf16", f"auto: this CPU has {native}")
-        if native
-        else Precision("float32", "auto: this CPU has no native bfloat16")
-    )
+    for flag in CPU_FLAGS:
+        if flag in flags:
+            return Precision("bf16", f"auto: this CPU has {flag}")
+    return Precision("float32", "auto: this CPU has no native bfloat16")
 
 
 def cpu_flags(path: str = "/proc/cpuinfo") -> set[str]:
-    """Instruction sets of this machine's CPU; empty where the system does not tell."""
+    """Instruction sets of this machine's CPU; empty where the system has no such file."""
     try:
         lines = Path(path).read_text().splitlines()
     except OSError:
         return set()
-    return {
-        word
-        for line in lines
-        if line.startswith(("flags", "Features"))
-        for word in line.partition(":")[2].split()
-    }
+    flags: set[str] = set()
+    for line in lines:
+        # "flags : fpu vme ..." on x86, "Features : fp asimd ..." on Arm, once for each core
+        if line.startswith(("flags", "Features")):
+            flags.update(line.partition(":")[2].split())
+    return flags

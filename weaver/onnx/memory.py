@@ -1,13 +1,14 @@
-"""How many jets one execution may hold: ONNX Runtime's peak memory, measured in a process of its
-own.
+"""How many jets one execution may hold, by ONNX Runtime's peak memory.
+
+It is measured in a process of its own:
 
     memory = measure_memory("model.onnx", {"pf_features": ("float32", [13, 64]), ...})
-    memory.batch_size(budget=2**30)                       # the largest power of two that stays
-        within 1 GiB
+    memory.batch_size(budget=2**30)  # the largest power of two that stays within 1 GiB
 
 A process grows and rarely shrinks (ONNX Runtime keeps what it once took), so what counts is the
 peak: VmHWM of /proc/self/status after each of a few rising batch sizes, less what it was before the
-first. The same program is run as
+first. Neither psutil nor resource has that number (ru_maxrss is passed on by the process that
+started this one). The same program is run as
 
     python -m weaver.memory model.onnx '{"pf_features": ["float32", [13, 64]]}'
 """
@@ -22,7 +23,6 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from common.errors import GateError
 from common.project import ROOT
@@ -47,20 +47,17 @@ class Memory:
 
     @property
     def bytes_per_jet(self) -> int:
-        """By the largest batch, where what does not depend on its size weighs least; never below
-        the slope to it.
-        """
+        """Bytes by the largest batch, and never below the slope to it."""
+        # in the largest batch, what does not depend on the size weighs least
         slope = (self.growth[-1] - self.growth[0]) / (self.sizes[-1] - self.sizes[0])
         return round(max(self.growth[-1] / self.sizes[-1], slope, 1))
 
     def batch_size(self, budget: int = BUDGET, most: int = MOST) -> int:
-        """The largest power of two, at least 1 and at most `most`, that takes no more than `budget`
-        bytes.
-        """
+        """The largest power of two, from 1 to `most`, that takes no more than `budget` bytes."""
         fits = max(min(budget // self.bytes_per_jet, most), 1)
         return 1 << (fits.bit_length() - 1)
 
-    def asdict(self) -> dict[str, Any]:
+    def asdict(self) -> dict[str, object]:
         return {**dataclasses.asdict(self), "bytes_per_jet": self.bytes_per_jet}
 
 
@@ -69,25 +66,24 @@ def measure_memory(
     inputs: Mapping[str, tuple[str, Sequence[int]]],
     sizes: Sequence[int] = SIZES,
 ) -> Memory:
-    """Measure an ONNX file;
+    """Measure an ONNX file.
 
     inputs: {name: (numpy type, shape of one jet)}. Raises GateError where ONNX Runtime cannot run
     it.
     """
-    command = [
-        sys.executable,
-        "-m",
-        "weaver.onnx.memory",
-        os.fspath(onnx_path),
-        json.dumps({k: [t, list(s)] for k, (t, s) in inputs.items()}),
-    ]
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    described = json.dumps({name: [kind, list(shape)] for name, (kind, shape) in inputs.items()})
+    program = [sys.executable, "-m", "weaver.onnx.memory"]
+    # the process must find this project wherever it is started
+    path = str(ROOT)
+    if others := os.environ.get("PYTHONPATH"):
+        path += os.pathsep + others
     done = subprocess.run(
-        [*command, *map(str, sizes)],
+        [*program, os.fspath(onnx_path), described, *map(str, sizes)],
         env={**os.environ, "PYTHONPATH": path},
         capture_output=True,
         text=True,
         timeout=SECONDS,
+        check=False,
     )
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
@@ -98,21 +94,30 @@ def measure_memory(
 
 
 def peak_bytes() -> int:
-    """The largest resident memory that this process has had."""
-    return (
-        int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text()).group(1)) * 1024
-    )
+    """The largest resident memory that this process has had.
+
+    Raises GateError on a system that does not count it (other than Linux).
+    """
+    status = Path("/proc/self/status")
+    peak = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None
+    if peak is None:
+        raise GateError(f"{status} has no VmHWM, by which a model's memory is measured")
+    return int(peak[1]) * 1024
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Print the growth of the peak memory at each batch size as a JSON list."""
     import numpy as np
 
-    from weaver.onnx.parity import session
+    from weaver.onnx.runtime import session
 
     argv = sys.argv[1:] if argv is None else argv
-    path, inputs, sizes = argv[0], json.loads(argv[1]), map(int, argv[2:])
+    path = argv[0]
+    inputs = json.loads(argv[1])
+    sizes = [int(word) for word in argv[2:]]
     runtime = session(path)
-    before, growth = peak_bytes(), []
+    before = peak_bytes()
+    growth = []
     for size in sizes:
         feed = {name: np.zeros((size, *shape), kind) for name, (kind, shape) in inputs.items()}
         # from the second run on, ONNX Runtime lays memory out by what it saw in the first

@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,15 +47,25 @@ def export_onnx(
     Raises InputError for an input without a fixed shape and GateError if the file written is not
     what Triton is to load.
     """
+    import numpy as np
     import torch
 
-    free = {
-        name: {axis: label for axis, label in axes.items() if axis}
-        for name, axes in model_info.get("dynamic_axes", {}).items()
-    }
     shapes = input_shapes(model_info, data_config)
     outputs = list(model_info["output_names"])
-    example = _example(shapes, model_info.get("input_types", {}))
+    free = model_info.get("dynamic_axes", {})
+    axes = {}
+    for name in [*shapes, *outputs]:
+        # the batch axis has the same name everywhere, whatever the network calls it
+        axes[name] = {**free.get(name, {}), 0: "batch"}
+
+    # Random numbers of each input's type and shape.
+    rng = np.random.default_rng(0)
+    types = model_info.get("input_types", {})
+    example = []
+    for name, shape in shapes.items():
+        array = rng.uniform(1, 3, (TRACE_BATCH, *shape))
+        example.append(torch.from_numpy(array.astype(types.get(name, np.float32))))
+
     network = copy.deepcopy(model).cpu().eval()
     with warnings.catch_warnings(), torch.no_grad():
         # Deprecation: see the module's text. Tracer: it warns at each Python number made of a
@@ -67,11 +77,11 @@ def export_onnx(
         warnings.filterwarnings("ignore", message="Constant folding")
         torch.onnx.export(
             network,
-            example,
+            tuple(example),
             os.fspath(path),
             input_names=list(shapes),
             output_names=outputs,
-            dynamic_axes={name: {0: "batch"} | free.get(name, {}) for name in [*shapes, *outputs]},
+            dynamic_axes=axes,
             opset_version=opset,
             dynamo=False,
         )
@@ -80,77 +90,52 @@ def export_onnx(
 
 
 def input_shapes(model_info: Mapping[str, Any], data_config=None) -> dict[str, tuple[int, ...]]:
-    """Shape of each input without the batch axis, in the order in which the network takes them:
-    {name: (C, P) or (C,)}.
+    """Shape of each input without the batch axis: {name: (C, P) or (C,)}.
 
-    An axis that is free gets the size with which it is traced. Raises InputError where another size
-    is not fixed, since the multiplicity of the exported graph is that of the data config.
+    The inputs are in the order in which the network takes them. An axis that is free gets the size
+    with which it is traced. Raises InputError where another size is not fixed, since the
+    multiplicity of the exported graph is that of the data config.
     """
     known = dict(getattr(data_config, "input_shapes", None) or {})
     free = model_info.get("dynamic_axes", {})
     shapes = {}
     for name in model_info["input_names"]:
-        shape = tuple(int(size) for size in known.get(name, model_info["input_shapes"][name])[1:])
-        shape = tuple(
-            TRACE_PLACES if axis in free.get(name, {}) else size
-            for axis, size in enumerate(shape, start=1)
-        )
-        if not shape or any(size < 1 for size in shape):
+        sizes = []
+        stated = known.get(name, model_info["input_shapes"][name])
+        for axis, size in enumerate(stated[1:], start=1):
+            sizes.append(TRACE_PLACES if axis in free.get(name, {}) else int(size))
+        if not sizes or min(sizes) < 1:
             raise InputError(
-                f"input '{name}' cannot be exported with shape {('N', *shape)}: beside the jets it"
+                f"input '{name}' cannot be exported with shape {('N', *sizes)}: beside the jets it"
                 " needs at least one axis of fixed size; give its group a 'length' in the data"
                 " config, or, if it is one value a jet, a second variable"
             )
-        shapes[name] = shape
+        shapes[name] = tuple(sizes)
     return shapes
 
 
-def _example(shapes: Mapping[str, tuple[int, ...]], types: Mapping[str, Any]) -> tuple:
-    """Random numbers of each input's type and shape."""
-    import numpy as np
-    import torch
-
-    rng = np.random.default_rng(0)
-    arrays = {name: rng.uniform(1, 3, (TRACE_BATCH, *shape)) for name, shape in shapes.items()}
-    return tuple(
-        torch.from_numpy(array.astype(types.get(name, np.float32)))
-        for name, array in arrays.items()
-    )
-
-
-def read_metadata(path: str | os.PathLike) -> dict[str, str]:
-    """The metadata_props of an ONNX file."""
-    import onnx
-
-    return {
-        entry.key: entry.value
-        for entry in onnx.load(os.fspath(path), load_external_data=False).metadata_props
-    }
-
-
 def _finish(path: str | os.PathLike, opset: int, metadata: Mapping[str, Any]) -> None:
-    """Check the file as the ONNX standard does, put the metadata into it, and make sure that it is
-    self-contained.
+    """Put the metadata into the file, and check it.
+
+    It must be as the ONNX standard says, self-contained, readable by Triton, and dynamic in the
+    batch axis.
     """
     import onnx
 
-    graph = onnx.load(os.fspath(path))
-    onnx.helper.set_model_props(graph, {key: str(value) for key, value in metadata.items()})
-    if opset <= OPSET and graph.ir_version > IR_VERSION:
+    model = onnx.load(os.fspath(path))
+    onnx.helper.set_model_props(model, {key: str(value) for key, value in metadata.items()})
+    if opset <= OPSET and model.ir_version > IR_VERSION:
         raise GateError(
-            f"the ONNX file came out in IR version {graph.ir_version}; Triton 23.05 reads"
+            f"the ONNX file came out in IR version {model.ir_version}; Triton 23.05 reads"
             f" {IR_VERSION} at most"
         )
-    _check_batch_axes([*graph.graph.input, *graph.graph.output])
-    onnx.save_model(graph, os.fspath(path), save_as_external_data=False)
-    onnx.checker.check_model(os.fspath(path), full_check=True)
-
-
-def _check_batch_axes(values: Sequence) -> None:
-    for value in values:
-        first = value.type.tensor_type.shape.dim[:1]
-        if not first or first[0].HasField("dim_value"):
+    for value in [*model.graph.input, *model.graph.output]:
+        axes = value.type.tensor_type.shape.dim
+        # a network that reshapes with a number of jets leaves it in the graph as a constant
+        if not axes or axes[0].HasField("dim_value"):
             raise GateError(
                 f"'{value.name}' of the ONNX file has no dynamic batch axis; the network must keep"
                 " the jets in the first axis"
             )
+    onnx.save_model(model, os.fspath(path), save_as_external_data=False)
+    onnx.checker.check_model(os.fspath(path), full_check=True)

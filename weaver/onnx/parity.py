@@ -15,12 +15,13 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
 from common.errors import GateError
 from weaver.onnx.layers_apart import layers_apart
+from weaver.onnx.runtime import session
 from weaver.onnx.triton_config import GRAPH_LEVELS
 
 CLOSE = 1e-5  # an answer that agrees; relative where |answer| > 1
@@ -32,35 +33,30 @@ NUM_JETS = 1000
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Golden:
-    """Jets to compare answers on: inputs {name:
-
-    (N, C, P) or (N, C) float32} and the number of real particles (N,) of each.
-    """
+    """Jets to compare answers on."""
 
     inputs: dict[str, np.ndarray]
+    """Name -> (N, C, P) or (N, C) float32; of raw jets (N, P) or (N, 1)."""
     multiplicity: np.ndarray
+    """Real particles (N,) of each jet."""
     span: int
     """So many jets, the first ones, are one of each multiplicity."""
     counters: dict[str, str] = dataclasses.field(default_factory=dict)
-    """Input whose second axis may have any size -> the input that counts what is real in it (raw
-    jets).
-    """
+    """Of raw jets: input whose second axis may have any size -> the input that counts what is real
+    in it."""
 
     def __len__(self) -> int:
         return len(self.multiplicity)
 
     def batch(self, jets: np.ndarray) -> dict[str, np.ndarray]:
-        """The inputs of these jets; where the size is free, as wide as the fullest of
-        them needs.
-        """
-        widths = {
-            name: max(int(self.inputs[counter][jets].max(initial=0)), 1)
-            for name, counter in self.counters.items()
-        }
-        return {
-            name: x[jets, : widths[name]] if name in widths else x[jets]
-            for name, x in self.inputs.items()
-        }
+        """The inputs of these jets (n,), where the size is free as wide as the fullest needs."""
+        inputs = {}
+        for name, x in self.inputs.items():
+            inputs[name] = x[jets]
+            if counter := self.counters.get(name):
+                width = max(int(self.inputs[counter][jets].max(initial=0)), 1)
+                inputs[name] = inputs[name][:, :width]
+        return inputs
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,7 +72,7 @@ class Parity:
     levels: tuple[int, ...]
     batch_sizes: tuple[int, ...]
 
-    def asdict(self) -> dict[str, Any]:
+    def asdict(self) -> dict[str, object]:
         return dataclasses.asdict(self)
 
 
@@ -89,57 +85,64 @@ def golden_jets(
     length: int | None = None,
     seed: int = 0,
 ) -> Golden:
-    """`count` jets (more if the length asks for it) from the real ones given: one of each
-    multiplicity 0..length, then jets as they are.
+    """Make golden jets of real ones: one of each multiplicity 0..length, then jets as they are.
 
-    A jet is cut to m particles by putting padding in place of the others, and filled up to m with
-    particles of other jets, so that no particle occurs twice in it. When the real jets are used up,
-    further cut ones follow. `padding` holds the value of each variable in a padded place, {name:
-    (C,)}; zero where it is not given. `length`: P where it is not given. Reproducible for a seed.
+    There are `count` of them, or more if the length needs it. A jet is cut to m particles by
+    putting padding in place of the others, and filled up to m with particles of other jets, so that
+    no particle occurs twice in it. When the real jets are used up, further cut ones follow.
+    `padding` holds the value of each variable in a padded place, {name: (C,)}; zero without it.
+    `length`: P without it. The same seed gives the same jets.
     """
     rng = np.random.default_rng(seed)
     places = max((x.shape[2] for x in inputs.values() if x.ndim == 3), default=0)
     length = places if length is None else min(length, places)
+
+    # Real jets, as many as are left beside one of each multiplicity.
     real = rng.permutation(len(multiplicity))[: max(count - length - 1, 0)]
-    missing = count - len(real)
-    wanted = np.concatenate(
-        [np.arange(length + 1), rng.integers(0, length + 1, max(missing - length - 1, 0))]
-    )
-    base = rng.integers(0, len(multiplicity), len(wanted))
-    made = {
-        name: _with_multiplicity(x, multiplicity, base, wanted, (padding or {}).get(name), seed)
-        for name, x in inputs.items()
-    }
+    further = max(count - len(real) - length - 1, 0)
+    sizes = np.concatenate([np.arange(length + 1), rng.integers(0, length + 1, further)])
+    base = rng.integers(0, len(multiplicity), len(sizes))
+    filled = {}
+    for name, x in inputs.items():
+        pad = (padding or {}).get(name)
+        filled[name] = x[base]
+        if x.ndim == 3:
+            filled[name] = _with_multiplicity(x, multiplicity, base, sizes, pad, seed)
+
     # The first length + 1 jets are one of each multiplicity, in random order: the smaller batch
     # sizes are run on them alone.
-    order = np.concatenate([rng.permutation(length + 1), np.arange(length + 1, len(wanted))])
+    order = np.concatenate([rng.permutation(length + 1), np.arange(length + 1, len(sizes))])
     return Golden(
-        inputs={name: np.concatenate([made[name][order], x[real]]) for name, x in inputs.items()},
-        multiplicity=np.concatenate([wanted[order], multiplicity[real]]),
+        inputs={name: np.concatenate([filled[name][order], x[real]]) for name, x in inputs.items()},
+        multiplicity=np.concatenate([sizes[order], multiplicity[real]]),
         span=length + 1,
     )
 
 
-def _with_multiplicity(x, multiplicity, base, wanted, padding, seed) -> np.ndarray:
-    """Jets x[base] with `wanted` particles each; jet features (N, C) stay as they are."""
-    if x.ndim == 2:
-        return x[base]
+def _with_multiplicity(
+    x: np.ndarray,
+    multiplicity: np.ndarray,
+    base: np.ndarray,
+    sizes: np.ndarray,
+    padding: np.ndarray | None,
+    seed: int,
+) -> np.ndarray:
+    """Jets x[base] (n, C, P) of x (N, C, P), with `sizes` (n,) particles each."""
     filled = x[base].copy()
     length = x.shape[2]
-    # The same seed for each input: a filled place takes the same particle everywhere.
-    pool = np.random.default_rng(seed).permutation(
-        np.argwhere(np.arange(length) < multiplicity[:, None])
-    )
+    # (jet, place) of all particles, from which jets are filled up. The same seed for each input: a
+    # filled place takes the same particle everywhere.
+    particles = np.argwhere(np.arange(length) < multiplicity[:, None])
+    pool = np.random.default_rng(seed).permutation(particles)
     next_free = 0
-    for row, (jet, count) in enumerate(zip(base, wanted, strict=True)):
+    for row, (jet, size) in enumerate(zip(base, sizes, strict=True)):
         own = min(int(multiplicity[jet]), length)
-        take = (
-            pool[np.arange(next_free, next_free + max(count - own, 0)) % max(len(pool), 1)]
-            if len(pool)
-            else pool
-        )
+        take = pool  # of a pool without particles, none
+        if len(pool):
+            missing = max(size - own, 0)
+            take = pool[np.arange(next_free, next_free + missing) % len(pool)]
         filled[row, :, own : own + len(take)] = x[take[:, 0], :, take[:, 1]].T
-        filled[row, :, count:] = 0.0 if padding is None else np.asarray(padding)[:, None]
+        filled[row, :, size:] = 0.0 if padding is None else np.asarray(padding)[:, None]
         next_free += len(take)
     return filled
 
@@ -147,42 +150,22 @@ def _with_multiplicity(x, multiplicity, base, wanted, padding, seed) -> np.ndarr
 def torch_answers(
     model, input_names: Sequence[str], inputs: Mapping[str, np.ndarray], batch_size: int = 500
 ) -> np.ndarray:
-    """PyTorch's answers (N, outputs) on the CPU, in evaluation mode; several outputs (N, 1) side by
-    side.
+    """PyTorch's answers (N, outputs) on the CPU, in evaluation mode.
+
+    Several outputs (N, 1) stand side by side.
     """
     import torch
 
-    count = len(inputs[input_names[0]])
     answers = []
     with torch.no_grad():
-        for start in range(0, count, batch_size):
-            answer = model(
-                *(
-                    torch.from_numpy(np.ascontiguousarray(inputs[name][start : start + batch_size]))
-                    for name in input_names
-                )
-            )
+        for start in range(0, len(inputs[input_names[0]]), batch_size):
+            batch = []
+            for name in input_names:
+                array = np.ascontiguousarray(inputs[name][start : start + batch_size])
+                batch.append(torch.from_numpy(array))
+            answer = model(*batch)
             answers.append(torch.cat(answer, dim=1) if isinstance(answer, tuple) else answer)
     return torch.cat(answers).float().numpy()
-
-
-def session(onnx_path: str | os.PathLike, level: int = 0):
-    """An onnxruntime session on the CPU at one of Triton's graph optimisation levels
-    (weaver.onnx.triton_config.GRAPH_LEVELS).
-    """
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = getattr(
-        onnxruntime.GraphOptimizationLevel, GRAPH_LEVELS[level]
-    )
-    # As many threads as this process may use: left alone, onnxruntime counts the machine's cores
-    # and pins threads to them.
-    options.intra_op_num_threads = len(os.sched_getaffinity(0))
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(
-        os.fspath(onnx_path), options, providers=["CPUExecutionProvider"]
-    )
 
 
 def check_parity(
@@ -196,40 +179,54 @@ def check_parity(
     batch_sizes: Sequence[int] = BATCH_SIZES,
     advance: Callable[[int, str], None] = lambda count, note: None,
 ) -> Parity:
-    """Compare the ONNX file with the model (on the CPU, in evaluation mode) on the golden jets; see
-    the module's text for the rule.
+    """Compare the ONNX file with the model on the golden jets; the module's text has the rule.
 
-    expected: the right answers (N, outputs), where they are not the model's own. `advance` is
-    called with the number of jets done and the level. Raises GateError that names the worst jet,
-    its number of particles, the batch size, the level and the layer.
+    model: on the CPU, in evaluation mode. expected: the right answers (N, outputs), where they are
+    not the model's own. `advance` is called with the number of jets done and the level. Raises
+    GateError that names the worst jet, its number of particles, the batch size, the level and the
+    layer.
     """
     expected = torch_answers(model, input_names, golden.inputs) if expected is None else expected
-    if not np.isfinite(expected).all():
-        jet = int(np.argmin(np.isfinite(expected).all(axis=1)))
+    finite = np.isfinite(expected).all(axis=1)
+    if not finite.all():
+        jet = int(np.argmin(finite))
         raise GateError(
             f"PyTorch's own answer to {_jet(golden, jet)} is {_numbers(expected[jet])}, not a"
             " finite number"
         )
-    worst, share, total = _Worst(), 1.0, 0
+
+    worst = _Worst()
+    share = 1.0
+    total = 0
     for level in levels:
         off = np.zeros(len(golden))  # largest difference of each jet over the batch sizes
         runtime = session(onnx_path, level)
         for size in batch_sizes:
             jets = _jets_for(size, golden)
-            got = _onnx_answers(runtime, golden, jets, size, level, advance)
-            difference = _difference(got, expected[jets])
+            answers = _onnx_answers(runtime, golden, jets, size, level, advance)
+            difference = _difference(answers, expected[jets])
+            # a jet may be in several batches
             np.maximum.at(off, jets, difference)
-            worst.see(golden, jets, difference, got, expected, size, level)
+            row = int(np.argmax(difference))
+            if difference[row] > worst.difference:
+                jet = int(jets[row])
+                text = (
+                    f"{_jet(golden, jet)} at batch size {size} and graph level {level}"
+                    f" ({GRAPH_LEVELS[level]}): PyTorch {_numbers(expected[jet])}, ONNX Runtime"
+                    f" {_numbers(answers[row])}"
+                )
+                worst = _Worst(float(difference[row]), jet, level, text)
             total += len(jets)
         share = min(share, float(np.mean(off <= CLOSE)))
+
     if worst.difference > LIMIT or share < SHARE:
+        # on the worst jet alone, since it keeps the outputs of all layers
+        inputs = golden.batch(np.array([worst.jet]))
+        layers = layers_apart(model, onnx_path, input_names, inputs, worst.level)
         raise GateError(
             f"ONNX Runtime does not answer as PyTorch: {share:.2%} of {len(golden):,} golden jets"
             f" within {CLOSE:g} (needed {SHARE:.1%}), the worst off by {worst.difference:.2g}"
-            f" (allowed {LIMIT:g}): {worst.text}; "
-            + layers_apart(
-                model, onnx_path, input_names, golden.batch(np.array([worst.jet])), worst.level
-            )
+            f" (allowed {LIMIT:g}): {worst.text}; {layers}"
         )
     return Parity(
         num_jets=len(golden),
@@ -242,31 +239,13 @@ def check_parity(
     )
 
 
-@dataclasses.dataclass
-class _Worst:
-    """The jet that is furthest off so far."""
+class _Worst(NamedTuple):
+    """The jet that is furthest off so far; none at first."""
 
     difference: float = -1.0
     jet: int = -1
     level: int = 0
     text: str = ""
-
-    def see(
-        self,
-        golden: Golden,
-        jets: np.ndarray,
-        difference: np.ndarray,
-        got: np.ndarray,
-        expected: np.ndarray,
-        size,
-        level,
-    ) -> None:
-        row = int(np.argmax(difference))
-        if difference[row] > self.difference:
-            self.jet, self.level, self.difference = int(jets[row]), level, float(difference[row])
-            where = f"batch size {size} and graph level {level} ({GRAPH_LEVELS[level]})"
-            answers = f"PyTorch {_numbers(expected[self.jet])}, ONNX Runtime {_numbers(got[row])}"
-            self.text = f"{_jet(golden, self.jet)} at {where}: {answers}"
 
 
 def num_answers(
@@ -274,21 +253,28 @@ def num_answers(
     levels: Sequence[int] = tuple(GRAPH_LEVELS),
     batch_sizes: Sequence[int] = BATCH_SIZES,
 ) -> int:
-    """How many jets ONNX Runtime is asked for in check_parity, for a progress bar."""
+    """How many jets ONNX Runtime answers in check_parity, for a progress bar."""
     return len(levels) * sum(len(_jets_for(size, golden)) for size in batch_sizes)
 
 
 def _jets_for(batch_size: int, golden: Golden) -> np.ndarray:
-    """Indices of the jets run at a batch size: whole batches, enough of them to see one jet of each
-    multiplicity.
+    """Indices of the jets that are run at a batch size.
+
+    They make whole batches, enough of them to see one jet of each multiplicity.
     """
     batches = -(-golden.span // batch_size)
     return np.arange(batches * batch_size) % len(golden)
 
 
 def _onnx_answers(
-    runtime, golden: Golden, jets: np.ndarray, size: int, level: int, advance
+    runtime,
+    golden: Golden,
+    jets: np.ndarray,
+    size: int,
+    level: int,
+    advance: Callable[[int, str], None],
 ) -> np.ndarray:
+    """ONNX Runtime's answers (n, outputs) to the jets (n,), in batches of a size."""
     parts = []
     for start in range(0, len(jets), size):
         batch = jets[start : start + size]
@@ -299,22 +285,22 @@ def _onnx_answers(
                 f"ONNX Runtime cannot run the file at batch size {size} and graph level {level}:"
                 f" {error}"
             ) from error
-        if any(answer.ndim != 2 or len(answer) != len(batch) for answer in answers):
-            raise GateError(
-                f"ONNX Runtime gave outputs of shapes {[answer.shape for answer in answers]} at"
-                f" batch size {size}"
-            )
+        shapes = [answer.shape for answer in answers]
+        if any(len(shape) != 2 or shape[0] != len(batch) for shape in shapes):
+            raise GateError(f"ONNX Runtime gave outputs of shapes {shapes} at batch size {size}")
         parts.append(np.concatenate(answers, axis=1))
         advance(len(batch), f"level {level}")
     return np.concatenate(parts)
 
 
-def _difference(got: np.ndarray, expected: np.ndarray) -> np.ndarray:
-    """Largest difference of each jet, relative where |expected| > 1; infinite where the answer is
-    no number.
+def _difference(answers: np.ndarray, expected: np.ndarray) -> np.ndarray:
+    """Largest difference (N,) of each jet, relative where |expected| > 1.
+
+    Infinite where the answer is no number.
     """
-    scaled = np.abs(got.astype(np.float64) - expected) / np.maximum(1.0, np.abs(expected))
-    return np.where(np.isfinite(scaled), scaled, np.inf).reshape(len(got), -1).max(axis=1)
+    scaled = np.abs(answers.astype(np.float64) - expected) / np.maximum(1.0, np.abs(expected))
+    finite = np.where(np.isfinite(scaled), scaled, np.inf)
+    return finite.reshape(len(answers), -1).max(axis=1)
 
 
 def _jet(golden: Golden, jet: int) -> str:

@@ -1,11 +1,8 @@
-"""Raw jets for a model that takes them: what columns the files have, some of them as padded arrays,
-and what weaver makes of these.
+"""Raw jets for a model that takes them, and the inputs that weaver makes of the same jets.
 
-    columns = raw_columns(entry, data_config)                   # types, from the head of one file
-    jets = read_raw(entries, data_config, program, 1000)        # the model's inputs, {name: (N, 1)
-        or (N, P)}
-    inputs = reference_inputs(jets, data_config, program)       # what prepare and the loader make
-        of the same jets
+    columns = raw_columns(entry, data_config)              # types, from the head of one file
+    jets = read_raw(entries, data_config, program, 1000)   # {name: (N, 1) or (N, P)}
+    inputs = reference_inputs(jets, data_config, program)  # as prepare and the loader make them
 
 `reference_inputs` goes through weaver's own preparation (numpy, awkward), so that the gate compares
 the graph with what was trained on.
@@ -13,6 +10,7 @@ the graph with what was trained on.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -26,7 +24,7 @@ from common.storage import Entry
 from weaver.config.data_config import DataConfig, Plan
 from weaver.config.expressions import Expression
 from weaver.onnx.parity import CLOSE, Golden, golden_jets, torch_answers
-from weaver.onnx.raw_program import Column, RawProgram, raw_branches
+from weaver.onnx.raw_program import Column, RawProgram, input_columns, raw_branches
 from weaver.prepared import transform
 from weaver.prepared.columns import DatasetWriter
 from weaver.read import files
@@ -39,118 +37,99 @@ FILES = 4
 
 
 def raw_plan(config: DataConfig) -> Plan:
-    """What to read and compute for the network's inputs of any jet: no selection, no label."""
-    wanted = [name for names in config.input_dicts.values() for name in names]
-    wanted += [key.name for keys in config.order_by.values() for key in keys]
-    plan = dataclasses.replace(config, selections={"train": None, "test": None}).plan_for(wanted)
+    """Plan what to read and compute for the network's inputs of any jet: no selection, no label."""
+    unselected = dataclasses.replace(config, selections={"train": None, "test": None})
+    plan = unselected.plan_for(input_columns(config))
     return dataclasses.replace(plan, branches=raw_branches(config))
 
 
 def raw_columns(entry: Entry, config: DataConfig) -> dict[str, Column]:
     """The branches of one file that the data config uses, with their types.
 
-    Raises InputError as weaver.read.files.inspect.
+    Raises InputError as weaver.read.files.inspect, and for a branch that holds no numbers.
     """
     plan = raw_plan(config)
-    found = files.inspect(entry, config, plan)
+    file = files.inspect(entry, config, plan)
+    columns = {}
     with files.open_file(entry.uri) as opened:
-        tree = opened[found.tree]
-        return {
-            branch: _column(tree[branch])
-            for name, branch in plan.branches.items()
-            if name in found.columns
-        }
+        tree = opened[file.tree]
+        for name, branch in plan.branches.items():
+            if name in file.columns:
+                columns[branch] = _column(tree[branch])
+    return columns
 
 
 def _column(branch) -> Column:
-    """A branch's type; several values a jet count by the branch that ROOT names for it, or else by
-    `n<branch>`.
-    """
+    """A branch's type, and of a list of values its counter."""
     array = branch.array(entry_stop=0, library="ak")
-    if array.ndim > 2 or not _is_numeric(array):
+    dtype = None
+    with contextlib.suppress(TypeError, ValueError):  # words, records and the like
+        dtype = ak.to_numpy(ak.flatten(array, axis=None)).dtype
+    if array.ndim > 2 or dtype is None or dtype.kind not in "biuf":
         raise InputError(
             f"branch '{branch.name}' is {array.type.content}; expected numbers, or lists of numbers"
         )
-    counter = branch.count_branch
-    return Column(
-        dtype=ak.to_numpy(ak.flatten(array, axis=None)).dtype,
-        particles=array.ndim == 2,
-        counter=(
-            "" if array.ndim == 1 else counter.name if counter is not None else f"n{branch.name}"
-        ),
-    )
-
-
-def _is_numeric(array: ak.Array) -> bool:
-    try:
-        return ak.to_numpy(ak.flatten(array, axis=None)).dtype.kind in "biuf"
-    except (TypeError, ValueError):
-        return False
+    counter = ""
+    if array.ndim == 2:
+        # the branch that ROOT names; a vector has none, and then it is n<branch>
+        counter = f"n{branch.name}" if branch.count_branch is None else branch.count_branch.name
+    return Column(dtype=dtype, particles=array.ndim == 2, counter=counter)
 
 
 def read_raw(
     entries: Sequence[Entry], config: DataConfig, program: RawProgram, count: int
 ) -> dict[str, np.ndarray]:
-    """About `count` jets, whatever the selection says of them, from the beginnings of a few files,
-    as the model takes them.
+    """Read about `count` jets from the beginnings of a few files, as the model takes them.
+
+    The data config's selection is not applied. Arrays are (N, 1), or (N, P) for particles.
     """
     plan = raw_plan(config)
-    chosen = [
-        entries[i]
-        for i in sorted(
-            {round(x) for x in np.linspace(0, len(entries) - 1, min(FILES, len(entries)))}
-        )
-    ]
-    parts = []
+    # evenly over the list: files in a row tend to be of the same range of pT
+    places = np.linspace(0, len(entries) - 1, min(FILES, len(entries)))
+    chosen = [entries[place] for place in sorted({round(place) for place in places})]
+    parts: dict[str, list[ak.Array]] = {branch: [] for branch in program.inputs}
     for entry in chosen:
         file = files.inspect(entry, config, plan)
-        steps = files.read(
-            file,
-            config,
-            plan,
-            training_set=False,
-            stop=min(-(-count // len(chosen)), file.num_entries),
-        )
-        parts += [
-            {
-                plan.branches[name]: values
-                for name, values in columns.items()
-                if name in plan.branches
-            }
-            for columns, _ in steps
-        ]
-    return padded(
-        {branch: ak.concatenate([part[branch] for part in parts]) for branch in program.inputs},
-        program,
-    )
+        stop = min(-(-count // len(chosen)), file.num_entries)
+        for columns, _ in files.read(file, config, plan, training_set=False, stop=stop):
+            # two columns may come from one branch
+            arrays = {plan.branches[name]: columns[name] for name in plan.branches}
+            for branch, chunks in parts.items():
+                chunks.append(arrays[branch])
+    return padded({branch: ak.concatenate(arrays) for branch, arrays in parts.items()}, program)
 
 
 def padded(columns: Mapping[str, ak.Array], program: RawProgram) -> dict[str, np.ndarray]:
-    """Branches as awkward arrays -> the model's inputs:
+    """Pad branches, awkward arrays, to the model's inputs.
 
-    (N, 1), or (N, P) padded with zeros, and the counters (N, 1) int32.
+    They are (N, 1), or (N, P) with zeros behind the particles, and the counters (N, 1) int32.
+    Raises InputError for branches of one counter with different numbers of entries.
     """
-    found, counts = {}, {}
+    inputs: dict[str, np.ndarray] = {}
+    counts: dict[str, np.ndarray] = {}
     for branch, column in program.inputs.items():
         if not column.particles:
-            found[branch] = np.asarray(ak.to_numpy(columns[branch]), column.dtype)[:, None]
+            inputs[branch] = np.asarray(ak.to_numpy(columns[branch]), column.dtype)[:, None]
             continue
         number = ak.to_numpy(ak.num(columns[branch], axis=1))
         if not np.array_equal(counts.setdefault(column.counter, number), number):
             raise InputError(f"'{branch}' does not have as many entries as {column.counter} says")
         most = max(int(number.max(initial=0)), 1)
-        full = ak.fill_none(
-            ak.pad_none(ak.from_regular(columns[branch]), most, axis=1, clip=True), 0
-        )
-        found[branch] = np.ascontiguousarray(ak.to_numpy(full)).astype(column.dtype)
-    return found | {counter: number.astype(np.int32)[:, None] for counter, number in counts.items()}
+        full = ak.pad_none(ak.from_regular(columns[branch]), most, axis=1, clip=True)
+        array = ak.to_numpy(ak.fill_none(full, 0))  # (N, P)
+        inputs[branch] = np.ascontiguousarray(array).astype(column.dtype)
+    for counter, number in counts.items():
+        inputs[counter] = number.astype(np.int32)[:, None]
+    return inputs
 
 
 def reference_inputs(
     jets: Mapping[str, np.ndarray], config: DataConfig, program: RawProgram
 ) -> dict[str, np.ndarray]:
-    """The network's inputs {group: (N, C, P) or (N, C)} that weaver's own preparation makes of the
-    jets, and as '' what the label divides by (N,)."""
+    """The inputs that weaver's own preparation makes of the jets, {group: (N, C, P) or (N, C)}.
+
+    The entry '' is the quantity that the label divides by (N,), such as jetPt in GeV.
+    """
     from weaver.feed.dataset import Dataset
 
     plan = raw_plan(config)
@@ -161,16 +140,16 @@ def reference_inputs(
         writer.append(transform.make_ready(selected, count, config, plan))
         description = writer.close() | {"preprocess_params": config.preprocess_params}
         dataset = Dataset(Path(folder), description, dataclasses.replace(config, label_names=()))
-        inputs = {
-            name: tensor.numpy().copy()
-            for name, tensor in dataset.batch(np.arange(count)).inputs.items()
-        }
-    return inputs | {
-        "": np.asarray(evaluate(Expression(program.reference_text), columns | selected), np.float32)
-    }
+        batch = dataset.batch(np.arange(count))
+        # a copy, since the files are mapped into memory and go away with the folder
+        inputs = {name: tensor.numpy().copy() for name, tensor in batch.inputs.items()}
+    reference = evaluate(Expression(program.reference_text), columns | selected)
+    inputs[""] = np.asarray(reference, np.float32)
+    return inputs
 
 
 def _unpadded(jets: Mapping[str, np.ndarray], branch: str, program: RawProgram) -> ak.Array:
+    """A branch of the model's inputs as an awkward array, without padding."""
     column = program.inputs[branch]
     if not column.particles:
         return ak.Array(jets[branch][:, 0])
@@ -182,40 +161,45 @@ def _unpadded(jets: Mapping[str, np.ndarray], branch: str, program: RawProgram) 
 def golden_raw_jets(
     real: Mapping[str, np.ndarray], program: RawProgram, config: DataConfig
 ) -> Golden:
-    """Jets for the gate: one of each multiplicity from none to well above the longest input, then
-    the real ones.
+    """Make golden jets of raw ones: one of each multiplicity, then the real ones.
 
-    Where there are several lists of particles, the first one's multiplicity is varied.
+    Multiplicities go from none to well above the longest input. Where there are several lists of
+    particles, the first one's is varied.
     """
     counter = program.counters[0] if program.counters else None
-    listed = [
-        branch for branch, column in program.inputs.items() if counter and column.counter == counter
-    ]
-    longest = max(
-        (params["length"] or 0 for params in config.preprocess_params.values()), default=0
-    )
-    arrays = {
-        name: x[:, None, :] if name in listed else x for name, x in real.items() if name != counter
-    }
-    multiplicity = (
-        real[counter][:, 0].astype(np.int64)
-        if counter
-        else np.zeros(len(next(iter(real.values()))), np.int64)
-    )
-    made = golden_jets(arrays, multiplicity, length=longest + BEYOND)
-    inputs = {name: x[:, 0, :] if name in listed else x for name, x in made.inputs.items()}
+    particles = set()
+    for branch, column in program.inputs.items():
+        if counter and column.counter == counter:
+            particles.add(branch)
+
+    # golden_jets takes particles as (N, C, P)
+    arrays = {}
+    for name, x in real.items():
+        if name != counter:
+            arrays[name] = x[:, None, :] if name in particles else x
     if counter:
-        inputs[counter] = made.multiplicity.astype(np.int32)[:, None]
-    widths = {
-        branch: column.counter for branch, column in program.inputs.items() if column.particles
-    }
-    return dataclasses.replace(made, inputs=inputs, counters=widths)
+        multiplicity = real[counter][:, 0].astype(np.int64)
+    else:
+        multiplicity = np.zeros(len(next(iter(real.values()))), np.int64)
+    lengths = [params["length"] or 0 for params in config.preprocess_params.values()]
+    golden = golden_jets(arrays, multiplicity, length=max(lengths, default=0) + BEYOND)
+
+    inputs = {}
+    for name, x in golden.inputs.items():
+        inputs[name] = x[:, 0, :] if name in particles else x
+    if counter:
+        inputs[counter] = golden.multiplicity.astype(np.int32)[:, None]
+    counters = {}
+    for branch, column in program.inputs.items():
+        if column.particles:
+            counters[branch] = column.counter
+    return dataclasses.replace(golden, inputs=inputs, counters=counters)
 
 
 def reference_answers(
     network, input_names: Sequence[str], reference: Mapping[str, np.ndarray]
 ) -> np.ndarray:
-    """(N, outputs of the raw model) that the network gives on weaver's own inputs."""
+    """The raw model's answers (N, outputs), by the network on weaver's own inputs."""
     import torch
 
     from weaver.onnx.raw_model import answers
@@ -228,30 +212,26 @@ def preprocessing_apart(
     model,
     input_names: Sequence[str],
     jets: Mapping[str, np.ndarray],
-    reference: Mapping,
+    reference: Mapping[str, np.ndarray],
     config: DataConfig,
 ) -> str:
-    """In words: the input variable in which the graph's preprocessing is furthest from weaver's
-    own; empty where it is close.
+    """Name the variable in which the graph's preprocessing is furthest from weaver's own.
+
+    The text is the end of a sentence; empty where the preprocessing is close.
     """
     import torch
 
+    tensors = [torch.from_numpy(np.ascontiguousarray(jets[name])) for name in input_names]
     with torch.no_grad():
-        *groups, _ = model.preprocessing(
-            *(torch.from_numpy(np.ascontiguousarray(jets[name])) for name in input_names)
-        )
-    off = {}
-    for group, found in zip(model.preprocessing.groups, groups, strict=True):
-        difference = np.abs(found.numpy() - reference[group]) / np.maximum(
-            1, np.abs(reference[group])
-        )
+        *groups, _ = model.preprocessing(*tensors)
+    off: dict[str, float] = {}
+    for group, tensor in zip(model.preprocessing.groups, groups, strict=True):
+        expected = reference[group]  # (N, C, P), (N, C), or (N,) for one variable
+        scaled = np.abs(tensor.numpy() - expected) / np.maximum(1, np.abs(expected))
         for index, name in enumerate(config.input_dicts[group]):
-            off[f"{group}:{name}"] = float(
-                (difference[:, index] if difference.ndim > 1 else difference).max(initial=0.0)
-            )
+            of_variable = scaled[:, index] if scaled.ndim > 1 else scaled
+            off[f"{group}:{name}"] = float(of_variable.max(initial=0.0))
     worst = max(off, key=lambda name: off[name])
-    return (
-        f"; the input {worst} is off by {off[worst]:.2g} from what prepare makes of it"
-        if off[worst] > CLOSE
-        else ""
-    )
+    if off[worst] <= CLOSE:
+        return ""
+    return f"; the input {worst} is off by {off[worst]:.2g} from what prepare makes of it"

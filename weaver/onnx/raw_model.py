@@ -1,5 +1,4 @@
-"""A network with its preprocessing in front: takes the columns of the ntuple, gives the corrected
-pT of each jet.
+"""A network with its preprocessing in front: from the ntuple's columns to each jet's corrected pT.
 
     model, info = raw_model(program, network, network_info, data_config)
 
@@ -8,11 +7,11 @@ value a jet as (N, 1), particles as (N, P) with any P, and for each list of part
 (N, 1), int32. Places from the counter on may hold anything. Nothing is selected: each jet gets an
 answer. Outputs, each (N, 1) float32:
 
-    calibrated_pt        GeV: what the label divides by (jetPt in log(genJetPt / jetPt)) times
-        exp(the network's first output)
-    correction           that factor
-    calibrated_pt_q16    and so on for the further outputs of a network with quantiles, named by its
-        output_columns
+    calibrated_pt      in GeV: the quantity that the label divides by (jetPt in
+                       log(genJetPt / jetPt)) times exp(the network's first output)
+    correction         that factor
+    calibrated_pt_q16  and so on for the further outputs of a network with quantiles, named by its
+                       output_columns
 
 The operations are those of weaver/onnx/raw_program.py and weaver/prepared/transform.py, in numpy's
 types; exported, they are part of the graph, so that a client has nothing to compute and nothing to
@@ -27,9 +26,11 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+from torch.nn import functional
 
+from networks.options import ModelInfo
 from weaver.config.data_config import DataConfig
+from weaver.config.vocabulary import COMPARE
 from weaver.onnx.raw_program import RawProgram, Value
 from weaver.prepared.transform import standardize
 
@@ -39,7 +40,7 @@ _TYPES = {"f2": torch.float32, "f4": torch.float32, "f8": torch.float64} | {
     **dict.fromkeys(("i1", "i2", "i4", "u1", "u2"), torch.int32),
     **dict.fromkeys(("i8", "u4", "u8"), torch.int64),
 }
-COMPARISONS = frozenset({"equal", "not_equal", "less", "less_equal", "greater", "greater_equal"})
+COMPARISONS = frozenset(known.operation for known in COMPARE.values())
 # ONNX Runtime computes these in single precision only.
 SINGLE = frozenset(
     {
@@ -67,20 +68,20 @@ def graph_type(dtype: np.dtype) -> torch.dtype:
 
 
 class Preprocessing(torch.nn.Module):
-    """Columns of the ntuple -> (the network's inputs..., what the answer corrects (N,))."""
+    """Columns of the ntuple -> (the network's inputs..., the quantity to correct (N,))."""
 
     def __init__(
         self, program: RawProgram, data_config: DataConfig, input_names: Sequence[str]
     ) -> None:
         super().__init__()
         self.program = program
-        self.groups = torch.nn.ModuleDict(
-            {name: Group(name, program, data_config) for name in input_names}
-        )
+        groups = {name: Group(name, program, data_config) for name in input_names}
+        self.groups = torch.nn.ModuleDict(groups)
 
     def forward(self, *columns: torch.Tensor) -> tuple[torch.Tensor, ...]:
         run = _Run(dict(zip(raw_inputs(self.program), columns, strict=True)))
-        return (*(group(run) for group in self.groups.values()), run(self.program.reference))
+        inputs = [group(run) for group in self.groups.values()]
+        return (*inputs, run(self.program.reference))
 
 
 class Group(torch.nn.Module):
@@ -88,7 +89,8 @@ class Group(torch.nn.Module):
 
     def __init__(self, name: str, program: RawProgram, data_config: DataConfig) -> None:
         super().__init__()
-        self.values, self.order = program.groups[name], program.orders.get(name, [])
+        self.values = program.groups[name]
+        self.order = program.orders.get(name, [])
         self.params = [
             data_config.preprocess_params[variable] for variable in data_config.input_dicts[name]
         ]
@@ -97,49 +99,60 @@ class Group(torch.nn.Module):
 
     def forward(self, run: _Run) -> torch.Tensor:
         if self.length is None:
-            singles = [
-                _single(run(value), value, params)
-                for value, params in zip(self.values, self.params, strict=True)
-            ]
-            return torch.stack(singles, dim=1) if len(singles) > 1 else singles[0]
-        places, real = self.places(run)
+            return self.of_jets(run)
+        return self.of_particles(run, self.length)
+
+    def of_jets(self, run: _Run) -> torch.Tensor:
+        """Values of jets: (N, C), or (N,) for a single variable."""
+        singles = []
+        for value, params in zip(self.values, self.params, strict=True):
+            singles.append(_single(run(value), value, params))
+        return torch.stack(singles, dim=1) if len(singles) > 1 else singles[0]
+
+    def of_particles(self, run: _Run, length: int) -> torch.Tensor:
+        """Values of particles, cut to a length and padded: (N, C, length)."""
+        places, real = self.places(run, length)
         in_float32 = all(value.counts is not None for value in self.values)
         rows = []
         for value, params in zip(self.values, self.params, strict=True):
-            x = _cut(
-                run(value) if value.counts is not None else run(value)[:, None], places, self.length
-            )
-            x = _particles(x, params) if in_float32 else _single(x, value, params)
-            rows.append(
-                torch.where(
-                    real, x, torch.full_like(x, 0.0 if self.wraps else float(params["pad_value"]))
-                )
-            )
+            x = run(value)
+            if value.counts is None:
+                x = x[:, None]  # (N, 1): a value of the jet among those of particles
+            x = _cut(x, places, length)  # (N, length)
+            if in_float32:
+                # as weaver.prepared.transform does it for sequences: NaN becomes 0
+                x = _standardised(x.float(), params, np.dtype(np.float32))
+                x = torch.where(torch.isnan(x), torch.zeros_like(x), x)
+            else:
+                x = _single(x, value, params)
+            padding = 0.0 if self.wraps else float(params["pad_value"])
+            rows.append(torch.where(real, x, torch.full_like(x, padding)))
         return torch.stack(rows, dim=1)
 
-    def places(self, run: _Run) -> tuple[torch.Tensor | None, torch.Tensor]:
-        """Which particle comes where, (N, length) or None for the order of the file, and which
-        places hold one.
+    def places(self, run: _Run, length: int) -> tuple[torch.Tensor | None, torch.Tensor]:
+        """Which particle comes to which place, and which places hold one: (N, length) each.
+
+        None instead of the former for the order of the file.
         """
         first = self.values[0]
-        counts = (
-            run(first.counts)
-            if first.counts is not None
-            else torch.ones_like(run(first), dtype=torch.int64)
-        )
-        slots = torch.arange(self.length)[None, :]
-        kept = counts.clamp(max=self.length)[:, None]
-        places = (
-            run.order([(run(key), falling) for key, falling in self.order], counts)
-            if self.order
-            else None
-        )
+        if first.counts is not None:
+            counts = run(first.counts)
+        else:
+            counts = torch.ones_like(run(first), dtype=torch.int64)
+        slots = torch.arange(length)[None, :]  # (1, length)
+        kept = counts.clamp(max=length)[:, None]  # (N, 1)
+        places = None
+        if self.order:
+            keys = [(run(key), falling) for key, falling in self.order]
+            places = run.order(keys, counts)  # (N, P)
         if not self.wraps:
             return places, slots < kept
-        slots = torch.remainder(slots, kept.clamp(min=1))
-        return slots if places is None else _cut(places, None, self.length).gather(1, slots), (
-            kept > 0
-        ).expand(-1, self.length)
+
+        # The particles again and again until the places are full.
+        slots = torch.remainder(slots, kept.clamp(min=1))  # (N, length)
+        if places is not None:
+            slots = _cut(places, None, length).gather(1, slots)
+        return slots, (kept > 0).expand(-1, length)
 
 
 class RawModel(torch.nn.Module):
@@ -147,7 +160,8 @@ class RawModel(torch.nn.Module):
 
     def __init__(self, preprocessing: Preprocessing, network: torch.nn.Module) -> None:
         super().__init__()
-        self.preprocessing, self.network = preprocessing, network
+        self.preprocessing = preprocessing
+        self.network = network
 
     def forward(self, *columns: torch.Tensor) -> tuple[torch.Tensor, ...]:
         *inputs, reference = self.preprocessing(*columns)
@@ -155,12 +169,17 @@ class RawModel(torch.nn.Module):
 
 
 def answers(output: torch.Tensor, reference: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """(N, C) of a network and (N,) of what it corrects -> calibrated_pt, correction and one pT for
-    each further output, (N, 1) each.
+    """Turn a network's answer into physical terms.
+
+    output (N, C), logarithms of factors, and reference (N,), in GeV -> calibrated_pt (GeV),
+    correction, and one pT for each further output, (N, 1) each.
     """
     factors = torch.exp(output.float())
-    pts = reference.float()[:, None] * factors
-    return pts[:, :1], factors[:, :1], *(pts[:, i : i + 1] for i in range(1, output.shape[1]))
+    pts = reference.float()[:, None] * factors  # (N, C)
+    calibrated_pt = pts[:, :1]  # (N, 1)
+    correction = factors[:, :1]
+    further = [pts[:, i : i + 1] for i in range(1, output.shape[1])]
+    return calibrated_pt, correction, *further
 
 
 def raw_inputs(program: RawProgram) -> list[str]:
@@ -173,23 +192,26 @@ def raw_model(
     network: torch.nn.Module,
     network_info: Mapping[str, Any],
     data_config: DataConfig,
-) -> tuple[RawModel, dict[str, Any]]:
-    """The model and its description as weaver.onnx.onnx_export takes it: types, shapes (-1 for free
-    axes) and outputs by name.
+) -> tuple[RawModel, ModelInfo]:
+    """Make the model and its description, as weaver.onnx.onnx_export takes it.
+
+    The description has types, shapes (-1 for free axes) and outputs by name.
     """
-    further = list(network_info.get("output_columns", ["output"]))[1:]
-    shapes = {
-        branch: (-1, -1) if column.particles else (-1, 1)
-        for branch, column in program.inputs.items()
-    }
-    types = {branch: column.dtype for branch, column in program.inputs.items()}
-    axes = {
-        branch: {0: "batch", 1: f"places of {c.counter}"} if c.particles else {0: "batch"}
-        for branch, c in program.inputs.items()
-    }
+    shapes: dict[str, tuple[int, int]] = {}
+    types: dict[str, np.dtype] = {}
+    axes: dict[str, dict[int, str]] = {}
+    for branch, column in program.inputs.items():
+        shapes[branch] = (-1, -1) if column.particles else (-1, 1)
+        types[branch] = column.dtype
+        axes[branch] = {0: "batch"}
+        if column.particles:
+            axes[branch][1] = f"places of {column.counter}"
     for counter in program.counters:
-        shapes[counter], types[counter], axes[counter] = (-1, 1), np.dtype(np.int32), {0: "batch"}
-    info = {
+        shapes[counter] = (-1, 1)
+        types[counter] = np.dtype(np.int32)
+        axes[counter] = {0: "batch"}
+    further = list(network_info.get("output_columns", ["output"]))[1:]
+    info: ModelInfo = {
         "input_names": raw_inputs(program),
         "input_shapes": shapes,
         "input_types": types,
@@ -200,24 +222,17 @@ def raw_model(
         ],
         "dynamic_axes": axes,
     }
-    return (
-        RawModel(Preprocessing(program, data_config, network_info["input_names"]), network).eval(),
-        info,
-    )
+    preprocessing = Preprocessing(program, data_config, network_info["input_names"])
+    return RawModel(preprocessing, network).eval(), info
 
 
 # -------------------------------------------------------------------------- standardise, cut, pad
 
 
-def _particles(x: torch.Tensor, params: Mapping[str, Any]) -> torch.Tensor:
-    """As weaver.prepared.transform does it for sequences: in float32, NaN becomes 0."""
-    x = _standardised(x.float(), params, np.dtype(np.float32))
-    return torch.where(torch.isnan(x), torch.zeros_like(x), x)
-
-
 def _single(x: torch.Tensor, value: Value, params: Mapping[str, Any]) -> torch.Tensor:
-    """As weaver.prepared.transform does it for single values: in the type that numpy gives, NaN
-    becomes 0, infinity the largest number.
+    """Standardise as weaver.prepared.transform does it for single values.
+
+    It computes in numpy's type for them; NaN becomes 0 and infinity the largest number.
     """
     dtype = np.asarray(standardize(np.ones(1, value.dtype), params)).dtype
     x = _standardised(x.to(graph_type(dtype)), params, dtype)
@@ -227,25 +242,30 @@ def _single(x: torch.Tensor, value: Value, params: Mapping[str, Any]) -> torch.T
 
 
 def _standardised(x: torch.Tensor, params: Mapping[str, Any], dtype: np.dtype) -> torch.Tensor:
+    """Shift, scale and clip; `dtype` is numpy's type of the result."""
     if params["center"] is None:
         return x
-    center, scale = (float(dtype.type(params[key])) for key in ("center", "scale"))
+    # rounded to that type first, as numpy does with numbers beside an array
+    center = float(dtype.type(params["center"]))
+    scale = float(dtype.type(params["scale"]))
     x = (x - center) * scale
-    low, high = (None if params[key] is None else float(params[key]) for key in ("min", "max"))
+    low = None if params["min"] is None else float(params["min"])
+    high = None if params["max"] is None else float(params["max"])
     return x if low is None and high is None else torch.clamp(x, low, high)
 
 
 def _cut(x: torch.Tensor, places: torch.Tensor | None, length: int) -> torch.Tensor:
-    """The first `length` of each row (N, P), in the order of `places` where it is given, zeros
-    behind them.
+    """The first `length` of each row: (N, P) -> (N, length), with zeros behind them.
+
+    They are in the order of `places` (N, P), or as they are without it.
     """
     if places is not None:
         x = x.gather(1, places[:, :length])
-    return F.pad(x, (0, length))[:, :length]
+    return functional.pad(x, (0, length))[:, :length]
 
 
 def _finite(x: torch.Tensor) -> torch.Tensor:
-    """numpy's nan_to_num."""
+    """Replace NaN by 0 and infinity by the largest number, as numpy's nan_to_num."""
     largest = torch.full_like(x, torch.finfo(x.dtype).max)
     x = torch.where(torch.isnan(x), torch.zeros_like(x), x)
     return torch.where(x == math.inf, largest, torch.where(x == -math.inf, -largest, x))
@@ -262,12 +282,19 @@ class _Run:
         self.known: dict[int, torch.Tensor] = {}
 
     def __call__(self, value: Value) -> torch.Tensor:
-        """(N,) or (N, P)."""
+        """The values of all jets (N,) or of their particles (N, P)."""
         if id(value) not in self.known:
             self.known[id(value)] = self.compute(value)
         return self.known[id(value)]
 
+    def counts(self, value: Value) -> torch.Tensor:
+        """How many particles each jet has (N,), of a value of particles."""
+        if value.counts is None:
+            raise TypeError(f"{value.op} is one value a jet")
+        return self(value.counts)
+
     def compute(self, value: Value) -> torch.Tensor:
+        """The values of one operation, by a method of its name or by OPERATIONS."""
         method = getattr(self, f"op_{value.op}", None)
         if method is not None:
             return method(value)
@@ -275,8 +302,9 @@ class _Run:
         return OPERATIONS[value.op](*args).to(graph_type(value.dtype))
 
     def argument(self, argument: Any, value: Value) -> torch.Tensor:
-        """An operand of an elementwise operation, in the type that numpy computes in and in the
-        shape of the result.
+        """An operand of an elementwise operation.
+
+        It has the type that numpy computes in and the shape of the result.
         """
         dtype = _computed_in(value)
         if not isinstance(argument, Value):
@@ -295,23 +323,22 @@ class _Run:
     def op_counter(self, value: Value) -> torch.Tensor:
         """A counter beyond the places that were sent means all of them."""
         counter, branch = value.args
-        return (
-            self.columns[counter][:, 0]
-            .to(torch.int64)
-            .clamp(min=0)
-            .clamp(max=self.columns[branch].shape[1])
-        )
+        counts = self.columns[counter][:, 0].to(torch.int64).clamp(min=0)
+        return counts.clamp(max=self.columns[branch].shape[1])
 
     # -- particles
 
     def real(self, value: Value) -> torch.Tensor:
         """True for the places of particles that exist."""
         x = self(value)
-        return torch.arange(x.shape[1], device=x.device)[None, :] < self(value.counts)[:, None]
+        return torch.arange(x.shape[1], device=x.device)[None, :] < self.counts(value)[:, None]
 
     def op_gather(self, value: Value) -> torch.Tensor:
-        x, index = (self(argument) for argument in value.args)
-        index = torch.where(index < 0, index + self(value.args[0].counts)[:, None], index)
+        particles, positions = value.args
+        x = self(particles)
+        index = self(positions)
+        # numpy counts negative positions from the end
+        index = torch.where(index < 0, index + self.counts(particles)[:, None], index)
         # what stands in places without particle must not lead outside
         return x.gather(1, torch.remainder(index, x.shape[1]))
 
@@ -321,24 +348,28 @@ class _Run:
 
     def op_argsort(self, value: Value) -> torch.Tensor:
         key, falling = value.args
-        return self.order([(self(key), falling)], self(key.counts))
+        return self.order([(self(key), falling)], self.counts(key))
 
     def order(
         self, keys: Sequence[tuple[torch.Tensor, bool]], counts: torch.Tensor
     ) -> torch.Tensor:
-        """Positions (N, P) that sort each jet's particles by the keys, the first one first; ties
-        keep their order, padding is last.
+        """Positions (N, P) that sort each jet's particles by one or more keys (N, P).
+
+        The first key counts first; ties keep their order, padding is last.
         """
         real = torch.arange(keys[0][0].shape[1], device=counts.device)[None, :] < counts[:, None]
-        positions = None
         # sorted by the last key first: the others keep the order where they are equal
-        for key, falling in reversed(keys):
-            key = key if key.is_floating_point() else key.to(torch.float64)
+        positions: torch.Tensor | None = None
+        for values, falling in reversed(keys):
+            key = values if values.is_floating_point() else values.to(torch.float64)
             last = torch.full_like(key, -math.inf if falling else math.inf)
             key = torch.where(real & ~torch.isnan(key), key, last)
-            key = key if positions is None else key.gather(1, positions)
-            found = _positions(key, falling)
-            positions = found if positions is None else positions.gather(1, found)
+            if positions is None:
+                positions = _positions(key, falling)
+            else:
+                positions = positions.gather(1, _positions(key.gather(1, positions), falling))
+        if positions is None:
+            raise ValueError("there is no key to sort by")
         return positions
 
     def op_first(self, value: Value) -> torch.Tensor:
@@ -367,7 +398,7 @@ class _Run:
         return self.reduced(value, 1).prod(1)
 
     def op_mean(self, value: Value) -> torch.Tensor:
-        return self.reduced(value, 0).sum(1) / self(value.args[0].counts)
+        return self.reduced(value, 0).sum(1) / self.counts(value.args[0])
 
     def op_count_nonzero(self, value: Value) -> torch.Tensor:
         return ((self(value.args[0]) != 0) & self.real(value.args[0])).to(torch.int64).sum(1)
@@ -376,7 +407,7 @@ class _Run:
         return self.op_count_nonzero(value) > 0
 
     def op_all(self, value: Value) -> torch.Tensor:
-        return self.op_count_nonzero(value) == self(value.args[0].counts)
+        return self.op_count_nonzero(value) == self.counts(value.args[0])
 
     def op_max(self, value: Value) -> torch.Tensor:
         return self.reduced(value, _limit(value, -1)).amax(1)
@@ -386,6 +417,7 @@ class _Run:
 
 
 def _limit(value: Value, sign: int) -> float:
+    """The largest (sign 1) or smallest (-1) number of a Value's type."""
     if value.dtype.kind == "f":
         return sign * math.inf
     limits = torch.iinfo(graph_type(value.dtype))
@@ -403,6 +435,7 @@ def _positions(key: torch.Tensor, falling: bool) -> torch.Tensor:
 
 
 def _computed_in(value: Value) -> torch.dtype:
+    """The type that numpy converts the operands of an operation to, as far as the graph can."""
     if value.op in COMPARISONS:
         given = [a.dtype if isinstance(a, Value) else a for a in value.args]
         dtype = np.result_type(*given)
@@ -415,6 +448,7 @@ def _computed_in(value: Value) -> torch.dtype:
 
 
 def _where(condition: torch.Tensor, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """Choose by a condition, as numpy's where."""
     condition = condition != 0 if condition.dtype != torch.bool else condition
     if one.dtype == torch.bool:  # ONNX Runtime's Where has no booleans
         return (condition & one) | (~condition & other)

@@ -1,99 +1,51 @@
-"""What the served model does to raw jets: the expressions of a data config as a small program, of
-which torch makes a graph.
+"""The program by which a served model prepares raw jets, made of a data config's expressions.
 
     program = raw_program(data_config, columns)      # InputError for what has no form in a graph
 
 Each expression (weaver/config/expressions.py) becomes operations on padded columns: a variable of
-jets is (N,), one of particles (N, P) with the number of real particles (N,). What an operation
-gives (its type, one value a jet or several) is found by evaluating the very expression on three
-tiny jets, so the program follows numpy's and awkward's rules because it asked them. Nothing here
-needs torch: `check_raw` tells before any training whether a data config can be served with raw
-jets. The graph is weaver/onnx/raw_model.py.
+jets is (N,), one of particles (N, P) with the number of real particles (N,). The result of an
+operation (its type, one value a jet or several) is found by evaluating the very expression on three
+tiny jets, so that the program follows the rules of numpy and awkward. Nothing here needs torch:
+`check_raw` can refuse a data config that cannot be served with raw jets before any training.
+weaver/onnx/raw_model.py makes the graph of it.
 """
 
 from __future__ import annotations
 
 import ast
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import awkward as ak
 import numpy as np
 
 from common.errors import InputError, unknown
+from weaver.config import vocabulary
 from weaver.config.data_config import TRAINING_FLAG, DataConfig
-from weaver.config.expressions import MODULES, Expression
+from weaver.config.expressions import Expression
+from weaver.config.vocabulary import MODULES
 
 # particles of the tiny jets: neither equal nor the number of jets, so that a wrong axis shows in
 # the shape
 COUNTS = (2, 1, 4)
 
 
-def _words(text: str) -> dict[str, str]:
-    """Words `name` or `name=operation` -> the operation each stands for."""
-    return {word.partition("=")[0]: word.rpartition("=")[2] for word in text.split()}
+ELEMENTWISE = vocabulary.operations("elementwise")
+"""Functions of single values -> operation.
 
-
-ELEMENTWISE = _words(
-    """abs absolute=abs fabs=abs add subtract multiply divide true_divide=divide floor_divide
-    mod=remainder remainder power pow=power float_power=power maximum minimum sqrt square cbrt exp
-    exp2 expm1 log log2 log10 log1p logaddexp sin cos tan arcsin arccos arctan arctan2 asin=arcsin
-    acos=arccos atan=arctan atan2=arctan2 sinh cosh tanh arcsinh arccosh arctanh hypot sign negative
-    positive reciprocal floor ceil rint round=rint trunc deg2rad rad2deg radians=deg2rad
-    degrees=rad2deg isfinite isnan isinf where equal not_equal less less_equal greater greater_equal
-    logical_and logical_or logical_xor logical_not invert bitwise_not=invert bitwise_and bitwise_or
-    bitwise_xor zeros_like ones_like nan_to_num _clip=clip"""
-)
-"""Functions of single values, by the names under which numpy, awkward and weaver-core's helpers
-have them.
+Names are those of numpy, awkward and weaver-core's helpers.
 """
 
-REDUCTIONS = _words("sum prod min max amin=min amax=max mean any all count_nonzero")
-"""Particles to one value a jet; they need axis=1."""
+REDUCTIONS = vocabulary.operations("reduction")
+"""Functions from particles to one value a jet -> operation; they need axis=1."""
 
-_BINARY = {
-    ast.Add: "add",
-    ast.Sub: "subtract",
-    ast.Mult: "multiply",
-    ast.Div: "divide",
-    ast.FloorDiv: "floor_divide",
-    ast.Mod: "remainder",
-    ast.Pow: "power",
-    ast.BitAnd: "bitwise_and",
-    ast.BitOr: "bitwise_or",
-    ast.BitXor: "bitwise_xor",
-}
-_UNARY = {ast.USub: "negative", ast.UAdd: "positive", ast.Invert: "invert"}
-_COMPARE = {
-    ast.Eq: "equal",
-    ast.NotEq: "not_equal",
-    ast.Lt: "less",
-    ast.LtE: "less_equal",
-    ast.Gt: "greater",
-    ast.GtE: "greater_equal",
-}
-_ON_BOOLEANS = {
-    "bitwise_and": "logical_and",
-    "bitwise_or": "logical_or",
-    "bitwise_xor": "logical_xor",
-    "invert": "logical_not",
-} | {
-    "multiply": "logical_and",  # numpy's arithmetic of true and false
-    "add": "logical_or",
-}
-_SHAPES = (
-    "num",
-    "count",
-    "argsort",
-    "sort",
-    "firsts",
-    "fill_none",
-    "local_index",
-    "values_astype",
-    "full_like",
-)
-OTHER = frozenset({*_SHAPES, "_batch_argsort", "_batch_gather"})
+OTHER = frozenset(vocabulary.operations("particles"))
+"""Functions of a jet's particles; the compiler has a method `call_<name>` for each."""
+
+_BINARY = {kind: known.operation for kind, known in vocabulary.BINARY.items() if known.operation}
+_UNARY = {kind: known.operation for kind, known in vocabulary.UNARY.items()}
+_COMPARE = {kind: known.operation for kind, known in vocabulary.COMPARE.items()}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -134,30 +86,29 @@ class RawProgram:
     orders: dict[str, list[tuple[Value, bool]]]
     """Group -> its sort keys, the first one first, and whether each falls."""
     reference: Value
-    """What the network's answer corrects: jetPt in log(genJetPt / jetPt), one value a jet."""
+    """The quantity that the network's answer corrects: jetPt (GeV) in log(genJetPt / jetPt), one
+    value a jet."""
     reference_text: str
 
     @property
     def counters(self) -> list[str]:
-        return list(
-            dict.fromkeys(column.counter for column in self.inputs.values() if column.particles)
-        )
+        """Names of the counters, each once, in the order of the inputs."""
+        counters = [column.counter for column in self.inputs.values() if column.particles]
+        return list(dict.fromkeys(counters))
 
 
 def raw_program(config: DataConfig, columns: Mapping[str, Column]) -> RawProgram:
-    """The program of a data config for files with these columns (branch name -> Column).
+    """Make the program of a data config for files with these columns (branch name -> Column).
 
     Raises InputError, with the expression and its place, for what has no form in a graph.
     """
     compiler = _Compiler(config, columns)
-    groups = {
-        group: [compiler.variable(name, group) for name in names]
-        for group, names in config.input_dicts.items()
-    }
-    orders = {
-        group: [(compiler.column(key.name), key.falling) for key in keys]
-        for group, keys in config.order_by.items()
-    }
+    groups: dict[str, list[Value]] = {}
+    for group, names in config.input_dicts.items():
+        groups[group] = [compiler.variable(name, group) for name in names]
+    orders: dict[str, list[tuple[Value, bool]]] = {}
+    for group, keys in config.order_by.items():
+        orders[group] = [(compiler.column(key.name), key.falling) for key in keys]
     reference = _reference(config)
     return RawProgram(
         groups=groups,
@@ -173,60 +124,74 @@ def check_raw(config: DataConfig, columns: Mapping[str, Column]) -> None:
     raw_program(config, columns)
 
 
+def input_columns(config: DataConfig) -> list[str]:
+    """Names of the network's input variables, and of the keys that sort particles."""
+    names: list[str] = []
+    for variables in config.input_dicts.values():
+        names += variables
+    for keys in config.order_by.values():
+        names += [key.name for key in keys]
+    return names
+
+
 def raw_branches(config: DataConfig) -> dict[str, str]:
     """What such a model reads of the files: column name -> branch name.
 
     Raises InputError for a label that it cannot invert.
     """
-    wanted = [name for names in config.input_dicts.values() for name in names]
-    wanted += [key.name for keys in config.order_by.values() for key in keys]
-    return (
-        dataclasses.replace(config, selections={"train": None, "test": None})
-        .plan_for([*wanted, *_reference(config).names])
-        .branches
-    )
+    # a served model answers to every jet
+    unselected = dataclasses.replace(config, selections={"train": None, "test": None})
+    return unselected.plan_for([*input_columns(config), *_reference(config).names]).branches
 
 
 def _reference(config: DataConfig) -> Expression:
-    """The denominator of the label log(true / reconstructed): the quantity whose correction the
-    network learns.
+    """The quantity whose correction the network learns.
+
+    It is the denominator of the label log(true / reconstructed). Raises InputError for a label of
+    another form.
     """
     name = config.label_names[0]
     expression = config.functions.get(name)
     if len(config.label_names) == 1 and config.label_type == "custom" and expression is not None:
-        tree = expression.tree
-        is_log = (
-            isinstance(tree, ast.Call)
-            and ast.unparse(tree.func) in ("np.log", "numpy.log")
-            and len(tree.args) == 1
-        )
-        if is_log and isinstance(tree.args[0], ast.BinOp) and isinstance(tree.args[0].op, ast.Div):
-            return Expression(ast.unparse(tree.args[0].right), expression.where)
-    found = "; ".join(
-        f"{name}: {config.functions[name].text}"
-        for name in config.label_names
-        if name in config.functions
-    )
+        match expression.tree:
+            case ast.Call(func=function, args=[ast.BinOp(op=ast.Div(), right=denominator)]):
+                if ast.unparse(function) in ("np.log", "numpy.log"):
+                    return Expression(ast.unparse(denominator), expression.where)
+    labels = []
+    for name in config.label_names:
+        if name in config.functions:
+            labels.append(f"{name}: {config.functions[name].text}")
     raise InputError(
         f"{config.source}: labels: a model that takes raw jets answers with a corrected pT, for"
         " which the label must be one np.log(<true pT> / <reconstructed pT>); it is"
-        f" {found or config.label_type}"
+        f" {'; '.join(labels) or config.label_type}"
     )
 
 
 class _Compiler:
-    """Turns expressions into Values; keeps, for each column, its Value and the column of the three
-    tiny jets.
+    """Turns expressions into Values.
+
+    For each column it keeps the Value and the column of the three tiny jets.
     """
 
     def __init__(self, config: DataConfig, columns: Mapping[str, Column]) -> None:
-        self.config, self.columns = config, columns
+        self.config = config
+        self.columns = columns
         self.branches = raw_branches(config)
         self.inputs: dict[str, Column] = {}
         self.values: dict[str, Value] = {}
         self.samples: dict[str, ak.Array] = {}
         self.made: dict[tuple, Value] = {}
+        # of the expression that is being compiled, for messages
         self.where = config.source
+        self.visitors: dict[type[ast.AST], Callable[[Any], Value]] = {
+            ast.Name: lambda node: self.values[node.id],
+            ast.BinOp: self.binary,
+            ast.UnaryOp: self.unary,
+            ast.Compare: self.comparison,
+            ast.Subscript: self.subscript,
+            ast.Call: self.call,
+        }
 
     # ------------------------------------------------------------------------------------ columns
 
@@ -239,6 +204,7 @@ class _Compiler:
         return value
 
     def reference(self, expression: Expression) -> Value:
+        """The quantity that the label divides by."""
         value = self.expression(expression)
         if not isinstance(value, Value) or value.counts is not None or value.absent is not None:
             raise self.refusal(
@@ -247,6 +213,7 @@ class _Compiler:
         return value
 
     def column(self, name: str) -> Value:
+        """A branch or a new variable, compiled when it is first used."""
         if name not in self.values:
             function = self.config.functions.get(name)
             value = self.branch(name) if function is None else self.expression(function)
@@ -259,6 +226,7 @@ class _Compiler:
         return self.values[name]
 
     def branch(self, name: str) -> Value:
+        """A column of the files; it becomes an input of the model."""
         if name == TRAINING_FLAG or name not in self.branches:
             raise self.refusal(
                 name, "it comes from no branch, so that a served model cannot know it"
@@ -273,22 +241,17 @@ class _Compiler:
         # all columns of a counter share one Value, which looks at the first of them for the places
         # there are
         if column.particles:
-            first = next(
-                name for name, other in self.inputs.items() if other.counter == column.counter
-            )
-            counts = self.make("counter", (column.counter, first), np.int64)
+            same = [name for name, other in self.inputs.items() if other.counter == column.counter]
+            counts = self.make("counter", (column.counter, same[0]), np.int64)
         return self.make("column", (branch,), column.dtype, counts)
 
     def make(
         self, op: str, args: tuple, dtype, counts: Value | None = None, absent: Value | None = None
     ) -> Value:
-        key = (
-            op,
-            *((id(a) if isinstance(a, Value) else (type(a), a)) for a in args),
-            np.dtype(dtype),
-            id(counts),
-            id(absent),
-        )
+        """The Value of an operation, the same object for equal operations."""
+        # with the types of numbers, since 1, 1.0 and True are equal
+        operands = [id(a) if isinstance(a, Value) else (type(a), a) for a in args]
+        key = (op, *operands, np.dtype(dtype), id(counts), id(absent))
         return self.made.setdefault(key, Value(op, args, np.dtype(dtype), counts, absent))
 
     # -------------------------------------------------------------------------------- expressions
@@ -304,36 +267,33 @@ class _Compiler:
             self.where = before
 
     def visit(self, node: ast.AST) -> Any:
+        """The Value of a part of an expression, or a number if it names no column."""
         names = {part.id for part in ast.walk(node) if isinstance(part, ast.Name)} - set(MODULES)
         if not names & set(self.samples):
             return self.sample(node)
-        visitor = getattr(self, f"visit_{type(node).__name__}", None)
-        if visitor is None:
+        if type(node) not in self.visitors:
             raise self.refusal(node, f"{type(node).__name__} has no form in a graph")
-        return visitor(node)
+        return self.visitors[type(node)](node)
 
-    def visit_Name(self, node: ast.Name) -> Value:
-        return self.values[node.id]
-
-    def visit_BinOp(self, node: ast.BinOp) -> Value:
+    def binary(self, node: ast.BinOp) -> Value:
         if type(node.op) not in _BINARY:
             raise self.refusal(node, "shifting bits has no form in a graph")
         return self.elementwise(node, _BINARY[type(node.op)], [node.left, node.right])
 
-    def visit_UnaryOp(self, node: ast.UnaryOp) -> Value:
+    def unary(self, node: ast.UnaryOp) -> Value:
         return self.elementwise(node, _UNARY[type(node.op)], [node.operand])
 
-    def visit_Compare(self, node: ast.Compare) -> Value:
+    def comparison(self, node: ast.Compare) -> Value:
         return self.elementwise(node, _COMPARE[type(node.ops[0])], [node.left, node.comparators[0]])
 
-    def visit_Subscript(self, node: ast.Subscript) -> Value:
-        """x[positions] and x[condition] of particles, and x[:, :k]."""
+    def subscript(self, node: ast.Subscript) -> Value:
+        """Particles by x[positions], x[condition] or x[:, :k]."""
         particles = self.particles(node, node.value)
         if isinstance(node.slice, ast.Tuple):
             return self.head(node, particles)
         return self.take(node, particles, self.visit(node.slice))
 
-    def visit_Call(self, node: ast.Call) -> Value:
+    def call(self, node: ast.Call) -> Value:
         module, name = self.called(node)
         if name in REDUCTIONS and module != "math":
             return self.reduce(node, REDUCTIONS[name])
@@ -348,42 +308,50 @@ class _Compiler:
 
     def called(self, node: ast.Call) -> tuple[str, str]:
         """Module (empty for a helper) and name of the function."""
-        function = node.func
-        if isinstance(function, ast.Name):
-            return "", function.id
-        if isinstance(function.value, ast.Name) and function.value.id in MODULES:
-            return MODULES[function.value.id], function.attr
-        raise self.refusal(node, f"the method .{function.attr}() has no form in a graph")
+        match node.func:
+            case ast.Name(id=name):
+                return "", name
+            case ast.Attribute(value=ast.Name(id=module), attr=name) if module in MODULES:
+                return MODULES[module], name
+            case ast.Attribute(attr=name):
+                raise self.refusal(node, f"the method .{name}() has no form in a graph")
+        # Expression itself refuses anything else, such as f()(x)
+        raise self.refusal(node, "only functions by their names have a form in a graph")
 
-    def elementwise(self, node: ast.AST, op: str, parts: list[ast.AST]) -> Value:
+    def elementwise(self, node: ast.AST, op: str, parts: Sequence[ast.AST]) -> Value:
+        """An operation on single values, those of jets or of particles."""
         args = tuple(self.visit(part) for part in parts)
         dtype, particles = self.type_of(node)
         given = [a for a in args if isinstance(a, Value)]
         if dtype.kind == "b" or all(_dtype(a).kind == "b" for a in args):
-            op = _ON_BOOLEANS.get(op, op)
+            op = vocabulary.ON_BOOLEANS.get(op, op)
         if op.startswith("bitwise") or op == "invert":
             raise self.refusal(node, "bits of whole numbers have no form in a graph")
-        counts = (
-            next((a.counts for a in given if a.counts is not None), None) if particles else None
-        )
+        of_particles = [a.counts for a in given if a.counts is not None]
+        counts = of_particles[0] if particles and of_particles else None
         return self.make(op, args, dtype, counts, self.any_absent(given))
 
-    def any_absent(self, given: list[Value]) -> Value | None:
-        missing = list(dict.fromkeys(a.absent for a in given if a.absent is not None))
-        found = missing[0] if missing else None
-        for other in missing[1:]:
-            found = self.make("logical_or", (found, other), bool)
-        return found
+    def any_absent(self, values: Sequence[Value]) -> Value | None:
+        """Jets for which one of the values is absent; None where none ever is."""
+        absent: Value | None = None
+        for other in dict.fromkeys(value.absent for value in values):
+            if absent is None:
+                absent = other
+            elif other is not None:
+                absent = self.make("logical_or", (absent, other), bool)
+        return absent
 
     # ------------------------------------------------------------------------- particles of a jet
 
     def particles(self, node: ast.AST, part: ast.AST) -> Value:
+        """A part of an expression that must be a list of particles."""
         value = self.visit(part)
         if not isinstance(value, Value) or value.counts is None:
             raise self.refusal(node, f"'{ast.unparse(part)}' is not a list of particles")
         return value
 
     def reduce(self, node: ast.Call, op: str) -> Value:
+        """One value a jet of its particles."""
         self.axis(node, ("axis", "mask_identity", "keepdims"))
         value = self.particles(node, node.args[0])
         dtype, particles = self.type_of(node)
@@ -391,6 +359,7 @@ class _Compiler:
             raise self.refusal(
                 node, "write axis=1, for the particles of each jet, without keepdims"
             )
+        # awkward's type has a question mark where the largest of no particles is None
         empty = "?" in str(ak.type(self.sample(node)))
         absent = self.make("equal", (value.counts, 0), bool) if empty else None
         return self.make(op, (value,), dtype, None, absent)
@@ -405,24 +374,26 @@ class _Compiler:
             )
 
     def keywords(self, node: ast.Call, *known: str) -> None:
+        """Refuse a keyword argument that is not among the known ones."""
         for keyword in node.keywords:
             if keyword.arg not in known:
                 raise self.refusal(node, f"the argument {keyword.arg}= has no form in a graph")
 
     def take(self, node: ast.AST, value: Value, chosen: Any) -> Value:
-        """value[chosen]: the particles at these positions, or those that fulfil a condition."""
+        """The particles value[chosen]: at these positions, or those that fulfil a condition."""
         if not isinstance(chosen, Value) or chosen.counts is None:
             raise self.refusal(
                 node, "only particles can be chosen, by positions or a condition for each of them"
             )
         if chosen.dtype != bool:
             return self.make("gather", (value, chosen), value.dtype, chosen.counts)
+        # those that fulfil it come first, in their order, and the others no longer count
         counts = self.make("count_nonzero", (chosen,), np.int64)
         order = self.make("chosen_first", (chosen,), np.int64, chosen.counts)
         return self.make("gather", (value, order), value.dtype, counts)
 
     def head(self, node: ast.Subscript, value: Value) -> Value:
-        """x[:, :k], the first k particles."""
+        """The first k particles, x[:, :k]."""
         text = ast.unparse(node.slice).strip("()").replace(" ", "")
         if not text.startswith(":,:") or not text[3:].isdigit():
             raise self.refusal(node, "of slices only x[:, :k] has a form in a graph")
@@ -438,17 +409,13 @@ class _Compiler:
 
     def call_argsort(self, node: ast.Call) -> Value:
         self.keywords(node, "axis", "ascending", "stable")
-        given = {keyword.arg: self.sample(keyword.value) for keyword in node.keywords}
-        if (
-            len(node.args) > 1
-            or given.get("axis", -1) not in (1, -1)
-            or given.get("stable", True) is not True
-        ):
+        keywords = {keyword.arg: self.sample(keyword.value) for keyword in node.keywords}
+        other_axis = keywords.get("axis", -1) not in (1, -1)
+        if len(node.args) > 1 or other_axis or keywords.get("stable", True) is not True:
             raise self.refusal(node, "write ak.argsort(x), with ascending=False for falling order")
         value = self.particles(node, node.args[0])
-        return self.make(
-            "argsort", (value, not given.get("ascending", True)), np.int64, value.counts
-        )
+        falling = not keywords.get("ascending", True)
+        return self.make("argsort", (value, falling), np.int64, value.counts)
 
     def call_sort(self, node: ast.Call) -> Value:
         order = self.call_argsort(node)
@@ -465,9 +432,8 @@ class _Compiler:
 
     def call_firsts(self, node: ast.Call) -> Value:
         value = self.particles(node, node.args[0])
-        return self.make(
-            "first", (value,), value.dtype, None, self.make("equal", (value.counts, 0), bool)
-        )
+        absent = self.make("equal", (value.counts, 0), bool)
+        return self.make("first", (value,), value.dtype, None, absent)
 
     def call_fill_none(self, node: ast.Call) -> Value:
         self.keywords(node, "axis")
@@ -497,25 +463,21 @@ class _Compiler:
     # ------------------------------------------------------------------------------ the tiny jets
 
     def sample(self, node: ast.AST) -> Any:
-        """What the expression below `node` gives for the tiny jets."""
+        """Evaluate the expression below `node` on the tiny jets."""
         return Expression(ast.unparse(node), self.where).evaluate(self.samples)
 
     def type_of(self, node: ast.AST) -> tuple[np.dtype, bool]:
         """The type of the numbers, and whether there are several a jet."""
-        found = self.sample(node)
-        if (
-            not isinstance(found, ak.Array | np.ndarray)
-            or len(found) != len(COUNTS)
-            or found.ndim > 2
-        ):
-            raise self.refusal(
-                node,
-                f"it gives {getattr(found, 'type', type(found).__name__)} for {len(COUNTS)} jets",
-            )
-        numbers = ak.to_numpy(ak.drop_none(ak.flatten(found, axis=None)))
-        return numbers.dtype, found.ndim == 2
+        result = self.sample(node)
+        is_array = isinstance(result, ak.Array | np.ndarray)
+        if not is_array or len(result) != len(COUNTS) or result.ndim > 2:
+            kind = getattr(result, "type", type(result).__name__)
+            raise self.refusal(node, f"it gives {kind} for {len(COUNTS)} jets")
+        numbers = ak.to_numpy(ak.drop_none(ak.flatten(result, axis=None)))
+        return numbers.dtype, result.ndim == 2
 
     def refusal(self, node: ast.AST | str, reason: str) -> InputError:
+        """The error for an expression that has no form in a graph."""
         text = node if isinstance(node, str) else ast.unparse(node)
         return InputError(
             f"{self.where}: '{text}' cannot become part of a model that takes raw jets: {reason}"

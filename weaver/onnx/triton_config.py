@@ -10,8 +10,10 @@ what differs in a config that somebody edited. Only messages are used, no Triton
 from __future__ import annotations
 
 import functools
+import importlib.machinery
 import importlib.util
 import os
+import types
 from collections.abc import Mapping
 from typing import Any
 
@@ -56,6 +58,9 @@ _TYPES = {
     "STRING": "TYPE_STRING",
 }
 
+Signature = dict[str, tuple[int, list[int]]]
+"""Name of a tensor -> Triton's data type, and the shape with -1 for a dynamic axis."""
+
 
 def triton_config(
     onnx_path: str | os.PathLike,
@@ -68,7 +73,7 @@ def triton_config(
     instances: int = 1,
     parameters: Mapping[str, Any] | None = None,
 ) -> str:
-    """The text of config.pbtxt for the ONNX file, served as `name` by Triton's onnxruntime backend.
+    """Make the text of config.pbtxt for an ONNX file, which Triton serves as `name`.
 
     max_batch_size: most jets in one execution; 0 switches batching off. graph_level: one of
     GRAPH_LEVELS. warmup: batch sizes that are run before the model counts as ready (1 and the
@@ -77,6 +82,8 @@ def triton_config(
     2}. Raises InputError for a graph without dynamic batch axis, a type that Triton does not know,
     or an unknown level or device.
     """
+    from google.protobuf import text_format
+
     if graph_level not in GRAPH_LEVELS:
         raise InputError(
             unknown("graph optimisation level", str(graph_level), map(str, GRAPH_LEVELS))
@@ -103,31 +110,27 @@ def triton_config(
     if max_batch_size > 1:
         # present and empty: requests that wait are put together, none waits for others
         config.dynamic_batching.SetInParent()
-    for size in dict.fromkeys(
-        min(size, max(max_batch_size, 1)) for size in warmup or (1, max_batch_size)
-    ):
+    warmup_sizes = [min(size, max(max_batch_size, 1)) for size in warmup or (1, max_batch_size)]
+    for size in dict.fromkeys(warmup_sizes):  # each once
         _add_warmup(config, size)
     for key, value in (parameters or {}).items():
         config.parameters[key].string_value = str(value)
-    return _print(config)
+    return text_format.MessageToString(
+        config, use_short_repeated_primitives=True, use_index_order=True
+    )
 
 
-def graph_signature(
-    onnx_path: str | os.PathLike,
-) -> tuple[dict[str, tuple[int, list[int]]], dict[str, tuple[int, list[int]]]]:
-    """Inputs and outputs of an ONNX file:
-
-    {name: (Triton's data type, shape with -1 for a dynamic axis)}.
-    """
+def graph_signature(onnx_path: str | os.PathLike) -> tuple[Signature, Signature]:
+    """Inputs and outputs of an ONNX file."""
     import onnx
 
     graph = onnx.load(os.fspath(onnx_path), load_external_data=False).graph
     # old files list their weights among the inputs
     constants = {tensor.name for tensor in graph.initializer}
-    return (
-        {value.name: _signature(value) for value in graph.input if value.name not in constants},
-        {value.name: _signature(value) for value in graph.output},
-    )
+    values = [value for value in graph.input if value.name not in constants]
+    inputs = {value.name: _signature(value) for value in values}
+    outputs = {value.name: _signature(value) for value in graph.output}
+    return inputs, outputs
 
 
 def parse_config(text: str, where: str = "config.pbtxt"):
@@ -144,10 +147,10 @@ def parse_config(text: str, where: str = "config.pbtxt"):
 
 
 def check_config(text: str, onnx_path: str | os.PathLike, where: str = "config.pbtxt"):
-    """Parse a config.pbtxt and compare it with the ONNX file it is for; returns the ModelConfig
-    message.
+    """Parse a config.pbtxt and compare it with the ONNX file it is for.
 
-    Raises InputError that names the tensor, what the config says of it and what the file has.
+    Returns the ModelConfig message. Raises InputError that names the tensor, what the config says
+    of it and what the file has.
     """
     config = parse_config(text, where)
     inputs, outputs = graph_signature(onnx_path)
@@ -171,12 +174,15 @@ def check_config(text: str, onnx_path: str | os.PathLike, where: str = "config.p
 
 
 def _check_entry(where: str, entry, max_batch_size: int, data_type: int, shape: list[int]) -> None:
+    """Raise InputError where a tensor is another one in the config than in the ONNX file."""
     name = messages().DataType.Name
     if entry.data_type != data_type:
         raise InputError(f"{where} is {name(entry.data_type)}, the ONNX file has {name(data_type)}")
     dims = ([-1] if max_batch_size > 0 else []) + list(entry.dims)
-    if len(dims) != len(shape) or any(
-        a != b for a, b in zip(dims, shape, strict=True) if -1 not in (a, b)
+    same_rank = len(dims) == len(shape)
+    # -1, on either side, stands for any size
+    if not same_rank or any(
+        dim != size for dim, size in zip(dims, shape, strict=True) if -1 not in (dim, size)
     ):
         raise InputError(
             f"{where} has dims {list(entry.dims)}, with batch axis {dims}; the ONNX file has"
@@ -190,6 +196,7 @@ def _check_entry(where: str, entry, max_batch_size: int, data_type: int, shape: 
 
 
 def _signature(value) -> tuple[int, list[int]]:
+    """Triton's data type and the shape of a tensor of the graph."""
     import onnx
 
     tensor = value.type.tensor_type
@@ -223,41 +230,37 @@ def _dims(name: str, shape: list[int], max_batch_size: int) -> list[int]:
 
 
 def _add_warmup(config, batch_size: int) -> None:
+    """Add one batch of jets to run before the model counts as ready."""
+    batched = config.max_batch_size > 0
     sample = config.model_warmup.add(
-        name=f"batch {batch_size}", batch_size=batch_size if config.max_batch_size > 0 else 0
+        name=f"batch {batch_size}", batch_size=batch_size if batched else 0
     )
     for entry in config.input:
+        dims = [PLACES if size == -1 else size for size in entry.dims]
+        if not batched:
+            dims[0] = 1  # then the dims begin with the batch axis
         tensor = sample.inputs[entry.name]
         tensor.data_type = entry.data_type
-        jets = [1] if config.max_batch_size == 0 else []  # then the dims begin with the batch axis
-        tensor.dims.extend(
-            [*jets, *(PLACES if size == -1 else size for size in entry.dims[len(jets) :])]
-        )
-        # a jet without particles: every model must stand it, the gate has seen to that
+        tensor.dims.extend(dims)
+        # a jet without particles, which the gate has tried on every model
         tensor.zero_data = True
-
-
-def _print(config) -> str:
-    from google.protobuf import text_format
-
-    return text_format.MessageToString(
-        config, use_short_repeated_primitives=True, use_index_order=True
-    )
 
 
 @functools.cache
 def messages():
-    """Triton's model_config_pb2, loaded alone from its file: its package would register messages
-    that kserve registers too.
+    """Triton's model_config_pb2, loaded alone from its file.
+
+    Its package would register messages that kserve registers too. Raises InputError where
+    tritonclient is not installed.
     """
     spec = importlib.util.find_spec("tritonclient")
-    if spec is None:
+    if spec is None or spec.submodule_search_locations is None:
         raise InputError(
             "config.pbtxt is made with Triton's protobuf messages, and tritonclient is not"
             " installed; pip install tritonclient"
         )
     path = os.path.join(spec.submodule_search_locations[0], "grpc", "model_config_pb2.py")
-    module_spec = importlib.util.spec_from_file_location("jec_model_config_pb2", path)
-    module = importlib.util.module_from_spec(module_spec)
-    module_spec.loader.exec_module(module)
+    loader = importlib.machinery.SourceFileLoader("jec_model_config_pb2", path)
+    module = types.ModuleType(loader.name)
+    loader.exec_module(module)
     return module

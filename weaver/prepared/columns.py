@@ -1,18 +1,19 @@
-"""The form of prepared data: a folder of .npy columns and `dataset.json`, which is written last and
-so says that it is whole.
+"""The form of prepared data: a folder of .npy columns, and `dataset.json`.
+
+dataset.json is written last, so that a folder that has one is complete.
 
     <storage>/cache/<key>/
       dataset.json              what this is: counts, parameters, statistics, and which file holds
-          what
+                                what (Description)
       <group>.npy               sequence group: values (particles, C) float32; single values: (N, C)
-          or (N,) float32
+                                or (N,) float32
       <group>.offsets.npy       jet i owns the particles offsets[i]:offsets[i + 1], int64; groups
-          with equal ones share a file
+                                with equal ones share a file
       label.<name>.npy          (N,), in the type that the label's expression gave
       observer.<name>.npy       (N,)
       weight.npy                (N,) float32, where the data config has weights
       data.auto.yaml            the data config with the numbers derived from the training set, in
-          weaver-core's form
+                                weaver-core's form
 
 Everything is in C order and little-endian, so that it can be mapped into memory as it is. A
 sequence group whose values are all equal (a mask) is stored as these values in dataset.json,
@@ -32,13 +33,14 @@ import time
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 from urllib.parse import quote
 
 import numpy as np
 
 from common import storage
 from common.errors import InputError, StorageError
+from weaver.config.sections import Parameters
 from weaver.prepared.transform import Ready
 
 # raise it when prepared data changes its meaning: folders of an older form are then made anew
@@ -52,17 +54,76 @@ BLOCK = 65_536  # rows written at a time where they are all the same
 PIECE = 2**18
 # bytes of a .npy header here; room for the final number of rows, which is known only at the end
 HEADER = 128
+PARTIAL = ".partial-"  # how the name of a temporary folder begins
 STALE_SECONDS = 24 * 3600  # a temporary folder this old was left by a process that was killed
 FETCH_SECONDS = 3600  # the longest wait for another process on this node that fetches the same data
 
 
+class ColumnEntry(TypedDict):
+    """One .npy file in dataset.json."""
+
+    file: str
+    dtype: str
+    """numpy's own text, such as "<f4"."""
+    shape: list[int]
+
+
+class SequenceEntry(TypedDict, total=False):
+    """One sequence group in dataset.json: offsets, and either values or constant."""
+
+    offsets: ColumnEntry
+    values: ColumnEntry
+    constant: list[float]
+    """The variables' values, where they are the same for all particles."""
+
+
+class Contents(TypedDict):
+    """The part of dataset.json that says what the columns hold."""
+
+    num_jets: int
+    empty_jets: int
+    """Jets without particles in any group."""
+    dropped_jets: int
+    non_finite: dict[str, list[int]]
+    """Variable -> how many values are NaN, and how many infinite."""
+    sequences: dict[str, SequenceEntry]
+    columns: dict[str, ColumnEntry]
+
+
+class FileEntry(TypedDict):
+    """One data file in dataset.json."""
+
+    uri: str
+    size: int
+    tag: str
+    tree: str
+    jets: int
+
+
+class Description(Contents):
+    """dataset.json."""
+
+    format: int
+    role: str
+    """training, validation or test."""
+    num_read: int
+    """Jets in the files."""
+    config: str
+    """Digest of the data config."""
+    skipped: list[dict]
+    """Damaged files (weaver.read.files.Skipped)."""
+    preprocess_params: dict[str, Parameters]
+    reweight_hists: dict[str, list] | None
+    non_finite_policy: str
+    files: list[FileEntry]
+
+
 class NpyWriter:
-    """Writes one .npy file row by row; the header gets its number of rows when the file
-    is closed.
-    """
+    """Writes one .npy file row by row; the header gets its number of rows at the end."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.rows = path, 0
+        self.path = path
+        self.rows = 0
         self.dtype: np.dtype | None = None
         self.row_shape: tuple[int, ...] = ()
         self._file = open(path, "wb")  # noqa: SIM115 (open for as long as data arrives)
@@ -71,41 +132,43 @@ class NpyWriter:
         weakref.finalize(self, self._file.close)
 
     def append(self, array: np.ndarray) -> None:
-        """Add rows. The first call fixes the type;
+        """Add rows. The first call fixes the type.
 
-        InputError where a later one is of another kind (whole numbers, then floats).
+        Raises InputError where a later one is of another kind (whole numbers, then floats).
         """
         if self.dtype is None:
-            self.dtype, self.row_shape = array.dtype.newbyteorder("<"), array.shape[1:]
+            self.dtype = array.dtype.newbyteorder("<")
+            self.row_shape = array.shape[1:]
         if not np.can_cast(array.dtype, self.dtype, casting="same_kind"):
             name = self.path.stem.partition(".")[2] or self.path.stem
             raise InputError(
                 f"'{name}' is {self.dtype} in the first files and {array.dtype} in later ones"
             )
-        content = (
-            np.ascontiguousarray(array.astype(self.dtype, copy=False)).data.cast("B")
-            if array.size
-            else b""
-        )
-        for start in range(0, len(content), PIECE):
-            self._file.write(content[start : start + PIECE])
+        if array.size:  # a view of no bytes cannot be cast
+            content = np.ascontiguousarray(array.astype(self.dtype, copy=False)).data.cast("B")
+            for start in range(0, len(content), PIECE):
+                self._file.write(content[start : start + PIECE])
         self.rows += len(array)
 
-    def close(self) -> dict[str, Any]:
-        """Finish the file; returns its entry for dataset.json."""
+    def close(self) -> ColumnEntry:
+        """Finish the file; returns its entry for dataset.json.
+
+        Raises ValueError where nothing, not even an empty array, was ever appended.
+        """
+        if self.dtype is None:
+            raise ValueError(f"{self.path.name} has no type: nothing was appended")
         shape = (self.rows, *self.row_shape)
         header = io.BytesIO()
         np.lib.format.write_array_header_1_0(
             header, {"descr": self.dtype.str, "fortran_order": False, "shape": shape}
         )
+        # numpy's header begins with 10 bytes (magic, version, length); padded, it fills the room
+        # that was left at the beginning of the file.
         text = header.getvalue()[10:].rstrip()
         self._file.seek(0)
-        self._file.write(
-            b"\x93NUMPY\x01\x00"
-            + (HEADER - 10).to_bytes(2, "little")
-            + text.ljust(HEADER - 11)
-            + b"\n"
-        )
+        self._file.write(b"\x93NUMPY\x01\x00")
+        self._file.write((HEADER - 10).to_bytes(2, "little"))
+        self._file.write(text.ljust(HEADER - 11) + b"\n")
         self._file.close()
         return {"file": self.path.name, "dtype": self.dtype.str, "shape": list(shape)}
 
@@ -117,19 +180,25 @@ class SequenceWriter:
     """
 
     def __init__(self, folder: Path, group: str) -> None:
-        self.values, self.offsets = (
-            NpyWriter(_path(folder, group)),
-            NpyWriter(_path(folder, f"{group}.offsets")),
-        )
+        self.values = NpyWriter(_path(folder, group))
+        self.offsets = NpyWriter(_path(folder, f"{group}.offsets"))
         self.offsets.append(np.zeros(1, np.int64))
         # of the counts: groups with equal digests share one file of offsets
         self.digest = hashlib.sha256()
-        self.end, self.constant, self.varies = 0, None, False
+        self.end = 0
+        """Particles so far."""
+        self.constant: np.ndarray | None = None
+        """The first particle's values, (C,)."""
+        self.varies = False
 
     def append(self, values: np.ndarray, counts: np.ndarray) -> None:
+        """Add the particles (particles, C) of some jets, and how many each of them has (N,)."""
         self.values.append(values[:0])  # fixes the type
-        if not self.varies and not self._is_constant(values):
-            self._write_constant()
+        if not self.varies and len(values):
+            if self.constant is None:
+                self.constant = values[0].copy()
+            if not (values == self.constant).all():  # NaN equals nothing
+                self._write_constant()
         if self.varies:
             self.values.append(values)
         ends = self.end + np.cumsum(counts)
@@ -137,22 +206,23 @@ class SequenceWriter:
         self.digest.update(counts.tobytes())
         self.end = int(ends[-1])
 
-    def _is_constant(self, values: np.ndarray) -> bool:
-        if len(values) and self.constant is None:
-            self.constant = values[0].copy()
-        return not len(values) or bool((values == self.constant).all())  # NaN equals nothing
-
     def _write_constant(self) -> None:
         """Write what was only counted so far."""
         self.varies = True
+        if self.constant is None:  # no particle so far
+            return
         for start in range(0, self.end, BLOCK):
             self.values.append(np.tile(self.constant, (min(BLOCK, self.end - start), 1)))
 
-    def close(self) -> dict[str, Any]:
-        if not self.varies and (self.constant is None or not np.isfinite(self.constant).all()):
+    def close(self) -> SequenceEntry:
+        """Finish the files; returns the group's entry for dataset.json."""
+        # JSON has neither NaN nor infinity, so that such constants are written out
+        is_json = self.constant is not None and np.isfinite(self.constant).all()
+        if not self.varies and not is_json:
             self._write_constant()
-        values, offsets = self.values.close(), self.offsets.close()
-        if self.varies:
+        values = self.values.close()
+        offsets = self.offsets.close()
+        if self.varies or self.constant is None:
             return {"values": values, "offsets": offsets}
         self.values.path.unlink()
         return {"constant": [float(value) for value in self.constant], "offsets": offsets}
@@ -169,49 +239,68 @@ def _path(folder: Path, name: str) -> Path:
 
 
 class DatasetWriter:
-    """Writes ready chunks into a local folder;
+    """Writes ready chunks into a local folder.
 
     `close` returns what dataset.json says about the columns.
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.num_jets, self.empty_jets, self.dropped_jets = folder, 0, 0, 0
+        self.folder = folder
+        self.num_jets = 0
+        self.empty_jets = 0
+        self.dropped_jets = 0
         self.sequences: dict[str, SequenceWriter] = {}
         self.columns: dict[str, NpyWriter] = {}
         self.non_finite: dict[str, list[int]] = {}
 
     def append(self, ready: Ready) -> None:
-        for name, found in ready.non_finite.items():
-            self.non_finite[name] = [
-                a + b for a, b in zip(self.non_finite.get(name, (0, 0)), found, strict=True)
-            ]
+        """Add the rows of one chunk of jets."""
+        for name, (nan, infinite) in ready.non_finite.items():
+            before = self.non_finite.get(name, [0, 0])
+            self.non_finite[name] = [before[0] + nan, before[1] + infinite]
         self.dropped_jets += ready.dropped
         if not ready.num_jets:
             return
         self.num_jets += ready.num_jets
+
+        particles = np.zeros(ready.num_jets, np.int64)  # the most of any group
         for group, (values, counts) in ready.sequences.items():
             if group not in self.sequences:
                 self.sequences[group] = SequenceWriter(self.folder, group)
             self.sequences[group].append(values, counts)
-        for name, values in self._named(ready):
-            if name not in self.columns:
-                self.columns[name] = NpyWriter(_path(self.folder, name))
-            self.columns[name].append(values)
-        counts = [counts for _, counts in ready.sequences.values()]
-        self.empty_jets += int((np.max(counts, axis=0) == 0).sum()) if counts else 0
+            np.maximum(particles, counts, out=particles)
+        if ready.sequences:
+            self.empty_jets += int((particles == 0).sum())
 
-    @staticmethod
-    def _named(ready: Ready) -> Iterator[tuple[str, np.ndarray]]:
-        yield from ready.flats.items()
-        yield from ((f"label.{name}", values) for name, values in ready.labels.items())
-        yield from ((f"observer.{name}", values) for name, values in ready.observers.items())
-        yield from ((reweight_column(name), values) for name, values in ready.reweight.items())
+        for name, values in ready.flats.items():
+            self._append_column(name, values)
+        for name, values in ready.labels.items():
+            self._append_column(f"label.{name}", values)
+        for name, values in ready.observers.items():
+            self._append_column(f"observer.{name}", values)
+        for name, values in ready.reweight.items():
+            self._append_column(reweight_column(name), values)
         if ready.weight is not None:
-            yield WEIGHT, ready.weight
+            self._append_column(WEIGHT, ready.weight)
 
-    def close(self) -> dict[str, Any]:
+    def _append_column(self, name: str, values: np.ndarray) -> None:
+        if name not in self.columns:
+            self.columns[name] = NpyWriter(_path(self.folder, name))
+        self.columns[name].append(values)
+
+    def close(self) -> Contents:
+        """Finish all files."""
         sequences = {group: writer.close() for group, writer in self.sequences.items()}
-        self._share_offsets(sequences)
+
+        # Groups with the same counts share one file of offsets.
+        shared: dict[bytes, ColumnEntry] = {}
+        for group, writer in self.sequences.items():
+            own = sequences[group]["offsets"]
+            first = shared.setdefault(writer.digest.digest(), own)
+            if first is not own:
+                sequences[group]["offsets"] = first
+                writer.offsets.path.unlink()
+
         return {
             "num_jets": self.num_jets,
             "empty_jets": self.empty_jets,
@@ -221,51 +310,44 @@ class DatasetWriter:
             "columns": {name: writer.close() for name, writer in self.columns.items()},
         }
 
-    def _share_offsets(self, sequences: dict[str, dict[str, Any]]) -> None:
-        kept: dict[bytes, dict[str, Any]] = {}
-        for group, writer in self.sequences.items():
-            first = kept.setdefault(writer.digest.digest(), sequences[group]["offsets"])
-            if first is not sequences[group]["offsets"]:
-                sequences[group]["offsets"] = first
-                writer.offsets.path.unlink()
-
 
 # -------------------------------------------------------------------------- folders, local and S3
 
 
 def is_prepared(uri: str) -> bool:
-    """True if a whole prepared folder lies there."""
+    """True if a complete prepared folder is there."""
     return storage.exists(storage.join(uri, DESCRIPTION))
 
 
 def node_cache() -> Path:
-    """The folder of this node for copies of prepared data:
+    """The folder of this node for copies of prepared data.
 
     JEC_CACHE, or one for this user in the temporary directory.
     """
-    return Path(
-        os.environ.get("JEC_CACHE")
-        or os.path.join(tempfile.gettempdir(), f"jec-cache-{os.getuid()}")
-    )
+    default = os.path.join(tempfile.gettempdir(), f"jec-cache-{os.getuid()}")
+    return Path(os.environ.get("JEC_CACHE") or default)
 
 
 @contextlib.contextmanager
 def building(target: Path) -> Iterator[Path]:
-    """A temporary folder beside `target` that becomes `target` if the block ends well, and vanishes
-    if not.
+    """A temporary folder beside `target`, which becomes `target` if the block ends without error.
 
-    Where another process made `target` meanwhile, its folder stays: both hold the same. Raises
-    StorageError where the disk refuses.
+    After an error it is removed. Where another process made `target` meanwhile, its folder stays:
+    both hold the same. Raises StorageError where the disk refuses.
     """
     folder = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         _remove_stale(target.parent)
-        folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".partial-{target.name}-"))
+        folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=f"{PARTIAL}{target.name}-"))
         yield folder
         folder.chmod(0o755)  # mkdtemp's 0700 would hide the data from colleagues on a shared disk
-        if not is_prepared(str(target)):
-            _rename(folder, target)
+        try:
+            if not is_prepared(str(target)):
+                os.rename(folder, target)
+        except OSError:
+            if not is_prepared(str(target)):  # or else another process was faster by a moment
+                raise
     except OSError as error:
         raise StorageError(
             f"cannot write prepared data to {target}: {error.strerror or error}"
@@ -275,12 +357,12 @@ def building(target: Path) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _rename(folder: Path, target: Path) -> None:
-    try:
-        os.rename(folder, target)
-    except OSError:
-        if not is_prepared(str(target)):  # or else another process was faster by a moment
-            raise
+def _remove_stale(parent: Path) -> None:
+    """Remove temporary folders that processes left when they were killed."""
+    for path in parent.glob(f"{PARTIAL}*"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > STALE_SECONDS:
+                shutil.rmtree(path)
 
 
 def publish(folder: Path, uri: str) -> None:
@@ -290,11 +372,12 @@ def publish(folder: Path, uri: str) -> None:
 
 
 def local_copy(uri: str, cache: Path, *, always: bool = False) -> Path:
-    """Prepared data as a local folder: the folder itself, or its copy on this node, fetched once by
-    whichever process comes first.
+    """Prepared data as a local folder: the folder itself, or its copy on this node.
 
-    always: copy also what is not on S3 (a shared disk that is slow to read here and there). The
-    copy's name is the folder's, a digest of what the data was made from.
+    Whichever process comes first fetches the copy; the others wait for it. Its name is the
+    folder's, a digest of what the data was made from.
+
+    always: copy also what is not on S3 (a shared disk that is slow to read here and there).
     """
     if not storage.is_s3(uri) and not always:
         return Path(uri)
@@ -309,8 +392,9 @@ def local_copy(uri: str, cache: Path, *, always: bool = False) -> Path:
 
 @contextlib.contextmanager
 def _locked(path: Path, what: str) -> Iterator[None]:
-    """Hold a lock between the processes of this node; it ends with its process, however
-    that ends.
+    """Hold a lock between the processes of this node; a process that dies loses it.
+
+    Raises StorageError, about `what` is fetched, after FETCH_SECONDS.
     """
     deadline = time.monotonic() + FETCH_SECONDS
     with open(path, "w") as file:
@@ -326,10 +410,3 @@ def _locked(path: Path, what: str) -> Iterator[None]:
                     ) from None
                 time.sleep(0.2)
         yield
-
-
-def _remove_stale(folder: Path) -> None:
-    for path in folder.glob(".partial-*"):
-        with contextlib.suppress(OSError):
-            if time.time() - path.stat().st_mtime > STALE_SECONDS:
-                shutil.rmtree(path)

@@ -1,29 +1,49 @@
-"""Work ahead of a loop in threads: what comes next is made while the loop still has the last in
-hand.
-"""
+"""Work ahead of a loop in threads: the next item is made while the loop works on the last one."""
 
 from __future__ import annotations
 
 import collections
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-POLL_SECONDS = 0.1  # how soon the thread notices that nobody wants its items any more
+POLL_SECONDS = 0.1  # how soon the thread notices that the loop has ended
 END = object()
 Item = TypeVar("Item")
 
 
-def ahead(items: Iterator[Item], depth: int, name: str = "ahead") -> Iterator[Item]:
+def ahead(items: Iterator[Item], depth: int, name: str = "ahead") -> Generator[Item, None, None]:
     """The same items, up to `depth` of them made ahead.
 
     Closing the iterator early ends its thread; an error comes through.
     """
     ready: queue.Queue = queue.Queue(depth)
     stopped = threading.Event()
-    thread = threading.Thread(target=_fill, args=(items, ready, stopped), name=name, daemon=True)
+
+    def put(item: object) -> bool:
+        """Hand over an item; False if the loop has ended."""
+        while not stopped.is_set():
+            try:
+                ready.put(item, timeout=POLL_SECONDS)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def fill() -> None:
+        """Hand over all items, then END, or the error that came instead."""
+        try:
+            for item in items:
+                if not put(item):
+                    return
+            put(END)
+        # whatever it is belongs to the loop, which would wait for ever otherwise
+        except BaseException as error:
+            put(_Raised(error))
+
+    thread = threading.Thread(target=fill, name=name, daemon=True)
     thread.start()
     try:
         while (item := ready.get()) is not END:
@@ -35,11 +55,12 @@ def ahead(items: Iterator[Item], depth: int, name: str = "ahead") -> Iterator[It
         thread.join()
 
 
-def in_threads(jobs: Iterable[Callable[[], Item]], threads: int) -> Iterator[Item]:
-    """The results of jobs, in their order, that many at work at once and no more than one finished
-    beyond these.
+def in_threads(jobs: Iterable[Callable[[], Item]], threads: int) -> Generator[Item, None, None]:
+    """The results of jobs, in their order.
 
-    Closing the iterator early waits for the jobs at work; an error comes through in its place.
+    `threads` of them are at work at once, and no more than one is finished beyond these: what is
+    held in memory does not grow with the number of jobs. Closing the iterator early waits for the
+    jobs at work; an error comes through in its place.
     """
     waiting: collections.deque[Future[Item]] = collections.deque()
     pool = ThreadPoolExecutor(threads)
@@ -55,27 +76,7 @@ def in_threads(jobs: Iterable[Callable[[], Item]], threads: int) -> Iterator[Ite
 
 
 class _Raised:
+    """An error of the thread, on its way to the loop."""
+
     def __init__(self, error: BaseException) -> None:
         self.error = error
-
-
-def _fill(items: Iterator, ready: queue.Queue, stopped: threading.Event) -> None:
-    try:
-        for item in items:
-            if not _put(ready, item, stopped):
-                return
-        _put(ready, END, stopped)
-    # whatever it is belongs to the loop, which would wait for ever otherwise
-    except BaseException as error:
-        _put(ready, _Raised(error), stopped)
-
-
-def _put(ready: queue.Queue, item: object, stopped: threading.Event) -> bool:
-    """Hand over an item; False if the loop has gone."""
-    while not stopped.is_set():
-        try:
-            ready.put(item, timeout=POLL_SECONDS)
-            return True
-        except queue.Full:
-            continue
-    return False

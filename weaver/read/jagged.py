@@ -1,11 +1,10 @@
-"""Columns of lists as plain numpy arrays, and expressions over them without awkward where that
-changes no bit.
+"""Columns of lists as plain numpy arrays, and expressions over them.
 
     Lists      where each jet's entries lie in a flat array; columns of the same lists share one
     Jagged     a flat array with its lists; selecting jets and cutting lists move no number before
-        the content is asked for
-    evaluate   an expression over such columns: elementwise ones in numpy on the flat content, all
-        others in awkward
+               the content is needed
+    evaluate   an expression over such columns: elementwise ones in numpy on the flat content, which
+               changes no bit and is faster, all others in awkward
 
 A column of one number a jet is a numpy array (N,).
 """
@@ -21,12 +20,21 @@ import numpy as np
 from common.errors import InputError
 from weaver.config.expressions import Expression
 
+Column = Any
+"""A column of N jets: a numpy array (N,), a Jagged, or an awkward array.
+
+awkward's type is not named because awkward is imported late.
+"""
+Columns = dict[str, Column]
+"""Name -> column, all of the same jets."""
+
 
 class Lists:
     """Jet i owns the entries starts[i] : starts[i] + counts[i] of a flat array; both (N,) int64."""
 
     def __init__(self, starts: np.ndarray, counts: np.ndarray) -> None:
-        self.starts, self.counts = starts, counts
+        self.starts = starts
+        self.counts = counts
         self._positions: np.ndarray | slice | None = None
         self._narrowed: tuple[Any, Lists] | None = None
         self._compact: Lists | None = None
@@ -35,10 +43,12 @@ class Lists:
         return len(self.counts)
 
     def positions(self) -> np.ndarray | slice:
-        """The entries of all jets, one jet after the other; a slice where they lie so in the flat
-        array.
+        """The entries of all jets, one jet after the other.
+
+        A slice where they lie in the flat array in this way, without gaps.
         """
         if self._positions is None:
+            # from a jet's place among the entries of all jets to its place in the flat array, (N,)
             shift = self.starts - (np.cumsum(self.counts) - self.counts)
             number = int(self.counts.sum())
             if not len(shift) or (shift == shift[0]).all():
@@ -50,16 +60,18 @@ class Lists:
         return self._positions
 
     def compact(self) -> Lists:
-        """Lists of the same lengths in a flat array that holds nothing else, as one that was
-        computed from columns of these.
+        """Lists of the same lengths in a flat array that holds nothing else.
+
+        Such an array is computed from columns of these lists.
         """
         if self._compact is None:
             self._compact = Lists(np.cumsum(self.counts) - self.counts, self.counts)
         return self._compact
 
     def select(self, jets: np.ndarray | slice) -> Lists:
-        """Those of some jets (a mask, indices or a slice); the same object where it is asked again:
-        columns go on sharing it.
+        """Those of some jets (a mask, indices or a slice).
+
+        The same object where it is called again with the same jets: columns go on sharing it.
         """
         if self._narrowed is None or self._narrowed[0] is not jets:
             self._narrowed = jets, Lists(self.starts[jets], self.counts[jets])
@@ -81,7 +93,8 @@ class Jagged:
     ndim = 2
 
     def __init__(self, source: np.ndarray, lists: Lists) -> None:
-        self._source, self.lists = source, lists
+        self._source = source
+        self.lists = lists
         self._content: np.ndarray | None = None
 
     def __len__(self) -> int:
@@ -101,16 +114,19 @@ class Jagged:
     def content(self) -> np.ndarray:
         """The entries of all jets, one jet after the other, in this machine's byte order."""
         if self._content is None:
-            found, positions = self._source, self.lists.positions()
-            native = found.dtype.newbyteorder("=")
-            # gathered as whole numbers: numpy is slow with the other byte order
-            if not isinstance(positions, slice):
-                found = np.take(found.view(f"u{found.itemsize}"), positions).view(found.dtype)
-                positions = slice(None)
-            self._content = found[positions].astype(native, copy=False)
+            positions = self.lists.positions()
+            if isinstance(positions, slice):
+                entries = self._source[positions]
+            else:
+                # gathered as whole numbers: numpy is slow with the other byte order
+                numbers = self._source.view(f"u{self._source.itemsize}")
+                entries = np.take(numbers, positions).view(self._source.dtype)
+            native = self._source.dtype.newbyteorder("=")
+            self._content = entries.astype(native, copy=False)
         return self._content
 
     def to_awkward(self) -> Any:
+        """The same as awkward array."""
         import awkward as ak
 
         offsets = np.zeros(len(self) + 1, np.int64)
@@ -122,9 +138,10 @@ class Jagged:
         )
 
 
-def plain(values: Any) -> Any:
-    """A column of awkward as numpy array or Jagged where it is one number, or one list of numbers,
-    a jet; anything else as it is.
+def plain(values: Column) -> Column:
+    """A column as numpy array or Jagged, where it is one number or one list of numbers a jet.
+
+    Any other column is returned as it is.
     """
     if isinstance(values, Jagged | np.ndarray):
         return values
@@ -133,20 +150,17 @@ def plain(values: Any) -> Any:
     layout = ak.to_layout(values)
     if isinstance(layout, ak.contents.NumpyArray) and layout.data.ndim == 1:
         return np.asarray(layout.data)
-    listed = (
-        isinstance(layout, ak.contents.ListOffsetArray) and layout.parameter("__array__") is None
-    )
-    if (
-        not listed
-        or not isinstance(layout.content, ak.contents.NumpyArray)
-        or layout.content.data.ndim != 1
-    ):
+    # a list of letters is a text, which has the parameter __array__
+    if not isinstance(layout, ak.contents.ListOffsetArray) or layout.parameter("__array__"):
+        return values
+    content = layout.content
+    if not isinstance(content, ak.contents.NumpyArray) or content.data.ndim != 1:
         return values
     offsets = np.asarray(layout.offsets.data).astype(np.int64, copy=False)
-    return Jagged(np.asarray(layout.content.data), Lists(offsets[:-1], np.diff(offsets)))
+    return Jagged(np.asarray(content.data), Lists(offsets[:-1], np.diff(offsets)))
 
 
-def to_awkward(values: Any) -> Any:
+def to_awkward(values: Column) -> Any:
     """A column as awkward array."""
     import awkward as ak
 
@@ -159,45 +173,46 @@ def same_lists(columns: Iterable[Jagged]) -> bool:
     return all(other is first or np.array_equal(other, first) for other in others)
 
 
-def evaluate(expression: Expression, columns: Mapping[str, Any]) -> Any:
-    """The value of an expression for these columns: Jagged, an array (N,), or what awkward makes of
-    them.
+def evaluate(expression: Expression, columns: Mapping[str, Column]) -> Any:
+    """The value of an expression: Jagged, an array (N,), or what awkward makes of these columns.
 
     Raises InputError as Expression.evaluate does.
     """
-    found = {name: columns[name] for name in expression.names if name in columns}
-    if expression.is_elementwise and len(found) == len(expression.names):
+    operands = {name: columns[name] for name in expression.names if name in columns}
+    if expression.is_elementwise and len(operands) == len(expression.names):
         # awkward may do what numpy does not, and otherwise words the refusal
         with contextlib.suppress(InputError):
-            values = _evaluate_flat(expression, found)
+            values = _evaluate_flat(expression, operands)
             if values is not None:
                 return values
-    return expression.evaluate(
-        {**columns, **{name: to_awkward(values) for name, values in found.items()}}
-    )
+    in_awkward = {name: to_awkward(values) for name, values in operands.items()}
+    return expression.evaluate({**columns, **in_awkward})
 
 
 def _evaluate_flat(
-    expression: Expression, columns: Mapping[str, Any]
+    expression: Expression, columns: Mapping[str, Column]
 ) -> Jagged | np.ndarray | None:
-    """The value on flat content, a number of a jet repeated for each of its entries;
+    """The value on flat content, a number of a jet repeated for each of its entries.
 
-    None where the columns are not made for it.
+    None where the columns are of other forms, or their lists differ.
     """
-    lists = [column for column in columns.values() if isinstance(column, Jagged)]
-    flats = [
-        column for column in columns.values() if isinstance(column, np.ndarray) and column.ndim == 1
-    ]
-    if not columns or len(lists) + len(flats) < len(columns) or (lists and not same_lists(lists)):
+    lists: list[Jagged] = []
+    for column in columns.values():
+        if isinstance(column, Jagged):
+            lists.append(column)
+        elif not isinstance(column, np.ndarray) or column.ndim != 1:
+            return None
+    if not columns or (lists and not same_lists(lists)):
         return None
     if not lists:
         return expression.evaluate(columns)
+
     counts = lists[0].counts
-    repeated = {
-        name: c.content if isinstance(c, Jagged) else np.repeat(c, counts)
-        for name, c in columns.items()
-    }
-    values = expression.evaluate(repeated)
-    # of one of awkward's own functions
-    values = plain(values) if hasattr(values, "layout") else values
+    flat = {}
+    for name, column in columns.items():
+        is_list = isinstance(column, Jagged)
+        flat[name] = column.content if is_list else np.repeat(column, counts)
+    values = expression.evaluate(flat)
+    if hasattr(values, "layout"):  # of one of awkward's own functions
+        values = plain(values)
     return Jagged(values, lists[0].lists.compact()) if isinstance(values, np.ndarray) else None

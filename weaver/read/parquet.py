@@ -1,5 +1,4 @@
-"""Parquet files as data files: the same checks and the same steps of decoding as for ROOT files
-(weaver/read/files.py).
+"""Parquet files as data files, with the checks and steps of ROOT files (weaver/read/files.py).
 
 A column is a branch: a number, or a list of numbers, for each jet. Missing values are refused where
 there are any.
@@ -13,14 +12,16 @@ from typing import Any
 
 from common import storage
 from common.errors import InputError
+from weaver.read.jagged import Columns
 
 SUFFIX = ".parquet"
 
 
 @contextlib.contextmanager
 def open_file(uri: str) -> Iterator[Any]:
-    """The file as a pyarrow ParquetFile; raises whatever pyarrow raises, and InputError without
-    pyarrow.
+    """The file as a pyarrow ParquetFile.
+
+    Raises whatever pyarrow raises, and InputError without pyarrow.
     """
     try:
         import pyarrow.parquet
@@ -36,6 +37,7 @@ def open_file(uri: str) -> Iterator[Any]:
 
 
 def names(file: Any) -> list[str]:
+    """Names of the file's columns."""
     return file.schema_arrow.names
 
 
@@ -44,56 +46,50 @@ def unreadable_type(file: Any, name: str) -> str | None:
     import pyarrow.types as kinds
 
     kind = file.schema_arrow.field(name).type
-    inner = (
-        kind.value_type
-        if kinds.is_list(kind) or kinds.is_large_list(kind) or kinds.is_fixed_size_list(kind)
-        else kind
-    )
+    inner = kind
+    if kinds.is_list(kind) or kinds.is_large_list(kind) or kinds.is_fixed_size_list(kind):
+        inner = kind.value_type
     readable = kinds.is_integer(inner) or kinds.is_floating(inner) or kinds.is_boolean(inner)
     return None if readable else str(kind)
 
 
 def uncompressed_bytes(file: Any, columns: Iterable[str]) -> int:
     """Of these columns in the whole file."""
-    wanted, meta = set(columns), file.metadata
-    parts = (
-        meta.row_group(g).column(c)
-        for g in range(meta.num_row_groups)
-        for c in range(meta.num_columns)
-    )
-    return sum(
-        part.total_uncompressed_size
-        for part in parts
-        if part.path_in_schema.partition(".")[0] in wanted
-    )
+    names = set(columns)
+    meta = file.metadata
+    size = 0
+    for group in range(meta.num_row_groups):
+        for index in range(meta.num_columns):
+            part = meta.row_group(group).column(index)
+            # a list is stored as <name>.list.element
+            if part.path_in_schema.partition(".")[0] in names:
+                size += part.total_uncompressed_size
+    return size
 
 
-def steps(
-    file: Any, columns: Iterable[str], rows: int, stop: int | None
-) -> Iterator[dict[str, Any]]:
-    """Columns as awkward arrays, `rows` jets at a time, up to jet `stop`."""
-    import awkward as ak
-
-    left = file.metadata.num_rows if stop is None else stop
-    columns = sorted(columns)
-    for batch in file.iter_batches(batch_size=rows, columns=columns):
-        batch = batch.slice(0, left)
-        if batch.num_rows:
-            yield {
-                name: _without_missing(ak.from_arrow(batch.column(name)), name) for name in columns
-            }
-        left -= batch.num_rows
-        if not left:
-            return
-
-
-def _without_missing(values: Any, name: str) -> Any:
-    """The same column without the option type that parquet gives every column.
+def steps(file: Any, columns: Iterable[str], rows: int, stop: int | None) -> Iterator[Columns]:
+    """Columns as awkward arrays, `rows` jets at a time, up to jet `stop`.
 
     Raises InputError where a value is missing.
     """
     import awkward as ak
 
-    if ak.any(ak.is_none(values, axis=-1), axis=None) or ak.any(ak.is_none(values, axis=0)):
-        raise InputError(f"column '{name}' has missing values; fill them when the file is written")
-    return ak.drop_none(ak.drop_none(values, axis=0), axis=-1)
+    left = file.metadata.num_rows if stop is None else stop
+    columns = sorted(columns)
+    for batch in file.iter_batches(batch_size=rows, columns=columns):
+        part = batch.slice(0, left)
+        if part.num_rows:
+            step = {}
+            for name in columns:
+                values = ak.from_arrow(part.column(name))
+                entry_missing = ak.any(ak.is_none(values, axis=-1), axis=None)
+                if entry_missing or ak.any(ak.is_none(values, axis=0)):
+                    raise InputError(
+                        f"column '{name}' has missing values; fill them when the file is written"
+                    )
+                # parquet gives every column the type of one that may have missing values
+                step[name] = ak.drop_none(ak.drop_none(values, axis=0), axis=-1)
+            yield step
+        left -= part.num_rows
+        if not left:
+            return

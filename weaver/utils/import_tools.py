@@ -1,4 +1,7 @@
-"""`import_module`, under the path from which network files written for weaver-core import it."""
+"""`import_module`, where network files written for weaver-core import it from.
+
+Such a file loads a Python file beside it: `import_module("layers.py").Block`.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,15 @@ import types
 
 
 def import_module(path: str, name: str = "_mod") -> types.ModuleType:
-    """The module that a Python file is, under a name of its own."""
+    """Import the Python file at a path as a module of its own, which is not kept in sys.modules.
+
+    Raises ImportError for a path that does not end as Python files do, FileNotFoundError where
+    there is none.
+    """
     spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} is no Python file", path=path)
+    # not in sys.modules, as in weaver-core: two network files may each have a layers.py
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -1,4 +1,4 @@
-"""`_logger`, under the path from which network files written for weaver-core import it."""
+"""`_logger`, where network files written for weaver-core import it from."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 class _Logger:
     """The logger "weaver"; the keyword `color` of weaver-core's methods is taken and ignored."""
 
+    # No subclass of logging.Logger: that refuses an unknown keyword.
     def __init__(self) -> None:
         self.logger = logging.getLogger("weaver")
 

@@ -1,25 +1,36 @@
-"""Triton backend `onnxruntime` in Python: serves an unmodified repository on a CPU where Triton has
-no libtriton_onnxruntime.so.
+"""Triton backend `onnxruntime` in Python, for a CPU where Triton has no libtriton_onnxruntime.so.
 
-Triton starts one process a model instance and hands it the requests that the dynamic batcher put
-together. They are run in pieces of at most PIECE jets, on as many threads as there are cores, each
-piece on one: what a network of particles writes between its layers then stays in a core's cache,
-threads do not wait for each other after every layer, and a request of a piece or more is run where
-it lies, without a copy. What the C++ backend checks when it loads a model (names, types, dims) is
-checked here too, in like words, so that a config.pbtxt that a cluster would refuse is refused on
-one machine as well. The config must be complete: it is not filled in from the model. This file runs
-inside Triton and imports nothing of this project.
+It serves an unmodified repository. Triton starts one process a model instance and hands it the
+requests that the dynamic batcher put together. They are run in pieces of at most PIECE jets, on as
+many threads as there are cores, each piece on one: what a network of particles writes between its
+layers then stays in a core's cache, threads do not wait for each other after every layer, and a
+request of a piece or more is run where it lies, without a copy.
+
+What the C++ backend checks when it loads a model (names, types, dims) is checked here too, in like
+words, so that a config.pbtxt that a cluster would refuse is refused on one machine as well. The
+config must be complete: it is not filled in from the model. This file runs inside Triton and
+imports nothing of this project.
 """
+
+from __future__ import annotations
 
 import ctypes
 import functools
 import json
 import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 import triton_python_backend_utils as pb
+
+Config = dict[str, Any]
+"""Triton's model configuration as JSON."""
+
+Feed = Mapping[str, np.ndarray]
+"""Inputs by name, with the jets in the first axis where the model takes batches."""
 
 TYPES = {
     "tensor(float)": "TYPE_FP32",
@@ -33,7 +44,7 @@ TYPES = {
     "tensor(uint16)": "TYPE_UINT16",
     "tensor(uint32)": "TYPE_UINT32",
     "tensor(uint64)": "TYPE_UINT64",
-}  # no strings and booleans: they do not pass through DLPack, see _tensor
+}  # no strings and booleans: they do not pass through DLPack, see as_tensor
 
 # config.pbtxt's optimization.graph.level as the C++ backend reads it.
 LEVELS = {
@@ -47,23 +58,27 @@ LEVELS = {
 # with 128, 30 with 1024.
 PIECE = 32
 
-TAKEN = b"used_dltensor"  # a module's constant: the capsule keeps the pointer, not the object
+# DLPack's name for a capsule whose memory was taken. A constant of the module, because the capsule
+# keeps the pointer and not the object.
+TAKEN = b"used_dltensor"
 set_capsule_name = ctypes.pythonapi.PyCapsule_SetName
 set_capsule_name.argtypes = [ctypes.py_object, ctypes.c_char_p]
 
 
 class TritonPythonModel:
-    def initialize(self, args):
+    """One instance of a model, as Triton's Python backend calls it."""
+
+    def initialize(self, args: Mapping[str, str]) -> None:
         """Load the ONNX file and compare it with the configuration.
 
         Raises TritonModelException: Triton refuses the model.
         """
-        config = json.loads(args["model_config"])
+        config: Config = json.loads(args["model_config"])
         self.max_batch = int(config["max_batch_size"])
         self.threads = thread_count(config)
         self.pool = futures.ThreadPoolExecutor(self.threads)
-        self.inputs = [entry["name"] for entry in config["input"]]
-        self.outputs = [entry["name"] for entry in config["output"]]
+        self.inputs: list[str] = [entry["name"] for entry in config["input"]]
+        self.outputs: list[str] = [entry["name"] for entry in config["output"]]
         path = os.path.join(
             args["model_repository"],
             args["model_version"],
@@ -79,135 +94,145 @@ class TritonPythonModel:
         check(where, "input", self.session.get_inputs(), config["input"], self.max_batch)
         check(where, "output", self.session.get_outputs(), config["output"], self.max_batch)
 
-    def execute(self, requests):
+    def execute(self, requests: Sequence[Any]) -> list[Any]:
         """One response a request, in their order."""
-        feeds = [
-            {name: np.from_dlpack(pb.get_input_tensor_by_name(r, name)) for name in self.inputs}
-            for r in requests
-        ]
+        feeds = []
+        for request in requests:
+            feed = {}
+            for name in self.inputs:
+                # DLPack, for as_numpy() is wrong with NumPy 2, see as_tensor.
+                feed[name] = np.from_dlpack(pb.get_input_tensor_by_name(request, name))
+            feeds.append(feed)
+
+        answers: list[Any] = []
         try:
-            answers = self._run(feeds)
-        # one bad request must not fail its neighbours: find it by running each alone
+            answers += self.run(feeds)
+        # One bad request must not fail its neighbours: find it by running each alone.
         except Exception:
             if len(requests) > 1:
                 pb.Logger.log_warn(
                     f"a batch of {len(requests)} requests failed; running them one by one"
                 )
-            answers = [self._run_alone(feed) for feed in feeds]
-        return [
-            self._respond(request, answer)
-            for request, answer in zip(requests, answers, strict=True)
-        ]
+            for feed in feeds:
+                try:
+                    answers += self.run([feed])
+                except Exception as error:
+                    answers.append(pb.TritonError(f"onnxruntime: {error}"))
 
-    def _run(self, feeds):
-        """The outputs of each request."""
+        responses = []
+        for request, answer in zip(requests, answers, strict=True):
+            if isinstance(answer, pb.TritonError):
+                responses.append(pb.InferenceResponse(error=answer))
+                continue
+            names = request.requested_output_names()
+            outputs = []
+            for name, array in zip(self.outputs, answer, strict=True):
+                if name in names:
+                    outputs.append(as_tensor(name, array))
+            responses.append(pb.InferenceResponse(outputs))
+        return responses
+
+    def run(self, feeds: Sequence[Feed]) -> list[list[np.ndarray]]:
+        """The outputs of each request, in the order of `self.outputs`."""
         if self.max_batch == 0:
             return [self.session.run(self.outputs, feed) for feed in feeds]
         counts = [len(feed[self.inputs[0]]) for feed in feeds]
-        pieces = list(self._pieces(feeds, counts))
+        pieces = list(self.pieces(feeds, counts))
         run = functools.partial(self.session.run, self.outputs)
-        each = self.pool.map if min(self.threads, len(pieces)) > 1 else map
-        done = list(each(run, pieces))
-        outputs = [np.concatenate(parts) for parts in zip(*done, strict=True)]
-        ends = np.cumsum(counts)
-        return [
-            [output[end - count : end] for output in outputs]
-            for count, end in zip(counts, ends, strict=True)
-        ]
+        # One piece, or one thread: a pool would only add the way to another thread.
+        apply: Callable[..., Any] = self.pool.map if min(self.threads, len(pieces)) > 1 else map
+        results = list(apply(run, pieces))
+        outputs = [np.concatenate(parts) for parts in zip(*results, strict=True)]
 
-    def _pieces(self, feeds, counts):
-        """What to run at once: small requests together, large ones in parts, so that the threads
-        have equal shares.
+        # Each request gets its own jets back.
+        answers = []
+        end = 0
+        for count in counts:
+            start, end = end, end + count
+            answers.append([output[start:end] for output in outputs])
+        return answers
+
+    def pieces(self, feeds: Sequence[Feed], counts: Sequence[int]) -> Iterator[Feed]:
+        """What to run at once: small requests together, large ones in parts.
+
+        The threads have equal shares.
         """
         most = min(PIECE, -(-sum(counts) // self.threads))
         for group in groups(counts, most):
-            feed = {name: _joined([feeds[i][name] for i in group]) for name in self.inputs}
-            jets = sum(counts[i] for i in group)
+            feed = {}
+            for name in self.inputs:
+                arrays = [feeds[index][name] for index in group]
+                feed[name] = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+            jets = sum(counts[index] for index in group)
             for start in range(0, max(jets, 1), most or 1):
-                yield {name: x[start : start + most] for name, x in feed.items()}
-
-    def _run_alone(self, feed):
-        try:
-            return self._run([feed])[0]
-        except Exception as error:
-            return pb.TritonError(f"onnxruntime: {error}")
-
-    def _respond(self, request, results):
-        if isinstance(results, pb.TritonError):
-            return pb.InferenceResponse(error=results)
-        wanted = request.requested_output_names()
-        return pb.InferenceResponse(
-            [
-                _tensor(name, result)
-                for name, result in zip(self.outputs, results, strict=True)
-                if name in wanted
-            ]
-        )
+                yield {name: array[start : start + most] for name, array in feed.items()}
 
 
-def groups(counts, most):
-    """Indices of requests that follow each other, as many as have `most` jets together; at least
-    one.
+def groups(counts: Sequence[int], most: int) -> Iterator[list[int]]:
+    """Indices of requests that follow each other, with up to `most` jets together.
+
+    A request with more jets makes a group by itself.
     """
-    group, jets = [], 0
+    group: list[int] = []
+    jets = 0
     for index, count in enumerate(counts):
         if group and jets + count > most:
             yield group
-            group, jets = [], 0
+            group = []
+            jets = 0
         group.append(index)
         jets += count
     yield group
 
 
-def _joined(arrays):
-    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
-
-
-def parameters(config):
+def parameters(config: Config) -> dict[str, str]:
     """The backend's parameters, by name."""
     return {key: value["string_value"] for key, value in config.get("parameters", {}).items()}
 
 
-def thread_count(config):
-    """How many threads an instance works with: its share of the CPUs that this process may use,
-    unless the configuration says.
+def thread_count(config: Config) -> int:
+    """How many threads an instance works with, unless the configuration says.
 
-    onnxruntime by itself would count the machine's CPUs, for each instance, and pin threads to
-    them.
+    It is the instance's share of the CPUs that this process may use. By itself onnxruntime would
+    count the machine's CPUs, for each instance, and pin threads to them.
     """
-    instances = sum(int(group.get("count", 1)) for group in config.get("instance_group", [])) or 1
-    return int(parameters(config).get("intra_op_thread_count", 0)) or max(
-        len(os.sched_getaffinity(0)) // instances, 1
-    )
+    configured = int(parameters(config).get("intra_op_thread_count", 0))
+    if configured:
+        return configured
+    instances = sum(int(group.get("count", 1)) for group in config.get("instance_group", []))
+    return max(len(os.sched_getaffinity(0)) // (instances or 1), 1)
 
 
-def session_options(config):
-    """onnxruntime's options from the configuration: graph level and the parameters that the C++
-    backend knows too.
+def session_options(config: Config) -> ort.SessionOptions:
+    """Options of onnxruntime from the configuration.
+
+    They are the graph level and the parameters that the C++ backend knows, too.
     """
-    given = parameters(config)
+    settings = parameters(config)
     options = ort.SessionOptions()
     # Where jets can be divided among threads, no run needs several.
     options.intra_op_num_threads = 1 if int(config["max_batch_size"]) > 0 else thread_count(config)
     # Threads that spin while they wait would take the cores from the server itself, which here
     # shares them.
     options.add_session_config_entry(
-        "session.intra_op.allow_spinning", given.get("session.intra_op.allow_spinning", "0")
+        "session.intra_op.allow_spinning", settings.get("session.intra_op.allow_spinning", "0")
     )
-    options.inter_op_num_threads = int(given.get("inter_op_thread_count", 0))
-    if given.get("execution_mode", "0") == "1":
+    options.inter_op_num_threads = int(settings.get("inter_op_thread_count", 0))
+    if settings.get("execution_mode", "0") == "1":
         options.execution_mode = ort.ExecutionMode.ORT_PARALLEL
-    options.graph_optimization_level = LEVELS[
-        int((config.get("optimization", {}).get("graph") or {}).get("level", 0))
-    ]
-    options.enable_cpu_mem_arena = given.get("enable_mem_arena", "1") == "1"
-    options.enable_mem_pattern = given.get("enable_mem_pattern", "1") == "1"
+    graph = config.get("optimization", {}).get("graph") or {}
+    options.graph_optimization_level = LEVELS[int(graph.get("level", 0))]
+    options.enable_cpu_mem_arena = settings.get("enable_mem_arena", "1") == "1"
+    options.enable_mem_pattern = settings.get("enable_mem_pattern", "1") == "1"
     return options
 
 
-def check(where, kind, nodes, entries, max_batch):
-    """Compare the tensors of the model with those of the configuration; raise TritonModelException
-    at the first that differs.
+def check(
+    where: str, kind: str, nodes: Sequence[Any], entries: Sequence[Config], max_batch: int
+) -> None:
+    """Compare the tensors of the model with those of the configuration.
+
+    Raises TritonModelException at the first that differs.
     """
     known = {node.name: node for node in nodes}
     if kind == "input" and len(entries) != len(nodes):
@@ -226,7 +251,9 @@ def check(where, kind, nodes, entries, max_batch):
                 f"{where}, {kind} '{name}': {entry['data_type']} in the configuration,"
                 f" {known[name].type} in the model"
             )
-        dims = [int(size) for size in (entry.get("reshape") or {}).get("shape", entry["dims"])]
+        reshape: Config = entry.get("reshape") or {}
+        sizes = reshape["shape"] if "shape" in reshape else entry["dims"]
+        dims = [int(size) for size in sizes]
         full = ([-1] if max_batch > 0 else []) + dims
         shape = [size if isinstance(size, int) else -1 for size in known[name].shape]
         fits = len(full) == len(shape) and all(
@@ -239,13 +266,13 @@ def check(where, kind, nodes, entries, max_batch):
             )
 
 
-def _tensor(name, array):
+def as_tensor(name: str, array: np.ndarray) -> Any:
     """A Triton tensor by way of DLPack.
 
     The compiled stub is built against NumPy 1: with NumPy 2, pb.Tensor(name, array) silently sends
     0 bytes and as_numpy() is wrong. It also renames the capsule that it took to a name of its own,
-    at which NumPy writes an error to stderr for each tensor; DLPack's name for a capsule that was
-    taken keeps it quiet. The memory is released through the tensor either way.
+    at which NumPy writes an error to stderr for each tensor; the name TAKEN keeps it quiet. The
+    memory is released through the tensor either way.
     """
     capsule = np.ascontiguousarray(array).__dlpack__()
     tensor = pb.Tensor.from_dlpack(name, capsule)

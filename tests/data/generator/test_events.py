@@ -31,6 +31,8 @@ def test_final_particles_are_visible_and_in_acceptance(block):
 
 
 def test_the_scattering_has_two_outgoing_partons(block):
+    """Pythia's status 23; 22 would be intermediate particles, of which QCD 2 -> 2 has none."""
+    assert events.HARD_PROCESS == 23
     np.testing.assert_array_equal(ragged.counts_of(block.hard.outgoing.event, len(block.hard)), 2)
     assert (block.hard.pt_hat >= 15).all()
 

@@ -103,10 +103,8 @@ def test_too_few_jets_for_a_derivation_are_an_error():
 def test_numerical_inversion_closes():
     rng = np.random.default_rng(2)
     count = 200_000
-    gen_pt, eta = (
-        np.exp(rng.uniform(np.log(12), np.log(2000), count)),
-        rng.uniform(-3.2, 3.2, count),
-    )
+    gen_pt = np.exp(rng.uniform(np.log(12), np.log(2000), count))
+    eta = rng.uniform(-3.2, 3.2, count)
     response = (1 - 0.5 * gen_pt**-0.4) * (1 - 0.03 * np.abs(eta)) * rng.normal(1, 0.1, count)
     nothing = np.zeros(count)
     jets = ResponseJets(gen_pt * response, eta, gen_pt, nothing, Shape(nothing, nothing, nothing))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from data import ragged
+from data.generator import jet_columns
 
 
 def jet_of(columns, counter="nPF"):
@@ -88,6 +89,47 @@ def test_generator_jets_are_matched_or_zero(columns):
     ).all()
     falling = np.diff(columns["genJetPF_pT"])[np.diff(jet) == 0]
     assert (falling <= 0).all()
+
+
+def test_angles_of_generator_particles_by_hand():
+    """Particles above, below and beside an axis at phi = 3, one of them across phi = pi."""
+    angles = jet_columns.generator_angles(
+        np.array([1.2, 1.2, 0.9, 1.0]),
+        np.array([3.1, 2.8, -3.1, 3.2]),
+        np.full(4, 1.0),
+        np.full(4, 3.0),
+    )
+    d_eta = np.array([0.2, 0.2, -0.1, 0.0])
+    d_phi = np.array([0.1, -0.2, 2 * np.pi - 6.1, 0.2])
+    assert angles["genJetPF_dR"] == pytest.approx(np.hypot(d_eta, d_phi))
+    expected = [np.arctan(0.5), -np.pi / 4, np.pi - np.arctan(d_phi[2] / 0.1), np.pi / 2]
+    assert angles["genJetPF_dTheta"] == pytest.approx(expected)
+
+
+def test_generator_particles_lie_where_their_momenta_say(columns):
+    """The candidates of a jet lie on the same side of its generator jet's axis as the particles.
+
+    Jets are asymmetric, so the pT²-weighted side tells a sign of phi that is turned.
+    """
+    jet = jet_of(columns, "nGenJetPF")
+    gen_jets = len(columns["genJetPt"])
+    side_of_particles = ragged.total(
+        jet,
+        columns["genJetPF_pT"] ** 2 * columns["genJetPF_dR"] * np.sin(columns["genJetPF_dTheta"]),
+        gen_jets,
+    )
+    # The candidates as seen from the axis of the generator jet.
+    candidate_jet = jet_of(columns)
+    phi = columns["PF_dPhi"] + columns["jetPhi"][candidate_jet]
+    inside = columns["PF_fromAK4Jet"] == 1
+    side_of_candidates = ragged.total(
+        candidate_jet,
+        inside * columns["PF_pT"] ** 2 * ragged.delta_phi(phi, columns["genJetPhi"][candidate_jet]),
+        gen_jets,
+    )
+    matched = columns["jetGenMatch"] == 1
+    same_side = (side_of_particles * side_of_candidates)[matched] > 0
+    assert np.mean(same_side) > 0.7
 
 
 def test_flavour_flags_follow_the_flavour(columns):

@@ -72,16 +72,17 @@ def test_physics_flavour_is_that_of_the_nearest_outgoing_parton():
 def test_matching_takes_the_nearest_generator_jet_within_reach_of_the_same_event():
     reconstructed = jets([0.0, 1.0, 2.0], [0.0, 3.14, 0.0], np.array([0, 0, 1]))
     generated = jets([0.1, 0.15, 1.05, 2.0], [0.0, 0.0, -3.14, 0.0], np.array([0, 0, 0, 0]))
-    assert reconstruction.match(reconstructed, generated, 2).tolist() == [0, 2, -1]
+    nearest = reconstruction.nearest(
+        reconstructed, generated, events=2, radius=reconstruction.GEN_MATCH
+    )
+    assert nearest.tolist() == [0, 2, -1]
 
 
 def test_charged_hadrons_of_pileup_are_left_out_of_jets(block):
     members = block.candidates[block.jets.member]
     assert (members.from_pv > 0).all()
-    from_pileup, in_jets = (
-        block.candidates.vertex > 0,
-        reconstruction.charged_hadron_subtraction(block.candidates),
-    )
+    from_pileup = block.candidates.vertex > 0
+    in_jets = reconstruction.charged_hadron_subtraction(block.candidates)
     leaked = np.mean(from_pileup[in_jets]) * len(in_jets) / np.count_nonzero(from_pileup)
     assert 0.1 < leaked < 0.3  # tracks of pile-up that no vertex has used
 

@@ -66,9 +66,9 @@ def test_a_process_that_does_not_answer_is_not_waited_for(monkeypatch):
 
 def test_processes_end_with_the_one_that_started_them():
     program = (
-        "import functools, operator, time, multiprocessing\nfrom data.generator import workers\n"
-        "source ="
-        " workers.blocks(functools.partial(functools.partial, operator.call), time.sleep,"
+        "import functools, operator, time, multiprocessing\n"
+        "from data.generator import workers\n"
+        "source = workers.blocks(functools.partial(functools.partial, operator.call), time.sleep,"
         " workers=2, events_per_block=1)\nnext(source)\nprint(*[child.pid for child in"
         " multiprocessing.active_children()], flush=True)\ntime.sleep(60)\n"
     )

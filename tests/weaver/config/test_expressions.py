@@ -4,7 +4,6 @@ gets through.
 
 from __future__ import annotations
 
-import importlib
 import math
 import pickle
 
@@ -15,16 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import InputError
-from weaver.config.expressions import (
-    COMPONENTS,
-    FUNCTIONS,
-    HELPERS,
-    METHODS,
-    VECTOR_METHODS,
-    VOCABULARY,
-    Expression,
-    random_numbers,
-)
+from weaver.config.expressions import Expression
+from weaver.config.helpers import random_numbers
 
 PLACE = "jec.yaml:new_variables:x"
 COLUMNS = {
@@ -186,11 +177,6 @@ def test_columns_are_left_as_they_were():
     assert column.tolist() == [0, 1, 2]
 
 
-def test_the_vocabulary_exists():
-    for module, names in VOCABULARY.items():
-        assert [name for name in names if not hasattr(importlib.import_module(module), name)] == []
-
-
 def test_helpers_of_weaver():
     assert Expression("_clip(pt, 1.5, 10)").evaluate(COLUMNS).to_list() == [
         [1.5, 10, 3.5],
@@ -256,21 +242,6 @@ def test_random_helpers_repeat_by_seed():
     assert [len(jet) for jet in made[0][1][1:]] == [0, 2]
     with pytest.raises(InputError, match="drop rates must be"):
         Expression("_batch_permute_and_drop_indices(pt, True, 0.4, 0.2)").evaluate(columns)
-
-
-def test_every_function_there_is_has_a_name_in_the_table():
-    assert {
-        "numpy.log",
-        "awkward.num",
-        "math.exp",
-        "_clip",
-        "len",
-        ".argmax",
-        ".deltaR",
-    } <= FUNCTIONS
-    assert len(FUNCTIONS) == sum(map(len, VOCABULARY.values())) + len(
-        METHODS | VECTOR_METHODS | COMPONENTS
-    ) + 1 + len(HELPERS)
 
 
 def test_it_travels_between_processes():

@@ -372,6 +372,25 @@ def test_average_is_the_sum_that_its_text_tells():
     assert average.network.num_batches_tracked == 4
 
 
+def test_with_a_risen_decay_the_average_is_torchs_to_the_bit():
+    torch.manual_seed(1)
+    network = torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.BatchNorm1d(7))
+    average = Average(network, decay=0.9)
+    reference = torch.optim.swa_utils.AveragedModel(
+        network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.9), use_buffers=True
+    )
+    reference.n_averaged.fill_(1)  # its first update would copy the network
+    for step in range(100, 110):
+        network(torch.randn(16, 5))  # moves the running statistics
+        for parameter in network.parameters():
+            parameter.data += torch.randn_like(parameter)
+        average.update(network, step)
+        reference.update_parameters(network)
+    for name, value in average.state_dict().items():
+        if value.is_floating_point():
+            assert torch.equal(value, reference.module.state_dict()[name]), name
+
+
 def test_training_ends_when_patience_does_and_stays_ended(prepared, tmp_path, capsys):
     words = [
         *command(prepared, tmp_path, num_epochs=50, start_lr=1e-9, lr_scheduler="none"),
@@ -427,7 +446,7 @@ def test_auto_on_another_machine_goes_on_as_the_trial_began(
     monkeypatch.setattr(weaver.network.precision, "cpu_flags", lambda: {"amx_bf16"})
     stopped_at(monkeypatch, 2)
     assert main(words) == 143
-    monkeypatch.setattr(weaver.network.precision, "cpu_flags", lambda: set())
+    monkeypatch.setattr(weaver.network.precision, "cpu_flags", set)
     assert main(words) == 0
     said = capsys.readouterr().err
     assert "precision: bf16 autocast (auto: this CPU has amx_bf16)" in said

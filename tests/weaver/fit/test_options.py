@@ -10,6 +10,7 @@ import sys
 
 import pytest
 
+from common.config import PRECISIONS
 from tests.weaver.trials import ROOT
 from weaver.fit.options import NOT_TAKEN, TRAIN_FLAGS, TrainOptions, literal, parse, parser
 
@@ -145,7 +146,9 @@ try:
 except SystemExit:
     assert not {"torch", "uproot"} & {*sys.modules}
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert (done.returncode, done.stderr) == (0, "")
     assert "--network-option" in done.stdout
 
@@ -196,3 +199,12 @@ def test_steps_and_samples_set_the_length_of_an_epoch():
     )
     assert options.steps(7) == 10
     assert [options.fraction_val(jets) for jets in (100, 800)] == [0.5, 0.25]
+
+
+def test_precisions_are_those_of_the_pipeline_and_each_has_its_type():
+    from weaver.network.precision import TYPES
+
+    assert {"auto", *TYPES} == set(PRECISIONS)
+    assert parse([*NEEDED, "--precision", "BF16"]).precision == "bf16"
+    with pytest.raises(SystemExit):
+        parse([*NEEDED, "--amp-dtype", "float32"])

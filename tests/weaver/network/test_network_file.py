@@ -12,7 +12,7 @@ import pytest
 
 from common.errors import InputError
 from tests.weaver.trials import ROOT
-from weaver.network.network_file import load_network, option_names
+from weaver.network.network_file import load_network, option_names, option_rules
 
 SIMPLE = """
 import dataclasses
@@ -125,6 +125,7 @@ def test_options_are_read_without_torch():
         cwd=ROOT,
         capture_output=True,
         text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert "use_bn" in done.stdout
@@ -158,3 +159,18 @@ def test_only_a_network_that_knows_them_gets_the_options_that_weaver_adds(tmp_pa
         )
     )
     assert network.build(None, {"width": 2}, for_inference=True, use_amp=True)[0] == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("text", "rules"),
+    [
+        ("OPTIONS = {'k': {'least': 1}}", {"k": {"least": 1}}),
+        ("OPTIONS: dict[str, dict] = {'k': {'least': 1}}", {"k": {"least": 1}}),
+        ("OPTIONS = dict(k={'least': 1})", {}),
+        ("OPTIONS: dict", {}),
+        ("OTHER = {'k': {'least': 1}}", {}),
+    ],
+    ids=["literal", "annotated", "made by a program", "only declared", "none"],
+)
+def test_rules_of_options_are_read_from_the_text(text, rules):
+    assert option_rules(text) == rules

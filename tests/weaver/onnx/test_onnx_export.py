@@ -12,7 +12,7 @@ import torch
 
 from common.errors import InputError
 from tests.exporting.small import INFO, Network, network
-from weaver.onnx.onnx_export import export_onnx, input_shapes, read_metadata
+from weaver.onnx.onnx_export import export_onnx, input_shapes
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,11 @@ def test_only_the_batch_axis_is_dynamic(exported):
 
 
 def test_metadata_can_be_read_back(exported):
-    assert read_metadata(exported) == {"run_id": "small-1", "best_epoch": "3"}
+    properties = onnx.load(exported).metadata_props
+    assert {entry.key: entry.value for entry in properties} == {
+        "run_id": "small-1",
+        "best_epoch": "3",
+    }
 
 
 def test_a_network_in_training_is_exported_as_it_evaluates_and_stays_in_training(tmp_path):

@@ -139,6 +139,11 @@ def test_the_messages_do_not_get_in_the_way_of_kserve():
         " 'tritonclient.grpc' not in sys.modules"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
     assert done.returncode == 0, done.stderr

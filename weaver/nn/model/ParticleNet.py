@@ -1,10 +1,10 @@
-"""ParticleNet and ParticleNetTagger as network files written for weaver-core import them: H. Qu, L.
-Gouskos, arXiv:1902.08570.
+"""ParticleNet and ParticleNetTagger as network files written for weaver-core import them.
 
-Arguments, names of the weights and answers are weaver-core's (0.5.3), so that its files of weights
-load. Within, particles lie on the axis before the last, (N, P, C), where a convolution of width 1
-is one matrix product; and the first layer of an edge convolution, W (x_i, x_j - x_i) = (W_a - W_b)
-x_i + W_b x_j, is done once a particle instead of once an edge.
+H. Qu, L. Gouskos, arXiv:1902.08570. Arguments, names of the weights and answers are weaver-core's
+(0.5.3), so that its files of weights load. Within, particles lie on the axis before the last,
+(N, P, C), where a convolution of width 1 is one matrix product; and the first layer of an edge
+convolution, W (x_i, x_j - x_i) = (W_a - W_b) x_i + W_b x_j, is done once a particle instead of once
+an edge.
 
 As published, batch normalisation averages over padded places too while training, and
 `use_counts=False` averages particles over the padded length. One thing differs: weaver-core leaves
@@ -16,11 +16,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import cast
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import nn
+from torch.nn import functional
 
 from common.errors import InputError
 from networks.fast import (
@@ -44,8 +45,9 @@ FC_PARAMS = ((128, 0.1),)
 
 
 class EdgeConvBlock(nn.Module):
-    """Edge convolution with a shortcut: points (N, D, P), features (N, C, P) and mask (N, 1, P) ->
-    (N, C', P).
+    """Edge convolution with a shortcut.
+
+    points (N, D, P), features (N, C, P) and mask (N, 1, P) -> (N, C', P).
     """
 
     def __init__(self, k: int, in_feat: int, out_feats: Sequence[int]) -> None:
@@ -64,64 +66,58 @@ class EdgeConvBlock(nn.Module):
     def forward(
         self, points: torch.Tensor, features: torch.Tensor, mask: torch.Tensor
     ) -> torch.Tensor:
-        # (N, P, k)
         neighbours = nearest_neighbours(
             points.transpose(1, 2), mask[:, 0], self.k, use_counts=False, training=self.training
-        )
+        )  # (N, P, k)
         x = features.transpose(1, 2)  # (N, P, C)
-        exported = torch.onnx.is_in_onnx_export()
-        mean = (
-            self._exported_mean(x, rows_of(neighbours, mask, mask.shape[-1]))
-            if exported
-            else self._mean_over_edges(x, neighbours)
-        )
-        shortcut = (
-            x
-            if self.sc is None
-            else batch_norm(linear(x, self.sc.weight.flatten(1)), self.sc_bn, relu=False)
-        )
-        return F.relu(shortcut + mean).transpose(1, 2)
+        if torch.onnx.is_in_onnx_export():
+            mean = self._exported_mean(x, rows_of(neighbours, mask, mask.shape[-1]))
+        else:
+            mean = self._mean_over_edges(x, neighbours)  # (N, P, C')
+        shortcut = x
+        if self.sc is not None:
+            shortcut = batch_norm(linear(x, _matrix(self.sc)), self.sc_bn, relu=False)
+        return functional.relu(shortcut + mean).transpose(1, 2)
 
     def _mean_over_edges(self, x: torch.Tensor, neighbours: torch.Tensor) -> torch.Tensor:
-        """All layers on all edges, then the mean over each particle's:
+        """Apply all layers to all edges, and take the mean over the edges of each particle.
 
         (N, P, C) and (N, P, k) -> (N, P, C').
         """
-        edges = self._first(x, neighbours)
+        of_self, of_difference = _matrix(self.convs[0]).chunk(2, dim=1)  # (C', C) each
+        centre = linear(x, of_self - of_difference)  # (N, P, C')
+        other = linear(x, of_difference)
+        if self.training:
+            edges = edge_sum_norm_relu(centre, other, neighbours, self.bns[0])  # (N, P, k, C')
+        else:
+            edges = batch_norm(edge_sum(centre, other, neighbours), self.bns[0], relu=True)
         for conv, bn in zip(self.convs[1:], self.bns[1:], strict=True):
-            edges = batch_norm(linear(edges, conv.weight.flatten(1)), bn, relu=True)
+            edges = batch_norm(linear(edges, _matrix(conv)), bn, relu=True)
         return mean_of_neighbours(edges)
 
     def _exported_mean(self, x: torch.Tensor, rows: Rows) -> torch.Tensor:
-        """_mean_over_edges in the form that ONNX Runtime does best."""
-        first, *rest = (_folded(conv, bn) for conv, bn in zip(self.convs, self.bns, strict=True))
+        """Compute _mean_over_edges in the form that ONNX Runtime does best."""
+        folded = []
+        for conv, bn in zip(self.convs, self.bns, strict=True):
+            # outside training a normalisation is a factor and a bias of each output
+            scale, shift = affine(bn)
+            folded.append((_matrix(conv) * scale[:, None], shift))
+        first, *rest = folded
         edges = edges_with_one(x, rows, *first, keep=len(rest) > 0)
         for number, (weight, bias) in enumerate(rest, start=1):
-            edges = F.relu(linear_with_one(edges, weight, bias, keep=number < len(rest)))
+            edges = functional.relu(linear_with_one(edges, weight, bias, keep=number < len(rest)))
         return mean_of_neighbours(edges)
 
-    def _first(self, x: torch.Tensor, neighbours: torch.Tensor) -> torch.Tensor:
-        """The first layer, normalised and rectified, on all edges:
 
-        (N, P, C) and (N, P, k) -> (N, P, k, C').
-        """
-        of_self, of_difference = self.convs[0].weight.flatten(1).chunk(2, dim=1)
-        centre, other = linear(x, of_self - of_difference), linear(x, of_difference)
-        if self.training:
-            return edge_sum_norm_relu(centre, other, neighbours, self.bns[0])
-        return batch_norm(edge_sum(centre, other, neighbours), self.bns[0], relu=True)
-
-
-def _folded(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weight (D, C) and bias (D,) that a convolution of width 1 and its normalisation amount to
-    outside training.
-    """
-    scale, shift = affine(bn)
-    return conv.weight.flatten(1) * scale[:, None], shift
+def _matrix(conv: nn.Module) -> torch.Tensor:
+    """The weight (D, C) of a convolution of width 1."""
+    return cast(nn.Conv2d, conv).weight.flatten(1)  # (D, C, 1) or (D, C, 1, 1)
 
 
 class ParticleNet(nn.Module):
-    """points (N, D, P), features (N, C, P), mask (N, 1, P) -> (N, num_classes): logits, or with
+    """ParticleNet over one kind of particles.
+
+    points (N, D, P), features (N, C, P), mask (N, 1, P) -> (N, num_classes): logits, or with
     `for_inference` scores.
     """
 
@@ -146,12 +142,10 @@ class ParticleNet(nn.Module):
             raise InputError(
                 "ParticleNet: for_segmentation (an answer for each particle) is not supported here"
             )
-        self.use_fts_bn, self.use_counts, self.use_fusion, self.for_inference = (
-            use_fts_bn,
-            use_counts,
-            use_fusion,
-            for_inference,
-        )
+        self.use_fts_bn = use_fts_bn
+        self.use_counts = use_counts
+        self.use_fusion = use_fusion
+        self.for_inference = for_inference
         self.trims = trim and not for_inference
         self.least = max(k for k, _ in conv_params) + 1  # particles that kNN needs
         if use_fts_bn:
@@ -170,7 +164,11 @@ class ParticleNet(nn.Module):
                 nn.BatchNorm1d(dim),
                 nn.ReLU(),
             )
-        self.fc = _head(dim, fc_params, num_classes)
+        layers: list[nn.Module] = []
+        for width, rate in fc_params:
+            layers.append(nn.Sequential(nn.Linear(dim, width), nn.ReLU(), nn.Dropout(rate)))
+            dim = width
+        self.fc = nn.Sequential(*layers, nn.Linear(dim, num_classes))
 
     def forward(
         self, points: torch.Tensor, features: torch.Tensor, mask: torch.Tensor | None = None
@@ -181,11 +179,9 @@ class ParticleNet(nn.Module):
                 points, features, mask, training=self.training, least=self.least
             )
         if (short := self.least - mask.shape[-1]) > 0:
-            points, features, mask = (
-                F.pad(points, (0, short)),
-                F.pad(features, (0, short)),
-                F.pad(mask, (0, short)),
-            )
+            points = functional.pad(points, (0, short))
+            features = functional.pad(features, (0, short))
+            mask = functional.pad(mask, (0, short))
         padding = ~mask
         points = points.masked_fill(padding, 0)  # whatever lies there, even NaN
         x = self.bn_fts(features).masked_fill(padding, 0) if self.use_fts_bn else features
@@ -194,17 +190,17 @@ class ParticleNet(nn.Module):
             x = conv(x if index else points, x, mask).masked_fill(padding, 0)
             outputs.append(x)
         if self.use_fusion:
-            x = self._fused(torch.cat(outputs, dim=1)).masked_fill(padding, 0)
-        answer = self.fc(
-            x.sum(dim=-1) / mask.sum(dim=-1).clamp(min=1) if self.use_counts else x.mean(dim=-1)
-        )
+            conv, bn, _ = self.fusion_block
+            x = torch.cat(outputs, dim=1).transpose(1, 2)  # (N, P, sum of the blocks' outputs)
+            x = batch_norm(linear(x, _matrix(conv)), bn, relu=True)
+            x = x.transpose(1, 2).masked_fill(padding, 0)  # (N, C, P)
+        if self.use_counts:
+            counts = mask.sum(dim=-1).clamp(min=1)  # (N, 1)
+            x = x.sum(dim=-1) / counts  # (N, C)
+        else:
+            x = x.mean(dim=-1)
+        answer = self.fc(x)
         return answer.softmax(dim=1) if self.for_inference else answer
-
-    def _fused(self, x: torch.Tensor) -> torch.Tensor:
-        conv, bn, _ = self.fusion_block
-        return batch_norm(
-            linear(x.transpose(1, 2), conv.weight.flatten(1)), bn, relu=True
-        ).transpose(1, 2)
 
 
 class FeatureConv(nn.Module):
@@ -225,8 +221,9 @@ class FeatureConv(nn.Module):
 
 
 class ParticleNetTagger(nn.Module):
-    """ParticleNet over two kinds of particles (candidates and secondary vertices), each with a
-    feature convolution of its own.
+    """ParticleNet over two kinds of particles, candidates and secondary vertices.
+
+    Each kind has a feature convolution of its own.
     """
 
     def __init__(
@@ -251,10 +248,8 @@ class ParticleNetTagger(nn.Module):
         self.trims = trim and not for_inference
         self.pf_input_dropout = nn.Dropout(pf_input_dropout) if pf_input_dropout else None
         self.sv_input_dropout = nn.Dropout(sv_input_dropout) if sv_input_dropout else None
-        self.pf_conv, self.sv_conv = (
-            FeatureConv(pf_features_dims, 32),
-            FeatureConv(sv_features_dims, 32),
-        )
+        self.pf_conv = FeatureConv(pf_features_dims, 32)
+        self.sv_conv = FeatureConv(sv_features_dims, 32)
         self.pn = ParticleNet(
             32,
             num_classes,
@@ -296,12 +291,11 @@ def trimmed(
     training: bool,
     least: int = 1,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The same jets cut to a common length of at least `least`, which saves work on padding: (N, C,
-    P) -> (N, C, P').
+    """Cut jets to a common length of at least `least`, which saves work on padding.
 
-    Outside training to the largest multiplicity, which changes no jet. In training to a random
-    quantile of the multiplicities, particles in random order, so that long jets lose some at
-    random.
+    (N, C, P) -> (N, C, P'), each of the three. Outside training to the largest multiplicity, which
+    changes no jet. In training to a random quantile of the multiplicities, particles in random
+    order, so that long jets lose some at random.
     """
     counts = mask.sum(dim=-1)
     if not training:
@@ -309,20 +303,10 @@ def trimmed(
     else:
         quantile = torch.empty(1, device=mask.device).uniform_(*TRIM_QUANTILES).clamp_(max=1)
         length = int(torch.quantile(counts.float(), quantile).clamp(min=least))
-        order = (
-            torch.rand(mask.shape, device=mask.device)
-            .masked_fill_(~mask, -1)
-            .argsort(dim=-1, descending=True)
-        )
-        points, features, mask = (
-            x.gather(-1, order.expand_as(x)) for x in (points, features, mask)
-        )
+        # random numbers with padding below all of them, so that it comes last
+        keys = torch.rand(mask.shape, device=mask.device).masked_fill_(~mask, -1)  # (N, 1, P)
+        order = keys.argsort(dim=-1, descending=True)
+        points = points.gather(-1, order.expand_as(points))
+        features = features.gather(-1, order.expand_as(features))
+        mask = mask.gather(-1, order.expand_as(mask))
     return points[..., :length], features[..., :length], mask[..., :length]
-
-
-def _head(dim: int, fc_params: Sequence[tuple[int, float]], num_classes: int) -> nn.Sequential:
-    layers = []
-    for width, rate in fc_params:
-        layers.append(nn.Sequential(nn.Linear(dim, width), nn.ReLU(), nn.Dropout(rate)))
-        dim = width
-    return nn.Sequential(*layers, nn.Linear(dim, num_classes))

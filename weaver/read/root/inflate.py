@@ -1,6 +1,9 @@
-"""Decompression of ROOT's records; zlib's, CMS's usual one, with libdeflate (package deflate), the
-fastest that was found, or, where that is not installed, with zlib's own library. Both let other
-threads run meanwhile and check the checksum of what they give."""
+"""Decompression of ROOT's records.
+
+zlib's format, CMS's usual one, is decompressed with libdeflate (package deflate), the fastest
+library we measured, or, where that is not installed, with zlib's own. Both let other threads run
+meanwhile and check the checksum of their result.
+"""
 
 from __future__ import annotations
 
@@ -15,20 +18,19 @@ Buffer = bytes | bytearray | memoryview
 
 
 def inflate(data: Buffer, size: int) -> Buffer:
-    """The `size` bytes of a record whose stored bytes are `data`: one or more compressed blocks, or
-    the bytes themselves.
+    """The `size` bytes of a record whose stored bytes are `data`.
 
-    Raises ValueError, or the library's own error, for damaged bytes and for a compression that is
-    not known.
+    These are one or more compressed blocks, or the bytes themselves. Raises ValueError, or the
+    library's own error, for damaged bytes and for an unknown compression.
     """
     if len(data) == size:
         return data
-    parts, at = [], 0
+    parts: list[Buffer] = []
+    at = 0
     while at < len(data):
         method = bytes(data[at : at + 2])
-        stored, full = (
-            int.from_bytes(data[at + first : at + first + 3], "little") for first in (3, 6)
-        )
+        stored = int.from_bytes(data[at + 3 : at + 6], "little")
+        full = int.from_bytes(data[at + 6 : at + 9], "little")
         at += HEAD + stored
         parts.append(_library(method)(data[at - stored : at], full))
         if len(parts[-1]) != full:
@@ -48,30 +50,25 @@ def zlib_library() -> str:
 def _library(method: bytes) -> Callable[[Buffer, int], Buffer]:
     """A function (compressed bytes, their uncompressed size) -> bytes."""
     if method == b"ZL":
-        return _zlib()
+        if zlib_library() == "deflate":
+            import deflate
+
+            return deflate.zlib_decompress
+        # a buffer of at least one byte, which zlib asks for
+        return lambda data, size: zlib.decompress(data, zlib.MAX_WBITS, max(size, 1))
     import uproot.compression as kinds
 
     if method == b"L4":
-        return lambda data, size: kinds.LZ4(1).decompress(_checked(data), size)
+        import xxhash
+
+        def lz4(data: Buffer, size: int) -> Buffer:
+            content = bytes(data[CHECKSUM:])
+            if xxhash.xxh64(content).intdigest() != int.from_bytes(data[:CHECKSUM], "big"):
+                raise ValueError("the checksum of a compressed block is wrong")
+            return kinds.LZ4(1).decompress(content, size)
+
+        return lz4
     if method in (b"XZ", b"ZS"):
         kind = {b"XZ": kinds.LZMA, b"ZS": kinds.ZSTD}[method](1)
         return lambda data, size: kind.decompress(bytes(data), size)
     raise ValueError(f"a block compressed as {method!r}")
-
-
-def _zlib() -> Callable[[Buffer, int], Buffer]:
-    if zlib_library() == "deflate":
-        import deflate
-
-        return deflate.zlib_decompress
-    return lambda data, size: zlib.decompress(data, zlib.MAX_WBITS, max(size, 1))
-
-
-def _checked(data: Buffer) -> bytes:
-    """The data of a block of LZ4, whose checksum comes first."""
-    import xxhash
-
-    content = bytes(data[CHECKSUM:])
-    if xxhash.xxh64(content).intdigest() != int.from_bytes(data[:CHECKSUM], "big"):
-        raise ValueError("the checksum of a compressed block is wrong")
-    return content

@@ -1,12 +1,11 @@
-"""Where the baskets of a ROOT file's tree lie, read from the file's own records: some milliseconds
-where a general reader takes tens.
+"""Where the baskets of a ROOT file's tree lie, read from the file's own records.
 
-Covers what JetNtuple and flat NanoAOD files are made of, written by ROOT 6 or uproot: trees
-(version 20) whose branches (version 13) hold one number, or one list of numbers with a counter, for
-each entry. Whatever else there is, `read_tree` raises Unusual, and the caller goes on with uproot,
-which knows everything and refuses with reasons. The records are those of ROOT's streamers:
-big-endian; an object begins with its length and its version, so that what is not wanted is passed
-over.
+That takes some milliseconds, where a general reader takes tens. It covers what JetNtuple and flat
+NanoAOD files are made of, written by ROOT 6 or uproot: trees (version 20) whose branches (version
+13) hold one number, or one list of numbers with a counter, for each entry. Whatever else there is,
+`read_tree` raises Unusual, and the caller goes on with uproot, which knows everything and refuses
+with reasons. The records are those of ROOT's streamers: big-endian; an object begins with its
+length and its version, so that unused objects are passed over.
 """
 
 from __future__ import annotations
@@ -75,24 +74,31 @@ class Branch:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tree:
+    """A tree and some of its branches."""
+
     path: str
     """With its cycle."""
     num_entries: int
     branches: Mapping[str, Branch]
 
 
-def read_tree(path: str, choose: Callable[[list[str]], str], wanted: set[str]) -> Tree:
-    """The wanted branches of a tree of a local file. `choose`: the paths (with cycles) of all trees
-    -> one of them.
+def read_tree(path: str, choose: Callable[[list[str]], str], names: set[str]) -> Tree:
+    """The branches with these names of a tree of a local file.
 
-    Raises Unusual, or whatever comes of damaged bytes (struct.error, IndexError, ValueError,
-    OSError, zlib's errors).
+    choose: the paths (with cycles) of all trees -> one of them. Raises Unusual, or whatever comes
+    of damaged bytes (struct.error, IndexError, ValueError, OSError, zlib's errors).
     """
     with opened(path) as fetch:
-        keys = dict(_trees(fetch))
+        head = Cursor(fetch(0, HEAD))
+        magic, version, begin = head.take(">4sii")
+        if magic != b"root":
+            raise Unusual("no ROOT file")
+        head.take(">qqii" if version >= LARGE_FILE else ">iiii")  # the end, the list of free pieces
+        (name_length,) = head.take(">i")
+        keys = dict(_trees(fetch, begin + name_length, "", DEPTH))
         chosen = choose(list(keys))
         data, start = keys[chosen].content(fetch)
-        return _parse_tree(chosen, Cursor(data, 0, start), wanted)
+        return _parse_tree(chosen, Cursor(data, 0, start), names)
 
 
 @contextlib.contextmanager
@@ -125,26 +131,14 @@ class _Key:
         record = fetch(self.seek, self.stored)
         if len(record) < self.stored:
             raise Unusual("a record ends behind the file")
-        return (
-            bytes(inflate(memoryview(record)[self.key_length :], self.uncompressed)),
-            self.key_length,
-        )
+        data = inflate(memoryview(record)[self.key_length :], self.uncompressed)
+        return bytes(data), self.key_length
 
 
-def _trees(fetch: Callable[[int, int], bytes]) -> Iterator[tuple[str, _Key]]:
-    """Path with cycle -> key, of all trees in the file."""
-    head = Cursor(fetch(0, HEAD))
-    magic, version, begin = head.take(">4sii")
-    if magic != b"root":
-        raise Unusual("no ROOT file")
-    head.take(">qqii" if version >= LARGE_FILE else ">iiii")  # the end, and the list of free pieces
-    (name_length,) = head.take(">i")
-    yield from _directory(fetch, begin + name_length, "", DEPTH)
-
-
-def _directory(
+def _trees(
     fetch: Callable[[int, int], bytes], at: int, path: str, depth: int
 ) -> Iterator[tuple[str, _Key]]:
+    """Path with cycle -> key, of the trees in a directory and at most `depth` below it."""
     record = Cursor(fetch(at, 64))
     version, _, _, keys_size, _ = record.take(">hIIii")
     seek = record.take(">qqq" if version > LARGE_KEY else ">iii")[2]
@@ -157,7 +151,7 @@ def _directory(
         elif key.kind in DIRECTORIES:
             if not depth:
                 raise Unusual("folders within folders")
-            yield from _directory(fetch, key.seek + key.key_length, f"{path}{key.name}/", depth - 1)
+            yield from _trees(fetch, key.seek + key.key_length, f"{path}{key.name}/", depth - 1)
         elif key.kind == "TNtuple":
             raise Unusual("a tree of another kind")
 
@@ -165,7 +159,9 @@ def _directory(
 def _key(cursor: Cursor) -> _Key:
     stored, version, uncompressed, _, key_length, cycle = cursor.take(_KEY)
     seek, _ = cursor.take(">qq" if version > LARGE_KEY else ">ii")
-    kind, name, _ = cursor.text(), cursor.text(), cursor.text()
+    kind = cursor.text()
+    name = cursor.text()
+    cursor.text()  # title
     return _Key(kind, name, cycle, seek, stored, uncompressed, key_length)
 
 
@@ -176,26 +172,30 @@ class Cursor:
     """A place in a record. `shift`: what references within it count from."""
 
     def __init__(self, data: bytes, at: int = 0, shift: int = 0) -> None:
-        self.data, self.at, self.shift = data, at, shift
+        self.data = data
+        self.at = at
+        self.shift = shift
 
     def take(self, form: str | struct.Struct) -> tuple:
+        """The numbers here, in the form of module struct."""
         form = struct.Struct(form) if isinstance(form, str) else form
         values = form.unpack_from(self.data, self.at)
         self.at += form.size
         return values
 
     def text(self) -> str:
+        """The counted text here."""
         (length,) = self.take(">B")
-        if length == 255:
+        if length == 255:  # a longer one: its length follows
             (length,) = self.take(">I")
         self.at += length
         return bytes(self.data[self.at - length : self.at]).decode(errors="surrogateescape")
 
     def array(self, dtype: str, count: int) -> np.ndarray:
         """A counted array after the byte that says whether there is one."""
-        found = np.frombuffer(self.data, dtype, count, self.at + 1)
-        self.at += 1 + found.nbytes
-        return found
+        numbers = np.frombuffer(self.data, dtype, count, self.at + 1)
+        self.at += 1 + numbers.nbytes
+        return numbers
 
     def begin(self) -> tuple[int, int]:
         """The version of an object that begins here, and where it ends."""
@@ -205,6 +205,7 @@ class Cursor:
         return version, self.at - 2 + (length & ~COUNTED)
 
     def skip(self) -> None:
+        """Pass over an object."""
         self.at = self.begin()[1]
 
     def plain_object(self) -> None:
@@ -215,7 +216,7 @@ class Cursor:
         if bits & REFERENCED:
             self.at += 2
 
-    def named(self) -> str:
+    def object_name(self) -> str:
         """The name of a named object, whose end is then reached."""
         end = self.begin()[1]
         self.plain_object()
@@ -224,8 +225,9 @@ class Cursor:
         return name
 
     def objects(self) -> Iterator[tuple[str, Cursor]]:
-        """The objects of an array that begins here, each as its class and a place at its beginning;
-        the array's end is then reached.
+        """The objects of an array that begins here: class, and a place at the object's beginning.
+
+        The array's end is then reached.
         """
         end = self.begin()[1]
         self.plain_object()
@@ -244,6 +246,7 @@ class Cursor:
         self.at = end
 
     def class_name(self) -> str:
+        """The class of an object, which stands here or, after its first use, is referred to."""
         (tag,) = self.take(">I")
         if tag == NEW_CLASS:
             end = self.data.index(0, self.at)
@@ -252,37 +255,41 @@ class Cursor:
             return name
         if not tag & CLASS:
             raise Unusual("an object without a class")
-        named = Cursor(self.data, (tag & ~CLASS) - CLASS_OFFSET - self.shift)
-        if named.at < 0 or named.take(">I")[0] != NEW_CLASS:
+        definition = Cursor(self.data, (tag & ~CLASS) - CLASS_OFFSET - self.shift)
+        if definition.at < 0 or definition.take(">I")[0] != NEW_CLASS:
             raise Unusual("a reference to no class")
-        named.at -= 4
-        return named.class_name()
+        definition.at -= 4
+        return definition.class_name()
 
 
-def _parse_tree(path: str, cursor: Cursor, wanted: set[str]) -> Tree:
+def _parse_tree(path: str, cursor: Cursor, names: set[str]) -> Tree:
+    """The tree at `cursor`, with those of its branches that have these names."""
     if cursor.begin()[0] != TREE_VERSION:
         raise Unusual("a tree of another version of ROOT")
     for _ in range(4):  # name, and attributes of line, fill and marker
         cursor.skip()
     entries, *_, ranges, _, _, _, _, _, _ = cursor.take(_TREE_NUMBERS)
+    # two arrays of 8-byte numbers, the bounds and sizes of cluster ranges, each after one byte
     cursor.at += 2 * (1 + 8 * ranges)
     cursor.skip()  # features
     branches = {}
     for kind, place in cursor.objects():
-        if kind == "TBranch" and (name := _name(place)) in wanted:
+        if kind != "TBranch":
+            continue
+        # only the name is read first: most branches are not needed
+        ahead = Cursor(place.data, place.at, place.shift)
+        ahead.begin()
+        name = ahead.object_name()
+        if name in names:
             branches[name] = _parse_branch(name, place, entries)
-    if missing := wanted - branches.keys():
+    missing = names - branches.keys()
+    if missing:
         raise Unusual(f"no simple branch {sorted(missing)[0]}")
     return Tree(path=path, num_entries=entries, branches=branches)
 
 
-def _name(place: Cursor) -> str:
-    ahead = Cursor(place.data, place.at, place.shift)
-    ahead.begin()
-    return ahead.named()
-
-
 def _parse_branch(name: str, cursor: Cursor, entries: int) -> Branch:
+    """The branch at `cursor` of a tree with so many entries."""
     if cursor.begin()[0] != BRANCH_VERSION:
         raise Unusual("a branch of another version of ROOT")
     cursor.skip()  # name
@@ -292,21 +299,14 @@ def _parse_branch(name: str, cursor: Cursor, entries: int) -> Branch:
     _, room, _, own_entries, first, uncompressed, _ = cursor.take(_BRANCH_SIZES)
     if any(True for _ in cursor.objects()):
         raise Unusual("a branch of branches")
-    leaves = [(kind, place) for kind, place in cursor.objects()]
+    leaves = list(cursor.objects())
     cursor.skip()  # baskets within the tree's own record
-    sizes, starts, seeks = (
-        cursor.array(dtype, room)[:stop]
-        for dtype, stop in ((">i4", count), (">i8", count + 1), (">i8", count))
-    )
-    starts, seeks = starts.astype(np.int64), seeks.astype(np.int64)
-    if (
-        len(leaves) != 1
-        or own_entries != entries
-        or first
-        or len(starts) != count + 1
-        or starts[0]
-        or starts[-1] != entries
-    ):
+    # ROOT keeps room for more baskets than there are.
+    sizes = cursor.array(">i4", room)[:count].astype(np.int64)
+    starts = cursor.array(">i8", room)[: count + 1].astype(np.int64)
+    seeks = cursor.array(">i8", room)[:count].astype(np.int64)
+    own = len(leaves) == 1 and own_entries == entries and not first
+    if not own or len(starts) != count + 1 or starts[0] or starts[-1] != entries:
         raise Unusual("entries that are not in baskets of their own")
     if (np.diff(starts) <= 0).any() or (seeks <= 0).any() or (sizes <= 0).any():
         raise Unusual("baskets out of order")
@@ -316,7 +316,7 @@ def _parse_branch(name: str, cursor: Cursor, entries: int) -> Branch:
         dtype=dtype,
         jagged=jagged,
         seeks=seeks,
-        sizes=sizes.astype(np.int64),
+        sizes=sizes,
         first_entries=starts,
         uncompressed=uncompressed,
     )

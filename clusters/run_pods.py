@@ -1,0 +1,97 @@
+"""What the pods of a run ask for, where they run and what they see, by the run's configuration."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+from clusters import manifests
+from clusters.protocol import Manifest
+from common import storage
+from common.config import AUTO, NONE, selector, tolerations
+from common.run import Run
+
+
+def environment(run: Run, extra: Mapping[str, str]) -> list[Manifest]:
+    """Environment of every pod that trains, exports or evaluates, and the access to S3."""
+    config = run.config
+    env = manifests.environment(
+        {
+            **extra,
+            "PYTHONUNBUFFERED": "1",  # or the last lines of a killed pod are lost
+            # By itself OpenMP counts the node's cores and not those of the pod's limit.
+            "OMP_NUM_THREADS": str(config.num_cpus),
+        }
+    )
+    if storage.is_s3(config.s3_bucket):
+        endpoint = None if config.s3_endpoint == AUTO else config.s3_endpoint
+        env += manifests.s3_environment(endpoint, config.s3_secret)
+    return env
+
+
+def resources(run: Run) -> manifests.Resources:
+    """What each pod of a trial asks for."""
+    config = run.config
+    return manifests.Resources(
+        cpus=config.num_cpus,
+        memory=config.memory,
+        gpus=config.num_gpus,
+        gpu_resource=config.gpu_resource,
+        shared_memory=config.shared_memory,
+        disk="" if config.ephemeral_storage == NONE else config.ephemeral_storage,
+    )
+
+
+def settings(run: Run, *, gpus: int = 0) -> manifests.PodSettings:
+    """Where the pods of a run may run and what they see of their nodes.
+
+    The driver's folder is for pods with GPUs.
+    """
+    config = run.config
+    folders = []
+    if config.eos != NONE:
+        folders.append(manifests.HostFolder(name="eos", path=config.eos, mount="/eos"))
+    if config.nvidia_driver != NONE and gpus:
+        driver = config.nvidia_driver
+        folders.append(manifests.HostFolder(name="nvidia-driver", path=driver, mount=driver))
+    ticket = None
+    if config.kerberos_secret != NONE:
+        secret, _, key = config.kerberos_secret.partition("/")
+        # The name that MIT Kerberos gives the ticket of uid 1000, as whom the pods run.
+        ticket = manifests.Ticket(secret=secret, key=key or "krb5cc_1000")
+    return manifests.PodSettings(
+        node_selector=selector(config.node_selector),
+        tolerations=tolerations(config.tolerations),
+        priority_class="" if config.priority_class == NONE else config.priority_class,
+        folders=tuple(folders),
+        ticket=ticket,
+    )
+
+
+def job(
+    run: Run,
+    *,
+    step: str,
+    module: str,
+    args: list[str],
+    env: list[Manifest],
+    deadline: float,
+) -> Manifest:
+    """A PyTorchJob of one pod without a GPU that runs a program on the run: `python -m module`."""
+    config = run.config
+    labels = manifests.labels(run.id, step, config.user)
+    pod = manifests.pod_template(
+        labels=labels,
+        image=config.weaver_image,
+        command=["python", "-m", module],
+        args=["--run", run.uri, "--name", run.model_name, *args],
+        env=env,
+        resources=dataclasses.replace(resources(run), gpus=0),
+        settings=settings(run),
+    )
+    return {
+        "apiVersion": "kubeflow.org/v1",
+        "kind": "PyTorchJob",
+        "metadata": {"name": f"{run.id}-{step}", **run.namespace, "labels": labels},
+        "spec": manifests.pytorch_job_spec(pod, replicas=1, gpus=0, deadline=round(deadline)),
+    }

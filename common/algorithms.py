@@ -1,0 +1,132 @@
+"""The search algorithms: one table, from which everything that depends on an algorithm derives.
+
+The flag --algorithm, the checks of the search space, the Experiment and the search on one machine
+all read it. To add an algorithm, add its entry to TABLE.
+
+Sources: kubeflow/katib v0.19 (cmd/suggestion, pkg/suggestion/v1beta1) and Optuna 5
+(optuna.samplers).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Literal
+
+from common.errors import InputError, unknown
+
+Plan = Literal["none", "sequence", "grid"]
+"""How one machine plans trials: each as it comes, along a Sobol sequence, or point by point of a
+grid.
+"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Algorithm:
+    """A search algorithm: what Katib takes for it, what it can search, how one machine runs it."""
+
+    name: str
+    """Katib's name."""
+    seed_setting: str = "random_state"
+    """Katib's setting for the seed; empty where the algorithm draws nothing at random."""
+    learns: bool = False
+    """Whether results of finished trials decide where it draws the next ones."""
+    min_ranges: int = 0
+    """It needs so many parameters of type int or double; lists do not count."""
+    log_integers: bool = True
+    """Whether it can draw whole numbers logarithmically."""
+    log_caution: str = ""
+    """What the user is told where parameters are logUniform; `{names}` stands for these.
+
+    Empty where Katib draws them logarithmically.
+    """
+    sampler: str = ""
+    """Class of optuna.samplers that draws its trials on one machine.
+
+    Empty where this project does not offer the algorithm.
+    """
+    sampler_options: Mapping[str, object] = dataclasses.field(default_factory=dict)
+    """Further arguments of the class, beside the seed."""
+    random_start: bool = False
+    """Whether the first batch of trials is drawn at random (the sampler's n_startup_trials)."""
+    plan: Plan = "none"
+    """Where the points of all trials are known beforehand, which points these are."""
+
+    @property
+    def offered(self) -> bool:
+        """Whether this project offers it. Whatever a cluster runs, one machine runs, too."""
+        return bool(self.sampler)
+
+    @property
+    def is_grid(self) -> bool:
+        """Whether it visits the points of a grid, each once.
+
+        A double then needs a step, and there are no more trials than points.
+        """
+        return self.plan == "grid"
+
+
+_UNIFORM_ON_KATIB = (
+    "Katib up to 0.19 draws {names} uniformly, whatever the search space says (katib#2688); random"
+    " and tpe draw it logarithmically"
+)
+
+TABLE: dict[str, Algorithm] = {
+    algorithm.name: algorithm
+    for algorithm in (
+        Algorithm(name="random", sampler="RandomSampler"),
+        Algorithm(
+            name="tpe",
+            learns=True,
+            sampler="TPESampler",
+            # Trials run side by side: without it they would all be drawn at the same place.
+            sampler_options={"constant_liar": True},
+            # Katib's tpe draws only its first batch at random, too.
+            random_start=True,
+        ),
+        Algorithm(
+            name="cmaes",
+            learns=True,
+            # The covariance matrix of one parameter is no matrix: goptuna refuses it.
+            min_ranges=2,
+            log_integers=False,
+            log_caution=_UNIFORM_ON_KATIB,
+            sampler="CmaEsSampler",
+            # Lists are drawn independently, on purpose.
+            sampler_options={"warn_independent_sampling": False},
+        ),
+        Algorithm(
+            name="sobol",
+            # Katib's sequence is always the same one and leaves the seed unread; on one machine
+            # the seed scrambles the sequence.
+            seed_setting="random_state",
+            log_integers=False,
+            log_caution=_UNIFORM_ON_KATIB,
+            sampler="RandomSampler",
+            plan="sequence",
+        ),
+        Algorithm(name="grid", seed_setting="", sampler="RandomSampler", plan="grid"),
+        # Katib has these as well; this project does not offer them.
+        Algorithm(name="bayesianoptimization", learns=True),
+        Algorithm(name="multivariate-tpe", learns=True),
+        Algorithm(name="hyperband", learns=True),
+    )
+}
+"""Katib's name -> algorithm, in the order in which `--help` lists them."""
+
+
+def offered_names() -> tuple[str, ...]:
+    """The algorithms that this project offers."""
+    return tuple(name for name, algorithm in TABLE.items() if algorithm.offered)
+
+
+def katib_names() -> tuple[str, ...]:
+    """The algorithms that Katib has."""
+    return tuple(TABLE)
+
+
+def offered(name: str) -> Algorithm:
+    """The algorithm of that name. Raises InputError where this project does not offer it."""
+    if name not in offered_names():
+        raise InputError(unknown("algorithm", name, offered_names()))
+    return TABLE[name]

@@ -1,0 +1,96 @@
+"""HTTP requests to other people's servers: Kubeflow's gateway, image registries, webhooks.
+
+One place for the timeouts, the retries, the proxies and the words of an error. Model servers have a
+client of their own (serving/connection.py), because there every tenth of a millisecond counts.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from common.errors import UnreachableError
+
+if TYPE_CHECKING:
+    import requests
+
+SECONDS = 15.0
+"""For an answer, unless the caller knows better."""
+CONNECT_SECONDS = 6.0
+"""For a connection: time for TCP's first packet and its repetitions after 1 s and 3 s."""
+RETRIES = 1
+"""A gateway that restarts refuses connections, or answers 502 to 504, for a moment."""
+
+
+def session() -> requests.Session:
+    """Open a session that honours the environment's proxies, keeps cookies and retries once.
+
+    A request that may have had an effect (POST) is sent again only where no connection was made.
+    """
+    # Its import takes twice as long as all of `pipeline.py --help`.
+    import requests
+    from requests.adapters import HTTPAdapter
+    from urllib3.util import Retry
+
+    retry = Retry(
+        connect=RETRIES,
+        # A server that took the request and stays silent would cost SECONDS again. With 0 in place
+        # of False requests would not call that a Timeout.
+        read=False,
+        other=0,
+        status=RETRIES,
+        status_forcelist=(502, 503, 504),
+        allowed_methods=("GET", "HEAD"),
+        raise_on_status=False,
+        # a server may ask for an hour
+        respect_retry_after_header=False,
+    )
+    made = requests.Session()
+    for scheme in ("https://", "http://"):
+        made.mount(scheme, HTTPAdapter(max_retries=retry))
+    made.headers["User-Agent"] = "jec-pipeline"
+    # Without an `auth`, requests replaces our Authorization header by a login of ~/.netrc
+    # (psf/requests#3929).
+    made.auth = lambda request: request
+    return made
+
+
+def send(
+    client: requests.Session, method: str, url: str, *, seconds: float = SECONDS, **options: Any
+) -> requests.Response:
+    """Send one request and return the answer, whatever its status.
+
+    `options` are those of requests.Session.request. Raises UnreachableError where no answer comes;
+    its text is the reason alone, because the address may hold a secret.
+    """
+    import requests
+
+    try:
+        return client.request(
+            method, url, timeout=(min(CONNECT_SECONDS, seconds), seconds), **options
+        )
+    except requests.Timeout:
+        raise UnreachableError(f"no answer within {seconds:g} s") from None
+    except requests.RequestException as error:
+        raise UnreachableError(reason_of(error)) from None
+
+
+def status_line(answer: requests.Response) -> str:
+    """Return the status of an answer in words: '404 Not Found'."""
+    return f"{answer.status_code} {answer.reason or ''}".rstrip()
+
+
+def reason_of(error: BaseException) -> str:
+    """Return the system's own words for a failed request.
+
+    The texts of requests and urllib3 repeat the address, with what it holds of secrets. So only the
+    innermost error of the system is quoted, and of any other its kind.
+    """
+    import requests
+
+    reason = type(error).__name__
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and not isinstance(cause, requests.RequestException):
+            reason = f"{type(cause).__name__}: {cause.strerror or cause}"
+        cause = cause.__cause__ or cause.__context__
+    return reason

@@ -1,0 +1,331 @@
+"""The parts of metrics.json: what is measured on the test jets, as dataclasses.
+
+A measured number is an Interval. The calibrations are compared on the same jets: `model` (this
+network), `standard` (jetPt as it is in the file), `baseline` (an earlier model, where one is named)
+and `uncorrected` (jetRawPt, where it is among the observers).
+
+OMIT_DEFAULTS of a class says that parts which are None by default are left out of the file where
+there are none.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar, Generic, TypeVar
+
+Value = TypeVar("Value")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Interval:
+    """A measured number with the ends of its confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def text(self, scale: float = 1.0, digits: int = 1, *, sign: str = "+", unit: str = "") -> str:
+        """The interval as text, "+4.1 [3.2, 5.0]"; with `sign` empty without the plus.
+
+        The unit, with the space before it, follows the value.
+        """
+        value, low, high = (scale * end for end in (self.value, self.low, self.high))
+        return f"{value:{sign}.{digits}f}{unit} [{low:.{digits}f}, {high:.{digits}f}]"
+
+    def percent(self, scale: float = 1.0, digits: int = 1, sign: str = "+") -> str:
+        """The interval as text, "+4.1 % [3.2, 5.0]".
+
+        scale: 100 for a fraction, 1 for a number that is per cent already.
+        """
+        return self.text(scale, digits, sign=sign, unit=" %")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Calibrated(Generic[Value]):
+    """The same quantity of each calibration that was measured."""
+
+    OMIT_DEFAULTS: ClassVar[bool] = True
+
+    model: Value
+    standard: Value
+    baseline: Value | None = None
+    uncorrected: Value | None = None
+
+    def by_calibration(self) -> dict[str, Value]:
+        """Calibration -> value, in the order of legends."""
+        # Not every run compares an earlier model, and not every file has the raw pT.
+        values = {
+            "model": self.model,
+            "standard": self.standard,
+            "baseline": self.baseline,
+            "uncorrected": self.uncorrected,
+        }
+        return {name: value for name, value in values.items() if value is not None}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PtBin:
+    """A bin of pT (GeV) in a region of eta."""
+
+    region: str
+    """barrel, endcap or all."""
+    pt_range: str
+    pt_low: float
+    pt_high: float | None
+    """None for a bin without an upper edge."""
+    num_jets: int
+
+    def is_whole(self, lowest: float) -> bool:
+        """Whether it holds all jets of its region from `lowest` (GeV) up."""
+        return self.pt_low == lowest and self.pt_high is None
+
+
+# ------------------------------------------------------------------------ response and resolution
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Response:
+    """Median and widths of the response of one calibration; the widths are relative to the median.
+
+    resolution: the interquartile range; half_width: half of the central 68 %.
+    """
+
+    median: Interval
+    resolution: Interval
+    half_width: Interval
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ResponseBin(Calibrated[Response], PtBin):
+    """Response in a bin of generated pT, and the gain of the model (per cent, paired)."""
+
+    pt: float
+    """Median generated pT of the bin's jets (GeV)."""
+    gain: Interval
+    gain_half_width: Interval
+    gain_over_baseline: Interval | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Weighted:
+    """The summary with each jet counted eventWeight times."""
+
+    gain: Interval | None
+    gain_half_width: Interval | None
+    gain_over_baseline: Interval | None
+    resolution: Calibrated[Interval] | None
+    bins: list[ResponseBin]
+    effective_jets: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Moments:
+    """Mean of the response, and its normal core with errors of one standard deviation.
+
+    Without a core there is the mean alone.
+    """
+
+    OMIT_DEFAULTS: ClassVar[bool] = True
+
+    mean: float
+    core_mean: float | None
+    core_sigma: float | None
+    core_mean_error: float | None = None
+    core_sigma_error: float | None = None
+    core_resolution: float | None = None
+    """core_sigma / core_mean."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CoreBin(Calibrated[Moments]):
+    """Means and normal cores in one bin of the summary."""
+
+    bin: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Distribution:
+    """Histogram of the response above 30 GeV."""
+
+    edges: list[float]
+    """Edges of the histogram's bins, one more than there are counts."""
+    counts: dict[str, Calibrated[list[int]]]
+    """Region -> calibration -> jets in each bin."""
+
+
+# ------------------------------------------------------------------------------- closure, flavour
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClosureBin(Calibrated[Interval], PtBin):
+    """Bias (median response - 1) in a bin that the gate judges."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Closure:
+    """Bias of the response from `from_gev` up."""
+
+    from_gev: float
+    worst: ClosureBin | None
+    """The bin whose interval lies farthest from zero; None without any bin."""
+    bins: list[ClosureBin]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EtaBin(Calibrated[Interval]):
+    """Bias in a slice of eta."""
+
+    eta_low: float
+    eta_high: float
+    num_jets: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ResidualSlice(Calibrated[Interval]):
+    """Bias in a slice of another quantity of the jet or its event."""
+
+    low: float
+    high: float
+    middle: float
+    """Median of the quantity."""
+    num_jets: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FlavourBin(Calibrated[Interval], PtBin):
+    """Median response of the jets of one flavour."""
+
+    flavour: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FlavourSpread:
+    """Largest minus smallest median response of the flavours of one region."""
+
+    OMIT_DEFAULTS: ClassVar[bool] = True
+
+    flavours: list[str]
+    spread: Calibrated[Interval]
+    reduction: Interval
+    """What the model takes off the standard JEC's spread (per cent, paired)."""
+    uds_minus_g: Calibrated[Interval] | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Flavour:
+    """Response by flavour, and its spread in each region from `from_gev` up."""
+
+    from_gev: float
+    regions: dict[str, FlavourSpread]
+    bins: list[FlavourBin]
+
+
+# ---------------------------------------------------------------------------- uncertainty of a jet
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Band:
+    """Two opposite quantiles, such as q16 and q84."""
+
+    low: str
+    high: str
+    nominal: float
+    """The share of jets that ought to lie between them."""
+    coverage: Interval
+    num_crossed: int
+    """Jets whose lower quantile lies above the higher one."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Below:
+    """The share of jets below one quantile, which is its level if the quantile is right."""
+
+    column: str
+    level: float
+    share: Interval
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CoverageBin(PtBin):
+    """Coverage of the band in a bin of the pT of the file."""
+
+    pt: float
+    """Median pT of the file (GeV)."""
+    coverage: Interval
+    half_width: float
+    """Mean half-width of the band."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeasuredWidth:
+    """The measured half-width of log(pT / pT_gen) beside the mean predicted one."""
+
+    OMIT_DEFAULTS: ClassVar[bool] = True
+
+    measured: Interval
+    predicted: float
+    num_jets: int | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pull:
+    """(log(pT_gen / pT) - median) / predicted half-width."""
+
+    median: Interval
+    half_width: Interval
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SamePt:
+    """Widths of the two halves of the jets of each pT, by the predicted width."""
+
+    narrow: MeasuredWidth
+    wide: MeasuredWidth
+    ratio: Interval
+    """Measured width of the wide half over that of the narrow one."""
+    predicted_ratio: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Uncertainty:
+    """What the quantiles of a network are worth (physics.uncertainty)."""
+
+    columns: list[str]
+    num_jets: int
+    num_without_answer: int
+    bands: list[Band]
+    """The band nearest to 68 % first."""
+    below: list[Below]
+    pt: list[CoverageBin]
+    widths: list[MeasuredWidth]
+    pull: Pull
+    same_pt: SamePt | None
+
+
+# ----------------------------------------------------------------------------- how it was measured
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GateSettings:
+    """What the gate asks for, and the seed of the bootstrap."""
+
+    min_improvement: float
+    """Per cent."""
+    max_closure: float
+    """A fraction: largest |median response - 1|."""
+    seed: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Inference:
+    """The speed of ONNX Runtime by itself: inputs are prepared and in memory."""
+
+    jets_per_second: float | None
+    """None without jets."""
+    batch_size: int
+    threads: int
+    provider: str
+    """CPU or CUDA."""
+    processor: str
+    onnxruntime: str = ""
+    """Its version."""

@@ -1,0 +1,32 @@
+"""The PyTorchJob that measures an exported model on the test set.
+
+It runs in the image of the training, and on one node without a GPU: it reads the exported model
+through ONNX Runtime.
+"""
+
+from __future__ import annotations
+
+from clusters import run_pods
+from clusters.protocol import Manifest
+from common.run import Run
+from weaver.fit.allocator import ENVIRONMENT as ALLOCATOR
+
+DEADLINE = 6 * 3600.0  # seconds; generous, for a large test set on few cores
+
+
+def evaluate_job(run: Run, trial: str) -> Manifest:
+    """Measures the exported model on the test set and writes metrics.json and report.html."""
+    config = run.config
+    gates = [
+        f"--min-improvement={config.min_improvement}",
+        f"--max-closure={config.max_closure}",
+        f"--seed={config.seed}",
+    ]
+    return run_pods.job(
+        run,
+        step="evaluate",
+        module="evaluating.evaluate",
+        args=["--trial", trial, f"--baseline={config.baseline}", *gates],
+        env=run_pods.environment(run, ALLOCATOR),
+        deadline=DEADLINE,
+    )

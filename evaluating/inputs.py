@@ -1,0 +1,121 @@
+"""What an evaluation reads of a run's folder: its records, and its test jets."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.config import AUTO
+from common.errors import InputError
+from common.layout import RunFolder
+from common.records import (
+    EpochRecord,
+    ExportRecord,
+    MetricsRecord,
+    SearchRecord,
+    ServiceRecord,
+    TrialOptions,
+    find_history,
+)
+from common.run import Run
+from physics.metrics import NEEDED
+from reporting.report import Documents
+
+Columns: TypeAlias = Mapping[str, NDArray[Any]]
+"""Observers of the test jets: name -> one number a jet, (N,)."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """The records of a run before its evaluation; all but the run itself may be missing."""
+
+    run: Run
+    search: SearchRecord | None
+    trial: str | None
+    """The trial that was exported; None where no search is recorded."""
+    history: Sequence[EpochRecord]
+    options: TrialOptions | None
+    export: ExportRecord | None
+    service: ServiceRecord | None
+
+    def documents(self, metrics: MetricsRecord) -> Documents:
+        """What the report is made of."""
+        return Documents(
+            metrics=metrics,
+            run=self.run,
+            search=self.search,
+            history=self.history,
+            options=self.options,
+            export=self.export,
+            service=self.service,
+        )
+
+
+def read_inputs(uri: str, trial: str = AUTO) -> Inputs:
+    """The records of the run in the folder `uri`.
+
+    trial: the one that was exported, 'auto' for the search's best. Raises InputError without a
+    run.json, or where a record is not of its form.
+    """
+    folder = RunFolder(uri)
+    run = Run.load(uri)
+    search = SearchRecord.find(folder.search)
+    name: str | None = trial
+    if trial == AUTO:
+        name = search.optimal if search else None
+    return Inputs(
+        run=run,
+        search=search,
+        trial=name,
+        history=find_history(folder.history(name)) if name else [],
+        options=TrialOptions.find(folder.options(name)) if name else None,
+        export=ExportRecord.find(folder.export),
+        service=ServiceRecord.find(folder.service),
+    )
+
+
+class Batch(Protocol):
+    """Some jets as a network takes them."""
+
+    @property
+    def inputs(self) -> Mapping[str, Any]:
+        """Name -> tensor, (jets, ...)."""
+
+
+class TestSet(Protocol):
+    """The test jets of a run (weaver.feed.dataset.Dataset)."""
+
+    def __len__(self) -> int: ...
+
+    def observers(self) -> Columns:
+        """The observers that the data config lists."""
+
+    def batch(self, index: NDArray[np.int64]) -> Batch:
+        """The jets of these numbers."""
+
+
+def open_test_set(uri: str) -> TestSet:
+    """The test jets of the run in the folder `uri`, prepared before."""
+    from weaver.config.data_config import DataConfig
+    from weaver.feed.dataset import Dataset
+
+    folder = RunFolder(uri)
+    return Dataset.open(folder.data("test"), DataConfig.load(folder.data_config))
+
+
+def check_observers(columns: Columns, where: str) -> Columns:
+    """The observers themselves.
+
+    Raises InputError with the first one that the physics needs and the data config `where` lacks.
+    """
+    for name in NEEDED:
+        if name not in columns:
+            raise InputError(
+                f"{where}: the evaluation needs the observer {name}, and 'observers' lists only"
+                f" {', '.join(columns) or 'nothing'}; add it"
+            )
+    return columns

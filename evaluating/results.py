@@ -1,0 +1,73 @@
+"""What an evaluation leaves: metrics.json, report.html, figures, and lines for the console."""
+
+from __future__ import annotations
+
+import math
+
+from common import storage
+from common.layout import RunFolder
+from common.records import MetricsRecord
+from reporting.report import Documents, figures_of, render
+
+DIGITS = 7
+"""Significant digits in metrics.json: more than the intervals deserve, and readable."""
+
+
+def rounded(metrics: MetricsRecord) -> MetricsRecord:
+    """The same record with floats of DIGITS significant digits."""
+
+    def shortened(value: object) -> object:
+        if isinstance(value, dict):
+            return {key: shortened(one) for key, one in value.items()}
+        if isinstance(value, list):
+            return [shortened(one) for one in value]
+        if isinstance(value, float) and math.isfinite(value):
+            return float(f"{value:.{DIGITS}g}")
+        return value
+
+    content = {name: shortened(value) for name, value in metrics.as_json().items()}
+    return MetricsRecord.from_json(content)
+
+
+def write(uri: str, documents: Documents) -> None:
+    """Write metrics.json, report.html and figures/<name>.pdf into a run's folder."""
+    from reporting.drawing import pdf
+
+    folder = RunFolder(uri)
+    documents.metrics.save(folder.metrics)
+    # Each figure is drawn once, for the page and for its file: drawing takes seconds.
+    figures = list(figures_of(documents))
+    for drawing in figures:
+        storage.write_bytes(folder.figure(drawing.name), pdf(drawing))
+    storage.write_text(folder.report, render(documents, figures))
+
+
+def verdict(metrics: MetricsRecord) -> list[str]:
+    """The outcome in a few lines for the console."""
+    gain = metrics.gain.percent() if metrics.gain else "not measured"
+    lines = [
+        f"resolution gain over the standard JEC: {gain} "
+        f"(pT > 30 GeV, {metrics.num_measured:,} test jets)"
+    ]
+    if metrics.baseline and metrics.gain_over_baseline:
+        baseline = storage.name(metrics.baseline)
+        lines.append(f"resolution gain over {baseline}: {metrics.gain_over_baseline.percent()}")
+    lowest = metrics.closure.from_gev
+    for one in metrics.closure.bins:
+        # The bins of pT stand in the report.
+        if one.is_whole(lowest):
+            bias = one.model.percent(100, 2)
+            lines.append(f"closure, {one.region}, pT > {lowest:g} GeV: {bias}")
+    for region, entry in metrics.flavour.regions.items():
+        lines.append(f"flavour spread removed, {region}: {entry.reduction.percent()}")
+    if metrics.uncertainty:
+        band = metrics.uncertainty.bands[0]
+        covered = band.coverage.percent(100, sign="")
+        lines.append(
+            f"jets between the model's {band.low} and {band.high}: {covered}, expected"
+            f" {100 * band.nominal:g} %"
+        )
+    lines.append("gate passed" if metrics.passed else "gate not passed:")
+    for reason in metrics.reasons:
+        lines.append(f"  - {reason}")
+    return lines

@@ -1,0 +1,157 @@
+"""One model of the Triton repository: its file, gate, batch size, configurations, golden files."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from common import storage
+from common.config import quantity
+from common.errors import GateError
+from common.layout import RunFolder
+from common.progress import Progress
+from common.records import MemoryRecord, ModelRecord, ParityRecord
+from exporting.candidates import Candidate, spread
+from exporting.request import AUTO_SIZE, Export
+from serving import golden
+from serving.inference_service import CPU
+from weaver.onnx.triton_config import LOCAL, LOCAL_INSTANCES, check_config, triton_config
+
+
+def write_model(
+    request: Export, folder: RunFolder, candidate: Candidate, metadata: Mapping[str, object]
+) -> ModelRecord:
+    """Write one model with its golden files into a folder on this machine, if it passes the gate.
+
+    metadata: what the ONNX file says about itself. Raises GateError where ONNX Runtime answers
+    other than PyTorch.
+    """
+    from weaver.onnx.onnx_export import export_onnx
+
+    onnx_path = Path(folder.onnx(candidate.name))
+    onnx_path.parent.mkdir(parents=True)
+    export_onnx(
+        candidate.model,
+        candidate.info,
+        candidate.data_config,
+        onnx_path,
+        opset=request.opset,
+        metadata=metadata,
+    )
+    parity = check_gate(candidate, onnx_path)
+
+    memory = None
+    max_batch_size = request.max_batch_size
+    if max_batch_size == AUTO_SIZE:
+        memory, max_batch_size = measure_batch_size(request, candidate, onnx_path)
+    write_configs(request, candidate.name, onnx_path, max_batch_size)
+    write_golden(folder.golden(candidate.name), candidate)
+
+    # The first axis is that of the jets.
+    shapes = candidate.info["input_shapes"]
+    return ModelRecord(
+        model=candidate.name,
+        max_batch_size=max_batch_size,
+        memory=memory,
+        size_bytes=onnx_path.stat().st_size,
+        sha256=storage.digest(onnx_path.read_bytes()),
+        inputs={name: list(shape[1:]) for name, shape in shapes.items()},
+        outputs=list(candidate.info["output_names"]),
+        parity=parity,
+    )
+
+
+def check_gate(candidate: Candidate, onnx_path: Path) -> ParityRecord:
+    """Compare ONNX Runtime's answers with PyTorch's. Raises GateError where they differ."""
+    from weaver.onnx import parity
+
+    total = parity.num_answers(candidate.jets)
+    with Progress(f"parity of {candidate.name}", total=total, unit="jets") as progress:
+        try:
+            result = parity.check_parity(
+                candidate.model,
+                onnx_path,
+                candidate.jets,
+                candidate.info["input_names"],
+                expected=candidate.expected,
+                advance=progress.advance,
+            )
+        except GateError as error:
+            raise GateError(f"model {candidate.name}: {error}{candidate.explain()}") from None
+    return ParityRecord(
+        num_jets=result.num_jets,
+        num_answers=result.num_answers,
+        share_close=result.share_close,
+        max_difference=result.max_difference,
+        worst=result.worst,
+        levels=list(result.levels),
+        batch_sizes=list(result.batch_sizes),
+    )
+
+
+def measure_batch_size(
+    request: Export, candidate: Candidate, onnx_path: Path
+) -> tuple[MemoryRecord, int]:
+    """The memory of executions, and the most jets of one that stay within the memory budget."""
+    from weaver.onnx.memory import measure_memory
+
+    shapes = {name: (str(x.dtype), x.shape[1:]) for name, x in candidate.real.items()}
+    memory = measure_memory(onnx_path, shapes)
+    budget = round(quantity("memory-budget", request.memory_budget))
+    record = MemoryRecord(
+        sizes=list(memory.sizes),
+        growth=list(memory.growth),
+        bytes_per_jet=memory.bytes_per_jet,
+        budget=budget,
+    )
+    return record, memory.batch_size(budget)
+
+
+def write_configs(request: Export, name: str, onnx_path: Path, max_batch_size: int) -> None:
+    """Write config.pbtxt for the cluster, and the variant for one machine without a GPU."""
+    run = storage.find_json(request.folder.run, {})
+    if run.get("config", {}).get("num_gpus", 0):
+        cluster = triton_config(onnx_path, name, max_batch_size=max_batch_size, device="gpu")
+    else:
+        # On a node with many cores ONNX Runtime would start a thread for each, and a container's
+        # limit would hold them all back.
+        threads = {"intra_op_thread_count": CPU}
+        cluster = triton_config(
+            onnx_path, name, max_batch_size=max_batch_size, device="cpu", parameters=threads
+        )
+    local = triton_config(
+        onnx_path,
+        name,
+        max_batch_size=max_batch_size,
+        warmup=golden.SIZES,  # not the largest size, so that the model is ready sooner
+        device="cpu",
+        instances=LOCAL_INSTANCES,
+    )
+    place = onnx_path.parents[1]
+    for path, text in (("config.pbtxt", cluster), (f"configs/{LOCAL}.pbtxt", local)):
+        check_config(text, onnx_path, path)
+        storage.write_text(str(place / path), text)
+
+
+def write_golden(folder: str, candidate: Candidate) -> None:
+    """Write requests of real jets, and PyTorch's answers to them."""
+    from weaver.onnx.parity import torch_answers
+
+    names = candidate.info["input_names"]
+    outputs = candidate.info["output_names"]
+    real = dataclasses.replace(
+        candidate.jets, inputs={name: candidate.real[name] for name in names}
+    )
+    jets = spread(len(candidate.real[names[0]]), max(golden.SIZES))
+    for size in golden.SIZES:
+        # np.resize repeats the jets where the validation set has fewer.
+        inputs = real.batch(np.resize(jets, size))
+        answers = torch_answers(candidate.model, names, inputs)  # (N, C)
+        by_name = {outputs[0]: answers}
+        if len(outputs) > 1:  # the raw model has an output for each column, (N, 1)
+            columns = np.split(answers, len(outputs), axis=1)
+            by_name = dict(zip(outputs, columns, strict=True))
+        golden.write(folder, inputs, candidate.name, by_name)

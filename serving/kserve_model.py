@@ -1,0 +1,170 @@
+"""An ONNX file as a model of kserve's own server, which obeys the config.pbtxt beside it.
+
+kserve parses sys.argv while it is imported, so serving.kserve_server imports this module only when
+it has taken its own arguments away.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import kserve.model_server
+import onnxruntime
+from kserve import InferInput, InferOutput, InferRequest, InferResponse, Model
+from kserve.errors import InvalidInput
+from kserve.utils.numpy_codec import from_np_dtype
+
+from common.errors import ClusterError, InputError
+from weaver.onnx.triton_config import GRAPH_LEVELS, check_config, messages
+
+
+class LocalRESTServer(kserve.model_server.RESTServer):  # type: ignore[misc]  # kserve has no types
+    """kserve's REST server on this machine's own address.
+
+    kserve binds to all addresses and offers no option for it.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.config.host = "127.0.0.1"
+
+
+class OnnxModel(Model):  # type: ignore[misc]  # kserve has no types
+    """The highest version of a model in a Triton repository, run by onnxruntime.
+
+    Raises InputError for a config.pbtxt unlike its file, and ClusterError for a file that
+    onnxruntime cannot load.
+    """
+
+    def __init__(self, repository: Path, name: str) -> None:
+        super().__init__(name)
+        self.session, self.config = load(repository, name)
+        self.inputs = self._tensors(self.config.input)
+        self.outputs = self._tensors(self.config.output)
+        self.ready = True
+
+    def _tensors(self, entries: Any) -> dict[str, tuple[str, list[int]]]:
+        """Name -> (datatype of the protocol, shape with -1 for a free size) of config entries."""
+        tensors = {}
+        for entry in entries:
+            # Triton's TYPE_FP32 is the protocol's FP32, its TYPE_STRING the protocol's BYTES.
+            datatype = messages().DataType.Name(entry.data_type).removeprefix("TYPE_")
+            shape = list(entry.dims)
+            if self.config.max_batch_size > 0:
+                shape = [-1, *shape]  # dims leave the axis of the jets out
+            tensors[entry.name] = ("BYTES" if datatype == "STRING" else datatype, shape)
+        return tensors
+
+    def get_input_types(self) -> list[Mapping[str, object]]:
+        """What kserve's metadata say of the inputs."""
+        return _described(self.inputs)
+
+    def get_output_types(self) -> list[Mapping[str, object]]:
+        """What kserve's metadata say of the outputs."""
+        return _described(self.outputs)
+
+    def predict(
+        self, payload: InferRequest, headers: Mapping[str, str] | None = None
+    ) -> InferResponse:
+        """Answer a request. Raises InvalidInput for one that Triton would refuse."""
+        if not isinstance(payload, InferRequest):
+            raise InvalidInput("send requests of protocol v2, to /v2/models/<name>/infer")
+        tensors = {tensor.name: tensor for tensor in payload.inputs}
+        self._check(tensors)
+        feed = {name: tensors[name].as_numpy() for name in self.inputs}
+        results = self.session.run(list(self.outputs), feed)
+
+        outputs = []
+        for name, array in zip(self.outputs, results, strict=True):
+            datatype = from_np_dtype(array.dtype)
+            output = InferOutput(name=name, shape=list(array.shape), datatype=datatype)
+            output.set_data_from_numpy(array, binary_data=False)
+            outputs.append(output)
+        return InferResponse(
+            response_id=payload.id or uuid.uuid4().hex,  # kserve's own response model wants one
+            model_name=self.name,
+            model_version="1",
+            infer_outputs=outputs,
+        )
+
+    def _check(self, tensors: Mapping[str, InferInput]) -> None:
+        """Compare a request with the configuration. Raises InvalidInput where they differ."""
+        if set(tensors) != set(self.inputs):
+            raise InvalidInput(
+                f"model '{self.name}' takes the inputs {', '.join(self.inputs)}; the request"
+                f" has {', '.join(tensors)}"
+            )
+        max_batch_size = self.config.max_batch_size
+        for name, (datatype, shape) in self.inputs.items():
+            tensor = tensors[name]
+            what = f"input '{name}' of model '{self.name}'"
+            if tensor.datatype != datatype:
+                raise InvalidInput(f"{what} is {datatype}, the request has {tensor.datatype}")
+            fits = len(tensor.shape) == len(shape) and all(
+                size in (-1, actual) for size, actual in zip(shape, tensor.shape, strict=True)
+            )
+            if not fits:
+                raise InvalidInput(
+                    f"unexpected shape for {what}. Expected {shape}, got {tensor.shape}"
+                )
+            if max_batch_size and tensor.shape[0] > max_batch_size:
+                raise InvalidInput(
+                    f"batch size {tensor.shape[0]} of the request is larger than max_batch_size"
+                    f" {max_batch_size} of '{self.name}'"
+                )
+
+        sizes = {tensor.shape[0] for tensor in tensors.values()}
+        if max_batch_size > 0 and len(sizes) > 1:
+            raise InvalidInput(
+                f"the inputs of model '{self.name}' differ in their number of jets: {sorted(sizes)}"
+            )
+
+
+def _described(tensors: Mapping[str, tuple[str, list[int]]]) -> list[Mapping[str, object]]:
+    described: list[Mapping[str, object]] = []
+    for name, (datatype, shape) in tensors.items():
+        described.append({"name": name, "datatype": datatype, "shape": shape})
+    return described
+
+
+def load(repository: Path, name: str) -> tuple[onnxruntime.InferenceSession, Any]:
+    """Load the highest version of a model: (session of onnxruntime, Triton's ModelConfig).
+
+    Raises InputError for a folder that Triton would refuse, and ClusterError for a file that
+    onnxruntime cannot load.
+    """
+    folder = repository / name
+    versions = [int(path.name) for path in folder.iterdir() if path.name.isdigit()]
+    if not versions:
+        raise InputError(f"{folder} has no version folder; Triton wants {folder}/1/model.onnx")
+    config_path = folder / "config.pbtxt"
+    text = config_path.read_text()
+    onnx_path = folder / str(max(versions)) / "model.onnx"
+    if not onnx_path.is_file():
+        raise InputError(f"there is no file {onnx_path}")
+    config = check_config(text, onnx_path, str(config_path))
+    if config.name and config.name != name:
+        raise InputError(
+            f"{config_path} is for a model '{config.name}'; Triton wants the folder to have the"
+            " same name"
+        )
+
+    options = onnxruntime.SessionOptions()
+    level = GRAPH_LEVELS[config.optimization.graph.level]
+    options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
+    threads = "0"
+    if "intra_op_thread_count" in config.parameters:
+        threads = config.parameters["intra_op_thread_count"].string_value
+    # By itself onnxruntime would count the machine's CPUs, not those this process may use.
+    options.intra_op_num_threads = int(threads) or len(os.sched_getaffinity(0))
+    try:
+        session = onnxruntime.InferenceSession(
+            os.fspath(onnx_path), options, providers=["CPUExecutionProvider"]
+        )
+    except Exception as error:  # onnxruntime's exceptions share no base class
+        raise ClusterError(f"onnxruntime cannot load {onnx_path}: {error}") from error
+    return session, config

@@ -1,0 +1,125 @@
+"""The processes of a model server: started in a group of their own, found by their environment.
+
+A server outlives the process that started it, so what ends it later knows only a pid, which may
+belong to another process by then. Two variables in the environment of a server, and so of its
+children, tell it from others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import psutil
+
+WORKDIR = "JEC_SERVER_WORKDIR"
+"""Variable with the work folder of a server: a process that has it is ours."""
+IDENTITY = "JEC_SERVER_ID"
+"""Variable with the identity of a server, which no other start shares."""
+
+SHARED_MEMORY = Path("/dev") / "shm"
+
+STOP_SECONDS = 10  # for requests in flight when the server is told to stop
+KILL_SECONDS = 5  # a killed process is gone at once, unless the machine is overloaded
+
+# Those started by this very process: they need to be waited for when they end.
+_children: dict[int, subprocess.Popen[bytes]] = {}
+
+
+def launch(
+    command: Sequence[str], env: Mapping[str, str], *, workdir: Path, identity: str, log: Path
+) -> subprocess.Popen[bytes]:
+    """Start a server that leads a process group, with its output appended to `log`."""
+    with open(log, "ab") as output:
+        process = subprocess.Popen(
+            command,
+            env={**env, WORKDIR: str(workdir), IDENTITY: identity},
+            cwd=workdir,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    _children[process.pid] = process
+    return process
+
+
+def stop(pid: int, *, seconds: float = STOP_SECONDS) -> bool:
+    """End a server and its children: asked first, killed after `seconds`.
+
+    Returns False if no such server runs (any more). A process that is no server of ours keeps
+    running: the pid in an old service.json may belong to another by now.
+    """
+    identities = members(pid)
+    running = is_running(pid)
+    if running:
+        os.kill(pid, signal.SIGTERM)
+        _wait_while(lambda: is_running(pid), seconds)
+
+    # What is left: a server that did not end by itself, and its backend processes, which survive a
+    # server that was killed.
+    left = members(pid)
+    for member in left:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(member, signal.SIGKILL)
+    pids = {*left, *identities}
+    _wait_while(lambda: any(map(_lives, pids)), KILL_SECONDS)
+    process = _children.pop(pid, None)
+    if process is not None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=KILL_SECONDS)
+
+    # A backend process that was killed leaves its shared memory behind.
+    for identity in set(identities.values()):
+        for region in SHARED_MEMORY.glob(f"{identity}*"):
+            region.unlink(missing_ok=True)
+    return running or bool(identities)
+
+
+def is_running(pid: int) -> bool:
+    """Whether the process exists, has not ended, and is a server of ours."""
+    if pid in _children:
+        # Its environment cannot be read for a moment after the start.
+        return _children[pid].poll() is None
+    return pid in members(pid)
+
+
+def members(leader: int) -> dict[int, str]:
+    """Living processes of the group that a server leads or led -> the server's identity.
+
+    Empty if the group is another's.
+    """
+    identities = {}
+    for pid in psutil.pids():
+        # A process may end while it is looked at, and that of another user cannot be read.
+        with contextlib.suppress(OSError, psutil.Error):
+            if os.getpgid(pid) != leader:
+                continue
+            # Empty for a process that has ended and is not waited for.
+            identity = psutil.Process(pid).environ().get(IDENTITY)
+            if identity:
+                identities[pid] = identity
+    return identities
+
+
+def _lives(pid: int) -> bool:
+    """Whether the process has not ended.
+
+    One that is ending has no environment any more, but may hold its ports for a moment.
+    """
+    try:
+        status = psutil.Process(pid).status()
+    except psutil.NoSuchProcess:
+        return False
+    return status not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+
+
+def _wait_while(condition: Callable[[], bool], seconds: float) -> None:
+    ends = time.monotonic() + seconds
+    while condition() and time.monotonic() < ends:
+        time.sleep(0.02)

@@ -1,0 +1,110 @@
+"""One table of algorithms: an entry in it is all that the rest of the project needs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import optuna
+import pytest
+
+from common import algorithms
+from common.algorithms import Algorithm
+from common.config import RunConfig
+from common.errors import InputError
+from common.run import Run
+from training.experiment import experiment
+from training.search_space import cautions, check_algorithm, parse
+
+ROOT = Path(__file__).resolve().parents[2]
+RANGE = {"name": "a", "type": "double", "min": 1, "max": 2}
+LOG_INTEGER = {"name": "b", "type": "int", "min": 1, "max": 64, "distribution": "logUniform"}
+
+
+@pytest.fixture
+def made_up(monkeypatch: pytest.MonkeyPatch) -> Algorithm:
+    """An algorithm that is in the table, and nowhere else."""
+    algorithm = Algorithm(
+        name="annealing",
+        seed_setting="seed",
+        learns=True,
+        min_ranges=2,
+        log_integers=False,
+        log_caution="{names} cool linearly",
+        sampler="RandomSampler",
+        plan="grid",
+    )
+    monkeypatch.setitem(algorithms.TABLE, algorithm.name, algorithm)
+    return algorithm
+
+
+def space(*entries: dict) -> str:
+    return json.dumps({"parameters": entries})
+
+
+def test_an_algorithm_of_the_table_is_accepted_and_rendered(made_up: Algorithm) -> None:
+    config = RunConfig(
+        algorithm=made_up.name,
+        seed=7,
+        s3_bucket="s3://b/r",
+        run_id="a-00000000",
+        search_space=space({"name": "fc-dim", "type": "discrete", "list": [50, 100, 200]}),
+    )
+    spec = experiment(Run(config=config), carried=1)["spec"]
+    assert spec["algorithm"] == {
+        "algorithmName": "annealing",
+        "algorithmSettings": [{"name": "seed", "value": "8"}],
+    }
+    assert spec["maxTrialCount"] == 3, "a grid has no more trials than points"
+
+
+@pytest.mark.parametrize(
+    ("entries", "facts"),
+    [
+        ([RANGE], ["annealing", "2", "1"]),
+        ([RANGE, {**RANGE, "name": "c"}], ["annealing", "'a'", "step"]),
+        ([{**RANGE, "step": 0.5}, LOG_INTEGER], ["annealing", "'b'", "uniformly"]),
+    ],
+    ids=["too few ranges", "a range without a step", "a logarithmic integer"],
+)
+def test_the_search_space_is_checked_by_the_table(
+    made_up: Algorithm, entries: list[dict], facts: list[str]
+) -> None:
+    with pytest.raises(InputError) as error:
+        check_algorithm(parse(space(*entries)), made_up.name)
+    for fact in facts:
+        assert fact in str(error.value)
+
+
+def test_the_user_is_told_what_the_table_says(made_up: Algorithm) -> None:
+    parameters = parse(space(RANGE, LOG_INTEGER))
+    assert cautions(parameters, made_up.name) == ["algorithm annealing: b cool linearly"]
+    assert cautions(parameters[:1], made_up.name) == []
+
+
+@pytest.mark.parametrize("name", ["annealing", "hyperband"])
+def test_an_algorithm_that_is_not_offered_is_refused(name: str) -> None:
+    """`hyperband` is Katib's, but not this project's."""
+    with pytest.raises(InputError) as error:
+        RunConfig(algorithm=name)
+    assert "--algorithm" in str(error.value)
+    assert name in str(error.value)
+
+
+@pytest.mark.parametrize("name", algorithms.offered_names())
+def test_a_sampler_of_optuna_draws_the_trials_on_one_machine(name: str) -> None:
+    algorithm = algorithms.offered(name)
+    options = dict(algorithm.sampler_options)
+    if algorithm.random_start:
+        options["n_startup_trials"] = 5
+    sampler = getattr(optuna.samplers, algorithm.sampler)(seed=1, **options)
+    assert isinstance(sampler, optuna.samplers.BaseSampler)
+
+
+@pytest.mark.parametrize(
+    ("name", "learns"),
+    [("random", False), ("sobol", False), ("grid", False), ("tpe", True), ("cmaes", True)],
+)
+def test_only_some_algorithms_learn_from_results(name: str, learns: bool) -> None:
+    assert algorithms.offered(name).learns is learns
+    assert not (learns and algorithms.offered(name).plan != "none"), "a plan stands beforehand"

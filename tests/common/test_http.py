@@ -1,0 +1,98 @@
+"""HTTP requests: what is retried, what is sent, and what an error may say."""
+
+from __future__ import annotations
+
+import http.server
+import socket
+import threading
+
+import pytest
+
+from common import http as http_module
+from common.errors import UnreachableError
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """Answers with the server's next code, and notes method and headers of each request."""
+
+    def log_message(self, *_):
+        pass
+
+    def answer(self):
+        self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.server.requests.append((self.command, dict(self.headers)))
+        self.send_response(self.server.codes.pop(0))
+        self.send_header("Content-Length", "0")
+        self.send_header("Set-Cookie", "session=abc; Path=/")
+        self.end_headers()
+
+    def __getattr__(self, name):
+        """Answer every method alike: http.server looks for do_GET, do_HEAD, do_POST."""
+        if name.startswith("do_"):
+            return self.answer
+        raise AttributeError(name)
+
+
+@pytest.fixture
+def server():
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.requests, server.codes = [], []
+    server.url = f"http://127.0.0.1:{server.server_port}/secret-part"
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("method", "codes", "status"),
+    [
+        ("GET", [503, 200], 200),
+        ("HEAD", [502, 200], 200),
+        ("GET", [503, 503], 503),
+        ("GET", [404], 404),
+        ("GET", [500], 500),
+        ("POST", [503], 503),
+    ],
+)
+def test_a_gateway_that_restarts_is_asked_once_more_and_a_post_is_not(
+    server, method, codes, status
+):
+    server.codes = list(codes)
+    answer = http_module.send(http_module.session(), method, server.url)
+    assert answer.status_code == status
+    assert len(server.requests) == len(codes)
+
+
+def test_our_authorization_is_sent_and_no_login_of_netrc(server, tmp_path, monkeypatch):
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login somebody password else\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    server.codes = [200, 200]
+    client = http_module.session()
+    for _ in range(2):
+        http_module.send(client, "GET", server.url, headers={"Authorization": "Bearer ours"})
+    assert [sent["Authorization"] for _, sent in server.requests] == ["Bearer ours"] * 2
+    assert server.requests[1][1]["Cookie"] == "session=abc"
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("http://127.0.0.1:9/secret-part", "Connection refused"),
+        ("https://user:secret-part@127.0.0.1:9/", "Connection refused"),
+        ("http://[secret-part/", "InvalidURL"),
+        ("secret-part", "MissingSchema"),
+    ],
+)
+def test_an_error_gives_the_reason_and_never_the_address(url, reason):
+    with pytest.raises(UnreachableError) as error:
+        http_module.send(http_module.session(), "GET", url)
+    assert reason in str(error.value)
+    assert "secret-part" not in str(error.value)
+
+
+def test_a_silent_server_is_left_after_the_time_that_was_set():
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections, never answers
+        port = silent.getsockname()[1]
+        with pytest.raises(UnreachableError, match=r"within 0\.1 s"):
+            http_module.send(http_module.session(), "GET", f"http://127.0.0.1:{port}", seconds=0.1)

@@ -1,0 +1,142 @@
+"""weaver-core's own functions in data-config expressions, by the names it gives them.
+
+A column is a numpy array (N,), or an awkward array of N jets with several entries each. awkward and
+vector are imported by the helpers that use them, because most data configs use neither.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from common.errors import InputError
+from weaver.config import vocabulary
+
+Column = Any
+"""A numpy or awkward array. awkward's type is not named because awkward is imported late."""
+
+_RANDOM: contextvars.ContextVar[np.random.Generator | None] = contextvars.ContextVar(
+    "random numbers", default=None
+)
+
+
+@contextlib.contextmanager
+def random_numbers(seed: int | np.random.Generator) -> Iterator[None]:
+    """Within the block, random helpers draw from this generator, or from one with this seed.
+
+    Outside of such a block they draw with seed 0 each time. So their values are fixed when data is
+    prepared, and are the same in every epoch; weaver-core draws anew whenever it reads.
+    """
+    token = _RANDOM.set(np.random.default_rng(seed))
+    try:
+        yield
+    finally:
+        _RANDOM.reset(token)
+
+
+def _generator() -> np.random.Generator:
+    return _RANDOM.get() or np.random.default_rng(0)
+
+
+def _clip(array: Column, low: Column, high: Column) -> Column:
+    """Each number of a flat or jagged array limited to [low, high]; NaN stays NaN."""
+    return np.minimum(np.maximum(array, low), high)
+
+
+def _concat(arrays: Sequence[Column], axis: int = 0) -> Column:
+    """The arrays joined along an axis."""
+    import awkward as ak
+
+    return ak.concatenate(arrays, axis=axis)
+
+
+def _stack(arrays: Sequence[Column], axis: int = 1) -> Column:
+    """The arrays side by side along a new axis."""
+    if isinstance(arrays[0], np.ndarray):
+        return np.stack(arrays, axis=axis)
+    import awkward as ak
+
+    # awkward has no stack: each array gets the new axis, of length 1, and they are joined along it.
+    place = tuple(np.newaxis if i == axis else slice(None) for i in range(arrays[0].ndim + 1))
+    return ak.concatenate([array[place] for array in arrays], axis=axis)
+
+
+def _batch_argsort(array: Column) -> Column:
+    """For each jet, the order that sorts its entries upwards."""
+    import awkward as ak
+
+    return ak.argsort(array)
+
+
+def _batch_gather(array: Column, indices: Column) -> Column:
+    """For each jet, the entries at these positions."""
+    return array[indices]
+
+
+def _batch_permute_indices(array: Column) -> Column:
+    """For each jet, its positions in random order."""
+    import awkward as ak
+
+    return ak.argsort(ak.unflatten(_generator().random(ak.count(array)), ak.num(array)))
+
+
+def _batch_permute_and_drop_indices(
+    array: Column,
+    random_permute: bool = True,
+    drop_rate_min: float = 0,
+    drop_rate_max: float = 0,
+    min_elements: int = 1,
+) -> Column:
+    """For each jet, its positions in random or rising order, without a random share of them.
+
+    The share of each jet is drawn between the two rates; `min_elements` positions stay.
+
+    Raises InputError unless 0 < drop_rate_min <= drop_rate_max < 1, or drop_rate_min is 0, which
+    drops none.
+    """
+    import awkward as ak
+
+    indices = _batch_permute_indices(array) if random_permute else _batch_argsort(array)
+    if not drop_rate_min:
+        return indices
+    if not 0 < drop_rate_min <= drop_rate_max < 1:
+        raise InputError(
+            f"drop rates must be 0 < drop_rate_min <= drop_rate_max < 1, found {drop_rate_min} and"
+            f" {drop_rate_max}"
+        )
+    counts = ak.to_numpy(ak.num(array))
+    rates = _generator().uniform(drop_rate_min, drop_rate_max, len(counts))
+    kept = np.maximum(min_elements, np.round(counts * (1 - rates)))
+    return indices[indices < kept.astype(np.int64)]
+
+
+def _momentum4(**components: Column) -> Column:
+    try:
+        import vector
+    except ImportError:
+        raise InputError("four-momenta take the package vector; type: pip install vector") from None
+    vector.register_awkward()
+    return vector.zip(components)
+
+
+def _p4_from_pxpypze(px: Column, py: Column, pz: Column, energy: Column) -> Column:
+    """Four-momenta (GeV)."""
+    return _momentum4(px=px, py=py, pz=pz, energy=energy)
+
+
+def _p4_from_ptetaphie(pt: Column, eta: Column, phi: Column, energy: Column) -> Column:
+    """Four-momenta (GeV, rad)."""
+    return _momentum4(pt=pt, eta=eta, phi=phi, energy=energy)
+
+
+def _p4_from_ptetaphim(pt: Column, eta: Column, phi: Column, mass: Column) -> Column:
+    """Four-momenta (GeV, rad)."""
+    return _momentum4(pt=pt, eta=eta, phi=phi, mass=mass)
+
+
+HELPERS: dict[str, Callable] = {name: globals()[name] for name in vocabulary.names_in("helper")}
+"""Name -> function. A helper in the vocabulary without a function here fails on import."""

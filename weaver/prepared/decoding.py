@@ -1,0 +1,341 @@
+"""One decoding of checked files into the columns of a prepared folder."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+
+from common import storage
+from common.errors import InputError
+from common.progress import Progress
+from weaver.config.data_config import DataConfig
+from weaver.config.helpers import random_numbers
+from weaver.config.plan import Plan
+from weaver.config.weights import BLOCK, Reweighting, Sampler, jet_weights, make_histograms
+from weaver.prepared import transform
+from weaver.prepared.columns import (
+    AUTO_YAML,
+    FORMAT,
+    WEIGHT,
+    ColumnEntry,
+    Contents,
+    DatasetWriter,
+    Description,
+    FileEntry,
+    NpyWriter,
+    reweight_column,
+)
+from weaver.prepared.derive import derive_params
+from weaver.read import files as data_files
+from weaver.read.ahead import in_threads
+from weaver.read.files import DamagedFile, DataFile, Load, Skipped, Step
+
+Report = Callable[[str], None]
+MOST_THREADS = 8  # each holds a step and what is made of it
+
+TREATED = {
+    "weaver": "NaN became 0, infinity stays where it is not clipped",
+    "zero": "what is not clipped became 0",
+    "drop": "where they are not clipped, their jets are left out",
+    "error": "all of them clipped",
+}
+"""Policy for NaN and infinity -> what happened to them, in words."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoded:
+    """What one job made of some steps of a file."""
+
+    number: int
+    """Of the file."""
+    steps: list[tuple[transform.Ready | None, int]]
+    """The rows of each step (None where no jet passed), and the jets read for them."""
+    damage: DamagedFile | None
+    """What was wrong after these steps, where damaged files are skipped."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Decoding:
+    """One decoding of checked files; `skipped` grows where damage shows in decoding only."""
+
+    config: DataConfig
+    plan: Plan
+    files: list[DataFile]
+    role: str
+    report: Report
+    step_bytes: int
+    skip_bad_files: bool
+    skipped: list[Skipped]
+
+    def run(self, folder: Path) -> Description:
+        """Derive what is to be derived, write the columns, return what dataset.json says.
+
+        Raises InputError where no jet is left, and for files that turn out to be damaged.
+        """
+        config = self.config
+        if config.missing_preprocess_params:
+            config = config.with_preprocess_params(derive_params(self.files, config, self.steps))
+        contents = self.write(folder, config)
+        if contents["num_jets"] and self.role == "training" and config.missing_reweight_hists:
+            config = self.reweight(folder, contents["columns"], config)
+        if not contents["num_jets"]:
+            raise self.nothing_left(contents["dropped_jets"])
+        self.report_contents(contents)
+        if WEIGHT in contents["columns"]:
+            self.report_weights(folder / contents["columns"][WEIGHT]["file"])
+        storage.write_text(str(folder / AUTO_YAML), config.auto_yaml())
+
+        files: list[FileEntry] = []
+        for file in self.files:
+            files.append(
+                {
+                    "uri": file.entry.uri,
+                    "size": file.entry.size,
+                    "tag": file.entry.tag,
+                    "tree": file.tree,
+                    "jets": file.num_entries,
+                }
+            )
+        return {
+            "format": FORMAT,
+            "role": self.role,
+            "num_read": self.num_read,
+            "config": self.config.digest(),
+            "skipped": [dataclasses.asdict(skipped) for skipped in self.skipped],
+            **config.derived,
+            "files": files,
+            **contents,
+        }
+
+    @property
+    def num_read(self) -> int:
+        """Jets in the files."""
+        return sum(file.num_entries for file in self.files)
+
+    # ----------------------------------------------------------------------------------- decoding
+
+    def write(self, folder: Path, config: DataConfig) -> Contents:
+        """Decode all files and write their rows, in the order of the files."""
+        writer = DatasetWriter(folder)
+        done = [0] * len(self.files)  # jets read of each file
+        damaged: set[int] = set()
+        label = f"preparing {self.role} data"
+        with (
+            Progress(label, total=self.num_read, unit="jets") as progress,
+            contextlib.closing(in_threads(self.jobs(config), self.threads)) as results,
+        ):
+            for decoded in results:
+                # Jobs behind the damage may have been at work already: the rest of the file goes.
+                if decoded.number in damaged:
+                    continue
+                file = self.files[decoded.number]
+                for ready, count in decoded.steps:
+                    if ready is not None:
+                        writer.append(ready)
+                    done[decoded.number] += count
+                    progress.advance(count, note=storage.name(file.entry.uri))
+                if decoded.damage is not None:
+                    damaged.add(decoded.number)
+                    lost = file.num_entries - done[decoded.number]
+                    reason = str(decoded.damage)
+                    self.skipped.append(
+                        Skipped(uri=file.entry.uri, reason=reason, jets=lost, exact=True)
+                    )
+        return writer.close()
+
+    @property
+    def threads(self) -> int:
+        """One for each core; numpy and the decompressors let each other run.
+
+        Random numbers of a file are drawn in its order, hence in one thread.
+        """
+        expressions = [function for _, function in self.plan.selection_functions]
+        expressions += [function for _, function in self.plan.functions]
+        if self.plan.selection is not None:
+            expressions.append(self.plan.selection)
+        if any(expression.is_random for expression in expressions):
+            return 1
+        return min(len(os.sched_getaffinity(0)), MOST_THREADS)
+
+    def jobs(self, config: DataConfig) -> Iterator[Callable[[], Decoded]]:
+        """The work on all files, each job on some steps of one of them."""
+        for number, file in enumerate(self.files):
+            generator = np.random.default_rng(number)
+            for load in self.loads(file, self.plan):
+                yield functools.partial(self.decode, number, load, config, generator)
+
+    def decode(
+        self, number: int, load: Load, config: DataConfig, generator: np.random.Generator
+    ) -> Decoded:
+        """Decode steps of a file and make their rows.
+
+        Where damaged files are skipped, it ends at the damage and returns it.
+        """
+        where = self.files[number].entry.uri
+        steps: list[tuple[transform.Ready | None, int]] = []
+        try:
+            with random_numbers(generator):
+                for columns, count in load():
+                    ready = None
+                    selected, passed = transform.select(columns, self.plan)
+                    if passed:
+                        ready = transform.make_ready(selected, passed, config, self.plan, where)
+                    steps.append((ready, count))
+        except DamagedFile as error:
+            if not self.skip_bad_files:
+                raise
+            return Decoded(number, steps, error)
+        return Decoded(number, steps, None)
+
+    def loads(self, file: DataFile, plan: Plan, stop: int | None = None) -> Iterator[Load]:
+        """The file's steps; damage that shows while they are listed is one of them."""
+        try:
+            yield from data_files.loads(
+                file,
+                self.config,
+                plan,
+                training_set=self.role == "training",
+                stop=stop,
+                step_bytes=self.step_bytes,
+            )
+        except DamagedFile as error:
+            yield functools.partial(_raise, error)
+
+    def steps(self, file: DataFile, plan: Plan, stop: int) -> Iterator[Step]:
+        """The columns of the file's first entries, step by step.
+
+        Where the file turns out to be damaged, and such files are skipped, it ends there.
+        """
+
+        def list_steps(load: Load) -> list[Step]:
+            return list(load())  # a list, so that the thread decodes and not the loop below
+
+        jobs = (functools.partial(list_steps, load) for load in self.loads(file, plan, stop))
+        with contextlib.closing(in_threads(jobs, self.threads)) as parts:
+            try:
+                for part in parts:
+                    yield from part
+            except DamagedFile:
+                if not self.skip_bad_files:
+                    raise
+
+    # ------------------------------------------------------------------------------------ reports
+
+    def report_contents(self, contents: Contents) -> None:
+        """Say how many jets there are, and what was wrong with the others."""
+        self.report(
+            f"{self.role} data: {contents['num_jets']:,} of {self.num_read:,} jets pass the"
+            " selection"
+        )
+        for skipped in self.skipped:
+            about = "" if skipped.exact else "about "
+            # the remedy is what has been done
+            reason = skipped.reason.removesuffix(f"; {data_files.REMEDY}")
+            self.report(f"warning: {about}{skipped.jets:,} jets are lost: {reason}")
+        if contents["empty_jets"]:
+            self.report(f"{contents['empty_jets']:,} jets have no particles")
+        if contents["dropped_jets"]:
+            self.report(
+                f"warning: {contents['dropped_jets']:,} jets with NaN or infinite values are left"
+                " out (non_finite: drop)"
+            )
+        policy = self.config.non_finite
+        for name, (nan, infinite) in contents["non_finite"].items():
+            # labels and weights are never changed
+            is_input = name in self.config.preprocess_params
+            treated = TREATED[policy] if is_input or policy == "drop" else "kept as they are"
+            self.report(
+                f"warning: '{name}' holds {nan:,} NaN and {infinite:,} infinite values ({treated})"
+            )
+
+    def report_weights(self, path: Path) -> None:
+        """Say what the weights in a file do in training."""
+        weights = np.load(path, mmap_mode="r")
+        if self.config.weight_use == "loss":
+            self.report(
+                "weights multiply the loss of the jets; their mean is"
+                f" {weights.mean(dtype=np.float64):.4g}"
+            )
+            return
+        size = Sampler(weights).size
+        if self.role == "training":
+            self.report(f"an epoch draws {size:,} of {len(weights):,} jets by their weights")
+        above = np.count_nonzero(weights > 1) / len(weights)
+        if above:
+            self.report(
+                f"warning: {above:.1%} of the weights are above 1, where sampling cuts them; see"
+                " 'use_as: loss' of weights"
+            )
+
+    def nothing_left(self, dropped: int) -> InputError:
+        """The error where no jet is left; dropped: selected jets that were left out."""
+        selection = self.plan.selection
+        if dropped or selection is None:
+            return InputError(
+                f"all {dropped:,} selected jets hold NaN or infinite values (non_finite: drop);"
+                " choose another policy"
+            )
+        return InputError(
+            f"none of {self.num_read:,} jets passes {selection.where} '{selection.text}'"
+        )
+
+    # ---------------------------------------------------------------------------------- reweighting
+
+    def reweight(
+        self, folder: Path, columns: dict[str, ColumnEntry], config: DataConfig
+    ) -> DataConfig:
+        """Make the histograms of all jets, and each jet's weight of them.
+
+        The columns that they are made of are removed; returns the config with the histograms.
+        """
+        reweighting = config.reweighting
+        if reweighting is None:
+            return config
+        chunks = _Chunks(folder, columns, reweighting)
+        try:
+            hists, used, jets = make_histograms(chunks, reweighting)
+        except InputError as error:
+            raise InputError(f"{config.source}: {error}") from None
+        if used != jets:
+            self.report(
+                f"warning: {used:,} of {jets:,} jets are in the histograms of the weights; see"
+                " reweight_classes and reweight_vars"
+            )
+        writer = NpyWriter(folder / f"{WEIGHT}.npy")
+        for chunk in chunks:
+            writer.append(jet_weights(chunk, reweighting, hists))
+        columns[WEIGHT] = writer.close()
+        for path in chunks.paths.values():
+            path.unlink()
+        return dataclasses.replace(config, reweight_hists=hists)
+
+
+class _Chunks:
+    """The columns of a reweighting in chunks of jets, as often as they are iterated over.
+
+    They leave `columns`, because the prepared data will not have them.
+    """
+
+    def __init__(
+        self, folder: Path, columns: dict[str, ColumnEntry], reweighting: Reweighting
+    ) -> None:
+        self.paths: dict[str, Path] = {}
+        self.columns: dict[str, np.ndarray] = {}
+        for name in reweighting.columns:
+            self.paths[name] = folder / columns.pop(reweight_column(name))["file"]
+            self.columns[name] = np.load(self.paths[name], mmap_mode="r")
+
+    def __iter__(self) -> Iterator[Mapping[str, np.ndarray]]:
+        for start in range(0, len(next(iter(self.columns.values()))), BLOCK):
+            yield {name: values[start : start + BLOCK] for name, values in self.columns.items()}
+
+
+def _raise(error: Exception) -> NoReturn:
+    raise error

@@ -1,0 +1,86 @@
+"""The numbers of `preprocess: auto`: each variable's median and width in the training set."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from common.errors import InputError
+from common.progress import Progress
+from weaver.config.data_config import DataConfig
+from weaver.config.plan import Plan
+from weaver.config.sections import Parameters
+from weaver.prepared import transform
+from weaver.read.files import DataFile, Step
+
+Steps = Callable[[DataFile, Plan, int], Iterator[Step]]
+"""(file, plan, entry to stop at) -> the file's columns, step by step."""
+
+
+def derive_params(files: list[DataFile], config: DataConfig, steps: Steps) -> dict[str, Parameters]:
+    """The parameters of all input variables, with the missing ones derived from the files.
+
+    Those of `preprocess: auto` come from the first `data_fraction` of each file's jets, as in
+    weaver-core: center = median, scale = 1 / max(q84 - median, median - q16) (1 where that is 0)
+    over all particles of the selected jets, with 0 in place of NaN. A variable whose name ends in
+    _mask is left as it is.
+
+    Raises InputError where no jet passes the selection, or a variable has no value.
+    """
+    names = [name for name in config.missing_preprocess_params if not name.endswith("_mask")]
+    params = {name: values.copy() for name, values in config.preprocess_params.items()}
+    with tempfile.TemporaryDirectory(prefix="jec-standardise-") as folder:
+        # One file a variable: all values of one variable fit in memory, those of all may not.
+        paths = {name: Path(folder) / str(index) for index, name in enumerate(names)}
+        types = _collect(files, config, paths, steps)
+        for name in config.missing_preprocess_params:
+            if name.endswith("_mask"):
+                params[name]["center"] = None
+                continue
+            values = np.fromfile(paths[name], types[name])
+            center, scale = _center_and_scale(values, name, config)
+            params[name]["center"] = center
+            params[name]["scale"] = scale
+    return params
+
+
+def _collect(
+    files: list[DataFile], config: DataConfig, paths: Mapping[str, Path], steps: Steps
+) -> dict[str, np.dtype]:
+    """Write the flat values of each variable to its file; returns their types."""
+    plan = config.plan_for(paths)
+    fraction = config.preprocess["data_fraction"]
+    stops = [max(math.trunc(fraction * file.num_entries), 1) for file in files]
+    types: dict[str, np.dtype] = {}
+    with Progress("deriving the standardisation", total=sum(stops), unit="jets") as progress:
+        for file, stop in zip(files, stops, strict=True):
+            for columns, count in steps(file, plan, stop):
+                selected, passed = transform.select(columns, plan)
+                for name, path in paths.items() if passed else ():
+                    values, _ = transform.flatten(selected[name], name, config.source)
+                    # of the first step: numpy reads a file of values as one type
+                    dtype = types.setdefault(name, values.dtype)
+                    with open(path, "ab") as values_file:
+                        values.astype(dtype, copy=False).tofile(values_file)
+                progress.advance(count)
+    if not types and paths:
+        raise InputError(
+            f"{config.source}: no jet in the first {fraction:.0%} of the files passes the selection"
+        )
+    return types
+
+
+def _center_and_scale(values: np.ndarray, name: str, config: DataConfig) -> tuple[float, float]:
+    if not len(values):
+        raise InputError(f"{config.source}: preprocess: auto finds no value of '{name}'")
+    if values.dtype == bool:
+        values = values.astype(np.float32)  # np.percentile subtracts
+    if np.isnan(values).any():
+        values = np.nan_to_num(values)
+    low, center, high = np.percentile(values, [16, 50, 84])
+    width = max(high - center, center - low)
+    return float(center), float(1 if width == 0 else 1.0 / width)

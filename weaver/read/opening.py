@@ -1,0 +1,139 @@
+"""Opening one data file: its header, its tree, and the errors for what cannot be read."""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from common import storage
+from common.errors import InputError, unknown
+from common.storage import Entry
+from weaver.read import parquet
+
+HEADER = 100  # bytes of a ROOT file's header that hold its version and its end
+LARGE_FILE = 1_000_000  # ROOT adds it to the version of a file whose end is a 64-bit number
+REMEDY = "copy it again, or leave damaged files out with --skip-bad-files"
+
+
+class DamagedFile(InputError):
+    """A file that is truncated or cannot be read; the text names it."""
+
+    whole_size: int | None = None
+    """The bytes that it should have, where that is known."""
+
+
+def unreadable(uri: str, error: Exception) -> InputError:
+    """The error for a file that cannot be read (further); an InputError passes through."""
+    if isinstance(error, InputError):
+        return error
+    lines = str(error).strip().splitlines()
+    kind = "parquet" if uri.endswith(parquet.SUFFIX) else "ROOT"
+    return DamagedFile(
+        f"cannot read {uri} as a {kind} file: {lines[0] if lines else type(error).__name__};"
+        f" {REMEDY}"
+    )
+
+
+def check_header(entry: Entry) -> None:
+    """Check that the file begins as ROOT files do and is as long as its header says.
+
+    Raises DamagedFile where it does not, or is not.
+    """
+    try:
+        if storage.is_s3(entry.uri):
+            import s3fs
+
+            s3 = s3fs.S3FileSystem(**storage.s3_options())
+            header = s3.cat_file(entry.uri, start=0, end=HEADER)
+        else:
+            with open(entry.uri, "rb") as file:
+                header = file.read(HEADER)
+    except Exception as error:  # those of the disk, of s3fs and of botocore
+        raise unreadable(entry.uri, error) from error
+    if len(header) < 20 or header[:4] != b"root":
+        begins = f"it begins with {header[:8]!r}" if header else "it is empty"
+        raise DamagedFile(f"{entry.uri} is not a ROOT file: {begins}")
+    # big-endian: "root", version, place of the first record, end
+    (version,) = struct.unpack_from(">i", header, 4)
+    (end,) = struct.unpack_from(">q" if version >= LARGE_FILE else ">i", header, 12)
+    if entry.size < end:
+        truncated = DamagedFile(
+            f"{entry.uri} is truncated: it should have {end:,} bytes and has {entry.size:,};"
+            f" {REMEDY}"
+        )
+        truncated.whole_size = end
+        raise truncated
+
+
+@contextlib.contextmanager
+def open_file(uri: str) -> Iterator[Any]:
+    """The file opened with uproot; raises InputError where that fails."""
+    import uproot
+
+    try:
+        if storage.is_s3(uri):
+            opened = uproot.open(uri, **storage.s3_options())
+        else:
+            # A Path, because uproot takes what follows a colon in a text for the name of an object.
+            opened = uproot.open(Path(uri))
+    # uproot raises many kinds for a damaged file (struct, zlib, key and value errors)
+    except Exception as error:
+        raise unreadable(uri, error) from error
+    with opened as file:
+        yield file
+
+
+@contextlib.contextmanager
+def open_parquet(uri: str) -> Iterator[Any]:
+    """The file opened with pyarrow; raises InputError where that fails."""
+    with contextlib.ExitStack() as stack:
+        try:
+            file = stack.enter_context(parquet.open_file(uri))
+        except Exception as error:  # pyarrow's own kinds
+            raise unreadable(uri, error) from error
+        yield file
+
+
+def find_tree(uri: str, file: Any, treename: str | None) -> str:
+    """The path, with cycle, of the tree to read in an open file.
+
+    Raises InputError where there is none.
+    """
+    try:
+        keys = file.keys(recursive=True, cycle=True, filter_classname="TTree")
+    except Exception as error:
+        raise unreadable(uri, error) from error
+    if not keys:
+        ntuples = file.keys(recursive=True, cycle=False, filter_classname="ROOT::RNTuple")
+        if ntuples:
+            raise InputError(
+                f"{uri} holds the RNTuple '{ntuples[0]}' and no tree; RNTuples are not read yet:"
+                " write a TTree or a parquet file"
+            )
+    return choose_tree(uri, keys, treename)
+
+
+def choose_tree(uri: str, keys: Sequence[str], treename: str | None) -> str:
+    """Of the paths with cycles of all trees: the newest cycle of the named tree, or the only one.
+
+    Raises InputError where there is no such tree.
+    """
+    newest: dict[str, int] = {}
+    for key in keys:
+        path, _, cycle = key.rpartition(";")
+        newest[path] = max(newest.get(path, 0), int(cycle))
+    if treename is not None and treename in keys:  # with its cycle
+        return treename
+    if treename is None:
+        if len(newest) != 1:
+            raise InputError(
+                f"{uri} holds {len(newest)} trees ({', '.join(sorted(newest)) or 'none'}); name one"
+                " as 'treename' in the data config"
+            )
+        treename = next(iter(newest))
+    if treename not in newest:
+        raise InputError(f"{uri}: {unknown('tree', treename, newest)}")
+    return f"{treename};{newest[treename]}"
