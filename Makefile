@@ -18,7 +18,7 @@ PEER   := .venv-peer
 help:
 	@echo "make run      calibrate generated jets here: search, train, export, validate, serve"
 	@echo "make test     lint, then the tests but the slow ones (under 9 minutes)"
-	@echo "make test-all lint, then all tests, with the floors of coverage (half an hour)"
+	@echo "make test-all lint, then all tests, with floors of coverage (up to half an hour)"
 	@echo "make lint     ruff, the order of imports between rooms, types"
 	@echo "make format   ruff format, and what ruff can mend by itself"
 	@echo "make parity   every array of weaver-core 0.5.3 against ours, on the same files"

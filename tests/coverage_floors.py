@@ -24,8 +24,14 @@ class Share(NamedTuple):
 ROOT = Path(__file__).resolve().parents[1]
 NOT_MEASURED = ("tests", "benchmarks")
 FLOOR = Share(lines=95, branches=88)
-# Rooms that are below the floor; none may fall further.
-ROOM_FLOORS: Mapping[str, Share] = {}
+# Rooms below the floor, as measured and rounded down; none may fall further. In data, the generator
+# kills its worker processes once their work is done, so what they cover is not counted.
+ROOM_FLOORS: Mapping[str, Share] = {
+    "common": Share(lines=94, branches=85),
+    "data": Share(lines=90, branches=85),
+    "operations": Share(lines=92, branches=84),
+    "pipeline": Share(lines=92, branches=80),
+}
 
 
 def shares(report: Mapping) -> dict[str, Share]:
@@ -59,7 +65,7 @@ def below_floor(covered: Mapping[str, Share]) -> list[str]:
         floor = ROOM_FLOORS.get(room, FLOOR)
         for kind, value, least in zip(Share._fields, share, floor, strict=True):
             if value < least:
-                problems.append(f"{room}: {value:.1f} % of {kind} are covered, not {least:g} %")
+                problems.append(f"{room}: {value:.2f} % of {kind} are covered, not {least:g} %")
     return problems
 
 
