@@ -52,7 +52,7 @@ class Run:
 
     @property
     def namespace(self) -> dict[str, str]:
-        """The entry of an object's metadata; none where the home's own namespace is meant."""
+        """The entry of an object's metadata; none where the backend's own namespace is meant."""
         return {} if self.config.namespace == AUTO else {"namespace": self.config.namespace}
 
     @property

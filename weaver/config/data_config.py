@@ -211,10 +211,6 @@ class DataConfig:
         return dataclasses.replace(config, declared=_declared(config))
 
     @property
-    def tree_name(self) -> str | None:
-        return self.treename
-
-    @property
     def labels(self) -> Options:
         return self.options["labels"]
 

@@ -347,17 +347,6 @@ ON_BOOLEANS = {
 }
 """Operation -> the one that computes it on booleans. The bitwise ones exist on booleans only."""
 
-FUNCTIONS: frozenset[str] = frozenset(
-    {f"{module}.{name}" for module, names in VOCABULARY.items() for name in names}
-    | {f".{name}" for name in METHODS | VECTOR_METHODS | COMPONENTS}
-    | names_in("helper")
-    | names_in("python")
-)
-"""Every name that an expression may call or refer to.
-
-"numpy.log", "awkward.num", "math.exp", ".astype", "len", "_clip".
-"""
-
 
 def markdown() -> str:
     """The table for documentation, in Markdown: one row for each function."""

@@ -30,7 +30,7 @@ def group(*variables, **more) -> dict:
 
 def test_the_pfn_config():
     ours = DataConfig.load(str(DATA / "jec_pfn_open.yaml"))
-    assert ours.treename == ours.tree_name == "AK4jets/jetTree"
+    assert ours.treename == "AK4jets/jetTree"
     assert ours.input_names == ("pf_features", "pf_mask", "jet_features")
     assert ours.input_dicts["pf_features"] == [
         "PF_logPt",

@@ -12,7 +12,28 @@ import torch
 from weaver.config import vocabulary
 from weaver.config.data_config import DataConfig
 from weaver.config.helpers import HELPERS
-from weaver.config.vocabulary import FORMS, FUNCTIONS, NAMESPACES, TABLE
+from weaver.config.vocabulary import (
+    COMPONENTS,
+    FORMS,
+    METHODS,
+    NAMESPACES,
+    TABLE,
+    VECTOR_METHODS,
+    VOCABULARY,
+    names_in,
+)
+
+FUNCTIONS: frozenset[str] = frozenset(
+    {f"{module}.{name}" for module, names in VOCABULARY.items() for name in names}
+    | {f".{name}" for name in METHODS | VECTOR_METHODS | COMPONENTS}
+    | names_in("helper")
+    | names_in("python")
+)
+"""Every name that an expression may call or refer to.
+
+"numpy.log", "awkward.num", "math.exp", ".astype", "len", "_clip".
+"""
+
 from weaver.onnx import raw_program
 from weaver.onnx.raw_jets import padded, reference_inputs
 from weaver.onnx.raw_model import OPERATIONS, Preprocessing, raw_inputs
