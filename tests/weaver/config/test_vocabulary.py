@@ -22,6 +22,9 @@ from weaver.config.vocabulary import (
     VOCABULARY,
     names_in,
 )
+from weaver.onnx import raw_program
+from weaver.onnx.raw_jets import padded, reference_inputs
+from weaver.onnx.raw_model import OPERATIONS, Preprocessing, raw_inputs
 
 FUNCTIONS: frozenset[str] = frozenset(
     {f"{module}.{name}" for module, names in VOCABULARY.items() for name in names}
@@ -33,10 +36,6 @@ FUNCTIONS: frozenset[str] = frozenset(
 
 "numpy.log", "awkward.num", "math.exp", ".astype", "len", "_clip".
 """
-
-from weaver.onnx import raw_program
-from weaver.onnx.raw_jets import padded, reference_inputs
-from weaver.onnx.raw_model import OPERATIONS, Preprocessing, raw_inputs
 
 PREFIXES = {"numpy": "np.", "awkward": "ak.", "helper": ""}
 ARGUMENTS = {"_clip": "x, 0.2, 0.5", "where": "x > 0.3, x, y"}
