@@ -77,8 +77,9 @@ class ExperimentRun:
             self._wait.tell("state", progress_line(experiment, trials, waiting))
             if is_true(experiment, "Failed"):
                 # Katib lets the other trials run on (seen with 0.19.0); their GPUs are for others.
-                trials = self._remove_unfinished(trials, "the search failed")
-                raise ClusterError(self._failure(experiment, trials))
+                failure = self._failure(experiment, trials)
+                self._remove_unfinished(trials, "the search failed")
+                raise ClusterError(failure)
             if is_true(experiment, "Succeeded") and not _was_extended(experiment):
                 return self._result(experiment, self._remove_unfinished(trials, OVERTAKEN))
             self._wait.sleep(self._objects.poll)
@@ -94,7 +95,7 @@ class ExperimentRun:
         if is_true(existing, "Failed"):
             # Katib cannot restart it; resuming a run means to try again
             self._report(f"experiment {self._name} failed before; it is removed and run again")
-            self._objects.remove([(EXPERIMENT, self._name)], self._wait)
+            self._objects.remove([(EXPERIMENT, self._name)], self._wait, to_make_again=True)
             self._objects.submit(EXPERIMENT, self._manifest, self._wait)
         else:
             self._extend(existing)

@@ -106,12 +106,19 @@ class Objects:
     # Remove
     # --------------------------------------------------------------------------------------------
 
-    def remove(self, things: list[tuple[Kind, str]], wait: Wait | None = None) -> list[str]:
-        """Delete objects and wait until they and all that belongs to them are gone.
+    def remove(
+        self,
+        things: list[tuple[Kind, str]],
+        wait: Wait | None = None,
+        *,
+        to_make_again: bool = False,
+    ) -> list[str]:
+        """Delete objects and wait until they and what runs for them are gone.
 
-        An object of the same name may be made only then: a new Experiment would take over the
-        suggestion and the trial names of the deleted one (seen with Katib 0.19.0). Returns
-        'Kind/name' of those that existed.
+        `to_make_again`: wait for the pod of an Experiment's algorithm as well, which takes its
+        30 s to end. A new Experiment of the same name would take over the assignments and the
+        trial names of the deleted one (seen with Katib 0.19.0). Returns 'Kind/name' of those that
+        existed.
         """
         names = ", ".join(f"{kind.name} {name}" for kind, name in things)
         wait = wait or Wait(f"removal of {names}", REMOVAL_SECONDS, ignore)
@@ -121,17 +128,19 @@ class Objects:
             wait.sleep(self.poll)
             left = self._still_there(left, wait)
         for kind, name in things:
-            while self._dependents(kind, name, wait):
+            while self._dependents(kind, name, wait, suggestion=to_make_again):
                 wait.sleep(self.poll)
         return [f"{kind.name}/{name}" for kind, name in removed]
 
-    def _dependents(self, kind: Kind, name: str, wait: Wait) -> bool:
+    def _dependents(self, kind: Kind, name: str, wait: Wait, *, suggestion: bool) -> bool:
         """Whether anything that an object's controller made for it still exists."""
         selectors = {
-            EXPERIMENT.name: (f"{TRIALS_LABEL}={name}", f"{SUGGESTION_LABEL}={name}"),
-            PYTORCHJOB.name: (f"{JOB_LABEL}={name}",),
-            INFERENCE_SERVICE.name: (f"{SERVICE_LABEL}={name}",),
+            EXPERIMENT.name: [f"{TRIALS_LABEL}={name}"],
+            PYTORCHJOB.name: [f"{JOB_LABEL}={name}"],
+            INFERENCE_SERVICE.name: [f"{SERVICE_LABEL}={name}"],
         }[kind.name]
+        if suggestion and kind.name == EXPERIMENT.name:
+            selectors.append(f"{SUGGESTION_LABEL}={name}")
         left = []
         if kind.name == EXPERIMENT.name:
             for dependent in (TRIAL, PYTORCHJOB):
