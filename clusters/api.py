@@ -156,6 +156,7 @@ class Api:
         self._client = connection.client
         self._custom = client.CustomObjectsApi(connection.client)
         self._core = client.CoreV1Api(connection.client)
+        self._apps = client.AppsV1Api(connection.client)
         self._reached = False
 
     # Custom resources
@@ -267,6 +268,37 @@ class Api:
         return sorted(
             events, key=lambda event: event.get("lastTimestamp") or event.get("eventTime") or ""
         )
+
+    def events_of_kind(self, kind: str, wait: Wait) -> list[Manifest]:
+        """Events about all objects of a kind, oldest first; none if they cannot be read."""
+        answer = self._glimpse(
+            wait,
+            "events",
+            self._core.list_namespaced_event,
+            self.namespace,
+            field_selector=f"involvedObject.kind={kind}",
+        )
+        events = [] if answer is None else self._plain(answer.items)
+        return sorted(
+            events, key=lambda event: event.get("lastTimestamp") or event.get("eventTime") or ""
+        )
+
+    def deployment(self, name: str, wait: Wait) -> Manifest | None:
+        """A Deployment; None if there is none of this name or it cannot be read."""
+        answer = self._glimpse(
+            wait, "deployments", self._apps.read_namespaced_deployment, name, self.namespace
+        )
+        if answer is None:
+            return None
+        deployment: Manifest = self._client.sanitize_for_serialization(answer)
+        return deployment
+
+    def quotas(self, wait: Wait) -> list[Manifest] | None:
+        """The ResourceQuotas of the namespace; None if they cannot be read."""
+        answer = self._glimpse(
+            wait, "resourcequotas", self._core.list_namespaced_resource_quota, self.namespace
+        )
+        return None if answer is None else self._plain(answer.items)
 
     def log(
         self, pod: str, container: str, wait: Wait, *, lines: int, previous: bool = False

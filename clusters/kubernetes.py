@@ -9,11 +9,10 @@ removes what it has started (`delete_experiment`, `delete_job`).
 
 from __future__ import annotations
 
-from clusters import kubernetes_experiment, kubernetes_job, kubernetes_service
+from clusters import kubernetes_experiment, kubernetes_job, service_rollout
 from clusters.api import EXPERIMENT, INFERENCE_SERVICE, PYTORCHJOB, Api, connect, namespace_of
 from clusters.kubernetes_objects import Objects
-from clusters.protocol import ExperimentResult, Manifest, Report, Service
-from clusters.reasons import name_of
+from clusters.protocol import Check, ExperimentResult, Manifest, Report, Service
 
 
 class KubernetesCluster:
@@ -80,31 +79,21 @@ class KubernetesCluster:
     # Service
     # --------------------------------------------------------------------------------------------
 
-    def deploy(self, manifest: Manifest, *, deadline: float, report: Report) -> Service:
-        """See clusters.protocol.Cluster.
-
-        Inside the cluster the service's own address answers without the gateway's log-in. Outside
-        only the public address answers.
-        """
-        deployment = kubernetes_service.Deployment(
+    def deploy(
+        self, manifest: Manifest, *, check: Check, backup: str, deadline: float, report: Report
+    ) -> Service:
+        """See clusters.protocol.Cluster."""
+        rollout = service_rollout.Rollout(
             self._objects,
             self._objects.checked(manifest, INFERENCE_SERVICE),
+            inside=self._inside,
+            check=check,
+            backup=backup,
             patience=self._patience,
             deadline=deadline,
             report=report,
         )
-        service = deployment.run()
-        public, own = kubernetes_service.addresses(service, self.namespace)
-        return Service(
-            name=name_of(service),
-            url=own if self._inside or not public else public,
-            kind="kserve",
-            details={"namespace": self.namespace, "public_url": public, "cluster_url": own},
-        )
-
-    def service_story(self, name: str) -> str:
-        """See clusters.protocol.Cluster."""
-        return kubernetes_service.describe(self._api, name)
+        return rollout.run()
 
     # Run
     # --------------------------------------------------------------------------------------------

@@ -25,9 +25,9 @@ from typing import Any, Protocol
 from clusters import manifests
 from clusters.local_search import LocalSearch
 from clusters.processes import Replicas, cores, tail, wait
-from clusters.protocol import ExperimentResult, Manifest, Report, Service, run_id_of
+from clusters.protocol import Check, ExperimentResult, Manifest, Report, Service, run_id_of
 from common import storage
-from common.errors import ClusterError, DeadlineError
+from common.errors import ClusterError, DeadlineError, JecError
 
 
 class Servers(Protocol):
@@ -95,10 +95,13 @@ class LocalCluster:
         if code != 0:
             raise ClusterError(f"job {name} failed: {job.reason()}")
 
-    def deploy(self, manifest: Manifest, *, deadline: float, report: Report) -> Service:
+    def deploy(
+        self, manifest: Manifest, *, check: Check, backup: str, deadline: float, report: Report
+    ) -> Service:
         """See clusters.protocol.Cluster.
 
-        An older process of the same service is ended first. The server outlives this process.
+        An older process of the same service is ended first, and is not brought back where the
+        check fails. The server outlives this process.
         """
         if self.servers is None:
             raise ClusterError(
@@ -120,22 +123,20 @@ class LocalCluster:
             {"pid": server.pid, "url": server.url, "kind": server.kind},
         )
         report(f"{server.kind} serves {name} at {server.url}")
-        return Service(
+        log = folder / "server.log"
+        service = Service(
             name=name,
             url=server.url,
             kind=server.kind,
-            details={"pid": server.pid, "log": str(folder / "server.log")},
+            details={"pid": server.pid, "log": str(log)},
         )
-
-    def service_story(self, name: str) -> str:
-        """See clusters.protocol.Cluster."""
-        logs = sorted(
-            self.workdir.glob(f"*/local/services/{name}/server.log"),
-            key=lambda log: log.stat().st_mtime,
-        )
-        if not logs:
-            return f"no server of {name} was started here"
-        return f"the server's log ({logs[-1]}) ends:\n{tail(logs[-1])}"
+        try:
+            check(service)
+        except JecError as error:
+            story = f"the server's log ({log}) ends:\n{tail(log)}"
+            error.args = (f"{error}\n{story}", *error.args[1:])
+            raise
+        return service
 
     def delete_experiment(self, name: str) -> None:
         """See clusters.protocol.Cluster."""

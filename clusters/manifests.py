@@ -22,7 +22,7 @@ class Resources:
     Requests equal limits: a pod that trains is never evicted for bursting.
     """
 
-    cpus: int
+    cpus: int | str
     memory: str
     gpus: int = 0
     gpu_resource: str = "nvidia.com/gpu"
@@ -280,9 +280,14 @@ def python_command(module: str, *, gpus: int) -> list[str]:
     return ["torchrun", "-m", module] if gpus > 1 else ["python", "-m", module]
 
 
-def storage_uri(service: Manifest) -> str:
-    """The model repository that an InferenceService serves, whichever form its predictor has."""
+def server_of(service: Manifest) -> Manifest:
+    """The container of an InferenceService's predictor, whichever form that has."""
     predictor = service["spec"]["predictor"]
-    form = "model" if "model" in predictor else "triton"
-    uri: str = predictor[form]["storageUri"]
+    server: Manifest = predictor["model" if "model" in predictor else "triton"]
+    return server
+
+
+def storage_uri(service: Manifest) -> str:
+    """The model repository that an InferenceService serves."""
+    uri: str = server_of(service)["storageUri"]
     return uri

@@ -16,7 +16,7 @@ from clusters.api import (
 from clusters.kubernetes import KubernetesCluster
 from clusters.kubernetes_job import replicas_line
 from clusters.kubernetes_objects import JOB_LABEL, SERVICE_LABEL, TRIALS_LABEL
-from clusters.kubernetes_service import service_line
+from clusters.kubernetes_service import cluster_address, untrue_conditions
 from clusters.protocol import RUN_LABEL, STEP_LABEL, Manifest
 from clusters.reasons import (
     CREATING,
@@ -167,5 +167,5 @@ def _job_line(job: Manifest) -> str:
 
 def _service_line(service: Manifest) -> str:
     if is_true(service, "Ready"):
-        return f"ready at {service['status'].get('url', '?')}"
-    return service_line(service)
+        return f"ready at {cluster_address(service)}"
+    return f"not ready: {untrue_conditions(service) or 'KServe has not looked at it yet'}"

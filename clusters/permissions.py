@@ -91,7 +91,14 @@ PERMISSIONS = (
         group="",
         resource="resourcequotas",
         verbs=("list",),
-        why="how many trials fit at once",
+        why="how many trials fit at once, and whether a second pod of the service does",
+        needed=False,
+    ),
+    Permission(
+        group="apps",
+        resource="deployments",
+        verbs=("get",),
+        why="whether an update of the service is through, where pods may not be listed",
         needed=False,
     ),
     # Of Argo and KFP inside a step's own pod. Without them a run that is given another account

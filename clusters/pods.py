@@ -18,6 +18,7 @@ from clusters.reasons import (
     NOT_SCHEDULED,
     Crash,
     crash_of,
+    last_line,
     name_of,
     phase_of,
     short,
@@ -25,6 +26,7 @@ from clusters.reasons import (
     waiting_of,
     warning_of,
 )
+from clusters.server_log import load_failure, worth_reading
 from clusters.waiting import Wait
 from common.errors import DeadlineError
 
@@ -32,6 +34,8 @@ NO_POD = "has no pod yet"
 # every pod goes through these; only one that stays there is worth a line
 PASSING = {NO_POD, NOT_SCHEDULED, CREATING}
 LOG_LINES = 20  # of a container that ended badly: a traceback's end and what led to it
+SERVER = "kserve-container"
+SERVER_LOG_LINES = 400  # of a model server, whose reason stands above its tables of options
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,14 +44,18 @@ class Ending:
 
     crash: Crash
     lines: list[str]
+    cause: str = ""
+    """The line of the log that names the reason, where it is not the last one."""
 
     def reason(self) -> str:
         """As 'exit code 1: error: the loss is not finite'.
 
         The text is the same for the same failure, whatever the pod's name.
         """
-        last = next((line.strip() for line in reversed(self.lines) if line.strip()), "")
-        return f"{self.crash.reason}: {short(last, 200)}" if last else self.crash.reason
+        cause = short(self.cause) or last_line("\n".join(self.lines), 200)
+        if not cause or cause in self.crash.reason:
+            return self.crash.reason
+        return f"{self.crash.reason}: {cause}"
 
     def text(self) -> str:
         """The pod, the reason and the last lines, indented, for the end of an error."""
@@ -55,6 +63,20 @@ class Ending:
         head = f"last lines of pod {self.crash.pod}{container} ({self.crash.reason}):"
         lines = self.lines or ["(no log to be had)"]
         return "\n".join([head, *(f"  | {line}" for line in lines)])
+
+
+def read_log(api: Api, crash: Crash, wait: Wait) -> tuple[list[str], str]:
+    """The lines of a container's log that are worth reading, and the one that names the reason.
+
+    The second is empty where the last line is the reason.
+    """
+    if not crash.container:
+        return [], ""
+    count = SERVER_LOG_LINES if crash.container == SERVER else LOG_LINES
+    lines = api.log(crash.pod, crash.container, wait, lines=count, previous=crash.previous)
+    if crash.container != SERVER:
+        return lines, ""
+    return worth_reading(lines, LOG_LINES), load_failure(lines)
 
 
 class PodDiagnostics:
@@ -148,12 +170,8 @@ class PodDiagnostics:
         if key in self._seen:
             return
         self._seen.add(key)
-        lines = []
-        if crash.container:
-            lines = self._api.log(
-                crash.pod, crash.container, self._wait, lines=LOG_LINES, previous=crash.previous
-            )
-        ending = Ending(crash=crash, lines=lines)
+        lines, cause = read_log(self._api, crash, self._wait)
+        ending = Ending(crash=crash, lines=lines, cause=cause)
         endings = self._endings.setdefault(pod["metadata"]["labels"][self._owner_label], [])
         endings.append(ending)
         endings.sort(key=lambda ending: ending.crash.finished)

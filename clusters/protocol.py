@@ -46,6 +46,12 @@ class Service:
     """The server: 'kserve' on a cluster, 'triton' or 'kserve-server' on one machine."""
     details: dict[str, Any] = dataclasses.field(default_factory=dict)
     """What the owner needs to end it (pid on one machine)."""
+    certain: bool = True
+    """False where the former model may still answer, because its pods may not be seen."""
+
+
+Check = Callable[[Service], None]
+"""Called with a service that is ready; raises JecError where it does not serve as it should."""
 
 
 class Cluster(Protocol):
@@ -79,14 +85,18 @@ class Cluster(Protocol):
         Raises ClusterError with the last log lines of the replica that failed, and DeadlineError.
         """
 
-    def deploy(self, manifest: Manifest, *, deadline: float, report: Report) -> Service:
-        """Create or update an InferenceService and wait until it says that it is ready.
+    def deploy(
+        self, manifest: Manifest, *, check: Check, backup: str, deadline: float, report: Report
+    ) -> Service:
+        """Create or update an InferenceService and wait until it is ready and `check` passes.
 
-        Raises ClusterError and DeadlineError.
+        Where it does not come up, or `check` raises, a backend takes the new model back. `backup`
+        is the address of a file in which it keeps the service as it was before, so that a step
+        which was killed and started again can still put it back. `deadline` is for each service
+        that has to become ready.
+
+        Raises ClusterError, DeadlineError, and the error of `check` with what the service says.
         """
-
-    def service_story(self, name: str) -> str:
-        """What to read when a service does not answer: its conditions, its last log lines."""
 
     def delete_experiment(self, name: str) -> None:
         """Remove an Experiment and its trials; no error if it is gone already."""

@@ -24,6 +24,8 @@ IMAGE = {
 }
 CONFIG = {"CreateContainerConfigError", "CreateContainerError", "RunContainerError"}
 NOT_SCHEDULED, CREATING = "not scheduled yet", "its containers are being created"
+# A controller met its own older write (409) and tries again: harmless, and no reason.
+CONFLICT = "the object has been modified"
 # characters of a message from a pod or event: enough for a scheduler's sentence, short enough for a
 # line
 LONGEST = 400
@@ -53,6 +55,15 @@ def short(text: str, limit: int = LONGEST) -> str:
     """One line of at most `limit` characters."""
     line = " ".join(str(text).split())
     return line if len(line) <= limit else line[: limit - 3] + "..."
+
+
+def last_line(text: str, limit: int = LONGEST) -> str:
+    """The last line of a text that is not blank, shortened.
+
+    A termination message may hold the end of a whole log; the exception is its last line.
+    """
+    lines = [line for line in str(text).splitlines() if line.strip()]
+    return short(lines[-1], limit) if lines else ""
 
 
 def name_of(thing: Manifest) -> str:
@@ -138,7 +149,7 @@ def _exit_reason(end: Manifest) -> str:
     code, reason = end["exitCode"], end.get("reason") or "Error"
     if reason == "OOMKilled":
         return f"OOMKilled (exit code {code}): it used more memory than its limit"
-    message = f": {short(end['message'])}" if end.get("message") else ""
+    message = f": {last_line(end['message'])}" if end.get("message") else ""
     if reason == "Error":
         return f"exit code {code}{message}"
     return f"{reason} (exit code {code}){message}"
@@ -193,7 +204,11 @@ def stuck(pod: Manifest) -> bool:
 
 def warning_of(events: Iterable[Manifest]) -> str:
     """The newest warning of events that are listed oldest first; empty if there is none."""
-    warnings = [event for event in events if event.get("type") == "Warning"]
+    warnings = [
+        event
+        for event in events
+        if event.get("type") == "Warning" and CONFLICT not in event.get("message", "")
+    ]
     if not warnings:
         return ""
     reason = warnings[-1].get("reason", "")

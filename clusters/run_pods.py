@@ -42,20 +42,20 @@ def resources(run: Run) -> manifests.Resources:
     )
 
 
-def settings(run: Run, *, gpus: int = 0) -> manifests.PodSettings:
+def settings(run: Run, *, gpus: int = 0, reads_data: bool = True) -> manifests.PodSettings:
     """Where the pods of a run may run and what they see of their nodes.
 
-    The driver's folder is for pods with GPUs.
+    The driver's folder is for pods with GPUs, EOS for those that read data.
     """
     config = run.config
     folders = []
-    if config.eos != NONE:
+    if config.eos != NONE and reads_data:
         folders.append(manifests.HostFolder(name="eos", path=config.eos, mount="/eos"))
     if config.nvidia_driver != NONE and gpus:
         driver = config.nvidia_driver
         folders.append(manifests.HostFolder(name="nvidia-driver", path=driver, mount=driver))
     ticket = None
-    if config.kerberos_secret != NONE:
+    if config.kerberos_secret != NONE and reads_data:
         secret, _, key = config.kerberos_secret.partition("/")
         # The name that MIT Kerberos gives the ticket of uid 1000, as whom the pods run.
         ticket = manifests.Ticket(secret=secret, key=key or "krb5cc_1000")

@@ -20,6 +20,9 @@ case, or not at all.
 EARLY_STOPPING = ("none", "medianstop")
 """Katib's names of the rules by which trials are stopped early."""
 
+ROLLOUTS = ("auto", "surge", "recreate")
+"""How a new pod of the service replaces the former one: by the quota, first or afterwards."""
+
 # Defaults of the gate
 
 MIN_IMPROVEMENT = 0.0

@@ -16,7 +16,14 @@ import re
 from typing import Any
 
 from common import algorithms
-from common.choices import EARLY_STOPPING, MAX_CLOSURE, MIN_IMPROVEMENT, PRECISIONS, RAW_MODELS
+from common.choices import (
+    EARLY_STOPPING,
+    MAX_CLOSURE,
+    MIN_IMPROVEMENT,
+    PRECISIONS,
+    RAW_MODELS,
+    ROLLOUTS,
+)
 from common.cli import require, truth
 from common.errors import InputError, unknown
 
@@ -222,6 +229,20 @@ class RunConfig:
         metavar="IMAGE",
     )
 
+    # What a step itself does needs little; the limits, 2 CPUs and 4Gi, leave room for decoding.
+    steps_cpus: str = option(
+        "500m",
+        "CPUs that the pod of each step asks for; fixed when the pipeline is compiled",
+        group="resources",
+        metavar="QUANTITY",
+    )
+    steps_memory: str = option(
+        "1Gi",
+        "memory that the pod of each step asks for; fixed when the pipeline is compiled",
+        group="resources",
+        metavar="QUANTITY",
+    )
+
     # -- gates and serving
     min_improvement: float = option(
         MIN_IMPROVEMENT,
@@ -264,6 +285,22 @@ class RunConfig:
         1, "servers that always run; 0 lets the service scale to zero", group="gates and serving"
     )
     max_replicas: int = option(1, "servers at most", group="gates and serving")
+    # A jet takes microseconds on a CPU; a GPU that waits for requests is missed elsewhere.
+    serving_gpus: int = option(0, "GPUs of each server", group="gates and serving")
+    # Two: one for the server, one for the model; room for large batches in 4Gi.
+    serving_cpus: str = option(
+        "2", "CPUs of each server, as 2 or 500m", group="gates and serving", metavar="QUANTITY"
+    )
+    serving_memory: str = option(
+        "4Gi", "memory of each server", group="gates and serving", metavar="QUANTITY"
+    )
+    rollout: str = option(
+        AUTO,
+        "how a new model replaces the former one: 'surge' brings the new pod up first, 'recreate'"
+        " ends the former one first, 'auto' takes surge where the quota has room for a second pod",
+        group="gates and serving",
+        choices=ROLLOUTS,
+    )
     predictor_form: str = option(
         "model",
         "how the InferenceService names Triton: 'model' (KServe since 0.8) or 'triton' (older)",
@@ -351,6 +388,9 @@ class RunConfig:
         self._check_goal()
         self._check_pods()
         require(
+            self.rollout in ROLLOUTS, f"--rollout: {unknown('rollout', self.rollout, ROLLOUTS)}"
+        )
+        require(
             self.predictor_form in PREDICTOR_FORMS,
             f"--predictor-form: {unknown('form', self.predictor_form, PREDICTOR_FORMS)}",
         )
@@ -380,8 +420,10 @@ class RunConfig:
         require(good, f"--goal '{self.goal}': write a number, as 0.08, or none")
 
     def _check_pods(self) -> None:
-        for name in ("memory", "shared_memory"):
+        for name in ("memory", "shared_memory", "serving_memory", "steps_memory"):
             quantity(name, getattr(self, name))
+        for name in ("serving_cpus", "steps_cpus"):
+            cpus(name, getattr(self, name))
         require(
             quantity("shared_memory", self.shared_memory) < quantity("memory", self.memory),
             f"--shared-memory {self.shared_memory} counts within --memory {self.memory} and leaves"
@@ -434,6 +476,7 @@ LEAST = {
     "num_replicas": 1,
     "num_gpus": 0,
     "num_cpus": 1,
+    "serving_gpus": 0,
     "deadline_hours": 0.001,
     "max_closure": 0.0,
     "seed": 0,
@@ -508,6 +551,18 @@ def quantity(name: str, text: str) -> float:
             f" {', '.join(u for u in UNITS if u)}, as 12Gi"
         )
     return float(match[1]) * UNITS[match[2]]
+
+
+def cpus(name: str, text: str) -> float:
+    """Cores of a Kubernetes quantity such as 2, 0.5 or 500m. Raises InputError for anything else.
+
+    >>> cpus("serving_cpus", "500m")
+    0.5
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(m?)", text)
+    cores = float(match[1]) / (1000 if match[2] else 1) if match else 0.0
+    require(cores > 0, f"--{flag(name)} '{text}' is no number of CPUs; write 2, 0.5 or 500m")
+    return cores
 
 
 def selector(text: str) -> dict[str, str]:

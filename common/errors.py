@@ -8,6 +8,7 @@
     ├── StorageError             the storage did not do as asked
     ├── ClusterError             a job, an experiment or a service did not end well
     │   ├── DeadlineError        ... within its deadline
+    │   ├── NoNodeError          no node takes a service's pods  (clusters.kubernetes_service)
     │   ├── UnreachableError     nobody answers at an address (yet)
     │   │   └── Unreachable      ... of a model server                      (serving.client)
     │   ├── NotServing           a model server answers, but not for this model  (serving.client)

@@ -56,6 +56,11 @@ class RunFolder:
         return self.path("service.json")
 
     @property
+    def former_service(self) -> str:
+        """former_service.json: the service as it was, while the step deploy runs."""
+        return self.path("former_service.json")
+
+    @property
     def summary(self) -> str:
         """summary.json: how the run ended."""
         return self.path("summary.json")

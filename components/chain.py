@@ -13,7 +13,7 @@ from typing import Any
 
 from clusters.manifests import CREDENTIALS
 from clusters.protocol import STEP_LABEL
-from common.config import RunConfig
+from common.config import RunConfig, cpus, quantity
 from components.steps import HOUR, STEPS, component, step_of
 
 NAME = "jec-pipeline"
@@ -22,6 +22,10 @@ STEPS_IMAGE = "jec-steps:latest"
 # for pods that were evicted and storage that was away; a step knows a failure that repeats and ends
 # at once
 RETRIES = 2
+
+# of a step's pod, unless it asks for more: prepare decodes the data
+CPU_LIMIT = "2"
+MEMORY_LIMIT = "4Gi"
 
 
 def pipeline(config: RunConfig, image: str = STEPS_IMAGE, *, non_root: bool = False) -> Any:
@@ -45,7 +49,7 @@ def pipeline(config: RunConfig, image: str = STEPS_IMAGE, *, non_root: bool = Fa
             task = made[name](**arguments)
             if after is not None:
                 task.after(after)
-            return _on_the_cluster(task, parameters["s3_secret"], non_root)
+            return _on_the_cluster(task, config, parameters["s3_secret"], non_root)
 
         about = ("s3_bucket", "run_id", "network_config", "webhook")
         end = task("finish", **{name: parameters[name] for name in about}, **common)
@@ -89,8 +93,11 @@ def sdk_version() -> str:
     return importlib.metadata.version("kfp")
 
 
-def _on_the_cluster(task: Any, secret: Any, non_root: bool) -> Any:
+def _on_the_cluster(task: Any, config: RunConfig, secret: Any, non_root: bool) -> Any:
     """Give a step what its pod needs: S3 keys, its label, small limits, a deadline, retries.
+
+    The requests are those of `config`, fixed in the IR: a server takes them as parameters only
+    since KFP 2.4, and a clone in the UI has no use for them.
 
     KFP's cache is off, because every step acts on the outside. The steps know what they may reuse:
     decoded data, a finished search.
@@ -113,8 +120,10 @@ def _on_the_cluster(task: Any, secret: Any, non_root: bool) -> Any:
         RETRIES, backoff_duration="30s", backoff_factor=2.0, backoff_max_duration=f"{longest}s"
     )
     return (
-        task.set_cpu_request("500m")
-        .set_cpu_limit("2")
-        .set_memory_request("1Gi")
-        .set_memory_limit("4Gi")
+        task.set_cpu_request(config.steps_cpus)
+        .set_cpu_limit(max(config.steps_cpus, CPU_LIMIT, key=lambda text: cpus("steps_cpus", text)))
+        .set_memory_request(config.steps_memory)
+        .set_memory_limit(
+            max(config.steps_memory, MEMORY_LIMIT, key=lambda text: quantity("steps_memory", text))
+        )
     )

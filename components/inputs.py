@@ -13,7 +13,9 @@ import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from clusters import service_name
 from clusters.katib import check_experiment
+from clusters.pod_namespace import own_namespace
 from common import storage
 from common.choices import SPLITS
 from common.config import AUTO, NONE, RunConfig
@@ -116,6 +118,26 @@ def check_search_space(inputs: Inputs) -> Result:
     return Result(text=f"{names}; {config.algorithm}, {config.max_trials} trials")
 
 
+def check_service_name(inputs: Inputs) -> Result:
+    """Refuse a name of which KServe would never make a service.
+
+    Where --namespace is auto, the namespace is known in a pod alone.
+    """
+    config = inputs.config
+    run = Run(config=config)
+    if not storage.is_s3(config.s3_bucket):
+        return Result(text=f"{run.model_name}, served on this machine")
+    namespace = own_namespace() if config.namespace == AUTO else config.namespace
+    if not namespace:
+        return Result(
+            text=f"{run.model_name}: its length is looked at in the namespace of the steps",
+            seen=False,
+            cure="give --namespace",
+        )
+    service_name.check(run.model_name, namespace)
+    return Result(text=f"{run.model_name} in namespace {namespace}")
+
+
 def check_network(inputs: Inputs) -> Result:
     """Build the network and its loss with the extremes of the search space."""
     if not check_builds(inputs.space, inputs.network, inputs.known_data_config):
@@ -212,6 +234,7 @@ OF_CONFIGURATION = (
     Check(name="data configuration", run=check_data_config),
     Check(name="search space", run=check_search_space),
     Check(name="network", run=check_network, reads_data_config=True),
+    Check(name="service name", run=check_service_name),
 )
 """The checks that read nothing but the configurations, in their order."""
 

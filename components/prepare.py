@@ -32,6 +32,12 @@ RESUMABLE_PARAMETERS = (
     "max_failed_trials",
     "goal",
     "deadline_hours",
+    "serving_gpus",
+    "serving_cpus",
+    "serving_memory",
+    "rollout",
+    "steps_cpus",
+    "steps_memory",
 )
 """Parameters that may differ on resume, because they do not affect finished trials."""
 MAX_SHARED = 0.001

@@ -91,12 +91,15 @@ STEPS = (
         name="deploy",
         inputs={**_RUN, **_COMMON},
         outputs={"url": "parameter", "report": "html"},
-        deadline=round(SERVICE_DEADLINE + 2 * GOLDEN_DEADLINE) + MARGIN,
+        # twice: a new model is tried beside the service before it replaces the former one
+        deadline=round(2 * (SERVICE_DEADLINE + 2 * GOLDEN_DEADLINE)) + MARGIN,
         logs="services",
         rights=(
             "inferenceservices.serving.kserve.io",
             "secrets",
             "serviceaccounts",
+            "resourcequotas",
+            "deployments.apps",
             *_DIAGNOSTICS,
         ),
     ),

@@ -114,6 +114,8 @@ def service_line(service: ServiceRecord, *, here: bool) -> str:
     from serving import triton
 
     line = f"served as {service.name} at {service.url} ({service.kind})"
+    if "from_outside" in service.details:
+        line += f"; from outside the cluster: {service.details['from_outside']}"
     # A server on one machine ends with the command that started it; one on a cluster has no pid.
     pid = service.details.get("pid")
     if pid is None or not here or triton.is_running(pid):

@@ -75,10 +75,13 @@ def submit(config: RunConfig, server: Server, image: str, *, account: str = AUTO
     config = with_uploaded_files(config)
     namespace = None if config.namespace == AUTO else config.namespace
     with tempfile.TemporaryDirectory() as folder:
-        # The IR holds the defaults, never this run's parameters: so one version serves all runs.
+        # The IR holds the defaults, never this run's parameters: so one version serves all runs
+        # whose steps ask for the same.
         ir = chain.compile_to(
             Path(folder) / "pipeline.yaml",
-            with_space_as_text(RunConfig()),
+            with_space_as_text(
+                RunConfig(steps_cpus=config.steps_cpus, steps_memory=config.steps_memory)
+            ),
             image,
             non_root=knows_non_root(server),
         )

@@ -26,6 +26,8 @@ class Backend:
 
     name: str
     cluster: Cluster
+    folder: Path
+    """Where the step would keep its files."""
     lines: list[str] = dataclasses.field(default_factory=list)
 
     def run_experiment(self, manifest: dict, deadline: float = 30):
@@ -34,8 +36,14 @@ class Backend:
     def run_job(self, manifest: dict, deadline: float = 30):
         return self.cluster.run_job(manifest, deadline=deadline, report=self.lines.append)
 
-    def deploy(self, manifest: dict, deadline: float = 30):
-        return self.cluster.deploy(manifest, deadline=deadline, report=self.lines.append)
+    def deploy(self, manifest: dict, deadline: float = 30, check=lambda service: None):
+        return self.cluster.deploy(
+            manifest,
+            check=check,
+            backup=str(self.folder / "former_service.json"),
+            deadline=deadline,
+            report=self.lines.append,
+        )
 
     @property
     def text(self) -> str:
@@ -79,6 +87,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[.
         return Fake(
             name="kubernetes",
             cluster=cluster,
+            folder=tmp_path,
             api=api,
             node=node,
             katib=katib,
@@ -97,4 +106,4 @@ def backend(request: pytest.FixtureRequest, tmp_path: Path, fake: Callable[..., 
     """Each backend in turn; what its pods or processes run is real on both."""
     if request.param == "kubernetes":
         return fake(ProcessNode())
-    return Backend(name="local", cluster=LocalCluster(tmp_path / "runs"))
+    return Backend(name="local", cluster=LocalCluster(tmp_path / "runs"), folder=tmp_path)

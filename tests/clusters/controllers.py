@@ -720,57 +720,121 @@ class Katib:
 
 
 class KServe:
-    """Make the predictor pods of InferenceServices, and set the services' conditions.
+    """Make the predictor pods of InferenceServices, and set the services' status.
 
-    A new spec gets new pods, and the old ones go once those are ready. Like the real controller it
-    leaves the Ready condition of the old spec for `lag` seconds after an update, and its
-    observedGeneration differs from the object's generation. With `copies_labels` False the pods do
-    not get the service's labels. `url` is the services' address, by default one that does not
-    resolve.
+    mode: 'raw', KServe's RawDeployment without an ingress, or 'serverless', with Knative.
+    version: of the raw mode, which differ in PredictorReady: '0.15', '0.16' or '0.20'.
+    lag: how long the status stays that of the spec before an update, in seconds.
+    invalid: the message of a spec that KServe cannot serve.
+    copies_labels: whether the pods get the service's labels.
+    url: the services' address, by default one that does not resolve.
+    room: how many predictor pods the namespace's quota allows.
+    refuses: a message with which no pod is admitted, as Pod Security's.
     """
 
     def __init__(
-        self, lag: float = 0.0, invalid: str = "", copies_labels: bool = True, url: str = ""
+        self,
+        lag: float = 0.0,
+        invalid: str = "",
+        copies_labels: bool = True,
+        url: str = "",
+        *,
+        mode: str = "raw",
+        version: str = "0.15",
+        room: float = math.inf,
+        refuses: str = "",
     ) -> None:
         self.lag, self.invalid, self.copies_labels, self.url = lag, invalid, copies_labels, url
-        self._revisions: dict[str, tuple[int, str, float]] = {}
+        self.mode, self.version, self.room, self.refuses = mode, version, room, refuses
+        # of each service: its templates in the order of their first appearance
+        self._templates: dict[str, list[str]] = {}
+        self._current: dict[str, tuple[str, float]] = {}
 
     def __call__(self, api: FakeApi) -> None:
-        for service in api.all("inferenceservices"):
+        services = api.all("inferenceservices")
+        names = {service["metadata"]["name"] for service in services}
+        for pod in api.all("pods", "serving.kserve.io/inferenceservice"):
+            if pod["metadata"]["labels"]["serving.kserve.io/inferenceservice"] not in names:
+                api.delete("pods", pod)
+        for service in services:
             self._reconcile(api, service)
 
     def _reconcile(self, api: FakeApi, service: dict) -> None:
         metadata, status = service["metadata"], service.setdefault("status", {})
-        current = json.dumps([service["spec"], metadata.get("labels")], sort_keys=True)
-        number, previous, since = self._revisions.get(metadata["uid"], (0, "", -math.inf))
-        if current != previous:
-            number, since = number + 1, time.monotonic()
-            self._revisions[metadata["uid"]] = number, current, since
+        number, since = self._number(service)
         if time.monotonic() - since < (self.lag if number > 1 else 0):
             return
         if self.invalid:
             info = {"reason": "NoSupportingRuntime", "message": self.invalid}
             status["modelStatus"] = {"transitionStatus": "InvalidSpec", "lastFailureInfo": info}
             return
-        pods = api.all("pods", f"serving.kserve.io/inferenceservice={metadata['name']}")
-        current_pods = [pod for pod in pods if pod["metadata"]["labels"]["revision"] == str(number)]
-        if not current_pods:
-            current_pods = [self._create_pod(api, service, number)]
-        ready = all(has_condition(pod, "Ready") for pod in current_pods)
-        for pod in pods:
-            if ready and pod not in current_pods:
+        pods = self._pods(api, metadata["name"])
+        current = [pod for pod in pods if pod["metadata"]["labels"]["revision"] == str(number)]
+        former = [pod for pod in pods if pod not in current]
+        strategy = service["spec"]["predictor"].get("deploymentStrategy") or {}
+        # Recreate ends the former pods first, a surge when the new ones are ready.
+        ready = bool(current) and all(has_condition(pod, "Ready") for pod in current)
+        if ready or (strategy.get("type") == "Recreate" and self.mode == "raw"):
+            for pod in former:
                 api.delete("pods", pod)
-        self._set_status(api, service, number, ready)
+        if not current:
+            self._create_pod(api, service, number)
+        if self.mode == "raw":
+            self._set_raw_status(api, service, number)
+        else:
+            self._set_serverless_status(api, service, number, ready)
 
-    def _create_pod(self, api: FakeApi, service: dict, number: int) -> dict:
+    def _number(self, service: dict) -> tuple[int, float]:
+        """Which template the service has, from 1, and since when.
+
+        A template that was there before gets its ReplicaSet back, with the pods that it still has
+        (seen: a service whose former spec and labels were put back kept its pod).
+        """
+        metadata = service["metadata"]
+        # kserve v0.15.2 pkg/controller/v1beta1/inferenceservice/components/predictor.go:444:
+        # labels and annotations of the service are those of the pods.
+        predictor = {
+            key: value
+            for key, value in service["spec"]["predictor"].items()
+            if key not in ("deploymentStrategy", "minReplicas", "maxReplicas")
+        }
+        parts = [predictor, metadata.get("labels"), metadata.get("annotations")]
+        template = json.dumps(parts, sort_keys=True)
+        templates = self._templates.setdefault(metadata["uid"], [])
+        if template not in templates:
+            templates.append(template)
+        current, since = self._current.get(metadata["uid"], ("", -math.inf))
+        if current != template:
+            since = time.monotonic()
+            self._current[metadata["uid"]] = template, since
+        return templates.index(template) + 1, since
+
+    def _pods(self, api: FakeApi, name: str) -> list[dict]:
+        return api.all("pods", f"serving.kserve.io/inferenceservice={name}")
+
+    def _create_pod(self, api: FakeApi, service: dict, number: int) -> None:
         name = service["metadata"]["name"]
+        pod_name = f"{name}-predictor-{number:05d}"
+        refusal = self.refuses
+        if len(api.all("pods", "serving.kserve.io/inferenceservice")) >= self.room:
+            refusal = QUOTA.format(name=pod_name)
+        if refusal:
+            # Seen: FailedCreate of the ReplicaSet, and nothing on the InferenceService.
+            replica_set = {
+                "kind": "ReplicaSet",
+                "metadata": {"name": pod_name, "uid": f"{service['metadata']['uid']}-{number}"},
+            }
+            api.event(replica_set, "FailedCreate", f"Error creating: {refusal}")
+            return
         copied = service["metadata"].get("labels", {}) if self.copies_labels else {}
         labels = {**copied, "serving.kserve.io/inferenceservice": name, "revision": str(number)}
+        if self.mode == "serverless":
+            labels["serving.knative.dev/revision"] = pod_name
         pod = api.create(
             "pods",
             {
                 "metadata": {
-                    "name": f"{name}-predictor-{number:05d}",
+                    "name": pod_name,
                     "labels": labels,
                     "ownerReferences": [_owner(service)],
                 },
@@ -781,25 +845,116 @@ class KServe:
             },
         )
         pod["status"] = {"phase": "Pending"}
-        return pod
 
-    def _set_status(self, api: FakeApi, service: dict, number: int, ready: bool) -> None:
+    def _set_raw_status(self, api: FakeApi, service: dict, number: int) -> None:
+        name, status = service["metadata"]["name"], service["status"]
+        pods = self._pods(api, name)
+        current = [pod for pod in pods if pod["metadata"]["labels"]["revision"] == str(number)]
+        deployment = self._deployment(api, service, number, pods, current)
+        set_condition(service, "IngressReady")
+        if "deploymentMode" not in status:
+            # Seen: in the first seconds PredictorReady and observedGeneration are missing.
+            status["deploymentMode"] = "RawDeployment" if self.version == "0.15" else "Standard"
+            set_condition(service, "Ready", "Unknown")
+            api.touch(service)
+            return
+        available = any(has_condition(pod, "Ready") for pod in pods)
+        # kserve v0.15.2 pkg/apis/serving/v1beta1/inference_service_status.go:334: PredictorReady is
+        # the Deployment's Available, and observedGeneration the Deployment's.
+        value, reason = str(available), "" if available else "MinimumReplicasUnavailable"
+        rolling = len(pods) > len(current) or not all(
+            has_condition(pod, "Ready") for pod in current
+        )
+        if self.version == "0.16" and (rolling or not current):
+            # Read: 0.16 and 0.17 follow the rollout.
+            value, reason = "Unknown", "DeploymentRolling"
+        for kind in ("PredictorReady", "Ready"):
+            set_condition(service, kind, value, reason)
+        predictor = status.setdefault("components", {}).setdefault("predictor", {})
+        status["observedGeneration"] = deployment["status"]["observedGeneration"]
+        if value == "True":
+            host = f"{name}-predictor.{api.namespace}.svc.cluster.local"
+            predictor["url"] = f"http://{name}-predictor-{api.namespace}.example.com"
+            status["url"] = f"http://{name}-{api.namespace}.example.com"
+            status["address"] = {"url": self.url or f"http://{host}"}
+        _set_model_status(service, pods)
+        api.touch(service)
+
+    def _deployment(
+        self, api: FakeApi, service: dict, number: int, pods: list[dict], current: list[dict]
+    ) -> dict:
+        name = f"{service['metadata']['name']}-predictor"
+        deployment = api.find("deployments", name)
+        if deployment is None:
+            deployment = api.create(
+                "deployments",
+                {"metadata": {"name": name, "ownerReferences": [_owner(service)]}, "spec": {}},
+            )
+        labels = dict(service["metadata"].get("labels") or {})
+        selector = {"matchLabels": {"app": f"isvc.{name}"}}
+        spec = {"replicas": 1, "selector": selector, "template": {"metadata": {"labels": labels}}}
+        if deployment["spec"] != spec:
+            deployment["spec"] = spec
+            deployment["metadata"]["generation"] += 1
+        deployment["status"] = {
+            "observedGeneration": deployment["metadata"]["generation"],
+            "replicas": len(pods),
+            "updatedReplicas": len(current),
+            "availableReplicas": sum(has_condition(pod, "Ready") for pod in pods),
+        }
+        return deployment
+
+    def _set_serverless_status(self, api: FakeApi, service: dict, number: int, ready: bool) -> None:
         name, status = service["metadata"]["name"], service["status"]
         for kind in ("IngressReady", "PredictorReady", "Ready"):
             set_condition(service, kind, str(ready), "" if ready else "MinimumReplicasUnavailable")
+        status["deploymentMode"] = "Serverless"
         status["observedGeneration"] = number + 40
-        status.setdefault("components", {}).setdefault("predictor", {})["latestCreatedRevision"] = (
-            f"{name}-predictor-{number:05d}"
-        )
+        revisions = status.setdefault("components", {}).setdefault("predictor", {})
+        revisions["latestCreatedRevision"] = f"{name}-predictor-{number:05d}"
         if ready:
-            status["components"]["predictor"]["latestReadyRevision"] = (
-                f"{name}-predictor-{number:05d}"
-            )
+            revisions["latestReadyRevision"] = f"{name}-predictor-{number:05d}"
             status["url"] = self.url or f"https://{name}.{api.namespace}.example.org"
             status["address"] = {
                 "url": f"http://{name}.{api.namespace}.svc.cluster.local/v1/models/{name}:predict"
             }
         api.touch(service)
+
+
+def _set_model_status(service: dict, pods: list[dict]) -> None:
+    """Set modelStatus from the newest of *all* pods of the service, former ones too.
+
+    Source: kserve v0.15.2 pkg/apis/serving/v1beta1/inference_service_status.go:579
+    (PropagateModelStatus) and pkg/controller/v1beta1/inferenceservice/utils/utils.go:340. A pod
+    without container statuses, as one that no node takes, changes nothing; lastFailureInfo is never
+    cleared.
+    """
+    model = service["status"].setdefault("modelStatus", {})
+    if not pods:
+        model["transitionStatus"] = "InProgress"
+        return
+    status = max(pods, key=lambda pod: pod["metadata"]["creationTimestamp"])["status"]
+    for container in status.get("initContainerStatuses", []):
+        if container["state"].get("waiting", {}).get("reason") == "CrashLoopBackOff":
+            return _blocked(model, container["lastState"]["terminated"])
+    if has_condition(service, "Ready"):
+        model["transitionStatus"] = "UpToDate"
+        return None
+    for container in status.get("containerStatuses", []):
+        if container["state"].get("waiting", {}).get("reason") == "CrashLoopBackOff":
+            _blocked(model, container["lastState"]["terminated"])
+        else:
+            model["transitionStatus"] = "InProgress"
+    return None
+
+
+def _blocked(model: dict, end: dict) -> None:
+    model["transitionStatus"] = "BlockedByFailedLoad"
+    model["lastFailureInfo"] = {
+        "reason": "ModelLoadFailed",
+        "message": end.get("message", ""),
+        "exitCode": end["exitCode"],
+    }
 
 
 def observe(text: str, objective: dict) -> list[dict[str, str]]:

@@ -1,0 +1,268 @@
+"""How a new model replaces the one that a service serves: tried beside it, checked, taken back.
+
+1. Where a second pod fits into the namespace's quota, the new model is deployed as NAME-next and
+   checked there. A model that does not come up or answers wrongly never serves.
+2. The service itself is updated and checked. By surge the new pod comes up before the former one
+   goes; by recreate the former one goes first, which needs no room for a second pod.
+3. Where this fails, the service's former spec, labels and annotations are put back; they name the
+   former pods, which serve on if they are still there. A service that was new is removed.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+
+from clusters import kubernetes_service
+from clusters.api import INFERENCE_SERVICE
+from clusters.kubernetes_objects import REVISION_LABEL, Objects, digest
+from clusters.kubernetes_service import Deployment, NoNodeError
+from clusters.manifests import server_of
+from clusters.protocol import RUN_LABEL, Check, Manifest, Report, Service
+from clusters.reasons import name_of
+from clusters.service_name import longest_allowed, too_long
+from clusters.waiting import Wait
+from common import storage
+from common.errors import InterruptedRun, JecError
+
+NEXT = "-next"
+RECREATE = "Recreate"
+# An autoscaler needs some minutes for a new node.
+NO_NODE_SECONDS = 300.0
+TAKE_BACK_SECONDS = 120.0
+# What KServe's own container asks for while it fetches the model, by its default configuration
+# (kserve v0.15.2 config/configmap/inferenceservice.yaml: storageInitializer).
+INITIALIZER = {
+    "requests": {"cpu": "100m", "memory": "100Mi"},
+    "limits": {"cpu": "1", "memory": "1Gi"},
+}
+
+
+class Rollout:
+    """One deploy, from the service as it was to the one that passed the check."""
+
+    def __init__(
+        self,
+        objects: Objects,
+        manifest: Manifest,
+        *,
+        inside: bool,
+        check: Check,
+        backup: str,
+        patience: float,
+        deadline: float,
+        report: Report,
+    ) -> None:
+        self._objects = objects
+        self._manifest = manifest
+        self._name = name_of(manifest)
+        self._inside = inside
+        self._check = check
+        self._backup = backup
+        self._patience = patience
+        self._deadline = deadline
+        self._report = report
+        strategy: Manifest = manifest["spec"]["predictor"].get("deploymentStrategy", {})
+        self._strategy: str = strategy.get("type", "")
+        self._revision = digest(manifest["spec"])
+        manifest["metadata"]["labels"][REVISION_LABEL] = self._revision
+
+    def run(self) -> Service:
+        """Deploy, check, and take back what does not serve as it should."""
+        wait = Wait(f"service {self._name}", self._deadline, self._report)
+        existing = self._objects.settled(INFERENCE_SERVICE, self._name, wait)
+        former = self._former(existing)
+        if existing and not self._is_ours(existing) and self._has_room(wait):
+            self._try_beside()
+        try:
+            service = self._deploy(self._manifest)
+        except InterruptedRun:
+            raise  # the step is started again, and goes on
+        except JecError as error:
+            _add(error, self._take_back(former))
+            raise
+        # not deleted, which the storage may not allow
+        storage.write_json(self._backup, {})
+        return service
+
+    def _is_ours(self, existing: Manifest) -> bool:
+        labels = existing["metadata"].get("labels") or {}
+        revision: str | None = labels.get(REVISION_LABEL)
+        return revision == self._revision
+
+    def _former(self, existing: Manifest | None) -> Manifest | None:
+        """The service as it was before this deploy; None if there was none.
+
+        An earlier attempt that was killed has left it in the backup.
+        """
+        if existing and self._is_ours(existing):
+            kept = storage.find_json(self._backup, {})
+            if kept.get("revision") == self._revision:
+                former: Manifest | None = kept["service"]
+                return former
+        if existing is None:
+            former = None
+        else:
+            metadata = existing["metadata"]
+            former = {
+                "labels": metadata.get("labels") or {},
+                "annotations": metadata.get("annotations") or {},
+                "spec": existing["spec"],
+            }
+        storage.write_json(self._backup, {"revision": self._revision, "service": former})
+        return former
+
+    def _has_room(self, wait: Wait) -> bool:
+        """Whether a second pod fits; chooses the rollout by it, and says which.
+
+        --rollout comes before the quota.
+        """
+        if self._strategy:
+            surge = self._strategy != RECREATE
+            reason = "as --rollout says"
+        else:
+            reason = no_room(self._objects.api.quotas(wait), pod_needs(self._manifest))
+            surge = not reason
+            reason = reason or "the namespace's quota has room for a second pod"
+        if surge:
+            self._report(
+                f"service {self._name}: the new pod comes up before the former one goes, rollout by"
+                f" surge ({reason})"
+            )
+        else:
+            self._recreate(reason)
+        return surge
+
+    def _recreate(self, reason: str) -> None:
+        self._manifest["spec"]["predictor"]["deploymentStrategy"] = {"type": RECREATE}
+        self._report(
+            f"service {self._name}: the former pod goes before the new one comes, rollout by"
+            f" recreate ({reason}); nobody answers meanwhile"
+        )
+
+    def _try_beside(self) -> None:
+        """Deploy the new model as NAME-next, check it, and remove it again."""
+        name = self._name + NEXT
+        if too_long(name, self._objects.namespace):
+            limit = longest_allowed(self._objects.namespace)
+            self._report(
+                f"service {self._name}: the new model is not tried beside it first, because the"
+                f" name {name} has more than {limit} characters"
+            )
+            return
+        beside = copy.deepcopy(self._manifest)
+        beside["metadata"]["name"] = name
+        beside["spec"]["predictor"] |= {"minReplicas": 1, "maxReplicas": 1}
+        removal = Wait(f"removal of {name}", TAKE_BACK_SECONDS, self._report)
+        try:
+            # A rollout that nobody asked for may still change to recreate.
+            self._deploy(beside, no_node_seconds=None if self._strategy else NO_NODE_SECONDS)
+        except NoNodeError as error:
+            self._objects.remove([(INFERENCE_SERVICE, name)], removal)
+            self._recreate(str(error))
+        except InterruptedRun:
+            raise
+        except JecError as error:
+            self._objects.api.delete(INFERENCE_SERVICE, name, removal)
+            _add(
+                error,
+                f"the new model was tried as {name}, which is removed; {self._name} serves on as"
+                " before",
+            )
+            raise
+        else:
+            # Its room is for the pod of the update.
+            self._objects.remove([(INFERENCE_SERVICE, name)], removal)
+
+    def _deploy(self, manifest: Manifest, no_node_seconds: float | None = None) -> Service:
+        """Bring one service up and check it. The error of the check tells what the service says."""
+        deployment = Deployment(
+            self._objects,
+            manifest,
+            patience=self._patience,
+            deadline=self._deadline,
+            report=self._report,
+            no_node_seconds=no_node_seconds,
+        )
+        made = deployment.run()
+        service = kubernetes_service.described(
+            made, self._objects.namespace, inside=self._inside, certain=deployment.certain
+        )
+        try:
+            self._check(service)
+        except InterruptedRun:
+            raise
+        except JecError as error:
+            _add(error, kubernetes_service.describe(self._objects.api, name_of(manifest)))
+            raise
+        return service
+
+    def _take_back(self, former: Manifest | None) -> str:
+        """Put the service's former state back, and say so; also where that fails."""
+        wait = Wait(f"return of service {self._name}", TAKE_BACK_SECONDS, self._report)
+        try:
+            return self._put_back(former, wait)
+        except JecError as error:
+            return (
+                f"the service could not be taken back ({error}); its former state is in"
+                f" {self._backup}"
+            )
+
+    def _put_back(self, former: Manifest | None, wait: Wait) -> str:
+        while True:
+            existing = self._objects.settled(INFERENCE_SERVICE, self._name, wait)
+            if existing is None or not self._is_ours(existing):
+                return f"service {self._name} was not changed"
+            if former is None:
+                self._objects.api.delete(INFERENCE_SERVICE, self._name, wait)
+                return f"service {self._name} was new and is removed"
+            metadata = copy.deepcopy(existing["metadata"])
+            metadata.pop("managedFields", None)
+            metadata |= {"labels": former["labels"], "annotations": former["annotations"]}
+            restored = {**existing, "metadata": metadata, "spec": former["spec"]}
+            if self._objects.api.replace(INFERENCE_SERVICE, restored, wait):
+                run = former["labels"].get(RUN_LABEL, "no run of this pipeline")
+                return f"service {self._name} is as it was before: its model is that of {run}"
+
+
+def _add(error: JecError, text: str) -> None:
+    """Add lines to the text of an error."""
+    error.args = (f"{error}\n{text}", *error.args[1:])
+
+
+def pod_needs(service: Manifest) -> dict[str, float]:
+    """What a pod of the predictor asks for, by the names that a ResourceQuota uses."""
+    needs = {"pods": 1.0}
+    resources = server_of(service)["resources"]
+    for kind, amounts in resources.items():
+        for resource, text in amounts.items():
+            asked = _amount(text)
+            at_first = INITIALIZER[kind].get(resource)
+            needs[f"{kind}.{resource}"] = max(asked, _amount(at_first) if at_first else 0.0)
+    # A quota may name these two without 'requests.'.
+    for resource in ("cpu", "memory"):
+        needs[resource] = needs[f"requests.{resource}"]
+    return needs
+
+
+def no_room(quotas: list[Manifest] | None, needs: dict[str, float]) -> str:
+    """Which quota leaves no room for another pod; empty if all do, or if they may not be seen."""
+    for quota in quotas or []:
+        status = quota.get("status") or {}
+        hards = status.get("hard") or quota.get("spec", {}).get("hard") or {}
+        used = status.get("used") or {}
+        for resource, hard in hards.items():
+            left = _amount(hard) - _amount(used.get(resource, "0"))
+            need = needs.get(resource, 0.0)
+            if need > left and not math.isclose(need, left):
+                return (
+                    f"quota {quota['metadata']['name']} allows {hard} of {resource}, of which"
+                    f" {used.get(resource, '0')} are in use"
+                )
+    return ""
+
+
+def _amount(text: str) -> float:
+    from kubernetes.utils.quantity import parse_quantity
+
+    return float(parse_quantity(text))
