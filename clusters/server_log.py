@@ -9,30 +9,39 @@ from __future__ import annotations
 
 import re
 
-# glog: E, month and day, time, thread, file:line]
-ERROR_LINE = re.compile(r"E\d{4} \d\d:\d\d:\d\d\.\d+ +\d+ [^\]]+\] (?P<text>.*)")
-LOAD_FAILURES = ("failed to load", "Poll failed", "failed to poll")
+ERROR_LINE = re.compile(
+    r"^(?:E\d{4} [^\]]*\]|\[libprotobuf ERROR [^\]]*\]|error:) *(.*)", re.MULTILINE
+)
+LOAD_FAILURES = ("failed to load", "Poll failed")
+
+
+def error_lines(text: str) -> str:
+    """The error lines of a log: Triton's (severity E), its protobuf parser's, and our own."""
+    lines = []
+    for line in ERROR_LINE.findall(text):
+        # Triton complains of CUDA wherever there is none.
+        if "CudaDriverHelper" not in line:
+            # Triton writes "At: file(line): function" of the Python backend into the same line.
+            lines.append(line.split("\\n\\nAt:")[0].strip('"'))
+    # These say what the lines before them say.
+    loading = [line for line in lines if line.startswith("failed to load")]
+    return "\n".join(dict.fromkeys(loading or lines))
 
 
 def load_failure(lines: list[str]) -> str:
     """What Triton says of the first model that it cannot load, in one line; empty if nothing.
 
-    >>> load_failure(["E1129 09:25:10.741668 1 model.cc:642] failed to load 'x': no"])
+    >>> load_failure(["E1129 09:25:10.741668 1 model.cc:642] failed to load 'x': no", "+----+"])
     "failed to load 'x': no"
     """
-    for text in filter(None, map(_error_text, lines)):
-        if any(words in text for words in LOAD_FAILURES):
-            # newer versions quote the text and write a line's end as \n
-            return text.strip('"').split("\\n")[0].strip()
-    return ""
+    failures = [
+        line
+        for line in error_lines("\n".join(lines)).splitlines()
+        if any(words in line for words in LOAD_FAILURES)
+    ]
+    return failures[0] if failures else ""
 
 
 def worth_reading(lines: list[str], count: int) -> list[str]:
     """The last `count` lines, and before them the error lines that stand further above."""
-    above = [line for line in lines[:-count] if _error_text(line)]
-    return above + lines[-count:]
-
-
-def _error_text(line: str) -> str:
-    match = ERROR_LINE.match(line)
-    return match["text"] if match else ""
+    return [line for line in lines[:-count] if ERROR_LINE.match(line)] + lines[-count:]

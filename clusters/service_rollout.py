@@ -62,7 +62,7 @@ class Rollout:
         self._patience = patience
         self._deadline = deadline
         self._report = report
-        strategy: Manifest = manifest["spec"]["predictor"].get("deploymentStrategy", {})
+        strategy: Manifest = manifest["spec"].get("predictor", {}).get("deploymentStrategy", {})
         self._strategy: str = strategy.get("type", "")
         self._revision = digest(manifest["spec"])
         manifest["metadata"]["labels"][REVISION_LABEL] = self._revision

@@ -22,6 +22,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from clusters.server_log import error_lines
 from common import storage
 from common.errors import ClusterError, DeadlineError, InputError, unknown
 from serving import server_processes, triton_wheel
@@ -221,21 +222,6 @@ class _Start:
             f"{self.kind} ended with exit code {exit_code} before model {self.model} was"
             f" ready:\n{words}\n(log: {self.log})"
         )
-
-
-def error_lines(text: str) -> str:
-    """The error lines of a log: Triton's (severity E), its protobuf parser's, and our own."""
-    lines = []
-    for line in re.findall(
-        r"^(?:E\d{4} [^\]]*\]|\[libprotobuf ERROR [^\]]*\]|error:) *(.*)", text, re.MULTILINE
-    ):
-        # Triton complains of CUDA wherever there is none.
-        if "CudaDriverHelper" not in line:
-            # Triton writes "At: file(line): function" of the Python backend into the same line.
-            lines.append(line.split("\\n\\nAt:")[0].strip('"'))
-    # These say what the lines before them say.
-    loading = [line for line in lines if line.startswith("failed to load")]
-    return "\n".join(dict.fromkeys(loading or lines))
 
 
 def last_lines(text: str) -> str:

@@ -17,6 +17,7 @@ import pytest
 import pipeline
 from clusters import operator as operator_module
 from clusters import orphans
+from clusters.kubernetes_service import describe
 from common.config import RunConfig
 from common.errors import DeadlineError
 from common.run import Run, make_run_id
@@ -349,7 +350,9 @@ from serving import triton
 from tests.clusters.contract import service
 from tests.serving.conftest import NAME
 manifest = service(NAME, uri=sys.argv[2])
-LocalCluster(sys.argv[1], servers=triton).deploy(manifest, deadline=60, report=print)
+LocalCluster(sys.argv[1], servers=triton).deploy(
+    manifest, check=lambda service: None, backup="", deadline=60, report=print
+)
 print("up", flush=True)
 time.sleep(60)
 """
@@ -444,7 +447,7 @@ def test_ready_then_crash_looping_is_told_with_the_lines_of_the_crash(fake):
             for one in pod["status"]["containerStatuses"]
         )
     )
-    story = home.cluster.service_story("jec-pfn")
+    story = describe(home.cluster._api, "jec-pfn")
     assert "exit code 1" in story
     assert "  | signal 11 (SIGSEGV)" in story
-    assert home.cluster.service_story("nothing") == "InferenceService nothing is gone"
+    assert describe(home.cluster._api, "nothing") == "InferenceService nothing is gone"
