@@ -123,7 +123,7 @@ class Rollout:
         else:
             reason = no_room(self._objects.api.quotas(wait), pod_needs(self._manifest))
             surge = not reason
-            reason = reason or "the namespace's quota has room for a second pod"
+            reason = reason or "no quota is in the way of a second pod"
         if surge:
             self._report(
                 f"service {self._name}: the new pod comes up before the former one goes, rollout by"

@@ -798,7 +798,7 @@ class KServe:
             for key, value in service["spec"]["predictor"].items()
             if key not in ("deploymentStrategy", "minReplicas", "maxReplicas")
         }
-        parts = [predictor, metadata.get("labels"), metadata.get("annotations")]
+        parts = [predictor, metadata.get("labels") or {}, metadata.get("annotations") or {}]
         template = json.dumps(parts, sort_keys=True)
         templates = self._templates.setdefault(metadata["uid"], [])
         if template not in templates:
@@ -932,7 +932,7 @@ def _set_model_status(service: dict, pods: list[dict]) -> None:
     model = service["status"].setdefault("modelStatus", {})
     if not pods:
         model["transitionStatus"] = "InProgress"
-        return
+        return None
     status = max(pods, key=lambda pod: pod["metadata"]["creationTimestamp"])["status"]
     for container in status.get("initContainerStatuses", []):
         if container["state"].get("waiting", {}).get("reason") == "CrashLoopBackOff":

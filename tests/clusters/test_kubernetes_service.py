@@ -13,7 +13,6 @@ from tests.clusters.controllers import KServe, Play
 from tests.clusters.fake_api import has_condition
 from tests.clusters.scripts import CRASH, UP, later, node_of
 
-
 OTHER = "s3://models/other/model"
 VERSIONS = [
     pytest.param({"mode": "raw", "version": "0.15"}, id="raw 0.15"),

@@ -1,0 +1,287 @@
+"""How a new model replaces the former one: beside it, by surge or recreate, and back again."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+
+from clusters import service_rollout
+from clusters.protocol import RUN_LABEL
+from clusters.service_rollout import no_room, pod_needs
+from common.errors import ClusterError, DeadlineError, GateError, InterruptedRun
+from tests.clusters.contract import service
+from tests.clusters.controllers import KServe, Play
+from tests.clusters.fake_api import has_condition
+from tests.clusters.scripts import CRASH, UP, node_of
+
+OTHER = "s3://models/other/model"
+RUN = service()["metadata"]["labels"][RUN_LABEL]
+QUOTA_OF_ONE = {"pods": "1", "requests.cpu": "8"}
+
+
+def stored(backend, name: str = "jec-pfn") -> dict | None:
+    return backend.api.find("inferenceservices", name)
+
+
+def uids(backend) -> list[str]:
+    selector = "serving.kserve.io/inferenceservice"
+    return [pod["metadata"]["uid"] for pod in backend.api.all("pods", selector)]
+
+
+def add_quota(backend, hard: dict[str, str], used: dict[str, str]) -> None:
+    quota = {"metadata": {"name": "kf"}, "spec": {"hard": hard}}
+    backend.api.create("resourcequotas", quota)["status"] = {"hard": hard, "used": used}
+
+
+class Checks:
+    """A check that notes what it was asked, and refuses the models that a test names."""
+
+    def __init__(self, *refused: str) -> None:
+        self.refused, self.asked = refused, []
+
+    def __call__(self, deployed) -> None:
+        self.asked.append(deployed.name)
+        if deployed.name in self.refused:
+            raise GateError(f"{deployed.name} serves another model")
+
+
+def started(fake, *plays: Play, kserve: KServe | None = None):
+    """A backend before a cluster that serves a first model well; (backend, its object, its pods).
+
+    The further pods follow the plays.
+    """
+    backend = fake(node_of(UP, *plays), kserve=kserve)
+    backend.deploy(service())
+    return backend, copy.deepcopy(stored(backend)), uids(backend)
+
+
+def as_before(backend, before: dict) -> bool:
+    """Whether the service has the spec, labels and annotations that it had."""
+    now = stored(backend)
+    metadata = ("labels", "annotations")
+    return now["spec"] == before["spec"] and all(
+        (now["metadata"].get(part) or {}) == (before["metadata"].get(part) or {})
+        for part in metadata
+    )
+
+
+def test_a_new_model_is_asked_beside_the_service_before_it_replaces_the_former(fake):
+    backend, _, first = started(fake, UP)
+    check = Checks()
+    backend.deploy(service(uri=OTHER), check=check)
+    assert check.asked == ["jec-pfn-next", "jec-pfn"]
+    assert stored(backend, "jec-pfn-next") is None
+    assert stored(backend)["spec"]["predictor"]["model"]["storageUri"] == OTHER
+    assert len(uids(backend)) == 1
+    assert uids(backend) != first
+
+
+@pytest.mark.parametrize(
+    ("play", "refused", "error", "reason"),
+    [
+        pytest.param(CRASH, (), ClusterError, "unexpected shape", id="it crashes"),
+        pytest.param(UP, ("jec-pfn-next",), GateError, "another model", id="wrong answers"),
+        pytest.param(Play(pending="image"), (), DeadlineError, "ImagePull", id="no image"),
+    ],
+)
+def test_a_bad_model_never_touches_the_service(fake, play, refused, error, reason):
+    backend, before, first = started(fake, play)
+    with pytest.raises(error, match=reason) as raised:
+        backend.deploy(service(uri=OTHER), check=Checks(*refused), deadline=1.5)
+    assert "jec-pfn serves on as before" in str(raised.value)
+    assert as_before(backend, before)
+    assert stored(backend)["metadata"]["generation"] == before["metadata"]["generation"]
+    assert stored(backend, "jec-pfn-next") is None
+    backend.api.wait_for(lambda: uids(backend) == first)
+
+
+@pytest.mark.parametrize(
+    ("play", "refused", "error", "reason"),
+    [
+        pytest.param(CRASH, (), ClusterError, "unexpected shape", id="it crashes"),
+        pytest.param(UP, ("jec-pfn",), GateError, "another model", id="wrong answers"),
+    ],
+)
+def test_in_place_a_bad_model_is_taken_back(fake, play, refused, error, reason):
+    backend, before, _ = started(fake, play)
+    manifest = service(uri=OTHER, deploymentStrategy={"type": "Recreate"}, run_id="b-00000000")
+    with pytest.raises(error, match=reason) as raised:
+        backend.deploy(manifest, check=Checks(*refused))
+    assert f"is as it was before: its model is that of {RUN}" in str(raised.value)
+    assert as_before(backend, before)
+
+
+@pytest.mark.parametrize(
+    ("play", "refused", "error"),
+    [
+        pytest.param(CRASH, (), ClusterError, id="it crashes"),
+        pytest.param(UP, ("jec-pfn",), GateError, id="wrong answers"),
+        pytest.param(Play(pending="unschedulable"), (), DeadlineError, id="no node"),
+    ],
+)
+def test_a_first_deploy_that_fails_leaves_nothing(fake, play, refused, error):
+    backend = fake(node_of(play))
+    with pytest.raises(error, match="was new and is removed"):
+        backend.deploy(service(), check=Checks(*refused), deadline=1)
+    assert stored(backend) is None
+    backend.api.wait_for(lambda: uids(backend) == [])
+
+
+def test_a_step_that_was_killed_puts_the_first_service_back_and_not_its_own(fake):
+    backend, before, _ = started(fake, UP)
+    manifest = service(uri=OTHER, deploymentStrategy={"type": "Recreate"}, run_id="b-00000000")
+
+    def killed(_) -> None:
+        raise InterruptedRun("told to stop")
+
+    with pytest.raises(InterruptedRun):
+        backend.deploy(manifest, check=killed)
+    assert stored(backend)["metadata"]["labels"][RUN_LABEL] == "b-00000000"
+    with pytest.raises(GateError):
+        backend.deploy(manifest, check=Checks("jec-pfn"))
+    assert as_before(backend, before)
+
+
+def test_a_step_that_was_killed_in_a_first_deploy_still_removes_it(fake):
+    backend = fake(node_of(UP))
+
+    def killed(_) -> None:
+        raise InterruptedRun("told to stop")
+
+    with pytest.raises(InterruptedRun):
+        backend.deploy(service(), check=killed)
+    with pytest.raises(GateError):
+        backend.deploy(service(), check=Checks("jec-pfn"))
+    assert stored(backend) is None
+
+
+def test_a_step_that_is_repeated_after_its_success_keeps_its_service(fake):
+    backend, before, first = started(fake)
+    with pytest.raises(GateError):
+        backend.deploy(service(), check=Checks("jec-pfn"))
+    assert as_before(backend, before)
+    assert uids(backend) == first
+    assert json.loads((backend.folder / "former_service.json").read_text())["service"]
+
+
+def test_what_somebody_else_deployed_meanwhile_is_left_alone(fake):
+    backend, _, _ = started(fake, UP)
+    manifest = service(uri=OTHER, deploymentStrategy={"type": "Recreate"})
+
+    def replaced(_) -> None:
+        with backend.api.lock:
+            theirs = stored(backend)
+            theirs["metadata"]["labels"]["jec/revision"] = "theirs"
+        raise GateError("another model")
+
+    with pytest.raises(GateError, match="was not changed"):
+        backend.deploy(manifest, check=replaced)
+    assert stored(backend)["spec"]["predictor"]["model"]["storageUri"] == OTHER
+
+
+def test_where_the_quota_has_no_room_the_former_pod_goes_first(fake):
+    backend, _, first = started(fake, UP, kserve=KServe(room=1))
+    add_quota(backend, QUOTA_OF_ONE, {"pods": "1", "requests.cpu": "1"})
+    check = Checks()
+    backend.deploy(service(uri=OTHER), check=check)
+    assert check.asked == ["jec-pfn"]
+    assert stored(backend)["spec"]["predictor"]["deploymentStrategy"] == {"type": "Recreate"}
+    assert "rollout by recreate (quota kf allows 1 of pods, of which 1 are in use)" in backend.text
+    assert uids(backend) != first
+
+
+def test_surge_that_was_asked_for_waits_for_the_quota_and_says_so(fake):
+    backend, before, _ = started(fake, UP, kserve=KServe(room=1))
+    add_quota(backend, QUOTA_OF_ONE, {"pods": "1", "requests.cpu": "1"})
+    manifest = service(uri=OTHER, deploymentStrategy={"type": "RollingUpdate"})
+    with pytest.raises(DeadlineError, match=r"jec-pfn-next: quota: exceeded quota"):
+        backend.deploy(manifest, deadline=0.6)
+    assert as_before(backend, before)
+
+
+def test_a_pod_that_the_quota_refuses_is_told_within_seconds(fake):
+    backend = fake(node_of(UP), kserve=KServe(room=0))
+    with pytest.raises(DeadlineError, match="jec-pfn: quota: exceeded quota: kf-resource-quota"):
+        backend.deploy(service(), deadline=0.6)
+    assert any("jec-pfn: quota: exceeded quota" in line for line in backend.lines)
+
+
+def test_a_pod_that_pod_security_refuses_fails_at_once_with_its_words(fake):
+    words = 'pods "x" is forbidden: violates PodSecurity "restricted:latest": runAsNonRoot != true'
+    backend = fake(node_of(UP), kserve=KServe(refuses=words))
+    with pytest.raises(ClusterError, match=r"violates PodSecurity .*runAsNonRoot != true"):
+        backend.deploy(service(), deadline=60)
+    assert stored(backend) is None
+
+
+def test_events_of_an_earlier_deploy_are_not_told(fake):
+    backend = fake(node_of(UP), kserve=KServe(room=0))
+    with pytest.raises(DeadlineError):
+        backend.deploy(service(), deadline=0.4)
+    backend.kserve.room = 1
+    backend.lines.clear()
+    backend.deploy(service())
+    assert "quota" not in backend.text
+
+
+def test_kserves_own_conflicts_are_no_obstacle(fake):
+    backend = fake(node_of(UP), kserve=KServe(lag=0.3))
+    conflict = (
+        'Operation cannot be fulfilled on inferenceservices.serving.kserve.io "jec-pfn": the object'
+        " has been modified; please apply your changes to the latest version and try again"
+    )
+    about = {"kind": "InferenceService", "metadata": {"name": "jec-pfn", "uid": "1"}}
+    backend.api.event(about, "InternalError", conflict)
+    backend.deploy(service())
+    assert "modified" not in backend.text
+
+
+def test_where_no_node_takes_the_pod_beside_the_former_one_goes_first(fake, monkeypatch):
+    monkeypatch.setattr(service_rollout, "NO_NODE_SECONDS", 0.2)
+    backend, _, _ = started(fake, Play(pending="unschedulable"), UP)
+    backend.deploy(service(uri=OTHER))
+    assert stored(backend)["spec"]["predictor"]["deploymentStrategy"] == {"type": "Recreate"}
+    assert stored(backend, "jec-pfn-next") is None
+    assert has_condition(stored(backend), "Ready")
+
+
+def test_a_name_without_room_for_a_second_one_is_updated_in_place(fake):
+    name = "jec-" + "x" * 37  # 41 characters; 45 are allowed in namespace physics
+    backend = fake(node_of(UP))
+    backend.deploy(service(name))
+    check = Checks()
+    backend.deploy(service(name, uri=OTHER), check=check)
+    assert check.asked == [name]
+    assert "not tried beside it first" in backend.text
+
+
+def test_the_needs_of_a_pod_hold_what_fetches_its_model():
+    needs = pod_needs(service())
+    assert needs["requests.cpu"] == needs["cpu"] == 1
+    assert needs["limits.memory"] == 2 * 2**30
+    small = service()
+    amounts = {"cpu": "50m", "memory": "64Mi"}
+    small["spec"]["predictor"]["model"]["resources"] = {"requests": amounts, "limits": amounts}
+    needs = pod_needs(small)
+    assert (needs["requests.cpu"], needs["limits.cpu"]) == (0.1, 1.0)
+    assert needs["limits.memory"] == 2**30
+
+
+@pytest.mark.parametrize(
+    ("hard", "used", "fits"),
+    [
+        pytest.param({"requests.cpu": "2"}, {"requests.cpu": "1"}, True, id="just enough"),
+        pytest.param({"requests.cpu": "2"}, {"requests.cpu": "1500m"}, False, id="cpu"),
+        pytest.param({"cpu": "1"}, {"cpu": "500m"}, False, id="cpu by its short name"),
+        pytest.param({"limits.memory": "4Gi"}, {"limits.memory": "3Gi"}, False, id="memory"),
+        pytest.param({"pods": "3"}, {"pods": "3"}, False, id="pods"),
+        pytest.param({"requests.nvidia.com/gpu": "0"}, {}, True, id="not asked for"),
+    ],
+)
+def test_the_quota_decides(hard, used, fits):
+    quota = {"metadata": {"name": "kf"}, "status": {"hard": hard, "used": used}}
+    reason = no_room([quota], pod_needs(service()))
+    assert (reason == "") == fits
+    assert fits or "kf" in reason
