@@ -26,6 +26,8 @@ CONFIG = {"CreateContainerConfigError", "CreateContainerError", "RunContainerErr
 NOT_SCHEDULED, CREATING = "not scheduled yet", "its containers are being created"
 # A controller met its own older write (409) and tries again: harmless, and no reason.
 CONFLICT = "the object has been modified"
+# of KServe: a service's conditions say the same, with reasons
+SUMMARIES = {"InferenceServiceNotReady"}
 # characters of a message from a pod or event: enough for a scheduler's sentence, short enough for a
 # line
 LONGEST = 400
@@ -207,7 +209,9 @@ def warning_of(events: Iterable[Manifest]) -> str:
     warnings = [
         event
         for event in events
-        if event.get("type") == "Warning" and CONFLICT not in event.get("message", "")
+        if event.get("type") == "Warning"
+        and CONFLICT not in event.get("message", "")
+        and event.get("reason") not in SUMMARIES
     ]
     if not warnings:
         return ""

@@ -12,6 +12,9 @@ import re
 ERROR_LINE = re.compile(
     r"^(?:E\d{4} [^\]]*\]|\[libprotobuf ERROR [^\]]*\]|error:) *(.*)", re.MULTILINE
 )
+# Triton complains of CUDA wherever there is none.
+CUDA = "CudaDriverHelper"
+TABLE = ("|", "+-")
 LOAD_FAILURES = ("failed to load", "Poll failed")
 
 
@@ -19,8 +22,7 @@ def error_lines(text: str) -> str:
     """The error lines of a log: Triton's (severity E), its protobuf parser's, and our own."""
     lines = []
     for line in ERROR_LINE.findall(text):
-        # Triton complains of CUDA wherever there is none.
-        if "CudaDriverHelper" not in line:
+        if CUDA not in line:
             # Triton writes "At: file(line): function" of the Python backend into the same line.
             lines.append(line.split("\\n\\nAt:")[0].strip('"'))
     # These say what the lines before them say.
@@ -43,5 +45,10 @@ def load_failure(lines: list[str]) -> str:
 
 
 def worth_reading(lines: list[str], count: int) -> list[str]:
-    """The last `count` lines, and before them the error lines that stand further above."""
-    return [line for line in lines[:-count] if ERROR_LINE.match(line)] + lines[-count:]
+    """The error lines where they name a model that cannot be loaded, else the last `count` lines.
+
+    After them Triton writes only what it unloads. Its tables of options say nothing.
+    """
+    if not load_failure(lines):
+        return [line for line in lines if not line.startswith(TABLE)][-count:]
+    return [line for line in lines if ERROR_LINE.match(line) and CUDA not in line]

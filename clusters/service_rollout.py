@@ -219,7 +219,13 @@ class Rollout:
             metadata = copy.deepcopy(existing["metadata"])
             metadata.pop("managedFields", None)
             metadata |= {"labels": former["labels"], "annotations": former["annotations"]}
-            restored = {**existing, "metadata": metadata, "spec": former["spec"]}
+            spec = copy.deepcopy(former["spec"])
+            strategy = self._manifest["spec"]["predictor"].get("deploymentStrategy", {})
+            if strategy.get("type") == RECREATE:
+                # Without room for a second pod the bad one has to go first here, too. It is no
+                # part of the pods' template, so that the former pods still fit.
+                spec["predictor"]["deploymentStrategy"] = strategy
+            restored = {**existing, "metadata": metadata, "spec": spec}
             if self._objects.api.replace(INFERENCE_SERVICE, restored, wait):
                 run = former["labels"].get(RUN_LABEL, "no run of this pipeline")
                 return f"service {self._name} is as it was before: its model is that of {run}"

@@ -236,3 +236,18 @@ def test_the_newest_warning_counts_and_a_quota_is_said_shortly():
 def test_short_makes_one_line_of_bounded_length():
     assert short("a\n  b\tc") == "a b c"
     assert len(short("x" * 1000)) == 400
+
+
+def test_what_controllers_say_of_their_own_retries_and_sums_is_no_reason():
+    message = "Operation cannot be fulfilled on deployments.apps: the object has been modified"
+    conflict = {"type": "Warning", "reason": "InternalError", "message": message}
+    total = {"type": "Warning", "reason": "InferenceServiceNotReady", "message": "no longer Ready"}
+    mount = {"type": "Warning", "reason": "FailedMount", "message": "no such volume"}
+    assert warning_of([conflict, total]) == ""
+    assert warning_of([mount, conflict, total]) == "FailedMount: no such volume"
+
+
+def test_a_termination_message_that_holds_a_log_is_told_by_its_last_line():
+    log = "INFO Copying\nTraceback (most recent call last):\nRuntimeError: No model found\n\n"
+    crash = crash_of(pod("Failed", containers=[container(terminated=ended(1, message=log))]))
+    assert crash.reason == "exit code 1: RuntimeError: No model found"

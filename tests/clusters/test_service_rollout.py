@@ -59,7 +59,9 @@ def started(fake, *plays: Play, kserve: KServe | None = None):
 
 def as_before(backend, before: dict) -> bool:
     """Whether the service has the spec, labels and annotations that it had."""
-    now = stored(backend)
+    now = copy.deepcopy(stored(backend))
+    # how the next pod replaces this one is no part of the model
+    now["spec"]["predictor"].pop("deploymentStrategy", None)
     metadata = ("labels", "annotations")
     return now["spec"] == before["spec"] and all(
         (now["metadata"].get(part) or {}) == (before["metadata"].get(part) or {})
@@ -190,6 +192,20 @@ def test_where_the_quota_has_no_room_the_former_pod_goes_first(fake):
     assert stored(backend)["spec"]["predictor"]["deploymentStrategy"] == {"type": "Recreate"}
     assert "rollout by recreate (quota kf allows 1 of pods, of which 1 are in use)" in backend.text
     assert uids(backend) != first
+
+
+def test_a_bad_model_is_taken_back_where_the_quota_has_no_room_for_a_second_pod(fake):
+    backend, before, _ = started(fake, UP, kserve=KServe(room=1))
+    add_quota(backend, QUOTA_OF_ONE, {"pods": "1", "requests.cpu": "1"})
+    with pytest.raises(GateError):
+        backend.deploy(service(uri=OTHER, run_id="b-00000000"), check=Checks("jec-pfn"))
+    assert as_before(backend, before)
+
+    def serves_again() -> bool:
+        pods = backend.api.all("pods")
+        return [pod["metadata"]["labels"][RUN_LABEL] for pod in pods] == [RUN]
+
+    backend.api.wait_for(serves_again)
 
 
 def test_surge_that_was_asked_for_waits_for_the_quota_and_says_so(fake):

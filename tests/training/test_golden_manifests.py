@@ -60,7 +60,12 @@ def manifests() -> dict[str, Manifest]:
         kerberos_secret="krb-secret",
         nvidia_driver="/opt/nvidia-driver",
     )
-    old_form = run_with(num_gpus=1, predictor_form="triton", min_replicas=0, max_replicas=3)
+    old_form = run_with(
+        num_gpus=1, serving_gpus=1, predictor_form="triton", min_replicas=0, max_replicas=3
+    )
+    mig_service = mig.config.replace(
+        serving_gpus=1, serving_cpus="500m", serving_memory="2Gi", rollout="recreate"
+    )
     return {
         "experiment-pfn": experiment(pfn),
         "experiment-particle-net": experiment(particle_net),
@@ -70,6 +75,7 @@ def manifests() -> dict[str, Manifest]:
         "export-job-mig-tolerations-eos": export_job(mig, "trial-7"),
         "evaluate-job": evaluate_job(pfn, "trial-7"),
         "inference-service": inference_service(pfn),
+        "inference-service-mig-tolerations": inference_service(Run(config=mig_service)),
         "inference-service-gpu-old-form": inference_service(old_form, "trial-7"),
     }
 
