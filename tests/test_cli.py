@@ -99,6 +99,13 @@ def test_a_typing_error_ends_with_2_and_the_nearest_name(args, wanted):
         ({"memory": "12 GB"}, "--memory"),
         ({"service_name": "My_Model"}, "--service-name"),
         ({"algorithm": "randon"}, "random"),
+        ({"rollout": "surgee"}, "--rollout: .*surge"),
+        ({"serving_cpus": "half"}, "--serving-cpus 'half'"),
+        ({"serving_cpus": "0"}, "--serving-cpus '0'"),
+        ({"serving_memory": "4 GB"}, "--serving-memory"),
+        ({"serving_gpus": -1}, "--serving-gpus -1"),
+        ({"steps_cpus": "100mm"}, "--steps-cpus '100mm'"),
+        ({"steps_memory": "much"}, "--steps-memory 'much'"),
     ],
 )
 def test_values_that_cannot_be_meant_are_refused(values, wanted):

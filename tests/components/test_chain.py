@@ -115,6 +115,17 @@ def test_every_step_is_a_pod_with_an_end_a_label_and_the_secret_and_none_is_cach
     assert "enableCache" not in str(document)
 
 
+def test_what_a_step_asks_for_is_that_of_the_configuration(tmp_path):
+    config = RunConfig(steps_cpus="100m", steps_memory="8Gi")
+    path = chain.compile_to(tmp_path / "pipeline.yaml", config)
+    document = next(yaml.safe_load_all(path.read_text()))
+    for executor in document["deploymentSpec"]["executors"].values():
+        resources = executor["container"]["resources"]
+        assert resources["resourceCpuRequest"] == "100m"
+        assert resources["resourceCpuLimit"] == "2"
+        assert resources["resourceMemoryRequest"] == resources["resourceMemoryLimit"] == "8Gi"
+
+
 def test_every_step_gets_another_try(compiled_pipeline):
     for tasks in [
         compiled_pipeline.spec["root"]["dag"]["tasks"],

@@ -6,9 +6,10 @@ import re
 
 import pytest
 
+from common import storage
 from common.config import RunConfig
 from common.errors import InputError
-from components import prepare
+from components import inputs, prepare
 from weaver.prepared import shared_jets
 
 JOB = "00000000-0000-4000-8000-000000000001"
@@ -22,6 +23,30 @@ def test_a_parameter_without_a_folder_behind_it_is_refused(tmp_path, field, valu
     with pytest.raises(InputError, match=f"--{field.replace('_', '-')}.*{value}"):
         prepare.prepare(RunConfig(**values), JOB)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("known", ["by --namespace", "by the pod"])
+def test_a_service_that_kserve_would_never_make_is_refused(
+    monkeypatch, s3_bucket, s3_server, known
+):
+    values = {"s3_bucket": s3_bucket, "s3_endpoint": s3_server, "service_name": "a" * 21}
+    if known == "by --namespace":
+        values["namespace"] = "n" * 32
+    else:
+        monkeypatch.setattr(inputs, "own_namespace", lambda: "n" * 32)
+    with pytest.raises(
+        InputError, match=f"has 21 characters; .*at most 20,.*--service-name {'a' * 20}$"
+    ):
+        prepare.prepare(RunConfig(**values), JOB)
+    assert storage.entries(s3_bucket) == []
+    longest = RunConfig(**{**values, "service_name": "a" * 20})
+    assert inputs.check_service_name(inputs.Inputs(longest)).seen
+
+
+def test_a_name_in_an_unknown_namespace_is_looked_at_later():
+    config = RunConfig(s3_bucket="s3://bucket/runs", service_name="a" * 40)
+    result = inputs.check_service_name(inputs.Inputs(config))
+    assert (result.seen, result.cure) == (False, "give --namespace")
 
 
 @pytest.mark.parametrize("in_common", [0, 1, 200], ids=["none", "few", "many"])

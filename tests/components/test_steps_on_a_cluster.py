@@ -4,6 +4,7 @@ reads, writes, and how it ends.
 
 from __future__ import annotations
 
+import dataclasses
 import http.server
 import json
 import re
@@ -13,8 +14,10 @@ import numpy as np
 import pytest
 
 from clusters import kubernetes as home_module
+from clusters.protocol import Service
 from common import storage
 from common.config import RunConfig
+from common.errors import GateError
 from common.run import Run
 from components import deploy, evaluate, export, finish, search, step
 from reporting.serving_section import section
@@ -205,6 +208,42 @@ def test_a_green_run_with_a_broken_service_is_impossible(
     assert "\n  | loading failed" in error
     assert not storage.exists(run.path("service.json"))
     assert finish.summarise(run.uri).state == "failed"
+    assert home.api.all("inferenceservices") == []
+
+
+def test_a_former_model_that_may_still_answer_is_asked_again(run, model_server, monkeypatch):
+    """Where neither pods nor Deployments may be read, the first answers may be the former's."""
+    as_the_pods_would(run)
+    monkeypatch.setattr(deploy, "GOLDEN_DEADLINE", 30.0)
+    monkeypatch.setattr(deploy, "WRONG_ANSWER_PAUSE", 0.05)
+    model_server.off = np.float32(0.001)
+    threading.Timer(0.3, setattr, (model_server, "off", np.float32(0))).start()
+    service = Service(name=NAME, url=model_server.url, kind="kserve", certain=False)
+    assert set(deploy.golden_answers(run, service)) == {NAME, f"{NAME}-raw"}
+    model_server.off = np.float32(0.001)
+    with pytest.raises(GateError):
+        deploy.golden_answers(run, dataclasses.replace(service, certain=True))
+
+
+def test_a_new_model_is_asked_beside_the_former_one(fake, run, model_server, s3_server, capsys):
+    home = fake(node_of(UP), kserve=KServe(url=model_server.url))
+    furnished(home.api, s3_server)
+    as_the_pods_would(run)
+    assert call(deploy, run) == 0
+    other = Run(config=run.config.replace(run_id=f"{NAME}-4567abcd"))
+    other.save()
+    as_the_pods_would(other)
+    model_server.off = np.float32(0.001)
+    assert call(deploy, other) == 1
+    assert f"{NAME} serves on as before" in capsys.readouterr().err
+    assert not storage.exists(other.path("service.json"))
+    (service,) = home.api.all("inferenceservices")
+    assert service["metadata"]["labels"]["jec/run-id"] == run.id
+    model_server.off = np.float32(0)
+    assert call(deploy, other, "--job-id", "job-2") == 0
+    (service,) = home.api.all("inferenceservices")
+    assert service["metadata"]["labels"]["jec/run-id"] == other.id
+    assert service["spec"]["predictor"]["model"]["storageUri"] == other.path("model") + "/"
 
 
 def test_without_its_keys_no_service_is_made(fake, run, model_server, capsys):

@@ -176,6 +176,7 @@ def test_a_run_is_made_again_with_one_change(kfp, s3_bucket, capsys):
             "nothing",
         ),
         ({"algorithm": "grid"}, "grid"),
+        ({"service_name": "jec-of-the-small-jets", "namespace": "n" * 32}, "at most 20,"),
     ],
 )
 def test_inputs_that_cannot_be_used_are_refused_before_anything_is_sent(
@@ -186,3 +187,12 @@ def test_inputs_that_cannot_be_used_are_refused_before_anything_is_sent(
         submit.submit(config(s3_bucket, **values), server, "steps:1")
     assert not kfp.pipelines + kfp.experiments + kfp.runs
     assert storage.entries(s3_bucket) == []
+
+
+def test_runs_whose_steps_ask_for_less_have_a_version_of_their_own(kfp, s3_bucket):
+    server = connect(kfp.url)
+    usual = submit.submit(config(s3_bucket), server, "steps:1")
+    small = submit.submit(config(s3_bucket, steps_cpus="100m"), server, "steps:1")
+    again = submit.submit(config(s3_bucket, steps_cpus="100m", seed=7), server, "steps:1")
+    assert usual.version != small.version
+    assert (small.new_version, again.version, again.new_version) == (True, small.version, False)
