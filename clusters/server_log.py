@@ -50,5 +50,6 @@ def worth_reading(lines: list[str], count: int) -> list[str]:
     After them Triton writes only what it unloads. Its tables of options say nothing.
     """
     if not load_failure(lines):
-        return [line for line in lines if not line.startswith(TABLE)][-count:]
+        text = [line for line in lines if line.strip() and not line.startswith(TABLE)]
+        return text[-count:]
     return [line for line in lines if ERROR_LINE.match(line) and CUDA not in line]

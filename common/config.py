@@ -454,6 +454,7 @@ class RunConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> RunConfig:
         """The inverse of `parameters`. Raises InputError for a key that is no field."""
+        values = of_earlier_run(values)
         names = [field.name for field in dataclasses.fields(cls)]
         for key in values:
             if key not in names:
@@ -483,6 +484,17 @@ LEAST = {
     "min_replicas": 0,
     "max_replicas": 1,
 }
+
+
+def of_earlier_run(values: dict[str, Any]) -> dict[str, Any]:
+    """The parameters of a run with those that it had without naming them.
+
+    Before there was serving_gpus a run that trained with GPUs served with one, and its exported
+    model says so.
+    """
+    if "serving_gpus" in values or not values.get("num_gpus", 0):
+        return values
+    return {**values, "serving_gpus": 1}
 
 
 def flag(name: str) -> str:

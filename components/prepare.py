@@ -32,7 +32,6 @@ RESUMABLE_PARAMETERS = (
     "max_failed_trials",
     "goal",
     "deadline_hours",
-    "serving_gpus",
     "serving_cpus",
     "serving_memory",
     "rollout",

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from common import storage
-from common.config import quantity
+from common.config import RunConfig, cpus, quantity
 from common.errors import GateError
 from common.layout import RunFolder
 from common.progress import Progress
@@ -17,7 +18,6 @@ from common.records import MemoryRecord, ModelRecord, ParityRecord
 from exporting.candidates import Candidate, spread
 from exporting.request import AUTO_SIZE, Export
 from serving import golden
-from serving.inference_service import CPU
 from weaver.onnx.triton_config import LOCAL, LOCAL_INSTANCES, check_config, triton_config
 
 
@@ -113,12 +113,13 @@ def measure_batch_size(
 def write_configs(request: Export, name: str, onnx_path: Path, max_batch_size: int) -> None:
     """Write config.pbtxt for the cluster, and the variant for one machine without a GPU."""
     run = storage.find_json(request.folder.run, {})
-    if run.get("config", {}).get("num_gpus", 0):
+    config = RunConfig.from_dict(run.get("config", {}))
+    if config.serving_gpus:
         cluster = triton_config(onnx_path, name, max_batch_size=max_batch_size, device="gpu")
     else:
         # On a node with many cores ONNX Runtime would start a thread for each, and a container's
         # limit would hold them all back.
-        threads = {"intra_op_thread_count": CPU}
+        threads = {"intra_op_thread_count": math.ceil(cpus("serving_cpus", config.serving_cpus))}
         cluster = triton_config(
             onnx_path, name, max_batch_size=max_batch_size, device="cpu", parameters=threads
         )

@@ -113,6 +113,14 @@ def test_values_that_cannot_be_meant_are_refused(values, wanted):
         RunConfig(**values)
 
 
+@pytest.mark.parametrize(
+    ("values", "gpus"),
+    [({"num_gpus": 4}, 1), ({"num_gpus": 0}, 0), ({}, 0), ({"num_gpus": 4, "serving_gpus": 0}, 0)],
+)
+def test_an_earlier_run_that_trained_with_gpus_goes_on_serving_with_one(values, gpus):
+    assert RunConfig.from_dict(values).serving_gpus == gpus
+
+
 def test_flags_and_fields_are_the_same_thing():
     args = pipeline.build_parser().parse_args(
         ["--num-gpus", "2", "--delete-export-job", "--delete-train-experiment", "false"]

@@ -20,7 +20,6 @@ from common.errors import GateError
 from exporting.export import main
 from serving import golden, triton
 from serving.client import golden_check
-from serving.inference_service import CPU
 from tests.exporting import onnxruntime_1_15
 from tests.weaver.conftest import synthetic_jets, write_jets
 from weaver.config.data_config import DataConfig
@@ -177,8 +176,16 @@ def test_the_cluster_is_told_the_device_and_this_machine_needs_no_gpu(exported, 
     kinds = messages().ModelInstanceGroup
     assert of_cluster.instance_group[0].kind == of_machine.instance_group[0].kind == kinds.KIND_CPU
     assert (of_cluster.instance_group[0].count, of_machine.instance_group[0].count) == (1, 2)
-    assert of_cluster.parameters["intra_op_thread_count"].string_value == str(CPU)
-    storage.write_json(str(run / "run.json"), {"config": {"num_gpus": 1}})
+    assert of_cluster.parameters["intra_op_thread_count"].string_value == "2"
+    storage.write_json(
+        str(run / "run.json"),
+        {"config": {"num_gpus": 1, "serving_gpus": 0, "serving_cpus": "2500m"}},
+    )
+    assert run_export(run) == 0
+    on_cpus = parse_config((run / "model" / "small" / "config.pbtxt").read_text())
+    assert on_cpus.instance_group[0].kind == kinds.KIND_CPU
+    assert on_cpus.parameters["intra_op_thread_count"].string_value == "3"
+    storage.write_json(str(run / "run.json"), {"config": {"serving_gpus": 1}})
     assert run_export(run) == 0
     of_cluster, of_machine = (
         parse_config((run / "model" / "small" / p).read_text())
