@@ -20,6 +20,7 @@ from clusters.kubernetes_service import Deployment, NoNodeError
 from clusters.manifests import server_of
 from clusters.protocol import RUN_LABEL, Check, Manifest, Report, Service
 from clusters.reasons import name_of
+from clusters.service_name import check as check_name
 from clusters.service_name import longest_allowed, too_long
 from clusters.waiting import Wait
 from common import storage
@@ -68,7 +69,11 @@ class Rollout:
         manifest["metadata"]["labels"][REVISION_LABEL] = self._revision
 
     def run(self) -> Service:
-        """Deploy, check, and take back what does not serve as it should."""
+        """Deploy, check, and take back what does not serve as it should.
+
+        Raises InputError for a name of which KServe would never make a service.
+        """
+        check_name(self._name, self._objects.namespace)
         wait = Wait(f"service {self._name}", self._deadline, self._report)
         existing = self._objects.settled(INFERENCE_SERVICE, self._name, wait)
         former = self._former(existing)

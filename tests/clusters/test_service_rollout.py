@@ -10,7 +10,7 @@ import pytest
 from clusters import service_rollout
 from clusters.protocol import RUN_LABEL
 from clusters.service_rollout import no_room, pod_needs
-from common.errors import ClusterError, DeadlineError, GateError, InterruptedRun
+from common.errors import ClusterError, DeadlineError, GateError, InputError, InterruptedRun
 from tests.clusters.contract import service
 from tests.clusters.controllers import KServe, Play
 from tests.clusters.fake_api import has_condition
@@ -271,6 +271,14 @@ def test_a_name_without_room_for_a_second_one_is_updated_in_place(fake):
     backend.deploy(service(name, uri=OTHER), check=check)
     assert check.asked == [name]
     assert "not tried beside it first" in backend.text
+
+
+def test_a_name_that_kserve_would_never_reconcile_is_refused_before_anything_is_made(fake):
+    backend = fake(node_of(UP))
+    with pytest.raises(InputError, match=r"has 46 characters; .*at most 45,"):
+        backend.deploy(service("j" * 46))
+    assert backend.api.all("inferenceservices") == []
+    assert backend.deploy(service("j" * 45)).name == "j" * 45
 
 
 def test_the_needs_of_a_pod_hold_what_fetches_its_model():
