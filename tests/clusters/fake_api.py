@@ -89,7 +89,8 @@ class Failure(Exception):
 class Fault:
     """Answer `times` matching requests with `code`, or cut their connection.
 
-    `cut` is 'before' or 'after': whether the server has done the work by then.
+    `cut` is 'before' or 'after': whether the server has done the work by then. `plain` answers as a
+    proxy before the server does, without a Status.
     """
 
     method: str
@@ -97,6 +98,7 @@ class Fault:
     times: float
     code: int = 0
     cut: str = ""
+    plain: bool = False
     message: str = "a fault of the test"
     headers: dict[str, str] = dataclasses.field(default_factory=dict)
 
@@ -647,7 +649,9 @@ def _handler(api: FakeApi) -> type:
                     return self.watch()
                 answer = api.handle(self.command, self.path, body)
             except Failure as failure:
-                self.send(failure.code, _status(failure), fault.headers if fault else {})
+                plain = fault is not None and fault.plain
+                answer = f"<html>{failure}</html>" if plain else _status(failure)
+                self.send(failure.code, answer, fault.headers if fault else {})
             else:
                 if fault and fault.cut == "after":
                     return self.cut()
