@@ -329,6 +329,7 @@ class Api:
         pause = self._pause
         started = time.monotonic()
         webhook_since = 0.0
+        failures = 0
         obstacles = {"API server"}  # there may be one of the request before
         while True:
             try:
@@ -341,6 +342,10 @@ class Api:
                     self._clear(obstacles, wait)
                     raise
                 self._check_first_contact(error, started)
+                if not isinstance(error, ApiException) and wait.left() <= 0 and failures:
+                    # the deadline cut this request: what held up those before it is the reason
+                    wait.sleep(pause)
+                failures += 1
                 webhook = silent_webhook(complaint(error))
                 if webhook:
                     webhook_since = webhook_since or time.monotonic()

@@ -277,6 +277,16 @@ def test_a_webhook_that_stays_away_is_given_up_before_a_long_deadline(fake, monk
     assert time.monotonic() - started < 5
 
 
+def test_the_request_that_the_deadline_cuts_does_not_hide_the_reason(fake):
+    """A webhook takes up to 30 s to time out; then our own last request ends without an answer."""
+    backend = fake()
+    backend.api.fail("POST", "pytorchjobs", code=500, message=REFUSED)
+    backend.api.fail("POST", "pytorchjobs", times=math.inf, code=500, seconds=2)
+    with pytest.raises(DeadlineError, match=r"\n  webhook w\.example\.org: .*refused") as raised:
+        backend.run_job(job("pass"), deadline=0.8)
+    assert "imeout" not in str(raised.value).replace("?timeout=10s", "")
+
+
 @pytest.mark.parametrize("code", [500, 503])
 @pytest.mark.parametrize("plain", [True, False], ids=["proxy", "Status"])
 def test_only_an_answer_without_a_status_counts_as_unreachable(fake, monkeypatch, code, plain):
@@ -398,6 +408,7 @@ def test_kserves_client_and_watches_understand_the_fake(fake, tmp_path):
     from kubernetes import client, watch
 
     backend = fake(node_of(UP))
+    backend.api.grant("watch", "inferenceservices.serving.kserve.io")  # we ourselves never watch
     backend.deploy(service())
     kserve = KServeClient(config_file=str(tmp_path / "kubeconfig"))
     assert kserve.is_isvc_ready("jec-pfn", namespace="physics")
