@@ -31,7 +31,6 @@ from clusters.reasons import (
     ready,
     short,
     waiting_of,
-    warning_of,
 )
 from clusters.waiting import Wait, ignore
 from common.errors import ClusterError
@@ -42,7 +41,7 @@ DESCRIPTION_SECONDS = 30.0  # for reading why a service does not answer
 COMPLAINTS = 3
 KNATIVE_REVISION = "serving.knative.dev/revision"  # on pods of the Serverless mode
 RAW_MODES = ("RawDeployment", "Standard")  # the name until and since KServe 0.16
-POD_SECURITY = "violates PodSecurity"
+PREDICTOR = "predictor"  # word of what KServe makes for a service in RawDeployment mode
 
 
 class NoNodeError(ClusterError):
@@ -84,14 +83,15 @@ class Deployment:
         self._name = name_of(manifest)
         self._revision: str = manifest["metadata"]["labels"][REVISION_LABEL]
         self._wait = Wait(f"service {self._name}", deadline, report)
-        self._diagnostics = PodDiagnostics(self._api, self._wait, SERVICE_LABEL, patience=patience)
+        self._diagnostics = PodDiagnostics(
+            self._api, self._wait, SERVICE_LABEL, patience=patience, replica_set=PREDICTOR
+        )
         self._no_node_seconds = no_node_seconds
         self._no_node_since: float | None = None
         self._is_new = False
         self._certain = True
         self._older: set[str] = set()
         self._older_revision = ""
-        self._old_events: set[tuple[str, int]] = set()
 
     @property
     def certain(self) -> bool:
@@ -126,7 +126,6 @@ class Deployment:
     def _submit(self) -> None:
         """Create or update the service, and note what belongs to the spec before."""
         where = f"in namespace '{self._objects.namespace}'"
-        self._old_events = {_identity(event) for event in self._refusals()}
         while True:
             if self._api.create(INFERENCE_SERVICE, self._manifest, self._wait):
                 self._is_new = True
@@ -222,20 +221,9 @@ class Deployment:
         """Report what holds the pods up. Raises ClusterError for what no waiting cures."""
         if view.pods is None:
             return
-        if view.pods:
-            self._diagnostics.explain(self._name, view.pods)
-            self._check_node(view)
-            return
-        refusals = [one for one in self._refusals() if _identity(one) not in self._old_events]
-        refusal = warning_of(refusals)
-        if POD_SECURITY in refusal:
-            raise ClusterError(
-                f"service {self._name} failed: the namespace admits no such pod: {refusal}"
-            )
-        if refusal:
-            self._wait.obstacle(self._name, refusal)
-        else:
-            self._diagnostics.explain(self._name, [])
+        made = view.service["metadata"].get("creationTimestamp", "")
+        self._diagnostics.explain(self._name, view.pods, made)
+        self._check_node(view)
 
     def _check_node(self, view: View) -> None:
         """Report a rollout that the former pods block. Raises NoNodeError after long."""
@@ -258,20 +246,6 @@ class Deployment:
         if self._no_node_seconds is not None and waited > self._no_node_seconds:
             raise NoNodeError(f"service {self._name}: {no_node}")
 
-    def _refusals(self) -> list[Manifest]:
-        """Events of ReplicaSets of the predictor whose pods are refused (quota, Pod Security).
-
-        KServe says nothing of them on the InferenceService.
-        """
-        prefix = f"{predictor_name(self._name)}-"
-        events = self._api.events_of_kind("ReplicaSet", self._wait)
-        return [
-            event
-            for event in events
-            if event.get("reason") == "FailedCreate"
-            and event.get("involvedObject", {}).get("name", "").startswith(prefix)
-        ]
-
     def _failure(self, service: Manifest, complaint: str) -> str:
         """Why a service will not come up: its predictor's crash, or what KServe says."""
         ending = self._diagnostics.ending(self._name)
@@ -287,7 +261,7 @@ class Deployment:
 
 def predictor_name(name: str) -> str:
     """Of the Deployment and the Service that KServe makes for a predictor in RawDeployment mode."""
-    return f"{name}-predictor"
+    return f"{name}-{PREDICTOR}"
 
 
 def described(service: Manifest, namespace: str, *, inside: bool, certain: bool) -> Service:
@@ -432,11 +406,6 @@ def _is_of(deployment: Manifest, revision: str) -> bool:
 
 def _labels(thing: Manifest) -> dict[str, str]:
     return thing["metadata"].get("labels") or {}
-
-
-def _identity(event: Manifest) -> tuple[str, int]:
-    """Of an event, which a repetition changes."""
-    return event["metadata"]["name"], event.get("count") or 0
 
 
 def _model_failure(service: Manifest) -> tuple[str, bool]:

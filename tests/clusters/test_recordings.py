@@ -68,7 +68,7 @@ def test_a_bad_model_fails_with_the_true_reason_once_and_is_taken_back(fake, nam
     assert first_line.count(reason) == 1
     told = [line for line in backend.lines if reason in line]
     assert told
-    assert told[0].startswith("pod pfn-regressor-open-predictor-")
+    assert "pod pfn-regressor-open-predictor-" in told[0]
     left = backend.api.find("inferenceservices", "jec-pfn")
     if replay.has_former:
         assert left["metadata"]["labels"][REVISION_LABEL] == "former"
