@@ -27,7 +27,7 @@ RETRIES = 2
 def pipeline(config: RunConfig, image: str = STEPS_IMAGE, *, non_root: bool = False) -> Any:
     """The KFP pipeline whose parameters are the fields of RunConfig; `config` has the defaults.
 
-    With `non_root` the server refuses steps that run as root; servers before 2.17 do not know the
+    With `non_root` the server refuses steps that run as root; servers before 2.16 do not know the
     field. The image's own user is not root.
     """
     from kfp import dsl

@@ -143,8 +143,10 @@ def _trial_template(run: Run, parameters: list[Parameter]) -> Manifest:
     pod = manifests.pod_template(
         labels=labels(run),
         image=config.weaver_image,
-        command=manifests.python_command("weaver.train", gpus=config.num_gpus),
-        args=trial_args(run, parameters),
+        program=[
+            *manifests.python_command("weaver.train", gpus=config.num_gpus),
+            *trial_args(run, parameters),
+        ],
         env=run_pods.environment(run, ALLOCATOR),
         resources=run_pods.resources(run),
         settings=run_pods.settings(run, gpus=config.num_gpus),
@@ -165,6 +167,7 @@ def _trial_template(run: Run, parameters: list[Parameter]) -> Manifest:
                 replicas=config.num_replicas,
                 gpus=config.num_gpus,
                 deadline=round(config.deadline_hours * 3600),
+                sidecars=1,  # Katib's metrics collector
             ),
         },
     }

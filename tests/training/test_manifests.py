@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from clusters import katib
+from clusters.pod_command import program_of
 from clusters.protocol import RUN_LABEL
 from common.config import RunConfig
 from common.errors import InputError
@@ -110,18 +111,19 @@ def test_every_trial_writes_to_its_own_folder_and_to_katibs_file(run):
     manifest = experiment(run)
     names = {p["name"]: f"v{i}" for i, p in enumerate(manifest["spec"]["parameters"])}
     trial = katib.substitute(manifest, names, "trial-7")
-    container = pods(trial)[0]["spec"]["containers"][0]
-    assert container["command"][-2:] == ["-m", "weaver.train"]
-    assert f"--model-prefix={run.path('trials', 'trial-7')}/" in container["args"]
-    assert f"--metrics-log={METRICS_LOG}" in container["args"]
+    program = program_of(pods(trial)[0]["spec"]["containers"][0])
+    module = program.index("-m")
+    assert program[module + 1] == "weaver.train"
+    assert f"--model-prefix={run.path('trials', 'trial-7')}/" in program
+    assert f"--metrics-log={METRICS_LOG}" in program
     assert "${" not in json.dumps(trial)
-    assert all(value in " ".join(container["args"]) for value in names.values())
+    assert all(value in " ".join(program) for value in names.values())
 
 
 def test_a_searched_flag_is_not_fixed_as_well():
     space = '[{"name": "batch-size", "type": "discrete", "list": [100, 500]}]'
     run = Run(config=RunConfig(s3_bucket="s3://b/r", run_id="a-00000000", search_space=space))
-    args = pods(experiment(run))[0]["spec"]["containers"][0]["args"]
+    args = program_of(pods(experiment(run))[0]["spec"]["containers"][0])
     assert [a for a in args if a.startswith("--batch-size")] == [
         "--batch-size=${trialParameters.batchSize}"
     ]
@@ -143,7 +145,7 @@ def test_several_gpus_a_node_use_torchrun():
     assert spec["nprocPerNode"] == "4"
     assert spec["pytorchReplicaSpecs"]["Worker"]["replicas"] == 1
     container = spec["pytorchReplicaSpecs"]["Master"]["template"]["spec"]["containers"][0]
-    assert container["command"] == ["torchrun", "-m", "weaver.train"]
+    assert program_of(container)[:3] == ["torchrun", "-m", "weaver.train"]
     assert container["resources"]["limits"]["nvidia.com/gpu"] == "4"
 
 
@@ -223,7 +225,7 @@ def test_what_a_cluster_asks_of_its_pods_is_on_all_of_them():
 
 def test_a_pod_that_asks_for_nothing_special_has_none_of_it():
     spec = pods(experiment(run_with()))[0]["spec"]
-    assert set(spec) == {"volumes", "containers"}
+    assert set(spec) == {"volumes", "containers", "securityContext"}
     assert [volume["name"] for volume in spec["volumes"]] == ["shared-memory"]
 
 
@@ -293,7 +295,7 @@ def test_options_that_cannot_be_meant_are_refused(values, facts):
 
 def test_trials_take_the_precision_of_the_run():
     def args_of(run):
-        return pods(experiment(run))[0]["spec"]["containers"][0]["args"]
+        return program_of(pods(experiment(run))[0]["spec"]["containers"][0])
 
     assert "--precision=float32" in args_of(run_with())
     assert "--precision=auto" in args_of(run_with(precision="auto"))

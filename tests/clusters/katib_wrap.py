@@ -1,0 +1,48 @@
+"""What Katib's webhook and the kubelet make of the command of a trial's main container.
+
+Restated from katib v0.19.0 pkg/webhook/v1beta1/pod/utils.go:152-213 and kubernetes v1.34
+third_party/forked/golang/expansion/expand.go.
+"""
+
+from __future__ import annotations
+
+import re
+
+EARLY_STOPPED = "early-stopped"
+COMPLETED = "completed"
+VARIABLE = re.compile(r"\$(?:(?P<dollar>\$)|\((?P<name>[^)]*)\))")
+
+
+def wrapped(container: dict, folder: str, *, early_stopping: bool = False) -> list[str]:
+    """The command of the container after the webhook: words joined with blanks, unquoted.
+
+    folder: where the metrics file and the marks of the trial's end lie.
+    """
+    words = [*container["command"], *container.get("args", [])]
+    command = ["sh", "-c"]
+    if words[0] in ("sh", "bash") and words[1] == "-c":
+        command, words = words[:2], words[2:]
+    mark = f"{folder}/$$$$.pid"
+    if early_stopping:
+        is_stopped = f"test -f {mark} && [ $(head -n 1 {folder}/$$.pid) = {EARLY_STOPPED} ]"
+        words += [
+            "||",
+            f"if {is_stopped}; then echo Training Container was Early Stopped;"
+            " else echo Training Container was Failed; exit 1; fi",
+        ]
+    words += ["&&", f"echo {COMPLETED} > {mark}"]
+    return [*command, " ".join(words)]
+
+
+def expanded(command: list[str], env: dict[str, str]) -> list[str]:
+    """The command that the kubelet runs: `$$` is `$`, and `$(NAME)` the variable if there is one.
+
+    The name of a reference goes up to the next bracket; what is no variable stays as it is.
+    """
+
+    def expand(match: re.Match) -> str:
+        if match["dollar"]:
+            return "$"
+        return env.get(match["name"], match[0])
+
+    return [VARIABLE.sub(expand, word) for word in command]
