@@ -1,9 +1,9 @@
 """The command of a pod: one line of shell that Katib may wrap and that passes signals on.
 
 Katib joins the command and the arguments of a trial's container with blanks, unquoted, and appends
-its own commands (katib v0.19.0 pkg/webhook/v1beta1/pod/utils.go:152-187). A command `sh -c` with
+its own commands (katib v0.19.0 pkg/webhook/v1beta1/pod/utils.go:155-199). A command `sh -c` with
 one argument stays whole. Its collector ends a trial by SIGTERM to the only child of that shell
-(cmd/metricscollector/v1beta1/file-metricscollector/main.go:243-255), and the kubelet sends SIGTERM
+(cmd/metricscollector/v1beta1/file-metricscollector/main.go:281-297), and the kubelet sends SIGTERM
 to the shell alone, which would die without its child.
 """
 

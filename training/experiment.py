@@ -67,10 +67,13 @@ def experiment(run: Run, *, carried: int = 0) -> Manifest:
             "parallelTrialCount": min(config.parallel_trials, max_trials),
             "maxTrialCount": max_trials,
             "maxFailedTrialCount": min(config.max_failed_trials, max_trials),  # Katib refuses more
-            # The suggestion service stays until the experiment is deleted, so that a finished
-            # search can be extended. Katib's other way, FromVolume, wants a volume and starts the
-            # service anew, which then draws from the seed's beginning.
-            "resumePolicy": "LongRunning",
+            # Katib removes the Deployment of the algorithm when the search ends (katib v0.19.0
+            # pkg/controller.v1beta1/experiment/experiment_controller.go:190-197). With more trials
+            # another experiment follows. LongRunning keeps the pod for ever, and one that is
+            # started again (scaled down and up, or FromVolume) fails for cmaes, sobol and grid,
+            # whose services know only the trials that they drew themselves
+            # (pkg/suggestion/v1beta1/goptuna/service.go:110, optuna/base_service.py:101).
+            "resumePolicy": "Never",
             "metricsCollectorSpec": {
                 "collector": {"kind": "File"},
                 "source": {

@@ -1,6 +1,6 @@
 """What Katib's webhook and the kubelet make of the command of a trial's main container.
 
-Restated from katib v0.19.0 pkg/webhook/v1beta1/pod/utils.go:152-213 and kubernetes v1.34
+Restated from katib v0.19.0 pkg/webhook/v1beta1/pod/utils.go:155-221 and kubernetes v1.34
 third_party/forked/golang/expansion/expand.go.
 """
 

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from clusters import katib
+from clusters.manifests import RESTARTS
 from clusters.pod_command import program_of
 from clusters.protocol import RUN_LABEL
 from common.config import RunConfig
@@ -20,6 +21,7 @@ from evaluating.evaluate_job import evaluate_job
 from exporting.export_job import export_job
 from operations.render import render
 from serving.inference_service import inference_service
+from tests.clusters.admission import pod_security
 from training.experiment import METRICS_LOG, experiment
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -98,6 +100,34 @@ def test_objects_and_pods_carry_the_run_id_and_no_sidecar(run):
             assert pod["metadata"]["labels"][RUN_LABEL] == run.id
             assert pod["metadata"]["labels"]["sidecar.istio.io/inject"] == "false"
             assert pod["metadata"]["annotations"]["sidecar.istio.io/inject"] == "false"
+
+
+def test_pods_pass_pod_security_restricted_but_for_folders_of_the_node(run):
+    for manifest in (experiment(run), export_job(run, "t"), evaluate_job(run, "t")):
+        for pod in pods(manifest):
+            folders = [volume["name"] for volume in pod["spec"]["volumes"] if "hostPath" in volume]
+            expected = [f"volume {name} is a hostPath" for name in folders]
+            assert pod_security(pod["spec"]) == expected
+
+
+def test_a_pod_as_such_does_not_pass_pod_security_restricted():
+    """The rules are all there: what a pod has to say is not there by default."""
+    rules = ("allowPrivilegeEscalation", "capabilities.drop", "runAsNonRoot", "seccompProfile")
+    pod = {"containers": [{"name": "c"}], "volumes": [{"name": "v", "hostPath": {"path": "/"}}]}
+    expected = ["volume v is a hostPath", *(f"{rule} of container c" for rule in rules)]
+    assert pod_security(pod) == expected
+
+
+def test_a_trial_may_be_restarted_as_often_as_any_job(run):
+    """The operator counts restarts of all containers: in a trial's pod Katib's collector, too."""
+    replicas = run.config.num_replicas
+    limits = {}
+    for name, manifest in (("trial", experiment(run)), ("job", export_job(run, "t"))):
+        spec = manifest["spec"]
+        if name == "trial":
+            spec = spec["trialTemplate"]["trialSpec"]["spec"]
+        limits[name] = spec["runPolicy"]["backoffLimit"]
+    assert limits == {"trial": RESTARTS * (replicas + 1) + 1, "job": RESTARTS + 1}
 
 
 def test_the_test_set_reaches_no_trial(run):
