@@ -6,6 +6,7 @@ Submit, adopt or extend it, watch its trials, explain what waits, and read the r
 from __future__ import annotations
 
 import dataclasses
+import time
 
 from clusters.api import EXPERIMENT, TRIAL
 from clusters.kubernetes_objects import (
@@ -36,6 +37,7 @@ SHOWN_TRIALS = 3  # failed trials whose last lines an error shows
 # what Katib allows to change in an experiment
 EDITABLE = ("parallelTrialCount", "maxTrialCount", "maxFailedTrialCount")
 OVERTAKEN = "the goal was reached"
+OBSERVATION_SECONDS = 20.0  # between a trial's end and its metrics; Katib takes about a second
 
 
 class ExperimentRun:
@@ -55,6 +57,7 @@ class ExperimentRun:
         self._manifest = manifest
         self._name = name_of(manifest)
         self._report = report
+        self._observed_by: float | None = None
         self._wait = Wait(f"experiment {self._name}", deadline, report)
         self._diagnostics = PodDiagnostics(self._api, self._wait, JOB_LABEL, patience=patience)
         self._suggestions = PodDiagnostics(
@@ -80,7 +83,8 @@ class ExperimentRun:
                 failure = self._failure(experiment, trials)
                 self._remove_unfinished(trials, "the search failed")
                 raise ClusterError(failure)
-            if is_true(experiment, "Succeeded") and not _was_extended(experiment):
+            has_succeeded = is_true(experiment, "Succeeded") and not _was_extended(experiment)
+            if has_succeeded and not self._awaits_observation(trials):
                 return self._result(experiment, self._remove_unfinished(trials, OVERTAKEN))
             self._wait.sleep(self._objects.poll)
 
@@ -185,6 +189,18 @@ class ExperimentRun:
 
     # End
     # --------------------------------------------------------------------------------------------
+
+    def _awaits_observation(self, trials: list[Trial]) -> bool:
+        """Whether a trial was stopped early a moment ago, and Katib will still observe its metrics.
+
+        Katib marks a trial, and with its last one the experiment, before it reads the metrics (seen
+        with 0.19.0). This wait ends after OBSERVATION_SECONDS.
+        """
+        if all(trial.metrics for trial in trials if trial.status == "EarlyStopped"):
+            return False
+        if self._observed_by is None:
+            self._observed_by = time.monotonic() + OBSERVATION_SECONDS
+        return time.monotonic() < self._observed_by
 
     def _remove_unfinished(self, trials: list[Trial], reason: str) -> list[Trial]:
         """Remove the trials that an experiment which has ended leaves running.

@@ -6,11 +6,32 @@ third_party/forked/golang/expansion/expand.go.
 
 from __future__ import annotations
 
+import os
 import re
 
+COLLECTOR = "metrics-logger-and-collector"
 EARLY_STOPPED = "early-stopped"
 COMPLETED = "completed"
 VARIABLE = re.compile(r"\$(?:(?P<dollar>\$)|\((?P<name>[^)]*)\))")
+
+
+def inject(pod: dict, trial: dict) -> None:
+    """Add Katib's collector to the main pod of a trial, and wrap its container.
+
+    From katib v0.19.0 pkg/webhook/v1beta1/pod/inject_webhook.go:117-196. The collector has no
+    securityContext of its own (injectSecurityContext is off by default).
+    """
+    labels = pod["metadata"].get("labels") or {}
+    primary = trial["spec"].get("primaryPodLabels") or {}
+    if any(labels.get(key) != value for key, value in primary.items()):
+        return
+    path = trial["spec"]["metricsCollector"]["source"]["fileSystemPath"]["path"]
+    container = pod["spec"]["containers"][0]
+    stops = bool(trial["spec"].get("earlyStoppingRules"))
+    *command, line = wrapped(container, os.path.dirname(path), early_stopping=stops)
+    container |= {"command": command, "args": [line]}
+    pod["spec"]["containers"].append({"name": COLLECTOR, "image": "file-metrics-collector:v0.19.0"})
+    pod["spec"]["shareProcessNamespace"] = True
 
 
 def wrapped(container: dict, folder: str, *, early_stopping: bool = False) -> list[str]:
