@@ -19,9 +19,7 @@ SHELL = ["sh", "-c"]
 # subshell's code is the line's, so that what Katib appends with || and && sees it: 143 where
 # SIGTERM ended the program.
 BEFORE = "trap 'kill -TERM $!' TERM; "
-AFTER = (
-    " & wait $!; code=$?; while kill -0 $! 2>/dev/null; do wait $!; code=$?; done; (exit $code)"
-)
+AFTER = " & wait $!; code=$?; while kill -0 $! 2>/dev/null; do wait $!; code=$?; done; (exit $code)"
 KUBELET_DOLLAR = re.compile(r"\$(?!\{trialParameters\.)")
 """What the kubelet would expand in a literal value; Katib's placeholders are gone by then."""
 

@@ -50,9 +50,7 @@ def inference_service(run: Run, trial: str = "") -> Manifest:
         "spec": {
             "predictor": {
                 # Triton and KServe's storage initializer are unproven as another user than theirs.
-                **manifests.pod_fields(
-                    service_account=config.service_account, restricted=False
-                ),
+                **manifests.pod_fields(service_account=config.service_account, restricted=False),
                 "minReplicas": config.min_replicas,
                 "maxReplicas": max(config.max_replicas, config.min_replicas),
                 config.predictor_form: server,

@@ -195,7 +195,7 @@ def test_a_trial_is_restarted_as_often_as_its_job_says(fake):
     counts = [one["restartCount"] for one in pods[0]["status"]["containerStatuses"]]
     assert counts == [RESTARTS, RESTARTS]
     backend = fake(node_of([crash, *attempts]))
-    with pytest.raises(ClusterError, match="backoff limit|exit code 137"):
+    with pytest.raises(ClusterError, match="exit code 137"):
         backend.run_experiment(experiment(["0.2"], max_failed=1))
 
 

@@ -118,9 +118,7 @@ def test_the_servers_version_is_checked_before_anything_is_sent(kfp, s3_bucket, 
         assert not kfp.pipelines + kfp.runs
     else:
         submit.submit(config(s3_bucket), server, "steps:1")
-        assert ("securityContext" in kfp.versions[0]["text"]) == (
-            version in ("2.16.0", "2.17.0")
-        )
+        assert ("securityContext" in kfp.versions[0]["text"]) == (version in ("2.16.0", "2.17.0"))
 
 
 def test_a_server_without_a_version_is_a_warning(kfp, s3_bucket, capsys):
