@@ -102,6 +102,8 @@ def _on_the_cluster(task: Any, secret: Any, non_root: bool) -> Any:
     )
     kubernetes.add_pod_label(task, STEP_LABEL, task.name)
     kubernetes.set_timeout(task, step_of(task.name).deadline)
+    # kfp-kubernetes 2.17 offers user, group and this. A server before 2.16 refuses an IR with it
+    # (seen with 2.15.0), so it is left out there; the image's user is 1000 either way.
     if non_root:
         kubernetes.set_security_context(task, run_as_non_root=True)
     task.set_caching_options(False)
