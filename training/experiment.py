@@ -72,7 +72,7 @@ def experiment(run: Run, *, carried: int = 0) -> Manifest:
             # another experiment follows. LongRunning keeps the pod for ever, and one that is
             # started again (scaled down and up, or FromVolume) fails for cmaes, sobol and grid,
             # whose services know only the trials that they drew themselves
-            # (pkg/suggestion/v1beta1/goptuna/service.go:110, optuna/base_service.py:101).
+            # (pkg/suggestion/v1beta1/goptuna/service.go:111, optuna/base_service.py:101).
             "resumePolicy": "Never",
             "metricsCollectorSpec": {
                 "collector": {"kind": "File"},
