@@ -35,7 +35,7 @@ PERMISSIONS = (
         group="kubeflow.org",
         resource="experiments",
         verbs=("create", "get", "list", "update", "delete"),
-        why="the search; update where one that goes on gets more trials",
+        why="the search; update for --more-trials",
     ),
     Permission(
         group="kubeflow.org",
