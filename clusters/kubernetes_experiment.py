@@ -110,8 +110,11 @@ class ExperimentRun:
         while existing["spec"].get("maxTrialCount", 0) < asked.get("maxTrialCount", 0):
             before = existing["spec"]["maxTrialCount"]
             if not is_extensible(existing):
-                why = message_of(existing, "Succeeded") or "its resumePolicy is Never"
-                raise ClusterError(f"experiment {self._name} takes no more trials: {why}")
+                why = message_of(existing, "Succeeded")
+                raise ClusterError(
+                    f"experiment {self._name} has ended and takes no more trials ({why}); resume"
+                    f" the run with --max-trials {before}, and then give it more by --more-trials"
+                )
             changes = {key: asked[key] for key in EDITABLE if key in asked}
             extended = {**existing, "spec": {**existing["spec"], **changes}}
             if self._api.replace(EXPERIMENT, extended, self._wait):

@@ -32,6 +32,9 @@ def experiment(run: Run, *, carried: int = 0) -> Manifest:
     """
     config = run.config
     algorithm = algorithms.offered(config.algorithm)
+    if carried and algorithm.plan == "sequence":
+        # Katib's sequence is always the same and begins anew, at the points of the carried trials.
+        algorithm = algorithms.offered("random")
     parameters = for_network(load(config.search_space), config.network_config)
     max_trials = config.max_trials - carried
     if algorithm.is_grid:

@@ -184,6 +184,19 @@ def test_an_algorithm_ends_with_its_search(fake):
     assert [one["metadata"]["name"] for one in backend.api.all("deployments")] == ["kept-grid"]
 
 
+def test_an_experiment_that_never_resumes_says_how_to_go_on(fake):
+    losses = ["0.3", "0.2"]
+    backend = fake(node_of(loss(0.3), loss(0.2)))
+    backend.run_experiment(
+        experiment(losses, maxTrialCount=1, parallel=1, max_failed=1, resumePolicy="Never")
+    )
+    assert not backend.cluster.can_continue(SEARCH)
+    with pytest.raises(ClusterError) as raised:
+        backend.run_experiment(experiment(losses, parallel=1, resumePolicy="Never"))
+    for fact in (SEARCH, "--max-trials 1,", "--more-trials"):
+        assert fact in str(raised.value)
+
+
 def test_a_trial_is_restarted_as_often_as_its_job_says(fake):
     """Katib's collector is restarted with the program, and the operator counts both."""
     crash = Play(exit_code=137, log="killed\n")

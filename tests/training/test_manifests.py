@@ -301,6 +301,16 @@ def test_an_experiment_that_follows_another_has_a_name_and_a_seed_of_its_own():
     assert second["metadata"]["labels"] == first["metadata"]["labels"], "so that --down finds it"
 
 
+def test_an_experiment_that_follows_a_sobol_search_draws_at_random():
+    """Katib's sequence would begin again, at the same points."""
+    run = run_with(max_trials=40, algorithm="sobol")
+    names = [
+        experiment(run, carried=carried)["spec"]["algorithm"]["algorithmName"]
+        for carried in (0, 30)
+    ]
+    assert names == ["sobol", "random"]
+
+
 @pytest.mark.parametrize(
     ("values", "facts"),
     [
