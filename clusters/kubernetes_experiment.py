@@ -6,6 +6,7 @@ Submit, adopt or extend it, watch its trials, explain what waits, and read the r
 from __future__ import annotations
 
 import dataclasses
+import time
 
 from clusters.api import EXPERIMENT, TRIAL
 from clusters.kubernetes_job import replicas_of
@@ -37,6 +38,7 @@ SHOWN_TRIALS = 3  # failed trials whose last lines an error shows
 # what Katib allows to change in an experiment
 EDITABLE = ("parallelTrialCount", "maxTrialCount", "maxFailedTrialCount")
 OVERTAKEN = "the goal was reached"
+OBSERVATION_SECONDS = 20.0  # between a trial's end and its metrics; Katib takes about a second
 
 
 class ExperimentRun:
@@ -56,6 +58,7 @@ class ExperimentRun:
         self._manifest = manifest
         self._name = name_of(manifest)
         self._report = report
+        self._observed_by: float | None = None
         self._wait = Wait(f"experiment {self._name}", deadline, report)
         self._diagnostics = PodDiagnostics(
             self._api,
@@ -89,7 +92,8 @@ class ExperimentRun:
                 failure = self._failure(experiment, trials)
                 self._remove_unfinished(trials, "the search failed")
                 raise ClusterError(failure)
-            if is_true(experiment, "Succeeded") and not _was_extended(experiment):
+            has_succeeded = is_true(experiment, "Succeeded") and not _was_extended(experiment)
+            if has_succeeded and not self._awaits_observation(trials):
                 return self._result(experiment, self._remove_unfinished(trials, OVERTAKEN))
             self._wait.sleep(self._objects.poll)
 
@@ -115,8 +119,11 @@ class ExperimentRun:
         while existing["spec"].get("maxTrialCount", 0) < asked.get("maxTrialCount", 0):
             before = existing["spec"]["maxTrialCount"]
             if not is_extensible(existing):
-                why = message_of(existing, "Succeeded") or "its resumePolicy is Never"
-                raise ClusterError(f"experiment {self._name} takes no more trials: {why}")
+                why = message_of(existing, "Succeeded")
+                raise ClusterError(
+                    f"experiment {self._name} has ended and takes no more trials ({why}); resume"
+                    f" the run with --max-trials {before}, and then give it more by --more-trials"
+                )
             changes = {key: asked[key] for key in EDITABLE if key in asked}
             extended = {**existing, "spec": {**existing["spec"], **changes}}
             if self._api.replace(EXPERIMENT, extended, self._wait):
@@ -195,6 +202,18 @@ class ExperimentRun:
 
     # End
     # --------------------------------------------------------------------------------------------
+
+    def _awaits_observation(self, trials: list[Trial]) -> bool:
+        """Whether a trial was stopped early a moment ago, and Katib will still observe its metrics.
+
+        Katib marks a trial, and with its last one the experiment, before it reads the metrics (seen
+        with 0.19.0). This wait ends after OBSERVATION_SECONDS.
+        """
+        if all(trial.metrics for trial in trials if trial.status == "EarlyStopped"):
+            return False
+        if self._observed_by is None:
+            self._observed_by = time.monotonic() + OBSERVATION_SECONDS
+        return time.monotonic() < self._observed_by
 
     def _remove_unfinished(self, trials: list[Trial], reason: str) -> list[Trial]:
         """Remove the trials that an experiment which has ended leaves running.

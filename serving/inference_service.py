@@ -33,12 +33,15 @@ def inference_service(run: Run, trial: str = "") -> Manifest:
         gpu_resource=config.gpu_resource,
     )
     settings = run_pods.settings(run, gpus=config.serving_gpus, reads_data=False)
+    # KServe's runtime runs Triton as the same user by itself; the image that the old form names is
+    # unproven as another user than its own.
+    restricted = config.predictor_form == "model"
     env = manifests.environment({"JEC_TRIAL": trial}) if trial else []
     server: Manifest = {
         "protocolVersion": "v2",
         # Without the slash the storage initializer also fetches siblings whose names begin so.
         "storageUri": f"{run.folder.models}/",
-        **manifests.container_fields(settings, env=env, resources=resources),
+        **manifests.container_fields(settings, env=env, resources=resources, restricted=restricted),
         "lifecycle": LAST_REQUESTS,
     }
     # Left open for 'auto': the backend knows the namespace's quota.
@@ -63,7 +66,9 @@ def inference_service(run: Run, trial: str = "") -> Manifest:
         },
         "spec": {
             "predictor": {
-                **manifests.pod_fields(settings, service_account=config.service_account),
+                **manifests.pod_fields(
+                    settings, service_account=config.service_account, restricted=restricted
+                ),
                 **strategy,
                 "minReplicas": config.min_replicas,
                 "maxReplicas": max(config.max_replicas, config.min_replicas),

@@ -32,6 +32,9 @@ def experiment(run: Run, *, carried: int = 0) -> Manifest:
     """
     config = run.config
     algorithm = algorithms.offered(config.algorithm)
+    if carried and algorithm.plan == "sequence":
+        # Katib's sequence is always the same and begins anew, at the points of the carried trials.
+        algorithm = algorithms.offered("random")
     parameters = for_network(load(config.search_space), config.network_config)
     max_trials = config.max_trials - carried
     if algorithm.is_grid:
@@ -67,10 +70,13 @@ def experiment(run: Run, *, carried: int = 0) -> Manifest:
             "parallelTrialCount": min(config.parallel_trials, max_trials),
             "maxTrialCount": max_trials,
             "maxFailedTrialCount": min(config.max_failed_trials, max_trials),  # Katib refuses more
-            # The suggestion service stays until the experiment is deleted, so that a finished
-            # search can be extended. Katib's other way, FromVolume, wants a volume and starts the
-            # service anew, which then draws from the seed's beginning.
-            "resumePolicy": "LongRunning",
+            # Katib removes the Deployment of the algorithm when the search ends (katib v0.19.0
+            # pkg/controller.v1beta1/experiment/experiment_controller.go:190-197). With more trials
+            # another experiment follows. LongRunning keeps the pod for ever, and one that is
+            # started again (scaled down and up, or FromVolume) fails for cmaes, sobol and grid,
+            # whose services know only the trials that they drew themselves
+            # (pkg/suggestion/v1beta1/goptuna/service.go:111, optuna/base_service.py:101).
+            "resumePolicy": "Never",
             "metricsCollectorSpec": {
                 "collector": {"kind": "File"},
                 "source": {
@@ -143,8 +149,10 @@ def _trial_template(run: Run, parameters: list[Parameter]) -> Manifest:
     pod = manifests.pod_template(
         labels=labels(run),
         image=config.weaver_image,
-        command=manifests.python_command("weaver.train", gpus=config.num_gpus),
-        args=trial_args(run, parameters),
+        program=[
+            *manifests.python_command("weaver.train", gpus=config.num_gpus),
+            *trial_args(run, parameters),
+        ],
         env=run_pods.environment(run, ALLOCATOR),
         resources=run_pods.resources(run),
         settings=run_pods.settings(run, gpus=config.num_gpus),
@@ -165,6 +173,7 @@ def _trial_template(run: Run, parameters: list[Parameter]) -> Manifest:
                 replicas=config.num_replicas,
                 gpus=config.num_gpus,
                 deadline=round(config.deadline_hours * 3600),
+                sidecars=1,  # Katib's metrics collector
             ),
         },
     }

@@ -8,7 +8,8 @@ import time
 
 import pytest
 
-from clusters import kubernetes_objects
+from clusters import kubernetes_experiment, kubernetes_objects
+from clusters.manifests import RESTARTS
 from common.errors import ClusterError, DeadlineError
 from tests.clusters.contract import experiment
 from tests.clusters.controllers import Katib, Play
@@ -198,11 +199,79 @@ def test_a_search_without_one_number_fails_with_the_reasons(fake):
 
 
 def test_an_early_stopped_trial_counts_and_is_marked(fake):
-    backend = fake(node_of(loss(0.2), loss(0.1, seconds=math.inf, early_stopped=True)))
-    result = backend.run_experiment(experiment(["0.2", "0.1"], parallel=1))
-    assert [trial.status for trial in result.trials] == ["Succeeded", "EarlyStopped"]
+    stopped = loss(0.1, seconds=math.inf, early_stopped=True)
+    backend = fake(node_of(loss(0.2), stopped, loss(0.3)))
+    result = backend.run_experiment(experiment(["0.2", "0.1", "0.3"], parallel=1))
+    statuses = [trial.status for trial in result.trials]
+    assert statuses == ["Succeeded", "EarlyStopped", "Succeeded"]
     assert result.optimal == result.trials[1].name
     assert "early stopped" in result.trials[1].reason
+
+
+def test_the_metrics_of_a_last_trial_that_was_stopped_early_are_waited_for(fake):
+    """Katib ends the experiment before it has them (seen with 0.19.0)."""
+    stopped = loss(0.3, seconds=math.inf, early_stopped=True)
+    backend = fake(node_of(loss(0.2), stopped))
+    backend.katib.observation_rounds = 100
+    result = backend.run_experiment(experiment(["0.2", "0.3"], parallel=1))
+    assert result.trials[1].metrics["AvgLoss"].min == 0.3
+
+
+def test_metrics_that_never_come_do_not_hold_up_a_search_that_has_ended(fake, monkeypatch):
+    monkeypatch.setattr(kubernetes_experiment, "OBSERVATION_SECONDS", 0.2)
+    stopped = loss(0.3, seconds=math.inf, early_stopped=True)
+    backend = fake(node_of(loss(0.2), stopped))
+    backend.katib.observation_rounds = math.inf
+    result = backend.run_experiment(experiment(["0.2", "0.3"], parallel=1))
+    assert result.trials[1].metrics == {}
+    assert result.optimal == result.trials[0].name
+
+
+def test_a_trial_of_another_user_than_katibs_collector_holds_up_the_search(fake):
+    """Why our pods run as one user: without it the fake, as Katib, makes no further trial."""
+    manifest = experiment(["0.2", "0.1", "0.3"], parallel=1)
+    job = manifest["spec"]["trialTemplate"]["trialSpec"]["spec"]
+    del job["pytorchReplicaSpecs"]["Master"]["template"]["spec"]["securityContext"]
+    stopped = loss(0.1, seconds=math.inf, early_stopped=True)
+    backend = fake(node_of(loss(0.2), stopped, loss(0.3)))
+    with pytest.raises(DeadlineError, match="2/3 trials"):
+        backend.run_experiment(manifest, deadline=1.5)
+
+
+def test_an_algorithm_ends_with_its_search(fake):
+    backend = fake(node_of(loss(0.2)))
+    backend.run_experiment(experiment(["0.2"], resumePolicy="Never"))
+    backend.api.wait_for(lambda: not backend.api.all("deployments"))
+    backend.run_experiment(experiment(["0.2"], name="kept", resumePolicy="LongRunning"))
+    assert [one["metadata"]["name"] for one in backend.api.all("deployments")] == ["kept-grid"]
+
+
+def test_an_experiment_that_never_resumes_says_how_to_go_on(fake):
+    losses = ["0.3", "0.2"]
+    backend = fake(node_of(loss(0.3), loss(0.2)))
+    backend.run_experiment(
+        experiment(losses, maxTrialCount=1, parallel=1, max_failed=1, resumePolicy="Never")
+    )
+    assert not backend.cluster.can_continue(SEARCH)
+    with pytest.raises(ClusterError) as raised:
+        backend.run_experiment(experiment(losses, parallel=1, resumePolicy="Never"))
+    for fact in (SEARCH, "--max-trials 1,", "--more-trials"):
+        assert fact in str(raised.value)
+
+
+def test_a_trial_is_restarted_as_often_as_its_job_says(fake):
+    """Katib's collector is restarted with the program, and the operator counts both."""
+    crash = Play(exit_code=137, log="killed\n")
+    attempts = [*[crash] * RESTARTS, loss(0.2)]
+    backend = fake(node_of(attempts))
+    result = backend.run_experiment(experiment(["0.2"]))
+    assert [trial.status for trial in result.trials] == ["Succeeded"]
+    pods = backend.api.all("pods", "training.kubeflow.org/job-role=master")
+    counts = [one["restartCount"] for one in pods[0]["status"]["containerStatuses"]]
+    assert counts == [RESTARTS, RESTARTS]
+    backend = fake(node_of([crash, *attempts]))
+    with pytest.raises(ClusterError, match="exit code 137"):
+        backend.run_experiment(experiment(["0.2"], max_failed=1))
 
 
 def test_a_goal_that_is_met_ends_the_search(fake):

@@ -101,6 +101,8 @@ def test_a_storage_that_pods_cannot_reach_is_refused():
     ("version", "said"),
     [
         ("2.17.0", ""),
+        ("2.16.0", ""),
+        ("2.15.0", ""),
         ("2.5.0", ""),
         ("2.2.0", "older than 2.5"),
         ("1.8.5", "older than 2.5"),
@@ -116,7 +118,7 @@ def test_the_servers_version_is_checked_before_anything_is_sent(kfp, s3_bucket, 
         assert not kfp.pipelines + kfp.runs
     else:
         submit.submit(config(s3_bucket), server, "steps:1")
-        assert ("securityContext" in kfp.versions[0]["text"]) == (version == "2.17.0")
+        assert ("securityContext" in kfp.versions[0]["text"]) == (version in ("2.16.0", "2.17.0"))
 
 
 def test_a_server_without_a_version_is_a_warning(kfp, s3_bucket, capsys):
