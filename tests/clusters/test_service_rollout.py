@@ -219,7 +219,7 @@ def test_surge_that_was_asked_for_waits_for_the_quota_and_says_so(fake):
 
 def test_a_pod_that_the_quota_refuses_is_told_within_seconds(fake):
     backend = fake(node_of(UP), kserve=KServe(room=0))
-    with pytest.raises(DeadlineError, match="jec-pfn: no pod .*exceeded quota: kf-resource"):
+    with pytest.raises(DeadlineError, match=r"jec-pfn: no pod .*exceeded quota: kf-resource"):
         backend.deploy(service(), deadline=0.6)
     told = [line for line in backend.lines if "exceeded quota" in line]
     assert len(told) == 1
