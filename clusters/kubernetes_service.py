@@ -22,6 +22,7 @@ from clusters.reasons import (
     condition,
     crash_loops,
     crash_of,
+    event_time,
     is_true,
     last_line,
     lives,
@@ -31,6 +32,7 @@ from clusters.reasons import (
     ready,
     short,
     waiting_of,
+    warning_of,
 )
 from clusters.waiting import Wait, ignore
 from common.errors import ClusterError
@@ -223,6 +225,9 @@ class Deployment:
             return
         made = view.service["metadata"].get("creationTimestamp", "")
         self._diagnostics.explain(self._name, view.pods, made)
+        own_events = [] if view.pods else self._api.events(self._name, self._wait)
+        recent = [event for event in own_events if event_time(event) >= made]
+        self._wait.obstacle(f"InferenceService {self._name}", warning_of(recent))
         self._check_node(view)
 
     def _check_node(self, view: View) -> None:

@@ -18,6 +18,7 @@ from clusters.reasons import (
     NOT_SCHEDULED,
     Crash,
     crash_of,
+    event_time,
     last_line,
     name_of,
     phase_of,
@@ -149,7 +150,7 @@ class PodDiagnostics:
         reasons = [self._waiting(pod) for pod in pods]
         refusal = None
         if len(pods) < self._replicas:
-            events = self._creation_events(owner)
+            events = [event for event in self._creation_events(owner) if event_time(event) >= since]
             refusal = refusal_of(events, since)
         if refusal:
             reasons = [refusal.text]

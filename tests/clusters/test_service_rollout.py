@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import threading
 
 import pytest
 
@@ -242,8 +243,24 @@ def test_events_of_an_earlier_deploy_are_not_told(fake):
     with backend.api.lock:
         for event in backend.api.all("events"):
             event["lastTimestamp"] = "2026-01-01T00:00:00Z"
+        # as if KServe took a moment to make the pod
+        backend.api.controllers.remove(backend.kserve)
+    threading.Timer(0.3, backend.api.controllers.append, (backend.kserve,)).start()
     backend.deploy(service())
+    assert "has no pod yet" in backend.text
     assert "quota" not in backend.text
+
+
+def test_why_kserve_makes_no_pod_is_told(fake):
+    backend = fake(node_of(UP))
+    with backend.api.lock:
+        backend.api.controllers.remove(backend.kserve)
+    about = {"kind": "InferenceService", "metadata": {"name": "jec-pfn", "uid": "1"}}
+    threading.Timer(
+        0.3, backend.api.event, (about, "InternalError", "fails to reconcile predictor: no such SA")
+    ).start()
+    with pytest.raises(DeadlineError, match="InferenceService jec-pfn: InternalError: fails to"):
+        backend.deploy(service(), deadline=1.5)
 
 
 def test_kserves_own_conflicts_are_no_obstacle(fake):
