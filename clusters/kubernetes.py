@@ -56,6 +56,10 @@ class KubernetesCluster:
         """See clusters.protocol.Cluster."""
         return kubernetes_experiment.can_continue(self._objects, name)
 
+    def experiments(self, run_id: str) -> list[str]:
+        """See clusters.protocol.Cluster."""
+        return kubernetes_experiment.of_run(self._objects, run_id)
+
     def delete_experiment(self, name: str) -> None:
         """See clusters.protocol.Cluster."""
         self._objects.remove([(EXPERIMENT, name)])

@@ -16,7 +16,7 @@ from clusters.kubernetes_objects import (
     Objects,
 )
 from clusters.pods import PodDiagnostics
-from clusters.protocol import ExperimentResult, Manifest, Report
+from clusters.protocol import RUN_LABEL, ExperimentResult, Manifest, Report
 from clusters.reasons import is_true, message_of, name_of, reason_of
 from clusters.trials import (
     FAILED,
@@ -236,6 +236,22 @@ def can_continue(objects: Objects, name: str) -> bool:
     return (
         experiment is not None and not is_true(experiment, "Failed") and is_extensible(experiment)
     )
+
+
+def of_run(objects: Objects, run_id: str) -> list[str]:
+    """Names of the run's experiments that exist and have not failed, the newest first."""
+    wait = Wait(f"the experiments of run {run_id}", REMOVAL_SECONDS, ignore)
+    experiments = objects.api.list_objects(EXPERIMENT, f"{RUN_LABEL}={run_id}", wait)
+    experiments.sort(
+        key=lambda experiment: (experiment["metadata"]["creationTimestamp"], name_of(experiment)),
+        reverse=True,
+    )
+    names = []
+    for experiment in experiments:
+        is_going = experiment["metadata"].get("deletionTimestamp") is not None
+        if not is_going and not is_true(experiment, "Failed"):
+            names.append(name_of(experiment))
+    return names
 
 
 def is_extensible(experiment: Manifest) -> bool:
