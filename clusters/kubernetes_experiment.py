@@ -81,7 +81,9 @@ class ExperimentRun:
                 self._remove_unfinished(trials, "the search failed")
                 raise ClusterError(failure)
             if is_true(experiment, "Succeeded") and not _was_extended(experiment):
-                return self._result(experiment, self._remove_unfinished(trials, OVERTAKEN))
+                result = self._result(experiment, self._remove_unfinished(trials, OVERTAKEN))
+                self._objects.release(EXPERIMENT, self._name, self._wait)
+                return result
             self._wait.sleep(self._objects.poll)
 
     # Submit
@@ -89,14 +91,17 @@ class ExperimentRun:
 
     def _submit(self) -> None:
         """Create the experiment, adopt the one of this run, or replace it if it has failed."""
-        existing = self._objects.submit(EXPERIMENT, self._manifest, self._wait)
+        if self._objects.settled(EXPERIMENT, self._name, self._wait) is None:
+            # One of this name may have been deleted a moment ago, by `finish` or with its workflow.
+            self._objects.wait_for_dependents(EXPERIMENT, self._name, self._wait, suggestion=True)
+        existing = self._objects.submit_owned(EXPERIMENT, self._manifest, self._wait)
         if existing is None:
             return
         if is_true(existing, "Failed"):
             # Katib cannot restart it; resuming a run means to try again
             self._report(f"experiment {self._name} failed before; it is removed and run again")
             self._objects.remove([(EXPERIMENT, self._name)], self._wait, to_make_again=True)
-            self._objects.submit(EXPERIMENT, self._manifest, self._wait)
+            self._objects.submit_owned(EXPERIMENT, self._manifest, self._wait)
         else:
             self._extend(existing)
 
