@@ -65,10 +65,11 @@ def test_what_runs_belongs_to_the_workflow_and_goes_with_it(fake, plural, name):
     backend.api.wait_for(lambda: not any(backend.api.all(kind) for kind in KINDS))
 
 
-def run(backend, plural: str):
+def run(backend, plural: str, deadline: float = 60) -> None:
     if plural == "experiments":
-        return backend.run_experiment(experiment(["0.1", "0.2"]), deadline=60)
-    return backend.run_job(job(""), deadline=60)
+        backend.run_experiment(experiment(["0.1", "0.2"]), deadline=deadline)
+    else:
+        backend.run_job(job(""), deadline=deadline)
 
 
 @pytest.mark.parametrize(("plural", "name"), [("experiments", SEARCH), ("pytorchjobs", EXPORT)])
@@ -139,13 +140,8 @@ def test_an_adopted_object_belongs_to_the_workflow_that_goes_on_with_it(fake, pl
     backend = fake(node_of(play))
     first = make_workflow(backend, "jec-pipeline-first")
     act_for(backend, first)
-    started = later(lambda: None, lambda: backend.api.all("pods"), backend.api)
     with pytest.raises(ClusterError, match="1 s"):
-        if plural == "experiments":
-            backend.run_experiment(experiment(["0.1"]), deadline=0.6)
-        else:
-            backend.run_job(job(""), deadline=0.6)
-    started.join()
+        run(backend, plural, deadline=0.6)
 
     second = None if by_hand else make_workflow(backend, "jec-pipeline-second")
     act_for(backend, second)
@@ -157,10 +153,7 @@ def test_an_adopted_object_belongs_to_the_workflow_that_goes_on_with_it(fake, pl
 
     losing = later(lose_the_first, lambda: owners(backend, plural, name) == expected, backend.api)
     uid = backend.api.find(plural, name)["metadata"]["uid"]
-    if plural == "experiments":
-        assert len(backend.run_experiment(experiment(["0.1"])).trials) == 1
-    else:
-        backend.run_job(job(""))
+    run(backend, plural)
     losing.join()
     assert backend.api.find(plural, name)["metadata"]["uid"] == uid
     assert owners(backend, plural, name) == []
