@@ -209,6 +209,7 @@ class Objects:
                     left.append(f"{dependent.name} {name_of(thing)}")
         for selector in selectors:
             left += [f"Pod {name_of(pod)}" for pod in self.api.pods(selector, wait) or []]
+        left = list(dict.fromkeys(left))  # the algorithm's pod carries both labels
         topic = f"{kind.name} {name}"
         shown = ", ".join(left[:3]) + (f" and {len(left) - 3} more" if len(left) > 3 else "")
         wait.obstacle(topic, f"deleted, but {shown} of it still there" if left else "")
