@@ -12,7 +12,7 @@ from clusters.kubernetes import KubernetesCluster
 from clusters.owner import Owner, workflow_of_this_pod
 from common.errors import ClusterError
 from tests.clusters.contract import experiment, job
-from tests.clusters.controllers import Play
+from tests.clusters.controllers import Katib, Play
 from tests.clusters.scripts import EXPORT, SEARCH, later, loss, node_of
 
 POLL = 0.02
@@ -189,6 +189,32 @@ def test_without_the_right_to_update_a_job_that_ended_well_has_ended_well(fake):
     backend.run_job(job(""))
     assert owners(backend, "pytorchjobs", EXPORT) == [owner.reference]
     assert [line for line in backend.lines if EXPORT in line and "not allowed to update" in line]
+
+
+def test_nothing_is_left_of_an_experiment_when_one_of_its_name_is_made(fake, monkeypatch):
+    """A new Experiment would take over the suggestion of the one that is being collected."""
+    play = loss(0.1, seconds=math.inf)
+    node = node_of(Play(seconds=math.inf), play)
+    backend = fake(node, katib=Katib(node, suggestion_pod=True))
+    owner = make_workflow(backend)
+    act_for(backend, owner)
+    with pytest.raises(ClusterError, match="1 s"):
+        run(backend, "experiments", deadline=0.6)
+    left: list[int] = []
+    create = backend.api.create
+
+    def watched_create(plural: str, *arguments, **options):
+        if plural == "experiments":
+            left.append(len(backend.api.all("trials") + backend.api.all("pods")))
+        return create(plural, *arguments, **options)
+
+    monkeypatch.setattr(backend.api, "create", watched_create)
+    play.seconds = 0.0
+    place = f"/apis/kubeflow.org/v1beta1/namespaces/physics/experiments/{SEARCH}"
+    backend.api.handle("DELETE", place, {"propagationPolicy": "Background"})
+    assert backend.api.all("pods"), "they go a moment later"
+    run(backend, "experiments")
+    assert left == [0]
 
 
 # The workflow of a step
