@@ -33,6 +33,7 @@ def run_job(
             raise _failure(job, diagnostics)
         if is_true(job, "Succeeded"):
             wait.tell("state", f"job {name}: succeeded")
+            objects.release(PYTORCHJOB, name, wait)
             return
         if pods is not None:
             diagnostics.explain(name, pods[name])
@@ -43,12 +44,12 @@ def run_job(
 def _submit(objects: Objects, manifest: Manifest, wait: Wait, report: Report) -> None:
     name = name_of(manifest)
     manifest["metadata"]["labels"][REVISION_LABEL] = digest(manifest["spec"])
-    existing = objects.submit(PYTORCHJOB, manifest, wait)
+    existing = objects.submit_owned(PYTORCHJOB, manifest, wait)
     stale = _staleness(existing, manifest) if existing else ""
     if stale:
         report(f"job {name} {stale} before; it is removed and run again")
         objects.remove([(PYTORCHJOB, name)], wait)
-        objects.submit(PYTORCHJOB, manifest, wait)
+        objects.submit_owned(PYTORCHJOB, manifest, wait)
 
 
 def _staleness(existing: Manifest, manifest: Manifest) -> str:

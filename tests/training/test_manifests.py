@@ -294,7 +294,7 @@ def test_a_grid_has_no_more_trials_than_points():
 
 
 def test_an_experiment_that_follows_another_has_a_name_and_a_seed_of_its_own():
-    run = run_with(max_trials=40)
+    run = run_with(max_trials=40, seed="1")
     first, second = experiment(run), experiment(run, carried=30)
     assert (second["metadata"]["name"], second["spec"]["maxTrialCount"]) == ("a-00000000-30", 10)
     assert first["spec"]["algorithm"] != second["spec"]["algorithm"]
@@ -312,8 +312,41 @@ def test_an_experiment_that_follows_a_sobol_search_draws_at_random():
 
 
 @pytest.mark.parametrize(
+    ("algorithm", "seed", "carried", "reproducible", "expected"),
+    [
+        ("random", "auto", 0, False, None),
+        ("tpe", "auto", 0, False, None),
+        ("cmaes", "auto", 0, False, None),
+        ("random", "auto", 5, False, None),
+        # goptuna's own seed is fixed: the second experiment would draw the first one's points
+        ("cmaes", "auto", 5, False, "6"),
+        ("random", "7", 0, False, "7"),
+        ("random", "7", 5, False, "12"),
+        ("random", "auto", 0, True, "1"),
+        ("grid", "7", 0, True, None),
+    ],
+)
+def test_the_algorithm_has_a_seed_only_where_it_was_given_or_must_have_one(
+    algorithm, seed, carried, reproducible, expected
+):
+    ranges = [{"name": name, "type": "int", "min": 1, "max": 99} for name in ("fc-dim", "phi-dim")]
+    config = {"algorithm": algorithm, "seed": seed, "search_space": json.dumps(ranges)}
+    manifest = experiment(run_with(**config), carried=carried, reproducible=reproducible)
+    settings = [] if expected is None else [{"name": "random_state", "value": expected}]
+    assert manifest["spec"]["algorithm"]["algorithmSettings"] == settings
+    [training_seed] = [
+        arg
+        for arg in pods(manifest)[0]["spec"]["containers"][0]["args"]
+        if arg.startswith("--seed=")
+    ]
+    assert training_seed == f"--seed={1 if seed == 'auto' else seed}"
+
+
+@pytest.mark.parametrize(
     ("values", "facts"),
     [
+        ({"seed": "one"}, ["--seed", "'one'", "auto"]),
+        ({"seed": "-1"}, ["--seed", "'-1'", "auto"]),
         ({"early_stopping": "median"}, ["--early-stopping", "'median'", "'medianstop'"]),
         ({"early_stopping_start_step": "0"}, ["--early-stopping-start-step", "'0'", "auto"]),
         ({"goal": "low"}, ["--goal", "'low'", "number"]),
