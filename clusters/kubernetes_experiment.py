@@ -9,6 +9,7 @@ import dataclasses
 import time
 
 from clusters.api import EXPERIMENT, TRIAL
+from clusters.kubernetes_job import replicas_of
 from clusters.kubernetes_objects import (
     JOB_LABEL,
     REMOVAL_SECONDS,
@@ -59,13 +60,21 @@ class ExperimentRun:
         self._report = report
         self._observed_by: float | None = None
         self._wait = Wait(f"experiment {self._name}", deadline, report)
-        self._diagnostics = PodDiagnostics(self._api, self._wait, JOB_LABEL, patience=patience)
+        self._diagnostics = PodDiagnostics(
+            self._api,
+            self._wait,
+            JOB_LABEL,
+            patience=patience,
+            replicas=replicas_of(manifest["spec"]["trialTemplate"]["trialSpec"]["spec"]),
+        )
         self._suggestions = PodDiagnostics(
             self._api,
             self._wait,
             SUGGESTION_LABEL,
             patience=patience,
             topic="the algorithm of ",
+            # Katib names the Deployment of the algorithm EXPERIMENT-ALGORITHM
+            replica_set=manifest["spec"]["algorithm"]["algorithmName"],
         )
 
     def run(self) -> ExperimentResult:
@@ -75,7 +84,7 @@ class ExperimentRun:
             experiment = self._objects.existing(EXPERIMENT, self._name, self._wait)
             trials = self._read_trials()
             waiting = self._explain_trials(trials)
-            self._explain_suggestions(trials)
+            self._explain_suggestions(experiment, trials)
             self._report_trials(experiment, trials)
             self._wait.tell("state", progress_line(experiment, trials, waiting))
             if is_true(experiment, "Failed"):
@@ -172,7 +181,7 @@ class ExperimentRun:
                 waiting += 1
         return waiting
 
-    def _explain_suggestions(self, trials: list[Trial]) -> None:
+    def _explain_suggestions(self, experiment: Manifest, trials: list[Trial]) -> None:
         """Report why the pod of the algorithm waits while no trial is under way.
 
         Without that pod Katib waits and says nothing.
@@ -180,7 +189,8 @@ class ExperimentRun:
         if any(trial.status in UNFINISHED for trial in trials):
             self._suggestions.settle(self._name)
         elif pods := self._suggestions.look([self._name]):
-            self._suggestions.explain(self._name, pods[self._name])
+            since = experiment["metadata"].get("creationTimestamp", "")
+            self._suggestions.explain(self._name, pods[self._name], since)
 
     def _report_trials(self, experiment: Manifest, trials: list[Trial]) -> None:
         """Report a new best trial, and each trial that failed with the last lines of its log."""

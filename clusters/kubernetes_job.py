@@ -24,7 +24,9 @@ def run_job(
     """
     name = name_of(manifest)
     wait = Wait(f"job {name}", deadline, report)
-    diagnostics = PodDiagnostics(objects.api, wait, JOB_LABEL, patience=patience)
+    diagnostics = PodDiagnostics(
+        objects.api, wait, JOB_LABEL, patience=patience, replicas=replicas_of(manifest["spec"])
+    )
     _submit(objects, manifest, wait, report)
     while True:
         job = objects.existing(PYTORCHJOB, name, wait)
@@ -36,7 +38,7 @@ def run_job(
             objects.release(PYTORCHJOB, name, wait)
             return
         if pods is not None:
-            diagnostics.explain(name, pods[name])
+            diagnostics.explain(name, pods[name], job["metadata"].get("creationTimestamp", ""))
         wait.tell("state", f"job {name}: {replicas_line(job)}")
         wait.sleep(objects.poll)
 
@@ -77,6 +79,11 @@ def _failure(job: Manifest, diagnostics: PodDiagnostics) -> ClusterError:
             " lines)"
         )
     return error(f"job {name} failed: {ending.reason()} ({message})\n{ending.text()}")
+
+
+def replicas_of(spec: Manifest) -> int:
+    """The number of pods that a PyTorchJob of this spec has."""
+    return sum(replica.get("replicas", 1) for replica in spec["pytorchReplicaSpecs"].values())
 
 
 def replicas_line(job: Manifest) -> str:

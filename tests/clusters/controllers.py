@@ -106,9 +106,8 @@ class Node:
             "" if scheduled else "Unschedulable",
             "" if scheduled else UNSCHEDULABLE,
         )
-        image = pod["spec"]["containers"][0].get("image", "")
         waiting = {
-            "image": {"reason": "ImagePullBackOff", "message": f'Back-off pulling image "{image}"'},
+            "image": _image_missing(pod["spec"]["containers"][0].get("image", "")),
             "config": {
                 "reason": "CreateContainerConfigError",
                 "message": 'secret "s3-keys" not found',
@@ -119,6 +118,8 @@ class Node:
             pod["status"]["containerStatuses"] = [
                 _container(pod, {"waiting": waiting}, ready=False)
             ]
+        if why == "image" and _of_a_trial(api, pod):
+            self._crash_collector(api, pod)
         if why == "mount":
             api.event(
                 pod,
@@ -126,6 +127,24 @@ class Node:
                 'MountVolume.SetUp failed for volume "eos" : hostPath type check failed: /var/eos'
                 " is not a directory",
             )
+
+    def _crash_collector(self, api: FakeApi, pod: dict) -> None:
+        """End Katib's collector with 255 again and again, as its training has no process.
+
+        Seen with Katib 0.19.0; its log names another process each time.
+        """
+        uid, name = pod["metadata"]["uid"], "metrics-logger-and-collector"
+        restarts = int(time.monotonic() / 0.05) % 1000
+        end = {
+            "exitCode": 255,
+            "reason": "Error",
+            "startedAt": "2026-01-01T00:00:00Z",
+            "finishedAt": "2026-01-01T00:00:00Z",
+        }
+        pod["status"]["containerStatuses"].append(
+            _container(pod, {"terminated": end}, ready=False, restarts=restarts, name=name)
+        )
+        api.logs[uid, name, False] = f"unable to find main pid from the process list [1 {restarts}]"
 
     def _start(self, api: FakeApi, pod: dict, play: Play) -> None:
         uid, status, container = pod["metadata"]["uid"], pod["status"], _first(pod)
@@ -324,11 +343,16 @@ class ProcessNode(Node):
 class TrainingOperator:
     """Make the pods of PyTorchJobs, and set the jobs' conditions.
 
-    While `quota` is set no pod is admitted, and events report the quota.
+    While `quota` is set no pod is admitted, and events report the quota; while `refusal` is, they
+    report that text of the API server, to which {name} is the pod's name. The event is that of
+    kubeflow/trainer v1.9.3, pkg/controller.v1/control/pod_control.go:153; each attempt counts it
+    up (seen with 1.9.3: 14 attempts in 25 s). Only pods from number `admits` on are refused.
     """
 
     def __init__(self, quota: bool = False) -> None:
         self.quota = quota
+        self.refusal = ""
+        self.admits = 0
         self._started: dict[str, float] = {}
 
     def __call__(self, api: FakeApi) -> None:
@@ -370,8 +394,9 @@ class TrainingOperator:
         name, spec = job["metadata"]["name"], job["spec"]["pytorchReplicaSpecs"][role]
         pod = copy.deepcopy(spec["template"])
         pod_name = f"{name}-{role.lower()}-{index}"
-        if self.quota:
-            api.event(job, "FailedCreatePod", "Error creating: " + QUOTA.format(name=pod_name))
+        refusal = QUOTA if self.quota else self.refusal
+        if refusal and rank >= self.admits:
+            api.event(job, "FailedCreatePod", "Error creating: " + refusal.format(name=pod_name))
             return
         labels = {
             "job-name": name,
@@ -493,8 +518,9 @@ class Katib:
 
     The rules are Katib's. `assignments` holds the parameters of each trial in order; by default
     they are the product of the lists, or the ends of the ranges. With `suggestion_pod` a pod of the
-    namespace proposes the trials, so it has to run first. With `silent_collector` the metrics
-    collector never reports, so trials whose jobs have succeeded wait for ever.
+    namespace proposes the trials, so it has to run first; while `suggestion_refusal` is set, that
+    pod may not be created. With `silent_collector` the metrics collector never reports, so trials
+    whose jobs have succeeded wait for ever.
     """
 
     def __init__(
@@ -504,7 +530,11 @@ class Katib:
         *,
         silent_collector: bool = False,
         suggestion_pod: bool = False,
+        suggestion_refusal: str = "",
     ) -> None:
+        self.suggestion_refusal = suggestion_refusal
+        self._refused = 0
+        self._refused_at = -math.inf
         self.node = node
         self.assignments = assignments
         self.silent_collector = silent_collector
@@ -543,6 +573,9 @@ class Katib:
         )
         experiment["status"] |= _summary(spec, trials)
         self._end(experiment, trials)
+        if self.suggestion_refusal:
+            self._refuse_suggestion_pod(api, experiment)
+            return
         if self.suggestion_pod and not self._suggestion_pod_ready(api, experiment):
             return
         active = sum(_state(trial) in ("running", "pending") for trial in trials)
@@ -579,6 +612,24 @@ class Katib:
             thing = api.find(plural, dependent)
             if thing is not None:
                 api.delete(plural, thing)
+
+    def _refuse_suggestion_pod(self, api: FakeApi, experiment: dict) -> None:
+        """Record each attempt of the ReplicaSet as an event about a pod of another name.
+
+        Kubernetes 1.34.4, pkg/controller/controller_utils.go:595; of more than ten such events
+        one is made, with a head (seen with Kubernetes 1.34.4 and Katib 0.19.0).
+        """
+        if time.monotonic() - self._refused_at < 0.05:
+            return
+        self._refused_at = time.monotonic()
+        self._refused += 1
+        algorithm = experiment["spec"]["algorithm"]["algorithmName"]
+        replica_set = f"{experiment['metadata']['name']}-{algorithm}-6797bffc9c"
+        owner = {"kind": "ReplicaSet", "metadata": {"name": replica_set, "uid": "rs-1"}}
+        pod_name = f"{replica_set}-{self._refused:05d}"
+        head = "(combined from similar events): " if self._refused > 9 else ""
+        text = f"{head}Error creating: {self.suggestion_refusal.format(name=pod_name)}"
+        api.event(owner, "FailedCreate", text)
 
     def _suggestion_pod_ready(self, api: FakeApi, experiment: dict) -> bool:
         name = _deployment_name(experiment) + "-5d8"
@@ -1063,6 +1114,25 @@ def _owner(thing: dict) -> dict:
         "controller": True,
         "blockOwnerDeletion": True,
     }
+
+
+def _image_missing(image: str) -> dict:
+    """One of the two states of a container whose image is missing; they alternate.
+
+    Seen with Kubernetes 1.34.4; before 1.32 the second message ended after the image.
+    """
+    cause = f'failed to resolve reference "{image}": no such host'
+    if int(time.monotonic() / 0.05) % 2:
+        return {"reason": "ErrImagePull", "message": cause}
+    message = f'Back-off pulling image "{image}": ErrImagePull: {cause}'
+    return {"reason": "ImagePullBackOff", "message": message}
+
+
+def _of_a_trial(api: FakeApi, pod: dict) -> bool:
+    name = (pod["metadata"].get("labels") or {}).get("training.kubeflow.org/job-name", "")
+    job = api.find("pytorchjobs", name)
+    owners = job["metadata"].get("ownerReferences", []) if job else []
+    return any(owner["kind"] == "Trial" for owner in owners)
 
 
 def _first(pod: dict) -> str:

@@ -28,7 +28,7 @@ def test_progress_is_told_once_a_change(fake):
     ("pending", "facts"),
     [
         ("unschedulable", "3 Insufficient nvidia.com/gpu"),
-        ("image", 'ImagePullBackOff: .* "weaver:test"'),
+        ("image", "image weaver:test cannot be pulled .*no such host"),
         ("config", 'CreateContainerConfigError: secret "s3-keys"'),
         ("mount", 'FailedMount: .* volume "eos"'),
         ("quota", "kf-resource-quota, .* requests.nvidia.com/gpu=1"),
@@ -61,9 +61,71 @@ def test_the_deadline_names_what_was_waited_for(fake):
 def test_an_image_that_does_not_come_is_given_up_before_the_deadline(fake):
     backend = fake(node_of(Play(pending="image")), patience=0.3)
     started = time.monotonic()
-    with pytest.raises(DeadlineError, match=f"experiment {SEARCH} .*ImagePullBackOff"):
+    with pytest.raises(DeadlineError, match=f"experiment {SEARCH} .*image weaver:test"):
         backend.run_experiment(experiment(["0.1"]), deadline=60)
     assert time.monotonic() - started < 30
+
+
+def test_a_missing_image_is_told_once_and_the_collectors_end_never(fake):
+    """The two reasons of the image alternate every 0.05 s, and the collector ends as often."""
+    backend = fake(node_of(Play(pending="image")))
+    with pytest.raises(DeadlineError) as raised:
+        backend.run_experiment(experiment(["0.1"]), deadline=1)
+    told = [line for line in [*backend.lines, str(raised.value)] if "weaver:test" in line]
+    assert len(told) == 2  # while it waited, and in its error
+    assert "main pid" not in backend.text + str(raised.value)
+    assert "255" not in backend.text + str(raised.value)
+
+
+PRIVILEGED = 'violates PodSecurity "restricted:latest": allowPrivilegeEscalation != false'
+
+
+def test_an_algorithm_whose_pod_may_never_be_created_ends_the_search_with_the_reason(fake):
+    """The reason is an event of a ReplicaSet; each attempt has a pod of another name."""
+    refusal = f'pods "{{name}}" is forbidden: {PRIVILEGED}'
+    node = node_of(loss(0.1))
+    backend = fake(node, katib=Katib(node, suggestion_refusal=refusal), poll=0.1)
+    backend.api.create(
+        "events",
+        {
+            "metadata": {"name": "another"},
+            "involvedObject": {"kind": "ReplicaSet", "name": f"{SEARCH}-grid-grid-6797bffc9c"},
+            "type": "Warning",
+            "reason": "FailedCreate",
+            "message": "of another experiment",
+            "lastTimestamp": "2126-01-01T00:00:00Z",
+        },
+    )
+    started = time.monotonic()
+    with pytest.raises(ClusterError, match=PRIVILEGED) as raised:
+        backend.run_experiment(experiment(["0.1"]), deadline=60)
+    assert not isinstance(raised.value, DeadlineError)
+    assert time.monotonic() - started < 20
+    assert backend.text.count(PRIVILEGED) == 1
+
+
+def test_a_refusal_that_is_not_repeated_may_have_been_cured(fake):
+    """A ReplicaSet tries again up to 17 minutes later, so its last event may be an old one."""
+    node = node_of(loss(0.1))
+    katib = Katib(node, suggestion_refusal=f'pods "{{name}}" is forbidden: {PRIVILEGED}')
+    backend = fake(node, katib=katib, poll=0.1)
+    katib._refused_at = math.inf  # no further attempt
+    backend.api.event(
+        {
+            "kind": "ReplicaSet",
+            "metadata": {"name": f"{SEARCH}-grid-6797bffc9c", "uid": "rs-1"},
+        },
+        "FailedCreate",
+        f"Error creating: {PRIVILEGED}",
+    )
+
+    def cure() -> None:
+        katib.suggestion_refusal = ""
+
+    cured = later(cure, lambda: PRIVILEGED in backend.text, backend.api)
+    result = backend.run_experiment(experiment(["0.1"]))
+    cured.join()
+    assert len(result.trials) == 1
 
 
 def test_an_algorithm_whose_pod_does_not_start_is_named(fake):
