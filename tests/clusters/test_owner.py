@@ -8,27 +8,13 @@ from pathlib import Path
 import pytest
 
 from clusters import api as api_module
-from clusters.kubernetes import KubernetesCluster
 from clusters.owner import Owner, workflow_of_this_pod
 from common.errors import ClusterError
 from tests.clusters.contract import experiment, job
 from tests.clusters.controllers import Katib, Play
-from tests.clusters.scripts import EXPORT, SEARCH, later, loss, node_of
+from tests.clusters.scripts import EXPORT, SEARCH, act_for, later, loss, make_workflow, node_of
 
-POLL = 0.02
 KINDS = ("experiments", "trials", "pytorchjobs", "pods")
-
-
-def make_workflow(backend, name: str = "jec-pipeline-abcde", namespace: str = "physics") -> Owner:
-    """A Workflow on the fake cluster."""
-    thing = {"metadata": {"name": name}, "spec": {}}
-    uid = backend.api.create("workflows", thing, namespace)["metadata"]["uid"]
-    return Owner(api_version="argoproj.io/v1alpha1", name=name, uid=uid, namespace=namespace)
-
-
-def act_for(backend, owner: Owner | None) -> None:
-    """Let the backend be that of a step of this workflow."""
-    backend.cluster = KubernetesCluster(owner=owner, poll=POLL)
 
 
 def delete_workflow(backend, owner: Owner) -> None:
