@@ -45,7 +45,7 @@ def test_every_row_of_the_table_is_asked_for(fake):
         backend.run_job(job("pass"))
     # a job that its workflow owns until it has ended well
     act_for(backend, make_workflow(backend))
-    backend.run_job(job("pass"))
+    backend.run_job(job("pass", name="pfn-0a1b2c3d-evaluate"))
     for trials in (1, 2):
         backend.run_experiment(
             experiment(
