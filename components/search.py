@@ -155,14 +155,14 @@ def _say_cautions(run: Run) -> None:
 def _say_what_follows(run: Run, trials: Sequence[Trial]) -> None:
     """Say that earlier trials count, and what the algorithm knows of them."""
     algorithm = algorithms.offered(run.config.algorithm)
-    knows = f"and its algorithm, {algorithm.name}, knows nothing of them"
+    knows = ""  # random needs no earlier trials
     if algorithm.learns:
-        knows = f"and {algorithm.name}, which learns from trials, starts without these"
+        knows = f"; {algorithm.name} learns from trials, and starts without these"
     elif algorithm.plan != "none":
-        knows = f"and {algorithm.name} starts at the beginning, so that some points may come again"
+        knows = f"; {algorithm.name} starts at its first point, so that some may come again"
     step.say(
-        f"{len(trials)} trials of this run have ended and count, but their experiment is gone or"
-        f" cannot go on; another one follows for the rest, {knows}"
+        f"{len(trials)} trials of this run have ended and count; their experiment is gone or cannot"
+        f" go on, and another one follows for the rest{knows}"
     )
 
 
