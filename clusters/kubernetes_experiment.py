@@ -16,7 +16,7 @@ from clusters.kubernetes_objects import (
     Objects,
 )
 from clusters.pods import PodDiagnostics
-from clusters.protocol import ExperimentResult, Manifest, Report
+from clusters.protocol import RUN_LABEL, ExperimentResult, Manifest, Report
 from clusters.reasons import is_true, message_of, name_of, reason_of
 from clusters.trials import (
     FAILED,
@@ -236,6 +236,30 @@ def can_continue(objects: Objects, name: str) -> bool:
     return (
         experiment is not None and not is_true(experiment, "Failed") and is_extensible(experiment)
     )
+
+
+def delete_unfinished(objects: Objects, run_id: str, wait: Wait) -> list[str]:
+    """Remove a run's experiments that have not ended, and trials that outlived their experiment.
+
+    Waits until the experiments are gone. Returns 'Kind/name' of what was removed. Raises
+    DeadlineError.
+    """
+    things, killed = [], []
+    for experiment in objects.api.list_objects(EXPERIMENT, f"{RUN_LABEL}={run_id}", wait):
+        name = name_of(experiment)
+        if not _has_ended(experiment):
+            things.append((EXPERIMENT, name))
+            continue
+        for trial in objects.api.list_objects(TRIAL, f"{TRIALS_LABEL}={name}", wait):
+            if status_of(trial) in UNFINISHED and objects.api.delete(TRIAL, name_of(trial), wait):
+                killed.append(f"{TRIAL.name}/{name_of(trial)}")
+    return killed + objects.remove(things, wait)
+
+
+def _has_ended(experiment: Manifest) -> bool:
+    if is_true(experiment, "Failed"):
+        return True
+    return is_true(experiment, "Succeeded") and not _was_extended(experiment)
 
 
 def is_extensible(experiment: Manifest) -> bool:

@@ -122,7 +122,7 @@ def test_every_step_gets_another_try(compiled_pipeline):
     ]:
         for name, task in tasks.items():
             if name in STEPS:
-                assert task["retryPolicy"]["maxRetryCount"] == chain.RETRIES
+                assert task["retryPolicy"]["maxRetryCount"] == steps.RETRIES
 
 
 def test_the_secrets_name_reaches_every_nested_step(compiled_pipeline):
