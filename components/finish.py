@@ -46,6 +46,9 @@ def finish(uri: str, webhook: str, artifacts: step.Artifacts, job_id: str = "") 
     # On one machine nothing runs on, and by hand nobody else has run the steps.
     on_kubeflow = job_id and step.LOCAL_DIR not in os.environ
     if on_kubeflow and summary.state in ("failed", "interrupted"):
+        if summary.steps:
+            # Argo makes no second attempt of this step after a termination.
+            summary.save(RunFolder(uri).summary)
         summary = summarise_stopped(uri, job_id)
     if summary.steps:
         summary.save(RunFolder(uri).summary)

@@ -33,6 +33,8 @@ LOCAL_DIR = "JEC_LOCAL_DIR"
 """Set by the local runner to the folder of local runs; without it a step belongs to the cluster
 whose pod it is.
 """
+KFP_POD = "KFP_POD_NAME"
+"""Set by KFP in the pod of each step, so that an exit handler follows."""
 PATIENCE_SECONDS = 45.0
 """How long an attempt stays after a failure that may pass, before Kubeflow makes the next one."""
 
@@ -221,13 +223,18 @@ def watched(cluster: Cluster, remove: Callable[[str], None], name: str) -> Itera
     """Remove what runs on a cluster if its watcher gives up or is told to stop.
 
     Otherwise it would keep its GPUs. What has failed by itself stays, to be looked at. On one
-    machine nothing runs on, and what was interrupted resumes later. A step's pod on Kubeflow is
-    killed half a second after it was told to stop: what is left then, `finish` removes.
+    machine nothing runs on, and what was interrupted resumes later. A step's pod on Kubeflow that
+    is told to stop is killed half a second later (seen with KFP 2.15.0 and Argo 3.7.3), and
+    another attempt may go on with what it watched: there `finish` removes it.
     """
     try:
         yield
-    except (InterruptedRun, KeyboardInterrupt, DeadlineError):
+    except DeadlineError:
         if not cluster.resumes:
+            remove(name)
+        raise
+    except (InterruptedRun, KeyboardInterrupt):
+        if not cluster.resumes and KFP_POD not in os.environ:
             remove(name)
         raise
 

@@ -37,6 +37,7 @@ KINDS = {  # plural -> (group/version, kind)
     "suggestions": ("kubeflow.org/v1beta1", "Suggestion"),
     "pytorchjobs": ("kubeflow.org/v1", "PyTorchJob"),
     "inferenceservices": ("serving.kserve.io/v1beta1", "InferenceService"),
+    "workflows": ("argoproj.io/v1alpha1", "Workflow"),
     "pods": ("v1", "Pod"),
     "events": ("v1", "Event"),
     "secrets": ("v1", "Secret"),
