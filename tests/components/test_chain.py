@@ -108,6 +108,8 @@ def test_every_step_is_a_pod_with_an_end_a_label_and_the_secret_and_none_is_cach
             "AWS_SECRET_ACCESS_KEY",
         }
         assert executor["podMetadata"]["labels"]["jec/step"] == name.removeprefix("exec-")
+        annotations = executor["podMetadata"]["annotations"]
+        assert annotations["cluster-autoscaler.kubernetes.io/safe-to-evict"] == "false"
         assert int(executor["activeDeadlineSeconds"]) > 0
         limits = document["deploymentSpec"]["executors"][name]["container"]["resources"]
         assert limits["resourceMemoryLimit"] == "4Gi"

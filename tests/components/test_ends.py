@@ -224,6 +224,11 @@ def test_without_its_rights_finish_ends_well_and_says_what_it_could_not_do(fake,
     assert f"--down {run.id}" in summary.reason
 
 
+def test_finish_has_time_for_its_clean_up_and_the_summary():
+    seconds = finish.LOOK_SECONDS + finish.REMOVAL_SECONDS + finish.WEBHOOK_SECONDS
+    assert 2 * seconds < steps.step_of("finish").deadline
+
+
 # Why
 # ------------------------------------------------------------------------------------------------
 
