@@ -13,14 +13,14 @@ from clusters import workflow
 from clusters.protocol import STEP_LABEL
 from common import storage
 from common.config import RunConfig
-from common.errors import StorageError
+from common.errors import DeadlineError, StorageError
 from common.records import TERMINATED, StatusRecord, SummaryRecord
 from common.run import Run
 from components import finish, prepare, step, steps
 from exporting.export_job import export_job
 from tests.clusters import conftest as clusters_conftest
 from tests.clusters.controllers import Play
-from tests.clusters.fake_api import set_condition
+from tests.clusters.fake_api import has_condition, set_condition
 from tests.clusters.scripts import loss, node_of
 from tests.components.argo import Argo, Retries
 from tests.records import metrics_record
@@ -173,6 +173,25 @@ def test_what_cannot_be_removed_is_told_with_the_command_that_removes_it(
     assert summary.state == "interrupted"
     assert "example.org/never" in summary.reason
     assert f"python pipeline.py --down {run.id} removes it" in summary.reason
+
+
+@pytest.mark.parametrize("kind", ["Failed", "Succeeded"])
+def test_trials_that_outlived_their_experiment_go_and_it_stays(fake, run, kind):
+    """Katib 0.19.0 lets them run on (seen); a search that was killed could not remove them."""
+    home = fake(node_of(loss(0.1), FOREVER))
+    with pytest.raises(DeadlineError):
+        home.run_experiment(experiment(run), deadline=1)
+    with home.api.lock:
+        searched = home.api.find("experiments", run.id)
+        set_condition(searched, kind, reason="ExperimentGoalReached")
+        lasting = [one for one in home.api.all("trials") if not has_condition(one, "Succeeded")]
+        running = {one["metadata"]["name"] for one in lasting}
+    assert running
+    removed = home.cluster.delete_unfinished(run.id, deadline=10, report=home.lines.append)
+    assert set(removed) == {f"Trial/{name}" for name in running}
+    assert names(home.api, "experiments") == [run.id]
+    assert not running & set(names(home.api, "trials"))
+    assert len(names(home.api, "trials")) == 1, "the trial that has succeeded stays"
 
 
 def test_a_job_that_has_begun_since_keeps_what_it_runs(fake, run):
