@@ -135,10 +135,14 @@ def remove_unfinished(uri: str) -> str:
 
 
 def resume_command(uri: str) -> str:
-    """The command that goes on with a run on Kubeflow. Only its user knows Kubeflow's address."""
+    """The command that goes on with a run on Kubeflow. Only its user knows Kubeflow's address.
+
+    Where prepare did not end, it does the same again: nothing has been written to go on with.
+    """
     bucket, run_id = uri.rsplit("/", 1)
+    flag = "--resume" if storage.exists(RunFolder(uri).run) else "--rerun"
     host = "https://KUBEFLOW/pipeline"
-    return f"python pipeline.py --host {host} --s3-bucket {bucket} --resume {run_id}"
+    return f"python pipeline.py --host {host} --s3-bucket {bucket} {flag} {run_id}"
 
 
 def status_of(uri: str, job_id: str) -> StatusRecord:

@@ -101,6 +101,7 @@ class Argo:
         self.attempts: list[Attempt] = []
         self.omitted: list[str] = []
         self.clock = 0.0
+        self.waits: list[float] = []
         self._policies = _policies(spec)
         self._ends: dict[str, str] = {}
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -170,6 +171,7 @@ class Argo:
             wait = retries.wait(started, self.clock, attempt.phase, terminated=self.terminated)
             if wait is None:
                 return False
+            self.waits.append(wait)
             self.clock += wait
 
     # A pod

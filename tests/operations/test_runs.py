@@ -4,6 +4,7 @@ machine.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -19,7 +20,7 @@ from clusters import operator as operator_module
 from clusters import orphans
 from common.config import RunConfig
 from common.errors import DeadlineError
-from common.records import TERMINATED
+from common.records import TERMINATED, StatusRecord
 from common.run import Run, make_run_id
 from components import finish, step
 from operations import down as down_module
@@ -265,6 +266,11 @@ def test_the_command_that_goes_on_is_the_last_line(kfp, tmp_path, capsys, monkey
     assert summary.resume
     main(tmp_path, "--status", run.id, "--follow", "--host", kfp.url)
     assert capsys.readouterr().out.splitlines()[-1] == f"to go on with it: {summary.resume}"
+    # After Retry in the UI finish does not run again, and its summary is of the first end.
+    record = StatusRecord.load(run.folder.status)
+    dataclasses.replace(record, time="2099-01-01T00:00:00+00:00").save(run.folder.status)
+    main(tmp_path, "--status", run.id, "--follow", "--host", kfp.url)
+    assert summary.resume not in capsys.readouterr().out
 
 
 def test_an_attempt_that_failed_is_told_while_kubeflow_makes_the_next(kfp, tmp_path, capsys):
