@@ -12,6 +12,7 @@ from __future__ import annotations
 from clusters import kubernetes_experiment, kubernetes_job, kubernetes_service, workflow
 from clusters.api import EXPERIMENT, INFERENCE_SERVICE, PYTORCHJOB, Api, connect, namespace_of
 from clusters.kubernetes_objects import Objects
+from clusters.owner import Owner
 from clusters.protocol import ExperimentResult, Manifest, Report, Service, Stop
 from clusters.reasons import name_of
 from clusters.waiting import Wait, ignore
@@ -22,20 +23,26 @@ class KubernetesCluster:
 
     `namespace` None or 'auto' means the pod's own, or the kubeconfig context's. `poll` is the time
     between two looks, in seconds. `patience` is how long a pod may lack an image or a secret before
-    its wait is given up. Raises InputError if no cluster or no namespace is configured.
+    its wait is given up. `owner` owns Experiments and jobs until they have ended well, if it is in
+    the same namespace. Raises InputError if no cluster or no namespace is configured.
     """
 
     resumes = False  # an experiment that nobody watches would go on, and hold its GPUs
 
     def __init__(
-        self, namespace: str | None = None, *, poll: float = 5.0, patience: float = 600.0
+        self,
+        namespace: str | None = None,
+        owner: Owner | None = None,
+        *,
+        poll: float = 5.0,
+        patience: float = 600.0,
     ) -> None:
         connection = connect()
         self.namespace = namespace_of(connection, namespace)
         self._inside = connection.inside
         self._patience = patience
         self._api = Api(connection, self.namespace, pause=min(1.0, poll))
-        self._objects = Objects(self._api, poll=poll)
+        self._objects = Objects(self._api, poll=poll, owner=owner)
 
     # Experiment
     # --------------------------------------------------------------------------------------------
@@ -56,6 +63,10 @@ class KubernetesCluster:
     def can_continue(self, name: str) -> bool:
         """See clusters.protocol.Cluster."""
         return kubernetes_experiment.can_continue(self._objects, name)
+
+    def experiments(self, run_id: str) -> list[str]:
+        """See clusters.protocol.Cluster."""
+        return kubernetes_experiment.of_run(self._objects, run_id)
 
     def delete_experiment(self, name: str) -> None:
         """See clusters.protocol.Cluster."""

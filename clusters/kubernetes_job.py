@@ -24,7 +24,9 @@ def run_job(
     """
     name = name_of(manifest)
     wait = Wait(f"job {name}", deadline, report)
-    diagnostics = PodDiagnostics(objects.api, wait, JOB_LABEL, patience=patience)
+    diagnostics = PodDiagnostics(
+        objects.api, wait, JOB_LABEL, patience=patience, replicas=replicas_of(manifest["spec"])
+    )
     _submit(objects, manifest, wait, report)
     while True:
         job = objects.existing(PYTORCHJOB, name, wait)
@@ -33,9 +35,10 @@ def run_job(
             raise _failure(job, diagnostics)
         if is_true(job, "Succeeded"):
             wait.tell("state", f"job {name}: succeeded")
+            objects.release(PYTORCHJOB, name, wait)
             return
         if pods is not None:
-            diagnostics.explain(name, pods[name])
+            diagnostics.explain(name, pods[name], job["metadata"].get("creationTimestamp", ""))
         wait.tell("state", f"job {name}: {replicas_line(job)}")
         wait.sleep(objects.poll)
 
@@ -56,12 +59,12 @@ def delete_unfinished(objects: Objects, run_id: str, wait: Wait) -> list[str]:
 def _submit(objects: Objects, manifest: Manifest, wait: Wait, report: Report) -> None:
     name = name_of(manifest)
     manifest["metadata"]["labels"][REVISION_LABEL] = digest(manifest["spec"])
-    existing = objects.submit(PYTORCHJOB, manifest, wait)
+    existing = objects.submit_owned(PYTORCHJOB, manifest, wait)
     stale = _staleness(existing, manifest) if existing else ""
     if stale:
         report(f"job {name} {stale} before; it is removed and run again")
         objects.remove([(PYTORCHJOB, name)], wait)
-        objects.submit(PYTORCHJOB, manifest, wait)
+        objects.submit_owned(PYTORCHJOB, manifest, wait)
 
 
 def _staleness(existing: Manifest, manifest: Manifest) -> str:
@@ -89,6 +92,11 @@ def _failure(job: Manifest, diagnostics: PodDiagnostics) -> ClusterError:
             " lines)"
         )
     return error(f"job {name} failed: {ending.reason()} ({message})\n{ending.text()}")
+
+
+def replicas_of(spec: Manifest) -> int:
+    """The number of pods that a PyTorchJob of this spec has."""
+    return sum(replica.get("replicas", 1) for replica in spec["pytorchReplicaSpecs"].values())
 
 
 def replicas_line(job: Manifest) -> str:

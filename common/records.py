@@ -182,6 +182,8 @@ class EpochRecord:
     val_loss: float | None = None
     seconds: float | None = None
     jets_per_second: float | None = None
+    time: str = ""
+    """When it ended, as RFC 3339; empty in files of early versions."""
 
 
 def find_history(uri: str) -> list[EpochRecord]:

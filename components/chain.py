@@ -28,7 +28,7 @@ BACKOFF = 5
 def pipeline(config: RunConfig, image: str = STEPS_IMAGE, *, non_root: bool = False) -> Any:
     """The KFP pipeline whose parameters are the fields of RunConfig; `config` has the defaults.
 
-    With `non_root` the server refuses steps that run as root; servers before 2.17 do not know the
+    With `non_root` the server refuses steps that run as root; servers before 2.16 do not know the
     field. The image's own user is not root.
     """
     from kfp import dsl
@@ -105,6 +105,8 @@ def _on_the_cluster(task: Any, secret: Any, non_root: bool) -> Any:
     # A pod that is moved is lost: Argo 3.7.3 retries no pod that was deleted.
     kubernetes.add_pod_annotation(task, SAFE_TO_EVICT, "false")
     kubernetes.set_timeout(task, step_of(task.name).deadline)
+    # kfp-kubernetes 2.17 offers user, group and this. A server before 2.16 refuses an IR with it
+    # (seen with 2.15.0), so it is left out there; the image's user is 1000 either way.
     if non_root:
         kubernetes.set_security_context(task, run_as_non_root=True)
     task.set_caching_options(False)

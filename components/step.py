@@ -214,8 +214,10 @@ def backend(run: Run) -> Cluster:
 
         return LocalCluster(os.environ[LOCAL_DIR], servers=triton)
     from clusters.kubernetes import KubernetesCluster
+    from clusters.owner import workflow_of_this_pod
 
-    return KubernetesCluster(None if run.config.namespace == AUTO else run.config.namespace)
+    namespace = None if run.config.namespace == AUTO else run.config.namespace
+    return KubernetesCluster(namespace, owner=workflow_of_this_pod(say))
 
 
 @contextlib.contextmanager

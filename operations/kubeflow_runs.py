@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from common.config import AUTO, RunConfig
+from common.config import typed as with_types
 from common.errors import ClusterError
 from common.run import make_run_id
 from components import steps as chain_steps
@@ -122,7 +123,7 @@ def parameters(run: KubeflowRun) -> Mapping[str, object]:
     """Return what a run was made with, typed as RunConfig has it: JSON knows no whole numbers."""
     defaults = RunConfig().parameters()
     typed = {}
-    for name, value in run.values.items():
+    for name, value in with_types(run.values).items():
         if name in defaults:
             typed[name] = type(defaults[name])(value)
     return typed
