@@ -9,12 +9,13 @@ removes what it has started (`delete_experiment`, `delete_job`).
 
 from __future__ import annotations
 
-from clusters import kubernetes_experiment, kubernetes_job, kubernetes_service
+from clusters import kubernetes_experiment, kubernetes_job, kubernetes_service, workflow
 from clusters.api import EXPERIMENT, INFERENCE_SERVICE, PYTORCHJOB, Api, connect, namespace_of
 from clusters.kubernetes_objects import Objects
 from clusters.owner import Owner
-from clusters.protocol import ExperimentResult, Manifest, Report, Service
+from clusters.protocol import ExperimentResult, Manifest, Report, Service, Stop
 from clusters.reasons import name_of
+from clusters.waiting import Wait, ignore
 
 
 class KubernetesCluster:
@@ -119,6 +120,21 @@ class KubernetesCluster:
 
     # Run
     # --------------------------------------------------------------------------------------------
+
+    def why_stopped(self, kfp_run: str, step: str, *, deadline: float) -> Stop:
+        """Why a step of a KFP run in this namespace ended without a word."""
+        wait = Wait(f"a look at KFP run {kfp_run}", deadline, ignore)
+        return workflow.why_stopped(self._api, kfp_run, step, wait)
+
+    def delete_unfinished(self, run_id: str, *, deadline: float, report: Report) -> list[str]:
+        """Remove what a run has left unfinished: its Experiment, trials and jobs.
+
+        What has succeeded or failed stays, and so do services. Returns 'Kind/name' of what was
+        removed. Raises DeadlineError with what is still there.
+        """
+        wait = Wait(f"removal of what run {run_id} left unfinished", deadline, report)
+        removed = kubernetes_experiment.delete_unfinished(self._objects, run_id, wait)
+        return removed + kubernetes_job.delete_unfinished(self._objects, run_id, wait)
 
     def find(self, run_id: str) -> list[str]:
         """'Kind/name' of everything that `delete` would remove."""

@@ -272,6 +272,30 @@ def can_continue(objects: Objects, name: str) -> bool:
     )
 
 
+def delete_unfinished(objects: Objects, run_id: str, wait: Wait) -> list[str]:
+    """Remove a run's experiments that have not ended, and trials that outlived their experiment.
+
+    Waits until the experiments are gone. Returns 'Kind/name' of what was removed. Raises
+    DeadlineError.
+    """
+    things, killed = [], []
+    for experiment in objects.api.list_objects(EXPERIMENT, f"{RUN_LABEL}={run_id}", wait):
+        name = name_of(experiment)
+        if not _has_ended(experiment):
+            things.append((EXPERIMENT, name))
+            continue
+        for trial in objects.api.list_objects(TRIAL, f"{TRIALS_LABEL}={name}", wait):
+            if status_of(trial) in UNFINISHED and objects.api.delete(TRIAL, name_of(trial), wait):
+                killed.append(f"{TRIAL.name}/{name_of(trial)}")
+    return killed + objects.remove(things, wait)
+
+
+def _has_ended(experiment: Manifest) -> bool:
+    if is_true(experiment, "Failed"):
+        return True
+    return is_true(experiment, "Succeeded") and not _was_extended(experiment)
+
+
 def of_run(objects: Objects, run_id: str) -> list[str]:
     """Names of the run's experiments that exist and have not failed, the newest first."""
     wait = Wait(f"the experiments of run {run_id}", REMOVAL_SECONDS, ignore)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from clusters.api import PYTORCHJOB
-from clusters.kubernetes_objects import JOB_LABEL, REVISION_LABEL, Objects, digest
+from clusters.kubernetes_objects import JOB_LABEL, REVISION_LABEL, Objects, belongs_to_trial, digest
 from clusters.pods import PodDiagnostics
-from clusters.protocol import Manifest, Report
+from clusters.protocol import RUN_LABEL, Manifest, Report
 from clusters.reasons import is_true, message_of, name_of
 from clusters.waiting import Wait
 from common.errors import ClusterError, DeadlineError
@@ -41,6 +41,19 @@ def run_job(
             diagnostics.explain(name, pods[name], job["metadata"].get("creationTimestamp", ""))
         wait.tell("state", f"job {name}: {replicas_line(job)}")
         wait.sleep(objects.poll)
+
+
+def delete_unfinished(objects: Objects, run_id: str, wait: Wait) -> list[str]:
+    """Remove a run's own jobs that have not ended; a trial's job goes with its trial.
+
+    Waits until they are gone. Returns 'Kind/name' of what was removed. Raises DeadlineError.
+    """
+    things = []
+    for job in objects.api.list_objects(PYTORCHJOB, f"{RUN_LABEL}={run_id}", wait):
+        ended = is_true(job, "Succeeded") or is_true(job, "Failed")
+        if not ended and not belongs_to_trial(job):
+            things.append((PYTORCHJOB, name_of(job)))
+    return objects.remove(things, wait)
 
 
 def _submit(objects: Objects, manifest: Manifest, wait: Wait, report: Report) -> None:

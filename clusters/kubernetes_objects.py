@@ -254,7 +254,7 @@ class Objects:
         things = []
         for kind in (EXPERIMENT, PYTORCHJOB, INFERENCE_SERVICE):
             for thing in self.api.list_objects(kind, f"{RUN_LABEL}={run_id}", wait):
-                if not _belongs_to_trial(thing):
+                if not belongs_to_trial(thing):
                     things.append((kind, name_of(thing)))
         return things
 
@@ -264,6 +264,6 @@ def digest(spec: Manifest) -> str:
     return hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def _belongs_to_trial(thing: Manifest) -> bool:
+def belongs_to_trial(thing: Manifest) -> bool:
     owners = thing["metadata"].get("ownerReferences") or []
     return any(owner.get("kind") == TRIAL.name for owner in owners)

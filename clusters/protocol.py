@@ -48,6 +48,15 @@ class Service:
     """What the owner needs to end it (pid on one machine)."""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stop:
+    """How a step ended that could not say so itself, in the words of status.json."""
+
+    state: str
+    """interrupted or failed."""
+    reason: str
+
+
 class Cluster(Protocol):
     """A backend that runs manifests.
 

@@ -352,7 +352,7 @@ def main(argv: list[str] | None = None) -> int:
             prepare(config, args.job_id, args.run_output, step.Artifacts(args.executor_input))
 
     step.stop_on_sigterm()
-    return run_main(body)
+    return run_main(step.patient(body, args.job_id))
 
 
 if __name__ == "__main__":
