@@ -158,7 +158,9 @@ def _say_what_follows(run: Run, trials: Sequence[Trial]) -> None:
     knows = ""  # random needs no earlier trials
     if algorithm.learns:
         knows = f"; {algorithm.name} learns from trials, and starts without these"
-    elif algorithm.plan != "none":
+    elif algorithm.plan == "sequence":
+        knows = f"; {algorithm.name} would begin anew, so that the rest is drawn at random"
+    elif algorithm.plan == "grid":
         knows = f"; {algorithm.name} starts at its first point, so that some may come again"
     step.say(
         f"{len(trials)} trials of this run have ended and count; their experiment is gone or cannot"

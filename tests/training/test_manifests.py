@@ -334,11 +334,8 @@ def test_the_algorithm_has_a_seed_only_where_it_was_given_or_must_have_one(
     manifest = experiment(run_with(**config), carried=carried, reproducible=reproducible)
     settings = [] if expected is None else [{"name": "random_state", "value": expected}]
     assert manifest["spec"]["algorithm"]["algorithmSettings"] == settings
-    [training_seed] = [
-        arg
-        for arg in pods(manifest)[0]["spec"]["containers"][0]["args"]
-        if arg.startswith("--seed=")
-    ]
+    program = program_of(pods(manifest)[0]["spec"]["containers"][0])
+    [training_seed] = [word for word in program if word.startswith("--seed=")]
     assert training_seed == f"--seed={1 if seed == 'auto' else seed}"
 
 
