@@ -262,6 +262,11 @@ class Api:
         )
         return None if answer is None else self._plain(answer.items)
 
+    def pod(self, name: str, wait: Wait) -> Manifest | None:
+        """The pod of this name; None if there is none, or it cannot be read."""
+        answer = self._glimpse(wait, "pods", self._core.read_namespaced_pod, name, self.namespace)
+        return None if answer is None else self._plain([answer])[0]
+
     def events(self, name: str, wait: Wait) -> list[Manifest]:
         """Events about the object of this name, oldest first; none if they cannot be read."""
         return self._events(f"involvedObject.name={name}", wait)

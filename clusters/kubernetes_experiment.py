@@ -18,7 +18,7 @@ from clusters.kubernetes_objects import (
     Objects,
 )
 from clusters.pods import PodDiagnostics
-from clusters.protocol import ExperimentResult, Manifest, Report
+from clusters.protocol import RUN_LABEL, ExperimentResult, Manifest, Report
 from clusters.reasons import is_true, message_of, name_of, reason_of
 from clusters.trials import (
     FAILED,
@@ -94,7 +94,9 @@ class ExperimentRun:
                 raise ClusterError(failure)
             has_succeeded = is_true(experiment, "Succeeded") and not _was_extended(experiment)
             if has_succeeded and not self._awaits_observation(trials):
-                return self._result(experiment, self._remove_unfinished(trials, OVERTAKEN))
+                result = self._result(experiment, self._remove_unfinished(trials, OVERTAKEN))
+                self._objects.release(EXPERIMENT, self._name, self._wait)
+                return result
             self._wait.sleep(self._objects.poll)
 
     # Submit
@@ -102,14 +104,17 @@ class ExperimentRun:
 
     def _submit(self) -> None:
         """Create the experiment, adopt the one of this run, or replace it if it has failed."""
-        existing = self._objects.submit(EXPERIMENT, self._manifest, self._wait)
+        if self._objects.settled(EXPERIMENT, self._name, self._wait) is None:
+            # One of this name may have been deleted a moment ago, by `finish` or with its workflow.
+            self._objects.wait_for_dependents(EXPERIMENT, self._name, self._wait, suggestion=True)
+        existing = self._objects.submit_owned(EXPERIMENT, self._manifest, self._wait)
         if existing is None:
             return
         if is_true(existing, "Failed"):
             # Katib cannot restart it; resuming a run means to try again
             self._report(f"experiment {self._name} failed before; it is removed and run again")
             self._objects.remove([(EXPERIMENT, self._name)], self._wait, to_make_again=True)
-            self._objects.submit(EXPERIMENT, self._manifest, self._wait)
+            self._objects.submit_owned(EXPERIMENT, self._manifest, self._wait)
         else:
             self._extend(existing)
 
@@ -265,6 +270,46 @@ def can_continue(objects: Objects, name: str) -> bool:
     return (
         experiment is not None and not is_true(experiment, "Failed") and is_extensible(experiment)
     )
+
+
+def delete_unfinished(objects: Objects, run_id: str, wait: Wait) -> list[str]:
+    """Remove a run's experiments that have not ended, and trials that outlived their experiment.
+
+    Waits until the experiments are gone. Returns 'Kind/name' of what was removed. Raises
+    DeadlineError.
+    """
+    things, killed = [], []
+    for experiment in objects.api.list_objects(EXPERIMENT, f"{RUN_LABEL}={run_id}", wait):
+        name = name_of(experiment)
+        if not _has_ended(experiment):
+            things.append((EXPERIMENT, name))
+            continue
+        for trial in objects.api.list_objects(TRIAL, f"{TRIALS_LABEL}={name}", wait):
+            if status_of(trial) in UNFINISHED and objects.api.delete(TRIAL, name_of(trial), wait):
+                killed.append(f"{TRIAL.name}/{name_of(trial)}")
+    return killed + objects.remove(things, wait)
+
+
+def _has_ended(experiment: Manifest) -> bool:
+    if is_true(experiment, "Failed"):
+        return True
+    return is_true(experiment, "Succeeded") and not _was_extended(experiment)
+
+
+def of_run(objects: Objects, run_id: str) -> list[str]:
+    """Names of the run's experiments that exist and have not failed, the newest first."""
+    wait = Wait(f"the experiments of run {run_id}", REMOVAL_SECONDS, ignore)
+    experiments = objects.api.list_objects(EXPERIMENT, f"{RUN_LABEL}={run_id}", wait)
+    experiments.sort(
+        key=lambda experiment: (experiment["metadata"]["creationTimestamp"], name_of(experiment)),
+        reverse=True,
+    )
+    names = []
+    for experiment in experiments:
+        is_going = experiment["metadata"].get("deletionTimestamp") is not None
+        if not is_going and not is_true(experiment, "Failed"):
+            names.append(name_of(experiment))
+    return names
 
 
 def is_extensible(experiment: Manifest) -> bool:

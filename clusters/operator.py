@@ -32,9 +32,9 @@ from clusters.reasons import (
 from clusters.refusals import refusal_of
 from clusters.trials import UNFINISHED, progress_line, trial_of
 from clusters.waiting import Wait, ignore
+from clusters.workflow import KFP_RUN_LABEL
 
 SECONDS = 60.0  # for one look at everything of a run
-KFP_RUN_LABEL = "pipeline/runid"  # on the pods of a KFP run
 # containers whose logs are a run's, the most useful one first
 OWN = ("pytorch", "kserve-container", "main", "storage-initializer")
 

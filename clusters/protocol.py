@@ -54,6 +54,15 @@ Check = Callable[[Service], None]
 """Called with a service that is ready; raises JecError where it does not serve as it should."""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stop:
+    """How a step ended that could not say so itself, in the words of status.json."""
+
+    state: str
+    """interrupted or failed."""
+    reason: str
+
+
 class Cluster(Protocol):
     """A backend that runs manifests.
 
@@ -78,6 +87,9 @@ class Cluster(Protocol):
 
     def can_continue(self, name: str) -> bool:
         """Whether an experiment of this name exists and takes more trials than it has had."""
+
+    def experiments(self, run_id: str) -> list[str]:
+        """Names of the run's experiments that exist and have not failed, the newest first."""
 
     def run_job(self, manifest: Manifest, *, deadline: float, report: Report) -> None:
         """Run a PyTorchJob to its end.

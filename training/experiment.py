@@ -21,12 +21,16 @@ SEARCHABLE = ("num-epochs", "batch-size", "data-fraction", "precision")
 """Flags of weaver.train that are parameters of the run as well: fixed unless they are searched."""
 
 
-def experiment(run: Run, *, carried: int = 0) -> Manifest:
+def experiment(
+    run: Run, *, carried: int = 0, name: str = "", reproducible: bool = False
+) -> Manifest:
     """The v1beta1 Experiment. Its name is the run id; trials write to `<run>/trials/<trial name>/`.
 
-    carried: how many trials of an earlier experiment of the run, which has been deleted, count
+    carried: how many trials of earlier experiments of the run, which have been deleted, count
     among max_trials. The new experiment then has another name, so that no two trials share one, and
-    another seed, or it would draw the same parameters again.
+    another seed, or it would draw the same parameters again. name: of an experiment that exists and
+    goes on beside the carried trials. reproducible: set the algorithm's seed although the user gave
+    none.
 
     Raises InputError where the search space does not parse or has nothing for the network.
     """
@@ -36,13 +40,18 @@ def experiment(run: Run, *, carried: int = 0) -> Manifest:
         # Katib's sequence is always the same and begins anew, at the points of the carried trials.
         algorithm = algorithms.offered("random")
     parameters = for_network(load(config.search_space), config.network_config)
-    max_trials = config.max_trials - carried
+    max_trials = max(1, config.max_trials - carried)  # Katib refuses none
     if algorithm.is_grid:
         max_trials = min(max_trials, grid_size(parameters))  # Katib refuses more
 
     settings = []
-    if algorithm.seed_setting:
-        settings.append({"name": algorithm.seed_setting, "value": str(config.seed + carried)})
+    # An algorithm whose pod restarts begins its seed anew, and repeats the points of the first
+    # trials (seen with Katib 0.19.0). So the seed is set only where it was given, or where a second
+    # experiment would repeat the first one's points without it.
+    repeats = carried > 0 and algorithm.same_seed_by_default
+    if algorithm.seed_setting and (config.seed != AUTO or reproducible or repeats):
+        seed = str(config.seed_number + carried)
+        settings.append({"name": algorithm.seed_setting, "value": seed})
 
     objective: Manifest = {"type": "minimize", "objectiveMetricName": OBJECTIVE}
     if config.goal != NONE:
@@ -51,15 +60,15 @@ def experiment(run: Run, *, carried: int = 0) -> Manifest:
     # A trial is as good as its best epoch, whose weights are the ones kept; the other metrics are
     # shown only.
     strategies = [{"name": OBJECTIVE, "value": "min"}]
-    for name in ADDITIONAL_METRICS:
-        strategies.append({"name": name, "value": "latest"})
+    for metric in ADDITIONAL_METRICS:
+        strategies.append({"name": metric, "value": "latest"})
     objective["metricStrategies"] = strategies
 
     return {
         "apiVersion": "kubeflow.org/v1beta1",
         "kind": "Experiment",
         "metadata": {
-            "name": f"{run.id}-{carried}" if carried else run.id,
+            "name": name or (f"{run.id}-{carried}" if carried else run.id),
             **run.namespace,
             "labels": labels(run),
         },
@@ -196,7 +205,7 @@ def trial_args(run: Run, parameters: list[Parameter]) -> list[str]:
         "--regression-mode",
         "--gpus=auto",
         "--backend=auto",
-        f"--seed={config.seed}",
+        f"--seed={config.seed_number}",
     ]
     searched = {parameter.flag for parameter in parameters}
     for name in SEARCHABLE:

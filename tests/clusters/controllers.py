@@ -73,6 +73,9 @@ class Node:
 
     def __call__(self, api: FakeApi) -> None:
         for pod in api.all("pods"):
+            # The steps' own pods are run by tests/components/argo.py.
+            if "workflows.argoproj.io/workflow" in (pod["metadata"].get("labels") or {}):
+                continue
             if pod.get("status", {}).get("phase") not in ("Succeeded", "Failed"):
                 self._advance(api, pod)
 
@@ -590,24 +593,6 @@ class Katib:
             active += 1
         api.touch(experiment)
 
-    def _refuse_suggestion_pod(self, api: FakeApi, experiment: dict) -> None:
-        """Record each attempt of the ReplicaSet as an event about a pod of another name.
-
-        Kubernetes 1.34.4, pkg/controller/controller_utils.go:595; of more than ten such events
-        one is made, with a head (seen with Kubernetes 1.34.4 and Katib 0.19.0).
-        """
-        if time.monotonic() - self._refused_at < 0.05:
-            return
-        self._refused_at = time.monotonic()
-        self._refused += 1
-        algorithm = experiment["spec"]["algorithm"]["algorithmName"]
-        replica_set = f"{experiment['metadata']['name']}-{algorithm}-6797bffc9c"
-        owner = {"kind": "ReplicaSet", "metadata": {"name": replica_set, "uid": "rs-1"}}
-        pod_name = f"{replica_set}-{self._refused:05d}"
-        head = "(combined from similar events): " if self._refused > 9 else ""
-        text = f"{head}Error creating: {self.suggestion_refusal.format(name=pod_name)}"
-        api.event(owner, "FailedCreate", text)
-
     def _ensure_deployment(self, api: FakeApi, experiment: dict) -> None:
         """Make the Deployment of the algorithm, also one that was deleted meanwhile.
 
@@ -631,6 +616,24 @@ class Katib:
             thing = api.find(plural, dependent)
             if thing is not None:
                 api.delete(plural, thing)
+
+    def _refuse_suggestion_pod(self, api: FakeApi, experiment: dict) -> None:
+        """Record each attempt of the ReplicaSet as an event about a pod of another name.
+
+        Kubernetes 1.34.4, pkg/controller/controller_utils.go:595; of more than ten such events
+        one is made, with a head (seen with Kubernetes 1.34.4 and Katib 0.19.0).
+        """
+        if time.monotonic() - self._refused_at < 0.05:
+            return
+        self._refused_at = time.monotonic()
+        self._refused += 1
+        algorithm = experiment["spec"]["algorithm"]["algorithmName"]
+        replica_set = f"{experiment['metadata']['name']}-{algorithm}-6797bffc9c"
+        owner = {"kind": "ReplicaSet", "metadata": {"name": replica_set, "uid": "rs-1"}}
+        pod_name = f"{replica_set}-{self._refused:05d}"
+        head = "(combined from similar events): " if self._refused > 9 else ""
+        text = f"{head}Error creating: {self.suggestion_refusal.format(name=pod_name)}"
+        api.event(owner, "FailedCreate", text)
 
     def _suggestion_pod_ready(self, api: FakeApi, experiment: dict) -> bool:
         name = _deployment_name(experiment) + "-5d8"

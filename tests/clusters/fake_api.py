@@ -40,6 +40,7 @@ KINDS = {  # plural -> (group/version, kind)
     "suggestions": ("kubeflow.org/v1beta1", "Suggestion"),
     "pytorchjobs": ("kubeflow.org/v1", "PyTorchJob"),
     "inferenceservices": ("serving.kserve.io/v1beta1", "InferenceService"),
+    "workflows": ("argoproj.io/v1alpha1", "Workflow"),
     "pods": ("v1", "Pod"),
     "events": ("v1", "Event"),
     "secrets": ("v1", "Secret"),
@@ -131,6 +132,8 @@ class FakeApi:
         self._changes: list[tuple[int, str, str, dict]] = []
         self._compacted = 0
         self._later: list[tuple[float, str, dict]] = []
+        self._orphans: dict[str, float] = {}
+        """Uid of each object whose owners are gone -> since when."""
         self.deletions: list[tuple[str, str, str | None]] = []
         """Plural, name and propagation policy of each deletion that a client asked for."""
         self._stop = threading.Event()
@@ -285,6 +288,8 @@ class FakeApi:
             old["spec"] = copy.deepcopy(thing.get("spec"))
             for field in ("labels", "annotations", "finalizers"):
                 old["metadata"][field] = copy.deepcopy(thing["metadata"].get(field) or {})
+            owners = copy.deepcopy(thing["metadata"].get("ownerReferences") or [])
+            old["metadata"]["ownerReferences"] = owners
         self.touch(old)
         if old["metadata"].get("deletionTimestamp") and not old["metadata"].get("finalizers"):
             self.delete(plural, old)
@@ -562,11 +567,6 @@ class FakeApi:
             self._later.append((time.monotonic() + FOREGROUND_SECONDS, plural, thing))
             self.touch(thing)
         elif policy == "Background" and not thing["metadata"].get("finalizers"):
-            uid = thing["metadata"]["uid"]
-            for (kind, _, _), other in list(self._objects.items()):
-                owners = other["metadata"].get("ownerReferences", [])
-                if any(owner["uid"] == uid for owner in owners):
-                    self._later.append((time.monotonic() + COLLECT_SECONDS, kind, other))
             key = (plural, thing["metadata"]["namespace"], thing["metadata"]["name"])
             self._objects.pop(key, None)
             self._change("DELETED", thing)
@@ -574,11 +574,34 @@ class FakeApi:
             self.delete(plural, thing)
 
     def _collect_garbage(self) -> None:
-        """Delete the dependents whose owner is gone, once it is time."""
+        """Delete what was deleted in the foreground and what no owner is left of, once it is time.
+
+        An owner counts if it exists in the namespace of its dependent: one in another namespace
+        counts as absent, and the dependent is deleted.
+
+        Source: Kubernetes documentation, Garbage Collection ("a namespaced owner must exist in the
+        same namespace as the dependent. If it does not, the owner reference is treated as absent,
+        and the dependent is subject to deletion"); seen on Kubernetes 1.34.4: the owner of an
+        Experiment was deleted, Experiment and trial pods were gone in 3 s.
+        """
         due = [entry for entry in self._later if entry[0] <= time.monotonic()]
         self._later = [entry for entry in self._later if entry not in due]
         for _, plural, thing in due:
             self.delete(plural, thing)
+
+        there = {
+            (namespace, thing["metadata"]["uid"])
+            for (_, namespace, _), thing in self._objects.items()
+        }
+        for (plural, namespace, _), thing in list(self._objects.items()):
+            uid = thing["metadata"]["uid"]
+            owners = thing["metadata"].get("ownerReferences") or []
+            if not owners or any((namespace, owner["uid"]) in there for owner in owners):
+                self._orphans.pop(uid, None)
+                continue
+            since = self._orphans.setdefault(uid, time.monotonic())
+            if time.monotonic() - since >= COLLECT_SECONDS:
+                self.delete(plural, thing)
 
     def _log(self, pod: dict, query: dict) -> str:
         previous = query.get("previous") in ("true", "True", "1")

@@ -13,21 +13,29 @@ from clusters.survey import Survey
 from common.errors import ClusterError, DeadlineError
 from tests.clusters.contract import RUN_ID, experiment, job, service
 from tests.clusters.controllers import Play
-from tests.clusters.scripts import UP, loss, node_of
+from tests.clusters.scripts import UP, act_for, loss, make_workflow, node_of
 
 ASKED_BY_OTHERS = {
     ("create", "workflowtaskresults.argoproj.io"): "Argo's executor in a step's pod",
     ("patch", "workflowtaskresults.argoproj.io"): "Argo's executor in a step's pod",
     ("get", "configmaps"): "KFP's driver and launcher in a step's pod",
     ("get", "workflows.argoproj.io"): "the summary of a terminated run",
-    ("get", "pods"): "KFP's launcher, and kubectl logs",
+    ("get", "pods"): "a step that reads its own pod, KFP's launcher, and kubectl logs",
     ("get", "trials.kubeflow.org"): "kubectl get trial, by hand",
 }
 
 
 def test_every_row_of_the_table_is_asked_for(fake):
-    """A job that fails, a search that is extended, one that meets its goal, a service, removal."""
-    scripts = [Play(exit_code=1), loss(0.5), loss(0.4), loss(0.1), Play(seconds=math.inf), UP]
+    """Jobs that fail and succeed, a search that is extended, one that meets its goal, a service."""
+    scripts = [
+        Play(exit_code=1),
+        Play(),
+        loss(0.5),
+        loss(0.4),
+        loss(0.1),
+        Play(seconds=math.inf),
+        UP,
+    ]
     backend = fake(node_of(*scripts))
     backend.operator.quota = True
     with pytest.raises(DeadlineError):
@@ -35,6 +43,9 @@ def test_every_row_of_the_table_is_asked_for(fake):
     backend.operator.quota = False
     with pytest.raises(ClusterError):
         backend.run_job(job("pass"))
+    # a job that its workflow owns until it has ended well
+    act_for(backend, make_workflow(backend))
+    backend.run_job(job("pass", name="pfn-0a1b2c3d-evaluate"))
     for trials in (1, 2):
         backend.run_experiment(
             experiment(

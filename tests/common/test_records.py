@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from common.config import RunConfig
+from common.config import RunConfig, typed
 from common.errors import InputError
 from common.measurements import Interval
 from common.records import (
@@ -72,7 +72,8 @@ def test_run_json_holds_the_run_s_id_its_record_and_its_configuration(earlier, t
     again = json.loads((tmp_path / NAME / "run.json").read_text())
     assert again.pop("format") == 1
     now = RunConfig().parameters()  # with the parameters that have come since
-    assert again.pop("config") == {**now, **content.pop("config"), "s3_bucket": str(tmp_path)}
+    then = typed(content.pop("config"))
+    assert again.pop("config") == {**now, **then, "s3_bucket": str(tmp_path)}
     assert again == content
 
 

@@ -164,6 +164,9 @@ def test_a_run_is_made_again_with_one_change(kfp, s3_bucket, capsys):
     before, after = (run["runtime_config"]["parameters"] for run in kfp.runs)
     assert after == {**before, "batch_size": 1000}
     assert "is there already" in capsys.readouterr().out
+    before["seed"] = 7.0  # a number in earlier versions; JSON knows no whole numbers
+    assert pipeline.main([*common, "--rerun", run_id, "--max-trials", "10"]) == 0
+    assert kfp.runs[-1]["runtime_config"]["parameters"]["seed"] == "7"
     assert pipeline.main([*common, "--rerun", "pfn-regressor-open-00000000"]) == 2
     assert "unknown run" in capsys.readouterr().err
 

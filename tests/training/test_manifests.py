@@ -182,17 +182,18 @@ def test_several_gpus_a_node_use_torchrun():
 def test_the_service_is_named_as_its_model_and_reads_this_runs_repository(run):
     manifest = inference_service(run)
     assert manifest["metadata"]["name"] == run.model_name
-    assert manifest["spec"]["predictor"]["model"]["storageUri"] == run.path("model")
+    assert manifest["spec"]["predictor"]["model"]["storageUri"] == run.path("model") + "/"
 
 
 @pytest.mark.parametrize("form", ["model", "triton"])
-@pytest.mark.parametrize(("num_gpus", "served"), [(0, None), (1, "1"), (4, "1")])
-def test_a_service_has_one_gpu_however_many_a_trial_has(form, num_gpus, served):
-    """The GPUs of --num-gpus are for training; one is enough to answer."""
-    manifest = inference_service(run_with(num_gpus=num_gpus, predictor_form=form))
+@pytest.mark.parametrize(("serving_gpus", "served"), [(0, None), (1, "1")])
+def test_a_service_has_its_own_gpus_whatever_a_trial_has(form, serving_gpus, served):
+    values = {"num_gpus": 4, "serving_gpus": serving_gpus, "serving_cpus": "500m"}
+    manifest = inference_service(run_with(predictor_form=form, **values))
     resources = manifest["spec"]["predictor"][form]["resources"]
     assert resources["limits"].get("nvidia.com/gpu") == served
     assert resources["requests"] == resources["limits"]
+    assert resources["limits"]["cpu"] == "500m"
     assert set(resources["limits"]) - {"nvidia.com/gpu"} == {"cpu", "memory"}
 
 
@@ -294,7 +295,7 @@ def test_a_grid_has_no_more_trials_than_points():
 
 
 def test_an_experiment_that_follows_another_has_a_name_and_a_seed_of_its_own():
-    run = run_with(max_trials=40)
+    run = run_with(max_trials=40, seed="1")
     first, second = experiment(run), experiment(run, carried=30)
     assert (second["metadata"]["name"], second["spec"]["maxTrialCount"]) == ("a-00000000-30", 10)
     assert first["spec"]["algorithm"] != second["spec"]["algorithm"]
@@ -312,8 +313,38 @@ def test_an_experiment_that_follows_a_sobol_search_draws_at_random():
 
 
 @pytest.mark.parametrize(
+    ("algorithm", "seed", "carried", "reproducible", "expected"),
+    [
+        ("random", "auto", 0, False, None),
+        ("tpe", "auto", 0, False, None),
+        ("cmaes", "auto", 0, False, None),
+        ("random", "auto", 5, False, None),
+        # goptuna's own seed is fixed: the second experiment would draw the first one's points
+        ("cmaes", "auto", 5, False, "6"),
+        ("random", "7", 0, False, "7"),
+        ("random", "7", 5, False, "12"),
+        ("random", "auto", 0, True, "1"),
+        ("grid", "7", 0, True, None),
+    ],
+)
+def test_the_algorithm_has_a_seed_only_where_it_was_given_or_must_have_one(
+    algorithm, seed, carried, reproducible, expected
+):
+    ranges = [{"name": name, "type": "int", "min": 1, "max": 99} for name in ("fc-dim", "phi-dim")]
+    config = {"algorithm": algorithm, "seed": seed, "search_space": json.dumps(ranges)}
+    manifest = experiment(run_with(**config), carried=carried, reproducible=reproducible)
+    settings = [] if expected is None else [{"name": "random_state", "value": expected}]
+    assert manifest["spec"]["algorithm"]["algorithmSettings"] == settings
+    program = program_of(pods(manifest)[0]["spec"]["containers"][0])
+    [training_seed] = [word for word in program if word.startswith("--seed=")]
+    assert training_seed == f"--seed={1 if seed == 'auto' else seed}"
+
+
+@pytest.mark.parametrize(
     ("values", "facts"),
     [
+        ({"seed": "one"}, ["--seed", "'one'", "auto"]),
+        ({"seed": "-1"}, ["--seed", "'-1'", "auto"]),
         ({"early_stopping": "median"}, ["--early-stopping", "'median'", "'medianstop'"]),
         ({"early_stopping_start_step": "0"}, ["--early-stopping-start-step", "'0'", "auto"]),
         ({"goal": "low"}, ["--goal", "'low'", "number"]),
