@@ -17,6 +17,7 @@ import torch
 from benchmarks.published import settle
 from common import storage
 from common.errors import GateError
+from common.records import ExportRecord
 from exporting.export import main
 from serving import golden, triton
 from serving.client import golden_check
@@ -46,6 +47,16 @@ def get_model(data_config, _original=get_model, **options):
     model, info = _original(data_config, **options)
     model.register_forward_hook(
         lambda module, inputs, output: output + 0.01 if torch.jit.is_tracing() else output
+    )
+    return model, info
+"""
+IGNORES_THE_JET = """
+
+def get_model(data_config, _original=get_model, **options):
+    model, info = _original(data_config, **options)
+    count = info["input_shapes"]["jet_features"][1]
+    model.register_forward_pre_hook(
+        lambda module, inputs: (*inputs[:2], inputs[1][:, :, 0].expand(-1, count))
     )
     return model, info
 """
@@ -321,6 +332,20 @@ def test_a_model_that_fails_the_gate_leaves_nothing(run, capsys):
         "model small: ONNX Runtime does not answer as PyTorch: 0.00% of 1,000 golden jets"
         in error[0]
     )
+
+
+def test_an_input_that_the_network_ignores_is_in_no_request(run):
+    network = run / "config" / "network.py"
+    network.write_text(network.read_text() + IGNORES_THE_JET)
+    assert run_export(run, more=()) == 0
+    record = ExportRecord.load(str(run / "model" / "export.json"))
+    assert list(record.inputs) == ["pf_features", "pf_mask"]
+    for name in BOTH:
+        model = onnx.load(run / "model" / name / "1" / "model.onnx")
+        request = storage.read_json(str(run / "golden" / name / "request.json"))
+        sent = {entry["name"] for entry in request["inputs"]}
+        assert sent == {value.name for value in model.graph.input}
+    assert "jetArea" not in sent
 
 
 def test_a_raw_model_that_fails_the_gate_leaves_nothing_either(run, capsys, monkeypatch):

@@ -21,7 +21,7 @@ import numpy as np
 
 from common.errors import GateError
 from weaver.onnx.layers_apart import layers_apart
-from weaver.onnx.runtime import session
+from weaver.onnx.runtime import feed_of, session
 from weaver.onnx.triton_config import GRAPH_LEVELS
 
 CLOSE = 1e-5  # an answer that agrees; relative where |answer| > 1
@@ -161,7 +161,8 @@ def torch_answers(
         for start in range(0, len(inputs[input_names[0]]), batch_size):
             batch = []
             for name in input_names:
-                array = np.ascontiguousarray(inputs[name][start : start + batch_size])
+                # a copy, because networks change their inputs in place (x *= mask)
+                array = np.array(inputs[name][start : start + batch_size], order="C")
                 batch.append(torch.from_numpy(array))
             answer = model(*batch)
             answers.append(torch.cat(answer, dim=1) if isinstance(answer, tuple) else answer)
@@ -204,7 +205,7 @@ def check_parity(
         for size in batch_sizes:
             jets = _jets_for(size, golden)
             answers = _onnx_answers(runtime, golden, jets, size, level, advance)
-            difference = _difference(answers, expected[jets])
+            difference = relative_difference(answers, expected[jets])
             # a jet may be in several batches
             np.maximum.at(off, jets, difference)
             row = int(np.argmax(difference))
@@ -279,7 +280,7 @@ def _onnx_answers(
     for start in range(0, len(jets), size):
         batch = jets[start : start + size]
         try:
-            answers = runtime.run(None, golden.batch(batch))
+            answers = runtime.run(None, feed_of(runtime, golden.batch(batch)))
         except Exception as error:  # onnxruntime's own exceptions share no base class
             raise GateError(
                 f"ONNX Runtime cannot run the file at batch size {size} and graph level {level}:"
@@ -293,7 +294,7 @@ def _onnx_answers(
     return np.concatenate(parts)
 
 
-def _difference(answers: np.ndarray, expected: np.ndarray) -> np.ndarray:
+def relative_difference(answers: np.ndarray, expected: np.ndarray) -> np.ndarray:
     """Largest difference (N,) of each jet, relative where |expected| > 1.
 
     Infinite where the answer is no number.
