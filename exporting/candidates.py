@@ -82,7 +82,14 @@ def raw_model(name: str, model: torch.nn.Module, info: ModelInfo, dataset: Datas
     config = dataset.data_config
     entries = []
     for file in dataset.description["files"]:
-        entries.append(storage.Entry(uri=file["uri"], size=file["size"], tag=file["tag"]))
+        entries.append(
+            storage.Entry(
+                uri=file["uri"],
+                size=file["size"],
+                tag=file["tag"],
+                written=file.get("written", ""),  # data prepared by an earlier version have none
+            )
+        )
     program = raw_program(config, raw_jets.raw_columns(entries[0], config))
     with_preprocessing, raw_info = weaver_raw_model.raw_model(program, model, info, config)
 

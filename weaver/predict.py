@@ -186,7 +186,7 @@ def test_groups(words: Sequence[str]) -> dict[str, str]:
         if os.path.exists(part):
             groups.setdefault("", []).append(part)
         elif split := SPLIT.match(part):
-            files = [entry.uri for entry in find(part[split.end() :])]
+            files = [entry.written or entry.uri for entry in find(part[split.end() :])]
             step = max(int(split[2]), 1)
             for start in range(0, len(files), step):
                 group = groups.setdefault(f"{split[1]}_{start // step}", [])

@@ -156,9 +156,10 @@ def free_axes(model_info: Mapping[str, Any]) -> dict[str, dict[int, str]]:
     `dynamic_axes` holds them as torch.onnx.export takes them: {axis: name}, or a list of axes.
     """
     free: dict[str, dict[int, str]] = {}
-    for name, axes in (model_info.get("dynamic_axes") or {}).items():
-        if not isinstance(axes, Mapping):
-            axes = {axis: f"{name}_{axis}" for axis in axes}
+    for name, stated in (model_info.get("dynamic_axes") or {}).items():
+        axes = (
+            stated if isinstance(stated, Mapping) else {axis: f"{name}_{axis}" for axis in stated}
+        )
         free[name] = {axis: label for axis, label in axes.items() if axis}
     return free
 

@@ -97,6 +97,7 @@ class Decoding:
             files.append(
                 {
                     "uri": file.entry.uri,
+                    "written": file.entry.written,
                     "size": file.entry.size,
                     "tag": file.entry.tag,
                     "tree": file.tree,

@@ -9,8 +9,8 @@ import onnxruntime
 import pytest
 import torch
 
-from common.errors import GateError
 from benchmarks.published import settle
+from common.errors import GateError
 from weaver.nn.model.ParticleNet import ParticleNet
 from weaver.onnx.free_axes import check_lengths, lengths, random_jets
 from weaver.onnx.onnx_export import export_onnx, free_axes, input_shapes, untrimmed
