@@ -144,9 +144,9 @@ def untrimmed(model: torch.nn.Module) -> torch.nn.Module:
     network = copy.deepcopy(model).cpu().eval()
     for module in network.modules():
         if type(module).__name__ == "SequenceTrimmer":
-            module.enabled = False  # type: ignore[assignment]  # not a tensor, nor a module
+            setattr(module, "enabled", False)  # noqa: B010 (a module's class declares no such field)
         elif hasattr(module, "trims"):
-            module.trims = False
+            setattr(module, "trims", False)  # noqa: B010
     return network
 
 

@@ -164,14 +164,13 @@ class NpyWriter:
 
     def _widen(self, dtype: np.dtype) -> None:
         """Write what is there again in a wider type. That is rare: files state their types."""
-        self._file.flush()
-        shape = (self.rows, *self.row_shape)
         narrow = self.path.with_suffix(".narrow")
         os.rename(self.path, narrow)  # the open file goes with it
         self._file.close()
+        shape = (self.rows, *self.row_shape)
         former = np.empty(shape, self.dtype)
-        if former.size:
-            former = np.memmap(narrow, self.dtype, "r", HEADER, shape)
+        if former.size:  # no file of no bytes can be mapped
+            former = np.memmap(narrow, former.dtype, "r", HEADER, shape)
         self.dtype = dtype
         self._open()
         for start in range(0, self.rows, BLOCK):
