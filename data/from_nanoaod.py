@@ -170,9 +170,10 @@ def convert(
 ) -> Converted:
     """Write the jets of one NanoAOD file into `folder`, as <name>_<number>.root.
 
-    Only complete files have that name. name: by default the file's own. all_events: keep every jet above 30 GeV and within |eta| <
-    2.5; otherwise, as the JetNtuple does, only those of events whose two leading jets both pass.
-    Raises InputError for a file that cannot be read or lacks one of NEEDED.
+    Only complete files have that name. name: by default the file's own. all_events: keep every jet
+    above 30 GeV and within |eta| < 2.5; otherwise, as the JetNtuple does, only those of events
+    whose two leading jets both pass. Raises InputError for a file that cannot be read or lacks one
+    of NEEDED.
     """
     folder.mkdir(parents=True, exist_ok=True)
     label = storage.name(uri)
