@@ -90,7 +90,11 @@ def raw_model(name: str, model: torch.nn.Module, info: ModelInfo, dataset: Datas
                 written=file.get("written", ""),  # data prepared by an earlier version have none
             )
         )
-    program = raw_program(config, raw_jets.raw_columns(entries[0], config))
+    columns = raw_jets.raw_columns(entries[0], config)
+    for branch, dtype in dataset.description.get("types", {}).items():  # of all files
+        if branch in columns:
+            columns[branch] = dataclasses.replace(columns[branch], dtype=np.dtype(dtype))
+    program = raw_program(config, columns)
     with_preprocessing, raw_info = weaver_raw_model.raw_model(program, model, info, config)
 
     real = raw_jets.read_raw(entries, config, program, parity.NUM_JETS)

@@ -29,7 +29,7 @@ def write_model(
     metadata: what the ONNX file says about itself. Raises GateError where ONNX Runtime answers
     other than PyTorch.
     """
-    from weaver.onnx.onnx_export import export_onnx
+    from weaver.onnx.onnx_export import export_onnx, free_axes
     from weaver.onnx.runtime import session
 
     onnx_path = Path(folder.onnx(candidate.name))
@@ -43,6 +43,8 @@ def write_model(
         metadata=metadata,
     )
     parity = check_gate(candidate, onnx_path)
+    if candidate.data_config and free_axes(candidate.info):
+        check_other_lengths(candidate, onnx_path)
     # What clients send: an input that the network ignores is not in the graph.
     taken = [entry.name for entry in session(onnx_path).get_inputs()]
 
@@ -93,6 +95,16 @@ def check_gate(candidate: Candidate, onnx_path: Path) -> ParityRecord:
         levels=list(result.levels),
         batch_sizes=list(result.batch_sizes),
     )
+
+
+def check_other_lengths(candidate: Candidate, onnx_path: Path) -> None:
+    """Raise GateError where a model with free axes is wrong at another length than the golden's."""
+    from weaver.onnx.free_axes import check_lengths
+
+    try:
+        check_lengths(candidate.model, candidate.info, candidate.data_config, onnx_path)
+    except GateError as error:
+        raise GateError(f"model {candidate.name}: {error}") from None
 
 
 def measure_batch_size(

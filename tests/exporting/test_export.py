@@ -60,6 +60,22 @@ def get_model(data_config, _original=get_model, **options):
     )
     return model, info
 """
+FREE_AXES = """
+
+def get_model(data_config, _free=get_model, **options):
+    model, info = _free(data_config, **options)
+    axes = {name: {0: "N", 2: "n_pf"} for name in ("pf_features", "pf_mask")}
+    return model, {**info, "dynamic_axes": axes}
+"""
+TRACED_LENGTH = """
+
+def get_model(data_config, _constant=get_model, **options):
+    model, info = _constant(data_config, **options)
+    model.register_forward_hook(
+        lambda module, inputs, output: output + int(inputs[0].shape[2]) / 100
+    )
+    return model, info
+"""
 
 
 def make_run(storage_uri: str, files: Path, model: str = "pfn") -> str:
@@ -332,6 +348,33 @@ def test_a_model_that_fails_the_gate_leaves_nothing(run, capsys):
         "model small: ONNX Runtime does not answer as PyTorch: 0.00% of 1,000 golden jets"
         in error[0]
     )
+
+
+def test_a_raw_column_has_the_common_type_of_all_files(tmp_path):
+    """Whole numbers in the first file, fractions in the second."""
+    folder = tmp_path / "files"
+    write_jets(folder / "a.root", synthetic_jets(80, 1))
+    columns = synthetic_jets(80, 2)
+    columns["QG_mult"] = columns["QG_mult"].astype(np.float32) + np.float32(0.5)
+    write_jets(folder / "b.root", columns)
+    run = Path(make_run(str(tmp_path / "runs"), folder))
+    assert run_export(run, more=("--raw-model", "required", "--max-batch-size", "8")) == 0
+    graph = onnx.load(run / "model" / "small-raw" / "1" / "model.onnx").graph
+    types = {value.name: value.type.tensor_type.elem_type for value in graph.input}
+    assert types["QG_mult"] == onnx.TensorProto.DOUBLE
+
+
+def test_a_published_network_with_free_axes_is_checked_at_other_lengths(run, capsys):
+    network = run / "config" / "network.py"
+    text = network.read_text()
+    network.write_text(text + FREE_AXES)
+    assert run_export(run) == 0
+    model = onnx.load(run / "model" / "small" / "1" / "model.onnx")
+    assert all(value.type.tensor_type.shape.dim[2].dim_param for value in model.graph.input[:2])
+    network.write_text(text + FREE_AXES + TRACED_LENGTH)
+    assert run_export(run) == GateError.exit_code
+    assert contents(run) == []
+    assert "model small: the ONNX file answers otherwise" in capsys.readouterr().err
 
 
 def test_an_input_that_the_network_ignores_is_in_no_request(run):

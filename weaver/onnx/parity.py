@@ -152,7 +152,7 @@ def torch_answers(
 ) -> np.ndarray:
     """PyTorch's answers (N, outputs) on the CPU, in evaluation mode.
 
-    Several outputs (N, 1) stand side by side.
+    Several outputs, (N, 1) or (N,), stand side by side.
     """
     import torch
 
@@ -165,7 +165,8 @@ def torch_answers(
                 array = np.array(inputs[name][start : start + batch_size], order="C")
                 batch.append(torch.from_numpy(array))
             answer = model(*batch)
-            answers.append(torch.cat(answer, dim=1) if isinstance(answer, tuple) else answer)
+            outputs = answer if isinstance(answer, tuple | list) else [answer]
+            answers.append(torch.cat([out.reshape(len(out), -1) for out in outputs], dim=1))
     return torch.cat(answers).float().numpy()
 
 

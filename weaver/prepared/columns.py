@@ -119,6 +119,8 @@ class Description(Contents):
     reweight_hists: dict[str, list] | None
     non_finite_policy: str
     files: list[FileEntry]
+    types: dict[str, str]
+    """Branch -> the common type of its numbers in all files, where the files state it."""
 
 
 class NpyWriter:
