@@ -198,6 +198,6 @@ def test_runs_whose_steps_ask_for_less_have_a_version_of_their_own(kfp, s3_bucke
     server = connect(kfp.url)
     usual = submit.submit(config(s3_bucket), server, "steps:1")
     small = submit.submit(config(s3_bucket, steps_cpus="100m"), server, "steps:1")
-    again = submit.submit(config(s3_bucket, steps_cpus="100m", seed=7), server, "steps:1")
+    again = submit.submit(config(s3_bucket, steps_cpus="100m", seed="7"), server, "steps:1")
     assert usual.version != small.version
     assert (small.new_version, again.version, again.new_version) == (True, small.version, False)
