@@ -19,7 +19,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,8 +42,10 @@ from weaver.read.files import SAMPLE_NAME, find
 
 SPLIT = re.compile(r"^([\w.+-]+)%(\d+):(?!//)")  # name%N:pattern, an output for every N files
 
-Columns = dict[str, np.ndarray]
-"""Name of a column -> its values, (N,) or (N, outputs)."""
+ROWS_AT_A_TIME = 2**20  # jets in a basket of ROOT predictions, as in weaver-core
+
+Columns = dict[str, Any]
+"""Name of a column -> its values, (N,) or (N, outputs), or an awkward array of N lists."""
 
 
 def load_model(
@@ -214,7 +216,7 @@ def columns(dataset: Dataset, output: np.ndarray, *, scores: bool = False) -> Co
         named["output"] = output
     named.update(labels)
     for name, values in dataset.observers().items():
-        named[name] = np.asarray(values)
+        named[name] = values
     return named
 
 
@@ -224,8 +226,14 @@ def write_columns(uri: str, named: Columns) -> None:
     uri: a path or an s3:// address.
     """
     if uri.endswith(".npz"):
+        for name, values in named.items():
+            if not isinstance(values, np.ndarray):
+                raise InputError(
+                    f"'{name}' is a list for each jet, which .npz cannot hold; let"
+                    " --predict-output end in .root or .parquet"
+                )
         buffer = io.BytesIO()
-        np.savez(buffer, **cast(dict[str, Any], named))
+        np.savez(buffer, **named)
         storage.write_bytes(uri, buffer.getvalue())
         return
     with tempfile.TemporaryDirectory() as folder:
@@ -237,9 +245,24 @@ def write_columns(uri: str, named: Columns) -> None:
         else:
             import uproot
 
-            with uproot.recreate(path) as file:
-                # uproot writes no array with strides
-                file["Events"] = {
-                    name: np.ascontiguousarray(values) for name, values in named.items()
-                }
+            # weaver-core's compression
+            with uproot.recreate(path, compression=uproot.LZ4(4)) as file:
+                types = {name: _branch_type(values) for name, values in named.items()}
+                # assigned as a whole, the columns would become an RNTuple
+                tree = file.mktree("Events", types)
+                for start in range(0, max(map(len, named.values()), default=0), ROWS_AT_A_TIME):
+                    rows = slice(start, start + ROWS_AT_A_TIME)
+                    # uproot writes no array with strides
+                    tree.extend({name: _contiguous(named[name][rows]) for name in types})
         storage.upload(path, uri)
+
+
+def _branch_type(values: Any) -> Any:
+    """The type of a branch, as uproot's mktree takes it."""
+    if isinstance(values, np.ndarray):
+        return np.dtype((values.dtype, values.shape[1:]))
+    return values.type.content
+
+
+def _contiguous(values: Any) -> Any:
+    return np.ascontiguousarray(values) if isinstance(values, np.ndarray) else values

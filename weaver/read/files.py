@@ -297,8 +297,8 @@ def _check_branch(entry: Entry, branch: Any) -> None:
 
     if isinstance(branch.interpretation, uproot.interpretation.identify.UnknownInterpretation):
         raise InputError(
-            f"{entry.uri}: branch '{branch.name}' has a type that cannot be read"
-            f" ({branch.typename or 'unknown'})"
+            f"{entry.uri}: branch '{branch.name}' is not readable:"
+            f" {branch.typename or 'of an unknown type'}"
         )
     count = branch.num_baskets
     ends = branch.member("fBasketSeek")[:count] + branch.member("fBasketBytes")[:count]
@@ -313,12 +313,12 @@ def _inspect_parquet(entry: Entry, plan: Plan) -> DataFile:
     with open_parquet(entry.uri) as file:
         names = set(parquet.names(file))
         columns = {name: branch for name, branch in plan.branches.items() if branch in names}
-        for branch in columns.values():
+        for name, branch in columns.items():
             kind = parquet.unreadable_type(file, branch)
+            if kind is None and parquet.is_text(file, branch) and not plan.is_operand(name):
+                kind = "text; only expressions can use it, as in label == 'QCD'"
             if kind:
-                raise InputError(
-                    f"{entry.uri}: column '{branch}' has a type that cannot be read ({kind})"
-                )
+                raise InputError(f"{entry.uri}: column '{branch}' is not readable: {kind}")
         count = file.metadata.num_rows
         size = parquet.uncompressed_bytes(file, columns.values())
         return DataFile(

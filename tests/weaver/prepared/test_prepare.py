@@ -481,9 +481,7 @@ def test_parquet_files(jet_files, tmp_path):
         for name in names
     )
     ak.to_parquet(ak.Array(flat | {"jetMass": ["text"] * 300}), str(tmp_path / "in" / "b.parquet"))
-    with pytest.raises(
-        InputError, match=r"b\.parquet: column 'jetMass' has a type that cannot be read"
-    ):
+    with pytest.raises(InputError, match=r"b\.parquet: column 'jetMass' is not readable: text"):
         prepare(str(tmp_path / "in"), config(), str(tmp_path), for_training=True, report=quiet)
     del flat["jetMass"]
     ak.to_parquet(ak.Array(flat), str(tmp_path / "in" / "b.parquet"))
@@ -809,8 +807,8 @@ def test_a_truncated_file_is_skipped_only_when_asked(one_file, tmp_path):
     ("changes", "reason"),
     {
         "lists where a number is due": (
-            {"observers": ["PF_pT"]},
-            "'PF_pT' is .* expected one number for each jet",
+            {"labels": {"type": "custom", "value": {"t": "PF_pT"}}},
+            r"'t' \(label\) is .* expected one number, or equally many, for each jet",
         ),
         "no number": (
             {"selection": "PF_pT > 1"},
@@ -821,8 +819,13 @@ def test_a_truncated_file_is_skipped_only_when_asked(one_file, tmp_path):
             "expected one entry for each of 60 jets",
         ),
         "missing values": (
-            {"new_variables": {**PFN["new_variables"], "jetLogPt": "ak.max(PF_pT, axis=1)"}},
-            "'jetLogPt' is .*; fill missing values with ak.fill_none",
+            {
+                "new_variables": {
+                    **PFN["new_variables"],
+                    "jetLogPt": "ak.max(PF_pT[PF_pT > 9], axis=1)",
+                }
+            },
+            r"'jetLogPt' .* is .*; values are missing: fill them, as in ak\.fill_none",
         ),
         "unequal numbers of particles": (
             {"new_variables": {**PFN["new_variables"], "PF_logPt": "np.log(PF_pT[:, 1:])"}},
