@@ -28,7 +28,7 @@ from weaver.onnx.onnx_export import export_onnx, input_shapes
 from weaver.onnx.parity import LIMIT, torch_answers
 from weaver.onnx.runtime import session
 from weaver.onnx.triton_config import triton_config
-from weaver.predict import build_model
+from weaver.predict import build_model, described
 
 CHECKED_JETS = 17  # not the number that the graph was traced with
 
@@ -73,26 +73,6 @@ def export(options: TrainOptions) -> None:
         file=sys.stderr,
         flush=True,
     )
-
-
-def described(options: TrainOptions) -> DataConfig:
-    """Load the data config with its standardisation.
-
-    `preprocess: auto` derives it from the training data. Raises InputError where these are not
-    given.
-    """
-    data_config = DataConfig.load(options.data_config)
-    if not data_config.missing_preprocess_params:
-        return data_config
-    if not options.data_train:
-        names = ", ".join(data_config.missing_preprocess_params[:3])
-        raise InputError(
-            f"{options.data_config} leaves the standardisation ({names}, ...) to the training data;"
-            " name them with --data-train"
-        )
-    from weaver.feed.dataset import Dataset
-
-    return Dataset.open(" ".join(options.data_train), data_config).data_config
 
 
 def check(model: torch.nn.Module, info: ModelInfo, data_config: DataConfig, path: Path) -> float:

@@ -31,7 +31,7 @@ from networks.options import ModelInfo
 from weaver.config.data_config import DataConfig
 from weaver.feed.dataset import Dataset
 from weaver.feed.loader import Loader
-from weaver.fit.checkpoint import load_weights, read_tensors, read_weights
+from weaver.fit.checkpoint import TrialFolder, load_weights, read_tensors, read_weights
 from weaver.fit.distributed import select_device
 from weaver.fit.metrics import class_metrics, regression_metrics
 from weaver.fit.options import TrainOptions
@@ -64,10 +64,41 @@ def load_model(
     return model, info, data_config
 
 
+def described(options: TrainOptions) -> DataConfig:
+    """Load the data config with its standardisation.
+
+    What `preprocess: auto` derived is stored with the trial; else it is derived from --data-train.
+    Raises InputError where neither is there.
+    """
+    data_config = DataConfig.load(options.data_config)
+    prefix = storage.absolute(options.model_prefix)
+    of_file = re.search(r"\.(pt|onnx)(:[\w.]+)?$", prefix)
+    folder = prefix.rpartition("/")[0] if of_file else prefix
+    data_config = TrialFolder(folder).with_derived(data_config)
+    if not data_config.missing_preprocess_params:
+        return data_config
+    if not options.data_train:
+        names = ", ".join(data_config.missing_preprocess_params[:3])
+        raise InputError(
+            f"{options.data_config} leaves the standardisation ({names}, ...) to the training data,"
+            f" and {folder} holds no derived.json of it; name these data with --data-train, or give"
+            " the *.auto.yaml file that weaver-core wrote as --data-config"
+        )
+    return Dataset.open(" ".join(options.data_train), data_config).data_config
+
+
 def build_best(
-    trial_uri: str, network_config: str, data_config: DataConfig, *, for_inference: bool = False
+    trial_uri: str,
+    network_config: str,
+    data_config: DataConfig,
+    *,
+    for_inference: bool = False,
+    of_weaver: Mapping[str, bool] | None = None,
 ) -> tuple[torch.nn.Module, ModelInfo]:
-    """Build (model, model_info) with a trial's best weights, in evaluation mode."""
+    """Build (model, model_info) with a trial's best weights, in evaluation mode.
+
+    of_weaver: see weaver.network.network_file.NetworkFile.build.
+    """
     uri = storage.join(trial_uri, "best.pt")
     if not storage.exists(uri):
         raise InputError(f"there is no {uri}: the trial has not finished an epoch")
@@ -75,7 +106,13 @@ def build_best(
     if "model" not in best or "network_options" not in best:
         raise InputError(f"{uri} is no best.pt of weaver.train")
     return _build(
-        network_config, data_config, best["network_options"], best["model"], uri, for_inference
+        network_config,
+        data_config,
+        best["network_options"],
+        best["model"],
+        uri,
+        for_inference,
+        of_weaver,
     )
 
 
@@ -94,6 +131,7 @@ def build_model(
             options.network_config,
             data_config,
             for_inference=for_inference,
+            of_weaver=options.of_weaver,
         )
     return _build(
         options.network_config,
@@ -102,6 +140,7 @@ def build_model(
         read_weights(prefix),
         prefix,
         for_inference,
+        options.of_weaver,
     )
 
 
@@ -112,10 +151,13 @@ def _build(
     weights: Mapping[str, torch.Tensor],
     where: str,
     for_inference: bool,
+    of_weaver: Mapping[str, bool] | None = None,
 ) -> tuple[torch.nn.Module, ModelInfo]:
     """Build the network and load weights, which come from `where`."""
-    extra = {"for_inference": True} if for_inference else {}
-    model, info = load_network(network_config).build(data_config, network_options, **extra)
+    added = dict(of_weaver or {})
+    if for_inference:
+        added["for_inference"] = True
+    model, info = load_network(network_config).build(data_config, network_options, added)
     load_weights(model, weights, where)
     return model.eval(), info
 
@@ -145,7 +187,7 @@ def write_predictions(options: TrainOptions) -> None:
 
     There is one file for each name among its patterns.
     """
-    data_config = DataConfig.load(options.data_config)
+    data_config = described(options)
     device = select_device(options.gpus if options.predict_gpus is None else options.predict_gpus)
     model, _ = build_model(options, data_config)
     objective = Objective(
@@ -164,8 +206,9 @@ def write_predictions(options: TrainOptions) -> None:
 
         label = np.asarray(dataset.label(data_config.label_names[0]))
         if options.regression_mode:
-            # of several outputs the first is the answer, the median
-            metrics = regression_metrics(output if output.ndim == 1 else output[:, 0], label)
+            # of several outputs for one target the first is the answer, the median
+            is_first = output.ndim > 1 and label.ndim == 1
+            metrics = regression_metrics(output[:, 0] if is_first else output, label)
         else:
             metrics = class_metrics(output, label)
         listed = ", ".join(f"{metric} {value:.5f}" for metric, value in metrics.items())

@@ -23,6 +23,7 @@ from common.errors import InputError, JecError, TrainingError
 from weaver.fit.checkpoint import (
     Settings,
     TrialFolder,
+    command_digest,
     resume_configuration,
     trial_description,
 )
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
     from weaver.feed.loader import Loader
     from weaver.fit.distributed import World
     from weaver.network.network_file import NetworkFile
+
+
+PROBED_JETS = 2  # passed through a network before training, to see that it takes the inputs
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -83,11 +87,12 @@ def train(options: TrainOptions) -> None:
 
     # Whatever can be refused is refused before data are opened.
     folder = TrialFolder(storage.absolute(options.model_prefix))
-    folder.check_not_failed()
     data_config = DataConfig.load(options.data_config)
     network = load_network(options.network_config)
     network.check_options(options.network_option)
     configuration = resume_configuration(options, data_config, network)
+    command = command_digest(configuration, (*options.data_train, *options.data_val))
+    folder.check_not_failed(command)
     if not options.lr_finder and _finished(options, folder, configuration):
         return
 
@@ -106,8 +111,10 @@ def train(options: TrainOptions) -> None:
     val_set = Dataset.open(
         " ".join(options.data_val), train_set.data_config, validation=True, copy=copied
     )
-    with ranks(device, options.backend) as world, _marked(folder, world):
-        _fit(options, world, folder, network, configuration, train_set, val_set)
+    with ranks(device, options.backend) as world, _marked(folder, world, command):
+        if data_config.missing_preprocess_params and world.is_main:
+            folder.save_derived(train_set.data_config)
+        _fit(options, world, folder, network, configuration, command, train_set, val_set)
 
 
 def _fit(
@@ -116,14 +123,17 @@ def _fit(
     folder: TrialFolder,
     network: NetworkFile,
     configuration: Settings,
+    command: str,
     train_set: Dataset,
     val_set: Dataset,
 ) -> None:
     """Build everything that a training consists of, and run it."""
+    import numpy as np
     import torch
 
     from weaver.fit.fit import Fit
     from weaver.fit.step_memory import warning
+    from weaver.network.forward_check import check_class_numbers, check_forward
     from weaver.network.objective import Objective
     from weaver.network.precision import choose
 
@@ -133,11 +143,29 @@ def _fit(
     precision = choose(options.asked_precision, world.device)
 
     # an option that the network or the optimizer refuses would be refused again
-    with _marked(folder, world, InputError):
+    with _marked(folder, world, command, InputError):
         model = _network(options, network, data_config)
+        first_jets = train_set.batch(np.arange(min(len(train_set), PROBED_JETS)), world.device)
+        outputs = check_forward(
+            model.to(world.device),
+            first_jets,
+            data_config,
+            network,
+            regression=options.regression_mode,
+            precision=precision,
+        )
+        if data_config.label_type == "custom" and not options.regression_mode:
+            name = data_config.label_names[0]
+            for data_set in (train_set, val_set):
+                check_class_numbers(data_set.label(name), name, outputs)
         if world.is_main:
             _say(warning(model, train_set, train.batch_size, precision, world.device))
-        loss = network.loss(data_config, options.network_option)
+        loss = network.loss(
+            data_config,
+            options.network_option,
+            options.of_weaver,
+            regression=options.regression_mode,
+        )
         fit = Fit(
             network=model,
             objective=Objective(
@@ -168,8 +196,8 @@ def _network(
     model, _ = network.build(
         data_config,
         options.network_option,
-        use_amp=options.asked_precision not in ("auto", "float32"),
-        compile_model=options.compile,
+        options.of_weaver,
+        mixed_precision=options.asked_precision not in ("auto", "float32"),
     )
     if options.load_model_weights:
         start_from(model, options.load_model_weights, options.exclude_model_weights)
@@ -194,6 +222,8 @@ def _loaders(
         rank=world.rank,
         world_size=world.size,
         device=str(world.device),
+        # as weaver-core; a network with batch normalisation cannot train on one jet
+        drop_last=True,
     )
     val = Loader(
         val_set,
@@ -211,14 +241,14 @@ def _loaders(
 
 @contextlib.contextmanager
 def _marked(
-    folder: TrialFolder, world: World, kind: type[JecError] = TrainingError
+    folder: TrialFolder, world: World, command: str, kind: type[JecError] = TrainingError
 ) -> Iterator[None]:
     """Leave the trial's `failed` marker where an error of a kind that will repeat passes."""
     try:
         yield
     except kind as error:
         if world.is_main:
-            folder.mark_failed(str(error))
+            folder.mark_failed(str(error), command)
         raise
 
 

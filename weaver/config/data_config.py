@@ -273,6 +273,25 @@ class DataConfig:
             )
         return config.with_non_finite(derived.get("non_finite_policy") or self.non_finite)
 
+    def with_missing_from(self, derived: Mapping[str, Any]) -> DataConfig:
+        """The same config with the numbers that it lacks taken from another's `derived`.
+
+        Numbers that stand in this config stay. Raises InputError where `derived` lacks them too.
+        """
+        stored = derived["preprocess_params"]
+        params = dict(self.preprocess_params)
+        for name in self.missing_preprocess_params:
+            if name not in stored or stored[name]["center"] == AUTO:
+                raise InputError(
+                    f"{self.source}: no standardisation for {name}; it was derived for another data"
+                    " config"
+                )
+            own = params[name].copy()
+            own["center"] = stored[name]["center"]
+            own["scale"] = stored[name]["scale"]
+            params[name] = own
+        return dataclasses.replace(self, preprocess_params=params)
+
     def with_non_finite(self, policy: str) -> DataConfig:
         """The same config with another policy for NaN and infinity.
 

@@ -53,7 +53,7 @@ class Group:
 
     order_by: tuple[OrderKey, ...]
     names: tuple[str, ...]
-    """In the order of the file, which is that of the tensor's channels; one may stand in it twice."""
+    """In the order of the file, which is that of the tensor's channels; names may repeat."""
     variables: dict[str, Parameters]
     """Parameters of each name."""
 

@@ -34,7 +34,6 @@ from weaver.prepared.columns import (
 )
 from weaver.prepared.prepare import prepare
 
-
 Observed = Any
 """An observer of N jets: a numpy array, or an awkward array of lists (imported late)."""
 

@@ -14,6 +14,7 @@ import contextlib
 import math
 import sys
 import time
+from collections import Counter
 from collections.abc import Generator, Iterator, Mapping
 from typing import Any, cast
 
@@ -281,10 +282,20 @@ class Fit:
         """
         turn, place = divmod(number, len(self.train))
         with _pass(self.train, turn, place) as batches:
-            variables = not_finite(next(batches), self.train.dataset.data_config.input_dicts)
-        if variables:
-            return f"its jets hold values that are not finite: {variables}"
+            counts = not_finite(next(batches), self.train.dataset.data_config.input_dicts)
+        if counts:
+            return f"its jets hold values that are not finite: {in_words(counts)}"
         return "its jets are finite; a smaller --start-lr may help"
+
+    def _cause_in_validation(self) -> str:
+        """Explain a validation loss that is not finite by this rank's jets."""
+        counts: Counter[str] = Counter()
+        with _pass(self.val, 0) as batches:
+            for batch in batches:
+                counts.update(not_finite(batch, self.val.dataset.data_config.input_dicts))
+        if counts:
+            return f"the validation jets hold values that are not finite: {in_words(counts)}"
+        return "all validation jets are finite; a smaller --start-lr may help"
 
     def _jets(self, loader: Loader, place: int) -> int:
         """Jets of all ranks in one batch of a pass, without those that only fill it up."""
@@ -335,8 +346,8 @@ class Fit:
         metrics = {name: total / num_jets for name, total in zip(names, totals, strict=True)}
         if not math.isfinite(metrics["AvgLoss"]):
             raise TrainingError(
-                f"the validation loss became {metrics['AvgLoss']} in {self._where()}; a smaller"
-                " --start-lr may help"
+                f"the validation loss became {metrics['AvgLoss']} in {self._where()};"
+                f" {self._cause_in_validation()}"
             )
         return metrics, torch.cat(responses).cpu()
 
@@ -491,22 +502,27 @@ def write_results(
         metrics_log.write(options.metrics_log, progressed.history)
 
 
-def not_finite(batch: Batch, input_dicts: Mapping[str, list[str]]) -> str:
-    """Name the variables and labels of a batch that hold NaN or infinity, and in how many jets.
-
-    Empty if none does.
-    """
-    affected: list[tuple[str, int]] = []
+def not_finite(batch: Batch, input_dicts: Mapping[str, list[str]]) -> dict[str, int]:
+    """The variables and labels of a batch that hold NaN or infinity -> in how many jets."""
+    affected: dict[str, int] = {}
     for group, values in batch.inputs.items():
         names = input_dicts[group]
         by_variable = values.isfinite().reshape(len(batch), len(names), -1)  # (N, C, P)
         bad = ~by_variable.all(dim=2)  # (N, C)
         for name, count in zip(names, bad.sum(dim=0), strict=True):
-            affected.append((name, int(count)))
+            affected[f"input '{name}'"] = int(count)
     for name, values in batch.labels.items():
-        affected.append((name, int((~values.isfinite()).sum())))
-    listed = [f"{name} in {count}" for name, count in affected if count]
-    return ", ".join(listed) + " jets" if listed else ""
+        bad = (~values.isfinite()).reshape(len(batch), -1).any(dim=1)  # (N,)
+        affected[f"label '{name}'"] = int(bad.sum())
+    return {name: count for name, count in affected.items() if count}
+
+
+def in_words(counts: Mapping[str, int]) -> str:
+    """What `not_finite` gives, as the end of a sentence."""
+    parts = []
+    for name, count in counts.items():
+        parts.append(f"{name} is NaN or infinite in {count:,} jet{'s' if count != 1 else ''}")
+    return ", ".join(parts)
 
 
 def has_ended(options: TrainOptions, progressed: Progressed) -> bool:

@@ -399,6 +399,16 @@ class TrainOptions:
         return self.precision or (self.amp_dtype if self.use_amp else "float32")
 
     @property
+    def of_weaver(self) -> dict[str, bool]:
+        """The options that weaver-core adds to those of the network, where they are asked for."""
+        asked = {
+            "for_inference": bool(self.export_onnx),
+            "use_amp": self.use_amp,
+            "compile_model": self.compile,
+        }
+        return {name: True for name, wanted in asked.items() if wanted}
+
+    @property
     def trains(self) -> bool:
         """False where only a finished trial is used."""
         return not (self.predict or self.export_onnx or self.print or self.run_mode == "test")

@@ -58,29 +58,51 @@ class NetworkFile:
                 raise InputError(f"{self.uri}: {unknown('network option', name, known)}")
 
     def build(
-        self, data_config, options: Mapping[str, Any], **of_weaver: bool
+        self,
+        data_config,
+        options: Mapping[str, Any],
+        of_weaver: Mapping[str, bool] | None = None,
+        *,
+        mixed_precision: bool = False,
     ) -> tuple[torch.nn.Module, ModelInfo]:
         """Call get_model: (model, model_info).
 
-        `of_weaver` are options that weaver-core adds by itself (use_amp, compile_model,
-        for_inference): only a network that knows them gets them. Raises InputError for options that
-        the network does not have or refuses.
+        of_weaver: the options that weaver-core adds where they are asked for (use_amp,
+        compile_model, for_inference); a network that takes none of that name does without.
+        mixed_precision: by --precision, which weaver-core does not have, so that only a network
+        with an argument `use_amp` is told of it. Raises InputError for options that the network
+        does not have or refuses.
         """
         self.check_options(options)
+        added = dict(of_weaver or {})
+        names, _ = _signature(ast.parse(self.source), "get_model")
+        if mixed_precision and "use_amp" in names:
+            added["use_amp"] = True
         model, info, *_ = self._call(
-            "get_model", data_config, self._taken_by("get_model", {**of_weaver, **options})
+            "get_model", data_config, self._taken_by("get_model", {**added, **options})
         )
         return model, info
 
-    def loss(self, data_config, options: Mapping[str, Any]):
+    def loss(
+        self,
+        data_config,
+        options: Mapping[str, Any],
+        of_weaver: Mapping[str, bool] | None = None,
+        *,
+        regression: bool | None = None,
+    ):
         """Call get_loss: with predictions and targets, what it returns gives their mean loss.
 
-        Where the file has no get_loss, a classification takes the cross entropy, as in weaver-core;
-        for a regression InputError is raised.
+        regression: by default that of the data config's labels. Where the file has no get_loss, a
+        classification takes the cross entropy, as in weaver-core; for a regression InputError is
+        raised.
         """
         if hasattr(self.module(), "get_loss"):
-            return self._call("get_loss", data_config, self._taken_by("get_loss", options))
-        if data_config.label_type != "simple":
+            taken = self._taken_by("get_loss", {**(of_weaver or {}), **options})
+            return self._call("get_loss", data_config, taken)
+        if regression is None:
+            regression = data_config.label_type != "simple"
+        if regression:
             raise InputError(
                 f"{self.uri} defines no get_loss(data_config, **options), and there is no usual"
                 " loss for a regression"
@@ -106,7 +128,7 @@ class NetworkFile:
             loader.exec_module(module)
         except Exception as error:  # a user's file may raise anything
             del sys.modules[name]
-            raise self._refusal("cannot be imported", error, _advice(error)) from error
+            raise self.refusal("cannot be imported", error, _advice(error)) from error
         return module
 
     def _call(self, name: str, data_config, options: Mapping[str, Any]):
@@ -116,9 +138,9 @@ class NetworkFile:
         except JecError:
             raise
         except Exception as error:  # as above
-            raise self._refusal(f"{name} failed", error) from error
+            raise self.refusal(f"{name} failed", error) from error
 
-    def _refusal(self, what: str, error: Exception, advice: str = "") -> InputError:
+    def refusal(self, what: str, error: Exception, advice: str = "") -> InputError:
         """Describe an error in the user's file, with the last of its lines on the way there."""
         line = None
         trace = error.__traceback__
@@ -127,7 +149,8 @@ class NetworkFile:
                 line = trace.tb_lineno
             trace = trace.tb_next
         where = f" (line {line})" if line else ""
-        return InputError(f"{self.uri}: {what}: {type(error).__name__}: {error}{where}{advice}")
+        reason = " ".join(str(error).split())
+        return InputError(f"{self.uri}: {what}: {type(error).__name__}: {reason}{where}{advice}")
 
     def _taken_by(self, function: str, options: Mapping[str, Any]) -> dict[str, Any]:
         """The options that one of the two functions takes; the other's are not passed to it."""

@@ -378,7 +378,8 @@ class _Rows:
             or "; take one with ak.num, ak.sum or the like, or give an input group a length"
         )
         return InputError(
-            f"{self.config.source}: '{name}' ({role}) is {ak.type(values)}; expected {expected}{hint}"
+            f"{self.config.source}: '{name}' ({role}) is {ak.type(values)}; expected"
+            f" {expected}{hint}"
         )
 
 

@@ -94,7 +94,7 @@ def uncompressed_bytes(file: Any, columns: Iterable[str]) -> int:
 
 
 def steps(file: Any, columns: Iterable[str], rows: int, stop: int | None) -> Iterator[Columns]:
-    """Columns as numpy arrays, Jagged or awkward arrays, `rows` jets at a time, up to jet `stop`."""
+    """Columns as numpy, Jagged or awkward arrays, `rows` jets at a time, up to jet `stop`."""
     import awkward as ak
 
     left = file.metadata.num_rows if stop is None else stop
