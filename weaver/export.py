@@ -20,7 +20,7 @@ from typing import TypedDict
 import torch
 
 from common import storage
-from common.errors import GateError, InputError
+from common.errors import GateError
 from networks.options import ModelInfo
 from weaver.config.data_config import DataConfig
 from weaver.fit.options import TrainOptions

@@ -26,8 +26,9 @@ def check_forward(
 ) -> int:
     """Pass a few jets through the network in evaluation mode, which changes nothing in it.
 
-    Returns how many outputs it has for each jet. Raises InputError that names the network file, the inputs and the reason where `forward` does
-    not take them, and where its outputs do not fit the classes or targets of the data config.
+    Returns how many outputs it has for each jet. Raises InputError that names the network file, the
+    inputs and the reason where `forward` does not take them, and where its outputs do not fit the
+    classes or targets of the data config.
     """
     was_training = model.training
     model.eval()
@@ -107,9 +108,10 @@ def _check_targets(
     """Several targets for each jet need as many outputs; several outputs of one are quantiles."""
     name = data_config.label_names[0]
     target = batch.labels[name]
-    if target.ndim > 1 and output.reshape(len(batch), -1).shape != target.reshape(
-        len(batch), -1
-    ).shape:
+    if (
+        target.ndim > 1
+        and output.reshape(len(batch), -1).shape != target.reshape(len(batch), -1).shape
+    ):
         raise InputError(
             f"{network.uri}: forward returns the shape {_shape(output)}, but the label '{name}' has"
             f" the shape {_shape(target)}"

@@ -36,6 +36,7 @@ from weaver.prepared.derive import derive_params
 from weaver.read import files as data_files
 from weaver.read.ahead import in_threads
 from weaver.read.files import DamagedFile, DataFile, Load, Skipped, Step
+from weaver.read.opening import REMEDY, TREE_REMEDY
 
 Report = Callable[[str], None]
 MOST_THREADS = 8  # each holds a step and what is made of it
@@ -235,9 +236,11 @@ class Decoding:
             " selection"
         )
         for skipped in self.skipped:
-            about = "" if skipped.exact else "about "
+            about = "" if skipped.exact else "a file is left out, about "
             # the remedy is what has been done
-            reason = skipped.reason.removesuffix(f"; {data_files.REMEDY}")
+            reason = skipped.reason
+            for remedy in (REMEDY, TREE_REMEDY):
+                reason = reason.removesuffix(f"; {remedy}")
             self.report(f"warning: {about}{skipped.jets:,} jets are lost: {reason}")
         if contents["empty_jets"]:
             self.report(f"{contents['empty_jets']:,} jets have no particles")

@@ -142,13 +142,25 @@ def select(columns: Mapping[str, Column], plan: Plan) -> tuple[Columns, int]:
         for name, expression in plan.selection_functions:
             columns[name] = _column(expression, columns, count)
         passed = _condition(plan.selection, columns, count)
-        columns = {name: values[passed] for name, values in columns.items() if name in plan.kept}
+        columns = {
+            name: _selected(values, passed) for name, values in columns.items() if name in plan.kept
+        }
         count = int(np.count_nonzero(passed))
     columns = _cut_particles(columns, plan)
     if count:
         for name, expression in plan.functions:
             columns[name] = _column(expression, columns, count)
     return columns, count
+
+
+def _selected(values: Column, jets: np.ndarray) -> Column:
+    """The jets of a mask (N,); as in weaver-core, an array (N, k) of HDF5 becomes lists of k."""
+    chosen = values[jets]
+    if isinstance(chosen, ak.Array):
+        layout = ak.to_layout(chosen)
+        if isinstance(layout, ak.contents.NumpyArray):
+            return ak.Array(layout.to_RegularArray())
+    return chosen
 
 
 def _cut_particles(columns: Columns, plan: Plan) -> Columns:
@@ -411,7 +423,9 @@ def _in_float32(column: Column) -> bool:
     """Whether weaver-core's kernel takes a column: lists of numbers that are no option type."""
     if isinstance(column, Jagged):
         return not column.optional
-    return column.ndim > 1 and "?" not in str(ak.type(column))
+    # a two-dimensional array of HDF5 has no lists until a selection makes them
+    is_array = isinstance(ak.to_layout(column), ak.contents.NumpyArray)
+    return column.ndim > 1 and not is_array and "?" not in str(ak.type(column))
 
 
 def standardize(values: np.ndarray, params: Mapping[str, Any]) -> np.ndarray:
@@ -443,6 +457,9 @@ def _column(expression: Expression, columns: Columns, count: int) -> Column:
             f"{expression.where}: '{expression.text}' gives {form}; expected one entry for each of"
             f" {count} jets"
         )
+    if isinstance(values, np.ndarray) and values.ndim > 1:
+        # weaver-core's table holds it as lists of one size
+        return ak.from_numpy(values, regulararray=True)
     return plain(ak.Array(values))
 
 

@@ -27,7 +27,7 @@ from common.errors import InputError, unknown
 from common.storage import Entry
 from weaver.config.data_config import TRAINING_FLAG, DataConfig
 from weaver.config.plan import Plan
-from weaver.read import jagged, parquet
+from weaver.read import hdf5, jagged, parquet
 from weaver.read.jagged import Columns
 from weaver.read.opening import (
     REMEDY,
@@ -36,6 +36,7 @@ from weaver.read.opening import (
     choose_tree,
     find_tree,
     open_file,
+    open_hdf5,
     open_parquet,
     unreadable,
 )
@@ -45,9 +46,10 @@ SAMPLE_NAME = re.compile(r"^[\w.+%-]+:(?!//)")
 # decoded at a time; what is computed from them takes a few times that, and larger steps are no
 # faster
 STEP_BYTES = 16 * 2**20
-SUFFIXES = (".root", parquet.SUFFIX)
-NOT_READ = (".h5", ".hdf5", ".awkd")
+SUFFIXES = (".root", parquet.SUFFIX, *hdf5.SUFFIXES)
+NOT_READ = (".awkd",)
 CHECKERS = 8  # files opened at a time: on S3 each takes a few round trips
+REFUSED = 20  # files that cannot be used and that an error lists
 LISTED = 5  # files of a folder that an error names
 
 Step = tuple[Columns, int]
@@ -136,8 +138,8 @@ def find(patterns: str | Iterable[str]) -> list[Entry]:
     for uri in entries:
         if uri.endswith(NOT_READ):
             raise InputError(
-                f"{uri}: HDF5 and .awkd files, which weaver-core takes, are not read here; write"
-                " the jets as ROOT or parquet"
+                f"{uri}: files of awkward 0 (.awkd), which weaver-core takes, are not read here;"
+                " write the jets as ROOT or parquet"
             )
     return list(entries.values())
 
@@ -164,30 +166,29 @@ def check(
     """Open every file and make sure that it can be decoded.
 
     Observers that a training file lacks are left out of the plan (training does not need them).
-    Raises DamagedFile for the first file that is no data file or is truncated, unless such files
-    are to be skipped; InputError for one that lacks the tree or a branch, or holds a branch of a
-    type that cannot be read, and where no file or no jet is left.
+    Raises DamagedFile for files that are no data files, are truncated or lack the tree, unless such
+    files are to be skipped; InputError for those that lack a branch, or hold a branch of a type
+    that cannot be read, and where no file or no jet is left. All such files are listed at once.
     """
     plan = config.plan(for_training)
 
-    def inspect_or_skip(entry: Entry) -> DataFile | DamagedFile:
+    def inspect_or_refuse(entry: Entry) -> DataFile | InputError:
         try:
             return inspect(entry, config, plan)
-        except DamagedFile as error:
-            if not skip_bad_files:
-                raise
+        except InputError as error:
             return error
 
     files: list[DataFile] = []
     damaged: list[tuple[Entry, DamagedFile]] = []
+    refusals: list[InputError] = []
     with ThreadPoolExecutor(CHECKERS) as pool:
-        for entry, result in zip(entries, pool.map(inspect_or_skip, entries), strict=True):
+        for entry, result in zip(entries, pool.map(inspect_or_refuse, entries), strict=True):
             if isinstance(result, DataFile):
                 files.append(result)
-            else:
+            elif isinstance(result, DamagedFile) and skip_bad_files:
                 damaged.append((entry, result))
-    if not files:
-        raise damaged[0][1]
+            else:
+                refusals.append(result)
 
     # column that is absent -> the first file without it
     absent: dict[str, DataFile] = {}
@@ -197,9 +198,14 @@ def check(
                 absent.setdefault(name, file)
     if for_training:
         plan = config.plan(for_training, without=config.dispensable(absent))
-    for name, file in absent.items():
-        if name in plan.branches:
-            raise _missing_branch(name, file, config, plan)
+    for file in files:
+        missing = [name for name in plan.branches if name not in file.columns]
+        if missing:
+            refusals.append(_missing_branches(missing, file, config, plan))
+    if refusals:
+        raise _together(refusals, len(entries))
+    if not files:
+        raise damaged[0][1]
 
     num_jets = sum(file.num_entries for file in files)
     if not num_jets:
@@ -215,17 +221,36 @@ def check(
     return Checked(files=files, plan=plan, skipped=skipped)
 
 
-def _missing_branch(name: str, file: DataFile, config: DataConfig, plan: Plan) -> InputError:
+def _together(refusals: list[InputError], count: int) -> InputError:
+    """One error for all files that are refused, of `count` files."""
+    if len(refusals) == 1:
+        return refusals[0]
+    lines = [f"{len(refusals)} of {count} files cannot be used:"]
+    lines += [str(refusal) for refusal in refusals[:REFUSED]]
+    if len(refusals) > REFUSED:
+        lines.append(f"and {len(refusals) - REFUSED} more")
+    all_damaged = all(isinstance(refusal, DamagedFile) for refusal in refusals)
+    return (DamagedFile if all_damaged else InputError)("\n  ".join(lines))
+
+
+def _missing_branches(
+    names: list[str], file: DataFile, config: DataConfig, plan: Plan
+) -> InputError:
+    uri = file.entry.uri
     if file.tree:
-        with open_file(file.entry.uri) as opened:
-            branches = opened[file.tree].keys(recursive=True, full_paths=False)
+        with open_file(uri) as opened:
+            branches = list(opened[file.tree].keys(recursive=True, full_paths=False))
+    elif uri.endswith(hdf5.SUFFIXES):
+        with open_hdf5(uri) as opened:
+            branches = hdf5.names(opened)
     else:
-        with open_parquet(file.entry.uri) as opened:
+        with open_parquet(uri) as opened:
             branches = parquet.names(opened)
-    return InputError(
-        f"{file.entry.uri}: {unknown('branch', plan.branches[name], branches)} ({config.source}"
-        f" uses it in {config.used_by(name)})"
-    )
+    parts = []
+    for name in names:
+        branch = unknown("branch", plan.branches[name], branches)
+        parts.append(f"{branch} ({config.source} uses it in {config.used_by(name)})")
+    return InputError(f"{uri}: {'; '.join(parts)}")
 
 
 def inspect(entry: Entry, config: DataConfig, plan: Plan) -> DataFile:
@@ -236,6 +261,8 @@ def inspect(entry: Entry, config: DataConfig, plan: Plan) -> DataFile:
     """
     if entry.uri.endswith(parquet.SUFFIX):
         return _inspect_parquet(entry, plan)
+    if entry.uri.endswith(hdf5.SUFFIXES):
+        return _inspect_hdf5(entry, plan)
     check_header(entry)
     simple = _simple_tree(entry, config, plan)
     if simple is not None:
@@ -251,6 +278,8 @@ def inspect(entry: Entry, config: DataConfig, plan: Plan) -> DataFile:
     with open_file(entry.uri) as file:
         path = find_tree(entry.uri, file, config.treename)
         tree = file[path]
+        if is_ntuple(tree):
+            return _ntuple(entry, path, tree, plan)
         names = set(tree.keys(recursive=True, full_paths=False))
         columns = set()
         size = 0
@@ -295,7 +324,14 @@ def _check_branch(entry: Entry, branch: Any) -> None:
     """Raise InputError for a branch of uproot's that cannot be read, or reaches beyond the file."""
     import uproot
 
-    if isinstance(branch.interpretation, uproot.interpretation.identify.UnknownInterpretation):
+    kind = branch.interpretation
+    is_unknown = isinstance(kind, uproot.interpretation.identify.UnknownInterpretation)
+    if isinstance(kind, uproot.AsObjects):
+        try:
+            kind.awkward_form(branch.file)
+        except uproot.interpretation.objects.CannotBeAwkward:
+            is_unknown = True
+    if is_unknown:
         raise InputError(
             f"{entry.uri}: branch '{branch.name}' is not readable:"
             f" {branch.typename or 'of an unknown type'}"
@@ -306,6 +342,43 @@ def _check_branch(entry: Entry, branch: Any) -> None:
         raise DamagedFile(
             f"{entry.uri} is truncated: branch '{branch.name}' ends at byte {ends.max():,} of"
             f" {entry.size:,}; {REMEDY}"
+        )
+
+
+def is_ntuple(tree: Any) -> bool:
+    """True for an RNTuple of uproot's, false for a TTree."""
+    return "RNTuple" in type(tree).__name__
+
+
+def _ntuple(entry: Entry, path: str, tree: Any, plan: Plan) -> DataFile:
+    fields = set(tree.keys(recursive=False))
+    columns = {name for name, branch in plan.branches.items() if branch in fields}
+    # its pages say little about a field's bytes: the share of the file, unpacked about twice that
+    share = len(columns) / max(len(fields), 1)
+    return DataFile(
+        entry=entry,
+        tree=path,
+        num_entries=int(tree.num_entries),
+        columns=frozenset(columns),
+        bytes_per_entry=2 * share * entry.size / max(int(tree.num_entries), 1),
+    )
+
+
+def _inspect_hdf5(entry: Entry, plan: Plan) -> DataFile:
+    with open_hdf5(entry.uri) as file:
+        names = set(hdf5.names(file))
+        columns = {name: branch for name, branch in plan.branches.items() if branch in names}
+        for branch in columns.values():
+            kind = hdf5.unreadable_type(file, branch)
+            if kind:
+                raise InputError(f"{entry.uri}: array '{branch}' is not readable: {kind}")
+        count = hdf5.num_jets(entry.uri, file, columns.values())
+        return DataFile(
+            entry=entry,
+            tree="",
+            num_entries=count,
+            columns=frozenset(columns),
+            bytes_per_entry=hdf5.uncompressed_bytes(file, columns.values()) / max(count, 1),
         )
 
 
@@ -354,20 +427,43 @@ def read(
         with open_parquet(file.entry.uri) as opened:
             yield from _named(parquet.steps(opened, branches, rows, stop), file, plan, supplied)
         return
+    if file.entry.uri.endswith(hdf5.SUFFIXES):
+        with open_hdf5(file.entry.uri) as opened:
+            steps = hdf5.steps(opened, branches, rows, file.num_entries, stop)
+            yield from _named(steps, file, plan, supplied)
+        return
     # Decompression takes half of the time of decoding, and releases Python's lock.
     with (
         open_file(file.entry.uri) as opened,
         ThreadPoolExecutor(len(os.sched_getaffinity(0))) as decompressors,
     ):
-        steps = opened[file.tree].iterate(
-            filter_branch=lambda branch: branch.name in branches,
-            step_size=rows,
-            entry_stop=stop,
-            decompression_executor=decompressors,
-            library="ak",
-            how=dict,
-        )
+        tree = opened[file.tree]
+        if is_ntuple(tree):
+            steps = _ntuple_steps(tree, branches, rows, stop)
+        else:
+            steps = tree.iterate(
+                filter_branch=lambda branch: branch.name in branches,
+                step_size=rows,
+                entry_stop=stop,
+                decompression_executor=decompressors,
+                library="ak",
+                how=dict,
+            )
         yield from _named(steps, file, plan, supplied)
+
+
+def _ntuple_steps(tree: Any, fields: set[str], rows: int, stop: int | None) -> Iterator[Columns]:
+    """Fields of an RNTuple, `rows` jets at a time; a record comes with all of its parts."""
+
+    def is_wanted(name: str) -> bool:
+        return name.partition(".")[0] in fields
+
+    end = int(tree.num_entries) if stop is None else stop
+    for start in range(0, end, rows):
+        arrays = tree.arrays(
+            filter_name=is_wanted, entry_start=start, entry_stop=min(start + rows, end)
+        )
+        yield {name: arrays[name] for name in fields}
 
 
 def loads(
