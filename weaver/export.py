@@ -28,7 +28,7 @@ from weaver.onnx.onnx_export import export_onnx, input_shapes
 from weaver.onnx.parity import LIMIT, torch_answers
 from weaver.onnx.runtime import session
 from weaver.onnx.triton_config import triton_config
-from weaver.predict import build_model, described
+from weaver.predict import beside, build_model, described
 
 CHECKED_JETS = 17  # not the number that the graph was traced with
 
@@ -51,14 +51,15 @@ def export(options: TrainOptions) -> None:
     as PyTorch does.
     """
     data_config = described(options)
+    target = beside(options.export_onnx, options.model_prefix)
     model, info = build_model(options, data_config, for_inference=True)
     with tempfile.TemporaryDirectory() as folder:
         path = export_onnx(
             model, info, data_config, Path(folder) / "model.onnx", opset=options.onnx_opset
         )
         difference = check(model, info, data_config, path)
-        storage.upload(path, options.export_onnx)
-        described_inputs = storage.join(_folder(options.export_onnx), "preprocess.json")
+        storage.upload(path, target)
+        described_inputs = storage.join(_folder(target), "preprocess.json")
         storage.write_json(described_inputs, preprocessing(data_config))
         configs = [options.triton_config] if options.triton_config else []
         if options.s3_model:
@@ -69,7 +70,7 @@ def export(options: TrainOptions) -> None:
             name = storage.name(_folder(storage.absolute(config)))
             storage.write_text(config, triton_config(path, name))
     print(
-        f"{options.export_onnx}: largest difference from PyTorch {difference:.1e} on random jets",
+        f"{target}: largest difference from PyTorch {difference:.1e} on random jets",
         file=sys.stderr,
         flush=True,
     )

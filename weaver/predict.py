@@ -194,14 +194,15 @@ def write_predictions(options: TrainOptions) -> None:
         data_config,
         loss=None,
         regression=options.regression_mode,
-        precision=choose(options.asked_precision, device),
+        precision=choose(options.precision_on(device.type), device),
     )
     size = options.batch_size_test or options.batch_size_val or options.batch_size
-    base, extension = os.path.splitext(options.predict_output)
+    target = beside(options.predict_output, options.model_prefix, "predict_output")
+    base, extension = os.path.splitext(target)
     for name, patterns in test_groups(options.data_test).items():
         dataset = Dataset.open(patterns, data_config, for_training=False)
         output = predict(model.to(device), dataset, objective, batch_size=size, device=str(device))
-        uri = f"{base}_{name}{extension}" if name else options.predict_output
+        uri = f"{base}_{name}{extension}" if name else target
         write_columns(uri, columns(dataset, output, scores=uri.endswith(".parquet")))
 
         label = np.asarray(dataset.label(data_config.label_names[0]))
@@ -213,6 +214,14 @@ def write_predictions(options: TrainOptions) -> None:
             metrics = class_metrics(output, label)
         listed = ", ".join(f"{metric} {value:.5f}" for metric, value in metrics.items())
         print(f"{uri}: {len(dataset):,} jets, {listed}", file=sys.stderr, flush=True)
+
+
+def beside(path: str, model_prefix: str, *folders: str) -> str:
+    """Where an output goes: without a folder in its name beside the model, as in weaver-core."""
+    if "/" in path:
+        return path
+    folder = storage.absolute(model_prefix.rpartition("/")[0] or ".")
+    return storage.join(folder, *folders, path)
 
 
 def test_groups(words: Sequence[str]) -> dict[str, str]:

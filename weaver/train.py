@@ -27,7 +27,9 @@ from weaver.fit.checkpoint import (
     resume_configuration,
     trial_description,
 )
-from weaver.fit.options import TrainOptions, parse
+from weaver.fit.launch import needs_ranks, run_ranks
+from weaver.fit.log_file import logged
+from weaver.fit.options import TrainOptions, auto_name, parse
 
 if TYPE_CHECKING:
     import torch
@@ -45,6 +47,19 @@ PROBED_JETS = 2  # passed through a network before training, to see that it take
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     options = parse(argv)  # before torch is imported: --help and a wrong flag answer at once
+    try:
+        if count := needs_ranks(options, os.environ):
+            words = sys.argv[1:] if argv is None else argv
+            return run_ranks(count, words, auto_name(options))
+        with logged(options.log_file):
+            return _report(options)
+    except JecError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return error.exit_code
+
+
+def _report(options: TrainOptions) -> int:
+    """Run the options; an error becomes a line, so that the log file has it too."""
     try:
         run(options)
     except JecError as error:
@@ -68,7 +83,7 @@ def run(options: TrainOptions) -> None:
     else:
         if options.trains:
             train(options)
-        if options.data_test and options.run_mode != "train,val" and _is_first_rank():
+        if options.data_test and options.runs("test") and _is_first_rank():
             from weaver.predict import write_predictions
 
             write_predictions(options)
@@ -106,10 +121,17 @@ def train(options: TrainOptions) -> None:
         torch.backends.cudnn.benchmark = False
 
     copied = options.copy_inputs
-    train_set = Dataset.open(" ".join(options.data_train), data_config, copy=copied)
+    train_part, val_part = options.parts
+    train_set = Dataset.open(
+        " ".join(options.data_train), data_config, copy=copied, part=train_part
+    )
     # with the standardisation that the training set may have derived
     val_set = Dataset.open(
-        " ".join(options.data_val), train_set.data_config, validation=True, copy=copied
+        " ".join(options.data_val or options.data_train),
+        train_set.data_config,
+        validation=True,
+        copy=copied,
+        part=val_part,
     )
     with ranks(device, options.backend) as world, _marked(folder, world, command):
         if data_config.missing_preprocess_params and world.is_main:
@@ -140,7 +162,9 @@ def _fit(
     torch.manual_seed(options.seed)
     train, val = _loaders(options, world, train_set, val_set)
     data_config = train_set.data_config
-    precision = choose(options.asked_precision, world.device)
+    precision = choose(options.precision_on(world.device.type), world.device)
+    if world.is_main and precision.name == "float32" and options.asked_precision in ("bf16", "fp16"):
+        _say("note: --use-amp has no effect on a CPU, as in weaver-core; --precision bf16 has")
 
     # an option that the network or the optimizer refuses would be refused again
     with _marked(folder, world, command, InputError):

@@ -33,6 +33,7 @@ from weaver.prepared.columns import (
     node_cache,
 )
 from weaver.prepared.prepare import prepare
+from weaver.read.files import WHOLE, Part
 
 Observed = Any
 """An observer of N jets: a numpy array, or an awkward array of lists (imported late)."""
@@ -138,6 +139,7 @@ class Dataset:
         for_training: bool = True,
         validation: bool = False,
         copy: bool = False,
+        part: Part = WHOLE,
     ) -> Dataset:
         """Open prepared data.
 
@@ -145,7 +147,7 @@ class Dataset:
         of ROOT files, which are first prepared into `cache_dir`, in the role that `for_training`
         and `validation` say (weaver/prepared/prepare.py). Data on S3, and with `copy` also data on
         a shared disk, is copied once to this node's cache (`cache_dir`, or JEC_CACHE, or a folder
-        for temporary files).
+        for temporary files). part: of each file that is first prepared.
 
         Raises InputError where there is no such data, or it was prepared with another data config.
         """
@@ -157,6 +159,8 @@ class Dataset:
                 raise InputError(
                     f'{reference} refers to no data: expected {{"dataset": "<prepared folder>"}}'
                 )
+            if part != WHOLE:
+                raise _cannot_be_split(reference)
             source = content["dataset"]
             if not is_prepared(source):
                 raise InputError(
@@ -165,8 +169,15 @@ class Dataset:
                 )
         elif not is_prepared(source):
             source = prepare(
-                source, data_config, str(cache), for_training=for_training, validation=validation
+                source,
+                data_config,
+                str(cache),
+                for_training=for_training,
+                validation=validation,
+                part=part,
             ).uri
+        elif part != WHOLE:
+            raise _cannot_be_split(source)
         folder = local_copy(source, cache, always=copy)
         description = storage.read_json(str(folder / DESCRIPTION))
         _check(source, description, data_config)
@@ -402,6 +413,13 @@ class _Advice:
         stop = min(stop + HEADER, len(self._map))
         if hasattr(mmap, "MADV_WILLNEED") and stop > start:
             self._map.madvise(mmap.MADV_WILLNEED, start, stop - start)
+
+
+def _cannot_be_split(source: str) -> InputError:
+    return InputError(
+        f"{source} is prepared data, which --train-val-split does not divide; give validation data"
+        " of its own with --data-val"
+    )
 
 
 def _check(source: str, description: Mapping[str, Any], config: DataConfig) -> None:

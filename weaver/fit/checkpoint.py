@@ -262,6 +262,7 @@ def resume_configuration(
         "data_config": data_config.digest()[:16],
         "data_train": " ".join(options.data_train),
         "data_val": " ".join(options.data_val),
+        **({} if options.data_val else {"train_val_split": options.train_val_split}),
     }
 
 
@@ -290,6 +291,8 @@ def check_same(uri: str, stored: Settings, current: Settings) -> None:
     """Raise InputError that names the settings in which two configurations differ."""
     differences = []
     for name in {**stored, **current}:
+        if name == "num_epochs":  # a training may go on for more epochs, as in weaver-core
+            continue
         before = stored.get(name)
         now = current.get(name)
         if _plain(before) != _plain(now):

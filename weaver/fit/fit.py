@@ -369,10 +369,23 @@ class Fit:
             "metrics": {**metrics, **speeds},
         }
         progressed.history.append(record)
-        if metrics["AvgLoss"] < progressed.best_metric:
+        if self._is_best(metrics):
             progressed.best_epoch = progressed.epoch
             progressed.best_metric = metrics["AvgLoss"]
         return record
+
+    def _is_best(self, metrics: Mapping[str, float]) -> bool:
+        """Whether an epoch is better than all before it.
+
+        As in weaver-core: by the loss in a regression, by the accuracy in a classification.
+        """
+        progressed = self.progressed
+        if self.objective.regression or progressed.best_epoch < 0:
+            return metrics["AvgLoss"] < progressed.best_metric
+        for record in progressed.history:
+            if record["epoch"] == progressed.best_epoch:
+                return metrics["AvgAcc"] > record["metrics"]["AvgAcc"]
+        return True
 
     # ------------------------------------------------------------------------------------ storage
 
@@ -447,7 +460,7 @@ class Fit:
         whole = self.train.batch_size * self.world.size
         jets = self.train.num_jets if self.steps == len(self.train) else self.steps * whole
         bar = Progress(self._where(), total=jets + self.val.num_jets, unit="jets")
-        bar.done = self.progressed.batch * whole
+        bar.resume(self.progressed.batch * whole)
         return bar
 
 

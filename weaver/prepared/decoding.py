@@ -101,7 +101,7 @@ class Decoding:
                     "size": file.entry.size,
                     "tag": file.entry.tag,
                     "tree": file.tree,
-                    "jets": file.num_entries,
+                    "jets": file.num_used,
                 }
             )
         return {
@@ -118,7 +118,7 @@ class Decoding:
     @property
     def num_read(self) -> int:
         """Jets in the files."""
-        return sum(file.num_entries for file in self.files)
+        return sum(file.num_used for file in self.files)
 
     # ----------------------------------------------------------------------------------- decoding
 
@@ -144,7 +144,7 @@ class Decoding:
                     progress.advance(count, note=storage.name(file.entry.uri))
                 if decoded.damage is not None:
                     damaged.add(decoded.number)
-                    lost = file.num_entries - done[decoded.number]
+                    lost = file.num_used - done[decoded.number]
                     reason = str(decoded.damage)
                     self.skipped.append(
                         Skipped(uri=file.entry.uri, reason=reason, jets=lost, exact=True)
@@ -169,7 +169,7 @@ class Decoding:
         """The work on all files, each job on some steps of one of them."""
         for number, file in enumerate(self.files):
             generator = np.random.default_rng(number)
-            for load in self.loads(file, self.plan):
+            for load in self.loads(file, self.plan, *file.entries):
                 yield functools.partial(self.decode, number, load, config, generator)
 
     def decode(
@@ -195,14 +195,15 @@ class Decoding:
             return Decoded(number, steps, error)
         return Decoded(number, steps, None)
 
-    def loads(self, file: DataFile, plan: Plan, stop: int | None = None) -> Iterator[Load]:
-        """The file's steps; damage that shows while they are listed is one of them."""
+    def loads(self, file: DataFile, plan: Plan, start: int, stop: int) -> Iterator[Load]:
+        """The steps of the file's entries start:stop; damage that shows while they are listed is one of them."""
         try:
             yield from data_files.loads(
                 file,
                 self.config,
                 plan,
                 training_set=self.role == "training",
+                start=start,
                 stop=stop,
                 step_bytes=self.step_bytes,
             )
@@ -218,7 +219,7 @@ class Decoding:
         def list_steps(load: Load) -> list[Step]:
             return list(load())  # a list, so that the thread decodes and not the loop below
 
-        jobs = (functools.partial(list_steps, load) for load in self.loads(file, plan, stop))
+        jobs = (functools.partial(list_steps, load) for load in self.loads(file, plan, 0, stop))
         with contextlib.closing(in_threads(jobs, self.threads)) as parts:
             try:
                 for part in parts:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -58,6 +59,11 @@ Load = Callable[[], Iterable[Step]]
 """Decodes one or more steps when it is called."""
 
 
+Part = tuple[float, float]
+"""The part of each file between two shares of its entries, as (0, 0.8) for the first 80 %."""
+WHOLE: Part = (0.0, 1.0)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Skipped:
     """A damaged file that was left out, or the rest of it."""
@@ -85,6 +91,20 @@ class DataFile:
     """Uncompressed bytes of those branches for one jet."""
     baskets: root_tree.Tree | None = dataclasses.field(default=None, repr=False, compare=False)
     """Where the branches' baskets lie, where they are simple enough to be read without uproot."""
+    part: Part = WHOLE
+    """The part of the file that is used."""
+
+    @property
+    def entries(self) -> tuple[int, int]:
+        """The first entry of the part, and the one behind its last; at least one, as weaver-core."""
+        start, stop = (math.trunc(bound * self.num_entries) for bound in self.part)
+        return start, min(max(start + 1, stop), self.num_entries)
+
+    @property
+    def num_used(self) -> int:
+        """Jets of the part."""
+        start, stop = self.entries
+        return stop - start
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -161,10 +181,16 @@ def _folder_contents(pattern: str) -> str:
 
 
 def check(
-    entries: list[Entry], config: DataConfig, *, for_training: bool, skip_bad_files: bool = False
+    entries: list[Entry],
+    config: DataConfig,
+    *,
+    for_training: bool,
+    skip_bad_files: bool = False,
+    part: Part = WHOLE,
 ) -> Checked:
     """Open every file and make sure that it can be decoded.
 
+    part: the part of each file that is to be used.
     Observers that a training file lacks are left out of the plan (training does not need them).
     Raises DamagedFile for files that are no data files, are truncated or lack the tree, unless such
     files are to be skipped; InputError for those that lack a branch, or hold a branch of a type
@@ -184,7 +210,7 @@ def check(
     with ThreadPoolExecutor(CHECKERS) as pool:
         for entry, result in zip(entries, pool.map(inspect_or_refuse, entries), strict=True):
             if isinstance(result, DataFile):
-                files.append(result)
+                files.append(dataclasses.replace(result, part=part))
             elif isinstance(result, DamagedFile) and skip_bad_files:
                 damaged.append((entry, result))
             else:
@@ -412,10 +438,11 @@ def read(
     plan: Plan,
     *,
     training_set: bool,
+    start: int = 0,
     stop: int | None = None,
     step_bytes: int = STEP_BYTES,
 ) -> Iterator[Step]:
-    """Decode the plan's branches of a file, up to entry `stop`.
+    """Decode the plan's branches of a file, from entry `start` up to entry `stop`.
 
     In steps of about `step_bytes` (uncompressed); columns are awkward's. Raises InputError where
     the file turns out to be damaged.
@@ -425,11 +452,12 @@ def read(
     rows = _rows(file, step_bytes)
     if file.entry.uri.endswith(parquet.SUFFIX):
         with open_parquet(file.entry.uri) as opened:
-            yield from _named(parquet.steps(opened, branches, rows, stop), file, plan, supplied)
+            yield from _named(parquet.steps(opened, branches, rows, start, stop), file, plan, supplied)
         return
     if file.entry.uri.endswith(hdf5.SUFFIXES):
         with open_hdf5(file.entry.uri) as opened:
-            steps = hdf5.steps(opened, branches, rows, file.num_entries, stop)
+            end = file.num_entries if stop is None else stop
+            steps = hdf5.steps(opened, branches, rows, start, end)
             yield from _named(steps, file, plan, supplied)
         return
     # Decompression takes half of the time of decoding, and releases Python's lock.
@@ -439,11 +467,12 @@ def read(
     ):
         tree = opened[file.tree]
         if is_ntuple(tree):
-            steps = _ntuple_steps(tree, branches, rows, stop)
+            steps = _ntuple_steps(tree, branches, rows, start, stop)
         else:
             steps = tree.iterate(
                 filter_branch=lambda branch: branch.name in branches,
                 step_size=rows,
+                entry_start=start,
                 entry_stop=stop,
                 decompression_executor=decompressors,
                 library="ak",
@@ -452,14 +481,16 @@ def read(
         yield from _named(steps, file, plan, supplied)
 
 
-def _ntuple_steps(tree: Any, fields: set[str], rows: int, stop: int | None) -> Iterator[Columns]:
+def _ntuple_steps(
+    tree: Any, fields: set[str], rows: int, first: int, stop: int | None
+) -> Iterator[Columns]:
     """Fields of an RNTuple, `rows` jets at a time; a record comes with all of its parts."""
 
     def is_wanted(name: str) -> bool:
         return name.partition(".")[0] in fields
 
     end = int(tree.num_entries) if stop is None else stop
-    for start in range(0, end, rows):
+    for start in range(first, end, rows):
         arrays = tree.arrays(
             filter_name=is_wanted, entry_start=start, entry_stop=min(start + rows, end)
         )
@@ -472,6 +503,7 @@ def loads(
     plan: Plan,
     *,
     training_set: bool,
+    start: int = 0,
     stop: int | None = None,
     step_bytes: int = STEP_BYTES,
 ) -> Iterator[Load]:
@@ -483,7 +515,13 @@ def loads(
     """
     if file.baskets is None:
         for step in read(
-            file, config, plan, training_set=training_set, stop=stop, step_bytes=step_bytes
+            file,
+            config,
+            plan,
+            training_set=training_set,
+            start=start,
+            stop=stop,
+            step_bytes=step_bytes,
         ):
             yield functools.partial(iter, [step])
         return
@@ -491,8 +529,10 @@ def loads(
     rows = _rows(file, step_bytes)
     stop = file.num_entries if stop is None else stop
     branches = file.baskets.branches
-    for start, end in baskets.ranges(branches.values(), rows, stop):
-        yield functools.partial(_load, file, branches, plan, supplied, start, end, rows)
+    for first, end in baskets.ranges(branches.values(), rows, stop):
+        if end > start:
+            first = max(first, start)
+            yield functools.partial(_load, file, branches, plan, supplied, first, end, rows)
 
 
 def _rows(file: DataFile, step_bytes: int) -> int:

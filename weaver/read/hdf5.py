@@ -66,16 +66,15 @@ def uncompressed_bytes(file: Any, columns: Iterable[str]) -> int:
 
 
 def steps(
-    file: Any, columns: Iterable[str], rows: int, count: int, stop: int | None
+    file: Any, columns: Iterable[str], rows: int, first: int, stop: int
 ) -> Iterator[Columns]:
-    """Arrays as numpy (N,) or awkward arrays, `rows` jets at a time, up to jet `stop`."""
+    """Arrays as numpy (N,) or awkward arrays, `rows` jets at a time, of the jets first:stop."""
     import awkward as ak
 
     columns = sorted(columns)
-    end = count if stop is None else min(stop, count)
-    for start in range(0, end, rows):
+    for start in range(first, stop, rows):
         step: Columns = {}
         for name in columns:
-            values = getattr(file.root, name)[start : min(start + rows, end)]
+            values = getattr(file.root, name)[start : min(start + rows, stop)]
             step[name] = values if values.ndim == 1 else ak.Array(values)
         yield step

@@ -93,17 +93,21 @@ def uncompressed_bytes(file: Any, columns: Iterable[str]) -> int:
     return size
 
 
-def steps(file: Any, columns: Iterable[str], rows: int, stop: int | None) -> Iterator[Columns]:
-    """Columns as numpy, Jagged or awkward arrays, `rows` jets at a time, up to jet `stop`."""
+def steps(
+    file: Any, columns: Iterable[str], rows: int, start: int, stop: int | None
+) -> Iterator[Columns]:
+    """Columns as numpy, Jagged or awkward arrays, `rows` jets at a time, of the jets start:stop."""
     import awkward as ak
 
-    left = file.metadata.num_rows if stop is None else stop
+    end = file.metadata.num_rows if stop is None else stop
+    first = 0  # jet of the batch
     columns = sorted(columns)
     for batch in file.iter_batches(batch_size=rows, columns=columns):
-        part = batch.slice(0, left)
+        skipped = min(max(start - first, 0), batch.num_rows)
+        part = batch.slice(skipped, max(end - first - skipped, 0))
         if part.num_rows:
             # parquet gives every column the type of one that may have missing values
             yield {name: without_options(ak.from_arrow(part.column(name))) for name in columns}
-        left -= part.num_rows
-        if not left:
+        first += batch.num_rows
+        if first >= end:
             return
