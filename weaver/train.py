@@ -163,7 +163,11 @@ def _fit(
     train, val = _loaders(options, world, train_set, val_set)
     data_config = train_set.data_config
     precision = choose(options.precision_on(world.device.type), world.device)
-    if world.is_main and precision.name == "float32" and options.asked_precision in ("bf16", "fp16"):
+    if (
+        world.is_main
+        and precision.name == "float32"
+        and options.asked_precision in ("bf16", "fp16")
+    ):
         _say("note: --use-amp has no effect on a CPU, as in weaver-core; --precision bf16 has")
 
     # an option that the network or the optimizer refuses would be refused again

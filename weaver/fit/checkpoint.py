@@ -258,7 +258,7 @@ def resume_configuration(
         **options.settings(),
         "network_option": dict(options.network_option),
         # the file's content: where it lies makes no difference
-        "network_config": hashlib.sha256(network.source.encode()).hexdigest()[:16],
+        "network_config": network.digest()[:16],
         "data_config": data_config.digest()[:16],
         "data_train": " ".join(options.data_train),
         "data_val": " ".join(options.data_val),

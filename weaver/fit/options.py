@@ -637,9 +637,7 @@ class _Parser(argparse.ArgumentParser):
 
 def parser() -> argparse.ArgumentParser:
     """Make the argparse parser of TrainOptions and NOT_TAKEN."""
-    made = _Parser(
-        prog="python -m weaver.train", description="Train a network on jets."
-    )
+    made = _Parser(prog="python -m weaver.train", description="Train a network on jets.")
     made.set_defaults(unneeded=(), refused=())
     for field in dataclasses.fields(TrainOptions):
         default = {} if field.default is dataclasses.MISSING else field.default

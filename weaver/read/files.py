@@ -452,7 +452,9 @@ def read(
     rows = _rows(file, step_bytes)
     if file.entry.uri.endswith(parquet.SUFFIX):
         with open_parquet(file.entry.uri) as opened:
-            yield from _named(parquet.steps(opened, branches, rows, start, stop), file, plan, supplied)
+            yield from _named(
+                parquet.steps(opened, branches, rows, start, stop), file, plan, supplied
+            )
         return
     if file.entry.uri.endswith(hdf5.SUFFIXES):
         with open_hdf5(file.entry.uri) as opened:

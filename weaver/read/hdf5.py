@@ -65,9 +65,7 @@ def uncompressed_bytes(file: Any, columns: Iterable[str]) -> int:
     return size
 
 
-def steps(
-    file: Any, columns: Iterable[str], rows: int, first: int, stop: int
-) -> Iterator[Columns]:
+def steps(file: Any, columns: Iterable[str], rows: int, first: int, stop: int) -> Iterator[Columns]:
     """Arrays as numpy (N,) or awkward arrays, `rows` jets at a time, of the jets first:stop."""
     import awkward as ak
 

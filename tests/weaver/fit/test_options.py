@@ -137,10 +137,7 @@ def test_what_makes_no_sense_is_refused_with_exit_code_2(words, message, capsys)
 def test_missing_flags_are_named_together(capsys):
     with pytest.raises(SystemExit):
         parse(["--data-train=a"])
-    assert (
-        "missing --data-config, --network-config, --model-prefix\n"
-        in capsys.readouterr().err
-    )
+    assert "missing --data-config, --network-config, --model-prefix\n" in capsys.readouterr().err
 
 
 def test_flags_of_a_search_space_exist():
