@@ -83,7 +83,8 @@ class Parameter:
             if self.list:
                 raise InputError(
                     f"{where}: type {self.type} has min and max, a list belongs to discrete or"
-                    f" categorical; leave the list out, or write 'type: discrete' without min and max"
+                    " categorical; leave the list out, or write 'type: discrete' without min and"
+                    " max"
                 )
             self._check_range(where)
         elif self.min is not None or self.max is not None or self.step is not None:

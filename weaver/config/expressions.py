@@ -388,12 +388,14 @@ class Expression:
 
     def _check_size(self, name: str, arguments: list, keywords: Mapping[str, Any]) -> None:
         """Refuse an array of more than MOST_ELEMENTS."""
-        given = inspect.signature(getattr(np, name)).bind(*arguments, **keywords).arguments
+        bound = inspect.signature(getattr(np, name)).bind(*arguments, **keywords).arguments
+        given: dict[str, Any] = dict(bound)
+        size: Any
         match SIZED[name]:
             case "shape":
                 size = math.prod(np.ravel(given["shape"]).tolist())
             case "square":
-                rows = given.get("N", given.get("n"))
+                rows = given["N"] if "N" in given else given["n"]
                 size = rows * (given.get("M") or rows)
             case "num":
                 size = given.get("num", 50)
@@ -402,12 +404,10 @@ class Expression:
                 start, stop, step = (*([0] if len(parts) == 1 else []), *parts, 1)[:3]
                 size = abs(stop - start) / (abs(step) or 1)
             case _:
-                repeats = np.asarray(given.get("repeats", given.get("reps")))
-                length = np.size(given.get("a", given.get("A")))
-                each = (
-                    repeats.sum() if repeats.ndim and name == "repeat" else length * repeats.prod()
-                )
-                size = each
+                repeats = np.asarray(given["repeats"] if "repeats" in given else given["reps"])
+                one_each = repeats.ndim and name == "repeat"
+                length = np.size(given["a"] if "a" in given else given["A"])
+                size = repeats.sum() if one_each else length * repeats.prod()
         if size > MOST_ELEMENTS:
             raise self._refusal(
                 f"np.{name} would make {size:,.0f} numbers; at most {MOST_ELEMENTS:,}"

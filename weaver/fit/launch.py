@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 
+from common.project import ROOT
 from weaver.fit.options import AUTO_NAME, TrainOptions
 
 POLL_SECONDS = 0.2
@@ -38,6 +39,7 @@ def run_ranks(count: int, arguments: Sequence[str], name: str) -> int:
     GRACE_SECONDS, and killed STOP_SECONDS later. Signals that stop this process stop the ranks.
     """
     port = _free_port()
+    known = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     ranks: list[subprocess.Popen] = []
     before = {}
     try:
@@ -50,6 +52,8 @@ def run_ranks(count: int, arguments: Sequence[str], name: str) -> int:
                 "MASTER_ADDR": "127.0.0.1",
                 "MASTER_PORT": str(port),
                 AUTO_NAME: name,
+                # the ranks find this package wherever the command was started
+                "PYTHONPATH": os.pathsep.join([str(ROOT), *known]),
             }
             command = [sys.executable, "-m", "weaver.train", *arguments]
             ranks.append(subprocess.Popen(command, env=environment))

@@ -236,8 +236,8 @@ class TrainOptions:
     )
     model_prefix: str = flag(
         "",
-        "folder or s3:// address of this trial, {auto} in it stands for a name made of time, network"
-        " and settings; to predict or export also a file of weights (.pt)",
+        "folder or s3:// address of this trial, {auto} in it stands for a name made of time,"
+        " network and settings; to predict or export also a file of weights (.pt)",
         "-m",
     )
     load_model_weights: str = flag(
@@ -715,8 +715,8 @@ def parse(argv: Sequence[str] | None = None) -> TrainOptions:
 
 
 def with_names(options: TrainOptions) -> TrainOptions:
-    """The options with {auto} and --tensorboard replaced by names, made as weaver-core makes them."""
-    replaced: dict[str, str] = {}
+    """The options with {auto} and --tensorboard replaced by names, made as in weaver-core."""
+    replaced: dict[str, Any] = {}
     if "{auto}" in options.model_prefix + options.log_file:
         # all ranks of a training need the same name
         name = auto_name(options)
@@ -736,14 +736,15 @@ def auto_name(options: TrainOptions) -> str:
     name = time.strftime("%Y%m%d-%H%M%S")
     name += "_" + os.path.basename(options.network_config).replace(".py", "")
     if options.network_option:
-        digest = hashlib.md5(str(sorted(options.network_option.items())).encode())
+        text = str(sorted(options.network_option.items()))
+        digest = hashlib.md5(text.encode(), usedforsecurity=False)
         name += "_" + digest.hexdigest()
     return name + f"_{options.optimizer}_lr{options.start_lr}_batch{options.batch_size}"
 
 
 def notes(options: TrainOptions) -> list[str]:
     """What a flag means here where it means something else in weaver-core, a line for each."""
-    lines = []
+    lines: list[str] = []
     if not options.trains:
         return lines
     if "{auto}" not in options.model_prefix and options.tensorboard_log_dir.startswith("runs/"):

@@ -196,7 +196,10 @@ class Decoding:
         return Decoded(number, steps, None)
 
     def loads(self, file: DataFile, plan: Plan, start: int, stop: int) -> Iterator[Load]:
-        """The steps of the file's entries start:stop; damage that shows while they are listed is one of them."""
+        """The steps of the file's entries start:stop.
+
+        Damage that shows while they are listed is one of them.
+        """
         try:
             yield from data_files.loads(
                 file,

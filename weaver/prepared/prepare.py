@@ -80,7 +80,8 @@ def prepare(
     test sets that of the training set's `PreparedRef` where something is derived (`preprocess:
     auto`, reweighting). for_training: true for the training and the validation set, which take
     `selection`, false for the test set. part: the part of each file's entries to take, as (0, 0.8);
-    what `preprocess: auto` derives is of the whole files, as in weaver-core. skip_bad_files: leave damaged files out, and say so.
+    what `preprocess: auto` derives is of the whole files, as in weaver-core. skip_bad_files: leave
+    damaged files out, and say so.
     report: called with one line about the result (default: stderr).
 
     Raises InputError, before any decoding, for files and branches that cannot be used, and after it

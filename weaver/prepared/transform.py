@@ -416,7 +416,7 @@ def flatten(values: Column, name: str, source: str) -> tuple[np.ndarray, np.ndar
 
 def by_jet(marked: np.ndarray) -> np.ndarray:
     """(N, ...) -> (N,): true for a jet with any mark."""
-    return marked.reshape(len(marked), -1).any(axis=1)
+    return np.logical_or.reduce(marked.reshape(len(marked), -1), axis=1)
 
 
 def _in_float32(column: Column) -> bool:

@@ -96,7 +96,10 @@ class DataFile:
 
     @property
     def entries(self) -> tuple[int, int]:
-        """The first entry of the part, and the one behind its last; at least one, as weaver-core."""
+        """The first entry of the part, and the one behind its last.
+
+        At least one entry, as in weaver-core.
+        """
         start, stop = (math.trunc(bound * self.num_entries) for bound in self.part)
         return start, min(max(start + 1, stop), self.num_entries)
 
@@ -533,8 +536,8 @@ def loads(
     branches = file.baskets.branches
     for first, end in baskets.ranges(branches.values(), rows, stop):
         if end > start:
-            first = max(first, start)
-            yield functools.partial(_load, file, branches, plan, supplied, first, end, rows)
+            begin = max(first, start)
+            yield functools.partial(_load, file, branches, plan, supplied, begin, end, rows)
 
 
 def _rows(file: DataFile, step_bytes: int) -> int:

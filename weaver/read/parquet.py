@@ -60,9 +60,10 @@ def is_text(file: Any, name: str) -> bool:
 
 
 def _is_readable(kind: Any) -> bool:
+    import pyarrow
     import pyarrow.types as kinds
 
-    if isinstance(kind, _extension_type()):
+    if isinstance(kind, pyarrow.BaseExtensionType):
         return _is_readable(kind.storage_type)
     if kinds.is_dictionary(kind):
         return _is_readable(kind.value_type)
@@ -71,12 +72,6 @@ def _is_readable(kind: Any) -> bool:
     if kinds.is_struct(kind):
         return all(_is_readable(kind.field(i).type) for i in range(kind.num_fields))
     return kinds.is_integer(kind) or kinds.is_floating(kind) or kinds.is_boolean(kind)
-
-
-def _extension_type() -> type:
-    import pyarrow
-
-    return pyarrow.BaseExtensionType
 
 
 def uncompressed_bytes(file: Any, columns: Iterable[str]) -> int:
