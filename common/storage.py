@@ -39,6 +39,8 @@ class Entry:
     uri: str
     size: int
     tag: str
+    written: str = ""
+    """The path as the user's pattern has it, where that is known."""
 
 
 def is_s3(uri: str) -> bool:

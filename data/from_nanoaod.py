@@ -20,10 +20,11 @@ formulas. What NanoAOD has not is said after the conversion, branch by branch:
 from __future__ import annotations
 
 import dataclasses
+import glob
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -116,33 +117,87 @@ class Converted:
     lacking: list[str]
 
 
+def output_names(uris: Sequence[str]) -> dict[str, str]:
+    """Input file -> name of its outputs.
+
+    That is the file's own name; of files with equal names, as jobs for several samples write them,
+    with as many of the folders above in front as tell them apart.
+    """
+    parts = {uri: storage.name(uri).removesuffix(".root") for uri in uris}
+    names = dict(parts)
+    folders = {uri: uri.split("/")[:-1] for uri in uris}
+    while equal := [uri for uri in uris if list(names.values()).count(names[uri]) > 1]:
+        for uri in equal:
+            if folders[uri]:
+                names[uri] = f"{folders[uri].pop()}_{names[uri]}".lstrip("_")
+            else:  # a_b/c and a/b_c
+                names[uri] = f"{parts[uri]}_{storage.digest(uri.encode())[:8]}"
+    return names
+
+
+def check_output(folder: Path, names: Mapping[str, str]) -> None:
+    """Raise InputError where the conversion would overwrite a file, or double its jets.
+
+    The folder may hold outputs of the same input files by the same names, which are replaced, and
+    those of other input files. names: input file -> name of its outputs.
+    """
+    inputs = {str(Path(uri).absolute()) for uri in names if not storage.is_s3(uri)}
+    of_output = {name: uri for uri, name in names.items()}
+    problems = []
+    for path in sorted(folder.glob("*_[0-9][0-9][0-9]*.root")):
+        name = path.stem.rpartition("_")[0]
+        if str(path.absolute()) in inputs:
+            if name in of_output:
+                problems.append(f"{of_output[name]} would overwrite the input file {path}")
+            continue
+        source = jetntuple.source(path)
+        if name in of_output and source != of_output[name]:
+            made_of = source or "another file"
+            problems.append(f"{of_output[name]} would overwrite {path}, made of {made_of}")
+        elif source in names and names[source] != name:
+            problems.append(f"the jets of {source} are already in {path}")
+    if problems:
+        raise InputError(f"{'; '.join(problems)}; give another --output, or delete what is there")
+
+
 def convert(
-    uri: str, folder: Path, *, all_events: bool = False, events_per_file: int = EVENTS_PER_FILE
+    uri: str,
+    folder: Path,
+    *,
+    name: str | None = None,
+    all_events: bool = False,
+    events_per_file: int = EVENTS_PER_FILE,
 ) -> Converted:
     """Write the jets of one NanoAOD file into `folder`, as <name>_<number>.root.
 
-    Only complete files have that name. all_events: keep every jet above 30 GeV and within |eta| <
-    2.5; otherwise, as the JetNtuple does, only those of events whose two leading jets both pass.
-    Raises InputError for a file that cannot be read or lacks one of NEEDED.
+    Only complete files have that name. name: by default the file's own. all_events: keep every jet
+    above 30 GeV and within |eta| < 2.5; otherwise, as the JetNtuple does, only those of events
+    whose two leading jets both pass. Raises InputError for a file that cannot be read or lacks one
+    of NEEDED.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    name = storage.name(uri)
+    label = storage.name(uri)
+    name = name or Path(label).stem
     written: list[Path] = []
     jets = events = 0
     with open_tree(uri, TREE, "as NanoAOD has it") as tree:
         names, lacking = check_branches(uri, set(tree.keys()))
-        with Progress(f"converting {name}", total=tree.num_entries, unit="events") as progress:
+        with Progress(f"converting {label}", total=tree.num_entries, unit="events") as progress:
             for number, start in enumerate(range(0, tree.num_entries, events_per_file)):
                 stop = start + events_per_file
                 arrays = tree.arrays(names, entry_start=start, entry_stop=stop, how=dict)
                 columns = columns_of(arrays, all_events=all_events)
                 if jetntuple.length(columns):
-                    path = folder / f"{Path(name).stem}_{number:03d}.root"
-                    _write(path, columns)
+                    path = folder / f"{name}_{number:03d}.root"
+                    _write(path, columns, uri)
                     written.append(path)
                 jets += jetntuple.length(columns)
                 events += len(arrays["run"])
                 progress.advance(len(arrays["run"]))
+    # of an earlier conversion of the same file into more outputs
+    for path in folder.glob(f"{glob.escape(name)}_[0-9][0-9][0-9]*.root"):
+        if path not in written and jetntuple.source(path) == uri:
+            path.unlink()
     return Converted(files=written, jets=jets, events=events, lacking=lacking)
 
 
@@ -201,10 +256,10 @@ def _first_of(names: tuple[str, ...], present: set[str] | Arrays) -> str | None:
     return next((name for name in names if name in present), None)
 
 
-def _write(path: Path, columns: Columns) -> None:
+def _write(path: Path, columns: Columns, source: str) -> None:
     hidden = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        jetntuple.write(hidden, columns)
+        jetntuple.write(hidden, columns, source=source)
         hidden.replace(path)
     finally:
         hidden.unlink(missing_ok=True)
@@ -555,10 +610,13 @@ def _convert_all(options: Namespace) -> None:
     )
     lacking: set[str] = set()
     jets = events = files = 0
-    for entry in find(options.files):
+    names = output_names([entry.uri for entry in find(options.files)])
+    check_output(options.output, names)
+    for uri, name in names.items():
         converted = convert(
-            entry.uri,
+            uri,
             options.output,
+            name=name,
             all_events=options.all_events,
             events_per_file=options.events_per_file,
         )

@@ -19,6 +19,7 @@ import numpy as np
 
 FOLDER, TREE_NAME = "AK4jets", "jetTree"
 TREE = f"{FOLDER}/{TREE_NAME}"
+SOURCE = "source"  # name of the text beside the tree that names the file that the jets come from
 
 Columns = dict[str, np.ndarray]
 """Branch -> values: (N,), or flat with the branch's counter."""
@@ -126,8 +127,8 @@ def slice_jets(columns: Columns, first: int, last: int) -> Columns:
     return chosen
 
 
-def write(path: str | os.PathLike, columns: Columns) -> None:
-    """Write one ROOT file.
+def write(path: str | os.PathLike, columns: Columns, *, source: str = "") -> None:
+    """Write one ROOT file. source: the file that the jets come from, which `source` gives back.
 
     Give it a name that nobody reads and rename it afterwards: a killed process leaves a part of it.
     """
@@ -149,6 +150,19 @@ def write(path: str | os.PathLike, columns: Columns) -> None:
             field_name=lambda prefix, field: f"{prefix}_{field}",
         )
         tree.extend(data)
+        if source:
+            file[SOURCE] = source
+
+
+def source(path: str | os.PathLike) -> str:
+    """The file that the jets of a file were made of; empty where it does not say."""
+    import uproot
+
+    try:
+        with uproot.open(path) as file:
+            return str(file[SOURCE]) if SOURCE in file else ""
+    except Exception:  # uproot raises many kinds for what is no ROOT file
+        return ""
 
 
 def read(path: str | os.PathLike) -> Columns:

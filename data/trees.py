@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from common.errors import InputError
+from weaver.read.opening import choose_tree
 
 
 @contextlib.contextmanager
@@ -25,7 +26,8 @@ def open_tree(uri: str, tree: str, hint: str) -> Iterator[Any]:
             f"{uri} cannot be read as a ROOT file: {str(error).strip().splitlines()[0]}"
         ) from None
     with file:
-        if tree not in file:
+        paths = file.keys(filter_classname="TTree")
+        if tree not in {path.rpartition(";")[0] for path in paths}:
             trees = ", ".join(sorted(set(file.keys(cycle=False)))) or "nothing"
             raise InputError(f"{uri}: no tree {tree} ({hint}); the file holds {trees}")
-        yield file[tree]
+        yield file[choose_tree(uri, paths, tree)]

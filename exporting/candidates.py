@@ -82,8 +82,19 @@ def raw_model(name: str, model: torch.nn.Module, info: ModelInfo, dataset: Datas
     config = dataset.data_config
     entries = []
     for file in dataset.description["files"]:
-        entries.append(storage.Entry(uri=file["uri"], size=file["size"], tag=file["tag"]))
-    program = raw_program(config, raw_jets.raw_columns(entries[0], config))
+        entries.append(
+            storage.Entry(
+                uri=file["uri"],
+                size=file["size"],
+                tag=file["tag"],
+                written=file.get("written", ""),  # data prepared by an earlier version have none
+            )
+        )
+    columns = raw_jets.raw_columns(entries[0], config)
+    for branch, dtype in dataset.description.get("types", {}).items():  # of all files
+        if branch in columns:
+            columns[branch] = dataclasses.replace(columns[branch], dtype=np.dtype(dtype))
+    program = raw_program(config, columns)
     with_preprocessing, raw_info = weaver_raw_model.raw_model(program, model, info, config)
 
     real = raw_jets.read_raw(entries, config, program, parity.NUM_JETS)

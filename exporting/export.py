@@ -64,6 +64,7 @@ def export(request: Export) -> ExportRecord:
     Raises InputError, and GateError if the model does not pass.
     """
     from weaver.feed.dataset import Dataset
+    from weaver.onnx.onnx_export import untrimmed
     from weaver.predict import load_model
 
     run = request.folder
@@ -72,7 +73,8 @@ def export(request: Export) -> ExportRecord:
         entries = storage.entries(run.trials)
         names = {entry.uri[len(run.trials) + 1 :].split("/")[0] for entry in entries}
         raise InputError(f"{request.run}: {unknown('trial', request.trial, names)}")
-    model, info, data_config = load_model(trial, run.config)
+    trained, info, data_config = load_model(trial, run.config)
+    model = untrimmed(trained)  # the function that a graph can have
     dataset = Dataset.open(run.data("val"), data_config)
     if not len(dataset):
         raise InputError(

@@ -29,7 +29,8 @@ def write_model(
     metadata: what the ONNX file says about itself. Raises GateError where ONNX Runtime answers
     other than PyTorch.
     """
-    from weaver.onnx.onnx_export import export_onnx
+    from weaver.onnx.onnx_export import export_onnx, free_axes
+    from weaver.onnx.runtime import session
 
     onnx_path = Path(folder.onnx(candidate.name))
     onnx_path.parent.mkdir(parents=True)
@@ -42,13 +43,17 @@ def write_model(
         metadata=metadata,
     )
     parity = check_gate(candidate, onnx_path)
+    if candidate.data_config and free_axes(candidate.info):
+        check_other_lengths(candidate, onnx_path)
+    # What clients send: an input that the network ignores is not in the graph.
+    taken = [entry.name for entry in session(onnx_path).get_inputs()]
 
     memory = None
     max_batch_size = request.max_batch_size
     if max_batch_size == AUTO_SIZE:
-        memory, max_batch_size = measure_batch_size(request, candidate, onnx_path)
+        memory, max_batch_size = measure_batch_size(request, candidate, taken, onnx_path)
     write_configs(request, candidate.name, onnx_path, max_batch_size)
-    write_golden(folder.golden(candidate.name), candidate)
+    write_golden(folder.golden(candidate.name), candidate, taken)
 
     # The first axis is that of the jets.
     shapes = candidate.info["input_shapes"]
@@ -58,7 +63,7 @@ def write_model(
         memory=memory,
         size_bytes=onnx_path.stat().st_size,
         sha256=storage.digest(onnx_path.read_bytes()),
-        inputs={name: list(shape[1:]) for name, shape in shapes.items()},
+        inputs={name: list(shapes[name][1:]) for name in taken},
         outputs=list(candidate.info["output_names"]),
         parity=parity,
     )
@@ -92,13 +97,26 @@ def check_gate(candidate: Candidate, onnx_path: Path) -> ParityRecord:
     )
 
 
+def check_other_lengths(candidate: Candidate, onnx_path: Path) -> None:
+    """Raise GateError where a model with free axes is wrong at another length than the golden's."""
+    from weaver.onnx.free_axes import check_lengths
+
+    try:
+        check_lengths(candidate.model, candidate.info, candidate.data_config, onnx_path)
+    except GateError as error:
+        raise GateError(f"model {candidate.name}: {error}") from None
+
+
 def measure_batch_size(
-    request: Export, candidate: Candidate, onnx_path: Path
+    request: Export, candidate: Candidate, taken: list[str], onnx_path: Path
 ) -> tuple[MemoryRecord, int]:
     """The memory of executions, and the most jets of one that stay within the memory budget."""
     from weaver.onnx.memory import measure_memory
 
-    shapes = {name: (str(x.dtype), x.shape[1:]) for name, x in candidate.real.items()}
+    shapes = {}
+    for name in taken:
+        real = candidate.real[name]
+        shapes[name] = (str(real.dtype), real.shape[1:])
     memory = measure_memory(onnx_path, shapes)
     budget = round(quantity("memory-budget", request.memory_budget))
     record = MemoryRecord(
@@ -136,8 +154,8 @@ def write_configs(request: Export, name: str, onnx_path: Path, max_batch_size: i
         storage.write_text(str(place / path), text)
 
 
-def write_golden(folder: str, candidate: Candidate) -> None:
-    """Write requests of real jets, and PyTorch's answers to them."""
+def write_golden(folder: str, candidate: Candidate, taken: list[str]) -> None:
+    """Write requests of real jets, with the inputs that the graph has, and PyTorch's answers."""
     from weaver.onnx.parity import torch_answers
 
     names = candidate.info["input_names"]
@@ -154,4 +172,5 @@ def write_golden(folder: str, candidate: Candidate) -> None:
         if len(outputs) > 1:  # the raw model has an output for each column, (N, 1)
             columns = np.split(answers, len(outputs), axis=1)
             by_name = dict(zip(outputs, columns, strict=True))
-        golden.write(folder, inputs, candidate.name, by_name)
+        sent = {name: inputs[name] for name in taken}
+        golden.write(folder, sent, candidate.name, by_name)

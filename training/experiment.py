@@ -188,6 +188,9 @@ def trial_args(run: Run, parameters: list[Parameter]) -> list[str]:
         "--gpus=auto",
         "--backend=auto",
         f"--seed={config.seed}",
+        # by itself it would follow --data-fraction, and trials with other searched fractions
+        # would be compared on other jets
+        "--data-fraction-val=1",
     ]
     searched = {parameter.flag for parameter in parameters}
     for name in SEARCHABLE:

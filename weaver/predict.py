@@ -31,7 +31,13 @@ from networks.options import ModelInfo
 from weaver.config.data_config import DataConfig
 from weaver.feed.dataset import Dataset
 from weaver.feed.loader import Loader
-from weaver.fit.checkpoint import TrialFolder, load_weights, read_tensors, read_weights
+from weaver.fit.checkpoint import (
+    TrialFolder,
+    load_weights,
+    read_tensors,
+    read_weights,
+    state_uri,
+)
 from weaver.fit.distributed import select_device
 from weaver.fit.metrics import class_metrics, regression_metrics
 from weaver.fit.options import TrainOptions
@@ -122,9 +128,13 @@ def build_model(
     """Build (model, model_info) with the weights of --model-prefix, in evaluation mode.
 
     That is a trial's folder, or a file of weights (.pt, of this project or of weaver-core), which
-    goes with the network options of the command line.
+    goes with the network options of the command line; or what weaver-core was given as
+    --model-prefix, whose best epoch is then taken.
     """
     prefix = options.model_prefix
+    theirs = state_uri(prefix)
+    if not storage.exists(storage.join(prefix, "best.pt")) and storage.exists(theirs):
+        prefix = theirs
     if not re.search(r"\.pt(:[\w.]+)?$", prefix):
         return build_best(
             storage.absolute(prefix),
@@ -240,7 +250,7 @@ def test_groups(words: Sequence[str]) -> dict[str, str]:
         if os.path.exists(part):
             groups.setdefault("", []).append(part)
         elif split := SPLIT.match(part):
-            files = [entry.uri for entry in find(part[split.end() :])]
+            files = [entry.written or entry.uri for entry in find(part[split.end() :])]
             step = max(int(split[2]), 1)
             for start in range(0, len(files), step):
                 group = groups.setdefault(f"{split[1]}_{start // step}", [])

@@ -203,3 +203,88 @@ def test_the_command_says_what_to_do_next(tmp_path, capsys):
     )
     assert code == 0
     assert "2 jets of 3 events in 1 files" in capsys.readouterr().out
+
+
+# ------------------------------------------------------------------------- files of equal names
+
+
+def convert_all(*words: str | Path) -> int:
+    return from_nanoaod.main([*map(str, words), "--all-events"])
+
+
+def events_in(folder: Path) -> list[int]:
+    """The events of all jets in a folder of outputs."""
+    events: list[int] = []
+    for path in folder.glob("*.root"):
+        events += jetntuple.read(path)["event"].tolist()
+    return sorted(set(events))
+
+
+def write_event(path: Path, number: int) -> Path:
+    """A NanoAOD file whose events have the numbers number, number + 1, number + 2."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write(path)
+    with uproot.open(path) as file:
+        data = file["Events"].arrays(library="ak", how=dict)
+    kept = {name: values for name, values in data.items() if not name.startswith("n")}
+    kept["event"] = np.arange(number, number + 3)
+    with uproot.recreate(path) as file:
+        file["Events"] = kept
+    return path
+
+
+def test_files_of_equal_names_keep_all_their_jets(tmp_path):
+    for number, place in enumerate(("A/0000", "A/0001", "B/0000")):
+        write_event(tmp_path / place / "nano_1.root", 10 * number)
+    out = tmp_path / "out"
+    assert convert_all(f"{tmp_path}/A/*/*.root", f"{tmp_path}/B/*/*.root", "--output", out) == 0
+    assert sorted(path.name for path in out.iterdir()) == [
+        "0001_nano_1_000.root",
+        "A_0000_nano_1_000.root",
+        "B_0000_nano_1_000.root",
+    ]
+    assert events_in(out) == [0, 1, 2, 10, 11, 12, 20, 21, 22]
+
+
+def test_names_are_told_apart_whatever_they_are():
+    uris = ["/a_b/nano.root", "/a/b_nano.root", "/c/nano.root", "/c/d.root", "s3://x/d.root"]
+    names = from_nanoaod.output_names(uris)
+    assert len(set(names.values())) == len(uris)
+    assert from_nanoaod.output_names(["/a/x.root", "/b/y.root"]) == {
+        "/a/x.root": "x",
+        "/b/y.root": "y",
+    }
+
+
+def test_an_earlier_output_of_another_file_is_not_overwritten(tmp_path, capsys):
+    first = write_event(tmp_path / "A" / "nano_1.root", 0)
+    second = write_event(tmp_path / "B" / "nano_1.root", 10)
+    out = tmp_path / "out"
+    assert convert_all(first, "--output", out) == 0
+    assert convert_all(second, "--output", out) == 2
+    error = capsys.readouterr().err
+    assert all(str(path) in error for path in (first, second, out / "nano_1_000.root"))
+    assert events_in(out) == [0, 1, 2]
+
+
+def test_a_second_conversion_replaces_the_first_and_doubles_no_jet(tmp_path, capsys):
+    first = write_event(tmp_path / "A" / "nano.root", 0)
+    out = tmp_path / "out"
+    assert convert_all(first, "--output", out, "--events-per-file", 1) == 0
+    parts = len(list(out.iterdir()))
+    assert parts > 1
+    assert convert_all(first, "--output", out) == 0
+    assert [path.name for path in out.iterdir()] == ["nano_000.root"]
+
+    second = write_event(tmp_path / "B" / "nano.root", 10)
+    assert convert_all(first, second, "--output", out) == 2
+    assert f"the jets of {first} are already in {out}/nano_000.root" in capsys.readouterr().err
+
+
+def test_an_input_file_is_not_overwritten(tmp_path, capsys):
+    write_event(tmp_path / "nano.root", 0)
+    one = write_event(tmp_path / "nano_000.root", 10)
+    before = one.read_bytes()
+    assert convert_all(f"{tmp_path}/*.root", "--output", tmp_path) == 2
+    assert f"would overwrite the input file {one}" in capsys.readouterr().err
+    assert one.read_bytes() == before

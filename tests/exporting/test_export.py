@@ -17,6 +17,7 @@ import torch
 from benchmarks.published import settle
 from common import storage
 from common.errors import GateError
+from common.records import ExportRecord
 from exporting.export import main
 from serving import golden, triton
 from serving.client import golden_check
@@ -46,6 +47,32 @@ def get_model(data_config, _original=get_model, **options):
     model, info = _original(data_config, **options)
     model.register_forward_hook(
         lambda module, inputs, output: output + 0.01 if torch.jit.is_tracing() else output
+    )
+    return model, info
+"""
+IGNORES_THE_JET = """
+
+def get_model(data_config, _original=get_model, **options):
+    model, info = _original(data_config, **options)
+    count = info["input_shapes"]["jet_features"][1]
+    model.register_forward_pre_hook(
+        lambda module, inputs: (*inputs[:2], inputs[1][:, :, 0].expand(-1, count))
+    )
+    return model, info
+"""
+FREE_AXES = """
+
+def get_model(data_config, _free=get_model, **options):
+    model, info = _free(data_config, **options)
+    axes = {name: {0: "N", 2: "n_pf"} for name in ("pf_features", "pf_mask")}
+    return model, {**info, "dynamic_axes": axes}
+"""
+TRACED_LENGTH = """
+
+def get_model(data_config, _constant=get_model, **options):
+    model, info = _constant(data_config, **options)
+    model.register_forward_hook(
+        lambda module, inputs, output: output + int(inputs[0].shape[2]) / 100
     )
     return model, info
 """
@@ -321,6 +348,47 @@ def test_a_model_that_fails_the_gate_leaves_nothing(run, capsys):
         "model small: ONNX Runtime does not answer as PyTorch: 0.00% of 1,000 golden jets"
         in error[0]
     )
+
+
+def test_a_raw_column_has_the_common_type_of_all_files(tmp_path):
+    """Whole numbers in the first file, fractions in the second."""
+    folder = tmp_path / "files"
+    write_jets(folder / "a.root", synthetic_jets(80, 1))
+    columns = synthetic_jets(80, 2)
+    columns["QG_mult"] = columns["QG_mult"].astype(np.float32) + np.float32(0.5)
+    write_jets(folder / "b.root", columns)
+    run = Path(make_run(str(tmp_path / "runs"), folder))
+    assert run_export(run, more=("--raw-model", "required", "--max-batch-size", "8")) == 0
+    graph = onnx.load(run / "model" / "small-raw" / "1" / "model.onnx").graph
+    types = {value.name: value.type.tensor_type.elem_type for value in graph.input}
+    assert types["QG_mult"] == onnx.TensorProto.DOUBLE
+
+
+def test_a_published_network_with_free_axes_is_checked_at_other_lengths(run, capsys):
+    network = run / "config" / "network.py"
+    text = network.read_text()
+    network.write_text(text + FREE_AXES)
+    assert run_export(run) == 0
+    model = onnx.load(run / "model" / "small" / "1" / "model.onnx")
+    assert all(value.type.tensor_type.shape.dim[2].dim_param for value in model.graph.input[:2])
+    network.write_text(text + FREE_AXES + TRACED_LENGTH)
+    assert run_export(run) == GateError.exit_code
+    assert contents(run) == []
+    assert "model small: the ONNX file answers otherwise" in capsys.readouterr().err
+
+
+def test_an_input_that_the_network_ignores_is_in_no_request(run):
+    network = run / "config" / "network.py"
+    network.write_text(network.read_text() + IGNORES_THE_JET)
+    assert run_export(run, more=()) == 0
+    record = ExportRecord.load(str(run / "model" / "export.json"))
+    assert list(record.inputs) == ["pf_features", "pf_mask"]
+    for name in BOTH:
+        model = onnx.load(run / "model" / name / "1" / "model.onnx")
+        request = storage.read_json(str(run / "golden" / name / "request.json"))
+        sent = {entry["name"] for entry in request["inputs"]}
+        assert sent == {value.name for value in model.graph.input}
+    assert "jetArea" not in sent
 
 
 def test_a_raw_model_that_fails_the_gate_leaves_nothing_either(run, capsys, monkeypatch):

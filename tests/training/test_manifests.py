@@ -127,6 +127,15 @@ def test_a_searched_flag_is_not_fixed_as_well():
     ]
 
 
+@pytest.mark.parametrize("searched", [True, False])
+def test_trials_of_other_fractions_are_compared_on_the_same_jets(searched):
+    space = [{"name": "data-fraction", "type": "double", "min": 0.1, "max": 1}]
+    values = {"search_space": json.dumps(space)} if searched else {"data_fraction": 0.2}
+    run = Run(config=RunConfig(s3_bucket="s3://b/r", run_id="a-00000000", **values))
+    args = pods(experiment(run))[0]["spec"]["containers"][0]["args"]
+    assert "--data-fraction-val=1" in args
+
+
 def test_secrets_are_references(run):
     for pod in pods(experiment(run)):
         for entry in pod["spec"]["containers"][0]["env"]:

@@ -15,7 +15,7 @@ import torch
 import uproot
 
 from physics.ranks import auc
-from tests.weaver.trials import history
+from tests.weaver.trials import history, same
 from weaver.fit.metrics import class_metrics, pairwise_auc
 from weaver.train import main
 
@@ -224,6 +224,72 @@ def test_weights_start_another_training_and_frozen_ones_stay(place, jet_files, m
         "weight 'mod.edge_convs.0.convs.0.weight' has the shape (16, 6, 1, 1) there, (8, 6, 1, 1)"
         " in the network" in capsys.readouterr().err
     )
+
+
+def test_weaver_core_gets_a_state_dict_of_the_best_and_of_every_epoch(place):
+    trial = place / "trial"
+    best = torch.load(trial / "best.pt", weights_only=True)
+    states = {path.name: torch.load(path, weights_only=True) for path in trial.glob("*_state.pt")}
+    names = {f"_epoch-{epoch}_state.pt" for epoch in range(6)} | {"_best_epoch_state.pt"}
+    assert states.keys() == names
+    assert same(states["_best_epoch_state.pt"], best["model"])
+    assert same(states[f"_epoch-{best['epoch']}_state.pt"], best["model"])
+    assert not same(states["_epoch-0_state.pt"], states["_epoch-5_state.pt"])
+
+
+def predicted(place, jet_files, model: str) -> np.ndarray:
+    """Scores of the test jets with what --model-prefix names."""
+    words = [
+        "--predict",
+        f"--data-test={jet_files}/test/*.root",
+        f"--predict-output={place}/again.npz",
+    ]
+    assert main([*given(place, model), *words]) == 0
+    return np.load(place / "again.npz")["score_label_hard"]
+
+
+def test_a_model_prefix_of_weaver_core_is_taken(place, jet_files, capsys):
+    """Its files beside the prefix, and names of weights as DDP and torch.compile leave them."""
+    expected = predicted(place, jet_files, "trial/")
+    (place / "theirs").mkdir()
+    best = torch.load(place / "trial" / "best.pt", weights_only=True)["model"]
+    for name, wrapper in (("plain", ""), ("ddp", "module."), ("both", "module._orig_mod.")):
+        state = {wrapper + key: value for key, value in best.items()}
+        torch.save(state, place / "theirs" / f"{name}_best_epoch_state.pt")
+        capsys.readouterr()
+        np.testing.assert_array_equal(predicted(place, jet_files, f"theirs/{name}"), expected)
+        assert ("are taken off" in capsys.readouterr().err) == bool(wrapper)
+    last = predicted(place, jet_files, "trial/_epoch-0_state.pt")
+    assert not np.array_equal(last, expected)
+
+
+@pytest.mark.parametrize(
+    ("words", "epochs"),
+    [
+        (["--metrics-log={}/metrics.log"], []),
+        (["--auto-clean"], [2]),
+        ([], [0, 1, 2]),
+    ],
+    ids=["in a search", "auto-clean", "alone"],
+)
+def test_which_epochs_are_kept_for_weaver_core(
+    place, jet_files, tmp_path, monkeypatch, words, epochs
+):
+    monkeypatch.setenv("JEC_CACHE", str(place / "cache"))
+    prefix = tmp_path / "models" / "net"  # no folder: weaver-core's files lie beside it
+    trained = [
+        *given(place)[:2],
+        f"--model-prefix={prefix}",
+        "--gpus=",
+        f"--data-train={jet_files}/train/*.root",
+        f"--data-val={jet_files}/val/*.root",
+        "--num-epochs=3",
+        "--steps-per-epoch=2",
+        "--tensorboard-log-dir=none",
+    ]
+    assert main([*trained, *(word.format(tmp_path) for word in words)]) == 0
+    names = {f"net_epoch-{epoch}_state.pt" for epoch in epochs} | {"net_best_epoch_state.pt"}
+    assert {path.name for path in prefix.parent.glob("*.pt")} == names
 
 
 def test_a_file_of_weights_may_be_exported_and_a_wrong_one_is_refused(place, capsys):

@@ -34,6 +34,7 @@ from weaver.prepared.columns import (
 )
 from weaver.prepared.prepare import prepare
 from weaver.read.files import WHOLE, Part
+from weaver.read.jagged import exactly
 
 Observed = Any
 """An observer of N jets: a numpy array, or an awkward array of lists (imported late)."""
@@ -217,9 +218,9 @@ class Dataset:
         labels = {}
         for name in self.data_config.label_names:
             numbers = self._columns[f"label.{name}"][index]
-            # torch has few operations for unsigned numbers
-            unsigned = numbers.dtype.kind == "u"
-            labels[name] = torch.from_numpy(numbers.astype(np.int64) if unsigned else numbers)
+            if numbers.dtype.kind == "u":  # torch has few operations for unsigned numbers
+                numbers = exactly(numbers, np.dtype(np.int64), name, str(self.folder))
+            labels[name] = torch.from_numpy(numbers)
 
         weights = self._columns.get(WEIGHT)
         return Gathered(

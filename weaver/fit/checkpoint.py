@@ -13,6 +13,12 @@
         predictions and exports
     tensorboard/
 
+For weaver-core there are bare state_dicts as well, by the names that it gives them: its
+--model-prefix, and --load-model-weights of both programs, take them.
+
+    <model prefix>_best_epoch_state.pt      of the best epoch
+    <model prefix>_epoch-<N>_state.pt       of every epoch, where no search made the trial
+
 checkpoint.pt holds {"model", "average", "optimizer", "scheduler", "scaler", "precision", "random",
 "configuration", "progressed"}.
 
@@ -32,7 +38,9 @@ import json
 import pickle
 import platform
 import re
+import sys
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING, Any
 
 from common import storage
@@ -165,13 +173,60 @@ class TrialFolder:
         storage.write_text(self.path("metrics.log"), metrics_log.lines(progressed.history))
 
 
+def state_uri(model_prefix: str, epoch: int | None = None) -> str:
+    """Where weaver-core keeps the weights of an epoch, or of the best one."""
+    which = "best_epoch" if epoch is None else f"epoch-{epoch}"
+    prefix = storage.absolute(model_prefix) + ("/" if model_prefix.endswith("/") else "")
+    return f"{prefix}_{which}_state.pt"
+
+
+def write_states(weights: Weights, options: TrainOptions, epoch: int, *, is_best: bool) -> None:
+    """Write an epoch's weights as bare state_dicts, as the module's text says.
+
+    A search keeps the best ones only: it has as many trials as others have epochs. With
+    --auto-clean the epoch before goes.
+    """
+    uris = [state_uri(options.model_prefix)] if is_best else []
+    is_of_search = bool(options.metrics_log)
+    if not is_of_search:
+        uris.append(state_uri(options.model_prefix, epoch))
+    for uri in uris:
+        write_tensors(uri, dict(weights))
+    if options.auto_clean and not is_of_search and epoch:
+        storage.delete(state_uri(options.model_prefix, epoch - 1))
+
+
+def without_wrappers(weights: Weights, own: AbstractSet[str], where: str) -> Weights:
+    """The weights by the names that a network has itself, without those of what was around it.
+
+    DistributedDataParallel adds `module.` in front, torch.compile `_orig_mod.` to what it compiled.
+    Where that has been taken off, a line on stderr says so. own: the network's names.
+    """
+    bare = {}
+    for name, value in weights.items():
+        inner = name.replace("_orig_mod.", "")
+        # a network may have a part that it calls `module` itself
+        while inner not in own and inner.startswith("module."):
+            inner = inner.removeprefix("module.")
+        bare[inner] = value
+    if len(own & bare.keys()) <= len(own & weights.keys()):
+        return weights
+    print(
+        f"note: {where}: 'module.' and '_orig_mod.' are taken off the names of the weights, which"
+        " DistributedDataParallel and torch.compile add",
+        file=sys.stderr,
+        flush=True,
+    )
+    return bare
+
+
 def load_weights(network: torch.nn.Module, weights: Weights, where: str) -> None:
     """Load weights into a network.
 
     Raises InputError that names what differs where they are another network's.
     """
     try:
-        network.load_state_dict(weights)
+        network.load_state_dict(without_wrappers(weights, network.state_dict().keys(), where))
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise InputError(f"{where} holds the weights of another network: {reason}") from None

@@ -26,7 +26,13 @@ from weaver.feed.dataset import Batch
 from weaver.feed.loader import Loader
 from weaver.fit import metrics_log, randomness
 from weaver.fit.average import Average
-from weaver.fit.checkpoint import Progressed, State, TrialFolder, load_weights
+from weaver.fit.checkpoint import (
+    Progressed,
+    State,
+    TrialFolder,
+    load_weights,
+    write_states,
+)
 from weaver.fit.distributed import World, explained
 from weaver.fit.metrics_log import EpochRecord
 from weaver.fit.optimizers import make_optimizer, set_rate
@@ -151,6 +157,9 @@ class Fit:
                     self.progressed,
                     self.description["network_options"],
                 )
+            write_states(
+                self.validated.state_dict(), self.options, record["epoch"], is_best=is_best
+            )
             self._checkpoint()
             write_results(self.folder, self.options, self.progressed, self.description)
             board.epoch(record, responses)

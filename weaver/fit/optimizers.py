@@ -20,7 +20,8 @@ from weaver.fit.options import OPTIMIZERS, OptionValues
 
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "adamW": {"betas": (0.95, 0.999), "weight_decay": 0.0},
-    "ranger": {"betas": (0.95, 0.999), "eps": 1e-5},
+    # its RAdam takes the weight decay off the weights; PyTorch's by default adds it to the gradient
+    "ranger": {"betas": (0.95, 0.999), "eps": 1e-5, "decoupled_weight_decay": True},
 }
 """Weaver-core's defaults, where they are not PyTorch's."""
 
@@ -179,7 +180,7 @@ def _groups(
         # weaver-core goes by the last part of a name, a network's own list by the whole one
         last = name.rpartition(".")[2]
         is_exempt = (
-            parameter.ndim <= 1 or name.endswith(".bias") or last in NOT_DECAYED or name in exempt
+            parameter.ndim == 1 or name.endswith(".bias") or last in NOT_DECAYED or name in exempt
         )
         scale = multiplier[1] if multiplier and multiplier[0].match(name) else 1.0
         groups.setdefault((bool(weight_decay) and not is_exempt, scale), []).append(parameter)

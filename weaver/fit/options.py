@@ -255,6 +255,11 @@ class TrainOptions:
         "insist on going on after this epoch (from 0); else from wherever the trial is",
         type=number(int, 0),
     )
+    auto_clean: bool = flag(
+        False,
+        "keep the weights of the last and the best epoch only, not of every one",
+        action=argparse.BooleanOptionalAction,
+    )
     metrics_log: str = flag(
         "", "file for Katib's metrics collector (plain 'name=value' lines, validation only)"
     )
@@ -288,8 +293,10 @@ class TrainOptions:
     data_fraction: float = flag(
         1.0, "share of the training jets to use", type=number(float, 0, 1, above=True)
     )
-    data_fraction_val: float = flag(
-        1.0, "share of the validation jets to use", type=number(float, 0, 1, above=True)
+    data_fraction_val: float | None = flag(
+        None,
+        "share of the validation jets to use (default: as --data-fraction)",
+        type=number(float, 0, 1, above=True),
     )
     in_memory: bool | None = flag(
         None,
@@ -432,6 +439,8 @@ class TrainOptions:
         for name in SETTINGS:
             value = getattr(self, name)
             values[name] = dict(value) if isinstance(value, Mapping) else value
+        # by its value, however it was given
+        values["data_fraction_val"] = self.share_val
         return values
 
     @property
@@ -475,12 +484,17 @@ class TrainOptions:
         """Steps of an epoch, where a pass over the training data has `in_data`."""
         return self.steps_per_epoch or (self.samples_per_epoch or 0) // self.batch_size or in_data
 
+    @property
+    def share_val(self) -> float:
+        """--data-fraction-val; by default, as in weaver-core, the training's --data-fraction."""
+        return self.data_fraction if self.data_fraction_val is None else self.data_fraction_val
+
     def fraction_val(self, num_jets: int) -> float:
         """Share of `num_jets` validation jets to use."""
         size = self.batch_size_val or self.batch_size
         steps = max(self.steps_per_epoch_val or 0, 0)  # weaver-core's -1 means all
         jets = size * steps or self.samples_per_epoch_val or num_jets
-        return min(self.data_fraction_val, jets / max(num_jets, 1))
+        return min(self.share_val, jets / max(num_jets, 1))
 
 
 SETTINGS = (
@@ -551,9 +565,6 @@ NOT_TAKEN: dict[str, NotTaken] = {
     "prefetch-factor": _unneeded(_THREAD),
     "no-remake-weights": _unneeded(
         "weights are made again only for other data or another config", takes_value=False
-    ),
-    "auto-clean": _unneeded(
-        "only the last and the best checkpoint are ever kept", takes_value=False
     ),
     # Refused.
     "data-config-val": NotTaken(

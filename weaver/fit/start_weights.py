@@ -11,7 +11,7 @@ import sys
 from torch import nn
 
 from common.errors import InputError, nearest
-from weaver.fit.checkpoint import read_weights
+from weaver.fit.checkpoint import read_weights, without_wrappers
 
 
 def start_from(model: nn.Module, uri: str, exclude: str = "") -> None:
@@ -21,8 +21,8 @@ def start_from(model: nn.Module, uri: str, exclude: str = "") -> None:
     that match are not loaded. What the file lacks keeps its random start; one line says what that
     is. Raises InputError where nothing fits or a shape differs.
     """
-    stored = read_weights(uri)
     own = model.state_dict()
+    stored = without_wrappers(read_weights(uri), own.keys(), uri)
     shared = {}
     candidates = []
     for name, value in stored.items():

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from weaver.onnx.runtime import session
+from weaver.onnx.runtime import feed_of, session
 
 CLOSE = 1e-5
 
@@ -119,7 +119,8 @@ def torch_layers(
     for name, module in model.named_modules():
         if name:
             handles.append(module.register_forward_hook(functools.partial(keep, name)))
-    tensors = [torch.from_numpy(np.ascontiguousarray(inputs[name])) for name in input_names]
+    # copies, because networks change their inputs in place (x *= mask)
+    tensors = [torch.from_numpy(np.array(inputs[name], order="C")) for name in input_names]
     try:
         with torch.no_grad():
             model(*tensors)
@@ -154,7 +155,8 @@ def onnx_layers(
                 model.graph.output.append(
                     onnx.helper.make_tensor_value_info(name, types[name], None)
                 )
-    arrays = session(model.SerializeToString(), level).run(list(paths), dict(inputs))
+    runtime = session(model.SerializeToString(), level)
+    arrays = runtime.run(list(paths), feed_of(runtime, inputs))
 
     by_path: dict[str, list[np.ndarray]] = {}
     for path, array in zip(paths.values(), arrays, strict=True):

@@ -21,7 +21,7 @@ import numpy as np
 
 from common.errors import GateError
 from weaver.onnx.layers_apart import layers_apart
-from weaver.onnx.runtime import session
+from weaver.onnx.runtime import feed_of, session
 from weaver.onnx.triton_config import GRAPH_LEVELS
 
 CLOSE = 1e-5  # an answer that agrees; relative where |answer| > 1
@@ -152,7 +152,7 @@ def torch_answers(
 ) -> np.ndarray:
     """PyTorch's answers (N, outputs) on the CPU, in evaluation mode.
 
-    Several outputs (N, 1) stand side by side.
+    Several outputs, (N, 1) or (N,), stand side by side.
     """
     import torch
 
@@ -161,10 +161,12 @@ def torch_answers(
         for start in range(0, len(inputs[input_names[0]]), batch_size):
             batch = []
             for name in input_names:
-                array = np.ascontiguousarray(inputs[name][start : start + batch_size])
+                # a copy, because networks change their inputs in place (x *= mask)
+                array = np.array(inputs[name][start : start + batch_size], order="C")
                 batch.append(torch.from_numpy(array))
             answer = model(*batch)
-            answers.append(torch.cat(answer, dim=1) if isinstance(answer, tuple) else answer)
+            outputs = answer if isinstance(answer, tuple | list) else [answer]
+            answers.append(torch.cat([out.reshape(len(out), -1) for out in outputs], dim=1))
     return torch.cat(answers).float().numpy()
 
 
@@ -204,7 +206,7 @@ def check_parity(
         for size in batch_sizes:
             jets = _jets_for(size, golden)
             answers = _onnx_answers(runtime, golden, jets, size, level, advance)
-            difference = _difference(answers, expected[jets])
+            difference = relative_difference(answers, expected[jets])
             # a jet may be in several batches
             np.maximum.at(off, jets, difference)
             row = int(np.argmax(difference))
@@ -279,7 +281,7 @@ def _onnx_answers(
     for start in range(0, len(jets), size):
         batch = jets[start : start + size]
         try:
-            answers = runtime.run(None, golden.batch(batch))
+            answers = runtime.run(None, feed_of(runtime, golden.batch(batch)))
         except Exception as error:  # onnxruntime's own exceptions share no base class
             raise GateError(
                 f"ONNX Runtime cannot run the file at batch size {size} and graph level {level}:"
@@ -293,7 +295,7 @@ def _onnx_answers(
     return np.concatenate(parts)
 
 
-def _difference(answers: np.ndarray, expected: np.ndarray) -> np.ndarray:
+def relative_difference(answers: np.ndarray, expected: np.ndarray) -> np.ndarray:
     """Largest difference (N,) of each jet, relative where |expected| > 1.
 
     Infinite where the answer is no number.

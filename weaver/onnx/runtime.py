@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from weaver.onnx.triton_config import GRAPH_LEVELS
 
@@ -29,3 +32,10 @@ def session(model: str | os.PathLike | bytes, level: int = 0) -> onnxruntime.Inf
     return onnxruntime.InferenceSession(
         os.fspath(model), options, providers=["CPUExecutionProvider"]
     )
+
+
+def feed_of(
+    runtime: onnxruntime.InferenceSession, inputs: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Those of a network's inputs that its graph has: one that the network ignores is not in it."""
+    return {entry.name: inputs[entry.name] for entry in runtime.get_inputs()}

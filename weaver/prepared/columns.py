@@ -43,7 +43,7 @@ from common import storage
 from common.errors import InputError, StorageError
 from weaver.config.sections import Parameters
 from weaver.prepared.transform import Ready
-from weaver.read.jagged import Jagged
+from weaver.read.jagged import Jagged, common_type, exactly
 
 # raise it when prepared data changes its meaning: folders of an older form are then made anew
 FORMAT = 2
@@ -98,6 +98,8 @@ class FileEntry(TypedDict):
     """One data file in dataset.json."""
 
     uri: str
+    written: str
+    """The path as the user wrote it."""
     size: int
     tag: str
     tree: str
@@ -120,6 +122,8 @@ class Description(Contents):
     reweight_hists: dict[str, list] | None
     non_finite_policy: str
     files: list[FileEntry]
+    types: dict[str, str]
+    """Branch -> the common type of its numbers in all files, where the files state it."""
 
 
 class NpyWriter:
@@ -130,35 +134,63 @@ class NpyWriter:
         self.rows = 0
         self.dtype: np.dtype | None = None
         self.row_shape: tuple[int, ...] = ()
-        self._file = open(path, "wb")  # noqa: SIM115 (open for as long as data arrives)
+        self._open()
+
+    def _open(self) -> None:
+        self._file = open(self.path, "wb")  # noqa: SIM115 (open for as long as data arrives)
         self._file.write(b"\0" * HEADER)
         # an interrupted preparation drops its writers without close()
         weakref.finalize(self, self._file.close)
 
     def append(self, array: np.ndarray) -> None:
-        """Add rows. The first call fixes the type.
+        """Add rows. The column gets the common type of all of them.
 
-        Raises InputError where a later one is of another kind (whole numbers, then floats).
+        Raises InputError for whole numbers that this type cannot hold.
         """
         if self.dtype is None:
             self.dtype = array.dtype.newbyteorder("<")
             self.row_shape = array.shape[1:]
         if array.shape[1:] != self.row_shape:
-            name = self.path.stem.partition(".")[2] or self.path.stem
             raise InputError(
-                f"'{name}' has {_shown(self.row_shape)} for each jet in the first files and"
+                f"'{self._name}' has {_shown(self.row_shape)} for each jet in the first files and"
                 f" {_shown(array.shape[1:])} in later ones; give it one shape in all files"
             )
-        if not np.can_cast(array.dtype, self.dtype, casting="same_kind"):
-            name = self.path.stem.partition(".")[2] or self.path.stem
-            raise InputError(
-                f"'{name}' is {self.dtype} in the first files and {array.dtype} in later ones"
-            )
-        if array.size:  # a view of no bytes cannot be cast
-            content = np.ascontiguousarray(array.astype(self.dtype, copy=False)).data.cast("B")
-            for start in range(0, len(content), PIECE):
-                self._file.write(content[start : start + PIECE])
+        if array.dtype != self.dtype:
+            common = common_type([self.dtype, array.dtype]).newbyteorder("<")
+            if common != self.dtype:
+                self._widen(common)
+        self._write(array)
         self.rows += len(array)
+
+    def _write(self, array: np.ndarray) -> None:
+        """Write rows in the type of the column at the end of the file."""
+        if not array.size:  # a view of no bytes cannot be cast
+            return
+        assert self.dtype is not None
+        rows = exactly(array, self.dtype, self._name, "the data")
+        content = np.ascontiguousarray(rows).data.cast("B")
+        for start in range(0, len(content), PIECE):
+            self._file.write(content[start : start + PIECE])
+
+    def _widen(self, dtype: np.dtype) -> None:
+        """Write what is there again in a wider type. That is rare: files state their types."""
+        narrow = self.path.with_suffix(".narrow")
+        os.rename(self.path, narrow)  # the open file goes with it
+        self._file.close()
+        shape = (self.rows, *self.row_shape)
+        former = np.empty(shape, self.dtype)
+        if former.size:  # no file of no bytes can be mapped
+            former = np.memmap(narrow, former.dtype, "r", HEADER, shape)
+        self.dtype = dtype
+        self._open()
+        for start in range(0, self.rows, BLOCK):
+            self._write(former[start : start + BLOCK])
+        narrow.unlink()
+
+    @property
+    def _name(self) -> str:
+        """The column, for errors."""
+        return self.path.stem.partition(".")[2] or self.path.stem
 
     def close(self) -> ColumnEntry:
         """Finish the file; returns its entry for dataset.json.

@@ -36,6 +36,7 @@ from weaver.prepared.derive import derive_params
 from weaver.read import files as data_files
 from weaver.read.ahead import in_threads
 from weaver.read.files import DamagedFile, DataFile, Load, Skipped, Step
+from weaver.read.jagged import common_type
 from weaver.read.opening import REMEDY, TREE_REMEDY
 
 Report = Callable[[str], None]
@@ -98,6 +99,7 @@ class Decoding:
             files.append(
                 {
                     "uri": file.entry.uri,
+                    "written": file.entry.written,
                     "size": file.entry.size,
                     "tag": file.entry.tag,
                     "tree": file.tree,
@@ -112,8 +114,18 @@ class Decoding:
             "skipped": [dataclasses.asdict(skipped) for skipped in self.skipped],
             **config.derived,
             "files": files,
+            "types": self.types,
             **contents,
         }
+
+    @property
+    def types(self) -> dict[str, str]:
+        """Branch -> the common type of its numbers in all files."""
+        types: dict[str, set[np.dtype]] = {}
+        for file in self.files:
+            for name, dtype in file.types.items():
+                types.setdefault(self.plan.branches[name], set()).add(dtype.newbyteorder("="))
+        return {branch: common_type(listed).str for branch, listed in types.items()}
 
     @property
     def num_read(self) -> int:

@@ -20,6 +20,9 @@ from weaver.read.files import DataFile, Step
 Steps = Callable[[DataFile, Plan, int], Iterator[Step]]
 """(file, plan, entry to stop at) -> the file's columns, step by step."""
 
+Parts = list[tuple[np.dtype, int]]
+"""Types of the values in a file, and how many have each, in order."""
+
 
 def derive_params(files: list[DataFile], config: DataConfig, steps: Steps) -> dict[str, Parameters]:
     """The parameters of all input variables, with the missing ones derived from the files.
@@ -41,7 +44,7 @@ def derive_params(files: list[DataFile], config: DataConfig, steps: Steps) -> di
             if name.endswith("_mask"):
                 params[name]["center"] = None
                 continue
-            values = np.fromfile(paths[name], types[name])
+            values = _read(paths[name], types[name])
             center, scale = _center_and_scale(values, name, config)
             params[name]["center"] = center
             params[name]["scale"] = scale
@@ -50,28 +53,37 @@ def derive_params(files: list[DataFile], config: DataConfig, steps: Steps) -> di
 
 def _collect(
     files: list[DataFile], config: DataConfig, paths: Mapping[str, Path], steps: Steps
-) -> dict[str, np.dtype]:
+) -> dict[str, Parts]:
     """Write the flat values of each variable to its file; returns their types."""
     plan = config.plan_for(paths)
     fraction = config.preprocess["data_fraction"]
     stops = [max(math.trunc(fraction * file.num_entries), 1) for file in files]
-    types: dict[str, np.dtype] = {}
+    types: dict[str, Parts] = {}
     with Progress("deriving the standardisation", total=sum(stops), unit="jets") as progress:
         for file, stop in zip(files, stops, strict=True):
             for columns, count in steps(file, plan, stop):
                 selected, passed = transform.select(columns, plan)
                 for name, path in paths.items() if passed else ():
                     values, _ = transform.flatten(selected[name], name, config.source)
-                    # of the first step: numpy reads a file of values as one type
-                    dtype = types.setdefault(name, values.dtype)
+                    parts = types.setdefault(name, [])
+                    if not parts or parts[-1][0] != values.dtype:
+                        parts.append((values.dtype, 0))
+                    parts[-1] = (values.dtype, parts[-1][1] + len(values))
                     with open(path, "ab") as values_file:
-                        values.astype(dtype, copy=False).tofile(values_file)
+                        values.tofile(values_file)
                 progress.advance(count)
     if not types and paths:
         raise InputError(
             f"{config.source}: no jet in the first {fraction:.0%} of the files passes the selection"
         )
     return types
+
+
+def _read(path: Path, parts: Parts) -> np.ndarray:
+    """The values (n,) in a file, in the common type of its parts."""
+    with open(path, "rb") as file:
+        arrays = [np.fromfile(file, dtype, count) for dtype, count in parts]
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
 
 def _center_and_scale(values: np.ndarray, name: str, config: DataConfig) -> tuple[float, float]:

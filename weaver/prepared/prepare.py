@@ -43,6 +43,9 @@ from weaver.prepared.columns import (
 from weaver.prepared.decoding import Decoding, Report
 from weaver.read import files as data_files
 
+# raise it when the same files decode to other numbers; data that were prepared before are then made
+# anew, while those of a finished run can still be read
+DECODED = 2
 OBJECTS = 50_000  # made between two garbage collections: an opened file has some ten thousand
 
 
@@ -179,7 +182,10 @@ def _key(
         del derived["preprocess_params"]
     if role != "validation":
         del derived["reweight_hists"]
-    meaning = [FORMAT, storage.fingerprint(entries), config.digest(), role, derived]
+    files = storage.fingerprint(entries)
+    meaning: list[object] = [FORMAT, DECODED, files, config.digest(), role, derived]
+    if config.options.get("file_magic"):  # which looks at the paths as they were written
+        meaning.append([entry.written for entry in entries])
     if skip_bad_files:
         meaning.append("skip")
     if part != data_files.WHOLE:

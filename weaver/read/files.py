@@ -29,7 +29,7 @@ from common.storage import Entry
 from weaver.config.data_config import TRAINING_FLAG, DataConfig
 from weaver.config.plan import Plan
 from weaver.read import hdf5, jagged, parquet
-from weaver.read.jagged import Columns
+from weaver.read.jagged import Columns, common_type
 from weaver.read.opening import (
     REMEDY,
     DamagedFile,
@@ -89,6 +89,10 @@ class DataFile:
     """Column names of the plan that the file has a branch for."""
     bytes_per_entry: float
     """Uncompressed bytes of those branches for one jet."""
+    types: Mapping[str, np.dtype] = dataclasses.field(default_factory=dict)
+    """Column name -> type of its numbers in this file, where that is known before it is decoded."""
+    casts: Mapping[str, np.dtype] = dataclasses.field(default_factory=dict)
+    """Column name -> type that it gets, where the column has other types in other files."""
     baskets: root_tree.Tree | None = dataclasses.field(default=None, repr=False, compare=False)
     """Where the branches' baskets lie, where they are simple enough to be read without uproot."""
     part: Part = WHOLE
@@ -157,7 +161,8 @@ def find(patterns: str | Iterable[str]) -> list[Entry]:
             kind = "parquet" if part.endswith(parquet.SUFFIX) else "ROOT"
             raise InputError(f"no {kind} file matches '{part}'{_folder_contents(part)}")
         for entry in matches:
-            entries[entry.uri] = entry
+            written = _as_written(part, entry.uri)
+            entries.setdefault(entry.uri, dataclasses.replace(entry, written=written))
     for uri in entries:
         if uri.endswith(NOT_READ):
             raise InputError(
@@ -165,6 +170,16 @@ def find(patterns: str | Iterable[str]) -> list[Entry]:
                 " write the jets as ROOT or parquet"
             )
     return list(entries.values())
+
+
+def _as_written(pattern: str, uri: str) -> str:
+    """The address of a file that matches a pattern, relative where the pattern is relative."""
+    if storage.is_s3(pattern):
+        return uri
+    # the folders before the first wildcard
+    head = re.split(r"[*?\[]", pattern)[0]
+    head = head[: head.rfind("/") + 1]
+    return head + uri.removeprefix(storage.absolute(head)).lstrip("/")
 
 
 def _folder_contents(pattern: str) -> str:
@@ -236,6 +251,7 @@ def check(
     if not files:
         raise damaged[0][1]
 
+    files = _with_common_types(files, config)
     num_jets = sum(file.num_entries for file in files)
     if not num_jets:
         others = f" nor in {len(files) - 1} other files" if files[1:] else ""
@@ -248,6 +264,25 @@ def check(
         jets = round(jets_per_byte * (error.whole_size or entry.size))
         skipped.append(Skipped(uri=entry.uri, reason=str(error), jets=jets, exact=False))
     return Checked(files=files, plan=plan, skipped=skipped)
+
+
+def _with_common_types(files: list[DataFile], config: DataConfig) -> list[DataFile]:
+    """The same files, with casts for the columns whose types differ from file to file."""
+    seen: dict[str, set[np.dtype]] = {}
+    stated: list[dict[str, np.dtype]] = []
+    for file in files:
+        supplied = _supplied(file, config, False)
+        types = {name: np.asarray(value).dtype for name, value in supplied.items()}
+        types |= {name: dtype.newbyteorder("=") for name, dtype in file.types.items()}
+        stated.append(types)
+        for name, dtype in types.items():
+            seen.setdefault(name, set()).add(dtype)
+    common = {name: common_type(types) for name, types in seen.items() if len(types) > 1}
+    result = []
+    for file, types in zip(files, stated, strict=True):
+        casts = {name: dtype for name, dtype in common.items() if types.get(name) != dtype}
+        result.append(dataclasses.replace(file, casts=casts))
+    return result
 
 
 def _together(refusals: list[InputError], count: int) -> InputError:
@@ -302,6 +337,7 @@ def inspect(entry: Entry, config: DataConfig, plan: Plan) -> DataFile:
             num_entries=simple.num_entries,
             columns=frozenset(plan.branches),
             bytes_per_entry=size / simple.num_entries,
+            types={name: simple.branches[b].dtype for name, b in plan.branches.items()},
             baskets=simple,
         )
     with open_file(entry.uri) as file:
@@ -309,21 +345,44 @@ def inspect(entry: Entry, config: DataConfig, plan: Plan) -> DataFile:
         tree = file[path]
         if is_ntuple(tree):
             return _ntuple(entry, path, tree, plan)
-        names = set(tree.keys(recursive=True, full_paths=False))
+        branches = first_branches(tree)
         columns = set()
+        types = {}
         size = 0
         for name, branch in plan.branches.items():
-            if branch in names:
-                _check_branch(entry, tree[branch])
+            if branch in branches:
+                _check_branch(entry, branches[branch])
                 columns.add(name)
-                size += tree[branch].uncompressed_bytes
+                size += branches[branch].uncompressed_bytes
+                if (dtype := _number_type(branches[branch].interpretation)) is not None:
+                    types[name] = dtype
         return DataFile(
             entry=entry,
             tree=path,
             num_entries=tree.num_entries,
             columns=frozenset(columns),
             bytes_per_entry=size / max(tree.num_entries, 1),
+            types=types,
         )
+
+
+def first_branches(tree: Any) -> dict[str, Any]:
+    """Name -> branch of a tree of uproot's; of several branches of one name the first one.
+
+    A branch comes before those within it.
+    """
+    branches: dict[str, Any] = {}
+    for branch in tree.itervalues(recursive=True):
+        branches.setdefault(branch.name, branch)
+    return branches
+
+
+def _number_type(interpretation: Any) -> np.dtype | None:
+    """The type of a branch's numbers, of uproot's interpretation; None for other forms."""
+    content = getattr(interpretation, "content", interpretation)
+    of_vector = getattr(getattr(content, "model", None), "values", None)
+    dtype = getattr(content, "to_dtype", of_vector)
+    return dtype if isinstance(dtype, np.dtype) and dtype.kind in "biuf" else None
 
 
 def _simple_tree(entry: Entry, config: DataConfig, plan: Plan) -> root_tree.Tree | None:
@@ -408,6 +467,7 @@ def _inspect_hdf5(entry: Entry, plan: Plan) -> DataFile:
             num_entries=count,
             columns=frozenset(columns),
             bytes_per_entry=hdf5.uncompressed_bytes(file, columns.values()) / max(count, 1),
+            types={name: getattr(file.root, branch).dtype for name, branch in columns.items()},
         )
 
 
@@ -423,12 +483,17 @@ def _inspect_parquet(entry: Entry, plan: Plan) -> DataFile:
                 raise InputError(f"{entry.uri}: column '{branch}' is not readable: {kind}")
         count = file.metadata.num_rows
         size = parquet.uncompressed_bytes(file, columns.values())
+        types = {}
+        for name, branch in columns.items():
+            if (dtype := parquet.number_type(file, branch)) is not None:
+                types[name] = dtype
         return DataFile(
             entry=entry,
             tree="",
             num_entries=count,
             columns=frozenset(columns),
             bytes_per_entry=size / max(count, 1),
+            types=types,
         )
 
 
@@ -474,8 +539,9 @@ def read(
         if is_ntuple(tree):
             steps = _ntuple_steps(tree, branches, rows, start, stop)
         else:
+            chosen = _chosen(tree, branches)
             steps = tree.iterate(
-                filter_branch=lambda branch: branch.name in branches,
+                filter_branch=lambda branch: branch in chosen,
                 step_size=rows,
                 entry_start=start,
                 entry_stop=stop,
@@ -500,6 +566,11 @@ def _ntuple_steps(
             filter_name=is_wanted, entry_start=start, entry_stop=min(start + rows, end)
         )
         yield {name: arrays[name] for name in fields}
+
+
+def _chosen(tree: Any, names: set[str]) -> list[Any]:
+    """The branches of these names of a tree of uproot's."""
+    return [branch for name, branch in first_branches(tree).items() if name in names]
 
 
 def loads(
@@ -550,9 +621,10 @@ def _supplied(file: DataFile, config: DataConfig, training_set: bool) -> dict[st
     supplied: dict[str, float] = {TRAINING_FLAG: training_set}
     for name, values in (config.options.get("file_magic") or {}).items():
         supplied[name] = 0
-        # the first pattern that occurs in the address
+        # the first pattern that occurs in the path, which is the one that the user wrote: what
+        # folders lie above it says nothing of the sample
         for pattern, value in values.items():
-            if re.search(pattern, file.entry.uri):
+            if re.search(pattern, file.entry.written or file.entry.uri):
                 supplied[name] = value
                 break
     return supplied
@@ -576,8 +648,10 @@ def _load(
             )
     except Exception:  # uproot may know better, or says what is wrong
         with open_file(file.entry.uri) as opened:
-            steps = opened[file.tree].iterate(
-                filter_branch=lambda branch: branch.name in names,
+            tree = opened[file.tree]
+            chosen = _chosen(tree, names)
+            steps = tree.iterate(
+                filter_branch=lambda branch: branch in chosen,
                 step_size=stop,
                 entry_start=start,
                 entry_stop=stop,
@@ -600,6 +674,9 @@ def _named(
         columns = {name: arrays[branch] for name, branch in plan.branches.items()}
         for name, value in supplied.items():
             columns[name] = np.full(count, value)
+        for name, dtype in file.casts.items():
+            if name in columns:
+                columns[name] = jagged.converted(columns[name], dtype, name, file.entry.uri)
         yield columns, count
 
 

@@ -207,6 +207,50 @@ def _dense(layout: Any, *, in_lists: bool = False) -> Any:
     return layout
 
 
+def common_type(types: Iterable[np.dtype]) -> np.dtype:
+    """The type that holds the numbers of all these types, as numpy promotes them.
+
+    Signed and unsigned numbers of 64 bits have none in numpy but float64, which rounds; they get
+    int64, and `exactly` refuses what is beyond it.
+    """
+    listed = list(types)
+    common = np.result_type(*listed)
+    if common.kind == "f" and all(dtype.kind in "biu" for dtype in listed):
+        return np.dtype(np.int64)
+    return common
+
+
+def exactly(numbers: np.ndarray, dtype: np.dtype, name: str, where: str) -> np.ndarray:
+    """Numbers in the common type of their column. `where`: the file, for the error.
+
+    Raises InputError for whole numbers of 64 bits that the type cannot hold.
+    """
+    is_large = numbers.dtype.kind in "iu" and numbers.dtype.itemsize == 8
+    if is_large and dtype != numbers.dtype and len(numbers):
+        most = 2**53 if dtype.kind == "f" else int(np.iinfo(dtype).max)
+        least, largest = int(numbers.min()), int(numbers.max())
+        if largest > most or least < -most:
+            raise InputError(
+                f"{where}: '{name}' is {numbers.dtype} and holds {max(largest, -least):,}, which"
+                f" {dtype}, the common type of all files, cannot hold; write '{name}' with one"
+                " type into all files"
+            )
+    return numbers.astype(dtype, copy=False)
+
+
+def converted(values: Column, dtype: np.dtype, name: str, where: str) -> Column:
+    """A column with its numbers in another type, exactly. `where`: the file, for the error."""
+    values = plain(values)
+    if isinstance(values, np.ndarray):
+        return exactly(values, dtype, name, where)
+    if isinstance(values, Jagged):
+        content = exactly(values.content, dtype, name, where)
+        return Jagged(content, values.lists.compact(), optional=values.optional)
+    import awkward as ak
+
+    return ak.values_astype(values, dtype)
+
+
 def to_awkward(values: Column) -> Any:
     """A column as awkward array."""
     import awkward as ak

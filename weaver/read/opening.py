@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -149,14 +150,20 @@ def find_tree(uri: str, file: Any, treename: str | None) -> str:
 def choose_tree(uri: str, keys: Sequence[str], treename: str | None) -> str:
     """Of the paths with cycles of all trees: the newest cycle of the named tree, or the only one.
 
-    Raises DamagedFile where there is no such tree, InputError where one has to be named.
+    A file holds cycles as signed numbers of 16 bits: 32768 is stored as -32768. The paths have the
+    stored numbers, a treename may have either. Raises DamagedFile where there is no
+    such tree, InputError where one has to be named.
     """
-    newest: dict[str, int] = {}
+    newest: dict[str, int] = {}  # path -> its newest cycle as ROOT counts them
+    stored: dict[tuple[str, int], str] = {}
     for key in keys:
-        path, _, cycle = key.rpartition(";")
-        newest[path] = max(newest.get(path, 0), int(cycle))
-    if treename is not None and treename in keys:  # with its cycle
-        return treename
+        path, cycle = _cycle(key)
+        newest[path] = max(newest.get(path, 0), cycle)
+        stored[path, cycle] = key
+    if treename is not None and re.search(r";-?\d+$", treename):
+        with_cycle = _cycle(treename)
+        if with_cycle in stored:
+            return stored[with_cycle]
     if not newest:
         raise DamagedFile(f"{uri} holds no tree; {REMEDY}")
     if treename is None:
@@ -168,4 +175,10 @@ def choose_tree(uri: str, keys: Sequence[str], treename: str | None) -> str:
         treename = next(iter(newest))
     if treename not in newest:
         raise DamagedFile(f"{uri}: {unknown('tree', treename, newest)}; {TREE_REMEDY}")
-    return f"{treename};{newest[treename]}"
+    return stored[treename, newest[treename]]
+
+
+def _cycle(key: str) -> tuple[str, int]:
+    """The path and the cycle, as ROOT counts it, of a path with the cycle as it is stored."""
+    path, _, cycle = key.rpartition(";")
+    return path, int(cycle) % 2**16

@@ -74,6 +74,19 @@ def _is_readable(kind: Any) -> bool:
     return kinds.is_integer(kind) or kinds.is_floating(kind) or kinds.is_boolean(kind)
 
 
+def number_type(file: Any, name: str) -> Any:
+    """The numpy type of a column's numbers, also of those in lists; None for other forms."""
+    import numpy as np
+    import pyarrow.types as kinds
+
+    kind = file.schema_arrow.field(name).type
+    while hasattr(kind, "value_type"):  # a list, or a dictionary of values
+        kind = kind.value_type
+    if not (kinds.is_integer(kind) or kinds.is_floating(kind) or kinds.is_boolean(kind)):
+        return None
+    return np.dtype(kind.to_pandas_dtype())
+
+
 def uncompressed_bytes(file: Any, columns: Iterable[str]) -> int:
     """Of these columns in the whole file."""
     names = set(columns)

@@ -13,6 +13,8 @@ from weaver.fit.checkpoint import (
     TrialFolder,
     command_digest,
     read_tensors,
+    state_uri,
+    without_wrappers,
     write_tensors,
 )
 
@@ -124,3 +126,39 @@ def test_results_follow_from_the_progress(tmp_path):
     }
     assert json.loads((tmp_path / "history.json").read_text()) == [record]
     assert (tmp_path / "metrics.log").read_text() == "2026-01-01T00:00:00.000Z AvgLoss=0.25\n"
+
+
+NAMES = ["fc.weight", "module.bias"]
+
+
+@pytest.mark.parametrize(
+    ("stored", "noted"),
+    [
+        (["fc.weight", "module.bias"], False),
+        (["module.fc.weight", "module.module.bias"], True),
+        (["_orig_mod.fc.weight", "_orig_mod.module.bias"], True),
+        (["module._orig_mod.fc.weight", "_orig_mod.module.module.bias"], True),
+        (["fc._orig_mod.weight", "module._orig_mod.bias"], True),
+        (["other.weight", "module.other"], False),
+    ],
+)
+def test_names_of_wrappers_are_taken_off_where_the_network_has_none(stored, noted, capsys):
+    weights = {name: torch.tensor(float(number)) for number, name in enumerate(stored)}
+    bare = without_wrappers(weights, dict.fromkeys(NAMES).keys(), "net.pt")
+    assert list(bare) == (NAMES if noted else stored)
+    assert [float(value) for value in bare.values()] == [0, 1]
+    assert ("note: net.pt" in capsys.readouterr().err) == noted
+
+
+@pytest.mark.parametrize(
+    ("prefix", "best"),
+    [
+        ("/runs/trials/a/", "/runs/trials/a/_best_epoch_state.pt"),
+        ("/models/net", "/models/net_best_epoch_state.pt"),
+        ("s3://jec/trials/a/", "s3://jec/trials/a/_best_epoch_state.pt"),
+    ],
+)
+def test_states_have_the_names_of_weaver_core(prefix, best):
+    """f"{model_prefix}_best_epoch_state.pt" in weaver-core 0.5.3."""
+    assert state_uri(prefix) == best
+    assert state_uri(prefix, 3) == best.replace("_best_epoch", "_epoch-3")

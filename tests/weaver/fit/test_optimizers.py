@@ -69,6 +69,36 @@ def test_lookahead_goes_back_part_of_the_way_every_k_steps():
     assert path == [9.0, 9.5, 8.5, 9.0]
 
 
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, [0.789922, -0.5456415, 0.171576, 1.2586128]),
+        ({"weight_decay": 0.3}, [0.6946285, -0.4839862, 0.1683761, 1.1071765]),
+        (
+            {"weight_decay": 0.3, "lr_mult": (".*weight", 2.0)},
+            [0.7748197, -0.5422329, 0.190647, 1.0801834],
+        ),
+    ],
+    ids=["plain", "decayed", "with multiplied rates"],
+)
+def test_ranger_goes_to_the_weights_of_weaver_core(options, expected):
+    """Those of 15 steps of weaver-core 0.5.3 (its init_opt) on the same network and jets."""
+    model = torch.nn.Sequential(torch.nn.Linear(2, 1))
+    model.scale = torch.nn.Parameter(torch.tensor(1.0))  # decays, although it has no axis
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[0.5, -0.25]]))
+        model[0].bias.fill_(0.125)
+    x = torch.tensor([[0.0, 1.0], [1.0, 0.5], [-1.0, 2.0], [0.5, -0.5]])
+    y = 2 * x[:, :1] - x[:, 1:] + 0.5
+    optimizer = make_optimizer("ranger", model, 0.05, options)
+    for _ in range(15):
+        optimizer.zero_grad()
+        (model.scale * model(x) - y).square().mean().backward()
+        optimizer.step()
+    weights = [*model[0].weight.flatten().tolist(), model[0].bias.item(), model.scale.item()]
+    assert weights == pytest.approx(expected, abs=1e-6)
+
+
 def test_ranger_is_lookahead_over_radam():
     optimizer = make_optimizer("ranger", network(), 1e-3, {"k": 5, "betas": (0.9, 0.99)})
     assert isinstance(optimizer, Lookahead)

@@ -173,14 +173,13 @@ def test_flags_that_need_nothing_say_why_and_change_nothing(capsys):
         "--fetch-step=0.5",
         "--num-workers",
         "3",
-        "--auto-clean",
         "--no-remake-weights",
         "--no-demo",
     ]
     assert parse([*NEEDED, "--regression-mode", *words]) == parse([*NEEDED, "--regression-mode"])
     said = capsys.readouterr().err
     assert "note: --num-workers has no effect: a thread makes batches ahead" in said
-    assert said.count("note: ") == 4
+    assert said.count("note: ") == 3
 
 
 def test_precision_is_what_amp_means_unless_told(capsys):
@@ -205,6 +204,23 @@ def test_steps_and_samples_set_the_length_of_an_epoch():
     )
     assert options.steps(7) == 10
     assert [options.fraction_val(jets) for jets in (100, 800)] == [0.5, 0.25]
+
+
+@pytest.mark.parametrize(
+    ("words", "share"),
+    [
+        ([], 1.0),
+        (["--data-fraction=0.25"], 0.25),
+        (["--data-fraction=0.25", "--data-fraction-val=1"], 1.0),
+        (["--data-fraction-val=0.5"], 0.5),
+        (["--data-fraction=0.25", "--steps-per-epoch-val=2", "--batch-size=10"], 0.2),
+    ],
+)
+def test_validation_takes_the_share_of_the_training_unless_it_has_its_own(words, share):
+    """As weaver-core 0.5.3: data_fraction where data_fraction_val is None."""
+    options = parse([*NEEDED, *words])
+    assert options.fraction_val(100) == share
+    assert options.settings()["data_fraction_val"] == options.share_val
 
 
 def test_precisions_are_those_of_the_pipeline_and_each_has_its_type():

@@ -56,7 +56,13 @@ def numbers(params):
 
 
 def weights(config, files, ranges, role):
-    table = _read_files(files, config.train_load_branches, ranges, treename=config.treename)
+    table = _read_files(
+        files,
+        config.train_load_branches,
+        ranges,
+        treename=config.treename,
+        file_magic=config.file_magic,
+    )
     table["aux_training_"] = role == "train"
     table = preprocess._apply_selection(table, config.selection, funcs=config.var_funcs)
     return preprocess._build_weights(

@@ -69,6 +69,7 @@ CASES = (
     Case("ak8_mass_regression", "cms", 120),
     Case("mixed_manual", "mixed", 60),
     Case("mixed_auto", "mixed", 60),
+    Case("changing_types", "changing", 40),
 )
 
 

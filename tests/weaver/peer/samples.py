@@ -15,6 +15,7 @@ import numpy as np
 import uproot
 
 Columns = dict[str, np.ndarray | ak.Array]
+TWICE = ("of_one_name", "of_two_name")  # the second gets the name of the first
 JETCLASS = ("QCD", "Hbb", "Hcc", "Hgg", "H4q", "Hqql", "Zqq", "Wqq", "Tbqq", "Tbl")
 PFCAND = (
     *(
@@ -244,12 +245,38 @@ def mixed(count: int, seed: int) -> Columns:
     }
 
 
+def changing(count: int, seed: int) -> Columns:
+    """Columns whose types differ from file to file, and two branches of one name."""
+    draw = Draw(count, seed)
+    is_first = seed % 100 == 1
+    n = draw.multiplicity(14, 40)
+    pf = {
+        "e": draw.particles(n, 0.25, 20, "f4" if is_first else "f8"),
+        "id": draw.particles(n, -300, 300, "i4" if is_first else "i8"),
+        "q": draw.particles(n, -1, 2, "i2" if is_first else "f4"),
+    }
+    event = draw.whole(0, 2**31 - 1, "i4") if is_first else draw.whole(2**33, 2**50, "i8")
+    columns: Columns = {
+        "pf": ak.zip(pf),
+        "event": event,
+        "u": draw.whole(0, 99, "u4" if is_first else "i4"),
+        "z": draw.whole(-9, 9, "i4") if is_first else draw.flat(-9, 9, "f4"),
+        "s": draw.whole(-9, 9, "i2") if is_first else draw.flat(-9, 9, "f4"),
+        "l": draw.flat(-9, 9, "f4") if is_first else draw.whole(-9, 9, "i8"),
+        "d": draw.flat(-3, 3, "f4" if is_first else "f8"),
+        "w": draw.whole(1, 5, "i4") if is_first else draw.flat(0.5, 2, "f8"),
+    }
+    # written under two names of equal length
+    return columns | {TWICE[0]: draw.flat(-1, 1), TWICE[1]: draw.whole(5, 9)}
+
+
 SCHEMAS: dict[str, tuple[Callable[[int, int], Columns], str]] = {
     "jetntuple": (jetntuple, "AK4jets/jetTree"),
     "jetclass": (jetclass, "tree"),
     "top": (top, "parquet"),
     "cms": (cms, "Events"),
     "mixed": (mixed, "tree"),
+    "changing": (changing, "tree"),
 }
 """Schema -> its columns and the path of the tree, or parquet."""
 
@@ -262,10 +289,14 @@ def write(folder: Path, schema: str, count: int) -> dict[str, list[str]]:
     for seed, path in enumerate(names.values(), start=1):
         columns = make(count, 100 * (list(SCHEMAS).index(schema) + 1) + seed)
         write_parquet(path, columns) if suffix == "parquet" else write_root(path, columns, tree)
+        if TWICE[1] in columns:
+            content = path.read_bytes().replace(TWICE[1].encode(), TWICE[0].encode())
+            path.write_bytes(content)
     return {
         "train": [str(names["a"]), str(names["b"])],
         "val": [str(names["c"])],
-        "test": [str(names["c"])],
+        # observers are compared in the test set only
+        "test": [str(names["a"]), str(names["c"])] if schema == "changing" else [str(names["c"])],
     }
 
 
@@ -278,7 +309,9 @@ def write_parquet(path: Path, columns: Columns) -> None:
 
 
 def write_root(path: Path, columns: Columns, tree: str) -> None:
-    with uproot.recreate(path) as file:
+    # names can be changed in a file that is not compressed
+    compression = None if TWICE[1] in columns else uproot.ZLIB(1)
+    with uproot.recreate(path, compression=compression) as file:
         written = file.mktree(
             tree,
             {

@@ -178,10 +178,7 @@ class ParticleNet(nn.Module):
             points, features, mask = trimmed(
                 points, features, mask, training=self.training, least=self.least
             )
-        if (short := self.least - mask.shape[-1]) > 0:
-            points = functional.pad(points, (0, short))
-            features = functional.pad(features, (0, short))
-            mask = functional.pad(mask, (0, short))
+        points, features, mask = _filled_up(points, features, mask, self.least)
         padding = ~mask
         points = points.masked_fill(padding, 0)  # whatever lies there, even NaN
         x = self.bn_fts(features).masked_fill(padding, 0) if self.use_fts_bn else features
@@ -280,6 +277,21 @@ class ParticleNetTagger(nn.Module):
             mask = dropout(mask.float()) != 0
             points = points * mask
         return points, conv(features * mask) * mask, mask
+
+
+def _filled_up(
+    points: torch.Tensor, features: torch.Tensor, mask: torch.Tensor, least: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Add padded places to shorter jets: (N, C, P) -> (N, C, max(P, least)), each of the three."""
+    short: int | torch.Tensor = least - mask.shape[-1]
+    if torch.onnx.is_in_onnx_export():
+        # A number in the graph, which has to hold for other lengths than the traced one; to
+        # compare it here would make a constant of it.
+        short = torch.as_tensor(short).clamp(min=0)
+    elif short <= 0:
+        return points, features, mask
+    pad = cast(list[int], (0, short))
+    return functional.pad(points, pad), functional.pad(features, pad), functional.pad(mask, pad)
 
 
 @torch.no_grad()

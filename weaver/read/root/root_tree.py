@@ -274,18 +274,27 @@ def _parse_tree(path: str, cursor: Cursor, names: set[str]) -> Tree:
     cursor.skip()  # features
     branches = {}
     for kind, place in cursor.objects():
-        if kind != "TBranch":
-            continue
         # only the name is read first: most branches are not needed
         ahead = Cursor(place.data, place.at, place.shift)
-        ahead.begin()
+        end = ahead.begin()[1]
+        if kind != "TBranch":
+            # objects, whose branches within may have any name
+            if any(_counted(name) in place.data[place.at : end] for name in names):
+                raise Unusual("a branch of objects")
+            continue
         name = ahead.object_name()
-        if name in names:
+        if name in names and name not in branches:  # of two of one name the first one counts
             branches[name] = _parse_branch(name, place, entries)
     missing = names - branches.keys()
     if missing:
         raise Unusual(f"no simple branch {sorted(missing)[0]}")
     return Tree(path=path, num_entries=entries, branches=branches)
+
+
+def _counted(text: str) -> bytes:
+    """A text as `Cursor.text` reads it."""
+    content = text.encode(errors="surrogateescape")
+    return bytes([len(content)]) + content if len(content) < 255 else content
 
 
 def _parse_branch(name: str, cursor: Cursor, entries: int) -> Branch:

@@ -1,0 +1,174 @@
+"""Which tree, which branch and which path of a file count, with both readers.
+
+The first of two branches of one name, and paths as they were written, are what weaver-core 0.5.3
+takes.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+
+import awkward as ak
+import numpy as np
+import pytest
+import uproot
+
+from common.errors import InputError
+from weaver.config.data_config import DataConfig
+from weaver.feed.dataset import Dataset
+from weaver.prepared.prepare import prepare
+from weaver.read import files as data_files
+from weaver.read.opening import choose_tree
+
+
+@pytest.fixture(params=["own", "uproot"])
+def reader(request, monkeypatch) -> str:
+    """With the reader of simple trees, and with uproot alone, as from S3."""
+    if request.param == "uproot":
+        monkeypatch.setattr(data_files, "_simple_tree", lambda *_: None)
+    return request.param
+
+
+def observed(patterns, folder, name: str = "x", **options) -> np.ndarray:
+    """An observer of all jets of the files."""
+    config = DataConfig.from_options(
+        {
+            "treename": "jets",
+            "inputs": {"g": {"length": None, "vars": [["y", None], ["y_", None]]}},
+            "new_variables": {"y_": "y + 0"},
+            "labels": {"type": "custom", "value": {"t": "y"}},
+            "observers": [name],
+            **options,
+        },
+        "files.yaml",
+    )
+    ref = prepare(
+        patterns, config, str(folder / "out"), for_training=False, report=lambda line: None
+    )
+    return np.asarray(Dataset.open(ref.uri, config).observers()[name])
+
+
+def write_tree(path, **columns) -> None:
+    """An uncompressed file, so that names can be changed in it."""
+    count = len(next(iter(columns.values())))
+    columns = {"y": np.zeros(count, "f4"), **columns}
+    types = {}
+    for name, values in columns.items():
+        types[name] = values.type.content if isinstance(values, ak.Array) else values.dtype
+    with uproot.recreate(path, compression=None) as file:
+        file.mktree("jets", types).extend(columns)
+
+
+def rename(path, old: bytes, new: bytes) -> None:
+    """Give a branch another name of the same length."""
+    path.write_bytes(path.read_bytes().replace(old, new))
+
+
+@pytest.mark.parametrize("kind", ["i4", "f8", "u8"], ids=["same type", "wider", "unsigned"])
+def test_the_first_of_two_branches_of_one_name_counts(tmp_path, reader, kind):
+    path = tmp_path / "a.root"
+    write_tree(path, x_first=np.full(6, 1, "i4"), x_other=np.full(6, 2, kind))
+    rename(path, b"x_other", b"x_first")
+    x = observed(str(path), tmp_path, "x_first")
+    assert (x.tolist(), x.dtype) == ([1] * 6, np.int32)
+
+
+def test_the_first_of_two_lists_of_one_name_counts(tmp_path, reader):
+    path = tmp_path / "a.root"
+    lists = ak.Array([[1, 2], [], [3]])
+    write_tree(path, x_first=lists, x_other=10 * lists)
+    rename(path, b"x_other", b"x_first")
+    total = observed(
+        str(path), tmp_path, "total", new_variables={"y_": "y", "total": "ak.sum(x_first, axis=1)"}
+    )
+    assert total.tolist() == [3, 0, 3]
+
+
+def set_cycle(path, number: int, cycle: int) -> None:
+    """Give the tree of one cycle another one, stored in 16 bits, wherever a key has it."""
+    content = bytearray(path.read_bytes())
+    word = b"\x05TTree\x04jets"
+    at = content.find(word)
+    while at >= 0:
+        for address in (4, 8):  # bytes of the two addresses in front of the class
+            start = at - 2 * address - 18
+            version, _, _, _, stored = struct.unpack_from(">hiIhh", content, start + 4)
+            if (version > 1000) == (address == 8) and stored == number:
+                struct.pack_into(">H", content, start + 16, cycle)
+        at = content.find(word, at + 1)
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("cycles", "newest"),
+    [
+        ((32767, 32768), 2),
+        ((32768, 32767), 1),
+        ((40000, 65535), 2),
+        ((1, 32768), 2),
+        ((1, 2), 2),
+        ((32768,), 1),
+        ((65535,), 1),
+    ],
+    ids=str,
+)
+def test_the_newest_cycle_counts_also_beyond_32767(tmp_path, reader, cycles, newest):
+    path = tmp_path / "a.root"
+    write_tree(path, x=np.full(3, 1, "i4"))
+    if len(cycles) > 1:
+        with uproot.update(path) as file:
+            columns = {"y": np.zeros(4, "f4"), "x": np.full(4, 2, "i4")}
+            file.mktree("jets", {name: v.dtype for name, v in columns.items()}).extend(columns)
+    for number in range(len(cycles), 0, -1):
+        set_cycle(path, number, cycles[number - 1])
+    assert observed(str(path), tmp_path).tolist() == [newest] * {1: 3, 2: 4}[newest]
+
+
+def test_a_cycle_may_be_named_as_root_counts_it_or_as_it_is_stored():
+    keys = ["jets;32767", "jets;-32768", "dir/jets;1"]
+    assert choose_tree("a.root", keys, "jets") == "jets;-32768"
+    assert choose_tree("a.root", keys, "jets;32768") == "jets;-32768"
+    assert choose_tree("a.root", keys, "jets;-32768") == "jets;-32768"
+    assert choose_tree("a.root", keys, "jets;32767") == "jets;32767"
+    with pytest.raises(InputError, match=r"jets;5"):
+        choose_tree("a.root", keys, "jets;5")
+
+
+MAGIC = {"proc": {"QCD": 1, "TT": 2}}
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("*.root", [1, 2]),
+        ("./*.root", [1, 2]),
+        ("QCD_1.root TT_1.root", [1, 2]),
+        ("sample:*.root", [1, 2]),
+        ("../QCD_study/*.root", [1, 1]),
+        ("{here}/*.root", [1, 1]),
+        ("{here}", [1, 1]),
+        ("../QCD_*/TT*.root", [1]),
+        (".", [1, 2]),
+    ],
+)
+def test_file_magic_sees_the_path_as_it_was_written(tmp_path, monkeypatch, pattern, expected):
+    here = tmp_path / "QCD_study"
+    here.mkdir()
+    for name in ("QCD_1.root", "TT_1.root"):
+        write_tree(here / name, x=np.zeros(3, "i4"))
+    monkeypatch.chdir(here)
+    values = observed(pattern.format(here=here), tmp_path / "elsewhere", "proc", file_magic=MAGIC)
+    assert values.tolist() == np.repeat(expected, 3).tolist()
+
+
+def test_data_are_prepared_anew_where_file_magic_sees_another_path(tmp_path, monkeypatch):
+    here = tmp_path / "QCD_study"
+    here.mkdir()
+    write_tree(here / "TT_1.root", x=np.zeros(3, "i4"))
+    monkeypatch.chdir(here)
+    out = tmp_path / "elsewhere"
+    assert set(observed("*.root", out, "proc", file_magic=MAGIC)) == {2}
+    assert set(observed(f"{here}/*.root", out, "proc", file_magic=MAGIC)) == {1}
+    assert set(observed("*.root", out, "proc", file_magic=MAGIC)) == {2}
+    assert len(os.listdir(out / "out" / "cache")) == 2
