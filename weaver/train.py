@@ -282,16 +282,16 @@ def _marked(
 
 def _finished(options: TrainOptions, folder: TrialFolder, configuration: Settings) -> bool:
     """Whether the trial has seen its last epoch; its results are then written again."""
-    from weaver.fit.fit import check_load_epoch, has_ended, write_results
+    from weaver.fit.fit import has_ended, write_results
 
     checkpoint = folder.load(configuration)
     description = folder.path("options.json")
     if checkpoint is None or not storage.exists(description):
         return False
     progressed = checkpoint[1]
-    if not has_ended(options, progressed):
+    goes_back = options.load_epoch is not None and progressed.epoch != options.load_epoch + 1
+    if goes_back or not has_ended(options, progressed):
         return False
-    check_load_epoch(options, progressed, folder.uri)
     if _is_first_rank():
         # a new pod has an empty metrics file, which Katib would take for a failed trial
         write_results(folder, options, progressed, storage.read_json(description))

@@ -259,6 +259,26 @@ def test_more_epochs_on_resume(place):
     assert [record["epoch"] for record in history(place / "trial")] == [0, 1, 2]
 
 
+def test_load_epoch_goes_on_after_any_kept_epoch(place, capsys):
+    """With its weights, as weaver-core's --load-epoch; also with those that weaver-core kept."""
+    made = [*words(place, *DATA, "--regression-mode"), "--num-epochs=3"]
+    assert main(made) == 0
+    before = history(place / "trial")
+    assert main([*made, "--load-epoch=0"]) == 0
+    assert "going on after epoch 0 with" in capsys.readouterr().err
+    after = history(place / "trial")
+    assert [record["epoch"] for record in after] == [0, 1, 2]
+    assert after[0] == before[0]
+    best = torch.load(place / "trial/best.pt", weights_only=True)
+    losses = [record["metrics"]["AvgLoss"] for record in after]
+    assert best["epoch"] == int(np.argmin(losses))
+
+    (place / "other_epoch-1_state.pt").write_bytes((place / "trial_epoch-1_state.pt").read_bytes())
+    of_other = [*words(place, *DATA, "--regression-mode", prefix="other"), "--num-epochs=3"]
+    assert main([*of_other, "--load-epoch=1"]) == 0
+    assert [record["epoch"] for record in history(place / "other")] == [2]
+
+
 def test_outputs_without_a_folder_go_beside_the_model(place):
     """weaver-core: predict_output/ beside the model prefix, and the ONNX file beside the model."""
     given = ["--data-test=val.root", "--predict-output=p.root", "--regression-mode"]

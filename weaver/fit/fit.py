@@ -20,6 +20,7 @@ from typing import Any, cast
 
 import torch
 
+from common import storage
 from common.errors import InputError, InterruptedRun, TrainingError
 from common.progress import Progress
 from weaver.feed.dataset import Batch
@@ -31,6 +32,8 @@ from weaver.fit.checkpoint import (
     State,
     TrialFolder,
     load_weights,
+    read_weights,
+    state_uri,
     write_states,
 )
 from weaver.fit.distributed import World, explained
@@ -407,10 +410,58 @@ class Fit:
                 f"the ranks found different checkpoints in {self.folder.uri}; --model-prefix must"
                 " be a place that all share"
             )
-        check_load_epoch(self.options, self.progressed, self.folder.uri)
+        epoch = self.options.load_epoch
+        if epoch is not None and self.progressed.epoch != epoch + 1:
+            self._go_on_after(epoch)
         if self.world.is_main:
             print(f"precision: {self.objective.precision}", file=sys.stderr, flush=True)
             write_results(self.folder, self.options, self.progressed, self.description)
+
+    def _go_on_after(self, epoch: int) -> None:
+        """Go on with the weights that an epoch left, here or in weaver-core, and a new optimizer.
+
+        Raises InputError where they are not kept.
+        """
+        uri = state_uri(self.options.model_prefix, epoch)
+        if not storage.exists(uri):
+            last = self.progressed.epoch - 1
+            held = f"is after epoch {last}" if last >= 0 else "does not exist"
+            raise InputError(
+                f"--load-epoch {epoch}: there is no {uri}, and the checkpoint in {self.folder.uri}"
+                f" {held}; leave --load-epoch out to go on from there"
+            )
+        weights = read_weights(uri)
+        load_weights(self.network, weights, uri)
+        if self.average:
+            load_weights(self.average.network, weights, uri)
+        options = self.options
+        self.optimizer = make_optimizer(
+            options.optimizer, self.network, options.start_lr, optimizer_options(options)
+        )
+        history = [record for record in self.progressed.history if record["epoch"] <= epoch]
+        self.progressed = Progressed()
+        for record in history:
+            if self._is_best(record["metrics"]):
+                self.progressed.best_epoch = record["epoch"]
+                self.progressed.best_metric = record["metrics"]["AvgLoss"]
+            self.progressed.history.append(record)
+        self.progressed.epoch = epoch + 1
+        if self.world.is_main:
+            self._bring_back_best()
+            print(
+                f"note: going on after epoch {epoch} with {uri}; the optimizer's state of that"
+                " epoch is not kept, it starts anew",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def _bring_back_best(self) -> None:
+        """Make best.pt that of the epochs that count, after going back to an earlier one."""
+        uri = state_uri(self.options.model_prefix, self.progressed.best_epoch)
+        if self.progressed.best_epoch >= 0 and storage.exists(uri):
+            self.folder.save_best(
+                read_weights(uri), self.progressed, self.description["network_options"]
+            )
 
     def _restore(self, state: State, progressed: Progressed) -> None:
         self.progressed = progressed
@@ -552,22 +603,6 @@ def has_ended(options: TrainOptions, progressed: Progressed) -> bool:
     waited = progressed.epoch - 1 - progressed.best_epoch
     out_of_patience = options.patience and progressed.history and waited >= options.patience
     return progressed.epoch >= options.num_epochs or bool(out_of_patience)
-
-
-def check_load_epoch(options: TrainOptions, progressed: Progressed, where: str) -> None:
-    """Raise InputError where --load-epoch asks for another epoch than the checkpoint's.
-
-    Only the last one is kept.
-    """
-    if options.load_epoch is None or progressed.epoch == options.load_epoch + 1:
-        return
-    held = "has finished no epoch"
-    if progressed.epoch:
-        held = f"has finished epoch {progressed.epoch - 1}"
-    raise InputError(
-        f"--load-epoch {options.load_epoch}: the checkpoint in {where} {held}; leave it out: a"
-        " trial goes on from its last checkpoint"
-    )
 
 
 @contextlib.contextmanager

@@ -252,7 +252,7 @@ class TrainOptions:
     )
     load_epoch: int | None = flag(
         None,
-        "insist on going on after this epoch (from 0); else from wherever the trial is",
+        "go on after this epoch (from 0), whose weights are kept; else from wherever the trial is",
         type=number(int, 0),
     )
     auto_clean: bool = flag(

@@ -413,11 +413,13 @@ def test_training_ends_when_patience_does_and_stays_ended(prepared, tmp_path, ca
     assert "is finished: best epoch 1" in capsys.readouterr().err
 
 
-def test_load_epoch_goes_on_after_that_epoch_only(trained, prepared, capsys):
+def test_load_epoch_takes_an_epoch_whose_weights_are_kept(trained, prepared, capsys):
     words = command(prepared, trained, options={"dropout": 0.1})
     assert main([*words, "--load-epoch=2"]) == 0
-    assert main([*words, "--load-epoch=1"]) == 2
-    assert "has finished epoch 2; leave it out" in capsys.readouterr().err
+    assert main([*words, "--load-epoch=7"]) == 2
+    said = capsys.readouterr().err
+    assert "there is no" in said
+    assert "is after epoch 2; leave --load-epoch out" in said
 
 
 @pytest.mark.parametrize(

@@ -334,3 +334,18 @@ def test_use_amp_is_for_gpus():
     assert [options.precision_on(device) for device in ("cpu", "cuda")] == ["float32", "bf16"]
     options = parse([*NEEDED, "--precision=bf16"])
     assert options.precision_on("cpu") == "bf16"
+
+
+def test_the_page_for_weavers_users_has_every_flag():
+    page = (ROOT / "docs" / "coming-from-weaver.md").read_text()
+    table = page[page.index("| Flag | Here |") :]
+    rows = dict(re.findall(r"^\| (.+?) \| (.+?) \|$", table, re.MULTILINE))
+    listed = {flag for names in rows for flag in re.findall(r"`--([\w-]+)`", names)}
+    assert listed == {flag.rpartition(":")[2] for flag in WEAVER_CORE.split()}
+    for names, words in rows.items():
+        for flag in re.findall(r"`--([\w-]+)`", names):
+            if flag in NOT_TAKEN:
+                expected = "Refused" if NOT_TAKEN[flag].refused else "No effect"
+                assert words.startswith(expected), flag
+            else:
+                assert not words.startswith(("Refused", "No effect")), flag
