@@ -97,6 +97,8 @@ class DataFile:
     """Where the branches' baskets lie, where they are simple enough to be read without uproot."""
     part: Part = WHOLE
     """The part of the file that is used."""
+    alone: bool = False
+    """True where it is the only file."""
 
     @property
     def entries(self) -> tuple[int, int]:
@@ -251,6 +253,8 @@ def check(
     if not files:
         raise damaged[0][1]
 
+    if len(files) == 1:
+        files = [dataclasses.replace(files[0], alone=True)]
     files = _with_common_types(files, config)
     num_jets = sum(file.num_entries for file in files)
     if not num_jets:
@@ -527,7 +531,8 @@ def read(
     if file.entry.uri.endswith(hdf5.SUFFIXES):
         with open_hdf5(file.entry.uri) as opened:
             end = file.num_entries if stop is None else stop
-            steps = hdf5.steps(opened, branches, rows, start, end)
+            # weaver-core makes lists of the arrays when it puts several files together
+            steps = hdf5.steps(opened, branches, rows, start, end, as_lists=not file.alone)
             yield from _named(steps, file, plan, supplied)
         return
     # Decompression takes half of the time of decoding, and releases Python's lock.

@@ -66,7 +66,10 @@ def uncompressed_bytes(file: Any, columns: Iterable[str]) -> int:
 
 
 def steps(file: Any, columns: Iterable[str], rows: int, first: int, stop: int) -> Iterator[Columns]:
-    """Arrays as numpy (N,) or awkward arrays, `rows` jets at a time, of the jets first:stop."""
+    """Arrays as numpy (N,) or awkward arrays, `rows` jets at a time, of the jets first:stop.
+
+    as_lists: make (N, k) lists of k entries, which are standardised in float32 as lists are.
+    """
     import awkward as ak
 
     columns = sorted(columns)
@@ -74,5 +77,6 @@ def steps(file: Any, columns: Iterable[str], rows: int, first: int, stop: int) -
         step: Columns = {}
         for name in columns:
             values = getattr(file.root, name)[start : min(start + rows, stop)]
-            step[name] = values if values.ndim == 1 else ak.Array(values)
+            is_flat = values.ndim == 1
+            step[name] = values if is_flat else ak.from_numpy(values, regulararray=as_lists)
         yield step
