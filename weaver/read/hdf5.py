@@ -65,7 +65,9 @@ def uncompressed_bytes(file: Any, columns: Iterable[str]) -> int:
     return size
 
 
-def steps(file: Any, columns: Iterable[str], rows: int, first: int, stop: int) -> Iterator[Columns]:
+def steps(
+    file: Any, columns: Iterable[str], rows: int, first: int, stop: int, *, as_lists: bool
+) -> Iterator[Columns]:
     """Arrays as numpy (N,) or awkward arrays, `rows` jets at a time, of the jets first:stop.
 
     as_lists: make (N, k) lists of k entries, which are standardised in float32 as lists are.
