@@ -83,7 +83,7 @@ def search(
         s3_bucket=str(folder),
         run_id=f"{contender.split(maxsplit=1)[0]}-{seed:08x}",
         search_space=SPACE,
-        seed=seed,
+        seed=str(seed),
         max_trials=trials,
         parallel_trials=1,
         max_failed_trials=trials,
@@ -94,12 +94,12 @@ def search(
         data_config="data/jec_pfn_full.yaml",
         **CONTENDERS[contender],
     )
-    run = prepare(config.replace(seed=1), "", "")  # all on the jets of one seed
+    run = prepare(config.replace(seed="1"), "", "")  # all on the jets of one seed
     # of a search that was cut off: its times are lost
     for left in (folder / "searches" / run.id, folder / run.id / "trials"):
         shutil.rmtree(left, ignore_errors=True)
     timed = Timed(
-        experiment(type(run)(config=config)),
+        experiment(type(run)(config=config), reproducible=True),
         folder=folder / "searches",
         root=ROOT,
         report=lambda line: None,

@@ -1,8 +1,9 @@
 """The API server through the published `kubernetes` client: configuration, kinds, requests.
 
 A request that was answered with 429 or 5xx, or whose connection broke, is sent again after a
-growing pause, until the deadline of the wait that it belongs to. Only the first contact is given up
-early, so that a wrong address does not take a search's deadline to show.
+growing pause, until the deadline of the wait that it belongs to. Given up earlier: the first
+contact, so that a wrong address does not take a search's deadline to show, and a webhook that stays
+away. A Status of Kubernetes is an answer, whatever its code: then the server was reached.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,8 +22,11 @@ from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
 
 from clusters.protocol import Manifest
+from clusters.reasons import event_time
+from clusters.refusals import silent_webhook
 from clusters.waiting import Wait
 from common.errors import ClusterError, InputError, UnreachableError
+from common.progress import clock
 
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 KUBECONFIG = "~/.kube/config"
@@ -29,6 +34,8 @@ KUBECONFIG = "~/.kube/config"
 PASSING = {429, 500, 502, 503, 504}
 # an address that never answered within a minute is wrong, or needs a VPN
 FIRST_CONTACT_SECONDS = 60.0
+# a controller that restarts or is updated is back by then
+WEBHOOK_SECONDS = 1800.0
 LONGEST_PAUSE_SECONDS = 15.0
 REQUEST_SECONDS = (10.0, 60.0)  # connect, read: a request over a dead connection must not hang
 
@@ -254,19 +261,37 @@ class Api:
         )
         return None if answer is None else self._plain(answer.items)
 
+    def pod(self, name: str, wait: Wait) -> Manifest | None:
+        """The pod of this name; None if there is none, or it cannot be read."""
+        answer = self._glimpse(wait, "pods", self._core.read_namespaced_pod, name, self.namespace)
+        return None if answer is None else self._plain([answer])[0]
+
     def events(self, name: str, wait: Wait) -> list[Manifest]:
         """Events about the object of this name, oldest first; none if they cannot be read."""
+        return self._events(f"involvedObject.name={name}", wait)
+
+    def events_of(self, kind: str, prefix: str, wait: Wait) -> list[Manifest]:
+        """Events about objects of a kind whose name is `prefix` and one word, oldest first.
+
+        'NAME-predictor-' finds those of ReplicaSet NAME-predictor-5d8f9c. Empty if they cannot be
+        read.
+        """
+        name = re.compile(re.escape(prefix) + "[a-z0-9]+")
+        return [
+            event
+            for event in self._events(f"involvedObject.kind={kind}", wait)
+            if name.fullmatch(event["involvedObject"].get("name") or "")
+        ]
+
+    def _events(self, selector: str, wait: Wait) -> list[Manifest]:
         answer = self._glimpse(
             wait,
             "events",
             self._core.list_namespaced_event,
             self.namespace,
-            field_selector=f"involvedObject.name={name}",
+            field_selector=selector,
         )
-        events = [] if answer is None else self._plain(answer.items)
-        return sorted(
-            events, key=lambda event: event.get("lastTimestamp") or event.get("eventTime") or ""
-        )
+        return sorted([] if answer is None else self._plain(answer.items), key=event_time)
 
     def log(
         self, pod: str, container: str, wait: Wait, *, lines: int, previous: bool = False
@@ -303,25 +328,60 @@ class Api:
         """The answer to a request, which is sent again after a failure that may pass.
 
         Raises ApiException for a failure that will not pass (4xx), DeadlineError at the wait's
-        deadline, and ClusterError if the server was never reached.
+        deadline, UnreachableError if the server was never reached, or if a webhook that it has to
+        ask stays away.
         """
         pause = self._pause
         started = time.monotonic()
+        webhook_since = 0.0
+        failures = 0
+        obstacles = {"API server"}  # there may be one of the request before
         while True:
             try:
                 answer = request(*arguments, _request_timeout=self._timeout(wait), **options)
             except (ApiException, urllib3.exceptions.HTTPError) as error:
+                # an answer of Kubernetes, not of a proxy before it
+                self._reached = self._reached or bool(_status_of(error))
                 if isinstance(error, ApiException) and error.status not in PASSING:
                     self._reached = True
+                    self._clear(obstacles, wait)
                     raise
                 self._check_first_contact(error, started)
-                wait.obstacle("API server", f"{complaint(error)}; trying again")
+                if not isinstance(error, ApiException) and wait.left() <= 0 and failures:
+                    # the deadline cut this request: what held up those before it is the reason
+                    wait.sleep(pause)
+                failures += 1
+                webhook = silent_webhook(complaint(error))
+                if webhook:
+                    webhook_since = webhook_since or time.monotonic()
+                    self._check_webhook(error, webhook, webhook_since)
+                    topic, reason = webhook[0], f"does not answer: {webhook[1]}"
+                else:
+                    webhook_since = 0.0
+                    topic, reason = "API server", complaint(error)
+                self._clear(obstacles - {topic}, wait)
+                obstacles.add(topic)
+                wait.obstacle(topic, f"{reason}; trying again")
                 wait.sleep(max(pause, _retry_after(error)))
                 pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
             else:
                 self._reached = True
-                wait.obstacle("API server", "")
+                self._clear(obstacles, wait)
                 return answer
+
+    def _clear(self, obstacles: set[str], wait: Wait) -> None:
+        for topic in obstacles:
+            wait.obstacle(topic, "")
+
+    def _check_webhook(self, error: Exception, webhook: tuple[str, str], since: float) -> None:
+        """Give up on a webhook that has been away for WEBHOOK_SECONDS."""
+        name, reason = webhook
+        if time.monotonic() - since > WEBHOOK_SECONDS:
+            raise UnreachableError(
+                f"{name} of the cluster has not answered for {clock(WEBHOOK_SECONDS)} ({reason});"
+                " nothing can be made without it. Ask the cluster's administrator for the"
+                " controller that it belongs to"
+            ) from error
 
     def _glimpse(
         self,
@@ -331,11 +391,15 @@ class Api:
         *arguments: Any,
         **options: Any,
     ) -> Any | None:
-        """The answer, or None after three tries. Reports if we are not allowed to look."""
+        """The answer, or None after three tries. Reports why we cannot look."""
+        said = ""
         for attempt in range(3):
             try:
-                return request(*arguments, _request_timeout=self._timeout(wait), **options)
+                answer = request(*arguments, _request_timeout=self._timeout(wait), **options)
+                wait.obstacle(f"reading {resource}", "")
+                return answer
             except ApiException as error:
+                said = complaint(error)
                 if error.status == 403:
                     wait.tell(
                         f"forbidden {resource}",
@@ -344,10 +408,11 @@ class Api:
                     )
                 if error.status not in PASSING:
                     return None
-            except urllib3.exceptions.HTTPError:
-                pass
+            except urllib3.exceptions.HTTPError as error:
+                said = complaint(error)
             if attempt < 2:
                 time.sleep(min(self._pause, max(wait.left(), 0.0)))
+        wait.obstacle(f"reading {resource}", f"{said}; reasons may be missing")
         return None
 
     def _timeout(self, wait: Wait) -> tuple[float, float]:
@@ -388,6 +453,15 @@ class Api:
             installed = f"is {kind.owner} installed ({kind.api_version}), and the namespace right?"
             return f"cannot {verb} {thing} in namespace '{self.namespace}': {said}; {installed}"
         return f"the cluster refused to {verb} {thing}: {said}"
+
+
+def _status_of(error: Exception) -> dict[str, Any]:
+    """The Status object with which Kubernetes answers; empty if the answer is none."""
+    try:
+        body = json.loads(getattr(error, "body", None) or "")
+    except ValueError:
+        return {}
+    return body if isinstance(body, dict) and body.get("kind") == "Status" else {}
 
 
 def complaint(error: Exception) -> str:

@@ -79,6 +79,15 @@ def objective_value(manifest: Manifest, metrics: dict[str, Observation]) -> floa
     return value
 
 
+def experiment_of(trial: str) -> str:
+    """The name of the experiment that a trial's name was made of.
+
+    Katib appends '-' and eight characters that are never '-' (pkg/controller.v1beta1/suggestion/
+    suggestionclient/suggestionclient.go:177).
+    """
+    return trial.rpartition("-")[0]
+
+
 def metric_names(manifest: Manifest) -> list[str]:
     objective = manifest["spec"]["objective"]
     return [objective["objectiveMetricName"], *objective.get("additionalMetricNames", [])]

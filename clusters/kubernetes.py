@@ -9,11 +9,13 @@ removes what it has started (`delete_experiment`, `delete_job`).
 
 from __future__ import annotations
 
-from clusters import kubernetes_experiment, kubernetes_job, kubernetes_service
+from clusters import kubernetes_experiment, kubernetes_job, kubernetes_service, workflow
 from clusters.api import EXPERIMENT, INFERENCE_SERVICE, PYTORCHJOB, Api, connect, namespace_of
 from clusters.kubernetes_objects import Objects
-from clusters.protocol import ExperimentResult, Manifest, Report, Service
+from clusters.owner import Owner
+from clusters.protocol import ExperimentResult, Manifest, Report, Service, Stop
 from clusters.reasons import name_of
+from clusters.waiting import Wait, ignore
 
 
 class KubernetesCluster:
@@ -21,20 +23,26 @@ class KubernetesCluster:
 
     `namespace` None or 'auto' means the pod's own, or the kubeconfig context's. `poll` is the time
     between two looks, in seconds. `patience` is how long a pod may lack an image or a secret before
-    its wait is given up. Raises InputError if no cluster or no namespace is configured.
+    its wait is given up. `owner` owns Experiments and jobs until they have ended well, if it is in
+    the same namespace. Raises InputError if no cluster or no namespace is configured.
     """
 
     resumes = False  # an experiment that nobody watches would go on, and hold its GPUs
 
     def __init__(
-        self, namespace: str | None = None, *, poll: float = 5.0, patience: float = 600.0
+        self,
+        namespace: str | None = None,
+        owner: Owner | None = None,
+        *,
+        poll: float = 5.0,
+        patience: float = 600.0,
     ) -> None:
         connection = connect()
         self.namespace = namespace_of(connection, namespace)
         self._inside = connection.inside
         self._patience = patience
         self._api = Api(connection, self.namespace, pause=min(1.0, poll))
-        self._objects = Objects(self._api, poll=poll)
+        self._objects = Objects(self._api, poll=poll, owner=owner)
 
     # Experiment
     # --------------------------------------------------------------------------------------------
@@ -55,6 +63,10 @@ class KubernetesCluster:
     def can_continue(self, name: str) -> bool:
         """See clusters.protocol.Cluster."""
         return kubernetes_experiment.can_continue(self._objects, name)
+
+    def experiments(self, run_id: str) -> list[str]:
+        """See clusters.protocol.Cluster."""
+        return kubernetes_experiment.of_run(self._objects, run_id)
 
     def delete_experiment(self, name: str) -> None:
         """See clusters.protocol.Cluster."""
@@ -108,6 +120,21 @@ class KubernetesCluster:
 
     # Run
     # --------------------------------------------------------------------------------------------
+
+    def why_stopped(self, kfp_run: str, step: str, *, deadline: float) -> Stop:
+        """Why a step of a KFP run in this namespace ended without a word."""
+        wait = Wait(f"a look at KFP run {kfp_run}", deadline, ignore)
+        return workflow.why_stopped(self._api, kfp_run, step, wait)
+
+    def delete_unfinished(self, run_id: str, *, deadline: float, report: Report) -> list[str]:
+        """Remove what a run has left unfinished: its Experiment, trials and jobs.
+
+        What has succeeded or failed stays, and so do services. Returns 'Kind/name' of what was
+        removed. Raises DeadlineError with what is still there.
+        """
+        wait = Wait(f"removal of what run {run_id} left unfinished", deadline, report)
+        removed = kubernetes_experiment.delete_unfinished(self._objects, run_id, wait)
+        return removed + kubernetes_job.delete_unfinished(self._objects, run_id, wait)
 
     def find(self, run_id: str) -> list[str]:
         """'Kind/name' of everything that `delete` would remove."""

@@ -6,8 +6,10 @@ Submit, adopt or extend it, watch its trials, explain what waits, and read the r
 from __future__ import annotations
 
 import dataclasses
+import time
 
 from clusters.api import EXPERIMENT, TRIAL
+from clusters.kubernetes_job import replicas_of
 from clusters.kubernetes_objects import (
     JOB_LABEL,
     REMOVAL_SECONDS,
@@ -16,7 +18,7 @@ from clusters.kubernetes_objects import (
     Objects,
 )
 from clusters.pods import PodDiagnostics
-from clusters.protocol import ExperimentResult, Manifest, Report
+from clusters.protocol import RUN_LABEL, ExperimentResult, Manifest, Report
 from clusters.reasons import is_true, message_of, name_of, reason_of
 from clusters.trials import (
     FAILED,
@@ -36,6 +38,7 @@ SHOWN_TRIALS = 3  # failed trials whose last lines an error shows
 # what Katib allows to change in an experiment
 EDITABLE = ("parallelTrialCount", "maxTrialCount", "maxFailedTrialCount")
 OVERTAKEN = "the goal was reached"
+OBSERVATION_SECONDS = 20.0  # between a trial's end and its metrics; Katib takes about a second
 
 
 class ExperimentRun:
@@ -55,14 +58,23 @@ class ExperimentRun:
         self._manifest = manifest
         self._name = name_of(manifest)
         self._report = report
+        self._observed_by: float | None = None
         self._wait = Wait(f"experiment {self._name}", deadline, report)
-        self._diagnostics = PodDiagnostics(self._api, self._wait, JOB_LABEL, patience=patience)
+        self._diagnostics = PodDiagnostics(
+            self._api,
+            self._wait,
+            JOB_LABEL,
+            patience=patience,
+            replicas=replicas_of(manifest["spec"]["trialTemplate"]["trialSpec"]["spec"]),
+        )
         self._suggestions = PodDiagnostics(
             self._api,
             self._wait,
             SUGGESTION_LABEL,
             patience=patience,
             topic="the algorithm of ",
+            # Katib names the Deployment of the algorithm EXPERIMENT-ALGORITHM
+            replica_set=manifest["spec"]["algorithm"]["algorithmName"],
         )
 
     def run(self) -> ExperimentResult:
@@ -72,7 +84,7 @@ class ExperimentRun:
             experiment = self._objects.existing(EXPERIMENT, self._name, self._wait)
             trials = self._read_trials()
             waiting = self._explain_trials(trials)
-            self._explain_suggestions(trials)
+            self._explain_suggestions(experiment, trials)
             self._report_trials(experiment, trials)
             self._wait.tell("state", progress_line(experiment, trials, waiting))
             if is_true(experiment, "Failed"):
@@ -80,8 +92,11 @@ class ExperimentRun:
                 failure = self._failure(experiment, trials)
                 self._remove_unfinished(trials, "the search failed")
                 raise ClusterError(failure)
-            if is_true(experiment, "Succeeded") and not _was_extended(experiment):
-                return self._result(experiment, self._remove_unfinished(trials, OVERTAKEN))
+            has_succeeded = is_true(experiment, "Succeeded") and not _was_extended(experiment)
+            if has_succeeded and not self._awaits_observation(trials):
+                result = self._result(experiment, self._remove_unfinished(trials, OVERTAKEN))
+                self._objects.release(EXPERIMENT, self._name, self._wait)
+                return result
             self._wait.sleep(self._objects.poll)
 
     # Submit
@@ -89,14 +104,17 @@ class ExperimentRun:
 
     def _submit(self) -> None:
         """Create the experiment, adopt the one of this run, or replace it if it has failed."""
-        existing = self._objects.submit(EXPERIMENT, self._manifest, self._wait)
+        if self._objects.settled(EXPERIMENT, self._name, self._wait) is None:
+            # One of this name may have been deleted a moment ago, by `finish` or with its workflow.
+            self._objects.wait_for_dependents(EXPERIMENT, self._name, self._wait, suggestion=True)
+        existing = self._objects.submit_owned(EXPERIMENT, self._manifest, self._wait)
         if existing is None:
             return
         if is_true(existing, "Failed"):
             # Katib cannot restart it; resuming a run means to try again
             self._report(f"experiment {self._name} failed before; it is removed and run again")
             self._objects.remove([(EXPERIMENT, self._name)], self._wait, to_make_again=True)
-            self._objects.submit(EXPERIMENT, self._manifest, self._wait)
+            self._objects.submit_owned(EXPERIMENT, self._manifest, self._wait)
         else:
             self._extend(existing)
 
@@ -106,8 +124,11 @@ class ExperimentRun:
         while existing["spec"].get("maxTrialCount", 0) < asked.get("maxTrialCount", 0):
             before = existing["spec"]["maxTrialCount"]
             if not is_extensible(existing):
-                why = message_of(existing, "Succeeded") or "its resumePolicy is Never"
-                raise ClusterError(f"experiment {self._name} takes no more trials: {why}")
+                why = message_of(existing, "Succeeded")
+                raise ClusterError(
+                    f"experiment {self._name} has ended and takes no more trials ({why}); resume"
+                    f" the run with --max-trials {before}, and then give it more by --more-trials"
+                )
             changes = {key: asked[key] for key in EDITABLE if key in asked}
             extended = {**existing, "spec": {**existing["spec"], **changes}}
             if self._api.replace(EXPERIMENT, extended, self._wait):
@@ -160,7 +181,7 @@ class ExperimentRun:
                 waiting += 1
         return waiting
 
-    def _explain_suggestions(self, trials: list[Trial]) -> None:
+    def _explain_suggestions(self, experiment: Manifest, trials: list[Trial]) -> None:
         """Report why the pod of the algorithm waits while no trial is under way.
 
         Without that pod Katib waits and says nothing.
@@ -168,7 +189,8 @@ class ExperimentRun:
         if any(trial.status in UNFINISHED for trial in trials):
             self._suggestions.settle(self._name)
         elif pods := self._suggestions.look([self._name]):
-            self._suggestions.explain(self._name, pods[self._name])
+            since = experiment["metadata"].get("creationTimestamp", "")
+            self._suggestions.explain(self._name, pods[self._name], since)
 
     def _report_trials(self, experiment: Manifest, trials: list[Trial]) -> None:
         """Report a new best trial, and each trial that failed with the last lines of its log."""
@@ -185,6 +207,18 @@ class ExperimentRun:
 
     # End
     # --------------------------------------------------------------------------------------------
+
+    def _awaits_observation(self, trials: list[Trial]) -> bool:
+        """Whether a trial was stopped early a moment ago, and Katib will still observe its metrics.
+
+        Katib marks a trial, and with its last one the experiment, before it reads the metrics (seen
+        with 0.19.0). This wait ends after OBSERVATION_SECONDS.
+        """
+        if all(trial.metrics for trial in trials if trial.status == "EarlyStopped"):
+            return False
+        if self._observed_by is None:
+            self._observed_by = time.monotonic() + OBSERVATION_SECONDS
+        return time.monotonic() < self._observed_by
 
     def _remove_unfinished(self, trials: list[Trial], reason: str) -> list[Trial]:
         """Remove the trials that an experiment which has ended leaves running.
@@ -236,6 +270,46 @@ def can_continue(objects: Objects, name: str) -> bool:
     return (
         experiment is not None and not is_true(experiment, "Failed") and is_extensible(experiment)
     )
+
+
+def delete_unfinished(objects: Objects, run_id: str, wait: Wait) -> list[str]:
+    """Remove a run's experiments that have not ended, and trials that outlived their experiment.
+
+    Waits until the experiments are gone. Returns 'Kind/name' of what was removed. Raises
+    DeadlineError.
+    """
+    things, killed = [], []
+    for experiment in objects.api.list_objects(EXPERIMENT, f"{RUN_LABEL}={run_id}", wait):
+        name = name_of(experiment)
+        if not _has_ended(experiment):
+            things.append((EXPERIMENT, name))
+            continue
+        for trial in objects.api.list_objects(TRIAL, f"{TRIALS_LABEL}={name}", wait):
+            if status_of(trial) in UNFINISHED and objects.api.delete(TRIAL, name_of(trial), wait):
+                killed.append(f"{TRIAL.name}/{name_of(trial)}")
+    return killed + objects.remove(things, wait)
+
+
+def _has_ended(experiment: Manifest) -> bool:
+    if is_true(experiment, "Failed"):
+        return True
+    return is_true(experiment, "Succeeded") and not _was_extended(experiment)
+
+
+def of_run(objects: Objects, run_id: str) -> list[str]:
+    """Names of the run's experiments that exist and have not failed, the newest first."""
+    wait = Wait(f"the experiments of run {run_id}", REMOVAL_SECONDS, ignore)
+    experiments = objects.api.list_objects(EXPERIMENT, f"{RUN_LABEL}={run_id}", wait)
+    experiments.sort(
+        key=lambda experiment: (experiment["metadata"]["creationTimestamp"], name_of(experiment)),
+        reverse=True,
+    )
+    names = []
+    for experiment in experiments:
+        is_going = experiment["metadata"].get("deletionTimestamp") is not None
+        if not is_going and not is_true(experiment, "Failed"):
+            names.append(name_of(experiment))
+    return names
 
 
 def is_extensible(experiment: Manifest) -> bool:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from clusters.api import PYTORCHJOB
-from clusters.kubernetes_objects import JOB_LABEL, REVISION_LABEL, Objects, digest
+from clusters.kubernetes_objects import JOB_LABEL, REVISION_LABEL, Objects, belongs_to_trial, digest
 from clusters.pods import PodDiagnostics
-from clusters.protocol import Manifest, Report
+from clusters.protocol import RUN_LABEL, Manifest, Report
 from clusters.reasons import is_true, message_of, name_of
 from clusters.waiting import Wait
 from common.errors import ClusterError, DeadlineError
@@ -24,7 +24,9 @@ def run_job(
     """
     name = name_of(manifest)
     wait = Wait(f"job {name}", deadline, report)
-    diagnostics = PodDiagnostics(objects.api, wait, JOB_LABEL, patience=patience)
+    diagnostics = PodDiagnostics(
+        objects.api, wait, JOB_LABEL, patience=patience, replicas=replicas_of(manifest["spec"])
+    )
     _submit(objects, manifest, wait, report)
     while True:
         job = objects.existing(PYTORCHJOB, name, wait)
@@ -33,22 +35,36 @@ def run_job(
             raise _failure(job, diagnostics)
         if is_true(job, "Succeeded"):
             wait.tell("state", f"job {name}: succeeded")
+            objects.release(PYTORCHJOB, name, wait)
             return
         if pods is not None:
-            diagnostics.explain(name, pods[name])
+            diagnostics.explain(name, pods[name], job["metadata"].get("creationTimestamp", ""))
         wait.tell("state", f"job {name}: {replicas_line(job)}")
         wait.sleep(objects.poll)
+
+
+def delete_unfinished(objects: Objects, run_id: str, wait: Wait) -> list[str]:
+    """Remove a run's own jobs that have not ended; a trial's job goes with its trial.
+
+    Waits until they are gone. Returns 'Kind/name' of what was removed. Raises DeadlineError.
+    """
+    things = []
+    for job in objects.api.list_objects(PYTORCHJOB, f"{RUN_LABEL}={run_id}", wait):
+        ended = is_true(job, "Succeeded") or is_true(job, "Failed")
+        if not ended and not belongs_to_trial(job):
+            things.append((PYTORCHJOB, name_of(job)))
+    return objects.remove(things, wait)
 
 
 def _submit(objects: Objects, manifest: Manifest, wait: Wait, report: Report) -> None:
     name = name_of(manifest)
     manifest["metadata"]["labels"][REVISION_LABEL] = digest(manifest["spec"])
-    existing = objects.submit(PYTORCHJOB, manifest, wait)
+    existing = objects.submit_owned(PYTORCHJOB, manifest, wait)
     stale = _staleness(existing, manifest) if existing else ""
     if stale:
         report(f"job {name} {stale} before; it is removed and run again")
         objects.remove([(PYTORCHJOB, name)], wait)
-        objects.submit(PYTORCHJOB, manifest, wait)
+        objects.submit_owned(PYTORCHJOB, manifest, wait)
 
 
 def _staleness(existing: Manifest, manifest: Manifest) -> str:
@@ -76,6 +92,11 @@ def _failure(job: Manifest, diagnostics: PodDiagnostics) -> ClusterError:
             " lines)"
         )
     return error(f"job {name} failed: {ending.reason()} ({message})\n{ending.text()}")
+
+
+def replicas_of(spec: Manifest) -> int:
+    """The number of pods that a PyTorchJob of this spec has."""
+    return sum(replica.get("replicas", 1) for replica in spec["pytorchReplicaSpecs"].values())
 
 
 def replicas_line(job: Manifest) -> str:

@@ -7,6 +7,7 @@ import hashlib
 import json
 
 from clusters.api import EXPERIMENT, INFERENCE_SERVICE, PYTORCHJOB, TRIAL, Api, Kind
+from clusters.owner import Owner, is_workflow
 from clusters.protocol import RUN_LABEL, STEP_LABEL, Manifest, run_id_of
 from clusters.reasons import name_of
 from clusters.waiting import Wait, ignore
@@ -26,13 +27,19 @@ REMOVAL_SECONDS = 300.0  # pods may take their grace period to go
 class Objects:
     """Submit, read and remove the objects of one namespace.
 
-    `poll` is the time between two looks, in seconds.
+    `poll` is the time between two looks, in seconds. `owner` owns what is submitted by
+    `submit_owned`; one in another namespace is left out.
     """
 
-    def __init__(self, api: Api, *, poll: float) -> None:
+    def __init__(self, api: Api, *, poll: float, owner: Owner | None = None) -> None:
         self.api = api
         self.namespace = api.namespace
         self.poll = poll
+        self._unowned = "this step is no pod of a workflow"
+        if owner and owner.namespace != self.namespace:
+            self._unowned = f"the run's workflow is in namespace '{owner.namespace}'"
+            owner = None
+        self._owner = owner
 
     def checked(self, manifest: Manifest, kind: Kind) -> Manifest:
         """A copy for this namespace.
@@ -74,6 +81,56 @@ class Objects:
                     " on with it",
                 )
                 return existing
+
+    def submit_owned(self, kind: Kind, manifest: Manifest, wait: Wait) -> Manifest | None:
+        """Submit an object that the run's workflow owns until `release`.
+
+        An object that exists may have been made by an earlier workflow of the run, which must not
+        take it along when it is removed: it belongs to the new one.
+        """
+        name = name_of(manifest)
+        owned = {**manifest, "metadata": {**manifest["metadata"]}}
+        if self._owner:
+            owned["metadata"]["ownerReferences"] = [self._owner.reference]
+        else:
+            wait.tell(
+                "owner",
+                f"no workflow owns the {kind.name} {name} ({self._unowned}): if the run is deleted,"
+                f" `finish` or `pipeline.py --down {run_id_of(manifest)}` removes it",
+            )
+        if self.submit(kind, owned, wait) is None:
+            return None
+        self._set_owner(kind, name, self._owner, wait)
+        return self.existing(kind, name, wait)
+
+    def release(self, kind: Kind, name: str, wait: Wait) -> None:
+        """Keep an object that has ended well when its workflow goes: KFP removes that after a day.
+
+        A refusal is reported, as the work is done.
+        """
+        self._set_owner(kind, name, None, wait)
+
+    def _set_owner(self, kind: Kind, name: str, owner: Owner | None, wait: Wait) -> None:
+        """Make a workflow, or none, the only workflow that owns an object."""
+        while thing := self.api.get(kind, name, wait):
+            references = thing["metadata"].get("ownerReferences") or []
+            changed = [reference for reference in references if not is_workflow(reference)]
+            if owner:
+                changed.append(owner.reference)
+            if changed == references:
+                return
+            metadata = {**thing["metadata"], "ownerReferences": changed}
+            try:
+                if self.api.replace(kind, {**thing, "metadata": metadata}, wait):
+                    return
+            except ClusterError as error:
+                wait.tell(
+                    "owner",
+                    f"{kind.name} {name} keeps its owner, and goes when its workflow is removed:"
+                    f" {error}",
+                )
+                return
+            wait.sleep(self.poll)  # it was changed between our reading and writing
 
     def settled(self, kind: Kind, name: str, wait: Wait) -> Manifest | None:
         """The object as it is, None if there is none. Waits while it is being deleted."""
@@ -128,9 +185,13 @@ class Objects:
             wait.sleep(self.poll)
             left = self._still_there(left, wait)
         for kind, name in things:
-            while self._dependents(kind, name, wait, suggestion=to_make_again):
-                wait.sleep(self.poll)
+            self.wait_for_dependents(kind, name, wait, suggestion=to_make_again)
         return [f"{kind.name}/{name}" for kind, name in removed]
+
+    def wait_for_dependents(self, kind: Kind, name: str, wait: Wait, *, suggestion: bool) -> None:
+        """Wait until nothing is left of what an object's controller made for it."""
+        while self._dependents(kind, name, wait, suggestion=suggestion):
+            wait.sleep(self.poll)
 
     def _dependents(self, kind: Kind, name: str, wait: Wait, *, suggestion: bool) -> bool:
         """Whether anything that an object's controller made for it still exists."""
@@ -148,6 +209,7 @@ class Objects:
                     left.append(f"{dependent.name} {name_of(thing)}")
         for selector in selectors:
             left += [f"Pod {name_of(pod)}" for pod in self.api.pods(selector, wait) or []]
+        left = list(dict.fromkeys(left))  # the algorithm's pod carries both labels
         topic = f"{kind.name} {name}"
         shown = ", ".join(left[:3]) + (f" and {len(left) - 3} more" if len(left) > 3 else "")
         wait.obstacle(topic, f"deleted, but {shown} of it still there" if left else "")
@@ -192,7 +254,7 @@ class Objects:
         things = []
         for kind in (EXPERIMENT, PYTORCHJOB, INFERENCE_SERVICE):
             for thing in self.api.list_objects(kind, f"{RUN_LABEL}={run_id}", wait):
-                if not _belongs_to_trial(thing):
+                if not belongs_to_trial(thing):
                     things.append((kind, name_of(thing)))
         return things
 
@@ -202,6 +264,6 @@ def digest(spec: Manifest) -> str:
     return hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def _belongs_to_trial(thing: Manifest) -> bool:
+def belongs_to_trial(thing: Manifest) -> bool:
     owners = thing["metadata"].get("ownerReferences") or []
     return any(owner.get("kind") == TRIAL.name for owner in owners)

@@ -76,6 +76,12 @@ class LocalCluster:
         """See clusters.protocol.Cluster."""
         return any(self.workdir.glob(f"*/local/search/{name}/study.db"))
 
+    def experiments(self, run_id: str) -> list[str]:
+        """See clusters.protocol.Cluster. One that has failed is here run again, in its folder."""
+        studies = list((self.workdir / run_id / "local" / "search").glob("*/study.db"))
+        studies.sort(key=lambda study: study.stat().st_mtime, reverse=True)
+        return [study.parent.name for study in studies]
+
     def run_job(self, manifest: Manifest, *, deadline: float, report: Report) -> None:
         """See clusters.protocol.Cluster. What the Master prints is reported line by line."""
         name = manifest["metadata"]["name"]

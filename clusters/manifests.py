@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from clusters.pod_command import shell_command
 from clusters.protocol import RUN_LABEL, STEP_LABEL, USER_LABEL, Manifest
 
 NO_SIDECAR = {"sidecar.istio.io/inject": "false"}
@@ -13,6 +14,31 @@ Old versions read the annotation, new ones the label.
 """
 
 CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+
+UID = 1000
+"""User and group of the images, as whom every container of our pods runs."""
+
+POD_SECURITY: Manifest = {
+    # By the pod, not by its containers: Katib's collector must be the trial's user, or the trial
+    # cannot write the file by which both tell each other its end (seen with Katib 0.19.0).
+    "runAsNonRoot": True,
+    "runAsUser": UID,
+    "runAsGroup": UID,
+    "fsGroup": UID,
+    "seccompProfile": {"type": "RuntimeDefault"},
+}
+CONTAINER_SECURITY: Manifest = {
+    "allowPrivilegeEscalation": False,
+    "capabilities": {"drop": ["ALL"]},
+}
+"""With POD_SECURITY it is what the Pod Security level `restricted` asks for."""
+
+RESTARTS = 3
+"""How often a pod of a job may be started again.
+
+A preempted or evicted pod is made anew and counts from 0. A failure that would repeat leaves a
+marker, which ends the restarted pod at once.
+"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -97,6 +123,7 @@ class Ticket:
                 "requests": {"cpu": "10m", "memory": "64Mi"},
                 "limits": {"cpu": "1", "memory": "128Mi"},
             },
+            "securityContext": CONTAINER_SECURITY,
             "volumeMounts": [
                 {"name": "kerberos-secret", "mountPath": TICKET_SECRET, "readOnly": True},
                 *self.mounts(),
@@ -181,13 +208,17 @@ def pod_fields(
     image: str = "",
     shared_memory: str = "",
     service_account: str = "",
+    restricted: bool = True,
 ) -> Manifest:
     """The part of a pod's spec beside its containers: where it runs, as whom, and its volumes.
 
     Every pod of a run is made with it, the predictor of the InferenceService included. `image` is
-    that of the containers which prepare the pod; `shared_memory` is the size of /dev/shm.
+    that of the containers which prepare the pod; `shared_memory` is the size of /dev/shm. Without
+    `restricted` the pod runs as its image's user.
     """
     fields = settings.pod_fields()
+    if restricted:
+        fields["securityContext"] = POD_SECURITY
     if service_account:
         fields["serviceAccountName"] = service_account
     volumes = settings.volumes()
@@ -207,8 +238,12 @@ def container_fields(
     env: list[Manifest],
     resources: Resources,
     shared_memory: bool = False,
+    restricted: bool = True,
 ) -> Manifest:
-    """The part of a container beside its image and command: environment, resources, mounts."""
+    """The part of a container beside its image and command: environment, resources, mounts.
+
+    Without `restricted` it has the capabilities of its runtime.
+    """
     fields: Manifest = {}
     if settings.ticket:
         env = [*env, *environment(settings.ticket.environment)]
@@ -220,6 +255,8 @@ def container_fields(
         mounts.insert(0, {"name": "shared-memory", "mountPath": "/dev/shm"})  # noqa: S108 (a mount)
     if mounts:
         fields["volumeMounts"] = mounts
+    if restricted:
+        fields["securityContext"] = CONTAINER_SECURITY
     return fields
 
 
@@ -227,17 +264,17 @@ def pod_template(
     *,
     labels: dict[str, str],
     image: str,
-    command: list[str],
-    args: list[str],
+    program: list[str],
     env: list[Manifest],
     resources: Resources,
     settings: PodSettings = NO_SETTINGS,
 ) -> Manifest:
     """The pod of a PyTorchJob's replica: one container named 'pytorch', without a sidecar.
 
-    The training operator refuses a container of another name.
+    `program` is a command with its arguments. The training operator refuses a container of another
+    name.
     """
-    container = {"name": "pytorch", "image": image, "command": command, "args": args}
+    container = {"name": "pytorch", "image": image, **shell_command(program)}
     container |= container_fields(settings, env=env, resources=resources, shared_memory=True)
     spec = pod_fields(settings, image=image, shared_memory=resources.shared_memory)
     return {
@@ -247,18 +284,23 @@ def pod_template(
 
 
 def pytorch_job_spec(
-    pod: Manifest, *, replicas: int, gpus: int, deadline: int, backoff_limit: int = 3
+    pod: Manifest, *, replicas: int, gpus: int, deadline: int, sidecars: int = 0
 ) -> Manifest:
     """The spec of a PyTorchJob of a Master and `replicas - 1` Workers that all run the same pod.
 
-    `deadline` is in seconds. OnFailure restarts a pod that died (preemption, a lost node), and it
-    resumes from its checkpoint. A failure that would repeat leaves a marker that ends the restarted
-    pod at once. Only running pods are cleaned up, so that logs stay.
+    `deadline` is in seconds; `sidecars` is how many containers a controller adds to the Master.
+    OnFailure restarts a pod that died (preemption, a lost node), and it resumes from its
+    checkpoint. A failure that would repeat leaves a marker that ends the restarted pod at once.
+    Only running pods are cleaned up, so that logs stay.
     """
     replica = {"restartPolicy": "OnFailure", "template": pod}
     specs = {"Master": {"replicas": 1, **replica}}
     if replicas > 1:
         specs["Worker"] = {"replicas": replicas - 1, **replica}
+    # The operator sums the restarts of all containers of a job's running pods, and ends the job
+    # once they reach the limit (trainer v1.9.3 pkg/core/job.go:95-132). Where one container dies,
+    # the others of its pod and of the other replicas die with it.
+    backoff_limit = RESTARTS * (replicas + sidecars) + 1
     spec: Manifest = {
         "runPolicy": {
             "cleanPodPolicy": "Running",

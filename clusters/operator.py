@@ -29,11 +29,12 @@ from clusters.reasons import (
     waiting_of,
     warning_of,
 )
-from clusters.trials import progress_line, trial_of
+from clusters.refusals import refusal_of
+from clusters.trials import UNFINISHED, progress_line, trial_of
 from clusters.waiting import Wait, ignore
+from clusters.workflow import KFP_RUN_LABEL
 
 SECONDS = 60.0  # for one look at everything of a run
-KFP_RUN_LABEL = "pipeline/runid"  # on the pods of a KFP run
 # containers whose logs are a run's, the most useful one first
 OWN = ("pytorch", "kserve-container", "main", "storage-initializer")
 
@@ -79,6 +80,8 @@ class Operator:
             # a trial's job is not a finding of its own
             if not job["metadata"].get("ownerReferences"):
                 line = _job_line(job)
+                if not is_true(job, "Failed") and not is_true(job, "Succeeded"):
+                    line += self._refusal(job, self._api.events(name_of(job), wait))
                 findings.append(Finding(kind="PyTorchJob", name=name_of(job), told=line))
         for service in self._api.list_objects(INFERENCE_SERVICE, selector, wait):
             line = _service_line(service)
@@ -97,9 +100,21 @@ class Operator:
             return f"failed: {progress} ({message_of(experiment, 'Failed')})"
         if is_true(experiment, "Succeeded"):
             return f"succeeded: {progress}"
-        if is_true(experiment, "Running"):
-            return f"running: {progress}"
-        return f"created: {progress}"
+        unfinished = [trial for trial in trials if trial.status in UNFINISHED]
+        # what creates the pods that are next: the trials' jobs, or the ReplicaSet of the algorithm
+        if unfinished:
+            creators = [self._api.events(trial.name, wait) for trial in unfinished]
+        else:
+            prefix = f"{name_of(experiment)}-{experiment['spec']['algorithm']['algorithmName']}-"
+            creators = [self._api.events_of("ReplicaSet", prefix, wait)]
+        refusals = [self._refusal(experiment, events) for events in creators]
+        state = "running" if is_true(experiment, "Running") else "created"
+        return f"{state}: {progress}{next(filter(None, refusals), '')}"
+
+    def _refusal(self, owner: Manifest, events: list[Manifest]) -> str:
+        """Why a pod of an object may not be created, after a semicolon; empty if it may."""
+        refusal = refusal_of(events, owner["metadata"].get("creationTimestamp", ""))
+        return f"; {refusal.text}" if refusal else ""
 
     def _pod_line(self, pod: Manifest, wait: Wait) -> str:
         """Why a pod waits or how it died; empty for one that runs or has ended well."""
@@ -110,6 +125,8 @@ class Operator:
         if reason:
             return f"waits: {reason}"
         crash = crash_of(pod)
+        if crash and crash.previous and phase_of(pod) == "Running":
+            return f"runs again, after {crash.container} ended: {crash.reason}"
         return f"ended badly: {crash.reason}" if crash else ""
 
     def logs(

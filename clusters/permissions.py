@@ -35,7 +35,7 @@ PERMISSIONS = (
         group="kubeflow.org",
         resource="experiments",
         verbs=("create", "get", "list", "update", "delete"),
-        why="the search; update for --more-trials",
+        why="the search; update for --more-trials and for the workflow that owns it meanwhile",
     ),
     Permission(
         group="kubeflow.org",
@@ -46,8 +46,8 @@ PERMISSIONS = (
     Permission(
         group="kubeflow.org",
         resource="pytorchjobs",
-        verbs=("create", "get", "list", "delete"),
-        why="export and evaluation",
+        verbs=("create", "get", "list", "update", "delete"),
+        why="export and evaluation; update for the workflow that owns them until they have ended",
     ),
     Permission(
         group="serving.kserve.io",
@@ -59,7 +59,7 @@ PERMISSIONS = (
         group="",
         resource="pods",
         verbs=("get", "list"),
-        why="why something waits or failed",
+        why="why something waits or failed, and the workflow that a step's pod belongs to",
         needed=False,
     ),
     Permission(

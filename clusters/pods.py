@@ -25,8 +25,9 @@ from clusters.reasons import (
     waiting_of,
     warning_of,
 )
+from clusters.refusals import Refusal, refusal_of
 from clusters.waiting import Wait
-from common.errors import DeadlineError
+from common.errors import ClusterError, DeadlineError
 
 NO_POD = "has no pod yet"
 # every pod goes through these; only one that stays there is worth a line
@@ -61,17 +62,29 @@ class PodDiagnostics:
     """Follow the pods of one wait.
 
     The value of the label `owner_label` names the object that a pod belongs to (a job, a service).
-    Lines about an owner begin with `topic`.
+    Lines about an owner begin with `topic`. Each owner has `replicas` pods at least. Where they are
+    made for a ReplicaSet OWNER-WORD-HASH, and not for the owner itself, `replica_set` is the word.
     """
 
     def __init__(
-        self, api: Api, wait: Wait, owner_label: str, *, patience: float, topic: str = ""
+        self,
+        api: Api,
+        wait: Wait,
+        owner_label: str,
+        *,
+        patience: float,
+        topic: str = "",
+        replicas: int = 1,
+        replica_set: str = "",
     ) -> None:
         self._api = api
         self._wait = wait
         self._owner_label = owner_label
         self._patience = patience
         self._topic = topic
+        self._replicas = replicas
+        self._replica_set = replica_set
+        self._refusals: dict[str, str] = {}
         self._endings: dict[str, list[Ending]] = {}
         self._seen: set[tuple[str, str, int, str]] = set()
         self._looked_back: set[str] = set()
@@ -104,14 +117,22 @@ class PodDiagnostics:
         if self.look(unread) is not None:
             self._looked_back.update(unread)
 
-    def explain(self, owner: str, pods: list[Manifest]) -> bool:
+    def explain(self, owner: str, pods: list[Manifest], since: str = "") -> bool:
         """Report why the pods of an owner wait, and take it back when they no longer do.
 
-        Returns True while none of them has started.
+        Events before `since`, the owner's creationTimestamp, do not count. Returns True while none
+        of the pods has started. Raises ClusterError if no pod can be created, however long we
+        wait.
         """
         reasons = [self._waiting(pod) for pod in pods]
-        if not pods:
-            reasons = [warning_of(self._api.events(owner, self._wait)) or NO_POD]
+        refusal = None
+        if len(pods) < self._replicas:
+            events = self._creation_events(owner)
+            refusal = refusal_of(events, since)
+        if refusal:
+            reasons = [refusal.text]
+        elif not pods:
+            reasons = [warning_of(events) or NO_POD]
         elif all(phase_of(pod) == "Succeeded" for pod in pods):
             # Katib waits for ever for a collector that reported nothing. Then the deadline's error
             # names this.
@@ -120,6 +141,7 @@ class PodDiagnostics:
         passing = reason in PASSING and self._last.get(owner) != reason
         self._last[owner] = reason
         self._wait.obstacle(self._topic + owner, reason, quiet=passing)
+        self._check_refusal(owner, refusal)
         return all(waiting_of(pod) for pod in pods)
 
     def settle(self, owner: str) -> None:
@@ -134,8 +156,10 @@ class PodDiagnostics:
         pod may be deleted between its last crash and our reading it.
         """
         endings = self._endings.get(owner, [])
-        with_log = [ending for ending in endings if ending.lines]
-        candidates = with_log or endings
+        # the attempts of a sidecar are not those of the pod's own container
+        own = [ending for ending in endings if not ending.crash.sidecar] or endings
+        with_log = [ending for ending in own if ending.lines]
+        candidates = with_log or own
         latest = max((ending.crash.attempt for ending in candidates), default=0)
         return next((ending for ending in candidates if ending.crash.attempt == latest), None)
 
@@ -157,7 +181,29 @@ class PodDiagnostics:
         endings = self._endings.setdefault(pod["metadata"]["labels"][self._owner_label], [])
         endings.append(ending)
         endings.sort(key=lambda ending: ending.crash.finished)
-        self._wait.tell(f"ending {crash.pod}", f"pod {crash.pod} ended: {ending.reason()}")
+        # a container may start again; the pod has ended only where none is to blame
+        what = f"container {crash.container} of pod" if crash.container else "pod"
+        self._wait.tell(f"ending {crash.pod}", f"{what} {crash.pod} ended: {ending.reason()}")
+
+    def _creation_events(self, owner: str) -> list[Manifest]:
+        """The events of what creates an owner's pods."""
+        if self._replica_set:
+            prefix = f"{owner}-{self._replica_set}-"
+            return self._api.events_of("ReplicaSet", prefix, self._wait)
+        return self._api.events(owner, self._wait)
+
+    def _check_refusal(self, owner: str, refusal: Refusal | None) -> None:
+        """Give up on pods that cannot be created, once another attempt was refused as well.
+
+        A refusal that we only read about may be older than its cure: a ReplicaSet's next attempt
+        comes up to 17 minutes after the last one.
+        """
+        if refusal is None or not refusal.hopeless:
+            self._refusals.pop(owner, None)
+        elif self._refusals.setdefault(owner, refusal.occurrence) != refusal.occurrence:
+            raise ClusterError(
+                f"{self._wait.what} cannot start: {self._topic}{owner}: {refusal.text}"
+            )
 
     def _check_stuck(self, pod: Manifest) -> None:
         uid = pod["metadata"]["uid"]

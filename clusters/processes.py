@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from clusters.orphans import RUN_VARIABLE
+from clusters.pod_command import program_of
 from clusters.protocol import RUN_LABEL, Manifest, run_id_of
 
 GRACE = 15.0  # seconds between SIGTERM and SIGKILL: enough to write a checkpoint
@@ -164,10 +165,10 @@ class Replicas:
 
     def _start_one(self, name: str, template: Manifest, rank_environment: dict[str, str]) -> None:
         container = template["spec"]["containers"][0]
-        command = [
-            self._rewritten(part)
-            for part in [*host_command(container["command"]), *container.get("args", [])]
-        ]
+        # Without the pod's shell: a signal reaches the whole session, and the shell would pass it
+        # on to a program that has it already.
+        program = host_command(program_of(container))
+        command = [self._rewritten(part) for part in program]
         with self.log(name).open("ab") as log:
             self.processes[name] = subprocess.Popen(
                 command,

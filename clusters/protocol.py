@@ -48,6 +48,15 @@ class Service:
     """What the owner needs to end it (pid on one machine)."""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stop:
+    """How a step ended that could not say so itself, in the words of status.json."""
+
+    state: str
+    """interrupted or failed."""
+    reason: str
+
+
 class Cluster(Protocol):
     """A backend that runs manifests.
 
@@ -72,6 +81,9 @@ class Cluster(Protocol):
 
     def can_continue(self, name: str) -> bool:
         """Whether an experiment of this name exists and takes more trials than it has had."""
+
+    def experiments(self, run_id: str) -> list[str]:
+        """Names of the run's experiments that exist and have not failed, the newest first."""
 
     def run_job(self, manifest: Manifest, *, deadline: float, report: Report) -> None:
         """Run a PyTorchJob to its end.

@@ -6,12 +6,15 @@ Pure functions over the dicts that the API server gives.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterable
 
 from clusters.protocol import Manifest
 
-# they fail because the pod's own container did
-SIDECARS = {"istio-proxy", "istio-init", "metrics-logger-and-collector", "queue-proxy"}
+# beside the pod's own container; they fail because it did, or because it has not started
+SIDECARS = {"istio-proxy", "metrics-logger-and-collector", "queue-proxy"}
+# a pod with one of these has no other container of its own, whatever else was injected
+MAIN = {"pytorch", "kserve-container", "main", "suggestion", "early-stopping"}
 # not reasons: on the way up, or down (see crash_of)
 STARTING = {"", "ContainerCreating", "PodInitializing", "CrashLoopBackOff"}
 IMAGE = {
@@ -22,6 +25,7 @@ IMAGE = {
     "RegistryUnavailable",
     "ImageInspectError",
 }
+BACK_OFF = re.compile(r'^Back-off pulling image "[^"]*"(: \w+)?(: |$)')
 CONFIG = {"CreateContainerConfigError", "CreateContainerError", "RunContainerError"}
 NOT_SCHEDULED, CREATING = "not scheduled yet", "its containers are being created"
 # characters of a message from a pod or event: enough for a scheduler's sentence, short enough for a
@@ -42,6 +46,7 @@ class Crash:
     previous: bool
     """Whether the container runs again since, so that the log to read is the previous one's."""
     restarts: int
+    sidecar: bool = False
 
     @property
     def attempt(self) -> int:
@@ -89,13 +94,22 @@ def reason_of(thing: Manifest, kind: str) -> str:
 def crash_of(pod: Manifest) -> Crash | None:
     """The first of the pod's own containers that ended badly, now or before its last restart.
 
+    If none of them did, the first sidecar that ended badly while they ran or after them. Katib's
+    collector, for one, ends with 255 for as long as the training's container has not started.
     None if none did.
     """
-    ends = [_container_crash(pod, status) for status in _containers(pod)]
-    crashes = [crash for crash in ends if crash]
-    first = min(
-        crashes, key=lambda crash: (crash.container in SIDECARS, crash.finished), default=None
-    )
+    own = [status for status in _containers(pod) if not _is_sidecar(pod, status["name"])]
+    beside = [status for status in _containers(pod) if _is_sidecar(pod, status["name"])]
+    crashes = [crash for status in own if (crash := _container_crash(pod, status))]
+    if not crashes:
+        started = max((_started(status) for status in own), default="")
+        ends = [_container_crash(pod, status) for status in beside]
+        crashes = [
+            dataclasses.replace(crash, sidecar=True)
+            for crash in ends
+            if crash and started <= crash.finished
+        ]
+    first = min(crashes, key=lambda crash: crash.finished, default=None)
     status = pod.get("status", {})
     if phase_of(pod) != "Failed" or not status.get("reason"):
         return first
@@ -119,10 +133,36 @@ def _containers(pod: Manifest) -> list[Manifest]:
     return [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]
 
 
+def _is_sidecar(pod: Manifest, name: str) -> bool:
+    """Whether a container was put beside the pod's own. Init containers that end are its own."""
+    if name in SIDECARS:
+        return True
+    for container in pod.get("spec", {}).get("initContainers") or []:
+        if container["name"] == name:
+            return bool(container.get("restartPolicy") == "Always")
+    names = {status["name"] for status in pod["status"].get("containerStatuses") or []}
+    return name in names and bool(names & MAIN) and name not in MAIN
+
+
+def _started(status: Manifest) -> str:
+    """When a container last started; 'never' comes after every time."""
+    for place, state in (
+        ("state", "running"),
+        ("state", "terminated"),
+        ("lastState", "terminated"),
+    ):
+        start = ((status.get(place) or {}).get(state) or {}).get("startedAt")
+        if start:
+            return str(start)
+    return "never"
+
+
 def _container_crash(pod: Manifest, status: Manifest) -> Crash | None:
     for place, previous in (("state", False), ("lastState", True)):
         end = (status.get(place) or {}).get("terminated")
-        if end and end.get("exitCode", 0) != 0:
+        if end and end.get("exitCode", 0) == 0:
+            return None  # it ended well, whatever happened before
+        if end:
             return Crash(
                 pod=name_of(pod),
                 container=status["name"],
@@ -166,20 +206,27 @@ def waiting_of(pod: Manifest) -> str:
         return ""
     for status in _containers(pod):
         waiting = (status.get("state") or {}).get("waiting") or {}
-        if waiting.get("reason", "") not in STARTING:
-            what = (
-                "its image cannot be pulled"
-                if waiting["reason"] in IMAGE
-                else "its container cannot be created"
-            )
-            return (
-                f"{what}: {waiting['reason']}:"
-                f" {short(waiting.get('message') or status.get('image', ''))}"
-            )
+        reason = waiting.get("reason", "")
+        if reason in IMAGE:
+            return _image_missing(status.get("image", ""), waiting.get("message") or "")
+        if reason not in STARTING:
+            detail = short(waiting.get("message") or status.get("image", ""))
+            return f"its container {status['name']} cannot be created: {reason}: {detail}"
     scheduled = condition(pod, "PodScheduled")
     if scheduled and scheduled.get("status") == "False":
         return f"no node takes it: {short(scheduled.get('message') or scheduled.get('reason', ''))}"
     return NOT_SCHEDULED if scheduled is None else CREATING
+
+
+def _image_missing(image: str, message: str) -> str:
+    """The same text for ErrImagePull and ImagePullBackOff, which alternate.
+
+    The second one repeats the first one's message since Kubernetes 1.32, and has none before.
+    """
+    text = f"its image {image} cannot be pulled (check its name, and the pull secret of its"
+    text += " registry)"
+    detail = short(BACK_OFF.sub("", message))
+    return f"{text}: {detail}" if detail else text
 
 
 def stuck(pod: Manifest) -> bool:
@@ -191,16 +238,33 @@ def stuck(pod: Manifest) -> bool:
     return phase_of(pod) == "Pending" and bool(reasons & (IMAGE | CONFIG))
 
 
+def event_time(event: Manifest) -> str:
+    """When an event was last seen, as '2026-01-01T00:00:00Z' to the second; empty if unknown."""
+    series = (event.get("series") or {}).get("lastObservedTime")
+    time = event.get("lastTimestamp") or series or event.get("eventTime") or ""
+    return f"{time[:19]}Z" if time else ""
+
+
 def warning_of(events: Iterable[Manifest]) -> str:
-    """The newest warning of events that are listed oldest first; empty if there is none."""
-    warnings = [event for event in events if event.get("type") == "Warning"]
+    """The newest warning of events that are listed oldest first; empty if there is none.
+
+    Warnings about a sidecar are left out: they do not say why the pod's own container waits.
+    """
+    warnings = [
+        event
+        for event in events
+        if event.get("type") == "Warning" and _container_of(event) not in SIDECARS
+    ]
     if not warnings:
         return ""
-    reason = warnings[-1].get("reason", "")
-    message = short(warnings[-1].get("message", ""))
-    if "exceeded quota" in message:
-        return f"quota: {message[message.index('exceeded quota') :]}"
-    return f"{reason}: {message}"
+    return f"{warnings[-1].get('reason', '')}: {short(warnings[-1].get('message', ''))}"
+
+
+def _container_of(event: Manifest) -> str:
+    """The container that an event of a pod is about; empty if it is about the whole pod."""
+    path = (event.get("involvedObject") or {}).get("fieldPath") or ""
+    match = re.fullmatch(r"spec\.\w+\{(.+)\}", path)
+    return match[1] if match else ""
 
 
 def ready(pod: Manifest) -> bool:

@@ -83,8 +83,7 @@ def job(
     pod = manifests.pod_template(
         labels=labels,
         image=config.weaver_image,
-        command=["python", "-m", module],
-        args=["--run", run.uri, "--name", run.model_name, *args],
+        program=["python", "-m", module, "--run", run.uri, "--name", run.model_name, *args],
         env=env,
         resources=dataclasses.replace(resources(run), gpus=0),
         settings=settings(run),

@@ -19,7 +19,7 @@ from clusters.api import Api, Connection, Kind, complaint
 from clusters.permissions import Permission
 from clusters.protocol import Manifest
 from clusters.waiting import Wait, ignore
-from common.errors import ClusterError
+from common.errors import ClusterError, DeadlineError
 
 SECONDS = 20.0  # for one question; a cluster that takes longer to answer is overloaded
 # owner of a kind -> deployments that run it, by namespace and name, as the usual installations have
@@ -220,6 +220,8 @@ class Survey:
         except ApiException as error:
             # 409: it exists, and was taken before
             return "" if error.status == 409 else complaint(error)
+        except DeadlineError as error:  # such as a webhook that is away
+            return " ".join(str(error).split())
         return ""
 
     def _ask(self, request: Callable[..., Any], *arguments: Any, **options: Any) -> Any:

@@ -23,6 +23,7 @@ class Wait:
         self._report = report
         self._lines: dict[str, str] = {}
         self._obstacles: dict[str, str] = {}
+        self._reported: dict[str, list[str]] = {}
 
     def left(self) -> float:
         """Seconds until the deadline, negative after it."""
@@ -35,17 +36,21 @@ class Wait:
             self._report(line)
 
     def obstacle(self, topic: str, reason: str, *, quiet: bool = False) -> None:
-        """Note what holds the wait up now, and report it unless `quiet`.
+        """Note what holds the wait up now, and report each reason once unless `quiet`.
 
         An empty reason takes it back. The deadline's error lists what is left.
         """
         if reason:
+            reported = self._reported.setdefault(topic, [])
+            # the beginning of a reason that was reported says nothing new
+            reason = next((line for line in reported if line.startswith(reason)), reason)
             self._obstacles[topic] = reason
-            if not quiet:
-                self.tell(f"obstacle {topic}", f"{topic}: {reason}")
+            if not quiet and reason not in reported:
+                reported.append(reason)
+                self._report(f"{topic}: {reason}")
         elif self._obstacles.pop(topic, None):
             # should it come back, it is reported again
-            self._lines.pop(f"obstacle {topic}", None)
+            self._reported.pop(topic, None)
 
     def sleep(self, seconds: float) -> None:
         """Sleep, but not beyond the deadline.

@@ -29,6 +29,11 @@ class Algorithm:
     """Katib's name."""
     seed_setting: str = "random_state"
     """Katib's setting for the seed; empty where the algorithm draws nothing at random."""
+    same_seed_by_default: bool = False
+    """Whether Katib draws from one fixed seed where the setting is left out.
+
+    goptuna takes 0; hyperopt and Optuna take entropy of the system.
+    """
     learns: bool = False
     """Whether results of finished trials decide where it draws the next ones."""
     min_ranges: int = 0
@@ -86,6 +91,7 @@ TABLE: dict[str, Algorithm] = {
         ),
         Algorithm(
             name="cmaes",
+            same_seed_by_default=True,
             learns=True,
             # The covariance matrix of one parameter is no matrix: goptuna refuses it.
             min_ranges=2,

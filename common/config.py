@@ -13,6 +13,7 @@ import argparse
 import dataclasses
 import math
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from common import algorithms
@@ -157,8 +158,13 @@ class RunConfig:
     data_fraction: float = option(
         1.0, "part of the training jets that a trial uses, unless searched", group="search"
     )
-    seed: int = option(
-        1, "seed of the search, the initial weights and the order of jets", group="search"
+    seed: str = option(
+        AUTO,
+        "seed of the initial weights, the order of jets and the search; 'auto' is 1, but on a"
+        " cluster Katib then draws freely: with a seed it repeats its first points whenever the"
+        " algorithm's pod restarts",
+        group="search",
+        metavar="N",
     )
 
     # -- resources
@@ -348,6 +354,10 @@ class RunConfig:
             f"--early-stopping-start-step '{self.early_stopping_start_step}': write auto or a whole"
             " number from 1 up",
         )
+        require(
+            self.seed == AUTO or re.fullmatch(r"\d+", self.seed) is not None,
+            f"--seed '{self.seed}': write auto or a whole number from 0 up",
+        )
         self._check_goal()
         self._check_pods()
         require(
@@ -402,6 +412,11 @@ class RunConfig:
             "--kerberos-secret is for EOS: give --eos as well, as --eos /var/eos",
         )
 
+    @property
+    def seed_number(self) -> int:
+        """The seed of everything but Katib's draws."""
+        return DEFAULT_SEED if self.seed == AUTO else int(self.seed)
+
     def parameters(self) -> dict[str, Any]:
         """The values by field name, in order: what KFP and run.json take."""
         return dataclasses.asdict(self)
@@ -416,11 +431,32 @@ class RunConfig:
         for key in values:
             if key not in names:
                 raise InputError(unknown("parameter", key, names))
-        return cls(**values)
+        return cls(**typed(values))
 
     @classmethod
     def from_args(cls, args: argparse.Namespace) -> RunConfig:
         return cls(**{field.name: getattr(args, field.name) for field in dataclasses.fields(cls)})
+
+
+DEFAULT_SEED = 1
+
+
+def typed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of parameters in the types of today.
+
+    JSON and Kubeflow know no whole numbers: 2.0 means 2. A number for a parameter that is text is
+    of an earlier version, where the seed was one.
+    """
+    defaults = {field.name: field.default for field in dataclasses.fields(RunConfig)}
+    converted = {}
+    for name, value in values.items():
+        default = defaults.get(name)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if isinstance(default, str) and is_number:
+            converted[name] = str(int(value)) if value == int(value) else str(value)
+        else:
+            converted[name] = value
+    return converted
 
 
 LEAST = {
@@ -436,7 +472,6 @@ LEAST = {
     "num_cpus": 1,
     "deadline_hours": 0.001,
     "max_closure": 0.0,
-    "seed": 0,
     "min_replicas": 0,
     "max_replicas": 1,
 }

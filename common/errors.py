@@ -31,8 +31,8 @@ class JecError(Exception):
     """Base of all errors whose text is meant to be read by the user, without a traceback."""
 
     exit_code = 1
-    repeats = True
-    """Whether the same would happen again; what does not repeat is worth another try."""
+    retryable = False
+    """Whether another attempt may succeed, although nobody has changed anything."""
 
 
 class InputError(JecError):
@@ -44,7 +44,7 @@ class InputError(JecError):
 class StorageError(JecError):
     """A read or write in the storage failed, in spite of the client's own retries."""
 
-    repeats = False
+    retryable = True
 
 
 class ClusterError(JecError):
@@ -61,7 +61,7 @@ class DeadlineError(ClusterError):
 class UnreachableError(ClusterError):
     """Nobody answers at that address (yet)."""
 
-    repeats = False
+    retryable = True
 
 
 class TrainingError(JecError):

@@ -182,6 +182,8 @@ class EpochRecord:
     val_loss: float | None = None
     seconds: float | None = None
     jets_per_second: float | None = None
+    time: str = ""
+    """When it ended, as RFC 3339; empty in files of early versions."""
 
 
 def find_history(uri: str) -> list[EpochRecord]:
@@ -486,6 +488,10 @@ class ServiceRecord(Record):
 # -------------------------------------------------------------------- status.json and summary.json
 
 
+TERMINATED = "the run was terminated by a user"
+"""Reason of a step that was stopped by Terminate in Kubeflow's UI or by `--down`."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StepStatus:
     """How one step of a run is, or how it ended."""
@@ -496,12 +502,27 @@ class StepStatus:
     time: str = ""
     job_id: str = ""
     """KFP job that the step belongs to."""
-    repeats: bool = False
-    """Whether another attempt would fail for the same reason."""
+    retryable: bool = True
+    """Whether another attempt may succeed, although nobody has changed anything."""
+    refused: int = 0
+    """Attempts that ended at once since, because the failure is not retryable."""
+
+
+class RecordOfSteps(Record):
+    """A record that holds the status of each step as `steps`."""
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any], where: str = "the record") -> Self:
+        """As Record.from_json; also reads `repeats`, which was the opposite of `retryable`."""
+        steps = {}
+        for name, entry in content.get("steps", {}).items():
+            former = {"retryable": not entry["repeats"]} if "repeats" in entry else {}
+            steps[name] = {**former, **entry}
+        return super().from_json({**content, "steps": steps}, where)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class StatusRecord(Record):
+class StatusRecord(RecordOfSteps):
     """status.json: the step that wrote last, and the same of each step."""
 
     step: str = "prepare"
@@ -512,7 +533,7 @@ class StatusRecord(Record):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SummaryRecord(Record):
+class SummaryRecord(RecordOfSteps):
     """summary.json: how a run ended, and what there is of results."""
 
     run_id: str
@@ -530,3 +551,5 @@ class SummaryRecord(Record):
     gate: bool | None = None
     service: str | None = None
     report: str | None = None
+    resume: str = ""
+    """The command that goes on with a run that did not end well; empty for any other."""

@@ -14,20 +14,21 @@ from typing import Any
 from clusters.manifests import CREDENTIALS
 from clusters.protocol import STEP_LABEL
 from common.config import RunConfig
-from components.steps import HOUR, STEPS, component, step_of
+from components.steps import HOUR, RETRIES, STEPS, component, step_of
 
 NAME = "jec-pipeline"
 DESCRIPTION = "Jet energy calibration: from ROOT files to a served, validated model."
 STEPS_IMAGE = "jec-steps:latest"
-# for pods that were evicted and storage that was away; a step knows a failure that repeats and ends
-# at once
-RETRIES = 2
+SAFE_TO_EVICT = "cluster-autoscaler.kubernetes.io/safe-to-evict"
+# Seconds between two attempts. Argo waits whatever the reason was, also where the next attempt ends
+# at once; so the wait for an API server or a storage that is away is the step's own (step.patient).
+BACKOFF = 5
 
 
 def pipeline(config: RunConfig, image: str = STEPS_IMAGE, *, non_root: bool = False) -> Any:
     """The KFP pipeline whose parameters are the fields of RunConfig; `config` has the defaults.
 
-    With `non_root` the server refuses steps that run as root; servers before 2.17 do not know the
+    With `non_root` the server refuses steps that run as root; servers before 2.16 do not know the
     field. The image's own user is not root.
     """
     from kfp import dsl
@@ -101,7 +102,11 @@ def _on_the_cluster(task: Any, secret: Any, non_root: bool) -> Any:
         task, secret_name=secret, secret_key_to_env={key: key for key in CREDENTIALS}, optional=True
     )
     kubernetes.add_pod_label(task, STEP_LABEL, task.name)
+    # A pod that is moved is lost: Argo 3.7.3 retries no pod that was deleted.
+    kubernetes.add_pod_annotation(task, SAFE_TO_EVICT, "false")
     kubernetes.set_timeout(task, step_of(task.name).deadline)
+    # kfp-kubernetes 2.17 offers user, group and this. A server before 2.16 refuses an IR with it
+    # (seen with 2.15.0), so it is left out there; the image's user is 1000 either way.
     if non_root:
         kubernetes.set_security_context(task, run_as_non_root=True)
     task.set_caching_options(False)
@@ -110,7 +115,10 @@ def _on_the_cluster(task: Any, secret: Any, non_root: bool) -> Any:
     # began after it would not begin at all.
     longest = (RETRIES + 1) * step_of(task.name).deadline + HOUR
     task.set_retry(
-        RETRIES, backoff_duration="30s", backoff_factor=2.0, backoff_max_duration=f"{longest}s"
+        RETRIES,
+        backoff_duration=f"{BACKOFF}s",
+        backoff_factor=1.0,
+        backoff_max_duration=f"{longest}s",
     )
     return (
         task.set_cpu_request("500m")

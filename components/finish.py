@@ -1,41 +1,148 @@
-"""finish: the exit handler. It writes the run's summary, however the run ends, and POSTs it.
+"""finish: the exit handler. It ends what others could not end, and writes the run's summary.
 
-It runs when the other steps are over, also after a failure, and knows of them what the run's folder
-says: servers older than 2.14 give an exit handler no status, and none gives one of a run that was
-terminated (then `pipeline.py --status` says more).
+It runs when the other steps are over: after a success, a failure, a termination, and after a step's
+pod was lost. It knows of them what the run's folder says: servers older than 2.14 give an exit
+handler no status, and none gives one of a run that was terminated. A step that was killed cannot
+say why, nor remove what it started; finish asks the cluster why, writes it down, and removes it.
 """
 
+import dataclasses
 import datetime
 import json
 import os
 
+from clusters.protocol import Stop
 from common import http, storage
 from common.cli import Parser, run_main
 from common.config import AUTO, NONE
-from common.errors import UnreachableError
+from common.errors import JecError, UnreachableError
 from common.layout import RunFolder
 from common.records import (
+    TERMINATED,
     MetricsRecord,
     SearchRecord,
     ServiceRecord,
     StatusRecord,
     SummaryRecord,
 )
-from common.run import make_run_id
+from common.run import Run, make_run_id
 from components import step
 
 WEBHOOK_SECONDS = 20.0
+# Within the deadline of this step's pod (components.steps), with time left for the summary.
+LOOK_SECONDS = 60.0
+REMOVAL_SECONDS = 300.0
+
+STOPPED = ("running", "interrupted")
+"""States of a step that was stopped from outside; it may not have come to write the second."""
 
 
 def finish(uri: str, webhook: str, artifacts: step.Artifacts, job_id: str = "") -> SummaryRecord:
-    """Write `<run>/summary.json` where there is such a run, and POST it to the webhook."""
+    """Write `<run>/summary.json` where there is such a run, and POST it to the webhook.
+
+    Before it, write down why a step was stopped, and remove what the run left unfinished.
+    """
     summary = summarise(uri, job_id)
+    # On one machine nothing runs on, and by hand nobody else has run the steps.
+    on_kubeflow = job_id and step.LOCAL_DIR not in os.environ
+    if on_kubeflow and summary.state in ("failed", "interrupted"):
+        if summary.steps:
+            # Argo makes no second attempt of this step after a termination.
+            summary.save(RunFolder(uri).summary)
+        summary = summarise_stopped(uri, job_id)
     if summary.steps:
         summary.save(RunFolder(uri).summary)
     artifacts.set("summary", content=as_markdown(summary))
     if webhook != NONE:
         _tell(webhook, summary)
     return summary
+
+
+def summarise_stopped(uri: str, job_id: str) -> SummaryRecord:
+    """Make the end of a run that did not end well true, and summarise it.
+
+    status.json says why its last step was stopped, nothing of it runs on, and the summary says how
+    to go on, and what could not be removed.
+    """
+    status = status_of(uri, job_id)
+    stop = why_stopped(status.step, job_id)
+    left = ""
+    if status.steps and status.steps[status.step].job_id == job_id:
+        write_end(uri, status, stop)
+        left = remove_unfinished(uri)
+    # else another job of this run has begun: what runs now is its own
+    summary = summarise(uri, job_id, terminated=stop is not None and stop.reason == TERMINATED)
+    reason = "; ".join(filter(None, (summary.reason, left)))
+    resume = resume_command(uri) if status.steps else ""
+    return dataclasses.replace(summary, reason=reason, resume=resume)
+
+
+def why_stopped(name: str, job_id: str) -> Stop | None:
+    """Why the run's last step was stopped, as the cluster tells; None where it tells nothing."""
+    from clusters.kubernetes import KubernetesCluster
+
+    try:
+        # the pods of a KFP run are in the namespace of this pod, wherever its jobs are
+        return KubernetesCluster().why_stopped(job_id, name, deadline=LOOK_SECONDS)
+    except JecError as error:
+        step.say(f"why the run ended is not known from the cluster: {error}")
+        return None
+
+
+def write_end(uri: str, status: StatusRecord, stop: Stop | None) -> None:
+    """Write down why the last step was stopped, or let the failed one be tried again.
+
+    What follows the end of a run, such as Retry in the UI, is a person's wish.
+    """
+    entry = status.steps[status.step]
+    if entry.state in STOPPED and stop is not None:
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        entry = dataclasses.replace(entry, state=stop.state, reason=stop.reason, time=now)
+    elif entry.state == "failed":
+        entry = dataclasses.replace(entry, retryable=True)
+    steps = {**status.steps, status.step: entry}
+    changed = dataclasses.replace(
+        status, state=entry.state, reason=entry.reason, time=entry.time, steps=steps
+    )
+    if changed != status:
+        changed.save(RunFolder(uri).status)
+
+
+def remove_unfinished(uri: str) -> str:
+    """Remove the run's unfinished Experiment and jobs; returns what could not be removed, and how.
+
+    Empty where all went well. Finished ones stay to be looked at, and services serve on.
+    """
+    from clusters.api import NoCluster
+    from clusters.kubernetes import KubernetesCluster
+
+    if not storage.exists(RunFolder(uri).run):
+        return ""  # prepare, which makes nothing on the cluster, did not end
+    try:
+        namespace = Run.load(uri).config.namespace
+        removed = KubernetesCluster(namespace).delete_unfinished(
+            storage.name(uri), deadline=REMOVAL_SECONDS, report=step.say
+        )
+    except NoCluster as error:
+        step.say(f"nothing was looked for on a cluster: {error.short}")
+        return ""
+    except JecError as error:
+        down = f"python pipeline.py --down {storage.name(uri)}"
+        return f"what is unfinished on the cluster may run on ({error}); {down} removes it"
+    for name in removed:
+        step.say(f"removed {name}, which the run left unfinished")
+    return ""
+
+
+def resume_command(uri: str) -> str:
+    """The command that goes on with a run on Kubeflow. Only its user knows Kubeflow's address.
+
+    Where prepare did not end, it does the same again: nothing has been written to go on with.
+    """
+    bucket, run_id = uri.rsplit("/", 1)
+    flag = "--resume" if storage.exists(RunFolder(uri).run) else "--rerun"
+    host = "https://KUBEFLOW/pipeline"
+    return f"python pipeline.py --host {host} --s3-bucket {bucket} {flag} {run_id}"
 
 
 def status_of(uri: str, job_id: str) -> StatusRecord:
@@ -48,11 +155,11 @@ def status_of(uri: str, job_id: str) -> StatusRecord:
     return status if not job_id or job_id in jobs else StatusRecord()
 
 
-def summarise(uri: str, job_id: str = "") -> SummaryRecord:
+def summarise(uri: str, job_id: str = "", *, terminated: bool = False) -> SummaryRecord:
     """How the run in a folder ended: state, the step it ended in and why, and its results.
 
     job_id: of the KFP run that ended, whose steps and results alone count; empty: of whichever
-    wrote last.
+    wrote last. `terminated`: a user has ended the run, maybe between two steps.
     """
     folder, status = RunFolder(uri), status_of(uri, job_id)
 
@@ -65,7 +172,7 @@ def summarise(uri: str, job_id: str = "") -> SummaryRecord:
     search = SearchRecord.find(folder.search) if of_this_job("search") else None
     metrics = MetricsRecord.find(folder.metrics) if of_this_job("evaluate") else None
     service = ServiceRecord.find(folder.service) if of_this_job("deploy") else None
-    state, reason = _end(status, metrics)
+    state, reason = _end(status, metrics, terminated=terminated)
     return SummaryRecord(
         run_id=storage.name(uri),
         run=uri,
@@ -83,20 +190,21 @@ def summarise(uri: str, job_id: str = "") -> SummaryRecord:
     )
 
 
-def _end(status: StatusRecord, metrics: MetricsRecord | None) -> tuple[str, str]:
+def _end(
+    status: StatusRecord, metrics: MetricsRecord | None, *, terminated: bool
+) -> tuple[str, str]:
     """The run's final state, and its reason."""
     name, state = status.step, status.state
     if state in ("failed", "interrupted"):
         return state, status.reason
     if state == "running":  # a step that ends by itself says so: this one was killed
-        return (
-            "failed",
-            f"{name} ended without a word: evicted, out of memory, or over its pod's deadline",
-        )
+        return "failed", f"{name} was killed, and the cluster does not tell why"
     if (name, state) == ("deploy", "done"):
         return "succeeded", ""
     if (name, state) == ("evaluate", "done") and not (metrics and metrics.passed):
         return "not deployed", "; ".join(metrics.reasons if metrics else [])
+    if terminated:
+        return "interrupted", TERMINATED
     if state == "done":
         return "failed", f"nothing happened after {name}: the next step's pod did not start"
     return "failed", "prepare left no trace: it refused its parameters, or its pod did not start"
@@ -114,6 +222,7 @@ def as_markdown(summary: SummaryRecord) -> str:
         "resolution gain": gain.percent() if gain else None,
         "service": summary.service,
         "report": summary.report,
+        "go on with": f"`{summary.resume}`" if summary.resume else None,
     }
     lines = [f"# {summary.run_id}: {summary.state}", "", "| | |", "|---|---|"]
     for name, value in rows.items():
@@ -175,9 +284,11 @@ def main(argv: list[str] | None = None) -> int:
         summary = finish(uri, args.webhook, step.Artifacts(args.executor_input), args.job_id)
         reason = f": {summary.reason}" if summary.reason else ""
         step.say(f"{summary.run_id}: {summary.state}{reason}")
+        if summary.resume:
+            step.say(f"to go on with it: {summary.resume}")
 
     step.stop_on_sigterm()
-    return run_main(body)
+    return run_main(step.patient(body, args.job_id))
 
 
 if __name__ == "__main__":

@@ -194,7 +194,7 @@ def add_sample(inputs: Inputs) -> None:
     # validation and test get a quarter as many each, as --sample-jets says
     part = max(config.sample_jets // 4, 1)
     sample = ensure_sample(
-        config.s3_bucket, jets=(config.sample_jets, part, part), seed=config.seed
+        config.s3_bucket, jets=(config.sample_jets, part, part), seed=config.seed_number
     )
     for split in sampled:
         inputs.patterns[split] = sample[split]
@@ -361,7 +361,7 @@ def main(argv: list[str] | None = None) -> int:
             prepare(config, args.job_id, args.run_output, step.Artifacts(args.executor_input))
 
     step.stop_on_sigterm()
-    return run_main(body)
+    return run_main(step.patient(body, args.job_id))
 
 
 if __name__ == "__main__":

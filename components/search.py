@@ -8,14 +8,17 @@ import dataclasses
 from collections import Counter
 from collections.abc import Sequence
 
+from clusters.katib import experiment_of
 from clusters.protocol import Cluster, ExperimentResult, Manifest
-from clusters.trials import best_trial
-from common import storage
+from clusters.trials import best_trial, objective_value
+from common import algorithms, storage
+from common.config import NONE
 from common.records import Objective, SearchRecord, Trial
 from common.run import Run
 from components import step
 from reporting.search_page import as_csv, markdown, search_page
 from training.experiment import OBJECTIVE, experiment
+from training.finished_trials import finished_trials
 from training.search_space import cautions, for_network, load
 
 
@@ -30,14 +33,19 @@ def search(run: Run, artifacts: step.Artifacts) -> str:
         _publish(earlier, search_page(earlier), artifacts)
         return earlier.optimal
     cluster = step.backend(run)
-    manifest, carried = _what_to_run(run, cluster, earlier)
+    plan = _what_to_run(run, cluster, earlier)
+    manifest, carried = plan.manifest, plan.carried
     name = manifest["metadata"]["name"]
-    step.say(f"losses of all trials: tensorboard --logdir {run.folder.trials}")
-    with step.watched(cluster, cluster.delete_experiment, name):
-        result = cluster.run_experiment(
-            manifest, deadline=run.config.deadline_hours * 3600, report=step.say
-        )
-    record = as_record(run, _joined(manifest, carried, result), carried=len(carried))
+    if plan.is_done:
+        step.say(f"all {len(carried)} trials have ended before; nothing is left to search")
+        result = ExperimentResult(name=name, trials=[], optimal="")
+    else:
+        step.say(f"losses of all trials: tensorboard --logdir {run.folder.trials}")
+        with step.watched(cluster, cluster.delete_experiment, name):
+            result = cluster.run_experiment(
+                manifest, deadline=run.config.deadline_hours * 3600, report=step.say
+            )
+    record = as_record(run, manifest, *_joined(manifest, carried, result))
     record.save(run.folder.search)
     # Drawn once, for the run's folder and for Kubeflow: figures take seconds.
     page = search_page(record)
@@ -58,42 +66,123 @@ def _is_done(run: Run, earlier: SearchRecord) -> bool:
     return not asks_for_more and storage.exists(run.folder.weights(earlier.optimal))
 
 
-def _what_to_run(
-    run: Run, cluster: Cluster, earlier: SearchRecord | None
-) -> tuple[Manifest, list[Trial]]:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Plan:
+    """What is left of a search."""
+
+    manifest: Manifest
+    carried: list[Trial]
+    """The trials that count beside those of the experiment."""
+    is_done: bool = False
+    """Whether the carried trials are all, so that the experiment is not run."""
+
+
+def _what_to_run(run: Run, cluster: Cluster, earlier: SearchRecord | None) -> _Plan:
     """The experiment to run or to continue, and the trials that count beside its own.
 
     An experiment that is gone, or that its backend cannot continue, is followed by another one for
     the remaining trials.
     """
+    if cluster.resumes:
+        return _what_to_run_here(run, cluster, earlier)
+    trials = list(earlier.trials) if earlier else []
+    known = {trial.name for trial in trials}
+    # No record has the trials of an experiment whose launcher was lost; the storage has them.
+    for trial in finished_trials(run, step.say):
+        if trial.name not in known:
+            trials.append(trial)
+
+    if earlier is None and not trials:
+        _say_cautions(run)
+    name = _experiment_to_adopt(run, cluster, earlier)
+    if name:
+        others = [trial for trial in trials if experiment_of(trial.name) != name]
+        return _Plan(manifest=experiment(run, carried=len(others), name=name), carried=others)
+    manifest = experiment(run, carried=len(trials))
+    is_done = _is_enough(run, manifest, trials)
+    if trials and not is_done:
+        _say_what_follows(run, trials)
+    if earlier:
+        cluster.delete_experiment(earlier.experiment)
+    return _Plan(manifest=manifest, carried=trials, is_done=is_done)
+
+
+def _what_to_run_here(run: Run, cluster: Cluster, earlier: SearchRecord | None) -> _Plan:
+    """The same on a backend that keeps the trials of an interrupted experiment by itself."""
     if earlier is None:
-        if not cluster.resumes:
-            space = for_network(load(run.config.search_space), run.config.network_config)
-            for caution in cautions(space, run.config.algorithm):
-                step.say(f"note: {caution}")
-        return experiment(run), []
-    carried = earlier.trials[: earlier.carried]
-    if cluster.can_continue(earlier.experiment):
-        return experiment(run, carried=len(carried)), carried
-    trials = earlier.trials
+        return _Plan(manifest=experiment(run, reproducible=True), carried=[])
+    trials = earlier.trials[: earlier.carried]
+    name = earlier.experiment
+    if not cluster.can_continue(name):
+        trials = earlier.trials
+        name = ""
+        _say_what_follows(run, trials)
+        cluster.delete_experiment(earlier.experiment)
+    manifest = experiment(run, carried=len(trials), name=name, reproducible=True)
+    return _Plan(manifest=manifest, carried=trials)
+
+
+def _is_enough(run: Run, manifest: Manifest, trials: Sequence[Trial]) -> bool:
+    """Whether trials are all that the run asks for, or reach its goal, which ends a search."""
+    best = best_trial(manifest, trials)
+    if best is None:
+        return False
+    value = objective_value(manifest, best)
+    assert value is not None  # the best trial counts
+    goal = run.config.goal
+    return len(trials) >= run.config.max_trials or (goal != NONE and value <= float(goal))
+
+
+def _experiment_to_adopt(run: Run, cluster: Cluster, earlier: SearchRecord | None) -> str:
+    """The run's experiment that still exists on the cluster and goes on; empty if none does.
+
+    One that search.json records has been read to its end: it must take more trials.
+    """
+    for name in cluster.experiments(run.id):
+        recorded = earlier is not None and earlier.experiment == name
+        if not recorded or cluster.can_continue(name):
+            return name
+    return ""
+
+
+def _say_cautions(run: Run) -> None:
+    """Say what a cluster does with the algorithm other than the search space asks for."""
+    space = for_network(load(run.config.search_space), run.config.network_config)
+    for caution in cautions(space, run.config.algorithm):
+        step.say(f"note: {caution}")
+
+
+def _say_what_follows(run: Run, trials: Sequence[Trial]) -> None:
+    """Say that earlier trials count, and what the algorithm knows of them."""
+    algorithm = algorithms.offered(run.config.algorithm)
+    knows = ""  # random needs no earlier trials
+    if algorithm.learns:
+        knows = f"; {algorithm.name} learns from trials, and starts without these"
+    elif algorithm.plan == "sequence":
+        knows = f"; {algorithm.name} would begin anew, so that the rest is drawn at random"
+    elif algorithm.plan == "grid":
+        knows = f"; {algorithm.name} starts at its first point, so that some may come again"
     step.say(
-        f"experiment {earlier.experiment} is gone or cannot go on; another one follows, and"
-        f" its algorithm knows nothing of the first {len(trials)} trials"
+        f"{len(trials)} trials of this run have ended and count; their experiment is gone or cannot"
+        f" go on, and another one follows for the rest{knows}"
     )
-    cluster.delete_experiment(earlier.experiment)
-    return experiment(run, carried=len(trials)), trials
 
 
 def _joined(
     manifest: Manifest, carried: Sequence[Trial], result: ExperimentResult
-) -> ExperimentResult:
-    """The result with the trials of earlier experiments in front, and the best of all."""
-    if not carried:
-        return result
-    trials = [*carried, *result.trials]
+) -> tuple[ExperimentResult, int]:
+    """The result with the trials of earlier experiments in front, and the best of all.
+
+    Also how many these are.
+    """
+    own = {trial.name for trial in result.trials}
+    others = [trial for trial in carried if trial.name not in own]
+    if not others:
+        return result, 0
+    trials = [*others, *result.trials]
     best = best_trial(manifest, trials)
     assert best is not None  # an experiment that succeeded has one
-    return dataclasses.replace(result, trials=trials, optimal=best.name)
+    return dataclasses.replace(result, trials=trials, optimal=best.name), len(others)
 
 
 def _publish(record: SearchRecord, page: str, artifacts: step.Artifacts) -> None:
@@ -112,14 +201,16 @@ def _publish(record: SearchRecord, page: str, artifacts: step.Artifacts) -> None
     )
 
 
-def as_record(run: Run, result: ExperimentResult, *, carried: int = 0) -> SearchRecord:
+def as_record(run: Run, manifest: Manifest, result: ExperimentResult, carried: int) -> SearchRecord:
     """The content of search.json; the first `carried` trials are of experiments before this one."""
+    setting = algorithms.offered(run.config.algorithm).seed_setting
+    names = [one["name"] for one in manifest["spec"]["algorithm"]["algorithmSettings"]]
     return SearchRecord(
         experiment=result.name,
         objective=Objective(name=OBJECTIVE),
         algorithm=run.config.algorithm,
         early_stopping=run.config.early_stopping,
-        seed=run.config.seed,
+        seed=run.config.seed_number if setting in names else None,
         asked=run.config.max_trials,
         carried=carried,
         optimal=result.optimal,

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import datetime
 import getpass
 import json
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,11 +27,16 @@ from common.errors import DeadlineError, InterruptedRun, JecError
 from common.layout import RunFolder
 from common.records import StatusRecord, StepStatus
 from common.run import Run
+from components.steps import RETRIES
 
 LOCAL_DIR = "JEC_LOCAL_DIR"
 """Set by the local runner to the folder of local runs; without it a step belongs to the cluster
 whose pod it is.
 """
+KFP_POD = "KFP_POD_NAME"
+"""Set by KFP in the pod of each step, so that an exit handler follows."""
+PATIENCE_SECONDS = 45.0
+"""How long an attempt stays after a failure that may pass, before Kubeflow makes the next one."""
 
 
 def parser(name: str, description: str) -> argparse.ArgumentParser:
@@ -64,7 +71,33 @@ def main(name: str, args: argparse.Namespace, body: Callable[[Run], None]) -> in
         with_status(name, run, lambda: body(run), job_id=args.job_id)
 
     stop_on_sigterm()
-    return run_main(recorded)
+    return run_main(patient(recorded, args.job_id))
+
+
+def patient(body: Callable[[], None], job_id: str) -> Callable[[], None]:
+    """Let an attempt that failed for a reason that may pass stay before it ends.
+
+    Kubeflow makes the next attempt after a few seconds, whatever the reason was. Without a job id
+    there is no next attempt, and the failure is raised at once.
+    """
+
+    def attempt() -> None:
+        try:
+            body()
+        except (KeyboardInterrupt, InterruptedRun):
+            raise
+        except Exception as error:
+            if job_id and LOCAL_DIR not in os.environ and is_retryable(error):
+                say(f"failed: {error}; this attempt ends in {PATIENCE_SECONDS:.0f} s")
+                time.sleep(PATIENCE_SECONDS)
+            raise
+
+    return attempt
+
+
+def is_retryable(error: Exception) -> bool:
+    """Whether another attempt may succeed, which nobody knows of an exception of others."""
+    return error.retryable if isinstance(error, JecError) else True
 
 
 def echo(config: RunConfig) -> None:
@@ -80,13 +113,22 @@ def refuse_repetition(name: str, uri: str, job_id: str) -> None:
     """End at once where Kubeflow retries a step that failed for a reason which repeats.
 
     Kubeflow retries every failure alike. Raises JecError with the reason. Another run of the
-    pipeline (`--resume`) is another job, and does the step.
+    pipeline (`--resume`) is another job, and does the step. So does Retry in the UI, which keeps
+    the job id: finish has cleared the flag, and where finish was lost, the retries are used up.
     """
-    before = read_status(uri).steps.get(name)
+    status = read_status(uri)
+    before = status.steps.get(name)
     if before is None or not job_id or before.job_id != job_id:
         return
-    if before.state == "failed" and before.repeats:
-        raise JecError(f"{name} failed before for a reason that would repeat: {before.reason}")
+    if before.state != "failed" or before.retryable or before.refused >= RETRIES:
+        return
+    counted = dataclasses.replace(before, refused=before.refused + 1)
+    # a storage that fails as well must not hide the reason
+    with contextlib.suppress(JecError):
+        dataclasses.replace(status, steps={**status.steps, name: counted}).save(
+            RunFolder(uri).status
+        )
+    raise JecError(f"{name} failed before for a reason that would repeat: {before.reason}")
 
 
 def with_status(name: str, run: Run, body: Callable[[], None], *, job_id: str = "") -> None:
@@ -110,23 +152,17 @@ def with_status(name: str, run: Run, body: Callable[[], None], *, job_id: str = 
 
 
 def write_failure(run: Run, name: str, error: Exception, job_id: str = "") -> None:
-    """Note in status.json why a step failed, and whether another attempt would fail as well.
-
-    Nobody knows that of an exception that is none of ours.
-    """
-    if isinstance(error, JecError):
-        reason, repeats = str(error), error.repeats
-    else:
-        reason, repeats = f"{type(error).__name__}: {error}", False
-    write_status(run, name, "failed", reason, job_id=job_id, repeats=repeats)
+    """Note in status.json why a step failed, and whether another attempt may succeed."""
+    reason = str(error) if isinstance(error, JecError) else f"{type(error).__name__}: {error}"
+    write_status(run, name, "failed", reason, job_id=job_id, retryable=is_retryable(error))
 
 
 def write_status(
-    run: Run, step: str, state: str, reason: str = "", *, job_id: str = "", repeats: bool = False
+    run: Run, step: str, state: str, reason: str = "", *, job_id: str = "", retryable: bool = True
 ) -> None:
     """Write status.json: which step is in which state, since when, and why if it failed."""
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    entry = StepStatus(state=state, reason=reason, time=now, job_id=job_id, repeats=repeats)
+    entry = StepStatus(state=state, reason=reason, time=now, job_id=job_id, retryable=retryable)
     steps = {**read_status(run.uri).steps, step: entry}
     record = StatusRecord(step=step, state=state, reason=reason, time=now, steps=steps)
     record.save(run.folder.status)
@@ -178,8 +214,10 @@ def backend(run: Run) -> Cluster:
 
         return LocalCluster(os.environ[LOCAL_DIR], servers=triton)
     from clusters.kubernetes import KubernetesCluster
+    from clusters.owner import workflow_of_this_pod
 
-    return KubernetesCluster(None if run.config.namespace == AUTO else run.config.namespace)
+    namespace = None if run.config.namespace == AUTO else run.config.namespace
+    return KubernetesCluster(namespace, owner=workflow_of_this_pod(say))
 
 
 @contextlib.contextmanager
@@ -187,12 +225,18 @@ def watched(cluster: Cluster, remove: Callable[[str], None], name: str) -> Itera
     """Remove what runs on a cluster if its watcher gives up or is told to stop.
 
     Otherwise it would keep its GPUs. What has failed by itself stays, to be looked at. On one
-    machine nothing runs on, and what was interrupted resumes later.
+    machine nothing runs on, and what was interrupted resumes later. A step's pod on Kubeflow that
+    is told to stop is killed half a second later (seen with KFP 2.15.0 and Argo 3.7.3), and
+    another attempt may go on with what it watched: there `finish` removes it.
     """
     try:
         yield
-    except (InterruptedRun, KeyboardInterrupt, DeadlineError):
+    except DeadlineError:
         if not cluster.resumes:
+            remove(name)
+        raise
+    except (InterruptedRun, KeyboardInterrupt):
+        if not cluster.resumes and KFP_POD not in os.environ:
             remove(name)
         raise
 

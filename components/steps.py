@@ -17,6 +17,7 @@ from evaluating.evaluate_job import DEADLINE as EVALUATE_DEADLINE
 from exporting.export_job import DEADLINE as EXPORT_DEADLINE
 
 HOUR = 3600  # seconds
+RETRIES = 2  # attempts of a step after the first one that failed
 MARGIN = HOUR // 4  # a step's own deadlines come first, because they say what was waited for
 SERVICE_DEADLINE = 1800.0  # until a service is ready: a fresh node pulls Triton's large image first
 GOLDEN_DEADLINE = 300.0  # until it has answered the golden requests
@@ -112,6 +113,13 @@ STEPS = (
         },
         outputs={"summary": "markdown"},
         deadline=MARGIN,
+        rights=(
+            "experiments.kubeflow.org",
+            "trials.kubeflow.org",
+            "pytorchjobs.kubeflow.org",
+            "workflows.argoproj.io",
+            "pods",
+        ),
     ),
 )
 NAMES = tuple(step.name for step in STEPS)

@@ -20,7 +20,7 @@ def evaluate_job(run: Run, trial: str) -> Manifest:
     gates = [
         f"--min-improvement={config.min_improvement}",
         f"--max-closure={config.max_closure}",
-        f"--seed={config.seed}",
+        f"--seed={config.seed_number}",
     ]
     return run_pods.job(
         run,

@@ -96,7 +96,7 @@ def confirmed(run_id: str) -> bool:
 def end_run(run: KubeflowRun) -> list[str]:
     """Terminate the run on Kubeflow and wait until it has ended; return what went wrong.
 
-    Its launcher removes what it watches, and makes nothing anew.
+    Its launchers are gone then, and make nothing anew.
     """
     try:
         run.terminate()

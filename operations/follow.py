@@ -7,12 +7,12 @@ import time
 from common import storage
 from common.errors import ClusterError, DeadlineError, JecError
 from common.layout import RunFolder
-from components.chain import RETRIES
-from components.steps import STEPS
+from common.records import StatusRecord, SummaryRecord
+from components.steps import RETRIES, STEPS
 from operations import kubeflow_runs
 from operations.auth import AuthError
 from operations.kubeflow_runs import KubeflowRun
-from operations.status import verdict_lines
+from operations.status import reason_lines, run_word, verdict_lines
 from operations.target import Target
 
 POLL = 10.0  # seconds between two looks
@@ -93,12 +93,19 @@ def show_changes(target: Target, run: KubeflowRun, screen: Screen) -> None:
 
 
 def show_end(target: Target, run: KubeflowRun) -> int:
-    """Print the run's state, and its results if its folder can be read from here."""
-    print(f"run {target.run_id} {run.state.lower()}: {run.url}")
+    """Print the run's state, and its results if its folder can be read from here.
+
+    The last lines of a run that did not end well are its reason and how to go on.
+    """
+    folder = RunFolder(storage.join(target.args.s3_bucket, target.run_id))
     try:
-        folder = RunFolder(storage.join(target.args.s3_bucket, target.run_id))
+        record = StatusRecord.find(folder.status) or StatusRecord()
+        print(f"run {target.run_id} {run_word(run, record)}: {run.url}")
         for line in verdict_lines(folder):
             print(line)
+        for line in reason_lines(run, record, SummaryRecord.find(folder.summary)):
+            print(line)
     except JecError as error:
+        print(f"run {target.run_id} {run.state.lower()}: {run.url}")
         print(f"(its folder cannot be read from here: {error})")
     return 0 if run.state == "SUCCEEDED" else 1

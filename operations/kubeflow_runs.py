@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from common.config import AUTO, RunConfig
+from common.config import typed as with_types
 from common.errors import ClusterError
 from common.run import make_run_id
 from components import steps as chain_steps
@@ -64,7 +65,7 @@ class Step:
 
     name: str
     state: str
-    """In KFP's words."""
+    """In KFP's words, or OMITTED for a step that its run ended before."""
     started: str
     """ISO 8601; empty where it has not begun."""
     ended: str
@@ -122,7 +123,7 @@ def parameters(run: KubeflowRun) -> Mapping[str, object]:
     """Return what a run was made with, typed as RunConfig has it: JSON knows no whole numbers."""
     defaults = RunConfig().parameters()
     typed = {}
-    for name, value in run.values.items():
+    for name, value in with_types(run.values).items():
         if name in defaults:
             typed[name] = type(defaults[name])(value)
     return typed
@@ -137,12 +138,20 @@ def steps(run: KubeflowRun) -> list[Step]:
         if task.display_name in chain_steps.NAMES:
             latest[task.display_name] = Step(
                 name=task.display_name,
-                state=str(task.state or "PENDING"),
+                state=_state(task),
                 started=_time(task.start_time),
                 ended=_time(task.end_time),
                 error=(task.error and task.error.message) or "",
             )
     return [latest[name] for name in chain_steps.NAMES if name in latest]
+
+
+def _state(task: Any) -> str:
+    """The state of a task. One that Argo omits has none, and an end that is its start."""
+    if task.state and task.state != "RUNTIME_STATE_UNSPECIFIED":
+        return str(task.state)
+    omitted = _time(task.end_time) and task.end_time == task.start_time
+    return "OMITTED" if omitted else "PENDING"
 
 
 def _time(moment: datetime.datetime | None) -> str:

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Mapping
 
 from common import storage
-from common.config import AUTO, RunConfig
+from common.config import AUTO, RunConfig, typed
 from common.errors import InputError, unknown
 from operations.endpoint import endpoint
 
@@ -84,4 +84,4 @@ def parameters_on_server(run_id: str, args: argparse.Namespace) -> dict[str, obj
 def known_parameters(values: Mapping[str, object]) -> dict[str, object]:
     """Keep those that are parameters today: a run of an older version may have others."""
     defaults = RunConfig().parameters()
-    return {name: value for name, value in values.items() if name in defaults}
+    return {name: value for name, value in typed(values).items() if name in defaults}

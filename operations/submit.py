@@ -24,7 +24,7 @@ from operations.server import Server, version_numbers, version_problem
 from training.search_space import for_network, load, to_json
 
 # servers before refuse the field; the image's own user is not root either way
-NON_ROOT_SINCE = (2, 17)
+NON_ROOT_SINCE = (2, 16)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -29,7 +29,7 @@ def inference_service(run: Run, trial: str = "") -> Manifest:
     server: Manifest = {
         "protocolVersion": "v2",
         "storageUri": run.folder.models,
-        **manifests.container_fields(env=env, resources=resources),
+        **manifests.container_fields(env=env, resources=resources, restricted=False),
     }
 
     # Each form says in its own way which server it is.
@@ -49,7 +49,8 @@ def inference_service(run: Run, trial: str = "") -> Manifest:
         },
         "spec": {
             "predictor": {
-                **manifests.pod_fields(service_account=config.service_account),
+                # Triton and KServe's storage initializer are unproven as another user than theirs.
+                **manifests.pod_fields(service_account=config.service_account, restricted=False),
                 "minReplicas": config.min_replicas,
                 "maxReplicas": max(config.max_replicas, config.min_replicas),
                 config.predictor_form: server,

@@ -125,6 +125,15 @@ def test_flags_and_fields_are_the_same_thing():
     )
 
 
+def test_a_seed_of_an_earlier_version_was_a_number():
+    assert RunConfig.from_dict({"seed": 7}) == RunConfig(seed="7")
+    assert (RunConfig().seed, RunConfig().seed_number, RunConfig(seed="7").seed_number) == (
+        "auto",
+        1,
+        7,
+    )
+
+
 def test_no_field_is_optional_or_empty():
     """Kubeflow's UI shows an empty default as missing, and loses it in a clone."""
     for name, value in RunConfig().parameters().items():

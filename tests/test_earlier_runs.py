@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from common import storage
+from common.config import typed
 from serving.client import golden_check
 from tests.test_local_run import ROOT, pipeline, processes_of
 
@@ -118,7 +119,8 @@ def test_an_ended_run_runs_again(runs):
     assert made not in (ENDED, STOPPED)
     assert status(runs / made) == "done", answer.stdout
     configs = [
-        json.loads((runs / name / "run.json").read_text())["config"] for name in (made, ENDED)
+        typed(json.loads((runs / name / "run.json").read_text())["config"])
+        for name in (made, ENDED)
     ]
     own = {"run_id"}
     assert {k: v for k, v in configs[0].items() if k not in own} == {

@@ -21,25 +21,37 @@ SEARCHABLE = ("num-epochs", "batch-size", "data-fraction", "precision")
 """Flags of weaver.train that are parameters of the run as well: fixed unless they are searched."""
 
 
-def experiment(run: Run, *, carried: int = 0) -> Manifest:
+def experiment(
+    run: Run, *, carried: int = 0, name: str = "", reproducible: bool = False
+) -> Manifest:
     """The v1beta1 Experiment. Its name is the run id; trials write to `<run>/trials/<trial name>/`.
 
-    carried: how many trials of an earlier experiment of the run, which has been deleted, count
+    carried: how many trials of earlier experiments of the run, which have been deleted, count
     among max_trials. The new experiment then has another name, so that no two trials share one, and
-    another seed, or it would draw the same parameters again.
+    another seed, or it would draw the same parameters again. name: of an experiment that exists and
+    goes on beside the carried trials. reproducible: set the algorithm's seed although the user gave
+    none.
 
     Raises InputError where the search space does not parse or has nothing for the network.
     """
     config = run.config
     algorithm = algorithms.offered(config.algorithm)
+    if carried and algorithm.plan == "sequence":
+        # Katib's sequence is always the same and begins anew, at the points of the carried trials.
+        algorithm = algorithms.offered("random")
     parameters = for_network(load(config.search_space), config.network_config)
-    max_trials = config.max_trials - carried
+    max_trials = max(1, config.max_trials - carried)  # Katib refuses none
     if algorithm.is_grid:
         max_trials = min(max_trials, grid_size(parameters))  # Katib refuses more
 
     settings = []
-    if algorithm.seed_setting:
-        settings.append({"name": algorithm.seed_setting, "value": str(config.seed + carried)})
+    # An algorithm whose pod restarts begins its seed anew, and repeats the points of the first
+    # trials (seen with Katib 0.19.0). So the seed is set only where it was given, or where a second
+    # experiment would repeat the first one's points without it.
+    repeats = carried > 0 and algorithm.same_seed_by_default
+    if algorithm.seed_setting and (config.seed != AUTO or reproducible or repeats):
+        seed = str(config.seed_number + carried)
+        settings.append({"name": algorithm.seed_setting, "value": seed})
 
     objective: Manifest = {"type": "minimize", "objectiveMetricName": OBJECTIVE}
     if config.goal != NONE:
@@ -48,15 +60,15 @@ def experiment(run: Run, *, carried: int = 0) -> Manifest:
     # A trial is as good as its best epoch, whose weights are the ones kept; the other metrics are
     # shown only.
     strategies = [{"name": OBJECTIVE, "value": "min"}]
-    for name in ADDITIONAL_METRICS:
-        strategies.append({"name": name, "value": "latest"})
+    for metric in ADDITIONAL_METRICS:
+        strategies.append({"name": metric, "value": "latest"})
     objective["metricStrategies"] = strategies
 
     return {
         "apiVersion": "kubeflow.org/v1beta1",
         "kind": "Experiment",
         "metadata": {
-            "name": f"{run.id}-{carried}" if carried else run.id,
+            "name": name or (f"{run.id}-{carried}" if carried else run.id),
             **run.namespace,
             "labels": labels(run),
         },
@@ -67,10 +79,13 @@ def experiment(run: Run, *, carried: int = 0) -> Manifest:
             "parallelTrialCount": min(config.parallel_trials, max_trials),
             "maxTrialCount": max_trials,
             "maxFailedTrialCount": min(config.max_failed_trials, max_trials),  # Katib refuses more
-            # The suggestion service stays until the experiment is deleted, so that a finished
-            # search can be extended. Katib's other way, FromVolume, wants a volume and starts the
-            # service anew, which then draws from the seed's beginning.
-            "resumePolicy": "LongRunning",
+            # Katib removes the Deployment of the algorithm when the search ends (katib v0.19.0
+            # pkg/controller.v1beta1/experiment/experiment_controller.go:190-197). With more trials
+            # another experiment follows. LongRunning keeps the pod for ever, and one that is
+            # started again (scaled down and up, or FromVolume) fails for cmaes, sobol and grid,
+            # whose services know only the trials that they drew themselves
+            # (pkg/suggestion/v1beta1/goptuna/service.go:111, optuna/base_service.py:101).
+            "resumePolicy": "Never",
             "metricsCollectorSpec": {
                 "collector": {"kind": "File"},
                 "source": {
@@ -143,8 +158,10 @@ def _trial_template(run: Run, parameters: list[Parameter]) -> Manifest:
     pod = manifests.pod_template(
         labels=labels(run),
         image=config.weaver_image,
-        command=manifests.python_command("weaver.train", gpus=config.num_gpus),
-        args=trial_args(run, parameters),
+        program=[
+            *manifests.python_command("weaver.train", gpus=config.num_gpus),
+            *trial_args(run, parameters),
+        ],
         env=run_pods.environment(run, ALLOCATOR),
         resources=run_pods.resources(run),
         settings=run_pods.settings(run, gpus=config.num_gpus),
@@ -165,6 +182,7 @@ def _trial_template(run: Run, parameters: list[Parameter]) -> Manifest:
                 replicas=config.num_replicas,
                 gpus=config.num_gpus,
                 deadline=round(config.deadline_hours * 3600),
+                sidecars=1,  # Katib's metrics collector
             ),
         },
     }
@@ -187,7 +205,7 @@ def trial_args(run: Run, parameters: list[Parameter]) -> list[str]:
         "--regression-mode",
         "--gpus=auto",
         "--backend=auto",
-        f"--seed={config.seed}",
+        f"--seed={config.seed_number}",
         # by itself it would follow --data-fraction, and trials with other searched fractions
         # would be compared on other jets
         "--data-fraction-val=1",

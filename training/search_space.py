@@ -21,6 +21,14 @@ from common.project import here
 
 TYPES = ("int", "double", "discrete", "categorical")
 DISTRIBUTIONS = ("uniform", "logUniform")
+UNUSABLE = re.compile(r"""['"\\\x00-\x1f]|\$[$({]""")
+"""What no value may have, because Katib and the kubelet replace text without quoting it.
+
+A single quote would end the quotes of the trial's command (clusters.pod_command). Katib puts a
+value into the trial's JSON as it is, where a double quote, a backslash or a control character means
+something else (katib v0.19.0 pkg/controller.v1beta1/experiment/manifest/generator.go:191-194; seen:
+a search whose value has a double quote makes no trial). The kubelet expands $$ and $(, Katib ${.
+"""
 KEYS = ("name", "type", "min", "max", "step", "list", "distribution", "only_for")
 
 
@@ -96,8 +104,13 @@ class Parameter:
             raise InputError(
                 f"{where}: type {self.type} needs a list of different values, as 'list: [50, 100]'"
             )
-        elif self.type == "discrete":
-            for value in self.list:
+        for value in self.list:
+            if unusable := UNUSABLE.search(value):
+                raise InputError(
+                    f"{where}: value {value!r} has {unusable[0]!r}, which Katib cannot pass to a"
+                    " trial; write it without quotes, backslashes, line breaks, $$, $( and ${"
+                )
+            if self.type == "discrete":
                 _number(where, "list", value)
 
     def _check_range(self, where: str) -> None:

@@ -29,6 +29,18 @@ DNS_1035 = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 LABEL_VALUE = re.compile(r"(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?")
 
 
+RESTRICTED_VOLUMES = {
+    "configMap",
+    "csi",
+    "downwardAPI",
+    "emptyDir",
+    "ephemeral",
+    "persistentVolumeClaim",
+    "projected",
+    "secret",
+}
+
+
 class Refused(Exception):
     def __init__(self, code: int, message: str) -> None:
         super().__init__(message)
@@ -49,6 +61,40 @@ def admit(kind: str, thing: dict, old: dict | None) -> None:
             isinstance(thing.get("spec", {}).get("predictor"), dict),
             "spec.predictor: Required value",
         )
+
+
+def pod_security(spec: dict) -> list[str]:
+    """What the Pod Security level `restricted` refuses in a pod's spec; empty if it passes.
+
+    Restated from kubernetes v1.34 staging/src/k8s.io/pod-security-admission/policy (check_*.go),
+    with the level's version `latest`.
+    """
+    refused = [key for key in ("hostNetwork", "hostPID", "hostIPC") if spec.get(key)]
+    for volume in spec.get("volumes") or []:
+        kinds = set(volume) - {"name"}
+        if not kinds <= RESTRICTED_VOLUMES:
+            refused.append(f"volume {volume['name']} is a {kinds.pop()}")
+    pod_context = spec.get("securityContext") or {}
+    for container in [*spec["containers"], *(spec.get("initContainers") or [])]:
+        own = container.get("securityContext") or {}
+        context = {**pod_context, **own}
+        capabilities = own.get("capabilities") or {}
+        rules = {
+            "privileged": not own.get("privileged"),
+            "allowPrivilegeEscalation": own.get("allowPrivilegeEscalation") is False,
+            "capabilities.drop": "ALL" in (capabilities.get("drop") or []),
+            "capabilities.add": set(capabilities.get("add") or []) <= {"NET_BIND_SERVICE"},
+            "runAsNonRoot": context.get("runAsNonRoot") is True,
+            "runAsUser": context.get("runAsUser") != 0,
+            "seccompProfile": (context.get("seccompProfile") or {}).get("type")
+            in ("RuntimeDefault", "Localhost"),
+            "procMount": own.get("procMount", "Default") == "Default",
+            "hostPort": not any(port.get("hostPort") for port in container.get("ports") or []),
+        }
+        for rule, passes in rules.items():
+            if not passes:
+                refused.append(f"{rule} of container {container['name']}")
+    return refused
 
 
 def _metadata(kind: str, metadata: dict) -> None:

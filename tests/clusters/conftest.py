@@ -57,7 +57,8 @@ class Fake(Backend):
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Fake]]:
     """`fake(node, ...)` starts a server and gives the backend before it.
 
-    At the end no controller may have raised an error.
+    At the end no controller may have raised an error, and no request may have asked for more than
+    the Role of deploy/ allows, but for what the test granted or forbade.
     """
     started = []
 
@@ -90,6 +91,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[.
     for api in started:
         api.__exit__()
         assert not api.controller_errors, api.controller_errors
+        assert not api.exceeded, f"not in clusters/permissions.py: {sorted(api.exceeded)}"
 
 
 @pytest.fixture(params=["kubernetes", "local"])

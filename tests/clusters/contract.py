@@ -37,8 +37,7 @@ def pod(
     return pod_template(
         labels=labels(run_id, step),
         image="weaver:test",
-        command=command,
-        args=list(args),
+        program=[*command, *args],
         env=[],
         resources=resources,
     )
@@ -62,7 +61,7 @@ def experiment(
     """
     command = ["python", "-c", TRIAL, METRICS_PATH, "--losses=${trialParameters.losses}"]
     job = pytorch_job_spec(
-        pod(command, run_id=run_id), replicas=1, gpus=0, deadline=deadline, backoff_limit=3
+        pod(command, run_id=run_id), replicas=1, gpus=0, deadline=deadline, sidecars=1
     )
     return {
         "apiVersion": "kubeflow.org/v1beta1",
@@ -116,7 +115,7 @@ def job(
 ) -> dict:
     """A PyTorchJob whose replicas run this Python code."""
     template = pod(["python", "-c", code], list(args), step="export", run_id=run_id)
-    spec = pytorch_job_spec(template, replicas=replicas, gpus=0, deadline=deadline, backoff_limit=3)
+    spec = pytorch_job_spec(template, replicas=replicas, gpus=0, deadline=deadline)
     for replica in spec["pytorchReplicaSpecs"].values():
         replica["restartPolicy"] = restart
     return {

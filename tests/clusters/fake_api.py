@@ -3,9 +3,11 @@
 The published clients talk HTTP to it, and scripted controllers (controllers.py) change its objects.
 It has what tests of a client need: uid, resourceVersion, generation; Status objects for 401, 403,
 404, 409, 410 and 422; the status subresource; label and field selectors; watches; dry runs;
-admission by the rules of Katib's and the training operator's webhooks; access reviews, and 403 for
-what a test forbids; discovery; finalizers and the deletion of dependents; pod logs. `fail` makes it
-answer with error codes or cut connections. `compact` forgets old versions, as etcd does.
+admission by the rules of Katib's and the training operator's webhooks; access reviews; discovery;
+finalizers and the deletion of dependents; pod logs. A client may do what clusters/permissions.py
+allows and nothing else, unless a test grants or forbids it; `asked` and `exceeded` record what it
+did. `fail` makes it answer with error codes or cut connections. `compact` forgets old versions, as
+etcd does.
 
     with FakeApi([Katib(), TrainingOperator(), Node(play)]) as api:
         api.write_kubeconfig(path)
@@ -29,6 +31,7 @@ from pathlib import Path
 
 import yaml
 
+from clusters import permissions
 from tests.clusters.admission import Refused, admit
 
 KINDS = {  # plural -> (group/version, kind)
@@ -37,6 +40,7 @@ KINDS = {  # plural -> (group/version, kind)
     "suggestions": ("kubeflow.org/v1beta1", "Suggestion"),
     "pytorchjobs": ("kubeflow.org/v1", "PyTorchJob"),
     "inferenceservices": ("serving.kserve.io/v1beta1", "InferenceService"),
+    "workflows": ("argoproj.io/v1alpha1", "Workflow"),
     "pods": ("v1", "Pod"),
     "events": ("v1", "Event"),
     "secrets": ("v1", "Secret"),
@@ -68,6 +72,8 @@ REASONS = {
     500: "InternalError",
     503: "ServiceUnavailable",
 }
+# (verb, resource as RBAC writes it): what the Role of deploy/ allows in the namespace
+ROLE = frozenset((verb, permission.name) for permission, verb in permissions.requests())
 TICK = 0.005  # seconds between two rounds of the controllers
 # From the deletion of an owner to that of its dependents.
 COLLECT_SECONDS = 0.3
@@ -89,7 +95,8 @@ class Failure(Exception):
 class Fault:
     """Answer `times` matching requests with `code`, or cut their connection.
 
-    `cut` is 'before' or 'after': whether the server has done the work by then.
+    `cut` is 'before' or 'after': whether the server has done the work by then. `plain` answers as a
+    proxy before the server does, without a Status. `seconds` is how long the answer takes.
     """
 
     method: str
@@ -97,6 +104,8 @@ class Fault:
     times: float
     code: int = 0
     cut: str = ""
+    plain: bool = False
+    seconds: float = 0.0
     message: str = "a fault of the test"
     headers: dict[str, str] = dataclasses.field(default_factory=dict)
 
@@ -115,9 +124,16 @@ class FakeApi:
         self._contents: dict[str, str] = {}
         self._versions, self._faults = itertools.count(1), []
         self._forbidden: set[tuple[str, str]] = set()
+        self._granted: set[tuple[str, str]] = set()
+        self.asked: set[tuple[str, str]] = set()
+        """Verb and resource of each request that was allowed."""
+        self.exceeded: set[tuple[str, str]] = set()
+        """Those that the Role does not allow and no test has forbidden."""
         self._changes: list[tuple[int, str, str, dict]] = []
         self._compacted = 0
         self._later: list[tuple[float, str, dict]] = []
+        self._orphans: dict[str, float] = {}
+        """Uid of each object whose owners are gone -> since when."""
         self.deletions: list[tuple[str, str, str | None]] = []
         """Plural, name and propagation policy of each deletion that a client asked for."""
         self._stop = threading.Event()
@@ -179,6 +195,11 @@ class FakeApi:
         """
         with self.lock:
             self._forbidden.add((verb, resource))
+
+    def grant(self, verb: str, resource: str) -> None:
+        """Allow a verb on a resource, as RBAC writes it, in every namespace: beyond the Role."""
+        with self.lock:
+            self._granted.add((verb, resource))
 
     def compact(self) -> None:
         """Forget all changes so far: a watch from an older version gets 410."""
@@ -267,6 +288,8 @@ class FakeApi:
             old["spec"] = copy.deepcopy(thing.get("spec"))
             for field in ("labels", "annotations", "finalizers"):
                 old["metadata"][field] = copy.deepcopy(thing["metadata"].get(field) or {})
+            owners = copy.deepcopy(thing["metadata"].get("ownerReferences") or [])
+            old["metadata"]["ownerReferences"] = owners
         self.touch(old)
         if old["metadata"].get("deletionTimestamp") and not old["metadata"].get("finalizers"):
             self.delete(plural, old)
@@ -410,23 +433,35 @@ class FakeApi:
         ):
             raise Failure(404, "404 page not found")
         with self.lock:
-            self._check_allowed(method, match)
+            self._check_allowed(method, match, watch="watch" in query)
             if match["name"] is None:
                 return self._collection(method, match, query, body)
             return self._item(method, match, query, body)
 
-    def _check_allowed(self, method: str, match: re.Match) -> None:
-        listing = "list" if match["name"] is None else "get"
+    def _check_allowed(self, method: str, match: re.Match, *, watch: bool) -> None:
+        reading = "get" if match["name"] else "watch" if watch else "list"
         verb = {"POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}.get(
-            method, listing
+            method, reading
         )
         resource = f"{match['plural']}/{match['sub']}" if match["sub"] else match["plural"]
-        if self._forbids(verb, resource):
-            raise Failure(
-                403,
-                f'{resource} is forbidden: User "tester" cannot {verb} resource "{resource}" in API'
-                " group",
-            )
+        group = match["version"].rpartition("/")[0]
+        namespace = match["namespace"] or ""
+        name = f"{resource}.{group}" if group else resource
+        if self._allows(verb, resource, group, namespace):
+            self.asked.add((verb, name))
+            return
+        if not self._forbids(verb, resource):
+            self.exceeded.add((verb, name))
+        raise Failure(
+            403,
+            f'{name} is forbidden: User "tester" cannot {verb} resource "{resource}" in API group'
+            f' "{group}" in the namespace "{namespace}"',
+        )
+
+    def _allows(self, verb: str, resource: str, group: str, namespace: str) -> bool:
+        right = (verb, f"{resource}.{group}" if group else resource)
+        in_role = right in ROLE and namespace == self.namespace
+        return (in_role or right in self._granted) and not self._forbids(verb, resource)
 
     def _forbids(self, verb: str, resource: str) -> bool:
         return bool({(verb, resource), ("*", resource)} & self._forbidden)
@@ -435,13 +470,19 @@ class FakeApi:
         attributes = body["spec"]["resourceAttributes"]
         resource = "/".join(filter(None, (attributes["resource"], attributes.get("subresource"))))
         with self.lock:
-            if kind == "local" and self._forbids("create", "localsubjectaccessreviews"):
+            reviews = ("create", "localsubjectaccessreviews", "authorization.k8s.io", "")
+            if kind == "local" and not self._allows(*reviews):
                 raise Failure(
                     403,
                     'localsubjectaccessreviews.authorization.k8s.io is forbidden: User "tester"'
                     " cannot create",
                 )
-            allowed = not self._forbids(attributes["verb"], resource)
+            allowed = self._allows(
+                attributes["verb"],
+                resource,
+                attributes.get("group") or "",
+                attributes.get("namespace") or "",
+            )
         return {
             **body,
             "status": {"allowed": allowed, "reason": "" if allowed else "no RBAC policy matched"},
@@ -526,11 +567,6 @@ class FakeApi:
             self._later.append((time.monotonic() + FOREGROUND_SECONDS, plural, thing))
             self.touch(thing)
         elif policy == "Background" and not thing["metadata"].get("finalizers"):
-            uid = thing["metadata"]["uid"]
-            for (kind, _, _), other in list(self._objects.items()):
-                owners = other["metadata"].get("ownerReferences", [])
-                if any(owner["uid"] == uid for owner in owners):
-                    self._later.append((time.monotonic() + COLLECT_SECONDS, kind, other))
             key = (plural, thing["metadata"]["namespace"], thing["metadata"]["name"])
             self._objects.pop(key, None)
             self._change("DELETED", thing)
@@ -538,11 +574,34 @@ class FakeApi:
             self.delete(plural, thing)
 
     def _collect_garbage(self) -> None:
-        """Delete the dependents whose owner is gone, once it is time."""
+        """Delete what was deleted in the foreground and what no owner is left of, once it is time.
+
+        An owner counts if it exists in the namespace of its dependent: one in another namespace
+        counts as absent, and the dependent is deleted.
+
+        Source: Kubernetes documentation, Garbage Collection ("a namespaced owner must exist in the
+        same namespace as the dependent. If it does not, the owner reference is treated as absent,
+        and the dependent is subject to deletion"); seen on Kubernetes 1.34.4: the owner of an
+        Experiment was deleted, Experiment and trial pods were gone in 3 s.
+        """
         due = [entry for entry in self._later if entry[0] <= time.monotonic()]
         self._later = [entry for entry in self._later if entry not in due]
         for _, plural, thing in due:
             self.delete(plural, thing)
+
+        there = {
+            (namespace, thing["metadata"]["uid"])
+            for (_, namespace, _), thing in self._objects.items()
+        }
+        for (plural, namespace, _), thing in list(self._objects.items()):
+            uid = thing["metadata"]["uid"]
+            owners = thing["metadata"].get("ownerReferences") or []
+            if not owners or any((namespace, owner["uid"]) in there for owner in owners):
+                self._orphans.pop(uid, None)
+                continue
+            since = self._orphans.setdefault(uid, time.monotonic())
+            if time.monotonic() - since >= COLLECT_SECONDS:
+                self.delete(plural, thing)
 
     def _log(self, pod: dict, query: dict) -> str:
         previous = query.get("previous") in ("true", "True", "1")
@@ -638,6 +697,8 @@ def _handler(api: FakeApi) -> type:
             length = int(self.headers.get("Content-Length") or 0)
             body = json.loads(self.rfile.read(length)) if length else None
             fault = api.fault(self.command, self.path)
+            if fault:
+                time.sleep(fault.seconds)
             if fault and fault.cut == "before":
                 return self.cut()
             try:
@@ -647,7 +708,9 @@ def _handler(api: FakeApi) -> type:
                     return self.watch()
                 answer = api.handle(self.command, self.path, body)
             except Failure as failure:
-                self.send(failure.code, _status(failure), fault.headers if fault else {})
+                plain = fault is not None and fault.plain
+                answer = f"<html>{failure}</html>" if plain else _status(failure)
+                self.send(failure.code, answer, fault.headers if fault else {})
             else:
                 if fault and fault.cut == "after":
                     return self.cut()
@@ -658,6 +721,8 @@ def _handler(api: FakeApi) -> type:
             parts = urllib.parse.urlsplit(self.path)
             query = dict(urllib.parse.parse_qsl(parts.query))
             match = PATH.match(parts.path)
+            with api.lock:
+                api._check_allowed("GET", match, watch=True)
             since, end = (
                 int(query.get("resourceVersion") or 0),
                 time.monotonic() + float(query.get("timeoutSeconds", 30)),

@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 import threading
 
+from clusters.kubernetes import KubernetesCluster
+from clusters.owner import Owner
 from tests.clusters.controllers import Node, Play
 
 SEARCH = "pfn-0a1b2c3d-search"
 EXPORT = "pfn-0a1b2c3d-export"
+POLL = 0.02  # seconds between two looks
 UP = Play(seconds=math.inf)
 CRASH = Play(
     exit_code=1,
@@ -53,3 +56,15 @@ def later(action, when, api) -> threading.Thread:
     thread = threading.Thread(target=act, daemon=True)
     thread.start()
     return thread
+
+
+def make_workflow(backend, name: str = "jec-pipeline-abcde", namespace: str = "physics") -> Owner:
+    """A Workflow on the fake cluster."""
+    thing = {"metadata": {"name": name}, "spec": {}}
+    uid = backend.api.create("workflows", thing, namespace)["metadata"]["uid"]
+    return Owner(api_version="argoproj.io/v1alpha1", name=name, uid=uid, namespace=namespace)
+
+
+def act_for(backend, owner: Owner | None) -> None:
+    """Let the backend be that of a step of this workflow."""
+    backend.cluster = KubernetesCluster(owner=owner, poll=POLL)

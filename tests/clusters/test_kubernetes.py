@@ -13,9 +13,11 @@ from kubernetes import config
 
 from clusters import api as api_module
 from clusters import kubernetes_objects
+from clusters.api import PYTORCHJOB
 from clusters.kubernetes import KubernetesCluster
 from clusters.protocol import RUN_LABEL
-from common.errors import ClusterError, DeadlineError, InputError
+from clusters.waiting import Wait
+from common.errors import ClusterError, DeadlineError, InputError, UnreachableError
 from tests.clusters.contract import RUN_ID, experiment, job, service
 from tests.clusters.controllers import Play
 from tests.clusters.scripts import EXPORT, SEARCH, UP, later, loss, node_of
@@ -216,6 +218,92 @@ def test_a_server_that_was_never_there_is_not_waited_for_until_the_deadline(fake
     assert time.monotonic() - started < 5
 
 
+WEBHOOK = (
+    'Internal error occurred: failed calling webhook "w.example.org": failed to call webhook: Post'
+    ' "https://w:443/x?timeout=10s": '
+)
+REFUSED = f"{WEBHOOK}dial tcp 10.0.0.9:443: connect: connection refused"
+OVERDUE = f"{WEBHOOK}context deadline exceeded"
+
+
+def requests_of(backend) -> dict:
+    """One request of each verb that may reach a webhook, with a deadline of 0.5 s."""
+    api, name = backend.cluster._api, "some-job"
+
+    def wait() -> Wait:
+        return Wait("a request", 0.5, backend.lines.append)
+
+    manifest = job("pass", name=name)
+    return {
+        "create": lambda: api.create(PYTORCHJOB, manifest, wait()),
+        "get": lambda: api.get(PYTORCHJOB, name, wait()),
+        "list": lambda: api.list_objects(PYTORCHJOB, "", wait()),
+        "update": lambda: api.replace(PYTORCHJOB, manifest, wait()),
+        "delete": lambda: api.delete(PYTORCHJOB, name, wait()),
+    }
+
+
+@pytest.mark.parametrize("verb", ["create", "get", "list", "update", "delete"])
+def test_a_webhook_that_is_away_is_an_answer_and_ends_with_its_reason(fake, monkeypatch, verb):
+    """Its name is told at once; the first contact has been made."""
+    backend = fake()
+    monkeypatch.setattr(api_module, "FIRST_CONTACT_SECONDS", 0.0)
+    backend.api.fail("*", "pytorchjobs", times=math.inf, code=500, message=REFUSED)
+    with pytest.raises(DeadlineError, match=r"\n  webhook w\.example\.org: .*connection refused"):
+        requests_of(backend)[verb]()
+    assert [line for line in backend.lines if "w.example.org" in line] == [backend.lines[0]]
+
+
+def test_a_webhook_that_comes_back_is_waited_for_and_taken_back(fake):
+    backend = fake(node_of(Play(seconds=math.inf)))
+    backend.api.fail("POST", "pytorchjobs", times=2, code=500, message=REFUSED)
+    backend.api.fail("POST", "pytorchjobs", times=2, code=500, message=OVERDUE)
+    with pytest.raises(DeadlineError) as raised:
+        backend.run_job(job("pass"), deadline=1)
+    assert "running" in str(raised.value)
+    assert "w.example.org" not in str(raised.value)
+    told = [line for line in backend.lines if line.startswith("webhook w.example.org: ")]
+    assert len(told) == 2
+    assert "context deadline exceeded" in told[1]
+
+
+def test_a_webhook_that_stays_away_is_given_up_before_a_long_deadline(fake, monkeypatch):
+    backend = fake()
+    monkeypatch.setattr(api_module, "WEBHOOK_SECONDS", 0.3)
+    backend.api.fail("POST", "pytorchjobs", times=math.inf, code=500, message=REFUSED)
+    started = time.monotonic()
+    with pytest.raises(UnreachableError, match=r"w\.example\.org .*connection refused"):
+        backend.run_job(job("pass"), deadline=600)
+    assert time.monotonic() - started < 5
+
+
+def test_the_request_that_the_deadline_cuts_does_not_hide_the_reason(fake):
+    """A webhook takes up to 30 s to time out; then our own last request ends without an answer."""
+    backend = fake()
+    backend.api.fail("POST", "pytorchjobs", code=500, message=REFUSED)
+    backend.api.fail("POST", "pytorchjobs", times=math.inf, code=500, seconds=2)
+    with pytest.raises(DeadlineError, match=r"\n  webhook w\.example\.org: .*refused") as raised:
+        backend.run_job(job("pass"), deadline=0.8)
+    assert "imeout" not in str(raised.value).replace("?timeout=10s", "")
+
+
+@pytest.mark.parametrize("code", [500, 503])
+@pytest.mark.parametrize("plain", [True, False], ids=["proxy", "Status"])
+def test_only_an_answer_without_a_status_counts_as_unreachable(fake, monkeypatch, code, plain):
+    backend = fake()
+    monkeypatch.setattr(api_module, "FIRST_CONTACT_SECONDS", 0.1)
+    backend.api.fail("*", ".", times=math.inf, code=code, plain=plain)
+    with pytest.raises(UnreachableError if plain else DeadlineError):
+        backend.run_job(job("pass"), deadline=0.8)
+
+
+def test_pods_that_cannot_be_read_are_named_at_the_deadline(fake):
+    backend = fake(node_of(Play(seconds=math.inf)))
+    backend.api.fail("GET", "/pods", times=math.inf, code=500, message="etcd is gone")
+    with pytest.raises(DeadlineError, match=r"reading pods: 500 etcd is gone"):
+        backend.run_job(job("pass"), deadline=0.8)
+
+
 def test_retry_after_is_obeyed(fake):
     backend = fake()
     backend.api.fail("POST", "pytorchjobs", code=429, headers={"Retry-After": "1"})
@@ -320,6 +408,7 @@ def test_kserves_client_and_watches_understand_the_fake(fake, tmp_path):
     from kubernetes import client, watch
 
     backend = fake(node_of(UP))
+    backend.api.grant("watch", "inferenceservices.serving.kserve.io")  # we ourselves never watch
     backend.deploy(service())
     kserve = KServeClient(config_file=str(tmp_path / "kubeconfig"))
     assert kserve.is_isvc_ready("jec-pfn", namespace="physics")

@@ -8,7 +8,8 @@ import time
 
 import pytest
 
-from clusters import kubernetes_objects
+from clusters import kubernetes_experiment, kubernetes_objects
+from clusters.manifests import RESTARTS
 from common.errors import ClusterError, DeadlineError
 from tests.clusters.contract import experiment
 from tests.clusters.controllers import Katib, Play
@@ -27,7 +28,7 @@ def test_progress_is_told_once_a_change(fake):
     ("pending", "facts"),
     [
         ("unschedulable", "3 Insufficient nvidia.com/gpu"),
-        ("image", 'ImagePullBackOff: .* "weaver:test"'),
+        ("image", "image weaver:test cannot be pulled .*no such host"),
         ("config", 'CreateContainerConfigError: secret "s3-keys"'),
         ("mount", 'FailedMount: .* volume "eos"'),
         ("quota", "kf-resource-quota, .* requests.nvidia.com/gpu=1"),
@@ -60,9 +61,71 @@ def test_the_deadline_names_what_was_waited_for(fake):
 def test_an_image_that_does_not_come_is_given_up_before_the_deadline(fake):
     backend = fake(node_of(Play(pending="image")), patience=0.3)
     started = time.monotonic()
-    with pytest.raises(DeadlineError, match=f"experiment {SEARCH} .*ImagePullBackOff"):
+    with pytest.raises(DeadlineError, match=f"experiment {SEARCH} .*image weaver:test"):
         backend.run_experiment(experiment(["0.1"]), deadline=60)
     assert time.monotonic() - started < 30
+
+
+def test_a_missing_image_is_told_once_and_the_collectors_end_never(fake):
+    """The two reasons of the image alternate every 0.05 s, and the collector ends as often."""
+    backend = fake(node_of(Play(pending="image")))
+    with pytest.raises(DeadlineError) as raised:
+        backend.run_experiment(experiment(["0.1"]), deadline=1)
+    told = [line for line in [*backend.lines, str(raised.value)] if "weaver:test" in line]
+    assert len(told) == 2  # while it waited, and in its error
+    assert "main pid" not in backend.text + str(raised.value)
+    assert "255" not in backend.text + str(raised.value)
+
+
+PRIVILEGED = 'violates PodSecurity "restricted:latest": allowPrivilegeEscalation != false'
+
+
+def test_an_algorithm_whose_pod_may_never_be_created_ends_the_search_with_the_reason(fake):
+    """The reason is an event of a ReplicaSet; each attempt has a pod of another name."""
+    refusal = f'pods "{{name}}" is forbidden: {PRIVILEGED}'
+    node = node_of(loss(0.1))
+    backend = fake(node, katib=Katib(node, suggestion_refusal=refusal), poll=0.1)
+    backend.api.create(
+        "events",
+        {
+            "metadata": {"name": "another"},
+            "involvedObject": {"kind": "ReplicaSet", "name": f"{SEARCH}-grid-grid-6797bffc9c"},
+            "type": "Warning",
+            "reason": "FailedCreate",
+            "message": "of another experiment",
+            "lastTimestamp": "2126-01-01T00:00:00Z",
+        },
+    )
+    started = time.monotonic()
+    with pytest.raises(ClusterError, match=PRIVILEGED) as raised:
+        backend.run_experiment(experiment(["0.1"]), deadline=60)
+    assert not isinstance(raised.value, DeadlineError)
+    assert time.monotonic() - started < 20
+    assert backend.text.count(PRIVILEGED) == 1
+
+
+def test_a_refusal_that_is_not_repeated_may_have_been_cured(fake):
+    """A ReplicaSet tries again up to 17 minutes later, so its last event may be an old one."""
+    node = node_of(loss(0.1))
+    katib = Katib(node, suggestion_refusal=f'pods "{{name}}" is forbidden: {PRIVILEGED}')
+    backend = fake(node, katib=katib, poll=0.1)
+    katib._refused_at = math.inf  # no further attempt
+    backend.api.event(
+        {
+            "kind": "ReplicaSet",
+            "metadata": {"name": f"{SEARCH}-grid-6797bffc9c", "uid": "rs-1"},
+        },
+        "FailedCreate",
+        f"Error creating: {PRIVILEGED}",
+    )
+
+    def cure() -> None:
+        katib.suggestion_refusal = ""
+
+    cured = later(cure, lambda: PRIVILEGED in backend.text, backend.api)
+    result = backend.run_experiment(experiment(["0.1"]))
+    cured.join()
+    assert len(result.trials) == 1
 
 
 def test_an_algorithm_whose_pod_does_not_start_is_named(fake):
@@ -136,11 +199,79 @@ def test_a_search_without_one_number_fails_with_the_reasons(fake):
 
 
 def test_an_early_stopped_trial_counts_and_is_marked(fake):
-    backend = fake(node_of(loss(0.2), loss(0.1, seconds=math.inf, early_stopped=True)))
-    result = backend.run_experiment(experiment(["0.2", "0.1"], parallel=1))
-    assert [trial.status for trial in result.trials] == ["Succeeded", "EarlyStopped"]
+    stopped = loss(0.1, seconds=math.inf, early_stopped=True)
+    backend = fake(node_of(loss(0.2), stopped, loss(0.3)))
+    result = backend.run_experiment(experiment(["0.2", "0.1", "0.3"], parallel=1))
+    statuses = [trial.status for trial in result.trials]
+    assert statuses == ["Succeeded", "EarlyStopped", "Succeeded"]
     assert result.optimal == result.trials[1].name
     assert "early stopped" in result.trials[1].reason
+
+
+def test_the_metrics_of_a_last_trial_that_was_stopped_early_are_waited_for(fake):
+    """Katib ends the experiment before it has them (seen with 0.19.0)."""
+    stopped = loss(0.3, seconds=math.inf, early_stopped=True)
+    backend = fake(node_of(loss(0.2), stopped))
+    backend.katib.observation_rounds = 100
+    result = backend.run_experiment(experiment(["0.2", "0.3"], parallel=1))
+    assert result.trials[1].metrics["AvgLoss"].min == 0.3
+
+
+def test_metrics_that_never_come_do_not_hold_up_a_search_that_has_ended(fake, monkeypatch):
+    monkeypatch.setattr(kubernetes_experiment, "OBSERVATION_SECONDS", 0.2)
+    stopped = loss(0.3, seconds=math.inf, early_stopped=True)
+    backend = fake(node_of(loss(0.2), stopped))
+    backend.katib.observation_rounds = math.inf
+    result = backend.run_experiment(experiment(["0.2", "0.3"], parallel=1))
+    assert result.trials[1].metrics == {}
+    assert result.optimal == result.trials[0].name
+
+
+def test_a_trial_of_another_user_than_katibs_collector_holds_up_the_search(fake):
+    """Why our pods run as one user: without it the fake, as Katib, makes no further trial."""
+    manifest = experiment(["0.2", "0.1", "0.3"], parallel=1)
+    job = manifest["spec"]["trialTemplate"]["trialSpec"]["spec"]
+    del job["pytorchReplicaSpecs"]["Master"]["template"]["spec"]["securityContext"]
+    stopped = loss(0.1, seconds=math.inf, early_stopped=True)
+    backend = fake(node_of(loss(0.2), stopped, loss(0.3)))
+    with pytest.raises(DeadlineError, match="2/3 trials"):
+        backend.run_experiment(manifest, deadline=1.5)
+
+
+def test_an_algorithm_ends_with_its_search(fake):
+    backend = fake(node_of(loss(0.2)))
+    backend.run_experiment(experiment(["0.2"], resumePolicy="Never"))
+    backend.api.wait_for(lambda: not backend.api.all("deployments"))
+    backend.run_experiment(experiment(["0.2"], name="kept", resumePolicy="LongRunning"))
+    assert [one["metadata"]["name"] for one in backend.api.all("deployments")] == ["kept-grid"]
+
+
+def test_an_experiment_that_never_resumes_says_how_to_go_on(fake):
+    losses = ["0.3", "0.2"]
+    backend = fake(node_of(loss(0.3), loss(0.2)))
+    backend.run_experiment(
+        experiment(losses, maxTrialCount=1, parallel=1, max_failed=1, resumePolicy="Never")
+    )
+    assert not backend.cluster.can_continue(SEARCH)
+    with pytest.raises(ClusterError) as raised:
+        backend.run_experiment(experiment(losses, parallel=1, resumePolicy="Never"))
+    for fact in (SEARCH, "--max-trials 1,", "--more-trials"):
+        assert fact in str(raised.value)
+
+
+def test_a_trial_is_restarted_as_often_as_its_job_says(fake):
+    """Katib's collector is restarted with the program, and the operator counts both."""
+    crash = Play(exit_code=137, log="killed\n")
+    attempts = [*[crash] * RESTARTS, loss(0.2)]
+    backend = fake(node_of(attempts))
+    result = backend.run_experiment(experiment(["0.2"]))
+    assert [trial.status for trial in result.trials] == ["Succeeded"]
+    pods = backend.api.all("pods", "training.kubeflow.org/job-role=master")
+    counts = [one["restartCount"] for one in pods[0]["status"]["containerStatuses"]]
+    assert counts == [RESTARTS, RESTARTS]
+    backend = fake(node_of([crash, *attempts]))
+    with pytest.raises(ClusterError, match="exit code 137"):
+        backend.run_experiment(experiment(["0.2"], max_failed=1))
 
 
 def test_a_goal_that_is_met_ends_the_search(fake):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import time
 
 import pytest
 
@@ -58,6 +59,51 @@ def test_a_job_in_a_full_namespace_says_which_quota(fake):
     backend.operator.quota = True
     with pytest.raises(DeadlineError, match="kf-resource-quota"):
         backend.run_job(job("pass"), deadline=0.5)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        'violates PodSecurity "restricted:latest": runAsNonRoot != true',
+        "exceeded quota: kf, requested: requests.nvidia.com/gpu=2, used:"
+        " requests.nvidia.com/gpu=0, limited: requests.nvidia.com/gpu=1",
+        "maximum cpu usage per Container is 20m, but limit is 500m",
+    ],
+    ids=["Pod Security", "quota below one pod", "LimitRange"],
+)
+def test_a_job_whose_pod_can_never_be_created_is_given_up_at_once(fake, words):
+    backend = fake()
+    backend.operator.refusal = f'pods "{{name}}" is forbidden: {words}'
+    started = time.monotonic()
+    with pytest.raises(ClusterError, match=re.escape(words)) as raised:
+        backend.run_job(job("pass"), deadline=600)
+    assert not isinstance(raised.value, DeadlineError)
+    assert time.monotonic() - started < 20
+    assert backend.text.count(words) == 1
+
+
+def test_a_worker_that_may_not_be_created_is_told_beside_a_master_that_runs(fake):
+    backend = fake(node_of(Play(seconds=math.inf)))
+    backend.operator.quota, backend.operator.admits = True, 1
+    with pytest.raises(DeadlineError, match=f"{EXPORT}: .*kf-resource-quota"):
+        backend.run_job(job("pass", replicas=2), deadline=0.5)
+
+
+def test_a_pod_that_a_silent_webhook_keeps_away_is_waited_for(fake):
+    backend = fake()
+    backend.operator.refusal = (
+        'Internal error occurred: failed calling webhook "mutator.pod.katib.kubeflow.org": failed'
+        ' to call webhook: Post "https://katib:443": connect: connection refused'
+    )
+
+    def answer() -> None:
+        backend.operator.refusal = ""
+
+    told = f"{EXPORT}: .*webhook mutator.pod.katib.kubeflow.org does not answer: .*refused"
+    answered = later(answer, lambda: re.search(told, backend.text), backend.api)
+    backend.run_job(job("pass"))
+    answered.join()
+    assert re.search(told, backend.text)
 
 
 def test_a_job_in_a_queue_says_so(fake):

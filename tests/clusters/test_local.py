@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import threading
 import time
 
@@ -16,6 +17,8 @@ from clusters.local import LocalCluster
 from clusters.local_sampling import Sampling
 from clusters.local_search import LocalSearch
 from common.errors import ClusterError, DeadlineError, InputError
+from tests.clusters import contract
+from tests.clusters.contract import METRICS_PATH
 
 TRIAL = """
 import sys, time
@@ -305,3 +308,50 @@ def test_delete_by_run_id_works_twice(program, tmp_path):
     )
     assert sorted(LocalCluster(tmp_path).delete("run")) == ["Experiment/search", "PyTorchJob/small"]
     assert LocalCluster(tmp_path).delete("run") == []
+
+
+STOPPABLE = """
+import sys, time
+from pathlib import Path
+from weaver.fit.stop import StopSignal
+metrics, checkpoint = sys.argv[1], Path(sys.argv[2])
+if checkpoint.exists():
+    with open(metrics, "w") as log:
+        log.write("2026-01-01T00:00:00Z AvgLoss=0.1\\n")
+    sys.exit(0)
+with StopSignal() as stop:
+    Path(sys.argv[3]).touch()
+    while not stop.received:
+        time.sleep(0.02)
+    # A second signal now ends the program before it has written anything.
+    time.sleep(0.5)
+    with checkpoint.open("a") as file:
+        file.write("saved\\n")
+sys.exit(stop.exit_code)
+"""
+
+
+def test_a_stopped_trial_gets_one_signal_saves_once_and_resumes(tmp_path):
+    """The pod's shell passes a signal on, and on one machine it goes to a whole session."""
+    checkpoint, running = tmp_path / "checkpoint", tmp_path / "running"
+    program = ["python", "-c", STOPPABLE, METRICS_PATH, str(checkpoint), str(running)]
+    manifest = contract.experiment(["0.1"])
+    specs = manifest["spec"]["trialTemplate"]["trialSpec"]["spec"]["pytorchReplicaSpecs"]
+    specs["Master"]["template"] = contract.pod([*program, "${trialParameters.losses}"])
+    assert specs["Master"]["template"]["spec"]["containers"][0]["command"] == ["sh", "-c"]
+
+    def interrupt() -> None:
+        end = time.monotonic() + 30
+        while not running.exists() and time.monotonic() < end:
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    cluster = LocalCluster(tmp_path / "runs")
+    thread = threading.Thread(target=interrupt, daemon=True)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        cluster.run_experiment(manifest, deadline=60, report=lambda line: None)
+    thread.join()
+    assert checkpoint.read_text() == "saved\n"
+    result = cluster.run_experiment(manifest, deadline=60, report=lambda line: None)
+    assert result.trials[0].metrics["AvgLoss"].min == 0.1

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
 from clusters.reasons import crash_loops, crash_of, short, stuck, waiting_of, warning_of
 
+MISSING_IMAGE = json.loads(
+    (Path(__file__).parent / "recordings" / "missing_image.json").read_text()
+)
 
-def pod(phase: str = "Running", *, containers=(), init=(), **status) -> dict:
+
+def pod(phase: str = "Running", *, containers=(), init=(), spec=None, **status) -> dict:
     return {
         "metadata": {"name": "search-x1-master-0"},
+        "spec": spec or {},
         "status": {
             "phase": phase,
             "containerStatuses": list(containers),
@@ -49,6 +57,9 @@ UNSCHEDULABLE = [
         "message": "0/3 nodes: 3 Insufficient nvidia.com/gpu.",
     }
 ]
+MISSING = (
+    "its image weaver:1 cannot be pulled (check its name, and the pull secret of its registry)"
+)
 SCHEDULED = [{"type": "PodScheduled", "status": "True"}]
 
 
@@ -74,12 +85,12 @@ SCHEDULED = [{"type": "PodScheduled", "status": "True"}]
                     container(waiting={"reason": "ErrImagePull", "message": "manifest unknown"})
                 ],
             ),
-            "its image cannot be pulled: ErrImagePull: manifest unknown",
+            f"{MISSING}: manifest unknown",
             id="image",
         ),
         pytest.param(
             pod("Pending", containers=[container(waiting={"reason": "InvalidImageName"})]),
-            "its image cannot be pulled: InvalidImageName: weaver:1",
+            MISSING,
             id="image without a message",
         ),
         pytest.param(
@@ -94,7 +105,8 @@ SCHEDULED = [{"type": "PodScheduled", "status": "True"}]
                     )
                 ],
             ),
-            'its container cannot be created: CreateContainerConfigError: secret "s3" not found',
+            "its container pytorch cannot be created: CreateContainerConfigError:"
+            ' secret "s3" not found',
             id="secret",
         ),
         pytest.param(
@@ -103,7 +115,7 @@ SCHEDULED = [{"type": "PodScheduled", "status": "True"}]
                 conditions=SCHEDULED,
                 init=[container("init", waiting={"reason": "ImagePullBackOff", "message": "x"})],
             ),
-            "its image cannot be pulled: ImagePullBackOff: x",
+            f"{MISSING}: x",
             id="init container",
         ),
     ],
@@ -218,19 +230,94 @@ def test_only_what_does_not_come_by_waiting_is_stuck():
     assert not stuck(pod("Pending", conditions=UNSCHEDULABLE))
 
 
-def test_the_newest_warning_counts_and_a_quota_is_said_shortly():
-    quota = (
-        'Error creating: pods "x" is forbidden: exceeded quota: kf, requested:'
-        " requests.nvidia.com/gpu=1"
-    )
+def test_the_newest_warning_counts():
     events = [
         {"type": "Warning", "reason": "FailedMount", "message": "no such volume"},
-        {"type": "Warning", "reason": "FailedCreatePod", "message": quota},
+        {"type": "Warning", "reason": "FailedMount", "message": "timed out"},
         {"type": "Normal", "reason": "Pulled", "message": "image present"},
     ]
     assert warning_of(events[:1]) == "FailedMount: no such volume"
-    assert warning_of(events) == "quota: exceeded quota: kf, requested: requests.nvidia.com/gpu=1"
+    assert warning_of(events) == "FailedMount: timed out"
     assert warning_of(events[2:]) == ""
+
+
+# A trial whose image is missing: Katib's collector ends with 255 again and again beside it
+# ------------------------------------------------------------------------------------------------
+
+
+def test_the_two_forms_of_a_missing_image_are_one_reason():
+    """ErrImagePull and ImagePullBackOff alternate; their messages differ."""
+    pulled = MISSING_IMAGE["pod"]
+    waited = json.loads(json.dumps(pulled))
+    state = waited["status"]["containerStatuses"][1]["state"]["waiting"]
+    message = state["message"]
+    state |= {
+        "reason": "ImagePullBackOff",
+        "message": f'Back-off pulling image "registry.example/none:1": ErrImagePull: {message}',
+    }
+    assert waiting_of(waited) == waiting_of(pulled)
+    assert "registry.example/none:1" in waiting_of(pulled)
+    assert "no such host" in waiting_of(pulled)
+    # before Kubernetes 1.32 the second form has no cause
+    state["message"] = 'Back-off pulling image "registry.example/none:1"'
+    assert waiting_of(pulled).startswith(waiting_of(waited))
+
+
+def test_the_collectors_end_is_no_reason_while_the_training_has_not_started():
+    recorded = MISSING_IMAGE["pod"]
+    assert crash_of(recorded) is None
+    assert stuck(recorded)
+    assert "metrics-logger-and-collector" not in warning_of(MISSING_IMAGE["events"])
+
+
+def beside(name: str, at: str, **own) -> dict:
+    """A pod in which something beside the training ended with 255 at a time."""
+    end = {"exitCode": 255, "reason": "Error", "startedAt": at, "finishedAt": at}
+    return pod(
+        spec={"containers": [{"name": "pytorch"}, {"name": name}]},
+        containers=[container(**own), container(name, terminated=end)],
+    )
+
+
+@pytest.mark.parametrize("name", ["metrics-logger-and-collector", "istio-proxy", "vault-agent"])
+@pytest.mark.parametrize(
+    ("own", "blamed"),
+    [
+        ({"waiting": {"reason": "ContainerCreating"}}, False),
+        ({"running": {"startedAt": "2026-01-01T00:09:00Z"}}, False),
+        ({"running": {"startedAt": "2026-01-01T00:00:00Z"}}, True),
+        (
+            {"terminated": {"exitCode": 0, "startedAt": "2026-01-01T00:00:00Z"}},
+            True,
+        ),
+    ],
+    ids=["not started", "started after it", "started before it", "ended well before it"],
+)
+def test_a_sidecar_is_blamed_only_for_what_it_did_beside_the_training(name, own, blamed):
+    crash = crash_of(beside(name, "2026-01-01T00:05:00Z", **own))
+    assert (crash is not None) is blamed
+    if crash:
+        assert (crash.container, crash.sidecar) == (name, True)
+
+
+def test_a_sidecar_is_never_blamed_where_the_training_failed():
+    failed = {"terminated": ended(1, at="2026-01-01T00:06:00Z", startedAt="2026-01-01T00:00:00Z")}
+    crash = crash_of(beside("istio-proxy", "2026-01-01T00:05:00Z", **failed))
+    assert (crash.container, crash.sidecar) == ("pytorch", False)
+
+
+def test_an_init_container_that_fails_is_the_pods_own():
+    failed = pod(
+        "Pending",
+        init=[container("istio-init", terminated=ended(1))],
+        containers=[container(waiting={"reason": "PodInitializing"})],
+    )
+    assert crash_of(failed).container == "istio-init"
+
+
+def test_a_container_that_ended_well_after_a_restart_did_not_crash():
+    well = container(restarts=1, terminated=ended(0, "Completed"), last={"terminated": ended(1)})
+    assert crash_of(pod("Succeeded", containers=[well])) is None
 
 
 def test_short_makes_one_line_of_bounded_length():

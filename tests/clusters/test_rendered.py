@@ -57,3 +57,19 @@ def test_what_nobody_watches_any_more_is_removed(fake, run, reason):
         raise reason("enough")
     assert backend.api.find("pytorchjobs", name) is None
     assert backend.cluster.delete(run.id) == []
+
+
+@pytest.mark.parametrize(("reason", "stays"), [(InterruptedRun, True), (DeadlineError, False)])
+def test_a_step_in_a_pod_of_kubeflow_leaves_to_others_what_it_has_no_time_for(
+    fake, run, monkeypatch, reason, stays
+):
+    """It has half a second, and another attempt may go on; a deadline is its own decision."""
+    monkeypatch.setenv(step.KFP_POD, "jec-pipeline-x-export")
+    backend = fake(node_of(Play(seconds=60)))
+    manifest = export_job(run, "trial")
+    with pytest.raises(DeadlineError):
+        backend.run_job(manifest, deadline=0.5)
+    name = manifest["metadata"]["name"]
+    with pytest.raises(reason), step.watched(backend.cluster, backend.cluster.delete_job, name):
+        raise reason("enough")
+    assert bool(backend.api.find("pytorchjobs", name)) == stays

@@ -45,7 +45,7 @@ def space(*entries: dict) -> str:
 def test_an_algorithm_of_the_table_is_accepted_and_rendered(made_up: Algorithm) -> None:
     config = RunConfig(
         algorithm=made_up.name,
-        seed=7,
+        seed="7",
         s3_bucket="s3://b/r",
         run_id="a-00000000",
         search_space=space({"name": "fc-dim", "type": "discrete", "list": [50, 100, 200]}),

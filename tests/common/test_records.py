@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from common.config import typed
 from common.errors import InputError
 from common.measurements import Interval
 from common.records import (
@@ -70,7 +71,7 @@ def test_run_json_holds_the_run_s_id_its_record_and_its_configuration(earlier, t
     Run(config=run.config.replace(s3_bucket=str(tmp_path)), record=run.record).save()
     again = json.loads((tmp_path / NAME / "run.json").read_text())
     assert again.pop("format") == 1
-    assert again.pop("config") == {**content.pop("config"), "s3_bucket": str(tmp_path)}
+    assert again.pop("config") == {**typed(content.pop("config")), "s3_bucket": str(tmp_path)}
     assert again == content
 
 

@@ -108,6 +108,8 @@ def test_every_step_is_a_pod_with_an_end_a_label_and_the_secret_and_none_is_cach
             "AWS_SECRET_ACCESS_KEY",
         }
         assert executor["podMetadata"]["labels"]["jec/step"] == name.removeprefix("exec-")
+        annotations = executor["podMetadata"]["annotations"]
+        assert annotations["cluster-autoscaler.kubernetes.io/safe-to-evict"] == "false"
         assert int(executor["activeDeadlineSeconds"]) > 0
         limits = document["deploymentSpec"]["executors"][name]["container"]["resources"]
         assert limits["resourceMemoryLimit"] == "4Gi"
@@ -122,7 +124,7 @@ def test_every_step_gets_another_try(compiled_pipeline):
     ]:
         for name, task in tasks.items():
             if name in STEPS:
-                assert task["retryPolicy"]["maxRetryCount"] == chain.RETRIES
+                assert task["retryPolicy"]["maxRetryCount"] == steps.RETRIES
 
 
 def test_the_secrets_name_reaches_every_nested_step(compiled_pipeline):

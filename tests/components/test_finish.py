@@ -46,7 +46,7 @@ def run(tmp_path):
             "closure 3 %",
         ),
         ("evaluate", "done", METRICS, "failed", "next step"),
-        ("search", "running", None, "failed", "without a word"),
+        ("search", "running", None, "failed", "does not tell why"),
         ("search", "failed", None, "failed", "no GPU"),
         ("search", "interrupted", None, "interrupted", "no GPU"),
         ("search", "done", None, "failed", "after search"),
@@ -162,7 +162,7 @@ def test_a_webhook_gets_the_summary_and_its_failure_is_not_the_runs(run, capsys,
         (MemoryError("out of memory"), True),
     ],
 )
-def test_a_repeated_attempt_ends_at_once_where_the_failure_repeats(
+def test_a_repeated_attempt_ends_at_once_where_the_failure_is_not_retryable(
     run, capsys, monkeypatch, error, tried_again
 ):
     monkeypatch.delenv(step.LOCAL_DIR, raising=False)

@@ -6,24 +6,28 @@ from __future__ import annotations
 
 import http.server
 import json
+import math
 import re
 import threading
 
 import numpy as np
 import pytest
 
+from clusters import api as api_module
 from clusters import kubernetes as home_module
 from common import storage
 from common.config import RunConfig
+from common.records import SearchRecord
 from common.run import Run
 from components import deploy, evaluate, export, finish, search, step
 from reporting.serving_section import section
 from serving import golden
 from tests.clusters import conftest as clusters_conftest
-from tests.clusters.controllers import KServe, Play
-from tests.clusters.scripts import UP, loss, node_of
+from tests.clusters.controllers import KServe, Node, Play
+from tests.clusters.scripts import UP, later, loss, node_of
 from tests.operations.test_check import furnish
 from tests.records import export_record, metrics_record
+from tests.training.trials_in_storage import write_trial
 
 fake = clusters_conftest.fake
 NAME = "pfn-regressor-open"
@@ -177,6 +181,88 @@ def test_the_steps_of_a_run_one_after_the_other(
     labels = [one["metadata"]["labels"] for kind in kinds for one in home.api.all(kind)]
     assert {(one["jec/run-id"], one["jec/user"]) for one in labels} == {(run.id, "auto")}
     assert {one["jec/step"] for one in labels} == {"search", "export", "evaluate", "deploy"}
+
+
+def in_a_workflow(api, monkeypatch, tmp_path, name: str) -> None:
+    """Let the steps be pods of this workflow, in the namespace of the objects."""
+    workflow = api.create("workflows", {"metadata": {"name": name}})
+    reference = {
+        "apiVersion": workflow["apiVersion"],
+        "kind": "Workflow",
+        "name": name,
+        "uid": workflow["metadata"]["uid"],
+        "controller": True,
+        "blockOwnerDeletion": True,
+    }
+    metadata = {"name": f"{name}-step", "ownerReferences": [reference]}
+    api.create("pods", {"metadata": metadata, "spec": {"containers": [{"name": "main"}]}})
+    (tmp_path / "namespace").write_text(api.namespace)
+    monkeypatch.setattr(api_module, "SERVICE_ACCOUNT", tmp_path)
+    monkeypatch.setenv("KFP_POD_NAME", f"{name}-step")
+
+
+def delete_workflow(api, name: str) -> None:
+    with api.lock:
+        api.delete("workflows", api.find("workflows", name))
+
+
+def test_a_run_that_is_deleted_in_its_search_keeps_its_finished_trials(
+    fake, run, monkeypatch, tmp_path, capsys
+):
+    """Two workflows go in the middle of the search, and the third one ends it."""
+    run = Run(config=run.config.replace(max_trials=4, num_epochs=2))
+    run.save()
+    trained: list[str] = []
+    hangs = {"pfn-regressor-open-0123abcd": 1, "pfn-regressor-open-0123abcd-1": 1}
+
+    def play(pod: dict) -> Play:
+        """What a trial's pod does: the first of some experiments ends, their second one hangs."""
+        if pod["metadata"]["name"].endswith("-step"):
+            return Play(seconds=math.inf)
+        name = pod["metadata"]["name"].removesuffix("-master-0")
+        trial = home.api.find("trials", name)
+        experiment = trial["metadata"]["labels"]["katib.kubeflow.org/experiment"]
+        assignments = trial["spec"]["parameterAssignments"]
+        point = {entry["name"]: entry["value"] for entry in assignments}
+        ended = sum(other.startswith(f"{experiment}-") for other in trained)
+        if experiment in hangs and ended == hangs[experiment]:
+            write_trial(run, name, point, [0.01])
+            return Play(seconds=math.inf)
+        best = 0.5 - 0.1 * len(trained)
+        trained.append(name)
+        write_trial(run, name, point, [0.9, best], start=100.0 * len(trained))
+        return Play(metrics=storage.read_text(run.path("trials", name, "metrics.log")))
+
+    home = fake(Node(play))
+    for workflow in ("first", "second"):
+        in_a_workflow(home.api, monkeypatch, tmp_path, workflow)
+        already = len(trained)
+        losing = later(
+            lambda workflow=workflow: home.api.delete(
+                "workflows", home.api.find("workflows", workflow)
+            ),
+            # one more trial has ended, and the next one hangs
+            lambda already=already: (
+                len(trained) == already + 1
+                and len(home.api.all("trials", "katib.kubeflow.org/experiment")) == 2
+                and len(home.node.metrics) == already + 1
+            ),
+            home.api,
+        )
+        assert call(search, run, "--job-id", workflow) == 1
+        losing.join()
+        assert not storage.exists(run.path("search.json"))
+        home.api.wait_for(lambda: not home.api.all("pods", "jec/run-id"))
+    in_a_workflow(home.api, monkeypatch, tmp_path, "third")
+    assert call(search, run, "--job-id", "third") == 0
+    record = SearchRecord.load(run.folder.search)
+    assert [trial.name for trial in record.trials] == trained
+    assert [trial.status for trial in record.trials] == ["Succeeded"] * 4
+    assert (record.experiment, record.carried) == (f"{run.id}-2", 2)
+    assert (record.optimal, round(record.best_value, 6)) == (trained[-1], 0.2)
+    delete_workflow(home.api, "third")
+    home.api.wait_for(lambda: not home.api.find("pods", "third-step"))
+    assert [one["metadata"]["name"] for one in home.api.all("experiments")] == [f"{run.id}-2"]
 
 
 @pytest.mark.parametrize(

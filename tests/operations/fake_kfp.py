@@ -83,7 +83,8 @@ class FakeKfp:
             self.runs.append({**body, "run_id": str(uuid.uuid4()), "state": "PENDING"})
             return self.runs[-1]
         if match := re.fullmatch(r"/apis/v2beta1/runs/([^/:]+):terminate", path):
-            self.states[match[1]] = ["CANCELING", "CANCELED"]
+            # Seen with KFP 2.15.0: a terminated run ends as FAILED, never CANCELED.
+            self.states[match[1]] = ["CANCELING", "FAILED"]
             return {}
         return None
 

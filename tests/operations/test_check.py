@@ -27,6 +27,13 @@ from tests.weaver import conftest as weaver_conftest
 fake = clusters_conftest.fake
 jet_files = weaver_conftest.jet_files
 STATES = ("ok", "warning", "error", "not seen")
+# Beyond the Role of deploy/: --check says "not seen" where its user may not do these.
+LOOKS_AROUND = (
+    ("create", "localsubjectaccessreviews.authorization.k8s.io"),
+    ("get", "deployments.apps"),
+    ("get", "servingruntimes.serving.kserve.io"),
+    ("get", "clusterservingruntimes.serving.kserve.io"),
+)
 
 
 def lines(rows) -> dict[str, list[tuple[str, str]]]:
@@ -89,7 +96,14 @@ def furnish(
         api.create("deployments", katib, "kubeflow")
 
 
+def look_around(api) -> None:
+    """Let the user see what --check can also say."""
+    for verb, resource in LOOKS_AROUND:
+        api.grant(verb, resource)
+
+
 def checked(home, **values) -> dict[str, list[tuple[str, str]]]:
+    look_around(home.api)
     return lines(check_cluster.check_cluster(config(**values), account="auto", on_cluster=True))
 
 
@@ -483,6 +497,7 @@ def test_the_command_prints_the_table_and_its_exit_code_tells(
 ):
     home = fake()
     furnish(home.api, endpoint=s3_server.removeprefix("http://"))
+    look_around(home.api)
     home.api.find("secrets", "s3-secret")["metadata"]["annotations"][
         "serving.kserve.io/s3-usehttps"
     ] = "0"

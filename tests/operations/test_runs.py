@@ -4,6 +4,7 @@ machine.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -19,14 +20,16 @@ from clusters import operator as operator_module
 from clusters import orphans
 from common.config import RunConfig
 from common.errors import DeadlineError
+from common.records import TERMINATED, StatusRecord
 from common.run import Run, make_run_id
-from components import step
+from components import finish, step
 from operations import down as down_module
 from operations import follow as follow_module
 from tests.clusters import conftest as clusters_conftest
 from tests.clusters.contract import RUN_ID, experiment, job, service
 from tests.clusters.controllers import Play
 from tests.clusters.scripts import loss, node_of
+from tests.components.argo import task_details
 from tests.records import metrics_record, service_record
 from tests.serving import conftest as serving_conftest
 
@@ -60,14 +63,7 @@ def kfp_run(kfp, *states: str, bucket: str = "s3://none/jec", **values) -> tuple
     """
     config = RunConfig(s3_bucket=bucket, namespace="physics", **values)
     number = "00000000-0000-4000-8000-00000000000" + str(len(kfp.runs))
-    tasks = [
-        {"display_name": name, "state": state, "start_time": "2026-01-01T00:00:00Z"}
-        for name, state in (
-            ("prepare", "SUCCEEDED"),
-            ("search", "RUNNING"),
-            ("prepare-driver", "SUCCEEDED"),
-        )
-    ]
+    tasks = task_details({"prepare": "SUCCEEDED", "search": "RUNNING"})
     kfp.runs.append(
         {
             "run_id": number,
@@ -96,8 +92,11 @@ def main(tmp_path: Path, *args: str) -> int:
 # ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("last", "code"), [("SUCCEEDED", 0), ("FAILED", 1), ("CANCELED", 1)])
-def test_a_run_is_followed_to_its_end_through_bad_moments(kfp, tmp_path, capsys, last, code):
+@pytest.mark.parametrize(
+    ("last", "code", "word"),
+    [("SUCCEEDED", 0, "succeeded"), ("FAILED", 1, "failed"), ("CANCELED", 1, "terminated")],
+)
+def test_a_run_is_followed_to_its_end_through_bad_moments(kfp, tmp_path, capsys, last, code, word):
     _, run_id = kfp_run(kfp, "PENDING", "RUNNING", "RUNNING", last, bucket=str(tmp_path / "runs"))
     run = Run(config=RunConfig(s3_bucket=str(tmp_path / "runs"), run_id=run_id))
     run.save()
@@ -108,7 +107,7 @@ def test_a_run_is_followed_to_its_end_through_bad_moments(kfp, tmp_path, capsys,
     text = capsys.readouterr().out
     assert "[prepare] succeeded" in text
     assert text.count("[search] running") == 1
-    assert f"run {run_id} {last.lower()}" in text
+    assert f"run {run_id} {word}: " in text
     assert "1 trials, best t-1: AvgLoss 0.10000" in text
     assert "+3.0 % [2.0, 4.0]" in text
 
@@ -204,6 +203,96 @@ def test_a_run_that_nobody_knows(tmp_path, capsys):
         assert f"did you mean '{RUN_ID}'?" in capsys.readouterr().err
 
 
+def ended_run(kfp, tmp_path: Path, states: dict[str, str | None]) -> Run:
+    """A run that ended as FAILED on Kubeflow, whose steps ended so there; its folder is local."""
+    number, run_id = kfp_run(kfp, "FAILED", bucket=str(tmp_path / "runs"))
+    kfp.runs[-1]["run_details"] = {"task_details": task_details(states)}
+    run = Run(config=RunConfig(s3_bucket=str(tmp_path / "runs"), run_id=run_id))
+    run.save()
+    step.write_status(run, "prepare", "done", job_id=number)
+    return run
+
+
+def step_states(text: str) -> dict[str, str]:
+    """Step -> the state that --status shows in its section of steps."""
+    section = text.split("\nsteps\n")[1].split("\n\n", maxsplit=1)[0]
+    lines = [line for line in section.splitlines() if line.startswith("  ")]
+    return {line.split()[0]: line.split()[1] for line in lines}
+
+
+STATES = {"prepare": "SUCCEEDED", "search": "FAILED", "export": None, "finish": "SUCCEEDED"}
+
+
+@pytest.mark.parametrize(
+    ("state", "reason", "word", "shown"),
+    [
+        # finish was lost: nobody could write how the step ended
+        ("running", "", "failed", "failed"),
+        ("interrupted", TERMINATED, "terminated", "interrupted"),
+        ("interrupted", "the step's pod was evicted", "failed", "interrupted"),
+        ("failed", "no GPU is free", "failed", "failed"),
+    ],
+)
+@pytest.mark.parametrize("follow", [False, True])
+def test_what_kubeflow_and_the_folder_know_is_told_together(
+    kfp, tmp_path, capsys, follow, state, reason, word, shown
+):
+    run = ended_run(kfp, tmp_path, STATES)
+    job_id = kfp.runs[-1]["run_id"]
+    step.write_status(run, "search", state, reason, job_id=job_id)
+    flags = ["--follow"] if follow else []
+    assert main(tmp_path, "--status", run.id, *flags, "--host", kfp.url) == 1
+    text = capsys.readouterr().out
+    if follow:
+        assert f"run {run.id} {word}: " in text
+        assert text.splitlines()[-1].startswith(f"search {shown}: {reason}")
+    else:
+        assert step_states(text) == {
+            "prepare": "done",
+            "search": shown,
+            "export": "omitted",
+            "finish": "done",
+        }
+        assert f"\n  {word}: http" in text
+        assert reason in text
+
+
+def test_the_command_that_goes_on_is_the_last_line(kfp, tmp_path, capsys, monkeypatch):
+    run = ended_run(kfp, tmp_path, STATES)
+    job_id = kfp.runs[-1]["run_id"]
+    step.write_status(run, "search", "running", job_id=job_id)
+    monkeypatch.delenv(step.LOCAL_DIR, raising=False)
+    summary = finish.finish(run.uri, "none", step.Artifacts(""), job_id)
+    assert summary.resume
+    main(tmp_path, "--status", run.id, "--follow", "--host", kfp.url)
+    assert capsys.readouterr().out.splitlines()[-1] == f"to go on with it: {summary.resume}"
+    # After Retry in the UI finish does not run again, and its summary is of the first end.
+    record = StatusRecord.load(run.folder.status)
+    dataclasses.replace(record, time="2099-01-01T00:00:00+00:00").save(run.folder.status)
+    main(tmp_path, "--status", run.id, "--follow", "--host", kfp.url)
+    assert summary.resume not in capsys.readouterr().out
+
+
+def test_an_attempt_that_failed_is_told_while_kubeflow_makes_the_next(kfp, tmp_path, capsys):
+    run = ended_run(kfp, tmp_path, {"prepare": "RUNNING"})
+    job_id = kfp.runs[-1]["run_id"]
+    kfp.states[job_id] = ["RUNNING"]
+    step.write_status(run, "prepare", "failed", "no file a.root", job_id=job_id)
+    assert main(tmp_path, "--status", run.id, "--host", kfp.url) == 0
+    text = capsys.readouterr().out
+    assert step_states(text) == {"prepare": "running"}
+    assert "no file a.root" in text
+
+
+def test_what_an_earlier_job_left_in_the_folder_is_not_told_of_this_one(kfp, tmp_path, capsys):
+    run = ended_run(kfp, tmp_path, {"prepare": "SUCCEEDED", "search": "FAILED"})
+    step.write_status(run, "search", "interrupted", TERMINATED, job_id="another")
+    main(tmp_path, "--status", run.id, "--host", kfp.url)
+    text = capsys.readouterr().out
+    assert step_states(text)["search"] == "failed"
+    assert "terminated" not in text
+
+
 # Logs
 # ------------------------------------------------------------------------------------------------
 
@@ -266,7 +355,7 @@ def test_down_ends_the_run_on_kubeflow_first_then_removes_its_objects_and_works_
         "removed InferenceService/jec-pfn",
     ]
     assert [text.index(line) for line in order] == sorted(text.index(line) for line in order)
-    assert kfp.runs[0]["state"] == "CANCELED"
+    assert kfp.runs[0]["state"] == "FAILED"
     assert not home.api.all("experiments") + home.api.all("pytorchjobs")
     assert [one["metadata"]["name"] for one in home.api.all("inferenceservices")] == ["other"]
     assert main(tmp_path, "--down", run_id, "--yes", "--host", kfp.url) == 0

@@ -101,6 +101,8 @@ def test_a_storage_that_pods_cannot_reach_is_refused():
     ("version", "said"),
     [
         ("2.17.0", ""),
+        ("2.16.0", ""),
+        ("2.15.0", ""),
         ("2.5.0", ""),
         ("2.2.0", "older than 2.5"),
         ("1.8.5", "older than 2.5"),
@@ -116,7 +118,7 @@ def test_the_servers_version_is_checked_before_anything_is_sent(kfp, s3_bucket, 
         assert not kfp.pipelines + kfp.runs
     else:
         submit.submit(config(s3_bucket), server, "steps:1")
-        assert ("securityContext" in kfp.versions[0]["text"]) == (version == "2.17.0")
+        assert ("securityContext" in kfp.versions[0]["text"]) == (version in ("2.16.0", "2.17.0"))
 
 
 def test_a_server_without_a_version_is_a_warning(kfp, s3_bucket, capsys):
@@ -162,6 +164,9 @@ def test_a_run_is_made_again_with_one_change(kfp, s3_bucket, capsys):
     before, after = (run["runtime_config"]["parameters"] for run in kfp.runs)
     assert after == {**before, "batch_size": 1000}
     assert "is there already" in capsys.readouterr().out
+    before["seed"] = 7.0  # a number in earlier versions; JSON knows no whole numbers
+    assert pipeline.main([*common, "--rerun", run_id, "--max-trials", "10"]) == 0
+    assert kfp.runs[-1]["runtime_config"]["parameters"]["seed"] == "7"
     assert pipeline.main([*common, "--rerun", "pfn-regressor-open-00000000"]) == 2
     assert "unknown run" in capsys.readouterr().err
 

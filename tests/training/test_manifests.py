@@ -11,6 +11,8 @@ import pytest
 import yaml
 
 from clusters import katib
+from clusters.manifests import RESTARTS
+from clusters.pod_command import program_of
 from clusters.protocol import RUN_LABEL
 from common.config import RunConfig
 from common.errors import InputError
@@ -19,6 +21,7 @@ from evaluating.evaluate_job import evaluate_job
 from exporting.export_job import export_job
 from operations.render import render
 from serving.inference_service import inference_service
+from tests.clusters.admission import pod_security
 from training.experiment import METRICS_LOG, experiment
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -99,6 +102,34 @@ def test_objects_and_pods_carry_the_run_id_and_no_sidecar(run):
             assert pod["metadata"]["annotations"]["sidecar.istio.io/inject"] == "false"
 
 
+def test_pods_pass_pod_security_restricted_but_for_folders_of_the_node(run):
+    for manifest in (experiment(run), export_job(run, "t"), evaluate_job(run, "t")):
+        for pod in pods(manifest):
+            folders = [volume["name"] for volume in pod["spec"]["volumes"] if "hostPath" in volume]
+            expected = [f"volume {name} is a hostPath" for name in folders]
+            assert pod_security(pod["spec"]) == expected
+
+
+def test_a_pod_as_such_does_not_pass_pod_security_restricted():
+    """The rules are all there: what a pod has to say is not there by default."""
+    rules = ("allowPrivilegeEscalation", "capabilities.drop", "runAsNonRoot", "seccompProfile")
+    pod = {"containers": [{"name": "c"}], "volumes": [{"name": "v", "hostPath": {"path": "/"}}]}
+    expected = ["volume v is a hostPath", *(f"{rule} of container c" for rule in rules)]
+    assert pod_security(pod) == expected
+
+
+def test_a_trial_may_be_restarted_as_often_as_any_job(run):
+    """The operator counts restarts of all containers: in a trial's pod Katib's collector, too."""
+    replicas = run.config.num_replicas
+    limits = {}
+    for name, manifest in (("trial", experiment(run)), ("job", export_job(run, "t"))):
+        spec = manifest["spec"]
+        if name == "trial":
+            spec = spec["trialTemplate"]["trialSpec"]["spec"]
+        limits[name] = spec["runPolicy"]["backoffLimit"]
+    assert limits == {"trial": RESTARTS * (replicas + 1) + 1, "job": RESTARTS + 1}
+
+
 def test_the_test_set_reaches_no_trial(run):
     text = json.dumps(experiment(run))
     assert "test.json" not in text
@@ -110,18 +141,19 @@ def test_every_trial_writes_to_its_own_folder_and_to_katibs_file(run):
     manifest = experiment(run)
     names = {p["name"]: f"v{i}" for i, p in enumerate(manifest["spec"]["parameters"])}
     trial = katib.substitute(manifest, names, "trial-7")
-    container = pods(trial)[0]["spec"]["containers"][0]
-    assert container["command"][-2:] == ["-m", "weaver.train"]
-    assert f"--model-prefix={run.path('trials', 'trial-7')}/" in container["args"]
-    assert f"--metrics-log={METRICS_LOG}" in container["args"]
+    program = program_of(pods(trial)[0]["spec"]["containers"][0])
+    module = program.index("-m")
+    assert program[module + 1] == "weaver.train"
+    assert f"--model-prefix={run.path('trials', 'trial-7')}/" in program
+    assert f"--metrics-log={METRICS_LOG}" in program
     assert "${" not in json.dumps(trial)
-    assert all(value in " ".join(container["args"]) for value in names.values())
+    assert all(value in " ".join(program) for value in names.values())
 
 
 def test_a_searched_flag_is_not_fixed_as_well():
     space = '[{"name": "batch-size", "type": "discrete", "list": [100, 500]}]'
     run = Run(config=RunConfig(s3_bucket="s3://b/r", run_id="a-00000000", search_space=space))
-    args = pods(experiment(run))[0]["spec"]["containers"][0]["args"]
+    args = program_of(pods(experiment(run))[0]["spec"]["containers"][0])
     assert [a for a in args if a.startswith("--batch-size")] == [
         "--batch-size=${trialParameters.batchSize}"
     ]
@@ -133,7 +165,7 @@ def test_trials_of_other_fractions_are_compared_on_the_same_jets(searched):
     values = {"search_space": json.dumps(space)} if searched else {"data_fraction": 0.2}
     run = Run(config=RunConfig(s3_bucket="s3://b/r", run_id="a-00000000", **values))
     args = pods(experiment(run))[0]["spec"]["containers"][0]["args"]
-    assert "--data-fraction-val=1" in args
+    assert "--data-fraction-val=1" in " ".join(args).split()
 
 
 def test_secrets_are_references(run):
@@ -152,7 +184,7 @@ def test_several_gpus_a_node_use_torchrun():
     assert spec["nprocPerNode"] == "4"
     assert spec["pytorchReplicaSpecs"]["Worker"]["replicas"] == 1
     container = spec["pytorchReplicaSpecs"]["Master"]["template"]["spec"]["containers"][0]
-    assert container["command"] == ["torchrun", "-m", "weaver.train"]
+    assert program_of(container)[:3] == ["torchrun", "-m", "weaver.train"]
     assert container["resources"]["limits"]["nvidia.com/gpu"] == "4"
 
 
@@ -232,7 +264,7 @@ def test_what_a_cluster_asks_of_its_pods_is_on_all_of_them():
 
 def test_a_pod_that_asks_for_nothing_special_has_none_of_it():
     spec = pods(experiment(run_with()))[0]["spec"]
-    assert set(spec) == {"volumes", "containers"}
+    assert set(spec) == {"volumes", "containers", "securityContext"}
     assert [volume["name"] for volume in spec["volumes"]] == ["shared-memory"]
 
 
@@ -271,16 +303,56 @@ def test_a_grid_has_no_more_trials_than_points():
 
 
 def test_an_experiment_that_follows_another_has_a_name_and_a_seed_of_its_own():
-    run = run_with(max_trials=40)
+    run = run_with(max_trials=40, seed="1")
     first, second = experiment(run), experiment(run, carried=30)
     assert (second["metadata"]["name"], second["spec"]["maxTrialCount"]) == ("a-00000000-30", 10)
     assert first["spec"]["algorithm"] != second["spec"]["algorithm"]
     assert second["metadata"]["labels"] == first["metadata"]["labels"], "so that --down finds it"
 
 
+def test_an_experiment_that_follows_a_sobol_search_draws_at_random():
+    """Katib's sequence would begin again, at the same points."""
+    run = run_with(max_trials=40, algorithm="sobol")
+    names = [
+        experiment(run, carried=carried)["spec"]["algorithm"]["algorithmName"]
+        for carried in (0, 30)
+    ]
+    assert names == ["sobol", "random"]
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "seed", "carried", "reproducible", "expected"),
+    [
+        ("random", "auto", 0, False, None),
+        ("tpe", "auto", 0, False, None),
+        ("cmaes", "auto", 0, False, None),
+        ("random", "auto", 5, False, None),
+        # goptuna's own seed is fixed: the second experiment would draw the first one's points
+        ("cmaes", "auto", 5, False, "6"),
+        ("random", "7", 0, False, "7"),
+        ("random", "7", 5, False, "12"),
+        ("random", "auto", 0, True, "1"),
+        ("grid", "7", 0, True, None),
+    ],
+)
+def test_the_algorithm_has_a_seed_only_where_it_was_given_or_must_have_one(
+    algorithm, seed, carried, reproducible, expected
+):
+    ranges = [{"name": name, "type": "int", "min": 1, "max": 99} for name in ("fc-dim", "phi-dim")]
+    config = {"algorithm": algorithm, "seed": seed, "search_space": json.dumps(ranges)}
+    manifest = experiment(run_with(**config), carried=carried, reproducible=reproducible)
+    settings = [] if expected is None else [{"name": "random_state", "value": expected}]
+    assert manifest["spec"]["algorithm"]["algorithmSettings"] == settings
+    program = program_of(pods(manifest)[0]["spec"]["containers"][0])
+    [training_seed] = [word for word in program if word.startswith("--seed=")]
+    assert training_seed == f"--seed={1 if seed == 'auto' else seed}"
+
+
 @pytest.mark.parametrize(
     ("values", "facts"),
     [
+        ({"seed": "one"}, ["--seed", "'one'", "auto"]),
+        ({"seed": "-1"}, ["--seed", "'-1'", "auto"]),
         ({"early_stopping": "median"}, ["--early-stopping", "'median'", "'medianstop'"]),
         ({"early_stopping_start_step": "0"}, ["--early-stopping-start-step", "'0'", "auto"]),
         ({"goal": "low"}, ["--goal", "'low'", "number"]),
@@ -302,7 +374,7 @@ def test_options_that_cannot_be_meant_are_refused(values, facts):
 
 def test_trials_take_the_precision_of_the_run():
     def args_of(run):
-        return pods(experiment(run))[0]["spec"]["containers"][0]["args"]
+        return program_of(pods(experiment(run))[0]["spec"]["containers"][0])
 
     assert "--precision=float32" in args_of(run_with())
     assert "--precision=auto" in args_of(run_with(precision="auto"))

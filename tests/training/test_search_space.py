@@ -94,6 +94,32 @@ def test_what_makes_no_sense_is_refused(entry, facts):
 
 
 @pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("it's", "'"),
+        ('("a", "b")', '"'),
+        ("a\\b", "\\"),
+        ("two\nlines", "\n"),
+        ("$$", "$$"),
+        ("$(RANK)", "$("),
+        ("${trialParameters.b}", "${"),
+    ],
+)
+def test_a_value_that_katib_would_change_is_refused(value, text):
+    """Seen with Katib 0.19.0, except for `${`: see UNUSABLE in training.search_space."""
+    space = {"parameters": [{"name": "a", "type": "categorical", "list": ["plain", value]}]}
+    message = refused(parse, json.dumps(space))
+    assert "search space, parameter 'a'" in message
+    assert repr(value) in message
+    assert repr(text) in message
+
+
+@pytest.mark.parametrize("value", ["(0.16, 0.5, 0.84)", "a b", "a&b;c|d>e", "$HOME", "*", "`id`"])
+def test_a_value_that_only_a_shell_would_change_is_taken(value):
+    assert one(name="a", type="categorical", list=["plain", value]).list == ("plain", value)
+
+
+@pytest.mark.parametrize(
     ("content", "facts"),
     [
         ("parameters: [", ["neither YAML nor JSON"]),

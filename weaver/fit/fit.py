@@ -25,7 +25,7 @@ from common.errors import InputError, InterruptedRun, TrainingError
 from common.progress import Progress
 from weaver.feed.dataset import Batch
 from weaver.feed.loader import Loader
-from weaver.fit import metrics_log, randomness
+from weaver.fit import ending, metrics_log, randomness
 from weaver.fit.average import Average
 from weaver.fit.checkpoint import (
     Progressed,
@@ -600,9 +600,9 @@ def in_words(counts: Mapping[str, int]) -> str:
 
 def has_ended(options: TrainOptions, progressed: Progressed) -> bool:
     """Whether a trial has had its last epoch, or --patience epochs without a better loss."""
-    waited = progressed.epoch - 1 - progressed.best_epoch
-    out_of_patience = options.patience and progressed.history and waited >= options.patience
-    return progressed.epoch >= options.num_epochs or bool(out_of_patience)
+    return ending.has_ended(
+        options.num_epochs, options.patience, progressed.epoch, progressed.best_epoch
+    )
 
 
 @contextlib.contextmanager

@@ -79,7 +79,10 @@ def number_type(file: Any, name: str) -> Any:
     import numpy as np
     import pyarrow.types as kinds
 
-    kind = file.schema_arrow.field(name).type
+    place = file.schema_arrow.get_field_index(name)
+    if place < 0:  # no column of that name, or several
+        return None
+    kind = file.schema_arrow.field(place).type
     while hasattr(kind, "value_type"):  # a list, or a dictionary of values
         kind = kind.value_type
     if not (kinds.is_integer(kind) or kinds.is_floating(kind) or kinds.is_boolean(kind)):

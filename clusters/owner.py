@@ -1,0 +1,75 @@
+"""The Argo Workflow of a run, which owns what the run's steps make until it has ended well.
+
+Kubernetes' garbage collector deletes an object once its owner is gone. So a run that was deleted,
+or whose exit handler was lost, leaves nothing for long. It also deletes an object whose owner is in
+another namespace than the object, so that there nothing may be owned
+(kubernetes.io/docs/concepts/architecture/garbage-collection).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+
+from clusters import api as api_module
+from clusters.api import Api, connect
+from clusters.protocol import Manifest, Report
+from clusters.waiting import Wait
+
+GROUP = "argoproj.io"
+KIND = "Workflow"
+LOOK_SECONDS = 60.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Owner:
+    """A Workflow, and the namespace that it is in."""
+
+    api_version: str
+    name: str
+    uid: str
+    namespace: str
+
+    @property
+    def reference(self) -> Manifest:
+        """The entry of an object's ownerReferences.
+
+        Without blockOwnerDeletion, which needs a right on the owner's finalizers.
+        """
+        return {
+            "apiVersion": self.api_version,
+            "kind": KIND,
+            "name": self.name,
+            "uid": self.uid,
+        }
+
+
+def is_workflow(reference: Manifest) -> bool:
+    """Whether an entry of ownerReferences names an Argo Workflow."""
+    group = reference.get("apiVersion", "").partition("/")[0]
+    return reference.get("kind") == KIND and group == GROUP
+
+
+def workflow_of_this_pod(report: Report) -> Owner | None:
+    """The Workflow that this process' pod belongs to.
+
+    None if this is no pod of a Workflow, or the pod may not be read. Raises InputError if no
+    cluster is configured.
+    """
+    place = api_module.SERVICE_ACCOUNT / "namespace"
+    # KFP sets the first one; a host name ends after 63 characters, a pod's name after 253.
+    name = os.environ.get("KFP_POD_NAME") or os.environ.get("HOSTNAME")
+    if not name or not place.exists():
+        return None
+    namespace = place.read_text().strip()
+    wait = Wait(f"a look at pod {name}", LOOK_SECONDS, report)
+    pod = Api(connect(), namespace).pod(name, wait)
+    for reference in (pod or {}).get("metadata", {}).get("ownerReferences") or []:
+        if is_workflow(reference):
+            return Owner(
+                api_version=reference["apiVersion"],
+                name=reference["name"],
+                uid=reference["uid"],
+                namespace=namespace,
+            )
+    return None

@@ -1,0 +1,416 @@
+"""Runs that are stopped: by a user, with a step's pod, between two steps. Steps are processes that
+are killed half a second after they were told to stop; the exit handler makes the end true.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+
+import pytest
+
+from clusters import workflow
+from clusters.protocol import STEP_LABEL
+from common import storage
+from common.config import RunConfig
+from common.errors import DeadlineError, StorageError
+from common.records import TERMINATED, StatusRecord, SummaryRecord
+from common.run import Run
+from components import finish, prepare, step, steps
+from exporting.export_job import export_job
+from tests.clusters import conftest as clusters_conftest
+from tests.clusters.controllers import Play
+from tests.clusters.fake_api import has_condition, set_condition
+from tests.clusters.scripts import loss, node_of
+from tests.components.argo import Argo, Retries
+from tests.records import metrics_record
+from training.experiment import experiment
+
+fake = clusters_conftest.fake
+JOB = "00000000-0000-4000-8000-000000000001"
+NAME = "pfn-regressor-open"
+FOREVER = Play(seconds=math.inf)
+
+
+@pytest.fixture
+def run(s3_bucket, s3_server, monkeypatch, tmp_path):
+    monkeypatch.delenv(step.LOCAL_DIR, raising=False)
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    monkeypatch.setattr(step, "PATIENCE_SECONDS", 0.0)
+    made = Run(
+        config=RunConfig(
+            s3_bucket=s3_bucket,
+            s3_endpoint=s3_server,
+            run_id=f"{NAME}-0123abcd",
+            max_trials=2,
+            parallel_trials=2,
+        )
+    )
+    made.save()
+    return made
+
+
+@pytest.fixture
+def argo(run, compiled_pipeline):
+    """`argo(api, search=[...])` makes a run of these steps. At its end no pod of it runs."""
+    started = []
+
+    def start(api, **arguments) -> Argo:
+        common = ["--job-id", JOB, "--s3-endpoint", run.config.s3_endpoint]
+        commands = {name: ["--run", run.uri, *common, *more] for name, more in arguments.items()}
+        commands["finish"] = [*finish_arguments(run), *common]
+        started.append(Argo(api, compiled_pipeline.spec, JOB, commands).start())
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.join()
+        with one.api.lock:
+            pods = one.api.all("pods", f"jec/run-id={run.id},{STEP_LABEL}!=deploy")
+            pods += one.api.all("pods", f"{workflow.KFP_RUN_LABEL}={JOB}")
+            running = [pod for pod in pods if pod["status"]["phase"] in ("Running", "Pending")]
+        assert running == []
+
+
+def finish_arguments(run) -> list[str]:
+    about = {"s3-bucket": run.config.s3_bucket, "run-id": run.id}
+    about["network-config"] = run.config.network_config
+    return [part for name, value in about.items() for part in (f"--{name}", value)]
+
+
+def names(api, plural: str) -> list[str]:
+    with api.lock:
+        return [one["metadata"]["name"] for one in api.all(plural)]
+
+
+def ending(run) -> tuple[str, str]:
+    """State and reason in status.json, which summary.json repeats."""
+    status, summary = StatusRecord.load(run.folder.status), SummaryRecord.load(run.folder.summary)
+    last = status.steps[status.step]
+    assert (last.state, last.reason) == (status.state, status.reason)
+    assert (summary.state, summary.reason) == (status.state, status.reason)
+    return status.state, status.reason
+
+
+# Stopped in the middle of a step
+# ------------------------------------------------------------------------------------------------
+
+
+def test_a_search_that_is_terminated_leaves_nothing_and_its_record_says_so(fake, run, argo):
+    home = fake(node_of(FOREVER))
+    flow = argo(home.api, search=[])
+    home.api.wait_for(lambda: len(home.api.all("trials")) == 2, 30)
+    flow.terminate()
+    flow.join()
+    assert flow.workflow["status"]["phase"] == "Failed"
+    assert (flow.numbers("search"), flow.numbers("finish")) == (1, 1)
+    assert names(home.api, "experiments") + names(home.api, "trials") == []
+    assert ending(run) == ("interrupted", TERMINATED)
+    resume = SummaryRecord.load(run.folder.summary).resume
+    assert resume.startswith("python pipeline.py ")
+    assert resume.endswith(f" --s3-bucket {run.config.s3_bucket} --resume {run.id}")
+    assert resume in flow.attempts[-1].output
+
+
+def test_a_job_whose_watcher_is_lost_is_removed_and_what_is_finished_stays(fake, run, argo):
+    home = fake(node_of(loss(0.2), loss(0.1), FOREVER))
+    search = fake_search(home, run)
+    flow = argo(home.api, export=["--trial", search])
+    home.api.wait_for(lambda: _running(home.api, f"{run.id}-export-master-0"), 30)
+    flow.delete_pod("export")
+    flow.join()
+    assert (flow.numbers("export"), flow.attempts[0].message) == (1, "pod deleted")
+    assert ending(run) == ("interrupted", workflow.STOPPED)
+    assert names(home.api, "experiments") == [run.id]
+    assert f"{run.id}-export" not in names(home.api, "pytorchjobs")
+
+
+def fake_search(home, run) -> str:
+    """Run the search of the run to its end; returns the best trial."""
+    return home.run_experiment(experiment(run)).optimal
+
+
+def test_a_pod_that_the_kubelet_evicted_is_retried_and_the_next_attempt_goes_on(fake, run, argo):
+    long = Play(seconds=math.inf)
+    home = fake(node_of(long))
+    flow = argo(home.api, export=["--trial", "t"])
+    home.api.wait_for(lambda: _running(home.api, f"{run.id}-export-master-0"), 30)
+    uid = home.api.find("pytorchjobs", f"{run.id}-export")["metadata"]["uid"]
+    flow.evict("export")
+    home.api.wait_for(lambda: flow.numbers("export") == 1 and _watches(home.api, run), 30)
+    assert home.api.find("pytorchjobs", f"{run.id}-export")["metadata"]["uid"] == uid
+    flow.terminate()
+    flow.join()
+    assert flow.numbers("export") == 2
+    assert ending(run) == ("interrupted", TERMINATED)
+    assert names(home.api, "pytorchjobs") == []
+
+
+def _watches(api, run) -> bool:
+    """Whether the newest attempt has asked for the run's job."""
+    pods = [pod for pod in api.all("pods") if STEP_LABEL in pod["metadata"]["labels"]]
+    asked = [path for _, path in api.requests if path.endswith(f"{run.id}-export")]
+    return len(pods) > 1 and len(asked) > 2
+
+
+def _running(api, name: str) -> bool:
+    pod = api.find("pods", name)
+    return bool(pod) and pod["status"]["phase"] == "Running"
+
+
+def test_what_cannot_be_removed_is_told_with_the_command_that_removes_it(
+    fake, run, monkeypatch, capsys
+):
+    monkeypatch.setattr(finish, "REMOVAL_SECONDS", 0.3)
+    home = fake(node_of(FOREVER))
+    with home.api.lock:
+        job = export_job(run, "trial")
+        job["metadata"]["finalizers"] = ["example.org/never"]
+        home.api.create("pytorchjobs", job)
+    step.write_status(run, "export", "running", job_id=JOB)
+    assert finish.main([*finish_arguments(run), "--job-id", JOB]) == 0
+    summary = SummaryRecord.load(run.folder.summary)
+    assert summary.state == "interrupted"
+    assert "example.org/never" in summary.reason
+    assert f"python pipeline.py --down {run.id} removes it" in summary.reason
+
+
+@pytest.mark.parametrize("kind", ["Failed", "Succeeded"])
+def test_trials_that_outlived_their_experiment_go_and_it_stays(fake, run, kind):
+    """Katib 0.19.0 lets them run on (seen); a search that was killed could not remove them."""
+    home = fake(node_of(loss(0.1), FOREVER))
+    with pytest.raises(DeadlineError):
+        home.run_experiment(experiment(run), deadline=1)
+    with home.api.lock:
+        searched = home.api.find("experiments", run.id)
+        set_condition(searched, kind, reason="ExperimentGoalReached")
+        lasting = [one for one in home.api.all("trials") if not has_condition(one, "Succeeded")]
+        running = {one["metadata"]["name"] for one in lasting}
+    assert running
+    removed = home.cluster.delete_unfinished(run.id, deadline=10, report=home.lines.append)
+    assert set(removed) == {f"Trial/{name}" for name in running}
+    assert names(home.api, "experiments") == [run.id]
+    assert not running & set(names(home.api, "trials"))
+    assert len(names(home.api, "trials")) == 1, "the trial that has succeeded stays"
+
+
+def test_a_job_that_has_begun_since_keeps_what_it_runs(fake, run):
+    """The user resumed the run before the exit handler of the stopped job was there."""
+    home = fake(node_of(FOREVER))
+    with home.api.lock:
+        home.api.create("experiments", experiment(run))
+    step.write_status(run, "search", "running", job_id=JOB)
+    step.write_status(run, "prepare", "done", job_id="another")
+    before = StatusRecord.load(run.folder.status)
+    assert finish.main([*finish_arguments(run), "--job-id", JOB]) == 0
+    assert names(home.api, "experiments") == [run.id]
+    assert StatusRecord.load(run.folder.status) == before
+
+
+def test_a_run_that_is_terminated_between_two_steps_is_no_failure(fake, run):
+    home = fake()
+    labels = {workflow.KFP_RUN_LABEL: JOB, workflow.WORKFLOW_LABEL: "flow", STEP_LABEL: "finish"}
+    with home.api.lock:
+        spec = {"activeDeadlineSeconds": 0}
+        home.api.create("workflows", {"metadata": {"name": "flow"}, "spec": spec})
+        pod = {"metadata": {"name": "flow-finish", "labels": labels}, "spec": {"containers": []}}
+        home.api.create("pods", pod)
+    step.write_status(run, "search", "done", job_id=JOB)
+    assert finish.main([*finish_arguments(run), "--job-id", JOB]) == 0
+    summary = SummaryRecord.load(run.folder.summary)
+    assert (summary.state, summary.reason) == ("interrupted", TERMINATED)
+
+
+def test_a_run_that_ended_well_asks_the_cluster_nothing(fake, run):
+    home = fake()
+    metrics_record().save(run.folder.metrics)
+    for name in ("search", "evaluate", "deploy"):
+        step.write_status(run, name, "done", job_id=JOB)
+    assert finish.main([*finish_arguments(run), "--job-id", JOB]) == 0
+    assert SummaryRecord.load(run.folder.summary).state == "succeeded"
+    assert home.api.requests == []
+
+
+def test_without_its_rights_finish_ends_well_and_says_what_it_could_not_do(fake, run, capsys):
+    home = fake()
+    for resource in ("workflows", "experiments", "pytorchjobs", "pods"):
+        home.api.forbid("*", resource)
+    step.write_status(run, "search", "running", job_id=JOB)
+    assert finish.main([*finish_arguments(run), "--job-id", JOB]) == 0
+    summary = SummaryRecord.load(run.folder.summary)
+    assert summary.state == "interrupted"
+    assert "experiments.kubeflow.org" in summary.reason
+    assert f"--down {run.id}" in summary.reason
+
+
+def test_finish_has_time_for_its_clean_up_and_the_summary():
+    seconds = finish.LOOK_SECONDS + finish.REMOVAL_SECONDS + finish.WEBHOOK_SECONDS
+    assert 2 * seconds < steps.step_of("finish").deadline
+
+
+# Why
+# ------------------------------------------------------------------------------------------------
+
+
+def pod_of(reason: str = "", exit_code: int = 0, **status) -> dict:
+    end = {"exitCode": exit_code, "reason": reason or "Error", "finishedAt": "2026-01-01T00:00:00Z"}
+    containers = [
+        {"name": "wait", "state": {"terminated": {"exitCode": 2, "finishedAt": "2025"}}},
+        {"name": "main", "state": {"terminated": end} if exit_code else {"running": {}}},
+    ]
+    return {
+        "metadata": {"name": "p"},
+        "status": {"phase": "Failed", "containerStatuses": containers, **status},
+    }
+
+
+def preempted() -> dict:
+    pod = pod_of()
+    set_condition(pod, "DisruptionTarget", "True", "PreemptionByScheduler", "higher priority")
+    return pod
+
+
+@pytest.mark.parametrize(
+    ("spec", "pod", "state", "said"),
+    [
+        ({"activeDeadlineSeconds": 0}, pod_of("Error", 143), "interrupted", f"^{TERMINATED}$"),
+        ({"shutdown": "Terminate"}, None, "interrupted", f"^{TERMINATED}$"),
+        ({"activeDeadlineSeconds": 9}, None, "interrupted", "deleted"),
+        (None, None, "interrupted", "deleted"),
+        ({}, preempted(), "interrupted", "PreemptionByScheduler: higher priority"),
+        ({}, pod_of(reason="Error", exit_code=137), "failed", "exit code 137"),
+        ({}, pod_of(reason="OOMKilled", exit_code=137), "failed", "OOMKilled"),
+    ],
+)
+def test_why_a_step_was_stopped(spec, pod, state, said):
+    stop = workflow.stop_of(None if spec is None else {"spec": spec}, pod)
+    assert stop.state == state
+    assert re.search(said, stop.reason)
+
+
+@pytest.mark.parametrize(
+    ("reason", "state"), [("Evicted", "interrupted"), ("DeadlineExceeded", "failed")]
+)
+def test_a_pod_that_was_ended_as_a_whole_is_told_by_its_own_reason(reason, state):
+    pod = pod_of("Error", 137)
+    pod["status"] |= {"reason": reason, "message": "the message"}
+    stop = workflow.stop_of({"spec": {}}, pod)
+    assert stop.state == state
+    assert f"{reason}: the message" in stop.reason
+
+
+# Other attempts
+# ------------------------------------------------------------------------------------------------
+
+
+def test_a_data_config_that_does_not_exist_costs_no_minutes_and_its_sentence_is_told(
+    fake, run, compiled_pipeline
+):
+    """200 s were seen, of which Argo's waits were 90 s."""
+    home = fake()
+    parameters = ["--s3-bucket", run.config.s3_bucket, "--data-config", "no_such.yaml"]
+    network = ["--network-config", run.config.network_config, "--job-id", JOB]
+    commands = {
+        "prepare": [*parameters, *network, "--s3-endpoint", run.config.s3_endpoint],
+        "finish": ["--s3-bucket", run.config.s3_bucket, "--run-id", "auto", *network],
+    }
+    flow = Argo(home.api, compiled_pipeline.spec, JOB, commands).start()
+    flow.join(120)
+    assert flow.numbers("prepare") == 1 + steps.RETRIES
+    assert flow.omitted == ["search", "export", "evaluate", "deploy"]
+    assert flow.waits == [5, 5]
+    assert "no_such.yaml" in flow.attempts[-1].output
+    # without run.json --resume would not know the parameters
+    assert " --rerun " in flow.attempts[-1].output
+
+
+def prepare_arguments(run) -> list[str]:
+    config = run.config
+    return ["--s3-bucket", config.s3_bucket, "--data-config", "no_such.yaml", "--job-id", JOB]
+
+
+def test_a_retry_in_the_ui_is_another_try(run, capsys):
+    """It keeps the job id, and its exit handler does not run again."""
+    auto = ["--s3-bucket", run.config.s3_bucket, "--run-id", "auto", "--job-id", JOB]
+    codes = [prepare.main(prepare_arguments(run)) for _ in range(1 + steps.RETRIES)]
+    assert codes == [2, 1, 1], "a refusal, then attempts that end at once"
+    assert finish.main([*auto, "--network-config", run.config.network_config]) == 0
+    codes = [prepare.main(prepare_arguments(run)) for _ in range(1 + steps.RETRIES)]
+    assert codes == [2, 1, 1], "Retry checks the inputs again"
+    codes = [prepare.main(prepare_arguments(run)) for _ in range(1 + steps.RETRIES)]
+    assert codes == [2, 1, 1], "and so does the next Retry, after which finish does not run"
+
+
+def test_an_attempt_that_failed_for_a_reason_that_may_pass_waits_before_the_next(
+    run, monkeypatch, capsys
+):
+    waits = []
+    monkeypatch.setattr(step, "PATIENCE_SECONDS", 45.0)
+    monkeypatch.setattr(step.time, "sleep", waits.append)
+
+    def body():
+        raise StorageError("away")
+
+    for job_id, expected in ((JOB, [45.0]), ("", [])):
+        waits.clear()
+        with pytest.raises(StorageError):
+            step.patient(body, job_id)()
+        assert waits == expected
+
+
+@pytest.mark.parametrize(
+    ("lives", "ends"),
+    [
+        # seconds that each attempt would live, and what Argo made of them; seen with Argo 3.7.3
+        ([3, 3, 3], [3, 3, 3]),
+        ([70], [70]),
+        ([3, 300], [3, 55]),
+    ],
+)
+def test_the_fake_retries_as_argo_was_seen_to(lives, ends):
+    policy = {"maxRetryCount": 2, "backoffDuration": "2s", "backoffFactor": 1.0}
+    assert play(Retries({**policy, "backoffMaxDuration": "60s"}), lives) == ends
+
+
+def play(retries: Retries, lives: list[float]) -> list[float]:
+    """How long each attempt of a step lives that fails after these times; the last may be cut."""
+    now, ends = 0.0, []
+    for life in lives:
+        started = now
+        now = min(started + life, retries.deadline)
+        ends.append(now - started)
+        wait = retries.wait(started, now, "Failed", terminated=False)
+        if wait is None:
+            break
+        now += wait
+    return ends
+
+
+def test_every_retried_step_may_live_as_long_as_a_first_attempt(compiled_pipeline):
+    from tests.components.argo import _policies
+
+    policies = _policies(compiled_pipeline.spec)
+    assert set(policies) == set(steps.NAMES)
+    for name, policy in policies.items():
+        deadline = steps.step_of(name).deadline
+        lives = [float(deadline)] * (1 + steps.RETRIES)
+        assert play(Retries(policy), lives) == lives, name
+
+
+def test_a_deleted_pod_and_a_terminated_run_are_not_retried():
+    policy = {"maxRetryCount": 2, "backoffDuration": "5s", "backoffFactor": 1.0}
+    policy["backoffMaxDuration"] = "3600s"
+    assert Retries(policy).wait(0, 1, "Error", terminated=False) is None
+    assert Retries(policy).wait(0, 1, "Failed", terminated=True) is None
+    assert Retries(policy).wait(0, 1, "Failed", terminated=False) == 5
+
+
+def test_a_record_of_an_earlier_version_says_the_opposite_with_another_word(run):
+    entry = {"state": "failed", "reason": "no file", "job_id": JOB}
+    steps_before = {"prepare": {**entry, "repeats": True}, "search": {**entry, "repeats": False}}
+    storage.write_json(run.folder.status, {"step": "prepare", "steps": steps_before})
+    status = StatusRecord.load(run.folder.status)
+    assert {name: one.retryable for name, one in status.steps.items()} == {
+        "prepare": False,
+        "search": True,
+    }

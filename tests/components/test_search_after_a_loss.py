@@ -1,0 +1,255 @@
+"""The search step on a cluster whose launcher was lost: finished trials count, none twice."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import pytest
+
+from clusters.protocol import ExperimentResult
+from common import storage
+from common.config import RunConfig
+from common.records import Observation, SearchRecord, Trial
+from common.run import Run
+from components import search, step
+from tests.training.trials_in_storage import write_trial
+
+SPACE = [{"name": "fc-dim", "type": "int", "min": 1, "max": 9999}]
+EPOCHS = 3
+
+
+class Lost(BaseException):
+    """The launcher's pod is gone: nothing that it would do at its end happens."""
+
+
+class Cluster:
+    """A cluster whose trials leave in the storage what real ones leave.
+
+    `events` says what becomes of each trial in turn: "ends", "fails", "hangs" (it is half-way when
+    its experiment is removed) or "lost" (the launcher is lost before the trial is made).
+    """
+
+    resumes = False
+
+    def __init__(self, run: Run, events: list[str], rng: random.Random) -> None:
+        self.run = run
+        self.events = events
+        self.rng = rng
+        self.existing: dict[str, list[Trial]] = {}
+        self.manifests: list[dict] = []
+        self.finished: dict[str, float] = {}
+        """Name of each trial that has ever ended well -> its loss."""
+
+    def experiments(self, run_id: str) -> list[str]:
+        assert run_id == self.run.id
+        return list(self.existing)[::-1]
+
+    def can_continue(self, name: str) -> bool:
+        return name in self.existing
+
+    def delete_experiment(self, name: str) -> None:
+        self.existing.pop(name, None)
+
+    def run_experiment(self, manifest, *, deadline, report) -> ExperimentResult:
+        self.manifests.append(manifest)
+        name = manifest["metadata"]["name"]
+        trials = self.existing.setdefault(name, [])
+        while sum(trial.status != "Running" for trial in trials) < _asked(manifest):
+            if self.next_event() == "lost":
+                raise Lost
+            self.next_trial(name)
+        ended = [trial for trial in trials if trial.status != "Running"]
+        best = min(
+            (trial for trial in ended if trial.counts), key=lambda one: one.metrics["AvgLoss"].min
+        )
+        return ExperimentResult(name=name, trials=ended, optimal=best.name)
+
+    def next_event(self) -> str:
+        return self.events[0] if self.events else "ends"
+
+    def next_trial(self, experiment: str) -> None:
+        """Run one trial of an experiment to what the next event says."""
+        event = self.events.pop(0) if self.events else "ends"
+        name = f"{experiment}-{self.rng.randrange(16**8):08x}"
+        losses = [round(self.rng.random(), 4) for _ in range(EPOCHS)]
+        point = {"fc-dim": str(self.rng.randrange(1, 9999))}
+        trials = self.existing[experiment]
+        number = len(self.finished) + len(trials)
+        if event == "ends":
+            write_trial(self.run, name, point, losses, start=100.0 * number)
+            self.finished[name] = min(losses)
+            seen = Observation(min=min(losses), max=max(losses), latest=losses[-1])
+            trial = Trial(
+                name=name, status="Succeeded", parameters=point, metrics={"AvgLoss": seen}
+            )
+        elif event == "fails":
+            storage.write_text(self.run.path("trials", name, "failed"), "no finite loss\n")
+            trial = Trial(name=name, status="Failed", parameters=point, metrics={})
+        else:
+            write_trial(self.run, name, point, losses[: self.rng.randrange(EPOCHS)])
+            trial = Trial(name=name, status="Running", parameters=point, metrics={})
+        trials.append(trial)
+
+
+def _asked(manifest: dict) -> int:
+    count: int = manifest["spec"]["maxTrialCount"]
+    return count
+
+
+def make_run(tmp_path, **values) -> Run:
+    settings = {"max_trials": 5, "parallel_trials": 1, "num_epochs": EPOCHS} | values
+    run = Run(
+        config=RunConfig(
+            s3_bucket=str(tmp_path),
+            run_id="pfn-00000000",
+            search_space=json.dumps(SPACE),
+            **settings,
+        )
+    )
+    run.save()
+    return run
+
+
+@pytest.fixture
+def cluster_of(monkeypatch):
+    def make(run: Run, *events: str, seed: int = 0) -> Cluster:
+        made = Cluster(run, list(events), random.Random(seed))
+        monkeypatch.setattr(step, "backend", lambda _: made)
+        return made
+
+    return make
+
+
+def lose(run: Run, cluster: Cluster) -> None:
+    """Run the step until its launcher is lost."""
+    with pytest.raises(Lost):
+        search.search(run, step.Artifacts(""))
+    cluster.events.remove("lost")
+
+
+def end(run: Run) -> SearchRecord:
+    best = search.search(run, step.Artifacts(""))
+    record = SearchRecord.load(run.folder.search)
+    assert record.optimal == best
+    return record
+
+
+def test_after_a_loss_only_the_rest_is_searched(tmp_path, cluster_of, capsys):
+    run = make_run(tmp_path)
+    cluster = cluster_of(run, "ends", "hangs", "ends", "fails", "lost")
+    lose(run, cluster)
+    cluster.delete_experiment(run.id)
+    record = end(run)
+    second = cluster.manifests[-1]
+    assert (second["metadata"]["name"], _asked(second)) == ("pfn-00000000-2", 3)
+    assert [trial.name for trial in record.trials] == list(cluster.finished)
+    assert (record.carried, len(record.trials)) == (2, 5)
+    best = min(cluster.finished, key=lambda name: cluster.finished[name])
+    assert (record.optimal, record.best_value) == (best, cluster.finished[best])
+
+
+@pytest.mark.parametrize("algorithm", ["tpe", "cmaes", "sobol"])
+def test_the_step_says_that_the_algorithm_does_not_know_the_trials_before(
+    tmp_path, cluster_of, capsys, algorithm
+):
+    run = make_run(tmp_path, algorithm=algorithm)
+    cluster = cluster_of(run, "ends", "lost")
+    lose(run, cluster)
+    assert "1 trials" not in capsys.readouterr().out
+    cluster.delete_experiment(run.id)
+    end(run)
+    [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("1 trials")]
+    assert algorithm in line
+
+
+def test_an_experiment_that_still_runs_goes_on_and_its_trials_count_once(tmp_path, cluster_of):
+    run = make_run(tmp_path)
+    cluster = cluster_of(run, "ends", "ends", "lost")
+    lose(run, cluster)
+    cluster.next_trial(run.id)  # nobody watches, and it goes on
+    record = end(run)
+    assert [one["metadata"]["name"] for one in cluster.manifests] == [run.id] * 2
+    assert _asked(cluster.manifests[-1]) == 5
+    assert sorted(trial.name for trial in record.trials) == sorted(cluster.finished)
+    assert (record.carried, len(record.trials)) == (0, 5)
+
+
+def test_a_search_whose_trials_had_all_ended_makes_no_experiment(tmp_path, cluster_of):
+    run = make_run(tmp_path, max_trials=2)
+    cluster = cluster_of(run, "ends", "ends")
+    cluster.existing[run.id] = []
+    cluster.next_trial(run.id)
+    cluster.next_trial(run.id)
+    cluster.delete_experiment(run.id)
+    record = end(run)
+    assert cluster.manifests == []
+    assert [trial.name for trial in record.trials] == list(cluster.finished)
+
+
+def test_a_goal_that_a_finished_trial_has_reached_ends_the_search(tmp_path, cluster_of):
+    run = make_run(tmp_path, goal="0.999")
+    cluster = cluster_of(run, "ends")
+    cluster.existing[run.id] = []
+    cluster.next_trial(run.id)
+    cluster.delete_experiment(run.id)
+    assert len(end(run).trials) == 1
+    assert cluster.manifests == []
+
+
+def test_more_trials_that_were_lost_count_beside_those_of_the_record(tmp_path, cluster_of):
+    run = make_run(tmp_path)
+    cluster = cluster_of(run)
+    first = end(run)
+    more = Run(config=run.config.replace(max_trials=9))
+    cluster.events = ["ends", "lost"]
+    lose(more, cluster)
+    cluster.delete_experiment(run.id)
+    record = end(more)
+    assert cluster.manifests[-1]["metadata"]["name"] == "pfn-00000000-6"
+    assert [trial.name for trial in record.trials] == list(cluster.finished)
+    assert (len(first.trials), record.carried, len(record.trials)) == (5, 6, 9)
+    cluster.events = ["lost"]
+    twice = Run(config=run.config.replace(max_trials=11))
+    lose(twice, cluster)
+    record = end(twice)
+    assert cluster.manifests[-1]["metadata"]["name"] == "pfn-00000000-6", "it goes on"
+    assert (record.carried, len(record.trials)) == (6, 11)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_whatever_was_lost_every_trial_that_ended_counts_once(tmp_path, cluster_of, seed):
+    """Chains of losses: of experiments that were removed, that stayed, and that went on."""
+    rng = random.Random(seed)
+    trials = rng.randrange(2, 8)
+    run = make_run(tmp_path, max_trials=trials)
+    cluster = cluster_of(run, seed=seed)
+    for _ in range(rng.randrange(1, 4)):
+        before = rng.choices(["ends", "fails", "hangs"], [3, 1, 1], k=rng.randrange(3))
+        cluster.events = [*before, "lost"]
+        try:
+            search.search(run, step.Artifacts(""))
+        except Lost:
+            pass
+        else:
+            break  # it had ended before its launcher was lost
+        [name] = cluster.existing
+        cluster.events = []
+        fate = rng.choice(["removed", "stays", "goes on"])
+        asked = _asked(cluster.manifests[-1])
+        ended = sum(trial.status != "Running" for trial in cluster.existing[name])
+        if fate == "goes on" and ended < asked:
+            cluster.next_trial(name)
+        if fate == "removed":
+            cluster.delete_experiment(name)
+    cluster.events = []
+    record = end(run)
+    names = [trial.name for trial in record.trials]
+    assert len(set(names)) == len(names)
+    succeeded = [trial.name for trial in record.trials if trial.counts]
+    assert sorted(succeeded) == sorted(cluster.finished), "none is lost, none was trained in vain"
+    assert len(names) == trials
+    assert record.best_value == min(cluster.finished.values())
+    calls = len(cluster.manifests)
+    assert end(run) == record
+    assert len(cluster.manifests) == calls, "a search that has ended is not repeated"
