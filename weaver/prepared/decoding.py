@@ -205,6 +205,10 @@ class Decoding:
             if not self.skip_bad_files:
                 raise
             return Decoded(number, steps, error)
+        except InputError as error:
+            if where in str(error):
+                raise
+            raise InputError(f"{error} (in {where})") from error
         return Decoded(number, steps, None)
 
     def loads(self, file: DataFile, plan: Plan, start: int, stop: int) -> Iterator[Load]:
