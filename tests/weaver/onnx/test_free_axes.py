@@ -228,7 +228,7 @@ def test_a_network_without_finite_answers_is_refused(tmp_path):
 
     model = Divides().eval()
     path = export_onnx(model, info(), data_config(), tmp_path / "model.onnx")
-    with pytest.raises(GateError, match="own answers at .* are not finite"):
+    with pytest.raises(GateError, match=r"own answers at .* are not finite"):
         check_lengths(model, info(), data_config(), path)
 
 
