@@ -386,7 +386,9 @@ def _number_type(interpretation: Any) -> np.dtype | None:
     content = getattr(interpretation, "content", interpretation)
     of_vector = getattr(getattr(content, "model", None), "values", None)
     dtype = getattr(content, "to_dtype", of_vector)
-    return dtype if isinstance(dtype, np.dtype) and dtype.kind in "biuf" else None
+    if not isinstance(dtype, np.dtype) or dtype.base.kind not in "biuf":
+        return None
+    return dtype.base  # of x[3]: that of its numbers
 
 
 def _simple_tree(entry: Entry, config: DataConfig, plan: Plan) -> root_tree.Tree | None:

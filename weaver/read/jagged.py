@@ -248,6 +248,8 @@ def converted(values: Column, dtype: np.dtype, name: str, where: str) -> Column:
         return Jagged(content, values.lists.compact(), optional=values.optional)
     import awkward as ak
 
+    # only to see that it can hold them
+    exactly(np.asarray(ak.drop_none(ak.flatten(values, axis=None))), dtype, name, where)
     return ak.values_astype(values, dtype)
 
 
