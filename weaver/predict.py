@@ -41,6 +41,7 @@ from weaver.fit.checkpoint import (
 from weaver.fit.distributed import select_device
 from weaver.fit.metrics import class_metrics, regression_metrics
 from weaver.fit.options import TrainOptions
+from weaver.network.forward_check import PROBED_JETS, check_forward
 from weaver.network.network_file import load_network
 from weaver.network.objective import Objective
 from weaver.network.precision import choose
@@ -211,7 +212,15 @@ def write_predictions(options: TrainOptions) -> None:
     base, extension = os.path.splitext(target)
     for name, patterns in test_groups(options.data_test).items():
         dataset = Dataset.open(patterns, data_config, for_training=False)
-        output = predict(model.to(device), dataset, objective, batch_size=size, device=str(device))
+        check_forward(
+            model.to(device),
+            dataset.batch(np.arange(min(len(dataset), PROBED_JETS)), device),
+            dataset.data_config,
+            load_network(options.network_config),
+            regression=options.regression_mode,
+            precision=objective.precision,
+        )
+        output = predict(model, dataset, objective, batch_size=size, device=str(device))
         uri = f"{base}_{name}{extension}" if name else target
         write_columns(uri, columns(dataset, output, scores=uri.endswith(".parquet")))
 

@@ -41,9 +41,6 @@ if TYPE_CHECKING:
     from weaver.network.network_file import NetworkFile
 
 
-PROBED_JETS = 2  # passed through a network before training, to see that it takes the inputs
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     options = parse(argv)  # before torch is imported: --help and a wrong flag answer at once
@@ -155,7 +152,7 @@ def _fit(
 
     from weaver.fit.fit import Fit
     from weaver.fit.step_memory import warning
-    from weaver.network.forward_check import check_class_numbers, check_forward
+    from weaver.network.forward_check import PROBED_JETS, check_class_numbers, check_forward
     from weaver.network.objective import Objective
     from weaver.network.precision import choose
 

@@ -206,6 +206,10 @@ def test_a_forward_that_does_not_fit_is_one_sentence(place, capsys):
     line = capsys.readouterr().err.splitlines()[-1]
     for part in ("net.py", "forward", "flat (N, 2)", "points (N, 1, 3)", "TypeError"):
         assert part in line
+    assert main(words(place, *DATA, "--regression-mode", prefix="good")) == 0
+    alone = ["--predict", "--data-test=val.root", "--predict-output=p.root", "--regression-mode"]
+    assert main(words(place, *alone, arguments="flat", prefix="good")) == 2
+    assert "forward does not take the inputs" in capsys.readouterr().err
 
 
 def test_a_nan_target_in_validation_is_named(place, capsys):

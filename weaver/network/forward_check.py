@@ -11,6 +11,7 @@ from weaver.feed.dataset import Batch
 from weaver.network.network_file import NetworkFile
 from weaver.network.precision import Precision
 
+PROBED_JETS = 2  # passed through a network, to see that it takes the inputs
 BLOCK = 2**20  # labels looked at together
 
 
