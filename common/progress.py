@@ -24,6 +24,7 @@ class Progress:
         self.total = total
         self.unit = unit
         self.done = 0
+        self._resumed = 0
         self._started = time.monotonic()
         self._shown = self._started
         self._note = ""
@@ -36,6 +37,11 @@ class Progress:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._show(final=kind is None)
 
+    def resume(self, done: int) -> None:
+        """Begin with things that an earlier process has done, which take no part in the rate."""
+        self.done = done
+        self._resumed = done
+
     def advance(self, count: int = 1, note: str = "") -> None:
         self.done += count
         self._note = note or self._note
@@ -47,7 +53,7 @@ class Progress:
     def text(self) -> str:
         """The line now: label, bar, count, rate, time left."""
         seconds = max(time.monotonic() - self._started, 1e-9)
-        rate = self.done / seconds
+        rate = (self.done - self._resumed) / seconds
         share = min(self.done / self.total, 1.0) if self.total else 1.0
         left = (self.total - self.done) / rate if rate > 0 else 0.0
         bar = "█" * int(20 * share) + "░" * (20 - int(20 * share))

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from weaver.network.network_file import NetworkFile
     from weaver.read.files import Checked
 
+COPIES = frozenset({"data.yaml", "network.py", "search_space.json"})
+"""Files of a run's folder `config`, into which a network file's siblings go too."""
 SAMPLE = "sample"
 """Stands for data that prepare generates, so that there are no files to check before."""
 
@@ -63,7 +65,7 @@ class Inputs:
 
         place = self.place(self.config.network_config, "network.py")
         # Errors name the file as the user does, not the copy that was read.
-        return NetworkFile(uri=self.config.network_config, source=storage.read_text(place))
+        return NetworkFile.read(self.config.network_config, place)
 
     @property
     def known_data_config(self) -> DataConfig:
@@ -140,6 +142,11 @@ def check_service_name(inputs: Inputs) -> Result:
 
 def check_network(inputs: Inputs) -> Result:
     """Build the network and its loss with the extremes of the search space."""
+    if taken := COPIES & set(inputs.network.siblings):
+        raise InputError(
+            f"{inputs.config.network_config} needs the file {min(taken)} beside it, a name that the"
+            " run's own copies have; rename it"
+        )
     if not check_builds(inputs.space, inputs.network, inputs.known_data_config):
         return Result(
             text="torch is not installed here: it was read, not built",

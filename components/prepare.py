@@ -171,6 +171,12 @@ def check_same(before: Run, run: Run, inputs: Inputs) -> None:
         different.append("config/data.yaml is not what the file holds now")
     if storage.read_bytes(run.path("config", "network.py")) != inputs.network.source.encode():
         different.append("config/network.py is not what the file holds now")
+    for path, content in inputs.network.siblings.items():
+        copy = run.path("config", path)
+        if not storage.exists(copy) or storage.read_bytes(copy) != content:
+            different.append(
+                f"config/{path} is not what the file beside the network file holds now"
+            )
     for split, files in inputs.files.items():
         if before.record.data[split].fingerprint != storage.fingerprint(files):
             different.append(f"the files of --data-{split} have changed")
@@ -204,6 +210,8 @@ def add_sample(inputs: Inputs) -> None:
 
 def fill(run: Run, inputs: Inputs, job_id: str = "") -> None:
     """Decode the data, copy the configurations, and write run.json last, which makes the run."""
+    from weaver.network.siblings import write_siblings
+
     add_sample(inputs)
     sets = decode_sets(run, inputs)
     # Only the decoded momenta show that files of other names hold the same jets.
@@ -211,6 +219,7 @@ def fill(run: Run, inputs: Inputs, job_id: str = "") -> None:
 
     storage.write_bytes(run.path("config", "data.yaml"), inputs.data_config_text)
     storage.write_text(run.path("config", "network.py"), inputs.network.source)
+    write_siblings(inputs.network.siblings, run.path("config"))
     storage.write_text(run.path("config", "search_space.json"), run.config.search_space + "\n")
     fingerprints = "".join(sets[split].fingerprint for split in SPLITS)
     record = RunRecord(

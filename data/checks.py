@@ -60,6 +60,18 @@ RANGES: dict[str, tuple[float, float]] = {
 }
 """Branch -> lowest and highest value that it can have. GeV, radians."""
 
+MASSES = {
+    "jetMass": ("jetPt", "jetEta"),
+    "jetRawMass": ("jetRawPt", "jetEta"),
+    "genJetMass": ("genJetPt", "genJetEta"),
+}
+"""Mass -> pT and pseudorapidity of the same jet."""
+ROUNDED_MASS = 2**-11
+"""A massless jet's mass by its energy, at most: in float32 E^2 - p^2 of it is off by 2^-22 E^2.
+
+Of a negative square the root is stored with a minus.
+"""
+
 CANDIDATE_IDS = (1, 2, 11, 13, 22, 130, 211)
 """|PF_id| of the particle-flow algorithm; 1 and 2 are the forward calorimeter's."""
 
@@ -134,7 +146,13 @@ def out_of_range(where: str, columns: Columns) -> Iterable[Finding]:
     """Branches with finite values outside of RANGES."""
     for name, (low, high) in RANGES.items():
         column = columns[name]
-        bad = column[np.isfinite(column) & ((column < low) | (column > high))]
+        lowest: float | np.ndarray = low
+        if name in MASSES:
+            pt, eta = (columns[branch] for branch in MASSES[name])
+            # a jet without a true one has the pT 0; NaN is reported by itself
+            energy = np.nan_to_num(np.abs(pt) * np.cosh(np.clip(eta, -6, 6)))
+            lowest = low - ROUNDED_MASS * energy
+        bad = column[np.isfinite(column) & ((column < lowest) | (column > high))]
         if len(bad):
             yield Finding(
                 level=ERROR,

@@ -26,7 +26,7 @@ def open_tree(uri: str, tree: str, hint: str) -> Iterator[Any]:
             f"{uri} cannot be read as a ROOT file: {str(error).strip().splitlines()[0]}"
         ) from None
     with file:
-        paths = file.keys(filter_classname="TTree")
+        paths = file.keys()  # trees, RNTuples and folders, with their cycles
         if tree not in {path.rpartition(";")[0] for path in paths}:
             trees = ", ".join(sorted(set(file.keys(cycle=False)))) or "nothing"
             raise InputError(f"{uri}: no tree {tree} ({hint}); the file holds {trees}")

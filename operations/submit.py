@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from common import storage
@@ -147,17 +148,28 @@ def knows_non_root(server: Server) -> bool:
 def with_uploaded_files(config: RunConfig) -> RunConfig:
     """Upload the user's files; return the configuration with their places and the space as JSON.
 
-    The places are content-addressed, so that the same file is uploaded once. Editing a network or a
+    The places are content-addressed, so that the same file is uploaded once; a network file goes
+    with the files beside it that it needs. Editing a network or a
     data configuration therefore needs no new image.
     """
+    from weaver.network.network_file import NetworkFile
+    from weaver.network.siblings import write_siblings
+
     places = {}
     for name in ("data_config", "network_config"):
         path = getattr(config, name)
         if not storage.is_s3(path):
             content = storage.read_bytes(here(path))
-            digest = storage.digest(content)[:16]
-            place = storage.join(config.s3_bucket, "inputs", digest, storage.name(path))
+            siblings: Mapping[str, bytes] = {}
+            digest = storage.digest(content)
+            if name == "network_config":
+                network = NetworkFile.read(here(path))
+                siblings, digest = network.siblings, network.digest()
+            folder = storage.join(config.s3_bucket, "inputs", digest[:16])
+            place = storage.join(folder, storage.name(path))
             if not storage.exists(place):
+                write_siblings(siblings, folder)
+                # last, so that who finds it finds the others
                 storage.write_bytes(place, content)
             places[name] = place
     return with_space_as_text(config).replace(**places)

@@ -88,7 +88,18 @@ class Parameter:
                 f"{where}: {unknown('distribution', self.distribution, DISTRIBUTIONS)}"
             )
         if self.type in ("int", "double"):
+            if self.list:
+                raise InputError(
+                    f"{where}: type {self.type} has min and max, a list belongs to discrete or"
+                    " categorical; leave the list out, or write 'type: discrete' without min and"
+                    " max"
+                )
             self._check_range(where)
+        elif self.min is not None or self.max is not None or self.step is not None:
+            raise InputError(
+                f"{where}: type {self.type} has a list, min, max and step belong to int or double;"
+                " leave them out, or write 'type: double' without a list"
+            )
         elif not self.list or len(set(self.list)) != len(self.list):
             raise InputError(
                 f"{where}: type {self.type} needs a list of different values, as 'list: [50, 100]'"

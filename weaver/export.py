@@ -18,13 +18,12 @@ from pathlib import Path
 from typing import TypedDict
 
 from common import storage
-from common.errors import InputError
 from weaver.config.data_config import DataConfig
 from weaver.fit.options import TrainOptions
 from weaver.onnx.free_axes import check_lengths
 from weaver.onnx.onnx_export import export_onnx
 from weaver.onnx.triton_config import triton_config
-from weaver.predict import build_model
+from weaver.predict import beside, build_model, described
 
 # weaver-core's own spelling of "no bound"
 NO_LOWER_BOUND, NO_UPPER_BOUND = -1e32, 1e32
@@ -45,14 +44,15 @@ def export(options: TrainOptions) -> None:
     as PyTorch does, at the data config's length or at another one that the network takes.
     """
     data_config = described(options)
+    target = beside(options.export_onnx, options.model_prefix)
     model, info = build_model(options, data_config, for_inference=True)
     with tempfile.TemporaryDirectory() as folder:
         path = export_onnx(
             model, info, data_config, Path(folder) / "model.onnx", opset=options.onnx_opset
         )
         difference = check_lengths(model, info, data_config, path)
-        storage.upload(path, options.export_onnx)
-        described_inputs = storage.join(_folder(options.export_onnx), "preprocess.json")
+        storage.upload(path, target)
+        described_inputs = storage.join(_folder(target), "preprocess.json")
         storage.write_json(described_inputs, preprocessing(data_config))
         configs = [options.triton_config] if options.triton_config else []
         if options.s3_model:
@@ -63,30 +63,10 @@ def export(options: TrainOptions) -> None:
             name = storage.name(_folder(storage.absolute(config)))
             storage.write_text(config, triton_config(path, name))
     print(
-        f"{options.export_onnx}: largest difference from PyTorch {difference:.1e} on random jets",
+        f"{target}: largest difference from PyTorch {difference:.1e} on random jets",
         file=sys.stderr,
         flush=True,
     )
-
-
-def described(options: TrainOptions) -> DataConfig:
-    """Load the data config with its standardisation.
-
-    `preprocess: auto` derives it from the training data. Raises InputError where these are not
-    given.
-    """
-    data_config = DataConfig.load(options.data_config)
-    if not data_config.missing_preprocess_params:
-        return data_config
-    if not options.data_train:
-        names = ", ".join(data_config.missing_preprocess_params[:3])
-        raise InputError(
-            f"{options.data_config} leaves the standardisation ({names}, ...) to the training data;"
-            " name them with --data-train"
-        )
-    from weaver.feed.dataset import Dataset
-
-    return Dataset.open(" ".join(options.data_train), data_config).data_config
 
 
 def preprocessing(data_config: DataConfig) -> dict[str, object]:

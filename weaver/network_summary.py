@@ -15,7 +15,9 @@ from weaver.onnx.onnx_export import input_shapes
 def show(options: TrainOptions) -> None:
     """Print the network of the options on stdout."""
     data_config = DataConfig.load(options.data_config)
-    model, info = load_network(options.network_config).build(data_config, options.network_option)
+    model, info = load_network(options.network_config).build(
+        data_config, options.network_option, options.of_weaver
+    )
     print(model)
     trainable = num_parameters(model)
     jet = operations(model, list(input_shapes(info, data_config).values()))

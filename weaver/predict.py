@@ -19,7 +19,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,10 +31,17 @@ from networks.options import ModelInfo
 from weaver.config.data_config import DataConfig
 from weaver.feed.dataset import Dataset
 from weaver.feed.loader import Loader
-from weaver.fit.checkpoint import load_weights, read_tensors, read_weights, state_uri
+from weaver.fit.checkpoint import (
+    TrialFolder,
+    load_weights,
+    read_tensors,
+    read_weights,
+    state_uri,
+)
 from weaver.fit.distributed import select_device
 from weaver.fit.metrics import class_metrics, regression_metrics
 from weaver.fit.options import TrainOptions
+from weaver.network.forward_check import PROBED_JETS, check_forward
 from weaver.network.network_file import load_network
 from weaver.network.objective import Objective
 from weaver.network.precision import choose
@@ -42,8 +49,10 @@ from weaver.read.files import SAMPLE_NAME, find
 
 SPLIT = re.compile(r"^([\w.+-]+)%(\d+):(?!//)")  # name%N:pattern, an output for every N files
 
-Columns = dict[str, np.ndarray]
-"""Name of a column -> its values, (N,) or (N, outputs)."""
+ROWS_AT_A_TIME = 2**20  # jets in a basket of ROOT predictions, as in weaver-core
+
+Columns = dict[str, Any]
+"""Name of a column -> its values, (N,) or (N, outputs), or an awkward array of N lists."""
 
 
 def load_model(
@@ -62,10 +71,41 @@ def load_model(
     return model, info, data_config
 
 
+def described(options: TrainOptions) -> DataConfig:
+    """Load the data config with its standardisation.
+
+    What `preprocess: auto` derived is stored with the trial; else it is derived from --data-train.
+    Raises InputError where neither is there.
+    """
+    data_config = DataConfig.load(options.data_config)
+    prefix = storage.absolute(options.model_prefix)
+    of_file = re.search(r"\.(pt|onnx)(:[\w.]+)?$", prefix)
+    folder = prefix.rpartition("/")[0] if of_file else prefix
+    data_config = TrialFolder(folder).with_derived(data_config)
+    if not data_config.missing_preprocess_params:
+        return data_config
+    if not options.data_train:
+        names = ", ".join(data_config.missing_preprocess_params[:3])
+        raise InputError(
+            f"{options.data_config} leaves the standardisation ({names}, ...) to the training data,"
+            f" and {folder} holds no derived.json of it; name these data with --data-train, or give"
+            " the *.auto.yaml file that weaver-core wrote as --data-config"
+        )
+    return Dataset.open(" ".join(options.data_train), data_config).data_config
+
+
 def build_best(
-    trial_uri: str, network_config: str, data_config: DataConfig, *, for_inference: bool = False
+    trial_uri: str,
+    network_config: str,
+    data_config: DataConfig,
+    *,
+    for_inference: bool = False,
+    of_weaver: Mapping[str, bool] | None = None,
 ) -> tuple[torch.nn.Module, ModelInfo]:
-    """Build (model, model_info) with a trial's best weights, in evaluation mode."""
+    """Build (model, model_info) with a trial's best weights, in evaluation mode.
+
+    of_weaver: see weaver.network.network_file.NetworkFile.build.
+    """
     uri = storage.join(trial_uri, "best.pt")
     if not storage.exists(uri):
         raise InputError(f"there is no {uri}: the trial has not finished an epoch")
@@ -73,7 +113,13 @@ def build_best(
     if "model" not in best or "network_options" not in best:
         raise InputError(f"{uri} is no best.pt of weaver.train")
     return _build(
-        network_config, data_config, best["network_options"], best["model"], uri, for_inference
+        network_config,
+        data_config,
+        best["network_options"],
+        best["model"],
+        uri,
+        for_inference,
+        of_weaver,
     )
 
 
@@ -96,6 +142,7 @@ def build_model(
             options.network_config,
             data_config,
             for_inference=for_inference,
+            of_weaver=options.of_weaver,
         )
     return _build(
         options.network_config,
@@ -104,6 +151,7 @@ def build_model(
         read_weights(prefix),
         prefix,
         for_inference,
+        options.of_weaver,
     )
 
 
@@ -114,10 +162,13 @@ def _build(
     weights: Mapping[str, torch.Tensor],
     where: str,
     for_inference: bool,
+    of_weaver: Mapping[str, bool] | None = None,
 ) -> tuple[torch.nn.Module, ModelInfo]:
     """Build the network and load weights, which come from `where`."""
-    extra = {"for_inference": True} if for_inference else {}
-    model, info = load_network(network_config).build(data_config, network_options, **extra)
+    added = dict(of_weaver or {})
+    if for_inference:
+        added["for_inference"] = True
+    model, info = load_network(network_config).build(data_config, network_options, added)
     load_weights(model, weights, where)
     return model.eval(), info
 
@@ -147,31 +198,49 @@ def write_predictions(options: TrainOptions) -> None:
 
     There is one file for each name among its patterns.
     """
-    data_config = DataConfig.load(options.data_config)
+    data_config = described(options)
     device = select_device(options.gpus if options.predict_gpus is None else options.predict_gpus)
     model, _ = build_model(options, data_config)
     objective = Objective(
         data_config,
         loss=None,
         regression=options.regression_mode,
-        precision=choose(options.asked_precision, device),
+        precision=choose(options.precision_on(device.type), device),
     )
     size = options.batch_size_test or options.batch_size_val or options.batch_size
-    base, extension = os.path.splitext(options.predict_output)
+    target = beside(options.predict_output, options.model_prefix, "predict_output")
+    base, extension = os.path.splitext(target)
     for name, patterns in test_groups(options.data_test).items():
         dataset = Dataset.open(patterns, data_config, for_training=False)
-        output = predict(model.to(device), dataset, objective, batch_size=size, device=str(device))
-        uri = f"{base}_{name}{extension}" if name else options.predict_output
+        check_forward(
+            model.to(device),
+            dataset.batch(np.arange(min(len(dataset), PROBED_JETS)), device),
+            dataset.data_config,
+            load_network(options.network_config),
+            regression=options.regression_mode,
+            precision=objective.precision,
+        )
+        output = predict(model, dataset, objective, batch_size=size, device=str(device))
+        uri = f"{base}_{name}{extension}" if name else target
         write_columns(uri, columns(dataset, output, scores=uri.endswith(".parquet")))
 
         label = np.asarray(dataset.label(data_config.label_names[0]))
         if options.regression_mode:
-            # of several outputs the first is the answer, the median
-            metrics = regression_metrics(output if output.ndim == 1 else output[:, 0], label)
+            # of several outputs for one target the first is the answer, the median
+            is_first = output.ndim > 1 and label.ndim == 1
+            metrics = regression_metrics(output[:, 0] if is_first else output, label)
         else:
             metrics = class_metrics(output, label)
         listed = ", ".join(f"{metric} {value:.5f}" for metric, value in metrics.items())
         print(f"{uri}: {len(dataset):,} jets, {listed}", file=sys.stderr, flush=True)
+
+
+def beside(path: str, model_prefix: str, *folders: str) -> str:
+    """Where an output goes: without a folder in its name beside the model, as in weaver-core."""
+    if "/" in path:
+        return path
+    folder = storage.absolute(model_prefix.rpartition("/")[0] or ".")
+    return storage.join(folder, *folders, path)
 
 
 def test_groups(words: Sequence[str]) -> dict[str, str]:
@@ -218,7 +287,7 @@ def columns(dataset: Dataset, output: np.ndarray, *, scores: bool = False) -> Co
         named["output"] = output
     named.update(labels)
     for name, values in dataset.observers().items():
-        named[name] = np.asarray(values)
+        named[name] = values
     return named
 
 
@@ -228,8 +297,14 @@ def write_columns(uri: str, named: Columns) -> None:
     uri: a path or an s3:// address.
     """
     if uri.endswith(".npz"):
+        for name, values in named.items():
+            if not isinstance(values, np.ndarray):
+                raise InputError(
+                    f"'{name}' is a list for each jet, which .npz cannot hold; let"
+                    " --predict-output end in .root or .parquet"
+                )
         buffer = io.BytesIO()
-        np.savez(buffer, **cast(dict[str, Any], named))
+        np.savez(buffer, **named)
         storage.write_bytes(uri, buffer.getvalue())
         return
     with tempfile.TemporaryDirectory() as folder:
@@ -241,9 +316,24 @@ def write_columns(uri: str, named: Columns) -> None:
         else:
             import uproot
 
-            with uproot.recreate(path) as file:
-                # uproot writes no array with strides
-                file["Events"] = {
-                    name: np.ascontiguousarray(values) for name, values in named.items()
-                }
+            # weaver-core's compression
+            with uproot.recreate(path, compression=uproot.LZ4(4)) as file:
+                types = {name: _branch_type(values) for name, values in named.items()}
+                # assigned as a whole, the columns would become an RNTuple
+                tree = file.mktree("Events", types)
+                for start in range(0, max(map(len, named.values()), default=0), ROWS_AT_A_TIME):
+                    rows = slice(start, start + ROWS_AT_A_TIME)
+                    # uproot writes no array with strides
+                    tree.extend({name: _contiguous(named[name][rows]) for name in types})
         storage.upload(path, uri)
+
+
+def _branch_type(values: Any) -> Any:
+    """The type of a branch, as uproot's mktree takes it."""
+    if isinstance(values, np.ndarray):
+        return np.dtype((values.dtype, values.shape[1:]))
+    return values.type.content
+
+
+def _contiguous(values: Any) -> Any:
+    return np.ascontiguousarray(values) if isinstance(values, np.ndarray) else values

@@ -23,10 +23,13 @@ from common.errors import InputError, JecError, TrainingError
 from weaver.fit.checkpoint import (
     Settings,
     TrialFolder,
+    command_digest,
     resume_configuration,
     trial_description,
 )
-from weaver.fit.options import TrainOptions, parse
+from weaver.fit.launch import needs_ranks, run_ranks
+from weaver.fit.log_file import logged
+from weaver.fit.options import TrainOptions, auto_name, parse
 
 if TYPE_CHECKING:
     import torch
@@ -41,6 +44,19 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     options = parse(argv)  # before torch is imported: --help and a wrong flag answer at once
+    try:
+        if count := needs_ranks(options, os.environ):
+            words = sys.argv[1:] if argv is None else argv
+            return run_ranks(count, words, auto_name(options))
+        with logged(options.log_file):
+            return _report(options)
+    except JecError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return error.exit_code
+
+
+def _report(options: TrainOptions) -> int:
+    """Run the options; an error becomes a line, so that the log file has it too."""
     try:
         run(options)
     except JecError as error:
@@ -64,7 +80,7 @@ def run(options: TrainOptions) -> None:
     else:
         if options.trains:
             train(options)
-        if options.data_test and options.run_mode != "train,val" and _is_first_rank():
+        if options.data_test and options.runs("test") and _is_first_rank():
             from weaver.predict import write_predictions
 
             write_predictions(options)
@@ -83,11 +99,12 @@ def train(options: TrainOptions) -> None:
 
     # Whatever can be refused is refused before data are opened.
     folder = TrialFolder(storage.absolute(options.model_prefix))
-    folder.check_not_failed()
     data_config = DataConfig.load(options.data_config)
     network = load_network(options.network_config)
     network.check_options(options.network_option)
     configuration = resume_configuration(options, data_config, network)
+    command = command_digest(configuration, (*options.data_train, *options.data_val))
+    folder.check_not_failed(command)
     if not options.lr_finder and _finished(options, folder, configuration):
         return
 
@@ -101,13 +118,22 @@ def train(options: TrainOptions) -> None:
         torch.backends.cudnn.benchmark = False
 
     copied = options.copy_inputs
-    train_set = Dataset.open(" ".join(options.data_train), data_config, copy=copied)
+    train_part, val_part = options.parts
+    train_set = Dataset.open(
+        " ".join(options.data_train), data_config, copy=copied, part=train_part
+    )
     # with the standardisation that the training set may have derived
     val_set = Dataset.open(
-        " ".join(options.data_val), train_set.data_config, validation=True, copy=copied
+        " ".join(options.data_val or options.data_train),
+        train_set.data_config,
+        validation=True,
+        copy=copied,
+        part=val_part,
     )
-    with ranks(device, options.backend) as world, _marked(folder, world):
-        _fit(options, world, folder, network, configuration, train_set, val_set)
+    with ranks(device, options.backend) as world, _marked(folder, world, command):
+        if data_config.missing_preprocess_params and world.is_main:
+            folder.save_derived(train_set.data_config)
+        _fit(options, world, folder, network, configuration, command, train_set, val_set)
 
 
 def _fit(
@@ -116,28 +142,55 @@ def _fit(
     folder: TrialFolder,
     network: NetworkFile,
     configuration: Settings,
+    command: str,
     train_set: Dataset,
     val_set: Dataset,
 ) -> None:
     """Build everything that a training consists of, and run it."""
+    import numpy as np
     import torch
 
     from weaver.fit.fit import Fit
     from weaver.fit.step_memory import warning
+    from weaver.network.forward_check import PROBED_JETS, check_class_numbers, check_forward
     from weaver.network.objective import Objective
     from weaver.network.precision import choose
 
     torch.manual_seed(options.seed)
     train, val = _loaders(options, world, train_set, val_set)
     data_config = train_set.data_config
-    precision = choose(options.asked_precision, world.device)
+    precision = choose(options.precision_on(world.device.type), world.device)
+    if (
+        world.is_main
+        and precision.name == "float32"
+        and options.asked_precision in ("bf16", "fp16")
+    ):
+        _say("note: --use-amp has no effect on a CPU, as in weaver-core; --precision bf16 has")
 
     # an option that the network or the optimizer refuses would be refused again
-    with _marked(folder, world, InputError):
+    with _marked(folder, world, command, InputError):
         model = _network(options, network, data_config)
+        first_jets = train_set.batch(np.arange(min(len(train_set), PROBED_JETS)), world.device)
+        outputs = check_forward(
+            model.to(world.device),
+            first_jets,
+            data_config,
+            network,
+            regression=options.regression_mode,
+            precision=precision,
+        )
+        if data_config.label_type == "custom" and not options.regression_mode:
+            name = data_config.label_names[0]
+            for data_set in (train_set, val_set):
+                check_class_numbers(data_set.label(name), name, outputs)
         if world.is_main:
             _say(warning(model, train_set, train.batch_size, precision, world.device))
-        loss = network.loss(data_config, options.network_option)
+        loss = network.loss(
+            data_config,
+            options.network_option,
+            options.of_weaver,
+            regression=options.regression_mode,
+        )
         fit = Fit(
             network=model,
             objective=Objective(
@@ -168,8 +221,8 @@ def _network(
     model, _ = network.build(
         data_config,
         options.network_option,
-        use_amp=options.asked_precision not in ("auto", "float32"),
-        compile_model=options.compile,
+        options.of_weaver,
+        mixed_precision=options.asked_precision not in ("auto", "float32"),
     )
     if options.load_model_weights:
         start_from(model, options.load_model_weights, options.exclude_model_weights)
@@ -194,6 +247,8 @@ def _loaders(
         rank=world.rank,
         world_size=world.size,
         device=str(world.device),
+        # as weaver-core; a network with batch normalisation cannot train on one jet
+        drop_last=True,
     )
     val = Loader(
         val_set,
@@ -211,29 +266,29 @@ def _loaders(
 
 @contextlib.contextmanager
 def _marked(
-    folder: TrialFolder, world: World, kind: type[JecError] = TrainingError
+    folder: TrialFolder, world: World, command: str, kind: type[JecError] = TrainingError
 ) -> Iterator[None]:
     """Leave the trial's `failed` marker where an error of a kind that will repeat passes."""
     try:
         yield
     except kind as error:
         if world.is_main:
-            folder.mark_failed(str(error))
+            folder.mark_failed(str(error), command)
         raise
 
 
 def _finished(options: TrainOptions, folder: TrialFolder, configuration: Settings) -> bool:
     """Whether the trial has seen its last epoch; its results are then written again."""
-    from weaver.fit.fit import check_load_epoch, has_ended, write_results
+    from weaver.fit.fit import has_ended, write_results
 
     checkpoint = folder.load(configuration)
     description = folder.path("options.json")
     if checkpoint is None or not storage.exists(description):
         return False
     progressed = checkpoint[1]
-    if not has_ended(options, progressed):
+    goes_back = options.load_epoch is not None and progressed.epoch != options.load_epoch + 1
+    if goes_back or not has_ended(options, progressed):
         return False
-    check_load_epoch(options, progressed, folder.uri)
     if _is_first_rank():
         # a new pod has an empty metrics file, which Katib would take for a failed trial
         write_results(folder, options, progressed, storage.read_json(description))

@@ -51,6 +51,20 @@ def test_a_wrong_value_is_an_error(columns, name, value, message):
     assert found(with_changed(columns, name, value))[message] == checks.ERROR
 
 
+@pytest.mark.parametrize("name", ["jetMass", "jetRawMass"])
+def test_a_mass_is_negative_only_within_rounding(columns, name):
+    """E^2 - p^2 of a massless jet in float32, of which NanoAOD stores the root with its sign."""
+    rng = np.random.default_rng(5)
+    momenta = rng.uniform(-200, 200, (10_000, 3)).astype("f4")
+    energy = np.sqrt((momenta.astype("f8") ** 2).sum(axis=1)).astype("f4")
+    square = energy**2 - (momenta**2).sum(axis=1, dtype="f4")
+    rounded = np.sqrt(np.abs(square)) / energy
+    assert 0 < rounded.max() < checks.ROUNDED_MASS
+    for mass in (-1.5e-6, -1e-3):
+        assert name not in found(with_changed(columns, name, mass))
+    assert found(with_changed(columns, name, -3.0))[name] == checks.ERROR
+
+
 def test_gen_match_at_odds_is_an_error(columns):
     changed = with_changed(columns, "jetGenMatch", 1 - columns["jetGenMatch"][0])
     assert found(changed)["jetGenMatch disagrees with genJetPt > 0"] == checks.ERROR

@@ -16,6 +16,7 @@ from common.run import make_run_id
 from operations import submit
 from operations.endpoint import endpoint
 from operations.server import connect
+from weaver.network.network_file import load_network
 
 
 def config(s3_bucket, **values):
@@ -82,6 +83,25 @@ def test_the_same_files_are_uploaded_once(s3_bucket):
     first = submit.with_uploaded_files(config(s3_bucket))
     assert submit.with_uploaded_files(config(s3_bucket)) == first
     assert len(storage.entries(f"{s3_bucket}/jec/inputs")) == 2
+
+
+def test_a_network_file_is_uploaded_with_the_files_beside_it(s3_bucket, tmp_path):
+    (tmp_path / "net.py").write_text(
+        "import layers\ndef get_model(d): return layers.WIDTH, {}\ndef get_loss(d): return None\n"
+    )
+    (tmp_path / "layers.py").write_text("WIDTH = 3\n")
+    given = config(s3_bucket, network_config=str(tmp_path / "net.py"))
+    first = submit.with_uploaded_files(given).network_config
+    assert submit.with_uploaded_files(given).network_config == first
+    folder = first.rpartition("/")[0]
+    names = {storage.name(entry.uri) for entry in storage.entries(folder)}
+    assert names == {"net.py", "layers.py"}
+    assert load_network(first).build(None, {})[0] == 3
+    # another file beside it is another network
+    (tmp_path / "layers.py").write_text("WIDTH = 4\n")
+    second = submit.with_uploaded_files(given).network_config
+    assert second != first
+    assert [load_network(uri).build(None, {})[0] for uri in (second, first)] == [4, 3]
 
 
 def test_pods_are_told_the_endpoint_that_this_machine_uses(s3_bucket, s3_server):

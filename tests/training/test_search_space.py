@@ -56,6 +56,11 @@ def test_it_survives_the_way_through_a_pipeline_parameter():
         ({"name": "a", "type": "integer", "min": 1, "max": 2}, ["'integer'", "'int'"]),
         ({"name": "a", "type": "int", "min": 2, "max": 2}, ["min 2", "max 2"]),
         ({"name": "a", "type": "int", "min": 1}, ["min and max"]),
+        # Katib takes a range for a double, and a list for discrete and categorical
+        ({"name": "a", "type": "double", "min": 1, "max": 2, "list": [1]}, ["'a'", "list"]),
+        ({"name": "a", "type": "int", "min": 1, "max": 2, "list": [1, 2]}, ["'a'", "list"]),
+        ({"name": "a", "type": "discrete", "list": [1, 2], "max": 2}, ["'a'", "list", "max"]),
+        ({"name": "a", "type": "categorical", "list": ["x"], "step": 1}, ["'a'", "step"]),
         ({"name": "a", "type": "int", "min": 0.5, "max": 2}, ["int", "whole numbers"]),
         (
             {"name": "a", "type": "double", "min": 0, "max": 1, "distribution": "logUniform"},

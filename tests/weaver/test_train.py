@@ -74,7 +74,9 @@ def test_a_trial_folder_on_s3_holds_the_same(prepared, tmp_path, s3):
     words = [word for word in command(prepared, trial, num_epochs=2) if "tensorboard" not in word]
     assert main(words) == 0
     names = {storage.name(entry.uri).split(".")[0] for entry in storage.entries(trial)}
-    assert names == {"checkpoint", "best", "options", "history", "metrics", "events"}
+    for_weaver_core = {"_best_epoch_state", "_epoch-0_state", "_epoch-1_state"}
+    own = {"checkpoint", "best", "options", "history", "metrics", "events"}
+    assert names == own | for_weaver_core
     assert len(storage.read_json(f"{s3}/run/trials/one/history.json")) == 2
     assert main(words) == 0  # finished
 

@@ -55,8 +55,11 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import hashlib
 import json
+import os
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any, TypedDict
 
@@ -142,18 +145,24 @@ class DataConfig:
     """"train" and "test"."""
     declared: Options
     """The meaning of the file in a canonical form; what `digest` hashes."""
+    warnings: tuple[str, ...] = ()
+    """A line for each key that has no effect."""
 
     @classmethod
     def load(cls, uri: str) -> DataConfig:
         """Read and check a data config.
 
-        Raises InputError naming file, section and key for whatever is wrong in it.
+        Keys that weaver-core passes over, too, are named in a warning on stderr. Raises InputError
+        naming file, section and key for whatever is wrong in it.
         """
         try:
             options = yaml.safe_load(storage.read_text(uri))
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise InputError(f"{uri} is not YAML: {' '.join(str(error).split())}") from None
-        return cls.from_options(options, uri)
+        config = cls.from_options(options, uri)
+        for line in config.warnings:
+            _warn(line)
+        return config
 
     @classmethod
     def from_options(cls, options: object, source: str = "data config") -> DataConfig:
@@ -176,7 +185,7 @@ class DataConfig:
 
         input_shapes: dict[str, tuple[int, ...]] = {}
         for name, group in groups.items():
-            channels = len(group.variables)
+            channels = len(group.names)
             length = next(iter(group.variables.values()))["length"]
             flat = (-1, channels) if channels > 1 else (-1,)
             input_shapes[name] = flat if length is None else (-1, channels, length)
@@ -190,7 +199,7 @@ class DataConfig:
             preprocess=preprocess,
             preprocess_params=params,
             input_names=tuple(groups),
-            input_dicts={name: list(group.variables) for name, group in groups.items()},
+            input_dicts={name: list(group.names) for name, group in groups.items()},
             input_shapes=input_shapes,
             order_by={name: group.order_by for name, group in groups.items() if group.order_by},
             label_type=label_type,
@@ -208,7 +217,7 @@ class DataConfig:
             declared={},
         )
         _check_together(document, config)
-        return dataclasses.replace(config, declared=_declared(config))
+        return dataclasses.replace(config, declared=_declared(config), warnings=document.warnings)
 
     @property
     def labels(self) -> Options:
@@ -263,6 +272,25 @@ class DataConfig:
                 config, reweight_hists=histograms_from(hists, self.reweighting, self.source)
             )
         return config.with_non_finite(derived.get("non_finite_policy") or self.non_finite)
+
+    def with_missing_from(self, derived: Mapping[str, Any]) -> DataConfig:
+        """The same config with the numbers that it lacks taken from another's `derived`.
+
+        Numbers that stand in this config stay. Raises InputError where `derived` lacks them too.
+        """
+        stored = derived["preprocess_params"]
+        params = dict(self.preprocess_params)
+        for name in self.missing_preprocess_params:
+            if name not in stored or stored[name]["center"] == AUTO:
+                raise InputError(
+                    f"{self.source}: no standardisation for {name}; it was derived for another data"
+                    " config"
+                )
+            own = params[name].copy()
+            own["center"] = stored[name]["center"]
+            own["scale"] = stored[name]["scale"]
+            params[name] = own
+        return dataclasses.replace(self, preprocess_params=params)
 
     def with_non_finite(self, policy: str) -> DataConfig:
         """The same config with another policy for NaN and infinity.
@@ -428,6 +456,13 @@ class DataConfig:
         for name in names:
             visit(name, ())
         return columns, tuple(ordered.items())
+
+
+@functools.cache
+def _warn(line: str) -> None:
+    """Show a line on stderr, once in a process and only in the first of several ranks."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"warning: {line}", file=sys.stderr, flush=True)
 
 
 def _condition(document: Document, key: str, text: str | None) -> Expression | None:

@@ -59,17 +59,32 @@ class Document:
             )
         self.options: Options = options
         self.functions: dict[str, Expression] = {}
-        self.check_keys("", options, KEYS)
+        self.unknown_keys: dict[str, list[str]] = {}
+        """Section -> what to say of its keys that have no effect, one text for each."""
+        for key, value in options.items():
+            if key not in KEYS and value is not None:  # weaver-core passes over an empty section
+                raise self.refusal("", unknown("key", str(key), KEYS))
 
     def refusal(self, place: str, reason: str) -> InputError:
         """The error for a place in the file, such as "inputs:pf"; "" for the file as a whole."""
-        return InputError(f"{self.source}: {place}{': ' if place else ''}{reason}")
+        # a key that is missing may only be misspelt
+        hints = "".join(f" ({text})" for text in self.unknown_keys.get(place, []))
+        return InputError(f"{self.source}: {place}{': ' if place else ''}{reason}{hints}")
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """A line for each key that has no effect."""
+        lines = []
+        for place, texts in self.unknown_keys.items():
+            lines += [f"{self.source}: {place}: the key has no effect: {text}" for text in texts]
+        return tuple(lines)
 
     def check_keys(self, place: str, section: Mapping, known: Iterable[str]) -> None:
-        """Refuse a key of a section that does not exist."""
+        """Warn of keys of a section that do not exist: they have no effect, as in weaver-core."""
         for key in section:
             if key not in known:
-                raise self.refusal(place, unknown("key", str(key), known))
+                texts = self.unknown_keys.setdefault(place, [])
+                texts.append(unknown("key", str(key), known))
 
     def define(self, name: object, text: object, section: str) -> None:
         """Add an expression under a name, unless it only repeats the name of a branch."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 import ast
 import functools
 import importlib
+import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping
 from types import ModuleType
@@ -22,23 +23,27 @@ from typing import Any
 
 import numpy as np
 
-from common.errors import InputError, nearest
+from common.errors import InputError, nearest, unknown
 from weaver.config.helpers import HELPERS
 from weaver.config.vocabulary import (
+    ATTRIBUTES,
+    AWKWARD_0,
+    AWKWARD_0_METHODS,
     BINARY,
     COMPARE,
     COMPONENTS,
     METHODS,
     MODULES,
+    MOST_ELEMENTS,
+    NOT_EVALUATED,
+    SIZED,
     UNARY,
     VECTOR_METHODS,
     VOCABULARY,
 )
 
-# numpy takes `out` as the fourth positional argument (second or third for a ufunc); columns are not
-# to be written to
-MAX_POSITIONAL = 3
 SHOWN = 200  # characters of an expression in an error
+MOST_ARGUMENTS = 100  # of a function that takes any number of them
 MAX_EXPONENT = 64  # of two plain integers: 9 ** 9 ** 9 would keep the machine busy for ever
 
 # What people write first, and what to write instead.
@@ -161,6 +166,11 @@ class Expression:
             raise self._refusal(f"the constant {node.value!r} is not allowed")
         return iter(())
 
+    def _check_dict(self, node: ast.Dict) -> Iterator[str]:
+        if None in node.keys:
+            raise self._refusal("** is not allowed in a mapping")
+        yield from self._check_children(node)
+
     def _check_compare(self, node: ast.Compare) -> Iterator[str]:
         if len(node.ops) > 1:
             raise self._refusal(
@@ -185,19 +195,35 @@ class Expression:
         A function without a call is fine where a type is meant, as in ak.values_astype(x,
         np.float32).
         """
-        prefix = _prefix(node)
-        if prefix is None:
-            if node.attr not in COMPONENTS:
-                raise self._refusal(
-                    f"'.{node.attr}' is not allowed here; only methods are:"
-                    f" {', '.join(sorted(METHODS))}"
-                )
+        member = _member(node)
+        if member is None:
+            # a component, an attribute, or the field of a record, which only the data show
+            if node.attr.startswith("_"):
+                raise self._refusal(f"'.{node.attr}': no field begins with an underscore")
             yield from self._check(node.value)
             return
+        prefix, name = member
         known = VOCABULARY[MODULES[prefix]]
-        if node.attr not in known:
-            choices = {f"{prefix}.{name}": name for name in known}
-            raise self._unknown(f"{prefix}.{node.attr}", node.attr, choices)
+        if name in known:
+            return
+        if MODULES[prefix] == "awkward" and name.startswith("JaggedArray"):
+            function = name.partition(".")[2]
+            instead = AWKWARD_0.get(function, f"ak.{function}(...)")
+            raise self._refusal(
+                f"'{prefix}.{name}' is of awkward 0, which no longer exists; write {instead}"
+            )
+        if MODULES[prefix] == "numpy" and name.startswith("random."):
+            raise self._refusal(
+                f"'{prefix}.{name}' would draw other numbers at each reading; take a number of the"
+                " event instead, as in _hash(event, run) % 5"
+            )
+        if name in ("empty", "empty_like"):
+            raise self._refusal(
+                f"'{prefix}.{name}' holds arbitrary numbers; write np.zeros or np.zeros_like"
+            )
+        raise self._unknown(
+            f"{prefix}.{name}", name, {f"{prefix}.{known}": known for known in known}
+        )
 
     def _check_call(self, node: ast.Call) -> Iterator[str]:
         if any(keyword.arg is None or keyword.arg == "out" for keyword in node.keywords):
@@ -205,6 +231,11 @@ class Expression:
 
         function = node.func
         if isinstance(function, ast.Name):
+            if function.id in NOT_EVALUATED:
+                raise self._refusal(
+                    f"'{function.id}' of weaver-core is not evaluated here: "
+                    + NOT_EVALUATED[function.id]
+                )
             if function.id != "len" and function.id not in HELPERS:
                 choices = {name: name for name in HELPERS}
                 for prefix in ("np", "ak"):
@@ -212,11 +243,16 @@ class Expression:
                 raise self._unknown(function.id, function.id, choices)
         elif not isinstance(function, ast.Attribute):
             raise self._refusal("only a named function can be called")
-        elif _prefix(function) is not None:
+        elif _member(function) is not None:
             yield from self._check(function)
             self._check_positional(function, len(node.args))
         elif function.attr in METHODS | VECTOR_METHODS:
             yield from self._check(function.value)
+        elif function.attr in AWKWARD_0_METHODS:
+            raise self._refusal(
+                f"the method '.{function.attr}()' is of awkward 0, which no longer exists; write"
+                f" {AWKWARD_0_METHODS[function.attr]}"
+            )
         else:
             methods = ", ".join(sorted(METHODS | VECTOR_METHODS))
             raise self._refusal(f"method '.{function.attr}()' is not allowed; there are: {methods}")
@@ -226,13 +262,13 @@ class Expression:
 
     def _check_positional(self, node: ast.Attribute, count: int) -> None:
         """Refuse so many positional arguments of a numpy function that one would be its `out`."""
-        if MODULES[_prefix(node) or ""] != "numpy":
+        prefix, name = _member(node) or ("", "")
+        if MODULES[prefix] != "numpy":
             return
-        function = getattr(np, node.attr)
-        most = function.nin if isinstance(function, np.ufunc) else MAX_POSITIONAL
+        most = _most_positional(name)
         if count > most:
             raise self._refusal(
-                f"np.{node.attr} takes at most {most} arguments here; give others by keyword"
+                f"np.{name} takes at most {most} arguments here; give others by keyword"
             )
 
     def _unknown(self, name: str, bare: str, choices: Mapping[str, str]) -> InputError:
@@ -292,10 +328,37 @@ class Expression:
     def _value_list(self, node: ast.List, columns: Mapping[str, Any]) -> list:
         return [self._value(item, columns) for item in node.elts]
 
+    def _value_dict(self, node: ast.Dict, columns: Mapping[str, Any]) -> dict:
+        keys = [self._value(key, columns) for key in node.keys if key is not None]
+        values = [self._value(value, columns) for value in node.values]
+        return dict(zip(keys, values, strict=True))
+
     def _value_attribute(self, node: ast.Attribute, columns: Mapping[str, Any]) -> Any:
-        prefix = _prefix(node)
-        owner = self._momentum(node, columns) if prefix is None else _module(MODULES[prefix])
-        return getattr(owner, node.attr)
+        member = _member(node)
+        if member is not None:
+            return _function(*member)
+        owner = self._value(node.value, columns)
+        if isinstance(owner, np.ndarray | np.generic) and node.attr in ATTRIBUTES:
+            return getattr(owner, node.attr)
+        is_momentum = type(owner).__module__.startswith("vector.")
+        if node.attr in getattr(owner, "fields", ()) and not is_momentum:
+            return owner[node.attr]
+        if is_momentum and node.attr in COMPONENTS:
+            return getattr(owner, node.attr)
+        if node.attr in AWKWARD_0_METHODS:
+            raise self._refusal(
+                f"'.{node.attr}' is of awkward 0, which no longer exists; write"
+                f" {AWKWARD_0_METHODS[node.attr]}"
+            )
+        text = ast.unparse(node.value)
+        fields = getattr(owner, "fields", ())
+        if fields:
+            raise self._refusal(f"'{text}': {unknown('field', node.attr, fields)}")
+        if node.attr in COMPONENTS:
+            return getattr(self._momentum(node, columns), node.attr)
+        raise self._refusal(
+            f"'{text}' has no field '.{node.attr}'; only records and four-momenta have fields"
+        )
 
     def _momentum(self, node: ast.Attribute, columns: Mapping[str, Any]) -> Any:
         """The four-momentum of which `node` takes a component or a method."""
@@ -314,11 +377,41 @@ class Expression:
         name = node.func
         if isinstance(name, ast.Name):
             function = len if name.id == "len" else HELPERS[name.id]
-        elif isinstance(name, ast.Attribute) and _prefix(name) is None:
+        elif isinstance(name, ast.Attribute) and _member(name) is None:
             function = self._method(name, columns)
         else:
             function = self._value(name, columns)
+            member = _member(name)
+            if member and MODULES[member[0]] == "numpy" and member[1] in SIZED:
+                self._check_size(member[1], arguments, keywords)
         return function(*arguments, **keywords)
+
+    def _check_size(self, name: str, arguments: list, keywords: Mapping[str, Any]) -> None:
+        """Refuse an array of more than MOST_ELEMENTS."""
+        bound = inspect.signature(getattr(np, name)).bind(*arguments, **keywords).arguments
+        given: dict[str, Any] = dict(bound)
+        size: Any
+        match SIZED[name]:
+            case "shape":
+                size = math.prod(np.ravel(given["shape"]).tolist())
+            case "square":
+                rows = given["N"] if "N" in given else given["n"]
+                size = rows * (given.get("M") or rows)
+            case "num":
+                size = given.get("num", 50)
+            case "range":
+                parts = [part for part in arguments if part is not None]
+                start, stop, step = (*([0] if len(parts) == 1 else []), *parts, 1)[:3]
+                size = abs(stop - start) / (abs(step) or 1)
+            case _:
+                repeats = np.asarray(given["repeats"] if "repeats" in given else given["reps"])
+                one_each = repeats.ndim and name == "repeat"
+                length = np.size(given["a"] if "a" in given else given["A"])
+                size = repeats.sum() if one_each else length * repeats.prod()
+        if size > MOST_ELEMENTS:
+            raise self._refusal(
+                f"np.{name} would make {size:,.0f} numbers; at most {MOST_ELEMENTS:,}"
+            )
 
     def _method(self, node: ast.Attribute, columns: Mapping[str, Any]) -> Callable:
         if node.attr in VECTOR_METHODS:
@@ -332,11 +425,44 @@ class Expression:
         return getattr(owner, node.attr)
 
 
-def _prefix(node: ast.AST) -> str | None:
-    """The module's name as written, for a node such as `np.log`; None for any other node."""
-    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-        return node.value.id if node.value.id in MODULES else None
+def _member(node: ast.AST) -> tuple[str, str] | None:
+    """The module's name as written, and the name in it: ("np", "linalg.norm").
+
+    None for a node that is no member of a module.
+    """
+    names: list[str] = []
+    while isinstance(node, ast.Attribute):
+        names.insert(0, node.attr)
+        node = node.value
+    if names and isinstance(node, ast.Name) and node.id in MODULES:
+        return node.id, ".".join(names)
     return None
+
+
+def _function(prefix: str, name: str) -> Any:
+    """The function, constant or type of a module."""
+    owner: Any = _module(MODULES[prefix])
+    for part in name.split("."):
+        owner = getattr(owner, part)
+    return owner
+
+
+@functools.cache
+def _most_positional(name: str) -> int:
+    """The positional arguments that a function of numpy takes before `out`.
+
+    Columns are not to be written to.
+    """
+    function = _function("np", name)
+    if isinstance(function, np.ufunc):
+        return function.nin
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):  # written in C
+        return 3 if name != "dot" else 2
+    if any(parameter.kind == parameter.VAR_POSITIONAL for parameter in parameters.values()):
+        return MOST_ARGUMENTS
+    return list(parameters).index("out") if "out" in parameters else len(parameters)
 
 
 @functools.cache

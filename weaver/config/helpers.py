@@ -65,6 +65,57 @@ def _stack(arrays: Sequence[Column], axis: int = 1) -> Column:
     return ak.concatenate([array[place] for array in arrays], axis=axis)
 
 
+def _hash(*columns: Column) -> np.ndarray:
+    """(N,) int64: one number for each jet, the same wherever the jet's numbers are the same.
+
+    It is Python's hash of the tuple of numbers, as in weaver-core; NaN counts as 0 (Python gives
+    each NaN a hash of its own). Raises InputError for lists and for text, whose hash changes from
+    process to process.
+    """
+    numbers = []
+    for column in columns:
+        are_lists = getattr(column, "ndim", 0) != 1
+        values = np.zeros(0) if are_lists else np.asarray(column)
+        if are_lists or values.dtype.kind not in "biuf":
+            raise InputError("_hash takes one number for each jet, and neither lists nor text")
+        values = np.nan_to_num(values, nan=0, posinf=np.inf, neginf=-np.inf)
+        numbers.append(values.tolist())
+    return np.array([hash(jet) for jet in zip(*numbers, strict=True)], np.int64)
+
+
+def _pad(array: Column, maxlen: int, value: float = 0, dtype: str = "float32") -> np.ndarray:
+    """(N, maxlen): the first entries of each jet, and `value` behind the last."""
+    import awkward as ak
+
+    if isinstance(array, np.ndarray) and array.ndim >= 2 and array.shape[1] == maxlen:
+        return array
+    lists = _as_lists(array, dtype)
+    return ak.to_numpy(
+        ak.fill_none(ak.pad_none(lists, maxlen, clip=True), np.dtype(dtype).type(value))
+    )
+
+
+def _repeat_pad(array: Column, maxlen: int, dtype: str = "float32") -> np.ndarray:
+    """(N, maxlen): the entries of each jet over and over; 0 for a jet without any."""
+    import awkward as ak
+
+    lists = _as_lists(array, dtype)
+    counts = ak.to_numpy(ak.num(lists))
+    content = np.append(ak.to_numpy(ak.flatten(lists)), np.zeros(1, dtype))
+    starts = np.cumsum(counts) - counts
+    places = starts[:, None] + np.arange(maxlen) % np.maximum(counts, 1)[:, None]  # (N, maxlen)
+    return np.where(counts[:, None] > 0, content[places], content.dtype.type(0))
+
+
+def _as_lists(array: Column, dtype: str) -> Column:
+    """Lists for each jet, in a type; single numbers become lists of one."""
+    import awkward as ak
+
+    array = ak.Array(array)
+    lists = ak.unflatten(array, 1) if array.ndim == 1 else ak.from_regular(array)
+    return ak.values_astype(lists, dtype)
+
+
 def _batch_argsort(array: Column) -> Column:
     """For each jet, the order that sorts its entries upwards."""
     import awkward as ak

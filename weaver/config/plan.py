@@ -60,3 +60,10 @@ class Plan:
 
     None where they count all the same (`order_by`).
     """
+
+    def is_operand(self, name: str) -> bool:
+        """Whether the selection or a new variable takes a column."""
+        expressions = [function for _, function in (*self.selection_functions, *self.functions)]
+        if self.selection is not None:
+            expressions.append(self.selection)
+        return any(name in expression.names for expression in expressions)

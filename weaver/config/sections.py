@@ -52,8 +52,10 @@ class Group:
     """One group of `inputs`."""
 
     order_by: tuple[OrderKey, ...]
+    names: tuple[str, ...]
+    """In the order of the file, which is that of the tensor's channels; names may repeat."""
     variables: dict[str, Parameters]
-    """In the order of the file, which is that of the tensor's channels."""
+    """Parameters of each name."""
 
 
 def parse_preprocess(document: Document) -> tuple[Preprocess, str]:
@@ -127,9 +129,10 @@ def _parse_group(document: Document, name: str, content: object, center: str | N
         )
 
     order_by = _parse_order(document, place, content.get("order_by"), length)
+    names: list[str] = []
     variables: dict[str, Parameters] = {}
-    for variable, numbers in _parse_variables(document, place, content["vars"], center).items():
-        variables[variable] = {
+    for variable, numbers in _parse_variables(document, place, content["vars"], center):
+        params: Parameters = {
             "length": length,
             "pad_mode": pad_mode,
             "center": numbers["center"],
@@ -138,7 +141,14 @@ def _parse_group(document: Document, name: str, content: object, center: str | N
             "max": numbers["max"],
             "pad_value": numbers["pad_value"],
         }
-    return Group(order_by=order_by, variables=variables)
+        names.append(variable)
+        first = variables.setdefault(variable, params)
+        if first != params:
+            raise document.refusal(
+                place,
+                f"'{variable}' is listed twice, as {first} and as {params}; give both the same",
+            )
+    return Group(order_by=order_by, names=tuple(names), variables=variables)
 
 
 def _parse_order(
@@ -162,18 +172,16 @@ def _parse_order(
 
 def _parse_variables(
     document: Document, place: str, entries: object, center: str | None
-) -> dict[str, Options]:
-    """The list `vars`: variable -> the value of each of PARAMETERS."""
+) -> list[tuple[str, Options]]:
+    """The list `vars`: variables, each with the value of each of PARAMETERS."""
     if not isinstance(entries, list) or not entries:
         raise document.refusal(place, f"vars must be a list of variables, found {kind(entries)}")
-    variables: dict[str, Options] = {}
+    variables: list[tuple[str, Options]] = []
     for entry in entries:
         name, *values = entry if isinstance(entry, list) and entry else [entry]
         if not isinstance(name, str) or len(values) > len(PARAMETERS):
             form = "a name or [name, subtract_by, multiply_by, clip_min, clip_max, pad_value]"
             raise document.refusal(place, f"each of vars is {form}; found {entry!r}")
-        if name in variables:
-            raise document.refusal(place, f"'{name}' is listed twice")
 
         numbers = dict(zip(PARAMETERS, (center, *DEFAULTS[1:]), strict=True))
         for key, value in zip(PARAMETERS, values, strict=False):
@@ -184,7 +192,7 @@ def _parse_variables(
                 numbers[key] = value
             else:
                 numbers[key] = document.number(value, f"{place}:{name}: {key}")
-        variables[name] = numbers
+        variables.append((name, numbers))
     return variables
 
 

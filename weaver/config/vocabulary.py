@@ -35,13 +35,13 @@ FORMS = ("elementwise", "reduction", "particles")
 """
 
 # name, namespaces, form in the raw program, its operation there (of `particles`: the last of them).
-# Only functions without side effects whose memory is bounded by that of their arguments: no files,
-# no random numbers by themselves, no sizes.
+# Only functions without side effects whose memory is bounded by that of their arguments, or by
+# MOST_ELEMENTS: no files, no random numbers by themselves.
 _TABLE = """
 _clip                           helper              elementwise clip
 abs                             numpy               elementwise abs
 absolute                        numpy               elementwise abs
-acos                            math                elementwise arccos
+acos                            numpy,math          elementwise arccos
 add                             numpy               elementwise add
 arccos                          numpy               elementwise arccos
 arccosh                         numpy               elementwise arccosh
@@ -50,14 +50,14 @@ arcsinh                         numpy               elementwise arcsinh
 arctan                          numpy               elementwise arctan
 arctan2                         numpy               elementwise arctan2
 arctanh                         numpy               elementwise arctanh
-asin                            math                elementwise arcsin
-atan                            math                elementwise arctan
-atan2                           math                elementwise arctan2
+asin                            numpy,math          elementwise arcsin
+atan                            numpy,math          elementwise arctan
+atan2                           numpy,math          elementwise arctan2
 bitwise_and                     numpy               elementwise bitwise_and
 bitwise_not                     numpy               elementwise invert
 bitwise_or                      numpy               elementwise bitwise_or
 bitwise_xor                     numpy               elementwise bitwise_xor
-cbrt                            numpy               elementwise cbrt
+cbrt                            numpy,math          elementwise cbrt
 ceil                            numpy,math          elementwise ceil
 cos                             numpy,math          elementwise cos
 cosh                            numpy,math          elementwise cosh
@@ -66,7 +66,7 @@ degrees                         numpy,math          elementwise rad2deg
 divide                          numpy               elementwise divide
 equal                           numpy               elementwise equal
 exp                             numpy,math          elementwise exp
-exp2                            numpy               elementwise exp2
+exp2                            numpy,math          elementwise exp2
 expm1                           numpy,math          elementwise expm1
 fabs                            numpy,math          elementwise abs
 float_power                     numpy               elementwise power
@@ -99,14 +99,14 @@ negative                        numpy               elementwise negative
 not_equal                       numpy               elementwise not_equal
 ones_like                       numpy,awkward       elementwise ones_like
 positive                        numpy               elementwise positive
-pow                             math                elementwise power
+pow                             numpy,math          elementwise power
 power                           numpy               elementwise power
 rad2deg                         numpy               elementwise rad2deg
 radians                         numpy,math          elementwise deg2rad
 reciprocal                      numpy               elementwise reciprocal
 remainder                       numpy               elementwise remainder
 rint                            numpy               elementwise rint
-round                           numpy               elementwise rint
+round                           numpy,awkward       elementwise rint
 sign                            numpy               elementwise sign
 sin                             numpy,math          elementwise sin
 sinh                            numpy,math          elementwise sinh
@@ -140,102 +140,245 @@ local_index                     awkward             particles   local_index
 num                             awkward             particles   positive
 sort                            numpy,awkward       particles   gather
 values_astype                   awkward             particles   positive
+Array                           awkward
 _batch_permute_and_drop_indices helper
 _batch_permute_indices          helper
 _concat                         helper
+_hash                           helper
 _p4_from_ptetaphie              helper
 _p4_from_ptetaphim              helper
 _p4_from_pxpypze                helper
+_pad                            helper
+_repeat_pad                     helper
 _stack                          helper
-acosh                           math
+acosh                           numpy,math
+almost_equal                    awkward
+angle                           numpy,awkward
+append                          numpy
+arange                          numpy
+argcartesian                    awkward
+argcombinations                 awkward
 argmax                          numpy,awkward
 argmin                          numpy,awkward
-asinh                           math
-atanh                           math
+argpartition                    numpy
+argwhere                        numpy
+around                          numpy
+array                           numpy
+array_equal                     awkward
+asarray                         numpy
+asinh                           numpy,math
+astype                          numpy
+atanh                           numpy,math
+atleast_1d                      numpy
+atleast_2d                      numpy
+atleast_3d                      numpy
+average                         numpy
+bitwise_count                   numpy
+bitwise_invert                  numpy
+bitwise_left_shift              numpy
+bitwise_right_shift             numpy
+bool                            numpy
 bool_                           numpy
-broadcast_arrays                awkward
+broadcast_arrays                numpy,awkward
+broadcast_fields                awkward
+broadcast_to                    numpy
+cartesian                       awkward
+choose                          numpy
 clip                            numpy
 column_stack                    numpy
+combinations                    awkward
+compress                        numpy
+concat                          numpy
 concatenate                     numpy,awkward
+conj                            numpy
+conjugate                       numpy
+copy                            numpy,awkward
 copysign                        numpy,math
 corr                            awkward
 covar                           awkward
+cross                           numpy
 cumprod                         numpy
 cumsum                          numpy
+cumulative_prod                 numpy
+cumulative_sum                  numpy
+diagonal                        numpy
 diff                            numpy
 digitize                        numpy
+dist                            math
+divmod                          numpy
+dot                             numpy
+double                          numpy
 drop_none                       awkward
+dstack                          numpy
 e                               numpy,math
+ediff1d                         numpy
+einsum                          numpy
+enforce_type                    awkward
 erf                             math
 erfc                            math
 euler_gamma                     numpy
 expand_dims                     numpy
+extract                         numpy
+eye                             numpy
+fields                          awkward
+fix                             numpy
+flatnonzero                     numpy
 flatten                         awkward
+flip                            numpy
+fliplr                          numpy
+flipud                          numpy
+float16                         numpy
 float32                         numpy
 float64                         numpy
 fmax                            numpy
 fmin                            numpy
 fmod                            numpy,math
+frexp                           numpy,math
+from_iter                       awkward
 from_numpy                      awkward
 from_regular                    awkward
+fsum                            math
+full                            numpy
 gamma                           math
+gcd                             numpy,math
+geomspace                       numpy
+gradient                        numpy
+half                            numpy
+heaviside                       numpy
+histogram                       numpy
+hstack                          numpy
+i0                              numpy
+identity                        numpy
+imag                            numpy,awkward
 inf                             numpy,math
+inner                           numpy
 int16                           numpy
 int32                           numpy
 int64                           numpy
 int8                            numpy
+int_                            numpy
+intc                            numpy
 interp                          numpy
+intp                            numpy
 is_none                         awkward
 isclose                         numpy,awkward,math
 isin                            numpy
 isneginf                        numpy
 isposinf                        numpy
-ldexp                           numpy
+isqrt                           math
+isreal                          numpy
+lcm                             numpy,math
+ldexp                           numpy,math
 left_shift                      numpy
 len                             python
+lexsort                         numpy
 lgamma                          math
+linalg.norm                     numpy
 linear_fit                      awkward
+linspace                        numpy
+logaddexp2                      numpy
+logspace                        numpy
+longlong                        numpy
 mask                            awkward
+matmul                          numpy
+matrix_transpose                numpy
 median                          numpy
+merge_option_of_records         awkward
+merge_union_of_records          awkward
+modf                            numpy,math
 moment                          awkward
+moveaxis                        numpy
 nan                             numpy,math
 nan_to_none                     awkward
-nanmax                          awkward
-nanmean                         awkward
-nanmin                          awkward
-nanprod                         awkward
-nanstd                          awkward
-nansum                          awkward
-nanvar                          awkward
+nanargmax                       numpy,awkward
+nanargmin                       numpy,awkward
+nancumprod                      numpy
+nancumsum                       numpy
+nanmax                          numpy,awkward
+nanmean                         numpy,awkward
+nanmedian                       numpy
+nanmin                          numpy,awkward
+nanpercentile                   numpy
+nanprod                         numpy,awkward
+nanquantile                     numpy
+nanstd                          numpy,awkward
+nansum                          numpy,awkward
+nanvar                          numpy,awkward
+ndim                            numpy
 newaxis                         numpy
-nextafter                       numpy
+nextafter                       numpy,math
+nonzero                         numpy
+ones                            numpy
 pad_none                        awkward
+partition                       numpy
 percentile                      numpy
+permute_dims                    numpy
 pi                              numpy,math
+polyval                         numpy
 ptp                             numpy,awkward
 quantile                        numpy
-ravel                           awkward
+ravel                           numpy,awkward
+real                            numpy,awkward
+repeat                          numpy
+reshape                         numpy
 right_shift                     numpy
+roll                            numpy
+rollaxis                        numpy
+rot90                           numpy
 run_lengths                     awkward
+searchsorted                    numpy
 select                          numpy
+setdiff1d                       numpy
+shape                           numpy
+short                           numpy
 signbit                         numpy
+sinc                            numpy
+single                          numpy
 singletons                      awkward
+size                            numpy
 softmax                         awkward
+spacing                         numpy
 squeeze                         numpy
 stack                           numpy
 std                             numpy,awkward
+strings_astype                  awkward
+swapaxes                        numpy
 take                            numpy
 take_along_axis                 numpy
 tau                             math
+tensordot                       numpy
+tile                            numpy
 to_numpy                        awkward
+to_packed                       awkward
 to_regular                      awkward
+trace                           numpy
+transpose                       numpy
+trapezoid                       numpy
+tri                             numpy
+tril                            numpy
+triu                            numpy
+ubyte                           numpy
+uint                            numpy
 uint16                          numpy
 uint32                          numpy
 uint64                          numpy
 uint8                           numpy
+ulp                             math
 unflatten                       awkward
+union1d                         numpy
+unique                          numpy
 unwrap                          numpy
+unzip                           awkward
 var                             numpy,awkward
+vecdot                          numpy
+vstack                          numpy
+with_field                      awkward
+with_name                       awkward
+without_field                   awkward
+without_parameters              awkward
+zeros                           numpy
+zip                             awkward
+zip_no_broadcast                awkward
 """
 
 
@@ -284,11 +427,66 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
+SIZED = {
+    "ones": "shape",
+    "zeros": "shape",
+    "full": "shape",
+    "identity": "square",
+    "eye": "square",
+    "tri": "square",
+    "arange": "range",
+    "linspace": "num",
+    "logspace": "num",
+    "geomspace": "num",
+    "repeat": "repeats",
+    "tile": "repeats",
+}
+"""Functions of numpy that make arrays of any size -> what their size follows from."""
+MOST_ELEMENTS = 2**28
+"""Of an array that a function of SIZED makes."""
+
+AWKWARD_0 = {
+    "ones_like": "ak.ones_like(x)",
+    "zeros_like": "ak.zeros_like(x)",
+    "fromcounts": "ak.unflatten(content, counts)",
+    "fromoffsets": "ak.unflatten(content, counts)",
+    "fromiter": "ak.from_iter(lists)",
+    "concatenate": "ak.concatenate(arrays, axis=1)",
+    "zip": "ak.zip({...})",
+}
+"""Functions of awkward 0's JaggedArray -> what to write instead."""
+AWKWARD_0_METHODS = {
+    "counts": "ak.num(x)",
+    "flatten": "ak.flatten(x)",
+    "content": "ak.flatten(x)",
+    "pad": "ak.pad_none(x, length)",
+    "fillna": "ak.fill_none(x, value)",
+    "regular": "ak.to_regular(x)",
+    "compact": "x",
+    "cross": "ak.cartesian([x, y])",
+    "distincts": "ak.combinations(x, 2)",
+    "pairs": "ak.combinations(x, 2)",
+}
+"""Methods and attributes of awkward 0's arrays -> what to write instead."""
+
+NOT_EVALUATED = {
+    "_knn": "its argument n_jobs is gone from scipy, so that weaver-core cannot evaluate it either",
+    "_batch_knn": (
+        "its argument n_jobs is gone from scipy, so that weaver-core cannot evaluate it either"
+    ),
+    "_get_content_and_offsets": "it gives two arrays, which no column can hold",
+    "_fused_pad_and_stack": "it takes a whole table; write the variables into a group of inputs",
+}
+"""Functions of weaver-core's evaluator (weaver/utils/data/tools.py) that are refused -> why."""
+
 METHODS = _words(
-    "all any argmax argmin argsort astype clip cumsum max mean min prod ptp round squeeze std"
-    " sum var"
+    "all any argmax argmin argsort astype clip cumprod cumsum dot flatten max mean min nonzero prod"
+    " ptp ravel repeat reshape round searchsorted squeeze std sum swapaxes take transpose var"
 )
 """Methods of an array that may be called, as in `label.argmax(1)`."""
+
+ATTRIBUTES = _words("T ndim shape size")
+"""Attributes of a numpy array, such as np.stack gives."""
 
 COMPONENTS = _words(
     "px py pz E energy pt eta phi mass m p theta rapidity mass2 m2 pt2 p2 Et mt beta gamma"

@@ -33,7 +33,11 @@ from weaver.prepared.columns import (
     node_cache,
 )
 from weaver.prepared.prepare import prepare
+from weaver.read.files import WHOLE, Part
 from weaver.read.jagged import exactly
+
+Observed = Any
+"""An observer of N jets: a numpy array, or an awkward array of lists (imported late)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,11 +49,11 @@ class Batch:
     value a jet ((N,) for one variable).
     """
     labels: dict[str, torch.Tensor]
-    """Label -> (N,), in the type that its expression gave (float32 for a regression target, int64
-    for the number of a class).
+    """Label -> (N,) or (N, k), in the type that its expression gave (float32 for a regression
+    target, int64 for the number of a class).
     """
-    observers: dict[str, np.ndarray]
-    """Observer or monitor variable -> (N,)."""
+    observers: dict[str, Observed]
+    """Observer or monitor variable -> (N,) or (N, k), or an awkward array of N lists."""
     weights: torch.Tensor
     """(N,) float32: 1 without weights in the data config; 0 for jets that only fill up a batch."""
 
@@ -76,7 +80,7 @@ class Gathered:
     """
     flats: dict[str, torch.Tensor]
     labels: dict[str, torch.Tensor]
-    observers: dict[str, np.ndarray]
+    observers: dict[str, Observed]
     weights: torch.Tensor
 
     def pin_memory(self) -> Gathered:
@@ -115,11 +119,13 @@ class Dataset:
         must apply the same.
         """
         self._columns: dict[str, np.ndarray] = {}
-        self._observers: dict[str, np.ndarray] = {}
+        self._observers: dict[str, Observed] = {}
         for name, entry in description["columns"].items():
             self._columns[name] = _map(folder, entry)
             if name.startswith("observer."):
                 self._observers[name.removeprefix("observer.")] = self._columns[name]
+        for name, lists in description.get("list_observers", {}).items():
+            self._observers[name] = _lists(folder, lists)
         self._sequences: dict[str, _Sequence] = {}
         for group, sequence in description["sequences"].items():
             self._sequences[group] = _Sequence(folder, sequence, self.data_config, group)
@@ -134,6 +140,7 @@ class Dataset:
         for_training: bool = True,
         validation: bool = False,
         copy: bool = False,
+        part: Part = WHOLE,
     ) -> Dataset:
         """Open prepared data.
 
@@ -141,7 +148,7 @@ class Dataset:
         of ROOT files, which are first prepared into `cache_dir`, in the role that `for_training`
         and `validation` say (weaver/prepared/prepare.py). Data on S3, and with `copy` also data on
         a shared disk, is copied once to this node's cache (`cache_dir`, or JEC_CACHE, or a folder
-        for temporary files).
+        for temporary files). part: of each file that is first prepared.
 
         Raises InputError where there is no such data, or it was prepared with another data config.
         """
@@ -153,6 +160,8 @@ class Dataset:
                 raise InputError(
                     f'{reference} refers to no data: expected {{"dataset": "<prepared folder>"}}'
                 )
+            if part != WHOLE:
+                raise _cannot_be_split(reference)
             source = content["dataset"]
             if not is_prepared(source):
                 raise InputError(
@@ -161,8 +170,15 @@ class Dataset:
                 )
         elif not is_prepared(source):
             source = prepare(
-                source, data_config, str(cache), for_training=for_training, validation=validation
+                source,
+                data_config,
+                str(cache),
+                for_training=for_training,
+                validation=validation,
+                part=part,
             ).uri
+        elif part != WHOLE:
+            raise _cannot_be_split(source)
         folder = local_copy(source, cache, always=copy)
         description = storage.read_json(str(folder / DESCRIPTION))
         _check(source, description, data_config)
@@ -237,12 +253,15 @@ class Dataset:
         for sequence in self._sequences.values():
             sequence.read_ahead(start, stop)
 
-    def observers(self) -> dict[str, np.ndarray]:
-        """All observers and monitor variables of all jets, (N,) each, mapped into memory."""
+    def observers(self) -> dict[str, Observed]:
+        """All observers and monitor variables of all jets, mapped into memory.
+
+        (N,) or (N, k) each, or an awkward array of N lists.
+        """
         return dict(self._observers)
 
     def label(self, name: str) -> np.ndarray:
-        """One label of all jets, (N,)."""
+        """One label of all jets, (N,) or (N, k)."""
         if name not in self.data_config.label_names:
             raise InputError(
                 f"there is no label '{name}'; there are: {', '.join(self.data_config.label_names)}"
@@ -397,6 +416,13 @@ class _Advice:
             self._map.madvise(mmap.MADV_WILLNEED, start, stop - start)
 
 
+def _cannot_be_split(source: str) -> InputError:
+    return InputError(
+        f"{source} is prepared data, which --train-val-split does not divide; give validation data"
+        " of its own with --data-val"
+    )
+
+
 def _check(source: str, description: Mapping[str, Any], config: DataConfig) -> None:
     if description.get("format") != FORMAT:
         raise InputError(
@@ -408,6 +434,15 @@ def _check(source: str, description: Mapping[str, Any], config: DataConfig) -> N
             f"{source} was prepared with another data config than {config.source}; prepare it with"
             " this one"
         )
+
+
+def _lists(folder: Path, entry: SequenceEntry) -> Observed:
+    """An observer with a list for each jet, as an awkward array over mapped columns."""
+    import awkward as ak
+
+    offsets = ak.index.Index64(np.asarray(_map(folder, entry["offsets"])))
+    content = ak.contents.NumpyArray(_map(folder, entry["values"]))
+    return ak.Array(ak.contents.ListOffsetArray(offsets, content))
 
 
 def _map(folder: Path, entry: ColumnEntry) -> np.ndarray:

@@ -100,10 +100,13 @@ class Loader:
         whole, rest = divmod(self.num_jets, batch_size * world_size)
         self._batches = whole + (rest > 0 and not drop_last)
         if not self._batches:
+            ranks = f" ({batch_size} on each of {world_size} ranks)" if world_size > 1 else ""
             raise InputError(
-                f"{self.num_jets} jets do not fill one batch of {batch_size * world_size}; choose a"
-                " smaller batch size"
+                f"{self.num_jets:,} training jets do not fill one batch of"
+                f" {batch_size * world_size:,}{ranks}; choose a smaller --batch-size"
             )
+        if drop_last:
+            self.num_jets = self._batches * batch_size * world_size
         if in_memory is None:
             in_memory = self.device.startswith("cuda") and fits(dataset, self.device)
         self._resident = Resident(dataset, self.device) if in_memory else None

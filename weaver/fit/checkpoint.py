@@ -7,7 +7,10 @@
     options.json    what was trained, with what, and the best epoch
     history.json    one record an epoch
     metrics.log     Katib's metrics, as collected
-    failed          the reason, if training failed in a way that will repeat
+    failed          the reason, if training failed in a way that will repeat, and a digest of the
+        settings and data of the command that would repeat it
+    derived.json    what the training set gave to the data config (preprocess: auto), for
+        predictions and exports
     tensorboard/
 
 For weaver-core there are bare state_dicts as well, by the names that it gives them: its
@@ -31,6 +34,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
+import json
 import pickle
 import platform
 import re
@@ -44,6 +48,7 @@ from common.errors import InputError, TrainingError, unknown
 from weaver.fit import metrics_log
 from weaver.fit.metrics_log import EpochRecord
 from weaver.network.network_file import num_parameters
+from weaver.read.files import find
 
 if TYPE_CHECKING:
     import torch
@@ -51,6 +56,8 @@ if TYPE_CHECKING:
     from weaver.config.data_config import DataConfig
     from weaver.fit.options import TrainOptions
     from weaver.network.network_file import NetworkFile
+
+COMMAND = "command"  # before the digest in the file `failed`
 
 State = dict[str, Any]
 """Content of a checkpoint.pt or best.pt, whose names are in the module's text."""
@@ -91,17 +98,36 @@ class TrialFolder:
     def path(self, *parts: str) -> str:
         return storage.join(self.uri, *parts)
 
-    def check_not_failed(self) -> None:
-        """Raise TrainingError if this trial has failed before for a reason that will repeat."""
+    def check_not_failed(self, command: str) -> None:
+        """Raise TrainingError if this command has failed before for a reason that will repeat.
+
+        command: its digest (`command_digest`). The mark that another command left does not count.
+        """
         marker = self.path("failed")
-        if storage.exists(marker):
-            reason = storage.read_text(marker).strip()
+        if not storage.exists(marker):
+            return
+        reason, _, failed = storage.read_text(marker).strip().rpartition(f"\n{COMMAND} ")
+        if failed == command:
             raise TrainingError(
                 f"this trial failed before: {reason} (to try again nevertheless, delete {marker})"
             )
 
-    def mark_failed(self, reason: str) -> None:
-        storage.write_text(self.path("failed"), reason + "\n")
+    def mark_failed(self, reason: str, command: str) -> None:
+        storage.write_text(self.path("failed"), f"{reason}\n{COMMAND} {command}\n")
+
+    def save_derived(self, data_config: DataConfig) -> None:
+        """Write derived.json."""
+        storage.write_json(self.path("derived.json"), data_config.derived)
+
+    def with_derived(self, data_config: DataConfig) -> DataConfig:
+        """The data config with the numbers that this trial's training set gave it.
+
+        As it is where it lacks none, or the trial has none for it.
+        """
+        uri = self.path("derived.json")
+        if not data_config.missing_preprocess_params or not storage.exists(uri):
+            return data_config
+        return data_config.with_missing_from(storage.read_json(uri))
 
     def save(self, state: State, progressed: Progressed) -> None:
         """Write checkpoint.pt. `state` holds weights, optimizer and configuration."""
@@ -261,6 +287,24 @@ def read_tensors(uri: str) -> State:
         raise InputError(f"{uri} is no checkpoint that can be read: {reason}") from None
 
 
+def command_digest(configuration: Settings, patterns: Sequence[str]) -> str:
+    """A digest of a training's settings and of its data as they are now.
+
+    patterns: --data-train and --data-val. A command with the same digest would fail again.
+    """
+    data: list[str] = []
+    for pattern in patterns:
+        if pattern.endswith(".json") and storage.exists(pattern):
+            data.append(storage.read_text(pattern))
+            continue
+        try:
+            data.append(storage.fingerprint(find(pattern)))
+        except InputError:  # a prepared folder, whose name is a digest; or no such data
+            data.append(pattern)
+    meaning = json.dumps([_plain(configuration), data], sort_keys=True, default=str)
+    return hashlib.sha256(meaning.encode()).hexdigest()[:16]
+
+
 def resume_configuration(
     options: TrainOptions, data_config: DataConfig, network: NetworkFile
 ) -> dict[str, object]:
@@ -269,10 +313,11 @@ def resume_configuration(
         **options.settings(),
         "network_option": dict(options.network_option),
         # the file's content: where it lies makes no difference
-        "network_config": hashlib.sha256(network.source.encode()).hexdigest()[:16],
+        "network_config": network.digest()[:16],
         "data_config": data_config.digest()[:16],
         "data_train": " ".join(options.data_train),
         "data_val": " ".join(options.data_val),
+        **({} if options.data_val else {"train_val_split": options.train_val_split}),
     }
 
 
@@ -301,6 +346,8 @@ def check_same(uri: str, stored: Settings, current: Settings) -> None:
     """Raise InputError that names the settings in which two configurations differ."""
     differences = []
     for name in {**stored, **current}:
+        if name == "num_epochs":  # a training may go on for more epochs, as in weaver-core
+            continue
         before = stored.get(name)
         now = current.get(name)
         if _plain(before) != _plain(now):

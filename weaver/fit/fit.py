@@ -14,11 +14,13 @@ import contextlib
 import math
 import sys
 import time
+from collections import Counter
 from collections.abc import Generator, Iterator, Mapping
 from typing import Any, cast
 
 import torch
 
+from common import storage
 from common.errors import InputError, InterruptedRun, TrainingError
 from common.progress import Progress
 from weaver.feed.dataset import Batch
@@ -30,6 +32,8 @@ from weaver.fit.checkpoint import (
     State,
     TrialFolder,
     load_weights,
+    read_weights,
+    state_uri,
     write_states,
 )
 from weaver.fit.distributed import World, explained
@@ -290,10 +294,20 @@ class Fit:
         """
         turn, place = divmod(number, len(self.train))
         with _pass(self.train, turn, place) as batches:
-            variables = not_finite(next(batches), self.train.dataset.data_config.input_dicts)
-        if variables:
-            return f"its jets hold values that are not finite: {variables}"
+            counts = not_finite(next(batches), self.train.dataset.data_config.input_dicts)
+        if counts:
+            return f"its jets hold values that are not finite: {in_words(counts)}"
         return "its jets are finite; a smaller --start-lr may help"
+
+    def _cause_in_validation(self) -> str:
+        """Explain a validation loss that is not finite by this rank's jets."""
+        counts: Counter[str] = Counter()
+        with _pass(self.val, 0) as batches:
+            for batch in batches:
+                counts.update(not_finite(batch, self.val.dataset.data_config.input_dicts))
+        if counts:
+            return f"the validation jets hold values that are not finite: {in_words(counts)}"
+        return "all validation jets are finite; a smaller --start-lr may help"
 
     def _jets(self, loader: Loader, place: int) -> int:
         """Jets of all ranks in one batch of a pass, without those that only fill it up."""
@@ -344,8 +358,8 @@ class Fit:
         metrics = {name: total / num_jets for name, total in zip(names, totals, strict=True)}
         if not math.isfinite(metrics["AvgLoss"]):
             raise TrainingError(
-                f"the validation loss became {metrics['AvgLoss']} in {self._where()}; a smaller"
-                " --start-lr may help"
+                f"the validation loss became {metrics['AvgLoss']} in {self._where()};"
+                f" {self._cause_in_validation()}"
             )
         return metrics, torch.cat(responses).cpu()
 
@@ -367,10 +381,23 @@ class Fit:
             "metrics": {**metrics, **speeds},
         }
         progressed.history.append(record)
-        if metrics["AvgLoss"] < progressed.best_metric:
+        if self._is_best(metrics):
             progressed.best_epoch = progressed.epoch
             progressed.best_metric = metrics["AvgLoss"]
         return record
+
+    def _is_best(self, metrics: Mapping[str, float]) -> bool:
+        """Whether an epoch is better than all before it.
+
+        As in weaver-core: by the loss in a regression, by the accuracy in a classification.
+        """
+        progressed = self.progressed
+        if self.objective.regression or progressed.best_epoch < 0:
+            return metrics["AvgLoss"] < progressed.best_metric
+        for record in progressed.history:
+            if record["epoch"] == progressed.best_epoch:
+                return metrics["AvgAcc"] > record["metrics"]["AvgAcc"]
+        return True
 
     # ------------------------------------------------------------------------------------ storage
 
@@ -383,10 +410,58 @@ class Fit:
                 f"the ranks found different checkpoints in {self.folder.uri}; --model-prefix must"
                 " be a place that all share"
             )
-        check_load_epoch(self.options, self.progressed, self.folder.uri)
+        epoch = self.options.load_epoch
+        if epoch is not None and self.progressed.epoch != epoch + 1:
+            self._go_on_after(epoch)
         if self.world.is_main:
             print(f"precision: {self.objective.precision}", file=sys.stderr, flush=True)
             write_results(self.folder, self.options, self.progressed, self.description)
+
+    def _go_on_after(self, epoch: int) -> None:
+        """Go on with the weights that an epoch left, here or in weaver-core, and a new optimizer.
+
+        Raises InputError where they are not kept.
+        """
+        uri = state_uri(self.options.model_prefix, epoch)
+        if not storage.exists(uri):
+            last = self.progressed.epoch - 1
+            held = f"is after epoch {last}" if last >= 0 else "does not exist"
+            raise InputError(
+                f"--load-epoch {epoch}: there is no {uri}, and the checkpoint in {self.folder.uri}"
+                f" {held}; leave --load-epoch out to go on from there"
+            )
+        weights = read_weights(uri)
+        load_weights(self.network, weights, uri)
+        if self.average:
+            load_weights(self.average.network, weights, uri)
+        options = self.options
+        self.optimizer = make_optimizer(
+            options.optimizer, self.network, options.start_lr, optimizer_options(options)
+        )
+        history = [record for record in self.progressed.history if record["epoch"] <= epoch]
+        self.progressed = Progressed()
+        for record in history:
+            if self._is_best(record["metrics"]):
+                self.progressed.best_epoch = record["epoch"]
+                self.progressed.best_metric = record["metrics"]["AvgLoss"]
+            self.progressed.history.append(record)
+        self.progressed.epoch = epoch + 1
+        if self.world.is_main:
+            self._bring_back_best()
+            print(
+                f"note: going on after epoch {epoch} with {uri}; the optimizer's state of that"
+                " epoch is not kept, it starts anew",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def _bring_back_best(self) -> None:
+        """Make best.pt that of the epochs that count, after going back to an earlier one."""
+        uri = state_uri(self.options.model_prefix, self.progressed.best_epoch)
+        if self.progressed.best_epoch >= 0 and storage.exists(uri):
+            self.folder.save_best(
+                read_weights(uri), self.progressed, self.description["network_options"]
+            )
 
     def _restore(self, state: State, progressed: Progressed) -> None:
         self.progressed = progressed
@@ -445,7 +520,7 @@ class Fit:
         whole = self.train.batch_size * self.world.size
         jets = self.train.num_jets if self.steps == len(self.train) else self.steps * whole
         bar = Progress(self._where(), total=jets + self.val.num_jets, unit="jets")
-        bar.done = self.progressed.batch * whole
+        bar.resume(self.progressed.batch * whole)
         return bar
 
 
@@ -500,44 +575,33 @@ def write_results(
         metrics_log.write(options.metrics_log, progressed.history)
 
 
-def not_finite(batch: Batch, input_dicts: Mapping[str, list[str]]) -> str:
-    """Name the variables and labels of a batch that hold NaN or infinity, and in how many jets.
-
-    Empty if none does.
-    """
-    affected: list[tuple[str, int]] = []
+def not_finite(batch: Batch, input_dicts: Mapping[str, list[str]]) -> dict[str, int]:
+    """The variables and labels of a batch that hold NaN or infinity -> in how many jets."""
+    affected: dict[str, int] = {}
     for group, values in batch.inputs.items():
         names = input_dicts[group]
         by_variable = values.isfinite().reshape(len(batch), len(names), -1)  # (N, C, P)
         bad = ~by_variable.all(dim=2)  # (N, C)
         for name, count in zip(names, bad.sum(dim=0), strict=True):
-            affected.append((name, int(count)))
+            affected[f"input '{name}'"] = int(count)
     for name, values in batch.labels.items():
-        affected.append((name, int((~values.isfinite()).sum())))
-    listed = [f"{name} in {count}" for name, count in affected if count]
-    return ", ".join(listed) + " jets" if listed else ""
+        bad = (~values.isfinite()).reshape(len(batch), -1).any(dim=1)  # (N,)
+        affected[f"label '{name}'"] = int(bad.sum())
+    return {name: count for name, count in affected.items() if count}
+
+
+def in_words(counts: Mapping[str, int]) -> str:
+    """What `not_finite` gives, as the end of a sentence."""
+    parts = []
+    for name, count in counts.items():
+        parts.append(f"{name} is NaN or infinite in {count:,} jet{'s' if count != 1 else ''}")
+    return ", ".join(parts)
 
 
 def has_ended(options: TrainOptions, progressed: Progressed) -> bool:
     """Whether a trial has had its last epoch, or --patience epochs without a better loss."""
     return ending.has_ended(
         options.num_epochs, options.patience, progressed.epoch, progressed.best_epoch
-    )
-
-
-def check_load_epoch(options: TrainOptions, progressed: Progressed, where: str) -> None:
-    """Raise InputError where --load-epoch asks for another epoch than the checkpoint's.
-
-    Only the last one is kept.
-    """
-    if options.load_epoch is None or progressed.epoch == options.load_epoch + 1:
-        return
-    held = "has finished no epoch"
-    if progressed.epoch:
-        held = f"has finished epoch {progressed.epoch - 1}"
-    raise InputError(
-        f"--load-epoch {options.load_epoch}: the checkpoint in {where} {held}; leave it out: a"
-        " trial goes on from its last checkpoint"
     )
 
 

@@ -10,9 +10,15 @@ from physics.ranks import auc
 
 
 def regression_metrics(answer: np.ndarray, target: np.ndarray) -> dict[str, float]:
-    """AvgMSE and AvgMAE of answers (N,) to targets (N,)."""
-    error = answer.astype(np.float64) - target
-    return {"AvgMSE": float(np.mean(error**2)), "AvgMAE": float(np.mean(np.abs(error)))}
+    """AvgMSE and AvgMAE of answers (N,) to targets (N,).
+
+    Of several targets (N, k) the errors of a jet are added up, as in weaver-core.
+    """
+    error = (answer.astype(np.float64) - target).reshape(len(target), -1)
+    return {
+        "AvgMSE": float(np.mean((error**2).sum(axis=1))),
+        "AvgMAE": float(np.mean(np.abs(error).sum(axis=1))),
+    }
 
 
 def class_metrics(scores: np.ndarray, label: np.ndarray) -> dict[str, float]:

@@ -10,9 +10,12 @@ from __future__ import annotations
 import argparse
 import ast
 import dataclasses
+import hashlib
 import os
 import re
+import socket
 import sys
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -37,7 +40,8 @@ OPTIMIZERS: Mapping[str, str] = {
 }
 """Names of --optimizer, and the class in torch.optim that each means."""
 MIXED_PRECISIONS = tuple(name for name in PRECISIONS if name not in ("auto", "float32"))
-RUN_MODES = ("train,val", "train,val,test", "test")
+RUN_STEPS = ("train", "val", "test")
+"""Of --run-mode, separated by commas."""
 TRAIN_FLAGS = frozenset(
     {
         "start-lr",
@@ -60,6 +64,26 @@ TRAIN_FLAGS = frozenset(
 
 Anything else is a network option.
 """
+
+OWN_FLAGS = frozenset(
+    {
+        "metrics_log",
+        "weight_decay",
+        "clip_grad_norm",
+        "patience",
+        "ema_decay",
+        "precision",
+        "deterministic",
+        "seed",
+        "tensorboard_log_dir",
+        "triton_config",
+        "s3_model",
+        "local_rank",
+    }
+)
+"""Fields of TrainOptions that are no flags of weaver-core's."""
+AUTO_NAME = "JEC_AUTO_NAME"
+"""Environment variable that gives all ranks the same name in place of {auto}."""
 
 OptionValues = dict[str, Any]
 """Options by name, as `pairs` reads them: Python literals or text."""
@@ -173,8 +197,8 @@ class TrainOptions:
 
     run_mode: str = flag(
         "train,val,test",
-        "train,val; train,val,test: then also predict, where --data-test is given; test: as"
-        " --predict",
+        "train (which always validates), val and test, separated by commas; test alone: as"
+        " --predict; with train: then also predict, where --data-test is given",
     )
     data_train: tuple[str, ...] = flag(
         (),
@@ -182,7 +206,18 @@ class TrainOptions:
         "-i",
         nargs="*",
     )
-    data_val: tuple[str, ...] = flag((), "validation data, in the same forms", "-l", nargs="*")
+    data_val: tuple[str, ...] = flag(
+        (),
+        "validation data, in the same forms (default: the last part of each training file, see"
+        " --train-val-split)",
+        "-l",
+        nargs="*",
+    )
+    train_val_split: float = flag(
+        0.8,
+        "without --data-val: the first part of each file's jets, which are trained on",
+        type=number(float, 0, 0.999999, above=True),
+    )
     data_test: tuple[str, ...] = flag(
         (),
         "test data, for predictions only (NAME:PATTERN writes OUTPUT_NAME); it takes no part in"
@@ -201,7 +236,8 @@ class TrainOptions:
     )
     model_prefix: str = flag(
         "",
-        "folder or s3:// address of this trial; to predict or export also a file of weights (.pt)",
+        "folder or s3:// address of this trial, {auto} in it stands for a name made of time,"
+        " network and settings; to predict or export also a file of weights (.pt)",
         "-m",
     )
     load_model_weights: str = flag(
@@ -216,7 +252,7 @@ class TrainOptions:
     )
     load_epoch: int | None = flag(
         None,
-        "insist on going on after this epoch (from 0); else from wherever the trial is",
+        "go on after this epoch (from 0), whose weights are kept; else from wherever the trial is",
         type=number(int, 0),
     )
     auto_clean: bool = flag(
@@ -357,6 +393,11 @@ class TrainOptions:
         type=number(int, 0),
     )
     seed: int = flag(1, "seed of weights, shuffling and dropout", type=number(int, 0))
+    log_file: str = flag("", "file that gets all messages too; {auto} as in --model-prefix")
+    tensorboard: str = flag(
+        "",
+        "comment: TensorBoard's files go to runs/<time>_<machine><comment>, as weaver-core's",
+    )
     tensorboard_log_dir: str = flag(
         "auto", "auto: inside the trial's folder; a folder or s3:// address; none"
     )
@@ -407,10 +448,37 @@ class TrainOptions:
         """One of PRECISIONS: --precision, or what --use-amp and --amp-dtype mean."""
         return self.precision or (self.amp_dtype if self.use_amp else "float32")
 
+    def precision_on(self, device: str) -> str:
+        """The precision on a device, "cpu" or "cuda": --use-amp is for GPUs, as in weaver-core."""
+        if self.use_amp and not self.precision and device == "cpu":
+            return "float32"
+        return self.asked_precision
+
+    @property
+    def of_weaver(self) -> dict[str, bool]:
+        """The options that weaver-core adds to those of the network, where they are asked for."""
+        asked = {
+            "for_inference": bool(self.export_onnx),
+            "use_amp": self.use_amp,
+            "compile_model": self.compile,
+        }
+        return {name: True for name, wanted in asked.items() if wanted}
+
     @property
     def trains(self) -> bool:
         """False where only a finished trial is used."""
-        return not (self.predict or self.export_onnx or self.print or self.run_mode == "test")
+        return not (self.predict or self.export_onnx or self.print or not self.runs("train"))
+
+    def runs(self, step: str) -> bool:
+        """Whether --run-mode names a step, one of RUN_STEPS."""
+        return step in self.run_mode.split(",")
+
+    @property
+    def parts(self) -> tuple[tuple[float, float], tuple[float, float]]:
+        """Shares of each file's jets between which training and validation jets lie."""
+        if self.data_val:
+            return (0.0, 1.0), (0.0, 1.0)
+        return (0.0, self.train_val_split), (self.train_val_split, 1.0)
 
     def steps(self, in_data: int) -> int:
         """Steps of an epoch, where a pass over the training data has `in_data`."""
@@ -508,11 +576,7 @@ NOT_TAKEN: dict[str, NotTaken] = {
     "extra-selection-val": NotTaken(_SELECTION),
     "extra-selection-test": NotTaken("write it into `test_time_selection` of the data config"),
     "file-fraction": NotTaken("use --data-fraction, which takes jets of all files"),
-    "train-val-split": NotTaken("give validation files of their own with --data-val"),
     "demo": NotTaken("use --data-fraction 0.01 --num-epochs 1", takes_value=False),
-    "tensorboard": NotTaken(
-        "use --tensorboard-log-dir; the trial's folder already holds tensorboard/"
-    ),
     "tensorboard-custom-fn": NotTaken(
         "losses, rates and response histograms are written without it; add others in"
         " weaver/fit/tensorboard.py"
@@ -530,7 +594,6 @@ NOT_TAKEN: dict[str, NotTaken] = {
         " alone",
         takes_value=False,
     ),
-    "log-file": NotTaken("send the messages to a file in the shell: 2> train.log"),
     "profile": NotTaken(
         "run it under a profiler: python -m cProfile -m weaver.train ... --steps-per-epoch 50",
         takes_value=False,
@@ -550,24 +613,34 @@ class _NotTaken(argparse.Action):
         if option_string == f"--no-{name}":
             return  # switched off, as here it always is
         if NOT_TAKEN[name].refused:
-            parser.error(
-                f"{option_string} of weaver-core is not an option here: {NOT_TAKEN[name].words}"
-            )
+            text = f"{option_string} of weaver-core is not an option here: {NOT_TAKEN[name].words}"
+            namespace.refused = (*namespace.refused, text)
+            return
         namespace.unneeded = (*namespace.unneeded, name)
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse, with the nearest flag named where one is unknown."""
+    """argparse that lists all refused and unknown flags at once, with the nearest names."""
 
     def parse_args(self, args=None, namespace=None):
         known, rest = self.parse_known_args(args, namespace)
-        for word in rest:
-            if word.startswith("-"):
-                flags = [name for name in self._option_string_actions if name.startswith("--")]
-                self.error(unknown("option", word.partition("=")[0], flags))
-        if rest:
-            self.error(f"unexpected argument '{rest[0]}'")
+        problems = list(known.refused)
+        flags = [name for name in self._option_string_actions if name.startswith("--")]
+        are_flags = [word for word in rest if word.startswith("-")]
+        for word in are_flags:
+            problems.append(unknown("option", word.partition("=")[0], flags))
+        if rest and not are_flags:
+            problems.append(f"unexpected argument '{rest[0]}'")
+        if problems:
+            self.error("\n  ".join(problems))
+        del known.refused
         return known
+
+    def _get_option_tuples(self, option_string):
+        """The flags that an abbreviation may mean; weaver-core's own go before those of here."""
+        matches = super()._get_option_tuples(option_string)
+        of_weaver = [match for match in matches if match[0].dest not in OWN_FLAGS]
+        return of_weaver if len(of_weaver) == 1 else matches
 
     def error(self, message: str) -> NoReturn:
         self.exit(InputError.exit_code, f"error: {message}\nsee {self.prog} --help\n")
@@ -575,10 +648,8 @@ class _Parser(argparse.ArgumentParser):
 
 def parser() -> argparse.ArgumentParser:
     """Make the argparse parser of TrainOptions and NOT_TAKEN."""
-    made = _Parser(
-        prog="python -m weaver.train", description="Train a network on jets.", allow_abbrev=False
-    )
-    made.set_defaults(unneeded=())
+    made = _Parser(prog="python -m weaver.train", description="Train a network on jets.")
+    made.set_defaults(unneeded=(), refused=())
     for field in dataclasses.fields(TrainOptions):
         default = {} if field.default is dataclasses.MISSING else field.default
         text = field.metadata["help"]
@@ -626,7 +697,19 @@ def parse(argv: Sequence[str] | None = None) -> TrainOptions:
     for name, value in values.items():
         values[name] = tuple(value) if isinstance(value, list) else value  # frozen, as the rest
     options = TrainOptions(**values)
-    problem = _missing(options) or _contradiction(options) or _malformed(options)
+    has_auto = "{auto}" in options.model_prefix + options.log_file
+    if has_auto and AUTO_NAME not in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        made.error(
+            "{auto} would become another name in each process; write a name, or let --gpus 0,1"
+            " start the processes"
+        )
+    options = with_names(options)
+    problem = (
+        _wrong_run_mode(options)
+        or _missing(options)
+        or _contradiction(options)
+        or _malformed(options)
+    )
     if problem:
         made.error(problem)
     if os.environ.get("RANK", "0") == "0":
@@ -636,18 +719,96 @@ def parse(argv: Sequence[str] | None = None) -> TrainOptions:
                 file=sys.stderr,
                 flush=True,
             )
-    return dataclasses.replace(options, predict=options.predict or options.run_mode == "test")
+        for line in notes(options):
+            print(f"note: {line}", file=sys.stderr, flush=True)
+    only_tests = options.runs("test") and not options.runs("train")
+    return dataclasses.replace(options, predict=options.predict or only_tests)
+
+
+def with_names(options: TrainOptions) -> TrainOptions:
+    """The options with {auto} and --tensorboard replaced by names, made as in weaver-core."""
+    replaced: dict[str, Any] = {}
+    if "{auto}" in options.model_prefix + options.log_file:
+        # all ranks of a training need the same name
+        name = auto_name(options)
+        for field in ("model_prefix", "log_file"):
+            replaced[field] = getattr(options, field).replace("{auto}", name)
+    if options.tensorboard and options.tensorboard_log_dir == "auto":
+        moment = time.strftime("%b%d_%H-%M-%S")
+        folder = f"runs/{moment}_{socket.gethostname()}{options.tensorboard}"
+        replaced["tensorboard_log_dir"] = folder
+    return dataclasses.replace(options, **replaced)
+
+
+def auto_name(options: TrainOptions) -> str:
+    """What stands for {auto}, as weaver-core makes it; that of the other ranks, where given."""
+    if AUTO_NAME in os.environ:
+        return os.environ[AUTO_NAME]
+    name = time.strftime("%Y%m%d-%H%M%S")
+    name += "_" + os.path.basename(options.network_config).replace(".py", "")
+    if options.network_option:
+        text = str(sorted(options.network_option.items()))
+        digest = hashlib.md5(text.encode(), usedforsecurity=False)
+        name += "_" + digest.hexdigest()
+    return name + f"_{options.optimizer}_lr{options.start_lr}_batch{options.batch_size}"
+
+
+def notes(options: TrainOptions) -> list[str]:
+    """What a flag means here where it means something else in weaver-core, a line for each."""
+    lines: list[str] = []
+    if not options.trains:
+        return lines
+    if "{auto}" not in options.model_prefix and options.tensorboard_log_dir.startswith("runs/"):
+        lines.append(f"TensorBoard's files go to {options.tensorboard_log_dir}")
+    if not options.data_val:
+        lines.append(
+            f"validation takes the last {1 - options.train_val_split:.4g} of each training file"
+            " (--train-val-split); the best epoch was then chosen on jets of the same files"
+        )
+    elif options.train_val_split != TrainOptions.train_val_split:
+        lines.append("--train-val-split has no effect: validation has data of its own (--data-val)")
+    if not options.runs("val"):
+        lines.append("--run-mode train validates too, to know its best epoch")
+    if (options.steps_per_epoch or options.samples_per_epoch) and not (
+        options.steps_per_epoch_val or options.samples_per_epoch_val
+    ):
+        lines.append(
+            "validation takes all its jets each epoch; weaver-core would take a share of"
+            " --steps-per-epoch: --steps-per-epoch-val sets it"
+        )
+    if not options.regression_mode:
+        lines.append("the best epoch is the one of the highest accuracy, AvgAcc")
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size > 1:
+        lines.append(
+            f"--batch-size {options.batch_size} is that of all {size} processes together, so that"
+            " their number changes nothing; in weaver-core it is that of each"
+        )
+    return lines
+
+
+def _wrong_run_mode(options: TrainOptions) -> str | None:
+    """Say what is wrong with --run-mode."""
+    for step in options.run_mode.split(","):
+        if step not in RUN_STEPS:
+            return f"--run-mode: {unknown('step', step, RUN_STEPS)}"
+    if options.runs("val") and not options.runs("train"):
+        return (
+            "--run-mode val without train: history.json in the trial's folder holds the validation"
+            " of every epoch; write train,val or test"
+        )
+    return None
 
 
 def _missing(options: TrainOptions) -> str | None:
     """Name the flags that are missing for what the others ask for."""
     needed = ["data_config", "network_config"]
-    if options.predict or options.run_mode == "test":
+    if options.predict or not options.runs("train"):
         needed += ["model_prefix", "data_test", "predict_output"]
     elif options.export_onnx:
         needed += ["model_prefix"]
     elif options.trains:
-        needed += ["model_prefix", "data_train", "data_val"]
+        needed += ["model_prefix", "data_train"]
     missing = ["--" + name.replace("_", "-") for name in needed if not getattr(options, name)]
     return f"missing {', '.join(missing)}" if missing else None
 
@@ -689,16 +850,6 @@ def _contradiction(options: TrainOptions) -> str | None:
 
 def _malformed(options: TrainOptions) -> str | None:
     """Name a flag whose value has the wrong form."""
-    if options.run_mode not in RUN_MODES:
-        return (
-            f"--run-mode must be {' or '.join(RUN_MODES)}, not '{options.run_mode}': training"
-            " always validates, to know its best epoch"
-        )
-    if "{auto}" in options.model_prefix:
-        return (
-            "--model-prefix cannot hold {auto}: give the trial a name, so that the same command"
-            " goes on with it"
-        )
     if options.predict_output and not options.predict_output.endswith(
         (".npz", ".root", ".parquet")
     ):

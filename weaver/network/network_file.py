@@ -9,19 +9,22 @@ network is built.
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
 import hashlib
 import importlib.abc
 import importlib.machinery
 import importlib.util
+import os
 import sys
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from common import storage
 from common.errors import InputError, JecError, unknown
 from networks.options import ModelInfo, Rule
+from weaver.network.siblings import read_siblings, write_siblings
 
 if TYPE_CHECKING:
     import torch
@@ -34,12 +37,34 @@ Such a loop could not be resumed or distributed here.
 """
 
 
+_SIBLINGS_IMPORTED: set[str] = set()
+"""Folders of siblings that may be in sys.modules."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NetworkFile:
     """A network file that was read and parsed, not yet imported."""
 
     uri: str
     source: str
+    place: str = ""
+    """Where it lies, if `uri`, which messages name, is only how the user calls it."""
+    siblings: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
+    """The files beside it that it needs: relative path -> content."""
+
+    @classmethod
+    def read(cls, uri: str, place: str = "") -> NetworkFile:
+        """Read a network file and its siblings. Raises InputError where there is none."""
+        source = storage.read_text(place or uri)
+        siblings = read_siblings(place or uri, source)
+        return cls(uri=uri, source=source, place=place, siblings=siblings)
+
+    def digest(self) -> str:
+        """SHA-256 of the text and the siblings: where they lie makes no difference."""
+        content = hashlib.sha256(self.source.encode())
+        for path, data in self.siblings.items():
+            content.update(f"\0{path}\0".encode() + hashlib.sha256(data).digest())
+        return content.hexdigest()
 
     def option_names(self) -> set[str] | None:
         """Names of the options that the network takes.
@@ -58,29 +83,51 @@ class NetworkFile:
                 raise InputError(f"{self.uri}: {unknown('network option', name, known)}")
 
     def build(
-        self, data_config, options: Mapping[str, Any], **of_weaver: bool
+        self,
+        data_config,
+        options: Mapping[str, Any],
+        of_weaver: Mapping[str, bool] | None = None,
+        *,
+        mixed_precision: bool = False,
     ) -> tuple[torch.nn.Module, ModelInfo]:
         """Call get_model: (model, model_info).
 
-        `of_weaver` are options that weaver-core adds by itself (use_amp, compile_model,
-        for_inference): only a network that knows them gets them. Raises InputError for options that
-        the network does not have or refuses.
+        of_weaver: the options that weaver-core adds where they are asked for (use_amp,
+        compile_model, for_inference); a network that takes none of that name does without.
+        mixed_precision: by --precision, which weaver-core does not have, so that only a network
+        with an argument `use_amp` is told of it. Raises InputError for options that the network
+        does not have or refuses.
         """
         self.check_options(options)
+        added = dict(of_weaver or {})
+        names, _ = _signature(ast.parse(self.source), "get_model")
+        if mixed_precision and "use_amp" in names:
+            added["use_amp"] = True
         model, info, *_ = self._call(
-            "get_model", data_config, self._taken_by("get_model", {**of_weaver, **options})
+            "get_model", data_config, self._taken_by("get_model", {**added, **options})
         )
         return model, info
 
-    def loss(self, data_config, options: Mapping[str, Any]):
+    def loss(
+        self,
+        data_config,
+        options: Mapping[str, Any],
+        of_weaver: Mapping[str, bool] | None = None,
+        *,
+        regression: bool | None = None,
+    ):
         """Call get_loss: with predictions and targets, what it returns gives their mean loss.
 
-        Where the file has no get_loss, a classification takes the cross entropy, as in weaver-core;
-        for a regression InputError is raised.
+        regression: by default that of the data config's labels. Where the file has no get_loss, a
+        classification takes the cross entropy, as in weaver-core; for a regression InputError is
+        raised.
         """
         if hasattr(self.module(), "get_loss"):
-            return self._call("get_loss", data_config, self._taken_by("get_loss", options))
-        if data_config.label_type != "simple":
+            taken = self._taken_by("get_loss", {**(of_weaver or {}), **options})
+            return self._call("get_loss", data_config, taken)
+        if regression is None:
+            regression = data_config.label_type != "simple"
+        if regression:
             raise InputError(
                 f"{self.uri} defines no get_loss(data_config, **options), and there is no usual"
                 " loss for a regression"
@@ -94,31 +141,78 @@ class NetworkFile:
 
         Raises InputError where it cannot be imported, with the reason and the line.
         """
-        name = "_network_" + hashlib.sha256(f"{self.uri}\0{self.source}".encode()).hexdigest()[:16]
+        meaning = f"{self.uri}\0{self.place}\0{self.digest()}"
+        name = "_network_" + hashlib.sha256(meaning.encode()).hexdigest()[:16]
         if name in sys.modules:
             return sys.modules[name]
         loader = _TextLoader(self)
         spec = importlib.machinery.ModuleSpec(name, loader, origin=self.uri)
         module = importlib.util.module_from_spec(spec)
-        module.__file__ = self.uri
+        module.__file__ = self._local_place()
         sys.modules[name] = module  # dataclasses look their own module up while it is being made
         try:
-            loader.exec_module(module)
+            self._forget_siblings()
+            with self._beside():
+                loader.exec_module(module)
         except Exception as error:  # a user's file may raise anything
             del sys.modules[name]
-            raise self._refusal("cannot be imported", error, _advice(error)) from error
+            raise self.refusal("cannot be imported", error, _advice(error)) from error
         return module
 
     def _call(self, name: str, data_config, options: Mapping[str, Any]):
         function = getattr(self.module(), name)
         try:
-            return function(data_config, **options)
+            with self._beside():
+                return function(data_config, **options)
         except JecError:
             raise
         except Exception as error:  # as above
-            raise self._refusal(f"{name} failed", error) from error
+            raise self.refusal(f"{name} failed", error) from error
 
-    def _refusal(self, what: str, error: Exception, advice: str = "") -> InputError:
+    def _local_place(self) -> str:
+        """The file on this machine, with its siblings beside it where it has any."""
+        place = self.place or self.uri
+        if not storage.is_s3(place) or not self.siblings:
+            return place
+        from weaver.prepared.columns import node_cache  # late: it imports awkward
+
+        folder = node_cache() / "networks" / self.digest()[:32]
+        copy = folder / storage.name(place)
+        if not copy.exists():
+            write_siblings(self.siblings, str(folder))
+            # last, so that who finds it finds the others
+            storage.write_text(str(copy), self.source)
+        return str(copy)
+
+    @contextlib.contextmanager
+    def _beside(self) -> Iterator[None]:
+        """Within the block, `import layers` finds the layers.py beside this network file."""
+        if not self.siblings:
+            yield
+            return
+        folder = os.path.dirname(os.path.abspath(self._local_place()))
+        writes_bytecode = sys.dont_write_bytecode
+        sys.dont_write_bytecode = True  # a run's folder holds no __pycache__
+        sys.path.append(folder)
+        try:
+            yield
+        finally:
+            sys.path.remove(folder)
+            sys.dont_write_bytecode = writes_bytecode
+
+    def _forget_siblings(self) -> None:
+        """Take out of sys.modules what another network file, or another version, left there."""
+        names = {path.partition("/")[0].removesuffix(".py") for path in self.siblings}
+        for name, module in list(sys.modules.items()):
+            file = getattr(module, "__file__", None) or ""
+            # siblings lie in no package folder of Python's own
+            if name.partition(".")[0] in names and os.path.dirname(file) in _SIBLINGS_IMPORTED:
+                del sys.modules[name]
+        folder = os.path.dirname(os.path.abspath(self._local_place()))
+        for path in self.siblings:
+            _SIBLINGS_IMPORTED.add(os.path.dirname(os.path.join(folder, path)))
+
+    def refusal(self, what: str, error: Exception, advice: str = "") -> InputError:
         """Describe an error in the user's file, with the last of its lines on the way there."""
         line = None
         trace = error.__traceback__
@@ -127,7 +221,8 @@ class NetworkFile:
                 line = trace.tb_lineno
             trace = trace.tb_next
         where = f" (line {line})" if line else ""
-        return InputError(f"{self.uri}: {what}: {type(error).__name__}: {error}{where}{advice}")
+        reason = " ".join(str(error).split())
+        return InputError(f"{self.uri}: {what}: {type(error).__name__}: {reason}{where}{advice}")
 
     def _taken_by(self, function: str, options: Mapping[str, Any]) -> dict[str, Any]:
         """The options that one of the two functions takes; the other's are not passed to it."""
@@ -155,7 +250,7 @@ def load_network(uri: str) -> NetworkFile:
     Raises InputError where there is none, or it does not parse, has no get_model, or has a training
     loop of its own.
     """
-    network = NetworkFile(uri=uri, source=storage.read_text(uri))
+    network = NetworkFile.read(uri)
     network.option_names()
     return network
 

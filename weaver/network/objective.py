@@ -48,11 +48,6 @@ class Objective:
             # training draws jets by their weights already; validation then counts all jets alike
             self.weighted = False
         self.loss = per_jet(loss) if self.weighted and loss else loss
-        if not regression and data_config.label_type != "simple":
-            raise InputError(
-                "the data config's label is a number to regress; add --regression-mode, or give it"
-                " labels of type simple"
-            )
 
     def __call__(
         self, model: torch.nn.Module, batch: Batch, *, filled: bool = False
@@ -68,7 +63,10 @@ class Objective:
         target = batch.labels[self.label].to(torch.float32 if self.regression else torch.int64)
         if self.weighted:
             total = batch.weights.sum()
-            loss_sum = (self.loss(prediction, target) * batch.weights).sum()
+            losses = self.loss(prediction, target)
+            if losses.ndim > 1:  # several targets for each jet
+                losses = losses.flatten(1).mean(1)
+            loss_sum = (losses * batch.weights).sum()
             # a batch whose weights are all zero has the loss 0
             loss = loss_sum / total.clamp(min=torch.finfo(total.dtype).tiny)
             return loss, total, (prediction, target, batch.weights)
@@ -80,7 +78,8 @@ class Objective:
             prediction = prediction[real]
             target = target[real]
         loss = self.loss(prediction, target)
-        return loss, float(len(target)), (prediction, target, torch.ones_like(target))
+        ones = torch.ones_like(batch.weights[: len(target)])
+        return loss, float(len(target)), (prediction, target, ones)
 
     def predict(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
         """Predict a batch in float32.
@@ -109,9 +108,9 @@ class Objective:
         """
         if not self.regression:
             return ((prediction.argmax(dim=1) == target) * weights).sum()[None].double()
-        error = answer(prediction) - target
-        squared = (error.square() * weights).sum()
-        absolute = (error.abs() * weights).sum()
+        error = errors_of(prediction, target)
+        squared = (error.square().flatten(1).sum(1) * weights).sum()
+        absolute = (error.abs().flatten(1).sum(1) * weights).sum()
         return torch.stack([squared, absolute]).double()
 
     @torch.no_grad()
@@ -124,16 +123,23 @@ class Objective:
         the score of the true class.
         """
         if self.regression:
-            return (answer(prediction) - target).exp()
+            return errors_of(prediction, target)[:, 0].exp()
         return prediction.softmax(dim=1).gather(1, target[:, None]).squeeze(1)
 
 
 def answer(prediction: torch.Tensor) -> torch.Tensor:
     """Take the answer (N,) of a regression from its outputs (N,) or (N, outputs).
 
-    Of several it is the first: the median, in front of the quantiles.
+    Of several for one target it is the first: the median, in front of the quantiles.
     """
     return prediction[:, 0] if prediction.ndim == 2 else prediction
+
+
+def errors_of(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """The errors (N, k) of predictions for targets (N, k), or (N, 1) for targets (N,)."""
+    if target.ndim > 1:
+        return (prediction.reshape(target.shape) - target).flatten(1)
+    return (answer(prediction) - target)[:, None]
 
 
 def per_jet(loss: Any) -> Loss:

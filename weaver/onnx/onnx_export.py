@@ -122,7 +122,7 @@ def _atan2(graph, y, x):
     import torch
 
     def constant(value: float):
-        return graph.op("Constant", value_t=torch.tensor(value))
+        return graph.op("Constant", value_t=torch.tensor(value, dtype=x.type().dtype()))
 
     zero = constant(0.0)
     x_is_zero = graph.op("Equal", x, zero)

@@ -9,8 +9,9 @@ dataset.json is written last, so that a folder that has one is complete.
                                 or (N,) float32
       <group>.offsets.npy       jet i owns the particles offsets[i]:offsets[i + 1], int64; groups
                                 with equal ones share a file
-      label.<name>.npy          (N,), in the type that the label's expression gave
-      observer.<name>.npy       (N,)
+      label.<name>.npy          (N,) or (N, k), in the type that the label's expression gave
+      observer.<name>.npy       (N,) or (N, k); of an observer with a list for each jet all entries
+      observer.<name>.offsets.npy   and of these jet i has offsets[i]:offsets[i + 1], int64
       weight.npy                (N,) float32, where the data config has weights
       data.auto.yaml            the data config with the numbers derived from the training set, in
                                 weaver-core's form
@@ -33,16 +34,16 @@ import time
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 from urllib.parse import quote
 
 import numpy as np
 
 from common import storage
-from common.errors import StorageError
+from common.errors import InputError, StorageError
 from weaver.config.sections import Parameters
 from weaver.prepared.transform import Ready
-from weaver.read.jagged import common_type, exactly
+from weaver.read.jagged import Jagged, common_type, exactly
 
 # raise it when prepared data changes its meaning: folders of an older form are then made anew
 FORMAT = 2
@@ -89,6 +90,8 @@ class Contents(TypedDict):
     """Variable -> how many values are NaN, and how many infinite."""
     sequences: dict[str, SequenceEntry]
     columns: dict[str, ColumnEntry]
+    list_observers: NotRequired[dict[str, SequenceEntry]]
+    """Observers with a list for each jet: offsets, and the entries as values."""
 
 
 class FileEntry(TypedDict):
@@ -147,7 +150,12 @@ class NpyWriter:
         if self.dtype is None:
             self.dtype = array.dtype.newbyteorder("<")
             self.row_shape = array.shape[1:]
-        elif array.dtype != self.dtype:
+        if array.shape[1:] != self.row_shape:
+            raise InputError(
+                f"'{self._name}' has {_shown(self.row_shape)} for each jet in the first files and"
+                f" {_shown(array.shape[1:])} in later ones; give it one shape in all files"
+            )
+        if array.dtype != self.dtype:
             common = common_type([self.dtype, array.dtype]).newbyteorder("<")
             if common != self.dtype:
                 self._widen(common)
@@ -207,6 +215,11 @@ class NpyWriter:
         return {"file": self.path.name, "dtype": self.dtype.str, "shape": list(shape)}
 
 
+def _shown(shape: tuple[int, ...]) -> str:
+    """The shape of a row, in words."""
+    return f"{' x '.join(map(str, shape))} numbers" if shape else "one number"
+
+
 class SequenceWriter:
     """Values and offsets of one sequence group.
 
@@ -262,6 +275,27 @@ class SequenceWriter:
         return {"constant": [float(value) for value in self.constant], "offsets": offsets}
 
 
+class ListWriter:
+    """Entries and offsets of an observer with a list for each jet."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.values = NpyWriter(_path(folder, name))
+        self.offsets = NpyWriter(_path(folder, f"{name}.offsets"))
+        self.offsets.append(np.zeros(1, np.int64))
+        self.end = 0
+        """Entries so far."""
+
+    def append(self, lists: Jagged) -> None:
+        """Add the lists of some jets."""
+        self.values.append(lists.content)
+        self.offsets.append(self.end + np.cumsum(lists.counts))
+        self.end += len(lists.content)
+
+    def close(self) -> SequenceEntry:
+        """Finish the files; returns the observer's entry for dataset.json."""
+        return {"values": self.values.close(), "offsets": self.offsets.close()}
+
+
 def reweight_column(name: str) -> str:
     """A column that is there only until the weights have been made of it."""
     return f"reweight.{name}"
@@ -285,6 +319,7 @@ class DatasetWriter:
         self.dropped_jets = 0
         self.sequences: dict[str, SequenceWriter] = {}
         self.columns: dict[str, NpyWriter] = {}
+        self.lists: dict[str, ListWriter] = {}
         self.non_finite: dict[str, list[int]] = {}
 
     def append(self, ready: Ready) -> None:
@@ -310,8 +345,13 @@ class DatasetWriter:
             self._append_column(name, values)
         for name, values in ready.labels.items():
             self._append_column(f"label.{name}", values)
-        for name, values in ready.observers.items():
-            self._append_column(f"observer.{name}", values)
+        for name, observed in ready.observers.items():
+            if isinstance(observed, Jagged):
+                if name not in self.lists:
+                    self.lists[name] = ListWriter(self.folder, f"observer.{name}")
+                self.lists[name].append(observed)
+            else:
+                self._append_column(f"observer.{name}", observed)
         for name, values in ready.reweight.items():
             self._append_column(reweight_column(name), values)
         if ready.weight is not None:
@@ -335,7 +375,7 @@ class DatasetWriter:
                 sequences[group]["offsets"] = first
                 writer.offsets.path.unlink()
 
-        return {
+        contents: Contents = {
             "num_jets": self.num_jets,
             "empty_jets": self.empty_jets,
             "dropped_jets": self.dropped_jets,
@@ -343,6 +383,11 @@ class DatasetWriter:
             "sequences": sequences,
             "columns": {name: writer.close() for name, writer in self.columns.items()},
         }
+        if self.lists:
+            contents["list_observers"] = {
+                name: writer.close() for name, writer in self.lists.items()
+            }
+        return contents
 
 
 # -------------------------------------------------------------------------- folders, local and S3

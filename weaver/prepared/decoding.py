@@ -37,6 +37,7 @@ from weaver.read import files as data_files
 from weaver.read.ahead import in_threads
 from weaver.read.files import DamagedFile, DataFile, Load, Skipped, Step
 from weaver.read.jagged import common_type
+from weaver.read.opening import REMEDY, TREE_REMEDY
 
 Report = Callable[[str], None]
 MOST_THREADS = 8  # each holds a step and what is made of it
@@ -102,7 +103,7 @@ class Decoding:
                     "size": file.entry.size,
                     "tag": file.entry.tag,
                     "tree": file.tree,
-                    "jets": file.num_entries,
+                    "jets": file.num_used,
                 }
             )
         return {
@@ -129,7 +130,7 @@ class Decoding:
     @property
     def num_read(self) -> int:
         """Jets in the files."""
-        return sum(file.num_entries for file in self.files)
+        return sum(file.num_used for file in self.files)
 
     # ----------------------------------------------------------------------------------- decoding
 
@@ -155,7 +156,7 @@ class Decoding:
                     progress.advance(count, note=storage.name(file.entry.uri))
                 if decoded.damage is not None:
                     damaged.add(decoded.number)
-                    lost = file.num_entries - done[decoded.number]
+                    lost = file.num_used - done[decoded.number]
                     reason = str(decoded.damage)
                     self.skipped.append(
                         Skipped(uri=file.entry.uri, reason=reason, jets=lost, exact=True)
@@ -180,7 +181,7 @@ class Decoding:
         """The work on all files, each job on some steps of one of them."""
         for number, file in enumerate(self.files):
             generator = np.random.default_rng(number)
-            for load in self.loads(file, self.plan):
+            for load in self.loads(file, self.plan, *file.entries):
                 yield functools.partial(self.decode, number, load, config, generator)
 
     def decode(
@@ -204,16 +205,24 @@ class Decoding:
             if not self.skip_bad_files:
                 raise
             return Decoded(number, steps, error)
+        except InputError as error:
+            if where in str(error):
+                raise
+            raise InputError(f"{error} (in {where})") from error
         return Decoded(number, steps, None)
 
-    def loads(self, file: DataFile, plan: Plan, stop: int | None = None) -> Iterator[Load]:
-        """The file's steps; damage that shows while they are listed is one of them."""
+    def loads(self, file: DataFile, plan: Plan, start: int, stop: int) -> Iterator[Load]:
+        """The steps of the file's entries start:stop.
+
+        Damage that shows while they are listed is one of them.
+        """
         try:
             yield from data_files.loads(
                 file,
                 self.config,
                 plan,
                 training_set=self.role == "training",
+                start=start,
                 stop=stop,
                 step_bytes=self.step_bytes,
             )
@@ -229,7 +238,7 @@ class Decoding:
         def list_steps(load: Load) -> list[Step]:
             return list(load())  # a list, so that the thread decodes and not the loop below
 
-        jobs = (functools.partial(list_steps, load) for load in self.loads(file, plan, stop))
+        jobs = (functools.partial(list_steps, load) for load in self.loads(file, plan, 0, stop))
         with contextlib.closing(in_threads(jobs, self.threads)) as parts:
             try:
                 for part in parts:
@@ -247,9 +256,11 @@ class Decoding:
             " selection"
         )
         for skipped in self.skipped:
-            about = "" if skipped.exact else "about "
+            about = "" if skipped.exact else "a file is left out, about "
             # the remedy is what has been done
-            reason = skipped.reason.removesuffix(f"; {data_files.REMEDY}")
+            reason = skipped.reason
+            for remedy in (REMEDY, TREE_REMEDY):
+                reason = reason.removesuffix(f"; {remedy}")
             self.report(f"warning: {about}{skipped.jets:,} jets are lost: {reason}")
         if contents["empty_jets"]:
             self.report(f"{contents['empty_jets']:,} jets have no particles")

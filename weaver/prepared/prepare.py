@@ -73,6 +73,7 @@ def prepare(
     for_training: bool,
     validation: bool = False,
     skip_bad_files: bool = False,
+    part: data_files.Part = data_files.WHOLE,
     report: Report | None = None,
     step_bytes: int = data_files.STEP_BYTES,
 ) -> PreparedRef:
@@ -81,7 +82,9 @@ def prepare(
     files: patterns (weaver/read/files.py) or stored entries. data_config: for the validation and
     test sets that of the training set's `PreparedRef` where something is derived (`preprocess:
     auto`, reweighting). for_training: true for the training and the validation set, which take
-    `selection`, false for the test set. skip_bad_files: leave damaged files out, and say so.
+    `selection`, false for the test set. part: the part of each file's entries to take, as (0, 0.8);
+    what `preprocess: auto` derives is of the whole files, as in weaver-core. skip_bad_files: leave
+    damaged files out, and say so.
     report: called with one line about the result (default: stderr).
 
     Raises InputError, before any decoding, for files and branches that cannot be used, and after it
@@ -98,7 +101,7 @@ def prepare(
     role = "test" if not for_training else "validation" if validation else "training"
     _check_derived(data_config, role)
 
-    key = _key(entries, data_config, role, skip_bad_files)
+    key = _key(entries, data_config, role, skip_bad_files, part)
     uri = storage.join(storage.absolute(storage_uri), "cache", key)
     if is_prepared(uri):
         description = storage.read_json(storage.join(uri, DESCRIPTION))
@@ -106,7 +109,11 @@ def prepare(
 
     with _rare_collections():
         checked = data_files.check(
-            entries, data_config, for_training=for_training, skip_bad_files=skip_bad_files
+            entries,
+            data_config,
+            for_training=for_training,
+            skip_bad_files=skip_bad_files,
+            part=part,
         )
     decoding = Decoding(
         config=data_config,
@@ -160,7 +167,13 @@ def _check_derived(config: DataConfig, role: str) -> None:
         )
 
 
-def _key(entries: list[Entry], config: DataConfig, role: str, skip_bad_files: bool) -> str:
+def _key(
+    entries: list[Entry],
+    config: DataConfig,
+    role: str,
+    skip_bad_files: bool,
+    part: data_files.Part,
+) -> str:
     """The digest of all that decides the prepared data; it names the folder."""
     derived: dict[str, object] = {**config.derived}
     # Numbers that stand in the data config are in its digest; only the validation set is weighted
@@ -175,6 +188,8 @@ def _key(entries: list[Entry], config: DataConfig, role: str, skip_bad_files: bo
         meaning.append([entry.written for entry in entries])
     if skip_bad_files:
         meaning.append("skip")
+    if part != data_files.WHOLE:
+        meaning.append(list(part))
     return hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()[:32]
 
 

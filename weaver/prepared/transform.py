@@ -33,7 +33,16 @@ from weaver.config.plan import Plan
 from weaver.config.sections import Parameters
 from weaver.config.weights import jet_weights
 from weaver.prepared.sorting import falling, sort_within
-from weaver.read.jagged import Column, Columns, Jagged, evaluate, plain, same_lists, to_awkward
+from weaver.read.jagged import (
+    Column,
+    Columns,
+    Jagged,
+    evaluate,
+    plain,
+    same_lists,
+    to_awkward,
+    without_options,
+)
 
 # particles put side by side at a time: their columns and rows fit into a core's own cache
 ROWS = 16_384
@@ -49,9 +58,13 @@ class Ready:
     the group's length.
     """
     flats: dict[str, np.ndarray]
-    """Group -> (N, C) float32, or (N,) for a single variable."""
+    """Group -> (N, C) float32, or (N,) for a single variable; (N, C, k) or (N, k) where the
+    variables have k numbers for each jet.
+    """
     labels: dict[str, np.ndarray]
-    observers: dict[str, np.ndarray]
+    """(N,) or (N, k)."""
+    observers: dict[str, np.ndarray | Jagged]
+    """(N,) or (N, k), or a list for each jet."""
     weight: np.ndarray | None
     """(N,) float32."""
     reweight: dict[str, np.ndarray]
@@ -91,9 +104,10 @@ class _NonFinite:
         non_finite = ~np.isfinite(values)
         if not non_finite.any():
             return values
-        jets = non_finite
         if counts is not None:
             jets = np.repeat(np.arange(len(counts)), counts)[non_finite]
+        else:
+            jets = by_jet(non_finite)
         self.note(name, values, jets)
         return np.where(non_finite, values.dtype.type(0), values)
 
@@ -113,7 +127,7 @@ class _NonFinite:
     def check(self, name: str, values: np.ndarray) -> None:
         """Labels and weights: counted and perhaps refused or dropped, never changed."""
         if self.count(name, values) and self.policy in ("error", "drop"):
-            self.note(name, values, ~np.isfinite(values))
+            self.note(name, values, by_jet(~np.isfinite(values)))
 
 
 def select(columns: Mapping[str, Column], plan: Plan) -> tuple[Columns, int]:
@@ -128,13 +142,25 @@ def select(columns: Mapping[str, Column], plan: Plan) -> tuple[Columns, int]:
         for name, expression in plan.selection_functions:
             columns[name] = _column(expression, columns, count)
         passed = _condition(plan.selection, columns, count)
-        columns = {name: values[passed] for name, values in columns.items() if name in plan.kept}
+        columns = {
+            name: _selected(values, passed) for name, values in columns.items() if name in plan.kept
+        }
         count = int(np.count_nonzero(passed))
     columns = _cut_particles(columns, plan)
     if count:
         for name, expression in plan.functions:
             columns[name] = _column(expression, columns, count)
     return columns, count
+
+
+def _selected(values: Column, jets: np.ndarray) -> Column:
+    """The jets of a mask (N,); as in weaver-core, an array (N, k) of HDF5 becomes lists of k."""
+    chosen = values[jets]
+    if isinstance(chosen, ak.Array):
+        layout = ak.to_layout(chosen)
+        if isinstance(layout, ak.contents.NumpyArray):
+            return ak.Array(layout.to_RegularArray())
+    return chosen
 
 
 def _cut_particles(columns: Columns, plan: Plan) -> Columns:
@@ -178,10 +204,10 @@ def make_ready(
     flats = {}
     for group, names in config.input_dicts.items():
         if config.preprocess_params[names[0]]["length"] is None:
-            flats[group] = rows.flat_group(names)
+            flats[group] = rows.flat_group(group)
         else:
             sequences[group] = rows.sequence_group(group)
-    labels = {name: rows.single(name) for name in plan.labels}
+    labels = {name: rows.numbers(name, "label") for name in plan.labels}
     checked = dict(labels)
 
     # The weights, or what they are to be made of once all training jets are in the histograms.
@@ -259,8 +285,9 @@ class _Rows:
             order = self.order(group, counts, place)
             positions = order if positions is None else order[positions]
 
-        # as weaver-core: float32 throughout, unless a single value a jet is among the variables
-        in_float32 = all(self.columns[name].ndim > 1 for name in names)
+        # as weaver-core: float32 throughout, unless a single value a jet or an option type is among
+        # the variables
+        in_float32 = all(_in_float32(self.columns[name]) for name in names)
         channels = []
         for name, (content, _) in zip(names, parts, strict=True):
             entries = content if positions is None else content[positions]
@@ -285,27 +312,39 @@ class _Rows:
             self.orders[name] = sort_within(values, counts)
         return self.orders[name]
 
-    def flat_group(self, names: list[str]) -> np.ndarray:
-        """(N, C) float32, or (N,) for one variable."""
+    def flat_group(self, group: str) -> np.ndarray:
+        """(N, C) float32, or (N,) for one variable; (N, C, k) or (N, k) with k numbers a jet."""
         channels = []
+        names = self.config.input_dicts[group]
         for name in names:
             params = self.config.preprocess_params[name]
-            values = self.single(name)
+            values = self.numbers(
+                name, f"variable of an input group without length, inputs:{group}"
+            )
             # the largest number of float64 becomes infinity
             with np.errstate(over="ignore"):
                 values = _single_values(values, name, params, self.quality)
                 channels.append(values.astype(np.float32))
+        sizes = {name: list(values.shape[1:]) for name, values in zip(names, channels, strict=True)}
+        if any(size != sizes[names[0]] for size in sizes.values()):
+            raise InputError(
+                f"{self.config.source}: inputs:{group}: the variables of a group without length"
+                f" have different shapes for each jet: {sizes}"
+            )
         return channels[0] if len(channels) == 1 else np.stack(channels, axis=1)
 
-    def observed(self, name: str) -> np.ndarray:
-        """An observer as it is, (N,).
+    def observed(self, name: str) -> np.ndarray | Jagged:
+        """An observer as it is: (N,), (N, k), or a list for each jet.
 
         As in weaver-core, a monitor variable that is an input with one value a jet comes as the
         network gets it: standardised, and (N, length) where it is padded to a length.
         """
-        values = self.single(name)
+        values = without_options(self.columns[name])
+        if isinstance(values, Jagged) and values.content.dtype.kind in "biuf":
+            return values
+        values = self.numbers(name, "observer")
         params = self.config.preprocess_params.get(name)
-        if name not in self.config.monitor_variables or not params:
+        if name not in self.config.monitor_variables or not params or values.ndim > 1:
             return values
         values = _single_values(values, name, params, None)
         length = params["length"]
@@ -317,22 +356,42 @@ class _Rows:
 
     def single(self, name: str) -> np.ndarray:
         """A column with one number for each jet, (N,)."""
-        values = self.columns[name]
-        if isinstance(values, np.ndarray) and values.ndim == 1 and values.dtype.kind in "biuf":
-            return values
-        values = to_awkward(values)
-        layout = ak.to_layout(ak.to_packed(values))
-        if isinstance(layout, ak.contents.NumpyArray):
-            numbers = np.asarray(layout.data)
-            if numbers.ndim == 1 and numbers.dtype.kind in "biuf":
-                return numbers
+        values = self.numbers(name, "weight")
+        if values.ndim > 1:
+            raise self._refusal(name, "weight", "one number for each jet")
+        return values
+
+    def numbers(self, name: str, role: str) -> np.ndarray:
+        """A column with one number, or equally many, for each jet: (N,) or (N, k, ...).
+
+        role: what the column serves as, for the error.
+        """
+        values = without_options(self.columns[name])
+        if isinstance(values, Jagged):
+            # a vector that has k entries in every jet
+            size = int(values.counts[0]) if len(values) else 0
+            if size and (values.counts == size).all() and values.content.dtype.kind in "biuf":
+                return values.content.reshape(-1, size)
+        elif isinstance(values, np.ndarray):
+            if values.dtype.kind in "biuf":
+                return values
+        else:
+            layout = ak.to_layout(values)
+            while layout.is_regular or isinstance(layout, ak.contents.UnmaskedArray):
+                layout = layout.content
+            if isinstance(layout, ak.contents.NumpyArray) and layout.data.dtype.kind in "biuf":
+                return np.asarray(ak.to_numpy(values))
+        raise self._refusal(name, role, "one number, or equally many, for each jet")
+
+    def _refusal(self, name: str, role: str, expected: str) -> InputError:
+        values = to_awkward(self.columns[name])
         hint = (
             _form_hint(values)
             or "; take one with ak.num, ak.sum or the like, or give an input group a length"
         )
-        raise InputError(
-            f"{self.config.source}: '{name}' is {ak.type(values)}; expected one number for each"
-            f" jet{hint}"
+        return InputError(
+            f"{self.config.source}: '{name}' ({role}) is {ak.type(values)}; expected"
+            f" {expected}{hint}"
         )
 
 
@@ -341,25 +400,32 @@ def flatten(values: Column, name: str, source: str) -> tuple[np.ndarray, np.ndar
 
     A single value counts as one entry. Raises InputError for a column of another form.
     """
-    values = plain(values)
+    values = without_options(values)
+    if isinstance(values, ak.Array):
+        values = plain(ak.from_regular(values, axis=None))
     if isinstance(values, Jagged):
         return values.content, values.counts
     if isinstance(values, np.ndarray) and values.ndim == 1:
         return values, np.ones(len(values), np.int64)
 
-    regular = ak.from_regular(values, axis=None) if isinstance(values, ak.Array) else values
-    layout = ak.to_layout(ak.to_packed(regular))
-    if isinstance(layout, ak.contents.NumpyArray) and layout.data.ndim == 1:
-        return np.asarray(layout.data), np.ones(len(layout), np.int64)
-    if isinstance(layout, ak.contents.ListOffsetArray):
-        content = layout.content
-        if isinstance(content, ak.contents.NumpyArray):
-            counts = np.diff(np.asarray(layout.offsets.data)).astype(np.int64)
-            return np.asarray(content.data), counts
     raise InputError(
         f"{source}: '{name}' is {ak.type(values)}; expected one number, or one list of numbers, for"
         f" each jet{_form_hint(values)}"
     )
+
+
+def by_jet(marked: np.ndarray) -> np.ndarray:
+    """(N, ...) -> (N,): true for a jet with any mark."""
+    return np.logical_or.reduce(marked.reshape(len(marked), -1), axis=1)
+
+
+def _in_float32(column: Column) -> bool:
+    """Whether weaver-core's kernel takes a column: lists of numbers that are no option type."""
+    if isinstance(column, Jagged):
+        return not column.optional
+    # a two-dimensional array of HDF5 has no lists until a selection makes them
+    is_array = isinstance(ak.to_layout(column), ak.contents.NumpyArray)
+    return column.ndim > 1 and not is_array and "?" not in str(ak.type(column))
 
 
 def standardize(values: np.ndarray, params: Mapping[str, Any]) -> np.ndarray:
@@ -391,6 +457,9 @@ def _column(expression: Expression, columns: Columns, count: int) -> Column:
             f"{expression.where}: '{expression.text}' gives {form}; expected one entry for each of"
             f" {count} jets"
         )
+    if isinstance(values, np.ndarray) and values.ndim > 1:
+        # weaver-core's table holds it as lists of one size
+        return ak.from_numpy(values, regulararray=True)
     return plain(ak.Array(values))
 
 
@@ -482,4 +551,6 @@ def _single_values(
 
 def _form_hint(values: Column) -> str:
     kind = str(ak.type(values))
-    return "; fill missing values with ak.fill_none" if "?" in kind or "option" in kind else ""
+    if "?" not in kind and "option" not in kind:
+        return ""
+    return "; values are missing: fill them, as in ak.fill_none(x, 0)"

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -27,7 +28,7 @@ from common.errors import InputError, unknown
 from common.storage import Entry
 from weaver.config.data_config import TRAINING_FLAG, DataConfig
 from weaver.config.plan import Plan
-from weaver.read import jagged, parquet
+from weaver.read import hdf5, jagged, parquet
 from weaver.read.jagged import Columns, common_type
 from weaver.read.opening import (
     REMEDY,
@@ -36,6 +37,7 @@ from weaver.read.opening import (
     choose_tree,
     find_tree,
     open_file,
+    open_hdf5,
     open_parquet,
     unreadable,
 )
@@ -45,15 +47,21 @@ SAMPLE_NAME = re.compile(r"^[\w.+%-]+:(?!//)")
 # decoded at a time; what is computed from them takes a few times that, and larger steps are no
 # faster
 STEP_BYTES = 16 * 2**20
-SUFFIXES = (".root", parquet.SUFFIX)
-NOT_READ = (".h5", ".hdf5", ".awkd")
+SUFFIXES = (".root", parquet.SUFFIX, *hdf5.SUFFIXES)
+NOT_READ = (".awkd",)
 CHECKERS = 8  # files opened at a time: on S3 each takes a few round trips
+REFUSED = 20  # files that cannot be used and that an error lists
 LISTED = 5  # files of a folder that an error names
 
 Step = tuple[Columns, int]
 """The columns of some jets, and how many these are."""
 Load = Callable[[], Iterable[Step]]
 """Decodes one or more steps when it is called."""
+
+
+Part = tuple[float, float]
+"""The part of each file between two shares of its entries, as (0, 0.8) for the first 80 %."""
+WHOLE: Part = (0.0, 1.0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,6 +95,25 @@ class DataFile:
     """Column name -> type that it gets, where the column has other types in other files."""
     baskets: root_tree.Tree | None = dataclasses.field(default=None, repr=False, compare=False)
     """Where the branches' baskets lie, where they are simple enough to be read without uproot."""
+    part: Part = WHOLE
+    """The part of the file that is used."""
+    alone: bool = False
+    """True where it is the only file."""
+
+    @property
+    def entries(self) -> tuple[int, int]:
+        """The first entry of the part, and the one behind its last.
+
+        At least one entry, as in weaver-core.
+        """
+        start, stop = (math.trunc(bound * self.num_entries) for bound in self.part)
+        return start, min(max(start + 1, stop), self.num_entries)
+
+    @property
+    def num_used(self) -> int:
+        """Jets of the part."""
+        start, stop = self.entries
+        return stop - start
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -141,8 +168,8 @@ def find(patterns: str | Iterable[str]) -> list[Entry]:
     for uri in entries:
         if uri.endswith(NOT_READ):
             raise InputError(
-                f"{uri}: HDF5 and .awkd files, which weaver-core takes, are not read here; write"
-                " the jets as ROOT or parquet"
+                f"{uri}: files of awkward 0 (.awkd), which weaver-core takes, are not read here;"
+                " write the jets as ROOT or parquet"
             )
     return list(entries.values())
 
@@ -174,35 +201,40 @@ def _folder_contents(pattern: str) -> str:
 
 
 def check(
-    entries: list[Entry], config: DataConfig, *, for_training: bool, skip_bad_files: bool = False
+    entries: list[Entry],
+    config: DataConfig,
+    *,
+    for_training: bool,
+    skip_bad_files: bool = False,
+    part: Part = WHOLE,
 ) -> Checked:
     """Open every file and make sure that it can be decoded.
 
+    part: the part of each file that is to be used.
     Observers that a training file lacks are left out of the plan (training does not need them).
-    Raises DamagedFile for the first file that is no data file or is truncated, unless such files
-    are to be skipped; InputError for one that lacks the tree or a branch, or holds a branch of a
-    type that cannot be read, and where no file or no jet is left.
+    Raises DamagedFile for files that are no data files, are truncated or lack the tree, unless such
+    files are to be skipped; InputError for those that lack a branch, or hold a branch of a type
+    that cannot be read, and where no file or no jet is left. All such files are listed at once.
     """
     plan = config.plan(for_training)
 
-    def inspect_or_skip(entry: Entry) -> DataFile | DamagedFile:
+    def inspect_or_refuse(entry: Entry) -> DataFile | InputError:
         try:
             return inspect(entry, config, plan)
-        except DamagedFile as error:
-            if not skip_bad_files:
-                raise
+        except InputError as error:
             return error
 
     files: list[DataFile] = []
     damaged: list[tuple[Entry, DamagedFile]] = []
+    refusals: list[InputError] = []
     with ThreadPoolExecutor(CHECKERS) as pool:
-        for entry, result in zip(entries, pool.map(inspect_or_skip, entries), strict=True):
+        for entry, result in zip(entries, pool.map(inspect_or_refuse, entries), strict=True):
             if isinstance(result, DataFile):
-                files.append(result)
-            else:
+                files.append(dataclasses.replace(result, part=part))
+            elif isinstance(result, DamagedFile) and skip_bad_files:
                 damaged.append((entry, result))
-    if not files:
-        raise damaged[0][1]
+            else:
+                refusals.append(result)
 
     # column that is absent -> the first file without it
     absent: dict[str, DataFile] = {}
@@ -212,10 +244,17 @@ def check(
                 absent.setdefault(name, file)
     if for_training:
         plan = config.plan(for_training, without=config.dispensable(absent))
-    for name, file in absent.items():
-        if name in plan.branches:
-            raise _missing_branch(name, file, config, plan)
+    for file in files:
+        missing = [name for name in plan.branches if name not in file.columns]
+        if missing:
+            refusals.append(_missing_branches(missing, file, config, plan))
+    if refusals:
+        raise _together(refusals, len(entries))
+    if not files:
+        raise damaged[0][1]
 
+    if len(files) == 1:
+        files = [dataclasses.replace(files[0], alone=True)]
     files = _with_common_types(files, config)
     num_jets = sum(file.num_entries for file in files)
     if not num_jets:
@@ -250,17 +289,36 @@ def _with_common_types(files: list[DataFile], config: DataConfig) -> list[DataFi
     return result
 
 
-def _missing_branch(name: str, file: DataFile, config: DataConfig, plan: Plan) -> InputError:
+def _together(refusals: list[InputError], count: int) -> InputError:
+    """One error for all files that are refused, of `count` files."""
+    if len(refusals) == 1:
+        return refusals[0]
+    lines = [f"{len(refusals)} of {count} files cannot be used:"]
+    lines += [str(refusal) for refusal in refusals[:REFUSED]]
+    if len(refusals) > REFUSED:
+        lines.append(f"and {len(refusals) - REFUSED} more")
+    all_damaged = all(isinstance(refusal, DamagedFile) for refusal in refusals)
+    return (DamagedFile if all_damaged else InputError)("\n  ".join(lines))
+
+
+def _missing_branches(
+    names: list[str], file: DataFile, config: DataConfig, plan: Plan
+) -> InputError:
+    uri = file.entry.uri
     if file.tree:
-        with open_file(file.entry.uri) as opened:
-            branches = opened[file.tree].keys(recursive=True, full_paths=False)
+        with open_file(uri) as opened:
+            branches = list(opened[file.tree].keys(recursive=True, full_paths=False))
+    elif uri.endswith(hdf5.SUFFIXES):
+        with open_hdf5(uri) as opened:
+            branches = hdf5.names(opened)
     else:
-        with open_parquet(file.entry.uri) as opened:
+        with open_parquet(uri) as opened:
             branches = parquet.names(opened)
-    return InputError(
-        f"{file.entry.uri}: {unknown('branch', plan.branches[name], branches)} ({config.source}"
-        f" uses it in {config.used_by(name)})"
-    )
+    parts = []
+    for name in names:
+        branch = unknown("branch", plan.branches[name], branches)
+        parts.append(f"{branch} ({config.source} uses it in {config.used_by(name)})")
+    return InputError(f"{uri}: {'; '.join(parts)}")
 
 
 def inspect(entry: Entry, config: DataConfig, plan: Plan) -> DataFile:
@@ -271,6 +329,8 @@ def inspect(entry: Entry, config: DataConfig, plan: Plan) -> DataFile:
     """
     if entry.uri.endswith(parquet.SUFFIX):
         return _inspect_parquet(entry, plan)
+    if entry.uri.endswith(hdf5.SUFFIXES):
+        return _inspect_hdf5(entry, plan)
     check_header(entry)
     simple = _simple_tree(entry, config, plan)
     if simple is not None:
@@ -287,6 +347,8 @@ def inspect(entry: Entry, config: DataConfig, plan: Plan) -> DataFile:
     with open_file(entry.uri) as file:
         path = find_tree(entry.uri, file, config.treename)
         tree = file[path]
+        if is_ntuple(tree):
+            return _ntuple(entry, path, tree, plan)
         branches = first_branches(tree)
         columns = set()
         types = {}
@@ -324,7 +386,9 @@ def _number_type(interpretation: Any) -> np.dtype | None:
     content = getattr(interpretation, "content", interpretation)
     of_vector = getattr(getattr(content, "model", None), "values", None)
     dtype = getattr(content, "to_dtype", of_vector)
-    return dtype if isinstance(dtype, np.dtype) and dtype.kind in "biuf" else None
+    if not isinstance(dtype, np.dtype) or dtype.base.kind not in "biuf":
+        return None
+    return dtype.base  # of x[3]: that of its numbers
 
 
 def _simple_tree(entry: Entry, config: DataConfig, plan: Plan) -> root_tree.Tree | None:
@@ -354,10 +418,17 @@ def _check_branch(entry: Entry, branch: Any) -> None:
     """Raise InputError for a branch of uproot's that cannot be read, or reaches beyond the file."""
     import uproot
 
-    if isinstance(branch.interpretation, uproot.interpretation.identify.UnknownInterpretation):
+    kind = branch.interpretation
+    is_unknown = isinstance(kind, uproot.interpretation.identify.UnknownInterpretation)
+    if isinstance(kind, uproot.AsObjects):
+        try:
+            kind.awkward_form(branch.file)
+        except uproot.interpretation.objects.CannotBeAwkward:
+            is_unknown = True
+    if is_unknown:
         raise InputError(
-            f"{entry.uri}: branch '{branch.name}' has a type that cannot be read"
-            f" ({branch.typename or 'unknown'})"
+            f"{entry.uri}: branch '{branch.name}' is not readable:"
+            f" {branch.typename or 'of an unknown type'}"
         )
     count = branch.num_baskets
     ends = branch.member("fBasketSeek")[:count] + branch.member("fBasketBytes")[:count]
@@ -368,16 +439,54 @@ def _check_branch(entry: Entry, branch: Any) -> None:
         )
 
 
+def is_ntuple(tree: Any) -> bool:
+    """True for an RNTuple of uproot's, false for a TTree."""
+    return "RNTuple" in type(tree).__name__
+
+
+def _ntuple(entry: Entry, path: str, tree: Any, plan: Plan) -> DataFile:
+    fields = set(tree.keys(recursive=False))
+    columns = {name for name, branch in plan.branches.items() if branch in fields}
+    # its pages say little about a field's bytes: the share of the file, unpacked about twice that
+    share = len(columns) / max(len(fields), 1)
+    return DataFile(
+        entry=entry,
+        tree=path,
+        num_entries=int(tree.num_entries),
+        columns=frozenset(columns),
+        bytes_per_entry=2 * share * entry.size / max(int(tree.num_entries), 1),
+    )
+
+
+def _inspect_hdf5(entry: Entry, plan: Plan) -> DataFile:
+    with open_hdf5(entry.uri) as file:
+        names = set(hdf5.names(file))
+        columns = {name: branch for name, branch in plan.branches.items() if branch in names}
+        for branch in columns.values():
+            kind = hdf5.unreadable_type(file, branch)
+            if kind:
+                raise InputError(f"{entry.uri}: array '{branch}' is not readable: {kind}")
+        count = hdf5.num_jets(entry.uri, file, columns.values())
+        return DataFile(
+            entry=entry,
+            tree="",
+            num_entries=count,
+            columns=frozenset(columns),
+            bytes_per_entry=hdf5.uncompressed_bytes(file, columns.values()) / max(count, 1),
+            types={name: getattr(file.root, branch).dtype for name, branch in columns.items()},
+        )
+
+
 def _inspect_parquet(entry: Entry, plan: Plan) -> DataFile:
     with open_parquet(entry.uri) as file:
         names = set(parquet.names(file))
         columns = {name: branch for name, branch in plan.branches.items() if branch in names}
-        for branch in columns.values():
+        for name, branch in columns.items():
             kind = parquet.unreadable_type(file, branch)
+            if kind is None and parquet.is_text(file, branch) and not plan.is_operand(name):
+                kind = "text; only expressions can use it, as in label == 'QCD'"
             if kind:
-                raise InputError(
-                    f"{entry.uri}: column '{branch}' has a type that cannot be read ({kind})"
-                )
+                raise InputError(f"{entry.uri}: column '{branch}' is not readable: {kind}")
         count = file.metadata.num_rows
         size = parquet.uncompressed_bytes(file, columns.values())
         types = {}
@@ -403,10 +512,11 @@ def read(
     plan: Plan,
     *,
     training_set: bool,
+    start: int = 0,
     stop: int | None = None,
     step_bytes: int = STEP_BYTES,
 ) -> Iterator[Step]:
-    """Decode the plan's branches of a file, up to entry `stop`.
+    """Decode the plan's branches of a file, from entry `start` up to entry `stop`.
 
     In steps of about `step_bytes` (uncompressed); columns are awkward's. Raises InputError where
     the file turns out to be damaged.
@@ -416,7 +526,16 @@ def read(
     rows = _rows(file, step_bytes)
     if file.entry.uri.endswith(parquet.SUFFIX):
         with open_parquet(file.entry.uri) as opened:
-            yield from _named(parquet.steps(opened, branches, rows, stop), file, plan, supplied)
+            yield from _named(
+                parquet.steps(opened, branches, rows, start, stop), file, plan, supplied
+            )
+        return
+    if file.entry.uri.endswith(hdf5.SUFFIXES):
+        with open_hdf5(file.entry.uri) as opened:
+            end = file.num_entries if stop is None else stop
+            # weaver-core makes lists of the arrays when it puts several files together
+            steps = hdf5.steps(opened, branches, rows, start, end, as_lists=not file.alone)
+            yield from _named(steps, file, plan, supplied)
         return
     # Decompression takes half of the time of decoding, and releases Python's lock.
     with (
@@ -424,16 +543,36 @@ def read(
         ThreadPoolExecutor(len(os.sched_getaffinity(0))) as decompressors,
     ):
         tree = opened[file.tree]
-        chosen = _chosen(tree, branches)
-        steps = tree.iterate(
-            filter_branch=lambda branch: branch in chosen,
-            step_size=rows,
-            entry_stop=stop,
-            decompression_executor=decompressors,
-            library="ak",
-            how=dict,
-        )
+        if is_ntuple(tree):
+            steps = _ntuple_steps(tree, branches, rows, start, stop)
+        else:
+            chosen = _chosen(tree, branches)
+            steps = tree.iterate(
+                filter_branch=lambda branch: branch in chosen,
+                step_size=rows,
+                entry_start=start,
+                entry_stop=stop,
+                decompression_executor=decompressors,
+                library="ak",
+                how=dict,
+            )
         yield from _named(steps, file, plan, supplied)
+
+
+def _ntuple_steps(
+    tree: Any, fields: set[str], rows: int, first: int, stop: int | None
+) -> Iterator[Columns]:
+    """Fields of an RNTuple, `rows` jets at a time; a record comes with all of its parts."""
+
+    def is_wanted(name: str) -> bool:
+        return name.partition(".")[0] in fields
+
+    end = int(tree.num_entries) if stop is None else stop
+    for start in range(first, end, rows):
+        arrays = tree.arrays(
+            filter_name=is_wanted, entry_start=start, entry_stop=min(start + rows, end)
+        )
+        yield {name: arrays[name] for name in fields}
 
 
 def _chosen(tree: Any, names: set[str]) -> list[Any]:
@@ -447,6 +586,7 @@ def loads(
     plan: Plan,
     *,
     training_set: bool,
+    start: int = 0,
     stop: int | None = None,
     step_bytes: int = STEP_BYTES,
 ) -> Iterator[Load]:
@@ -458,7 +598,13 @@ def loads(
     """
     if file.baskets is None:
         for step in read(
-            file, config, plan, training_set=training_set, stop=stop, step_bytes=step_bytes
+            file,
+            config,
+            plan,
+            training_set=training_set,
+            start=start,
+            stop=stop,
+            step_bytes=step_bytes,
         ):
             yield functools.partial(iter, [step])
         return
@@ -466,8 +612,10 @@ def loads(
     rows = _rows(file, step_bytes)
     stop = file.num_entries if stop is None else stop
     branches = file.baskets.branches
-    for start, end in baskets.ranges(branches.values(), rows, stop):
-        yield functools.partial(_load, file, branches, plan, supplied, start, end, rows)
+    for first, end in baskets.ranges(branches.values(), rows, stop):
+        if end > start:
+            begin = max(first, start)
+            yield functools.partial(_load, file, branches, plan, supplied, begin, end, rows)
 
 
 def _rows(file: DataFile, step_bytes: int) -> int:

@@ -92,19 +92,24 @@ class Jagged:
 
     ndim = 2
 
-    def __init__(self, source: np.ndarray, lists: Lists) -> None:
+    def __init__(self, source: np.ndarray, lists: Lists, *, optional: bool = False) -> None:
         self._source = source
         self.lists = lists
+        self.optional = optional
+        """True for numbers of an option type (parquet's), none of which is missing.
+
+        weaver-core standardises them in their own type, all others in float32.
+        """
         self._content: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.lists)
 
     def __getitem__(self, jets: np.ndarray | slice) -> Jagged:
-        return Jagged(self._source, self.lists.select(jets))
+        return Jagged(self._source, self.lists.select(jets), optional=self.optional)
 
     def head(self, most: int) -> Jagged:
-        return Jagged(self._source, self.lists.head(most))
+        return Jagged(self._source, self.lists.head(most), optional=self.optional)
 
     @property
     def counts(self) -> np.ndarray:
@@ -131,11 +136,10 @@ class Jagged:
 
         offsets = np.zeros(len(self) + 1, np.int64)
         np.cumsum(self.counts, out=offsets[1:])
-        return ak.Array(
-            ak.contents.ListOffsetArray(
-                ak.index.Index64(offsets), ak.contents.NumpyArray(self.content)
-            )
-        )
+        content = ak.contents.NumpyArray(self.content)
+        if self.optional:
+            content = ak.contents.UnmaskedArray(content)
+        return ak.Array(ak.contents.ListOffsetArray(ak.index.Index64(offsets), content))
 
 
 def plain(values: Column) -> Column:
@@ -154,10 +158,53 @@ def plain(values: Column) -> Column:
     if not isinstance(layout, ak.contents.ListOffsetArray) or layout.parameter("__array__"):
         return values
     content = layout.content
+    optional = isinstance(content, ak.contents.UnmaskedArray)
+    if optional:
+        content = content.content
     if not isinstance(content, ak.contents.NumpyArray) or content.data.ndim != 1:
         return values
     offsets = np.asarray(layout.offsets.data).astype(np.int64, copy=False)
-    return Jagged(np.asarray(content.data), Lists(offsets[:-1], np.diff(offsets)))
+    lists = Lists(offsets[:-1], np.diff(offsets))
+    return Jagged(np.asarray(content.data), lists, optional=optional)
+
+
+def without_options(values: Column) -> Column:
+    """A column without option types and indexed forms, as far as nothing is missing in it.
+
+    Those of lists' entries become `UnmaskedArray`, which `plain` notes.
+    """
+    if isinstance(values, Jagged | np.ndarray):
+        return values
+    import awkward as ak
+
+    layout = _dense(ak.to_layout(values).to_packed())
+    return plain(ak.Array(layout, behavior=ak.behavior))
+
+
+def _dense(layout: Any, *, in_lists: bool = False) -> Any:
+    """The packed layout without option types and indexed forms where nothing is missing."""
+    import awkward as ak
+
+    was_option = layout.is_option
+    if was_option and np.asarray(layout.mask_as_bool(valid_when=False)).any():
+        return layout
+    if was_option or layout.is_indexed:
+        layout = layout.project()
+    if layout.parameter("__array__"):  # a text
+        return layout
+    if layout.is_list:
+        inner = _dense(layout.content, in_lists=True)
+        if layout.is_regular:
+            return ak.contents.RegularArray(inner, layout.size, zeros_length=len(layout))
+        return ak.contents.ListOffsetArray(layout.to_ListOffsetArray64(True).offsets, inner)
+    if layout.is_record:
+        contents = [_dense(content, in_lists=in_lists) for content in layout.contents]
+        return ak.contents.RecordArray(
+            contents, layout.fields, len(layout), parameters=layout.parameters
+        )
+    if was_option and in_lists and isinstance(layout, ak.contents.NumpyArray):
+        return ak.contents.UnmaskedArray(layout)
+    return layout
 
 
 def common_type(types: Iterable[np.dtype]) -> np.dtype:
@@ -197,9 +244,12 @@ def converted(values: Column, dtype: np.dtype, name: str, where: str) -> Column:
     if isinstance(values, np.ndarray):
         return exactly(values, dtype, name, where)
     if isinstance(values, Jagged):
-        return Jagged(exactly(values.content, dtype, name, where), values.lists.compact())
+        content = exactly(values.content, dtype, name, where)
+        return Jagged(content, values.lists.compact(), optional=values.optional)
     import awkward as ak
 
+    # only to see that it can hold them
+    exactly(np.asarray(ak.drop_none(ak.flatten(values, axis=None))), dtype, name, where)
     return ak.values_astype(values, dtype)
 
 
@@ -258,4 +308,7 @@ def _evaluate_flat(
     values = expression.evaluate(flat)
     if hasattr(values, "layout"):  # of one of awkward's own functions
         values = plain(values)
-    return Jagged(values, lists[0].lists.compact()) if isinstance(values, np.ndarray) else None
+    if not isinstance(values, np.ndarray):
+        return None
+    optional = any(column.optional for column in lists)
+    return Jagged(values, lists[0].lists.compact(), optional=optional)

@@ -12,11 +12,14 @@ from typing import Any
 from common import storage
 from common.errors import InputError, unknown
 from common.storage import Entry
-from weaver.read import parquet
+from weaver.read import hdf5, parquet
 
 HEADER = 100  # bytes of a ROOT file's header that hold its version and its end
 LARGE_FILE = 1_000_000  # ROOT adds it to the version of a file whose end is a 64-bit number
 REMEDY = "copy it again, or leave damaged files out with --skip-bad-files"
+TREE_REMEDY = (
+    "name another as 'treename' in the data config, or leave such files out with --skip-bad-files"
+)
 
 
 class DamagedFile(InputError):
@@ -31,11 +34,25 @@ def unreadable(uri: str, error: Exception) -> InputError:
     if isinstance(error, InputError):
         return error
     lines = str(error).strip().splitlines()
+    if _is_unknown_form(error):
+        return InputError(
+            f"{uri} is not readable: {lines[0] if lines else type(error).__name__}; write the jets"
+            " as a TTree of numbers and lists of numbers, or as parquet"
+        )
     kind = "parquet" if uri.endswith(parquet.SUFFIX) else "ROOT"
+    if uri.endswith(hdf5.SUFFIXES):
+        kind = "HDF5"
     return DamagedFile(
         f"cannot read {uri} as a {kind} file: {lines[0] if lines else type(error).__name__};"
         f" {REMEDY}"
     )
+
+
+def _is_unknown_form(error: Exception) -> bool:
+    """Whether a reader says that it cannot decode what is there, although the file is whole."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    unknown_forms = {"NotImplementedError", "CannotBeAwkward", "UnknownInterpretation"}
+    return isinstance(error, ImportError) or bool(names & unknown_forms)
 
 
 def check_header(entry: Entry) -> None:
@@ -98,30 +115,44 @@ def open_parquet(uri: str) -> Iterator[Any]:
         yield file
 
 
-def find_tree(uri: str, file: Any, treename: str | None) -> str:
-    """The path, with cycle, of the tree to read in an open file.
+@contextlib.contextmanager
+def open_hdf5(uri: str) -> Iterator[Any]:
+    """The file opened with PyTables; raises InputError where that fails."""
+    with contextlib.ExitStack() as stack:
+        try:
+            file = stack.enter_context(hdf5.open_file(uri))
+        except Exception as error:  # PyTables' own kinds
+            raise unreadable(uri, error) from error
+        yield file
 
-    Raises InputError where there is none.
+
+def find_tree(uri: str, file: Any, treename: str | None) -> str:
+    """The path, with cycle, of the tree or RNTuple to read in an open file.
+
+    Where none is named, RNTuples count only in a file without trees, as in weaver-core. Raises
+    DamagedFile for a file without the tree, InputError for one with several where none is named.
     """
     try:
         keys = file.keys(recursive=True, cycle=True, filter_classname="TTree")
+        ntuples = file.keys(recursive=True, cycle=True, filter_classname="ROOT::RNTuple")
     except Exception as error:
         raise unreadable(uri, error) from error
-    if not keys:
-        ntuples = file.keys(recursive=True, cycle=False, filter_classname="ROOT::RNTuple")
-        if ntuples:
-            raise InputError(
-                f"{uri} holds the RNTuple '{ntuples[0]}' and no tree; RNTuples are not read yet:"
-                " write a TTree or a parquet file"
-            )
-    return choose_tree(uri, keys, treename)
+    if not keys and not ntuples and not getattr(file, "_fSeekKeys", 1):
+        raise DamagedFile(
+            f"{uri} was never closed by the program that wrote it, so that it lists nothing;"
+            f" {REMEDY}"
+        )
+    if treename is not None:
+        keys = [*keys, *ntuples]
+    return choose_tree(uri, keys or ntuples, treename)
 
 
 def choose_tree(uri: str, keys: Sequence[str], treename: str | None) -> str:
     """Of the paths with cycles of all trees: the newest cycle of the named tree, or the only one.
 
     A file holds cycles as signed numbers of 16 bits: 32768 is stored as -32768. The paths have the
-    stored numbers, a treename may have either. Raises InputError where there is no such tree.
+    stored numbers, a treename may have either. Raises DamagedFile where there is no
+    such tree, InputError where one has to be named.
     """
     newest: dict[str, int] = {}  # path -> its newest cycle as ROOT counts them
     stored: dict[tuple[str, int], str] = {}
@@ -133,6 +164,8 @@ def choose_tree(uri: str, keys: Sequence[str], treename: str | None) -> str:
         with_cycle = _cycle(treename)
         if with_cycle in stored:
             return stored[with_cycle]
+    if not newest:
+        raise DamagedFile(f"{uri} holds no tree; {REMEDY}")
     if treename is None:
         if len(newest) != 1:
             raise InputError(
@@ -141,7 +174,7 @@ def choose_tree(uri: str, keys: Sequence[str], treename: str | None) -> str:
             )
         treename = next(iter(newest))
     if treename not in newest:
-        raise InputError(f"{uri}: {unknown('tree', treename, newest)}")
+        raise DamagedFile(f"{uri}: {unknown('tree', treename, newest)}; {TREE_REMEDY}")
     return stored[treename, newest[treename]]
 
 

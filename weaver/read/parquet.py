@@ -1,7 +1,9 @@
 """Parquet files as data files, with the checks and steps of ROOT files (weaver/read/files.py).
 
-A column is a branch: a number, or a list of numbers, for each jet. Missing values are refused where
-there are any.
+A column is a branch: for each jet a number, a list of numbers (variable or of one size), or a
+record or list of records of them, whose fields an expression takes (`part.pt` or `part["pt"]`).
+It does not matter whether the columns may hold nulls, as pandas, pyarrow and polars declare them
+by default. Where values are missing, an expression has to fill them (`ak.fill_none`).
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from typing import Any
 
 from common import storage
 from common.errors import InputError
-from weaver.read.jagged import Columns
+from weaver.read.jagged import Columns, without_options
 
 SUFFIX = ".parquet"
 
@@ -42,15 +44,34 @@ def names(file: Any) -> list[str]:
 
 
 def unreadable_type(file: Any, name: str) -> str | None:
-    """The type of a column that is neither a number nor a list of numbers."""
+    """The type of a column that is neither made of numbers nor text; None for the others."""
+    kind = file.schema_arrow.field(name).type
+    return None if _is_readable(kind) or is_text(file, name) else str(kind)
+
+
+def is_text(file: Any, name: str) -> bool:
+    """Whether a column holds one text for each jet, which only expressions can use."""
     import pyarrow.types as kinds
 
     kind = file.schema_arrow.field(name).type
-    inner = kind
+    if kinds.is_dictionary(kind):
+        kind = kind.value_type
+    return kinds.is_string(kind) or kinds.is_large_string(kind)
+
+
+def _is_readable(kind: Any) -> bool:
+    import pyarrow
+    import pyarrow.types as kinds
+
+    if isinstance(kind, pyarrow.BaseExtensionType):
+        return _is_readable(kind.storage_type)
+    if kinds.is_dictionary(kind):
+        return _is_readable(kind.value_type)
     if kinds.is_list(kind) or kinds.is_large_list(kind) or kinds.is_fixed_size_list(kind):
-        inner = kind.value_type
-    readable = kinds.is_integer(inner) or kinds.is_floating(inner) or kinds.is_boolean(inner)
-    return None if readable else str(kind)
+        return _is_readable(kind.value_type)
+    if kinds.is_struct(kind):
+        return all(_is_readable(kind.field(i).type) for i in range(kind.num_fields))
+    return kinds.is_integer(kind) or kinds.is_floating(kind) or kinds.is_boolean(kind)
 
 
 def number_type(file: Any, name: str) -> Any:
@@ -58,7 +79,10 @@ def number_type(file: Any, name: str) -> Any:
     import numpy as np
     import pyarrow.types as kinds
 
-    kind = file.schema_arrow.field(name).type
+    place = file.schema_arrow.get_field_index(name)
+    if place < 0:  # no column of that name, or several
+        return None
+    kind = file.schema_arrow.field(place).type
     while hasattr(kind, "value_type"):  # a list, or a dictionary of values
         kind = kind.value_type
     if not (kinds.is_integer(kind) or kinds.is_floating(kind) or kinds.is_boolean(kind)):
@@ -80,29 +104,21 @@ def uncompressed_bytes(file: Any, columns: Iterable[str]) -> int:
     return size
 
 
-def steps(file: Any, columns: Iterable[str], rows: int, stop: int | None) -> Iterator[Columns]:
-    """Columns as awkward arrays, `rows` jets at a time, up to jet `stop`.
-
-    Raises InputError where a value is missing.
-    """
+def steps(
+    file: Any, columns: Iterable[str], rows: int, start: int, stop: int | None
+) -> Iterator[Columns]:
+    """Columns as numpy, Jagged or awkward arrays, `rows` jets at a time, of the jets start:stop."""
     import awkward as ak
 
-    left = file.metadata.num_rows if stop is None else stop
+    end = file.metadata.num_rows if stop is None else stop
+    first = 0  # jet of the batch
     columns = sorted(columns)
     for batch in file.iter_batches(batch_size=rows, columns=columns):
-        part = batch.slice(0, left)
+        skipped = min(max(start - first, 0), batch.num_rows)
+        part = batch.slice(skipped, max(end - first - skipped, 0))
         if part.num_rows:
-            step = {}
-            for name in columns:
-                values = ak.from_arrow(part.column(name))
-                entry_missing = ak.any(ak.is_none(values, axis=-1), axis=None)
-                if entry_missing or ak.any(ak.is_none(values, axis=0)):
-                    raise InputError(
-                        f"column '{name}' has missing values; fill them when the file is written"
-                    )
-                # parquet gives every column the type of one that may have missing values
-                step[name] = ak.drop_none(ak.drop_none(values, axis=0), axis=-1)
-            yield step
-        left -= part.num_rows
-        if not left:
+            # parquet gives every column the type of one that may have missing values
+            yield {name: without_options(ak.from_arrow(part.column(name))) for name in columns}
+        first += batch.num_rows
+        if first >= end:
             return

@@ -290,17 +290,9 @@ def test_branch_magic_renames_what_is_read():
     ("changes", "reason"),
     {
         "unknown section": ({"selecton": "a"}, "unknown key 'selecton'; did you mean 'selection'"),
-        "unknown key of a group": (
-            {"inputs": group("a", lenght=3)},
-            "inputs:g: unknown key 'lenght'; did you mean 'length'",
-        ),
-        "unknown key of preprocess": (
-            {"preprocess": {"metod": "auto"}},
-            "preprocess: unknown key 'metod'; did you mean 'method'",
-        ),
-        "unknown key of labels": (
-            {"labels": {"type": "simple", "value": ["a"], "vale": 1}},
-            "unknown key 'vale'; did you mean 'value'",
+        "misspelt key of a group": (
+            {"inputs": {"g": {"lenght": 3, "vars": ["a"]}}},
+            "'length' is missing (null for one value a jet) (unknown key 'lenght'; did you mean",
         ),
         "unknown key of weights": (
             {"weights": {"use_precomputed_weight": True}},
@@ -354,7 +346,10 @@ def test_branch_magic_renames_what_is_read():
             {"inputs": group(["a", "zero"])},
             "inputs:g:a: center: expected a number, found 'zero'",
         ),
-        "variable twice": ({"inputs": group("a", "a")}, "'a' is listed twice"),
+        "variable twice, differently": (
+            {"inputs": group("a", ["a", 1])},
+            "inputs:g: 'a' is listed twice, as",
+        ),
         "variable in two forms": (
             {"inputs": {**group("a"), "h": {"length": 7, "vars": ["a"]}}},
             "inputs:h: 'a' is used in another group",
@@ -476,3 +471,37 @@ def test_the_digest_is_that_of_the_meaning():
 def test_it_cannot_be_changed():
     with pytest.raises(dataclasses.FrozenInstanceError):
         config().treename = "other"
+
+
+def test_unknown_keys_are_warnings_with_their_names(tmp_path, capsys):
+    """weaver-core 0.5.3 passes over the keys of a section that it does not know."""
+    changes = {
+        "inputs": group("a", lenth=3),
+        "preprocess": {"metod": "auto"},
+        "labels": {"type": "simple", "value": ["a"], "class_weight": [1, 2]},
+        "weights": {
+            "use_precomputed_weights": True,
+            "weight_branches": ["w"],
+            "reweight_load_fraction": 0.3,
+        },
+        "selecton": None,
+    }
+    known = config(inputs=group("a"), labels={"type": "simple", "value": ["a"]})
+    ours = config(**changes)
+    assert ours.preprocess_params == known.preprocess_params
+    assert ours.preprocess["method"] == "manual"
+    path = tmp_path / "keys.yaml"
+    path.write_text(yaml.safe_dump(ours.options))
+    DataConfig.load(str(path))
+    DataConfig.load(str(path))  # once in a process
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 4
+    for key in ("lenth", "metod", "class_weight", "reweight_load_fraction"):
+        assert sum(f"'{key}'" in line and line.startswith("warning: ") for line in lines) == 1
+
+
+def test_a_variable_may_stand_twice_in_a_group():
+    """weaver-core 0.5.3 makes two equal rows of it."""
+    ours = config(inputs=group("a", "b", "a"))
+    assert ours.input_dicts == {"g": ["a", "b", "a"]}
+    assert ours.input_shapes["g"][1] == 3

@@ -74,7 +74,10 @@ def test_rows_are_well_formed_and_unique():
 @pytest.mark.parametrize("module", ["numpy", "awkward", "math"])
 def test_modules_have_what_the_table_says(module):
     there = importlib.import_module(module)
-    assert [name for name in vocabulary.VOCABULARY[module] if not hasattr(there, name)] == []
+    names = [name for name in vocabulary.VOCABULARY[module] if "." not in name]
+    assert [name for name in names if not hasattr(there, name)] == []
+    if module == "numpy":
+        assert hasattr(there.linalg, "norm")
 
 
 def test_each_name_is_listed_once_for_the_documentation():
@@ -86,7 +89,7 @@ def test_each_name_is_listed_once_for_the_documentation():
     rows = vocabulary.markdown().splitlines()
     assert len(rows) == 2 + len(TABLE)
     assert "| `log` | numpy, math | elementwise |" in rows
-    assert "| `nanmax` | awkward | no |" in rows
+    assert "| `nanmax` | numpy, awkward | no |" in rows
 
 
 def test_helpers_are_those_of_the_table():

@@ -11,6 +11,7 @@ from common.errors import InputError, TrainingError
 from weaver.fit.checkpoint import (
     Progressed,
     TrialFolder,
+    command_digest,
     read_tensors,
     state_uri,
     without_wrappers,
@@ -95,10 +96,22 @@ def test_another_torch_file_is_no_checkpoint(tmp_path):
 
 def test_a_failed_trial_says_why(tmp_path):
     folder = TrialFolder(str(tmp_path))
-    folder.check_not_failed()
-    folder.mark_failed("the loss became nan")
-    with pytest.raises(TrainingError, match="failed before: the loss became nan"):
-        folder.check_not_failed()
+    folder.check_not_failed("one")
+    folder.mark_failed("the loss became nan", "one")
+    with pytest.raises(TrainingError, match=r"failed before: the loss became nan \(to try"):
+        folder.check_not_failed("one")
+    folder.check_not_failed("another")  # a corrected command is not held back
+
+
+def test_the_digest_of_a_command_follows_settings_and_data(tmp_path):
+    data = tmp_path / "a.root"
+    data.write_bytes(b"one")
+    before = command_digest({"lr": 1.0}, [str(data)])
+    assert command_digest({"lr": 1.0}, [str(data)]) == before
+    assert command_digest({"lr": 2.0}, [str(data)]) != before
+    data.write_bytes(b"another")
+    assert command_digest({"lr": 1.0}, [str(data)]) != before
+    command_digest({}, [str(tmp_path / "absent.root")])
 
 
 def test_results_follow_from_the_progress(tmp_path):

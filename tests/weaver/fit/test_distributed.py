@@ -68,7 +68,7 @@ def test_one_rank_told_to_stop_stops_all_after_the_same_step(prepared, tmp_path)
     assert [first.returncode, second.returncode] == [143, 143], said
     state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["progressed"]
     assert (
-        f"told to stop in epoch {state['epoch'] + 1}/1000 after {state['batch']} of 6 steps"
+        f"told to stop in epoch {state['epoch'] + 1}/1000 after {state['batch']} of 5 steps"
         in said[0]
     )
 

@@ -5,6 +5,7 @@ Weaver's flags, clear refusals, and no torch before it is needed.
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
@@ -12,7 +13,15 @@ import pytest
 
 from common.config import PRECISIONS
 from tests.weaver.trials import ROOT
-from weaver.fit.options import NOT_TAKEN, TRAIN_FLAGS, TrainOptions, literal, parse, parser
+from weaver.fit.options import (
+    AUTO_NAME,
+    NOT_TAKEN,
+    TRAIN_FLAGS,
+    TrainOptions,
+    literal,
+    parse,
+    parser,
+)
 
 # Every flag of weaver-core 0.5.3, as its parser lists them; a letter in front is the flag's short
 # name.
@@ -86,7 +95,7 @@ def test_whole_numbers_may_come_as_floats_from_a_search():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--num-epoch=3"], "unknown option '--num-epoch'; did you mean '--num-epochs'"),
+        (["--num-epcohs=3"], "unknown option '--num-epcohs'; did you mean '--num-epochs'"),
         (["--optimizer=adem"], "unknown optimizer 'adem'; did you mean 'adam'"),
         (["--lr-scheduler=flat"], "unknown learning-rate scheduler 'flat'"),
         (["--batch-size=0.5"], "must be a whole number at least 1, not '0.5'"),
@@ -106,9 +115,9 @@ def test_whole_numbers_may_come_as_floats_from_a_search():
         ),
         (["extra"], "unexpected argument 'extra'"),
         (["--demo"], "--demo of weaver-core is not an option here: use --data-fraction 0.01"),
-        (["--train-val-split", "0.7"], "give validation files of their own with --data-val"),
-        (["--run-mode=train"], "training always validates"),
-        (["--model-prefix=models/{auto}/net"], "--model-prefix cannot hold {auto}"),
+        (["--train-val-split", "1"], "must be a number above 0"),
+        (["--run-mode=trian"], "--run-mode: unknown step 'trian'; did you mean 'train'"),
+        (["--run-mode=val"], "history.json in the trial's folder holds the validation"),
         (["--use-amp", "--precision=fp16"], "--use-amp asks for bf16, --precision for fp16"),
         (["--steps-per-epoch=2", "--samples-per-epoch=256"], "not both"),
         (["--samples-per-epoch=100"], "less than one batch of 128"),
@@ -128,10 +137,7 @@ def test_what_makes_no_sense_is_refused_with_exit_code_2(words, message, capsys)
 def test_missing_flags_are_named_together(capsys):
     with pytest.raises(SystemExit):
         parse(["--data-train=a"])
-    assert (
-        "missing --data-config, --network-config, --model-prefix, --data-val"
-        in capsys.readouterr().err
-    )
+    assert "missing --data-config, --network-config, --model-prefix\n" in capsys.readouterr().err
 
 
 def test_flags_of_a_search_space_exist():
@@ -170,7 +176,7 @@ def test_flags_that_need_nothing_say_why_and_change_nothing(capsys):
         "--no-remake-weights",
         "--no-demo",
     ]
-    assert parse([*NEEDED, *words]) == parse(NEEDED)
+    assert parse([*NEEDED, "--regression-mode", *words]) == parse([*NEEDED, "--regression-mode"])
     said = capsys.readouterr().err
     assert "note: --num-workers has no effect: a thread makes batches ahead" in said
     assert said.count("note: ") == 3
@@ -224,3 +230,122 @@ def test_precisions_are_those_of_the_pipeline_and_each_has_its_type():
     assert parse([*NEEDED, "--precision", "BF16"]).precision == "bf16"
     with pytest.raises(SystemExit):
         parse([*NEEDED, "--amp-dtype", "float32"])
+
+
+# ------------------------------------------------------------- published commands of weaver-core
+
+
+def test_all_refused_and_unknown_flags_are_listed_at_once(capsys):
+    words = ["--demo", "--io-test", "--cross-validation", "event%5", "--num-epcohs=3"]
+    with pytest.raises(SystemExit) as ended:
+        parse([*NEEDED, *words])
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    for part in ("--demo of weaver-core", "--io-test", "--cross-validation", "'--num-epcohs'"):
+        assert part in said
+
+
+@pytest.mark.parametrize(
+    ("short", "name", "value"),
+    [
+        ("--log=a.log", "log_file", "a.log"),
+        ("--w=0.5", "warmup_steps", 0.5),  # and not --weight-decay, which it does not have
+        ("--num-ep=3", "num_epochs", 3),
+        ("--data-fraction-v=0.5", "data_fraction_val", 0.5),
+        ("--pred", None, None),
+        ("--opt=adamW", None, None),
+    ],
+)
+def test_abbreviations_are_those_of_weaver_core(short, name, value):
+    """Its argparse takes what only one of its flags begins with; the last two are ambiguous."""
+    if name is None:
+        with pytest.raises(SystemExit):
+            parse([*NEEDED, short])
+    else:
+        assert getattr(parse([*NEEDED, short]), name) == value
+
+
+def test_auto_becomes_the_name_that_weaver_core_makes(monkeypatch):
+    words = [*NEEDED, "-m", "models/{auto}/net", "--log-file", "{auto}.log", "-o", "fc_dim", "7"]
+    options = parse([*words, "--start-lr=0.01", "--batch-size=64", "--optimizer=adamW"])
+    name = options.model_prefix.split("/")[1]
+    assert re.fullmatch(r"\d{8}-\d{6}_n_[0-9a-f]{32}_adamW_lr0\.01_batch64", name)
+    assert options.log_file == f"{name}.log"
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit):  # the processes would disagree about the second
+        parse(words)
+    monkeypatch.setenv(AUTO_NAME, "same")
+    assert parse(words).model_prefix == "models/same/net"
+
+
+def test_tensorboard_writes_where_weaver_core_does():
+    folder = parse([*NEEDED, "--tensorboard=_mine"]).tensorboard_log_dir
+    assert re.fullmatch(r"runs/\w{3}\d\d_\d\d-\d\d-\d\d_.+_mine", folder)
+    both = parse([*NEEDED, "--tensorboard=_mine", "--tensorboard-log-dir=here"])
+    assert both.tensorboard_log_dir == "here"
+
+
+def test_without_validation_data_each_file_is_split():
+    words = [word for word in NEEDED if not word.startswith("--data-val")]
+    assert parse(words).parts == ((0.0, 0.8), (0.8, 1.0))
+    assert parse([*words, "--train-val-split=0.75"]).parts == ((0.0, 0.75), (0.75, 1.0))
+    assert parse([*NEEDED, "--train-val-split=0.75"]).parts == ((0.0, 1.0), (0.0, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("mode", "trains", "predicts"),
+    [
+        ("train", True, False),
+        ("train,val", True, False),
+        ("train,test", True, False),
+        ("train,val,test", True, False),
+        ("test", False, True),
+    ],
+)
+def test_run_modes(mode, trains, predicts):
+    more = ["--data-test=t", "--predict-output=p.root"]
+    options = parse([*NEEDED, *more, f"--run-mode={mode}"])
+    assert (options.trains, options.predict, options.runs("test")) == (
+        trains,
+        predicts,
+        "test" in mode,
+    )
+
+
+def test_what_means_something_else_is_said_at_the_start(capsys, monkeypatch):
+    parse([*NEEDED, "--regression-mode"])
+    assert "note" not in capsys.readouterr().err
+    for words, part in (
+        (["--steps-per-epoch=3"], "--steps-per-epoch-val sets it"),
+        (["--no-regression-mode"], "highest accuracy"),
+        (["--train-val-split=0.5"], "--train-val-split has no effect"),
+        (["--run-mode=train"], "validates too"),
+    ):
+        parse([*NEEDED, *words])
+        assert part in capsys.readouterr().err
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    parse(NEEDED)
+    assert "--batch-size 128 is that of all 2 processes" in capsys.readouterr().err
+
+
+def test_use_amp_is_for_gpus():
+    """weaver-core 0.5.3 asks for autocast of CUDA only, which a CPU does without."""
+    options = parse([*NEEDED, "--use-amp"])
+    assert [options.precision_on(device) for device in ("cpu", "cuda")] == ["float32", "bf16"]
+    options = parse([*NEEDED, "--precision=bf16"])
+    assert options.precision_on("cpu") == "bf16"
+
+
+def test_the_page_for_weavers_users_has_every_flag():
+    page = (ROOT / "docs" / "coming-from-weaver.md").read_text()
+    table = page[page.index("| Flag | Here |") :]
+    rows = dict(re.findall(r"^\| (.+?) \| (.+?) \|$", table, re.MULTILINE))
+    listed = {flag for names in rows for flag in re.findall(r"`--([\w-]+)`", names)}
+    assert listed == {flag.rpartition(":")[2] for flag in WEAVER_CORE.split()}
+    for names, words in rows.items():
+        for flag in re.findall(r"`--([\w-]+)`", names):
+            if flag in NOT_TAKEN:
+                expected = "Refused" if NOT_TAKEN[flag].refused else "No effect"
+                assert words.startswith(expected), flag
+            else:
+                assert not words.startswith(("Refused", "No effect")), flag

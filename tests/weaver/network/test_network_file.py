@@ -12,6 +12,7 @@ import pytest
 
 from common.errors import InputError
 from tests.weaver.trials import ROOT
+from weaver.fit.options import parse
 from weaver.network.network_file import load_network, option_names, option_rules
 
 SIMPLE = """
@@ -158,7 +159,30 @@ def test_only_a_network_that_knows_them_gets_the_options_that_weaver_adds(tmp_pa
             "def get_model(d, width=1, for_inference=False): return (width, for_inference), {}\n",
         )
     )
-    assert network.build(None, {"width": 2}, for_inference=True, use_amp=True)[0] == (2, True)
+    asked = {"for_inference": True, "use_amp": True}
+    assert network.build(None, {"width": 2}, asked)[0] == (2, True)
+    assert network.build(None, {"width": 2})[0] == (2, False)
+
+
+def test_a_network_that_takes_anything_gets_only_what_is_asked_for(tmp_path):
+    """weaver-core 0.5.3 adds use_amp, compile_model and for_inference only where they are set."""
+    network = load_network(
+        write(
+            tmp_path,
+            "def get_model(d, **kwargs): return kwargs, {}\n"
+            "def get_loss(d, **kwargs): return kwargs\n",
+        )
+    )
+    assert network.build(None, {"a": 1}, mixed_precision=True)[0] == {"a": 1}
+    assert network.build(None, {"a": 1}, {"use_amp": True})[0] == {"a": 1, "use_amp": True}
+    assert network.loss(None, {"a": 1}, {"compile_model": True}) == {"a": 1, "compile_model": True}
+    named = load_network(write(tmp_path, "def get_model(d, use_amp=False): return use_amp, {}\n"))
+    assert named.build(None, {}, mixed_precision=True)[0] is True
+    flags = ["-c", "c.yaml", "-n", "n.py", "-m", "m", "--data-train", "a", "--data-val", "b"]
+    assert parse(flags).of_weaver == {}
+    assert parse([*flags, "--use-amp"]).of_weaver == {"use_amp": True}
+    assert parse([*flags, "--compile"]).of_weaver == {"compile_model": True}
+    assert parse([*flags, "--precision", "bf16"]).of_weaver == {}
 
 
 @pytest.mark.parametrize(

@@ -210,6 +210,28 @@ def test_a_network_may_change_its_inputs_in_place(tmp_path):
     assert check_lengths(model, info(), data_config(), path) < 1e-5
 
 
+def test_a_network_may_take_the_logarithm_of_a_variable(tmp_path):
+    class Logarithm(OfParticles):
+        def forward(self, points, features, mask):
+            logs = torch.log(features.masked_fill(mask == 0, 1))
+            return self.last((self.conv(logs) * mask).sum(2))
+
+    model = Logarithm().eval()
+    path = export_onnx(model, info(), data_config(), tmp_path / "model.onnx")
+    assert check_lengths(model, info(), data_config(), path) < 1e-5
+
+
+def test_a_network_without_finite_answers_is_refused(tmp_path):
+    class Divides(OfParticles):
+        def forward(self, points, features, mask):
+            return super().forward(points, features, mask) / (mask - mask).sum(2)
+
+    model = Divides().eval()
+    path = export_onnx(model, info(), data_config(), tmp_path / "model.onnx")
+    with pytest.raises(GateError, match=r"own answers at .* are not finite"):
+        check_lengths(model, info(), data_config(), path)
+
+
 def test_trimming_of_a_copied_class_is_off_in_the_graph(tmp_path):
     class SequenceTrimmer(torch.nn.Module):  # as in weaver-core 0.5.3, after its first batches
         enabled = True

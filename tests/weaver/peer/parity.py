@@ -70,6 +70,9 @@ CASES = (
     Case("mixed_manual", "mixed", 60),
     Case("mixed_auto", "mixed", 60),
     Case("changing_types", "changing", 40),
+    Case("forms_root", "forms_root", 24),
+    Case("forms_rntuple", "forms_rntuple", 24),
+    Case("forms_pyarrow", "forms_pyarrow", 24),
 )
 
 

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import awkward as ak
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
 import uproot
 
 Columns = dict[str, np.ndarray | ak.Array]
@@ -270,6 +272,28 @@ def changing(count: int, seed: int) -> Columns:
     return columns | {TWICE[0]: draw.flat(-1, 1), TWICE[1]: draw.whole(5, 9)}
 
 
+def forms(count: int, seed: int) -> Columns:
+    """Columns in every form: several numbers for each jet, lists with the option types of pandas
+    and pyarrow, records of lists.
+    """
+    draw = Draw(count, seed)
+    n = draw.multiplicity(9, 20)
+    columns: Columns = {
+        "pf_e": draw.particles(n, 0.25, 20, "f8"),
+        "pf_q": draw.particles(n, -1, 2, "i4"),
+        "pf_x": draw.points(n),
+        "v3": draw.rng.random((count, 3)),
+        "w3": draw.rng.random((count, 3)).astype("f4"),
+        "u3": draw.rng.random((count, 3)),
+        "x": draw.flat(1, 3, "f8"),
+        "event": draw.whole(0, 10**6, "i8"),
+        "run": draw.whole(1, 400),
+        "kind": draw.whole(0, 3),
+    }
+    columns["part"] = ak.zip({"pt": draw.particles(n, 0.5, 9, "f8"), "eta": draw.points(n)})
+    return columns
+
+
 SCHEMAS: dict[str, tuple[Callable[[int, int], Columns], str]] = {
     "jetntuple": (jetntuple, "AK4jets/jetTree"),
     "jetclass": (jetclass, "tree"),
@@ -277,18 +301,30 @@ SCHEMAS: dict[str, tuple[Callable[[int, int], Columns], str]] = {
     "cms": (cms, "Events"),
     "mixed": (mixed, "tree"),
     "changing": (changing, "tree"),
+    "forms_root": (forms, "tree"),
+    "forms_rntuple": (forms, "rntuple"),
+    "forms_pyarrow": (forms, "pyarrow"),
 }
-"""Schema -> its columns and the path of the tree, or parquet."""
+"""Schema -> its columns and the path of the tree, or how another kind of file is written."""
+SUFFIXES = {"parquet": "parquet", "pyarrow": "parquet"}
+"""Kind of file -> what its name ends with, where that is not root."""
 
 
 def write(folder: Path, schema: str, count: int) -> dict[str, list[str]]:
     """Files of `count` jets each; role -> addresses."""
     make, tree = SCHEMAS[schema]
-    suffix = "parquet" if tree == "parquet" else "root"
+    suffix = SUFFIXES.get(tree, "root")
     names = {name: folder / f"{schema}-{name}.{suffix}" for name in ("a", "b", "c")}
     for seed, path in enumerate(names.values(), start=1):
         columns = make(count, 100 * (list(SCHEMAS).index(schema) + 1) + seed)
-        write_parquet(path, columns) if suffix == "parquet" else write_root(path, columns, tree)
+        if tree == "parquet":
+            write_parquet(path, columns)
+        elif tree == "pyarrow":
+            write_pyarrow(path, columns)
+        elif tree == "rntuple":
+            write_rntuple(path, columns)
+        else:
+            write_root(path, columns, tree)
         if TWICE[1] in columns:
             content = path.read_bytes().replace(TWICE[1].encode(), TWICE[0].encode())
             path.write_bytes(content)
@@ -308,6 +344,19 @@ def write_parquet(path: Path, columns: Columns) -> None:
     )
 
 
+def write_pyarrow(path: Path, columns: Columns) -> None:
+    """As pyarrow and pandas write Python's own lists: every column may hold nulls."""
+    arrays = {name: pa.array(values.tolist()) for name, values in columns.items()}
+    arrays["u3"] = pa.array(columns["u3"].tolist(), pa.list_(pa.float64(), 3))
+    arrays["kind"] = arrays["kind"].dictionary_encode()
+    pyarrow.parquet.write_table(pa.table(arrays), path, row_group_size=17)
+
+
+def write_rntuple(path: Path, columns: Columns) -> None:
+    with uproot.recreate(path) as file:
+        file.mkrntuple("tree", columns)
+
+
 def write_root(path: Path, columns: Columns, tree: str) -> None:
     # names can be changed in a file that is not compressed
     compression = None if TWICE[1] in columns else uproot.ZLIB(1)
@@ -315,7 +364,7 @@ def write_root(path: Path, columns: Columns, tree: str) -> None:
         written = file.mktree(
             tree,
             {
-                k: v.dtype if isinstance(v, np.ndarray) else v.type.content
+                k: np.dtype((v.dtype, v.shape[1:])) if isinstance(v, np.ndarray) else v.type.content
                 for k, v in columns.items()
             },
         )

@@ -133,6 +133,16 @@ def test_lists_and_expressions_of_them_have_the_common_type(tmp_path, order):
 
 
 @ORDERS
+def test_root_and_parquet_files_together_have_the_common_type(tmp_path, order):
+    files = {".root": np.arange(JETS, dtype="i4"), ".parquet": LARGE}
+    for name, (suffix, values) in zip(order, files.items(), strict=True):
+        write(tmp_path / name, suffix, event=values)
+    dataset = opened(tmp_path, observers=["twice"], new_variables={"twice": "event * 2**20"})
+    expected = np.concatenate([np.arange(JETS), LARGE]) * 2**20
+    np.testing.assert_array_equal(np.sort(dataset.observers()["twice"]), np.sort(expected))
+
+
+@ORDERS
 def test_the_standardisation_is_of_all_numbers(tmp_path, order):
     for name, values in zip(order, (np.arange(JETS, dtype="i4"), LARGE), strict=True):
         write(tmp_path / name, z=values)

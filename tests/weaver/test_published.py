@@ -1,0 +1,316 @@
+"""Trainings as published scripts for weaver-core 0.5.3 ask for them: what it takes trains here too,
+and what cannot be used ends in one sentence that names it.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import awkward as ak
+import numpy as np
+import pytest
+import torch
+import uproot
+
+from tests.weaver.trials import history
+from weaver.fit import launch
+from weaver.fit.options import parse
+from weaver.predict import beside
+from weaver.train import main
+
+NETWORK = """
+import torch
+
+class Net(torch.nn.Module):
+    def __init__(self, outputs):
+        super().__init__()
+        layers = torch.nn.Linear(3, 8), torch.nn.ReLU(), torch.nn.Linear(8, outputs)
+        self.last = torch.nn.Sequential(*layers)
+
+    def forward(self, {arguments}):
+        return self.last(torch.cat([flat, points.mean(dim=2)], dim=1))
+
+def get_model(data_config, outputs=1, **kwargs):
+    assert set(kwargs) <= {{'for_inference'}}, kwargs
+    names = list(data_config.input_names)
+    shapes = {{name: (1, *shape[1:]) for name, shape in data_config.input_shapes.items()}}
+    axes = {{name: {{0: 'N'}} for name in [*names, 'out']}}
+    info = {{'input_names': names, 'input_shapes': shapes, 'output_names': ['out']}}
+    return Net(outputs), {{**info, 'dynamic_axes': axes}}
+
+def get_loss(data_config, **kwargs):
+    return torch.nn.{loss}()
+"""
+CONFIG = """
+treename: jets
+preprocess: {{method: {method}, data_fraction: 1.0}}
+new_variables: {{logx: np.log(x)}}
+inputs:
+  flat: {{length: null, vars: [logx, [x, null]]}}
+  points: {{length: 3, vars: [[lists, null]]}}
+labels: {{type: custom, value: {{{label}}}}}
+observers: [x, lists]
+"""
+JETS = 44
+
+
+def columns(seed: int) -> dict:
+    rng = np.random.default_rng(seed)
+    counts = rng.integers(0, 4, JETS)
+    return {
+        "x": rng.uniform(1, 9, JETS).astype("f4"),
+        "y": rng.uniform(0, 1, JETS).astype("f4"),
+        "kind": rng.integers(0, 3, JETS).astype("i4"),
+        "pair": rng.uniform(0, 1, (JETS, 2)).astype("f4"),
+        "number": np.arange(JETS),
+        "lists": ak.unflatten(rng.uniform(0, 1, counts.sum()).astype("f4"), counts),
+    }
+
+
+def write(path: Path, made: dict) -> Path:
+    with uproot.recreate(path) as file:
+        types = {}
+        for name, values in made.items():
+            is_numpy = isinstance(values, np.ndarray)
+            types[name] = (
+                np.dtype((values.dtype, values.shape[1:])) if is_numpy else values.type.content
+            )
+        file.mktree("jets", types).extend(made)
+    return path
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("JEC_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    for seed, name in enumerate(("train", "val"), 1):
+        write(tmp_path / f"{name}.root", columns(seed))
+    return tmp_path
+
+
+def words(
+    place: Path,
+    *more: str,
+    label: str = "t: y",
+    method: str = "manual",
+    loss: str = "MSELoss",
+    arguments: str = "flat, points",
+    prefix: str = "trial",
+) -> list[str]:
+    (place / "c.yaml").write_text(CONFIG.format(label=label, method=method))
+    (place / "net.py").write_text(NETWORK.format(loss=loss, arguments=arguments))
+    return [
+        "--data-config=c.yaml",
+        "--network-config=net.py",
+        f"--model-prefix={prefix}",
+        "--num-epochs=1",
+        "--batch-size=10",
+        "--gpus=",
+        "--tensorboard-log-dir=none",
+        *more,
+    ]
+
+
+DATA = ("--data-train=train.root", "--data-val=val.root")
+
+
+def events(path: Path) -> ak.Array:
+    with uproot.open(path) as file:
+        assert file.classnames()["Events;1"] == "TTree"
+        return file["Events"].arrays()
+
+
+# ------------------------------------------------------------------------- preprocess: auto
+
+
+def test_auto_preprocess_with_test_data_prediction_and_export(place):
+    """weaver-core keeps the numbers beside the data config; here they are the trial's."""
+    given = ["--regression-mode", "--predict-output=out/first.root", "--data-test=val.root"]
+    assert main(words(place, *DATA, *given, method="auto")) == 0
+    first = events(place / "out/first.root")
+    assert len(first) == JETS
+    again = ["--predict", "--regression-mode", "--data-test=val.root"]
+    assert main(words(place, *again, "--predict-output=out/again.root", method="auto")) == 0
+    np.testing.assert_array_equal(first["output"], events(place / "out/again.root")["output"])
+    assert first["lists"].to_list() == columns(2)["lists"].to_list()
+
+    assert main(words(place, "--export-onnx=out/m.onnx", method="auto")) == 0
+    info = json.loads((place / "out/preprocess.json").read_text())["flat"]["var_infos"]["logx"]
+    low, middle, high = np.percentile(np.log(columns(1)["x"]), [16, 50, 84])
+    assert info["median"] == pytest.approx(middle)
+    assert info["norm_factor"] == pytest.approx(1 / max(high - middle, middle - low))
+
+
+def test_without_the_trials_numbers_it_is_said_what_to_give(place, capsys):
+    given = ["--predict", "--data-test=val.root", "--predict-output=p.root", "--regression-mode"]
+    assert main(words(place, *given, method="auto", prefix="none")) == 2
+    said = capsys.readouterr().err
+    for part in ("c.yaml leaves the standardisation (logx", "--data-train", "*.auto.yaml"):
+        assert part in said
+
+
+# ----------------------------------------------------------------------- labels and outputs
+
+
+def test_classes_of_a_custom_label(place, capsys):
+    given = ["-o", "outputs", "3", "--data-test=val.root", "--predict-output=out/p.root"]
+    made = words(place, *DATA, *given, label="truth: kind", loss="CrossEntropyLoss")
+    assert main(made) == 0
+    assert "highest accuracy" in capsys.readouterr().err
+    predictions = events(place / "out/p.root")
+    np.testing.assert_array_equal(predictions["truth"], columns(2)["kind"])
+    scores = np.asarray(predictions["output"])
+    assert scores.shape == (JETS, 3)
+    np.testing.assert_allclose(scores.sum(axis=1), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("label", "outputs", "reason"),
+    [
+        ("t: y", 3, "label 't' is 0."),
+        ("t: kind", 2, "label 't' goes up to 2, but the network has 2 outputs"),
+        ("t: kind - 1", 3, "label 't' is -1 for a jet"),
+        ("t: pair", 3, "label 't' has (2,) numbers for each jet"),
+    ],
+)
+def test_labels_that_are_no_classes_are_named(place, capsys, label, outputs, reason):
+    made = words(place, *DATA, "-o", "outputs", str(outputs), label=label, loss="CrossEntropyLoss")
+    assert main(made) == 2
+    assert reason in capsys.readouterr().err
+
+
+def test_several_targets_for_each_jet(place, capsys):
+    """As weaver-core: AvgMSE adds up the errors of a jet's targets."""
+    given = ["--regression-mode", "-o", "outputs", "2"]
+    assert main(words(place, *DATA, *given, label="t: pair")) == 0
+    metrics = history(place / "trial")[0]["metrics"]
+    assert metrics["AvgMSE"] == pytest.approx(2 * metrics["AvgLoss"], rel=1e-5)
+    assert main(words(place, *DATA, "--regression-mode", label="t: pair", prefix="other")) == 2
+    assert "the label 't' has the shape (N, 2)" in capsys.readouterr().err
+
+
+def test_the_best_epoch_of_a_classification_is_that_of_the_highest_accuracy(place):
+    given = ["-o", "outputs", "3", "--num-epochs=6", "--start-lr=0.05"]
+    assert main(words(place, *DATA, *given, label="t: kind", loss="CrossEntropyLoss")) == 0
+    accuracies = [record["metrics"]["AvgAcc"] for record in history(place / "trial")]
+    best = torch.load(place / "trial/best.pt", weights_only=True)
+    assert best["epoch"] == int(np.argmax(accuracies))
+
+
+# ---------------------------------------------------------------------------- what does not fit
+
+
+def test_a_forward_that_does_not_fit_is_one_sentence(place, capsys):
+    assert main(words(place, *DATA, "--regression-mode", arguments="flat")) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    for part in ("net.py", "forward", "flat (N, 2)", "points (N, 1, 3)", "TypeError"):
+        assert part in line
+    assert main(words(place, *DATA, "--regression-mode", prefix="good")) == 0
+    alone = ["--predict", "--data-test=val.root", "--predict-output=p.root", "--regression-mode"]
+    assert main(words(place, *alone, arguments="flat", prefix="good")) == 2
+    assert "forward does not take the inputs" in capsys.readouterr().err
+
+
+def test_a_nan_target_in_validation_is_named(place, capsys):
+    made = columns(2)
+    made["y"][5] = np.nan
+    write(place / "val.root", made)
+    assert main(words(place, *DATA, "--regression-mode")) == 1
+    said = capsys.readouterr().err
+    assert "the validation jets hold values that are not finite: label 't' is NaN" in said
+    assert "in 1 jet" in said
+    assert "--start-lr" not in said
+
+
+def test_a_corrected_command_runs_after_a_failed_one(place, capsys):
+    wrong = words(place, *DATA, "--regression-mode", "-p", "weight_deca", "0.1")
+    assert main(wrong) == 2
+    assert main(wrong) == 1  # it would fail again
+    assert "this trial failed before" in capsys.readouterr().err
+    assert main(words(place, *DATA, "--regression-mode", "-p", "weight_decay", "0.1")) == 0
+
+
+def test_fewer_jets_than_a_batch_are_refused(place, capsys):
+    assert main([*words(place, *DATA, "--regression-mode"), "--batch-size=45"]) == 2
+    assert "44 training jets do not fill one batch of 45" in capsys.readouterr().err
+
+
+# -------------------------------------------------------------------------- published commands
+
+
+def test_without_validation_data_the_last_part_of_each_file_validates(place):
+    """weaver-core loads the entries 0 to trunc(0.75 n) and trunc(0.75 n) to n of each file."""
+    made = words(place, "--data-train", "train.root", "val.root", "--train-val-split=0.75")
+    assert main([*made, "--regression-mode", "--log-file=logs/a.log"]) == 0
+    sets = {}
+    for path in (place / "cache/cache").glob("*/dataset.json"):
+        described = json.loads(path.read_text())
+        x = np.load(path.parent / "observer.x.npy")
+        sets[described["role"]] = (described["num_jets"], x)
+    assert {role: count for role, (count, _) in sets.items()} == {"training": 66, "validation": 22}
+    expected = np.concatenate([columns(1)["x"][33:], columns(2)["x"][33:]])
+    np.testing.assert_array_equal(sets["validation"][1], expected)
+    log = (place / "logs/a.log").read_text()
+    assert "validation data: 22 of 22 jets pass the selection" in log
+    assert "\r" not in log
+
+
+def test_more_epochs_on_resume(place):
+    made = words(place, *DATA, "--regression-mode")
+    assert main(made) == 0
+    assert main([*made, "--num-epochs=3"]) == 0
+    assert [record["epoch"] for record in history(place / "trial")] == [0, 1, 2]
+
+
+def test_load_epoch_goes_on_after_any_kept_epoch(place, capsys):
+    """With its weights, as weaver-core's --load-epoch; also with those that weaver-core kept."""
+    made = [*words(place, *DATA, "--regression-mode"), "--num-epochs=3"]
+    assert main(made) == 0
+    before = history(place / "trial")
+    assert main([*made, "--load-epoch=0"]) == 0
+    assert "going on after epoch 0 with" in capsys.readouterr().err
+    after = history(place / "trial")
+    assert [record["epoch"] for record in after] == [0, 1, 2]
+    assert after[0] == before[0]
+    best = torch.load(place / "trial/best.pt", weights_only=True)
+    losses = [record["metrics"]["AvgLoss"] for record in after]
+    assert best["epoch"] == int(np.argmin(losses))
+
+    (place / "other_epoch-1_state.pt").write_bytes((place / "trial_epoch-1_state.pt").read_bytes())
+    of_other = [*words(place, *DATA, "--regression-mode", prefix="other"), "--num-epochs=3"]
+    assert main([*of_other, "--load-epoch=1"]) == 0
+    assert [record["epoch"] for record in history(place / "other")] == [2]
+
+
+def test_outputs_without_a_folder_go_beside_the_model(place):
+    """weaver-core: predict_output/ beside the model prefix, and the ONNX file beside the model."""
+    given = ["--data-test=val.root", "--predict-output=p.root", "--regression-mode"]
+    assert main(words(place, *DATA, *given, prefix="models/net")) == 0
+    assert len(events(place / "models/predict_output/p.root")) == JETS
+    assert main(words(place, "--export-onnx=m.onnx", prefix="models/net")) == 0
+    assert (place / "models/m.onnx").exists()
+    assert (place / "models/preprocess.json").exists()
+    assert beside("here/p.root", "models/net", "predict_output") == "here/p.root"
+
+
+@pytest.mark.slow
+def test_the_command_starts_its_ranks_itself(place, monkeypatch):
+    """--gpus 0,1 on two GPUs; here the two ranks share a CPU."""
+    made = words(place, *DATA, "--regression-mode", "--seed=3")
+    assert launch.run_ranks(2, made, "name") == 0
+    record = history(place / "trial")[0]
+    assert main(words(place, *DATA, "--regression-mode", "--seed=3", prefix="one")) == 0
+    alone = history(place / "one")[0]
+    assert record["val_loss"] == pytest.approx(alone["val_loss"], rel=1e-4)
+    assert launch.run_ranks(2, [*made, "--batch-size=9"], "name") == 2
+
+
+def test_only_several_gpus_in_one_process_need_ranks(monkeypatch):
+    given = ["-c", "c", "-n", "n", "-m", "m", "--data-train", "a", "--data-val", "b", "--gpus"]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert launch.needs_ranks(parse([*given, "0,1,3"]), {}) == 3
+    assert launch.needs_ranks(parse([*given, "0"]), {}) == 0
+    assert launch.needs_ranks(parse([*given, "0,1"]), {"LOCAL_RANK": "1"}) == 0
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert launch.needs_ranks(parse([*given, "0,1"]), {}) == 0

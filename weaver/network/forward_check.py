@@ -1,0 +1,123 @@
+"""One look at a network before training: it takes the inputs, and its outputs fit the labels."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from common.errors import InputError
+from weaver.config.data_config import DataConfig
+from weaver.feed.dataset import Batch
+from weaver.network.network_file import NetworkFile
+from weaver.network.precision import Precision
+
+PROBED_JETS = 2  # passed through a network, to see that it takes the inputs
+BLOCK = 2**20  # labels looked at together
+
+
+@torch.no_grad()
+def check_forward(
+    model: torch.nn.Module,
+    batch: Batch,
+    data_config: DataConfig,
+    network: NetworkFile,
+    *,
+    regression: bool,
+    precision: Precision,
+) -> int:
+    """Pass a few jets through the network in evaluation mode, which changes nothing in it.
+
+    Returns how many outputs it has for each jet. Raises InputError that names the network file, the
+    inputs and the reason where `forward` does not take them, and where its outputs do not fit the
+    classes or targets of the data config.
+    """
+    was_training = model.training
+    model.eval()
+    try:
+        with precision.autocast(batch.weights.device):
+            output = model(*(batch.inputs[name] for name in data_config.input_names))
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # a user's network may raise anything
+        shapes = []
+        for name in data_config.input_names:
+            shapes.append(f"{name} {_shape(batch.inputs[name])}")
+        raise network.refusal(
+            f"forward does not take the inputs of {data_config.source} ({', '.join(shapes)})", error
+        ) from error
+    finally:
+        model.train(was_training)
+    if not isinstance(output, torch.Tensor):
+        raise InputError(
+            f"{network.uri}: forward returns {type(output).__name__}; expected one tensor, (N,"
+            " outputs)"
+        )
+    if output.shape[:1] != (len(batch),):
+        raise InputError(
+            f"{network.uri}: forward returns the shape {tuple(output.shape)} for {len(batch)} jets;"
+            " expected (N, outputs)"
+        )
+    if regression:
+        _check_targets(output, batch, data_config, network)
+    else:
+        _check_classes(output, data_config, network)
+    return output.shape[-1] if output.ndim > 1 else 1
+
+
+def check_class_numbers(numbers: np.ndarray, name: str, outputs: int) -> None:
+    """Raise InputError for a label (N,) that is not the number of one of the network's classes.
+
+    These are 0 to outputs - 1.
+    """
+    if numbers.ndim != 1:
+        raise InputError(
+            f"label '{name}' has {numbers.shape[1:]} numbers for each jet; a classification takes"
+            " one, the number of the class"
+        )
+    for start in range(0, len(numbers), BLOCK):
+        block = numbers[start : start + BLOCK]
+        odd = block[(block != np.floor(block)) | (block < 0)]
+        if len(odd):
+            raise InputError(
+                f"label '{name}' is {odd[0]:g} for a jet, which is no number of a class (0, 1,"
+                " ...); to regress it, add --regression-mode"
+            )
+        if block.max() >= outputs:
+            raise InputError(
+                f"label '{name}' goes up to {block.max():.0f}, but the network has {outputs}"
+                f" outputs (classes 0 to {outputs - 1})"
+            )
+
+
+def _check_classes(output: torch.Tensor, data_config: DataConfig, network: NetworkFile) -> None:
+    if output.ndim != 2:
+        raise InputError(
+            f"{network.uri}: forward returns the shape {tuple(output.shape)}; a classification"
+            " takes (N, classes); to regress a number, add --regression-mode"
+        )
+    classes = len(data_config.label_value) if data_config.label_type == "simple" else 1
+    if output.shape[1] < classes:
+        raise InputError(
+            f"{network.uri}: forward returns {output.shape[1]} outputs for each jet, but"
+            f" {data_config.source} has {classes} labels"
+        )
+
+
+def _check_targets(
+    output: torch.Tensor, batch: Batch, data_config: DataConfig, network: NetworkFile
+) -> None:
+    """Several targets for each jet need as many outputs; several outputs of one are quantiles."""
+    name = data_config.label_names[0]
+    target = batch.labels[name]
+    if (
+        target.ndim > 1
+        and output.reshape(len(batch), -1).shape != target.reshape(len(batch), -1).shape
+    ):
+        raise InputError(
+            f"{network.uri}: forward returns the shape {_shape(output)}, but the label '{name}' has"
+            f" the shape {_shape(target)}"
+        )
+
+
+def _shape(tensor: torch.Tensor) -> str:
+    return "(" + ", ".join(["N", *map(str, tensor.shape[1:])]) + ")"
