@@ -16,8 +16,8 @@ import sys
 import threading
 import time
 
-from clusters.protocol import STEP_LABEL
-from clusters.workflow import KFP_RUN_LABEL, WORKFLOW_LABEL
+from clusters.protocol import KFP_POD, STEP_LABEL
+from clusters.workflow import KFP_RUN_LABEL
 from tests.clusters.fake_api import FakeApi, now, set_condition
 
 # Seen: a step lives 0.42 to 0.82 s after SIGTERM (terminate and deleted pods), whatever its grace
@@ -179,7 +179,7 @@ class Argo:
 
     def _attempt(self, step: str, number: int) -> Attempt:
         pod = self._create_pod(step, number)
-        environment = {**os.environ, "KFP_POD_NAME": pod["metadata"]["name"]}
+        environment = {**os.environ, KFP_POD: pod["metadata"]["name"]}
         environment.pop("JEC_LOCAL_DIR", None)
         process = subprocess.Popen(
             [sys.executable, "-m", f"components.{step}", *self.commands[step]],
@@ -217,7 +217,11 @@ class Argo:
             "uid": self.workflow["metadata"]["uid"],
             "controller": True,
         }
-        labels = {WORKFLOW_LABEL: name, KFP_RUN_LABEL: self.job_id, STEP_LABEL: step}
+        labels = {
+            "workflows.argoproj.io/workflow": name,
+            KFP_RUN_LABEL: self.job_id,
+            STEP_LABEL: step,
+        }
         metadata = {"name": f"{name}-{step}-{number}", "labels": labels, "ownerReferences": [owner]}
         with self.api.lock:
             pod = self.api.create(
