@@ -67,6 +67,7 @@ PYTORCHJOB = Kind("PyTorchJob", "kubeflow.org", "v1", "pytorchjobs", "the traini
 INFERENCE_SERVICE = Kind(
     "InferenceService", "serving.kserve.io", "v1beta1", "inferenceservices", "KServe"
 )
+WORKFLOW = Kind("Workflow", "argoproj.io", "v1alpha1", "workflows", "Argo Workflows")
 
 
 @dataclasses.dataclass(frozen=True)

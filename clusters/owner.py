@@ -12,12 +12,10 @@ import dataclasses
 import os
 
 from clusters import api as api_module
-from clusters.api import Api, connect
-from clusters.protocol import Manifest, Report
+from clusters.api import WORKFLOW, Api, connect
+from clusters.protocol import KFP_POD, Manifest, Report
 from clusters.waiting import Wait
 
-GROUP = "argoproj.io"
-KIND = "Workflow"
 LOOK_SECONDS = 60.0
 
 
@@ -38,7 +36,7 @@ class Owner:
         """
         return {
             "apiVersion": self.api_version,
-            "kind": KIND,
+            "kind": WORKFLOW.name,
             "name": self.name,
             "uid": self.uid,
         }
@@ -47,7 +45,20 @@ class Owner:
 def is_workflow(reference: Manifest) -> bool:
     """Whether an entry of ownerReferences names an Argo Workflow."""
     group = reference.get("apiVersion", "").partition("/")[0]
-    return reference.get("kind") == KIND and group == GROUP
+    return reference.get("kind") == WORKFLOW.name and group == WORKFLOW.group
+
+
+def workflow_of(pod: Manifest) -> Owner | None:
+    """The Workflow that a pod belongs to; None if it belongs to none."""
+    for reference in pod["metadata"].get("ownerReferences") or []:
+        if is_workflow(reference):
+            return Owner(
+                api_version=reference["apiVersion"],
+                name=reference["name"],
+                uid=reference["uid"],
+                namespace=pod["metadata"]["namespace"],
+            )
+    return None
 
 
 def workflow_of_this_pod(report: Report) -> Owner | None:
@@ -57,19 +68,11 @@ def workflow_of_this_pod(report: Report) -> Owner | None:
     cluster is configured.
     """
     place = api_module.SERVICE_ACCOUNT / "namespace"
-    # KFP sets the first one; a host name ends after 63 characters, a pod's name after 253.
-    name = os.environ.get("KFP_POD_NAME") or os.environ.get("HOSTNAME")
+    # a host name ends after 63 characters, a pod's name after 253
+    name = os.environ.get(KFP_POD) or os.environ.get("HOSTNAME")
     if not name or not place.exists():
         return None
     namespace = place.read_text().strip()
     wait = Wait(f"a look at pod {name}", LOOK_SECONDS, report)
     pod = Api(connect(), namespace).pod(name, wait)
-    for reference in (pod or {}).get("metadata", {}).get("ownerReferences") or []:
-        if is_workflow(reference):
-            return Owner(
-                api_version=reference["apiVersion"],
-                name=reference["name"],
-                uid=reference["uid"],
-                namespace=namespace,
-            )
-    return None
+    return workflow_of(pod) if pod else None

@@ -18,6 +18,8 @@ from common.records import Trial
 RUN_LABEL = "jec/run-id"  # on every object and every pod; `delete` finds things by it
 STEP_LABEL = "jec/step"
 USER_LABEL = "jec/user"
+KFP_POD = "KFP_POD_NAME"
+"""The variable that names a step's own pod. KFP sets it, and an exit handler follows the step."""
 
 Manifest = dict[str, Any]
 """A Kubernetes object, or a part of one."""

@@ -6,41 +6,33 @@ A step's pod is killed half a second after it was told to stop, whoever stopped 
 
 from __future__ import annotations
 
-from clusters.api import Api, Kind
+from clusters.api import WORKFLOW, Api
+from clusters.owner import workflow_of
 from clusters.protocol import STEP_LABEL, Manifest, Stop
 from clusters.reasons import crash_of, is_true, message_of, reason_of
 from clusters.waiting import Wait
 from common.errors import ClusterError
 from common.records import TERMINATED
 
-WORKFLOW = Kind("Workflow", "argoproj.io", "v1alpha1", "workflows", "Argo Workflows")
 KFP_RUN_LABEL = "pipeline/runid"  # on the pods of a KFP run
-WORKFLOW_LABEL = "workflows.argoproj.io/workflow"
 MAIN = "main"  # the container with the step's own program; the others are Argo's
 STOPPED = "the step was stopped, or its pod deleted, from outside"
 
 
 def why_stopped(api: Api, kfp_run: str, step: str, wait: Wait) -> Stop:
     """Why the last attempt of a step of a KFP run ended without a word."""
-    pods = api.pods(f"{KFP_RUN_LABEL}={kfp_run}", wait)
+    pods = api.pods(f"{KFP_RUN_LABEL}={kfp_run}", wait) or []
+    owner = next(filter(None, map(workflow_of, pods)), None)
     workflow = None
     try:
-        if name := workflow_name(pods or []):
-            workflow = api.get(WORKFLOW, name, wait)
+        if owner:
+            workflow = api.get(WORKFLOW, owner.name, wait)
     except ClusterError as error:
         # without this right only the reason is less exact
         wait.tell("workflow", f"whether the run was terminated is not known: {error}")
-    attempts = [pod for pod in pods or [] if _labels(pod).get(STEP_LABEL) == step]
+    attempts = [pod for pod in pods if _labels(pod).get(STEP_LABEL) == step]
     attempts.sort(key=lambda pod: pod["metadata"].get("creationTimestamp", ""))
     return stop_of(workflow, attempts[-1] if attempts else None)
-
-
-def workflow_name(pods: list[Manifest]) -> str:
-    """The Workflow that pods of one KFP run belong to; empty where there is no pod of one."""
-    for pod in pods:
-        if name := _labels(pod).get(WORKFLOW_LABEL):
-            return str(name)
-    return ""
 
 
 def stop_of(workflow: Manifest | None, pod: Manifest | None) -> Stop:

@@ -506,6 +506,8 @@ class StepStatus:
     """Whether another attempt may succeed, although nobody has changed anything."""
     refused: int = 0
     """Attempts that ended at once since, because the failure is not retryable."""
+    attempts: int = 0
+    """Attempts of the job that have begun the step's work, since the run last ended."""
 
 
 class RecordOfSteps(Record):

@@ -92,7 +92,8 @@ def why_stopped(name: str, job_id: str) -> Stop | None:
 def write_end(uri: str, status: StatusRecord, stop: Stop | None) -> None:
     """Write down why the last step was stopped, or let the failed one be tried again.
 
-    What follows the end of a run, such as Retry in the UI, is a person's wish.
+    What follows the end of a run, such as Retry in the UI, is a person's wish, and begins to count
+    attempts anew.
     """
     entry = status.steps[status.step]
     if entry.state in STOPPED and stop is not None:
@@ -100,6 +101,7 @@ def write_end(uri: str, status: StatusRecord, stop: Stop | None) -> None:
         entry = dataclasses.replace(entry, state=stop.state, reason=stop.reason, time=now)
     elif entry.state == "failed":
         entry = dataclasses.replace(entry, retryable=True)
+    entry = dataclasses.replace(entry, attempts=0)
     steps = {**status.steps, status.step: entry}
     changed = dataclasses.replace(
         status, state=entry.state, reason=entry.reason, time=entry.time, steps=steps

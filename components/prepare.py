@@ -67,8 +67,7 @@ def prepare(
     data that were cleared away. Raises InputError for data, configurations, a network or a search
     space that cannot be used, before anything is written.
     """
-    if config.run_id == AUTO:
-        config = config.replace(run_id=make_run_id(config.network_config, job_id))
+    config = named(config, job_id)
     if config.s3_bucket == AUTO:
         raise InputError(
             "--s3-bucket is 'auto': give s3://bucket/prefix, where the pods of the run can read and"
@@ -107,6 +106,13 @@ def prepare(
         "prepare", run, lambda: fill(run, inputs, job_id) if missing else None, job_id=job_id
     )
     return Run.load(run.uri)
+
+
+def named(config: RunConfig, job_id: str) -> RunConfig:
+    """The configuration with the run id of a KFP job where it has none of its own."""
+    if config.run_id != AUTO:
+        return config
+    return config.replace(run_id=make_run_id(config.network_config, job_id))
 
 
 def baseline_folder(config: RunConfig) -> str:
@@ -332,9 +338,7 @@ def refusal_recorded(config: RunConfig, job_id: str) -> Iterator[None]:
     if step.LOCAL_DIR in os.environ or not job_id or not storage.is_s3(config.s3_bucket):
         yield
         return
-    if config.run_id == AUTO:
-        config = config.replace(run_id=make_run_id(config.network_config, job_id))
-    run = Run(config=config)
+    run = Run(config=named(config, job_id))
     step.refuse_repetition("prepare", run.uri, job_id)
     try:
         yield
@@ -365,8 +369,12 @@ def main(argv: list[str] | None = None) -> int:
         with refusal_recorded(config, args.job_id):
             prepare(config, args.job_id, args.run_output, step.Artifacts(args.executor_input))
 
+    def is_last() -> bool:
+        run = Run(config=named(RunConfig.from_args(args), args.job_id))
+        return step.is_last_attempt("prepare", run.uri, args.job_id)
+
     step.stop_on_sigterm()
-    return run_main(step.patient(body, args.job_id))
+    return run_main(step.patient(body, args.job_id, is_last))
 
 
 if __name__ == "__main__":

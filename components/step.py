@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import dataclasses
 import datetime
+import functools
 import getpass
 import json
 import os
@@ -20,7 +21,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from clusters.protocol import Cluster
+from clusters.protocol import KFP_POD, Cluster
 from common.cli import Parser, run_main
 from common.config import AUTO, RunConfig, flag, label_value
 from common.errors import DeadlineError, InterruptedRun, JecError
@@ -33,8 +34,6 @@ LOCAL_DIR = "JEC_LOCAL_DIR"
 """Set by the local runner to the folder of local runs; without it a step belongs to the cluster
 whose pod it is.
 """
-KFP_POD = "KFP_POD_NAME"
-"""Set by KFP in the pod of each step, so that an exit handler follows."""
 PATIENCE_SECONDS = 45.0
 """How long an attempt stays after a failure that may pass, before Kubeflow makes the next one."""
 
@@ -71,14 +70,18 @@ def main(name: str, args: argparse.Namespace, body: Callable[[Run], None]) -> in
         with_status(name, run, lambda: body(run), job_id=args.job_id)
 
     stop_on_sigterm()
-    return run_main(patient(recorded, args.job_id))
+    is_last = functools.partial(is_last_attempt, name, args.run, args.job_id)
+    return run_main(patient(recorded, args.job_id, is_last))
 
 
-def patient(body: Callable[[], None], job_id: str) -> Callable[[], None]:
+def patient(
+    body: Callable[[], None], job_id: str, is_last: Callable[[], bool] = lambda: False
+) -> Callable[[], None]:
     """Let an attempt that failed for a reason that may pass stay before it ends.
 
     Kubeflow makes the next attempt after a few seconds, whatever the reason was. Without a job id
-    there is no next attempt, and the failure is raised at once.
+    and after the last attempt no other one follows, and the failure is raised at once. The exit
+    handler does not count its attempts, and always stays.
     """
 
     def attempt() -> None:
@@ -87,12 +90,28 @@ def patient(body: Callable[[], None], job_id: str) -> Callable[[], None]:
         except (KeyboardInterrupt, InterruptedRun):
             raise
         except Exception as error:
-            if job_id and LOCAL_DIR not in os.environ and is_retryable(error):
+            on_kubeflow = job_id and LOCAL_DIR not in os.environ
+            if on_kubeflow and is_retryable(error) and not is_last():
                 say(f"failed: {error}; this attempt ends in {PATIENCE_SECONDS:.0f} s")
                 time.sleep(PATIENCE_SECONDS)
             raise
 
     return attempt
+
+
+def is_last_attempt(name: str, uri: str, job_id: str) -> bool:
+    """Whether status.json says that a step has begun all the attempts that Kubeflow makes.
+
+    False where it cannot be read: an attempt that failed before it read it is not counted either.
+    Retry in the UI starts all attempts of the same job again.
+    """
+    try:
+        entry = read_status(uri).steps.get(name)
+    except JecError:
+        return False
+    if entry is None or entry.job_id != job_id or not entry.attempts:
+        return False
+    return entry.attempts % (RETRIES + 1) == 0
 
 
 def is_retryable(error: Exception) -> bool:
@@ -162,8 +181,20 @@ def write_status(
 ) -> None:
     """Write status.json: which step is in which state, since when, and why if it failed."""
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    entry = StepStatus(state=state, reason=reason, time=now, job_id=job_id, retryable=retryable)
-    steps = {**read_status(run.uri).steps, step: entry}
+    steps = read_status(run.uri).steps
+    before = steps.get(step)
+    attempts = before.attempts if before and before.job_id == job_id else 0
+    if state == "running":
+        attempts += 1
+    entry = StepStatus(
+        state=state,
+        reason=reason,
+        time=now,
+        job_id=job_id,
+        retryable=retryable,
+        attempts=attempts,
+    )
+    steps = {**steps, step: entry}
     record = StatusRecord(step=step, state=state, reason=reason, time=now, steps=steps)
     record.save(run.folder.status)
 

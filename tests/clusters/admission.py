@@ -1,8 +1,9 @@
 """What the real admission refuses, with its codes.
 
-Katib's webhook answers 400, the training operator's 403, the CRDs' schemas 422. Restated from
-kubeflow/katib v0.19, kubeflow/trainer v1.9 and kserve v0.20. What they accept although it cannot
-work (an unknown serving runtime, nonsense inside a trialSpec) is accepted here too.
+Katib's webhook answers 400 (katib v0.19.0
+pkg/webhook/v1beta1/experiment/validation_webhook.go:125), the training operator's 403, the CRDs'
+schemas 422. What they accept although it cannot work (an unknown serving runtime, nonsense inside a
+trialSpec) is accepted here too.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 
+# katib v0.19.0 manifests/v1beta1/installs/katib-standalone/katib-config.yaml:27-50
 ALGORITHMS = {
     "random",
     "grid",
@@ -23,9 +25,13 @@ ALGORITHMS = {
     "darts",
     "pbt",
 }
+# katib v0.19.0 pkg/apis/controller/common/v1beta1/common_types.go
 COLLECTORS = {"StdOut", "File", "TensorFlowEvent", "PrometheusMetric", "Custom", "None", "Push"}
 TYPES = {"int", "double", "discrete", "categorical"}
 DNS_1035 = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
+DNS_1123_LABEL = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?"
+DNS_1123 = re.compile(rf"{DNS_1123_LABEL}(\.{DNS_1123_LABEL})*")
+# Kubernetes documentation, Labels and Selectors
 LABEL_VALUE = re.compile(r"(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?")
 
 
@@ -66,8 +72,10 @@ def admit(kind: str, thing: dict, old: dict | None) -> None:
 def pod_security(spec: dict) -> list[str]:
     """What the Pod Security level `restricted` refuses in a pod's spec; empty if it passes.
 
-    Restated from kubernetes v1.34 staging/src/k8s.io/pod-security-admission/policy (check_*.go),
-    with the level's version `latest`.
+    For the level's version `latest`: pod-security-admission v0.34.4
+    policy/check_allowPrivilegeEscalation.go:86, check_capabilities_restricted.go:138,
+    check_runAsNonRoot.go:61, check_runAsUser.go:62, check_seccompProfile_restricted.go:148,
+    check_restrictedVolumes.go:88, and the level `baseline` in the other files.
     """
     refused = [key for key in ("hostNetwork", "hostPID", "hostIPC") if spec.get(key)]
     for volume in spec.get("volumes") or []:
@@ -98,8 +106,15 @@ def pod_security(spec: dict) -> list[str]:
 
 
 def _metadata(kind: str, metadata: dict) -> None:
+    """Names and labels: Kubernetes documentation, Object Names, and Labels and Selectors."""
     _schema(
         kind, {"metadata": metadata}, bool(metadata.get("name")), "name or generateName is required"
+    )
+    _schema(
+        kind,
+        {"metadata": metadata},
+        bool(DNS_1123.fullmatch(metadata["name"])),
+        "metadata.name: Invalid value: a lowercase RFC 1123 subdomain",
     )
     for key, value in (metadata.get("labels") or {}).items():
         good = isinstance(value, str) and len(value) <= 63 and LABEL_VALUE.fullmatch(value)
@@ -126,9 +141,16 @@ def _katib(condition: object, what: str) -> None:
 
 
 def _experiment(thing: dict, old: dict | None) -> None:
+    """What Katib refuses.
+
+    katib v0.19.0 pkg/webhook/v1beta1/experiment/validator/validator.go:81-174, objective :176,
+    algorithm :196, parameters :246, template :308, collector :487. The pattern of the name has no
+    end (:84), but no name in Kubernetes has capitals. Defaults are set before
+    (pkg/apis/controller/experiments/v1beta1/experiment_defaults.go:27).
+    """
     spec, name = thing["spec"], thing["metadata"]["name"]
     _katib(
-        len(name) <= 40 and DNS_1035.fullmatch(name),
+        len(name) <= 40 and DNS_1035.match(name),
         "name must consist of at most 40 lower case alphanumeric characters or '-'",
     )
     most = spec.get("maxTrialCount")
@@ -142,7 +164,7 @@ def _experiment(thing: dict, old: dict | None) -> None:
         "spec.maxFailedTrialCount should be less than or equal to spec.maxTrialCount",
     )
     if old is not None:
-        _edited(spec, old)
+        _edited(thing, old)
     objective = spec.get("objective") or {}
     _katib(
         objective.get("type") in ("minimize", "maximize"),
@@ -161,7 +183,30 @@ def _experiment(thing: dict, old: dict | None) -> None:
     _template(spec.get("trialTemplate") or {}, {one["name"] for one in spec["parameters"]})
 
 
-def _edited(spec: dict, old: dict) -> None:
+def _edited(thing: dict, old: dict) -> None:
+    """What may change of an Experiment, and when: katib v0.19.0 ... validator.go:118-145.
+
+    One that has ended may change only if it resumes, and needs more trials than there are.
+    """
+    spec = thing["spec"]
+    if spec == old["spec"]:
+        return
+    conditions = (old.get("status") or {}).get("conditions") or []
+    ends = {
+        one["type"]: one["reason"]
+        for one in conditions
+        if one["type"] in ("Succeeded", "Failed") and one["status"] == "True"
+    }
+    resumes = old["spec"].get("resumePolicy", "Never") in ("LongRunning", "FromVolume")
+    _katib(
+        not ends or (resumes and ends.get("Succeeded") == "ExperimentMaxTrialsReached"),
+        "Experiment can be restarted if it is in succeeded state by reaching max trials and"
+        " spec.resumePolicy = LongRunning or spec.resumePolicy = FromVolume, when experiment is"
+        " completed",
+    )
+    trials = (old.get("status") or {}).get("trials", 0)
+    most = spec.get("maxTrialCount")
+    _katib(most is None or most > trials, "must be greater than status.trials count")
     editable = ("parallelTrialCount", "maxTrialCount", "maxFailedTrialCount")
     fixed = [
         {key: value for key, value in one.items() if key not in editable}
@@ -175,6 +220,7 @@ def _edited(spec: dict, old: dict) -> None:
 
 
 def _parameters(parameters: list[dict]) -> None:
+    """katib v0.19.0 ... validator.go:163 and :246-305."""
     _katib(parameters, "spec.parameters or spec.nasConfig must be specified")
     for index, parameter in enumerate(parameters):
         space = parameter.get("feasibleSpace") or {}
@@ -190,13 +236,27 @@ def _parameters(parameters: list[dict]) -> None:
         )
         _katib(space, f"feasibleSpace must be specified in spec.parameters[{index}]")
         listed = parameter["parameterType"] in ("discrete", "categorical")
-        _katib(
-            ("list" in space) == listed,
-            f"feasibleSpace.list does not go with parameterType {parameter['parameterType']}",
-        )
+        if listed:
+            _katib(
+                not {"max", "min", "step"} & set(space),
+                "feasibleSpace .max, .min and .step is not supported for parameterType:"
+                f" {parameter['parameterType']}",
+            )
+        else:
+            _katib(
+                not space.get("list"),
+                "feasibleSpace.list is not supported for parameterType:"
+                f" {parameter['parameterType']}",
+            )
+            _katib(
+                space.get("max") and space.get("min"),
+                "feasibleSpace.max or feasibleSpace.min must be specified for parameterType:"
+                f" {parameter['parameterType']}",
+            )
 
 
 def _template(template: dict, names: set[str]) -> None:
+    """katib v0.19.0 ... validator.go:308-438."""
     _katib(
         template.get("primaryContainerName"),
         "spec.trialTemplate.primaryContainerName must be specified",
@@ -233,6 +293,12 @@ def _template(template: dict, names: set[str]) -> None:
 
 
 def _pytorchjob(job: dict) -> None:
+    """What the training operator refuses.
+
+    trainer v1.9.3 pkg/webhooks/pytorch/pytorchjob_webhook.go:76-91 (name) and :115-161. A Master
+    without a number of replicas is refused: the webhook comes before the operator's defaults.
+    """
+
     def check(condition: object, what: str) -> None:
         if not condition:
             webhook = "validator.pytorchjob.training-operator.kubeflow.org"
@@ -251,8 +317,12 @@ def _pytorchjob(job: dict) -> None:
             f'{place}: Unsupported value: "{role}": supported values: "Master", "Worker"',
         )
         check(
-            role != "Master" or spec.get("replicas", 1) == 1,
+            role != "Master" or spec.get("replicas") == 1,
             f"{place}.replicas: Forbidden: must be 1",
+        )
+        check(
+            spec.get("replicas", 1) >= 1,
+            f"{place}.replicas: Forbidden: must be at least 1",
         )
         containers = spec.get("template", {}).get("spec", {}).get("containers") or []
         check(

@@ -3,6 +3,9 @@
 They are a node that runs pods, the training operator, Katib and KServe. The server calls each in
 turn while it holds its lock. A controller changes objects as the real one does, as far as a client
 of the API server sees it. A `Play` says what a pod does; a pod of `ProcessNode` is a real process.
+
+Each rule carries its source: a project with version, file and line, or "seen" with the version and
+the topic. Times are scaled down.
 """
 
 from __future__ import annotations
@@ -25,14 +28,17 @@ from pathlib import Path
 from tests.clusters.fake_api import FakeApi, has_condition, now, set_condition
 from tests.clusters.katib_wrap import COLLECTOR, EARLY_STOPPED, expanded, inject
 
-# Katib's default filter
+# Katib's default filter: katib v0.19.0 pkg/metricscollector/v1beta1/common/const.go:47
 KATIB_METRIC = re.compile(r"([\w|-]+)\s*=\s*([+-]?\d*(\.\d+)?([Ee][+-]?\d+)?)")
-UNAVAILABLE = "unavailable"
+UNAVAILABLE = "unavailable"  # katib v0.19.0 pkg/controller.v1beta1/consts/const.go:155
 METRICS_PATH = "/var/log/katib/metrics.log"
+# kubernetes v1.34.4 pkg/kubelet/kuberuntime/kuberuntime_manager.go:1626-1633
 CRASHED = {
     "waiting": {"reason": "CrashLoopBackOff", "message": "back-off restarting failed container"}
 }
+# kubernetes v1.34.4 pkg/scheduler/framework/types.go:764
 UNSCHEDULABLE = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
+# kubernetes v1.34.4 apiserver/pkg/admission/plugin/resourcequota/controller.go:622
 QUOTA = (
     'pods "{name}" is forbidden: exceeded quota: kf-resource-quota, requested:'
     " requests.nvidia.com/gpu=1, used: requests.nvidia.com/gpu=2, limited:"
@@ -61,7 +67,12 @@ class Play:
 
 
 class Node:
-    """Run every pod by its Play; `play(pod)` returns it, anew at each start of its container."""
+    """Run every pod by its Play; `play(pod)` returns it, anew at each start of its container.
+
+    A container that ends is started again as the pod's restartPolicy says (kubernetes v1.34.4
+    pkg/kubelet/container/helpers.go:82), and a pod whose container waits for its next start stays
+    Running (pkg/kubelet/kubelet_pods.go:1642, getPhase).
+    """
 
     backoff = 0.12  # seconds between the end of a container and its next start
 
@@ -101,6 +112,13 @@ class Node:
             self._end(api, pod, play)
 
     def _hold(self, api: FakeApi, pod: dict, why: str) -> None:
+        """Let a pod wait, and say why as the scheduler and the kubelet do.
+
+        kubernetes v1.34.4 pkg/scheduler/schedule_one.go:200 (Unschedulable);
+        pkg/kubelet/kuberuntime/kuberuntime_container.go:68 (CreateContainerConfigError);
+        pkg/kubelet/kubelet_pods.go:85 (ContainerCreating); pkg/kubelet/events/event.go:61 and
+        pkg/volume/hostpath/host_path.go:471 (FailedMount).
+        """
         scheduled = why != "unschedulable"
         set_condition(
             pod,
@@ -154,7 +172,7 @@ class Node:
         old = (status.get("containerStatuses") or [{}])[0]
         last, restarts = old.get("lastState") or {}, old.get("restartCount", 0)
         status["phase"] = "Running"
-        # A container that ends at once never passes its readiness probe.
+        # The fake's probe: a container that ends at once never passes it.
         ready = play.seconds > 0
         status["containerStatuses"] = _with_collector(
             pod,
@@ -167,7 +185,19 @@ class Node:
         api.logs[uid, container, False] = play.log
         api.touch(pod)
 
+    def stop_early(self, api: FakeApi, pod: dict) -> None:
+        """End a pod whose trial was stopped early: its container exits with 0.
+
+        Seen with Katib 0.19.0: the stopped pod is Completed.
+        """
+        self._end(api, pod, dataclasses.replace(self.plays[pod["metadata"]["uid"]], exit_code=0))
+
     def _end(self, api: FakeApi, pod: dict, play: Play) -> None:
+        """End a pod's container, and the pod where nothing starts it again.
+
+        An evicted pod: kubernetes v1.34.4 pkg/kubelet/eviction/helpers.go:44-46 and
+        eviction_manager.go:428 (DisruptionTarget).
+        """
         uid, status = pod["metadata"]["uid"], pod["status"]
         self.metrics[uid] = play.metrics
         api.logs[uid, play.container or _first(pod), False] = play.log
@@ -189,6 +219,7 @@ class Node:
                 "reason": "Evicted",
                 "message": "The node was low on resource: memory.",
             }
+            set_condition(pod, "DisruptionTarget", reason="TerminationByKubelet")
             status["containerStatuses"] = [_container(pod, end, ready=False)]
         elif policy == "Always" or (policy == "OnFailure" and code):
             self._restart(api, pod, end, play)
@@ -212,6 +243,10 @@ class Node:
         self.plays.pop(uid)
 
     def _fail_init(self, api: FakeApi, pod: dict, play: Play) -> None:
+        """Let an init container fail again and again; the others wait (PodInitializing).
+
+        kubernetes v1.34.4 pkg/kubelet/kubelet_pods.go:2264.
+        """
         uid, status, name = pod["metadata"]["uid"], pod["status"], play.container
         restarts = (
             max(
@@ -338,13 +373,20 @@ class ProcessNode(Node):
         return Path(self._folder.name) / uid
 
     def _kill(self, uid: str) -> None:
-        """End a container's processes, as the kubelet does at the end of the grace period."""
+        """End a container's processes.
+
+        So does the kubelet at the end of the grace period (Kubernetes documentation, Pod
+        Lifecycle: "Termination of Pods").
+        """
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._processes[uid].pid, signal.SIGKILL)
 
 
 class TrainingOperator:
     """Make the pods of PyTorchJobs, and set the jobs' conditions.
+
+    Order and words are those of trainer v1.9.3 pkg/controller.v1/common/job.go:187-247 (limits,
+    before the pods' states) and pkg/controller.v1/pytorch/pytorchjob_controller.go:383-442.
 
     While `quota` is set no pod is admitted, and events report the quota; while `refusal` is, they
     report that text of the API server, to which {name} is the pod's name. The event is that of
@@ -364,6 +406,11 @@ class TrainingOperator:
                 self._reconcile(api, job)
 
     def _reconcile(self, api: FakeApi, job: dict) -> None:
+        """Make pods that are missing, and delete failed ones that are to be made again.
+
+        trainer v1.9.3 pkg/controller.v1/common/pod.go:313-378; the condition Created:
+        pkg/controller.v1/pytorch/pytorchjob_controller.go:521.
+        """
         name = job["metadata"]["name"]
         set_condition(
             job, "Created", reason="PyTorchJobCreated", message=f"PyTorchJob {name} is created."
@@ -394,6 +441,11 @@ class TrainingOperator:
     def _create_pod(
         self, api: FakeApi, job: dict, role: str, index: int, rank: int, world: int
     ) -> None:
+        """Make one pod.
+
+        trainer v1.9.3 pkg/controller.v1/common/pod.go:402-435 (labels, name, restart policy),
+        pkg/controller.v1/common/util.go:50 (name), pkg/controller.v1/pytorch/envvar.go:56-95.
+        """
         name, spec = job["metadata"]["name"], job["spec"]["pytorchReplicaSpecs"][role]
         pod = copy.deepcopy(spec["template"])
         pod_name = f"{name}-{role.lower()}-{index}"
@@ -450,49 +502,31 @@ class TrainingOperator:
             if pod["status"]["phase"] == "Running"
             for container in pod["status"].get("containerStatuses") or []
         )
-        failed = sum(count.get("failed", 0) for count in counts.values())
         limit = policy.get("backoffLimit")
         deadline = policy.get("activeDeadlineSeconds", math.inf)
-        if counts.get("Master", {}).get("succeeded"):
-            self._finish(
-                api, job, pods, "Succeeded", f"PyTorchJob {name} is successfully completed."
-            )
-        elif limit is not None and restarts > 0 and restarts >= limit:
+        failed = [
+            (role, counts[role]["failed"])
+            for role, spec in job["spec"]["pytorchReplicaSpecs"].items()
+            if counts.get(role, {}).get("failed") and spec.get("restartPolicy") == "Never"
+        ]
+        if limit is not None and restarts > 0 and restarts >= limit:
             # Whatever cleanPodPolicy says, the pods and their logs are deleted before the status
             # is set (trainer v1.9.3 pkg/core/job.go:129-132, pkg/controller.v1/common/job.go:216).
-            self._finish(
-                api,
-                job,
-                pods,
-                "Failed",
-                f"PyTorchJob {name} has failed because it has reached the specified backoff limit",
-                all,
-            )
+            message = f"Job {name} has failed because it has reached the specified backoff limit"
+            self._finish(api, job, pods, "Failed", message, all)
         elif time.monotonic() - self._started[job["metadata"]["uid"]] > deadline:
-            self._finish(
-                api,
-                job,
-                pods,
-                "Failed",
-                f"PyTorchJob {name} has failed because it was active longer than specified"
-                " deadline",
-                all,
-            )
-        elif failed and all(
-            spec.get("restartPolicy") == "Never"
-            for spec in job["spec"]["pytorchReplicaSpecs"].values()
-        ):
-            self._finish(
-                api,
-                job,
-                pods,
-                "Failed",
-                f"PyTorchJob {name} is failed because {failed} replica(s) failed.",
-            )
-        elif any(count.get("active") for count in counts.values()):
-            set_condition(
-                job, "Running", reason="PyTorchJobRunning", message=f"PyTorchJob {name} is running."
-            )
+            message = f"Job {name} has failed because it was active longer than specified deadline"
+            self._finish(api, job, pods, "Failed", message, all)
+        elif counts.get("Master", {}).get("succeeded"):
+            message = f"PyTorchJob {name} is successfully completed."
+            self._finish(api, job, pods, "Succeeded", message)
+        elif failed:
+            role, number = failed[0]
+            message = f"PyTorchJob {name} is failed because {number} {role} replica(s) failed."
+            self._finish(api, job, pods, "Failed", message)
+        elif counts.get("Master", {}).get("active"):
+            message = f"PyTorchJob {name} is running."
+            set_condition(job, "Running", reason="PyTorchJobRunning", message=message)
         api.touch(job)
 
     def _finish(
@@ -504,6 +538,12 @@ class TrainingOperator:
         message: str,
         clean: object = None,
     ) -> None:
+        """Set a job's last condition, and delete its pods as its cleanPodPolicy says.
+
+        trainer v1.9.3 pkg/controller.v1/common/job.go:43-69; the default None:
+        pkg/apis/kubeflow.org/v1/pytorch_defaults.go:79; Running becomes False:
+        pkg/util/status.go:142.
+        """
         policy = (job["spec"].get("runPolicy") or {}).get("cleanPodPolicy", "None")
         for pod in pods:
             if (
@@ -520,11 +560,13 @@ class TrainingOperator:
 class Katib:
     """Make trials, jobs and observations, choose the optimal trial and end experiments.
 
-    The rules are Katib's. `assignments` holds the parameters of each trial in order; by default
-    they are the product of the lists, or the ends of the ranges. With `suggestion_pod` a pod of the
-    namespace proposes the trials, so it has to run first; while `suggestion_refusal` is set, that
-    pod may not be created. With `silent_collector` the metrics collector never reports, so trials
-    whose jobs have succeeded wait for ever.
+    An experiment that has ended makes no trials, but counts those that still run, which nothing
+    ends (katib v0.19.0 pkg/controller.v1beta1/experiment/experiment_controller.go:189-225 and
+    :271-283; seen: "Failed experiment"). `assignments` holds the parameters of each trial in order;
+    by default they are the product of the lists, or the ends of the ranges. With `suggestion_pod` a
+    pod of the namespace proposes the trials, so it has to run first; while `suggestion_refusal` is
+    set, that pod may not be created. With `silent_collector` the metrics collector never reports,
+    so trials whose jobs have succeeded wait for ever.
     """
 
     def __init__(
@@ -553,20 +595,18 @@ class Katib:
             self._reconcile(api, experiment)
 
     def _reconcile(self, api: FakeApi, experiment: dict) -> None:
-        name, spec = experiment["metadata"]["name"], experiment["spec"]
+        name = experiment["metadata"]["name"]
         trials = api.all("trials", f"katib.kubeflow.org/experiment={name}")
         for trial in trials:
             self._reconcile_trial(api, trial)
-        if _resumes(experiment, trials):
-            set_condition(experiment, "Succeeded", "False")
-            set_condition(
-                experiment,
-                "Restarting",
-                reason="ExperimentRestarting",
-                message="Experiment is restarted",
-            )
         if has_condition(experiment, "Succeeded", "Failed"):
             self._clean_up_suggestion(api, experiment)
+        if _resumes(experiment, trials):
+            _restart(experiment)
+        elif has_condition(experiment, "Succeeded", "Failed"):
+            if experiment["status"].get("trialsRunning"):
+                _update_summary(experiment, trials)
+                api.touch(experiment)
             return
         self._ensure_deployment(api, experiment)
         set_condition(
@@ -575,22 +615,16 @@ class Katib:
         set_condition(
             experiment, "Running", reason="ExperimentRunning", message="Experiment is running"
         )
-        experiment["status"] |= _summary(spec, trials)
-        self._end(experiment, trials)
+        goal_reached = _update_summary(experiment, trials)
+        self._end(experiment, goal_reached)
         if self.suggestion_refusal:
             self._refuse_suggestion_pod(api, experiment)
             return
         if self.suggestion_pod and not self._suggestion_pod_ready(api, experiment):
             return
-        active = sum(_state(trial) in ("running", "pending") for trial in trials)
-        while (
-            not has_condition(experiment, "Succeeded", "Failed")
-            and active < spec.get("parallelTrialCount", 3)
-            and not any(_blocks_suggestions(trial) for trial in trials)
-            and len(trials) < spec.get("maxTrialCount", math.inf)
-        ):
-            trials.append(self._create_trial(api, experiment, len(trials)))
-            active += 1
+        if not has_condition(experiment, "Succeeded", "Failed"):
+            for index in range(_trials_to_make(experiment, trials)):
+                self._create_trial(api, experiment, len(trials) + index)
         api.touch(experiment)
 
     def _ensure_deployment(self, api: FakeApi, experiment: dict) -> None:
@@ -636,6 +670,10 @@ class Katib:
         api.event(owner, "FailedCreate", text)
 
     def _suggestion_pod_ready(self, api: FakeApi, experiment: dict) -> bool:
+        """Whether the algorithm's pod runs; without it no trial is proposed.
+
+        katib v0.19.0 pkg/controller.v1beta1/suggestion/suggestion_controller.go:243-250.
+        """
         name = _deployment_name(experiment) + "-5d8"
         pod = api.find("pods", name)
         if pod is None:
@@ -654,6 +692,14 @@ class Katib:
         return has_condition(pod, "Ready")
 
     def _create_trial(self, api: FakeApi, experiment: dict, index: int) -> dict:
+        """Make a trial of the template, its values put in as text.
+
+        katib v0.19.0 pkg/controller.v1beta1/experiment/experiment_controller_util.go:39-96,
+        pkg/controller.v1beta1/experiment/manifest/generator.go:109-171 (the values),
+        pkg/controller.v1beta1/util/labels.go:40 (labels),
+        pkg/controller.v1beta1/suggestion/suggestionclient/suggestionclient.go:177 (a random name),
+        pkg/apis/controller/experiments/v1beta1/experiment_defaults.go:49-95 (strategies).
+        """
         spec, name = experiment["spec"], f"{experiment['metadata']['name']}-{_suffix(index)}"
         assignment = (
             self.assignments[index] if self.assignments else _suggest(spec["parameters"], index)
@@ -706,7 +752,7 @@ class Katib:
         """Return the rules of Katib's medianstop service.
 
         The limit is a mean over the trials that have succeeded, of the average of each trial's
-        first values.
+        first values (katib v0.19.0 pkg/earlystopping/v1beta1/medianstop/service.py:161-243).
         """
         spec = experiment["spec"]
         early_stopping = spec.get("earlyStopping")
@@ -739,6 +785,13 @@ class Katib:
         ]
 
     def _reconcile_trial(self, api: FakeApi, trial: dict) -> None:
+        """Make a trial's job, and read how it ended.
+
+        katib v0.19.0 pkg/controller.v1beta1/trial/trial_controller.go:220-324 (the job, which goes
+        with its trial unless it is retained), pkg/controller.v1beta1/trial/util/job_util.go:111
+        (Running as soon as there is a job). A trial that was stopped early keeps Running (seen:
+        "Succeeded, EarlyStopped").
+        """
         if _state(trial) not in ("running", "pending"):
             self._observe_stopped(api, trial)
             return
@@ -750,59 +803,46 @@ class Katib:
             job = api.create("pytorchjobs", job)
             set_condition(trial, "Running", reason="TrialRunning", message="Trial is running")
         self._collect(api, trial, job)
-        if _state(trial) not in ("running", "pending"):
-            set_condition(trial, "Running", "False")
-            trial["status"]["completionTime"] = now()
-            if not trial["spec"]["retainRun"]:
-                api.delete("pytorchjobs", job)
+        if _state(trial) not in ("running", "pending") and not trial["spec"]["retainRun"]:
+            api.delete("pytorchjobs", job)
         api.touch(trial)
 
     def _collect(self, api: FakeApi, trial: dict, job: dict) -> None:
+        """Set a trial's condition by its job's end and by what was collected of its metrics.
+
+        katib v0.19.0 pkg/controller.v1beta1/trial/trial_controller_util.go:42-132; a job that has
+        succeeded is waited for until its metrics are there (trial_controller.go:261-266). A trial
+        that was stopped early is marked by medianstop's service, which sets this condition only
+        (pkg/earlystopping/v1beta1/medianstop/service.py:277-285).
+        """
         master = api.find("pods", f"{job['metadata']['name']}-master-0")
         play = self.node.plays.get(master["metadata"]["uid"]) if master else None
         text = self.node.partial_metrics(master) if master else ""
+        stopped = None
         if any(
             _stops(rule, text, trial["spec"]["objective"])
             for rule in trial["spec"].get("earlyStoppingRules", [])
         ):
-            self._stopped_metrics[trial["metadata"]["uid"]] = self.node.terminate(master)
-            set_condition(
-                trial, "EarlyStopped", reason="TrialEarlyStopped", message="Trial is early stopped"
-            )
+            stopped = self.node.terminate(master)
         elif play and play.early_stopped and master["status"]["phase"] == "Running":
-            self._stopped_metrics[trial["metadata"]["uid"]] = play.metrics
-            set_condition(
-                trial, "EarlyStopped", reason="TrialEarlyStopped", message="Trial is early stopped"
-            )
+            stopped = play.metrics
+            if _one_user(master):
+                self.node.stop_early(api, master)
+        if stopped is not None:
+            self._stopped_metrics[trial["metadata"]["uid"]] = stopped
+            message = "Trial is early stopped"
+            set_condition(trial, "EarlyStopped", reason="TrialEarlyStopped", message=message)
         elif has_condition(job, "Failed"):
-            job_message = next(
-                condition["message"]
-                for condition in job["status"]["conditions"]
-                if condition["type"] == "Failed"
-            )
-            set_condition(
-                trial,
-                "Failed",
-                reason="TrialFailed",
-                message=f"Trial has failed. Job message: {job_message}",
-            )
+            _end_trial(trial, "Failed", "Trial has failed", job)
         elif has_condition(job, "Succeeded") and not self.silent_collector:
             metrics = observe(
                 self.node.metrics.get(master["metadata"]["uid"], ""), trial["spec"]["objective"]
             )
             trial["status"]["observation"] = {"metrics": metrics}
-            if metrics[0]["latest"] == UNAVAILABLE:
-                set_condition(trial, "Running", "False")
-                set_condition(
-                    trial,
-                    "MetricsUnavailable",
-                    reason="TrialMetricsUnavailable",
-                    message="Metrics are not available",
-                )
+            if _metric(trial)["latest"] == UNAVAILABLE:
+                _end_trial(trial, "MetricsUnavailable", "Metrics are not available", job)
             else:
-                set_condition(
-                    trial, "Succeeded", reason="TrialSucceeded", message="Trial has succeeded"
-                )
+                _end_trial(trial, "Succeeded", "Trial has succeeded", job)
 
     def _observe_stopped(self, api: FakeApi, trial: dict) -> None:
         """Give a trial that was stopped early its observation, unless two users ran its pod.
@@ -817,20 +857,20 @@ class Katib:
             return
         self._stopped_rounds[uid] = self._stopped_rounds.get(uid, 0) + 1
         master = api.find("pods", f"{trial['metadata']['name']}-master-0")
-        one_user = master and "runAsUser" in (master["spec"].get("securityContext") or {})
-        if one_user and self._stopped_rounds[uid] > self.observation_rounds:
+        if master and _one_user(master) and self._stopped_rounds[uid] > self.observation_rounds:
             metrics = observe(self._stopped_metrics[uid], trial["spec"]["objective"])
             trial["status"]["observation"] = {"metrics": metrics}
             api.touch(trial)
 
-    def _end(self, experiment: dict, trials: list[dict]) -> None:
-        spec, states = experiment["spec"], [_state(trial) for trial in trials]
-        failed = sum(state in ("failed", "metricsUnavailable") for state in states)
-        done = sum(state not in ("running", "pending") for state in states)
-        goal, best = spec["objective"].get("goal"), _number(_best_value(experiment, trials))
-        goal_reached = goal is not None and (
-            best <= goal if spec["objective"]["type"] == "minimize" else best >= goal
-        )
+    def _end(self, experiment: dict, goal_reached: bool) -> None:
+        """End an experiment by its goal, its failures or its number of trials, in this order.
+
+        katib v0.19.0 pkg/controller.v1beta1/experiment/util/status_util.go:187-235.
+        """
+        spec, status = experiment["spec"], experiment["status"]
+        failed = status.get("trialsFailed", 0) + status.get("trialMetricsUnavailable", 0)
+        active = status.get("trialsRunning", 0) + status.get("trialsPending", 0)
+        done = status["trials"] - active
         if goal_reached:
             self._finish(
                 experiment,
@@ -854,6 +894,7 @@ class Katib:
             )
 
     def _finish(self, experiment: dict, kind: str, reason: str, message: str) -> None:
+        """katib v0.19.0 pkg/apis/controller/experiments/v1beta1/util.go:145-160."""
         set_condition(experiment, "Running", "False")
         set_condition(experiment, kind, reason=reason, message=message)
         experiment["status"]["completionTime"] = now()
@@ -1098,16 +1139,23 @@ def _blocked(model: dict, end: dict) -> None:
 
 
 def observe(text: str, objective: dict) -> list[dict[str, str]]:
-    """Return the observation that Katib makes of a metrics file, the objective first.
+    """Return the observation that Katib makes of a metrics file. The objective comes last.
 
-    The minimum and the maximum are taken over the numbers, the latest value over all texts.
+    The minimum and the maximum are taken over the numbers, the latest value over all texts; Katib's
+    order of metrics is random (katib v0.19.0
+    pkg/controller.v1beta1/trial/trial_controller_util.go:192-244). Without a value of the objective
+    nothing is reported (pkg/metricscollector/v1beta1/file-metricscollector/
+    file-metricscollector.go:169-193).
     """
-    names = [objective["objectiveMetricName"], *objective.get("additionalMetricNames", [])]
+    names = [*objective.get("additionalMetricNames", []), objective["objectiveMetricName"]]
     metrics = {
         name: {"name": name, "min": UNAVAILABLE, "max": UNAVAILABLE, "latest": UNAVAILABLE}
         for name in names
     }
-    for match in KATIB_METRIC.finditer(text):
+    matches = list(KATIB_METRIC.finditer(text))
+    if objective["objectiveMetricName"] not in {match[1] for match in matches}:
+        return list(metrics.values())
+    for match in matches:
         metric, value = metrics.get(match[1]), match[2]
         if metric is None:
             continue
@@ -1133,7 +1181,8 @@ def _reported(text: str, objective: dict) -> list[float]:
 def _stops(rule: dict, text: str, objective: dict) -> bool:
     """Whether the collector stops a trial by a rule.
 
-    It compares the best of the first `startStep` values with the rule's value, once.
+    It compares the best of the first `startStep` values with the rule's value, once (katib v0.19.0
+    cmd/metricscollector/v1beta1/file-metricscollector/main.go:336-385).
     """
     values = _reported(text[: text.rfind("\n") + 1], objective)[: rule["startStep"]]
     if len(values) < rule["startStep"]:
@@ -1149,7 +1198,9 @@ def _resumes(experiment: dict, trials: list[dict]) -> bool:
     """Whether Katib resumes an experiment that has ended.
 
     It does if the experiment had all its trials, now allows more, and its resumePolicy is not
-    Never.
+    Never, the default (katib v0.19.0
+    pkg/controller.v1beta1/experiment/experiment_controller.go:201-204, util/status_util.go:240-246,
+    pkg/apis/controller/experiments/v1beta1/constants.go:24).
     """
     succeeded = next(
         (
@@ -1170,55 +1221,122 @@ def _resumes(experiment: dict, trials: list[dict]) -> bool:
     )
 
 
-def _summary(spec: dict, trials: list[dict]) -> dict:
-    """Return the counts of trials by state, and the optimal trial.
+def _restart(experiment: dict) -> None:
+    """katib v0.19.0 pkg/apis/controller/experiments/v1beta1/util.go:139-143."""
+    status = experiment["status"]
+    ended = ("Succeeded", "Failed")
+    status["conditions"] = [one for one in status["conditions"] if one["type"] not in ended]
+    message = "Experiment is restarted"
+    set_condition(experiment, "Restarting", reason="ExperimentRestarting", message=message)
 
-    A trial whose value is not a number counts as the best one, as in Katib.
+
+COUNTS = {  # katib v0.19.0 pkg/apis/controller/experiments/v1beta1/experiment_types.go:119-140
+    "killed": "trialsKilled",
+    "failed": "trialsFailed",
+    "succeeded": "trialsSucceeded",
+    "earlyStopped": "trialsEarlyStopped",
+    "running": "trialsRunning",
+    "metricsUnavailable": "trialMetricsUnavailable",
+    "pending": "trialsPending",
+}
+
+
+def _update_summary(experiment: dict, trials: list[dict]) -> bool:
+    """Write the counts of trials by state and the optimal trial; whether the goal is reached.
+
+    katib v0.19.0 pkg/controller.v1beta1/experiment/util/status_util.go:56-151. A count of 0 is
+    left out.
     """
-    counts: dict[str, int] = {}
+    status = experiment.setdefault("status", {})
+    for key in COUNTS.values():
+        status.pop(key, None)
+    status["trials"] = len(trials)
     for trial in trials:
-        counts[_state(trial)] = counts.get(_state(trial), 0) + 1
-    summary: dict = {"trials": len(trials)} | {
-        f"trials{state[0].upper()}{state[1:]}": count for state, count in counts.items()
-    }
-    best = _best(spec, trials)
+        key = COUNTS[_state(trial)]
+        status[key] = status.get(key, 0) + 1
+    best, goal_reached = _optimum(experiment["spec"]["objective"], trials)
     if best:
-        summary["currentOptimalTrial"] = {
+        status["currentOptimalTrial"] = {
             "bestTrialName": best["metadata"]["name"],
             "observation": best["status"]["observation"],
             "parameterAssignments": best["spec"]["parameterAssignments"],
         }
-    return summary
+    return goal_reached
 
 
-def _best(spec: dict, trials: list[dict]) -> dict | None:
-    best, best_value = None, math.nan
+def _optimum(objective: dict, trials: list[dict]) -> tuple[dict | None, bool]:
+    """The optimal trial, and whether the goal is reached.
+
+    A trial whose value is no number counts as the best one until a better number follows; where it
+    was the first one, a number is better if it is better than 0 (katib v0.19.0
+    pkg/controller.v1beta1/experiment/util/status_util.go:94-129).
+    """
+    best, best_value, reached = None, 0.0, False
+    goal = objective.get("goal")
+    minimize = objective["type"] == "minimize"
     for trial in trials:
         text = _objective(trial)
         if text == UNAVAILABLE:
             continue
         value = _number(text)
-        better = (
-            value < best_value if spec["objective"]["type"] == "minimize" else value > best_value
-        )
-        if best is None or math.isnan(value) or better:
+        if math.isnan(value):
             best = trial
-        if better or math.isnan(best_value):
-            best_value = value
-    return best
-
-
-def _best_value(experiment: dict, trials: list[dict]) -> str:
-    best = _best(experiment["spec"], trials)
-    return _objective(best) if best else ""
+            continue
+        if best is None or (value < best_value if minimize else value > best_value):
+            best, best_value = trial, value
+        if goal is not None:
+            reached = reached or (best_value <= goal if minimize else best_value >= goal)
+    return best, reached
 
 
 def _objective(trial: dict) -> str:
-    metrics = (trial["status"].get("observation") or {}).get("metrics") or []
-    if not metrics:
+    """A trial's value of the objective: katib v0.19.0 ... util/status_util.go:153-184."""
+    if not trial["status"].get("observation"):
         return UNAVAILABLE
-    value = metrics[0][trial["spec"]["objective"]["metricStrategies"][0]["value"]]
-    return metrics[0]["latest"] if value == UNAVAILABLE else value
+    metric = _metric(trial)
+    value = metric[trial["spec"]["objective"]["metricStrategies"][0]["value"]]
+    return metric["latest"] if value == UNAVAILABLE else value
+
+
+def _metric(trial: dict) -> dict[str, str]:
+    """The metric of the objective in a trial's observation."""
+    name = trial["spec"]["objective"]["objectiveMetricName"]
+    return next(one for one in trial["status"]["observation"]["metrics"] if one["name"] == name)
+
+
+def _end_trial(trial: dict, kind: str, message: str, job: dict) -> None:
+    """Set a trial's last condition; reason and message repeat those of the job's.
+
+    katib v0.19.0 pkg/controller.v1beta1/trial/trial_controller_util.go:50-110,
+    pkg/apis/controller/trials/v1beta1/util.go:150-180 (Running becomes False).
+    """
+    set_condition(trial, "Running", "False")
+    trial["status"]["completionTime"] = now()
+    of_job = "Failed" if kind == "Failed" else "Succeeded"
+    end = next(one for one in job["status"]["conditions"] if one["type"] == of_job)
+    reason = f"Trial{kind}. Job reason: {end['reason']}"
+    message = f"{message}. Job message: {end['message']}"
+    set_condition(trial, kind, reason=reason, message=message)
+
+
+def _trials_to_make(experiment: dict, trials: list[dict]) -> int:
+    """How many trials an experiment makes now.
+
+    Trials without metrics do not count as completed. A trial that was stopped early and has no
+    observation takes the place of a further one (katib v0.19.0
+    pkg/controller.v1beta1/experiment/experiment_controller.go:290-333, :461-473; seen: "medianstop,
+    container uid 1000").
+    """
+    spec, status = experiment["spec"], experiment["status"]
+    active = status.get("trialsRunning", 0) + status.get("trialsPending", 0)
+    completed = len(trials) - active - status.get("trialMetricsUnavailable", 0)
+    parallel = spec.get("parallelTrialCount", 3)  # .../experiments/v1beta1/constants.go:21
+    required = min(spec.get("maxTrialCount", math.inf) - completed, parallel)
+    waiting = sum(
+        has_condition(trial, "EarlyStopped") and not trial["status"].get("observation")
+        for trial in trials
+    )
+    return max(0, required - active - waiting)
 
 
 def _number(text: str) -> float:
@@ -1229,6 +1347,10 @@ def _number(text: str) -> float:
 
 
 def _state(trial: dict) -> str:
+    """A trial's state, by the first of these conditions that is True.
+
+    katib v0.19.0 pkg/controller.v1beta1/experiment/util/status_util.go:78-92.
+    """
     for kind in ("Killed", "Failed", "Succeeded", "EarlyStopped", "Running", "MetricsUnavailable"):
         if has_condition(trial, kind):
             return kind[0].lower() + kind[1:]
@@ -1247,17 +1369,17 @@ def _suggest(parameters: list[dict], index: int) -> dict[str, str]:
 
 
 def _deployment_name(experiment: dict) -> str:
-    """The name of the algorithm's Deployment (katib v0.19.0 pkg/controller.v1beta1/util)."""
+    """katib v0.19.0 pkg/controller.v1beta1/util/suggestion.go:27."""
     algorithm = experiment["spec"]["algorithm"]["algorithmName"]
     return f"{experiment['metadata']['name']}-{algorithm}"
 
 
-def _blocks_suggestions(trial: dict) -> bool:
-    """Whether a trial keeps Katib from making others.
+def _one_user(pod: dict) -> bool:
+    """Whether Katib's collector and the training run as the same user.
 
-    One that was stopped early and has no observation does (seen: "medianstop, container uid 1000").
+    The collector's image runs as root otherwise (seen: "medianstop, container uid 1000").
     """
-    return has_condition(trial, "EarlyStopped") and not trial["status"].get("observation")
+    return "runAsUser" in (pod["spec"].get("securityContext") or {})
 
 
 def _suffix(index: int) -> str:
@@ -1278,7 +1400,8 @@ def _owner(thing: dict) -> dict:
 def _image_missing(image: str) -> dict:
     """One of the two states of a container whose image is missing; they alternate.
 
-    Seen with Kubernetes 1.34.4; before 1.32 the second message ended after the image.
+    Seen with Kubernetes 1.34.4 (kubernetes v1.34.4 pkg/kubelet/images/image_manager.go:280-291 and
+    :354); before 1.32 the second message ended after the image (read).
     """
     cause = f'failed to resolve reference "{image}": no such host'
     if int(time.monotonic() / 0.05) % 2:

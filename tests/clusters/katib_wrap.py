@@ -1,7 +1,6 @@
 """What Katib's webhook and the kubelet make of the command of a trial's main container.
 
-Restated from katib v0.19.0 pkg/webhook/v1beta1/pod/utils.go:155-221 and kubernetes v1.34
-third_party/forked/golang/expansion/expand.go.
+Restated from Katib and Kubernetes; the lines stand beside the rules.
 """
 
 from __future__ import annotations
@@ -37,6 +36,8 @@ def inject(pod: dict, trial: dict) -> None:
 def wrapped(container: dict, folder: str, *, early_stopping: bool = False) -> list[str]:
     """The command of the container after the webhook: words joined with blanks, unquoted.
 
+    katib v0.19.0 pkg/webhook/v1beta1/pod/utils.go:155-221.
+
     folder: where the metrics file and the marks of the trial's end lie.
     """
     words = [*container["command"], *container.get("args", [])]
@@ -58,7 +59,8 @@ def wrapped(container: dict, folder: str, *, early_stopping: bool = False) -> li
 def expanded(command: list[str], env: dict[str, str]) -> list[str]:
     """The command that the kubelet runs: `$$` is `$`, and `$(NAME)` the variable if there is one.
 
-    The name of a reference goes up to the next bracket; what is no variable stays as it is.
+    The name of a reference goes up to the next bracket; what is no variable stays as it is
+    (kubernetes v1.34.4 third_party/forked/golang/expansion/expand.go:39-100).
     """
 
     def expand(match: re.Match) -> str:

@@ -14,7 +14,13 @@ from tests.clusters.contract import RUN_ID, experiment, job
 
 
 def by_losses(result) -> dict[str, object]:
-    return {trial.parameters["losses"]: trial for trial in result.trials}
+    """The first trial of each value.
+
+    Katib may make one more where a trial has no metrics (katib v0.19.0
+    pkg/controller.v1beta1/experiment/experiment_controller.go:292); the fake begins anew with the
+    values then.
+    """
+    return {trial.parameters["losses"]: trial for trial in reversed(result.trials)}
 
 
 def test_the_manifests_pass_katibs_rules():
@@ -85,8 +91,11 @@ EDGES = {
 
 
 def test_edge_cases_are_observed_alike(backend):
-    """Also a deadline of a trial's own: it fails, and the others are counted."""
-    result = backend.run_experiment(experiment(list(EDGES), parallel=4, max_failed=9, deadline=3))
+    """Also a deadline of a trial's own: it fails, and the others are counted.
+
+    One trial at a time: so Katib makes none more for the one without metrics.
+    """
+    result = backend.run_experiment(experiment(list(EDGES), parallel=1, max_failed=9, deadline=3))
     for losses, trial in by_losses(result).items():
         status, expected = EDGES[losses]
         seen = trial.metrics.get("AvgLoss")

@@ -192,6 +192,24 @@ def test_a_trial_whose_loss_is_nan_is_not_optimal_although_katib_says_so(fake):
     assert "AvgLoss" in bad.reason
 
 
+def test_the_trial_that_katib_makes_for_one_without_metrics_does_not_run_on(fake):
+    """It is the third of two, and the experiment ends without it."""
+    backend = fake(node_of(Play(), loss(0.2, seconds=0.3), loss(0.1, seconds=60)))
+    result = backend.run_experiment(experiment(["silent", "0.2"], parallel=2))
+    statuses = [trial.status for trial in result.trials]
+    assert statuses[:2] == ["MetricsUnavailable", "Succeeded"]
+    assert len(statuses) == 3
+    assert result.optimal == result.trials[1].name
+
+
+def test_a_number_after_a_loss_that_is_none_is_katibs_optimum_only_below_zero(fake):
+    backend = fake(node_of(loss("nan"), loss(0.2)))
+    result = backend.run_experiment(experiment(["nan", "0.2"], parallel=1))
+    status = backend.api.find("experiments", SEARCH)["status"]
+    assert status["currentOptimalTrial"]["bestTrialName"] == result.trials[0].name
+    assert result.optimal == result.trials[1].name
+
+
 def test_a_search_without_one_number_fails_with_the_reasons(fake):
     backend = fake(node_of(loss("nan")))
     with pytest.raises(ClusterError, match=r"of 2\)\n  2 x AvgLoss .*finite"):

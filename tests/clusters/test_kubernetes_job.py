@@ -50,7 +50,7 @@ def test_a_failed_job_whose_pods_are_gone_still_ends(fake):
     manifest = job("pass")
     manifest["spec"]["runPolicy"]["cleanPodPolicy"] = "All"
     backend.api.fail("GET", "/pods", times=math.inf, code=403)
-    with pytest.raises(ClusterError, match=r"1 replica.*pods are gone"):
+    with pytest.raises(ClusterError, match=r"1 Master replica.*pods are gone"):
         backend.run_job(manifest)
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from clusters import api as api_module
 from clusters.owner import Owner, workflow_of_this_pod
+from clusters.protocol import KFP_POD
 from common.errors import ClusterError
 from tests.clusters.contract import experiment, job
 from tests.clusters.controllers import Katib, Play
@@ -217,7 +218,7 @@ def in_pod(fake, monkeypatch, tmp_path: Path):
         account.mkdir()
         (account / "namespace").write_text("physics\n")
         monkeypatch.setattr(api_module, "SERVICE_ACCOUNT", account)
-        monkeypatch.setenv("KFP_POD_NAME", "jec-pipeline-abcde-search-123")
+        monkeypatch.setenv(KFP_POD, "jec-pipeline-abcde-search-123")
         monkeypatch.setenv("HOSTNAME", "jec-pipeline-abcde-se")
         metadata = {"name": "jec-pipeline-abcde-search-123", "ownerReferences": references}
         spec = {"containers": [{"name": "main", "image": "steps:1"}]}

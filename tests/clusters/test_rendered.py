@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pytest
 
+from clusters.protocol import KFP_POD
 from common.config import RunConfig
 from common.errors import DeadlineError, InterruptedRun
 from common.run import Run
@@ -64,7 +65,7 @@ def test_a_step_in_a_pod_of_kubeflow_leaves_to_others_what_it_has_no_time_for(
     fake, run, monkeypatch, reason, stays
 ):
     """It has half a second, and another attempt may go on; a deadline is its own decision."""
-    monkeypatch.setenv(step.KFP_POD, "jec-pipeline-x-export")
+    monkeypatch.setenv(KFP_POD, "jec-pipeline-x-export")
     backend = fake(node_of(Play(seconds=60)))
     manifest = export_job(run, "trial")
     with pytest.raises(DeadlineError):

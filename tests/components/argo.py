@@ -16,8 +16,8 @@ import sys
 import threading
 import time
 
-from clusters.protocol import STEP_LABEL
-from clusters.workflow import KFP_RUN_LABEL, WORKFLOW_LABEL
+from clusters.protocol import KFP_POD, STEP_LABEL
+from clusters.workflow import KFP_RUN_LABEL
 from tests.clusters.fake_api import FakeApi, now, set_condition
 
 # Seen: a step lives 0.42 to 0.82 s after SIGTERM (terminate and deleted pods), whatever its grace
@@ -36,7 +36,7 @@ class Retries:
         self.limit = policy["maxRetryCount"]
         self.duration = float(policy["backoffDuration"].removesuffix("s"))
         self.factor = policy["backoffFactor"]
-        # KFP 2.15.0 sends "0" where the field is absent (read).
+        # kfp 2.15.0 backend/src/v2/compiler/argocompiler/container.go:393: "0" where it is absent
         self.longest = float(policy.get("backoffMaxDuration", "0s").removesuffix("s"))
         self.attempts = 0
         self.first_start = math.nan
@@ -124,7 +124,7 @@ class Argo:
         return self.workflow["spec"].get("activeDeadlineSeconds") == 0
 
     def terminate(self) -> None:
-        """KFP v2.15.0 backend/src/apiserver/resource/resource_manager.go:870: one patch."""
+        """kfp 2.15.0 backend/src/apiserver/resource/resource_manager.go:850: one patch."""
         with self.api.lock:
             self.workflow["spec"]["activeDeadlineSeconds"] = 0
 
@@ -146,6 +146,7 @@ class Argo:
         for step in CHAIN:
             if step not in self.commands and not self.attempts:
                 continue
+            # Seen: steps after one that did not end well are omitted, after a termination as well.
             if not well or self.terminated:
                 self.omitted.append(step)
             else:
@@ -179,7 +180,7 @@ class Argo:
 
     def _attempt(self, step: str, number: int) -> Attempt:
         pod = self._create_pod(step, number)
-        environment = {**os.environ, "KFP_POD_NAME": pod["metadata"]["name"]}
+        environment = {**os.environ, KFP_POD: pod["metadata"]["name"]}
         environment.pop("JEC_LOCAL_DIR", None)
         process = subprocess.Popen(
             [sys.executable, "-m", f"components.{step}", *self.commands[step]],
@@ -209,6 +210,12 @@ class Argo:
         return dataclasses.replace(self._ended(step, pod, end, code), output="".join(lines))
 
     def _create_pod(self, step: str, number: int) -> dict:
+        """A step's pod.
+
+        argo v3.7.3 workflow/controller/workflowpod.go:203 (owner), workflow/common/common.go:87
+        (label); kfp 2.15.0 backend/src/common/util/consts.go:43 (label) and
+        backend/src/v2/compiler/argocompiler/common.go:41 (KFP_POD_NAME).
+        """
         name = self.workflow["metadata"]["name"]
         owner = {
             "apiVersion": "argoproj.io/v1alpha1",
@@ -217,7 +224,11 @@ class Argo:
             "uid": self.workflow["metadata"]["uid"],
             "controller": True,
         }
-        labels = {WORKFLOW_LABEL: name, KFP_RUN_LABEL: self.job_id, STEP_LABEL: step}
+        labels = {
+            "workflows.argoproj.io/workflow": name,
+            KFP_RUN_LABEL: self.job_id,
+            STEP_LABEL: step,
+        }
         metadata = {"name": f"{name}-{step}-{number}", "labels": labels, "ownerReferences": [owner]}
         with self.api.lock:
             pod = self.api.create(
@@ -234,12 +245,13 @@ class Argo:
                 # argo v3.7.3 workflow/controller/operator.go:1262
                 return Attempt(step=step, phase="Error", message="pod deleted")
             pod["status"]["phase"] = "Failed" if code else "Succeeded"
-            # argoexec ends with an error of its own when its pod is stopped
+            # seen: argoexec ends with an error of its own when its pod is stopped
             codes = {"wait": 2 if end else 0, "main": code if code >= 0 else 128 - code}
             pod["status"]["containerStatuses"] = [
                 _container(name, exit_code) for name, exit_code in codes.items()
             ]
             if end == "evict":
+                # kubernetes v1.34.4 pkg/kubelet/eviction/helpers.go:46, eviction_manager.go:428
                 message = "The node was low on resource: memory."
                 pod["status"] |= {"reason": "Evicted", "message": message}
                 set_condition(pod, "DisruptionTarget", reason="TerminationByKubelet")
@@ -265,7 +277,7 @@ def task_details(states: dict[str, str | None], attempts: dict[str, int] | None 
     """Tasks as GetRun of KFP 2.15.0 gives them: step -> its state, None for one that is omitted.
 
     Seen: beside the steps there are root, the drivers, executors and their attempts; an omitted
-    task has no state, and an end that is its start. KFP v2.15.0
+    task has no state, and an end that is its start. kfp 2.15.0
     backend/src/apiserver/server/api_converter.go:1807: no task ever has an error.
     """
     tasks = [_task(name, "RUNNING") for name in ("root", "root-driver", "exit-handler-1")]

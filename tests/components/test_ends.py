@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 import re
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,7 +14,7 @@ from clusters import workflow
 from clusters.protocol import STEP_LABEL
 from common import storage
 from common.config import RunConfig
-from common.errors import DeadlineError, StorageError
+from common.errors import DeadlineError, StorageError, UnreachableError
 from common.records import TERMINATED, StatusRecord, SummaryRecord
 from common.run import Run
 from components import finish, prepare, step, steps
@@ -21,7 +22,7 @@ from exporting.export_job import export_job
 from tests.clusters import conftest as clusters_conftest
 from tests.clusters.controllers import Play
 from tests.clusters.fake_api import has_condition, set_condition
-from tests.clusters.scripts import loss, node_of
+from tests.clusters.scripts import loss, make_workflow, node_of
 from tests.components.argo import Argo, Retries
 from tests.records import metrics_record
 from training.experiment import experiment
@@ -209,12 +210,12 @@ def test_a_job_that_has_begun_since_keeps_what_it_runs(fake, run):
 
 def test_a_run_that_is_terminated_between_two_steps_is_no_failure(fake, run):
     home = fake()
-    labels = {workflow.KFP_RUN_LABEL: JOB, workflow.WORKFLOW_LABEL: "flow", STEP_LABEL: "finish"}
+    labels = {workflow.KFP_RUN_LABEL: JOB, STEP_LABEL: "finish"}
     with home.api.lock:
-        spec = {"activeDeadlineSeconds": 0}
-        home.api.create("workflows", {"metadata": {"name": "flow"}, "spec": spec})
-        pod = {"metadata": {"name": "flow-finish", "labels": labels}, "spec": {"containers": []}}
-        home.api.create("pods", pod)
+        reference = make_workflow(home, "flow").reference
+        home.api.find("workflows", "flow")["spec"]["activeDeadlineSeconds"] = 0
+        metadata = {"name": "flow-finish", "labels": labels, "ownerReferences": [reference]}
+        home.api.create("pods", {"metadata": metadata, "spec": {"containers": [{"name": "main"}]}})
     step.write_status(run, "search", "done", job_id=JOB)
     assert finish.main([*finish_arguments(run), "--job-id", JOB]) == 0
     summary = SummaryRecord.load(run.folder.summary)
@@ -351,11 +352,56 @@ def test_an_attempt_that_failed_for_a_reason_that_may_pass_waits_before_the_next
     def body():
         raise StorageError("away")
 
-    for job_id, expected in ((JOB, [45.0]), ("", [])):
+    for job_id, last, expected in ((JOB, False, [45.0]), ("", False, []), (JOB, True, [])):
         waits.clear()
         with pytest.raises(StorageError):
-            step.patient(body, job_id)()
+            step.patient(body, job_id, lambda: last)()  # noqa: B023
         assert waits == expected
+
+
+def test_the_last_attempt_does_not_wait(run, monkeypatch):
+    """After a Retry in the UI, which keeps the job id, all attempts begin again."""
+    waits = []
+    monkeypatch.setattr(step, "PATIENCE_SECONDS", 45.0)
+    monkeypatch.setattr(step.time, "sleep", waits.append)
+    arguments = step.parser("search", "").parse_args(["--run", run.uri, "--job-id", JOB])
+
+    def attempts(count: int) -> list[int]:
+        """How often each of `count` attempts waits that finds no API server."""
+
+        def body(_):
+            raise UnreachableError("the API server cannot be reached")
+
+        counts = []
+        for _ in range(count):
+            waits.clear()
+            assert step.main("search", arguments, body) == 1
+            counts.append(waits.count(45.0))
+        return counts
+
+    assert attempts(1 + steps.RETRIES) == [1, 1, 0]
+    assert attempts(2) == [1, 1], "a Retry after which finish does not run"
+    assert finish.main([*finish_arguments(run), "--job-id", JOB]) == 0
+    assert attempts(1 + steps.RETRIES) == [1, 1, 0], "a Retry after it"
+
+
+def test_the_last_attempt_of_prepare_does_not_wait(run, monkeypatch):
+    waits = []
+    monkeypatch.setattr(step, "PATIENCE_SECONDS", 45.0)
+    monkeypatch.setattr(step.time, "sleep", waits.append)
+
+    def fill(*_):
+        raise StorageError("away")
+
+    monkeypatch.setattr(prepare, "fill", fill)
+    monkeypatch.setattr(prepare, "checked_inputs", lambda *_, **__: SimpleNamespace(space={}))
+    monkeypatch.setattr(prepare, "to_json", lambda _: "{}")
+    bucket = f"{run.config.s3_bucket}/other"
+    arguments = ["--s3-bucket", bucket, "--s3-endpoint", run.config.s3_endpoint, "--job-id", JOB]
+    for expected in (1, 1, 0):
+        waits.clear()
+        assert prepare.main(arguments) == 1
+        assert waits.count(45.0) == expected
 
 
 @pytest.mark.parametrize(

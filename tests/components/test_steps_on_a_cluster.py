@@ -16,7 +16,7 @@ import pytest
 
 from clusters import api as api_module
 from clusters import kubernetes as home_module
-from clusters.protocol import Service
+from clusters.protocol import KFP_POD, Service
 from common import storage
 from common.config import RunConfig
 from common.errors import GateError
@@ -201,7 +201,7 @@ def in_a_workflow(api, monkeypatch, tmp_path, name: str) -> None:
     api.create("pods", {"metadata": metadata, "spec": {"containers": [{"name": "main"}]}})
     (tmp_path / "namespace").write_text(api.namespace)
     monkeypatch.setattr(api_module, "SERVICE_ACCOUNT", tmp_path)
-    monkeypatch.setenv("KFP_POD_NAME", f"{name}-step")
+    monkeypatch.setenv(KFP_POD, f"{name}-step")
 
 
 def delete_workflow(api, name: str) -> None:

@@ -4,6 +4,9 @@ end runs.
 Versions and runs are kept as they were sent. `login` has every request that does not carry the
 right header answered as a gateway would: '401', 'redirect' to a login page, or 'page' (the login
 page itself, with 200).
+
+Paths and fields are those of kfp 2.15.0 backend/api/v2beta1/*.proto; other sources stand beside
+their rules.
 """
 
 from __future__ import annotations
@@ -43,6 +46,7 @@ class FakeKfp:
 
     def get(self, path: str, query: dict[str, str]) -> dict | None:
         if path == "/apis/v2beta1/healthz":
+            # kfp 2.15.0 backend/src/apiserver/main.go:364, which gives more than this
             return {"multi_user": True}
         if path == "/apis/v1beta1/healthz":
             return {"tag_name": self.version} if self.version else None
@@ -68,6 +72,7 @@ class FakeKfp:
             self.pipelines.append({**body, "pipeline_id": f"p{len(self.pipelines)}"})
             return self.pipelines[-1]
         if path == "/apis/v2beta1/pipelines/upload_version":
+            # seen with KFP 2.15.0: uploads, versions, runs
             made = {
                 "pipeline_id": query["pipelineid"],
                 "pipeline_version_id": f"v{len(self.versions)}",
@@ -83,13 +88,14 @@ class FakeKfp:
             self.runs.append({**body, "run_id": str(uuid.uuid4()), "state": "PENDING"})
             return self.runs[-1]
         if match := re.fullmatch(r"/apis/v2beta1/runs/([^/:]+):terminate", path):
-            # Seen with KFP 2.15.0: a terminated run ends as FAILED, never CANCELED.
+            # seen with KFP 2.15.0: a terminated run is CANCELING, then FAILED, never CANCELED
+            # (kfp 2.15.0 backend/src/apiserver/resource/resource_manager.go:1317)
             self.states[match[1]] = ["CANCELING", "FAILED"]
             return {}
         return None
 
     def stopped(self, headers) -> tuple[int, dict[str, str], bytes] | None:
-        """The gateway's answer to who is not let in; None for who is."""
+        """The gateway's answer to who is not let in; None for who is. The fake's own."""
         if not self.login or all(headers.get(key) == value for key, value in self.allowed.items()):
             return None
         if self.login == "401":
@@ -104,6 +110,7 @@ class FakeKfp:
 
 
 def _filtered(listed: list[dict], query: dict[str, str]) -> list[dict]:
+    """By a filter (kfp 2.15.0 backend/api/v2beta1/filter.proto; EQUALS only) and a namespace."""
     predicates = json.loads(query.get("filter") or "{}").get("predicates", [])
     space = query.get("namespace")
     return [
@@ -115,7 +122,8 @@ def _filtered(listed: list[dict], query: dict[str, str]) -> list[dict]:
 
 
 def _paged(name: str, listed: list[dict], query: dict[str, str]) -> dict:
-    start, size = int(query.get("page_token") or 0), int(query.get("page_size") or 10)
+    """One page of a list: kfp 2.15.0 backend/src/apiserver/list/list.go:384-395."""
+    start, size = int(query.get("page_token") or 0), int(query.get("page_size") or 20)
     rest = {"next_page_token": str(start + size)} if start + size < len(listed) else {}
     return {
         name: [
