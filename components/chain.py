@@ -27,9 +27,7 @@ BACKOFF = 5
 ANY_SERVER = Support()  # an IR that every supported server takes
 
 
-def pipeline(
-    config: RunConfig, image: str = STEPS_IMAGE, *, support: Support = ANY_SERVER
-) -> Any:
+def pipeline(config: RunConfig, image: str = STEPS_IMAGE, *, support: Support = ANY_SERVER) -> Any:
     """The KFP pipeline whose parameters are the fields of RunConfig; `config` has the defaults.
 
     It asks for what the server supports, because a server refuses fields that it does not know.

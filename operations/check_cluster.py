@@ -13,6 +13,7 @@ from clusters.api import (
     EXPERIMENT,
     INFERENCE_SERVICE,
     PYTORCHJOB,
+    Connection,
     Kind,
     NoCluster,
     connect,
@@ -25,6 +26,7 @@ from common.run import Run
 from components.steps import STEPS
 from operations.quantities import amount, shown
 from operations.render import objects, rendered_run
+from operations.server import MULTI_USER_ACCOUNT, SINGLE_USER_ACCOUNT
 from operations.table import Line, State, error, not_seen, ok, warning
 from serving.inference_service import RUNTIME
 
@@ -32,8 +34,6 @@ KINDS = (EXPERIMENT, PYTORCHJOB, INFERENCE_SERVICE)
 BLIND = (
     "API versions, permissions, Secret, ServiceAccount, serving runtime, quota, the webhooks' word"
 )
-# Kubeflow Pipelines runs steps as this account of a profile's namespace.
-STEPS_ACCOUNT = "default-editor"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,17 +46,21 @@ class Limit:
     hard: float
 
 
-def check_cluster(config: RunConfig, *, account: str, on_cluster: bool) -> Iterator[Line]:
+def check_cluster(
+    config: RunConfig, *, account: str, on_cluster: bool, single_user: bool = False
+) -> Iterator[Line]:
     """Yield lines on the cluster that the environment names.
 
     One line tells what was not seen where it names none, or none answers. `account` is the
     ServiceAccount of the steps' pods, 'auto' for Kubeflow's own. `on_cluster` is False for a run on
-    this machine.
+    this machine. `single_user`: Kubeflow Pipelines runs all steps in its own namespace.
     """
     cure = "set KUBECONFIG, or run this in a notebook of the cluster" if on_cluster else ""
     try:
         connection = connect()
-        survey = Survey(connection, namespace_of(connection, config.namespace))
+        home = server_namespace(connection, config.namespace) if single_user else ""
+        asked = home if single_user and config.namespace == AUTO else config.namespace
+        survey = Survey(connection, namespace_of(connection, asked))
         version = survey.version()
     except InputError as problem:
         reason = problem.short if isinstance(problem, NoCluster) else str(problem)
@@ -71,7 +75,11 @@ def check_cluster(config: RunConfig, *, account: str, on_cluster: bool) -> Itera
     run = rendered_run(config.replace(namespace=survey.namespace))
     served = [kind for kind in KINDS if survey.serves(kind)]
     yield from check_apis(survey, served)
-    yield from check_permissions(survey, STEPS_ACCOUNT if account == AUTO else account)
+    if account == AUTO:
+        account = SINGLE_USER_ACCOUNT if single_user else MULTI_USER_ACCOUNT
+    yield from check_permissions(survey, account, home or survey.namespace)
+    if single_user and home != survey.namespace:
+        yield check_steps_secret(Survey(connection, home), config.s3_secret)
     endpoint = "" if config.s3_endpoint == AUTO else config.s3_endpoint
     for finding in keys.findings(
         survey, secret=config.s3_secret, account=config.service_account, endpoint=endpoint
@@ -97,35 +105,77 @@ def check_apis(survey: Survey, served: list[Kind]) -> Iterator[Line]:
             )
 
 
-def check_permissions(survey: Survey, account: str) -> Iterator[Line]:
+def server_namespace(connection: Connection, asked: str) -> str:
+    """Return the namespace of a single-user server, which does not tell it.
+
+    It is the one with the account that such a server runs steps as: the one asked for, that of the
+    kubeconfig, or else the one that Kubeflow's own installation has.
+    """
+    candidate = connection.namespace if asked == AUTO else asked
+    if candidate:
+        survey = Survey(connection, candidate)
+        if survey.account_secrets(SINGLE_USER_ACCOUNT) is not None:
+            return candidate
+    return "kubeflow"
+
+
+def check_steps_secret(survey: Survey, name: str) -> Line:
+    """Return whether the steps find their S3 keys in a namespace other than the run's."""
+    what = f"Secret {name} of the steps"
+    if survey.secret(name) is not None:
+        return ok(what, f"in namespace {survey.namespace}, where the steps run")
+    if why := survey.unseen.get(f"Secret {name}"):
+        return not_seen(what, why)
+    return error(
+        what,
+        f"there is none in namespace {survey.namespace}, where the steps run",
+        f"make it there as in the namespace of the run: kubectl -n {survey.namespace} create secret"
+        f" generic {name} ...",
+    )
+
+
+def check_permissions(survey: Survey, account: str, home: str) -> Iterator[Line]:
     """Yield what we may not do, and what the account of the steps may not.
 
-    It is the steps that create the objects.
+    It is the steps that create the objects. `home` is the namespace of their account.
     """
+    namespace = survey.namespace
     denied = [(one, verb) for one, verb in permissions.requests() if not survey.allowed(one, verb)]
-    yield from denied_lines(f"namespace {survey.namespace}", "we", denied, survey.namespace)
+    yield from denied_lines(
+        f"namespace {namespace}",
+        "we",
+        denied,
+        f"kubectl apply -k deploy/ in namespace {namespace}, or have its owner bind the Role of"
+        " deploy/",
+    )
 
     what, unseen = "rights of the steps", f"rights of ServiceAccount {account}"
+    who = f"ServiceAccount {account}" + (f" of {home}" if home != namespace else "")
     denied = []
     for permission, verb in permissions.requests():
-        allowed = survey.account_allowed(account, permission, verb)
+        allowed = survey.account_allowed(account, permission, verb, home)
         if allowed is None:
             # Where one question about another account is refused, all are.
             yield not_seen(
                 what,
-                f"ServiceAccount {account}: we may not ask for others"
-                f" ({survey.unseen.get(unseen, '')})",
-                f"kubectl auth can-i create experiments.kubeflow.org -n {survey.namespace} --as"
-                " ..., or run this in a notebook",
+                f"{who}: we may not ask for others ({survey.unseen.get(unseen, '')})",
+                f"kubectl auth can-i create experiments.kubeflow.org -n {namespace} --as"
+                f" system:serviceaccount:{home}:{account}, or run this in a notebook",
             )
             return
         if not allowed:
             denied.append((permission, verb))
-    yield from denied_lines(what, f"ServiceAccount {account}", denied, survey.namespace)
+    yield from denied_lines(
+        what,
+        who,
+        denied,
+        f"kubectl apply -k deploy/ in namespace {namespace}, then kubectl -n {namespace} create"
+        f" rolebinding {account} --role jec-launcher --serviceaccount {home}:{account}",
+    )
 
 
 def denied_lines(
-    what: str, who: str, denied: list[tuple[permissions.Permission, str]], namespace: str
+    what: str, who: str, denied: list[tuple[permissions.Permission, str]], cure: str
 ) -> Iterator[Line]:
     """Yield a line for each permission of which a verb is denied, or one that all are there."""
     if not denied:
@@ -140,8 +190,7 @@ def denied_lines(
             what,
             f"{who} may not {', '.join(verbs)} {permission.name} ({permission.why};"
             f" {steps_that_need(permission)})",
-            f"kubectl apply -k deploy/ in namespace {namespace}, or have its owner bind the Role of"
-            " deploy/",
+            cure,
         )
 
 

@@ -24,7 +24,6 @@ from components.server_support import losses
 from operations.server import SINGLE_USER_ACCOUNT, Server, version_problem
 from training.search_space import for_network, load, to_json
 
-
 PARAMETER_BYTES = 120_000
 """What all parameters together may be long as JSON.
 

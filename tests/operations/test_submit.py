@@ -189,9 +189,7 @@ def test_a_notebooks_own_namespace_is_used(kfp, s3_bucket, monkeypatch):
         ({"namespace": "physics"}, "mine", ["ServiceAccount mine", "namespace physics"]),
     ],
 )
-def test_a_single_users_server_says_where_steps_run(
-    kfp, s3_bucket, capsys, values, account, facts
-):
+def test_a_single_users_server_says_where_steps_run(kfp, s3_bucket, capsys, values, account, facts):
     submit.submit(config(s3_bucket, **values), connect(kfp.url), "steps:1", account=account)
     (note,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
     assert all(fact in note for fact in facts)
