@@ -23,7 +23,7 @@ from clusters.survey import Survey
 from common.config import AUTO, RunConfig
 from common.errors import InputError, JecError
 from common.run import Run
-from components.steps import STEPS
+from components.steps import EVERY_STEP, STEPS
 from operations.quantities import amount, shown
 from operations.render import objects, rendered_run
 from operations.server import MULTI_USER_ACCOUNT, SINGLE_USER_ACCOUNT
@@ -31,6 +31,9 @@ from operations.table import Line, State, error, not_seen, ok, warning
 from serving.inference_service import RUNTIME
 
 KINDS = (EXPERIMENT, PYTORCHJOB, INFERENCE_SERVICE)
+KUBEFLOW = "kubeflow"  # namespace of Kubeflow's own installation
+OF_THE_POD = (*EVERY_STEP, "workflows.argoproj.io")
+"""Rights that a step needs in the namespace that it runs in, not in that of the run's objects."""
 BLIND = (
     "API versions, permissions, Secret, ServiceAccount, serving runtime, quota, the webhooks' word"
 )
@@ -59,7 +62,7 @@ def check_cluster(
     try:
         connection = connect()
         home = server_namespace(connection, config.namespace) if single_user else ""
-        asked = home if single_user and config.namespace == AUTO else config.namespace
+        asked = home if home and config.namespace == AUTO else config.namespace
         survey = Survey(connection, namespace_of(connection, asked))
         version = survey.version()
     except InputError as problem:
@@ -77,9 +80,19 @@ def check_cluster(
     yield from check_apis(survey, served)
     if account == AUTO:
         account = SINGLE_USER_ACCOUNT if single_user else MULTI_USER_ACCOUNT
-    yield from check_permissions(survey, account, home or survey.namespace)
-    if single_user and home != survey.namespace:
-        yield check_steps_secret(Survey(connection, home), config.s3_secret)
+    steps = Survey(connection, home) if home else survey
+    yield from check_our_permissions(survey)
+    if single_user and not home:
+        yield not_seen(
+            "rights of the steps",
+            f"no namespace that was looked at has ServiceAccount {SINGLE_USER_ACCOUNT}, as which"
+            " the server runs them",
+            "--namespace NAME, the server's own",
+        )
+    else:
+        yield from check_steps_permissions(survey, account, steps)
+    if steps.namespace != survey.namespace:
+        yield check_steps_secret(steps, config.s3_secret)
     endpoint = "" if config.s3_endpoint == AUTO else config.s3_endpoint
     for finding in keys.findings(
         survey, secret=config.s3_secret, account=config.service_account, endpoint=endpoint
@@ -106,17 +119,18 @@ def check_apis(survey: Survey, served: list[Kind]) -> Iterator[Line]:
 
 
 def server_namespace(connection: Connection, asked: str) -> str:
-    """Return the namespace of a single-user server, which does not tell it.
+    """Return the namespace of a single-user server, which does not tell it; empty if not seen.
 
-    It is the one with the account that such a server runs steps as: the one asked for, that of the
-    kubeconfig, or else the one that Kubeflow's own installation has.
+    It is the first of these with the account that such a server runs steps as: the one asked for,
+    that of the kubeconfig, that of Kubeflow's own installation. We may not be allowed to look into
+    the last one.
     """
-    candidate = connection.namespace if asked == AUTO else asked
-    if candidate:
-        survey = Survey(connection, candidate)
-        if survey.account_secrets(SINGLE_USER_ACCOUNT) is not None:
-            return candidate
-    return "kubeflow"
+    for namespace in (asked, connection.namespace, KUBEFLOW):
+        if namespace and namespace != AUTO:
+            survey = Survey(connection, namespace)
+            if survey.account_secrets(SINGLE_USER_ACCOUNT) is not None:
+                return namespace
+    return KUBEFLOW if survey.unseen else ""
 
 
 def check_steps_secret(survey: Survey, name: str) -> Line:
@@ -134,11 +148,8 @@ def check_steps_secret(survey: Survey, name: str) -> Line:
     )
 
 
-def check_permissions(survey: Survey, account: str, home: str) -> Iterator[Line]:
-    """Yield what we may not do, and what the account of the steps may not.
-
-    It is the steps that create the objects. `home` is the namespace of their account.
-    """
+def check_our_permissions(survey: Survey) -> Iterator[Line]:
+    """Yield what we may not do, for --status, --logs and --down."""
     namespace = survey.namespace
     denied = [(one, verb) for one, verb in permissions.requests() if not survey.allowed(one, verb)]
     yield from denied_lines(
@@ -149,35 +160,48 @@ def check_permissions(survey: Survey, account: str, home: str) -> Iterator[Line]
         " deploy/",
     )
 
+
+def check_steps_permissions(survey: Survey, account: str, steps: Survey) -> Iterator[Line]:
+    """Yield what the account of the steps may not: it is they that create the objects.
+
+    `survey` is of the namespace of the objects, `steps` of the one that the steps run in.
+    """
+    namespace, home = survey.namespace, steps.namespace
     what, unseen = "rights of the steps", f"rights of ServiceAccount {account}"
     who = f"ServiceAccount {account}" + (f" of {home}" if home != namespace else "")
     denied = []
     for permission, verb in permissions.requests():
-        allowed = survey.account_allowed(account, permission, verb, home)
+        place = steps if permission.name in OF_THE_POD else survey
+        allowed = place.account_allowed(account, permission, verb, home)
         if allowed is None:
             # Where one question about another account is refused, all are.
             yield not_seen(
                 what,
-                f"{who}: we may not ask for others ({survey.unseen.get(unseen, '')})",
+                f"{who}: we may not ask for others ({place.unseen.get(unseen, '')})",
                 f"kubectl auth can-i create experiments.kubeflow.org -n {namespace} --as"
                 f" system:serviceaccount:{home}:{account}, or run this in a notebook",
             )
             return
         if not allowed:
             denied.append((permission, verb))
+    spaces = sorted({namespace, home})
     yield from denied_lines(
         what,
         who,
         denied,
-        f"kubectl apply -k deploy/ in namespace {namespace}, then kubectl -n {namespace} create"
-        f" rolebinding {account} --role jec-launcher --serviceaccount {home}:{account}",
+        f"kubectl apply -k deploy/ in namespace {' and '.join(spaces)}, then kubectl -n"
+        f" {namespace} create rolebinding {account} --role jec-launcher --serviceaccount"
+        f" {home}:{account}",
     )
 
 
 def denied_lines(
     what: str, who: str, denied: list[tuple[permissions.Permission, str]], cure: str
 ) -> Iterator[Line]:
-    """Yield a line for each permission of which a verb is denied, or one that all are there."""
+    """Yield a line for each permission of which a verb is denied, or one that all are there.
+
+    The cure, which is the same for all, goes with the first.
+    """
     if not denied:
         total = sum(1 for _ in permissions.requests())
         yield ok(what, f"{who} may do all {total} things that a run does")
@@ -192,6 +216,7 @@ def denied_lines(
             f" {steps_that_need(permission)})",
             cure,
         )
+        cure = ""
 
 
 def steps_that_need(permission: permissions.Permission) -> str:
