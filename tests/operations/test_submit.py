@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 
 import pytest
 
@@ -257,6 +258,21 @@ def test_a_run_is_made_again_with_one_change(kfp, s3_bucket, capsys):
     assert kfp.runs[-1]["runtime_config"]["parameters"]["seed"] == "7"
     assert pipeline.main([*common, "--rerun", "pfn-regressor-open-00000000"]) == 2
     assert "unknown run" in capsys.readouterr().err
+
+
+def test_the_next_command_names_server_bucket_endpoint_and_namespace(
+    kfp, s3_bucket, s3_server, capsys
+):
+    """The endpoint is in the environment of this shell, which another one does not have."""
+    kfp.multi_user = True
+    common = ["--host", kfp.url, "--s3-bucket", f"{s3_bucket}/jec", "--namespace", "physics"]
+    data = [f"--data-{split}=s3://b/{split}/*.root" for split in ("train", "val", "test")]
+    assert pipeline.main([*common, *data, "--steps-image", "steps:1"]) == 0
+    next_line = capsys.readouterr().out.splitlines()[-1]
+    args = pipeline.build_parser().parse_args(shlex.split(next_line)[3:])
+    assert args.status == make_run_id("networks/pfn_regressor_open.py", kfp.runs[0]["run_id"])
+    assert (args.host, args.namespace) == (kfp.url, "physics")
+    assert (args.s3_bucket, args.s3_endpoint) == (f"{s3_bucket}/jec", s3_server)
 
 
 @pytest.mark.parametrize(
