@@ -115,7 +115,10 @@ def add_commands(group: argparse._ArgumentGroup) -> None:
         help="write every Kubernetes object the run would create as YAML",
     )
     group.add_argument(
-        "--compile-to", type=Path, metavar="FILE", help="write the pipeline's IR as YAML"
+        "--compile-to",
+        type=Path,
+        metavar="FILE",
+        help="write the pipeline's IR as YAML, for the server of --host or else for any",
     )
     group.add_argument(
         "--status",
@@ -192,12 +195,22 @@ def act(parser: argparse.ArgumentParser, args: argparse.Namespace, argv: list[st
 def compile_pipeline(config: RunConfig, args: argparse.Namespace) -> int:
     """Write the pipeline's IR with this configuration as its defaults.
 
-    Raises InputError for a file of the user's own that no pod could read.
+    It is for the server at --host where that is given, else for every supported one. Raises
+    InputError for a file of the user's own that no pod could read, ClusterError for a server that
+    is too old.
     """
     from common.project import is_own
     from components import chain
-    from operations.submit import with_space_as_text, with_uploaded_files
+    from operations.submit import check_version, with_space_as_text, with_uploaded_files
 
+    support = chain.ANY_SERVER
+    if args.host != AUTO:
+        from operations.endpoint import endpoint
+        from operations.server import connect
+
+        server = connect(endpoint(args.host)[0], args.auth)
+        check_version(server)
+        support = server.support
     if is_own(config.data_config) and is_own(config.network_config):
         config = with_space_as_text(config)  # the images hold the project's own files
     elif config.s3_bucket == AUTO:
@@ -207,7 +220,7 @@ def compile_pipeline(config: RunConfig, args: argparse.Namespace) -> int:
         )
     else:
         config = with_uploaded_files(config)
-    file = chain.compile_to(args.compile_to, config, args.steps_image)
+    file = chain.compile_to(args.compile_to, config, args.steps_image, support=support)
     print(f"{file}: upload it in the Kubeflow UI, or let --runner kubeflow do so")
     return 0
 

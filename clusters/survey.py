@@ -97,15 +97,17 @@ class Survey:
         except ApiException as error:
             raise ClusterError(f"cannot ask what we are allowed to: {complaint(error)}") from error
 
-    def account_allowed(self, account: str, permission: Permission, verb: str) -> bool | None:
-        """Whether a ServiceAccount of the namespace may do this (LocalSubjectAccessReview).
+    def account_allowed(
+        self, account: str, permission: Permission, verb: str, home: str
+    ) -> bool | None:
+        """Whether a ServiceAccount may do this in the namespace (LocalSubjectAccessReview).
 
-        None if we may not ask for others.
+        `home` is the account's own namespace. None if we may not ask for others.
         """
-        user = f"system:serviceaccount:{self.namespace}:{account}"
+        user = f"system:serviceaccount:{home}:{account}"
         groups = [
             "system:serviceaccounts",
-            f"system:serviceaccounts:{self.namespace}",
+            f"system:serviceaccounts:{home}",
             "system:authenticated",
         ]
         spec = client.V1SubjectAccessReviewSpec(

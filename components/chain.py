@@ -14,6 +14,7 @@ from typing import Any
 from clusters.manifests import CREDENTIALS
 from clusters.protocol import STEP_LABEL
 from common.config import RunConfig, cpus, quantity
+from components.server_support import Support
 from components.steps import HOUR, RETRIES, STEPS, component, step_of
 
 NAME = "jec-pipeline"
@@ -23,17 +24,17 @@ SAFE_TO_EVICT = "cluster-autoscaler.kubernetes.io/safe-to-evict"
 # Seconds between two attempts. Argo waits whatever the reason was, also where the next attempt ends
 # at once; so the wait for an API server or a storage that is away is the step's own (step.patient).
 BACKOFF = 5
+ANY_SERVER = Support()  # an IR that every supported server takes
 
 # of a step's pod, unless it asks for more: prepare decodes the data
 CPU_LIMIT = "2"
 MEMORY_LIMIT = "4Gi"
 
 
-def pipeline(config: RunConfig, image: str = STEPS_IMAGE, *, non_root: bool = False) -> Any:
+def pipeline(config: RunConfig, image: str = STEPS_IMAGE, *, support: Support = ANY_SERVER) -> Any:
     """The KFP pipeline whose parameters are the fields of RunConfig; `config` has the defaults.
 
-    With `non_root` the server refuses steps that run as root; servers before 2.16 do not know the
-    field. The image's own user is not root.
+    It asks for what the server supports, because a server refuses fields that it does not know.
     """
     from kfp import dsl
 
@@ -50,7 +51,7 @@ def pipeline(config: RunConfig, image: str = STEPS_IMAGE, *, non_root: bool = Fa
             task = made[name](**arguments)
             if after is not None:
                 task.after(after)
-            return _on_the_cluster(task, config, parameters["s3_secret"], non_root)
+            return _on_the_cluster(task, config, parameters["s3_secret"], support)
 
         about = ("s3_bucket", "run_id", "network_config", "webhook")
         end = task("finish", **{name: parameters[name] for name in about}, **common)
@@ -78,14 +79,18 @@ def pipeline(config: RunConfig, image: str = STEPS_IMAGE, *, non_root: bool = Fa
 
 
 def compile_to(
-    path: Path | str, config: RunConfig, image: str = STEPS_IMAGE, *, non_root: bool = False
+    path: Path | str,
+    config: RunConfig,
+    image: str = STEPS_IMAGE,
+    *,
+    support: Support = ANY_SERVER,
 ) -> Path:
-    """Write the pipeline's IR as YAML; returns the path."""
+    """Write the pipeline's IR as YAML, for a server of this support; returns the path."""
     from kfp import compiler
 
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    compiler.Compiler().compile(pipeline(config, image, non_root=non_root), str(path))
+    compiler.Compiler().compile(pipeline(config, image, support=support), str(path))
     return path
 
 
@@ -94,7 +99,7 @@ def sdk_version() -> str:
     return importlib.metadata.version("kfp")
 
 
-def _on_the_cluster(task: Any, config: RunConfig, secret: Any, non_root: bool) -> Any:
+def _on_the_cluster(task: Any, config: RunConfig, secret: Any, support: Support) -> Any:
     """Give a step what its pod needs: S3 keys, its label, small limits, a deadline, retries.
 
     The requests are those of `config`, fixed in the IR: a server takes them as parameters only
@@ -108,13 +113,17 @@ def _on_the_cluster(task: Any, config: RunConfig, secret: Any, non_root: bool) -
     kubernetes.use_secret_as_env(
         task, secret_name=secret, secret_key_to_env={key: key for key in CREDENTIALS}, optional=True
     )
-    kubernetes.add_pod_label(task, STEP_LABEL, task.name)
+    if not support.optional_secret:
+        # kfp-kubernetes 2.17 writes the field whatever its value is
+        for entry in task.platform_config["kubernetes"]["secretAsEnv"]:
+            del entry["optional"]
+    if support.step_labels:
+        kubernetes.add_pod_label(task, STEP_LABEL, task.name)
     # A pod that is moved is lost: Argo 3.7.3 retries no pod that was deleted.
     kubernetes.add_pod_annotation(task, SAFE_TO_EVICT, "false")
     kubernetes.set_timeout(task, step_of(task.name).deadline)
-    # kfp-kubernetes 2.17 offers user, group and this. A server before 2.16 refuses an IR with it
-    # (seen with 2.15.0), so it is left out there; the image's user is 1000 either way.
-    if non_root:
+    # the image's user is 1000 either way
+    if support.non_root:
         kubernetes.set_security_context(task, run_as_non_root=True)
     task.set_caching_options(False)
     # Argo counts the longest duration from the start of the first attempt, and makes it the

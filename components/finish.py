@@ -129,7 +129,10 @@ def remove_unfinished(uri: str) -> str:
         step.say(f"nothing was looked for on a cluster: {error.short}")
         return ""
     except JecError as error:
-        down = f"python pipeline.py --down {storage.name(uri)}"
+        bucket, run_id = uri.rsplit("/", 1)
+        down = f"python pipeline.py --down {run_id} --s3-bucket {bucket}"
+        if endpoint := os.environ.get("AWS_ENDPOINT_URL"):
+            down += f" --s3-endpoint {endpoint}"
         return f"what is unfinished on the cluster may run on ({error}); {down} removes it"
     for name in removed:
         step.say(f"removed {name}, which the run left unfinished")

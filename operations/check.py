@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING
 
 from clusters.protocol import STEP_LABEL
 from common.config import AUTO, RunConfig
-from common.errors import JecError
+from common.errors import InputError, JecError
 from operations import table
 from operations.check_cluster import check_cluster
 from operations.check_images import check_images
@@ -21,6 +22,9 @@ from operations.check_storage import check_storage
 from operations.endpoint import endpoint
 from operations.render import objects, rendered_run
 from operations.table import Line, State, error, not_seen, ok, warning
+
+if TYPE_CHECKING:
+    from operations.server import Server
 
 
 def check(config: RunConfig, args: argparse.Namespace) -> int:
@@ -34,15 +38,21 @@ def check(config: RunConfig, args: argparse.Namespace) -> int:
         config = config.replace(s3_bucket=str(args.output.resolve()))
     print(f"checked for a run {where}\n")
 
+    reached: list[Server] = []  # by the section on Kubeflow Pipelines, for those after it
     images = [args.steps_image, config.weaver_image]
     # Each section begins only when it is shown, so that its lines appear as they are known.
     sections: list[tuple[str, Callable[[], Iterable[Line]]]] = [
         ("objects", lambda: check_objects(config)),
         ("inputs", lambda: check_inputs(config)),
-        ("Kubeflow Pipelines", lambda: check_server(config, host, args.auth)),
+        ("Kubeflow Pipelines", lambda: check_server(config, host, args.auth, reached)),
         (
             "cluster",
-            lambda: check_cluster(config, account=args.steps_account, on_cluster=on_kubeflow),
+            lambda: check_cluster(
+                config,
+                account=args.steps_account,
+                on_cluster=on_kubeflow,
+                single_user=any(server.multi_user is False for server in reached),
+            ),
         ),
         ("storage", lambda: check_storage(config, on_kubeflow=on_kubeflow)),
         ("images", lambda: check_images(images, on_cluster=on_kubeflow)),
@@ -89,8 +99,11 @@ def check_objects(config: RunConfig) -> Iterator[Line]:
             yield ok(name, "typed model and admission rules hold")
 
 
-def check_server(config: RunConfig, host: str, auth: str) -> Iterator[Line]:
-    """Reach Kubeflow Pipelines, log in, and look at its version and at our namespace."""
+def check_server(config: RunConfig, host: str, auth: str, reached: list[Server]) -> Iterator[Line]:
+    """Reach Kubeflow Pipelines, log in, and look at its version and at our namespace.
+
+    A server that answers is added to `reached`.
+    """
     if not host:
         yield not_seen(
             "Kubeflow Pipelines",
@@ -99,10 +112,12 @@ def check_server(config: RunConfig, host: str, auth: str) -> Iterator[Line]:
         )
         return
     from components.chain import sdk_version
+    from components.server_support import losses
     from operations.server import connect, version_problem
 
     namespace = None if config.namespace == AUTO else config.namespace
     server = connect(host, auth, namespace)
+    reached.append(server)
     yield ok("Kubeflow Pipelines", f"answers at {host}, logged in by {server.credentials.source}")
     sdk = sdk_version()
     if problem := version_problem(server.version, sdk):
@@ -111,7 +126,39 @@ def check_server(config: RunConfig, host: str, auth: str) -> Iterator[Line]:
         yield line("its version", f"{problem} (the SDK is kfp {sdk})")
     else:
         yield ok("its version", f"{server.version}; the pipeline is compiled by kfp {sdk}")
+        for loss in losses(server.support, config.s3_secret):
+            yield warning("its version", loss)
+    yield check_parameters(config)
+    yield check_namespace(config, server)
+
+
+def check_parameters(config: RunConfig) -> Line:
+    """Return whether the run's parameters are short enough to be passed to pods."""
+    from operations.submit import PARAMETER_BYTES, check_length, with_space_as_text
+
+    try:
+        size = check_length(with_space_as_text(config))
+    except InputError as problem:
+        return error("parameters", str(problem))
+    return ok("parameters", f"{size:,} of {PARAMETER_BYTES:,} bytes")
+
+
+def check_namespace(config: RunConfig, server: Server) -> Line:
+    """Return whether runs of our namespace can be listed, and where the steps will run."""
+    try:
+        namespace = server.namespace_for(config.namespace)
+    except InputError as problem:
+        return error("its namespace", str(problem))
     # Whether the namespace is ours shows only in what we may do there.
     with server.explained("list runs"):
         server.client.list_runs(page_size=1, namespace=namespace)
-    yield ok("its namespace", f"{namespace or 'the server has one for all'}: runs can be listed")
+    if namespace:
+        return ok("its namespace", f"{namespace}: runs can be listed")
+    if config.namespace == AUTO:
+        return ok("its namespace", "the server has one for all: runs can be listed")
+    return warning(
+        "its namespace",
+        "the server has one for all, and steps run there whatever --namespace says; they make the"
+        f" run's objects in {config.namespace}",
+        "leave --namespace out where that is the server's own",
+    )

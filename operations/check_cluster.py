@@ -13,6 +13,7 @@ from clusters.api import (
     EXPERIMENT,
     INFERENCE_SERVICE,
     PYTORCHJOB,
+    Connection,
     Kind,
     NoCluster,
     connect,
@@ -22,18 +23,20 @@ from clusters.survey import Survey
 from common.config import AUTO, RunConfig
 from common.errors import InputError, JecError
 from common.run import Run
-from components.steps import STEPS
+from components.steps import EVERY_STEP, STEPS
 from operations.quantities import amount, shown
 from operations.render import objects, rendered_run
+from operations.server import MULTI_USER_ACCOUNT, SINGLE_USER_ACCOUNT
 from operations.table import Line, State, error, not_seen, ok, warning
 from serving.inference_service import RUNTIME
 
 KINDS = (EXPERIMENT, PYTORCHJOB, INFERENCE_SERVICE)
+KUBEFLOW = "kubeflow"  # namespace of Kubeflow's own installation
+OF_THE_POD = (*EVERY_STEP, "workflows.argoproj.io")
+"""Rights that a step needs in the namespace that it runs in, not in that of the run's objects."""
 BLIND = (
     "API versions, permissions, Secret, ServiceAccount, serving runtime, quota, the webhooks' word"
 )
-# Kubeflow Pipelines runs steps as this account of a profile's namespace.
-STEPS_ACCOUNT = "default-editor"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,17 +49,21 @@ class Limit:
     hard: float
 
 
-def check_cluster(config: RunConfig, *, account: str, on_cluster: bool) -> Iterator[Line]:
+def check_cluster(
+    config: RunConfig, *, account: str, on_cluster: bool, single_user: bool = False
+) -> Iterator[Line]:
     """Yield lines on the cluster that the environment names.
 
     One line tells what was not seen where it names none, or none answers. `account` is the
     ServiceAccount of the steps' pods, 'auto' for Kubeflow's own. `on_cluster` is False for a run on
-    this machine.
+    this machine. `single_user`: Kubeflow Pipelines runs all steps in its own namespace.
     """
     cure = "set KUBECONFIG, or run this in a notebook of the cluster" if on_cluster else ""
     try:
         connection = connect()
-        survey = Survey(connection, namespace_of(connection, config.namespace))
+        home = server_namespace(connection, config.namespace) if single_user else ""
+        asked = home if home and config.namespace == AUTO else config.namespace
+        survey = Survey(connection, namespace_of(connection, asked))
         version = survey.version()
     except InputError as problem:
         reason = problem.short if isinstance(problem, NoCluster) else str(problem)
@@ -71,7 +78,21 @@ def check_cluster(config: RunConfig, *, account: str, on_cluster: bool) -> Itera
     run = rendered_run(config.replace(namespace=survey.namespace))
     served = [kind for kind in KINDS if survey.serves(kind)]
     yield from check_apis(survey, served)
-    yield from check_permissions(survey, STEPS_ACCOUNT if account == AUTO else account)
+    if account == AUTO:
+        account = SINGLE_USER_ACCOUNT if single_user else MULTI_USER_ACCOUNT
+    steps = Survey(connection, home) if home else survey
+    yield from check_our_permissions(survey)
+    if single_user and not home:
+        yield not_seen(
+            "rights of the steps",
+            f"no namespace that was looked at has ServiceAccount {SINGLE_USER_ACCOUNT}, as which"
+            " the server runs them",
+            "--namespace NAME, the server's own",
+        )
+    else:
+        yield from check_steps_permissions(survey, account, steps)
+    if steps.namespace != survey.namespace:
+        yield check_steps_secret(steps, config.s3_secret)
     endpoint = "" if config.s3_endpoint == AUTO else config.s3_endpoint
     for finding in keys.findings(
         survey, secret=config.s3_secret, account=config.service_account, endpoint=endpoint
@@ -97,37 +118,90 @@ def check_apis(survey: Survey, served: list[Kind]) -> Iterator[Line]:
             )
 
 
-def check_permissions(survey: Survey, account: str) -> Iterator[Line]:
-    """Yield what we may not do, and what the account of the steps may not.
+def server_namespace(connection: Connection, asked: str) -> str:
+    """Return the namespace of a single-user server, which does not tell it; empty if not seen.
 
-    It is the steps that create the objects.
+    It is the first of these with the account that such a server runs steps as: the one asked for,
+    that of the kubeconfig, that of Kubeflow's own installation. We may not be allowed to look into
+    the last one.
     """
-    denied = [(one, verb) for one, verb in permissions.requests() if not survey.allowed(one, verb)]
-    yield from denied_lines(f"namespace {survey.namespace}", "we", denied, survey.namespace)
+    for namespace in (asked, connection.namespace, KUBEFLOW):
+        if namespace and namespace != AUTO:
+            survey = Survey(connection, namespace)
+            if survey.account_secrets(SINGLE_USER_ACCOUNT) is not None:
+                return namespace
+    return KUBEFLOW if survey.unseen else ""
 
+
+def check_steps_secret(survey: Survey, name: str) -> Line:
+    """Return whether the steps find their S3 keys in a namespace other than the run's."""
+    what = f"Secret {name} of the steps"
+    if survey.secret(name) is not None:
+        return ok(what, f"in namespace {survey.namespace}, where the steps run")
+    if why := survey.unseen.get(f"Secret {name}"):
+        return not_seen(what, why)
+    return error(
+        what,
+        f"there is none in namespace {survey.namespace}, where the steps run",
+        f"make it there as in the namespace of the run: kubectl -n {survey.namespace} create secret"
+        f" generic {name} ...",
+    )
+
+
+def check_our_permissions(survey: Survey) -> Iterator[Line]:
+    """Yield what we may not do, for --status, --logs and --down."""
+    namespace = survey.namespace
+    denied = [(one, verb) for one, verb in permissions.requests() if not survey.allowed(one, verb)]
+    yield from denied_lines(
+        f"namespace {namespace}",
+        "we",
+        denied,
+        f"kubectl apply -k deploy/ in namespace {namespace}, or have its owner bind the Role of"
+        " deploy/",
+    )
+
+
+def check_steps_permissions(survey: Survey, account: str, steps: Survey) -> Iterator[Line]:
+    """Yield what the account of the steps may not: it is they that create the objects.
+
+    `survey` is of the namespace of the objects, `steps` of the one that the steps run in.
+    """
+    namespace, home = survey.namespace, steps.namespace
     what, unseen = "rights of the steps", f"rights of ServiceAccount {account}"
+    who = f"ServiceAccount {account}" + (f" of {home}" if home != namespace else "")
     denied = []
     for permission, verb in permissions.requests():
-        allowed = survey.account_allowed(account, permission, verb)
+        place = steps if permission.name in OF_THE_POD else survey
+        allowed = place.account_allowed(account, permission, verb, home)
         if allowed is None:
             # Where one question about another account is refused, all are.
             yield not_seen(
                 what,
-                f"ServiceAccount {account}: we may not ask for others"
-                f" ({survey.unseen.get(unseen, '')})",
-                f"kubectl auth can-i create experiments.kubeflow.org -n {survey.namespace} --as"
-                " ..., or run this in a notebook",
+                f"{who}: we may not ask for others ({place.unseen.get(unseen, '')})",
+                f"kubectl auth can-i create experiments.kubeflow.org -n {namespace} --as"
+                f" system:serviceaccount:{home}:{account}, or run this in a notebook",
             )
             return
         if not allowed:
             denied.append((permission, verb))
-    yield from denied_lines(what, f"ServiceAccount {account}", denied, survey.namespace)
+    spaces = sorted({namespace, home})
+    yield from denied_lines(
+        what,
+        who,
+        denied,
+        f"kubectl apply -k deploy/ in namespace {' and '.join(spaces)}, then kubectl -n"
+        f" {namespace} create rolebinding {account} --role jec-launcher --serviceaccount"
+        f" {home}:{account}",
+    )
 
 
 def denied_lines(
-    what: str, who: str, denied: list[tuple[permissions.Permission, str]], namespace: str
+    what: str, who: str, denied: list[tuple[permissions.Permission, str]], cure: str
 ) -> Iterator[Line]:
-    """Yield a line for each permission of which a verb is denied, or one that all are there."""
+    """Yield a line for each permission of which a verb is denied, or one that all are there.
+
+    The cure, which is the same for all, goes with the first.
+    """
     if not denied:
         total = sum(1 for _ in permissions.requests())
         yield ok(what, f"{who} may do all {total} things that a run does")
@@ -140,9 +214,9 @@ def denied_lines(
             what,
             f"{who} may not {', '.join(verbs)} {permission.name} ({permission.why};"
             f" {steps_that_need(permission)})",
-            f"kubectl apply -k deploy/ in namespace {namespace}, or have its owner bind the Role of"
-            " deploy/",
+            cure,
         )
+        cure = ""
 
 
 def steps_that_need(permission: permissions.Permission) -> str:

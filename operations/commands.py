@@ -8,7 +8,7 @@ from common.config import AUTO, RunConfig
 from common.errors import InputError
 from operations import kubeflow_runs
 from operations.server import connect
-from operations.target import Target, ask_cluster, locate
+from operations.target import PLACES, Target, ask_cluster, locate, place_flags
 
 
 def act(args: argparse.Namespace) -> int:
@@ -38,21 +38,20 @@ def run_on_kubeflow(config: RunConfig, host: str, args: argparse.Namespace) -> i
 
     The exit code is the run's if it was followed, else 0.
     """
-    from operations.submit import submit
+    from operations.submit import for_pods, submit
 
+    config = for_pods(config)
+    for name in PLACES:
+        setattr(args, name, getattr(config, name))
     server = connect(host, args.auth, None if config.namespace == AUTO else config.namespace)
     run = submit(config, server, args.steps_image, account=args.steps_account)
     print(f"pipeline version {run.version} {'uploaded' if run.new_version else 'is there already'}")
     print(f"run {run.run_id}: {run.url}", flush=True)
     if not args.follow:
-        print(
-            f"next: python pipeline.py --status {run.run_id} --host {host} --s3-bucket"
-            f" {config.s3_bucket}"
-        )
+        print(f"next: python pipeline.py --status {run.run_id} {place_flags(host, args)}")
         return 0
     from operations.follow import follow
 
-    args.s3_bucket = config.s3_bucket
     target = Target(run_id=run.run_id, args=args)
     target.kubeflow = kubeflow_runs.get(server, run.kfp_run)
     ask_cluster(target)

@@ -13,7 +13,7 @@ from operations import kubeflow_runs
 from operations.auth import AuthError
 from operations.kubeflow_runs import KubeflowRun
 from operations.status import reason_lines, run_word, verdict_lines
-from operations.target import Target
+from operations.target import Target, place_flags
 
 POLL = 10.0  # seconds between two looks
 # Seconds that a server may stay away before we stop following: a restart of Kubeflow takes minutes.
@@ -44,8 +44,8 @@ def follow(
     """
     screen = Screen()
     again = (
-        f"to follow it again: python pipeline.py --status {target.run_id} --follow --host"
-        f" {run.server.host}"
+        f"to follow it again: python pipeline.py --status {target.run_id} --follow"
+        f" {place_flags(run.server.host, target.args)}"
     )
     ends = time.monotonic() + deadline
     away_since: float | None = None

@@ -75,7 +75,10 @@ class Step:
 
 
 def find(server: Server, run_id: str, namespace: str = AUTO) -> KubeflowRun | None:
-    """Return the run of this id, Kubeflow's own or ours; None if the server knows none."""
+    """Return the run of this id, Kubeflow's own or ours; None if the server knows none.
+
+    Raises InputError where one of our ids is to be looked for and the server needs a namespace.
+    """
     # Kubeflow's own ids are UUIDs.
     if run_id.count("-") == 4 and len(run_id) == 36:
         try:
@@ -83,6 +86,7 @@ def find(server: Server, run_id: str, namespace: str = AUTO) -> KubeflowRun | No
         except ClusterError:
             return None
     # Ours is made of Kubeflow's by a hash, so that all runs have to be looked through.
+    in_namespace = server.namespace_for(namespace)
     token = ""
     for _ in range(PAGES):
         with server.explained("list runs"):
@@ -90,7 +94,7 @@ def find(server: Server, run_id: str, namespace: str = AUTO) -> KubeflowRun | No
                 page_token=token,
                 page_size=PAGE,
                 sort_by="created_at desc",
-                namespace=None if namespace == AUTO else namespace,
+                namespace=in_namespace,
             )
         for record in page.runs or []:
             run = KubeflowRun(server=server, record=record)

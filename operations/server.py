@@ -20,13 +20,25 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from common import http
-from common.errors import ClusterError, JecError, UnreachableError
+from common.config import AUTO
+from common.errors import ClusterError, InputError, JecError, UnreachableError
+from components.server_support import OLDEST, Support, support_of
 from operations.auth import LOGIN_PAGE, Credentials, credentials, notebook_token
 from operations.endpoint import IN_CLUSTER, IN_CLUSTER_URL
 
-# older servers take no name of a Secret from a parameter (pipelines#10914), nor a step that is not
-# root
-OLDEST = (2, 5)
+# the ServiceAccounts that servers run steps as, where a run names none
+SINGLE_USER_ACCOUNT = "pipeline-runner"  # in the server's own namespace
+MULTI_USER_ACCOUNT = "default-editor"  # in the namespace of the run
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Health:
+    """What a server tells of itself."""
+
+    version: str = ""
+    """Empty if it does not say."""
+    multi_user: bool | None = None
+    """Whether each user has namespaces of their own; None if it does not say."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,6 +50,12 @@ class Server:
     version: str
     """As the server calls itself; empty if it does not say."""
     credentials: Credentials
+    multi_user: bool | None = None
+    """Whether runs belong to users' namespaces.
+
+    Otherwise all runs are in the server's own namespace and requests name none. None if it does not
+    say.
+    """
 
     @property
     def ui(self) -> str:
@@ -49,6 +67,31 @@ class Server:
         if not known and self.host != IN_CLUSTER:
             known = self.host
         return known.rstrip("/") or "https://YOUR-KUBEFLOW/pipeline"
+
+    @property
+    def support(self) -> Support:
+        """What the server does with what the pipeline's IR may ask."""
+        return support_of(version_numbers(self.version))
+
+    def namespace_for(self, asked: str) -> str | None:
+        """Return the namespace that requests name, where --namespace is `asked`.
+
+        None on a single-user server, and where none is known. Raises InputError where a multi-user
+        server would need one: it shares a pipeline without a namespace with everybody, and refuses
+        the rest.
+        """
+        if self.multi_user is False:
+            return None
+        if asked != AUTO:
+            return asked
+        # kfp's client knows a notebook's own namespace
+        own: str = self.client.get_user_namespace()
+        if not own and self.multi_user:
+            raise InputError(
+                f"Kubeflow Pipelines at {self.host} has many users, each with namespaces of their"
+                " own: give --namespace NAME, one of yours"
+            )
+        return own or None
 
     def run_url(self, kfp_run: str) -> str:
         return f"{self.ui}/#/runs/details/{kfp_run}"
@@ -104,7 +147,7 @@ def connect(host: str, auth: str = "auto", namespace: str | None = None) -> Serv
     Raises AuthError or ClusterError before anything is sent.
     """
     login = credentials(_address(host), auth)
-    version = probe(host, login)
+    health = probe(host, login)
     client = make_client(host, login, namespace)
 
     # The client would take a login page for an answer in which there is nothing. All its APIs
@@ -119,7 +162,13 @@ def connect(host: str, auth: str = "auto", namespace: str | None = None) -> Serv
         return answer
 
     rest.request = request
-    return Server(host=host, client=client, version=version, credentials=login)
+    return Server(
+        host=host,
+        client=client,
+        version=health.version,
+        credentials=login,
+        multi_user=health.multi_user,
+    )
 
 
 def make_client(host: str, login: Credentials, namespace: str | None) -> Any:
@@ -138,19 +187,26 @@ def make_client(host: str, login: Credentials, namespace: str | None) -> Any:
         return kfp.Client(host=_address(host), namespace=namespace or "kubeflow", **options)
 
 
-def probe(host: str, login: Credentials) -> str:
-    """Return the server's version, or an empty text where it does not tell.
+def probe(host: str, login: Credentials) -> Health:
+    """Return what the server tells of itself.
 
     Raises AuthError where a login is wanted, ClusterError where no such server answers.
     """
     base = _address(host).rstrip("/")
-    _health(f"{base}/apis/v2beta1/healthz", host, login)
-    try:
-        # only the older API tells the version
-        health = _health(f"{base}/apis/v1beta1/healthz", host, login)
-    except ClusterError:
-        return ""
-    return str(health.get("tag_name") or health.get("apiServerTagName") or "")
+    content = _health(f"{base}/apis/v2beta1/healthz", host, login)
+    multi_user = content.get("multi_user")
+    version = content.get("tag_name")
+    if not version:
+        # older servers tell their version only there
+        with contextlib.suppress(ClusterError):
+            older = _health(f"{base}/apis/v1beta1/healthz", host, login)
+            version = older.get("tag_name") or older.get("apiServerTagName")
+    # a server that was built without a version calls it 'unknown'
+    text = str(version or "")
+    return Health(
+        version=text if version_numbers(text) else "",
+        multi_user=multi_user if isinstance(multi_user, bool) else None,
+    )
 
 
 def _health(url: str, host: str, login: Credentials) -> Mapping[str, object]:

@@ -10,21 +10,27 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from common import storage
-from common.config import AUTO, RunConfig
+from common.config import AUTO, RunConfig, flag
 from common.errors import ClusterError, InputError
 from common.project import here
 from common.run import make_run_id
 from components import chain
 from components.inputs import OF_CONFIGURATION, Inputs
-from operations.server import Server, version_numbers, version_problem
+from components.server_support import losses
+from operations.server import SINGLE_USER_ACCOUNT, Server, version_problem
 from training.search_space import for_network, load, to_json
 
-# servers before refuse the field; the image's own user is not root either way
-NON_ROOT_SINCE = (2, 16)
+PARAMETER_BYTES = 120_000
+"""What all parameters together may be long as JSON.
+
+KFP passes them in one argument to its driver and to the step prepare (read in KFP 2.15.0), and
+Linux starts no program with an argument of 128 KiB (MAX_ARG_STRLEN). Some is left for the names of
+artifacts, which come with them.
+"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,20 +67,17 @@ def submit(config: RunConfig, server: Server, image: str, *, account: str = AUTO
     ClusterError for what the server refuses.
     """
     config = for_pods(config)
+    namespace = server.namespace_for(config.namespace)
     # The data may lie where only the pods can read them: prepare looks at them.
     inputs = Inputs(config)
     for check in OF_CONFIGURATION:
         check.run(inputs)
-    if problem := version_problem(server.version, chain.sdk_version()):
-        if server.version:
-            raise ClusterError(f"Kubeflow Pipelines at {server.host}: {problem}")
-        print(
-            f"warning: {problem}; these steps were compiled by kfp {chain.sdk_version()}",
-            flush=True,
-        )
+    check_version(server)
+    check_length(with_space_as_text(config))
+    for note in notes(config, server, account):
+        print(f"note: {note}", flush=True)
 
     config = with_uploaded_files(config)
-    namespace = None if config.namespace == AUTO else config.namespace
     with tempfile.TemporaryDirectory() as folder:
         # The IR holds the defaults, never this run's parameters: so one version serves all runs
         # whose steps ask for the same.
@@ -84,11 +87,11 @@ def submit(config: RunConfig, server: Server, image: str, *, account: str = AUTO
                 RunConfig(steps_cpus=config.steps_cpus, steps_memory=config.steps_memory)
             ),
             image,
-            non_root=knows_non_root(server),
+            support=server.support,
         )
         version = pipeline_version(server, ir, namespace)
 
-    kfp_run = create_run(config, server, version, account)
+    kfp_run = create_run(config, server, version, account, namespace)
     run_id = config.run_id
     if run_id == AUTO:
         run_id = make_run_id(config.network_config, kfp_run)
@@ -101,9 +104,10 @@ def submit(config: RunConfig, server: Server, image: str, *, account: str = AUTO
     )
 
 
-def create_run(config: RunConfig, server: Server, version: Version, account: str) -> str:
+def create_run(
+    config: RunConfig, server: Server, version: Version, account: str, namespace: str | None
+) -> str:
     """Create a run of the version in the experiment of the configuration; return Kubeflow's id."""
-    namespace = None if config.namespace == AUTO else config.namespace
     with server.explained("create the experiment"):
         experiment = server.client.create_experiment(
             config.experiment_name, namespace=namespace
@@ -139,10 +143,47 @@ def for_pods(config: RunConfig) -> RunConfig:
     return config
 
 
-def knows_non_root(server: Server) -> bool:
-    """Whether the server takes 'this step must not be root' from the IR."""
-    numbers = version_numbers(server.version)
-    return numbers is not None and numbers >= NON_ROOT_SINCE
+def check_version(server: Server) -> None:
+    """Warn of a server that does not say its version. Raises ClusterError for one not to use."""
+    if problem := version_problem(server.version, chain.sdk_version()):
+        if server.version:
+            raise ClusterError(f"Kubeflow Pipelines at {server.host}: {problem}")
+        print(
+            f"warning: {problem}; these steps were compiled by kfp {chain.sdk_version()}",
+            flush=True,
+        )
+
+
+def check_length(config: RunConfig) -> int:
+    """Return the bytes of the run's parameters. Raises InputError where pods cannot be given them.
+
+    The search space is to be text already.
+    """
+    sizes = {name: len(json.dumps(value)) for name, value in config.parameters().items()}
+    total = len(json.dumps(config.parameters()))
+    if total > PARAMETER_BYTES:
+        longest = max(sizes, key=sizes.__getitem__)
+        raise InputError(
+            f"the run's parameters are {total:,} bytes, --{flag(longest)} alone {sizes[longest]:,};"
+            f" Kubeflow Pipelines can pass {PARAMETER_BYTES:,} to a step. In a search space write"
+            " ranges (min, max, step) in place of long lists"
+        )
+    return total
+
+
+def notes(config: RunConfig, server: Server, account: str) -> Iterator[str]:
+    """Yield what this server does otherwise than a user may expect, before the run starts."""
+    if server.multi_user is False:
+        account = SINGLE_USER_ACCOUNT if account == AUTO else account
+        where = "objects there as well"
+        if config.namespace != AUTO:
+            where = f"objects in namespace {config.namespace} (--namespace)"
+        yield (
+            "the server has one namespace for all runs: steps run there, as ServiceAccount"
+            f" {account}, and make the run's {where}"
+        )
+    for loss in losses(server.support, config.s3_secret):
+        yield f"server {server.version or 'of an unknown version'}: {loss}"
 
 
 def with_uploaded_files(config: RunConfig) -> RunConfig:

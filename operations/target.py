@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import shlex
 from typing import TYPE_CHECKING
 
 from clusters.api import NoCluster
-from common.config import AUTO
+from common import storage
+from common.config import AUTO, flag
 from common.errors import JecError
+from components.step import use_endpoint
 from operations import kubeflow_runs, previous_run
 from operations.endpoint import endpoint
 from operations.kubeflow_runs import KubeflowRun
@@ -16,6 +19,10 @@ from operations.server import connect
 
 if TYPE_CHECKING:
     from clusters.operator import Operator
+
+
+PLACES = ("s3_bucket", "s3_endpoint", "namespace")
+"""Parameters of a run that say where it is: its files and its objects."""
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -53,9 +60,13 @@ def locate(run_id: str, args: argparse.Namespace, *, must_exist: bool = True) ->
         # The user may have typed Kubeflow's own id.
         target.run_id = kubeflow_runs.run_id_of(target.kubeflow) or run_id
         values = kubeflow_runs.parameters(target.kubeflow)
-        for name in ("s3_bucket", "namespace"):
+        for name in PLACES:
             if getattr(args, name) == AUTO:
                 setattr(args, name, values.get(name, AUTO))
+        if args.s3_endpoint != AUTO:
+            # its files lie there, whatever this machine's own endpoint is
+            use_endpoint(args.s3_endpoint)
+            storage.forget_client()
     try:
         target.folder = previous_run.run_folder(target.run_id, args)
     except JecError as error:
@@ -69,6 +80,15 @@ def locate(run_id: str, args: argparse.Namespace, *, must_exist: bool = True) ->
     if must_exist and not known:
         raise previous_run.no_such_run(run_id, args, "; ".join(target.unseen))
     return target
+
+
+def place_flags(host: str, args: argparse.Namespace) -> str:
+    """Return the flags by which a command finds a run again: server, files and objects."""
+    flags = ["--host", host]
+    for name in PLACES:
+        if getattr(args, name) != AUTO:
+            flags += [f"--{flag(name)}", getattr(args, name)]
+    return shlex.join(flags)
 
 
 def ask_server(target: Target) -> None:

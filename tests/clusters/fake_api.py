@@ -130,6 +130,8 @@ class FakeApi:
         self._versions, self._faults = itertools.count(1), []
         self._forbidden: set[tuple[str, str]] = set()
         self._granted: set[tuple[str, str]] = set()
+        self._refused_users: set[tuple[str, str]] = set()
+        self.reviewed: set[str] = set()  # users that access reviews asked about; "" is oneself
         self.asked: set[tuple[str, str]] = set()
         """Verb and resource of each request that was allowed."""
         self.exceeded: set[tuple[str, str]] = set()
@@ -200,6 +202,11 @@ class FakeApi:
         """
         with self.lock:
             self._forbidden.add((verb, resource))
+
+    def forbid_user(self, user: str, resource: str) -> None:
+        """Forbid a resource to another user, as an access review names it."""
+        with self.lock:
+            self._refused_users.add((user, resource))
 
     def grant(self, verb: str, resource: str) -> None:
         """Allow a verb on a resource, as RBAC writes it, in every namespace: beyond the Role."""
@@ -517,6 +524,9 @@ class FakeApi:
                 attributes.get("group") or "",
                 attributes.get("namespace") or "",
             )
+            user = body["spec"].get("user", "")
+            self.reviewed.add(user)
+            allowed = allowed and (user, resource) not in self._refused_users
         return {
             **body,
             "status": {"allowed": allowed, "reason": ""},

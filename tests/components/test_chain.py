@@ -12,6 +12,7 @@ from kfp.pipeline_spec import pipeline_spec_pb2
 
 from common.config import RunConfig
 from components import chain, steps
+from components.server_support import Support
 
 TYPES = {str: "STRING", int: "NUMBER_INTEGER", float: "NUMBER_DOUBLE", bool: "BOOLEAN"}
 
@@ -164,7 +165,7 @@ def test_the_secrets_name_reaches_every_nested_step(compiled_pipeline):
 def test_non_root_is_asked_only_of_servers_that_know_it(compiled_pipeline, tmp_path):
     assert "securityContext" not in str(compiled_pipeline.platform)
     config = RunConfig(num_gpus=2, namespace="physics")
-    path = chain.compile_to(tmp_path / "new.yaml", config, non_root=True)
+    path = chain.compile_to(tmp_path / "new.yaml", config, support=Support(non_root=True))
     spec, platform = yaml.safe_load_all(path.read_text())
     executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
     assert all(executor["securityContext"]["runAsNonRoot"] for executor in executors.values())

@@ -5,6 +5,7 @@ are killed half a second after they were told to stop; the exit handler makes th
 from __future__ import annotations
 
 import math
+import os
 import re
 from types import SimpleNamespace
 
@@ -173,7 +174,10 @@ def test_what_cannot_be_removed_is_told_with_the_command_that_removes_it(
     summary = SummaryRecord.load(run.folder.summary)
     assert summary.state == "interrupted"
     assert "example.org/never" in summary.reason
-    assert f"python pipeline.py --down {run.id} removes it" in summary.reason
+    bucket = run.uri.rsplit("/", 1)[0]
+    endpoint = os.environ["AWS_ENDPOINT_URL"]
+    down = f"python pipeline.py --down {run.id} --s3-bucket {bucket} --s3-endpoint {endpoint}"
+    assert f"{down} removes it" in summary.reason
 
 
 @pytest.mark.parametrize("kind", ["Failed", "Succeeded"])

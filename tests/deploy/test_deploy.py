@@ -73,9 +73,47 @@ def deploy(tmp_path_factory):
     return folder
 
 
+COMPONENTS = ["pod_defaults", "eos", "tensorboard"]
+EVERY_CLUSTER = ("v1", "batch/v1", "rbac.authorization.k8s.io/v1")
+
+
 @pytest.fixture(scope="module")
 def objects(deploy):
-    return kustomize.build(deploy / "overlays/example")
+    """Those of an overlay with all components."""
+    return kustomize.build(with_components(deploy, COMPONENTS))
+
+
+def with_components(deploy, names):
+    """Copy the example to an overlay with these components."""
+    overlay = deploy / "overlays" / "-".join(["with", *names])
+    shutil.copytree(deploy / "overlays/example", overlay)
+    file = overlay / "kustomization.yaml"
+    content = yaml.safe_load(file.read_text())
+    assert content["components"] == []
+    content["components"] = [f"../../{name}" for name in names]
+    file.write_text(yaml.safe_dump(content, sort_keys=False))
+    return overlay
+
+
+def test_the_example_is_for_every_cluster(deploy):
+    """One object of a kind that the cluster does not serve makes `kubectl apply -k` fail."""
+    example = kustomize.build(deploy / "overlays/example")
+    assert {one["apiVersion"] for one in example} <= set(EVERY_CLUSTER)
+    assert {one["kind"] for one in example} == {
+        "ConfigMap",
+        "Role",
+        "RoleBinding",
+        "Secret",
+        "ServiceAccount",
+    }
+
+
+def test_every_component_is_there_and_optional(deploy):
+    folders = {file.parent.name for file in deploy.glob("*/kustomization.yaml")} - {"base"}
+    assert folders == set(COMPONENTS)
+    base = len(kustomize.build(deploy / "overlays/example"))
+    for name in COMPONENTS:
+        assert len(kustomize.build(with_components(deploy, [name]))) > base
 
 
 def only(objects, kind, name):

@@ -23,11 +23,14 @@ import uuid
 class FakeKfp:
     """A server on 127.0.0.1.
 
-    `version` is what the older health page tells; `states` the states of a run at each look.
+    `version` is what the health pages tell; `states` the states of a run at each look. With
+    `multi_user` it refuses experiments and runs that name no namespace, otherwise it names no
+    namespace of anything, whatever a request names (seen with KFP 2.15.0).
     """
 
     def __init__(self, version: str = "2.17.0") -> None:
         self.version, self.login, self.allowed = version, "", {}
+        self.multi_user: bool | None = False
         self.pipelines, self.versions, self.experiments, self.runs = [], [], [], []
         self.requests: list[tuple[str, str]] = []
         self.states: dict[str, list[str]] = {}
@@ -45,16 +48,16 @@ class FakeKfp:
         self._server.server_close()
 
     def get(self, path: str, query: dict[str, str]) -> dict | None:
-        if path == "/apis/v2beta1/healthz":
-            # kfp 2.15.0 backend/src/apiserver/main.go:364, which gives more than this
-            return {"multi_user": True}
-        if path == "/apis/v1beta1/healthz":
-            return {"tag_name": self.version} if self.version else None
+        if path in ("/apis/v2beta1/healthz", "/apis/v1beta1/healthz"):
+            health = {} if self.multi_user is None else {"multi_user": self.multi_user}
+            return {**health, **({"tag_name": self.version} if self.version else {})}
         if path == "/apis/v2beta1/pipelines":
             return {"pipelines": _filtered(self.pipelines, query)}
         if path == "/apis/v2beta1/experiments":
+            self._check_namespace(query)
             return {"experiments": _filtered(self.experiments, query)}
         if path == "/apis/v2beta1/runs":
+            self._check_namespace(query)
             return _paged("runs", list(reversed(self.runs)), query)
         if match := re.fullmatch(r"/apis/v2beta1/pipelines/([^/]+)/versions", path):
             mine = [one for one in reversed(self.versions) if one["pipeline_id"] == match[1]]
@@ -69,6 +72,8 @@ class FakeKfp:
 
     def post(self, path: str, query: dict[str, str], body: dict) -> dict | None:
         if path == "/apis/v2beta1/pipelines":
+            if self.multi_user is False:
+                body.pop("namespace", None)
             self.pipelines.append({**body, "pipeline_id": f"p{len(self.pipelines)}"})
             return self.pipelines[-1]
         if path == "/apis/v2beta1/pipelines/upload_version":
@@ -82,6 +87,7 @@ class FakeKfp:
             self.versions.append(made)
             return {key: value for key, value in made.items() if key != "text"}
         if path == "/apis/v2beta1/experiments":
+            self._check_namespace(body)
             self.experiments.append({**body, "experiment_id": f"e{len(self.experiments)}"})
             return self.experiments[-1]
         if path == "/apis/v2beta1/runs":
@@ -93,6 +99,12 @@ class FakeKfp:
             self.states[match[1]] = ["CANCELING", "FAILED"]
             return {}
         return None
+
+    def _check_namespace(self, request: dict) -> None:
+        if self.multi_user is False:
+            request.pop("namespace", None)
+        elif self.multi_user and not request.get("namespace"):
+            raise ValueError("the namespace is empty in multi-user mode")
 
     def stopped(self, headers) -> tuple[int, dict[str, str], bytes] | None:
         """The gateway's answer to who is not let in; None for who is. The fake's own."""
@@ -170,7 +182,11 @@ def _handler(fake: FakeKfp) -> type:
                 message = {"message": "the fake was told to fail"}
                 self._send(fake.failures.pop(0), {}, json.dumps(message).encode())
                 return
-            content = act(parts.path, dict(urllib.parse.parse_qsl(parts.query)))
+            try:
+                content = act(parts.path, dict(urllib.parse.parse_qsl(parts.query)))
+            except ValueError as error:
+                self._send(400, {}, json.dumps({"code": 3, "message": str(error)}).encode())
+                return
             if content is None:
                 self._send(404, {}, b'{"code": 5, "message": "not found"}')
                 return

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import base64
 import http.server
+import json
 import threading
 
 import pytest
@@ -18,7 +19,7 @@ from clusters.survey import Survey
 from common import storage
 from common.config import RunConfig
 from common.errors import InputError
-from operations import check_cluster, check_images, check_inputs, check_storage
+from operations import check, check_cluster, check_images, check_inputs, check_storage
 from operations.quantities import amount, shown
 from tests.clusters import conftest as clusters_conftest
 from tests.weaver import conftest as weaver_conftest
@@ -209,6 +210,79 @@ def test_a_namespace_without_anything_says_what_to_make(fake):
     assert table["Secret s3-secret"][0][0] == "error"
     assert "kubectl -n physics create secret generic s3-secret" in table["Secret s3-secret"][0][1]
     assert "there is none in namespace physics" in table["ServiceAccount default"][0][1]
+
+
+RUNNER = "system:serviceaccount:{}:pipeline-runner"
+
+
+@pytest.mark.parametrize(
+    ("namespace", "home"), [("auto", "physics"), ("physics", "physics"), ("physics", "kubeflow")]
+)
+def test_a_single_users_steps_are_asked_about_by_their_own_account(fake, namespace, home):
+    """KFP 2.15.0 runs them as pipeline-runner of its own namespace, whatever --namespace says."""
+    api = fake().api
+    furnish(api)
+    look_around(api)
+    runner = RUNNER.format(home)
+    api.forbid_user(runner, "inferenceservices")
+    api.forbid_user(runner, "events")
+    if home == "kubeflow":
+        # the user may look into the server's namespace, and the account has its rights there
+        for verb, resource in (
+            ("get", "secrets"),
+            ("get", "serviceaccounts"),
+            ("get", "configmaps"),
+            ("get", "workflows.argoproj.io"),
+            ("create", "workflowtaskresults.argoproj.io"),
+            ("patch", "workflowtaskresults.argoproj.io"),
+        ):
+            api.grant(verb, resource)
+    with api.lock:
+        api.create("serviceaccounts", {"metadata": {"name": "pipeline-runner"}}, home)
+    rows = check_cluster.check_cluster(
+        config(namespace=namespace), account="auto", on_cluster=True, single_user=True
+    )
+    table = lines(rows)
+    assert api.reviewed == {"", runner}
+    assert "namespace physics" in table["cluster"][0][1]
+    states = {}
+    for state, finding in table["rights of the steps"]:
+        states[finding.split(" (")[0].rsplit(" ", 1)[1]] = state
+    assert states == {"inferenceservices.serving.kserve.io": "error", "events": "warning"}
+    cure = f"--role jec-launcher --serviceaccount {home}:pipeline-runner"
+    assert cure in table["rights of the steps"][0][1]
+    # the steps' pods take the keys from their own namespace
+    assert ("Secret s3-secret of the steps" in table) == (home == "kubeflow")
+
+
+def test_a_server_in_a_namespace_that_nobody_names_is_no_false_error(fake):
+    api = fake().api
+    furnish(api)
+    look_around(api)
+    api.grant("get", "serviceaccounts")
+    rows = check_cluster.check_cluster(config(), account="auto", on_cluster=True, single_user=True)
+    ((state, finding),) = lines(rows)["rights of the steps"]
+    assert state == "not seen"
+    assert "pipeline-runner" in finding
+    assert api.reviewed == {""}
+
+
+def test_a_server_s_namespace_that_may_not_be_looked_into_is_kubeflow(fake):
+    api = fake().api
+    look_around(api)
+    api.forbid("get", "serviceaccounts")
+    rows = check_cluster.check_cluster(config(), account="auto", on_cluster=True, single_user=True)
+    assert "namespace kubeflow" in next(iter(rows)).finding
+
+
+def test_many_users_steps_are_asked_about_as_default_editor_or_the_account_named(fake):
+    home = fake()
+    api = home.api
+    furnish(api)
+    checked(home)
+    assert api.reviewed == {"", "system:serviceaccount:physics:default-editor"}
+    list(check_cluster.check_cluster(config(), account="mine", on_cluster=True))
+    assert "system:serviceaccount:physics:mine" in api.reviewed
 
 
 @pytest.mark.parametrize(
@@ -496,6 +570,7 @@ def test_the_command_prints_the_table_and_its_exit_code_tells(
     fake, kfp, s3_bucket, s3_server, registry, capsys, monkeypatch
 ):
     home = fake()
+    kfp.multi_user = True
     furnish(home.api, endpoint=s3_server.removeprefix("http://"))
     look_around(home.api)
     home.api.find("secrets", "s3-secret")["metadata"]["annotations"][
@@ -535,6 +610,49 @@ def test_the_command_prints_the_table_and_its_exit_code_tells(
     text = capsys.readouterr().out
     assert "error     search space" in text
     assert "this run would fail" in text
+
+
+def server_lines(kfp, **values):
+    return lines(check.check_server(config(**values), kfp.url, "none", []))
+
+
+@pytest.mark.parametrize(
+    ("many", "namespace", "state", "said"),
+    [
+        (True, "auto", "error", "--namespace"),
+        (True, "physics", "ok", "physics: runs can be listed"),
+        (False, "auto", "ok", "one for all"),
+        (False, "physics", "warning", "whatever --namespace says"),
+    ],
+)
+def test_the_server_says_whose_namespace_a_run_gets(kfp, many, namespace, state, said):
+    kfp.multi_user = many
+    (line,) = server_lines(kfp, namespace=namespace)["its namespace"]
+    assert line[0] == state
+    assert said in line[1]
+
+
+@pytest.mark.parametrize(
+    ("version", "states"),
+    [
+        ("2.4.1", ["error"]),
+        ("2.5.0", ["ok", "warning", "warning", "warning"]),
+        ("2.14.4", ["ok", "warning"]),
+        ("2.15.0", ["ok"]),
+    ],
+)
+def test_what_the_server_s_version_means_is_told(kfp, version, states):
+    kfp.version = version
+    assert [state for state, _ in server_lines(kfp)["its version"]] == states
+
+
+def test_parameters_that_are_too_long_are_an_error(kfp):
+    entry = {"name": "start-lr", "type": "discrete", "list": list(range(1, 20_001))}
+    (line,) = server_lines(kfp, search_space=json.dumps([entry]))["parameters"]
+    assert line[0] == "error"
+    assert "--search-space" in line[1]
+    (line,) = server_lines(kfp)["parameters"]
+    assert line[0] == "ok"
 
 
 @pytest.mark.parametrize(

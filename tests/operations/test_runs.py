@@ -8,6 +8,7 @@ import dataclasses
 import json
 import math
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ import pipeline
 from clusters import operator as operator_module
 from clusters import orphans
 from clusters.kubernetes_service import describe
+from common import storage
 from common.config import RunConfig
 from common.errors import DeadlineError
 from common.records import TERMINATED, StatusRecord
@@ -361,6 +363,60 @@ def test_down_ends_the_run_on_kubeflow_first_then_removes_its_objects_and_works_
     assert [one["metadata"]["name"] for one in home.api.all("inferenceservices")] == ["other"]
     assert main(tmp_path, "--down", run_id, "--yes", "--host", kfp.url) == 0
     assert f"nothing of run {run_id} is left" in capsys.readouterr().out
+
+
+@pytest.fixture
+def own_client():
+    """Leave no S3 client of this test's AWS variables to the next test."""
+    yield
+    storage.forget_client()
+
+
+@pytest.mark.usefixtures("own_client")
+@pytest.mark.parametrize("set_here", [None, "http://127.0.0.1:9"])
+def test_commands_use_the_endpoint_of_the_run(
+    kfp, tmp_path, capsys, monkeypatch, s3_bucket, s3_server, set_here
+):
+    """Not Amazon's, and not another one that this machine is set to."""
+    bucket = f"{s3_bucket}/jec"
+    number, run_id = kfp_run(kfp, "SUCCEEDED", bucket=bucket, s3_endpoint=s3_server)
+    run = Run(config=RunConfig(s3_bucket=bucket, s3_endpoint=s3_server, run_id=run_id))
+    run.save()
+    step.write_status(run, "prepare", "done")
+
+    def elsewhere():
+        for name in ("AWS_ENDPOINT_URL", "S3_ENDPOINT"):
+            monkeypatch.delenv(name, raising=False)
+        if set_here:
+            monkeypatch.setenv("AWS_ENDPOINT_URL", set_here)
+        storage.forget_client()
+
+    elsewhere()
+    assert main(tmp_path, "--status", number, "--host", kfp.url) == 0
+    text = capsys.readouterr().out
+    assert f"run {run_id} in {bucket}/{run_id}" in text
+    assert "not seen: storage" not in text
+    elsewhere()
+    assert main(tmp_path, "--down", run_id, "--storage", "--yes", "--host", kfp.url) == 0
+    assert f"files of {bucket}/{run_id}" in capsys.readouterr().out
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)
+    storage.forget_client()
+    assert storage.entries(f"{bucket}/{run_id}") == []
+
+
+def test_the_line_that_follows_again_names_every_place_of_the_run(
+    kfp, tmp_path, s3_bucket, s3_server
+):
+    bucket = f"{s3_bucket}/jec"
+    _, run_id = kfp_run(kfp, "RUNNING", bucket=bucket, s3_endpoint=s3_server)
+    target = _target(kfp, tmp_path, run_id)
+    with pytest.raises(DeadlineError) as late:
+        follow_module.follow(target, target.kubeflow, deadline=0.1)
+    again = shlex.split(str(late.value).split("to follow it again: ")[1])
+    args = pipeline.build_parser().parse_args(again[2:])
+    assert (args.status, args.host, args.follow) == (run_id, kfp.url, True)
+    assert (args.s3_bucket, args.s3_endpoint) == (bucket, s3_server)
+    assert args.namespace == "physics"
 
 
 def test_down_says_what_is_left_and_then_keeps_the_folder(fake, tmp_path, capsys, monkeypatch):

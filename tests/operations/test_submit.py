@@ -5,6 +5,8 @@ edge.
 from __future__ import annotations
 
 import json
+import re
+import shlex
 
 import pytest
 
@@ -13,10 +15,14 @@ from common import storage
 from common.config import RunConfig
 from common.errors import ClusterError, InputError
 from common.run import make_run_id
+from components.server_support import OLDEST, losses
 from operations import submit
 from operations.endpoint import endpoint
-from operations.server import connect
+from operations.server import connect, version_numbers
+from tests.components.server_messages import VERSIONS, Messages
 from weaver.network.network_file import load_network
+
+SUPPORTED = [version for version in VERSIONS if version_numbers(version) >= OLDEST]
 
 
 def config(s3_bucket, **values):
@@ -25,6 +31,7 @@ def config(s3_bucket, **values):
 
 
 def test_the_run_is_made_with_every_parameter_and_the_users_files_are_uploaded(kfp, s3_bucket):
+    kfp.multi_user = True
     server = connect(kfp.url)
     made = submit.submit(
         config(s3_bucket, num_gpus=1, experiment_name="mine", namespace="physics"),
@@ -120,31 +127,113 @@ def test_a_storage_that_pods_cannot_reach_is_refused():
 @pytest.mark.parametrize(
     ("version", "said"),
     [
-        ("2.17.0", ""),
-        ("2.16.0", ""),
-        ("2.15.0", ""),
-        ("2.5.0", ""),
+        ("2.4.1", "server 2.4.1 is older than 2.5"),
         ("2.2.0", "older than 2.5"),
         ("1.8.5", "older than 2.5"),
         ("3.0.0", "newer generation"),
     ],
 )
-def test_the_servers_version_is_checked_before_anything_is_sent(kfp, s3_bucket, version, said):
+def test_a_server_of_the_wrong_version_gets_nothing(kfp, s3_bucket, version, said):
+    kfp.version = version
+    with pytest.raises(ClusterError, match=said):
+        submit.submit(config(s3_bucket), connect(kfp.url), "steps:1")
+    assert not kfp.pipelines + kfp.runs
+    assert storage.entries(s3_bucket) == []
+
+
+@pytest.mark.parametrize("version", SUPPORTED)
+def test_a_server_gets_an_ir_that_it_takes(kfp, s3_bucket, version, tmp_path, capsys):
     kfp.version = version
     server = connect(kfp.url)
-    if said:
-        with pytest.raises(ClusterError, match=said):
-            submit.submit(config(s3_bucket), server, "steps:1")
-        assert not kfp.pipelines + kfp.runs
-    else:
-        submit.submit(config(s3_bucket), server, "steps:1")
-        assert ("securityContext" in kfp.versions[0]["text"]) == (version in ("2.16.0", "2.17.0"))
+    submit.submit(config(s3_bucket, s3_secret="s3-keys"), server, "steps:1")
+    ir = tmp_path / "ir.yaml"
+    ir.write_text(kfp.versions[0]["text"])
+    assert Messages(version).refusals(ir) == []
+    assert ("securityContext" in ir.read_text()) == server.support.non_root
+    said = capsys.readouterr().out
+    for sentence in losses(server.support, "s3-keys"):
+        assert f"server {version}: {sentence}" in said
 
 
-def test_a_server_without_a_version_is_a_warning(kfp, s3_bucket, capsys):
-    kfp.version = ""
+@pytest.mark.parametrize("version", ["", "unknown"])
+def test_a_server_without_a_version_is_a_warning(kfp, s3_bucket, capsys, tmp_path, version):
+    kfp.version = version
     submit.submit(config(s3_bucket), connect(kfp.url), "steps:1")
     assert "warning: the server does not say its version" in capsys.readouterr().out
+    ir = tmp_path / "ir.yaml"
+    ir.write_text(kfp.versions[0]["text"])
+    for one in SUPPORTED:
+        assert Messages(one).refusals(ir) == []
+
+
+@pytest.mark.parametrize("version", ["2.14.4", "2.17.0"])
+def test_the_ir_in_a_file_is_for_the_server_that_is_named(kfp, tmp_path, version):
+    kfp.version = version
+    file = tmp_path / "ir.yaml"
+    assert pipeline.main(["--compile-to", str(file), "--host", kfp.url]) == 0
+    assert Messages(version).refusals(file) == []
+    assert ("securityContext" in file.read_text()) == (version == "2.17.0")
+    assert not kfp.pipelines
+
+
+def test_no_file_is_written_for_a_server_that_is_too_old(kfp, tmp_path, capsys):
+    kfp.version = "2.4.1"
+    file = tmp_path / "ir.yaml"
+    assert pipeline.main(["--compile-to", str(file), "--host", kfp.url]) == 1
+    assert "server 2.4.1 is older than 2.5" in capsys.readouterr().err
+    assert not file.exists()
+
+
+def test_many_users_and_no_namespace_are_refused_before_anything_is_sent(kfp, s3_bucket):
+    """Such a server would share the pipeline with everybody, and then refuse the run."""
+    kfp.multi_user = True
+    server = connect(kfp.url)
+    with pytest.raises(InputError, match="--namespace"):
+        submit.submit(config(s3_bucket), server, "steps:1")
+    assert not kfp.pipelines + kfp.versions + kfp.experiments + kfp.runs
+    assert storage.entries(s3_bucket) == []
+
+
+def test_a_notebooks_own_namespace_is_used(kfp, s3_bucket, monkeypatch):
+    kfp.multi_user = True
+    server = connect(kfp.url)
+    monkeypatch.setattr(server.client, "get_user_namespace", lambda: "mine")
+    submit.submit(config(s3_bucket), server, "steps:1")
+    assert kfp.pipelines[0]["namespace"] == kfp.experiments[0]["namespace"] == "mine"
+
+
+@pytest.mark.parametrize(
+    ("values", "account", "facts"),
+    [
+        ({}, "auto", ["pipeline-runner", "objects there as well"]),
+        ({"namespace": "physics"}, "auto", ["pipeline-runner", "namespace physics"]),
+        ({"namespace": "physics"}, "mine", ["ServiceAccount mine", "namespace physics"]),
+    ],
+)
+def test_a_single_users_server_says_where_steps_run(kfp, s3_bucket, capsys, values, account, facts):
+    submit.submit(config(s3_bucket, **values), connect(kfp.url), "steps:1", account=account)
+    (note,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
+    assert all(fact in note for fact in facts)
+    parameters = kfp.runs[0]["runtime_config"]["parameters"]
+    assert parameters["namespace"] == values.get("namespace", "auto")
+
+
+@pytest.mark.parametrize(("count", "taken"), [(5_000, True), (20_000, False), (200_000, False)])
+def test_a_search_space_that_no_pod_could_be_given_is_refused(kfp, s3_bucket, count, taken):
+    """Linux starts no program with an argument of 128 KiB; etcd takes no run of 1.5 MB."""
+    entry = {"name": "start-lr", "type": "discrete", "list": [i + 1 for i in range(count)]}
+    long = config(s3_bucket, search_space=json.dumps([entry]))
+    server = connect(kfp.url)
+    if taken:
+        submit.submit(long, server, "steps:1")
+        assert len(json.dumps(kfp.runs[0]["runtime_config"]["parameters"])) < 131_072
+        return
+    with pytest.raises(InputError, match=r"--search-space alone .* 120,000") as refusal:
+        submit.submit(long, server, "steps:1")
+    sizes = re.findall(r"[\d,]{6,}", str(refusal.value))
+    assert int(sizes[0].replace(",", "")) > int(sizes[1].replace(",", "")) > 120_000
+    assert not kfp.pipelines + kfp.experiments + kfp.runs
+    assert storage.entries(s3_bucket) == []
 
 
 def test_a_refusal_of_the_server_is_one_sentence(kfp, s3_bucket):
@@ -189,6 +278,21 @@ def test_a_run_is_made_again_with_one_change(kfp, s3_bucket, capsys):
     assert kfp.runs[-1]["runtime_config"]["parameters"]["seed"] == "7"
     assert pipeline.main([*common, "--rerun", "pfn-regressor-open-00000000"]) == 2
     assert "unknown run" in capsys.readouterr().err
+
+
+def test_the_next_command_names_server_bucket_endpoint_and_namespace(
+    kfp, s3_bucket, s3_server, capsys
+):
+    """The endpoint is in the environment of this shell, which another one does not have."""
+    kfp.multi_user = True
+    common = ["--host", kfp.url, "--s3-bucket", f"{s3_bucket}/jec", "--namespace", "physics"]
+    data = [f"--data-{split}=s3://b/{split}/*.root" for split in ("train", "val", "test")]
+    assert pipeline.main([*common, *data, "--steps-image", "steps:1"]) == 0
+    next_line = capsys.readouterr().out.splitlines()[-1]
+    args = pipeline.build_parser().parse_args(shlex.split(next_line)[3:])
+    assert args.status == make_run_id("networks/pfn_regressor_open.py", kfp.runs[0]["run_id"])
+    assert (args.host, args.namespace) == (kfp.url, "physics")
+    assert (args.s3_bucket, args.s3_endpoint) == (f"{s3_bucket}/jec", s3_server)
 
 
 @pytest.mark.parametrize(

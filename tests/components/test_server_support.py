@@ -1,0 +1,131 @@
+"""The IR is what each supported server takes, parsed with that server's own messages."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+
+from common.config import RunConfig
+from components import chain
+from components.server_support import OLDEST, Support, losses, support_of
+from operations.server import version_numbers
+from tests.components.server_messages import VERSIONS, Messages
+
+SUPPORTED = [version for version in VERSIONS if version_numbers(version) >= OLDEST]
+CONFIGS = {
+    "default": RunConfig(),
+    "secret": RunConfig(s3_secret="another-secret"),
+    "pods": RunConfig(
+        s3_secret="another-secret",
+        namespace="physics",
+        num_gpus=2,
+        num_replicas=2,
+        gpu_resource="nvidia.com/mig-1g.5gb",
+        ephemeral_storage="20Gi",
+        node_selector="gpu=a100,zone=b",
+        tolerations="gpu=yes:NoSchedule",
+        priority_class="high",
+        nvidia_driver="/opt/nvidia",
+        eos="/var/eos",
+        kerberos_secret="krb-secret",
+    ),
+}
+
+
+def support(version: str) -> Support:
+    return support_of(version_numbers(version))
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    """Compile once for each pair of configuration and support."""
+    folder, made = tmp_path_factory.mktemp("irs"), {}
+
+    def compile_for(name: str, of_server: Support):
+        if (name, of_server) not in made:
+            made[name, of_server] = chain.compile_to(
+                folder / f"{len(made)}.yaml", CONFIGS[name], support=of_server
+            )
+        return made[name, of_server]
+
+    return compile_for
+
+
+def executors(ir):
+    """What the IR asks of Kubernetes, by the name of the step."""
+    platform = list(yaml.safe_load_all(ir.read_text()))[1]
+    asked = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    return {name.removeprefix("exec-"): one for name, one in asked.items()}
+
+
+def test_the_versions_are_those_around_every_change():
+    assert VERSIONS == ["2.4.1", "2.5.0", "2.14.0", "2.14.4", "2.15.0", "2.16.0", "2.17.0"]
+    assert len(SUPPORTED) == 6
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("version", SUPPORTED)
+def test_a_server_takes_what_is_written_for_it(compiled, version, name):
+    assert Messages(version).refusals(compiled(name, support(version))) == []
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("version", SUPPORTED)
+def test_every_server_takes_what_is_written_for_an_unknown_one(compiled, version, name):
+    assert Messages(version).refusals(compiled(name, chain.ANY_SERVER)) == []
+
+
+def test_a_server_that_is_too_old_would_refuse_it(compiled):
+    (refused, *_) = Messages("2.4.1").refusals(compiled("default", chain.ANY_SERVER))
+    assert "secretNameParameter" in refused
+
+
+@pytest.mark.parametrize(
+    ("field", "asked", "oldest"),
+    [
+        ("optional", Support(optional_secret=True), "2.15.0"),
+        ("securityContext", Support(non_root=True), "2.16.0"),
+    ],
+)
+def test_a_field_is_refused_exactly_by_the_servers_that_do_not_get_it(
+    compiled, field, asked, oldest
+):
+    """Otherwise a server would lose what it could do."""
+    ir = compiled("default", asked)
+    for version in SUPPORTED:
+        refusals = Messages(version).refusals(ir)
+        too_old = version_numbers(version) < version_numbers(oldest)
+        assert bool(refusals) == too_old, version
+        assert all(field in refusal for refusal in refusals)
+        given = str(executors(compiled("default", support(version))))
+        assert (f"'{field}'" in given) != too_old, version
+
+
+@pytest.mark.parametrize("version", SUPPORTED)
+def test_labels_are_written_only_where_each_step_keeps_its_own(compiled, version):
+    asked = executors(compiled("default", support(version)))
+    labels = {step: one["podMetadata"].get("labels", {}) for step, one in asked.items()}
+    if version == "2.5.0":
+        assert set(map(str, labels.values())) == {"{}"}
+    else:
+        assert labels == {step: {"jec/step": step} for step in asked}
+    for one in asked.values():  # this one is the same for all steps
+        assert one["podMetadata"]["annotations"] == {chain.SAFE_TO_EVICT: "false"}
+        assert one["secretAsEnv"][0]["secretNameParameter"]
+        assert int(one["activeDeadlineSeconds"]) > 0
+
+
+@pytest.mark.parametrize(
+    ("version", "facts"),
+    [
+        ("2.5.0", ["--resume", "jec/step", "s3-keys"]),
+        ("2.14.4", ["s3-keys"]),
+        ("2.15.0", []),
+        ("2.17.0", []),
+    ],
+)
+def test_what_a_server_does_not_do_is_said(version, facts):
+    sentences = losses(support(version), "s3-keys")
+    assert len(sentences) == len(facts)
+    for sentence, fact in zip(sentences, facts, strict=True):
+        assert fact in sentence
