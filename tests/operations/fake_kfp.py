@@ -46,7 +46,6 @@ class FakeKfp:
 
     def get(self, path: str, query: dict[str, str]) -> dict | None:
         if path == "/apis/v2beta1/healthz":
-            # kfp 2.15.0 backend/src/apiserver/main.go:364, which gives more than this
             return {"multi_user": True}
         if path == "/apis/v1beta1/healthz":
             return {"tag_name": self.version} if self.version else None
