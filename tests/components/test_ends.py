@@ -165,6 +165,7 @@ def test_what_cannot_be_removed_is_told_with_the_command_that_removes_it(
 ):
     monkeypatch.setattr(finish, "REMOVAL_SECONDS", 0.3)
     home = fake(node_of(FOREVER))
+    home.leaves_pods = "a finalizer that nobody takes off keeps the job"
     with home.api.lock:
         job = export_job(run, "trial")
         job["metadata"]["finalizers"] = ["example.org/never"]
@@ -202,6 +203,7 @@ def test_trials_that_outlived_their_experiment_go_and_it_stays(fake, run, kind):
 def test_a_job_that_has_begun_since_keeps_what_it_runs(fake, run):
     """The user resumed the run before the exit handler of the stopped job was there."""
     home = fake(node_of(FOREVER))
+    home.leaves_pods = "they are the other job's, which goes on"
     with home.api.lock:
         home.api.create("experiments", experiment(run))
     step.write_status(run, "search", "running", job_id=JOB)
