@@ -168,7 +168,7 @@ def test_a_graph_that_departs_is_refused_with_the_operation(tmp_path, network, l
 
 
 def test_a_free_axis_of_variables_keeps_its_size(tmp_path):
-    """deinal/weaver frees the axis of the jet's variables too, which a linear layer fixes."""
+    """Published JEC networks free the axis of the jet's variables, which a linear layer fixes."""
 
     class WithJet(OfParticles):
         def __init__(self) -> None:
