@@ -25,6 +25,7 @@ from tests.clusters.fake_api import FakeApi, now, set_condition
 KILL_SECONDS = 0.5
 # Seen: "Argo's own latency is about 10 s a step".
 LATENCY = 10.0
+TEMPLATE = "system-container-impl"
 CHAIN = ("prepare", "search", "export", "evaluate", "deploy")
 
 
@@ -104,6 +105,7 @@ class Argo:
         self.waits: list[float] = []
         self._policies = _policies(spec)
         self._ends: dict[str, str] = {}
+        self._refused: dict[str, str] = {}
         self._thread = threading.Thread(target=self._run, daemon=True)
         with api.lock:
             name = f"jec-pipeline-{job_id[-5:]}"
@@ -138,6 +140,11 @@ class Argo:
         """
         self._ends[step] = "evict"
 
+    def refuse(self, node: str, message: str) -> Argo:
+        """Let the API server refuse the pod of a step (search) or of a driver (search-driver)."""
+        self._refused[node] = message
+        return self
+
     # The Workflow
     # --------------------------------------------------------------------------------------------
 
@@ -146,8 +153,15 @@ class Argo:
         for step in CHAIN:
             if step not in self.commands and not self.attempts:
                 continue
+            driver = f"{step}-driver"
             if not well or self.terminated:
                 self.omitted.append(step)
+            elif driver in self._refused:
+                # Seen: no retry, and the message begins so.
+                well = False
+                self.omitted.append(step)
+                message = f"task 'x.{driver}' errored: {self._refused[driver]}"
+                self._add_node(driver, "Error", message)
             else:
                 well = self._step(step)
         # Seen: the exit handler runs after a termination and after a lost pod as well; argo v3.7.3
@@ -155,7 +169,7 @@ class Argo:
         self._step("finish")
         with self.api.lock:
             # Seen: a terminated run ends as Failed.
-            self.workflow["status"] = {"phase": "Succeeded" if well else "Failed"}
+            self.workflow.setdefault("status", {})["phase"] = "Succeeded" if well else "Failed"
 
     def _step(self, step: str) -> bool:
         retries = Retries(self._policies[step])
@@ -163,8 +177,10 @@ class Argo:
             self.clock += LATENCY
             started = self.clock
             begun = time.monotonic()
-            attempt = self._attempt(step, retries.attempts)
+            attempt = self._attempt(step)
             self.attempts.append(attempt)
+            name = f"{step}.executor({retries.attempts})"
+            self._add_node(name, attempt.phase, attempt.message)
             self.clock += time.monotonic() - begun
             if attempt.phase == "Succeeded":
                 return True
@@ -174,11 +190,30 @@ class Argo:
             self.waits.append(wait)
             self.clock += wait
 
+    def _add_node(self, path: str, phase: str, message: str) -> None:
+        """Add a node as Argo 3.7.3 was seen to: of a name with dots, an id with a number."""
+        flow = self.workflow["metadata"]["name"]
+        with self.api.lock:
+            nodes = self.workflow.setdefault("status", {}).setdefault("nodes", {})
+            node_id = f"{flow}-{len(nodes)}"
+            nodes[node_id] = {
+                "id": node_id,
+                "name": f"{flow}.root.exit-handler-1.{path}",
+                "displayName": path.rpartition(".")[2],
+                "type": "Pod",
+                "templateName": TEMPLATE,
+                "phase": phase,
+                "message": message,
+                "startedAt": now(),
+            }
+
     # A pod
     # --------------------------------------------------------------------------------------------
 
-    def _attempt(self, step: str, number: int) -> Attempt:
-        pod = self._create_pod(step, number)
+    def _attempt(self, step: str) -> Attempt:
+        if step in self._refused:
+            return Attempt(step=step, phase="Error", message=self._refused[step])
+        pod = self._create_pod(step)
         environment = {**os.environ, "KFP_POD_NAME": pod["metadata"]["name"]}
         environment.pop("JEC_LOCAL_DIR", None)
         process = subprocess.Popen(
@@ -208,7 +243,7 @@ class Argo:
         process.stdout.close()
         return dataclasses.replace(self._ended(step, pod, end, code), output="".join(lines))
 
-    def _create_pod(self, step: str, number: int) -> dict:
+    def _create_pod(self, step: str) -> dict:
         name = self.workflow["metadata"]["name"]
         owner = {
             "apiVersion": "argoproj.io/v1alpha1",
@@ -218,8 +253,11 @@ class Argo:
             "controller": True,
         }
         labels = {WORKFLOW_LABEL: name, KFP_RUN_LABEL: self.job_id, STEP_LABEL: step}
-        metadata = {"name": f"{name}-{step}-{number}", "labels": labels, "ownerReferences": [owner]}
         with self.api.lock:
+            # argo v3.7.3 workflow/util/pod_name.go:50, and the id of the node that comes of it
+            nodes = self.workflow.get("status", {}).get("nodes", {})
+            pod_name = f"{name}-{TEMPLATE}-{len(nodes)}"
+            metadata = {"name": pod_name, "labels": labels, "ownerReferences": [owner]}
             pod = self.api.create(
                 "pods", {"metadata": metadata, "spec": {"containers": [{"name": "main"}]}}
             )
