@@ -191,21 +191,12 @@ class Argo:
             self.clock += wait
 
     def _add_node(self, path: str, phase: str, message: str) -> None:
-        """Add a node as Argo 3.7.3 was seen to: of a name with dots, an id with a number."""
         flow = self.workflow["metadata"]["name"]
         with self.api.lock:
             nodes = self.workflow.setdefault("status", {}).setdefault("nodes", {})
-            node_id = f"{flow}-{len(nodes)}"
-            nodes[node_id] = {
-                "id": node_id,
-                "name": f"{flow}.root.exit-handler-1.{path}",
-                "displayName": path.rpartition(".")[2],
-                "type": "Pod",
-                "templateName": TEMPLATE,
-                "phase": phase,
-                "message": message,
-                "startedAt": now(),
-            }
+            number = len(nodes)
+            path = f"root.exit-handler-1.{path}"
+            nodes[f"{flow}-{number}"] = node(path, phase, message, flow=flow, number=number)
 
     # A pod
     # --------------------------------------------------------------------------------------------
@@ -275,7 +266,7 @@ class Argo:
             # argoexec ends with an error of its own when its pod is stopped
             codes = {"wait": 2 if end else 0, "main": code if code >= 0 else 128 - code}
             pod["status"]["containerStatuses"] = [
-                _container(name, exit_code) for name, exit_code in codes.items()
+                container_status(name, exit_code) for name, exit_code in codes.items()
             ]
             if end == "evict":
                 message = "The node was low on resource: memory."
@@ -319,7 +310,26 @@ def task_details(states: dict[str, str | None], attempts: dict[str, int] | None 
     return tasks
 
 
-def _container(name: str, exit_code: int) -> dict:
+def node(
+    path: str, phase: str, message: str, kind: str = "Pod", *, flow: str = "flow", number: int = 1
+) -> dict:
+    """A node of a Workflow, as Argo 3.7.3 was seen to write it.
+
+    `path` as in root.exit-handler-1.search.executor(0).
+    """
+    return {
+        "id": f"{flow}-{number}",
+        "name": f"{flow}.{path}",
+        "displayName": path.rpartition(".")[2],
+        "type": kind,
+        "templateName": TEMPLATE,
+        "phase": phase,
+        "message": message,
+        "startedAt": now(),
+    }
+
+
+def container_status(name: str, exit_code: int) -> dict:
     """The status of a container that has ended."""
     end = {"exitCode": exit_code, "reason": "Error" if exit_code else "Completed"}
     return {

@@ -24,7 +24,7 @@ from tests.clusters import conftest as clusters_conftest
 from tests.clusters.controllers import Play
 from tests.clusters.fake_api import has_condition, set_condition
 from tests.clusters.scripts import loss, node_of
-from tests.components.argo import Argo, Retries
+from tests.components.argo import TEMPLATE, Argo, Retries, node
 from tests.records import metrics_record
 from training.experiment import experiment
 
@@ -66,8 +66,8 @@ def argo(run, compiled_pipeline):
         commands = {name: ["--run", run.uri, *common, *more] for name, more in arguments.items()}
         commands["finish"] = [*finish_arguments(run), *common]
         flow = Argo(api, compiled_pipeline.spec, JOB, commands)
-        for node in refused:
-            flow.refuse(node, WEBHOOK)
+        for name in refused:
+            flow.refuse(name, WEBHOOK)
         started.append(flow.start())
         return flow
 
@@ -207,21 +207,6 @@ def done_by(job_id: str) -> StepStatus:
     return StepStatus(state="done", job_id=job_id)
 
 
-def node(path: str, phase: str, message: str, kind: str = "Pod") -> dict:
-    """A node of a Workflow, as Argo 3.7.3 was seen to write it."""
-    name = path.rpartition(".")[2]
-    return {
-        "id": "flow-1",
-        "name": f"flow.{path}",
-        "displayName": name,
-        "type": kind,
-        "templateName": "impl",
-        "phase": phase,
-        "message": message,
-        "startedAt": "2026-01-01T00:00:00Z",
-    }
-
-
 def finish_pod(api, flow: dict) -> None:
     """The pod that `finish` runs in, by which it finds its Workflow."""
     labels = {workflow.KFP_RUN_LABEL: JOB, workflow.WORKFLOW_LABEL: "flow", STEP_LABEL: "finish"}
@@ -245,7 +230,7 @@ def test_who_evicted_a_pod_that_is_gone_is_told_by_its_events(fake, run, reason,
     nodes = {"flow-1": node("root.exit-handler-1.search.executor(0)", "Error", "pod deleted")}
     finish_pod(home.api, {"metadata": {"name": "flow"}, "spec": {}, "status": {"nodes": nodes}})
     with home.api.lock:
-        about = {"kind": "Pod", "metadata": {"name": "flow-impl-1", "uid": "1"}}
+        about = {"kind": "Pod", "metadata": {"name": f"flow-{TEMPLATE}-1", "uid": "1"}}
         home.api.event(about, reason, "the message")
     step.write_status(run, "search", "running", job_id=JOB)
     assert finish.main([*finish_arguments(run), "--job-id", JOB]) == 0
