@@ -209,7 +209,10 @@ class Objects:
                 for thing in self.api.list_objects(dependent, selectors[0], wait):
                     left.append(f"{dependent.name} {name_of(thing)}")
         for selector in selectors:
-            left += [f"Pod {name_of(pod)}" for pod in self.api.pods(selector, wait) or []]
+            for pod in self.api.pods(selector, wait) or []:
+                # an algorithm's pod carries the trials' label as well
+                if suggestion or not (_is_algorithm(pod) and _is_going(pod)):
+                    left.append(f"Pod {name_of(pod)}")
         left = list(dict.fromkeys(left))  # the algorithm's pod carries both labels
         topic = f"{kind.name} {name}"
         shown = ", ".join(left[:3]) + (f" and {len(left) - 3} more" if len(left) > 3 else "")
