@@ -40,7 +40,7 @@ STOPPED = ("running", "interrupted")
 """States of a step that was stopped from outside; it may not have come to write the second."""
 ENDING = "ending"
 """State of a summary that was saved before the cluster was asked how the run ended."""
-HOST_NOTE = "add --host as for the first run"
+HOST_NOTE = "add --host, and --auth, --steps-image, --steps-account as for the first run"
 
 
 def finish(uri: str, webhook: str, artifacts: step.Artifacts, job_id: str = "") -> SummaryRecord:
@@ -174,7 +174,8 @@ def remove_unfinished(uri: str) -> str:
 def resume_command(uri: str) -> str:
     """The command that goes on with a run on Kubeflow, as far as a pod can know it.
 
-    Only the user knows Kubeflow's address: a note at its end, a comment of the shell, says so.
+    Only the user knows Kubeflow's address and what else is no parameter of the run: a note at its
+    end, a comment of the shell, says so.
     Where prepare did not end, it does the same again: nothing has been written to go on with.
     """
     bucket, run_id = uri.rsplit("/", 1)

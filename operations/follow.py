@@ -123,11 +123,11 @@ def show_end(target: Target, run: KubeflowRun) -> int:
         print(f"run {target.run_id} {run_word(run, record)}: {run.url}")
         for line in verdict_lines(folder, target):
             print(line)
-        for line in reason_lines(run, record, SummaryRecord.find(folder.summary)):
+        for line in reason_lines(target, run, record, SummaryRecord.find(folder.summary)):
             print(line)
     except JecError as error:
         print(f"run {target.run_id} {run_word(run, StatusRecord())}: {run.url}")
         print(f"(its folder cannot be read from here: {error})")
-        for line in reason_lines(run, StatusRecord(), None):
+        for line in reason_lines(target, run, StatusRecord(), None):
             print(line)
     return 0 if run.state == "SUCCEEDED" else 1

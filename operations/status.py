@@ -9,6 +9,7 @@ from pathlib import Path
 
 from clusters import orphans, workflow
 from common import storage
+from common.config import AUTO
 from common.errors import JecError
 from common.layout import RunFolder
 from common.records import (
@@ -21,6 +22,7 @@ from common.records import (
 )
 from components.finish import ENDING
 from components.steps import NAMES
+from images.digests import image
 from operations import kubeflow_runs
 from operations.kubeflow_runs import PAGE, PAGES, KubeflowRun, Step
 from operations.target import Target
@@ -47,7 +49,7 @@ def status(target: Target) -> int:
             summary = None
             if target.folder:
                 summary = SummaryRecord.find(RunFolder(target.folder).summary)
-            show_section("reason", reason_lines(run, record, summary))
+            show_section("reason", reason_lines(target, run, record, summary))
         failed = run.state in ("FAILED", "CANCELED")
     elif target.folder:
         if is_forgotten(target, record):
@@ -177,37 +179,51 @@ def run_word(run: KubeflowRun, record: StatusRecord) -> str:
 
 
 def reason_lines(
-    run: KubeflowRun, record: StatusRecord, summary: SummaryRecord | None
+    target: Target, run: KubeflowRun, record: StatusRecord, summary: SummaryRecord | None
 ) -> Iterator[str]:
     """Yield why a run on Kubeflow that has ended did not end well, and how to go on."""
     if run.state not in ("FAILED", "CANCELED"):
         return
     told = False
-    for step in merged_steps(run, record):
+    steps = merged_steps(run, record)
+    for step in steps:
         if step.state in ("failed", "interrupted") and step.reason:
             yield with_reason(f"{step.name} {step.state}:", step.reason)
             told = True
     own = summary and any(step.job_id == run.id for step in summary.steps.values())
     if not told and not own and workflow.is_terminated(run.workflow):
         yield TERMINATED
+    has_cleaned_up = any(step.name == "finish" and step.state == "done" for step in steps)
+    if steps and not has_cleaned_up:
+        down = ["python", "pipeline.py", "--down", target.run_id, *flags_of(target, run)]
+        yield f"finish did not clean up; what is left is removed by: {shlex.join(down)}"
     # After Retry in the UI the summary is still that of the first end.
     if summary is None or not own or summary.time < record.time or summary.state == ENDING:
         return
     if not told and summary.reason:
         yield with_reason(f"{summary.state}:", summary.reason)
     if summary.resume:
-        yield f"to go on with it: {with_host(summary.resume, run.server.host)}"
+        yield f"to go on with it: {with_flags(summary.resume, flags_of(target, run))}"
 
 
-def with_host(command: str, host: str) -> str:
-    """Return a command of a summary, whose writer did not know Kubeflow's address, with it."""
+def flags_of(target: Target, run: KubeflowRun) -> list[str]:
+    """Return the flags of this command that its next one needs, and no record of the run has."""
+    args = target.args
+    flags = ["--host", run.server.host]
+    for name, default in (("auth", AUTO), ("steps_image", image("steps")), ("steps_account", AUTO)):
+        if getattr(args, name) != default:
+            flags += [f"--{name.replace('_', '-')}", getattr(args, name)]
+    return flags
+
+
+def with_flags(command: str, flags: list[str]) -> str:
+    """Return a command of a summary with flags that its writer, a pod, did not know."""
     words = shlex.split(command, comments=True)
     if "--host" in words:
         # summaries of earlier versions have a placeholder there
         place = words.index("--host")
         del words[place : place + 2]
-    start = [word for word in words[:2] if not word.startswith("-")]
-    return shlex.join([*start, "--host", host, *words[len(start) :]])
+    return shlex.join([*words, *flags])
 
 
 def local_processes(target: Target) -> dict[int, str]:

@@ -292,11 +292,28 @@ def test_the_command_that_goes_on_is_the_last_line(kfp, tmp_path, capsys, monkey
 
 def test_a_placeholder_of_an_earlier_version_is_replaced():
     before = "python pipeline.py --host https://KUBEFLOW/pipeline --s3-bucket s3://b --resume r"
-    after = "python pipeline.py --host http://kfp --s3-bucket s3://b --resume r"
-    assert status_module.with_host(before, "http://kfp") == after
+    after = "python pipeline.py --s3-bucket s3://b --resume r --host http://kfp"
+    assert status_module.with_flags(before, ["--host", "http://kfp"]) == after
     now = "python pipeline.py --resume r --s3-bucket s3://b  # add --host as for the first run"
-    after = "python pipeline.py --host http://kfp --resume r --s3-bucket s3://b"
-    assert status_module.with_host(now, "http://kfp") == after
+    after = "python pipeline.py --resume r --s3-bucket s3://b --host http://kfp"
+    assert status_module.with_flags(now, ["--host", "http://kfp"]) == after
+
+
+@pytest.mark.parametrize("finish_state", ["SUCCEEDED", "FAILED", None])
+def test_a_run_whose_exit_handler_was_lost_says_what_removes_the_rest(
+    kfp, tmp_path, capsys, finish_state
+):
+    states = {"prepare": "SUCCEEDED", "search": "FAILED", "finish": finish_state}
+    run = ended_run(kfp, tmp_path, states)
+    flags = ["--host", kfp.url, "--steps-account", "runner"]
+    assert main(tmp_path, "--status", run.id, *flags) == 1
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    removes = [line for line in lines if line.startswith("finish did not clean up")]
+    assert bool(removes) == (finish_state != "SUCCEEDED")
+    for line in removes:
+        words = shlex.split(line.partition("python pipeline.py ")[2])
+        args = pipeline.build_parser().parse_args(words)
+        assert (args.down, args.host, args.steps_account) == (run.id, kfp.url, "runner")
 
 
 REFUSED = "failed calling webhook mutator.pod.katib.kubeflow.org: context deadline exceeded"
