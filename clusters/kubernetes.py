@@ -129,6 +129,9 @@ class KubernetesCluster:
         """'Kind/name' of everything that `delete` would remove."""
         return self._objects.find_run(run_id)
 
-    def delete(self, run_id: str) -> list[str]:
-        """See clusters.protocol.Cluster. Waits until the objects and their pods are gone."""
-        return self._objects.delete_run(run_id)
+    def delete(self, run_id: str, report: Report = ignore) -> list[str]:
+        """See clusters.protocol.Cluster. Waits until the objects and their pods are gone.
+
+        `report` gets what is waited for, once that takes more than a few seconds.
+        """
+        return self._objects.delete_run(run_id, report)

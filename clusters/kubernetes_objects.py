@@ -8,7 +8,7 @@ import json
 
 from clusters.api import EXPERIMENT, INFERENCE_SERVICE, PYTORCHJOB, TRIAL, Api, Kind
 from clusters.owner import Owner, is_workflow
-from clusters.protocol import RUN_LABEL, STEP_LABEL, Manifest, run_id_of
+from clusters.protocol import RUN_LABEL, STEP_LABEL, Manifest, Report, run_id_of
 from clusters.reasons import name_of
 from clusters.waiting import Wait, ignore
 from common.errors import ClusterError, InputError
@@ -22,6 +22,7 @@ SERVICE_LABEL = "serving.kserve.io/inferenceservice"
 # digest of a job's or a service's spec; KServe copies it to the pods of that very spec
 REVISION_LABEL = "jec/revision"
 REMOVAL_SECONDS = 300.0  # pods may take their grace period to go
+QUIET_SECONDS = 4.0  # of a removal: most are over by then
 
 
 class Objects:
@@ -208,7 +209,10 @@ class Objects:
                 for thing in self.api.list_objects(dependent, selectors[0], wait):
                     left.append(f"{dependent.name} {name_of(thing)}")
         for selector in selectors:
-            left += [f"Pod {name_of(pod)}" for pod in self.api.pods(selector, wait) or []]
+            for pod in self.api.pods(selector, wait) or []:
+                # an algorithm's pod carries the trials' label as well
+                if suggestion or not (_is_algorithm(pod) and _is_going(pod)):
+                    left.append(f"Pod {name_of(pod)}")
         left = list(dict.fromkeys(left))  # the algorithm's pod carries both labels
         topic = f"{kind.name} {name}"
         shown = ", ".join(left[:3]) + (f" and {len(left) - 3} more" if len(left) > 3 else "")
@@ -232,19 +236,30 @@ class Objects:
         wait = Wait(f"a look at run {run_id}", REMOVAL_SECONDS, ignore)
         return [f"{kind.name}/{name}" for kind, name in self._of_run(run_id, wait)]
 
-    def delete_run(self, run_id: str) -> list[str]:
+    def delete_run(self, run_id: str, report: Report = ignore) -> list[str]:
         """Remove every Experiment, PyTorchJob and InferenceService of a run.
 
-        Waits until they and their pods are gone. Returns 'Kind/name' of what was removed.
+        Waits until they and their pods are gone, but for an algorithm's pod that is on its way.
+        `report` gets what is waited for, once that takes long. Returns 'Kind/name' of what was
+        removed.
         """
-        wait = Wait(f"removal of run {run_id}", REMOVAL_SECONDS, ignore)
+        wait = Wait(f"removal of run {run_id}", REMOVAL_SECONDS, report, quiet=QUIET_SECONDS)
         removed = self.remove(self._of_run(run_id, wait), wait)
-        while pods := self.api.pods(f"{RUN_LABEL}={run_id},{STEP_LABEL}", wait):
-            # an object may be gone while its pods take their grace period, and hold their GPUs
+        # an object may be gone while its pods take their grace period, and hold their GPUs
+        while pods := self._pods_left(run_id, wait):
             for pod in pods:
                 wait.obstacle(f"Pod {name_of(pod)}", "still there")
             wait.sleep(self.poll)
         return removed
+
+    def _pods_left(self, run_id: str, wait: Wait) -> list[Manifest]:
+        """The pods of a run that are worth a wait.
+
+        That of an algorithm ignores SIGTERM, takes its 30 s to end (seen with Katib 0.19.0), and
+        holds nothing that others wait for.
+        """
+        pods = self.api.pods(f"{RUN_LABEL}={run_id},{STEP_LABEL}", wait) or []
+        return [pod for pod in pods if not (_is_algorithm(pod) and _is_going(pod))]
 
     def _of_run(self, run_id: str, wait: Wait) -> list[tuple[Kind, str]]:
         """The objects of a run in the order of their removal.
@@ -262,6 +277,18 @@ class Objects:
 def digest(spec: Manifest) -> str:
     """The value of REVISION_LABEL for a spec."""
     return hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _is_algorithm(pod: Manifest) -> bool:
+    return SUGGESTION_LABEL in (pod["metadata"].get("labels") or {})
+
+
+def _is_going(pod: Manifest) -> bool:
+    """Whether a pod is being deleted, and holds no GPU meanwhile."""
+    limits = [one.get("resources", {}).get("limits") or {} for one in pod["spec"]["containers"]]
+    # devices alone have a domain in their name, as in nvidia.com/gpu
+    devices = [name for resources in limits for name in resources if "/" in name]
+    return bool(pod["metadata"].get("deletionTimestamp")) and not devices
 
 
 def belongs_to_trial(thing: Manifest) -> bool:

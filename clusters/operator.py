@@ -17,7 +17,8 @@ from clusters.kubernetes import KubernetesCluster
 from clusters.kubernetes_job import replicas_line
 from clusters.kubernetes_objects import JOB_LABEL, SERVICE_LABEL, TRIALS_LABEL
 from clusters.kubernetes_service import cluster_address, untrue_conditions
-from clusters.protocol import RUN_LABEL, STEP_LABEL, Manifest
+from clusters.pods import LOG_LINES, Ending
+from clusters.protocol import RUN_LABEL, STEP_LABEL, Manifest, Report
 from clusters.reasons import (
     CREATING,
     NOT_SCHEDULED,
@@ -46,6 +47,8 @@ class Finding:
     kind: str
     name: str
     told: str
+    step: str = ""
+    """The step that made it; empty for a step's own pod."""
 
 
 class Operator:
@@ -64,9 +67,20 @@ class Operator:
         """'Kind/name' of everything that `delete` would remove."""
         return KubernetesCluster(self.namespace, poll=self._poll).find(run_id)
 
-    def delete(self, run_id: str) -> list[str]:
+    def delete(self, run_id: str, report: Report = ignore) -> list[str]:
         """Remove it and wait until it is gone, pods as well; see KubernetesCluster.delete."""
-        return KubernetesCluster(self.namespace, poll=self._poll).delete(run_id)
+        return KubernetesCluster(self.namespace, poll=self._poll).delete(run_id, report)
+
+    def run_of_service(self, name: str) -> str | None:
+        """The run whose model an InferenceService serves, empty if none; None without a service.
+
+        Raises ClusterError if it may not be read.
+        """
+        wait = Wait(f"a look at InferenceService {name}", SECONDS, ignore)
+        service = self._api.get(INFERENCE_SERVICE, name, wait)
+        if service is None:
+            return None
+        return str((service["metadata"].get("labels") or {}).get(RUN_LABEL, ""))
 
     def describe(self, run_id: str, kfp_run: str = "") -> list[Finding]:
         """The run's experiment, jobs, service and the pods that do not run as they should."""
@@ -75,21 +89,21 @@ class Operator:
         findings = []
         for experiment in self._api.list_objects(EXPERIMENT, selector, wait):
             line = self._experiment_line(experiment, wait)
-            findings.append(Finding(kind="Experiment", name=name_of(experiment), told=line))
+            findings.append(_finding("Experiment", experiment, line))
         for job in self._api.list_objects(PYTORCHJOB, selector, wait):
             # a trial's job is not a finding of its own
             if not job["metadata"].get("ownerReferences"):
                 line = _job_line(job)
                 if not is_true(job, "Failed") and not is_true(job, "Succeeded"):
                     line += self._refusal(job, self._api.events(name_of(job), wait))
-                findings.append(Finding(kind="PyTorchJob", name=name_of(job), told=line))
+                findings.append(_finding("PyTorchJob", job, line))
         for service in self._api.list_objects(INFERENCE_SERVICE, selector, wait):
             line = _service_line(service)
-            findings.append(Finding(kind="InferenceService", name=name_of(service), told=line))
+            findings.append(_finding("InferenceService", service, line))
         for pod in self._pods(run_id, kfp_run, wait):
             line = self._pod_line(pod, wait)
             if line:
-                findings.append(Finding(kind="Pod", name=name_of(pod), told=line))
+                findings.append(_finding("Pod", pod, line))
         return findings
 
     def _experiment_line(self, experiment: Manifest, wait: Wait) -> str:
@@ -127,7 +141,15 @@ class Operator:
         crash = crash_of(pod)
         if crash and crash.previous and phase_of(pod) == "Running":
             return f"runs again, after {crash.container} ended: {crash.reason}"
-        return f"ended badly: {crash.reason}" if crash else ""
+        if crash is None:
+            return ""
+        # a trial says why it failed in its last line
+        lines = []
+        if crash.container:
+            lines = self._api.log(
+                crash.pod, crash.container, wait, lines=LOG_LINES, previous=crash.previous
+            )
+        return f"ended badly: {Ending(crash=crash, lines=lines).reason()}"
 
     def logs(
         self, run_id: str, part: str = "", *, kfp_run: str = "", lines: int = 200
@@ -167,6 +189,13 @@ class Operator:
 
     def _look(self, run_id: str) -> Wait:
         return Wait(f"a look at run {run_id}", SECONDS, ignore)
+
+
+def _finding(kind: str, thing: Manifest, told: str) -> Finding:
+    labels = thing["metadata"].get("labels") or {}
+    # a step's own pod does not carry the run's id: it belongs to one KFP run
+    step = labels.get(STEP_LABEL, "") if RUN_LABEL in labels else ""
+    return Finding(kind=kind, name=name_of(thing), told=told, step=step)
 
 
 def _containers(pod: Manifest) -> list[str]:

@@ -63,6 +63,8 @@ class Stop:
     state: str
     """interrupted or failed."""
     reason: str
+    task: str = ""
+    """The task of the pipeline that ended so, if it is not the step that was asked about."""
 
 
 class Cluster(Protocol):

@@ -16,10 +16,12 @@ class Wait:
     >>> wait.tell("state", "job x: running")  # a second call with the same line says nothing
     """
 
-    def __init__(self, what: str, seconds: float, report: Report) -> None:
+    def __init__(self, what: str, seconds: float, report: Report, *, quiet: float = 0.0) -> None:
+        """`quiet`: seconds from now in which no obstacle is reported, as it may pass."""
         self.what = what
         self.seconds = seconds
         self._ends = time.monotonic() + seconds
+        self._quiet_until = time.monotonic() + quiet
         self._report = report
         self._lines: dict[str, str] = {}
         self._obstacles: dict[str, str] = {}
@@ -45,6 +47,7 @@ class Wait:
             # the beginning of a reason that was reported says nothing new
             reason = next((line for line in reported if line.startswith(reason)), reason)
             self._obstacles[topic] = reason
+            quiet = quiet or time.monotonic() < self._quiet_until
             if not quiet and reason not in reported:
                 reported.append(reason)
                 self._report(f"{topic}: {reason}")

@@ -541,7 +541,7 @@ class SummaryRecord(RecordOfSteps):
     run_id: str
     run: str
     state: str
-    """succeeded, not deployed (the gate), failed or interrupted."""
+    """succeeded, not deployed (the gate), failed or interrupted; or ending: not known yet."""
     step: str
     """The step that the run ended in."""
     reason: str
@@ -554,4 +554,7 @@ class SummaryRecord(RecordOfSteps):
     service: str | None = None
     report: str | None = None
     resume: str = ""
-    """The command that goes on with a run that did not end well; empty for any other."""
+    """The command that goes on with a run that did not end well; empty for any other.
+
+    A comment of the shell at its end says what a pod cannot know of it: Kubeflow's address.
+    """

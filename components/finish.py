@@ -10,6 +10,7 @@ import dataclasses
 import datetime
 import json
 import os
+import shlex
 
 from clusters.protocol import Stop
 from common import http, storage
@@ -23,10 +24,12 @@ from common.records import (
     SearchRecord,
     ServiceRecord,
     StatusRecord,
+    StepStatus,
     SummaryRecord,
 )
 from common.run import Run, make_run_id
 from components import step
+from components.steps import NAMES
 
 WEBHOOK_SECONDS = 20.0
 # Within the deadline of this step's pod (components.steps), with time left for the summary.
@@ -35,6 +38,9 @@ REMOVAL_SECONDS = 300.0
 
 STOPPED = ("running", "interrupted")
 """States of a step that was stopped from outside; it may not have come to write the second."""
+ENDING = "ending"
+"""State of a summary that was saved before the cluster was asked how the run ended."""
+HOST_NOTE = "add --host, and --auth, --steps-image, --steps-account as for the first run"
 
 
 def finish(uri: str, webhook: str, artifacts: step.Artifacts, job_id: str = "") -> SummaryRecord:
@@ -46,9 +52,6 @@ def finish(uri: str, webhook: str, artifacts: step.Artifacts, job_id: str = "") 
     # On one machine nothing runs on, and by hand nobody else has run the steps.
     on_kubeflow = job_id and step.LOCAL_DIR not in os.environ
     if on_kubeflow and summary.state in ("failed", "interrupted"):
-        if summary.steps:
-            # Argo makes no second attempt of this step after a termination.
-            summary.save(RunFolder(uri).summary)
         summary = summarise_stopped(uri, job_id)
     if summary.steps:
         summary.save(RunFolder(uri).summary)
@@ -62,19 +65,34 @@ def summarise_stopped(uri: str, job_id: str) -> SummaryRecord:
     """Make the end of a run that did not end well true, and summarise it.
 
     status.json says why its last step was stopped, nothing of it runs on, and the summary says how
-    to go on, and what could not be removed.
+    to go on, and what could not be removed. A summary is saved before each of the waits, as Argo
+    makes no second attempt of this step after a termination.
     """
     status = status_of(uri, job_id)
+    if status.steps:
+        pending = summarise(uri, job_id)
+        if status.state in (*STOPPED, "done"):
+            reason = "finish is asking the cluster why the run has ended"
+            pending = dataclasses.replace(pending, state=ENDING, reason=reason)
+        pending.save(RunFolder(uri).summary)
     stop = why_stopped(status.step, job_id)
-    left = ""
-    if status.steps and status.steps[status.step].job_id == job_id:
-        write_end(uri, status, stop)
-        left = remove_unfinished(uri)
     # else another job of this run has begun: what runs now is its own
+    is_last = not status.steps or status.steps[status.step].job_id == job_id
+    if is_last:
+        write_end(uri, job_id, status, stop)
+    status = status_of(uri, job_id)
     summary = summarise(uri, job_id, terminated=stop is not None and stop.reason == TERMINATED)
-    reason = "; ".join(filter(None, (summary.reason, left)))
-    resume = resume_command(uri) if status.steps else ""
-    return dataclasses.replace(summary, reason=reason, resume=resume)
+    if not status.steps and stop is not None and stop.task:
+        # an earlier job has its own status there
+        summary = dataclasses.replace(summary, reason=f"{stop.task}: {stop.reason}")
+    if not status.steps:
+        return summary
+    summary = dataclasses.replace(summary, resume=resume_command(uri))
+    summary.save(RunFolder(uri).summary)
+    if is_last and (left := remove_unfinished(uri)):
+        reason = "; ".join(filter(None, (summary.reason, left)))
+        summary = dataclasses.replace(summary, reason=reason)
+    return summary
 
 
 def why_stopped(name: str, job_id: str) -> Stop | None:
@@ -89,25 +107,45 @@ def why_stopped(name: str, job_id: str) -> Stop | None:
         return None
 
 
-def write_end(uri: str, status: StatusRecord, stop: Stop | None) -> None:
-    """Write down why the last step was stopped, or let the failed one be tried again.
+def write_end(uri: str, job_id: str, status: StatusRecord, stop: Stop | None) -> None:
+    """Write down why the last step was stopped, or why the next one did not begin.
 
-    What follows the end of a run, such as Retry in the UI, is a person's wish, and begins to count
-    attempts anew.
+    Let one that failed be tried again: what follows the end of a run, such as Retry in the UI, is a
+    person's wish, and begins to count attempts anew.
     """
-    entry = status.steps[status.step]
-    if entry.state in STOPPED and stop is not None:
-        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        entry = dataclasses.replace(entry, state=stop.state, reason=stop.reason, time=now)
-    elif entry.state == "failed":
+    name, entry = status.step, status.steps.get(status.step)
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    if entry is not None and entry.state == "failed":
         entry = dataclasses.replace(entry, retryable=True)
+    elif stop is None:
+        return
+    elif entry is not None and entry.state in STOPPED:
+        entry = dataclasses.replace(entry, state=stop.state, reason=stop.reason, time=now)
+    elif stop.task:
+        if entry is None and step.read_status(uri).steps:
+            return  # the status of another job, which may be a later one
+        name = stop.task if stop.task in NAMES else next_step(status)
+        entry = StepStatus(state=stop.state, reason=stop.reason, time=now, job_id=job_id)
+    if entry is None:
+        return
     entry = dataclasses.replace(entry, attempts=0)
-    steps = {**status.steps, status.step: entry}
-    changed = dataclasses.replace(
-        status, state=entry.state, reason=entry.reason, time=entry.time, steps=steps
-    )
-    if changed != status:
-        changed.save(RunFolder(uri).status)
+    if entry == status.steps.get(name):
+        return
+    dataclasses.replace(
+        status,
+        step=name,
+        state=entry.state,
+        reason=entry.reason,
+        time=entry.time,
+        steps={**status.steps, name: entry},
+    ).save(RunFolder(uri).status)
+
+
+def next_step(status: StatusRecord) -> str:
+    """The step after the last one that has written to a status.json; the first one of an empty."""
+    if not status.steps:
+        return NAMES[0]
+    return NAMES[min(NAMES.index(status.step) + 1, len(NAMES) - 1)]
 
 
 def remove_unfinished(uri: str) -> str:
@@ -140,14 +178,20 @@ def remove_unfinished(uri: str) -> str:
 
 
 def resume_command(uri: str) -> str:
-    """The command that goes on with a run on Kubeflow. Only its user knows Kubeflow's address.
+    """The command that goes on with a run on Kubeflow, as far as a pod can know it.
 
+    Only the user knows Kubeflow's address and what else is no parameter of the run: a note at its
+    end, a comment of the shell, says so.
     Where prepare did not end, it does the same again: nothing has been written to go on with.
     """
     bucket, run_id = uri.rsplit("/", 1)
-    flag = "--resume" if storage.exists(RunFolder(uri).run) else "--rerun"
-    host = "https://KUBEFLOW/pipeline"
-    return f"python pipeline.py --host {host} --s3-bucket {bucket} {flag} {run_id}"
+    prepared = storage.exists(RunFolder(uri).run)
+    flags = ["--resume" if prepared else "--rerun", run_id, "--s3-bucket", bucket]
+    if endpoint := os.environ.get("AWS_ENDPOINT_URL"):
+        flags += ["--s3-endpoint", endpoint]
+    if prepared and (namespace := Run.load(uri).config.namespace) != AUTO:
+        flags += ["--namespace", namespace]
+    return f"python pipeline.py {shlex.join(flags)}  # {HOST_NOTE}"
 
 
 def status_of(uri: str, job_id: str) -> StatusRecord:

@@ -42,8 +42,9 @@ def check(config: RunConfig, args: argparse.Namespace) -> int:
     images = [args.steps_image, config.weaver_image]
     # Each section begins only when it is shown, so that its lines appear as they are known.
     sections: list[tuple[str, Callable[[], Iterable[Line]]]] = [
-        ("objects", lambda: check_objects(config)),
+        # first: what is wrong with an input is told there, and not by what is made of it
         ("inputs", lambda: check_inputs(config)),
+        ("objects", lambda: check_objects(config)),
         ("Kubeflow Pipelines", lambda: check_server(config, host, args.auth, reached)),
         (
             "cluster",
@@ -57,9 +58,9 @@ def check(config: RunConfig, args: argparse.Namespace) -> int:
         ("storage", lambda: check_storage(config, on_kubeflow=on_kubeflow)),
         ("images", lambda: check_images(images, on_cluster=on_kubeflow)),
     ]
-    lines = []
+    lines: list[Line] = []
     for name, section in sections:
-        lines += table.show(guarded(name, section))
+        lines += table.show(guarded(name, section, lines))
 
     counts = []
     for state, words in (
@@ -75,15 +76,22 @@ def check(config: RunConfig, args: argparse.Namespace) -> int:
     return 1 if fails else 0
 
 
-def guarded(name: str, section: Callable[[], Iterable[Line]]) -> Iterator[Line]:
+def guarded(
+    name: str, section: Callable[[], Iterable[Line]], before: Iterable[Line] = ()
+) -> Iterator[Line]:
     """Yield the lines of a section; an error it raises becomes its last line.
 
-    So the other sections are still looked at.
+    So the other sections are still looked at. An error that is one of the lines `before` is not
+    told again.
     """
     try:
         yield from section()
     except JecError as failure:
-        yield error(name, str(failure))
+        same = [line.what for line in before if line.finding == str(failure)]
+        if same:
+            yield not_seen(name, f"cannot be looked at before the error of '{same[0]}' is gone")
+        else:
+            yield error(name, str(failure))
 
 
 def check_objects(config: RunConfig) -> Iterator[Line]:

@@ -100,6 +100,7 @@ def end_run(run: KubeflowRun) -> list[str]:
     """
     try:
         run.terminate()
+        print("waiting: Kubeflow Pipelines ends the run, and its finish cleans up", flush=True)
         ends = time.monotonic() + TERMINATION_SECONDS
         run.refresh()
         while not run.has_ended:
@@ -141,11 +142,15 @@ def remove_objects(target: Target) -> list[str]:
     if target.operator is None:
         return []
     try:
-        for name in target.operator.delete(target.run_id):
+        for name in target.operator.delete(target.run_id, report_wait):
             print(f"removed {name} from namespace {target.operator.namespace}", flush=True)
     except JecError as error:
         return [str(error), *target.operator.find(target.run_id)]
     return []
+
+
+def report_wait(line: str) -> None:
+    print(f"waiting: {line}", flush=True)
 
 
 def remove_storage(target: Target, *, in_use: bool) -> list[str]:

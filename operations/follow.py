@@ -18,6 +18,7 @@ from operations.target import Target, place_flags
 POLL = 10.0  # seconds between two looks
 # Seconds that a server may stay away before we stop following: a restart of Kubeflow takes minutes.
 PATIENCE = 900.0
+SILENCE = 30.0  # seconds without a state before it is said: KFP's agent takes a few
 # No run can take longer.
 DEADLINE = sum(step.deadline for step in STEPS) * (1 + RETRIES)
 
@@ -33,6 +34,10 @@ class Screen:
             self.lines[topic] = line
             print(line, flush=True)
 
+    def note(self, topic: str, line: str) -> None:
+        """Take a line as printed, because it says nothing about this run."""
+        self.lines[topic] = line
+
 
 def follow(
     target: Target, run: KubeflowRun, *, poll: float = POLL, deadline: float = DEADLINE
@@ -47,7 +52,8 @@ def follow(
         f"to follow it again: python pipeline.py --status {target.run_id} --follow"
         f" {place_flags(run.server.host, target.args)}"
     )
-    ends = time.monotonic() + deadline
+    begun = time.monotonic()
+    ends = begun + deadline
     away_since: float | None = None
     try:
         while True:
@@ -63,6 +69,12 @@ def follow(
                 if time.monotonic() - away_since > PATIENCE:
                     raise DeadlineError(f"{error}. The run goes on; {again}") from error
             else:
+                if not run.state and time.monotonic() - begun > SILENCE:
+                    screen.show(
+                        "state",
+                        f"Kubeflow Pipelines has given the run no state for {SILENCE:.0f} s; its"
+                        " persistence agent or Argo's controller may be down",
+                    )
                 show_changes(target, run, screen)
                 if run.has_ended:
                     return show_end(target, run)
@@ -77,8 +89,15 @@ def follow(
 
 
 def show_changes(target: Target, run: KubeflowRun, screen: Screen) -> None:
-    """Print what changed of the steps, and of the run's objects on the cluster."""
+    """Print what changed of the steps, and of the run's objects on the cluster.
+
+    An object whose step has not begun is of an earlier run of the same id (`--resume`,
+    `--more-trials`): only what changes of it is of this one.
+    """
+    begun = set()
     for step in kubeflow_runs.steps(run):
+        if step.state not in ("PENDING", "OMITTED"):
+            begun.add(step.name)
         line = f"[{step.name}] {step.state.lower()}"
         screen.show(f"step {step.name}", f"{line}: {step.error}" if step.error else line)
     if target.operator is None or run.has_ended:
@@ -86,7 +105,8 @@ def show_changes(target: Target, run: KubeflowRun, screen: Screen) -> None:
     try:
         for entry in target.operator.describe(target.run_id, run.id):
             name = f"{entry.kind} {entry.name}"
-            screen.show(name, f"  {name}: {entry.told}")
+            say = screen.show if not entry.step or entry.step in begun else screen.note
+            say(name, f"  {name}: {entry.told}")
     except JecError as error:
         # the run is followed by its steps alone
         screen.show("cluster", f"  the cluster does not tell more: {error}")
@@ -101,11 +121,13 @@ def show_end(target: Target, run: KubeflowRun) -> int:
     try:
         record = StatusRecord.find(folder.status) or StatusRecord()
         print(f"run {target.run_id} {run_word(run, record)}: {run.url}")
-        for line in verdict_lines(folder):
+        for line in verdict_lines(folder, target):
             print(line)
-        for line in reason_lines(run, record, SummaryRecord.find(folder.summary)):
+        for line in reason_lines(target, run, record, SummaryRecord.find(folder.summary)):
             print(line)
     except JecError as error:
-        print(f"run {target.run_id} {run.state.lower()}: {run.url}")
+        print(f"run {target.run_id} {run_word(run, StatusRecord())}: {run.url}")
         print(f"(its folder cannot be read from here: {error})")
+        for line in reason_lines(target, run, StatusRecord(), None):
+            print(line)
     return 0 if run.state == "SUCCEEDED" else 1

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import functools
+import json
 from collections.abc import Mapping
 from typing import Any
 
+from clusters.protocol import Manifest
 from common.config import AUTO, RunConfig
 from common.config import typed as with_types
 from common.errors import ClusterError
@@ -33,8 +36,12 @@ class KubeflowRun:
 
     @property
     def state(self) -> str:
-        """In KFP's words: PENDING, RUNNING, SUCCEEDED, FAILED, CANCELING, CANCELED, ..."""
-        return str(self.record.state)
+        """In KFP's words: PENDING, RUNNING, SUCCEEDED, FAILED, CANCELING, CANCELED, ...
+
+        Empty until KFP has given one, which its persistence agent does.
+        """
+        state = str(self.record.state or "")
+        return "" if state == "RUNTIME_STATE_UNSPECIFIED" else state
 
     @property
     def has_ended(self) -> bool:
@@ -49,9 +56,33 @@ class KubeflowRun:
         """Its pipeline parameters as KFP has them."""
         return (self.record.runtime_config and self.record.runtime_config.parameters) or {}
 
+    @functools.cached_property
+    def workflow(self) -> Manifest:
+        """The Argo Workflow of the run as the server has it; empty where it does not give one.
+
+        Only the older API gives it, and only there is why a pod could not be created (seen with
+        KFP 2.15.0; backend/src/apiserver/server/api_converter.go:1599).
+        """
+        api = self.server.client.runs.run_service_get_run.__self__.api_client
+        try:
+            with self.server.explained(f"give the workflow of run {self.id}"):
+                answer = api.call_api(
+                    f"/apis/v1beta1/runs/{self.id}",
+                    "GET",
+                    response_type="object",
+                    auth_settings=["Bearer"],
+                    _return_http_data_only=True,
+                )
+                runtime = answer.get("pipeline_runtime") or {}
+                workflow: Manifest = json.loads(runtime.get("workflow_manifest") or "{}")
+                return workflow
+        except ClusterError:
+            return {}  # servers that no longer have the older API
+
     def refresh(self) -> None:
         """Ask the server for the run as it is now. Raises ClusterError."""
         self.record = get(self.server, self.id).record
+        self.__dict__.pop("workflow", None)
 
     def terminate(self) -> None:
         """Ask for the end of the run, which is over once `has_ended` says so."""
@@ -83,7 +114,9 @@ def find(server: Server, run_id: str, namespace: str = AUTO) -> KubeflowRun | No
     if run_id.count("-") == 4 and len(run_id) == 36:
         try:
             return get(server, run_id)
-        except ClusterError:
+        except ClusterError as error:
+            if getattr(error.__cause__, "status", None) != 404:
+                raise
             return None
     # Ours is made of Kubeflow's by a hash, so that all runs have to be looked through.
     in_namespace = server.namespace_for(namespace)

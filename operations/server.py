@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import logging
 import os
 import re
 import warnings
@@ -176,6 +177,8 @@ def make_client(host: str, login: Credentials, namespace: str | None) -> Any:
     import kfp
     from kfp.client import ServiceAccountTokenVolumeCredentials
 
+    # Each of its retries is a warning; the error after the last one is told in our words.
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
     if login.kind == "notebook":
         # kfp reads the file anew for each request, as the kubelet renews it
         token_file = ServiceAccountTokenVolumeCredentials(path=str(notebook_token()))

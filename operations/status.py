@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from clusters import orphans
+from clusters import orphans, workflow
 from common import storage
+from common.config import AUTO
+from common.errors import JecError
 from common.layout import RunFolder
 from common.records import (
     TERMINATED,
@@ -17,9 +20,14 @@ from common.records import (
     StatusRecord,
     SummaryRecord,
 )
+from components.finish import ENDING
+from components.steps import NAMES
+from images.digests import image
 from operations import kubeflow_runs
-from operations.kubeflow_runs import KubeflowRun
+from operations.kubeflow_runs import PAGE, PAGES, KubeflowRun, Step
 from operations.target import Target
+
+REASON_LINES = 8  # of a step: what failed, how often and why, before the lines of a log
 
 
 def status(target: Target) -> int:
@@ -34,15 +42,23 @@ def status(target: Target) -> int:
     if (run := target.kubeflow) is not None:
         run.refresh()
         show_section("Kubeflow Pipelines", [f"{run_word(run, record)}: {run.url}"])
-        show_section("steps", (step.line() for step in merged_steps(run, record)))
-        if target.folder and run.has_ended:
-            summary = SummaryRecord.find(RunFolder(target.folder).summary)
-            show_section("reason", reason_lines(run, record, summary))
+        # of a run that has ended, the section of reasons has the rest
+        lines = (step.line(whole=not run.has_ended) for step in merged_steps(run, record))
+        show_section("steps", lines)
+        if run.has_ended:
+            summary = None
+            if target.folder:
+                summary = SummaryRecord.find(RunFolder(target.folder).summary)
+            show_section("reason", reason_lines(target, run, record, summary))
         failed = run.state in ("FAILED", "CANCELED")
     elif target.folder:
+        if is_forgotten(target, record):
+            line = f"no run of this id at {target.forgotten_by}: it was deleted there, or is not"
+            show_section("Kubeflow Pipelines", [f"{line} among the newest {PAGE * PAGES:,}"])
+            failed = record.state != "done"
         show_section("steps", step_lines(record, target))
     if target.folder:
-        show_section("results", verdict_lines(RunFolder(target.folder)))
+        show_section("results", verdict_lines(RunFolder(target.folder), target))
 
     if target.operator is not None:
         entries = target.operator.describe(target.run_id, target.kfp_id)
@@ -71,9 +87,19 @@ class StepState:
     time: str
     reason: str
 
-    def line(self) -> str:
-        first = self.reason.splitlines()[0] if self.reason else ""
-        return f"{self.name:<9} {self.state:<12} {self.time:<26} {first}".rstrip()
+    def line(self, *, whole: bool) -> str:
+        """The step in a line, below it the rest of its reason if `whole`."""
+        reason = self.reason if whole else "".join(self.reason.splitlines()[:1])
+        return with_reason(f"{self.name:<9} {self.state:<12} {self.time:<26}", reason)
+
+
+def with_reason(line: str, reason: str) -> str:
+    """A line, and behind and below it the first lines of a reason."""
+    lines = reason.splitlines()
+    first, rest = "".join(lines[:1]), lines[1:REASON_LINES]
+    if len(lines) > REASON_LINES:
+        rest.append(f"({len(lines) - REASON_LINES} more lines in status.json)")
+    return "\n".join([f"{line} {first}".rstrip(), *(f"    {one.strip()}" for one in rest)])
 
 
 WORDS = {"SUCCEEDED": "done", "CANCELED": "interrupted"}
@@ -84,61 +110,120 @@ def merged_steps(run: KubeflowRun, record: StatusRecord) -> list[StepState]:
     """Return the steps that Kubeflow knows, each with its reason from the run's status.json.
 
     Kubeflow knows which step has ended, also of one that was killed before it could write so; only
-    status.json knows why (KFP 2.15.0 never fills in a task's error).
+    status.json knows why (KFP 2.15.0 never fills in a task's error). Of a pod that could not be
+    created nobody but Argo knows why.
     """
+    steps = {step.name: step for step in kubeflow_runs.steps(run)}
+    refused = refused_steps(run, steps)
     merged = []
-    for step in kubeflow_runs.steps(run):
-        own = record.steps.get(step.name)
+    for name in NAMES:
+        step = steps.get(name)
+        if step is None and name not in refused:
+            continue
+        own = record.steps.get(name)
         if own is not None and own.job_id != run.id:
             own = None  # of an earlier job of this run
-        state = WORDS.get(step.state, step.state.lower())
+        state = "failed" if step is None else WORDS.get(step.state, step.state.lower())
         if run.has_ended and state in ("running", "pending"):
             state = "failed"
-        reason = own.reason if own else step.error
-        if state == "running" and own and own.state == "failed":
+        reason = own.reason if own else step.error if step else ""
+        if name in refused and (own is None or own.state not in ("failed", "interrupted")):
+            state, reason = "failed", refused[name]
+        elif state == "running" and own and own.state == "failed":
             reason = f"an attempt failed: {own.reason}"
         elif state == "failed" and own and own.state in ("failed", "interrupted"):
             state = own.state
         elif state == "failed" and own and own.state == "done":
             reason = "the step ended well, its pod did not; its log says more (--logs)"
+        elif state == "failed" and not reason and not run.has_ended:
+            reason = "stopped before it could say why; finish asks the cluster"
         elif state == "failed" and not reason:
-            reason = "stopped before it could say why"
-        time = step.started or (own.time if own else "")
-        merged.append(StepState(name=step.name, state=state, time=time, reason=reason))
+            is_terminated = workflow.is_terminated(run.workflow)
+            reason = TERMINATED if is_terminated else "stopped before it could say why"
+        time = (step.started if step else "") or (own.time if own else "")
+        merged.append(StepState(name=name, state=state, time=time, reason=reason))
     return merged
+
+
+def refused_steps(run: KubeflowRun, steps: dict[str, Step]) -> dict[str, str]:
+    """Return the steps whose pod, or that of a driver, Argo could not run: step -> reason."""
+    refused: dict[str, str] = {}
+    if run.state != "FAILED" or workflow.is_terminated(run.workflow):
+        return refused
+    for task, reason in workflow.refusals(run.workflow).items():
+        if task in NAMES:
+            refused.setdefault(task, reason)
+        else:
+            # the driver of the run or of a part of it: it comes before the first step that is left
+            done = [name for name in NAMES if name in steps and steps[name].state == "SUCCEEDED"]
+            left = [name for name in NAMES if name not in done]
+            refused.setdefault(left[0], f"{reason} ({task})")
+    return refused
 
 
 def run_word(run: KubeflowRun, record: StatusRecord) -> str:
     """Return the state of a run on Kubeflow in one word.
 
-    A terminated run ends as FAILED there (seen with KFP 2.15.0); status.json says that it was.
+    A terminated run ends as FAILED there (seen with KFP 2.15.0); its Workflow and status.json say
+    that it was.
     """
     own = [step for step in record.steps.values() if step.job_id == run.id]
-    if run.state == "CANCELED" or (
-        run.state == "FAILED" and any(step.reason == TERMINATED for step in own)
+    if run.state == "CANCELED":
+        return "terminated"
+    if run.state == "FAILED" and (
+        any(step.reason == TERMINATED for step in own) or workflow.is_terminated(run.workflow)
     ):
         return "terminated"
-    return "terminating" if run.state == "CANCELING" else run.state.lower()
+    words = {"CANCELING": "terminating", "": "no state yet"}
+    return words.get(run.state, run.state.lower())
 
 
 def reason_lines(
-    run: KubeflowRun, record: StatusRecord, summary: SummaryRecord | None
+    target: Target, run: KubeflowRun, record: StatusRecord, summary: SummaryRecord | None
 ) -> Iterator[str]:
     """Yield why a run on Kubeflow that has ended did not end well, and how to go on."""
     if run.state not in ("FAILED", "CANCELED"):
         return
     told = False
-    for step in merged_steps(run, record):
+    steps = merged_steps(run, record)
+    for step in steps:
         if step.state in ("failed", "interrupted") and step.reason:
-            yield f"{step.name} {step.state}: {step.reason}"
+            yield with_reason(f"{step.name} {step.state}:", step.reason)
             told = True
+    own = summary and any(step.job_id == run.id for step in summary.steps.values())
+    if not told and not own and workflow.is_terminated(run.workflow):
+        yield TERMINATED
+    has_cleaned_up = any(step.name == "finish" and step.state == "done" for step in steps)
+    if steps and not has_cleaned_up:
+        down = ["python", "pipeline.py", "--down", target.run_id, *flags_of(target, run)]
+        yield f"finish did not clean up; what is left is removed by: {shlex.join(down)}"
     # After Retry in the UI the summary is still that of the first end.
-    if summary is None or summary.time < record.time:
+    if summary is None or not own or summary.time < record.time or summary.state == ENDING:
         return
     if not told and summary.reason:
-        yield f"{summary.state}: {summary.reason}"
+        yield with_reason(f"{summary.state}:", summary.reason)
     if summary.resume:
-        yield f"to go on with it: {summary.resume}"
+        yield f"to go on with it: {with_flags(summary.resume, flags_of(target, run))}"
+
+
+def flags_of(target: Target, run: KubeflowRun) -> list[str]:
+    """Return the flags of this command that its next one needs, and no record of the run has."""
+    args = target.args
+    flags = ["--host", run.server.host]
+    for name, default in (("auth", AUTO), ("steps_image", image("steps")), ("steps_account", AUTO)):
+        if getattr(args, name) != default:
+            flags += [f"--{name.replace('_', '-')}", getattr(args, name)]
+    return flags
+
+
+def with_flags(command: str, flags: list[str]) -> str:
+    """Return a command of a summary with flags that its writer, a pod, did not know."""
+    words = shlex.split(command, comments=True)
+    if "--host" in words:
+        # summaries of earlier versions have a placeholder there
+        place = words.index("--host")
+        del words[place : place + 2]
+    return shlex.join([*words, *flags])
 
 
 def local_processes(target: Target) -> dict[int, str]:
@@ -152,7 +237,7 @@ def local_processes(target: Target) -> dict[int, str]:
 
 def show_section(title: str, lines: Iterable[str]) -> None:
     """Print the lines below a title; nothing where there is no line."""
-    listed = [f"  {line}" for line in lines]
+    listed = ["  " + line.replace("\n", "\n  ") for line in lines]
     if listed:
         print("\n".join(["", title, *listed]))
 
@@ -165,16 +250,23 @@ def step_lines(record: StatusRecord, target: Target) -> Iterator[str]:
         state = step.state
         if state == "running" and here_only and not local_processes(target):
             state = "was running when it was killed"
-        reason = step.reason.splitlines()[0] if step.reason else ""
-        yield f"{name:<9} {state:<12} {step.time}  {reason}".rstrip()
+        elif state == "running" and target.forgotten_by and step.job_id:
+            state = "was running"
+        yield with_reason(f"{name:<9} {state:<12} {step.time:<26}", step.reason)
 
 
-def verdict_lines(folder: RunFolder) -> Iterator[str]:
+def is_forgotten(target: Target, record: StatusRecord) -> bool:
+    """Whether Kubeflow Pipelines was asked for a run of its own and does not know it."""
+    on_kubeflow = any(step.job_id for step in record.steps.values())
+    return bool(target.forgotten_by) and on_kubeflow
+
+
+def verdict_lines(folder: RunFolder, target: Target) -> Iterator[str]:
     """Yield what a run's folder holds of results, as far as it got."""
     search = SearchRecord.find(folder.search)
     if search:
         yield (
-            f"{len(search.trials)} trials, best {search.optimal}: {search.objective.name}"
+            f"{count_of(len(search.trials))}, best {search.optimal}: {search.objective.name}"
             f" {search.best_value:.5f}"
         )
     else:
@@ -183,7 +275,7 @@ def verdict_lines(folder: RunFolder) -> Iterator[str]:
             # trials/<trial>/...
             started.add(entry.uri[len(folder.uri) + 1 :].split("/")[1])
         if started:
-            yield f"{len(started)} trials begun"
+            yield f"{count_of(len(started))} begun"
 
     metrics = MetricsRecord.find(folder.metrics)
     if metrics:
@@ -196,18 +288,41 @@ def verdict_lines(folder: RunFolder) -> Iterator[str]:
         yield f"report: {folder.report}"
     service = ServiceRecord.find(folder.service)
     if service:
-        yield service_line(service, here=not storage.is_s3(folder.uri))
+        yield service_line(service, target, here=not storage.is_s3(folder.uri))
 
 
-def service_line(service: ServiceRecord, *, here: bool) -> str:
+def count_of(trials: int) -> str:
+    return f"{trials} trial" + ("" if trials == 1 else "s")
+
+
+def service_line(service: ServiceRecord, target: Target, *, here: bool) -> str:
     """Return where the model is served, or was. `here`: the run's folder is on this machine."""
+    place = f"{service.name} at {service.url} ({service.kind})"
+    if "from_outside" in service.details:
+        place += f"; from outside the cluster: {service.details['from_outside']}"
+    pid = service.details.get("pid")
+    if pid is None:
+        return cluster_service_line(service, target, place)
     from serving import triton
 
-    line = f"served as {service.name} at {service.url} ({service.kind})"
-    if "from_outside" in service.details:
-        line += f"; from outside the cluster: {service.details['from_outside']}"
-    # A server on one machine ends with the command that started it; one on a cluster has no pid.
-    pid = service.details.get("pid")
-    if pid is None or not here or triton.is_running(pid):
-        return line
-    return f"was {line}, which has ended; --resume with --serve brings it back"
+    # A server on one machine ends with the command that started it.
+    if not here or triton.is_running(pid):
+        return f"served as {place}"
+    return f"was served as {place}, which has ended; --resume with --serve brings it back"
+
+
+def cluster_service_line(service: ServiceRecord, target: Target, place: str) -> str:
+    """Return where a cluster serves the model, or did before another run or somebody came."""
+    operator = target.operator
+    not_seen = f"deployed then as {place}; whether it still serves was not looked at"
+    if operator is None or operator.namespace != service.details.get("namespace"):
+        return not_seen
+    try:
+        owner = operator.run_of_service(service.name)
+    except JecError:
+        return not_seen
+    if owner == target.run_id:
+        return f"served as {place}"
+    if owner is None:
+        return f"was served as {place}, which has been removed"
+    return f"was served as {place}, where {owner or 'no run of this pipeline'} is served now"

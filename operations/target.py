@@ -40,6 +40,8 @@ class Target:
     operator: Operator | None = None
     """The cluster, in the run's namespace."""
     unseen: list[str] = dataclasses.field(default_factory=list)
+    forgotten_by: str = ""
+    """Address of the Kubeflow Pipelines that was asked and does not know the run."""
     storage_unseen: str = ""
     """Why its files could not be looked for; empty if they could."""
 
@@ -101,6 +103,8 @@ def ask_server(target: Target) -> None:
     try:
         server = connect(host, target.args.auth, None if namespace == AUTO else namespace)
         target.kubeflow = kubeflow_runs.find(server, target.run_id, namespace)
+        if target.kubeflow is None:
+            target.forgotten_by = host
     except JecError as error:
         target.unseen.append(str(error))
 

@@ -15,7 +15,7 @@ from clusters import api as api_module
 from clusters import kubernetes_objects
 from clusters.api import PYTORCHJOB
 from clusters.kubernetes import KubernetesCluster
-from clusters.protocol import RUN_LABEL
+from clusters.protocol import RUN_LABEL, STEP_LABEL
 from clusters.waiting import Wait
 from common.errors import ClusterError, DeadlineError, InputError, UnreachableError
 from tests.clusters.contract import RUN_ID, experiment, job, service
@@ -369,6 +369,50 @@ def test_delete_where_kserve_is_not_installed(fake):
     del backend.api.served["inferenceservices"]
     backend.run_job(job("pass"))
     assert backend.cluster.delete(RUN_ID) == [f"PyTorchJob/{EXPORT}"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "limits", "going", "is_waited_for"),
+    [
+        ({kubernetes_objects.SUGGESTION_LABEL: SEARCH}, {"cpu": "1"}, True, False),
+        ({kubernetes_objects.SUGGESTION_LABEL: SEARCH}, {"cpu": "1"}, False, True),
+        ({kubernetes_objects.SUGGESTION_LABEL: SEARCH}, {"nvidia.com/gpu": "1"}, True, True),
+        ({}, {"cpu": "1"}, True, True),
+    ],
+)
+def test_a_removal_waits_for_all_pods_but_an_algorithms_that_is_on_its_way(
+    fake, monkeypatch, labels, limits, going, is_waited_for
+):
+    """The pod of a suggestion ignores SIGTERM, so that it takes its 30 s (seen, Katib 0.19.0)."""
+    backend = fake(node_of(loss(0.1)))
+    backend.run_experiment(experiment(["0.1"]))
+    monkeypatch.setattr(kubernetes_objects, "REMOVAL_SECONDS", 2.0)
+    monkeypatch.setattr(kubernetes_objects, "QUIET_SECONDS", 0.0)
+    # Katib gives the pod of an algorithm the label of the trials, too (seen).
+    labels |= {kubernetes_objects.TRIALS_LABEL: SEARCH}
+    labels |= {RUN_LABEL: RUN_ID, STEP_LABEL: "search"}
+    metadata = {"name": "p", "labels": labels, "finalizers": ["example.org/kubelet"]}
+    containers = [{"name": "c", "resources": {"limits": limits}}]
+    with backend.api.lock:
+        pod = backend.api.create("pods", {"metadata": metadata, "spec": {"containers": containers}})
+        if going:
+            backend.api.delete("pods", pod)
+    lines = []
+    if is_waited_for:
+        with pytest.raises(DeadlineError):
+            backend.cluster.delete(RUN_ID, lines.append)
+        assert [line for line in lines if "Pod p of it still there" in line]
+    else:
+        assert backend.cluster.delete(RUN_ID, lines.append) == [f"Experiment/{SEARCH}"]
+        assert not [line for line in lines if "Pod p" in line]
+
+
+def test_a_removal_that_is_soon_over_reports_nothing(fake):
+    backend = fake()
+    backend.run_job(job("pass"))
+    lines = []
+    backend.cluster.delete(RUN_ID, lines.append)
+    assert lines == []
 
 
 def test_a_removal_that_hangs_names_the_finalizers(fake, monkeypatch):

@@ -25,6 +25,7 @@ from tests.clusters.fake_api import FakeApi, now, set_condition
 KILL_SECONDS = 0.5
 # Seen: "Argo's own latency is about 10 s a step".
 LATENCY = 10.0
+TEMPLATE = "system-container-impl"
 CHAIN = ("prepare", "search", "export", "evaluate", "deploy")
 
 
@@ -104,6 +105,7 @@ class Argo:
         self.waits: list[float] = []
         self._policies = _policies(spec)
         self._ends: dict[str, str] = {}
+        self._refused: dict[str, str] = {}
         self._thread = threading.Thread(target=self._run, daemon=True)
         with api.lock:
             name = f"jec-pipeline-{job_id[-5:]}"
@@ -138,6 +140,11 @@ class Argo:
         """
         self._ends[step] = "evict"
 
+    def refuse(self, node: str, message: str) -> Argo:
+        """Let the API server refuse the pod of a step (search) or of a driver (search-driver)."""
+        self._refused[node] = message
+        return self
+
     # The Workflow
     # --------------------------------------------------------------------------------------------
 
@@ -147,8 +154,15 @@ class Argo:
             if step not in self.commands and not self.attempts:
                 continue
             # Seen: steps after one that did not end well are omitted, after a termination as well.
+            driver = f"{step}-driver"
             if not well or self.terminated:
                 self.omitted.append(step)
+            elif driver in self._refused:
+                # Seen: no retry, and the message begins so.
+                well = False
+                self.omitted.append(step)
+                message = f"task 'x.{driver}' errored: {self._refused[driver]}"
+                self._add_node(driver, "Error", message)
             else:
                 well = self._step(step)
         # Seen: the exit handler runs after a termination and after a lost pod as well; argo v3.7.3
@@ -156,7 +170,7 @@ class Argo:
         self._step("finish")
         with self.api.lock:
             # Seen: a terminated run ends as Failed.
-            self.workflow["status"] = {"phase": "Succeeded" if well else "Failed"}
+            self.workflow.setdefault("status", {})["phase"] = "Succeeded" if well else "Failed"
 
     def _step(self, step: str) -> bool:
         retries = Retries(self._policies[step])
@@ -164,8 +178,10 @@ class Argo:
             self.clock += LATENCY
             started = self.clock
             begun = time.monotonic()
-            attempt = self._attempt(step, retries.attempts)
+            attempt = self._attempt(step)
             self.attempts.append(attempt)
+            name = f"{step}.executor({retries.attempts})"
+            self._add_node(name, attempt.phase, attempt.message)
             self.clock += time.monotonic() - begun
             if attempt.phase == "Succeeded":
                 return True
@@ -175,11 +191,21 @@ class Argo:
             self.waits.append(wait)
             self.clock += wait
 
+    def _add_node(self, path: str, phase: str, message: str) -> None:
+        flow = self.workflow["metadata"]["name"]
+        with self.api.lock:
+            nodes = self.workflow.setdefault("status", {}).setdefault("nodes", {})
+            number = len(nodes)
+            path = f"root.exit-handler-1.{path}"
+            nodes[f"{flow}-{number}"] = node(path, phase, message, flow=flow, number=number)
+
     # A pod
     # --------------------------------------------------------------------------------------------
 
-    def _attempt(self, step: str, number: int) -> Attempt:
-        pod = self._create_pod(step, number)
+    def _attempt(self, step: str) -> Attempt:
+        if step in self._refused:
+            return Attempt(step=step, phase="Error", message=self._refused[step])
+        pod = self._create_pod(step)
         environment = {**os.environ, KFP_POD: pod["metadata"]["name"]}
         environment.pop("JEC_LOCAL_DIR", None)
         process = subprocess.Popen(
@@ -209,7 +235,7 @@ class Argo:
         process.stdout.close()
         return dataclasses.replace(self._ended(step, pod, end, code), output="".join(lines))
 
-    def _create_pod(self, step: str, number: int) -> dict:
+    def _create_pod(self, step: str) -> dict:
         """A step's pod.
 
         argo v3.7.3 workflow/controller/workflowpod.go:203 (owner), workflow/common/common.go:87
@@ -229,8 +255,11 @@ class Argo:
             KFP_RUN_LABEL: self.job_id,
             STEP_LABEL: step,
         }
-        metadata = {"name": f"{name}-{step}-{number}", "labels": labels, "ownerReferences": [owner]}
         with self.api.lock:
+            # argo v3.7.3 workflow/util/pod_name.go:50, and the id of the node that comes of it
+            nodes = self.workflow.get("status", {}).get("nodes", {})
+            pod_name = f"{name}-{TEMPLATE}-{len(nodes)}"
+            metadata = {"name": pod_name, "labels": labels, "ownerReferences": [owner]}
             pod = self.api.create(
                 "pods", {"metadata": metadata, "spec": {"containers": [{"name": "main"}]}}
             )
@@ -248,7 +277,7 @@ class Argo:
             # seen: argoexec ends with an error of its own when its pod is stopped
             codes = {"wait": 2 if end else 0, "main": code if code >= 0 else 128 - code}
             pod["status"]["containerStatuses"] = [
-                _container(name, exit_code) for name, exit_code in codes.items()
+                container_status(name, exit_code) for name, exit_code in codes.items()
             ]
             if end == "evict":
                 # kubernetes v1.34.4 pkg/kubelet/eviction/helpers.go:46, eviction_manager.go:428
@@ -293,7 +322,26 @@ def task_details(states: dict[str, str | None], attempts: dict[str, int] | None 
     return tasks
 
 
-def _container(name: str, exit_code: int) -> dict:
+def node(
+    path: str, phase: str, message: str, kind: str = "Pod", *, flow: str = "flow", number: int = 1
+) -> dict:
+    """A node of a Workflow, as Argo 3.7.3 was seen to write it.
+
+    `path` as in root.exit-handler-1.search.executor(0).
+    """
+    return {
+        "id": f"{flow}-{number}",
+        "name": f"{flow}.{path}",
+        "displayName": path.rpartition(".")[2],
+        "type": kind,
+        "templateName": TEMPLATE,
+        "phase": phase,
+        "message": message,
+        "startedAt": now(),
+    }
+
+
+def container_status(name: str, exit_code: int) -> dict:
     """The status of a container that has ended."""
     end = {"exitCode": exit_code, "reason": "Error" if exit_code else "Completed"}
     return {

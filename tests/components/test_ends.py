@@ -7,16 +7,18 @@ from __future__ import annotations
 import math
 import os
 import re
+import shlex
 from types import SimpleNamespace
 
 import pytest
 
+import pipeline
 from clusters import workflow
-from clusters.protocol import STEP_LABEL
+from clusters.protocol import STEP_LABEL, Stop
 from common import storage
 from common.config import RunConfig
 from common.errors import DeadlineError, StorageError, UnreachableError
-from common.records import TERMINATED, StatusRecord, SummaryRecord
+from common.records import TERMINATED, StatusRecord, StepStatus, SummaryRecord
 from common.run import Run
 from components import finish, prepare, step, steps
 from exporting.export_job import export_job
@@ -24,7 +26,7 @@ from tests.clusters import conftest as clusters_conftest
 from tests.clusters.controllers import Play
 from tests.clusters.fake_api import has_condition, set_condition
 from tests.clusters.scripts import loss, make_workflow, node_of
-from tests.components.argo import Argo, Retries
+from tests.components.argo import TEMPLATE, Argo, Retries, node
 from tests.records import metrics_record
 from training.experiment import experiment
 
@@ -32,6 +34,10 @@ fake = clusters_conftest.fake
 JOB = "00000000-0000-4000-8000-000000000001"
 NAME = "pfn-regressor-open"
 FOREVER = Play(seconds=math.inf)
+WEBHOOK = (
+    'Internal error occurred: failed calling webhook "mutator.pod.katib.kubeflow.org": failed to'
+    " call webhook: context deadline exceeded"
+)
 
 
 @pytest.fixture
@@ -57,12 +63,15 @@ def argo(run, compiled_pipeline):
     """`argo(api, search=[...])` makes a run of these steps. At its end no pod of it runs."""
     started = []
 
-    def start(api, **arguments) -> Argo:
+    def start(api, refused=(), **arguments) -> Argo:
         common = ["--job-id", JOB, "--s3-endpoint", run.config.s3_endpoint]
         commands = {name: ["--run", run.uri, *common, *more] for name, more in arguments.items()}
         commands["finish"] = [*finish_arguments(run), *common]
-        started.append(Argo(api, compiled_pipeline.spec, JOB, commands).start())
-        return started[-1]
+        flow = Argo(api, compiled_pipeline.spec, JOB, commands)
+        for name in refused:
+            flow.refuse(name, WEBHOOK)
+        started.append(flow.start())
+        return flow
 
     yield start
     for one in started:
@@ -109,9 +118,149 @@ def test_a_search_that_is_terminated_leaves_nothing_and_its_record_says_so(fake,
     assert names(home.api, "experiments") + names(home.api, "trials") == []
     assert ending(run) == ("interrupted", TERMINATED)
     resume = SummaryRecord.load(run.folder.summary).resume
-    assert resume.startswith("python pipeline.py ")
-    assert resume.endswith(f" --s3-bucket {run.config.s3_bucket} --resume {run.id}")
     assert resume in flow.attempts[-1].output
+    # true as it stands: what a pod cannot know is in a comment, and no flag
+    words = shlex.split(resume, comments=True)
+    assert words[:2] == ["python", "pipeline.py"]
+    args = pipeline.build_parser().parse_args(words[2:])
+    assert (args.resume, args.s3_bucket) == (run.id, run.config.s3_bucket)
+    assert (args.s3_endpoint, args.host) == (run.config.s3_endpoint, "auto")
+    assert "--host" in resume
+
+
+def test_a_summary_that_is_saved_before_the_cluster_is_asked_states_no_guess(
+    fake, run, monkeypatch
+):
+    fake()
+    seen = []
+
+    def look(*_):
+        seen.append(SummaryRecord.load(run.folder.summary))
+        return Stop(state="interrupted", reason=TERMINATED)
+
+    def remove(_):
+        seen.append(SummaryRecord.load(run.folder.summary))
+        return ""
+
+    monkeypatch.setattr(finish, "why_stopped", look)
+    monkeypatch.setattr(finish, "remove_unfinished", remove)
+    for state, reason in (("running", ""), ("interrupted", "told to stop"), ("done", "")):
+        seen.clear()
+        step.write_status(run, "search", state, reason, job_id=JOB)
+        finish.main([*finish_arguments(run), "--job-id", JOB])
+        before, during = seen
+        assert (before.state, before.resume) == (finish.ENDING, "")
+        assert (during.state, during.reason) == ("interrupted", TERMINATED)
+        assert during.resume
+    # what the step has said itself is known at once
+    seen.clear()
+    step.write_status(run, "search", "failed", "no GPU is free", job_id=JOB)
+    finish.main([*finish_arguments(run), "--job-id", JOB])
+    assert [(one.state, one.reason) for one in seen] == [("failed", "no GPU is free")] * 2
+
+
+@pytest.mark.parametrize(
+    ("refused", "name", "said"),
+    [
+        ("search-driver", "search", "the pod of its driver failed"),
+        ("search", "search", "its pod could not be created"),
+        ("export-driver", "export", "the pod of its driver failed"),
+    ],
+)
+def test_a_pod_that_could_not_be_created_is_told_with_the_reason_that_argo_has(
+    fake, run, argo, refused, name, said
+):
+    home = fake(node_of(loss(0.1)))
+    flow = argo(home.api, refused=[refused], search=[], export=["--trial", "t"])
+    flow.join()
+    assert ending(run) == ("failed", f"{said}: {WEBHOOK}")
+    assert SummaryRecord.load(run.folder.summary).step == name
+    assert StatusRecord.load(run.folder.status).steps[name].job_id == JOB
+    assert SummaryRecord.load(run.folder.summary).resume
+
+
+def test_what_argo_says_of_the_runs_own_driver_is_the_end_of_the_first_step(fake, run):
+    """As seen of jobs whose root-driver or exit-handler-1-driver was refused."""
+    home = fake()
+    nodes = {
+        "flow-1": node("root-driver", "Error", f"task 'flow.root-driver' errored: {WEBHOOK}"),
+        "flow-2": node("root", "Omitted", "omitted: depends condition not met", kind="Skipped"),
+    }
+    finish_pod(home.api, {"metadata": {"name": "flow"}, "spec": {}, "status": {"nodes": nodes}})
+    assert finish.main([*finish_arguments(run), "--job-id", JOB]) == 0
+    status = StatusRecord.load(run.folder.status)
+    assert (status.step, status.state) == ("prepare", "failed")
+    assert WEBHOOK in status.reason
+
+
+def test_the_reason_is_told_where_an_earlier_job_has_the_status(fake, run, capsys):
+    home = fake()
+    nodes = {"flow-1": node("root-driver", "Error", WEBHOOK)}
+    finish_pod(home.api, {"metadata": {"name": "flow"}, "spec": {}, "status": {"nodes": nodes}})
+    StatusRecord(step="deploy", state="done", steps={"deploy": done_by("earlier")}).save(
+        run.folder.status
+    )
+    assert finish.main([*finish_arguments(run), "--job-id", JOB]) == 0
+    assert WEBHOOK in capsys.readouterr().out
+    assert StatusRecord.load(run.folder.status).steps == {"deploy": done_by("earlier")}
+
+
+def done_by(job_id: str) -> StepStatus:
+    return StepStatus(state="done", job_id=job_id)
+
+
+def finish_pod(api, flow: dict) -> None:
+    """The pod of `finish`, by which it finds its Workflow; the test itself runs the program."""
+    labels = {workflow.KFP_RUN_LABEL: JOB, STEP_LABEL: "finish"}
+    with api.lock:
+        made = api.create("workflows", flow)
+        owner = {
+            "apiVersion": "argoproj.io/v1alpha1",
+            "kind": "Workflow",
+            "name": "flow",
+            "uid": made["metadata"]["uid"],
+        }
+        metadata = {"name": "flow-finish", "labels": labels, "ownerReferences": [owner]}
+        pod = api.create("pods", {"metadata": metadata, "spec": {"containers": []}})
+        pod["status"] = {"phase": "Succeeded"}  # so that no node of the fake runs it as well
+
+
+@pytest.mark.parametrize(
+    ("reason", "said"),
+    [
+        ("TaintManagerEviction", "evicted or preempted: TaintManagerEviction: the message"),
+        ("Preempted", "evicted or preempted: Preempted: the message"),
+        # the eviction API leaves this alone (seen with Kubernetes 1.34.4), as a deletion does
+        ("Killing", workflow.STOPPED),
+    ],
+)
+def test_who_evicted_a_pod_that_is_gone_is_told_by_its_events(fake, run, reason, said):
+    home = fake()
+    nodes = {"flow-1": node("root.exit-handler-1.search.executor(0)", "Error", "pod deleted")}
+    finish_pod(home.api, {"metadata": {"name": "flow"}, "spec": {}, "status": {"nodes": nodes}})
+    with home.api.lock:
+        about = {"kind": "Pod", "metadata": {"name": f"flow-{TEMPLATE}-1", "uid": "1"}}
+        home.api.event(about, reason, "the message")
+    step.write_status(run, "search", "running", job_id=JOB)
+    assert finish.main([*finish_arguments(run), "--job-id", JOB]) == 0
+    state, told = ending(run)
+    assert state == "interrupted"
+    assert said in told
+
+
+def test_only_pods_that_could_not_run_are_refusals():
+    nodes = [
+        node("root.exit-handler-1.prepare.executor(0)", "Failed", "main: Error (exit code 1)"),
+        node("root.exit-handler-1.search.executor(0)", "Error", "pod deleted"),
+        node("root.exit-handler-1.search.executor", "Error", "pod deleted", kind="Retry"),
+        node("root.exit-handler-1.export-driver", "Omitted", "omitted: ...", kind="Skipped"),
+        node("root.exit-handler-1.evaluate.executor(2)", "Succeeded", ""),
+    ]
+    assert workflow.refusals({"status": {"nodes": dict(enumerate(nodes))}}) == {}
+    refused = node("root.exit-handler-1.onExit.finish-driver", "Error", WEBHOOK)
+    told = workflow.refusals({"status": {"nodes": {"1": refused}}})
+    assert list(told) == ["finish"]
+    assert WEBHOOK in told["finish"]
 
 
 def test_a_job_whose_watcher_is_lost_is_removed_and_what_is_finished_stays(fake, run, argo):

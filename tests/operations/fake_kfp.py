@@ -23,8 +23,9 @@ import uuid
 class FakeKfp:
     """A server on 127.0.0.1.
 
-    `version` is what the health pages tell; `states` the states of a run at each look. With
-    `multi_user` it refuses experiments and runs that name no namespace, otherwise it names no
+    `version` is what the health pages tell; `states` the states of a run at each look;
+    `workflows` the Argo Workflow of a run, which the older API alone gives (seen with KFP 2.15.0).
+    With `multi_user` it refuses experiments and runs that name no namespace, otherwise it names no
     namespace of anything, whatever a request names (seen with KFP 2.15.0).
     """
 
@@ -35,6 +36,7 @@ class FakeKfp:
         self.requests: list[tuple[str, str]] = []
         self.states: dict[str, list[str]] = {}
         self.failures: list[int] = []
+        self.workflows: dict[str, dict] = {}
 
     def __enter__(self) -> FakeKfp:
         self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
@@ -62,6 +64,14 @@ class FakeKfp:
         if match := re.fullmatch(r"/apis/v2beta1/pipelines/([^/]+)/versions", path):
             mine = [one for one in reversed(self.versions) if one["pipeline_id"] == match[1]]
             return _paged("pipeline_versions", mine, query)
+        return self.run(path)
+
+    def run(self, path: str) -> dict | None:
+        if match := re.fullmatch(r"/apis/v1beta1/runs/([^/]+)", path):
+            if match[1] not in self.workflows:
+                return None
+            manifest = json.dumps(self.workflows[match[1]])
+            return {"run": {}, "pipeline_runtime": {"workflow_manifest": manifest}}
         if match := re.fullmatch(r"/apis/v2beta1/runs/([^/]+)", path):
             run = next((one for one in self.runs if one["run_id"] == match[1]), None)
             left = self.states.get(match[1])

@@ -566,6 +566,16 @@ def test_images_are_asked_of_their_registry(registry, image, state, said):
 # ------------------------------------------------------------------------------------------------
 
 
+def test_a_mistake_in_the_search_space_is_one_line(fake, tmp_path, capsys):
+    """Objects, dry runs and the check of the inputs all read it."""
+    look_around(fake().api)
+    space = tmp_path / "space.yaml"
+    space.write_text("parameters:\n- {name: conv-dim, type: int, min: 5, max: 2}\n")
+    flags = ["--check", "--runner", "kubeflow", "--search-space", str(space)]
+    assert pipeline.main([*flags, "--output", str(tmp_path / "runs")]) == 1
+    assert capsys.readouterr().out.count("min 5 is not below max 2") == 1
+
+
 def test_the_command_prints_the_table_and_its_exit_code_tells(
     fake, kfp, s3_bucket, s3_server, registry, capsys, monkeypatch
 ):

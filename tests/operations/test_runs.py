@@ -20,19 +20,21 @@ import pipeline
 from clusters import operator as operator_module
 from clusters import orphans
 from clusters.kubernetes_service import describe
+from clusters.protocol import RUN_LABEL, STEP_LABEL
 from common import storage
 from common.config import RunConfig
-from common.errors import DeadlineError
+from common.errors import ClusterError, DeadlineError
 from common.records import TERMINATED, StatusRecord
 from common.run import Run, make_run_id
 from components import finish, step
 from operations import down as down_module
 from operations import follow as follow_module
+from operations import status as status_module
 from tests.clusters import conftest as clusters_conftest
 from tests.clusters.contract import RUN_ID, experiment, job, service
 from tests.clusters.controllers import Play
 from tests.clusters.scripts import loss, node_of
-from tests.components.argo import task_details
+from tests.components.argo import container_status, node, task_details
 from tests.records import metrics_record, service_record
 from tests.serving import conftest as serving_conftest
 
@@ -60,7 +62,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(operator_module.Operator.__init__, "__kwdefaults__", {"poll": 0.02})
 
 
-def kfp_run(kfp, *states: str, bucket: str = "s3://none/jec", **values) -> tuple[str, str]:
+def kfp_run(kfp, *states: str | None, bucket: str = "s3://none/jec", **values) -> tuple[str, str]:
     """A run that the server knows, whose state is the next of these at each look; its id there and
     ours.
     """
@@ -111,7 +113,7 @@ def test_a_run_is_followed_to_its_end_through_bad_moments(kfp, tmp_path, capsys,
     assert "[prepare] succeeded" in text
     assert text.count("[search] running") == 1
     assert f"run {run_id} {word}: " in text
-    assert "1 trials, best t-1: AvgLoss 0.10000" in text
+    assert "\n1 trial, best t-1: AvgLoss 0.10000" in text
     assert "+3.0 % [2.0, 4.0]" in text
 
 
@@ -155,7 +157,13 @@ def test_a_run_that_does_not_end_is_not_followed_for_ever(kfp, tmp_path):
 @pytest.mark.parametrize(
     ("details", "said"),
     [
-        ({"namespace": "physics"}, "  served as pfn at http://x (kserve)"),
+        (
+            {"namespace": "physics"},
+            (
+                "  deployed then as pfn at http://x (kserve); whether it still serves was not"
+                " looked at"
+            ),
+        ),
         (
             {"pid": 2**22 + 1},
             (
@@ -267,13 +275,235 @@ def test_the_command_that_goes_on_is_the_last_line(kfp, tmp_path, capsys, monkey
     monkeypatch.delenv(step.LOCAL_DIR, raising=False)
     summary = finish.finish(run.uri, "none", step.Artifacts(""), job_id)
     assert summary.resume
-    main(tmp_path, "--status", run.id, "--follow", "--host", kfp.url)
-    assert capsys.readouterr().out.splitlines()[-1] == f"to go on with it: {summary.resume}"
+    for flags in ([], ["--follow"]):
+        main(tmp_path, "--status", run.id, *flags, "--host", kfp.url)
+        lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+        (line,) = [line for line in lines if line.startswith("to go on with it: ")]
+        words = shlex.split(line.removeprefix("to go on with it: "))
+        assert words[:2] == ["python", "pipeline.py"]
+        args = pipeline.build_parser().parse_args(words[2:])
+        assert (args.host, args.resume) == (kfp.url, run.id)
+        assert args.s3_bucket == str(tmp_path / "runs")
+    assert lines[-1] == line
     # After Retry in the UI finish does not run again, and its summary is of the first end.
     record = StatusRecord.load(run.folder.status)
     dataclasses.replace(record, time="2099-01-01T00:00:00+00:00").save(run.folder.status)
     main(tmp_path, "--status", run.id, "--follow", "--host", kfp.url)
-    assert summary.resume not in capsys.readouterr().out
+    assert f"--resume {run.id}" not in capsys.readouterr().out
+
+
+def test_a_placeholder_of_an_earlier_version_is_replaced():
+    before = "python pipeline.py --host https://KUBEFLOW/pipeline --s3-bucket s3://b --resume r"
+    after = "python pipeline.py --s3-bucket s3://b --resume r --host http://kfp"
+    assert status_module.with_flags(before, ["--host", "http://kfp"]) == after
+    now = "python pipeline.py --resume r --s3-bucket s3://b  # add --host as for the first run"
+    after = "python pipeline.py --resume r --s3-bucket s3://b --host http://kfp"
+    assert status_module.with_flags(now, ["--host", "http://kfp"]) == after
+
+
+@pytest.mark.parametrize("finish_state", ["SUCCEEDED", "FAILED", None])
+def test_a_run_whose_exit_handler_was_lost_says_what_removes_the_rest(
+    kfp, tmp_path, capsys, finish_state
+):
+    states = {"prepare": "SUCCEEDED", "search": "FAILED", "finish": finish_state}
+    run = ended_run(kfp, tmp_path, states)
+    flags = ["--host", kfp.url, "--steps-account", "runner"]
+    assert main(tmp_path, "--status", run.id, *flags) == 1
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    removes = [line for line in lines if line.startswith("finish did not clean up")]
+    assert bool(removes) == (finish_state != "SUCCEEDED")
+    for line in removes:
+        words = shlex.split(line.partition("python pipeline.py ")[2])
+        args = pipeline.build_parser().parse_args(words)
+        assert (args.down, args.host, args.steps_account) == (run.id, kfp.url, "runner")
+
+
+REFUSED = "failed calling webhook mutator.pod.katib.kubeflow.org: context deadline exceeded"
+
+
+@pytest.mark.parametrize("follow", [False, True])
+@pytest.mark.parametrize(
+    ("path", "states", "name"),
+    [
+        # as seen with KFP 2.15.0 and Argo 3.7.3: no task of a step is listed at all
+        ("root-driver", {}, "prepare"),
+        ("root.exit-handler-1-driver", {}, "prepare"),
+        ("root.exit-handler-1.search-driver", {"prepare": "SUCCEEDED", "search": None}, "search"),
+        (
+            "root.exit-handler-1.search.executor(0)",
+            {"prepare": "SUCCEEDED", "search": "FAILED"},
+            "search",
+        ),
+        (
+            "root.exit-handler-1.condition-2-driver",
+            dict.fromkeys(("prepare", "search", "export", "evaluate"), "SUCCEEDED"),
+            "deploy",
+        ),
+        (
+            "root.exit-handler-1.onExit.finish-driver",
+            {"prepare": "SUCCEEDED", "search": "FAILED", "finish": None},
+            "finish",
+        ),
+    ],
+)
+def test_a_pod_that_could_not_be_created_is_told_by_kubeflow_alone(
+    kfp, tmp_path, capsys, follow, path, states, name
+):
+    """Without a cluster, and without a word of the run's own."""
+    number, run_id = kfp_run(kfp, "FAILED", bucket=str(tmp_path / "runs"))
+    kfp.runs[-1]["run_details"] = {"task_details": task_details(states)}
+    kfp.workflows[number] = {"spec": {}, "status": {"nodes": {"1": node(path, "Error", REFUSED)}}}
+    flags = ["--follow"] if follow else []
+    assert main(tmp_path, "--status", run_id, *flags, "--host", kfp.url) == 1
+    text = capsys.readouterr().out
+    lines = [line.strip() for line in text.splitlines()]
+    assert [line for line in lines if line.startswith(f"{name} failed: ") and REFUSED in line]
+    if not follow:
+        assert step_states(text)[name] == "failed"
+
+
+def test_a_run_that_was_terminated_before_any_step_began_says_so(kfp, tmp_path, capsys):
+    """Seen with KFP 2.15.0: terminate within 10 s; the exit handler does not run."""
+    run = ended_run(kfp, tmp_path, {})
+    step.write_status(run, "prepare", "failed", "of an earlier job", job_id="earlier")
+    finish.summarise(run.uri, "earlier").save(run.folder.summary)
+    driver = node("root.exit-handler-1-driver", "Failed", "Step exceeded its deadline")
+    flow = {"spec": {"activeDeadlineSeconds": 0}, "status": {"nodes": {"1": driver}}}
+    kfp.workflows[kfp.runs[-1]["run_id"]] = flow
+    assert main(tmp_path, "--status", run.id, "--host", kfp.url) == 1
+    text = capsys.readouterr().out
+    assert "\n  terminated: http" in text
+    reasons = text.split("\nreason\n")[1].split("\n\n")[0]
+    assert TERMINATED in reasons
+    assert "of an earlier job" not in reasons
+
+
+CAUSES = "experiment x failed\n  1 x OOMKilled (exit code 137)\nlast lines of pod p:\n  | Killed"
+
+
+def test_the_cause_of_a_failure_is_shown_below_its_first_line(kfp, tmp_path, capsys):
+    run = ended_run(kfp, tmp_path, STATES)
+    job_id = kfp.runs[-1]["run_id"]
+    step.write_status(run, "search", "failed", CAUSES, job_id=job_id)
+    for flags in ([], ["--follow"]):
+        main(tmp_path, "--status", run.id, *flags, "--host", kfp.url)
+        assert "1 x OOMKilled" in capsys.readouterr().out
+    here = local_run(tmp_path)
+    step.write_status(here, "search", "failed", "\n".join([CAUSES] * 20))
+    assert main(tmp_path, "--status", RUN_ID) == 1
+    text = capsys.readouterr().out
+    assert "1 x OOMKilled" in text
+    assert text.count("x OOMKilled") < 5, "a long log is cut"
+
+
+def test_a_run_that_kubeflow_no_longer_knows_is_not_told_as_running(kfp, tmp_path, capsys):
+    run = local_run(tmp_path)
+    step.write_status(run, "prepare", "done", job_id="00000000-0000-4000-8000-000000000009")
+    step.write_status(run, "search", "running", job_id="00000000-0000-4000-8000-000000000009")
+    assert main(tmp_path, "--status", RUN_ID, "--host", kfp.url) == 1
+    text = capsys.readouterr().out
+    assert f"no run of this id at {kfp.url}" in text
+    assert "search    running" not in text
+    # one that has ended well may be deleted
+    step.write_status(run, "search", "done", job_id="00000000-0000-4000-8000-000000000009")
+    assert main(tmp_path, "--status", RUN_ID, "--host", kfp.url) == 0
+    # a run of this machine was never there
+    step.write_status(run, "prepare", "done")
+    step.write_status(run, "search", "done")
+    main(tmp_path, "--status", RUN_ID, "--host", kfp.url)
+    assert "no run of this id" not in capsys.readouterr().out.split("run pfn")[-1]
+
+
+def test_a_server_that_fails_is_not_one_that_does_not_know_the_run(kfp, tmp_path, capsys):
+    number, _ = kfp_run(kfp, "RUNNING")
+    kfp.failures = [500]
+    assert main(tmp_path, "--status", number, "--host", kfp.url) == 2
+    assert "500" in capsys.readouterr().err
+
+
+def test_a_run_without_a_state_is_told_once(kfp, tmp_path, capsys, monkeypatch):
+    """Seen with KFP 2.15.0 while its persistence agent is down: no state, no tasks."""
+    number, run_id = kfp_run(kfp, None, None, None, None, None, None, None, "SUCCEEDED")
+    kfp.runs[-1]["run_details"] = None
+    assert main(tmp_path, "--status", run_id, "--host", kfp.url) == 0
+    assert "  no state yet: http" in capsys.readouterr().out
+    monkeypatch.setattr(follow_module, "SILENCE", 0.0)
+    assert main(tmp_path, "--status", number, "--follow", "--host", kfp.url) == 0
+    assert capsys.readouterr().out.count("no state for") == 1
+
+
+def test_a_server_that_is_away_is_told_in_one_line_of_ours(kfp, tmp_path, caplog, capsys):
+    _, run_id = kfp_run(kfp, "RUNNING")
+    target = _target(kfp, tmp_path, run_id)
+    kfp._server.shutdown()
+    kfp._server.server_close()
+    with pytest.raises(ClusterError, match="no Kubeflow Pipelines answers"):
+        target.kubeflow.refresh()
+    assert [record for record in caplog.records if record.name.startswith("urllib3")] == []
+
+
+@pytest.mark.parametrize(
+    ("owner", "begins", "said"),
+    [
+        (RUN_ID, "served as jec-pfn at ", ""),
+        ("other-00000000", "was served as jec-pfn at ", "other-00000000"),
+        (None, "was served as jec-pfn at ", "removed"),
+    ],
+)
+def test_a_service_is_told_as_the_cluster_has_it(fake, tmp_path, capsys, owner, begins, said):
+    home = fake(node_of(Play(seconds=math.inf)))
+    record = service_record("jec-pfn", details={"namespace": "physics"})
+    local_run(tmp_path, service=record.as_json())
+    if owner:
+        home.deploy(service(run_id=owner))
+    main(tmp_path, "--status", RUN_ID)
+    (line,) = [one for one in capsys.readouterr().out.splitlines() if "at http://x" in one]
+    assert line.strip().startswith(begins)
+    assert said in line
+    home.api.forbid("get", "inferenceservices")
+    main(tmp_path, "--status", RUN_ID)
+    assert "  deployed then as jec-pfn at http://x" in capsys.readouterr().out
+
+
+def test_what_an_earlier_job_left_is_not_followed_before_it_changes(fake, kfp, tmp_path, capsys):
+    _, run_id = kfp_run(kfp, "RUNNING", bucket=str(tmp_path / "runs"))
+    home = fake(node_of(loss(0.1), loss(0.2), Play(seconds=math.inf)))
+    about = {"name": run_id, "run_id": run_id, "resumePolicy": "LongRunning", "parallel": 1}
+    losses = ["0.1", "0.2", "0.3"]
+    first = experiment(losses, maxTrialCount=1, max_failed=1, **about)
+    home.run_experiment(first)
+    target = _target(kfp, tmp_path, run_id)
+    screen = follow_module.Screen()
+
+    def look(states) -> str:
+        kfp.runs[-1]["run_details"] = {"task_details": task_details(states)}
+        target.kubeflow.refresh()
+        follow_module.show_changes(target, target.kubeflow, screen)
+        return capsys.readouterr().out
+
+    assert "Experiment" not in look({"prepare": "RUNNING"})
+    # Katib takes a moment until it says that the search goes on
+    assert "Experiment" not in look({"prepare": "SUCCEEDED", "search": "RUNNING"})
+    more = experiment(losses, **about)
+    with pytest.raises(DeadlineError):
+        home.run_experiment(more, deadline=1.0)
+    assert f"Experiment {run_id}: running: " in look({"prepare": "SUCCEEDED", "search": "RUNNING"})
+
+
+def test_a_trial_that_failed_is_told_with_its_own_sentence(fake, tmp_path, capsys):
+    home = fake()
+    local_run(tmp_path)
+    containers = [container_status("pytorch", 1)]
+    labels = {RUN_LABEL: RUN_ID, STEP_LABEL: "search"}
+    with home.api.lock:
+        spec = {"containers": [{"name": "pytorch"}]}
+        pod = {"metadata": {"name": "t-1-master-0", "labels": labels}, "spec": spec}
+        made = home.api.create("pods", pod)
+        made["status"] = {"phase": "Failed", "containerStatuses": containers}
+        log = "epoch 1\nerror: the loss is not finite\n"
+        home.api.logs[made["metadata"]["uid"], "pytorch", False] = log
+    main(tmp_path, "--status", RUN_ID)
+    assert "exit code 1: error: the loss is not finite" in capsys.readouterr().out
 
 
 def test_an_attempt_that_failed_is_told_while_kubeflow_makes_the_next(kfp, tmp_path, capsys):
