@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import inspect
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,22 @@ def sdk_version() -> str:
     return importlib.metadata.version("kfp")
 
 
+def secret_as_env(task: Any, secret: Any, variables: Mapping[str, str], support: Support) -> None:
+    """Give a step keys of a Secret as environment variables.
+
+    `variables` maps keys to variables. The step starts without the Secret where the server knows an
+    optional one, and elsewhere waits for it.
+    """
+    from kfp import kubernetes
+
+    kubernetes.use_secret_as_env(
+        task, secret_name=secret, secret_key_to_env=dict(variables), optional=True
+    )
+    if not support.optional_secret:
+        # kfp-kubernetes 2.17 writes the field whatever its value is
+        del task.platform_config["kubernetes"]["secretAsEnv"][-1]["optional"]
+
+
 def _on_the_cluster(task: Any, config: RunConfig, secret: Any, support: Support) -> Any:
     """Give a step what its pod needs: S3 keys, its label, small limits, a deadline, retries.
 
@@ -110,13 +127,7 @@ def _on_the_cluster(task: Any, config: RunConfig, secret: Any, support: Support)
     """
     from kfp import kubernetes
 
-    kubernetes.use_secret_as_env(
-        task, secret_name=secret, secret_key_to_env={key: key for key in CREDENTIALS}, optional=True
-    )
-    if not support.optional_secret:
-        # kfp-kubernetes 2.17 writes the field whatever its value is
-        for entry in task.platform_config["kubernetes"]["secretAsEnv"]:
-            del entry["optional"]
+    secret_as_env(task, secret, {key: key for key in CREDENTIALS}, support)
     if support.step_labels:
         kubernetes.add_pod_label(task, STEP_LABEL, task.name)
     # A pod that is moved is lost: Argo 3.7.3 retries no pod that was deleted.

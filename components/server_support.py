@@ -24,8 +24,8 @@ class Support:
     step_labels: bool = True
     """It gives the pod of each step the step's own labels.
 
-    Before 2.14 all steps inside an exit handler share one pod template, so that all of them would
-    carry the label of one (2.5.0 backend/src/v2/compiler/argocompiler/container.go:274-289).
+    Before 2.14 all steps inside an exit handler share one pod template: with 2.5.0's compiler all
+    of them get the label of deploy (backend/src/v2/compiler/argocompiler/container.go:274-289).
     """
     nested_retries: bool = True
     """It retries steps inside an exit handler.
@@ -58,7 +58,8 @@ def losses(support: Support, secret: str) -> list[str]:
     sentences = []
     if not support.nested_retries:
         sentences.append(
-            "it makes no second attempt of a step: after any failure go on with --resume"
+            "it makes no second attempt of the steps before finish: after any failure go on with"
+            " --resume"
         )
     if not support.step_labels:
         sentences.append(
