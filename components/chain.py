@@ -13,8 +13,8 @@ from typing import Any
 
 from clusters.manifests import CREDENTIALS
 from clusters.protocol import STEP_LABEL
-from common.config import RunConfig
-from components.steps import HOUR, RETRIES, STEPS, component, step_of
+from common.config import SECRET_KEY, RunConfig
+from components.steps import HOUR, RETRIES, STEPS, WEBHOOK, component, step_of
 
 NAME = "jec-pipeline"
 DESCRIPTION = "Jet energy calibration: from ROOT files to a served, validated model."
@@ -48,8 +48,9 @@ def pipeline(config: RunConfig, image: str = STEPS_IMAGE, *, non_root: bool = Fa
                 task.after(after)
             return _on_the_cluster(task, parameters["s3_secret"], non_root)
 
-        about = ("s3_bucket", "run_id", "network_config", "webhook")
+        about = ("s3_bucket", "run_id", "network_config")
         end = task("finish", **{name: parameters[name] for name in about}, **common)
+        _with_webhook(end, config)
         with dsl.ExitHandler(end, name="run"):
             run = task("prepare", **parameters, job_id=job).outputs["run"]
             trial = task("search", run=run, **common).outputs["best_trial"]
@@ -88,6 +89,21 @@ def compile_to(
 def sdk_version() -> str:
     """Of kfp, which compiles the pipeline."""
     return importlib.metadata.version("kfp")
+
+
+def _with_webhook(task: Any, config: RunConfig) -> None:
+    """Give finish the webhook's URL, which is a secret, in its environment.
+
+    The Secret's name and key are fixed in the IR: KFP takes no key from a parameter.
+    """
+    from kfp import kubernetes
+
+    match = SECRET_KEY.fullmatch(config.webhook_secret)
+    if match:
+        name, key = match.groups()
+        kubernetes.use_secret_as_env(
+            task, secret_name=name, secret_key_to_env={key: WEBHOOK}, optional=True
+        )
 
 
 def _on_the_cluster(task: Any, secret: Any, non_root: bool) -> Any:

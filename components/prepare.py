@@ -85,8 +85,8 @@ def prepare(
     if complete:
         before = Run.load(run.uri)
         check_same(before, run, inputs)
-        if before.config != run.config:
-            Run(config=run.config, record=before.record).save()
+        # also where nothing has changed: an earlier version wrote the webhook's URL, a secret
+        Run(config=run.config, record=before.record).save()
         # the cache of decoded data may have been cleared
         missing = not all(
             storage.exists(storage.join(data.dataset, "dataset.json"))

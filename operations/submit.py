@@ -75,10 +75,11 @@ def submit(config: RunConfig, server: Server, image: str, *, account: str = AUTO
     config = with_uploaded_files(config)
     namespace = None if config.namespace == AUTO else config.namespace
     with tempfile.TemporaryDirectory() as folder:
-        # The IR holds the defaults, never this run's parameters: so one version serves all runs.
+        # The IR holds the defaults, never this run's parameters: so one version serves all runs
+        # with the same webhook.
         ir = chain.compile_to(
             Path(folder) / "pipeline.yaml",
-            with_space_as_text(RunConfig()),
+            with_space_as_text(RunConfig(webhook_secret=config.webhook_secret)),
             image,
             non_root=knows_non_root(server),
         )

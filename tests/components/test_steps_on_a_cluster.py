@@ -171,7 +171,7 @@ def test_the_steps_of_a_run_one_after_the_other(
         "1": 0.0,
         "100": 0.0,
     }
-    summary = finish.finish(run.uri, "none", step.Artifacts(""))
+    summary = finish.finish(run.uri, step.Artifacts(""))
     assert (summary.state, summary.best_trial, summary.service) == (
         "succeeded",
         best,
