@@ -24,14 +24,25 @@ from common.run import Run, make_run_id, slug
 from components import inputs as inputs_module
 from components import step
 from components.inputs import SAMPLE, Inputs
+from training.experiment import REPLACING
 from training.search_space import to_json
 
 RESUMABLE_PARAMETERS = (
     "max_trials",
     "parallel_trials",
     "max_failed_trials",
-    "goal",
     "deadline_hours",
+    *REPLACING,
+    "min_improvement",
+    "max_closure",
+    "service_account",
+    "min_replicas",
+    "max_replicas",
+    "predictor_form",
+    "experiment_name",
+    "webhook_secret",
+    "delete_train_experiment",
+    "delete_export_job",
 )
 """Parameters that may differ on resume, because they do not affect finished trials."""
 MAX_SHARED = 0.001
@@ -169,6 +180,9 @@ def check_same(before: Run, run: Run, inputs: Inputs) -> None:
     for split, files in inputs.files.items():
         if before.record.data[split].fingerprint != storage.fingerprint(files):
             different.append(f"the files of --data-{split} have changed")
+    for name in RESUMABLE_PARAMETERS:
+        if now[name] != then[name] and not different:
+            step.say(f"goes on with --{flag(name)} {now[name]} in place of {then[name]}")
     if different:
         more = f", and {len(different) - 1} more" if len(different) > 1 else ""
         raise InputError(

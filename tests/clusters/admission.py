@@ -162,6 +162,12 @@ def _experiment(thing: dict, old: dict | None) -> None:
 
 
 def _edited(spec: dict, old: dict) -> None:
+    made = old.get("status", {}).get("trials", 0)
+    most = spec.get("maxTrialCount")
+    _katib(
+        spec == old["spec"] or most is None or most > made,
+        "spec.maxTrialCount must be greater than status.trials count",
+    )
     editable = ("parallelTrialCount", "maxTrialCount", "maxFailedTrialCount")
     fixed = [
         {key: value for key, value in one.items() if key not in editable}
