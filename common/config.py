@@ -373,7 +373,7 @@ class RunConfig:
             label_value(self.user) == self.user,
             f"--user '{self.user}': Kubernetes takes up to 63 of a-z, A-Z, 0-9, '-', '_' and '.'",
         )
-        # The value is not shown: somebody may have written the URL, which is a secret, in its place.
+        # The value is not shown: it may be the URL itself, which is a secret.
         require(
             self.webhook_secret == NONE or SECRET_KEY.fullmatch(self.webhook_secret) is not None,
             "--webhook-secret names a Secret of the namespace and its key, as jec-webhook/url; the"

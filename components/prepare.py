@@ -22,7 +22,7 @@ from common.project import ROOT, here
 from common.records import DataSet, RunRecord
 from common.run import Run, make_run_id, slug
 from components import inputs as inputs_module
-from components import step
+from components import predictor, step
 from components.inputs import SAMPLE, Inputs
 from training.experiment import REPLACING
 from training.search_space import to_json
@@ -91,6 +91,7 @@ def prepare(
     run = Run(config=config)
     complete = storage.exists(run.path("run.json"))
     inputs = checked_inputs(config, kept=run.path("config") if complete else NONE)
+    predictor.check_keys_early(run)
     run = Run(config=config.replace(search_space=to_json(inputs.space)))
     missing = True
     if complete:

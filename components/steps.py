@@ -65,6 +65,7 @@ STEPS = (
         },
         outputs={"run": "parameter", "echo": "markdown"},
         deadline=24 * HOUR,
+        rights=("secrets", "serviceaccounts"),
     ),
     Step(
         name="search",

@@ -38,7 +38,7 @@ def check(config: RunConfig, args: argparse.Namespace) -> int:
     # Each section begins only when it is shown, so that its lines appear as they are known.
     sections: list[tuple[str, Callable[[], Iterable[Line]]]] = [
         ("objects", lambda: check_objects(config)),
-        ("inputs", lambda: check_inputs(config)),
+        ("inputs", lambda: check_inputs(config, on_kubeflow=on_kubeflow)),
         ("Kubeflow Pipelines", lambda: check_server(config, host, args.auth)),
         (
             "cluster",

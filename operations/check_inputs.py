@@ -13,15 +13,18 @@ from operations.table import Line, error, not_seen, ok, warning
 from training.search_space import cautions
 
 
-def check_inputs(config: RunConfig) -> Iterator[Line]:
-    """Yield the lines of every check of the inputs, and warnings about what they read."""
+def check_inputs(config: RunConfig, *, on_kubeflow: bool = False) -> Iterator[Line]:
+    """Yield the lines of every check of the inputs, and warnings about what they read.
+
+    What Katib does otherwise than the search space asks for concerns a run on Kubeflow alone.
+    """
     inputs = Inputs(config)
     for check in (*OF_CONFIGURATION, *OF_DATA):
         # A data configuration that cannot be read has its own line already.
         if inputs.data_config is not None or not check.reads_data_config:
             yield from lines_of(check, inputs)
 
-    for caution in cautions(inputs.space, config.algorithm):
+    for caution in cautions(inputs.space, config.algorithm) if on_kubeflow else []:
         yield warning("search space", caution)
     for split in SPLITS:
         name = f"{split} data"
