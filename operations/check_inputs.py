@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from common import storage
+from common import algorithms, storage
 from common.choices import SPLITS
 from common.config import RunConfig
 from common.errors import InputError
@@ -24,8 +24,10 @@ def check_inputs(config: RunConfig, *, on_kubeflow: bool = False) -> Iterator[Li
         if inputs.data_config is not None or not check.reads_data_config:
             yield from lines_of(check, inputs)
 
+    # random and tpe draw nearly as they are asked to: what is to be known of them is no warning.
+    line = ok if algorithms.offered(config.algorithm).step_caution else warning
     for caution in cautions(inputs.space, config.algorithm) if on_kubeflow else []:
-        yield warning("search space", caution)
+        yield line("search space", caution)
     for split in SPLITS:
         name = f"{split} data"
         if split in inputs.checked:
