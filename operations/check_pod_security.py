@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from clusters.pod_security import BASELINE, ENFORCE, PRIVILEGED, RESTRICTED, violations
-from clusters.protocol import Manifest
+from clusters.protocol import STEP_LABEL, Manifest
 from clusters.survey import Survey
 from common.config import NONE
 from common.run import Run
@@ -48,29 +48,30 @@ def check_pod_security(survey: Survey, run: Run) -> Iterator[Line]:
 
 
 def own_lines(survey: Survey, run: Run, level: str) -> Iterator[Line]:
-    """Yield a line for each object whose pods would be refused."""
+    """Yield a line for each reason why pods would be refused, with the objects they belong to."""
+    runtime = survey.runtime(RUNTIME)
+    refused: dict[str, list[str]] = {}
     for manifest in objects(run).values():
-        reasons: list[str] = []
-        for spec in pods_of(manifest, survey.runtime(RUNTIME)):
-            reasons += violations(spec, level)
-        if reasons:
-            step = manifest["metadata"]["labels"]["jec/step"]
-            yield error(
-                WHAT,
-                f"{level} refuses the pods of the {manifest['kind']} ({step}):"
-                f" {'; '.join(dict.fromkeys(reasons))}",
-                cure_of(reasons),
-            )
+        name = f"{manifest['kind']} ({manifest['metadata']['labels'][STEP_LABEL]})"
+        for spec in pods_of(manifest, runtime):
+            for reason in violations(spec, level):
+                names = refused.setdefault(reason, [])
+                if name not in names:
+                    names.append(name)
+    for reason, names in refused.items():
+        yield error(
+            WHAT, f"{level} refuses the pods of {', '.join(names)}: {reason}", cure_of(reason)
+        )
 
 
-def cure_of(reasons: list[str]) -> str:
-    """Return what helps against reasons of one object."""
-    if any(reason.startswith("folders of the node") for reason in reasons):
+def cure_of(reason: str) -> str:
+    """Return what helps against a reason."""
+    if reason.startswith("folders of the node"):
         return (
             f"--eos and --nvidia-driver need a namespace with {ENFORCE}: privileged; or copy the"
             " data to S3 and leave them out"
         )
-    return f"have the administrator give {RUNTIME} a {SECURITY}"
+    return f"have the administrator give the container of {RUNTIME} a {SECURITY}"
 
 
 def pods_of(manifest: Manifest, runtime: Manifest | None) -> Iterator[Manifest]:
@@ -160,9 +161,7 @@ def katib_lines(survey: Survey, run: Run) -> Iterator[Line]:
 
 def storage_lines(survey: Survey, run: Run) -> Iterator[Line]:
     """Yield lines on KServe's storage initializer, in the predictor's pod."""
-    cure = (
-        f"have the administrator set, in ClusterStorageContainer default, spec.container:{SECURITY}"
-    )
+    cure = f"have the administrator set, in ClusterStorageContainer default, spec.container: {SECURITY}"
     container = survey.storage_container()
     if container is None:
         why = survey.unseen.get("ClusterStorageContainer default", "there is none")

@@ -415,7 +415,12 @@ KFP_PODS = ("warning", "Kubeflow Pipelines")  # always said of `restricted`
         ("", {}, {"eos": "/var/eos"}, [("ok", "takes all pods")]),
         ("privileged", {}, {"eos": "/var/eos"}, [("ok", "takes all pods")]),
         ("baseline", {"inject": False, "suggestion": None}, {}, [("ok", "takes every pod")]),
-        ("baseline", {}, {"eos": "/var/eos"}, [("error", "folders of the node (/var/eos)")] * 3),
+        (
+            "baseline",
+            {},
+            {"eos": "/var/eos"},
+            [("error", "Experiment (search), PyTorchJob (export), PyTorchJob (evaluate): folders")],
+        ),
         ("restricted", {}, {}, [KFP_PODS]),
         ("restricted", {"inject": False}, {}, [("error", "injectSecurityContext"), KFP_PODS]),
         (
