@@ -161,7 +161,10 @@ def katib_lines(survey: Survey, run: Run) -> Iterator[Line]:
 
 def storage_lines(survey: Survey, run: Run) -> Iterator[Line]:
     """Yield lines on KServe's storage initializer, in the predictor's pod."""
-    cure = f"have the administrator set, in ClusterStorageContainer default, spec.container: {SECURITY}"
+    cure = (
+        "have the administrator set, in ClusterStorageContainer default, spec.container:"
+        f" {SECURITY}"
+    )
     container = survey.storage_container()
     if container is None:
         why = survey.unseen.get("ClusterStorageContainer default", "there is none")
