@@ -89,7 +89,7 @@ def _what_to_run(run: Run, cluster: Cluster, earlier: SearchRecord | None) -> _P
     replaced = name if changed else ""
     if replaced:
         step.say(
-            f"experiment {name} was made with other parameters, and Katib lets them not change"
+            f"experiment {name} was made with other parameters, and Katib does not let them change"
             f" ({'; '.join(changed)}): it is removed, and another one follows"
         )
         cluster.delete_experiment(name)
