@@ -13,12 +13,13 @@ TORCH_FROM  := $(TORCH) $(if $(TORCH_INDEX),--extra-index-url "$(TORCH_INDEX)")
 # The peer of the comparisons, in an environment of its own.
 PEER   := .venv-peer
 
-.PHONY: help setup run test test-all lint format bench physics parity peer images lock clean
+.PHONY: help setup run test test-all test-cluster lint format bench physics parity peer images lock clean
 
 help:
 	@echo "make run      calibrate generated jets here: search, train, export, validate, serve"
 	@echo "make test     lint, then the tests but the slow ones (under 9 minutes)"
 	@echo "make test-all lint, then all tests, with floors of coverage (up to half an hour)"
+	@echo "make test-cluster  every object and right against a real API server (KUBEBUILDER_ASSETS)"
 	@echo "make lint     ruff, the order of imports between rooms, types"
 	@echo "make format   ruff format, and what ruff can mend by itself"
 	@echo "make parity   every array of weaver-core 0.5.3 against ours, on the same files"
@@ -59,13 +60,17 @@ STRICT := common clusters components operations training exporting evaluating se
 	reporting pipeline.py
 
 test: lint
-	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not cluster" $(ARGS)
 
 # Coverage's tracer slows every process, so each test has more time.
 test-all: lint
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --timeout 600 \
 		--cov --cov-report=json:.coverage.json $(ARGS)
 	@$(BIN)/python -m tests.coverage_floors .coverage.json
+
+# KUBEBUILDER_ASSETS: folder of kube-apiserver and etcd; without it every test fails.
+test-cluster: setup
+	@$(BIN)/python -m pytest -m cluster tests/cluster $(ARGS)
 
 lint: setup
 	@$(BIN)/ruff check --quiet .

@@ -37,7 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--host",
         default=AUTO,
         metavar="URL",
-        help="KFP endpoint; 'auto': KFP_ENDPOINT or a notebook's own (default: auto)",
+        help="KFP endpoint; 'auto': KFP_ENDPOINT or a notebook's own; 'none' (default: auto)",
     )
     run.add_argument(
         "--auth",

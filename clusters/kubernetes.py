@@ -63,7 +63,7 @@ class KubernetesCluster:
         """See clusters.protocol.Cluster."""
         return kubernetes_experiment.can_continue(self._objects, name)
 
-    def experiments(self, run_id: str) -> list[str]:
+    def experiments(self, run_id: str) -> dict[str, dict[str, str]]:
         """See clusters.protocol.Cluster."""
         return kubernetes_experiment.of_run(self._objects, run_id)
 

@@ -119,27 +119,44 @@ class ExperimentRun:
             self._extend(existing)
 
     def _extend(self, existing: Manifest) -> None:
-        """Let an existing experiment continue to a larger number of trials."""
-        asked = self._manifest["spec"]
-        while existing["spec"].get("maxTrialCount", 0) < asked.get("maxTrialCount", 0):
-            before = existing["spec"]["maxTrialCount"]
+        """Let an existing experiment continue with the numbers of trials that are asked now."""
+        while changes := self._changes(existing):
+            before = existing["spec"].get("maxTrialCount", 0)
             if not is_extensible(existing):
                 why = message_of(existing, "Succeeded")
                 raise ClusterError(
                     f"experiment {self._name} has ended and takes no more trials ({why}); resume"
                     f" the run with --max-trials {before}, and then give it more by --more-trials"
                 )
-            changes = {key: asked[key] for key in EDITABLE if key in asked}
             extended = {**existing, "spec": {**existing["spec"], **changes}}
             if self._api.replace(EXPERIMENT, extended, self._wait):
-                self._wait.tell(
-                    "submit",
-                    f"experiment {self._name} goes on from {before} to"
-                    f" {changes['maxTrialCount']} trials",
-                )
+                text = f"experiment {self._name} goes on"
+                if "maxTrialCount" in changes:
+                    text += f" from {before} to {changes['maxTrialCount']} trials"
+                others = [
+                    f"{key} {value}" for key, value in changes.items() if key != "maxTrialCount"
+                ]
+                self._wait.tell("submit", ", ".join([text, *others]))
                 return
             # it was changed between our reading and writing
             existing = self._objects.existing(EXPERIMENT, self._name, self._wait)
+
+    def _changes(self, existing: Manifest) -> dict[str, int]:
+        """What is asked now and differs from an existing experiment, of what Katib lets change.
+
+        One that has ended changes only for more trials. Of one that runs, Katib refuses any change
+        that does not leave it another trial to make (katib v0.19.0
+        pkg/webhook/v1beta1/experiment/validator/validator.go:133).
+        """
+        spec = self._manifest["spec"]
+        asked, then = spec.get("maxTrialCount", 0), existing["spec"].get("maxTrialCount", 0)
+        if asked <= then:
+            made = existing.get("status", {}).get("trials", 0)
+            if is_true(existing, "Succeeded") or made >= then:
+                return {}
+            asked = max(asked, made + 1)
+        numbers = {key: spec[key] for key in EDITABLE if key in spec} | {"maxTrialCount": asked}
+        return {key: value for key, value in numbers.items() if existing["spec"].get(key) != value}
 
     # Watch
     # --------------------------------------------------------------------------------------------
@@ -296,20 +313,23 @@ def _has_ended(experiment: Manifest) -> bool:
     return is_true(experiment, "Succeeded") and not _was_extended(experiment)
 
 
-def of_run(objects: Objects, run_id: str) -> list[str]:
-    """Names of the run's experiments that exist and have not failed, the newest first."""
+def of_run(objects: Objects, run_id: str) -> dict[str, dict[str, str]]:
+    """The run's experiments that exist and have not failed, the newest first.
+
+    Name -> annotations.
+    """
     wait = Wait(f"the experiments of run {run_id}", REMOVAL_SECONDS, ignore)
     experiments = objects.api.list_objects(EXPERIMENT, f"{RUN_LABEL}={run_id}", wait)
     experiments.sort(
         key=lambda experiment: (experiment["metadata"]["creationTimestamp"], name_of(experiment)),
         reverse=True,
     )
-    names = []
+    annotations = {}
     for experiment in experiments:
         is_going = experiment["metadata"].get("deletionTimestamp") is not None
         if not is_going and not is_true(experiment, "Failed"):
-            names.append(name_of(experiment))
-    return names
+            annotations[name_of(experiment)] = experiment["metadata"].get("annotations") or {}
+    return annotations
 
 
 def is_extensible(experiment: Manifest) -> bool:

@@ -76,11 +76,14 @@ class LocalCluster:
         """See clusters.protocol.Cluster."""
         return any(self.workdir.glob(f"*/local/search/{name}/study.db"))
 
-    def experiments(self, run_id: str) -> list[str]:
-        """See clusters.protocol.Cluster. One that has failed is here run again, in its folder."""
+    def experiments(self, run_id: str) -> dict[str, dict[str, str]]:
+        """See clusters.protocol.Cluster. One that has failed is here run again, in its folder.
+
+        No annotations are kept: what changes holds for the trials that follow.
+        """
         studies = list((self.workdir / run_id / "local" / "search").glob("*/study.db"))
         studies.sort(key=lambda study: study.stat().st_mtime, reverse=True)
-        return [study.parent.name for study in studies]
+        return {study.parent.name: {} for study in studies}
 
     def run_job(self, manifest: Manifest, *, deadline: float, report: Report) -> None:
         """See clusters.protocol.Cluster. What the Master prints is reported line by line."""

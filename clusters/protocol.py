@@ -92,8 +92,11 @@ class Cluster(Protocol):
     def can_continue(self, name: str) -> bool:
         """Whether an experiment of this name exists and takes more trials than it has had."""
 
-    def experiments(self, run_id: str) -> list[str]:
-        """Names of the run's experiments that exist and have not failed, the newest first."""
+    def experiments(self, run_id: str) -> dict[str, dict[str, str]]:
+        """The run's experiments that exist and have not failed: name -> its annotations.
+
+        The newest comes first.
+        """
 
     def run_job(self, manifest: Manifest, *, deadline: float, report: Report) -> None:
         """Run a PyTorchJob to its end.

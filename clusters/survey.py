@@ -12,6 +12,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import yaml
 from kubernetes import client
 from kubernetes.client.exceptions import ApiException
 
@@ -37,6 +38,16 @@ class SecretKeys:
 
     values: dict[str, str]
     annotations: dict[str, str]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Node:
+    """What a node offers to pods."""
+
+    labels: dict[str, str]
+    allocatable: dict[str, str]
+    schedulable: bool
+    """Whether it takes new pods; taints are not looked at."""
 
 
 class Survey:
@@ -177,6 +188,64 @@ class Survey:
             used = (quota.status and quota.status.used) or {}
             quotas.append((quota.metadata.name, hard, used))
         return quotas
+
+    def namespace_labels(self) -> dict[str, str] | None:
+        """Labels of the namespace; None if it is not seen."""
+        namespace = self._glimpse(
+            f"Namespace {self.namespace}", self._core.read_namespace, self.namespace
+        )
+        return None if namespace is None else (namespace.metadata.labels or {})
+
+    def nodes(self) -> list[Node] | None:
+        """The cluster's nodes; None if they may not be listed."""
+        listed = self._glimpse("Nodes", self._core.list_node)
+        if listed is None:
+            return None
+        return [
+            Node(
+                labels=node.metadata.labels or {},
+                allocatable=(node.status and node.status.allocatable) or {},
+                schedulable=not (node.spec and node.spec.unschedulable),
+            )
+            for node in listed.items
+        ]
+
+    def katib_config(self) -> Manifest | None:
+        """Katib's configuration, where the usual installation keeps it; None if it is not seen."""
+        name = "katib-config"
+        found = self._glimpse(
+            f"ConfigMap {name}", self._core.read_namespaced_config_map, name, "kubeflow"
+        )
+        text = ((found and found.data) or {}).get(f"{name}.yaml")
+        if not text:
+            return None
+        config: Manifest = yaml.safe_load(text)
+        return config
+
+    def storage_container(self) -> Manifest | None:
+        """The container that fetches models for KServe; None if it is not seen."""
+        found = self._glimpse(
+            "ClusterStorageContainer default",
+            self._custom.get_cluster_custom_object,
+            "serving.kserve.io",
+            "v1alpha1",
+            "clusterstoragecontainers",
+            "default",
+        )
+        return None if found is None else found["spec"]["container"]
+
+    def operator_arguments(self) -> list[str] | None:
+        """Arguments of the training operator; None if it is not seen."""
+        namespace, name = CONTROLLERS["the training operator"][0]
+        deployment = self._glimpse(
+            f"{name} in {namespace}",
+            client.AppsV1Api(self._client).read_namespaced_deployment,
+            name,
+            namespace,
+        )
+        if deployment is None:
+            return None
+        return list(deployment.spec.template.spec.containers[0].args or [])
 
     def runtime(self, name: str) -> Manifest | None:
         """The spec of KServe's serving runtime of this name; None if it is not seen.

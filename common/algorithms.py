@@ -40,6 +40,11 @@ class Algorithm:
     """It needs so many parameters of type int or double; lists do not count."""
     log_integers: bool = True
     """Whether it can draw whole numbers logarithmically."""
+    step_caution: str = ""
+    """What the user is told of uniform parameters with a step, which whole numbers have.
+
+    `{names}` stands for these. Empty where Katib draws each value with the same probability.
+    """
     log_caution: str = ""
     """What the user is told where parameters are logUniform; `{names}` stands for these.
 
@@ -76,13 +81,28 @@ _UNIFORM_ON_KATIB = (
     " and tpe draw it logarithmically"
 )
 
+_UNIFORM_ON_OLD_KATIB = (
+    "Katib up to 0.17 drops `distribution` and draws {names} uniformly; since 0.18 logarithmically"
+)
+_HALF_AT_ENDS = (
+    "Katib draws {names} by hyperopt's quniform, which rounds: the lowest and the highest value"
+    " come half as often as each of the others"
+)
+
 TABLE: dict[str, Algorithm] = {
     algorithm.name: algorithm
     for algorithm in (
-        Algorithm(name="random", sampler="RandomSampler"),
+        Algorithm(
+            name="random",
+            step_caution=_HALF_AT_ENDS,
+            log_caution=_UNIFORM_ON_OLD_KATIB,
+            sampler="RandomSampler",
+        ),
         Algorithm(
             name="tpe",
             learns=True,
+            step_caution=_HALF_AT_ENDS,
+            log_caution=_UNIFORM_ON_OLD_KATIB,
             sampler="TPESampler",
             # Trials run side by side: without it they would all be drawn at the same place.
             sampler_options={"constant_liar": True},

@@ -22,7 +22,9 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message}{self._hint(message)}\nsee: {self.prog} --help\n")
+        # An address may hold a secret, and this may be the log of a pod.
+        shown = re.sub(r"\b\w+://\S+", "(an address)", message)
+        self.exit(2, f"error: {shown}{self._hint(shown)}\nsee: {self.prog} --help\n")
 
     def _hint(self, message: str) -> str:
         flags = re.findall(r"--[\w-]+", message) if message.startswith("unrecognized") else []

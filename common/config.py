@@ -30,6 +30,10 @@ from common.errors import InputError, unknown
 
 AUTO, NONE = "auto", "none"
 PREDICTOR_FORMS = ("model", "triton")
+# name of a Kubernetes Secret, and a key of it
+SECRET_KEY = re.compile(r"([a-z0-9](?:[-a-z0-9.]{0,251}[a-z0-9])?)/([-._A-Za-z0-9]{1,253})")
+RETIRED = ("webhook",)
+"""Parameters of earlier versions that are left out, and never shown: the URL is a secret."""
 TAINT_EFFECTS = ("NoSchedule", "PreferNoSchedule", "NoExecute")
 
 
@@ -326,11 +330,12 @@ class RunConfig:
         group="Kubeflow",
         metavar="NAME",
     )
-    webhook: str = option(
+    webhook_secret: str = option(
         NONE,
-        "URL that gets the run's summary as JSON when it ends, also badly",
+        "Secret and key with the URL that gets the run's summary as JSON when it ends, also badly;"
+        " fixed when the pipeline is compiled (one machine: JEC_WEBHOOK or JEC_WEBHOOK_FILE)",
         group="Kubeflow",
-        metavar="URL",
+        metavar="NAME/KEY",
     )
     delete_train_experiment: bool = option(
         False, "delete the Katib experiment once it has finished (results stay)", group="Kubeflow"
@@ -408,9 +413,11 @@ class RunConfig:
             label_value(self.user) == self.user,
             f"--user '{self.user}': Kubernetes takes up to 63 of a-z, A-Z, 0-9, '-', '_' and '.'",
         )
+        # The value is not shown: it may be the URL itself, which is a secret.
         require(
-            self.webhook == NONE or self.webhook.startswith(("http://", "https://")),
-            f"--webhook '{self.webhook}' is no http(s) URL",
+            self.webhook_secret == NONE or SECRET_KEY.fullmatch(self.webhook_secret) is not None,
+            "--webhook-secret names a Secret of the namespace and its key, as jec-webhook/url; the"
+            " URL itself is the value of that key",
         )
         for name in ("service_name", "run_id"):
             value = getattr(self, name)
@@ -468,7 +475,11 @@ class RunConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> RunConfig:
-        """The inverse of `parameters`. Raises InputError for a key that is no field."""
+        """The inverse of `parameters`. Raises InputError for a key that is no field.
+
+        What earlier versions had and no later one has (RETIRED) is left out.
+        """
+        values = {name: value for name, value in values.items() if name not in RETIRED}
         values = of_earlier_run(values)
         names = [field.name for field in dataclasses.fields(cls)]
         for key in values:

@@ -14,9 +14,9 @@ from typing import Any
 
 from clusters.manifests import CREDENTIALS
 from clusters.protocol import STEP_LABEL
-from common.config import RunConfig, cpus, quantity
+from common.config import SECRET_KEY, RunConfig, cpus, quantity
 from components.server_support import Support
-from components.steps import HOUR, RETRIES, STEPS, component, step_of
+from components.steps import HOUR, RETRIES, STEPS, WEBHOOK, component, step_of
 
 NAME = "jec-pipeline"
 DESCRIPTION = "Jet energy calibration: from ROOT files to a served, validated model."
@@ -54,8 +54,9 @@ def pipeline(config: RunConfig, image: str = STEPS_IMAGE, *, support: Support = 
                 task.after(after)
             return _on_the_cluster(task, config, parameters["s3_secret"], support)
 
-        about = ("s3_bucket", "run_id", "network_config", "webhook")
+        about = ("s3_bucket", "run_id", "network_config")
         end = task("finish", **{name: parameters[name] for name in about}, **common)
+        _with_webhook(end, config, support)
         with dsl.ExitHandler(end, name="run"):
             run = task("prepare", **parameters, job_id=job).outputs["run"]
             trial = task("search", run=run, **common).outputs["best_trial"]
@@ -114,6 +115,17 @@ def secret_as_env(task: Any, secret: Any, variables: Mapping[str, str], support:
     if not support.optional_secret:
         # kfp-kubernetes 2.17 writes the field whatever its value is
         del task.platform_config["kubernetes"]["secretAsEnv"][-1]["optional"]
+
+
+def _with_webhook(task: Any, config: RunConfig, support: Support) -> None:
+    """Give finish the webhook's URL, which is a secret, in its environment.
+
+    The Secret's name and key are fixed in the IR: KFP takes no key from a parameter.
+    """
+    match = SECRET_KEY.fullmatch(config.webhook_secret)
+    if match:
+        name, key = match.groups()
+        secret_as_env(task, name, {key: WEBHOOK}, support)
 
 
 def _on_the_cluster(task: Any, config: RunConfig, secret: Any, support: Support) -> Any:

@@ -5,13 +5,11 @@ fast, goes into service.json and into the report's section on serving.
 """
 
 import contextlib
-import os
 import time
 
 from clusters.protocol import Service
 from common import storage
-from common.config import AUTO
-from common.errors import GateError, InputError, JecError
+from common.errors import GateError, JecError
 from common.layout import RAW_SUFFIX
 from common.records import (
     ExportRecord,
@@ -22,7 +20,7 @@ from common.records import (
     ServiceRecord,
 )
 from common.run import Run
-from components import step
+from components import predictor, step
 from components.steps import GOLDEN_DEADLINE, SERVICE_DEADLINE
 from reporting.serving_section import updated
 from serving.client import golden_check, round_trips
@@ -39,7 +37,7 @@ def deploy(run: Run, artifacts: step.Artifacts) -> str:
     service itself says.
     """
     cluster = step.backend(run)
-    check_keys(run)
+    predictor.check_keys(run)
     search = SearchRecord.find(run.folder.search)
     manifest = inference_service(run, search.optimal if search else "")
     checked: dict[str, GoldenAnswers] = {}
@@ -69,31 +67,6 @@ def deploy(run: Run, artifacts: step.Artifacts) -> str:
     if "from_outside" in service.details:
         step.say(f"from outside the cluster: {service.details['from_outside']}")
     return service.url
-
-
-def check_keys(run: Run) -> None:
-    """On a cluster: refuse before anything is made where the predictor would have no S3 keys.
-
-    Raises InputError with the cure.
-    """
-    if step.LOCAL_DIR in os.environ or not storage.is_s3(run.config.s3_bucket):
-        return
-    from clusters import keys
-    from clusters.api import connect, namespace_of
-    from clusters.survey import Survey
-
-    config, connection = run.config, connect()
-    endpoint = "" if config.s3_endpoint == AUTO else config.s3_endpoint
-    survey = Survey(connection, namespace_of(connection, config.namespace))
-    for one in keys.findings(
-        survey, secret=config.s3_secret, account=config.service_account, endpoint=endpoint
-    ):
-        if one.state == "error":
-            raise InputError(
-                f"the service would not get its model: {one.what} {one.found}; {one.cure}"
-            )
-        if one.state == "not seen":
-            step.say(f"not seen: {one.what}: {one.found}")
 
 
 def golden_answers(run: Run, service: Service) -> dict[str, GoldenAnswers]:

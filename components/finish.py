@@ -11,12 +11,13 @@ import datetime
 import json
 import os
 import shlex
+from pathlib import Path
 
 from clusters.protocol import Stop
 from common import http, storage
 from common.cli import Parser, run_main
-from common.config import AUTO, NONE
-from common.errors import JecError, UnreachableError
+from common.config import AUTO
+from common.errors import InputError, JecError, UnreachableError
 from common.layout import RunFolder
 from common.records import (
     TERMINATED,
@@ -29,7 +30,7 @@ from common.records import (
 )
 from common.run import Run, make_run_id
 from components import step
-from components.steps import NAMES
+from components.steps import NAMES, WEBHOOK, WEBHOOK_FILE
 
 WEBHOOK_SECONDS = 20.0
 # Within the deadline of this step's pod (components.steps), with time left for the summary.
@@ -43,10 +44,11 @@ ENDING = "ending"
 HOST_NOTE = "add --host, and --auth, --steps-image, --steps-account as for the first run"
 
 
-def finish(uri: str, webhook: str, artifacts: step.Artifacts, job_id: str = "") -> SummaryRecord:
+def finish(uri: str, artifacts: step.Artifacts, job_id: str = "") -> SummaryRecord:
     """Write `<run>/summary.json` where there is such a run, and POST it to the webhook.
 
-    Before it, write down why a step was stopped, and remove what the run left unfinished.
+    Before it, write down why a step was stopped, and remove what the run left unfinished. The
+    webhook is that of the environment.
     """
     summary = summarise(uri, job_id)
     # On one machine nothing runs on, and by hand nobody else has run the steps.
@@ -56,9 +58,33 @@ def finish(uri: str, webhook: str, artifacts: step.Artifacts, job_id: str = "") 
     if summary.steps:
         summary.save(RunFolder(uri).summary)
     artifacts.set("summary", content=as_markdown(summary))
-    if webhook != NONE:
-        _tell(webhook, summary)
+    try:
+        if url := webhook():
+            _tell(url, summary)
+    except InputError as error:
+        step.say(f"warning: the webhook did not get the summary: {error}")
     return summary
+
+
+def webhook() -> str:
+    """The URL of the webhook, from WEBHOOK or the file that WEBHOOK_FILE names; empty for none.
+
+    Raises InputError for a file that cannot be read, and for what is no URL. Its text never holds
+    the URL.
+    """
+    url = os.environ.get(WEBHOOK, "").strip()
+    source = WEBHOOK
+    if not url and (path := os.environ.get(WEBHOOK_FILE)):
+        source = f"{WEBHOOK_FILE} {path}"
+        try:
+            url = Path(path).read_text().strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{source} cannot be read: {type(error).__name__}") from None
+        if not url:
+            raise InputError(f"{source} is empty; write the URL into it")
+    if url and not url.startswith(("http://", "https://")):
+        raise InputError(f"the value of {source} is no http(s) URL")
+    return url
 
 
 def summarise_stopped(uri: str, job_id: str) -> SummaryRecord:
@@ -280,14 +306,13 @@ def as_markdown(summary: SummaryRecord) -> str:
     return "\n".join([*lines, ""])
 
 
-def _tell(webhook: str, summary: SummaryRecord) -> None:
+def _tell(url: str, summary: SummaryRecord) -> None:
     """POST the summary. A webhook that does not take it is a warning, and no reason to fail."""
-    # The URL is never printed: with many services it is itself the secret.
     try:
         answer = http.send(
             http.session(),
             "POST",
-            webhook,
+            url,
             seconds=WEBHOOK_SECONDS,
             # not `json=`: requests refuses a NaN, which a gain may be
             data=json.dumps(summary.as_json()),
@@ -306,9 +331,6 @@ def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog="python -m components.finish", description=__doc__)
     for name in ("s3-bucket", "run-id", "network-config"):
         parser.add_argument(f"--{name}", required=True, help="as the run's")
-    parser.add_argument(
-        "--webhook", default=NONE, help="URL that gets the summary as JSON (default: none)"
-    )
     parser.add_argument(
         "--job-id",
         default="",
@@ -330,7 +352,7 @@ def main(argv: list[str] | None = None) -> int:
         uri = storage.join(storage.absolute(args.s3_bucket), run_id)
         if step.LOCAL_DIR in os.environ and not status_of(uri, args.job_id).steps:
             return  # prepare refused, and has said why a line above
-        summary = finish(uri, args.webhook, step.Artifacts(args.executor_input), args.job_id)
+        summary = finish(uri, step.Artifacts(args.executor_input), args.job_id)
         reason = f": {summary.reason}" if summary.reason else ""
         step.say(f"{summary.run_id}: {summary.state}{reason}")
         if summary.resume:

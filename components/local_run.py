@@ -13,7 +13,7 @@ from typing import Any
 
 from clusters.orphans import RUN_VARIABLE, mark_owner
 from common import storage
-from common.config import AUTO, RunConfig
+from common.config import AUTO, NONE, RunConfig
 from common.errors import InputError, InterruptedRun, JecError
 from common.measurements import Interval
 from common.progress import clock
@@ -21,6 +21,7 @@ from common.records import ExportRecord, MetricsRecord, SearchRecord, ServiceRec
 from common.run import Run
 from components import chain, host_runner
 from components.step import LOCAL_DIR, write_status
+from components.steps import WEBHOOK, WEBHOOK_FILE
 from weaver.fit.allocator import ENVIRONMENT as ALLOCATOR
 
 SMALL = (
@@ -56,6 +57,8 @@ class LocalRun:
 
         It is 0 also where the gate refused the model, because that is an answer.
         """
+        if self.config.webhook_secret != NONE:
+            print(f"--webhook-secret is for Kubeflow; here {WEBHOOK} or {WEBHOOK_FILE} is taken")
         self.output.mkdir(parents=True, exist_ok=True)
         ir = chain.compile_to(self.output / ".kfp" / f"pipeline-{os.getpid()}.yaml", self.config)
         for number in host_runner.stop_signals():

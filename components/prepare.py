@@ -22,21 +22,32 @@ from common.project import ROOT, here
 from common.records import DataSet, RunRecord
 from common.run import Run, make_run_id, slug
 from components import inputs as inputs_module
-from components import step
+from components import predictor, step
 from components.inputs import SAMPLE, Inputs
+from training.experiment import REPLACING
 from training.search_space import to_json
 
 RESUMABLE_PARAMETERS = (
     "max_trials",
     "parallel_trials",
     "max_failed_trials",
-    "goal",
     "deadline_hours",
     "serving_cpus",
     "serving_memory",
     "rollout",
     "steps_cpus",
     "steps_memory",
+    *REPLACING,
+    "min_improvement",
+    "max_closure",
+    "service_account",
+    "min_replicas",
+    "max_replicas",
+    "predictor_form",
+    "experiment_name",
+    "webhook_secret",
+    "delete_train_experiment",
+    "delete_export_job",
 )
 """Parameters that may differ on resume, because they do not affect finished trials."""
 MAX_SHARED = 0.001
@@ -84,13 +95,14 @@ def prepare(
     run = Run(config=config)
     complete = storage.exists(run.path("run.json"))
     inputs = checked_inputs(config, kept=run.path("config") if complete else NONE)
+    predictor.check_keys_early(run)
     run = Run(config=config.replace(search_space=to_json(inputs.space)))
     missing = True
     if complete:
         before = Run.load(run.uri)
         check_same(before, run, inputs)
-        if before.config != run.config:
-            Run(config=run.config, record=before.record).save()
+        # also where nothing has changed: an earlier version wrote the webhook's URL, a secret
+        Run(config=run.config, record=before.record).save()
         # the cache of decoded data may have been cleared
         missing = not all(
             storage.exists(storage.join(data.dataset, "dataset.json"))
@@ -186,6 +198,9 @@ def check_same(before: Run, run: Run, inputs: Inputs) -> None:
     for split, files in inputs.files.items():
         if before.record.data[split].fingerprint != storage.fingerprint(files):
             different.append(f"the files of --data-{split} have changed")
+    for name in RESUMABLE_PARAMETERS:
+        if now[name] != then[name] and not different:
+            step.say(f"goes on with --{flag(name)} {now[name]} in place of {then[name]}")
     if different:
         more = f", and {len(different) - 1} more" if len(different) > 1 else ""
         raise InputError(

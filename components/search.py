@@ -17,8 +17,8 @@ from common.records import Objective, SearchRecord, Trial
 from common.run import Run
 from components import step
 from reporting.search_page import as_csv, markdown, search_page
-from training.experiment import OBJECTIVE, experiment
-from training.finished_trials import finished_trials
+from training.experiment import OBJECTIVE, changes, experiment
+from training.finished_trials import finished_trials, unfinished_trials
 from training.search_space import cautions, for_network, load
 
 
@@ -85,16 +85,26 @@ def _what_to_run(run: Run, cluster: Cluster, earlier: SearchRecord | None) -> _P
     """
     if cluster.resumes:
         return _what_to_run_here(run, cluster, earlier)
+    name, changed = _experiment_to_adopt(run, cluster, earlier)
+    replaced = name if changed else ""
+    if replaced:
+        step.say(
+            f"experiment {name} was made with other parameters, and Katib does not let them change"
+            f" ({'; '.join(changed)}): it is removed, and another one follows"
+        )
+        cluster.delete_experiment(name)
+        name = ""
     trials = list(earlier.trials) if earlier else []
     known = {trial.name for trial in trials}
     # No record has the trials of an experiment whose launcher was lost; the storage has them.
     for trial in finished_trials(run, step.say):
         if trial.name not in known:
             trials.append(trial)
+    if replaced:
+        _say_what_is_lost(run, replaced, trials)
 
     if earlier is None and not trials:
         _say_cautions(run)
-    name = _experiment_to_adopt(run, cluster, earlier)
     if name:
         others = [trial for trial in trials if experiment_of(trial.name) != name]
         return _Plan(manifest=experiment(run, carried=len(others), name=name), carried=others)
@@ -133,16 +143,38 @@ def _is_enough(run: Run, manifest: Manifest, trials: Sequence[Trial]) -> bool:
     return len(trials) >= run.config.max_trials or (goal != NONE and value <= float(goal))
 
 
-def _experiment_to_adopt(run: Run, cluster: Cluster, earlier: SearchRecord | None) -> str:
+def _experiment_to_adopt(
+    run: Run, cluster: Cluster, earlier: SearchRecord | None
+) -> tuple[str, list[str]]:
     """The run's experiment that still exists on the cluster and goes on; empty if none does.
 
-    One that search.json records has been read to its end: it must take more trials.
+    One that search.json records has been read to its end: it must take more trials. Also how the
+    run's parameters differ from those that it was made with.
     """
-    for name in cluster.experiments(run.id):
+    for name, annotations in cluster.experiments(run.id).items():
         recorded = earlier is not None and earlier.experiment == name
         if not recorded or cluster.can_continue(name):
-            return name
-    return ""
+            return name, changes(run, annotations)
+    return "", []
+
+
+def _say_what_is_lost(run: Run, name: str, kept: Sequence[Trial]) -> None:
+    """Say which trials of a replaced experiment do not count.
+
+    The trials of another experiment have other names and other parameters, so that none of them
+    can go on from a checkpoint of these.
+    """
+    ended = {trial.name for trial in kept}
+    lost = []
+    for trial in unfinished_trials(run):
+        if experiment_of(trial) == name and trial not in ended:
+            lost.append(trial)
+    if lost:
+        step.say(
+            f"{len(lost)} trials of {name} had begun and not trained to their end, and do not"
+            f" count: {', '.join(lost)}; what they had trained is lost, because trials of another"
+            " experiment have other parameters"
+        )
 
 
 def _say_cautions(run: Run) -> None:

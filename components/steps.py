@@ -22,6 +22,13 @@ MARGIN = HOUR // 4  # a step's own deadlines come first, because they say what w
 SERVICE_DEADLINE = 1800.0  # until a service is ready: a fresh node pulls Triton's large image first
 GOLDEN_DEADLINE = 300.0  # until it has answered the golden requests
 
+WEBHOOK = "JEC_WEBHOOK"
+"""Variable with the URL that finish posts the run's summary to; WEBHOOK_FILE names a file with it.
+
+With many services the URL is itself the secret. So it is no parameter, and never in an argument.
+"""
+WEBHOOK_FILE = "JEC_WEBHOOK_FILE"
+
 Kind = Literal["parameter", "metrics", "markdown", "html", "model"]
 
 
@@ -58,6 +65,7 @@ STEPS = (
         },
         outputs={"run": "parameter", "echo": "markdown"},
         deadline=24 * HOUR,
+        rights=("secrets", "serviceaccounts"),
     ),
     Step(
         name="search",
@@ -110,7 +118,6 @@ STEPS = (
             "s3_bucket": str,
             "run_id": str,
             "network_config": str,
-            "webhook": str,
             "job_id": str,
             "s3_endpoint": str,
         },

@@ -43,7 +43,7 @@ def check(config: RunConfig, args: argparse.Namespace) -> int:
     # Each section begins only when it is shown, so that its lines appear as they are known.
     sections: list[tuple[str, Callable[[], Iterable[Line]]]] = [
         # first: what is wrong with an input is told there, and not by what is made of it
-        ("inputs", lambda: check_inputs(config)),
+        ("inputs", lambda: check_inputs(config, on_kubeflow=on_kubeflow)),
         ("objects", lambda: check_objects(config)),
         ("Kubeflow Pipelines", lambda: check_server(config, host, args.auth, reached)),
         (

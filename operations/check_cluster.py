@@ -5,7 +5,6 @@ APIs and their versions, permissions, secrets and accounts, quota, and a dry run
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 
 from clusters import keys, permissions
@@ -20,11 +19,12 @@ from clusters.api import (
     namespace_of,
 )
 from clusters.survey import Survey
-from common.config import AUTO, RunConfig
+from common.config import AUTO, NONE, RunConfig
 from common.errors import InputError, JecError
 from common.run import Run
 from components.steps import EVERY_STEP, STEPS
-from operations.quantities import amount, shown
+from operations.check_capacity import check_capacity
+from operations.check_pod_security import check_pod_security
 from operations.render import objects, rendered_run
 from operations.server import MULTI_USER_ACCOUNT, SINGLE_USER_ACCOUNT
 from operations.table import Line, State, error, not_seen, ok, warning
@@ -35,18 +35,12 @@ KUBEFLOW = "kubeflow"  # namespace of Kubeflow's own installation
 OF_THE_POD = (*EVERY_STEP, "workflows.argoproj.io")
 """Rights that a step needs in the namespace that it runs in, not in that of the run's objects."""
 BLIND = (
-    "API versions, permissions, Secret, ServiceAccount, serving runtime, quota, the webhooks' word"
+    "API versions, permissions, Secret, ServiceAccount, serving runtime, Pod Security, quota,"
+    " nodes, the webhooks' word"
 )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Limit:
-    """One resource of a ResourceQuota."""
-
-    quota: str
-    resource: str
-    left: float
-    hard: float
+# trainer v1.9.3 pkg/config/config.go:28, cmd/training-operator.v1/main.go:104
+INIT_IMAGE = "alpine:3.10"
+INIT_IMAGE_FLAG = "pytorch-init-container-image"
 
 
 def check_cluster(
@@ -101,7 +95,10 @@ def check_cluster(
     # The other form brings its own Triton, without a runtime of KServe.
     if config.predictor_form == "model":
         yield check_runtime(survey)
-    yield check_quota(survey, run)
+    yield from check_webhook(survey, config)
+    yield from check_init_container(survey, run)
+    yield from check_pod_security(survey, run)
+    yield from check_capacity(survey, run, on_kubeflow=on_cluster)
     yield from check_dry_run(survey, run, served)
 
 
@@ -247,71 +244,49 @@ def check_runtime(survey: Survey) -> Line:
     return ok(what, f"{RUNTIME}: {image.rsplit('/', 1)[-1]}")
 
 
-def check_quota(survey: Survey, run: Run) -> Line:
-    """Return how many trials run at once with what is left of the namespace's quotas."""
-    quotas = survey.quotas()
-    if quotas is None:
-        return not_seen("quota", survey.unseen.get("ResourceQuotas", "not readable"))
-    limits = []
-    for name, hards, used in quotas:
-        for resource, text in hards.items():
-            hard = amount(text)
-            left = hard - amount(used.get(resource, "0"))
-            limits.append(Limit(quota=name, resource=resource, left=left, hard=hard))
-    if not limits:
-        return ok("quota", "the namespace has none")
+def check_webhook(survey: Survey, config: RunConfig) -> Iterator[Line]:
+    """Yield whether the Secret of the webhook has its key, where the run names one."""
+    if config.webhook_secret == NONE:
+        return
+    name, _, key = config.webhook_secret.partition("/")
+    what = f"Secret {name}"
+    secret = survey.secret(name)
+    make = f"kubectl -n {survey.namespace} create secret generic {name} --from-file={key}=FILE"
+    if secret is None:
+        if why := survey.unseen.get(what):
+            yield not_seen("webhook", why)
+        else:
+            yield error("webhook", f"there is no {what} in namespace {survey.namespace}", make)
+    elif not secret.values.get(key):
+        yield error("webhook", f"{what} has no {key}", make)
+    else:
+        yield ok("webhook", f"{what} has {key}")
 
-    needs, parallel = needs_of_a_trial(run), run.config.parallel_trials
-    fits, tightest = parallel, ""
-    for limit in limits:
-        need = needs.get(limit.resource, 0.0)
-        if need > limit.hard:
-            # no waiting helps
-            return error(
-                "quota",
-                f"a trial asks for {limit.resource} {shown(need)}, {limit.quota} allows"
-                f" {shown(limit.hard)} in all",
-                "ask for less (--num-gpus, --num-cpus, --memory, --num-replicas) or for a larger"
-                " quota",
-            )
-        if need and limit.left // need < fits:
-            fits = int(limit.left // need)
-            tightest = (
-                f"{limit.resource}: {shown(limit.left)} of {shown(limit.hard)} left in"
-                f" {limit.quota}, a trial asks for {shown(need)}"
-            )
-    if not tightest:
-        return ok("quota", f"{parallel} trials fit at once")
-    if fits == 0:
-        return warning(
-            "quota",
-            f"no trial fits now ({tightest})",
-            "the search will wait; --status tells for what",
-        )
-    return warning(
-        "quota",
-        f"{fits} of {parallel} parallel trials fit ({tightest})",
-        f"--parallel-trials {fits}",
+
+def check_init_container(survey: Survey, run: Run) -> Iterator[Line]:
+    """Yield the image that the training operator adds to the workers of several replicas."""
+    if run.config.num_replicas < 2:
+        return
+    arguments = survey.operator_arguments()
+    image = f"{INIT_IMAGE} of a public registry"
+    for argument in arguments or []:
+        flag, _, value = argument.lstrip("-").partition("=")
+        if flag == INIT_IMAGE_FLAG:
+            image = value
+    seen = (
+        "" if arguments is not None else ", unless its own flags, which may not be read, say else"
     )
-
-
-def needs_of_a_trial(run: Run) -> dict[str, float]:
-    """Return what a trial's pods ask for, by the names that a ResourceQuota uses."""
-    job = objects(run)["experiment.yaml"]["spec"]["trialTemplate"]["trialSpec"]["spec"]
-    needs: dict[str, float] = {}
-    for replica in job["pytorchReplicaSpecs"].values():
-        pods = replica["replicas"]
-        needs["pods"] = needs.get("pods", 0) + pods
-        for container in replica["template"]["spec"]["containers"]:
-            for kind, resources in container["resources"].items():
-                for resource, text in resources.items():
-                    name = f"{kind}.{resource}"
-                    needs[name] = needs.get(name, 0) + pods * amount(text)
-    # A quota may name these two without 'requests.'.
-    for resource in ("cpu", "memory"):
-        if f"requests.{resource}" in needs:
-            needs[resource] = needs[f"requests.{resource}"]
-    return needs
+    what = "init container"
+    workers = f"the training operator starts the workers of {run.config.num_replicas} replicas"
+    if INIT_IMAGE in image:
+        yield warning(
+            what,
+            f"{workers} with {image}{seen}",
+            f"where nodes cannot pull it: --{INIT_IMAGE_FLAG}=REGISTRY/IMAGE of the operator, an"
+            " image with sh and nslookup",
+        )
+    else:
+        yield ok(what, f"{workers} with {image}")
 
 
 def check_dry_run(survey: Survey, run: Run, served: list[Kind]) -> Iterator[Line]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from common import storage
+from common import algorithms, storage
 from common.choices import SPLITS
 from common.config import RunConfig
 from common.errors import InputError
@@ -13,16 +13,21 @@ from operations.table import Line, error, not_seen, ok, warning
 from training.search_space import cautions
 
 
-def check_inputs(config: RunConfig) -> Iterator[Line]:
-    """Yield the lines of every check of the inputs, and warnings about what they read."""
+def check_inputs(config: RunConfig, *, on_kubeflow: bool = False) -> Iterator[Line]:
+    """Yield the lines of every check of the inputs, and warnings about what they read.
+
+    What Katib does otherwise than the search space asks for concerns a run on Kubeflow alone.
+    """
     inputs = Inputs(config)
     for check in (*OF_CONFIGURATION, *OF_DATA):
         # A data configuration that cannot be read has its own line already.
         if inputs.data_config is not None or not check.reads_data_config:
             yield from lines_of(check, inputs)
 
-    for caution in cautions(inputs.space, config.algorithm):
-        yield warning("search space", caution)
+    # random and tpe draw nearly as they are asked to: what is to be known of them is no warning.
+    line = ok if algorithms.offered(config.algorithm).step_caution else warning
+    for caution in cautions(inputs.space, config.algorithm) if on_kubeflow else []:
+        yield line("search space", caution)
     for split in SPLITS:
         name = f"{split} data"
         if split in inputs.checked:

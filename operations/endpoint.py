@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 
-from common.config import AUTO
+from common.config import AUTO, NONE
+from common.errors import InputError
 from operations.auth import notebook_token
 
 IN_CLUSTER = "in-cluster"
@@ -14,8 +15,13 @@ IN_CLUSTER_URL = "http://ml-pipeline.kubeflow.svc.cluster.local:8888"
 def endpoint(host: str) -> tuple[str, str]:
     """Return the KFP endpoint and its source; two empty texts where there is none.
 
-    'in-cluster' stands for KFP's own default.
+    'in-cluster' stands for KFP's own default, 'none' for no endpoint, whatever is configured.
+    Raises InputError for an address that is no URL.
     """
+    if host == NONE:
+        return "", ""
+    if host not in (AUTO, IN_CLUSTER) and not host.startswith(("http://", "https://")):
+        raise InputError(f"--host '{host}' is no URL; write https://KUBEFLOW/pipeline, or none")
     if host != AUTO:
         return host.rstrip("/"), "--host"
     if os.environ.get("KFP_ENDPOINT"):

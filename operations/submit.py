@@ -80,11 +80,15 @@ def submit(config: RunConfig, server: Server, image: str, *, account: str = AUTO
     config = with_uploaded_files(config)
     with tempfile.TemporaryDirectory() as folder:
         # The IR holds the defaults, never this run's parameters: so one version serves all runs
-        # whose steps ask for the same.
+        # whose steps ask for the same and have the same webhook.
         ir = chain.compile_to(
             Path(folder) / "pipeline.yaml",
             with_space_as_text(
-                RunConfig(steps_cpus=config.steps_cpus, steps_memory=config.steps_memory)
+                RunConfig(
+                    steps_cpus=config.steps_cpus,
+                    steps_memory=config.steps_memory,
+                    webhook_secret=config.webhook_secret,
+                )
             ),
             image,
             support=server.support,

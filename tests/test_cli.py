@@ -77,6 +77,8 @@ def test_help_answers_in_under_a_second_and_knows_every_original_flag():
         (["--data-trian", "x"], "--data-train"),
         (["--runner", "lokal"], "local"),
         (["--algorithm", "tpee"], "tpe"),
+        (["--webhook", "https://hooks.example.org/canary-7f3a"], "--webhook-secret"),
+        (["--webhook-secret", "https://hooks.example.org/canary-7f3a"], "--webhook-secret"),
         (["--num-epochs", "many"], "--num-epochs"),
     ],
 )
@@ -85,6 +87,7 @@ def test_a_typing_error_ends_with_2_and_the_nearest_name(args, wanted):
     assert answer.returncode == 2
     assert wanted in answer.stderr
     assert "Traceback" not in answer.stderr
+    assert "canary" not in answer.stdout + answer.stderr
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from common import storage
-from common.config import typed
+from common.config import RunConfig, typed
 from serving.client import golden_check
 from tests.test_local_run import ROOT, pipeline, processes_of
 
@@ -118,14 +118,12 @@ def test_an_ended_run_runs_again(runs):
     made = (runs / "latest").resolve().name
     assert made not in (ENDED, STOPPED)
     assert status(runs / made) == "done", answer.stdout
-    configs = [
+    now, then = (
         typed(json.loads((runs / name / "run.json").read_text())["config"])
         for name in (made, ENDED)
-    ]
-    own = {"run_id"}
-    assert {k: v for k, v in configs[0].items() if k not in own} == {
-        k: v for k, v in configs[1].items() if k not in own
-    }
+    )
+    assert then.pop("webhook") == "none"  # no parameter any more
+    assert now == {**RunConfig().parameters(), **then, "run_id": made}
 
 
 @pytest.mark.slow

@@ -2,12 +2,14 @@
 Triton where its wheel is installed.
 """
 
+import http.server
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -96,12 +98,50 @@ def jets(tmp_path_factory):
     return folder
 
 
+CANARY = "canary-7f3a"
+
+
+class Hook(http.server.BaseHTTPRequestHandler):
+    """A webhook whose address is a secret."""
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.asked.append(self.path)
+        self.send_response(204)
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass
+
+
 @pytest.fixture(scope="module")
-def finished(jets, tmp_path_factory):
+def hook():
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hook)
+    server.asked = []
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(scope="module")
+def finished(jets, hook, tmp_path_factory):
     """A finished run: what it printed, and its folder."""
     output = tmp_path_factory.mktemp("runs")
-    answer = pipeline(*QUICK, *data_flags(jets), "--output", output)
+    webhook = f"http://127.0.0.1:{hook.server_port}/{CANARY}"
+    environment = {**os.environ, "JEC_WEBHOOK": webhook}
+    answer = pipeline(*QUICK, *data_flags(jets), "--output", output, env=environment)
     return answer, output
+
+
+def test_the_webhook_is_called_and_its_address_is_kept_nowhere(finished, hook):
+    answer, output = finished
+    assert hook.asked == [f"/{CANARY}"]
+    status = pipeline("--status", "latest", "--output", output, check=False)
+    assert CANARY not in answer.stdout + answer.stderr + status.stdout + status.stderr
+    files = [path for path in output.rglob("*") if path.is_file()]
+    assert len(files) > 20
+    assert [path for path in files if CANARY.encode() in path.read_bytes()] == []
 
 
 def test_the_folder_holds_everything(finished):

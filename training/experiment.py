@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
+
 from clusters import manifests, run_pods
 from clusters.protocol import Manifest
 from common import algorithms
-from common.config import AUTO, NONE
+from common.config import AUTO, NONE, flag
 from common.errors import InputError
 from common.run import Run
 from training.search_space import Parameter, for_network, grid_size, load
@@ -17,6 +20,32 @@ ADDITIONAL_METRICS = ("AvgMSE", "AvgMAE", "learning_rate", "jets_per_second")
 # In a pod; Katib mounts its volume at this file's folder.
 METRICS_LOG = "/var/log/katib/metrics.log"
 TRIAL_NAME = "trialName"
+PARAMETERS = "jec/parameters"
+"""Annotation of an Experiment: the values of REPLACING that it was made with, as JSON."""
+REPLACING = (
+    "goal",
+    "num_replicas",
+    "num_gpus",
+    "num_cpus",
+    "memory",
+    "shared_memory",
+    "ephemeral_storage",
+    "gpu_resource",
+    "node_selector",
+    "tolerations",
+    "priority_class",
+    "nvidia_driver",
+    "eos",
+    "kerberos_secret",
+    "weaver_image",
+    "s3_endpoint",
+    "s3_secret",
+)
+"""Parameters that may change while a search goes on, by another Experiment in place of the first.
+
+Trials before and after the change can be compared. Katib lets nothing of an Experiment change but
+its three numbers of trials.
+"""
 SEARCHABLE = ("num-epochs", "batch-size", "data-fraction", "precision")
 """Flags of weaver.train that are parameters of the run as well: fixed unless they are searched."""
 
@@ -71,6 +100,7 @@ def experiment(
             "name": name or (f"{run.id}-{carried}" if carried else run.id),
             **run.namespace,
             "labels": labels(run),
+            "annotations": {PARAMETERS: json.dumps(replacing(run))},
         },
         "spec": {
             "objective": objective,
@@ -96,6 +126,26 @@ def experiment(
             "trialTemplate": _trial_template(run, parameters),
         },
     }
+
+
+def replacing(run: Run) -> dict[str, str]:
+    """The run's values of REPLACING, as text."""
+    return {name: str(getattr(run.config, name)) for name in REPLACING}
+
+
+def changes(run: Run, annotations: Mapping[str, str]) -> list[str]:
+    """How the run differs from the Experiment of these annotations: '--memory was 12Gi, now 24Gi'.
+
+    Only where Katib lets nothing change. Empty for an Experiment of an earlier version, which does
+    not say what it was made with.
+    """
+    then = json.loads(annotations.get(PARAMETERS, "{}"))
+    now = replacing(run)
+    return [
+        f"--{flag(name)} was {value}, now {now[name]}"
+        for name, value in then.items()
+        if now.get(name, value) != value
+    ]
 
 
 def labels(run: Run) -> dict[str, str]:

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 
 from clusters import katib
 from clusters.protocol import Report
+from clusters.waiting import ignore
 from common import storage
 from common.errors import InputError
 from common.records import EpochRecord, Trial, TrialOptions, find_history
@@ -48,6 +49,16 @@ def finished_trials(run: Run, report: Report) -> list[Trial]:
         if trial is not None:
             trials.append(trial)
     return sorted(trials, key=lambda trial: (trial.started, trial.name))
+
+
+def unfinished_trials(run: Run) -> list[str]:
+    """Names of the trials that have left files and neither failed nor count as finished."""
+    finished = {trial.name for trial in finished_trials(run, ignore)}
+    names = []
+    for name, files in _files_by_trial(run).items():
+        if "failed" not in files and name not in finished:
+            names.append(name)
+    return sorted(names)
 
 
 def _files_by_trial(run: Run) -> dict[str, set[str]]:

@@ -303,9 +303,19 @@ def cautions(parameters: list[Parameter], name: str) -> list[str]:
     """Sentences on what a cluster does with this algorithm other than the space asks for."""
     algorithm = algorithms.offered(name)
     logarithmic = [parameter.name for parameter in parameters if parameter.is_logarithmic]
-    if not algorithm.log_caution or not logarithmic:
-        return []
-    return [f"algorithm {name}: {algorithm.log_caution.format(names=', '.join(logarithmic))}"]
+    stepped = []
+    for parameter in parameters:
+        has_step = parameter.type == "int" or parameter.step is not None
+        if has_step and not parameter.list and not parameter.is_logarithmic:
+            stepped.append(parameter.name)
+    sentences = []
+    for caution, names in (
+        (algorithm.log_caution, logarithmic),
+        (algorithm.step_caution, stepped),
+    ):
+        if caution and names:
+            sentences.append(f"algorithm {name}: {caution.format(names=', '.join(names))}")
+    return sentences
 
 
 def to_json(parameters: list[Parameter]) -> str:

@@ -52,12 +52,16 @@ KINDS = {  # plural -> (group/version, kind)
     "deployments": ("apps/v1", "Deployment"),
     "servingruntimes": ("serving.kserve.io/v1alpha1", "ServingRuntime"),
     "clusterservingruntimes": ("serving.kserve.io/v1alpha1", "ClusterServingRuntime"),
+    "clusterstoragecontainers": ("serving.kserve.io/v1alpha1", "ClusterStorageContainer"),
+    "configmaps": ("v1", "ConfigMap"),
+    "namespaces": ("v1", "Namespace"),
+    "nodes": ("v1", "Node"),
 }
-CLUSTER_SCOPED = {"clusterservingruntimes"}
+CLUSTER_SCOPED = {"clusterservingruntimes", "clusterstoragecontainers", "namespaces", "nodes"}
 REVIEW = re.compile(
     r"/apis/authorization.k8s.io/v1/(?:namespaces/[^/]+/)?(?P<kind>self|local)subjectaccessreviews$"
 )
-DISCOVERY = re.compile(r"/(?:api|apis)/(?P<version>v1|[^/]+/[^/]+)$")
+DISCOVERY = re.compile(r"/(?:api|apis)/(?P<version>v1|(?!v1/)[^/]+/[^/]+)$")
 PATH = re.compile(
     r"/(?:api|apis)/(?P<version>v1|[^/]+/[^/]+)"
     r"(?:/namespaces/(?P<namespace>[^/]+))?/(?P<plural>[a-z]+)"

@@ -277,6 +277,26 @@ def test_an_experiment_that_never_resumes_says_how_to_go_on(fake):
         assert fact in str(raised.value)
 
 
+def test_a_running_experiment_takes_the_numbers_that_are_asked_now(fake):
+    """Also where the number of all trials stays; a lower one as far as Katib goes down."""
+    losses = ["0.4", "0.3", "0.2", "0.1"]
+    backend = fake(node_of(*[loss(float(one), seconds=math.inf) for one in losses]))
+    with pytest.raises(DeadlineError):
+        backend.run_experiment(experiment(losses, parallel=1, max_failed=1), deadline=0.6)
+
+    def spec():
+        found = backend.api.find("experiments", SEARCH)["spec"]
+        return [found[key] for key in kubernetes_experiment.EDITABLE]
+
+    assert spec() == [1, 4, 1]
+    for asked, wanted in (([2, 4, 3], [2, 4, 3]), ([1, 1, 1], [1, 3, 1])):
+        parallel, most, failed = asked
+        manifest = experiment(losses, parallel=parallel, max_failed=failed, maxTrialCount=most)
+        with pytest.raises(DeadlineError):
+            backend.run_experiment(manifest, deadline=0.6)
+        assert spec() == wanted
+
+
 def test_a_trial_is_restarted_as_often_as_its_job_says(fake):
     """Katib's collector is restarted with the program, and the operator counts both."""
     crash = Play(exit_code=137, log="killed\n")

@@ -71,9 +71,10 @@ def test_run_json_holds_the_run_s_id_its_record_and_its_configuration(earlier, t
     Run(config=run.config.replace(s3_bucket=str(tmp_path)), record=run.record).save()
     again = json.loads((tmp_path / NAME / "run.json").read_text())
     assert again.pop("format") == 1
+    config = typed(content.pop("config"))
+    assert config.pop("webhook") == "none"  # of earlier versions
     now = RunConfig().parameters()  # with the parameters that have come since
-    then = typed(content.pop("config"))
-    assert again.pop("config") == {**now, **then, "s3_bucket": str(tmp_path)}
+    assert again.pop("config") == {**now, **config, "s3_bucket": str(tmp_path)}
     assert again == content
 
 
@@ -115,3 +116,14 @@ def test_an_interval_as_text():
     assert gain.percent(100) == "+4.1 % [3.2, 5.0]"
     assert gain.percent(100, 0, sign="") == "4 % [3, 5]"
     assert gain.text(digits=3) == "+0.041 [0.032, 0.050]"
+
+
+def test_the_webhook_of_an_earlier_run_is_read_past_and_written_nowhere(earlier):
+    """Earlier versions kept the URL, which is a secret, in run.json."""
+    content = json.loads((earlier / "run.json").read_text())
+    content["config"]["webhook"] = "https://hooks.example.org/canary-7f3a"
+    (earlier / "run.json").write_text(json.dumps(content))
+    run = Run.load(str(earlier))
+    assert "canary" not in repr(run)
+    run.save()
+    assert "canary" not in (earlier / "run.json").read_text()

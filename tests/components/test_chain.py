@@ -191,3 +191,20 @@ def test_a_retry_is_not_cut_short_by_the_clock_of_the_first_attempt(compiled_pip
             assert longest >= attempts * steps.step_of(name).deadline
             checked += 1
     assert checked == len(steps.NAMES)
+
+
+def test_the_webhook_of_a_secret_is_in_the_environment_of_finish_alone(tmp_path, monkeypatch):
+    canary = "https://hooks.example.org/canary-7f3a"
+    monkeypatch.setenv("JEC_WEBHOOK", canary)
+    config = RunConfig(webhook_secret="jec-webhook/url")
+    text = chain.compile_to(tmp_path / "pipeline.yaml", config).read_text()
+    assert "canary-7f3a" not in text
+    platform = list(yaml.safe_load_all(text))[1]["platforms"]["kubernetes"]
+    executors = platform["deploymentSpec"]["executors"]
+    given = {
+        name: secret["keyToEnv"]
+        for name, executor in executors.items()
+        for secret in executor["secretAsEnv"]
+        if secret.get("secretName") == "jec-webhook"
+    }
+    assert given == {"exec-finish": [{"secretKey": "url", "envVar": "JEC_WEBHOOK"}]}

@@ -58,7 +58,7 @@ def test_every_end_has_its_words(run, name, state, metrics, wanted, said):
         step.write_status(run, name, state, "no GPU" if state in ("failed", "interrupted") else "")
     if metrics:
         metrics.save(run.folder.metrics)
-    summary = finish.finish(run.uri, "none", step.Artifacts(""))
+    summary = finish.finish(run.uri, step.Artifacts(""))
     assert summary.state == wanted
     assert said in summary.reason
     assert storage.exists(run.folder.summary) == bool(name), "what is no run gets no folder"
@@ -128,16 +128,23 @@ class Hook(http.server.BaseHTTPRequestHandler):
         pass
 
 
+@pytest.mark.parametrize("from_file", [False, True], ids=["variable", "file"])
 @pytest.mark.parametrize("code", [204, 500])
-def test_a_webhook_gets_the_summary_and_its_failure_is_not_the_runs(run, capsys, code):
+def test_a_webhook_gets_the_summary_and_its_failure_is_not_the_runs(
+    run, capsys, monkeypatch, tmp_path, code, from_file
+):
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hook)
     server.got, server.code = [], code
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     try:
         step.write_status(run, "search", "failed", "no GPU")
-        finish.finish(
-            run.uri, f"http://127.0.0.1:{server.server_port}/secret-part", step.Artifacts("")
-        )
+        url = f"http://127.0.0.1:{server.server_port}/secret-part"
+        if from_file:
+            (tmp_path / "url").write_text(url + "\n")
+            monkeypatch.setenv("JEC_WEBHOOK_FILE", str(tmp_path / "url"))
+        else:
+            monkeypatch.setenv("JEC_WEBHOOK", url)
+        finish.finish(run.uri, step.Artifacts(""))
     finally:
         server.shutdown()
         server.server_close()
@@ -145,6 +152,27 @@ def test_a_webhook_gets_the_summary_and_its_failure_is_not_the_runs(run, capsys,
     said = capsys.readouterr().out
     assert ("warning: the webhook" in said) == (code == 500)
     assert "secret-part" not in said
+    assert "secret-part" not in storage.read_text(run.folder.summary)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("JEC_WEBHOOK", "hook.example.org/secret-part", "JEC_WEBHOOK is no http"),
+        ("JEC_WEBHOOK", "http://[secret-part", "did not take"),
+        ("JEC_WEBHOOK_FILE", "nowhere/url", "nowhere/url cannot be read: FileNotFoundError"),
+        ("JEC_WEBHOOK_FILE", "/dev/null", "/dev/null is empty"),
+    ],
+)
+def test_a_webhook_that_cannot_be_used_is_a_warning_without_its_url(
+    run, capsys, monkeypatch, name, value, said
+):
+    monkeypatch.setenv(name, value)
+    step.write_status(run, "search", "failed", "no GPU")
+    assert finish.finish(run.uri, step.Artifacts("")).state == "failed"
+    told = capsys.readouterr().out
+    assert re.search(f"warning: the webhook .*{said}", told)
+    assert "secret-part" not in told
 
 
 # Another try

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import types
 
 import pytest
 
 from common import storage
 from common.config import RunConfig
 from common.errors import InputError
+from common.run import Run
 from components import inputs, prepare
 from weaver.prepared import shared_jets
 
@@ -60,6 +62,58 @@ def test_jets_that_two_sets_share_are_counted_reported_and_refused(monkeypatch, 
     assert prepare.check_shared({}) == {"train and test": in_common}
     reported = re.search(rf"\b{in_common} .*--data-test .*--data-train", capsys.readouterr().out)
     assert bool(reported) == (in_common > 0)
+
+
+@pytest.fixture
+def prepared(tmp_path):
+    """A run that prepare has made, and what its files hold now."""
+    run = Run(config=RunConfig(s3_bucket=str(tmp_path), run_id="pfn-00000000"))
+    storage.write_text(run.path("config", "data.yaml"), "data")
+    storage.write_text(run.path("config", "network.py"), "network")
+    network = types.SimpleNamespace(source="network")
+    return run, types.SimpleNamespace(data_config_text=b"data", network=network, files={})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("service_account", "jec-predictor"),
+        ("memory", "24Gi"),
+        ("tolerations", "gpu:NoSchedule"),
+        ("num_replicas", 2),
+        ("max_replicas", 2),
+        ("webhook_secret", "jec-webhook/url"),
+        ("min_improvement", 1.5),
+        ("max_closure", 0.5),
+        ("weaver_image", "jec-weaver:2"),
+    ],
+)
+def test_a_run_goes_on_with_a_parameter_that_its_trials_do_not_depend_on(
+    prepared, capsys, field, value
+):
+    run, inputs = prepared
+    prepare.check_same(run, Run(config=run.config.replace(**{field: value})), inputs)
+    assert f"--{field.replace('_', '-')} {value}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("num_epochs", 7),
+        ("algorithm", "tpe"),
+        ("precision", "bf16"),
+        ("seed", "3"),
+        ("data_fraction", 0.5),
+        ("data_train", "other/*.root"),
+    ],
+)
+def test_a_run_does_not_go_on_with_another_parameter_of_its_trials(prepared, capsys, field, value):
+    run, inputs = prepared
+    with pytest.raises(InputError, match=f"{field.replace('_', '-')} was "):
+        prepare.check_same(
+            run, Run(config=run.config.replace(memory="24Gi", **{field: value})), inputs
+        )
+    assert capsys.readouterr().out == ""
 
 
 def test_the_commit_is_the_images_where_there_is_no_checkout(monkeypatch):

@@ -37,13 +37,14 @@ class Cluster:
         self.events = events
         self.rng = rng
         self.existing: dict[str, list[Trial]] = {}
+        self.annotations: dict[str, dict[str, str]] = {}
         self.manifests: list[dict] = []
         self.finished: dict[str, float] = {}
         """Name of each trial that has ever ended well -> its loss."""
 
-    def experiments(self, run_id: str) -> list[str]:
+    def experiments(self, run_id: str) -> dict[str, dict[str, str]]:
         assert run_id == self.run.id
-        return list(self.existing)[::-1]
+        return {name: self.annotations.get(name, {}) for name in list(self.existing)[::-1]}
 
     def can_continue(self, name: str) -> bool:
         return name in self.existing
@@ -54,6 +55,7 @@ class Cluster:
     def run_experiment(self, manifest, *, deadline, report) -> ExperimentResult:
         self.manifests.append(manifest)
         name = manifest["metadata"]["name"]
+        self.annotations.setdefault(name, manifest["metadata"]["annotations"])
         trials = self.existing.setdefault(name, [])
         while sum(trial.status != "Running" for trial in trials) < _asked(manifest):
             if self.next_event() == "lost":
@@ -173,6 +175,58 @@ def test_an_experiment_that_still_runs_goes_on_and_its_trials_count_once(tmp_pat
     assert _asked(cluster.manifests[-1]) == 5
     assert sorted(trial.name for trial in record.trials) == sorted(cluster.finished)
     assert (record.carried, len(record.trials)) == (0, 5)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"memory": "24Gi"}, "--memory was 12Gi, now 24Gi"),
+        ({"tolerations": "gpu"}, "--tolerations was none, now gpu"),
+        ({"num_replicas": 2}, "--num-replicas was 1, now 2"),
+        ({"weaver_image": "jec-weaver:2"}, "--weaver-image was jec-weaver:latest, now"),
+        ({"goal": "0.0001"}, "--goal was none, now 0.0001"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_an_experiment_that_katib_does_not_let_change_is_replaced(
+    tmp_path, cluster_of, capsys, changed, said
+):
+    run = make_run(tmp_path)
+    cluster = cluster_of(run, "ends", "hangs", "ends", "lost")
+    lose(run, cluster)
+    [hanging] = [one.name for one in cluster.existing[run.id] if one.status == "Running"]
+    resumed = Run(config=run.config.replace(**changed))
+    record = end(resumed)
+    assert list(cluster.existing) == [f"{run.id}-2"]
+    assert [trial.name for trial in record.trials] == list(cluster.finished)
+    assert (record.carried, len(record.trials)) == (2, 5)
+    text = capsys.readouterr().out
+    assert said in text
+    [lost] = [line for line in text.splitlines() if "lost" in line]
+    assert lost.startswith("1 trials")
+    assert hanging in lost
+
+
+@pytest.mark.parametrize(
+    "changed", [{"parallel_trials": 2}, {"max_trials": 6}, {"min_improvement": 1.0}]
+)
+def test_what_katib_lets_change_and_what_trials_do_not_know_replaces_no_experiment(
+    tmp_path, cluster_of, changed
+):
+    run = make_run(tmp_path)
+    cluster = cluster_of(run, "ends", "lost")
+    lose(run, cluster)
+    end(Run(config=run.config.replace(**changed)))
+    assert list(cluster.existing) == [run.id]
+
+
+def test_an_experiment_of_an_earlier_version_goes_on_as_it_is(tmp_path, cluster_of):
+    run = make_run(tmp_path)
+    cluster = cluster_of(run, "ends", "lost")
+    lose(run, cluster)
+    cluster.annotations.clear()
+    end(Run(config=run.config.replace(memory="24Gi")))
+    assert list(cluster.existing) == [run.id]
 
 
 def test_a_search_whose_trials_had_all_ended_makes_no_experiment(tmp_path, cluster_of):

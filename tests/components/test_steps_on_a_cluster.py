@@ -10,6 +10,7 @@ import json
 import math
 import re
 import threading
+import types
 
 import numpy as np
 import pytest
@@ -19,10 +20,10 @@ from clusters import kubernetes as home_module
 from clusters.protocol import KFP_POD, Service
 from common import storage
 from common.config import RunConfig
-from common.errors import GateError
+from common.errors import GateError, InputError
 from common.records import SearchRecord
 from common.run import Run
-from components import deploy, evaluate, export, finish, search, step
+from components import deploy, evaluate, export, finish, predictor, prepare, search, step
 from reporting.serving_section import section
 from serving import golden
 from tests.clusters import conftest as clusters_conftest
@@ -174,7 +175,7 @@ def test_the_steps_of_a_run_one_after_the_other(
         "1": 0.0,
         "100": 0.0,
     }
-    summary = finish.finish(run.uri, "none", step.Artifacts(""))
+    summary = finish.finish(run.uri, step.Artifacts(""))
     assert (summary.state, summary.best_trial, summary.service) == (
         "succeeded",
         best,
@@ -358,3 +359,49 @@ def test_a_step_whose_pods_fail_ends_with_their_reason(fake, run, capsys, module
     assert call(module, run, *args) == 1
     assert re.search(said, capsys.readouterr().err)
     assert finish.summarise(run.uri).state == "failed"
+
+
+# Before the search
+# ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def accepted(monkeypatch):
+    """Data and configurations that pass their checks."""
+    inputs = types.SimpleNamespace(space=[])
+    monkeypatch.setattr(prepare, "checked_inputs", lambda config, kept: inputs)
+    made = []
+    monkeypatch.setattr(prepare, "fill", lambda run, *_: made.append(run) or run.save())
+    return made
+
+
+@pytest.mark.parametrize("wrong", ["secrets", "serviceaccounts"])
+def test_prepare_refuses_a_run_whose_predictor_would_not_get_its_model(
+    fake, run, s3_server, accepted, wrong
+):
+    home = fake()
+    furnished(home.api, s3_server)
+    name = {"secrets": "s3-secret", "serviceaccounts": "default"}[wrong]
+    home.api.delete(wrong, home.api.find(wrong, name))
+    asked = run.config.replace(run_id="pfn-11111111")
+    with pytest.raises(InputError, match=f"would not get its model: .*{name}"):
+        prepare.prepare(asked, "job-1")
+    assert accepted == []
+    assert storage.entries(Run(config=asked).uri) == []
+
+
+def test_prepare_goes_on_where_the_predictors_keys_are_there_or_cannot_be_seen(
+    fake, run, s3_server, accepted, capsys, monkeypatch
+):
+    home = fake()
+    furnished(home.api, s3_server)
+    prepare.prepare(run.config.replace(run_id="pfn-11111111"), "job-1")
+    assert "not seen" not in capsys.readouterr().out
+    monkeypatch.setattr(predictor, "connect", no_cluster)
+    prepare.prepare(run.config.replace(run_id="pfn-22222222"), "job-2")
+    assert "not seen: the predictor's Secret" in capsys.readouterr().out
+    assert [one.id for one in accepted] == ["pfn-11111111", "pfn-22222222"]
+
+
+def no_cluster():
+    raise api_module.NoCluster("no cluster")

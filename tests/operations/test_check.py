@@ -10,18 +10,29 @@ import json
 import threading
 
 import pytest
+import yaml
 
 import pipeline
 from clusters import api as api_module
 from clusters import permissions
 from clusters.api import PYTORCHJOB, connect
+from clusters.pod_security import violations
 from clusters.survey import Survey
 from common import storage
 from common.config import RunConfig
 from common.errors import InputError
-from operations import check, check_cluster, check_images, check_inputs, check_storage
+from operations import (
+    check,
+    check_cluster,
+    check_images,
+    check_inputs,
+    check_pod_security,
+    check_storage,
+)
 from operations.quantities import amount, shown
+from operations.render import objects, rendered_run
 from tests.clusters import conftest as clusters_conftest
+from tests.clusters.admission import pod_security
 from tests.weaver import conftest as weaver_conftest
 
 # fixtures of other rooms
@@ -34,6 +45,10 @@ LOOKS_AROUND = (
     ("get", "deployments.apps"),
     ("get", "servingruntimes.serving.kserve.io"),
     ("get", "clusterservingruntimes.serving.kserve.io"),
+    ("get", "clusterstoragecontainers.serving.kserve.io"),
+    ("get", "namespaces"),
+    ("list", "nodes"),
+    ("get", "configmaps"),
 )
 
 
@@ -95,6 +110,18 @@ def furnish(
             },
         }
         api.create("deployments", katib, "kubeflow")
+        api.create("namespaces", {"metadata": {"name": "physics"}})
+        add_node(api)
+
+
+def add_node(api, *, cpu="16", memory="64Gi", gpus="8", labels=None, unschedulable=False) -> None:
+    """A node of the cluster with what it offers to pods."""
+    name = f"node-{len(api.all('nodes'))}"
+    node = {"metadata": {"name": name, "labels": labels or {}}, "spec": {}}
+    if unschedulable:
+        node["spec"]["unschedulable"] = True
+    amounts = {"cpu": cpu, "memory": memory, "ephemeral-storage": "100Gi", "nvidia.com/gpu": gpus}
+    api.create("nodes", node)["status"] = {"allocatable": amounts}
 
 
 def look_around(api) -> None:
@@ -285,6 +312,8 @@ def test_many_users_steps_are_asked_about_as_default_editor_or_the_account_named
     assert "system:serviceaccount:physics:mine" in api.reviewed
 
 
+# A trial asks for 2 CPUs and 12Gi with 50m and 10Mi of its collector; beside the trials run the
+# algorithm (50m, 10Mi) and a step (510m, 1056Mi).
 @pytest.mark.parametrize(
     ("hard", "used", "values", "state", "said"),
     [
@@ -310,6 +339,10 @@ def test_many_users_steps_are_asked_about_as_default_editor_or_the_account_named
             "a trial asks for requests.nvidia.com/gpu 2",
         ),
         ({"limits.memory": "100Gi", "requests.cpu": "20"}, {}, {}, "ok", "5 trials fit at once"),
+        # 5 x 2.05 for the trials and their collectors, 0.05 for the algorithm, 0.51 for the step
+        ({"requests.cpu": "10.81"}, {}, {}, "ok", "5 trials fit at once"),
+        ({"requests.cpu": "10.8"}, {}, {}, "warning", "4 of 5 parallel trials fit"),
+        ({"requests.cpu": "2.6"}, {}, {}, "error", "requests.cpu 2.05, 0.56 more are for the"),
         (
             {"memory": "30Gi"},
             {"memory": "1Gi"},
@@ -317,18 +350,208 @@ def test_many_users_steps_are_asked_about_as_default_editor_or_the_account_named
             "warning",
             "2 of 5 parallel trials fit (memory: 29Gi of 30Gi left in q",
         ),
-        ({"pods": "8"}, {"pods": "2"}, {"num_replicas": 3}, "warning", "2 of 5"),
+        ({"pods": "8"}, {}, {"num_replicas": 3}, "warning", "2 of 5"),
+        ({"pods": "8"}, {"pods": "1"}, {"num_replicas": 3}, "warning", "1 of 5"),
     ],
 )
 def test_quota_against_the_trials_that_run_at_once(fake, hard, used, values, state, said):
+    rows = with_quota(fake, hard, used, **values)
+    assert rows[0][0] == state
+    assert said in rows[0][1]
+
+
+def with_quota(fake, hard, used, **values) -> list[tuple[str, str]]:
+    """The lines on a namespace's quota."""
     home = fake()
     with home.api.lock:
         home.api.create("resourcequotas", {"metadata": {"name": "q"}, "spec": {"hard": hard}})[
             "status"
         ] = {"hard": hard, "used": used}
-    rows = checked(home, **values)["quota"]
+    return checked(home, **values)["quota"]
+
+
+@pytest.mark.parametrize(
+    ("hard", "used", "values", "state"),
+    [
+        ({"requests.memory": "200Gi"}, {}, {}, ""),
+        ({"requests.memory": "200Gi"}, {"requests.memory": "195Gi"}, {}, "warning"),
+        ({"requests.memory": "20Gi"}, {}, {"min_replicas": 5, "memory": "2Gi"}, "error"),
+    ],
+    ids=["fits", "does not fit now", "never fits"],
+)
+def test_quota_against_the_service_that_comes_after_the_trials(fake, hard, used, values, state):
+    rows = [row for row in with_quota(fake, hard, used, **values) if "the service" in row[1]]
+    assert [one for one, _ in rows] == ([state] if state else [])
+
+
+@pytest.mark.parametrize(
+    ("nodes", "values", "state", "said"),
+    [
+        ([{}], {}, "ok", "1 nodes"),
+        ([{"cpu": "2"}], {}, "error", "a trial: it asks for cpu 2.05, the largest has 2"),
+        ([{"memory": "8Gi"}], {}, "error", "a trial: it asks for memory 12.01Gi, the largest"),
+        ([{"gpus": "2"}], {"num_gpus": 4}, "error", "nvidia.com/gpu 4, the largest has 2"),
+        ([{"memory": "8Gi"}, {"cpu": "1"}], {}, "error", "no single node has all"),
+        ([{"unschedulable": True}], {}, "error", "none of the 1 nodes takes pods"),
+        ([{"labels": {"gpu": "a"}}], {"node_selector": "gpu=b"}, "error", "with gpu=b takes pods"),
+        ([{"cpu": "1"}, {"labels": {"gpu": "b"}}], {"node_selector": "gpu=b"}, "ok", "1 nodes"),
+    ],
+)
+def test_nodes_against_the_pods_of_the_run(fake, nodes, values, state, said):
+    home = fake()
+    with home.api.lock:
+        for node in nodes:
+            add_node(home.api, **node)
+    rows = checked(home, **values)["nodes"]
     assert rows[0][0] == state
     assert said in rows[0][1]
+
+
+def test_nodes_that_may_not_be_listed_are_not_seen(fake):
+    home = fake()
+    home.api.forbid("list", "nodes")
+    assert checked(home)["nodes"][0][0] == "not seen"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "state", "said"),
+    [
+        ([], "warning", "alpine:3.10 of a public registry"),
+        (["--pytorch-init-container-image=harbor.example.org/alpine:3"], "ok", "harbor.example"),
+        (None, "warning", "may not be read"),
+    ],
+)
+def test_several_replicas_need_an_image_of_the_training_operator(fake, arguments, state, said):
+    home = fake()
+    with home.api.lock:
+        container = {"name": "operator", "image": "op:v1", "args": arguments or []}
+        spec = {"selector": {}, "template": {"spec": {"containers": [container]}}}
+        operator = {"metadata": {"name": "training-operator"}, "spec": spec}
+        if arguments is not None:
+            home.api.create("deployments", operator, "kubeflow")
+    assert "init container" not in checked(home)
+    rows = checked(home, num_replicas=2)["init container"]
+    assert rows[0][0] == state
+    assert said in rows[0][1]
+
+
+@pytest.mark.parametrize(
+    ("secret", "state"),
+    [(None, "error"), ({"other": "Y2FuYXJ5"}, "error"), ({"url": "Y2FuYXJ5"}, "ok")],
+)
+def test_the_webhooks_secret_is_looked_for_and_its_value_not_shown(fake, secret, state):
+    home = fake()
+    if secret is not None:
+        with home.api.lock:
+            home.api.create("secrets", {"metadata": {"name": "jec-webhook"}, "data": secret})
+    rows = checked(home, webhook_secret="jec-webhook/url")["webhook"]
+    assert rows[0][0] == state
+    assert "canary" not in rows[0][1]
+
+
+# Pod Security
+# ------------------------------------------------------------------------------------------------
+
+SECURE = {
+    "allowPrivilegeEscalation": False,
+    "capabilities": {"drop": ["ALL"]},
+    "runAsNonRoot": True,
+    "runAsUser": 1000,
+    "seccompProfile": {"type": "RuntimeDefault"},
+}
+
+
+def secured(fake, level, *, inject=True, suggestion=SECURE, storage=SECURE, server=SECURE):
+    """A cluster whose namespace enforces a level; None for what has no security context."""
+    home = fake()
+    furnish(home.api)
+    with home.api.lock:
+        labels = {"pod-security.kubernetes.io/enforce": level} if level else {}
+        home.api.all("namespaces")[0]["metadata"]["labels"] = labels
+        runtime = home.api.all("clusterservingruntimes")[0]["spec"]
+        runtime["containers"][0]["securityContext"] = server or {}
+        container = {"name": "storage-initializer", "securityContext": storage or {}}
+        home.api.create(
+            "clusterstoragecontainers",
+            {"metadata": {"name": "default"}, "spec": {"container": container}},
+        )
+        algorithm = {"algorithmName": "random", "image": "i", "securityContext": suggestion or {}}
+        katib = {
+            "init": {"controller": {"injectSecurityContext": inject}},
+            "runtime": {"suggestions": [algorithm]},
+        }
+        data = {"katib-config.yaml": yaml.safe_dump(katib)}
+        home.api.create(
+            "configmaps", {"metadata": {"name": "katib-config"}, "data": data}, "kubeflow"
+        )
+    return home
+
+
+KFP_PODS = ("warning", "Kubeflow Pipelines")  # always said of `restricted`
+
+
+@pytest.mark.parametrize(
+    ("level", "given", "values", "wanted"),
+    [
+        ("", {}, {"eos": "/var/eos"}, [("ok", "takes all pods")]),
+        ("privileged", {}, {"eos": "/var/eos"}, [("ok", "takes all pods")]),
+        ("baseline", {"inject": False, "suggestion": None}, {}, [("ok", "takes every pod")]),
+        (
+            "baseline",
+            {},
+            {"eos": "/var/eos"},
+            [("error", "Experiment (search), PyTorchJob (export), PyTorchJob (evaluate): folders")],
+        ),
+        ("restricted", {}, {}, [KFP_PODS]),
+        ("restricted", {"inject": False}, {}, [("error", "injectSecurityContext"), KFP_PODS]),
+        (
+            "restricted",
+            {"suggestion": {"runAsNonRoot": True}},
+            {},
+            [("error", "suggestion: no allowPrivilegeEscalation: false, no cap"), KFP_PODS],
+        ),
+        ("restricted", {"storage": None}, {}, [("error", "ClusterStorageContainer"), KFP_PODS]),
+        ("restricted", {}, {"early_stopping": "medianstop"}, [("error", "medianstop"), KFP_PODS]),
+        ("restricted", {}, {"num_replicas": 2}, [("warning", "init-pytorch"), KFP_PODS]),
+    ],
+)
+def test_what_pod_security_would_refuse_is_said_with_who_can_change_it(
+    fake, level, given, values, wanted
+):
+    rows = checked(secured(fake, level, **given), **values)["Pod Security"]
+    assert [state for state, _ in rows] == [state for state, _ in wanted]
+    for (_, text), (_, said) in zip(rows, wanted, strict=True):
+        assert said in text
+
+
+@pytest.mark.parametrize(
+    ("verb", "resource", "said"),
+    [
+        ("get", "namespaces", "right to get namespaces"),
+        ("get", "configmaps", "KatibConfig secures them, which may not be read"),
+        ("get", "clusterstoragecontainers", "storage initializer is secured, which may not be"),
+    ],
+)
+def test_what_pod_security_depends_on_and_may_not_be_read_is_said(fake, verb, resource, said):
+    home = secured(fake, "restricted")
+    home.api.forbid(verb, resource)
+    rows = checked(home)["Pod Security"]
+    assert any(state == "not seen" and said in text for state, text in rows)
+    assert not any(state == "error" for state, _ in rows)
+
+
+@pytest.mark.parametrize("level", ["baseline", "restricted"])
+def test_violations_are_those_that_the_rules_restated_for_tests_find(level):
+    """Two restatements of Kubernetes' rules, of every pod that a run makes."""
+    for values in ({}, {"eos": "/var/eos"}, {"num_replicas": 2, "num_gpus": 1}):
+        for manifest in objects(rendered_run(config(**values))).values():
+            for spec in check_pod_security.pods_of(manifest, None):
+                if level == "restricted":
+                    assert bool(violations(spec, level)) == bool(pod_security(spec))
+                else:
+                    assert bool(violations(spec, level)) == bool(values.get("eos")) * (
+                        manifest["kind"] != "InferenceService"
+                    )
 
 
 def test_what_the_clusters_webhook_refuses_is_shown_in_its_words(fake):
@@ -663,6 +886,19 @@ def test_parameters_that_are_too_long_are_an_error(kfp):
     assert "--search-space" in line[1]
     (line,) = server_lines(kfp)["parameters"]
     assert line[0] == "ok"
+
+
+@pytest.mark.parametrize("host", ["none", "kubeflow"])
+def test_a_host_that_is_no_address_ends_in_a_sentence(monkeypatch, capsys, host):
+    monkeypatch.setenv("KFP_ENDPOINT", "http://127.0.0.1:1")
+    code = pipeline.main(["--check", "--host", host])
+    answer = capsys.readouterr()
+    if host == "none":
+        assert "for a run on this machine" in answer.out
+        assert "no endpoint" in answer.out
+    else:
+        assert code == 2
+        assert "--host 'kubeflow' is no URL" in answer.err
 
 
 @pytest.mark.parametrize(

@@ -273,7 +273,7 @@ def test_the_command_that_goes_on_is_the_last_line(kfp, tmp_path, capsys, monkey
     job_id = kfp.runs[-1]["run_id"]
     step.write_status(run, "search", "running", job_id=job_id)
     monkeypatch.delenv(step.LOCAL_DIR, raising=False)
-    summary = finish.finish(run.uri, "none", step.Artifacts(""), job_id)
+    summary = finish.finish(run.uri, step.Artifacts(""), job_id)
     assert summary.resume
     for flags in ([], ["--follow"]):
         main(tmp_path, "--status", run.id, *flags, "--host", kfp.url)

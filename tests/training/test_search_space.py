@@ -245,8 +245,20 @@ def test_the_size_of_a_grid():
 
 def test_a_cluster_that_draws_otherwise_is_told_of():
     space = load(str(ROOT / "training" / "search_space.yaml"))
-    assert cautions(space, "random") == []
     assert "start-lr" in cautions(space, "sobol")[0]
+    [old] = [caution for caution in cautions(space, "random") if "0.17" in caution]
+    assert "start-lr" in old
+    entries = [
+        {"name": "whole", "type": "int", "min": 1, "max": 5},
+        {"name": "stepped", "type": "double", "min": 0, "max": 1, "step": 0.25},
+        {"name": "free", "type": "double", "min": 0, "max": 1},
+        {"name": "listed", "type": "discrete", "list": [1, 2]},
+    ]
+    for name in ("random", "tpe"):
+        [ends] = cautions(parse(json.dumps(entries)), name)
+        assert "whole, stepped by hyperopt's quniform" in ends
+    for name in ("cmaes", "sobol"):
+        assert cautions(parse(json.dumps(entries)), name) == []
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,267 @@
+"""Whether the pods of a run fit the namespace's quota and the nodes, and how many trials at once.
+
+Not only the trials count: beside them run the step that watches them, the algorithm's pod, Katib's
+metrics collector in each trial, and at the end the service.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+
+from clusters.protocol import Manifest
+from clusters.survey import Node, Survey
+from common.config import RunConfig, selector
+from common.run import Run
+from operations.quantities import amount, shown
+from operations.render import objects
+from operations.table import Line, error, not_seen, ok, warning
+
+Needs = dict[str, float]
+"""Amounts by the names that a ResourceQuota uses: requests.cpu, limits.memory, pods."""
+
+SMALLER = "--num-gpus, --num-cpus, --memory, --num-replicas"
+# What Katib gives the algorithm's pod and the metrics collector, unless KatibConfig says otherwise
+# (katib v0.19.0 pkg/apis/config/v1beta1/defaults.go:27-38).
+KATIB: Manifest = {
+    "requests": {"cpu": "50m", "memory": "10Mi", "ephemeral-storage": "500Mi"},
+    "limits": {"cpu": "500m", "memory": "100Mi", "ephemeral-storage": "5Gi"},
+}
+# Argo's container beside each step, as Kubeflow Pipelines' own manifests have it.
+ARGO: Manifest = {
+    "requests": {"cpu": "10m", "memory": "32Mi"},
+    "limits": {"cpu": "500m", "memory": "512Mi"},
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Limit:
+    """One resource of a ResourceQuota."""
+
+    quota: str
+    resource: str
+    left: float
+    hard: float
+
+
+def check_capacity(survey: Survey, run: Run, *, on_kubeflow: bool) -> Iterator[Line]:
+    """Yield lines on the quota and on the nodes.
+
+    `on_kubeflow`: whether pods of the run's steps stand beside what they start.
+    """
+    step = step_needs(run.config) if on_kubeflow else {}
+    yield from check_quota(survey, run, step)
+    yield from check_nodes(survey, run, step)
+
+
+def check_quota(survey: Survey, run: Run, step: Needs) -> Iterator[Line]:
+    """Yield how many trials fit what is left of the quotas, and where the service does not."""
+    quotas = survey.quotas()
+    if quotas is None:
+        yield not_seen("quota", survey.unseen.get("ResourceQuotas", "not readable"))
+        return
+    limits = []
+    for name, hards, used in quotas:
+        for resource, text in hards.items():
+            hard = amount(text)
+            left = hard - amount(used.get(resource, "0"))
+            limits.append(Limit(quota=name, resource=resource, left=left, hard=hard))
+    if not limits:
+        yield ok("quota", "the namespace has none")
+        return
+    yield trials_line(limits, run, step)
+    yield from service_lines(limits, run, step)
+
+
+def trials_line(limits: list[Limit], run: Run, step: Needs) -> Line:
+    """Return how many trials fit beside the step that watches them and the algorithm's pod."""
+    needs, parallel = trial_needs(run), run.config.parallel_trials
+    beside = added(step, of_containers([KATIB]))
+    fits, tightest = parallel, ""
+    for limit in limits:
+        need, others = needs.get(limit.resource, 0.0), beside.get(limit.resource, 0.0)
+        text = f"a trial asks for {limit.resource} {shown(need)}"
+        if others:
+            text += f", {shown(others)} more are for the algorithm" + (
+                " and a step" if step else ""
+            )
+        if need and need + others > limit.hard:
+            # no waiting helps
+            return error(
+                "quota",
+                f"{text}; {limit.quota} allows {shown(limit.hard)} in all",
+                f"ask for less ({SMALLER}) or for a larger quota",
+            )
+        room = max(0, int((limit.left - others) // need)) if need else fits
+        if room < fits:
+            fits = room
+            left = f"{shown(max(limit.left, 0.0))} of {shown(limit.hard)} left in {limit.quota}"
+            tightest = f"{limit.resource}: {left}, {text}"
+    if not tightest:
+        return ok("quota", f"{parallel} trials fit at once")
+    if fits == 0:
+        return warning(
+            "quota",
+            f"no trial fits now ({tightest})",
+            "the search will wait; --status tells for what",
+        )
+    return warning(
+        "quota",
+        f"{fits} of {parallel} parallel trials fit ({tightest})",
+        f"--parallel-trials {fits}",
+    )
+
+
+def service_lines(limits: list[Limit], run: Run, step: Needs) -> Iterator[Line]:
+    """Yield a line where the service does not fit, which comes when the trials are over."""
+    needs = service_needs(run)
+    together = added(
+        step, {key: max(run.config.min_replicas, 1) * one for key, one in needs.items()}
+    )
+    for limit in limits:
+        need = together.get(limit.resource, 0.0)
+        text = f"the service and the step that makes it ask for {limit.resource} {shown(need)}"
+        if need > limit.hard:
+            yield error(
+                "quota",
+                f"{text}; {limit.quota} allows {shown(limit.hard)} in all",
+                "ask for a larger quota",
+            )
+        elif need > limit.left:
+            yield warning(
+                "quota",
+                f"{text}; {shown(max(limit.left, 0.0))} of {shown(limit.hard)} are left in"
+                f" {limit.quota}",
+                "the service will wait for room; where it runs already, it counts as used",
+            )
+
+
+def check_nodes(survey: Survey, run: Run, step: Needs) -> Iterator[Line]:
+    """Yield a line for each kind of pod that no node is large enough for."""
+    nodes = survey.nodes()
+    if nodes is None:
+        yield not_seen(
+            "nodes",
+            f"how large they are ({survey.unseen.get('Nodes', '')})",
+            "kubectl describe nodes, by who may list them",
+        )
+        return
+    chosen = selector(run.config.node_selector)
+    usable = [node for node in nodes if node.schedulable and fits_labels(node, chosen)]
+    if not usable:
+        what = f" with {run.config.node_selector}" if chosen else ""
+        yield error("nodes", f"none of the {len(nodes)} nodes{what} takes pods", "--node-selector")
+        return
+    kinds = {
+        "a trial": of_containers(
+            [*largest_pod(objects(run)["experiment.yaml"]), KATIB], requests_only=True
+        ),
+        "the service": requests_of(service_needs(run)),
+        "a step": requests_of(step),
+    }
+    good = True
+    for what, needs in kinds.items():
+        reason = too_large(needs, usable)
+        if reason:
+            good = False
+            yield error("nodes", f"no node is large enough for {what}: {reason}", f"less {SMALLER}")
+    if good:
+        yield ok("nodes", f"each pod of the run fits one of {len(usable)} nodes when it is empty")
+
+
+def too_large(needs: Needs, nodes: list[Node]) -> str:
+    """Return why no single node can hold a pod; empty if one can."""
+    for node in nodes:
+        if all(amount(node.allocatable.get(key, "0")) >= need for key, need in needs.items()):
+            return ""
+    for key, need in needs.items():
+        largest = max(amount(node.allocatable.get(key, "0")) for node in nodes)
+        if need > largest:
+            return f"it asks for {key} {shown(need)}, the largest has {shown(largest)}"
+    return "no single node has all that it asks for: " + ", ".join(
+        f"{key} {shown(need)}" for key, need in needs.items()
+    )
+
+
+def fits_labels(node: Node, chosen: Mapping[str, str]) -> bool:
+    return all(node.labels.get(key) == value for key, value in chosen.items())
+
+
+def trial_needs(run: Run) -> Needs:
+    """Return what a trial's pods ask for, with the collector in the Master."""
+    job = objects(run)["experiment.yaml"]["spec"]["trialTemplate"]["trialSpec"]["spec"]
+    needs: Needs = {}
+    for replica in job["pytorchReplicaSpecs"].values():
+        containers = [one["resources"] for one in replica["template"]["spec"]["containers"]]
+        for _ in range(replica["replicas"]):
+            needs = added(needs, of_containers(containers))
+    collector = of_containers([KATIB])
+    collector.pop("pods")  # it is no pod of its own
+    return added(needs, collector)
+
+
+def largest_pod(experiment: Manifest) -> list[Manifest]:
+    """Return the resources of the containers of a trial's Master, which has the collector."""
+    job = experiment["spec"]["trialTemplate"]["trialSpec"]["spec"]
+    master = job["pytorchReplicaSpecs"]["Master"]["template"]["spec"]
+    return [container["resources"] for container in master["containers"]]
+
+
+def service_needs(run: Run) -> Needs:
+    """Return what one pod of the service asks for."""
+    predictor = objects(run)["inference_service.yaml"]["spec"]["predictor"]
+    return of_containers([predictor[run.config.predictor_form]["resources"]])
+
+
+def step_needs(config: RunConfig) -> Needs:
+    """Return what the pod of a step asks for, as the pipeline is compiled for it."""
+    from google.protobuf import json_format
+
+    from components import chain
+
+    spec = json_format.MessageToDict(chain.pipeline(config).pipeline_spec)
+    container = spec["deploymentSpec"]["executors"]["exec-search"]["container"]["resources"]
+    own = {
+        "requests": {
+            "cpu": container["resourceCpuRequest"],
+            "memory": container["resourceMemoryRequest"],
+        },
+        "limits": {
+            "cpu": container["resourceCpuLimit"],
+            "memory": container["resourceMemoryLimit"],
+        },
+    }
+    return of_containers([own, ARGO])
+
+
+def of_containers(containers: list[Manifest], *, requests_only: bool = False) -> Needs:
+    """Return what a pod with containers of these resources asks for, as a quota names it.
+
+    With `requests_only`, as a node names it: cpu, memory, nvidia.com/gpu.
+    """
+    needs: Needs = {"pods": 1.0}
+    for resources in containers:
+        for kind in ("requests", "limits"):
+            for resource, text in (resources.get(kind) or {}).items():
+                name = f"{kind}.{resource}"
+                needs[name] = needs.get(name, 0.0) + amount(text)
+    # A quota may name these without 'requests.'.
+    for resource in ("cpu", "memory", "ephemeral-storage"):
+        if f"requests.{resource}" in needs:
+            needs[resource] = needs[f"requests.{resource}"]
+    return requests_of(needs) if requests_only else needs
+
+
+def requests_of(needs: Needs) -> Needs:
+    """Return the requests among the needs of a pod, by the names of a node's resources."""
+    start = "requests."
+    return {key.removeprefix(start): need for key, need in needs.items() if key.startswith(start)}
+
+
+def added(*parts: Needs) -> Needs:
+    """Return the sum of needs."""
+    total: Needs = {}
+    for part in parts:
+        for key, need in part.items():
+            total[key] = total.get(key, 0.0) + need
+    return total
