@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import dataclasses
 
+from common.config import NONE
+
 OLDEST = (2, 5)
 """Older servers take no name of a Secret from a parameter (pipelines#10914)."""
 
@@ -50,10 +52,11 @@ def support_of(version: tuple[int, int] | None) -> Support:
     )
 
 
-def losses(support: Support, secret: str) -> list[str]:
+def losses(support: Support, secret: str, webhook_secret: str = NONE) -> list[str]:
     """Return what a run on such a server goes without or needs, one sentence each.
 
-    `secret` is the name of the Secret with the S3 keys.
+    `secret` is the name of the Secret with the S3 keys, `webhook_secret` NAME/KEY of the one with
+    the webhook's URL.
     """
     sentences = []
     if not support.nested_retries:
@@ -70,4 +73,7 @@ def losses(support: Support, secret: str) -> list[str]:
         sentences.append(
             f"no step starts without the Secret {secret} in its namespace and both keys in it"
         )
+    if not support.optional_secret and webhook_secret != NONE:
+        name, _, key = webhook_secret.partition("/")
+        sentences.append(f"finish does not start without the Secret {name} and its key {key}")
     return sentences

@@ -134,7 +134,7 @@ def check_server(config: RunConfig, host: str, auth: str, reached: list[Server])
         yield line("its version", f"{problem} (the SDK is kfp {sdk})")
     else:
         yield ok("its version", f"{server.version}; the pipeline is compiled by kfp {sdk}")
-        for loss in losses(server.support, config.s3_secret):
+        for loss in losses(server.support, config.s3_secret, config.webhook_secret):
             yield warning("its version", loss)
     yield check_parameters(config)
     yield check_namespace(config, server)

@@ -186,7 +186,7 @@ def notes(config: RunConfig, server: Server, account: str) -> Iterator[str]:
             "the server has one namespace for all runs: steps run there, as ServiceAccount"
             f" {account}, and make the run's {where}"
         )
-    for loss in losses(server.support, config.s3_secret):
+    for loss in losses(server.support, config.s3_secret, config.webhook_secret):
         yield f"server {server.version or 'of an unknown version'}: {loss}"
 
 

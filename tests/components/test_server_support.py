@@ -15,6 +15,7 @@ SUPPORTED = [version for version in VERSIONS if version_numbers(version) >= OLDE
 CONFIGS = {
     "default": RunConfig(),
     "secret": RunConfig(s3_secret="another-secret"),
+    "webhook": RunConfig(webhook_secret="mattermost/url"),
     "pods": RunConfig(
         s3_secret="another-secret",
         namespace="physics",
@@ -129,3 +130,9 @@ def test_what_a_server_does_not_do_is_said(version, facts):
     assert len(sentences) == len(facts)
     for sentence, fact in zip(sentences, facts, strict=True):
         assert fact in sentence
+
+
+def test_the_webhook_s_secret_must_exist_where_none_is_optional():
+    (_, sentence) = losses(support("2.14.4"), "s3-keys", "mattermost/url")
+    assert "mattermost" in sentence
+    assert losses(support("2.15.0"), "s3-keys", "mattermost/url") == []
