@@ -19,6 +19,8 @@ from operations.target import Target
 from serving import triton
 
 TERMINATION_SECONDS = 300.0  # for Kubeflow to end a run: its pods get a grace period each
+STEP_SECONDS = 10.0
+"""After a termination no step lives any more, and makes anything (seen with Argo 3.7.3: 3 s)."""
 POLL = 2.0
 LOCAL_OBJECTS = (
     ("services", "InferenceService"),
@@ -51,10 +53,20 @@ def down(target: Target, *, storage_too: bool, yes: bool) -> int:
         return 1
 
     problems = []
-    if target.kubeflow is not None and not target.kubeflow.has_ended:
-        problems += end_run(target.kubeflow)
+    run = target.kubeflow
+    if run is not None and not run.has_ended:
+        if not run.is_terminated:
+            problems += terminate(run)
+        # The end takes a minute or more, most of it for `finish`. It has to be awaited where only
+        # `finish` can remove the objects, and where it would write to a folder that goes.
+        if target.operator is None or storage_too:
+            problems += wait_for_end(run)
     problems += end_processes(target)
     problems += remove_objects(target)
+    if run is not None and not run.has_ended and not problems:
+        time.sleep(STEP_SECONDS)
+        problems += remove_objects(target)  # what a step made while it was killed
+        kept += "; on Kubeflow Pipelines finish still writes its summary"
     if storage_too:
         problems += remove_storage(target, in_use=bool(problems))
 
@@ -67,8 +79,9 @@ def down(target: Target, *, storage_too: bool, yes: bool) -> int:
 def plan_lines(target: Target, storage_too: bool) -> list[str]:
     """Return what will be removed, in order."""
     lines = []
-    if target.kubeflow is not None and not target.kubeflow.has_ended:
-        state = target.kubeflow.state.lower()
+    run = target.kubeflow
+    if run is not None and not (run.has_ended or run.is_terminated):
+        state = run.state.lower()
         lines.append(f"the run itself, {state} on Kubeflow Pipelines: it is terminated")
     for pid, command in local_processes(target).items():
         lines.append(f"process {pid}: {command[:100]}")
@@ -93,16 +106,23 @@ def confirmed(run_id: str) -> bool:
     return input(f"remove all of this of run {run_id}? [y/N] ").strip().lower() in ("y", "yes")
 
 
-def end_run(run: KubeflowRun) -> list[str]:
-    """Terminate the run on Kubeflow and wait until it has ended; return what went wrong.
-
-    Its launchers are gone then, and make nothing anew.
-    """
+def terminate(run: KubeflowRun) -> list[str]:
+    """Terminate the run on Kubeflow; return what went wrong."""
     try:
         run.terminate()
-        print("waiting: Kubeflow Pipelines ends the run, and its finish cleans up", flush=True)
-        ends = time.monotonic() + TERMINATION_SECONDS
         run.refresh()
+    except ClusterError as error:
+        return [str(error)]
+    print("terminated on Kubeflow Pipelines", flush=True)
+    return []
+
+
+def wait_for_end(run: KubeflowRun) -> list[str]:
+    """Wait until a terminated run has ended; return what went wrong."""
+    ends = time.monotonic() + TERMINATION_SECONDS
+    if not run.has_ended:
+        print("waiting: Kubeflow Pipelines ends the run, and its finish cleans up", flush=True)
+    try:
         while not run.has_ended:
             if time.monotonic() > ends:
                 return [f"the run on Kubeflow Pipelines is still {run.state.lower()}: {run.url}"]
@@ -110,7 +130,6 @@ def end_run(run: KubeflowRun) -> list[str]:
             run.refresh()
     except ClusterError as error:
         return [str(error)]
-    print("terminated on Kubeflow Pipelines", flush=True)
     return []
 
 

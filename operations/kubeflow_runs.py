@@ -48,6 +48,11 @@ class KubeflowRun:
         return self.state in ENDED
 
     @property
+    def is_terminated(self) -> bool:
+        """Whether it was terminated and has not ended as yet: only `finish` runs on."""
+        return self.state == "CANCELING"
+
+    @property
     def url(self) -> str:
         return self.server.run_url(self.id)
 

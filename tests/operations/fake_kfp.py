@@ -35,6 +35,7 @@ class FakeKfp:
         self.pipelines, self.versions, self.experiments, self.runs = [], [], [], []
         self.requests: list[tuple[str, str]] = []
         self.states: dict[str, list[str]] = {}
+        self.canceling_looks = 1
         self.failures: list[int] = []
         self.workflows: dict[str, dict] = {}
 
@@ -106,7 +107,7 @@ class FakeKfp:
         if match := re.fullmatch(r"/apis/v2beta1/runs/([^/:]+):terminate", path):
             # seen with KFP 2.15.0: a terminated run is CANCELING, then FAILED, never CANCELED
             # (kfp 2.15.0 backend/src/apiserver/resource/resource_manager.go:1317)
-            self.states[match[1]] = ["CANCELING", "FAILED"]
+            self.states[match[1]] = ["CANCELING"] * self.canceling_looks + ["FAILED"]
             return {}
         return None
 

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -58,6 +59,7 @@ METRICS = metrics_record().as_json()
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     monkeypatch.setattr(follow_module.follow, "__kwdefaults__", {"poll": 0.01, "deadline": 60.0})
+    monkeypatch.setattr(down_module, "STEP_SECONDS", 0.01)
     monkeypatch.setattr(down_module, "POLL", 0.01)
     monkeypatch.setattr(operator_module.Operator.__init__, "__kwdefaults__", {"poll": 0.02})
 
@@ -588,7 +590,7 @@ def test_down_ends_the_run_on_kubeflow_first_then_removes_its_objects_and_works_
         "removed InferenceService/jec-pfn",
     ]
     assert [text.index(line) for line in order] == sorted(text.index(line) for line in order)
-    assert kfp.runs[0]["state"] == "FAILED"
+    assert kfp.runs[0]["state"] == "CANCELING"
     assert not home.api.all("experiments") + home.api.all("pytorchjobs")
     assert [one["metadata"]["name"] for one in home.api.all("inferenceservices")] == ["other"]
     assert main(tmp_path, "--down", run_id, "--yes", "--host", kfp.url) == 0
@@ -600,6 +602,35 @@ def own_client():
     """Leave no S3 client of this test's AWS variables to the next test."""
     yield
     storage.forget_client()
+
+
+@pytest.mark.usefixtures("own_client")
+@pytest.mark.parametrize("storage_too", [False, True])
+def test_down_of_a_running_run_waits_for_its_end_only_where_its_folder_goes(
+    fake, kfp, tmp_path, capsys, monkeypatch, s3_bucket, s3_server, storage_too
+):
+    """The end comes a minute later (seen with KFP 2.15.0); a step may make an object meanwhile."""
+    bucket = f"{s3_bucket}/jec"
+    number, run_id = kfp_run(kfp, "RUNNING", bucket=bucket, s3_endpoint=s3_server)
+    Run(config=RunConfig(s3_bucket=bucket, s3_endpoint=s3_server, run_id=run_id)).save()
+    kfp.canceling_looks = 50
+    home = fake(node_of(Play(seconds=math.inf)))
+    sleeps = []
+
+    def step_that_is_killed(seconds):
+        sleeps.append(seconds)
+        if len(sleeps) == 1:
+            manifest = experiment(["0.1"], name=run_id, run_id=run_id)
+            with pytest.raises(DeadlineError):
+                home.run_experiment(manifest, deadline=0.2)
+
+    clock = SimpleNamespace(sleep=step_that_is_killed, monotonic=time.monotonic)
+    monkeypatch.setattr(down_module, "time", clock)
+    flags = ["--storage"] if storage_too else []
+    assert main(tmp_path, "--down", number, "--yes", "--host", kfp.url, *flags) == 0
+    assert not home.api.all("experiments") + home.api.all("pytorchjobs")
+    assert (len(sleeps) > 40) == storage_too
+    assert ("finish" in capsys.readouterr().out.splitlines()[-1]) != storage_too
 
 
 @pytest.mark.usefixtures("own_client")
