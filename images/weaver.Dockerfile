@@ -42,7 +42,6 @@ RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
 
 WORKDIR /opt/jec
 COPY common common
-COPY clusters clusters
 COPY reporting reporting
 COPY serving serving
 COPY evaluating evaluating

@@ -70,7 +70,7 @@ def prepared(tmp_path):
     run = Run(config=RunConfig(s3_bucket=str(tmp_path), run_id="pfn-00000000"))
     storage.write_text(run.path("config", "data.yaml"), "data")
     storage.write_text(run.path("config", "network.py"), "network")
-    network = types.SimpleNamespace(source="network")
+    network = types.SimpleNamespace(source="network", siblings={})
     return run, types.SimpleNamespace(data_config_text=b"data", network=network, files={})
 
 
