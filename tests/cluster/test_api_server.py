@@ -155,8 +155,8 @@ def test_the_role_of_the_steps_is_seen_by_who_may_ask_for_others(
     monkeypatch.setenv("KUBECONFIG", str(path))
     survey = Survey(connect(), NAMESPACE)
     for permission, verb in requests():
-        assert survey.account_allowed("default-editor", permission, verb) is True
-        assert survey.account_allowed("default", permission, verb) is False
+        assert survey.account_allowed("default-editor", permission, verb, NAMESPACE) is True
+        assert survey.account_allowed("default", permission, verb, NAMESPACE) is False
 
 
 METHODS = {"get": "GET", "list": "GET", "create": "POST", "update": "PUT", "delete": "DELETE"}
