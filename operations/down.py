@@ -54,6 +54,7 @@ def down(target: Target, *, storage_too: bool, yes: bool) -> int:
 
     problems = []
     run = target.kubeflow
+    began = time.monotonic()
     if run is not None and not run.has_ended:
         if not run.is_terminated:
             problems += terminate(run)
@@ -64,7 +65,7 @@ def down(target: Target, *, storage_too: bool, yes: bool) -> int:
     problems += end_processes(target)
     problems += remove_objects(target)
     if run is not None and not run.has_ended and not problems:
-        time.sleep(STEP_SECONDS)
+        time.sleep(max(0.0, began + STEP_SECONDS - time.monotonic()))
         problems += remove_objects(target)  # what a step made while it was killed
         kept += "; on Kubeflow Pipelines finish still writes its summary"
     if storage_too:
