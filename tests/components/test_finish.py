@@ -194,6 +194,7 @@ def test_a_repeated_attempt_ends_at_once_where_the_failure_is_not_retryable(
     run, capsys, monkeypatch, error, tried_again
 ):
     monkeypatch.delenv(step.LOCAL_DIR, raising=False)
+    monkeypatch.setattr(step, "PATIENCE_SECONDS", 0.0)
     run.save()
     tries = []
 
