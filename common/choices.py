@@ -23,12 +23,28 @@ EARLY_STOPPING = ("none", "medianstop")
 ROLLOUTS = ("auto", "surge", "recreate")
 """How a new pod of the service replaces the former one: by the quota, first or afterwards."""
 
+GATES = ("default", "strict")
+"""What the gate refuses: a model whose test jets show that it is worse than allowed, or any that
+they do not show to be within the limits.
+"""
+
+GATE_REGIONS = ("both", "barrel", "endcap")
+"""Regions of eta that the gate judges; a selection of jets may leave one region empty."""
+
 # Defaults of the gate
 
 MIN_IMPROVEMENT = 0.0
 """Per cent of resolution: not worse than the standard JEC."""
 
-MAX_CLOSURE = 0.02
-"""Twice the 1 % that CMS aims at: a network's response is drawn towards 1 from both ends of the pT
-range by construction.
+MAX_CLOSURE = 0.01
+"""What CMS aims at, from 60 GeV up."""
+
+MAX_RESOLUTION_RATIO = 1.05
+MAX_TAIL_RATIO = 1.05
+MAX_FLAVOUR_RATIO = 1.05
+"""Of the standard JEC's: a trade of one quantity for another is refused before it is seen in an
+analysis.
 """
+
+MAX_COVERAGE_POINTS = 4.0
+"""An uncertainty of a jet that is 10 % too small covers 63.5 % in place of 68 %."""

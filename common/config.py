@@ -19,7 +19,13 @@ from typing import Any
 from common import algorithms
 from common.choices import (
     EARLY_STOPPING,
+    GATE_REGIONS,
+    GATES,
     MAX_CLOSURE,
+    MAX_COVERAGE_POINTS,
+    MAX_FLAVOUR_RATIO,
+    MAX_RESOLUTION_RATIO,
+    MAX_TAIL_RATIO,
     MIN_IMPROVEMENT,
     PRECISIONS,
     RAW_MODELS,
@@ -254,15 +260,54 @@ class RunConfig:
     )
 
     # -- gates and serving
+    gate: str = option(
+        "default",
+        "'default' refuses a model if its test jets show that it is worse than the limits below;"
+        " 'strict' refuses one unless they show that it is within them, which takes some 100,000"
+        " test jets",
+        group="gates and serving",
+        choices=GATES,
+    )
     min_improvement: float = option(
         MIN_IMPROVEMENT,
-        "deploy only if the resolution gain over the standard JEC is not below this, in per cent",
+        "resolution gain over the standard JEC, in per cent: the default gate passes any gain whose"
+        " 95 % interval reaches up to this, the strict gate one whose whole interval is above",
         group="gates and serving",
     )
     max_closure: float = option(
         MAX_CLOSURE,
-        "deploy only if |median response - 1| from 60 GeV up is not above this",
+        "largest |median response - 1| in a bin, as a fraction; that of the standard JEC in the"
+        " same bin is allowed as well",
         group="gates and serving",
+    )
+    max_resolution_ratio: float = option(
+        MAX_RESOLUTION_RATIO,
+        "largest resolution of a region or a bin of pT, as a multiple of the standard JEC's",
+        group="gates and serving",
+    )
+    max_tail_ratio: float = option(
+        MAX_TAIL_RATIO,
+        "largest share of jets off by more than 30 %, and by more than a factor 1.5, as a multiple"
+        " of the standard JEC's",
+        group="gates and serving",
+    )
+    max_flavour_ratio: float = option(
+        MAX_FLAVOUR_RATIO,
+        "largest spread of the median response between flavours, as a multiple of the standard"
+        " JEC's",
+        group="gates and serving",
+    )
+    max_coverage_points: float = option(
+        MAX_COVERAGE_POINTS,
+        "largest difference, in percentage points, of the share of jets within their own interval"
+        " from what it should be (68 %)",
+        group="gates and serving",
+    )
+    gate_regions: str = option(
+        "both",
+        "regions of eta that the gate judges; a region without test jets is refused",
+        group="gates and serving",
+        choices=GATE_REGIONS,
     )
     baseline: str = option(
         NONE,
@@ -405,6 +450,11 @@ class RunConfig:
         require(
             self.rollout in ROLLOUTS, f"--rollout: {unknown('rollout', self.rollout, ROLLOUTS)}"
         )
+        require(self.gate in GATES, f"--gate: {unknown('gate', self.gate, GATES)}")
+        require(
+            self.gate_regions in GATE_REGIONS,
+            f"--gate-regions: {unknown('choice', self.gate_regions, GATE_REGIONS)}",
+        )
         require(
             self.predictor_form in PREDICTOR_FORMS,
             f"--predictor-form: {unknown('form', self.predictor_form, PREDICTOR_FORMS)}",
@@ -527,6 +577,10 @@ LEAST = {
     "serving_gpus": 0,
     "deadline_hours": 0.001,
     "max_closure": 0.0,
+    "max_resolution_ratio": 0.0,
+    "max_tail_ratio": 0.0,
+    "max_flavour_ratio": 0.0,
+    "max_coverage_points": 0.0,
     "min_replicas": 0,
     "max_replicas": 1,
 }

@@ -13,6 +13,13 @@ from __future__ import annotations
 import dataclasses
 from typing import ClassVar, Generic, TypeVar
 
+from common.choices import (
+    MAX_COVERAGE_POINTS,
+    MAX_FLAVOUR_RATIO,
+    MAX_RESOLUTION_RATIO,
+    MAX_TAIL_RATIO,
+)
+
 Value = TypeVar("Value")
 
 
@@ -104,25 +111,32 @@ class ResponseBin(Calibrated[Response], PtBin):
     gain: Interval
     gain_half_width: Interval
     gain_over_baseline: Interval | None = None
+    effective_jets: float | None = None
+    """Jets of equal weight that would have the same error; None where each jet counts once."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Weighted:
-    """The summary with each jet counted eventWeight times."""
+    """The summary with each jet counted eventWeight times.
+
+    A bin whose gain is too uncertain to tell anything is in MetricsRecord.unmeasured.
+    """
 
     gain: Interval | None
+    """None where it is too uncertain, as MetricsRecord.unmeasured says."""
     gain_half_width: Interval | None
     gain_over_baseline: Interval | None
     resolution: Calibrated[Interval] | None
     bins: list[ResponseBin]
     effective_jets: float
+    """Of all jets above 30 GeV (Kish)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Moments:
-    """Mean of the response, and its normal core with errors of one standard deviation.
+    """Mean of the response, and its normal core with errors of one standard deviation (bootstrap).
 
-    Without a core there is the mean alone.
+    Without a core there is the mean alone: fewer than 20 jets, or quartiles that coincide.
     """
 
     OMIT_DEFAULTS: ClassVar[bool] = True
@@ -200,14 +214,21 @@ class FlavourBin(Calibrated[Interval], PtBin):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FlavourSpread:
-    """Largest minus smallest median response of the flavours of one region."""
+    """Standard deviation of the median response between the flavours of one region.
+
+    That of the medians' noise is taken off (physics.response.spread_squared); 0 where the noise
+    explains all of it. Runs of earlier versions have the largest minus the smallest median.
+    """
 
     OMIT_DEFAULTS: ClassVar[bool] = True
 
     flavours: list[str]
+    """Those with enough jets; the others are in MetricsRecord.unmeasured."""
     spread: Calibrated[Interval]
-    reduction: Interval
-    """What the model takes off the standard JEC's spread (per cent, paired)."""
+    reduction: Interval | None
+    """What the model takes off the standard JEC's spread (per cent, paired); None where that spread
+    may be zero.
+    """
     uds_minus_g: Calibrated[Interval] | None = None
 
 
@@ -257,6 +278,16 @@ class CoverageBin(PtBin):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class CoverageRegion:
+    """Coverage of the band in a region of eta."""
+
+    region: str
+    """barrel, endcap or all."""
+    num_jets: int
+    coverage: Interval
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class MeasuredWidth:
     """The measured half-width of log(pT / pT_gen) beside the mean predicted one."""
 
@@ -297,12 +328,33 @@ class Uncertainty:
     """The band nearest to 68 % first."""
     below: list[Below]
     pt: list[CoverageBin]
+    regions: list[CoverageRegion] = dataclasses.field(default_factory=list)
+    """Those with enough jets."""
     widths: list[MeasuredWidth]
     pull: Pull
     same_pt: SamePt | None
 
 
 # ----------------------------------------------------------------------------- how it was measured
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Unmeasured:
+    """A number that could not be measured, and why."""
+
+    quantity: str
+    where: str
+    """Which jets."""
+    num_jets: int
+    reason: str
+
+    @property
+    def text(self) -> str:
+        """A sentence without its full stop."""
+        return f"{self.quantity}, {self.where}: {self.reason}"
+
+
+# ----------------------------------------------------------------------------------------- the gate
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -314,6 +366,54 @@ class GateSettings:
     max_closure: float
     """A fraction: largest |median response - 1|."""
     seed: int
+    gate: str = "default"
+    """default or strict (common.choices.GATES)."""
+    gate_regions: str = "both"
+    """Regions of eta that the gate judges (common.choices.GATE_REGIONS)."""
+    max_resolution_ratio: float = MAX_RESOLUTION_RATIO
+    """Resolution over that of the standard JEC."""
+    max_tail_ratio: float = MAX_TAIL_RATIO
+    """Share of jets in the tails over that of the standard JEC."""
+    max_flavour_ratio: float = MAX_FLAVOUR_RATIO
+    """Flavour spread over that of the standard JEC."""
+    max_coverage_points: float = MAX_COVERAGE_POINTS
+    """Largest difference of the coverage from its nominal value, in percentage points."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GateCheck:
+    """A number that the gate judged, in units of `unit`.
+
+    The number is better than allowed by `margin`: limit - |value|, with the interval that decides
+    (for the gain: value - limit, and the plain interval).
+    """
+
+    quantity: str
+    where: str
+    """Which jets."""
+    num_jets: int
+    unit: str
+    """'%', 'points' (of per cent) or '' for a plain number."""
+    value: float
+    standard: float | None
+    """The same of the standard JEC; None where it has no such number."""
+    limit: float
+    margin: Interval
+    passed: bool
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Gate:
+    """Everything that the gate judged, and what it could not judge."""
+
+    level: float
+    """Confidence level of the margins, corrected for `num_tests`; the gain has the level of all
+    intervals.
+    """
+    num_tests: int
+    checks: list[GateCheck]
+    """The gain first."""
+    unmeasured: list[Unmeasured]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -25,12 +25,14 @@ from common.measurements import (
     Distribution,
     EtaBin,
     Flavour,
+    Gate,
     GateSettings,
     Inference,
     Interval,
     ResidualSlice,
     ResponseBin,
     Uncertainty,
+    Unmeasured,
     Weighted,
 )
 
@@ -421,7 +423,7 @@ class MetricsRecord(Record):
     bins: list[ResponseBin]
     curves: list[ResponseBin]
     weighted: Weighted | None
-    """None where the jets have no weights, or equal ones."""
+    """None where the jets have no weights, or equal ones, or such that mean nothing."""
     core: list[CoreBin]
     residuals: dict[str, list[ResidualSlice]]
     """Column -> its slices."""
@@ -439,6 +441,12 @@ class MetricsRecord(Record):
     inference: Inference | None
     uncertainty: Uncertainty | None = None
     """Of a quantile network."""
+    gate: Gate | None = None
+    """What the gate judged; None in runs of earlier versions."""
+    unmeasured: list[Unmeasured] = dataclasses.field(default_factory=list)
+    """What could not be measured, and why."""
+    left_out: dict[str, int] = dataclasses.field(default_factory=dict)
+    """Cause -> test jets that are in no measurement."""
     headline: dict[str, float] = dataclasses.field(default_factory=dict)
     """Name -> number by which runs are compared (reporting.headline)."""
 

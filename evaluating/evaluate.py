@@ -1,7 +1,7 @@
 """Measure an exported model on the test jets, judge it, and report.
 
     python -m physics.evaluate --run runs/<run id> --name <model name> [--trial NAME]
-        [--baseline runs/<earlier run id>] [--min-improvement 0] [--max-closure 0.02]
+        [--baseline runs/<earlier run id>] [--gate strict] [--min-improvement 0]
 
 It writes metrics.json, report.html and the figures into the run's folder. What is measured is what
 is deployed: <run>/model/<name>/1/model.onnx, run by ONNX Runtime. Not passing the gate is an
@@ -11,13 +11,14 @@ the pipeline's condition reads it.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import sys
 
 from common import storage
-from common.choices import MAX_CLOSURE, MIN_IMPROVEMENT
+from common.choices import GATE_REGIONS, GATES
 from common.cli import Parser, require, run_main
-from common.config import AUTO, NONE
+from common.config import AUTO, NONE, RunConfig, flag
 from common.layout import RunFolder
 from common.measurements import GateSettings
 from common.records import MetricsRecord
@@ -27,8 +28,18 @@ from evaluating.measurement import Subject, measured
 from physics.bootstrap import REPLICATES
 
 # With fewer draws the ends of a 95 % interval would rest on one or none.
-LEAST = {"replicates": 20, "batch_size": 1, "max_closure": 0, "seed": 0}
+LEAST = {"replicates": 20, "batch_size": 1, "seed": 0}
 """Option -> the least value that can be meant."""
+
+LIMITS = (
+    "min_improvement",
+    "max_closure",
+    "max_resolution_ratio",
+    "max_tail_ratio",
+    "max_flavour_ratio",
+    "max_coverage_points",
+)
+"""The gate's limits, in the order of --help; pipeline.py has the same flags."""
 
 
 def evaluate(
@@ -37,9 +48,7 @@ def evaluate(
     *,
     trial: str = AUTO,
     baseline: str = NONE,
-    min_improvement: float = MIN_IMPROVEMENT,
-    max_closure: float = MAX_CLOSURE,
-    seed: int = 0,
+    settings: GateSettings,
     replicates: int = REPLICATES,
     batch_size: int = BATCH_SIZE,
 ) -> MetricsRecord:
@@ -47,7 +56,7 @@ def evaluate(
 
     trial: the one that was exported ('auto': the search's best); its options and training curve go
     into the report. baseline: an earlier run's folder (URI) whose model is measured on the same
-    jets, or 'none'.
+    jets, or 'none'. settings: what the gate asks for.
 
     Raises InputError where the run, its model or its test data are missing or lack an observer, or
     the baseline's are other jets.
@@ -66,7 +75,7 @@ def evaluate(
         columns,
         answers,
         of_baseline,
-        GateSettings(min_improvement=min_improvement, max_closure=max_closure, seed=seed),
+        settings,
         replicates,
     )
 
@@ -97,20 +106,23 @@ def parser() -> Parser:
         help="folder of an earlier run, to be compared on the same jets",
     )
     gates = command.add_argument_group("gate")
-    gates.add_argument(
-        "--min-improvement",
-        type=float,
-        default=MIN_IMPROVEMENT,
-        metavar="X",
-        help="per cent (default %(default)s)",
-    )
-    gates.add_argument(
-        "--max-closure",
-        type=float,
-        default=MAX_CLOSURE,
-        metavar="X",
-        help="|median response - 1| (default %(default)s)",
-    )
+    fields = {field.name: field for field in dataclasses.fields(RunConfig)}
+    for name, choices in (("gate", GATES), ("gate_regions", GATE_REGIONS)):
+        gates.add_argument(
+            f"--{flag(name)}",
+            default=fields[name].default,
+            choices=choices,
+            help=f"{fields[name].metadata['help']} (default: %(default)s)",
+        )
+    for name in LIMITS:
+        text = fields[name].metadata["help"].replace("%", "%%")
+        gates.add_argument(
+            f"--{flag(name)}",
+            type=float,
+            default=fields[name].default,
+            metavar="X",
+            help=f"{text} (default: %(default)s)",
+        )
     command.add_argument(
         "--seed", type=int, default=0, help="of the bootstrap (default %(default)s)"
     )
@@ -132,14 +144,18 @@ def main(argv: list[str] | None = None) -> int:
     def body() -> None:
         for name, lowest in LEAST.items():
             require(
-                options[name] >= lowest,
-                f"--{name.replace('_', '-')} {options[name]}: give at least {lowest}",
+                options[name] >= lowest, f"--{flag(name)} {options[name]}: give at least {lowest}"
             )
-        require(
-            math.isfinite(options["min_improvement"]),
-            f"--min-improvement {options['min_improvement']}: give a number",
-        )
-        metrics = evaluate(**options)
+        for name in LIMITS:
+            value = options[name]
+            require(math.isfinite(value), f"--{flag(name)} {value}: give a number")
+            # A gain may be asked to be above any number, the other limits are sizes.
+            require(
+                value >= 0 or name == "min_improvement", f"--{flag(name)} {value}: give 0 or more"
+            )
+        names = [field.name for field in dataclasses.fields(GateSettings)]
+        settings = GateSettings(**{name: options.pop(name) for name in names})
+        metrics = evaluate(**options, settings=settings)
         lines = [*results.verdict(metrics), f"report: {RunFolder(metrics.run).report}"]
         print("\n".join(lines), flush=True)
 

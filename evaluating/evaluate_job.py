@@ -18,8 +18,14 @@ def evaluate_job(run: Run, trial: str) -> Manifest:
     """Measures the exported model on the test set and writes metrics.json and report.html."""
     config = run.config
     gates = [
+        f"--gate={config.gate}",
         f"--min-improvement={config.min_improvement}",
         f"--max-closure={config.max_closure}",
+        f"--max-resolution-ratio={config.max_resolution_ratio}",
+        f"--max-tail-ratio={config.max_tail_ratio}",
+        f"--max-flavour-ratio={config.max_flavour_ratio}",
+        f"--max-coverage-points={config.max_coverage_points}",
+        f"--gate-regions={config.gate_regions}",
         f"--seed={config.seed_number}",
     ]
     return run_pods.job(

@@ -13,8 +13,8 @@ from common.records import MetricsRecord
 from evaluating.inference import Answers
 from evaluating.inputs import Columns, Inputs
 from physics import uncertainty
-from physics.gate import gate
-from physics.metrics import measure
+from physics.gate import judge
+from physics.metrics import Record, record_of, sample_of
 from reporting.headline import headline
 
 
@@ -42,21 +42,21 @@ def measured(
 
     columns: name -> (N,); baseline: an earlier model's answers for the same jets, (N,).
     """
-    seed = settings.seed
     with Progress("bootstrap", total=replicates + 1, unit="draws") as progress:
-        numbers = measure(
+        sample = sample_of(
             columns,
             answers.correction,
             baseline=baseline,
             replicates=replicates,
-            seed=seed,
+            seed=settings.seed,
             advance=progress.advance,
         )
+    widths = widths_of(columns, answers, replicates, settings.seed)
     # The gate judges the numbers as they are, before they are rounded for the file.
-    passed, reasons = gate(numbers, settings.min_improvement, settings.max_closure)
+    gate, reasons = judge(sample, settings, widths)
 
     content = {
-        "passed": passed,
+        "passed": not reasons,
         "reasons": reasons,
         "run": subject.run,
         "run_id": inputs.run.id,
@@ -64,21 +64,30 @@ def measured(
         "trial": inputs.trial,
         "baseline": subject.baseline,
         "config": dataclasses.asdict(settings),
-        **numbers,
+        **record_of(sample),
+        "gate": gate,
         "inference": dataclasses.asdict(answers.inference),
     }
-    # Only a quantile network says how sure it is of each jet.
-    if uncertainty.bands(answers.columns):
-        with Progress(
-            "bootstrap of the uncertainties", total=replicates + 1, unit="draws"
-        ) as progress:
-            content["uncertainty"] = uncertainty.measure(
-                columns,
-                answers.output,
-                answers.columns,
-                replicates=replicates,
-                seed=seed,
-                advance=progress.advance,
-            )
+    if widths:
+        content["uncertainty"] = widths
     metrics = MetricsRecord.from_json(content)
     return dataclasses.replace(metrics, headline=headline(metrics, inputs.search))
+
+
+def widths_of(columns: Columns, answers: Answers, replicates: int, seed: int) -> Record | None:
+    """What the quantiles of a network are worth (physics.uncertainty).
+
+    None for a network that does not say how sure it is of each jet; empty with too few jets.
+    """
+    if not uncertainty.bands(answers.columns):
+        return None
+    with Progress("bootstrap of the uncertainties", total=replicates + 1, unit="draws") as progress:
+        widths = uncertainty.measure(
+            columns,
+            answers.output,
+            answers.columns,
+            replicates=replicates,
+            seed=seed,
+            advance=progress.advance,
+        )
+    return widths or {}

@@ -6,6 +6,7 @@ import math
 
 from common import storage
 from common.layout import RunFolder
+from common.measurements import Gate
 from common.records import MetricsRecord
 from reporting.report import Documents, figures_of, render
 
@@ -42,6 +43,22 @@ def write(uri: str, documents: Documents) -> None:
     storage.write_text(folder.report, render(documents, figures))
 
 
+def not_judged(gate: Gate) -> list[str]:
+    """What the gate could not judge; bins of closure are counted, since the report names them."""
+    lines = []
+    bins = 0
+    for missing in gate.unmeasured:
+        if missing.quantity == "closure":
+            bins += 1
+        else:
+            lines.append(f"not judged: {missing.text}")
+    if bins:
+        lines.append(
+            f"not judged: closure in {bins} groups of too few jets, which the report names"
+        )
+    return lines
+
+
 def verdict(metrics: MetricsRecord) -> list[str]:
     """The outcome in a few lines for the console."""
     gain = metrics.gain.percent() if metrics.gain else "not measured"
@@ -59,7 +76,8 @@ def verdict(metrics: MetricsRecord) -> list[str]:
             bias = one.model.percent(100, 2)
             lines.append(f"closure, {one.region}, pT > {lowest:g} GeV: {bias}")
     for region, entry in metrics.flavour.regions.items():
-        lines.append(f"flavour spread removed, {region}: {entry.reduction.percent()}")
+        if entry.reduction:
+            lines.append(f"flavour spread removed, {region}: {entry.reduction.percent()}")
     if metrics.uncertainty:
         band = metrics.uncertainty.bands[0]
         covered = band.coverage.percent(100, sign="")
@@ -67,6 +85,10 @@ def verdict(metrics: MetricsRecord) -> list[str]:
             f"jets between the model's {band.low} and {band.high}: {covered}, expected"
             f" {100 * band.nominal:g} %"
         )
+    for cause, number in metrics.left_out.items():
+        lines.append(f"left out: {number:,} jets ({cause})")
+    if metrics.gate:
+        lines += not_judged(metrics.gate)
     lines.append("gate passed" if metrics.passed else "gate not passed:")
     for reason in metrics.reasons:
         lines.append(f"  - {reason}")

@@ -5,10 +5,11 @@ calibrations, bins and flavours at once. So any function of several of them, suc
 calibration over another on the same jets, has its interval *paired*: what moves both does not widen
 it.
 
-It is quick because nothing is sorted twice. The responses of a group of jets are sorted once; a
-draw is the number of times each jet came up (a histogram of N random integers), and a quantile of
-the drawn sample is found in the cumulative sum of these counts by bisection. 300,000 jets, two
-calibrations and a hundred groups take about 20 ms a draw.
+It is quick because nothing is sorted twice and groups are measured together. Groups without a
+common jet, such as the bins of pT or the slices of eta, make up a family. The jets of a family are
+sorted once, by group and response; a draw is the number of times each jet came up (a histogram of N
+random integers), and all quantiles of all groups of the family are found in one cumulative sum of
+these counts by one bisection.
 
 Source: B. Efron, R. Tibshirani, An Introduction to the Bootstrap (1993), chapter 13 (percentile
 interval).
@@ -16,6 +17,7 @@ interval).
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -59,31 +61,76 @@ def bootstrap_quantiles(
     same numbers. `weights` (N,), positive: a jet counts so many times; jets are drawn without
     regard to them, so that heavy ones widen the interval. `advance` is called after each draw.
     """
-    # (calibration, group, jets by rising response, these responses): sorted once, not in each draw.
-    ordered = []
-    result: dict[str, dict[str, Floats]] = {}
+    names = list(groups)
+    ordered = {}
+    rows: dict[str, NDArray[np.float64]] = {}
+    families = disjoint_families(groups)
     for name, responses in values.items():
-        result[name] = {}
-        for group, mask in groups.items():
-            jets = np.flatnonzero(mask)
-            jets = jets[np.argsort(responses[jets])]
-            ordered.append((name, group, jets, responses[jets]))
-            result[name][group] = np.empty((replicates + 1, len(at)))
+        ordered[name] = [sorted_family(responses, groups, family) for family in families]
+        rows[name] = np.empty((len(names), replicates + 1, len(at)))
 
     num_jets = len(next(iter(values.values())))
     rng = np.random.default_rng(seed)
     for row in range(replicates + 1):
         # Row 0 is the sample: every jet once.
         counts = np.ones(num_jets, dtype=np.int32) if row == 0 else draw(rng, num_jets)
-        for name, group, jets, sorted_responses in ordered:
-            if weights is None:
-                quantiles = counted_quantiles(sorted_responses, counts[jets], at)
-            else:
-                quantiles = weighted_quantiles(sorted_responses, counts[jets] * weights[jets], at)
-            result[name][group][row] = quantiles
+        for name in values:
+            for family in ordered[name]:
+                drawn = counts[family.jets]
+                if weights is None:
+                    quantiles = counted_quantiles(family, drawn, at)
+                else:
+                    quantiles = weighted_quantiles(family, drawn * weights[family.jets], at)
+                rows[name][family.numbers, row] = quantiles
         if advance:
             advance()
-    return result
+    return {name: dict(zip(names, rows[name], strict=True)) for name in values}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Family:
+    """Groups of jets that share no jet, sorted by group and then by rising response."""
+
+    numbers: NDArray[np.int64]
+    """Which groups: (G,)."""
+    jets: NDArray[np.int64]
+    """Numbers of the jets of all groups, (M,), one group after another."""
+    responses: Floats
+    """Of these jets: (M,), rising within each group."""
+    ends: NDArray[np.int64]
+    """Where each group ends among the M jets: (G,)."""
+
+
+def disjoint_families(groups: Mapping[str, Mask]) -> list[list[int]]:
+    """Numbers of the groups, put together so that the groups of a family share no jet."""
+    families: list[list[int]] = []
+    taken: list[Mask] = []
+    for number, mask in enumerate(groups.values()):
+        free = [place for place, jets in enumerate(taken) if not np.any(jets & mask)]
+        if free:
+            families[free[0]].append(number)
+            taken[free[0]] = taken[free[0]] | mask
+        else:
+            families.append([number])
+            taken.append(mask)
+    return families
+
+
+def sorted_family(responses: Floats, groups: Mapping[str, Mask], numbers: list[int]) -> Family:
+    """The groups of these numbers with their jets in order; responses: (N,)."""
+    masks = list(groups.values())
+    jets = []
+    for number in numbers:
+        members = np.flatnonzero(masks[number])
+        jets.append(members[np.argsort(responses[members])])
+    sizes = [len(members) for members in jets]
+    in_order = np.concatenate(jets)
+    return Family(
+        numbers=np.array(numbers),
+        jets=in_order,
+        responses=responses[in_order],
+        ends=np.cumsum(sizes),
+    )
 
 
 def draw(rng: np.random.Generator, num_jets: int) -> Counts:
@@ -91,39 +138,58 @@ def draw(rng: np.random.Generator, num_jets: int) -> Counts:
     return np.bincount(rng.integers(0, num_jets, num_jets), minlength=num_jets).astype(np.int32)
 
 
-def counted_quantiles(ordered: Floats, counts: Counts, at: Floats = QUANTILES) -> Floats:
-    """Quantiles of the sample in which `ordered[i]` stands `counts[i]` times.
+def one_group(ordered: Floats) -> Family:
+    """The family of a single group, of all jets: ordered (N,), ascending, N > 0."""
+    number = len(ordered)
+    return Family(
+        numbers=np.array([0]),
+        jets=np.arange(number),
+        responses=ordered,
+        ends=np.array([number]),
+    )
 
-    They are what np.quantile gives for np.repeat(ordered, counts). ordered: (N,) ascending; counts:
-    (N,) integers >= 0. Returns one value for each of `at`; NaN if all counts are zero.
+
+def counted_quantiles(family: Family, counts: Counts, at: Floats = QUANTILES) -> Floats:
+    """Quantiles of each group's sample, in which jet `i` of the family stands `counts[i]` times.
+
+    They are what np.quantile gives for np.repeat(responses, counts) of a group. counts: (M,)
+    integers >= 0. Returns (G, len(at)); NaN for a group whose counts are all zero.
     """
     cumulative = np.cumsum(counts)
-    last = cumulative[-1] - 1
-    if last < 0:
-        return np.full(len(at), np.nan)
+    ends = cumulative[family.ends - 1]  # (G,): jets drawn up to the end of each group
+    starts = np.concatenate([[0], ends[:-1]])
+    last = ends - starts - 1  # number of a group's last drawn jet, counted from 0
     # A quantile lies between two order statistics of the repeated sample: `below` and the next.
-    position = at * last
+    position = np.maximum(last, 0)[:, None] * at  # (G, len(at))
     below = np.floor(position).astype(np.int64)
-    above = np.minimum(below + 1, last)
-    # One search for both; cumulative[i] is the number of entries up to and including ordered[i].
-    index = np.searchsorted(cumulative, np.concatenate([below, above]), side="right")
-    low, high = ordered[index].reshape(2, -1)  # (2 len(at),) -> (2, len(at))
+    above = np.minimum(below + 1, last[:, None])
+    # One search for both; cumulative[i] is the number of entries up to and including jet i.
+    sought = np.stack([below, above]) + starts[:, None]
+    index = np.searchsorted(cumulative, sought, side="right")
+    low, high = family.responses[np.minimum(index, len(cumulative) - 1)]
     quantiles: Floats = low + (position - below) * (high - low)
+    quantiles[last < 0] = np.nan
     return quantiles
 
 
-def weighted_quantiles(ordered: Floats, weights: Floats, at: Floats = QUANTILES) -> Floats:
-    """The values at which the cumulative weight first reaches each share `at` of the whole.
+def weighted_quantiles(family: Family, weights: Floats, at: Floats = QUANTILES) -> Floats:
+    """The values at which a group's cumulative weight first reaches each share `at` of its whole.
 
-    This is the inverse of the weighted distribution. ordered: (N,) ascending; weights: (N,) >= 0.
-    Returns one value for each of `at`; NaN if all weights are zero.
+    This is the inverse of the weighted distribution. weights: (M,) >= 0. Returns (G, len(at)); NaN
+    for a group whose weights are all zero.
     """
-    cumulative = np.cumsum(weights, dtype=np.float64)
-    if not len(cumulative) or cumulative[-1] <= 0:
-        return np.full(len(at), np.nan)
-    index = np.searchsorted(cumulative, at * cumulative[-1], side="left")
-    # Rounding of the cumulative sum can put the last share behind the end.
-    quantiles: Floats = ordered[np.minimum(index, len(ordered) - 1)]
+    quantiles = np.full((len(family.ends), len(at)), np.nan)
+    start = 0
+    # Each group has a sum of its own: weights differ by so many powers of ten that light groups
+    # would be lost in the rounding of a sum over all.
+    for number, end in enumerate(family.ends):
+        cumulative = np.cumsum(weights[start:end], dtype=np.float64)
+        if cumulative[-1] > 0:
+            index = np.searchsorted(cumulative, at * cumulative[-1], side="left")
+            # Rounding of the cumulative sum can put the last share behind the end.
+            index = np.minimum(index, len(cumulative) - 1)
+            quantiles[number] = family.responses[start:end][index]
+        start = end
     return quantiles
 
 

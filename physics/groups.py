@@ -1,7 +1,7 @@
 """The groups of jets in which everything is measured: pT bins, flavours in them, slices of columns.
 
-A group is a name and a mask (N,) of jets. A group with fewer than MIN_JETS jets is left out: its
-quantiles would say nothing. pT (GeV) and eta are those of the generator jet.
+A group is a name and a mask (N,) of jets. A group with fewer than MIN_JETS jets is not measured:
+its quantiles would say nothing. pT (GeV) and eta are those of the generator jet.
 """
 
 from __future__ import annotations
@@ -21,12 +21,18 @@ MIN_JETS = 50
 With fewer jets even the interval misleads.
 """
 
-RESIDUALS = ("rhoAll", "PV_npvsGood", "jetMult", "QG_mult")
-"""Columns against which the bias that is left is shown, where they are among the observers."""
+MIN_FLAVOUR_JETS = 100
+"""With fewer jets of a flavour, the noise of its median (1 %) would exceed what is measured."""
+
+RESIDUALS = ("rhoAll", "PV_npvsGood", "jetMult", "QG_mult", "jetPhi")
+"""Columns against which the bias that is left is measured, where they are among the observers."""
 SLICES = 8  # of each of these, with equally many jets
 
 ETA_SLICES = tuple(itertools.pairwise(np.linspace(-2.5, 2.5, 11).round(2).tolist()))
 """(low, high) of eta, upper edge excluded, from CLOSURE_FROM up."""
+
+FINE_ETA_SLICES = tuple(itertools.pairwise(np.linspace(-2.5, 2.5, 51).round(1).tolist()))
+"""Slices for the gate alone: a calibration that fails in a ring of a detector is not diluted."""
 
 WHOLE_REGIONS = r.bins((r.PT_EDGES[0], math.inf))
 """Each region above 30 GeV."""
@@ -43,34 +49,37 @@ CURVES = r.bins(r.FINE_PT_EDGES)
 CLOSURE_REGIONS = r.bins((r.CLOSURE_FROM, math.inf))
 """Each region from CLOSURE_FROM up, free of the bias of the threshold."""
 
+CLOSURE_ALL = Bin(region="all", low=r.CLOSURE_FROM, high=math.inf)
+"""Both regions from CLOSURE_FROM up."""
+
 CLOSURE = [*CLOSURE_REGIONS, *(one for one in CURVES if one.low >= r.CLOSURE_FROM)]
 """Where closure must hold: each region as a whole (known best), then in its pT bins.
 
 A trend may cancel in the whole.
 """
 
-FLAVOUR_BINS = [*r.bins(r.PT_EDGES), *CLOSURE_REGIONS]
-"""Where flavours are compared: the pT bins of the summary, then each region."""
+FLAVOUR_BINS = [*r.bins(r.PT_EDGES), *CLOSURE_REGIONS, CLOSURE_ALL]
+"""Where flavours are compared: the pT bins of the summary, then each region, and both together."""
 
 
 def masks(columns: Mapping[str, np.ndarray]) -> dict[str, Mask]:
-    """Name -> which jets (N,), for every group that holds at least MIN_JETS jets.
+    """Name -> which jets (N,), for every group, those without any jet as well.
 
     columns: name -> (N,), at least genJetPt (GeV) and genJetEta. Flavours are there with partonFlav
     and hadronFlav, slices with the columns of RESIDUALS.
     """
     gen_pt, gen_eta = columns["genJetPt"], columns["genJetEta"]
     groups: dict[str, Mask] = {}
-    for one in (*SUMMARY, *CURVES, *CLOSURE):
+    for one in (*SUMMARY, *CURVES, *CLOSURE, CLOSURE_ALL):
         groups[one.name] = one.contains(gen_pt, gen_eta)
 
-    if "partonFlav" in columns and "hadronFlav" in columns:
+    if has_flavours(columns):
         flavours = r.flavour(columns["partonFlav"], columns["hadronFlav"])
         for one in FLAVOUR_BINS:
             for flavour in r.FLAVOURS:
                 groups[flavour_name(one, flavour)] = groups[one.name] & (flavours == flavour)
 
-    for low, high in ETA_SLICES:
+    for low, high in (*ETA_SLICES, *FINE_ETA_SLICES):
         inside = (gen_eta >= low) & (gen_eta < high)
         groups[eta_name(low, high)] = (gen_pt >= r.CLOSURE_FROM) & inside
 
@@ -79,13 +88,17 @@ def masks(columns: Mapping[str, np.ndarray]) -> dict[str, Mask]:
         for low, high in itertools.pairwise(edges):
             inside = (columns[column] >= low) & (columns[column] < high)
             groups[slice_name(column, low, high)] = closing & inside
-    return {name: mask for name, mask in groups.items() if np.count_nonzero(mask) >= MIN_JETS}
+    return groups
+
+
+def has_flavours(columns: Mapping[str, np.ndarray]) -> bool:
+    """Whether the jets' flavours are among the observers."""
+    return "partonFlav" in columns and "hadronFlav" in columns
 
 
 def closing_jets(columns: Mapping[str, np.ndarray]) -> Mask:
     """The jets for which closure means something, from CLOSURE_FROM up: (N,) bool."""
-    whole = Bin(region="all", low=r.CLOSURE_FROM, high=math.inf)
-    return whole.contains(columns["genJetPt"], columns["genJetEta"])
+    return CLOSURE_ALL.contains(columns["genJetPt"], columns["genJetEta"])
 
 
 def slice_edges(columns: Mapping[str, np.ndarray]) -> dict[str, Floats]:

@@ -4,12 +4,16 @@ metrics.json holds it and the report shows it. Compared on the same jets: `model
 `standard` (jetPt as it is in the file: CMS's L1 + L2L3 corrections), `baseline` where an earlier
 model is given, and `uncorrected` where jetRawPt is among the observers. Where eventWeight is, the
 summary is given a second time with the jets weighted to the spectrum of collisions. A number with
-an interval is {"value", "low", "high"} (physics.bootstrap). A group with fewer than
-physics.groups.MIN_JETS jets is left out.
+an interval is {"value", "low", "high"} (physics.bootstrap). What cannot be measured, such as a bin
+with fewer than physics.groups.MIN_JETS jets, is in the list `unmeasured` with the reason.
+
+`sample_of` makes the jets' responses, groups and bootstrap draws; `measure` makes the record of
+them, and physics.gate judges them.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -20,6 +24,7 @@ import numpy as np
 from physics import groups
 from physics import response as r
 from physics.bootstrap import LEVEL, REPLICATES, bootstrap_quantiles, interval
+from physics.core import core_errors
 from physics.interval import Interval
 from physics.response import Bin, Floats, Mask
 
@@ -31,6 +36,13 @@ partonFlav and hadronFlav add flavours, jetRawPt adds `uncorrected`.
 
 WEIGHT = "eventWeight"
 
+MAX_GAIN_WIDTH = 10.0
+"""Points of per cent from end to end: gains are a few per cent, so a wider interval tells nothing.
+"""
+
+LARGEST = float(np.finfo(np.float32).max)
+"""GeV; what a served model can answer."""
+
 DISTRIBUTION_EDGES = np.linspace(0.5, 1.5, 51)
 
 Record = dict[str, Any]
@@ -38,6 +50,31 @@ Record = dict[str, Any]
 
 Quantiles = Mapping[str, Mapping[str, Floats]]
 """Calibration -> group -> (replicates + 1, 5), as physics.bootstrap gives them."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sample:
+    """Test jets with their responses, groups and bootstrap draws."""
+
+    columns: Mapping[str, np.ndarray]
+    """Observers of the N jets that are measured."""
+    responses: Mapping[str, Floats]
+    """Calibration -> response (N,), finite and positive."""
+    masks: Mapping[str, Mask]
+    """Group -> which jets (N,), for the groups with at least MIN_JETS jets."""
+    sizes: Mapping[str, int]
+    """Group -> number of jets, of every group."""
+    quantiles: Quantiles
+    num_jets: int
+    """Of the test set."""
+    num_without_answer: int
+    """Jets with a generator jet, but no finite and positive answer of the model."""
+    left_out: Mapping[str, int]
+    """Cause -> jets that are not measured."""
+    unmeasured: list[Record]
+    """What could not be measured, and why (common.measurements.Unmeasured)."""
+    replicates: int
+    seed: int
 
 
 def measure(
@@ -49,48 +86,126 @@ def measure(
     seed: int = 0,
     advance: Callable[[], None] | None = None,
 ) -> Record:
-    """All metrics of a model's answers.
+    """All metrics of a model's answers: `record_of` the `sample_of` these arguments."""
+    sample = sample_of(
+        columns, output, baseline=baseline, replicates=replicates, seed=seed, advance=advance
+    )
+    return record_of(sample)
+
+
+def sample_of(
+    columns: Mapping[str, np.ndarray],
+    output: Floats,
+    *,
+    baseline: Floats | None = None,
+    replicates: int = REPLICATES,
+    seed: int = 0,
+    advance: Callable[[], None] | None = None,
+) -> Sample:
+    """The jets that can be measured, and the bootstrap draws of them.
 
     columns: name -> (N,), at least NEEDED. output: (N,), log(pT_gen / jetPt) as the model sees it;
     baseline: the same of an earlier model. Jets with no finite answer, or without generator jet,
-    are counted and left out of everything else. `advance` is called after each draw of the
-    bootstrap. No NaN or infinity is returned.
+    are counted and left out. `advance` is called after each draw of the bootstrap.
     """
     responses = calibrated_responses(columns, output, baseline)
-    answered = np.isfinite(responses["model"])
-    measurable = np.ones(len(answered), dtype=bool)
-    for values in responses.values():
-        measurable &= np.isfinite(values) & (values > 0)
-    kept = {name: np.asarray(values)[measurable] for name, values in columns.items()}
-    responses = {name: values[measurable] for name, values in responses.items()}
+    unmeasured: list[Record] = []
+    raw = responses.get("uncorrected")
+    if raw is not None and not usable(raw)[usable(responses["standard"])].all():
+        # A column for the report alone must not decide which jets the gate sees.
+        del responses["uncorrected"]
+        reason = "jetRawPt has values that are not finite and positive"
+        unmeasured.append(not_measured("uncorrected response", "all jets", len(raw), reason))
 
-    masks = groups.masks(kept)
+    kept, left_out, num_without_answer = _measurable(columns, responses)
+    columns = {name: np.asarray(values)[kept] for name, values in columns.items()}
+    responses = {name: values[kept] for name, values in responses.items()}
+
+    masks = groups.masks(columns)
     sizes = {name: int(np.count_nonzero(mask)) for name, mask in masks.items()}
+    masks = {name: mask for name, mask in masks.items() if sizes[name] >= groups.MIN_JETS}
     quantiles: Quantiles = {name: {} for name in responses}
     if masks:
         quantiles = bootstrap_quantiles(
             responses, masks, replicates=replicates, seed=seed, advance=advance
         )
+    return Sample(
+        columns=columns,
+        responses=responses,
+        masks=masks,
+        sizes=sizes,
+        quantiles=quantiles,
+        num_jets=len(output),
+        num_without_answer=num_without_answer,
+        left_out=left_out,
+        unmeasured=unmeasured,
+        replicates=replicates,
+        seed=seed,
+    )
 
-    summary = _bins(groups.SUMMARY, quantiles, sizes, kept)
-    without_answer = ~answered & (np.asarray(columns["genJetPt"]) > 0)
+
+def usable(response: Floats) -> Mask:
+    """Where a response can be measured: finite and positive. Both (N,)."""
+    return np.isfinite(response) & (response > 0)
+
+
+def _measurable(
+    columns: Mapping[str, np.ndarray], responses: Mapping[str, Floats]
+) -> tuple[Mask, dict[str, int], int]:
+    """Which jets are measured, cause -> how many are not, and jets without an answer of the model.
+
+    A jet is counted under the first cause that holds for it.
+    """
+    gen_pt = np.asarray(columns["genJetPt"], dtype=np.float64)
+    causes = {
+        "genJetPt is not finite": ~np.isfinite(gen_pt),
+        "no generator jet (genJetPt is 0)": ~(gen_pt > 0),
+        "genJetEta is not finite": ~np.isfinite(np.asarray(columns["genJetEta"])),
+        "jetPt is not finite and positive": ~usable(responses["standard"]),
+        "the model has no finite answer": ~usable(responses["model"]),
+    }
+    if "baseline" in responses:
+        causes["the baseline has no finite answer"] = ~usable(responses["baseline"])
+    kept = np.ones(len(gen_pt), dtype=bool)
+    left_out = {}
+    for cause, holds in causes.items():
+        left_out[cause] = int(np.count_nonzero(kept & holds))
+        kept &= ~holds
+    without_answer = left_out["the model has no finite answer"]
+    return kept, {cause: number for cause, number in left_out.items() if number}, without_answer
+
+
+def record_of(sample: Sample) -> Record:
+    """All metrics of a sample, as JSON can hold them: no NaN or infinity is among them."""
+    columns, responses, quantiles = sample.columns, sample.responses, sample.quantiles
+    unmeasured = [*sample.unmeasured, *_too_few(sample)]
+    summary, lost = _bins(groups.SUMMARY, quantiles, sample)
+    unmeasured += lost
+    curves, lost = _bins(groups.CURVES, quantiles, sample)
+    unmeasured += lost
+    weighted, lost = _weighted(sample)
+    unmeasured += lost
+    flavour, lost = _flavour(sample)
+    unmeasured += lost
     return {
         **_headline(summary),
-        "closure": _closure(quantiles, sizes),
-        "flavour": _flavour(quantiles, sizes),
+        "closure": _closure(sample),
+        "flavour": flavour,
         "bins": summary,
-        "curves": _bins(groups.CURVES, quantiles, sizes, kept),
-        "weighted": _weighted(responses, masks, sizes, kept, replicates=replicates, seed=seed),
-        "core": _core(responses, masks),
-        "residuals": _residuals(kept, masks, quantiles),
-        "eta": _eta(quantiles, sizes),
-        "distribution": _distribution(responses, kept),
-        "num_jets": len(output),
-        "num_measured": int(np.count_nonzero(measurable)),
-        "num_without_answer": int(np.count_nonzero(without_answer)),
+        "curves": curves,
+        "weighted": weighted,
+        "core": _core(sample),
+        "residuals": _residuals(sample),
+        "eta": _eta(sample),
+        "distribution": _distribution(responses, columns),
+        "num_jets": sample.num_jets,
+        "num_measured": len(responses["model"]),
+        "num_without_answer": sample.num_without_answer,
         "num_far": {name: r.num_far(values) for name, values in responses.items()},
         "interval": LEVEL,
-        "replicates": replicates,
+        "replicates": sample.replicates,
+        "unmeasured": unmeasured,
+        "left_out": dict(sample.left_out),
     }
 
 
@@ -106,7 +221,41 @@ def calibrated_responses(
         momenta["baseline"] = r.calibrated_pt(columns["jetPt"], baseline)
     if "jetRawPt" in columns:
         momenta["uncorrected"] = columns["jetRawPt"]
-    return {name: r.response(pt, columns["genJetPt"]) for name, pt in momenta.items()}
+    responses = {}
+    for name, pt in momenta.items():
+        # A served model answers with float32: beyond that there is no momentum.
+        served = np.where(np.abs(pt) <= LARGEST, pt, np.nan)
+        response = r.response(served, columns["genJetPt"])
+        responses[name] = np.where(np.abs(response) <= LARGEST, response, np.nan)
+    return responses
+
+
+# -------------------------------------------------------------------------------- what is not known
+
+
+def not_measured(quantity: str, where: str, num_jets: int, reason: str) -> Record:
+    """A number that is not measured (common.measurements.Unmeasured)."""
+    return {"quantity": quantity, "where": where, "num_jets": num_jets, "reason": reason}
+
+
+def _too_few(sample: Sample) -> list[Record]:
+    """The bins and slices that hold too few jets, and the columns that cannot be sliced."""
+    places = {one.name: one.text for one in (*groups.SUMMARY, *groups.CURVES, *groups.CLOSURE)}
+    for low, high in groups.ETA_SLICES:
+        places[groups.eta_name(low, high)] = f"eta from {low:g} to {high:g}"
+    reason = f"fewer than {groups.MIN_JETS} jets"
+    records = []
+    for group, where in places.items():
+        if sample.sizes[group] < groups.MIN_JETS:
+            records.append(not_measured("response", where, sample.sizes[group], reason))
+    for name in groups.RESIDUALS:
+        if name in sample.columns:
+            values = np.asarray(sample.columns[name], dtype=np.float64)
+            number = int(np.count_nonzero(~np.isfinite(values)))
+            if number:
+                reason = f"{number:,} values are not finite"
+                records.append(not_measured("closure", f"slices of {name}", len(values), reason))
+    return records
 
 
 # ------------------------------------------------------------------------------------------- bins
@@ -134,23 +283,29 @@ def _place(one: Bin, num_jets: int) -> Record:
 
 
 def _bins(
-    bins: Iterable[Bin],
-    quantiles: Quantiles,
-    sizes: Mapping[str, int],
-    columns: Mapping[str, np.ndarray],
-) -> list[Record]:
+    bins: Iterable[Bin], quantiles: Quantiles, sample: Sample
+) -> tuple[list[Record], list[Record]]:
     """Each bin's median, resolution and half width by calibration, and the gain of the model.
 
-    The gain is given by both widths. `pt` is the median pT_gen (GeV) of the bin's jets. Bins that
-    are not in `sizes` are left out.
+    The gain is given by both widths. `pt` is the median pT_gen (GeV) of the bin's jets. Bins with
+    too few jets are left out. Also returns what is not measured for another reason.
     """
-    gen_pt, gen_eta = columns["genJetPt"], columns["genJetEta"]
-    records = []
+    gen_pt = sample.columns["genJetPt"]
+    records: list[Record] = []
+    unmeasured: list[Record] = []
     for one in bins:
-        if one.name not in sizes:
+        if one.name not in sample.masks:
             continue
-        record = _place(one, sizes[one.name])
-        record["pt"] = float(np.median(gen_pt[one.contains(gen_pt, gen_eta)]))
+        record = _place(one, sample.sizes[one.name])
+        # Both sides of a gain come from the same draws, so that its interval is paired.
+        model = quantiles["model"][one.name]
+        standard = quantiles["standard"][one.name]
+        if not (r.resolution(standard).min() > 0 and r.half_width(standard).min() > 0):
+            reason = "the response of the standard JEC has no width, or one of a few jets has"
+            reason += " all the weight"
+            unmeasured.append(not_measured("gain", one.text, record["num_jets"], reason))
+            continue
+        record["pt"] = float(np.median(gen_pt[sample.masks[one.name]]))
         for name, of_group in quantiles.items():
             q = of_group[one.name]
             record[name] = {
@@ -158,16 +313,14 @@ def _bins(
                 "resolution": interval(r.resolution(q)),
                 "half_width": interval(r.half_width(q)),
             }
-        # Both sides of a gain come from the same draws, so that its interval is paired.
-        model = quantiles["model"][one.name]
-        standard = quantiles["standard"][one.name]
         record["gain"] = interval(r.gain(model, standard))
         record["gain_half_width"] = interval(r.gain(model, standard, width=r.half_width))
         if "baseline" in quantiles:
             earlier = quantiles["baseline"][one.name]
-            record["gain_over_baseline"] = interval(r.gain(model, earlier))
+            if r.resolution(earlier).min() > 0:
+                record["gain_over_baseline"] = interval(r.gain(model, earlier))
         records.append(record)
-    return records
+    return records, unmeasured
 
 
 def _headline(summary: list[Record]) -> Record:
@@ -188,62 +341,112 @@ def _headline(summary: list[Record]) -> Record:
     }
 
 
-def _weighted(
-    responses: Mapping[str, Floats],
-    masks: Mapping[str, Mask],
-    sizes: Mapping[str, int],
-    columns: Mapping[str, np.ndarray],
-    *,
-    replicates: int,
-    seed: int,
-) -> Record | None:
-    """The summary's bins with each jet counted eventWeight times.
+def _weighted(sample: Sample) -> tuple[Record | None, list[Record]]:
+    """The summary's bins with each jet counted eventWeight times, and what is not measured.
 
-    None where jets have no weights, equal ones, or ones <= 0.
+    None where jets have no weights, or weights that mean nothing. A bin whose gain is uncertain by
+    more than MAX_GAIN_WIDTH, or which has fewer than MIN_JETS effective jets, is left out.
     """
-    weights = np.asarray(columns.get(WEIGHT, ()), dtype=np.float64)
-    if not len(weights) or not np.isfinite(weights).all():
-        return None
-    if weights.min() <= 0 or weights.min() == weights.max():
-        return None
-    chosen = {one.name: masks[one.name] for one in groups.SUMMARY if one.name in masks}
+    if WEIGHT not in sample.columns:
+        return None, []
+    weights = np.asarray(sample.columns[WEIGHT], dtype=np.float64)
+    whole = groups.SUMMARY[-1]
+    if reason := weights_mean_nothing(weights):
+        return None, [not_measured("weighted gain", whole.text, len(weights), reason)]
+    # Weights are relative: the largest is 1, so that no sum of them or of their squares overflows.
+    weights = weights / weights.max()
+
+    bins: list[Bin] = []
+    unmeasured: list[Record] = []
+    effective = {}
+    for one in groups.SUMMARY:
+        if one.name not in sample.masks:
+            continue
+        effective[one.name] = effective_jets(weights[sample.masks[one.name]])
+        if effective[one.name] < groups.MIN_JETS:
+            number = sample.sizes[one.name]
+            reason = f"{effective[one.name]:.1f} effective jets, fewer than {groups.MIN_JETS}"
+            unmeasured.append(not_measured("weighted gain", one.text, number, reason))
+        else:
+            bins.append(one)
+    if not bins:
+        return None, unmeasured
     quantiles = bootstrap_quantiles(
-        responses, chosen, replicates=replicates, seed=seed, weights=weights
+        sample.responses,
+        {one.name: sample.masks[one.name] for one in bins},
+        replicates=sample.replicates,
+        seed=sample.seed,
+        weights=weights,
     )
-    summary = _bins(groups.SUMMARY, quantiles, {name: sizes[name] for name in chosen}, columns)
-    # L. Kish, Survey Sampling (1965): so many jets of equal weight would have the same error.
-    effective = weights.sum() ** 2 / np.sum(weights**2)
-    return {**_headline(summary), "bins": summary, "effective_jets": float(effective)}
+    measured, lost = _bins(bins, quantiles, sample)
+    unmeasured += lost
+    summary = []
+    for record in measured:
+        one = Bin(region=record["region"], low=record["pt_low"], high=record["pt_high"] or math.inf)
+        record["effective_jets"] = effective[one.name]
+        gain = record["gain"]
+        if gain["high"] - gain["low"] > MAX_GAIN_WIDTH:
+            reason = f"too uncertain to tell, from {gain['low']:.1f} to {gain['high']:.1f} % by"
+            reason += f" {effective[one.name]:,.0f} effective jets"
+            unmeasured.append(not_measured("weighted gain", one.text, record["num_jets"], reason))
+        else:
+            summary.append(record)
+    # Wherever a bin has enough jets, all jets above 30 GeV are enough.
+    above_30 = effective[whole.name]
+    return {**_headline(summary), "bins": summary, "effective_jets": above_30}, unmeasured
 
 
-def _core(responses: Mapping[str, Floats], masks: Mapping[str, Mask]) -> list[Record]:
+def weights_mean_nothing(weights: Floats) -> str:
+    """Why weights (N,) cannot be used; empty if they can."""
+    if not len(weights):
+        return "there are no jets"
+    if number := int(np.count_nonzero(~np.isfinite(weights))):
+        return f"eventWeight has {number:,} values that are not finite"
+    if number := int(np.count_nonzero(weights <= 0)):
+        return f"eventWeight has {number:,} values that are zero or negative"
+    if weights.min() == weights.max():
+        return "all values of eventWeight are equal, so that the weighted gain is the gain"
+    return ""
+
+
+def effective_jets(weights: Floats) -> float:
+    """So many jets of equal weight would have the same error; weights (N,), positive.
+
+    Source: L. Kish, Survey Sampling (1965).
+    """
+    relative = weights / weights.max()
+    return float(relative.sum() ** 2 / np.sum(relative**2))
+
+
+def _core(sample: Sample) -> list[Record]:
     """Mean, and mean and width of the normal core, by calibration in the summary's bins."""
+    rng = np.random.default_rng(sample.seed)
     records = []
     for one in groups.SUMMARY:
-        if one.name in masks:
+        if one.name in sample.masks:
             record: Record = {"bin": one.name}
-            for name, values in responses.items():
-                record[name] = moments(values[masks[one.name]])
+            for name, values in sample.responses.items():
+                record[name] = moments(values[sample.masks[one.name]], rng)
             records.append(record)
     return records
 
 
-def moments(values: Floats) -> dict[str, float | None]:
-    """Mean, and mean and width of the normal core of responses (N,), N > 0.
+def moments(values: Floats, rng: np.random.Generator) -> dict[str, float | None]:
+    """Mean, and mean and width of the normal core of responses (N,), N > 0, with their errors.
 
-    Errors are one standard deviation: sigma / sqrt(n) of the core's mean, sigma / sqrt(2 n) of its
-    width. Without a core its numbers are None.
+    Errors are one standard deviation (physics.core). Without a core its numbers are None.
     """
     mean, sigma = r.gaussian_core(values)
-    if not math.isfinite(mean):
+    mean_error, sigma_error = map(float, core_errors(values, rng))
+    numbers = (mean, sigma, mean_error, sigma_error)
+    if not all(math.isfinite(number) for number in numbers) or not mean > 0:
         return {"mean": float(np.mean(values)), "core_mean": None, "core_sigma": None}
-    number = len(values)
     return {
         "mean": float(np.mean(values)),
         "core_mean": mean,
-        "core_mean_error": sigma / number**0.5,
+        "core_mean_error": mean_error,
         "core_sigma": sigma,
-        "core_sigma_error": sigma / (2 * number) ** 0.5,
+        "core_sigma_error": sigma_error,
         "core_resolution": sigma / mean,
     }
 
@@ -251,16 +454,16 @@ def moments(values: Floats) -> dict[str, float | None]:
 # ------------------------------------------------------------------------------- closure, flavour
 
 
-def _closure(quantiles: Quantiles, sizes: Mapping[str, int]) -> Record:
+def _closure(sample: Sample) -> Record:
     """Bias (median response - 1) in each bin of CLOSURE, and the worst bin.
 
     The worst bin is the one whose interval lies farthest from zero.
     """
     bins = []
     for one in groups.CLOSURE:
-        if one.name in sizes:
-            place = _place(one, sizes[one.name])
-            bins.append(place | _intervals(r.bias, quantiles, one.name))
+        if one.name in sample.masks:
+            place = _place(one, sample.sizes[one.name])
+            bins.append(place | _intervals(r.bias, sample.quantiles, one.name))
     worst = max(bins, key=lambda record: distance(record["model"]), default=None)
     return {"from_gev": r.CLOSURE_FROM, "worst": worst, "bins": bins}
 
@@ -273,93 +476,134 @@ def distance(bias: Mapping[str, float]) -> float:
     return max(bias["low"], -bias["high"])
 
 
-def _flavour(quantiles: Quantiles, sizes: Mapping[str, int]) -> Record:
+def _flavour(sample: Sample) -> tuple[Record, list[Record]]:
     """Median response of each flavour by pT bin, and its spread in each region.
 
-    The spread is measured from CLOSURE_FROM up.
+    The spread is measured from CLOSURE_FROM up. Also returns what is not measured.
     """
-    bins = []
-    for one in groups.FLAVOUR_BINS:
-        for flavour in r.FLAVOURS:
-            group = groups.flavour_name(one, flavour)
-            if group in sizes:
-                place = _place(one, sizes[group])
-                medians = _intervals(r.median, quantiles, group)
-                bins.append({**place, "flavour": flavour, **medians})
+    bins: list[Record] = []
+    unmeasured: list[Record] = []
     regions = {}
-    for one in groups.CLOSURE_REGIONS:
-        entry = flavour_spread(one, quantiles)
-        if entry:
-            regions[one.region] = entry
-    return {"from_gev": r.CLOSURE_FROM, "regions": regions, "bins": bins}
+    if groups.has_flavours(sample.columns):
+        for one in groups.FLAVOUR_BINS:
+            for flavour in r.FLAVOURS:
+                group = groups.flavour_name(one, flavour)
+                # Both regions together are for the gate alone.
+                if group in sample.masks and one.region != "all":
+                    place = _place(one, sample.sizes[group])
+                    medians = _intervals(r.median, sample.quantiles, group)
+                    bins.append({**place, "flavour": flavour, **medians})
+        for one in groups.CLOSURE_REGIONS:
+            entry, lost = flavour_spread(one, sample)
+            unmeasured += lost
+            if entry:
+                regions[one.region] = entry
+    else:
+        reason = "partonFlav and hadronFlav are not among the observers"
+        whole = groups.CLOSURE_ALL
+        number = sample.sizes[whole.name]
+        unmeasured.append(not_measured("flavour spread", whole.text, number, reason))
+    return {"from_gev": r.CLOSURE_FROM, "regions": regions, "bins": bins}, unmeasured
 
 
-def flavour_spread(one: Bin, quantiles: Quantiles) -> Record | None:
+def flavours_in(one: Bin, sample: Sample) -> list[str]:
+    """The flavours with at least MIN_FLAVOUR_JETS jets in a bin of FLAVOUR_BINS."""
+    flavours = []
+    for name in r.FLAVOURS:
+        if sample.sizes.get(groups.flavour_name(one, name), 0) >= groups.MIN_FLAVOUR_JETS:
+            flavours.append(name)
+    return flavours
+
+
+def flavour_medians(one: Bin, flavours: Iterable[str], of_group: Mapping[str, Floats]) -> Floats:
+    """Median response of flavours in a bin: (replicates + 1, flavours).
+
+    of_group: group -> quantiles of one calibration.
+    """
+    medians = [r.median(of_group[groups.flavour_name(one, name)]) for name in flavours]
+    return np.stack(medians, axis=-1)
+
+
+def flavour_spread(one: Bin, sample: Sample) -> tuple[Record | None, list[Record]]:
     """Spread of the median response between the flavours that have enough jets in a bin.
 
     `reduction` is what the model takes off it (per cent, paired), `uds_minus_g` the difference
-    between light quarks and gluons. None with fewer than two flavours.
+    between light quarks and gluons. None with fewer than two flavours. Also returns what is not
+    measured.
     """
-    groups_of = {name: groups.flavour_name(one, name) for name in r.FLAVOURS}
-    flavours = [name for name in r.FLAVOURS if groups_of[name] in quantiles["model"]]
+    unmeasured: list[Record] = []
+    flavours = flavours_in(one, sample)
+    for name in r.FLAVOURS:
+        if name not in flavours:
+            number = sample.sizes[groups.flavour_name(one, name)]
+            reason = f"{name} is left out: {number} jets, fewer than {groups.MIN_FLAVOUR_JETS}"
+            unmeasured.append(not_measured("flavour spread", one.text, number, reason))
     if len(flavours) < 2:
-        return None
-    medians: dict[str, Floats] = {}
-    for calibration, of_group in quantiles.items():
-        of_flavours = [r.median(of_group[groups_of[name]]) for name in flavours]
-        medians[calibration] = np.stack(of_flavours, axis=-1)  # (replicates + 1, flavours)
+        reason = "fewer than two flavours have enough jets"
+        number = sample.sizes[one.name]
+        unmeasured.append(not_measured("flavour spread", one.text, number, reason))
+        return None, unmeasured
 
-    spreads = {name: r.spread(values) for name, values in medians.items()}
-    # A spread of exactly zero would divide by zero.
-    reduction = 100 * (1 - spreads["model"] / np.maximum(spreads["standard"], 1e-9))
-    entry = {
+    medians: dict[str, Floats] = {}
+    spreads: dict[str, Floats] = {}
+    for calibration, of_group in sample.quantiles.items():
+        medians[calibration] = flavour_medians(one, flavours, of_group)
+        spread = r.signed_root(r.spread_squared(medians[calibration]))
+        spreads[calibration] = np.maximum(spread, 0)
+    entry: Record = {
         "flavours": flavours,
         "spread": {name: interval(rows) for name, rows in spreads.items()},
-        "reduction": interval(reduction),
+        "reduction": None,
     }
+    if entry["spread"]["standard"]["low"] > 0 and spreads["standard"][0] > 0:
+        # A few draws may have no spread at all, which would divide by zero.
+        standard = np.maximum(spreads["standard"], 1e-9)
+        entry["reduction"] = interval(100 * (1 - spreads["model"] / standard))
+    else:
+        reason = "the standard JEC may have none, so that no share of it can be removed"
+        number = sample.sizes[one.name]
+        unmeasured.append(not_measured("flavour spread removed", one.text, number, reason))
     if {"uds", "g"} <= set(flavours):
         uds, gluon = flavours.index("uds"), flavours.index("g")
         entry["uds_minus_g"] = {
             name: interval(values[:, uds] - values[:, gluon]) for name, values in medians.items()
         }
-    return entry
+    return entry, unmeasured
 
 
 # ------------------------------------------------------------------------------- slices, histogram
 
 
-def _residuals(
-    columns: Mapping[str, np.ndarray], masks: Mapping[str, Mask], quantiles: Quantiles
-) -> dict[str, list[Record]]:
+def _residuals(sample: Sample) -> dict[str, list[Record]]:
     """Column -> bias in each of its slices that holds enough jets, from CLOSURE_FROM up.
 
     `middle` is the median value of a slice's jets.
     """
     residuals: dict[str, list[Record]] = {}
-    for column, edges in groups.slice_edges(columns).items():
+    for column, edges in groups.slice_edges(sample.columns).items():
         residuals[column] = []
         for low, high in itertools.pairwise(edges):
             group = groups.slice_name(column, low, high)
-            if group in masks:
-                inside = columns[column][masks[group]]
+            if group in sample.masks:
+                inside = sample.columns[column][sample.masks[group]]
                 place = {
                     "low": float(low),
                     "high": float(high),
                     "middle": float(np.median(inside)),
                     "num_jets": len(inside),
                 }
-                residuals[column].append(place | _intervals(r.bias, quantiles, group))
+                residuals[column].append(place | _intervals(r.bias, sample.quantiles, group))
     return residuals
 
 
-def _eta(quantiles: Quantiles, sizes: Mapping[str, int]) -> list[Record]:
+def _eta(sample: Sample) -> list[Record]:
     """Bias in each slice of eta that holds enough jets, from CLOSURE_FROM up."""
     records = []
     for low, high in groups.ETA_SLICES:
         group = groups.eta_name(low, high)
-        if group in sizes:
-            place = {"eta_low": low, "eta_high": high, "num_jets": sizes[group]}
-            records.append(place | _intervals(r.bias, quantiles, group))
+        if group in sample.masks:
+            place = {"eta_low": low, "eta_high": high, "num_jets": sample.sizes[group]}
+            records.append(place | _intervals(r.bias, sample.quantiles, group))
     return records
 
 

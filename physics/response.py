@@ -75,6 +75,13 @@ class Bin:
         """The pT range as people write it: '30-100' or '>1000'."""
         return f">{self.low:g}" if math.isinf(self.high) else f"{self.low:g}-{self.high:g}"
 
+    @property
+    def text(self) -> str:
+        """The bin in a sentence: 'barrel jets at 30-100 GeV', or 'jets above 60 GeV' for all."""
+        jets = "jets" if self.region == "all" else f"{self.region} jets"
+        pt = f"above {self.low:g}" if math.isinf(self.high) else f"at {self.range}"
+        return f"{jets} {pt} GeV"
+
     def contains(self, gen_pt: Floats, gen_eta: Floats) -> Mask:
         """Which jets lie in the bin: (N,) bool."""
         return (gen_pt >= self.low) & (gen_pt < self.high) & in_region(gen_eta, self.region)
@@ -155,7 +162,7 @@ CORE = 2.0
 
 # Standard deviation of a standard normal distribution that is cut at +-CORE: a cut at c leaves the
 # variance 1 - 2 c phi(c) / (2 Phi(c) - 1), with 2 Phi(c) - 1 = erf(c / sqrt(2)).
-_CORE_WIDTH = math.sqrt(
+CORE_WIDTH = math.sqrt(
     1 - 2 * CORE * math.exp(-(CORE**2) / 2) / math.sqrt(2 * math.pi) / math.erf(CORE / math.sqrt(2))
 )
 
@@ -179,7 +186,7 @@ def gaussian_core(values: Floats, steps: int = 50) -> tuple[float, float]:
         previous_mean, previous_sigma = mean, sigma
         core = values[np.abs(values - mean) < CORE * sigma]
         mean = float(np.mean(core))
-        sigma = float(np.std(core)) / _CORE_WIDTH
+        sigma = float(np.std(core)) / CORE_WIDTH
         if abs(mean - previous_mean) + abs(sigma - previous_sigma) < 1e-6 * abs(mean):
             break
     return mean, sigma
@@ -202,15 +209,30 @@ def bias(q: Floats) -> Floats:
     return q[..., 2] - 1
 
 
-def spread(medians: Floats) -> Floats:
-    """Largest difference of the median response between flavours: max - min over the last axis.
+def spread_squared(medians: Floats) -> Floats:
+    """Variance of the median response between flavours, without that of the medians' own noise.
 
-    A maximum of noisy numbers: with few jets of a flavour it comes out too large, for every
-    calibration alike. medians: (..., flavours); returns (...).
+    medians: (draws + 1, flavours), row 0 the sample, the others bootstrap draws of it; at least two
+    flavours. Returns (draws + 1,). The variance of noisy medians is that of the true ones plus the
+    mean variance of the noise, which the draws show; it is taken off once from the sample, and
+    twice from a draw, which has the noise of the sample and its own. So the result is unbiased
+    where a largest minus a smallest median is too large, and negative for as many samples as it is
+    positive where the flavours do not differ. Every flavour counts alike.
+
+    Source: the moment estimator of the variance between groups of R. DerSimonian, N. Laird,
+    Controlled Clinical Trials 7 (1986) 177, with equal weights as in R. DerSimonian, R. Kacker,
+    Contemp. Clin. Trials 28 (2007) 105, equation 6.
     """
-    largest: Floats = medians.max(axis=-1)
-    smallest: Floats = medians.min(axis=-1)
-    return largest - smallest
+    noise = np.mean(np.var(medians[1:], axis=0))
+    squared: Floats = np.var(medians, axis=1, ddof=1)
+    squared[0] -= noise
+    squared[1:] -= 2 * noise
+    return squared
+
+
+def signed_root(squared: Floats) -> Floats:
+    """The square root, with the sign of the number."""
+    return np.sign(squared) * np.sqrt(np.abs(squared))
 
 
 def flavour(parton: np.ndarray, hadron: np.ndarray) -> NDArray[np.str_]:

@@ -164,6 +164,7 @@ def measure(
         "bands": [_band(band, true, quantiles) for band in pairs],
         "below": _below(true, quantiles),
         "pt": coverage_in_pt(main, true, quantiles, jets),
+        "regions": coverage_in_regions(main, true, quantiles, jets),
         **_widths(draws, groups, main.half(quantiles)),
     }
 
@@ -210,6 +211,21 @@ def coverage_in_pt(
                 "coverage": share(inside[chosen]),
                 "half_width": float(np.mean(half[chosen])),
             }
+            records.append(record)
+    return records
+
+
+def coverage_in_regions(
+    band: Band, true: Floats, quantiles: Mapping[str, Floats], jets: Mapping[str, Floats]
+) -> list[Record]:
+    """Coverage of the band over all jets, and in each region that holds enough of them."""
+    inside = band.contains(true, quantiles)
+    records: list[Record] = []
+    for region in ("all", *r.REGIONS):
+        chosen = r.in_region(jets["genJetEta"], region)
+        num_jets = int(np.count_nonzero(chosen))
+        if num_jets >= MIN_JETS:
+            record = {"region": region, "num_jets": num_jets, "coverage": share(inside[chosen])}
             records.append(record)
     return records
 

@@ -35,12 +35,13 @@ RESIDUAL_LABELS = {
     "rhoAll": r"$\rho$ (GeV)",
     "PV_npvsGood": "Reconstructed vertices",
     "jetMult": "Particles in the jet",
+    "jetPhi": r"$\phi$",
     "QG_mult": "Particles in the jet (tracks, neutrals above 1 GeV)",
 }
 
 
 def closure(metrics: MetricsRecord) -> Drawing | None:
-    """Bias of the median response in the bins that the gate judges."""
+    """Bias of the median response in the bins from 60 GeV up."""
     lowest, allowed = metrics.closure.from_gev, 100 * metrics.config.max_closure
     # The bin of all jets is a headline of the report.
     bins = [one for one in metrics.closure.bins if not one.is_whole(lowest)]
@@ -59,7 +60,7 @@ def closure(metrics: MetricsRecord) -> Drawing | None:
     pt_axis(axes)
     caption = (
         f"Closure of the model from {lowest:g} GeV up. "
-        f"The gate asks that each interval reaches into the band, ±{allowed:g} %."
+        f"Band: ±{allowed:g} %, which the gate allows, or the standard JEC's own bias."
     )
     farthest = max(bins, key=lambda one: abs(one.model.value))
     most = f"{100 * farthest.model.value:+.2f} % ({farthest.region}, {farthest.pt_range} GeV)"

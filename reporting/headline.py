@@ -27,7 +27,8 @@ def headline(metrics: MetricsRecord, search: SearchRecord | None = None) -> dict
     numbers |= closures(metrics.closure)
     for region, entry in metrics.flavour.regions.items():
         numbers[f"flavour_spread_{region}_percent"] = 100 * entry.spread.model.value
-        numbers[f"flavour_spread_removed_{region}_percent"] = entry.reduction.value
+        if entry.reduction:
+            numbers[f"flavour_spread_removed_{region}_percent"] = entry.reduction.value
     if metrics.uncertainty:
         # The first band is the one nearest to 68 %.
         coverage = metrics.uncertainty.bands[0].coverage

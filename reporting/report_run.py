@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from common.config import RunConfig, flag
 from common.layout import RunFolder
+from common.measurements import GateSettings
 from common.records import (
     DataSet,
     EpochRecord,
@@ -87,6 +88,8 @@ def data(metrics: MetricsRecord, run: Run | None) -> Data:
     far = "jets off by more than a factor e, |log(pT / pT_gen)| ≥ 1"
     for name, number in metrics.num_far.by_calibration().items():
         numbers[f"{far}: {LABELS[name]}"] = number
+    for cause, number in metrics.left_out.items():
+        numbers[f"not measured: {cause}"] = number
     for names, number in record.shared_jets.items():
         numbers[f"jets in common, {names}"] = number
     return Data(
@@ -145,6 +148,7 @@ def evaluate_command(metrics: MetricsRecord) -> str:
         "baseline": metrics.baseline,
         "min-improvement": f"{config.min_improvement:g}",
         "max-closure": f"{config.max_closure:g}",
+        **_other_limits(config),
         "seed": config.seed,
         "replicates": metrics.replicates,
     }
@@ -154,6 +158,16 @@ def evaluate_command(metrics: MetricsRecord) -> str:
         if value is not None:
             words += [f"--{name}", str(value)]
     return shlex.join(words)
+
+
+def _other_limits(config: GateSettings) -> dict[str, str | None]:
+    """The other settings of the gate that differ from their defaults, by flag."""
+    values: dict[str, str | None] = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.default is not dataclasses.MISSING and value != field.default:
+            values[flag(field.name)] = value if isinstance(value, str) else f"{value:g}"
+    return values
 
 
 def pipeline_command(config: RunConfig, folder: str) -> str:

@@ -61,7 +61,7 @@ def metrics_record(**values) -> MetricsRecord:
         "model": "pfn",
         "trial": "pfn-0a1b2c3d-000",
         "baseline": None,
-        "config": GateSettings(min_improvement=0.0, max_closure=0.02, seed=1),
+        "config": GateSettings(min_improvement=0.0, max_closure=0.01, seed=1),
         "gain": Interval(value=3.0, low=2.0, high=4.0),
         "gain_half_width": Interval(value=3.1, low=2.1, high=4.1),
         "gain_over_baseline": None,

@@ -51,6 +51,14 @@ QUICK = [
     "-1000000",
     "--max-closure",
     "1000",
+    "--max-resolution-ratio",
+    "1000",
+    "--max-tail-ratio",
+    "1000",
+    "--max-flavour-ratio",
+    "1000",
+    "--max-coverage-points",
+    "100",
 ]
 
 

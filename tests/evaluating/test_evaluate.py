@@ -130,7 +130,18 @@ def test_the_run_folder_gets_numbers_report_and_figures(run, capsys):
         "pfn-0a1b2c3d-b",
         2500,
     )
-    assert metrics["config"] == {"min_improvement": 0, "max_closure": 0.02, "seed": 3}
+    assert metrics["config"] == {
+        "min_improvement": 0,
+        "max_closure": 0.01,
+        "seed": 3,
+        "gate": "default",
+        "gate_regions": "both",
+        "max_resolution_ratio": 1.05,
+        "max_tail_ratio": 1.05,
+        "max_flavour_ratio": 1.05,
+        "max_coverage_points": 4,
+    }
+    assert metrics["gate"]["checks"][0]["quantity"] == "gain"
     assert metrics["gain"]["value"] == pytest.approx(10, abs=1)
     assert "Gate passed" in (run / "report.html").read_text()
     assert (run / "figures" / "resolution-barrel.pdf").read_bytes().startswith(b"%PDF")
@@ -166,7 +177,9 @@ def test_a_model_that_fails_is_an_answer_and_not_an_error(run, capsys):
     metrics = read_strictly(run / "metrics.json")
     assert metrics["passed"] is False
     assert "gate not passed:" in capsys.readouterr().out
-    assert "closure fails for barrel jets above 60 GeV" in metrics["reasons"][0]
+    failed = {one["where"] for one in metrics["gate"]["checks"] if not one["passed"]}
+    assert {"barrel jets above 60 GeV", "endcap jets above 60 GeV"} <= failed
+    assert "closure fails for" in metrics["reasons"][0]
     assert all(reason in (run / "report.html").read_text() for reason in metrics["reasons"])
 
 

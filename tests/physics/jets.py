@@ -5,8 +5,10 @@ that respond differently.
 import numpy as np
 import pytest
 
+from common.measurements import GateSettings
 from physics import uncertainty
-from physics.metrics import measure
+from physics.gate import judge
+from physics.metrics import record_of, sample_of
 
 
 def make_jets(number: int, seed: int = 1) -> dict[str, np.ndarray]:
@@ -32,6 +34,19 @@ def target_of(jets: dict[str, np.ndarray]) -> np.ndarray:
     return np.log(jets["genJetPt"] / jets["jetPt"])
 
 
+def judged(
+    jets: dict[str, np.ndarray], output: np.ndarray, *, replicates: int = 50, **settings
+) -> tuple[dict, list[str]]:
+    """The record of a model's answers with what the gate judged, and why it refuses the model.
+
+    `settings` replace those of the default gate.
+    """
+    sample = sample_of(jets, output, replicates=replicates, seed=1)
+    asked = {"min_improvement": 0.0, "max_closure": 0.01, "seed": 1} | settings
+    gate, reasons = judge(sample, GateSettings(**asked))
+    return {**record_of(sample), "gate": gate}, reasons
+
+
 @pytest.fixture(scope="session")
 def jets() -> dict[str, np.ndarray]:
     return make_jets(6000)
@@ -45,7 +60,7 @@ def good_output(jets) -> np.ndarray:
 
 @pytest.fixture(scope="session")
 def good_metrics(jets, good_output) -> dict:
-    return measure(jets, good_output, replicates=100, seed=1)
+    return judged(jets, good_output, replicates=100)[0]
 
 
 def quantiles_of(jets: dict[str, np.ndarray], output: np.ndarray) -> np.ndarray:

@@ -4,14 +4,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from physics import response as r
-from physics.bootstrap import bootstrap_quantiles, counted_quantiles, draw, interval
+from physics.bootstrap import (
+    bootstrap_quantiles,
+    counted_quantiles,
+    draw,
+    interval,
+    one_group,
+)
 
 
 @given(st.lists(st.tuples(st.floats(-10, 10), st.integers(0, 4)), min_size=1, max_size=40))
 def test_counted_quantiles_are_those_of_the_repeated_sample(pairs):
     values, counts = (np.array(column) for column in zip(*sorted(pairs), strict=True))
     repeated = np.repeat(values, counts)
-    found = counted_quantiles(values, counts)
+    found = counted_quantiles(one_group(values), counts)[0]
     if len(repeated):
         assert found == pytest.approx(np.quantile(repeated, r.QUANTILES), abs=1e-9)
     else:
@@ -78,3 +84,24 @@ def test_pairing_narrows_the_interval_of_the_gain():
     unpaired = interval(r.gain(draws["model"], draws["standard"]))
     assert paired["high"] - paired["low"] < 0.85 * (unpaired["high"] - unpaired["low"])
     assert paired["value"] == unpaired["value"]
+
+
+def test_groups_that_share_jets_are_measured_like_single_ones():
+    """Disjoint groups are measured in one sum; what each draw gives does not depend on that."""
+    rng = np.random.default_rng(3)
+    values = {"model": rng.normal(1, 0.1, 500)}
+    groups = {f"part {number}": np.arange(500) % 4 == number for number in range(4)}
+    groups |= {"all": np.ones(500, bool), "first": np.arange(500) < 200, "one": np.arange(500) == 7}
+    together = bootstrap_quantiles(values, groups, replicates=20, seed=5)["model"]
+    weights = rng.exponential(size=500)
+    weighted = bootstrap_quantiles(values, groups, replicates=20, seed=5, weights=weights)["model"]
+    for name, mask in groups.items():
+        alone = bootstrap_quantiles(values, {name: mask}, replicates=20, seed=5)["model"][name]
+        assert np.array_equal(together[name], alone, equal_nan=True)
+        alone = bootstrap_quantiles(values, {name: mask}, replicates=20, seed=5, weights=weights)[
+            "model"
+        ][name]
+        assert np.array_equal(weighted[name], alone, equal_nan=True)
+    # A jet that a draw leaves out has no quantile there.
+    assert np.isnan(together["one"]).any()
+    assert together["one"][0] == pytest.approx(values["model"][7])

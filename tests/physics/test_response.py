@@ -103,8 +103,35 @@ def test_bins_have_no_gap_and_no_overlap():
     ]
 
 
-def test_spread_is_the_largest_difference():
-    assert r.spread(np.array([[1.0, 1.02, 0.99], [1.0, 1.0, 1.0]])) == pytest.approx([0.03, 0.0])
+def test_the_spread_of_flavours_that_do_not_differ_is_zero_on_average():
+    """A largest minus a smallest median would be 1.0 % here, and more for rarer flavours."""
+    rng = np.random.default_rng(1)
+    squared, ranges = [], []
+    for _ in range(400):
+        noise = 0.005 * rng.normal(size=4)
+        draws = noise + 0.005 * rng.normal(size=(100, 4))
+        medians = 1 + np.vstack([noise, draws])
+        squared.append(r.spread_squared(medians))
+        ranges.append(np.ptp(noise))
+    squared = np.array(squared)
+    assert np.mean(ranges) > 0.009
+    # The mean of 400 has an error of 1e-6; the noise alone would give 25e-6.
+    assert np.mean(squared[:, 0]) == pytest.approx(0, abs=4e-6)
+    # The draws lie about the sample's value, not above it.
+    assert np.mean(squared[:, 1:]) == pytest.approx(np.mean(squared[:, 0]), abs=1e-6)
+
+
+def test_the_spread_of_flavours_is_their_standard_deviation():
+    rng = np.random.default_rng(2)
+    true = np.array([1.01, 1.0, 0.98, 0.99])
+    squared = []
+    for _ in range(300):
+        sample = true + 0.004 * rng.normal(size=4)
+        squared.append(
+            r.spread_squared(np.vstack([sample, sample + 0.004 * rng.normal(size=(100, 4))]))[0]
+        )
+    assert np.mean(squared) == pytest.approx(np.var(true, ddof=1), rel=0.05)
+    assert r.signed_root(np.array([4.0, -9.0])).tolist() == [2, -3]
 
 
 def test_far_jets_are_counted_on_both_sides_and_nan_is_far():

@@ -90,7 +90,7 @@ def _metrics(measured: dict, widths: dict) -> MetricsRecord:
             "model": "pfn",
             "trial": f"{NAME}-b",
             "baseline": None,
-            "config": plain(GateSettings(min_improvement=0.0, max_closure=0.02, seed=1)),
+            "config": plain(GateSettings(min_improvement=0.0, max_closure=0.01, seed=1)),
             **measured,
             "inference": plain(inference),
             "uncertainty": widths,

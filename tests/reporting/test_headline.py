@@ -1,5 +1,8 @@
+import dataclasses
+
 import pytest
 
+from common.measurements import Interval
 from common.records import MetricsRecord, plain
 from physics.metrics import measure
 from reporting.headline import headline
@@ -29,6 +32,13 @@ FIXED = {
 
 def test_the_names_stay_and_the_numbers_are_plain(documents):
     metrics = documents.metrics
+    reduction = Interval(value=30.0, low=20.0, high=40.0)
+    regions = {}
+    for region, entry in metrics.flavour.regions.items():
+        regions[region] = dataclasses.replace(entry, reduction=reduction)
+    metrics = dataclasses.replace(
+        metrics, flavour=dataclasses.replace(metrics.flavour, regions=regions)
+    )
     numbers = headline(metrics, documents.search)
     assert set(numbers) == FIXED
     assert all(isinstance(value, (int, float)) for value in numbers.values())
@@ -37,6 +47,13 @@ def test_the_names_stay_and_the_numbers_are_plain(documents):
     assert numbers["closure_barrel_percent"] == pytest.approx(
         100 * metrics.closure.bins[0].model.value
     )
+
+
+def test_no_share_of_a_spread_that_may_be_zero_is_removed(documents):
+    """6,000 jets do not show a spread of the standard JEC."""
+    assert documents.metrics.flavour.regions["barrel"].reduction is None
+    numbers = headline(documents.metrics, documents.search)
+    assert {"flavour_spread_removed_barrel_percent"} <= FIXED - set(numbers)
 
 
 def test_what_was_not_measured_is_left_out():

@@ -1,0 +1,103 @@
+"""What report.html says of the gate: each number that it judged, its limit and its margin."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from common.measurements import Gate, GateCheck
+from common.records import MetricsRecord
+from reporting.page import MISSING, Table
+
+SHOWN = 3
+"""Numbers of each quantity that stand at the top of the page; all of them are in a table below."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Judged:
+    """The numbers that the gate judged."""
+
+    mode: str
+    rule: str
+    num_tests: str
+    level: str
+    nearest: Table
+    """Of each quantity, the numbers nearest to their limit or farthest beyond it."""
+    every: Table
+    unmeasured: Sequence[str]
+
+
+RULES = {
+    "default": (
+        "It refuses a model whose margin lies below zero with its whole interval: the jets show"
+        " that it is worse than allowed"
+    ),
+    "strict": (
+        "It refuses a model unless each margin lies above zero with its whole interval: the jets"
+        " show that it is within the limits"
+    ),
+}
+
+
+def judged(metrics: MetricsRecord) -> Judged | None:
+    """None for a run of an earlier version, whose gate kept no numbers."""
+    gate = metrics.gate
+    if gate is None:
+        return None
+    return Judged(
+        mode=metrics.config.gate,
+        rule=RULES[metrics.config.gate],
+        num_tests=f"{gate.num_tests:,}",
+        level=f"{100 * gate.level:.3g} %" if gate.level < 0.99 else f"{100 * gate.level:.2f} %",
+        nearest=table_of(nearest(gate)),
+        every=table_of(gate.checks),
+        unmeasured=[one.text for one in gate.unmeasured],
+    )
+
+
+def nearest(gate: Gate) -> list[GateCheck]:
+    """The SHOWN checks of each quantity with the least margin, in units of its interval."""
+    of_quantity: dict[str, list[GateCheck]] = {}
+    for check in gate.checks:
+        of_quantity.setdefault(check.quantity, []).append(check)
+    chosen = []
+    for checks in of_quantity.values():
+        chosen += sorted(checks, key=_distance)[:SHOWN]
+    return chosen
+
+
+def _distance(check: GateCheck) -> float:
+    """The margin over half of its interval's width."""
+    margin = check.margin
+    return margin.value / max((margin.high - margin.low) / 2, 1e-12)
+
+
+def table_of(checks: Sequence[GateCheck]) -> Table:
+    """Each number with its limit, its margin and the verdict."""
+    rows = []
+    for check in checks:
+        unit = f" {check.unit}" if check.unit else ""
+        digits = 2 if check.unit else 4
+        sign = "+" if check.quantity in ("gain", "closure", "coverage") else ""
+        standard = MISSING
+        if check.standard is not None:
+            standard = f"{check.standard:{sign}.{digits}f}{unit}"
+        # A gain has to be above its limit, any other number at most as large.
+        limit = f"{check.limit:.{digits}f}{unit}"
+        limit = f"at least {limit}" if check.quantity == "gain" else f"{limit}"
+        if check.quantity in ("closure", "coverage"):
+            limit = f"±{limit}"
+        rows.append(
+            [
+                check.quantity,
+                check.where,
+                f"{check.num_jets:,}",
+                f"{check.value:{sign}.{digits}f}{unit}",
+                standard,
+                limit,
+                check.margin.text(digits=digits, unit=unit),
+                "passes" if check.passed else "refused",
+            ]
+        )
+    head = ["Quantity", "Jets", "Number of jets", "This model", "Standard JEC", "Allowed"]
+    return Table(head=[*head, "Margin", "Verdict"], rows=rows)
