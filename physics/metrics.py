@@ -353,9 +353,6 @@ def _weighted(sample: Sample) -> tuple[Record | None, list[Record]]:
     whole = groups.SUMMARY[-1]
     if reason := weights_mean_nothing(weights):
         return None, [not_measured("weighted gain", whole.text, len(weights), reason)]
-    # Weights are relative: the largest is 1, so that no sum of them or of their squares overflows.
-    weights = weights / weights.max()
-
     bins: list[Bin] = []
     unmeasured: list[Record] = []
     effective = {}
@@ -376,7 +373,8 @@ def _weighted(sample: Sample) -> tuple[Record | None, list[Record]]:
         {one.name: sample.masks[one.name] for one in bins},
         replicates=sample.replicates,
         seed=sample.seed,
-        weights=weights,
+        # Weights are relative: the largest is 1, so that no sum of them overflows.
+        weights=weights / weights.max(),
     )
     measured, lost = _bins(bins, quantiles, sample)
     unmeasured += lost

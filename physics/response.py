@@ -185,6 +185,8 @@ def gaussian_core(values: Floats, steps: int = 50) -> tuple[float, float]:
     for _ in range(steps):
         previous_mean, previous_sigma = mean, sigma
         core = values[np.abs(values - mean) < CORE * sigma]
+        if not len(core):
+            return math.nan, math.nan
         mean = float(np.mean(core))
         sigma = float(np.std(core)) / CORE_WIDTH
         if abs(mean - previous_mean) + abs(sigma - previous_sigma) < 1e-6 * abs(mean):

@@ -135,7 +135,8 @@ def measure(
     if not pairs:
         return None
     main = pairs[0]
-    matched = np.asarray(columns["genJetPt"]) > 0
+    gen_pt = np.asarray(columns["genJetPt"])
+    matched = np.isfinite(gen_pt) & (gen_pt > 0)
     pt = np.asarray(columns["jetPt"])
     finite = np.isfinite(answers).all(axis=1) & np.isfinite(pt) & (pt > 0)
     kept = matched & finite & r.in_region(columns["genJetEta"], "all")

@@ -14,6 +14,7 @@ from common.measurements import Calibrated, CoreBin, Interval, ResponseBin
 from common.measurements import Uncertainty as UncertaintyRecord
 from common.records import MetricsRecord
 from common.run import Run
+from physics.groups import SUMMARY
 from physics.response import PT_EDGES
 from reporting.page import MISSING, Table
 from reporting.report_gate import Judged, judged
@@ -98,6 +99,8 @@ def tiles(metrics: MetricsRecord) -> list[Tile]:
             "all jets above 30 GeV, each counted by eventWeight"
             f" ({metrics.weighted.effective_jets:,.0f} effective jets)",
         )
+    elif reason := _why_not_weighted(metrics):
+        add("The same gain, weighted", "not measured", reason)
     for one in metrics.closure.bins:
         # The bins of pT stand in a table below.
         if one.is_whole(lowest):
@@ -124,6 +127,14 @@ def tiles(metrics: MetricsRecord) -> list[Tile]:
             f" {100 * band.nominal:g} %",
         )
     return made
+
+
+def _why_not_weighted(metrics: MetricsRecord) -> str:
+    """Why the gain of all jets is not weighted; empty where there are no weights."""
+    for one in metrics.unmeasured:
+        if one.quantity == "weighted gain" and one.where == SUMMARY[-1].text:
+            return one.reason
+    return ""
 
 
 def _percent_or_none(gain: Interval | None) -> str:

@@ -64,6 +64,9 @@ def widths(measured: Uncertainty | None) -> Drawing | None:
         return None
     predicted, intervals, ratios = [], [], []
     for one in measured.widths:
+        # Where no width is predicted there is no ratio to it.
+        if one.predicted <= 0:
+            continue
         width = one.measured
         predicted.append(100 * one.predicted)
         intervals.append(width)
@@ -74,6 +77,8 @@ def widths(measured: Uncertainty | None) -> Drawing | None:
                 high=width.high / one.predicted,
             )
         )
+    if not predicted:
+        return None
     figure, (top, below) = panels((3, 1), (10, 10))
     look: Look = {"color": COLOURS["model"], "marker": "o"}
     points(top, predicted, intervals, 100, label="Test jets", **look)
