@@ -85,10 +85,16 @@ def test_a_harmful_model_is_refused_for_its_harm(harm):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("harm", [*HARMS.values(), *MORE_HARMS.values()], ids=[*HARMS, *MORE_HARMS])
+@pytest.mark.parametrize("harm", HARMS.values(), ids=HARMS)
 def test_a_harmful_model_is_refused_in_bootstrap_copies(harm):
     refused = [is_refused_rightly(copy_of_good(number), harm) for number in range(COPIES)]
     assert sum(refused) >= NEEDED
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("harm", MORE_HARMS.values(), ids=MORE_HARMS)
+def test_other_harmful_models_are_refused_in_bootstrap_copies(harm):
+    assert all(is_refused_rightly(copy_of_good(number), harm) for number in range(1, 5))
 
 
 def test_doing_nothing_passes_the_default_gate():
