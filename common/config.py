@@ -287,7 +287,7 @@ class RunConfig:
     )
     max_tail_ratio: float = option(
         MAX_TAIL_RATIO,
-        "largest share of jets off by more than 30 %, and by more than a factor 1.5, as a multiple"
+        "largest tail beyond 30 %, and by more than a factor 1.5, as a multiple"
         " of the standard JEC's",
         group="gates and serving",
     )

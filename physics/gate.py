@@ -260,11 +260,11 @@ def closure_places(sample: Sample, settings: GateSettings) -> dict[str, str]:
     for low, high in (*groups.ETA_SLICES, *groups.FINE_ETA_SLICES):
         middle = np.array([(low + high) / 2])
         if any(r.in_region(middle, region)[0] for region in regions):
-            places[groups.eta_name(low, high)] = f"jets with eta from {low:g} to {high:g} {above}"
+            places[groups.eta_name(low, high)] = f"jets at eta {low:g} to {high:g} {above}"
     for column, edges in groups.slice_edges(sample.columns).items():
         for low, high in itertools.pairwise(edges):
             group = groups.slice_name(column, low, high)
-            places[group] = f"jets with {column} from {low:.4g} to {high:.4g} {above}"
+            places[group] = f"jets with {column} {low:.4g} to {high:.4g} {above}"
     return places
 
 
@@ -327,8 +327,8 @@ def off_by_a_factor(response: Floats) -> Mask:
 
 
 TAILS = {
-    "share of jets off by more than 30 %": off_by_30_percent,
-    "share of jets off by more than a factor 1.5": off_by_a_factor,
+    "tail beyond 30 %": off_by_30_percent,
+    "tail beyond a factor 1.5": off_by_a_factor,
 }
 
 

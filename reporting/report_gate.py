@@ -9,7 +9,7 @@ from common.measurements import Gate, GateCheck
 from common.records import MetricsRecord
 from reporting.page import MISSING, Table
 
-SHOWN = 3
+SHOWN = 2
 """Numbers of each quantity that stand at the top of the page; all of them are in a table below."""
 
 
@@ -49,8 +49,8 @@ def judged(metrics: MetricsRecord) -> Judged | None:
         rule=RULES[metrics.config.gate],
         num_tests=f"{gate.num_tests:,}",
         level=f"{100 * gate.level:.3g} %" if gate.level < 0.99 else f"{100 * gate.level:.2f} %",
-        nearest=table_of(nearest(gate)),
-        every=table_of(gate.checks),
+        nearest=table_of(nearest(gate), with_sizes=False),
+        every=table_of(gate.checks, with_sizes=True),
         unmeasured=[one.text for one in gate.unmeasured],
     )
 
@@ -72,8 +72,8 @@ def _distance(check: GateCheck) -> float:
     return margin.value / max((margin.high - margin.low) / 2, 1e-12)
 
 
-def table_of(checks: Sequence[GateCheck]) -> Table:
-    """Each number with its limit, its margin and the verdict."""
+def table_of(checks: Sequence[GateCheck], *, with_sizes: bool) -> Table:
+    """Each number with its limit, its margin and the verdict; with or without numbers of jets."""
     rows = []
     for check in checks:
         unit = f" {check.unit}" if check.unit else ""
@@ -82,22 +82,32 @@ def table_of(checks: Sequence[GateCheck]) -> Table:
         standard = MISSING
         if check.standard is not None:
             standard = f"{check.standard:{sign}.{digits}f}{unit}"
-        # A gain has to be above its limit, any other number at most as large.
         limit = f"{check.limit:.{digits}f}{unit}"
-        limit = f"at least {limit}" if check.quantity == "gain" else f"{limit}"
-        if check.quantity in ("closure", "coverage"):
+        # A gain has to reach its limit; of the others these are for either direction.
+        if check.quantity == "gain":
+            limit = f"at least {limit}"
+        elif check.quantity in ("closure", "coverage"):
             limit = f"±{limit}"
-        rows.append(
-            [
-                check.quantity,
-                check.where,
-                f"{check.num_jets:,}",
-                f"{check.value:{sign}.{digits}f}{unit}",
-                standard,
-                limit,
-                check.margin.text(digits=digits, unit=unit),
-                "passes" if check.passed else "refused",
-            ]
-        )
-    head = ["Quantity", "Jets", "Number of jets", "This model", "Standard JEC", "Allowed"]
-    return Table(head=[*head, "Margin", "Verdict"], rows=rows)
+        row = [check.quantity, check.where]
+        if with_sizes:
+            row.append(f"{check.num_jets:,}")
+        row += [
+            f"{check.value:{sign}.{digits}f}{unit}",
+            standard,
+            limit,
+            check.margin.text(digits=digits, unit=unit),
+            "passes" if check.passed else "refused",
+        ]
+        rows.append(row)
+    sizes = ["Number of jets"] if with_sizes else []
+    head = [
+        "Quantity",
+        "Jets",
+        *sizes,
+        "This model",
+        "Standard JEC",
+        "Allowed",
+        "Margin",
+        "Verdict",
+    ]
+    return Table(head=head, rows=rows)

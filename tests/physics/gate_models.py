@@ -189,7 +189,7 @@ class Harm:
 
 
 CLOSURE, GAIN, COVERAGE = ("closure",), ("gain", "resolution"), ("coverage",)
-TAILS = ("share of jets off by more than 30 %", "share of jets off by more than a factor 1.5")
+TAILS = ("tail beyond 30 %", "tail beyond a factor 1.5")
 FLAVOUR = ("flavour spread",)
 
 HARMS = {

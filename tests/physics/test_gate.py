@@ -132,7 +132,7 @@ def test_each_limit_is_a_setting():
     for name, value, quantity in (
         ("max_closure", 0.0, "closure"),
         ("max_resolution_ratio", 0.5, "resolution"),
-        ("max_tail_ratio", 0.1, "share of jets off by more than 30 %"),
+        ("max_tail_ratio", 0.1, "tail beyond 30 %"),
         ("max_flavour_ratio", 0.0, "flavour spread"),
         ("min_improvement", 50.0, "gain"),
     ):
