@@ -279,10 +279,12 @@ class CoverageBin(PtBin):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CoverageRegion:
-    """Coverage of the band in a region of eta."""
+    """Coverage of the band in a region of eta, or in a wide bin of the pT of the file in it."""
 
     region: str
     """barrel, endcap or all."""
+    pt_range: str
+    """GeV; empty for any pT."""
     num_jets: int
     coverage: Interval
 

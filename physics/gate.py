@@ -10,7 +10,8 @@ what moves both does not count. Judged, beside the gain of resolution:
   - resolution: IQR / median in each region, and in its bins of pT
   - tails: the share of jets whose response is off by more than 30 %, or by more than a factor 1.5
   - flavour spread: the median response's standard deviation between flavours, without its noise
-  - coverage: the share of jets within their own interval, of a network that gives one
+  - coverage: the share of jets within their own interval, of a network that gives one, in each
+    region, and in bins of the pT of the file
 
 Resolution, tails and flavour spread are at most so many times those of the standard JEC. The
 `default` gate refuses a model that is worse than allowed by more than the interval of the margin,
@@ -399,18 +400,25 @@ def flavour_tests(sample: Sample, settings: GateSettings) -> Iterator[Test]:
 
 
 def coverage_tests(uncertainty: Mapping[str, Any], settings: GateSettings) -> Iterator[Test]:
-    """How far the coverage of the jets' own intervals is from what it should be."""
-    regions = judged_regions(settings)
+    """How far the coverage of the jets' own intervals is from what it should be.
+
+    Over all jets, in each region, and in its bins of the pT of the file.
+    """
     nominal = 100 * uncertainty["bands"][0]["nominal"]
     for record in uncertainty["regions"]:
-        if record["region"] not in (*regions, "all"):
+        region = record["region"]
+        if region not in (*judged_regions(settings), "all"):
             continue
+        where = "jets" if region == "all" else f"{region} jets"
+        if record["pt_range"]:
+            if record["num_jets"] < MIN_JETS:
+                continue
+            where += f" at {record['pt_range']} GeV of the file"
         share = record["coverage"]["value"]
-        jets = "jets" if record["region"] == "all" else f"{record['region']} jets"
         difference = 100 * share - nominal
         yield Test(
             quantity="coverage",
-            where=f"{jets}, {nominal:g} % expected",
+            where=f"{where}, {nominal:g} % expected",
             num_jets=record["num_jets"],
             unit="points",
             value=difference,

@@ -37,7 +37,8 @@ partonFlav and hadronFlav add flavours, jetRawPt adds `uncorrected`.
 WEIGHT = "eventWeight"
 
 MAX_GAIN_WIDTH = 10.0
-"""Points of per cent from end to end: gains are a few per cent, so a wider interval tells nothing.
+"""Points of per cent from end to end. Gains are a few per cent, so a wider interval that holds zero
+tells nothing.
 """
 
 LARGEST = float(np.finfo(np.float32).max)
@@ -344,8 +345,9 @@ def _headline(summary: list[Record]) -> Record:
 def _weighted(sample: Sample) -> tuple[Record | None, list[Record]]:
     """The summary's bins with each jet counted eventWeight times, and what is not measured.
 
-    None where jets have no weights, or weights that mean nothing. A bin whose gain is uncertain by
-    more than MAX_GAIN_WIDTH, or which has fewer than MIN_JETS effective jets, is left out.
+    None where jets have no weights, or weights that mean nothing. A bin is left out if it has fewer
+    than MIN_JETS effective jets, or if the interval of its gain is wider than MAX_GAIN_WIDTH and
+    holds zero.
     """
     if WEIGHT not in sample.columns:
         return None, []
@@ -383,7 +385,7 @@ def _weighted(sample: Sample) -> tuple[Record | None, list[Record]]:
         one = Bin(region=record["region"], low=record["pt_low"], high=record["pt_high"] or math.inf)
         record["effective_jets"] = effective[one.name]
         gain = record["gain"]
-        if gain["high"] - gain["low"] > MAX_GAIN_WIDTH:
+        if gain["high"] - gain["low"] > MAX_GAIN_WIDTH and gain["low"] <= 0 <= gain["high"]:
             reason = f"too uncertain to tell, from {gain['low']:.1f} to {gain['high']:.1f} % by"
             reason += f" {effective[one.name]:,.0f} effective jets"
             unmeasured.append(not_measured("weighted gain", one.text, record["num_jets"], reason))

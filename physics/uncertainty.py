@@ -219,15 +219,23 @@ def coverage_in_pt(
 def coverage_in_regions(
     band: Band, true: Floats, quantiles: Mapping[str, Floats], jets: Mapping[str, Floats]
 ) -> list[Record]:
-    """Coverage of the band over all jets, and in each region that holds enough of them."""
+    """Coverage of the band over all jets, in each region, and in its wide bins of the file's pT.
+
+    Groups with too few jets are left out.
+    """
     inside = band.contains(true, quantiles)
-    records: list[Record] = []
+    chosen: dict[tuple[str, str], Mask] = {}
     for region in ("all", *r.REGIONS):
-        chosen = r.in_region(jets["genJetEta"], region)
-        num_jets = int(np.count_nonzero(chosen))
+        chosen[region, ""] = r.in_region(jets["genJetEta"], region)
+    for one in r.bins(r.PT_EDGES):
+        chosen[one.region, one.range] = one.contains(jets["jetPt"], jets["genJetEta"])
+    records: list[Record] = []
+    for (region, pt_range), mask in chosen.items():
+        num_jets = int(np.count_nonzero(mask))
         if num_jets >= MIN_JETS:
-            record = {"region": region, "num_jets": num_jets, "coverage": share(inside[chosen])}
-            records.append(record)
+            coverage = share(inside[mask])
+            place = {"region": region, "pt_range": pt_range, "num_jets": num_jets}
+            records.append({**place, "coverage": coverage})
     return records
 
 

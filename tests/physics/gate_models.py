@@ -168,6 +168,15 @@ def interval_times(model: Model, factor: float, which: np.ndarray) -> Model:
     return dataclasses.replace(model, answers=np.where(which[:, None], wider, model.answers))
 
 
+def of_one_width(model: Model) -> Model:
+    """Intervals that cover 68 % of all jets and know nothing of any."""
+    true = np.log(model.jets["genJetPt"] / model.jets["jetPt"])
+    median = model.answers[:, 0]
+    half = np.full(len(true), np.quantile(np.abs(true - median), 0.68))
+    answers = np.stack([median, median - half, median + half], axis=1)
+    return dataclasses.replace(model, answers=answers)
+
+
 def offset(model: Model, gev: float) -> Model:
     """So many GeV added to the calibrated pT."""
     calibrated = model.jets["jetPt"] * np.exp(model.answers[:, 0])
@@ -263,6 +272,10 @@ MORE_HARMS = {
     ),
     "intervals twice as wide": Harm(
         harmed=lambda m: interval_times(m, 2, everywhere(m)), reasons=COVERAGE
+    ),
+    "intervals all of one width": Harm(harmed=of_one_width, reasons=COVERAGE),
+    "intervals half as wide above 300 GeV": Harm(
+        harmed=lambda m: interval_times(m, 0.5, between(m, "jetPt", 300, 1e9)), reasons=COVERAGE
     ),
     "intervals of the endcap half as wide": Harm(
         harmed=lambda m: interval_times(m, 0.5, region(m, "endcap")), reasons=COVERAGE

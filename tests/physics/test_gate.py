@@ -121,7 +121,7 @@ def test_the_strict_gate_refuses_what_the_jets_do_not_show():
         "max_resolution_ratio": 1.5,
         "max_tail_ratio": 3.0,
         "max_flavour_ratio": 5.0,
-        "max_coverage_points": 10.0,
+        "max_coverage_points": 25.0,
     }
     assert verdict(copy_of_good(0), gate="strict", **wide)[1] == []
 
