@@ -33,9 +33,7 @@ from common.errors import ClusterError, DeadlineError, JecError
 class Servers(Protocol):
     """Start and end model servers on this machine (serving.triton)."""
 
-    def start(
-        self, repository: Path, *, model_name: str, workdir: Path, log: Path, deadline: float
-    ) -> Any:
+    def start(self, repository: str, *, model_name: str, log: Path, deadline: float) -> Any:
         """Start a server and wait until the model is ready.
 
         Returns an object with pid, url and kind.
@@ -119,11 +117,9 @@ class LocalCluster:
         name = manifest["metadata"]["name"]
         folder = self._folder(manifest, "services") / name
         self.end_service(folder)
-        repository = self._repository(manifest, folder)
         server = self.servers.start(
-            repository,
+            manifests.storage_uri(manifest),
             model_name=name,
-            workdir=folder,
             log=folder / "server.log",
             deadline=deadline,
         )
@@ -184,17 +180,6 @@ class LocalCluster:
         folder = self.workdir / run_id_of(manifest) / "local" / place
         folder.mkdir(parents=True, exist_ok=True)
         return folder
-
-    def _repository(self, manifest: Manifest, folder: Path) -> Path:
-        """The model repository as a local folder.
-
-        One on S3 is copied, as KServe's storage initializer does.
-        """
-        uri = manifests.storage_uri(manifest)
-        if not storage.is_s3(uri):
-            return Path(uri)
-        shutil.rmtree(folder / "repository", ignore_errors=True)
-        return storage.download(uri, folder / "repository")
 
 
 @contextlib.contextmanager

@@ -313,7 +313,7 @@ def test_triton_serves_both_models_by_their_local_variant(exported, tmp_path):
     if reason := triton.triton_unusable(tmp_path):
         pytest.skip(f"Triton: {reason}")
     server = triton.start(
-        exported / "model", model_name="small", log=tmp_path / "server.log", workdir=tmp_path
+        exported / "model", model_name="small", log=tmp_path / "server.log"
     )
     try:
         checked = [
