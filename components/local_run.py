@@ -191,11 +191,8 @@ class LocalRun:
         steps = [f"look at {folder}/report.html"]
         if self.serve and self._service():
             steps.append("ask the service as serving/client.py does; Ctrl-C ends it")
-        elif self._service():
-            steps.append(
-                f"serve it: python pipeline.py --output {_shown(self.output)} --resume"
-                f" {run.id} --serve"
-            )
+        else:
+            steps.append(f"serve it: python -m serving.serve {folder}")
         steps.append(
             "calibrate your own jets: python pipeline.py --data-train 'FILES' --data-val 'FILES'"
             " --data-test 'FILES'"

@@ -8,7 +8,12 @@ from collections.abc import Mapping
 from common import storage
 from common.config import AUTO, RunConfig, of_earlier_run, typed
 from common.errors import InputError, unknown
+from common.records import SummaryRecord
+from common.run import Run
 from operations.endpoint import endpoint
+
+ENDED = ("succeeded", "not deployed")
+"""States of a run whose chain has come to its end (SummaryRecord.state)."""
 
 
 def with_parameters_of(
@@ -22,7 +27,9 @@ def with_parameters_of(
     folder = run_folder(run_id, args)
     values: dict[str, object] = {}
     if folder and storage.exists(storage.join(folder, "run.json")):
-        values = known_parameters(storage.read_json(storage.join(folder, "run.json"))["config"])
+        record = storage.read_json(storage.join(folder, "run.json"))
+        values = known_parameters(record["config"])
+        run_id = record["run_id"]  # the folder may be a link, as runs/latest is
         # A folder of runs may have been moved; beside the logs of a run on S3 lies a copy.
         if not storage.is_s3(str(values["s3_bucket"])):
             values["s3_bucket"] = storage.absolute(folder).rsplit("/", 1)[0]
@@ -46,6 +53,18 @@ def run_folder(run_id: str, args: argparse.Namespace) -> str:
             if storage.exists(storage.join(folder, name)):
                 return folder
     return ""
+
+
+def has_ended(config: RunConfig) -> str:
+    """Return the folder of the run of this configuration, if its chain ended with these parameters.
+
+    Empty where it has not, or where another value of a parameter asks for a part of it again.
+    """
+    folder = Run(config=config).folder
+    summary = SummaryRecord.find(folder.summary)
+    if summary is None or summary.state not in ENDED:
+        return ""
+    return folder.uri if Run.load(folder.uri).config == config else ""
 
 
 def places(args: argparse.Namespace) -> list[str]:

@@ -146,7 +146,7 @@ def start_models(
         attempt = _Start(
             kind="kserve-server" if reason else "triton",
             folder=folder,
-            model=next(iter(models)),
+            models=models,
             log=Path(log).absolute(),
             host=host,
             ends=time.monotonic() + deadline,
@@ -189,7 +189,7 @@ class _Start:
 
     kind: str
     folder: ServerFolder
-    model: str
+    models: Mapping[str, str]
     log: Path
     host: str
     ends: float
@@ -198,6 +198,11 @@ class _Start:
     """The seconds that `ends` was made of."""
     options: tuple[str, ...]
     report: Callable[[str], None]
+
+    @property
+    def model(self) -> str:
+        """The name of the model that is waited for."""
+        return next(iter(self.models))
 
     @property
     def asked_at(self) -> str:
@@ -267,6 +272,9 @@ class _Start:
         if _PORT_TAKEN.search(text):
             raise _PortTakenError
         words = error_lines(text) or last_lines(self.log.read_text(errors="replace"))
+        # the server knows the links alone
+        for name, uri in self.models.items():
+            words = words.replace(str(self.folder.repository / name), uri)
         raise ServerEnded(
             f"{self.kind} ended with exit code {exit_code} before model {self.model} was"
             f" ready:\n{words}\n(log: {self.log})",
