@@ -50,7 +50,7 @@ def serve(repository: Path, name: str, *, host: str, port: int, identity: str) -
     """
     import kserve.model_server
 
-    from serving.kserve_model import RESTServer, OnnxModel
+    from serving.kserve_model import OnnxModel, RESTServer
 
     # There is no option for the address: the server takes the class from its module.
     RESTServer.host = host

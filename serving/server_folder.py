@@ -30,7 +30,7 @@ from common import storage
 from common.errors import InputError
 
 PLAIN = re.compile(r"[-\w./]+", re.ASCII)  # characters that mean nothing to a shell
-_FALLBACKS = ("/tmp", "/var/tmp")
+_FALLBACKS = ("/tmp", "/var/tmp")  # noqa: S108  # mkdtemp makes a folder that only the user can read
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

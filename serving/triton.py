@@ -34,7 +34,7 @@ from weaver.onnx.triton_config import LOCAL
 __all__ = ["IDENTITY", "Server", "is_running", "start", "stop", "triton_unusable"]
 
 HOST = "127.0.0.1"
-ANY_ADDRESS = "0.0.0.0"  # of all networks of the machine
+ANY_ADDRESS = "0.0.0.0"  # noqa: S104  # only where the user gives it
 KINDS = ("auto", "triton", "kserve-server")
 # A free port may be taken by another process between the choice and the server's own bind.
 PORT_ATTEMPTS = 4

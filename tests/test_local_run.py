@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from common import storage
+from serving.client import Client
 from tests.weaver.conftest import synthetic_jets, write_jets
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -266,6 +267,35 @@ def test_resuming_a_finished_run_trains_nothing_again(finished):
     } == before
     assert "started:" not in answer.stdout
     assert "served by" in answer.stdout
+
+
+def test_serving_a_run_that_has_ended_only_starts_the_server(finished):
+    output = finished[1]
+    run = (output / "latest").resolve()
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    process = subprocess.Popen(
+        [sys.executable, "pipeline.py", "--output", output, "--resume", run.name, "--serve"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        url = next(
+            match[0]
+            for line in process.stdout
+            if (match := re.search(r"(?<=served by )\S+ at \S+", line))
+        )
+        name, address = url.split(" at ")
+        assert name in ("triton", "kserve-server")
+        served = Client(address, run.name.rsplit("-", 1)[0])
+        assert served.ready()
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(timeout=30)
+        process.stdout.close()
+    assert process.returncode == 0
+    assert not served.ready()
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
 
 
 def test_resuming_a_run_that_does_not_exist_is_refused(finished):

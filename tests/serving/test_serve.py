@@ -165,7 +165,7 @@ def test_a_server_that_died_ends_the_command_with_its_last_lines(triton_runs, ru
         (lambda run: (run / "model" / NAME / "1" / "model.onnx").write_bytes(b"no"), NAME),
         (lambda run: (run / "model" / NAME / "1" / "model.onnx").unlink(), "1/model.onnx"),
         (lambda run: shutil.rmtree(run / "model"), "--resume pfn-1a2b3c4d"),
-        (lambda run: shutil.rmtree(run), "run.json"),
+        (shutil.rmtree, "run.json"),
         (lambda run: (shutil.rmtree(run), run.mkdir()), "neither a run nor a model repository"),
     ],
     ids=["damaged", "no file", "no model", "nothing", "empty"],
