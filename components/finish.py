@@ -349,6 +349,11 @@ def main(argv: list[str] | None = None) -> int:
         run_id = (
             make_run_id(args.network_config, args.job_id) if args.run_id == AUTO else args.run_id
         )
+        if args.s3_bucket == AUTO:  # prepare has refused it, and there is no folder to look into
+            text = f"# {run_id}: failed\n\nprepare: {step.NO_BUCKET}\n"
+            step.Artifacts(args.executor_input).set("summary", content=text)
+            step.say(f"{run_id}: failed: {step.NO_BUCKET}")
+            return
         uri = storage.join(storage.absolute(args.s3_bucket), run_id)
         if step.LOCAL_DIR in os.environ and not status_of(uri, args.job_id).steps:
             return  # prepare refused, and has said why a line above

@@ -6,6 +6,7 @@ URI and little else.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import importlib.metadata
 import os
@@ -13,7 +14,8 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 
-from common import storage
+from clusters.pod_namespace import own_namespace
+from common import form, storage
 from common.choices import SPLITS
 from common.cli import Parser, run_main
 from common.config import AUTO, NONE, RunConfig, add_arguments, flag
@@ -80,14 +82,12 @@ def prepare(
     """
     config = named(config, job_id)
     if config.s3_bucket == AUTO:
-        raise InputError(
-            "--s3-bucket is 'auto': give s3://bucket/prefix, where the pods of the run can read and"
-            " write"
-        )
+        raise InputError(step.NO_BUCKET)
     config = config.replace(
         # later steps run in other working directories
         s3_bucket=storage.absolute(config.s3_bucket),
         user=step.user(config),
+        namespace=namespace(config),
         baseline=baseline_folder(config),
     )
 
@@ -125,6 +125,11 @@ def named(config: RunConfig, job_id: str) -> RunConfig:
     if config.run_id != AUTO:
         return config
     return config.replace(run_id=make_run_id(config.network_config, job_id))
+
+
+def namespace(config: RunConfig) -> str:
+    """The namespace of the run's objects; 'auto' stays where this is no pod."""
+    return own_namespace() or AUTO if config.namespace == AUTO else config.namespace
 
 
 def baseline_folder(config: RunConfig) -> str:
@@ -180,7 +185,9 @@ def check_same(before: Run, run: Run, inputs: Inputs) -> None:
 
     Raises InputError with the first difference of parameters, configurations and data.
     """
-    then, now = before.config.parameters(), run.config.parameters()
+    # earlier versions wrote down 'auto' for the pod's own namespace
+    before_now = before.config.replace(namespace=namespace(before.config))
+    then, now = before_now.parameters(), run.config.parameters()
     different = []
     for name, value in now.items():
         if value != then[name] and name not in RESUMABLE_PARAMETERS:
@@ -364,9 +371,32 @@ def refusal_recorded(config: RunConfig, job_id: str) -> Iterator[None]:
         raise
 
 
+def place(args: argparse.Namespace) -> RunConfig:
+    """A configuration that says where the run's folder is, whatever the other arguments are."""
+    return RunConfig(
+        s3_bucket=args.s3_bucket, run_id=args.run_id, network_config=args.network_config
+    )
+
+
+def configuration(parser: argparse.ArgumentParser, argv: list[str] | None) -> RunConfig:
+    """The configuration of the arguments; what `--settings` names are the defaults of the flags.
+
+    Raises InputError for settings and for values that cannot be meant.
+    """
+    settings = parser.parse_args(argv).settings
+    parser.set_defaults(**form.fields_of_settings(settings))
+    return RunConfig.from_args(parser.parse_args(argv))
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog="python -m components.prepare", description=__doc__)
     add_arguments(parser)
+    parser.add_argument(
+        "--settings",
+        default="{}",
+        metavar="JSON",
+        help="the parameter `settings` of Kubeflow's form: the defaults of the other flags",
+    )
     parser.add_argument("--job-id", default="", help="KFP job id, of which the run id is made")
     parser.add_argument("--run-output", default="", help="file that gets the run's URI")
     parser.add_argument(
@@ -376,16 +406,16 @@ def main(argv: list[str] | None = None) -> int:
 
     def body() -> None:
         step.use_endpoint(args.s3_endpoint)
-        config = RunConfig.from_args(args)
-        if config.run_id == AUTO and not args.job_id:
+        if args.run_id == AUTO and not args.job_id:
             raise InputError(
-                f"give --job-id or --run-id, as --run-id {slug(config.network_config)}-00000001"
+                f"give --job-id or --run-id, as --run-id {slug(args.network_config)}-00000001"
             )
-        with refusal_recorded(config, args.job_id):
+        with refusal_recorded(place(args), args.job_id):
+            config = configuration(parser, argv)
             prepare(config, args.job_id, args.run_output, step.Artifacts(args.executor_input))
 
     def is_last() -> bool:
-        run = Run(config=named(RunConfig.from_args(args), args.job_id))
+        run = Run(config=named(place(args), args.job_id))
         return step.is_last_attempt("prepare", run.uri, args.job_id)
 
     step.stop_on_sigterm()

@@ -34,6 +34,10 @@ LOCAL_DIR = "JEC_LOCAL_DIR"
 """Set by the local runner to the folder of local runs; without it a step belongs to the cluster
 whose pod it is.
 """
+NO_BUCKET = (
+    "--s3-bucket (storage_bucket in Kubeflow's form) is 'auto': give s3://bucket/prefix, where the"
+    " pods of the run can read and write"
+)
 PATIENCE_SECONDS = 45.0
 """How long an attempt stays after a failure that may pass, before Kubeflow makes the next one."""
 

@@ -12,7 +12,8 @@ import inspect
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from common.config import RunConfig, flag
+from common import form
+from common.config import flag
 from evaluating.evaluate_job import DEADLINE as EVALUATE_DEADLINE
 from exporting.export_job import DEADLINE as EXPORT_DEADLINE
 
@@ -38,7 +39,10 @@ class Step:
 
     name: str
     inputs: Mapping[str, type]
-    """KFP parameters -> their types; each is an argument `--<name>` of the program."""
+    """KFP parameters -> their types; each is an argument of the program.
+
+    Its flag is that of the field which the parameter is (common.form), else `--<name>`.
+    """
     outputs: Mapping[str, Kind]
     """Outputs -> their kinds; a parameter is written to the file `--<name>-output`."""
     deadline: int
@@ -50,7 +54,7 @@ class Step:
 
 
 _RUN = {"run": str}
-_COMMON = {"s3_endpoint": str, "job_id": str}
+_COMMON = {"storage_endpoint": str, "job_id": str}
 _DIAGNOSTICS = ("pods", "pods/log", "events")
 
 EVERY_STEP = ("configmaps", "workflowtaskresults.argoproj.io")
@@ -59,10 +63,7 @@ EVERY_STEP = ("configmaps", "workflowtaskresults.argoproj.io")
 STEPS = (
     Step(
         name="prepare",
-        inputs={
-            **{field.name: type(field.default) for field in dataclasses.fields(RunConfig)},
-            "job_id": str,
-        },
+        inputs={**form.TYPES, "job_id": str},
         outputs={"run": "parameter", "echo": "markdown"},
         deadline=24 * HOUR,
         rights=("secrets", "serviceaccounts"),
@@ -115,11 +116,10 @@ STEPS = (
     Step(
         name="finish",
         inputs={
-            "s3_bucket": str,
-            "run_id": str,
+            "storage_bucket": str,
+            "storage_run_id": str,
             "network_config": str,
-            "job_id": str,
-            "s3_endpoint": str,
+            **_COMMON,
         },
         outputs={"summary": "markdown"},
         deadline=MARGIN,
@@ -158,7 +158,7 @@ def component(step: Step, image: str) -> Any:
         values = dict(zip(types, placeholders, strict=True))
         args = []
         for name in step.inputs:
-            args += [f"--{flag(name)}", values[name]]
+            args += [f"--{flag(form.field_of(name))}", values[name]]
         for name, kind in step.outputs.items():
             if kind == "parameter":
                 args += [f"--{flag(name)}-output", values[name]]

@@ -3,18 +3,20 @@
 Every choice is a typed parameter with a default.
 """
 
-import dataclasses
+import re
 
+import pytest
 import yaml
 from google.protobuf import json_format
 from kfp import components
 from kfp.pipeline_spec import pipeline_spec_pb2
 
+from common import form
 from common.config import RunConfig
 from components import chain, steps
 from components.server_support import Support
 
-TYPES = {str: "STRING", int: "NUMBER_INTEGER", float: "NUMBER_DOUBLE", bool: "BOOLEAN"}
+TYPES = {str: "STRING", int: "NUMBER_INTEGER", dict: "STRUCT"}
 
 
 STEPS = ("prepare", "search", "export", "evaluate", "deploy", "finish")
@@ -28,13 +30,14 @@ def dags(spec):
 
 
 def check_parameters(spec, config):
-    """Every field of the configuration is a typed parameter whose default is the field's value."""
+    """The parameters are those of the form, typed, described, with the configuration's values."""
     parameters = spec["root"]["inputDefinitions"]["parameters"]
-    assert set(parameters) == {field.name for field in dataclasses.fields(RunConfig)}
-    for name, value in config.parameters().items():
-        assert parameters[name]["parameterType"] == TYPES[type(value)]
-        # An empty value has no defaultValue in the IR.
-        assert parameters[name].get("defaultValue", type(value)()) == value, name
+    assert set(parameters) == set(form.TYPES)
+    for name, value in chain.parameters(config).items():
+        assert parameters[name]["parameterType"] == TYPES[type(value)], name
+        assert parameters[name]["description"] == form.DESCRIPTIONS[name], name
+        if (name, value) != ("storage_bucket", "auto"):
+            assert parameters[name]["defaultValue"] == value, name
 
 
 def test_kfp_loads_it(compiled_pipeline):
@@ -62,6 +65,37 @@ def test_it_is_a_pipeline_spec_without_unknown_fields_whose_references_hold(comp
 
 def test_every_choice_is_a_typed_parameter_with_its_default(compiled_pipeline):
     check_parameters(compiled_pipeline.spec, RunConfig())
+
+
+def test_the_search_space_is_json_that_the_form_can_edit(compiled_pipeline):
+    parameter = compiled_pipeline.spec["root"]["inputDefinitions"]["parameters"]["search_space"]
+    assert parameter["parameterType"] == "STRUCT"
+    names = {entry["name"] for entry in parameter["defaultValue"]["parameters"]}
+    assert {"num-conv-layers", "start-lr"} <= names
+
+
+@pytest.mark.parametrize("bucket", ["auto", "s3://bucket/jec"])
+def test_the_form_asks_for_a_bucket_where_there_is_no_default(tmp_path, bucket):
+    """The UI starts no run with a parameter that has neither a value nor a default."""
+    path = chain.compile_to(tmp_path / "pipeline.yaml", RunConfig(s3_bucket=bucket))
+    spec = next(yaml.safe_load_all(path.read_text()))
+    parameter = spec["root"]["inputDefinitions"]["parameters"]["storage_bucket"]
+    if bucket == "auto":
+        assert not {"defaultValue", "isOptional"} & set(parameter)
+    else:
+        assert parameter["defaultValue"] == bucket
+
+
+def test_the_description_is_markdown_that_names_only_parameters_of_the_form(compiled_pipeline):
+    text = compiled_pipeline.spec["pipelineInfo"]["description"]
+    in_code = re.findall(r"`([^`]+)`", text)
+    names = {name for name in in_code if re.fullmatch(r"[a-z]+(_[a-z]+)+", name)}
+    assert names
+    assert names <= {entry.name for entry in form.ENTRIES}
+    prefixes = {name for name in in_code if re.fullmatch(r"[a-z]+_", name)}
+    assert prefixes >= {f"{entry.name.split('_')[0]}_" for entry in form.IN_SETTINGS}
+    # a name outside of code loses its underscores
+    assert "_" not in re.sub(r"`[^`]+`", "", text)
 
 
 def test_the_job_id_is_passed_whole(compiled_pipeline):
@@ -164,7 +198,7 @@ def test_the_secrets_name_reaches_every_nested_step(compiled_pipeline):
 
 def test_non_root_is_asked_only_of_servers_that_know_it(compiled_pipeline, tmp_path):
     assert "securityContext" not in str(compiled_pipeline.platform)
-    config = RunConfig(num_gpus=2, namespace="physics")
+    config = RunConfig(num_gpus=2, namespace="physics", s3_bucket="s3://bucket/jec")
     path = chain.compile_to(tmp_path / "new.yaml", config, support=Support(non_root=True))
     spec, platform = yaml.safe_load_all(path.read_text())
     executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
