@@ -128,8 +128,10 @@ def named(config: RunConfig, job_id: str) -> RunConfig:
 
 
 def namespace(config: RunConfig) -> str:
-    """The namespace of the run's objects; 'auto' stays where this is no pod."""
-    return own_namespace() or AUTO if config.namespace == AUTO else config.namespace
+    """The namespace of the run's objects; 'auto' stays on one machine."""
+    if config.namespace != AUTO or step.LOCAL_DIR in os.environ:
+        return config.namespace
+    return own_namespace() or AUTO
 
 
 def baseline_folder(config: RunConfig) -> str:
