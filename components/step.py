@@ -65,8 +65,6 @@ def main(name: str, args: argparse.Namespace, body: Callable[[Run], None]) -> in
         use_endpoint(args.s3_endpoint)
         run = Run.load(args.run)
         refuse_repetition(name, run.uri, args.job_id)
-        if LOCAL_DIR not in os.environ:  # here prepare has told them a moment ago
-            echo(run.config)
         with_status(name, run, lambda: body(run), job_id=args.job_id)
 
     stop_on_sigterm()
@@ -274,6 +272,14 @@ def watched(cluster: Cluster, remove: Callable[[str], None], name: str) -> Itera
 
 def say(line: str) -> None:
     print(line, flush=True)
+
+
+def say_result(line: str) -> None:
+    """Say what the step has come to, in the last line of its log.
+
+    On Kubeflow some 60 lines of its launcher follow, and this is the first of ours above them.
+    """
+    say(f"result: {line}")
 
 
 def write_output(path: str, value: str) -> None:

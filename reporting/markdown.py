@@ -1,0 +1,50 @@
+"""Markdown as the Kubeflow UI shows it beside a step: tables, values, blocks.
+
+The UI of KFP 2.15.0 renders it with markdown-to-jsx 6 and shows HTML as text. It draws no bar for
+what is wider than its panel. So nothing here has a "<", and blocks are wrapped.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+
+WIDTH = 60
+"""Characters of a line in a block that the panel holds beside a graph."""
+MARKS = "`*_~[]#\\"
+"""Characters that change how text is shown."""
+
+
+def text(value: object) -> str:
+    """A value in one line of a paragraph or a cell of a table, whatever characters it has.
+
+    It becomes code where it has marks or an address, which would become a link.
+    """
+    line = without_tags(" ".join(str(value).split())).replace("|", "¦")
+    has_marks = any(mark in line for mark in MARKS)
+    return code(line) if has_marks or "://" in line else line
+
+
+def code(value: object) -> str:
+    """A value as code in one line; the UI breaks it where it has blanks."""
+    line = without_tags(" ".join(str(value).split())).replace("|", "¦").replace("`", "'")
+    return f"`{line}`"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table whose cells are Markdown, as `text` and `code` write it."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def block(value: str, language: str = "", *, wrap: bool = True) -> str:
+    """Lines as they are in a block of their own, the long ones wrapped if `wrap`."""
+    lines: list[str] = []
+    for line in without_tags(value).replace("```", "'''").splitlines():
+        lines += textwrap.wrap(line, WIDTH, subsequent_indent="  ") if wrap else [line]
+    return "\n".join([f"```{language}", *lines, "```", ""])
+
+
+def without_tags(value: str) -> str:
+    """Text that cannot be taken for HTML."""
+    return value.replace("<", "‹")
