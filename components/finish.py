@@ -368,8 +368,10 @@ def main(argv: list[str] | None = None) -> int:
         summary = finish(uri, step.Artifacts(args.executor_input), args.job_id)
         if summary.resume:
             step.say(f"to go on with it: {summary.resume}")
-        reason = f": {summary.reason}" if summary.reason else ""
-        step.say_result(f"{summary.run_id} {summary.state}{reason}")
+        first, *more = summary.reason.splitlines() or [""]
+        if more:
+            step.say(summary.reason)
+        step.say_result(f"{summary.run_id} {summary.state}" + (f": {first}" if first else ""))
 
     step.stop_on_sigterm()
     return run_main(step.patient(body, args.job_id))

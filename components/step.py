@@ -277,7 +277,7 @@ def say(line: str) -> None:
 def say_result(line: str) -> None:
     """Say what the step has come to, in the last line of its log.
 
-    On Kubeflow some 60 lines of its launcher follow, and this is the first of ours above them.
+    On Kubeflow some lines of its launcher follow, and this is the first of ours above them.
     """
     say(f"result: {line}")
 
@@ -292,7 +292,9 @@ def write_output(path: str, value: str) -> None:
 class Artifacts:
     """KFP artifacts of a container component.
 
-    Their content is written to their paths, their metadata to executor_output.json.
+    Their content is written to their paths, their metadata to executor_output.json. KFP's launcher
+    prints that file below the step's log and knows the rest of an artifact itself, so that nothing
+    else is in it.
     """
 
     def __init__(self, executor_input: str) -> None:
@@ -304,16 +306,12 @@ class Artifacts:
     def set(
         self, name: str, *, metadata: dict[str, Any] | None = None, content: str | None = None
     ) -> None:
-        """Fill the output artifact `name`. Without KFP (by hand) nothing happens.
-
-        Its URI stays KFP's own: the launcher fails a step whose artifact lies outside the pipeline
-        root.
-        """
+        """Fill the output artifact `name`. Without KFP (by hand) nothing happens."""
         for artifact in self._outputs.get("artifacts", {}).get(name, {}).get("artifacts", []):
             if content is not None:
                 write_output(_local_path(artifact["uri"]), content)
-            filled = {**artifact, "metadata": {**artifact.get("metadata", {}), **(metadata or {})}}
-            self._written[name] = {"artifacts": [filled]}
+            if metadata is not None:
+                self._written[name] = {"artifacts": [{"metadata": metadata}]}
         if self._outputs.get("outputFile") and self._written:
             write_output(self._outputs["outputFile"], json.dumps({"artifacts": self._written}))
 
