@@ -9,7 +9,7 @@ from collections import Counter
 
 from common.measurements import Closure, Interval
 from common.records import MetricsRecord, SearchRecord
-from reporting.search_page import status_words
+from reporting.search_page import short_number, status_words
 
 MOST_SHOWN = 10
 """Rows of a page of Kubeflow's table of metrics."""
@@ -135,7 +135,7 @@ def evaluation_lines(metrics: MetricsRecord) -> str:
 def search_lines(search: SearchRecord) -> str:
     """A search in three lines: the best trial, its parameters, how the trials ended."""
     best = search.best
-    parameters = ", ".join(f"{name} {value}" for name, value in best.parameters.items())
+    parameters = ", ".join(f"{name} {short_number(v)}" for name, v in best.parameters.items())
     counts = Counter(status_words(trial.status) for trial in search.trials)
     ends = ", ".join(f"{number} {words}" for words, number in counts.items())
     return (

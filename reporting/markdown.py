@@ -11,18 +11,17 @@ from collections.abc import Sequence
 
 WIDTH = 60
 """Characters of a line in a block that the panel holds beside a graph."""
-MARKS = "`*_~[]#\\"
-"""Characters that change how text is shown."""
+MARKS = ("`", "*", "_", "~", "#", "\\", "](", "://")
+"""What changes how text is shown, or makes a link of it."""
 
 
 def text(value: object) -> str:
     """A value in one line of a paragraph or a cell of a table, whatever characters it has.
 
-    It becomes code where it has marks or an address, which would become a link.
+    It becomes code where it has marks.
     """
     line = without_tags(" ".join(str(value).split())).replace("|", "¦")
-    has_marks = any(mark in line for mark in MARKS)
-    return code(line) if has_marks or "://" in line else line
+    return code(line) if any(mark in line for mark in MARKS) else line
 
 
 def code(value: object) -> str:

@@ -10,6 +10,8 @@ from reporting import markdown
     [
         ("adamW", "adamW"),
         (3, "3"),
+        ("+3.0 % [2.0, 4.0]", "+3.0 % [2.0, 4.0]"),
+        ("[a](b)", "`[a](b)`"),
         ("two\nlines", "two lines"),
         ("a|b", "a¦b"),
         ("<br>", "‹br>"),
