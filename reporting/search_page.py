@@ -85,25 +85,27 @@ def minutes(trial: Trial) -> str:
 def as_markdown(search: SearchRecord) -> str:
     """All trials as a table in Markdown, best first; Kubeflow shows it in a narrow panel.
 
-    So a trial goes by the last eight characters of its name, parameters that never change stand
-    below the table, and so do the reasons of trials that did not succeed.
+    So a trial goes by the last eight characters of its name. What never changes stands below the
+    table, and so do the trials that did not succeed. The page has the rest.
     """
     values = {
         name: [trial.parameters.get(name, page.MISSING) for trial in search.trials]
         for name in search.parameter_names
     }
     varied = [name for name in values if len(set(values[name])) > 1 or len(search.trials) == 1]
-    rows, reasons = [], []
+    rows, others = [], []
     for rank, trial in enumerate(search.objective.ranked(search.trials), 1):
         loss = search.objective.value(trial)
         row = [str(rank), page.MISSING if loss is None else f"{loss:.4g}", trial.name[-8:]]
         for name in varied:
             row.append(markdown.text(short_number(trial.parameters.get(name, page.MISSING))))
-        rows.append([*row, status_words(trial.status), minutes(trial)])
-        # A reason may be a traceback, whose last line says what happened.
-        if reason := trial.reason.splitlines():
-            reasons.append(f"- {trial.name[-8:]}: {markdown.text(reason[-1])}")
-    head = ["rank", search.objective.name, "trial", *varied, "status", "minutes"]
+        rows.append(row)
+        if trial.status != "Succeeded":
+            # A reason may be a traceback, whose last line says what happened.
+            reason = "".join(trial.reason.splitlines()[-1:])
+            why = f": {markdown.text(reason)}" if reason else ""
+            others.append(f"- {trial.name[-8:]} {status_words(trial.status)}{why}")
+    head = ["rank", search.objective.name, "trial", *varied]
     parts = [
         f"Best trial: {markdown.text(search.best.name)}\n",
         markdown.table([markdown.text(name) for name in head], rows),
@@ -111,8 +113,8 @@ def as_markdown(search: SearchRecord) -> str:
     same = [f"{name} {values[name][0]}" for name in values if name not in varied]
     if same:
         parts.append(f"The same in all trials: {markdown.text(', '.join(same))}\n")
-    if reasons:
-        parts.append("\n".join(["Why trials did not succeed:", "", *reasons, ""]))
+    if others:
+        parts.append("\n".join(["Trials that did not succeed:", "", *others, ""]))
     return "\n".join(parts)
 
 
