@@ -1,6 +1,7 @@
 """The chain as a KFP pipeline, compiled once, run anywhere.
 
-prepare -> search -> export -> evaluate -> gate -> deploy, and finish however it ends.
+prepare -> search -> export -> evaluate -> deploy, and finish however it ends. The gate is no
+task of its own: deploy runs in any case, and ends at once where the gate refused the model.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from components.steps import HOUR, RETRIES, STEPS, WEBHOOK, component, step_of
 from training.search_space import as_document, load
 
 NAME = "jec-pipeline"
+# KFP draws what an exit handler guards as one box, with the steps a click below it.
+GROUP = "all steps (open me)"
 DESCRIPTION = """\
 Jet energy calibration: from ROOT files to a served, validated model.
 
@@ -81,18 +84,19 @@ def pipeline(config: RunConfig, image: str = STEPS_IMAGE, *, support: Support = 
             task = made[name](**arguments)
             if after is not None:
                 task.after(after)
+            if support.display_names:
+                task.set_display_name(step_of(name).title)
             return _on_the_cluster(task, config, inputs["storage_secret"], support)
 
         about = ("storage_bucket", "storage_run_id", "network_config")
         end = task("finish", **{name: inputs[name] for name in about}, **common)
         _with_webhook(end, config, support)
-        with dsl.ExitHandler(end, name="run"):
+        with dsl.ExitHandler(end, name=GROUP):
             run = task("prepare", **inputs, job_id=job).outputs["run"]
             trial = task("search", run=run, **common).outputs["best_trial"]
             exported = task("export", run=run, trial=trial, **common)
             evaluated = task("evaluate", run=run, trial=trial, **common, after=exported)
-            with dsl.If(evaluated.outputs["passed"] == "true", name="gate"):
-                task("deploy", run=run, **common)
+            task("deploy", run=run, passed=evaluated.outputs["passed"], **common)
 
     # KFP reads the pipeline's parameters from the signature.
     chain.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # as inspect reads it

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib.metadata
+import json
 import os
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from common.run import Run, make_run_id, slug
 from components import inputs as inputs_module
 from components import predictor, step
 from components.inputs import SAMPLE, Inputs
+from reporting import markdown
 from training.experiment import REPLACING
 from training.search_space import to_json
 
@@ -113,11 +115,14 @@ def prepare(
     step.say(f"run {run.id} in {run.uri}")
     step.echo(run.config)
     if artifacts:
-        artifacts.set("echo", content=parameters_page(run))
+        artifacts.set("parameters", content=parameters_page(run))
     step.with_status(
         "prepare", run, lambda: fill(run, inputs, job_id) if missing else None, job_id=job_id
     )
-    return Run.load(run.uri)
+    prepared = Run.load(run.uri)
+    jets = ", ".join(f"{data.jets:,} {split}" for split, data in prepared.record.data.items())
+    step.say_result(f"{run.id} is prepared, with these jets: {jets}")
+    return prepared
 
 
 def named(config: RunConfig, job_id: str) -> RunConfig:
@@ -153,16 +158,23 @@ def baseline_folder(config: RunConfig) -> str:
 def parameters_page(run: Run) -> str:
     """Return every parameter as it was understood, for Kubeflow to show beside the step.
 
-    Those that differ from the default are bold.
+    Those that differ from the default come first; the search space is JSON in a block of its own.
     """
-    defaults = RunConfig().parameters()
-    lines = [f"# {run.id}", "", "| parameter | value |", "|---|---|"]
-    for name, value in run.config.parameters().items():
-        if name != "search_space":
-            bold = "**" if value != defaults[name] else ""
-            lines.append(f"| {bold}{flag(name)}{bold} | `{value}` |")
-    lines += ["", "```json", run.config.search_space, "```", ""]
-    return "\n".join(lines)
+    defaults, values = RunConfig().parameters(), run.config.parameters()
+    space = values.pop("search_space")
+    changed: list[tuple[str, str]] = []
+    others: list[tuple[str, str]] = []
+    for name, value in values.items():
+        rows = changed if value != defaults[name] else others
+        rows.append((flag(name), markdown.code(value)))
+    head = ["parameter", "value"]
+    parts = [f"# {run.id}\n"]
+    if changed:
+        parts += ["Not the default:\n", markdown.table(head, changed)]
+    parts += ["The defaults:\n", markdown.table(head, others)]
+    indented = json.dumps(json.loads(str(space)), indent=2)
+    parts += ["Search space:\n", markdown.block(indented, "json", wrap=False)]
+    return "\n".join(parts)
 
 
 def checked_inputs(config: RunConfig, kept: str) -> Inputs:

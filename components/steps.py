@@ -38,6 +38,8 @@ class Step:
     """One step of the chain."""
 
     name: str
+    title: str
+    """Its name in Kubeflow's pictures of a run, which cut longer ones than about 22 characters."""
     inputs: Mapping[str, type]
     """KFP parameters -> their types; each is an argument of the program.
 
@@ -63,19 +65,21 @@ EVERY_STEP = ("configmaps", "workflowtaskresults.argoproj.io")
 STEPS = (
     Step(
         name="prepare",
+        title="1 prepare data",
         inputs={**form.TYPES, "job_id": str},
-        outputs={"run": "parameter", "echo": "markdown"},
+        outputs={"run": "parameter", "parameters": "markdown"},
         deadline=24 * HOUR,
         rights=("secrets", "serviceaccounts"),
     ),
     Step(
         name="search",
+        title="2 search (Katib)",
         inputs={**_RUN, **_COMMON},
         outputs={
             "best_trial": "parameter",
-            "metrics": "metrics",
+            "search_metrics": "metrics",
             "trials": "markdown",
-            "page": "html",
+            "search_report": "html",
         },
         deadline=14 * 24 * HOUR,
         logs="search",
@@ -83,6 +87,7 @@ STEPS = (
     ),
     Step(
         name="export",
+        title="3 export to ONNX",
         inputs={**_RUN, "trial": str, **_COMMON},
         outputs={"model": "model"},
         deadline=round(EXPORT_DEADLINE) + MARGIN,
@@ -91,16 +96,18 @@ STEPS = (
     ),
     Step(
         name="evaluate",
+        title="4 evaluate on test set",
         inputs={**_RUN, "trial": str, **_COMMON},
-        outputs={"passed": "parameter", "metrics": "metrics", "report": "html"},
+        outputs={"passed": "parameter", "test_metrics": "metrics", "report": "html"},
         deadline=round(EVALUATE_DEADLINE) + MARGIN,
         logs="jobs",
         rights=("pytorchjobs.kubeflow.org", *_DIAGNOSTICS),
     ),
     Step(
         name="deploy",
-        inputs={**_RUN, **_COMMON},
-        outputs={"url": "parameter", "report": "html"},
+        title="5 deploy (KServe)",
+        inputs={**_RUN, "passed": str, **_COMMON},
+        outputs={"url": "parameter", "report_with_service": "html"},
         # twice: a new model is tried beside the service before it replaces the former one
         deadline=round(2 * (SERVICE_DEADLINE + 2 * GOLDEN_DEADLINE)) + MARGIN,
         logs="services",
@@ -115,6 +122,7 @@ STEPS = (
     ),
     Step(
         name="finish",
+        title="6 finish (summary)",
         inputs={
             "storage_bucket": str,
             "storage_run_id": str,

@@ -196,7 +196,8 @@ def steps(run: KubeflowRun) -> list[Step]:
     latest: dict[str, Step] = {}
     details = run.record.run_details
     for task in (details and details.task_details) or []:
-        # KFP lists its drivers beside the steps.
+        # KFP lists its drivers beside the steps. What it calls a display name here is the name of
+        # Argo's node, the task's key in the IR, and never `title` (seen with KFP 2.15.0).
         if task.display_name in chain_steps.NAMES:
             latest[task.display_name] = Step(
                 name=task.display_name,

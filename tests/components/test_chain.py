@@ -14,7 +14,7 @@ from kfp.pipeline_spec import pipeline_spec_pb2
 from common import form
 from common.config import RunConfig
 from components import chain, steps
-from components.server_support import Support
+from components.server_support import Support, support_of
 
 TYPES = {str: "STRING", int: "NUMBER_INTEGER", dict: "STRUCT"}
 
@@ -115,12 +115,40 @@ def test_the_job_id_is_passed_whole(compiled_pipeline):
         ), name
 
 
-def test_deployment_stands_behind_the_gate(compiled_pipeline):
-    inside = dags(compiled_pipeline.spec)["comp-exit-handler-1"]
-    gate = next(task for name, task in inside.items() if name.startswith("condition"))
-    assert "== 'true'" in gate["triggerPolicy"]["condition"]
-    assert list(dags(compiled_pipeline.spec)[gate["componentRef"]["name"]]) == ["deploy"]
-    assert "deploy" not in inside
+def test_all_steps_are_in_one_picture_and_deploy_gets_the_verdict_of_the_gate(compiled_pipeline):
+    """The KFP UI shows one DAG at a time, and one whose last task is a DAG as running for ever."""
+    (group,) = dags(compiled_pipeline.spec).values()
+    assert set(group) == {"prepare", "search", "export", "evaluate", "deploy"}
+    assert not any("triggerPolicy" in task for task in group.values())
+    passed = group["deploy"]["inputs"]["parameters"]["passed"]["taskOutputParameter"]
+    assert passed == {"producerTask": "evaluate", "outputParameterKey": "passed"}
+
+
+def shown_names(spec):
+    """Task's key -> the name that the UI shows."""
+    tasks = {**spec["root"]["dag"]["tasks"], **dags(spec)["comp-exit-handler-1"]}
+    return {key: task["taskInfo"]["name"] for key, task in tasks.items()}
+
+
+def test_names_to_show_are_given_only_to_servers_that_find_outputs_without_them(
+    compiled_pipeline, tmp_path
+):
+    """Before 2.14 the driver looks for a producer's key among the shown names."""
+    for version, titled in [(None, False), ((2, 5), False), ((2, 14), True), ((2, 17), True)]:
+        path = tmp_path / f"{titled}.yaml"
+        chain.compile_to(path, RunConfig(), support=support_of(version))
+        names = shown_names(next(yaml.safe_load_all(path.read_text())))
+        group = names.pop("exit-handler-1")
+        assert group == chain.GROUP
+        assert names == {step.name: step.title if titled else step.name for step in steps.STEPS}
+    numbers = [int(step.title.split()[0]) for step in steps.STEPS]
+    assert numbers == list(range(1, 7))
+
+
+def test_no_artifact_has_the_name_of_another():
+    kinds = ("metrics", "markdown", "html", "model")
+    names = [name for step in steps.STEPS for name in step.outputs if step.outputs[name] in kinds]
+    assert len(names) == len(set(names))
 
 
 def test_the_run_is_finished_however_it_ends(compiled_pipeline):

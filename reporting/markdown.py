@@ -1,0 +1,49 @@
+"""Markdown as the Kubeflow UI shows it beside a step: tables, values, blocks.
+
+The UI of KFP 2.15.0 renders it with markdown-to-jsx 6 and shows HTML as text. It draws no bar for
+what is wider than its panel. So nothing here has a "<", and blocks are wrapped.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+
+WIDTH = 60
+"""Characters of a line in a block that the panel holds beside a graph."""
+MARKS = ("`", "*", "_", "~", "#", "\\", "](", "://")
+"""What changes how text is shown, or makes a link of it."""
+
+
+def text(value: object) -> str:
+    """A value in one line of a paragraph or a cell of a table, whatever characters it has.
+
+    It becomes code where it has marks.
+    """
+    line = without_tags(" ".join(str(value).split())).replace("|", "¦")
+    return code(line) if any(mark in line for mark in MARKS) else line
+
+
+def code(value: object) -> str:
+    """A value as code in one line; the UI breaks it where it has blanks."""
+    line = without_tags(" ".join(str(value).split())).replace("|", "¦").replace("`", "'")
+    return f"`{line}`"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table whose cells are Markdown, as `text` and `code` write it."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def block(value: str, language: str = "", *, wrap: bool = True) -> str:
+    """Lines as they are in a block of their own, the long ones wrapped if `wrap`."""
+    lines: list[str] = []
+    for line in without_tags(value).replace("```", "'''").splitlines():
+        lines += textwrap.wrap(line, WIDTH, subsequent_indent="  ") if wrap else [line]
+    return "\n".join([f"```{language}", *lines, "```", ""])
+
+
+def without_tags(value: str) -> str:
+    """Text that cannot be taken for HTML."""
+    return value.replace("<", "‹")
