@@ -233,9 +233,9 @@ def check_version(server: Server) -> None:
 def check_length(config: RunConfig) -> int:
     """Return the bytes of the run's parameters. Raises InputError where pods cannot be given them.
 
-    The search space is to be text already.
+    The search space is to be JSON already.
     """
-    parameters = chain.parameters(config)
+    parameters = form.parameters(config, json.loads(config.search_space))
     values = {**parameters, **parameters[form.SETTINGS]}
     del values[form.SETTINGS]
     sizes = {name: len(json.dumps(value)) for name, value in values.items()}
