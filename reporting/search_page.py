@@ -105,10 +105,10 @@ def as_markdown(search: SearchRecord) -> str:
             reason = "".join(trial.reason.splitlines()[-1:])
             why = f": {markdown.text(reason)}" if reason else ""
             others.append(f"- {trial.name[-8:]} {status_words(trial.status)}{why}")
-    head = ["rank", search.objective.name, "trial", *varied]
+    names = [markdown.text(name) for name in (search.objective.name, "trial", *varied)]
     parts = [
         f"Best trial: {markdown.text(search.best.name)}\n",
-        markdown.table([markdown.text(name) for name in head], rows),
+        markdown.table(["#", *names], rows),
     ]
     same = [f"{name} {values[name][0]}" for name in values if name not in varied]
     if same:
