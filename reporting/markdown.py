@@ -10,8 +10,8 @@ import re
 import textwrap
 from collections.abc import Sequence
 
-WIDTH = 60
-"""Characters of a line in a block that the panel holds beside a graph."""
+WIDTH = 50
+"""Characters of a line in a block that the panel holds in a window of 1,400 pixels."""
 UNBROKEN = re.compile(r"([^\s/-]{36})(?=[^\s/-])")
 """What a cell of the panel holds without a place to break the line, as a digest has none."""
 MARKS = ("`", "*", "_", "~", "#", "\\", "](", "://")

@@ -96,7 +96,8 @@ def as_markdown(search: SearchRecord) -> str:
     rows, others = [], []
     for rank, trial in enumerate(search.objective.ranked(search.trials), 1):
         loss = search.objective.value(trial)
-        row = [str(rank), page.MISSING if loss is None else f"{loss:.4g}", trial.name[-8:]]
+        # the UI leaves two pixels between columns: "1 0.02" would be read as one number
+        row = [f"{rank})", page.MISSING if loss is None else f"{loss:.4g}", trial.name[-8:]]
         for name in varied:
             row.append(markdown.text(short_number(trial.parameters.get(name, page.MISSING))))
         rows.append(row)
