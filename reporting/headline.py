@@ -11,8 +11,9 @@ from common.measurements import Closure, Interval
 from common.records import MetricsRecord, SearchRecord
 from reporting.search_page import short_number, status_words
 
-MOST_SHOWN = 10
-"""Rows of a page of Kubeflow's table of metrics."""
+MOST_SHOWN = 9
+"""Rows of a page of Kubeflow's table of metrics but one, which KFP itself takes: it lists its own
+property `store_session_info` among them (seen with KFP 2.15.0)."""
 
 
 def headline(metrics: MetricsRecord, search: SearchRecord | None = None) -> dict[str, float]:

@@ -6,11 +6,14 @@ what is wider than its panel. So nothing here has a "<", and blocks are wrapped.
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Sequence
 
-WIDTH = 60
-"""Characters of a line in a block that the panel holds beside a graph."""
+WIDTH = 50
+"""Characters of a line in a block that the panel holds in a window of 1,400 pixels."""
+UNBROKEN = re.compile(r"([^\s/-]{36})(?=[^\s/-])")
+"""What a cell of the panel holds without a place to break the line, as a digest has none."""
 MARKS = ("`", "*", "_", "~", "#", "\\", "](", "://")
 """What changes how text is shown, or makes a link of it."""
 
@@ -25,9 +28,10 @@ def text(value: object) -> str:
 
 
 def code(value: object) -> str:
-    """A value as code in one line; the UI breaks it where it has blanks."""
+    """A value as code, in pieces where it has no blank, hyphen or slash for long."""
     line = without_tags(" ".join(str(value).split())).replace("|", "¦").replace("`", "'")
-    return f"`{line}`"
+    pieces = UNBROKEN.sub(r"\1` `", line)
+    return f"`{pieces}`"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

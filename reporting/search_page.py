@@ -96,7 +96,8 @@ def as_markdown(search: SearchRecord) -> str:
     rows, others = [], []
     for rank, trial in enumerate(search.objective.ranked(search.trials), 1):
         loss = search.objective.value(trial)
-        row = [str(rank), page.MISSING if loss is None else f"{loss:.4g}", trial.name[-8:]]
+        # the UI leaves two pixels between columns: "1 0.02" would be read as one number
+        row = [f"{rank})", page.MISSING if loss is None else f"{loss:.4g}", trial.name[-8:]]
         for name in varied:
             row.append(markdown.text(short_number(trial.parameters.get(name, page.MISSING))))
         rows.append(row)
@@ -105,10 +106,10 @@ def as_markdown(search: SearchRecord) -> str:
             reason = "".join(trial.reason.splitlines()[-1:])
             why = f": {markdown.text(reason)}" if reason else ""
             others.append(f"- {trial.name[-8:]} {status_words(trial.status)}{why}")
-    head = ["rank", search.objective.name, "trial", *varied]
+    names = [markdown.text(name) for name in (search.objective.name, "trial", *varied)]
     parts = [
         f"Best trial: {markdown.text(search.best.name)}\n",
-        markdown.table([markdown.text(name) for name in head], rows),
+        markdown.table(["#", *names], rows),
     ]
     same = [f"{name} {values[name][0]}" for name in values if name not in varied]
     if same:

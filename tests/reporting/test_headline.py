@@ -63,7 +63,6 @@ SHOWN = [
     "gain_low",
     "gain_percent",
     "gate_passed",
-    "resolution",
     "test_jets",
 ]
 """As Kubeflow sorts them, on one page."""
@@ -81,7 +80,10 @@ def test_kubeflow_shows_a_page_of_metrics_and_no_number_twice(documents):
     shown = shown_of_evaluation(compared)
     assert len(shown) == MOST_SHOWN
     assert "gain_over_baseline_percent" in shown
-    assert "resolution" not in shown
+    assert "coverage_percent" not in shown
+    # and of a network without an interval of its own there is more room
+    plain_network = dataclasses.replace(metrics, uncertainty=None)
+    assert "resolution" in shown_of_evaluation(plain_network)
 
 
 def test_what_kubeflow_shows_of_a_search_has_names_without_blanks(documents):

@@ -19,10 +19,11 @@ from reporting import markdown
         ("smooth_l1", "`smooth_l1`"),
         ("http://pfn.physics.svc", "`http://pfn.physics.svc`"),
         ("a `b`", "`a 'b'`"),
+        ("a/jec-b@sha256:" + 35 * "0", f"`a/jec-b@sha256:{27 * '0'}` `{8 * '0'}`"),
     ],
 )
 def test_a_value_is_shown_as_it_is(value, shown):
-    assert markdown.text(value) == shown
+    assert (markdown.code if "sha256" in str(value) else markdown.text)(value) == shown
 
 
 def test_a_block_is_no_wider_than_the_panel_and_does_not_end_early():

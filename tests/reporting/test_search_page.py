@@ -117,8 +117,8 @@ def test_the_objective_may_be_maximised(record, maximised):
     text = search_page(maximised)
     assert "Best trial: run-000, AvgLoss 0.20000" in text
     assert "the best so far (red) ends at 0.20000" in text
-    rows = [line for line in as_markdown(maximised).splitlines() if line.startswith("| 1 ")]
-    assert rows == ["| 1 | 0.2 | run-000 | 0.0001 | 8 |"]
+    rows = [line for line in as_markdown(maximised).splitlines() if line.startswith("| 1)")]
+    assert rows == ["| 1) | 0.2 | run-000 | 0.0001 | 8 |"]
 
 
 @pytest.mark.parametrize(("factor", "logarithmic"), [(2.9, False), (3.1, True)])
@@ -195,10 +195,10 @@ def test_the_table_for_kubeflow_has_rank_and_loss_first_and_no_cell_breaks_it(re
     record = with_trial(record, 9, name=name, parameters=parameters)
     text = as_markdown(dataclasses.replace(record, optimal=name))
     lines = [line for line in text.splitlines() if line.startswith("| ")]
-    assert lines[0] == "| rank | AvgLoss | trial | start-lr | k |"
+    assert lines[0] == "| # | AvgLoss | trial | start-lr | k |"
     # an early loss of 0.082 is the least
-    assert lines[2] == "| 1 | 0.082 | x7pptjjs | 0.001394 | 16 |"
-    assert lines[-1] == "| 11 | – | run-010 | 0.01 | 8 |"
+    assert lines[2] == "| 1) | 0.082 | x7pptjjs | 0.001394 | 16 |"
+    assert lines[-1] == "| 11) | – | run-010 | 0.01 | 8 |"
     assert len({line.count("|") for line in lines}) == 1
     assert "<" not in text
     others = [line for line in text.splitlines() if line.startswith("- ")]
@@ -214,11 +214,11 @@ def test_parameters_that_are_the_same_in_all_trials_are_no_columns(record):
         trial.parameters["lr"] = str(number)
     record = dataclasses.replace(record, trials=trials)
     text = as_markdown(record)
-    assert "| rank | AvgLoss | trial | lr |" in text
+    assert "| # | AvgLoss | trial | lr |" in text
     assert "The same in all trials: k 8" in text
     # of one trial all is shown
     text = as_markdown(dataclasses.replace(record, trials=trials[9:10]))
-    assert "| rank | AvgLoss | trial | k | lr |" in text
+    assert "| # | AvgLoss | trial | k | lr |" in text
 
 
 def test_the_csv_keeps_the_order_in_which_trials_were_made(record):
