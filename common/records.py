@@ -551,6 +551,8 @@ class SummaryRecord(RecordOfSteps):
     trials: int = 0
     gain_percent: Interval | None = None
     gate: bool | None = None
+    gate_settings: GateSettings | None = None
+    """What the gate asked for."""
     service: str | None = None
     report: str | None = None
     resume: str = ""

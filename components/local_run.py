@@ -60,13 +60,14 @@ class LocalRun:
         if self.config.webhook_secret != NONE:
             print(f"--webhook-secret is for Kubeflow; here {WEBHOOK} or {WEBHOOK_FILE} is taken")
         self.output.mkdir(parents=True, exist_ok=True)
-        ir = chain.compile_to(self.output / ".kfp" / f"pipeline-{os.getpid()}.yaml", self.config)
+        ir = self.output / ".kfp" / f"pipeline-{os.getpid()}.yaml"
         for number in host_runner.stop_signals():
             signal.signal(number, _interrupt)
         try:
+            chain.compile_to(ir, self.config)
             host_runner.run_pipeline(
                 ir,
-                self.config.parameters(),
+                chain.parameters(self.config),
                 work=self.output / ".kfp",
                 environment=self.environment,
                 on_start=self._before_step,

@@ -5,7 +5,6 @@ A search that has ended is not repeated. It goes on where the run asks for more 
 """
 
 import dataclasses
-from collections import Counter
 from collections.abc import Sequence
 
 from clusters.katib import experiment_of
@@ -16,7 +15,8 @@ from common.config import NONE
 from common.records import Objective, SearchRecord, Trial
 from common.run import Run
 from components import step
-from reporting.search_page import as_csv, markdown, search_page
+from reporting.headline import search_lines, shown_of_search
+from reporting.search_page import as_csv, as_markdown, search_page
 from training.experiment import OBJECTIVE, changes, experiment
 from training.finished_trials import finished_trials, unfinished_trials
 from training.search_space import cautions, for_network, load
@@ -220,14 +220,11 @@ def _joined(
 def _publish(record: SearchRecord, page: str, artifacts: step.Artifacts) -> None:
     """Print the result and hand it, with its page, to KFP."""
     best, loss = record.best, record.best_value
-    counts = Counter(trial.status for trial in record.trials)
-    by_status = {f"trials {status}": count for status, count in counts.items()}
-    metrics = {record.objective.name: loss, "trials": len(record.trials), **by_status}
-    artifacts.set("metrics", metadata=metrics)
-    artifacts.set("trials", content=markdown(record))
-    artifacts.set("page", content=page)
+    artifacts.set("search_metrics", metadata=shown_of_search(record), content=search_lines(record))
+    artifacts.set("trials", content=as_markdown(record))
+    artifacts.set("search_report", content=page)
     parameters = ", ".join(f"{name} {value}" for name, value in best.parameters.items())
-    step.say(
+    step.say_result(
         f"best of {len(record.trials)} trials: {best.name} with {record.objective.name}"
         f" {loss:.5f} ({parameters})"
     )

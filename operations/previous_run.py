@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from common import storage
 from common.config import AUTO, RunConfig, of_earlier_run, typed
-from common.errors import InputError, unknown
+from common.errors import InputError, JecError, unknown
 from common.records import SummaryRecord
 from common.run import Run
 from operations.endpoint import endpoint
@@ -27,9 +27,11 @@ def with_parameters_of(
     folder = run_folder(run_id, args)
     values: dict[str, object] = {}
     if folder and storage.exists(storage.join(folder, "run.json")):
-        record = storage.read_json(storage.join(folder, "run.json"))
-        values = known_parameters(record["config"])
-        run_id = record["run_id"]  # the folder may be a link, as runs/latest is
+        content = storage.read_json(storage.join(folder, "run.json"))
+        values = known_parameters(content["config"])
+        run_id = content["run_id"]  # the folder may be a link, as runs/latest is
+        if storage.is_s3(folder) and args.runner != "local":
+            values |= experiment_of(str(content.get("kfp_run", "")), args)
         # A folder of runs may have been moved; beside the logs of a run on S3 lies a copy.
         if not storage.is_s3(str(values["s3_bucket"])):
             values["s3_bucket"] = storage.absolute(folder).rsplit("/", 1)[0]
@@ -98,6 +100,22 @@ def parameters_on_server(run_id: str, args: argparse.Namespace) -> dict[str, obj
     if run is None:
         raise no_such_run(run_id, args, f"the runs of {host}")
     return known_parameters(kubeflow_runs.parameters(run))
+
+
+def experiment_of(kfp_run: str, args: argparse.Namespace) -> dict[str, object]:
+    """Return the experiment of a run of Kubeflow, which run.json does not know; empty if unseen."""
+    host, _ = endpoint(args.host)
+    if not host or not kfp_run:
+        return {}
+    from operations import kubeflow_runs
+    from operations.server import connect
+
+    try:
+        server = connect(host, args.auth, None if args.namespace == AUTO else args.namespace)
+        experiment = kubeflow_runs.get(server, kfp_run).experiment
+    except JecError:
+        return {}  # a run that is gone; a server that is away says so at the submission
+    return {"experiment_name": str(experiment.display_name)} if experiment is not None else {}
 
 
 def known_parameters(values: Mapping[str, object]) -> dict[str, object]:

@@ -11,7 +11,7 @@ from common import storage
 from common.config import RunConfig
 from common.errors import InputError
 from common.run import Run
-from components import inputs, prepare
+from components import inputs, prepare, step
 from weaver.prepared import shared_jets
 
 JOB = "00000000-0000-4000-8000-000000000001"
@@ -114,6 +114,33 @@ def test_a_run_does_not_go_on_with_another_parameter_of_its_trials(prepared, cap
             run, Run(config=run.config.replace(memory="24Gi", **{field: value})), inputs
         )
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("asked", ["auto", "other"])
+def test_a_run_on_kubeflow_knows_its_namespace(monkeypatch, asked):
+    """Commands that are printed for later name it; a clone elsewhere has its own."""
+    monkeypatch.delenv(step.LOCAL_DIR, raising=False)
+    monkeypatch.setattr(prepare, "own_namespace", lambda: "physics")
+    config = RunConfig(namespace=asked)
+    assert prepare.namespace(config) == ("physics" if asked == "auto" else "other")
+    monkeypatch.setenv(step.LOCAL_DIR, "runs")
+    assert prepare.namespace(config) == asked
+
+
+@pytest.mark.parametrize(("now", "same"), [("physics", True), ("other", False)])
+def test_a_run_of_an_earlier_version_goes_on_in_its_own_namespace_alone(
+    prepared, monkeypatch, now, same
+):
+    """It wrote down 'auto'."""
+    monkeypatch.delenv(step.LOCAL_DIR, raising=False)
+    monkeypatch.setattr(prepare, "own_namespace", lambda: "physics")
+    before, inputs = prepared
+    run = Run(config=before.config.replace(namespace=now))
+    if same:
+        prepare.check_same(before, run, inputs)
+        return
+    with pytest.raises(InputError, match="namespace was 'physics', now 'other'"):
+        prepare.check_same(before, run, inputs)
 
 
 def test_the_commit_is_the_images_where_there_is_no_checkout(monkeypatch):

@@ -24,6 +24,8 @@ from common.errors import GateError, InputError
 from common.records import SearchRecord
 from common.run import Run
 from components import deploy, evaluate, export, finish, predictor, prepare, search, step
+from components.steps import step_of
+from reporting.headline import MOST_SHOWN, shown_of_evaluation
 from reporting.serving_section import section
 from serving import golden
 from tests.clusters import conftest as clusters_conftest
@@ -35,8 +37,9 @@ from tests.training.trials_in_storage import write_trial
 
 fake = clusters_conftest.fake
 NAME = "pfn-regressor-open"
-METRICS = metrics_record(headline={"resolution_gain_percent_low": 2.0})
+METRICS = metrics_record()
 EXPORT = export_record(NAME)
+PASSED = ("--passed", "true")
 
 
 @pytest.fixture
@@ -111,12 +114,34 @@ def as_the_pods_would(run) -> None:
     )
 
 
-def outputs(folder, *names: str) -> tuple[str, str]:
-    """The flag that hands a step its KFP artifacts below a folder."""
+def outputs(folder, step_name: str) -> tuple[str, str]:
+    """The flag that hands a step the KFP artifacts that it declares, below a folder."""
+    names = [name for name, kind in step_of(step_name).outputs.items() if kind != "parameter"]
     artifacts = {name: {"artifacts": [{"name": name, "uri": str(folder / name)}]} for name in names}
     return "--executor-input", json.dumps(
         {"outputs": {"artifacts": artifacts, "outputFile": str(folder / "output.json")}}
     )
+
+
+def check_artifacts(folder, step_name: str) -> None:
+    """Each artifact that a step declares has a file; the UI shows an error in place of none."""
+    output = folder / "output.json"
+    written = json.loads(output.read_text())["artifacts"] if output.exists() else {}
+    for name, kind in step_of(step_name).outputs.items():
+        if kind == "parameter":
+            continue
+        text = (folder / name).read_text()
+        assert text, name
+        if kind == "markdown":
+            assert "<" not in text, name
+        if kind == "metrics":
+            assert len(text.splitlines()) == 3
+            (artifact,) = written[name]["artifacts"]
+            # the launcher prints this file below the step's log
+            assert list(artifact) == ["metadata"]
+            assert 0 < len(artifact["metadata"]) <= MOST_SHOWN < 10
+        elif kind != "model":
+            assert name not in written
 
 
 def furnished(api, endpoint) -> None:
@@ -133,28 +158,33 @@ def test_the_steps_of_a_run_one_after_the_other(
         node_of(loss(0.2), loss(0.1), Play(), Play(), UP), kserve=KServe(url=model_server.url)
     )
     furnished(home.api, s3_server)
-    assert call(search, run, "--best-trial-output", str(tmp_path / "best")) == 0
+    kfp = outputs(tmp_path / "search", "search")
+    assert call(search, run, "--best-trial-output", str(tmp_path / "best"), *kfp) == 0
+    check_artifacts(tmp_path / "search", "search")
     best = (tmp_path / "best").read_text()
     assert storage.read_json(run.path("search.json"))["optimal"] == best
     as_the_pods_would(run)
-    assert call(export, run, "--trial", best) == 0
-    kfp = outputs(tmp_path / "evaluate", "metrics", "report")
+    assert call(export, run, "--trial", best, *outputs(tmp_path / "export", "export")) == 0
+    check_artifacts(tmp_path / "export", "export")
+    kfp = outputs(tmp_path / "evaluate", "evaluate")
     assert (
         call(evaluate, run, "--trial", best, "--passed-output", str(tmp_path / "passed"), *kfp) == 0
     )
     assert (tmp_path / "passed").read_text() == "true"
     written = json.loads((tmp_path / "evaluate" / "output.json").read_text())["artifacts"][
-        "metrics"
+        "test_metrics"
     ]["artifacts"][0]
-    assert written["metadata"] == {"resolution_gain_percent_low": 2.0, "passed": "true"}
+    assert written["metadata"] == shown_of_evaluation(METRICS)
+    check_artifacts(tmp_path / "evaluate", "evaluate")
     assert "Not deployed yet" in (tmp_path / "evaluate" / "report").read_text()
     assert (
         call(
             deploy,
             run,
+            *PASSED,
             "--url-output",
             str(tmp_path / "url"),
-            *outputs(tmp_path / "deploy", "report"),
+            *outputs(tmp_path / "deploy", "deploy"),
         )
         == 0
     )
@@ -166,7 +196,7 @@ def test_the_steps_of_a_run_one_after_the_other(
         (f"{NAME}-raw", 100),
     ]
     report = storage.read_text(run.path("report.html"))
-    assert report == (tmp_path / "deploy" / "report").read_text()
+    assert report == (tmp_path / "deploy" / "report_with_service").read_text()
     assert report.startswith("<html>before")
     assert report.endswith("after</html>")
     assert f"kserve at {model_server.url} gave" in report
@@ -175,7 +205,10 @@ def test_the_steps_of_a_run_one_after_the_other(
         "1": 0.0,
         "100": 0.0,
     }
-    summary = finish.finish(run.uri, step.Artifacts(""))
+    check_artifacts(tmp_path / "deploy", "deploy")
+    kfp = outputs(tmp_path / "finish", "finish")
+    summary = finish.finish(run.uri, step.Artifacts(kfp[1]))
+    check_artifacts(tmp_path / "finish", "finish")
     assert (summary.state, summary.best_trial, summary.service) == (
         "succeeded",
         best,
@@ -185,6 +218,32 @@ def test_the_steps_of_a_run_one_after_the_other(
     labels = [one["metadata"]["labels"] for kind in kinds for one in home.api.all(kind)]
     assert {(one["jec/run-id"], one["jec/user"]) for one in labels} == {(run.id, "auto")}
     assert {one["jec/step"] for one in labels} == {"search", "export", "evaluate", "deploy"}
+
+
+def test_a_model_that_the_gate_refused_is_not_deployed_and_the_run_ends_as_evaluated(
+    fake, run, tmp_path, capsys
+):
+    """Also where the results cannot be read: a verdict is an answer, and no reason to fail."""
+    home = fake()
+    step.write_status(run, "evaluate", "done", job_id="job-1")
+    before = storage.read_json(run.folder.status)
+    refused = ("--passed", "false", "--url-output", str(tmp_path / "url"))
+    kfp = outputs(tmp_path / "deploy", "deploy")
+    assert call(deploy, run, *refused, *kfp) == 0
+    assert (tmp_path / "deploy" / "report_with_service").read_text() == ""
+    as_the_pods_would(run)
+    metrics_record(passed=False, reasons=["closure 3 %"]).save(run.folder.metrics)
+    assert call(deploy, run, *refused, *kfp) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "result: not deployed: closure 3 %"
+    assert (tmp_path / "url").read_text() == deploy.NOT_DEPLOYED
+    check_artifacts(tmp_path / "deploy", "deploy")
+    report = (tmp_path / "deploy" / "report_with_service").read_text()
+    assert report == storage.read_text(run.folder.report)
+    assert storage.read_json(run.folder.status) == before
+    assert not storage.exists(run.folder.service)
+    assert home.api.all("inferenceservices") == []
+    summary = finish.summarise(run.uri, "job-1")
+    assert (summary.state, summary.step, summary.service) == ("not deployed", "evaluate", None)
 
 
 def in_a_workflow(api, monkeypatch, tmp_path, name: str) -> None:
@@ -289,7 +348,7 @@ def test_a_green_run_with_a_broken_service_is_impossible(
     furnished(home.api, s3_server)
     as_the_pods_would(run)
     spoil(model_server)
-    assert call(deploy, run) == 1
+    assert call(deploy, run, *PASSED) == 1
     error = capsys.readouterr().err
     assert said in error
     assert "\n  | loading failed" in error
@@ -316,18 +375,18 @@ def test_a_new_model_is_asked_beside_the_former_one(fake, run, model_server, s3_
     home = fake(node_of(UP), kserve=KServe(url=model_server.url))
     furnished(home.api, s3_server)
     as_the_pods_would(run)
-    assert call(deploy, run) == 0
+    assert call(deploy, run, *PASSED) == 0
     other = Run(config=run.config.replace(run_id=f"{NAME}-4567abcd"))
     other.save()
     as_the_pods_would(other)
     model_server.off = np.float32(0.001)
-    assert call(deploy, other) == 1
+    assert call(deploy, other, *PASSED) == 1
     assert f"{NAME} serves on as before" in capsys.readouterr().err
     assert not storage.exists(other.path("service.json"))
     (service,) = home.api.all("inferenceservices")
     assert service["metadata"]["labels"]["jec/run-id"] == run.id
     model_server.off = np.float32(0)
-    assert call(deploy, other, "--job-id", "job-2") == 0
+    assert call(deploy, other, *PASSED, "--job-id", "job-2") == 0
     (service,) = home.api.all("inferenceservices")
     assert service["metadata"]["labels"]["jec/run-id"] == other.id
     assert service["spec"]["predictor"]["model"]["storageUri"] == other.path("model") + "/"
@@ -336,7 +395,7 @@ def test_a_new_model_is_asked_beside_the_former_one(fake, run, model_server, s3_
 def test_without_its_keys_no_service_is_made(fake, run, model_server, capsys):
     home = fake(node_of(UP), kserve=KServe(url=model_server.url))
     as_the_pods_would(run)
-    assert call(deploy, run) == 2
+    assert call(deploy, run, *PASSED) == 2
     assert re.search("s3-secret .*physics; kubectl", capsys.readouterr().err)
     assert home.api.all("inferenceservices") == []
 
@@ -388,6 +447,24 @@ def test_prepare_refuses_a_run_whose_predictor_would_not_get_its_model(
         prepare.prepare(asked, "job-1")
     assert accepted == []
     assert storage.entries(Run(config=asked).uri) == []
+
+
+def test_prepare_shows_what_was_changed_first_and_the_space_as_json(
+    fake, run, s3_server, accepted, tmp_path, capsys
+):
+    home = fake()
+    furnished(home.api, s3_server)
+    asked = run.config.replace(run_id="pfn-11111111", num_gpus=2, data_train="a|b/<c>/*.root")
+    prepare.prepare(asked, "job-1", "", step.Artifacts(outputs(tmp_path, "prepare")[1]))
+    check_artifacts(tmp_path, "prepare")
+    text = (tmp_path / "parameters").read_text()
+    changed, rest = text.split("The defaults:")
+    assert "| num-gpus | `2` |" in changed
+    assert "| data-train | `a¦b/‹c>/*.root` |" in changed
+    others, space = rest.split("Search space:")
+    assert "| num-epochs |" in others
+    assert json.loads(space.split("```json")[1].split("```")[0]) == {"parameters": []}
+    assert capsys.readouterr().out.splitlines()[-1].startswith("result: pfn-11111111 is prepared")
 
 
 def test_prepare_goes_on_where_the_predictors_keys_are_there_or_cannot_be_seen(
