@@ -80,7 +80,7 @@ def _choose(run: Run, known: Sequence[Trial]) -> list[UnfinishedTrial]:
         else:
             trials.append(trial)
     if trials:
-        names = ", ".join(f"{trial.name} (after {trial.epochs} epochs)" for trial in trials)
+        names = ", ".join(f"{trial.name} (epochs trained: {trial.epochs})" for trial in trials)
         step.say(
             f"under way when their experiment went: {names}; each resumes from its checkpoint as a"
             f" job of its own with the present settings, {run.config.parallel_trials} at a time,"
