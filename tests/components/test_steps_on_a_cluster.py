@@ -17,6 +17,7 @@ import pytest
 
 from clusters import api as api_module
 from clusters import kubernetes as home_module
+from clusters import kubernetes_experiment as experiments
 from clusters import kubernetes_job as clusters_jobs
 from clusters.protocol import KFP_POD, Service
 from common import storage
@@ -379,6 +380,39 @@ def test_trials_under_way_resume_as_jobs_with_the_present_settings(
     assert (record.experiment, record.carried) == (f"{run.id}-2", 2)
     assert record.best_value == 0.1
     assert [one["metadata"]["name"] for one in api.all("experiments")] == [f"{run.id}-2"]
+
+
+def test_trials_of_an_experiment_that_still_runs_resume_once_it_is_replaced(
+    fake, run, monkeypatch, capsys
+):
+    """Its step was killed, so that nobody removed it; the run goes on with other memory."""
+    run = Run(config=run.config.replace(max_trials=3, num_epochs=2, parallel_trials=2))
+    run.save()
+    training = Training(run, hangs=2)
+    training.api = fake(Node(training)).api
+    monkeypatch.setenv(KFP_POD, "first-step")  # a step that KFP kills removes nothing
+    run_to_its_end = experiments.ExperimentRun.run
+
+    def killed(self) -> None:
+        self._submit()
+        training.api.wait_for(lambda: len(training.points) == 2)
+        raise InterruptedRun("told to stop")
+
+    monkeypatch.setattr(experiments.ExperimentRun, "run", killed)
+    assert call(search, run, "--job-id", "first") == 130
+    monkeypatch.setattr(experiments.ExperimentRun, "run", run_to_its_end)
+    hung = sorted(training.points)
+    assert [one["metadata"]["name"] for one in training.api.all("experiments")] == [run.id]
+
+    Run(config=run.config.replace(memory="24Gi")).save()
+    capsys.readouterr()
+    assert call(search, run, "--job-id", "second") == 0
+    assert sorted(training.resumed) == hung
+    record = SearchRecord.load(run.folder.search)
+    assert sorted(trial.name for trial in record.trials[:2]) == hung
+    assert (record.experiment, record.carried, len(record.trials)) == (f"{run.id}-2", 2, 3)
+    told = [line for line in capsys.readouterr().out.splitlines() if "--memory was 12Gi" in line]
+    assert "checkpoints" in told[0]
 
 
 def ended(api, job: str) -> bool:
