@@ -269,6 +269,15 @@ def test_a_step_that_is_lost_among_the_resumed_trials_goes_on_with_the_others(tm
     assert _asked(cluster.manifests[-1]) == 2
 
 
+def test_the_jobs_of_resumed_trials_go_with_the_experiment_where_that_is_asked(
+    tmp_path, cluster_of
+):
+    run, cluster = hanging_run(tmp_path, cluster_of, "hangs", delete_train_experiment=True)
+    end(run)
+    assert cluster.existing == {}
+    assert cluster.removed_jobs == list(cluster.begun)
+
+
 def test_a_failed_resumed_trial_counts_where_the_experiment_after_it_is_lost(tmp_path, cluster_of):
     run, cluster = hanging_run(tmp_path, cluster_of, "hangs", max_failed_trials=3)
     cluster.events = ["fails", "ends", "lost"]
