@@ -219,9 +219,17 @@ def check_same(before: Run, run: Run, inputs: Inputs) -> None:
     for split, files in inputs.files.items():
         if before.record.data[split].fingerprint != storage.fingerprint(files):
             different.append(f"the files of --data-{split} have changed")
-    for name in RESUMABLE_PARAMETERS:
-        if now[name] != then[name] and not different:
+    changed = [name for name in RESUMABLE_PARAMETERS if now[name] != then[name]]
+    if changed and not different:
+        for name in changed:
             step.say(f"goes on with --{flag(name)} {now[name]} in place of {then[name]}")
+        fixed = [f"--{flag(name)}" for name in changed if name in REPLACING]
+        if fixed and step.LOCAL_DIR not in os.environ and not storage.exists(run.folder.search):
+            step.say(
+                f"an Experiment that has begun cannot change {', '.join(fixed)}: another one"
+                " follows for what is left of the search; finished trials count, and those under"
+                " way resume from their checkpoints"
+            )
     if different:
         more = f", and {len(different) - 1} more" if len(different) > 1 else ""
         raise InputError(

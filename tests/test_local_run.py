@@ -338,7 +338,16 @@ def test_resuming_with_other_parameters_is_refused(finished):
     assert "succeeded" not in answer.stdout, "that was the job before"
 
 
-def test_ctrl_c_stops_everything_and_the_run_goes_on_later_up_to_its_gate(jets, tmp_path):
+@pytest.mark.parametrize(
+    "has_study",
+    [
+        pytest.param(True, id="with its study"),
+        pytest.param(False, id="after --down", marks=pytest.mark.slow),
+    ],
+)
+def test_ctrl_c_stops_everything_and_the_run_goes_on_later_up_to_its_gate(
+    jets, tmp_path, has_study
+):
     flags = [
         *QUICK,
         *data_flags(jets),
@@ -375,8 +384,14 @@ def test_ctrl_c_stops_everything_and_the_run_goes_on_later_up_to_its_gate(jets, 
     assert processes_of(tmp_path) == []
     assert not (tmp_path / run_id / "search.json").exists()
 
+    if not has_study:
+        pipeline("--down", run_id, "--yes", "--output", tmp_path)
+        assert list((tmp_path / run_id / "local" / "search").glob("*")) == []
     answer = pipeline(*flags, "--resume", run_id)
-    assert "taken up again" in answer.stdout
+    assert ("taken up again" in answer.stdout) == has_study
+    search = json.loads((tmp_path / run_id / "search.json").read_text())
+    assert [trial["status"] for trial in search["trials"]] == ["Succeeded"] * 2
+    assert search["carried"] == (0 if has_study else 2)
     assert json.loads((tmp_path / run_id / "status.json").read_text())["state"] == "done"
     for history in tmp_path.glob("latest/trials/*/history.json"):
         assert [epoch["epoch"] for epoch in json.loads(history.read_text())] == list(range(30))

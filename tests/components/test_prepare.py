@@ -97,6 +97,35 @@ def test_a_run_goes_on_with_a_parameter_that_its_trials_do_not_depend_on(
 
 
 @pytest.mark.parametrize(
+    ("changed", "local", "has_search", "is_replaced"),
+    [
+        ({"memory": "24Gi", "weaver_image": "jec-weaver:2"}, False, False, True),
+        ({"max_trials": 50, "parallel_trials": 2}, False, False, False),
+        ({"memory": "24Gi"}, True, False, False),
+        ({"memory": "24Gi"}, False, True, False),
+        ({}, False, False, False),
+    ],
+    ids=["pods", "numbers of trials", "one machine", "search has ended", "nothing"],
+)
+def test_it_is_said_that_another_experiment_follows_and_trials_under_way_resume(
+    prepared, capsys, monkeypatch, changed, local, has_search, is_replaced
+):
+    run, inputs = prepared
+    monkeypatch.delenv(step.LOCAL_DIR, raising=False)
+    if local:
+        monkeypatch.setenv(step.LOCAL_DIR, "runs")
+    if has_search:
+        storage.write_text(run.folder.search, "{}")
+    prepare.check_same(run, Run(config=run.config.replace(**changed)), inputs)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(changed) + is_replaced
+    if is_replaced:
+        assert "--memory" in lines[-1]
+        assert "--weaver-image" in lines[-1]
+        assert "checkpoints" in lines[-1]
+
+
+@pytest.mark.parametrize(
     ("field", "value"),
     [
         ("num_epochs", 7),

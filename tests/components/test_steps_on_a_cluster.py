@@ -17,10 +17,12 @@ import pytest
 
 from clusters import api as api_module
 from clusters import kubernetes as home_module
+from clusters import kubernetes_experiment as experiments
+from clusters import kubernetes_job as clusters_jobs
 from clusters.protocol import KFP_POD, Service
 from common import storage
 from common.config import RunConfig
-from common.errors import GateError, InputError
+from common.errors import GateError, InputError, InterruptedRun
 from common.records import SearchRecord
 from common.run import Run
 from components import deploy, evaluate, export, finish, predictor, prepare, search, step
@@ -326,6 +328,205 @@ def test_a_run_that_is_deleted_in_its_search_keeps_its_finished_trials(
     delete_workflow(home.api, "third")
     home.api.wait_for(lambda: not home.api.find("pods", "third-step"))
     assert [one["metadata"]["name"] for one in home.api.all("experiments")] == [f"{run.id}-2"]
+
+
+class Training:
+    """Pods of trials that train two epochs: some hang after the first one, with a checkpoint.
+
+    A resumed one has no Trial, and goes on after the epochs that its folder has.
+    """
+
+    def __init__(self, run: Run, hangs: int) -> None:
+        self.run = run
+        self.hangs = hangs
+        """How many trials hang, the first ones of the first experiment."""
+        self.fails: set[str] = set()
+        self.resumed: list[str] = []
+        self.stuck: set[str] = set()
+        """Resumed trials that hang again."""
+        self.points: dict[str, dict[str, str]] = {}
+        self.api = None
+
+    def __call__(self, pod: dict) -> Play:
+        if pod["metadata"]["name"].endswith("-step"):
+            return Play(seconds=math.inf)
+        name = pod["metadata"]["name"].removesuffix("-master-0")
+        trial = self.api.find("trials", name)
+        if trial is None:
+            return self.resume(name)
+        assignments = trial["spec"]["parameterAssignments"]
+        self.points[name] = {entry["name"]: entry["value"] for entry in assignments}
+        if len(self.points) <= self.hangs:
+            write_trial(self.run, name, self.points[name], [0.5])
+            storage.write_bytes(self.run.path("trials", name, "checkpoint.pt"), b"state")
+            return Play(seconds=math.inf)
+        write_trial(self.run, name, self.points[name], [0.5, 0.4])
+        return Play(metrics=storage.read_text(self.run.path("trials", name, "metrics.log")))
+
+    def resume(self, name: str) -> Play:
+        self.resumed.append(name)
+        if name in self.stuck:
+            return Play(seconds=math.inf)
+        if name in self.fails:
+            return Play(reason="OOMKilled")
+        write_trial(self.run, name, self.points[name], [0.5, 0.1])
+        return Play()
+
+
+@pytest.fixture
+def training(fake, run, monkeypatch, tmp_path):
+    """A search with two trials under way, whose workflow `first` is deleted."""
+    run = Run(config=run.config.replace(max_trials=4, num_epochs=2, parallel_trials=2))
+    run.save()
+    trained = Training(run, hangs=2)
+    home = fake(Node(trained))
+    trained.api = home.api
+    in_a_workflow(home.api, monkeypatch, tmp_path, "first")
+    losing = later(
+        lambda: home.api.delete("workflows", home.api.find("workflows", "first")),
+        lambda: len(trained.points) == 2,
+        home.api,
+    )
+    assert call(search, run, "--job-id", "first") == 1
+    losing.join()
+    home.api.wait_for(lambda: not home.api.all("pods", "jec/run-id"))
+    return trained
+
+
+def test_trials_under_way_resume_as_jobs_with_the_present_settings(
+    training, monkeypatch, tmp_path, capsys
+):
+    api = training.api
+    run = Run(config=training.run.config.replace(memory="24Gi", weaver_image="jec-weaver:2"))
+    run.save()
+    hung = sorted(training.points)
+    training.stuck = {hung[1]}
+    in_a_workflow(api, monkeypatch, tmp_path, "second")
+    seen = {}
+
+    def lose() -> None:
+        seen.update({one["metadata"]["name"]: one for one in api.all("pytorchjobs")})
+        api.delete("workflows", api.find("workflows", "second"))
+
+    losing = later(lose, lambda: len(training.resumed) == 2 and ended(api, hung[0]), api)
+    assert call(search, run, "--job-id", "second") == 1
+    losing.join()
+    assert sorted(seen) == hung, "both at once, and no trial of another experiment beside them"
+    for job in seen.values():
+        pod = job["spec"]["pytorchReplicaSpecs"]["Master"]["template"]
+        container = pod["spec"]["containers"][0]
+        assert container["image"] == "jec-weaver:2"
+        assert container["resources"]["limits"]["memory"] == "24Gi"
+        assert {"jec/run-id": run.id, "jec/step": "search"}.items() <= pod["metadata"][
+            "labels"
+        ].items()
+    owners = {name: job["metadata"].get("ownerReferences") for name, job in seen.items()}
+    assert not owners[hung[0]], "it has ended well, and stays"
+    assert [owner["name"] for owner in owners[hung[1]]] == ["second"]
+    api.wait_for(lambda: not api.find("pytorchjobs", hung[1]))
+
+    training.stuck = set()
+    in_a_workflow(api, monkeypatch, tmp_path, "third")
+    assert call(search, run, "--job-id", "third") == 0
+    assert sorted(training.resumed) == [hung[0], hung[1], hung[1]]
+    record = SearchRecord.load(run.folder.search)
+    assert sorted(trial.name for trial in record.trials[:2]) == hung
+    for trial in record.trials:
+        point = training.points[trial.name]
+        assert trial.parameters | {"start-lr": ""} == point | {"start-lr": ""}
+        assert float(trial.parameters["start-lr"]) == float(point["start-lr"])
+    assert [trial.status for trial in record.trials] == ["Succeeded"] * 4
+    assert (record.experiment, record.carried) == (f"{run.id}-2", 2)
+    assert record.best_value == 0.1
+    assert [one["metadata"]["name"] for one in api.all("experiments")] == [f"{run.id}-2"]
+
+
+def test_trials_of_an_experiment_that_still_runs_resume_once_it_is_replaced(
+    fake, run, monkeypatch, capsys
+):
+    """Its step was killed, so that nobody removed it; the run goes on with other memory."""
+    run = Run(config=run.config.replace(max_trials=3, num_epochs=2, parallel_trials=2))
+    run.save()
+    training = Training(run, hangs=2)
+    training.api = fake(Node(training)).api
+    monkeypatch.setenv(KFP_POD, "first-step")  # a step that KFP kills removes nothing
+    run_to_its_end = experiments.ExperimentRun.run
+
+    def killed(self) -> None:
+        self._submit()
+        training.api.wait_for(lambda: len(training.points) == 2)
+        raise InterruptedRun("told to stop")
+
+    monkeypatch.setattr(experiments.ExperimentRun, "run", killed)
+    assert call(search, run, "--job-id", "first") == 130
+    monkeypatch.setattr(experiments.ExperimentRun, "run", run_to_its_end)
+    hung = sorted(training.points)
+    assert [one["metadata"]["name"] for one in training.api.all("experiments")] == [run.id]
+
+    Run(config=run.config.replace(memory="24Gi")).save()
+    capsys.readouterr()
+    assert call(search, run, "--job-id", "second") == 0
+    assert sorted(training.resumed) == hung
+    record = SearchRecord.load(run.folder.search)
+    assert sorted(trial.name for trial in record.trials[:2]) == hung
+    assert (record.experiment, record.carried, len(record.trials)) == (f"{run.id}-2", 2, 3)
+    told = [line for line in capsys.readouterr().out.splitlines() if "--memory was 12Gi" in line]
+    assert "checkpoints" in told[0]
+
+
+def ended(api, job: str) -> bool:
+    """Whether a job has ended well, and belongs to nobody."""
+    thing = api.find("pytorchjobs", job)
+    conditions = thing["status"].get("conditions", []) if thing else []
+    has_ended = any(one["type"] == "Succeeded" and one["status"] == "True" for one in conditions)
+    return has_ended and not thing["metadata"].get("ownerReferences")
+
+
+def test_a_resumed_trial_that_fails_counts_as_failed(training, monkeypatch, tmp_path, capsys):
+    run = training.run
+    hung = sorted(training.points)
+    training.fails = {hung[0]}
+    in_a_workflow(training.api, monkeypatch, tmp_path, "second")
+    assert call(search, run, "--job-id", "second") == 0
+    record = SearchRecord.load(run.folder.search)
+    assert record.trial(hung[0]).status == "Failed"
+    assert "OOMKilled" in record.trial(hung[0]).reason
+    assert (record.optimal, len(record.trials)) == (hung[1], 4)
+    [experiment] = training.api.all("experiments")
+    assert experiment["spec"]["maxTrialCount"] == 2
+    assert training.api.find("pytorchjobs", hung[0]), "it stays to be looked at"
+
+
+def test_resumed_trials_go_with_a_run_that_is_terminated(training, monkeypatch, tmp_path):
+    """KFP kills the step at once, and finish removes what runs on."""
+    api, run = training.api, training.run
+    training.stuck = set(training.points)
+    in_a_workflow(api, monkeypatch, tmp_path, "second")
+
+    def watch(*_, **__) -> None:
+        api.wait_for(lambda: len(training.resumed) == 2)
+        raise InterruptedRun("told to stop")
+
+    monkeypatch.setattr(clusters_jobs, "run_jobs", started_then(watch))
+    assert call(search, run, "--job-id", "second") == 130
+    assert len(api.all("pytorchjobs")) == 2
+    assert finish.remove_unfinished(run.uri) == ""
+    assert api.all("pytorchjobs") == []
+    api.wait_for(lambda: not api.all("pods", "jec/run-id"))
+
+
+def started_then(watch):
+    """run_jobs whose watching is something else, once all jobs have been submitted."""
+
+    def run_jobs(objects, manifests, *, parallel, ended, patience, deadline, report):
+        assert parallel >= len(manifests)
+        for manifest in manifests:
+            clusters_jobs.JobRun(
+                objects, manifest, patience=patience, deadline=deadline, report=report
+            ).submit()
+        watch()
+
+    return run_jobs
 
 
 @pytest.mark.parametrize(
