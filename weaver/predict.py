@@ -221,7 +221,9 @@ def write_predictions(options: TrainOptions) -> None:
             regression=options.regression_mode,
             precision=objective.precision,
         )
-        output = predict(model, dataset, objective, batch_size=options.size_test, device=str(device))
+        output = predict(
+            model, dataset, objective, batch_size=options.size_test, device=str(device)
+        )
         uri = f"{base}_{name}{extension}" if name else target
         write_columns(uri, columns(dataset, output, scores=uri.endswith(".parquet")))
 

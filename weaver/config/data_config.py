@@ -326,8 +326,12 @@ class DataConfig:
             **self.selections,
             role: Expression(text, f"{self.source}:selection and {flag}"),
         }
-        field = "selection" if for_training else "test_time_selection"
-        changed = dataclasses.replace(self, selections=selections, **{field: text})
+        changed = dataclasses.replace(
+            self,
+            selections=selections,
+            selection=text if for_training else self.selection,
+            test_time_selection=self.test_time_selection if for_training else text,
+        )
         return dataclasses.replace(changed, declared=_declared(changed))
 
     def auto_yaml(self) -> str:

@@ -957,8 +957,7 @@ def _malformed(options: TrainOptions) -> str | None:
     """Name a flag whose value has the wrong form."""
     if options.cross_validation and not re.fullmatch(r".+%\s*[1-9]\d*", options.cross_validation):
         return (
-            "--cross-validation must be VARIABLE%K as in event%5, not"
-            f" '{options.cross_validation}'"
+            f"--cross-validation must be VARIABLE%K as in event%5, not '{options.cross_validation}'"
         )
     if options.predict_output and not options.predict_output.endswith(
         (".npz", ".root", ".parquet")
