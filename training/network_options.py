@@ -22,7 +22,6 @@ from training.search_space import Parameter
 from weaver.fit.options import TRAIN_FLAGS, TrainOptions, literal
 from weaver.network.network_file import NetworkFile, option_names, option_rules
 
-
 MOST_PARAMETERS = 50_000_000
 """Of a network that is built in memory (200 MB); a larger one is built on the meta device only."""
 
