@@ -276,19 +276,26 @@ def test_groups(words: Sequence[str]) -> dict[str, str]:
         parts += [word] if os.path.exists(word) else re.split(r"[,\s]+", word)
 
     groups: dict[str, list[str]] = {}
+    steps: dict[str, int] = {}  # name -> files an output, of names that are split
     for part in filter(None, parts):
+        name = ""
         if os.path.exists(part):
-            groups.setdefault("", []).append(part)
+            pattern = part
         elif split := SPLIT.match(part):
-            files = [entry.written or entry.uri for entry in find(part[split.end() :])]
-            step = max(int(split[2]), 1)
-            for start in range(0, len(files), step):
-                group = groups.setdefault(f"{split[1]}_{start // step}", [])
-                group += files[start : start + step]
-        elif name := SAMPLE_NAME.match(part):
-            groups.setdefault(name[0].removesuffix(":"), []).append(part[name.end() :])
+            name, pattern = split[1], part[split.end() :]
+            steps[name] = max(int(split[2]), 1)
         else:
-            groups.setdefault("", []).append(part)
+            sample = SAMPLE_NAME.match(part)
+            name = sample[0].removesuffix(":") if sample else ""
+            pattern = part[sample.end() :] if sample else part
+        groups.setdefault(name, []).append(pattern)
+
+    for name, step in steps.items():
+        # all files of the name, sorted, as in weaver-core
+        entries = sorted(find(groups.pop(name)), key=lambda entry: entry.uri)
+        files = [entry.written or entry.uri for entry in entries]
+        for start in range(0, len(files), step):
+            groups[f"{name}_{start // step}"] = files[start : start + step]
     return {name: " ".join(patterns) for name, patterns in groups.items()}
 
 

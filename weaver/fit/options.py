@@ -314,7 +314,7 @@ class TrainOptions:
         0, "jets a step of validation (default: as --batch-size)", type=number(int, 1)
     )
     batch_size_test: int = flag(
-        0, "jets a step of prediction (default: as --batch-size-val)", type=number(int, 1)
+        0, "jets a step of prediction (default: as --batch-size)", type=number(int, 1)
     )
     data_fraction: float = flag(
         1.0, "share of the training jets to use", type=number(float, 0, 1, above=True)
@@ -514,7 +514,7 @@ class TrainOptions:
     @property
     def size_test(self) -> int:
         """Jets a step of prediction."""
-        return self.batch_size_test or self.batch_size_val or self.batch_size
+        return self.batch_size_test or self.batch_size
 
     @property
     def most_files(self) -> int | None:

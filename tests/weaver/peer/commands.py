@@ -87,6 +87,7 @@ CONFIGS: Mapping[str, Mapping[str, str]] = {
     "scaled.yaml": {"center": "0.5, 2"},
     "even.yaml": {"selection": "number % 2 == 0"},
     "classes.yaml": {"label": "kind"},
+    "auto.yaml": {"method": "auto", "center": "auto"},
     "monitor.yaml": {"kept": "monitor_variables"},
 }
 

@@ -169,6 +169,7 @@ OF_WEAVER_CORE = (
     ),
     # ------------------------------------------------------------------------------------- data
     Case(flag="data-config", words=("--data-config", "scaled.yaml")),
+    Case(flag="data-config", more="auto", words=("--data-config", "auto.yaml"), base=TEST),
     Case(
         flag="data-config-val",
         words=("--data-config-val", "even.yaml"),
@@ -189,6 +190,12 @@ OF_WEAVER_CORE = (
     Case(flag="data-train", words=("--data-train", "train_b.root"), base=HALVES),
     Case(flag="data-val", words=("--data-val", "test.root"), base=("--batch-size-val", "10")),
     Case(flag="data-test", words=("--data-test", "a:test.root", "b:val.root"), base=TEST),
+    Case(
+        flag="data-test",
+        more="split",
+        words=("--data-test", "a%1:val.root", "a%1:test.root"),
+        base=TEST,
+    ),
     Case(
         flag="data-fraction",
         words=("--data-fraction", "0.5"),
@@ -275,6 +282,12 @@ OF_WEAVER_CORE = (
     Case(flag="optimizer-option", words=("--optimizer-option", "weight_decay", "0.1")),
     Case(
         flag="optimizer-option",
+        more="ranger",
+        words=("--optimizer-option", "weight_decay", "0.1"),
+        base=("--optimizer", "ranger", "--num-epochs", "8"),
+    ),
+    Case(
+        flag="optimizer-option",
         more="betas",
         words=("--optimizer-option", "betas", "(0.5, 0.9)"),
         base=("--num-epochs", "4"),
@@ -325,6 +338,7 @@ OF_WEAVER_CORE = (
     ),
     Case(flag="batch-size", words=HALVES, leave_out=("weights",)),
     Case(flag="batch-size-val", words=("--batch-size-val", "10")),
+    Case(flag="batch-size-val", more="test", words=("--batch-size-val", "10"), base=TEST),
     Case(flag="batch-size-test", words=("--batch-size-test", "5"), base=TEST),
     Case(flag="use-amp", words=("--use-amp",)),
     Case(
