@@ -6,7 +6,6 @@ A search that has ended is not repeated. It goes on where the run asks for more 
 
 import dataclasses
 import time
-from collections import Counter
 from collections.abc import Sequence
 
 from clusters.katib import experiment_of
