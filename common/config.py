@@ -331,8 +331,8 @@ class RunConfig:
     gate: str = option(
         "default",
         "'default' refuses a model if its test jets show that it is worse than the limits below;"
-        " 'strict' refuses one unless they show that it is within them, which takes some 100,000"
-        " test jets",
+        " 'strict' refuses one unless they show that it is within them, which takes several"
+        " 100,000 test jets",
         group="gates and serving",
         choices=GATES,
     )
@@ -357,7 +357,7 @@ class RunConfig:
     )
     max_tail_ratio: float = option(
         MAX_TAIL_RATIO,
-        "largest tail beyond 30 %, and by more than a factor 1.5, as a multiple"
+        "largest share of jets off by more than 30 %, and by more than a factor 1.5, as a multiple"
         " of the standard JEC's",
         group="gates and serving",
     )

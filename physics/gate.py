@@ -413,7 +413,9 @@ def coverage_tests(uncertainty: Mapping[str, Any], settings: GateSettings) -> It
         if record["pt_range"]:
             if record["num_jets"] < MIN_JETS:
                 continue
-            where += f" at {record['pt_range']} GeV of the file"
+            is_open = record["pt_range"].startswith(">")
+            pt = f"above {record['pt_range'][1:]}" if is_open else f"at {record['pt_range']}"
+            where += f" {pt} GeV of the file"
         share = record["coverage"]["value"]
         difference = 100 * share - nominal
         yield Test(
