@@ -12,8 +12,13 @@ from collections.abc import Sequence
 
 WIDTH = 50
 """Characters of a line in a block that the panel holds in a window of 1,400 pixels."""
-UNBROKEN = re.compile(r"([^\s/-]{36})(?=[^\s/-])")
-"""What a cell of the panel holds without a place to break the line, as a digest has none."""
+UNBROKEN = re.compile(r"((?:[^\s-]{,35}/|[^\s-]{36}))(?=[^\s-])")
+"""What a cell of the panel holds without a place to break the line.
+
+The browser breaks at blanks and hyphens, not at a slash; an address is best cut behind one.
+"""
+TOO_LONG = re.compile(r"[^\s-]{37,}")
+"""What is cut into such pieces."""
 MARKS = ("`", "*", "_", "~", "#", "\\", "](", "://")
 """What changes how text is shown, or makes a link of it."""
 
@@ -28,9 +33,9 @@ def text(value: object) -> str:
 
 
 def code(value: object) -> str:
-    """A value as code, in pieces where it has no blank, hyphen or slash for long."""
+    """A value as code, in pieces where it has no blank or hyphen for long."""
     line = without_tags(" ".join(str(value).split())).replace("|", "¦").replace("`", "'")
-    pieces = UNBROKEN.sub(r"\1` `", line)
+    pieces = TOO_LONG.sub(lambda long: UNBROKEN.sub(r"\1` `", long[0]), line)
     return f"`{pieces}`"
 
 
