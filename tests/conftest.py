@@ -71,11 +71,11 @@ def s3_server():
     }
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
-    storage._client.cache_clear()
+    storage.forget_client()
     yield values["AWS_ENDPOINT_URL"]
     for name, value in before.items():
         os.environ.pop(name) if value is None else os.environ.update({name: value})
-    storage._client.cache_clear()
+    storage.forget_client()
     server.stop()
 
 
@@ -83,5 +83,5 @@ def s3_server():
 def s3_bucket(s3_server, request):
     """Make a bucket of the test's own; gives its URI."""
     name = "jec-" + hashlib.sha256(request.node.nodeid.encode()).hexdigest()[:12]
-    storage._client().create_bucket(Bucket=name)
+    storage.s3.client().create_bucket(Bucket=name)
     return f"s3://{name}"

@@ -71,9 +71,9 @@ def server(monkeypatch) -> Iterator[type[Faulty]]:
     }.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("botocore.endpoint.time.sleep", handler.pauses.append)
-    storage._client.cache_clear()
+    storage.forget_client()
     yield handler
-    storage._client.cache_clear()
+    storage.forget_client()
     served.shutdown()
     served.server_close()
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from common import storage
-from common.errors import InputError, unknown
+from common.errors import InputError, JecError, unknown
 from common.storage import Entry
 from weaver.read import hdf5, parquet
 
@@ -29,9 +29,12 @@ class DamagedFile(InputError):
     """The bytes that it should have, where that is known."""
 
 
-def unreadable(uri: str, error: Exception) -> InputError:
-    """The error for a file that cannot be read (further); an InputError passes through."""
-    if isinstance(error, InputError):
+def unreadable(uri: str, error: Exception) -> JecError:
+    """The error for a file that cannot be read (further); one of ours passes through.
+
+    A storage that does not answer says nothing of the file.
+    """
+    if isinstance(error, JecError):
         return error
     lines = str(error).strip().splitlines()
     if _is_unknown_form(error):
@@ -61,15 +64,9 @@ def check_header(entry: Entry) -> None:
     Raises DamagedFile where it does not, or is not.
     """
     try:
-        if storage.is_s3(entry.uri):
-            import s3fs
-
-            s3 = s3fs.S3FileSystem(**storage.s3_options())
-            header = s3.cat_file(entry.uri, start=0, end=HEADER)
-        else:
-            with open(entry.uri, "rb") as file:
-                header = file.read(HEADER)
-    except Exception as error:  # those of the disk, of s3fs and of botocore
+        with storage.open_source(entry.uri) as source:
+            header = source.read(0, min(HEADER, source.size))
+    except Exception as error:  # those of the disk
         raise unreadable(entry.uri, error) from error
     if len(header) < 20 or header[:4] != b"root":
         begins = f"it begins with {header[:8]!r}" if header else "it is empty"
@@ -92,11 +89,8 @@ def open_file(uri: str) -> Iterator[Any]:
     import uproot
 
     try:
-        if storage.is_s3(uri):
-            opened = uproot.open(uri, **storage.s3_options())
-        else:
-            # A Path, because uproot takes what follows a colon in a text for the name of an object.
-            opened = uproot.open(Path(uri))
+        # A Path, because uproot takes what follows a colon in a text for the name of an object.
+        opened = uproot.open(Path(uri) if storage.is_local(uri) else storage.open_file(uri))
     # uproot raises many kinds for a damaged file (struct, zlib, key and value errors)
     except Exception as error:
         raise unreadable(uri, error) from error
