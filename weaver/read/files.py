@@ -18,13 +18,13 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
 from common import storage
-from common.errors import InputError, unknown
+from common.errors import InputError, StorageError, unknown
 from common.storage import Entry
 from weaver.config.data_config import TRAINING_FLAG, DataConfig
 from weaver.config.plan import Plan
@@ -36,17 +36,20 @@ from weaver.read.opening import (
     check_header,
     choose_tree,
     find_tree,
+    open_bytes,
     open_file,
     open_hdf5,
     open_parquet,
     unreadable,
 )
+from weaver.read.remote import Fetch, Parts, Range, Readers
 from weaver.read.root import baskets, root_tree
 
 SAMPLE_NAME = re.compile(r"^[\w.+%-]+:(?!//)")
 # decoded at a time; what is computed from them takes a few times that, and larger steps are no
 # faster
 STEP_BYTES = 16 * 2**20
+STEPS_AHEAD = 3  # of uproot's, whose bytes are on their way, with the one that is decoded
 SUFFIXES = (".root", parquet.SUFFIX, *hdf5.SUFFIXES)
 NOT_READ = (".awkd",)
 CHECKERS = 8  # files opened at a time: on S3 each takes a few round trips
@@ -55,8 +58,18 @@ LISTED = 5  # files of a folder that an error names
 
 Step = tuple[Columns, int]
 """The columns of some jets, and how many these are."""
-Load = Callable[[], Iterable[Step]]
-"""Decodes one or more steps when it is called."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Load:
+    """Decodes one or more steps when it is called."""
+
+    decode: Callable[[], Iterable[Step]]
+    stored: int = 0
+    """Bytes that are on their way for it, from a distant storage."""
+
+    def __call__(self) -> Iterable[Step]:
+        return self.decode()
 
 
 Part = tuple[float, float]
@@ -331,8 +344,9 @@ def inspect(entry: Entry, config: DataConfig, plan: Plan) -> DataFile:
         return _inspect_parquet(entry, plan)
     if entry.uri.endswith(hdf5.SUFFIXES):
         return _inspect_hdf5(entry, plan)
-    check_header(entry)
-    simple = _simple_tree(entry, config, plan)
+    with open_bytes(entry.uri) as fetch:
+        check_header(entry, fetch)
+        simple = _simple_tree(entry, fetch, config, plan)
     if simple is not None:
         size = sum(branch.uncompressed for branch in simple.branches.values())
         return DataFile(
@@ -391,19 +405,21 @@ def _number_type(interpretation: Any) -> np.dtype | None:
     return dtype.base  # of x[3]: that of its numbers
 
 
-def _simple_tree(entry: Entry, config: DataConfig, plan: Plan) -> root_tree.Tree | None:
-    """The tree of a local file with all branches of the plan.
+def _simple_tree(
+    entry: Entry, fetch: Fetch, config: DataConfig, plan: Plan
+) -> root_tree.Tree | None:
+    """The tree of a file with all branches of the plan.
 
     None where uproot is to read the file, or to say what is wrong with it.
     """
-    if storage.is_s3(entry.uri):
-        return None
     try:
         tree = root_tree.read_tree(
-            entry.uri,
+            fetch,
             lambda keys: choose_tree(entry.uri, keys, config.treename),
             set(plan.branches.values()),
         )
+    except StorageError:
+        raise
     except Exception:  # damaged bytes end in errors of many kinds
         return None
     if not tree.num_entries or not tree.branches:
@@ -556,7 +572,47 @@ def read(
                 library="ak",
                 how=dict,
             )
+            if not storage.is_local(file.entry.uri):
+                end = file.num_entries if stop is None else stop
+                steps = _read_ahead(steps, tree, chosen, range(start, end, rows), end)
         yield from _named(steps, file, plan, supplied)
+
+
+def _read_ahead(
+    steps: Iterator[Columns], tree: Any, branches: list[Any], starts: range, stop: int
+) -> Iterator[Columns]:
+    """Uproot's steps over a distant tree, with the baskets of the next ones on their way.
+
+    starts: the first entry of each step.
+    """
+    source = tree.file.source
+    seen: set[Range] = set()  # uproot keeps the baskets that reach into the next step
+    ahead = 0
+    for number, _ in enumerate(starts):
+        while ahead < min(number + STEPS_AHEAD, len(starts)):
+            end = min(starts[ahead] + starts.step, stop)
+            ranges = _stored(branches, starts[ahead], end) - seen
+            seen |= ranges
+            if ranges:
+                source.begin(sorted(ranges))
+            ahead += 1
+        step = next(steps, None)
+        if step is None:
+            return
+        yield step
+
+
+def _stored(branches: list[Any], start: int, stop: int) -> set[Range]:
+    """The bytes of the baskets of uproot's branches that hold the entries start:stop."""
+    ranges = set()
+    for branch in branches:
+        for part in [branch, *branch.itervalues(recursive=True)]:
+            bounds = part.entry_offsets
+            for number in range(part.num_baskets):
+                if bounds[number] < stop and bounds[number + 1] > start:
+                    begin = int(part.member("fBasketSeek")[number])
+                    ranges.add((begin, begin + int(part.member("fBasketBytes")[number])))
+    return ranges
 
 
 def _ntuple_steps(
@@ -589,12 +645,15 @@ def loads(
     start: int = 0,
     stop: int | None = None,
     step_bytes: int = STEP_BYTES,
+    readers: Readers | None = None,
 ) -> Iterator[Load]:
     """The steps of `read`, each as a function without arguments that gives one or more of them.
 
     They may be called in any order and several at a time; where uproot reads the file, it does so
-    while this iterator goes on. Columns are those of weaver/read/jagged.py, or awkward's. Both
-    raise InputError where the file turns out to be damaged.
+    while this iterator goes on. With `readers`, the bytes of a distant file's step are on their
+    way once this iterator has given it. Columns are those of weaver/read/jagged.py, or awkward's.
+    Both raise InputError where the file turns out to be damaged, StorageError where its storage
+    fails.
     """
     if file.baskets is None:
         for step in read(
@@ -606,16 +665,25 @@ def loads(
             stop=stop,
             step_bytes=step_bytes,
         ):
-            yield functools.partial(iter, [step])
+            yield Load(functools.partial(iter, [step]))
         return
     supplied = _supplied(file, config, training_set)
     rows = _rows(file, step_bytes)
     stop = file.num_entries if stop is None else stop
     branches = file.baskets.branches
+    bounds = []
     for first, end in baskets.ranges(branches.values(), rows, stop):
         if end > start:
-            begin = max(first, start)
-            yield functools.partial(_load, file, branches, plan, supplied, begin, end, rows)
+            bounds.append((max(first, start), end))
+    is_distant = not storage.is_local(file.entry.uri)
+    distant = readers.file(file.entry.uri, len(bounds)) if readers and is_distant else None
+    for begin, end in bounds:
+        parts, size = None, 0
+        if distant is not None:
+            stored = baskets.stored(branches.values(), begin, end)
+            parts, size = distant.read(stored), sum(last - first for first, last in stored)
+        decode = functools.partial(_load, file, branches, plan, supplied, begin, end, rows, parts)
+        yield Load(decode, size)
 
 
 def _rows(file: DataFile, step_bytes: int) -> int:
@@ -645,14 +713,19 @@ def _load(
     start: int,
     stop: int,
     rows: int,
+    parts: Future[Parts] | None,
 ) -> Iterator[Step]:
-    """The entries start:stop, `rows` at a time."""
+    """The entries start:stop, `rows` at a time. parts: their baskets, where they are on their way."""
     names = set(plan.branches.values())
+    chosen_branches = {name: branches[name] for name in names}
     try:
-        with root_tree.opened(file.entry.uri) as fetch:
-            arrays: Columns = baskets.columns(
-                fetch, {name: branches[name] for name in plan.branches.values()}, start, stop
-            )
+        if parts is not None:
+            arrays: Columns = baskets.columns(parts.result(), chosen_branches, start, stop)
+        else:
+            with open_bytes(file.entry.uri) as fetch:
+                arrays = baskets.columns(fetch, chosen_branches, start, stop)
+    except StorageError:
+        raise
     except Exception:  # uproot may know better, or says what is wrong
         with open_file(file.entry.uri) as opened:
             tree = opened[file.tree]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import struct
 from collections.abc import Iterator, Sequence
@@ -12,7 +13,9 @@ from typing import Any
 from common import storage
 from common.errors import InputError, JecError, unknown
 from common.storage import Entry
+from common.storage.addresses import local_path
 from weaver.read import hdf5, parquet
+from weaver.read.remote import Ends, Fetch
 
 HEADER = 100  # bytes of a ROOT file's header that hold its version and its end
 LARGE_FILE = 1_000_000  # ROOT adds it to the version of a file whose end is a 64-bit number
@@ -58,16 +61,13 @@ def _is_unknown_form(error: Exception) -> bool:
     return isinstance(error, ImportError) or bool(names & unknown_forms)
 
 
-def check_header(entry: Entry) -> None:
+def check_header(entry: Entry, fetch: Fetch) -> None:
     """Check that the file begins as ROOT files do and is as long as its header says.
 
-    Raises DamagedFile where it does not, or is not.
+    fetch: (first byte, number of bytes) -> bytes of the file. Raises DamagedFile where it does
+    not, or is not.
     """
-    try:
-        with storage.open_source(entry.uri) as source:
-            header = source.read(0, min(HEADER, source.size))
-    except Exception as error:  # those of the disk
-        raise unreadable(entry.uri, error) from error
+    header = bytes(fetch(0, HEADER))
     if len(header) < 20 or header[:4] != b"root":
         begins = f"it begins with {header[:8]!r}" if header else "it is empty"
         raise DamagedFile(f"{entry.uri} is not a ROOT file: {begins}")
@@ -84,13 +84,40 @@ def check_header(entry: Entry) -> None:
 
 
 @contextlib.contextmanager
+def open_bytes(uri: str) -> Iterator[Fetch]:
+    """A function (first byte, number of bytes) -> bytes of a file, to open it with.
+
+    Raises InputError or StorageError where the file cannot be opened or read.
+    """
+    if storage.is_local(uri):
+        path = local_path(uri)
+        try:
+            file = os.open(path, os.O_RDONLY)
+        except OSError as error:
+            raise unreadable(uri, error) from error
+        try:
+            yield lambda start, size: os.pread(file, size, start)
+        finally:
+            os.close(file)
+        return
+    with storage.open_source(uri) as source:
+        yield Ends(source)
+
+
+@contextlib.contextmanager
 def open_file(uri: str) -> Iterator[Any]:
     """The file opened with uproot; raises InputError where that fails."""
     import uproot
 
     try:
-        # A Path, because uproot takes what follows a colon in a text for the name of an object.
-        opened = uproot.open(Path(uri) if storage.is_local(uri) else storage.open_file(uri))
+        # A Path or a dict, because uproot takes what follows a colon in a text for the name of an
+        # object.
+        if storage.is_local(uri):
+            opened = uproot.open(Path(uri))
+        else:
+            from weaver.read.uproot_source import StorageSource
+
+            opened = uproot.open({uri: None}, handler=StorageSource)
     # uproot raises many kinds for a damaged file (struct, zlib, key and value errors)
     except Exception as error:
         raise unreadable(uri, error) from error
