@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from common.errors import InputError
-from common.storage import local, s3
+from common.storage import http, local, s3, xrootd
 from common.storage.addresses import (
     LOCAL,
     S3,
+    XROOTD,
     absolute,
     is_local,
     is_s3,
@@ -86,7 +87,7 @@ def _backend(uri: str) -> tuple[Backend, str]:
         return local, local_path(uri)
     if scheme == S3:
         return s3, uri
-    raise InputError(f"{uri}: not yet")
+    return (xrootd if scheme in XROOTD else http), uri
 
 
 def exists(uri: str) -> bool:

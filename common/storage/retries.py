@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Callable
+from time import sleep
 from typing import TypeVar
 
 from common.errors import StorageError
@@ -28,5 +28,5 @@ def retried(request: Callable[[], Result]) -> Result:
         try:
             return request()
         except PassingError:
-            time.sleep(random.uniform(0, longest))
+            sleep(random.uniform(0, longest))
     return request()

@@ -1,0 +1,330 @@
+"""XRootD (root://server//path) with the `xrootd` client, which the extra 'xrootd' installs.
+
+The client finds its credentials itself: an X509 proxy, a Kerberos ticket or a bearer token
+(common/storage/xrootd_login.py). Its own XRD_* variables are honoured; without them it waits
+seconds where its defaults are minutes, and the repetitions of common/storage/retries.py follow.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import os
+import posixpath
+import threading
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+from common.errors import InputError, StorageError
+from common.storage import xrootd_login
+from common.storage.addresses import EXTRA, WILDCARDS, split_xrootd
+from common.storage.entry import Entry
+from common.storage.levels import Child, matching_files
+from common.storage.local import PARTIAL
+from common.storage.retries import PassingError, retried
+from common.storage.source import Source
+
+SECONDS = 60  # for one request, unless XRD_REQUESTTIMEOUT says otherwise
+DEFAULTS = {
+    # for one attempt to connect, and how many of them; a dead server takes both multiplied
+    "ConnectionWindow": 5,
+    "ConnectionRetry": 1,
+    "RequestTimeout": SECONDS,
+    "StreamTimeout": 30,
+    # after a failure, the seconds in which a server is not asked again
+    "StreamErrorWindow": 1,
+}
+CHUNK = 8 * 2**20  # bytes of one request that copies a file
+
+# XrdCl's codes (XrdClStatus.hh)
+INVALID_ADDRESS, NOT_SUPPORTED = 101, 13
+LOST = frozenset((16, *range(102, 110), 206, 207, 301, 302, 303, 306))
+"""Sockets, timeouts and redirects: the way to the data, which may be better next time."""
+LOGIN_FAILED = frozenset((110, 202, 203, 204))
+# the server's own numbers (XProtocol.hh), beside XrdCl's code 400
+ANSWERED = 400
+NOT_FOUND, NOT_AUTHORIZED, NOT_A_FILE = 3011, (3010, 3030), (3015, 3016)
+FAILED_THERE = frozenset((3007, 3012, 3014, 3024, 3029, 3034, 3035))
+"""I/O error, internal error, no server, overloaded, no replicas, timeouts."""
+
+
+@functools.cache
+def _library() -> Any:
+    """The client's module. Raises InputError where it is not installed."""
+    try:
+        client: Any = importlib.import_module("XRootD.client")
+    except ImportError:
+        raise InputError(f"root:// takes the XRootD client; type: {EXTRA}") from None
+    for name, value in DEFAULTS.items():
+        if f"XRD_{name.upper()}" not in os.environ:
+            client.EnvPutInt(name, value)
+    return client
+
+
+def _flags() -> Any:
+    return importlib.import_module("XRootD.client.flags")
+
+
+def _file_system(uri: str) -> tuple[Any, str]:
+    """The client of the address's server, and the path on it."""
+    xrootd_login.prepare()
+    server, path = split_xrootd(uri)
+    return _library().FileSystem(server), path
+
+
+def check(status: Any, uri: str) -> None:
+    """Raise the error that a status stands for.
+
+    InputError for what is missing, refused or misspelt, PassingError for what may pass,
+    StorageError for the rest.
+    """
+    if status.ok:
+        return
+    server, path = split_xrootd(uri)
+    reason = status.message.strip().removeprefix("[ERROR] ").removeprefix("[FATAL] ")
+    reason = reason.removeprefix("Server responded with an error: ")
+    if status.code == ANSWERED and status.errno == NOT_FOUND:
+        raise InputError(f"there is no file {uri}")
+    if status.code == ANSWERED and status.errno in NOT_A_FILE:
+        raise InputError(f"{uri} is a folder")
+    refused = status.code == ANSWERED and status.errno in NOT_AUTHORIZED
+    if refused or status.code in LOGIN_FAILED:
+        raise InputError(f"{server} refused access to {path} ({reason}). {xrootd_login.state()}")
+    if status.code == INVALID_ADDRESS:
+        raise InputError(f"there is no server {server} ({reason})")
+    if status.code in LOST or (status.code == ANSWERED and status.errno in FAILED_THERE):
+        raise PassingError(f"cannot reach {uri}: {reason}")
+    raise StorageError(f"{server} failed for {path}: {reason}")
+
+
+class XRootDSource(Source):
+    """A file on XRootD, opened anew where its server is lost."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        self._lock = threading.Lock()
+        self._file: Any = None
+        self._changed: int | None = None
+        retried(self.file)
+
+    def file(self) -> Any:
+        """The open file of the client. Raises PassingError where it cannot be opened now."""
+        with self._lock:
+            if self._file is None:
+                self._file = self._opened()
+            return self._file
+
+    def _opened(self) -> Any:
+        xrootd_login.prepare()
+        file = _library().File()
+        status, _ = file.open(self.uri, _flags().OpenFlags.READ, timeout=SECONDS)
+        check(status, self.uri)
+        status, info = file.stat(timeout=SECONDS)
+        check(status, self.uri)
+        if self._changed is None:
+            self.size = int(info.size)
+            self._changed = info.modtime
+        elif (info.size, info.modtime) != (self.size, self._changed):
+            raise StorageError(f"{self.uri} has changed while it was read; start again")
+        return file
+
+    def forget(self, file: Any) -> None:
+        """Have the file opened anew, because this one's connection failed."""
+        with self._lock:
+            if self._file is file:
+                self._file = None
+        # Of a lost server it fails, too.
+        file.close(timeout=1)
+
+    def read(self, start: int, stop: int) -> bytes:
+        def request() -> bytes:
+            file = self.file()
+            status, content = file.read(start, stop - start, timeout=SECONDS)
+            try:
+                check(status, self.uri)
+            except PassingError:
+                self.forget(file)
+                raise
+            return bytes(content)
+
+        if stop <= start:  # a size of 0 would be the whole file
+            return b""
+        return self.check(retried(request), start, stop)
+
+    def close(self) -> None:
+        with self._lock:
+            file, self._file = self._file, None
+        if file is not None:
+            file.close(timeout=SECONDS)
+
+
+def open_source(uri: str) -> Source:
+    return XRootDSource(uri)
+
+
+def exists(uri: str) -> bool:
+    return _stat(uri) is not None
+
+
+def read_bytes(uri: str) -> bytes:
+    with XRootDSource(uri) as source:
+        return source.read(0, source.size)
+
+
+def entries(uri: str) -> list[Entry]:
+    """The files below a folder, or the one file of that name."""
+    info = _stat(uri)
+    if info is None:
+        return []
+    if not _is_folder(info):
+        return [_entry(uri, info)]
+    files: list[Entry] = []
+    for child in _children(uri):
+        if child.is_folder:
+            files += entries(child.uri)
+        elif child.entry and not child.name.startswith(PARTIAL):
+            files.append(child.entry)
+    return files
+
+
+def glob(pattern: str) -> list[Entry]:
+    """The files that match."""
+    server, path = split_xrootd(pattern)
+    files = matching_files(f"{server}/", path, WILDCARDS, _children)
+    return [file.entry for file in files if file.entry]
+
+
+def _children(folder: str) -> list[Child]:
+    """What lies in a folder; nothing where there is no such folder."""
+
+    def request() -> list[Child]:
+        client, path = _file_system(folder)
+        status, listed = client.dirlist(path, _flags().DirListFlags.STAT, timeout=SECONDS)
+        if status.code == ANSWERED and status.errno == NOT_FOUND:
+            return []
+        check(status, folder)
+        children = []
+        for item in listed:
+            uri = f"{folder}/{item.name}"
+            # Servers give a name without a status where the file is gone meanwhile.
+            info = item.statinfo or _stat(uri)
+            if info is not None:
+                children.append(
+                    Child(
+                        name=item.name,
+                        uri=uri,
+                        is_folder=_is_folder(info),
+                        entry=None if _is_folder(info) else _entry(uri, info),
+                    )
+                )
+        return children
+
+    return retried(request)
+
+
+def _stat(uri: str) -> Any:
+    """The client's status of a file or folder; None where there is neither."""
+
+    def request() -> Any:
+        client, path = _file_system(uri)
+        status, info = client.stat(path, timeout=SECONDS)
+        if status.code == ANSWERED and status.errno == NOT_FOUND:
+            return None
+        check(status, uri)
+        return info
+
+    return retried(request)
+
+
+def _is_folder(info: Any) -> bool:
+    return bool(info.flags & _flags().StatInfoFlags.IS_DIR)
+
+
+def _entry(uri: str, info: Any) -> Entry:
+    return Entry(uri=uri, size=int(info.size), tag=str(info.modtime))
+
+
+def write_bytes(uri: str, content: bytes) -> None:
+    with _replacing(uri) as write:
+        for start in range(0, len(content), CHUNK):
+            write(content[start : start + CHUNK], start)
+
+
+def upload(path: str, uri: str) -> None:
+    """Copy one local file; it has its name on the server once it is whole."""
+    with open(path, "rb") as file, _replacing(uri) as write:
+        start = 0
+        while content := file.read(CHUNK):
+            write(content, start)
+            start += len(content)
+
+
+@contextlib.contextmanager
+def _replacing(uri: str) -> Iterator[Any]:
+    """A function (content, first byte) that writes what becomes `uri` if the block ends well.
+
+    It is written under another name in the same folder. Writing is not repeated piece by piece:
+    a server that is lost in between takes the file with it.
+    """
+    client, path = _file_system(uri)
+    flags = _flags()
+    folder, name = posixpath.split(path)
+    temporary = posixpath.join(folder, f"{PARTIAL}{name}-{uuid.uuid4().hex[:8]}")
+    address = f"{split_xrootd(uri)[0]}/{temporary}"
+    mode = flags.AccessMode
+    # xrootd's defaults would hide results from colleagues
+    readable = mode.UR | mode.UW | mode.GR | mode.OR
+
+    def opened() -> Any:
+        file = _library().File()
+        status, _ = file.open(address, flags.OpenFlags.NEW, readable, timeout=SECONDS)
+        if status.code == ANSWERED and status.errno == NOT_FOUND:
+            # Left to the server (MAKEPATH of open), folders get a file's mode: none may enter.
+            enterable = readable | mode.UX | mode.GX | mode.OX
+            made, _ = client.mkdir(folder, flags.MkDirFlags.MAKEPATH, enterable, timeout=SECONDS)
+            check(made, uri)
+            status, _ = file.open(address, flags.OpenFlags.NEW, readable, timeout=SECONDS)
+        check(status, uri)
+        return file
+
+    file = retried(opened)
+
+    def write(content: bytes, start: int) -> None:
+        status, _ = file.write(content, start, len(content), timeout=SECONDS)
+        check(status, uri)
+
+    try:
+        try:
+            yield write
+        finally:
+            status, _ = file.close(timeout=SECONDS)
+        check(status, uri)
+        retried(lambda: check(client.mv(temporary, path, timeout=SECONDS)[0], uri))
+    except BaseException:
+        client.rm(temporary, timeout=5)
+        raise
+
+
+def download(uri: str, target: str) -> None:
+    """Copy one file to a local path."""
+    with XRootDSource(uri) as source, open(target, "wb") as file:
+        for start in range(0, source.size, CHUNK):
+            file.write(source.read(start, min(start + CHUNK, source.size)))
+
+
+def delete(uri: str) -> int:
+    """Remove a file or a folder with everything in it; returns how many files went."""
+    info = _stat(uri)
+    if info is None:
+        return 0
+    client, path = _file_system(uri)
+    if not _is_folder(info):
+        check(client.rm(path, timeout=SECONDS)[0], uri)
+        return 1
+    count = 0
+    for child in _children(uri):
+        count += delete(child.uri)
+    check(client.rmdir(path, timeout=SECONDS)[0], uri)
+    return count
