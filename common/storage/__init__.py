@@ -66,7 +66,7 @@ __all__ = [
 class Backend(Protocol):
     """What a module of this package does for its schemes."""
 
-    def open_source(self, uri: str, /) -> Source: ...
+    def open_source(self, uri: str, entry: Entry | None = None, /) -> Source: ...
     def exists(self, uri: str, /) -> bool: ...
     def entries(self, uri: str, /) -> list[Entry]: ...
     def glob(self, pattern: str, /) -> list[Entry]: ...
@@ -96,10 +96,14 @@ def exists(uri: str) -> bool:
     return backend.exists(uri)
 
 
-def open_source(uri: str) -> Source:
-    """The file opened for reading parts of it. Raises InputError where there is none."""
+def open_source(uri: str, entry: Entry | None = None) -> Source:
+    """The file opened for reading parts of it. Raises InputError where there is none.
+
+    entry: the file as it was listed, which saves a round trip where it tells all there is to know;
+    a file that is not that one any more is refused when it is read.
+    """
     backend, uri = _backend(uri)
-    return backend.open_source(uri)
+    return backend.open_source(uri, entry)
 
 
 def open_file(uri: str) -> io.BufferedReader:

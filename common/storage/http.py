@@ -43,12 +43,19 @@ class WebPage(InputError):
     """The server answers with a page for people: a login, an error, or a folder's contents."""
 
 
+_know_ranges: set[str] = set()
+"""Servers that have answered with a range of a file in this process."""
+
+
 class HttpSource(Source):
     """A file of a web server."""
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, entry: Entry | None = None) -> None:
         self.uri = uri
         self._whole: IO[bytes] | None = None
+        if entry is not None and urllib.parse.urlsplit(uri).netloc in _know_ranges:
+            self.size, self._version = entry.size, entry.tag
+            return
         size, self._version = retried(lambda: _probe(uri))
         if size is None:
             # closed in `close`
@@ -70,15 +77,16 @@ class HttpSource(Source):
         with _answer(self.uri, f"bytes={start}-{stop - 1}") as answer:
             if answer.status_code != 206 or _version(answer) != self._version:
                 raise _changed(self.uri)
-            return bytes(answer.content)
+            # in one piece; `content` would put it together from pieces of 10 KiB
+            return b"".join(answer.iter_content(stop - start))
 
     def close(self) -> None:
         if self._whole is not None:
             self._whole.close()
 
 
-def open_source(uri: str) -> Source:
-    return HttpSource(uri)
+def open_source(uri: str, entry: Entry | None = None) -> Source:
+    return HttpSource(uri, entry)
 
 
 def exists(uri: str) -> bool:
@@ -174,6 +182,8 @@ def _probe(uri: str) -> tuple[int | None, str]:
         _check_content(uri, answer, next(answer.iter_content(BEGIN), b""))
         total = answer.headers.get("Content-Range", "").rpartition("/")[2]
         has_ranges = answer.status_code in (206, 416) and total.isdigit()
+        if has_ranges:
+            _know_ranges.add(urllib.parse.urlsplit(uri).netloc)
         return int(total) if has_ranges else None, _version(answer)
 
 

@@ -41,7 +41,7 @@ class LocalSource(Source):
         self._file = -1
 
 
-def open_source(path: str) -> Source:
+def open_source(path: str, _entry: Entry | None = None) -> Source:
     return LocalSource(path)
 
 

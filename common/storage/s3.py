@@ -24,9 +24,12 @@ PART = 16 * 2**20
 class S3Source(Source):
     """An object of S3."""
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, entry: Entry | None = None) -> None:
         self.uri = uri
         self._bucket, self._key = split_s3(uri)
+        if entry is not None:
+            self.size, self._tag = entry.size, f'"{entry.tag}"'
+            return
         with explained(uri):
             head = client().head_object(Bucket=self._bucket, Key=self._key)
         self.size = head["ContentLength"]
@@ -52,8 +55,8 @@ def _get(uri: str, **options: str) -> bytes:
     return content
 
 
-def open_source(uri: str) -> Source:
-    return S3Source(uri)
+def open_source(uri: str, entry: Entry | None = None) -> Source:
+    return S3Source(uri, entry)
 
 
 def exists(uri: str) -> bool:

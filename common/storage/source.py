@@ -5,14 +5,12 @@ from __future__ import annotations
 import io
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 from common.errors import StorageError
+from common.storage import vectors
+from common.storage.vectors import REQUESTS, Range
 
-Range = tuple[int, int]
-"""First byte, and the one behind the last."""
-
-REQUESTS = 16  # in flight for one file
+__all__ = ["REQUESTS", "Range", "Source", "SourceFile"]
 
 
 class Source(ABC):
@@ -35,10 +33,9 @@ class Source(ABC):
 
     def read_ranges(self, ranges: Sequence[Range]) -> list[bytes]:
         """The bytes of each range, in the order of the ranges, with several requests in flight."""
-        if len(ranges) < 2:
-            return [self.read(start, stop) for start, stop in ranges]
-        with ThreadPoolExecutor(min(REQUESTS, len(ranges))) as pool:
-            return list(pool.map(lambda bounds: self.read(*bounds), ranges))
+        return vectors.read_in_pieces(
+            ranges, vectors.one_each, lambda pieces: [self.read(*piece) for piece in pieces]
+        )
 
     def close(self) -> None:  # noqa: B027 - most backends hold nothing
         """Free what the file holds. Nothing can be read afterwards."""

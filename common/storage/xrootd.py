@@ -14,17 +14,18 @@ import os
 import posixpath
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from common.errors import InputError, StorageError
-from common.storage import xrootd_login
+from common.storage import vectors, xrootd_login
 from common.storage.addresses import EXTRA, WILDCARDS, split_xrootd
 from common.storage.entry import Entry
 from common.storage.levels import Child, matching_files
 from common.storage.local import PARTIAL
 from common.storage.retries import PassingError, retried
 from common.storage.source import Source
+from common.storage.vectors import Range
 
 SECONDS = 60  # for one request, unless XRD_REQUESTTIMEOUT says otherwise
 DEFAULTS = {
@@ -139,19 +140,39 @@ class XRootDSource(Source):
         file.close(timeout=1)
 
     def read(self, start: int, stop: int) -> bytes:
-        def request() -> bytes:
+        if stop <= start:  # a size of 0 would be the whole file
+            return b""
+        content = self._requested(lambda file: file.read(start, stop - start, timeout=SECONDS))
+        return self.check(bytes(content), start, stop)
+
+    def read_ranges(self, ranges: Sequence[Range]) -> list[bytes]:
+        return vectors.read_in_pieces(ranges, vectors.in_vectors, self._read_vector)
+
+    def _read_vector(self, pieces: list[Range]) -> list[bytes]:
+        """One vectored read."""
+        if len(pieces) == 1:
+            return [self.read(*pieces[0])]
+        chunks = [(start, stop - start) for start, stop in pieces]
+        answer = self._requested(lambda file: file.vector_read(chunks, timeout=SECONDS))
+        return [
+            self.check(bytes(chunk.buffer), *piece)
+            for chunk, piece in zip(answer.chunks, pieces, strict=True)
+        ]
+
+    def _requested(self, request: Callable[[Any], Any]) -> Any:
+        """The answer to one request (an open file -> status, answer), which is repeated."""
+
+        def attempt() -> Any:
             file = self.file()
-            status, content = file.read(start, stop - start, timeout=SECONDS)
+            status, answer = request(file)
             try:
                 check(status, self.uri)
             except PassingError:
                 self.forget(file)
                 raise
-            return bytes(content)
+            return answer
 
-        if stop <= start:  # a size of 0 would be the whole file
-            return b""
-        return self.check(retried(request), start, stop)
+        return retried(attempt)
 
     def close(self) -> None:
         with self._lock:
@@ -160,7 +181,7 @@ class XRootDSource(Source):
             file.close(timeout=SECONDS)
 
 
-def open_source(uri: str) -> Source:
+def open_source(uri: str, _entry: Entry | None = None) -> Source:
     return XRootDSource(uri)
 
 

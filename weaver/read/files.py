@@ -344,7 +344,7 @@ def inspect(entry: Entry, config: DataConfig, plan: Plan) -> DataFile:
         return _inspect_parquet(entry, plan)
     if entry.uri.endswith(hdf5.SUFFIXES):
         return _inspect_hdf5(entry, plan)
-    with open_bytes(entry.uri) as fetch:
+    with open_bytes(entry.uri, entry) as fetch:
         check_header(entry, fetch)
         simple = _simple_tree(entry, fetch, config, plan)
     if simple is not None:
@@ -676,7 +676,7 @@ def loads(
         if end > start:
             bounds.append((max(first, start), end))
     is_distant = not storage.is_local(file.entry.uri)
-    distant = readers.file(file.entry.uri, len(bounds)) if readers and is_distant else None
+    distant = readers.file(file.entry, len(bounds)) if readers and is_distant else None
     for begin, end in bounds:
         parts, size = None, 0
         if distant is not None:
@@ -715,7 +715,7 @@ def _load(
     rows: int,
     parts: Future[Parts] | None,
 ) -> Iterator[Step]:
-    """The entries start:stop, `rows` at a time. parts: their baskets, where they are on their way."""
+    """The entries start:stop, `rows` at a time. parts: their baskets, if they are on their way."""
     names = set(plan.branches.values())
     chosen_branches = {name: branches[name] for name in names}
     try:

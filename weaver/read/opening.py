@@ -84,10 +84,11 @@ def check_header(entry: Entry, fetch: Fetch) -> None:
 
 
 @contextlib.contextmanager
-def open_bytes(uri: str) -> Iterator[Fetch]:
+def open_bytes(uri: str, entry: Entry | None = None) -> Iterator[Fetch]:
     """A function (first byte, number of bytes) -> bytes of a file, to open it with.
 
-    Raises InputError or StorageError where the file cannot be opened or read.
+    entry: the file as it was listed. Raises InputError or StorageError where the file cannot be
+    opened or read.
     """
     if storage.is_local(uri):
         path = local_path(uri)
@@ -100,7 +101,7 @@ def open_bytes(uri: str) -> Iterator[Fetch]:
         finally:
             os.close(file)
         return
-    with storage.open_source(uri) as source:
+    with storage.open_source(uri, entry) as source:
         yield Ends(source)
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from common import storage
-from common.storage import Source
+from common.storage import Entry, Source
 
 Range = tuple[int, int]
 """First byte, and the one behind the last."""
@@ -26,37 +26,45 @@ Fetch = Callable[[int, int], Buffer]
 JOINED = 0.06  # of the bytes that are asked for, so many others may come along
 END_SHARE = 0.01  # of a file, so much is read at its beginning and at its end to open it
 LEAST_END, MOST_END = 2**12, 2**16  # bytes of these; a tree of 200 branches takes 35,000
+# of one request, cut between baskets: one connection of a long line carries less than the line
+REQUEST_BYTES = 2**22
 READERS = 8  # steps on their way at a time
 AHEAD_BYTES = 2**26  # read before they are decoded: 0.2 s of a line of 300 MB/s
 
 
 def join(ranges: Iterable[Range], share: float = JOINED) -> list[Range]:
-    """The ranges in their order in the file, overlapping and neighbouring ones as one.
+    """What to ask for so that each of the ranges comes in one piece, in the order in the file.
 
-    Those with little between them are joined too, the smallest gaps first, as long as all gaps
-    together are at most `share` of the bytes that are asked for.
+    Neighbours are asked for together, up to REQUEST_BYTES. So are those with little between them,
+    the smallest gaps first, as long as all gaps are at most `share` of the bytes of the ranges.
     """
-    apart: list[Range] = []
-    for start, stop in sorted(ranges):
-        if apart and start <= apart[-1][1]:
-            apart[-1] = apart[-1][0], max(stop, apart[-1][1])
-        else:
-            apart.append((start, stop))
-    gaps = [(after[0] - before[1], after) for before, after in itertools.pairwise(apart)]
+    apart = _without_overlaps(ranges)
+    gaps = sorted((after[0] - before[1], after) for before, after in itertools.pairwise(apart))
     left = share * sum(stop - start for start, stop in apart)
-    bridged = set()
-    for gap, after in sorted(gaps):
+    near = set()  # the ranges that go with the one before them
+    for gap, after in gaps:
         if gap > left:
             break
         left -= gap
-        bridged.add(after)
+        near.add(after)
     joined: list[Range] = []
     for start, stop in apart:
-        if (start, stop) in bridged:
+        if (start, stop) in near and stop - joined[-1][0] <= REQUEST_BYTES:
             joined[-1] = joined[-1][0], stop
         else:
             joined.append((start, stop))
     return joined
+
+
+def _without_overlaps(ranges: Iterable[Range]) -> list[Range]:
+    """The ranges in their order in the file, those that overlap as one."""
+    apart: list[Range] = []
+    for start, stop in sorted(ranges):
+        if apart and start < apart[-1][1]:
+            apart[-1] = apart[-1][0], max(stop, apart[-1][1])
+        else:
+            apart.append((start, stop))
+    return apart
 
 
 class Parts:
@@ -120,9 +128,9 @@ class Readers:
         for file in self._files:
             file.close()
 
-    def file(self, uri: str, count: int) -> RemoteFile:
+    def file(self, entry: Entry, count: int) -> RemoteFile:
         """A file of which `read` will be called so many times."""
-        file = RemoteFile(uri, count, self._pool)
+        file = RemoteFile(entry, count, self._pool)
         self._files = {other for other in self._files if not other.is_done} | {file}
         return file
 
@@ -130,8 +138,8 @@ class Readers:
 class RemoteFile:
     """A file of which parts are read in threads: opened for the first, closed after the last."""
 
-    def __init__(self, uri: str, count: int, pool: ThreadPoolExecutor) -> None:
-        self._uri = uri
+    def __init__(self, entry: Entry, count: int, pool: ThreadPoolExecutor) -> None:
+        self._entry = entry
         self._left = count
         self._pool = pool
         self._lock = threading.Lock()
@@ -149,7 +157,7 @@ class RemoteFile:
         try:
             with self._lock:
                 if self._source is None:
-                    self._source = storage.open_source(self._uri)
+                    self._source = storage.open_source(self._entry.uri, self._entry)
                 source = self._source
             joined = join(ranges)
             return Parts(joined, source.read_ranges(joined))
