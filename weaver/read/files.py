@@ -564,7 +564,7 @@ def read(
         else:
             chosen = _chosen(tree, branches)
             steps = tree.iterate(
-                filter_branch=lambda branch: branch in chosen,
+                filter_branch=_is_one_of(chosen),
                 step_size=rows,
                 entry_start=start,
                 entry_stop=stop,
@@ -629,6 +629,15 @@ def _ntuple_steps(
             filter_name=is_wanted, entry_start=start, entry_stop=min(start + rows, end)
         )
         yield {name: arrays[name] for name in fields}
+
+
+def _is_one_of(branches: list[Any]) -> Callable[[Any], bool]:
+    """Whether a branch of uproot's is one of these.
+
+    Not `in`, because uproot takes any two branches without branches within for equal.
+    """
+    identities = {id(branch) for branch in branches}
+    return lambda branch: id(branch) in identities
 
 
 def _chosen(tree: Any, names: set[str]) -> list[Any]:
@@ -731,7 +740,7 @@ def _load(
             tree = opened[file.tree]
             chosen = _chosen(tree, names)
             steps = tree.iterate(
-                filter_branch=lambda branch: branch in chosen,
+                filter_branch=_is_one_of(chosen),
                 step_size=stop,
                 entry_start=start,
                 entry_stop=stop,
