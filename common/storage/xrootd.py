@@ -153,7 +153,12 @@ class XRootDSource(Source):
         if len(pieces) == 1:
             return [self.read(*pieces[0])]
         chunks = [(start, stop - start) for start, stop in pieces]
-        answer = self._requested(lambda file: file.vector_read(chunks, timeout=SECONDS))
+        try:
+            answer = self._requested(lambda file: file.vector_read(chunks, timeout=SECONDS))
+        except PassingError:
+            raise
+        except StorageError:  # a server that takes no vectors, or only smaller ones
+            return [self.read(*piece) for piece in pieces]
         return [
             self.check(bytes(chunk.buffer), *piece)
             for chunk, piece in zip(answer.chunks, pieces, strict=True)

@@ -52,7 +52,8 @@ STEP_BYTES = 16 * 2**20
 STEPS_AHEAD = 3  # of uproot's, whose bytes are on their way, with the one that is decoded
 SUFFIXES = (".root", parquet.SUFFIX, *hdf5.SUFFIXES)
 NOT_READ = (".awkd",)
-CHECKERS = 8  # files opened at a time: on S3 each takes a few round trips
+# files opened at a time; distant ones wait for two or three round trips each
+CHECKERS, DISTANT_CHECKERS = 8, 32
 REFUSED = 20  # files that cannot be used and that an error lists
 LISTED = 5  # files of a folder that an error names
 
@@ -240,7 +241,8 @@ def check(
     files: list[DataFile] = []
     damaged: list[tuple[Entry, DamagedFile]] = []
     refusals: list[InputError] = []
-    with ThreadPoolExecutor(CHECKERS) as pool:
+    are_local = all(storage.is_local(entry.uri) for entry in entries)
+    with ThreadPoolExecutor(CHECKERS if are_local else DISTANT_CHECKERS) as pool:
         for entry, result in zip(entries, pool.map(inspect_or_refuse, entries), strict=True):
             if isinstance(result, DataFile):
                 files.append(dataclasses.replace(result, part=part))
