@@ -188,10 +188,10 @@ class LocalCluster:
     def _repository(self, manifest: Manifest, folder: Path) -> Path:
         """The model repository as a local folder.
 
-        One on S3 is copied, as KServe's storage initializer does.
+        One in a remote storage is copied, as KServe's storage initializer does.
         """
         uri = manifests.storage_uri(manifest)
-        if not storage.is_s3(uri):
+        if storage.is_local(uri):
             return Path(uri)
         shutil.rmtree(folder / "repository", ignore_errors=True)
         return storage.download(uri, folder / "repository")

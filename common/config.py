@@ -27,6 +27,8 @@ from common.choices import (
 )
 from common.cli import require, truth
 from common.errors import InputError, unknown
+from common.storage.addresses import HTTP, scheme_of
+from common.storage.patterns import parse_one, separated
 
 AUTO, NONE = "auto", "none"
 PREDICTOR_FORMS = ("model", "triton")
@@ -66,8 +68,8 @@ class RunConfig:
     )
     data_train: str = option(
         "sample",
-        "training ROOT files: comma-separated globs, paths or s3:// addresses; 'sample' makes"
-        " generated jets",
+        "training ROOT files: comma-separated globs of paths, s3://, root:// or https:// addresses;"
+        " 'sample' makes generated jets",
         group="data and network",
         metavar="FILES",
     )
@@ -92,7 +94,8 @@ class RunConfig:
     )
     s3_bucket: str = option(
         AUTO,
-        "where runs are kept: s3://bucket/prefix or a directory; 'auto' is --output on one machine",
+        "where runs are kept: s3://bucket/prefix, root://server//path or a directory; 'auto' is"
+        " --output on one machine",
         group="data and network",
         metavar="URI",
     )
@@ -360,6 +363,7 @@ class RunConfig:
                 f"--{flag(name)} is empty; leave it out, or write auto or none where its help"
                 " says so",
             )
+        self._check_addresses()
         for name, low in LEAST.items():
             value = getattr(self, name)
             require(value >= low, f"--{flag(name)} {value}: must be at least {low}")
@@ -428,6 +432,19 @@ class RunConfig:
                 named_as_kubernetes_likes,
                 f"--{flag(name)} '{value}': use up to 40 of a-z, 0-9 and '-', a letter first",
             )
+
+    def _check_addresses(self) -> None:
+        """Refuse an address of an unknown scheme, before it becomes a folder of that name."""
+        for name in ("data_config", "network_config", "search_space", "s3_bucket", "baseline"):
+            scheme_of(getattr(self, name))
+        require(
+            scheme_of(self.s3_bucket) not in HTTP,
+            f"--s3-bucket {self.s3_bucket}: web servers are read only; give s3://, root:// or a"
+            " folder",
+        )
+        for name in ("data_train", "data_val", "data_test"):
+            for pattern in separated(getattr(self, name)):
+                parse_one(pattern)
 
     def _check_goal(self) -> None:
         try:

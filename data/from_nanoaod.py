@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 
 from common import storage
-from common.cli import Parser, require, run_main
+from common.cli import Parser, local_path, require, run_main
 from common.errors import InputError
 from common.progress import Progress
 from data import jetntuple, ragged
@@ -141,7 +141,7 @@ def check_output(folder: Path, names: Mapping[str, str]) -> None:
     The folder may hold outputs of the same input files by the same names, which are replaced, and
     those of other input files. names: input file -> name of its outputs.
     """
-    inputs = {str(Path(uri).absolute()) for uri in names if not storage.is_s3(uri)}
+    inputs = {str(Path(uri).absolute()) for uri in names if storage.is_local(uri)}
     of_output = {name: uri for uri, name in names.items()}
     problems = []
     for path in sorted(folder.glob("*_[0-9][0-9][0-9]*.root")):
@@ -582,9 +582,15 @@ def _event(arrays: Arrays, jets: _Jets) -> Columns:
 def main(argv: list[str] | None = None) -> int:
     """The command `python -m data.from_nanoaod`."""
     parser = Parser(prog="python -m data.from_nanoaod", description=__doc__)
-    parser.add_argument("files", nargs="+", help="NanoAOD or PFNano files: paths, globs, s3://")
     parser.add_argument(
-        "--output", required=True, type=Path, metavar="DIR", help="folder for the JetNtuple files"
+        "files", nargs="+", help="NanoAOD or PFNano files: paths or addresses, globs too"
+    )
+    parser.add_argument(
+        "--output",
+        required=True,
+        type=local_path,
+        metavar="DIR",
+        help="folder for the JetNtuple files",
     )
     parser.add_argument(
         "--all-events",

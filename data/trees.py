@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from common.errors import InputError
-from weaver.read.opening import choose_tree
+from weaver.read.opening import choose_tree, open_file
 
 
 @contextlib.contextmanager
@@ -17,15 +17,7 @@ def open_tree(uri: str, tree: str, hint: str) -> Iterator[Any]:
     Raises InputError for what is no ROOT file, and for one without the tree: it names what the file
     holds, and adds the hint.
     """
-    import uproot
-
-    try:
-        file = uproot.open(uri)
-    except Exception as error:  # uproot has no common class for what a broken file can raise
-        raise InputError(
-            f"{uri} cannot be read as a ROOT file: {str(error).strip().splitlines()[0]}"
-        ) from None
-    with file:
+    with open_file(uri) as file:
         paths = file.keys()  # trees, RNTuples and folders, with their cycles
         if tree not in {path.rpartition(";")[0] for path in paths}:
             trees = ", ".join(sorted(set(file.keys(cycle=False)))) or "nothing"

@@ -121,7 +121,7 @@ def main(argv: list[str] | None = None) -> int:
         "files",
         nargs="+",
         metavar="FILE",
-        help=f"paths, globs, s3:// (tree {TREE_NAME}); name:pattern names a set",
+        help=f"paths or addresses, globs too (tree {TREE_NAME}); name:pattern names a set",
     )
     parser.add_argument(
         "--page",

@@ -23,8 +23,8 @@ def with_parameters_of(
     values: dict[str, object] = {}
     if folder and storage.exists(storage.join(folder, "run.json")):
         values = known_parameters(storage.read_json(storage.join(folder, "run.json"))["config"])
-        # A folder of runs may have been moved; beside the logs of a run on S3 lies a copy.
-        if not storage.is_s3(str(values["s3_bucket"])):
+        # A folder of runs may have been moved; beside the logs of a run elsewhere lies a copy.
+        if storage.is_local(str(values["s3_bucket"])):
             values["s3_bucket"] = storage.absolute(folder).rsplit("/", 1)[0]
     elif not (folder and args.resume):
         values = parameters_on_server(run_id, args)

@@ -73,7 +73,7 @@ def start(
 ) -> Server:
     """Start a server over a Triton repository and return when `model_name` is ready.
 
-    repository_dir: a directory or s3:// URI.
+    repository_dir: a directory, or an s3:// or root:// address.
     log: file for the server's output.
     workdir: folder for what the server needs beside the repository; made where missing.
     http_port: 0 picks a free one.
@@ -125,7 +125,7 @@ def start(
 def _repository(uri: str, model: str, workdir: Path) -> Path:
     """The repository as a local directory. Raises InputError if it lacks the model."""
     uri = storage.absolute(uri)
-    if storage.is_s3(uri):
+    if not storage.is_local(uri):
         folder = workdir / "repository"
         shutil.rmtree(folder, ignore_errors=True)
         uri = os.fspath(storage.download(uri, folder))

@@ -27,6 +27,7 @@ import torch
 from common import storage
 from common.errors import InputError
 from common.progress import Progress
+from common.storage.patterns import parse as parse_patterns
 from networks.options import ModelInfo
 from weaver.config.data_config import DataConfig
 from weaver.feed.dataset import Dataset
@@ -45,9 +46,9 @@ from weaver.network.forward_check import PROBED_JETS, check_forward
 from weaver.network.network_file import load_network
 from weaver.network.objective import Objective
 from weaver.network.precision import choose
-from weaver.read.files import SAMPLE_NAME, find
+from weaver.read.files import find
 
-SPLIT = re.compile(r"^([\w.+-]+)%(\d+):(?!//)")  # name%N:pattern, an output for every N files
+SPLIT = re.compile(r"([\w.+-]+)%(\d+)")  # name%N:pattern, an output for every N files
 
 ROWS_AT_A_TIME = 2**20  # jets in a basket of ROOT predictions, as in weaver-core
 
@@ -243,32 +244,25 @@ def beside(path: str, model_prefix: str, *folders: str) -> str:
     return storage.join(folder, *folders, path)
 
 
-def test_groups(words: Sequence[str]) -> dict[str, str]:
+def test_groups(words: Sequence[str]) -> dict[str, list[str]]:
     """Group the patterns of the test data by output: name of an output -> its patterns.
 
     `name:pattern` as in weaver-core, `name%N:pattern` for one output (name_0, ...) every N files.
     Patterns without a name belong to the output "".
     """
-    parts: list[str] = []
-    for word in words:
-        # a path may hold commas and spaces
-        parts += [word] if os.path.exists(word) else re.split(r"[,\s]+", word)
-
     groups: dict[str, list[str]] = {}
-    for part in filter(None, parts):
-        if os.path.exists(part):
-            groups.setdefault("", []).append(part)
-        elif split := SPLIT.match(part):
-            files = [entry.written or entry.uri for entry in find(part[split.end() :])]
-            step = max(int(split[2]), 1)
-            for start in range(0, len(files), step):
-                group = groups.setdefault(f"{split[1]}_{start // step}", [])
-                group += files[start : start + step]
-        elif name := SAMPLE_NAME.match(part):
-            groups.setdefault(name[0].removesuffix(":"), []).append(part[name.end() :])
-        else:
-            groups.setdefault("", []).append(part)
-    return {name: " ".join(patterns) for name, patterns in groups.items()}
+    for part in parse_patterns(words):
+        split = SPLIT.fullmatch(part.sample)
+        behind = f":{part.tree}" if part.tree else ""
+        if not split:
+            groups.setdefault(part.sample, []).append(part.text + behind)
+            continue
+        files = [(entry.written or entry.uri) + behind for entry in find(part.text)]
+        step = max(int(split[2]), 1)
+        for start in range(0, len(files), step):
+            group = groups.setdefault(f"{split[1]}_{start // step}", [])
+            group += files[start : start + step]
+    return groups
 
 
 def columns(dataset: Dataset, output: np.ndarray, *, scores: bool = False) -> Columns:
@@ -294,7 +288,7 @@ def columns(dataset: Dataset, output: np.ndarray, *, scores: bool = False) -> Co
 def write_columns(uri: str, named: Columns) -> None:
     """Write columns to a .npz, .parquet or .root file (its tree `Events`).
 
-    uri: a path or an s3:// address.
+    uri: a path or an address.
     """
     if uri.endswith(".npz"):
         for name, values in named.items():

@@ -1,8 +1,6 @@
 """The data files, ROOT or parquet: patterns of addresses, checks of every file, and decoding.
 
-Patterns are Weaver's: separated by blanks or commas (or given as a list), each a path or an s3://
-address with `*`, `?` or `[...]`, and optionally `name:` in front (the name of a sample; it does not
-matter here).
+Patterns are Weaver's (common/storage/patterns.py); the name of a sample does not matter here.
 
 Every file is checked before any of it is decoded. A damaged file (truncated, not readable, not a
 data file) raises DamagedFile, which names it; where damaged files are to be skipped, they are left
@@ -26,6 +24,8 @@ import numpy as np
 from common import storage
 from common.errors import InputError, StorageError, unknown
 from common.storage import Entry
+from common.storage.patterns import has_wildcard
+from common.storage.patterns import parse as parse_patterns
 from weaver.config.data_config import TRAINING_FLAG, DataConfig
 from weaver.config.plan import Plan
 from weaver.read import hdf5, jagged, parquet
@@ -45,7 +45,6 @@ from weaver.read.opening import (
 from weaver.read.remote import Fetch, Parts, Range, Readers
 from weaver.read.root import baskets, root_tree
 
-SAMPLE_NAME = re.compile(r"^[\w.+%-]+:(?!//)")
 # decoded at a time; what is computed from them takes a few times that, and larger steps are no
 # faster
 STEP_BYTES = 16 * 2**20
@@ -142,55 +141,45 @@ class Checked:
 # --------------------------------------------------------------------------------------- patterns
 
 
-def split_patterns(patterns: str | Iterable[str]) -> list[str]:
-    """Patterns without the samples' names.
-
-    A text that is the path of an existing file is one pattern, blanks and all.
-    """
-    parts: list[str] = []
-    for text in [patterns] if isinstance(patterns, str) else patterns:
-        parts += [text] if os.path.exists(text) else re.split(r"[,\s]+", text)
-    return [part if os.path.exists(part) else SAMPLE_NAME.sub("", part) for part in parts if part]
-
-
 def find(patterns: str | Iterable[str]) -> list[Entry]:
     """The files that match, each once, in the order of the patterns.
 
     A folder stands for the data files in it. Raises InputError for a pattern that matches nothing,
-    and where no pattern is given.
+    for an address of an unknown scheme, and where no pattern is given.
     """
-    parts = split_patterns(patterns)
+    parts = parse_patterns(patterns)
     if not parts:
         raise InputError(
             "no data files given; pass a path or a pattern such as data/*.root or"
             " s3://bucket/data/*.root"
         )
-    entries: dict[str, Entry] = {}
+    entries: dict[tuple[str, str], Entry] = {}
     for part in parts:
-        matches = storage.glob(part)
+        matches = storage.glob(part.text)
         # The address of one file takes that file, and a pattern all it matches, whatever their
         # names end in.
-        is_file = len(matches) == 1 and storage.absolute(part) == matches[0].uri
-        if not is_file and not re.search(r"[*?\[]", part):
+        is_file = len(matches) == 1 and storage.absolute(part.text) == matches[0].uri
+        if not is_file and not has_wildcard(part.text):
             matches = [entry for entry in matches if entry.uri.endswith(SUFFIXES)]
         if not matches:
-            kind = "parquet" if part.endswith(parquet.SUFFIX) else "ROOT"
-            raise InputError(f"no {kind} file matches '{part}'{_folder_contents(part)}")
+            kind = "parquet" if part.text.endswith(parquet.SUFFIX) else "ROOT"
+            raise InputError(f"no {kind} file matches '{part.text}'{_folder_contents(part.text)}")
         for entry in matches:
-            written = _as_written(part, entry.uri)
-            entries.setdefault(entry.uri, dataclasses.replace(entry, written=written))
-    for uri in entries:
-        if uri.endswith(NOT_READ):
+            written = _as_written(part.text, entry.uri)
+            named = dataclasses.replace(entry, written=written, tree=part.tree)
+            entries.setdefault((entry.uri, part.tree), named)
+    for entry in entries.values():
+        if entry.uri.endswith(NOT_READ):
             raise InputError(
-                f"{uri}: files of awkward 0 (.awkd), which weaver-core takes, are not read here;"
-                " write the jets as ROOT or parquet"
+                f"{entry.uri}: files of awkward 0 (.awkd), which weaver-core takes, are not read"
+                " here; write the jets as ROOT or parquet"
             )
     return list(entries.values())
 
 
 def _as_written(pattern: str, uri: str) -> str:
     """The address of a file that matches a pattern, relative where the pattern is relative."""
-    if storage.is_s3(pattern):
+    if not storage.is_local(pattern):
         return uri
     # the folders before the first wildcard
     head = re.split(r"[*?\[]", pattern)[0]
@@ -200,7 +189,7 @@ def _as_written(pattern: str, uri: str) -> str:
 
 def _folder_contents(pattern: str) -> str:
     """What the folder of a pattern without a match holds, as the end of a sentence."""
-    if storage.is_s3(pattern):  # where listing may be slow
+    if not storage.is_local(pattern):  # where listing may be slow
         return ""
     folder = os.path.dirname(storage.absolute(pattern))
     if not os.path.isdir(folder):
@@ -361,7 +350,7 @@ def inspect(entry: Entry, config: DataConfig, plan: Plan) -> DataFile:
             baskets=simple,
         )
     with open_file(entry.uri) as file:
-        path = find_tree(entry.uri, file, config.treename)
+        path = find_tree(entry.uri, file, entry.tree or config.treename)
         tree = file[path]
         if is_ntuple(tree):
             return _ntuple(entry, path, tree, plan)
@@ -417,7 +406,7 @@ def _simple_tree(
     try:
         tree = root_tree.read_tree(
             fetch,
-            lambda keys: choose_tree(entry.uri, keys, config.treename),
+            lambda keys: choose_tree(entry.uri, keys, entry.tree or config.treename),
             set(plan.branches.values()),
         )
     except StorageError:
