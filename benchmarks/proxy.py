@@ -237,6 +237,7 @@ class ProxyProcess:
             stdout=subprocess.PIPE,
             text=True,
         )
+        self.process = self._process.pid
         self.port = int(self._answer())
 
     def __enter__(self) -> ProxyProcess:

@@ -8,6 +8,7 @@ time for a request is several times the client's, so that it bounds the rate of 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import shutil
 import signal
@@ -15,8 +16,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+
+import psutil
 
 from common.errors import JecError
 
@@ -30,6 +33,25 @@ KEYS = {
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class Server:
+    """A running server."""
+
+    name: str
+    """Of the program."""
+    ports: tuple[int, ...]
+    process: int
+
+
+def cpu_seconds(processes: Iterable[int]) -> float:
+    """CPU time that these processes have taken so far."""
+    total = 0.0
+    for process in processes:
+        times = psutil.Process(process).cpu_times()
+        total += times.user + times.system
+    return total
+
+
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port: int = listener.getsockname()[1]
@@ -37,7 +59,7 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def xrootd(data: Path, work: Path) -> Iterator[tuple[int, int]]:
+def xrootd(data: Path, work: Path) -> Iterator[Server]:
     """XRootD over the folder `data`, as `root://127.0.0.1:<first port>//<file>`.
 
     The second port is that of https, for the host name localhost. work: a folder of the server's
@@ -74,13 +96,13 @@ http.listingdeny no
         for path in (work, *work.iterdir()):
             shutil.chown(path, UNPRIVILEGED)
         command += ["-R", UNPRIVILEGED]
-    with _running(command, work, ports):
-        yield ports
+    with _running("xrootd", command, work, ports) as server:
+        yield server
 
 
 @contextlib.contextmanager
-def s3(work: Path) -> Iterator[tuple[int, str]]:
-    """An empty S3 with the keys of KEYS: its port, and the name of the program."""
+def s3(work: Path) -> Iterator[Server]:
+    """An empty S3 with the keys of KEYS. Raises JecError where it does not start."""
     port = free_port()
     work.mkdir(parents=True, exist_ok=True)
     if program := shutil.which("versitygw"):
@@ -90,12 +112,12 @@ def s3(work: Path) -> Iterator[tuple[int, str]]:
     else:
         command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
         name = "moto"
-    with _running(command, work, (port,)):
-        yield port, name
+    with _running(name, command, work, (port,)) as server:
+        yield server
 
 
 @contextlib.contextmanager
-def _running(command: list[str], work: Path, ports: tuple[int, ...]) -> Iterator[None]:
+def _running(name: str, command: list[str], work: Path, ports: tuple[int, ...]) -> Iterator[Server]:
     """A server while the block runs, once it listens. Raises JecError where it ends before."""
     with open(work / "output.log", "wb") as log:
         server = subprocess.Popen(command, cwd=work, stdout=log, stderr=log)
@@ -107,7 +129,7 @@ def _running(command: list[str], work: Path, ports: tuple[int, ...]) -> Iterator
                     logs = [path.read_text(errors="replace")[-1000:] for path in _logs(work)]
                     raise JecError(f"{command[0]} does not listen on port {port}: {logs}")
                 time.sleep(0.05)
-        yield
+        yield Server(name, ports, server.pid)
     finally:
         server.send_signal(signal.SIGTERM)
         try:

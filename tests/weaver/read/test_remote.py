@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from benchmarks.proxy import Proxy
 from common import storage
+from common.errors import StorageError
 from common.storage import vectors
 from common.storage.source import Source
 from tests.weaver.conftest import DATA, synthetic_jets, write_jets
@@ -240,3 +241,38 @@ def test_a_tree_among_others_is_read_from_the_ends_of_a_file(sample):
     tree = root_tree.read_tree(ends, lambda paths: paths[0], {"jetPt"})
     assert tree.num_entries == 5000
     assert len(source.asked) <= 3
+
+
+def test_a_server_that_goes_away_ends_the_preparation_and_leaves_nothing(
+    distant, tmp_path, monkeypatch, no_pauses
+):
+    """Also the reads that wait for a file that cannot be opened end at once."""
+    pattern, proxy = distant
+    entries = files.find(pattern)
+    reads = []
+    read = remote.RemoteFile._read
+
+    def second_read_is_cut(self, ranges):
+        reads.append(ranges)
+        if len(reads) == 2:
+            proxy.close()
+        return read(self, ranges)
+
+    opened = []
+    open_source = storage.open_source
+    monkeypatch.setattr(remote.RemoteFile, "_read", second_read_is_cut)
+    monkeypatch.setattr(
+        storage, "open_source", lambda *which: opened.append(which) or open_source(*which)
+    )
+    with pytest.raises(StorageError, match="localhost|127.0.0.1"):
+        prepare(
+            entries,
+            PFN,
+            str(tmp_path),
+            for_training=True,
+            report=lambda line: None,
+            step_bytes=2**20,
+        )
+    assert not list((tmp_path / "cache").glob("*/dataset.json"))
+    # each file to look into it, and once to decode it
+    assert len(opened) <= 2 * FILES
