@@ -237,8 +237,8 @@ class RunConfig:
     )
     xrootd_secret: str = option(
         NONE,
-        "Secret with the login for root:// data, its key x509up (a proxy) or token; of the steps'"
-        " pods fixed when the pipeline is compiled",
+        "Secret with the login for root:// data: its key x509up (a proxy), token or krb5cc_1000;"
+        " fixed when the pipeline is compiled",
         group="resources",
         metavar="NAME",
     )

@@ -9,12 +9,16 @@ import contextlib
 import os
 import uuid
 from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
 from clusters.manifests import CREDENTIALS
 from common import storage
 from common.config import AUTO, RunConfig
 from common.errors import InputError, JecError, StorageError
 from operations.table import Line, error, not_seen, ok
+
+if TYPE_CHECKING:
+    from clusters.survey import SecretKeys
 
 PROBE = ".check"
 
@@ -77,7 +81,7 @@ def pods_keys(config: RunConfig) -> Mapping[str, str]:
 
     Raises InputError with the reason where they cannot be read from here.
     """
-    values = secret_of(config, config.s3_secret)
+    values = secret_of(config, config.s3_secret).values
     if missing := [key for key in CREDENTIALS if not values.get(key)]:
         raise InputError(f"Secret {config.s3_secret} has no {' and no '.join(missing)}")
 
@@ -87,8 +91,8 @@ def pods_keys(config: RunConfig) -> Mapping[str, str]:
     return keys
 
 
-def secret_of(config: RunConfig, secret_name: str) -> Mapping[str, str]:
-    """Return the values of a Secret of the run's namespace by key.
+def secret_of(config: RunConfig, secret_name: str) -> SecretKeys:
+    """Return a Secret of the run's namespace.
 
     Raises InputError with the reason where they cannot be read from here.
     """
@@ -106,7 +110,7 @@ def secret_of(config: RunConfig, secret_name: str) -> Mapping[str, str]:
         raise InputError(f"{name}: {problem}") from None
     if secret is None:
         raise InputError(survey.unseen.get(name, f"there is no {name}"))
-    return secret.values
+    return secret
 
 
 @contextlib.contextmanager

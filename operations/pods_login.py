@@ -59,10 +59,10 @@ def xrootd_as_the_pods(config: RunConfig) -> Iterator[Line]:
 
     Raises InputError where the Secret may not be seen, is not there, or lacks its keys.
     """
-    values: Mapping[str, str] = {}
+    values: Mapping[str, bytes] = {}
     whose = "without a login (--xrootd-secret none)"
     if config.xrootd_secret != NONE:
-        secret = secret_of(config, config.xrootd_secret)
+        secret = secret_of(config, config.xrootd_secret).contents
         values = {key: secret[key] for key in xrootd_login.KEYS if secret.get(key)}
         if not values:
             keys = " or ".join(xrootd_login.KEYS)
@@ -70,13 +70,11 @@ def xrootd_as_the_pods(config: RunConfig) -> Iterator[Line]:
         whose = f"as Secret {config.xrootd_secret}"
 
     hidden = dict.fromkeys([*xrootd_login.KEYS.values(), "XDG_RUNTIME_DIR"], NOWHERE)
-    if config.kerberos_secret == NONE:
-        hidden["KRB5CCNAME"] = NOWHERE
     before = {name: os.environ.get(name) for name in (*hidden, "BEARER_TOKEN")}
     before[xrootd_login.SECRET_FOLDER] = os.environ.get(xrootd_login.SECRET_FOLDER)
     with tempfile.TemporaryDirectory() as folder:
         for key, value in values.items():
-            Path(folder, key).write_text(value)
+            Path(folder, key).write_bytes(value)
         os.environ.update(hidden)
         os.environ.pop("BEARER_TOKEN", None)
         os.environ[xrootd_login.SECRET_FOLDER] = folder

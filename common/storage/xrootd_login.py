@@ -20,8 +20,12 @@ import tempfile
 from pathlib import Path
 
 SECRET_FOLDER = "JEC_XROOTD_LOGIN"  # noqa: S105 (a variable's name)
-"""Variable with the folder of a mounted Secret, whose keys are `x509up`, `token` or both."""
-KEYS = {"x509up": "X509_USER_PROXY", "token": "BEARER_TOKEN_FILE"}
+"""Variable with the folder of a mounted Secret, which has one or more of KEYS."""
+KEYS = {
+    "x509up": "X509_USER_PROXY",
+    "token": "BEARER_TOKEN_FILE",
+    "krb5cc_1000": "KRB5CCNAME",  # as the CronJob of deploy/eos writes it
+}
 """Key of the Secret -> the client's variable for a file of it."""
 
 _copies: dict[str, bytes] = {}
