@@ -33,7 +33,8 @@ from common.storage.patterns import parse_one, separated
 AUTO, NONE = "auto", "none"
 PREDICTOR_FORMS = ("model", "triton")
 # name of a Kubernetes Secret, and a key of it
-SECRET_KEY = re.compile(r"([a-z0-9](?:[-a-z0-9.]{0,251}[a-z0-9])?)/([-._A-Za-z0-9]{1,253})")
+SECRET_NAME = re.compile(r"[a-z0-9](?:[-a-z0-9.]{0,251}[a-z0-9])?")
+SECRET_KEY = re.compile(rf"({SECRET_NAME.pattern})/([-._A-Za-z0-9]{{1,253}})")
 RETIRED = ("webhook",)
 """Parameters of earlier versions that are left out, and never shown: the URL is a secret."""
 TAINT_EFFECTS = ("NoSchedule", "PreferNoSchedule", "NoExecute")
@@ -234,6 +235,13 @@ class RunConfig:
         "Secret with a Kerberos ticket for EOS, as krb-secret or krb-secret/KEY (KEY: krb5cc_1000)",
         group="resources",
     )
+    xrootd_secret: str = option(
+        NONE,
+        "Secret with the login for root:// data: its key x509up (a proxy), token or krb5cc_1000;"
+        " fixed when the pipeline is compiled",
+        group="resources",
+        metavar="NAME",
+    )
     deadline_hours: float = option(48.0, "the search fails after so many hours", group="resources")
     weaver_image: str = option(
         "jec-weaver:latest",
@@ -364,6 +372,7 @@ class RunConfig:
                 " says so",
             )
         self._check_addresses()
+        self._check_xrootd_secret()
         for name, low in LEAST.items():
             value = getattr(self, name)
             require(value >= low, f"--{flag(name)} {value}: must be at least {low}")
@@ -445,6 +454,12 @@ class RunConfig:
         for name in ("data_train", "data_val", "data_test"):
             for pattern in separated(getattr(self, name)):
                 parse_one(pattern)
+
+    def _check_xrootd_secret(self) -> None:
+        require(
+            SECRET_NAME.fullmatch(self.xrootd_secret) is not None,
+            f"--xrootd-secret '{self.xrootd_secret}': give the name of a Secret, or none",
+        )
 
     def _check_goal(self) -> None:
         try:

@@ -7,6 +7,7 @@ seconds where its defaults are minutes, and the repetitions of common/storage/re
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import importlib
@@ -14,6 +15,7 @@ import os
 import posixpath
 import threading
 import uuid
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -58,10 +60,27 @@ def _library() -> Any:
         client: Any = importlib.import_module("XRootD.client")
     except ImportError:
         raise InputError(f"root:// takes the XRootD client; type: {EXTRA}") from None
+    _end_quietly()
     for name, value in DEFAULTS.items():
         if f"XRD_{name.upper()}" not in os.environ:
             client.EnvPutInt(name, value)
     return client
+
+
+def _end_quietly() -> None:
+    """Have the client look for its open files at the end of Python without any warning.
+
+    It looks at all objects there are, and torch warns of some that are looked at.
+    """
+    finalize: Any = importlib.import_module("XRootD.client.finalize").finalize
+
+    def quietly() -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            finalize()
+
+    atexit.unregister(finalize)
+    atexit.register(quietly)
 
 
 def _flags() -> Any:

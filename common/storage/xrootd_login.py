@@ -19,9 +19,13 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-SECRET_FOLDER = "JEC_XROOTD_SECRET"  # noqa: S105 (a variable's name)
-"""Variable with the folder of a mounted Secret, whose keys are `x509up`, `token` or both."""
-KEYS = {"x509up": "X509_USER_PROXY", "token": "BEARER_TOKEN_FILE"}
+SECRET_FOLDER = "JEC_XROOTD_LOGIN"  # noqa: S105 (a variable's name)
+"""Variable with the folder of a mounted Secret, which has one or more of KEYS."""
+KEYS = {
+    "x509up": "X509_USER_PROXY",
+    "token": "BEARER_TOKEN_FILE",
+    "krb5cc_1000": "KRB5CCNAME",  # as the CronJob of deploy/eos writes it
+}
 """Key of the Secret -> the client's variable for a file of it."""
 
 _copies: dict[str, bytes] = {}
@@ -50,6 +54,11 @@ def prepare() -> None:
         os.replace(temporary, place / key)
         os.environ[variable] = str(place / key)
         _copies[key] = content
+
+
+def forget() -> None:
+    """Have `prepare` copy the Secret's files anew."""
+    _copies.clear()
 
 
 def state() -> str:

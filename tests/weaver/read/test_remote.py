@@ -264,7 +264,7 @@ def test_a_server_that_goes_away_ends_the_preparation_and_leaves_nothing(
     monkeypatch.setattr(
         storage, "open_source", lambda *which: opened.append(which) or open_source(*which)
     )
-    with pytest.raises(StorageError, match="localhost|127.0.0.1"):
+    with pytest.raises(StorageError, match=r"localhost|127\.0\.0\.1"):
         prepare(
             entries,
             PFN,
