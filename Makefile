@@ -99,6 +99,7 @@ parity: setup peer
 # Each writes its part of benchmarks/results/; keep the machine free of other work meanwhile.
 bench: setup peer
 	@$(BIN)/python -m benchmarks.feeding
+	@$(BIN)/python -m benchmarks.remote
 	@$(BIN)/python -m benchmarks.training
 	@$(BIN)/python -m benchmarks.networks
 	@$(BIN)/python -m benchmarks.serving
