@@ -13,7 +13,7 @@ import argparse
 import dataclasses
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from common import algorithms
@@ -445,15 +445,22 @@ class RunConfig:
     def _check_addresses(self) -> None:
         """Refuse an address of an unknown scheme, before it becomes a folder of that name."""
         for name in ("data_config", "network_config", "search_space", "s3_bucket", "baseline"):
-            scheme_of(getattr(self, name))
+            self._check_address(name, scheme_of, [getattr(self, name)])
+        for name in ("data_train", "data_val", "data_test"):
+            self._check_address(name, parse_one, separated(getattr(self, name)))
         require(
             scheme_of(self.s3_bucket) not in HTTP,
             f"--s3-bucket {self.s3_bucket}: web servers are read only; give s3://, root:// or a"
             " folder",
         )
-        for name in ("data_train", "data_val", "data_test"):
-            for pattern in separated(getattr(self, name)):
-                parse_one(pattern)
+
+    def _check_address(self, name: str, parse: Callable[[str], object], texts: list[str]) -> None:
+        """Parse a field's addresses. Raises InputError, which names the flag."""
+        try:
+            for text in texts:
+                parse(text)
+        except InputError as error:
+            raise InputError(f"--{flag(name)}: {error}") from None
 
     def _check_xrootd_secret(self) -> None:
         require(

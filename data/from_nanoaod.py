@@ -40,7 +40,7 @@ from data.generator.detector import Candidates
 from data.generator.events import HARD_PROCESS
 from data.generator.reconstruction import GEN_MATCH, nearest
 from data.jetntuple import Columns
-from data.trees import open_tree
+from data.trees import find_files, open_tree
 
 TREE = "Events"
 # Each jet meets all of its event's candidates at once: with 1,800 of them about 20 million pairs,
@@ -609,14 +609,12 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _convert_all(options: Namespace) -> None:
-    from weaver.read.files import find
-
     require(
         options.events_per_file > 0, f"--events-per-file {options.events_per_file}: give at least 1"
     )
     lacking: set[str] = set()
     jets = events = files = 0
-    names = output_names([entry.uri for entry in find(options.files)])
+    names = output_names(find_files(options.files, TREE))
     check_output(options.output, names)
     for uri, name in names.items():
         converted = convert(

@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from common.errors import InputError
 from weaver.read.opening import choose_tree, open_file
+
+
+def find_files(patterns: str | Iterable[str], tree: str) -> list[str]:
+    """Addresses of the files that match, for a command that reads one tree of each.
+
+    Raises InputError where a pattern names another tree (`file.root:other`).
+    """
+    from weaver.read.files import find
+
+    entries = find(patterns)
+    for entry in entries:
+        if entry.tree and entry.tree.partition(";")[0] != tree:
+            raise InputError(f"{entry.uri}:{entry.tree}: this command reads the tree {tree}")
+    return [entry.uri for entry in entries]
 
 
 @contextlib.contextmanager

@@ -66,7 +66,7 @@ def parse_one(text: str) -> Pattern:
 
 
 def _is_scheme_or_file(name: str, text: str) -> bool:
-    """Whether `name:` is no sample's: `s3:/x` is a misspelt address, `a.root:tree` a file."""
+    """Whether `name:` is no sample: `s3:/x` is a misspelt address, `a.root:tree` a file."""
     is_path = text[len(name) + 1 :].startswith("/")
     return name.endswith(".root") or (is_path and is_foreign_scheme(name))
 

@@ -11,13 +11,14 @@ import atexit
 import contextlib
 import functools
 import importlib
+import io
 import os
 import posixpath
 import threading
 import uuid
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, BinaryIO
 
 from common.errors import InputError, StorageError
 from common.storage import vectors, xrootd_login
@@ -49,6 +50,7 @@ LOGIN_FAILED = frozenset((110, 202, 203, 204))
 # the server's own numbers (XProtocol.hh), beside XrdCl's code 400
 ANSWERED = 400
 NOT_FOUND, NOT_AUTHORIZED, NOT_A_FILE = 3011, (3010, 3030), (3015, 3016)
+NOT_A_FOLDER = "not a directory"  # the server has no number of its own for it
 FAILED_THERE = frozenset((3007, 3012, 3014, 3024, 3029, 3034, 3035))
 """I/O error, internal error, no server, overloaded, no replicas, timeouts."""
 
@@ -94,15 +96,17 @@ def _file_system(uri: str) -> tuple[Any, str]:
     return _library().FileSystem(server), path
 
 
-def check(status: Any, uri: str) -> None:
+def check(status: Any, uri: str, file: Any = None) -> None:
     """Raise the error that a status stands for.
 
-    InputError for what is missing, refused or misspelt, PassingError for what may pass,
-    StorageError for the rest.
+    file: the client's, which knows the server that it was redirected to. Raises InputError for what
+    is missing, refused or misspelt, PassingError for what may pass, StorageError for the rest.
     """
     if status.ok:
         return
     server, path = split_xrootd(uri)
+    reached = file.get_property("DataServer") if file is not None else ""
+    redirected = "" if not reached or server.endswith(reached) else f" (redirected to {reached})"
     reason = status.message.strip().removeprefix("[ERROR] ").removeprefix("[FATAL] ")
     reason = reason.removeprefix("Server responded with an error: ")
     if status.code == ANSWERED and status.errno == NOT_FOUND:
@@ -115,7 +119,7 @@ def check(status: Any, uri: str) -> None:
     if status.code == INVALID_ADDRESS:
         raise InputError(f"there is no server {server} ({reason})")
     if status.code in LOST or (status.code == ANSWERED and status.errno in FAILED_THERE):
-        raise PassingError(f"cannot reach {uri}: {reason}")
+        raise PassingError(f"cannot reach {uri}{redirected}: {reason}")
     raise StorageError(f"{server} failed for {path}: {reason}")
 
 
@@ -140,9 +144,9 @@ class XRootDSource(Source):
         xrootd_login.prepare()
         file = _library().File()
         status, _ = file.open(self.uri, _flags().OpenFlags.READ, timeout=SECONDS)
-        check(status, self.uri)
+        check(status, self.uri, file)
         status, info = file.stat(timeout=SECONDS)
-        check(status, self.uri)
+        check(status, self.uri, file)
         if self._changed is None:
             self.size = int(info.size)
             self._changed = info.modtime
@@ -190,7 +194,7 @@ class XRootDSource(Source):
             file = self.file()
             status, answer = request(file)
             try:
-                check(status, self.uri)
+                check(status, self.uri, file)
             except PassingError:
                 self.forget(file)
                 raise
@@ -275,7 +279,9 @@ def _stat(uri: str) -> Any:
     def request() -> Any:
         client, path = _file_system(uri)
         status, info = client.stat(path, timeout=SECONDS)
-        if status.code == ANSWERED and status.errno == NOT_FOUND:
+        # NOT_A_FOLDER: something below what is a file
+        is_missing = status.errno == NOT_FOUND or NOT_A_FOLDER in status.message
+        if status.code == ANSWERED and is_missing:
             return None
         check(status, uri)
         return info
@@ -292,16 +298,21 @@ def _entry(uri: str, info: Any) -> Entry:
 
 
 def write_bytes(uri: str, content: bytes) -> None:
-    with _replacing(uri) as write:
-        for start in range(0, len(content), CHUNK):
-            write(content[start : start + CHUNK], start)
+    retried(lambda: _write(uri, io.BytesIO(content)))
 
 
 def upload(path: str, uri: str) -> None:
     """Copy one local file; it has its name on the server once it is whole."""
-    with open(path, "rb") as file, _replacing(uri) as write:
-        start = 0
-        while content := file.read(CHUNK):
+    with open(path, "rb") as file:
+        retried(lambda: _write(uri, file))
+
+
+def _write(uri: str, source: BinaryIO) -> None:
+    """Write all that a file holds; it is written from its start again where that fails."""
+    source.seek(0)
+    start = 0
+    with _replacing(uri) as write:
+        while content := source.read(CHUNK):
             write(content, start)
             start += len(content)
 
@@ -310,8 +321,7 @@ def upload(path: str, uri: str) -> None:
 def _replacing(uri: str) -> Iterator[Any]:
     """A function (content, first byte) that writes what becomes `uri` if the block ends well.
 
-    It is written under another name in the same folder. Writing is not repeated piece by piece:
-    a server that is lost in between takes the file with it.
+    It is written under another name in the same folder.
     """
     client, path = _file_system(uri)
     flags = _flags()
@@ -322,19 +332,15 @@ def _replacing(uri: str) -> Iterator[Any]:
     # xrootd's defaults would hide results from colleagues
     readable = mode.UR | mode.UW | mode.GR | mode.OR
 
-    def opened() -> Any:
-        file = _library().File()
+    file = _library().File()
+    status, _ = file.open(address, flags.OpenFlags.NEW, readable, timeout=SECONDS)
+    if status.code == ANSWERED and status.errno == NOT_FOUND:
+        # Left to the server (MAKEPATH of open), folders get a file's mode: none may enter.
+        enterable = readable | mode.UX | mode.GX | mode.OX
+        made, _ = client.mkdir(folder, flags.MkDirFlags.MAKEPATH, enterable, timeout=SECONDS)
+        check(made, uri)
         status, _ = file.open(address, flags.OpenFlags.NEW, readable, timeout=SECONDS)
-        if status.code == ANSWERED and status.errno == NOT_FOUND:
-            # Left to the server (MAKEPATH of open), folders get a file's mode: none may enter.
-            enterable = readable | mode.UX | mode.GX | mode.OX
-            made, _ = client.mkdir(folder, flags.MkDirFlags.MAKEPATH, enterable, timeout=SECONDS)
-            check(made, uri)
-            status, _ = file.open(address, flags.OpenFlags.NEW, readable, timeout=SECONDS)
-        check(status, uri)
-        return file
-
-    file = retried(opened)
+    check(status, uri, file)
 
     def write(content: bytes, start: int) -> None:
         status, _ = file.write(content, start, len(content), timeout=SECONDS)
@@ -346,7 +352,7 @@ def _replacing(uri: str) -> Iterator[Any]:
         finally:
             status, _ = file.close(timeout=SECONDS)
         check(status, uri)
-        retried(lambda: check(client.mv(temporary, path, timeout=SECONDS)[0], uri))
+        check(client.mv(temporary, path, timeout=SECONDS)[0], uri)
     except BaseException:
         client.rm(temporary, timeout=5)
         raise
@@ -365,11 +371,15 @@ def delete(uri: str) -> int:
     if info is None:
         return 0
     client, path = _file_system(uri)
-    if not _is_folder(info):
-        check(client.rm(path, timeout=SECONDS)[0], uri)
-        return 1
-    count = 0
-    for child in _children(uri):
-        count += delete(child.uri)
-    check(client.rmdir(path, timeout=SECONDS)[0], uri)
+    is_folder = _is_folder(info)
+    count = sum(delete(child.uri) for child in _children(uri)) if is_folder else 1
+    remove = client.rmdir if is_folder else client.rm
+
+    def request() -> None:
+        status, _ = remove(path, timeout=SECONDS)
+        # after a lost answer it is gone already
+        if not (status.code == ANSWERED and status.errno == NOT_FOUND):
+            check(status, uri)
+
+    retried(request)
     return count
