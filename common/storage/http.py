@@ -43,8 +43,8 @@ class WebPage(InputError):
     """The server answers with a page for people: a login, an error, or a folder's contents."""
 
 
-_know_ranges: set[str] = set()
-"""Servers that have answered with a range of a file in this process."""
+_known_by_ranges: set[str] = set()
+"""Files of which a range was to be had in this process, as when they were listed."""
 
 
 class HttpSource(Source):
@@ -53,7 +53,7 @@ class HttpSource(Source):
     def __init__(self, uri: str, entry: Entry | None = None) -> None:
         self.uri = uri
         self._whole: IO[bytes] | None = None
-        if entry is not None and urllib.parse.urlsplit(uri).netloc in _know_ranges:
+        if entry is not None and uri in _known_by_ranges:
             self.size, self._version = entry.size, entry.tag
             return
         size, self._version = retried(lambda: _probe(uri))
@@ -183,7 +183,7 @@ def _probe(uri: str) -> tuple[int | None, str]:
         total = answer.headers.get("Content-Range", "").rpartition("/")[2]
         has_ranges = answer.status_code in (206, 416) and total.isdigit()
         if has_ranges:
-            _know_ranges.add(urllib.parse.urlsplit(uri).netloc)
+            _known_by_ranges.add(uri)
         return int(total) if has_ranges else None, _version(answer)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import uproot
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.proxy import Proxy
@@ -51,6 +51,7 @@ class Bytes(Source):
 CONTENT = np.random.default_rng(1).bytes(5000)
 
 
+@settings(deadline=None)
 @given(RANGES, st.floats(0, 0.5), st.sampled_from([300, 10_000]))
 def test_what_is_joined_holds_each_range_in_one_piece(ranges, share, largest):
     with pytest.MonkeyPatch.context() as patch:
@@ -94,6 +95,7 @@ def test_the_ends_of_a_file_come_in_one_read():
     assert source.asked == [*before, (500_000, 500_010)]
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 4000), st.integers(0, 900)), max_size=20))
 def test_ranges_are_put_together_from_the_pieces_of_their_requests(places):
     ranges = [(start, start + size) for start, size in places]
