@@ -1,6 +1,6 @@
 """Preparing from S3, XRootD and https, near and far, beside the disk and beside plain uproot.
 
-    python -m benchmarks.remote [--rounds 3] [--copies 5] [--delays 0,20]
+    python -m benchmarks.remote [--rounds 3] [--copies 4] [--delays 0,20]
         [--sources s3,xrootd,https] [--contenders 'ours,uproot decodes,plain uproot']
 
 Real servers run on this machine (benchmarks/servers.py), each behind a proxy that delays and counts
@@ -12,7 +12,8 @@ uproot decodes   the same, with uproot in place of our decoder: the decoder's tr
 plain uproot     uproot alone, which only reads and decodes the needed branches, with the source
                  class and the number of files at a time that a scan finds best
 
-Servers, proxies and clients share this machine's cores.
+Servers, proxies and clients share this machine's cores, so keep it free of other work. On two cores
+it takes about four minutes.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from common.cli import run_main
 from common.errors import InputError, JecError
 from common.project import ROOT
 
-COPIES = 5  # of the sample's files: as many jets as a preparation of a second or two needs
+COPIES = 4  # of the sample's files: as many jets as a preparation of a second or two needs
 BUCKET = "jets"
 OURS, DECODED, PLAIN = CONTENDERS = ("ours", "uproot decodes", "plain uproot")
 SCANNED = 4  # files that a scan reads
@@ -380,6 +381,7 @@ class Comparison:
 
 def measure(report: Report, comparison: Comparison, rounds: int, s3_name: str) -> None:
     """Run everything and add the tables to the report."""
+    load = os.getloadavg()[0]
     if PLAIN in comparison.names:
         comparison.scan()
     runs = alternate(comparison.contenders(), rounds)
@@ -423,6 +425,7 @@ def measure(report: Report, comparison: Comparison, rounds: int, s3_name: str) -
                 f"S3 is {s3_name}; XRootD and https are one xrootd. Servers and proxies run on the"
                 " same cores, which bounds every rate: the CPU times of both are shown."
             ),
+            _load_note(load),
             *_verdict(comparison, runs),
         ],
         runs=runs,
@@ -430,6 +433,10 @@ def measure(report: Report, comparison: Comparison, rounds: int, s3_name: str) -
         needed=comparison.needed,
         best=comparison.best,
     )
+
+
+def _load_note(load: float) -> str:
+    return f"The machine's load was {load:.1f} before, on {len(os.sched_getaffinity(0))} cores."
 
 
 def _verdict(comparison: Comparison, runs: dict[str, list[float]]) -> list[str]:
