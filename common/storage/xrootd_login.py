@@ -35,8 +35,8 @@ _copies: dict[str, bytes] = {}
 def prepare() -> None:
     """Give the client private copies of the Secret's files, anew where the Secret was renewed.
 
-    It takes a proxy or a token only from a file of the user's own that nobody else may read, and
-    files of a Secret belong to root.
+    Its token module refuses a file that others may read, and files of a Secret belong to root, so
+    that others have to be able to.
     """
     folder = os.environ.get(SECRET_FOLDER)
     if not folder:

@@ -1,7 +1,6 @@
 """Reading and writing a real XRootD server: globs, logins and faults."""
 
 import base64
-import datetime
 import json
 import os
 import shutil
@@ -17,6 +16,7 @@ from common import storage
 from common.errors import InputError, StorageError
 from common.storage import xrootd_login
 from tests.servers import xrootd
+from tests.servers.grid import Grid
 
 CONTENT = bytes(range(256)) * 1000
 
@@ -129,26 +129,28 @@ def test_a_redirect_to_a_dead_data_server(no_pauses):
 
 
 @pytest.fixture(scope="module")
-def guarded():
-    """A server that wants a shared secret (sss), and the file that holds it."""
-    xrootd.need_program()
+def grid():
     with tempfile.TemporaryDirectory() as folder:
-        keys = Path(folder, "client.keytab")
-        command = ["xrdsssadmin", "-k", "jec", "-u", "anybody", "-g", "anygroup", "add", str(keys)]
-        subprocess.run(command, input="y\n", text=True, check=True, capture_output=True)
-        for_server = Path(shutil.copy(keys, Path(folder, "server.keytab")))
-        for_server.chmod(0o600)
-        if os.getuid() == 0:
-            os.chmod(folder, 0o755)
-            shutil.chown(for_server, xrootd.USER)
-        server = xrootd.start(
-            "xrootd.seclib libXrdSec.so",
-            f"sec.protocol sss -s {for_server}",
-            "sec.protbind * only sss",
-        )
-        (server.data / "a").write_bytes(b"abc")
-        yield server, keys
-        server.remove()
+        os.chmod(folder, 0o755)
+        yield Grid(Path(folder))
+
+
+@pytest.fixture(scope="module")
+def guarded(grid):
+    """A server that takes X509 proxies alone (GSI)."""
+    xrootd.need_program()
+    certificate, key = grid.host()
+    if os.getuid() == 0:
+        shutil.chown(key, xrootd.USER)
+    server = xrootd.start(
+        "xrootd.seclib libXrdSec.so",
+        f"sec.protocol gsi -certdir:{grid.certificates} -cert:{certificate} -key:{key}"
+        " -gmapopt:nomap -crl:0",
+        "sec.protbind * only gsi",
+    )
+    (server.data / "a").write_bytes(b"abc")
+    yield server
+    server.remove()
 
 
 READ = """
@@ -162,23 +164,42 @@ except InputError as error:
 """
 
 
-def test_a_server_with_a_login(guarded):
-    server, keys = guarded
+def read_as(server, grid, **variables):
+    """What a process with these variables says of the guarded server's file."""
+    variables["X509_CERT_DIR"] = str(grid.certificates)
+    return subprocess.run(
+        [sys.executable, "-c", READ, f"{server.uri}/a"],
+        env=os.environ | variables,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    ).stdout
 
-    def said(**variables):
-        return subprocess.run(
-            [sys.executable, "-c", READ, f"{server.uri}/a"],
-            env=os.environ | variables,
-            capture_output=True,
-            text=True,
-            timeout=60,
-        ).stdout
 
-    assert said(XrdSecSSSKT=str(keys)) == "b'abc'\n"
-    refused = said(XrdSecSSSKT="/nowhere", X509_USER_PROXY="/no/proxy", BEARER_TOKEN=token(-60))
-    assert refused.startswith("refused:")
-    for fact in [server.uri.rstrip("/"), "/no/proxy", "voms-proxy-init", "kinit", "expired on"]:
-        assert fact in refused
+def test_a_proxy_opens_a_guarded_server(guarded, grid, tmp_path):
+    proxy = grid.proxy(tmp_path / "proxy", hours=1)
+    assert read_as(guarded, grid, X509_USER_PROXY=str(proxy)) == "b'abc'\n"
+
+
+@pytest.mark.parametrize(("hours", "fact"), [(-1, "expired on"), (None, "There is no X509 proxy")])
+def test_a_guarded_server_refuses_others(guarded, grid, tmp_path, hours, fact):
+    proxy = tmp_path / "proxy"
+    if hours is not None:
+        grid.proxy(proxy, hours)
+    said = read_as(guarded, grid, X509_USER_PROXY=str(proxy), BEARER_TOKEN=token(-60))
+    assert said.startswith(f"refused: {guarded.uri.rstrip('/')} refused access to /a")
+    for text in [fact, str(proxy), "voms-proxy-init", "kinit", "token in BEARER_TOKEN expired on"]:
+        assert text in said
+
+
+def test_the_proxy_of_a_mounted_secret_is_copied(guarded, grid, tmp_path):
+    secret = tmp_path / "secret"
+    secret.mkdir()
+    grid.proxy(secret / "x509up", hours=1).chmod(0o444)
+    login = {"JEC_XROOTD_LOGIN": str(secret), "TMPDIR": str(tmp_path)}
+    assert read_as(guarded, grid, **login) == "b'abc'\n"
+    copy = tmp_path / f"xrootd-{os.getuid()}" / "x509up"
+    assert copy.stat().st_mode & 0o777 == 0o600
 
 
 def token(seconds):
@@ -186,41 +207,19 @@ def token(seconds):
     return "head." + base64.urlsafe_b64encode(claims).decode().rstrip("=") + ".signature"
 
 
-def make_proxy(path, days):
-    """A certificate that ends in some days, as a proxy file holds it."""
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "me")])
-    now = datetime.datetime.now(datetime.UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(subject)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - datetime.timedelta(days=10))
-        .not_valid_after(now + datetime.timedelta(days=days))
-        .sign(key, hashes.SHA256())
-    )
-    path.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-
-
 @pytest.mark.parametrize(
-    ("days", "facts"),
+    ("hours", "facts"),
     [
         (1, ["is valid until"]),
         (-1, ["expired on", "voms-proxy-init"]),
         (None, ["There is no X509 proxy", "voms-proxy-init"]),
     ],
 )
-def test_the_state_of_the_proxy(tmp_path, monkeypatch, days, facts):
+def test_the_state_of_the_proxy(grid, tmp_path, monkeypatch, hours, facts):
     path = tmp_path / "proxy"
     monkeypatch.setenv("X509_USER_PROXY", str(path))
-    if days is not None:
-        make_proxy(path, days)
+    if hours is not None:
+        grid.proxy(path, hours)
     said = xrootd_login.state()
     for fact in [str(path), *facts]:
         assert fact in said

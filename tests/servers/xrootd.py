@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import pwd
+import re
 import shutil
 import signal
 import socket
@@ -94,12 +95,16 @@ def start(*directives: str, port: int = 0) -> Server:
 
 
 def _wait_for(server: Server) -> None:
+    """Wait until the server says that it is ready: it opens its port before."""
     deadline = time.monotonic() + SECONDS
+    said = ""
     while time.monotonic() < deadline and server.process.poll() is None:
-        with socket.socket() as probe:
-            probe.settimeout(1)
-            if probe.connect_ex(("127.0.0.1", server.port)) == 0:
-                return
+        said = server.log.read_text() if server.log.exists() else ""
+        end = re.search(r"^------ xrootd .* initialization (completed|failed)", said, re.MULTILINE)
+        if end and end[1] == "completed":
+            return
+        if end:
+            break
         time.sleep(0.02)
-    server.kill()
-    pytest.fail(f"xrootd does not start: {server.log.read_text()[-2000:]}")
+    server.remove()
+    pytest.fail(f"xrootd does not start: {said[-2000:]}")
