@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from common.errors import InputError
-from weaver.read.opening import choose_tree, open_file
+from weaver.read.opening import DamagedFile, choose_tree, open_file
 
 
 def find_files(patterns: str | Iterable[str], tree: str) -> list[str]:
@@ -31,7 +31,12 @@ def open_tree(uri: str, tree: str, hint: str) -> Iterator[Any]:
     Raises InputError for what is no ROOT file, and for one without the tree: it names what the file
     holds, and adds the hint.
     """
-    with open_file(uri) as file:
+    with contextlib.ExitStack() as stack:
+        try:
+            file = stack.enter_context(open_file(uri))
+        except DamagedFile as error:  # whose remedy is a flag of other commands
+            reason = str(error.__cause__ or error).strip().splitlines()[0]
+            raise InputError(f"{uri} cannot be read as a ROOT file: {reason}") from None
         paths = file.keys()  # trees, RNTuples and folders, with their cycles
         if tree not in {path.rpartition(";")[0] for path in paths}:
             trees = ", ".join(sorted(set(file.keys(cycle=False)))) or "nothing"
