@@ -31,6 +31,11 @@ class Pattern:
     tree: str = ""
     """The tree behind it."""
 
+    @property
+    def without_sample(self) -> str:
+        """The pattern as it is written, without the name in front."""
+        return f"{self.text}:{self.tree}" if self.tree else self.text
+
 
 def parse(patterns: str | Iterable[str]) -> list[Pattern]:
     """The patterns of a text or of several.

@@ -35,7 +35,7 @@ from weaver.prepared.columns import (
     node_cache,
 )
 from weaver.prepared.prepare import prepare
-from weaver.read.files import SUFFIXES, WHOLE, Part
+from weaver.read.files import SUFFIXES, WHOLE, Part, find
 from weaver.read.jagged import exactly
 
 Observed = Any
@@ -143,6 +143,7 @@ class Dataset:
         validation: bool = False,
         copy: bool = False,
         part: Part = WHOLE,
+        most_files: int | None = None,
     ) -> Dataset:
         """Open prepared data.
 
@@ -150,7 +151,8 @@ class Dataset:
         of data files, which are first prepared into `cache_dir`, in the role that `for_training`
         and `validation` say (weaver/prepared/prepare.py). Data of a remote storage, and with `copy`
         also data on a shared disk, is copied once to this node's cache (`cache_dir`, or JEC_CACHE,
-        or a folder for temporary files). part: of each file that is first prepared.
+        or a folder for temporary files). part: of each file that is first prepared. most_files:
+        take only the first ones of those that match, sorted; prepared data stay whole.
 
         Raises InputError where there is no such data, or it was prepared with another data config.
         """
@@ -170,12 +172,13 @@ class Dataset:
                 raise InputError(
                     f"{source} refers to {uri}, where there is no prepared data; prepare it again"
                 )
-        elif uri := _prepared_folder(source):
+        elif uri := prepared_folder(source):
             if part != WHOLE:
                 raise _cannot_be_split(uri)
         else:
+            files = source if most_files is None else _first_files(source, most_files)
             uri = prepare(
-                source,
+                files,
                 data_config,
                 str(cache),
                 for_training=for_training,
@@ -419,13 +422,29 @@ class _Advice:
             self._map.madvise(mmap.MADV_WILLNEED, start, stop - start)
 
 
-def _prepared_folder(source: str | list[str]) -> str:
+def prepared_folder(source: str | list[str]) -> str:
     """The address of prepared data, if the source is one; empty for patterns of data files."""
     patterns = parse_patterns(source)
     if len(patterns) != 1 or has_wildcard(patterns[0].text):
         return ""
     text = patterns[0].text
     return text if not text.endswith(SUFFIXES) and is_prepared(text) else ""
+
+
+def _first_files(patterns: str | list[str], most: int) -> list[storage.Entry]:
+    """The first files that match, as weaver-core's --demo takes them.
+
+    Those of one sample (`name:pattern`) are sorted, and samples follow in the order of their names'
+    first appearance.
+    """
+    samples: dict[str, list[str]] = {}
+    for pattern in parse_patterns(patterns):
+        samples.setdefault(pattern.sample, []).append(pattern.without_sample)
+    entries: dict[tuple[str, str], storage.Entry] = {}
+    for parts in samples.values():
+        for entry in sorted(find(parts), key=lambda entry: entry.uri):
+            entries.setdefault((entry.uri, entry.tree), entry)
+    return list(entries.values())[:most]
 
 
 def _cannot_be_split(source: str) -> InputError:
@@ -440,6 +459,11 @@ def _check(source: str, description: Mapping[str, Any], config: DataConfig) -> N
         raise InputError(
             f"{source} has form {description.get('format')}, this program reads form {FORMAT};"
             " prepare it again"
+        )
+    if description["config"] != config.digest() and "derived" in config.selections:
+        raise InputError(
+            f"{source} is prepared data, from which no further selection is taken; name the files"
+            " themselves, or leave --extra-selection-* and --cross-validation out"
         )
     if description["config"] != config.digest():
         raise InputError(

@@ -29,7 +29,10 @@ def open_file(uri: str) -> Iterator[Any]:
     try:
         import tables
     except ImportError:
-        raise InputError(f"reading {uri} takes PyTables; type: pip install tables") from None
+        raise InputError(
+            f"reading {uri} takes PyTables; type: pip install '.[hdf5]' (where the project is not:"
+            " pip install tables)"
+        ) from None
     options: dict[str, Any] = {}
     if not storage.is_local(uri):
         # HDF5's library reads no file objects: the whole file comes into memory.
