@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from common.cli import Parser, run_main
+from common.cli import Parser, local_path, run_main
 from common.config import AUTO, RunConfig, add_arguments
 from common.errors import InputError
 from images.digests import image
@@ -50,7 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     run.add_argument(
         "--output",
-        type=Path,
+        type=local_path,
         default=Path("runs"),
         metavar="DIR",
         help="where local runs live; DIR/latest is the newest (default: runs)",
@@ -115,13 +115,13 @@ def add_commands(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--render",
-        type=Path,
+        type=local_path,
         metavar="DIR",
         help="write every Kubernetes object the run would create as YAML",
     )
     group.add_argument(
         "--compile-to",
-        type=Path,
+        type=local_path,
         metavar="FILE",
         help="write the pipeline's IR as YAML, for the server of --host or else for any",
     )

@@ -6,6 +6,7 @@ import dataclasses
 
 from clusters.pod_command import shell_command
 from clusters.protocol import RUN_LABEL, STEP_LABEL, USER_LABEL, Manifest
+from common.storage.xrootd_login import SECRET_FOLDER
 
 NO_SIDECAR = {"sidecar.istio.io/inject": "false"}
 """With an Istio sidecar a job never completes and its workers cannot connect.
@@ -131,6 +132,10 @@ class Ticket:
         }
 
 
+XROOTD_FOLDER = "/secrets/xrootd"
+"""Where a pod sees the Secret of --xrootd-secret, whose keys are files there."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PodSettings:
     """Where a pod may run, and which folders and tickets it sees. Every field is optional."""
@@ -140,6 +145,13 @@ class PodSettings:
     priority_class: str = ""
     folders: tuple[HostFolder, ...] = ()
     ticket: Ticket | None = None
+    xrootd_secret: str = ""
+    """Name of the Secret with an X509 proxy or a token; the pod starts without it, too."""
+
+    def environment(self) -> dict[str, str]:
+        """What tells the pod's programs where the ticket and the Secret are."""
+        variables = self.ticket.environment if self.ticket else {}
+        return variables | ({SECRET_FOLDER: XROOTD_FOLDER} if self.xrootd_secret else {})
 
     def pod_fields(self) -> Manifest:
         fields = {
@@ -150,10 +162,17 @@ class PodSettings:
         return {name: value for name, value in fields.items() if value}
 
     def volumes(self) -> list[Manifest]:
-        """Host folders as they are, whatever they are (type ''), and the ticket's."""
+        """Host folders as they are, whatever they are (type ''), the ticket's, the Secret's.
+
+        Files of a Secret belong to root, and the program copies them: so anybody in the pod may
+        read them.
+        """
         volumes: list[Manifest] = [
             {"name": one.name, "hostPath": {"path": one.path, "type": ""}} for one in self.folders
         ]
+        if self.xrootd_secret:
+            source = {"secretName": self.xrootd_secret, "defaultMode": 0o444, "optional": True}
+            volumes.append({"name": "xrootd-secret", "secret": source})
         return volumes + (self.ticket.volumes() if self.ticket else [])
 
     def mounts(self) -> list[Manifest]:
@@ -165,6 +184,9 @@ class PodSettings:
             {"name": one.name, "mountPath": one.mount, "mountPropagation": "HostToContainer"}
             for one in self.folders
         ]
+        if self.xrootd_secret:
+            mount = {"name": "xrootd-secret", "mountPath": XROOTD_FOLDER, "readOnly": True}
+            mounts.append(mount)
         return mounts + (self.ticket.mounts() if self.ticket else [])
 
     def init_containers(self, image: str) -> Manifest:
@@ -245,8 +267,7 @@ def container_fields(
     Without `restricted` it has the capabilities of its runtime.
     """
     fields: Manifest = {}
-    if settings.ticket:
-        env = [*env, *environment(settings.ticket.environment)]
+    env = [*env, *environment(settings.environment())]
     if env:
         fields["env"] = env
     fields["resources"] = resources.as_dict()

@@ -65,6 +65,7 @@ def settings(run: Run, *, gpus: int = 0, reads_data: bool = True) -> manifests.P
         priority_class="" if config.priority_class == NONE else config.priority_class,
         folders=tuple(folders),
         ticket=ticket,
+        xrootd_secret=config.xrootd_secret if config.xrootd_secret != NONE and reads_data else "",
     )
 
 

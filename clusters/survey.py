@@ -34,10 +34,15 @@ CONTROLLERS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SecretKeys:
-    """A Secret's values by key (kept in memory only, never printed) and its annotations."""
+    """A Secret's contents by key (kept in memory only, never printed) and its annotations."""
 
-    values: dict[str, str]
+    contents: dict[str, bytes]
     annotations: dict[str, str]
+
+    @property
+    def values(self) -> dict[str, str]:
+        """The contents as texts."""
+        return {key: value.decode(errors="replace") for key, value in self.contents.items()}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -152,12 +157,10 @@ class Survey:
         )
         if secret is None:
             return None
-        values = {
-            key: base64.b64decode(value).decode(errors="replace")
-            for key, value in (secret.data or {}).items()
-        }
-        values.update(secret.string_data or {})
-        return SecretKeys(values=values, annotations=secret.metadata.annotations or {})
+        contents = {key: base64.b64decode(value) for key, value in (secret.data or {}).items()}
+        for key, value in (secret.string_data or {}).items():
+            contents[key] = value.encode()
+        return SecretKeys(contents=contents, annotations=secret.metadata.annotations or {})
 
     def account_secrets(self, name: str) -> list[str] | None:
         """Names of the Secrets of a ServiceAccount.

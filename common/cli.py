@@ -6,8 +6,10 @@ import argparse
 import re
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
+from common import storage
 from common.errors import InputError, InterruptedRun, JecError, nearest
 
 
@@ -35,6 +37,19 @@ class Parser(argparse.ArgumentParser):
         if choice:
             near = nearest(choice[1], re.findall(r"[\w.+-]+", choice[2]), count=1)
         return f"; did you mean {' or '.join(near)}?" if near else ""
+
+
+def local_path(text: str) -> Path:
+    """A path on this machine's disks.
+
+    argparse reports an address, which would otherwise become a folder of that name.
+    """
+    try:
+        if storage.is_local(text):
+            return Path(storage.absolute(text)) if text.startswith("file:") else Path(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    raise argparse.ArgumentTypeError(f"'{text}' is an address; a path on this machine is needed")
 
 
 def truth(text: str) -> bool:

@@ -14,7 +14,7 @@ import argparse
 import dataclasses
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from common import algorithms
@@ -34,11 +34,14 @@ from common.choices import (
 )
 from common.cli import require, truth
 from common.errors import InputError, unknown
+from common.storage.addresses import HTTP, scheme_of
+from common.storage.patterns import parse_one, separated
 
 AUTO, NONE = "auto", "none"
 PREDICTOR_FORMS = ("model", "triton")
 # name of a Kubernetes Secret, and a key of it
-SECRET_KEY = re.compile(r"([a-z0-9](?:[-a-z0-9.]{0,251}[a-z0-9])?)/([-._A-Za-z0-9]{1,253})")
+SECRET_NAME = re.compile(r"[a-z0-9](?:[-a-z0-9.]{0,251}[a-z0-9])?")
+SECRET_KEY = re.compile(rf"({SECRET_NAME.pattern})/([-._A-Za-z0-9]{{1,253}})")
 RETIRED = ("webhook",)
 """Parameters of earlier versions that are left out, and never shown: the URL is a secret."""
 TAINT_EFFECTS = ("NoSchedule", "PreferNoSchedule", "NoExecute")
@@ -100,8 +103,8 @@ class RunConfig:
     )
     data_train: str = option(
         "sample",
-        "training ROOT files: comma-separated globs, paths or s3:// addresses; 'sample' makes"
-        " generated jets",
+        "training ROOT files: comma-separated globs of paths, s3://, root:// or https:// addresses;"
+        " 'sample' makes generated jets",
         group="data and network",
         metavar="FILES",
         own_input=True,
@@ -132,7 +135,8 @@ class RunConfig:
     )
     s3_bucket: str = option(
         AUTO,
-        "where runs are kept: s3://bucket/prefix or a directory; 'auto' is --output on one machine",
+        "where runs are kept: s3://bucket/prefix, root://server//path or a directory; 'auto' is"
+        " --output on one machine",
         group="data and network",
         metavar="URI",
         form="storage_bucket",
@@ -296,6 +300,13 @@ class RunConfig:
         NONE,
         "Secret with a Kerberos ticket for EOS, as krb-secret or krb-secret/KEY (KEY: krb5cc_1000)",
         group="resources",
+    )
+    xrootd_secret: str = option(
+        NONE,
+        "Secret with the login for root:// data: its key x509up (a proxy), token or krb5cc_1000;"
+        " fixed when the pipeline is compiled",
+        group="resources",
+        metavar="NAME",
     )
     deadline_hours: float = option(
         48.0,
@@ -504,6 +515,8 @@ class RunConfig:
                 f"--{flag(name)} is empty; leave it out, or write auto or none where its help"
                 " says so",
             )
+        self._check_addresses()
+        self._check_xrootd_secret()
         for name, low in LEAST.items():
             value = getattr(self, name)
             require(value >= low, f"--{flag(name)} {value}: must be at least {low}")
@@ -577,6 +590,32 @@ class RunConfig:
                 named_as_kubernetes_likes,
                 f"--{flag(name)} '{value}': use up to 40 of a-z, 0-9 and '-', a letter first",
             )
+
+    def _check_addresses(self) -> None:
+        """Refuse an address of an unknown scheme, before it becomes a folder of that name."""
+        for name in ("data_config", "network_config", "search_space", "s3_bucket", "baseline"):
+            self._check_address(name, scheme_of, [getattr(self, name)])
+        for name in ("data_train", "data_val", "data_test"):
+            self._check_address(name, parse_one, separated(getattr(self, name)))
+        require(
+            scheme_of(self.s3_bucket) not in HTTP,
+            f"--s3-bucket {self.s3_bucket}: web servers are read only; give s3://, root:// or a"
+            " folder",
+        )
+
+    def _check_address(self, name: str, parse: Callable[[str], object], texts: list[str]) -> None:
+        """Parse a field's addresses. Raises InputError, which names the flag."""
+        try:
+            for text in texts:
+                parse(text)
+        except InputError as error:
+            raise InputError(f"--{flag(name)}: {error}") from None
+
+    def _check_xrootd_secret(self) -> None:
+        require(
+            SECRET_NAME.fullmatch(self.xrootd_secret) is not None,
+            f"--xrootd-secret '{self.xrootd_secret}': give the name of a Secret, or none",
+        )
 
     def _check_goal(self) -> None:
         try:

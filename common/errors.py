@@ -3,9 +3,12 @@
     JecError                     reported as one clear sentence, without a traceback (exit code 1)
     ├── InputError               refused before work starts: the input cannot be used (exit code 2)
     │   ├── DamagedFile          a data file cannot be read to its end      (weaver.read.opening)
+    │   ├── MissingFile          a web server has no such file        (common.storage.http)
+    │   ├── WebPage              a web page came in place of data     (common.storage.http)
     │   ├── AuthError            no valid login for Kubeflow                (operations.auth)
     │   └── NoCluster            no Kubernetes cluster is configured        (clusters.api)
     ├── StorageError             the storage did not do as asked
+    │   └── PassingError         ... for a reason that may pass       (common.storage.retries)
     ├── ClusterError             a job, an experiment or a service did not end well
     │   ├── DeadlineError        ... within its deadline
     │   ├── NoNodeError          no node takes a service's pods  (clusters.kubernetes_service)

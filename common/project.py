@@ -18,11 +18,11 @@ def here(path: str) -> str:
     inside = ROOT / path
     return (
         str(inside)
-        if not storage.is_s3(path) and not os.path.exists(path) and inside.is_file()
+        if storage.is_local(path) and not os.path.exists(path) and inside.is_file()
         else path
     )
 
 
 def is_own(path: str) -> bool:
     """True for the relative path of a file of the project, which images hold as well."""
-    return not storage.is_s3(path) and (ROOT / path).is_file() and not Path(path).is_absolute()
+    return storage.is_local(path) and (ROOT / path).is_file() and not Path(path).is_absolute()

@@ -12,10 +12,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from clusters.manifests import CREDENTIALS
+from clusters.manifests import CREDENTIALS, XROOTD_FOLDER
 from clusters.protocol import STEP_LABEL
 from common import form
-from common.config import AUTO, SECRET_KEY, RunConfig, cpus, quantity
+from common.config import AUTO, NONE, SECRET_KEY, RunConfig, cpus, quantity
+from common.storage.xrootd_login import SECRET_FOLDER
 from components.server_support import Support
 from components.steps import HOUR, RETRIES, STEPS, WEBHOOK, component, step_of
 from training.search_space import as_document, load
@@ -161,6 +162,19 @@ def secret_as_env(task: Any, secret: Any, variables: Mapping[str, str], support:
         del task.platform_config["kubernetes"]["secretAsEnv"][-1]["optional"]
 
 
+def _with_xrootd_login(task: Any, config: RunConfig) -> None:
+    """Give a step the Secret with the login for root:// data, whose name is fixed in the IR.
+
+    Were its name a parameter, the Secret would be mounted in every run, and servers before 2.15
+    start no step without it. Of a Secret that is not there the step says what is missing.
+    """
+    from kfp import kubernetes
+
+    if config.xrootd_secret != NONE:
+        kubernetes.use_secret_as_volume(task, config.xrootd_secret, XROOTD_FOLDER, optional=True)
+        task.set_env_variable(SECRET_FOLDER, XROOTD_FOLDER)
+
+
 def _with_webhook(task: Any, config: RunConfig, support: Support) -> None:
     """Give finish the webhook's URL, which is a secret, in its environment.
 
@@ -184,6 +198,7 @@ def _on_the_cluster(task: Any, config: RunConfig, secret: Any, support: Support)
     from kfp import kubernetes
 
     secret_as_env(task, secret, {key: key for key in CREDENTIALS}, support)
+    _with_xrootd_login(task, config)
     if support.step_labels:
         kubernetes.add_pod_label(task, STEP_LABEL, task.name)
     # A pod that is moved is lost: Argo 3.7.3 retries no pod that was deleted.

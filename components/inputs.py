@@ -127,7 +127,7 @@ def check_service_name(inputs: Inputs) -> Result:
     """
     config = inputs.config
     run = Run(config=config)
-    if not storage.is_s3(config.s3_bucket):
+    if not storage.is_s3(config.s3_bucket):  # pods need S3
         return Result(text=f"{run.model_name}, served on this machine")
     namespace = own_namespace() if config.namespace == AUTO else config.namespace
     if not namespace:

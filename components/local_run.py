@@ -236,8 +236,8 @@ class LocalRun:
             cluster.end_service(file.parent)
 
     def _collect(self) -> None:
-        """Bring small results of a run on S3 beside its local logs."""
-        if self.run and storage.is_s3(self.run.uri):
+        """Bring small results of a run in a remote storage beside its local logs."""
+        if self.run and not storage.is_local(self.run.uri):
             for name in SMALL:
                 if storage.exists(self.run.path(name)):
                     storage.download(self.run.path(name), self.output / self.run.id / name)

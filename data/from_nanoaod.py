@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 
 from common import storage
-from common.cli import Parser, require, run_main
+from common.cli import Parser, local_path, require, run_main
 from common.errors import InputError
 from common.progress import Progress
 from data import jetntuple, ragged
@@ -40,7 +40,7 @@ from data.generator.detector import Candidates
 from data.generator.events import HARD_PROCESS
 from data.generator.reconstruction import GEN_MATCH, nearest
 from data.jetntuple import Columns
-from data.trees import open_tree
+from data.trees import find_files, open_tree
 
 TREE = "Events"
 # Each jet meets all of its event's candidates at once: with 1,800 of them about 20 million pairs,
@@ -141,7 +141,7 @@ def check_output(folder: Path, names: Mapping[str, str]) -> None:
     The folder may hold outputs of the same input files by the same names, which are replaced, and
     those of other input files. names: input file -> name of its outputs.
     """
-    inputs = {str(Path(uri).absolute()) for uri in names if not storage.is_s3(uri)}
+    inputs = {str(Path(uri).absolute()) for uri in names if storage.is_local(uri)}
     of_output = {name: uri for uri, name in names.items()}
     problems = []
     for path in sorted(folder.glob("*_[0-9][0-9][0-9]*.root")):
@@ -582,9 +582,15 @@ def _event(arrays: Arrays, jets: _Jets) -> Columns:
 def main(argv: list[str] | None = None) -> int:
     """The command `python -m data.from_nanoaod`."""
     parser = Parser(prog="python -m data.from_nanoaod", description=__doc__)
-    parser.add_argument("files", nargs="+", help="NanoAOD or PFNano files: paths, globs, s3://")
     parser.add_argument(
-        "--output", required=True, type=Path, metavar="DIR", help="folder for the JetNtuple files"
+        "files", nargs="+", help="NanoAOD or PFNano files: paths or addresses, globs too"
+    )
+    parser.add_argument(
+        "--output",
+        required=True,
+        type=local_path,
+        metavar="DIR",
+        help="folder for the JetNtuple files",
     )
     parser.add_argument(
         "--all-events",
@@ -603,14 +609,12 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _convert_all(options: Namespace) -> None:
-    from weaver.read.files import find
-
     require(
         options.events_per_file > 0, f"--events-per-file {options.events_per_file}: give at least 1"
     )
     lacking: set[str] = set()
     jets = events = files = 0
-    names = output_names([entry.uri for entry in find(options.files)])
+    names = output_names(find_files(options.files, TREE))
     check_output(options.output, names)
     for uri, name in names.items():
         converted = convert(

@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from common.errors import InputError
-from weaver.read.opening import choose_tree
+from weaver.read.opening import DamagedFile, choose_tree, open_file
+
+
+def find_files(patterns: str | Iterable[str], tree: str) -> list[str]:
+    """Addresses of the files that match, for a command that reads one tree of each.
+
+    Raises InputError where a pattern names another tree (`file.root:other`).
+    """
+    from weaver.read.files import find
+
+    entries = find(patterns)
+    for entry in entries:
+        if entry.tree and entry.tree.partition(";")[0] != tree:
+            raise InputError(f"{entry.uri}:{entry.tree}: this command reads the tree {tree}")
+    return [entry.uri for entry in entries]
 
 
 @contextlib.contextmanager
@@ -17,15 +31,12 @@ def open_tree(uri: str, tree: str, hint: str) -> Iterator[Any]:
     Raises InputError for what is no ROOT file, and for one without the tree: it names what the file
     holds, and adds the hint.
     """
-    import uproot
-
-    try:
-        file = uproot.open(uri)
-    except Exception as error:  # uproot has no common class for what a broken file can raise
-        raise InputError(
-            f"{uri} cannot be read as a ROOT file: {str(error).strip().splitlines()[0]}"
-        ) from None
-    with file:
+    with contextlib.ExitStack() as stack:
+        try:
+            file = stack.enter_context(open_file(uri))
+        except DamagedFile as error:  # whose remedy is a flag of other commands
+            reason = str(error.__cause__ or error).strip().splitlines()[0]
+            raise InputError(f"{uri} cannot be read as a ROOT file: {reason}") from None
         paths = file.keys()  # trees, RNTuples and folders, with their cycles
         if tree not in {path.rpartition(";")[0] for path in paths}:
             trees = ", ".join(sorted(set(file.keys(cycle=False)))) or "nothing"

@@ -22,11 +22,12 @@ from typing import Any
 from common import storage
 from common.cli import Parser, require, run_main
 from common.progress import Progress
+from common.storage.addresses import is_foreign_scheme
 from data import checks, summary
 from data.checks import ERROR, Finding
 from data.jetntuple import BY_NAME, TREE, TREE_NAME, Columns, concatenate
 from data.targets import Measured, compare
-from data.trees import open_tree
+from data.trees import find_files, open_tree
 
 SET = re.compile(r"(?P<name>[A-Za-z_]\w*):(?!//)(?P<pattern>.+)")
 CHUNK = 20_000  # jets read at a time: with 150 candidates of 9 branches each about 100 MB
@@ -121,7 +122,7 @@ def main(argv: list[str] | None = None) -> int:
         "files",
         nargs="+",
         metavar="FILE",
-        help=f"paths, globs, s3:// (tree {TREE_NAME}); name:pattern names a set",
+        help=f"paths or addresses, globs too (tree {TREE_NAME}); name:pattern names a set",
     )
     parser.add_argument(
         "--page",
@@ -156,14 +157,14 @@ def named_sets(patterns: Iterable[str]) -> dict[str, list[str]]:
 
     Raises InputError for a pattern that matches nothing.
     """
-    from weaver.read.files import find
-
     sets: dict[str, list[str]] = {}
     for pattern in patterns:
         match = SET.fullmatch(pattern)
+        if match and match["pattern"].startswith("/") and is_foreign_scheme(match["name"]):
+            match = None  # s3:/x is a misspelt address, which is refused
         name = match["name"] if match else "jets"
-        files = find(match["pattern"] if match else pattern)
-        sets.setdefault(name, []).extend(entry.uri for entry in files)
+        files = find_files(match["pattern"] if match else pattern, TREE)
+        sets.setdefault(name, []).extend(files)
     require(bool(sets), "no files given")
     return sets
 

@@ -183,7 +183,7 @@ def staging(run: str) -> Iterator[Path]:
 
     Of a run on a disk it lies beside its destination, so that a rename can put it in place.
     """
-    parent = None if storage.is_s3(run) else run
+    parent = run if storage.is_local(run) else None
     if parent is not None:
         for left in Path(parent).glob(".export-*"):
             shutil.rmtree(left, ignore_errors=True)  # of an export that was killed
@@ -203,7 +203,7 @@ def publish(request: Export, folder: Path) -> None:
     for name in (request.name, request.raw_name):
         storage.delete(run.golden(name))
     storage.upload(Path(built.goldens), run.goldens)
-    if storage.is_s3(request.run):
+    if not storage.is_local(request.run):
         storage.delete(run.models)
         for model in sorted(Path(built.models).iterdir()):
             if model.is_dir():
@@ -219,7 +219,7 @@ def publish(request: Export, folder: Path) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Export as the command line says; returns the exit code."""
     parser = Parser(prog="python -m exporting.export", description=__doc__)
-    parser.add_argument("--run", required=True, help="the run's folder, a path or s3:// URI")
+    parser.add_argument("--run", required=True, help="the run's folder: a path, s3:// or root://")
     parser.add_argument("--trial", required=True, help="trial whose best checkpoint is exported")
     parser.add_argument(
         "--name", required=True, help="name of the model, which is that of the service"

@@ -20,6 +20,7 @@ from operations.check_images import check_images
 from operations.check_inputs import check_inputs
 from operations.check_storage import check_storage
 from operations.endpoint import endpoint
+from operations.pods_login import as_the_pods
 from operations.render import objects, rendered_run
 from operations.table import Line, State, error, not_seen, ok, warning
 
@@ -43,7 +44,7 @@ def check(config: RunConfig, args: argparse.Namespace) -> int:
     # Each section begins only when it is shown, so that its lines appear as they are known.
     sections: list[tuple[str, Callable[[], Iterable[Line]]]] = [
         # first: what is wrong with an input is told there, and not by what is made of it
-        ("inputs", lambda: check_inputs(config, on_kubeflow=on_kubeflow)),
+        ("inputs", lambda: inputs_of_a_run(config, on_kubeflow=on_kubeflow)),
         ("objects", lambda: check_objects(config)),
         ("Kubeflow Pipelines", lambda: check_server(config, host, args.auth, reached)),
         (
@@ -74,6 +75,16 @@ def check(config: RunConfig, args: argparse.Namespace) -> int:
     verdict = "this run would fail" if fails else "nothing that was seen stands in the way"
     print(f"\n{', '.join(counts) or 'all well'}: {verdict}")
     return 1 if fails else 0
+
+
+def inputs_of_a_run(config: RunConfig, *, on_kubeflow: bool) -> Iterator[Line]:
+    """Check the inputs, on Kubeflow with the credentials that the run's pods will have."""
+    if not on_kubeflow:
+        yield from check_inputs(config)
+        return
+    with as_the_pods(config) as lines:
+        yield from lines
+        yield from check_inputs(config, on_kubeflow=True)
 
 
 def guarded(

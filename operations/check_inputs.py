@@ -33,10 +33,12 @@ def check_inputs(config: RunConfig, *, on_kubeflow: bool = False) -> Iterator[Li
         if split in inputs.checked:
             for skipped in inputs.checked[split].skipped:
                 yield warning(name, f"{skipped.uri} is damaged and will be left out")
-        on_s3 = [storage.is_s3(entry.uri) for entry in inputs.files.get(split, [])]
-        if storage.is_s3(config.s3_bucket) and not all(on_s3):
+        here = [storage.is_local(entry.uri) for entry in inputs.files.get(split, [])]
+        if storage.is_s3(config.s3_bucket) and any(here):
             yield warning(
-                name, "lies on this machine; pods cannot read it", "copy it to S3 or to EOS"
+                name,
+                "lies on this machine; pods cannot read it",
+                "name it by s3://, root:// or https://",
             )
 
 

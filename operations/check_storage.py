@@ -9,12 +9,16 @@ import contextlib
 import os
 import uuid
 from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
 from clusters.manifests import CREDENTIALS
 from common import storage
 from common.config import AUTO, RunConfig
 from common.errors import InputError, JecError, StorageError
 from operations.table import Line, error, not_seen, ok
+
+if TYPE_CHECKING:
+    from clusters.survey import SecretKeys
 
 PROBE = ".check"
 
@@ -77,27 +81,36 @@ def pods_keys(config: RunConfig) -> Mapping[str, str]:
 
     Raises InputError with the reason where they cannot be read from here.
     """
+    values = secret_of(config, config.s3_secret).values
+    if missing := [key for key in CREDENTIALS if not values.get(key)]:
+        raise InputError(f"Secret {config.s3_secret} has no {' and no '.join(missing)}")
+
+    keys = {key: values[key] for key in CREDENTIALS}
+    if config.s3_endpoint != AUTO:
+        keys["AWS_ENDPOINT_URL"] = config.s3_endpoint
+    return keys
+
+
+def secret_of(config: RunConfig, secret_name: str) -> SecretKeys:
+    """Return a Secret of the run's namespace.
+
+    Raises InputError with the reason where they cannot be read from here.
+    """
     from clusters.api import NoCluster, connect, namespace_of
     from clusters.survey import Survey
 
-    name = f"Secret {config.s3_secret}"
+    name = f"Secret {secret_name}"
     try:
         connection = connect()
         survey = Survey(connection, namespace_of(connection, config.namespace))
-        secret = survey.secret(config.s3_secret)
+        secret = survey.secret(secret_name)
     except NoCluster as problem:
         raise InputError(f"{name}: {problem.short}") from None
     except JecError as problem:
         raise InputError(f"{name}: {problem}") from None
     if secret is None:
         raise InputError(survey.unseen.get(name, f"there is no {name}"))
-    if missing := [key for key in CREDENTIALS if not secret.values.get(key)]:
-        raise InputError(f"{name} has no {' and no '.join(missing)}")
-
-    keys = {key: secret.values[key] for key in CREDENTIALS}
-    if config.s3_endpoint != AUTO:
-        keys["AWS_ENDPOINT_URL"] = config.s3_endpoint
-    return keys
+    return secret
 
 
 @contextlib.contextmanager

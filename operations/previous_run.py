@@ -32,8 +32,8 @@ def with_parameters_of(
         run_id = content["run_id"]  # the folder may be a link, as runs/latest is
         if storage.is_s3(folder) and args.runner != "local":
             values |= experiment_of(str(content.get("kfp_run", "")), args)
-        # A folder of runs may have been moved; beside the logs of a run on S3 lies a copy.
-        if not storage.is_s3(str(values["s3_bucket"])):
+        # A folder of runs may have been moved; beside the logs of a run elsewhere lies a copy.
+        if storage.is_local(str(values["s3_bucket"])):
             values["s3_bucket"] = storage.absolute(folder).rsplit("/", 1)[0]
     elif not (folder and args.resume):
         values = parameters_on_server(run_id, args)

@@ -259,8 +259,8 @@ def show_section(title: str, lines: Iterable[str]) -> None:
 
 def step_lines(record: StatusRecord, target: Target) -> Iterator[str]:
     """Yield a line for each step of a run's status.json."""
-    # Nothing but this machine can run what neither Kubeflow nor S3 knows.
-    here_only = target.kubeflow is None and not storage.is_s3(target.folder)
+    # Nothing but this machine can run what neither Kubeflow nor a remote storage knows.
+    here_only = target.kubeflow is None and storage.is_local(target.folder)
     for name, step in record.steps.items():
         state = step.state
         if state == "running" and here_only and not local_processes(target):

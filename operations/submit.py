@@ -278,7 +278,7 @@ def with_uploaded_files(config: RunConfig) -> RunConfig:
     places = {}
     for name in ("data_config", "network_config"):
         path = getattr(config, name)
-        if not storage.is_s3(path):
+        if not storage.is_s3(path):  # pods may not reach the others
             content = storage.read_bytes(here(path))
             siblings: Mapping[str, bytes] = {}
             digest = storage.digest(content)

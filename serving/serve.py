@@ -147,7 +147,7 @@ def served_already(models: Sequence[Model]) -> dict[str, server_folder.Running]:
 
 
 def _real(folder: str) -> str:
-    return folder if storage.is_s3(folder) else os.path.realpath(folder)
+    return os.path.realpath(folder) if storage.is_local(folder) else folder
 
 
 def serve(places: Sequence[str], ports: Ports) -> None:
@@ -267,7 +267,7 @@ def _usage(server: triton.Server, models: Sequence[Model], ports: Ports, folder:
 
 def _local(request: str, copy: Path) -> str:
     """The request as a file of this machine."""
-    return str(storage.download(request, copy)) if storage.is_s3(request) else request
+    return request if storage.is_local(request) else str(storage.download(request, copy))
 
 
 def _check_port(host: str, port: int) -> None:

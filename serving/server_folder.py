@@ -46,17 +46,17 @@ class ServerFolder:
         return self.path / "repository"
 
     def add_models(self, models: Mapping[str, str]) -> None:
-        """Link these models, name -> folder, into the repository; copy those on S3.
+        """Link these models, name -> folder, into the repository; copy those elsewhere.
 
         Raises InputError where there is nothing at an address, and StorageError.
         """
         self.repository.mkdir()
         for name, uri in models.items():
             place = self.repository / name
-            if storage.is_s3(uri):
-                storage.download(uri, place)
-            else:
+            if storage.is_local(uri):
                 place.symlink_to(storage.absolute(uri), target_is_directory=True)
+            else:
+                storage.download(uri, place)
 
     def record(self, running: Running) -> None:
         """Write down what the server serves."""

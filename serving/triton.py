@@ -73,7 +73,7 @@ def start(
 ) -> Server:
     """Start a server over a Triton repository and return when `model_name` is ready.
 
-    repository_dir: a directory or s3:// URI; all models in it are served. The other arguments and
+    repository_dir: a directory or an address; all models in it are served. The other arguments and
     the errors are those of `start_models`; raises InputError for a repository without the model.
     """
     models = models_of(os.fspath(repository_dir))
@@ -95,9 +95,9 @@ def start(
 
 
 def models_of(repository: str) -> dict[str, str]:
-    """Name -> folder of each model of a Triton repository, a directory or s3:// URI."""
+    """Name -> folder of each model of a Triton repository, a directory or an address."""
     repository = storage.absolute(repository)
-    if storage.is_s3(repository):
+    if not storage.is_local(repository):
         names = set()
         for entry in storage.entries(repository):
             name, _, file = entry.uri[len(repository) + 1 :].partition("/")
@@ -121,7 +121,7 @@ def start_models(
 ) -> Server:
     """Start a server over these models and return when the first one is ready.
 
-    models: name -> folder, a directory or s3:// URI.
+    models: name -> folder, a directory or an address.
     log: file for the server's output.
     host: address that it listens at.
     http_port: 0 picks a free one.

@@ -13,6 +13,8 @@ import yaml
 
 from common import storage
 from common.config import RunConfig
+from common.storage import retries
+from tests.servers import web, xrootd
 
 
 def pytest_configure(config):
@@ -71,11 +73,11 @@ def s3_server():
     }
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
-    storage._client.cache_clear()
+    storage.forget_client()
     yield values["AWS_ENDPOINT_URL"]
     for name, value in before.items():
         os.environ.pop(name) if value is None else os.environ.update({name: value})
-    storage._client.cache_clear()
+    storage.forget_client()
     server.stop()
 
 
@@ -83,5 +85,29 @@ def s3_server():
 def s3_bucket(s3_server, request):
     """Make a bucket of the test's own; gives its URI."""
     name = "jec-" + hashlib.sha256(request.node.nodeid.encode()).hexdigest()[:12]
-    storage._client().create_bucket(Bucket=name)
+    storage.s3.client().create_bucket(Bucket=name)
     return f"s3://{name}"
+
+
+@pytest.fixture(scope="session")
+def xrootd_server():
+    """Serve a folder over XRootD, without any login."""
+    server = xrootd.start()
+    yield server
+    server.remove()
+
+
+@pytest.fixture(scope="session")
+def web_server(tmp_path_factory):
+    """Serve a folder over HTTP."""
+    server = web.start(tmp_path_factory.mktemp("web"))
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def no_pauses(monkeypatch):
+    """Repeat failed requests at once. Gives the list of pauses that were not made."""
+    pauses = []
+    monkeypatch.setattr(retries, "sleep", pauses.append)
+    return pauses

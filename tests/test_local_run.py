@@ -453,6 +453,29 @@ def test_data_and_results_on_s3(jets, s3_bucket, tmp_path):
     assert not (tmp_path / run_id / "trials").exists(), "the run stays where it was"
 
 
+def columns_below(uri):
+    """SHA-256 of every prepared column below an address."""
+    return sorted(
+        storage.digest(storage.read_bytes(entry.uri))
+        for entry in storage.entries(uri)
+        if entry.uri.endswith(".npy")
+    )
+
+
+@pytest.mark.slow
+def test_data_and_results_on_xrootd(jets, finished, xrootd_server, tmp_path):
+    place = f"{xrootd_server.uri}/{tmp_path.name}"
+    storage.upload(jets, f"{place}/jets")
+    where = ["--output", tmp_path, "--s3-bucket", f"{place}/runs"]
+    answer = pipeline(*QUICK, *data_flags(f"{place}/jets"), *where, "--max-trials", "2")
+    run = f"{place}/runs/{(tmp_path / 'latest').resolve().name}"
+    assert run in answer.stdout
+    for name in ("search.json", "metrics.json", "report.html", "service.json"):
+        assert storage.exists(f"{run}/{name}"), name
+    assert columns_below(f"{place}/runs/cache") == columns_below(str(finished[1] / "cache"))
+    storage.delete(place)
+
+
 @pytest.mark.slow
 def test_particle_net(jets, tmp_path):
     space = json.dumps(

@@ -39,6 +39,7 @@ REPLACING = (
     "nvidia_driver",
     "eos",
     "kerberos_secret",
+    "xrootd_secret",
     "weaver_image",
     "s3_endpoint",
     "s3_secret",

@@ -27,9 +27,10 @@ import torch
 from common import storage
 from common.errors import InputError
 from common.progress import Progress
+from common.storage.patterns import parse as parse_patterns
 from networks.options import ModelInfo
 from weaver.config.data_config import DataConfig
-from weaver.feed.dataset import Dataset
+from weaver.feed.dataset import Dataset, prepared_folder
 from weaver.feed.loader import Loader
 from weaver.fit.checkpoint import (
     TrialFolder,
@@ -46,10 +47,9 @@ from weaver.network.forward_check import PROBED_JETS, check_forward
 from weaver.network.network_file import load_network
 from weaver.network.objective import Objective
 from weaver.network.precision import choose
-from weaver.prepared.columns import is_prepared
-from weaver.read.files import SAMPLE_NAME, WHOLE, find
+from weaver.read.files import WHOLE, find
 
-SPLIT = re.compile(r"^([\w.+-]+)%(\d+):(?!//)")  # name%N:pattern, an output for every N files
+SPLIT = re.compile(r"([\w.+-]+)%(\d+)")  # name%N:pattern, an output for every N files
 
 ROWS_AT_A_TIME = 2**20  # jets in a basket of ROOT predictions, as in weaver-core
 
@@ -238,15 +238,16 @@ def write_predictions(options: TrainOptions) -> None:
         print(f"{uri}: {len(dataset):,} jets, {listed}", file=sys.stderr, flush=True)
 
 
-def open_test_set(patterns: str, data_config: DataConfig, options: TrainOptions) -> Dataset:
+def open_test_set(patterns: list[str], data_config: DataConfig, options: TrainOptions) -> Dataset:
     """Open test data: of each file the first --data-fraction of its jets, as in weaver-core.
 
     Prepared data are taken whole, which a line on stderr then says.
     """
     part = (0.0, options.data_fraction)
-    if part != WHOLE and (patterns.endswith(".json") or is_prepared(patterns)):
+    is_reference = len(patterns) == 1 and patterns[0].endswith(".json")
+    if part != WHOLE and (is_reference or prepared_folder(patterns)):
         print(
-            f"note: --data-fraction has no effect on the prepared test data {patterns}",
+            f"note: --data-fraction has no effect on the prepared test data {patterns[0]}",
             file=sys.stderr,
             flush=True,
         )
@@ -264,39 +265,28 @@ def beside(path: str, model_prefix: str, *folders: str) -> str:
     return storage.join(folder, *folders, path)
 
 
-def test_groups(words: Sequence[str]) -> dict[str, str]:
+def test_groups(words: Sequence[str]) -> dict[str, list[str]]:
     """Group the patterns of the test data by output: name of an output -> its patterns.
 
     `name:pattern` as in weaver-core, `name%N:pattern` for one output (name_0, ...) every N files.
     Patterns without a name belong to the output "".
     """
-    parts: list[str] = []
-    for word in words:
-        # a path may hold commas and spaces
-        parts += [word] if os.path.exists(word) else re.split(r"[,\s]+", word)
-
     groups: dict[str, list[str]] = {}
     steps: dict[str, int] = {}  # name -> files an output, of names that are split
-    for part in filter(None, parts):
-        name = ""
-        if os.path.exists(part):
-            pattern = part
-        elif split := SPLIT.match(part):
-            name, pattern = split[1], part[split.end() :]
+    for part in parse_patterns(words):
+        name = part.sample
+        if split := SPLIT.fullmatch(name):
+            name = split[1]
             steps[name] = max(int(split[2]), 1)
-        else:
-            sample = SAMPLE_NAME.match(part)
-            name = sample[0].removesuffix(":") if sample else ""
-            pattern = part[sample.end() :] if sample else part
-        groups.setdefault(name, []).append(pattern)
+        groups.setdefault(name, []).append(part.without_sample)
 
     for name, step in steps.items():
         # all files of the name, sorted, as in weaver-core
         entries = sorted(find(groups.pop(name)), key=lambda entry: entry.uri)
-        files = [entry.written or entry.uri for entry in entries]
+        files = [entry.as_written for entry in entries]
         for start in range(0, len(files), step):
             groups[f"{name}_{start // step}"] = files[start : start + step]
-    return {name: " ".join(patterns) for name, patterns in groups.items()}
+    return groups
 
 
 def columns(dataset: Dataset, output: np.ndarray, *, scores: bool = False) -> Columns:
@@ -322,7 +312,7 @@ def columns(dataset: Dataset, output: np.ndarray, *, scores: bool = False) -> Co
 def write_columns(uri: str, named: Columns) -> None:
     """Write columns to a .npz, .parquet or .root file (its tree `Events`).
 
-    uri: a path or an s3:// address.
+    uri: a path or an address.
     """
     if uri.endswith(".npz"):
         for name, values in named.items():

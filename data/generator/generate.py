@@ -20,7 +20,7 @@ import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
-from common.cli import Parser, require, run_main
+from common.cli import Parser, local_path, require, run_main
 from common.errors import InputError, InterruptedRun
 from common.progress import Progress
 from data import jetntuple
@@ -213,7 +213,11 @@ def _parser() -> Parser:
     parser = Parser(prog="python -m data.generate", description=__doc__)
     parser.add_argument("--jets", type=int, required=True, metavar="N", help="jets to write")
     parser.add_argument(
-        "--output", required=True, metavar="DIR", help="folder for the ROOT files; made if need be"
+        "--output",
+        required=True,
+        type=local_path,
+        metavar="DIR",
+        help="folder for the ROOT files; made if need be",
     )
     parser.add_argument(
         "--seed",

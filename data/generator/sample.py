@@ -43,8 +43,8 @@ def ensure_sample(
 ) -> dict[str, str]:
     """Patterns of the ROOT files: {"train": ..., "val": ..., "test": ...}.
 
-    Generates the sample below `storage_uri` (a directory or s3://) unless it is there. The three
-    parts have seeds of their own, so they share no event and no pile-up. Raises InputError as
+    Generates the sample below `storage_uri` (a directory, s3:// or root://) unless it is there. The
+    three parts have seeds of their own, so they share no event and no pile-up. Raises InputError as
     data.generator.generate.generate does.
     """
     require(
@@ -102,7 +102,7 @@ def _make(root: str, jets: tuple[int, int, int], seed: int, workers: int | None)
             "seed": seed,
             "files": _files(str(folder)),
         }
-        if not storage.is_s3(root):
+        if storage.is_local(root):
             storage.write_json(str(folder / MARKER), marker)
             _move_into_place(folder, Path(root))
         elif not is_whole(root):  # another run may have been faster
@@ -126,7 +126,7 @@ def _workshop(root: str) -> Iterator[Path]:
 
     It goes in any case.
     """
-    if storage.is_s3(root):
+    if not storage.is_local(root):
         with tempfile.TemporaryDirectory(prefix="jec-sample-") as temporary:
             yield Path(temporary)
         return
@@ -177,7 +177,10 @@ def main(argv: list[str] | None = None) -> int:
     """The command `python -m data.sample`."""
     parser = Parser(prog="python -m data.sample", description=__doc__)
     parser.add_argument(
-        "--storage", required=True, metavar="URI", help="a directory or s3://bucket/prefix"
+        "--storage",
+        required=True,
+        metavar="URI",
+        help="a directory, s3://bucket/prefix or root://server//path",
     )
     parser.add_argument(
         "--jets",

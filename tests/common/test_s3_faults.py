@@ -22,6 +22,8 @@ class Faulty(BaseHTTPRequestHandler):
     faults: list[tuple[int, str]]
     stored: dict[str, bytes]
     requests = 0
+    cuts = 0
+    """So many bodies break off in the middle."""
 
     def _fails(self) -> bool:
         type(self).requests += 1
@@ -49,6 +51,10 @@ class Faulty(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         self.send_header("ETag", '"e"')
         self.end_headers()
+        if self.command == "GET" and self.cuts:
+            type(self).cuts -= 1
+            body = body[: len(body) // 2]
+            self.close_connection = True
         self.wfile.write(body)
 
     def log_message(self, *_) -> None:
@@ -71,9 +77,9 @@ def server(monkeypatch) -> Iterator[type[Faulty]]:
     }.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("botocore.endpoint.time.sleep", handler.pauses.append)
-    storage._client.cache_clear()
+    storage.forget_client()
     yield handler
-    storage._client.cache_clear()
+    storage.forget_client()
     served.shutdown()
     served.server_close()
 
@@ -98,3 +104,16 @@ def test_a_fault_that_stays_ends_with_what_was_asked_and_answered(server):
     # seconds: longer each time, and random
     assert all(pause <= 2**number for number, pause in enumerate(server.pauses))
     assert sum(server.pauses) > 5
+
+
+@pytest.mark.parametrize("cut", [2, 99])
+def test_a_body_that_is_cut_is_fetched_again(server, no_pauses, tmp_path, cut):
+    storage.write_bytes("s3://jets/one", b"0123456789")
+    server.cuts = cut
+    if cut < 10:
+        assert storage.read_bytes("s3://jets/one") == b"0123456789"
+        assert len(no_pauses) == cut
+        return
+    with pytest.raises(StorageError, match="s3://jets/one"):
+        storage.read_bytes("s3://jets/one")
+    assert len(no_pauses) == 6

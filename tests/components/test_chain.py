@@ -270,3 +270,21 @@ def test_the_webhook_of_a_secret_is_in_the_environment_of_finish_alone(tmp_path,
         if secret.get("secretName") == "jec-webhook"
     }
     assert given == {"exec-finish": [{"secretKey": "url", "envVar": "JEC_WEBHOOK"}]}
+
+
+def test_every_step_gets_the_login_for_xrootd_where_the_run_names_one(tmp_path):
+    path = chain.compile_to(tmp_path / "p.yaml", RunConfig(xrootd_secret="grid-login"))
+    spec, platform = yaml.safe_load_all(path.read_text())
+    asked = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    containers = spec["deploymentSpec"]["executors"]
+    assert len(asked) == len(containers) == 6
+    for name, one in asked.items():
+        (volume,) = one["secretAsVolume"]
+        assert (volume["secretName"], volume["optional"]) == ("grid-login", True)
+        env = {entry["name"]: entry["value"] for entry in containers[name]["container"]["env"]}
+        assert env["JEC_XROOTD_LOGIN"] == volume["mountPath"]
+
+
+def test_without_a_login_no_secret_is_mounted(compiled_pipeline):
+    executors = compiled_pipeline.platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    assert not any("secretAsVolume" in one for one in executors.values())

@@ -29,6 +29,7 @@ CONFIGS = {
         nvidia_driver="/opt/nvidia",
         eos="/var/eos",
         kerberos_secret="krb-secret",
+        xrootd_secret="grid-login",
     ),
 }
 

@@ -46,8 +46,8 @@ def test_torch_is_the_version_of_the_project():
 
 
 def test_all_that_a_package_needs_comes_along(common):
-    names = locks.closure(["s3fs"])
-    assert {"s3fs", "aiobotocore", "fsspec", "multidict"} <= names
+    names = locks.closure(["moto"])
+    assert {"moto", "boto3", "botocore", "responses"} <= names
     assert names <= set(common)
 
 

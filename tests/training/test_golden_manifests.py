@@ -68,6 +68,7 @@ def manifests() -> dict[str, Manifest]:
         ephemeral_storage="20Gi",
         eos="/var/eos",
         kerberos_secret="krb-secret",
+        xrootd_secret="grid-login",
         nvidia_driver="/opt/nvidia-driver",
     )
     old_form = run_with(

@@ -47,6 +47,7 @@ CONFIGS = {
         "nvidia_driver": "/opt/nvidia-driver",
         "eos": "/var/eos",
         "kerberos_secret": "krb-secret",
+        "xrootd_secret": "grid-login",
     },
     "grid": {
         "algorithm": "grid",
@@ -269,6 +270,13 @@ def test_what_a_cluster_asks_of_its_pods_is_on_all_of_them():
             for entry in spec["containers"][0]["env"]
             if entry["name"] == "KRB5CCNAME"
         )
+        assert volumes["xrootd-secret"]["secret"] == {
+            "secretName": "grid-login",
+            "defaultMode": 0o444,
+            "optional": True,
+        }
+        env = {entry["name"]: entry.get("value") for entry in spec["containers"][0]["env"]}
+        assert env["JEC_XROOTD_LOGIN"] == mounts["xrootd-secret"]
         assert ticket.startswith(f"FILE:{mounts['kerberos-ticket']}/")
         assert spec["containers"][0]["resources"]["limits"]["ephemeral-storage"] == "20Gi"
         assert ("nvidia-driver" in volumes) == ("trialTemplate" in manifest["spec"]), (

@@ -221,9 +221,9 @@ def s3(server, monkeypatch):
         "AWS_SECRET_ACCESS_KEY": "jec",
     }.items():
         monkeypatch.setenv(name, value)
-    storage._client.cache_clear()
-    storage._client().create_bucket(Bucket="jets")
+    storage.forget_client()
+    storage.s3.client().create_bucket(Bucket="jets")
     yield "s3://jets"
     storage.delete("s3://jets/")
-    storage._client().delete_bucket(Bucket="jets")
-    storage._client.cache_clear()
+    storage.s3.client().delete_bucket(Bucket="jets")
+    storage.forget_client()

@@ -20,6 +20,8 @@ import torch
 
 from common import storage
 from common.errors import InputError
+from common.storage.patterns import has_wildcard
+from common.storage.patterns import parse as parse_patterns
 from weaver.config.data_config import DataConfig
 from weaver.prepared.columns import (
     DESCRIPTION,
@@ -33,7 +35,7 @@ from weaver.prepared.columns import (
     node_cache,
 )
 from weaver.prepared.prepare import prepare
-from weaver.read.files import SAMPLE_NAME, WHOLE, Part, find
+from weaver.read.files import SUFFIXES, WHOLE, Part, find
 from weaver.read.jagged import exactly
 
 Observed = Any
@@ -133,7 +135,7 @@ class Dataset:
     @classmethod
     def open(
         cls,
-        source: str,
+        source: str | list[str],
         data_config: DataConfig,
         *,
         cache_dir: str | None = None,
@@ -146,33 +148,36 @@ class Dataset:
         """Open prepared data.
 
         source: a prepared folder, a reference file (`{"dataset": <prepared folder>}`), or patterns
-        of ROOT files, which are first prepared into `cache_dir`, in the role that `for_training`
-        and `validation` say (weaver/prepared/prepare.py). Data on S3, and with `copy` also data on
-        a shared disk, is copied once to this node's cache (`cache_dir`, or JEC_CACHE, or a folder
-        for temporary files). part: of each file that is first prepared. most_files: take only the
-        first ones of those that match, sorted; prepared data stay whole.
+        of data files, which are first prepared into `cache_dir`, in the role that `for_training`
+        and `validation` say (weaver/prepared/prepare.py). Data of a remote storage, and with `copy`
+        also data on a shared disk, is copied once to this node's cache (`cache_dir`, or JEC_CACHE,
+        or a folder for temporary files). part: of each file that is first prepared. most_files:
+        take only the first ones of those that match, sorted; prepared data stay whole.
 
         Raises InputError where there is no such data, or it was prepared with another data config.
         """
         cache = Path(cache_dir) if cache_dir else node_cache()
-        if source.endswith(".json"):
-            reference = source
-            content = storage.read_json(reference)
+        if isinstance(source, list) and len(source) == 1:
+            source = source[0]
+        if isinstance(source, str) and source.endswith(".json"):
+            content = storage.read_json(source)
             if not isinstance(content, dict) or not isinstance(content.get("dataset"), str):
                 raise InputError(
-                    f'{reference} refers to no data: expected {{"dataset": "<prepared folder>"}}'
+                    f'{source} refers to no data: expected {{"dataset": "<prepared folder>"}}'
                 )
             if part != WHOLE:
-                raise _cannot_be_split(reference)
-            source = content["dataset"]
-            if not is_prepared(source):
+                raise _cannot_be_split(source)
+            uri: str = content["dataset"]
+            if not is_prepared(uri):
                 raise InputError(
-                    f"{reference} refers to {source}, where there is no prepared data; prepare it"
-                    " again"
+                    f"{source} refers to {uri}, where there is no prepared data; prepare it again"
                 )
-        elif not is_prepared(source):
+        elif uri := prepared_folder(source):
+            if part != WHOLE:
+                raise _cannot_be_split(uri)
+        else:
             files = source if most_files is None else _first_files(source, most_files)
-            source = prepare(
+            uri = prepare(
                 files,
                 data_config,
                 str(cache),
@@ -180,11 +185,9 @@ class Dataset:
                 validation=validation,
                 part=part,
             ).uri
-        elif part != WHOLE:
-            raise _cannot_be_split(source)
-        folder = local_copy(source, cache, always=copy)
+        folder = local_copy(uri, cache, always=copy)
         description = storage.read_json(str(folder / DESCRIPTION))
-        _check(source, description, data_config)
+        _check(uri, description, data_config)
         return cls(folder, description, data_config)
 
     def __len__(self) -> int:
@@ -419,20 +422,28 @@ class _Advice:
             self._map.madvise(mmap.MADV_WILLNEED, start, stop - start)
 
 
-def _first_files(patterns: str, most: int) -> list[storage.Entry]:
+def prepared_folder(source: str | list[str]) -> str:
+    """The address of prepared data, if the source is one; empty for patterns of data files."""
+    patterns = parse_patterns(source)
+    if len(patterns) != 1 or has_wildcard(patterns[0].text):
+        return ""
+    text = patterns[0].text
+    return text if not text.endswith(SUFFIXES) and is_prepared(text) else ""
+
+
+def _first_files(patterns: str | list[str], most: int) -> list[storage.Entry]:
     """The first files that match, as weaver-core's --demo takes them.
 
     Those of one sample (`name:pattern`) are sorted, and samples follow in the order of their names'
     first appearance.
     """
     samples: dict[str, list[str]] = {}
-    for part in patterns.split():
-        name = SAMPLE_NAME.match(part)
-        samples.setdefault(name[0] if name else "", []).append(part)
-    entries: dict[str, storage.Entry] = {}
+    for pattern in parse_patterns(patterns):
+        samples.setdefault(pattern.sample, []).append(pattern.without_sample)
+    entries: dict[tuple[str, str], storage.Entry] = {}
     for parts in samples.values():
         for entry in sorted(find(parts), key=lambda entry: entry.uri):
-            entries.setdefault(entry.uri, entry)
+            entries.setdefault((entry.uri, entry.tree), entry)
     return list(entries.values())[:most]
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
+from common import storage
 from common.errors import InputError
 
 
@@ -49,6 +50,8 @@ def logged(path: str) -> Iterator[None]:
     if not path:
         yield
         return
+    if not storage.is_local(path):
+        raise InputError(f"--log-file {path}: give a path on this machine")
     if "LOCAL_RANK" in os.environ:
         path = f"{path}.{int(os.environ['LOCAL_RANK']):03d}"
     try:

@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 
 from common.choices import PRECISIONS
 from common.errors import InputError, unknown
+from common.storage.addresses import scheme_of
 from weaver.fit.schedulers import CURVES, WARMED_UP
 
 # Others of torch.optim have their class names, as in weaver-core.
@@ -732,6 +733,7 @@ def parse(argv: Sequence[str] | None = None) -> TrainOptions:
     options = with_names(options)
     problem = (
         _wrong_run_mode(options)
+        or _foreign_address(options)
         or _missing(options)
         or _contradiction(options)
         or _malformed(options)
@@ -889,6 +891,19 @@ def _wrong_run_mode(options: TrainOptions) -> str | None:
             "--run-mode val without train: history.json in the trial's folder holds the validation"
             " of every epoch; write train,val or test"
         )
+    return None
+
+
+def _foreign_address(options: TrainOptions) -> str | None:
+    """Name an address of an unknown scheme, before hours of training end at it."""
+    for name in (
+        *("data_config", "network_config", "model_prefix", "load_model_weights", "metrics_log"),
+        *("log_file", "tensorboard_log_dir", "predict_output", "export_onnx", "triton_config"),
+    ):
+        try:
+            scheme_of(getattr(options, name))
+        except InputError as error:
+            return f"--{name.replace('_', '-')}: {error}"
     return None
 
 

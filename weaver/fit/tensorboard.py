@@ -25,7 +25,7 @@ LARGEST_RESPONSE = 3.0  # a few wrong matches would stretch the axis otherwise
 
 
 class TensorBoard:
-    """Writes to a folder or s3:// address; does nothing where that is empty.
+    """Writes to a folder, s3:// or root:// address; does nothing where that is empty.
 
     Use as a context manager.
     """
@@ -39,7 +39,7 @@ class TensorBoard:
         from torch.utils.tensorboard import SummaryWriter
 
         self.folder = uri
-        if storage.is_s3(uri):
+        if not storage.is_local(uri):
             self.temporary = tempfile.TemporaryDirectory()
             self.folder = self.temporary.name
         # What an interrupted run wrote about epochs that are now done again is hidden by

@@ -1,7 +1,7 @@
 """Network files in Weaver's form.
 
 A network file is a Python file with `get_model(data_config, **options)` and
-`get_loss(data_config, **options)`. It is read from a path or an s3:// address. What it takes is
+`get_loss(data_config, **options)`. It is read from a path or an address. What it takes is
 read from its text, so that a search space can be checked without torch; it is imported when the
 network is built.
 """
@@ -172,7 +172,7 @@ class NetworkFile:
     def _local_place(self) -> str:
         """The file on this machine, with its siblings beside it where it has any."""
         place = self.place or self.uri
-        if not storage.is_s3(place) or not self.siblings:
+        if storage.is_local(place) or not self.siblings:
             return place
         from weaver.prepared.columns import node_cache  # late: it imports awkward
 

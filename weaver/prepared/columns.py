@@ -445,7 +445,7 @@ def _remove_stale(parent: Path) -> None:
 
 
 def publish(folder: Path, uri: str) -> None:
-    """Upload a folder to S3, dataset.json last."""
+    """Upload a folder, dataset.json last."""
     for file in sorted(folder.iterdir(), key=lambda path: path.name == DESCRIPTION):
         storage.upload(file, storage.join(uri, file.name))
 
@@ -456,9 +456,9 @@ def local_copy(uri: str, cache: Path, *, always: bool = False) -> Path:
     Whichever process comes first fetches the copy; the others wait for it. Its name is the
     folder's, a digest of what the data was made from.
 
-    always: copy also what is not on S3 (a shared disk that is slow to read here and there).
+    always: copy also what is on a disk (a shared disk that is slow to read here and there).
     """
-    if not storage.is_s3(uri) and not always:
+    if storage.is_local(uri) and not always:
         return Path(uri)
     target = cache / storage.name(uri)
     cache.mkdir(parents=True, exist_ok=True)

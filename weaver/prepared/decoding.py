@@ -34,10 +34,11 @@ from weaver.prepared.columns import (
 )
 from weaver.prepared.derive import derive_params
 from weaver.read import files as data_files
-from weaver.read.ahead import in_threads
+from weaver.read.ahead import in_threads, lookahead
 from weaver.read.files import DamagedFile, DataFile, Load, Skipped, Step
 from weaver.read.jagged import common_type
 from weaver.read.opening import REMEDY, TREE_REMEDY
+from weaver.read.remote import AHEAD_BYTES, Readers
 
 Report = Callable[[str], None]
 MOST_THREADS = 8  # each holds a step and what is made of it
@@ -142,7 +143,8 @@ class Decoding:
         label = f"preparing {self.role} data"
         with (
             Progress(label, total=self.num_read, unit="jets") as progress,
-            contextlib.closing(in_threads(self.jobs(config), self.threads)) as results,
+            Readers() as readers,
+            contextlib.closing(in_threads(self.jobs(config, readers), self.threads)) as results,
         ):
             for decoded in results:
                 # Jobs behind the damage may have been at work already: the rest of the file goes.
@@ -177,12 +179,20 @@ class Decoding:
             return 1
         return min(len(os.sched_getaffinity(0)), MOST_THREADS)
 
-    def jobs(self, config: DataConfig) -> Iterator[Callable[[], Decoded]]:
-        """The work on all files, each job on some steps of one of them."""
-        for number, file in enumerate(self.files):
-            generator = np.random.default_rng(number)
-            for load in self.loads(file, self.plan, *file.entries):
-                yield functools.partial(self.decode, number, load, config, generator)
+    def jobs(self, config: DataConfig, readers: Readers) -> Iterator[Callable[[], Decoded]]:
+        """The work on all files, each job on some steps of one of them.
+
+        The bytes of the next jobs are on their way, also those of the next files.
+        """
+
+        def numbered() -> Iterator[tuple[int, Load]]:
+            for number, file in enumerate(self.files):
+                for load in self.loads(file, self.plan, *file.entries, readers):
+                    yield number, load
+
+        generators = [np.random.default_rng(number) for number in range(len(self.files))]
+        for number, load in lookahead(numbered(), lambda item: item[1].stored, AHEAD_BYTES):
+            yield functools.partial(self.decode, number, load, config, generators[number])
 
     def decode(
         self, number: int, load: Load, config: DataConfig, generator: np.random.Generator
@@ -211,7 +221,9 @@ class Decoding:
             raise InputError(f"{error} (in {where})") from error
         return Decoded(number, steps, None)
 
-    def loads(self, file: DataFile, plan: Plan, start: int, stop: int) -> Iterator[Load]:
+    def loads(
+        self, file: DataFile, plan: Plan, start: int, stop: int, readers: Readers
+    ) -> Iterator[Load]:
         """The steps of the file's entries start:stop.
 
         Damage that shows while they are listed is one of them.
@@ -225,9 +237,10 @@ class Decoding:
                 start=start,
                 stop=stop,
                 step_bytes=self.step_bytes,
+                readers=readers,
             )
         except DamagedFile as error:
-            yield functools.partial(_raise, error)
+            yield Load(functools.partial(_raise, error))
 
     def steps(self, file: DataFile, plan: Plan, stop: int) -> Iterator[Step]:
         """The columns of the file's first entries, step by step.
@@ -238,8 +251,15 @@ class Decoding:
         def list_steps(load: Load) -> list[Step]:
             return list(load())  # a list, so that the thread decodes and not the loop below
 
-        jobs = (functools.partial(list_steps, load) for load in self.loads(file, plan, 0, stop))
-        with contextlib.closing(in_threads(jobs, self.threads)) as parts:
+        def jobs(readers: Readers) -> Iterator[Callable[[], list[Step]]]:
+            loads = self.loads(file, plan, 0, stop, readers)
+            for load in lookahead(loads, lambda load: load.stored, AHEAD_BYTES):
+                yield functools.partial(list_steps, load)
+
+        with (
+            Readers() as readers,
+            contextlib.closing(in_threads(jobs(readers), self.threads)) as parts,
+        ):
             try:
                 for part in parts:
                     yield from part

@@ -96,7 +96,7 @@ def prepare(
     else:
         entries = data_files.find(cast("str | Iterable[str]", files))
     # The key, and the order of the jets, do not depend on the order in which files are named.
-    entries = sorted(entries, key=lambda entry: entry.uri)
+    entries = sorted(entries, key=lambda entry: (entry.uri, entry.tree))
     role = "test" if not for_training else "validation" if validation else "training"
     _check_derived(data_config, role)
 
@@ -124,11 +124,11 @@ def prepare(
         skip_bad_files=skip_bad_files,
         skipped=checked.skipped,
     )
-    with building(node_cache() / key if storage.is_s3(uri) else Path(uri)) as folder:
+    with building(Path(uri) if storage.is_local(uri) else node_cache() / key) as folder:
         with _rare_collections():
             description = decoding.run(folder)
         storage.write_json(str(folder / DESCRIPTION), description)
-        if storage.is_s3(uri):
+        if not storage.is_local(uri):
             publish(folder, uri)  # the temporary folder then becomes this node's copy
     return _reference(uri, data_config, description, reused=False)
 
@@ -213,18 +213,18 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--data-config",
         required=True,
-        help="data config in Weaver's YAML: a path or an s3:// address",
+        help="data config in Weaver's YAML: a path or an address",
     )
     parser.add_argument(
         "--data",
         required=True,
         nargs="+",
-        help="ROOT or parquet files: paths or s3:// addresses with *, ? or [...]",
+        help="data files: paths, s3://, root:// or https:// addresses, with *, ? or [...]",
     )
     parser.add_argument(
         "--output",
         required=True,
-        help="storage: a folder or s3://bucket/prefix; the data goes to its cache/",
+        help="storage: a folder, s3:// or root:// address; the data goes to its cache/",
     )
     role = parser.add_mutually_exclusive_group()
     role.add_argument(

@@ -75,6 +75,27 @@ def in_threads(jobs: Iterable[Callable[[], Item]], threads: int) -> Generator[It
         pool.shutdown(cancel_futures=True)
 
 
+def lookahead(
+    items: Iterable[Item], weight: Callable[[Item], int], most: int
+) -> Generator[Item, None, None]:
+    """The same items, taken early, so that what was begun for them goes on meanwhile.
+
+    As many are taken as weigh more than `most` together. An item that weighs nothing was not begun
+    by taking it: it is handed on at once.
+    """
+    waiting: collections.deque[tuple[Item, int]] = collections.deque()
+    held = 0
+    for item in items:
+        waiting.append((item, weight(item)))
+        held += waiting[-1][1]
+        while waiting and (held > most or not waiting[-1][1]):
+            first, weighs = waiting.popleft()
+            held -= weighs
+            yield first
+    for first, _ in waiting:
+        yield first
+
+
 class _Raised:
     """An error of the thread, on its way to the loop."""
 

@@ -1,8 +1,6 @@
 """The data files, ROOT or parquet: patterns of addresses, checks of every file, and decoding.
 
-Patterns are Weaver's: separated by blanks or commas (or given as a list), each a path or an s3://
-address with `*`, `?` or `[...]`, and optionally `name:` in front (the name of a sample; it does not
-matter here).
+Patterns are Weaver's (common/storage/patterns.py); the name of a sample does not matter here.
 
 Every file is checked before any of it is decoded. A damaged file (truncated, not readable, not a
 data file) raises DamagedFile, which names it; where damaged files are to be skipped, they are left
@@ -18,14 +16,16 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
 from common import storage
-from common.errors import InputError, unknown
+from common.errors import InputError, StorageError, unknown
 from common.storage import Entry
+from common.storage.patterns import has_wildcard
+from common.storage.patterns import parse as parse_patterns
 from weaver.config.data_config import TRAINING_FLAG, DataConfig
 from weaver.config.plan import Plan
 from weaver.read import hdf5, jagged, parquet
@@ -36,27 +36,40 @@ from weaver.read.opening import (
     check_header,
     choose_tree,
     find_tree,
+    open_bytes,
     open_file,
     open_hdf5,
     open_parquet,
     unreadable,
 )
+from weaver.read.remote import Fetch, Parts, Range, Readers
 from weaver.read.root import baskets, root_tree
 
-SAMPLE_NAME = re.compile(r"^[\w.+%-]+:(?!//)")
 # decoded at a time; what is computed from them takes a few times that, and larger steps are no
 # faster
 STEP_BYTES = 16 * 2**20
+STEPS_AHEAD = 3  # of uproot's, whose bytes are on their way, with the one that is decoded
 SUFFIXES = (".root", parquet.SUFFIX, *hdf5.SUFFIXES)
 NOT_READ = (".awkd",)
-CHECKERS = 8  # files opened at a time: on S3 each takes a few round trips
+# files opened at a time; distant ones wait for two or three round trips each
+CHECKERS, DISTANT_CHECKERS = 8, 32
 REFUSED = 20  # files that cannot be used and that an error lists
 LISTED = 5  # files of a folder that an error names
 
 Step = tuple[Columns, int]
 """The columns of some jets, and how many these are."""
-Load = Callable[[], Iterable[Step]]
-"""Decodes one or more steps when it is called."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Load:
+    """Decodes one or more steps when it is called."""
+
+    decode: Callable[[], Iterable[Step]]
+    stored: int = 0
+    """Bytes that are on their way for it, from a distant storage."""
+
+    def __call__(self) -> Iterable[Step]:
+        return self.decode()
 
 
 Part = tuple[float, float]
@@ -128,55 +141,45 @@ class Checked:
 # --------------------------------------------------------------------------------------- patterns
 
 
-def split_patterns(patterns: str | Iterable[str]) -> list[str]:
-    """Patterns without the samples' names.
-
-    A text that is the path of an existing file is one pattern, blanks and all.
-    """
-    parts: list[str] = []
-    for text in [patterns] if isinstance(patterns, str) else patterns:
-        parts += [text] if os.path.exists(text) else re.split(r"[,\s]+", text)
-    return [part if os.path.exists(part) else SAMPLE_NAME.sub("", part) for part in parts if part]
-
-
 def find(patterns: str | Iterable[str]) -> list[Entry]:
     """The files that match, each once, in the order of the patterns.
 
     A folder stands for the data files in it. Raises InputError for a pattern that matches nothing,
-    and where no pattern is given.
+    for an address of an unknown scheme, and where no pattern is given.
     """
-    parts = split_patterns(patterns)
+    parts = parse_patterns(patterns)
     if not parts:
         raise InputError(
             "no data files given; pass a path or a pattern such as data/*.root or"
             " s3://bucket/data/*.root"
         )
-    entries: dict[str, Entry] = {}
+    entries: dict[tuple[str, str], Entry] = {}
     for part in parts:
-        matches = storage.glob(part)
+        matches = storage.glob(part.text)
         # The address of one file takes that file, and a pattern all it matches, whatever their
         # names end in.
-        is_file = len(matches) == 1 and storage.absolute(part) == matches[0].uri
-        if not is_file and not re.search(r"[*?\[]", part):
+        is_file = len(matches) == 1 and storage.absolute(part.text) == matches[0].uri
+        if not is_file and not has_wildcard(part.text):
             matches = [entry for entry in matches if entry.uri.endswith(SUFFIXES)]
         if not matches:
-            kind = "parquet" if part.endswith(parquet.SUFFIX) else "ROOT"
-            raise InputError(f"no {kind} file matches '{part}'{_folder_contents(part)}")
+            kind = "parquet" if part.text.endswith(parquet.SUFFIX) else "ROOT"
+            raise InputError(f"no {kind} file matches '{part.text}'{_folder_contents(part.text)}")
         for entry in matches:
-            written = _as_written(part, entry.uri)
-            entries.setdefault(entry.uri, dataclasses.replace(entry, written=written))
-    for uri in entries:
-        if uri.endswith(NOT_READ):
+            written = _as_written(part.text, entry.uri)
+            named = dataclasses.replace(entry, written=written, tree=part.tree)
+            entries.setdefault((entry.uri, part.tree), named)
+    for entry in entries.values():
+        if entry.uri.endswith(NOT_READ):
             raise InputError(
-                f"{uri}: files of awkward 0 (.awkd), which weaver-core takes, are not read here;"
-                " write the jets as ROOT or parquet"
+                f"{entry.uri}: files of awkward 0 (.awkd), which weaver-core takes, are not read"
+                " here; write the jets as ROOT or parquet"
             )
     return list(entries.values())
 
 
 def _as_written(pattern: str, uri: str) -> str:
     """The address of a file that matches a pattern, relative where the pattern is relative."""
-    if storage.is_s3(pattern):
+    if not storage.is_local(pattern):
         return uri
     # the folders before the first wildcard
     head = re.split(r"[*?\[]", pattern)[0]
@@ -186,7 +189,7 @@ def _as_written(pattern: str, uri: str) -> str:
 
 def _folder_contents(pattern: str) -> str:
     """What the folder of a pattern without a match holds, as the end of a sentence."""
-    if storage.is_s3(pattern):  # where listing may be slow
+    if not storage.is_local(pattern):  # where listing may be slow
         return ""
     folder = os.path.dirname(storage.absolute(pattern))
     if not os.path.isdir(folder):
@@ -227,7 +230,8 @@ def check(
     files: list[DataFile] = []
     damaged: list[tuple[Entry, DamagedFile]] = []
     refusals: list[InputError] = []
-    with ThreadPoolExecutor(CHECKERS) as pool:
+    are_local = all(storage.is_local(entry.uri) for entry in entries)
+    with ThreadPoolExecutor(CHECKERS if are_local else DISTANT_CHECKERS) as pool:
         for entry, result in zip(entries, pool.map(inspect_or_refuse, entries), strict=True):
             if isinstance(result, DataFile):
                 files.append(dataclasses.replace(result, part=part))
@@ -331,8 +335,9 @@ def inspect(entry: Entry, config: DataConfig, plan: Plan) -> DataFile:
         return _inspect_parquet(entry, plan)
     if entry.uri.endswith(hdf5.SUFFIXES):
         return _inspect_hdf5(entry, plan)
-    check_header(entry)
-    simple = _simple_tree(entry, config, plan)
+    with open_bytes(entry.uri, entry) as fetch:
+        check_header(entry, fetch)
+        simple = _simple_tree(entry, fetch, config, plan)
     if simple is not None:
         size = sum(branch.uncompressed for branch in simple.branches.values())
         return DataFile(
@@ -345,7 +350,7 @@ def inspect(entry: Entry, config: DataConfig, plan: Plan) -> DataFile:
             baskets=simple,
         )
     with open_file(entry.uri) as file:
-        path = find_tree(entry.uri, file, config.treename)
+        path = find_tree(entry.uri, file, entry.tree or config.treename)
         tree = file[path]
         if is_ntuple(tree):
             return _ntuple(entry, path, tree, plan)
@@ -391,19 +396,21 @@ def _number_type(interpretation: Any) -> np.dtype | None:
     return dtype.base  # of x[3]: that of its numbers
 
 
-def _simple_tree(entry: Entry, config: DataConfig, plan: Plan) -> root_tree.Tree | None:
-    """The tree of a local file with all branches of the plan.
+def _simple_tree(
+    entry: Entry, fetch: Fetch, config: DataConfig, plan: Plan
+) -> root_tree.Tree | None:
+    """The tree of a file with all branches of the plan.
 
     None where uproot is to read the file, or to say what is wrong with it.
     """
-    if storage.is_s3(entry.uri):
-        return None
     try:
         tree = root_tree.read_tree(
-            entry.uri,
-            lambda keys: choose_tree(entry.uri, keys, config.treename),
+            fetch,
+            lambda keys: choose_tree(entry.uri, keys, entry.tree or config.treename),
             set(plan.branches.values()),
         )
+    except StorageError:
+        raise
     except Exception:  # damaged bytes end in errors of many kinds
         return None
     if not tree.num_entries or not tree.branches:
@@ -548,7 +555,7 @@ def read(
         else:
             chosen = _chosen(tree, branches)
             steps = tree.iterate(
-                filter_branch=lambda branch: branch in chosen,
+                filter_branch=_is_one_of(chosen),
                 step_size=rows,
                 entry_start=start,
                 entry_stop=stop,
@@ -556,7 +563,47 @@ def read(
                 library="ak",
                 how=dict,
             )
+            if not storage.is_local(file.entry.uri):
+                end = file.num_entries if stop is None else stop
+                steps = _read_ahead(steps, tree, chosen, range(start, end, rows), end)
         yield from _named(steps, file, plan, supplied)
+
+
+def _read_ahead(
+    steps: Iterator[Columns], tree: Any, branches: list[Any], starts: range, stop: int
+) -> Iterator[Columns]:
+    """Uproot's steps over a distant tree, with the baskets of the next ones on their way.
+
+    starts: the first entry of each step.
+    """
+    source = tree.file.source
+    seen: set[Range] = set()  # uproot keeps the baskets that reach into the next step
+    ahead = 0
+    for number, _ in enumerate(starts):
+        while ahead < min(number + STEPS_AHEAD, len(starts)):
+            end = min(starts[ahead] + starts.step, stop)
+            ranges = _stored(branches, starts[ahead], end) - seen
+            seen |= ranges
+            if ranges:
+                source.begin(sorted(ranges))
+            ahead += 1
+        step = next(steps, None)
+        if step is None:
+            return
+        yield step
+
+
+def _stored(branches: list[Any], start: int, stop: int) -> set[Range]:
+    """The bytes of the baskets of uproot's branches that hold the entries start:stop."""
+    ranges = set()
+    for branch in branches:
+        for part in [branch, *branch.itervalues(recursive=True)]:
+            bounds = part.entry_offsets
+            for number in range(part.num_baskets):
+                if bounds[number] < stop and bounds[number + 1] > start:
+                    begin = int(part.member("fBasketSeek")[number])
+                    ranges.add((begin, begin + int(part.member("fBasketBytes")[number])))
+    return ranges
 
 
 def _ntuple_steps(
@@ -575,6 +622,15 @@ def _ntuple_steps(
         yield {name: arrays[name] for name in fields}
 
 
+def _is_one_of(branches: list[Any]) -> Callable[[Any], bool]:
+    """Whether a branch of uproot's is one of these.
+
+    Not `in`, because uproot takes any two branches without branches within for equal.
+    """
+    identities = {id(branch) for branch in branches}
+    return lambda branch: id(branch) in identities
+
+
 def _chosen(tree: Any, names: set[str]) -> list[Any]:
     """The branches of these names of a tree of uproot's."""
     return [branch for name, branch in first_branches(tree).items() if name in names]
@@ -589,12 +645,15 @@ def loads(
     start: int = 0,
     stop: int | None = None,
     step_bytes: int = STEP_BYTES,
+    readers: Readers | None = None,
 ) -> Iterator[Load]:
     """The steps of `read`, each as a function without arguments that gives one or more of them.
 
     They may be called in any order and several at a time; where uproot reads the file, it does so
-    while this iterator goes on. Columns are those of weaver/read/jagged.py, or awkward's. Both
-    raise InputError where the file turns out to be damaged.
+    while this iterator goes on. With `readers`, the bytes of a distant file's step are on their
+    way once this iterator has given it. Columns are those of weaver/read/jagged.py, or awkward's.
+    Both raise InputError where the file turns out to be damaged, StorageError where its storage
+    fails.
     """
     if file.baskets is None:
         for step in read(
@@ -606,16 +665,25 @@ def loads(
             stop=stop,
             step_bytes=step_bytes,
         ):
-            yield functools.partial(iter, [step])
+            yield Load(functools.partial(iter, [step]))
         return
     supplied = _supplied(file, config, training_set)
     rows = _rows(file, step_bytes)
     stop = file.num_entries if stop is None else stop
     branches = file.baskets.branches
+    bounds = []
     for first, end in baskets.ranges(branches.values(), rows, stop):
         if end > start:
-            begin = max(first, start)
-            yield functools.partial(_load, file, branches, plan, supplied, begin, end, rows)
+            bounds.append((max(first, start), end))
+    is_distant = not storage.is_local(file.entry.uri)
+    distant = readers.file(file.entry, len(bounds)) if readers and is_distant else None
+    for begin, end in bounds:
+        parts, size = None, 0
+        if distant is not None:
+            stored = baskets.stored(branches.values(), begin, end)
+            parts, size = distant.read(stored), sum(last - first for first, last in stored)
+        decode = functools.partial(_load, file, branches, plan, supplied, begin, end, rows, parts)
+        yield Load(decode, size)
 
 
 def _rows(file: DataFile, step_bytes: int) -> int:
@@ -645,20 +713,25 @@ def _load(
     start: int,
     stop: int,
     rows: int,
+    parts: Future[Parts] | None,
 ) -> Iterator[Step]:
-    """The entries start:stop, `rows` at a time."""
+    """The entries start:stop, `rows` at a time. parts: their baskets, if they are on their way."""
     names = set(plan.branches.values())
+    chosen_branches = {name: branches[name] for name in names}
     try:
-        with root_tree.opened(file.entry.uri) as fetch:
-            arrays: Columns = baskets.columns(
-                fetch, {name: branches[name] for name in plan.branches.values()}, start, stop
-            )
+        if parts is not None:
+            arrays: Columns = baskets.columns(parts.result(), chosen_branches, start, stop)
+        else:
+            with open_bytes(file.entry.uri) as fetch:
+                arrays = baskets.columns(fetch, chosen_branches, start, stop)
+    except StorageError:
+        raise
     except Exception:  # uproot may know better, or says what is wrong
         with open_file(file.entry.uri) as opened:
             tree = opened[file.tree]
             chosen = _chosen(tree, names)
             steps = tree.iterate(
-                filter_branch=lambda branch: branch in chosen,
+                filter_branch=_is_one_of(chosen),
                 step_size=stop,
                 entry_start=start,
                 entry_stop=stop,

@@ -24,13 +24,8 @@ SUFFIXES = (".h5", ".hdf5")
 def open_file(uri: str) -> Iterator[Any]:
     """The file opened with PyTables.
 
-    Raises whatever PyTables raises, and InputError without PyTables or for an s3:// address.
+    Raises whatever PyTables raises, and InputError without PyTables.
     """
-    if storage.is_s3(uri):
-        raise InputError(
-            f"{uri}: HDF5 is read from a disk only; download the file, or write the jets as ROOT or"
-            " parquet"
-        )
     try:
         import tables
     except ImportError:
@@ -38,7 +33,15 @@ def open_file(uri: str) -> Iterator[Any]:
             f"reading {uri} takes PyTables; type: pip install '.[hdf5]' (where the project is not:"
             " pip install tables)"
         ) from None
-    with tables.open_file(uri) as file:
+    options: dict[str, Any] = {}
+    if not storage.is_local(uri):
+        # HDF5's library reads no file objects: the whole file comes into memory.
+        options = {
+            "driver": "H5FD_CORE",
+            "driver_core_image": storage.read_bytes(uri),
+            "driver_core_backing_store": 0,
+        }
+    with tables.open_file(uri, **options) as file:
         yield file
 
 

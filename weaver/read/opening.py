@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import struct
 from collections.abc import Iterator, Sequence
@@ -10,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from common import storage
-from common.errors import InputError, unknown
+from common.errors import InputError, JecError, unknown
 from common.storage import Entry
+from common.storage.addresses import local_path
 from weaver.read import hdf5, parquet
+from weaver.read.remote import Ends, Fetch
 
 HEADER = 100  # bytes of a ROOT file's header that hold its version and its end
 LARGE_FILE = 1_000_000  # ROOT adds it to the version of a file whose end is a 64-bit number
@@ -29,9 +32,12 @@ class DamagedFile(InputError):
     """The bytes that it should have, where that is known."""
 
 
-def unreadable(uri: str, error: Exception) -> InputError:
-    """The error for a file that cannot be read (further); an InputError passes through."""
-    if isinstance(error, InputError):
+def unreadable(uri: str, error: Exception) -> JecError:
+    """The error for a file that cannot be read (further); one of ours passes through.
+
+    A storage that does not answer says nothing of the file.
+    """
+    if isinstance(error, JecError):
         return error
     lines = str(error).strip().splitlines()
     if _is_unknown_form(error):
@@ -55,22 +61,13 @@ def _is_unknown_form(error: Exception) -> bool:
     return isinstance(error, ImportError) or bool(names & unknown_forms)
 
 
-def check_header(entry: Entry) -> None:
+def check_header(entry: Entry, fetch: Fetch) -> None:
     """Check that the file begins as ROOT files do and is as long as its header says.
 
-    Raises DamagedFile where it does not, or is not.
+    fetch: (first byte, number of bytes) -> bytes of the file. Raises DamagedFile where it does
+    not, or is not.
     """
-    try:
-        if storage.is_s3(entry.uri):
-            import s3fs
-
-            s3 = s3fs.S3FileSystem(**storage.s3_options())
-            header = s3.cat_file(entry.uri, start=0, end=HEADER)
-        else:
-            with open(entry.uri, "rb") as file:
-                header = file.read(HEADER)
-    except Exception as error:  # those of the disk, of s3fs and of botocore
-        raise unreadable(entry.uri, error) from error
+    header = bytes(fetch(0, HEADER))
     if len(header) < 20 or header[:4] != b"root":
         begins = f"it begins with {header[:8]!r}" if header else "it is empty"
         raise DamagedFile(f"{entry.uri} is not a ROOT file: {begins}")
@@ -87,16 +84,41 @@ def check_header(entry: Entry) -> None:
 
 
 @contextlib.contextmanager
+def open_bytes(uri: str, entry: Entry | None = None) -> Iterator[Fetch]:
+    """A function (first byte, number of bytes) -> bytes of a file, to open it with.
+
+    entry: the file as it was listed. Raises InputError or StorageError where the file cannot be
+    opened or read.
+    """
+    if storage.is_local(uri):
+        path = local_path(uri)
+        try:
+            file = os.open(path, os.O_RDONLY)
+        except OSError as error:
+            raise unreadable(uri, error) from error
+        try:
+            yield lambda start, size: os.pread(file, size, start)
+        finally:
+            os.close(file)
+        return
+    with storage.open_source(uri, entry) as source:
+        yield Ends(source)
+
+
+@contextlib.contextmanager
 def open_file(uri: str) -> Iterator[Any]:
     """The file opened with uproot; raises InputError where that fails."""
     import uproot
 
     try:
-        if storage.is_s3(uri):
-            opened = uproot.open(uri, **storage.s3_options())
-        else:
-            # A Path, because uproot takes what follows a colon in a text for the name of an object.
+        # A Path or a dict, because uproot takes what follows a colon in a text for the name of an
+        # object.
+        if storage.is_local(uri):
             opened = uproot.open(Path(uri))
+        else:
+            from weaver.read.uproot_source import StorageSource
+
+            opened = uproot.open({uri: None}, handler=StorageSource)
     # uproot raises many kinds for a damaged file (struct, zlib, key and value errors)
     except Exception as error:
         raise unreadable(uri, error) from error

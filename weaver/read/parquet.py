@@ -30,11 +30,7 @@ def open_file(uri: str) -> Iterator[Any]:
     except ImportError:
         raise InputError(f"reading {uri} takes pyarrow; type: pip install pyarrow") from None
     with contextlib.ExitStack() as stack:
-        source = uri
-        if storage.is_s3(uri):
-            import s3fs
-
-            source = stack.enter_context(s3fs.S3FileSystem(**storage.s3_options()).open(uri, "rb"))
+        source = uri if storage.is_local(uri) else stack.enter_context(storage.open_file(uri))
         yield stack.enter_context(pyarrow.parquet.ParquetFile(source))
 
 

@@ -44,10 +44,10 @@ def bucket(monkeypatch):
         "AWS_SECRET_ACCESS_KEY": "secret",
     }.items():
         monkeypatch.setenv(name, value)
-    storage._client.cache_clear()
-    storage._client().create_bucket(Bucket="jets")
+    storage.forget_client()
+    storage.s3.client().create_bucket(Bucket="jets")
     yield "s3://jets/some/prefix"
-    storage._client.cache_clear()
+    storage.forget_client()
     server.stop()
 
 

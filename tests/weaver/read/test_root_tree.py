@@ -11,6 +11,7 @@ import uproot
 
 from weaver.config.expressions import Expression
 from weaver.read.jagged import Jagged, evaluate, plain, to_awkward
+from weaver.read.opening import open_bytes
 from weaver.read.root import baskets, inflate, root_tree
 
 ENTRIES = 300
@@ -41,6 +42,11 @@ def write(path, compression, parts=1):
     return path
 
 
+def read_tree(path, choose, names):
+    with open_bytes(path) as fetch:
+        return root_tree.read_tree(fetch, choose, names)
+
+
 def test_an_array_of_one_number_is_left_to_uproot(tmp_path):
     """weaver-core reads `x[1]` as (N, 1), and `x` as (N,): the leaf's title tells them apart."""
     path = tmp_path / "a.root"
@@ -48,9 +54,9 @@ def test_an_array_of_one_number_is_left_to_uproot(tmp_path):
         file.mktree("t", {"x": "f4", "one": np.dtype(("f4", (1,)))}).extend(
             {"x": np.zeros(3, "f4"), "one": np.zeros((3, 1), "f4")}
         )
-    assert root_tree.read_tree(str(path), lambda keys: keys[0], {"x"}).branches
+    assert read_tree(str(path), lambda keys: keys[0], {"x"}).branches
     with pytest.raises(root_tree.Unusual):
-        root_tree.read_tree(str(path), lambda keys: keys[0], {"x", "one"})
+        read_tree(str(path), lambda keys: keys[0], {"x", "one"})
 
 
 COMPRESSIONS = [None, uproot.ZLIB(1), uproot.LZ4(1), uproot.LZMA(1), uproot.ZSTD(1)]
@@ -60,9 +66,9 @@ COMPRESSIONS = [None, uproot.ZLIB(1), uproot.LZ4(1), uproot.LZMA(1), uproot.ZSTD
 def test_columns_are_those_that_uproot_reads(tmp_path, compression):
     path = write(tmp_path / "a.root", compression, parts=3)
     names = set(jets(0))
-    tree = root_tree.read_tree(str(path), lambda keys: keys[0], names)
+    tree = read_tree(str(path), lambda keys: keys[0], names)
     assert (tree.path, tree.num_entries) == ("a/b/t;1", 3 * ENTRIES)
-    with uproot.open(path) as file, root_tree.opened(str(path)) as fetch:
+    with uproot.open(path) as file, open_bytes(str(path)) as fetch:
         # within, across and at the edges of baskets
         for start, stop in ((0, 900), (10, 20), (250, 350), (299, 900), (600, 900)):
             found = baskets.columns(fetch, tree.branches, start, stop)
@@ -80,7 +86,7 @@ def test_columns_are_those_that_uproot_reads(tmp_path, compression):
 
 
 def test_ranges_cut_no_basket_and_end_where_asked(tmp_path):
-    tree = root_tree.read_tree(
+    tree = read_tree(
         str(write(tmp_path / "a.root", None, parts=4)), lambda keys: keys[0], {"f", "x_f4"}
     )
     assert list(baskets.ranges(tree.branches.values(), 400, 1200)) == [(0, 600), (600, 1200)]
@@ -98,23 +104,21 @@ def test_what_is_not_simple_is_left_to_uproot(tmp_path):
         file.mktree("t", {"pair": np.dtype(("f4", (2,))), "x": "f4"}).extend(
             {"pair": np.ones((5, 2), "f4"), "x": np.ones(5, "f4")}
         )
-    assert root_tree.read_tree(str(path), lambda keys: "t;1", {"x"}).branches[
-        "x"
-    ].dtype == np.dtype(">f4")
+    assert read_tree(str(path), lambda keys: "t;1", {"x"}).branches["x"].dtype == np.dtype(">f4")
     for name in ("pair", "absent"):
         with pytest.raises(root_tree.Unusual):
-            root_tree.read_tree(str(path), lambda keys: "t;1", {name})
+            read_tree(str(path), lambda keys: "t;1", {name})
 
 
 @pytest.mark.parametrize("compression", COMPRESSIONS[1:], ids=lambda kind: type(kind).__name__)
 def test_damaged_blocks_are_noticed(tmp_path, compression):
     path = write(tmp_path / "a.root", compression)
-    tree = root_tree.read_tree(str(path), lambda keys: keys[0], {"f"})
+    tree = read_tree(str(path), lambda keys: keys[0], {"f"})
     branch, content = tree.branches["f"], bytearray(path.read_bytes())
     middle = int(branch.seeks[0] + branch.sizes[0] * 3 // 4)
     content[middle] ^= 0xFF
     path.write_bytes(content)
-    with root_tree.opened(str(path)) as fetch, pytest.raises(Exception, match=r".+"):
+    with open_bytes(str(path)) as fetch, pytest.raises(Exception, match=r".+"):
         baskets.columns(fetch, tree.branches, 0, ENTRIES)
 
 

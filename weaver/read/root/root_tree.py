@@ -10,14 +10,13 @@ length and its version, so that unused objects are passed over.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import os
 import struct
 from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
+from weaver.read.remote import Fetch
 from weaver.read.root.inflate import inflate
 
 HEAD = 4096  # bytes of a file that hold its header and its root directory's record
@@ -82,33 +81,23 @@ class Tree:
     branches: Mapping[str, Branch]
 
 
-def read_tree(path: str, choose: Callable[[list[str]], str], names: set[str]) -> Tree:
-    """The branches with these names of a tree of a local file.
+def read_tree(fetch: Fetch, choose: Callable[[list[str]], str], names: set[str]) -> Tree:
+    """The branches with these names of a tree of a file.
 
-    choose: the paths (with cycles) of all trees -> one of them. Raises Unusual, or whatever comes
-    of damaged bytes (struct.error, IndexError, ValueError, OSError, zlib's errors).
+    fetch: (first byte, number of bytes) -> bytes of the file. choose: the paths (with cycles) of
+    all trees -> one of them. Raises Unusual, or whatever comes of damaged bytes (struct.error,
+    IndexError, ValueError, OSError, zlib's errors).
     """
-    with opened(path) as fetch:
-        head = Cursor(fetch(0, HEAD))
-        magic, version, begin = head.take(">4sii")
-        if magic != b"root":
-            raise Unusual("no ROOT file")
-        head.take(">qqii" if version >= LARGE_FILE else ">iiii")  # the end, the list of free pieces
-        (name_length,) = head.take(">i")
-        keys = dict(_trees(fetch, begin + name_length, "", DEPTH))
-        chosen = choose(list(keys))
-        data, start = keys[chosen].content(fetch)
-        return _parse_tree(chosen, Cursor(data, 0, start), names)
-
-
-@contextlib.contextmanager
-def opened(path: str) -> Iterator[Callable[[int, int], bytes]]:
-    """A function (first byte, number of bytes) -> bytes of a local file."""
-    file = os.open(path, os.O_RDONLY)
-    try:
-        yield lambda start, size: os.pread(file, size, start)
-    finally:
-        os.close(file)
+    head = Cursor(bytes(fetch(0, HEAD)))
+    magic, version, begin = head.take(">4sii")
+    if magic != b"root":
+        raise Unusual("no ROOT file")
+    head.take(">qqii" if version >= LARGE_FILE else ">iiii")  # the end, the list of free pieces
+    (name_length,) = head.take(">i")
+    keys = dict(_trees(fetch, begin + name_length, "", DEPTH))
+    chosen = choose(list(keys))
+    data, start = keys[chosen].content(fetch)
+    return _parse_tree(chosen, Cursor(data, 0, start), names)
 
 
 # ------------------------------------------------------------------------------------ directories
@@ -126,7 +115,7 @@ class _Key:
     uncompressed: int
     key_length: int
 
-    def content(self, fetch: Callable[[int, int], bytes]) -> tuple[bytes, int]:
+    def content(self, fetch: Fetch) -> tuple[bytes, int]:
         """The object's bytes, and what ROOT's references within it count from."""
         record = fetch(self.seek, self.stored)
         if len(record) < self.stored:
@@ -135,14 +124,12 @@ class _Key:
         return bytes(data), self.key_length
 
 
-def _trees(
-    fetch: Callable[[int, int], bytes], at: int, path: str, depth: int
-) -> Iterator[tuple[str, _Key]]:
+def _trees(fetch: Fetch, at: int, path: str, depth: int) -> Iterator[tuple[str, _Key]]:
     """Path with cycle -> key, of the trees in a directory and at most `depth` below it."""
-    record = Cursor(fetch(at, 64))
+    record = Cursor(bytes(fetch(at, 64)))
     version, _, _, keys_size, _ = record.take(">hIIii")
     seek = record.take(">qqq" if version > LARGE_KEY else ">iii")[2]
-    listed = Cursor(fetch(seek, keys_size))
+    listed = Cursor(bytes(fetch(seek, keys_size)))
     _key(listed)
     for _ in range(listed.take(">i")[0]):
         key = _key(listed)

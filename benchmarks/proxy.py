@@ -1,0 +1,295 @@
+"""A TCP proxy on localhost that delays and counts what passes, as a distant server would look.
+
+    python -m benchmarks.proxy --to 9000 --delay-ms 10
+
+prints the port it listens on and serves until its standard input ends; a line on it is answered
+with the counts as JSON. Each byte is passed on `delay` after it came, in either direction, so that
+a request and its answer take 2 * delay longer. The rate is not limited, and TCP's slow start, loss
+and congestion are not imitated: this is a long line, not a bad one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import contextlib
+import dataclasses
+import json
+import os
+import selectors
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+from common.project import ROOT
+
+PIECE = 2**20  # bytes read at a time
+MOST_HELD = 2**28  # bytes on their way in one direction; beyond it nothing more is read
+START_SECONDS = 20  # a process that does not say its port within this time has failed
+
+
+@dataclasses.dataclass(kw_only=True)
+class Counts:
+    """What has passed since the last reset."""
+
+    received: int = 0
+    """Bytes from the server to the client."""
+    sent: int = 0
+    """Bytes from the client to the server."""
+    connections: int = 0
+    requests: int = 0
+    """Times that a client spoke after the server did (or first): requests, unless pipelined."""
+
+
+class Proxy:
+    """Passes connections on to a port of this machine, in a thread of its own.
+
+    port: where it listens. delay: seconds that each direction takes.
+    """
+
+    def __init__(self, to_port: int, delay: float = 0.0) -> None:
+        self.delay = delay
+        self.counts = Counts()
+        self._to_port = to_port
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
+        self.port: int = self._listener.getsockname()[1]
+        self._selector = selectors.DefaultSelector()
+        self._listener.setblocking(False)
+        self._selector.register(self._listener, selectors.EVENT_READ)
+        self._ends: set[_End] = set()
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._serve, name="proxy", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> Proxy:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def reset(self) -> None:
+        """Count from zero."""
+        self.counts = Counts()
+
+    def close(self) -> None:
+        """Cut all connections and stop listening."""
+        self._stopped.set()
+        self._thread.join()
+        for end in list(self._ends):
+            self._cut(end)
+        self._selector.close()
+        self._listener.close()
+
+    # ------------------------------------------------------------------------------ in the thread
+
+    def _serve(self) -> None:
+        while not self._stopped.is_set():
+            for key, events in self._selector.select(self._seconds_to_next()):
+                if key.data is None:
+                    self._accept()
+                    continue
+                if events & selectors.EVENT_READ:
+                    self._read(key.data)
+                if events & selectors.EVENT_WRITE:
+                    self._write(key.data)
+            now = time.monotonic()
+            for end in list(self._ends):
+                if end.outgoing and end.outgoing[0][0] <= now:
+                    self._write(end)
+
+    def _seconds_to_next(self) -> float:
+        """Until the next bytes are due that wait for nothing else."""
+        due = [end.outgoing[0][0] for end in self._ends if end.outgoing and not end.waits_for_room]
+        return max(0.0, min([0.05, *(moment - time.monotonic() for moment in due)]))
+
+    def _accept(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            client, _ = self._listener.accept()
+            try:
+                server = socket.create_connection(("127.0.0.1", self._to_port))
+            except OSError:
+                client.close()
+                return
+            self.counts.connections += 1
+            ends = _End(client, is_client=True), _End(server, is_client=False)
+            ends[0].peer, ends[1].peer = ends[1], ends[0]
+            for end in ends:
+                end.socket.setblocking(False)
+                end.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                self._selector.register(end.socket, selectors.EVENT_READ, end)
+                self._ends.add(end)
+
+    def _read(self, end: _End) -> None:
+        """Take what has come at one end, to be written at the other."""
+        if end.is_closed or end.has_ended:
+            return
+        try:
+            data = end.socket.recv(PIECE)
+        except BlockingIOError:
+            return
+        except OSError:  # reset by the other side
+            self._cut(end)
+            return
+        peer = end.peer
+        peer.outgoing.append((time.monotonic() + self.delay, memoryview(data)))
+        peer.held += len(data)
+        if not data:  # the end, which takes its time as well
+            end.has_ended = True
+        elif end.is_client:
+            self.counts.sent += len(data)
+            self.counts.requests += not end.spoke_last
+        else:
+            self.counts.received += len(data)
+        if data:
+            end.spoke_last, peer.spoke_last = True, False
+        self._watch(end)
+
+    def _write(self, end: _End) -> None:
+        """Send what is due at this end, as far as there is room for it."""
+        now = time.monotonic()
+        end.waits_for_room = False
+        while not end.is_closed and end.outgoing and end.outgoing[0][0] <= now:
+            moment, data = end.outgoing.popleft()
+            if not len(data):
+                end.is_finished = True
+                if end.peer.is_finished:
+                    self._cut(end)
+                else:
+                    with contextlib.suppress(OSError):
+                        end.socket.shutdown(socket.SHUT_WR)
+                continue
+            try:
+                count = end.socket.send(data)
+            except BlockingIOError:
+                count = 0
+            except OSError:
+                self._cut(end)
+                return
+            end.held -= count
+            if count < len(data):
+                end.outgoing.appendleft((moment, data[count:]))
+                end.waits_for_room = True
+                break
+        if not end.is_closed:
+            self._watch(end)
+            self._watch(end.peer)
+
+    def _watch(self, end: _End) -> None:
+        """Have the selector report what this end is to do next."""
+        if end.is_closed:
+            return
+        events = 0
+        if not end.has_ended and end.peer.held < MOST_HELD:
+            events |= selectors.EVENT_READ
+        if end.waits_for_room:
+            events |= selectors.EVENT_WRITE
+        if events == end.events:
+            return
+        if end.events and events:
+            self._selector.modify(end.socket, events, end)
+        elif events:
+            self._selector.register(end.socket, events, end)
+        else:
+            self._selector.unregister(end.socket)
+        end.events = events
+
+    def _cut(self, end: _End) -> None:
+        """Close both ends of a connection."""
+        for one in (end, end.peer):
+            if not one.is_closed:
+                one.is_closed = True
+                self._ends.discard(one)
+                if one.events:
+                    self._selector.unregister(one.socket)
+                one.socket.close()
+
+
+class _End:
+    """One of the two sockets of a connection, and what is to be written to it."""
+
+    peer: _End
+
+    def __init__(self, of: socket.socket, *, is_client: bool) -> None:
+        self.socket = of
+        self.is_client = is_client
+        self.outgoing: collections.deque[tuple[float, memoryview]] = collections.deque()
+        self.held = 0  # bytes in it
+        self.events = selectors.EVENT_READ
+        self.waits_for_room = False
+        self.has_ended = False  # nothing more comes from it
+        self.is_finished = False  # nothing more is written to it
+        self.is_closed = False
+        self.spoke_last = False
+
+
+class ProxyProcess:
+    """A proxy in a process of its own, so that it does not share the interpreter's lock."""
+
+    def __init__(self, to_port: int, delay: float) -> None:
+        command = [sys.executable, "-m", "benchmarks.proxy", "--to", str(to_port)]
+        self._process = subprocess.Popen(
+            [*command, "--delay-ms", str(1000 * delay)],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.process = self._process.pid
+        self.port = int(self._answer())
+
+    def __enter__(self) -> ProxyProcess:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.wait(timeout=START_SECONDS)
+        self._process.stdout.close()
+
+    def take_counts(self) -> Counts:
+        """What has passed since the last call."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        return Counts(**json.loads(self._answer()))
+
+    def _answer(self) -> str:
+        """The process's next line. Raises RuntimeError where none comes in time."""
+        assert self._process.stdout is not None
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._process.stdout, selectors.EVENT_READ)
+            line = self._process.stdout.readline() if selector.select(START_SECONDS) else ""
+        if not line:
+            self._process.kill()
+            raise RuntimeError("the delaying proxy did not answer")
+        return line
+
+
+def _requests_on_stdin() -> Iterator[str]:
+    """The lines of standard input; os.read, which a closed pipe ends at once."""
+    while line := os.read(sys.stdin.fileno(), 100):
+        yield line.decode()
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.proxy", description=(__doc__ or "").splitlines()[0]
+    )
+    parser.add_argument("--to", type=int, required=True, help="port of the server")
+    parser.add_argument("--delay-ms", type=float, default=0.0, help="in each direction")
+    arguments = parser.parse_args(argv)
+    with Proxy(arguments.to, arguments.delay_ms / 1000) as proxy:
+        print(proxy.port, flush=True)
+        for _ in _requests_on_stdin():
+            counts = proxy.counts
+            proxy.reset()
+            print(json.dumps(dataclasses.asdict(counts)), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

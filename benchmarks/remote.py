@@ -1,0 +1,528 @@
+"""Preparing from S3, XRootD and https, near and far, beside the disk and beside plain uproot.
+
+    python -m benchmarks.remote [--rounds 3] [--copies 4] [--delays 0,20]
+        [--sources s3,xrootd,https] [--contenders 'ours,uproot decodes,plain uproot']
+
+Real servers run on this machine (benchmarks/servers.py), each behind a proxy that delays and counts
+(benchmarks/proxy.py), so that a request and its answer take so many milliseconds longer. In each
+round everything runs once, in processes of its own, the disk between the distant sources:
+
+ours             weaver.prepare, from the list of files to the prepared folder
+uproot decodes   the same, with uproot in place of our decoder: the decoder's trial
+plain uproot     uproot alone, which only reads and decodes the needed branches, with the source
+                 class and the number of files at a time that a scan finds best
+
+Servers, proxies and clients share this machine's cores, so keep it free of other work. On two cores
+it takes about four minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from benchmarks import servers
+from benchmarks.measure import Report, Spread, alternate, ratio, with_allocator
+from benchmarks.proxy import ProxyProcess
+from common.cli import run_main
+from common.errors import InputError, JecError
+from common.project import ROOT
+
+COPIES = 4  # of the sample's files: as many jets as a preparation of a second or two needs
+BUCKET = "jets"
+OURS, DECODED, PLAIN = CONTENDERS = ("ours", "uproot decodes", "plain uproot")
+SCANNED = 4  # files that a scan reads
+DISK = "disk"
+DISTANT = ("s3", "xrootd", "https")
+GOAL_OF_DISK = 0.7  # at 20 ms
+GOAL_OF_BYTES = 1.15
+GOAL_OF_DECODER = 1.5
+FILES_AT_A_TIME = (1, 4)  # of plain uproot, the better of which is measured
+UPROOT_FILES = 4  # at a time where uproot decodes for prepare
+UPROOT_SOURCES = {
+    DISK: ("file.MemmapSource", "file.MultithreadedFileSource", "fsspec.FSSpecSource"),
+    "s3": ("fsspec.FSSpecSource",),
+    "xrootd": (
+        "xrootd.XRootDSource",
+        "xrootd.MultithreadedXRootDSource",
+        "fsspec.FSSpecSource",
+    ),
+    "https": ("http.HTTPSource", "http.MultithreadedHTTPSource", "fsspec.FSSpecSource"),
+}
+"""Source -> the classes of uproot.source that read from it."""
+
+
+# ----------------------------------------------------------------- what the measured processes do
+
+
+def prepare(order: dict[str, Any]) -> dict[str, Any]:
+    """Ours: prepare into an empty storage. The files are listed before."""
+    from weaver.config.data_config import DataConfig
+    from weaver.prepared.prepare import prepare
+    from weaver.read import files
+
+    if order["decoder"] == "uproot":
+        _let_uproot_decode()
+    config = DataConfig.load(order["config"])
+    entries = files.find(order["pattern"])
+    with tempfile.TemporaryDirectory(dir=order["scratch"]) as storage:
+        watch = _Watch()
+        reference = prepare(entries, config, storage, for_training=True, report=lambda line: None)
+        return {"jets": reference.num_read, **watch.read()}
+
+
+def _let_uproot_decode() -> None:
+    """Have uproot decode all files, several at a time, each as one job.
+
+    So one is opened, which takes uproot several round trips, while another is decoded.
+    """
+    from weaver.prepared.decoding import Decoding
+    from weaver.read import files
+
+    def loads(
+        file: Any, config: Any, plan: Any, *, readers: Any, **options: Any
+    ) -> Iterator[files.Load]:
+        yield files.Load(functools.partial(files.read, file, config, plan, **options))
+
+    files._simple_tree = lambda *_: None
+    files.loads = loads
+    Decoding.threads = property(lambda _: UPROOT_FILES)  # type: ignore[assignment]
+
+
+def plain_uproot(order: dict[str, Any]) -> dict[str, Any]:
+    """The needed branches as uproot's arrays, file by file; the first file is opened before."""
+    import uproot
+    import uproot.source.fsspec
+    import uproot.source.http
+    import uproot.source.xrootd
+
+    module, _, name = order["source"].rpartition(".")
+    options: dict[str, Any] = {
+        "handler": getattr(getattr(uproot.source, module), name),
+    }
+    if module != "fsspec":  # whose file systems take other options
+        options["timeout"] = 60
+    if order["where"] == "s3":
+        options["endpoint_url"] = os.environ["AWS_ENDPOINT_URL"]
+    decompressors = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
+
+    def decode(uri: str) -> int:
+        with uproot.open({uri: None}, **options) as file:
+            tree = file[order["tree"]]
+            arrays = tree.arrays(
+                order["branches"], library="ak", how=dict, decompression_executor=decompressors
+            )
+            return len(next(iter(arrays.values())))
+
+    uproot.open({order["files"][0]: None}, **options).close()
+    watch = _Watch()
+    with decompressors, ThreadPoolExecutor(order["files_at_a_time"]) as pool:
+        jets = sum(pool.map(decode, order["files"][: order["most_files"]]))
+    return {"jets": jets, **watch.read()}
+
+
+def needed(order: dict[str, Any]) -> dict[str, Any]:
+    """What the config needs of the files: the tree, the branches, and their stored bytes."""
+    from weaver.config.data_config import DataConfig
+    from weaver.read import files
+
+    config = DataConfig.load(order["config"])
+    entries = files.find(order["pattern"])
+    checked = files.check(entries, config, for_training=True)
+    branches = sorted(set(checked.plan.branches.values()))
+    size = 0
+    for file in checked.files:
+        with files.open_file(file.entry.uri) as opened:
+            tree = opened[file.tree]
+            size += sum(int(tree[name].compressed_bytes) for name in branches)
+    return {
+        "tree": checked.files[0].tree,
+        "branches": branches,
+        "bytes": size,
+        "files": len(entries),
+    }
+
+
+class _Watch:
+    """Wall and CPU time of this process from now on."""
+
+    def __init__(self) -> None:
+        self._started, self._used = time.perf_counter(), time.process_time()
+
+    def read(self) -> dict[str, float]:
+        return {
+            "seconds": time.perf_counter() - self._started,
+            "cpu": time.process_time() - self._used,
+        }
+
+
+WORK: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    "prepare": prepare,
+    "plain_uproot": plain_uproot,
+    "needed": needed,
+}
+
+
+# ------------------------------------------------------------------------- sources and contenders
+
+
+class Place:
+    """Where the files are read from: the disk, or a server behind a proxy."""
+
+    def __init__(
+        self,
+        where: str,
+        delay_ms: float,
+        base: str,
+        names: list[str],
+        environment: dict[str, str],
+        proxy: ProxyProcess | None = None,
+        server: servers.Server | None = None,
+    ) -> None:
+        self.where = where
+        self.delay_ms = delay_ms
+        self.pattern = f"{base}/*.root"
+        self.files = [f"{base}/{name}" for name in names]
+        self.environment = environment
+        self.proxy = proxy
+        self.line = [proxy.process, server.process] if proxy and server else []
+
+    @property
+    def name(self) -> str:
+        return self.where if self.proxy is None else f"{self.where}, {self.delay_ms:g} ms"
+
+    def run(self, work: str, **order: Any) -> dict[str, Any]:
+        """The work's answer, with the bytes and requests that passed the proxy."""
+        order |= {"pattern": self.pattern, "files": self.files, "where": self.where}
+        if self.proxy is not None:
+            self.proxy.take_counts()
+        used = servers.cpu_seconds(self.line)
+        answer = _answer(work, order, self.environment)
+        answer["line_cpu"] = servers.cpu_seconds(self.line) - used
+        if self.proxy is not None:
+            counts = self.proxy.take_counts()
+            answer |= {"received": counts.received, "requests": counts.requests}
+        return answer
+
+
+@contextlib.contextmanager
+def places(
+    names: list[str], delays: list[float], sources: list[str], work: Path
+) -> Iterator[tuple[list[Place], str]]:
+    """The disk and all servers over the files in work/data, and the name of the S3 server."""
+    data = work / "data"
+    with contextlib.ExitStack() as stack:
+        xrootd = stack.enter_context(servers.xrootd(data, work / "xrootd"))
+        s3 = stack.enter_context(servers.s3(work / "s3"))
+        served = {
+            "s3": (s3, s3.ports[0]),
+            "xrootd": (xrootd, xrootd.ports[0]),
+            "https": (xrootd, xrootd.ports[1]),
+        }
+        environment = {
+            **servers.KEYS,
+            "REQUESTS_CA_BUNDLE": str(work / "xrootd" / "ca.pem"),
+            "SSL_CERT_FILE": str(work / "xrootd" / "ca.pem"),
+        }
+        _fill_bucket(data, names, environment, s3.ports[0])
+        made = [Place(DISK, 0, str(data), names, environment)]
+        for delay in delays:
+            for where in sources:
+                server, port = served[where]
+                proxy = stack.enter_context(ProxyProcess(port, delay / 2000))
+                base = {
+                    "s3": f"s3://{BUCKET}",
+                    "xrootd": f"root://127.0.0.1:{proxy.port}/",
+                    "https": f"https://localhost:{proxy.port}",
+                }[where]
+                variables = {**environment, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{proxy.port}"}
+                made.append(Place(where, delay, base, names, variables, proxy, server))
+        yield made, s3.name
+
+
+def _fill_bucket(data: Path, names: list[str], environment: dict[str, str], port: int) -> None:
+    """Copy the files to S3."""
+    os.environ |= {**environment, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}"}
+    import boto3
+
+    from common import storage
+
+    boto3.client("s3").create_bucket(Bucket=BUCKET)
+    for name in names:
+        storage.upload(str(data / name), f"s3://{BUCKET}/{name}")
+
+
+def _answer(work: str, order: dict[str, Any], environment: dict[str, str]) -> dict[str, Any]:
+    """What a process of its own answers."""
+    command = [sys.executable, "-m", "benchmarks.remote", "--work", work, json.dumps(order)]
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env={**with_allocator(), **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    if done.returncode:
+        raise JecError(f"{work} ended with {done.returncode}: {done.stderr.strip()[-1000:]}")
+    answer: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return answer
+
+
+def _copy_files(arguments: argparse.Namespace, data: Path) -> list[str]:
+    """The training files under several names in one folder, readable for all; their names."""
+    from common import storage
+    from data.generator.sample import ensure_sample
+
+    pattern = arguments.data or ensure_sample(arguments.storage)["train"]
+    names = []
+    for copy in range(arguments.copies):
+        for index, entry in enumerate(storage.glob(pattern)):
+            names.append(f"jets_{copy:03d}_{index:03d}.root")
+            (data / names[-1]).write_bytes(Path(entry.uri).read_bytes())
+    return names
+
+
+# ---------------------------------------------------------------------------------- the comparison
+
+
+class Comparison:
+    """All contenders at all places, and what their runs gave."""
+
+    def __init__(self, made: list[Place], names: list[str], config: str, scratch: str) -> None:
+        self.places = made
+        self.names = names  # of the contenders
+        self.order = {"config": config, "scratch": scratch, "decoder": "ours"}
+        self.needed = made[0].run("needed", **self.order)
+        self.answers: dict[str, list[dict[str, Any]]] = {}
+        self.best: dict[str, dict[str, Any]] = {}
+
+    def scan(self) -> None:
+        """Find the fastest source of uproot for each kind of place, at its longest delay."""
+        farthest = {place.where: place for place in self.places}
+        for where, place in farthest.items():
+            rates = {}
+            for source in UPROOT_SOURCES[where]:
+                for number in FILES_AT_A_TIME:
+                    flags = {"source": source, "files_at_a_time": number}
+                    try:
+                        answer = self.uproot(place, flags, SCANNED)
+                    except JecError as error:  # a source that does not work here
+                        print(f"{place.name}: {flags}: {error}", file=sys.stderr)
+                        continue
+                    rates[json.dumps(flags)] = answer["jets"] / answer["seconds"]
+            if not rates:
+                raise JecError(f"no source of uproot reads from {place.name}")
+            self.best[where] = json.loads(max(rates, key=rates.__getitem__))
+            print(f"{place.name}: uproot {rates}", file=sys.stderr)
+
+    def uproot(
+        self, place: Place, flags: dict[str, Any], most_files: int | None = None
+    ) -> dict[str, Any]:
+        return place.run(
+            "plain_uproot",
+            **self.order,
+            **flags,
+            most_files=most_files,
+            tree=self.needed["tree"],
+            branches=self.needed["branches"],
+        )
+
+    def contenders(self) -> dict[str, Callable[[], float]]:
+        """Name -> a function that runs it once and returns its rate in jets/s."""
+        runs: dict[str, Callable[[], float]] = {}
+        for place in self.places:
+            by_uproot = {**self.order, "decoder": "uproot"}
+            for name in self.names:
+                if name == PLAIN:
+                    run = functools.partial(self.uproot, place, self.best[place.where])
+                else:
+                    order = self.order if name == OURS else by_uproot
+                    run = functools.partial(place.run, "prepare", **order)
+                key = f"{place.name}: {name}"
+                runs[key] = functools.partial(self._rate, key, run)
+        return runs
+
+    def _rate(self, key: str, run: Callable[[], dict[str, Any]]) -> float:
+        answer = run()
+        self.answers.setdefault(key, []).append(answer)
+        rate: float = answer["jets"] / answer["seconds"]
+        return rate
+
+    def row(self, place: Place, name: str, runs: dict[str, list[float]]) -> list[str]:
+        key = f"{place.name}: {name}"
+        rates, answers = runs[key], self.answers[key]
+        ours, disk = runs[f"{place.name}: {OURS}"], runs[f"{DISK}: {name}"]
+        cpu = Spread.of(1e6 * answer["cpu"] / answer["jets"] for answer in answers)
+        cells = [place.name, name, Spread.of(rates).text()]
+        cells.append("" if place.proxy is None else ratio(rates, disk).text(".2f"))
+        cells.append("" if name == OURS else ratio(ours, rates).text(".2f", "x"))
+        if place.proxy is None:
+            cells += ["", ""]
+        else:
+            moved = Spread.of(answer["received"] / self.needed["bytes"] for answer in answers)
+            requests = Spread.of(answer["requests"] / self.needed["files"] for answer in answers)
+            cells += [moved.text(".3f"), requests.text(".1f")]
+        line = Spread.of(1e6 * answer["line_cpu"] / answer["jets"] for answer in answers)
+        return [*cells, cpu.text(".1f"), line.text(".1f") if place.line else ""]
+
+
+def measure(report: Report, comparison: Comparison, rounds: int, s3_name: str) -> None:
+    """Run everything and add the tables to the report."""
+    load = os.getloadavg()[0]
+    if PLAIN in comparison.names:
+        comparison.scan()
+    runs = alternate(comparison.contenders(), rounds)
+    columns = [
+        "from",
+        "contender",
+        "jets/s: median (least - most)",
+        "of its rate from disk",
+        "ours is faster by",
+        "bytes moved / needed",
+        "requests a file",
+        "CPU of the client, us a jet",
+        "of server and proxy",
+    ]
+    rows = []
+    for place in comparison.places:
+        for name in comparison.names:
+            rows.append(comparison.row(place, name, runs))
+    size = comparison.needed["bytes"]
+    jets = comparison.answers[f"{DISK}: {OURS}"][0]["jets"]
+    best = ", ".join(
+        f"{where}: {flags['source']}, {flags['files_at_a_time']} files at a time"
+        for where, flags in comparison.best.items()
+    )
+    report.section(
+        "prepare from disk and over a line",
+        columns=columns,
+        rows=rows,
+        notes=[
+            (
+                f"{jets:,} jets in {comparison.needed['files']} files; {size / 1e6:,.0f} MB of"
+                f" needed baskets ({len(comparison.needed['branches'])} branches); ratios within"
+                f" each of {rounds} rounds."
+            ),
+            (
+                "ours and 'uproot decodes' select, transform and write the prepared columns; plain"
+                " uproot only makes arrays."
+            ),
+            f"Plain uproot's best: {best or 'not measured'}.",
+            (
+                f"S3 is {s3_name}; XRootD and https are one xrootd. Servers and proxies run on the"
+                " same cores, which bounds every rate: the CPU times of both are shown."
+            ),
+            _load_note(load),
+            *_verdict(comparison, runs),
+        ],
+        runs=runs,
+        answers=comparison.answers,
+        needed=comparison.needed,
+        best=comparison.best,
+    )
+
+
+def _load_note(load: float) -> str:
+    return f"The machine's load was {load:.1f} before, on {len(os.sched_getaffinity(0))} cores."
+
+
+def _verdict(comparison: Comparison, runs: dict[str, list[float]]) -> list[str]:
+    """Which goals are met, a line for each."""
+    lines = []
+    for place in comparison.places:
+        if place.proxy is None:
+            continue
+        ours = runs[f"{place.name}: {OURS}"]
+        moved = max(
+            answer["received"] / comparison.needed["bytes"]
+            for answer in comparison.answers[f"{place.name}: {OURS}"]
+        )
+        of_disk = ratio(ours, runs[f"{DISK}: {OURS}"]).median
+        goals = [
+            f"{of_disk:.2f} of disk ({_met(of_disk >= GOAL_OF_DISK)} {GOAL_OF_DISK})",
+            f"{moved:.3f} of the needed bytes ({_met(moved <= GOAL_OF_BYTES)} {GOAL_OF_BYTES})",
+        ]
+        for name, goal in ((PLAIN, 1.0), (DECODED, GOAL_OF_DECODER)):
+            if name in comparison.names:
+                times = ratio(ours, runs[f"{place.name}: {name}"]).median
+                goals.append(f"{times:.2f}x '{name}' ({_met(times >= goal)} {goal})")
+        lines.append(f"{place.name}: {', '.join(goals)}.")
+    return lines
+
+
+def _met(is_met: bool) -> str:
+    return "meets" if is_met else "misses"
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.remote", description=(__doc__ or "").splitlines()[0]
+    )
+    parser.add_argument(
+        "--data", help="ROOT files (default: the training part of the generated sample)"
+    )
+    parser.add_argument("--data-config", default=str(ROOT / "data" / "jec_pfn_open.yaml"))
+    parser.add_argument(
+        "--storage", default="runs", help="where the generated sample lies or will lie"
+    )
+    parser.add_argument(
+        "--copies",
+        type=int,
+        default=COPIES,
+        help="how often the files are used, under different names",
+    )
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--delays", default="0,20", help="milliseconds that a request and its answer take longer"
+    )
+    parser.add_argument("--sources", default=",".join(DISTANT), help="of these: %(default)s")
+    parser.add_argument(
+        "--contenders",
+        default=",".join(CONTENDERS),
+        help=f"'{OURS}' and which others: %(default)s",
+    )
+    parser.add_argument("--work", nargs=2, metavar=("NAME", "JSON"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args(argv)
+    if arguments.work:
+        print(json.dumps(WORK[arguments.work[0]](json.loads(arguments.work[1]))))
+        return 0
+
+    def body() -> int | None:
+        sources = arguments.sources.split(",")
+        for source in sources:
+            if source not in DISTANT:
+                raise InputError(f"--sources: there is no '{source}'; choose of {DISTANT}")
+        contenders = arguments.contenders.split(",")
+        if OURS not in contenders or set(contenders) - set(CONTENDERS):
+            raise InputError(f"--contenders: name '{OURS}' and others of {CONTENDERS}")
+        delays = [float(delay) for delay in arguments.delays.split(",")]
+        report = Report("remote", "Remote: preparing from distant storage")
+        with tempfile.TemporaryDirectory(prefix="bench-remote-") as folder:
+            work = Path(folder)
+            work.chmod(0o755)  # for the server's user
+            (work / "data").mkdir()
+            names = _copy_files(arguments, work / "data")
+            config = str(Path(arguments.data_config).resolve())
+            with places(names, delays, sources, work) as (made, s3_name):
+                comparison = Comparison(made, contenders, config, folder)
+                measure(report, comparison, arguments.rounds, s3_name)
+        report.save()
+
+    return run_main(body)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

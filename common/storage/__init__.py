@@ -1,0 +1,237 @@
+"""Storage is an address: `s3://bucket/prefix`, `root://server//path`, `https://...` or a folder.
+
+One module for each backend, and these functions for whatever the address names. Every write is
+atomic: a temporary name and a rename on disk and on XRootD, one PUT or a completed multipart
+upload on S3, so that nothing half-written is ever read. Web servers are read only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from common.errors import InputError
+from common.storage import http, local, s3, xrootd
+from common.storage.addresses import (
+    LOCAL,
+    S3,
+    XROOTD,
+    absolute,
+    is_local,
+    is_s3,
+    join,
+    local_path,
+    name,
+    scheme_of,
+    wildcard_at,
+)
+from common.storage.entry import Entry
+from common.storage.s3 import forget_client
+from common.storage.source import Source, SourceFile
+
+__all__ = [
+    "Entry",
+    "Source",
+    "absolute",
+    "delete",
+    "digest",
+    "download",
+    "entries",
+    "exists",
+    "find_json",
+    "fingerprint",
+    "forget_client",
+    "glob",
+    "is_local",
+    "is_s3",
+    "join",
+    "name",
+    "open_file",
+    "open_source",
+    "read_bytes",
+    "read_json",
+    "read_text",
+    "upload",
+    "write_bytes",
+    "write_json",
+    "write_text",
+]
+
+
+class Backend(Protocol):
+    """What a module of this package does for its schemes."""
+
+    def open_source(self, uri: str, entry: Entry | None = None, /) -> Source: ...
+    def exists(self, uri: str, /) -> bool: ...
+    def entries(self, uri: str, /) -> list[Entry]: ...
+    def glob(self, pattern: str, /) -> list[Entry]: ...
+    def read_bytes(self, uri: str, /) -> bytes: ...
+    def write_bytes(self, uri: str, content: bytes, /) -> None: ...
+    def upload(self, source: str, uri: str, /) -> None: ...
+    def download(self, uri: str, target: str, /) -> None: ...
+    def delete(self, uri: str, /) -> int: ...
+
+
+def _backend(uri: str) -> tuple[Backend, str]:
+    """The module for an address, and the address as that module takes it.
+
+    Raises InputError for an unknown scheme.
+    """
+    scheme = scheme_of(uri)
+    if scheme == LOCAL:
+        return local, local_path(uri)
+    if scheme == S3:
+        return s3, uri
+    return (xrootd if scheme in XROOTD else http), uri
+
+
+def exists(uri: str) -> bool:
+    """True if a file, or anything below the folder, of that URI exists."""
+    backend, uri = _backend(uri)
+    return backend.exists(uri)
+
+
+def open_source(uri: str, entry: Entry | None = None) -> Source:
+    """The file opened for reading parts of it. Raises InputError where there is none.
+
+    entry: the file as it was listed, which saves a round trip where it tells all there is to know;
+    a file that is not that one any more is refused when it is read.
+    """
+    backend, uri = _backend(uri)
+    return backend.open_source(uri, entry)
+
+
+def open_file(uri: str) -> io.BufferedReader:
+    """The file as a seekable binary file object. Raises InputError where there is none."""
+    return io.BufferedReader(SourceFile(open_source(uri)), 2**18)
+
+
+def read_bytes(uri: str) -> bytes:
+    """The content of one file. Raises InputError where there is none."""
+    backend, uri = _backend(uri)
+    return backend.read_bytes(uri)
+
+
+def read_text(uri: str) -> str:
+    return read_bytes(uri).decode("utf-8")
+
+
+def read_json(uri: str) -> Any:
+    """The parsed JSON file. Raises InputError where it is missing or no JSON."""
+    text = read_text(uri)
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise InputError(f"{uri} is not JSON: {error}") from None
+
+
+def find_json(uri: str, default: Any = None) -> Any:
+    """The parsed JSON file, or `default` where there is no such file.
+
+    Raises InputError where it is no JSON.
+    """
+    return read_json(uri) if exists(uri) else default
+
+
+def write_bytes(uri: str, content: bytes) -> None:
+    """Write one file atomically, making its folder where needed."""
+    backend, uri = _backend(uri)
+    backend.write_bytes(uri, content)
+
+
+def write_text(uri: str, content: str) -> None:
+    write_bytes(uri, content.encode("utf-8"))
+
+
+def write_json(uri: str, content: Any) -> None:
+    """Write one JSON file, indented, without NaN (which is no JSON)."""
+    write_text(uri, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def entries(uri: str) -> list[Entry]:
+    """All files below a folder, or the one file of that name, sorted by URI.
+
+    Empty where nothing is there.
+    """
+    backend, uri = _backend(uri)
+    return _sorted(backend.entries(uri))
+
+
+def glob(pattern: str) -> list[Entry]:
+    """Files that match a pattern, sorted by URI.
+
+    The pattern may hold `*`, `?` and `[...]`, none of which crosses a `/`. A folder stands for
+    everything in it. Raises InputError for an address of an unknown scheme.
+    """
+    backend, pattern = _backend(pattern)
+    if wildcard_at(pattern) is None or (backend is local and os.path.exists(pattern)):
+        return entries(absolute(pattern))
+    return _sorted(backend.glob(pattern))
+
+
+def _sorted(unsorted: Sequence[Entry]) -> list[Entry]:
+    return sorted(unsorted, key=lambda entry: entry.uri)
+
+
+def upload(path: str | os.PathLike[str], uri: str) -> None:
+    """Copy a local file, or a folder with everything in it, to a URI.
+
+    A folder's files arrive one by one, each whole.
+    """
+    path = Path(path)
+    if path.is_dir():
+        for file in sorted(p for p in path.rglob("*") if p.is_file()):
+            upload(file, join(uri, str(file.relative_to(path))))
+        return
+    backend, uri = _backend(uri)
+    backend.upload(str(path), uri)
+
+
+def download(uri: str, path: str | os.PathLike[str]) -> Path:
+    """Copy a file, or a folder with everything in it, to a local path; returns it.
+
+    Raises InputError where there is none.
+    """
+    files = entries(uri)
+    if not files:
+        raise InputError(f"there is nothing at {uri}")
+    if [entry.uri for entry in files] == [uri]:
+        _download_file(uri, str(path))
+        return Path(path)
+    for entry in files:
+        _download_file(entry.uri, os.path.join(path, entry.uri[len(uri.rstrip("/")) + 1 :]))
+    return Path(path)
+
+
+def _download_file(uri: str, path: str) -> None:
+    backend, uri = _backend(uri)
+    with local.replacing(path) as temporary:
+        backend.download(uri, temporary)
+
+
+def delete(uri: str) -> int:
+    """Remove a file or a folder with everything in it; returns how many files went."""
+    backend, uri = _backend(uri)
+    return backend.delete(uri)
+
+
+def fingerprint(files: Sequence[Entry]) -> str:
+    """SHA-256 over address, size and tag of each file.
+
+    It stays the same as long as no file is added, removed or changed.
+    """
+    digest = hashlib.sha256()
+    for entry in sorted(files, key=lambda entry: (entry.uri, entry.tree)):
+        tree = f"\0{entry.tree}" if entry.tree else ""
+        digest.update(f"{entry.uri}\0{entry.size}\0{entry.tag}{tree}\n".encode())
+    return digest.hexdigest()
+
+
+def digest(content: bytes) -> str:
+    """SHA-256 of some content, in hex."""
+    return hashlib.sha256(content).hexdigest()

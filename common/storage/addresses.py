@@ -1,0 +1,161 @@
+"""The one parser of addresses: `s3://bucket/key`, `root://server//path`, `https://...` or a path.
+
+Whatever looks like an address of another scheme is refused, so that it never becomes a local
+folder of that name.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import re
+import urllib.parse
+
+from common.errors import InputError, nearest
+
+LOCAL = ""
+S3 = "s3"
+XROOTD = ("root", "roots")
+HTTP = ("https", "http")
+SCHEMES = {
+    "s3": "s3://bucket/path",
+    "root": "root://server//path",
+    "roots": "roots://server//path",
+    "https": "https://server/path",
+    "http": "http://server/path",
+    "file": "file:///path",
+}
+"""Scheme -> how an address is written."""
+EXTRA = "pip install 'jec-pipeline[xrootd]'"
+FOREIGN = (
+    *("abfs", "az", "dav", "davs", "ftp", "gcs", "gs", "gsiftp", "hdfs", "minio", "s3a", "s3n"),
+    *("sftp", "srm", "webdav", "xroot", "xroots"),
+)
+"""Schemes of other systems: `gs:/x` names one of them rather than a sample 'gs'."""
+
+SCHEME = re.compile(r"^(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*):(?P<slashes>/+)")
+WILDCARDS = "*?["
+
+
+def scheme_of(uri: str) -> str:
+    """The scheme of an address; empty for a local path.
+
+    Raises InputError for a scheme that is unknown or misspelt, unless that path exists.
+    """
+    match = SCHEME.match(uri)
+    if match is None or os.path.exists(uri):
+        return LOCAL
+    scheme = match["scheme"]
+    if scheme == "file":
+        return LOCAL
+    if scheme in SCHEMES and len(match["slashes"]) >= 2:
+        return scheme
+    raise unknown_scheme(uri, scheme)
+
+
+def unknown_scheme(uri: str, scheme: str) -> InputError:
+    """The error for an address of this scheme, with the schemes that work."""
+    problem = f"'{uri}': unknown scheme '{scheme}:'"
+    near = nearest(scheme, SCHEMES, 1)
+    if scheme in SCHEMES:
+        problem = f"'{uri}' is no address; write {SCHEMES[scheme]}"
+    elif near and scheme not in FOREIGN:
+        problem += f"; did you mean {SCHEMES[near[0]]}?"
+    return InputError(
+        f"{problem}. Addresses are: a path, {', '.join(SCHEMES.values())} (root:// and roots://"
+        f" need {EXTRA}; https:// and http:// are read only)"
+    )
+
+
+def is_foreign_scheme(name: str) -> bool:
+    """Whether `name:/path` names a storage system, ours or another, and no sample."""
+    return name.lower() in FOREIGN or name.lower() in SCHEMES
+
+
+def is_s3(uri: str) -> bool:
+    return uri.startswith("s3://")
+
+
+def is_local(uri: str) -> bool:
+    """True for a path on this machine's disks. Raises InputError for an unknown scheme."""
+    return scheme_of(uri) == LOCAL
+
+
+def local_path(uri: str) -> str:
+    """The path of a local address, which may be written as file:///path.
+
+    Raises InputError for file://host/path of another host.
+    """
+    match = SCHEME.match(uri)
+    if match is None or match["scheme"] != "file" or os.path.exists(uri):
+        return uri
+    parts = urllib.parse.urlsplit(uri)
+    if parts.netloc not in ("", "localhost"):
+        raise InputError(f"'{uri}' names the disk of {parts.netloc}; write file:///path")
+    return urllib.parse.unquote(parts.path)
+
+
+def join(uri: str, *parts: str) -> str:
+    """Append path parts to a URI with single slashes."""
+    return "/".join([uri.rstrip("/"), *(part.strip("/") for part in parts)])
+
+
+def absolute(uri: str) -> str:
+    """The address in its one form, without dependence on the working directory.
+
+    A relative path becomes absolute, `root://server/path` becomes `root://server//path`. Raises
+    InputError for an unknown scheme.
+    """
+    scheme = scheme_of(uri)
+    if scheme == LOCAL:
+        return os.path.abspath(os.path.expanduser(local_path(uri)))
+    if scheme in XROOTD:
+        server, path = split_xrootd(uri)
+        return f"{server}/{path}".rstrip("/")
+    return uri.rstrip("/")
+
+
+def name(uri: str) -> str:
+    return uri.rstrip("/").rsplit("/", 1)[-1]
+
+
+def split_s3(uri: str) -> tuple[str, str]:
+    """Bucket and key. Raises InputError where no bucket is named."""
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    if not bucket:
+        raise InputError(f"'{uri}' names no bucket; write s3://bucket/prefix")
+    return bucket, key
+
+
+def split_xrootd(uri: str) -> tuple[str, str]:
+    """`root://server` and the absolute path on it.
+
+    Raises InputError where no server is named, or where the address holds a token or a password:
+    arguments are visible to others and stored with the run.
+    """
+    scheme, _, rest = uri.partition("://")
+    server, _, path = rest.partition("/")
+    if not server:
+        raise InputError(f"'{uri}' names no server; write {scheme}://server//path")
+    if "authz=" in path or ":" in server.rpartition("@")[0]:
+        shown = f"{scheme}://{server.rpartition('@')[2]}/..."
+        raise InputError(
+            f"{shown}: the address holds a token or a password; leave it out and set BEARER_TOKEN"
+            " or BEARER_TOKEN_FILE"
+        )
+    return f"{scheme}://{server}", "/" + path.lstrip("/")
+
+
+def wildcard_at(pattern: str) -> int | None:
+    """The place of the first wildcard; None where there is none.
+
+    In an http address a question mark begins the query.
+    """
+    wild = "*[" if scheme_of(pattern) in HTTP else WILDCARDS
+    return next((place for place, char in enumerate(pattern) if char in wild), None)
+
+
+def matches(uri: str, pattern: str) -> bool:
+    """Whether an address matches a pattern, no wildcard of which crosses a slash."""
+    parts, patterns = uri.split("/"), pattern.split("/")
+    return len(parts) == len(patterns) and all(map(fnmatch.fnmatchcase, parts, patterns))

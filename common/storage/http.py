@@ -1,0 +1,343 @@
+"""Files of web servers (https:// and http://), read only, with requests.
+
+Byte ranges are asked for; of a server that knows none, the whole file is fetched once into a
+temporary file. Globs and folders need a server that lists its folders as web pages, as Apache,
+nginx and XRootD do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import html.parser
+import os
+import re
+import socket
+import tempfile
+import urllib.parse
+from collections.abc import Iterator
+from typing import IO, Any, NoReturn
+
+from common.errors import InputError
+from common.http import CONNECT_SECONDS, reason_of, status_line
+from common.storage.entry import Entry
+from common.storage.levels import Child, matching_files
+from common.storage.retries import PassingError, retried
+from common.storage.source import REQUESTS, Source
+
+SECONDS = 60.0  # without a byte of an answer
+CHUNK = 2**20
+OVERLOADED = (408, 425, 429, 500, 502, 503, 504)
+REFUSED = (401, 403, 407)
+MISSING = (404, 410)
+WILDCARDS = "*["  # a question mark begins the query
+BEGIN = 64  # bytes that tell a page from data
+PAGE = re.compile(rb"\s*(<!doctype\s+html|<html)", re.IGNORECASE)
+
+
+class MissingFile(InputError):
+    """The server says that there is no such file."""
+
+
+class WebPage(InputError):
+    """The server answers with a page for people: a login, an error, or a folder's contents."""
+
+
+_known_by_ranges: set[str] = set()
+"""Files of which a range was to be had in this process, as when they were listed."""
+
+
+class HttpSource(Source):
+    """A file of a web server."""
+
+    def __init__(self, uri: str, entry: Entry | None = None) -> None:
+        self.uri = uri
+        self._whole: IO[bytes] | None = None
+        if entry is not None and uri in _known_by_ranges:
+            self.size, self._version = entry.size, entry.tag
+            return
+        size, self._version = retried(lambda: _probe(uri))
+        if size is None:
+            # closed in `close`
+            whole = tempfile.TemporaryFile()  # noqa: SIM115
+            size = retried(lambda: _fetch(uri, whole))
+            self._whole = whole
+        self.size = size
+
+    def read(self, start: int, stop: int) -> bytes:
+        if stop <= start:  # HTTP knows no empty range
+            return b""
+        if self._whole is not None:
+            content = os.pread(self._whole.fileno(), stop - start, start)
+        else:
+            content = retried(lambda: self._request(start, stop))
+        return self.check(content, start, stop)
+
+    def _request(self, start: int, stop: int) -> bytes:
+        with _answer(self.uri, f"bytes={start}-{stop - 1}") as answer:
+            if answer.status_code != 206 or _version(answer) != self._version:
+                raise _changed(self.uri)
+            # in one piece; `content` would put it together from pieces of 10 KiB
+            return b"".join(answer.iter_content(stop - start))
+
+    def close(self) -> None:
+        if self._whole is not None:
+            self._whole.close()
+
+
+def open_source(uri: str, entry: Entry | None = None) -> Source:
+    return HttpSource(uri, entry)
+
+
+def exists(uri: str) -> bool:
+    """True for a file, and for a folder that the server lists."""
+    try:
+        retried(lambda: _probe(uri))
+    except MissingFile:
+        return False
+    except WebPage:
+        return bool(_children(uri))
+    return True
+
+
+def read_bytes(uri: str) -> bytes:
+    def request() -> bytes:
+        with _answer(uri) as answer:
+            content = bytes(answer.content)
+            _check_content(uri, answer, content)
+            return content
+
+    return retried(request)
+
+
+def entries(uri: str) -> list[Entry]:
+    """The one file of that address, or the files that the server lists in that folder."""
+    try:
+        return [_entry(uri)]
+    except MissingFile:
+        return []
+    except WebPage:
+        children = _children(uri)
+        if not children:
+            raise
+        return [_entry(child.uri) for child in children if not child.is_folder]
+
+
+def glob(pattern: str) -> list[Entry]:
+    """The files that match, in folders that the server lists."""
+    parts = urllib.parse.urlsplit(pattern)
+    root = f"{parts.scheme}://{parts.netloc}"
+    files = matching_files(root, parts.path, WILDCARDS, _children)
+    return [_entry(file.uri) for file in files]
+
+
+def download(uri: str, target: str) -> None:
+    """Copy one file to a local path."""
+
+    def request() -> None:
+        with open(target, "wb") as file:
+            _fetch(uri, file)
+
+    retried(request)
+
+
+def write_bytes(uri: str, content: bytes) -> NoReturn:
+    raise _read_only(uri)
+
+
+def upload(source: str, uri: str) -> NoReturn:
+    raise _read_only(uri)
+
+
+def delete(uri: str) -> NoReturn:
+    raise _read_only(uri)
+
+
+def _read_only(uri: str) -> InputError:
+    return InputError(f"{uri}: web servers are read only; write to s3://, root:// or a folder")
+
+
+def _changed(uri: str) -> PassingError:
+    return PassingError(
+        f"{uri} has changed while it was read, or its server no longer knows ranges"
+    )
+
+
+def _entry(uri: str) -> Entry:
+    """One file's size and version. Raises MissingFile or WebPage where there is none."""
+    size, version = retried(lambda: _probe(uri))
+    if size is None:
+        with HttpSource(uri) as source:
+            size = source.size
+    return Entry(uri=uri, size=size, tag=version)
+
+
+def _probe(uri: str) -> tuple[int | None, str]:
+    """Size and version of a file; no size where only the whole file is to be had.
+
+    Some bytes are asked for, because some servers refuse HEAD, presigned addresses are for GET, and
+    a page may come under the name of data.
+    """
+    with _answer(uri, f"bytes=0-{BEGIN - 1}") as answer:
+        _check_content(uri, answer, next(answer.iter_content(BEGIN), b""))
+        total = answer.headers.get("Content-Range", "").rpartition("/")[2]
+        has_ranges = answer.status_code in (206, 416) and total.isdigit()
+        if has_ranges:
+            _known_by_ranges.add(uri)
+        return int(total) if has_ranges else None, _version(answer)
+
+
+def _version(answer: Any) -> str:
+    """A text that changes with the file; the servers behind one name may differ in their ETags."""
+    headers = answer.headers
+    tag = headers.get("ETag", "").removeprefix("W/").strip('"')
+    return str(headers.get("Last-Modified") or tag)
+
+
+def _fetch(uri: str, file: IO[bytes]) -> int:
+    """Write the whole file into an open one, from its start; returns the number of bytes."""
+    file.seek(0)
+    file.truncate()
+    with _answer(uri) as answer:
+        for chunk in answer.iter_content(CHUNK):
+            file.write(chunk)
+    file.flush()
+    return file.tell()
+
+
+@contextlib.contextmanager
+def _answer(uri: str, byte_range: str = "", page: bool = False) -> Iterator[Any]:
+    """The answer to one GET, whose body is not read yet; reading it may be part of the block.
+
+    page: whether a web page is what is asked for. Raises MissingFile, WebPage, InputError where
+    access is refused, PassingError for what may pass.
+    """
+    import requests
+
+    # compressed on the way, ranges would be of something else
+    headers = {"Accept-Encoding": "identity"} | ({"Range": byte_range} if byte_range else {})
+    try:
+        with _session(os.getpid()).get(
+            uri, headers=headers, stream=True, timeout=(CONNECT_SECONDS, SECONDS)
+        ) as answer:
+            _check_status(uri, answer)
+            kind = answer.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+            if not page and kind in ("text/html", "application/xhtml+xml"):
+                raise _web_page(uri, answer)
+            yield answer
+    except requests.exceptions.SSLError as error:
+        raise InputError(f"{uri}: no TLS connection: {reason_of(error)}") from None
+    except requests.exceptions.InvalidURL:
+        raise InputError(f"'{uri}' is no address") from None
+    except requests.RequestException as error:
+        raise _unreachable(uri, error) from None
+
+
+def _check_status(uri: str, answer: Any) -> None:
+    status = answer.status_code
+    if status in (200, 206) or (status == 416 and "Range" in answer.request.headers):
+        return
+    words = f"{status_line(answer)}{_redirected(uri, answer.url)}"
+    if status in MISSING:
+        raise MissingFile(f"there is no file {uri} ({words})")
+    if status in REFUSED:
+        raise InputError(
+            f"the server refused access to {uri} ({words}); files behind a login are read by"
+            " root:// with a proxy, a ticket or a token"
+        )
+    if status in OVERLOADED:
+        raise PassingError(f"the server failed for {uri} ({words})")
+    raise InputError(f"the server does not give {uri} ({words})")
+
+
+def _check_content(uri: str, answer: Any, content: bytes) -> None:
+    """Raise WebPage for content that begins as a page does, whatever the server calls it."""
+    if answer.status_code in (200, 206) and PAGE.match(content):
+        raise _web_page(uri, answer)
+
+
+def _web_page(uri: str, answer: Any) -> WebPage:
+    return WebPage(
+        f"{uri} is a web page, no data{_redirected(uri, answer.url)}: the server asks for a login,"
+        " or shows an error or a folder as a page"
+    )
+
+
+def _redirected(uri: str, url: str | None) -> str:
+    """The server that was reached, if it is another one than the user named."""
+    host, reached = (urllib.parse.urlsplit(text or "").netloc for text in (uri, url))
+    return f" after a redirect to {reached}" if reached and reached != host else ""
+
+
+def _unreachable(uri: str, error: Any) -> InputError | PassingError:
+    """The error for a server that does not answer, or breaks off."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, socket.gaierror) and cause.errno == socket.EAI_NONAME:
+            return InputError(f"{uri}: there is no server {urllib.parse.urlsplit(uri).netloc}")
+        cause = cause.__cause__ or cause.__context__
+    url = getattr(error.request, "url", None)
+    return PassingError(f"cannot read {uri}{_redirected(uri, url)}: {reason_of(error)}")
+
+
+@functools.lru_cache(maxsize=1)
+def _session(process: int) -> Any:
+    """The connections of this process: a forked one must not share them."""
+    import requests
+    from requests.adapters import HTTPAdapter
+
+    made = requests.Session()
+    for scheme in ("https://", "http://"):
+        made.mount(scheme, HTTPAdapter(pool_maxsize=2 * REQUESTS, max_retries=0))
+    made.headers["User-Agent"] = "jec-pipeline"
+    # Without an `auth`, requests sends a login of ~/.netrc (psf/requests#3929).
+    made.auth = lambda request: request
+    return made
+
+
+# --------------------------------------------------------------------------------------- listings
+
+
+def _children(folder: str) -> list[Child]:
+    """What the server's page for a folder links to that lies in it."""
+
+    def request() -> list[Child]:
+        try:
+            with _answer(folder.rstrip("/") + "/", page=True) as answer:
+                return _linked(folder.rstrip("/"), answer)
+        except MissingFile:
+            return []
+
+    return retried(request)
+
+
+def _linked(folder: str, answer: Any) -> list[Child]:
+    links = _Links()
+    links.feed(answer.text)
+    base = urllib.parse.urlsplit(answer.url)
+    children = {}
+    for link in links.targets:
+        target = urllib.parse.urlsplit(urllib.parse.urljoin(answer.url, link))
+        if target.netloc != base.netloc or not target.path.startswith(base.path):
+            continue
+        part = target.path[len(base.path) :]
+        name = part.rstrip("/")
+        if name and "/" not in name:
+            children[name] = Child(
+                name=urllib.parse.unquote(name),
+                uri=f"{folder}/{name}",
+                is_folder=part.endswith("/"),
+            )
+    return list(children.values())
+
+
+class _Links(html.parser.HTMLParser):
+    """Collects the addresses that a page links to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.targets: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag == "a":
+            self.targets += [value for name, value in attrs if name == "href" and value]

@@ -1,0 +1,32 @@
+"""Repeat a request that failed for a reason that may pass, later each time."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from time import sleep
+from typing import TypeVar
+
+from common.errors import StorageError
+
+PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 20.0)
+"""Longest pause before each further attempt, in seconds: about half a minute in all."""
+
+Result = TypeVar("Result")
+
+
+class PassingError(StorageError):
+    """A failure that may pass: a lost connection, an overloaded server."""
+
+
+def retried(request: Callable[[], Result]) -> Result:
+    """The request's result, after at most len(PAUSES) repetitions where it raises PassingError.
+
+    The pauses are random, so that many readers do not come back at the same moment.
+    """
+    for longest in PAUSES:
+        try:
+            return request()
+        except PassingError:
+            sleep(random.uniform(0, longest))
+    return request()

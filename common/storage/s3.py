@@ -1,0 +1,203 @@
+"""S3 with boto3. The endpoint comes from AWS_ENDPOINT_URL, credentials from the usual variables."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from common.errors import InputError, StorageError
+from common.storage.addresses import matches, split_s3, wildcard_at
+from common.storage.entry import Entry
+from common.storage.retries import PassingError, retried
+from common.storage.source import REQUESTS, Source
+
+if TYPE_CHECKING:
+    from boto3.s3.transfer import TransferConfig
+
+# bytes a part of a multipart transfer: large enough that the part count stays far below S3's 10,000
+PART = 16 * 2**20
+
+
+class S3Source(Source):
+    """An object of S3."""
+
+    def __init__(self, uri: str, entry: Entry | None = None) -> None:
+        self.uri = uri
+        self._bucket, self._key = split_s3(uri)
+        if entry is not None:
+            self.size, self._tag = entry.size, f'"{entry.tag}"'
+            return
+        with explained(uri):
+            head = client().head_object(Bucket=self._bucket, Key=self._key)
+        self.size = head["ContentLength"]
+        # Its bytes are of one version of the object: another is refused (PreconditionFailed).
+        self._tag = head["ETag"]
+
+    def read(self, start: int, stop: int) -> bytes:
+        if stop <= start:  # HTTP knows no empty range
+            return b""
+        content = retried(
+            lambda: _get(self.uri, Range=f"bytes={start}-{stop - 1}", IfMatch=self._tag)
+        )
+        return self.check(content, start, stop)
+
+
+def _get(uri: str, **options: str) -> bytes:
+    """The body of one GET. Raises PassingError where the connection is cut while it is read."""
+    bucket, key = split_s3(uri)
+    with explained(uri):
+        body = client().get_object(Bucket=bucket, Key=key, **options)["Body"]
+    with explained(uri, PassingError), contextlib.closing(body):
+        content: bytes = body.read()
+    return content
+
+
+def open_source(uri: str, entry: Entry | None = None) -> Source:
+    return S3Source(uri, entry)
+
+
+def exists(uri: str) -> bool:
+    bucket, key = split_s3(uri)
+    with explained(uri):
+        answer = client().list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=10)
+    keys = [item["Key"] for item in answer.get("Contents", [])]
+    return any(_is_below(found, key) for found in keys)
+
+
+def read_bytes(uri: str) -> bytes:
+    return retried(lambda: _get(uri))
+
+
+def write_bytes(uri: str, content: bytes) -> None:
+    bucket, key = split_s3(uri)
+    with explained(uri):
+        client().put_object(Bucket=bucket, Key=key, Body=content)
+
+
+def entries(uri: str) -> list[Entry]:
+    """The objects of that name, or below the folder of that name."""
+    _, key = split_s3(uri)
+    return [entry for entry in listing(uri) if _is_below(split_s3(entry.uri)[1], key)]
+
+
+def listing(prefix: str) -> Iterator[Entry]:
+    """The objects whose addresses begin with `prefix`."""
+    bucket, key = split_s3(prefix)
+    pages = client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=key)
+    with explained(prefix):
+        for page in pages:
+            for item in page.get("Contents", []):
+                yield Entry(
+                    uri=f"s3://{bucket}/{item['Key']}",
+                    size=item["Size"],
+                    tag=item["ETag"].strip('"'),
+                )
+
+
+def glob(pattern: str) -> list[Entry]:
+    """The objects that match; only what begins with the text before the wildcard is listed."""
+    prefix = pattern[: wildcard_at(pattern)]
+    if "/" not in prefix.removeprefix("s3://"):
+        raise InputError(f"'{pattern}': name the bucket without wildcards")
+    return [entry for entry in listing(prefix) if matches(entry.uri, pattern)]
+
+
+def _is_below(key: str, folder: str) -> bool:
+    return not folder or key == folder or key.startswith(folder.rstrip("/") + "/")
+
+
+def upload(path: str, uri: str) -> None:
+    """Copy one local file to S3: it appears when it is whole."""
+    bucket, key = split_s3(uri)
+    with explained(uri):
+        client().upload_file(path, bucket, key, Config=_transfer())
+
+
+def download(uri: str, target: str) -> None:
+    """Copy one object to a local path. A body that is cut is fetched again by boto3, then by us."""
+    bucket, key = split_s3(uri)
+
+    def fetch() -> None:
+        with explained(uri, PassingError):
+            client().download_file(bucket, key, target, Config=_transfer())
+
+    retried(fetch)
+
+
+def delete(uri: str) -> int:
+    """Remove an object, or everything below a folder; returns how many went."""
+    objects = entries(uri)
+    with explained(uri):
+        for entry in objects:
+            bucket, key = split_s3(entry.uri)
+            client().delete_object(Bucket=bucket, Key=key)
+    return len(objects)
+
+
+@functools.cache
+def client() -> Any:
+    import boto3
+    from botocore.config import Config
+
+    # Newer boto3 adds checksums that older Ceph gateways refuse. Throttling, 5xx and lost
+    # connections are tried again after a random pause of up to 1, 2, 4 ... 20 s, for about a minute
+    # in all. (Mode "adaptive" would slow down what comes after, too.)
+    config = Config(
+        retries={"mode": "standard", "total_max_attempts": 9},
+        connect_timeout=10,
+        read_timeout=60,
+        max_pool_connections=2 * REQUESTS,
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+    )
+    region = os.environ.get("AWS_DEFAULT_REGION") or os.environ.get("AWS_REGION") or "us-east-1"
+    return boto3.client("s3", config=config, region_name=region)
+
+
+def forget_client() -> None:
+    """Have the next request read the AWS variables anew."""
+    client.cache_clear()
+
+
+def _transfer() -> TransferConfig:
+    from boto3.s3.transfer import TransferConfig
+
+    return TransferConfig(multipart_threshold=2 * PART, multipart_chunksize=PART)
+
+
+@contextlib.contextmanager
+def explained(uri: str, broken: type[StorageError] = StorageError) -> Iterator[None]:
+    """Turn botocore's errors into ours.
+
+    What is missing or misspelt is an InputError, a lost connection `broken`, anything else a
+    StorageError.
+    """
+    import boto3.exceptions
+    import botocore.exceptions as aws
+
+    endpoint = os.environ.get("AWS_ENDPOINT_URL", "AWS")
+    try:
+        yield
+    except (aws.NoCredentialsError, aws.PartialCredentialsError):
+        raise InputError(
+            f"no S3 credentials for {uri}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        ) from None
+    except aws.ClientError as error:
+        code = error.response.get("Error", {}).get("Code", "")
+        if code in ("NoSuchKey", "404"):
+            raise InputError(f"there is no file {uri} (endpoint {endpoint})") from None
+        if code in ("PreconditionFailed", "412"):
+            raise StorageError(f"{uri} has changed while it was read; start again") from None
+        if code == "NoSuchBucket":
+            bucket = split_s3(uri)[0]
+            raise InputError(f"there is no bucket '{bucket}' at {endpoint}") from None
+        if code in ("AccessDenied", "403", "InvalidAccessKeyId", "SignatureDoesNotMatch"):
+            raise InputError(
+                f"{endpoint} refused access to {uri} ({code}); check the S3 credentials"
+            ) from None
+        raise StorageError(f"{endpoint} answered {code} for {uri}: {error}") from None
+    except (aws.BotoCoreError, OSError, boto3.exceptions.RetriesExceededError) as error:
+        raise broken(f"cannot reach {uri} at {endpoint}: {error}") from None

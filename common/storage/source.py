@@ -1,0 +1,92 @@
+"""Reading parts of a file, whatever stores it: `read_ranges`, and a file object on top of it."""
+
+from __future__ import annotations
+
+import io
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from common.errors import StorageError
+from common.storage import vectors
+from common.storage.vectors import REQUESTS, Range
+
+__all__ = ["REQUESTS", "Range", "Source", "SourceFile"]
+
+
+class Source(ABC):
+    """An open file of which byte ranges are read. Close it, or use it as a context manager.
+
+    Its methods may be called from several threads.
+    """
+
+    uri: str
+    size: int
+    """Bytes of the file."""
+
+    @abstractmethod
+    def read(self, start: int, stop: int) -> bytes:
+        """The bytes start:stop, all of them, in one request that is repeated where it fails.
+
+        Raises StorageError where they do not come, or where the file has changed since it was
+        opened; InputError where it has vanished or may not be read.
+        """
+
+    def read_ranges(self, ranges: Sequence[Range]) -> list[bytes]:
+        """The bytes of each range, in the order of the ranges, with several requests in flight."""
+        return vectors.read_in_pieces(
+            ranges, vectors.one_each, lambda pieces: [self.read(*piece) for piece in pieces]
+        )
+
+    def close(self) -> None:  # noqa: B027 - most backends hold nothing
+        """Free what the file holds. Nothing can be read afterwards."""
+
+    def __enter__(self) -> Source:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def check(self, content: bytes, start: int, stop: int) -> bytes:
+        """The content of start:stop, if it is whole. Raises StorageError where it is not."""
+        if len(content) != stop - start:
+            raise StorageError(
+                f"{self.uri}: {len(content):,} bytes came of the {stop - start:,} from byte"
+                f" {start:,} on; the file has {self.size:,}"
+            )
+        return content
+
+
+class SourceFile(io.RawIOBase):
+    """A source as a file object, for libraries that read one. Closing it closes the source."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self.source.size}
+        self._position = max(origin[whence] + offset, 0)
+        return self._position
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        stop = min(self._position + len(buffer), self.source.size)
+        if stop <= self._position:
+            return 0
+        content = self.source.read(self._position, stop)
+        buffer[: len(content)] = content
+        self._position = stop
+        return len(content)
+
+    def close(self) -> None:
+        if not self.closed:
+            self.source.close()
+        super().close()

@@ -1,0 +1,385 @@
+"""XRootD (root://server//path) with the `xrootd` client, which the extra 'xrootd' installs.
+
+The client finds its credentials itself: an X509 proxy, a Kerberos ticket or a bearer token
+(common/storage/xrootd_login.py). Its own XRD_* variables are honoured; without them it waits
+seconds where its defaults are minutes, and the repetitions of common/storage/retries.py follow.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import functools
+import importlib
+import io
+import os
+import posixpath
+import threading
+import uuid
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, BinaryIO
+
+from common.errors import InputError, StorageError
+from common.storage import vectors, xrootd_login
+from common.storage.addresses import EXTRA, WILDCARDS, split_xrootd
+from common.storage.entry import Entry
+from common.storage.levels import Child, matching_files
+from common.storage.local import PARTIAL
+from common.storage.retries import PassingError, retried
+from common.storage.source import Source
+from common.storage.vectors import Range
+
+SECONDS = 60  # for one request, unless XRD_REQUESTTIMEOUT says otherwise
+DEFAULTS = {
+    # for one attempt to connect, and how many of them; a dead server takes both multiplied
+    "ConnectionWindow": 5,
+    "ConnectionRetry": 1,
+    "RequestTimeout": SECONDS,
+    "StreamTimeout": 30,
+    # after a failure, the seconds in which a server is not asked again
+    "StreamErrorWindow": 1,
+}
+CHUNK = 8 * 2**20  # bytes of one request that copies a file
+
+# XrdCl's codes (XrdClStatus.hh)
+INVALID_ADDRESS, NOT_SUPPORTED = 101, 13
+LOST = frozenset((16, *range(102, 110), 206, 207, 301, 302, 303, 306))
+"""Sockets, timeouts and redirects: the way to the data, which may be better next time."""
+LOGIN_FAILED = frozenset((110, 202, 203, 204))
+# the server's own numbers (XProtocol.hh), beside XrdCl's code 400
+ANSWERED = 400
+NOT_FOUND, NOT_AUTHORIZED, NOT_A_FILE = 3011, (3010, 3030), (3015, 3016)
+NOT_A_FOLDER = "not a directory"  # the server has no number of its own for it
+FAILED_THERE = frozenset((3007, 3012, 3014, 3024, 3029, 3034, 3035))
+"""I/O error, internal error, no server, overloaded, no replicas, timeouts."""
+
+
+@functools.cache
+def _library() -> Any:
+    """The client's module. Raises InputError where it is not installed."""
+    try:
+        client: Any = importlib.import_module("XRootD.client")
+    except ImportError:
+        raise InputError(f"root:// takes the XRootD client; type: {EXTRA}") from None
+    _end_quietly()
+    for name, value in DEFAULTS.items():
+        if f"XRD_{name.upper()}" not in os.environ:
+            client.EnvPutInt(name, value)
+    return client
+
+
+def _end_quietly() -> None:
+    """Have the client look for its open files at the end of Python without any warning.
+
+    It looks at all objects there are, and torch warns of some that are looked at.
+    """
+    finalize: Any = importlib.import_module("XRootD.client.finalize").finalize
+
+    def quietly() -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            finalize()
+
+    atexit.unregister(finalize)
+    atexit.register(quietly)
+
+
+def _flags() -> Any:
+    return importlib.import_module("XRootD.client.flags")
+
+
+def _file_system(uri: str) -> tuple[Any, str]:
+    """The client of the address's server, and the path on it."""
+    xrootd_login.prepare()
+    server, path = split_xrootd(uri)
+    return _library().FileSystem(server), path
+
+
+def check(status: Any, uri: str, file: Any = None) -> None:
+    """Raise the error that a status stands for.
+
+    file: the client's, which knows the server that it was redirected to. Raises InputError for what
+    is missing, refused or misspelt, PassingError for what may pass, StorageError for the rest.
+    """
+    if status.ok:
+        return
+    server, path = split_xrootd(uri)
+    reached = file.get_property("DataServer") if file is not None else ""
+    redirected = "" if not reached or server.endswith(reached) else f" (redirected to {reached})"
+    reason = status.message.strip().removeprefix("[ERROR] ").removeprefix("[FATAL] ")
+    reason = reason.removeprefix("Server responded with an error: ")
+    if status.code == ANSWERED and status.errno == NOT_FOUND:
+        raise InputError(f"there is no file {uri}")
+    if status.code == ANSWERED and status.errno in NOT_A_FILE:
+        raise InputError(f"{uri} is a folder")
+    refused = status.code == ANSWERED and status.errno in NOT_AUTHORIZED
+    if refused or status.code in LOGIN_FAILED:
+        raise InputError(f"{server} refused access to {path} ({reason}). {xrootd_login.state()}")
+    if status.code == INVALID_ADDRESS:
+        raise InputError(f"there is no server {server} ({reason})")
+    if status.code in LOST or (status.code == ANSWERED and status.errno in FAILED_THERE):
+        raise PassingError(f"cannot reach {uri}{redirected}: {reason}")
+    raise StorageError(f"{server} failed for {path}: {reason}")
+
+
+class XRootDSource(Source):
+    """A file on XRootD, opened anew where its server is lost."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        self._lock = threading.Lock()
+        self._file: Any = None
+        self._changed: int | None = None
+        retried(self.file)
+
+    def file(self) -> Any:
+        """The open file of the client. Raises PassingError where it cannot be opened now."""
+        with self._lock:
+            if self._file is None:
+                self._file = self._opened()
+            return self._file
+
+    def _opened(self) -> Any:
+        xrootd_login.prepare()
+        file = _library().File()
+        status, _ = file.open(self.uri, _flags().OpenFlags.READ, timeout=SECONDS)
+        check(status, self.uri, file)
+        status, info = file.stat(timeout=SECONDS)
+        check(status, self.uri, file)
+        if self._changed is None:
+            self.size = int(info.size)
+            self._changed = info.modtime
+        elif (info.size, info.modtime) != (self.size, self._changed):
+            raise StorageError(f"{self.uri} has changed while it was read; start again")
+        return file
+
+    def forget(self, file: Any) -> None:
+        """Have the file opened anew, because this one's connection failed."""
+        with self._lock:
+            if self._file is file:
+                self._file = None
+        # Of a lost server it fails, too.
+        file.close(timeout=1)
+
+    def read(self, start: int, stop: int) -> bytes:
+        if stop <= start:  # a size of 0 would be the whole file
+            return b""
+        content = self._requested(lambda file: file.read(start, stop - start, timeout=SECONDS))
+        return self.check(bytes(content), start, stop)
+
+    def read_ranges(self, ranges: Sequence[Range]) -> list[bytes]:
+        return vectors.read_in_pieces(ranges, vectors.in_vectors, self._read_vector)
+
+    def _read_vector(self, pieces: list[Range]) -> list[bytes]:
+        """One vectored read."""
+        if len(pieces) == 1:
+            return [self.read(*pieces[0])]
+        chunks = [(start, stop - start) for start, stop in pieces]
+        try:
+            answer = self._requested(lambda file: file.vector_read(chunks, timeout=SECONDS))
+        except PassingError:
+            raise
+        except StorageError:  # a server that takes no vectors, or only smaller ones
+            return [self.read(*piece) for piece in pieces]
+        return [
+            self.check(bytes(chunk.buffer), *piece)
+            for chunk, piece in zip(answer.chunks, pieces, strict=True)
+        ]
+
+    def _requested(self, request: Callable[[Any], Any]) -> Any:
+        """The answer to one request (an open file -> status, answer), which is repeated."""
+
+        def attempt() -> Any:
+            file = self.file()
+            status, answer = request(file)
+            try:
+                check(status, self.uri, file)
+            except PassingError:
+                self.forget(file)
+                raise
+            return answer
+
+        return retried(attempt)
+
+    def close(self) -> None:
+        with self._lock:
+            file, self._file = self._file, None
+        if file is not None:
+            file.close(timeout=SECONDS)
+
+
+def open_source(uri: str, _entry: Entry | None = None) -> Source:
+    return XRootDSource(uri)
+
+
+def exists(uri: str) -> bool:
+    return _stat(uri) is not None
+
+
+def read_bytes(uri: str) -> bytes:
+    with XRootDSource(uri) as source:
+        return source.read(0, source.size)
+
+
+def entries(uri: str) -> list[Entry]:
+    """The files below a folder, or the one file of that name."""
+    info = _stat(uri)
+    if info is None:
+        return []
+    if not _is_folder(info):
+        return [_entry(uri, info)]
+    files: list[Entry] = []
+    for child in _children(uri):
+        if child.is_folder:
+            files += entries(child.uri)
+        elif child.entry and not child.name.startswith(PARTIAL):
+            files.append(child.entry)
+    return files
+
+
+def glob(pattern: str) -> list[Entry]:
+    """The files that match."""
+    server, path = split_xrootd(pattern)
+    files = matching_files(f"{server}/", path, WILDCARDS, _children)
+    return [file.entry for file in files if file.entry]
+
+
+def _children(folder: str) -> list[Child]:
+    """What lies in a folder; nothing where there is no such folder."""
+
+    def request() -> list[Child]:
+        client, path = _file_system(folder)
+        status, listed = client.dirlist(path, _flags().DirListFlags.STAT, timeout=SECONDS)
+        if status.code == ANSWERED and status.errno == NOT_FOUND:
+            return []
+        check(status, folder)
+        children = []
+        for item in listed:
+            uri = f"{folder}/{item.name}"
+            # Servers give a name without a status where the file is gone meanwhile.
+            info = item.statinfo or _stat(uri)
+            if info is not None:
+                children.append(
+                    Child(
+                        name=item.name,
+                        uri=uri,
+                        is_folder=_is_folder(info),
+                        entry=None if _is_folder(info) else _entry(uri, info),
+                    )
+                )
+        return children
+
+    return retried(request)
+
+
+def _stat(uri: str) -> Any:
+    """The client's status of a file or folder; None where there is neither."""
+
+    def request() -> Any:
+        client, path = _file_system(uri)
+        status, info = client.stat(path, timeout=SECONDS)
+        # NOT_A_FOLDER: something below what is a file
+        is_missing = status.errno == NOT_FOUND or NOT_A_FOLDER in status.message
+        if status.code == ANSWERED and is_missing:
+            return None
+        check(status, uri)
+        return info
+
+    return retried(request)
+
+
+def _is_folder(info: Any) -> bool:
+    return bool(info.flags & _flags().StatInfoFlags.IS_DIR)
+
+
+def _entry(uri: str, info: Any) -> Entry:
+    return Entry(uri=uri, size=int(info.size), tag=str(info.modtime))
+
+
+def write_bytes(uri: str, content: bytes) -> None:
+    retried(lambda: _write(uri, io.BytesIO(content)))
+
+
+def upload(path: str, uri: str) -> None:
+    """Copy one local file; it has its name on the server once it is whole."""
+    with open(path, "rb") as file:
+        retried(lambda: _write(uri, file))
+
+
+def _write(uri: str, source: BinaryIO) -> None:
+    """Write all that a file holds; it is written from its start again where that fails."""
+    source.seek(0)
+    start = 0
+    with _replacing(uri) as write:
+        while content := source.read(CHUNK):
+            write(content, start)
+            start += len(content)
+
+
+@contextlib.contextmanager
+def _replacing(uri: str) -> Iterator[Any]:
+    """A function (content, first byte) that writes what becomes `uri` if the block ends well.
+
+    It is written under another name in the same folder.
+    """
+    client, path = _file_system(uri)
+    flags = _flags()
+    folder, name = posixpath.split(path)
+    temporary = posixpath.join(folder, f"{PARTIAL}{name}-{uuid.uuid4().hex[:8]}")
+    address = f"{split_xrootd(uri)[0]}/{temporary}"
+    mode = flags.AccessMode
+    # xrootd's defaults would hide results from colleagues
+    readable = mode.UR | mode.UW | mode.GR | mode.OR
+
+    file = _library().File()
+    status, _ = file.open(address, flags.OpenFlags.NEW, readable, timeout=SECONDS)
+    if status.code == ANSWERED and status.errno == NOT_FOUND:
+        # Left to the server (MAKEPATH of open), folders get a file's mode: none may enter.
+        enterable = readable | mode.UX | mode.GX | mode.OX
+        made, _ = client.mkdir(folder, flags.MkDirFlags.MAKEPATH, enterable, timeout=SECONDS)
+        check(made, uri)
+        status, _ = file.open(address, flags.OpenFlags.NEW, readable, timeout=SECONDS)
+    check(status, uri, file)
+
+    def write(content: bytes, start: int) -> None:
+        status, _ = file.write(content, start, len(content), timeout=SECONDS)
+        check(status, uri)
+
+    try:
+        try:
+            yield write
+        finally:
+            status, _ = file.close(timeout=SECONDS)
+        check(status, uri)
+        check(client.mv(temporary, path, timeout=SECONDS)[0], uri)
+    except BaseException:
+        client.rm(temporary, timeout=5)
+        raise
+
+
+def download(uri: str, target: str) -> None:
+    """Copy one file to a local path."""
+    with XRootDSource(uri) as source, open(target, "wb") as file:
+        for start in range(0, source.size, CHUNK):
+            file.write(source.read(start, min(start + CHUNK, source.size)))
+
+
+def delete(uri: str) -> int:
+    """Remove a file or a folder with everything in it; returns how many files went."""
+    info = _stat(uri)
+    if info is None:
+        return 0
+    client, path = _file_system(uri)
+    is_folder = _is_folder(info)
+    count = sum(delete(child.uri) for child in _children(uri)) if is_folder else 1
+    remove = client.rmdir if is_folder else client.rm
+
+    def request() -> None:
+        status, _ = remove(path, timeout=SECONDS)
+        # after a lost answer it is gone already
+        if not (status.code == ANSWERED and status.errno == NOT_FOUND):
+            check(status, uri)
+
+    retried(request)
+    return count

@@ -1,0 +1,89 @@
+"""Read the data with what the run's pods will have: their S3 keys, their login for XRootD."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from common.config import NONE, RunConfig
+from common.errors import InputError
+from common.storage import xrootd_login
+from common.storage.addresses import XROOTD, scheme_of
+from common.storage.patterns import parse_one, separated
+from operations.check_storage import credentials, pods_keys, secret_of
+from operations.table import Line, not_seen, ok
+
+NOWHERE = "/nonexistent"
+"""In place of a file of ours that no pod has."""
+
+
+@contextlib.contextmanager
+def as_the_pods(config: RunConfig) -> Iterator[list[Line]]:
+    """Within the block, addresses are read with the pods' credentials, where they may be seen.
+
+    Gives lines about those that may not, whose addresses are read with our own.
+    """
+    schemes = {scheme_of(text) for text in addresses(config)}
+    lines: list[Line] = []
+    with contextlib.ExitStack() as stack:
+        if "s3" in schemes:
+            try:
+                stack.enter_context(credentials(pods_keys(config)))
+            except InputError as problem:
+                lines.append(
+                    not_seen("S3 as the pods", str(problem), "s3:// is read with our own keys")
+                )
+        if schemes & set(XROOTD):
+            try:
+                lines.append(stack.enter_context(xrootd_as_the_pods(config)))
+            except InputError as problem:
+                lines.append(
+                    not_seen("XRootD as the pods", str(problem), "root:// is read as ourselves")
+                )
+        yield lines
+
+
+def addresses(config: RunConfig) -> Iterator[str]:
+    """Yield every address that the run reads."""
+    yield from (config.data_config, config.network_config, config.search_space)
+    for value in (config.data_train, config.data_val, config.data_test):
+        yield from (parse_one(part).text for part in separated(value))
+
+
+@contextlib.contextmanager
+def xrootd_as_the_pods(config: RunConfig) -> Iterator[Line]:
+    """Within the block, XRootD sees the login of --xrootd-secret alone, and nothing of ours.
+
+    Raises InputError where the Secret may not be seen, is not there, or lacks its keys.
+    """
+    values: Mapping[str, bytes] = {}
+    whose = "without a login (--xrootd-secret none)"
+    if config.xrootd_secret != NONE:
+        secret = secret_of(config, config.xrootd_secret).contents
+        values = {key: secret[key] for key in xrootd_login.KEYS if secret.get(key)}
+        if not values:
+            keys = " or ".join(xrootd_login.KEYS)
+            raise InputError(f"Secret {config.xrootd_secret} has no key {keys}")
+        whose = f"as Secret {config.xrootd_secret}"
+
+    hidden = dict.fromkeys([*xrootd_login.KEYS.values(), "XDG_RUNTIME_DIR"], NOWHERE)
+    before = {name: os.environ.get(name) for name in (*hidden, "BEARER_TOKEN")}
+    before[xrootd_login.SECRET_FOLDER] = os.environ.get(xrootd_login.SECRET_FOLDER)
+    with tempfile.TemporaryDirectory() as folder:
+        for key, value in values.items():
+            Path(folder, key).write_bytes(value)
+        os.environ.update(hidden)
+        os.environ.pop("BEARER_TOKEN", None)
+        os.environ[xrootd_login.SECRET_FOLDER] = folder
+        xrootd_login.forget()
+        try:
+            yield ok("XRootD as the pods", f"root:// is read {whose}")
+        finally:
+            xrootd_login.forget()
+            for name, value_before in before.items():
+                os.environ.pop(name, None)
+                if value_before is not None:
+                    os.environ[name] = value_before

@@ -1,0 +1,89 @@
+"""--check reads the data with the login of the pods: that of a Secret, and nothing of ours."""
+
+from __future__ import annotations
+
+import base64
+import os
+from pathlib import Path
+
+import pytest
+
+from common.config import RunConfig
+from common.storage import xrootd_login
+from operations.check import inputs_of_a_run
+from operations.pods_login import as_the_pods
+from operations.table import State
+from tests.clusters import conftest as clusters_conftest
+
+fake = clusters_conftest.fake
+
+ROOT_DATA = {
+    f"data_{part}": f"root://localhost:1//{part}.root" for part in ("train", "val", "test")
+}
+OURS = {"BEARER_TOKEN": "ours", "X509_USER_PROXY": "/ours", "KRB5CCNAME": "FILE:/ours"}
+
+
+@pytest.fixture
+def home(fake, monkeypatch):
+    """A cluster with the Secret grid-login; this process has a login of its own."""
+    made = fake()
+    data = {"x509up": base64.b64encode(b"the pods' proxy").decode()}
+    made.api.create("secrets", {"metadata": {"name": "grid-login"}, "data": data})
+    made.api.create("secrets", {"metadata": {"name": "other"}, "data": {"user": "bWU="}})
+    for name, value in OURS.items():
+        monkeypatch.setenv(name, value)
+    return made
+
+
+def logins():
+    names = (*OURS, "BEARER_TOKEN_FILE", xrootd_login.SECRET_FOLDER)
+    return {name: os.environ.get(name) for name in names}
+
+
+def test_the_secrets_proxy_is_used_and_ours_is_hidden(home):
+    before = logins()
+    with as_the_pods(RunConfig(xrootd_secret="grid-login", **ROOT_DATA)) as lines:
+        assert [line.state for line in lines] == [State.OK]
+        xrootd_login.prepare()
+        proxy = Path(os.environ["X509_USER_PROXY"])
+        assert proxy.read_text() == "the pods' proxy"
+        assert proxy.stat().st_mode & 0o777 == 0o600
+        assert logins()["BEARER_TOKEN"] is None
+        assert "/ours" not in str(logins())
+        # a renewed Secret is copied anew
+        Path(os.environ[xrootd_login.SECRET_FOLDER], "x509up").write_text("renewed")
+        xrootd_login.prepare()
+        assert proxy.read_text() == "renewed"
+    assert logins() == before
+
+
+@pytest.mark.parametrize("secret", ["absent", "other"])
+def test_a_secret_that_cannot_be_used_is_said(home, secret):
+    before = logins()
+    with as_the_pods(RunConfig(xrootd_secret=secret, **ROOT_DATA)) as lines:
+        assert [line.state for line in lines] == [State.NOT_SEEN]
+        assert f"Secret {secret}" in lines[0].finding
+        assert logins() == before
+
+
+def test_without_a_secret_the_pods_have_no_login(home):
+    with as_the_pods(RunConfig(**ROOT_DATA)) as lines:
+        assert [line.state for line in lines] == [State.OK]
+        assert "There is no token" in xrootd_login.state()
+
+
+def test_without_root_addresses_nothing_is_asked(home):
+    home.api.forbid("get", "secrets")
+    with as_the_pods(RunConfig(xrootd_secret="grid-login")) as lines:
+        assert lines == []
+
+
+def test_the_table_has_the_line_and_tries_the_paths(home, xrootd_server):
+    config = RunConfig(
+        **{name: f"{xrootd_server.uri}/nothing/{name}.root" for name in ROOT_DATA},
+        xrootd_secret="grid-login",
+    )
+    lines = {line.what: line for line in inputs_of_a_run(config, on_kubeflow=True)}
+    assert "grid-login" in lines["XRootD as the pods"].finding
+    assert lines["train data"].state == State.ERROR
+    assert "/nothing/data_train.root" in lines["train data"].finding

@@ -1,0 +1,110 @@
+"""A real XRootD server (Debian's xrootd-server) on a free port, for tests."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pwd
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+
+SECONDS = 20
+USER = "nobody"  # the server refuses to run as root
+
+
+@dataclasses.dataclass
+class Server:
+    """A running server: what lies in `data` is at `uri`/NAME."""
+
+    process: subprocess.Popen
+    port: int
+    data: Path
+    log: Path
+
+    @property
+    def uri(self) -> str:
+        return f"root://localhost:{self.port}/"
+
+    def kill(self) -> None:
+        """End it at once, in the middle of whatever it does."""
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait(SECONDS)
+
+    def remove(self) -> None:
+        """End it, and remove its folder."""
+        self.kill()
+        shutil.rmtree(self.data.parent)
+
+
+def need_program() -> str:
+    """The server's program. Where there is none, the test is skipped; with CI=true it fails."""
+    program = shutil.which("xrootd")
+    if program is None:
+        missing = "there is no xrootd; type: apt-get install xrootd-server"
+        if os.environ.get("CI") == "true":
+            pytest.fail(missing)
+        pytest.skip(missing)
+    return program
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def start(*directives: str, port: int = 0) -> Server:
+    """Start a server on a new folder, with further lines of its configuration."""
+    program = need_program()
+    # Not pytest's folder: the server's user must not enter that.
+    folder = Path(tempfile.mkdtemp(prefix="jec-xrootd-"))
+    port = port or free_port()
+    for name in ("data", "admin"):
+        (folder / name).mkdir(exist_ok=True)
+    lines = [
+        f"xrd.port {port}",
+        "all.export /",
+        f"oss.localroot {folder / 'data'}",
+        f"all.adminpath {folder / 'admin'}",
+        f"all.pidpath {folder / 'admin'}",
+        *directives,
+    ]
+    (folder / "xrootd.cfg").write_text("\n".join(lines) + "\n")
+    log = folder / "xrootd.log"
+    command = [program, "-c", str(folder / "xrootd.cfg"), "-l", str(log)]
+    if os.getuid() == 0:
+        user = pwd.getpwnam(USER)
+        for path in [folder, *folder.rglob("*")]:
+            os.chown(path, user.pw_uid, user.pw_gid)
+        command += ["-R", USER]
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    server = Server(process=process, port=port, data=folder / "data", log=log)
+    _wait_for(server)
+    return server
+
+
+def _wait_for(server: Server) -> None:
+    """Wait until the server says that it is ready: it opens its port before."""
+    deadline = time.monotonic() + SECONDS
+    said = ""
+    while time.monotonic() < deadline and server.process.poll() is None:
+        said = server.log.read_text() if server.log.exists() else ""
+        end = re.search(r"^------ xrootd .* initialization (completed|failed)", said, re.MULTILINE)
+        if end and end[1] == "completed":
+            return
+        if end:
+            break
+        time.sleep(0.02)
+    server.remove()
+    pytest.fail(f"xrootd does not start: {said[-2000:]}")

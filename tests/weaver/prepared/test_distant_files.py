@@ -1,0 +1,170 @@
+"""The same jets from a disk, S3, XRootD and a web server; and servers that die meanwhile."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from common import storage
+from common.errors import InputError
+from tests.servers import web, xrootd
+from tests.weaver.conftest import DATA, synthetic_jets, write_jets
+from weaver.config.data_config import DataConfig
+from weaver.prepared.prepare import prepare
+
+CONFIG = DATA / "jec_pfn_open.yaml"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Two files of jets, one with an odd name."""
+    made = tmp_path_factory.mktemp("jets") / "files"
+    made.mkdir()
+    columns = synthetic_jets(60, seed=1)
+    write_jets(made / "a.root", columns, basket=7)
+    write_jets(made / "it's b.root", synthetic_jets(50, seed=2))
+    return made
+
+
+@pytest.fixture(scope="module")
+def sources(folder, xrootd_server, web_server, s3_server):
+    """Name of a source -> address of the folder there."""
+    for server in (xrootd_server, web_server):
+        shutil.copytree(folder, server.data / "jets")
+    storage.s3.client().create_bucket(Bucket="distant-jets")
+    storage.upload(folder, "s3://distant-jets/jets")
+    return {
+        "disk": str(folder),
+        "file": f"file://{folder}",
+        "s3": "s3://distant-jets/jets",
+        "root": f"{xrootd_server.uri}/jets",
+        "http": f"{web_server.uri}/jets",
+        "http without ranges": f"{web_server.uri}/plain/jets",
+    }
+
+
+def digest(pattern, place):
+    """SHA-256 of all prepared columns, in the order of their names."""
+    ref = prepare(
+        pattern,
+        DataConfig.load(str(CONFIG)),
+        str(place),
+        for_training=True,
+        report=lambda line: None,
+    )
+    total = hashlib.sha256()
+    for path in sorted(Path(ref.uri).glob("*.npy")):
+        total.update(path.name.encode() + path.read_bytes())
+    return total.hexdigest()
+
+
+@pytest.fixture(scope="module")
+def from_disk(sources, tmp_path_factory):
+    return digest(f"{sources['disk']}/*.root", tmp_path_factory.mktemp("disk"))
+
+
+@pytest.mark.parametrize("source", ["file", "s3", "root", "http"])
+def test_the_columns_are_those_from_the_disk(sources, from_disk, tmp_path, source):
+    assert digest(f"{sources[source]}/*.root", tmp_path) == from_disk
+
+
+def test_a_server_without_ranges(sources, tmp_path):
+    """It lists no folder, and gives whole files."""
+    place = sources["http without ranges"]
+    several = [f"{place}/a.root", f"{place}/it%27s%20b.root"]
+    local = [f"{sources['disk']}/a.root", f"{sources['disk']}/it's b.root"]
+    assert digest(several, tmp_path / "distant") == digest(local, tmp_path / "disk")
+
+
+def test_the_sources_mix_in_one_list(sources, from_disk, tmp_path):
+    # jets come in the order of the addresses: http before root
+    mixed = f"{sources['http']}/a.root, {sources['root']}/it?s*.root"
+    assert digest(mixed, tmp_path) == from_disk
+
+
+@pytest.mark.parametrize("source", ["disk", "root"])
+def test_the_tree_behind_the_file_is_read(sources, tmp_path, source):
+    whole = digest(f"{sources[source]}/a.root", tmp_path / "1")
+    assert digest(f"{sources[source]}/a.root:AK4jets/jetTree", tmp_path / "2") == whole
+    with pytest.raises(InputError, match="unknown tree 'AK4jets/jetTrees'"):
+        digest(f"{sources[source]}/a.root:AK4jets/jetTrees", tmp_path / "3")
+
+
+PREPARE = """
+import sys
+import botocore.endpoint
+from common.storage import retries
+from weaver.prepared import prepare
+
+retries.PAUSES = (0.1, 0.1)
+botocore.endpoint.time.sleep = lambda seconds: None
+check = prepare.data_files.check
+
+def checked_then_waiting(*args, **options):
+    result = check(*args, **options)
+    print("checked", flush=True)
+    sys.stdin.readline()
+    return result
+
+prepare.data_files.check = checked_then_waiting
+sys.exit(prepare.main(sys.argv[1:]))
+"""
+
+
+def start_s3(folder, tmp_path, monkeypatch):
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
+    storage.forget_client()
+    storage.s3.client().create_bucket(Bucket="dying")
+    storage.upload(folder, "s3://dying")
+    return "s3://dying/*.root", server.stop
+
+
+def start_root(folder, tmp_path, monkeypatch):
+    server = xrootd.start()
+    shutil.copytree(folder, server.data, dirs_exist_ok=True)
+    return f"{server.uri}/*.root", server.remove
+
+
+def start_http(folder, tmp_path, monkeypatch):
+    server = web.start(Path(shutil.copytree(folder, tmp_path / "served")))
+    return f"{server.uri}/*.root", server.kill
+
+
+@pytest.mark.parametrize("start", [start_s3, start_root, start_http], ids=["s3", "root", "http"])
+def test_a_server_that_dies_leaves_one_line_and_no_data(folder, tmp_path, monkeypatch, start):
+    pattern, stop = start(folder, tmp_path, monkeypatch)
+    place = tmp_path / "place"
+    options = ["--data-config", str(CONFIG), "--data", pattern, "--output", str(place)]
+    with subprocess.Popen(
+        [sys.executable, "-c", PREPARE, *options],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=os.environ | {"XRD_CONNECTIONWINDOW": "1", "XRD_STREAMERRORWINDOW": "0"},
+        text=True,
+    ) as process:
+        try:
+            started = process.stdout.readline()
+        finally:
+            stop()
+            storage.forget_client()
+        _, said = process.communicate("\n", timeout=100)
+    assert started == "checked\n", said
+    assert process.returncode == 1, said
+    (line,) = [line for line in said.splitlines() if not line.startswith("preparing")]
+    assert line.startswith("error: ")
+    assert ".root" in line
+    assert list(place.glob("cache/*")) == []
