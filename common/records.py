@@ -28,6 +28,7 @@ from common.measurements import (
     GateSettings,
     Inference,
     Interval,
+    ResidualEffect,
     ResidualSlice,
     ResponseBin,
     Uncertainty,
@@ -467,6 +468,8 @@ class MetricsRecord(Record):
     inference: Inference | None
     uncertainty: Uncertainty | None = None
     """Of a quantile network."""
+    residual: ResidualEffect | None = None
+    """Of a model that ends with a residual correction."""
     headline: dict[str, float] = dataclasses.field(default_factory=dict)
     """Name -> number by which runs are compared (reporting.headline)."""
 

@@ -15,6 +15,7 @@ from evaluating.inputs import Columns, Inputs
 from physics import uncertainty
 from physics.gate import gate
 from physics.metrics import measure
+from physics.residual_effect import residual_effect
 from reporting.headline import headline
 
 
@@ -76,6 +77,18 @@ def measured(
                 columns,
                 answers.output,
                 answers.columns,
+                replicates=replicates,
+                seed=seed,
+                advance=progress.advance,
+            )
+    if answers.without_residual is not None:
+        with Progress(
+            "bootstrap of the residual correction", total=replicates + 1, unit="draws"
+        ) as progress:
+            content["residual"] = residual_effect(
+                columns,
+                answers.correction,
+                answers.without_residual[:, 0],
                 replicates=replicates,
                 seed=seed,
                 advance=progress.advance,

@@ -93,8 +93,8 @@ def raw_model(
     """The network with the preprocessing in front, which takes the columns of the files.
 
     The right answers to its jets are those of weaver's own preparation, the network and the
-    residual correction, where there is one. Raises InputError where the data config has no form in a graph, or the files of the validation set can
-    no longer be read.
+    residual correction, where there is one. Raises InputError where the data config has no form in
+    a graph, or the files of the validation set can no longer be read.
     """
     from weaver.onnx import parity, raw_jets
     from weaver.onnx import raw_model as weaver_raw_model

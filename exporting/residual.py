@@ -19,15 +19,16 @@ import numpy as np
 from common.errors import GateError
 from common.progress import Progress
 from common.records import ResidualPoint, ResidualRecord
+from exporting.candidates import ModelInfo
 from exporting.spread import spread
 from physics import residual as physics_residual
 from physics import response as r
+from physics.groups import MIN_JETS
 from physics.residual import Curve, Residual
 
 if TYPE_CHECKING:
     import torch
 
-    from networks.options import ModelInfo
     from weaver.feed.dataset import Dataset
 
 MAX_JETS = 500_000  # of a large validation set; more would not change a curve of a few points
@@ -72,7 +73,7 @@ def fit_residual(
     if residual is None:
         return None, (
             f"{len(index):,} validation jets are too few: fewer than two bins of pT from"
-            f" {r.CLOSURE_FROM:g} GeV up hold {physics_residual.MIN_JETS}"
+            f" {r.CLOSURE_FROM:g} GeV up hold {MIN_JETS}"
         )
     return residual, ""
 

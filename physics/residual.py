@@ -66,7 +66,7 @@ class Point:
 
 
 def least_slope(knots: Sequence[float] | Floats, pieces: Any) -> float:
-    """Least d log(p r) / d log p of a curve, knots (K,) and pieces (K - 1, 4) as `Curve` has them."""
+    """Least d log(p r) / d log p of knots (K,) and pieces (K - 1, 4) as `Curve` has them."""
     slopes = []
     for width, (_, c1, c2, c3) in zip(np.diff(knots), pieces, strict=True):
         places = [0.0, width]
@@ -106,7 +106,7 @@ class Curve:
             raise ValueError("the pT after a residual correction must rise with the pT before it")
 
     def __call__(self, log_pt: Floats) -> Floats:
-        """log r (N,) at log(calibrated pT / GeV) (N,); NaN where that is NaN."""
+        """Log r (N,) at log(calibrated pT / GeV) (N,); NaN where that is NaN."""
         x = np.clip(np.asarray(log_pt, dtype=np.float64), self.knots[0], self.knots[-1])
         piece = np.searchsorted(self.knots[1:-1], x, side="right")
         # NaN sorts behind all knots.
@@ -142,7 +142,7 @@ class Residual:
     """Jets of the fit."""
 
     def log_r(self, log_pt: Floats, eta: Floats) -> Floats:
-        """log r (N,), of log(calibrated pT / GeV) before it (N,) and jetEta (N,)."""
+        """Log r (N,), of log(calibrated pT / GeV) before it (N,) and jetEta (N,)."""
         number = region_number(eta)
         by_region = [self.curves[region](log_pt) for region in r.REGIONS]
         return np.choose(number, by_region)
@@ -174,7 +174,10 @@ class Residual:
         """Regions and their curves as plain numbers, as the ONNX file's metadata hold them."""
         content: dict[str, object] = {}
         for region, curve in self.curves.items():
-            content[region] = {"knots": list(curve.knots), "pieces": [list(p) for p in curve.pieces]}
+            content[region] = {
+                "knots": list(curve.knots),
+                "pieces": [list(p) for p in curve.pieces],
+            }
         return content
 
 
@@ -191,9 +194,10 @@ def from_json(content: Mapping[str, Mapping[str, Sequence[object]]]) -> Residual
 def region_number(eta: Floats) -> NDArray[np.int64]:
     """Index in REGIONS of the region of each jet (N,); beyond the last region it is the last."""
     # In single precision, as the graph compares: an eta at the edge is then in the same region.
+    edges = np.array(INNER_EDGES, dtype=np.float32)
     single = np.abs(np.asarray(eta, dtype=np.float32))
     # NaN sorts behind all edges: the last region.
-    number: NDArray[np.int64] = np.searchsorted(np.float32(INNER_EDGES), single, side="right")
+    number: NDArray[np.int64] = np.searchsorted(edges, single, side="right")
     return number
 
 
@@ -272,7 +276,7 @@ def through(points: Sequence[Point]) -> Curve:
 
 
 def smooth(points: Sequence[Point]) -> Floats:
-    """log r at the points (K,), smoothed and drawn towards zero by the points' errors."""
+    """Log r at the points (K,), smoothed and drawn towards zero by the points' errors."""
     x = np.array([point.log_pt for point in points])
     measured = np.array([point.log_r for point in points])
     noise = np.diag([point.error**2 for point in points])

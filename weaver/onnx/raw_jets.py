@@ -25,7 +25,7 @@ from weaver.config.data_config import DataConfig, Plan
 from weaver.config.expressions import Expression
 from weaver.onnx.parity import CLOSE, Golden, golden_jets
 from weaver.onnx.raw_program import ETA, Column, RawProgram, input_columns, raw_branches
-from weaver.onnx.residual_features import FEATURES, FEATURE_NAMES
+from weaver.onnx.residual_features import FEATURE_NAMES, FEATURES
 from weaver.prepared import transform
 from weaver.prepared.columns import DatasetWriter
 from weaver.read import files

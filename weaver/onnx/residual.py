@@ -11,12 +11,11 @@ are comparisons, gathers and a cubic, so that ONNX Runtime has kernels for each.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
-from networks.options import ModelInfo
 from physics import response as r
 from physics.residual import INNER_EDGES, Residual
 from weaver.onnx.residual_features import FEATURES
@@ -27,12 +26,24 @@ LEAST_PT = 1e-3  # GeV; below, and for no pT at all, r is that of the first knot
 class ResidualLayer(torch.nn.Module):
     """log r of jets, looked up in tables with a row for each region or each piece of its curve."""
 
+    edges: torch.Tensor
+    """(regions - 1,) of |eta|."""
+    ends: torch.Tensor
+    """(regions, 2): log pT outside of which r is constant."""
+    inner: torch.Tensor
+    """(regions, pieces - 1): the knots between pieces."""
+    lower: torch.Tensor
+    """(regions * pieces,): the lower knot of each piece."""
+    pieces: torch.Tensor
+    """(regions * pieces, 4): the coefficients of each piece."""
+
     def __init__(self, residual: Residual) -> None:
         super().__init__()
         curves = [residual.curves[region] for region in r.REGIONS]
-        self.num_pieces = max(len(curve.pieces) for curve in curves)
+        # Two at least: a graph has no use for a table of no knots.
+        self.num_pieces = max(2, *(len(curve.pieces) for curve in curves))
 
-        def table(rows: list[list[Any]]) -> torch.Tensor:
+        def table(rows: Sequence[Any]) -> torch.Tensor:
             return torch.tensor(rows, dtype=torch.float32)
 
         ends, inner, lower, pieces = [], [], [], []
@@ -43,14 +54,14 @@ class ResidualLayer(torch.nn.Module):
             inner.append([*curve.knots[1:-1], *[math.inf] * missing])
             lower += [*curve.knots[:-1], *[0.0] * missing]
             pieces += [*curve.pieces, *[(0.0, 0.0, 0.0, 0.0)] * missing]
-        self.register_buffer("edges", table(list(INNER_EDGES)))  # (regions - 1,) of |eta|
-        self.register_buffer("ends", table(ends))  # (regions, 2)
-        self.register_buffer("inner", table(inner))  # (regions, pieces - 1)
-        self.register_buffer("lower", table(lower))  # (regions * pieces,)
-        self.register_buffer("pieces", table(pieces))  # (regions * pieces, 4)
+        self.register_buffer("edges", table(INNER_EDGES))
+        self.register_buffer("ends", table(ends))
+        self.register_buffer("inner", table(inner))
+        self.register_buffer("lower", table(lower))
+        self.register_buffer("pieces", table(pieces))
 
     def forward(self, log_pt: torch.Tensor, eta: torch.Tensor) -> torch.Tensor:
-        """log r (N,) of log(calibrated pT / GeV) (N,) and jetEta (N,)."""
+        """Give log r (N,) at log(calibrated pT / GeV) (N,) and jetEta (N,)."""
         region = (eta.abs()[:, None] >= self.edges).long().sum(1)  # (N,)
         ends = self.ends[region]  # (N, 2)
         x = torch.minimum(torch.maximum(log_pt, ends[:, 0]), ends[:, 1])
@@ -77,11 +88,10 @@ class Corrected(torch.nn.Module):
         return output + self.residual(log_pt, features[:, 1])[:, None]
 
 
-def with_features(info: ModelInfo) -> ModelInfo:
+def with_features(info: Mapping[str, Any]) -> dict[str, Any]:
     """The description of a network with the residual correction's input."""
-    shapes: Mapping[str, Any] = info["input_shapes"]
     return {
         **info,
         "input_names": [*info["input_names"], FEATURES],
-        "input_shapes": {**shapes, FEATURES: (-1, 2)},
+        "input_shapes": {**info["input_shapes"], FEATURES: (-1, 2)},
     }
