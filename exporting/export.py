@@ -20,7 +20,8 @@ writes into the run's folder
 
 Not every data config can be a graph: where an expression has no form in one, or the label is no
 log(true / reconstructed), there is no raw model, and a line says why (--raw-model required makes
-that an error; the prepare step has then refused it before any training).
+that an error; the prepare step has then refused it before any training). Without such a label, or
+where the network takes no jetEta, there is no residual correction either.
 
 Everything is built and checked aside and only then put in place. A model that fails the gate leaves
 nothing under model/, not even an older one: what lies there has passed.
