@@ -56,7 +56,12 @@ def build_parser() -> argparse.ArgumentParser:
         help="where local runs live; DIR/latest is the newest (default: runs)",
     )
     run.add_argument(
-        "--serve", action="store_true", help="local: keep the service up at the end, until Ctrl-C"
+        "--serve",
+        action="store_true",
+        help=(
+            "local: keep the service up at the end, until Ctrl-C; with --resume of a run that has"
+            " ended, only start the server, as python -m serving.serve does"
+        ),
     )
     run.add_argument(
         "--follow",
@@ -172,6 +177,15 @@ def act(parser: argparse.ArgumentParser, args: argparse.Namespace, argv: list[st
         # the earlier run may have had an endpoint of its own
         use_endpoint(args.s3_endpoint)
     config = RunConfig.from_args(args)
+    if args.serve and resumed and not more_trials and args.runner != "kubeflow":
+        from operations.previous_run import has_ended
+
+        folder = has_ended(config)
+        if folder:
+            from serving.serve import Ports, serve
+
+            serve([folder], Ports())
+            return 0
     if more_trials:
         from training.more_trials import with_more_trials
 

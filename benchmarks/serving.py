@@ -366,7 +366,6 @@ def _loaded(
         os.fspath(repository),
         model_name=name.lower(),
         log=folder / "server.log",
-        workdir=folder / "work",
         kind="triton",
         options=("--allow-grpc=true", "--grpc-address=127.0.0.1", f"--grpc-port={port}"),
     )

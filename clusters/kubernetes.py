@@ -9,11 +9,21 @@ removes what it has started (`delete_experiment`, `delete_job`).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from clusters import kubernetes_experiment, kubernetes_job, service_rollout, workflow
 from clusters.api import EXPERIMENT, INFERENCE_SERVICE, PYTORCHJOB, Api, connect, namespace_of
 from clusters.kubernetes_objects import Objects
 from clusters.owner import Owner
-from clusters.protocol import Check, ExperimentResult, Manifest, Report, Service, Stop
+from clusters.protocol import (
+    Check,
+    ExperimentResult,
+    JobEnded,
+    Manifest,
+    Report,
+    Service,
+    Stop,
+)
 from clusters.waiting import Wait, ignore
 
 
@@ -79,6 +89,26 @@ class KubernetesCluster:
         kubernetes_job.run_job(
             self._objects,
             self._objects.checked(manifest, PYTORCHJOB),
+            patience=self._patience,
+            deadline=deadline,
+            report=report,
+        )
+
+    def run_jobs(
+        self,
+        manifests: Sequence[Manifest],
+        *,
+        parallel: int,
+        ended: JobEnded,
+        deadline: float,
+        report: Report,
+    ) -> None:
+        """See clusters.protocol.Cluster."""
+        kubernetes_job.run_jobs(
+            self._objects,
+            [self._objects.checked(manifest, PYTORCHJOB) for manifest in manifests],
+            parallel=parallel,
+            ended=ended,
             patience=self._patience,
             deadline=deadline,
             report=report,

@@ -1,11 +1,14 @@
-"""A PyTorchJob on a cluster: submit or adopt it, watch it, explain what waits, and its end."""
+"""PyTorchJobs on a cluster: submit or adopt them, watch them, explain what waits, and their end."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
+
 from clusters.api import PYTORCHJOB
 from clusters.kubernetes_objects import JOB_LABEL, REVISION_LABEL, Objects, belongs_to_trial, digest
-from clusters.pods import PodDiagnostics
-from clusters.protocol import RUN_LABEL, Manifest, Report
+from clusters.pods import Ending, PodDiagnostics
+from clusters.protocol import RUN_LABEL, JobEnded, Manifest, Report
 from clusters.reasons import is_true, message_of, name_of
 from clusters.waiting import Wait
 from common.errors import ClusterError, DeadlineError
@@ -14,33 +17,125 @@ from common.errors import ClusterError, DeadlineError
 REPLICA_WORDS = {"active": "running", "succeeded": "succeeded", "failed": "failed"}
 
 
+class JobRun:
+    """One PyTorchJob, from its submission to its end."""
+
+    def __init__(
+        self,
+        objects: Objects,
+        manifest: Manifest,
+        *,
+        patience: float,
+        deadline: float,
+        report: Report,
+    ) -> None:
+        self.name = name_of(manifest)
+        self.reason = ""
+        """Why it failed, in one line; empty while it has not."""
+        self.error: ClusterError | None = None
+        """The same with the last lines of the pod that failed first."""
+        self.wait = Wait(f"job {self.name}", deadline, report)
+        self._objects = objects
+        self._manifest = manifest
+        self._report = report
+        self._diagnostics = PodDiagnostics(
+            objects.api,
+            self.wait,
+            JOB_LABEL,
+            patience=patience,
+            replicas=replicas_of(manifest["spec"]),
+        )
+
+    def submit(self) -> None:
+        """Create the job, or adopt one of this run and this spec that runs or has succeeded.
+
+        Any other job of this name is removed and run again.
+        """
+        labels = self._manifest["metadata"]["labels"]
+        labels[REVISION_LABEL] = digest(self._manifest["spec"])
+        if self._objects.settled(PYTORCHJOB, self.name, self.wait) is None:
+            # The pods of a job that was deleted a moment ago may still write to its folder.
+            self._objects.wait_for_dependents(PYTORCHJOB, self.name, self.wait, suggestion=False)
+        existing = self._objects.submit_owned(PYTORCHJOB, self._manifest, self.wait)
+        stale = _staleness(existing, self._manifest) if existing else ""
+        if stale:
+            self._report(f"job {self.name} {stale} before; it is removed and run again")
+            self._objects.remove([(PYTORCHJOB, self.name)], self.wait)
+            self._objects.submit_owned(PYTORCHJOB, self._manifest, self.wait)
+
+    def has_ended(self) -> bool:
+        """Look at the job once. One that failed has a reason and an error from then on.
+
+        Raises ClusterError where it was deleted or can never start.
+        """
+        job = self._objects.existing(PYTORCHJOB, self.name, self.wait)
+        pods = self._diagnostics.look([self.name])
+        if is_true(job, "Failed"):
+            self._diagnostics.settle(self.name)
+            ending = self._diagnostics.ending(self.name)
+            self.reason = ending.reason() if ending else message_of(job, "Failed")
+            self.error = _failure(job, ending)
+            return True
+        if is_true(job, "Succeeded"):
+            self._diagnostics.settle(self.name)
+            self.wait.tell("state", f"job {self.name}: succeeded")
+            self._objects.release(PYTORCHJOB, self.name, self.wait)
+            return True
+        if pods is not None:
+            since = job["metadata"].get("creationTimestamp", "")
+            self._diagnostics.explain(self.name, pods[self.name], since)
+        self.wait.tell("state", f"job {self.name}: {replicas_line(job)}")
+        return False
+
+
 def run_job(
     objects: Objects, manifest: Manifest, *, patience: float, deadline: float, report: Report
 ) -> None:
-    """Run a PyTorchJob to its end.
+    """Run a PyTorchJob to its end. Raises ClusterError if it failed, and DeadlineError."""
+    job = JobRun(objects, manifest, patience=patience, deadline=deadline, report=report)
+    job.submit()
+    while not job.has_ended():
+        job.wait.sleep(objects.poll)
+    if job.error:
+        raise job.error
 
-    A job of this run and this spec that runs or has succeeded is adopted. Any other job of this
-    name is removed and run again.
+
+def run_jobs(
+    objects: Objects,
+    manifests: Sequence[Manifest],
+    *,
+    parallel: int,
+    ended: JobEnded,
+    patience: float,
+    deadline: float,
+    report: Report,
+) -> None:
+    """Run several PyTorchJobs to their ends, `parallel` at a time, in their order.
+
+    See clusters.protocol.Cluster.run_jobs.
     """
-    name = name_of(manifest)
-    wait = Wait(f"job {name}", deadline, report)
-    diagnostics = PodDiagnostics(
-        objects.api, wait, JOB_LABEL, patience=patience, replicas=replicas_of(manifest["spec"])
-    )
-    _submit(objects, manifest, wait, report)
-    while True:
-        job = objects.existing(PYTORCHJOB, name, wait)
-        pods = diagnostics.look([name])
-        if is_true(job, "Failed"):
-            raise _failure(job, diagnostics)
-        if is_true(job, "Succeeded"):
-            wait.tell("state", f"job {name}: succeeded")
-            objects.release(PYTORCHJOB, name, wait)
-            return
-        if pods is not None:
-            diagnostics.explain(name, pods[name], job["metadata"].get("creationTimestamp", ""))
-        wait.tell("state", f"job {name}: {replicas_line(job)}")
-        wait.sleep(objects.poll)
+    end = time.monotonic() + deadline
+    waiting = list(manifests)
+    running: list[JobRun] = []
+    while waiting or running:
+        while waiting and len(running) < parallel:
+            job = JobRun(
+                objects,
+                waiting.pop(0),
+                patience=patience,
+                deadline=end - time.monotonic(),
+                report=report,
+            )
+            job.submit()
+            running.append(job)
+        for job in list(running):
+            if job.has_ended():
+                running.remove(job)
+                if job.error:
+                    report(str(job.error))
+                ended(job.name, job.reason)
+        if running:
+            running[0].wait.sleep(objects.poll)
 
 
 def delete_unfinished(objects: Objects, run_id: str, wait: Wait) -> list[str]:
@@ -56,17 +151,6 @@ def delete_unfinished(objects: Objects, run_id: str, wait: Wait) -> list[str]:
     return objects.remove(things, wait)
 
 
-def _submit(objects: Objects, manifest: Manifest, wait: Wait, report: Report) -> None:
-    name = name_of(manifest)
-    manifest["metadata"]["labels"][REVISION_LABEL] = digest(manifest["spec"])
-    existing = objects.submit_owned(PYTORCHJOB, manifest, wait)
-    stale = _staleness(existing, manifest) if existing else ""
-    if stale:
-        report(f"job {name} {stale} before; it is removed and run again")
-        objects.remove([(PYTORCHJOB, name)], wait)
-        objects.submit_owned(PYTORCHJOB, manifest, wait)
-
-
 def _staleness(existing: Manifest, manifest: Manifest) -> str:
     """Why an existing job does not stand for this manifest; empty if it does.
 
@@ -79,13 +163,12 @@ def _staleness(existing: Manifest, manifest: Manifest) -> str:
     return "" if theirs == ours else "did something else"
 
 
-def _failure(job: Manifest, diagnostics: PodDiagnostics) -> ClusterError:
+def _failure(job: Manifest, ending: Ending | None) -> ClusterError:
     """The error of a failed job, with the last lines of the pod that failed first."""
     name = name_of(job)
     message = message_of(job, "Failed")
     overdue = "active longer than specified deadline" in message
     error = DeadlineError if overdue else ClusterError
-    ending = diagnostics.ending(name)
     if ending is None:
         return error(
             f"job {name} failed: {message} (its pods are gone, and nothing is known of their last"

@@ -15,27 +15,36 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from clusters import manifests
 from clusters.local_search import LocalSearch
 from clusters.processes import Replicas, cores, tail, wait
-from clusters.protocol import Check, ExperimentResult, Manifest, Report, Service, run_id_of
+from clusters.protocol import (
+    Check,
+    ExperimentResult,
+    JobEnded,
+    Manifest,
+    Report,
+    Service,
+    run_id_of,
+)
 from common import storage
 from common.errors import ClusterError, DeadlineError, JecError
+
+POLL = 0.1  # seconds between two looks at the jobs of `run_jobs`
 
 
 class Servers(Protocol):
     """Start and end model servers on this machine (serving.triton)."""
 
-    def start(
-        self, repository: Path, *, model_name: str, workdir: Path, log: Path, deadline: float
-    ) -> Any:
+    def start(self, repository: str, *, model_name: str, log: Path, deadline: float) -> Any:
         """Start a server and wait until the model is ready.
 
         Returns an object with pid, url and kind.
@@ -88,12 +97,8 @@ class LocalCluster:
     def run_job(self, manifest: Manifest, *, deadline: float, report: Report) -> None:
         """See clusters.protocol.Cluster. What the Master prints is reported line by line."""
         name = manifest["metadata"]["name"]
-        folder = self._folder(manifest, "jobs") / name
-        shutil.rmtree(folder, ignore_errors=True)
-        deadline = min(
-            deadline, manifest["spec"].get("runPolicy", {}).get("activeDeadlineSeconds", deadline)
-        )
-        job = Replicas(manifest, folder=folder, root=self.root, threads=cores())
+        job = self._job(manifest, threads=cores())
+        deadline = min(deadline, _own_deadline(manifest))
         job.start()
         with _following(job.log(), report):
             code = wait(job, deadline=deadline)
@@ -103,6 +108,50 @@ class LocalCluster:
             )
         if code != 0:
             raise ClusterError(f"job {name} failed: {job.reason()}")
+
+    def run_jobs(
+        self,
+        manifests: Sequence[Manifest],
+        *,
+        parallel: int,
+        ended: JobEnded,
+        deadline: float,
+        report: Report,
+    ) -> None:
+        """See clusters.protocol.Cluster. At most one job a core runs. Leaves no process behind."""
+        end = time.monotonic() + deadline
+        parallel = max(1, min(parallel, cores(), len(manifests)))
+        waiting = list(manifests)
+        running: dict[str, Replicas] = {}
+        starts: dict[str, float] = {}
+        try:
+            while waiting or running:
+                while waiting and len(running) < parallel:
+                    manifest = waiting.pop(0)
+                    name = manifest["metadata"]["name"]
+                    running[name] = self._job(manifest, threads=max(1, cores() // parallel))
+                    running[name].start()
+                    starts[name] = time.monotonic()
+                    report(f"job {name}: running; its log is {running[name].log()}")
+                for name, job in list(running.items()):
+                    longest = _own_deadline(job.manifest)
+                    code = job.poll()
+                    if code is None and time.monotonic() - starts[name] > longest:
+                        job.stop()
+                        reason = f"active longer than its deadline of {longest:.0f} s"
+                    elif code is None:
+                        continue
+                    else:
+                        reason = job.reason() if code else ""
+                    del running[name]
+                    report(f"job {name} failed: {reason}" if reason else f"job {name}: succeeded")
+                    ended(name, reason)
+                if time.monotonic() > end:
+                    raise DeadlineError(f"{', '.join(running)} did not end within {deadline:.0f} s")
+                time.sleep(POLL)
+        finally:
+            for job in running.values():
+                job.stop()
 
     def deploy(
         self, manifest: Manifest, *, check: Check, backup: str, deadline: float, report: Report
@@ -119,11 +168,9 @@ class LocalCluster:
         name = manifest["metadata"]["name"]
         folder = self._folder(manifest, "services") / name
         self.end_service(folder)
-        repository = self._repository(manifest, folder)
         server = self.servers.start(
-            repository,
+            manifests.storage_uri(manifest),
             model_name=name,
-            workdir=folder,
             log=folder / "server.log",
             deadline=deadline,
         )
@@ -185,16 +232,16 @@ class LocalCluster:
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
-    def _repository(self, manifest: Manifest, folder: Path) -> Path:
-        """The model repository as a local folder.
+    def _job(self, manifest: Manifest, *, threads: int) -> Replicas:
+        """The processes of a job, not started, with an empty folder for their logs."""
+        folder = self._folder(manifest, "jobs") / manifest["metadata"]["name"]
+        shutil.rmtree(folder, ignore_errors=True)
+        return Replicas(manifest, folder=folder, root=self.root, threads=threads)
 
-        One on S3 is copied, as KServe's storage initializer does.
-        """
-        uri = manifests.storage_uri(manifest)
-        if not storage.is_s3(uri):
-            return Path(uri)
-        shutil.rmtree(folder / "repository", ignore_errors=True)
-        return storage.download(uri, folder / "repository")
+
+def _own_deadline(manifest: Manifest) -> float:
+    """Seconds that a job may take by its own manifest."""
+    return float(manifest["spec"].get("runPolicy", {}).get("activeDeadlineSeconds", math.inf))
 
 
 @contextlib.contextmanager

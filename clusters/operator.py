@@ -15,7 +15,12 @@ from clusters.api import (
 )
 from clusters.kubernetes import KubernetesCluster
 from clusters.kubernetes_job import replicas_line
-from clusters.kubernetes_objects import JOB_LABEL, SERVICE_LABEL, TRIALS_LABEL
+from clusters.kubernetes_objects import (
+    JOB_LABEL,
+    SERVICE_LABEL,
+    TRIALS_LABEL,
+    belongs_to_trial,
+)
 from clusters.kubernetes_service import cluster_address, untrue_conditions
 from clusters.pods import LOG_LINES, Ending
 from clusters.protocol import RUN_LABEL, STEP_LABEL, Manifest, Report
@@ -92,7 +97,7 @@ class Operator:
             findings.append(_finding("Experiment", experiment, line))
         for job in self._api.list_objects(PYTORCHJOB, selector, wait):
             # a trial's job is not a finding of its own
-            if not job["metadata"].get("ownerReferences"):
+            if not belongs_to_trial(job):
                 line = _job_line(job)
                 if not is_true(job, "Failed") and not is_true(job, "Succeeded"):
                     line += self._refusal(job, self._api.events(name_of(job), wait))

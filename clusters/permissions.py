@@ -47,7 +47,7 @@ PERMISSIONS = (
         group="kubeflow.org",
         resource="pytorchjobs",
         verbs=("create", "get", "list", "update", "delete"),
-        why="export and evaluation; update for the workflow that owns them until they have ended",
+        why="export, evaluation, trials that are resumed; update for the workflow that owns them",
     ),
     Permission(
         group="serving.kserve.io",

@@ -10,7 +10,7 @@ was killed and started again continues.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from common.records import Trial
@@ -26,6 +26,9 @@ Manifest = dict[str, Any]
 
 Report = Callable[[str], None]
 """Called with one readable line whenever something changed."""
+
+JobEnded = Callable[[str, str], None]
+"""Called with the name of a job that has ended, and why it failed; empty if it succeeded."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -102,6 +105,22 @@ class Cluster(Protocol):
         """Run a PyTorchJob to its end.
 
         Raises ClusterError with the last log lines of the replica that failed, and DeadlineError.
+        """
+
+    def run_jobs(
+        self,
+        manifests: Sequence[Manifest],
+        *,
+        parallel: int,
+        ended: JobEnded,
+        deadline: float,
+        report: Report,
+    ) -> None:
+        """Run several PyTorchJobs to their ends, `parallel` at a time, in their order.
+
+        `ended` is called for each; what it raises goes through. A job that failed is reported with
+        its last log lines, and the others go on. Raises ClusterError where a job was deleted or
+        can never start, and DeadlineError; `parallel` is at least 1.
         """
 
     def deploy(

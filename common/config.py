@@ -2,9 +2,10 @@
 
 The flags of pipeline.py, the parameters of the KFP pipeline and run.json come from it.
 
-A field is one flag (`--num-gpus`), one pipeline parameter (`num_gpus`) and one key of run.json.
-There are no optional and no empty values, because Kubeflow's UI loses them when a run is cloned:
-the words `auto` and `none` stand for them.
+A field is one flag (`--num-gpus`) and one key of run.json (`num_gpus`). In Kubeflow's form it has a
+name that says its group (`pods_num_gpus`): common.form, by what the field says here. There are no
+optional and no empty values, because Kubeflow's UI loses them when a run is cloned: the words
+`auto` and `none` stand for them.
 """
 
 from __future__ import annotations
@@ -37,13 +38,37 @@ RETIRED = ("webhook",)
 TAINT_EFFECTS = ("NoSchedule", "PreferNoSchedule", "NoExecute")
 
 
+OF_THE_GROUP = "the group's prefix and the field's name"
+
+
 def option(
-    default: Any, text: str, *, group: str, choices: tuple[str, ...] = (), metavar: str = ""
+    default: Any,
+    text: str,
+    *,
+    group: str,
+    choices: tuple[str, ...] = (),
+    metavar: str = "",
+    form: str = OF_THE_GROUP,
+    own_input: bool = False,
+    of_site: bool = False,
 ) -> Any:
-    """A field with its default, its help text and the group that `--help` shows it in."""
+    """A field with its default, its help text and the group that `--help` shows it in.
+
+    `form` is its name in Kubeflow's form, empty where a form cannot change it. With `own_input` it
+    has an input of its own there, otherwise it is one of the settings (common.form). `of_site`
+    marks what is the same for all runs of a site: submit makes it the form's default.
+    """
     return dataclasses.field(
         default=default,
-        metadata={"help": text, "group": group, "choices": choices, "metavar": metavar},
+        metadata={
+            "help": text,
+            "group": group,
+            "choices": choices,
+            "metavar": metavar,
+            "form": form,
+            "own_input": own_input,
+            "of_site": of_site,
+        },
     )
 
 
@@ -57,12 +82,15 @@ class RunConfig:
         "data configuration in Weaver's YAML: a path or a URI",
         group="data and network",
         metavar="FILE",
+        own_input=True,
     )
     network_config: str = option(
         "networks/pfn_regressor_open.py",
         "network file in Weaver's form (get_model, get_loss): a path or a URI",
         group="data and network",
         metavar="FILE",
+        form="network_config",
+        own_input=True,
     )
     data_train: str = option(
         "sample",
@@ -70,15 +98,21 @@ class RunConfig:
         " generated jets",
         group="data and network",
         metavar="FILES",
+        own_input=True,
     )
     data_val: str = option(
         "sample",
         "validation ROOT files, as --data-train",
         group="data and network",
         metavar="FILES",
+        own_input=True,
     )
     data_test: str = option(
-        "sample", "test ROOT files, read once at the end", group="data and network", metavar="FILES"
+        "sample",
+        "test ROOT files, read once at the end",
+        group="data and network",
+        metavar="FILES",
+        own_input=True,
     )
     skip_bad_files: bool = option(
         False,
@@ -95,18 +129,27 @@ class RunConfig:
         "where runs are kept: s3://bucket/prefix or a directory; 'auto' is --output on one machine",
         group="data and network",
         metavar="URI",
+        form="storage_bucket",
+        own_input=True,
+        of_site=True,
     )
     s3_endpoint: str = option(
         AUTO,
         "S3 endpoint URL; 'auto' takes AWS_ENDPOINT_URL of the step",
         group="data and network",
         metavar="URL",
+        form="storage_endpoint",
+        own_input=True,
+        of_site=True,
     )
     s3_secret: str = option(
         "s3-secret",
         "Kubernetes Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
         group="data and network",
         metavar="NAME",
+        form="storage_secret",
+        own_input=True,
+        of_site=True,
     )
 
     # -- search
@@ -115,6 +158,7 @@ class RunConfig:
         "what to search: a YAML or JSON file, or JSON itself (in the UI)",
         group="search",
         metavar="FILE",
+        own_input=True,
     )
     algorithm: str = option(
         "random",
@@ -122,9 +166,14 @@ class RunConfig:
         group="search",
         choices=algorithms.offered_names(),
     )
-    max_trials: int = option(30, "trials in all", group="search")
+    max_trials: int = option(
+        30,
+        "trials in all",
+        group="search",
+        own_input=True,
+    )
     parallel_trials: int = option(
-        5, "trials at a time (one machine: at most one a core)", group="search"
+        5, "trials at a time (one machine: at most one a core)", group="search", own_input=True
     )
     # 1 would end a search at its first unlucky trial: Katib fails the experiment when failed >=
     # this.
@@ -153,9 +202,13 @@ class RunConfig:
         "the search ends when a trial's AvgLoss is not above this number",
         group="search",
         metavar="LOSS",
+        form="search_goal_loss",
     )
     num_epochs: int = option(
-        50, "epochs of a trial, unless the search space has num-epochs", group="search"
+        50,
+        "epochs of a trial, unless the search space has num-epochs",
+        group="search",
+        own_input=True,
     )
     batch_size: int = option(
         500, "global batch size, unless the search space has batch-size", group="search"
@@ -182,7 +235,12 @@ class RunConfig:
     num_replicas: int = option(
         1, "nodes a trial trains on (a Master and the rest Workers)", group="resources"
     )
-    num_gpus: int = option(0, "GPUs a node", group="resources")
+    num_gpus: int = option(
+        0,
+        "GPUs a node",
+        group="resources",
+        own_input=True,
+    )
     num_cpus: int = option(2, "CPUs a node", group="resources")
     memory: str = option(
         "12Gi", "memory a node, as Kubernetes writes it", group="resources", metavar="QUANTITY"
@@ -200,6 +258,7 @@ class RunConfig:
         "nvidia.com/gpu",
         "Kubernetes' name of a GPU, as nvidia.com/gpu, nvidia.com/mig-1g.5gb or amd.com/gpu",
         group="resources",
+        of_site=True,
     )
     node_selector: str = option(
         NONE,
@@ -219,6 +278,7 @@ class RunConfig:
         "folder of the nodes with NVIDIA's driver, mounted at the same path where a pod has GPUs",
         group="resources",
         metavar="DIR",
+        of_site=True,
     )
     eos: str = option(
         NONE,
@@ -231,12 +291,18 @@ class RunConfig:
         "Secret with a Kerberos ticket for EOS, as krb-secret or krb-secret/KEY (KEY: krb5cc_1000)",
         group="resources",
     )
-    deadline_hours: float = option(48.0, "the search fails after so many hours", group="resources")
+    deadline_hours: float = option(
+        48.0,
+        "the search fails after so many hours",
+        group="resources",
+        form="search_deadline_hours",
+    )
     weaver_image: str = option(
         "jec-weaver:latest",
         "image of the training, export and evaluation pods",
         group="resources",
         metavar="IMAGE",
+        of_site=True,
     )
 
     # What a step itself does needs little; the limits, 2 CPUs and 4Gi, leave room for decoding.
@@ -245,12 +311,14 @@ class RunConfig:
         "CPUs that the pod of each step asks for; fixed when the pipeline is compiled",
         group="resources",
         metavar="QUANTITY",
+        of_site=True,
     )
     steps_memory: str = option(
         "1Gi",
         "memory that the pod of each step asks for; fixed when the pipeline is compiled",
         group="resources",
         metavar="QUANTITY",
+        of_site=True,
     )
 
     # -- gates and serving
@@ -258,11 +326,13 @@ class RunConfig:
         MIN_IMPROVEMENT,
         "deploy only if the resolution gain over the standard JEC is not below this, in per cent",
         group="gates and serving",
+        form="gate_min_improvement_percent",
     )
     max_closure: float = option(
         MAX_CLOSURE,
         "deploy only if |median response - 1| from 60 GeV up is not above this",
         group="gates and serving",
+        form="gate_max_closure_fraction",
     )
     baseline: str = option(
         NONE,
@@ -270,6 +340,7 @@ class RunConfig:
         " jets",
         group="gates and serving",
         metavar="URI",
+        form="report_baseline",
     )
     raw_model: str = option(
         AUTO,
@@ -283,12 +354,15 @@ class RunConfig:
         "name of the InferenceService and the model; 'auto' takes the network's name",
         group="gates and serving",
         metavar="NAME",
+        form="serve_name",
     )
     service_account: str = option(
         "default",
         "ServiceAccount of the predictor, which names the S3 secret",
         group="gates and serving",
         metavar="NAME",
+        form="serve_account",
+        of_site=True,
     )
     # Scaled to zero, the first physicist of the day would wait for a node and a large image.
     min_replicas: int = option(
@@ -296,13 +370,26 @@ class RunConfig:
     )
     max_replicas: int = option(1, "servers at most", group="gates and serving")
     # A jet takes microseconds on a CPU; a GPU that waits for requests is missed elsewhere.
-    serving_gpus: int = option(0, "GPUs of each server", group="gates and serving")
+    serving_gpus: int = option(
+        0,
+        "GPUs of each server",
+        group="gates and serving",
+        form="serve_gpus",
+    )
     # Two: one for the server, one for the model; room for large batches in 4Gi.
     serving_cpus: str = option(
-        "2", "CPUs of each server, as 2 or 500m", group="gates and serving", metavar="QUANTITY"
+        "2",
+        "CPUs of each server, as 2 or 500m",
+        group="gates and serving",
+        metavar="QUANTITY",
+        form="serve_cpus",
     )
     serving_memory: str = option(
-        "4Gi", "memory of each server", group="gates and serving", metavar="QUANTITY"
+        "4Gi",
+        "memory of each server",
+        group="gates and serving",
+        metavar="QUANTITY",
+        form="serve_memory",
     )
     rollout: str = option(
         AUTO,
@@ -316,13 +403,22 @@ class RunConfig:
         "how the InferenceService names Triton: 'model' (KServe since 0.8) or 'triton' (older)",
         group="gates and serving",
         choices=PREDICTOR_FORMS,
+        of_site=True,
     )
 
     # -- Kubeflow
     namespace: str = option(
-        AUTO, "Kubeflow namespace; 'auto' is the one that the step runs in", group="Kubeflow"
+        AUTO,
+        "Kubeflow namespace; 'auto' is the one that the step runs in",
+        group="Kubeflow",
+        of_site=True,
     )
-    experiment_name: str = option("jec", "KFP experiment that groups the runs", group="Kubeflow")
+    experiment_name: str = option(
+        "jec",
+        "KFP experiment that groups the runs",
+        group="Kubeflow",
+        form="",
+    )
     user: str = option(
         AUTO,
         "whose run it is, for the labels; 'auto': on Kubeflow the namespace's name, here the login"
@@ -336,6 +432,7 @@ class RunConfig:
         " fixed when the pipeline is compiled (one machine: JEC_WEBHOOK or JEC_WEBHOOK_FILE)",
         group="Kubeflow",
         metavar="NAME/KEY",
+        of_site=True,
     )
     delete_train_experiment: bool = option(
         False, "delete the Katib experiment once it has finished (results stay)", group="Kubeflow"
@@ -347,6 +444,8 @@ class RunConfig:
         AUTO,
         "'auto' makes one of the network's name and the KFP job; --resume sets it",
         group="Kubeflow",
+        form="storage_run_id",
+        own_input=True,
     )
 
     def __post_init__(self) -> None:

@@ -12,6 +12,8 @@
     │   ├── UnreachableError     nobody answers at an address (yet)
     │   │   └── Unreachable      ... of a model server                      (serving.client)
     │   ├── NotServing           a model server answers, but not for this model  (serving.client)
+    │   ├── ServerEnded          a model server ended before it was ready        (serving.triton)
+    │   ├── PortInUse            another process has the port that was asked for (serving.triton)
     │   └── _Refused             a model server refuses a request           (serving.client)
     ├── TrainingError            training cannot go on and would fail again in the same way
     ├── GateError                a finished model did not pass a gate

@@ -41,6 +41,11 @@ class RunFolder:
         return self.path("search.json")
 
     @property
+    def resumed(self) -> str:
+        """resumed.json: the trials that were resumed without Katib."""
+        return self.path("resumed.json")
+
+    @property
     def export(self) -> str:
         """model/export.json: the exported models."""
         return self.path("model", "export.json")

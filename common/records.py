@@ -335,6 +335,17 @@ class SearchRecord(Record):
         return list(names)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ResumedRecord(Record):
+    """resumed.json: the trials of a search that were resumed without Katib."""
+
+    settings: dict[str, str]
+    """The parameters of the run that their jobs had, as text."""
+    names: list[str]
+    failed: list[Trial]
+    """Those that failed. The others are known by what they left in their folders."""
+
+
 # ------------------------------------------------------------------------------------- export.json
 
 
@@ -582,6 +593,8 @@ class SummaryRecord(RecordOfSteps):
     trials: int = 0
     gain_percent: Interval | None = None
     gate: bool | None = None
+    gate_settings: GateSettings | None = None
+    """What the gate asked for."""
     service: str | None = None
     report: str | None = None
     resume: str = ""

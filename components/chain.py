@@ -1,11 +1,11 @@
 """The chain as a KFP pipeline, compiled once, run anywhere.
 
-prepare -> search -> export -> evaluate -> gate -> deploy, and finish however it ends.
+prepare -> search -> export -> evaluate -> deploy, and finish however it ends. The gate is no
+task of its own: deploy runs in any case, and ends at once where the gate refused the model.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.metadata
 import inspect
 from collections.abc import Mapping
@@ -14,12 +14,38 @@ from typing import Any
 
 from clusters.manifests import CREDENTIALS
 from clusters.protocol import STEP_LABEL
-from common.config import SECRET_KEY, RunConfig, cpus, quantity
+from common import form
+from common.config import AUTO, SECRET_KEY, RunConfig, cpus, quantity
 from components.server_support import Support
 from components.steps import HOUR, RETRIES, STEPS, WEBHOOK, component, step_of
+from training.search_space import as_document, load
 
 NAME = "jec-pipeline"
-DESCRIPTION = "Jet energy calibration: from ROOT files to a served, validated model."
+# KFP draws what an exit handler guards as one box, with the steps a click below it.
+GROUP = "all steps (open me)"
+DESCRIPTION = """\
+Jet energy calibration: from ROOT files to a served, validated model.
+
+**Change first**
+
+* `data_train`, `data_val`, `data_test`: ROOT files, as `s3://bucket/train/*.root`, or `sample`,
+  which generates jets
+* `data_config`, `network_config`: Weaver's two files, as `s3://` addresses
+* `search_space` (JSON editor), `search_max_trials`, `search_parallel_trials`, `search_num_epochs`
+* `pods_num_gpus`: GPUs of a trial's node
+
+**Everything else** is a line of `settings` (JSON editor), by the first word of its name: `data_`
+jets and damaged files, `search_` algorithm, early stopping and batch size, `pods_` memory, images
+and nodes, `gate_` what a model must reach to be deployed, `report_` the model to compare with,
+`serve_` the service, `kubeflow_` labels, webhook and clean-up. A line that is removed has its
+default. `auto` and `none` are values.
+
+**Where runs are kept**: `storage_`. Leave `storage_run_id` at `auto` for a new run.
+
+The form's own fields: choose an *Experiment*; *Service Account* may stay empty. More of each
+parameter: `python pipeline.py --help`; of the whole: `docs/kubeflow.md` of the project.
+"""
+"""Markdown, as Kubeflow shows it."""
 STEPS_IMAGE = "jec-steps:latest"
 SAFE_TO_EVICT = "cluster-autoscaler.kubernetes.io/safe-to-evict"
 # Seconds between two attempts. Argo waits whatever the reason was, also where the next attempt ends
@@ -33,37 +59,44 @@ MEMORY_LIMIT = "4Gi"
 
 
 def pipeline(config: RunConfig, image: str = STEPS_IMAGE, *, support: Support = ANY_SERVER) -> Any:
-    """The KFP pipeline whose parameters are the fields of RunConfig; `config` has the defaults.
+    """The KFP pipeline whose parameters are those of common.form; `config` has the defaults.
 
-    It asks for what the server supports, because a server refuses fields that it does not know.
+    Without an address in `s3_bucket` its parameter has no default: the form then asks for it. The
+    pipeline asks for what the server supports, because a server refuses fields that it does not
+    know. Raises InputError for a search space that cannot be read.
     """
     from kfp import dsl
 
     made = {step.name: component(step, image) for step in STEPS}
-    names = [field.name for field in dataclasses.fields(RunConfig)]
+    defaults = parameters(config)
+    if config.s3_bucket == AUTO:
+        defaults["storage_bucket"] = inspect.Parameter.empty
+    # Python wants those without a default first.
+    names = sorted(defaults, key=lambda name: defaults[name] is not inspect.Parameter.empty)
 
     def chain(*values: Any) -> None:
-        parameters = dict(zip(names, values, strict=True))
+        inputs = dict(zip(names, values, strict=True))
         job = dsl.PIPELINE_JOB_ID_PLACEHOLDER
-        common = {"s3_endpoint": parameters["s3_endpoint"], "job_id": job}
+        common = {"storage_endpoint": inputs["storage_endpoint"], "job_id": job}
 
         def task(name: str, *, after: Any = None, **arguments: Any) -> Any:
             """A step of the pipeline, with what it needs as a pod."""
             task = made[name](**arguments)
             if after is not None:
                 task.after(after)
-            return _on_the_cluster(task, config, parameters["s3_secret"], support)
+            if support.display_names:
+                task.set_display_name(step_of(name).title)
+            return _on_the_cluster(task, config, inputs["storage_secret"], support)
 
-        about = ("s3_bucket", "run_id", "network_config")
-        end = task("finish", **{name: parameters[name] for name in about}, **common)
+        about = ("storage_bucket", "storage_run_id", "network_config")
+        end = task("finish", **{name: inputs[name] for name in about}, **common)
         _with_webhook(end, config, support)
-        with dsl.ExitHandler(end, name="run"):
-            run = task("prepare", **parameters, job_id=job).outputs["run"]
+        with dsl.ExitHandler(end, name=GROUP):
+            run = task("prepare", **inputs, job_id=job).outputs["run"]
             trial = task("search", run=run, **common).outputs["best_trial"]
             exported = task("export", run=run, trial=trial, **common)
             evaluated = task("evaluate", run=run, trial=trial, **common, after=exported)
-            with dsl.If(evaluated.outputs["passed"] == "true", name="gate"):
-                task("deploy", run=run, **common)
+            task("deploy", run=run, passed=evaluated.outputs["passed"], **common)
 
     # KFP reads the pipeline's parameters from the signature.
     chain.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # as inspect reads it
@@ -71,13 +104,24 @@ def pipeline(config: RunConfig, image: str = STEPS_IMAGE, *, support: Support = 
             inspect.Parameter(
                 name,
                 inspect.Parameter.POSITIONAL_OR_KEYWORD,
-                annotation=type(getattr(config, name)),
-                default=getattr(config, name),
+                annotation=form.TYPES[name],
+                default=defaults[name],
             )
             for name in names
         ]
     )
-    return dsl.pipeline(name=NAME, description=DESCRIPTION)(chain)
+    compiled = dsl.pipeline(name=NAME, description=DESCRIPTION)(chain)
+    for name, parameter in compiled.pipeline_spec.root.input_definitions.parameters.items():
+        parameter.description = form.DESCRIPTIONS[name]
+    return compiled
+
+
+def parameters(config: RunConfig) -> dict[str, Any]:
+    """The pipeline's parameters for a configuration, as a run is made with them.
+
+    Raises InputError for a search space that cannot be read.
+    """
+    return form.parameters(config, as_document(load(config.search_space)))
 
 
 def compile_to(

@@ -2,6 +2,9 @@
 
 The service counts as ready only once it reproduces the golden answers. What it answered, and how
 fast, goes into service.json and into the report's section on serving.
+
+Where the gate refused the model, the step says so and ends well: nothing is deployed, and the
+run's status stays that of the evaluation.
 """
 
 import contextlib
@@ -9,8 +12,9 @@ import time
 
 from clusters.protocol import Service
 from common import storage
+from common.cli import run_main
 from common.errors import GateError, JecError
-from common.layout import RAW_SUFFIX
+from common.layout import RAW_SUFFIX, RunFolder
 from common.records import (
     ExportRecord,
     GoldenAnswers,
@@ -27,6 +31,8 @@ from serving.client import golden_check, round_trips
 from serving.inference_service import inference_service
 
 WRONG_ANSWER_PAUSE = 2.0  # seconds
+NOT_DEPLOYED = "not deployed"
+"""What the step gives as the URL of a service where the gate refused the model."""
 
 
 def deploy(run: Run, artifacts: step.Artifacts) -> str:
@@ -62,11 +68,29 @@ def deploy(run: Run, artifacts: step.Artifacts) -> str:
         round_trips=_round_trips(run, service),
     )
     record.save(run.folder.service)
-    artifacts.set("report", content=_report(run, export, record))
-    step.say(f"{service.name} gave the golden answers at {service.url}")
+    artifacts.set("report_with_service", content=_report(run, export, record))
     if "from_outside" in service.details:
         step.say(f"from outside the cluster: {service.details['from_outside']}")
+    step.say_result(f"{service.name} gave the golden answers at {service.url}")
     return service.url
+
+
+def refuse(folder: RunFolder, artifacts: step.Artifacts) -> str:
+    """Say why the gate refused the model, and hand KFP the report as it is; returns NOT_DEPLOYED.
+
+    It makes nothing and fails for nothing, so that the run ends as it does after an evaluation.
+    """
+    reasons, report = "the gate refused the model", ""
+    try:
+        if metrics := MetricsRecord.find(folder.metrics):
+            reasons = "; ".join(metrics.reasons) or reasons
+        if storage.exists(folder.report):
+            report = storage.read_text(folder.report)
+    except JecError as error:
+        step.say(f"warning: the results of the evaluation cannot be read: {error}")
+    artifacts.set("report_with_service", content=report)
+    step.say_result(f"{NOT_DEPLOYED}: {reasons}")
+    return NOT_DEPLOYED
 
 
 def golden_answers(run: Run, service: Service) -> dict[str, GoldenAnswers]:
@@ -127,12 +151,29 @@ def models(run: Run) -> list[str]:
 
 def main(argv: list[str] | None = None) -> int:
     parser = step.parser("deploy", __doc__)
-    parser.add_argument("--url-output", default="", help="file that gets the service's URL")
+    parser.add_argument(
+        "--passed",
+        choices=("true", "false"),
+        required=True,
+        help="whether the gate let the model pass, as evaluate gave it; with 'false' nothing is"
+        " deployed",
+    )
+    parser.add_argument(
+        "--url-output", default="", help=f"file that gets the service's URL, or '{NOT_DEPLOYED}'"
+    )
     args = parser.parse_args(argv)
 
     def body(run: Run) -> None:
         step.write_output(args.url_output, deploy(run, step.Artifacts(args.executor_input)))
 
+    def refusal() -> None:
+        step.use_endpoint(args.s3_endpoint)
+        artifacts = step.Artifacts(args.executor_input)
+        step.write_output(args.url_output, refuse(RunFolder(args.run), artifacts))
+
+    if args.passed == "false":
+        step.stop_on_sigterm()
+        return run_main(step.patient(refusal, args.job_id))
     return step.main("deploy", args, body)
 
 

@@ -8,6 +8,7 @@ from common.records import MetricsRecord
 from common.run import Run
 from components import step
 from evaluating.evaluate_job import DEADLINE, evaluate_job
+from reporting.headline import evaluation_lines, shown_of_evaluation
 
 
 def evaluate(run: Run, trial: str, artifacts: step.Artifacts) -> bool:
@@ -19,8 +20,11 @@ def evaluate(run: Run, trial: str, artifacts: step.Artifacts) -> bool:
     if run.config.delete_export_job:
         cluster.delete_job(name)
     metrics = MetricsRecord.load(run.folder.metrics)
-    artifacts.set("metrics", metadata={**metrics.headline, "passed": str(metrics.passed).lower()})
+    lines = evaluation_lines(metrics)
+    artifacts.set("test_metrics", metadata=shown_of_evaluation(metrics), content=lines)
     artifacts.set("report", content=storage.read_text(run.folder.report))
+    gain, _, verdict = lines.splitlines()
+    step.say_result(f"{verdict}; {gain}")
     return metrics.passed
 
 

@@ -27,6 +27,7 @@ def export(run: Run, trial: str, artifacts: step.Artifacts) -> None:
         "repository": run.folder.models,
     }
     artifacts.set("model", metadata=described, content=json.dumps(described))
+    step.say_result(f"trial {trial} is model {run.model_name} in {run.folder.models}")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -31,6 +31,7 @@ from common.records import (
 from common.run import Run, make_run_id
 from components import step
 from components.steps import NAMES, WEBHOOK, WEBHOOK_FILE
+from reporting import markdown, page
 
 WEBHOOK_SECONDS = 20.0
 # Within the deadline of this step's pod (components.steps), with time left for the summary.
@@ -260,6 +261,7 @@ def summarise(uri: str, job_id: str = "", *, terminated: bool = False) -> Summar
         trials=len(search.trials) if search else 0,
         gain_percent=metrics.gain if metrics else None,
         gate=metrics.passed if metrics else None,
+        gate_settings=metrics.config if metrics else None,
         service=service.url if service and state == "succeeded" else None,
         report=folder.report if metrics else None,
     )
@@ -286,24 +288,35 @@ def _end(
 
 
 def as_markdown(summary: SummaryRecord) -> str:
-    """The summary as Kubeflow shows it beside the step."""
-    gain = summary.gain_percent
+    """The summary as Kubeflow shows it beside the step: what was reached, then why, then how."""
+    gain, folder = summary.gain_percent, RunFolder(summary.run)
+    gate = None
+    if summary.gate is not None and (asked := summary.gate_settings):
+        gate = (
+            f"{'passed' if summary.gate else 'not passed'}: gain of {asked.min_improvement:g} % at"
+            f" least, closure within {100 * asked.max_closure:g} %"
+        )
+    best = summary.best_trial and f"{summary.best_trial} of {summary.trials} trials"
     rows = {
-        "run": summary.run,
         "state": summary.state,
-        "step": summary.step,
-        "reason": summary.reason,
-        "best trial": summary.best_trial,
         "resolution gain": gain.percent() if gain else None,
         "service": summary.service,
         "report": summary.report,
-        "go on with": f"`{summary.resume}`" if summary.resume else None,
+        "folder": folder.uri,
+        "gate": gate,
+        "best trial": best,
+        "last step": summary.step,
     }
-    lines = [f"# {summary.run_id}: {summary.state}", "", "| | |", "|---|---|"]
-    for name, value in rows.items():
-        text = str(value or "–").replace("|", "/").replace("\n", "<br>")
-        lines.append(f"| {name} | {text} |")
-    return "\n".join([*lines, ""])
+    cells = [(name, markdown.text(value or page.MISSING)) for name, value in rows.items()]
+    parts = [f"# {summary.run_id}: {summary.state}\n", markdown.table(["", ""], cells)]
+    if summary.reason:
+        parts += ["Why:\n", markdown.block(summary.reason)]
+    if summary.resume:
+        parts.append(f"Go on with {markdown.code(summary.resume)}\n")
+    if summary.state not in ("succeeded", "not deployed"):
+        again = markdown.code(f"python pipeline.py --status {summary.run_id}")
+        parts.append(f"After Retry this page stays as it is; {again} shows how that ended.\n")
+    return "\n".join(parts)
 
 
 def _tell(url: str, summary: SummaryRecord) -> None:
@@ -349,14 +362,21 @@ def main(argv: list[str] | None = None) -> int:
         run_id = (
             make_run_id(args.network_config, args.job_id) if args.run_id == AUTO else args.run_id
         )
+        if args.s3_bucket == AUTO:  # prepare has refused it, and there is no folder to look into
+            text = f"# {run_id}: failed\n\nprepare: {step.NO_BUCKET}\n"
+            step.Artifacts(args.executor_input).set("summary", content=text)
+            step.say(f"{run_id}: failed: {step.NO_BUCKET}")
+            return
         uri = storage.join(storage.absolute(args.s3_bucket), run_id)
         if step.LOCAL_DIR in os.environ and not status_of(uri, args.job_id).steps:
             return  # prepare refused, and has said why a line above
         summary = finish(uri, step.Artifacts(args.executor_input), args.job_id)
-        reason = f": {summary.reason}" if summary.reason else ""
-        step.say(f"{summary.run_id}: {summary.state}{reason}")
         if summary.resume:
             step.say(f"to go on with it: {summary.resume}")
+        first, *more = summary.reason.splitlines() or [""]
+        if more:
+            step.say(summary.reason)
+        step.say_result(f"{summary.run_id} {summary.state}" + (f": {first}" if first else ""))
 
     step.stop_on_sigterm()
     return run_main(step.patient(body, args.job_id))

@@ -1,13 +1,10 @@
 """Runs the compiled pipeline on this machine: kfp.local, with host processes for containers.
 
-kfp's SubprocessRunner takes lightweight Python components only and has no extension point, so three
+kfp's SubprocessRunner takes lightweight Python components only and has no extension point, so two
 of its internals are replaced while a pipeline runs (hence the exact pin of kfp in pyproject.toml):
   - the handler that runs a task's command line, which here starts it as a process with this Python;
   - the reading of a task's outputs, which here adds the artifacts that the component declared, as
-      the cluster's launcher does;
-  - the look-up of a value in a condition, which in kfp finds outputs named 'Output' only and takes
-      what it does not find for
-    False; here it finds outputs of any name, and what it does not find fails the run.
+      the cluster's launcher does.
 """
 
 from __future__ import annotations
@@ -165,7 +162,6 @@ def _replaced_internals(session: _Session) -> Iterator[None]:
         subprocess_task_handler,
         task_handler_interface,
     )
-    from kfp.local.orchestrator.enhanced_dag_orchestrator import ConditionEvaluator
 
     # kfp has no types.
     class HostTaskHandler(task_handler_interface.ITaskHandler):  # type: ignore[misc]
@@ -198,24 +194,10 @@ def _replaced_internals(session: _Session) -> Iterator[None]:
                 given.uri, given.name = given.uri or wanted.uri, given.name or wanted.name
         return typed(executor_input=executor_input, executor_output=executor_output)
 
-    def value_in_condition(channel: str, store: Any) -> Any:
-        wanted = channel.removeprefix("pipelinechannel--")
-        while store is not None:
-            for task, outputs in store._task_output_data.items():
-                for key, value in outputs.items():
-                    if wanted == f"{task}-{key}":
-                        return value
-            store = store._parent
-        session.failed = StepFailed(f"gate (no value for {wanted})", 1)
-        return None
-
     with (
         mock.patch.object(subprocess_task_handler, "SubprocessTaskHandler", HostTaskHandler),
         mock.patch.object(
             executor_output_utils, "add_type_to_executor_output", with_declared_artifacts
-        ),
-        mock.patch.object(
-            ConditionEvaluator, "_resolve_pipeline_channel", staticmethod(value_in_condition)
         ),
     ):
         yield

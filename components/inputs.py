@@ -141,7 +141,7 @@ def check_service_name(inputs: Inputs) -> Result:
 
 
 def check_network(inputs: Inputs) -> Result:
-    """Build the network and its loss with the extremes of the search space."""
+    """Build the network and its loss with the extremes of the search space; it takes jets."""
     if taken := COPIES & set(inputs.network.siblings):
         raise InputError(
             f"{inputs.config.network_config} needs the file {min(taken)} beside it, a name that the"
@@ -155,7 +155,7 @@ def check_network(inputs: Inputs) -> Result:
         )
     return Result(
         text=f"{inputs.config.network_config}: built for this data configuration with every extreme"
-        " of the search space"
+        " of the search space, and takes its inputs"
     )
 
 

@@ -60,13 +60,14 @@ class LocalRun:
         if self.config.webhook_secret != NONE:
             print(f"--webhook-secret is for Kubeflow; here {WEBHOOK} or {WEBHOOK_FILE} is taken")
         self.output.mkdir(parents=True, exist_ok=True)
-        ir = chain.compile_to(self.output / ".kfp" / f"pipeline-{os.getpid()}.yaml", self.config)
+        ir = self.output / ".kfp" / f"pipeline-{os.getpid()}.yaml"
         for number in host_runner.stop_signals():
             signal.signal(number, _interrupt)
         try:
+            chain.compile_to(ir, self.config)
             host_runner.run_pipeline(
                 ir,
-                self.config.parameters(),
+                chain.parameters(self.config),
                 work=self.output / ".kfp",
                 environment=self.environment,
                 on_start=self._before_step,
@@ -191,11 +192,8 @@ class LocalRun:
         steps = [f"look at {folder}/report.html"]
         if self.serve and self._service():
             steps.append("ask the service as serving/client.py does; Ctrl-C ends it")
-        elif self._service():
-            steps.append(
-                f"serve it: python pipeline.py --output {_shown(self.output)} --resume"
-                f" {run.id} --serve"
-            )
+        else:
+            steps.append(f"serve it: python -m serving.serve {folder}")
         steps.append(
             "calibrate your own jets: python pipeline.py --data-train 'FILES' --data-val 'FILES'"
             " --data-test 'FILES'"

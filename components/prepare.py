@@ -6,14 +6,17 @@ URI and little else.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import importlib.metadata
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 
-from common import storage
+from clusters.pod_namespace import own_namespace
+from common import form, storage
 from common.choices import SPLITS
 from common.cli import Parser, run_main
 from common.config import AUTO, NONE, RunConfig, add_arguments, flag
@@ -24,6 +27,7 @@ from common.run import Run, make_run_id, slug
 from components import inputs as inputs_module
 from components import predictor, step
 from components.inputs import SAMPLE, Inputs
+from reporting import markdown
 from training.experiment import REPLACING
 from training.search_space import to_json
 
@@ -80,14 +84,12 @@ def prepare(
     """
     config = named(config, job_id)
     if config.s3_bucket == AUTO:
-        raise InputError(
-            "--s3-bucket is 'auto': give s3://bucket/prefix, where the pods of the run can read and"
-            " write"
-        )
+        raise InputError(step.NO_BUCKET)
     config = config.replace(
         # later steps run in other working directories
         s3_bucket=storage.absolute(config.s3_bucket),
         user=step.user(config),
+        namespace=namespace(config),
         baseline=baseline_folder(config),
     )
 
@@ -113,11 +115,14 @@ def prepare(
     step.say(f"run {run.id} in {run.uri}")
     step.echo(run.config)
     if artifacts:
-        artifacts.set("echo", content=parameters_page(run))
+        artifacts.set("parameters", content=parameters_page(run))
     step.with_status(
         "prepare", run, lambda: fill(run, inputs, job_id) if missing else None, job_id=job_id
     )
-    return Run.load(run.uri)
+    prepared = Run.load(run.uri)
+    jets = ", ".join(f"{data.jets:,} {split}" for split, data in prepared.record.data.items())
+    step.say_result(f"{run.id} is prepared, with these jets: {jets}")
+    return prepared
 
 
 def named(config: RunConfig, job_id: str) -> RunConfig:
@@ -125,6 +130,13 @@ def named(config: RunConfig, job_id: str) -> RunConfig:
     if config.run_id != AUTO:
         return config
     return config.replace(run_id=make_run_id(config.network_config, job_id))
+
+
+def namespace(config: RunConfig) -> str:
+    """The namespace of the run's objects; 'auto' stays on one machine."""
+    if config.namespace != AUTO or step.LOCAL_DIR in os.environ:
+        return config.namespace
+    return own_namespace() or AUTO
 
 
 def baseline_folder(config: RunConfig) -> str:
@@ -146,16 +158,23 @@ def baseline_folder(config: RunConfig) -> str:
 def parameters_page(run: Run) -> str:
     """Return every parameter as it was understood, for Kubeflow to show beside the step.
 
-    Those that differ from the default are bold.
+    Those that differ from the default come first; the search space is JSON in a block of its own.
     """
-    defaults = RunConfig().parameters()
-    lines = [f"# {run.id}", "", "| parameter | value |", "|---|---|"]
-    for name, value in run.config.parameters().items():
-        if name != "search_space":
-            bold = "**" if value != defaults[name] else ""
-            lines.append(f"| {bold}{flag(name)}{bold} | `{value}` |")
-    lines += ["", "```json", run.config.search_space, "```", ""]
-    return "\n".join(lines)
+    defaults, values = RunConfig().parameters(), run.config.parameters()
+    space = values.pop("search_space")
+    changed: list[tuple[str, str]] = []
+    others: list[tuple[str, str]] = []
+    for name, value in values.items():
+        rows = changed if value != defaults[name] else others
+        rows.append((flag(name), markdown.code(value)))
+    head = ["parameter", "value"]
+    parts = [f"# {run.id}\n"]
+    if changed:
+        parts += ["Not the default:\n", markdown.table(head, changed)]
+    parts += ["The defaults:\n", markdown.table(head, others)]
+    indented = json.dumps(json.loads(str(space)), indent=2)
+    parts += ["Search space:\n", markdown.block(indented, "json", wrap=False)]
+    return "\n".join(parts)
 
 
 def checked_inputs(config: RunConfig, kept: str) -> Inputs:
@@ -180,7 +199,9 @@ def check_same(before: Run, run: Run, inputs: Inputs) -> None:
 
     Raises InputError with the first difference of parameters, configurations and data.
     """
-    then, now = before.config.parameters(), run.config.parameters()
+    # earlier versions wrote down 'auto' for the pod's own namespace
+    before_now = before.config.replace(namespace=namespace(before.config))
+    then, now = before_now.parameters(), run.config.parameters()
     different = []
     for name, value in now.items():
         if value != then[name] and name not in RESUMABLE_PARAMETERS:
@@ -198,9 +219,17 @@ def check_same(before: Run, run: Run, inputs: Inputs) -> None:
     for split, files in inputs.files.items():
         if before.record.data[split].fingerprint != storage.fingerprint(files):
             different.append(f"the files of --data-{split} have changed")
-    for name in RESUMABLE_PARAMETERS:
-        if now[name] != then[name] and not different:
+    changed = [name for name in RESUMABLE_PARAMETERS if now[name] != then[name]]
+    if changed and not different:
+        for name in changed:
             step.say(f"goes on with --{flag(name)} {now[name]} in place of {then[name]}")
+        fixed = [f"--{flag(name)}" for name in changed if name in REPLACING]
+        if fixed and step.LOCAL_DIR not in os.environ and not storage.exists(run.folder.search):
+            step.say(
+                f"an Experiment that has begun cannot change {', '.join(fixed)}: another one"
+                " follows for what is left of the search; finished trials count, and those under"
+                " way resume from their checkpoints"
+            )
     if different:
         more = f", and {len(different) - 1} more" if len(different) > 1 else ""
         raise InputError(
@@ -364,9 +393,32 @@ def refusal_recorded(config: RunConfig, job_id: str) -> Iterator[None]:
         raise
 
 
+def place(args: argparse.Namespace) -> RunConfig:
+    """A configuration that says where the run's folder is, whatever the other arguments are."""
+    return RunConfig(
+        s3_bucket=args.s3_bucket, run_id=args.run_id, network_config=args.network_config
+    )
+
+
+def configuration(parser: argparse.ArgumentParser, argv: list[str] | None) -> RunConfig:
+    """The configuration of the arguments; what `--settings` names are the defaults of the flags.
+
+    Raises InputError for settings and for values that cannot be meant.
+    """
+    settings = parser.parse_args(argv).settings
+    parser.set_defaults(**form.fields_of_settings(settings))
+    return RunConfig.from_args(parser.parse_args(argv))
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog="python -m components.prepare", description=__doc__)
     add_arguments(parser)
+    parser.add_argument(
+        "--settings",
+        default="{}",
+        metavar="JSON",
+        help="the parameter `settings` of Kubeflow's form: the defaults of the other flags",
+    )
     parser.add_argument("--job-id", default="", help="KFP job id, of which the run id is made")
     parser.add_argument("--run-output", default="", help="file that gets the run's URI")
     parser.add_argument(
@@ -376,16 +428,16 @@ def main(argv: list[str] | None = None) -> int:
 
     def body() -> None:
         step.use_endpoint(args.s3_endpoint)
-        config = RunConfig.from_args(args)
-        if config.run_id == AUTO and not args.job_id:
+        if args.run_id == AUTO and not args.job_id:
             raise InputError(
-                f"give --job-id or --run-id, as --run-id {slug(config.network_config)}-00000001"
+                f"give --job-id or --run-id, as --run-id {slug(args.network_config)}-00000001"
             )
-        with refusal_recorded(config, args.job_id):
+        with refusal_recorded(place(args), args.job_id):
+            config = configuration(parser, argv)
             prepare(config, args.job_id, args.run_output, step.Artifacts(args.executor_input))
 
     def is_last() -> bool:
-        run = Run(config=named(RunConfig.from_args(args), args.job_id))
+        run = Run(config=named(place(args), args.job_id))
         return step.is_last_attempt("prepare", run.uri, args.job_id)
 
     step.stop_on_sigterm()

@@ -1,11 +1,11 @@
 """search: run the Katib experiment of a run to its end; write search.json, search.html, trials.csv.
 
 A search that has ended is not repeated. It goes on where the run asks for more trials
-(`--more-trials`).
+(`--more-trials`). Where another experiment has to follow, the trials under way resume before it.
 """
 
 import dataclasses
-from collections import Counter
+import time
 from collections.abc import Sequence
 
 from clusters.katib import experiment_of
@@ -16,9 +16,11 @@ from common.config import NONE
 from common.records import Objective, SearchRecord, Trial
 from common.run import Run
 from components import step
-from reporting.search_page import as_csv, markdown, search_page
+from components.resumed_trials import delete_jobs, failed_resumed, resume_trials
+from reporting.headline import search_lines, shown_of_search
+from reporting.search_page import as_csv, as_markdown, search_page
 from training.experiment import OBJECTIVE, changes, experiment
-from training.finished_trials import finished_trials, unfinished_trials
+from training.finished_trials import finished_trials
 from training.search_space import cautions, for_network, load
 
 
@@ -33,7 +35,8 @@ def search(run: Run, artifacts: step.Artifacts) -> str:
         _publish(earlier, search_page(earlier), artifacts)
         return earlier.optimal
     cluster = step.backend(run)
-    plan = _what_to_run(run, cluster, earlier)
+    end = time.monotonic() + run.config.deadline_hours * 3600
+    plan = _what_to_run(run, cluster, earlier, end)
     manifest, carried = plan.manifest, plan.carried
     name = manifest["metadata"]["name"]
     if plan.is_done:
@@ -43,7 +46,7 @@ def search(run: Run, artifacts: step.Artifacts) -> str:
         step.say(f"losses of all trials: tensorboard --logdir {run.folder.trials}")
         with step.watched(cluster, cluster.delete_experiment, name):
             result = cluster.run_experiment(
-                manifest, deadline=run.config.deadline_hours * 3600, report=step.say
+                manifest, deadline=end - time.monotonic(), report=step.say
             )
     record = as_record(run, manifest, *_joined(manifest, carried, result))
     record.save(run.folder.search)
@@ -53,6 +56,7 @@ def search(run: Run, artifacts: step.Artifacts) -> str:
     storage.write_text(run.folder.search_page, page)
     if run.config.delete_train_experiment:
         cluster.delete_experiment(name)
+        delete_jobs(run, cluster)
     _publish(record, page, artifacts)
     return record.optimal
 
@@ -77,39 +81,37 @@ class _Plan:
     """Whether the carried trials are all, so that the experiment is not run."""
 
 
-def _what_to_run(run: Run, cluster: Cluster, earlier: SearchRecord | None) -> _Plan:
+def _what_to_run(run: Run, cluster: Cluster, earlier: SearchRecord | None, end: float) -> _Plan:
     """The experiment to run or to continue, and the trials that count beside its own.
 
     An experiment that is gone, or that its backend cannot continue, is followed by another one for
-    the remaining trials.
+    the remaining trials. The trials that it left under way are resumed here, before the time `end`
+    of time.monotonic().
     """
-    if cluster.resumes:
-        return _what_to_run_here(run, cluster, earlier)
-    name, changed = _experiment_to_adopt(run, cluster, earlier)
-    replaced = name if changed else ""
-    if replaced:
-        step.say(
-            f"experiment {name} was made with other parameters, and Katib does not let them change"
-            f" ({'; '.join(changed)}): it is removed, and another one follows"
-        )
-        cluster.delete_experiment(name)
-        name = ""
-    trials = list(earlier.trials) if earlier else []
-    known = {trial.name for trial in trials}
-    # No record has the trials of an experiment whose launcher was lost; the storage has them.
-    for trial in finished_trials(run, step.say):
-        if trial.name not in known:
-            trials.append(trial)
-    if replaced:
-        _say_what_is_lost(run, replaced, trials)
-
-    if earlier is None and not trials:
-        _say_cautions(run)
+    name = _experiment_to_go_on(run, cluster, earlier)
+    trials, failed = _trials_before(run, earlier)
     if name:
-        others = [trial for trial in trials if experiment_of(trial.name) != name]
-        return _Plan(manifest=experiment(run, carried=len(others), name=name), carried=others)
-    manifest = experiment(run, carried=len(trials))
-    is_done = _is_enough(run, manifest, trials)
+        others = [trial for trial in trials if not _is_of(trial.name, name, cluster)]
+        failed &= {trial.name for trial in others}
+        manifest = experiment(
+            run,
+            carried=len(others),
+            failed=len(failed),
+            name=name,
+            reproducible=cluster.resumes,
+        )
+        return _Plan(manifest=manifest, carried=others)
+
+    if not _is_enough(run, trials) and resume_trials(
+        run, cluster, trials, deadline=end - time.monotonic()
+    ):
+        trials, failed = _trials_before(run, earlier)
+    if earlier is None and not trials and not cluster.resumes:
+        _say_cautions(run)
+    manifest = experiment(
+        run, carried=len(trials), failed=len(failed), reproducible=cluster.resumes
+    )
+    is_done = _is_enough(run, trials)
     if trials and not is_done:
         _say_what_follows(run, trials)
     if earlier:
@@ -117,23 +119,35 @@ def _what_to_run(run: Run, cluster: Cluster, earlier: SearchRecord | None) -> _P
     return _Plan(manifest=manifest, carried=trials, is_done=is_done)
 
 
-def _what_to_run_here(run: Run, cluster: Cluster, earlier: SearchRecord | None) -> _Plan:
-    """The same on a backend that keeps the trials of an interrupted experiment by itself."""
-    if earlier is None:
-        return _Plan(manifest=experiment(run, reproducible=True), carried=[])
-    trials = earlier.trials[: earlier.carried]
-    name = earlier.experiment
-    if not cluster.can_continue(name):
-        trials = earlier.trials
-        name = ""
-        _say_what_follows(run, trials)
-        cluster.delete_experiment(earlier.experiment)
-    manifest = experiment(run, carried=len(trials), name=name, reproducible=True)
-    return _Plan(manifest=manifest, carried=trials)
+def _trials_before(run: Run, earlier: SearchRecord | None) -> tuple[list[Trial], set[str]]:
+    """The trials that have ended, and the names of those that failed after they were resumed.
+
+    No record has the trials of an experiment whose launcher was lost; the storage has them.
+    """
+    trials = list(earlier.trials) if earlier else []
+    known = {trial.name for trial in trials}
+    failed = set()
+    for trial in [*finished_trials(run, step.say), *failed_resumed(run)]:
+        if trial.name not in known:
+            known.add(trial.name)
+            trials.append(trial)
+            if not trial.counts:
+                failed.add(trial.name)
+    return trials, failed
 
 
-def _is_enough(run: Run, manifest: Manifest, trials: Sequence[Trial]) -> bool:
+def _is_of(trial: str, experiment: str, cluster: Cluster) -> bool:
+    """Whether a trial belongs to an experiment that goes on.
+
+    On one machine the trials of an experiment that was run again are named NAME-2-000.
+    """
+    again = cluster.resumes and trial.startswith(f"{experiment}-")
+    return again or experiment_of(trial) == experiment
+
+
+def _is_enough(run: Run, trials: Sequence[Trial]) -> bool:
     """Whether trials are all that the run asks for, or reach its goal, which ends a search."""
+    manifest = experiment(run)
     best = best_trial(manifest, trials)
     if best is None:
         return False
@@ -143,38 +157,27 @@ def _is_enough(run: Run, manifest: Manifest, trials: Sequence[Trial]) -> bool:
     return len(trials) >= run.config.max_trials or (goal != NONE and value <= float(goal))
 
 
-def _experiment_to_adopt(
-    run: Run, cluster: Cluster, earlier: SearchRecord | None
-) -> tuple[str, list[str]]:
-    """The run's experiment that still exists on the cluster and goes on; empty if none does.
+def _experiment_to_go_on(run: Run, cluster: Cluster, earlier: SearchRecord | None) -> str:
+    """The name of the run's experiment that still exists and goes on; empty if none does.
 
-    One that search.json records has been read to its end: it must take more trials. Also how the
-    run's parameters differ from those that it was made with.
+    One that search.json records has been read to its end: it must take more trials. One that was
+    made with other parameters is removed, where its backend does not let them change.
     """
     for name, annotations in cluster.experiments(run.id).items():
         recorded = earlier is not None and earlier.experiment == name
-        if not recorded or cluster.can_continue(name):
-            return name, changes(run, annotations)
-    return "", []
-
-
-def _say_what_is_lost(run: Run, name: str, kept: Sequence[Trial]) -> None:
-    """Say which trials of a replaced experiment do not count.
-
-    The trials of another experiment have other names and other parameters, so that none of them
-    can go on from a checkpoint of these.
-    """
-    ended = {trial.name for trial in kept}
-    lost = []
-    for trial in unfinished_trials(run):
-        if experiment_of(trial) == name and trial not in ended:
-            lost.append(trial)
-    if lost:
+        if recorded and not cluster.can_continue(name):
+            continue
+        changed = changes(run, annotations)
+        if not changed:
+            return name
         step.say(
-            f"{len(lost)} trials of {name} had begun and not trained to their end, and do not"
-            f" count: {', '.join(lost)}; what they had trained is lost, because trials of another"
-            " experiment have other parameters"
+            f"experiment {name} was made with other parameters, and Katib does not let them change"
+            f" ({'; '.join(changed)}): it is removed, its trials under way resume from their"
+            " checkpoints, and another one follows for the rest"
         )
+        cluster.delete_experiment(name)
+        return ""
+    return ""
 
 
 def _say_cautions(run: Run) -> None:
@@ -220,14 +223,11 @@ def _joined(
 def _publish(record: SearchRecord, page: str, artifacts: step.Artifacts) -> None:
     """Print the result and hand it, with its page, to KFP."""
     best, loss = record.best, record.best_value
-    counts = Counter(trial.status for trial in record.trials)
-    by_status = {f"trials {status}": count for status, count in counts.items()}
-    metrics = {record.objective.name: loss, "trials": len(record.trials), **by_status}
-    artifacts.set("metrics", metadata=metrics)
-    artifacts.set("trials", content=markdown(record))
-    artifacts.set("page", content=page)
+    artifacts.set("search_metrics", metadata=shown_of_search(record), content=search_lines(record))
+    artifacts.set("trials", content=as_markdown(record))
+    artifacts.set("search_report", content=page)
     parameters = ", ".join(f"{name} {value}" for name, value in best.parameters.items())
-    step.say(
+    step.say_result(
         f"best of {len(record.trials)} trials: {best.name} with {record.objective.name}"
         f" {loss:.5f} ({parameters})"
     )

@@ -34,6 +34,11 @@ class Support:
 
     Before 2.14 it looks for retry policies among the outermost tasks only (the same file, 508-518).
     """
+    display_names: bool = False
+    """It finds a task's outputs by the task's key also where the task has another name to show.
+
+    Before 2.14 it looks for the key among the shown names (pipelines#11938).
+    """
     optional_secret: bool = False
     """It knows SecretAsEnv.optional, so that a run may have no Secret with S3 keys."""
     non_root: bool = False
@@ -47,6 +52,7 @@ def support_of(version: tuple[int, int] | None) -> Support:
     return Support(
         step_labels=version >= (2, 14),
         nested_retries=version >= (2, 14),
+        display_names=version >= (2, 14),
         optional_secret=version >= (2, 15),
         non_root=version >= (2, 16),
     )

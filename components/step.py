@@ -34,6 +34,10 @@ LOCAL_DIR = "JEC_LOCAL_DIR"
 """Set by the local runner to the folder of local runs; without it a step belongs to the cluster
 whose pod it is.
 """
+NO_BUCKET = (
+    "--s3-bucket (storage_bucket in Kubeflow's form) is 'auto': give s3://bucket/prefix, where the"
+    " pods of the run can read and write"
+)
 PATIENCE_SECONDS = 45.0
 """How long an attempt stays after a failure that may pass, before Kubeflow makes the next one."""
 
@@ -65,8 +69,6 @@ def main(name: str, args: argparse.Namespace, body: Callable[[Run], None]) -> in
         use_endpoint(args.s3_endpoint)
         run = Run.load(args.run)
         refuse_repetition(name, run.uri, args.job_id)
-        if LOCAL_DIR not in os.environ:  # here prepare has told them a moment ago
-            echo(run.config)
         with_status(name, run, lambda: body(run), job_id=args.job_id)
 
     stop_on_sigterm()
@@ -276,6 +278,14 @@ def say(line: str) -> None:
     print(line, flush=True)
 
 
+def say_result(line: str) -> None:
+    """Say what the step has come to, in the last line of its log.
+
+    On Kubeflow some lines of its launcher follow, and this is the first of ours above them.
+    """
+    say(f"result: {line}")
+
+
 def write_output(path: str, value: str) -> None:
     """A KFP output parameter: a file with the value. An empty path, as by hand, writes nothing."""
     if path:
@@ -286,7 +296,9 @@ def write_output(path: str, value: str) -> None:
 class Artifacts:
     """KFP artifacts of a container component.
 
-    Their content is written to their paths, their metadata to executor_output.json.
+    Their content is written to their paths, their metadata to executor_output.json. KFP's launcher
+    prints that file below the step's log and knows the rest of an artifact itself, so that nothing
+    else is in it.
     """
 
     def __init__(self, executor_input: str) -> None:
@@ -298,16 +310,12 @@ class Artifacts:
     def set(
         self, name: str, *, metadata: dict[str, Any] | None = None, content: str | None = None
     ) -> None:
-        """Fill the output artifact `name`. Without KFP (by hand) nothing happens.
-
-        Its URI stays KFP's own: the launcher fails a step whose artifact lies outside the pipeline
-        root.
-        """
+        """Fill the output artifact `name`. Without KFP (by hand) nothing happens."""
         for artifact in self._outputs.get("artifacts", {}).get(name, {}).get("artifacts", []):
             if content is not None:
                 write_output(_local_path(artifact["uri"]), content)
-            filled = {**artifact, "metadata": {**artifact.get("metadata", {}), **(metadata or {})}}
-            self._written[name] = {"artifacts": [filled]}
+            if metadata is not None:
+                self._written[name] = {"artifacts": [{"metadata": metadata}]}
         if self._outputs.get("outputFile") and self._written:
             write_output(self._outputs["outputFile"], json.dumps({"artifacts": self._written}))
 

@@ -12,7 +12,8 @@ import inspect
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from common.config import RunConfig, flag
+from common import form
+from common.config import flag
 from evaluating.evaluate_job import DEADLINE as EVALUATE_DEADLINE
 from exporting.export_job import DEADLINE as EXPORT_DEADLINE
 
@@ -37,8 +38,13 @@ class Step:
     """One step of the chain."""
 
     name: str
+    title: str
+    """Its name in Kubeflow's pictures of a run, which cut longer ones than about 22 characters."""
     inputs: Mapping[str, type]
-    """KFP parameters -> their types; each is an argument `--<name>` of the program."""
+    """KFP parameters -> their types; each is an argument of the program.
+
+    Its flag is that of the field which the parameter is (common.form), else `--<name>`.
+    """
     outputs: Mapping[str, Kind]
     """Outputs -> their kinds; a parameter is written to the file `--<name>-output`."""
     deadline: int
@@ -50,7 +56,7 @@ class Step:
 
 
 _RUN = {"run": str}
-_COMMON = {"s3_endpoint": str, "job_id": str}
+_COMMON = {"storage_endpoint": str, "job_id": str}
 _DIAGNOSTICS = ("pods", "pods/log", "events")
 
 EVERY_STEP = ("configmaps", "workflowtaskresults.argoproj.io")
@@ -59,22 +65,21 @@ EVERY_STEP = ("configmaps", "workflowtaskresults.argoproj.io")
 STEPS = (
     Step(
         name="prepare",
-        inputs={
-            **{field.name: type(field.default) for field in dataclasses.fields(RunConfig)},
-            "job_id": str,
-        },
-        outputs={"run": "parameter", "echo": "markdown"},
+        title="1 prepare data",
+        inputs={**form.TYPES, "job_id": str},
+        outputs={"run": "parameter", "parameters": "markdown"},
         deadline=24 * HOUR,
         rights=("secrets", "serviceaccounts"),
     ),
     Step(
         name="search",
+        title="2 search (Katib)",
         inputs={**_RUN, **_COMMON},
         outputs={
             "best_trial": "parameter",
-            "metrics": "metrics",
+            "search_metrics": "metrics",
             "trials": "markdown",
-            "page": "html",
+            "search_report": "html",
         },
         deadline=14 * 24 * HOUR,
         logs="search",
@@ -82,6 +87,7 @@ STEPS = (
     ),
     Step(
         name="export",
+        title="3 export to ONNX",
         inputs={**_RUN, "trial": str, **_COMMON},
         outputs={"model": "model"},
         deadline=round(EXPORT_DEADLINE) + MARGIN,
@@ -90,16 +96,18 @@ STEPS = (
     ),
     Step(
         name="evaluate",
+        title="4 evaluate on test set",
         inputs={**_RUN, "trial": str, **_COMMON},
-        outputs={"passed": "parameter", "metrics": "metrics", "report": "html"},
+        outputs={"passed": "parameter", "test_metrics": "metrics", "report": "html"},
         deadline=round(EVALUATE_DEADLINE) + MARGIN,
         logs="jobs",
         rights=("pytorchjobs.kubeflow.org", *_DIAGNOSTICS),
     ),
     Step(
         name="deploy",
-        inputs={**_RUN, **_COMMON},
-        outputs={"url": "parameter", "report": "html"},
+        title="5 deploy (KServe)",
+        inputs={**_RUN, "passed": str, **_COMMON},
+        outputs={"url": "parameter", "report_with_service": "html"},
         # twice: a new model is tried beside the service before it replaces the former one
         deadline=round(2 * (SERVICE_DEADLINE + 2 * GOLDEN_DEADLINE)) + MARGIN,
         logs="services",
@@ -114,12 +122,12 @@ STEPS = (
     ),
     Step(
         name="finish",
+        title="6 finish (summary)",
         inputs={
-            "s3_bucket": str,
-            "run_id": str,
+            "storage_bucket": str,
+            "storage_run_id": str,
             "network_config": str,
-            "job_id": str,
-            "s3_endpoint": str,
+            **_COMMON,
         },
         outputs={"summary": "markdown"},
         deadline=MARGIN,
@@ -158,7 +166,7 @@ def component(step: Step, image: str) -> Any:
         values = dict(zip(types, placeholders, strict=True))
         args = []
         for name in step.inputs:
-            args += [f"--{flag(name)}", values[name]]
+            args += [f"--{flag(form.field_of(name))}", values[name]]
         for name, kind in step.outputs.items():
             if kind == "parameter":
                 args += [f"--{flag(name)}-output", values[name]]

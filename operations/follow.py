@@ -11,8 +11,8 @@ from common.records import StatusRecord, SummaryRecord
 from components.steps import RETRIES, STEPS
 from operations import kubeflow_runs
 from operations.auth import AuthError
-from operations.kubeflow_runs import KubeflowRun
-from operations.status import reason_lines, run_word, verdict_lines
+from operations.kubeflow_runs import KubeflowRun, Step
+from operations.status import is_refused_by_gate, reason_lines, run_word, verdict_lines
 from operations.target import Target, place_flags
 
 POLL = 10.0  # seconds between two looks
@@ -98,7 +98,8 @@ def show_changes(target: Target, run: KubeflowRun, screen: Screen) -> None:
     for step in kubeflow_runs.steps(run):
         if step.state not in ("PENDING", "OMITTED"):
             begun.add(step.name)
-        line = f"[{step.name}] {step.state.lower()}"
+        state = "omitted" if is_omitted(target, run, step) else step.state.lower()
+        line = f"[{step.name}] {state}"
         screen.show(f"step {step.name}", f"{line}: {step.error}" if step.error else line)
     if target.operator is None or run.has_ended:
         return
@@ -110,6 +111,18 @@ def show_changes(target: Target, run: KubeflowRun, screen: Screen) -> None:
     except JecError as error:
         # the run is followed by its steps alone
         screen.show("cluster", f"  the cluster does not tell more: {error}")
+
+
+def is_omitted(target: Target, run: KubeflowRun, step: Step) -> bool:
+    """Whether a step has ended well on Kubeflow because the gate left it nothing to do."""
+    if step.name != "deploy" or step.state != "SUCCEEDED":
+        return False
+    try:
+        folder = RunFolder(storage.join(target.args.s3_bucket, target.run_id))
+        record = StatusRecord.find(folder.status) or StatusRecord()
+    except JecError:
+        return False  # the folder cannot be read from here
+    return is_refused_by_gate(step, run, record)
 
 
 def show_end(target: Target, run: KubeflowRun) -> int:

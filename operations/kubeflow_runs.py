@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from clusters.protocol import Manifest
+from common import form
 from common.config import AUTO, RunConfig
 from common.config import typed as with_types
 from common.errors import ClusterError
@@ -58,8 +59,20 @@ class KubeflowRun:
 
     @property
     def values(self) -> Mapping[str, Any]:
-        """Its pipeline parameters as KFP has them."""
-        return (self.record.runtime_config and self.record.runtime_config.parameters) or {}
+        """Its pipeline parameters by the fields of RunConfig, of earlier versions as well."""
+        given = self.record.runtime_config and self.record.runtime_config.parameters
+        return form.fields(given or {})
+
+    @functools.cached_property
+    def experiment(self) -> Any:
+        """The run's experiment (kfp_server_api.V2beta1Experiment); None where none is given."""
+        if not self.record.experiment_id:
+            return None
+        try:
+            with self.server.explained(f"give the experiment of run {self.id}"):
+                return self.server.client.get_experiment(experiment_id=self.record.experiment_id)
+        except ClusterError:
+            return None  # it may have been deleted
 
     @functools.cached_property
     def workflow(self) -> Manifest:
@@ -162,12 +175,19 @@ def run_id_of(run: KubeflowRun) -> str:
 
 
 def parameters(run: KubeflowRun) -> Mapping[str, object]:
-    """Return what a run was made with, typed as RunConfig has it: JSON knows no whole numbers."""
+    """Return what a run was made with, typed as RunConfig has it: JSON knows no whole numbers.
+
+    Experiment and namespace are those that the server says, which are no parameters of a run.
+    """
     defaults = RunConfig().parameters()
     typed = {}
     for name, value in with_types(run.values).items():
         if name in defaults:
             typed[name] = type(defaults[name])(value)
+    if run.experiment is not None:
+        typed["experiment_name"] = str(run.experiment.display_name)
+        if typed.get("namespace", AUTO) == AUTO and run.experiment.namespace:
+            typed["namespace"] = str(run.experiment.namespace)
     return typed
 
 
@@ -176,7 +196,8 @@ def steps(run: KubeflowRun) -> list[Step]:
     latest: dict[str, Step] = {}
     details = run.record.run_details
     for task in (details and details.task_details) or []:
-        # KFP lists its drivers beside the steps.
+        # KFP lists its drivers beside the steps. What it calls a display name here is the name of
+        # Argo's node, the task's key in the IR, and never `title` (seen with KFP 2.15.0).
         if task.display_name in chain_steps.NAMES:
             latest[task.display_name] = Step(
                 name=task.display_name,

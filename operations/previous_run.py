@@ -7,8 +7,13 @@ from collections.abc import Mapping
 
 from common import storage
 from common.config import AUTO, RunConfig, of_earlier_run, typed
-from common.errors import InputError, unknown
+from common.errors import InputError, JecError, unknown
+from common.records import SummaryRecord
+from common.run import Run
 from operations.endpoint import endpoint
+
+ENDED = ("succeeded", "not deployed")
+"""States of a run whose chain has come to its end (SummaryRecord.state)."""
 
 
 def with_parameters_of(
@@ -22,7 +27,11 @@ def with_parameters_of(
     folder = run_folder(run_id, args)
     values: dict[str, object] = {}
     if folder and storage.exists(storage.join(folder, "run.json")):
-        values = known_parameters(storage.read_json(storage.join(folder, "run.json"))["config"])
+        content = storage.read_json(storage.join(folder, "run.json"))
+        values = known_parameters(content["config"])
+        run_id = content["run_id"]  # the folder may be a link, as runs/latest is
+        if storage.is_s3(folder) and args.runner != "local":
+            values |= experiment_of(str(content.get("kfp_run", "")), args)
         # A folder of runs may have been moved; beside the logs of a run on S3 lies a copy.
         if not storage.is_s3(str(values["s3_bucket"])):
             values["s3_bucket"] = storage.absolute(folder).rsplit("/", 1)[0]
@@ -46,6 +55,18 @@ def run_folder(run_id: str, args: argparse.Namespace) -> str:
             if storage.exists(storage.join(folder, name)):
                 return folder
     return ""
+
+
+def has_ended(config: RunConfig) -> str:
+    """Return the folder of the run of this configuration, if its chain ended with these parameters.
+
+    Empty where it has not, or where another value of a parameter asks for a part of it again.
+    """
+    folder = Run(config=config).folder
+    summary = SummaryRecord.find(folder.summary)
+    if summary is None or summary.state not in ENDED:
+        return ""
+    return folder.uri if Run.load(folder.uri).config == config else ""
 
 
 def places(args: argparse.Namespace) -> list[str]:
@@ -79,6 +100,22 @@ def parameters_on_server(run_id: str, args: argparse.Namespace) -> dict[str, obj
     if run is None:
         raise no_such_run(run_id, args, f"the runs of {host}")
     return known_parameters(kubeflow_runs.parameters(run))
+
+
+def experiment_of(kfp_run: str, args: argparse.Namespace) -> dict[str, object]:
+    """Return the experiment of a run of Kubeflow, which run.json does not know; empty if unseen."""
+    host, _ = endpoint(args.host)
+    if not host or not kfp_run:
+        return {}
+    from operations import kubeflow_runs
+    from operations.server import connect
+
+    try:
+        server = connect(host, args.auth, None if args.namespace == AUTO else args.namespace)
+        experiment = kubeflow_runs.get(server, kfp_run).experiment
+    except JecError:
+        return {}  # a run that is gone; a server that is away says so at the submission
+    return {"experiment_name": str(experiment.display_name)} if experiment is not None else {}
 
 
 def known_parameters(values: Mapping[str, object]) -> dict[str, object]:

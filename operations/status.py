@@ -127,6 +127,8 @@ def merged_steps(run: KubeflowRun, record: StatusRecord) -> list[StepState]:
         if run.has_ended and state in ("running", "pending"):
             state = "failed"
         reason = own.reason if own else step.error if step else ""
+        if step and is_refused_by_gate(step, run, record):
+            state = "omitted"
         if name in refused and (own is None or own.state not in ("failed", "interrupted")):
             state, reason = "failed", refused[name]
         elif state == "running" and own and own.state == "failed":
@@ -143,6 +145,18 @@ def merged_steps(run: KubeflowRun, record: StatusRecord) -> list[StepState]:
         time = (step.started if step else "") or (own.time if own else "")
         merged.append(StepState(name=name, state=state, time=time, reason=reason))
     return merged
+
+
+def is_refused_by_gate(step: Step, run: KubeflowRun, record: StatusRecord) -> bool:
+    """Whether a step is that of a deployment which the gate refused.
+
+    Its pod has run and ended well, but it did nothing and wrote nothing to the run's status.json.
+    """
+    evaluated, deployed = record.steps.get("evaluate"), record.steps.get("deploy")
+    if step.name != "deploy" or step.state != "SUCCEEDED" or evaluated is None:
+        return False
+    is_evaluated = evaluated.state == "done" and evaluated.job_id == run.id
+    return is_evaluated and (deployed is None or deployed.job_id != run.id)
 
 
 def refused_steps(run: KubeflowRun, steps: dict[str, Step]) -> dict[str, str]:
@@ -193,12 +207,13 @@ def reason_lines(
     own = summary and any(step.job_id == run.id for step in summary.steps.values())
     if not told and not own and workflow.is_terminated(run.workflow):
         yield TERMINATED
-    has_cleaned_up = any(step.name == "finish" and step.state == "done" for step in steps)
-    if steps and not has_cleaned_up:
+    # After Retry in the UI finish does not run again, and the summary is that of the first end.
+    is_first_end = summary is None or not own or summary.time >= record.time
+    is_finished = any(step.name == "finish" and step.state == "done" for step in steps)
+    if steps and not (is_finished and is_first_end):
         down = ["python", "pipeline.py", "--down", target.run_id, *flags_of(target, run)]
         yield f"finish did not clean up; what is left is removed by: {shlex.join(down)}"
-    # After Retry in the UI the summary is still that of the first end.
-    if summary is None or not own or summary.time < record.time or summary.state == ENDING:
+    if summary is None or not own or not is_first_end or summary.state == ENDING:
         return
     if not told and summary.reason:
         yield with_reason(f"{summary.state}:", summary.reason)

@@ -6,23 +6,27 @@ The pipeline gets a new version only when its IR changed.
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import hashlib
 import json
 import os
+import re
+import shlex
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from common import storage
+from common import form, storage
 from common.config import AUTO, RunConfig, flag
 from common.errors import ClusterError, InputError
 from common.project import here
-from common.run import make_run_id
+from common.run import make_run_id, slug
 from components import chain
 from components.inputs import OF_CONFIGURATION, Inputs
+from components.prepare import git_commit
 from components.server_support import losses
 from operations.server import SINGLE_USER_ACCOUNT, Server, version_problem
-from training.search_space import for_network, load, to_json
+from training.search_space import for_network, is_text, load, to_json
 
 PARAMETER_BYTES = 120_000
 """What all parameters together may be long as JSON.
@@ -31,6 +35,15 @@ KFP passes them in one argument to its driver and to the step prepare (read in K
 Linux starts no program with an argument of 128 KiB (MAX_ARG_STRLEN). Some is left for the names of
 artifacts, which come with them.
 """
+DESCRIPTION_CHARACTERS = 255
+"""What a run's description may have: the column is VARCHAR(255) (read in KFP 2.15.0), and MySQL
+refuses a longer one together with the run.
+"""
+MORE = " ..."
+NAME_CHARACTERS = 60
+"""What a run's name shows of its data at most."""
+USER_INFO = re.compile(r"//[^/@\s]*@")
+"""User and password of an address, which no description shows."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,25 +90,20 @@ def submit(config: RunConfig, server: Server, image: str, *, account: str = AUTO
     for note in notes(config, server, account):
         print(f"note: {note}", flush=True)
 
+    description = run_description(config)
     config = with_uploaded_files(config)
+    if server.multi_user:
+        # The steps run in the run's namespace. So a clone works in the namespace of who clones it.
+        config = config.replace(namespace=AUTO)
     with tempfile.TemporaryDirectory() as folder:
-        # The IR holds the defaults, never this run's parameters: so one version serves all runs
-        # whose steps ask for the same and have the same webhook.
+        # The IR never holds this run's own parameters, so that one version serves all runs of the
+        # site whose steps ask for the same and have the same webhook.
         ir = chain.compile_to(
-            Path(folder) / "pipeline.yaml",
-            with_space_as_text(
-                RunConfig(
-                    steps_cpus=config.steps_cpus,
-                    steps_memory=config.steps_memory,
-                    webhook_secret=config.webhook_secret,
-                )
-            ),
-            image,
-            support=server.support,
+            Path(folder) / "pipeline.yaml", site_defaults(config), image, support=server.support
         )
-        version = pipeline_version(server, ir, namespace)
+        version = pipeline_version(server, ir, namespace, image)
 
-    kfp_run = create_run(config, server, version, account, namespace)
+    kfp_run = create_run(config, server, version, account, namespace, description=description)
     run_id = config.run_id
     if run_id == AUTO:
         run_id = make_run_id(config.network_config, kfp_run)
@@ -108,26 +116,90 @@ def submit(config: RunConfig, server: Server, image: str, *, account: str = AUTO
     )
 
 
+def site_defaults(config: RunConfig) -> RunConfig:
+    """The defaults of the form for a site, so that a run which is created there works.
+
+    What is the same for all runs of the site is as in this configuration, all else as by default.
+    """
+    site = {entry.field: getattr(config, entry.field) for entry in form.ENTRIES if entry.of_site}
+    return RunConfig(**site)
+
+
 def create_run(
-    config: RunConfig, server: Server, version: Version, account: str, namespace: str | None
+    config: RunConfig,
+    server: Server,
+    version: Version,
+    account: str,
+    namespace: str | None,
+    *,
+    description: str,
 ) -> str:
     """Create a run of the version in the experiment of the configuration; return Kubeflow's id."""
     with server.explained("create the experiment"):
         experiment = server.client.create_experiment(
             config.experiment_name, namespace=namespace
         ).experiment_id
-    network = storage.name(config.network_config).removesuffix(".py")
+    models = server.client.api_models
+    # kfp.Client.run_pipeline gives a run no description.
+    run = models.V2beta1Run(
+        experiment_id=experiment,
+        display_name=run_name(config, datetime.datetime.now()),
+        description=description,
+        pipeline_version_reference=models.V2beta1PipelineVersionReference(
+            pipeline_id=version.pipeline_id, pipeline_version_id=version.version_id
+        ),
+        runtime_config=models.V2beta1RuntimeConfig(parameters=chain.parameters(config)),
+        service_account=None if account == AUTO else account,
+    )
     with server.explained("create the run"):
-        run = server.client.run_pipeline(
-            experiment,
-            f"{network} {config.algorithm} {config.max_trials}x{config.num_epochs}",
-            pipeline_id=version.pipeline_id,
-            version_id=version.version_id,
-            params=config.parameters(),
-            enable_caching=False,
-            service_account=None if account == AUTO else account,
-        )
-    return str(run.run_id)
+        return str(server.client.runs.run_service_create_run(run).run_id)
+
+
+def run_name(config: RunConfig, time: datetime.datetime) -> str:
+    """What a list of runs is to tell apart: network, data, search and time of submission.
+
+    >>> run_name(RunConfig(), datetime.datetime(2026, 11, 29, 17, 40, 5))
+    'pfn_regressor_open on sample, random 30x50, 2026-11-29 17:40:05'
+    """
+    network = storage.name(config.network_config).removesuffix(".py")
+    search = f"{config.algorithm} {config.max_trials}x{config.num_epochs}"
+    return f"{network} on {data_name(config.data_train)}, {search}, {time:%Y-%m-%d %H:%M:%S}"
+
+
+def data_name(patterns: str) -> str:
+    """The data's place in a few words: the last two folders of its first pattern.
+
+    >>> data_name("s3://bucket/jec/2026/train/*.root,s3://bucket/more/*.root")
+    '2026/train and more'
+    """
+    first, *others = patterns.split(",")
+    *folders, file = first.split("://")[-1].split("/")
+    name = "/".join([folder for folder in folders if folder][-2:]) or file
+    return name[:NAME_CHARACTERS] + (" and more" if others else "")
+
+
+def run_description(config: RunConfig) -> str:
+    """The run's id and the command that submitted it, within what a server takes.
+
+    The command has the flags that are not at their defaults, in the order of the form, as far as
+    there is room.
+    """
+    run_id = config.run_id
+    if run_id == AUTO:
+        run_id = f"{slug(config.network_config)}- and 8 characters made of Kubeflow's id"
+    text = f"run id: {run_id}; python pipeline.py"
+    defaults = RunConfig().parameters()
+    for name in [*(entry.field for entry in form.ENTRIES), "experiment_name"]:
+        value = getattr(config, name)
+        # an inline search space is as long as all others together, and a parameter of the run
+        is_long = name == form.SEARCH_SPACE and is_text(value)
+        if value == defaults[name] or name == "run_id" or is_long:
+            continue
+        part = f" --{flag(name)} {shlex.quote(USER_INFO.sub('//', str(value)))}"
+        if len(text) + len(part) > DESCRIPTION_CHARACTERS - len(MORE):
+            return text + MORE
+        text += part
+    return text
 
 
 def for_pods(config: RunConfig) -> RunConfig:
@@ -161,16 +233,19 @@ def check_version(server: Server) -> None:
 def check_length(config: RunConfig) -> int:
     """Return the bytes of the run's parameters. Raises InputError where pods cannot be given them.
 
-    The search space is to be text already.
+    The search space is to be JSON already.
     """
-    sizes = {name: len(json.dumps(value)) for name, value in config.parameters().items()}
-    total = len(json.dumps(config.parameters()))
+    parameters = form.parameters(config, json.loads(config.search_space))
+    values = {**parameters, **parameters[form.SETTINGS]}
+    del values[form.SETTINGS]
+    sizes = {name: len(json.dumps(value)) for name, value in values.items()}
+    total = len(json.dumps(parameters))
     if total > PARAMETER_BYTES:
         longest = max(sizes, key=sizes.__getitem__)
         raise InputError(
-            f"the run's parameters are {total:,} bytes, --{flag(longest)} alone {sizes[longest]:,};"
-            f" Kubeflow Pipelines can pass {PARAMETER_BYTES:,} to a step. In a search space write"
-            " ranges (min, max, step) in place of long lists"
+            f"the run's parameters are {total:,} bytes, --{flag(form.field_of(longest))} alone"
+            f" {sizes[longest]:,}; Kubeflow Pipelines can pass {PARAMETER_BYTES:,} to a step. In a"
+            " search space write ranges (min, max, step) in place of long lists"
         )
     return total
 
@@ -226,27 +301,32 @@ def with_space_as_text(config: RunConfig) -> RunConfig:
     return config.replace(search_space=to_json(space))
 
 
-def pipeline_version(server: Server, ir: Path, namespace: str | None) -> Version:
+def pipeline_version(server: Server, ir: Path, namespace: str | None, image: str) -> Version:
     """Return the pipeline's version that is this IR; upload it where there is none.
 
-    The name holds a digest of the IR, so that the same version is found again, whoever uploaded it.
+    The name says the commit and the date, and ends in a digest of the IR, by which the same version
+    is found again, whoever uploaded it. Kubeflow may keep versions as objects of Kubernetes, so
+    that it is written as their names are.
     """
-    name = f"ir-{hashlib.sha256(ir.read_bytes()).hexdigest()[:12]}"
+    digest = hashlib.sha256(ir.read_bytes()).hexdigest()[:12]
     pipeline = pipeline_id(server, namespace)
-    version, new = _find_version(server, pipeline, name), False
-    if not version:
-        try:
-            with server.explained("take the pipeline"):
-                version = server.client.upload_pipeline_version(
-                    str(ir), name, pipeline_id=pipeline, description=f"kfp {chain.sdk_version()}"
-                ).pipeline_version_id
-            new = True
-        except ClusterError:
-            # Another user may have uploaded it since the search above.
-            version = _find_version(server, pipeline, name)
-            if not version:
-                raise
-    return Version(pipeline_id=pipeline, version_id=version, name=name, new=new)
+    if version := _find_version(server, pipeline, digest):
+        return version
+    commit = git_commit()
+    code = f"{commit[:8]}-changed" if commit.endswith("+") else commit[:8]
+    name = f"{code}-{datetime.date.today():%Y-%m-%d}-{digest}"
+    about = f"commit {commit}, kfp {chain.sdk_version()}, steps in {image}"
+    try:
+        with server.explained("take the pipeline"):
+            version_id = server.client.upload_pipeline_version(
+                str(ir), name, pipeline_id=pipeline, description=about
+            ).pipeline_version_id
+    except ClusterError:
+        # Another user may have uploaded it since the search above.
+        if version := _find_version(server, pipeline, digest):
+            return version
+        raise
+    return Version(pipeline_id=pipeline, version_id=str(version_id), name=name, new=True)
 
 
 def pipeline_id(server: Server, namespace: str | None) -> str:
@@ -266,8 +346,8 @@ def pipeline_id(server: Server, namespace: str | None) -> str:
     return str(pipeline.pipeline_id)
 
 
-def _find_version(server: Server, pipeline: str, name: str) -> str:
-    """Return the id of a pipeline's version by its name, from the newest 10,000; empty if none."""
+def _find_version(server: Server, pipeline: str, digest: str) -> Version | None:
+    """Return a pipeline's version whose name ends in the digest, from the newest 10,000."""
     token = ""
     for _ in range(100):
         with server.explained("list versions of the pipeline"):
@@ -275,9 +355,15 @@ def _find_version(server: Server, pipeline: str, name: str) -> str:
                 pipeline, page_token=token, page_size=100, sort_by="created_at desc"
             )
         for version in page.pipeline_versions or []:
-            if version.display_name == name:
-                return str(version.pipeline_version_id)
+            name = str(version.display_name)
+            if name.endswith(f"-{digest}"):
+                return Version(
+                    pipeline_id=pipeline,
+                    version_id=str(version.pipeline_version_id),
+                    name=name,
+                    new=False,
+                )
         token = page.next_page_token or ""
         if not token:
             break
-    return ""
+    return None

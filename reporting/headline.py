@@ -1,16 +1,23 @@
-"""The few numbers by which runs are compared, which Kubeflow shows beside those of other runs.
+"""The few numbers by which runs are compared, and the fewer ones that Kubeflow shows of a run.
 
 They are flat scalars whose names stay the same from version to version.
 """
 
 from __future__ import annotations
 
+from collections import Counter
+
 from common.measurements import Closure, Interval
 from common.records import MetricsRecord, SearchRecord
+from reporting.search_page import short_number, status_words
+
+MOST_SHOWN = 9
+"""Rows of a page of Kubeflow's table of metrics but one, which KFP itself takes: it lists its own
+property `store_session_info` among them (seen with KFP 2.15.0)."""
 
 
 def headline(metrics: MetricsRecord, search: SearchRecord | None = None) -> dict[str, float]:
-    """Name -> number, from metrics.json and search.json.
+    """Name -> number, from metrics.json and search.json, for metrics.json.
 
     What was not measured is left out. Gains and shares are in per cent with the ends of their
     intervals, closure is (median response - 1) in per cent, resolution is IQR / median without
@@ -59,3 +66,80 @@ def closures(closure: Closure) -> dict[str, float]:
     if closure.worst:
         numbers["closure_worst_bin_percent"] = 100 * closure.worst.model.value
     return numbers
+
+
+def shown_of_evaluation(metrics: MetricsRecord) -> dict[str, float | str]:
+    """Name -> value of an evaluation, as Kubeflow shows and compares them: MOST_SHOWN at most.
+
+    Kubeflow sorts them by name, so that those of one kind begin alike. In per cent are the gain
+    with the ends of its interval, closure (median response - 1) and coverage; `resolution` is
+    IQR / median without unit. What was not measured is left out.
+    """
+    gain, baseline = metrics.gain, metrics.gain_over_baseline
+    bias = closures(metrics.closure)
+    # what matters most comes first
+    values: dict[str, float | str | None] = {
+        "gain_percent": gain.value if gain else None,
+        "gain_low": gain.low if gain else None,
+        "gain_high": gain.high if gain else None,
+        "gate_passed": str(metrics.passed).lower(),
+        "closure_worst_percent": bias.get("closure_worst_bin_percent"),
+        "closure_barrel_percent": bias.get("closure_barrel_percent"),
+        "closure_endcap_percent": bias.get("closure_endcap_percent"),
+        "gain_over_baseline_percent": baseline.value if baseline else None,
+        "test_jets": metrics.num_measured,
+    }
+    if metrics.uncertainty:
+        coverage = metrics.uncertainty.bands[0].coverage
+        values["coverage_percent"] = 100 * coverage.value
+    if metrics.resolution:
+        values["resolution"] = metrics.resolution.model.value
+    measured = {name: value for name, value in values.items() if value is not None}
+    return {name: rounded(measured[name]) for name in list(measured)[:MOST_SHOWN]}
+
+
+def shown_of_search(search: SearchRecord) -> dict[str, float | str]:
+    """Name -> value of a search, as Kubeflow shows and compares them."""
+    values: dict[str, float | str] = {
+        search.objective.name: rounded(search.best_value),
+        "trials": len(search.trials),
+    }
+    for status, count in Counter(trial.status for trial in search.trials).items():
+        if status != "Succeeded":
+            values[f"trials_{status_words(status).replace(' ', '_')}"] = count
+    return values
+
+
+def rounded(value: float | str) -> float | str:
+    """A number with four significant digits; counts and text as they are."""
+    return float(f"{value:.4g}") if isinstance(value, float) else value
+
+
+def evaluation_lines(metrics: MetricsRecord) -> str:
+    """An evaluation in three lines: gain, closure, verdict."""
+    gain = metrics.gain.percent() if metrics.gain else "not measured"
+    bias = []
+    for name, value in closures(metrics.closure).items():
+        where = name.removeprefix("closure_").removesuffix("_percent").replace("_", " ")
+        bias.append(f"{where} {value:+.2f} %")
+    allowed = 100 * metrics.config.max_closure
+    if metrics.passed:
+        verdict = f"gate passed, {metrics.num_measured:,} test jets"
+    else:
+        verdict = f"gate not passed: {'; '.join(metrics.reasons)}"
+    return (
+        f"resolution gain over the standard JEC: {gain}\n"
+        f"closure: {', '.join(bias) or 'not measured'} (allowed {allowed:g} %)\n{verdict}\n"
+    )
+
+
+def search_lines(search: SearchRecord) -> str:
+    """A search in three lines: the best trial, its parameters, how the trials ended."""
+    best = search.best
+    parameters = ", ".join(f"{name} {short_number(v)}" for name, v in best.parameters.items())
+    counts = Counter(status_words(trial.status) for trial in search.trials)
+    ends = ", ".join(f"{number} {words}" for words, number in counts.items())
+    return (
+        f"best trial {best.name}: {search.objective.name} {search.best_value:.4g}\n"
+        f"{parameters}\n{len(search.trials)} trials: {ends}\n"
+    )

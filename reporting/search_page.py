@@ -8,7 +8,7 @@ import io
 from collections import Counter
 
 from common.records import SearchRecord, Trial
-from reporting import page, search_figures
+from reporting import markdown, page, search_figures
 from reporting.importance import LEAST_TRIALS
 
 STATUS_WORDS = {
@@ -24,7 +24,7 @@ def search_page(search: SearchRecord) -> str:
     """The page as text: history, parameters, what mattered, all trials."""
     counts = []
     for status, number in Counter(trial.status for trial in search.trials).items():
-        counts.append(f"{number} {_status_words(status)}")
+        counts.append(f"{number} {status_words(status)}")
     return page.render(
         "search.html",
         title=f"Search {search.experiment}",
@@ -49,7 +49,7 @@ def trials_table(search: SearchRecord) -> page.Table:
     rows, marked = [], []
     for place, trial in enumerate(search.objective.ranked(search.trials)):
         value = search.objective.value(trial)
-        row = [trial.name, _status_words(trial.status)]
+        row = [trial.name, status_words(trial.status)]
         if trial is best:
             row[0] += " ★ best"
             marked.append(place)
@@ -68,7 +68,8 @@ def trials_table(search: SearchRecord) -> page.Table:
     )
 
 
-def _status_words(status: str) -> str:
+def status_words(status: str) -> str:
+    """A trial's status as pages show it."""
     return STATUS_WORDS.get(status, status)
 
 
@@ -81,14 +82,49 @@ def minutes(trial: Trial) -> str:
     return f"{(finished - started).total_seconds() / 60:.1f}"
 
 
-def markdown(search: SearchRecord) -> str:
-    """All trials as a table in Markdown, best first; Kubeflow shows it beside the step."""
-    table = trials_table(search)
-    lines = [table.head, ["---"] * len(table.head)]
-    for row in table.rows:
-        # Either would end the cell or the row.
-        lines.append([cell.replace("|", "\\|").replace("\n", " ") for cell in row])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+def as_markdown(search: SearchRecord) -> str:
+    """All trials as a table in Markdown, best first; Kubeflow shows it in a narrow panel.
+
+    So a trial goes by the last eight characters of its name. What never changes stands below the
+    table, and so do the trials that did not succeed. The page has the rest.
+    """
+    values = {
+        name: [trial.parameters.get(name, page.MISSING) for trial in search.trials]
+        for name in search.parameter_names
+    }
+    varied = [name for name in values if len(set(values[name])) > 1 or len(search.trials) == 1]
+    rows, others = [], []
+    for rank, trial in enumerate(search.objective.ranked(search.trials), 1):
+        loss = search.objective.value(trial)
+        # the UI leaves two pixels between columns: "1 0.02" would be read as one number
+        row = [f"{rank})", page.MISSING if loss is None else f"{loss:.4g}", trial.name[-8:]]
+        for name in varied:
+            row.append(markdown.text(short_number(trial.parameters.get(name, page.MISSING))))
+        rows.append(row)
+        if trial.status != "Succeeded":
+            # A reason may be a traceback, whose last line says what happened.
+            reason = "".join(trial.reason.splitlines()[-1:])
+            why = f": {markdown.text(reason)}" if reason else ""
+            others.append(f"- {trial.name[-8:]} {status_words(trial.status)}{why}")
+    names = [markdown.text(name) for name in (search.objective.name, "trial", *varied)]
+    parts = [
+        f"Best trial: {markdown.text(search.best.name)}\n",
+        markdown.table(["#", *names], rows),
+    ]
+    same = [f"{name} {values[name][0]}" for name in values if name not in varied]
+    if same:
+        parts.append(f"The same in all trials: {markdown.text(', '.join(same))}\n")
+    if others:
+        parts.append("\n".join(["Trials that did not succeed:", "", *others, ""]))
+    return "\n".join(parts)
+
+
+def short_number(value: str) -> str:
+    """A number that is not whole with four significant digits; any other text as it is."""
+    try:
+        return value if value.lstrip("+-").isdigit() else f"{float(value):.4g}"
+    except ValueError:
+        return value
 
 
 def as_csv(search: SearchRecord) -> str:

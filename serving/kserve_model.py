@@ -22,15 +22,17 @@ from common.errors import ClusterError, InputError
 from weaver.onnx.triton_config import GRAPH_LEVELS, check_config, messages
 
 
-class LocalRESTServer(kserve.model_server.RESTServer):  # type: ignore[misc]  # kserve has no types
-    """kserve's REST server on this machine's own address.
+class RESTServer(kserve.model_server.RESTServer):  # type: ignore[misc]  # kserve has no types
+    """kserve's REST server at one address.
 
     kserve binds to all addresses and offers no option for it.
     """
 
+    host = "127.0.0.1"
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.config.host = "127.0.0.1"
+        self.config.host = self.host
 
 
 class OnnxModel(Model):  # type: ignore[misc]  # kserve has no types

@@ -3,7 +3,7 @@
     python -m serving.kserve_server --repository runs/x/model --name pfn-1a2b3c4d --http-port 8000
 
 It speaks the same protocol and obeys the same config.pbtxt (tensors, max_batch_size, graph level,
-parameters). It has no dynamic batching and no statistics. It listens on 127.0.0.1 only.
+parameters). It has no dynamic batching and no statistics.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--name", required=True, help="model in it that must be there; the others are served too"
     )
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to listen at (default: %(default)s)"
+    )
     parser.add_argument("--http-port", type=int, required=True)
     parser.add_argument(
         "--id", default="kserve", help="what the server calls itself at /v2 (default: %(default)s)"
@@ -30,21 +33,28 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     sys.argv = sys.argv[:1]  # kserve parses it while it is imported
     return run_main(
-        lambda: serve(Path(options.repository), options.name, options.http_port, options.id)
+        lambda: serve(
+            Path(options.repository),
+            options.name,
+            host=options.host,
+            port=options.http_port,
+            identity=options.id,
+        )
     )
 
 
-def serve(repository: Path, name: str, port: int, identity: str) -> None:
+def serve(repository: Path, name: str, *, host: str, port: int, identity: str) -> None:
     """Load the repository's models and serve them until SIGTERM.
 
     Raises InputError for a config.pbtxt unlike its file.
     """
     import kserve.model_server
 
-    from serving.kserve_model import LocalRESTServer, OnnxModel
+    from serving.kserve_model import OnnxModel, RESTServer
 
     # There is no option for the address: the server takes the class from its module.
-    kserve.model_server.RESTServer = LocalRESTServer
+    RESTServer.host = host
+    kserve.model_server.RESTServer = RESTServer
     others = sorted(path.parent.name for path in repository.glob("*/config.pbtxt"))
     names = list(dict.fromkeys([name, *others]))
     models = [OnnxModel(repository, model) for model in names]
@@ -56,7 +66,7 @@ def serve(repository: Path, name: str, port: int, identity: str) -> None:
         logging.getLogger(logger).setLevel(logging.WARNING)
     server.dataplane._server_name = identity  # pinned version; there is no public way to set it
     print(
-        f"serving {', '.join(names)} with kserve's model server on http://127.0.0.1:{port} (no"
+        f"serving {', '.join(names)} with kserve's model server on http://{host}:{port} (no"
         " Triton, no dynamic batching)",
         flush=True,
     )

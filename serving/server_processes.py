@@ -1,8 +1,8 @@
 """The processes of a model server: started in a group of their own, found by their environment.
 
 A server outlives the process that started it, so what ends it later knows only a pid, which may
-belong to another process by then. Two variables in the environment of a server, and so of its
-children, tell it from others.
+belong to another process by then. A variable in the environment of a server, and so of its
+children, tells it from others.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from pathlib import Path
 
 import psutil
 
-WORKDIR = "JEC_SERVER_WORKDIR"
-"""Variable with the work folder of a server: a process that has it is ours."""
+from serving import server_folder
+from serving.server_folder import ServerFolder
+
 IDENTITY = "JEC_SERVER_ID"
 """Variable with the identity of a server, which no other start shares."""
 
@@ -32,18 +33,27 @@ _children: dict[int, subprocess.Popen[bytes]] = {}
 
 
 def launch(
-    command: Sequence[str], env: Mapping[str, str], *, workdir: Path, identity: str, log: Path
+    command: Sequence[str],
+    env: Mapping[str, str],
+    *,
+    folder: ServerFolder,
+    identity: str,
+    log: Path,
 ) -> subprocess.Popen[bytes]:
-    """Start a server that leads a process group, with its output appended to `log`."""
+    """Start a server that leads a process group, with its output appended to `log`.
+
+    It inherits the lock of its folder.
+    """
     with open(log, "ab") as output:
         process = subprocess.Popen(
             command,
-            env={**env, WORKDIR: str(workdir), IDENTITY: identity},
-            cwd=workdir,
+            env={**env, IDENTITY: identity},
+            cwd=folder.path,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            pass_fds=(folder.lock,),
         )
     _children[process.pid] = process
     return process
@@ -78,6 +88,7 @@ def stop(pid: int, *, seconds: float = STOP_SECONDS) -> bool:
     for identity in set(identities.values()):
         for region in SHARED_MEMORY.glob(f"{identity}*"):
             region.unlink(missing_ok=True)
+    server_folder.remove_abandoned()
     return running or bool(identities)
 
 

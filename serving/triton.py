@@ -1,11 +1,11 @@
 """A model server on this machine: Triton from a wheel, or kserve's own where Triton cannot run.
 
-    server = start("runs/x/model", model_name="pfn", log="server.log", workdir="work")
+    server = start("runs/x/model", model_name="pfn", log="server.log")
     ...                                    # server.url + "/v2/models/pfn/infer"
     stop(server.pid)
 
 The repository is the one that a cluster loads, unchanged. The server is reachable from this machine
-only and outlives the process that started it.
+only, unless another address is given, and outlives the process that started it.
 """
 
 from __future__ import annotations
@@ -13,27 +13,28 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-import shutil
 import socket
 import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from clusters.server_log import error_lines
 from common import storage
 from common.errors import ClusterError, DeadlineError, InputError, unknown
-from serving import server_processes, triton_wheel
+from serving import server_folder, server_processes, triton_wheel
 from serving.client import Client
-from serving.server_processes import IDENTITY, STOP_SECONDS, WORKDIR, is_running, stop
+from serving.server_folder import Running, ServerFolder
+from serving.server_processes import IDENTITY, STOP_SECONDS, is_running, stop
 from serving.triton_wheel import unusable as triton_unusable
 from weaver.onnx.triton_config import LOCAL
 
-__all__ = ["IDENTITY", "WORKDIR", "Server", "is_running", "start", "stop", "triton_unusable"]
+__all__ = ["IDENTITY", "Server", "is_running", "start", "stop", "triton_unusable"]
 
 HOST = "127.0.0.1"
+ANY_ADDRESS = "0.0.0.0"  # noqa: S104  # only where the user gives it
 KINDS = ("auto", "triton", "kserve-server")
 # A free port may be taken by another process between the choice and the server's own bind.
 PORT_ATTEMPTS = 4
@@ -64,7 +65,6 @@ def start(
     *,
     model_name: str,
     log: str | os.PathLike[str],
-    workdir: str | os.PathLike[str],
     http_port: int = 0,
     deadline: float = START_DEADLINE,
     kind: str = "auto",
@@ -73,66 +73,110 @@ def start(
 ) -> Server:
     """Start a server over a Triton repository and return when `model_name` is ready.
 
-    repository_dir: a directory or s3:// URI.
+    repository_dir: a directory or s3:// URI; all models in it are served. The other arguments and
+    the errors are those of `start_models`; raises InputError for a repository without the model.
+    """
+    models = models_of(os.fspath(repository_dir))
+    if model_name not in models:
+        raise InputError(
+            f"{storage.absolute(os.fspath(repository_dir))}: {unknown('model', model_name, models)}"
+        )
+    # the first one is waited for
+    models = {model_name: models.pop(model_name), **models}
+    return start_models(
+        models,
+        log=log,
+        http_port=http_port,
+        deadline=deadline,
+        kind=kind,
+        options=options,
+        report=report,
+    )
+
+
+def models_of(repository: str) -> dict[str, str]:
+    """Name -> folder of each model of a Triton repository, a directory or s3:// URI."""
+    repository = storage.absolute(repository)
+    if storage.is_s3(repository):
+        names = set()
+        for entry in storage.entries(repository):
+            name, _, file = entry.uri[len(repository) + 1 :].partition("/")
+            if file == "config.pbtxt":
+                names.add(name)
+    else:
+        names = {path.parent.name for path in Path(repository).glob("*/config.pbtxt")}
+    return {name: storage.join(repository, name) for name in sorted(names)}
+
+
+def start_models(
+    models: Mapping[str, str],
+    *,
+    log: str | os.PathLike[str],
+    host: str = HOST,
+    http_port: int = 0,
+    deadline: float = START_DEADLINE,
+    kind: str = "auto",
+    options: Sequence[str] = (),
+    report: Callable[[str], None] = lambda line: None,
+) -> Server:
+    """Start a server over these models and return when the first one is ready.
+
+    models: name -> folder, a directory or s3:// URI.
     log: file for the server's output.
-    workdir: folder for what the server needs beside the repository; made where missing.
+    host: address that it listens at.
     http_port: 0 picks a free one.
     deadline: seconds.
     kind: 'triton', 'kserve-server', or 'auto' for the first that can run here; why it is not Triton
     goes to `report` and into the log.
     options: further ones for Triton's command line, such as ("--allow-grpc=true",).
 
-    Raises InputError for a repository without the model, ClusterError with the server's own words
-    if it ended, and DeadlineError.
+    Raises InputError for an unknown kind, ServerEnded with the server's own words if it ended,
+    PortInUse, and DeadlineError.
     """
     if kind not in KINDS:
         raise InputError(unknown("kind of server", kind, KINDS))
-    workdir = Path(workdir).absolute()
-    workdir.mkdir(parents=True, exist_ok=True)
-    repository = _repository(os.fspath(repository_dir), model_name, workdir)
-
-    reason = ""
-    if kind == "auto":
-        reason = triton_unusable(workdir)
-    elif kind == "kserve-server":
-        reason = "it was asked for"
-
-    attempt = _Start(
-        kind="kserve-server" if reason else "triton",
-        repository=repository,
-        model=model_name,
-        log=Path(log).absolute(),
-        workdir=workdir,
-        ends=time.monotonic() + deadline,
-        deadline=deadline,
-        options=tuple(options),
-        report=report,
-    )
-    attempt.log.parent.mkdir(parents=True, exist_ok=True)
-    attempt.log.write_text("")
-    if reason:
-        attempt.say(f"serving with kserve's model server instead of Triton: {reason}")
-    pid, port = attempt.on_a_port(http_port)
-    return Server(
-        pid=pid,
-        url=f"http://{HOST}:{port}",
-        kind=attempt.kind,
-        log=str(attempt.log),
-        reason=reason,
-    )
+    folder = server_folder.create()
+    try:
+        folder.add_models(models)
+        reason = ""
+        if kind == "auto":
+            reason = triton_unusable(folder.path)
+        elif kind == "kserve-server":
+            reason = "it was asked for"
+        attempt = _Start(
+            kind="kserve-server" if reason else "triton",
+            folder=folder,
+            models=models,
+            log=Path(log).absolute(),
+            host=host,
+            ends=time.monotonic() + deadline,
+            deadline=deadline,
+            options=tuple(options),
+            report=report,
+        )
+        attempt.log.parent.mkdir(parents=True, exist_ok=True)
+        attempt.log.write_text("")
+        if reason:
+            attempt.say(f"serving with kserve's model server instead of Triton: {reason}")
+        pid, port = attempt.on_a_port(http_port)
+        url = f"http://{attempt.asked_at}:{port}"
+        folder.record(Running(pid=pid, url=url, models=dict(models)))
+    finally:
+        folder.leave()
+        server_folder.remove_abandoned()
+    return Server(pid=pid, url=url, kind=attempt.kind, log=str(attempt.log), reason=reason)
 
 
-def _repository(uri: str, model: str, workdir: Path) -> Path:
-    """The repository as a local directory. Raises InputError if it lacks the model."""
-    uri = storage.absolute(uri)
-    if storage.is_s3(uri):
-        folder = workdir / "repository"
-        shutil.rmtree(folder, ignore_errors=True)
-        uri = os.fspath(storage.download(uri, folder))
-    models = [path.parent.name for path in sorted(Path(uri).glob("*/config.pbtxt"))]
-    if model not in models:
-        raise InputError(f"{uri}: {unknown('model', model, models)}")
-    return Path(uri)
+class ServerEnded(ClusterError):
+    """The server ended before its model was ready; `words` are the server's own."""
+
+    def __init__(self, text: str, words: str) -> None:
+        super().__init__(text)
+        self.words = words
+
+
+class PortInUse(ClusterError):
+    """Another process listens at the port that was asked for."""
 
 
 class _PortTakenError(Exception):
@@ -144,16 +188,26 @@ class _Start:
     """One start of a server: what runs, and until when it has to be ready."""
 
     kind: str
-    repository: Path
-    model: str
+    folder: ServerFolder
+    models: Mapping[str, str]
     log: Path
-    workdir: Path
+    host: str
     ends: float
     """On time.monotonic()'s clock."""
     deadline: float
     """The seconds that `ends` was made of."""
     options: tuple[str, ...]
     report: Callable[[str], None]
+
+    @property
+    def model(self) -> str:
+        """The name of the model that is waited for."""
+        return next(iter(self.models))
+
+    @property
+    def asked_at(self) -> str:
+        """The address at which this machine reaches the server."""
+        return HOST if self.host == ANY_ADDRESS else self.host
 
     def say(self, line: str) -> None:
         """Report a line, and write it into the log."""
@@ -168,12 +222,12 @@ class _Start:
         """
         for attempt in range(1, PORT_ATTEMPTS + 1):
             port = http_port or free_port()
-            self.say(f"starting {self.kind} for model {self.model} on http://{HOST}:{port}")
+            self.say(f"starting {self.kind} for model {self.model} on http://{self.host}:{port}")
             identity = f"jec-{uuid.uuid4().hex[:12]}"
             make_command = triton_command if self.kind == "triton" else kserve_command
             command, env = make_command(self, port, identity)
             process = server_processes.launch(
-                command, env, workdir=self.workdir, identity=identity, log=self.log
+                command, env, folder=self.folder, identity=identity, log=self.log
             )
             try:
                 self.wait_until_ready(process, port, identity)
@@ -181,8 +235,8 @@ class _Start:
             except _PortTakenError:
                 stop(process.pid)
                 if http_port or attempt == PORT_ATTEMPTS:
-                    raise ClusterError(
-                        f"port {port} on {HOST} is in use by another process; give another one"
+                    raise PortInUse(
+                        f"port {port} on {self.host} is in use by another process; give another one"
                     ) from None
             except BaseException:
                 stop(process.pid, seconds=2)  # nobody waits for its requests
@@ -194,7 +248,7 @@ class _Start:
 
         Raises DeadlineError, and as `raise_ended` where the server has ended.
         """
-        client = Client(f"http://{HOST}:{port}", self.model, timeout=2.0)
+        client = Client(f"http://{self.asked_at}:{port}", self.model, timeout=2.0)
         while True:
             # The identity tells our server from a stranger's on the same port that has a model of
             # the same name.
@@ -218,9 +272,13 @@ class _Start:
         if _PORT_TAKEN.search(text):
             raise _PortTakenError
         words = error_lines(text) or last_lines(self.log.read_text(errors="replace"))
-        raise ClusterError(
+        # the server knows the links alone
+        for name, uri in self.models.items():
+            words = words.replace(str(self.folder.repository / name), uri)
+        raise ServerEnded(
             f"{self.kind} ended with exit code {exit_code} before model {self.model} was"
-            f" ready:\n{words}\n(log: {self.log})"
+            f" ready:\n{words}\n(log: {self.log})",
+            words,
         )
 
 
@@ -247,21 +305,21 @@ def triton_command(attempt: _Start, port: int, identity: str) -> tuple[list[str]
     command = [
         os.fspath(wheel.server),
         f"--id={identity}",
-        f"--model-repository={attempt.repository}",
-        f"--backend-directory={triton_wheel.assemble(wheel, attempt.workdir)}",
+        f"--model-repository={attempt.folder.repository}",
+        f"--backend-directory={triton_wheel.assemble(wheel, attempt.folder.path)}",
         f"--backend-config=python,shm-region-prefix-name={identity}",
         "--disable-auto-complete-config",  # what a repository needs must stand in its config.pbtxt
         # A model with configs/local.pbtxt is served by that; the others by their config.pbtxt.
         f"--model-config-name={LOCAL}",
-        f"--http-address={HOST}",
+        f"--http-address={attempt.host}",
         f"--http-port={port}",
         # Nobody here asks by gRPC or for metrics, and each would need a port of its own.
         *([] if "--allow-grpc=true" in attempt.options else ["--allow-grpc=false"]),
-        "--allow-metrics=false",
+        *([] if "--allow-metrics=true" in attempt.options else ["--allow-metrics=false"]),
         f"--exit-timeout-secs={STOP_SECONDS}",
         *attempt.options,
     ]
-    return command, triton_wheel.environment(wheel, attempt.workdir)
+    return command, triton_wheel.environment(wheel, attempt.folder.path)
 
 
 def kserve_command(attempt: _Start, port: int, identity: str) -> tuple[list[str], dict[str, str]]:
@@ -271,8 +329,9 @@ def kserve_command(attempt: _Start, port: int, identity: str) -> tuple[list[str]
         "-u",  # or its last words before a crash never reach the log
         "-m",
         "serving.kserve_server",
-        f"--repository={attempt.repository}",
+        f"--repository={attempt.folder.repository}",
         f"--name={attempt.model}",
+        f"--host={attempt.host}",
         f"--http-port={port}",
         f"--id={identity}",
     ]

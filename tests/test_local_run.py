@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from common import storage
+from serving.client import Client
 from tests.weaver.conftest import synthetic_jets, write_jets
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -268,6 +269,35 @@ def test_resuming_a_finished_run_trains_nothing_again(finished):
     assert "served by" in answer.stdout
 
 
+def test_serving_a_run_that_has_ended_only_starts_the_server(finished):
+    output = finished[1]
+    run = (output / "latest").resolve()
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    process = subprocess.Popen(
+        [sys.executable, "pipeline.py", "--output", output, "--resume", run.name, "--serve"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        url = next(
+            match[0]
+            for line in process.stdout
+            if (match := re.search(r"(?<=served by )\S+ at \S+", line))
+        )
+        name, address = url.split(" at ")
+        assert name in ("triton", "kserve-server")
+        served = Client(address, run.name.rsplit("-", 1)[0])
+        assert served.ready()
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(timeout=30)
+        process.stdout.close()
+    assert process.returncode == 0
+    assert not served.ready()
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+
+
 def test_resuming_a_run_that_does_not_exist_is_refused(finished):
     run_id = (finished[1] / "latest").resolve().name
     answer = pipeline(
@@ -308,7 +338,16 @@ def test_resuming_with_other_parameters_is_refused(finished):
     assert "succeeded" not in answer.stdout, "that was the job before"
 
 
-def test_ctrl_c_stops_everything_and_the_run_goes_on_later_up_to_its_gate(jets, tmp_path):
+@pytest.mark.parametrize(
+    "has_study",
+    [
+        pytest.param(True, id="with its study"),
+        pytest.param(False, id="after --down", marks=pytest.mark.slow),
+    ],
+)
+def test_ctrl_c_stops_everything_and_the_run_goes_on_later_up_to_its_gate(
+    jets, tmp_path, has_study
+):
     flags = [
         *QUICK,
         *data_flags(jets),
@@ -345,8 +384,14 @@ def test_ctrl_c_stops_everything_and_the_run_goes_on_later_up_to_its_gate(jets, 
     assert processes_of(tmp_path) == []
     assert not (tmp_path / run_id / "search.json").exists()
 
+    if not has_study:
+        pipeline("--down", run_id, "--yes", "--output", tmp_path)
+        assert list((tmp_path / run_id / "local" / "search").glob("*")) == []
     answer = pipeline(*flags, "--resume", run_id)
-    assert "taken up again" in answer.stdout
+    assert ("taken up again" in answer.stdout) == has_study
+    search = json.loads((tmp_path / run_id / "search.json").read_text())
+    assert [trial["status"] for trial in search["trials"]] == ["Succeeded"] * 2
+    assert search["carried"] == (0 if has_study else 2)
     assert json.loads((tmp_path / run_id / "status.json").read_text())["state"] == "done"
     for history in tmp_path.glob("latest/trials/*/history.json"):
         assert [epoch["epoch"] for epoch in json.loads(history.read_text())] == list(range(30))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
-from clusters import manifests, run_pods
+from clusters import katib, manifests, run_pods
 from clusters.protocol import Manifest
 from common import algorithms
 from common.config import AUTO, NONE, flag
@@ -19,6 +19,8 @@ OBJECTIVE = "AvgLoss"
 ADDITIONAL_METRICS = ("AvgMSE", "AvgMAE", "learning_rate", "jets_per_second")
 # In a pod; Katib mounts its volume at this file's folder.
 METRICS_LOG = "/var/log/katib/metrics.log"
+NO_METRICS_LOG = "/dev/null"
+"""In a pod without Katib's collector; the trial's folder has the same lines."""
 TRIAL_NAME = "trialName"
 PARAMETERS = "jec/parameters"
 """Annotation of an Experiment: the values of REPLACING that it was made with, as JSON."""
@@ -51,13 +53,19 @@ SEARCHABLE = ("num-epochs", "batch-size", "data-fraction", "precision")
 
 
 def experiment(
-    run: Run, *, carried: int = 0, name: str = "", reproducible: bool = False
+    run: Run,
+    *,
+    carried: int = 0,
+    failed: int = 0,
+    name: str = "",
+    reproducible: bool = False,
 ) -> Manifest:
     """The v1beta1 Experiment. Its name is the run id; trials write to `<run>/trials/<trial name>/`.
 
     carried: how many trials of earlier experiments of the run, which have been deleted, count
     among max_trials. The new experiment then has another name, so that no two trials share one, and
-    another seed, or it would draw the same parameters again. name: of an experiment that exists and
+    another seed, or it would draw the same parameters again. failed: how many of the carried trials
+    count among max_failed_trials, which are more than these. name: of an experiment that exists and
     goes on beside the carried trials. reproducible: set the algorithm's seed although the user gave
     none.
 
@@ -108,7 +116,8 @@ def experiment(
             **_early_stopping(run, parameters),
             "parallelTrialCount": min(config.parallel_trials, max_trials),
             "maxTrialCount": max_trials,
-            "maxFailedTrialCount": min(config.max_failed_trials, max_trials),  # Katib refuses more
+            # Katib refuses more than there are trials
+            "maxFailedTrialCount": min(config.max_failed_trials - failed, max_trials),
             # Katib removes the Deployment of the algorithm when the search ends (katib v0.19.0
             # pkg/controller.v1beta1/experiment/experiment_controller.go:190-197). With more trials
             # another experiment follows. LongRunning keeps the pod for ever, and one that is
@@ -126,6 +135,20 @@ def experiment(
             "trialTemplate": _trial_template(run, parameters),
         },
     }
+
+
+def trial_job(run: Run, name: str, assignments: Mapping[str, str]) -> Manifest:
+    """The PyTorchJob that goes on with a trial whose Experiment is gone, without Katib.
+
+    It has the trial's name, parameters and folder, so that it resumes from the trial's checkpoint,
+    and all else as the run asks for now. assignments: as Katib gave them, by parameter.
+    """
+    parameters = for_network(load(run.config.search_space), run.config.network_config)
+    template = _trial_template(run, parameters, metrics_log=NO_METRICS_LOG, sidecars=0)
+    owner = {"metadata": {"labels": labels(run)}, "spec": {"trialTemplate": template}}
+    job = katib.substitute(owner, dict(assignments), name)
+    job["metadata"] |= run.namespace
+    return job
 
 
 def replacing(run: Run) -> dict[str, str]:
@@ -190,7 +213,13 @@ def start_step(run: Run, parameters: list[Parameter]) -> int:
     return step
 
 
-def _trial_template(run: Run, parameters: list[Parameter]) -> Manifest:
+def _trial_template(
+    run: Run,
+    parameters: list[Parameter],
+    *,
+    metrics_log: str = METRICS_LOG,
+    sidecars: int = 1,  # Katib's metrics collector
+) -> Manifest:
     config = run.config
     trial_parameters = []
     for parameter in parameters:
@@ -210,7 +239,7 @@ def _trial_template(run: Run, parameters: list[Parameter]) -> Manifest:
         image=config.weaver_image,
         program=[
             *manifests.python_command("weaver.train", gpus=config.num_gpus),
-            *trial_args(run, parameters),
+            *trial_args(run, parameters, metrics_log),
         ],
         env=run_pods.environment(run, ALLOCATOR),
         resources=run_pods.resources(run),
@@ -232,13 +261,13 @@ def _trial_template(run: Run, parameters: list[Parameter]) -> Manifest:
                 replicas=config.num_replicas,
                 gpus=config.num_gpus,
                 deadline=round(config.deadline_hours * 3600),
-                sidecars=1,  # Katib's metrics collector
+                sidecars=sidecars,
             ),
         },
     }
 
 
-def trial_args(run: Run, parameters: list[Parameter]) -> list[str]:
+def trial_args(run: Run, parameters: list[Parameter], metrics_log: str) -> list[str]:
     """Arguments of weaver.train.
 
     The test set is not among them: it must not reach the choice of a model.
@@ -251,7 +280,7 @@ def trial_args(run: Run, parameters: list[Parameter]) -> list[str]:
         f"--data-config={folder.data_config}",
         f"--network-config={folder.network}",
         f"--model-prefix={folder.trial('${trialParameters.' + TRIAL_NAME + '}')}/",
-        f"--metrics-log={METRICS_LOG}",
+        f"--metrics-log={metrics_log}",
         "--regression-mode",
         "--gpus=auto",
         "--backend=auto",

@@ -4,28 +4,31 @@ A trial writes its files after each epoch in this order: best.pt, checkpoint.pt,
 options.json, metrics.log (weaver.fit.checkpoint). None of them says that the training has ended.
 So a trial counts as finished if its history has the last epoch, by the rule of weaver itself, if
 metrics.log, the last file, has a line of each epoch, and if options.json names the best epoch of
-that history. Everything else was stopped on the way, and is left out: also a trial that
-early stopping ended, which looks the same.
+that history. Everything else was stopped on the way, and can go on from its checkpoint. A trial
+that early stopping ended looks the same. It is known by Katib's rule.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import math
 from collections.abc import Mapping, Sequence
 
 from clusters import katib
+from clusters.early_stopping import StopRule, rule_for
 from clusters.protocol import Report
-from clusters.waiting import ignore
 from common import storage
+from common.config import NONE
 from common.errors import InputError
 from common.records import EpochRecord, Trial, TrialOptions, find_history
 from common.run import Run
-from training.experiment import ADDITIONAL_METRICS, OBJECTIVE
+from training.experiment import ADDITIONAL_METRICS, OBJECTIVE, experiment
 from training.search_space import Parameter, for_network, load
 from weaver.fit.ending import has_ended
 from weaver.fit.options import TRAIN_FLAGS, literal
 
+CHECKPOINT = "checkpoint.pt"
 FILES = ("best.pt", "history.json", "options.json", "metrics.log")
 """What a trial that has ended well leaves; `failed` is the marker of one that did not."""
 
@@ -36,13 +39,12 @@ def finished_trials(run: Run, report: Report) -> list[Trial]:
     Each is as Katib would give it: Succeeded, with its assignments and the observation of its
     metrics file. Files that cannot be read are reported, and their trial does not count.
     """
-    parameters = for_network(load(run.config.search_space), run.config.network_config)
     trials = []
     for name, files in _files_by_trial(run).items():
         if "failed" in files or not files.issuperset(FILES):
             continue
         try:
-            trial = _read(run, name, parameters)
+            trial = find_finished(run, name)
         except InputError as error:
             report(f"trial {name} does not count, because a file of it cannot be read: {error}")
             continue
@@ -51,14 +53,104 @@ def finished_trials(run: Run, report: Report) -> list[Trial]:
     return sorted(trials, key=lambda trial: (trial.started, trial.name))
 
 
-def unfinished_trials(run: Run) -> list[str]:
-    """Names of the trials that have left files and neither failed nor count as finished."""
-    finished = {trial.name for trial in finished_trials(run, ignore)}
-    names = []
+def find_finished(run: Run, name: str) -> Trial | None:
+    """The trial of that name as `finished_trials` gives it; None if it has not ended.
+
+    Also None if it is of another search space. Raises InputError where a file is not of its form.
+    """
+    options = TrialOptions.find(run.folder.options(name)) or TrialOptions()
+    history = find_history(run.folder.history(name))
+    text = _metrics_text(run, name)
+    if not _is_whole(options, history, text):
+        return None
+    assignments = _assignments(options, _parameters(run))
+    metrics = katib.observations(text, [OBJECTIVE, *ADDITIONAL_METRICS])
+    if assignments is None or OBJECTIVE not in metrics:
+        return None
+    return Trial(
+        name=name,
+        status="Succeeded",
+        parameters=assignments,
+        metrics=metrics,
+        started=_started(history),
+        finished=history[-1].time,
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class UnfinishedTrial:
+    """A trial that began and has neither failed nor trained to its end."""
+
+    name: str
+    parameters: dict[str, str]
+    """As Katib gave them; empty if they are not known."""
+    epochs: int
+    """How many it has trained."""
+    started: str
+    obstacle: str
+    """Why it cannot or should not go on; empty if it can."""
+
+
+def unfinished_trials(run: Run, known: Sequence[Trial]) -> list[UnfinishedTrial]:
+    """The trials that have left files and are not known, those with the most epochs first.
+
+    known: the trials that count, or have failed.
+    """
+    names = {trial.name for trial in known}
+    rule = _stop_rule(run, known)
+    trials = []
     for name, files in _files_by_trial(run).items():
-        if "failed" not in files and name not in finished:
-            names.append(name)
-    return sorted(names)
+        if "failed" not in files and name not in names:
+            trials.append(_unfinished(run, name, files, rule))
+    return sorted(trials, key=lambda trial: (-trial.epochs, trial.name))
+
+
+def _unfinished(run: Run, name: str, files: set[str], rule: StopRule | None) -> UnfinishedTrial:
+    parameters: dict[str, str] = {}
+    history: list[EpochRecord] = []
+    try:
+        options = TrialOptions.find(run.folder.options(name)) or TrialOptions()
+        history = find_history(run.folder.history(name))
+        assignments = _assignments(options, _parameters(run))
+        values = katib.values(_metrics_text(run, name), OBJECTIVE)
+        if CHECKPOINT not in files:
+            obstacle = f"it has no {CHECKPOINT}"
+        elif assignments is None:
+            obstacle = "its parameters are not of the search space"
+        elif rule and rule.stops(values, "minimize"):
+            obstacle = f"{run.config.early_stopping} stops it"
+        else:
+            obstacle, parameters = "", assignments
+    except InputError as error:
+        obstacle = f"a file of it cannot be read: {error}"
+    return UnfinishedTrial(
+        name=name,
+        parameters=parameters,
+        epochs=len(history),
+        started=_started(history),
+        obstacle=obstacle,
+    )
+
+
+def _stop_rule(run: Run, known: Sequence[Trial]) -> StopRule | None:
+    """The rule of early stopping for a trial that is made now; None without early stopping."""
+    if run.config.early_stopping == NONE:
+        return None
+    succeeded = []
+    for trial in known:
+        if trial.status == "Succeeded":
+            succeeded.append(katib.values(_metrics_text(run, trial.name), OBJECTIVE))
+    return rule_for(experiment(run), succeeded)
+
+
+def _parameters(run: Run) -> list[Parameter]:
+    return for_network(load(run.config.search_space), run.config.network_config)
+
+
+def _metrics_text(run: Run, name: str) -> str:
+    """The content of a trial's metrics.log; empty where it is missing."""
+    place = storage.join(run.folder.trial(name), "metrics.log")
+    return storage.read_text(place) if storage.exists(place) else ""
 
 
 def _files_by_trial(run: Run) -> dict[str, set[str]]:
@@ -70,30 +162,6 @@ def _files_by_trial(run: Run) -> dict[str, set[str]]:
         if slash:
             files.setdefault(trial, set()).add(file)
     return files
-
-
-def _read(run: Run, name: str, parameters: Sequence[Parameter]) -> Trial | None:
-    """The trial as its files describe it; None if it has not ended, or is of another space.
-
-    Raises InputError where a file is not of its form.
-    """
-    options = TrialOptions.load(run.folder.options(name))
-    history = find_history(run.folder.history(name))
-    text = storage.read_text(storage.join(run.folder.trial(name), "metrics.log"))
-    if not _is_whole(options, history, text):
-        return None
-    assignments = _assignments(options, parameters)
-    metrics = katib.observations(text, [OBJECTIVE, *ADDITIONAL_METRICS])
-    if assignments is None or OBJECTIVE not in metrics:
-        return None
-    return Trial(
-        name=name,
-        status="Succeeded",
-        parameters=assignments,
-        metrics=metrics,
-        started=_started(history[0]),
-        finished=history[-1].time,
-    )
 
 
 def _is_whole(options: TrialOptions, history: Sequence[EpochRecord], text: str) -> bool:
@@ -156,10 +224,11 @@ def _comparable(value: object) -> object:
     return (isinstance(value, bool), value)
 
 
-def _started(first: EpochRecord) -> str:
+def _started(history: Sequence[EpochRecord]) -> str:
     """When a training began, by its first epoch; empty where its history has no times."""
-    if not first.time:
+    if not history or not history[0].time:
         return ""
+    first = history[0]
     ended = datetime.datetime.fromisoformat(first.time)
     began = ended - datetime.timedelta(seconds=first.seconds or 0.0)
     return began.isoformat(timespec="seconds")

@@ -2,13 +2,15 @@
 
 That is a name that nothing takes, or a value that a flag or the network refuses. Names and flags
 are checked by reading the network file, which needs no torch (the image of the steps has none) and
-takes no time. Where torch is there, the network is also built with the extremes of the space, on
-torch's meta device: without memory or numbers.
+takes no time. Where torch is there, the network is also built with the extremes of the space, at
+first on torch's meta device: without memory or numbers. One that is not too large then passes a few
+made-up jets of the data config's shapes, because `forward` may refuse what get_model took.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import importlib.util
 from collections.abc import Iterator, Mapping
@@ -19,6 +21,9 @@ from networks.options import check
 from training.search_space import Parameter
 from weaver.fit.options import TRAIN_FLAGS, TrainOptions, literal
 from weaver.network.network_file import NetworkFile, option_names, option_rules
+
+MOST_PARAMETERS = 50_000_000
+"""Of a network that is built in memory (200 MB); a larger one is built on the meta device only."""
 
 
 def check_options(space: list[Parameter], network_config: str, source: str) -> None:
@@ -53,7 +58,7 @@ def check_options(space: list[Parameter], network_config: str, source: str) -> N
 
 
 def check_builds(space: list[Parameter], network: NetworkFile, data_config: Any) -> bool:
-    """Build the network and its loss with each extreme of the space.
+    """Build the network and its loss with each extreme of the space, and let it take jets.
 
     Returns False where there is no torch to build it with. Raises InputError with the parameters'
     values that the network refused.
@@ -67,9 +72,8 @@ def check_builds(space: list[Parameter], network: NetworkFile, data_config: Any)
             _build(network, data_config, options)
         except InputError as error:
             listed = ", ".join(f"{parameter.name} {value}" for parameter, value in values.items())
-            raise InputError(
-                f"search space: the network cannot be built with {listed}: {error}"
-            ) from None
+            where = f"search space: {listed}: " if listed else ""
+            raise InputError(f"{where}{error}") from None
     return True
 
 
@@ -86,13 +90,21 @@ def _combinations(space: list[Parameter]) -> Iterator[Mapping[Parameter, str]]:
 
 
 def _build(network: NetworkFile, data_config: Any, options: Mapping[str, object]) -> None:
-    """Build network and loss. Raises InputError where the network refuses the options."""
+    """Build network and loss, and pass a few jets through it.
+
+    Raises InputError where the network refuses the options, or does not take the jets.
+    """
     import torch
 
-    try:
-        with torch.device("meta"):
-            network.build(data_config, options)
-    except InputError:
+    from weaver.network.forward_check import check_shapes
+    from weaver.network.network_file import num_parameters
+
+    size = 0
+    with contextlib.suppress(InputError), torch.device("meta"):
         # A network may look at numbers while it is made, and the meta device has none.
-        network.build(data_config, options)
+        size = num_parameters(network.build(data_config, options)[0])
+    if size <= MOST_PARAMETERS:
+        with torch.random.fork_rng(devices=[]):
+            model, _ = network.build(data_config, options)
+        check_shapes(model, data_config, network)
     network.loss(data_config, options)

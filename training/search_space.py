@@ -318,9 +318,14 @@ def cautions(parameters: list[Parameter], name: str) -> list[str]:
     return sentences
 
 
+def as_document(parameters: list[Parameter]) -> Manifest:
+    """The space as the document that `parse` reads, for Kubeflow's form."""
+    return {"parameters": [parameter.as_json() for parameter in parameters]}
+
+
 def to_json(parameters: list[Parameter]) -> str:
-    """One line of JSON that `parse` reads back: the space as a pipeline parameter."""
-    return json.dumps({"parameters": [parameter.as_json() for parameter in parameters]})
+    """One line of JSON that `parse` reads back: the space as run.json has it."""
+    return json.dumps(as_document(parameters))
 
 
 def text(number: float | None) -> str:

@@ -43,7 +43,7 @@ def export(options: TrainOptions) -> None:
     Raises InputError where there is no such network, GateError where ONNX Runtime does not answer
     as PyTorch does, at the data config's length or at another one that the network takes.
     """
-    data_config = described(options)
+    data_config = described(options, DataConfig.load(options.data_config))
     target = beside(options.export_onnx, options.model_prefix)
     model, info = build_model(options, data_config, for_inference=True)
     with tempfile.TemporaryDirectory() as folder:

@@ -1,27 +1,72 @@
-"""--print: the layers of a network, its parameters, and the floating-point operations of a jet."""
+"""--print: the layers of a network, its parameters, and the floating-point operations of a jet.
+
+--profile: where the time of its forward pass goes.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
+from torch.profiler import ProfilerActivity
 from torch.utils.flop_counter import FlopCounterMode
 
 from weaver.config.data_config import DataConfig
+from weaver.fit.distributed import select_device
 from weaver.fit.options import TrainOptions
 from weaver.network.network_file import load_network, num_parameters
 from weaver.onnx.onnx_export import input_shapes
 
+TRACE_FILE = "trace.json"
+"""What --profile writes into the current folder."""
+WARM_UP = 4
+PROFILED = 12
+"""Passes of --profile, as many as weaver-core records."""
+
 
 def show(options: TrainOptions) -> None:
     """Print the network of the options on stdout."""
+    model, shapes = _network(options)
+    print(model)
+    trainable = num_parameters(model)
+    jet = operations(model, shapes)
+    print(f"{trainable:,} parameters, {jet:,.0f} floating-point operations a jet")
+
+
+def profile(options: TrainOptions) -> None:
+    """Print how long each operation of the forward pass takes, and write TRACE_FILE.
+
+    The network sees batches of --batch-size jets of full length, as in weaver-core. The first
+    passes do not count, because they allocate memory and choose algorithms.
+    """
+    model, shapes = _network(options)
+    device = select_device(options.gpus)
+    model.to(device).eval()
+    inputs = [torch.ones(options.batch_size, *shape, device=device) for shape in shapes]
+    activities = [ProfilerActivity.CPU]
+    if device.type == "cuda":
+        activities.append(ProfilerActivity.CUDA)
+    with torch.no_grad():
+        for _ in range(WARM_UP):
+            model(*inputs)
+        with torch.profiler.profile(activities=activities) as profiler:
+            for _ in range(PROFILED):
+                model(*inputs)
+    order = "self_cuda_time_total" if device.type == "cuda" else "self_cpu_time_total"
+    print(profiler.key_averages().table(sort_by=order, row_limit=50))
+    profiler.export_chrome_trace(TRACE_FILE)
+    print(
+        f"{PROFILED} passes of {options.batch_size} jets on {device.type}; {TRACE_FILE} is for"
+        " chrome://tracing or ui.perfetto.dev"
+    )
+
+
+def _network(options: TrainOptions) -> tuple[nn.Module, list[tuple[int, ...]]]:
+    """Build the network; returns it with the shapes of its inputs, without the axis of jets."""
     data_config = DataConfig.load(options.data_config)
     model, info = load_network(options.network_config).build(
         data_config, options.network_option, options.of_weaver
     )
-    print(model)
-    trainable = num_parameters(model)
-    jet = operations(model, list(input_shapes(info, data_config).values()))
-    print(f"{trainable:,} parameters, {jet:,.0f} floating-point operations a jet")
+    return model, list(input_shapes(info, data_config).values())
 
 
 def operations(model: nn.Module, shapes: list[tuple[int, ...]], jets: int = 8) -> float:

@@ -38,6 +38,7 @@ from weaver.fit.checkpoint import (
     read_weights,
     state_uri,
 )
+from weaver.fit.data_configs import of_test_set, with_test_selection
 from weaver.fit.distributed import select_device
 from weaver.fit.metrics import class_metrics, regression_metrics
 from weaver.fit.options import TrainOptions
@@ -45,7 +46,8 @@ from weaver.network.forward_check import PROBED_JETS, check_forward
 from weaver.network.network_file import load_network
 from weaver.network.objective import Objective
 from weaver.network.precision import choose
-from weaver.read.files import SAMPLE_NAME, find
+from weaver.prepared.columns import is_prepared
+from weaver.read.files import SAMPLE_NAME, WHOLE, find
 
 SPLIT = re.compile(r"^([\w.+-]+)%(\d+):(?!//)")  # name%N:pattern, an output for every N files
 
@@ -71,13 +73,12 @@ def load_model(
     return model, info, data_config
 
 
-def described(options: TrainOptions) -> DataConfig:
-    """Load the data config with its standardisation.
+def described(options: TrainOptions, data_config: DataConfig) -> DataConfig:
+    """The data config with its standardisation.
 
     What `preprocess: auto` derived is stored with the trial; else it is derived from --data-train.
     Raises InputError where neither is there.
     """
-    data_config = DataConfig.load(options.data_config)
     prefix = storage.absolute(options.model_prefix)
     of_file = re.search(r"\.(pt|onnx)(:[\w.]+)?$", prefix)
     folder = prefix.rpartition("/")[0] if of_file else prefix
@@ -87,7 +88,7 @@ def described(options: TrainOptions) -> DataConfig:
     if not options.data_train:
         names = ", ".join(data_config.missing_preprocess_params[:3])
         raise InputError(
-            f"{options.data_config} leaves the standardisation ({names}, ...) to the training data,"
+            f"{data_config.source} leaves the standardisation ({names}, ...) to the training data,"
             f" and {folder} holds no derived.json of it; name these data with --data-train, or give"
             " the *.auto.yaml file that weaver-core wrote as --data-config"
         )
@@ -198,7 +199,8 @@ def write_predictions(options: TrainOptions) -> None:
 
     There is one file for each name among its patterns.
     """
-    data_config = described(options)
+    data_config = described(options, of_test_set(options))
+    test_config = with_test_selection(options, data_config)
     device = select_device(options.gpus if options.predict_gpus is None else options.predict_gpus)
     model, _ = build_model(options, data_config)
     objective = Objective(
@@ -207,11 +209,10 @@ def write_predictions(options: TrainOptions) -> None:
         regression=options.regression_mode,
         precision=choose(options.precision_on(device.type), device),
     )
-    size = options.batch_size_test or options.batch_size_val or options.batch_size
     target = beside(options.predict_output, options.model_prefix, "predict_output")
     base, extension = os.path.splitext(target)
     for name, patterns in test_groups(options.data_test).items():
-        dataset = Dataset.open(patterns, data_config, for_training=False)
+        dataset = open_test_set(patterns, test_config, options)
         check_forward(
             model.to(device),
             dataset.batch(np.arange(min(len(dataset), PROBED_JETS)), device),
@@ -220,7 +221,9 @@ def write_predictions(options: TrainOptions) -> None:
             regression=options.regression_mode,
             precision=objective.precision,
         )
-        output = predict(model, dataset, objective, batch_size=size, device=str(device))
+        output = predict(
+            model, dataset, objective, batch_size=options.size_test, device=str(device)
+        )
         uri = f"{base}_{name}{extension}" if name else target
         write_columns(uri, columns(dataset, output, scores=uri.endswith(".parquet")))
 
@@ -233,6 +236,24 @@ def write_predictions(options: TrainOptions) -> None:
             metrics = class_metrics(output, label)
         listed = ", ".join(f"{metric} {value:.5f}" for metric, value in metrics.items())
         print(f"{uri}: {len(dataset):,} jets, {listed}", file=sys.stderr, flush=True)
+
+
+def open_test_set(patterns: str, data_config: DataConfig, options: TrainOptions) -> Dataset:
+    """Open test data: of each file the first --data-fraction of its jets, as in weaver-core.
+
+    Prepared data are taken whole, which a line on stderr then says.
+    """
+    part = (0.0, options.data_fraction)
+    if part != WHOLE and (patterns.endswith(".json") or is_prepared(patterns)):
+        print(
+            f"note: --data-fraction has no effect on the prepared test data {patterns}",
+            file=sys.stderr,
+            flush=True,
+        )
+        part = WHOLE
+    return Dataset.open(
+        patterns, data_config, for_training=False, copy=options.copy_inputs, part=part
+    )
 
 
 def beside(path: str, model_prefix: str, *folders: str) -> str:
@@ -255,19 +276,26 @@ def test_groups(words: Sequence[str]) -> dict[str, str]:
         parts += [word] if os.path.exists(word) else re.split(r"[,\s]+", word)
 
     groups: dict[str, list[str]] = {}
+    steps: dict[str, int] = {}  # name -> files an output, of names that are split
     for part in filter(None, parts):
+        name = ""
         if os.path.exists(part):
-            groups.setdefault("", []).append(part)
+            pattern = part
         elif split := SPLIT.match(part):
-            files = [entry.written or entry.uri for entry in find(part[split.end() :])]
-            step = max(int(split[2]), 1)
-            for start in range(0, len(files), step):
-                group = groups.setdefault(f"{split[1]}_{start // step}", [])
-                group += files[start : start + step]
-        elif name := SAMPLE_NAME.match(part):
-            groups.setdefault(name[0].removesuffix(":"), []).append(part[name.end() :])
+            name, pattern = split[1], part[split.end() :]
+            steps[name] = max(int(split[2]), 1)
         else:
-            groups.setdefault("", []).append(part)
+            sample = SAMPLE_NAME.match(part)
+            name = sample[0].removesuffix(":") if sample else ""
+            pattern = part[sample.end() :] if sample else part
+        groups.setdefault(name, []).append(pattern)
+
+    for name, step in steps.items():
+        # all files of the name, sorted, as in weaver-core
+        entries = sorted(find(groups.pop(name)), key=lambda entry: entry.uri)
+        files = [entry.written or entry.uri for entry in entries]
+        for start in range(0, len(files), step):
+            groups[f"{name}_{start // step}"] = files[start : start + step]
     return {name: " ".join(patterns) for name, patterns in groups.items()}
 
 

@@ -29,7 +29,7 @@ from weaver.fit.checkpoint import (
 )
 from weaver.fit.launch import needs_ranks, run_ranks
 from weaver.fit.log_file import logged
-from weaver.fit.options import TrainOptions, auto_name, parse
+from weaver.fit.options import TrainOptions, auto_name, folds, parse
 
 if TYPE_CHECKING:
     import torch
@@ -49,7 +49,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             words = sys.argv[1:] if argv is None else argv
             return run_ranks(count, words, auto_name(options))
         with logged(options.log_file):
-            return _report(options)
+            trainings = folds(options) if options.cross_validation else [options]
+            for number, training in enumerate(trainings):
+                if len(trainings) > 1 and _is_first_rank():
+                    _say(f"fold {number} of {len(trainings)}: {training.model_prefix}")
+                if code := _report(training):
+                    return code
+            return 0
     except JecError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return error.exit_code
@@ -77,6 +83,14 @@ def run(options: TrainOptions) -> None:
         from weaver.network_summary import show
 
         show(options)
+    elif options.profile:
+        from weaver.network_summary import profile
+
+        profile(options)
+    elif options.io_test:
+        from weaver.io_test import read_an_epoch
+
+        read_an_epoch(options)
     else:
         if options.trains:
             train(options)
@@ -91,18 +105,18 @@ def train(options: TrainOptions) -> None:
     # Here rather than above: they import torch.
     import torch
 
-    from weaver.config.data_config import DataConfig
     from weaver.feed.dataset import Dataset
     from weaver.fit.allocator import hint
+    from weaver.fit.data_configs import training_configs, with_numbers_of
     from weaver.fit.distributed import ranks, select_device
     from weaver.network.network_file import load_network
 
     # Whatever can be refused is refused before data are opened.
     folder = TrialFolder(storage.absolute(options.model_prefix))
-    data_config = DataConfig.load(options.data_config)
+    data_config, val_config = training_configs(options)
     network = load_network(options.network_config)
     network.check_options(options.network_option)
-    configuration = resume_configuration(options, data_config, network)
+    configuration = resume_configuration(options, data_config, val_config, network)
     command = command_digest(configuration, (*options.data_train, *options.data_val))
     folder.check_not_failed(command)
     if not options.lr_finder and _finished(options, folder, configuration):
@@ -120,15 +134,20 @@ def train(options: TrainOptions) -> None:
     copied = options.copy_inputs
     train_part, val_part = options.parts
     train_set = Dataset.open(
-        " ".join(options.data_train), data_config, copy=copied, part=train_part
+        " ".join(options.data_train),
+        data_config,
+        copy=copied,
+        part=train_part,
+        most_files=options.most_files,
     )
-    # with the standardisation that the training set may have derived
     val_set = Dataset.open(
         " ".join(options.data_val or options.data_train),
-        train_set.data_config,
+        # with what the training set may have derived
+        with_numbers_of(train_set.data_config, val_config),
         validation=True,
         copy=copied,
         part=val_part,
+        most_files=options.most_files,
     )
     with ranks(device, options.backend) as world, _marked(folder, world, command):
         if data_config.missing_preprocess_params and world.is_main:

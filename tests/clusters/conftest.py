@@ -47,6 +47,19 @@ class Backend:
         with self._wait():
             return self.cluster.run_job(manifest, deadline=deadline, report=self.lines.append)
 
+    def run_jobs(self, manifests: list[dict], parallel: int, deadline: float = 30) -> dict:
+        """Name of each job that has ended, in their order -> why it failed."""
+        ends: dict[str, str] = {}
+        with self._wait():
+            self.cluster.run_jobs(
+                manifests,
+                parallel=parallel,
+                ended=ends.__setitem__,
+                deadline=deadline,
+                report=self.lines.append,
+            )
+        return ends
+
     def deploy(self, manifest: dict, deadline: float = 30, check=lambda service: None):
         with self._wait():
             return self.cluster.deploy(

@@ -259,6 +259,66 @@ def test_a_job_that_shall_do_something_else_is_run_again(backend, tmp_path):
     assert (tmp_path / "other").exists()
 
 
+SPAN = """
+import pathlib, sys, time
+name, code = sys.argv[2], int(sys.argv[3])
+began = time.time()
+time.sleep(0.3)
+pathlib.Path(sys.argv[1], name).write_text(f"{began} {time.time()}")
+sys.exit(f"error: {name} has no jets" if code else 0)
+"""
+
+
+@pytest.mark.parametrize("parallel", [1, 2])
+def test_several_jobs_run_so_many_at_a_time_and_one_that_fails_ends_no_other(
+    backend, tmp_path, monkeypatch, parallel
+):
+    monkeypatch.setattr("clusters.local.cores", lambda: 2)
+    names = ["a-job", "b-job", "c-job", "d-job"]
+    jobs = []
+    for name in names:
+        code = "1" if name == "b-job" else "0"
+        jobs.append(job(SPAN, str(tmp_path), name, code, name=name))
+    ends = backend.run_jobs(jobs, parallel=parallel)
+    assert sorted(ends) == names
+    assert {name: bool(reason) for name, reason in ends.items()} == {
+        name: name == "b-job" for name in names
+    }
+    assert "error: b-job has no jets" in ends["b-job"]
+    assert "b-job failed" in backend.text
+    spans = [tuple(map(float, (tmp_path / name).read_text().split())) for name in names]
+    most = max(sum(began <= at < ended for began, ended in spans) for at, _ in spans)
+    assert most == parallel
+
+
+def test_jobs_that_do_not_end_are_a_deadline_error(backend):
+    with pytest.raises(DeadlineError, match="endless"):
+        backend.run_jobs([job("import time; time.sleep(60)", name="endless")], 1, deadline=1)
+
+
+def test_one_of_several_jobs_that_takes_longer_than_its_own_deadline_has_failed(backend):
+    jobs = [job("import time; time.sleep(60)", name="endless", deadline=1), job("", name="short")]
+    ends = backend.run_jobs(jobs, parallel=1)
+    assert list(ends) == ["endless", "short"]
+    assert "deadline" in ends["endless"]
+    assert ends["short"] == ""
+
+
+def test_what_is_raised_at_the_end_of_a_job_goes_through(backend):
+    class TooManyError(Exception):
+        pass
+
+    def ended(name: str, reason: str) -> None:
+        raise TooManyError(name)
+
+    jobs = [job("", name="short"), job("import time; time.sleep(60)", name="endless")]
+    with pytest.raises(TooManyError, match="short"):
+        backend.cluster.run_jobs(
+            jobs, parallel=2, ended=ended, deadline=30, report=backend.lines.append
+        )
+    backend.leaves_pods = "the step removes the other job"
+
+
 def test_delete_finds_what_a_run_made_and_works_twice(backend):
     backend.run_experiment(experiment(["0.1"]))
     backend.run_job(job("pass"))

@@ -15,6 +15,26 @@ from tests.clusters.fake_api import set_condition
 from tests.clusters.scripts import EXPORT, later, node_of
 
 
+def test_a_job_waits_for_the_pods_of_one_of_its_name_that_was_deleted(fake):
+    """Two pods would write to one folder."""
+    backend = fake(node_of(Play(seconds=math.inf), Play()))
+    labels = {"training.kubeflow.org/job-name": EXPORT}
+    metadata = {"name": "old", "labels": labels}
+    spec = {"containers": [{"name": "pytorch", "image": "i"}]}
+    with backend.api.lock:
+        old = backend.api.create("pods", {"metadata": metadata, "spec": spec})
+    seen: list[dict | None] = []
+
+    def remove() -> None:
+        seen.append(backend.api.find("pytorchjobs", EXPORT))
+        backend.api.delete("pods", old)
+
+    removing = later(remove, lambda: f"{EXPORT}: deleted, but Pod old" in backend.text, backend.api)
+    backend.run_job(job("pass"))
+    removing.join()
+    assert seen == [None]
+
+
 def test_an_evicted_job_says_so(fake):
     backend = fake(node_of(Play(reason="Evicted", log="epoch 3\n")))
     with pytest.raises(ClusterError, match=rf"job {EXPORT} .*Evicted: .*memory.*: epoch 3"):

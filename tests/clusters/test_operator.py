@@ -10,7 +10,7 @@ from clusters.operator import Operator
 from common.errors import DeadlineError
 from tests.clusters.contract import RUN_ID, experiment, job
 from tests.clusters.controllers import Katib, Play
-from tests.clusters.scripts import EXPORT, SEARCH, loss, node_of
+from tests.clusters.scripts import EXPORT, SEARCH, act_for, loss, make_workflow, node_of
 
 QUOTA = "exceeded quota: kf, requested: pods=1, used: pods=2, limited: pods=2"
 
@@ -26,6 +26,17 @@ def test_a_job_whose_pod_may_not_be_created_says_why(fake):
     with pytest.raises(DeadlineError):
         backend.run_job(job("pass"), deadline=0.3)
     assert QUOTA in told_of("PyTorchJob")[EXPORT]
+
+
+def test_a_job_that_a_workflow_owns_is_told_of_and_a_trials_job_is_not(fake):
+    backend = fake(node_of(loss(0.1)))
+    act_for(backend, make_workflow(backend))
+    backend.leaves_pods = "the job does not end"
+    backend.run_experiment(experiment(["0.1"]))
+    backend.node.play = lambda pod: Play(seconds=math.inf)
+    with pytest.raises(DeadlineError):
+        backend.run_job(job("pass"), deadline=0.5)
+    assert told_of("PyTorchJob") == {EXPORT: "Master: 1 running"}
 
 
 @pytest.mark.parametrize("who", ["trial", "algorithm"])

@@ -317,8 +317,7 @@ def task_details(states: dict[str, str | None], attempts: dict[str, int] | None 
             tasks.append(_task("executor", state))
             count = (attempts or {}).get(step, 1)
             tasks += [_task(f"executor({number})", "FAILED") for number in range(count)]
-    for name in ("condition-2", "condition-2-driver", "exit-handler-1.onExit"):
-        tasks.append(_task(name, "SUCCEEDED" if name.startswith("exit") else None))
+    tasks.append(_task("exit-handler-1.onExit", "SUCCEEDED"))
     return tasks
 
 

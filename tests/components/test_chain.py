@@ -3,18 +3,20 @@
 Every choice is a typed parameter with a default.
 """
 
-import dataclasses
+import re
 
+import pytest
 import yaml
 from google.protobuf import json_format
 from kfp import components
 from kfp.pipeline_spec import pipeline_spec_pb2
 
+from common import form
 from common.config import RunConfig
 from components import chain, steps
-from components.server_support import Support
+from components.server_support import Support, support_of
 
-TYPES = {str: "STRING", int: "NUMBER_INTEGER", float: "NUMBER_DOUBLE", bool: "BOOLEAN"}
+TYPES = {str: "STRING", int: "NUMBER_INTEGER", dict: "STRUCT"}
 
 
 STEPS = ("prepare", "search", "export", "evaluate", "deploy", "finish")
@@ -28,13 +30,14 @@ def dags(spec):
 
 
 def check_parameters(spec, config):
-    """Every field of the configuration is a typed parameter whose default is the field's value."""
+    """The parameters are those of the form, typed, described, with the configuration's values."""
     parameters = spec["root"]["inputDefinitions"]["parameters"]
-    assert set(parameters) == {field.name for field in dataclasses.fields(RunConfig)}
-    for name, value in config.parameters().items():
-        assert parameters[name]["parameterType"] == TYPES[type(value)]
-        # An empty value has no defaultValue in the IR.
-        assert parameters[name].get("defaultValue", type(value)()) == value, name
+    assert set(parameters) == set(form.TYPES)
+    for name, value in chain.parameters(config).items():
+        assert parameters[name]["parameterType"] == TYPES[type(value)], name
+        assert parameters[name]["description"] == form.DESCRIPTIONS[name], name
+        if (name, value) != ("storage_bucket", "auto"):
+            assert parameters[name]["defaultValue"] == value, name
 
 
 def test_kfp_loads_it(compiled_pipeline):
@@ -64,6 +67,37 @@ def test_every_choice_is_a_typed_parameter_with_its_default(compiled_pipeline):
     check_parameters(compiled_pipeline.spec, RunConfig())
 
 
+def test_the_search_space_is_json_that_the_form_can_edit(compiled_pipeline):
+    parameter = compiled_pipeline.spec["root"]["inputDefinitions"]["parameters"]["search_space"]
+    assert parameter["parameterType"] == "STRUCT"
+    names = {entry["name"] for entry in parameter["defaultValue"]["parameters"]}
+    assert {"num-conv-layers", "start-lr"} <= names
+
+
+@pytest.mark.parametrize("bucket", ["auto", "s3://bucket/jec"])
+def test_the_form_asks_for_a_bucket_where_there_is_no_default(tmp_path, bucket):
+    """The UI starts no run with a parameter that has neither a value nor a default."""
+    path = chain.compile_to(tmp_path / "pipeline.yaml", RunConfig(s3_bucket=bucket))
+    spec = next(yaml.safe_load_all(path.read_text()))
+    parameter = spec["root"]["inputDefinitions"]["parameters"]["storage_bucket"]
+    if bucket == "auto":
+        assert not {"defaultValue", "isOptional"} & set(parameter)
+    else:
+        assert parameter["defaultValue"] == bucket
+
+
+def test_the_description_is_markdown_that_names_only_parameters_of_the_form(compiled_pipeline):
+    text = compiled_pipeline.spec["pipelineInfo"]["description"]
+    in_code = re.findall(r"`([^`]+)`", text)
+    names = {name for name in in_code if re.fullmatch(r"[a-z]+(_[a-z]+)+", name)}
+    assert names
+    assert names <= {entry.name for entry in form.ENTRIES}
+    prefixes = {name for name in in_code if re.fullmatch(r"[a-z]+_", name)}
+    assert prefixes >= {f"{entry.name.split('_')[0]}_" for entry in form.IN_SETTINGS}
+    # a name outside of code loses its underscores
+    assert "_" not in re.sub(r"`[^`]+`", "", text)
+
+
 def test_the_job_id_is_passed_whole(compiled_pipeline):
     """The backend resolves the placeholder only where it is the whole argument."""
     tasks = {
@@ -81,12 +115,40 @@ def test_the_job_id_is_passed_whole(compiled_pipeline):
         ), name
 
 
-def test_deployment_stands_behind_the_gate(compiled_pipeline):
-    inside = dags(compiled_pipeline.spec)["comp-exit-handler-1"]
-    gate = next(task for name, task in inside.items() if name.startswith("condition"))
-    assert "== 'true'" in gate["triggerPolicy"]["condition"]
-    assert list(dags(compiled_pipeline.spec)[gate["componentRef"]["name"]]) == ["deploy"]
-    assert "deploy" not in inside
+def test_all_steps_are_in_one_picture_and_deploy_gets_the_verdict_of_the_gate(compiled_pipeline):
+    """The KFP UI shows one DAG at a time, and one whose last task is a DAG as running for ever."""
+    (group,) = dags(compiled_pipeline.spec).values()
+    assert set(group) == {"prepare", "search", "export", "evaluate", "deploy"}
+    assert not any("triggerPolicy" in task for task in group.values())
+    passed = group["deploy"]["inputs"]["parameters"]["passed"]["taskOutputParameter"]
+    assert passed == {"producerTask": "evaluate", "outputParameterKey": "passed"}
+
+
+def shown_names(spec):
+    """Task's key -> the name that the UI shows."""
+    tasks = {**spec["root"]["dag"]["tasks"], **dags(spec)["comp-exit-handler-1"]}
+    return {key: task["taskInfo"]["name"] for key, task in tasks.items()}
+
+
+def test_names_to_show_are_given_only_to_servers_that_find_outputs_without_them(
+    compiled_pipeline, tmp_path
+):
+    """Before 2.14 the driver looks for a producer's key among the shown names."""
+    for version, titled in [(None, False), ((2, 5), False), ((2, 14), True), ((2, 17), True)]:
+        path = tmp_path / f"{titled}.yaml"
+        chain.compile_to(path, RunConfig(), support=support_of(version))
+        names = shown_names(next(yaml.safe_load_all(path.read_text())))
+        group = names.pop("exit-handler-1")
+        assert group == chain.GROUP
+        assert names == {step.name: step.title if titled else step.name for step in steps.STEPS}
+    numbers = [int(step.title.split()[0]) for step in steps.STEPS]
+    assert numbers == list(range(1, 7))
+
+
+def test_no_artifact_has_the_name_of_another():
+    kinds = ("metrics", "markdown", "html", "model")
+    names = [name for step in steps.STEPS for name in step.outputs if step.outputs[name] in kinds]
+    assert len(names) == len(set(names))
 
 
 def test_the_run_is_finished_however_it_ends(compiled_pipeline):
@@ -164,7 +226,7 @@ def test_the_secrets_name_reaches_every_nested_step(compiled_pipeline):
 
 def test_non_root_is_asked_only_of_servers_that_know_it(compiled_pipeline, tmp_path):
     assert "securityContext" not in str(compiled_pipeline.platform)
-    config = RunConfig(num_gpus=2, namespace="physics")
+    config = RunConfig(num_gpus=2, namespace="physics", s3_bucket="s3://bucket/jec")
     path = chain.compile_to(tmp_path / "new.yaml", config, support=Support(non_root=True))
     spec, platform = yaml.safe_load_all(path.read_text())
     executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]

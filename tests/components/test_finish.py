@@ -23,7 +23,7 @@ from common.errors import (
 )
 from common.run import Run
 from components import finish, prepare, step
-from tests.records import metrics_record
+from tests.records import metrics_record, service_record
 
 METRICS = metrics_record()
 JOB = "00000000-0000-4000-8000-000000000001"
@@ -115,6 +115,31 @@ def test_results_of_an_earlier_job_are_not_told_of_one_that_failed_before_them(r
         "other inputs",
         None,
     )
+
+
+def test_the_page_of_a_run_has_its_results_first_and_the_reason_in_a_block(run):
+    for name in ("evaluate", "deploy"):
+        step.write_status(run, name, "done", job_id=JOB)
+    METRICS.save(run.folder.metrics)
+    service_record("pfn", url="http://pfn-predictor.physics.svc").save(run.folder.service)
+    page = finish.as_markdown(finish.summarise(run.uri, JOB))
+    first = [line.split("|")[1].strip() for line in page.splitlines() if line.startswith("| ")]
+    assert first[2:8] == ["state", "resolution gain", "service", "report", "folder", "gate"]
+    # no link: it leads nowhere outside the cluster
+    assert "| service | `http://pfn-predictor.physics.svc` |" in page
+    asked = METRICS.config
+    assert f"gain of {asked.min_improvement:g} % at least" in page
+    assert f"closure within {100 * asked.max_closure:g} %" in page
+    assert "```" not in page
+
+    reason = "5 of 5 trials failed\nlast lines of pod p:\n<class 'x'> | CUDA out of memory"
+    step.write_status(run, "search", "failed", reason, job_id=JOB)
+    page = finish.as_markdown(finish.summarise(run.uri, JOB))
+    table, block, rest = page.split("```")
+    assert "5 of 5" not in table
+    assert block.strip().splitlines() == [line.replace("<", "‹") for line in reason.splitlines()]
+    assert f"--status {run.id}" in rest
+    assert "<" not in page
 
 
 class Hook(http.server.BaseHTTPRequestHandler):
@@ -218,15 +243,15 @@ def test_a_repeated_attempt_ends_at_once_where_the_failure_is_not_retryable(
         assert attempt("another") == 0, "a new run of the pipeline tries"
 
 
-def test_the_parameters_are_told_once_at_the_start_of_each_step_on_a_cluster(
+def test_the_last_line_of_a_steps_log_is_its_result_and_no_parameters_come_before_it(
     run, capsys, monkeypatch
 ):
+    """prepare alone tells the parameters: the UI shows a log from its end."""
     monkeypatch.delenv(step.LOCAL_DIR, raising=False)
     Run(config=run.config.replace(num_gpus=2)).save()
-    step.main("search", step.parser("search", "").parse_args(["--run", run.uri]), lambda _: None)
-    text = capsys.readouterr().out
-    assert text.count("--num-gpus 2") == 1
-    assert "at their defaults" in text
+    arguments = step.parser("search", "").parse_args(["--run", run.uri])
+    assert step.main("search", arguments, lambda _: step.say_result("best trial t")) == 0
+    assert capsys.readouterr().out == "result: best trial t\n"
 
 
 def test_prepare_notes_a_refusal_where_the_exit_handler_finds_it(s3_bucket, monkeypatch, capsys):
@@ -258,6 +283,32 @@ def test_prepare_notes_a_refusal_where_the_exit_handler_finds_it(s3_bucket, monk
         == 0
     )
     assert "no_such.yaml" in capsys.readouterr().out
+
+
+def test_after_finish_prepare_does_its_work_under_the_same_job_id(s3_bucket, monkeypatch, tmp_path):
+    """Retry in the UI keeps the job id, and comes after what was missing has been put there."""
+    monkeypatch.delenv(step.LOCAL_DIR, raising=False)
+    monkeypatch.setattr(step, "PATIENCE_SECONDS", 0.0)
+    data = tmp_path / "mine.yaml"
+    done = []
+    monkeypatch.setattr(prepare, "prepare", lambda config, *_: done.append(check_file(config)))
+    arguments = ["--s3-bucket", f"{s3_bucket}/jec", "--data-config", str(data), "--job-id", JOB]
+    about = ["--run-id", "auto", "--network-config", RunConfig().network_config]
+    for _ in range(2):  # it may be retried in vain, too
+        assert [prepare.main(arguments) for _ in range(3)] == [2, 1, 1]
+        assert finish.main([*arguments[:2], *about, "--job-id", JOB]) == 0
+    # after a Retry finish does not run again
+    assert [prepare.main(arguments) for _ in range(3)] == [2, 1, 1]
+    data.write_text("there now")
+    assert prepare.main(arguments) == 0
+    assert done == ["there now"]
+
+
+def check_file(config: RunConfig) -> str:
+    """What prepare does first, as far as this test needs it."""
+    if not storage.exists(config.data_config):
+        raise InputError(f"{config.data_config} is missing")
+    return storage.read_text(config.data_config)
 
 
 def test_what_cannot_be_recorded_does_not_hide_why_a_step_failed(run, monkeypatch):

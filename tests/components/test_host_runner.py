@@ -47,11 +47,11 @@ def sleep(path: str):
     return dsl.ContainerSpec(image=IMAGE, command=["python", "-c", code], args=[path])
 
 
-@dsl.pipeline(name="gated")
-def gated(text: str, path: str, code: int = 0):
-    written = write(text=text)
-    with dsl.If(written.outputs["out"] == "YES"):
-        leave(text="then ", path=path, code=code)
+@dsl.pipeline(name="two")
+def two(text: str, path: str, code: int = 0):
+    """Display names are those of the chain's steps: they are no keys."""
+    written = write(text=text).set_display_name("1 write (first)")
+    leave(text=written.outputs["out"], path=path, code=code).set_display_name("2 leave")
 
 
 @dsl.pipeline(name="finished")
@@ -85,19 +85,14 @@ def run(tmp_path):
     return run_it
 
 
-def test_outputs_flow_and_the_condition_holds(run, tmp_path):
-    assert len(run(gated, text="yes", path=str(tmp_path / "out"))) == 2
-    assert (tmp_path / "out").read_text() == "then !"
-
-
-def test_a_condition_that_does_not_hold_skips_its_steps(run, tmp_path):
-    assert len(run(gated, text="no", path=str(tmp_path / "out"))) == 1
-    assert not (tmp_path / "out").exists()
+def test_an_output_is_the_next_steps_input(run, tmp_path):
+    assert len(run(two, text="yes", path=str(tmp_path / "out"))) == 2
+    assert (tmp_path / "out").read_text() == "YES!"
 
 
 def test_a_steps_exit_code_is_the_runs(run, tmp_path):
     with pytest.raises(host_runner.StepFailed) as failed:
-        run(gated, text="yes", path=str(tmp_path / "out"), code=7)
+        run(two, text="yes", path=str(tmp_path / "out"), code=7)
     assert failed.value.exit_code == 7
 
 

@@ -11,7 +11,7 @@ from common import storage
 from common.config import RunConfig
 from common.errors import InputError
 from common.run import Run
-from components import inputs, prepare
+from components import inputs, prepare, step
 from weaver.prepared import shared_jets
 
 JOB = "00000000-0000-4000-8000-000000000001"
@@ -97,6 +97,35 @@ def test_a_run_goes_on_with_a_parameter_that_its_trials_do_not_depend_on(
 
 
 @pytest.mark.parametrize(
+    ("changed", "local", "has_search", "is_replaced"),
+    [
+        ({"memory": "24Gi", "weaver_image": "jec-weaver:2"}, False, False, True),
+        ({"max_trials": 50, "parallel_trials": 2}, False, False, False),
+        ({"memory": "24Gi"}, True, False, False),
+        ({"memory": "24Gi"}, False, True, False),
+        ({}, False, False, False),
+    ],
+    ids=["pods", "numbers of trials", "one machine", "search has ended", "nothing"],
+)
+def test_it_is_said_that_another_experiment_follows_and_trials_under_way_resume(
+    prepared, capsys, monkeypatch, changed, local, has_search, is_replaced
+):
+    run, inputs = prepared
+    monkeypatch.delenv(step.LOCAL_DIR, raising=False)
+    if local:
+        monkeypatch.setenv(step.LOCAL_DIR, "runs")
+    if has_search:
+        storage.write_text(run.folder.search, "{}")
+    prepare.check_same(run, Run(config=run.config.replace(**changed)), inputs)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(changed) + is_replaced
+    if is_replaced:
+        assert "--memory" in lines[-1]
+        assert "--weaver-image" in lines[-1]
+        assert "checkpoints" in lines[-1]
+
+
+@pytest.mark.parametrize(
     ("field", "value"),
     [
         ("num_epochs", 7),
@@ -114,6 +143,33 @@ def test_a_run_does_not_go_on_with_another_parameter_of_its_trials(prepared, cap
             run, Run(config=run.config.replace(memory="24Gi", **{field: value})), inputs
         )
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("asked", ["auto", "other"])
+def test_a_run_on_kubeflow_knows_its_namespace(monkeypatch, asked):
+    """Commands that are printed for later name it; a clone elsewhere has its own."""
+    monkeypatch.delenv(step.LOCAL_DIR, raising=False)
+    monkeypatch.setattr(prepare, "own_namespace", lambda: "physics")
+    config = RunConfig(namespace=asked)
+    assert prepare.namespace(config) == ("physics" if asked == "auto" else "other")
+    monkeypatch.setenv(step.LOCAL_DIR, "runs")
+    assert prepare.namespace(config) == asked
+
+
+@pytest.mark.parametrize(("now", "same"), [("physics", True), ("other", False)])
+def test_a_run_of_an_earlier_version_goes_on_in_its_own_namespace_alone(
+    prepared, monkeypatch, now, same
+):
+    """It wrote down 'auto'."""
+    monkeypatch.delenv(step.LOCAL_DIR, raising=False)
+    monkeypatch.setattr(prepare, "own_namespace", lambda: "physics")
+    before, inputs = prepared
+    run = Run(config=before.config.replace(namespace=now))
+    if same:
+        prepare.check_same(before, run, inputs)
+        return
+    with pytest.raises(InputError, match="namespace was 'physics', now 'other'"):
+        prepare.check_same(before, run, inputs)
 
 
 def test_the_commit_is_the_images_where_there_is_no_checkout(monkeypatch):

@@ -10,6 +10,7 @@ import pytest
 from clusters.protocol import ExperimentResult
 from common import storage
 from common.config import RunConfig
+from common.errors import ClusterError
 from common.records import Observation, SearchRecord, Trial
 from common.run import Run
 from components import search, step
@@ -39,6 +40,12 @@ class Cluster:
         self.existing: dict[str, list[Trial]] = {}
         self.annotations: dict[str, dict[str, str]] = {}
         self.manifests: list[dict] = []
+        self.jobs: list[dict] = []
+        """Every job that was run for a resumed trial."""
+        self.parallel = 0
+        self.removed_jobs: list[str] = []
+        self.begun: dict[str, tuple[dict[str, str], list[float]]] = {}
+        """Name of each trial that hung -> its parameters, and its losses so far."""
         self.finished: dict[str, float] = {}
         """Name of each trial that has ever ended well -> its loss."""
 
@@ -89,9 +96,34 @@ class Cluster:
             storage.write_text(self.run.path("trials", name, "failed"), "no finite loss\n")
             trial = Trial(name=name, status="Failed", parameters=point, metrics={})
         else:
-            write_trial(self.run, name, point, losses[: self.rng.randrange(EPOCHS)])
+            losses = losses[: self.rng.randrange(EPOCHS)]
+            write_trial(self.run, name, point, losses, start=100.0 * number)
+            storage.write_bytes(self.run.path("trials", name, "checkpoint.pt"), b"state")
+            self.begun[name] = (point, losses)
             trial = Trial(name=name, status="Running", parameters=point, metrics={})
         trials.append(trial)
+
+    def delete_job(self, name: str) -> None:
+        self.removed_jobs.append(name)
+
+    def run_jobs(self, manifests, *, parallel, ended, deadline, report) -> None:
+        """Resume trials one after the other, each to what the next event says."""
+        assert deadline > 0
+        self.parallel = parallel
+        for manifest in manifests:
+            if self.next_event() == "lost":
+                raise Lost
+            self.jobs.append(manifest)
+            event = self.events.pop(0) if self.events else "ends"
+            name = manifest["metadata"]["name"]
+            point, losses = self.begun[name]
+            assert not [one for one in self.existing if name.startswith(f"{one}-")]
+            assert f"fc_dim:{point['fc-dim']}'" in json.dumps(manifest)
+            if event == "ends":
+                rest = [round(self.rng.random(), 4) for _ in range(EPOCHS - len(losses))]
+                write_trial(self.run, name, point, [*losses, *rest], start=100.0 * len(self.jobs))
+                self.finished[name] = min([*losses, *rest])
+            ended(name, "OOMKilled" if event == "fails" else "")
 
 
 def _asked(manifest: dict) -> int:
@@ -143,10 +175,12 @@ def test_after_a_loss_only_the_rest_is_searched(tmp_path, cluster_of, capsys):
     lose(run, cluster)
     cluster.delete_experiment(run.id)
     record = end(run)
+    [resumed] = cluster.begun
+    assert [job["metadata"]["name"] for job in cluster.jobs] == [resumed]
     second = cluster.manifests[-1]
-    assert (second["metadata"]["name"], _asked(second)) == ("pfn-00000000-2", 3)
-    assert [trial.name for trial in record.trials] == list(cluster.finished)
-    assert (record.carried, len(record.trials)) == (2, 5)
+    assert (second["metadata"]["name"], _asked(second)) == ("pfn-00000000-3", 2)
+    assert sorted(trial.name for trial in record.trials) == sorted(cluster.finished)
+    assert (record.carried, len(record.trials)) == (3, 5)
     best = min(cluster.finished, key=lambda name: cluster.finished[name])
     assert (record.optimal, record.best_value) == (best, cluster.finished[best])
 
@@ -197,14 +231,134 @@ def test_an_experiment_that_katib_does_not_let_change_is_replaced(
     [hanging] = [one.name for one in cluster.existing[run.id] if one.status == "Running"]
     resumed = Run(config=run.config.replace(**changed))
     record = end(resumed)
-    assert list(cluster.existing) == [f"{run.id}-2"]
-    assert [trial.name for trial in record.trials] == list(cluster.finished)
-    assert (record.carried, len(record.trials)) == (2, 5)
+    assert list(cluster.existing) == [f"{run.id}-3"]
+    assert sorted(trial.name for trial in record.trials) == sorted(cluster.finished)
+    assert hanging in cluster.finished
+    assert (record.carried, len(record.trials)) == (3, 5)
     text = capsys.readouterr().out
     assert said in text
-    [lost] = [line for line in text.splitlines() if "lost" in line]
-    assert lost.startswith("1 trials")
-    assert hanging in lost
+    [told] = [line for line in text.splitlines() if hanging in line and "checkpoint" in line]
+    assert told
+    [job] = cluster.jobs
+    [spec] = job["spec"]["pytorchReplicaSpecs"]["Master"]["template"]["spec"]["containers"]
+    assert spec["image"] == resumed.config.weaver_image
+    assert spec["resources"]["limits"]["memory"] == resumed.config.memory
+
+
+def hanging_run(tmp_path, cluster_of, *events: str, **values) -> tuple[Run, Cluster]:
+    """A run whose launcher and experiment are gone, after these events of its trials."""
+    run = make_run(tmp_path, **values)
+    cluster = cluster_of(run, *events, "lost")
+    lose(run, cluster)
+    cluster.delete_experiment(run.id)
+    return run, cluster
+
+
+def test_a_step_that_is_lost_among_the_resumed_trials_goes_on_with_the_others(tmp_path, cluster_of):
+    run, cluster = hanging_run(tmp_path, cluster_of, "hangs", "hangs", "hangs", parallel_trials=3)
+    cluster.events = ["ends", "fails", "lost"]
+    lose(run, cluster)
+    first = [job["metadata"]["name"] for job in cluster.jobs]
+    record = end(run)
+    assert sorted(job["metadata"]["name"] for job in cluster.jobs) == sorted(cluster.begun)
+    assert len(cluster.jobs) == 3, "neither the one that ended nor the one that failed ran again"
+    assert cluster.parallel == 3
+    assert record.trial(first[0]).status == "Succeeded"
+    assert (record.trial(first[1]).status, record.trial(first[1]).reason) == ("Failed", "OOMKilled")
+    assert (record.carried, len(record.trials)) == (3, 5)
+    assert _asked(cluster.manifests[-1]) == 2
+
+
+def test_the_jobs_of_resumed_trials_go_with_the_experiment_where_that_is_asked(
+    tmp_path, cluster_of
+):
+    run, cluster = hanging_run(tmp_path, cluster_of, "hangs", delete_train_experiment=True)
+    end(run)
+    assert cluster.existing == {}
+    assert cluster.removed_jobs == list(cluster.begun)
+
+
+def test_a_failed_resumed_trial_counts_where_the_experiment_after_it_is_lost(tmp_path, cluster_of):
+    run, cluster = hanging_run(tmp_path, cluster_of, "hangs", max_failed_trials=3)
+    cluster.events = ["fails", "ends", "lost"]
+    lose(run, cluster)
+    record = end(run)
+    assert list(cluster.existing) == [f"{run.id}-1"]
+    assert [one["spec"]["maxFailedTrialCount"] for one in cluster.manifests[1:]] == [2, 2]
+    assert (record.carried, len(record.trials)) == (1, 5)
+    assert record.trials[0].status == "Failed"
+    assert record.trials[0].parameters == cluster.begun[record.trials[0].name][0]
+
+
+def test_too_many_failed_resumed_trials_end_the_search_until_it_is_tried_again(
+    tmp_path, cluster_of
+):
+    run, cluster = hanging_run(tmp_path, cluster_of, *["hangs"] * 3, max_failed_trials=2)
+    cluster.events = ["fails", "fails"]
+    with pytest.raises(ClusterError, match="2 x OOMKilled"):
+        end(run)
+    failed = [job["metadata"]["name"] for job in cluster.jobs]
+    assert cluster.removed_jobs == [name for name in cluster.begun if name not in failed]
+    assert cluster.manifests[1:] == []
+    record = end(run)
+    assert sorted(job["metadata"]["name"] for job in cluster.jobs[2:]) == sorted(cluster.begun)
+    assert [trial.status for trial in record.trials] == ["Succeeded"] * 5
+
+
+def test_a_resumed_trial_that_failed_is_tried_again_with_other_settings(tmp_path, cluster_of):
+    run, cluster = hanging_run(tmp_path, cluster_of, "hangs")
+    cluster.events = ["fails", "lost"]
+    lose(run, cluster)
+    cluster.delete_experiment(f"{run.id}-1")
+    record = end(Run(config=run.config.replace(memory="24Gi")))
+    assert [trial.status for trial in record.trials] == ["Succeeded"] * 5
+    assert len(cluster.jobs) == 2
+    assert sorted(trial.name for trial in record.trials) == sorted(cluster.finished)
+
+
+@pytest.mark.parametrize(
+    ("trials", "spoil", "resumed"),
+    [
+        (5, lambda run, name: None, 1),
+        (5, lambda run, name: storage.delete(run.path("trials", name, "checkpoint.pt")), 0),
+        (5, lambda run, name: storage.delete(run.path("trials", name, "options.json")), 0),
+        (5, lambda run, name: storage.write_text(run.folder.options(name), "{"), 0),
+        (1, lambda run, name: None, 0),
+    ],
+    ids=["whole", "no checkpoint", "no options", "options cut off", "no more trials asked for"],
+)
+def test_what_cannot_be_resumed_is_drawn_anew(tmp_path, cluster_of, capsys, trials, spoil, resumed):
+    run, cluster = hanging_run(tmp_path, cluster_of, "ends", "hangs")
+    [name] = cluster.begun
+    spoil(run, name)
+    record = end(Run(config=run.config.replace(max_trials=trials)))
+    assert len(cluster.jobs) == resumed
+    assert len(record.trials) == trials
+    assert ("does not count" in capsys.readouterr().out) == (resumed == 0 and trials > 1)
+    assert storage.exists(run.folder.resumed) == bool(resumed)
+
+
+def test_a_trial_that_early_stopping_ends_is_not_resumed(tmp_path, cluster_of):
+    """Its files look like those of a trial that was under way; Katib's rule tells them apart."""
+    run = make_run(
+        tmp_path,
+        early_stopping="medianstop",
+        early_stopping_min_trials=1,
+        early_stopping_start_step="2",
+    )
+    point = {"fc-dim": "7"}
+    write_trial(run, f"{run.id}-good", point, [0.2, 0.1, 0.1])
+    for name, losses in (("worse", [0.3, 0.25]), ("better", [0.1, 0.1]), ("young", [0.3])):
+        write_trial(run, f"{run.id}-{name}", point, losses)
+        storage.write_bytes(run.path("trials", f"{run.id}-{name}", "checkpoint.pt"), b"state")
+    cluster = cluster_of(run)
+    cluster.begun = {
+        f"{run.id}-better": (point, [0.1, 0.1]),
+        f"{run.id}-young": (point, [0.3]),
+    }
+    record = end(run)
+    assert [job["metadata"]["name"] for job in cluster.jobs] == list(cluster.begun)
+    assert (record.carried, len(record.trials)) == (3, 5)
 
 
 @pytest.mark.parametrize(
@@ -287,6 +441,8 @@ def test_whatever_was_lost_every_trial_that_ended_counts_once(tmp_path, cluster_
             pass
         else:
             break  # it had ended before its launcher was lost
+        if not cluster.existing:
+            continue  # it was lost among the resumed trials
         [name] = cluster.existing
         cluster.events = []
         fate = rng.choice(["removed", "stays", "goes on"])
@@ -300,6 +456,8 @@ def test_whatever_was_lost_every_trial_that_ended_counts_once(tmp_path, cluster_
     record = end(run)
     names = [trial.name for trial in record.trials]
     assert len(set(names)) == len(names)
+    resumed = [job["metadata"]["name"] for job in cluster.jobs]
+    assert len(set(resumed)) == len(resumed), "none is resumed twice"
     succeeded = [trial.name for trial in record.trials if trial.counts]
     assert sorted(succeeded) == sorted(cluster.finished), "none is lost, none was trained in vain"
     assert len(names) == trials

@@ -17,13 +17,17 @@ import pytest
 
 from clusters import api as api_module
 from clusters import kubernetes as home_module
+from clusters import kubernetes_experiment as experiments
+from clusters import kubernetes_job as clusters_jobs
 from clusters.protocol import KFP_POD, Service
 from common import storage
 from common.config import RunConfig
-from common.errors import GateError, InputError
+from common.errors import GateError, InputError, InterruptedRun
 from common.records import SearchRecord
 from common.run import Run
 from components import deploy, evaluate, export, finish, predictor, prepare, search, step
+from components.steps import step_of
+from reporting.headline import MOST_SHOWN, shown_of_evaluation
 from reporting.serving_section import section
 from serving import golden
 from tests.clusters import conftest as clusters_conftest
@@ -35,8 +39,9 @@ from tests.training.trials_in_storage import write_trial
 
 fake = clusters_conftest.fake
 NAME = "pfn-regressor-open"
-METRICS = metrics_record(headline={"resolution_gain_percent_low": 2.0})
+METRICS = metrics_record()
 EXPORT = export_record(NAME)
+PASSED = ("--passed", "true")
 
 
 @pytest.fixture
@@ -111,12 +116,34 @@ def as_the_pods_would(run) -> None:
     )
 
 
-def outputs(folder, *names: str) -> tuple[str, str]:
-    """The flag that hands a step its KFP artifacts below a folder."""
+def outputs(folder, step_name: str) -> tuple[str, str]:
+    """The flag that hands a step the KFP artifacts that it declares, below a folder."""
+    names = [name for name, kind in step_of(step_name).outputs.items() if kind != "parameter"]
     artifacts = {name: {"artifacts": [{"name": name, "uri": str(folder / name)}]} for name in names}
     return "--executor-input", json.dumps(
         {"outputs": {"artifacts": artifacts, "outputFile": str(folder / "output.json")}}
     )
+
+
+def check_artifacts(folder, step_name: str) -> None:
+    """Each artifact that a step declares has a file; the UI shows an error in place of none."""
+    output = folder / "output.json"
+    written = json.loads(output.read_text())["artifacts"] if output.exists() else {}
+    for name, kind in step_of(step_name).outputs.items():
+        if kind == "parameter":
+            continue
+        text = (folder / name).read_text()
+        assert text, name
+        if kind == "markdown":
+            assert "<" not in text, name
+        if kind == "metrics":
+            assert len(text.splitlines()) == 3
+            (artifact,) = written[name]["artifacts"]
+            # the launcher prints this file below the step's log
+            assert list(artifact) == ["metadata"]
+            assert 0 < len(artifact["metadata"]) <= MOST_SHOWN < 10
+        elif kind != "model":
+            assert name not in written
 
 
 def furnished(api, endpoint) -> None:
@@ -133,28 +160,33 @@ def test_the_steps_of_a_run_one_after_the_other(
         node_of(loss(0.2), loss(0.1), Play(), Play(), UP), kserve=KServe(url=model_server.url)
     )
     furnished(home.api, s3_server)
-    assert call(search, run, "--best-trial-output", str(tmp_path / "best")) == 0
+    kfp = outputs(tmp_path / "search", "search")
+    assert call(search, run, "--best-trial-output", str(tmp_path / "best"), *kfp) == 0
+    check_artifacts(tmp_path / "search", "search")
     best = (tmp_path / "best").read_text()
     assert storage.read_json(run.path("search.json"))["optimal"] == best
     as_the_pods_would(run)
-    assert call(export, run, "--trial", best) == 0
-    kfp = outputs(tmp_path / "evaluate", "metrics", "report")
+    assert call(export, run, "--trial", best, *outputs(tmp_path / "export", "export")) == 0
+    check_artifacts(tmp_path / "export", "export")
+    kfp = outputs(tmp_path / "evaluate", "evaluate")
     assert (
         call(evaluate, run, "--trial", best, "--passed-output", str(tmp_path / "passed"), *kfp) == 0
     )
     assert (tmp_path / "passed").read_text() == "true"
     written = json.loads((tmp_path / "evaluate" / "output.json").read_text())["artifacts"][
-        "metrics"
+        "test_metrics"
     ]["artifacts"][0]
-    assert written["metadata"] == {"resolution_gain_percent_low": 2.0, "passed": "true"}
+    assert written["metadata"] == shown_of_evaluation(METRICS)
+    check_artifacts(tmp_path / "evaluate", "evaluate")
     assert "Not deployed yet" in (tmp_path / "evaluate" / "report").read_text()
     assert (
         call(
             deploy,
             run,
+            *PASSED,
             "--url-output",
             str(tmp_path / "url"),
-            *outputs(tmp_path / "deploy", "report"),
+            *outputs(tmp_path / "deploy", "deploy"),
         )
         == 0
     )
@@ -166,7 +198,7 @@ def test_the_steps_of_a_run_one_after_the_other(
         (f"{NAME}-raw", 100),
     ]
     report = storage.read_text(run.path("report.html"))
-    assert report == (tmp_path / "deploy" / "report").read_text()
+    assert report == (tmp_path / "deploy" / "report_with_service").read_text()
     assert report.startswith("<html>before")
     assert report.endswith("after</html>")
     assert f"kserve at {model_server.url} gave" in report
@@ -175,7 +207,10 @@ def test_the_steps_of_a_run_one_after_the_other(
         "1": 0.0,
         "100": 0.0,
     }
-    summary = finish.finish(run.uri, step.Artifacts(""))
+    check_artifacts(tmp_path / "deploy", "deploy")
+    kfp = outputs(tmp_path / "finish", "finish")
+    summary = finish.finish(run.uri, step.Artifacts(kfp[1]))
+    check_artifacts(tmp_path / "finish", "finish")
     assert (summary.state, summary.best_trial, summary.service) == (
         "succeeded",
         best,
@@ -185,6 +220,32 @@ def test_the_steps_of_a_run_one_after_the_other(
     labels = [one["metadata"]["labels"] for kind in kinds for one in home.api.all(kind)]
     assert {(one["jec/run-id"], one["jec/user"]) for one in labels} == {(run.id, "auto")}
     assert {one["jec/step"] for one in labels} == {"search", "export", "evaluate", "deploy"}
+
+
+def test_a_model_that_the_gate_refused_is_not_deployed_and_the_run_ends_as_evaluated(
+    fake, run, tmp_path, capsys
+):
+    """Also where the results cannot be read: a verdict is an answer, and no reason to fail."""
+    home = fake()
+    step.write_status(run, "evaluate", "done", job_id="job-1")
+    before = storage.read_json(run.folder.status)
+    refused = ("--passed", "false", "--url-output", str(tmp_path / "url"))
+    kfp = outputs(tmp_path / "deploy", "deploy")
+    assert call(deploy, run, *refused, *kfp) == 0
+    assert (tmp_path / "deploy" / "report_with_service").read_text() == ""
+    as_the_pods_would(run)
+    metrics_record(passed=False, reasons=["closure 3 %"]).save(run.folder.metrics)
+    assert call(deploy, run, *refused, *kfp) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "result: not deployed: closure 3 %"
+    assert (tmp_path / "url").read_text() == deploy.NOT_DEPLOYED
+    check_artifacts(tmp_path / "deploy", "deploy")
+    report = (tmp_path / "deploy" / "report_with_service").read_text()
+    assert report == storage.read_text(run.folder.report)
+    assert storage.read_json(run.folder.status) == before
+    assert not storage.exists(run.folder.service)
+    assert home.api.all("inferenceservices") == []
+    summary = finish.summarise(run.uri, "job-1")
+    assert (summary.state, summary.step, summary.service) == ("not deployed", "evaluate", None)
 
 
 def in_a_workflow(api, monkeypatch, tmp_path, name: str) -> None:
@@ -269,6 +330,205 @@ def test_a_run_that_is_deleted_in_its_search_keeps_its_finished_trials(
     assert [one["metadata"]["name"] for one in home.api.all("experiments")] == [f"{run.id}-2"]
 
 
+class Training:
+    """Pods of trials that train two epochs: some hang after the first one, with a checkpoint.
+
+    A resumed one has no Trial, and goes on after the epochs that its folder has.
+    """
+
+    def __init__(self, run: Run, hangs: int) -> None:
+        self.run = run
+        self.hangs = hangs
+        """How many trials hang, the first ones of the first experiment."""
+        self.fails: set[str] = set()
+        self.resumed: list[str] = []
+        self.stuck: set[str] = set()
+        """Resumed trials that hang again."""
+        self.points: dict[str, dict[str, str]] = {}
+        self.api = None
+
+    def __call__(self, pod: dict) -> Play:
+        if pod["metadata"]["name"].endswith("-step"):
+            return Play(seconds=math.inf)
+        name = pod["metadata"]["name"].removesuffix("-master-0")
+        trial = self.api.find("trials", name)
+        if trial is None:
+            return self.resume(name)
+        assignments = trial["spec"]["parameterAssignments"]
+        self.points[name] = {entry["name"]: entry["value"] for entry in assignments}
+        if len(self.points) <= self.hangs:
+            write_trial(self.run, name, self.points[name], [0.5])
+            storage.write_bytes(self.run.path("trials", name, "checkpoint.pt"), b"state")
+            return Play(seconds=math.inf)
+        write_trial(self.run, name, self.points[name], [0.5, 0.4])
+        return Play(metrics=storage.read_text(self.run.path("trials", name, "metrics.log")))
+
+    def resume(self, name: str) -> Play:
+        self.resumed.append(name)
+        if name in self.stuck:
+            return Play(seconds=math.inf)
+        if name in self.fails:
+            return Play(reason="OOMKilled")
+        write_trial(self.run, name, self.points[name], [0.5, 0.1])
+        return Play()
+
+
+@pytest.fixture
+def training(fake, run, monkeypatch, tmp_path):
+    """A search with two trials under way, whose workflow `first` is deleted."""
+    run = Run(config=run.config.replace(max_trials=4, num_epochs=2, parallel_trials=2))
+    run.save()
+    trained = Training(run, hangs=2)
+    home = fake(Node(trained))
+    trained.api = home.api
+    in_a_workflow(home.api, monkeypatch, tmp_path, "first")
+    losing = later(
+        lambda: home.api.delete("workflows", home.api.find("workflows", "first")),
+        lambda: len(trained.points) == 2,
+        home.api,
+    )
+    assert call(search, run, "--job-id", "first") == 1
+    losing.join()
+    home.api.wait_for(lambda: not home.api.all("pods", "jec/run-id"))
+    return trained
+
+
+def test_trials_under_way_resume_as_jobs_with_the_present_settings(
+    training, monkeypatch, tmp_path, capsys
+):
+    api = training.api
+    run = Run(config=training.run.config.replace(memory="24Gi", weaver_image="jec-weaver:2"))
+    run.save()
+    hung = sorted(training.points)
+    training.stuck = {hung[1]}
+    in_a_workflow(api, monkeypatch, tmp_path, "second")
+    seen = {}
+
+    def lose() -> None:
+        seen.update({one["metadata"]["name"]: one for one in api.all("pytorchjobs")})
+        api.delete("workflows", api.find("workflows", "second"))
+
+    losing = later(lose, lambda: len(training.resumed) == 2 and ended(api, hung[0]), api)
+    assert call(search, run, "--job-id", "second") == 1
+    losing.join()
+    assert sorted(seen) == hung, "both at once, and no trial of another experiment beside them"
+    for job in seen.values():
+        pod = job["spec"]["pytorchReplicaSpecs"]["Master"]["template"]
+        container = pod["spec"]["containers"][0]
+        assert container["image"] == "jec-weaver:2"
+        assert container["resources"]["limits"]["memory"] == "24Gi"
+        assert {"jec/run-id": run.id, "jec/step": "search"}.items() <= pod["metadata"][
+            "labels"
+        ].items()
+    owners = {name: job["metadata"].get("ownerReferences") for name, job in seen.items()}
+    assert not owners[hung[0]], "it has ended well, and stays"
+    assert [owner["name"] for owner in owners[hung[1]]] == ["second"]
+    api.wait_for(lambda: not api.find("pytorchjobs", hung[1]))
+
+    training.stuck = set()
+    in_a_workflow(api, monkeypatch, tmp_path, "third")
+    assert call(search, run, "--job-id", "third") == 0
+    assert sorted(training.resumed) == [hung[0], hung[1], hung[1]]
+    record = SearchRecord.load(run.folder.search)
+    assert sorted(trial.name for trial in record.trials[:2]) == hung
+    for trial in record.trials:
+        point = training.points[trial.name]
+        assert trial.parameters | {"start-lr": ""} == point | {"start-lr": ""}
+        assert float(trial.parameters["start-lr"]) == float(point["start-lr"])
+    assert [trial.status for trial in record.trials] == ["Succeeded"] * 4
+    assert (record.experiment, record.carried) == (f"{run.id}-2", 2)
+    assert record.best_value == 0.1
+    assert [one["metadata"]["name"] for one in api.all("experiments")] == [f"{run.id}-2"]
+
+
+def test_trials_of_an_experiment_that_still_runs_resume_once_it_is_replaced(
+    fake, run, monkeypatch, capsys
+):
+    """Its step was killed, so that nobody removed it; the run goes on with other memory."""
+    run = Run(config=run.config.replace(max_trials=3, num_epochs=2, parallel_trials=2))
+    run.save()
+    training = Training(run, hangs=2)
+    training.api = fake(Node(training)).api
+    monkeypatch.setenv(KFP_POD, "first-step")  # a step that KFP kills removes nothing
+    run_to_its_end = experiments.ExperimentRun.run
+
+    def killed(self) -> None:
+        self._submit()
+        training.api.wait_for(lambda: len(training.points) == 2)
+        raise InterruptedRun("told to stop")
+
+    monkeypatch.setattr(experiments.ExperimentRun, "run", killed)
+    assert call(search, run, "--job-id", "first") == 130
+    monkeypatch.setattr(experiments.ExperimentRun, "run", run_to_its_end)
+    hung = sorted(training.points)
+    assert [one["metadata"]["name"] for one in training.api.all("experiments")] == [run.id]
+
+    Run(config=run.config.replace(memory="24Gi")).save()
+    capsys.readouterr()
+    assert call(search, run, "--job-id", "second") == 0
+    assert sorted(training.resumed) == hung
+    record = SearchRecord.load(run.folder.search)
+    assert sorted(trial.name for trial in record.trials[:2]) == hung
+    assert (record.experiment, record.carried, len(record.trials)) == (f"{run.id}-2", 2, 3)
+    told = [line for line in capsys.readouterr().out.splitlines() if "--memory was 12Gi" in line]
+    assert "checkpoints" in told[0]
+
+
+def ended(api, job: str) -> bool:
+    """Whether a job has ended well, and belongs to nobody."""
+    thing = api.find("pytorchjobs", job)
+    conditions = thing["status"].get("conditions", []) if thing else []
+    has_ended = any(one["type"] == "Succeeded" and one["status"] == "True" for one in conditions)
+    return has_ended and not thing["metadata"].get("ownerReferences")
+
+
+def test_a_resumed_trial_that_fails_counts_as_failed(training, monkeypatch, tmp_path, capsys):
+    run = training.run
+    hung = sorted(training.points)
+    training.fails = {hung[0]}
+    in_a_workflow(training.api, monkeypatch, tmp_path, "second")
+    assert call(search, run, "--job-id", "second") == 0
+    record = SearchRecord.load(run.folder.search)
+    assert record.trial(hung[0]).status == "Failed"
+    assert "OOMKilled" in record.trial(hung[0]).reason
+    assert (record.optimal, len(record.trials)) == (hung[1], 4)
+    [experiment] = training.api.all("experiments")
+    assert experiment["spec"]["maxTrialCount"] == 2
+    assert training.api.find("pytorchjobs", hung[0]), "it stays to be looked at"
+
+
+def test_resumed_trials_go_with_a_run_that_is_terminated(training, monkeypatch, tmp_path):
+    """KFP kills the step at once, and finish removes what runs on."""
+    api, run = training.api, training.run
+    training.stuck = set(training.points)
+    in_a_workflow(api, monkeypatch, tmp_path, "second")
+
+    def watch(*_, **__) -> None:
+        api.wait_for(lambda: len(training.resumed) == 2)
+        raise InterruptedRun("told to stop")
+
+    monkeypatch.setattr(clusters_jobs, "run_jobs", started_then(watch))
+    assert call(search, run, "--job-id", "second") == 130
+    assert len(api.all("pytorchjobs")) == 2
+    assert finish.remove_unfinished(run.uri) == ""
+    assert api.all("pytorchjobs") == []
+    api.wait_for(lambda: not api.all("pods", "jec/run-id"))
+
+
+def started_then(watch):
+    """run_jobs whose watching is something else, once all jobs have been submitted."""
+
+    def run_jobs(objects, manifests, *, parallel, ended, patience, deadline, report):
+        assert parallel >= len(manifests)
+        for manifest in manifests:
+            clusters_jobs.JobRun(
+                objects, manifest, patience=patience, deadline=deadline, report=report
+            ).submit()
+        watch()
+
+    return run_jobs
+
+
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
@@ -289,7 +549,7 @@ def test_a_green_run_with_a_broken_service_is_impossible(
     furnished(home.api, s3_server)
     as_the_pods_would(run)
     spoil(model_server)
-    assert call(deploy, run) == 1
+    assert call(deploy, run, *PASSED) == 1
     error = capsys.readouterr().err
     assert said in error
     assert "\n  | loading failed" in error
@@ -316,18 +576,18 @@ def test_a_new_model_is_asked_beside_the_former_one(fake, run, model_server, s3_
     home = fake(node_of(UP), kserve=KServe(url=model_server.url))
     furnished(home.api, s3_server)
     as_the_pods_would(run)
-    assert call(deploy, run) == 0
+    assert call(deploy, run, *PASSED) == 0
     other = Run(config=run.config.replace(run_id=f"{NAME}-4567abcd"))
     other.save()
     as_the_pods_would(other)
     model_server.off = np.float32(0.001)
-    assert call(deploy, other) == 1
+    assert call(deploy, other, *PASSED) == 1
     assert f"{NAME} serves on as before" in capsys.readouterr().err
     assert not storage.exists(other.path("service.json"))
     (service,) = home.api.all("inferenceservices")
     assert service["metadata"]["labels"]["jec/run-id"] == run.id
     model_server.off = np.float32(0)
-    assert call(deploy, other, "--job-id", "job-2") == 0
+    assert call(deploy, other, *PASSED, "--job-id", "job-2") == 0
     (service,) = home.api.all("inferenceservices")
     assert service["metadata"]["labels"]["jec/run-id"] == other.id
     assert service["spec"]["predictor"]["model"]["storageUri"] == other.path("model") + "/"
@@ -336,7 +596,7 @@ def test_a_new_model_is_asked_beside_the_former_one(fake, run, model_server, s3_
 def test_without_its_keys_no_service_is_made(fake, run, model_server, capsys):
     home = fake(node_of(UP), kserve=KServe(url=model_server.url))
     as_the_pods_would(run)
-    assert call(deploy, run) == 2
+    assert call(deploy, run, *PASSED) == 2
     assert re.search("s3-secret .*physics; kubectl", capsys.readouterr().err)
     assert home.api.all("inferenceservices") == []
 
@@ -388,6 +648,24 @@ def test_prepare_refuses_a_run_whose_predictor_would_not_get_its_model(
         prepare.prepare(asked, "job-1")
     assert accepted == []
     assert storage.entries(Run(config=asked).uri) == []
+
+
+def test_prepare_shows_what_was_changed_first_and_the_space_as_json(
+    fake, run, s3_server, accepted, tmp_path, capsys
+):
+    home = fake()
+    furnished(home.api, s3_server)
+    asked = run.config.replace(run_id="pfn-11111111", num_gpus=2, data_train="a|b/<c>/*.root")
+    prepare.prepare(asked, "job-1", "", step.Artifacts(outputs(tmp_path, "prepare")[1]))
+    check_artifacts(tmp_path, "prepare")
+    text = (tmp_path / "parameters").read_text()
+    changed, rest = text.split("The defaults:")
+    assert "| num-gpus | `2` |" in changed
+    assert "| data-train | `a¦b/‹c>/*.root` |" in changed
+    others, space = rest.split("Search space:")
+    assert "| num-epochs |" in others
+    assert json.loads(space.split("```json")[1].split("```")[0]) == {"parameters": []}
+    assert capsys.readouterr().out.splitlines()[-1].startswith("result: pfn-11111111 is prepared")
 
 
 def test_prepare_goes_on_where_the_predictors_keys_are_there_or_cannot_be_seen(

@@ -18,6 +18,7 @@ from clusters import permissions, ticket, validate
 from clusters.manifests import COPY_TICKET, CREDENTIALS, TICKET_SECRET, TICKETS, Ticket
 from clusters.protocol import STEP_LABEL
 from common.config import RunConfig
+from operations.server import MULTI_USER_ACCOUNT, SINGLE_USER_ACCOUNT
 from tests.deploy import kustomize
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
@@ -162,6 +163,13 @@ def test_every_subject_is_in_the_namespace(objects):
     for binding in (one for one in objects if one["kind"] == "RoleBinding"):
         assert only(objects, "Role", binding["roleRef"]["name"])
         assert {subject["namespace"] for subject in binding["subjects"]} == {"NAMESPACE"}
+
+
+def test_the_accounts_that_kubeflow_takes_by_itself_have_the_role(objects):
+    """A clone in the UI names no account."""
+    subjects = only(objects, "RoleBinding", "jec-launcher")["subjects"]
+    accounts = {SINGLE_USER_ACCOUNT, MULTI_USER_ACCOUNT}
+    assert {subject["name"] for subject in subjects} == accounts
 
 
 def test_names_are_those_that_the_commands_take(objects):

@@ -12,6 +12,7 @@ import pytest
 
 import pipeline
 from images import build
+from serving import serve
 from weaver.fit import options as weaver_options
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -64,8 +65,9 @@ def test_flags_of_the_pipeline_exist(page, flags):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_flags_named_in_sentences_exist(page, flags, monkeypatch, capsys):
-    with pytest.raises(SystemExit):
-        build.main(["--help"])
+    for program in (build, serve):
+        with pytest.raises(SystemExit):
+            program.main(["--help"])
     known = flags | set(FLAG.findall(capsys.readouterr().out))
     told = {flag for line in code(page) if line.startswith("--") for flag in FLAG.findall(line)}
     if page == "docs/coming-from-weaver.md":

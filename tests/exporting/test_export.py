@@ -312,9 +312,7 @@ def test_config_and_golden_files_fit_the_model(exported, name):
 def test_triton_serves_both_models_by_their_local_variant(exported, tmp_path):
     if reason := triton.triton_unusable(tmp_path):
         pytest.skip(f"Triton: {reason}")
-    server = triton.start(
-        exported / "model", model_name="small", log=tmp_path / "server.log", workdir=tmp_path
-    )
+    server = triton.start(exported / "model", model_name="small", log=tmp_path / "server.log")
     try:
         checked = [
             golden_check(server.url, name, str(exported / "golden" / name), 30) for name in BOTH

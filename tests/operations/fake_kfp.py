@@ -59,6 +59,9 @@ class FakeKfp:
         if path == "/apis/v2beta1/experiments":
             self._check_namespace(query)
             return {"experiments": _filtered(self.experiments, query)}
+        if match := re.fullmatch(r"/apis/v2beta1/experiments/([^/]+)", path):
+            known = {one["experiment_id"]: one for one in self.experiments}
+            return known.get(match[1])
         if path == "/apis/v2beta1/runs":
             self._check_namespace(query)
             return _paged("runs", list(reversed(self.runs)), query)

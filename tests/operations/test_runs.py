@@ -28,6 +28,7 @@ from common.errors import ClusterError, DeadlineError
 from common.records import TERMINATED, StatusRecord
 from common.run import Run, make_run_id
 from components import finish, step
+from components.steps import NAMES
 from operations import down as down_module
 from operations import follow as follow_module
 from operations import status as status_module
@@ -292,6 +293,71 @@ def test_the_command_that_goes_on_is_the_last_line(kfp, tmp_path, capsys, monkey
     dataclasses.replace(record, time="2099-01-01T00:00:00+00:00").save(run.folder.status)
     main(tmp_path, "--status", run.id, "--follow", "--host", kfp.url)
     assert f"--resume {run.id}" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("deployed", [False, True], ids=["refused", "deployed"])
+def test_a_deployment_that_the_gate_refused_is_shown_as_omitted(kfp, tmp_path, capsys, deployed):
+    """Its pod has run and ended well, as that of a deployment that was made."""
+    run = ended_run(kfp, tmp_path, dict.fromkeys(NAMES, "SUCCEEDED"))
+    number = kfp.runs[-1]["run_id"]
+    kfp.runs[-1]["state"], kfp.states[number] = "SUCCEEDED", ["SUCCEEDED"]
+    # a former job of this run has deployed
+    step.write_status(run, "deploy", "done", job_id="earlier")
+    for name in NAMES[1:4]:
+        step.write_status(run, name, "done", job_id=number)
+    if deployed:
+        step.write_status(run, "deploy", "done", job_id=number)
+    metrics_record(passed=deployed, reasons=["closure 3 %"]).save(run.folder.metrics)
+    assert main(tmp_path, "--status", run.id, "--host", kfp.url) == 0
+    text = capsys.readouterr().out
+    shown = {**dict.fromkeys(NAMES, "done"), "deploy": "done" if deployed else "omitted"}
+    assert step_states(text) == shown
+    assert ("gate not passed: closure 3 %" in text) == (not deployed)
+    assert main(tmp_path, "--status", run.id, "--follow", "--host", kfp.url) == 0
+    text = capsys.readouterr().out
+    assert ("[deploy] omitted" in text) == (not deployed)
+    assert ("[deploy] succeeded" in text) == deployed
+
+
+def test_after_retry_the_steps_are_those_of_now_and_finish_is_that_of_the_first_end(
+    kfp, tmp_path, capsys, monkeypatch
+):
+    """Seen with KFP 2.15.0: Retry keeps the run's id, and Argo keeps the exit handler's end."""
+    monkeypatch.delenv(step.LOCAL_DIR, raising=False)
+    run = ended_run(kfp, tmp_path, {"prepare": "FAILED", "search": None, "finish": "SUCCEEDED"})
+    number = kfp.runs[-1]["run_id"]
+    step.write_status(run, "prepare", "failed", "no file a.root", job_id=number, retryable=False)
+    finish.finish(run.uri, step.Artifacts(""), number)
+    assert main(tmp_path, "--status", run.id, "--host", kfp.url) == 1
+    assert "did not clean up" not in capsys.readouterr().out
+
+    def retried(state: str, tasks: dict[str, str | None], name: str, own: str) -> str:
+        """--status after a step of the retried run has come to a state, a while later."""
+        kfp.runs[-1]["state"], kfp.states[number] = state, [state]
+        details = task_details({**tasks, "finish": "SUCCEEDED"})
+        kfp.runs[-1]["run_details"] = {"task_details": details}
+        step.write_status(run, name, own, "no GPU" if own == "failed" else "", job_id=number)
+        record = StatusRecord.load(run.folder.status)
+        dataclasses.replace(record, time="2099-01-01T00:00:00+00:00").save(run.folder.status)
+        code = main(tmp_path, "--status", run.id, "--host", kfp.url)
+        assert code == (state == "FAILED")
+        return capsys.readouterr().out
+
+    text = retried("RUNNING", {"prepare": "RUNNING"}, "prepare", "running")
+    assert step_states(text)["prepare"] == "running"
+    assert "no file a.root" not in text
+    text = retried("RUNNING", {"prepare": "SUCCEEDED"}, "prepare", "done")
+    assert step_states(text)["prepare"] == "done"
+    states = {"prepare": "SUCCEEDED", "search": "FAILED"}
+    text = retried("FAILED", states, "search", "failed")
+    assert step_states(text) == {"prepare": "done", "search": "failed", "finish": "done"}
+    assert "no file a.root" not in text
+    # finish has not cleaned up after this end
+    (line,) = [line for line in text.splitlines() if "did not clean up" in line]
+    assert f"--down {run.id}" in line
+    text = retried("SUCCEEDED", dict.fromkeys(NAMES, "SUCCEEDED"), "deploy", "done")
+    assert step_states(text) == dict.fromkeys(NAMES, "done")
+    assert "\nreason\n" not in text
 
 
 def test_a_placeholder_of_an_earlier_version_is_replaced():

@@ -4,17 +4,21 @@ edge.
 
 from __future__ import annotations
 
+import datetime
 import json
 import re
 import shlex
 
 import pytest
+import yaml
 
 import pipeline
-from common import storage
+from common import form, storage
 from common.config import RunConfig
 from common.errors import ClusterError, InputError
-from common.run import make_run_id
+from common.records import RunRecord
+from common.run import Run, make_run_id
+from components import finish, prepare, step
 from components.server_support import OLDEST, losses
 from operations import submit
 from operations.endpoint import endpoint
@@ -43,13 +47,15 @@ def test_the_run_is_made_with_every_parameter_and_the_users_files_are_uploaded(k
     assert made.url == f"{kfp.url}/#/runs/details/{run['run_id']}"
     assert made.run_id == make_run_id("networks/pfn_regressor_open.py", run["run_id"])
     parameters = run["runtime_config"]["parameters"]
-    assert set(parameters) == set(RunConfig().parameters())
-    assert (parameters["num_gpus"], parameters["run_id"]) == (1, "auto")
+    assert set(parameters) == set(form.TYPES)
+    assert (parameters["pods_num_gpus"], parameters["storage_run_id"]) == (1, "auto")
     assert storage.read_text(parameters["data_config"]).startswith(
         "# Inputs of the particle flow network"
     )
     assert parameters["network_config"].startswith(f"{s3_bucket}/jec/inputs/")
-    assert json.loads(parameters["search_space"])["parameters"]
+    assert parameters["search_space"]["parameters"]
+    # whoever clones the run does so in another namespace
+    assert parameters["settings"]["kubeflow_namespace"] == "auto"
     assert kfp.experiments[0] == {
         "display_name": "mine",
         "namespace": "physics",
@@ -73,7 +79,154 @@ def test_a_version_is_uploaded_only_when_the_pipeline_changed(kfp, s3_bucket):
         1,
         3,
     )
-    assert kfp.runs[1]["runtime_config"]["parameters"]["max_trials"] == 7
+    assert kfp.runs[1]["runtime_config"]["parameters"]["search_max_trials"] == 7
+
+
+def test_a_version_says_commit_and_date_first_and_a_digest_last(kfp, s3_bucket, monkeypatch):
+    monkeypatch.setattr(submit, "git_commit", lambda: "0123456789abcdef+")
+    made = submit.submit(config(s3_bucket), connect(kfp.url), "registry/steps@sha256:42")
+    assert re.fullmatch(r"01234567-changed-\d{4}-\d\d-\d\d-[0-9a-f]{12}", made.version)
+    # KFP may keep it as an object of Kubernetes
+    assert re.fullmatch(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?", made.version)
+    # found again on another day, of another commit that compiles to the same
+    monkeypatch.setattr(submit, "git_commit", lambda: "fedcba98")
+    kfp.versions[0]["display_name"] = made.version.replace(made.version[17:27], "2020-01-01")
+    again = submit.submit(config(s3_bucket), connect(kfp.url), "registry/steps@sha256:42")
+    assert (again.version, again.new_version) == (kfp.versions[0]["display_name"], False)
+
+
+def test_runs_are_told_apart_by_data_and_time():
+    first = RunConfig(data_train="s3://bucket/jec/2025/train/*.root")
+    second = first.replace(data_train="s3://bucket/jec/2026/train/*.root,more/*.root")
+    noon = datetime.datetime(2026, 11, 29, 12, 0, 0)
+    later = noon + datetime.timedelta(seconds=1)
+    names = {submit.run_name(one, time) for one in (first, second) for time in (noon, later)}
+    assert len(names) == 4
+    assert all(len(name) <= 255 for name in names)
+    long = first.replace(data_train="/".join(["x" * 300] * 3))
+    assert len(submit.run_name(long, noon)) <= 255
+
+
+def test_a_run_s_description_is_its_id_and_its_command_without_secrets(kfp, s3_bucket):
+    values = {"num_gpus": 2, "data_test": "root://user:canary-7f3a@host//test.root"}
+    ours = config(s3_bucket).replace(**values)
+    submit.submit(ours, connect(kfp.url), "steps:1")
+    assert kfp.runs[0]["description"].startswith("run id: pfn-regressor-open-")
+    assert "canary-7f3a" not in kfp.runs[0]["description"]
+    description = submit.run_description(ours.replace(data_val="sample", experiment_name="mine"))
+    flags = shlex.split(description.partition("python pipeline.py ")[2])
+    args = pipeline.build_parser().parse_args(flags)
+    assert (args.num_gpus, args.data_train) == (2, "s3://b/train/*.root")
+    assert args.s3_bucket == f"{s3_bucket}/jec"
+    assert args.experiment_name == "mine"
+    assert args.data_test == "root://host//test.root"
+
+
+def test_a_run_s_description_is_not_longer_than_a_server_takes():
+    """The column is VARCHAR(255); MySQL refuses the run otherwise."""
+    long = RunConfig(data_train="s3://b/" + "x" * 500, search_space="[" + " " * 500 + "]")
+    text = submit.run_description(long.replace(run_id="pfn-1"))
+    assert text.startswith("run id: pfn-1;")
+    assert len(text) <= 255
+    assert "search-space" not in submit.run_description(long.replace(data_train="sample"))
+
+
+def defaults_of(kfp) -> dict:
+    """The parameters of a run that is created in the form of the newest version."""
+    spec = next(yaml.safe_load_all(kfp.versions[-1]["text"]))
+    parameters = spec["root"]["inputDefinitions"]["parameters"]
+    return {name: parameter["defaultValue"] for name, parameter in parameters.items()}
+
+
+def arguments_of(kfp, step: str, values: dict) -> list[str]:
+    """The arguments that KFP gives a step; JSON knows no whole numbers (structpb)."""
+    spec = next(yaml.safe_load_all(kfp.versions[-1]["text"]))
+    container = spec["deploymentSpec"]["executors"][f"exec-{step}"]["container"]
+    arguments = []
+    for argument in container["args"]:
+        placeholder = re.fullmatch(r"\{\{\$\.inputs\.parameters\['(\w+)'\]\}\}", argument)
+        if placeholder:
+            value = values[placeholder[1]]
+            whole = isinstance(value, float) and value == int(value)
+            text = str(int(value)) if whole else json.dumps(value)
+            arguments.append(value if isinstance(value, str) else text)
+        elif argument.startswith("--"):
+            arguments.append(argument)
+        else:
+            arguments.append("")  # outputs
+    return arguments
+
+
+@pytest.fixture
+def on_kubeflow(monkeypatch):
+    """prepare writes run.json in place of decoding data."""
+    monkeypatch.delenv(step.LOCAL_DIR, raising=False)
+    monkeypatch.setattr(step, "PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(prepare, "fill", lambda run, inputs, job_id: run.save())
+
+
+def test_a_run_that_is_created_from_the_form_with_its_defaults_works(
+    kfp, s3_bucket, s3_server, on_kubeflow
+):
+    """The defaults of the site are in the form, and prepare takes them all."""
+    site = {
+        "s3_bucket": f"{s3_bucket}/jec",
+        "s3_endpoint": s3_server,
+        "s3_secret": "s3-keys",
+        "weaver_image": "registry/weaver@sha256:42",
+        "service_account": "jec-predictor",
+    }
+    ours = {"num_gpus": 2, "max_trials": 7, "parallel_trials": 2, "memory": "24Gi"}
+    submit.submit(config(s3_bucket).replace(**site, **ours), connect(kfp.url), "steps:1")
+    values = {**defaults_of(kfp), "job_id": "00000000-0000-4000-8000-000000000001"}
+    assert prepare.main(arguments_of(kfp, "prepare", values)) == 0
+    uri = f"{s3_bucket}/jec/{make_run_id(RunConfig().network_config, values['job_id'])}"
+    now = storage.read_json(f"{uri}/run.json")["config"]
+    assert {name: now[name] for name in site} == site
+    defaults = RunConfig().parameters()
+    for name in ours:
+        assert now[name] == defaults[name]
+        assert type(now[name]) is type(defaults[name])
+    assert now["data_train"] == "sample"
+
+
+@pytest.mark.parametrize(
+    ("settings", "fact"),
+    [({"pods_memori": "2Gi"}, "pods_memory"), ({"search_batch_size": 0}, "--batch-size 0")],
+    ids=["name", "value"],
+)
+def test_a_wrong_setting_is_told_once_and_the_exit_handler_tells_it(
+    kfp, s3_bucket, s3_server, on_kubeflow, capsys, settings, fact
+):
+    submit.submit(config(s3_bucket), connect(kfp.url), "steps:1")
+    values = {**defaults_of(kfp), "job_id": "00000000-0000-4000-8000-000000000002"}
+    values["settings"] = {**values["settings"], **settings}
+    assert prepare.main(arguments_of(kfp, "prepare", values)) == 2
+    assert fact in capsys.readouterr().err
+    assert prepare.main(arguments_of(kfp, "prepare", values)) == 1
+    run_id = make_run_id(RunConfig().network_config, values["job_id"])
+    record = storage.read_json(f"{s3_bucket}/jec/{run_id}/status.json")
+    assert fact in record["reason"]
+
+
+def test_a_form_without_a_bucket_is_told_in_one_sentence_at_the_first_attempt(
+    kfp, s3_bucket, on_kubeflow, monkeypatch, capsys, tmp_path
+):
+    """Nothing can be written down then, neither by prepare nor by the exit handler."""
+    monkeypatch.chdir(tmp_path)
+    submit.submit(config(s3_bucket), connect(kfp.url), "steps:1")
+    monkeypatch.setattr(step.time, "sleep", lambda seconds: pytest.fail("it waited"))
+    values = {**defaults_of(kfp), "job_id": "00000000-0000-4000-8000-000000000003"}
+    values["storage_bucket"] = "auto"
+    assert prepare.main(arguments_of(kfp, "prepare", values)) == 2
+    said = capsys.readouterr().err
+    assert "storage_bucket" in said
+    assert "s3://bucket/prefix" in said
+    assert finish.main(arguments_of(kfp, "finish", values)) == 0
+    said = capsys.readouterr().out
+    assert "storage_bucket" in said
+    assert str(tmp_path) not in said
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_version_is_found_behind_many_others(kfp, s3_bucket):
@@ -215,7 +368,7 @@ def test_a_single_users_server_says_where_steps_run(kfp, s3_bucket, capsys, valu
     (note,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
     assert all(fact in note for fact in facts)
     parameters = kfp.runs[0]["runtime_config"]["parameters"]
-    assert parameters["namespace"] == values.get("namespace", "auto")
+    assert parameters["settings"]["kubeflow_namespace"] == values.get("namespace", "auto")
 
 
 @pytest.mark.parametrize(("count", "taken"), [(5_000, True), (20_000, False), (200_000, False)])
@@ -271,13 +424,50 @@ def test_a_run_is_made_again_with_one_change(kfp, s3_bucket, capsys):
     assert run_id in capsys.readouterr().out
     assert pipeline.main([*common, "--rerun", run_id, "--batch-size", "1000"]) == 0
     before, after = (run["runtime_config"]["parameters"] for run in kfp.runs)
-    assert after == {**before, "batch_size": 1000}
+    assert after == {**before, "settings": {**before["settings"], "search_batch_size": 1000}}
     assert "is there already" in capsys.readouterr().out
-    before["seed"] = 7.0  # a number in earlier versions; JSON knows no whole numbers
+    # a number in earlier versions; JSON knows no whole numbers
+    before["settings"]["search_seed"] = 7.0
     assert pipeline.main([*common, "--rerun", run_id, "--max-trials", "10"]) == 0
-    assert kfp.runs[-1]["runtime_config"]["parameters"]["seed"] == "7"
+    assert kfp.runs[-1]["runtime_config"]["parameters"]["settings"]["search_seed"] == "7"
     assert pipeline.main([*common, "--rerun", "pfn-regressor-open-00000000"]) == 2
     assert "unknown run" in capsys.readouterr().err
+
+
+def test_a_run_of_an_earlier_version_is_made_again(kfp, s3_bucket):
+    """Its parameters have the names of the fields, and its search space is text."""
+    space = json.dumps([{"name": "start-lr", "type": "double", "min": 0.001, "max": 0.01}])
+    earlier = config(
+        s3_bucket, max_trials=9, parallel_trials=3, batch_size=256, search_space=space
+    ).parameters()
+    earlier["webhook"] = "none"
+    number = "00000000-0000-4000-8000-000000000009"
+    kfp.runs.append({"run_id": number, "runtime_config": {"parameters": earlier}})
+    assert pipeline.main(["--host", kfp.url, "--rerun", number, "--num-gpus", "1"]) == 0
+    now = kfp.runs[-1]["runtime_config"]["parameters"]
+    assert set(now) == set(form.TYPES)
+    assert (now["search_max_trials"], now["search_parallel_trials"]) == (9, 3)
+    assert (now["settings"]["search_batch_size"], now["pods_num_gpus"]) == (256, 1)
+    assert [entry["name"] for entry in now["search_space"]["parameters"]] == ["start-lr"]
+    assert now["storage_bucket"] == f"{s3_bucket}/jec"
+
+
+def test_a_run_is_made_again_in_its_own_experiment_and_namespace(kfp, s3_bucket):
+    """Both are no parameters of a run: the server says them."""
+    kfp.multi_user = True
+    values = {"experiment_name": "mine", "namespace": "physics"}
+    made = submit.submit(config(s3_bucket, **values), connect(kfp.url), "steps:1")
+    again = ["--host", kfp.url, "--rerun", made.kfp_run]
+    assert pipeline.main(again) == 0
+    assert kfp.runs[1]["experiment_id"] == kfp.runs[0]["experiment_id"]
+    assert kfp.experiments[0]["namespace"] == "physics"
+    # as well where run.json is read, which does not know the experiment
+    bucket = f"{s3_bucket}/jec"
+    run = Run(config=config(s3_bucket).replace(s3_bucket=bucket, run_id=made.run_id))
+    Run(config=run.config, record=RunRecord(kfp_run=made.kfp_run)).save()
+    again = ["--host", kfp.url, "--namespace", "physics", "--s3-bucket", bucket]
+    assert pipeline.main([*again, "--rerun", made.run_id]) == 0
+    assert kfp.runs[2]["experiment_id"] == kfp.runs[0]["experiment_id"]
 
 
 def test_the_next_command_names_server_bucket_endpoint_and_namespace(

@@ -1,8 +1,17 @@
+import dataclasses
+
 import pytest
 
 from common.records import MetricsRecord, plain
 from physics.metrics import measure
-from reporting.headline import headline
+from reporting.headline import (
+    MOST_SHOWN,
+    evaluation_lines,
+    headline,
+    search_lines,
+    shown_of_evaluation,
+    shown_of_search,
+)
 from tests.physics.jets import make_jets
 from tests.records import metrics_record
 
@@ -43,3 +52,56 @@ def test_what_was_not_measured_is_left_out():
     measured = measure(make_jets(0), [], replicates=20)
     without_jets = {**plain(metrics_record(inference=None)), **measured}
     assert headline(MetricsRecord.from_json(without_jets)) == {"test_jets": 0}
+
+
+SHOWN = [
+    "closure_barrel_percent",
+    "closure_endcap_percent",
+    "closure_worst_percent",
+    "coverage_percent",
+    "gain_high",
+    "gain_low",
+    "gain_percent",
+    "gate_passed",
+    "test_jets",
+]
+"""As Kubeflow sorts them, on one page."""
+
+
+def test_kubeflow_shows_a_page_of_metrics_and_no_number_twice(documents):
+    metrics, search = documents.metrics, documents.search
+    shown = shown_of_evaluation(metrics)
+    assert sorted(shown) == SHOWN
+    assert shown["gain_percent"] == float(f"{metrics.gain.value:.4g}")
+    assert shown["test_jets"] == metrics.num_measured
+    assert not set(shown) & set(shown_of_search(search))
+    # a baseline pushes out what matters least
+    compared = dataclasses.replace(metrics, gain_over_baseline=metrics.gain)
+    shown = shown_of_evaluation(compared)
+    assert len(shown) == MOST_SHOWN
+    assert "gain_over_baseline_percent" in shown
+    assert "coverage_percent" not in shown
+    # and of a network without an interval of its own there is more room
+    plain_network = dataclasses.replace(metrics, uncertainty=None)
+    assert "resolution" in shown_of_evaluation(plain_network)
+
+
+def test_what_kubeflow_shows_of_a_search_has_names_without_blanks(documents):
+    search = documents.search
+    trials = [dataclasses.replace(search.best, name=f"t-{number}") for number in range(3)]
+    failed = dataclasses.replace(trials[0], name="t-3", status="Failed")
+    search = dataclasses.replace(search, trials=[*trials, failed], optimal="t-0")
+    shown = shown_of_search(search)
+    name = search.objective.name
+    assert shown == {name: pytest.approx(search.best_value, 1e-3), "trials": 4, "trials_failed": 1}
+
+
+def test_each_metrics_artifact_has_its_headline_in_three_lines(documents):
+    lines = evaluation_lines(documents.metrics).splitlines()
+    assert len(lines) == 3
+    assert documents.metrics.gain.percent() in lines[0]
+    refused = dataclasses.replace(documents.metrics, passed=False, reasons=["closure 3 %"])
+    assert evaluation_lines(refused).splitlines()[2] == "gate not passed: closure 3 %"
+    lines = search_lines(documents.search).splitlines()
+    assert len(lines) == 3
+    assert documents.search.optimal in lines[0]

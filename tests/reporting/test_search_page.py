@@ -10,7 +10,7 @@ import pytest
 from common.records import Objective, Observation, SearchRecord, Trial
 from reporting import search_figures
 from reporting.drawing import svg
-from reporting.search_page import as_csv, markdown, search_page
+from reporting.search_page import as_csv, as_markdown, search_page
 from tests.reporting.elements import HOSTILE, Elements, assert_harmless
 
 
@@ -117,7 +117,8 @@ def test_the_objective_may_be_maximised(record, maximised):
     text = search_page(maximised)
     assert "Best trial: run-000, AvgLoss 0.20000" in text
     assert "the best so far (red) ends at 0.20000" in text
-    assert markdown(maximised).splitlines()[2].startswith("| run-000 ★ best | succeeded | 0.20000")
+    rows = [line for line in as_markdown(maximised).splitlines() if line.startswith("| 1)")]
+    assert rows == ["| 1) | 0.2 | run-000 | 0.0001 | 8 |"]
 
 
 @pytest.mark.parametrize(("factor", "logarithmic"), [(2.9, False), (3.1, True)])
@@ -188,11 +189,36 @@ def test_names_and_values_never_become_markup(record):
     assert HOSTILE in Elements(page).figures[0]["aria-label"]
 
 
-def test_the_table_has_the_best_first_and_no_cell_breaks_it(record):
-    lines = markdown(record).splitlines()
-    assert lines[2].startswith("| run-009 ★ best | succeeded | 0.08200 |")
-    assert lines[-1].startswith("| run-010 | failed | – |")
-    assert len({line.replace("\\|", "").count("|") for line in lines}) == 1
+def test_the_table_for_kubeflow_has_rank_and_loss_first_and_no_cell_breaks_it(record):
+    name = "pfn-regressor-open-68e7e515-x7pptjjs"
+    parameters = {"start-lr": "0.0013938750636616735", "k": "16"}
+    record = with_trial(record, 9, name=name, parameters=parameters)
+    text = as_markdown(dataclasses.replace(record, optimal=name))
+    lines = [line for line in text.splitlines() if line.startswith("| ")]
+    assert lines[0] == "| # | AvgLoss | trial | start-lr | k |"
+    # an early loss of 0.082 is the least
+    assert lines[2] == "| 1) | 0.082 | x7pptjjs | 0.001394 | 16 |"
+    assert lines[-1] == "| 11) | – | run-010 | 0.01 | 8 |"
+    assert len({line.count("|") for line in lines}) == 1
+    assert "<" not in text
+    others = [line for line in text.splitlines() if line.startswith("- ")]
+    assert others == [
+        "- run-002 stopped early: worse than AvgLoss 0.09 after 2 epochs",
+        "- run-010 failed: exit code 1: ‹b>nan‹/b> ¦ in epoch 2",
+    ]
+
+
+def test_parameters_that_are_the_same_in_all_trials_are_no_columns(record):
+    trials = [dataclasses.replace(trial, parameters={"k": "8"}) for trial in record.trials]
+    for number, trial in enumerate(trials):
+        trial.parameters["lr"] = str(number)
+    record = dataclasses.replace(record, trials=trials)
+    text = as_markdown(record)
+    assert "| # | AvgLoss | trial | lr |" in text
+    assert "The same in all trials: k 8" in text
+    # of one trial all is shown
+    text = as_markdown(dataclasses.replace(record, trials=trials[9:10]))
+    assert "| # | AvgLoss | trial | k | lr |" in text
 
 
 def test_the_csv_keeps_the_order_in_which_trials_were_made(record):

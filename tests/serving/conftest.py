@@ -25,27 +25,21 @@ def repository(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def triton_workdir(tmp_path_factory) -> Path:
-    """The work folder of Triton; skips with the reason where it cannot run."""
-    workdir = tmp_path_factory.mktemp("triton")
-    if reason := triton.triton_unusable(workdir):
+def triton_runs(tmp_path_factory) -> None:
+    """Skips with the reason where Triton cannot run."""
+    if reason := triton.triton_unusable(tmp_path_factory.mktemp("triton")):
         pytest.skip(f"Triton: {reason}")
-    return workdir
 
 
 @pytest.fixture(scope="session", params=["triton", "kserve-server"])
 def server(request, repository, tmp_path_factory):
     """A running server of each kind."""
-    workdir = (
-        request.getfixturevalue("triton_workdir")
-        if request.param == "triton"
-        else tmp_path_factory.mktemp("kserve")
-    )
+    if request.param == "triton":
+        request.getfixturevalue("triton_runs")
     server = triton.start(
         repository / "model",
         model_name=NAME,
-        log=workdir / "server.log",
-        workdir=workdir,
+        log=tmp_path_factory.mktemp("server") / "server.log",
         kind=request.param,
     )
     yield server

@@ -160,7 +160,7 @@ def test_the_log_does_not_grow_with_requests(server, repository):
 
 
 @pytest.fixture
-def start_triton(triton_workdir, tmp_path):
+def start_triton(triton_runs, tmp_path):
     """Start Triton over a repository; every server is ended after the test."""
     started = []
 
@@ -170,7 +170,6 @@ def start_triton(triton_workdir, tmp_path):
             **{
                 "model_name": NAME,
                 "log": tmp_path / "server.log",
-                "workdir": triton_workdir,
                 **options,
             },
         )
@@ -322,11 +321,10 @@ def test_what_a_killed_server_left_is_ended(start_triton, repository):
     assert not list(regions())
 
 
-def test_outlives_the_process_that_started_it(triton_workdir, repository, tmp_path):
+def test_outlives_the_process_that_started_it(triton_runs, repository, tmp_path):
     code = (
         "import sys; from serving import triton; print(triton.start(sys.argv[1],"
-        " model_name=sys.argv[2], log=sys.argv[3] + '/server.log', workdir=sys.argv[3],"
-        " kind='triton').pid)"
+        " model_name=sys.argv[2], log=sys.argv[3] + '/server.log', kind='triton').pid)"
     )
     command = [sys.executable, "-c", code, str(repository / "model"), NAME, str(tmp_path)]
     pid = int(
@@ -366,7 +364,7 @@ def test_runs_from_a_wheel_that_cannot_be_written_to(
     stub.chmod(0o444)  # not even executable, as some installers leave it
     monkeypatch.setattr(triton_wheel, "find", lambda: dataclasses.replace(wheel, stub=stub))
     assert triton.triton_unusable(tmp_path / "work") == ""
-    assert start_triton(repository / "model", workdir=tmp_path / "work").kind == "triton"
+    assert start_triton(repository / "model").kind == "triton"
 
 
 # ------------------------------------------------------------------------- whichever server it is
@@ -377,7 +375,6 @@ def kserve(tmp_path):
     return {
         "model_name": NAME,
         "log": tmp_path / "server.log",
-        "workdir": tmp_path / "work",
         "kind": "kserve-server",
     }
 
@@ -404,7 +401,7 @@ def test_kserves_server_answers_where_triton_is_missing_and_says_so(
     assert group_of(server.pid) == []
 
 
-def test_triton_with_a_missing_library_counts_as_unusable(triton_workdir, tmp_path, monkeypatch):
+def test_triton_with_a_missing_library_counts_as_unusable(triton_runs, tmp_path, monkeypatch):
     wheel = triton_wheel.find()
     broken = tmp_path / "tritonserver"
     broken.write_text(

@@ -16,9 +16,19 @@ from common.run import Run
 from evaluating.evaluate_job import evaluate_job
 from exporting.export_job import export_job
 from serving.inference_service import inference_service
-from training.experiment import experiment
+from training.experiment import experiment, trial_job
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
+
+POINT = {
+    "num-conv-layers": "3",
+    "conv-dim": "100",
+    "num-fc-layers": "2",
+    "fc-dim": "50",
+    "dropout": "0.05",
+    "start-lr": "0.001",
+    "optimizer": "ranger",
+}
 
 
 class PlainDumper(yaml.SafeDumper):
@@ -71,6 +81,7 @@ def manifests() -> dict[str, Manifest]:
         "experiment-particle-net": experiment(particle_net),
         "experiment-2-replicas-of-1-gpu": experiment(replicas),
         "experiment-mig-tolerations-eos": experiment(mig),
+        "resumed-trial": trial_job(pfn, f"{pfn.id}-abcd1234", POINT),
         "export-job": export_job(pfn, "trial-7"),
         "export-job-mig-tolerations-eos": export_job(mig, "trial-7"),
         "evaluate-job": evaluate_job(pfn, "trial-7"),

@@ -22,7 +22,7 @@ from exporting.export_job import export_job
 from operations.render import render
 from serving.inference_service import inference_service
 from tests.clusters.admission import pod_security
-from training.experiment import METRICS_LOG, experiment
+from training.experiment import METRICS_LOG, experiment, trial_job
 
 ROOT = Path(__file__).resolve().parents[2]
 CHECKER = ROOT.parent / "shared" / "tools" / "check_manifests.py"
@@ -148,6 +148,25 @@ def test_every_trial_writes_to_its_own_folder_and_to_katibs_file(run):
     assert f"--metrics-log={METRICS_LOG}" in program
     assert "${" not in json.dumps(trial)
     assert all(value in " ".join(program) for value in names.values())
+
+
+def test_a_resumed_trial_is_that_of_katib_but_for_the_collector(run):
+    manifest = experiment(run)
+    point = {p["name"]: f"v{i}" for i, p in enumerate(manifest["spec"]["parameters"])}
+    of_katib = katib.substitute(manifest, point, "pfn-0-trial-7")
+    resumed = trial_job(run, "pfn-0-trial-7", point)
+    assert resumed["metadata"] == of_katib["metadata"] | run.namespace
+    for ours, theirs in zip(pods(resumed), pods(of_katib), strict=True):
+        program = program_of(ours["spec"]["containers"][0])
+        of_trial = program_of(theirs["spec"]["containers"][0])
+        assert set(program) - set(of_trial) == {"--metrics-log=/dev/null"}
+        assert set(of_trial) - set(program) == {f"--metrics-log={METRICS_LOG}"}
+        ours["spec"]["containers"][0]["args"] = theirs["spec"]["containers"][0]["args"]
+    replicas = run.config.num_replicas
+    policy, of_trial = resumed["spec"].pop("runPolicy"), of_katib["spec"].pop("runPolicy")
+    assert resumed["spec"] == of_katib["spec"]
+    assert policy | {"backoffLimit": RESTARTS * (replicas + 1) + 1} == of_trial
+    assert policy["backoffLimit"] == RESTARTS * replicas + 1
 
 
 def test_a_searched_flag_is_not_fixed_as_well():

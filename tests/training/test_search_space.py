@@ -284,7 +284,17 @@ def get_model(data_config, *, width: int = 8, depth: int = 2, kind: str = "plain
     layer = torch.nn.Linear(width, width)
     if kind == "numbers":
         layer.weight.sum().item()  # cannot be had on the meta device
-    return layer, {}
+    if kind == "narrow":
+        return torch.nn.Sequential(torch.nn.Linear(width - 1, 1)), {}
+    if kind == "embedding":  # takes no number but 0
+        return Embedding(), {}
+    return torch.nn.Sequential(torch.nn.Linear(8, width), layer), {}
+class Embedding(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table = torch.nn.Embedding(1, 4)
+    def forward(self, flat):
+        return self.table(flat.long()).sum(dim=1)
 def get_loss(data_config, **options):
     return torch.nn.L1Loss()
 """
@@ -303,10 +313,16 @@ def get_loss(data_config, **options):
             {"name": "kind", "type": "categorical", "list": ["plain", "strange"]},
             ["depth 4, kind strange", "strange networks are shallow"],
         ),
+        ({"name": "kind", "type": "categorical", "list": ["plain", "embedding"]}, []),
+        (
+            {"name": "kind", "type": "categorical", "list": ["plain", "narrow"]},
+            ["kind narrow", "forward does not take the inputs of jets.yaml", "flat (N, 8)"],
+        ),
     ],
 )
-def test_the_network_is_built_with_the_extremes_of_the_space(entry, facts):
+def test_the_network_is_built_with_the_extremes_of_the_space_and_takes_jets(entry, facts):
     from training.network_options import check_builds
+    from weaver.config.data_config import DataConfig
     from weaver.network.network_file import NetworkFile
 
     entries = {
@@ -317,10 +333,13 @@ def test_the_network_is_built_with_the_extremes_of_the_space(entry, facts):
     entries[entry["name"]] = entry
     space = [one(**values) for values in entries.values()]
     network = NetworkFile(uri="net.py", source=NETWORK)
+    jets = {"inputs": {"flat": {"length": None, "vars": [f"x{number}" for number in range(8)]}}}
+    labels = {"labels": {"type": "custom", "value": {"t": "y"}}}
+    config = DataConfig.from_options({"treename": "jets", **jets, **labels}, "jets.yaml")
     if not facts:
-        assert check_builds(space, network, None)
+        assert check_builds(space, network, config)
         return
-    message = refused(check_builds, space, network, None)
+    message = refused(check_builds, space, network, config)
     for fact in facts:
         assert fact in message
 

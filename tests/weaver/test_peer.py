@@ -7,10 +7,19 @@ generated anew, the same everywhere.
 
 from __future__ import annotations
 
+import subprocess
+
 import numpy as np
 import pytest
 
-from tests.weaver.peer.parity import ARRAYS, CASES, compare, ours
+from tests.weaver.fit.test_options import WEAVER_CORE
+from tests.weaver.peer.exchange import exchange
+from tests.weaver.peer.parity import ARRAYS, CASES, PEER_PYTHON, compare, ours
+from weaver.fit.options import NOT_TAKEN, TrainOptions
+
+with_weaver_core = pytest.mark.skipif(
+    not PEER_PYTHON.exists(), reason="weaver-core is not installed; type: make peer"
+)
 
 # numpy's log and exp differ by a unit in the last place between kinds of CPU; standardising
 # enlarges it
@@ -30,6 +39,30 @@ def test_equal_to_weaver_core(case, tmp_path):
             if same_bits
             else LAST_BITS * max(np.nanmax(np.abs(_finite(peer[name])), initial=0), 1)
         ), name
+
+
+@with_weaver_core
+@pytest.mark.slow
+def test_both_programs_take_the_weights_of_the_other(tmp_path, monkeypatch):
+    """--model-prefix and --load-model-weights, run in weaver-core's own environment."""
+    monkeypatch.setenv("JEC_CACHE", str(tmp_path / "cache"))
+    differences = exchange(tmp_path, str(PEER_PYTHON))
+    assert len(differences) == 4
+    assert max(differences.values()) < 1e-6
+
+
+@with_weaver_core
+@pytest.mark.slow
+def test_the_flags_of_weaver_core_are_those_of_its_parser():
+    """That each of them is taken or refused, and has a case: test_options.py, test_flags.py."""
+    code = "from weaver.train import parser; print(*sorted(parser._option_string_actions))"
+    done = subprocess.run(
+        [str(PEER_PYTHON), "-c", code], cwd="/", capture_output=True, text=True, check=True
+    )
+    names = {word.removeprefix("--") for word in done.stdout.split() if word.startswith("--")}
+    flags = {name for name in names if name.removeprefix("no-") not in names or name[:3] != "no-"}
+    assert flags - {"help"} == {flag.rpartition(":")[2] for flag in WEAVER_CORE.split()}
+    assert flags - {"help"} - set(TrainOptions.names()) == set(NOT_TAKEN)
 
 
 def _finite(values: np.ndarray) -> np.ndarray:

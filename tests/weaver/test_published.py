@@ -14,9 +14,12 @@ import torch
 import uproot
 
 from tests.weaver.trials import history
+from weaver.config.data_config import DataConfig
+from weaver.feed.dataset import _first_files
 from weaver.fit import launch
-from weaver.fit.options import parse
+from weaver.fit.options import DEMO_FILES, parse
 from weaver.predict import beside
+from weaver.prepared.prepare import prepare
 from weaver.train import main
 
 NETWORK = """
@@ -234,6 +237,65 @@ def test_a_corrected_command_runs_after_a_failed_one(place, capsys):
 def test_fewer_jets_than_a_batch_are_refused(place, capsys):
     assert main([*words(place, *DATA, "--regression-mode"), "--batch-size=45"]) == 2
     assert "44 training jets do not fill one batch of 45" in capsys.readouterr().err
+
+
+# ------------------------------------------------------ selections, folds and trying a command
+
+
+def test_a_selection_is_taken_from_files_only(place, capsys):
+    made = words(place, "--data-val=val.root", "--regression-mode")
+    config = DataConfig.load("c.yaml")
+    prepared = prepare("train.root", config, str(place / "storage"), for_training=True)
+    made += ["--data-train", prepared.uri]
+    assert main([*made, "--extra-selection-train", "x > 5"]) == 2
+    said = capsys.readouterr().err
+    assert prepared.uri in said
+    assert "--extra-selection-" in said
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        (["--extra-selection-train", "x >"], "--extra-selection-train"),
+        (["--extra-selection-val", "nothing > 5"], "'nothing'"),
+        (["--extra-selection-test", "x > 5 and"], "--extra-selection-test"),
+        (["--cross-validation", "nothing%2"], "'nothing'"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else None,
+)
+def test_a_selection_that_cannot_be_used_is_named(place, capsys, flags, reason):
+    test = ["--data-test=val.root", "--predict-output=p.root"]
+    assert main(words(place, *DATA, "--regression-mode", *test, *flags)) == 2
+    assert reason in capsys.readouterr().err
+
+
+def test_validation_with_other_inputs_or_labels_is_refused(place, capsys):
+    made = words(place, *DATA, "--regression-mode")
+    (place / "other.yaml").write_text((place / "c.yaml").read_text().replace("t: y", "u: y"))
+    assert main([*made, "--data-config-val=other.yaml"]) == 2
+    said = capsys.readouterr().err
+    for part in ("other.yaml", "c.yaml", "'u'", "'t'"):
+        assert part in said
+
+
+def test_extra_selections_leave_the_derived_numbers_as_they_are(place):
+    """weaver-core 0.5.3 derives without the extra selection, "to get more stats"."""
+    more = ["--regression-mode", "--extra-selection-train", "x > 4"]
+    assert main(words(place, *DATA, "--regression-mode", method="auto", prefix="all")) == 0
+    assert main(words(place, *DATA, *more, method="auto", prefix="some")) == 0
+    derived = [(place / name / "derived.json").read_text() for name in ("all", "some")]
+    assert derived[0] == derived[1]
+    sets = [json.loads(path.read_text()) for path in place.rglob("dataset.json")]
+    passing = int(np.count_nonzero(columns(1)["x"] > 4))
+    assert {made["num_jets"] for made in sets if made["role"] == "training"} == {JETS, passing}
+
+
+def test_demo_takes_the_first_files_of_all_samples(tmp_path):
+    for name in ("b1", "b0", *(f"a{number:02}" for number in range(19))):
+        (tmp_path / f"{name}.root").write_bytes(b"")
+    patterns = f"b:{tmp_path}/b*.root a:{tmp_path}/a*.root"
+    names = [Path(entry.uri).stem for entry in _first_files(patterns, DEMO_FILES)]
+    assert names == ["b0", "b1", *(f"a{number:02}" for number in range(18))]
 
 
 # -------------------------------------------------------------------------- published commands

@@ -46,9 +46,9 @@ Keys that weaver-core does not have (it passes over them):
                                error (weaver/prepared/transform.py)
     weights: use_as            sampling (as weaver-core) | loss
 
-One thing differs from weaver-core: a group with `length: null` has the shape (-1, C) in
-`input_shapes`, or (-1,) if it holds one variable: the shape its tensor really has. Bucketing is
-parsed, but preparing training data with it is refused.
+Two things differ from weaver-core. A group with `length: null` has the shape (-1, C) in
+`input_shapes`, or (-1,) if it holds one variable: the shape its tensor really has. `bucketing` has
+no effect, which a warning says: batches are drawn from all jets.
 """
 
 from __future__ import annotations
@@ -85,6 +85,8 @@ from weaver.config.weights_section import parse_weights
 
 # a column that weaver-core adds: true for the training set, false for validation and test
 TRAINING_FLAG = "aux_training_"
+
+NO_BUCKETS = "the section has no effect: each batch is drawn from all jets, whatever their size"
 
 
 class Derived(TypedDict):
@@ -142,7 +144,9 @@ class DataConfig:
     functions: dict[str, Expression]
     """New variables, labels and the weight by name."""
     selections: dict[str, Expression | None]
-    """"train" and "test"."""
+    """"train" and "test"; with `with_extra_selection` also "derived": the selection of the file, by
+    which `preprocess: auto` derives its numbers.
+    """
     declared: Options
     """The meaning of the file in a canonical form; what `digest` hashes."""
     warnings: tuple[str, ...] = ()
@@ -217,7 +221,10 @@ class DataConfig:
             declared={},
         )
         _check_together(document, config)
-        return dataclasses.replace(config, declared=_declared(config), warnings=document.warnings)
+        warnings = document.warnings
+        if document.options.get("bucketing") is not None:
+            warnings = (*warnings, f"{source}: bucketing: {NO_BUCKETS}")
+        return dataclasses.replace(config, declared=_declared(config), warnings=warnings)
 
     @property
     def labels(self) -> Options:
@@ -302,6 +309,30 @@ class DataConfig:
                 f"{self.source}: preprocess: {unknown('non_finite', policy, NON_FINITE)}"
             )
         return dataclasses.replace(self, non_finite=policy)
+
+    def with_extra_selection(self, extra: str, flag: str, *, for_training: bool) -> DataConfig:
+        """The same config with `(selection) & (extra)`, as weaver-core's --extra-selection-train.
+
+        for_training: of training and validation jets, else of the test set's. `preprocess: auto`
+        still derives its numbers from all jets of the file's own selection, as in weaver-core.
+        flag: where `extra` comes from, for errors. Raises InputError for what is no expression.
+        """
+        Expression(extra, flag)  # an error then names the flag alone
+        role = "train" if for_training else "test"
+        own = self.selection if for_training else self.test_time_selection
+        text = f"({own}) & ({extra})" if own else extra
+        selections = {
+            "derived": self.selections["train"],
+            **self.selections,
+            role: Expression(text, f"{self.source}:selection and {flag}"),
+        }
+        changed = dataclasses.replace(
+            self,
+            selections=selections,
+            selection=text if for_training else self.selection,
+            test_time_selection=self.test_time_selection if for_training else text,
+        )
+        return dataclasses.replace(changed, declared=_declared(changed))
 
     def auto_yaml(self) -> str:
         """The config with its derived numbers: a *.auto.yaml file, which weaver-core reads too."""
@@ -397,10 +428,11 @@ class DataConfig:
             kept=frozenset(read) | needed_again,
         )
 
-    def check_supported(self, for_training: bool) -> None:
-        """Raise InputError for what is parsed but cannot be prepared yet."""
-        if for_training and self.options.get("bucketing") is not None:
-            raise InputError(f"{self.source}: bucketing is not supported yet; leave it out")
+    def plan_to_derive(self, columns: Iterable[str]) -> Plan:
+        """The plan of `preprocess: auto` for these columns: without any extra selection."""
+        selection = self.selections.get("derived", self.selections["train"])
+        selections = {**self.selections, "train": selection}
+        return dataclasses.replace(self, selections=selections).plan_for(columns)
 
     def dispensable(self, absent: Iterable[str]) -> list[str]:
         """Observers of training files that cannot be made without these columns of branches.

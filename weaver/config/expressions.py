@@ -418,10 +418,15 @@ class Expression:
             return getattr(self._momentum(node, columns), node.attr)
         owner = self._value(node.value, columns)
         if not isinstance(owner, np.ndarray | np.generic):
-            raise self._refusal(
-                f"a column has no method '{node.attr}'; write ak.{node.attr}(...) or"
-                f" np.{node.attr}(...)"
-            )
+            instead = [
+                f"{prefix}.{node.attr}(...)"
+                for prefix in ("ak", "np")
+                if node.attr in VOCABULARY[MODULES[prefix]]
+            ]
+            if node.attr == "astype":
+                instead = ['ak.values_astype(x, "int32")']
+            advice = f"write {' or '.join(instead)}" if instead else "arrays of np.stack have it"
+            raise self._refusal(f"a column has no method '{node.attr}'; {advice}")
         return getattr(owner, node.attr)
 
 

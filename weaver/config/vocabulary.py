@@ -274,6 +274,12 @@ len                             python
 lexsort                         numpy
 lgamma                          math
 linalg.norm                     numpy
+add.reduce                      numpy
+logical_and.reduce              numpy
+logical_or.reduce               numpy
+maximum.reduce                  numpy
+minimum.reduce                  numpy
+multiply.reduce                 numpy
 linear_fit                      awkward
 linspace                        numpy
 logaddexp2                      numpy

@@ -33,7 +33,7 @@ from weaver.prepared.columns import (
     node_cache,
 )
 from weaver.prepared.prepare import prepare
-from weaver.read.files import WHOLE, Part
+from weaver.read.files import SAMPLE_NAME, WHOLE, Part, find
 from weaver.read.jagged import exactly
 
 Observed = Any
@@ -141,6 +141,7 @@ class Dataset:
         validation: bool = False,
         copy: bool = False,
         part: Part = WHOLE,
+        most_files: int | None = None,
     ) -> Dataset:
         """Open prepared data.
 
@@ -148,7 +149,8 @@ class Dataset:
         of ROOT files, which are first prepared into `cache_dir`, in the role that `for_training`
         and `validation` say (weaver/prepared/prepare.py). Data on S3, and with `copy` also data on
         a shared disk, is copied once to this node's cache (`cache_dir`, or JEC_CACHE, or a folder
-        for temporary files). part: of each file that is first prepared.
+        for temporary files). part: of each file that is first prepared. most_files: take only the
+        first ones of those that match, sorted; prepared data stay whole.
 
         Raises InputError where there is no such data, or it was prepared with another data config.
         """
@@ -169,8 +171,9 @@ class Dataset:
                     " again"
                 )
         elif not is_prepared(source):
+            files = source if most_files is None else _first_files(source, most_files)
             source = prepare(
-                source,
+                files,
                 data_config,
                 str(cache),
                 for_training=for_training,
@@ -416,6 +419,23 @@ class _Advice:
             self._map.madvise(mmap.MADV_WILLNEED, start, stop - start)
 
 
+def _first_files(patterns: str, most: int) -> list[storage.Entry]:
+    """The first files that match, as weaver-core's --demo takes them.
+
+    Those of one sample (`name:pattern`) are sorted, and samples follow in the order of their names'
+    first appearance.
+    """
+    samples: dict[str, list[str]] = {}
+    for part in patterns.split():
+        name = SAMPLE_NAME.match(part)
+        samples.setdefault(name[0] if name else "", []).append(part)
+    entries: dict[str, storage.Entry] = {}
+    for parts in samples.values():
+        for entry in sorted(find(parts), key=lambda entry: entry.uri):
+            entries.setdefault(entry.uri, entry)
+    return list(entries.values())[:most]
+
+
 def _cannot_be_split(source: str) -> InputError:
     return InputError(
         f"{source} is prepared data, which --train-val-split does not divide; give validation data"
@@ -428,6 +448,11 @@ def _check(source: str, description: Mapping[str, Any], config: DataConfig) -> N
         raise InputError(
             f"{source} has form {description.get('format')}, this program reads form {FORMAT};"
             " prepare it again"
+        )
+    if description["config"] != config.digest() and "derived" in config.selections:
+        raise InputError(
+            f"{source} is prepared data, from which no further selection is taken; name the files"
+            " themselves, or leave --extra-selection-* and --cross-validation out"
         )
     if description["config"] != config.digest():
         raise InputError(

@@ -306,9 +306,23 @@ def command_digest(configuration: Settings, patterns: Sequence[str]) -> str:
 
 
 def resume_configuration(
-    options: TrainOptions, data_config: DataConfig, network: NetworkFile
+    options: TrainOptions,
+    data_config: DataConfig,
+    val_config: DataConfig,
+    network: NetworkFile,
 ) -> dict[str, object]:
-    """The settings that must be equal for a checkpoint to be resumed."""
+    """The settings that must be equal for a checkpoint to be resumed.
+
+    The data configs are those of training and validation.
+    """
+    others: dict[str, object] = {}
+    # only where given, so that checkpoints of earlier versions still fit
+    if not options.data_val:
+        others["train_val_split"] = options.train_val_split
+    if val_config.digest() != data_config.digest():
+        others["data_config_val"] = val_config.digest()[:16]
+    if options.most_files:
+        others["demo"] = True
     return {
         **options.settings(),
         "network_option": dict(options.network_option),
@@ -317,7 +331,7 @@ def resume_configuration(
         "data_config": data_config.digest()[:16],
         "data_train": " ".join(options.data_train),
         "data_val": " ".join(options.data_val),
-        **({} if options.data_val else {"train_val_split": options.train_val_split}),
+        **others,
     }
 
 

@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 
 from common.choices import PRECISIONS
 from common.errors import InputError, unknown
-from weaver.fit.schedulers import CURVES
+from weaver.fit.schedulers import CURVES, WARMED_UP
 
 # Others of torch.optim have their class names, as in weaver-core.
 OPTIMIZERS: Mapping[str, str] = {
@@ -82,6 +82,11 @@ OWN_FLAGS = frozenset(
     }
 )
 """Fields of TrainOptions that are no flags of weaver-core's."""
+MONITOR_FILE = "weaver_monitor_info.parquet"
+"""What --io-test writes into the current folder, as weaver-core."""
+DEMO_FILES = 20
+DEMO_FRACTION = 0.1
+"""Of --demo, as weaver-core's."""
 AUTO_NAME = "JEC_AUTO_NAME"
 """Environment variable that gives all ranks the same name in place of {auto}."""
 
@@ -226,6 +231,27 @@ class TrainOptions:
         nargs="*",
     )
     data_config: str = flag("", "data config in Weaver's YAML", "-c")
+    data_config_val: str = flag(
+        "", "data config of the validation data, with equal inputs and labels (default: the same)"
+    )
+    data_config_test: str = flag("", "data config of the test data (default: the same)")
+    extra_selection_train: str = flag(
+        "", "condition on training jets, besides the data config's `selection`"
+    )
+    extra_selection_val: str = flag("", "the same for validation jets")
+    extra_selection_test: str = flag(
+        "", "condition on test jets, besides the data config's `test_time_selection`"
+    )
+    cross_validation: str = flag(
+        "",
+        "VARIABLE%K: train K times, in folders that end in _fold0, ..., each time without the jets"
+        " of VARIABLE % K == fold, which are then the fold's test jets",
+    )
+    demo: bool = flag(
+        False,
+        "try the command: the first 20 files of each data set, and a tenth of their jets",
+        action=argparse.BooleanOptionalAction,
+    )
     network_config: str = flag("", "network file with get_model and get_loss", "-n")
     network_option: Mapping[str, Any] = flag(
         {},
@@ -288,7 +314,7 @@ class TrainOptions:
         0, "jets a step of validation (default: as --batch-size)", type=number(int, 1)
     )
     batch_size_test: int = flag(
-        0, "jets a step of prediction (default: as --batch-size-val)", type=number(int, 1)
+        0, "jets a step of prediction (default: as --batch-size)", type=number(int, 1)
     )
     data_fraction: float = flag(
         1.0, "share of the training jets to use", type=number(float, 0, 1, above=True)
@@ -419,6 +445,17 @@ class TrainOptions:
         "with --export-onnx: put config.pbtxt and 1/model.onnx to this address, whose last part"
         " names the model",
     )
+    io_test: bool = flag(
+        False,
+        "read one epoch of training data (to predict: the test data) without a network, show the"
+        f" rate, write {MONITOR_FILE} of what the config monitors, and end",
+        action=argparse.BooleanOptionalAction,
+    )
+    profile: bool = flag(
+        False,
+        "show where the time of the network's forward pass goes, by torch.profiler, and end",
+        action=argparse.BooleanOptionalAction,
+    )
     print: bool = flag(
         False,
         "show the network, its parameters and operations, and end",
@@ -467,11 +504,22 @@ class TrainOptions:
     @property
     def trains(self) -> bool:
         """False where only a finished trial is used."""
-        return not (self.predict or self.export_onnx or self.print or not self.runs("train"))
+        only_looks = self.predict or self.export_onnx or self.print or self.profile
+        return not only_looks and self.runs("train")
 
     def runs(self, step: str) -> bool:
         """Whether --run-mode names a step, one of RUN_STEPS."""
         return step in self.run_mode.split(",")
+
+    @property
+    def size_test(self) -> int:
+        """Jets a step of prediction."""
+        return self.batch_size_test or self.batch_size
+
+    @property
+    def most_files(self) -> int | None:
+        """How many files of each data set are taken at most."""
+        return DEMO_FILES if self.demo else None
 
     @property
     def parts(self) -> tuple[tuple[float, float], tuple[float, float]]:
@@ -552,7 +600,6 @@ _SHUFFLED = (
 )
 _MAPPED = "decoded jets are mapped into memory, which all processes of a machine share"
 _THREAD = "a thread makes batches ahead; no worker processes"
-_SELECTION = "write it into `selection` of a data config of its own"
 
 NOT_TAKEN: dict[str, NotTaken] = {
     # Accepted without effect.
@@ -567,16 +614,7 @@ NOT_TAKEN: dict[str, NotTaken] = {
         "weights are made again only for other data or another config", takes_value=False
     ),
     # Refused.
-    "data-config-val": NotTaken(
-        "validation takes the training's data config; only then are both losses of the same"
-        " quantity"
-    ),
-    "data-config-test": NotTaken("run --predict by itself with --data-config"),
-    "extra-selection-train": NotTaken(_SELECTION),
-    "extra-selection-val": NotTaken(_SELECTION),
-    "extra-selection-test": NotTaken("write it into `test_time_selection` of the data config"),
     "file-fraction": NotTaken("use --data-fraction, which takes jets of all files"),
-    "demo": NotTaken("use --data-fraction 0.01 --num-epochs 1", takes_value=False),
     "tensorboard-custom-fn": NotTaken(
         "losses, rates and response histograms are written without it; add others in"
         " weaver/fit/tensorboard.py"
@@ -588,18 +626,6 @@ NOT_TAKEN: dict[str, NotTaken] = {
     "compile-optimizer": NotTaken(
         "the optimizers' steps are fused where PyTorch can; use --compile for the network",
         takes_value=False,
-    ),
-    "io-test": NotTaken(
-        "training shows the share of time spent waiting for data; benchmarks/ measures feeding"
-        " alone",
-        takes_value=False,
-    ),
-    "profile": NotTaken(
-        "run it under a profiler: python -m cProfile -m weaver.train ... --steps-per-epoch 50",
-        takes_value=False,
-    ),
-    "cross-validation": NotTaken(
-        "train once for each fold, with a data config whose `selection` leaves it out"
     ),
 }
 """Flags of weaver-core 0.5.3 that are no field of TrainOptions."""
@@ -722,7 +748,43 @@ def parse(argv: Sequence[str] | None = None) -> TrainOptions:
         for line in notes(options):
             print(f"note: {line}", file=sys.stderr, flush=True)
     only_tests = options.runs("test") and not options.runs("train")
-    return dataclasses.replace(options, predict=options.predict or only_tests)
+    return dataclasses.replace(
+        options,
+        predict=options.predict or only_tests,
+        data_fraction=DEMO_FRACTION if options.demo else options.data_fraction,
+    )
+
+
+def folds(options: TrainOptions) -> list[TrainOptions]:
+    """The options of each training of --cross-validation, made as in weaver-core.
+
+    Where there is a selection besides, a jet has to pass both.
+    """
+    variable, _, count = options.cross_validation.rpartition("%")
+    folder, name = os.path.split(options.model_prefix)
+    output, extension = os.path.splitext(options.predict_output)
+    trainings = []
+    for fold in range(int(count)):
+        rest = f"{variable}%{count}!={fold}"
+        left_out = f"{variable}%{count}=={fold}"
+        trainings.append(
+            dataclasses.replace(
+                options,
+                cross_validation="",
+                model_prefix=os.path.join(f"{folder}_fold{fold}", name),
+                predict_output=f"{output}_fold{fold}{extension}" if output else "",
+                extra_selection_train=_both(options.extra_selection_train, rest),
+                extra_selection_val=_both(options.extra_selection_val, rest),
+                extra_selection_test=_both(options.extra_selection_test, left_out),
+                load_model_weights=options.load_model_weights.replace("{fold}", f"fold{fold}"),
+            )
+        )
+    return trainings
+
+
+def _both(selection: str, other: str) -> str:
+    """The condition that two conditions hold; `selection` may be none."""
+    return f"({selection}) & ({other})" if selection else other
 
 
 def with_names(options: TrainOptions) -> TrainOptions:
@@ -756,6 +818,14 @@ def auto_name(options: TrainOptions) -> str:
 def notes(options: TrainOptions) -> list[str]:
     """What a flag means here where it means something else in weaver-core, a line for each."""
     lines: list[str] = []
+    for name, (needs, reason) in NEEDS.items():
+        default = getattr(TrainOptions, name, {})
+        if getattr(options, name) != default and not needs(options):
+            lines.append(f"--{name.replace('_', '-')} has no effect: {reason}")
+    if options.demo:
+        lines.append(
+            f"--demo: only the first {DEMO_FILES} files, and --data-fraction {DEMO_FRACTION:g}"
+        )
     if not options.trains:
         return lines
     if "{auto}" not in options.model_prefix and options.tensorboard_log_dir.startswith("runs/"):
@@ -787,6 +857,28 @@ def notes(options: TrainOptions) -> list[str]:
     return lines
 
 
+_ONLY_TEST = "there are no test data (--data-test)"
+NEEDS: dict[str, tuple[Callable[[TrainOptions], object], str]] = {
+    "warmup_steps": (
+        lambda options: options.lr_scheduler in WARMED_UP,
+        f"the rate rises in --lr-scheduler {', '.join(WARMED_UP)} only",
+    ),
+    "amp_dtype": (lambda options: options.use_amp, "it goes with --use-amp"),
+    "compiler_option": (lambda options: options.compile, "it goes with --compile"),
+    "onnx_opset": (lambda options: options.export_onnx, "it goes with --export-onnx"),
+    "backend": (
+        lambda _: int(os.environ.get("WORLD_SIZE", "1")) > 1,
+        "there is one process only",
+    ),
+    "data_config_test": (lambda options: options.data_test, _ONLY_TEST),
+    "extra_selection_test": (lambda options: options.data_test, _ONLY_TEST),
+    "batch_size_test": (lambda options: options.data_test, _ONLY_TEST),
+    "predict_gpus": (lambda options: options.data_test, _ONLY_TEST),
+    "predict_output": (lambda options: options.data_test, _ONLY_TEST),
+}
+"""Field -> (whether it has an effect, and why it has none otherwise), said at the start."""
+
+
 def _wrong_run_mode(options: TrainOptions) -> str | None:
     """Say what is wrong with --run-mode."""
     for step in options.run_mode.split(","):
@@ -803,7 +895,15 @@ def _wrong_run_mode(options: TrainOptions) -> str | None:
 def _missing(options: TrainOptions) -> str | None:
     """Name the flags that are missing for what the others ask for."""
     needed = ["data_config", "network_config"]
-    if options.predict or not options.runs("train"):
+    predicts = options.predict or not options.runs("train")
+    if predicts and options.data_config_test:
+        needed.remove("data_config")
+    if options.io_test:
+        needed.remove("network_config")
+        needed += ["data_test" if predicts else "data_train"]
+    elif options.profile or options.print:
+        pass
+    elif predicts:
         needed += ["model_prefix", "data_test", "predict_output"]
     elif options.export_onnx:
         needed += ["model_prefix"]
@@ -815,7 +915,12 @@ def _missing(options: TrainOptions) -> str | None:
 
 def _contradiction(options: TrainOptions) -> str | None:
     """Name flags that do not go together."""
-    if options.data_test and not options.predict_output:
+    if options.cross_validation and (options.export_onnx or options.metrics_log):
+        return (
+            "--cross-validation trains several networks; --export-onnx and --metrics-log go with"
+            " one of them: give the fold's --model-prefix"
+        )
+    if options.data_test and not options.predict_output and not options.io_test:
         return (
             "--data-test needs --predict-output: the test set takes no part in training, only"
             " predictions are made of it"
@@ -850,6 +955,10 @@ def _contradiction(options: TrainOptions) -> str | None:
 
 def _malformed(options: TrainOptions) -> str | None:
     """Name a flag whose value has the wrong form."""
+    if options.cross_validation and not re.fullmatch(r".+%\s*[1-9]\d*", options.cross_validation):
+        return (
+            f"--cross-validation must be VARIABLE%K as in event%5, not '{options.cross_validation}'"
+        )
     if options.predict_output and not options.predict_output.endswith(
         (".npz", ".root", ".parquet")
     ):

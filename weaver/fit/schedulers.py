@@ -138,3 +138,5 @@ CURVES: dict[str, Callable[[Schedule, int], float]] = {
     "one-cycle": one_cycle,
 }
 """Names of --lr-scheduler and their curves."""
+WARMED_UP = ("flat+linear", "flat+cos", "warmup+cos")
+"""Those that --warmup-steps changes."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
@@ -31,17 +33,37 @@ def check_forward(
     inputs and the reason where `forward` does not take them, and where its outputs do not fit the
     classes or targets of the data config.
     """
+    inputs = [batch.inputs[name] for name in data_config.input_names]
+    with precision.autocast(batch.weights.device):
+        output = forward(model, inputs, data_config, network)
+    if regression:
+        _check_targets(output, batch, data_config, network)
+    else:
+        _check_classes(output, data_config, network)
+    return output.shape[-1] if output.ndim > 1 else 1
+
+
+@torch.no_grad()
+def forward(
+    model: torch.nn.Module,
+    inputs: Sequence[torch.Tensor],
+    data_config: DataConfig,
+    network: NetworkFile,
+) -> torch.Tensor:
+    """The network's outputs (N, outputs) in evaluation mode, which changes nothing in it.
+
+    inputs: of N jets, in the order of the data config. Raises InputError as `check_forward`.
+    """
     was_training = model.training
     model.eval()
     try:
-        with precision.autocast(batch.weights.device):
-            output = model(*(batch.inputs[name] for name in data_config.input_names))
+        output = model(*inputs)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # a user's network may raise anything
         shapes = []
-        for name in data_config.input_names:
-            shapes.append(f"{name} {_shape(batch.inputs[name])}")
+        for name, tensor in zip(data_config.input_names, inputs, strict=True):
+            shapes.append(f"{name} {_shape(tensor)}")
         raise network.refusal(
             f"forward does not take the inputs of {data_config.source} ({', '.join(shapes)})", error
         ) from error
@@ -52,16 +74,30 @@ def check_forward(
             f"{network.uri}: forward returns {type(output).__name__}; expected one tensor, (N,"
             " outputs)"
         )
-    if output.shape[:1] != (len(batch),):
+    if output.shape[:1] != inputs[0].shape[:1]:
         raise InputError(
-            f"{network.uri}: forward returns the shape {tuple(output.shape)} for {len(batch)} jets;"
-            " expected (N, outputs)"
+            f"{network.uri}: forward returns the shape {tuple(output.shape)} for {len(inputs[0])}"
+            " jets; expected (N, outputs)"
         )
-    if regression:
-        _check_targets(output, batch, data_config, network)
-    else:
-        _check_classes(output, data_config, network)
-    return output.shape[-1] if output.ndim > 1 else 1
+    return output
+
+
+def check_shapes(model: torch.nn.Module, data_config: DataConfig, network: NetworkFile) -> None:
+    """Pass made-up jets of the data config's shapes through the network, before any are decoded.
+
+    Ones at first, as weaver-core does: they are no masked particle, and the number of something. A
+    network that refuses their values may take others, so that numbers between 0 and 1 are tried
+    too. Raises InputError where it takes neither.
+    """
+    ones = []
+    for name in data_config.input_names:
+        ones.append(torch.ones(PROBED_JETS, *data_config.input_shapes[name][1:]))
+    try:
+        forward(model, ones, data_config, network)
+    except InputError:
+        generator = torch.Generator().manual_seed(0)
+        others = [torch.rand(tensor.shape, generator=generator) for tensor in ones]
+        forward(model, others, data_config, network)
 
 
 def check_class_numbers(numbers: np.ndarray, name: str, outputs: int) -> None:

@@ -55,7 +55,7 @@ def _collect(
     files: list[DataFile], config: DataConfig, paths: Mapping[str, Path], steps: Steps
 ) -> dict[str, Parts]:
     """Write the flat values of each variable to its file; returns their types."""
-    plan = config.plan_for(paths)
+    plan = config.plan_to_derive(paths)
     fraction = config.preprocess["data_fraction"]
     stops = [max(math.trunc(fraction * file.num_entries), 1) for file in files]
     types: dict[str, Parts] = {}

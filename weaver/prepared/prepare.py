@@ -97,7 +97,6 @@ def prepare(
         entries = data_files.find(cast("str | Iterable[str]", files))
     # The key, and the order of the jets, do not depend on the order in which files are named.
     entries = sorted(entries, key=lambda entry: entry.uri)
-    data_config.check_supported(for_training)
     role = "test" if not for_training else "validation" if validation else "training"
     _check_derived(data_config, role)
 

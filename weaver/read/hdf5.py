@@ -26,12 +26,18 @@ def open_file(uri: str) -> Iterator[Any]:
 
     Raises whatever PyTables raises, and InputError without PyTables or for an s3:// address.
     """
+    if storage.is_s3(uri):
+        raise InputError(
+            f"{uri}: HDF5 is read from a disk only; download the file, or write the jets as ROOT or"
+            " parquet"
+        )
     try:
         import tables
     except ImportError:
-        raise InputError(f"reading {uri} takes PyTables; type: pip install tables") from None
-    if storage.is_s3(uri):
-        raise InputError(f"{uri}: HDF5 is read from a disk only; download the file first")
+        raise InputError(
+            f"reading {uri} takes PyTables; type: pip install '.[hdf5]' (where the project is not:"
+            " pip install tables)"
+        ) from None
     with tables.open_file(uri) as file:
         yield file
 

@@ -276,9 +276,28 @@ def test_derived_numbers_travel_and_do_not_change_the_digest():
         ours.with_derived({**derived, "reweight_hists": {"isQ": table, "isG": table[:1]}})
 
 
-def test_bucketing_parses_but_is_not_prepared_yet():
-    with pytest.raises(InputError, match="bucketing is not supported yet"):
-        config(bucketing={"var": "nPF", "bins": 3}).check_supported(for_training=True)
+def test_bucketing_changes_nothing_and_a_warning_says_so():
+    ours = config(bucketing={"var": "nPF", "bins": 3})
+    assert ours.digest() == config().digest()
+    assert [line for line in ours.warnings if "bucketing" in line]
+
+
+def test_an_extra_selection_is_of_one_role_and_of_no_derived_number():
+    """weaver-core 0.5.3: `(selection) & (extra)`, which its AutoStandardizer does not see."""
+    ours = config(selection="jetPt > 20")
+    more = ours.with_extra_selection("jetEta < 2", "--extra-selection-train", for_training=True)
+    assert more.plan(True).selection.text == "(jetPt > 20) & (jetEta < 2)"
+    assert more.plan(False).selection.text == "jetPt > 20"
+    assert more.plan_to_derive(["jetPt"]).selection.text == "jetPt > 20"
+    assert more.digest() != ours.digest()
+    tested = ours.with_extra_selection("jetEta < 2", "--extra-selection-test", for_training=False)
+    assert tested.plan(True).selection.text == "jetPt > 20"
+    assert tested.plan(False).selection.text == "(jetPt > 20) & (jetEta < 2)"
+    alone = config(selection=None).with_extra_selection("x > 1", "--flag", for_training=True)
+    assert alone.plan(True).selection.text == "x > 1"
+    assert alone.plan_to_derive(["jetPt"]).selection is None
+    with pytest.raises(InputError, match="--flag"):
+        ours.with_extra_selection("x >", "--flag", for_training=True)
 
 
 def test_branch_magic_renames_what_is_read():

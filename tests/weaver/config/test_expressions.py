@@ -234,6 +234,19 @@ def test_four_momenta():
         Expression("pt.layout").evaluate(columns)
 
 
+@pytest.mark.parametrize(
+    ("text", "instead"),
+    [
+        ("pt.astype('int32')", r"ak\.values_astype"),
+        ("pt.sum()", r"ak\.sum\(\.\.\.\) or np\.sum"),
+        ("pt.cumsum()", r"write np\.cumsum"),
+    ],
+)
+def test_a_column_has_no_methods_and_functions_that_exist_are_named(text, instead):
+    with pytest.raises(InputError, match=instead):
+        Expression(text).evaluate({"pt": ak.Array([[1.0], []])})
+
+
 def test_random_helpers_repeat_by_seed():
     columns = {"pt": ak.Array([list(range(40)), [], [1.0, 2.0]])}
     shuffled = Expression("_batch_gather(pt, _batch_permute_indices(pt))")
@@ -288,6 +301,8 @@ PEER_COLUMNS = {
         ("np.linalg.norm(np.stack([i, b], 1), axis=1)", [26**0.5, 3, 50**0.5]),
         ("np.einsum('ij,ij->i', _pad(j, 2), _pad(k, 2))", [2.5, 6, 0]),
         ("np.heaviside(i, 0.5)", [0, 1, 1]),
+        ("np.maximum.reduce([i, x, b])", [2.5, 3, 7]),
+        ("np.logical_or.reduce([i > 1, x > 100])", [False, True, True]),
         ("ak.zip({'pt': j, 'q': k}).pt", [[1.5, 0.5], [2.0], []]),
         ("ak.zip({'pt': j, 'q': k})['q']", [[1, 2], [3], []]),
         ("ak.combinations(j, 2)['1']", [[0.5], [], []]),

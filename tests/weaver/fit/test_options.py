@@ -114,7 +114,10 @@ def test_whole_numbers_may_come_as_floats_from_a_search():
             "must end in .root, .parquet or .npz",
         ),
         (["extra"], "unexpected argument 'extra'"),
-        (["--demo"], "--demo of weaver-core is not an option here: use --data-fraction 0.01"),
+        (["--file-fraction=0.5"], "--file-fraction of weaver-core is not an option here"),
+        (["--cross-validation=event"], "--cross-validation must be VARIABLE%K"),
+        (["--cross-validation=event%0"], "--cross-validation must be VARIABLE%K"),
+        (["--cross-validation=event%5", "--metrics-log=m"], "--metrics-log go with one of them"),
         (["--train-val-split", "1"], "must be a number above 0"),
         (["--run-mode=trian"], "--run-mode: unknown step 'trian'; did you mean 'train'"),
         (["--run-mode=val"], "history.json in the trial's folder holds the validation"),
@@ -174,7 +177,7 @@ def test_flags_that_need_nothing_say_why_and_change_nothing(capsys):
         "--num-workers",
         "3",
         "--no-remake-weights",
-        "--no-demo",
+        "--no-compile-optimizer",
     ]
     assert parse([*NEEDED, "--regression-mode", *words]) == parse([*NEEDED, "--regression-mode"])
     said = capsys.readouterr().err
@@ -236,12 +239,13 @@ def test_precisions_are_those_of_the_pipeline_and_each_has_its_type():
 
 
 def test_all_refused_and_unknown_flags_are_listed_at_once(capsys):
-    words = ["--demo", "--io-test", "--cross-validation", "event%5", "--num-epcohs=3"]
+    words = ["--compile-optimizer", "--file-fraction", "0.5", "--custom-functions=f.py"]
+    words += ["--num-epcohs=3"]
     with pytest.raises(SystemExit) as ended:
         parse([*NEEDED, *words])
     assert ended.value.code == 2
     said = capsys.readouterr().err
-    for part in ("--demo of weaver-core", "--io-test", "--cross-validation", "'--num-epcohs'"):
+    for part in ("--compile-optimizer of weaver-core", "--file-fraction", "'--num-epcohs'"):
         assert part in said
 
 

@@ -24,7 +24,9 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.weaver.peer import samples
+from tests.weaver.peer import commands, samples
+from tests.weaver.peer.exchange import exchange
+from tests.weaver.peer.flag_cases import OF_WEAVER_CORE
 from tests.weaver.peer.math_bits import math_bits
 from weaver.config.data_config import DataConfig
 from weaver.feed.dataset import Dataset
@@ -33,6 +35,8 @@ from weaver.prepared.prepare import prepare
 HERE = Path(__file__).parent
 ARRAYS = HERE / "arrays"
 DATA = HERE.parents[2] / "data"
+PEER_PYTHON = HERE.parents[2] / ".venv-peer" / "bin" / "python"
+ROUNDING = 1e-6  # of weights and predictions, which are of the order of one
 PEER_SECONDS = 600  # weaver-core compiles its kernels first
 
 
@@ -187,7 +191,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument(
         "--peer-python",
-        default=".venv-peer/bin/python",
+        default=str(PEER_PYTHON),
         help="Python of an environment with weaver-core (make peer)",
     )
     parser.add_argument("--write", action="store_true", help="store weaver-core's arrays")
@@ -207,6 +211,9 @@ def main(argv: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="jec-parity-") as folder:
         found = peers(chosen, Path(folder), str(python))
         different = sum(report(case, found[case.name], Path(folder)) for case in chosen)
+        if not arguments.case:
+            different += report_commands(Path(folder), str(python), write=arguments.write)
+            different += report_exchange(Path(folder), str(python))
     if arguments.write:
         ARRAYS.mkdir(exist_ok=True)
         for case in chosen:
@@ -217,6 +224,37 @@ def main(argv: list[str] | None = None) -> int:
         )
     print(f"{different} arrays differ" if different else "every array is equal to the bit")
     return 1 if different else 0
+
+
+def report_commands(folder: Path, python: str, *, write: bool) -> int:
+    """Run the commands of the flags in weaver-core; returns how many no longer do as is stored.
+
+    With `write` they are stored instead. tests/weaver/test_flags.py compares ours.
+    """
+    place = folder / "commands"
+    place.mkdir()
+    cases = [case for case in OF_WEAVER_CORE if case.is_of_peer]
+    made = commands.of_peer({case.name: case.command for case in cases}, place, python)
+    if write:
+        commands.store(made)
+        return 0
+    stored = json.loads(commands.STORED.read_text())
+    different = 0
+    for case in cases:
+        rows = commands.differences(made[case.name], stored[case.name], case.leave_out)
+        different += len(rows)
+        print(f"--{case.name:<43} {'; '.join(rows) or 'equal'}")
+    return different
+
+
+def report_exchange(folder: Path, python: str) -> int:
+    """Let both programs take the weights of the other; returns how many numbers differ."""
+    place = folder / "exchange"
+    place.mkdir()
+    differences = exchange(place, python)
+    for name, gap in differences.items():
+        print(f"{name:<48} {'equal' if gap < ROUNDING else f'max difference {gap:.3g}'}")
+    return sum(gap >= ROUNDING for gap in differences.values())
 
 
 def report(case: Case, peer: dict[str, np.ndarray], folder: Path) -> int:

@@ -832,7 +832,6 @@ def test_a_truncated_file_is_skipped_only_when_asked(one_file, tmp_path):
             {"labels": {"type": "custom", "value": {"t": "math.log(jetPt)"}}},
             "jec.yaml:labels:t: expression 'math.log",
         ),
-        "bucketing": ({"bucketing": {"var": "jetPt", "bins": 3}}, "bucketing is not supported yet"),
     }.values(),
     ids=lambda value: value if isinstance(value, str) else "",
 )

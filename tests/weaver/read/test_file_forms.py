@@ -15,10 +15,11 @@ import pytest
 import uproot
 
 from common.errors import InputError
+from common.storage import Entry
 from weaver.config.data_config import DataConfig
 from weaver.feed.dataset import Batch, Dataset
 from weaver.prepared.prepare import prepare
-from weaver.read.files import DamagedFile
+from weaver.read.files import DamagedFile, check
 from weaver.read.opening import unreadable
 
 X = np.linspace(0, 1, 12, dtype="f4")
@@ -134,8 +135,15 @@ def test_hdf5_in_the_layout_of_weaver_core(tmp_path):
 def test_hdf5_without_its_package_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "tables", None)
     (tmp_path / "a.h5").write_bytes(b"\x89HDF")
-    with pytest.raises(InputError, match="pip install tables"):
+    with pytest.raises(InputError, match=r"a\.h5 takes PyTables; type: pip install '\.\[hdf5\]'"):
         all_jets(str(tmp_path / "a.h5"), tmp_path)
+
+
+def test_hdf5_on_s3_is_refused_with_what_to_do():
+    uri = "s3://jets/a.h5"
+    entry = Entry(uri=uri, size=10, tag="x")
+    with pytest.raises(InputError, match=f"{uri}: HDF5 is read from a disk only; download"):
+        check([entry], config(), for_training=True)
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,18 @@ def write(path, compression, parts=1):
     return path
 
 
+def test_an_array_of_one_number_is_left_to_uproot(tmp_path):
+    """weaver-core reads `x[1]` as (N, 1), and `x` as (N,): the leaf's title tells them apart."""
+    path = tmp_path / "a.root"
+    with uproot.recreate(path) as file:
+        file.mktree("t", {"x": "f4", "one": np.dtype(("f4", (1,)))}).extend(
+            {"x": np.zeros(3, "f4"), "one": np.zeros((3, 1), "f4")}
+        )
+    assert root_tree.read_tree(str(path), lambda keys: keys[0], {"x"}).branches
+    with pytest.raises(root_tree.Unusual):
+        root_tree.read_tree(str(path), lambda keys: keys[0], {"x", "one"})
+
+
 COMPRESSIONS = [None, uproot.ZLIB(1), uproot.LZ4(1), uproot.LZMA(1), uproot.ZSTD(1)]
 
 

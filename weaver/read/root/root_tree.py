@@ -224,6 +224,15 @@ class Cursor:
         self.at = end
         return name
 
+    def object_title(self) -> str:
+        """The title of a named object, whose end is then reached."""
+        end = self.begin()[1]
+        self.plain_object()
+        self.text()
+        title = self.text()
+        self.at = end
+        return title
+
     def objects(self) -> Iterator[tuple[str, Cursor]]:
         """The objects of an array that begins here: class, and a place at the object's beginning.
 
@@ -338,10 +347,12 @@ def _parse_leaf(kind: str, cursor: Cursor) -> tuple[np.dtype, bool]:
     cursor.begin()
     if cursor.begin()[0] != 2:
         raise Unusual("a leaf of another version of ROOT")
-    cursor.skip()  # name and title
+    title = cursor.object_title()
     length, size, _, _, unsigned, counter = cursor.take(_LEAF)
     dtype = np.dtype(f">{TYPES[kind]}")
     dtype = np.dtype(f">u{dtype.itemsize}") if unsigned and dtype.kind == "i" else dtype
-    if length != 1 or size != dtype.itemsize:
+    # of `x[1]` as of `x` there is one number, but an array of it
+    dimensions = title.count("[") - (counter != 0)
+    if length != 1 or dimensions > 0 or size != dtype.itemsize:
         raise Unusual("several numbers under one name")
     return dtype, counter != 0

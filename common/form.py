@@ -1,0 +1,167 @@
+"""Kubeflow's form: the parameters of the pipeline, and the fields of RunConfig behind them.
+
+The form shows a text field for each parameter, in the order of the names, with name and type and
+no description. So few parameters have a field of their own (`own_input`): what users change first,
+whose names sort first, and where a run is stored, last. All others are entries of one JSON object,
+`settings`, for which the form has an editor; there they are grouped by the prefixes of their names.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from common.cli import truth
+from common.config import OF_THE_GROUP, RunConfig, flag
+from common.errors import InputError, unknown
+
+SETTINGS = "settings"
+SEARCH_SPACE = "search_space"
+"""The only parameter that is JSON in the form and text in RunConfig."""
+PREFIXES = {
+    "data and network": "data",
+    "search": "search",
+    "resources": "pods",
+    "gates and serving": "serve",
+    "Kubeflow": "kubeflow",
+}
+"""Groups of `--help` -> first word of their names in the form."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One field of RunConfig as the form has it."""
+
+    name: str
+    field: str
+    default: Any
+    description: str
+    own_input: bool
+    of_site: bool
+
+    @property
+    def type(self) -> type:
+        """Its type as a parameter of the pipeline."""
+        return dict if self.name == SEARCH_SPACE else type(self.default)
+
+
+def _entries() -> tuple[Entry, ...]:
+    entries = []
+    for field in dataclasses.fields(RunConfig):
+        metadata = field.metadata
+        name = metadata["form"]
+        if name == OF_THE_GROUP:
+            prefix = PREFIXES[metadata["group"]]
+            name = field.name if field.name.startswith(prefix) else f"{prefix}_{field.name}"
+        if name:
+            text = f"{metadata['help']} (--{flag(field.name)})"
+            if metadata["choices"]:
+                text = f"{text}: {', '.join(metadata['choices'])}"
+            entries.append(
+                Entry(
+                    name=name,
+                    field=field.name,
+                    default=field.default,
+                    description=text,
+                    own_input=metadata["own_input"],
+                    of_site=metadata["of_site"],
+                )
+            )
+    return tuple(sorted(entries, key=lambda entry: entry.name))
+
+
+ENTRIES = _entries()
+OWN_INPUTS = tuple(entry for entry in ENTRIES if entry.own_input)
+IN_SETTINGS = tuple(entry for entry in ENTRIES if not entry.own_input)
+TYPES: dict[str, type] = {**{entry.name: entry.type for entry in OWN_INPUTS}, SETTINGS: dict}
+"""The parameters of the pipeline -> their types."""
+DESCRIPTIONS = {
+    **{entry.name: entry.description for entry in OWN_INPUTS},
+    SETTINGS: "everything else, one line each: "
+    + "; ".join(f"{entry.name}: {entry.description}" for entry in IN_SETTINGS),
+}
+"""The parameters of the pipeline -> their descriptions."""
+_FIELDS = {entry.name: entry.field for entry in ENTRIES}
+
+
+def field_of(parameter: str) -> str:
+    """The field of RunConfig that a parameter or a setting is; any other name as it is."""
+    return _FIELDS.get(parameter, parameter)
+
+
+def parameters(config: RunConfig, space: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters of the pipeline for a configuration, whose search space is `space`."""
+    values = {entry.name: getattr(config, entry.field) for entry in OWN_INPUTS}
+    values[SEARCH_SPACE] = dict(space)
+    values[SETTINGS] = {entry.name: getattr(config, entry.field) for entry in IN_SETTINGS}
+    return {name: values[name] for name in TYPES}
+
+
+def fields(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `parameters`, by the names of RunConfig; the search space becomes text.
+
+    Names that the form does not have are left as they are: the parameters of earlier versions had
+    the names of the fields.
+    """
+    flat = {name: value for name, value in values.items() if name != SETTINGS}
+    flat.update(values.get(SETTINGS) or {})
+    by_field = {field_of(name): value for name, value in flat.items()}
+    if isinstance(by_field.get(SEARCH_SPACE), Mapping):
+        by_field[SEARCH_SPACE] = json.dumps(by_field[SEARCH_SPACE])
+    return by_field
+
+
+def fields_of_settings(text: str) -> dict[str, Any]:
+    """The fields of RunConfig that the settings name, in their types.
+
+    Settings that are not there have the defaults of RunConfig. Raises InputError for what is no
+    JSON object, and for an entry whose name or type is wrong.
+    """
+    try:
+        settings = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{SETTINGS} is no JSON: {error}") from None
+    if not isinstance(settings, dict):
+        raise InputError(f'{SETTINGS} is no JSON object; write {{"pods_memory": "12Gi"}}')
+    entries = {entry.name: entry for entry in IN_SETTINGS}
+    values = {}
+    for name, value in settings.items():
+        if name in TYPES:
+            raise InputError(f"{SETTINGS}: {name} is a parameter of its own; write it there")
+        if name not in entries:
+            raise InputError(f"{SETTINGS}: {unknown('setting', name, list(entries))}")
+        values[entries[name].field] = _typed(entries[name], value)
+    return values
+
+
+def _typed(entry: Entry, value: Any) -> Any:
+    """A value of JSON in the type of the field: 2.0 is 2, and 7 is '7' where the field is text."""
+    wrong = InputError(
+        f"{SETTINGS}: {entry.name} is {json.dumps(value)}; write"
+        f" {_WORDS[type(entry.default)]}, as {json.dumps(entry.default)}"
+    )
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    try:
+        if isinstance(entry.default, bool):
+            return value if isinstance(value, bool) else truth(str(value))
+        if isinstance(entry.default, str):
+            if is_number:
+                return str(int(value)) if value == int(value) else str(value)
+            if not isinstance(value, str):
+                raise wrong
+            return value
+        if not is_number and not isinstance(value, str):
+            raise wrong
+        number = float(value)
+        if isinstance(entry.default, float):
+            return number
+        if number != int(number):
+            raise wrong
+        return int(number)
+    except (ValueError, OverflowError):
+        raise wrong from None
+
+
+_WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}

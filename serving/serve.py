@@ -1,0 +1,360 @@
+"""Serve the models of a run, or of a model repository, from this machine until Ctrl-C.
+
+python -m serving.serve runs/latest
+python -m serving.serve s3://bucket/jec/RUN_ID s3://bucket/models --port 9000
+
+It starts the server alone, trains and measures nothing, and writes nothing into a run's folder.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shlex
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from clusters.server_log import error_lines
+from common import storage
+from common.cli import Parser, run_main
+from common.errors import ClusterError, InputError, InterruptedRun, StorageError
+from common.layout import RAW_SUFFIX, RunFolder
+from common.records import MetricsRecord
+from serving import server_folder, triton
+
+DEFAULT_PORT = 8000
+WATCH_SECONDS = 0.5  # between two looks whether the server lives
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Model:
+    """A model to serve, and what is known of it."""
+
+    name: str
+    folder: str
+    """A directory or s3:// URI."""
+    request: str = ""
+    """URI of a request of one real jet; empty where there is none."""
+    warning: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Ports:
+    """Where the server listens. 0 is a free port for HTTP, and switches the others off."""
+
+    host: str = triton.HOST
+    http: int = 0
+    grpc: int = 0
+    metrics: int = 0
+
+    def options(self) -> list[str]:
+        """Triton's flags for gRPC and metrics."""
+        options = []
+        if self.grpc:
+            options += [
+                "--allow-grpc=true",
+                f"--grpc-address={self.host}",
+                f"--grpc-port={self.grpc}",
+            ]
+        if self.metrics:
+            options += [
+                "--allow-metrics=true",
+                f"--metrics-address={self.host}",
+                f"--metrics-port={self.metrics}",
+            ]
+        return options
+
+
+def models_at(place: str) -> list[Model]:
+    """The models of a run's folder, of a model repository, or a single model's folder.
+
+    Raises InputError where `place` is none of them or a model in it is incomplete.
+    """
+    place = storage.absolute(place)
+    if storage.exists(storage.join(place, "run.json")):
+        run = RunFolder(place)
+        folders = triton.models_of(run.models) if storage.exists(run.models) else {}
+        if not folders:
+            raise InputError(
+                f"{place} has no exported model yet; go on with the run: python pipeline.py"
+                f" --resume {storage.name(place)}"
+            )
+        return _models(folders, run, _refusal(run))
+    if storage.exists(storage.join(place, "config.pbtxt")):
+        repository, _, name = place.rpartition("/")
+        return _models({name: place}, RunFolder(repository.rpartition("/")[0]), "")
+    if not storage.exists(place):
+        raise InputError(
+            f"there is nothing at {place}; give the folder of a run (it has run.json) or a model"
+            " repository (NAME/config.pbtxt, NAME/1/model.onnx)"
+        )
+    folders = triton.models_of(place)
+    if not folders:
+        raise InputError(
+            f"{place} is neither a run nor a model repository: it has no run.json and no"
+            " NAME/config.pbtxt"
+        )
+    return _models(folders, RunFolder(place.rpartition("/")[0]), "")
+
+
+def _models(folders: dict[str, str], run: RunFolder, warning: str) -> list[Model]:
+    models = []
+    for name, folder in folders.items():
+        files = {entry.uri[len(folder) + 1 :] for entry in storage.entries(folder)}
+        versions = {file.split("/")[0] for file in files if file.endswith("/model.onnx")}
+        if not any(version.isdigit() for version in versions):
+            raise InputError(
+                f"the model {name} at {folder} is not complete: there is no {name}/1/model.onnx"
+            )
+        request = storage.join(run.golden(name), "request.json")
+        models.append(
+            Model(
+                name=name,
+                folder=folder,
+                request=request if storage.exists(request) else "",
+                warning=warning,
+            )
+        )
+    # the model that a run is about before its raw one
+    return sorted(models, key=lambda model: (model.name.endswith(RAW_SUFFIX), model.name))
+
+
+def _refusal(run: RunFolder) -> str:
+    """One line where the gate refused the run's model, or where it was never judged."""
+    metrics = MetricsRecord.find(run.metrics)
+    if metrics is None:
+        return f"{run.uri} was not evaluated: nobody knows how good its model is"
+    if not metrics.passed:
+        return f"the gate refused the model of {run.uri}: {'; '.join(metrics.reasons)}"
+    return ""
+
+
+def served_already(models: Sequence[Model]) -> dict[str, server_folder.Running]:
+    """Folder -> the server that serves it, for those models that a server of this user serves."""
+    served = {}
+    for running in server_folder.running():
+        folders = {_real(folder) for folder in running.models.values()}
+        for model in models:
+            if _real(model.folder) in folders:
+                served[model.folder] = running
+    return served
+
+
+def _real(folder: str) -> str:
+    return folder if storage.is_s3(folder) else os.path.realpath(folder)
+
+
+def serve(places: Sequence[str], ports: Ports) -> None:
+    """Serve these models until SIGTERM or Ctrl-C; return at once if they are served already.
+
+    Raises InputError for what cannot be served, with nothing started, and ClusterError where the
+    server ends by itself.
+    """
+    models: list[Model] = []
+    for place in places:
+        models += models_at(place)
+    folder_of: dict[str, str] = {}
+    for model in models:
+        first = folder_of.setdefault(model.name, model.folder)
+        if _real(first) != _real(model.folder):
+            raise InputError(
+                f"two models have the name {model.name}: {first} and {model.folder}; serve them by"
+                " two commands"
+            )
+    models = list({model.name: model for model in models}.values())
+
+    served = served_already(models)
+    if served:
+        left = [model.name for model in models if model.folder not in served]
+        running = next(iter(served.values()))
+        text = f"already served at {running.url} (pid {running.pid})"
+        if left:
+            names = ", ".join(model.name for model in models if model.folder in served)
+            raise InputError(
+                f"{names}: {text}; to serve {', '.join(left)} as well, leave it out or end that"
+                f" server: kill {running.pid}"
+            )
+        print(text)
+        return
+    for warning in dict.fromkeys(model.warning for model in models if model.warning):
+        print(f"warning: {warning}", file=sys.stderr)
+    for port in (ports.http, ports.grpc, ports.metrics):
+        if port:
+            _check_port(ports.host, port)
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
+    with tempfile.TemporaryDirectory(prefix="jec-serve-") as folder:
+        log = Path(folder) / "server.log"
+        server = _started(models, ports, log)
+        try:
+            print(_usage(server, models, ports, Path(folder)), flush=True)
+            while triton.is_running(server.pid):
+                time.sleep(WATCH_SECONDS)
+            text = log.read_text(errors="replace")
+            raise ClusterError(
+                f"the model server ended by itself:\n{error_lines(text) or triton.last_lines(text)}"
+            )
+        except (InterruptedRun, KeyboardInterrupt):
+            print("the server has ended", flush=True)
+        finally:
+            triton.stop(server.pid)
+
+
+def _started(models: Sequence[Model], ports: Ports, log: Path) -> triton.Server:
+    """A server that is ready. Raises InputError in the server's own words where it cannot load."""
+    try:
+        server = triton.start_models(
+            {model.name: model.folder for model in models},
+            log=log,
+            host=ports.host,
+            http_port=ports.http or _default_port(ports.host),
+            options=ports.options(),
+            report=lambda line: print(line, flush=True) if "instead of" in line else None,
+        )
+    except triton.ServerEnded as error:
+        names = ", ".join(model.name for model in models)
+        raise InputError(f"the server cannot load {names}: {error.words}") from None
+    except triton.PortInUse as error:
+        raise InputError(str(error)) from None
+    if server.reason and (ports.grpc or ports.metrics):
+        triton.stop(server.pid)
+        raise InputError(
+            f"--grpc-port and --metrics-port need Triton, which cannot run here: {server.reason}"
+        )
+    return server
+
+
+def _usage(server: triton.Server, models: Sequence[Model], ports: Ports, folder: Path) -> str:
+    """How to ask the server: lines that work as they are printed."""
+    url = server.url
+    if ports.host == triton.ANY_ADDRESS:
+        url = url.replace(triton.HOST, socket.gethostname())
+    name, request = models[0].name, models[0].request
+    lines = [f"{', '.join(model.name for model in models)}: served by {server.kind} at {url}"]
+    if ports.grpc:
+        lines.append(f"gRPC at {ports.host}:{ports.grpc}")
+    if ports.metrics:
+        lines.append(f"metrics at http://{ports.host}:{ports.metrics}/metrics")
+    if request:
+        file = _local(request, folder / "request.json")
+        lines += [
+            "",
+            "ask it about one jet:",
+            f"  curl -s {url}/v2/models/{name}/infer -d @{shlex.quote(file)}",
+            "",
+            "  import json",
+            "  from serving.client import Client",
+            f"  print(Client({url!r}, {name!r}).infer(json.load(open({file!r}))))",
+        ]
+    else:
+        lines += [
+            "",
+            "what it takes and gives:",
+            f"  curl -s {url}/v2/models/{name}",
+            "",
+            "  from serving.client import Client",
+            f"  print(Client({url!r}, {name!r}).metadata())",
+        ]
+    return "\n".join([*lines, "", "Ctrl-C ends it"])
+
+
+def _local(request: str, copy: Path) -> str:
+    """The request as a file of this machine."""
+    return str(storage.download(request, copy)) if storage.is_s3(request) else request
+
+
+def _check_port(host: str, port: int) -> None:
+    """Raise InputError where the port is taken, or the host is no address of this machine."""
+    with socket.socket() as listener:
+        # a port whose last server has just ended is free
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((host, port))
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise InputError(
+                f"cannot listen at {host}:{port}: {reason}; give another one"
+            ) from None
+
+
+def _default_port(host: str) -> int:
+    """Triton's usual port where it is free, else any (0)."""
+    try:
+        _check_port(host, DEFAULT_PORT)
+    except InputError:
+        return 0
+    return DEFAULT_PORT
+
+
+def _interrupt(*_: Any) -> None:
+    raise InterruptedRun("told to stop")
+
+
+def port_number(text: str) -> int:
+    """A port as argparse wants it."""
+    number = int(text)
+    if not 1 <= number <= 65535:
+        raise ValueError(text)
+    return number
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = Parser(prog="python -m serving.serve", description=__doc__)
+    parser.add_argument(
+        "places",
+        nargs="+",
+        metavar="RUN_OR_REPOSITORY",
+        help="folder or s3:// URI of a run, or of a model repository (NAME/config.pbtxt)",
+    )
+    parser.add_argument(
+        "--port",
+        type=port_number,
+        default=0,
+        metavar="PORT",
+        help=f"of HTTP (default: {DEFAULT_PORT}, or a free one where that is taken)",
+    )
+    parser.add_argument(
+        "--grpc-port", type=port_number, default=0, metavar="PORT", help="of gRPC (default: none)"
+    )
+    parser.add_argument(
+        "--metrics-port",
+        type=port_number,
+        default=0,
+        metavar="PORT",
+        help="of Prometheus metrics (default: none)",
+    )
+    parser.add_argument(
+        "--host",
+        default=triton.HOST,
+        metavar="ADDRESS",
+        help=(
+            "address to listen at; 0.0.0.0 lets every machine that reaches this one ask"
+            " (default: %(default)s)"
+        ),
+    )
+    options = parser.parse_args(argv)
+    ports = Ports(
+        host=options.host,
+        http=options.port,
+        grpc=options.grpc_port,
+        metrics=options.metrics_port,
+    )
+
+    def body() -> None:
+        try:
+            serve(options.places, ports)
+        except StorageError as error:  # nothing was started
+            raise InputError(str(error)) from None
+
+    return run_main(body)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,137 @@
+"""A folder of its own for each model server, with a plain name, and the list of servers that run.
+
+Triton's Python backend makes a shell line of the paths that it gets. So a server never sees the
+paths of a run, which a user may have named with a blank or a `$`: it gets a folder below the
+system's temporary folder in which the models are links, or copies of what lies on S3.
+
+    <temporary folder>/jec-server-<uid>-<random>/
+        lock           held by the server and its children as long as one of them lives
+        server.json    what is served where
+        repository/    NAME -> the model's folder
+        backends/, lib/
+
+The lock tells a folder in use from one that a killed server left, which the next start removes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from common import storage
+from common.errors import InputError
+
+PLAIN = re.compile(r"[-\w./]+", re.ASCII)  # characters that mean nothing to a shell
+_FALLBACKS = ("/tmp", "/var/tmp")  # noqa: S108  # mkdtemp makes a folder that only the user can read
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ServerFolder:
+    """The folder of one server, locked."""
+
+    path: Path
+    lock: int
+    """File descriptor; the server inherits it."""
+
+    @property
+    def repository(self) -> Path:
+        return self.path / "repository"
+
+    def add_models(self, models: Mapping[str, str]) -> None:
+        """Link these models, name -> folder, into the repository; copy those on S3.
+
+        Raises InputError where there is nothing at an address, and StorageError.
+        """
+        self.repository.mkdir()
+        for name, uri in models.items():
+            place = self.repository / name
+            if storage.is_s3(uri):
+                storage.download(uri, place)
+            else:
+                place.symlink_to(storage.absolute(uri), target_is_directory=True)
+
+    def record(self, running: Running) -> None:
+        """Write down what the server serves."""
+        storage.write_json(str(self.path / "server.json"), dataclasses.asdict(running))
+
+    def leave(self) -> None:
+        """Leave the folder to the server, or to the next clean-up where none was started."""
+        os.close(self.lock)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Running:
+    """A server that runs on this machine."""
+
+    pid: int
+    url: str
+    models: dict[str, str]
+    """Name -> the folder or s3:// URI that it was loaded from."""
+
+
+def create() -> ServerFolder:
+    """Make a locked folder for a new server, after removing those that are abandoned."""
+    remove_abandoned()
+    path = Path(tempfile.mkdtemp(prefix=_prefix(), dir=_parent()))
+    lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return ServerFolder(path=path, lock=lock)
+
+
+def remove_abandoned() -> None:
+    """Remove the folders of this user's servers that have ended."""
+    for path in _folders():
+        if not _in_use(path):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def running() -> Iterator[Running]:
+    """The servers of this user that run on this machine."""
+    for path in _folders():
+        # a server that is being started has none yet, and one may end while it is looked at
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            record = Running(**json.loads((path / "server.json").read_text()))
+            if _in_use(path):
+                yield record
+
+
+def _in_use(path: Path) -> bool:
+    """Whether a process holds the lock of a folder."""
+    try:
+        lock = os.open(path / "lock", os.O_RDWR)
+    except FileNotFoundError:
+        return True  # another process makes or removes it at this moment
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(lock)
+    return False
+
+
+def _folders() -> list[Path]:
+    return [path for path in Path(_parent()).glob(f"{_prefix()}*") if os.access(path, os.W_OK)]
+
+
+def _prefix() -> str:
+    return f"jec-server-{os.getuid()}-"
+
+
+def _parent() -> str:
+    """The temporary folder, or another one where its own name is not plain."""
+    for folder in (tempfile.gettempdir(), *_FALLBACKS):
+        if PLAIN.fullmatch(folder) and os.access(folder, os.W_OK):
+            return folder
+    raise InputError(
+        f"a model server needs a temporary folder with a plain name; {tempfile.gettempdir()} has"
+        " other characters than letters, digits, '-', '_', '.' and '/': set TMPDIR"
+    )

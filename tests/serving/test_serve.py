@@ -1,0 +1,228 @@
+"""`python -m serving.serve`: one command from a run's folder to a server that answers."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from common import storage
+from serving import server_folder
+from serving.client import golden_check
+from serving.serve import main
+from serving.triton import free_port
+from tests.exporting.small import write_repository
+from tests.serving.conftest import NAME
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def run(repository, tmp_path) -> Path:
+    """A run's folder as a colleague gets it: the model and its golden answers, no data."""
+    folder = tmp_path / "runs" / "pfn-1a2b3c4d"
+    shutil.copytree(repository / "model", folder / "model")
+    shutil.copytree(repository / "golden", folder / "golden" / NAME)
+    (folder / "run.json").write_text("{}")
+    return folder
+
+
+@contextlib.contextmanager
+def serving(*words: object, cwd: Path = ROOT) -> Iterator[tuple[subprocess.Popen, str]]:
+    """The running command and what it printed until it was ready."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "serving.serve", *map(str, words)],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        lines = []
+        for line in process.stdout:
+            lines.append(line)
+            if "Ctrl-C" in line:
+                break
+        else:
+            raise AssertionError(process.stderr.read())
+        yield process, "".join(lines)
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
+        process.wait(timeout=30)
+        process.stdout.close()
+        process.stderr.close()
+
+
+def url_of(text: str) -> str:
+    return re.search(r"http://\S+", text)[0]
+
+
+def times(folder: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+def refusal(capsys, *words: object) -> str:
+    """The error of a command that is refused with exit code 2."""
+    assert main([str(word) for word in words]) == 2
+    (error,) = re.findall(r"^error: .*", capsys.readouterr().err, re.MULTILINE | re.DOTALL)
+    return error
+
+
+def test_the_printed_lines_work_and_nothing_is_written_into_the_run(triton_runs, run):
+    before = times(run)
+    with serving(run) as (process, text):
+        (curl,) = re.findall(r"^  (curl .*)$", text, re.MULTILINE)
+        answer = subprocess.run(
+            curl, shell=True, capture_output=True, text=True, timeout=20, check=True
+        ).stdout
+        golden = json.loads((run / "golden" / NAME / "response.json").read_text())
+        data = json.loads(answer)["outputs"][0]["data"]
+        assert data == pytest.approx(golden["outputs"][0]["data"], abs=1e-5)
+
+        snippet = "\n".join(re.findall(r"^  ((?:import|from|print).*)$", text, re.MULTILINE))
+        printed = subprocess.run(
+            [sys.executable, "-c", snippet], cwd=ROOT, capture_output=True, text=True, timeout=30
+        )
+        assert str(data[0])[:8] in printed.stdout, printed.stderr
+
+        again = subprocess.run(
+            [sys.executable, "-m", "serving.serve", str(run)],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=30,
+        )
+        (server,) = [one for one in server_folder.running() if one.url == url_of(text)]
+        assert again.returncode == 0
+        assert again.stdout == f"already served at {server.url} (pid {server.pid})\n"
+        assert golden_check(server.url, NAME, str(run / "golden" / NAME), 10).answer
+    assert process.returncode == 0
+    assert times(run) == before
+    assert server not in list(server_folder.running())
+
+
+def test_a_folder_with_a_hostile_name_is_served(triton_runs, repository, tmp_path):
+    folder = tmp_path / "a b & 'c' \"d\" $(touch made) é"
+    shutil.copytree(repository, folder)
+    with serving(folder / "model", cwd=tmp_path) as (_, text):
+        assert golden_check(url_of(text), NAME, str(folder / "golden"), 10).answer
+    assert not list(tmp_path.rglob("made"))
+
+
+def test_models_of_several_places_are_served_by_one_server_with_metrics(
+    triton_runs, run, tmp_path, s3_bucket
+):
+    write_repository(tmp_path / "other", "other")
+    storage.upload(tmp_path / "other" / "model", f"{s3_bucket}/models")
+    grpc, metrics = free_port(), free_port()
+    ports = ("--grpc-port", grpc, "--metrics-port", metrics)
+    with serving(run, f"{s3_bucket}/models", *ports) as (_, text):
+        assert golden_check(url_of(text), NAME, str(run / "golden" / NAME), 10).answer
+        assert golden_check(url_of(text), "other", str(tmp_path / "other" / "golden"), 10).answer
+        with urllib.request.urlopen(f"http://127.0.0.1:{metrics}/metrics", timeout=10) as reply:
+            assert b'nv_inference_count{model="other"' in reply.read()
+        socket.create_connection(("127.0.0.1", grpc), timeout=5).close()
+
+
+def test_a_model_that_the_gate_refused_is_served_with_a_warning(triton_runs, run, monkeypatch):
+    from tests.records import metrics_record
+
+    metrics_record(passed=False, reasons=["closure is off by 3 %"]).save(str(run / "metrics.json"))
+    with serving(run) as (process, text):
+        assert golden_check(url_of(text), NAME, str(run / "golden" / NAME), 10).answer
+        assert process.stderr.readline() == (
+            f"warning: the gate refused the model of {run}: closure is off by 3 %\n"
+        )
+
+
+def test_a_server_that_died_ends_the_command_with_its_last_lines(triton_runs, run):
+    with serving(run) as (process, text):
+        (server,) = [one for one in server_folder.running() if one.url == url_of(text)]
+        os.kill(server.pid, signal.SIGKILL)
+        started = time.monotonic()
+        assert process.wait(timeout=20) == 1
+        assert time.monotonic() - started < 5
+        assert "the model server ended by itself" in process.stderr.read()
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda run: (run / "model" / NAME / "1" / "model.onnx").write_bytes(b"no"), NAME),
+        (lambda run: (run / "model" / NAME / "1" / "model.onnx").unlink(), "1/model.onnx"),
+        (lambda run: shutil.rmtree(run / "model"), "--resume pfn-1a2b3c4d"),
+        (shutil.rmtree, "run.json"),
+        (lambda run: (shutil.rmtree(run), run.mkdir()), "neither a run nor a model repository"),
+    ],
+    ids=["damaged", "no file", "no model", "nothing", "empty"],
+)
+def test_what_cannot_be_served_is_refused_with_nothing_left(
+    triton_runs, run, damage, words, capsys
+):
+    damage(run)
+    servers = list(server_folder.running())
+    assert words in refusal(capsys, run)
+    assert list(server_folder.running()) == servers
+
+
+def test_two_models_of_one_name_are_refused(run, tmp_path, capsys):
+    other = tmp_path / "other"
+    shutil.copytree(run / "model", other)
+    error = refusal(capsys, run, other)
+    assert str(run / "model" / NAME) in error
+    assert str(other / NAME) in error
+
+
+def test_a_port_that_is_taken_is_refused(run, capsys):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        for flag in ("--port", "--grpc-port", "--metrics-port"):
+            assert f"127.0.0.1:{port}" in refusal(capsys, run, flag, port)
+    assert "192.0.2.1:9999" in refusal(capsys, run, "--host", "192.0.2.1", "--port", 9999)
+
+
+def test_s3_without_rights_or_bucket_is_refused(run, s3_bucket, monkeypatch, capsys):
+    assert "nothing at" in refusal(capsys, f"{s3_bucket}/none")
+    assert "no bucket 'jec-none'" in refusal(capsys, "s3://jec-none/run")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
+    storage.forget_client()
+    assert "cannot reach" in refusal(capsys, f"{s3_bucket}/run")
+    storage.forget_client()
+
+
+def test_folders_of_servers_that_were_killed_are_removed(tmp_path):
+    folder = server_folder.create()
+    kept = server_folder.create()
+    assert folder.path.exists()
+    folder.leave()
+    server_folder.remove_abandoned()
+    assert not folder.path.exists()
+    assert kept.path.exists()
+    kept.leave()
+    server_folder.remove_abandoned()
+
+
+def test_a_temporary_folder_with_a_hostile_name_is_not_used(tmp_path, monkeypatch):
+    hostile = tmp_path / "a b"
+    hostile.mkdir()
+    monkeypatch.setattr(server_folder.tempfile, "gettempdir", lambda: str(hostile))
+    folder = server_folder.create()
+    assert hostile not in folder.path.parents
+    folder.leave()
+    server_folder.remove_abandoned()

@@ -1,0 +1,131 @@
+"""Each flag that weaver.train accepts changes the result, as in weaver-core 0.5.3 where both have
+it, or a line says why it has no effect.
+
+weaver-core's results of the same commands are in tests/weaver/peer/commands.json (`make parity`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.weaver.peer.commands import STORED, Command, differences, facts, write_files
+from tests.weaver.peer.flag_cases import OF_WEAVER_CORE, OWN, REFUSED, Case, Run
+from weaver import train
+from weaver.feed import dataset, loader
+from weaver.fit import options
+from weaver.fit.options import NOT_TAKEN, TrainOptions
+
+QUIET = "--tensorboard-log-dir=none"
+
+
+class Runs:
+    """Runs commands in fresh folders of their own, each command once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.made: dict[Command, Run] = {}
+
+    def run(self, command: Command) -> Run:
+        if command not in self.made:
+            place = self.folder / str(len(self.made))
+            place.mkdir()
+            write_files(place)
+            with pytest.MonkeyPatch.context() as patch:
+                self.made[command] = _run(command, place, patch)
+        return self.made[command]
+
+
+def _run(command: Command, place: Path, patch: pytest.MonkeyPatch) -> Run:
+    """Run the lines of a command in a folder, and watch what they ask for."""
+    patch.chdir(place)
+    # the decoded jets of one set of files are those of all: they are written alike
+    patch.setenv("JEC_CACHE", str(place / "cache"))
+    patch.setenv("LOCAL_RANK", "")
+    patch.delenv("LOCAL_RANK")
+    calls: dict[str, list] = {}
+
+    def watch(where, name: str, key: str, instead=None) -> None:
+        original = getattr(where, name)
+
+        def watched(*args, **kwargs):
+            calls.setdefault(key, []).append(kwargs)
+            return (instead or original)(*args, **kwargs)
+
+        patch.setattr(where, name, watched)
+
+    watch(loader, "Resident", "Resident")
+    watch(torch, "compile", "compile", lambda model, **_: model)
+    watch(torch, "use_deterministic_algorithms", "deterministic", lambda *_: None)
+    watch(dataset, "local_copy", "local_copy")
+    parsed: list[TrainOptions] = []
+    patch.setattr(train, "parse", lambda words: parsed.append(options.parse(words)) or parsed[-1])
+
+    said, printed = io.StringIO(), io.StringIO()
+    code = 0
+    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(printed):
+        own = () if "--tensorboard" in command.words else (QUIET,)
+        for words in command.lines(*own):
+            code = code or train.main(words)
+    if "LOCAL_RANK" in os.environ:
+        calls["LOCAL_RANK"] = [{"value": os.environ["LOCAL_RANK"]}]
+    return Run(
+        folder=place,
+        code=code,
+        facts=facts(place),
+        said=said.getvalue(),
+        printed=printed.getvalue(),
+        calls=calls,
+        options=parsed[-1] if parsed else None,
+    )
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Runs:
+    return Runs(tmp_path_factory.mktemp("flags"))
+
+
+@pytest.mark.parametrize("case", [*OF_WEAVER_CORE, *OWN], ids=lambda case: case.name)
+def test_each_accepted_flag_changes_the_result_or_says_why_not(runs, case: Case):
+    plain, flagged = runs.run(case.command_without), runs.run(case.command)
+    assert (plain.code, flagged.code) == (0, 0), plain.said + flagged.said
+    if case.says:
+        assert flagged.facts == plain.facts
+        lines = [line for line in flagged.said.splitlines() if case.says in line]
+        assert any("has no effect: " in line for line in lines)
+        return
+    look = case.look or (lambda run: run.facts)
+    assert look(flagged) != look(plain)
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in OF_WEAVER_CORE if case.is_of_peer], ids=lambda case: case.name
+)
+def test_the_result_is_that_of_weaver_core(runs, case: Case):
+    peer = json.loads(STORED.read_text())[case.name]
+    assert differences(runs.run(case.command).facts, peer, case.leave_out) == []
+
+
+@pytest.mark.parametrize("flag", REFUSED)
+def test_the_other_flags_of_weaver_core_are_refused(flag, capsys):
+    words = [f"--{flag}", *(["x"] if NOT_TAKEN[flag].takes_value else [])]
+    with pytest.raises(SystemExit) as ended:
+        options.parse([*Command().lines()[0], *words])
+    assert ended.value.code == 2
+    assert f"--{flag} of weaver-core is not an option here: " in capsys.readouterr().err
+
+
+def test_every_flag_has_a_case():
+    """By the parser itself, so that a new flag without a case fails."""
+    flags = set()
+    for action in options.parser()._actions:
+        names = [name for name in action.option_strings if name.startswith("--")]
+        flags.add(next((name.removeprefix("--") for name in names if "_" not in name), "?"))
+    cases = {case.flag for case in (*OF_WEAVER_CORE, *OWN)}
+    assert flags - {"help"} == cases | set(REFUSED)

@@ -1,0 +1,69 @@
+"""The data configs of one command: those of training and validation, and that of the test set."""
+
+from __future__ import annotations
+
+from common.errors import InputError
+from weaver.config.data_config import DataConfig
+from weaver.fit.options import TrainOptions
+
+
+def training_configs(options: TrainOptions) -> tuple[DataConfig, DataConfig]:
+    """Load the data configs of training and validation, with their extra selections.
+
+    Raises InputError where validation has another network input or label than training: one network
+    could not take both, or the losses would be of two quantities.
+    """
+    train = DataConfig.load(options.data_config)
+    val = train
+    if options.data_config_val:
+        val = DataConfig.load(options.data_config_val)
+        for what, of_train, of_val in (
+            ("inputs", list(train.input_shapes.items()), list(val.input_shapes.items())),
+            ("labels", _labels(train), _labels(val)),
+        ):
+            if of_train != of_val:
+                raise InputError(
+                    f"{val.source} has the {what} {of_val}, but {train.source} has {of_train};"
+                    " training and validation take equal ones"
+                )
+    if options.extra_selection_train:
+        train = train.with_extra_selection(
+            options.extra_selection_train, "--extra-selection-train", for_training=True
+        )
+    if options.extra_selection_val:
+        val = val.with_extra_selection(
+            options.extra_selection_val, "--extra-selection-val", for_training=True
+        )
+    return train, val
+
+
+def with_numbers_of(train: DataConfig, val: DataConfig) -> DataConfig:
+    """The validation's data config with what the training set derived.
+
+    Numbers that stand in a data config of validation's own (--data-config-val) stay.
+    """
+    if val.source == train.source:
+        return val.with_derived(train.derived)
+    val = val.with_missing_from(train.derived)
+    if val.missing_reweight_hists and train.reweight_hists is not None:
+        val = val.with_derived({**val.derived, "reweight_hists": train.derived["reweight_hists"]})
+    return val
+
+
+def of_test_set(options: TrainOptions) -> DataConfig:
+    """Load the data config of the test set; its extra selection is not yet in it."""
+    return DataConfig.load(options.data_config_test or options.data_config)
+
+
+def with_test_selection(options: TrainOptions, config: DataConfig) -> DataConfig:
+    """The test set's data config with --extra-selection-test, where that is given."""
+    if not options.extra_selection_test:
+        return config
+    return config.with_extra_selection(
+        options.extra_selection_test, "--extra-selection-test", for_training=False
+    )
+
+
+def _labels(config: DataConfig) -> tuple[str, tuple[str, ...], int]:
+    """What the labels are to a network: their kind, names and classes."""
+    return config.label_type, config.label_names, len(config.label_value)
