@@ -166,9 +166,7 @@ def test_the_evaluation_measures_the_model_without_it(exported, answers):
 def test_triton_serves_it(exported, tmp_path):
     if reason := triton.triton_unusable(tmp_path):
         pytest.skip(f"Triton: {reason}")
-    server = triton.start(
-        exported / "model", model_name="small", log=tmp_path / "server.log", workdir=tmp_path
-    )
+    server = triton.start(exported / "model", model_name="small", log=tmp_path / "server.log")
     try:
         for name in base.BOTH:
             checked = golden_check(server.url, name, str(exported / "golden" / name), 30)
