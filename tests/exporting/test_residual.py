@@ -321,6 +321,25 @@ def test_metadata_hold_what_the_graph_applies(exported, answers):
     np.testing.assert_allclose(residual.apply(network, reference_pt, eta), output, atol=1e-6)
 
 
+def test_a_network_with_free_axes_is_checked_at_other_lengths_with_it(tmp_path, files):
+    run = make_run(tmp_path, files)
+    network = run / "config" / "network.py"
+    network.write_text(network.read_text() + base.FREE_AXES)
+    assert base.run_export(run) == 0
+    model = onnx.load(run / "model" / "small" / "1" / "model.onnx")
+    sizes = {value.name: value.type.tensor_type.shape.dim for value in model.graph.input}
+    assert sizes["pf_features"][2].dim_param
+    assert sizes[FEATURES][1].dim_value == 2
+
+
+@pytest.mark.slow
+def test_particle_net_ends_with_it_too(tmp_path, files):
+    run = Path(base.make_run(str(tmp_path), files, "particle-net"))
+    assert base.run_export(run, more=QUICK) == 0
+    network, output, _ = of_graph(run)
+    assert np.abs(output - network).max() > 0.001
+
+
 def test_quantiles_get_the_same_r(tmp_path, files):
     model = ("pfn_regressor_open.py", "jec_pfn_open.yaml", {"loss": "quantile", "fc_dim": 16})
     base.MODELS["quantile"] = model
