@@ -90,7 +90,7 @@ def measured(
                 answers.correction,
                 answers.without_residual[:, 0],
                 replicates=replicates,
-                seed=seed,
+                seed=settings.seed,
                 advance=progress.advance,
             )
     metrics = MetricsRecord.from_json(content)
