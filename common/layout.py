@@ -51,6 +51,11 @@ class RunFolder:
         return self.path("model", "export.json")
 
     @property
+    def residual(self) -> str:
+        """residual.json: the residual correction that the models contain, for correctionlib."""
+        return self.path("residual.json")
+
+    @property
     def metrics(self) -> str:
         """metrics.json: the verdict on the test set."""
         return self.path("metrics.json")

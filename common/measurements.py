@@ -186,6 +186,36 @@ class Closure:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ResidualBin(PtBin):
+    """Bias (median response - 1) in a bin with the model's residual correction and without it."""
+
+    with_residual: Interval
+    without: Interval
+    measured: bool
+    """False where the interval is too wide to tell."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ResidualGain:
+    """Resolution gain above 30 GeV (per cent) with the correction and without; paired."""
+
+    with_residual: Interval
+    without: Interval
+    difference: Interval
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ResidualEffect:
+    """What the model's residual correction does on the test jets."""
+
+    bins: list[ResidualBin]
+    gain: ResidualGain | None
+    """None with too few jets."""
+    measured_to: float
+    """A bin counts as measured if its interval reaches no farther than so to either side."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class EtaBin(Calibrated[Interval]):
     """Bias in a slice of eta."""
 

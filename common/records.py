@@ -29,6 +29,7 @@ from common.measurements import (
     GateSettings,
     Inference,
     Interval,
+    ResidualEffect,
     ResidualSlice,
     ResponseBin,
     Uncertainty,
@@ -390,6 +391,31 @@ class ModelRecord:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ResidualPoint:
+    """What a pT bin of validation jets said about the residual correction."""
+
+    region: str
+    pt: float
+    """Median calibrated pT (GeV) of the bin's jets, before the correction."""
+    num_jets: int
+    needed: float
+    """The factor that makes the bin close."""
+    error: float
+    """Standard deviation of `needed`."""
+    applied: float
+    """The correction at this pT: smoothed, and drawn towards 1 by the errors."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ResidualRecord:
+    """The residual correction that an exported model ends with (physics.residual)."""
+
+    num_jets: int
+    """Validation jets of the fit."""
+    points: list[ResidualPoint]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ExportRecord(ModelRecord, Record):
     """model/export.json: the exported model, and the raw one beside it."""
 
@@ -400,6 +426,9 @@ class ExportRecord(ModelRecord, Record):
     raw: ModelRecord | None = None
     raw_reason: str | None = None
     """Why there is no raw model, although `--raw-model auto` asks for one where it can be."""
+    residual: ResidualRecord | None = None
+    residual_reason: str | None = None
+    """Why the model has no residual correction."""
     versions: str = ""
 
 
@@ -458,6 +487,8 @@ class MetricsRecord(Record):
     """What could not be measured, and why."""
     left_out: dict[str, int] = dataclasses.field(default_factory=dict)
     """Cause -> test jets that are in no measurement."""
+    residual: ResidualEffect | None = None
+    """Of a model that ends with a residual correction."""
     headline: dict[str, float] = dataclasses.field(default_factory=dict)
     """Name -> number by which runs are compared (reporting.headline)."""
 

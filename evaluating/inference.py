@@ -23,6 +23,8 @@ from common.progress import Progress
 from common.records import MetricsRecord
 from evaluating import inputs
 from physics.metrics import NEEDED
+from physics.residual import from_json
+from weaver.onnx.residual_features import FEATURES, residual_features
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -44,6 +46,8 @@ class Answers:
     they do not.
     """
     inference: Inference
+    without_residual: NDArray[np.float64] | None = None
+    """(N, C): the answers before the model's residual correction; None where it has none."""
 
     @property
     def correction(self) -> NDArray[np.float32]:
@@ -93,19 +97,32 @@ def predict(
     import onnxruntime
 
     names = [entry.name for entry in session.get_inputs()]
-    # The export writes the names of the answer's columns into the model itself.
-    columns = json.loads(session.get_modelmeta().custom_metadata_map.get("output_columns", "[]"))
+    # The export writes the names of the answer's columns, and the residual correction, into the
+    # model itself.
+    metadata = session.get_modelmeta().custom_metadata_map
+    columns = json.loads(metadata.get("output_columns", "[]"))
+    residual = None
+    if "residual" in metadata:
+        residual = from_json(json.loads(metadata["residual"]))
     batches = []
+    before_residual = []
     seconds = 0.0
     with Progress("evaluating", total=len(test), unit="jets") as progress:
         for start in range(0, len(test), batch_size):
             index = np.arange(start, min(start + batch_size, len(test)))
-            arrays = arrays_of(test.batch(index).inputs, names)
+            batch = test.batch(index)
+            tensors = dict(batch.inputs)
+            if residual is not None:
+                tensors[FEATURES] = residual_features(test.data_config, batch)
+            arrays = arrays_of(tensors, names)
             # Reading the jets is no part of the model's speed.
             started = time.perf_counter()
             answer = session.run(None, arrays)[0]
             seconds += time.perf_counter() - started
             batches.append(np.asarray(answer).reshape(len(index), -1))
+            if residual is not None:
+                reference_pt, eta = tensors[FEATURES].T
+                before_residual.append(residual.remove(batches[-1], reference_pt, eta))
             progress.advance(len(index))
 
     # Without jets there is no batch to tell the number of columns.
@@ -125,7 +142,12 @@ def predict(
         processor=processor()[0],
         onnxruntime=onnxruntime.__version__,
     )
-    return Answers(output=output, columns=columns, inference=speed)
+    return Answers(
+        output=output,
+        columns=columns,
+        inference=speed,
+        without_residual=np.concatenate(before_residual) if before_residual else None,
+    )
 
 
 def arrays_of(tensors: Mapping[str, Any], names: Sequence[str]) -> dict[str, NDArray[Any]]:

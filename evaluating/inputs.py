@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,9 @@ from common.records import (
 from common.run import Run
 from physics.metrics import NEEDED
 from reporting.report import Documents
+
+if TYPE_CHECKING:
+    from weaver.config.data_config import DataConfig
 
 Columns: TypeAlias = Mapping[str, NDArray[Any]]
 """Observers of the test jets: name -> one number a jet, (N,)."""
@@ -85,9 +88,17 @@ class Batch(Protocol):
     def inputs(self) -> Mapping[str, Any]:
         """Name -> tensor, (jets, ...)."""
 
+    @property
+    def observers(self) -> Mapping[str, Any]:
+        """Observer -> (jets,)."""
+
 
 class TestSet(Protocol):
     """The test jets of a run (weaver.feed.dataset.Dataset)."""
+
+    @property
+    def data_config(self) -> DataConfig:
+        """The data config, with the standardisation of the inputs."""
 
     def __len__(self) -> int: ...
 

@@ -15,6 +15,7 @@ from evaluating.inputs import Columns, Inputs
 from physics import uncertainty
 from physics.gate import judge
 from physics.metrics import Record, record_of, sample_of
+from physics.residual_effect import residual_effect
 from reporting.headline import headline
 
 
@@ -70,6 +71,18 @@ def measured(
     }
     if widths:
         content["uncertainty"] = widths
+    if answers.without_residual is not None:
+        with Progress(
+            "bootstrap of the residual correction", total=replicates + 1, unit="draws"
+        ) as progress:
+            content["residual"] = residual_effect(
+                columns,
+                answers.correction,
+                answers.without_residual[:, 0],
+                replicates=replicates,
+                seed=settings.seed,
+                advance=progress.advance,
+            )
     metrics = MetricsRecord.from_json(content)
     return dataclasses.replace(metrics, headline=headline(metrics, inputs.search))
 

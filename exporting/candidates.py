@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from common import storage
+from exporting.spread import spread
+from physics.residual import Residual
 
 if TYPE_CHECKING:
     import torch
@@ -34,21 +36,33 @@ class Candidate:
     """Jets of all multiplicities, real ones among them, for the gate."""
     real: Mapping[str, np.ndarray]
     """Inputs of real jets, for the golden requests: name -> (N, ...)."""
-    expected: np.ndarray | None = None
-    """The right answers to `jets`, (N, C), where they are not the model's own."""
+    expected: np.ndarray
+    """The right answers to `jets`, (N, C): the network's in PyTorch with the residual correction's
+    in numpy."""
     explain: Callable[[], str] = str
     """Called where the gate fails: a further explanation, empty by default."""
 
 
 def feature_model(
-    name: str, model: torch.nn.Module, info: ModelInfo, dataset: Dataset
+    name: str,
+    network: torch.nn.Module,
+    network_info: ModelInfo,
+    residual: Residual | None,
+    dataset: Dataset,
 ) -> Candidate:
-    """The network itself, which takes inputs prepared as weaver does it."""
+    """The network itself, which takes inputs prepared as weaver does it.
+
+    With a residual correction it takes the residual features as well.
+    """
     from weaver.onnx import parity
+    from weaver.onnx.residual_features import FEATURES, residual_features
 
     index = spread(len(dataset), parity.NUM_JETS)
-    tensors = dataset.batch(index).inputs
-    inputs = {key: tensors[key].numpy() for key in info["input_names"]}
+    batch = dataset.batch(index)
+    inputs = {key: batch.inputs[key].numpy() for key in network_info["input_names"]}
+    if residual is not None:
+        inputs[FEATURES] = residual_features(dataset.data_config, batch)
+    model, info = with_residual(network, network_info, residual)
 
     # Value of each variable in a place without particle, {group: (C,)}.
     padding = {}
@@ -65,15 +79,22 @@ def feature_model(
         data_config=dataset.data_config,
         jets=jets,
         real=inputs,
+        expected=expected_output(network, network_info, residual, jets.inputs),
     )
 
 
-def raw_model(name: str, model: torch.nn.Module, info: ModelInfo, dataset: Dataset) -> Candidate:
+def raw_model(
+    name: str,
+    network: torch.nn.Module,
+    network_info: ModelInfo,
+    residual: Residual | None,
+    dataset: Dataset,
+) -> Candidate:
     """The network with the preprocessing in front, which takes the columns of the files.
 
-    The right answers to its jets are those of weaver's own preparation and the network. Raises
-    InputError where the data config has no form in a graph, or the files of the validation set can
-    no longer be read.
+    The right answers to its jets are those of weaver's own preparation, the network and the
+    residual correction, where there is one. Raises InputError where the data config has no form in
+    a graph, or the files of the validation set can no longer be read.
     """
     from weaver.onnx import parity, raw_jets
     from weaver.onnx import raw_model as weaver_raw_model
@@ -95,12 +116,14 @@ def raw_model(name: str, model: torch.nn.Module, info: ModelInfo, dataset: Datas
         if branch in columns:
             columns[branch] = dataclasses.replace(columns[branch], dtype=np.dtype(dtype))
     program = raw_program(config, columns)
+    model, info = with_residual(network, network_info, residual)
     with_preprocessing, raw_info = weaver_raw_model.raw_model(program, model, info, config)
 
     real = raw_jets.read_raw(entries, config, program, parity.NUM_JETS)
     jets = raw_jets.golden_raw_jets(real, program, config)
     reference = raw_jets.reference_inputs(jets.inputs, config, program)
-    expected = raw_jets.reference_answers(model, info["input_names"], reference)
+    output = expected_output(network, network_info, residual, reference)
+    expected = raw_jets.reference_answers(output, reference[""])
 
     def explain() -> str:
         """Say which input the preprocessing in the graph computes differently."""
@@ -121,9 +144,29 @@ def raw_model(name: str, model: torch.nn.Module, info: ModelInfo, dataset: Datas
     )
 
 
-def spread(length: int, count: int) -> np.ndarray:
-    """Indices of at most `count` jets, evenly spread over a dataset of `length`.
+def with_residual(
+    network: torch.nn.Module, info: ModelInfo, residual: Residual | None
+) -> tuple[torch.nn.Module, ModelInfo]:
+    """The network and its description, with the residual correction as its last layer."""
+    from weaver.onnx.residual import Corrected, with_features
 
-    The files of a dataset may differ in pT, so its first jets say little about the rest.
-    """
-    return np.unique(np.linspace(0, length - 1, min(count, length)).astype(np.int64))
+    if residual is None:
+        return network, info
+    return Corrected(network, residual).eval(), with_features(info)
+
+
+def expected_output(
+    network: torch.nn.Module,
+    info: ModelInfo,
+    residual: Residual | None,
+    inputs: Mapping[str, np.ndarray],
+) -> np.ndarray:
+    """The network's answers (N, C) in PyTorch, with the residual correction's in numpy."""
+    from weaver.onnx.parity import torch_answers
+    from weaver.onnx.residual_features import FEATURES
+
+    output = torch_answers(network, info["input_names"], inputs)
+    if residual is None:
+        return output
+    reference_pt, eta = inputs[FEATURES].T
+    return residual.apply(output, reference_pt, eta).astype(np.float32)

@@ -10,6 +10,8 @@ writes into the run's folder
         are (weaver/onnx/raw_model.py)
     model/<either>/configs/local.pbtxt                       the variant for one machine without a
         GPU
+    residual.json                                            the correction that makes the
+        calibration close, which both models end with (physics/residual.py), for correctionlib
     model/export.json                                        what was exported, and how well it
         agrees with PyTorch
     golden/<either>/request.json, response.json              one validation jet and PyTorch's answer
@@ -18,7 +20,8 @@ writes into the run's folder
 
 Not every data config can be a graph: where an expression has no form in one, or the label is no
 log(true / reconstructed), there is no raw model, and a line says why (--raw-model required makes
-that an error; the prepare step has then refused it before any training).
+that an error; the prepare step has then refused it before any training). Without such a label, or
+where the network takes no jetEta, there is no residual correction either.
 
 Everything is built and checked aside and only then put in place. A model that fails the gate leaves
 nothing under model/, not even an older one: what lies there has passed.
@@ -48,6 +51,7 @@ from common.records import ExportRecord, ModelRecord
 from exporting.candidates import ModelInfo, feature_model, raw_model
 from exporting.repository import write_model
 from exporting.request import AUTO_SIZE, BUDGET, Export
+from exporting.residual import correctionlib_text, fit_residual, residual_record
 
 if TYPE_CHECKING:
     import torch
@@ -85,7 +89,8 @@ def export(request: Export) -> ExportRecord:
             record = build(request, folder, model, info, dataset)
         except GateError:
             # What lies under model/ has passed; so an older model goes too.
-            for place in (run.models, run.golden(request.name), run.golden(request.raw_name)):
+            golden_files = (run.golden(request.name), run.golden(request.raw_name))
+            for place in (run.models, run.residual, *golden_files):
                 storage.delete(place)
             raise
         publish(request, folder)
@@ -101,14 +106,19 @@ def build(
     the data config has none.
     """
     staged = RunFolder(str(folder))
-    metadata = provenance(request, dataset.data_config, info)
-    features = feature_model(request.name, model, info, dataset)
+    residual, no_residual = fit_residual(model, info, dataset)
+    metadata = dict(provenance(request, dataset.data_config, info))
+    if residual is not None:
+        # By which the evaluation measures the model without it.
+        metadata["residual"] = json.dumps(residual.as_json())
+        storage.write_text(staged.residual, correctionlib_text(residual, request.name))
+    features = feature_model(request.name, model, info, residual, dataset)
     feature_record = write_model(request, staged, features, metadata)
 
     raw_record, raw_reason = None, None
     if request.raw_model != NONE:
         try:
-            raw = raw_model(request.raw_name, model, info, dataset)
+            raw = raw_model(request.raw_name, model, info, residual, dataset)
             raw_record = write_model(request, staged, raw, {**metadata, "model": raw.name})
         except GateError:
             raise
@@ -125,6 +135,8 @@ def build(
         output_columns=info.get("output_columns"),
         raw=raw_record,
         raw_reason=raw_reason,
+        residual=None if residual is None else residual_record(residual),
+        residual_reason=no_residual or None,
         versions=str(metadata["versions"]),
     )
     record.save(staged.export)
@@ -195,14 +207,17 @@ def staging(run: str) -> Iterator[Path]:
 
 
 def publish(request: Export, folder: Path) -> None:
-    """Put what was built in place: golden files first, models last.
+    """Put what was built in place: golden files and residual.json first, models last.
 
     On a disk the models come in one rename.
     """
     run, built = request.folder, RunFolder(str(folder))
     for name in (request.name, request.raw_name):
         storage.delete(run.golden(name))
+    storage.delete(run.residual)
     storage.upload(Path(built.goldens), run.goldens)
+    if Path(built.residual).exists():
+        storage.upload(Path(built.residual), run.residual)
     if not storage.is_local(request.run):
         storage.delete(run.models)
         for model in sorted(Path(built.models).iterdir()):
@@ -258,6 +273,14 @@ def main(argv: list[str] | None = None) -> int:
             _print_model(record.raw)
         if record.raw_reason:
             print(f"warning: no model that takes raw jets: {record.raw_reason}")
+        if record.residual:
+            largest = max(abs(point.applied - 1) for point in record.residual.points)
+            print(
+                f"residual correction of up to {largest:.2%}, fitted on"
+                f" {record.residual.num_jets:,} validation jets: {request.folder.residual}"
+            )
+        else:
+            print(f"note: no residual correction: {record.residual_reason}")
 
     return run_main(body)
 

@@ -15,8 +15,9 @@ from common.errors import GateError
 from common.layout import RunFolder
 from common.progress import Progress
 from common.records import MemoryRecord, ModelRecord, ParityRecord
-from exporting.candidates import Candidate, spread
+from exporting.candidates import Candidate
 from exporting.request import AUTO_SIZE, Export
+from exporting.spread import spread
 from serving import golden
 from weaver.onnx.triton_config import LOCAL, LOCAL_INSTANCES, check_config, triton_config
 

@@ -17,7 +17,7 @@ from common.records import (
     TrialOptions,
 )
 from common.run import Run
-from reporting import page, report_physics, report_run, serving_section
+from reporting import page, report_physics, report_run, residual_section, serving_section
 from reporting.drawing import Drawing
 from reporting.figures import drawings
 
@@ -60,6 +60,7 @@ def render(documents: Documents, figures: Sequence[Drawing]) -> str:
         verdict=report_physics.verdict(metrics),
         response=report_physics.response(metrics, run),
         closure=report_physics.closure(metrics),
+        residual=residual_section.content(metrics, documents.export),
         flavour=report_physics.flavour(metrics),
         uncertainty=report_physics.uncertainty(metrics.uncertainty),
         search=report_run.search(search) if search and search.trials else None,

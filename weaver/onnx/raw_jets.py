@@ -23,8 +23,9 @@ from common.errors import InputError
 from common.storage import Entry
 from weaver.config.data_config import DataConfig, Plan
 from weaver.config.expressions import Expression
-from weaver.onnx.parity import CLOSE, Golden, golden_jets, torch_answers
-from weaver.onnx.raw_program import Column, RawProgram, input_columns, raw_branches
+from weaver.onnx.parity import CLOSE, Golden, golden_jets
+from weaver.onnx.raw_program import ETA, Column, RawProgram, input_columns, raw_branches
+from weaver.onnx.residual_features import FEATURE_NAMES, FEATURES
 from weaver.prepared import transform
 from weaver.prepared.columns import DatasetWriter
 from weaver.read import files
@@ -128,7 +129,8 @@ def reference_inputs(
 ) -> dict[str, np.ndarray]:
     """The inputs that weaver's own preparation makes of the jets, {group: (N, C, P) or (N, C)}.
 
-    The entry '' is the quantity that the label divides by (N,), such as jetPt in GeV.
+    The entry '' is the quantity that the label divides by (N,), such as jetPt in GeV; with jetEta
+    among the inputs there is also what the residual correction takes, (N, 2).
     """
     from weaver.feed.dataset import Dataset
 
@@ -145,6 +147,9 @@ def reference_inputs(
         inputs = {name: tensor.numpy().copy() for name, tensor in batch.inputs.items()}
     reference = evaluate(Expression(program.reference_text), columns | selected)
     inputs[""] = np.asarray(reference, np.float32)
+    if program.eta is not None:
+        eta = evaluate(Expression(ETA), columns | selected)
+        inputs[FEATURES] = np.stack([inputs[""], np.asarray(eta, np.float32)], axis=1)
     return inputs
 
 
@@ -196,16 +201,17 @@ def golden_raw_jets(
     return dataclasses.replace(golden, inputs=inputs, counters=counters)
 
 
-def reference_answers(
-    network, input_names: Sequence[str], reference: Mapping[str, np.ndarray]
-) -> np.ndarray:
-    """The raw model's answers (N, outputs), by the network on weaver's own inputs."""
+def reference_answers(output: np.ndarray, reference_pt: np.ndarray) -> np.ndarray:
+    """The raw model's answers (N, outputs): those of the network (N, C) in physical terms.
+
+    output: logarithms of factors to reference_pt (N,), GeV.
+    """
     import torch
 
     from weaver.onnx.raw_model import answers
 
-    output = torch.from_numpy(torch_answers(network, input_names, reference))
-    return torch.cat(answers(output, torch.from_numpy(reference[""])), dim=1).numpy()
+    physical = answers(torch.from_numpy(output), torch.from_numpy(reference_pt))
+    return torch.cat(physical, dim=1).numpy()
 
 
 def preprocessing_apart(
@@ -228,7 +234,8 @@ def preprocessing_apart(
     for group, tensor in zip(model.preprocessing.groups, groups, strict=True):
         expected = reference[group]  # (N, C, P), (N, C), or (N,) for one variable
         scaled = np.abs(tensor.numpy() - expected) / np.maximum(1, np.abs(expected))
-        for index, name in enumerate(config.input_dicts[group]):
+        names = FEATURE_NAMES if group == FEATURES else config.input_dicts[group]
+        for index, name in enumerate(names):
             of_variable = scaled[:, index] if scaled.ndim > 1 else scaled
             off[f"{group}:{name}"] = float(of_variable.max(initial=0.0))
     worst = max(off, key=lambda name: off[name])

@@ -28,10 +28,12 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from common.errors import InputError
 from networks.options import ModelInfo
 from weaver.config.data_config import DataConfig
 from weaver.config.vocabulary import COMPARE
 from weaver.onnx.raw_program import RawProgram, Value
+from weaver.onnx.residual_features import FEATURES
 from weaver.prepared.transform import standardize
 
 # numpy's type -> the type in the graph. ONNX Runtime has few kernels for small and unsigned whole
@@ -75,7 +77,12 @@ class Preprocessing(torch.nn.Module):
     ) -> None:
         super().__init__()
         self.program = program
-        groups = {name: Group(name, program, data_config) for name in input_names}
+        groups: dict[str, torch.nn.Module] = {}
+        for name in input_names:
+            if name == FEATURES:
+                groups[name] = ResidualFeatures(program)
+            else:
+                groups[name] = Group(name, program, data_config)
         self.groups = torch.nn.ModuleDict(groups)
 
     def forward(self, *columns: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -155,6 +162,19 @@ class Group(torch.nn.Module):
         return slots, (kept > 0).expand(-1, length)
 
 
+class ResidualFeatures(torch.nn.Module):
+    """The input of the residual correction: reference pT (GeV) and jetEta, (N, 2)."""
+
+    def __init__(self, program: RawProgram) -> None:
+        super().__init__()
+        if program.eta is None:
+            raise InputError("a residual correction needs jetEta among the network's inputs")
+        self.values = (program.reference, program.eta)
+
+    def forward(self, run: _Run) -> torch.Tensor:
+        return torch.stack([run(value).float() for value in self.values], dim=1)
+
+
 class RawModel(torch.nn.Module):
     """Preprocessing, network, and the answer in physical terms; see the module's text."""
 
@@ -195,7 +215,8 @@ def raw_model(
 ) -> tuple[RawModel, ModelInfo]:
     """Make the model and its description, as weaver.onnx.onnx_export takes it.
 
-    The description has types, shapes (-1 for free axes) and outputs by name.
+    The description has types, shapes (-1 for free axes) and outputs by name. The network may have
+    the residual correction behind it (weaver.onnx.residual.Corrected).
     """
     shapes: dict[str, tuple[int, int]] = {}
     types: dict[str, np.dtype] = {}

@@ -30,6 +30,9 @@ from weaver.config.vocabulary import MODULES
 # the shape
 COUNTS = (2, 1, 4)
 
+ETA = "jetEta"
+"""The variable that says whether a jet is in the barrel or the endcap."""
+
 
 ELEMENTWISE = vocabulary.operations("elementwise")
 """Functions of single values -> operation.
@@ -89,6 +92,8 @@ class RawProgram:
     """The quantity that the network's answer corrects: jetPt (GeV) in log(genJetPt / jetPt), one
     value a jet."""
     reference_text: str
+    eta: Value | None = None
+    """jetEta, where the network takes it as one value a jet."""
 
     @property
     def counters(self) -> list[str]:
@@ -109,12 +114,13 @@ def raw_program(config: DataConfig, columns: Mapping[str, Column]) -> RawProgram
     orders: dict[str, list[tuple[Value, bool]]] = {}
     for group, keys in config.order_by.items():
         orders[group] = [(compiler.column(key.name), key.falling) for key in keys]
-    reference = _reference(config)
+    reference = reference_expression(config)
     return RawProgram(
         groups=groups,
         orders=orders,
         reference=compiler.reference(reference),
         reference_text=reference.canonical(),
+        eta=compiler.column(ETA) if eta_group(config) is not None else None,
         inputs=compiler.inputs,
     )
 
@@ -141,10 +147,11 @@ def raw_branches(config: DataConfig) -> dict[str, str]:
     """
     # a served model answers to every jet
     unselected = dataclasses.replace(config, selections={"train": None, "test": None})
-    return unselected.plan_for([*input_columns(config), *_reference(config).names]).branches
+    names = [*input_columns(config), *reference_expression(config).names]
+    return unselected.plan_for(names).branches
 
 
-def _reference(config: DataConfig) -> Expression:
+def reference_expression(config: DataConfig) -> Expression:
     """The quantity whose correction the network learns.
 
     It is the denominator of the label log(true / reconstructed). Raises InputError for a label of
@@ -166,6 +173,14 @@ def _reference(config: DataConfig) -> Expression:
         " which the label must be one np.log(<true pT> / <reconstructed pT>); it is"
         f" {'; '.join(labels) or config.label_type}"
     )
+
+
+def eta_group(config: DataConfig) -> str | None:
+    """The input group that holds jetEta as one value a jet; None without one."""
+    for group, names in config.input_dicts.items():
+        if ETA in names and config.preprocess_params[ETA]["length"] is None:
+            return group
+    return None
 
 
 class _Compiler:

@@ -1,0 +1,60 @@
+"""The evaluation of a model that ends with a residual correction: closure and gain without it."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+
+from evaluating import inference, inputs
+from physics.residual import IDENTITY, Curve, Residual
+from tests.evaluating.test_evaluate import (
+    TestJets,
+    command,
+    linear_model,
+    put_model,
+    read_strictly,
+    run,  # noqa: F401 (fixture)
+)
+from tests.physics.jets import make_jets
+
+LOG_R = 0.02
+ENDCAP = Curve(knots=(3.0, 8.0), pieces=((LOG_R, 0.0, 0.0, 0.0),))
+
+
+class JetsWithEta(TestJets):
+    """Test jets whose batches say which they are."""
+
+    __test__ = False
+    data_config = None
+
+    def batch(self, index):
+        batch = super().batch(index)
+        batch.index = index
+        return batch
+
+
+def test_metrics_and_report_have_both(run, monkeypatch):  # noqa: F811 (fixture)
+    jets = make_jets(6000)
+    features = np.stack([jets["jetPt"], jets["genJetEta"]], axis=1)
+    monkeypatch.setattr(inputs, "open_test_set", lambda _: JetsWithEta(jets))
+    monkeypatch.setattr(inference, "residual_features", lambda _, batch: features[batch.index])
+    residual = Residual(curves={"barrel": IDENTITY, "endcap": ENDCAP})
+    model = onnx.load_from_string(linear_model(0.1))
+    onnx.helper.set_model_props(model, {"residual": json.dumps(residual.as_json())})
+    put_model(run, model.SerializeToString())
+
+    assert command(run) == 0
+    effect = read_strictly(run / "metrics.json")["residual"]
+    whole = {one["region"]: one for one in effect["bins"] if one["pt_high"] is None}
+    for region, log_r in (("barrel", 0.0), ("endcap", LOG_R)):
+        one = whole[region]
+        ratio = (1 + one["with_residual"]["value"]) / (1 + one["without"]["value"])
+        assert ratio == pytest.approx(np.exp(log_r), abs=1e-4)
+    gain = effect["gain"]
+    assert gain["difference"]["value"] == pytest.approx(
+        gain["with_residual"]["value"] - gain["without"]["value"], abs=1e-4
+    )
+    assert "With and without the residual correction" in (run / "report.html").read_text()

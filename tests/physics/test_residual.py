@@ -1,0 +1,228 @@
+"""The residual correction: it closes unseen jets, and stays small, smooth and rising."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from physics import residual as res
+from physics import response as r
+from physics.residual import IDENTITY, Curve, Point, Residual, fit, from_json, smooth, through
+from physics.residual_effect import residual_effect
+from tests.physics.jets import make_jets, target_of
+
+BINS = [one for one in r.bins(r.FINE_PT_EDGES) if r.CLOSURE_FROM <= one.low < 1000]
+
+
+def bias_of_network(jets: dict[str, np.ndarray]) -> np.ndarray:
+    """log of the factor by which a network is off: falling with pT in the endcap."""
+    endcap = np.abs(jets["genJetEta"]) >= 1.3
+    return np.where(endcap, -0.005 - 0.006 * np.log(jets["jetPt"] / 60), 0.004)
+
+
+def answers(jets: dict[str, np.ndarray]) -> np.ndarray:
+    """A network that knows a tenth of each jet's error, and does not close."""
+    return 0.1 * target_of(jets) + bias_of_network(jets)
+
+
+def fitted(jets: dict[str, np.ndarray], output: np.ndarray) -> Residual:
+    residual = fit(r.calibrated_pt(jets["jetPt"], output), jets["genJetPt"], jets["genJetEta"])
+    assert residual is not None
+    return residual
+
+
+def corrected(jets: dict[str, np.ndarray], output: np.ndarray, residual: Residual) -> np.ndarray:
+    return residual.apply(output[:, None], jets["jetPt"], jets["genJetEta"])[:, 0]
+
+
+def biases(jets: dict[str, np.ndarray], output: np.ndarray) -> dict[str, tuple[float, float]]:
+    """Bin -> median response - 1, and its standard deviation."""
+    values = r.response(r.calibrated_pt(jets["jetPt"], output), jets["genJetPt"])
+    result = {}
+    for one in BINS:
+        inside = values[one.contains(jets["genJetPt"], jets["genJetEta"])]
+        q = r.quantiles(inside)
+        error = 1.253 * (q[3] - q[1]) / 1.349 / len(inside) ** 0.5
+        result[one.name] = (float(r.bias(q)), float(error))
+    return result
+
+
+@pytest.fixture(scope="module")
+def validation():
+    return make_jets(100_000, seed=1)
+
+
+@pytest.fixture(scope="module")
+def test():
+    return make_jets(400_000, seed=2)
+
+
+@pytest.fixture(scope="module")
+def residual(validation):
+    return fitted(validation, answers(validation))
+
+
+def test_it_closes_jets_that_it_was_not_fitted_on(test, residual):
+    before = biases(test, answers(test))
+    after = biases(test, corrected(test, answers(test), residual))
+    assert max(abs(bias) for bias, _ in before.values()) > 0.012
+    assert all(abs(bias) < 0.005 for bias, _ in after.values()), after
+
+
+def test_a_network_that_closes_is_left_alone(validation):
+    noise = np.random.default_rng(0).normal(0, 0.1, len(validation["genJetPt"]))
+    closing = {**validation, "jetPt": validation["genJetPt"] * np.exp(noise)}
+    for curve in fitted(closing, np.zeros(len(noise))).curves.values():
+        assert np.abs(curve(curve.sample())).max() < 0.004
+    for curve in fitted(closing, np.full(len(noise), 0.02)).curves.values():
+        np.testing.assert_allclose(curve(curve.sample()), -0.02, atol=0.004)
+
+
+def test_an_overfitted_network_is_not_flattered(test):
+    """It knows its training jets by heart, and was chosen of 30 by the validation jets."""
+    training, validation = make_jets(20_000, seed=3), make_jets(20_000, seed=4)
+    by_heart = fitted(training, target_of(training))
+    for curve in by_heart.curves.values():
+        assert np.abs(curve(curve.sample())).max() < 1e-3, "there is nothing to see on these jets"
+
+    def checkpoint(jets, seed):
+        noise = np.random.default_rng(seed).normal(0, 0.05, len(jets["jetPt"]))
+        return answers(jets) + noise
+
+    def loss(seed):
+        return np.abs(checkpoint(validation, seed) - target_of(validation)).mean()
+
+    best = min(range(30), key=loss)
+    residual = fitted(validation, checkpoint(validation, best))
+    output = checkpoint(test, best + 1000)
+    after = biases(test, corrected(test, output, residual))
+    # What is left is the error of the fit, as a network not chosen by these jets has it.
+    errors = {
+        name: 1.3 * error * (len(test["jetPt"]) / len(validation["jetPt"])) ** 0.5
+        for name, (_, error) in after.items()
+    }
+    pulls = [bias / errors[name] for name, (bias, _) in after.items()]
+    assert np.abs(pulls).max() < 3
+    assert np.mean(np.square(pulls)) < 1.5
+
+
+def points(log_pt, log_r, error) -> list[Point]:
+    made = []
+    for x, y in zip(log_pt, log_r, strict=True):
+        made.append(Point(region="barrel", log_pt=x, log_r=y, error=error, num_jets=100))
+    return made
+
+
+def test_points_are_drawn_towards_one_by_their_errors():
+    log_pt, log_r = [4.2, 5.0, 6.0], [0.01, 0.012, 0.015]
+    precise, vague = (smooth(points(log_pt, log_r, error)) for error in (1e-4, 0.03))
+    np.testing.assert_allclose(precise, log_r, rtol=0.01)
+    assert (np.abs(vague) < np.abs(log_r)).all()
+    assert (vague > 0).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.floats(0.05, 1), st.floats(-3, 3)), min_size=2, max_size=10),
+    st.floats(1e-4, 1),
+)
+def test_any_curve_is_bounded_rising_and_constant_outside(steps, error):
+    log_pt = 4 + np.cumsum([step for step, _ in steps])
+    curve = through(points(log_pt, [y for _, y in steps], error))
+    x = np.linspace(log_pt[0] - 2, log_pt[-1] + 2, 5000)
+    log_r = curve(x)
+    assert np.abs(np.expm1(log_r)).max() <= res.MAX_CORRECTION + 1e-9
+    assert (np.diff(x + log_r) > 0).all()
+    assert (log_r[x <= log_pt[0]] == log_r[0]).all()
+    assert (log_r[x >= log_pt[-1]] == log_r[-1]).all()
+
+
+def test_all_columns_get_the_r_of_the_median_and_remove_undoes_it(residual):
+    rng = np.random.default_rng(0)
+    output = rng.normal(0, 0.1, (500, 3))
+    reference_pt, eta = np.exp(rng.uniform(2, 8, 500)), rng.uniform(-3, 3, 500)
+    log_r = residual.log_r(np.log(reference_pt) + output[:, 0], eta)
+    applied = residual.apply(output, reference_pt, eta)
+    np.testing.assert_allclose(applied - output, np.repeat(log_r[:, None], 3, axis=1), atol=1e-12)
+    assert np.abs(log_r).max() > 0.01
+    np.testing.assert_allclose(residual.remove(applied, reference_pt, eta), output, atol=1e-12)
+
+
+def test_json_keeps_the_curves(residual):
+    assert from_json(residual.as_json()).curves == residual.curves
+
+
+def test_jets_without_numbers_are_left_out(validation):
+    output = answers(validation)
+    clean = fitted(validation, output)
+    broken = dict(validation)
+    for column, value in (("jetPt", np.nan), ("genJetPt", 0.0), ("jetPt", -1.0)):
+        broken[column] = np.append(broken[column], value)
+        for other in set(broken) - {column}:
+            broken[other] = np.append(broken[other], 100.0)
+    output = np.append(output, [0.0, 0.0, np.inf])
+    assert fitted(broken, output) == clean
+    assert np.isnan(clean.apply(np.array([[np.nan]]), np.array([50.0]), np.array([0.0]))).all()
+
+
+def test_too_few_jets_give_no_correction():
+    few = make_jets(60)
+    assert fit(few["jetPt"], few["genJetPt"], few["genJetEta"]) is None
+    of_one_region = make_jets(5000)
+    of_one_region["genJetEta"] = of_one_region["genJetEta"] / 2.5
+    residual = fitted(of_one_region, answers(of_one_region))
+    assert residual.curves["endcap"] == IDENTITY
+    assert {point.region for point in residual.points} == {"barrel"}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"knots": (5.0, 4.0)},
+        {"knots": (4.0,), "pieces": ()},
+        {"knots": (4.0, 5.0, 6.0)},
+        {"pieces": ((0.2, 0.0, 0.0, 0.0),)},
+        {"pieces": ((0.0, 0.0, -20.0, 20.0 / 1.0),), "knots": (4.0, 4.1)},
+        {"pieces": ((0.0, -1.5, 0.0, 0.0),), "knots": (4.0, 4.05)},
+        {"knots": (4.0, np.nan)},
+    ],
+    ids=["falling", "one knot", "pieces", "too large", "too steep inside", "steep", "nan"],
+)
+def test_a_curve_refuses_what_is_none(change):
+    with pytest.raises(ValueError, match="residual correction"):
+        dataclasses.replace(IDENTITY, **change)
+
+
+def test_a_network_far_off_still_gets_a_valid_curve(validation):
+    rng = np.random.default_rng(0)
+    for output in (rng.normal(0, 3, len(validation["jetPt"])), 2 * target_of(validation) + 1):
+        residual = fitted(validation, output)
+        for curve in residual.curves.values():
+            assert isinstance(curve, Curve)
+
+
+def test_the_effect_is_measured_on_the_same_jets(validation, residual):
+    small = {name: values[:8000] for name, values in validation.items()}
+    output = answers(small)
+    effect = residual_effect(
+        small, corrected(small, output, residual), output, replicates=50, seed=1
+    )
+    whole = {one["region"]: one for one in effect["bins"] if one["pt_high"] is None}
+    endcap = whole["endcap"]
+    assert endcap["without"]["value"] < -0.008
+    assert abs(endcap["with_residual"]["value"]) < abs(endcap["without"]["value"]) / 2
+    assert effect["gain"]["difference"]["value"] == pytest.approx(
+        effect["gain"]["with_residual"]["value"] - effect["gain"]["without"]["value"]
+    )
+    by_bin = {(one["region"], one["pt_low"], one["pt_high"]): one for one in effect["bins"]}
+    assert by_bin["barrel", 60, None]["measured"]
+    assert not by_bin["endcap", 650, 1000]["measured"], "fewer than 150 jets"
+
+
+def test_nothing_is_measured_without_jets():
+    none = {name: values[:10] for name, values in make_jets(10).items()}
+    assert residual_effect(none, np.zeros(10), np.zeros(10), replicates=20) is None

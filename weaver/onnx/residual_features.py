@@ -1,0 +1,71 @@
+"""What the residual correction (physics.residual) needs to know of each jet.
+
+    reason = no_residual_because(data_config)         # empty where the jets can have one
+    features = residual_features(data_config, batch)  # (N, 2)
+
+The two features are the pT that the label divides by (jetPt in log(genJetPt / jetPt), GeV), of the
+observers, and jetEta, of the network's own inputs, from which the standardisation is taken off. So
+prepared jets need nothing beyond what they have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.errors import InputError
+from weaver.config.data_config import DataConfig
+from weaver.onnx.raw_program import ETA, eta_group, reference_expression
+from weaver.read.jagged import evaluate
+
+FEATURES = "residual_features"
+"""Name of the exported feature model's input, (N, 2) float32."""
+
+FEATURE_NAMES = ("pT", ETA)
+"""Its columns: the pT that the label divides by (GeV), and jetEta."""
+
+
+class Jets(Protocol):
+    """Prepared jets (weaver.feed.dataset.Batch)."""
+
+    @property
+    def inputs(self) -> Mapping[str, Any]:
+        """Input group -> (N, C), (N,) for one variable, or (N, C, P)."""
+
+    @property
+    def observers(self) -> Mapping[str, Any]:
+        """Observer -> (N,)."""
+
+
+def no_residual_because(config: DataConfig) -> str:
+    """Why jets of this data config can have no residual correction; empty where they can."""
+    try:
+        reference = reference_expression(config)
+    except InputError:
+        return "the label is not np.log(<true pT> / <reconstructed pT>)"
+    for name in reference.names:
+        if name not in config.observer_names:
+            return f"{name}, which the label divides by, is not among the observers"
+    if eta_group(config) is None:
+        return f"{ETA} is not among the network's inputs with one value a jet"
+    return ""
+
+
+def residual_features(config: DataConfig, jets: Jets) -> NDArray[np.float32]:
+    """The features (N, 2) of prepared jets: reference pT (GeV) and jetEta.
+
+    The data config, with its standardisation, is one for which `no_residual_because` is empty.
+    """
+    reference = evaluate(reference_expression(config), jets.observers)
+    group = eta_group(config)
+    assert group is not None, "asked of a data config without eta"
+    place = list(config.input_dicts[group]).index(ETA)
+    values = np.asarray(jets.inputs[group])
+    eta = values[:, place] if values.ndim == 2 else values
+    params = config.preprocess_params[ETA]
+    if params["center"] is not None:
+        eta = eta / params["scale"] + params["center"]
+    return np.stack([np.asarray(reference), eta], axis=1).astype(np.float32)
