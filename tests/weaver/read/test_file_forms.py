@@ -14,12 +14,12 @@ import pyarrow.parquet
 import pytest
 import uproot
 
+from common import storage
 from common.errors import InputError
-from common.storage import Entry
 from weaver.config.data_config import DataConfig
 from weaver.feed.dataset import Batch, Dataset
 from weaver.prepared.prepare import prepare
-from weaver.read.files import DamagedFile, check
+from weaver.read.files import DamagedFile
 from weaver.read.opening import unreadable
 
 X = np.linspace(0, 1, 12, dtype="f4")
@@ -139,11 +139,14 @@ def test_hdf5_without_its_package_says_what_to_install(tmp_path, monkeypatch):
         all_jets(str(tmp_path / "a.h5"), tmp_path)
 
 
-def test_hdf5_on_s3_is_refused_with_what_to_do():
-    uri = "s3://jets/a.h5"
-    entry = Entry(uri=uri, size=10, tag="x")
-    with pytest.raises(InputError, match=f"{uri}: HDF5 is read from a disk only; download"):
-        check([entry], config(), for_training=True)
+def test_hdf5_is_read_from_s3_too(tmp_path, s3_bucket):
+    tables = pytest.importorskip("tables")
+    path = tmp_path / "a.h5"
+    with tables.open_file(str(path), "w") as file:
+        file.create_array("/", "x", obj=X)
+        file.create_array("/", "lists", obj=np.array([[1, 2, 0], [0, 0, 0], [3, 0, 0]] * 4, "f4"))
+    storage.upload(path, f"{s3_bucket}/a.h5")
+    is_right(all_jets(f"{s3_bucket}/a.h5", tmp_path))
 
 
 @pytest.mark.parametrize(
