@@ -139,7 +139,7 @@ def test_hdf5_without_its_package_says_what_to_install(tmp_path, monkeypatch):
         all_jets(str(tmp_path / "a.h5"), tmp_path)
 
 
-def test_hdf5_is_read_from_s3_too(tmp_path, s3_bucket):
+def test_hdf5_on_s3_is_read_as_from_a_disk(tmp_path, s3_bucket):
     tables = pytest.importorskip("tables")
     path = tmp_path / "a.h5"
     with tables.open_file(str(path), "w") as file:
