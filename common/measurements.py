@@ -393,6 +393,8 @@ class Unmeasured:
 class GateSettings:
     """What the gate asks for, and the seed of the bootstrap."""
 
+    OMIT_DEFAULTS: ClassVar[bool] = True
+
     min_improvement: float
     """Per cent."""
     max_closure: float

@@ -38,9 +38,18 @@ LOCAL = {
     "components.local_run",
     "components.host_runner",
 }
-APART = {"steps": {*LOCAL, "weaver.onnx.raw_model", "weaver.feed.dataset"}, "weaver": LOCAL}
+APART = {
+    "steps": {
+        *LOCAL,
+        "weaver.onnx.raw_model",
+        "weaver.feed.dataset",
+        "weaver.network.forward_check",
+    },
+    "weaver": LOCAL,
+}
 """Modules that others import within functions which no program of the image calls: one machine's
-home; in prepare, which only looks at the columns of raw jets, what feeds networks with them."""
+home; in prepare, which only looks at the columns of raw jets, what feeds networks with them, and
+what passes jets through a network where torch is installed."""
 LATER = {"steps": {"torch", "onnx", "onnxruntime", "google"}, "weaver": set()}
 """Packages that modules of the image import within functions that none of its programs calls, or
 calls only where they are there.
