@@ -76,12 +76,7 @@ def measured(
             "bootstrap of the residual correction", total=replicates + 1, unit="draws"
         ) as progress:
             content["residual"] = residual_effect(
-                columns,
-                answers.correction,
-                answers.without_residual[:, 0],
-                replicates=replicates,
-                seed=settings.seed,
-                advance=progress.advance,
+                sample, answers.without_residual[:, 0], advance=progress.advance
             )
     metrics = MetricsRecord.from_json(content)
     return dataclasses.replace(metrics, headline=headline(metrics, inputs.search))

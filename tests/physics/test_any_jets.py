@@ -14,6 +14,7 @@ from common.records import MetricsRecord, plain
 from physics import uncertainty
 from physics.gate import judge
 from physics.metrics import record_of, sample_of
+from physics.residual_effect import residual_effect
 from reporting.headline import headline
 from reporting.report import Documents, figures_of, render
 from tests.physics.jets import judged, make_jets, quantiles_of, target_of
@@ -84,6 +85,7 @@ def metrics_of(jets: dict, answers: np.ndarray, **changes) -> tuple[MetricsRecor
         **record_of(sample),
         "gate": gate,
         "uncertainty": widths or None,
+        "residual": residual_effect(sample, answers[:, 0] - 0.01),
         "passed": not reasons,
         "reasons": reasons,
     }
