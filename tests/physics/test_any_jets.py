@@ -159,6 +159,17 @@ def test_an_empty_region_is_refused_unless_the_other_is_meant(region):
     assert reasons == []
 
 
+@pytest.mark.parametrize("bad", [0.0, np.nan, -1.0])
+def test_jets_without_a_momentum_are_no_missing_answers_of_the_model(bad):
+    jets = make_jets(3000)
+    answers = quantiles_of(jets, 0.1 * target_of(jets))
+    jets["jetPt"] = np.where(np.arange(3000) < 7, bad, jets["jetPt"])
+    metrics, reasons = metrics_of(jets, answers)
+    assert not any("no finite" in reason for reason in reasons)
+    assert metrics.left_out == {"jetPt is not finite and positive": 7}
+    assert metrics.uncertainty.num_without_answer == 0
+
+
 def test_one_flavour_only_is_named(some_jets):
     jets = some_jets | {"partonFlav": np.full(1500, 21)}
     metrics, _ = judged(jets, 0.1 * target_of(jets), replicates=20)

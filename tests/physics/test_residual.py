@@ -231,8 +231,9 @@ def test_the_gain_with_it_is_the_one_that_the_gate_judges(validation, residual):
     jets = corrected(small, output, residual)
     sample = sample_of(small, jets, baseline=baseline, replicates=50, seed=1)
     effect = residual_effect(sample, output)
-    assert effect["gain"]["with_residual"] == record_of(sample)["gain"]
-    closure = {(one["region"], one["pt_range"]): one for one in record_of(sample)["closure"]["bins"]}
+    record = record_of(sample)
+    assert effect["gain"]["with_residual"] == record["gain"]
+    closure = {(one["region"], one["pt_range"]): one for one in record["closure"]["bins"]}
     assert len(effect["bins"]) == len(closure)
     for one in effect["bins"]:
         place = closure[one["region"], one["pt_range"]]

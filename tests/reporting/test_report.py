@@ -155,9 +155,7 @@ def test_the_tiles_give_the_limits_that_the_gate_has(documents):
     assert "±1.70 %" in remark(biased, "Closure, barrel")
 
     what = "Resolution gain over the standard JEC"
-    strict = dataclasses.replace(
-        metrics, config=dataclasses.replace(metrics.config, gate="strict")
-    )
+    strict = dataclasses.replace(metrics, config=dataclasses.replace(metrics.config, gate="strict"))
     assert "interval that reaches 0 %" in remark(metrics, what)
     assert "interval above 0 %" in remark(strict, what)
 
