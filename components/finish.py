@@ -293,8 +293,9 @@ def as_markdown(summary: SummaryRecord) -> str:
     gate = None
     if summary.gate is not None and (asked := summary.gate_settings):
         gate = (
-            f"{'passed' if summary.gate else 'not passed'}: gain of {asked.min_improvement:g} % at"
-            f" least, closure within {100 * asked.max_closure:g} %"
+            f"{'passed' if summary.gate else 'not passed'}; {asked.gate} gate, limits: gain"
+            f" {asked.min_improvement:g} %, closure {100 * asked.max_closure:g} % or the standard"
+            " JEC's own"
         )
     best = summary.best_trial and f"{summary.best_trial} of {summary.trials} trials"
     rows = {

@@ -46,6 +46,8 @@ class Answers:
     they do not.
     """
     inference: Inference
+    labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Label -> its expression, as the model's own metadata say; empty where they do not."""
     without_residual: NDArray[np.float64] | None = None
     """(N, C): the answers before the model's residual correction; None where it has none."""
 
@@ -146,6 +148,7 @@ def predict(
         output=output,
         columns=columns,
         inference=speed,
+        labels=json.loads(metadata.get("label", "{}")),
         without_residual=np.concatenate(before_residual) if before_residual else None,
     )
 

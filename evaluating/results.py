@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 from common import storage
@@ -35,7 +36,10 @@ def write(uri: str, documents: Documents) -> None:
     from reporting.drawing import pdf
 
     folder = RunFolder(uri)
-    documents.metrics.save(folder.metrics)
+    content = documents.metrics.as_json()
+    # Every limit of the gate is written: a default may change. Earlier runs have fewer limits.
+    content["config"] = dataclasses.asdict(documents.metrics.config)
+    storage.write_json(folder.metrics, content)
     # Each figure is drawn once, for the page and for its file: drawing takes seconds.
     figures = list(figures_of(documents))
     for drawing in figures:

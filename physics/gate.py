@@ -414,8 +414,8 @@ def coverage_tests(uncertainty: Mapping[str, Any], settings: GateSettings) -> It
             if record["num_jets"] < MIN_JETS:
                 continue
             is_open = record["pt_range"].startswith(">")
-            pt = f"above {record['pt_range'][1:]}" if is_open else f"at {record['pt_range']}"
-            where += f" {pt} GeV of the file"
+            pt = f"above {record['pt_range'][1:]}" if is_open else f"of {record['pt_range']}"
+            where += f" with jetPt {pt} GeV"
         share = record["coverage"]["value"]
         difference = 100 * share - nominal
         yield Test(

@@ -59,6 +59,8 @@ class Sample:
 
     columns: Mapping[str, np.ndarray]
     """Observers of the N jets that are measured."""
+    kept: Mask
+    """Which jets of the test set these are: (num_jets,)."""
     responses: Mapping[str, Floats]
     """Calibration -> response (N,), finite and positive."""
     masks: Mapping[str, Mask]
@@ -132,6 +134,7 @@ def sample_of(
         )
     return Sample(
         columns=columns,
+        kept=kept,
         responses=responses,
         masks=masks,
         sizes=sizes,

@@ -6,14 +6,15 @@ Both are measured on the same draws of the same jets, so that their differences 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from physics import groups
 from physics import response as r
-from physics.bootstrap import REPLICATES, bootstrap_quantiles, interval
+from physics.bootstrap import bootstrap_quantiles, interval
+from physics.metrics import Sample, usable
 from physics.response import Floats
 
 MEASURED_TO = 0.01
@@ -21,44 +22,35 @@ MEASURED_TO = 0.01
 
 
 def residual_effect(
-    columns: Mapping[str, np.ndarray],
-    output: Floats,
-    without: Floats,
-    *,
-    replicates: int = REPLICATES,
-    seed: int = 0,
-    advance: Callable[[], None] | None = None,
+    sample: Sample, without: Floats, *, advance: Callable[[], None] | None = None
 ) -> dict[str, Any] | None:
     """Bias in each bin of the closure, and the gain above 30 GeV, with the correction and without.
 
-    columns: name -> (N,) as in physics.metrics; output, without: (N,), log(pT_gen / jetPt) as the
-    model sees it, with the correction and before it. Jets without a finite response are left out,
-    and bins with fewer than MIN_JETS of them; None where that leaves no bin. `advance` is called
-    after each draw of the bootstrap.
+    sample: the test jets with the answers of the whole model, as they are judged. without:
+    (sample.num_jets,), log(pT_gen / jetPt) before the correction. None where no bin has MIN_JETS
+    jets, or where a jet that is measured has no finite response without the correction. The gain is
+    None where the standard JEC's response has no width. `advance` is called after each draw of the
+    bootstrap.
     """
-    momenta = {
-        "with": r.calibrated_pt(columns["jetPt"], output),
-        "without": r.calibrated_pt(columns["jetPt"], without),
-        "standard": columns["jetPt"],
-    }
-    responses = {name: r.response(pt, columns["genJetPt"]) for name, pt in momenta.items()}
-    measurable = np.ones(len(output), dtype=bool)
-    for values in responses.values():
-        measurable &= np.isfinite(values) & (values > 0)
-    responses = {name: values[measurable] for name, values in responses.items()}
-    gen_pt, gen_eta = (np.asarray(columns[n])[measurable] for n in ("genJetPt", "genJetEta"))
-
+    jets = sample.columns
+    pt = r.calibrated_pt(jets["jetPt"], np.asarray(without)[sample.kept])
+    response = r.response(pt, jets["genJetPt"])
     whole = groups.SUMMARY[-1]
     masks = {}
     for one in (whole, *groups.CLOSURE):
-        mask = one.contains(gen_pt, gen_eta)
-        if np.count_nonzero(mask) >= groups.MIN_JETS:
-            masks[one.name] = mask
-    if not masks:
+        if one.name in sample.masks:
+            masks[one.name] = sample.masks[one.name]
+    if not masks or not usable(response).all():
         return None
-    quantiles = bootstrap_quantiles(
-        responses, masks, replicates=replicates, seed=seed, advance=advance
+    drawn = bootstrap_quantiles(
+        {"without": response},
+        masks,
+        replicates=sample.replicates,
+        seed=sample.seed,
+        advance=advance,
     )
+    # The draws of a sample depend on nothing but its number of jets and its seed.
+    quantiles = {**sample.quantiles, "with": sample.quantiles["model"], **drawn}
 
     bins = []
     for one in groups.CLOSURE:
@@ -81,8 +73,8 @@ def residual_effect(
                 }
             )
     gains = None
-    if whole.name in masks:
-        standard = quantiles["standard"][whole.name]
+    standard = sample.quantiles["standard"].get(whole.name)
+    if standard is not None and r.resolution(standard).min() > 0:
         of = {n: r.gain(quantiles[n][whole.name], standard) for n in ("with", "without")}
         gains = {
             "with_residual": interval(of["with"]),

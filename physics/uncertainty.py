@@ -127,19 +127,20 @@ def measure(
 
     columns: name -> (N,) as in physics.metrics; answers: (N, C), its output columns, called
     `names`. None for a network that has no two opposite quantiles beside the median, or with fewer
-    than MIN_JETS jets to measure it on. Jets without generator jet, or with an answer that is not
-    finite, are left out, the latter counted. `advance` is called after each draw of the bootstrap.
-    No NaN or infinity is returned.
+    than MIN_JETS jets to measure it on. Jets without generator jet or jetPt, or with an answer that
+    is not finite, are left out, the last counted. `advance` is called after each draw of the
+    bootstrap. No NaN or infinity is returned.
     """
     pairs = bands(names)
     if not pairs:
         return None
     main = pairs[0]
     gen_pt = np.asarray(columns["genJetPt"])
-    matched = np.isfinite(gen_pt) & (gen_pt > 0)
     pt = np.asarray(columns["jetPt"])
-    finite = np.isfinite(answers).all(axis=1) & np.isfinite(pt) & (pt > 0)
-    kept = matched & finite & r.in_region(columns["genJetEta"], "all")
+    # A jet without a momentum is no fault of the model's.
+    measurable = np.isfinite(gen_pt) & (gen_pt > 0) & np.isfinite(pt) & (pt > 0)
+    finite = np.isfinite(answers).all(axis=1)
+    kept = measurable & finite & r.in_region(columns["genJetEta"], "all")
     if np.count_nonzero(kept) < MIN_JETS:
         return None
 
@@ -161,7 +162,7 @@ def measure(
     return {
         "columns": list(names),
         "num_jets": len(true),
-        "num_without_answer": int(np.count_nonzero(matched & ~finite)),
+        "num_without_answer": int(np.count_nonzero(measurable & ~finite)),
         "bands": [_band(band, true, quantiles) for band in pairs],
         "below": _below(true, quantiles),
         "pt": coverage_in_pt(main, true, quantiles, jets),

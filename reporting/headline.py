@@ -123,14 +123,14 @@ def evaluation_lines(metrics: MetricsRecord) -> str:
     for name, value in closures(metrics.closure).items():
         where = name.removeprefix("closure_").removesuffix("_percent").replace("_", " ")
         bias.append(f"{where} {value:+.2f} %")
-    allowed = 100 * metrics.config.max_closure
+    allowed = f"{100 * metrics.config.max_closure:g} %, or the standard JEC's own bias"
     if metrics.passed:
         verdict = f"gate passed, {metrics.num_measured:,} test jets"
     else:
         verdict = f"gate not passed: {'; '.join(metrics.reasons)}"
     return (
         f"resolution gain over the standard JEC: {gain}\n"
-        f"closure: {', '.join(bias) or 'not measured'} (allowed {allowed:g} %)\n{verdict}\n"
+        f"closure: {', '.join(bias) or 'not measured'} (allowed: {allowed})\n{verdict}\n"
     )
 
 

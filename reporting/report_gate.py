@@ -83,9 +83,9 @@ def table_of(checks: Sequence[GateCheck], *, with_sizes: bool) -> Table:
         if check.standard is not None:
             standard = f"{check.standard:{sign}.{digits}f}{unit}"
         limit = f"{check.limit:.{digits}f}{unit}"
-        # A gain has to reach its limit; of the others these are for either direction.
+        # A gain is to be above its limit; of the others these are for either direction.
         if check.quantity == "gain":
-            limit = f"at least {limit}"
+            limit = f"above {limit}"
         elif check.quantity in ("closure", "coverage"):
             limit = f"±{limit}"
         row = [check.quantity, check.where]
@@ -110,4 +110,4 @@ def table_of(checks: Sequence[GateCheck], *, with_sizes: bool) -> Table:
         "Margin",
         "Verdict",
     ]
-    return Table(head=head, rows=rows)
+    return Table(head=head, rows=rows, kind="stacked")

@@ -10,7 +10,15 @@ import dataclasses
 import itertools
 from collections.abc import Sequence
 
-from common.measurements import Calibrated, CoreBin, Interval, ResponseBin
+from common.measurements import (
+    Calibrated,
+    ClosureBin,
+    CoreBin,
+    FlavourSpread,
+    GateSettings,
+    Interval,
+    ResponseBin,
+)
 from common.measurements import Uncertainty as UncertaintyRecord
 from common.records import MetricsRecord
 from common.run import Run
@@ -83,7 +91,7 @@ def tiles(metrics: MetricsRecord) -> list[Tile]:
     add(
         "Resolution gain over the standard JEC",
         _percent_or_none(metrics.gain),
-        f"all jets above 30 GeV; required: at least {config.min_improvement:g} %",
+        f"all jets above 30 GeV; {required_gain(config)}",
     )
     if metrics.gain_over_baseline:
         add(
@@ -107,15 +115,14 @@ def tiles(metrics: MetricsRecord) -> list[Tile]:
             add(
                 f"Closure, {one.region}",
                 one.model.percent(100, 2),
-                f"median response − 1 above {lowest:g} GeV; allowed:"
-                f" ±{100 * config.max_closure:g} %",
+                f"median response − 1 above {lowest:g} GeV; {allowed_closure(one, config)}",
             )
     for region, entry in metrics.flavour.regions.items():
         standard = f"{100 * entry.spread.standard.value:.2f} %"
         model = f"{100 * entry.spread.model.value:.2f} %"
         add(
             f"Flavour spread removed, {region}",
-            entry.reduction.percent() if entry.reduction else "none to remove",
+            _removed(entry),
             f"from {standard} (standard JEC) to {model}, {', '.join(entry.flavours)}",
         )
     if metrics.uncertainty:
@@ -127,6 +134,28 @@ def tiles(metrics: MetricsRecord) -> list[Tile]:
             f" {100 * band.nominal:g} %",
         )
     return made
+
+
+def required_gain(settings: GateSettings) -> str:
+    """What the gate asks of the gain's interval."""
+    if settings.gate == "strict":
+        return f"required: an interval above {settings.min_improvement:g} %"
+    return f"required: an interval that reaches {settings.min_improvement:g} %"
+
+
+def allowed_closure(one: ClosureBin, settings: GateSettings) -> str:
+    """The largest bias that the gate allows in a bin: the standard JEC's own where it is larger."""
+    standard = abs(one.standard.value)
+    if standard > settings.max_closure:
+        return f"allowed: ±{100 * standard:.2f} %, as much as the standard JEC's own"
+    return f"allowed: ±{100 * settings.max_closure:g} %"
+
+
+def _removed(entry: FlavourSpread) -> str:
+    """The share of the standard JEC's flavour spread that the model removes."""
+    if entry.reduction:
+        return entry.reduction.percent()
+    return "too uncertain to tell" if entry.spread.standard.value > 0 else "none to remove"
 
 
 def _why_not_weighted(metrics: MetricsRecord) -> str:
@@ -152,6 +181,8 @@ class Response:
     sample: str
     bins: Table | None
     weighted: Table | None
+    not_weighted: str
+    """Why there is no weighted table."""
     effective_jets: str
     unmeasured: Sequence[str]
     """Bins that are not measured, with the reason."""
@@ -172,6 +203,7 @@ def response(metrics: MetricsRecord, run: Run | None) -> Response:
         sample=sample,
         bins=_bins(metrics.bins),
         weighted=_bins(weighted.bins) if weighted else None,
+        not_weighted=_why_not_weighted(metrics) or "eventWeight is not among the observers",
         effective_jets=f"{weighted.effective_jets:,.0f}" if weighted else "",
         unmeasured=[
             one.text for one in metrics.unmeasured if not one.quantity.startswith("flavour spread")
@@ -307,8 +339,7 @@ def flavour(metrics: MetricsRecord) -> Flavour | None:
         gaps = [MISSING, MISSING]
         if entry.uds_minus_g:
             gaps = _percent_of_both(entry.uds_minus_g)
-        reduction = entry.reduction.percent() if entry.reduction else "none to remove"
-        rows.append([region, ", ".join(entry.flavours), *spreads, reduction, *gaps])
+        rows.append([region, ", ".join(entry.flavours), *spreads, _removed(entry), *gaps])
     if not rows:
         return None
     head = ["Region", "Flavours", *_of_both("Spread"), "Removed", *_of_both("uds − g")]

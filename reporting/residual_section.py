@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from common.records import ExportRecord, MetricsRecord
+from physics.response import REGIONS
 from reporting.page import MISSING, Table
 
 
@@ -22,6 +23,8 @@ class ResidualSection:
     """Gain with it, without it, and the difference; empty with too few jets."""
     num_jets: str
     """Validation jets of the fit."""
+    uncorrected: str
+    """Regions whose factor is 1 for too few validation jets; empty without any."""
     fit: Table | None
 
 
@@ -48,8 +51,17 @@ def content(metrics: MetricsRecord, export: ExportRecord | None) -> ResidualSect
         measured_to=f"{100 * effect.measured_to:g} %" if effect else MISSING,
         gain=gain,
         num_jets=f"{export.residual.num_jets:,}" if export and export.residual else "",
+        uncorrected=", ".join(_uncorrected(export)),
         fit=_fit(export),
     )
+
+
+def _uncorrected(export: ExportRecord | None) -> list[str]:
+    """The regions for which nothing was fitted."""
+    if not export or not export.residual:
+        return []
+    fitted = {point.region for point in export.residual.points}
+    return [region for region in REGIONS if region not in fitted]
 
 
 def _fit(export: ExportRecord | None) -> Table | None:

@@ -128,8 +128,8 @@ def test_the_page_of_a_run_has_its_results_first_and_the_reason_in_a_block(run):
     # no link: it leads nowhere outside the cluster
     assert "| service | `http://pfn-predictor.physics.svc` |" in page
     asked = METRICS.config
-    assert f"gain of {asked.min_improvement:g} % at least" in page
-    assert f"closure within {100 * asked.max_closure:g} %" in page
+    assert f"{asked.gate} gate, limits: gain {asked.min_improvement:g} %" in page
+    assert f"closure {100 * asked.max_closure:g} % or the standard JEC's own" in page
     assert "```" not in page
 
     reason = "5 of 5 trials failed\nlast lines of pod p:\n<class 'x'> | CUDA out of memory"

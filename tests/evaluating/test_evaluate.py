@@ -2,6 +2,7 @@
 weaver's files.
 """
 
+import dataclasses
 import json
 import os
 from types import SimpleNamespace
@@ -161,7 +162,9 @@ def test_metrics_json_is_a_record_with_rounded_numbers(run):
     assert command(run) == 0
     content = read_strictly(run / "metrics.json")
     record = MetricsRecord.load(str(run / "metrics.json"))
-    assert record.as_json() == content
+    # The file has every limit of the gate, those that are the default as well.
+    assert {**record.as_json(), "config": dataclasses.asdict(record.config)} == content
+    assert len(content["config"]) == len(dataclasses.fields(record.config))
     assert results.rounded(record) == record
     assert content["format"] == MetricsRecord.FORMAT
     assert record.run_id == run.name
@@ -274,6 +277,26 @@ def test_the_speed_is_told_with_what_it_was_measured_on(run):
 
 
 @pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize(
+    ("label", "passes"),
+    [
+        ("np.log(genJetPt / jetPt)", True),
+        ("np.log(genJetPt) - np.log(jetPt)", True),
+        ("np.log(genJetPt / derived)", True),
+        ("genJetPt / jetPt", False),
+        ("np.log(genJetPt / (2 * jetPt))", False),
+    ],
+)
+def test_a_model_of_another_label_is_refused_with_the_cause(run, undrawn, label, passes):
+    model = onnx.load_from_string(linear_model(0.1))
+    onnx.helper.set_model_props(model, {"label": json.dumps({"target": label})})
+    put_model(run, model.SerializeToString())
+    assert command(run) == 0
+    metrics = read_strictly(run / "metrics.json")
+    assert metrics["passed"] is passes
+    assert any(f"the label is {label}," in reason for reason in metrics["reasons"]) is not passes
+
+
 def test_a_run_without_search_or_export_record_is_measured(run):
     (run / "search.json").unlink()
     (run / "model/export.json").unlink()

@@ -14,6 +14,7 @@ from common.records import MetricsRecord, plain
 from physics import uncertainty
 from physics.gate import judge
 from physics.metrics import record_of, sample_of
+from physics.residual_effect import residual_effect
 from reporting.headline import headline
 from reporting.report import Documents, figures_of, render
 from tests.physics.jets import judged, make_jets, quantiles_of, target_of
@@ -84,6 +85,7 @@ def metrics_of(jets: dict, answers: np.ndarray, **changes) -> tuple[MetricsRecor
         **record_of(sample),
         "gate": gate,
         "uncertainty": widths or None,
+        "residual": residual_effect(sample, answers[:, 0] - 0.01),
         "passed": not reasons,
         "reasons": reasons,
     }
@@ -155,6 +157,17 @@ def test_an_empty_region_is_refused_unless_the_other_is_meant(region):
     assert "--gate-regions" in reason
     _, reasons = metrics_of(jets, answers, max_coverage_points=100.0, gate_regions=region)
     assert reasons == []
+
+
+@pytest.mark.parametrize("bad", [0.0, np.nan, -1.0])
+def test_jets_without_a_momentum_are_no_missing_answers_of_the_model(bad):
+    jets = make_jets(3000)
+    answers = quantiles_of(jets, 0.1 * target_of(jets))
+    jets["jetPt"] = np.where(np.arange(3000) < 7, bad, jets["jetPt"])
+    metrics, reasons = metrics_of(jets, answers)
+    assert not any("no finite" in reason for reason in reasons)
+    assert metrics.left_out == {"jetPt is not finite and positive": 7}
+    assert metrics.uncertainty.num_without_answer == 0
 
 
 def test_one_flavour_only_is_named(some_jets):

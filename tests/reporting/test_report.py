@@ -9,7 +9,7 @@ import subprocess
 import pytest
 
 from common.config import RunConfig
-from common.measurements import ResidualSlice, Weighted
+from common.measurements import Interval, ResidualSlice, Unmeasured, Weighted
 from common.records import (
     DataSet,
     MetricsRecord,
@@ -20,6 +20,7 @@ from common.records import (
     plain,
 )
 from common.run import Run
+from reporting import report_physics
 from reporting.report import Documents, figures_of, render
 from reporting.serving_section import section, updated
 from tests.reporting.elements import HOSTILE, Elements, assert_harmless
@@ -136,6 +137,57 @@ def test_weighted_and_baseline_bins_are_shown(documents):
     assert "1,234 effective jets" in page
     assert page.count('<th scope="col">Gain over baseline</th>') == 2
     assert "Each jet counts once" in render(Documents(metrics=metrics), [])
+
+
+def test_the_tiles_give_the_limits_that_the_gate_has(documents):
+    def remark(metrics, what: str) -> str:
+        (one,) = [tile for tile in report_physics.tiles(metrics) if tile.what == what]
+        return f"{one.number} {one.remark}"
+
+    metrics = documents.metrics
+    worse = Interval(value=-0.017, low=-0.02, high=-0.014)
+    # Where the standard JEC is farther off, that is allowed.
+    bins = [dataclasses.replace(one, standard=worse) for one in metrics.closure.bins]
+    biased = dataclasses.replace(
+        metrics, closure=dataclasses.replace(metrics.closure, bins=bins, worst=bins[0])
+    )
+    assert "±1 %" in remark(metrics, "Closure, barrel")
+    assert "±1.70 %" in remark(biased, "Closure, barrel")
+
+    what = "Resolution gain over the standard JEC"
+    strict = dataclasses.replace(metrics, config=dataclasses.replace(metrics.config, gate="strict"))
+    assert "interval that reaches 0 %" in remark(metrics, what)
+    assert "interval above 0 %" in remark(strict, what)
+
+    barrel = metrics.flavour.regions["barrel"]
+    uncertain = dataclasses.replace(barrel, reduction=None)
+    regions = {**metrics.flavour.regions, "barrel": uncertain}
+    unknown = dataclasses.replace(
+        metrics, flavour=dataclasses.replace(metrics.flavour, regions=regions)
+    )
+    assert barrel.spread.standard.value > 0
+    assert "too uncertain" in remark(unknown, "Flavour spread removed, barrel")
+
+
+def test_weights_that_tell_nothing_are_not_said_to_be_missing(documents):
+    weighted = Weighted(
+        gain=None,
+        gain_half_width=None,
+        gain_over_baseline=None,
+        resolution=None,
+        bins=[],
+        effective_jets=15.0,
+    )
+    reason = "15.2 effective jets, fewer than 50"
+    lost = Unmeasured(
+        quantity="weighted gain", where="jets above 30 GeV", num_jets=965, reason=reason
+    )
+    metrics = dataclasses.replace(documents.metrics, weighted=weighted, unmeasured=[lost])
+    page = Elements(render(Documents(metrics=metrics), [])).text
+    assert f"Not weighted: {reason}" in page
+    none = dataclasses.replace(documents.metrics, weighted=None, unmeasured=[])
+    page = Elements(render(Documents(metrics=none), [])).text
+    assert "Not weighted: eventWeight is not among the observers" in page
 
 
 def test_a_failed_gate_says_why(documents):
@@ -310,6 +362,28 @@ def test_in_a_browser_nothing_sticks_out_sideways(page, tmp_path, width):
     scroll, figures = dom.split("<title>")[1].split("</title>")[0].split()
     assert int(scroll) <= width
     assert int(figures) == 15
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH")
+@pytest.mark.parametrize("width", [390, 1200])
+def test_all_that_the_gate_judged_is_in_view_without_scrolling(page, tmp_path, width):
+    frame = (
+        f'<iframe sandbox="allow-same-origin" srcdoc="{html.escape(page)}"'
+        f' style="width:{width}px;height:900px;border:0"></iframe>'
+    )
+    measure = (
+        "const d = document.querySelector('iframe').contentDocument;"
+        "const cells = [...d.querySelector('.verdict table').querySelectorAll('td')];"
+        "const ends = cells.map(c => c.getBoundingClientRect().right);"
+        "document.title = `${cells.length} ${Math.ceil(Math.max(...ends))}`;"
+    )
+    (tmp_path / "frame.html").write_text(
+        f"<!doctype html><title></title>{frame}<script>onload = () => {{{measure}}}</script>"
+    )
+    dom = browse(tmp_path, "--window-size=1300,1000", "--dump-dom", f"file://{tmp_path}/frame.html")
+    cells, end = dom.split("<title>")[1].split("</title>")[0].split()
+    assert int(cells) >= 7 * 5
+    assert int(end) <= width
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH")

@@ -53,7 +53,9 @@ def test_closure_with_and_without_stands_in_the_report(documents):
     assert section.closure.rows == [row]
     assert section.unmeasured == "endcap 60-80"
     assert section.fit.rows == [["endcap", "68", "936", "1.0196 ± 0.0041", "1.0157"]]
+    assert section.uncorrected == "barrel", "nothing was fitted there"
     page = render(shown, [])
+    assert "factor is 1: barrel" in page
     for text in (*row, "24,813", "+0.70 %", "1.0196 ± 0.0041"):
         assert text in page
 
@@ -65,3 +67,14 @@ def test_without_a_correction_the_report_says_why(documents):
     assert "no residual correction: jetEta is not among &lt;the network" in page
     section = residual_section.content(documents.metrics, None)
     assert (section.reason, section.closure, section.fit) == ("", None, None)
+
+
+def test_a_correction_that_cannot_be_measured_is_still_named(documents):
+    shown = dataclasses.replace(
+        documents,
+        metrics=dataclasses.replace(documents.metrics, residual=None),
+        export=dataclasses.replace(documents.export, residual=FIT),
+    )
+    page = render(shown, [])
+    assert "24,813 validation jets" in page
+    assert "Too few test jets to measure closure without it" in page
