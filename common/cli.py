@@ -46,7 +46,8 @@ def local_path(text: str) -> Path:
     """
     try:
         if storage.is_local(text):
-            return Path(storage.absolute(text)) if text.startswith("file:") else Path(text)
+            is_relative = not text.startswith(("file:", "~"))
+            return Path(text) if is_relative else Path(storage.absolute(text))
     except InputError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
     raise argparse.ArgumentTypeError(f"'{text}' is an address; a path on this machine is needed")

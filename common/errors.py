@@ -30,7 +30,19 @@ is left to uproot) and _PortTakenError (serving.triton: another port is tried).
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
+
+PASSWORD = re.compile(r"(?<=://)[^/\s@]*:[^/\s@]*@")
+SIGNATURE = re.compile(
+    r"([?&][\w.-]*(?:sig|signature|token|credential|authz|password|secret)=)[^&\s'\"]+",
+    re.IGNORECASE,
+)
+
+
+def without_secrets(text: str) -> str:
+    """The text without the passwords and signatures of the addresses in it."""
+    return SIGNATURE.sub(r"\1...", PASSWORD.sub("", text))
 
 
 class JecError(Exception):
@@ -39,6 +51,9 @@ class JecError(Exception):
     exit_code = 1
     retryable = False
     """Whether another attempt may succeed, although nobody has changed anything."""
+
+    def __str__(self) -> str:
+        return without_secrets(super().__str__())
 
 
 class InputError(JecError):

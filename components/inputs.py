@@ -227,6 +227,19 @@ def check_raw_model(inputs: Inputs) -> Result:
     return Result(text="a model that takes the files' own columns can be exported")
 
 
+def check_baseline(inputs: Inputs) -> Result:
+    """Look for the earlier run, which evaluation would miss after all training."""
+    baseline = inputs.config.baseline
+    if baseline == NONE:
+        return Result(text="no earlier run is compared")
+    if not storage.exists(storage.join(storage.absolute(baseline), "metrics.json")):
+        raise InputError(
+            f"--baseline {baseline} has no metrics.json; give the folder of a run that was"
+            " evaluated"
+        )
+    return Result(text=f"{baseline} was evaluated")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Check:
     """A check and its name in the table of `--check`."""
@@ -256,5 +269,6 @@ OF_DATA = (
     ),
     Check(name="sets", run=check_sets_apart, reads_data_config=True),
     Check(name="raw model", run=check_raw_model, reads_data_config=True),
+    Check(name="baseline", run=check_baseline),
 )
-"""The checks that open the data files, in their order."""
+"""The checks that open the data files or look for an earlier run, in their order."""

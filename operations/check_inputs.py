@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from common import algorithms, storage
 from common.choices import SPLITS
 from common.config import RunConfig
-from common.errors import InputError
+from common.errors import InputError, StorageError
 from components.inputs import OF_CONFIGURATION, OF_DATA, Check, Inputs
 from operations.table import Line, error, not_seen, ok, warning
 from training.search_space import cautions
@@ -43,10 +43,13 @@ def check_inputs(config: RunConfig, *, on_kubeflow: bool = False) -> Iterator[Li
 
 
 def lines_of(check: Check, inputs: Inputs) -> Iterator[Line]:
-    """Run a check; its refusal is an error of the table, so that the others are still run."""
+    """Run a check; its refusal is an error of the table, so that the others are still run.
+
+    So is a server that does not answer: the other data may lie elsewhere.
+    """
     try:
         result = check.run(inputs)
-    except InputError as problem:
+    except (InputError, StorageError) as problem:
         yield error(check.name, str(problem))
         return
     yield (

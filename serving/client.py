@@ -311,7 +311,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--request",
         required=True,
-        help="JSON file (path or s3://) with the request's body, as golden/NAME/request.json",
+        help="JSON file (path or address) with the request's body, as golden/NAME/request.json",
     )
     parser.add_argument(
         "--timeout",

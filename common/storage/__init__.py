@@ -84,10 +84,11 @@ def _backend(uri: str) -> tuple[Backend, str]:
     """
     scheme = scheme_of(uri)
     if scheme == LOCAL:
-        return local, local_path(uri)
+        return local, os.path.expanduser(local_path(uri))
     if scheme == S3:
         return s3, uri
-    return (xrootd if scheme in XROOTD else http), uri
+    # The client takes root://server/path for a relative path, which servers refuse.
+    return (xrootd, absolute(uri)) if scheme in XROOTD else (http, uri)
 
 
 def exists(uri: str) -> bool:
@@ -118,7 +119,11 @@ def read_bytes(uri: str) -> bytes:
 
 
 def read_text(uri: str) -> str:
-    return read_bytes(uri).decode("utf-8")
+    """The content of one text file. Raises InputError where there is none, or no text."""
+    try:
+        return read_bytes(uri).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{uri} is no text in UTF-8: {error.reason}") from None
 
 
 def read_json(uri: str) -> Any:
@@ -168,10 +173,19 @@ def glob(pattern: str) -> list[Entry]:
     The pattern may hold `*`, `?` and `[...]`, none of which crosses a `/`. A folder stands for
     everything in it. Raises InputError for an address of an unknown scheme.
     """
-    backend, pattern = _backend(pattern)
-    if wildcard_at(pattern) is None or (backend is local and os.path.exists(pattern)):
+    backend, address = _backend(pattern)
+    if wildcard_at(pattern) is None:
         return entries(absolute(pattern))
-    return _sorted(backend.glob(pattern))
+    if backend is local:
+        # Its glob expands `~`: the home may be called [x].
+        if os.path.exists(address):
+            return entries(absolute(pattern))
+        return _sorted(local.glob(local_path(pattern)))
+    # perhaps the name of a file, as `a[1].root`; web servers have a[1] as a%5B1%5D
+    has_brackets = "[" in pattern and backend is not http
+    if has_brackets and (named := backend.entries(absolute(pattern))):
+        return _sorted(named)
+    return _sorted(backend.glob(address))
 
 
 def _sorted(unsorted: Sequence[Entry]) -> list[Entry]:
@@ -197,6 +211,7 @@ def download(uri: str, path: str | os.PathLike[str]) -> Path:
 
     Raises InputError where there is none.
     """
+    uri = absolute(uri)
     files = entries(uri)
     if not files:
         raise InputError(f"there is nothing at {uri}")

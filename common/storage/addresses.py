@@ -33,24 +33,62 @@ FOREIGN = (
 )
 """Schemes of other systems: `gs:/x` names one of them rather than a sample 'gs'."""
 
-SCHEME = re.compile(r"^(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*):(?P<slashes>/+)")
+SCHEME = re.compile(r"^\s*(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*):(?P<slashes>/+)")
+# `s3:bucket/x` and `s3//bucket/x`, which would become folders of those names
+MISSPELT = re.compile(r"^\s*(?P<scheme>[A-Za-z][A-Za-z0-9]*)(?::|//)")
+SECRET = re.compile(r"^[^/]*/+[^/\s]*:[^/\s]*@|\b(authz|access_token)=")
+"""A password in front of the server (`//user:password@`), or a token."""
 WILDCARDS = "*?["
 
 
 def scheme_of(uri: str) -> str:
     """The scheme of an address; empty for a local path.
 
-    Raises InputError for a scheme that is unknown or misspelt, unless that path exists.
+    Raises InputError for a scheme that is unknown or misspelt, unless that path exists, and for an
+    address that holds a password or a token.
     """
+    if _path_exists(uri):
+        return LOCAL
     match = SCHEME.match(uri)
-    if match is None or os.path.exists(uri):
+    if match is None:
+        misspelt = MISSPELT.match(uri)
+        if misspelt is not None and is_foreign_scheme(misspelt["scheme"]):
+            raise unknown_scheme(uri, misspelt["scheme"])
         return LOCAL
     scheme = match["scheme"]
+    _refuse_secret(uri, scheme)
+    if uri[0].isspace():
+        raise InputError(f"'{uri}' begins with a blank; leave it out")
     if scheme == "file":
         return LOCAL
     if scheme in SCHEMES and len(match["slashes"]) >= 2:
         return scheme
     raise unknown_scheme(uri, scheme)
+
+
+def _path_exists(path: str) -> bool:
+    try:
+        return os.path.exists(path)
+    except ValueError:  # a null byte
+        return False
+
+
+def _refuse_secret(uri: str, scheme: str) -> None:
+    """Raise InputError for an address with a password or a token, without showing these.
+
+    Arguments are visible to others and stored with the run.
+    """
+    if SECRET.search(uri) is None:
+        return
+    server = uri.partition("//")[2].rpartition("@")[2].partition("/")[0].partition("?")[0]
+    remedy = "files behind a login are read from root://"
+    if scheme == S3:
+        remedy = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+    elif scheme in XROOTD:
+        remedy = "set BEARER_TOKEN or BEARER_TOKEN_FILE"
+    raise InputError(
+        f"{scheme}://{server}/...: the address holds a token or a password; leave it out; {remedy}"
+    )
 
 
 def unknown_scheme(uri: str, scheme: str) -> InputError:
@@ -87,7 +125,7 @@ def local_path(uri: str) -> str:
     Raises InputError for file://host/path of another host.
     """
     match = SCHEME.match(uri)
-    if match is None or match["scheme"] != "file" or os.path.exists(uri):
+    if match is None or match["scheme"] != "file" or _path_exists(uri):
         return uri
     parts = urllib.parse.urlsplit(uri)
     if parts.netloc not in ("", "localhost"):
@@ -137,12 +175,7 @@ def split_xrootd(uri: str) -> tuple[str, str]:
     server, _, path = rest.partition("/")
     if not server:
         raise InputError(f"'{uri}' names no server; write {scheme}://server//path")
-    if "authz=" in path or ":" in server.rpartition("@")[0]:
-        shown = f"{scheme}://{server.rpartition('@')[2]}/..."
-        raise InputError(
-            f"{shown}: the address holds a token or a password; leave it out and set BEARER_TOKEN"
-            " or BEARER_TOKEN_FILE"
-        )
+    _refuse_secret(uri, scheme)
     return f"{scheme}://{server}", "/" + path.lstrip("/")
 
 

@@ -32,7 +32,8 @@ REFUSED = (401, 403, 407)
 MISSING = (404, 410)
 WILDCARDS = "*["  # a question mark begins the query
 BEGIN = 64  # bytes that tell a page from data
-PAGE = re.compile(rb"\s*(<!doctype\s+html|<html)", re.IGNORECASE)
+# also behind a byte order mark; data files, data configs and JSON begin otherwise
+PAGE = re.compile(rb"(\xef\xbb\xbf)?\s*<(!doctype|!--|\?xml|html|head|body)", re.IGNORECASE)
 
 
 class MissingFile(InputError):
@@ -125,7 +126,10 @@ def entries(uri: str) -> list[Entry]:
 
 def glob(pattern: str) -> list[Entry]:
     """The files that match, in folders that the server lists."""
-    parts = urllib.parse.urlsplit(pattern)
+    try:
+        parts = urllib.parse.urlsplit(pattern)
+    except ValueError as error:
+        raise InputError(f"'{pattern}' is no address: {error}") from None
     root = f"{parts.scheme}://{parts.netloc}"
     files = matching_files(root, parts.path, WILDCARDS, _children)
     return [_entry(file.uri) for file in files]

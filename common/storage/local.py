@@ -12,11 +12,39 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from common.errors import InputError
+from common.errors import InputError, JecError, StorageError
 from common.storage.entry import Entry
 from common.storage.source import Source
 
 PARTIAL = ".partial-"  # begins the name of a file that is being written
+MISSING = (errno.ENOENT, errno.ENOTDIR)
+REFUSED = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG),
+    errno.ELOOP,
+)
+"""What another path, or other rights, would help against."""
+
+
+def explain(error: OSError, path: str, verb: str = "read") -> JecError:
+    """Our error for what the system says of a path.
+
+    It is an InputError for the user's part, a StorageError where the disk fails.
+    """
+    if error.errno in MISSING and verb == "read":
+        return InputError(f"there is no file {path}")
+    problem = f"cannot {verb} {path}: {error.strerror or error}"
+    return (InputError if error.errno in MISSING + REFUSED else StorageError)(problem)
+
+
+@contextlib.contextmanager
+def _explained(path: str, verb: str = "read") -> Iterator[None]:
+    """Turn the system's errors into ours."""
+    if "\0" in path:
+        raise InputError(f"{path!r} is no path: it holds a null byte")
+    try:
+        yield
+    except OSError as error:
+        raise explain(error, path, verb) from error
 
 
 class LocalSource(Source):
@@ -24,16 +52,18 @@ class LocalSource(Source):
 
     def __init__(self, path: str) -> None:
         self.uri = path
-        try:
+        with _explained(path):
             self._file = os.open(path, os.O_RDONLY)
-        except (FileNotFoundError, NotADirectoryError):
-            raise InputError(f"there is no file {path}") from None
-        except PermissionError:
-            raise InputError(f"{path} may not be read by this user") from None
-        self.size = os.fstat(self._file).st_size
+        status = os.fstat(self._file)
+        self.size = status.st_size
+        if stat.S_ISDIR(status.st_mode):
+            self.close()
+            raise InputError(f"{path} is a folder")
 
     def read(self, start: int, stop: int) -> bytes:
-        return self.check(os.pread(self._file, stop - start, start), start, stop)
+        with _explained(self.uri):
+            content = os.pread(self._file, stop - start, start)
+        return self.check(content, start, stop)
 
     def close(self) -> None:
         if self._file >= 0:
@@ -46,15 +76,14 @@ def open_source(path: str, _entry: Entry | None = None) -> Source:
 
 
 def exists(path: str) -> bool:
-    return os.path.exists(path)
+    with _explained(path):
+        return os.path.exists(path)
 
 
 def read_bytes(path: str) -> bytes:
     """The content of one file. Raises InputError where there is none."""
-    try:
+    with _explained(path):
         return Path(path).read_bytes()
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-        raise InputError(f"there is no file {path}") from None
 
 
 def write_bytes(path: str, content: bytes) -> None:
@@ -67,7 +96,9 @@ def entries(path: str) -> list[Entry]:
 
     Links to folders are followed, a loop of them once; a link without a target is no file.
     """
-    if os.path.isfile(path):
+    with _explained(path):
+        is_file = os.path.isfile(path)
+    if is_file:
         return _entries_of([path])
     files: list[str] = []
     seen = set()
@@ -101,12 +132,10 @@ def _entries_of(paths: list[str]) -> list[Entry]:
             continue
         try:
             status = os.stat(path)
-        except (FileNotFoundError, NotADirectoryError):  # a link without a target
-            continue
         except OSError as error:
-            if error.errno == errno.ELOOP:  # a link to itself
+            if error.errno in (*MISSING, errno.ELOOP):  # a link without a target, or to itself
                 continue
-            raise
+            raise explain(error, path) from error
         if stat.S_ISREG(status.st_mode):
             files.append(Entry(uri=path, size=status.st_size, tag=str(status.st_mtime_ns)))
     return files
@@ -120,19 +149,18 @@ def upload(source: str, path: str) -> None:
 
 def download(path: str, target: str) -> None:
     """Copy one file to a local path that exists already."""
-    try:
+    with _explained(path):
         shutil.copyfile(path, target)
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-        raise InputError(f"there is no file {path}") from None
 
 
 def delete(path: str) -> int:
     """Remove a file or a folder with everything in it; returns how many files went."""
     files = entries(path)
-    if os.path.isdir(path) and not os.path.islink(path):
-        shutil.rmtree(path)
-    elif files:
-        os.remove(path)
+    with _explained(path, "delete"):
+        if os.path.isdir(path) and not os.path.islink(path):
+            shutil.rmtree(path)
+        elif files:
+            os.remove(path)
     return len(files)
 
 
@@ -142,6 +170,12 @@ def replacing(path: str) -> Iterator[str]:
 
     If it does not, the temporary file is removed.
     """
+    with _explained(path, "write"), _replacing(path) as temporary:
+        yield temporary
+
+
+@contextlib.contextmanager
+def _replacing(path: str) -> Iterator[str]:
     folder = os.path.dirname(os.path.abspath(path))
     os.makedirs(folder, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=folder, prefix=PARTIAL)

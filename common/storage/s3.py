@@ -86,8 +86,8 @@ def entries(uri: str) -> list[Entry]:
 def listing(prefix: str) -> Iterator[Entry]:
     """The objects whose addresses begin with `prefix`."""
     bucket, key = split_s3(prefix)
-    pages = client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=key)
     with explained(prefix):
+        pages = client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=key)
         for page in pages:
             for item in page.get("Contents", []):
                 yield Entry(
@@ -154,7 +154,10 @@ def client() -> Any:
         response_checksum_validation="when_required",
     )
     region = os.environ.get("AWS_DEFAULT_REGION") or os.environ.get("AWS_REGION") or "us-east-1"
-    return boto3.client("s3", config=config, region_name=region)
+    try:
+        return boto3.client("s3", config=config, region_name=region)
+    except ValueError as error:  # of the address of the server
+        raise InputError(f"AWS_ENDPOINT_URL: {error}; write https://server") from None
 
 
 def forget_client() -> None:
@@ -185,6 +188,12 @@ def explained(uri: str, broken: type[StorageError] = StorageError) -> Iterator[N
         raise InputError(
             f"no S3 credentials for {uri}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         ) from None
+    except aws.ProfileNotFound as error:
+        raise InputError(f"AWS_PROFILE: {error}") from None
+    except aws.ParamValidationError:
+        bucket, key = split_s3(uri)
+        problem = f"'{bucket}' is no name of a bucket" if key else "it names no object"
+        raise InputError(f"'{uri}': {problem}; write s3://bucket/path") from None
     except aws.ClientError as error:
         code = error.response.get("Error", {}).get("Code", "")
         if code in ("NoSuchKey", "404"):

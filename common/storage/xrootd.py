@@ -111,6 +111,8 @@ def check(status: Any, uri: str, file: Any = None) -> None:
     reason = reason.removeprefix("Server responded with an error: ")
     if status.code == ANSWERED and status.errno == NOT_FOUND:
         raise InputError(f"there is no file {uri}")
+    if status.code == ANSWERED and NOT_A_FOLDER in status.message:
+        raise InputError(f"{uri}: what is above it on {server} is a file")
     if status.code == ANSWERED and status.errno in NOT_A_FILE:
         raise InputError(f"{uri} is a folder")
     refused = status.code == ANSWERED and status.errno in NOT_AUTHORIZED

@@ -5,8 +5,10 @@ import os
 import pytest
 
 from common import storage
-from common.errors import InputError
+from common.cli import local_path
+from common.errors import InputError, JecError
 from common.storage import addresses
+from common.storage.patterns import parse
 
 
 @pytest.mark.parametrize(
@@ -48,6 +50,11 @@ def test_relative_paths_become_absolute(tmp_path, monkeypatch):
         ("rot://server//x", ["'rot:'", "did you mean root://"]),
         ("S3://bucket/x", ["'S3:'", "did you mean s3://"]),
         ("htps://server/x", ["did you mean http"]),
+        ("s3:bucket/x", ["s3://bucket/path"]),
+        ("s3//bucket/x", ["s3://bucket/path"]),
+        ("gs:bucket", ["'gs:'"]),
+        ("https:server/x", ["https://server/path"]),
+        ("file:x", ["file:///path"]),
     ],
 )
 @pytest.mark.parametrize(
@@ -62,9 +69,59 @@ def test_an_unknown_scheme_lists_those_that_work(uri, facts, use):
 
 def test_writing_to_an_unknown_scheme_makes_no_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError):
-        storage.write_text("gs:/x/y", "1")
+    for uri in ("gs:/x/y", "s3:bucket/y", "root:server//y", "s3//bucket/y", " s3://bucket/y"):
+        with pytest.raises(InputError):
+            storage.write_text(uri, "1")
     assert os.listdir(tmp_path) == []
+
+
+def test_the_home_is_meant_by_a_tilde(tmp_path, monkeypatch):
+    home = tmp_path / "home [1]"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(tmp_path)
+    storage.write_text("~/a.root", "1")
+    assert storage.exists("~/a.root")
+    assert storage.read_text("~/a.root") == "1"
+    assert [entry.uri for entry in storage.glob("~/*.root")] == [str(home / "a.root")]
+    assert local_path("~/x") == home / "x"
+    assert os.listdir(tmp_path) == ["home [1]"]
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "http://me:secret@localhost:1/a.root",
+        "https://localhost:1/a.root?access_token=secret",
+        "s3://me:secret@bucket/x",
+        "gs://me:secret@bucket/x",
+        "root://localhost//x?authz=Bearer%20secret",
+    ],
+)
+@pytest.mark.parametrize(
+    "use",
+    [
+        storage.glob,
+        storage.read_bytes,
+        storage.exists,
+        storage.open_source,
+        parse,
+        lambda uri: storage.write_text(uri, "1"),
+    ],
+)
+def test_no_command_takes_or_shows_an_address_with_a_password(uri, use):
+    with pytest.raises(InputError, match="token or a password") as caught:
+        use(uri)
+    assert "secret" not in str(caught.value)
+
+
+def test_errors_do_not_show_the_signature_of_an_address(no_pauses):
+    uri = "http://localhost:1/x.root?file=a&X-Amz-Signature=secret1&X-Amz-Security-Token=secret2"
+    for use in (storage.read_bytes, storage.glob, lambda uri: storage.write_text(uri, "1")):
+        with pytest.raises(JecError) as caught:
+            use(uri)
+        assert "localhost:1/x.root?file=a" in str(caught.value)
+        assert "secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

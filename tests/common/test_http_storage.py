@@ -111,6 +111,21 @@ def test_a_page_is_never_taken_for_data(server, kind):
             use(uri)
 
 
+@pytest.mark.parametrize(
+    "begin", ["\ufeff<!DOCTYPE html>", "<!-- login --><html>", "<?xml version='1.0'?><Error/>"]
+)
+def test_a_page_is_known_by_its_beginning(server, begin):
+    (server.data / "page.root").write_text(begin)
+    for use in (storage.read_bytes, storage.entries, storage.open_file):
+        with pytest.raises(InputError, match="web page"):
+            use(f"{server.uri}/page.root")
+
+
+def test_a_pattern_without_a_server(server):
+    with pytest.raises(InputError, match="no address"):
+        storage.glob("http://[::1/x*")
+
+
 def test_a_redirect_to_a_dead_server_names_it(server, no_pauses):
     port = free_port()
     with pytest.raises(StorageError, match=f"redirect to 127.0.0.1:{port}"):

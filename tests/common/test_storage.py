@@ -1,6 +1,8 @@
 """Storage on disk, on a real S3 endpoint (moto's) and on a real XRootD server behaves the same."""
 
+import errno
 import os
+import re
 import threading
 
 import pytest
@@ -140,3 +142,62 @@ def test_writing_leaves_no_temporary_file(place):
     assert storage.delete(storage.join(place, "a/b")) == 1
     assert not storage.exists(storage.join(place, "a/b"))
     assert storage.delete(storage.join(place, "nothing")) == 0
+
+
+def test_what_the_disk_refuses_is_an_input_error(tmp_path):
+    (tmp_path / "file").write_bytes(b"\xff")
+    (tmp_path / "folder").mkdir()
+    attempts = [
+        lambda: storage.write_text(str(tmp_path / "file" / "below"), "1"),
+        lambda: storage.write_text(str(tmp_path / "folder"), "1"),
+        lambda: storage.open_source(str(tmp_path / "folder")),
+        lambda: storage.read_bytes(str(tmp_path / "folder")),
+        lambda: storage.read_bytes(str(tmp_path / ("x" * 300))),
+        lambda: storage.read_bytes(str(tmp_path / "a\0b")),
+        lambda: storage.glob(str(tmp_path / "a\0b")),
+        lambda: storage.read_text(str(tmp_path / "file")),
+    ]
+    for attempt in attempts:
+        with pytest.raises(InputError, match=re.escape(str(tmp_path))):
+            attempt()
+    assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
+
+
+def test_a_disk_that_fails_is_no_fault_of_the_path(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(StorageError, match="No space left"):
+        storage.write_text(str(tmp_path / "a"), "1")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_name_with_brackets_is_that_file(place):
+    for name in ("a[1].root", "a1.root"):
+        storage.write_text(f"{place}/{name}", name)
+    assert [entry.uri for entry in storage.glob(f"{place}/a[1].root")] == [f"{place}/a[1].root"]
+    storage.delete(f"{place}/a[1].root")
+    assert [entry.uri for entry in storage.glob(f"{place}/a[1].root")] == [f"{place}/a1.root"]
+
+
+@pytest.mark.parametrize("uri", ["s3://a b/x", "s3://bucket"])
+def test_what_is_no_object_of_s3_is_an_input_error(s3_server, no_pauses, tmp_path, uri):
+    for use in (storage.read_bytes, lambda uri: storage.s3.download(uri, str(tmp_path / "x"))):
+        with pytest.raises(InputError, match=re.escape(uri)):
+            use(uri)
+    assert no_pauses == []
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"), [("AWS_PROFILE", "no-such"), ("AWS_ENDPOINT_URL", "foo")]
+)
+def test_settings_of_aws_that_cannot_be_used_are_named(s3_server, monkeypatch, variable, value):
+    monkeypatch.setenv(variable, value)
+    storage.forget_client()
+    try:
+        for use in (storage.glob, storage.read_bytes, storage.exists):
+            with pytest.raises(InputError, match=f"{variable}: .*{value}"):
+                use("s3://bucket/x")
+    finally:
+        storage.forget_client()

@@ -45,6 +45,23 @@ def test_globs(server):
     assert storage.glob(f"{single}/a.root")[0].uri == f"{server}/a.root"
 
 
+def test_an_address_with_one_slash_names_the_same_file(server, tmp_path):
+    single = "/".join(server.rsplit("//", 1))
+    assert storage.read_bytes(f"{single}/a.root") == CONTENT
+    assert storage.read_bytes(f"{server}/a.root/") == CONTENT
+    with storage.open_source(f"{single}/a.root") as source:
+        assert source.read(1, 3) == CONTENT[1:3]
+    assert storage.download(f"{single}/a.root", tmp_path / "copy").read_bytes() == CONTENT
+    storage.write_text(f"{single}/written", "1")
+    assert storage.read_text(f"{server}/written") == "1"
+
+
+def test_a_file_in_place_of_a_folder_is_an_input_error(server, no_pauses):
+    for use in (storage.read_bytes, lambda uri: storage.write_text(uri, "1")):
+        with pytest.raises(InputError, match="is a file"):
+            use(f"{server}/a.root/below")
+
+
 def test_a_file_that_vanishes_in_the_middle(server, no_pauses):
     with pytest.raises(InputError, match="there is no file"):
         storage.open_source(f"{server}/nothing.root")

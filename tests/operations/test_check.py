@@ -693,6 +693,26 @@ def test_a_damaged_file_that_is_left_out_is_a_warning(jet_files, tmp_path):
     assert str(damaged) in table["train data"][1][1]
 
 
+def test_a_server_that_does_not_answer_leaves_the_other_lines(jet_files, no_pauses):
+    values = data(jet_files, train="http://localhost:1/a.root")
+    table = lines(check_inputs.check_inputs(RunConfig(**values)))
+    ((state, text),) = table["train data"]
+    assert state == "error"
+    assert "http://localhost:1/a.root" in text
+    assert table["val data"][0][0] == table["test data"][0][0] == "ok"
+    assert "baseline" in table
+
+
+def test_an_earlier_run_that_is_not_there_is_an_error(jet_files, tmp_path):
+    values = data(jet_files) | {"baseline": str(tmp_path)}
+    ((state, text),) = lines(check_inputs.check_inputs(RunConfig(**values)))["baseline"]
+    assert state == "error"
+    assert str(tmp_path) in text
+    storage.write_text(f"{tmp_path}/metrics.json", "{}")
+    ((state, _),) = lines(check_inputs.check_inputs(RunConfig(**values)))["baseline"]
+    assert state == "ok"
+
+
 def test_a_file_in_two_sets_is_an_error(jet_files):
     values = data(jet_files, test=f"{jet_files}/val/*.root")
     ((state, text),) = lines(check_inputs.check_inputs(RunConfig(**values)))["sets"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import struct
@@ -14,6 +15,7 @@ from common import storage
 from common.errors import InputError, JecError, unknown
 from common.storage import Entry
 from common.storage.addresses import local_path
+from common.storage.local import explain
 from weaver.read import hdf5, parquet
 from weaver.read.remote import Ends, Fetch
 
@@ -35,10 +37,17 @@ class DamagedFile(InputError):
 def unreadable(uri: str, error: Exception) -> JecError:
     """The error for a file that cannot be read (further); one of ours passes through.
 
-    A storage that does not answer says nothing of the file.
+    A storage that does not answer, or a disk that refuses, says nothing of the file.
     """
-    if isinstance(error, JecError):
-        return error
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, JecError):
+            return cause
+        # Libraries raise OSErrors without a number for what is wrong in the file; a damaged file
+        # may also name a place before its beginning.
+        if isinstance(cause, OSError) and cause.errno not in (None, errno.EINVAL):
+            return explain(cause, uri)
+        cause = cause.__cause__
     lines = str(error).strip().splitlines()
     if _is_unknown_form(error):
         return InputError(

@@ -6,6 +6,7 @@ takes.
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 
@@ -14,12 +15,12 @@ import numpy as np
 import pytest
 import uproot
 
-from common.errors import InputError
+from common.errors import InputError, JecError, StorageError
 from weaver.config.data_config import DataConfig
 from weaver.feed.dataset import Dataset
 from weaver.prepared.prepare import prepare
 from weaver.read import files as data_files
-from weaver.read.opening import choose_tree
+from weaver.read.opening import DamagedFile, choose_tree, unreadable
 
 
 @pytest.fixture(params=["own", "uproot"])
@@ -172,3 +173,65 @@ def test_data_are_prepared_anew_where_file_magic_sees_another_path(tmp_path, mon
     assert set(observed(f"{here}/*.root", out, "proc", file_magic=MAGIC)) == {1}
     assert set(observed("*.root", out, "proc", file_magic=MAGIC)) == {2}
     assert len(os.listdir(out / "out" / "cache")) == 2
+
+
+@pytest.mark.parametrize("suffix", [".root", ".parquet"])
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [
+        (errno.EACCES, InputError),
+        (errno.ENOENT, InputError),
+        (errno.EIO, StorageError),
+        (errno.ESTALE, StorageError),
+        (errno.ENOTCONN, StorageError),
+        (errno.EMFILE, StorageError),
+    ],
+)
+def test_a_disk_that_refuses_is_never_taken_for_a_damaged_file(suffix, number, kind):
+    refused = OSError(number, os.strerror(number))
+    wrapped = ValueError("cannot read")
+    wrapped.__cause__ = refused
+    lost = ValueError("cannot read")
+    lost.__cause__ = StorageError("the server is gone")
+    for error in (refused, wrapped):
+        result = unreadable(f"/data/a{suffix}", error)
+        assert type(result) is kind
+        assert f"/data/a{suffix}" in str(result)
+    assert unreadable(f"/data/a{suffix}", lost) is lost.__cause__
+    # pyarrow's error for what it cannot decode
+    assert type(unreadable("/data/a.parquet", OSError("no thrift"))) is DamagedFile
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO])
+def test_a_disk_that_fails_ends_a_run_that_skips_bad_files(tmp_path, monkeypatch, reader, number):
+    write_tree(tmp_path / "a.root", x=np.array([1.0, 2.0]))
+    write_tree(tmp_path / "b.root", x=np.array([3.0]))
+    config = DataConfig.from_options(
+        {
+            "treename": "jets",
+            "inputs": {"g": {"length": None, "vars": [["x", None]]}},
+            "labels": {"type": "custom", "value": {"t": "x"}},
+        },
+        "files.yaml",
+    )
+    really_open = os.open
+
+    def refuse(path, *rest, **options):
+        if os.fspath(path).endswith("b.root"):
+            raise OSError(number, os.strerror(number), os.fspath(path))
+        return really_open(path, *rest, **options)
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(JecError) as caught:
+        prepare(
+            str(tmp_path / "*.root"),
+            config,
+            str(tmp_path / "out"),
+            for_training=False,
+            skip_bad_files=True,
+            report=lambda line: None,
+        )
+    assert not isinstance(caught.value, DamagedFile)
+    assert "b.root" in str(caught.value)
+    assert os.strerror(number) in str(caught.value)
+    assert not (tmp_path / "out").exists()
