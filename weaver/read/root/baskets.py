@@ -5,14 +5,12 @@ on and knows nothing of other steps, so that several can be decoded at once.
 
 This decoder is kept as long as preparing with it is at least 1.5 times as fast as with uproot's
 over S3 and over XRootD, at 20 ms for a request and its answer. Measured by benchmarks/remote.py on
-2026-11-29 (80,000 jets, two busy cores of an AMD EPYC; median of three pairs, least - most):
+2026-11-29 (80,000 jets, two cores of an AMD EPYC; median of three pairs, least - most):
 
               jets/s, ours / uproot's    CPU of the client, us a jet, ours and uproot's
-    S3        1.83 (1.27 - 2.45)         14.0 and 27.4
-    XRootD    1.54 (1.54 - 1.87)         14.0 and 27.8
-    disk      1.64 (1.03 - 1.91)         12.0 and 26.2
-
-A run of these two alone gave 1.68 (1.67 - 2.22) over S3 and 1.64 (1.55 - 1.66) over XRootD.
+    S3        1.78 (1.73 - 1.89)         13.6 and 24.8
+    XRootD    1.79 (1.70 - 1.90)         13.2 and 23.7
+    disk      2.22 (2.19 - 2.50)         10.3 and 23.9
 """
 
 from __future__ import annotations
