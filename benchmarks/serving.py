@@ -6,6 +6,7 @@ process.
     python -m benchmarks.serving                      # everything, a few minutes; writes
         benchmarks/results/serving-*
     python -m benchmarks.serving --parts runtime      # or: variants, triton-pfn, triton-particlenet
+    python -m benchmarks.serving --run RUN            # a run's own two models, side by side
 
 Load on Triton comes from NVIDIA's perf_analyzer where it is on the PATH (it lies in the wheel
 tritonclient 2.51.0, and needs libb64 and libcudart), else from a process of our own client, whose
@@ -577,6 +578,48 @@ def load(url: str, model: str, request: int) -> None:
         thread.join()
 
 
+def trained(report: Report, rounds: int, run: str) -> None:
+    """A run's own two models, the one that takes features and the raw one, on its golden jets.
+
+    Both take jets that are decoded and in memory. The 100 golden jets of each model, of the
+    validation set, are repeated to the batch.
+    """
+    from common.layout import RAW_SUFFIX, RunFolder
+    from common.records import ExportRecord
+    from serving import golden
+    from weaver.onnx.runtime import session
+
+    folder = RunFolder(run)
+    record = ExportRecord.load(folder.export)
+    if record.raw is None:
+        raise SystemExit(f"{run} has no raw model: {record.raw_reason}")
+    sessions, requests = {}, {}
+    for name in (record.model, record.model + RAW_SUFFIX):
+        sessions[name] = session(folder.onnx(name))
+        body = json.loads(Path(folder.golden(name), "request-100.json").read_text())
+        requests[name] = golden.arrays(body["inputs"])
+    rows, data = [], {}
+    for batch in (1, 32, 1000):
+        contenders = {}
+        for name, one in sessions.items():
+            jets_of = np.arange(batch) % 100
+            feed = {key: np.ascontiguousarray(x[jets_of]) for key, x in requests[name].items()}
+            contenders[name] = rate(_runner(one, feed), batch)
+        runs = data[f"batch {batch}"] = alternate(contenders, rounds)
+        features, raw = runs.values()
+        spreads = (Spread.of(of_model).text() for of_model in (features, raw))
+        rows.append([batch, *spreads, ratio(raw, features).text(".2f")])
+    places = max(x.shape[1] for x in requests[record.model + RAW_SUFFIX].values())
+    notes = [f"{folder.uri}: jets of up to {places} particles; {os.cpu_count()} cores"]
+    report.section(
+        "The two models of a run",
+        columns=["batch", "features, jets/s", "raw jets, jets/s", "ratio"],
+        rows=rows,
+        notes=notes,
+        runs=data,
+    )
+
+
 PARTS = {"runtime": runtime, "variants": variants} | {
     f"triton-{name.lower()}": functools.partial(served, name=name) for name in NETWORKS
 }
@@ -599,6 +642,9 @@ def main(argv: list[str] | None = None) -> int:
         default=5,
         help="runs of each contender, in turn (default: %(default)s)",
     )
+    parser.add_argument(
+        "--run", metavar="FOLDER", help="measure the two models of this run instead"
+    )
     parser.add_argument("--dry", action="store_true", help="print, write no files")
     for name in ("--load", "--model", "--request"):  # the client's process
         parser.add_argument(name, help=argparse.SUPPRESS)
@@ -607,6 +653,11 @@ def main(argv: list[str] | None = None) -> int:
         load(options.load, options.model, int(options.request))
         return 0
     report = Report("serving", "The exported networks: ONNX Runtime and Triton")
+    if options.run:
+        trained(report, options.rounds, options.run)
+        if not options.dry:
+            report.save()
+        return 0
     for part in options.parts:
         PARTS[part](report, options.rounds)
         if not options.dry:

@@ -405,6 +405,13 @@ class RunConfig:
         group="gates and serving",
         choices=RAW_MODELS,
     )
+    card: str = option(
+        NONE,
+        "file of what the model card is to say of the model (era, campaign, jet type, JEC version):"
+        " YAML or JSON with names and values, or Markdown",
+        group="gates and serving",
+        metavar="FILE",
+    )
     service_name: str = option(
         AUTO,
         "name of the InferenceService and the model; 'auto' takes the network's name",

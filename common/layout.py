@@ -159,6 +159,16 @@ class RunFolder:
         return self.path("model", name, "1", "model.onnx")
 
     @property
+    def card(self) -> str:
+        """model_card.json: what the models are, beside the repository and not in it."""
+        return self.path("model_card.json")
+
+    @property
+    def card_page(self) -> str:
+        """model_card.md: the same to read."""
+        return self.path("model_card.md")
+
+    @property
     def goldens(self) -> str:
         """The folder of the golden requests and answers of all models."""
         return self.path("golden")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from common import storage
@@ -26,3 +27,12 @@ def here(path: str) -> str:
 def is_own(path: str) -> bool:
     """True for the relative path of a file of the project, which images hold as well."""
     return storage.is_local(path) and (ROOT / path).is_file() and not Path(path).is_absolute()
+
+
+def version() -> str:
+    """The project's version, as pyproject.toml has it; 'unknown' where that file is not."""
+    path = ROOT / "pyproject.toml"
+    if not path.is_file():
+        return "unknown"
+    found = re.search(r'^version = "([^"]+)"', path.read_text(), re.MULTILINE)
+    return found[1] if found else "unknown"

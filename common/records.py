@@ -416,6 +416,18 @@ class ResidualRecord:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ValidRangeRecord:
+    """The jets that a model is meant for (weaver.onnx.valid_range)."""
+
+    min_pt: float
+    """GeV, as max_pt: the 0.1 and 99.9 % quantiles."""
+    max_pt: float
+    max_abs_eta: float | None
+    jets: str
+    """Whose quantiles they are: training or validation."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ExportRecord(ModelRecord, Record):
     """model/export.json: the exported model, and the raw one beside it."""
 
@@ -430,6 +442,38 @@ class ExportRecord(ModelRecord, Record):
     residual_reason: str | None = None
     """Why the model has no residual correction."""
     versions: str = ""
+    valid_range: ValidRangeRecord | None = None
+    """Outside of which the raw model returns the standard correction; None where the observers do
+    not say the pT."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelCard(Record):
+    """model_card.json: what somebody who meets the models must know."""
+
+    models: list[str]
+    """Of the repository: the one that takes features, then the raw one where there is one."""
+    run_id: str
+    trial: str
+    trained_on: dict[str, str] = dataclasses.field(default_factory=dict)
+    """What the user's file says: era, campaign, jet type, JEC version."""
+    notes: str = ""
+    """The user's file, where it is text."""
+    selection: str = ""
+    label: dict[str, str] = dataclasses.field(default_factory=dict)
+    num_validation_jets: int = 0
+    valid_range: ValidRangeRecord | None = None
+    limits: list[str] = dataclasses.field(default_factory=list)
+    """What the models cannot do, a sentence each."""
+    version: str = ""
+    git_commit: str = ""
+    data_fingerprint: str = ""
+    data_config_digest: str = ""
+    packages: str = ""
+    performance: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Measured on the test jets, with intervals; empty before the evaluation."""
+    gate: str = ""
+    """Whether the model passed; empty before the evaluation."""
 
 
 # ------------------------------------------------------------------------------------ metrics.json

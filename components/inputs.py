@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from clusters import service_name
 from clusters.katib import check_experiment
 from clusters.pod_namespace import own_namespace
-from common import storage
+from common import card, storage
 from common.choices import SPLITS
 from common.config import AUTO, NONE, RunConfig
 from common.errors import InputError
@@ -227,6 +227,13 @@ def check_raw_model(inputs: Inputs) -> Result:
     return Result(text="a model that takes the files' own columns can be exported")
 
 
+def check_card(inputs: Inputs) -> Result:
+    if inputs.config.card == NONE:
+        return Result(text="nothing of the user's own (--card)")
+    facts, notes = card.read(inputs.config.card)
+    return Result(text=", ".join(facts) if facts else f"{len(notes):,} characters of text")
+
+
 def check_baseline(inputs: Inputs) -> Result:
     """Look for the earlier run, which evaluation would miss after all training."""
     baseline = inputs.config.baseline
@@ -255,6 +262,7 @@ OF_CONFIGURATION = (
     Check(name="search space", run=check_search_space),
     Check(name="network", run=check_network, reads_data_config=True),
     Check(name="service name", run=check_service_name),
+    Check(name="model card", run=check_card),
 )
 """The checks that read nothing but the configurations, in their order."""
 

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Iterator, Mapping
 
 from clusters.pod_namespace import own_namespace
-from common import form, storage
+from common import card, form, storage
 from common.choices import SPLITS
 from common.cli import Parser, run_main
 from common.config import AUTO, NONE, RunConfig, add_arguments, flag
@@ -277,6 +277,7 @@ def fill(run: Run, inputs: Inputs, job_id: str = "") -> None:
     storage.write_text(run.path("config", "network.py"), inputs.network.source)
     write_siblings(inputs.network.siblings, run.path("config"))
     storage.write_text(run.path("config", "search_space.json"), run.config.search_space + "\n")
+    card.keep(run.config.card, run.path("config"))
     fingerprints = "".join(sets[split].fingerprint for split in SPLITS)
     record = RunRecord(
         data=sets,

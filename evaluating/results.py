@@ -9,6 +9,7 @@ from common import storage
 from common.layout import RunFolder
 from common.measurements import Gate
 from common.records import MetricsRecord
+from reporting.model_card import complete_card
 from reporting.report import Documents, figures_of, render
 
 DIGITS = 7
@@ -32,7 +33,10 @@ def rounded(metrics: MetricsRecord) -> MetricsRecord:
 
 
 def write(uri: str, documents: Documents) -> None:
-    """Write metrics.json, report.html and figures/<name>.pdf into a run's folder."""
+    """Write metrics.json, report.html and figures/<name>.pdf into a run's folder.
+
+    The model card there gets what was measured.
+    """
     from reporting.drawing import pdf
 
     folder = RunFolder(uri)
@@ -40,6 +44,7 @@ def write(uri: str, documents: Documents) -> None:
     # Every limit of the gate is written: a default may change. Earlier runs have fewer limits.
     content["config"] = dataclasses.asdict(documents.metrics.config)
     storage.write_json(folder.metrics, content)
+    complete_card(folder, documents.metrics)
     # Each figure is drawn once, for the page and for its file: drawing takes seconds.
     figures = list(figures_of(documents))
     for drawing in figures:

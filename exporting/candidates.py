@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from common import storage
+from common.errors import InputError
 from exporting.spread import spread
 from physics.residual import Residual
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from weaver.config.data_config import DataConfig
     from weaver.feed.dataset import Dataset
     from weaver.onnx.parity import Golden
+    from weaver.onnx.valid_range import ValidRange
 
 ModelInfo = Mapping[str, Any]
 """The model_info of a network file: names, shapes and types of inputs, names of outputs."""
@@ -89,6 +91,7 @@ def raw_model(
     network_info: ModelInfo,
     residual: Residual | None,
     dataset: Dataset,
+    limits: ValidRange | None,
 ) -> Candidate:
     """The network with the preprocessing in front, which takes the columns of the files.
 
@@ -98,9 +101,16 @@ def raw_model(
     """
     from weaver.onnx import parity, raw_jets
     from weaver.onnx import raw_model as weaver_raw_model
-    from weaver.onnx.raw_program import raw_program
+    from weaver.onnx.raw_program import raw_program, reference_expression
+    from weaver.onnx.residual_features import FEATURES
+    from weaver.onnx.valid_range import valid_jets
 
     config = dataset.data_config
+    if limits is None:
+        raise InputError(
+            f"{config.source}: a model that takes raw jets says which are in the range of its"
+            f" training; add '{reference_expression(config).text}' to the observers"
+        )
     entries = []
     for file in dataset.description["files"]:
         entries.append(
@@ -117,13 +127,15 @@ def raw_model(
             columns[branch] = dataclasses.replace(columns[branch], dtype=np.dtype(dtype))
     program = raw_program(config, columns)
     model, info = with_residual(network, network_info, residual)
-    with_preprocessing, raw_info = weaver_raw_model.raw_model(program, model, info, config)
+    with_preprocessing, raw_info = weaver_raw_model.raw_model(program, model, info, config, limits)
 
     real = raw_jets.read_raw(entries, config, program, parity.NUM_JETS)
     jets = raw_jets.golden_raw_jets(real, program, config)
     reference = raw_jets.reference_inputs(jets.inputs, config, program)
     output = expected_output(network, network_info, residual, reference)
-    expected = raw_jets.reference_answers(output, reference[""])
+    eta = reference[FEATURES][:, 1] if FEATURES in reference else None
+    valid = valid_jets(jets.inputs, program, reference[""], eta, limits)
+    expected = raw_jets.reference_answers(output, reference[""], valid)
 
     def explain() -> str:
         """Say which input the preprocessing in the graph computes differently."""

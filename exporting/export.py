@@ -10,6 +10,8 @@ writes into the run's folder
         are (weaver/onnx/raw_model.py)
     model/<either>/configs/local.pbtxt                       the variant for one machine without a
         GPU
+    model_card.json, model_card.md                           what the models are: completed by
+        evaluate
     residual.json                                            the correction that makes the
         calibration close, which both models end with (physics/residual.py), for correctionlib
     model/export.json                                        what was exported, and how well it
@@ -41,17 +43,19 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common import storage
+from common import card, project, storage
 from common.choices import RAW_MODELS
 from common.cli import Parser, run_main
 from common.config import NONE
 from common.errors import GateError, InputError, JecError, unknown
 from common.layout import RunFolder
-from common.records import ExportRecord, ModelRecord
+from common.records import ExportRecord, ModelRecord, ValidRangeRecord
 from exporting.candidates import ModelInfo, feature_model, raw_model
+from exporting.card import card_of, write_card
 from exporting.repository import write_model
 from exporting.request import AUTO_SIZE, BUDGET, Export
 from exporting.residual import correctionlib_text, fit_residual, residual_record
+from exporting.training_range import signature, training_range
 
 if TYPE_CHECKING:
     import torch
@@ -90,7 +94,7 @@ def export(request: Export) -> ExportRecord:
         except GateError:
             # What lies under model/ has passed; so an older model goes too.
             golden_files = (run.golden(request.name), run.golden(request.raw_name))
-            for place in (run.models, run.residual, *golden_files):
+            for place in (run.models, run.residual, run.card, run.card_page, *golden_files):
                 storage.delete(place)
             raise
         publish(request, folder)
@@ -112,14 +116,19 @@ def build(
         # By which the evaluation measures the model without it.
         metadata["residual"] = json.dumps(residual.as_json())
         storage.write_text(staged.residual, correctionlib_text(residual, request.name))
+    limits = training_range(request.folder, dataset)
+    if limits is not None:
+        metadata["valid_range"] = json.dumps(limits.as_json())
     features = feature_model(request.name, model, info, residual, dataset)
+    metadata |= signature(features.info, limits)
     feature_record = write_model(request, staged, features, metadata)
 
     raw_record, raw_reason = None, None
     if request.raw_model != NONE:
         try:
-            raw = raw_model(request.raw_name, model, info, residual, dataset)
-            raw_record = write_model(request, staged, raw, {**metadata, "model": raw.name})
+            raw = raw_model(request.raw_name, model, info, residual, dataset, limits)
+            of_raw = {**metadata, "model": raw.name, **signature(raw.info, limits)}
+            raw_record = write_model(request, staged, raw, of_raw)
         except GateError:
             raise
         except JecError as error:
@@ -138,8 +147,10 @@ def build(
         residual=None if residual is None else residual_record(residual),
         residual_reason=no_residual or None,
         versions=str(metadata["versions"]),
+        valid_range=None if limits is None else ValidRangeRecord(**limits.as_json()),
     )
     record.save(staged.export)
+    write_card(staged, card_of(request, record, metadata, dataset))
     return record
 
 
@@ -176,6 +187,7 @@ def provenance(request: Export, data_config: DataConfig, info: ModelInfo) -> Map
         "model": request.name,
         "data_config_digest": data_config.digest(),
         "data_fingerprint": run.get("data_fingerprint", "unknown"),
+        "version": project.version(),
         "git_commit": run.get("git_commit", "unknown"),
         "network_options": json.dumps(options.get("network_options", {})),
         "best_epoch": best_epoch,
@@ -215,6 +227,8 @@ def publish(request: Export, folder: Path) -> None:
     for name in (request.name, request.raw_name):
         storage.delete(run.golden(name))
     storage.delete(run.residual)
+    for place, page in ((built.card, run.card), (built.card_page, run.card_page)):
+        storage.write_bytes(page, storage.read_bytes(place))
     storage.upload(Path(built.goldens), run.goldens)
     if Path(built.residual).exists():
         storage.upload(Path(built.residual), run.residual)
@@ -262,10 +276,20 @@ def main(argv: list[str] | None = None) -> int:
         choices=RAW_MODELS,
         help="a model for raw jets too (default: %(default)s)",
     )
+    parser.add_argument(
+        "--card",
+        default=NONE,
+        metavar="FILE",
+        help="what the model card is to say of the model: YAML, JSON or Markdown (default: the"
+        " run's own)",
+    )
     options = parser.parse_args(argv)
 
     def body() -> None:
-        request = Export(**vars(options) | {"run": storage.absolute(options.run)})
+        given = vars(options).copy()
+        own_card = given.pop("card")
+        request = Export(**given | {"run": storage.absolute(options.run)})
+        card.keep(own_card, request.folder.config)
         record = export(request)
         print(f"exported trial {request.trial} as {request.folder.model(request.name)}")
         _print_model(record)
@@ -281,6 +305,7 @@ def main(argv: list[str] | None = None) -> int:
             )
         else:
             print(f"note: no residual correction: {record.residual_reason}")
+        print(f"model card: {request.folder.card_page}")
 
     return run_main(body)
 

@@ -172,7 +172,10 @@ def write_golden(folder: str, candidate: Candidate, taken: list[str]) -> None:
         answers = torch_answers(candidate.model, names, inputs)  # (N, C)
         by_name = {outputs[0]: answers}
         if len(outputs) > 1:  # the raw model has an output for each column, (N, 1)
+            types = candidate.info.get("output_types", {})
             columns = np.split(answers, len(outputs), axis=1)
-            by_name = dict(zip(outputs, columns, strict=True))
+            by_name = {}
+            for name, column in zip(outputs, columns, strict=True):
+                by_name[name] = column.astype(types.get(name, np.float32))
         sent = {name: inputs[name] for name in taken}
         golden.write(folder, sent, candidate.name, by_name)

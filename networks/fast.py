@@ -259,7 +259,8 @@ def sum_of_particles(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     The mask is one for a particle and zero for padding. As a product: in one pass over x, where to
     multiply and then to add takes two.
     """
-    return torch.bmm(mask, x).squeeze(1)  # (N, 1, C) -> (N, C)
+    # flatten and not squeeze, for which the exporter must ask how large the axis is
+    return torch.bmm(mask, x).flatten(1)  # (N, 1, C) -> (N, C)
 
 
 # Sums of rows go through embedding_bag: its kernels run in parallel over bags and, for bfloat16,

@@ -25,7 +25,7 @@ from common import storage
 from common.cli import Parser, run_main
 from common.errors import ClusterError, InputError, InterruptedRun, StorageError
 from common.layout import RAW_SUFFIX, RunFolder
-from common.records import MetricsRecord
+from common.records import MetricsRecord, ModelCard
 from serving import server_folder, triton
 
 DEFAULT_PORT = 8000
@@ -42,6 +42,8 @@ class Model:
     request: str = ""
     """URI of a request of one real jet; empty where there is none."""
     warning: str = ""
+    card: str = ""
+    """URI of its model card; empty where there is none."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -113,12 +115,15 @@ def _models(folders: dict[str, str], run: RunFolder, warning: str) -> list[Model
                 f"the model {name} at {folder} is not complete: there is no {name}/1/model.onnx"
             )
         request = storage.join(run.golden(name), "request.json")
+        of_run = ModelCard.find(run.card)
+        has_card = of_run is not None and name in of_run.models
         models.append(
             Model(
                 name=name,
                 folder=folder,
                 request=request if storage.exists(request) else "",
                 warning=warning,
+                card=run.card_page if has_card else "",
             )
         )
     # the model that a run is about before its raw one
@@ -238,6 +243,8 @@ def _usage(server: triton.Server, models: Sequence[Model], ports: Ports, folder:
         url = url.replace(triton.HOST, socket.gethostname())
     name, request = models[0].name, models[0].request
     lines = [f"{', '.join(model.name for model in models)}: served by {server.kind} at {url}"]
+    cards = dict.fromkeys(model.card for model in models if model.card)
+    lines += [f"model card: {card}" for card in cards]
     if ports.grpc:
         lines.append(f"gRPC at {ports.host}:{ports.grpc}")
     if ports.metrics:

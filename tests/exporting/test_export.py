@@ -24,10 +24,13 @@ from serving.client import golden_check
 from tests.exporting import onnxruntime_1_15
 from tests.weaver.conftest import synthetic_jets, write_jets
 from weaver.config.data_config import DataConfig
+from weaver.feed.dataset import Dataset
 from weaver.network.network_file import load_network
 from weaver.onnx import raw_jets, raw_model
 from weaver.onnx.raw_program import raw_program
+from weaver.onnx.residual_features import FEATURES
 from weaver.onnx.triton_config import check_config, messages, parse_config
+from weaver.onnx.valid_range import ValidRange, valid_jets
 from weaver.prepared.prepare import prepare
 
 ROOT = Path(__file__).parents[2]
@@ -255,9 +258,18 @@ def test_raw_jets_get_the_pt_that_the_prepared_ones_mean(exported):
         for n in BOTH
     ]
     (output,) = sessions[0].run(None, {name: inputs[name] for name in data_config.input_names})
-    calibrated, correction = sessions[1].run(["calibrated_pt", "correction"], jets)
-    np.testing.assert_allclose(correction, np.exp(output), rtol=1e-5)
-    np.testing.assert_allclose(calibrated, jets["jetPt"] * np.exp(output), rtol=1e-5)
+    calibrated, correction, valid = sessions[1].run(["calibrated_pt", "correction", "valid"], jets)
+    assert valid.dtype == bool
+    limits = ValidRange(
+        **json.loads(sessions[1].get_modelmeta().custom_metadata_map["valid_range"])
+    )
+    eta = inputs[FEATURES][:, 1]
+    expected = valid_jets(jets, program, inputs[""], eta, limits)
+    np.testing.assert_array_equal(valid[:, 0], expected)
+    assert 100 < valid.sum() < len(valid), "jets of both kinds"
+    factors = np.where(valid, np.exp(output), 1)
+    np.testing.assert_allclose(correction, factors, rtol=1e-5)
+    np.testing.assert_allclose(calibrated, jets["jetPt"] * factors, rtol=1e-5)
     assert np.std(output) > 0.01
 
 
@@ -270,10 +282,27 @@ def test_the_file_tells_its_provenance(exported):
     assert json.loads(metadata["metrics"])["val_loss"] == 0.1
     assert json.loads(metadata["output_columns"]) == ["output"]
     assert json.loads(metadata["label"]) == {"target": "np.log(genJetPt / jetPt)"}
-    assert read_metadata(exported / "model" / "small-raw" / "1" / "model.onnx") == {
-        **metadata,
-        "model": "small-raw",
+    raw = read_metadata(exported / "model" / "small-raw" / "1" / "model.onnx")
+    own = {"inputs", "outputs", "model"}
+    assert raw.keys() == metadata.keys()
+    assert {name for name in raw if raw[name] != metadata[name]} == own
+    assert json.loads(metadata["inputs"])["pf_mask"] == ["N", 1, 100]
+    assert json.loads(raw["inputs"])["PF_pT"] == ["N", -1]
+    assert list(json.loads(raw["outputs"])) == ["calibrated_pt", "correction", "valid"]
+    assert "GeV" in json.loads(raw["outputs"])["calibrated_pt"]
+    # No training data lie beside this run.
+    observers = Dataset.open(
+        str(exported / "data" / "val.json"), DataConfig.load(str(exported / "config" / "data.yaml"))
+    ).observers()
+    limits = json.loads(raw["valid_range"])
+    assert limits == {
+        "min_pt": float(observers["jetPt"].min()),
+        "max_pt": float(observers["jetPt"].max()),
+        "max_abs_eta": 2.5,
+        "jets": "validation",
     }
+    assert ExportRecord.load(str(exported / "model" / "export.json")).valid_range is not None
+    assert "2.5" in metadata["range"]
     data_config = DataConfig.load(str(exported / "config" / "data.yaml"))
     assert metadata["run_id"] == exported.name
     assert metadata["trial"] == "t-1"
@@ -393,7 +422,8 @@ def test_an_input_that_the_network_ignores_is_in_no_request(run):
         request = storage.read_json(str(run / "golden" / name / "request.json"))
         sent = {entry["name"] for entry in request["inputs"]}
         assert sent == {value.name for value in model.graph.input}
-    assert "jetArea" not in sent
+    # The raw model looks at each of the jet's numbers, to say whether it is valid.
+    assert {"jetArea", "PF_pT", "nPF"} <= sent
 
 
 def test_a_raw_model_that_fails_the_gate_leaves_nothing_either(run, capsys, monkeypatch):

@@ -201,17 +201,20 @@ def golden_raw_jets(
     return dataclasses.replace(golden, inputs=inputs, counters=counters)
 
 
-def reference_answers(output: np.ndarray, reference_pt: np.ndarray) -> np.ndarray:
+def reference_answers(
+    output: np.ndarray, reference_pt: np.ndarray, valid: np.ndarray
+) -> np.ndarray:
     """The raw model's answers (N, outputs): those of the network (N, C) in physical terms.
 
-    output: logarithms of factors to reference_pt (N,), GeV.
+    output: logarithms of factors to reference_pt (N,), GeV. valid: (N,), the last answer.
     """
     import torch
 
     from weaver.onnx.raw_model import answers
 
-    physical = answers(torch.from_numpy(output), torch.from_numpy(reference_pt))
-    return torch.cat(physical, dim=1).numpy()
+    is_valid = torch.from_numpy(valid[:, None])
+    physical = answers(torch.from_numpy(output), torch.from_numpy(reference_pt[:, None]), is_valid)
+    return torch.cat([*physical, is_valid.float()], dim=1).numpy()
 
 
 def preprocessing_apart(

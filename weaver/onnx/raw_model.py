@@ -5,13 +5,16 @@
 Inputs are the branches that the data config uses, under their own names and in their own types: one
 value a jet as (N, 1), particles as (N, P) with any P, and for each list of particles its counter
 (N, 1), int32. Places from the counter on may hold anything. Nothing is selected: each jet gets an
-answer. Outputs, each (N, 1) float32:
+answer. Outputs, each (N, 1), all but the last float32:
 
     calibrated_pt      in GeV: the quantity that the label divides by (jetPt in
                        log(genJetPt / jetPt)) times exp(the network's first output)
     correction         that factor
     calibrated_pt_q16  and so on for the further outputs of a network with quantiles, named by its
                        output_columns
+    valid              bool: the jet is one that the training has, with finite numbers
+                       (weaver/onnx/valid_range.py). Of the others the standard correction is
+                       returned unchanged: correction 1, and all pT the label's reference
 
 The operations are those of weaver/onnx/raw_program.py and weaver/prepared/transform.py, in numpy's
 types; exported, they are part of the graph, so that a client has nothing to compute and nothing to
@@ -20,13 +23,14 @@ get wrong.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch.nn import functional
 
 from common.errors import InputError
 from networks.options import ModelInfo
@@ -34,6 +38,7 @@ from weaver.config.data_config import DataConfig
 from weaver.config.vocabulary import COMPARE
 from weaver.onnx.raw_program import RawProgram, Value
 from weaver.onnx.residual_features import FEATURES
+from weaver.onnx.valid_range import ValidRange
 from weaver.prepared.transform import standardize
 
 # numpy's type -> the type in the graph. ONNX Runtime has few kernels for small and unsigned whole
@@ -42,6 +47,9 @@ _TYPES = {"f2": torch.float32, "f4": torch.float32, "f8": torch.float64} | {
     **dict.fromkeys(("i1", "i2", "i4", "u1", "u2"), torch.int32),
     **dict.fromkeys(("i8", "u4", "u8"), torch.int64),
 }
+VALID = "valid"
+"""Name of the output that says whether a jet is one that the model is meant for."""
+
 COMPARISONS = frozenset(known.operation for known in COMPARE.values())
 # ONNX Runtime computes these in single precision only.
 SINGLE = frozenset(
@@ -69,8 +77,35 @@ def graph_type(dtype: np.dtype) -> torch.dtype:
     return torch.bool if dtype.kind == "b" else _TYPES[f"{dtype.kind}{dtype.itemsize}"]
 
 
+def held_in(value: Value) -> torch.dtype:
+    """The torch type of a Value in the graph.
+
+    Choices between small whole numbers, such as a charge, are held in float32, which is exact for
+    them: ONNX Runtime's Where takes several times longer with 64 bits.
+    """
+    if value.op == "where" and value.dtype.kind in "iu" and _bound(value) <= EXACT:
+        return torch.float32
+    return graph_type(value.dtype)
+
+
+EXACT = 2**24  # float32 has all whole numbers up to it
+
+
+def _bound(argument: Any) -> float:
+    """A number that the absolute value of a Value or number never exceeds, as far as known."""
+    if not isinstance(argument, Value):
+        return abs(float(argument))
+    if argument.op == "sign" or argument.dtype.kind == "b":
+        return 1.0
+    if argument.op in ("negative", "positive", "abs"):
+        return _bound(argument.args[0])
+    if argument.op == "where":
+        return max(_bound(argument.args[1]), _bound(argument.args[2]))
+    return math.inf
+
+
 class Preprocessing(torch.nn.Module):
-    """Columns of the ntuple -> (the network's inputs..., the quantity to correct (N,))."""
+    """Columns of the ntuple -> (the network's inputs..., the quantity to correct (N, 1))."""
 
     def __init__(
         self, program: RawProgram, data_config: DataConfig, input_names: Sequence[str]
@@ -78,88 +113,104 @@ class Preprocessing(torch.nn.Module):
         super().__init__()
         self.program = program
         groups: dict[str, torch.nn.Module] = {}
+        self.of_jets: dict[str, list[Variable]] = {}
         for name in input_names:
             if name == FEATURES:
                 groups[name] = ResidualFeatures(program)
+                continue
+            variables = _variables(name, program, data_config)
+            if variables[0].params["length"] is None:
+                groups[name] = JetGroup(name, len(variables))
+                self.of_jets[name] = variables
             else:
-                groups[name] = Group(name, program, data_config)
+                groups[name] = ParticleGroup(variables, program.orders.get(name, []))
         self.groups = torch.nn.ModuleDict(groups)
 
     def forward(self, *columns: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        run = _Run(dict(zip(raw_inputs(self.program), columns, strict=True)))
-        inputs = [group(run) for group in self.groups.values()]
-        return (*inputs, run(self.program.reference))
+        run = self.run(columns)
+        return (*self.inputs(run), run(self.program.reference))
+
+    def run(self, columns: Sequence[torch.Tensor]) -> _Run:
+        """One evaluation of the program on a batch: columns in the order of its inputs."""
+        return _Run(dict(zip(raw_inputs(self.program), columns, strict=True)))
+
+    def inputs(self, run: _Run) -> list[torch.Tensor]:
+        """The network's inputs."""
+        # All groups at once: a node of the graph costs as much as hundreds of numbers.
+        variables = [one for group in self.of_jets.values() for one in group]
+        if variables:
+            values = _in_order(_standardised_parts(run, variables), dim=1)
+            sizes = [len(group) for group in self.of_jets.values()]
+            groups = torch.split(values, sizes, dim=1)
+            run.jet_groups = dict(zip(self.of_jets, groups, strict=True))
+        return [group(run) for group in self.groups.values()]
 
 
-class Group(torch.nn.Module):
-    """One input of the network: (N, C, length), or (N, C) for one value a jet."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class Variable:
+    """An input variable of the network."""
 
-    def __init__(self, name: str, program: RawProgram, data_config: DataConfig) -> None:
+    value: Value
+    params: Mapping[str, Any]
+    """weaver.config.sections.Parameters."""
+    dtype: np.dtype
+    """numpy's type in which it is standardised."""
+
+
+def _variables(name: str, program: RawProgram, data_config: DataConfig) -> list[Variable]:
+    """The variables of an input group.
+
+    As in weaver.prepared.transform, those of particles are standardised in float32, single values
+    in the type they have.
+    """
+    values = program.groups[name]
+    params = [data_config.preprocess_params[one] for one in data_config.input_dicts[name]]
+    in_float32 = all(value.counts is not None for value in values)
+    variables = []
+    for value, of_value in zip(values, params, strict=True):
+        dtype = np.dtype(np.float32)
+        if not in_float32:
+            dtype = np.asarray(standardize(np.ones(1, value.dtype), of_value)).dtype
+        variables.append(Variable(value, of_value, dtype))
+    return variables
+
+
+class JetGroup(torch.nn.Module):
+    """One input of the network with one value a jet: (N, C), or (N,) for a single variable."""
+
+    def __init__(self, name: str, size: int) -> None:
         super().__init__()
-        self.values = program.groups[name]
-        self.order = program.orders.get(name, [])
-        self.params = [
-            data_config.preprocess_params[variable] for variable in data_config.input_dicts[name]
-        ]
-        self.length: int | None = self.params[0]["length"]
-        self.wraps = self.params[0]["pad_mode"] == "wrap"
+        self.name = name
+        self.size = size
 
     def forward(self, run: _Run) -> torch.Tensor:
-        if self.length is None:
-            return self.of_jets(run)
-        return self.of_particles(run, self.length)
+        x = run.jet_groups[self.name]  # (N, C)
+        return x if self.size > 1 else x[:, 0]
 
-    def of_jets(self, run: _Run) -> torch.Tensor:
-        """Values of jets: (N, C), or (N,) for a single variable."""
-        singles = []
-        for value, params in zip(self.values, self.params, strict=True):
-            singles.append(_single(run(value), value, params))
-        return torch.stack(singles, dim=1) if len(singles) > 1 else singles[0]
 
-    def of_particles(self, run: _Run, length: int) -> torch.Tensor:
-        """Values of particles, cut to a length and padded: (N, C, length)."""
-        places, real = self.places(run, length)
-        in_float32 = all(value.counts is not None for value in self.values)
-        rows = []
-        for value, params in zip(self.values, self.params, strict=True):
-            x = run(value)
-            if value.counts is None:
-                x = x[:, None]  # (N, 1): a value of the jet among those of particles
-            x = _cut(x, places, length)  # (N, length)
-            if in_float32:
-                # as weaver.prepared.transform does it for sequences: NaN becomes 0
-                x = _standardised(x.float(), params, np.dtype(np.float32))
-                x = torch.where(torch.isnan(x), torch.zeros_like(x), x)
-            else:
-                x = _single(x, value, params)
-            padding = 0.0 if self.wraps else float(params["pad_value"])
-            rows.append(torch.where(real, x, torch.full_like(x, padding)))
-        return torch.stack(rows, dim=1)
+class ParticleGroup(torch.nn.Module):
+    """One input of the network with values of particles: (N, C, length), cut and padded."""
 
-    def places(self, run: _Run, length: int) -> tuple[torch.Tensor | None, torch.Tensor]:
-        """Which particle comes to which place, and which places hold one: (N, length) each.
+    def __init__(self, variables: Sequence[Variable], order: Sequence[tuple[Value, bool]]) -> None:
+        super().__init__()
+        self.variables = variables
+        self.order = order
+        params = variables[0].params
+        self.length: int = params["length"]
+        self.wraps = params["pad_mode"] == "wrap"
 
-        None instead of the former for the order of the file.
-        """
-        first = self.values[0]
-        if first.counts is not None:
-            counts = run(first.counts)
-        else:
-            counts = torch.ones_like(run(first), dtype=torch.int64)
-        slots = torch.arange(length)[None, :]  # (1, length)
-        kept = counts.clamp(max=length)[:, None]  # (N, 1)
-        places = None
-        if self.order:
-            keys = [(run(key), falling) for key, falling in self.order]
-            places = run.order(keys, counts)  # (N, P)
-        if not self.wraps:
-            return places, slots < kept
-
-        # The particles again and again until the places are full.
-        slots = torch.remainder(slots, kept.clamp(min=1))  # (N, length)
-        if places is not None:
-            slots = _cut(places, None, length).gather(1, slots)
-        return slots, (kept > 0).expand(-1, length)
+    def forward(self, run: _Run) -> torch.Tensor:
+        first = self.variables[0].value
+        cut, real = run.cut(first, self.order, self.length, self.wraps)  # real: (N, length)
+        real = real[:, None]
+        parts = []
+        for part in _standardised_parts(cut, self.variables, length=self.length):
+            padding = [0.0] * len(part.members)
+            if not self.wraps:
+                padding = [float(self.variables[i].params["pad_value"]) for i in part.members]
+            parts.append(dataclasses.replace(part, x=_padded(part, real, padding)))
+        # With its shape stated, the network's own operations need no question about it.
+        return _in_order(parts, dim=1).reshape(-1, len(self.variables), self.length)
 
 
 class ResidualFeatures(torch.nn.Module):
@@ -172,34 +223,73 @@ class ResidualFeatures(torch.nn.Module):
         self.values = (program.reference, program.eta)
 
     def forward(self, run: _Run) -> torch.Tensor:
-        return torch.stack([run(value).float() for value in self.values], dim=1)
+        return torch.cat([run(value).float() for value in self.values], dim=1)
 
 
 class RawModel(torch.nn.Module):
     """Preprocessing, network, and the answer in physical terms; see the module's text."""
 
-    def __init__(self, preprocessing: Preprocessing, network: torch.nn.Module) -> None:
+    def __init__(
+        self, preprocessing: Preprocessing, network: torch.nn.Module, limits: ValidRange
+    ) -> None:
         super().__init__()
         self.preprocessing = preprocessing
         self.network = network
+        self.limits = limits
 
     def forward(self, *columns: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        *inputs, reference = self.preprocessing(*columns)
-        return answers(self.network(*inputs), reference)
+        run = self.preprocessing.run(columns)
+        output = self.network(*self.preprocessing.inputs(run))
+        program = self.preprocessing.program
+        valid = _valid(run, program, self.limits)
+        return (*answers(output, run(program.reference), valid), valid)
 
 
-def answers(output: torch.Tensor, reference: torch.Tensor) -> tuple[torch.Tensor, ...]:
+def answers(
+    output: torch.Tensor, reference: torch.Tensor, valid: torch.Tensor
+) -> tuple[torch.Tensor, ...]:
     """Turn a network's answer into physical terms.
 
-    output (N, C), logarithms of factors, and reference (N,), in GeV -> calibrated_pt (GeV),
-    correction, and one pT for each further output, (N, 1) each.
+    output (N, C), logarithms of factors, reference (N, 1), in GeV, and valid (N, 1) ->
+    calibrated_pt (GeV), correction, and one pT for each further output, (N, 1) each. The factors of
+    jets that are not valid are 1.
     """
-    factors = torch.exp(output.float())
-    pts = reference.float()[:, None] * factors  # (N, C)
+    factors = torch.where(valid, torch.exp(output.float()), torch.tensor(1.0))
+    pts = reference.float() * factors  # (N, C)
     calibrated_pt = pts[:, :1]  # (N, 1)
     correction = factors[:, :1]
     further = [pts[:, i : i + 1] for i in range(1, output.shape[1])]
     return calibrated_pt, correction, *further
+
+
+def _valid(run: _Run, program: RawProgram, limits: ValidRange) -> torch.Tensor:
+    """Which jets are valid, (N, 1): the rule of weaver.onnx.valid_range as part of the graph."""
+    # a comparison with NaN is false
+    pt = run(program.reference).float()
+    checks = [pt >= limits.min_pt, pt <= limits.max_pt]
+    if program.eta is not None and limits.max_abs_eta is not None:
+        checks.append(run(program.eta).float().abs() <= limits.max_abs_eta)
+
+    # Infinity and NaN stay in a sum, and x * 0 is then NaN.
+    floats = [name for name, column in program.inputs.items() if column.dtype.kind == "f"]
+    numbers = [run.columns[name].float() for name in floats if not program.inputs[name].particles]
+    most = None
+    for counter in program.counters:
+        of_counter = [n for n, column in program.inputs.items() if column.counter == counter]
+        counts = run.columns[counter]  # (N, 1)
+        checks += [counts >= 0, counts <= run.places(of_counter[0])]
+        most = counts if most is None else torch.maximum(most, counts)
+        particles = [run.columns[name].float() for name in of_counter if name in floats]
+        if particles:
+            total = functools.reduce(torch.add, particles)  # (N, P)
+            real = torch.arange(total.shape[1])[None, :] < counts
+            total = torch.where(real, total, torch.tensor(0.0))
+            numbers.append(total.sum(1, keepdim=True))
+    if most is not None:
+        checks.append(most > 0)
+    if numbers:
+        checks.append((torch.cat(numbers, dim=1) * 0).sum(1, keepdim=True) == 0)
+    return functools.reduce(torch.logical_and, checks)
 
 
 def raw_inputs(program: RawProgram) -> list[str]:
@@ -212,6 +302,7 @@ def raw_model(
     network: torch.nn.Module,
     network_info: Mapping[str, Any],
     data_config: DataConfig,
+    limits: ValidRange,
 ) -> tuple[RawModel, ModelInfo]:
     """Make the model and its description, as weaver.onnx.onnx_export takes it.
 
@@ -240,56 +331,162 @@ def raw_model(
             "calibrated_pt",
             "correction",
             *(f"calibrated_pt_{name}" for name in further),
+            VALID,
         ],
+        "output_types": {VALID: np.dtype(bool)},
         "dynamic_axes": axes,
     }
     preprocessing = Preprocessing(program, data_config, network_info["input_names"])
-    return RawModel(preprocessing, network).eval(), info
+    return RawModel(preprocessing, network, limits).eval(), info
 
 
-# -------------------------------------------------------------------------- standardise, cut, pad
+# ------------------------------------------------------------------------------- standardise, pad
+
+# Operations whose result is the same for all particles -> that number.
+CONSTANTS: dict[str, Callable[[Value], float]] = {
+    "ones_like": lambda value: 1,
+    "zeros_like": lambda value: 0,
+    "full_like": lambda value: value.args[1],
+}
 
 
-def _single(x: torch.Tensor, value: Value, params: Mapping[str, Any]) -> torch.Tensor:
-    """Standardise as weaver.prepared.transform does it for single values.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Part:
+    """Variables of one type, which go through the same nodes of the graph."""
 
-    It computes in numpy's type for them; NaN becomes 0 and infinity the largest number.
-    """
-    dtype = np.asarray(standardize(np.ones(1, value.dtype), params)).dtype
-    x = _standardised(x.to(graph_type(dtype)), params, dtype)
-    if params["length"] is not None:
-        x = x.float()
-    return (_finite(x) if x.is_floating_point() else x).float()
+    members: list[int]
+    """Their places among all variables."""
+    x: torch.Tensor
+    """Standardised: (N, k) of jets, (N, k, length) of particles, (k, 1) of constants."""
+    known: torch.Tensor | None
+    """False where the value is NaN, of the shape of x; None where it cannot be."""
 
 
-def _standardised(x: torch.Tensor, params: Mapping[str, Any], dtype: np.dtype) -> torch.Tensor:
-    """Shift, scale and clip; `dtype` is numpy's type of the result."""
-    if params["center"] is None:
+def _standardised_parts(
+    run: _Run, variables: Sequence[Variable], length: int | None = None
+) -> list[Part]:
+    """Standardise variables, those of one type together: of jets, or of `length` particles."""
+    members: dict[tuple[torch.dtype, str, np.dtype, bool], list[int]] = {}
+    for index, variable in enumerate(variables):
+        value = variable.value
+        is_constant = length is not None and value.op in CONSTANTS
+        key = (held_in(value), value.dtype.kind, variable.dtype, is_constant)
+        members.setdefault(key, []).append(index)
+    is_sequence = all(variable.value.counts is not None for variable in variables)
+    parts = []
+    for (source, _, dtype, is_constant), indices in members.items():
+        values = [variables[index].value for index in indices]
+        params = [variables[index].params for index in indices]
+        known = None
+        if is_constant:
+            raw = torch.tensor([[CONSTANTS[value.op](value)] for value in values], dtype=source)
+        else:
+            # one value a jet has the first place
+            columns = [run(value) for value in values]
+            if length is not None:
+                columns = [x.expand(-1, length) for x in columns]
+            raw = _side_by_side(columns, dim=1)
+            if length is not None:
+                raw = raw.reshape(-1, len(values), length)
+            if values[0].dtype.kind == "f":
+                known = _is_number(raw)
+        x = _standardised(raw, params, dtype)
+        if length is not None and x.dtype != torch.bool:
+            x = x.float()
+        if not is_sequence and x.is_floating_point() and not _are_clipped(params):
+            # As in weaver-core, for single values only; the largest number of double precision is
+            # infinite in float32.
+            largest = torch.finfo(x.dtype).max
+            x = x.clamp(-largest, largest)
+        if length is None:
+            if known is not None:
+                x = torch.where(known, x, torch.tensor(0, dtype=x.dtype))
+            x = x.float()
+        parts.append(Part(indices, x, known))
+    return parts
+
+
+def _side_by_side(tensors: Sequence[torch.Tensor], dim: int) -> torch.Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors), dim=dim)
+
+
+def _in_order(parts: Sequence[Part], dim: int) -> torch.Tensor:
+    """The parts' variables side by side, in their own order."""
+    x = _side_by_side([part.x for part in parts], dim)
+    by_part = [index for part in parts for index in part.members]
+    if by_part == sorted(by_part):
         return x
-    # rounded to that type first, as numpy does with numbers beside an array
-    center = float(dtype.type(params["center"]))
-    scale = float(dtype.type(params["scale"]))
-    x = (x - center) * scale
-    low = None if params["min"] is None else float(params["min"])
-    high = None if params["max"] is None else float(params["max"])
-    return x if low is None and high is None else torch.clamp(x, low, high)
+    return x.index_select(dim, torch.tensor(np.argsort(by_part)))
 
 
-def _cut(x: torch.Tensor, places: torch.Tensor | None, length: int) -> torch.Tensor:
-    """The first `length` of each row: (N, P) -> (N, length), with zeros behind them.
+def _standardised(
+    x: torch.Tensor, params: Sequence[Mapping[str, Any]], dtype: np.dtype
+) -> torch.Tensor:
+    """Shift, scale and clip variables (N, k) or (N, k, P), each by its numbers.
 
-    They are in the order of `places` (N, P), or as they are without it.
+    `dtype` is numpy's type of the result. Without anything to do x is as it was.
     """
-    if places is not None:
-        x = x.gather(1, places[:, :length])
-    return functional.pad(x, (0, length))[:, :length]
+    if all(one["center"] is None for one in params):
+        return x if x.dtype == torch.bool else x.to(graph_type(dtype))
+    x = x.to(graph_type(dtype))
+
+    def numbers(key: str, default: float) -> np.ndarray:
+        """One number a variable, rounded to the type first, as numpy does beside an array."""
+        values = []
+        for one in params:
+            is_default = one["center"] is None or one[key] is None
+            values.append(default if is_default else one[key])
+        return np.array(values, dtype if dtype.kind == "f" else np.float64)
+
+    def column(values: np.ndarray) -> torch.Tensor:
+        """(k,) for jets, (k, 1) for particles."""
+        return torch.tensor(values, dtype=x.dtype).reshape(-1, *[1] * (x.dim() - 2))
+
+    center, scale = numbers("center", 0.0), numbers("scale", 1.0)
+    low, high = numbers("min", -np.inf), numbers("max", np.inf)
+    if (center != 0).any():
+        x = x - column(center)
+    if (scale != 1).any():
+        x = x * column(scale)
+    if len(set(low)) == len(set(high)) == 1:
+        is_open = np.isinf(low[0]) and np.isinf(high[0])
+        return x if is_open else x.clamp(float(low[0]), float(high[0]))
+    return torch.minimum(torch.maximum(x, column(low)), column(high))
 
 
-def _finite(x: torch.Tensor) -> torch.Tensor:
-    """Replace NaN by 0 and infinity by the largest number, as numpy's nan_to_num."""
-    largest = torch.full_like(x, torch.finfo(x.dtype).max)
-    x = torch.where(torch.isnan(x), torch.zeros_like(x), x)
-    return torch.where(x == math.inf, largest, torch.where(x == -math.inf, -largest, x))
+def _are_clipped(params: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether all variables have both bounds, so that none is infinite."""
+    for one in params:
+        if one["center"] is None or one["min"] is None or one["max"] is None:
+            return False
+    return True
+
+
+def _padded(part: Part, real: torch.Tensor, padding: Sequence[float]) -> torch.Tensor:
+    """A part (N, k, length), NaN as 0, with the padding (k) where `real` (N, 1, length) is not."""
+    x, known = part.x, part.known
+    if any(padding):
+        if known is not None:
+            x = torch.where(known, x, torch.tensor(0.0))
+        return torch.where(real, x.float(), torch.tensor(padding)[:, None])
+    if x.dtype == torch.bool:
+        return torch.logical_and(x, real).float()
+    if known is None:
+        return x * real.float()  # finite numbers, and quicker than a choice
+    return torch.where(torch.logical_and(known, real), x, torch.tensor(0.0))
+
+
+def _is_number(x: torch.Tensor) -> torch.Tensor:
+    """False for NaN."""
+    return x == x  # noqa: PLR0124
+
+
+def _nan_to_num(x: torch.Tensor) -> torch.Tensor:
+    """NaN as 0 and infinity as the largest number, as numpy's."""
+    if not x.is_floating_point():
+        return x
+    largest = torch.finfo(x.dtype).max
+    return torch.where(_is_number(x), x.clamp(-largest, largest), torch.tensor(0, dtype=x.dtype))
 
 
 # --------------------------------------------------------------------------------- the operations
@@ -301,15 +498,18 @@ class _Run:
     def __init__(self, columns: Mapping[str, torch.Tensor]) -> None:
         self.columns = columns
         self.known: dict[int, torch.Tensor] = {}
+        self.cuts: dict[tuple[Any, ...], tuple[_Cut, torch.Tensor]] = {}
+        self.jet_groups: dict[str, torch.Tensor] = {}
+        """Input group of the network with one value a jet -> (N, C)."""
 
     def __call__(self, value: Value) -> torch.Tensor:
-        """The values of all jets (N,) or of their particles (N, P)."""
+        """The values of all jets (N, 1) or of their particles (N, P)."""
         if id(value) not in self.known:
             self.known[id(value)] = self.compute(value)
         return self.known[id(value)]
 
     def counts(self, value: Value) -> torch.Tensor:
-        """How many particles each jet has (N,), of a value of particles."""
+        """How many particles each jet has (N, 1), of a value of particles."""
         if value.counts is None:
             raise TypeError(f"{value.op} is one value a jet")
         return self(value.counts)
@@ -320,7 +520,7 @@ class _Run:
         if method is not None:
             return method(value)
         args = [self.argument(argument, value) for argument in value.args]
-        return OPERATIONS[value.op](*args).to(graph_type(value.dtype))
+        return OPERATIONS[value.op](*args).to(held_in(value))
 
     def argument(self, argument: Any, value: Value) -> torch.Tensor:
         """An operand of an elementwise operation.
@@ -332,73 +532,112 @@ class _Run:
             return torch.tensor(argument, dtype=dtype)
         x = self(argument)
         is_condition = value.op == "where" and argument is value.args[0]
-        x = x if is_condition else x.to(dtype)
-        return x[:, None] if value.counts is not None and argument.counts is None else x
+        return x if is_condition else x.to(dtype)
 
     # -- inputs
 
     def op_column(self, value: Value) -> torch.Tensor:
-        x = self.columns[value.args[0]].to(graph_type(value.dtype))
-        return x if value.counts is not None else x[:, 0]
+        return self.columns[value.args[0]].to(graph_type(value.dtype))
 
     def op_counter(self, value: Value) -> torch.Tensor:
         """A counter beyond the places that were sent means all of them."""
         counter, branch = value.args
-        counts = self.columns[counter][:, 0].to(torch.int64).clamp(min=0)
-        return counts.clamp(max=self.columns[branch].shape[1])
+        counts = self.columns[counter].to(torch.int64).clamp(min=0)
+        return torch.minimum(counts, self.places(branch))
 
     # -- particles
 
+    def cut(
+        self, first: Value, order: Sequence[tuple[Value, bool]], length: int, wraps: bool
+    ) -> tuple[_Cut, torch.Tensor]:
+        """The first `length` particles in an order, and which places hold one: (N, length).
+
+        first: one of the values to cut, whose jets' particles are counted (a single value a jet
+        counts as one). order: the sort keys, none for the order of the file. With `wraps` the
+        particles come again and again until the places are full.
+        """
+        key = (id(first.counts), *((id(value), falls) for value, falls in order), length, wraps)
+        if key in self.cuts:
+            return self.cuts[key]
+        slots = torch.arange(length)
+        if first.counts is None:
+            known = _Cut(self, slots.clamp(max=0)), (slots[None, :] < (length if wraps else 1))
+            self.cuts[key] = known
+            return known
+        counts = self(first.counts)  # (N, 1)
+        places = torch.minimum(slots, self.places(_branch(first)) - 1)  # (length,)
+        if wraps:
+            # (N, length)
+            places = torch.remainder(slots[None, :], counts.clamp(min=1, max=length))
+        if order:
+            keys = [(self(value), falls) for value, falls in order]
+            ordered = self.order(keys, counts, length)  # (N, at most length)
+            places = ordered.gather(1, places) if wraps else ordered.index_select(1, places)
+        real = (counts > 0).expand(-1, length) if wraps else slots[None, :] < counts
+        self.cuts[key] = _Cut(self, places), real
+        return self.cuts[key]
+
+    def places(self, branch: str) -> torch.Tensor:
+        """The places P of a branch (N, P) as a number of the graph."""
+        shape: torch.Tensor = torch._shape_as_tensor(self.columns[branch])
+        return shape[1]
+
     def real(self, value: Value) -> torch.Tensor:
-        """True for the places of particles that exist."""
-        x = self(value)
-        return torch.arange(x.shape[1], device=x.device)[None, :] < self.counts(value)[:, None]
+        """True for the places (N, P) of particles that exist."""
+        return torch.arange(self(value).shape[1])[None, :] < self.counts(value)
 
     def op_gather(self, value: Value) -> torch.Tensor:
         particles, positions = value.args
         x = self(particles)
-        index = self(positions)
+        index = self(positions).to(torch.int64)
         # numpy counts negative positions from the end
-        index = torch.where(index < 0, index + self.counts(particles)[:, None], index)
+        index = torch.where(index < 0, index + self.counts(particles), index)
         # what stands in places without particle must not lead outside
         return x.gather(1, torch.remainder(index, x.shape[1]))
 
     def op_chosen_first(self, value: Value) -> torch.Tensor:
         chosen = self(value.args[0]) & self.real(value.args[0])
-        return _positions(chosen.to(torch.int32), falling=True)
+        return _positions(chosen.to(torch.int32))
 
     def op_argsort(self, value: Value) -> torch.Tensor:
         key, falling = value.args
         return self.order([(self(key), falling)], self.counts(key))
 
     def order(
-        self, keys: Sequence[tuple[torch.Tensor, bool]], counts: torch.Tensor
+        self,
+        keys: Sequence[tuple[torch.Tensor, bool]],
+        counts: torch.Tensor,
+        length: int | None = None,
     ) -> torch.Tensor:
         """Positions (N, P) that sort each jet's particles by one or more keys (N, P).
 
-        The first key counts first; ties keep their order, padding is last.
+        The first key counts first; ties keep their order, padding is last. With a length only so
+        many positions, where there are more.
         """
-        real = torch.arange(keys[0][0].shape[1], device=counts.device)[None, :] < counts[:, None]
+        real = torch.arange(keys[0][0].shape[1])[None, :] < counts
+        falling = [_falling(key, falls) for key, falls in keys]
+        if len(keys) > 1 and _are_one_key(keys[-2][0], keys[-1][0]):
+            falling[-2:] = [_one_key(*falling[-2:])]
         # sorted by the last key first: the others keep the order where they are equal
         positions: torch.Tensor | None = None
-        for values, falling in reversed(keys):
-            key = values if values.is_floating_point() else values.to(torch.float64)
-            last = torch.full_like(key, -math.inf if falling else math.inf)
-            key = torch.where(real & ~torch.isnan(key), key, last)
+        for index in reversed(range(len(falling))):
+            key = falling[index]
+            key = torch.where(real, key, torch.tensor(-math.inf, dtype=key.dtype))
+            most = length if index == 0 else None
             if positions is None:
-                positions = _positions(key, falling)
+                positions = _positions(key, most)
             else:
-                positions = positions.gather(1, _positions(key.gather(1, positions), falling))
+                positions = positions.gather(1, _positions(key.gather(1, positions), most))
         if positions is None:
             raise ValueError("there is no key to sort by")
         return positions
 
     def op_first(self, value: Value) -> torch.Tensor:
-        return self(value.args[0])[:, 0]
+        return self(value.args[0])[:, :1]
 
     def op_local_index(self, value: Value) -> torch.Tensor:
         x = self(value.args[0])
-        return torch.arange(x.shape[1], device=x.device)[None, :].expand(x.shape)
+        return torch.arange(x.shape[1])[None, :].expand(x.shape)
 
     def op_full_like(self, value: Value) -> torch.Tensor:
         return torch.full_like(self(value.args[0]), value.args[1], dtype=graph_type(value.dtype))
@@ -410,19 +649,20 @@ class _Run:
     ) -> torch.Tensor:
         """The particles, with `outside` in places without one."""
         x = self(value.args[0]).to(dtype or graph_type(value.dtype))
-        return torch.where(self.real(value.args[0]), x, torch.full_like(x, outside))
+        return torch.where(self.real(value.args[0]), x, torch.tensor(outside, dtype=x.dtype))
 
     def op_sum(self, value: Value) -> torch.Tensor:
-        return self.reduced(value, 0).sum(1)
+        return self.reduced(value, 0).sum(1, keepdim=True)
 
     def op_prod(self, value: Value) -> torch.Tensor:
-        return self.reduced(value, 1).prod(1)
+        return self.reduced(value, 1).prod(1, keepdim=True)
 
     def op_mean(self, value: Value) -> torch.Tensor:
-        return self.reduced(value, 0).sum(1) / self.counts(value.args[0])
+        return self.reduced(value, 0).sum(1, keepdim=True) / self.counts(value.args[0])
 
     def op_count_nonzero(self, value: Value) -> torch.Tensor:
-        return ((self(value.args[0]) != 0) & self.real(value.args[0])).to(torch.int64).sum(1)
+        counted = (self(value.args[0]) != 0) & self.real(value.args[0])
+        return counted.to(torch.int64).sum(1, keepdim=True)
 
     def op_any(self, value: Value) -> torch.Tensor:
         return self.op_count_nonzero(value) > 0
@@ -431,10 +671,10 @@ class _Run:
         return self.op_count_nonzero(value) == self.counts(value.args[0])
 
     def op_max(self, value: Value) -> torch.Tensor:
-        return self.reduced(value, _limit(value, -1)).amax(1)
+        return self.reduced(value, _limit(value, -1)).amax(1, keepdim=True)
 
     def op_min(self, value: Value) -> torch.Tensor:
-        return self.reduced(value, _limit(value, 1)).amin(1)
+        return self.reduced(value, _limit(value, 1)).amin(1, keepdim=True)
 
 
 def _limit(value: Value, sign: int) -> float:
@@ -445,14 +685,80 @@ def _limit(value: Value, sign: int) -> float:
     return limits.max if sign > 0 else limits.min
 
 
-def _positions(key: torch.Tensor, falling: bool) -> torch.Tensor:
-    """The stable order of each row.
+class _Cut(_Run):
+    """The same evaluation for the particles at some places.
+
+    What is computed of each particle by itself is computed after the cut, of fewer particles.
+    """
+
+    def __init__(self, run: _Run, places: torch.Tensor) -> None:
+        """places: (N, length), or (length,) for the same ones of each jet."""
+        super().__init__(run.columns)
+        self.run = run
+        self.at = places
+
+    def compute(self, value: Value) -> torch.Tensor:
+        if value.counts is None:
+            return self.run(value)  # (N, 1)
+        if value.op in OPERATIONS or value.op == "full_like":
+            return super().compute(value)
+        x = self.run(value)  # (N, P)
+        return x.index_select(1, self.at) if self.at.dim() == 1 else x.gather(1, self.at)
+
+
+def _branch(value: Value) -> str:
+    """A branch that has as many places as a value of particles."""
+    while value.op != "column":
+        arguments = [a for a in value.args if isinstance(a, Value) and a.counts is not None]
+        value = arguments[-1 if value.op == "gather" else 0]
+    branch: str = value.args[0]
+    return branch
+
+
+def _positions(key: torch.Tensor, length: int | None = None) -> torch.Tensor:
+    """The stable falling order of each row (N, P), of `length` places if there are more.
 
     ONNX's TopK is stable by its definition; torch's own topk is not.
     """
     if torch.onnx.is_in_onnx_export():
-        return key.topk(key.shape[1], dim=1, largest=falling, sorted=True)[1]
-    return torch.sort(key, dim=1, descending=falling, stable=True)[1]
+        # a number of the graph: a plain one would be that of the jets it is traced with
+        places: Any = torch._shape_as_tensor(key)[1]
+        if length is not None:
+            places = torch.minimum(places, torch.tensor(length))
+        return key.topk(places, dim=1, largest=True, sorted=True)[1]
+    return torch.sort(key, dim=1, descending=True, stable=True)[1][:, :length]
+
+
+def _falling(key: torch.Tensor, falls: bool) -> torch.Tensor:
+    """A key (N, P) of which the largest comes first, NaN after all numbers."""
+    if not key.is_floating_point():
+        key = key.to(torch.float64)
+        return key if falls else -key
+    key = key if falls else -key
+    return torch.where(_is_number(key), key, torch.tensor(-math.inf, dtype=key.dtype))
+
+
+def _are_one_key(first: torch.Tensor, second: torch.Tensor) -> bool:
+    return first.dtype in (torch.bool, torch.int32) and second.dtype == torch.float32
+
+
+# Of a number of single precision, the logarithm is within +-STEP / 2 when its least is 0.
+LEAST = 2.0**-150
+LARGEST = 2.0**129
+STEP = 512.0
+
+
+def _one_key(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """One key (N, P) in double precision for whole numbers and float32 ones, so that one sort does.
+
+    The first key's steps are larger than the range of the second one's logarithm, with its sign.
+    Two neighbours in single precision differ by 6e-8 in the logarithm, which double precision
+    keeps beside whole numbers up to 2**18; beyond, nearly equal second keys keep their order.
+    """
+    x = second.to(torch.float64)
+    # the smallest number that stands for 0, and the largest for infinity
+    size = torch.abs(x).clamp(LEAST, LARGEST)
+    return first * STEP + torch.sign(x) * (torch.log(size) - math.log(LEAST))
 
 
 def _computed_in(value: Value) -> torch.dtype:
@@ -465,7 +771,7 @@ def _computed_in(value: Value) -> torch.dtype:
         return torch.bool
     if value.op in ("isnan", "isinf", "isfinite"):
         return graph_type(np.result_type(value.args[0].dtype, np.float32))
-    return torch.float32 if value.op in SINGLE else graph_type(value.dtype)
+    return torch.float32 if value.op in SINGLE else held_in(value)
 
 
 def _where(condition: torch.Tensor, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
@@ -553,6 +859,6 @@ OPERATIONS: dict[str, Callable[..., torch.Tensor]] = {
     "logical_not": torch.logical_not,
     "zeros_like": torch.zeros_like,
     "ones_like": torch.ones_like,
-    "nan_to_num": lambda x: _finite(x) if x.is_floating_point() else x,
+    "nan_to_num": _nan_to_num,
     "clip": _clip,
 }

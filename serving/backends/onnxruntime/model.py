@@ -44,7 +44,8 @@ TYPES = {
     "tensor(uint16)": "TYPE_UINT16",
     "tensor(uint32)": "TYPE_UINT32",
     "tensor(uint64)": "TYPE_UINT64",
-}  # no strings and booleans: they do not pass through DLPack, see as_tensor
+    "tensor(bool)": "TYPE_BOOL",
+}  # no strings: they do not pass through DLPack, see as_tensor
 
 # config.pbtxt's optimization.graph.level as the C++ backend reads it.
 LEVELS = {

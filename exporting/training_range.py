@@ -1,0 +1,97 @@
+"""What an exported model says of its inputs and outputs, and of the jets that it is meant for."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from common import storage
+from common.errors import InputError
+from common.layout import RunFolder
+from exporting.candidates import ModelInfo
+from exporting.spread import spread
+
+if TYPE_CHECKING:
+    from weaver.feed.dataset import Dataset
+    from weaver.onnx.valid_range import ValidRange
+
+MAX_JETS = 200_000  # for |eta| where the selection has no limit
+
+MEANINGS = {
+    "output": "log(true pT / reconstructed pT) and its quantiles, in the order of output_columns",
+    "calibrated_pt": "calibrated pT (GeV)",
+    "correction": "factor to the pT of the standard correction",
+    "valid": "whether the jet is in the range of the training with finite numbers; if not, the"
+    " standard correction is returned unchanged",
+}
+
+
+def training_range(folder: RunFolder, validation: Dataset) -> ValidRange | None:
+    """The range of the jets that the model was trained on.
+
+    They are the training jets where those lie on this machine, and the validation jets, which the
+    same selection chose, where they would have to be fetched. None where the observers do not say
+    the pT that the label divides by.
+    """
+    from weaver.onnx.raw_program import eta_group, reference_expression
+    from weaver.onnx.valid_range import selected_abs_eta, valid_range
+    from weaver.read.jagged import evaluate
+
+    config = validation.data_config
+    try:
+        reference = reference_expression(config)
+    except InputError:
+        return None
+    if not set(reference.names) <= set(validation.observers()):
+        return None
+    dataset, jets = validation, "validation"
+    training = local_training_jets(folder, validation)
+    if training is not None:
+        dataset, jets = training, "training"
+    pt = np.asarray(evaluate(reference, dataset.observers()))
+    eta = None
+    if eta_group(config) is not None:
+        eta = np.zeros(1)
+        if selected_abs_eta(config) is None:
+            eta = eta_of(dataset)
+    return valid_range(config, pt[np.isfinite(pt)], eta, jets)
+
+
+def eta_of(dataset: Dataset) -> np.ndarray:
+    """JetEta (N,) of jets spread over a data set that has it among its inputs."""
+    from weaver.onnx.residual_features import residual_features
+
+    batch = dataset.batch(spread(len(dataset), MAX_JETS))
+    return residual_features(dataset.data_config, batch)[:, 1]
+
+
+def local_training_jets(folder: RunFolder, validation: Dataset) -> Dataset | None:
+    """The training jets, where they lie on this machine and can be read without a copy."""
+    from weaver.feed.dataset import Dataset
+
+    reference = folder.data("train")
+    prepared = storage.find_json(reference, {}).get("dataset", "")
+    if not prepared or not storage.is_local(prepared) or not storage.exists(prepared):
+        return None
+    dataset = Dataset.open(reference, validation.data_config)
+    return dataset if len(dataset) else None
+
+
+def signature(info: ModelInfo, limits: ValidRange | None) -> dict[str, str]:
+    """Names, shapes and meanings of a model's inputs and outputs, as text for the ONNX file."""
+    inputs = {}
+    for name in info["input_names"]:
+        inputs[name] = ["N", *(int(size) for size in info["input_shapes"][name][1:])]
+    outputs = {}
+    for name in info["output_names"]:
+        meaning = MEANINGS.get(name, "")
+        if not meaning and name.startswith("calibrated_pt_"):
+            meaning = f"quantile {name.removeprefix('calibrated_pt_')} of the calibrated pT (GeV)"
+        outputs[name] = meaning
+    described = {"inputs": json.dumps(inputs), "outputs": json.dumps(outputs)}
+    if limits is not None:
+        eta = "" if limits.max_abs_eta is None else f", |jetEta| <= {limits.max_abs_eta:g}"
+        described["range"] = f"pT {limits.min_pt:g} to {limits.max_pt:g} GeV{eta}"
+    return described

@@ -1,0 +1,189 @@
+"""The raw model says which jets its answer is meant for, and returns the standard correction of the
+others unchanged.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from common import storage
+from common.records import ExportRecord
+from serving import golden, triton
+from serving.client import Client, golden_check
+from tests.exporting.test_export import ROOT, make_run, run_export
+from tests.weaver.conftest import synthetic_jets, write_jets
+from weaver.config.data_config import DataConfig
+from weaver.onnx.valid_range import QUANTILES, selected_abs_eta, valid_range
+from weaver.prepared.prepare import prepare
+
+RAW = ("--raw-model", "required", "--max-batch-size", "1024")
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> Path:
+    return write_jets(tmp_path_factory.mktemp("jets") / "val.root", synthetic_jets(150, 1)).parent
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory, files) -> Path:
+    """A run's folder after its export, with training jets beside it."""
+    folder = tmp_path_factory.mktemp("runs")
+    run = make_run(str(folder), files)
+    training = write_jets(folder / "train.root", synthetic_jets(400, 2))
+    data_config = DataConfig.load(str(ROOT / "data" / "jec_pfn_open.yaml"))
+    ref = prepare([str(training)], data_config, str(folder), for_training=True)
+    storage.write_json(storage.join(run, "data", "train.json"), {"dataset": ref.uri})
+    assert run_export(run, more=RAW) == 0
+    return Path(run)
+
+
+@pytest.fixture(scope="module")
+def session(exported):
+    path = exported / "model" / "small-raw" / "1" / "model.onnx"
+    return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+
+@pytest.fixture
+def jets(exported) -> dict[str, np.ndarray]:
+    """A hundred valid jets, each of three particles and places for five."""
+    request = storage.read_json(str(exported / "golden" / "small-raw" / "request-100.json"))
+    limits = ExportRecord.load(str(exported / "model" / "export.json")).valid_range
+    arrays = {name: x.copy() for name, x in golden.arrays(request["inputs"]).items()}
+    for name, x in arrays.items():
+        if name.startswith("PF_"):
+            arrays[name] = np.full((100, 5), 0.3, np.float32)
+            arrays[name][:, :3] = np.nan_to_num(x[:, :3]) + np.float32(0.01)
+    arrays["nPF"][:] = 3
+    arrays["jetPt"][:] = (limits.min_pt + limits.max_pt) / 2
+    arrays["jetEta"][:] = 1
+    return arrays
+
+
+def ask(session, jets: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    names = [entry.name for entry in session.get_outputs()]
+    return dict(zip(names, session.run(None, jets), strict=True))
+
+
+BROKEN = {
+    "pT is NaN": ("jetPt", np.nan),
+    "pT is infinite": ("jetPt", np.inf),
+    "pT is negative": ("jetPt", -5),
+    "pT below the range": ("jetPt", "below"),
+    "pT above the range": ("jetPt", "above"),
+    "eta beyond": ("jetEta", 2.51),
+    "eta beyond on the other side": ("jetEta", -4.5),
+    "mass is NaN": ("jetMass", np.nan),
+    "no particles": ("nPF", 0),
+    "more particles than places": ("nPF", 6),
+    "a negative number of particles": ("nPF", -1),
+    "a particle's pT is infinite": ("PF_pT", np.inf),
+    "a particle's angle is NaN": ("PF_dPhi", np.nan),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_an_invalid_jet_gets_the_standard_correction(exported, session, jets, what):
+    before = ask(session, jets)
+    assert before["valid"].dtype == bool
+    assert before["valid"].all()
+    assert np.abs(before["correction"] - 1).max() > 1e-3
+
+    name, value = BROKEN[what]
+    limits = ExportRecord.load(str(exported / "model" / "export.json")).valid_range
+    value = {"below": limits.min_pt * 0.999, "above": limits.max_pt * 1.001}.get(value, value)
+    jets[name][7, -1 if name == "nPF" or jets[name].shape[1] == 1 else 2] = value
+    after = ask(session, jets)
+    assert not after["valid"][7]
+    assert after["correction"][7] == 1
+    np.testing.assert_array_equal(after["calibrated_pt"][7], jets["jetPt"][7])
+    others = np.arange(100) != 7
+    for output, values in after.items():
+        np.testing.assert_array_equal(values[others], before[output][others])
+
+
+def test_the_edges_themselves_and_what_stands_behind_the_particles_are_valid(
+    exported, session, jets
+):
+    limits = ExportRecord.load(str(exported / "model" / "export.json")).valid_range
+    before = ask(session, jets)
+    jets["jetPt"][0], jets["jetPt"][1] = limits.min_pt, limits.max_pt
+    jets["jetEta"][2], jets["jetEta"][3] = 2.5, -2.5
+    jets["PF_pT"][4:, 3:] = np.nan
+    after = ask(session, jets)
+    assert after["valid"].all()
+    np.testing.assert_array_equal(after["correction"][4:], before["correction"][4:])
+
+
+def test_the_range_is_that_of_the_training_jets_where_they_are_at_hand(exported):
+    folder = storage.read_json(str(exported / "data" / "train.json"))["dataset"]
+    from weaver.feed.dataset import Dataset
+
+    data_config = DataConfig.load(str(exported / "config" / "data.yaml"))
+    pt = Dataset.open(folder, data_config).observers()["jetPt"]
+    record = ExportRecord.load(str(exported / "model" / "export.json")).valid_range
+    assert record.jets == "training"
+    assert record.min_pt == float(pt.min())
+    assert record.max_pt == float(pt.max())
+    assert record.max_abs_eta == 2.5
+    path = exported / "model" / "small-raw" / "1" / "model.onnx"
+    metadata = onnxruntime.InferenceSession(path).get_modelmeta().custom_metadata_map
+    assert json.loads(metadata["valid_range"])["jets"] == "training"
+
+
+def test_the_range_of_many_jets_leaves_one_in_a_thousand_out_at_each_end():
+    data_config = DataConfig.load(str(ROOT / "data" / "jec_pfn_open.yaml"))
+    pt = np.arange(10_000, dtype=np.float32)
+    limits = valid_range(data_config, pt, None, "training")
+    assert QUANTILES == (0.001, 0.999)
+    assert (limits.min_pt, limits.max_pt) == (9, 9990)
+    assert limits.max_abs_eta is None
+
+
+@pytest.mark.parametrize(
+    ("selection", "limit"),
+    [
+        ("(genJetPt > 20) & (np.abs(genJetEta) < 2.5)", 2.5),
+        ("(np.abs(jetEta) <= 2) & (np.abs(genJetEta) < 2.5)", 2.0),
+        ("(genJetPt > 20) | (np.abs(jetEta) < 2.5)", None),
+        ("np.abs(jetPhi) < 2", None),
+        ("genJetPt > 20", None),
+    ],
+)
+def test_the_limit_of_eta_is_the_selections(selection, limit):
+    options = {
+        "selection": selection,
+        "inputs": {"jet": {"length": None, "vars": ["jetPt", "jetEta"]}},
+        "labels": {"type": "custom", "value": {"t": "np.log(genJetPt / jetPt)"}},
+    }
+    data_config = DataConfig.from_options(options, "jec.yaml")
+    assert selected_abs_eta(data_config) == limit
+    largest = valid_range(data_config, np.ones(3), np.array([0.5, -1.5, 1]), "training")
+    assert largest.max_abs_eta == (limit or 1.5)
+
+
+@pytest.mark.parametrize("kind", ["triton", "kserve-server"])
+def test_both_servers_pass_it_on(exported, jets, tmp_path, kind):
+    if kind == "triton" and (reason := triton.triton_unusable(tmp_path)):
+        pytest.skip(f"Triton: {reason}")
+    server = triton.start(
+        exported / "model", model_name="small-raw", log=tmp_path / "server.log", kind=kind
+    )
+    try:
+        where = str(exported / "golden" / "small-raw")
+        checked = golden_check(server.url, "small-raw", where, 60)
+        assert max(checked.max_difference.values()) < 1e-5
+        jets["jetPt"][3] = -5
+        client = Client(server.url, "small-raw")
+        answer = client.ask(jets)
+        assert answer["valid"].dtype == bool
+        assert answer["valid"][:, 0].tolist() == [index != 3 for index in range(100)]
+        assert answer["calibrated_pt"][3] == -5
+        described = {entry["name"]: entry["datatype"] for entry in client.metadata()["outputs"]}
+        assert described["valid"] == "BOOL"
+    finally:
+        triton.stop(server.pid)

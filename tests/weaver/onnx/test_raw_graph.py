@@ -1,0 +1,192 @@
+"""The exported preprocessing, run in ONNX Runtime, gives what prepare makes of the same jets, and
+asks no more of the graph than the data config does.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import awkward as ak
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from common.project import ROOT
+from weaver.config.data_config import DataConfig
+from weaver.onnx import raw_program as raw
+from weaver.onnx.onnx_export import export_onnx
+from weaver.onnx.raw_jets import padded, reference_inputs
+from weaver.onnx.raw_model import Preprocessing, raw_inputs
+from weaver.onnx.runtime import feed_of, session
+
+LENGTH = 6
+COLUMNS = {
+    "jetPt": raw.Column(dtype=np.dtype("f4"), particles=False),
+    "own": raw.Column(dtype=np.dtype("i4"), particles=True, counter="nPF"),
+    "pt": raw.Column(dtype=np.dtype("f4"), particles=True, counter="nPF"),
+    "number": raw.Column(dtype=np.dtype("i4"), particles=True, counter="nPF"),
+}
+TINY = np.float32(1e-45)  # the smallest that float32 holds
+# Neighbours in float32, at several sizes, and what is special about floats.
+SPECIAL = [np.float32(0), TINY, -TINY, np.float32(1e-30), np.float32(-3), np.float32("inf")]
+for size in (1e-6, 0.3, 7.0, 9e3, 3e38):
+    SPECIAL += [np.float32(size), np.nextafter(np.float32(size), np.float32(0))]
+SPECIAL += [np.float32("-inf"), np.float32("nan")]
+
+
+def config(order: str, *, variables: str = "number", mode: str = "constant") -> DataConfig:
+    """A data config whose input is the particles in an order."""
+    group = {
+        "length": LENGTH,
+        "pad_mode": mode,
+        "vars": variables.split(),
+        **({"order_by": order.split(";")} if order else {}),
+    }
+    options = {
+        "inputs": {"group": group},
+        "labels": {"type": "custom", "value": {"t": "np.log(genPt / jetPt)"}},
+    }
+    return DataConfig.from_options(options, "jec.yaml")
+
+
+def jets(counts: list[int], seed: int) -> dict[str, ak.Array]:
+    """Jets of special numbers, numbered particles, with whole numbers up to 2**18 in `own`."""
+    rng = np.random.default_rng(seed)
+    total = sum(counts)
+    flat = {
+        "own": rng.choice([0, 1, -1, 3, 2**18, -(2**18)], total).astype(np.int32),
+        "pt": rng.choice(np.array(SPECIAL, np.float32), total),
+        "number": np.arange(total, dtype=np.int32),
+    }
+    columns = {name: ak.unflatten(values, counts) for name, values in flat.items()}
+    return columns | {"jetPt": ak.Array(np.full(len(counts), 50, np.float32))}
+
+
+def exported(data_config: DataConfig, folder: Path) -> tuple[Path, raw.RawProgram]:
+    """The preprocessing alone as an ONNX file, traced with 7 places."""
+    program = raw.raw_program(data_config, COLUMNS)
+    names = raw_inputs(program)
+    types, shapes, axes = {}, {}, {}
+    for name in names:
+        column = program.inputs.get(name)
+        types[name] = column.dtype if column else np.dtype(np.int32)
+        is_list = column is not None and column.particles
+        shapes[name] = (-1, -1) if is_list else (-1, 1)
+        axes[name] = {0: "batch", 1: "places"} if is_list else {0: "batch"}
+    info = {
+        "input_names": names,
+        "input_types": types,
+        "input_shapes": shapes,
+        "dynamic_axes": axes,
+        "output_names": ["group", "reference"],
+    }
+    preprocessing = Preprocessing(program, data_config, ["group"]).eval()
+    return export_onnx(preprocessing, info, None, folder / "raw.onnx"), program
+
+
+@pytest.mark.parametrize(
+    "order", ["-own; -pt", "own; pt", "-own; pt", "own; -pt", "-pt", "number; -own; -pt", "-own"]
+)
+@pytest.mark.parametrize("mode", ["constant", "wrap"])
+@pytest.mark.parametrize("places", [40, 2], ids=["more than the length", "fewer"])
+def test_the_graph_sorts_as_the_preparation(order, mode, places, tmp_path):
+    counts = [places, 0, places - 1, 1, *range(1, min(places, 25))]
+    data_config = config(order, mode=mode)
+    path, program = exported(data_config, tmp_path)
+    columns = jets(counts, seed=places)
+    arrays = padded({branch: columns[branch] for branch in program.inputs}, program)
+    runtime = session(path)
+    got = runtime.run(["group"], feed_of(runtime, arrays))[0]
+    expected = reference_inputs(arrays, data_config, program)["group"]
+    np.testing.assert_array_equal(got, expected)
+
+
+def test_the_graph_sorts_by_nothing_that_stands_in_padded_places(tmp_path):
+    data_config = config("-own; -pt")
+    path, program = exported(data_config, tmp_path)
+    columns = jets([9, 3, 0, 12], seed=1)
+    arrays = padded({branch: columns[branch] for branch in program.inputs}, program)
+    filled = dict(arrays)
+    behind = np.arange(12) >= arrays["nPF"]
+    filled["pt"] = np.where(behind, np.float32("inf"), arrays["pt"])
+    filled["own"] = np.where(behind, np.int32(2**30), arrays["own"])
+    runtime = session(path)
+    one, other = (runtime.run(["group"], feed_of(runtime, feed))[0] for feed in (arrays, filled))
+    np.testing.assert_array_equal(one, other)
+
+
+def operations(data_config: DataConfig, columns: dict[str, raw.Column], folder: Path) -> Counter:
+    """How often ONNX Runtime runs each operation of a data config's preprocessing."""
+    import onnxruntime
+
+    program = raw.raw_program(data_config, columns)
+    names = raw_inputs(program)
+    particles = [name for name in names if name in columns and columns[name].particles]
+    types = {name: columns[name].dtype if name in columns else np.int32 for name in names}
+    info = {
+        "input_names": names,
+        "input_types": types,
+        "input_shapes": {name: (-1, -1 if name in particles else 1) for name in names},
+        "dynamic_axes": {name: {1: "places"} for name in particles},
+        "output_names": [*data_config.input_names, "reference"],
+    }
+    preprocessing = Preprocessing(program, data_config, data_config.input_names).eval()
+    path = export_onnx(preprocessing, info, None, folder / "raw.onnx")
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(folder / "optimised.onnx")
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    graph = onnx.load(folder / "optimised.onnx").graph
+    return Counter(node.op_type for node in graph.node)
+
+
+def shipped(name: str) -> tuple[DataConfig, dict[str, raw.Column]]:
+    """A data config of the repository and the columns of JetNtuple files that it reads."""
+    data_config = DataConfig.load(str(ROOT / "data" / name))
+    whole = {"PF_id", "PF_fromPV", "PF_fromAK4Jet", "QG_mult", "PV_npvsGood"}
+    columns = {}
+    for branch in raw.raw_branches(data_config).values():
+        columns[branch] = raw.Column(
+            dtype=np.dtype("i4" if branch in whole else "f4"),
+            particles=branch.startswith("PF_"),
+            counter="nPF" if branch.startswith("PF_") else "",
+        )
+    return data_config, columns
+
+
+def test_the_graph_sorts_only_where_the_data_config_orders(tmp_path):
+    assert operations(*shipped("jec_pfn_open.yaml"), tmp_path)["TopK"] == 0
+    # two keys, and two groups of the same order
+    assert operations(*shipped("jec_pfn_full.yaml"), tmp_path)["TopK"] == 1
+
+
+@pytest.mark.parametrize("name", ["jec_pfn_open.yaml", "jec_pfn_full.yaml"])
+def test_the_graph_has_few_operations(name, tmp_path):
+    """Of one jet each costs a microsecond, whatever it computes: there were 350."""
+    counted = operations(*shipped(name), tmp_path)
+    assert sum(counted.values()) <= 120
+    assert counted["Where"] <= 8
+    assert counted["ConstantOfShape"] == 0
+
+
+def test_choices_between_small_whole_numbers_are_held_in_float32():
+    program = raw.raw_program(config("", variables="pt"), COLUMNS)
+    assert program.groups["group"][0].dtype == np.float32
+    options = {
+        "new_variables": {
+            "charge": "np.where(np.abs(number) == 211, np.sign(number), 0)",
+            "either": "np.where(own > 0, number, 0)",
+        },
+        "inputs": {"group": {"length": LENGTH, "vars": ["charge", "either"]}},
+        "labels": {"type": "custom", "value": {"t": "np.log(genPt / jetPt)"}},
+    }
+    from weaver.onnx.raw_model import held_in
+
+    charge, either = raw.raw_program(DataConfig.from_options(options, "jec.yaml"), COLUMNS).groups[
+        "group"
+    ]
+    assert held_in(charge) == torch.float32
+    assert held_in(either) == torch.int64, "a number of any size may not fit into float32"
