@@ -77,6 +77,7 @@ CASES = (
     Case("forms_root", "forms_root", 24),
     Case("forms_rntuple", "forms_rntuple", 24),
     Case("forms_pyarrow", "forms_pyarrow", 24),
+    Case("forms_hdf5", "forms_hdf5", 24),
 )
 
 

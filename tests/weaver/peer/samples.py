@@ -14,6 +14,7 @@ import awkward as ak
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
+import tables
 import uproot
 
 Columns = dict[str, np.ndarray | ak.Array]
@@ -294,6 +295,26 @@ def forms(count: int, seed: int) -> Columns:
     return columns
 
 
+def arrays(count: int, seed: int) -> Columns:
+    """Columns as HDF5 has them in weaver-core's layout: one number or several for each jet, and
+    particles padded with zeros.
+    """
+    draw = Draw(count, seed)
+    n = draw.whole(0, 10)
+    real = np.arange(9) < n[:, None]
+    return {
+        "pf_e": (draw.rng.uniform(0.25, 20, (count, 9)) * real).astype("f4"),
+        "pf_q": (draw.rng.integers(-1, 2, (count, 9)) * real).astype("i4"),
+        "pf_x": (draw.rng.normal(size=(count, 9)) * real).astype("f4"),
+        "w3": draw.rng.random((count, 3)).astype("f4"),
+        "x": draw.flat(1, 3, "f8"),
+        "f": draw.flat(-3, 3, "f4"),
+        "event": draw.whole(2**33, 2**50, "i8"),
+        "run": draw.whole(1, 400),
+        "kind": draw.whole(0, 3),
+    }
+
+
 SCHEMAS: dict[str, tuple[Callable[[int, int], Columns], str]] = {
     "jetntuple": (jetntuple, "AK4jets/jetTree"),
     "jetclass": (jetclass, "tree"),
@@ -304,9 +325,10 @@ SCHEMAS: dict[str, tuple[Callable[[int, int], Columns], str]] = {
     "forms_root": (forms, "tree"),
     "forms_rntuple": (forms, "rntuple"),
     "forms_pyarrow": (forms, "pyarrow"),
+    "forms_hdf5": (arrays, "hdf5"),
 }
 """Schema -> its columns and the path of the tree, or how another kind of file is written."""
-SUFFIXES = {"parquet": "parquet", "pyarrow": "parquet"}
+SUFFIXES = {"parquet": "parquet", "pyarrow": "parquet", "hdf5": "h5"}
 """Kind of file -> what its name ends with, where that is not root."""
 
 
@@ -323,6 +345,8 @@ def write(folder: Path, schema: str, count: int) -> dict[str, list[str]]:
             write_pyarrow(path, columns)
         elif tree == "rntuple":
             write_rntuple(path, columns)
+        elif tree == "hdf5":
+            write_hdf5(path, columns)
         else:
             write_root(path, columns, tree)
         if TWICE[1] in columns:
@@ -355,6 +379,12 @@ def write_pyarrow(path: Path, columns: Columns) -> None:
 def write_rntuple(path: Path, columns: Columns) -> None:
     with uproot.recreate(path) as file:
         file.mkrntuple("tree", columns)
+
+
+def write_hdf5(path: Path, columns: Columns) -> None:
+    with tables.open_file(path, "w") as file:
+        for name, values in columns.items():
+            file.create_carray("/", name, obj=np.asarray(values))
 
 
 def write_root(path: Path, columns: Columns, tree: str) -> None:
