@@ -31,6 +31,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from benchmarks import servers
 from benchmarks.measure import Report, Spread, alternate, ratio, with_allocator
@@ -253,14 +254,17 @@ def places(
 
 def _fill_bucket(data: Path, names: list[str], environment: dict[str, str], port: int) -> None:
     """Copy the files to S3."""
-    os.environ |= {**environment, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}"}
     import boto3
 
     from common import storage
 
-    boto3.client("s3").create_bucket(Bucket=BUCKET)
-    for name in names:
-        storage.upload(str(data / name), f"s3://{BUCKET}/{name}")
+    endpoint = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}"}
+    with mock.patch.dict(os.environ, environment | endpoint):
+        storage.forget_client()  # it may be of another endpoint
+        boto3.client("s3").create_bucket(Bucket=BUCKET)
+        for name in names:
+            storage.upload(str(data / name), f"s3://{BUCKET}/{name}")
+    storage.forget_client()
 
 
 def _answer(work: str, order: dict[str, Any], environment: dict[str, str]) -> dict[str, Any]:

@@ -456,7 +456,7 @@ def test_refused(changes, reason):
         ("a: [1", "is not YAML"),
         ("- a\n- b", "expected a mapping"),
         ("", "found nothing"),
-        (b"\xff\xfe\x00", "is not YAML"),
+        (b"\xff\xfe\x00", "is no text in UTF-8"),
     ],
 )
 def test_a_file_that_is_no_data_config(tmp_path, text, reason):
