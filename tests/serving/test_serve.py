@@ -197,7 +197,7 @@ def test_a_port_that_is_taken_is_refused(run, capsys):
     assert "192.0.2.1:9999" in refusal(capsys, run, "--host", "192.0.2.1", "--port", 9999)
 
 
-def test_s3_without_rights_or_bucket_is_refused(run, s3_bucket, monkeypatch, capsys):
+def test_s3_without_rights_or_bucket_is_refused(run, s3_bucket, monkeypatch, capsys, no_pauses):
     assert "nothing at" in refusal(capsys, f"{s3_bucket}/none")
     assert "no bucket 'jec-none'" in refusal(capsys, "s3://jec-none/run")
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
