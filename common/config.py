@@ -601,20 +601,19 @@ class RunConfig:
     def _check_addresses(self) -> None:
         """Refuse an address of an unknown scheme, before it becomes a folder of that name."""
         for name in ("data_config", "network_config", "search_space", "s3_bucket", "baseline"):
-            self._check_address(name, scheme_of, [getattr(self, name)])
+            self._check_address(name, scheme_of)
         for name in ("data_train", "data_val", "data_test"):
-            self._check_address(name, parse_one, separated(getattr(self, name)))
+            self._check_address(name, _parse_each)
         require(
             scheme_of(self.s3_bucket) not in HTTP,
             f"--s3-bucket {self.s3_bucket}: web servers are read only; give s3://, root:// or a"
             " folder",
         )
 
-    def _check_address(self, name: str, parse: Callable[[str], object], texts: list[str]) -> None:
+    def _check_address(self, name: str, parse: Callable[[str], object]) -> None:
         """Parse a field's addresses. Raises InputError, which names the flag."""
         try:
-            for text in texts:
-                parse(text)
+            parse(getattr(self, name))
         except InputError as error:
             raise InputError(f"--{flag(name)}: {error}") from None
 
@@ -740,6 +739,12 @@ def of_earlier_run(values: dict[str, Any]) -> dict[str, Any]:
     if "serving_gpus" in values or not values.get("num_gpus", 0):
         return values
     return {**values, "serving_gpus": 1}
+
+
+def _parse_each(patterns: str) -> None:
+    """Parse each pattern of a text. Raises InputError for one that is no address or path."""
+    for text in separated(patterns):
+        parse_one(text)
 
 
 def flag(name: str) -> str:

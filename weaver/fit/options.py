@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 
 from common.choices import PRECISIONS
 from common.errors import InputError, unknown
-from common.storage.addresses import scheme_of
+from common.storage.addresses import refuse_secrets, scheme_of
 from weaver.fit.schedulers import CURVES, WARMED_UP
 
 # Others of torch.optim have their class names, as in weaver-core.
@@ -895,13 +895,19 @@ def _wrong_run_mode(options: TrainOptions) -> str | None:
 
 
 def _foreign_address(options: TrainOptions) -> str | None:
-    """Name an address of an unknown scheme, before hours of training end at it."""
+    """Name an address of an unknown scheme or with a secret, before hours of training end at it."""
     for name in (
         *("data_config", "network_config", "model_prefix", "load_model_weights", "metrics_log"),
         *("log_file", "tensorboard_log_dir", "predict_output", "export_onnx", "triton_config"),
     ):
         try:
             scheme_of(getattr(options, name))
+        except InputError as error:
+            return f"--{name.replace('_', '-')}: {error}"
+    for name in ("data_train", "data_val", "data_test"):
+        try:
+            for text in getattr(options, name):
+                refuse_secrets(text)
         except InputError as error:
             return f"--{name.replace('_', '-')}: {error}"
     return None
