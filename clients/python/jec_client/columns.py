@@ -34,6 +34,9 @@ KINDS = {
 }
 """NumPy's kinds of what is no number, in words."""
 
+NOT_AWKWARD = (TypeError, ValueError, OverflowError, RuntimeError)
+"""What ak.from_iter raises; the last is from its C++, for whole numbers beyond 64 bits."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Column:
@@ -76,7 +79,10 @@ def table_of(jets: Any, wanted: Iterable[str]) -> Table:
     Raises InputError for anything else.
     """
     if isinstance(jets, (list, tuple)) and jets and isinstance(jets[0], Mapping):
-        jets = _from_python("the jets", jets)
+        try:
+            jets = ak.from_iter(jets)
+        except NOT_AWKWARD as error:
+            raise InputError(f"the jets are no records of numbers: {error}") from None
     if isinstance(jets, ak.Record):
         at = jets.layout.at
         jets = ak.Array(jets.layout.array[at : at + 1])
@@ -91,7 +97,7 @@ def table_of(jets: Any, wanted: Iterable[str]) -> Table:
         return Table(columns=columns, names=jets.dtype.names)
     for method, what in (("compute", "not computed yet"), ("collect", "a lazy frame")):
         if callable(getattr(jets, method, None)):
-            raise InputError(f"the jets are a {_type(jets)}, {what}; give its {method}()")
+            raise InputError(f"the jets are of type {_type(jets)}, {what}; give its {method}()")
     if hasattr(jets, "column_names") and hasattr(jets, "column"):  # of pyarrow
         columns = {name: jets.column(name) for name in wanted if name in jets.column_names}
         return Table(columns=columns, names=jets.column_names)
@@ -99,8 +105,8 @@ def table_of(jets: Any, wanted: Iterable[str]) -> Table:
         names = [str(name) for name in jets.columns]
         return Table(columns={name: jets[name] for name in wanted if name in names}, names=names)
     raise InputError(
-        f"the jets are a {_type(jets)}; give a record array, a dict of columns, a frame of pandas"
-        " or polars, or the path of a ROOT or parquet file"
+        f"the jets are of type {_type(jets)}; give a record array, a dict of columns, a frame of"
+        " pandas or polars, or the path of a ROOT or parquet file"
     )
 
 
@@ -119,15 +125,14 @@ def _of_records(jets: ak.Array, wanted: Iterable[str]) -> Table:
             f"the jets are lists in lists ({_ellipsis(str(jets.type))}); give one list of jets, or"
             " one for each event: ak.flatten(jets, axis=1)"
         )
-    # Of all jets one after the other; calibrate gives the lists of events back.
-    for number in (0, 1):
-        missing = ak.is_none(jets, axis=number)
-        if ak.any(missing, axis=None):
-            raise InputError(
-                "the jets are lists of events in which some are missing (None); take these out"
-                f" first: ak.drop_none(jets, axis={number})"
-            )
-    jets_of_events = np.ma.getdata(ak.to_numpy(ak.num(jets, axis=1)))
+    # All jets one after the other; calibrate gives the lists of events back.
+    jets_of_events = ak.num(jets, axis=1)
+    if ak.any(ak.is_none(jets_of_events)):
+        raise InputError(
+            "the jets are lists of events, some of which are missing (None); take these out first:"
+            " ak.drop_none(jets, axis=0)"
+        )
+    jets_of_events = np.ma.getdata(ak.to_numpy(jets_of_events))
     flat = {name: ak.flatten(column, axis=1) for name, column in columns.items()}
     return Table(columns=flat, names=names, jets_of_events=jets_of_events)
 
@@ -157,9 +162,16 @@ def column_of(name: str, raw: Any) -> Column:
     if not isinstance(raw, (np.ndarray, list, tuple)):
         if callable(getattr(raw, "compute", None)):
             raise InputError(f"column '{name}' is not computed yet; give its compute()")
-        if isinstance(raw, (str, bytes, Mapping)) or not hasattr(raw, "__len__"):
-            raise InputError(f"column '{name}' is {_type(raw)}, not numbers of jets")
-        raw = np.asarray(raw) if hasattr(raw, "__array__") else list(raw)
+        if isinstance(raw, (str, bytes, Mapping)) or not hasattr(raw, "__getitem__"):
+            raise InputError(f"column '{name}' is of type {_type(raw)}, not numbers of jets")
+        try:
+            raw = np.asarray(raw) if hasattr(raw, "__array__") else list(raw)
+        except (
+            RuntimeError,
+            TypeError,
+            ValueError,
+        ) as error:  # such as a tensor of torch's on a GPU
+            raise InputError(f"column '{name}' is no array of numbers: {error}") from None
     if isinstance(raw, np.ndarray) and raw.dtype.kind != "O":
         return Column(name=name, values=_numbers(name, np.ma.getdata(raw)))
     return _of_objects(name, raw)
@@ -167,9 +179,13 @@ def column_of(name: str, raw: Any) -> Column:
 
 def _of_series(name: str, series: Any) -> Any:
     """A series of pandas or polars as a NumPy array, or as a list where it has lists or nulls."""
-    if hasattr(series, "null_count"):  # of polars, which would make nulls to NaN
-        nested = series.dtype.is_nested()
-        return series.to_list() if nested or series.null_count() else series.to_numpy()
+    if hasattr(series, "null_count"):  # of polars, which would turn nulls into NaN
+        if series.dtype.is_nested():
+            values = series.to_list()
+            return np.asarray(values) if type(series.dtype).__name__ == "Array" else values
+        return series.to_list() if series.null_count() else series.to_numpy()
+    if not isinstance(series.dtype, np.dtype) and series.isna().any():
+        raise _missing(name, int(np.flatnonzero(series.isna())[0]))
     return series.to_numpy()
 
 
@@ -186,22 +202,25 @@ def _of_objects(name: str, raw: Sequence[Any] | np.ndarray) -> Column:
         parts = [np.ma.getdata(value) for value in raw if len(value)]
         values: np.ndarray = np.concatenate(parts) if parts else np.zeros(0)
         return Column(name=name, values=values, counts=counts)
-    return _of_awkward(name, _from_python(f"column '{name}'", raw))
+    try:
+        return _of_awkward(name, ak.from_iter(raw))
+    except NOT_AWKWARD:
+        raise _no_number(name, raw) from None
 
 
 def _is_flat(value: Any) -> bool:
     return isinstance(value, np.ndarray) and value.ndim == 1 and value.dtype.kind in NUMBERS
 
 
-def _from_python(what: str, raw: Iterable[Any]) -> ak.Array:
-    """An awkward array of lists, records and numbers. Raises InputError for anything else."""
-    try:
-        return ak.from_iter(raw)
-    except (TypeError, ValueError, OverflowError) as error:
-        reason = str(error).strip().splitlines()
-        raise InputError(
-            f"{what} cannot be read: {_ellipsis(reason[0] if reason else '')}"
-        ) from None
+def _no_number(name: str, raw: Iterable[Any]) -> InputError:
+    """The error that names the first jet whose value awkward cannot hold."""
+    for jet, value in enumerate(raw):
+        try:
+            ak.from_iter([value])
+        except NOT_AWKWARD:
+            shown = _ellipsis(repr(value))
+            return InputError(f"column '{name}' has {shown} in jet {jet}, no number of 64 bits")
+    return InputError(f"column '{name}' has no numbers of 64 bits")
 
 
 def _of_awkward(name: str, array: ak.Array) -> Column:
@@ -214,47 +233,42 @@ def _of_awkward(name: str, array: ak.Array) -> Column:
         raise InputError(
             f"column '{name}' mixes types ({_ellipsis(str(array.type))}); give numbers of one kind"
         )
-    array = _without_nones(name, array, depth)
-    if depth == 1 or array.layout.purelist_isregular:
-        return Column(name=name, values=_numbers(name, _to_numpy(name, array)))
-    if depth > 2:
-        # lists in lists: an array for each jet, if all have the same shape
-        return Column(name=name, values=_numbers(name, _to_numpy(name, array)))
-    counts = _to_numpy(name, ak.num(array, axis=1)).astype(np.int64)
-    values = _to_numpy(name, ak.flatten(array, axis=1))
-    return Column(name=name, values=_numbers(name, values), counts=counts)
+    _refuse_nones(name, array, depth)
+    # Lists in lists are read as an array for each jet, which needs them to have one shape.
+    if depth != 2 or array.layout.purelist_isregular:
+        return Column(name=name, values=_to_numpy(name, array))
+    counts = np.ma.getdata(ak.to_numpy(ak.num(array, axis=1))).astype(np.int64)
+    return Column(name=name, values=_to_numpy(name, ak.flatten(array, axis=1)), counts=counts)
 
 
-def _without_nones(name: str, array: ak.Array, depth: int) -> ak.Array:
-    """The array in a type that cannot have missing values. Raises InputError where it has some."""
+def _refuse_nones(name: str, array: ak.Array, depth: int) -> None:
     for axis in range(depth):
         missing = ak.is_none(array, axis=axis)
         if ak.any(missing, axis=None):
-            in_jet = ak.any(missing, axis=-1) if axis else missing
-            while in_jet.ndim > 1:
-                in_jet = ak.any(in_jet, axis=-1)
-            raise _missing(name, int(np.flatnonzero(ak.to_numpy(in_jet))[0]))
-    return ak.drop_none(array, axis=None)
+            while missing.ndim > 1:
+                missing = ak.any(missing, axis=-1)
+            raise _missing(name, int(np.flatnonzero(ak.fill_none(missing, False))[0]))
 
 
 def _to_numpy(name: str, array: ak.Array) -> np.ndarray:
+    """The numbers of an array without missing values, whose type may allow them."""
     try:
-        values: np.ndarray = ak.to_numpy(ak.to_backend(array, "cpu"), allow_missing=False)
+        values: np.ndarray = np.ma.getdata(ak.to_numpy(ak.to_backend(array, "cpu")))
     except (TypeError, ValueError):
         raise InputError(
             f"column '{name}' is {_ellipsis(str(array.type))}, which is no list of numbers for each"
             " jet; give one jet an entry (ak.flatten(..., axis=1) takes events apart)"
         ) from None
-    return values
+    return _numbers(name, values)
 
 
 def _numbers(name: str, values: np.ndarray) -> np.ndarray:
     """The array itself. Raises InputError where it holds no numbers."""
     if values.dtype.kind in NUMBERS:
         return values
-    example = f", such as {values.ravel()[0]!r}" if values.size else ""
-    kind = KINDS.get(values.dtype.kind, "no numbers")
-    raise InputError(f"column '{name}' holds {kind} ({values.dtype}){_ellipsis(example)}")
+    example = f" ({_ellipsis(repr(values.ravel()[0].item()))})" if values.size else ""
+    kind = KINDS.get(values.dtype.kind, str(values.dtype))
+    raise InputError(f"column '{name}' holds {kind}{example}, not numbers")
 
 
 def _missing(name: str, jet: int) -> InputError:

@@ -85,6 +85,9 @@ class Jets:
         if counter := self.groups.get(name):
             group = [other for other, its in self.groups.items() if its == counter]
         widths = [1]
+        for tensor in self.inputs:
+            if tensor.name in group:
+                widths.append(max(tensor.shape[1:], default=1))  # -1 where it is free
         for one in group:
             column = self.columns[one]
             if column.counts is None:
@@ -223,11 +226,11 @@ def _fitting(column: Column, tensor: Tensor, count: int, counted: bool) -> Colum
     values, counts = cast(column, tensor.dtype), column.counts
     size = tensor.shape[1] if tensor.takes_lists else 1
     if counts is not None and tensor.takes_lists and (size == -1 or counted):
-        too_long = np.flatnonzero(counts > size) if size != -1 else []
+        too_long = np.flatnonzero((counts > size) & (size != -1))
         if len(too_long):
             jet = too_long[0]
             raise InputError(
-                f"column '{column.name}' has {counts[jet]} values in jet {jet}, the model has"
+                f"column '{column.name}' has length {counts[jet]} in jet {jet}, the model has"
                 f" places for {size}"
             )
         return Column(name=column.name, values=values, counts=counts)
@@ -236,7 +239,7 @@ def _fitting(column: Column, tensor: Tensor, count: int, counted: bool) -> Colum
         jet = int(other[0]) if len(other) else 0
         if len(other) or counts[0] == 0:
             raise InputError(
-                f"column '{column.name}' has {counts[jet]} values in jet {jet};"
+                f"column '{column.name}' has length {counts[jet]} in jet {jet};"
                 f" {_shape_words(tensor)}"
             )
         values = values.reshape(count, -1)
@@ -281,16 +284,16 @@ def _counts(counter: str, given: Column | None, particles: Sequence[Column]) -> 
             f"the jets lack '{counter}': {names} have equally many numbers for all jets, which do"
             " not tell how many of them are particles"
         )
-    for column in lists:
-        differ = np.flatnonzero(counts != column.counts)
-        if len(differ):
-            jet = differ[0]
-            raise InputError(
-                f"column '{column.name}' has {column.counts[jet]} values in jet {jet}, '{where}'"
-                f" says {counts[jet]}"
-            )
     for column in particles:
-        if lists and column.counts is None:
+        if column.counts is not None:
+            differ = np.flatnonzero(counts != column.counts)
+            if len(differ):
+                jet = differ[0]
+                raise InputError(
+                    f"column '{column.name}' has length {column.counts[jet]} in jet {jet},"
+                    f" '{where}' says {counts[jet]}"
+                )
+        elif lists:
             beyond = np.flatnonzero(counts > column.values.shape[1])
             if len(beyond):
                 jet = beyond[0]
@@ -313,7 +316,7 @@ def cast(column: Column, dtype: np.dtype) -> np.ndarray:
     if native == dtype or (np.can_cast(native, dtype, "safe") and not to_float):
         return values.astype(dtype, copy=False)
     with np.errstate(over="ignore", invalid="ignore"):
-        result = values.astype(dtype)
+        result: np.ndarray = values.astype(dtype)
         lost = _lost(values, result)
     places = np.flatnonzero(lost)
     if len(places):
@@ -328,18 +331,19 @@ def cast(column: Column, dtype: np.dtype) -> np.ndarray:
 def _lost(values: np.ndarray, result: np.ndarray) -> np.ndarray:
     """Where the result of a cast is another number."""
     kind, target = values.dtype.kind, result.dtype
+    lost: np.ndarray
     if target.kind == "b":
-        return (values != 0) & (values != 1)
-    if target.kind == "f" and kind == "f":
-        return np.isinf(result) & np.isfinite(values)
-    if target.kind == "f":
+        lost = (values != 0) & (values != 1)
+    elif target.kind == "f" and kind == "f":
+        lost = np.isinf(result) & np.isfinite(values)
+    elif target.kind == "f":
         # Up to there all whole numbers are held; beyond, those whose last bits are zero.
         lost = np.abs(values.astype(np.float64)) > 2 ** MANTISSA[target.itemsize]
         pairs = zip(values[lost].tolist(), result[lost].tolist(), strict=True)
         lost[lost] = [not np.isfinite(after) or int(after) != before for before, after in pairs]
-        return lost
-    least, most = np.iinfo(target).min, np.iinfo(target).max
-    if kind == "f":
-        inside = (values >= float(least)) & (values < float(most) + 1)
-        return ~inside | (values != np.trunc(values))
-    return (values < least) | (values > most)
+    elif kind == "f":
+        least, most = float(np.iinfo(target).min), float(np.iinfo(target).max) + 1
+        lost = ~((values >= least) & (values < most) & (values == np.trunc(values)))
+    else:
+        lost = (values < np.iinfo(target).min) | (values > np.iinfo(target).max)
+    return lost
