@@ -34,8 +34,8 @@ setup: $(VENV)/.whole
 
 # torch comes first and by itself: each machine takes its own build of it (CPU or CUDA), so it is
 # not in the lock. Triton's wheel needs glibc 2.35 or newer; where it does not install, kserve's
-# model server answers in its place. The client is installed last: in the checkout itself it is found
-# without (the link jec_client), and an environment that is a link belongs to another checkout.
+# model server answers in its place. The client is installed last; the checkout itself finds it
+# without, by the link jec_client. An environment that is a link belongs to another checkout.
 $(VENV)/.whole: requirements.lock requirements-triton.lock pyproject.toml Makefile
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) 2>/dev/null || python3 -m venv $(VENV)
 	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' \

@@ -145,7 +145,8 @@ class Client:
         jets: columns with the names of the model's inputs, in any numeric type: a record array of
         awkward or NumPy, a dict of columns (awkward, NumPy, lists), a frame of pandas, polars or
         pyarrow. A record array of events with lists of jets gives such lists. Particles are lists
-        of any length; their counter may be left out.
+        of any length; their counter may be left out. Or the path of a ROOT or parquet file (the
+        extra `files`); a tree is named behind it: jets.root:AK4jets/jetTree.
 
         Jets go in requests of as many as the server takes. A request that nobody answers, or that
         comes at a bad moment, is sent again. deadline: seconds for all of it.
@@ -159,26 +160,28 @@ class Client:
 
         ends = time.monotonic() + (float("inf") if deadline is None else deadline)
         model = self._described(ends)
-        ready = self._prepared(jets, model)
         parts: dict[str, list[np.ndarray]] = {tensor.name: [] for tensor in model.outputs}
         invalid: Counter[str] = Counter()
-        start = 0
-        while start < ready.count:
-            stop = ready.stop(start, model.max_batch_size)
-            inputs = ready.arrays(start, stop)
-            answers = self._answers(model, inputs, stop - start, ends)
-            for name, values in answers.items():
-                parts[name].append(values)
-            invalid.update(_invalid(inputs, answers, model.limits))
-            start = stop
+        jets_of_events = None
+        for ready in self._prepared(jets, model):
+            jets_of_events = ready.jets_of_events
+            start = 0
+            while start < ready.count:
+                stop = ready.stop(start, model.max_batch_size)
+                inputs = ready.arrays(start, stop)
+                answers = self._answers(model, inputs, stop - start, ends)
+                for name, values in answers.items():
+                    parts[name].append(values)
+                invalid.update(_invalid(inputs, answers, model.limits))
+                start = stop
         outputs = {}
         for tensor in model.outputs:
             empty = np.zeros((0, *(max(1, size) for size in tensor.shape[1:])), tensor.dtype)
-            values = np.concatenate(parts[tensor.name]) if ready.count else empty
+            values = np.concatenate(parts[tensor.name] or [empty])
             outputs[tensor.name] = values[:, 0] if values.shape[1:] == (1,) else values
         result = ak.zip(outputs, depth_limit=1)
-        if ready.jets_of_events is not None:
-            result = ak.unflatten(result, ready.jets_of_events)
+        if jets_of_events is not None:
+            result = ak.unflatten(result, jets_of_events)
         result.attrs["invalid"] = dict(invalid)
         return result
 
@@ -206,14 +209,18 @@ class Client:
             ) from None
         return Model(inputs=inputs, outputs=outputs, max_batch_size=most, limits=limits)
 
-    def _prepared(self, jets: Any, model: Model) -> Jets:
+    def _prepared(self, jets: Any, model: Model) -> Iterator[Jets]:
+        """The model's inputs of the jets; those of a file come in pieces."""
         from jec_client.columns import table_of
+        from jec_client.files import tables
         from jec_client.model_inputs import prepare
 
         names = [tensor.name for tensor in model.inputs]
         counters = model.limits.counters if model.limits else None
         try:
-            return prepare(table_of(jets, names), model.inputs, counters)
+            is_path = isinstance(jets, (str, os.PathLike))
+            for table in tables(jets, names) if is_path else [table_of(jets, names)]:
+                yield prepare(table, model.inputs, counters)
         except InputError as error:
             raise InputError(f"model {self.model}: {error}") from None
 
