@@ -28,7 +28,7 @@ def processor() -> tuple[str, list[str]]:
 
 
 def cores() -> int:
-    """Cores that this process may use; all of the machine where the system does not tell (macOS)."""
+    """Cores that this process may use; where the system does not say (macOS), all there are."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

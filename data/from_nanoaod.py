@@ -41,6 +41,7 @@ from data.generator.events import HARD_PROCESS
 from data.generator.reconstruction import GEN_MATCH, nearest
 from data.jetntuple import Columns
 from data.trees import find_files, open_tree
+from weaver.read.files import SUFFIXES
 
 TREE = "Events"
 # Each jet meets all of its event's candidates at once: with 1,800 of them about 20 million pairs,
@@ -149,7 +150,11 @@ def output_names(uris: Sequence[str]) -> dict[str, str]:
     That is the file's own name; of files with equal names, as jobs for several samples write them,
     with as many of the folders above in front as tell them apart.
     """
-    parts = {uri: storage.name(uri).removesuffix(".root") for uri in uris}
+    parts = {}
+    for uri in uris:
+        parts[uri] = storage.name(uri)
+        for suffix in SUFFIXES:
+            parts[uri] = parts[uri].removesuffix(suffix)
     names = dict(parts)
     folders = {uri: uri.split("/")[:-1] for uri in uris}
     while equal := [uri for uri in uris if list(names.values()).count(names[uri]) > 1]:

@@ -1,33 +1,48 @@
 """Jets of a file as batches of the model's inputs, and its answers in the order of the jets.
 
-Jets go through the model sorted by their number of particles: a batch is as wide as its fullest jet,
-and so takes half of the time.
+Jets go through the model sorted by their number of particles: a batch is as wide as its fullest
+jet, and most places would otherwise be empty.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 
 import numpy as np
 
 from common.errors import InputError
-from serving.calibration.model import Description, Input, Model
+from serving.calibration.model import CALIBRATED, VALID, Description, Input, Model
+from serving.validity import count_invalid
 from weaver.read.jagged import Column, Jagged, plain
 
 
-def answers(model: Model, columns: Mapping[str, Column], count: int, uri: str) -> dict[str, np.ndarray]:
-    """The model's outputs (N,) for the N = `count` jets of columns.
+def answers(
+    model: Model, columns: Mapping[str, Column], count: int, uri: str
+) -> tuple[dict[str, np.ndarray], Counter[str]]:
+    """The model's outputs (N,) for the N = `count` jets of columns, and why jets are invalid.
 
-    columns: the model's branches, numbers (N,) or lists. uri: the file, for errors. Raises
-    InputError for a column that is not of the model's kind, or whose numbers it cannot hold.
+    columns: the model's branches, numbers (N,) or lists. uri: the file, for errors. The second are
+    the numbers of invalid jets by reason. Raises InputError for a column that is not of the model's
+    kind, or whose numbers it cannot hold.
     """
-    result: dict[str, np.ndarray] = {}
-    for jets, inputs in batches(model.description, columns, count, model.batch, uri):
-        for name, values in model.answer(inputs).items():
-            if name not in result:
-                result[name] = np.empty(count, values.dtype)
+    description = model.description
+    result = {}
+    for name in description.outputs:
+        result[name] = np.zeros(count, bool if name == VALID else np.float32)
+    invalid: Counter[str] = Counter()
+    for jets, inputs in batches(description, columns, count, model.batch, uri):
+        answered = model.answer(inputs)
+        for name, values in answered.items():
             result[name][jets] = values
-    return result
+        if description.limits is not None:
+            invalid += count_invalid(
+                inputs,
+                description.limits,
+                valid=answered[VALID],
+                reference_pt=answered[CALIBRATED],
+            )
+    return result, invalid
 
 
 def batches(
@@ -42,15 +57,15 @@ def batches(
     particles: dict[str, np.ndarray] = {}  # of all jets, one after the other
     counts: dict[str, np.ndarray] = {}  # counter -> particles of each jet (N,)
     for name, column in description.inputs.items():
-        values = plain(columns[name])
+        values = _plain(columns[name])
         where = f"{uri}: '{name}'"
         if not column.counter:
             if not isinstance(values, np.ndarray):
-                raise InputError(f"{where} is a list; the model takes one number a jet")
+                raise InputError(f"{where} is {_form(values)}; the model takes one number a jet")
             numbers[name] = cast(values, column, where)
             continue
         if not isinstance(values, Jagged):
-            raise InputError(f"{where} is one number; the model takes a list of numbers a jet")
+            raise InputError(f"{where} is {_form(values)}; the model takes a list of numbers a jet")
         if not np.array_equal(counts.setdefault(column.counter, values.counts), values.counts):
             raise InputError(f"{where} does not have as many entries as {column.counter} says")
         # At least one number, so that there is something to take for jets without particles.
@@ -72,6 +87,22 @@ def batches(
         for name, content in particles.items():
             inputs[name] = np.take(content, places[description.inputs[name].counter], mode="clip")
         yield jets, inputs
+
+
+def _plain(values: Column) -> Column:
+    """A column as array or Jagged where it can be one: also lists of a fixed size."""
+    if isinstance(values, np.ndarray | Jagged):
+        return values
+    import awkward as ak
+
+    return plain(ak.from_regular(values, axis=None))
+
+
+def _form(values: Column) -> str:
+    """What a column is, in words."""
+    if isinstance(values, np.ndarray):
+        return "one number a jet"
+    return "a list of numbers a jet" if isinstance(values, Jagged) else f"{values.type.content}"
 
 
 def cast(values: np.ndarray, column: Input, where: str) -> np.ndarray:

@@ -1,9 +1,9 @@
 """Of what kind jets are: radius, treatment of pile-up, year; and whether two kinds may be mixed.
 
 A correction holds for the jets that it was derived for. What the model card says of the training
-(`--card FILE` of the export) is compared with what a file shows: the title that CMS gives the branch
-nJet, the name of the tree, the numbers of the runs, and the campaign in the file's path. What either
-side does not say is not compared.
+(`--card FILE` of the export) is compared with what a file shows: the title that CMS gives the
+branch nJet, the name of the tree, the number of the first run, and the campaign in the file's path.
+What either side does not say is not compared.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import dataclasses
 import re
 from collections.abc import Mapping
 
-RADIUS = re.compile(r"\b(?:slimmedJets)?AK(\d{1,2})|anti-?k_?t[\s_]*(?:R\s*=\s*)?0\.(\d)", re.IGNORECASE)
+RADIUS = re.compile(r"(?:\b|Jets)AK(\d{1,2})|anti-?k_?t[\s_]*(?:R\s*=\s*)?0\.(\d)", re.IGNORECASE)
 # The first run of each year's collisions, from CMS' luminosity tables; 1 is simulation.
 FIRST_RUNS = {
     2010: 132440,

@@ -20,6 +20,7 @@ from common import storage
 from common.errors import InputError
 from common.layout import RAW_SUFFIX, RunFolder
 from common.records import ExportRecord
+from serving.validity import KEY, ModelRange, model_range
 from weaver.config.expressions import Expression
 from weaver.onnx.raw_program import denominator
 
@@ -70,8 +71,8 @@ class Description:
     inputs: Mapping[str, Input]
     """Branch -> what it is; counters are not among them."""
     outputs: tuple[str, ...]
-    valid_range: str = ""
-    """The range of the training in the words of the model file; empty where it has none."""
+    limits: ModelRange | None = None
+    """The jets that the model is meant for."""
 
     @property
     def counters(self) -> tuple[str, ...]:
@@ -147,7 +148,9 @@ def onnx_at(place: str) -> str:
             f"there is no model at {place}; give the folder of a run (it has run.json), or a"
             f" model.onnx of a model NAME{RAW_SUFFIX}"
         )
-    raise InputError(f"{place} holds {len(raw or files)} models; give one: {', '.join(raw or files)}")
+    raise InputError(
+        f"{place} holds {len(raw or files)} models; give one: {', '.join(raw or files)}"
+    )
 
 
 def _onnx_of_run(run: RunFolder) -> str:
@@ -165,9 +168,7 @@ def _onnx_of_run(run: RunFolder) -> str:
     return run.onnx(record.raw.model)
 
 
-def _description(
-    uri: str, content: bytes, session: onnxruntime.InferenceSession
-) -> Description:
+def _description(uri: str, content: bytes, session: onnxruntime.InferenceSession) -> Description:
     """What a model's file says. Raises InputError for one that does not take columns."""
     metadata = session.get_modelmeta().custom_metadata_map
     outputs = tuple(output.name for output in session.get_outputs())
@@ -200,7 +201,7 @@ def _description(
         facts=_json(metadata, "trained_on"),
         inputs={name: column for name, column in inputs.items() if name not in counters},
         outputs=outputs,
-        valid_range=metadata.get("valid_range", ""),
+        limits=model_range(metadata[KEY]) if KEY in metadata else None,
     )
 
 

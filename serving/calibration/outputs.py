@@ -51,7 +51,8 @@ class FolderRecord(Record):
     run_id: str
     label: str
     trained_on: dict[str, str]
-    valid_range: str
+    valid_range: dict[str, Any] | None
+    """pT (GeV) and |jetEta| of the training; None where the model does not say them."""
     note: str = NOTE
 
 
@@ -94,7 +95,7 @@ def folder_record(description: Description) -> FolderRecord:
         run_id=description.run_id,
         label=description.label,
         trained_on=dict(description.facts),
-        valid_range=description.valid_range,
+        valid_range=None if description.limits is None else dataclasses.asdict(description.limits),
     )
 
 
@@ -219,9 +220,7 @@ class ParquetFriend:
             import pyarrow
             import pyarrow.parquet
         except ImportError:
-            raise InputError(
-                "--format parquet takes pyarrow; type: pip install pyarrow"
-            ) from None
+            raise InputError("--format parquet takes pyarrow; type: pip install pyarrow") from None
         self._identity = source.identity
         fields = [(name, pyarrow.from_numpy_dtype(dtype)) for name, dtype in self._identity.items()]
         for name, dtype in types.items():
@@ -229,6 +228,7 @@ class ParquetFriend:
             fields.append((name, pyarrow.list_(kind) if source.form == PFNANO else kind))
         self._schema = pyarrow.schema(fields)
         self._writer = pyarrow.parquet.ParquetWriter(path, self._schema)
+        self._is_empty = True
 
     def __enter__(self) -> ParquetFriend:
         return self
@@ -247,8 +247,11 @@ class ParquetFriend:
                 np.cumsum(step.per_entry, out=offsets[1:])
                 arrays[name] = pyarrow.ListArray.from_arrays(offsets, arrays[name])
         self._writer.write_table(pyarrow.table(arrays, schema=self._schema))
+        self._is_empty = False
 
     def finish(self, info: FileInfo) -> None:
+        if self._is_empty:  # awkward does not read a file without row groups
+            self._writer.write_table(self._schema.empty_table())
         self._writer.add_key_value_metadata({INFO: json.dumps(info.as_json())})
 
 

@@ -1,4 +1,4 @@
-"""The files to calibrate: one jet an entry (JetNtuple), or events with jets and candidates (PFNano).
+"""The files to calibrate: jets (JetNtuple), or events with jets and candidates (PFNano).
 
     source = open_source(entry, description)     # InputError for what the model cannot calibrate
     for load in source.loads():
@@ -11,8 +11,9 @@ training read them, but without selection and without anything that a generator 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Protocol
 
 import numpy as np
@@ -57,6 +58,8 @@ class Source(Protocol):
     """NTUPLE or PFNANO."""
     file: DataFile
     kind: JetKind
+    identity: dict[str, np.dtype]
+    """Types of the columns that tell which entry is which."""
 
     def loads(self, readers: Readers | None = None) -> Iterator[Load]:
         """The file's steps, as weaver.read.files.loads gives them."""
@@ -81,7 +84,9 @@ def open_source(entry: Entry, description: Description) -> Source:
         refusal = files.missing_branches(missing, ntuple.file, ntuple.config, ntuple.plan)
     except InputError as error:
         refusal = error
-    events = _events_tree(entry) if entry.uri.endswith(".root") or entry.tree else None
+    events = None
+    with contextlib.suppress(InputError):  # the first refusal says more
+        events = _events_tree(entry)
     if events is None:
         raise refusal
     return Nano(entry, description, *events)
@@ -98,19 +103,22 @@ class _Reading:
     def loads(self, readers: Readers | None) -> Iterator[Load]:
         if not self.file.num_entries:
             return iter(())
-        return files.loads(
-            self.file, self.config, self.plan, training_set=False, readers=readers
-        )
+        return files.loads(self.file, self.config, self.plan, training_set=False, readers=readers)
 
-    def first(self, name: str) -> int | None:
-        """The first value of a column; None where the file has none."""
-        if name not in self.file.columns or not self.file.num_entries:
-            return None
-        plan = dataclasses.replace(self.plan, branches={name: name})
+    def head(self, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+        """Those of these columns that the file has, for its first entry; none of an empty file."""
+        branches = {name: name for name in names if name in self.file.columns}
+        if not branches or not self.file.num_entries:
+            return {}
+        plan = dataclasses.replace(self.plan, branches=branches)
         for load in files.loads(self.file, self.config, plan, training_set=False, stop=1):
             for columns, _ in load():
-                return int(columns[name][0])
-        return None
+                return {name: np.asarray(columns[name]) for name in branches}
+        return {}
+
+
+def _kind_of_run(head: Mapping[str, np.ndarray]) -> JetKind:
+    return kinds.of_run(int(head["run"][0])) if "run" in head else JetKind()
 
 
 def _read_plan(
@@ -127,8 +135,8 @@ def _read_plan(
 def _inspect(entry: Entry, treename: str | None, names: list[str]) -> _Reading:
     options = {
         "treename": treename,
-        "inputs": {"the model's columns": {"length": None, "vars": names}},
-        "labels": {"type": "custom", "value": {}},
+        "inputs": {"columns": {"length": None, "vars": names}},
+        "labels": {"type": "custom", "value": {"none": "1"}},
     }
     config = DataConfig.from_options(options, "the model")
     plan = config.plan_for(names)
@@ -144,10 +152,11 @@ class Ntuple:
         self.file = reading.file
         self._reading = reading
         self._inputs = description.inputs
-        run = reading.first("run")
+        head = reading.head(OF_NTUPLE)
+        self.identity = {name: values.dtype for name, values in head.items()}
         self.kind = kinds.together(
             [
-                kinds.of_run(run or 0),
+                _kind_of_run(head),
                 kinds.of_path(self.file.entry.uri),
                 JetKind(radius=kinds.of_title(self.file.tree).radius),
             ]
@@ -157,16 +166,16 @@ class Ntuple:
         return self._reading.loads(readers)
 
     def step(self, columns: Columns, count: int) -> Step:
-        identity = {}
-        for name in OF_NTUPLE:
-            if isinstance(columns.get(name), np.ndarray):
-                identity[name] = columns[name]
+        identity = {name: columns[name] for name in self.identity}
         own = {name: columns[name] for name in self._inputs}
         return Step(entries=count, jets=count, per_entry=None, columns=own, identity=identity)
 
 
 def _events_tree(entry: Entry) -> tuple[set[str], str] | None:
-    """Branches of a file's events, and the title of nJet; None for a file that is no NanoAOD."""
+    """Branches of a file's events, and the title of nJet; None for a file that is no NanoAOD.
+
+    Raises InputError for what is no ROOT file.
+    """
     with files.open_file(entry.uri) as file:
         trees = {key.partition(";")[0] for key in file.keys(recursive=False)}
         if EVENTS not in trees:
@@ -206,9 +215,10 @@ class Nano:
         self._inputs = description.inputs
         self._reading = _read_plan(entry, EVENTS, names, ())
         self.file = self._reading.file
-        run = self._reading.first("run")
+        head = self._reading.head(OF_EVENTS)
+        self.identity = {name: values.dtype for name, values in head.items()}
         self.kind = kinds.together(
-            [kinds.of_run(run or 0), kinds.of_path(entry.uri), kinds.of_title(title)]
+            [_kind_of_run(head), kinds.of_path(entry.uri), kinds.of_title(title)]
         )
 
     def loads(self, readers: Readers | None = None) -> Iterator[Load]:
@@ -230,7 +240,7 @@ class Nano:
                     counts = made[counter].astype(np.int64)
                     lists[counter] = Lists(np.cumsum(counts) - counts, counts)
                 own[name] = Jagged(made[name], lists[counter])
-        identity = {name: np.asarray(arrays[name]) for name in OF_EVENTS}
+        identity = {name: np.asarray(arrays[name]) for name in self.identity}
         return Step(
             entries=count,
             jets=int(per_entry.sum()),
