@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from serving.calibration.model import Description, Model
     from serving.calibration.outputs import FileInfo
     from serving.calibration.sources import Source
-    from serving.calibration.work import Failure, Task
+    from serving.calibration.work import Task
+    from weaver.read.opening import DamagedFile
 
 FORMATS = ("root", "parquet")
 CHECKERS = 8  # files that are opened at a time
@@ -49,7 +50,7 @@ class Plan:
     tasks: list[Task]
     kept: list[FileInfo]
     """Outputs of an earlier command that are still right."""
-    damaged: list[Failure]
+    damaged: list[DamagedFile]
     """Files that cannot be read."""
     warnings: list[str]
     not_compared: list[str]
@@ -121,13 +122,14 @@ def _another_model(place: str, model: str, digest: str) -> str:
     )
 
 
-def open_all(entries: list[Entry], description: Description) -> tuple[list[Source], list[Failure]]:
+def open_all(
+    entries: list[Entry], description: Description
+) -> tuple[list[Source], list[DamagedFile]]:
     """Check all files: those that can be calibrated, and those that are damaged.
 
     Raises one InputError for all that lack what the model needs, and where all are damaged.
     """
     from serving.calibration.sources import open_source
-    from serving.calibration.work import Failure
     from weaver.read.files import together
     from weaver.read.opening import DamagedFile
 
@@ -138,18 +140,18 @@ def open_all(entries: list[Entry], description: Description) -> tuple[list[Sourc
             return error
 
     sources: list[Source] = []
-    damaged: list[Failure] = []
+    damaged: list[DamagedFile] = []
     refusals: list[InputError] = []
     with ThreadPoolExecutor(CHECKERS) as pool:
-        for entry, result in zip(entries, pool.map(check, entries), strict=True):
+        for result in pool.map(check, entries):
             if isinstance(result, DamagedFile):
-                damaged.append(Failure(uri=entry.uri, error=result))
+                damaged.append(result)
             elif isinstance(result, InputError):
                 refusals.append(result)
             else:
                 sources.append(result)
     if damaged and not sources:
-        refusals += [_without_remedy(failure.error) for failure in damaged]
+        refusals += [DamagedFile(_with_own_remedy(error)) for error in damaged]
     if refusals:
         raise together(refusals, len(entries))
     return sources, damaged
@@ -257,22 +259,22 @@ def _report(
         print(f'next: pandas.read_parquet("{example}"); see docs/calibrate.md')
 
 
-def _without_remedy(error: JecError) -> JecError:
-    """The same error with a remedy that this command has."""
+def _with_own_remedy(error: JecError) -> str:
+    """The text of an error about a file, with a remedy that this command has."""
     from weaver.read.opening import REMEDY, TREE_REMEDY
 
     text = str(error).replace(TREE_REMEDY, "name its tree as FILE.root:TREE")
-    return type(error)(text.replace(REMEDY, "copy it again"))
+    return text.replace(REMEDY, "copy it again")
 
 
-def _failed(failures: list[Failure], count: int, output: str) -> JecError:
+def _failed(failures: list[JecError], count: int, output: str) -> JecError:
     """The error for files that could not be calibrated to their end."""
-    listed = "; ".join(str(_without_remedy(failure.error)) for failure in failures[:LISTED])
+    listed = "; ".join(_with_own_remedy(failure) for failure in failures[:LISTED])
     more = f"; and {len(failures) - LISTED} more" if len(failures) > LISTED else ""
     text = f"{len(failures)} of {count} files could not be calibrated: {listed}{more}"
     if len(failures) < count:
         text += f"; the outputs of the others are in {output}, and the same command goes on"
-    return type(failures[0].error)(text)
+    return type(failures[0])(text)
 
 
 def main(argv: list[str] | None = None) -> int:

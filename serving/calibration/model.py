@@ -33,7 +33,7 @@ BATCH = 1000  # jets of one execution; more take more memory and are no faster
 CALIBRATED, CORRECTION, VALID = "calibrated_pt", "correction", "valid"
 PLACES = "places of "  # begins the name of the axis of particles, before the name of their counter
 # ONNX Runtime's name of a type -> numpy's
-TYPES = {
+TYPES: dict[str, np.dtype[Any]] = {
     "tensor(float)": np.dtype(np.float32),
     "tensor(double)": np.dtype(np.float64),
     "tensor(int32)": np.dtype(np.int32),

@@ -29,6 +29,7 @@ from weaver.config.plan import Plan
 from weaver.read import files
 from weaver.read.files import DataFile, Load
 from weaver.read.jagged import Columns, Jagged, Lists, to_awkward
+from weaver.read.opening import open_file
 from weaver.read.remote import Readers
 
 NTUPLE, PFNANO = "JetNtuple", "PFNano"
@@ -176,7 +177,7 @@ def _events_tree(entry: Entry) -> tuple[set[str], str] | None:
 
     Raises InputError for what is no ROOT file.
     """
-    with files.open_file(entry.uri) as file:
+    with open_file(entry.uri) as file:
         trees = {key.partition(";")[0] for key in file.keys(recursive=False)}
         if EVENTS not in trees:
             return None

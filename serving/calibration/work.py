@@ -42,14 +42,6 @@ class Task:
     """What spoke against it."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Failure:
-    """A file that could not be calibrated to its end; it has no output."""
-
-    uri: str
-    error: JecError
-
-
 @dataclasses.dataclass(frozen=True)
 class _Decoded:
     """Part of a file: its columns, or what went wrong; neither at the file's end."""
@@ -74,14 +66,14 @@ class _Answered:
 
 def calibrate(
     tasks: Sequence[Task], model: Model, threads: int
-) -> tuple[list[FileInfo], list[Failure]]:
+) -> tuple[list[FileInfo], list[JecError]]:
     """Write the outputs of all tasks. threads: that ask the model at a time.
 
-    Returns what the outputs say of themselves, and the files that failed, whose outputs are not
-    written. Raises StorageError or InputError where an output cannot be written.
+    Returns what the outputs say of themselves, and the errors of files that failed, which have no
+    output. Raises StorageError or InputError where an output cannot be written.
     """
     done: list[FileInfo] = []
-    failures: list[Failure] = []
+    failures: list[JecError] = []
     total = sum(task.source.file.num_entries for task in tasks)
     of_jets = all(task.source.form == NTUPLE for task in tasks)
     with (
@@ -97,7 +89,7 @@ def calibrate(
             try:
                 info = _write(task, model, path, _of_file(results, number), progress)
             except _FileError as failure:
-                failures.append(Failure(uri=task.source.file.entry.uri, error=failure.error))
+                failures.append(failure.error)
             else:
                 storage.upload(path, task.output)
                 done.append(info)
