@@ -81,7 +81,8 @@ def decoded(run: RunFolder, patterns: Sequence[str], count: int) -> tuple[list[B
     entries = files.find(patterns)
     program = raw_program(config, raw_columns(entries[0], config))
     raw = read_raw(entries, config, program, count)
-    columns, features = [], []
+    columns: list[Batch] = []
+    features: list[Batch] = []
     for first in range(0, count, BATCH):
         jets = {name: array[first : first + BATCH] for name, array in raw.items()}
         # As a client pads them: to the fullest jet of the batch.
