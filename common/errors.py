@@ -28,8 +28,9 @@
 Its base and the words stand in the client's package (jec_client/errors.py), which is installed
 without this project; what the client raises of its own is in that tree as well.
 
-Two exceptions outside the tree never reach a user: Unusual (weaver.read.root.root_tree: this file
-is left to uproot) and _PortTakenError (serving.triton: another port is tried).
+Exceptions outside the tree never reach a user: Unusual (weaver.read.root.root_tree: this file is
+left to uproot), _PortTakenError (serving.triton: another port is tried) and _FileError
+(serving.calibration.work: it carries a file's JecError to the loop over files).
 """
 
 from __future__ import annotations
