@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import inspect
 import os
 import signal
 from pathlib import Path
@@ -44,6 +46,18 @@ class CompiledPipeline(NamedTuple):
     """The PipelineSpec, the file's first document."""
     platform: dict[str, Any]
     """The PlatformSpec, the file's second document: what is Kubernetes' own."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def stack_without_source_lines():
+    """Leave the source lines out of `inspect.stack`.
+
+    kfp asks for the stack for each task of a pipeline and reads only names of functions. Where
+    torch is imported, finding the source lines took seconds for each pipeline.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inspect, "stack", functools.partial(inspect.stack, 0))
+        yield
 
 
 @pytest.fixture(scope="session")
