@@ -121,7 +121,12 @@ def web_server(tmp_path_factory):
 
 @pytest.fixture
 def no_pauses(monkeypatch):
-    """Repeat failed requests at once. Gives the list of pauses that were not made."""
+    """Repeat failed requests at once. Gives the list of our own pauses that were not made.
+
+    boto3's own repeats are without a pause too.
+    """
     pauses = []
+    backoff = "botocore.retries.standard.ExponentialBackoff.delay_amount"
+    monkeypatch.setattr(backoff, lambda self, context: 0)
     monkeypatch.setattr(retries, "sleep", pauses.append)
     return pauses
