@@ -56,8 +56,8 @@ CALIBRATIONS = {
 
 The hues are those of the CMS palette (M. A. Petroff, arXiv:2107.02270), darkened until each stands
 out from the white and from the dark page by a contrast of 3; readers who see fewer colours tell all
-of them apart. No figure uses these colours for anything else: flavours and trials differ by marker, sets of
-jets by SET_LOOKS.
+of them apart. No figure uses these colours for anything else: flavours and trials differ by marker,
+sets of jets by SET_LOOKS.
 """
 
 TEAL, BROWN = "#12967e", "#a8703e"

@@ -54,9 +54,7 @@ def lab(rgb: np.ndarray) -> np.ndarray:
     to_xyz = [[0.4125, 0.3576, 0.1804], [0.2127, 0.7152, 0.0722], [0.0193, 0.1192, 0.9503]]
     xyz = np.array(to_xyz) @ np.clip(rgb, 0, 1) / [0.9505, 1.0, 1.0888]
     root = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
-    return np.array(
-        [116 * root[1] - 16, 500 * (root[0] - root[1]), 200 * (root[1] - root[2])]
-    )
+    return np.array([116 * root[1] - 16, 500 * (root[0] - root[1]), 200 * (root[1] - root[2])])
 
 
 def grounds() -> list[str]:
