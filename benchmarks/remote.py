@@ -42,8 +42,8 @@ from common.cli import run_main
 from common.errors import InputError, JecError
 from common.project import ROOT
 
-# of the sample's files: 320,000 jets, so that opening the files (some round trips) weighs little, as
-# it does in a real preparation
+# of the sample's files, which makes 320,000 jets: opening the files (some round trips) then weighs
+# as little as in a real preparation
 COPIES = 16
 BUCKET = "jets"
 OURS, DECODED, PLAIN = CONTENDERS = ("ours", "uproot decodes", "plain uproot")
@@ -395,9 +395,7 @@ class Comparison:
         return cells
 
 
-def _with_own_cores(
-    rates: list[float], disk: list[float], answers: list[dict[str, Any]]
-) -> str:
+def _with_own_cores(rates: list[float], disk: list[float], answers: list[dict[str, Any]]) -> str:
     """The part of the disk's rate that there would be if server and proxy had cores of their own.
 
     An estimate: the run then takes the client's share of the CPU time of all three.
@@ -455,9 +453,9 @@ def measure(report: Report, comparison: Comparison, rounds: int, s3_name: str) -
             f"Plain uproot's best: {best or 'not measured'}.",
             (
                 f"S3 is {s3_name}; XRootD and https are one xrootd. Servers and proxies run on the"
-                " same cores, which bounds every rate: the CPU times of both are shown. The estimate"
-                " scales the rate by the CPU time of all three over the client's; no goal is judged"
-                " by it."
+                " same cores, which bounds every rate: the CPU times of both are shown. The"
+                " estimate scales the rate by the CPU time of all three over the client's; no goal"
+                " is judged by it."
             ),
             _load_note(load),
             *_verdict(comparison, runs),

@@ -168,8 +168,10 @@ def test_a_run_takes_no_presigned_address(field, uri):
         ["weaver.prepare", "--data-config", "{config}", "--output", "{folder}", "--data", "{uri}"],
         ["weaver.train", "-c", "{config}", "-n", "{config}", "-m", "{folder}/m", "-i", "{uri}"],
         ["weaver.train", "-c", "{uri}", "-n", "{config}", "-m", "{folder}/m", "-i", "a.root"],
-        ["weaver.train", "--predict", "-c", "{config}", "-n", "{config}", "-m", "{folder}/m"]
-        + ["--predict-output", "{folder}/out.root", "-t", "x:{uri}"],
+        [
+            *("weaver.train", "--predict", "-c", "{config}", "-n", "{config}", "-m", "{folder}/m"),
+            *("--predict-output", "{folder}/out.root", "-t", "x:{uri}"),
+        ],
         ["pipeline", "--s3-bucket", "{folder}", "--data-train", "{uri}"],
     ],
     ids=["prepare", "train", "train config", "predict", "pipeline"],
