@@ -1,4 +1,4 @@
-"""A realm of Kerberos of the test's own: a KDC on a free port, and its configuration in a folder."""
+"""A realm of Kerberos of the test's own: a KDC on a free port, configured in a folder."""
 
 from __future__ import annotations
 

@@ -147,12 +147,13 @@ class Dataset:
     ) -> Dataset:
         """Open prepared data.
 
-        source: a prepared folder, a reference file (`{"dataset": <prepared folder>}`), or patterns
-        of data files or the listed files, which are first prepared into `cache_dir`, in the role that `for_training`
-        and `validation` say (weaver/prepared/prepare.py). Data of a remote storage, and with `copy`
-        also data on a shared disk, is copied once to this node's cache (`cache_dir`, or JEC_CACHE,
-        or a folder for temporary files). part: of each file that is first prepared. most_files:
-        take only the first ones of those that match, sorted; prepared data stay whole.
+        source: a prepared folder, a reference file (`{"dataset": <prepared folder>}`), or data
+        files, as patterns or listed, which are first prepared into `cache_dir`, in the role that
+        `for_training` and `validation` say (weaver/prepared/prepare.py). Data of a remote storage,
+        and with `copy` also data on a shared disk, is copied once to this node's cache
+        (`cache_dir`, or JEC_CACHE, or a folder for temporary files). part: of each file that is
+        first prepared. most_files: take only the first ones of those that match, sorted; prepared
+        data stay whole.
 
         Raises InputError where there is no such data, or it was prepared with another data config.
         """
