@@ -106,6 +106,29 @@ def finished(entries: list[Entry], outputs: dict[str, str], digest: str) -> dict
     return kept
 
 
+def check_not_doubled(folder: str, outputs: dict[str, str]) -> None:
+    """Raise InputError where the folder has the jets of an input under another name already.
+
+    An output has the name of its input, and with a second input of that name the folder's as well:
+    x.root, and A_x.root beside B_x.root.
+    """
+    from serving.calibration.outputs import read_info
+
+    stems = {storage.name(uri).rpartition(".")[0] for uri in outputs}
+    planned = set(outputs.values())
+    for entry in storage.entries(folder):
+        stem, _, ending = storage.name(entry.uri).rpartition(".")
+        alike = [one for one in stems if stem == one or stem.endswith(f"_{one}")]
+        if entry.uri in planned or ending not in FORMATS or not alike:
+            continue
+        info = read_info(entry.uri)
+        if info is not None and info.source in outputs:
+            raise InputError(
+                f"the jets of {info.source} are already in {entry.uri}, and would be in"
+                f" {outputs[info.source]} as well; give another --output, or delete the former"
+            )
+
+
 def check_folder(folder: str, description: Description) -> None:
     """Raise InputError for a folder that holds the results of another model."""
     from serving.calibration.outputs import RECORD, FolderRecord
@@ -170,6 +193,7 @@ def plan(options: Namespace, model: Model) -> Plan:
     require(not twice, f"{', '.join(twice)}: give one tree of a file")
     outputs = outputs_of(uris, storage.absolute(options.output), options.format)
     check_folder(storage.absolute(options.output), description)
+    check_not_doubled(storage.absolute(options.output), outputs)
     kept = finished(entries, outputs, description.digest)
     sources, damaged = open_all([entry for entry in entries if entry.uri not in kept], description)
 
@@ -206,6 +230,7 @@ def calibrate(options: Namespace) -> int:
     from serving.calibration.model import local_model
 
     require(options.threads >= 1, f"--threads {options.threads}: give at least 1")
+    outputs.check_format(options.format)
     model = local_model(options.model)
     planned = plan(options, model)
     for warning in planned.warnings:

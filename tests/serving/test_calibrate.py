@@ -434,3 +434,57 @@ def test_names_of_columns(onnx):
     }
     with pytest.raises(InputError):
         model.local_model(str(onnx.parent / "other.onnx"))
+
+
+def test_jets_are_not_in_a_folder_twice(tmp_path, run):
+    """With B/x.root beside it, the output of A/x.root would have another name than before."""
+    for folder, seed in (("A", 1), ("B", 2)):
+        write_jets(tmp_path / folder / "x.root", jets(50, seed))
+    run(tmp_path / "A" / "x.root")
+    code, _, err = run(tmp_path / "A" / "x.root", tmp_path / "B" / "x.root")
+    assert code == 2
+    assert f"the jets of {tmp_path}/A/x.root are already in {tmp_path}/out/x.root" in err
+    assert [path.name for path in (tmp_path / "out").glob("*.root")] == ["x.root"]
+
+
+def test_two_trees_of_a_file(tmp_path, run):
+    """A tree may be named; the output is that of the file, so only one of them."""
+    path = tmp_path / "x.root"
+    with uproot.recreate(path) as file:
+        for seed, name in ((1, "first"), (2, "second")):
+            columns = jets(40, seed)
+            types = {n: getattr(v, "dtype", None) or v.type.content for n, v in columns.items()}
+            file.mktree(name, types, counter_name=lambda name: "nPF").extend(columns)
+    code, _, err = run(path)
+    assert code == 2
+    assert "unknown tree" in err
+    assert "FILE.root:TREE" in err
+    code, _, err = run(f"{path}:first", f"{path}:second")
+    assert code == 2
+    assert "give one tree of a file" in err
+    code, _, _ = run(f"{path}:second")
+    assert code == 0
+    assert_answers(jets(40, 2), tmp_path / "out" / "x.root")
+
+
+def test_from_and_to_s3(s3_bucket, tmp_path, run):
+    """The same command: addresses in, addresses out, and what is there is kept."""
+    from common import storage
+
+    columns = jets(300)
+    storage.upload(write_jets(tmp_path / "x.root", columns), f"{s3_bucket}/in/x.root")
+    for before in ("300 jets of 1 files", "0 jets of 0 files"):
+        code, out, _ = run(f"{s3_bucket}/in/*.root", output=f"{s3_bucket}/out")
+        assert code == 0
+        assert out.startswith(before)
+    storage.download(f"{s3_bucket}/out/x.root", tmp_path / "y.root")
+    assert_answers(columns, tmp_path / "y.root")
+
+
+def test_parquet_without_pyarrow_is_refused_at_once(tmp_path, run, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    path = write_jets(tmp_path / "x.root", jets(5))
+    code, _, err = run(path, "--format", "parquet")
+    assert code == 2
+    assert "pip install pyarrow" in err
+    assert not (tmp_path / "out").exists()
