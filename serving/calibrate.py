@@ -3,6 +3,7 @@
     python -m serving.calibrate 'data/*.root' --model runs/latest --output calibrated
     python -m serving.calibrate 'root://SERVER//store/*.root' --model NAME-raw/1/model.onnx \
         --output calibrated --format parquet
+    python -m serving.calibrate 'data/*.root' --url http://127.0.0.1:8000 --output calibrated
 
 FILES are JetNtuple files (one jet an entry) or PFNano (events with Jet_ and PFCands_ branches), of
 simulation or of collisions: nothing that a generator knows is needed. Every entry of a file has one
@@ -227,11 +228,10 @@ def plan(options: Namespace, model: Model) -> Plan:
 def calibrate(options: Namespace) -> int:
     """Do what the command line says; returns the exit code."""
     from serving.calibration import outputs, work
-    from serving.calibration.model import local_model
 
     require(options.threads >= 1, f"--threads {options.threads}: give at least 1")
     outputs.check_format(options.format)
-    model = local_model(options.model)
+    model = _model(options)
     planned = plan(options, model)
     for warning in planned.warnings:
         print(f"warning: {warning} (--force)", file=sys.stderr)
@@ -245,6 +245,19 @@ def calibrate(options: Namespace) -> int:
     if failures:
         raise _failed(failures, len(planned.tasks) + len(planned.damaged), options.output)
     return 0
+
+
+def _model(options: Namespace) -> Model:
+    """The model that is named: on a server, or in a file."""
+    if not options.url:
+        from serving.calibration.model import local_model
+
+        require(bool(options.model), "no model is named; give --model RUN, or --url URL")
+        return local_model(options.model)
+    from serving.calibration.served import served_model
+
+    login = {"token": options.token, "cookies": options.cookies}
+    return served_model(options.url, options.model or "", **login)
 
 
 def _report(
@@ -313,9 +326,14 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument(
         "--model",
-        required=True,
-        help="a run's folder, or the model.onnx of a model NAME-raw: paths or addresses",
+        help="a run's folder, or the model.onnx of a model NAME-raw: paths or addresses; with --url"
+        " the model's name on the server (default: its only NAME-raw)",
     )
+    parser.add_argument("--url", help="a model server, http://host:port, in place of a file")
+    parser.add_argument(
+        "--token", metavar="FILE", help="with --url: file, or '$NAME' of a variable, with a token"
+    )
+    parser.add_argument("--cookies", metavar="FILE", help="with --url: file, or variable, of cookies")
     parser.add_argument(
         "--output", required=True, metavar="DIR", help="folder for the outputs: path or address"
     )
