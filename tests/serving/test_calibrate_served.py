@@ -47,7 +47,7 @@ class Server(http.server.ThreadingHTTPServer):
             for name in description.outputs
         ]
         self.pages: dict[str, Any] = {
-            "/v2": {"name": "test", "version": "1", "extensions": []},
+            "/v2": {"name": "test", "version": "1", "extensions": ["none"]},
             f"/v2/models/{NAME}": {"name": NAME, "inputs": inputs, "outputs": outputs},
             f"/v2/models/{NAME}/config": {"max_batch_size": most, "parameters": described},
             "/v2/models": {"models": [NAME, "small"]},
