@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 
 from common import storage
 from common.cli import Parser, require, run_main
-from common.errors import InputError, JecError
+from common.errors import ClusterError, InputError, JecError
 from common.machine import cores
 
 if TYPE_CHECKING:
@@ -238,7 +238,10 @@ def calibrate(options: Namespace) -> int:
 
     folder = storage.absolute(options.output)
     outputs.folder_record(model.description).save(storage.join(folder, outputs.RECORD))
-    done, failures = work.calibrate(planned.tasks, model, options.threads)
+    try:
+        done, failures = work.calibrate(planned.tasks, model, options.threads)
+    except ClusterError as error:
+        raise ClusterError(f"{error}; finished files stay, the same command goes on") from None
     failures = [*planned.damaged, *failures]
     if done or planned.kept:
         _report(options, planned, done, model.description)
@@ -333,7 +336,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--token", metavar="FILE", help="with --url: file, or '$NAME' of a variable, with a token"
     )
-    parser.add_argument("--cookies", metavar="FILE", help="with --url: file, or variable, of cookies")
+    parser.add_argument(
+        "--cookies", metavar="FILE", help="with --url: file, or variable, of cookies"
+    )
     parser.add_argument(
         "--output", required=True, metavar="DIR", help="folder for the outputs: path or address"
     )

@@ -8,7 +8,6 @@ the model that it described is not checked with each request.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
