@@ -236,13 +236,16 @@ def calibrate(options: Namespace) -> int:
     for warning in planned.warnings:
         print(f"warning: {warning} (--force)", file=sys.stderr)
 
-    folder = storage.absolute(options.output)
-    outputs.folder_record(model.description).save(storage.join(folder, outputs.RECORD))
+    record = storage.join(storage.absolute(options.output), outputs.RECORD)
+    is_first = not storage.exists(record)
+    outputs.folder_record(model.description).save(record)
     try:
         done, failures = work.calibrate(planned.tasks, model, options.threads)
     except ClusterError as error:
         raise ClusterError(f"{error}; finished files stay, the same command goes on") from None
     failures = [*planned.damaged, *failures]
+    if is_first and not done and not planned.kept:
+        storage.delete(record)  # of a folder without results
     if done or planned.kept:
         _report(options, planned, done, model.description)
     if failures:
@@ -314,7 +317,7 @@ def _failed(failures: list[JecError], count: int, output: str) -> JecError:
     more = f"; and {len(failures) - LISTED} more" if len(failures) > LISTED else ""
     text = f"{len(failures)} of {count} files could not be calibrated: {listed}{more}"
     if len(failures) < count:
-        text += f"; the outputs of the others are in {output}, and the same command goes on"
+        text += f"; the outputs of the others are in {output}"
     return type(failures[0])(text)
 
 

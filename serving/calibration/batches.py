@@ -106,7 +106,11 @@ def _form(values: Column) -> str:
     """What a column is, in words."""
     if isinstance(values, np.ndarray):
         return "one number a jet"
-    return "a list of numbers a jet" if isinstance(values, Jagged) else f"{values.type.content}"
+    if isinstance(values, Jagged):
+        return "a list of numbers a jet"
+    kind = str(values.type.content)
+    is_option = "?" in kind or "option" in kind
+    return f"{kind}, with missing values (None)" if is_option else kind
 
 
 def cast(values: np.ndarray, column: Input, where: str) -> np.ndarray:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import awkward as ak
@@ -253,7 +254,7 @@ def test_a_killed_command_leaves_whole_files_and_goes_on(tmp_path, run, onnx):
     command += ["--model", str(onnx), "--output", str(tmp_path / "out")]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         while not list((tmp_path / "out").glob("*.root")) and process.poll() is None:
-            pass
+            time.sleep(0.01)
         process.kill()
     left = list((tmp_path / "out").glob("*.root"))
     code, _, _ = run(tmp_path / "in" / "*.root")
@@ -313,6 +314,13 @@ def _lists_differ(folder: Path) -> Path:
     return folder / "x.parquet"
 
 
+def _missing_value(folder: Path) -> Path:
+    records = ak.to_list(ak.Array(jets(10)))
+    records[3]["jetPt"] = None
+    ak.to_parquet(ak.from_iter(records), folder / "x.parquet")
+    return folder / "x.parquet"
+
+
 def _plain_nanoaod(folder: Path) -> Path:
     events = {"run": np.ones(2, np.int32), "event": np.arange(2, dtype=np.uint64)}
     events["Jet_pt"] = ak.Array([[50.0, 40.0], [30.0]])
@@ -328,6 +336,7 @@ def _plain_nanoaod(folder: Path) -> Path:
         (_no_branch, ["x.root", "unknown branch 'QG_mult'; did you mean 'QG_mul'"]),
         (_text, ["x.root is not a ROOT file"]),
         (_lists_differ, ["x.parquet: 'jetPt' is a list", "one number a jet"]),
+        (_missing_value, ["x.parquet: 'jetPt'", "missing values"]),
         (_plain_nanoaod, ["without particle-flow candidates", "PFCands_pt", "give PFNano"]),
         (lambda folder: folder / "nothing.root", ["no ROOT file matches"]),
     ],
@@ -340,7 +349,7 @@ def test_files_that_cannot_be_calibrated(tmp_path, run, make, facts):
         assert fact in err
     assert "Traceback" not in err
     assert not out
-    assert not list((tmp_path / "out").glob("*.root"))
+    assert not list((tmp_path / "out").glob("*"))
 
 
 def test_the_input_is_not_replaced(tmp_path, run):
@@ -350,6 +359,14 @@ def test_the_input_is_not_replaced(tmp_path, run):
     assert code == 2
     assert f"would replace the input file {path}" in err
     assert path.read_bytes() == before
+
+
+def test_a_record_that_is_none(tmp_path, run):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "calibration.json").write_text("[1]")
+    code, _, err = run(write_jets(tmp_path / "x.root", jets(10)))
+    assert code == 2
+    assert f"{tmp_path}/out/calibration.json holds a list" in err
 
 
 def test_a_file_of_somebody_else_is_not_replaced(tmp_path, run):
