@@ -22,7 +22,6 @@ from exporting.spread import spread
 from serving import golden
 from weaver.onnx.triton_config import LOCAL, LOCAL_INSTANCES, check_config, triton_config
 
-
 FACTS = ("valid_range", "label", "treename", "trained_on", "run_id")
 """What config.pbtxt repeats of the metadata in model.onnx, for clients of a server."""
 

@@ -59,7 +59,7 @@ def served_model(url: str, name: str, **login: Any) -> ServedModel:
             f" model's configuration (/v2/models/{name}/config), or the model was exported by an"
             " earlier version; serve it with python -m serving.serve RUN, or give --model RUN"
         )
-    counter_of = {}
+    counter_of: dict[str, str] = {}
     for counter, branches in model_range(facts[KEY]).counters.items():
         counter_of |= dict.fromkeys(branches, counter)
     inputs = {}

@@ -31,6 +31,8 @@ from weaver.read.files import Load
 from weaver.read.jagged import Columns
 from weaver.read.remote import AHEAD_BYTES, Readers
 
+# steps that wait for a thread or to be written: the end of a file takes as long as some steps
+WAITING = 6
 FILE_END = Load(list)  # comes behind the parts of each file
 
 
@@ -83,7 +85,9 @@ def calibrate(
         tempfile.TemporaryDirectory(prefix="jec-calibrate-") as folder,
         Readers() as readers,
         contextlib.closing(in_threads(_decoding(tasks, readers), 1)) as decoded,
-        contextlib.closing(in_threads(_answering(tasks, model, decoded), threads)) as answered,
+        contextlib.closing(
+            in_threads(_answering(tasks, model, decoded), threads, more=WAITING)
+        ) as answered,
     ):
         results = iter(answered)
         for number, task in enumerate(tasks):
