@@ -114,8 +114,8 @@ def _ticket() -> str:
     listed = subprocess.run([klist], check=False, capture_output=True, text=True, timeout=10)
     if listed.returncode:  # klist lists expired ones, too
         return f"There is no Kerberos ticket ({renew})."
-    cache = re.search(r"cache: (?:FILE:)?(\S+)", listed.stdout)
-    place = f" {cache[1]}" if cache else ""
+    named = re.search(r"cache: (?:FILE:)?(\S+)", listed.stdout)
+    place = f" {named[1]}" if named else ""
     return f"The Kerberos ticket{place} expired; renew it: {renew}."
 
 
