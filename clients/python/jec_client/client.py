@@ -66,10 +66,11 @@ class Model:
 class Client:
     """One model of one server.
 
-    url: http://host:port, or https. model: its name there. timeout: seconds for one request.
-    headers: go with every request, such as the Host of an ingress. token, cookies: of a gateway;
-    the path of a file that holds them, or '$NAME' of a variable of the environment. verify: False
-    takes any certificate; a path names certificate authorities.
+    url: http://host:port or https, and grpc:// or grpcs:// with the extra `grpc`. model: its name
+    there. timeout: seconds for one request. headers: go with every request, such as the Host of an
+    ingress. token, cookies: of a gateway; the path of a file that holds them, or '$NAME' of a
+    variable of the environment. verify: False takes any certificate; a path names certificate
+    authorities.
 
     A client may be used by several threads, and sent to other processes by pickle: the secrets
     themselves do not go along. Raises InputError for an address or a secret that is none.
@@ -113,9 +114,10 @@ class Client:
         self.timeout: float = settings["timeout"]
         self.headers: dict[str, str] = settings["headers"]
         parts = _parts(self.url)
-        if not parts.hostname or parts.scheme not in ("http", "https"):
+        if not parts.hostname or parts.scheme not in ("http", "https", "grpc", "grpcs"):
             raise InputError(
-                f"'{self.url}' is no address of a server; write http://host:port or https://host"
+                f"'{self.url}' is no address of a server; write http://host:port, https://host or"
+                " grpc://host:port"
             )
         if "@" in parts.netloc:
             raise InputError("the address holds a login; give it without, and token= or cookies=")
@@ -125,7 +127,7 @@ class Client:
             raise InputError(f"timeout={self.timeout:g} is no number of seconds above 0")
         server = {key: value for key, value in settings.items() if key not in ("url", "model")}
         timeout = server.pop("timeout")
-        self._server = HttpServer(self.url, timeout, **server)
+        self._server = _server_class(parts.scheme)(self.url, timeout, **server)
         self._model: Model | None = None
 
     def __repr__(self) -> str:
@@ -320,6 +322,18 @@ class Client:
         return InputError(
             f"{self.url} refused the request for model {self.model} ({refused.code}): {refused}"
         )
+
+
+def _server_class(scheme: str) -> Any:
+    if not scheme.startswith("grpc"):
+        return HttpServer
+    try:
+        from jec_client.grpc_server import GrpcServer
+    except ImportError as error:
+        raise InputError(
+            f"gRPC needs {error.name}, which is not installed; pip install 'jec-client[grpc]'"
+        ) from None
+    return GrpcServer
 
 
 def _parts(url: str) -> urllib.parse.SplitResult:
