@@ -16,6 +16,7 @@ from common.layout import RunFolder
 from common.progress import Progress
 from common.records import MemoryRecord, ModelRecord, ParityRecord
 from exporting.candidates import Candidate
+from exporting.rates import rates
 from exporting.request import AUTO_SIZE, Export
 from exporting.spread import spread
 from serving import golden
@@ -68,6 +69,7 @@ def write_model(
         inputs={name: list(shapes[name][1:]) for name in taken},
         outputs=list(candidate.info["output_names"]),
         parity=parity,
+        rates=rates(onnx_path, {name: candidate.real[name] for name in taken}, max_batch_size),
     )
 
 
