@@ -144,13 +144,15 @@ class GrpcServer:
             left = self.timeout
             if ends is not None:
                 left = min(left, ends - time.monotonic())
+            if left <= 0:
+                raise Unreachable(f"{self.url} did not answer within the deadline")
             call = self._open().unary_unary(
                 f"/{SERVICE}/{method}",
                 request_serializer=type(request).SerializeToString,
                 response_deserializer=message(f"{method}Response").FromString,
             )
             try:
-                return call(request, timeout=max(left, 0), metadata=self._metadata())
+                return call(request, timeout=left, metadata=self._metadata())
             except grpc.RpcError as error:
                 passing = error.code() in (
                     grpc.StatusCode.UNAVAILABLE,
@@ -182,7 +184,7 @@ class GrpcServer:
     def _error(self, error: Any, left: float) -> ServerError:
         code, words = error.code(), (error.details() or "").strip()[:2000]
         if code == grpc.StatusCode.DEADLINE_EXCEEDED:
-            return Unreachable(f"{self.url} did not answer within {max(left, 0):.3g} s")
+            return Unreachable(f"{self.url} did not answer within {left:.3g} s")
         if code == grpc.StatusCode.UNAVAILABLE:
             return Unreachable(f"no server answers at {self.url}: {words}")
         if code == grpc.StatusCode.RESOURCE_EXHAUSTED:
