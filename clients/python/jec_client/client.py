@@ -16,8 +16,8 @@ import re
 import time
 import urllib.parse
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 
@@ -50,6 +50,33 @@ SECRET_HEADER = re.compile(r"authorization|cookie|token|secret|password|api-?key
 
 KSERVE_BINARY = (0, 14)
 """The first version of kserve's own server that takes tensors as bytes."""
+
+
+class Server(Protocol):
+    """A model server, over HTTP or gRPC.
+
+    ends: until then (time.monotonic) a request is repeated, if that may help. Everything raises
+    Unreachable, NotServing, Refused and ServerError.
+    """
+
+    binary: bool
+    """Whether tensors are sent as bytes."""
+
+    def ready(self, model: str) -> None: ...
+
+    def description(self, *, ends: float | None = None) -> Body: ...
+
+    def models(self) -> list[str]: ...
+
+    def metadata(self, model: str, *, ends: float | None = None) -> Body: ...
+
+    def config(self, model: str, *, ends: float | None = None) -> Body: ...
+
+    def infer(self, model: str, body: Body) -> Body: ...
+
+    def ask(
+        self, model: str, inputs: Mapping[str, np.ndarray], *, ends: float | None = None
+    ) -> dict[str, np.ndarray]: ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -127,7 +154,7 @@ class Client:
             raise InputError(f"timeout={self.timeout:g} is no number of seconds above 0")
         server = {key: value for key, value in settings.items() if key not in ("url", "model")}
         timeout = server.pop("timeout")
-        self._server = _server_class(parts.scheme)(self.url, timeout, **server)
+        self._server: Server = _server_class(parts.scheme)(self.url, timeout, **server)
         self._model: Model | None = None
 
     def __repr__(self) -> str:
@@ -332,7 +359,8 @@ class Client:
         )
 
 
-def _server_class(scheme: str) -> Any:
+def _server_class(scheme: str) -> Callable[..., Server]:
+    """The class for an address. Raises InputError where gRPC is not installed."""
     if not scheme.startswith("grpc"):
         return HttpServer
     try:
