@@ -21,6 +21,7 @@ from reporting.drawing import (
     REGION_TEXT,
     SHIFT,
     Drawing,
+    Look,
     calibration_look,
     head,
     in_region,
@@ -213,7 +214,9 @@ def flavour(metrics: MetricsRecord, region: str) -> Drawing | None:
                 if one.flavour == name:
                     x.append(middle(one) * WIDE_SHIFT ** (place - 1.5))
                     medians.append(one.by_calibration()[calibration])
-            points(axes, x, medians, color=look.colour, marker=marker, markersize=13, label=name)
+            if x:
+                looks: Look = {"color": look.colour, "marker": marker, "markersize": 13}
+                points(axes, x, medians, label=name, **looks)
         level(axes, 1)
         axes.text(0.03, 0.05, look.label, transform=axes.transAxes, fontsize=22)
         axes.set_ylabel("Median response")

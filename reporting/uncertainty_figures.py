@@ -36,7 +36,8 @@ def coverage(measured: Uncertainty | None) -> Drawing | None:
         for one in in_region(bins, region):
             x.append(one.pt * SHIFT**place)
             shares.append(one.coverage)
-        points(axes, x, shares, 100, **region_look("model", region))
+        if x:
+            points(axes, x, shares, 100, **region_look("model", region))
     level(axes, 100 * band.nominal)
     # Room for the legend above the points.
     lowest, highest = axes.get_ylim()
