@@ -22,6 +22,7 @@ from common.config import AUTO
 from common.errors import InputError, JecError
 from common.layout import RunFolder
 from common.records import ServiceRecord, StatusRecord, SummaryRecord
+from common.storage.addresses import local_path
 from operations.own_runs import is_going_on, living_runs, remove_run, why_not_own
 
 RUNNING = " running"
@@ -65,7 +66,7 @@ def runs_of(args: argparse.Namespace) -> list[RunLine]:
     """All runs there, those that changed last first; broken ones without a time last."""
     place = place_of(args)
     if storage.is_local(place):
-        lines = list(local_runs(Path(storage.local_path(place))))
+        lines = list(local_runs(Path(local_path(place))))
     else:
         lines = list(stored_runs(place))
     undated = datetime.datetime.min.replace(tzinfo=datetime.UTC)
@@ -201,7 +202,7 @@ def changed(uri: str, written: str) -> datetime.datetime | None:
         return time if time.tzinfo else time.replace(tzinfo=datetime.UTC)
     if storage.is_local(uri):
         with contextlib.suppress(OSError):
-            seconds = Path(storage.local_path(uri)).stat().st_mtime
+            seconds = Path(local_path(uri)).stat().st_mtime
             return datetime.datetime.fromtimestamp(seconds, datetime.UTC)
     return None
 
@@ -244,7 +245,8 @@ def size_text(size: float) -> str:
 
 def prune(args: argparse.Namespace) -> int:
     """Remove old or large runs after asking; the exit code is 1 if one could not be removed."""
-    chosen, kept = [], []
+    chosen: list[RunLine] = []
+    kept: list[RunLine] = []
     for one in runs_of(args):
         if matches(one, args.older_than, args.larger_than):
             (kept if one.kept else chosen).append(one)
@@ -294,7 +296,7 @@ def remove(one: RunLine, args: argparse.Namespace) -> str:
     place = place_of(args)
     try:
         if storage.is_local(place):
-            output = Path(storage.local_path(place))
+            output = Path(local_path(place))
             now = local_run(output / one.run_id, living_runs(output))
             if now.kept:
                 return now.kept
