@@ -13,6 +13,7 @@ import dataclasses
 import functools
 import itertools
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -80,8 +81,18 @@ def calibrate(
     failures: list[JecError] = []
     total = sum(task.source.file.num_entries for task in tasks)
     of_jets = all(task.source.form == NTUPLE for task in tasks)
+    jets = 0
+    started = time.monotonic()
+
+    def advance(step: Step, name: str) -> None:
+        """Show a step of a file. Where entries are events, the jets a second stand behind."""
+        nonlocal jets
+        jets += step.jets
+        rate = jets / max(time.monotonic() - started, 1e-9)
+        progress.advance(step.entries, note=name if of_jets else f"{rate:,.0f} jets/s  {name}")
+
     with (
-        Progress("calibrating", total=total, unit="jets" if of_jets else "entries") as progress,
+        Progress("calibrating", total=total, unit="jets" if of_jets else "events") as progress,
         tempfile.TemporaryDirectory(prefix="jec-calibrate-") as folder,
         Readers() as readers,
         contextlib.closing(in_threads(_decoding(tasks, readers), 1)) as decoded,
@@ -93,7 +104,7 @@ def calibrate(
         for number, task in enumerate(tasks):
             path = Path(folder) / f"{number}{Path(task.output).suffix}"
             of_file = itertools.takewhile(lambda one: not one.is_end, results)
-            result = _write(task, model, path, of_file, progress)
+            result = _write(task, model, path, of_file, advance)
             if isinstance(result, JecError):
                 failures.append(result)
             else:
@@ -104,7 +115,11 @@ def calibrate(
 
 
 def _write(
-    task: Task, model: Model, path: Path, results: Iterable[_Answered], progress: Progress
+    task: Task,
+    model: Model,
+    path: Path,
+    results: Iterable[_Answered],
+    advance: Callable[[Step, str], None],
 ) -> FileInfo | JecError:
     """Write the output of one file to a path on this machine.
 
@@ -127,7 +142,7 @@ def _write(
             jets += step.jets
             valid += int(np.count_nonzero(answered.columns[of_valid]))
             invalid += answered.invalid
-            progress.advance(step.entries, note=name)
+            advance(step, name)
         if error is not None:
             return error
         info = FileInfo(

@@ -63,8 +63,9 @@ def test_each_entry_has_its_answer_in_the_order_of_the_file(tmp_path, run):
     """Jets that the model was not trained for stay, with the standard correction."""
     columns = jets(2500)
     path = write_jets(tmp_path / "in" / "x.root", columns)
-    code, out, _ = run(path)
+    code, out, err = run(path)
     assert code == 0
+    assert "2,500/2,500 jets" in err
     assert_answers(columns, tmp_path / "out" / "x.root")
     written = friend(tmp_path / "out" / "x.root")
     with uproot.open(path) as file, uproot.open(tmp_path / "out" / "x.root") as other:
@@ -505,3 +506,16 @@ def test_parquet_without_pyarrow_is_refused_at_once(tmp_path, run, monkeypatch):
     assert code == 2
     assert "pip install pyarrow" in err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("address", "package"), [("s3://b/x.root", "boto3"), ("https://s.example/x.root", "requests")]
+)
+def test_what_an_address_needs_is_named(run, monkeypatch, address, package):
+    """A minimal install lacks the libraries of distant storage."""
+    for name in [one for one in sys.modules if one.partition(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
+    code, _, err = run(address)
+    assert code == 2
+    assert f"pip install {package}" in err
