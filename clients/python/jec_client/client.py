@@ -149,10 +149,8 @@ class Client:
         if "@" in parts.netloc:
             raise InputError("the address holds a login; give it without, and token= or cookies=")
         if parts.query or parts.fragment:
-            raise InputError(
-                f"the address {self.url.partition('?')[0].partition('#')[0]} goes on with a '?' or a"
-                " '#'; give the server alone"
-            )
+            alone = parts._replace(query="", fragment="").geturl()
+            raise InputError(f"the address goes on after {alone} with '?' or '#'; give that alone")
         if not self.model:
             raise InputError("the model has no name; give the one it has on the server")
         if not self.timeout > 0:
