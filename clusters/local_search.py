@@ -114,6 +114,7 @@ class LocalSearch:
             folder=self.folder,
             root=self.root,
             threads=max(1, cores() // self.parallel),
+            report=self._say,
         )
         self.running.append(trial)
         chosen = ", ".join(f"{key} {value}" for key, value in proposal.parameters.items())
