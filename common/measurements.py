@@ -113,6 +113,10 @@ class ResponseBin(Calibrated[Response], PtBin):
     gain_over_baseline: Interval | None = None
     effective_jets: float | None = None
     """Jets of equal weight that would have the same error; None where each jet counts once."""
+    ratio: dict[str, Interval] = dataclasses.field(default_factory=dict)
+    """Calibration -> its median response over that of the standard JEC, paired; empty in runs of
+    earlier versions.
+    """
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -448,6 +452,20 @@ class Gate:
     checks: list[GateCheck]
     """The gain first."""
     unmeasured: list[Unmeasured]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EdgeStep:
+    """Median responses beside an edge of a model's valid range; None where jets are too few."""
+
+    edge: str
+    num_inside: int
+    num_outside: int
+    model_inside: Interval | None
+    standard_inside: Interval | None
+    """Of the same jets."""
+    standard_outside: Interval | None
+    """Of the jets to which the raw model returns the standard correction unchanged."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
