@@ -17,6 +17,7 @@ from typing import Any
 from clusters.orphans import RUN_VARIABLE
 from clusters.pod_command import program_of
 from clusters.protocol import RUN_LABEL, Manifest, run_id_of
+from common.errors import PASSING_FAILURE
 
 GRACE = 15.0  # seconds between SIGTERM and SIGKILL: enough to write a checkpoint
 TAIL = 12  # log lines shown of a process that failed
@@ -263,6 +264,11 @@ def was_killed(code: int) -> bool:
     """
     numbers = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     return code in {-number for number in numbers} | {128 + number for number in numbers}
+
+
+def is_transient(code: int) -> bool:
+    """Whether what ended with this exit code may end well when it is tried again."""
+    return was_killed(code) or code == PASSING_FAILURE
 
 
 def wait(replicas: Replicas, *, deadline: float, poll: float = 0.1) -> int | None:
