@@ -171,8 +171,13 @@ class Study:
         from optuna.trial import TrialState
 
         observed = {name: dataclasses.asdict(seen) for name, seen in metrics.items()}
-        ended = {"status": status, "reason": reason, "metrics": observed, "finished": _now()}
-        ended["transient"] = transient
+        ended = {
+            "status": status,
+            "reason": reason,
+            "metrics": observed,
+            "finished": _now(),
+            "transient": transient,
+        }
         self._write_record(number, "ended", ended)
         if status == "Succeeded":
             self._study.tell(number, katib.objective_value(self._manifest, metrics))

@@ -60,7 +60,7 @@ def settled(run_id: str, args: argparse.Namespace) -> str:
     Raises InputError for what leads elsewhere than to a run directly below --output, such as `..`,
     or a link out of it.
     """
-    output = args.output.resolve()
+    output = Path(args.output).resolve()
     path = output / run_id.rstrip("/")
     if not os.path.lexists(path):
         path = Path(run_id).absolute()  # as a shell completes runs/pfn-0a1b2c3d
