@@ -129,6 +129,8 @@ class Record:
     @classmethod
     def from_json(cls, content: Mapping[str, Any], where: str = "the record") -> Self:
         """The record that the content of a file describes. Raises InputError as `load` does."""
+        if not isinstance(content, Mapping):
+            raise InputError(f"{where} holds a {type(content).__name__}, not names with values")
         version = content.get("format", 1)
         if version > cls.FORMAT:
             raise InputError(
