@@ -10,8 +10,10 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import fcntl
 import functools
 import itertools
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -34,6 +36,8 @@ from weaver.read.remote import AHEAD_BYTES, Readers
 
 # steps that wait for a thread or to be written: the end of a file takes as long as some steps
 WAITING = 6
+SCRATCH, LOCK = "jec-calibrate-", "lock"
+YOUNG_SECONDS = 60  # so old a folder has its lock
 FILE_END = Load(list)  # comes behind the parts of each file
 
 
@@ -93,7 +97,7 @@ def calibrate(
 
     with (
         Progress("calibrating", total=total, unit="jets" if of_jets else "events") as progress,
-        tempfile.TemporaryDirectory(prefix="jec-calibrate-") as folder,
+        scratch() as folder,
         Readers() as readers,
         contextlib.closing(in_threads(_decoding(tasks, readers), 1)) as decoded,
         contextlib.closing(
@@ -102,7 +106,7 @@ def calibrate(
     ):
         results = iter(answered)
         for number, task in enumerate(tasks):
-            path = Path(folder) / f"{number}{Path(task.output).suffix}"
+            path = folder / f"{number}{Path(task.output).suffix}"
             of_file = itertools.takewhile(lambda one: not one.is_end, results)
             result = _write(task, model, path, of_file, advance)
             if isinstance(result, JecError):
@@ -112,6 +116,26 @@ def calibrate(
                 done.append(result)
             path.unlink(missing_ok=True)
     return done, failures
+
+
+@contextlib.contextmanager
+def scratch() -> Iterator[Path]:
+    """A folder for outputs that are not complete; those of killed commands are removed.
+
+    A command holds a lock as long as it lives, whatever other machine or container sees the folder.
+    """
+    for left in Path(tempfile.gettempdir()).glob(f"{SCRATCH}*"):
+        with contextlib.suppress(OSError):  # another's, gone, or locked by a living command
+            if time.time() - left.stat().st_mtime > YOUNG_SECONDS:
+                with open(left / LOCK, "rb") as lock:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(left)
+    with (
+        tempfile.TemporaryDirectory(prefix=SCRATCH) as folder,
+        open(Path(folder) / LOCK, "wb") as lock,
+    ):
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield Path(folder)
 
 
 def _write(
