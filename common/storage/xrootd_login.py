@@ -19,6 +19,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from common import private_folder
+
 SECRET_FOLDER = "JEC_XROOTD_LOGIN"  # noqa: S105 (a variable's name)
 """Variable with the folder of a mounted Secret, which has one or more of KEYS."""
 KEYS = {
@@ -45,8 +47,8 @@ def prepare() -> None:
         source = Path(folder, key)
         if not source.is_file() or (content := source.read_bytes()) == _copies.get(key):
             continue
-        place = Path(tempfile.gettempdir(), f"xrootd-{os.getuid()}")
-        place.mkdir(mode=0o700, exist_ok=True)
+        default = Path(tempfile.gettempdir(), f"xrootd-{os.getuid()}")
+        place = private_folder.make(default, "TMPDIR")
         # mkstemp's mode is 0600; the rename lets a reader see the old file or the new one
         handle, temporary = tempfile.mkstemp(dir=place)
         with os.fdopen(handle, "wb") as file:
@@ -73,7 +75,11 @@ def _proxy() -> str:
         content = Path(path).read_text()
         end = _certificate_end(content)
     except OSError:
-        return f"There is no X509 proxy {path} ({renew})."
+        missing = f"There is no X509 proxy {path} ({renew})"
+        if "X509_USER_PROXY" in os.environ:
+            # The client reads it for TLS, too, and gives up TLS where it cannot.
+            return f"{missing}; unset X509_USER_PROXY to log in with a token."
+        return f"{missing}."
     except ValueError:
         return f"{path} is no X509 proxy ({renew})."
     if end < _now():
@@ -107,7 +113,12 @@ def _ticket() -> str:
     valid = subprocess.run([klist, "-s"], check=False, capture_output=True, timeout=10)
     if valid.returncode == 0:
         return "There is a valid Kerberos ticket."
-    return f"There is no Kerberos ticket, or it expired ({renew})."
+    listed = subprocess.run([klist], check=False, capture_output=True, text=True, timeout=10)
+    if listed.returncode:  # klist lists expired ones, too
+        return f"There is no Kerberos ticket ({renew})."
+    named = re.search(r"cache: (?:FILE:)?(\S+)", listed.stdout)
+    place = f" {named[1]}" if named else ""
+    return f"The Kerberos ticket{place} expired; renew it: {renew}."
 
 
 def _token() -> str:
