@@ -6,6 +6,7 @@ import contextlib
 import errno
 import glob as python_glob
 import os
+import secrets
 import shutil
 import stat
 import tempfile
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from common.errors import InputError, JecError, StorageError
+from common.storage import durable
 from common.storage.entry import Entry
 from common.storage.source import Source
 
@@ -274,13 +276,12 @@ def replacing(path: str) -> Iterator[str]:
 def _replacing(path: str) -> Iterator[str]:
     folder = os.path.dirname(os.path.abspath(path))
     os.makedirs(folder, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=folder, prefix=PARTIAL)
-    os.close(handle)
+    temporary = os.path.join(folder, f"{PARTIAL}{secrets.token_hex(8)}")
+    # The user's umask decides who may read it; mkstemp's 0600 would hide results from colleagues.
+    os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
     try:
         yield temporary
-        # mkstemp's 0600 would hide results from colleagues on a shared disk
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+        durable.rename(temporary, path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             os.remove(temporary)
