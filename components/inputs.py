@@ -120,6 +120,17 @@ def check_search_space(inputs: Inputs) -> Result:
     return Result(text=f"{names}; {config.algorithm}, {config.max_trials} trials")
 
 
+def check_gate(inputs: Inputs) -> Result:
+    """Say before any training why the gate will refuse the model, or the correction be missing."""
+    # submit and --help need no physics
+    from components.gate_inputs import missing_of_config
+
+    missing = missing_of_config(inputs.known_data_config, inputs.config.gate)
+    if missing:
+        return Result(text="looks at the exported model", warning="; ".join(missing))
+    return Result(text="can judge a model of this label, by the observers listed")
+
+
 def check_service_name(inputs: Inputs) -> Result:
     """Refuse a name of which KServe would never make a service.
 
@@ -261,6 +272,7 @@ OF_CONFIGURATION = (
     Check(name="data configuration", run=check_data_config),
     Check(name="search space", run=check_search_space),
     Check(name="network", run=check_network, reads_data_config=True),
+    Check(name="gate", run=check_gate, reads_data_config=True),
     Check(name="service name", run=check_service_name),
     Check(name="model card", run=check_card),
 )

@@ -47,7 +47,8 @@ def fit_residual(
     """Fit the correction on the validation jets; without one, the reason is not empty."""
     import torch
 
-    from weaver.onnx.residual_features import no_residual_because, residual_features
+    from weaver.config.reference import no_residual_because
+    from weaver.onnx.residual_features import residual_features
 
     config = dataset.data_config
     reason = no_residual_because(config)
