@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.config import AUTO
-from common.errors import InputError
 from common.layout import RunFolder
 from common.records import (
     EpochRecord,

@@ -41,7 +41,8 @@ class Jets(Protocol):
 def residual_features(config: DataConfig, jets: Jets) -> NDArray[np.float32]:
     """The features (N, 2) of prepared jets: reference pT (GeV) and jetEta.
 
-    The data config, with its standardisation, is one for which `weaver.config.reference.no_residual_because` is empty.
+    The data config, with its standardisation, is one for which
+    weaver.config.reference.no_residual_because is empty.
     """
     reference = evaluate(reference_expression(config), jets.observers)
     group = eta_group(config)
