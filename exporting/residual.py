@@ -74,8 +74,8 @@ def fit_residual(
     )
     if residual is None:
         return None, (
-            f"{len(index):,} validation jets are too few: fewer than two bins of pT from"
-            f" {r.CLOSURE_FROM:g} GeV up hold {MIN_JETS}"
+            f"{len(index):,} validation jets are too few: no region has two bins of pT from"
+            f" {r.CLOSURE_FROM:g} GeV up with {MIN_JETS}"
         )
     return residual, ""
 
