@@ -23,6 +23,7 @@ import numpy as np
 
 from common import storage
 from common.errors import InputError, StorageError, unknown
+from common.machine import cores
 from common.storage import Entry
 from common.storage.patterns import has_wildcard
 from common.storage.patterns import parse as parse_patterns
@@ -251,9 +252,9 @@ def check(
     for file in files:
         missing = [name for name in plan.branches if name not in file.columns]
         if missing:
-            refusals.append(_missing_branches(missing, file, config, plan))
+            refusals.append(missing_branches(missing, file, config, plan))
     if refusals:
-        raise _together(refusals, len(entries))
+        raise together(refusals, len(entries))
     if not files:
         raise damaged[0][1]
 
@@ -293,7 +294,7 @@ def _with_common_types(files: list[DataFile], config: DataConfig) -> list[DataFi
     return result
 
 
-def _together(refusals: list[InputError], count: int) -> InputError:
+def together(refusals: list[InputError], count: int) -> InputError:
     """One error for all files that are refused, of `count` files."""
     if len(refusals) == 1:
         return refusals[0]
@@ -305,9 +306,10 @@ def _together(refusals: list[InputError], count: int) -> InputError:
     return (DamagedFile if all_damaged else InputError)("\n  ".join(lines))
 
 
-def _missing_branches(
+def missing_branches(
     names: list[str], file: DataFile, config: DataConfig, plan: Plan
 ) -> InputError:
+    """The error for a file without these columns of the plan: it names the nearest branches."""
     uri = file.entry.uri
     if file.tree:
         with open_file(uri) as opened:
@@ -547,7 +549,7 @@ def read(
     # Decompression takes half of the time of decoding, and releases Python's lock.
     with (
         open_file(file.entry.uri) as opened,
-        ThreadPoolExecutor(len(os.sched_getaffinity(0))) as decompressors,
+        ThreadPoolExecutor(cores()) as decompressors,
     ):
         tree = opened[file.tree]
         if is_ntuple(tree):
