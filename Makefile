@@ -13,12 +13,13 @@ TORCH_FROM  := $(TORCH) $(if $(TORCH_INDEX),--extra-index-url "$(TORCH_INDEX)")
 # The peer of the comparisons, in an environment of its own.
 PEER   := .venv-peer
 
-.PHONY: help setup run test test-all test-cluster lint format bench physics parity peer images lock clean
+.PHONY: help setup run test faults test-all test-cluster lint format bench physics parity peer images lock clean
 
 help:
 	@echo "make run      calibrate generated jets here: search, train, export, validate, serve"
 	@echo "make test     lint, then the tests but the slow ones (under 9 minutes)"
 	@echo "make test-all lint, then all tests, with floors of coverage (up to half an hour)"
+	@echo "make faults   the tests that try a fault on purpose (docs/reliability.md)"
 	@echo "make test-cluster  every object and right against a real API server (KUBEBUILDER_ASSETS)"
 	@echo "make lint     ruff, the order of imports between rooms, types"
 	@echo "make format   ruff format, and what ruff can mend by itself"
@@ -34,7 +35,8 @@ setup: $(VENV)/.whole
 
 # torch comes first and by itself: each machine takes its own build of it (CPU or CUDA), so it is
 # not in the lock. Triton's wheel needs glibc 2.35 or newer; where it does not install, kserve's
-# model server answers in its place.
+# model server answers in its place. The client is installed last; the checkout itself finds it
+# without, by the link jec_client. An environment that is a link belongs to another checkout.
 $(VENV)/.whole: requirements.lock requirements-triton.lock pyproject.toml Makefile
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) 2>/dev/null || python3 -m venv $(VENV)
 	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' \
@@ -46,6 +48,7 @@ $(VENV)/.whole: requirements.lock requirements-triton.lock pyproject.toml Makefi
 	@$(PIP) --no-deps --require-hashes -r requirements.lock
 	@$(PIP) --no-deps --require-hashes -r requirements-triton.lock >/dev/null 2>&1 \
 		|| echo "note: no Triton server for this machine; kserve's model server answers instead"
+	@test -L $(VENV) || $(PIP) --no-deps --no-build-isolation --editable clients/python
 	@touch $@
 
 # ARGS are passed on, as in
@@ -57,12 +60,16 @@ run: setup
 
 # Rooms whose types are checked strictly.
 STRICT := common clusters components operations training exporting evaluating serving physics \
-	reporting pipeline.py clients/python/jec_client
+	reporting jec_client pipeline.py
 
 test: lint
 	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not cluster" $(ARGS)
 
 # Coverage's tracer slows every process, so each test has more time.
+# Faults tried on purpose: what each must lead to is in docs/reliability.md. `make test` has the quick ones.
+faults: setup
+	@$(BIN)/python -m pytest -m faults $(ARGS)
+
 test-all: lint
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --timeout 600 \
 		--cov --cov-report=json:.coverage.json $(ARGS)

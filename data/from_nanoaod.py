@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 
 from common import storage
-from common.cli import Parser, local_path, require, run_main
+from common.cli import Parser, output_folder, require, run_main
 from common.errors import InputError
 from common.progress import Progress
 from data import jetntuple, ragged
@@ -678,7 +678,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--output",
         required=True,
-        type=local_path,
+        type=output_folder,
         metavar="DIR",
         help="folder for the JetNtuple files",
     )
