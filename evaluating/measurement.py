@@ -7,13 +7,14 @@ import dataclasses
 import numpy as np
 from numpy.typing import NDArray
 
-from common.measurements import GateSettings
+from common.measurements import EdgeStep, GateSettings
 from common.progress import Progress
 from common.records import MetricsRecord
 from evaluating.inference import Answers
 from evaluating.inputs import Columns, Inputs
 from evaluating.requirements import label_reason
-from physics import uncertainty
+from physics import range_edges, uncertainty
+from physics.bootstrap import LEVEL
 from physics.gate import judge
 from physics.metrics import Record, record_of, sample_of
 from physics.residual_effect import residual_effect
@@ -74,6 +75,7 @@ def measured(
         **record_of(sample),
         "gate": gate,
         "inference": dataclasses.asdict(answers.inference),
+        "edges": [dataclasses.asdict(step) for step in steps_of(columns, answers)],
     }
     if widths:
         content["uncertainty"] = widths
@@ -86,6 +88,27 @@ def measured(
             )
     metrics = MetricsRecord.from_json(content)
     return dataclasses.replace(metrics, headline=headline(metrics, inputs.search))
+
+
+def steps_of(columns: Columns, answers: Answers) -> list[EdgeStep]:
+    """The steps in response at the edges of the model's range; empty where it is not known."""
+    limits = answers.valid_range
+    if limits is None:
+        return []
+    pt = np.asarray(columns["jetPt"], np.float64)
+    valid = (pt >= limits["min_pt"]) & (pt <= limits["max_pt"])
+    max_abs_eta = limits["max_abs_eta"]
+    if max_abs_eta is not None and answers.abs_eta is not None:
+        valid &= answers.abs_eta <= max_abs_eta
+    return range_edges.steps(
+        range_edges.edges_of(limits["min_pt"], limits["max_pt"], max_abs_eta),
+        pt=pt,
+        abs_eta=answers.abs_eta,
+        generated_pt=np.asarray(columns["genJetPt"], np.float64),
+        correction=np.asarray(answers.correction, np.float64),
+        valid=valid,
+        level=LEVEL,
+    )
 
 
 def widths_of(columns: Columns, answers: Answers, replicates: int, seed: int) -> Record | None:

@@ -21,7 +21,7 @@ import pytest
 from common import storage
 from serving import server_folder
 from serving.client import golden_check
-from serving.serve import main
+from serving.serve import main, models_at
 from serving.triton import free_port
 from tests.exporting.small import write_repository
 from tests.serving.conftest import NAME
@@ -147,6 +147,24 @@ def test_a_model_that_the_gate_refused_is_served_with_a_warning(triton_runs, run
         assert process.stderr.readline() == (
             f"warning: the gate refused the model of {run}: closure is off by 3 %\n"
         )
+
+
+@pytest.mark.parametrize(
+    ("metrics", "words"),
+    [
+        ('{"passed": true, "reasons": [], "of an earlier version": 1}', ""),
+        ('{"passed": false, "reasons": ["closure is off"]}', "the gate refused"),
+        ('{"passed": ', "nobody knows"),
+        ("[]", "no verdict"),
+    ],
+)
+def test_metrics_of_another_version_or_broken_ones_are_no_reason_not_to_serve(run, metrics, words):
+    (run / "metrics.json").write_text(metrics)
+    warnings = {model.warning for model in models_at(str(run))}
+    if words:
+        assert all(words in warning for warning in warnings)
+    else:
+        assert warnings == {""}
 
 
 def test_a_server_that_died_ends_the_command_with_its_last_lines(triton_runs, run):

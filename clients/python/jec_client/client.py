@@ -270,6 +270,14 @@ class Client:
         with self._explained():
             return self._server.metadata(self.model)
 
+    def config(self) -> Body:
+        """The model's configuration (config.pbtxt) as JSON; empty where the server does not tell.
+
+        Raises as `infer`.
+        """
+        with self._explained():
+            return self._server.config(self.model)
+
     def infer(self, body: Body) -> Body:
         """The server's answer to a request body (see jec_client.protocol).
 
