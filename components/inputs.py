@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -158,7 +159,16 @@ def check_network(inputs: Inputs) -> Result:
             f"{inputs.config.network_config} needs the file {min(taken)} beside it, a name that the"
             " run's own copies have; rename it"
         )
-    if not check_builds(inputs.space, inputs.network, inputs.known_data_config):
+    try:
+        was_built = check_builds(inputs.space, inputs.network, inputs.known_data_config)
+    except InputError as error:
+        other = network_for(inputs.known_data_config)
+        if other is None or other == inputs.config.network_config:
+            raise
+        raise InputError(
+            f"{error}; the network of these inputs: --network-config {other}"
+        ) from None
+    if not was_built:
         return Result(
             text="torch is not installed here: it was read, not built",
             seen=False,
@@ -168,6 +178,19 @@ def check_network(inputs: Inputs) -> Result:
         text=f"{inputs.config.network_config}: built for this data configuration with every extreme"
         " of the search space, and takes its inputs"
     )
+
+
+def network_for(data_config: DataConfig) -> str | None:
+    """The network of this project that takes the input groups of a data config; None without one.
+
+    torch is installed.
+    """
+    groups = set(data_config.input_names)
+    for name in ("pfn_regressor_open", "particle_net_regressor_open"):
+        network = importlib.import_module(f"networks.{name}")
+        if set(network.INPUTS) <= groups <= {*network.INPUTS, *network.OPTIONAL_INPUTS}:
+            return f"networks/{name}.py"
+    return None
 
 
 def check_files(inputs: Inputs, split: str) -> Result:
