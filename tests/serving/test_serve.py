@@ -16,11 +16,12 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from common import storage
-from serving import server_folder
-from serving.client import golden_check
+from serving import golden, server_folder
+from serving.client import Client, golden_check
 from serving.serve import main, models_at
 from serving.triton import free_port
 from tests.exporting.small import write_repository
@@ -135,7 +136,12 @@ def test_models_of_several_places_are_served_by_one_server_with_metrics(
         assert golden_check(url_of(text), "other", str(tmp_path / "other" / "golden"), 10).answer
         with urllib.request.urlopen(f"http://127.0.0.1:{metrics}/metrics", timeout=10) as reply:
             assert b'nv_inference_count{model="other"' in reply.read()
-        socket.create_connection(("127.0.0.1", grpc), timeout=5).close()
+        request = storage.read_json(str(run / "golden" / NAME / "request.json"))
+        inputs = golden.arrays(request["inputs"])
+        over_grpc = Client(f"grpc://127.0.0.1:{grpc}", NAME).ask(inputs)
+        over_http = Client(url_of(text), NAME).ask(inputs)
+        for name, output in over_http.items():
+            np.testing.assert_array_equal(over_grpc[name], output)
 
 
 def test_a_model_that_the_gate_refused_is_served_with_a_warning(triton_runs, run, monkeypatch):
