@@ -73,9 +73,7 @@ def test_an_earlier_run_is_above_the_site_and_below_config(tmp_path, monkeypatch
     run = RunConfig(
         run_id=folder.name, num_cpus=3, num_epochs=4, max_trials=5, s3_bucket=str(folder.parent)
     )
-    (folder / "run.json").write_text(
-        json.dumps({"run_id": run.run_id, "config": run.parameters()})
-    )
+    (folder / "run.json").write_text(json.dumps({"run_id": run.run_id, "config": run.parameters()}))
     monkeypatch.setenv("JEC_CONFIG", written(tmp_path, "num_cpus: 9\n", "site.yaml"))
     file = written(tmp_path, f"num_epochs: 8\noutput: {folder.parent}\n")
     words = ["--config", file, "--rerun", folder.name]
