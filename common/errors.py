@@ -55,6 +55,10 @@ __all__ = [
 ]
 
 
+PASSING_FAILURE = 75
+"""Exit code of a trial that failed for a reason that may pass: EX_TEMPFAIL of sysexits.h."""
+
+
 class StorageError(JecError):
     """A read or write in the storage failed, in spite of the client's own retries."""
 

@@ -160,6 +160,23 @@ def write_bytes(path: str, content: bytes) -> None:
         Path(temporary).write_bytes(content)
 
 
+def create(path: str, content: bytes) -> bool:
+    """Write a file unless it exists, whole or not at all."""
+    with _explained(path, "write"):
+        folder = os.path.dirname(os.path.abspath(path))
+        os.makedirs(folder, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=folder, prefix=PARTIAL)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+            os.link(temporary, path)
+        except FileExistsError:
+            return False
+        finally:
+            os.remove(temporary)
+    return True
+
+
 def entries(path: str) -> list[Entry]:
     """The files below a folder, or the one file of that path.
 
@@ -230,14 +247,19 @@ def download(path: str, target: str) -> None:
 
 
 def delete(path: str) -> int:
-    """Remove a file or a folder with everything in it; returns how many files went."""
-    files = entries(path)
+    """Remove a file or a folder with everything in it; returns how many files went.
+
+    Of a link the link goes, and what it leads to stays.
+    """
     with _explained(path, "delete"):
         if os.path.isdir(path) and not os.path.islink(path):
+            count = sum(len(names) for _, _, names in os.walk(path))
             shutil.rmtree(path)
-        elif files:
+            return count
+        if os.path.lexists(path):
             os.remove(path)
-    return len(files)
+            return 1
+    return 0
 
 
 @contextlib.contextmanager
