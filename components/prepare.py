@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import importlib.metadata
 import json
 import os
@@ -17,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from clusters.pod_namespace import own_namespace
+from clusters.registry import digest_of
 from common import card, form, storage
 from common.choices import SPLITS
 from common.cli import Parser, run_main
@@ -28,6 +30,7 @@ from common.run import Run, make_run_id, slug
 from components import inputs as inputs_module
 from components import predictor, step
 from components.inputs import SAMPLE, Inputs
+from components.steps import IMAGE_VARIABLE
 from reporting import markdown
 from training.experiment import REPLACING
 from training.search_space import to_json
@@ -66,6 +69,7 @@ MAX_SHARED = 0.001
 
 A production has a few jets twice by itself; a file that leaked is far more.
 """
+REGISTRY_SECONDS = 5.0
 PACKAGES = (
     "kfp",
     "torch",
@@ -111,7 +115,13 @@ def prepare(
         before = Run.load(run.uri)
         check_same(before, run, inputs)
         # also where nothing has changed: an earlier version wrote the webhook's URL, a secret
-        Run(config=run.config, record=before.record).save()
+        # the images may be others now, as the configuration says
+        record = before.record
+        if record.images != images(run.config):
+            record = dataclasses.replace(
+                record, images=images(run.config), image_digests=image_digests(run.config)
+            )
+        Run(config=run.config, record=record).save()
         # the cache of decoded data may have been cleared, or its disk damaged
         missing = not all(is_whole(data.dataset) for data in before.record.data.values())
 
@@ -294,7 +304,8 @@ def fill(run: Run, inputs: Inputs, job_id: str = "") -> None:
         data_fingerprint=storage.digest(fingerprints.encode()),
         versions=versions(),
         git_commit=git_commit(),
-        images={"steps": os.environ.get("JEC_STEPS_IMAGE", "none")},
+        images=images(run.config),
+        image_digests=image_digests(run.config),
         shared_jets=shared,
         kfp_run=job_id,
     )
@@ -357,6 +368,26 @@ def check_shared(sets: Mapping[str, str]) -> dict[str, int]:
                 " well"
             )
     return counts
+
+
+def images(config: RunConfig) -> dict[str, str]:
+    """Return the images of the run by name, as the user named them; on one machine 'none'."""
+    if step.LOCAL_DIR in os.environ:
+        return {"steps": NONE, "weaver": NONE}
+    return {"steps": os.environ.get(IMAGE_VARIABLE, NONE), "weaver": config.weaver_image}
+
+
+def image_digests(config: RunConfig) -> dict[str, str | None]:
+    """Return the digests of the run's images as far as they can be known; empty on one machine.
+
+    A tag is asked of its registry, without waiting long: pods may not reach it.
+    """
+    named = images(config).items()
+    return {
+        name: digest_of(image, seconds=REGISTRY_SECONDS)
+        for name, image in named
+        if step.LOCAL_DIR not in os.environ
+    }
 
 
 def versions() -> dict[str, str]:
