@@ -112,10 +112,7 @@ def prepare(
         # also where nothing has changed: an earlier version wrote the webhook's URL, a secret
         Run(config=run.config, record=before.record).save()
         # the cache of decoded data may have been cleared
-        missing = not all(
-            storage.exists(storage.join(data.dataset, "dataset.json"))
-            for data in before.record.data.values()
-        )
+        missing = not all(is_decoded(run, split) for split in before.record.data)
 
     step.write_output(run_output, run.uri)
     step.say(f"run {run.id} in {run.uri}")
@@ -129,6 +126,15 @@ def prepare(
     jets = ", ".join(f"{data.jets:,} {split}" for split, data in prepared.record.data.items())
     step.say_result(f"{run.id} is prepared, with these jets: {jets}")
     return prepared
+
+
+def is_decoded(run: Run, split: str) -> bool:
+    """Whether the prepared data of a split are where the run's reference leads to."""
+    from weaver.prepared.columns import is_prepared, referred
+
+    reference = run.folder.data(split)
+    content = storage.find_json(reference)
+    return content is not None and is_prepared(referred(reference, content["dataset"]))
 
 
 def named(config: RunConfig, job_id: str) -> RunConfig:
@@ -293,6 +299,7 @@ def fill(run: Run, inputs: Inputs, job_id: str = "") -> None:
 
 def decode_sets(run: Run, inputs: Inputs) -> dict[str, DataSet]:
     """Decode the files of each split into the run's storage, or find them decoded there."""
+    from weaver.prepared.columns import reference_to
     from weaver.prepared.prepare import prepare as decode
 
     config = run.config
@@ -311,7 +318,8 @@ def decode_sets(run: Run, inputs: Inputs) -> dict[str, DataSet]:
         )
         # with what was derived on the training set, which comes first
         data_config = ref.data_config
-        storage.write_json(run.path("data", f"{split}.json"), {"dataset": ref.uri})
+        reference = run.folder.data(split)
+        storage.write_json(reference, reference_to(ref.uri, reference))
         sets[split] = DataSet(
             dataset=ref.uri,
             jets=ref.num_jets,
