@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 from clusters.pod_namespace import own_namespace
 from common import card, form, storage
@@ -111,7 +112,7 @@ def prepare(
         check_same(before, run, inputs)
         # also where nothing has changed: an earlier version wrote the webhook's URL, a secret
         Run(config=run.config, record=before.record).save()
-        # the cache of decoded data may have been cleared
+        # the cache of decoded data may have been cleared, or its disk damaged
         missing = not all(is_decoded(run, split) for split in before.record.data)
 
     step.write_output(run_output, run.uri)
@@ -129,12 +130,17 @@ def prepare(
 
 
 def is_decoded(run: Run, split: str) -> bool:
-    """Whether the prepared data of a split are where the run's reference leads to."""
-    from weaver.prepared.columns import is_prepared, referred
+    """Whether the prepared data that a run's reference names are there, and whole on a disk."""
+    from weaver.prepared.columns import damage, is_prepared, referred  # late: it imports awkward
 
     reference = run.folder.data(split)
     content = storage.find_json(reference)
-    return content is not None and is_prepared(referred(reference, content["dataset"]))
+    if content is None:
+        return False
+    dataset = referred(reference, content["dataset"])
+    if not is_prepared(dataset):
+        return False
+    return not storage.is_local(dataset) or not damage(Path(dataset))
 
 
 def named(config: RunConfig, job_id: str) -> RunConfig:
@@ -272,12 +278,15 @@ def add_sample(inputs: Inputs) -> None:
 
 def fill(run: Run, inputs: Inputs, job_id: str = "") -> None:
     """Decode the data, copy the configurations, and write run.json last, which makes the run."""
+    from components.gate_inputs import missing_of_jets
     from weaver.network.siblings import write_siblings
 
     add_sample(inputs)
     sets = decode_sets(run, inputs)
     # Only the decoded momenta show that files of other names hold the same jets.
     shared = check_shared({split: data.dataset for split, data in sets.items()})
+    for reason in missing_of_jets(sets["test"].dataset, run.config):
+        step.say(f"warning: the gate will refuse the model: {reason}")
 
     storage.write_bytes(run.path("config", "data.yaml"), inputs.data_config_text)
     storage.write_text(run.path("config", "network.py"), inputs.network.source)

@@ -25,6 +25,7 @@ from common.records import MetricsRecord
 from evaluating import inputs, results
 from evaluating.inference import BATCH_SIZE, load_session, predict, predict_baseline
 from evaluating.measurement import Subject, measured
+from evaluating.requirements import check_observers
 from physics.bootstrap import REPLICATES
 
 # With fewer draws the ends of a 95 % interval would rest on one or none.
@@ -65,7 +66,8 @@ def evaluate(
     earlier = None if baseline == NONE else storage.absolute(baseline)
     read = inputs.read_inputs(uri, trial)
     test = inputs.open_test_set(uri)
-    columns = inputs.check_observers(test.observers(), RunFolder(uri).data_config)
+    columns = test.observers()
+    check_observers(columns, RunFolder(uri).data_config)
 
     answers = predict(load_session(uri, name), test, batch_size)
     of_baseline = predict_baseline(earlier, columns, batch_size) if earlier else None
@@ -74,6 +76,7 @@ def evaluate(
         read,
         columns,
         answers,
+        inputs.label_values(answers.labels, columns, test),
         of_baseline,
         settings,
         replicates,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,14 +12,14 @@ from common.progress import Progress
 from common.records import MetricsRecord
 from evaluating.inference import Answers
 from evaluating.inputs import Columns, Inputs
+from evaluating.requirements import label_reason
 from physics import range_edges, uncertainty
 from physics.bootstrap import LEVEL
 from physics.gate import judge
 from physics.metrics import Record, record_of, sample_of
 from physics.residual_effect import residual_effect
+from physics.response import Floats
 from reporting.headline import headline
-from weaver.config.expressions import Expression
-from weaver.read.jagged import evaluate
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,13 +38,15 @@ def measured(
     inputs: Inputs,
     columns: Columns,
     answers: Answers,
+    label: Floats | None,
     baseline: NDArray[np.float32] | None,
     settings: GateSettings,
     replicates: int,
 ) -> MetricsRecord:
     """Everything measured on the test jets, with the gate's verdict.
 
-    columns: name -> (N,); baseline: an earlier model's answers for the same jets, (N,).
+    columns: name -> (N,); label: what the network learns, as `label_values` gives it; baseline: an
+    earlier model's answers for the same jets, (N,).
     """
     with Progress("bootstrap", total=replicates + 1, unit="draws") as progress:
         sample = sample_of(
@@ -59,7 +60,7 @@ def measured(
     widths = widths_of(columns, answers, replicates, settings.seed)
     # The gate judges the numbers as they are, before they are rounded for the file.
     gate, reasons = judge(sample, settings, widths)
-    if reason := label_reason(answers.labels, columns):
+    if reason := label_reason(answers.labels, label, columns):
         reasons.insert(0, reason)
 
     content = {
@@ -107,33 +108,6 @@ def steps_of(columns: Columns, answers: Answers) -> list[EdgeStep]:
         correction=np.asarray(answers.correction, np.float64),
         valid=valid,
         level=LEVEL,
-    )
-
-
-def label_reason(labels: Mapping[str, str], columns: Columns) -> str:
-    """Why a model of these labels gives no correction of jetPt; empty if it does.
-
-    labels: label -> expression. columns: name -> (N,). Also empty where a label needs more than the
-    observers, so that nothing can be said.
-    """
-    if not labels:
-        return ""
-    if len(labels) > 1:
-        return f"the network has {len(labels)} labels, and one, np.log(genJetPt / jetPt), is needed"
-    (text,) = labels.values()
-    label = Expression(text, "label")
-    if not set(label.names) <= set(columns):
-        return ""
-    with np.errstate(all="ignore"):
-        values = np.asarray(evaluate(label, columns), dtype=np.float64)
-        needed = np.log(np.asarray(columns["genJetPt"]) / np.asarray(columns["jetPt"]))
-    known = np.isfinite(values) & np.isfinite(needed)
-    # Observers are in single precision.
-    if np.allclose(values[known], needed[known], rtol=0, atol=1e-4):
-        return ""
-    return (
-        f"the label is {text}, so that the model gives no correction of jetPt, and none of the"
-        " numbers mean anything; train it with the label np.log(genJetPt / jetPt)"
     )
 
 
