@@ -130,14 +130,18 @@ def prepare(
 
 
 def is_decoded(run: Run, split: str) -> bool:
-    """Whether the prepared data that a run's reference names are there, and whole on a disk."""
-    from weaver.prepared.columns import damage, is_prepared, referred  # late: it imports awkward
+    """Whether the prepared data that a run's reference names are there, and whole."""
+    from weaver.prepared.columns import referred  # late: it imports awkward
 
     reference = run.folder.data(split)
     content = storage.find_json(reference)
-    if content is None:
-        return False
-    dataset = referred(reference, content["dataset"])
+    return content is not None and is_whole(referred(reference, content["dataset"]))
+
+
+def is_whole(dataset: str) -> bool:
+    """Whether prepared data is there and, on a disk, as it was written."""
+    from weaver.prepared.columns import damage, is_prepared  # late: it imports awkward
+
     if not is_prepared(dataset):
         return False
     return not storage.is_local(dataset) or not damage(Path(dataset))
