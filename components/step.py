@@ -205,7 +205,7 @@ def write_status(
 
 def read_status(uri: str) -> StatusRecord:
     """status.json of a run's folder; an empty record where there is none."""
-    return StatusRecord.find(RunFolder(uri).status) or StatusRecord()
+    return StatusRecord.find_readable(RunFolder(uri).status) or StatusRecord()
 
 
 def use_endpoint(endpoint: str) -> None:
