@@ -123,7 +123,7 @@ def prepare(
             )
         Run(config=run.config, record=record).save()
         # the cache of decoded data may have been cleared, or its disk damaged
-        missing = not all(is_whole(data.dataset) for data in before.record.data.values())
+        missing = not all(is_decoded(run, split) for split in before.record.data)
 
     step.write_output(run_output, run.uri)
     step.say(f"run {run.id} in {run.uri}")
@@ -137,6 +137,15 @@ def prepare(
     jets = ", ".join(f"{data.jets:,} {split}" for split, data in prepared.record.data.items())
     step.say_result(f"{run.id} is prepared, with these jets: {jets}")
     return prepared
+
+
+def is_decoded(run: Run, split: str) -> bool:
+    """Whether the prepared data that a run's reference names are there, and whole."""
+    from weaver.prepared.columns import referred  # late: it imports awkward
+
+    reference = run.folder.data(split)
+    content = storage.find_json(reference)
+    return content is not None and is_whole(referred(reference, content["dataset"]))
 
 
 def is_whole(dataset: str) -> bool:
@@ -314,6 +323,7 @@ def fill(run: Run, inputs: Inputs, job_id: str = "") -> None:
 
 def decode_sets(run: Run, inputs: Inputs) -> dict[str, DataSet]:
     """Decode the files of each split into the run's storage, or find them decoded there."""
+    from weaver.prepared.columns import reference_to
     from weaver.prepared.prepare import prepare as decode
 
     config = run.config
@@ -332,7 +342,8 @@ def decode_sets(run: Run, inputs: Inputs) -> dict[str, DataSet]:
         )
         # with what was derived on the training set, which comes first
         data_config = ref.data_config
-        storage.write_json(run.path("data", f"{split}.json"), {"dataset": ref.uri})
+        reference = run.folder.data(split)
+        storage.write_json(reference, reference_to(ref.uri, reference))
         sets[split] = DataSet(
             dataset=ref.uri,
             jets=ref.num_jets,
