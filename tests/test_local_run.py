@@ -282,6 +282,7 @@ def test_resuming_a_finished_run_trains_nothing_again(finished):
     assert "served by" in answer.stdout
 
 
+@pytest.mark.slow
 def test_a_run_that_starts_at_deploy_keeps_its_model_and_its_verdict(finished):
     run = (finished[1] / "latest").resolve()
     kept = [run / "metrics.json", *run.glob("model/*/1/model.onnx"), *run.glob("trials/*/best.pt")]
