@@ -10,8 +10,9 @@ import pytest
 from common import storage
 from common.config import RunConfig
 from common.errors import InputError
+from common.records import RunRecord
 from common.run import Run
-from components import inputs, prepare, step
+from components import inputs, prepare, step, steps
 from weaver.prepared import shared_jets
 
 JOB = "00000000-0000-4000-8000-000000000001"
@@ -182,3 +183,26 @@ def test_a_package_that_is_not_installed_has_no_version(monkeypatch):
     versions = prepare.versions()
     assert versions["no-such-package-of-jets"] == "none"
     assert versions["numpy"] != "none"
+
+
+def test_a_run_on_kubeflow_records_both_images_and_their_digests(monkeypatch):
+    digest = "sha256:" + "0a" * 32
+    monkeypatch.delenv(step.LOCAL_DIR, raising=False)
+    monkeypatch.setenv(steps.IMAGE_VARIABLE, f"registry.example.org/jec/steps@{digest}")
+    config = RunConfig(weaver_image="jec-weaver:latest")
+    assert prepare.images(config) == {
+        "steps": f"registry.example.org/jec/steps@{digest}",
+        "weaver": "jec-weaver:latest",
+    }
+    assert prepare.image_digests(config) == {"steps": digest, "weaver": None}
+    record = RunRecord(images=prepare.images(config), image_digests=prepare.image_digests(config))
+    assert RunRecord.from_json(record.as_json(), "run.json") == record
+
+
+def test_a_run_on_one_machine_has_no_images(monkeypatch):
+    """The compiled pipeline names the image here too, and nothing asks a registry."""
+    monkeypatch.setenv(step.LOCAL_DIR, "runs")
+    monkeypatch.setenv(steps.IMAGE_VARIABLE, "registry.example.org/jec/steps:1")
+    monkeypatch.setattr(prepare, "digest_of", lambda *_, **__: pytest.fail("asked"))
+    assert set(prepare.images(RunConfig()).values()) == {"none"}
+    assert prepare.image_digests(RunConfig()) == {}
