@@ -8,11 +8,14 @@ from pathlib import Path
 import awkward as ak
 import numpy as np
 import pytest
+import uproot
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import InputError
+from weaver.config.data_config import DataConfig
 from weaver.config.expressions import MOST_BITS, Expression
+from weaver.prepared.prepare import prepare
 
 pytestmark = pytest.mark.faults
 
@@ -177,3 +180,31 @@ def test_no_call_writes_to_a_column(text):
         Expression(text, "the place").evaluate(columns)
     assert row.tolist() == [0, 1, 2, 3]
     assert ak.to_list(columns["p"]) == before
+
+
+def chain_config(tmp_path, length, first):
+    """A data config of variables v0, v1, ..., each the one before plus 1; v0 is first plus 1."""
+    lines = ["treename: t", "new_variables:", f"  v0: {first} + 1"]
+    lines += [f"  v{number}: v{number - 1} + 1" for number in range(1, length)]
+    lines += ["inputs:", "  scalars:", "    length: null", f"    vars: [[v{length - 1}, null]]"]
+    lines += ["labels:", "  type: custom", "  value:", "    target: a"]
+    path = tmp_path / "d.yaml"
+    path.write_text("\n".join(lines) + "\n")
+    return str(path)
+
+
+def test_a_chain_of_3000_variables_is_computed(tmp_path):
+    with uproot.recreate(tmp_path / "jets.root") as file:
+        file["t"] = {"a": np.arange(3, dtype=np.float32)}
+    config = DataConfig.load(chain_config(tmp_path, 3000, "a"))
+    reference = prepare(
+        str(tmp_path / "jets.root"), config, str(tmp_path), for_training=True, report=print
+    )
+    values = np.load(f"{reference.uri}/scalars.npy")
+    assert values.ravel().tolist() == [3000, 3001, 3002]
+
+
+def test_a_circle_of_3000_variables_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"circle: .*v2999") as refusal:
+        DataConfig.load(chain_config(tmp_path, 3000, "v2999"))
+    assert len(str(refusal.value)) < 500
