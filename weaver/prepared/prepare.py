@@ -110,8 +110,8 @@ def prepare(
         return storage.join(storage.absolute(storage_uri), "cache", key)
 
     uri = address(())
-    if (description := _usable(uri, report)) is not None:
-        return _reference(uri, data_config, description, reused=True)
+    if (earlier := _usable(uri, report)) is not None:
+        return _reference(uri, data_config, earlier, reused=True)
 
     with _rare_collections():
         checked = data_files.check(
@@ -122,9 +122,9 @@ def prepare(
             part=part,
         )
     uri = address(checked.skipped)
-    if checked.skipped and (description := _usable(uri, report)) is not None:
+    if checked.skipped and (earlier := _usable(uri, report)) is not None:
         report_skipped(checked.skipped, report)
-        return _reference(uri, data_config, description, reused=True)
+        return _reference(uri, data_config, earlier, reused=True)
     decoding = Decoding(
         config=data_config,
         plan=checked.plan,
