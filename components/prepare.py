@@ -28,7 +28,7 @@ from common.project import ROOT, here
 from common.records import DataSet, RunRecord
 from common.run import Run, make_run_id, slug
 from components import inputs as inputs_module
-from components import predictor, step
+from components import predictor, start_at, step
 from components.inputs import SAMPLE, Inputs
 from components.steps import IMAGE_VARIABLE
 from reporting import markdown
@@ -125,6 +125,7 @@ def prepare(
         # the cache of decoded data may have been cleared, or its disk damaged
         missing = not all(is_decoded(run, split) for split in before.record.data)
 
+    start_at.claim(run, job_id)
     step.write_output(run_output, run.uri)
     step.say(f"run {run.id} in {run.uri}")
     step.echo(run.config)
