@@ -159,6 +159,8 @@ class Record:
     @classmethod
     def _refuse_later_version(cls, content: Mapping[str, Any], where: str) -> None:
         version = content.get("format", 1)
+        if not isinstance(version, int):
+            raise InputError(f"{where} has the format {version!r}, which is no number")
         if version > cls.FORMAT:
             raise InputError(
                 f"{where} has format {version}, and this version of the project reads up to"
@@ -664,11 +666,15 @@ class RecordOfSteps(Record):
     @classmethod
     def from_json(cls, content: Mapping[str, Any], where: str = "the record") -> Self:
         """As Record.from_json; also reads `repeats`, which was the opposite of `retryable`."""
-        steps = {}
-        for name, entry in content.get("steps", {}).items():
-            former = {"retryable": not entry["repeats"]} if "repeats" in entry else {}
-            steps[name] = {**former, **entry}
-        return super().from_json({**content, "steps": steps}, where)
+        steps = content.get("steps") if isinstance(content, Mapping) else None
+        if not isinstance(steps, Mapping):  # there are none, or what follows refuses it
+            return super().from_json(content, where)
+        renamed = {}
+        for name, entry in steps.items():
+            renamed[name] = entry
+            if isinstance(entry, Mapping) and "repeats" in entry:
+                renamed[name] = {"retryable": not entry["repeats"], **entry}
+        return super().from_json({**content, "steps": renamed}, where)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
