@@ -74,6 +74,7 @@ PACKAGES = (
     "awkward",
     "numpy",
     "optuna",
+    "scikit-learn",
     "kserve",
     "kubeflow-katib",
 )
@@ -112,9 +113,10 @@ def prepare(
         # also where nothing has changed: an earlier version wrote the webhook's URL, a secret
         Run(config=run.config, record=before.record).save()
         # the cache of decoded data may have been cleared
+        folders = [data.dataset for data in before.record.data.values()]
+        folders += before.record.jet_columns.values()
         missing = not all(
-            storage.exists(storage.join(data.dataset, "dataset.json"))
-            for data in before.record.data.values()
+            storage.exists(storage.join(folder, "dataset.json")) for folder in folders
         )
 
     step.write_output(run_output, run.uri)
@@ -270,6 +272,7 @@ def fill(run: Run, inputs: Inputs, job_id: str = "") -> None:
 
     add_sample(inputs)
     sets = decode_sets(run, inputs)
+    jet_columns, no_jet_columns = decode_jet_columns(run, inputs)
     # Only the decoded momenta show that files of other names hold the same jets.
     shared = check_shared({split: data.dataset for split, data in sets.items()})
 
@@ -282,6 +285,8 @@ def fill(run: Run, inputs: Inputs, job_id: str = "") -> None:
     record = RunRecord(
         data=sets,
         data_fingerprint=storage.digest(fingerprints.encode()),
+        jet_columns=jet_columns,
+        no_jet_columns=no_jet_columns,
         versions=versions(),
         git_commit=git_commit(),
         images={"steps": os.environ.get("JEC_STEPS_IMAGE", "none")},
@@ -322,6 +327,46 @@ def decode_sets(run: Run, inputs: Inputs) -> dict[str, DataSet]:
         if ref.reused:
             step.say(f"{split}: {ref.num_jets:,} jets, decoded before")
     return sets
+
+
+def decode_jet_columns(run: Run, inputs: Inputs) -> tuple[dict[str, str], str]:
+    """Decode the jet-level columns that evaluate needs, in prepared data of their own.
+
+    Returns split -> URI of the prepared folder, or why there is none: the report then goes without
+    them, so that no run fails for a column that its network does not need.
+    """
+    from data import jet_columns
+    from weaver.config.data_config import DataConfig
+    from weaver.prepared.prepare import prepare as decode
+    from weaver.read.files import branch_names
+
+    branches: set[str] | None = None
+    for checked in inputs.checked.values():
+        of_split = set(branch_names(checked.files[0]))
+        branches = of_split if branches is None else branches & of_split
+    sets: dict[str, str] = {}
+    try:
+        columns = jet_columns.of_files(inputs.known_data_config, branches or ())
+        if columns.reason:
+            return {}, columns.reason
+        config = DataConfig.from_options(columns.options, run.folder.jet_columns)
+        for split in SPLITS:
+            ref = decode(
+                inputs.files[split],
+                config,
+                run.config.s3_bucket,
+                for_training=split != "test",
+                validation=split == "val",
+                skip_bad_files=run.config.skip_bad_files,
+                report=lambda line: None,  # what is wrong with the files was said before
+            )
+            # with the histograms of a reweighting, made of the training set, which comes first
+            config = ref.data_config
+            sets[split] = ref.uri
+    except InputError as error:
+        return {}, str(error)
+    storage.write_json(run.folder.jet_columns, columns.options)
+    return sets, ""
 
 
 def check_shared(sets: Mapping[str, str]) -> dict[str, int]:

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
+from common import storage
 from common.measurements import GateSettings
 from common.progress import Progress
-from common.records import MetricsRecord
+from common.records import MetricsRecord, plain
+from data.jet_columns import PILEUP
 from evaluating.inference import Answers
 from evaluating.inputs import Columns, Inputs
+from evaluating.labels import label_reason
+from evaluating.trees import Compared
 from physics import uncertainty
 from physics.gate import judge
-from physics.metrics import Record, record_of, sample_of
+from physics.metrics import NEEDED, Record, record_of, sample_of
+from physics.pileup import against_pileup
 from physics.residual_effect import residual_effect
+from physics.tails import tails
 from reporting.headline import headline
-from weaver.config.expressions import Expression
-from weaver.read.jagged import evaluate
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,18 +42,24 @@ def measured(
     columns: Columns,
     answers: Answers,
     baseline: NDArray[np.float32] | None,
+    trees: Compared,
     settings: GateSettings,
     replicates: int,
 ) -> MetricsRecord:
     """Everything measured on the test jets, with the gate's verdict.
 
-    columns: name -> (N,); baseline: an earlier model's answers for the same jets, (N,).
+    columns: name -> (N,); baseline: an earlier model's answers for the same jets, (N,); trees: what
+    boosted trees answered, and the pile-up columns.
     """
+    known = {**trees.pileup, **columns}
+    pileup = next((name for name in PILEUP if name in known), "")
     with Progress("bootstrap", total=replicates + 1, unit="draws") as progress:
         sample = sample_of(
             columns,
             answers.correction,
             baseline=baseline,
+            trees=trees.answers,
+            pileup=np.asarray(known[pileup]) if pileup else None,
             replicates=replicates,
             seed=settings.seed,
             advance=progress.advance,
@@ -73,7 +82,13 @@ def measured(
         **record_of(sample),
         "gate": gate,
         "inference": dataclasses.asdict(answers.inference),
+        "trees": plain(trees.record),
+        "label": dict(answers.labels),
+        "test_fingerprint": fingerprint(columns),
+        "tails": tails(sample),
     }
+    if pileup:
+        content["pileup"] = {"column": pileup, "slices": against_pileup(sample)}
     if widths:
         content["uncertainty"] = widths
     if answers.without_residual is not None:
@@ -87,31 +102,15 @@ def measured(
     return dataclasses.replace(metrics, headline=headline(metrics, inputs.search))
 
 
-def label_reason(labels: Mapping[str, str], columns: Columns) -> str:
-    """Why a model of these labels gives no correction of jetPt; empty if it does.
+def fingerprint(columns: Columns) -> str:
+    """Digest of the momenta of the test jets, which says whether two runs were tested on the same.
 
-    labels: label -> expression. columns: name -> (N,). Also empty where a label needs more than the
-    observers, so that nothing can be said.
+    columns: name -> (N,). Rounded, because files may hold them in other types.
     """
-    if not labels:
-        return ""
-    if len(labels) > 1:
-        return f"the network has {len(labels)} labels, and one, np.log(genJetPt / jetPt), is needed"
-    (text,) = labels.values()
-    label = Expression(text, "label")
-    if not set(label.names) <= set(columns):
-        return ""
-    with np.errstate(all="ignore"):
-        values = np.asarray(evaluate(label, columns), dtype=np.float64)
-        needed = np.log(np.asarray(columns["genJetPt"]) / np.asarray(columns["jetPt"]))
-    known = np.isfinite(values) & np.isfinite(needed)
-    # Observers are in single precision.
-    if np.allclose(values[known], needed[known], rtol=0, atol=1e-4):
-        return ""
-    return (
-        f"the label is {text}, so that the model gives no correction of jetPt, and none of the"
-        " numbers mean anything; train it with the label np.log(genJetPt / jetPt)"
-    )
+    parts = []
+    for name in NEEDED:
+        parts.append(np.round(np.asarray(columns[name], dtype=np.float64), 3).tobytes())
+    return storage.digest(b"".join(parts))
 
 
 def widths_of(columns: Columns, answers: Answers, replicates: int, seed: int) -> Record | None:

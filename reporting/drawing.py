@@ -30,14 +30,21 @@ Look: TypeAlias = dict[str, Any]
 INK = "#010203"  # a colour that nothing else uses, so that it can be found in the SVG
 # Of the CMS palette, those that are readable on light and on dark pages.
 RED, BLUE, ORANGE, GREY, PURPLE = "#e42536", "#5790fc", "#f89c20", "#9c9ca1", "#b05aa6"
-COLOURS = {"model": RED, "standard": BLUE, "baseline": ORANGE, "uncorrected": GREY}
+COLOURS = {
+    "model": RED,
+    "standard": BLUE,
+    "trees": ORANGE,
+    "baseline": PURPLE,
+    "uncorrected": GREY,
+}
 LABELS = {
     "model": "This model",
     "standard": "Standard JEC",
+    "trees": "Boosted trees",
     "baseline": "Baseline model",
     "uncorrected": "Uncorrected",
 }
-MARKERS = {"model": "o", "standard": "s", "baseline": "D", "uncorrected": "^"}
+MARKERS = {"model": "o", "standard": "s", "trees": "^", "baseline": "D", "uncorrected": "v"}
 REGION_LOOKS = {"barrel": ("o", RED), "endcap": ("s", BLUE)}
 REGION_TEXT = {"barrel": r"$|\eta^{gen}| < 1.3$", "endcap": r"$1.3 < |\eta^{gen}| < 2.5$"}
 PT_TICKS = (30, 60, 100, 200, 500, 1000, 2000)

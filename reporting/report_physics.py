@@ -93,6 +93,12 @@ def tiles(metrics: MetricsRecord) -> list[Tile]:
         _percent_or_none(metrics.gain),
         f"all jets above 30 GeV; {required_gain(config)}",
     )
+    if metrics.gain_over_trees:
+        add(
+            "Resolution gain over boosted trees",
+            metrics.gain_over_trees.percent(),
+            "the same jets; trees on jet-level columns, trained on the same jets",
+        )
     if metrics.gain_over_baseline:
         add(
             "Resolution gain over the baseline model",

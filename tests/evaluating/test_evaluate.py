@@ -29,6 +29,7 @@ class TestJets:
     """
 
     __test__ = False
+    data_config = SimpleNamespace(input_shapes={"jet_features": (-1,)})
 
     def __init__(self, jets: dict[str, np.ndarray]) -> None:
         self.jets = jets
