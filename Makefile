@@ -57,7 +57,7 @@ run: setup
 
 # Rooms whose types are checked strictly.
 STRICT := common clusters components operations training exporting evaluating serving physics \
-	reporting pipeline.py
+	reporting pipeline.py clients/python/jec_client
 
 test: lint
 	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not cluster" $(ARGS)

@@ -41,6 +41,8 @@ class Candidate:
     expected: np.ndarray
     """The right answers to `jets`, (N, C): the network's in PyTorch with the residual correction's
     in numpy."""
+    range_columns: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Of the raw model: the inputs that say whether a jet is valid."""
     explain: Callable[[], str] = str
     """Called where the gate fails: a further explanation, empty by default."""
 
@@ -103,7 +105,7 @@ def raw_model(
     from weaver.onnx import raw_model as weaver_raw_model
     from weaver.onnx.raw_program import raw_program, reference_expression
     from weaver.onnx.residual_features import FEATURES
-    from weaver.onnx.valid_range import valid_jets
+    from weaver.onnx.valid_range import range_columns, valid_jets
 
     config = dataset.data_config
     if limits is None:
@@ -152,6 +154,7 @@ def raw_model(
         jets=jets,
         real=real,
         expected=expected,
+        range_columns=range_columns(program),
         explain=explain,
     )
 

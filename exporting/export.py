@@ -128,6 +128,8 @@ def build(
         try:
             raw = raw_model(request.raw_name, model, info, residual, dataset, limits)
             of_raw = {**metadata, "model": raw.name, **signature(raw.info, limits)}
+            if limits is not None:
+                of_raw["valid_range"] = json.dumps({**limits.as_json(), **raw.range_columns})
             raw_record = write_model(request, staged, raw, of_raw)
         except GateError:
             raise

@@ -53,7 +53,8 @@ def write_model(
     max_batch_size = request.max_batch_size
     if max_batch_size == AUTO_SIZE:
         memory, max_batch_size = measure_batch_size(request, candidate, taken, onnx_path)
-    write_configs(request, candidate.name, onnx_path, max_batch_size)
+    facts = {key: str(metadata[key]) for key in ("valid_range",) if key in metadata}
+    write_configs(request, candidate.name, onnx_path, max_batch_size, facts)
     write_golden(folder.golden(candidate.name), candidate, taken)
 
     # The first axis is that of the jets.
@@ -129,18 +130,30 @@ def measure_batch_size(
     return record, memory.batch_size(budget)
 
 
-def write_configs(request: Export, name: str, onnx_path: Path, max_batch_size: int) -> None:
-    """Write config.pbtxt for the cluster, and the variant for one machine without a GPU."""
+def write_configs(
+    request: Export,
+    name: str,
+    onnx_path: Path,
+    max_batch_size: int,
+    facts: Mapping[str, str],
+) -> None:
+    """Write config.pbtxt for the cluster, and the variant for one machine without a GPU.
+
+    facts: parameters that no backend reads; a client finds them at /v2/models/NAME/config.
+    """
     run = storage.find_json(request.folder.run, {})
     config = RunConfig.from_dict(run.get("config", {}))
     if config.serving_gpus:
-        cluster = triton_config(onnx_path, name, max_batch_size=max_batch_size, device="gpu")
+        cluster = triton_config(
+            onnx_path, name, max_batch_size=max_batch_size, device="gpu", parameters=facts
+        )
     else:
         # On a node with many cores ONNX Runtime would start a thread for each, and a container's
         # limit would hold them all back.
-        threads = {"intra_op_thread_count": math.ceil(cpus("serving_cpus", config.serving_cpus))}
+        threads = math.ceil(cpus("serving_cpus", config.serving_cpus))
+        parameters = {**facts, "intra_op_thread_count": str(threads)}
         cluster = triton_config(
-            onnx_path, name, max_batch_size=max_batch_size, device="cpu", parameters=threads
+            onnx_path, name, max_batch_size=max_batch_size, device="cpu", parameters=parameters
         )
     local = triton_config(
         onnx_path,
@@ -149,6 +162,7 @@ def write_configs(request: Export, name: str, onnx_path: Path, max_batch_size: i
         warmup=golden.SIZES,  # not the largest size, so that the model is ready sooner
         device="cpu",
         instances=LOCAL_INSTANCES,
+        parameters=facts,
     )
     place = onnx_path.parents[1]
     for path, text in (("config.pbtxt", cluster), (f"configs/{LOCAL}.pbtxt", local)):

@@ -32,8 +32,7 @@ from physics import response as r
 from physics.bootstrap import LEVEL, REPLICATES, bootstrap_quantiles, interval
 from physics.groups import MIN_JETS, equal_slices
 from physics.interval import Interval
-from physics.metrics import LARGEST
-from physics.metrics import Record
+from physics.metrics import LARGEST, Record
 from physics.response import Floats, Mask
 
 MEDIAN = "median"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from common.measurements import ResponseBin
 from common.records import MetricsRecord
-from reporting.drawing import LABELS
+from reporting.drawing import CALIBRATIONS
 from reporting.page import MISSING, Table
 
 
@@ -77,5 +77,5 @@ def _bins(bins: Sequence[ResponseBin]) -> Table | None:
 
 def _plain(name: str) -> str:
     """A calibration's name within a sentence: 'Standard JEC' becomes 'standard JEC'."""
-    label = LABELS[name]
+    label = CALIBRATIONS[name].label
     return label[0].lower() + label[1:]

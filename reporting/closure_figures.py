@@ -14,7 +14,7 @@ from common.measurements import Calibrated, Interval
 from common.records import MetricsRecord
 from reporting.drawing import (
     INK,
-    REGION_LOOKS,
+    REGION_TEXT,
     SHIFT,
     Drawing,
     calibration_look,
@@ -40,32 +40,31 @@ RESIDUAL_LABELS = {
 }
 
 
-def closure(metrics: MetricsRecord) -> Drawing | None:
-    """Bias of the median response in the bins from 60 GeV up."""
+def closure(metrics: MetricsRecord, region: str) -> Drawing | None:
+    """Bias of the median response in a region's bins from 60 GeV up."""
     lowest, allowed = metrics.closure.from_gev, 100 * metrics.config.max_closure
     # The bin of all jets is a headline of the report.
     bins = [one for one in metrics.closure.bins if not one.is_whole(lowest)]
+    bins = in_region(bins, region)
     if not bins:
         return None
     figure, (axes,) = panels()
-    for place, (region, (marker, colour)) in enumerate(REGION_LOOKS.items()):
-        x, biases = [], []
-        for one in in_region(bins, region):
-            x.append(middle(one) * SHIFT**place)
-            biases.append(one.model)
-        points(axes, x, biases, 100, marker=marker, color=colour, label=region)
+    middles = np.array([middle(one) for one in bins])
+    for place, name in enumerate(_compared(bins)):
+        biases = [one.by_calibration()[name] for one in bins]
+        points(axes, middles * SHIFT**place, biases, 100, **calibration_look(name))
     _bias_axis(axes, allowed)
-    axes.legend(title="This model", loc="upper right", ncols=2)
-    head(axes, "Closure")
+    axes.legend(loc="upper right", ncols=2)
+    head(axes, REGION_TEXT[region])
     pt_axis(axes)
     caption = (
-        f"Closure of the model from {lowest:g} GeV up. "
+        f"Bias of the median response in the {region} from {lowest:g} GeV up. "
         f"Band: ±{allowed:g} %, which the gate allows, or the standard JEC's own bias."
     )
     farthest = max(bins, key=lambda one: abs(one.model.value))
-    most = f"{100 * farthest.model.value:+.2f} % ({farthest.region}, {farthest.pt_range} GeV)"
-    alt = f"Closure in {len(bins)} bins; the largest bias is {most}."
-    return Drawing(name="closure", caption=caption, alt=alt, figure=figure)
+    most = f"{100 * farthest.model.value:+.2f} % ({farthest.pt_range} GeV)"
+    alt = f"Closure in {len(bins)} bins of the {region}; the model's largest bias is {most}."
+    return Drawing(name=f"closure-{region}", caption=caption, alt=alt, figure=figure)
 
 
 def eta(metrics: MetricsRecord) -> Drawing | None:
@@ -126,11 +125,17 @@ def _draw_biases(
 
     The points of one slice stand `step` apart, so that their error bars can be told apart.
     """
-    # The bias of no calibration at all would set the scale of the figure.
-    names = [name for name in slices[0].by_calibration() if name != "uncorrected"]
-    for place, name in enumerate(names):
+    for place, name in enumerate(_compared(slices)):
         biases = [one.by_calibration()[name] for one in slices]
         points(axes, np.asarray(middles) + step * place, biases, 100, **calibration_look(name))
+
+
+def _compared(bins: Sequence[Calibrated[Interval]]) -> list[str]:
+    """The calibrations whose closure is compared.
+
+    The bias of no calibration at all would set the scale of the figure.
+    """
+    return [name for name in bins[0].by_calibration() if name != "uncorrected"]
 
 
 def _finish(axes: Axes, metrics: MetricsRecord) -> None:

@@ -10,8 +10,8 @@ import numpy as np
 from common.records import MetricsRecord
 from physics.groups import PILEUP_BINS
 from reporting.drawing import (
+    CALIBRATIONS,
     INK,
-    LABELS,
     Drawing,
     calibration_look,
     head,
@@ -60,7 +60,7 @@ def pileup(metrics: MetricsRecord, pt_range: str) -> Drawing | None:
     ends = []
     for name in ("model", "standard"):
         start, end = (one.by_calibration()[name].median.value for one in (slices[0], slices[-1]))
-        ends.append(f"{LABELS[name]} from {start:.3f} to {end:.3f}")
+        ends.append(f"{CALIBRATIONS[name].label} from {start:.3f} to {end:.3f}")
     alt = f"Median response against {column}, {pt_range} GeV: {'; '.join(ends)}."
     return Drawing(
         name=f"pileup-{slices[0].pt_low:g}",

@@ -6,7 +6,7 @@ import dataclasses
 
 from common.records import MetricsRecord
 from physics.groups import JERC_ETA_SLICES, MIN_JETS
-from reporting.drawing import LABELS
+from reporting.drawing import CALIBRATIONS
 from reporting.page import Table
 
 
@@ -69,7 +69,15 @@ def _tails(metrics: MetricsRecord) -> Table | None:
         rows.append([*row, one.difference.text(100, 2)])
     if not rows:
         return None
-    head = ["Tail", "Region", "pT (GeV)", "Jets", "Standard JEC", "This model", LABELS["trees"]]
+    head = [
+        "Tail",
+        "Region",
+        "pT (GeV)",
+        "Jets",
+        "Standard JEC",
+        "This model",
+        CALIBRATIONS["trees"].label,
+    ]
     head.append("Model − standard (points)")
     if not any(row[-2] for row in rows):
         head.pop(-2)
@@ -97,4 +105,4 @@ def _fine_eta(metrics: MetricsRecord) -> Table | None:
     if not rows:
         return None
     names = metrics.fine_eta[0].by_calibration()
-    return Table(head=["η", "Jets", *(LABELS[name] for name in names)], rows=rows)
+    return Table(head=["η", "Jets", *(CALIBRATIONS[name].label for name in names)], rows=rows)

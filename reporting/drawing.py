@@ -27,25 +27,52 @@ Bin = TypeVar("Bin", bound=PtBin)
 Look: TypeAlias = dict[str, Any]
 """Keywords of matplotlib's artists: colour, marker, line and label."""
 
+Dashes: TypeAlias = str | tuple[float, tuple[float, ...]]
+"""A line style of matplotlib."""
+
 INK = "#010203"  # a colour that nothing else uses, so that it can be found in the SVG
-# Of the CMS palette, those that are readable on light and on dark pages.
-RED, BLUE, ORANGE, GREY, PURPLE = "#e42536", "#5790fc", "#f89c20", "#9c9ca1", "#b05aa6"
-COLOURS = {
-    "model": RED,
-    "standard": BLUE,
-    "trees": ORANGE,
-    "baseline": PURPLE,
-    "uncorrected": GREY,
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CalibrationLook:
+    """How one calibration is drawn in every figure: points by marker, lines by dashes."""
+
+    colour: str
+    marker: str
+    dashes: Dashes
+    label: str
+
+
+CALIBRATIONS = {
+    "model": CalibrationLook(colour="#e42536", marker="o", dashes="-", label="This model"),
+    "standard": CalibrationLook(colour="#4a86f5", marker="s", dashes="--", label="Standard JEC"),
+    "trees": CalibrationLook(colour="#cc8400", marker="^", dashes="-.", label="Boosted trees"),
+    "baseline": CalibrationLook(
+        colour="#a84d9e", marker="D", dashes=(0, (6, 1.5, 1, 1.5, 1, 1.5)), label="Baseline model"
+    ),
+    "uncorrected": CalibrationLook(colour="#8c8c91", marker="v", dashes=":", label="Uncorrected"),
 }
-LABELS = {
-    "model": "This model",
-    "standard": "Standard JEC",
-    "trees": "Boosted trees",
-    "baseline": "Baseline model",
-    "uncorrected": "Uncorrected",
-}
-MARKERS = {"model": "o", "standard": "s", "trees": "^", "baseline": "D", "uncorrected": "v"}
-REGION_LOOKS = {"barrel": ("o", RED), "endcap": ("s", BLUE)}
+"""Calibration -> its look, the only place where it is defined.
+
+The hues are those of the CMS palette (M. A. Petroff, arXiv:2107.02270), darkened until each stands
+out from the white and from the dark page by a contrast of 3; readers who see fewer colours tell all
+of them apart. No figure uses these colours for anything else: flavours and trials differ by marker,
+sets of jets by SET_LOOKS.
+"""
+
+TEAL, BROWN = "#12967e", "#a8703e"
+SET_LOOKS: tuple[Look, ...] = (
+    {"color": TEAL, "linestyle": "-"},
+    {"color": BROWN, "linestyle": "--"},
+    {"color": INK, "linestyle": ":"},
+)
+"""Looks of sets of jets, in the order in which they are drawn, where no calibration is shown."""
+
+FLAVOURS = {"uds": "P", "c": "*", "b": "<", "g": "h"}
+"""Flavour -> marker, which no calibration has; the colour is that of the calibration."""
+
+OPEN: Mapping[str, bool] = {"barrel": False, "endcap": True}
+"""Region -> whether its markers are open, where one panel has both regions."""
 REGION_TEXT = {"barrel": r"$|\eta^{gen}| < 1.3$", "endcap": r"$1.3 < |\eta^{gen}| < 2.5$"}
 PT_TICKS = (30, 60, 100, 200, 500, 1000, 2000)
 PT_RANGE = (28, 2600)  # the same in every figure, so that they can be compared by eye
@@ -223,8 +250,18 @@ def points(
 
 
 def calibration_look(name: str) -> Look:
-    """Colour, marker and label of a calibration."""
-    return {"color": COLOURS[name], "marker": MARKERS[name], "label": LABELS[name]}
+    """Colour, marker and label of a calibration's points."""
+    look = CALIBRATIONS[name]
+    return {"color": look.colour, "marker": look.marker, "label": look.label}
+
+
+def region_look(name: str, region: str) -> Look:
+    """The look of a calibration's points in one region, labelled by the region.
+
+    For a panel that has the points of both regions.
+    """
+    ground: Look = {"markerfacecolor": "none", "markeredgewidth": 2} if OPEN[region] else {}
+    return {**calibration_look(name), "label": region, **ground}
 
 
 def in_region(bins: Iterable[Bin], region: str) -> list[Bin]:

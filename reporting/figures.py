@@ -8,7 +8,7 @@ from functools import partial
 from common.records import EpochRecord, MetricsRecord, SearchRecord
 from reporting import details_figures, search_figures
 from reporting.closure_figures import closure, eta, residual
-from reporting.drawing import COLOURS, Drawing, drawn, head, panels, whole_number_axis
+from reporting.drawing import CALIBRATIONS, Drawing, drawn, head, panels, whole_number_axis
 from reporting.response_figures import distribution, flavour, resolution_curve, response_curve
 from reporting.uncertainty_figures import coverage, widths
 
@@ -19,10 +19,10 @@ def drawings(
     """All figures that these numbers allow; history: the epochs of the best trial."""
     regions = sorted({one.region for one in metrics.curves})
     makers: list[Callable[[], Drawing | None]] = []
-    for of_region in (response_curve, resolution_curve, distribution):
+    for of_region in (response_curve, resolution_curve, distribution, closure):
         for region in regions:
             makers.append(partial(of_region, metrics, region))
-    makers += [partial(closure, metrics), partial(eta, metrics)]
+    makers.append(partial(eta, metrics))
     for quantity in metrics.residuals:
         makers.append(partial(residual, metrics, quantity))
     for region in regions:
@@ -50,11 +50,12 @@ def training(history: Sequence[EpochRecord]) -> Drawing | None:
     if not train_losses and not val_losses:
         return None
     figure, (axes,) = panels()
+    colour = CALIBRATIONS["model"].colour
     curves = [
-        ("Training", train_losses, COLOURS["standard"], "--"),
-        ("Validation", val_losses, COLOURS["model"], "-"),
+        ("Training", train_losses, "--", "none"),
+        ("Validation", val_losses, "-", colour),
     ]
-    for label, losses, colour, dashes in curves:
+    for label, losses, dashes, ground in curves:
         if losses:
             axes.plot(
                 list(losses),
@@ -64,7 +65,8 @@ def training(history: Sequence[EpochRecord]) -> Drawing | None:
                 label=label,
                 linewidth=3,
                 marker="o",
-                markersize=6,
+                markersize=8,
+                markerfacecolor=ground,
             )
     whole_number_axis(axes, "Epoch")
     axes.set_ylabel("Loss")

@@ -23,7 +23,7 @@ from common.records import (
     plain,
 )
 from common.run import Run
-from reporting.drawing import LABELS
+from reporting.drawing import CALIBRATIONS
 from reporting.page import Table, flat
 from reporting.search_page import trials_table
 
@@ -87,7 +87,7 @@ def data(metrics: MetricsRecord, run: Run | None) -> Data:
     }
     far = "jets off by more than a factor e, |log(pT / pT_gen)| ≥ 1"
     for name, number in metrics.num_far.by_calibration().items():
-        numbers[f"{far}: {LABELS[name]}"] = number
+        numbers[f"{far}: {CALIBRATIONS[name].label}"] = number
     for cause, number in metrics.left_out.items():
         numbers[f"not measured: {cause}"] = number
     for names, number in record.shared_jets.items():

@@ -13,14 +13,10 @@ import numpy as np
 from common.measurements import Interval, Response, ResponseBin
 from common.records import MetricsRecord
 from reporting.drawing import (
-    BLUE,
-    COLOURS,
+    CALIBRATIONS,
+    FLAVOURS,
     INK,
-    LABELS,
-    ORANGE,
     PT_RANGE,
-    PURPLE,
-    RED,
     REGION_TEXT,
     SHIFT,
     Drawing,
@@ -37,11 +33,11 @@ from reporting.drawing import (
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+WIDE_SHIFT = 1.1
+"""Between the points of two flavours in a bin: the bins of flavours are wide."""
+
 Quantity: TypeAlias = Callable[[Response], Interval]
 """Takes one number out of what is measured of a calibration."""
-
-# The markers tell flavours apart without colour.
-FLAVOUR_LOOKS = {"uds": ("o", BLUE), "c": ("^", ORANGE), "b": ("s", RED), "g": ("D", PURPLE)}
 
 
 def median(response: Response) -> Interval:
@@ -63,7 +59,7 @@ def response_curve(metrics: MetricsRecord, region: str) -> Drawing | None:
     _draw_calibrations(top, bins, median)
     ratio = [one.model.median.value / one.standard.median.value for one in bins]
     x = [one.pt for one in bins]
-    below.plot(x, ratio, color=COLOURS["model"], marker="o", linestyle="none", markersize=9)
+    below.plot(x, ratio, **calibration_look("model"), linestyle="none", markersize=9)
     allowed, lowest = metrics.config.max_closure, metrics.closure.from_gev
     top.axhspan(1 - allowed, 1 + allowed, color=INK, alpha=0.1, linewidth=0)
     # Closure is not judged where the cut on reconstructed pT bends the response.
@@ -98,7 +94,7 @@ def resolution_curve(metrics: MetricsRecord, region: str) -> Drawing | None:
     figure, (top, below) = panels((3, 1.3), (10, 10))
     _draw_calibrations(top, bins, resolution)
     x, gains = [one.pt for one in bins], [one.gain for one in bins]
-    points(below, x, gains, color=COLOURS["model"], marker="o")
+    points(below, x, gains, **calibration_look("model"))
     level(below, 0)
     top.set_ylim(bottom=0)
     top.set_ylabel("Resolution (IQR / median)")
@@ -133,7 +129,7 @@ def _first_and_last(bins: Sequence[ResponseBin], quantity: Quantity, what: str) 
     for name, response in first.by_calibration().items():
         start, end = quantity(response), quantity(last.by_calibration()[name])
         parts.append(
-            f"{LABELS[name]} {start.value:.3f} at {first.pt:.0f} GeV, "
+            f"{CALIBRATIONS[name].label} {start.value:.3f} at {first.pt:.0f} GeV, "
             f"{end.value:.3f} at {last.pt:.0f} GeV"
         )
     return f"{what} against generated pT: " + "; ".join(parts) + "."
@@ -152,8 +148,9 @@ def distribution(metrics: MetricsRecord, region: str) -> Drawing | None:
             counts,
             metrics.distribution.edges,
             ax=axes,
-            color=COLOURS[name],
-            label=LABELS[name],
+            color=CALIBRATIONS[name].colour,
+            linestyle=CALIBRATIONS[name].dashes,
+            label=CALIBRATIONS[name].label,
             linewidth=2.5,
             yerr=False,
         )
@@ -163,7 +160,7 @@ def distribution(metrics: MetricsRecord, region: str) -> Drawing | None:
     axes.legend(loc="upper right")
     head(axes, REGION_TEXT[region])
     num_far = metrics.num_far.by_calibration()
-    far = ", ".join(f"{LABELS[name]} {number:,}" for name, number in num_far.items())
+    far = ", ".join(f"{CALIBRATIONS[name].label} {number:,}" for name, number in num_far.items())
     caption = (
         f"Response of all {region} jets above 30 GeV. Jets off by more than a factor e, in both"
         f" regions: {far}."
@@ -181,15 +178,16 @@ def flavour(metrics: MetricsRecord, region: str) -> Drawing | None:
         return None
     figure, (top, below) = panels((1, 1), (10, 10))
     for axes, calibration in ((top, "standard"), (below, "model")):
-        for place, (name, (marker, colour)) in enumerate(FLAVOUR_LOOKS.items()):
+        look = CALIBRATIONS[calibration]
+        for place, (name, marker) in enumerate(FLAVOURS.items()):
             x, medians = [], []
             for one in bins:
                 if one.flavour == name:
-                    x.append(middle(one) * SHIFT ** (2 * place - 3))
+                    x.append(middle(one) * WIDE_SHIFT ** (place - 1.5))
                     medians.append(one.by_calibration()[calibration])
-            points(axes, x, medians, color=colour, marker=marker, label=name)
+            points(axes, x, medians, color=look.colour, marker=marker, markersize=13, label=name)
         level(axes, 1)
-        axes.text(0.03, 0.05, LABELS[calibration], transform=axes.transAxes, fontsize=22)
+        axes.text(0.03, 0.05, look.label, transform=axes.transAxes, fontsize=22)
         axes.set_ylabel("Median response")
     # The same scale on both: the spread is what is compared.
     lower = min(top.get_ylim()[0], below.get_ylim()[0])

@@ -17,10 +17,8 @@ import numpy as np
 
 from common.records import SearchRecord, Trial
 from reporting.drawing import (
-    BLUE,
+    CALIBRATIONS,
     INK,
-    ORANGE,
-    RED,
     Drawing,
     Look,
     drawn,
@@ -34,7 +32,10 @@ from reporting.importance import Importance, importances
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-GREY = "#8c8c91"  # a little darker than that of calibrations: crosses and dots are thin
+BEST = CALIBRATIONS["model"].colour
+"""Of the best trial: its model is the one that reports compare."""
+FAINT = 0.35
+"""Opacity of what matters less."""
 WIDE = 3.0
 """Positive values whose ends differ by more than this factor get a logarithmic axis."""
 SPARSE = 0.045
@@ -45,17 +46,17 @@ SPARSE = 0.045
 class TrialLook:
     """How the trials of a status are drawn."""
 
-    colour: str
     marker: str
     dashes: Literal["-", "--", ":"]
+    alpha: float
     words: str
 
 
 LOOKS = {
-    "Succeeded": TrialLook(colour=BLUE, marker="o", dashes="-", words="succeeded"),
-    "EarlyStopped": TrialLook(colour=ORANGE, marker="v", dashes="--", words="stopped early"),
+    "Succeeded": TrialLook(marker="o", dashes="-", alpha=0.7, words="succeeded"),
+    "EarlyStopped": TrialLook(marker="v", dashes="--", alpha=0.7, words="stopped early"),
 }
-WITHOUT_VALUE = TrialLook(colour=GREY, marker="X", dashes=":", words="without a value that counts")
+WITHOUT_VALUE = TrialLook(marker="X", dashes=":", alpha=FAINT, words="without a value that counts")
 
 
 def drawings(search: SearchRecord) -> Iterator[Drawing]:
@@ -80,7 +81,8 @@ def history(search: SearchRecord) -> Drawing | None:
             [number],
             [0.96 if value is None else value],
             marker=look.marker,
-            color=look.colour,
+            color=INK,
+            alpha=look.alpha,
             markersize=11,
             linestyle="none",
             # Trials without a value stand at the upper edge, in the axes' own coordinates.
@@ -88,7 +90,7 @@ def history(search: SearchRecord) -> Drawing | None:
             gid=gid,
         )
         if trial is best and value is not None:
-            ring: Look = {"markerfacecolor": "none", "markeredgecolor": RED, "markeredgewidth": 3}
+            ring: Look = {"color": BEST, "markerfacecolor": "none", "markeredgewidth": 3}
             axes.plot([number], [value], marker="o", markersize=20, **ring)
     draw_best_so_far(axes, search)
     axes.margins(y=0.15)
@@ -120,7 +122,7 @@ def draw_best_so_far(axes: Axes, search: SearchRecord) -> None:
             numbers.append(number)
     numbers.append(len(search.trials))
     best_values.append(best_values[-1])
-    axes.step(numbers, best_values, where="post", color=RED, linewidth=3, zorder=1)
+    axes.step(numbers, best_values, where="post", color=BEST, linewidth=3, zorder=1)
 
 
 def _logarithmic(axes: Axes, values: Sequence[float]) -> None:
@@ -156,10 +158,9 @@ def parallel(search: SearchRecord) -> Drawing | None:
                 places.append(place)
                 heights.append(scales[place].heights[text])
         look = _look(trial)
-        line: Look = {"color": look.colour, "linestyle": look.dashes}
-        line |= {"linewidth": 2, "alpha": 0.75}
+        line: Look = {"color": INK, "linestyle": look.dashes, "linewidth": 2, "alpha": look.alpha}
         if trial is best:
-            line = {"color": RED, "linewidth": 5, "zorder": 3}
+            line = {"color": BEST, "linewidth": 5, "zorder": 3}
         gid = f"trial-{number}"
         titles[gid] = _title(trial, search)
         axes.plot(places, heights, gid=gid, **line)
@@ -275,7 +276,7 @@ def importance(search: SearchRecord) -> Drawing | None:
     names, words = [], []
     for place, one in enumerate(bars):
         share, chance = 100 * one.share, 100 * one.chance
-        axes.barh(place, share, height=0.6, color=BLUE if one.beyond_chance else GREY)
+        axes.barh(place, share, height=0.6, color=INK, alpha=0.7 if one.beyond_chance else FAINT)
         axes.plot([chance, chance], [place - 0.42, place + 0.42], color=INK, linewidth=3)
         axes.text(max(share, chance) + 1, place, f"{share:.0f} %", fontsize=18, va="center")
         names.append(_short(one.name, 30))
@@ -329,12 +330,13 @@ def _legend(axes: Axes, search: SearchRecord) -> None:
         handles[look.words] = Line2D(
             [],
             [],
-            color=look.colour,
+            color=INK,
+            alpha=look.alpha,
             marker=look.marker,
             linestyle=look.dashes,
             label=look.words,
         )
-    best = Line2D([], [], color=RED, linewidth=5, label=f"best: {search.best.name}")
+    best = Line2D([], [], color=BEST, linewidth=5, label=f"best: {search.best.name}")
     plain_legend(
         axes,
         handles=[*handles.values(), best],

@@ -7,18 +7,18 @@ from __future__ import annotations
 
 from common.measurements import Interval, Uncertainty
 from reporting.drawing import (
-    COLOURS,
     INK,
-    REGION_LOOKS,
+    OPEN,
     SHIFT,
     Drawing,
-    Look,
+    calibration_look,
     head,
     in_region,
     level,
     panels,
     points,
     pt_axis,
+    region_look,
 )
 
 
@@ -28,12 +28,12 @@ def coverage(measured: Uncertainty | None) -> Drawing | None:
         return None
     band, bins = measured.bands[0], measured.pt
     figure, (axes,) = panels()
-    for place, (region, (marker, colour)) in enumerate(REGION_LOOKS.items()):
+    for place, region in enumerate(OPEN):
         x, shares = [], []
         for one in in_region(bins, region):
             x.append(one.pt * SHIFT**place)
             shares.append(one.coverage)
-        points(axes, x, shares, 100, marker=marker, color=colour, label=region)
+        points(axes, x, shares, 100, **region_look("model", region))
     level(axes, 100 * band.nominal)
     # Room for the legend above the points.
     lowest, highest = axes.get_ylim()
@@ -80,8 +80,8 @@ def widths(measured: Uncertainty | None) -> Drawing | None:
     if not predicted:
         return None
     figure, (top, below) = panels((3, 1), (10, 10))
-    look: Look = {"color": COLOURS["model"], "marker": "o"}
-    points(top, predicted, intervals, 100, label="Test jets", **look)
+    look = calibration_look("model")
+    points(top, predicted, intervals, 100, **look)
     ends = [0.9 * predicted[0], 1.05 * predicted[-1]]
     top.plot(ends, ends, color=INK, linewidth=1.5, linestyle=":", label="As predicted")
     points(below, predicted, ratios, **look)

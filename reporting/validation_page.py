@@ -12,12 +12,10 @@ from numpy.typing import NDArray
 
 from reporting import page
 from reporting.drawing import (
-    BLUE,
-    GREY,
-    ORANGE,
+    INK,
     PT_LABEL,
-    PURPLE,
-    RED,
+    SET_LOOKS,
+    TEAL,
     Drawing,
     drawn,
     panels,
@@ -150,13 +148,13 @@ def beside_target(topic: str, group: Sequence[Measured]) -> Drawing | None:
         words.append(f"{one.where} {one.value:.3g} (target {one.low:.3g} to {one.high:.3g})")
     places = np.arange(len(group))
     heights = np.subtract(high, low)
-    axes.bar(places, heights, bottom=low, width=0.8, color=GREY, alpha=0.35, label="Target")
+    axes.bar(places, heights, bottom=low, width=0.8, color=INK, alpha=0.2, label="Target")
     axes.errorbar(
         places,
         values,
         yerr=errors,
         fmt="o",
-        color=RED,
+        color=TEAL,
         markersize=9,
         elinewidth=2,
         label="These jets",
@@ -187,11 +185,10 @@ def histogram(
         return None
     figure, (axes,) = panels()
     means = []
-    colours = itertools.cycle((RED, BLUE, ORANGE, GREY))
-    for (name, jets), colour in zip(sets.items(), colours, strict=False):
+    for (name, jets), look in zip(sets.items(), itertools.cycle(SET_LOOKS), strict=False):
         values = jets[column][np.isfinite(jets[column])]
         counts = np.histogram(values, edges)[0] / max(len(values), 1)
-        axes.stairs(counts, edges, color=colour, linewidth=2.5, label=name)
+        axes.stairs(counts, edges, linewidth=2.5, label=name, **look)
         means.append(f"{name} {np.mean(values):.4g}" if len(values) else f"{name} none")
     if log:
         axes.set_xscale("log")
@@ -218,9 +215,9 @@ def likelihood(sets: Mapping[str, Jets]) -> Drawing | None:
     if min(len(light), len(gluon)) < MIN_JETS:
         return None
     figure, (axes,) = panels()
-    for name, values, colour in (("uds", light, BLUE), ("g", gluon, PURPLE)):
+    for name, values, look in (("uds", light, SET_LOOKS[0]), ("g", gluon, SET_LOOKS[1])):
         counts, edges = np.histogram(values, np.linspace(0, 1, 26))
-        axes.stairs(counts / len(values), edges, color=colour, linewidth=2.5, label=name)
+        axes.stairs(counts / len(values), edges, linewidth=2.5, label=name, **look)
     axes.set_xlabel("Quark-gluon likelihood jetQGl")
     axes.set_ylabel("Share of jets")
     axes.legend(loc="upper center")

@@ -12,8 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import fastapi
 import kserve.model_server
 import onnxruntime
+from google.protobuf import json_format
 from kserve import InferInput, InferOutput, InferRequest, InferResponse, Model
 from kserve.errors import InvalidInput
 from kserve.utils.numpy_codec import from_np_dtype
@@ -33,6 +35,19 @@ class RESTServer(kserve.model_server.RESTServer):  # type: ignore[misc]  # kserv
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.config.host = self.host
+
+    def _register_endpoints(self, app: fastapi.FastAPI) -> None:
+        """Triton's route to a model's config.pbtxt, which holds the range of valid jets, as well.
+
+        kserve has no public way to add a route; its version is pinned.
+        """
+        super()._register_endpoints(app)
+
+        def config(name: str) -> dict[str, Any]:
+            model = self.dataplane.get_model_from_registry(name)  # raises ModelNotFound: 404
+            return dict(json_format.MessageToDict(model.config, preserving_proto_field_name=True))
+
+        app.add_api_route("/v2/models/{name}/config", config, methods=["GET"])
 
 
 class OnnxModel(Model):  # type: ignore[misc]  # kserve has no types

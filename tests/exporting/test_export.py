@@ -261,7 +261,7 @@ def test_raw_jets_get_the_pt_that_the_prepared_ones_mean(exported):
     calibrated, correction, valid = sessions[1].run(["calibrated_pt", "correction", "valid"], jets)
     assert valid.dtype == bool
     limits = ValidRange(
-        **json.loads(sessions[1].get_modelmeta().custom_metadata_map["valid_range"])
+        **json.loads(sessions[0].get_modelmeta().custom_metadata_map["valid_range"])
     )
     eta = inputs[FEATURES][:, 1]
     expected = valid_jets(jets, program, inputs[""], eta, limits)
@@ -283,7 +283,7 @@ def test_the_file_tells_its_provenance(exported):
     assert json.loads(metadata["output_columns"]) == ["output"]
     assert json.loads(metadata["label"]) == {"target": "np.log(genJetPt / jetPt)"}
     raw = read_metadata(exported / "model" / "small-raw" / "1" / "model.onnx")
-    own = {"inputs", "outputs", "model"}
+    own = {"inputs", "outputs", "model", "valid_range"}
     assert raw.keys() == metadata.keys()
     assert {name for name in raw if raw[name] != metadata[name]} == own
     assert json.loads(metadata["inputs"])["pf_mask"] == ["N", 1, 100]
@@ -294,13 +294,24 @@ def test_the_file_tells_its_provenance(exported):
     observers = Dataset.open(
         str(exported / "data" / "val.json"), DataConfig.load(str(exported / "config" / "data.yaml"))
     ).observers()
-    limits = json.loads(raw["valid_range"])
+    limits = json.loads(metadata["valid_range"])
     assert limits == {
         "min_pt": float(observers["jetPt"].min()),
         "max_pt": float(observers["jetPt"].max()),
         "max_abs_eta": 2.5,
         "jets": "validation",
     }
+    particles = [name for name in json.loads(raw["inputs"]) if name.startswith("PF_")]
+    assert json.loads(raw["valid_range"]) == {
+        **limits,
+        "pt": "jetPt",
+        "eta": "jetEta",
+        "counters": {"nPF": particles},
+    }
+    for name, text in (("small", metadata), ("small-raw", raw)):
+        for file in ("config.pbtxt", "configs/local.pbtxt"):
+            config = parse_config((exported / "model" / name / file).read_text())
+            assert config.parameters["valid_range"].string_value == text["valid_range"]
     assert ExportRecord.load(str(exported / "model" / "export.json")).valid_range is not None
     assert "2.5" in metadata["range"]
     data_config = DataConfig.load(str(exported / "config" / "data.yaml"))

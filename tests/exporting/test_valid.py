@@ -5,6 +5,7 @@ others unchanged.
 from __future__ import annotations
 
 import json
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 
 from common import storage
 from common.records import ExportRecord
-from serving import golden, triton
+from serving import golden, triton, validity
 from serving.client import Client, golden_check
 from tests.exporting.test_export import ROOT, make_run, run_export
 from tests.weaver.conftest import synthetic_jets, write_jets
@@ -69,20 +70,21 @@ def ask(session, jets: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return dict(zip(names, session.run(None, jets), strict=True))
 
 
+# what -> (input, value, why it is invalid)
 BROKEN = {
-    "pT is NaN": ("jetPt", np.nan),
-    "pT is infinite": ("jetPt", np.inf),
-    "pT is negative": ("jetPt", -5),
-    "pT below the range": ("jetPt", "below"),
-    "pT above the range": ("jetPt", "above"),
-    "eta beyond": ("jetEta", 2.51),
-    "eta beyond on the other side": ("jetEta", -4.5),
-    "mass is NaN": ("jetMass", np.nan),
-    "no particles": ("nPF", 0),
-    "more particles than places": ("nPF", 6),
-    "a negative number of particles": ("nPF", -1),
-    "a particle's pT is infinite": ("PF_pT", np.inf),
-    "a particle's angle is NaN": ("PF_dPhi", np.nan),
+    "pT is NaN": ("jetPt", np.nan, validity.NOT_FINITE),
+    "pT is infinite": ("jetPt", np.inf, validity.NOT_FINITE),
+    "pT is negative": ("jetPt", -5, validity.NEGATIVE_PT),
+    "pT below the range": ("jetPt", "below", validity.PT_RANGE),
+    "pT above the range": ("jetPt", "above", validity.PT_RANGE),
+    "eta beyond": ("jetEta", 2.51, validity.ETA_RANGE),
+    "eta beyond on the other side": ("jetEta", -4.5, validity.ETA_RANGE),
+    "mass is NaN": ("jetMass", np.nan, validity.NOT_FINITE),
+    "no particles": ("nPF", 0, validity.NO_PARTICLES),
+    "more particles than places": ("nPF", 6, validity.COUNTER),
+    "a negative number of particles": ("nPF", -1, validity.COUNTER),
+    "a particle's pT is infinite": ("PF_pT", np.inf, validity.NOT_FINITE),
+    "a particle's angle is NaN": ("PF_dPhi", np.nan, validity.NOT_FINITE),
 }
 
 
@@ -93,7 +95,7 @@ def test_an_invalid_jet_gets_the_standard_correction(exported, session, jets, wh
     assert before["valid"].all()
     assert np.abs(before["correction"] - 1).max() > 1e-3
 
-    name, value = BROKEN[what]
+    name, value, reason = BROKEN[what]
     limits = ExportRecord.load(str(exported / "model" / "export.json")).valid_range
     value = {"below": limits.min_pt * 0.999, "above": limits.max_pt * 1.001}.get(value, value)
     jets[name][7, -1 if name == "nPF" or jets[name].shape[1] == 1 else 2] = value
@@ -104,6 +106,13 @@ def test_an_invalid_jet_gets_the_standard_correction(exported, session, jets, wh
     others = np.arange(100) != 7
     for output, values in after.items():
         np.testing.assert_array_equal(values[others], before[output][others])
+
+    text = session.get_modelmeta().custom_metadata_map[validity.KEY]
+    in_words = validity.invalid_reasons(jets, validity.model_range(text))
+    assert in_words[7] == reason
+    assert (in_words[others] == "").all()
+    counts = validity.count_invalid(jets, validity.model_range(text), valid=after["valid"])
+    assert counts == {reason: 1}
 
 
 def test_the_edges_themselves_and_what_stands_behind_the_particles_are_valid(
@@ -116,6 +125,8 @@ def test_the_edges_themselves_and_what_stands_behind_the_particles_are_valid(
     jets["PF_pT"][4:, 3:] = np.nan
     after = ask(session, jets)
     assert after["valid"].all()
+    text = session.get_modelmeta().custom_metadata_map[validity.KEY]
+    assert (validity.invalid_reasons(jets, validity.model_range(text)) == "").all()
     np.testing.assert_array_equal(after["correction"][4:], before["correction"][4:])
 
 
@@ -183,6 +194,11 @@ def test_both_servers_pass_it_on(exported, jets, tmp_path, kind):
         assert answer["valid"].dtype == bool
         assert answer["valid"][:, 0].tolist() == [index != 3 for index in range(100)]
         assert answer["calibrated_pt"][3] == -5
+        with urllib.request.urlopen(f"{server.url}/v2/models/small-raw/config") as reply:
+            limits = validity.range_of_config(json.load(reply))
+        assert (limits.pt, limits.eta, limits.max_abs_eta) == ("jetPt", "jetEta", 2.5)
+        counts = validity.count_invalid(jets, limits, valid=answer["valid"])
+        assert counts == {validity.NEGATIVE_PT: 1}
         described = {entry["name"]: entry["datatype"] for entry in client.metadata()["outputs"]}
         assert described["valid"] == "BOOL"
     finally:

@@ -56,7 +56,7 @@ def test_names_inside_the_figures_are_unique_and_references_resolve(page):
 
 def test_every_figure_has_words(page):
     figures = Elements(page).figures
-    assert len(figures) == 15
+    assert len(figures) == 16
     assert all(figure["role"] == "img" and len(figure["aria-label"]) > 20 for figure in figures)
 
 
@@ -361,7 +361,7 @@ def test_in_a_browser_nothing_sticks_out_sideways(page, tmp_path, width):
     dom = browse(tmp_path, "--window-size=1300,1000", "--dump-dom", f"file://{tmp_path}/frame.html")
     scroll, figures = dom.split("<title>")[1].split("</title>")[0].split()
     assert int(scroll) <= width
-    assert int(figures) == 15
+    assert int(figures) == 16
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH")

@@ -79,8 +79,8 @@ def triton_config(
     GRAPH_LEVELS. warmup: batch sizes that are run before the model counts as ready (1 and the
     largest, so that no request pays for the memory). device: one of DEVICES. instances: copies of
     the model on each device. parameters: those of the backend, such as {"intra_op_thread_count":
-    2}. Raises InputError for a graph without dynamic batch axis, a type that Triton does not know,
-    or an unknown level or device.
+    2}, and others that it ignores and clients read. Raises InputError for a graph without dynamic
+    batch axis, a type that Triton does not know, or an unknown level or device.
     """
     from google.protobuf import text_format
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from weaver.config.data_config import DataConfig
 from weaver.config.expressions import Expression
-from weaver.onnx.raw_program import RawProgram
+from weaver.onnx.raw_program import RawProgram, Value
 
 QUANTILES = (0.001, 0.999)
 """Of the training's pT: the ends of the range."""
@@ -91,6 +91,27 @@ def _conditions(tree: ast.AST | None) -> Iterator[ast.AST]:
             yield from _conditions(right)
         case ast.AST():
             yield tree
+
+
+def range_columns(program: RawProgram) -> dict[str, Any]:
+    """The raw model's inputs that the rule looks at, by the keys of jec_client/validity.py.
+
+    pt and eta are None where they are computed from several inputs, or not taken.
+    """
+    counters: dict[str, list[str]] = {counter: [] for counter in program.counters}
+    for name, column in program.inputs.items():
+        if column.particles:
+            counters[column.counter].append(name)
+    return {
+        "pt": _input_of(program.reference),
+        "eta": None if program.eta is None else _input_of(program.eta),
+        "counters": counters,
+    }
+
+
+def _input_of(value: Value) -> str | None:
+    """The input that a value is; None for one that is computed."""
+    return str(value.args[0]) if value.op == "column" else None
 
 
 def valid_jets(
