@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-import os
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -129,11 +128,7 @@ def _trained(
     train_set = _open(places["train"], config)
     val_set = _open(places["val"], config)
     answers, num_trees = fit_and_predict(
-        _jets(train_set),
-        _jets(val_set),
-        _features(test),
-        seed=seed,
-        threads=len(os.sched_getaffinity(0)),
+        _jets(train_set), _jets(val_set), _features(test), seed=seed
     )
     names = config.input_dicts[GROUP]
     record = Trees(

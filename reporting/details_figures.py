@@ -115,7 +115,7 @@ def inputs(metrics: MetricsRecord) -> Drawing | None:
     if metrics.importances is None or not metrics.importances.groups:
         return None
     groups = metrics.importances.groups[::-1]  # the largest on top
-    figure, (axes,) = panels((1,), (10, 2 + 1.3 * len(groups)))
+    figure, (axes,) = panels((1,), (18, 2 + 0.9 * len(groups)))
     look = calibration_look("model")
     for place, one in enumerate(groups):
         axes.barh(place, one.mean, height=0.6, color=look["color"])

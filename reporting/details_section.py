@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
+from common.measurements import TailBin
 from common.records import MetricsRecord
 from physics.groups import JERC_ETA_SLICES, MIN_JETS
+from physics.response import PT_EDGES
 from reporting.drawing import CALIBRATIONS
-from reporting.page import Table
+from reporting.page import MISSING, Table
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -19,6 +22,9 @@ class DetailsSection:
     pileup_column: str
     pileup: Table | None
     tails: Table | None
+    """Of all jets above 30 GeV, and of each region."""
+    tail_bins: Table | None
+    """By bin of pT."""
     inputs: Table | None
     inputs_jets: str
     fine_eta: Table | None
@@ -33,7 +39,8 @@ def content(metrics: MetricsRecord) -> DetailsSection:
         known=metrics.trees is not None,
         pileup_column=metrics.pileup.column if metrics.pileup else "",
         pileup=_pileup(metrics),
-        tails=_tails(metrics),
+        tails=_tails([one for one in metrics.tails if one.is_whole(PT_EDGES[0])]),
+        tail_bins=_tails([one for one in metrics.tails if not one.is_whole(PT_EDGES[0])]),
         inputs=_inputs(metrics),
         inputs_jets=f"{importances.num_jets:,}" if importances else "",
         fine_eta=_fine_eta(metrics),
@@ -60,29 +67,21 @@ def _pileup(metrics: MetricsRecord) -> Table | None:
     return Table(head=head, rows=rows) if rows else None
 
 
-def _tails(metrics: MetricsRecord) -> Table | None:
-    rows = []
-    for one in metrics.tails:
-        row = [one.tail, one.region, one.pt_range, f"{one.num_jets:,}"]
-        row += [share.percent(100, 2, sign="") for share in (one.standard, one.model)]
-        row.append(one.trees.percent(100, 2, sign="") if one.trees else "")
-        rows.append([*row, one.difference.text(100, 2)])
-    if not rows:
+def _tails(bins: Sequence[TailBin]) -> Table | None:
+    if not bins:
         return None
-    head = [
-        "Tail",
-        "Region",
-        "pT (GeV)",
-        "Jets",
-        "Standard JEC",
-        "This model",
-        CALIBRATIONS["trees"].label,
-    ]
+    names = [name for name in bins[0].by_calibration() if name != "uncorrected"]
+    rows = []
+    for one in bins:
+        row = [one.tail, one.region, one.pt_range, f"{one.num_jets:,}"]
+        for name in names:
+            row.append(one.by_calibration()[name].percent(100, 2, sign=""))
+        # Where no jet lies in either tail, a normal interval has no width and means nothing.
+        is_empty = one.model.value == one.standard.value == 0
+        rows.append([*row, MISSING if is_empty else one.difference.text(100, 2)])
+    head = ["Tail", "Region", "pT (GeV)", "Jets"]
+    head += [CALIBRATIONS[name].label for name in names]
     head.append("Model − standard (points)")
-    if not any(row[-2] for row in rows):
-        head.pop(-2)
-        for row in rows:
-            row.pop(-2)
     return Table(head=head, rows=rows)
 
 
