@@ -13,12 +13,13 @@ TORCH_FROM  := $(TORCH) $(if $(TORCH_INDEX),--extra-index-url "$(TORCH_INDEX)")
 # The peer of the comparisons, in an environment of its own.
 PEER   := .venv-peer
 
-.PHONY: help setup run test test-all test-cluster lint format bench physics parity peer images lock clean
+.PHONY: help setup run test faults test-all test-cluster lint format bench physics parity peer images lock clean
 
 help:
 	@echo "make run      calibrate generated jets here: search, train, export, validate, serve"
 	@echo "make test     lint, then the tests but the slow ones (under 9 minutes)"
 	@echo "make test-all lint, then all tests, with floors of coverage (up to half an hour)"
+	@echo "make faults   the tests that try a fault on purpose (docs/reliability.md)"
 	@echo "make test-cluster  every object and right against a real API server (KUBEBUILDER_ASSETS)"
 	@echo "make lint     ruff, the order of imports between rooms, types"
 	@echo "make format   ruff format, and what ruff can mend by itself"
@@ -63,6 +64,10 @@ test: lint
 	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not cluster" $(ARGS)
 
 # Coverage's tracer slows every process, so each test has more time.
+# Faults tried on purpose: what each must lead to is in docs/reliability.md. `make test` has the quick ones.
+faults: setup
+	@$(BIN)/python -m pytest -m faults $(ARGS)
+
 test-all: lint
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --timeout 600 \
 		--cov --cov-report=json:.coverage.json $(ARGS)

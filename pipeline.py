@@ -15,12 +15,17 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from common.cli import Parser, local_path, run_main
+from common import storage
+from common.cli import Parser, local_path, output_file, output_folder, run_main, word
 from common.config import AUTO, RunConfig, add_arguments
-from common.errors import InputError
+from common.errors import InputError, JecError
+from common.storage.local import check_writable_folder
 from images.digests import image
 
 COMMANDS = ("check", "status", "logs", "down", "render", "compile_to")
+ON_A_RUN = ("status", "logs", "down")
+EARLIER_RUNS = ("resume", "more_trials", "rerun")
+"""Flags that take the parameters of an earlier run."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -35,6 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     run.add_argument(
         "--host",
+        type=word,
         default=AUTO,
         metavar="URL",
         help="KFP endpoint; 'auto': KFP_ENDPOINT or a notebook's own; 'none' (default: auto)",
@@ -70,11 +76,13 @@ def build_parser() -> argparse.ArgumentParser:
     )
     run.add_argument(
         "--resume",
+        type=word,
         metavar="RUN_ID",
         help="go on with a run that was stopped; its own parameters are the defaults",
     )
     run.add_argument(
         "--more-trials",
+        type=word,
         nargs=2,
         metavar=("N", "RUN_ID"),
         help=(
@@ -83,10 +91,14 @@ def build_parser() -> argparse.ArgumentParser:
         ),
     )
     run.add_argument(
-        "--rerun", metavar="RUN_ID", help="a new run; the parameters of that one are the defaults"
+        "--rerun",
+        type=word,
+        metavar="RUN_ID",
+        help="a new run; the parameters of that one are the defaults",
     )
     run.add_argument(
         "--steps-image",
+        type=word,
         default=image("steps"),
         metavar="IMAGE",
         help=(
@@ -96,6 +108,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     run.add_argument(
         "--steps-account",
+        type=word,
         default=AUTO,
         metavar="NAME",
         help="ServiceAccount of the steps' pods (default: Kubeflow's own)",
@@ -115,29 +128,32 @@ def add_commands(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--render",
-        type=local_path,
+        type=output_folder,
         metavar="DIR",
         help="write every Kubernetes object the run would create as YAML",
     )
     group.add_argument(
         "--compile-to",
-        type=local_path,
+        type=output_file,
         metavar="FILE",
         help="write the pipeline's IR as YAML, for the server of --host or else for any",
     )
     group.add_argument(
         "--status",
+        type=word,
         metavar="RUN_ID",
         help="what a run does, or how it ended; with --follow until its end",
     )
     group.add_argument(
         "--logs",
+        type=word,
         nargs="+",
         metavar=("RUN_ID", "STEP"),
         help="what its steps (or one step, or one trial) wrote",
     )
     group.add_argument(
         "--down",
+        type=word,
         metavar="RUN_ID",
         help="remove everything that a run left: objects, processes, its service",
     )
@@ -148,12 +164,31 @@ def add_commands(group: argparse._ArgumentGroup) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
+    return run_main(lambda: parse_and_act(argv))
+
+
+def parse_and_act(argv: list[str] | None) -> int:
+    """Refuse flags that do not go together, then do what they ask for; return the exit code."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    commands = [f"--{name.replace('_', '-')}" for name in COMMANDS if getattr(args, name)]
+    commands = typed_flags(args, COMMANDS)
     if len(commands) > 1:
         parser.error(f"{commands[0]} and {commands[1]} are two commands; give one")
-    return run_main(lambda: act(parser, args, argv))
+    earlier = typed_flags(args, EARLIER_RUNS)
+    if len(earlier) > 1:
+        parser.error(f"{earlier[0]} and {earlier[1]} both name an earlier run; give one")
+    on_a_run = typed_flags(args, ON_A_RUN)
+    if on_a_run and earlier:
+        parser.error(f"{on_a_run[0]} looks at a run, {earlier[0]} starts one; give one of them")
+    for name in typed_flags(args, ("storage", "yes")):
+        if not args.down:
+            parser.error(f"{name} goes with --down RUN_ID")
+    return act(parser, args, argv)
+
+
+def typed_flags(args: argparse.Namespace, names: tuple[str, ...]) -> list[str]:
+    """Those of the flags with these names that were typed."""
+    return [f"--{name.replace('_', '-')}" for name in names if getattr(args, name)]
 
 
 def act(parser: argparse.ArgumentParser, args: argparse.Namespace, argv: list[str] | None) -> int:
@@ -258,6 +293,14 @@ def run(config: RunConfig, args: argparse.Namespace) -> int:
     reason = "no Kubeflow endpoint: neither --host nor KFP_ENDPOINT"
     if args.runner == "local":
         reason = "asked by --runner"
+    places = {"--output": str(args.output)}
+    if config.s3_bucket != AUTO and storage.is_local(config.s3_bucket):
+        places["--s3-bucket"] = storage.absolute(config.s3_bucket)
+    for name, path in places.items():
+        try:
+            check_writable_folder(path)
+        except JecError as error:
+            raise InputError(f"{name}: {error}") from None
     print(f"running on this machine ({reason})", flush=True)
     # Printed before this import, which takes a second or two.
     from components.local_run import LocalRun

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 # Katib's tpe draws only its first batch at random. Optuna's default of 10 would be half of a search
 # of 20 trials.
 STARTUP_TRIALS = 5
+SEEDS = 2**32  # Optuna's samplers take seeds below this
 
 
 class Sampling:
@@ -63,7 +64,7 @@ class Sampling:
         """
         from optuna import samplers
 
-        seed = self.seed * 100_003 + number
+        seed = (self.seed * 100_003 + number) % SEEDS
         with _quiet():  # some samplers warn that they are experimental
             options = dict(self.algorithm.sampler_options)
             if self.algorithm.random_start:

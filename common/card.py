@@ -9,9 +9,7 @@ YAML and JSON hold names with values; Markdown is taken as it is.
 
 from __future__ import annotations
 
-import yaml
-
-from common import storage
+from common import storage, yaml_text
 from common.config import NONE
 from common.errors import InputError
 from common.project import here
@@ -33,10 +31,7 @@ def read(path: str) -> tuple[Facts, str]:
     text = storage.read_text(place)
     if ending not in TABLES:
         return {}, text
-    try:
-        content = yaml.safe_load(text)  # reads JSON as well
-    except yaml.YAMLError as error:
-        raise InputError(f"--card {path} is not readable as YAML or JSON: {error}") from None
+    content = yaml_text.load(text, f"--card {path}")  # reads JSON as well
     if not isinstance(content, dict) or not content:
         raise InputError(
             f"--card {path}: expected names with values, such as 'era: 2018', found"

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import math
+import os
 import re
 import sys
-from collections.abc import Callable
+import tempfile
+import traceback
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from common import storage
-from common.errors import InputError, InterruptedRun, JecError, nearest
+from common.errors import InputError, InterruptedRun, JecError, nearest, without_secrets
+from common.storage.addresses import check_text, check_url
+from common.storage.local import check_writable_file, check_writable_folder
+
+UNEXPECTED = 70
+"""Exit code of an exception that nobody expected: EX_SOFTWARE of sysexits.h."""
+BROKEN_PIPE = 141
+"""Exit code where the reader of our output has gone, as a shell shows SIGPIPE."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -22,6 +33,16 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **options: Any) -> None:
         options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(allow_abbrev=False, **options)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse as argparse does; refuse words that are no text, which no file could hold."""
+        words: Sequence[str] = sys.argv[1:] if args is None else args
+        for word in words:
+            try:
+                word.encode()
+            except UnicodeEncodeError:
+                self.error(f"argument {word!r} is no text in UTF-8")
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         # An address may hold a secret, and this may be the log of a pod.
@@ -45,12 +66,76 @@ def local_path(text: str) -> Path:
     argparse reports an address, which would otherwise become a folder of that name.
     """
     try:
+        check_text(text)
         if storage.is_local(text):
             is_relative = not text.startswith(("file:", "~"))
             return Path(text) if is_relative else Path(storage.absolute(text))
     except InputError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
     raise argparse.ArgumentTypeError(f"'{text}' is an address; a path on this machine is needed")
+
+
+def output_folder(text: str) -> Path:
+    """A folder on this machine's disks that can be made and written to; nothing is made."""
+    path = local_path(text)
+    try:
+        check_writable_folder(str(path))
+    except JecError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return path
+
+
+def output_file(text: str) -> Path:
+    """A file on this machine's disks that can be written; nothing is written."""
+    path = local_path(text)
+    try:
+        check_writable_file(str(path))
+    except JecError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return path
+
+
+def output_address(text: str) -> str:
+    """A file to be written, as a path or an address; a path is looked at as `output_file` does."""
+    try:
+        check_text(text)
+        if storage.is_local(text):
+            check_writable_file(storage.absolute(text))
+    except JecError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
+
+
+def word(text: str) -> str:
+    """A name, such as a run's id: neither empty nor with control characters."""
+    try:
+        check_text(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
+
+
+def port_number(text: str) -> int:
+    """A TCP port."""
+    if not re.fullmatch(r"[0-9]{1,5}", text) or not 1 <= int(text) <= 65535:
+        raise argparse.ArgumentTypeError(f"'{text}' is no port; write a number from 1 to 65535")
+    return int(text)
+
+
+def seconds(text: str) -> float:
+    """A finite time above 0."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number <= LONGEST_SECONDS:
+        raise argparse.ArgumentTypeError(
+            f"'{text}' is no time; write seconds above 0 and at most {LONGEST_SECONDS:.0f}"
+        )
+    return number
+
+
+LONGEST_SECONDS = 86_400.0  # the longest wait that a flag may ask for: a day
 
 
 def truth(text: str) -> bool:
@@ -67,7 +152,8 @@ def truth(text: str) -> bool:
 def run_main(body: Callable[[], int | None]) -> int:
     """Run a program's body and return the exit code.
 
-    A JecError becomes `error: ...` on stderr and its own exit code, Ctrl-C becomes 130.
+    A JecError becomes `error: ...` on stderr and its own exit code, Ctrl-C becomes 130. Any other
+    exception becomes one line as well, and UNEXPECTED: its traceback is kept in a file.
     """
     try:
         return body() or 0
@@ -81,6 +167,57 @@ def run_main(body: Callable[[], int | None]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
         return 130
+    except BrokenPipeError:
+        # The interpreter would report the same once more when it flushes stdout at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    except Exception as error:
+        return report_unexpected(error)
+
+
+def report_unexpected(error: Exception) -> int:
+    """Say that an exception was not expected, and where its traceback is; return UNEXPECTED.
+
+    The traceback is printed only in a pod, whose files are lost when it ends, and where no file can
+    be written.
+    """
+    trace = without_secrets("".join(traceback.format_exception(error)))
+    reason = without_secrets(" ".join(str(error).split()))[:300]
+    line = f"error: unexpected {type(error).__name__}: {reason}".rstrip(": ")
+    if in_pod():
+        print(trace + line, file=sys.stderr, flush=True)
+        return UNEXPECTED
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="jec-traceback-", suffix=".txt", delete=False, errors="replace"
+        ) as file:
+            file.write(f"{sys.argv}\n{trace}")
+    except OSError:
+        print(trace + line, file=sys.stderr, flush=True)
+        return UNEXPECTED
+    print(
+        f"{line}; this is a fault of the program: its traceback is in {file.name}, which a report"
+        " of it needs",
+        file=sys.stderr,
+        flush=True,
+    )
+    return UNEXPECTED
+
+
+def in_pod() -> bool:
+    """Whether this is a pod of a job; a Kubeflow notebook, whose files stay, is none."""
+    return "KUBERNETES_SERVICE_HOST" in os.environ and "NB_PREFIX" not in os.environ
+
+
+def require_url(flag: str, text: str) -> None:
+    """Raise InputError, which names the flag, for what is no address of an HTTP server.
+
+    This is no type of argparse, whose message would go without the address: it may hold a secret.
+    """
+    try:
+        check_url(text)
+    except InputError as error:
+        raise InputError(f"{flag}: {error}") from None
 
 
 def require(condition: bool, message: str) -> None:

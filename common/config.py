@@ -34,13 +34,14 @@ from common.choices import (
 )
 from common.cli import require, truth
 from common.errors import InputError, unknown
-from common.storage.addresses import HTTP, scheme_of
+from common.storage.addresses import CONTROL, HTTP, S3, check_url, scheme_of, split_s3
 from common.storage.patterns import parse_one, separated
 
 AUTO, NONE = "auto", "none"
 PREDICTOR_FORMS = ("model", "triton")
 # name of a Kubernetes Secret, and a key of it
 SECRET_NAME = re.compile(r"[a-z0-9](?:[-a-z0-9.]{0,251}[a-z0-9])?")
+NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 SECRET_KEY = re.compile(rf"({SECRET_NAME.pattern})/([-._A-Za-z0-9]{{1,253}})")
 RETIRED = ("webhook",)
 """Parameters of earlier versions that are left out, and never shown: the URL is a secret."""
@@ -522,11 +523,19 @@ class RunConfig:
                 f"--{flag(name)} is empty; leave it out, or write auto or none where its help"
                 " says so",
             )
+        self._check_texts()
         self._check_addresses()
         self._check_xrootd_secret()
         for name, low in LEAST.items():
             value = getattr(self, name)
             require(value >= low, f"--{flag(name)} {value}: must be at least {low}")
+        for name, high in MOST.items():
+            value = getattr(self, name)
+            require(value <= high, f"--{flag(name)} {value}: must be at most {high:,}")
+        require(
+            self.min_replicas <= self.max_replicas,
+            f"--min-replicas {self.min_replicas} is larger than --max-replicas {self.max_replicas}",
+        )
         require(
             0 < self.data_fraction <= 1,
             f"--data-fraction {self.data_fraction}: must be above 0 and at most 1",
@@ -552,17 +561,15 @@ class RunConfig:
             self.early_stopping in EARLY_STOPPING,
             f"--early-stopping: {unknown('rule', self.early_stopping, EARLY_STOPPING)}",
         )
-        whole = (
-            self.early_stopping_start_step.isdigit() and int(self.early_stopping_start_step) >= 1
-        )
+        step = self.early_stopping_start_step
         require(
-            whole or self.early_stopping_start_step == AUTO,
+            step == AUTO or (is_whole(step) and int(step) >= 1),
             f"--early-stopping-start-step '{self.early_stopping_start_step}': write auto or a whole"
             " number from 1 up",
         )
         require(
-            self.seed == AUTO or re.fullmatch(r"\d+", self.seed) is not None,
-            f"--seed '{self.seed}': write auto or a whole number from 0 up",
+            self.seed == AUTO or (is_whole(self.seed) and int(self.seed) <= LARGEST_SEED),
+            f"--seed '{self.seed}': write auto or a whole number from 0 to {LARGEST_SEED}",
         )
         self._check_goal()
         self._check_pods()
@@ -598,12 +605,42 @@ class RunConfig:
                 f"--{flag(name)} '{value}': use up to 40 of a-z, 0-9 and '-', a letter first",
             )
 
+    def _check_texts(self) -> None:
+        """Refuse control characters, and names that Kubernetes would refuse later."""
+        for name, value in self.parameters().items():
+            if isinstance(value, str) and name not in SEVERAL_LINES:
+                require(
+                    CONTROL.search(value) is None,
+                    f"--{flag(name)} {value!r} has a control character; write it without line"
+                    " breaks",
+                )
+        for name in ("s3_secret", "service_account", "priority_class"):
+            value = getattr(self, name)
+            require(
+                SECRET_NAME.fullmatch(value) is not None,
+                f"--{flag(name)} '{value}': a name in Kubernetes has a-z, 0-9, '-' and '.', and a"
+                " letter or digit at both ends",
+            )
+        require(
+            NAMESPACE.fullmatch(self.namespace) is not None,
+            f"--namespace '{self.namespace}': write up to 63 of a-z, 0-9 and '-', or auto",
+        )
+        require(
+            re.fullmatch(r"[^\s]+", self.weaver_image) is not None,
+            f"--weaver-image '{self.weaver_image}': write it as registry/project/name:tag",
+        )
+
     def _check_addresses(self) -> None:
         """Refuse an address of an unknown scheme, before it becomes a folder of that name."""
         for name in ("data_config", "network_config", "search_space", "s3_bucket", "baseline"):
             self._check_address(name, scheme_of, [getattr(self, name)])
         for name in ("data_train", "data_val", "data_test"):
-            self._check_address(name, parse_one, separated(getattr(self, name)))
+            texts = separated(getattr(self, name))
+            require(bool(texts), f"--{flag(name)} '{getattr(self, name)}' names no file")
+            self._check_address(name, lambda text: bucket_of(parse_one(text).text), texts)
+        self._check_address("s3_bucket", bucket_of, [self.s3_bucket])
+        if self.s3_endpoint != AUTO:
+            self._check_address("s3_endpoint", check_url, [self.s3_endpoint])
         require(
             scheme_of(self.s3_bucket) not in HTTP,
             f"--s3-bucket {self.s3_bucket}: web servers are read only; give s3://, root:// or a"
@@ -688,6 +725,9 @@ class RunConfig:
 
 
 DEFAULT_SEED = 1
+SEVERAL_LINES = ("search_space", "data_train", "data_val", "data_test")
+"""Fields that may have line breaks: YAML, and lists that are separated by any blanks."""
+LARGEST_SEED = 2**31 - 1  # every library of the chain, here and in Katib, takes an int32
 
 
 def typed(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -729,6 +769,33 @@ LEAST = {
     "min_replicas": 0,
     "max_replicas": 1,
 }
+
+MOST: dict[str, float] = {
+    "sample_jets": 1_000_000_000,  # about 1 TB
+    "max_trials": 100_000,
+    "max_failed_trials": 100_000,
+    "early_stopping_min_trials": 100_000,
+    "num_epochs": 1_000_000,
+    "batch_size": 100_000_000,
+    "num_replicas": 10_000,
+    "num_gpus": 10_000,
+    "num_cpus": 100_000,
+    "serving_gpus": 10_000,
+    "deadline_hours": 87_600,  # ten years
+    "min_replicas": 10_000,
+    "max_replicas": 10_000,
+}
+"""Far above what anybody runs: a larger number is a typing error, or overflows somewhere later."""
+
+
+def is_whole(text: str) -> bool:
+    """Whether a text is a whole number, of at most 18 digits of ASCII, which int64 holds."""
+    return re.fullmatch(r"[0-9]{1,18}", text) is not None
+
+
+def bucket_of(uri: str) -> str:
+    """The bucket of an s3:// address; empty for others. Raises InputError for none, or no name."""
+    return split_s3(uri)[0] if scheme_of(uri) == S3 else ""
 
 
 def of_earlier_run(values: dict[str, Any]) -> dict[str, Any]:
@@ -797,6 +864,7 @@ UNITS = {
     "Gi": 2**30,
     "Ti": 2**40,
 }
+MOST_BYTES = 2**60  # more than any node has
 
 
 def quantity(name: str, text: str) -> float:
@@ -807,7 +875,12 @@ def quantity(name: str, text: str) -> float:
             f"--{flag(name)} '{text}' is no quantity; write a number and one of"
             f" {', '.join(u for u in UNITS if u)}, as 12Gi"
         )
-    return float(match[1]) * UNITS[match[2]]
+    amount = float(match[1]) * UNITS[match[2]]
+    require(
+        0 < amount <= MOST_BYTES,
+        f"--{flag(name)} '{text}': must be above 0 and at most {MOST_BYTES // 2**40:,} Ti",
+    )
+    return amount
 
 
 def cpus(name: str, text: str) -> float:
@@ -818,7 +891,10 @@ def cpus(name: str, text: str) -> float:
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)(m?)", text)
     cores = float(match[1]) / (1000 if match[2] else 1) if match else 0.0
-    require(cores > 0, f"--{flag(name)} '{text}' is no number of CPUs; write 2, 0.5 or 500m")
+    require(
+        0 < cores <= MOST["num_cpus"],
+        f"--{flag(name)} '{text}' is no number of CPUs; write 2, 0.5 or 500m",
+    )
     return cores
 
 

@@ -1,7 +1,8 @@
-"""The machine that a speed was measured on, in words."""
+"""This machine: its processor in words, and the cores that this process may use."""
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 from pathlib import Path
@@ -24,3 +25,10 @@ def processor() -> tuple[str, list[str]]:
         fields.get("model name") or platform.processor() or platform.machine(),
         fields.get("flags", "").split(),
     )
+
+
+def cores() -> int:
+    """Cores that this process may use; where the system does not say (macOS), all there are."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

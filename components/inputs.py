@@ -170,7 +170,8 @@ def check_files(inputs: Inputs, split: str) -> Result:
             text=f"generated ({inputs.config.sample_jets:,} training jets), kept in the storage for"
             " the next run"
         )
-    entries = files.find(pattern)
+    warnings: list[str] = []
+    entries = files.find(pattern, warnings.append)
     checked = files.check(
         entries,
         inputs.known_data_config,
@@ -184,7 +185,8 @@ def check_files(inputs: Inputs, split: str) -> Result:
     jets = sum(file.num_entries for file in checked.files)
     return Result(
         text=f"{len(entries)} files, {size / 1e9:.2f} GB, {jets:,} jets, fingerprint"
-        f" {storage.fingerprint(entries)[:12]}"
+        f" {storage.fingerprint(entries)[:12]}",
+        warning="; ".join(f"--data-{split}: {text}" for text in warnings),
     )
 
 

@@ -24,14 +24,14 @@ import glob
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from common import storage
-from common.cli import Parser, local_path, require, run_main
+from common.cli import Parser, output_folder, require, run_main
 from common.errors import InputError
 from common.progress import Progress
 from data import jetntuple, ragged
@@ -41,6 +41,7 @@ from data.generator.events import HARD_PROCESS
 from data.generator.reconstruction import GEN_MATCH, nearest
 from data.jetntuple import Columns
 from data.trees import find_files, open_tree
+from weaver.read.files import SUFFIXES
 
 TREE = "Events"
 # Each jet meets all of its event's candidates at once: with 1,800 of them about 20 million pairs,
@@ -51,12 +52,14 @@ FIT_QUALITY, PRIMARY_QUALITY = 7, 6  # pat::PackedCandidate: UsedInFitTight, Use
 PARTONS = (1, 2, 3, 4, 5, 21)  # |PDG number| of quarks that form jets, and of the gluon
 
 # fmt: off
-NEEDED = (
+JETS = (
     "run", "luminosityBlock", "event",
     "Jet_pt", "Jet_eta", "Jet_phi", "Jet_mass", "Jet_rawFactor", "Jet_area",
-    "GenJet_pt", "GenJet_eta", "GenJet_phi", "GenJet_mass",
 )
 # fmt: on
+"""Branches without which there are no jets."""
+
+NEEDED = (*JETS, "GenJet_pt", "GenJet_eta", "GenJet_phi", "GenJet_mass")
 """Branches without which there is no response to measure."""
 
 LINKS = ("JetPFCands_jetIdx", "JetPFCands_pFCandsIdx")
@@ -103,6 +106,30 @@ DENSITIES = {
 }
 """Branch -> its names in NanoAOD, from version 10 on with the prefix Rho_."""
 
+OF_CANDIDATES = (
+    *("nPF", "jetGirth", "QG_ptD", "QG_axis2", "QG_mult"),
+    *(branch.name for branch in jetntuple.BRANCHES if branch.counter == "nPF"),
+    *("jetChargedHadronMult", "jetNeutralHadronMult", "jetChargedMult", "jetNeutralMult"),
+    "jetMult",
+)
+OF_JETS = (
+    *("jetPt", "jetEta", "jetPhi", "jetMass", "jetArea", "jetRawPt", "jetRawMass", "jetPtOrder"),
+    *("eventJetMult", "dPhiJetsLO", "dEtaJetsLO", "alpha", "event", "run", "lumi"),
+)
+SOURCES: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(OF_JETS, JETS),
+    **dict.fromkeys(OF_CANDIDATES, (*CANDIDATES, *LINKS)),
+    "PF_fromPV": (*CANDIDATES, *LINKS, *VERTEX),
+    "jetQGl": ("Jet_qgl",),
+    "jetLooseID": ("Jet_jetId",),
+    "jetTightID": ("Jet_jetId",),
+    "PV_npvsGood": ("PV_npvsGood",),
+}
+"""Column of the JetNtuple -> the branches that it is made of.
+
+Those of DENSITIES, and those that only simulation has, are not among them.
+"""
+
 Arrays = Mapping[str, Any]
 """NanoAOD branch -> awkward array of a chunk of events: (events,) or events × objects."""
 
@@ -123,7 +150,11 @@ def output_names(uris: Sequence[str]) -> dict[str, str]:
     That is the file's own name; of files with equal names, as jobs for several samples write them,
     with as many of the folders above in front as tell them apart.
     """
-    parts = {uri: storage.name(uri).removesuffix(".root") for uri in uris}
+    parts = {}
+    for uri in uris:
+        parts[uri] = storage.name(uri)
+        for suffix in SUFFIXES:
+            parts[uri] = parts[uri].removesuffix(suffix)
     names = dict(parts)
     folders = {uri: uri.split("/")[:-1] for uri in uris}
     while equal := [uri for uri in uris if list(names.values()).count(names[uri]) > 1]:
@@ -248,6 +279,47 @@ def columns_of(arrays: Arrays, *, all_events: bool = False) -> Columns:
     }
 
 
+def branches_for(columns: Iterable[str], present: set[str]) -> tuple[list[str], dict[str, str]]:
+    """What to read for these columns of every jet: (branches, column -> why it cannot be made).
+
+    present: the branches of the file.
+    """
+    branches = dict.fromkeys(JETS)
+    lacking = {}
+    for column in columns:
+        names = SOURCES.get(column, ())
+        if column in DENSITIES:
+            names = (_first_of(DENSITIES[column], present) or DENSITIES[column][0],)
+        elif not names:
+            lacking[column] = "NanoAOD has nothing that it is made of"
+            continue
+        absent = [name for name in names if name not in present]
+        if absent:
+            lacking[column] = f"the file has no {', '.join(absent)}"
+        branches |= dict.fromkeys(names)
+    return list(branches), lacking
+
+
+def columns_of_all(arrays: Arrays) -> tuple[Columns, np.ndarray]:
+    """The columns of SOURCES and DENSITIES for every jet, and the number of jets of each event.
+
+    Jets are in the order of the file, none is left out, and nothing of a generator is needed.
+    Columns that were not asked for when the branches were chosen (`branches_for`) mean nothing.
+    """
+    jets = _Jets.every(arrays)
+    members, candidate_columns = _candidates(arrays, jets)
+    columns = {
+        **jets.columns(),
+        **candidate_columns,
+        **_identification(arrays, jets, members),
+        **_event(arrays, jets),
+    }
+    chosen = {}
+    for name in (*SOURCES, *DENSITIES):
+        chosen[name] = columns[name].astype(jetntuple.BY_NAME[name].dtype)
+    return chosen, _number(arrays["Jet_pt"])
+
+
 # ---------------------------------------------------------------------------------------- reading
 
 
@@ -302,7 +374,7 @@ def _global(array: Any, members: Any) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class _Jets:
-    """The stored jets, (J,) each, sorted by event and falling pT.
+    """Jets of the chunk, (J,) each: the stored ones, sorted by event and falling pT, or all.
 
     `source` indexes NanoAOD's jets of the chunk.
     """
@@ -317,6 +389,9 @@ class _Jets:
     raw: np.ndarray
     area: np.ndarray
     order: np.ndarray
+    """Place by falling pT in the event, from 0."""
+    multiplicity: np.ndarray
+    """Jets of each event above 30 GeV and within |eta| < 2.5, (events,)."""
     per_event: Columns
 
     def __len__(self) -> int:
@@ -325,27 +400,42 @@ class _Jets:
     @classmethod
     def of(cls, arrays: Arrays, *, all_events: bool) -> _Jets:
         """The jets of the chunk's events that pass, of all events where `all_events` is set."""
+        every = cls.every(arrays)
+        passes = jet_columns.passing(
+            every.event, every.pt, every.eta, every.order, every.events, all_events=all_events
+        )
+        chosen = np.flatnonzero(passes)
+        return every.select(chosen[np.lexsort((every.order[chosen], every.event[chosen]))])
+
+    @classmethod
+    def every(cls, arrays: Arrays) -> _Jets:
+        """All jets of the chunk, in the order of the file."""
         event, events = _events_of(arrays["Jet_pt"]), len(arrays["run"])
         pt, eta, phi = (
             _flat(arrays[f"Jet_{name}"]).astype(np.float64) for name in ("pt", "eta", "phi")
         )
         rank = ragged.rank_in_group(event, -pt)
-        passes = jet_columns.passing(event, pt, eta, rank, events, all_events=all_events)
-        chosen = np.flatnonzero(passes)
-        chosen = chosen[np.lexsort((rank[chosen], event[chosen]))]
+        passes = jet_columns.passing(event, pt, eta, rank, events, all_events=True)
         return cls(
             events=events,
-            event=event[chosen],
-            source=chosen,
-            pt=pt[chosen],
-            eta=eta[chosen],
-            phi=phi[chosen],
-            mass=_flat(arrays["Jet_mass"])[chosen],
-            raw=1 - _flat(arrays["Jet_rawFactor"])[chosen],
-            area=_flat(arrays["Jet_area"])[chosen],
-            order=rank[chosen],
+            event=event,
+            source=np.arange(len(event)),
+            pt=pt,
+            eta=eta,
+            phi=phi,
+            mass=_flat(arrays["Jet_mass"]),
+            raw=1 - _flat(arrays["Jet_rawFactor"]),
+            area=_flat(arrays["Jet_area"]),
+            order=rank,
+            multiplicity=ragged.counts_of(event[passes], events),
             per_event=jet_columns.leading_jets(event, pt, eta, phi, rank, events),
         )
+
+    def select(self, jets: np.ndarray) -> _Jets:
+        """Those at these places."""
+        of_jets = ("event", "source", "pt", "eta", "phi", "mass", "raw", "area", "order")
+        chosen = {name: getattr(self, name)[jets] for name in of_jets}
+        return dataclasses.replace(self, **chosen)
 
     def columns(self) -> Columns:
         return {
@@ -357,7 +447,7 @@ class _Jets:
             "jetRawPt": self.pt * self.raw,
             "jetRawMass": self.mass * self.raw,
             "jetPtOrder": self.order,
-            "eventJetMult": ragged.counts_of(self.event, self.events)[self.event],
+            "eventJetMult": self.multiplicity[self.event],
         }
 
 
@@ -588,7 +678,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--output",
         required=True,
-        type=local_path,
+        type=output_folder,
         metavar="DIR",
         help="folder for the JetNtuple files",
     )

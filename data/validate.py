@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from common import storage
-from common.cli import Parser, require, run_main
+from common.cli import Parser, output_address, require, run_main
 from common.progress import Progress
 from common.storage.addresses import is_foreign_scheme
 from data import checks, summary
@@ -126,6 +126,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument(
         "--page",
+        type=output_address,
         default=PAGE,
         metavar="PATH",
         help="where the page of plots goes, or none (default %(default)s)",

@@ -169,6 +169,7 @@ def provenance(request: Export, data_config: DataConfig, info: ModelInfo) -> Map
             metrics = epoch
             break
 
+    facts, _ = card.kept(request.folder.config)
     labels = {}
     for name in data_config.label_names:
         if name in data_config.functions:
@@ -198,6 +199,9 @@ def provenance(request: Export, data_config: DataConfig, info: ModelInfo) -> Map
         # by which the evaluation knows the quantiles
         "output_columns": json.dumps(info.get("output_columns", [])),
         "label": json.dumps(labels),
+        # by which serving.calibrate knows the files and the jets that the model is for
+        "treename": data_config.treename or "",
+        "trained_on": json.dumps(facts),
         "standardisation": json.dumps(data_config.preprocess_params),
         "versions": " ".join(versions),
     }

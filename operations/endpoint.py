@@ -6,6 +6,7 @@ import os
 
 from common.config import AUTO, NONE
 from common.errors import InputError
+from common.storage.addresses import check_url
 from operations.auth import notebook_token
 
 IN_CLUSTER = "in-cluster"
@@ -20,12 +21,18 @@ def endpoint(host: str) -> tuple[str, str]:
     """
     if host == NONE:
         return "", ""
-    if host not in (AUTO, IN_CLUSTER) and not host.startswith(("http://", "https://")):
-        raise InputError(f"--host '{host}' is no URL; write https://KUBEFLOW/pipeline, or none")
-    if host != AUTO:
-        return host.rstrip("/"), "--host"
-    if os.environ.get("KFP_ENDPOINT"):
-        return os.environ["KFP_ENDPOINT"].rstrip("/"), "KFP_ENDPOINT"
+    if host == IN_CLUSTER:
+        return host, "--host"
+    configured = os.environ.get("KFP_ENDPOINT", "")
+    for address, source in ((host if host != AUTO else "", "--host"), (configured, "KFP_ENDPOINT")):
+        if address:
+            try:
+                check_url(address)
+            except InputError as error:
+                raise InputError(
+                    f"{source}: {error}, as https://KUBEFLOW/pipeline, or none"
+                ) from None
+            return address.rstrip("/"), source
     if notebook_token().exists():
         return IN_CLUSTER, "the token that Kubeflow mounts into notebooks"
     return "", ""

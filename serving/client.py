@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from common import storage
-from common.cli import Parser, run_main
+from common.cli import Parser, require_url, run_main, seconds, word
 from common.errors import (
     ClusterError,
     DeadlineError,
@@ -307,7 +307,7 @@ def main(argv: list[str] | None = None) -> int:
         description="Send one request to a served model and print the answer.",
     )
     parser.add_argument("--url", required=True, help="the server, http://host:port")
-    parser.add_argument("--model", required=True, help="the model's name on the server")
+    parser.add_argument("--model", type=word, required=True, help="the model's name on the server")
     parser.add_argument(
         "--request",
         required=True,
@@ -315,13 +315,14 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument(
         "--timeout",
-        type=float,
+        type=seconds,
         default=60.0,
         help="seconds to wait for the answer (default: %(default)g)",
     )
     options = parser.parse_args(argv)
 
     def body() -> None:
+        require_url("--url", options.url)
         answer = Client(options.url, options.model, timeout=options.timeout).infer(
             storage.read_json(options.request)
         )

@@ -22,7 +22,7 @@ from typing import Any
 
 from clusters.server_log import error_lines
 from common import storage
-from common.cli import Parser, run_main
+from common.cli import Parser, port_number, run_main, word
 from common.errors import ClusterError, InputError, InterruptedRun, StorageError
 from common.layout import RAW_SUFFIX, RunFolder
 from common.records import MetricsRecord, ModelCard
@@ -284,8 +284,9 @@ def _check_port(host: str, port: int) -> None:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((host, port))
-        except OSError as error:
-            reason = error.strerror or str(error)
+        # UnicodeError: a part of the host's name is too long
+        except (OSError, UnicodeError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
             raise InputError(
                 f"cannot listen at {host}:{port}: {reason}; give another one"
             ) from None
@@ -302,14 +303,6 @@ def _default_port(host: str) -> int:
 
 def _interrupt(*_: Any) -> None:
     raise InterruptedRun("told to stop")
-
-
-def port_number(text: str) -> int:
-    """A port as argparse wants it."""
-    number = int(text)
-    if not 1 <= number <= 65535:
-        raise ValueError(text)
-    return number
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -339,6 +332,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument(
         "--host",
+        type=word,
         default=triton.HOST,
         metavar="ADDRESS",
         help=(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import inspect
 import os
 import signal
 from pathlib import Path
@@ -44,6 +46,18 @@ class CompiledPipeline(NamedTuple):
     """The PipelineSpec, the file's first document."""
     platform: dict[str, Any]
     """The PlatformSpec, the file's second document: what is Kubernetes' own."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def stack_without_source_lines():
+    """Leave the source lines out of `inspect.stack`.
+
+    kfp asks for the stack for each task of a pipeline and reads only names of functions. Where
+    torch is imported, finding the source lines took seconds for each pipeline.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inspect, "stack", functools.partial(inspect.stack, 0))
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -107,7 +121,12 @@ def web_server(tmp_path_factory):
 
 @pytest.fixture
 def no_pauses(monkeypatch):
-    """Repeat failed requests at once. Gives the list of pauses that were not made."""
+    """Repeat failed requests at once. Gives the list of our own pauses that were not made.
+
+    boto3's own repeats are without a pause too.
+    """
     pauses = []
+    backoff = "botocore.retries.standard.ExponentialBackoff.delay_amount"
+    monkeypatch.setattr(backoff, lambda self, context: 0)
     monkeypatch.setattr(retries, "sleep", pauses.append)
     return pauses

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from common import storage
-from common.config import NONE, RunConfig
+from common.config import NONE, RunConfig, is_whole
 from common.errors import InputError
 from common.layout import RunFolder
 from common.records import SearchRecord
@@ -15,7 +15,7 @@ def with_more_trials(config: RunConfig, more: str) -> RunConfig:
     Raises InputError where `more` is no number, or the search has not ended or has reached its
     goal.
     """
-    if not more.isdigit() or int(more) < 1:
+    if not is_whole(more) or int(more) < 1:
         raise InputError(
             f"--more-trials '{more}': write a whole number from 1 up, and the run's id behind it"
         )

@@ -10,7 +10,6 @@ made-up jets of the data config's shapes, because `forward` may refuse what get_
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import importlib.util
 from collections.abc import Iterator, Mapping
@@ -24,6 +23,8 @@ from weaver.network.network_file import NetworkFile, option_names, option_rules
 
 MOST_PARAMETERS = 50_000_000
 """Of a network that is built in memory (200 MB); a larger one is built on the meta device only."""
+MOST_TRAINABLE = 10_000_000_000
+"""With Adam's two moments and the gradients these are 160 GB, more than any GPU has."""
 
 
 def check_options(space: list[Parameter], network_config: str, source: str) -> None:
@@ -96,15 +97,30 @@ def _build(network: NetworkFile, data_config: Any, options: Mapping[str, object]
     """
     import torch
 
+    from weaver.network.bounded import Bound, bounded
     from weaver.network.forward_check import check_shapes
-    from weaver.network.network_file import num_parameters
+    from weaver.network.network_file import check_loss, check_model, num_parameters
 
     size = 0
-    with contextlib.suppress(InputError), torch.device("meta"):
-        # A network may look at numbers while it is made, and the meta device has none.
-        size = num_parameters(network.build(data_config, options)[0])
-    if size <= MOST_PARAMETERS:
-        with torch.random.fork_rng(devices=[]):
+    bound = Bound()
+    try:
+        with bounded(network.uri) as bound, torch.device("meta"):
             model, _ = network.build(data_config, options)
+    except InputError:
+        # A network may look at numbers while it is made, and the meta device has none.
+        if bound.exceeded:
+            raise
+    else:
+        check_model(network.uri, model)
+        size = num_parameters(model)
+    if size > MOST_TRAINABLE:
+        raise InputError(
+            f"{network.uri}: the network has {size:.3g} parameters, more than"
+            f" {MOST_TRAINABLE:.0e}, and could not be trained"
+        )
+    if size <= MOST_PARAMETERS:
+        with torch.random.fork_rng(devices=[]), bounded(network.uri):
+            model, _ = network.build(data_config, options)
+        check_model(network.uri, model)
         check_shapes(model, data_config, network)
-    network.loss(data_config, options)
+    check_loss(network.uri, network.loss(data_config, options))

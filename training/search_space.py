@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from clusters.protocol import Manifest
-from common import algorithms, storage
+from common import algorithms, storage, yaml_text
 from common.errors import InputError, unknown
 from common.project import here
 
@@ -201,14 +201,7 @@ class Parameter:
 
 def parse(content: str, *, where: str = "the search space") -> list[Parameter]:
     """Parameters from YAML or JSON text. Raises InputError naming what is wrong and what exists."""
-    import yaml
-
-    try:
-        document = yaml.safe_load(content)
-    except yaml.YAMLError as error:
-        raise InputError(
-            f"{where} is neither YAML nor JSON: {' '.join(str(error).split())}"
-        ) from None
+    document = yaml_text.load(content, where)
     entries = document.get("parameters") if isinstance(document, dict) else document
     if not isinstance(entries, list) or not entries:
         raise InputError(
@@ -345,6 +338,8 @@ def _number(where: str, key: str, value: Any) -> float:
         number = float(value)
     except (TypeError, ValueError):
         raise InputError(f"{where}: {key} {value!r} is no number") from None
+    except OverflowError:
+        raise InputError(f"{where}: {key} is larger than any number of a computer") from None
     if not math.isfinite(number):
         raise InputError(f"{where}: {key} {value!r} is not finite")
     return number

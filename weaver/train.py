@@ -13,12 +13,14 @@ again), 2 the input cannot be used, 143 stopped by SIGTERM.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from common import storage
+from common.cli import run_main
 from common.errors import InputError, JecError, TrainingError
 from weaver.fit.checkpoint import (
     Settings,
@@ -43,31 +45,22 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
+    return run_main(lambda: _main(argv))
+
+
+def _main(argv: Sequence[str] | None) -> int:
     options = parse(argv)  # before torch is imported: --help and a wrong flag answer at once
-    try:
-        if count := needs_ranks(options, os.environ):
-            words = sys.argv[1:] if argv is None else argv
-            return run_ranks(count, words, auto_name(options))
-        with logged(options.log_file):
-            trainings = folds(options) if options.cross_validation else [options]
-            for number, training in enumerate(trainings):
-                if len(trainings) > 1 and _is_first_rank():
-                    _say(f"fold {number} of {len(trainings)}: {training.model_prefix}")
-                if code := _report(training):
-                    return code
-            return 0
-    except JecError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return error.exit_code
-
-
-def _report(options: TrainOptions) -> int:
-    """Run the options; an error becomes a line, so that the log file has it too."""
-    try:
-        run(options)
-    except JecError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return error.exit_code
+    if count := needs_ranks(options, os.environ):
+        words = sys.argv[1:] if argv is None else argv
+        return run_ranks(count, words, auto_name(options))
+    with logged(options.log_file):
+        trainings = folds(options) if options.cross_validation else [options]
+        for number, training in enumerate(trainings):
+            if len(trainings) > 1 and _is_first_rank():
+                _say(f"fold {number} of {len(trainings)}: {training.model_prefix}")
+            # within `logged`, so that the log file has an error too
+            if code := run_main(functools.partial(run, training)):
+                return code
     return 0
 
 
@@ -172,6 +165,7 @@ def _fit(
     from weaver.fit.fit import Fit
     from weaver.fit.step_memory import warning
     from weaver.network.forward_check import PROBED_JETS, check_class_numbers, check_forward
+    from weaver.network.network_file import check_loss
     from weaver.network.objective import Objective
     from weaver.network.precision import choose
 
@@ -210,6 +204,7 @@ def _fit(
             options.of_weaver,
             regression=options.regression_mode,
         )
+        check_loss(network.uri, loss)
         fit = Fit(
             network=model,
             objective=Objective(
@@ -236,6 +231,7 @@ def _network(
 ) -> torch.nn.Module:
     """Build the network, with the weights that it starts from."""
     from weaver.fit.start_weights import freeze, start_from
+    from weaver.network.network_file import check_model
 
     model, _ = network.build(
         data_config,
@@ -243,6 +239,7 @@ def _network(
         options.of_weaver,
         mixed_precision=options.asked_precision not in ("auto", "float32"),
     )
+    check_model(network.uri, model)
     if options.load_model_weights:
         start_from(model, options.load_model_weights, options.exclude_model_weights)
     if options.freeze_model_weights:

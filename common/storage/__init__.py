@@ -131,7 +131,7 @@ def read_json(uri: str) -> Any:
     text = read_text(uri)
     try:
         return json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{uri} is not JSON: {error}") from None
 
 

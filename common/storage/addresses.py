@@ -39,6 +39,11 @@ MISSPELT = re.compile(r"^\s*(?P<scheme>[A-Za-z][A-Za-z0-9]*)(?::|//)")
 SECRET = re.compile(r"^[^/]*/+[^/\s]*:[^/\s]*@|\b(authz|access_token)=")
 """A password in front of the server (`//user:password@`), or a token."""
 WILDCARDS = "*?["
+CONTROL = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029]")
+HOST = re.compile(r"[\w.-]+|[0-9A-Fa-f:.]+(%\w+)?")
+"""A name, an IPv4 address, or an IPv6 address without its brackets."""
+BUCKET = re.compile(r"[\w.:-]{1,255}", re.ASCII)
+"""As boto3 takes it, with the tenant that Ceph writes in front (tenant:bucket)."""
 
 
 def scheme_of(uri: str) -> str:
@@ -105,6 +110,35 @@ def unknown_scheme(uri: str, scheme: str) -> InputError:
     )
 
 
+def check_text(text: str) -> None:
+    """Raise InputError for an empty text, and for one with control characters.
+
+    A path or a name with a line break would break every file and line that names it.
+    """
+    if not text:
+        raise InputError("it is empty; leave the flag out, or write a value")
+    if CONTROL.search(text):
+        raise InputError(f"{text!r} has a control character; write it without line breaks")
+
+
+def check_url(text: str) -> None:
+    """Raise InputError for what is no http:// or https:// address of a server."""
+    problem = ""
+    try:
+        parts = urllib.parse.urlsplit(text)
+        if parts.scheme not in HTTP or not parts.hostname:
+            problem = "is no URL of a server"
+        elif CONTROL.search(text) or " " in text or not HOST.fullmatch(parts.hostname):
+            problem = f"names no host: {parts.hostname!r}"
+        elif parts.port == 0:
+            problem = "has the port 0"
+    except ValueError as error:  # a port that is no number, an address in brackets that is none
+        problem = f"is no URL: {error}"
+    if problem:
+        shown = re.sub(r"//[^/@]*@", "//", text)  # without a login
+        raise InputError(f"{shown!r} {problem}; write https://HOST or https://HOST:PORT")
+
+
 def is_foreign_scheme(name: str) -> bool:
     """Whether `name:/path` names a storage system, ours or another, and no sample."""
     return name.lower() in FOREIGN or name.lower() in SCHEMES
@@ -162,6 +196,8 @@ def split_s3(uri: str) -> tuple[str, str]:
     bucket, _, key = uri.removeprefix("s3://").partition("/")
     if not bucket:
         raise InputError(f"'{uri}' names no bucket; write s3://bucket/prefix")
+    if not BUCKET.fullmatch(bucket):
+        raise InputError(f"'{uri}': {bucket!r} is no name of a bucket; write s3://bucket/prefix")
     return bucket, key
 
 

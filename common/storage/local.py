@@ -53,6 +53,7 @@ class LocalSource(Source):
     def __init__(self, path: str) -> None:
         self.uri = path
         with _explained(path):
+            _refuse_special(path, os.stat(path).st_mode)
             self._file = os.open(path, os.O_RDONLY)
         status = os.fstat(self._file)
         self.size = status.st_size
@@ -81,9 +82,75 @@ def exists(path: str) -> bool:
 
 
 def read_bytes(path: str) -> bytes:
-    """The content of one file. Raises InputError where there is none."""
+    """The content of one file. Raises InputError where there is none, or it is a pipe or device."""
     with _explained(path):
+        _refuse_special(path, os.stat(path).st_mode)
         return Path(path).read_bytes()
+
+
+def _refuse_special(path: str, mode: int) -> None:
+    """Raise InputError for a pipe, a socket or a device: reading it may never end."""
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise InputError(f"{path} is {kind_of(mode)}, and no file; give a file")
+
+
+def kind_of(mode: int) -> str:
+    """What a path is, in words, by its st_mode."""
+    if stat.S_ISDIR(mode):
+        return "a folder"
+    if stat.S_ISFIFO(mode):
+        return "a named pipe"
+    if stat.S_ISSOCK(mode):
+        return "a socket"
+    return "a device"
+
+
+def check_writable_folder(path: str) -> None:
+    """Raise InputError where a folder could not be made, or not written to; nothing stays there."""
+    path = os.path.abspath(path)
+    with _explained(path, "write"):
+        folder = _nearest(path)
+        mode = os.stat(folder).st_mode
+        if not stat.S_ISDIR(mode):
+            raise InputError(f"cannot write to {path}: {folder} is {_no_folder(mode)}")
+        # Asking is not enough: root may write everywhere, but not to /proc.
+        handle, probe = tempfile.mkstemp(dir=folder, prefix=PARTIAL)
+        os.close(handle)
+        os.remove(probe)
+
+
+def check_writable_file(path: str) -> None:
+    """Raise InputError where a file could not be written; nothing is written."""
+    path = os.path.abspath(path)
+    with _explained(path, "write"):
+        exists = os.path.exists(path)
+        if not exists or stat.S_ISREG(os.stat(path).st_mode):
+            check_writable_folder(os.path.dirname(path))
+            _nearest(path)  # refuses a name that is too long
+            return
+        mode = os.stat(path).st_mode
+        if not stat.S_ISCHR(mode):  # /dev/null and /dev/stdout take what is written
+            raise InputError(f"cannot write {path}: it is {kind_of(mode)}; name a file")
+
+
+def _nearest(path: str) -> str:
+    """The path itself, or the nearest of the folders above it, that exists."""
+    while True:
+        try:
+            os.stat(path)
+        except FileNotFoundError:
+            # a link without a target exists itself, and no folder can be made there
+            if os.path.lexists(path):
+                raise InputError(f"cannot write {path}: it is a link to nothing") from None
+            path = os.path.dirname(path)
+        except NotADirectoryError:
+            path = os.path.dirname(path)
+        else:
+            return path
+
+
+def _no_folder(mode: int) -> str:
+    return "a file, not a folder" if stat.S_ISREG(mode) else f"{kind_of(mode)}, not a folder"
 
 
 def write_bytes(path: str, content: bytes) -> None:
@@ -97,9 +164,9 @@ def entries(path: str) -> list[Entry]:
     Links to folders are followed, a loop of them once; a link without a target is no file.
     """
     with _explained(path):
-        is_file = os.path.isfile(path)
-    if is_file:
-        return _entries_of([path])
+        is_folder = os.path.isdir(path)
+    if not is_folder:
+        return _entries_of([path], refuse_special=True)
     files: list[str] = []
     seen = set()
     for folder, folders, names in os.walk(path, followlinks=True):
@@ -121,11 +188,16 @@ def glob(pattern: str) -> list[Entry]:
     if pattern.startswith("~"):
         home, slash, rest = pattern.partition("/")
         pattern = python_glob.escape(os.path.expanduser(home)) + slash + rest
-    return _entries_of([os.path.abspath(path) for path in python_glob.iglob(pattern)])
+    return _entries_of(
+        [os.path.abspath(path) for path in python_glob.iglob(pattern)], refuse_special=True
+    )
 
 
-def _entries_of(paths: list[str]) -> list[Entry]:
-    """The files among these paths: no folder, no link without a target, nothing half-written."""
+def _entries_of(paths: list[str], *, refuse_special: bool = False) -> list[Entry]:
+    """The files among these paths: no folder, no link without a target, nothing half-written.
+
+    Pipes, sockets and devices are passed over, or refused with InputError.
+    """
     files = []
     for path in paths:
         if os.path.basename(path).startswith(PARTIAL):
@@ -136,6 +208,8 @@ def _entries_of(paths: list[str]) -> list[Entry]:
             if error.errno in (*MISSING, errno.ELOOP):  # a link without a target, or to itself
                 continue
             raise explain(error, path) from error
+        if refuse_special:
+            _refuse_special(path, status.st_mode)
         if stat.S_ISREG(status.st_mode):
             files.append(Entry(uri=path, size=status.st_size, tag=str(status.st_mtime_ns)))
     return files

@@ -23,7 +23,7 @@ from typing import TypeVar
 import numpy as np
 
 from common import storage
-from common.cli import Parser, local_path, require, run_main
+from common.cli import Parser, output_folder, require, run_main
 from common.progress import Progress
 from data import ragged
 from data.generator import detector, jec, pileup, quark_gluon, reconstruction, workers
@@ -240,7 +240,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument(
         "--output",
-        type=local_path,
+        type=output_folder,
         default=Path(__file__).parent,
         metavar="DIR",
         help="folder (default: this package)",

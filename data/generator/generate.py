@@ -20,7 +20,7 @@ import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
-from common.cli import Parser, local_path, require, run_main
+from common.cli import Parser, output_folder, require, run_main
 from common.errors import InputError, InterruptedRun
 from common.progress import Progress
 from data import jetntuple
@@ -215,7 +215,7 @@ def _parser() -> Parser:
     parser.add_argument(
         "--output",
         required=True,
-        type=local_path,
+        type=output_folder,
         metavar="DIR",
         help="folder for the ROOT files; made if need be",
     )

@@ -45,7 +45,7 @@ def test_a_run_without_the_file(tmp_path):
         ("card.txt", "x", "ends in .yaml, .yml, .json, .md"),
         ("card.yaml", "- a\n- b\n", "expected names with values, such as 'era: 2018', found list"),
         ("card.yaml", "a: {b: 1}\n", "'a' is nested"),
-        ("card.yaml", "a: [\n", "is not readable"),
+        ("card.yaml", "a: [\n", "neither YAML nor JSON"),
         ("card.yaml", None, "there is no such file"),
     ],
 )

@@ -375,7 +375,12 @@ def with_quota(fake, hard, used, **values) -> list[tuple[str, str]]:
     [
         ({"requests.memory": "200Gi"}, {}, {}, ""),
         ({"requests.memory": "200Gi"}, {"requests.memory": "195Gi"}, {}, "warning"),
-        ({"requests.memory": "20Gi"}, {}, {"min_replicas": 5, "memory": "2Gi"}, "error"),
+        (
+            {"requests.memory": "20Gi"},
+            {},
+            {"min_replicas": 5, "max_replicas": 5, "memory": "2Gi"},
+            "error",
+        ),
     ],
     ids=["fits", "does not fit now", "never fits"],
 )
@@ -918,7 +923,7 @@ def test_a_host_that_is_no_address_ends_in_a_sentence(monkeypatch, capsys, host)
         assert "no endpoint" in answer.out
     else:
         assert code == 2
-        assert "--host 'kubeflow' is no URL" in answer.err
+        assert "--host: 'kubeflow' is no URL" in answer.err
 
 
 @pytest.mark.parametrize(

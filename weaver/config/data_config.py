@@ -59,13 +59,14 @@ import functools
 import hashlib
 import json
 import os
+import re
 import sys
 from collections.abc import Iterable, Mapping
 from typing import Any, TypedDict
 
 import yaml
 
-from common import storage
+from common import storage, yaml_text
 from common.errors import InputError, unknown
 from weaver.config.document import Document, Options
 from weaver.config.expressions import Expression
@@ -159,11 +160,7 @@ class DataConfig:
         Keys that weaver-core passes over, too, are named in a warning on stderr. Raises InputError
         naming file, section and key for whatever is wrong in it.
         """
-        try:
-            options = yaml.safe_load(storage.read_text(uri))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise InputError(f"{uri} is not YAML: {' '.join(str(error).split())}") from None
-        config = cls.from_options(options, uri)
+        config = cls.from_options(yaml_text.load(storage.read_text(uri), uri), uri)
         for line in config.warnings:
             _warn(line)
         return config
@@ -508,9 +505,16 @@ def _check_together(document: Document, config: DataConfig) -> None:
             "", "'observers' and 'monitor_variables' cannot be set at the same time"
         )
     document.mapping("branch_magic")
-    for values in document.mapping("file_magic").values():
+    for variable, values in document.mapping("file_magic").items():
         if not isinstance(values, dict):
             raise document.refusal("file_magic", "expected {variable: {pattern: value}}")
+        for pattern in values:
+            try:
+                re.compile(str(pattern))
+            except (re.error, RecursionError, OverflowError) as error:
+                raise document.refusal(
+                    f"file_magic:{variable}", f"{pattern!r} is no regular expression: {error}"
+                ) from None
     if document.options.get("bucketing") is not None:
         document.check_keys("bucketing", document.mapping("bucketing"), {"var", "bins"})
     for for_training in (True, False):

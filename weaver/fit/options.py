@@ -11,6 +11,7 @@ import argparse
 import ast
 import dataclasses
 import hashlib
+import math
 import os
 import re
 import socket
@@ -20,8 +21,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from common.choices import PRECISIONS
-from common.errors import InputError, unknown
-from common.storage.addresses import scheme_of
+from common.errors import InputError, JecError, unknown
+from common.storage.addresses import absolute, check_text, is_local, scheme_of
+from common.storage.local import check_writable_file, check_writable_folder
 from weaver.fit.schedulers import CURVES, WARMED_UP
 
 # Others of torch.optim have their class names, as in weaver-core.
@@ -91,6 +93,8 @@ DEMO_FRACTION = 0.1
 AUTO_NAME = "JEC_AUTO_NAME"
 """Environment variable that gives all ranks the same name in place of {auto}."""
 
+LARGEST_WHOLE = 2**53
+
 OptionValues = dict[str, Any]
 """Options by name, as `pairs` reads them: Python literals or text."""
 
@@ -120,12 +124,15 @@ def number(
     bounds = f"{'above' if above else 'at least'} {least:g}"
     if most < float("inf"):
         bounds += f" and at most {most:g}"
+    # a float holds whole numbers up to this exactly
+    highest = min(most, LARGEST_WHOLE) if kind is int else most
 
     def parse(text: str) -> Any:
         try:
             value = float(text)
             fits = (
-                least <= value <= most
+                least <= value <= highest
+                and math.isfinite(value)
                 and not (above and value == least)
                 and (kind is float or value == int(value))
             )
@@ -737,6 +744,7 @@ def parse(argv: Sequence[str] | None = None) -> TrainOptions:
         or _missing(options)
         or _contradiction(options)
         or _malformed(options)
+        or _unwritable(options)
     )
     if problem:
         made.error(problem)
@@ -903,6 +911,29 @@ def _foreign_address(options: TrainOptions) -> str | None:
         try:
             scheme_of(getattr(options, name))
         except InputError as error:
+            return f"--{name.replace('_', '-')}: {error}"
+    return None
+
+
+def _unwritable(options: TrainOptions) -> str | None:
+    """Name an output on this machine's disks that cannot be written, before hours of training."""
+    files = {"metrics_log": options.metrics_log, "log_file": options.log_file}
+    files |= {"export_onnx": options.export_onnx, "triton_config": options.triton_config}
+    if "/" in options.predict_output:  # else it goes beside the model
+        files["predict_output"] = options.predict_output
+    folders = {"tensorboard_log_dir": options.tensorboard_log_dir}
+    if options.trains:
+        folders["model_prefix"] = options.model_prefix
+    outputs = [(name, path, check_writable_file) for name, path in files.items()]
+    outputs += [(name, path, check_writable_folder) for name, path in folders.items()]
+    for name, path, check in outputs:
+        if not path:
+            continue
+        try:
+            check_text(path)
+            if is_local(path):
+                check(absolute(path))
+        except JecError as error:
             return f"--{name.replace('_', '-')}: {error}"
     return None
 

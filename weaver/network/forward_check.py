@@ -60,7 +60,7 @@ def forward(
         output = model(*inputs)
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # a user's network may raise anything
+    except (Exception, SystemExit) as error:  # a user's network may raise anything
         shapes = []
         for name, tensor in zip(data_config.input_names, inputs, strict=True):
             shapes.append(f"{name} {_shape(tensor)}")

@@ -103,10 +103,17 @@ class NetworkFile:
         names, _ = _signature(ast.parse(self.source), "get_model")
         if mixed_precision and "use_amp" in names:
             added["use_amp"] = True
-        model, info, *_ = self._call(
+        returned = self._call(
             "get_model", data_config, self._taken_by("get_model", {**added, **options})
         )
-        return model, info
+        is_pair = isinstance(returned, tuple | list) and len(returned) >= 2
+        if not is_pair or not isinstance(returned[1], Mapping):
+            parts = returned if isinstance(returned, tuple | list) else (returned,)
+            raise InputError(
+                f"{self.uri}: get_model returns {', '.join(type(part).__name__ for part in parts)};"
+                " expected a model, and a mapping with input_names and output_names"
+            )
+        return returned[0], dict(returned[1])
 
     def loss(
         self,
@@ -154,19 +161,24 @@ class NetworkFile:
             self._forget_siblings()
             with self._beside():
                 loader.exec_module(module)
-        except Exception as error:  # a user's file may raise anything
+        except (Exception, SystemExit) as error:  # a user's file may raise anything
             del sys.modules[name]
             raise self.refusal("cannot be imported", error, _advice(error)) from error
+        except BaseException:
+            del sys.modules[name]
+            raise
         return module
 
     def _call(self, name: str, data_config, options: Mapping[str, Any]):
-        function = getattr(self.module(), name)
+        function = getattr(self.module(), name, None)
+        if not callable(function):
+            raise InputError(f"{self.uri}: {name} is no function; expected {name}(data_config)")
         try:
             with self._beside():
                 return function(data_config, **options)
         except JecError:
             raise
-        except Exception as error:  # as above
+        except (Exception, SystemExit) as error:  # as above
             raise self.refusal(f"{name} failed", error) from error
 
     def _local_place(self) -> str:
@@ -212,7 +224,7 @@ class NetworkFile:
         for path in self.siblings:
             _SIBLINGS_IMPORTED.add(os.path.dirname(os.path.join(folder, path)))
 
-    def refusal(self, what: str, error: Exception, advice: str = "") -> InputError:
+    def refusal(self, what: str, error: BaseException, advice: str = "") -> InputError:
         """Describe an error in the user's file, with the last of its lines on the way there."""
         line = None
         trace = error.__traceback__
@@ -255,6 +267,26 @@ def load_network(uri: str) -> NetworkFile:
     return network
 
 
+def check_model(uri: str, model: object) -> None:
+    """Raise InputError where what a network file returned as its model is none."""
+    import torch
+
+    if not isinstance(model, torch.nn.Module):
+        raise InputError(
+            f"{uri}: get_model returns {type(model).__name__} as the model; expected a"
+            " torch.nn.Module"
+        )
+
+
+def check_loss(uri: str, loss: object) -> None:
+    """Raise InputError where what a network file returned as its loss cannot be called."""
+    if not callable(loss):
+        raise InputError(
+            f"{uri}: get_loss returns {type(loss).__name__}; expected a function of predictions and"
+            " targets"
+        )
+
+
 def num_parameters(model: torch.nn.Module) -> int:
     """How many numbers of a network training adjusts."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
@@ -268,6 +300,8 @@ def option_names(source: str, where: str, needed: Sequence[str] = NEEDED) -> set
     """
     try:
         tree = ast.parse(source)
+    except (RecursionError, MemoryError):
+        raise InputError(f"{where} is nested too deeply to be read") from None
     except (SyntaxError, ValueError) as error:
         raise InputError(
             f"{where}, line {getattr(error, 'lineno', '?')}: {getattr(error, 'msg', error)}"
@@ -301,7 +335,7 @@ def option_rules(source: str) -> dict[str, Rule]:
         if value is not None and "OPTIONS" in _defined([node]):
             try:
                 rules = ast.literal_eval(value)
-            except ValueError:
+            except (ValueError, TypeError, MemoryError, RecursionError):
                 return {}
             return rules if isinstance(rules, dict) else {}
     return {}
@@ -335,7 +369,7 @@ def _defined(body: Sequence[ast.stmt]) -> list[str]:
     return names
 
 
-def _advice(error: Exception) -> str:
+def _advice(error: BaseException) -> str:
     """Advice about a module of weaver-core that does not exist here, as the end of a sentence."""
     missing = (error.name or "") if isinstance(error, ModuleNotFoundError) else ""
     # as the first versions of Weaver called them

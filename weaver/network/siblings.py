@@ -41,7 +41,8 @@ def read_siblings(place: str, source: str) -> Siblings:
             for found in _files(folder, path):
                 siblings[found] = storage.read_bytes(storage.join(folder, found))
                 if found.endswith(".py"):
-                    pending.append((posixpath.dirname(found), siblings[found].decode()))
+                    text = storage.read_text(storage.join(folder, found))
+                    pending.append((posixpath.dirname(found), text))
     size = sum(map(len, siblings.values()))
     if size > MOST_BYTES:
         raise InputError(
@@ -70,7 +71,7 @@ def _names(text: str) -> Iterator[str]:
     """Relative paths of files, and names of modules, that a Python text may refer to."""
     try:
         tree = ast.parse(text)
-    except (SyntaxError, ValueError):  # whoever imports it says so
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # whoever imports it says so
         return
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):

@@ -160,10 +160,9 @@ def reference_expression(config: DataConfig) -> Expression:
     name = config.label_names[0]
     expression = config.functions.get(name)
     if len(config.label_names) == 1 and config.label_type == "custom" and expression is not None:
-        match expression.tree:
-            case ast.Call(func=function, args=[ast.BinOp(op=ast.Div(), right=denominator)]):
-                if ast.unparse(function) in ("np.log", "numpy.log"):
-                    return Expression(ast.unparse(denominator), expression.where)
+        reference = denominator(expression)
+        if reference is not None:
+            return reference
     labels = []
     for name in config.label_names:
         if name in config.functions:
@@ -173,6 +172,15 @@ def reference_expression(config: DataConfig) -> Expression:
         " which the label must be one np.log(<true pT> / <reconstructed pT>); it is"
         f" {'; '.join(labels) or config.label_type}"
     )
+
+
+def denominator(label: Expression) -> Expression | None:
+    """The b of a label np.log(a / b); None for a label of another form."""
+    match label.tree:
+        case ast.Call(func=function, args=[ast.BinOp(op=ast.Div(), right=right)]):
+            if ast.unparse(function) in ("np.log", "numpy.log"):
+                return Expression(ast.unparse(right), label.where)
+    return None
 
 
 def eta_group(config: DataConfig) -> str | None:

@@ -8,16 +8,20 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from common.machine import cores
 from weaver.onnx.triton_config import GRAPH_LEVELS
 
 if TYPE_CHECKING:
     import onnxruntime
 
 
-def session(model: str | os.PathLike | bytes, level: int = 0) -> onnxruntime.InferenceSession:
+def session(
+    model: str | os.PathLike | bytes, level: int = 0, *, threads: int | None = None
+) -> onnxruntime.InferenceSession:
     """A session on the CPU for an ONNX file, or the bytes of one.
 
     level: one of Triton's graph optimisation levels (weaver.onnx.triton_config.GRAPH_LEVELS).
+    threads: of one execution; by default one a core.
     """
     import onnxruntime
 
@@ -27,7 +31,7 @@ def session(model: str | os.PathLike | bytes, level: int = 0) -> onnxruntime.Inf
     )
     # As many threads as this process may use: left alone, onnxruntime counts the machine's cores
     # and pins threads to them.
-    options.intra_op_num_threads = len(os.sched_getaffinity(0))
+    options.intra_op_num_threads = threads or cores()
     options.log_severity_level = 3  # errors; warnings are about initializers that nothing uses
     return onnxruntime.InferenceSession(
         os.fspath(model), options, providers=["CPUExecutionProvider"]

@@ -28,7 +28,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from common import storage
-from common.errors import InputError, JecError
+from common.cli import run_main
+from common.errors import InputError
 from common.storage import Entry
 from weaver.config.data_config import DataConfig
 from weaver.config.sections import AUTO, NON_FINITE
@@ -94,7 +95,8 @@ def prepare(
     if isinstance(files, list) and files and isinstance(files[0], Entry):
         entries = cast(list[Entry], files)
     else:
-        entries = data_files.find(cast("str | Iterable[str]", files))
+        patterns = cast("str | Iterable[str]", files)
+        entries = data_files.find(patterns, lambda text: report(f"warning: {text}"))
     # The key, and the order of the jets, do not depend on the order in which files are named.
     entries = sorted(entries, key=lambda entry: (entry.uri, entry.tree))
     role = "test" if not for_training else "validation" if validation else "training"
@@ -256,7 +258,8 @@ def argument_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Prepare data and print its address; returns the exit code."""
     arguments = argument_parser().parse_args(argv)
-    try:
+
+    def body() -> None:
         config = DataConfig.load(arguments.data_config)
         if arguments.derived_from:
             description = storage.read_json(storage.join(arguments.derived_from, DESCRIPTION))
@@ -271,11 +274,9 @@ def main(argv: list[str] | None = None) -> int:
             validation=arguments.validation,
             skip_bad_files=arguments.skip_bad_files,
         )
-    except JecError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    print(prepared.uri)
-    return 0
+        print(prepared.uri)
+
+    return run_main(body)
 
 
 if __name__ == "__main__":

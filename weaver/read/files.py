@@ -23,6 +23,7 @@ import numpy as np
 
 from common import storage
 from common.errors import InputError, StorageError, unknown
+from common.machine import cores
 from common.storage import Entry
 from common.storage.patterns import has_wildcard
 from common.storage.patterns import parse as parse_patterns
@@ -141,10 +142,11 @@ class Checked:
 # --------------------------------------------------------------------------------------- patterns
 
 
-def find(patterns: str | Iterable[str]) -> list[Entry]:
+def find(patterns: str | Iterable[str], warn: Callable[[str], None] | None = None) -> list[Entry]:
     """The files that match, each once, in the order of the patterns.
 
-    A folder stands for the data files in it. Raises InputError for a pattern that matches nothing,
+    A folder stands for the data files in it. warn: called with a sentence where a file is named
+    twice, or is there under two names. Raises InputError for a pattern that matches nothing,
     for an address of an unknown scheme, and where no pattern is given.
     """
     parts = parse_patterns(patterns)
@@ -154,6 +156,7 @@ def find(patterns: str | Iterable[str]) -> list[Entry]:
             " s3://bucket/data/*.root"
         )
     entries: dict[tuple[str, str], Entry] = {}
+    repeated: set[tuple[str, str]] = set()
     for part in parts:
         matches = storage.glob(part.text)
         # The address of one file takes that file, and a pattern all it matches, whatever their
@@ -167,7 +170,12 @@ def find(patterns: str | Iterable[str]) -> list[Entry]:
         for entry in matches:
             written = _as_written(part.text, entry.uri)
             named = dataclasses.replace(entry, written=written, tree=part.tree)
-            entries.setdefault((entry.uri, part.tree), named)
+            key = (entry.uri, part.tree)
+            if key in entries:
+                repeated.add(key)
+            entries.setdefault(key, named)
+    if warn and (text := _repetitions(list(entries.values()), [uri for uri, _ in repeated])):
+        warn(text)
     for entry in entries.values():
         if entry.uri.endswith(NOT_READ):
             raise InputError(
@@ -175,6 +183,35 @@ def find(patterns: str | Iterable[str]) -> list[Entry]:
                 " here; write the jets as ROOT or parquet"
             )
     return list(entries.values())
+
+
+def _repetitions(entries: list[Entry], repeated: list[str]) -> str:
+    """What to say of files that are named twice, or are one file under two names; "" if none."""
+    texts = []
+    if repeated:
+        texts.append(
+            f"{len(repeated)} of {len(entries)} files are named more than once, and read once:"
+            f" {_listed(repeated)}"
+        )
+    first: dict[tuple[int, int, str], str] = {}
+    links = []
+    for entry in entries:
+        if storage.is_local(entry.uri):
+            status = os.stat(entry.uri)
+            identity = (status.st_dev, status.st_ino, entry.tree)
+            if first.setdefault(identity, entry.uri) != entry.uri:
+                links.append(entry.uri)
+    if links:
+        texts.append(
+            f"{len(links)} of {len(entries)} files are links to others of them, so that their jets"
+            f" count twice: {_listed(links)}"
+        )
+    return "; ".join(texts)
+
+
+def _listed(uris: list[str]) -> str:
+    more = f" and {len(uris) - LISTED} more" if len(uris) > LISTED else ""
+    return f"{', '.join(sorted(uris)[:LISTED])}{more}"
 
 
 def _as_written(pattern: str, uri: str) -> str:
@@ -251,9 +288,9 @@ def check(
     for file in files:
         missing = [name for name in plan.branches if name not in file.columns]
         if missing:
-            refusals.append(_missing_branches(missing, file, config, plan))
+            refusals.append(missing_branches(missing, file, config, plan))
     if refusals:
-        raise _together(refusals, len(entries))
+        raise together(refusals, len(entries))
     if not files:
         raise damaged[0][1]
 
@@ -293,7 +330,7 @@ def _with_common_types(files: list[DataFile], config: DataConfig) -> list[DataFi
     return result
 
 
-def _together(refusals: list[InputError], count: int) -> InputError:
+def together(refusals: list[InputError], count: int) -> InputError:
     """One error for all files that are refused, of `count` files."""
     if len(refusals) == 1:
         return refusals[0]
@@ -318,9 +355,10 @@ def branch_names(file: DataFile) -> list[str]:
         return list(parquet.names(opened))
 
 
-def _missing_branches(
+def missing_branches(
     names: list[str], file: DataFile, config: DataConfig, plan: Plan
 ) -> InputError:
+    """The error for a file without these columns of the plan: it names the nearest branches."""
     uri = file.entry.uri
     branches = branch_names(file)
     parts = []
@@ -552,7 +590,7 @@ def read(
     # Decompression takes half of the time of decoding, and releases Python's lock.
     with (
         open_file(file.entry.uri) as opened,
-        ThreadPoolExecutor(len(os.sched_getaffinity(0))) as decompressors,
+        ThreadPoolExecutor(cores()) as decompressors,
     ):
         tree = opened[file.tree]
         if is_ntuple(tree):

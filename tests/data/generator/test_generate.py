@@ -153,7 +153,10 @@ def exit_code(arguments: list[str]) -> int:
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert exit_code(["--jets", "10", "--output", str(tmp_path / "file" / "out")]) == 2
-    assert "cannot write into" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "--output" in said
+    assert "cannot write" in said
+    assert f"{tmp_path}/file" in said
 
 
 @pytest.mark.usefixtures("no_work")

@@ -453,7 +453,7 @@ def test_refused(changes, reason):
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("a: [1", "is not YAML"),
+        ("a: [1", "neither YAML nor JSON"),
         ("- a\n- b", "expected a mapping"),
         ("", "found nothing"),
         (b"\xff\xfe\x00", "is no text in UTF-8"),

@@ -235,3 +235,28 @@ def test_a_disk_that_fails_ends_a_run_that_skips_bad_files(tmp_path, monkeypatch
     assert "b.root" in str(caught.value)
     assert os.strerror(number) in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_files_that_are_named_twice_are_counted(tmp_path):
+    for name in ("a", "b", "c"):
+        (tmp_path / f"{name}.root").write_bytes(b"root")
+    (tmp_path / "d.root").symlink_to("a.root")
+    said = []
+
+    entries = data_files.find(
+        [f"{tmp_path}/a.root", f"{tmp_path}/*.root", f"{tmp_path}/b.root"], said.append
+    )
+    assert [os.path.basename(entry.uri) for entry in entries] == [
+        "a.root",
+        "b.root",
+        "c.root",
+        "d.root",
+    ]
+    (text,) = said
+    assert "2 of 4 files are named more than once" in text
+    assert "1 of 4 files are links" in text
+    assert f"{tmp_path}/d.root" in text
+
+    said.clear()
+    data_files.find([f"{tmp_path}/a.root", f"{tmp_path}/b.root"], said.append)
+    assert said == []

@@ -1,0 +1,158 @@
+"""How fast files are calibrated, beside the model alone on jets that are decoded already.
+
+    python -m benchmarks.calibrate RUN 'jets/*.root'             # writes results/calibrate-*
+    python -m benchmarks.calibrate RUN 'jets/*.root' --rounds 3
+
+RUN is a run's folder with both exported models. One contender is the command itself, a process of
+its own from the files to the friend trees. The others are the calls of InferenceSession.run of the
+model that takes columns and of the one that takes features, both at 1,000 jets with as many
+threads as there are cores. `python -m data.generate --jets 100000` makes jets (several minutes);
+copies of fewer jets are as good, since the work does not depend on the values.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.measure import Report, Spread, alternate, ratio
+from common import storage
+from common.cli import run_main
+from common.layout import RunFolder
+from common.machine import cores
+from common.project import ROOT
+from common.records import ExportRecord
+from serving.calibration.model import BATCH, local_model
+from serving.calibration.outputs import read_info
+from weaver.config.data_config import DataConfig
+from weaver.onnx.raw_jets import raw_columns, read_raw, reference_inputs
+from weaver.onnx.raw_program import raw_program
+from weaver.onnx.runtime import feed_of, session
+from weaver.read import files
+
+COMMAND, RAW, FEATURES = "files to files", "columns, decoded", "features, decoded"
+LIMITS = {RAW: 0.7, FEATURES: 0.4}
+"""The least ratio of the command's rate to the others'."""
+DECODED = 20_000  # jets that the sessions are asked for in one round
+
+Batch = Mapping[str, np.ndarray]
+
+
+def calibrated(model: str, patterns: Sequence[str]) -> float:
+    """Calibrate all files by the command into an empty folder; jets a second."""
+    with tempfile.TemporaryDirectory(prefix="jec-bench-") as folder:
+        command = [sys.executable, "-m", "serving.calibrate", *patterns]
+        started = time.perf_counter()
+        subprocess.run(
+            [*command, "--model", model, "--output", folder],
+            check=True,
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        seconds = time.perf_counter() - started
+        infos = [read_info(str(path)) for path in Path(folder).glob("*.root")]
+    return sum(info.jets for info in infos if info is not None) / seconds
+
+
+def asked(onnx: str, batches: Sequence[Batch]) -> float:
+    """Ask a session for batches, one after the other; jets a second."""
+    runtime = session(storage.read_bytes(onnx), threads=cores())
+    fed = [feed_of(runtime, batch) for batch in batches]
+    runtime.run(None, fed[0])
+    started = time.perf_counter()
+    for inputs in fed:
+        runtime.run(None, inputs)
+    jets = sum(len(next(iter(inputs.values()))) for inputs in fed)
+    return jets / (time.perf_counter() - started)
+
+
+def decoded(run: RunFolder, patterns: Sequence[str], count: int) -> tuple[list[Batch], list[Batch]]:
+    """Batches of jets in the order of the files: as columns, padded, and as features."""
+    config = DataConfig.load(run.data_config)
+    entries = files.find(patterns)
+    program = raw_program(config, raw_columns(entries[0], config))
+    raw = read_raw(entries, config, program, count)
+    columns: list[Batch] = []
+    features: list[Batch] = []
+    for first in range(0, count, BATCH):
+        jets = {name: array[first : first + BATCH] for name, array in raw.items()}
+        # As a client pads them: to the fullest jet of the batch.
+        for name, column in program.inputs.items():
+            if column.particles:
+                most = max(int(jets[column.counter].max()), 1)
+                jets[name] = np.ascontiguousarray(jets[name][:, :most])
+        columns.append(jets)
+        features.append(reference_inputs(jets, config, program))
+    return columns, features
+
+
+def measure(report: Report, uri: str, patterns: Sequence[str], rounds: int) -> bool:
+    """Measure a run's models; returns whether both ratios are as large as they must be."""
+    run = RunFolder(storage.absolute(uri))
+    record = ExportRecord.load(run.export)
+    assert record.raw is not None
+    raw_onnx, onnx = run.onnx(record.raw.model), run.onnx(record.model)
+    columns, features = decoded(run, patterns, DECODED)
+    runs = alternate(
+        {
+            COMMAND: functools.partial(calibrated, raw_onnx, patterns),
+            RAW: functools.partial(asked, raw_onnx, columns),
+            FEATURES: functools.partial(asked, onnx, features),
+        },
+        rounds,
+    )
+    rows = [[COMMAND, Spread.of(runs[COMMAND]).text(), "", ""]]
+    passed = True
+    for name, least in LIMITS.items():
+        spread = ratio(runs[COMMAND], runs[name])
+        passed = passed and spread.median >= least
+        rows.append([name, Spread.of(runs[name]).text(), spread.text(".2f"), f"{least:g}"])
+    entries = files.find(patterns)
+    report.section(
+        local_model(raw_onnx).description.name,
+        columns=["contender", "jets/s", "command / contender", "at least"],
+        rows=rows,
+        notes=[
+            f"{len(entries)} files, {sum(entry.size for entry in entries) / 1e6:,.0f} MB; the"
+            " command's time holds its start.",
+            f"Sessions: {BATCH:,} jets a call, {cores()} threads, {DECODED:,} jets a round in the"
+            " order of the files, padded to the fullest jet of a call.",
+            "The command sorts a step's jets by their number of particles, so that fewer places"
+            " are empty, and asks one step a core.",
+        ],
+        runs=runs,
+    )
+    return passed
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.calibrate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("run", metavar="RUN", help="a run's folder")
+    parser.add_argument("files", nargs="+", metavar="FILES", help="JetNtuple files, patterns")
+    parser.add_argument("--rounds", type=int, default=5)
+    arguments = parser.parse_args(argv)
+
+    def body() -> int:
+        report = Report("calibrate", "Files of jets, calibrated")
+        passed = measure(report, arguments.run, arguments.files, arguments.rounds)
+        report.save()
+        return 0 if passed else 1
+
+    return run_main(body)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,94 @@
+"""Read YAML, and refuse what a file of settings never means: a key twice, or bottomless nesting."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from common.errors import InputError
+
+DEEPEST = 40
+"""Lists and mappings within each other; the deepest of a data config are five."""
+MOST_NODES = 1_000_000
+"""Values in all, each use of an alias counted: a few lines of aliases may stand for 10^9."""
+
+
+def load(text: str, where: str) -> Any:
+    """The content of a YAML or JSON text; `where` begins the errors.
+
+    Raises InputError for a text that is no YAML, and for one with a key twice in a mapping, where
+    PyYAML would silently take the last.
+    """
+    import yaml
+
+    try:
+        loader = yaml.SafeLoader(text)
+        try:
+            node = loader.get_single_node()
+            if node is None:
+                return None
+            _check(node, where)
+            return loader.construct_document(node)
+        finally:
+            loader.dispose()
+    except yaml.YAMLError as error:
+        raise InputError(
+            f"{where} is neither YAML nor JSON: {' '.join(str(error).split())}"
+        ) from None
+    except RecursionError:
+        raise InputError(f"{where} is nested too deeply to be read") from None
+    except (ValueError, TypeError, AttributeError) as error:
+        # of a date such as 2001-99-99, a number of 5,000 digits, a list as a key
+        raise InputError(f"{where} has a value that cannot be read: {error}") from None
+
+
+def _check(root: Any, where: str) -> None:
+    """Raise InputError for duplicate keys, deep nesting, circles and too many values."""
+    sizes: dict[int, int] = {}
+    _size(root, where, 0, sizes, set())
+
+
+def _size(node: Any, where: str, depth: int, sizes: dict[int, int], above: set[int]) -> int:
+    """How many values a node stands for, with those of its aliases.
+
+    `sizes` has the results by the node's id, `above` the ids of the nodes around this one.
+    """
+    import yaml
+
+    line = node.start_mark.line + 1
+    if id(node) in above:
+        raise InputError(f"{where}, line {line}: a list or mapping contains itself")
+    if depth > DEEPEST:
+        raise InputError(
+            f"{where}, line {line}: lists and mappings are nested more than {DEEPEST} deep"
+        )
+    if isinstance(node, yaml.ScalarNode):
+        return 1
+    if id(node) in sizes:
+        return sizes[id(node)]
+    children = node.value
+    if isinstance(node, yaml.MappingNode):
+        _refuse_duplicates(node, where)
+        children = [part for pair in node.value for part in pair]
+    above.add(id(node))
+    size = 1 + sum(_size(child, where, depth + 1, sizes, above) for child in children)
+    above.discard(id(node))
+    if size > MOST_NODES:
+        raise InputError(
+            f"{where}, line {line}: aliases make more than {MOST_NODES:,} values of it"
+        )
+    sizes[id(node)] = size
+    return size
+
+
+def _refuse_duplicates(node: Any, where: str) -> None:
+    lines: dict[tuple[str, str], int] = {}
+    for key, _ in node.value:
+        if not isinstance(key.value, str) or key.tag == "tag:yaml.org,2002:merge":
+            continue
+        line = key.start_mark.line + 1
+        if (key.tag, key.value) in lines:
+            raise InputError(
+                f"{where}, line {line}: the key '{key.value}' is there twice, before in line"
+                f" {lines[key.tag, key.value]}; leave one out"
+            )
+        lines[key.tag, key.value] = line

@@ -1,0 +1,219 @@
+"""The model that calibrates: its columns, what it says of its training, and its answers.
+
+    model = local_model("runs/latest")          # a run, a model's folder, or NAME-raw/1/model.onnx
+    answers = model.answer({"jetPt": ..., "PF_pT": ..., "nPF": ...})
+
+It is one that takes the files' own columns (weaver/onnx/raw_model.py), so that nothing is computed
+here and nothing can be computed differently than in training.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from common import storage
+from common.errors import InputError
+from common.layout import RAW_SUFFIX, RunFolder
+from common.records import ExportRecord
+from serving.validity import KEY, ModelRange, model_range
+from weaver.config.expressions import Expression
+from weaver.onnx.raw_program import denominator
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+Arrays = Mapping[str, np.ndarray]
+
+BATCH = 1000  # jets of one execution; more take more memory and are no faster
+CALIBRATED, CORRECTION, VALID = "calibrated_pt", "correction", "valid"
+PLACES = "places of "  # begins the name of the axis of particles, before the name of their counter
+# ONNX Runtime's name of a type -> numpy's
+TYPES: dict[str, np.dtype[Any]] = {
+    "tensor(float)": np.dtype(np.float32),
+    "tensor(double)": np.dtype(np.float64),
+    "tensor(int32)": np.dtype(np.int32),
+    "tensor(int64)": np.dtype(np.int64),
+    "tensor(bool)": np.dtype(bool),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Input:
+    """A column that the model takes."""
+
+    dtype: np.dtype
+    counter: str = ""
+    """Of particles: the input that says how many a jet has. Empty for one value a jet."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Description:
+    """What is known of a model."""
+
+    name: str
+    digest: str
+    """Equal for equal models alone."""
+    run_id: str
+    treename: str | None
+    """The tree that the training read; None where it is not known."""
+    label: str
+    """What the network learnt, such as np.log(genJetPt / jetPt)."""
+    reference: str
+    """The pT (GeV) that the correction multiplies, as jetPt in that label; empty where the model
+    does not say."""
+    facts: Mapping[str, str]
+    """What the model card says of the training: era, campaign, jet type."""
+    inputs: Mapping[str, Input]
+    """Branch -> what it is; counters are not among them."""
+    outputs: tuple[str, ...]
+    limits: ModelRange | None = None
+    """The jets that the model is meant for."""
+
+    @property
+    def counters(self) -> tuple[str, ...]:
+        names = [column.counter for column in self.inputs.values() if column.counter]
+        return tuple(dict.fromkeys(names))
+
+    @property
+    def quantiles(self) -> tuple[str, ...]:
+        """Names of the quantiles that the model answers with, such as q16."""
+        prefix = f"{CALIBRATED}_"
+        return tuple(name.removeprefix(prefix) for name in self.outputs if name.startswith(prefix))
+
+
+class Model(Protocol):
+    """Where answers come from."""
+
+    description: Description
+    batch: int
+    """The most jets of one call of `answer`."""
+
+    def answer(self, inputs: Arrays) -> dict[str, np.ndarray]:
+        """The outputs (N,) for inputs (N, 1) and (N, P). Several threads may call it at once."""
+        ...
+
+
+class LocalModel:
+    """A model in ONNX Runtime, in this process."""
+
+    def __init__(self, description: Description, session: onnxruntime.InferenceSession) -> None:
+        self.description = description
+        self.batch = BATCH
+        self._session = session
+        self._outputs = [output.name for output in session.get_outputs()]
+
+    def answer(self, inputs: Arrays) -> dict[str, np.ndarray]:
+        answers = self._session.run(self._outputs, dict(inputs))
+        return {name: column[:, 0] for name, column in zip(self._outputs, answers, strict=True)}
+
+
+def local_model(place: str) -> LocalModel:
+    """The model at an address: a run's folder, a model's folder, or its file.
+
+    Raises InputError where there is none that takes columns, and for one of an earlier version.
+    """
+    from weaver.onnx.runtime import session
+
+    uri = onnx_at(storage.absolute(place))
+    content = storage.read_bytes(uri)
+    try:
+        # One thread an execution: the steps of a file run side by side, which is faster.
+        runtime = session(content, threads=1)
+    except Exception as error:  # ONNX Runtime raises kinds of its own
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"{uri} is no ONNX model that can be run: {reason}") from None
+    return LocalModel(_description(uri, content, runtime), runtime)
+
+
+def onnx_at(place: str) -> str:
+    """The address of the model's file. Raises InputError where there is not exactly one."""
+    if place.endswith(".onnx"):
+        if not storage.exists(place):
+            raise InputError(f"there is no file {place}")
+        return place
+    run = RunFolder(place)
+    if storage.exists(run.run):
+        return _onnx_of_run(run)
+    files = [entry.uri for entry in storage.entries(place) if entry.uri.endswith("/model.onnx")]
+    raw = [uri for uri in files if uri.split("/")[-3].endswith(RAW_SUFFIX)]
+    if len(raw or files) == 1:
+        return (raw or files)[0]
+    if not files:
+        raise InputError(
+            f"there is no model at {place}; give the folder of a run (it has run.json), or a"
+            f" model.onnx of a model NAME{RAW_SUFFIX}"
+        )
+    raise InputError(
+        f"{place} holds {len(raw or files)} models; give one: {', '.join(raw or files)}"
+    )
+
+
+def _onnx_of_run(run: RunFolder) -> str:
+    record = ExportRecord.find(run.export)
+    if record is None:
+        raise InputError(
+            f"{run.uri} has no exported model yet; go on with the run: python pipeline.py --resume"
+            f" {storage.name(run.uri)}"
+        )
+    if record.raw is None:
+        raise InputError(
+            f"{run.uri} has no model that takes the files' columns:"
+            f" {record.raw_reason or 'it was exported without one (--raw-model none)'}"
+        )
+    return run.onnx(record.raw.model)
+
+
+def _description(uri: str, content: bytes, session: onnxruntime.InferenceSession) -> Description:
+    """What a model's file says. Raises InputError for one that does not take columns."""
+    metadata = session.get_modelmeta().custom_metadata_map
+    outputs = tuple(output.name for output in session.get_outputs())
+    if not {CALIBRATED, CORRECTION} <= set(outputs):
+        raise InputError(
+            f"{uri} answers with {', '.join(outputs)}, so it does not take the files' columns; give"
+            f" the model NAME{RAW_SUFFIX} beside it"
+        )
+    if VALID not in outputs:
+        raise InputError(
+            f"{uri} comes from an earlier version, whose models do not say which jets are valid;"
+            " export it again: python -m exporting.export --run RUN --trial TRIAL --name NAME"
+        )
+    inputs = {}
+    for entry in session.get_inputs():
+        if entry.type not in TYPES:
+            raise InputError(f"{uri}: the input {entry.name} is of the type {entry.type}")
+        axis = str(entry.shape[-1])
+        counter = axis.removeprefix(PLACES) if axis.startswith(PLACES) else ""
+        inputs[entry.name] = Input(dtype=TYPES[entry.type], counter=counter)
+    counters = {column.counter for column in inputs.values()}
+    labels = _json(metadata, "label")
+    return Description(
+        name=metadata.get("model") or storage.name(uri),
+        digest=storage.digest(content),
+        run_id=metadata.get("run_id", ""),
+        treename=metadata.get("treename") or None,
+        label="; ".join(labels.values()),
+        reference=_reference(labels),
+        facts=_json(metadata, "trained_on"),
+        inputs={name: column for name, column in inputs.items() if name not in counters},
+        outputs=outputs,
+        limits=model_range(metadata[KEY]) if KEY in metadata else None,
+    )
+
+
+def _json(metadata: Mapping[str, str], key: str) -> dict[str, Any]:
+    content = json.loads(metadata.get(key) or "{}")
+    return content if isinstance(content, dict) else {}
+
+
+def _reference(labels: Mapping[str, str]) -> str:
+    """The pT that the label divides by: jetPt of {"target": "np.log(genJetPt / jetPt)"}."""
+    for text in labels.values():
+        reference = denominator(Expression(text, "the model's label"))
+        if reference is not None:
+            return reference.text
+    return ""

@@ -1,0 +1,251 @@
+"""The files to calibrate: jets (JetNtuple), or events with jets and candidates (PFNano).
+
+    source = open_source(entry, description)     # InputError for what the model cannot calibrate
+    for load in source.loads():
+        for columns, count in load():
+            step = source.step(columns, count)
+
+Files are read by weaver/read, and the jets of PFNano are made by data/from_nanoaod.py: as the
+training read them, but without selection and without anything that a generator knows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Protocol
+
+import numpy as np
+
+from common.errors import InputError
+from common.storage import Entry
+from data import from_nanoaod, jetntuple
+from serving.calibration import kinds
+from serving.calibration.kinds import JetKind
+from serving.calibration.model import Description
+from weaver.config.data_config import DataConfig
+from weaver.config.plan import Plan
+from weaver.read import files
+from weaver.read.files import DataFile, Load
+from weaver.read.jagged import Columns, Jagged, Lists, to_awkward
+from weaver.read.opening import open_file
+from weaver.read.remote import Readers
+
+NTUPLE, PFNANO = "JetNtuple", "PFNano"
+EVENTS = from_nanoaod.TREE
+OF_NTUPLE = ("run", "lumi", "event", "jetPtOrder")
+OF_EVENTS = ("run", "luminosityBlock", "event")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Step:
+    """Some entries of a file in a row."""
+
+    entries: int
+    jets: int
+    per_entry: np.ndarray | None
+    """Jets of each entry (entries,); None where an entry is a jet."""
+    columns: Columns
+    """The model's, of all jets in the order of the file."""
+    identity: dict[str, np.ndarray]
+    """Columns that tell which entries these are, (entries,) each."""
+
+
+class Source(Protocol):
+    """A checked file."""
+
+    form: str
+    """NTUPLE or PFNANO."""
+    file: DataFile
+    kind: JetKind
+    identity: dict[str, np.dtype]
+    """Types of the columns that tell which entry is which."""
+
+    def loads(self, readers: Readers | None = None) -> Iterator[Load]:
+        """The file's steps, as weaver.read.files.loads gives them."""
+        ...
+
+    def step(self, columns: Columns, count: int) -> Step:
+        """The jets of `count` entries, of the columns that a load gave."""
+        ...
+
+
+def open_source(entry: Entry, description: Description) -> Source:
+    """Check one file without decoding it, and find out what it is.
+
+    Raises DamagedFile for one that cannot be read, InputError for one without what the model needs.
+    """
+    refusal: InputError
+    try:
+        ntuple = _read_plan(entry, description.treename, description.inputs, OF_NTUPLE)
+        if set(description.inputs) <= ntuple.file.columns:
+            return Ntuple(ntuple, description)
+        missing = [name for name in description.inputs if name not in ntuple.file.columns]
+        refusal = files.missing_branches(missing, ntuple.file, ntuple.config, ntuple.plan)
+    except InputError as error:
+        refusal = error
+    events = None
+    with contextlib.suppress(InputError):  # the first refusal says more
+        events = _events_tree(entry)
+    if events is None:
+        raise refusal
+    return Nano(entry, description, *events)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Reading:
+    """A file with what is to be read of it."""
+
+    file: DataFile
+    config: DataConfig
+    plan: Plan
+
+    def loads(self, readers: Readers | None) -> Iterator[Load]:
+        if not self.file.num_entries:
+            return iter(())
+        return files.loads(self.file, self.config, self.plan, training_set=False, readers=readers)
+
+    def head(self, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+        """Those of these columns that the file has, for its first entry; none of an empty file."""
+        branches = {name: name for name in names if name in self.file.columns}
+        if not branches or not self.file.num_entries:
+            return {}
+        plan = dataclasses.replace(self.plan, branches=branches)
+        for load in files.loads(self.file, self.config, plan, training_set=False, stop=1):
+            for columns, _ in load():
+                return {name: np.asarray(columns[name]) for name in branches}
+        return {}
+
+
+def _kind_of_run(head: Mapping[str, np.ndarray]) -> JetKind:
+    return kinds.of_run(int(head["run"][0])) if "run" in head else JetKind()
+
+
+def _read_plan(
+    entry: Entry, treename: str | None, needed: Iterable[str], optional: tuple[str, ...]
+) -> _Reading:
+    """Inspect a file for these branches; the optional ones are left out where it lacks them."""
+    names = list(dict.fromkeys([*needed, *optional]))
+    reading = _inspect(entry, treename, names)
+    present = [name for name in names if name in reading.file.columns or name not in optional]
+    # again, since a file with all of what is asked for is decoded faster
+    return reading if present == names else _inspect(entry, treename, present)
+
+
+def _inspect(entry: Entry, treename: str | None, names: list[str]) -> _Reading:
+    options = {
+        "treename": treename,
+        "inputs": {"columns": {"length": None, "vars": names}},
+        "labels": {"type": "custom", "value": {"none": "1"}},
+    }
+    config = DataConfig.from_options(options, "the model")
+    plan = config.plan_for(names)
+    return _Reading(files.inspect(entry, config, plan), config, plan)
+
+
+class Ntuple:
+    """A file with the model's columns, one jet an entry."""
+
+    form = NTUPLE
+
+    def __init__(self, reading: _Reading, description: Description) -> None:
+        self.file = reading.file
+        self._reading = reading
+        self._inputs = description.inputs
+        head = reading.head(OF_NTUPLE)
+        self.identity = {name: values.dtype for name, values in head.items()}
+        self.kind = kinds.together(
+            [
+                _kind_of_run(head),
+                kinds.of_path(self.file.entry.uri),
+                JetKind(radius=kinds.of_title(self.file.tree).radius),
+            ]
+        )
+
+    def loads(self, readers: Readers | None = None) -> Iterator[Load]:
+        return self._reading.loads(readers)
+
+    def step(self, columns: Columns, count: int) -> Step:
+        identity = {name: columns[name] for name in self.identity}
+        own = {name: columns[name] for name in self._inputs}
+        return Step(entries=count, jets=count, per_entry=None, columns=own, identity=identity)
+
+
+def _events_tree(entry: Entry) -> tuple[set[str], str] | None:
+    """Branches of a file's events, and the title of nJet; None for a file that is no NanoAOD.
+
+    Raises InputError for what is no ROOT file.
+    """
+    with open_file(entry.uri) as file:
+        trees = {key.partition(";")[0] for key in file.keys(recursive=False)}
+        if EVENTS not in trees:
+            return None
+        tree = file[EVENTS]
+        branches = set(tree.keys(recursive=False))
+        if "Jet_pt" not in branches:
+            return None
+        title = "" if files.is_ntuple(tree) or "nJet" not in branches else tree["nJet"].title
+        return branches, title
+
+
+class Nano:
+    """A file of events with jets and the particle-flow candidates around them."""
+
+    form = PFNANO
+
+    def __init__(
+        self, entry: Entry, description: Description, branches: set[str], title: str
+    ) -> None:
+        candidates = (*from_nanoaod.CANDIDATES, *from_nanoaod.LINKS)
+        if any(column.counter for column in description.inputs.values()):
+            absent = [name for name in candidates if name not in branches]
+            if absent:
+                raise InputError(
+                    f"{entry.uri} is NanoAOD without particle-flow candidates (no"
+                    f" {', '.join(absent[:3])}{', ...' if absent[3:] else ''}), of which the model"
+                    f" {description.name} needs those around each jet; give PFNano"
+                )
+        names, lacking = from_nanoaod.branches_for(description.inputs, branches)
+        if lacking:
+            reasons = "; ".join(f"{column} ({why})" for column, why in lacking.items())
+            raise InputError(
+                f"{entry.uri} is PFNano, of which some columns of the model {description.name}"
+                f" cannot be made: {reasons}"
+            )
+        self._inputs = description.inputs
+        self._reading = _read_plan(entry, EVENTS, names, ())
+        self.file = self._reading.file
+        head = self._reading.head(OF_EVENTS)
+        self.identity = {name: values.dtype for name, values in head.items()}
+        self.kind = kinds.together(
+            [_kind_of_run(head), kinds.of_path(entry.uri), kinds.of_title(title)]
+        )
+
+    def loads(self, readers: Readers | None = None) -> Iterator[Load]:
+        return self._reading.loads(readers)
+
+    def step(self, columns: Columns, count: int) -> Step:
+        arrays = {}
+        for name in self._reading.plan.branches:
+            values = columns[name]
+            arrays[name] = values if isinstance(values, np.ndarray) else to_awkward(values)
+        made, per_entry = from_nanoaod.columns_of_all(arrays)
+        lists: dict[str, Lists] = {}  # counter -> where the particles of each jet lie
+        own: Columns = {}
+        for name in self._inputs:
+            counter = jetntuple.BY_NAME[name].counter
+            own[name] = made[name]
+            if counter is not None:
+                if counter not in lists:
+                    counts = made[counter].astype(np.int64)
+                    lists[counter] = Lists(np.cumsum(counts) - counts, counts)
+                own[name] = Jagged(made[name], lists[counter])
+        identity = {name: np.asarray(arrays[name]) for name in self.identity}
+        return Step(
+            entries=count,
+            jets=int(per_entry.sum()),
+            per_entry=per_entry,
+            columns=own,
+            identity=identity,
+        )

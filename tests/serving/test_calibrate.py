@@ -1,0 +1,436 @@
+"""serving.calibrate: files in, friend trees out, each entry beside its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import awkward as ak
+import numpy as np
+import pytest
+import uproot
+
+from common.errors import InputError
+from serving import calibrate
+from serving.calibration import batches, model, outputs
+from tests.serving.calibration_files import TREE, expected, jets, write_jets, write_model
+
+
+@pytest.fixture(scope="session")
+def onnx(tmp_path_factory) -> Path:
+    return write_model(tmp_path_factory.mktemp("model") / "model.onnx")
+
+
+@pytest.fixture
+def run(tmp_path, onnx, capsys):
+    """Run the command; returns (exit code, stdout, stderr)."""
+
+    def command(*arguments: object, model: Path = onnx, output: object = None):
+        place = output or tmp_path / "out"
+        code = calibrate.main([*map(str, arguments), "--model", str(model), "--output", str(place)])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return command
+
+
+def friend(path: Path) -> dict[str, np.ndarray]:
+    with uproot.open(path) as file:
+        return file["calibration"].arrays(library="np")
+
+
+def info(path: Path) -> dict:
+    with uproot.open(path) as file:
+        return json.loads(str(file["calibration_info"]))
+
+
+def assert_answers(columns: dict, path: Path, **options) -> None:
+    """The friend has the answers to these jets, each beside its own."""
+    written = friend(path)
+    assert written["event"].tolist() == columns["event"].tolist()
+    for name, values in expected(columns, **options).items():
+        np.testing.assert_allclose(written[name], values, rtol=1e-5, err_msg=name)
+
+
+# ----------------------------------------------------------------------------------------- answers
+
+
+def test_each_entry_has_its_answer_in_the_order_of_the_file(tmp_path, run):
+    """Jets that the model was not trained for stay, with the standard correction."""
+    columns = jets(2500)
+    path = write_jets(tmp_path / "in" / "x.root", columns)
+    code, out, _ = run(path)
+    assert code == 0
+    assert_answers(columns, tmp_path / "out" / "x.root")
+    written = friend(tmp_path / "out" / "x.root")
+    with uproot.open(path) as file, uproot.open(tmp_path / "out" / "x.root") as other:
+        assert other["calibration"].num_entries == file[TREE].num_entries
+    invalid = ~written["jet_valid"]
+    assert 0 < invalid.sum() < 500
+    np.testing.assert_array_equal(written["jetPt_calibrated"][invalid], columns["jetPt"][invalid])
+    assert 'AddFriend("calibration"' in out.splitlines()[-1]
+
+
+def test_the_output_says_what_it_is(tmp_path, run, onnx):
+    columns = jets(300)
+    path = write_jets(tmp_path / "x.root", columns)
+    run(path)
+    said = info(tmp_path / "out" / "x.root")
+    valid = expected(columns)["jet_valid"]
+    assert said["source"] == str(path)
+    assert said["sha256"] == model.local_model(str(onnx)).description.digest
+    assert (said["jets"], said["valid"]) == (300, int(valid.sum()))
+    assert sum(said["invalid"].values()) == int((~valid).sum())
+    assert set(said["invalid"]) == {"no particles", "pT outside the range"}
+    assert said["formula"] == "jetPt_calibrated = jetPt * jetPt_correction (GeV)"
+    assert "simulation" in said["note"]
+    assert "L2L3Residual" in said["note"]
+    record = json.loads((tmp_path / "out" / "calibration.json").read_text())
+    assert record["sha256"] == said["sha256"]
+
+
+def test_several_files_and_threads(tmp_path, run):
+    """Results of threads come back to their own file and entry."""
+    samples = {f"f{n}": jets(700, seed=n) for n in range(1, 6)}
+    for name, columns in samples.items():
+        write_jets(tmp_path / "in" / f"{name}.root", columns, basket=150)
+    code, _, _ = run(tmp_path / "in" / "*.root", "--threads", "3")
+    assert code == 0
+    for name, columns in samples.items():
+        assert_answers(columns, tmp_path / "out" / f"{name}.root")
+
+
+def test_equal_names_in_two_folders_give_two_outputs(tmp_path, run):
+    for folder, seed in (("A", 1), ("B", 2)):
+        write_jets(tmp_path / folder / "x.root", jets(50, seed))
+    code, _, _ = run(tmp_path / "A" / "x.root", tmp_path / "B" / "x.root")
+    assert code == 0
+    assert_answers(jets(50, 1), tmp_path / "out" / "A_x.root")
+    assert_answers(jets(50, 2), tmp_path / "out" / "B_x.root")
+
+
+@pytest.mark.parametrize("suffix", ["root", "parquet"])
+def test_a_file_without_entries_gives_a_tree_without_entries(tmp_path, run, suffix):
+    path = write_jets(tmp_path / "x.root", jets(0))
+    code, out, _ = run(path, "--format", suffix)
+    assert code == 0
+    assert out.startswith("0 jets of 1 files")
+    place = tmp_path / "out" / f"x.{suffix}"
+    if suffix == "root":
+        assert len(friend(place)["jetPt_calibrated"]) == 0
+    else:
+        assert len(ak.from_parquet(place)) == 0
+
+
+def test_other_types_of_numbers_give_the_same(tmp_path, run):
+    """Double precision, 64-bit and unsigned numbers, and a whole number held as float."""
+    columns = jets(400)
+    other = columns | {
+        "jetPt": columns["jetPt"].astype(np.float64),
+        "PF_pT": ak.values_astype(columns["PF_pT"], np.float64),
+        "QG_mult": columns["QG_mult"].astype(np.float32),
+    }
+    code, _, _ = run(write_jets(tmp_path / "x.root", other))
+    assert code == 0
+    assert_answers(columns, tmp_path / "out" / "x.root")
+
+
+def test_a_number_that_the_type_cannot_hold_is_refused(tmp_path, run):
+    columns = jets(30)
+    columns["QG_mult"] = columns["QG_mult"].astype(np.float32) + 0.5
+    code, _, err = run(write_jets(tmp_path / "x.root", columns))
+    assert code == 2
+    assert "'QG_mult'" in err
+    assert "int32" in err
+    assert not (tmp_path / "out" / "x.root").exists()
+
+
+def test_numbers_that_are_not_finite_are_counted_and_do_not_spread(tmp_path, run):
+    columns = jets(200)
+    columns["jetPt"][7] = np.nan
+    code, _, _ = run(write_jets(tmp_path / "x.root", columns))
+    assert code == 0
+    written = friend(tmp_path / "out" / "x.root")
+    assert np.isnan(written["jetPt_calibrated"]).tolist() == [n == 7 for n in range(200)]
+    assert info(tmp_path / "out" / "x.root")["invalid"]["input not finite"] == 1
+
+
+def test_jets_with_no_and_with_many_particles(tmp_path, run):
+    columns = jets(50)
+    number = np.array([0] * 25 + [500] * 25)
+    columns["PF_pT"] = ak.unflatten(np.full(number.sum(), 0.5, np.float32), number)
+    code, _, _ = run(write_jets(tmp_path / "x.root", columns))
+    assert code == 0
+    assert_answers(columns, tmp_path / "out" / "x.root")
+
+
+def test_no_jet_at_all_has_particles(tmp_path, run):
+    columns = jets(20)
+    columns["PF_pT"] = ak.unflatten(np.zeros(0, np.float32), np.zeros(20, np.int64))
+    code, _, _ = run(write_jets(tmp_path / "x.root", columns))
+    assert code == 0
+    assert not friend(tmp_path / "out" / "x.root")["jet_valid"].any()
+
+
+def test_the_newest_cycle_of_a_tree_is_read(tmp_path, run):
+    path = tmp_path / "x.root"
+    with uproot.recreate(path) as file:
+        for seed in (1, 2):
+            columns = jets(40, seed)
+            types = {n: getattr(v, "dtype", None) or v.type.content for n, v in columns.items()}
+            tree = file.mktree(TREE, types, counter_name=lambda name: "nPF")
+            tree.extend(columns)
+    code, _, _ = run(path)
+    assert code == 0
+    assert_answers(jets(40, 2), tmp_path / "out" / "x.root")
+
+
+def test_names_beyond_ascii(tmp_path, run):
+    columns = jets(30)
+    code, _, _ = run(
+        write_jets(tmp_path / "Zürich µ" / "jets é.root", columns), output=tmp_path / "ergebnisß"
+    )
+    assert code == 0
+    assert_answers(columns, tmp_path / "ergebnisß" / "jets é.root")
+
+
+def test_parquet_goes_in_and_out(tmp_path, run):
+    columns = jets(300)
+    ak.to_parquet(ak.Array(columns), tmp_path / "x.parquet")
+    code, _, _ = run(tmp_path / "x.parquet", "--format", "parquet")
+    assert code == 0
+    written = ak.from_parquet(tmp_path / "out" / "x.parquet")
+    assert written["event"].tolist() == columns["event"].tolist()
+    for name, values in expected(columns).items():
+        np.testing.assert_allclose(ak.to_numpy(written[name]), values, rtol=1e-5)
+
+
+# ------------------------------------------------------------------------------------------ resume
+
+
+def test_what_is_finished_is_kept(tmp_path, run):
+    for name in ("a", "b"):
+        write_jets(tmp_path / f"{name}.root", jets(60))
+    run(tmp_path / "a.root")
+    before = (tmp_path / "out" / "a.root").stat().st_mtime_ns
+    code, out, _ = run(tmp_path / "?.root")
+    assert code == 0
+    assert (tmp_path / "out" / "a.root").stat().st_mtime_ns == before
+    assert (tmp_path / "out" / "b.root").exists()
+    assert out.startswith("60 jets of 1 files")
+
+
+def test_a_file_that_has_changed_is_calibrated_again(tmp_path, run):
+    path = write_jets(tmp_path / "x.root", jets(60))
+    run(path)
+    write_jets(path, jets(80, seed=5))
+    code, _, _ = run(path)
+    assert code == 0
+    assert_answers(jets(80, seed=5), tmp_path / "out" / "x.root")
+
+
+@pytest.mark.parametrize("is_there", ["the record", "an output"])
+def test_a_folder_with_results_of_another_model_is_refused(tmp_path, run, is_there):
+    path = write_jets(tmp_path / "x.root", jets(60))
+    run(path)
+    before = (tmp_path / "out" / "x.root").read_bytes()
+    other = write_model(tmp_path / "other.onnx", factor=0.002)
+    if is_there == "an output":
+        (tmp_path / "out" / "calibration.json").unlink()
+    code, _, err = run(path, model=other)
+    assert code == 2
+    assert "another model" in err
+    assert (tmp_path / "out" / "x.root").read_bytes() == before
+
+
+def test_a_killed_command_leaves_whole_files_and_goes_on(tmp_path, run, onnx):
+    for number in range(30):
+        write_jets(tmp_path / "in" / f"{number:02d}.root", jets(400, number), basket=50)
+    command = [sys.executable, "-m", "serving.calibrate", f"{tmp_path}/in/*.root"]
+    command += ["--model", str(onnx), "--output", str(tmp_path / "out")]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        while not list((tmp_path / "out").glob("*.root")) and process.poll() is None:
+            pass
+        process.kill()
+    left = list((tmp_path / "out").glob("*.root"))
+    code, _, _ = run(tmp_path / "in" / "*.root")
+    assert code == 0
+    assert left
+    for number in range(30):
+        assert_answers(jets(400, number), tmp_path / "out" / f"{number:02d}.root")
+
+
+# --------------------------------------------------------------------------------------- bad input
+
+
+def _damage(path: Path) -> Path:
+    """Overwrite the baskets in the middle of a file, whose header and tree stay."""
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle - 2000 : middle + 2000] = bytes(4000)
+    path.write_bytes(content)
+    return path
+
+
+def test_a_damaged_file_among_many(tmp_path, run):
+    """It has no output and is named; the others have theirs."""
+    for name in "abc":
+        write_jets(tmp_path / "in" / f"{name}.root", jets(1000), basket=100)
+    _damage(tmp_path / "in" / "b.root")
+    code, out, err = run(tmp_path / "in" / "*.root")
+    assert code == 2
+    assert "1 of 3 files" in err
+    assert f"{tmp_path}/in/b.root" in err
+    assert "Traceback" not in err
+    assert out.startswith("2,000 jets of 2 files")
+    names = sorted(path.name for path in (tmp_path / "out").glob("*"))
+    assert names == ["a.root", "c.root", "calibration.json"]
+    assert_answers(jets(1000), tmp_path / "out" / "c.root")
+
+
+def _no_tree(folder: Path) -> Path:
+    with uproot.recreate(folder / "x.root") as file:
+        file["other"] = {"x": np.arange(3)}
+    return folder / "x.root"
+
+
+def _no_branch(folder: Path) -> Path:
+    columns = jets(10)
+    del columns["QG_mult"]
+    return write_jets(folder / "x.root", columns | {"QG_mul": columns["run"]})
+
+
+def _text(folder: Path) -> Path:
+    (folder / "x.root").write_text("no ROOT file")
+    return folder / "x.root"
+
+
+def _lists_differ(folder: Path) -> Path:
+    ak.to_parquet(ak.Array({**jets(10), "jetPt": [[1.0, 2.0]] * 10}), folder / "x.parquet")
+    return folder / "x.parquet"
+
+
+def _plain_nanoaod(folder: Path) -> Path:
+    events = {"run": np.ones(2, np.int32), "event": np.arange(2, dtype=np.uint64)}
+    events["Jet_pt"] = ak.Array([[50.0, 40.0], [30.0]])
+    with uproot.recreate(folder / "x.root") as file:
+        file["Events"] = events
+    return folder / "x.root"
+
+
+@pytest.mark.parametrize(
+    ("make", "facts"),
+    [
+        (_no_tree, ["x.root", "unknown tree 'AK4jets/jetTree'"]),
+        (_no_branch, ["x.root", "unknown branch 'QG_mult'; did you mean 'QG_mul'"]),
+        (_text, ["x.root is not a ROOT file"]),
+        (_lists_differ, ["x.parquet: 'jetPt' is a list", "one number a jet"]),
+        (_plain_nanoaod, ["without particle-flow candidates", "PFCands_pt", "give PFNano"]),
+        (lambda folder: folder / "nothing.root", ["no ROOT file matches"]),
+    ],
+)
+def test_files_that_cannot_be_calibrated(tmp_path, run, make, facts):
+    """One sentence with the file, exit code 2, nothing written."""
+    code, out, err = run(make(tmp_path))
+    assert code == 2
+    for fact in facts:
+        assert fact in err
+    assert "Traceback" not in err
+    assert not out
+    assert not list((tmp_path / "out").glob("*.root"))
+
+
+def test_the_input_is_not_replaced(tmp_path, run):
+    path = write_jets(tmp_path / "x.root", jets(10))
+    before = path.read_bytes()
+    code, _, err = run(path, output=tmp_path)
+    assert code == 2
+    assert f"would replace the input file {path}" in err
+    assert path.read_bytes() == before
+
+
+def test_a_file_of_somebody_else_is_not_replaced(tmp_path, run):
+    path = write_jets(tmp_path / "x.root", jets(10))
+    (tmp_path / "out").mkdir()
+    write_jets(tmp_path / "out" / "x.root", jets(20))
+    before = (tmp_path / "out" / "x.root").read_bytes()
+    code, _, err = run(path)
+    assert code == 2
+    assert "this command did not write it" in err
+    assert (tmp_path / "out" / "x.root").read_bytes() == before
+
+
+def test_an_output_that_cannot_be_written(tmp_path, run):
+    (tmp_path / "out").write_text("a file where a folder should be")
+    code, _, err = run(write_jets(tmp_path / "x.root", jets(10)))
+    assert code == 2
+    assert f"cannot write {tmp_path}/out" in err
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_no_rights_on_the_output(tmp_path, run):
+    (tmp_path / "out").mkdir(mode=0o500)
+    code, _, err = run(write_jets(tmp_path / "x.root", jets(10)))
+    assert code == 2
+    assert "Permission denied" in err
+
+
+def test_models_that_cannot_be_used(tmp_path, run, onnx):
+    path = write_jets(tmp_path / "x.root", jets(10))
+    old = write_model(tmp_path / "old.onnx", valid=False)
+    (tmp_path / "text.onnx").write_text("no model")
+    (tmp_path / "run" / "model").mkdir(parents=True)
+    (tmp_path / "run" / "run.json").write_text("{}")
+    (tmp_path / "empty").mkdir()
+    for place, fact in {
+        old: "earlier version",
+        tmp_path / "text.onnx": "no ONNX model",
+        tmp_path / "nothing.onnx": "there is no file",
+        tmp_path / "run": "no exported model yet",
+        tmp_path / "empty": "there is no model at",
+    }.items():
+        code, _, err = run(path, model=place)
+        assert code == 2, place
+        assert fact in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_columns_are_padded_to_the_fullest_jet_of_a_batch(onnx):
+    """Sorted by their number of particles, so that few places are empty."""
+    columns = jets(100)
+    from weaver.read.jagged import plain
+
+    own = {name: plain(columns[name]) for name in ("jetPt", "QG_mult", "PF_pT")}
+    description = model.local_model(str(onnx)).description
+    seen = []
+    for places, inputs in batches.batches(description, own, 100, 30, "x"):
+        counts = ak.to_numpy(ak.num(columns["PF_pT"][places]))
+        assert inputs["nPF"][:, 0].tolist() == counts.tolist()
+        assert inputs["PF_pT"].shape == (len(places), max(counts.max(), 1))
+        seen += places.tolist()
+    assert sorted(seen) == list(range(100))
+
+
+def test_help_is_quick():
+    """It imports neither numpy nor onnxruntime."""
+    code = "import sys; from serving import calibrate; print('numpy' in sys.modules)"
+    answer = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert answer.stdout.strip() == "False"
+
+
+def test_names_of_columns(onnx):
+    description = model.local_model(str(onnx)).description
+    assert outputs.column_names(description, "PFNano") == {
+        "calibrated_pt": "Jet_pt_calibrated",
+        "correction": "Jet_pt_correction",
+        "calibrated_pt_q16": "Jet_pt_calibrated_q16",
+        "calibrated_pt_q84": "Jet_pt_calibrated_q84",
+        "valid": "Jet_valid",
+    }
+    with pytest.raises(InputError):
+        model.local_model(str(onnx.parent / "other.onnx"))
