@@ -22,8 +22,8 @@ from common.errors import InputError, JecError
 from common.storage.local import check_writable_folder
 from images.digests import image
 
-COMMANDS = ("check", "status", "logs", "down", "render", "compile_to")
-ON_A_RUN = ("status", "logs", "down")
+COMMANDS = ("check", "status", "logs", "down", "compare", "render", "compile_to")
+ON_A_RUN = ("status", "logs", "down", "compare")
 EARLIER_RUNS = ("resume", "more_trials", "rerun")
 """Flags that take the parameters of an earlier run."""
 
@@ -152,6 +152,16 @@ def add_commands(group: argparse._ArgumentGroup) -> None:
         help="what its steps (or one step, or one trial) wrote",
     )
     group.add_argument(
+        "--compare",
+        type=word,
+        nargs="+",
+        metavar="RUN",
+        help=(
+            "write one page of several runs (ids or folders): gain, closure, resolution and tails,"
+            " as OUTPUT/comparison.html"
+        ),
+    )
+    group.add_argument(
         "--down",
         type=word,
         metavar="RUN_ID",
@@ -197,6 +207,10 @@ def act(parser: argparse.ArgumentParser, args: argparse.Namespace, argv: list[st
     from components.step import use_endpoint
 
     use_endpoint(args.s3_endpoint)
+    if args.compare:
+        from operations.compare import compare
+
+        return compare(args.compare, args)
     if args.status or args.logs or args.down:
         from operations import commands
 
