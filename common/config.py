@@ -38,6 +38,7 @@ from common.storage.addresses import CONTROL, HTTP, S3, check_url, scheme_of, sp
 from common.storage.patterns import parse_one, separated
 
 AUTO, NONE = "auto", "none"
+SERVED = "served"  # as --baseline: the run that was deployed last
 PREDICTOR_FORMS = ("model", "triton")
 # name of a Kubernetes Secret, and a key of it
 SECRET_NAME = re.compile(r"[a-z0-9](?:[-a-z0-9.]{0,251}[a-z0-9])?")
@@ -394,7 +395,7 @@ class RunConfig:
     baseline: str = option(
         NONE,
         "folder of an earlier run, whose model the report compares with this one's on the same test"
-        " jets",
+        " jets; 'served': the run that was deployed last under this service's name",
         group="gates and serving",
         metavar="URI",
         form="report_baseline",

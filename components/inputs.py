@@ -18,7 +18,7 @@ from clusters.katib import check_experiment
 from clusters.pod_namespace import own_namespace
 from common import card, storage
 from common.choices import SPLITS
-from common.config import AUTO, NONE, RunConfig
+from common.config import AUTO, NONE, SERVED, RunConfig
 from common.errors import InputError
 from common.project import here, is_own
 from common.run import Run, make_run_id
@@ -241,6 +241,10 @@ def check_baseline(inputs: Inputs) -> Result:
     baseline = inputs.config.baseline
     if baseline == NONE:
         return Result(text="no earlier run is compared")
+    if baseline == SERVED:
+        return Result(
+            text="the run that was deployed last under this service's name; prepare looks for it"
+        )
     if not storage.exists(storage.join(storage.absolute(baseline), "metrics.json")):
         raise InputError(
             f"--baseline {baseline} has no metrics.json; give the folder of a run that was"

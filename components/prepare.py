@@ -19,10 +19,11 @@ from clusters.pod_namespace import own_namespace
 from common import card, form, storage
 from common.choices import SPLITS
 from common.cli import Parser, run_main
-from common.config import AUTO, NONE, RunConfig, add_arguments, flag
+from common.config import AUTO, NONE, SERVED, RunConfig, add_arguments, flag
 from common.errors import InputError, JecError
+from common.layout import RunFolder
 from common.project import ROOT, here
-from common.records import DataSet, RunRecord
+from common.records import DataSet, RunRecord, ServiceRecord, StatusRecord
 from common.run import Run, make_run_id, slug
 from components import inputs as inputs_module
 from components import predictor, step
@@ -150,10 +151,12 @@ def namespace(config: RunConfig) -> str:
 def baseline_folder(config: RunConfig) -> str:
     """Return the earlier run's folder, whatever the working directory.
 
-    Raises InputError where no run was evaluated there.
+    Raises InputError where no run was evaluated there, or none was deployed.
     """
     if config.baseline == NONE:
         return NONE
+    if config.baseline == SERVED:
+        return served_run(config)
     uri = storage.absolute(config.baseline)
     if not storage.exists(storage.join(uri, "metrics.json")):
         raise InputError(
@@ -161,6 +164,30 @@ def baseline_folder(config: RunConfig) -> str:
             " evaluated"
         )
     return uri
+
+
+def served_run(config: RunConfig) -> str:
+    """Return the folder of the run that was deployed last under this run's service name.
+
+    Only runs of this storage count. Raises InputError where there is none.
+    """
+    place, name = storage.absolute(config.s3_bucket), Run(config=config).model_name
+    times = {}
+    for entry in storage.glob(storage.join(place, "*", "service.json")):
+        folder = RunFolder(entry.uri.rsplit("/", 1)[0])
+        service, status = ServiceRecord.find(folder.service), StatusRecord.find(folder.status)
+        deployed = status.steps.get("deploy") if status else None
+        # A run that goes on with --resume is no baseline of its own.
+        if storage.name(folder.uri) == config.run_id or not storage.exists(folder.metrics):
+            continue
+        if service and service.name == name and deployed:
+            times[folder.uri] = deployed.time
+    if not times:
+        raise InputError(
+            f"--baseline {SERVED}: no run in {place} was deployed as {name}; leave"
+            " --baseline out, or give the folder of a run that was evaluated"
+        )
+    return max(times, key=times.__getitem__)
 
 
 def parameters_page(run: Run) -> str:
