@@ -39,8 +39,8 @@ from common.cli import Parser, run_main
 from common.errors import InputError, JecError, unknown
 from common.progress import Progress
 from common.project import ROOT
-from data import jet_columns
 from data.generator.sample import ensure_sample
+from evaluating import jet_columns
 from physics import metrics
 from physics import response as r
 from physics.boosted_trees import Jets, fit_and_predict

@@ -362,7 +362,7 @@ def decode_jet_columns(run: Run, inputs: Inputs) -> tuple[dict[str, str], str]:
     Returns split -> URI of the prepared folder, or why there is none: the report then goes without
     them, so that no run fails for a column that its network does not need.
     """
-    from data import jet_columns
+    from evaluating import jet_columns
     from weaver.config.data_config import DataConfig
     from weaver.prepared.prepare import prepare as decode
     from weaver.read.files import branch_names

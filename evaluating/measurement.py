@@ -11,9 +11,9 @@ from common import storage
 from common.measurements import GateSettings
 from common.progress import Progress
 from common.records import MetricsRecord, plain
-from data.jet_columns import PILEUP
 from evaluating.inference import Answers
 from evaluating.inputs import Columns, Inputs
+from evaluating.jet_columns import PILEUP
 from evaluating.labels import label_reason
 from evaluating.trees import Compared
 from physics import uncertainty

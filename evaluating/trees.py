@@ -1,6 +1,6 @@
 """The boosted trees that the network is compared with: trained here, on the run's own jets.
 
-They take the jet-level columns that prepare kept (data.jet_columns) and learn the network's label.
+They take the jet-level columns that prepare kept (evaluating.jet_columns) and learn the network's label.
 What they answer to the test jets is kept in the storage under a digest of the prepared jets, the
 settings and the seed, so that further runs on the same data do not train them again.
 """
@@ -22,8 +22,8 @@ from common.errors import InputError
 from common.measurements import Trees
 from common.records import plain
 from common.run import Run
-from data.jet_columns import ALIGNED, FRACTIONS, GROUP, JET, PILEUP
 from evaluating.inputs import Columns
+from evaluating.jet_columns import ALIGNED, FRACTIONS, GROUP, JET, PILEUP
 from evaluating.labels import label_reason
 from physics.boosted_trees import LEAST_JETS, MOST_JETS, SETTINGS, Jets, fit_and_predict
 

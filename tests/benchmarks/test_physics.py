@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.physics import GLOBALS, NETWORKS, TREES, TYPES, VARIANTS, data_config_text
-from data import jet_columns
+from evaluating import jet_columns
 from weaver.config.data_config import DataConfig
 
 LEFT_OUT = {

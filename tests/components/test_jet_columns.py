@@ -11,9 +11,8 @@ from common.errors import InputError
 from common.records import DataSet, RunRecord
 from common.run import Run
 from components import inputs, prepare
-from data import jet_columns
-from data.jet_columns import FRACTIONS, GROUP
-from evaluating import trees
+from evaluating import jet_columns, trees
+from evaluating.jet_columns import FRACTIONS, GROUP
 from tests.weaver.conftest import synthetic_jets, write_jets
 from weaver.config.data_config import DataConfig
 from weaver.feed.dataset import Dataset
