@@ -35,7 +35,8 @@ setup: $(VENV)/.whole
 
 # torch comes first and by itself: each machine takes its own build of it (CPU or CUDA), so it is
 # not in the lock. Triton's wheel needs glibc 2.35 or newer; where it does not install, kserve's
-# model server answers in its place.
+# model server answers in its place. The client is installed last; the checkout itself finds it
+# without, by the link jec_client. An environment that is a link belongs to another checkout.
 $(VENV)/.whole: requirements.lock requirements-triton.lock pyproject.toml Makefile
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) 2>/dev/null || python3 -m venv $(VENV)
 	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' \
@@ -47,6 +48,7 @@ $(VENV)/.whole: requirements.lock requirements-triton.lock pyproject.toml Makefi
 	@$(PIP) --no-deps --require-hashes -r requirements.lock
 	@$(PIP) --no-deps --require-hashes -r requirements-triton.lock >/dev/null 2>&1 \
 		|| echo "note: no Triton server for this machine; kserve's model server answers instead"
+	@test -L $(VENV) || $(PIP) --no-deps --no-build-isolation --editable clients/python
 	@touch $@
 
 # ARGS are passed on, as in
@@ -58,7 +60,7 @@ run: setup
 
 # Rooms whose types are checked strictly.
 STRICT := common clusters components operations training exporting evaluating serving physics \
-	reporting pipeline.py clients/python/jec_client
+	reporting jec_client pipeline.py
 
 test: lint
 	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not cluster" $(ARGS)

@@ -538,7 +538,7 @@ def _finished(command: list[str]) -> str:
 
 def _statistics(url: str, model: str) -> tuple[int, int]:
     """Inferences, and executions of batches, since Triton has started."""
-    from serving.connection import Connections
+    from jec_client.connection import Connections
 
     reply = Connections(url, 10.0).request(f"/v2/models/{model}/stats", None, {})
     stats = json.loads(reply.content)["model_stats"][0]
@@ -550,8 +550,8 @@ def load(url: str, model: str, request: int) -> None:
 
     Prints the rate after a second of warming up.
     """
+    from jec_client.connection import Connections
     from serving import golden
-    from serving.connection import Connections
 
     connections = Connections(url, 60.0)
     metadata = json.loads(connections.request(f"/v2/models/{model}", None, {}).content)

@@ -17,49 +17,40 @@
     │   ├── NotServing           a model server answers, but not for this model  (serving.client)
     │   ├── ServerEnded          a model server ended before it was ready        (serving.triton)
     │   ├── PortInUse            another process has the port that was asked for (serving.triton)
-    │   └── _Refused             a model server refuses a request           (serving.client)
+    │   └── ModelError           a model server or its model failed         (serving.client)
     ├── TrainingError            training cannot go on and would fail again in the same way
+    ├── ServerError              the client's own: of these, its subclasses Unreachable, NotServing
+    │                            and Refused, this project sees those of serving.client above
     ├── GateError                a finished model did not pass a gate
     ├── StepFailed               a step of a local run ended with an error  (components.host_runner)
     └── InterruptedRun           stopped by the user or by the system (exit code 130)
 
-Two exceptions outside the tree never reach a user: Unusual (weaver.read.root.root_tree: this file
-is left to uproot) and _PortTakenError (serving.triton: another port is tried).
+Its base and the words stand in the client's package (jec_client/errors.py), which is installed
+without this project; what the client raises of its own is in that tree as well.
+
+Exceptions outside the tree never reach a user: Unusual (weaver.read.root.root_tree: this file is
+left to uproot), _PortTakenError (serving.triton: another port is tried) and _FileError
+(serving.calibration.work: it carries a file's JecError to the loop over files).
 """
 
 from __future__ import annotations
 
-import difflib
-import re
-from collections.abc import Iterable
+from jec_client.errors import InputError, JecError, nearest, unknown, without_secrets
 
-PASSWORD = re.compile(r"(?<=://)[^/\s@]*:[^/\s@]*@")
-SIGNATURE = re.compile(
-    r"([?&][\w.-]*(?:sig|signature|token|credential|authz|password|secret)=)[^&\s'\"]+",
-    re.IGNORECASE,
-)
-
-
-def without_secrets(text: str) -> str:
-    """The text without the passwords and signatures of the addresses in it."""
-    return SIGNATURE.sub(r"\1...", PASSWORD.sub("", text))
-
-
-class JecError(Exception):
-    """Base of all errors whose text is meant to be read by the user, without a traceback."""
-
-    exit_code = 1
-    retryable = False
-    """Whether another attempt may succeed, although nobody has changed anything."""
-
-    def __str__(self) -> str:
-        return without_secrets(super().__str__())
-
-
-class InputError(JecError):
-    """What the user gave cannot be used; nothing was started."""
-
-    exit_code = 2
+__all__ = [
+    "ClusterError",
+    "DeadlineError",
+    "GateError",
+    "InputError",
+    "InterruptedRun",
+    "JecError",
+    "StorageError",
+    "TrainingError",
+    "UnreachableError",
+    "nearest",
+    "unknown",
+    "without_secrets",
+]
 
 
 class StorageError(JecError):
@@ -100,21 +91,3 @@ class InterruptedRun(JecError):
     """The run was told to stop."""
 
     exit_code = 130
-
-
-def nearest(name: str, choices: Iterable[str], count: int = 3) -> list[str]:
-    """The names among `choices` that look most like `name`, best first; empty if none does."""
-    known = sorted({str(choice) for choice in choices})
-    lowered = {choice.lower(): choice for choice in reversed(known)}
-    found = difflib.get_close_matches(name.lower(), lowered, n=count, cutoff=0.5)
-    return [lowered[match] for match in found]
-
-
-def unknown(what: str, name: str, choices: Iterable[str]) -> str:
-    """The sentence for a name that does not exist, with the nearest names or all of them."""
-    known = sorted({str(choice) for choice in choices})
-    near = nearest(name, known)
-    if near:
-        return f"unknown {what} '{name}'; did you mean {' or '.join(repr(n) for n in near)}?"
-    listed = ", ".join(known[:20]) + (", ..." if len(known) > 20 else "")
-    return f"unknown {what} '{name}'; there are: {listed or 'none'}"

@@ -1,7 +1,7 @@
 """HTTP requests to other people's servers: Kubeflow's gateway, image registries, webhooks.
 
 One place for the timeouts, the retries, the proxies and the words of an error. Model servers have a
-client of their own (serving/connection.py), because there every tenth of a millisecond counts.
+client of their own (jec_client), because there every tenth of a millisecond counts.
 """
 
 from __future__ import annotations

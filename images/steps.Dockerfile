@@ -39,6 +39,7 @@ RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
 WORKDIR /opt/jec
 COPY networks networks
 COPY common common
+COPY clients/python/jec_client jec_client
 COPY clusters clusters
 COPY physics physics
 COPY reporting reporting

@@ -42,6 +42,7 @@ RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
 
 WORKDIR /opt/jec
 COPY common common
+COPY clients/python/jec_client jec_client
 COPY reporting reporting
 COPY serving serving
 COPY evaluating evaluating

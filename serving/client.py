@@ -1,189 +1,55 @@
-"""Client of an inference server by the Open Inference Protocol v2 over HTTP.
+"""The client with this project's errors, and the golden requests through it.
 
-It needs the standard library and numpy alone.
+The client itself is the package jec_client (clients/python), which is installed without this
+project.
 
     python -m serving.client --url http://127.0.0.1:8000 --model pfn-1a2b3c4d --request
         golden/request.json
 
-prints the server's answer. Nothing of a model server's own client is needed, here or in anybody's
-code.
+prints the server's answer.
 """
 
 from __future__ import annotations
 
-import contextlib
-import http.client
 import json
 import statistics
 import sys
 import time
-import urllib.parse
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
 
+import jec_client
 from common import storage
 from common.cli import Parser, require_url, run_main, seconds, word
-from common.errors import (
-    ClusterError,
-    DeadlineError,
-    GateError,
-    InputError,
-    UnreachableError,
-    unknown,
-)
+from common.errors import ClusterError, DeadlineError, GateError, UnreachableError
 from common.records import GoldenAnswers, RoundTrip
-from serving import golden
-from serving.connection import Connections, Reply
 from serving.golden import SIZES, TOLERANCE, Body, file_names, max_difference
-
-if TYPE_CHECKING:
-    import numpy as np
 
 RETRY_SECONDS = 1.0  # between two looks at a service that is not ready
 # for the times of one size of request: enough for ten of a network that takes half a second
 ROUND_TRIP_SECONDS = 5.0
 
 
-class Unreachable(UnreachableError):
+class Unreachable(jec_client.Unreachable, UnreachableError):
     """No server answers at that address (yet)."""
 
 
-class NotServing(ClusterError):
+class NotServing(jec_client.NotServing, ClusterError):
     """The model cannot be asked now; asking again may help.
 
     The server answers 502, 503 or 504, or an ingress has no route.
     """
 
 
-class Client:
-    """One model of one server. `headers` go with every request (a Host for an ingress, a token)."""
-
-    def __init__(
-        self,
-        url: str,
-        model: str,
-        *,
-        timeout: float = 60.0,
-        headers: Mapping[str, str] | None = None,
-    ) -> None:
-        self.url, self.model, self.timeout, self.headers = (
-            url.rstrip("/"),
-            model,
-            timeout,
-            dict(headers or {}),
-        )
-        host = urllib.parse.urlsplit(self.url).hostname
-        if not host or not self.url.startswith(("http://", "https://")):
-            raise InputError(f"'{url}' is no address of a server; write http://host:port")
-        self._connections = Connections(self.url, timeout)
-
-    def ready(self) -> bool:
-        """True if the server says that the model can take requests now."""
-        try:
-            self._call(f"/v2/models/{self.model}/ready")
-        except ClusterError:
-            return False
-        return True
-
-    def server_name(self) -> str:
-        """What the server calls itself; empty if it does not answer."""
-        try:
-            return str(self._call("/v2").get("name", ""))
-        except ClusterError:
-            return ""
-
-    def models(self) -> list[str]:
-        """Names of the server's models; empty where it does not tell."""
-        try:
-            # Triton
-            return sorted(entry["name"] for entry in self._call("/v2/repository/index", {}))
-        except (ClusterError, KeyError, TypeError):
-            pass
-        try:
-            return sorted(self._call("/v2/models")["models"])  # kserve's own server
-        except (ClusterError, KeyError, TypeError):
-            return []
-
-    def metadata(self) -> Body:
-        """Names, datatypes and shapes of the model's inputs and outputs. Raises as `infer`."""
-        return self._call_model("")
-
-    def infer(self, body: Body) -> Body:
-        """The server's answer to a request body (see serving.golden).
-
-        Raises Unreachable, NotServing, InputError for an unknown model (with those there are) or a
-        request that the server refuses (in its own words), and ClusterError for a model that failed
-        or an answer that is no JSON.
-        """
-        return self._call_model("/infer", body)
-
-    def ask(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The model's outputs for arrays with the jets in the first axis.
-
-        They are sent and received as bytes (the protocol's binary extension). Several times faster
-        than JSON for more than a few jets. Raises as `infer`.
-        """
-        path = f"/v2/models/{self.model}/infer"
-        with self._explained():
-            return golden.from_binary(*_parts(self._exchange(path, *golden.to_binary(inputs))))
-
-    def _call_model(self, path: str, body: Body | None = None) -> Body:
-        with self._explained():
-            answer: Body = self._call(f"/v2/models/{self.model}{path}", body)
-        return answer
-
-    @contextlib.contextmanager
-    def _explained(self) -> Iterator[None]:
-        """Turn a refusal into an InputError or a ClusterError, whichever it is."""
-        try:
-            yield
-        except _Refused as refused:
-            known = self.models()
-            if known and self.model not in known:
-                raise InputError(f"{self.url}: {unknown('model', self.model, known)}") from None
-            if refused.code >= 500:
-                raise ClusterError(
-                    f"model {self.model} at {self.url} failed ({refused.code}): {refused}"
-                ) from None
-            raise InputError(
-                f"{self.url} refused the request for model {self.model} ({refused.code}): {refused}"
-            ) from None
-
-    def _call(self, path: str, body: Any = None) -> Any:
-        data = None if body is None else json.dumps(body).encode()
-        reply = self._exchange(
-            path, data, {"Content-Type": "application/json"} if data is not None else {}
-        )
-        return _json(reply.content, self.url + path)
-
-    def _exchange(self, path: str, data: bytes | None, headers: Mapping[str, str]) -> Reply:
-        """The server's reply, if it is a good one."""
-        try:
-            reply = self._connections.request(path, data, {**self.headers, **headers})
-        except TimeoutError:
-            raise Unreachable(f"{self.url} did not answer within {self.timeout:.0f} s") from None
-        except (http.client.HTTPException, OSError) as error:
-            raise Unreachable(f"no server answers at {self.url}: {error or repr(error)}") from None
-        if reply.status < 300:
-            return reply
-        text, from_model_server = _reason(reply)
-        # A 404 in another form comes from an ingress that does not know the service yet; a
-        # redirection from a login or to another address.
-        if (
-            reply.status < 400
-            or reply.status in (502, 503, 504)
-            or (reply.status == 404 and not from_model_server)
-        ):
-            raise NotServing(f"{self.url} cannot serve model {self.model} ({reply.status}): {text}")
-        raise _Refused(text, reply.status)
+class ModelError(jec_client.ServerError, ClusterError):
+    """The server or its model failed, or answered in another form than the protocol's."""
 
 
-class _Refused(ClusterError):
-    """An error of the model server itself, in its words."""
+class Client(jec_client.Client):
+    """One model of one server, with this project's errors."""
 
-    def __init__(self, text: str, code: int) -> None:
-        super().__init__(text)
-        self.code = code
+    unreachable = Unreachable
+    not_serving = NotServing
+    failed = ModelError
 
 
 def golden_check(
@@ -271,34 +137,6 @@ def _infer_until(client: Client, request: Body, ends: float, deadline: float) ->
                     f"model {client.model} gave no answer within {deadline:.0f} s: {error}"
                 ) from None
         time.sleep(RETRY_SECONDS)
-
-
-def _parts(reply: Reply) -> tuple[bytes, int]:
-    """A reply's content and the length of the JSON at its head."""
-    return reply.content, int(reply.headers.get(golden.HEADER_LENGTH, len(reply.content)))
-
-
-def _json(content: bytes, where: str) -> Any:
-    if not content:  # Triton's readiness has no body
-        return {}
-    try:
-        return json.loads(content)
-    except ValueError:
-        raise ClusterError(f"{where} did not answer with JSON but with {content[:200]!r}") from None
-
-
-def _reason(reply: Reply) -> tuple[str, bool]:
-    """The server's words, and whether they have the form of a model server's.
-
-    That form is {"error": ...}, or FastAPI's {"detail": ...}.
-    """
-    if "Location" in reply.headers:
-        return f"it sends elsewhere, to {reply.headers['Location']}", False
-    with contextlib.suppress(ValueError):
-        words = json.loads(reply.content)
-        if isinstance(words, dict) and (words.keys() & {"error", "detail"}):
-            return str(words.get("error") or words["detail"]).strip()[:2000], True
-    return reply.content.decode(errors="replace").strip()[:2000] or reply.reason, False
 
 
 def main(argv: list[str] | None = None) -> int:

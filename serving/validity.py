@@ -1,17 +1,6 @@
-"""Why the model calls jets invalid: jec_client/validity.py, of the checkout's clients/python.
+"""Why the model calls jets invalid: jec_client/validity.py, of the client's package."""
 
-The client is a package of its own, which is installed without this project.
-"""
-
-import sys
-
-from common.project import ROOT
-
-_CLIENT = str(ROOT / "clients" / "python")
-if _CLIENT not in sys.path:
-    sys.path.append(_CLIENT)  # behind an installed jec_client
-
-from jec_client.validity import (  # noqa: E402  (the path comes first)
+from jec_client.validity import (
     COUNTER,
     ETA_RANGE,
     KEY,

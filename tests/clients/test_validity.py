@@ -8,10 +8,10 @@ import sys
 
 import numpy as np
 import pytest
-from jec_client import validity
-from jec_client.validity import ModelRange, count_invalid, invalid_reasons, model_range
 
 from common.project import ROOT
+from jec_client import validity
+from jec_client.validity import ModelRange, count_invalid, invalid_reasons, model_range
 
 LIMITS = ModelRange(
     min_pt=15.0,

@@ -5,9 +5,13 @@ others unchanged.
 from __future__ import annotations
 
 import json
+import re
+import shutil
+import textwrap
 import urllib.request
 from pathlib import Path
 
+import awkward as ak
 import numpy as np
 import onnxruntime
 import pytest
@@ -177,29 +181,68 @@ def test_the_limit_of_eta_is_the_selections(selection, limit):
     assert largest.max_abs_eta == (limit or 1.5)
 
 
-@pytest.mark.parametrize("kind", ["triton", "kserve-server"])
-def test_both_servers_pass_it_on(exported, jets, tmp_path, kind):
-    if kind == "triton" and (reason := triton.triton_unusable(tmp_path)):
+@pytest.fixture(scope="module", params=["triton", "kserve-server"])
+def url(request, exported, tmp_path_factory) -> str:
+    """Each kind of server over the run's models, and the raw one once more as README names it."""
+    folder = tmp_path_factory.mktemp("served")
+    if request.param == "triton" and (reason := triton.triton_unusable(folder)):
         pytest.skip(f"Triton: {reason}")
+    repository = folder / "model"
+    shutil.copytree(exported / "model", repository)
+    shutil.copytree(repository / "small-raw", repository / "NAME-raw")
+    for config in (repository / "NAME-raw").rglob("*.pbtxt"):
+        config.write_text(config.read_text().replace('"small-raw"', '"NAME-raw"'))
     server = triton.start(
-        exported / "model", model_name="small-raw", log=tmp_path / "server.log", kind=kind
+        repository, model_name="small-raw", log=folder / "server.log", kind=request.param
     )
-    try:
-        where = str(exported / "golden" / "small-raw")
-        checked = golden_check(server.url, "small-raw", where, 60)
-        assert max(checked.max_difference.values()) < 1e-5
-        jets["jetPt"][3] = -5
-        client = Client(server.url, "small-raw")
-        answer = client.ask(jets)
-        assert answer["valid"].dtype == bool
-        assert answer["valid"][:, 0].tolist() == [index != 3 for index in range(100)]
-        assert answer["calibrated_pt"][3] == -5
-        with urllib.request.urlopen(f"{server.url}/v2/models/small-raw/config") as reply:
-            limits = validity.range_of_config(json.load(reply))
-        assert (limits.pt, limits.eta, limits.max_abs_eta) == ("jetPt", "jetEta", 2.5)
-        counts = validity.count_invalid(jets, limits, valid=answer["valid"])
-        assert counts == {validity.NEGATIVE_PT: 1}
-        described = {entry["name"]: entry["datatype"] for entry in client.metadata()["outputs"]}
-        assert described["valid"] == "BOOL"
-    finally:
-        triton.stop(server.pid)
+    yield server.url
+    triton.stop(server.pid)
+
+
+def test_both_servers_pass_it_on(exported, jets, url):
+    where = str(exported / "golden" / "small-raw")
+    checked = golden_check(url, "small-raw", where, 60)
+    assert max(checked.max_difference.values()) < 1e-5
+    jets["jetPt"][3] = -5
+    client = Client(url, "small-raw")
+    answer = client.ask(jets)
+    assert answer["valid"].dtype == bool
+    assert answer["valid"][:, 0].tolist() == [index != 3 for index in range(100)]
+    assert answer["calibrated_pt"][3] == -5
+    with urllib.request.urlopen(f"{url}/v2/models/small-raw/config") as reply:
+        limits = validity.range_of_config(json.load(reply))
+    assert (limits.pt, limits.eta, limits.max_abs_eta) == ("jetPt", "jetEta", 2.5)
+    counts = validity.count_invalid(jets, limits, valid=answer["valid"])
+    assert counts == {validity.NEGATIVE_PT: 1}
+    described = {entry["name"]: entry["datatype"] for entry in client.metadata()["outputs"]}
+    assert described["valid"] == "BOOL"
+
+
+def test_the_readme_s_calibration_runs_as_it_is_printed(
+    files, session, url, tmp_path, monkeypatch, capsys
+):
+    shutil.copy(files / "val.root", tmp_path / "jets.root")
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "README.md").read_text()
+    (snippet,) = [
+        textwrap.dedent(block)
+        for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+        if ".calibrate(" in block
+    ]
+    names = {"URL": url}
+    exec(snippet, names)
+    jets = names["jets"]
+    inputs = {}
+    for entry in session.get_inputs():
+        column = jets[entry.name]
+        if column.ndim == 2:
+            column = ak.fill_none(ak.pad_none(column, int(ak.max(jets.nPF)), clip=True), 0)
+        dtype = {"float": np.float32, "int32": np.int32}[entry.type[7:-1]]
+        inputs[entry.name] = ak.to_numpy(column).reshape(len(jets), -1).astype(dtype)
+    expected = ask(session, inputs)["calibrated_pt"][:, 0]
+    answers = names["client"].calibrate(jets)
+    np.testing.assert_allclose(answers.calibrated_pt, expected, rtol=1e-5)
+    assert str(answers.calibrated_pt) in capsys.readouterr().out
+    invalid = answers.attrs["invalid"]
+    assert sum(invalid.values()) == int(ak.sum(~answers.valid))
+    assert validity.OTHER not in invalid

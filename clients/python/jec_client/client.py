@@ -1,0 +1,366 @@
+"""Calibrate jets with a served model.
+
+    client = Client("http://127.0.0.1:8000", "pfn-1a2b3c4d-raw")
+    jets = uproot.open("file.root")["tree"].arrays()
+    client.calibrate(jets)["calibrated_pt"]     # GeV
+
+The model has its preprocessing in it, so that the columns of a file are all it needs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import re
+import time
+import urllib.parse
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from jec_client import protocol
+from jec_client.credentials import Secret
+from jec_client.errors import (
+    InputError,
+    NotServing,
+    Refused,
+    ServerError,
+    Unreachable,
+    unknown,
+)
+from jec_client.http_server import HttpServer
+from jec_client.protocol import Body
+from jec_client.validity import OTHER, ModelRange, count_invalid, range_of_config
+
+if TYPE_CHECKING:
+    import awkward as ak
+
+    from jec_client.model_inputs import Jets, Tensor
+
+BATCH = 1024
+"""Jets in a request to a server that does not say how many it takes."""
+
+VALID = "valid"
+"""The output that says whether a jet is one that the model is meant for."""
+
+SECRET_HEADER = re.compile(r"authorization|cookie|token|secret|password|api-?key", re.IGNORECASE)
+
+KSERVE_BINARY = (0, 14)
+"""The first version of kserve's own server that takes tensors as bytes."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Model:
+    """What a server says about one of its models."""
+
+    inputs: list[Tensor]
+    outputs: list[Tensor]
+    max_batch_size: int
+    limits: ModelRange | None
+    """The jets that it is meant for, where it says so."""
+
+
+class Client:
+    """One model of one server.
+
+    url: http://host:port, or https. model: its name there. timeout: seconds for one request.
+    headers: go with every request, such as the Host of an ingress. token, cookies: of a gateway;
+    the path of a file that holds them, or '$NAME' of a variable of the environment. verify: False
+    takes any certificate; a path names certificate authorities.
+
+    A client may be used by several threads, and sent to other processes by pickle: the secrets
+    themselves do not go along. Raises InputError for an address or a secret that is none.
+    """
+
+    unreachable: ClassVar[type[ServerError]] = Unreachable
+    not_serving: ClassVar[type[ServerError]] = NotServing
+    failed: ClassVar[type[ServerError]] = ServerError
+    """The exceptions that are raised; a subclass may have its own."""
+
+    def __init__(
+        self,
+        url: str,
+        model: str,
+        *,
+        timeout: float = 60.0,
+        headers: Mapping[str, str] | None = None,
+        token: str | os.PathLike[str] | None = None,
+        cookies: str | os.PathLike[str] | None = None,
+        verify: bool | str | os.PathLike[str] = True,
+    ) -> None:
+        for name in headers or {}:
+            if SECRET_HEADER.search(name):
+                raise InputError(
+                    f"headers= may not have '{name}', which holds a secret; give token= or cookies="
+                )
+        self._set(
+            url=str(url).rstrip("/"),
+            model=str(model),
+            timeout=float(timeout),
+            headers=dict(headers or {}),
+            token=None if token is None else Secret.at("token", token),
+            cookies=None if cookies is None else Secret.at("cookies", cookies),
+            verify=verify if isinstance(verify, bool) else os.fspath(verify),
+        )
+
+    def _set(self, **settings: Any) -> None:
+        self._settings = settings
+        self.url: str = settings["url"]
+        self.model: str = settings["model"]
+        self.timeout: float = settings["timeout"]
+        self.headers: dict[str, str] = settings["headers"]
+        parts = _parts(self.url)
+        if not parts.hostname or parts.scheme not in ("http", "https"):
+            raise InputError(
+                f"'{self.url}' is no address of a server; write http://host:port or https://host"
+            )
+        if "@" in parts.netloc:
+            raise InputError("the address holds a login; give it without, and token= or cookies=")
+        if not self.model:
+            raise InputError("the model has no name; give the one it has on the server")
+        if not self.timeout > 0:
+            raise InputError(f"timeout={self.timeout:g} is no number of seconds above 0")
+        server = {key: value for key, value in settings.items() if key not in ("url", "model")}
+        timeout = server.pop("timeout")
+        self._server = HttpServer(self.url, timeout, **server)
+        self._model: Model | None = None
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.url!r}, {self.model!r})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self._settings
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._set(**state)
+
+    # ------------------------------------------------------------ columns of jets
+
+    def calibrate(self, jets: Any, *, deadline: float | None = None) -> ak.Array:
+        """The model's outputs, a record array with an entry for each jet, in the same order.
+
+        jets: columns with the names of the model's inputs, in any numeric type: a record array of
+        awkward or NumPy, a dict of columns (awkward, NumPy, lists), a frame of pandas, polars or
+        pyarrow. A record array of events with lists of jets gives such lists. Particles are lists
+        of any length; their counter may be left out. Or the path of a ROOT or parquet file (the
+        extra `files`); a tree is named behind it: jets.root:AK4jets/jetTree.
+
+        Jets go in requests of as many as the server takes. A request that nobody answers, or that
+        comes at a bad moment, is sent again. deadline: seconds for all of it.
+
+        `attrs["invalid"]` of the answer counts the jets that are not valid by their reasons.
+
+        Raises InputError before anything is sent for columns that are missing or unknown and for
+        values that the model's types cannot hold; the others as `infer`.
+        """
+        import awkward as ak
+
+        ends = time.monotonic() + (float("inf") if deadline is None else deadline)
+        model = self._described(ends)
+        parts: dict[str, list[np.ndarray]] = {tensor.name: [] for tensor in model.outputs}
+        invalid: Counter[str] = Counter()
+        jets_of_events = None
+        for ready in self._prepared(jets, model):
+            jets_of_events = ready.jets_of_events
+            start = 0
+            while start < ready.count:
+                stop = ready.stop(start, model.max_batch_size)
+                inputs = ready.arrays(start, stop)
+                answers = self._answers(model, inputs, stop - start, ends)
+                for name, values in answers.items():
+                    parts[name].append(values)
+                invalid.update(_invalid(inputs, answers, model.limits))
+                start = stop
+        outputs = {}
+        for tensor in model.outputs:
+            empty = np.zeros((0, *(max(1, size) for size in tensor.shape[1:])), tensor.dtype)
+            values = np.concatenate(parts[tensor.name] or [empty])
+            outputs[tensor.name] = values[:, 0] if values.shape[1:] == (1,) else values
+        result = ak.zip(outputs, depth_limit=1)
+        if jets_of_events is not None:
+            result = ak.unflatten(result, jets_of_events)
+        result.attrs["invalid"] = dict(invalid)
+        return result
+
+    def _described(self, ends: float) -> Model:
+        """What the server says about the model, asked once."""
+        if self._model is None:
+            with self._explained():
+                self._model = self._describe(ends)
+        return self._model
+
+    def _describe(self, ends: float) -> Model:
+        metadata = self._server.metadata(self.model, ends=ends)
+        config = self._server.config(self.model, ends=ends)
+        with contextlib.suppress(NotServing, Refused):
+            self._server.binary = _takes_bytes(self._server.description(ends=ends))
+        try:
+            inputs = [_tensor(entry) for entry in metadata["inputs"]]
+            outputs = [_tensor(entry) for entry in metadata["outputs"]]
+            most = int(config.get("max_batch_size", BATCH)) or BATCH
+            limits = range_of_config(config)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ServerError(
+                f"what {self.url} says about model {self.model} has not the form of the Open"
+                f" Inference Protocol v2: {error!r}"
+            ) from None
+        return Model(inputs=inputs, outputs=outputs, max_batch_size=most, limits=limits)
+
+    def _prepared(self, jets: Any, model: Model) -> Iterator[Jets]:
+        """The model's inputs of the jets; those of a file come in pieces."""
+        from jec_client.columns import table_of
+        from jec_client.files import tables
+        from jec_client.model_inputs import prepare
+
+        names = [tensor.name for tensor in model.inputs]
+        counters = model.limits.counters if model.limits else None
+        try:
+            is_path = isinstance(jets, (str, os.PathLike))
+            for table in tables(jets, names) if is_path else [table_of(jets, names)]:
+                yield prepare(table, model.inputs, counters)
+        except InputError as error:
+            raise InputError(f"model {self.model}: {error}") from None
+
+    def _answers(
+        self, model: Model, inputs: Mapping[str, np.ndarray], count: int, ends: float
+    ) -> dict[str, np.ndarray]:
+        """The outputs for the jets of one request, (count, ...) each."""
+        with self._explained():
+            try:
+                answers = self._server.ask(self.model, inputs, ends=ends)
+            except ServerError:
+                self._model = None  # it may be another one now
+                raise
+            for tensor in model.outputs:
+                if tensor.name not in answers or len(answers[tensor.name]) != count:
+                    raise ServerError(
+                        f"{self.url} answered {count} jets without '{tensor.name}' for each of them"
+                    )
+        return {tensor.name: answers[tensor.name] for tensor in model.outputs}
+
+    # ------------------------------------------------------------ requests of the protocol's form
+
+    def ready(self) -> bool:
+        """True if the server says that the model can take requests now."""
+        try:
+            self._server.ready(self.model)
+        except ServerError:
+            return False
+        return True
+
+    def server_name(self) -> str:
+        """What the server calls itself; empty if it does not answer."""
+        try:
+            return str(self._server.description().get("name", ""))
+        except ServerError:
+            return ""
+
+    def models(self) -> list[str]:
+        """Names of the server's models; empty where it does not tell."""
+        try:
+            return self._server.models()
+        except (ServerError, KeyError, TypeError):
+            return []
+
+    def metadata(self) -> Body:
+        """Names, datatypes and shapes of the model's inputs and outputs. Raises as `infer`."""
+        with self._explained():
+            return self._server.metadata(self.model)
+
+    def infer(self, body: Body) -> Body:
+        """The server's answer to a request body (see jec_client.protocol).
+
+        Raises `unreachable`, `not_serving`, InputError for an unknown model (with those there are)
+        or a request that the server refuses (in its own words), and `failed` for a model that
+        failed or an answer that is no JSON.
+        """
+        with self._explained():
+            return self._server.infer(self.model, body)
+
+    def ask(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The model's outputs for arrays with the jets in the first axis, in one request.
+
+        The arrays have the types and shapes of the model. They are sent and received as bytes (the
+        protocol's binary extension), several times faster than JSON for more than a few jets.
+        Raises as `infer`.
+        """
+        with self._explained():
+            return self._server.ask(self.model, inputs)
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Turn the server's errors into those that this class raises."""
+        try:
+            yield
+        except Refused as refused:
+            raise self._refusal(refused) from None
+        except NotServing as error:
+            raise self.not_serving(f"{self.url} cannot serve model {self.model} {error}") from None
+        except Unreachable as error:
+            raise self.unreachable(str(error)) from None
+        except ServerError as error:
+            raise self.failed(str(error)) from None
+
+    def _refusal(self, refused: Refused) -> Exception:
+        known = self.models()
+        if known and self.model not in known:
+            return InputError(f"{self.url}: {unknown('model', self.model, known)}")
+        if refused.code >= 500:
+            return self.failed(
+                f"model {self.model} at {self.url} failed ({refused.code}): {refused}"
+            )
+        if refused.code == 404 and not known and not self.server_name():
+            return InputError(
+                f"{self.url} does not speak the Open Inference Protocol v2, or is too old for it"
+                f" (404 at /v2): {refused}"
+            )
+        return InputError(
+            f"{self.url} refused the request for model {self.model} ({refused.code}): {refused}"
+        )
+
+
+def _parts(url: str) -> urllib.parse.SplitResult:
+    """The parts of an address. Raises InputError for text that is none."""
+    try:
+        parts = urllib.parse.urlsplit(url)
+        _ = parts.port
+    except ValueError as error:
+        raise InputError(f"'{url}' is no address of a server: {error}") from None
+    return parts
+
+
+def _tensor(entry: Mapping[str, Any]) -> Tensor:
+    from jec_client.model_inputs import Tensor
+
+    datatype = entry["datatype"]
+    if datatype not in protocol.DTYPES:
+        raise ValueError(f"'{entry['name']}' is {datatype}, and no numbers")
+    shape = tuple(int(size) for size in entry["shape"])
+    return Tensor(name=entry["name"], dtype=np.dtype(protocol.DTYPES[datatype]), shape=shape)
+
+
+def _takes_bytes(server: Body) -> bool:
+    """Whether a server takes tensors as bytes, by what it says of itself."""
+    extensions = server.get("extensions")
+    if server.get("name") == "kserve":
+        version = tuple(int(n) for n in re.findall(r"\d+", str(server.get("version")))[:2])
+        return version >= KSERVE_BINARY
+    # Of a server that lists no extensions, most take bytes.
+    return not extensions or "binary_tensor_data" in extensions
+
+
+def _invalid(
+    inputs: Mapping[str, np.ndarray], answers: Mapping[str, np.ndarray], limits: ModelRange | None
+) -> dict[str, int]:
+    """How many jets of a request are not valid, by reason."""
+    if VALID not in answers:
+        return {}
+    if limits is None:
+        count = int(np.count_nonzero(~answers[VALID].astype(bool)))
+        return {OTHER: count} if count else {}
+    return count_invalid(
+        inputs, limits, valid=answers[VALID], reference_pt=answers.get("calibrated_pt")
+    )

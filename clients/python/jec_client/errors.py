@@ -1,0 +1,86 @@
+"""The base of the exception tree, and the words of an error.
+
+JecError                     reported as one clear sentence, without a traceback (exit code 1)
+├── InputError               refused before anything is sent: it cannot be used (exit code 2)
+└── ServerError              the server or its model did not do as asked
+├── Unreachable          nobody answers at that address (yet)
+├── NotServing           a server answers, but not for this model (now)
+└── Refused              a model server refuses a request, in its words
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable
+
+PASSWORD = re.compile(r"(?<=://)[^/\s@]*:[^/\s@]*@")
+SIGNATURE = re.compile(
+    r"([?&][\w.-]*(?:sig|signature|token|credential|authz|password|secret)=)[^&\s'\"]+",
+    re.IGNORECASE,
+)
+
+
+def without_secrets(text: str) -> str:
+    """The text without the passwords and signatures of the addresses in it."""
+    return SIGNATURE.sub(r"\1...", PASSWORD.sub("", text))
+
+
+class JecError(Exception):
+    """Base of all errors whose text is meant to be read by the user, without a traceback."""
+
+    exit_code = 1
+    retryable = False
+    """Whether another attempt may succeed, although nobody has changed anything."""
+
+    def __str__(self) -> str:
+        return without_secrets(super().__str__())
+
+
+class InputError(JecError):
+    """What the user gave cannot be used; nothing was started."""
+
+    exit_code = 2
+
+
+class ServerError(JecError):
+    """The server or its model did not do as asked; the text has the server's reason."""
+
+
+class Unreachable(ServerError):
+    """No server answers at that address (yet)."""
+
+    retryable = True
+
+
+class NotServing(ServerError):
+    """The model cannot be asked now; asking again may help.
+
+    The server answers 429, 502, 503 or 504, or an ingress has no route.
+    """
+
+
+class Refused(ServerError):
+    """An error of the model server itself, in its words; code: that of HTTP."""
+
+    def __init__(self, text: str, code: int) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+def nearest(name: str, choices: Iterable[str], count: int = 3) -> list[str]:
+    """The names among `choices` that look most like `name`, best first; empty if none does."""
+    known = sorted({str(choice) for choice in choices})
+    lowered = {choice.lower(): choice for choice in reversed(known)}
+    found = difflib.get_close_matches(name.lower(), lowered, n=count, cutoff=0.5)
+    return [lowered[match] for match in found]
+
+
+def unknown(what: str, name: str, choices: Iterable[str]) -> str:
+    """The sentence for a name that does not exist, with the nearest names or all of them."""
+    known = sorted({str(choice) for choice in choices})
+    near = nearest(name, known)
+    if near:
+        return f"unknown {what} '{name}'; did you mean {' or '.join(repr(n) for n in near)}?"
+    listed = ", ".join(known[:20]) + (", ..." if len(known) > 20 else "")
+    return f"unknown {what} '{name}'; there are: {listed or 'none'}"

@@ -1,0 +1,122 @@
+"""Columns of one ROOT or parquet file, a piece after the other.
+
+    for table in tables("jets.root", ["jetPt", "PF_pT", "nPF"]):
+        ...
+
+A ROOT file's tree may be named behind it: jets.root:AK4jets/jetTree. Otherwise it is the one that
+has the columns. The packages are those of the extra `files`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from jec_client.columns import Table, table_of
+from jec_client.errors import InputError
+
+JETS = 50_000
+"""Jets in a piece: about 50 MB of columns where each has 30 particles of ten numbers."""
+
+TREES = ("TTree", "ROOT::RNTuple", "ROOT::Experimental::RNTuple")
+
+
+def tables(path: str | os.PathLike[str], wanted: Sequence[str]) -> Iterator[Table]:
+    """The wanted columns of a file; one empty piece where it has no jets.
+
+    Raises InputError for a file that is not there, is of another kind or damaged, has no tree or
+    several with the columns, or needs a package that is not installed.
+    """
+    text = os.fspath(path)
+    text, colon, tree = text.partition(".root:")
+    file = text + ".root" if colon else text
+    kind = _kind(file)
+    try:
+        if kind == "parquet":
+            yield from _of_parquet(file, wanted)
+        else:
+            yield from _of_root(file, tree, wanted)
+    except InputError:
+        raise
+    except ImportError as error:
+        raise InputError(
+            f"{file} cannot be read without {error.name}; pip install 'jec-client[files]'"
+        ) from None
+    except Exception as error:  # what uproot and pyarrow raise has no common base
+        lines = str(error).strip().splitlines()
+        reason = lines[0] if lines else repr(error)
+        raise InputError(f"{file} cannot be read: {reason}") from None
+
+
+def _kind(file: str) -> str:
+    """'root' or 'parquet', by the first bytes of a file here, else by its name."""
+    kinds = {b"root": "root", b"PAR1": "parquet"}
+    if "://" not in file:
+        try:
+            with Path(file).expanduser().open("rb") as opened:
+                first = opened.read(4)
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise InputError(f"{file[:200]!r} cannot be read as a file of jets: {reason}") from None
+        if first not in kinds:
+            raise InputError(f"{file} is neither a ROOT nor a parquet file")
+        return kinds[first]
+    return "parquet" if file.endswith((".parquet", ".pq")) else "root"
+
+
+def _of_parquet(file: str, wanted: Sequence[str]) -> Iterator[Table]:
+    import pyarrow.parquet
+
+    source: Any = file
+    with contextlib.ExitStack() as closed:
+        if "://" in file:
+            import fsspec
+
+            source = closed.enter_context(fsspec.open(file))
+        opened = closed.enter_context(pyarrow.parquet.ParquetFile(source))
+        names = opened.schema_arrow.names
+        there = [name for name in wanted if name in names]
+        empty = True
+        for batch in opened.iter_batches(batch_size=JETS, columns=there):
+            empty = False
+            yield Table(columns=table_of(batch, there).columns, names=names)
+        if empty:
+            none = opened.schema_arrow.empty_table()
+            yield Table(columns=table_of(none, there).columns, names=names)
+
+
+def _of_root(file: str, tree: str, wanted: Sequence[str]) -> Iterator[Table]:
+    import uproot
+
+    with uproot.open(str(Path(file).expanduser()) if "://" not in file else file) as opened:
+        one = opened[tree or _tree(opened, file, wanted)]
+        if not hasattr(one, "iterate"):
+            raise InputError(f"'{tree}' in {file} is no tree")
+        names = list(one.keys(recursive=False))
+        there = [name for name in wanted if name in names]
+        if not there or one.num_entries == 0:
+            pieces = [one.arrays(there, entry_stop=0)] if there else [{}]
+        else:
+            pieces = one.iterate(there, step_size=JETS)
+        for piece in pieces:
+            columns = {name: piece[name] for name in there}
+            yield Table(columns=columns, names=names)
+
+
+def _tree(opened: Any, file: str, wanted: Sequence[str]) -> str:
+    """The path of the tree that has most of the wanted columns."""
+    trees = opened.keys(filter_classname=TREES, cycle=False)
+    if not trees:
+        raise InputError(f"{file} has no tree")
+    columns: dict[str, set[str]] = {}
+    for path in dict.fromkeys(trees):
+        columns[path] = set(opened[path].keys(recursive=False)) & set(wanted)
+    most = max(len(names) for names in columns.values())
+    best = [path for path, names in columns.items() if len(names) == most]
+    if len(best) > 1:
+        listed = ", ".join(f"{file}:{path}" for path in best[:5])
+        raise InputError(f"{file} has several trees; give one of them: {listed}")
+    return best[0]

@@ -1,0 +1,443 @@
+"""The client against a small server: answers, repetitions, secrets, and other processes."""
+
+from __future__ import annotations
+
+import copy
+import multiprocessing
+import pickle
+import subprocess
+import sys
+import threading
+import time
+
+import awkward as ak
+import numpy as np
+import pytest
+
+from common.errors import ClusterError, JecError
+from common.project import ROOT
+from jec_client import Client, InputError, NotServing, ServerError, Unreachable, validity
+from serving.client import Client as ClientOfTheProject
+from tests.clients.model_server import MOST, NAME, ModelServer
+
+PACKAGE = ROOT / "clients" / "python"
+
+
+@pytest.fixture
+def server():
+    running = ModelServer()
+    yield running
+    running.close()
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch):
+    monkeypatch.setattr("jec_client.http_server.PAUSES", (0.01, 0.01, 0.01))
+
+
+def jets(count: int) -> ak.Array:
+    rng = np.random.default_rng(count)
+    number = rng.integers(0, 5, count)
+    particles = ak.unflatten(rng.uniform(1, 9, number.sum()), number)
+    columns = {"jetPt": rng.uniform(20, 200, count), "PF_pT": particles, "nPF": number}
+    return ak.zip(columns, depth_limit=1)
+
+
+def right(of: ak.Array) -> np.ndarray:
+    return ak.to_numpy(2 * of.jetPt + ak.sum(of.PF_pT, axis=-1))
+
+
+@pytest.mark.parametrize("count", [1, MOST, MOST + 1, 500])
+def test_jets_are_split_at_the_server_s_maximum_and_keep_their_order(server, count):
+    some = jets(count)
+    answers = Client(server.url, NAME).calibrate(some)
+    np.testing.assert_allclose(answers.calibrated_pt, right(some), rtol=1e-6)
+    assert answers.fields == ["calibrated_pt", "valid"]
+    assert answers.type.content.contents[1].primitive == "bool"
+    assert server.batches == [MOST] * (count // MOST) + [count % MOST] * (count % MOST > 0)
+
+
+def test_no_jets_give_no_answers_and_no_request(server):
+    answers = Client(server.url, NAME).calibrate(jets(3)[:0])
+    assert str(answers.type) == "0 * {calibrated_pt: float32, valid: bool}"
+    assert server.batches == []
+
+
+def test_jets_of_events_give_answers_of_events(server):
+    events = ak.unflatten(jets(100), [3, 0, 97])
+    answers = Client(server.url, NAME).calibrate(events)
+    assert ak.num(answers).to_list() == [3, 0, 97]
+    np.testing.assert_allclose(
+        ak.flatten(answers.calibrated_pt), right(ak.flatten(events)), rtol=1e-6
+    )
+
+
+def test_invalid_jets_are_counted_by_reason(server):
+    pt, particles = np.full(200, 50.0), [[1.0, 2.0]] * 200
+    pt[[0, 50, 100, 150]] = 3
+    particles[50] = [1.0, np.nan]
+    particles[100] = []
+    some = {"jetPt": pt, "PF_pT": particles}
+    answers = Client(server.url, NAME).calibrate(some)
+    assert answers.attrs["invalid"] == {
+        validity.PT_RANGE: 2,
+        validity.NOT_FINITE: 1,
+        validity.NO_PARTICLES: 1,
+    }
+
+
+def test_a_server_that_says_no_maximum_and_no_range(server):
+    del server.pages[f"/v2/models/{NAME}/config"]
+    some = jets(MOST)
+    some["jetPt"] = np.where(np.arange(MOST) == 7, 3, some["jetPt"])
+    answers = Client(server.url, NAME).calibrate(some)
+    assert answers.attrs["invalid"] == {validity.OTHER: 1}
+
+
+@pytest.mark.parametrize(
+    "description",
+    [
+        {"name": "other", "extensions": ["model_repository"]},
+        {"name": "kserve", "version": "0.11.1", "extensions": []},
+    ],
+    ids=["other", "kserve"],
+)
+def test_a_server_without_bytes_gets_json(server, description):
+    server.pages["/v2"] = description
+    some = jets(10)
+    answers = Client(server.url, NAME).calibrate(some)
+    np.testing.assert_allclose(answers.calibrated_pt, right(some), rtol=1e-6)
+    assert server.headers[-1]["content-type"] == "application/json"
+
+
+def test_nothing_is_sent_for_columns_that_are_wrong(server):
+    with pytest.raises(InputError, match=rf"{NAME}.*'jetPt' \(nearest: 'jet_pt'\)"):
+        Client(server.url, NAME).calibrate({"jet_pt": [1.0], "PF_pT": [[1.0]]})
+    assert server.batches == []
+
+
+# --------------------------------------------------------------------------------- bad servers
+
+BUSY = (503, b"upstream connect error")
+
+
+def test_a_server_that_is_busy_for_a_moment_is_asked_again(server):
+    client = Client(server.url, NAME)
+    client.calibrate(jets(1))
+    server.failures = [BUSY, (0, b""), (429, b"")]
+    some = jets(2 * MOST)
+    np.testing.assert_allclose(client.calibrate(some).calibrated_pt, right(some), rtol=1e-6)
+
+
+def test_a_server_that_stays_busy(server):
+    server.failures = [BUSY] * 20
+    with pytest.raises(NotServing, match=r"503.*upstream connect error"):
+        Client(server.url, NAME).calibrate(jets(1))
+    assert len(server.failures) == 16
+
+
+def test_a_model_that_fails_is_not_asked_again(server):
+    client = Client(server.url, NAME)
+    client.calibrate(jets(1))
+    failure = (500, b'{"error": "out of memory"}')
+    server.failures = [failure] * 2
+    with pytest.raises(ServerError, match=r"500.*out of memory"):
+        client.calibrate(jets(1))
+    assert server.failures == [failure]
+
+
+def test_a_refused_request_is_the_user_s_error_and_the_model_is_looked_at_again(server):
+    client = Client(server.url, NAME)
+    client.calibrate(jets(1))
+    server.failures = [(400, b'{"error": "unexpected shape"}')]
+    with pytest.raises(InputError, match=r"refused.*unexpected shape"):
+        client.calibrate(jets(1))
+    asked = len(server.headers)
+    client.calibrate(jets(1))
+    assert len(server.headers) - asked > 1
+
+
+def test_an_unknown_model_is_named_with_the_nearest(server):
+    with pytest.raises(InputError, match=f"'m-rwa'.*'{NAME}'"):
+        Client(server.url, "m-rwa").calibrate(jets(1))
+
+
+def test_a_server_of_another_protocol(server):
+    server.pages = {}
+    with pytest.raises(InputError, match="does not speak the Open Inference Protocol v2"):
+        Client(server.url, NAME).calibrate(jets(1))
+
+
+def test_nobody_is_there():
+    started = time.monotonic()
+    with pytest.raises(Unreachable, match=r"no server answers at http://127\.0\.0\.1:9"):
+        Client("http://127.0.0.1:9", NAME).calibrate(jets(1))
+    assert time.monotonic() - started < 5
+
+
+def test_an_answer_of_another_form(server):
+    client = Client(server.url, NAME)
+    client.calibrate(jets(1))
+    for content in (b"{}", b"[]", b"<html>", b'{"outputs": [{"name": "valid"}]}'):
+        server.failures = [(200, content)]
+        with pytest.raises(ServerError):
+            client.calibrate(jets(1))
+
+
+def test_a_description_of_another_form(server):
+    server.pages[f"/v2/models/{NAME}"] = {"inputs": [{"name": "x", "datatype": "BYTES"}]}
+    with pytest.raises(ServerError, match="'x' is BYTES"):
+        Client(server.url, NAME).calibrate(jets(1))
+
+
+def test_an_answer_that_drips_does_not_pass_the_deadline():
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def drip() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
+                try:
+                    while True:
+                        connection.sendall(b" ")
+                        time.sleep(0.02)
+                except OSError:
+                    pass
+
+        threading.Thread(target=drip, daemon=True).start()
+        client = Client(f"http://127.0.0.1:{listener.getsockname()[1]}", NAME, timeout=0.3)
+        started = time.monotonic()
+        with pytest.raises(Unreachable, match="did not answer within"):
+            client.metadata()
+        assert time.monotonic() - started < 3
+
+
+def test_the_deadline_holds_for_all_requests_together(server):
+    client = Client(server.url, NAME)
+    client.calibrate(jets(1))
+    with pytest.raises(Unreachable, match="did not answer within"):
+        client.calibrate(jets(1), deadline=0)
+
+
+def test_an_answer_that_breaks_off_is_no_answer():
+    import socketserver
+
+    class Broken(socketserver.BaseRequestHandler):
+        def handle(self):
+            self.request.recv(65536)
+            self.request.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{")
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Broken) as broken:
+        threading.Thread(
+            target=broken.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
+        ).start()
+        with pytest.raises(Unreachable):
+            Client(f"http://127.0.0.1:{broken.server_address[1]}", NAME).metadata()
+        broken.shutdown()
+
+
+def test_the_project_s_client_raises_the_project_s_errors(server):
+    client = ClientOfTheProject(server.url, NAME)
+    server.failures = [(503, b""), (500, b'{"error": "x"}'), (200, b"no json")]
+    for _ in range(3):
+        with pytest.raises(ClusterError):
+            client.metadata()
+    with pytest.raises(ClusterError):
+        ClientOfTheProject("http://127.0.0.1:9", NAME).metadata()
+    assert issubclass(InputError, JecError)
+    np.testing.assert_allclose(client.calibrate(jets(9)).calibrated_pt, right(jets(9)), rtol=1e-6)
+
+
+# ------------------------------------------------------------------------------------- secrets
+
+SECRET = "s3cr3t-0f-th3-gat3way"
+
+
+def test_a_token_of_a_file_is_sent_and_read_anew(server, tmp_path):
+    file = tmp_path / "token"
+    file.write_text(f"{SECRET}\n")
+    client = Client(server.url, NAME, token=file)
+    client.metadata()
+    file.write_text("another")
+    client.metadata()
+    sent = [headers["authorization"] for headers in server.headers]
+    assert sent == [f"Bearer {SECRET}", "Bearer another"]
+    file.unlink()
+    with pytest.raises(InputError, match="token"):
+        client.metadata()
+
+
+def test_a_token_of_the_environment(server, monkeypatch):
+    monkeypatch.setenv("GATEWAY_TOKEN", SECRET)
+    Client(server.url, NAME, token="$GATEWAY_TOKEN").metadata()
+    assert server.headers[-1]["authorization"] == f"Bearer {SECRET}"
+    with pytest.raises(InputError, match="GATEWAY_TOKEM"):
+        Client(server.url, NAME, token="$GATEWAY_TOKEM")
+
+
+NETSCAPE = f"""# Netscape HTTP Cookie File
+127.0.0.1\tFALSE\t/\tFALSE\t0\tsession\t{SECRET}
+127.0.0.1\tFALSE\t/\tFALSE\t9999999999\tother\t1
+elsewhere.example\tFALSE\t/\tFALSE\t0\tforeign\t2
+127.0.0.1\tFALSE\t/\tFALSE\t1000000000\told\t3
+"""
+
+
+@pytest.mark.parametrize("text", [NETSCAPE, f"session={SECRET}; other=1"], ids=["netscape", "line"])
+def test_cookies_of_a_file(server, tmp_path, text):
+    file = tmp_path / "cookies.txt"
+    file.write_text(text)
+    Client(server.url, NAME, cookies=str(file)).metadata()
+    assert sorted(server.headers[-1]["cookie"].split("; ")) == ["other=1", f"session={SECRET}"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "\n",
+        "no cookie",
+        "a\tb",
+        NETSCAPE.replace("127.0.0.1", "elsewhere.example"),
+        NETSCAPE.replace("\t0\t", "\t1000000000\t").replace("9999999999", "1000000000"),
+    ],
+    ids=["empty", "blank", "none", "another format", "another host", "expired"],
+)
+def test_cookies_that_are_none(server, tmp_path, text):
+    file = tmp_path / "cookies.txt"
+    file.write_text(text)
+    with pytest.raises(InputError, match="cookies") as error:
+        Client(server.url, NAME, cookies=file).metadata()
+    assert SECRET not in str(error.value)
+
+
+@pytest.mark.parametrize("option", ["token", "cookies"])
+def test_a_secret_is_never_an_argument(server, option):
+    with pytest.raises(InputError, match=f"{option}= takes the path of a file") as error:
+        Client(server.url, NAME, **{option: SECRET})
+    assert SECRET not in str(error.value)
+    for header in ("Authorization", "cookie", "X-Auth-Token"):
+        with pytest.raises(InputError, match=header) as error:
+            Client(server.url, NAME, headers={header: SECRET})
+        assert SECRET not in str(error.value)
+    with pytest.raises(InputError, match="login") as error:
+        Client(f"http://me:{SECRET}@127.0.0.1:1", NAME)
+    assert SECRET not in str(error.value)
+
+
+@pytest.mark.parametrize("broken", [f"{SECRET}\nX: y", f"{SECRET}\x00", f"{SECRET}ü"], ids=ascii)
+def test_a_token_that_no_header_can_hold_is_refused_without_a_word_of_it(
+    server, tmp_path, broken, caplog
+):
+    (tmp_path / "token").write_text(broken)
+    with pytest.raises(InputError, match="token") as error:
+        Client(server.url, NAME, token=tmp_path / "token").metadata()
+    assert SECRET not in str(error.value)
+
+
+def test_no_secret_is_shown_or_sent_along(server, tmp_path, caplog):
+    (tmp_path / "token").write_text(SECRET)
+    (tmp_path / "cookies").write_text(f"session={SECRET}")
+    client = Client(server.url, NAME, token=tmp_path / "token", cookies=tmp_path / "cookies")
+    client.calibrate(jets(2))
+    server.failures = [(401, b"no"), (302, b""), (500, b'{"error": "x"}')]
+    shown = [repr(client), str(vars(client)), repr(pickle.dumps(client))]
+    for _ in range(3):
+        with pytest.raises(JecError) as error:
+            client.metadata()
+        shown.append(str(error.value))
+    shown.append(caplog.text)
+    assert SECRET not in " ".join(shown)
+    assert str(tmp_path / "token") in shown[3]
+
+
+# ----------------------------------------------------------------------------- other processes
+
+
+def _calibrated(client: Client, some: ak.Array) -> list[float]:
+    return client.calibrate(some).calibrated_pt.to_list()
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
+def test_a_copy_answers_as_well(server, tmp_path, copied):
+    (tmp_path / "token").write_text(SECRET)
+    client = ClientOfTheProject(server.url, NAME, timeout=7, token=tmp_path / "token")
+    some = jets(5)
+    answers = _calibrated(client, some)
+    other = copied(client)
+    assert type(other) is ClientOfTheProject
+    assert other.timeout == 7
+    assert _calibrated(other, some) == answers
+    assert server.headers[-1]["authorization"] == f"Bearer {SECRET}"
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_forked_process_does_not_use_the_connection_of_its_parent(server):
+    client = Client(server.url, NAME)
+    client.calibrate(jets(1))  # its connection is kept
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        some = [jets(count) for count in range(1, 21)]
+        parts = pool.starmap_async(_calibrated, [(client, one) for one in some], chunksize=1)
+        mine = [_calibrated(client, one) for one in some]
+        assert parts.get(timeout=60) == mine
+
+
+def test_several_threads_share_a_client(server):
+    client = Client(server.url, NAME)
+    results: dict[int, list[float]] = {}
+
+    def calibrate(count: int) -> None:
+        results[count] = _calibrated(client, jets(count))
+
+    threads = [threading.Thread(target=calibrate, args=(count,)) for count in range(1, 9)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    for count in range(1, 9):
+        np.testing.assert_allclose(results[count], right(jets(count)), rtol=1e-6)
+
+
+# --------------------------------------------------------------------------------- the package
+
+
+@pytest.mark.parametrize(
+    "url", ["127.0.0.1:8000", "ftp://host", "http://", "http://host:port", "http://[::1", ""]
+)
+def test_an_address_that_is_none(url):
+    with pytest.raises(InputError, match="no address of a server"):
+        Client(url, NAME)
+
+
+@pytest.mark.parametrize("timeout", [0, -1, float("nan")])
+def test_a_timeout_that_is_none(timeout):
+    with pytest.raises(InputError, match="timeout"):
+        Client("http://host", NAME, timeout=timeout)
+
+
+def test_certificates_that_cannot_be_read(tmp_path):
+    (tmp_path / "ca.pem").write_text("no certificate")
+    for verify in (tmp_path / "missing.pem", tmp_path / "ca.pem"):
+        with pytest.raises(InputError, match=verify.name):
+            Client("https://host", NAME, verify=verify)
+
+
+def test_it_needs_numpy_and_awkward_alone():
+    others = ["requests", "uproot", "pandas", "polars", "pyarrow", "grpc", "google", "kserve"]
+    rooms = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"jec_client"}
+    code = (
+        "import sys; sys.modules.update(dict.fromkeys(sys.argv[1:]));"  # their import fails
+        "import jec_client; from jec_client.columns import column_of;"
+        "print(column_of('x', [[1.0], []]).counts)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *others, *rooms],
+        cwd=PACKAGE,
+        timeout=60,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout == "[1 0]\n", done.stderr
