@@ -1,8 +1,8 @@
 """The boosted trees that the network is compared with: trained here, on the run's own jets.
 
-They take the jet-level columns that prepare kept (evaluating.jet_columns) and learn the network's label.
-What they answer to the test jets is kept in the storage under a digest of the prepared jets, the
-settings and the seed, so that further runs on the same data do not train them again.
+They take the jet-level columns that prepare kept (evaluating.jet_columns) and learn the network's
+label. What they answer to the test jets is kept in the storage under a digest of the prepared jets,
+the settings and the seed, so that further runs on the same data do not train them again.
 """
 
 from __future__ import annotations
