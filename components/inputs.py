@@ -20,7 +20,9 @@ from common import card, storage
 from common.choices import SPLITS
 from common.config import AUTO, NONE, SERVED, RunConfig
 from common.errors import InputError
+from common.layout import RunFolder
 from common.project import here, is_own
+from common.records import RunRecord
 from common.run import Run, make_run_id
 from training.experiment import experiment
 from training.network_options import check_builds, check_options
@@ -250,7 +252,16 @@ def check_baseline(inputs: Inputs) -> Result:
             f"--baseline {baseline} has no metrics.json; give the folder of a run that was"
             " evaluated"
         )
-    return Result(text=f"{baseline} was evaluated")
+    warning = ""
+    record = RunRecord.find(RunFolder(storage.absolute(baseline)).run)
+    theirs = record.data.get("test") if record else None
+    ours = inputs.files.get("test")
+    if theirs and ours and theirs.fingerprint != storage.fingerprint(ours):
+        warning = (
+            f"--baseline {baseline} was tested on other files than --data-test; the step evaluate"
+            " refuses a baseline that was tested on other jets"
+        )
+    return Result(text=f"{baseline} was evaluated", warning=warning)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from common import storage
 from common.config import SERVED, RunConfig
 from common.errors import InputError
 from common.layout import RunFolder
-from common.records import StatusRecord, StepStatus
+from common.records import DataSet, RunRecord, StatusRecord, StepStatus
 from common.run import Run
 from components import inputs, prepare, step
 from tests.records import metrics_record, service_record
@@ -213,3 +213,18 @@ def test_the_served_model_is_that_of_the_run_that_was_deployed_last(tmp_path, de
     deployed("pfn-00000003", "others", "2026-11-03T10:00:00+00:00")
     deployed("pfn-00000009", "jets", "2026-11-04T10:00:00+00:00")  # the run itself
     assert prepare.baseline_folder(config) == newest
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_baseline_of_other_test_files_is_reported_before_any_training(tmp_path, same):
+    earlier = RunFolder(str(tmp_path / "earlier"))
+    metrics_record().save(earlier.metrics)
+    file = tmp_path / "test.root"
+    file.write_bytes(b"jets")
+    config = RunConfig(s3_bucket=str(tmp_path), baseline=earlier.uri)
+    read = inputs.Inputs(config)
+    read.files["test"] = storage.entries(str(file))
+    fingerprint = storage.fingerprint(read.files["test"]) if same else "00ff"
+    data = DataSet(dataset="", jets=1, read=1, files=1, fingerprint=fingerprint)
+    RunRecord(data={"test": data}).save(earlier.run)
+    assert ("--data-test" in inputs.check_baseline(read).warning) == (not same)
