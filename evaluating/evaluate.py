@@ -72,7 +72,7 @@ def evaluate(
     session = load_session(uri, name)
     answers = predict(session, test, batch_size)
     of_baseline = predict_baseline(earlier, columns, batch_size) if earlier else None
-    trees = compare(read.run, columns, settings.seed)
+    trees = compare(read.run, columns, fraction=read.data_fraction, seed=settings.seed)
     shuffled = importances(session, test, columns, answers.inference.jets_per_second, settings.seed)
     metrics = measured(
         Subject(run=uri, model=name, baseline=earlier),

@@ -26,6 +26,7 @@ from evaluating.inputs import Columns
 from evaluating.jet_columns import ALIGNED, FRACTIONS, GROUP, JET, PILEUP
 from evaluating.labels import label_reason
 from physics.boosted_trees import LEAST_JETS, MOST_JETS, SETTINGS, Jets, fit_and_predict
+from weaver.feed.order import spread
 
 if TYPE_CHECKING:
     from weaver.config.data_config import DataConfig
@@ -48,11 +49,12 @@ class Compared:
     """Pile-up column -> (N,), the one that the report prefers first."""
 
 
-def compare(run: Run, columns: Columns, seed: int) -> Compared:
+def compare(run: Run, columns: Columns, *, fraction: float = 1.0, seed: int) -> Compared:
     """Train boosted trees, or say why not, and read the pile-up columns.
 
-    columns: observers of the run's test jets, name -> (N,). A run is never refused for its trees:
-    what they lack is in the record.
+    columns: observers of the run's test jets, name -> (N,). fraction: of the training jets, as the
+    network had (--data-fraction). A run is never refused for its trees: what they lack is in the
+    record.
     """
     places = run.record.jet_columns
     if not places:
@@ -74,11 +76,11 @@ def compare(run: Run, columns: Columns, seed: int) -> Compared:
     pileup = {name: observers[name] for name in PILEUP if name in observers}
     if reason := label_reason(config.label_value, columns):
         return Compared(record=Trees(reason=reason), pileup=pileup)
-    num_train = run.record.data["train"].jets
+    num_train = round(run.record.data["train"].jets * fraction)
     if num_train < LEAST_JETS:
         reason = f"{num_train} training jets are fewer than the {LEAST_JETS} that trees need"
         return Compared(record=Trees(reason=reason), pileup=pileup)
-    record, answers = _cached(places, config, test, seed)
+    record, answers = _cached(places, config, test, fraction, seed)
     return Compared(record=record, answers=answers, pileup=pileup)
 
 
@@ -96,14 +98,14 @@ def _open(uri: str, config: DataConfig) -> Dataset:
 
 
 def _cached(
-    places: Mapping[str, str], config: DataConfig, test: Dataset, seed: int
+    places: Mapping[str, str], config: DataConfig, test: Dataset, fraction: float, seed: int
 ) -> tuple[Trees, NDArray[np.float32]]:
     """The trees' record and their answers, (N,), of an earlier evaluation or trained now."""
     import sklearn
 
     # The name of a prepared folder is a digest of its files and of its data config.
     parts = {split: storage.name(uri) for split, uri in places.items()}
-    meaning = [parts, SETTINGS, MOST_JETS, seed, sklearn.__version__]
+    meaning = [parts, SETTINGS, MOST_JETS, fraction, seed, sklearn.__version__]
     digest = storage.digest(json.dumps(meaning, sort_keys=True).encode())[:32]
     folder = places["test"].rsplit("/", 1)[0]
     place = storage.join(folder, f"trees-{digest}.json")
@@ -112,7 +114,7 @@ def _cached(
         answers = np.load(io.BytesIO(storage.read_bytes(answers_place)), allow_pickle=False)
         return Trees(**storage.read_json(place)), answers
 
-    record, answers = _trained(places, config, test, seed, sklearn.__version__)
+    record, answers = _trained(places, config, test, fraction, seed)
     content = io.BytesIO()
     np.save(content, answers, allow_pickle=False)
     storage.write_bytes(answers_place, content.getvalue())
@@ -121,23 +123,24 @@ def _cached(
 
 
 def _trained(
-    places: Mapping[str, str], config: DataConfig, test: Dataset, seed: int, version: str
+    places: Mapping[str, str], config: DataConfig, test: Dataset, fraction: float, seed: int
 ) -> tuple[Trees, NDArray[np.float32]]:
+    import sklearn
+
     started = time.monotonic()
     # Weights come of histograms of the training jets, which the validation jets are given.
     train_set = _open(places["train"], config)
     val_set = _open(places["val"], config)
-    answers, num_trees = fit_and_predict(
-        _jets(train_set), _jets(val_set), _features(test), seed=seed
-    )
+    train = _jets(train_set, fraction)
+    answers, num_trees = fit_and_predict(train, _jets(val_set), _features(test), seed=seed)
     names = config.input_dicts[GROUP]
     record = Trees(
         columns=names,
         missing=[name for name in (*JET, *FRACTIONS) if name not in names],
-        num_training_jets=min(len(train_set), MOST_JETS),
+        num_training_jets=min(len(train.target), MOST_JETS),
         num_trees=num_trees,
         seconds=round(time.monotonic() - started, 2),
-        scikit_learn=version,
+        scikit_learn=sklearn.__version__,
     )
     return record, answers
 
@@ -148,10 +151,13 @@ def _features(jets: Dataset) -> NDArray[np.float32]:
     return features
 
 
-def _jets(jets: Dataset) -> Jets:
+def _jets(jets: Dataset, fraction: float = 1.0) -> Jets:
+    """Jets to learn from: this fraction of them, those that weaver.train takes."""
+    chosen = max(round(len(jets) * fraction), 1)
+    index = spread(np.arange(chosen), chosen, len(jets))
     (label,) = jets.data_config.label_names
     return Jets(
-        features=_features(jets),
-        target=np.asarray(jets.label(label), dtype=np.float64),
-        weights=np.asarray(jets.weights(), dtype=np.float64),
+        features=_features(jets)[index],
+        target=np.asarray(jets.label(label), dtype=np.float64)[index],
+        weights=np.asarray(jets.weights(), dtype=np.float64)[index],
     )

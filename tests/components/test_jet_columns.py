@@ -110,6 +110,17 @@ def test_trees_learn_what_the_files_say_and_are_kept_for_the_next_run(whole, mon
     assert np.array_equal(again.answers, compared.answers)
 
 
+def test_a_fraction_of_the_training_jets_is_taken_as_the_network_had_it(whole):
+    training = columns_of(whole, "train")
+    of_trees = trees._jets(training, 0.8)
+    number = round(0.8 * len(training))
+    assert len(of_trees.weights) == number
+    index = np.arange(number) * len(training) // number
+    assert np.array_equal(of_trees.target, training.label("target")[index])
+    observers = opened(whole, "test").observers()
+    assert "500" in trees.compare(whole, observers, fraction=0.5, seed=1).record.reason
+
+
 def test_without_kinds_of_candidates_the_trees_take_what_is_there(prepared):
     run = prepared(kinds=False)
     compared = trees.compare(run, opened(run, "test").observers(), seed=1)
