@@ -30,7 +30,7 @@ from common.layout import RunFolder
 from common.machine import cores
 from common.project import ROOT
 from common.records import ExportRecord
-from serving.calibration.model import BATCH, local_model
+from serving.calibration.model import local_model
 from serving.calibration.outputs import read_info
 from weaver.config.data_config import DataConfig
 from weaver.onnx.raw_jets import raw_columns, read_raw, reference_inputs
@@ -41,6 +41,7 @@ from weaver.read import files
 COMMAND, RAW, FEATURES = "files to files", "columns, decoded", "features, decoded"
 LIMITS = {RAW: 0.7, FEATURES: 0.4}
 """The least ratio of the command's rate to the others'."""
+BATCH = 1000  # jets of one call of a session
 DECODED = 20_000  # jets that the sessions are asked for in one round
 
 Batch = Mapping[str, np.ndarray]

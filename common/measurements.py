@@ -542,6 +542,20 @@ class Gate:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class EdgeStep:
+    """Median responses beside an edge of a model's valid range; None where jets are too few."""
+
+    edge: str
+    num_inside: int
+    num_outside: int
+    model_inside: Interval | None
+    standard_inside: Interval | None
+    """Of the same jets."""
+    standard_outside: Interval | None
+    """Of the jets to which the raw model returns the standard correction unchanged."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Inference:
     """The speed of ONNX Runtime by itself: inputs are prepared and in memory."""
 

@@ -23,6 +23,7 @@ from common.measurements import (
     Closure,
     CoreBin,
     Distribution,
+    EdgeStep,
     EtaBin,
     Flavour,
     Gate,
@@ -132,6 +133,8 @@ class Record:
     @classmethod
     def from_json(cls, content: Mapping[str, Any], where: str = "the record") -> Self:
         """The record that the content of a file describes. Raises InputError as `load` does."""
+        if not isinstance(content, Mapping):
+            raise InputError(f"{where} holds a {type(content).__name__}, not names with values")
         version = content.get("format", 1)
         if version > cls.FORMAT:
             raise InputError(
@@ -383,6 +386,15 @@ class ParityRecord:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class RateRecord:
+    """How fast a model answers in ONNX Runtime."""
+
+    batch_size: int
+    threads: int
+    jets_per_second: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelRecord:
     """One model of a Triton repository."""
 
@@ -396,6 +408,8 @@ class ModelRecord:
     """Name -> shape of one jet, -1 for a free size."""
     outputs: list[str]
     parity: ParityRecord
+    rates: list[RateRecord] = dataclasses.field(default_factory=list)
+    """In ONNX Runtime on the machine of the export; empty in exports of earlier versions."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -555,6 +569,8 @@ class MetricsRecord(Record):
     pileup: Pileup | None = None
     """None where the file has no pile-up column."""
     importances: Importances | None = None
+    edges: list[EdgeStep] = dataclasses.field(default_factory=list)
+    """Of the range that the model is meant for; empty where it is not known."""
     headline: dict[str, float] = dataclasses.field(default_factory=dict)
     """Name -> number by which runs are compared (reporting.headline)."""
 

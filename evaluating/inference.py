@@ -46,6 +46,10 @@ class Answers:
     they do not.
     """
     inference: Inference
+    valid_range: Mapping[str, Any] | None = None
+    """The range that the model is meant for, as its own metadata say; None where they do not."""
+    abs_eta: NDArray[np.float32] | None = None
+    """|jetEta| (N,), where it is among the inputs and the model has a residual correction."""
     labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Label -> its expression, as the model's own metadata say; empty where they do not."""
     without_residual: NDArray[np.float64] | None = None
@@ -142,6 +146,7 @@ def predict(
     columns = json.loads(metadata.get("output_columns", "[]"))
     batches = []
     before_residual = []
+    abs_eta = []
     seconds = 0.0
     with Progress("evaluating", total=len(test), unit="jets") as progress:
         for start in range(0, len(test), batch_size):
@@ -155,6 +160,7 @@ def predict(
             if answerer.residual is not None:
                 reference_pt, eta = tensors[FEATURES].T
                 before_residual.append(answerer.residual.remove(answer, reference_pt, eta))
+                abs_eta.append(np.abs(eta))
             progress.advance(len(index))
 
     # Without jets there is no batch to tell the number of columns.
@@ -178,6 +184,8 @@ def predict(
         output=output,
         columns=columns,
         inference=speed,
+        valid_range=json.loads(metadata.get("valid_range", "null")),
+        abs_eta=np.concatenate(abs_eta) if abs_eta else None,
         labels=json.loads(metadata.get("label", "{}")),
         without_residual=np.concatenate(before_residual) if before_residual else None,
     )

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common import storage
-from common.measurements import GateSettings
+from common.measurements import EdgeStep, GateSettings
 from common.progress import Progress
 from common.records import MetricsRecord, plain
 from evaluating.inference import Answers
@@ -16,7 +16,8 @@ from evaluating.inputs import Columns, Inputs
 from evaluating.jet_columns import PILEUP
 from evaluating.labels import label_reason
 from evaluating.trees import Compared
-from physics import uncertainty
+from physics import range_edges, uncertainty
+from physics.bootstrap import LEVEL
 from physics.gate import judge
 from physics.metrics import NEEDED, Record, record_of, sample_of
 from physics.pileup import against_pileup
@@ -86,6 +87,7 @@ def measured(
         "label": dict(answers.labels),
         "test_fingerprint": fingerprint(columns),
         "tails": tails(sample),
+        "edges": [dataclasses.asdict(step) for step in steps_of(columns, answers)],
     }
     if pileup:
         content["pileup"] = {"column": pileup, "slices": against_pileup(sample)}
@@ -100,6 +102,27 @@ def measured(
             )
     metrics = MetricsRecord.from_json(content)
     return dataclasses.replace(metrics, headline=headline(metrics, inputs.search))
+
+
+def steps_of(columns: Columns, answers: Answers) -> list[EdgeStep]:
+    """The steps in response at the edges of the model's range; empty where it is not known."""
+    limits = answers.valid_range
+    if limits is None:
+        return []
+    pt = np.asarray(columns["jetPt"], np.float64)
+    valid = (pt >= limits["min_pt"]) & (pt <= limits["max_pt"])
+    max_abs_eta = limits["max_abs_eta"]
+    if max_abs_eta is not None and answers.abs_eta is not None:
+        valid &= answers.abs_eta <= max_abs_eta
+    return range_edges.steps(
+        range_edges.edges_of(limits["min_pt"], limits["max_pt"], max_abs_eta),
+        pt=pt,
+        abs_eta=answers.abs_eta,
+        generated_pt=np.asarray(columns["genJetPt"], np.float64),
+        correction=np.asarray(answers.correction, np.float64),
+        valid=valid,
+        level=LEVEL,
+    )
 
 
 def fingerprint(columns: Columns) -> str:

@@ -16,10 +16,14 @@ from common.layout import RunFolder
 from common.progress import Progress
 from common.records import MemoryRecord, ModelRecord, ParityRecord
 from exporting.candidates import Candidate
+from exporting.rates import rates
 from exporting.request import AUTO_SIZE, Export
 from exporting.spread import spread
 from serving import golden
 from weaver.onnx.triton_config import LOCAL, LOCAL_INSTANCES, check_config, triton_config
+
+FACTS = ("valid_range", "label", "treename", "trained_on", "run_id")
+"""What config.pbtxt repeats of the metadata in model.onnx, for clients of a server."""
 
 
 def write_model(
@@ -53,7 +57,8 @@ def write_model(
     max_batch_size = request.max_batch_size
     if max_batch_size == AUTO_SIZE:
         memory, max_batch_size = measure_batch_size(request, candidate, taken, onnx_path)
-    facts = {key: str(metadata[key]) for key in ("valid_range",) if key in metadata}
+    facts = {key: str(metadata[key]) for key in FACTS if metadata.get(key)}
+    facts["sha256"] = storage.digest(onnx_path.read_bytes())
     write_configs(request, candidate.name, onnx_path, max_batch_size, facts)
     write_golden(folder.golden(candidate.name), candidate, taken)
 
@@ -64,10 +69,11 @@ def write_model(
         max_batch_size=max_batch_size,
         memory=memory,
         size_bytes=onnx_path.stat().st_size,
-        sha256=storage.digest(onnx_path.read_bytes()),
+        sha256=facts["sha256"],
         inputs={name: list(shapes[name][1:]) for name in taken},
         outputs=list(candidate.info["output_names"]),
         parity=parity,
+        rates=rates(onnx_path, {name: candidate.real[name] for name in taken}, max_batch_size),
     )
 
 

@@ -54,6 +54,12 @@ class ParticleFlowNetwork(nn.Module):
     (N, outputs).
     """
 
+    any_order = True
+    """The particles may come in any order, with padding among them."""
+
+    masks = True
+    """Whether features of padding are set to 0 here; False where they are 0 already."""
+
     def __init__(self, order: list[int], layers: list[LinearNorm], head: nn.Module) -> None:
         super().__init__()
         self.order = order
@@ -65,7 +71,7 @@ class ParticleFlowNetwork(nn.Module):
         features, mask, *jet = (inputs[i] for i in self.order)
         # Once, at the input, so that what lies in padding, even NaN, reaches no sum; the sum itself
         # then only needs the mask.
-        x = torch.where(mask.bool(), features, 0.0)  # (N, C, P)
+        x = torch.where(mask.bool(), features, 0.0) if self.masks else features  # (N, C, P)
         if torch.onnx.is_in_onnx_export() and not self.by_row:
             one = torch.ones_like(mask, dtype=x.dtype)
             x = torch.cat((x, one), dim=1).transpose(1, 2)  # (N, P, C + 1)

@@ -71,6 +71,7 @@ def render(documents: Documents, figures: Sequence[Drawing]) -> str:
         details=details_section.content(metrics),
         closure=report_physics.closure(metrics),
         residual=residual_section.content(metrics, documents.export),
+        edges=report_physics.edges(metrics),
         flavour=report_physics.flavour(metrics),
         uncertainty=report_physics.uncertainty(metrics.uncertainty),
         search=report_run.search(search) if search and search.trials else None,

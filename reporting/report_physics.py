@@ -327,6 +327,26 @@ def closure(metrics: MetricsRecord) -> Table | None:
     return Table(head=head, rows=rows) if rows else None
 
 
+def edges(metrics: MetricsRecord) -> Table | None:
+    """Median responses beside the edges of the range that the model is meant for."""
+    rows = []
+    for one in metrics.edges:
+        row = [one.edge, f"{one.num_inside:,}"]
+        row += [_median(one.model_inside), _median(one.standard_inside)]
+        row += [f"{one.num_outside:,}", _median(one.standard_outside)]
+        step = "not measured"
+        if one.model_inside and one.standard_outside:
+            step = f"{100 * (one.model_inside.value - one.standard_outside.value):+.1f} %"
+        rows.append([*row, step])
+    head = ["Edge", "Jets inside", "Model, inside", "Standard JEC, inside"]
+    head += ["Jets outside", "Returned outside", "Step"]
+    return Table(head=head, rows=rows) if rows else None
+
+
+def _median(interval: Interval | None) -> str:
+    return interval.text(digits=3, sign="") if interval else "too few jets"
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Flavour:
     """How far apart the flavours are."""

@@ -34,6 +34,10 @@ class Serving:
     """What the section shows; None or empty for what is missing."""
 
     models: page.Table | None
+    rates: page.Table | None
+    rate_threads: str
+    has_card: bool
+    """There is a model card beside the page."""
     raw_reason: str
     """Why there is no model that takes the ntuple's own columns."""
     speed: str
@@ -69,6 +73,9 @@ def content(
     is_current = export and service and service.model_sha256 == export.sha256
     return Serving(
         models=table_of_models(export) if export else None,
+        rates=table_of_rates(export) if export else None,
+        rate_threads=str(export.rates[0].threads) if export and export.rates else "",
+        has_card=bool(export and export.rates),  # exports that measure rates write a card
         raw_reason=(export.raw_reason if export else None) or "",
         speed=speed_text(inference) if inference else "",
         service=service_answers(service) if service and is_current else None,
@@ -104,6 +111,27 @@ def table_of_models(export: ExportRecord) -> page.Table:
                 ", ".join(f"{size:,}" for size in parity.batch_sizes),
             ]
         )
+    return page.Table(head=head, rows=rows, kind="models")
+
+
+def table_of_rates(export: ExportRecord) -> page.Table | None:
+    """Jets a second of both models by batch size; None where they were not measured."""
+    if not export.rates:
+        return None
+    sizes = [rate.batch_size for rate in export.rates]
+    rows = []
+    for model, takes in ((export, "prepared features"), (export.raw, "raw jets")):
+        if model is None or [rate.batch_size for rate in model.rates] != sizes:
+            continue
+        row = [model.model, takes]
+        row += [f"{rate.jets_per_second:,.0f}" for rate in model.rates]
+        rows.append(row)
+    if len(rows) == 2 and export.raw is not None:
+        row = ["raw over features", ""]
+        for of_features, of_raw in zip(export.rates, export.raw.rates, strict=True):
+            row.append(f"{of_raw.jets_per_second / of_features.jets_per_second:.2f}")
+        rows.append(row)
+    head = ["Model", "Takes", *(f"Jets/s in batches of {size:,}" for size in sizes)]
     return page.Table(head=head, rows=rows, kind="models")
 
 

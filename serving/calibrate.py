@@ -3,6 +3,7 @@
     python -m serving.calibrate 'data/*.root' --model runs/latest --output calibrated
     python -m serving.calibrate 'root://SERVER//store/*.root' --model NAME-raw/1/model.onnx \
         --output calibrated --format parquet
+    python -m serving.calibrate 'data/*.root' --url http://127.0.0.1:8000 --output calibrated
 
 FILES are JetNtuple files (one jet an entry) or PFNano (events with Jet_ and PFCands_ branches), of
 simulation or of collisions: nothing that a generator knows is needed. Every entry of a file has one
@@ -25,7 +26,7 @@ from typing import TYPE_CHECKING
 
 from common import storage
 from common.cli import Parser, require, run_main
-from common.errors import InputError, JecError
+from common.errors import ClusterError, InputError, JecError
 from common.machine import cores
 
 if TYPE_CHECKING:
@@ -106,6 +107,29 @@ def finished(entries: list[Entry], outputs: dict[str, str], digest: str) -> dict
     return kept
 
 
+def check_not_doubled(folder: str, outputs: dict[str, str]) -> None:
+    """Raise InputError where the folder has the jets of an input under another name already.
+
+    An output has the name of its input, and with a second input of that name the folder's as well:
+    x.root, and A_x.root beside B_x.root.
+    """
+    from serving.calibration.outputs import read_info
+
+    stems = {storage.name(uri).rpartition(".")[0] for uri in outputs}
+    planned = set(outputs.values())
+    for entry in storage.entries(folder):
+        stem, _, ending = storage.name(entry.uri).rpartition(".")
+        alike = [one for one in stems if stem == one or stem.endswith(f"_{one}")]
+        if entry.uri in planned or ending not in FORMATS or not alike:
+            continue
+        info = read_info(entry.uri)
+        if info is not None and info.source in outputs:
+            raise InputError(
+                f"the jets of {info.source} are already in {entry.uri}, and would be in"
+                f" {outputs[info.source]} as well; give another --output, or delete the former"
+            )
+
+
 def check_folder(folder: str, description: Description) -> None:
     """Raise InputError for a folder that holds the results of another model."""
     from serving.calibration.outputs import RECORD, FolderRecord
@@ -170,6 +194,7 @@ def plan(options: Namespace, model: Model) -> Plan:
     require(not twice, f"{', '.join(twice)}: give one tree of a file")
     outputs = outputs_of(uris, storage.absolute(options.output), options.format)
     check_folder(storage.absolute(options.output), description)
+    check_not_doubled(storage.absolute(options.output), outputs)
     kept = finished(entries, outputs, description.digest)
     sources, damaged = open_all([entry for entry in entries if entry.uri not in kept], description)
 
@@ -203,23 +228,42 @@ def plan(options: Namespace, model: Model) -> Plan:
 def calibrate(options: Namespace) -> int:
     """Do what the command line says; returns the exit code."""
     from serving.calibration import outputs, work
-    from serving.calibration.model import local_model
 
     require(options.threads >= 1, f"--threads {options.threads}: give at least 1")
-    model = local_model(options.model)
+    outputs.check_format(options.format)
+    model = _model(options)
     planned = plan(options, model)
     for warning in planned.warnings:
         print(f"warning: {warning} (--force)", file=sys.stderr)
 
-    folder = storage.absolute(options.output)
-    outputs.folder_record(model.description).save(storage.join(folder, outputs.RECORD))
-    done, failures = work.calibrate(planned.tasks, model, options.threads)
+    record = storage.join(storage.absolute(options.output), outputs.RECORD)
+    is_first = not storage.exists(record)
+    outputs.folder_record(model.description).save(record)
+    try:
+        done, failures = work.calibrate(planned.tasks, model, options.threads)
+    except ClusterError as error:
+        raise ClusterError(f"{error}; finished files stay, the same command goes on") from None
     failures = [*planned.damaged, *failures]
+    if is_first and not done and not planned.kept:
+        storage.delete(record)  # of a folder without results
     if done or planned.kept:
         _report(options, planned, done, model.description)
     if failures:
         raise _failed(failures, len(planned.tasks) + len(planned.damaged), options.output)
     return 0
+
+
+def _model(options: Namespace) -> Model:
+    """The model that is named: on a server, or in a file."""
+    if not options.url:
+        from serving.calibration.model import local_model
+
+        require(bool(options.model), "no model is named; give --model RUN, or --url URL")
+        return local_model(options.model)
+    from serving.calibration.served import served_model
+
+    login = {"token": options.token, "cookies": options.cookies}
+    return served_model(options.url, options.model or "", **login)
 
 
 def _report(
@@ -273,7 +317,7 @@ def _failed(failures: list[JecError], count: int, output: str) -> JecError:
     more = f"; and {len(failures) - LISTED} more" if len(failures) > LISTED else ""
     text = f"{len(failures)} of {count} files could not be calibrated: {listed}{more}"
     if len(failures) < count:
-        text += f"; the outputs of the others are in {output}, and the same command goes on"
+        text += f"; the outputs of the others are in {output}"
     return type(failures[0])(text)
 
 
@@ -288,8 +332,15 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument(
         "--model",
-        required=True,
-        help="a run's folder, or the model.onnx of a model NAME-raw: paths or addresses",
+        help="a run's folder, or the model.onnx of a model NAME-raw: paths or addresses; with --url"
+        " the model's name on the server (default: its only NAME-raw)",
+    )
+    parser.add_argument("--url", help="a model server, http://host:port, in place of a file")
+    parser.add_argument(
+        "--token", metavar="FILE", help="with --url: file, or '$NAME' of a variable, with a token"
+    )
+    parser.add_argument(
+        "--cookies", metavar="FILE", help="with --url: file, or variable, of cookies"
     )
     parser.add_argument(
         "--output", required=True, metavar="DIR", help="folder for the outputs: path or address"

@@ -25,7 +25,7 @@ from common import storage
 from common.cli import Parser, port_number, run_main, word
 from common.errors import ClusterError, InputError, InterruptedRun, StorageError
 from common.layout import RAW_SUFFIX, RunFolder
-from common.records import MetricsRecord, ModelCard
+from common.records import ModelCard
 from serving import server_folder, triton
 
 DEFAULT_PORT = 8000
@@ -131,12 +131,22 @@ def _models(folders: dict[str, str], run: RunFolder, warning: str) -> list[Model
 
 
 def _refusal(run: RunFolder) -> str:
-    """One line where the gate refused the run's model, or where it was never judged."""
-    metrics = MetricsRecord.find(run.metrics)
+    """One line where the gate refused the run's model, or where it was never judged.
+
+    Two fields of metrics.json are enough: that of an earlier version may lack others, and a model
+    whose verdict cannot be read is served all the same.
+    """
+    try:
+        metrics = storage.find_json(run.metrics)
+    except InputError as error:
+        return f"{error}: nobody knows how good the model of {run.uri} is"
     if metrics is None:
         return f"{run.uri} was not evaluated: nobody knows how good its model is"
-    if not metrics.passed:
-        return f"the gate refused the model of {run.uri}: {'; '.join(metrics.reasons)}"
+    if not isinstance(metrics, dict) or not isinstance(metrics.get("passed"), bool):
+        return f"{run.metrics} has no verdict: nobody knows how good the model of {run.uri} is"
+    if not metrics["passed"]:
+        reasons = "; ".join(map(str, metrics.get("reasons", [])))
+        return f"the gate refused the model of {run.uri}: {reasons}"
     return ""
 
 

@@ -178,8 +178,11 @@ def explained(uri: str, broken: type[StorageError] = StorageError) -> Iterator[N
     What is missing or misspelt is an InputError, a lost connection `broken`, anything else a
     StorageError.
     """
-    import boto3.exceptions
-    import botocore.exceptions as aws
+    try:
+        import boto3.exceptions
+        import botocore.exceptions as aws
+    except ImportError:
+        raise InputError(f"reading {uri} takes boto3; type: pip install boto3") from None
 
     endpoint = os.environ.get("AWS_ENDPOINT_URL", "AWS")
     try:

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 
 from common.errors import InputError
 from serving.calibration.model import CALIBRATED, VALID, Description, Input, Model
@@ -68,24 +69,27 @@ def batches(
             raise InputError(f"{where} is {_form(values)}; the model takes a list of numbers a jet")
         if not np.array_equal(counts.setdefault(column.counter, values.counts), values.counts):
             raise InputError(f"{where} does not have as many entries as {column.counter} says")
-        # At least one number, so that there is something to take for jets without particles.
-        content = values.content if len(values.content) else np.zeros(1, values.content.dtype)
-        particles[name] = cast(content, column, where)
+        particles[name] = cast(values.content, column, where)
 
     starts = {name: np.cumsum(number) - number for name, number in counts.items()}
+    # Zeros behind the last jet, so that each jet has as many places as the fullest.
+    for name, content in particles.items():
+        behind = int(counts[description.inputs[name].counter].max(initial=1)) + 1
+        particles[name] = np.concatenate([content, np.zeros(behind, content.dtype)])
     order = np.arange(count)
     if counts:
         order = np.argsort(next(iter(counts.values())), kind="stable")
     for first in range(0, count, size):
         jets = order[first : first + size]
         inputs = {name: values[jets, None] for name, values in numbers.items()}
-        places = {}  # counter -> where each place of each jet is among all particles, (n, P)
         for counter, number in counts.items():
-            width = max(int(number[jets].max()), 1)
-            places[counter] = starts[counter][jets, None] + np.arange(width)
             inputs[counter] = number[jets, None].astype(np.int32)
         for name, content in particles.items():
-            inputs[name] = np.take(content, places[description.inputs[name].counter], mode="clip")
+            counter = description.inputs[name].counter
+            width = max(int(inputs[counter].max()), 1)
+            # A window for each place where a jet may begin: rows are copied as a whole, which is
+            # several times faster than an index for each place.
+            inputs[name] = sliding_window_view(content, width)[starts[counter][jets]]
         yield jets, inputs
 
 
@@ -102,7 +106,11 @@ def _form(values: Column) -> str:
     """What a column is, in words."""
     if isinstance(values, np.ndarray):
         return "one number a jet"
-    return "a list of numbers a jet" if isinstance(values, Jagged) else f"{values.type.content}"
+    if isinstance(values, Jagged):
+        return "a list of numbers a jet"
+    kind = str(values.type.content)
+    is_option = "?" in kind or "option" in kind
+    return f"{kind}, with missing values (None)" if is_option else kind
 
 
 def cast(values: np.ndarray, column: Input, where: str) -> np.ndarray:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 Arrays = Mapping[str, np.ndarray]
 
-BATCH = 1000  # jets of one execution; more take more memory and are no faster
+BATCH = 256  # jets of one execution: what it works on then stays in the processor's cache
 CALIBRATED, CORRECTION, VALID = "calibrated_pt", "correction", "valid"
 PLACES = "places of "  # begins the name of the axis of particles, before the name of their counter
 # ONNX Runtime's name of a type -> numpy's
@@ -170,18 +170,6 @@ def _onnx_of_run(run: RunFolder) -> str:
 
 def _description(uri: str, content: bytes, session: onnxruntime.InferenceSession) -> Description:
     """What a model's file says. Raises InputError for one that does not take columns."""
-    metadata = session.get_modelmeta().custom_metadata_map
-    outputs = tuple(output.name for output in session.get_outputs())
-    if not {CALIBRATED, CORRECTION} <= set(outputs):
-        raise InputError(
-            f"{uri} answers with {', '.join(outputs)}, so it does not take the files' columns; give"
-            f" the model NAME{RAW_SUFFIX} beside it"
-        )
-    if VALID not in outputs:
-        raise InputError(
-            f"{uri} comes from an earlier version, whose models do not say which jets are valid;"
-            " export it again: python -m exporting.export --run RUN --trial TRIAL --name NAME"
-        )
     inputs = {}
     for entry in session.get_inputs():
         if entry.type not in TYPES:
@@ -189,19 +177,49 @@ def _description(uri: str, content: bytes, session: onnxruntime.InferenceSession
         axis = str(entry.shape[-1])
         counter = axis.removeprefix(PLACES) if axis.startswith(PLACES) else ""
         inputs[entry.name] = Input(dtype=TYPES[entry.type], counter=counter)
+    metadata = session.get_modelmeta().custom_metadata_map
+    name = metadata.get("model") or storage.name(uri)
+    outputs = [output.name for output in session.get_outputs()]
+    return describe(uri, name, storage.digest(content), metadata, inputs, outputs)
+
+
+def describe(
+    where: str,
+    name: str,
+    digest: str,
+    facts: Mapping[str, str],
+    inputs: Mapping[str, Input],
+    outputs: Sequence[str],
+) -> Description:
+    """What is known of a model.
+
+    where: it is, for errors. facts: what its file says of itself (exporting/export.py), or its
+    configuration on a server. inputs: with their counters. Raises InputError for a model that does
+    not take columns, and for one of an earlier version.
+    """
+    if not {CALIBRATED, CORRECTION} <= set(outputs):
+        raise InputError(
+            f"{where} answers with {', '.join(outputs)}, so it does not take the files' columns;"
+            f" give the model NAME{RAW_SUFFIX} beside it"
+        )
+    if VALID not in outputs:
+        raise InputError(
+            f"{where} comes from an earlier version, whose models do not say which jets are valid;"
+            " export it again: python -m exporting.export --run RUN --trial TRIAL --name NAME"
+        )
     counters = {column.counter for column in inputs.values()}
-    labels = _json(metadata, "label")
+    labels = _json(facts, "label")
     return Description(
-        name=metadata.get("model") or storage.name(uri),
-        digest=storage.digest(content),
-        run_id=metadata.get("run_id", ""),
-        treename=metadata.get("treename") or None,
+        name=name,
+        digest=digest,
+        run_id=facts.get("run_id", ""),
+        treename=facts.get("treename") or None,
         label="; ".join(labels.values()),
         reference=_reference(labels),
-        facts=_json(metadata, "trained_on"),
+        facts=_json(facts, "trained_on"),
         inputs={name: column for name, column in inputs.items() if name not in counters},
-        outputs=outputs,
-        limits=model_range(metadata[KEY]) if KEY in metadata else None,
+        outputs=tuple(outputs),
+        limits=model_range(facts[KEY]) if KEY in facts else None,
     )
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib.util
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -216,11 +217,9 @@ class ParquetFriend:
     """The same columns in a parquet file, lists where the entries are events."""
 
     def __init__(self, path: Path, source: Source, types: Mapping[str, np.dtype]) -> None:
-        try:
-            import pyarrow
-            import pyarrow.parquet
-        except ImportError:
-            raise InputError("--format parquet takes pyarrow; type: pip install pyarrow") from None
+        import pyarrow
+        import pyarrow.parquet
+
         self._identity = source.identity
         fields = [(name, pyarrow.from_numpy_dtype(dtype)) for name, dtype in self._identity.items()]
         for name, dtype in types.items():
@@ -253,6 +252,12 @@ class ParquetFriend:
         if self._is_empty:  # awkward does not read a file without row groups
             self._writer.write_table(self._schema.empty_table())
         self._writer.add_key_value_metadata({INFO: json.dumps(info.as_json())})
+
+
+def check_format(name: str) -> None:
+    """Raise InputError where this machine lacks what writes the format."""
+    if name == PARQUET and importlib.util.find_spec("pyarrow") is None:
+        raise InputError("--format parquet takes pyarrow; type: pip install pyarrow")
 
 
 def read_info(uri: str) -> FileInfo | None:

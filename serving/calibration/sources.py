@@ -34,6 +34,8 @@ from weaver.read.remote import Readers
 
 NTUPLE, PFNANO = "JetNtuple", "PFNano"
 EVENTS = from_nanoaod.TREE
+# of columns in a step: enough jets to sort, and few enough that all cores end at the same time
+STEP_BYTES = 4 * 2**20
 OF_NTUPLE = ("run", "lumi", "event", "jetPtOrder")
 OF_EVENTS = ("run", "luminosityBlock", "event")
 
@@ -104,7 +106,14 @@ class _Reading:
     def loads(self, readers: Readers | None) -> Iterator[Load]:
         if not self.file.num_entries:
             return iter(())
-        return files.loads(self.file, self.config, self.plan, training_set=False, readers=readers)
+        return files.loads(
+            self.file,
+            self.config,
+            self.plan,
+            training_set=False,
+            step_bytes=STEP_BYTES,
+            readers=readers,
+        )
 
     def head(self, names: tuple[str, ...]) -> dict[str, np.ndarray]:
         """Those of these columns that the file has, for its first entry; none of an empty file."""

@@ -11,14 +11,16 @@ import collections
 import contextlib
 import dataclasses
 import functools
+import itertools
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 
 from common import storage
-from common.errors import JecError
+from common.errors import InputError, JecError, StorageError
 from common.progress import Progress
 from serving.calibration import batches, outputs
 from serving.calibration.model import VALID, Model
@@ -29,7 +31,9 @@ from weaver.read.files import Load
 from weaver.read.jagged import Columns
 from weaver.read.remote import AHEAD_BYTES, Readers
 
-SHOWN = 0.5  # seconds, at least, between two notes of the progress bar
+# steps that wait for a thread or to be written: the end of a file takes as long as some steps
+WAITING = 6
+FILE_END = Load(list)  # comes behind the parts of each file
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,9 +58,8 @@ class _Decoded:
 
 @dataclasses.dataclass(frozen=True)
 class _Answered:
-    """A step with the model's answers by the names of their columns."""
+    """A step with the model's answers by their columns; or an error; or a file's end."""
 
-    number: int
     step: Step | None = None
     columns: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     invalid: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
@@ -70,7 +73,8 @@ def calibrate(
     """Write the outputs of all tasks. threads: that ask the model at a time.
 
     Returns what the outputs say of themselves, and the errors of files that failed, which have no
-    output. Raises StorageError or InputError where an output cannot be written.
+    output. Raises StorageError or InputError where an output cannot be written, and what a served
+    model raises.
     """
     done: list[FileInfo] = []
     failures: list[JecError] = []
@@ -81,63 +85,51 @@ def calibrate(
         tempfile.TemporaryDirectory(prefix="jec-calibrate-") as folder,
         Readers() as readers,
         contextlib.closing(in_threads(_decoding(tasks, readers), 1)) as decoded,
-        contextlib.closing(in_threads(_answering(tasks, model, decoded), threads)) as answered,
+        contextlib.closing(
+            in_threads(_answering(tasks, model, decoded), threads, more=WAITING)
+        ) as answered,
     ):
         results = iter(answered)
         for number, task in enumerate(tasks):
             path = Path(folder) / f"{number}{Path(task.output).suffix}"
-            try:
-                info = _write(task, model, path, _of_file(results, number), progress)
-            except _FileError as failure:
-                failures.append(failure.error)
+            of_file = itertools.takewhile(lambda one: not one.is_end, results)
+            result = _write(task, model, path, of_file, progress)
+            if isinstance(result, JecError):
+                failures.append(result)
             else:
                 storage.upload(path, task.output)
-                done.append(info)
+                done.append(result)
             path.unlink(missing_ok=True)
     return done, failures
 
 
-class _FileError(Exception):
-    """A file that cannot be calibrated further, on its way from `_of_file` to the loop."""
-
-    def __init__(self, error: JecError) -> None:
-        super().__init__(str(error))
-        self.error = error
-
-
-def _of_file(results: Iterator[_Answered], number: int) -> Iterator[_Answered]:
-    """The answers for one file. Raises _FileError, once all of them came, where one is an error."""
-    error: JecError | None = None
-    for answered in results:
-        assert answered.number == number
-        if answered.is_end:
-            break
-        error = error or answered.error
-        if error is None:
-            yield answered
-    if error is not None:
-        raise _FileError(error)
-
-
 def _write(
     task: Task, model: Model, path: Path, results: Iterable[_Answered], progress: Progress
-) -> FileInfo:
-    """Write the output of one file to a path on this machine."""
+) -> FileInfo | JecError:
+    """Write the output of one file to a path on this machine.
+
+    Returns the first error where there is one; all results are taken in either case.
+    """
     source, description = task.source, model.description
     entries = jets = valid = 0
     invalid: collections.Counter[str] = collections.Counter()
     name = storage.name(source.file.entry.uri)
     of_valid = outputs.column_names(description, source.form)[VALID]
     with outputs.writing(path, source, outputs.types_of(description, source.form)) as friend:
+        error: JecError | None = None
         for answered in results:
+            error = error or answered.error
             step = answered.step
-            assert step is not None
+            if error is not None or step is None:
+                continue
             friend.append(step, answered.columns)
             entries += step.entries
             jets += step.jets
             valid += int(np.count_nonzero(answered.columns[of_valid]))
             invalid += answered.invalid
             progress.advance(step.entries, note=name)
+        if error is not None:
+            return error
         info = FileInfo(
             source=source.file.entry.uri,
             source_size=source.file.entry.size,
@@ -164,34 +156,27 @@ def _write(
 def _decoding(tasks: Sequence[Task], readers: Readers) -> Iterator[Callable[[], _Decoded]]:
     """The decoding of all files, a job for each part, whose bytes are on their way."""
 
-    def parts() -> Iterator[tuple[int, Load | JecError | None]]:
+    def parts() -> Iterator[tuple[int, Load]]:
         for number, task in enumerate(tasks):
             try:
                 for load in task.source.loads(readers):
                     yield number, load
             except JecError as error:
-                yield number, error
-            yield number, None  # the end of the file
+                yield number, Load(functools.partial(_raise, error))
+            yield number, FILE_END
 
-    def stored(part: tuple[int, Load | JecError | None]) -> int:
-        return part[1].stored if isinstance(part[1], Load) else 0
-
-    for number, part in lookahead(parts(), stored, AHEAD_BYTES):
-        if isinstance(part, Load):
-            yield functools.partial(_decode, number, part)
-        else:
-            ended = _Decoded(number, error=part, is_end=part is None)
-            yield functools.partial(_same, ended)
+    for number, load in lookahead(parts(), lambda part: part[1].stored, AHEAD_BYTES):
+        yield functools.partial(_decode, number, load)
 
 
-def _same(decoded: _Decoded) -> _Decoded:
-    return decoded
+def _raise(error: JecError) -> NoReturn:
+    raise error
 
 
 def _decode(number: int, load: Load) -> _Decoded:
     try:
-        return _Decoded(number, list(load()))
-    except JecError as error:
+        return _Decoded(number, list(load()), is_end=load is FILE_END)
+    except (InputError, StorageError) as error:
         return _Decoded(number, error=error)
 
 
@@ -201,25 +186,18 @@ def _answering(
     """The questions to the model, a job for each step."""
     for part in decoded:
         for columns, count in part.steps:
-            yield functools.partial(_answer, part.number, tasks, model, columns, count)
+            yield functools.partial(_answer, tasks[part.number].source, model, columns, count)
         if part.error is not None or part.is_end:
-            ended = _Answered(part.number, error=part.error, is_end=part.is_end)
-            yield functools.partial(_ended, ended)
+            yield functools.partial(_Answered, error=part.error, is_end=part.is_end)
 
 
-def _ended(answered: _Answered) -> _Answered:
-    return answered
-
-
-def _answer(
-    number: int, tasks: Sequence[Task], model: Model, columns: Columns, count: int
-) -> _Answered:
-    source = tasks[number].source
+def _answer(source: Source, model: Model, columns: Columns, count: int) -> _Answered:
+    """The answers to one step. What a server does wrong is raised: other files would fare alike."""
     try:
         step = source.step(columns, count)
         answers, invalid = batches.answers(model, step.columns, step.jets, source.file.entry.uri)
-    except JecError as error:
-        return _Answered(number, error=error)
+    except (InputError, StorageError) as error:
+        return _Answered(error=error)
     names = outputs.column_names(model.description, source.form)
     named = {column: answers[output] for output, column in names.items()}
-    return _Answered(number, step, named, invalid)
+    return _Answered(step, named, invalid)

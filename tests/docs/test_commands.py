@@ -12,7 +12,7 @@ import pytest
 
 import pipeline
 from images import build
-from serving import serve
+from serving import calibrate, serve
 from weaver.fit import options as weaver_options
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -65,7 +65,7 @@ def test_flags_of_the_pipeline_exist(page, flags):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_flags_named_in_sentences_exist(page, flags, monkeypatch, capsys):
-    for program in (build, serve):
+    for program in (build, calibrate, serve):
         with pytest.raises(SystemExit):
             program.main(["--help"])
     known = flags | set(FLAG.findall(capsys.readouterr().out))

@@ -42,7 +42,9 @@ def test_metrics_and_report_have_both(run, monkeypatch):  # noqa: F811 (fixture)
     monkeypatch.setattr(inference, "residual_features", lambda _, batch: features[batch.index])
     residual = Residual(curves={"barrel": IDENTITY, "endcap": ENDCAP})
     model = onnx.load_from_string(linear_model(0.1))
-    onnx.helper.set_model_props(model, {"residual": json.dumps(residual.as_json())})
+    limits = {"min_pt": 50.0, "max_pt": 1000.0, "max_abs_eta": 2.0, "jets": "training"}
+    facts = {"residual": json.dumps(residual.as_json()), "valid_range": json.dumps(limits)}
+    onnx.helper.set_model_props(model, facts)
     put_model(run, model.SerializeToString())
 
     assert command(run) == 0
@@ -52,6 +54,15 @@ def test_metrics_and_report_have_both(run, monkeypatch):  # noqa: F811 (fixture)
         one = whole[region]
         ratio = (1 + one["with_residual"]["value"]) / (1 + one["without"]["value"])
         assert ratio == pytest.approx(np.exp(log_r), abs=1e-4)
+    low, high, eta = read_strictly(run / "metrics.json")["edges"]
+    pt, abs_eta = features[:, 0], np.abs(features[:, 1])
+    assert low["num_inside"] == ((pt >= 50) & (pt <= 55) & (abs_eta <= 2)).sum()
+    assert low["num_outside"] == ((pt >= 45) & (pt < 50)).sum()
+    beyond = (abs_eta > 2) & (abs_eta <= 2.1)
+    assert eta["num_outside"] == beyond.sum()
+    response = (pt / jets["genJetPt"])[beyond]
+    assert eta["standard_outside"]["value"] == pytest.approx(np.median(response), rel=1e-5)
+    assert high["edge"] == "pT = 1000 GeV"
     gain = effect["gain"]
     assert gain["difference"]["value"] == pytest.approx(
         gain["with_residual"]["value"] - gain["without"]["value"], abs=1e-4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import shutil
@@ -13,13 +14,14 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+import uproot
 
 from benchmarks.published import settle
 from common import storage
 from common.errors import GateError
 from common.records import ExportRecord
 from exporting.export import main
-from serving import golden, triton
+from serving import calibrate, golden, triton
 from serving.client import golden_check
 from tests.exporting import onnxruntime_1_15
 from tests.weaver.conftest import synthetic_jets, write_jets
@@ -273,6 +275,26 @@ def test_raw_jets_get_the_pt_that_the_prepared_ones_mean(exported):
     assert np.std(output) > 0.01
 
 
+def test_files_are_calibrated_as_the_raw_model_answers(exported, files, tmp_path):
+    """Sorted and padded in another way, and over the whole file, each jet has the same answer."""
+    place = [str(files / "val.root"), "--model", str(exported), "--output", str(tmp_path)]
+    assert calibrate.main(place) == 0
+    data_config = DataConfig.load(str(exported / "config" / "data.yaml"))
+    (entry,) = storage.entries(str(files / "val.root"))
+    program = raw_program(data_config, raw_jets.raw_columns(entry, data_config))
+    jets = raw_jets.read_raw([entry], data_config, program, 10**6)
+    onnx_path = exported / "model" / "small-raw" / "1" / "model.onnx"
+    runtime = onnxruntime.InferenceSession(str(onnx_path))
+    taken = {one.name: jets[one.name] for one in runtime.get_inputs()}
+    calibrated_pt, correction, valid = runtime.run(None, taken)
+    with uproot.open(tmp_path / "val.root") as file:
+        friend = file["calibration"].arrays(library="np")
+    assert friend["jet_valid"].tolist() == valid[:, 0].tolist()
+    np.testing.assert_allclose(friend["jetPt_correction"], correction[:, 0], rtol=1e-5)
+    np.testing.assert_allclose(friend["jetPt_calibrated"], calibrated_pt[:, 0], rtol=1e-5)
+    assert not friend["jet_valid"].all()
+
+
 def read_metadata(path: Path) -> dict[str, str]:
     return {entry.key: entry.value for entry in onnx.load(path).metadata_props}
 
@@ -282,6 +304,8 @@ def test_the_file_tells_its_provenance(exported):
     assert json.loads(metadata["metrics"])["val_loss"] == 0.1
     assert json.loads(metadata["output_columns"]) == ["output"]
     assert json.loads(metadata["label"]) == {"target": "np.log(genJetPt / jetPt)"}
+    assert metadata["treename"] == "AK4jets/jetTree"
+    assert json.loads(metadata["trained_on"]) == {}
     raw = read_metadata(exported / "model" / "small-raw" / "1" / "model.onnx")
     own = {"inputs", "outputs", "model", "valid_range"}
     assert raw.keys() == metadata.keys()
@@ -311,7 +335,10 @@ def test_the_file_tells_its_provenance(exported):
     for name, text in (("small", metadata), ("small-raw", raw)):
         for file in ("config.pbtxt", "configs/local.pbtxt"):
             config = parse_config((exported / "model" / name / file).read_text())
-            assert config.parameters["valid_range"].string_value == text["valid_range"]
+            for key in ("valid_range", "label", "treename", "trained_on", "run_id"):
+                assert config.parameters[key].string_value == text[key]
+            digest = hashlib.sha256((exported / "model" / name / "1" / "model.onnx").read_bytes())
+            assert config.parameters["sha256"].string_value == digest.hexdigest()
     assert ExportRecord.load(str(exported / "model" / "export.json")).valid_range is not None
     assert "2.5" in metadata["range"]
     data_config = DataConfig.load(str(exported / "config" / "data.yaml"))
@@ -398,7 +425,7 @@ def test_a_model_that_fails_the_gate_leaves_nothing(run, capsys):
 def test_a_raw_column_has_the_common_type_of_all_files(tmp_path):
     """Whole numbers in the first file, fractions in the second."""
     folder = tmp_path / "files"
-    write_jets(folder / "a.root", synthetic_jets(80, 1))
+    write_jets(folder / "val.root", synthetic_jets(80, 1))
     columns = synthetic_jets(80, 2)
     columns["QG_mult"] = columns["QG_mult"].astype(np.float32) + np.float32(0.5)
     write_jets(folder / "b.root", columns)

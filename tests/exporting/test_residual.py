@@ -22,6 +22,7 @@ from exporting import residual as exported_residual
 from physics.residual import IDENTITY, Curve, Residual, from_json
 from serving import golden, triton
 from serving.client import golden_check
+from tests.docs.printed import printed
 from tests.exporting import test_export as base
 from tests.weaver.conftest import synthetic_jets, write_jets
 from weaver.config.data_config import DataConfig
@@ -108,6 +109,13 @@ def test_the_graph_gives_the_network_times_r_which_is_residual_json(exported, an
     (correction,) = correctionlib.CorrectionSet.from_string(text).values()
     r = correction.evaluate(reference_pt * np.exp(network[:, 0].astype(np.float64)), eta)
     np.testing.assert_allclose(np.exp(log_r[:, 0].astype(np.float64)), r, atol=1e-6)
+
+
+def test_the_lines_for_correctionlib_run_as_they_are_printed(exported, monkeypatch, capsys):
+    monkeypatch.chdir(exported)
+    names: dict = {}
+    exec(printed("docs/using-the-model.md", "correctionlib"), names)
+    assert float(capsys.readouterr().out) == names["residual"].evaluate(45.0, 1.2)
 
 
 def test_the_jets_of_the_fit_close(exported, answers):

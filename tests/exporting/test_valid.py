@@ -5,9 +5,7 @@ others unchanged.
 from __future__ import annotations
 
 import json
-import re
 import shutil
-import textwrap
 import urllib.request
 from pathlib import Path
 
@@ -20,6 +18,7 @@ from common import storage
 from common.records import ExportRecord
 from serving import golden, triton, validity
 from serving.client import Client, golden_check
+from tests.docs.printed import printed
 from tests.exporting.test_export import ROOT, make_run, run_export
 from tests.weaver.conftest import synthetic_jets, write_jets
 from weaver.config.data_config import DataConfig
@@ -223,12 +222,7 @@ def test_the_readme_s_calibration_runs_as_it_is_printed(
 ):
     shutil.copy(files / "val.root", tmp_path / "jets.root")
     monkeypatch.chdir(tmp_path)
-    text = (ROOT / "README.md").read_text()
-    (snippet,) = [
-        textwrap.dedent(block)
-        for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-        if ".calibrate(" in block
-    ]
+    snippet = printed("README.md", ".calibrate(")
     names = {"URL": url}
     exec(snippet, names)
     jets = names["jets"]
@@ -246,3 +240,18 @@ def test_the_readme_s_calibration_runs_as_it_is_printed(
     invalid = answers.attrs["invalid"]
     assert sum(invalid.values()) == int(ak.sum(~answers.valid))
     assert validity.OTHER not in invalid
+
+
+def test_the_lines_for_onnxruntime_run_as_they_are_printed(
+    exported, files, tmp_path, monkeypatch, capsys
+):
+    shutil.copy(files / "val.root", tmp_path / "jets.root")
+    shutil.copy(exported / "model" / "small-raw" / "1" / "model.onnx", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(printed("docs/using-the-model.md", "InferenceSession"), names)
+    answers = names["answers"]
+    corrected = names["jets"].jetPt * answers["correction"][:, 0]
+    np.testing.assert_allclose(answers["calibrated_pt"][:, 0], corrected, rtol=1e-5)
+    assert 0.5 < answers["valid"].mean() < 1
+    assert capsys.readouterr().out.startswith("[")

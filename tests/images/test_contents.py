@@ -37,6 +37,7 @@ LOCAL = {
     "serving.triton",
     "components.local_run",
     "components.host_runner",
+    "jec_client.grpc_server",  # for addresses of gRPC, which no step has
 }
 APART = {
     "steps": {

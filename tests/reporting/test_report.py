@@ -5,15 +5,18 @@ import html
 import re
 import shutil
 import subprocess
+from dataclasses import fields
 
 import pytest
 
 from common.config import RunConfig
-from common.measurements import Interval, ResidualSlice, Unmeasured, Weighted
+from common.measurements import EdgeStep, Interval, ResidualSlice, Unmeasured, Weighted
 from common.records import (
     DataSet,
     MetricsRecord,
+    ModelRecord,
     Objective,
+    RateRecord,
     RunRecord,
     SearchRecord,
     TrialOptions,
@@ -36,7 +39,8 @@ def test_the_page_needs_nothing_from_elsewhere(page):
     assert elements.open == []
     assert not {"script", "link", "iframe", "img"} & elements.tags
     assert elements.addresses
-    assert all(address.startswith("#") for address in elements.addresses)
+    beside = {address for address in elements.addresses if not address.startswith("#")}
+    assert beside <= {"model_card.md"}  # in the run's folder, as the page is
     assert "@import" not in page
     assert "url(h" not in page
 
@@ -95,6 +99,51 @@ def test_the_uncertainty_of_jets_is_told_where_a_network_gives_it(page, document
     assert "ncertainty" not in render(others, [])
     names = {drawing.name for drawing in figures_of(others)}
     assert not {"uncertainty-coverage", "uncertainty-width"} & names
+
+
+def test_both_models_rates_stand_side_by_side(documents):
+    rates = [
+        RateRecord(batch_size=32, threads=2, jets_per_second=80_000.0),
+        RateRecord(batch_size=1000, threads=2, jets_per_second=100_000.0),
+    ]
+    slower = [dataclasses.replace(rate, jets_per_second=60_000.0) for rate in rates]
+    raw = {field.name: getattr(documents.export, field.name) for field in fields(ModelRecord)}
+    raw_record = ModelRecord(**{**raw, "model": "pfn-raw", "rates": slower})
+    export = dataclasses.replace(documents.export, rates=rates, raw=raw_record)
+    page = render(dataclasses.replace(documents, export=export), [])
+    for text in (
+        '<a href="model_card.md">',
+        "<td>pfn</td><td>prepared features</td><td>80,000</td><td>100,000</td>",
+        "<td>pfn-raw</td><td>raw jets</td><td>60,000</td><td>60,000</td>",
+        "<td>raw over features</td><td></td><td>0.75</td><td>0.60</td>",
+        "on 2 threads",
+        "Jets/s in batches of 1,000",
+    ):
+        assert text in page
+    assert "model_card.md" not in render(documents, [])  # an export of an earlier version
+
+
+def test_the_step_at_the_edges_of_the_valid_range(documents):
+    def around(value: float) -> Interval:
+        return Interval(value=value, low=value - 0.01, high=value + 0.01)
+
+    step = EdgeStep(
+        edge="pT = 18 GeV",
+        num_inside=2345,
+        num_outside=678,
+        model_inside=around(1.05),
+        standard_inside=around(1.08),
+        standard_outside=around(1.1),
+    )
+    few = dataclasses.replace(step, edge="|η| = 2.5", standard_outside=None, num_outside=4)
+    metrics = dataclasses.replace(documents.metrics, edges=[step, few])
+    page = render(dataclasses.replace(documents, metrics=metrics), [])
+    measured = "<td>1.050 [1.040, 1.060]</td><td>1.080 [1.070, 1.090]</td>"
+    assert (
+        f"<td>2,345</td>{measured}<td>678</td><td>1.100 [1.090, 1.110]</td><td>-5.0 %</td>" in page
+    )
+    assert "<td>4</td><td>too few jets</td><td>not measured</td>" in page
+    assert "edges of the valid range" not in render(documents, [])
 
 
 def test_serving_numbers_are_there(page):

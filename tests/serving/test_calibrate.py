@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import awkward as ak
@@ -253,7 +254,7 @@ def test_a_killed_command_leaves_whole_files_and_goes_on(tmp_path, run, onnx):
     command += ["--model", str(onnx), "--output", str(tmp_path / "out")]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         while not list((tmp_path / "out").glob("*.root")) and process.poll() is None:
-            pass
+            time.sleep(0.01)
         process.kill()
     left = list((tmp_path / "out").glob("*.root"))
     code, _, _ = run(tmp_path / "in" / "*.root")
@@ -313,6 +314,13 @@ def _lists_differ(folder: Path) -> Path:
     return folder / "x.parquet"
 
 
+def _missing_value(folder: Path) -> Path:
+    records = ak.to_list(ak.Array(jets(10)))
+    records[3]["jetPt"] = None
+    ak.to_parquet(ak.from_iter(records), folder / "x.parquet")
+    return folder / "x.parquet"
+
+
 def _plain_nanoaod(folder: Path) -> Path:
     events = {"run": np.ones(2, np.int32), "event": np.arange(2, dtype=np.uint64)}
     events["Jet_pt"] = ak.Array([[50.0, 40.0], [30.0]])
@@ -328,6 +336,7 @@ def _plain_nanoaod(folder: Path) -> Path:
         (_no_branch, ["x.root", "unknown branch 'QG_mult'; did you mean 'QG_mul'"]),
         (_text, ["x.root is not a ROOT file"]),
         (_lists_differ, ["x.parquet: 'jetPt' is a list", "one number a jet"]),
+        (_missing_value, ["x.parquet: 'jetPt'", "missing values"]),
         (_plain_nanoaod, ["without particle-flow candidates", "PFCands_pt", "give PFNano"]),
         (lambda folder: folder / "nothing.root", ["no ROOT file matches"]),
     ],
@@ -340,7 +349,7 @@ def test_files_that_cannot_be_calibrated(tmp_path, run, make, facts):
         assert fact in err
     assert "Traceback" not in err
     assert not out
-    assert not list((tmp_path / "out").glob("*.root"))
+    assert not list((tmp_path / "out").glob("*"))
 
 
 def test_the_input_is_not_replaced(tmp_path, run):
@@ -350,6 +359,14 @@ def test_the_input_is_not_replaced(tmp_path, run):
     assert code == 2
     assert f"would replace the input file {path}" in err
     assert path.read_bytes() == before
+
+
+def test_a_record_that_is_none(tmp_path, run):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "calibration.json").write_text("[1]")
+    code, _, err = run(write_jets(tmp_path / "x.root", jets(10)))
+    assert code == 2
+    assert f"{tmp_path}/out/calibration.json holds a list" in err
 
 
 def test_a_file_of_somebody_else_is_not_replaced(tmp_path, run):
@@ -434,3 +451,57 @@ def test_names_of_columns(onnx):
     }
     with pytest.raises(InputError):
         model.local_model(str(onnx.parent / "other.onnx"))
+
+
+def test_jets_are_not_in_a_folder_twice(tmp_path, run):
+    """With B/x.root beside it, the output of A/x.root would have another name than before."""
+    for folder, seed in (("A", 1), ("B", 2)):
+        write_jets(tmp_path / folder / "x.root", jets(50, seed))
+    run(tmp_path / "A" / "x.root")
+    code, _, err = run(tmp_path / "A" / "x.root", tmp_path / "B" / "x.root")
+    assert code == 2
+    assert f"the jets of {tmp_path}/A/x.root are already in {tmp_path}/out/x.root" in err
+    assert [path.name for path in (tmp_path / "out").glob("*.root")] == ["x.root"]
+
+
+def test_two_trees_of_a_file(tmp_path, run):
+    """A tree may be named; the output is that of the file, so only one of them."""
+    path = tmp_path / "x.root"
+    with uproot.recreate(path) as file:
+        for seed, name in ((1, "first"), (2, "second")):
+            columns = jets(40, seed)
+            types = {n: getattr(v, "dtype", None) or v.type.content for n, v in columns.items()}
+            file.mktree(name, types, counter_name=lambda name: "nPF").extend(columns)
+    code, _, err = run(path)
+    assert code == 2
+    assert "unknown tree" in err
+    assert "FILE.root:TREE" in err
+    code, _, err = run(f"{path}:first", f"{path}:second")
+    assert code == 2
+    assert "give one tree of a file" in err
+    code, _, _ = run(f"{path}:second")
+    assert code == 0
+    assert_answers(jets(40, 2), tmp_path / "out" / "x.root")
+
+
+def test_from_and_to_s3(s3_bucket, tmp_path, run):
+    """The same command: addresses in, addresses out, and what is there is kept."""
+    from common import storage
+
+    columns = jets(300)
+    storage.upload(write_jets(tmp_path / "x.root", columns), f"{s3_bucket}/in/x.root")
+    for before in ("300 jets of 1 files", "0 jets of 0 files"):
+        code, out, _ = run(f"{s3_bucket}/in/*.root", output=f"{s3_bucket}/out")
+        assert code == 0
+        assert out.startswith(before)
+    storage.download(f"{s3_bucket}/out/x.root", tmp_path / "y.root")
+    assert_answers(columns, tmp_path / "y.root")
+
+
+def test_parquet_without_pyarrow_is_refused_at_once(tmp_path, run, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    path = write_jets(tmp_path / "x.root", jets(5))
+    code, _, err = run(path, "--format", "parquet")
+    assert code == 2
+    assert "pip install pyarrow" in err
+    assert not (tmp_path / "out").exists()

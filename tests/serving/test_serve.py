@@ -16,12 +16,13 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from common import storage
-from serving import server_folder
-from serving.client import golden_check
-from serving.serve import main
+from serving import golden, server_folder
+from serving.client import Client, golden_check
+from serving.serve import main, models_at
 from serving.triton import free_port
 from tests.exporting.small import write_repository
 from tests.serving.conftest import NAME
@@ -135,7 +136,12 @@ def test_models_of_several_places_are_served_by_one_server_with_metrics(
         assert golden_check(url_of(text), "other", str(tmp_path / "other" / "golden"), 10).answer
         with urllib.request.urlopen(f"http://127.0.0.1:{metrics}/metrics", timeout=10) as reply:
             assert b'nv_inference_count{model="other"' in reply.read()
-        socket.create_connection(("127.0.0.1", grpc), timeout=5).close()
+        request = storage.read_json(str(run / "golden" / NAME / "request.json"))
+        inputs = golden.arrays(request["inputs"])
+        over_grpc = Client(f"grpc://127.0.0.1:{grpc}", NAME).ask(inputs)
+        over_http = Client(url_of(text), NAME).ask(inputs)
+        for name, output in over_http.items():
+            np.testing.assert_array_equal(over_grpc[name], output)
 
 
 def test_a_model_that_the_gate_refused_is_served_with_a_warning(triton_runs, run, monkeypatch):
@@ -147,6 +153,24 @@ def test_a_model_that_the_gate_refused_is_served_with_a_warning(triton_runs, run
         assert process.stderr.readline() == (
             f"warning: the gate refused the model of {run}: closure is off by 3 %\n"
         )
+
+
+@pytest.mark.parametrize(
+    ("metrics", "words"),
+    [
+        ('{"passed": true, "reasons": [], "of an earlier version": 1}', ""),
+        ('{"passed": false, "reasons": ["closure is off"]}', "the gate refused"),
+        ('{"passed": ', "nobody knows"),
+        ("[]", "no verdict"),
+    ],
+)
+def test_metrics_of_another_version_or_broken_ones_are_no_reason_not_to_serve(run, metrics, words):
+    (run / "metrics.json").write_text(metrics)
+    warnings = {model.warning for model in models_at(str(run))}
+    if words:
+        assert all(words in warning for warning in warnings)
+    else:
+        assert warnings == {""}
 
 
 def test_a_server_that_died_ends_the_command_with_its_last_lines(triton_runs, run):

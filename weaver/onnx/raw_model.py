@@ -23,6 +23,7 @@ get wrong.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import math
@@ -198,10 +199,26 @@ class ParticleGroup(torch.nn.Module):
         params = variables[0].params
         self.length: int = params["length"]
         self.wraps = params["pad_mode"] == "wrap"
+        self.is_sorted = True
+
+    @property
+    def choice(self) -> tuple[Any, ...]:
+        """Which particles these are: equal for groups that have the same."""
+        order = tuple((id(value), falls) for value, falls in self.order)
+        return id(self.variables[0].value.counts), order, self.length, self.wraps
+
+    @property
+    def pads_with_zeros(self) -> bool:
+        """Whether each variable is 0 in a place without particle."""
+        is_zero = all(variable.params["pad_value"] == 0 for variable in self.variables)
+        return is_zero and not self.wraps
 
     def forward(self, run: _Run) -> torch.Tensor:
         first = self.variables[0].value
-        cut, real = run.cut(first, self.order, self.length, self.wraps)  # real: (N, length)
+        # real: (N, length)
+        cut, real = run.cut(
+            first, self.order, self.length, wraps=self.wraps, is_sorted=self.is_sorted
+        )
         real = real[:, None]
         parts = []
         for part in _standardised_parts(cut, self.variables, length=self.length):
@@ -264,32 +281,44 @@ def answers(
 
 def _valid(run: _Run, program: RawProgram, limits: ValidRange) -> torch.Tensor:
     """Which jets are valid, (N, 1): the rule of weaver.onnx.valid_range as part of the graph."""
-    # a comparison with NaN is false
-    pt = run(program.reference).float()
-    checks = [pt >= limits.min_pt, pt <= limits.max_pt]
-    if program.eta is not None and limits.max_abs_eta is not None:
-        checks.append(run(program.eta).float().abs() <= limits.max_abs_eta)
+    columns: list[torch.Tensor] = []  # (N, 1) each
+    bounds: list[tuple[float, float]] = []
 
-    # Infinity and NaN stay in a sum, and x * 0 is then NaN.
+    largest = float(np.finfo(np.float32).max)
+
+    def check(x: torch.Tensor, low: float = -largest, high: float = largest) -> None:
+        columns.append(x.float())
+        bounds.append((low, high))
+
+    check(run(program.reference), limits.min_pt, limits.max_pt)
+    if program.eta is not None and limits.max_abs_eta is not None:
+        check(run(program.eta), -limits.max_abs_eta, limits.max_abs_eta)
+
     floats = [name for name, column in program.inputs.items() if column.dtype.kind == "f"]
-    numbers = [run.columns[name].float() for name in floats if not program.inputs[name].particles]
+    for name in floats:
+        if not program.inputs[name].particles:
+            check(run.columns[name])
     most = None
     for counter in program.counters:
         of_counter = [n for n, column in program.inputs.items() if column.counter == counter]
         counts = run.columns[counter]  # (N, 1)
-        checks += [counts >= 0, counts <= run.places(of_counter[0])]
+        check(counts, 0)
+        check(run.places(of_counter[0]) - counts, 0)
         most = counts if most is None else torch.maximum(most, counts)
         particles = [run.columns[name].float() for name in of_counter if name in floats]
         if particles:
+            # Infinity and NaN stay in a sum.
             total = functools.reduce(torch.add, particles)  # (N, P)
             real = torch.arange(total.shape[1])[None, :] < counts
             total = torch.where(real, total, torch.tensor(0.0))
-            numbers.append(total.sum(1, keepdim=True))
+            check(total.sum(1, keepdim=True))
     if most is not None:
-        checks.append(most > 0)
-    if numbers:
-        checks.append((torch.cat(numbers, dim=1) * 0).sum(1, keepdim=True) == 0)
-    return functools.reduce(torch.logical_and, checks)
+        check(most, 1)
+    # All at once: each node of the graph costs time. A comparison with NaN is false.
+    x = torch.cat(columns, dim=1)
+    low, high = torch.tensor(bounds).T
+    outside = torch.logical_not(torch.minimum(torch.maximum(x, low), high) == x)
+    return outside.float().sum(1, keepdim=True) == 0
 
 
 def raw_inputs(program: RawProgram) -> list[str]:
@@ -337,7 +366,31 @@ def raw_model(
         "dynamic_axes": axes,
     }
     preprocessing = Preprocessing(program, data_config, network_info["input_names"])
+    network = copy.deepcopy(network)
+    _leave_out_work(network, preprocessing)
     return RawModel(preprocessing, network, limits).eval(), info
+
+
+def _leave_out_work(network: torch.nn.Module, preprocessing: Preprocessing) -> None:
+    """Leave out what a network with `any_order` (networks/pfn_regressor_open.py) does not need.
+
+    Its particles need not be sorted, if all its inputs have the same ones, and what lies in padding
+    need not be masked again, if it is 0 already.
+    """
+    groups = preprocessing.groups.items()
+    of_particles = {name: group for name, group in groups if isinstance(group, ParticleGroup)}
+    if len({group.choice for group in of_particles.values()}) != 1:
+        return
+    for module in network.modules():
+        if not getattr(module, "any_order", False):
+            continue
+        for group in of_particles.values():
+            group.is_sorted = False
+        mask = of_particles.get("pf_mask")
+        if mask is None or any(one.value.op != "ones_like" for one in mask.variables):
+            continue
+        if all(group.pads_with_zeros for group in of_particles.values()):
+            setattr(module, "masks", False)  # noqa: B010 (nn.Module declares no such field)
 
 
 # ------------------------------------------------------------------------------- standardise, pad
@@ -384,7 +437,11 @@ def _standardised_parts(
             # one value a jet has the first place
             columns = [run(value) for value in values]
             if length is not None:
-                columns = [x.expand(-1, length) for x in columns]
+                # Only single values: where the shape is not known, expand is a node of the graph.
+                columns = [
+                    x if value.counts is not None else x.expand(-1, length)
+                    for x, value in zip(columns, values, strict=True)
+                ]
             raw = _side_by_side(columns, dim=1)
             if length is not None:
                 raw = raw.reshape(-1, len(values), length)
@@ -548,34 +605,56 @@ class _Run:
     # -- particles
 
     def cut(
-        self, first: Value, order: Sequence[tuple[Value, bool]], length: int, wraps: bool
+        self,
+        first: Value,
+        order: Sequence[tuple[Value, bool]],
+        length: int,
+        *,
+        wraps: bool,
+        is_sorted: bool,
     ) -> tuple[_Cut, torch.Tensor]:
         """The first `length` particles in an order, and which places hold one: (N, length).
 
         first: one of the values to cut, whose jets' particles are counted (a single value a jet
         counts as one). order: the sort keys, none for the order of the file. With `wraps` the
-        particles come again and again until the places are full.
+        particles come again and again until the places are full. Unless `is_sorted`, the same
+        particles come in any order, with places without one among them.
         """
-        key = (id(first.counts), *((id(value), falls) for value, falls in order), length, wraps)
-        if key in self.cuts:
-            return self.cuts[key]
+        keys = tuple((id(value), falls) for value, falls in order)
+        key = (id(first.counts), keys, length, wraps, is_sorted)
+        if key not in self.cuts:
+            self.cuts[key] = self._cut(first, order, length, wraps, is_sorted)
+        return self.cuts[key]
+
+    def _cut(
+        self,
+        first: Value,
+        order: Sequence[tuple[Value, bool]],
+        length: int,
+        wraps: bool,
+        is_sorted: bool,
+    ) -> tuple[_Cut, torch.Tensor]:
         slots = torch.arange(length)
         if first.counts is None:
-            known = _Cut(self, slots.clamp(max=0)), (slots[None, :] < (length if wraps else 1))
-            self.cuts[key] = known
-            return known
+            return _Cut(self, slots.clamp(max=0)), (slots[None, :] < (length if wraps else 1))
         counts = self(first.counts)  # (N, 1)
-        places = torch.minimum(slots, self.places(_branch(first)) - 1)  # (length,)
+        if not wraps and not order:
+            missing = length - self.places(_branch(first))
+            return _Cut(self, missing=missing), slots[None, :] < counts
+        ordered: torch.Tensor | None = None
+        if order:
+            values = [(self(value), falls) for value, falls in order]
+            ordered = self.order(values, counts, length, is_sorted or wraps)  # (N, up to length)
         if wraps:
             # (N, length)
             places = torch.remainder(slots[None, :], counts.clamp(min=1, max=length))
-        if order:
-            keys = [(self(value), falls) for value, falls in order]
-            ordered = self.order(keys, counts, length)  # (N, at most length)
-            places = ordered.gather(1, places) if wraps else ordered.index_select(1, places)
-        real = (counts > 0).expand(-1, length) if wraps else slots[None, :] < counts
-        self.cuts[key] = _Cut(self, places), real
-        return self.cuts[key]
+            if ordered is not None:
+                places = ordered.gather(1, places)
+            return _Cut(self, places), (counts > 0).expand(-1, length)
+        assert ordered is not None
+        filled = _padded_to(ordered, length - ordered.shape[1], NO_PLACE)  # (N, length)
+        places = torch.minimum(filled, self.places(_branch(first)) - 1)
+        return _Cut(self, places), filled < counts
 
     def places(self, branch: str) -> torch.Tensor:
         """The places P of a branch (N, P) as a number of the graph."""
@@ -585,6 +664,14 @@ class _Run:
     def real(self, value: Value) -> torch.Tensor:
         """True for the places (N, P) of particles that exist."""
         return torch.arange(self(value).shape[1])[None, :] < self.counts(value)
+
+    def op_where(self, value: Value) -> torch.Tensor:
+        condition, one, other = (self.argument(argument, value) for argument in value.args)
+        if held_in(value) == torch.float32 and value.dtype.kind in "iu":
+            # Small whole numbers: exact, and several times as fast as ONNX Runtime's Where.
+            is_one = condition if condition.dtype == torch.bool else condition != 0
+            return other + is_one.float() * (one - other)
+        return _where(condition, one, other).to(held_in(value))
 
     def op_gather(self, value: Value) -> torch.Tensor:
         particles, positions = value.args
@@ -608,11 +695,12 @@ class _Run:
         keys: Sequence[tuple[torch.Tensor, bool]],
         counts: torch.Tensor,
         length: int | None = None,
+        is_sorted: bool = True,
     ) -> torch.Tensor:
         """Positions (N, P) that sort each jet's particles by one or more keys (N, P).
 
         The first key counts first; ties keep their order, padding is last. With a length only so
-        many positions, where there are more.
+        many positions, where there are more; these come in any order unless `is_sorted`.
         """
         real = torch.arange(keys[0][0].shape[1])[None, :] < counts
         falling = [_falling(key, falls) for key, falls in keys]
@@ -624,10 +712,12 @@ class _Run:
             key = falling[index]
             key = torch.where(real, key, torch.tensor(-math.inf, dtype=key.dtype))
             most = length if index == 0 else None
+            in_order = is_sorted or index > 0
             if positions is None:
-                positions = _positions(key, most)
+                positions = _positions(key, most, in_order)
             else:
-                positions = positions.gather(1, _positions(key.gather(1, positions), most))
+                chosen = _positions(key.gather(1, positions), most, in_order)
+                positions = positions.gather(1, chosen)
         if positions is None:
             raise ValueError("there is no key to sort by")
         return positions
@@ -691,18 +781,30 @@ class _Cut(_Run):
     What is computed of each particle by itself is computed after the cut, of fewer particles.
     """
 
-    def __init__(self, run: _Run, places: torch.Tensor) -> None:
-        """places: (N, length), or (length,) for the same ones of each jet."""
+    def __init__(
+        self,
+        run: _Run,
+        places: torch.Tensor | None = None,
+        missing: torch.Tensor | None = None,
+    ) -> None:
+        """places: (N, length), or (length,) for the same ones of each jet.
+
+        Without places these are the first ones; `missing` says by how many there are too few, below
+        0 by how many there are too many.
+        """
         super().__init__(run.columns)
         self.run = run
         self.at = places
+        self.missing = missing
 
     def compute(self, value: Value) -> torch.Tensor:
         if value.counts is None:
             return self.run(value)  # (N, 1)
-        if value.op in OPERATIONS or value.op == "full_like":
+        if value.op in OPERATIONS or value.op in ("full_like", "where"):
             return super().compute(value)
         x = self.run(value)  # (N, P)
+        if self.at is None:
+            return _padded_to(x, self.missing, 0)
         return x.index_select(1, self.at) if self.at.dim() == 1 else x.gather(1, self.at)
 
 
@@ -715,17 +817,29 @@ def _branch(value: Value) -> str:
     return branch
 
 
-def _positions(key: torch.Tensor, length: int | None = None) -> torch.Tensor:
+NO_PLACE = 2**62
+"""In place of a particle's place, where a jet has too few."""
+
+
+def _padded_to(x: torch.Tensor, missing: Any, fill: int) -> torch.Tensor:
+    """Append `missing` places with `fill` to (N, P); below 0 take so many away."""
+    return torch.nn.functional.pad(x, [0, missing], value=fill)
+
+
+def _positions(
+    key: torch.Tensor, length: int | None = None, is_sorted: bool = True
+) -> torch.Tensor:
     """The stable falling order of each row (N, P), of `length` places if there are more.
 
-    ONNX's TopK is stable by its definition; torch's own topk is not.
+    ONNX's TopK is stable by its definition; torch's own topk is not. Unless `is_sorted`, the same
+    places come in any order.
     """
     if torch.onnx.is_in_onnx_export():
         # a number of the graph: a plain one would be that of the jets it is traced with
         places: Any = torch._shape_as_tensor(key)[1]
         if length is not None:
             places = torch.minimum(places, torch.tensor(length))
-        return key.topk(places, dim=1, largest=True, sorted=True)[1]
+        return key.topk(places, dim=1, largest=True, sorted=is_sorted)[1]
     return torch.sort(key, dim=1, descending=True, stable=True)[1][:, :length]
 
 

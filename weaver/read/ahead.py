@@ -55,19 +55,22 @@ def ahead(items: Iterator[Item], depth: int, name: str = "ahead") -> Generator[I
         thread.join()
 
 
-def in_threads(jobs: Iterable[Callable[[], Item]], threads: int) -> Generator[Item, None, None]:
+def in_threads(
+    jobs: Iterable[Callable[[], Item]], threads: int, *, more: int = 1
+) -> Generator[Item, None, None]:
     """The results of jobs, in their order.
 
-    `threads` of them are at work at once, and no more than one is finished beyond these: what is
-    held in memory does not grow with the number of jobs. Closing the iterator early waits for the
-    jobs at work; an error comes through in its place.
+    `threads` of them are at work at once, and no more than `more` wait or are finished beyond
+    these: what is held in memory does not grow with the number of jobs. With more of them the
+    threads go on for longer while the caller is busy. Closing the iterator early waits for the jobs
+    at work; an error comes through in its place.
     """
     waiting: collections.deque[Future[Item]] = collections.deque()
     pool = ThreadPoolExecutor(threads)
     try:
         for job in jobs:
             waiting.append(pool.submit(job))
-            if len(waiting) > threads:
+            if len(waiting) >= threads + more:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()

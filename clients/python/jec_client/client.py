@@ -16,8 +16,8 @@ import re
 import time
 import urllib.parse
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 
@@ -52,6 +52,33 @@ KSERVE_BINARY = (0, 14)
 """The first version of kserve's own server that takes tensors as bytes."""
 
 
+class Server(Protocol):
+    """A model server, over HTTP or gRPC.
+
+    ends: until then (time.monotonic) a request is repeated, if that may help. Everything raises
+    Unreachable, NotServing, Refused and ServerError.
+    """
+
+    binary: bool
+    """Whether tensors are sent as bytes."""
+
+    def ready(self, model: str) -> None: ...
+
+    def description(self, *, ends: float | None = None) -> Body: ...
+
+    def models(self) -> list[str]: ...
+
+    def metadata(self, model: str, *, ends: float | None = None) -> Body: ...
+
+    def config(self, model: str, *, ends: float | None = None) -> Body: ...
+
+    def infer(self, model: str, body: Body) -> Body: ...
+
+    def ask(
+        self, model: str, inputs: Mapping[str, np.ndarray], *, ends: float | None = None
+    ) -> dict[str, np.ndarray]: ...
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Model:
     """What a server says about one of its models."""
@@ -66,10 +93,11 @@ class Model:
 class Client:
     """One model of one server.
 
-    url: http://host:port, or https. model: its name there. timeout: seconds for one request.
-    headers: go with every request, such as the Host of an ingress. token, cookies: of a gateway;
-    the path of a file that holds them, or '$NAME' of a variable of the environment. verify: False
-    takes any certificate; a path names certificate authorities.
+    url: http://host:port or https, and grpc:// or grpcs:// with the extra `grpc`. model: its name
+    there. timeout: seconds for one request. headers: go with every request, such as the Host of an
+    ingress. token, cookies: of a gateway; the path of a file that holds them, or '$NAME' of a
+    variable of the environment. verify: False takes any certificate; a path names certificate
+    authorities.
 
     A client may be used by several threads, and sent to other processes by pickle: the secrets
     themselves do not go along. Raises InputError for an address or a secret that is none.
@@ -113,9 +141,10 @@ class Client:
         self.timeout: float = settings["timeout"]
         self.headers: dict[str, str] = settings["headers"]
         parts = _parts(self.url)
-        if not parts.hostname or parts.scheme not in ("http", "https"):
+        if not parts.hostname or parts.scheme not in ("http", "https", "grpc", "grpcs"):
             raise InputError(
-                f"'{self.url}' is no address of a server; write http://host:port or https://host"
+                f"'{self.url}' is no address of a server; write http://host:port, https://host or"
+                " grpc://host:port"
             )
         if "@" in parts.netloc:
             raise InputError("the address holds a login; give it without, and token= or cookies=")
@@ -125,7 +154,7 @@ class Client:
             raise InputError(f"timeout={self.timeout:g} is no number of seconds above 0")
         server = {key: value for key, value in settings.items() if key not in ("url", "model")}
         timeout = server.pop("timeout")
-        self._server = HttpServer(self.url, timeout, **server)
+        self._server: Server = _server_class(parts.scheme)(self.url, timeout, **server)
         self._model: Model | None = None
 
     def __repr__(self) -> str:
@@ -270,6 +299,14 @@ class Client:
         with self._explained():
             return self._server.metadata(self.model)
 
+    def config(self) -> Body:
+        """The model's configuration (config.pbtxt) as JSON; empty where the server does not tell.
+
+        Raises as `infer`.
+        """
+        with self._explained():
+            return self._server.config(self.model)
+
     def infer(self, body: Body) -> Body:
         """The server's answer to a request body (see jec_client.protocol).
 
@@ -320,6 +357,19 @@ class Client:
         return InputError(
             f"{self.url} refused the request for model {self.model} ({refused.code}): {refused}"
         )
+
+
+def _server_class(scheme: str) -> Callable[..., Server]:
+    """The class for an address. Raises InputError where gRPC is not installed."""
+    if not scheme.startswith("grpc"):
+        return HttpServer
+    try:
+        from jec_client.grpc_server import GrpcServer
+    except ImportError as error:
+        raise InputError(
+            f"gRPC needs {error.name}, which is not installed; pip install 'jec-client[grpc]'"
+        ) from None
+    return GrpcServer
 
 
 def _parts(url: str) -> urllib.parse.SplitResult:

@@ -129,18 +129,18 @@ class HttpServer:
         All requests of the protocol may be repeated: answering one changes nothing. With `ends`
         (time.monotonic) those are, which nobody answered or which came at a bad moment.
         """
-        for pause in (*PAUSES, None):
+        for pause in pauses():
             left = self.timeout
             if ends is not None:
                 left = min(left, ends - time.monotonic())
             try:
                 reply = self._connections.request(path, data, self._headers(headers), left)
-                if reply.status not in OVERLOADED or not _may_wait(pause, ends):
+                if reply.status not in OVERLOADED or not may_wait(pause, ends):
                     return self._checked(reply)
             except TimeoutError:
                 raise Unreachable(f"{self.url} did not answer within {left:.3g} s") from None
             except (http.client.HTTPException, OSError) as error:
-                if not isinstance(error, ConnectionError) or not _may_wait(pause, ends):
+                if not isinstance(error, ConnectionError) or not may_wait(pause, ends):
                     raise Unreachable(
                         f"no server answers at {self.url}: {error or repr(error)}"
                     ) from None
@@ -181,7 +181,13 @@ class HttpServer:
         return "give token= or cookies="
 
 
-def _may_wait(pause: float | None, ends: float | None) -> bool:
+def pauses() -> tuple[float | None, ...]:
+    """The pause after each attempt; None after the last."""
+    return (*PAUSES, None)
+
+
+def may_wait(pause: float | None, ends: float | None) -> bool:
+    """Whether there is a further attempt, which has to begin before `ends`."""
     return pause is not None and ends is not None and time.monotonic() + pause < ends
 
 

@@ -54,8 +54,12 @@ def encode(name: str, array: np.ndarray) -> Tensor:
         # The shortest decimal that reads back as the same float32, a third of the length of the
         # double's.
         data = [float(str(x)) for x in array.ravel()]
-    datatype = _datatype(name, array)
-    return {"name": name, "shape": list(array.shape), "datatype": datatype, "data": data}
+    return {
+        "name": name,
+        "shape": list(array.shape),
+        "datatype": datatype(name, array),
+        "data": data,
+    }
 
 
 def arrays(tensors: Iterable[Tensor]) -> dict[str, np.ndarray]:
@@ -81,7 +85,7 @@ def to_binary(inputs: Mapping[str, np.ndarray]) -> tuple[bytes, dict[str, str]]:
             {
                 "name": name,
                 "shape": list(array.shape),
-                "datatype": _datatype(name, array),
+                "datatype": datatype(name, array),
                 "parameters": {"binary_data_size": len(part)},
             }
         )
@@ -127,7 +131,7 @@ def from_raw(part: bytes, datatype: str, shape: Iterable[int]) -> np.ndarray:
     return little.astype(DTYPES[datatype], copy=False).reshape(tuple(shape))
 
 
-def _datatype(name: str, array: np.ndarray) -> str:
+def datatype(name: str, array: np.ndarray) -> str:
     """The protocol's name of an array's type."""
     native = array.dtype.newbyteorder("=")
     if native not in _NAMES:

@@ -18,8 +18,9 @@ from weaver.config.data_config import DataConfig
 from weaver.onnx import raw_program as raw
 from weaver.onnx.onnx_export import export_onnx
 from weaver.onnx.raw_jets import padded, reference_inputs
-from weaver.onnx.raw_model import Preprocessing, raw_inputs
+from weaver.onnx.raw_model import Preprocessing, raw_inputs, raw_model
 from weaver.onnx.runtime import feed_of, session
+from weaver.onnx.valid_range import ValidRange
 
 LENGTH = 6
 COLUMNS = {
@@ -190,3 +191,62 @@ def test_choices_between_small_whole_numbers_are_held_in_float32():
     ]
     assert held_in(charge) == torch.float32
     assert held_in(either) == torch.int64, "a number of any size may not fit into float32"
+
+
+class AnyOrder(torch.nn.Module):
+    """The answer is the particles as they come, with their mask; `any_order` as a network says."""
+
+    def __init__(self, any_order: bool) -> None:
+        super().__init__()
+        self.any_order = any_order
+        self.masks = True
+
+    def forward(self, features: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return torch.cat((features[:, 0] + int(self.masks) * 1000, mask[:, 0]), dim=1)
+
+
+@pytest.mark.parametrize("any_order", [True, False])
+@pytest.mark.parametrize("places", [12, 3], ids=["more than the length", "fewer"])
+def test_a_network_of_any_order_gets_the_same_particles_unsorted(any_order, places, tmp_path):
+    order = ["-own", "-pt"]
+    options = {
+        "new_variables": {"is_real": "ak.ones_like(pt)"},
+        "inputs": {
+            "features": {"length": LENGTH, "vars": ["number"], "order_by": order},
+            "pf_mask": {"length": LENGTH, "vars": ["is_real"], "order_by": order},
+        },
+        "labels": {"type": "custom", "value": {"t": "np.log(genPt / jetPt)"}},
+    }
+    data_config = DataConfig.from_options(options, "jec.yaml")
+    program = raw.raw_program(data_config, COLUMNS)
+    info = {"input_names": ["features", "pf_mask"], "output_columns": ["c"] * (2 * LENGTH)}
+    limits = ValidRange(min_pt=0, max_pt=1e9, max_abs_eta=None, jets="training")
+    model, _ = raw_model(program, AnyOrder(any_order), info, data_config, limits)
+    preprocessing = model.preprocessing
+    assert model.network.masks is not any_order
+    groups = list(preprocessing.groups.values())
+    assert [group.is_sorted for group in groups] == [not any_order] * 2
+
+    names = raw_inputs(program)
+    of_jet = {"jetPt", "nPF"}
+    info = {
+        "input_names": names,
+        "input_types": {n: COLUMNS[n].dtype if n in COLUMNS else np.int32 for n in names},
+        "input_shapes": {n: (-1, 1) if n in of_jet else (-1, -1) for n in names},
+        "dynamic_axes": {n: {1: "places"} for n in names if n not in of_jet},
+        "output_names": ["features", "pf_mask", "reference"],
+    }
+    path = export_onnx(preprocessing.eval(), info, None, tmp_path / "raw.onnx")
+    columns = jets([places, 0, 1, 2, places - 1], seed=3)
+    arrays = padded({branch: columns[branch] for branch in program.inputs}, program)
+    runtime = session(path)
+    features, mask = runtime.run(["features", "pf_mask"], feed_of(runtime, arrays))
+    expected = reference_inputs(arrays, data_config, program)
+    if not any_order:
+        np.testing.assert_array_equal(features, expected["features"])
+        np.testing.assert_array_equal(mask, expected["pf_mask"])
+    for jet in range(len(features)):
+        real = mask[jet, 0] == 1
+        of_jet_expected = expected["features"][jet, 0][expected["pf_mask"][jet, 0] == 1]
+        assert sorted(features[jet, 0][real]) == sorted(of_jet_expected)
+        assert (features[jet, 0][~real] == 0).all()

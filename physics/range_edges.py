@@ -1,0 +1,127 @@
+"""The step in response at the edges of the range that a model is meant for.
+
+Inside of the range the raw model calibrates; outside it returns the standard correction unchanged.
+So the response jumps at an edge by what the model does there. Measured are the test jets in a
+narrow band on either side. Pure functions of arrays; pT in GeV.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from statistics import NormalDist
+
+import numpy as np
+
+from common.measurements import EdgeStep, Interval
+from physics.response import Floats, Mask
+
+PT_BAND = 0.1
+"""Width of a band in pT, as a fraction of the edge: wide enough for jets, narrow in response."""
+ETA_BAND = 0.1
+"""Width of a band in |eta|, about that of a calorimeter tower."""
+MIN_JETS = 100
+"""Fewer jets have no median worth an interval, as in physics.gate."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Edge:
+    """An edge of the range: bands of jets (low, high) inside and outside of it."""
+
+    name: str
+    quantity: str
+    """pt or abs_eta: which number of a jet the bands are of."""
+    inside: tuple[float, float]
+    outside: tuple[float, float]
+
+
+def edges_of(min_pt: float, max_pt: float, max_abs_eta: float | None) -> list[Edge]:
+    """The edges of a range: pT in GeV; no edge in |eta| where it has none."""
+    near, far = 1 - PT_BAND, 1 + PT_BAND
+    edges = [
+        Edge(
+            name=f"pT = {min_pt:.4g} GeV",
+            quantity="pt",
+            inside=(min_pt, min_pt * far),
+            outside=(min_pt * near, min_pt),
+        ),
+        Edge(
+            name=f"pT = {max_pt:.4g} GeV",
+            quantity="pt",
+            inside=(max_pt * near, max_pt),
+            outside=(max_pt, max_pt * far),
+        ),
+    ]
+    if max_abs_eta is not None:
+        edges.append(
+            Edge(
+                name=f"|η| = {max_abs_eta:.4g}",
+                quantity="abs_eta",
+                inside=(max_abs_eta - ETA_BAND, max_abs_eta),
+                outside=(max_abs_eta, max_abs_eta + ETA_BAND),
+            )
+        )
+    return edges
+
+
+def steps(
+    edges: list[Edge],
+    *,
+    pt: Floats,
+    abs_eta: Floats | None,
+    generated_pt: Floats,
+    correction: Floats,
+    valid: Mask,
+    level: float,
+) -> list[EdgeStep]:
+    """The median responses beside each edge, with intervals of a confidence level.
+
+    pt: that of the standard correction, abs_eta, generated_pt, correction (the logarithm that the
+    model answers) and valid (the jet is in the range): (N,) each. Without abs_eta its edge is left
+    out. A median of fewer than MIN_JETS jets is None.
+    """
+    standard = pt / generated_pt
+    model = standard * np.exp(correction)
+    known = np.isfinite(standard) & np.isfinite(model)
+    measured = []
+    for edge in edges:
+        values = pt if edge.quantity == "pt" else abs_eta
+        if values is None:
+            continue
+        inside = known & valid & _between(values, edge.inside)
+        outside = known & ~valid & _between(values, edge.outside)
+        measured.append(
+            EdgeStep(
+                edge=edge.name,
+                num_inside=int(inside.sum()),
+                num_outside=int(outside.sum()),
+                model_inside=median(model[inside], level),
+                standard_inside=median(standard[inside], level),
+                standard_outside=median(standard[outside], level),
+            )
+        )
+    return measured
+
+
+def _between(values: Floats, ends: tuple[float, float]) -> Mask:
+    """Whether values (N,) lie between two ends, these included."""
+    low, high = ends
+    return (values >= low) & (values <= high)
+
+
+def median(values: Floats, level: float) -> Interval | None:
+    """The median of values (N,) with its interval; None for fewer than MIN_JETS.
+
+    The ends are order statistics, at the ranks N/2 ± z sqrt(N)/2 of the binomial distribution's
+    normal limit (Conover, Practical Nonparametric Statistics, 3.2), whatever the distribution is.
+    """
+    count = len(values)
+    if count < MIN_JETS:
+        return None
+    ordered = np.sort(values)
+    half = NormalDist().inv_cdf((1 + level) / 2) * math.sqrt(count) / 2
+    low = max(math.floor(count / 2 - half), 0)
+    high = min(math.ceil(count / 2 + half), count - 1)
+    return Interval(
+        value=float(np.median(ordered)), low=float(ordered[low]), high=float(ordered[high])
+    )
