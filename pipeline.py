@@ -8,6 +8,7 @@ python pipeline.py --host https://KUBEFLOW/pipeline --s3-bucket s3://bucket/jec 
 python pipeline.py --check ...                       what would fail, before anything is created
 python pipeline.py --status RUN_ID                   and --logs RUN_ID [STEP], --down RUN_ID,
     --rerun RUN_ID
+python pipeline.py --list                            and --prune --older-than 30d
 """
 
 from __future__ import annotations
@@ -16,14 +17,24 @@ import argparse
 from pathlib import Path
 
 from common import storage
-from common.cli import Parser, local_path, output_file, output_folder, run_main, word
+from common.cli import Parser, age, local_path, output_file, output_folder, run_main, size, word
 from common.config import AUTO, RunConfig, add_arguments
 from common.errors import InputError, JecError
 from common.storage.local import check_writable_folder
 from images.digests import image
 
-COMMANDS = ("check", "status", "logs", "down", "compare", "render", "compile_to")
-ON_A_RUN = ("status", "logs", "down", "compare")
+COMMANDS = (
+    "check",
+    "status",
+    "logs",
+    "down",
+    "list",
+    "prune",
+    "compare",
+    "render",
+    "compile_to",
+)
+ON_A_RUN = ("status", "logs", "down", "list", "prune", "compare")
 EARLIER_RUNS = ("resume", "more_trials", "rerun")
 """Flags that take the parameters of an earlier run."""
 
@@ -170,7 +181,31 @@ def add_commands(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--storage", action="store_true", help="with --down: the run's folder of results as well"
     )
-    group.add_argument("--yes", action="store_true", help="with --down: do not ask")
+    group.add_argument(
+        "--list",
+        action="store_true",
+        help="the runs below --output, or --s3-bucket: state, gain, size, served or not",
+    )
+    group.add_argument(
+        "--prune",
+        action="store_true",
+        help=(
+            "remove runs of an age or a size, after asking; never one that is served or going on"
+        ),
+    )
+    group.add_argument(
+        "--older-than",
+        type=age,
+        metavar="AGE",
+        help="with --prune: whose records changed longer ago than, for example, 30d or 12h",
+    )
+    group.add_argument(
+        "--larger-than",
+        type=size,
+        metavar="SIZE",
+        help="with --prune: whose files are larger than, for example, 1G or 500M",
+    )
+    group.add_argument("--yes", action="store_true", help="with --down and --prune: do not ask")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -190,10 +225,21 @@ def parse_and_act(argv: list[str] | None) -> int:
     on_a_run = typed_flags(args, ON_A_RUN)
     if on_a_run and earlier:
         parser.error(f"{on_a_run[0]} looks at a run, {earlier[0]} starts one; give one of them")
-    for name in typed_flags(args, ("storage", "yes")):
-        if not args.down:
-            parser.error(f"{name} goes with --down RUN_ID")
+    check_companions(parser, args)
     return act(parser, args, argv)
+
+
+def check_companions(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Refuse flags without the command that they go with."""
+    if args.storage and not args.down:
+        parser.error("--storage goes with --down RUN_ID")
+    if args.yes and not (args.down or args.prune):
+        parser.error("--yes goes with --down RUN_ID or --prune")
+    limits = args.older_than is not None or args.larger_than is not None
+    if limits and not args.prune:
+        parser.error("--older-than and --larger-than go with --prune")
+    if args.prune and not limits:
+        parser.error("--prune needs --older-than AGE, --larger-than SIZE or both")
 
 
 def typed_flags(args: argparse.Namespace, names: tuple[str, ...]) -> list[str]:
@@ -215,6 +261,11 @@ def act(parser: argparse.ArgumentParser, args: argparse.Namespace, argv: list[st
         from operations import commands
 
         return commands.act(args)
+
+    if args.list or args.prune:
+        from operations import run_list
+
+        return run_list.act(args)
 
     # The flags alone, or on top of the parameters of an earlier run.
     more_trials, resumed = args.more_trials or (None, args.resume)

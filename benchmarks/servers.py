@@ -16,7 +16,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -43,13 +43,10 @@ class Server:
     process: int
 
 
-def cpu_seconds(processes: Iterable[int]) -> float:
-    """CPU time that these processes have taken so far."""
-    total = 0.0
-    for process in processes:
-        times = psutil.Process(process).cpu_times()
-        total += times.user + times.system
-    return total
+def cpu_seconds(process: int) -> float:
+    """CPU time that a process has taken so far."""
+    times = psutil.Process(process).cpu_times()
+    return times.user + times.system
 
 
 def free_port() -> int:

@@ -20,6 +20,10 @@ from common.storage.local import check_writable_file, check_writable_folder
 
 UNEXPECTED = 70
 """Exit code of an exception that nobody expected: EX_SOFTWARE of sysexits.h."""
+AGE_UNITS = {"m": 60.0, "h": 3600.0, "d": 86400.0, "w": 7 * 86400.0}
+"""Letter of a duration -> seconds."""
+SIZE_UNITS = {"K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
+"""Letter of a size -> bytes."""
 BROKEN_PIPE = 141
 """Exit code where the reader of our output has gone, as a shell shows SIGPIPE."""
 
@@ -113,6 +117,23 @@ def word(text: str) -> str:
     except InputError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
     return text
+
+
+def age(text: str) -> float:
+    """Seconds of a duration such as 30d, 12h or 2w; the type of --older-than."""
+    return _quantity(text, AGE_UNITS, "30d, 12h or 2w")
+
+
+def size(text: str) -> float:
+    """Bytes of a size such as 1G or 500M; the type of --larger-than."""
+    return _quantity(text, SIZE_UNITS, "1G or 500M")
+
+
+def _quantity(text: str, units: dict[str, float], examples: str) -> float:
+    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)([A-Za-z])", text)
+    if match is None or match[2] not in units:
+        raise argparse.ArgumentTypeError(f"'{text}' is none; give for example {examples}")
+    return float(match[1]) * units[match[2]]
 
 
 def port_number(text: str) -> int:

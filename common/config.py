@@ -34,7 +34,15 @@ from common.choices import (
 )
 from common.cli import require, truth
 from common.errors import InputError, unknown
-from common.storage.addresses import CONTROL, HTTP, S3, check_url, scheme_of, split_s3
+from common.storage.addresses import (
+    CONTROL,
+    HTTP,
+    S3,
+    check_url,
+    refuse_secrets,
+    scheme_of,
+    split_s3,
+)
 from common.storage.patterns import parse_one, separated
 
 AUTO, NONE = "auto", "none"
@@ -636,6 +644,7 @@ class RunConfig:
         for name in ("data_config", "network_config", "search_space", "s3_bucket", "baseline"):
             self._check_address(name, scheme_of, [getattr(self, name)])
         for name in ("data_train", "data_val", "data_test"):
+            self._check_address(name, refuse_secrets, [getattr(self, name)])
             texts = separated(getattr(self, name))
             require(bool(texts), f"--{flag(name)} '{getattr(self, name)}' names no file")
             self._check_address(name, lambda text: bucket_of(parse_one(text).text), texts)

@@ -35,9 +35,10 @@ left to uproot), _PortTakenError (serving.triton: another port is tried) and _Fi
 
 from __future__ import annotations
 
-from jec_client.errors import InputError, JecError, nearest, unknown, without_secrets
+from jec_client.errors import SIGNATURE, InputError, JecError, nearest, unknown, without_secrets
 
 __all__ = [
+    "SIGNATURE",
     "ClusterError",
     "DeadlineError",
     "GateError",

@@ -117,6 +117,10 @@ class ResponseBin(Calibrated[Response], PtBin):
     gain_over_baseline: Interval | None = None
     effective_jets: float | None = None
     """Jets of equal weight that would have the same error; None where each jet counts once."""
+    ratio: dict[str, Interval] = dataclasses.field(default_factory=dict)
+    """Calibration -> its median response over that of the standard JEC, paired; empty in runs of
+    earlier versions.
+    """
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -191,7 +191,7 @@ class LocalRun:
         folder = _shown(self.output / run.id)
         steps = [f"look at {folder}/report.html"]
         if self.serve and self._service():
-            steps.append("ask the service as serving/client.py does; Ctrl-C ends it")
+            steps.append("calibrate jets with it (docs/using-the-model.md); Ctrl-C ends it")
         else:
             steps.append(f"serve it: python -m serving.serve {folder}")
         steps.append(

@@ -260,11 +260,23 @@ def _too_few(sample: Sample) -> list[Record]:
     places = {one.name: one.text for one in (*groups.SUMMARY, *groups.CURVES, *groups.CLOSURE)}
     for low, high in groups.ETA_SLICES:
         places[groups.eta_name(low, high)] = f"eta from {low:g} to {high:g}"
+    for column, edges in groups.slice_edges(sample.columns).items():
+        for low, high in itertools.pairwise(edges):
+            group = groups.slice_name(column, low, high)
+            places[group] = f"{column} from {low:.4g} to {high:.4g}"
     reason = f"fewer than {groups.MIN_JETS} jets"
     records = []
     for group, where in places.items():
         if sample.sizes[group] < groups.MIN_JETS:
             records.append(not_measured("response", where, sample.sizes[group], reason))
+    if groups.has_flavours(sample.columns):
+        for one in groups.FLAVOUR_BINS:
+            for flavour in r.FLAVOURS:
+                number = sample.sizes[groups.flavour_name(one, flavour)]
+                # Both regions together are for the gate alone.
+                if number < groups.MIN_JETS and one.region != "all":
+                    quantity = f"response of {flavour}"
+                    records.append(not_measured(quantity, one.text, number, reason))
     for name in groups.RESIDUALS:
         if name in sample.columns:
             values = np.asarray(sample.columns[name], dtype=np.float64)
@@ -330,6 +342,11 @@ def _bins(
                 "resolution": interval(r.resolution(q)),
                 "half_width": interval(r.half_width(q)),
             }
+        record["ratio"] = {}
+        for name, of_group in quantiles.items():
+            if name != "standard":
+                ratio = r.median(of_group[one.name]) / r.median(standard)
+                record["ratio"][name] = interval(ratio)
         record["gain"] = interval(r.gain(model, standard))
         record["gain_half_width"] = interval(r.gain(model, standard, width=r.half_width))
         for name in ("trees", "baseline"):

@@ -12,6 +12,7 @@ import numpy as np
 
 from common.measurements import Calibrated, Interval
 from common.records import MetricsRecord
+from physics.groups import MIN_JETS
 from reporting.drawing import (
     INK,
     REGION_TEXT,
@@ -27,6 +28,7 @@ from reporting.drawing import (
     pt_axis,
     slug,
 )
+from reporting.few_jets import hatch, hatch_pt, missing_eta_slices, missing_pt_bins, too_few
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -54,12 +56,15 @@ def closure(metrics: MetricsRecord, region: str) -> Drawing | None:
         biases = [one.by_calibration()[name] for one in bins]
         points(axes, middles * SHIFT**place, biases, 100, **calibration_look(name))
     _bias_axis(axes, allowed)
+    missing = missing_pt_bins(metrics, region, bins, lowest)
+    hatch_pt(axes, missing)
     axes.legend(loc="upper right", ncols=2)
     head(axes, REGION_TEXT[region])
     pt_axis(axes)
     caption = (
         f"Bias of the median response in the {region} from {lowest:g} GeV up. "
         f"Band: ±{allowed:g} %, which the gate allows, or the standard JEC's own bias."
+        f"{too_few(missing)}"
     )
     farthest = max(bins, key=lambda one: abs(one.model.value))
     most = f"{100 * farthest.model.value:+.2f} % ({farthest.pt_range} GeV)"
@@ -75,6 +80,8 @@ def eta(metrics: MetricsRecord) -> Drawing | None:
     figure, (axes,) = panels()
     middles = [(one.eta_low + one.eta_high) / 2 for one in slices]
     _draw_biases(axes, middles, slices, step=0.05)
+    missing = missing_eta_slices(metrics)
+    hatch(axes, [(one.low, one.high) for one in missing])
     axes.set_xlabel(r"$\eta^{gen}$")
     _finish(axes, metrics)
     farthest = max(slices, key=lambda one: abs(one.model.value))
@@ -84,7 +91,8 @@ def eta(metrics: MetricsRecord) -> Drawing | None:
     )
     return Drawing(
         name="eta",
-        caption=f"Residual bias against η from {metrics.closure.from_gev:g} GeV up.",
+        caption=f"Residual bias against η from {metrics.closure.from_gev:g} GeV up."
+        f"{too_few(missing)}",
         alt=f"Bias against eta; the model's largest is {most}.",
         figure=figure,
     )
@@ -108,7 +116,7 @@ def residual(metrics: MetricsRecord, quantity: str) -> Drawing | None:
         name=f"residual-{slug(quantity)}",
         caption=(
             f"Residual bias against {quantity}, slices of equally many jets from"
-            f" {metrics.closure.from_gev:g} GeV up."
+            f" {metrics.closure.from_gev:g} GeV up.{_lost_slices(metrics, quantity)}"
         ),
         alt=(
             f"Bias against {quantity}: at most {100 * standard:.2f} % with the standard JEC,"
@@ -116,6 +124,15 @@ def residual(metrics: MetricsRecord, quantity: str) -> Drawing | None:
         ),
         figure=figure,
     )
+
+
+def _lost_slices(metrics: MetricsRecord, quantity: str) -> str:
+    """What a caption says of slices with too few jets; empty without any."""
+    slices = []
+    for one in metrics.unmeasured:
+        if one.quantity == "response" and one.where.startswith(f"{quantity} from "):
+            slices.append(one.where.removeprefix(f"{quantity} from "))
+    return f" Not shown, for fewer than {MIN_JETS} jets: {', '.join(slices)}." if slices else ""
 
 
 def _draw_biases(

@@ -32,6 +32,8 @@ Dashes: TypeAlias = str | tuple[float, tuple[float, ...]]
 
 INK = "#010203"  # a colour that nothing else uses, so that it can be found in the SVG
 
+GROUND = "#fdfcfe"  # likewise, for what lies under letters
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CalibrationLook:
@@ -146,7 +148,7 @@ def svg(drawing: Drawing) -> str:
             buffer, format="svg", bbox_inches="tight", metadata={"Date": None, "Creator": None}
         )
     text = buffer.getvalue()
-    text = text[text.index("<svg") :].replace(INK, "currentColor")
+    text = text[text.index("<svg") :].replace(INK, "currentColor").replace(GROUND, "var(--ground)")
     # Comments repeat the text of each label.
     text = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     # Two figures on one page must not share names: a clip path of one would cut the other.
@@ -220,7 +222,8 @@ def whole_number_axis(axes: Axes, label: str) -> None:
     from matplotlib.ticker import MaxNLocator
 
     axes.set_xlabel(label)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    # Without min_n_ticks a range of two numbers gets ticks between them.
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.xaxis.minorticks_off()
 
 

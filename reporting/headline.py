@@ -9,7 +9,8 @@ from collections import Counter
 
 from common.measurements import Closure, Interval
 from common.records import MetricsRecord, SearchRecord
-from reporting.search_page import short_number, status_words
+from reporting.page import short_number
+from reporting.search_page import status_words
 
 MOST_SHOWN = 9
 """Rows of a page of Kubeflow's table of metrics but one, which KFP itself takes: it lists its own

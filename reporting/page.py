@@ -40,6 +40,8 @@ class Table:
     """The table's class in style.css."""
     marked: Collection[int] = ()
     """Numbers of the rows that stand out, from 0."""
+    words: Collection[str] = ()
+    """Heads of the columns that hold sentences, which are broken into lines."""
 
 
 def render(template: str, **values: object) -> str:
@@ -76,3 +78,11 @@ def _plain(value: object) -> str:
     if isinstance(value, list):
         return ", ".join(map(_plain, value))
     return "none" if value is None else str(value)
+
+
+def short_number(value: str) -> str:
+    """A number that is not whole with four significant digits; any other text as it is."""
+    try:
+        return value if value.lstrip("+-").isdigit() else f"{float(value):.4g}"
+    except ValueError:
+        return value

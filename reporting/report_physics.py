@@ -15,6 +15,7 @@ from common.measurements import (
     ClosureBin,
     CoreBin,
     FlavourSpread,
+    GateCheck,
     GateSettings,
     Interval,
     ResponseBin,
@@ -22,7 +23,13 @@ from common.measurements import (
 from common.measurements import Uncertainty as UncertaintyRecord
 from common.records import MetricsRecord
 from common.run import Run
-from physics.groups import SUMMARY
+from physics.groups import (
+    CLOSURE_ALL,
+    CLOSURE_REGIONS,
+    MIN_JETS,
+    SUMMARY,
+    WHOLE_REGIONS,
+)
 from physics.response import PT_EDGES
 from reporting.page import MISSING, Table
 from reporting.report_gate import Judged, judged
@@ -88,10 +95,11 @@ def tiles(metrics: MetricsRecord) -> list[Tile]:
         made.append(Tile(what=what, number=number, interval=interval, remark=remark))
 
     config, lowest = metrics.config, metrics.closure.from_gev
+    checks = checks_of(metrics)
     add(
         "Resolution gain over the standard JEC",
-        _percent_or_none(metrics.gain),
-        f"all jets above 30 GeV; {required_gain(config)}",
+        metrics.gain.percent(1, 2) if metrics.gain else "not measured",
+        f"all jets above 30 GeV; {required_gain(config)}{outcome(checks.get('gain'))}",
     )
     if metrics.gain_over_trees:
         add(
@@ -118,28 +126,57 @@ def tiles(metrics: MetricsRecord) -> list[Tile]:
     for one in metrics.closure.bins:
         # The bins of pT stand in a table below.
         if one.is_whole(lowest):
+            check = checks.get(f"closure {one.region}")
             add(
                 f"Closure, {one.region}",
                 one.model.percent(100, 2),
-                f"median response − 1 above {lowest:g} GeV; {allowed_closure(one, config)}",
+                f"median response − 1 above {lowest:g} GeV; {allowed_closure(one, config)}"
+                f"{outcome(check)}",
             )
     for region, entry in metrics.flavour.regions.items():
-        standard = f"{100 * entry.spread.standard.value:.2f} %"
-        model = f"{100 * entry.spread.model.value:.2f} %"
+        check = checks.get(f"flavour spread {region}")
+        limit = f"; allowed: {check.limit:.2f} %" if check else ""
         add(
-            f"Flavour spread removed, {region}",
-            _removed(entry),
-            f"from {standard} (standard JEC) to {model}, {', '.join(entry.flavours)}",
+            f"Flavour spread, {region}",
+            entry.spread.model.percent(100, 2, sign=""),
+            f"standard JEC: {100 * entry.spread.standard.value:.2f} %; removed:"
+            f" {_removed(entry)}; {', '.join(entry.flavours)}{limit}{outcome(check)}",
         )
     if metrics.uncertainty:
         band = metrics.uncertainty.bands[0]
+        check = checks.get("coverage all")
+        limit = f" ± {check.limit:g} points" if check else ""
         add(
             "Jets within their own uncertainty",
-            band.coverage.percent(100, sign=""),
+            band.coverage.percent(100, 2, sign=""),
             f"between the {band.low} and {band.high} given for each jet; expected:"
-            f" {100 * band.nominal:g} %",
+            f" {100 * band.nominal:g} %{limit}{outcome(check)}",
         )
     return made
+
+
+def checks_of(metrics: MetricsRecord) -> dict[str, GateCheck]:
+    """What the gate judged of all jets and of whole regions: quantity and region -> its check.
+
+    Empty for a run of an earlier version, whose gate kept no numbers.
+    """
+    places = {one.text: one.region for one in (CLOSURE_ALL, *CLOSURE_REGIONS)}
+    checks = {}
+    for check in metrics.gate.checks if metrics.gate else ():
+        if check.quantity == "gain":
+            checks["gain"] = check
+        elif check.quantity == "coverage" and check.where.startswith("jets, "):
+            checks["coverage all"] = check
+        elif check.where in places:
+            checks[f"{check.quantity} {places[check.where]}"] = check
+    return checks
+
+
+def outcome(check: GateCheck | None) -> str:
+    """What the gate found of a number; empty where it kept or judged none."""
+    if check is None:
+        return ""
+    return "; passes" if check.passed else "; refused"
 
 
 def required_gain(settings: GateSettings) -> str:
@@ -172,10 +209,6 @@ def _why_not_weighted(metrics: MetricsRecord) -> str:
     return ""
 
 
-def _percent_or_none(gain: Interval | None) -> str:
-    return gain.percent() if gain else "not measured"
-
-
 # ------------------------------------------------------------------------- response and resolution
 
 
@@ -194,6 +227,8 @@ class Response:
     """Bins that are not measured, with the reason."""
     intervals: Table | None
     cores: Table | None
+    regions_without_figures: Sequence[str]
+    """Sentences on regions that have too few jets for any figure."""
 
 
 def response(metrics: MetricsRecord, run: Run | None) -> Response:
@@ -216,7 +251,20 @@ def response(metrics: MetricsRecord, run: Run | None) -> Response:
         ],
         intervals=with_intervals(metrics.bins),
         cores=normal_cores(metrics.core),
+        regions_without_figures=regions_without_figures(metrics),
     )
+
+
+def regions_without_figures(metrics: MetricsRecord) -> list[str]:
+    """A sentence on each region none of whose bins holds enough test jets."""
+    sentences = []
+    for one in WHOLE_REGIONS:
+        if any(curve.region == one.region for curve in metrics.curves):
+            continue
+        sentences.append(
+            f"No figures of the {one.region}: none of its bins of pT holds {MIN_JETS} test jets."
+        )
+    return sentences
 
 
 def beside_published(bins: Sequence[ResponseBin]) -> Table:

@@ -25,7 +25,7 @@ from common.records import (
 from common.run import Run
 from reporting.drawing import CALIBRATIONS
 from reporting.page import Table, flat
-from reporting.search_page import trials_table
+from reporting.search_page import common_parameters, trials_table, unsuccessful
 
 USES = {
     "train": "the weights",
@@ -44,6 +44,10 @@ class Search:
     seed: str
     num_counted: int
     trials: Table
+    common_parameters: str
+    """Parameters that are the same in all trials; empty without any."""
+    unsuccessful: Sequence[str]
+    """A line on each trial that did not succeed."""
 
 
 def search(record: SearchRecord) -> Search:
@@ -53,6 +57,8 @@ def search(record: SearchRecord) -> Search:
         seed="" if record.seed is None else str(record.seed),
         num_counted=len(record.counted),
         trials=trials_table(record),
+        common_parameters=common_parameters(record),
+        unsuccessful=unsuccessful(record),
     )
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from common.measurements import Interval, Response, ResponseBin
 from common.records import MetricsRecord
+from physics.groups import FLAVOUR_BINS, MIN_JETS
 from reporting.drawing import (
     CALIBRATIONS,
     FLAVOURS,
@@ -20,6 +21,7 @@ from reporting.drawing import (
     REGION_TEXT,
     SHIFT,
     Drawing,
+    Look,
     calibration_look,
     head,
     in_region,
@@ -29,6 +31,7 @@ from reporting.drawing import (
     points,
     pt_axis,
 )
+from reporting.few_jets import hatch_pt, missing_pt_bins, too_few
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -57,26 +60,26 @@ def response_curve(metrics: MetricsRecord, region: str) -> Drawing | None:
         return None
     figure, (top, below) = panels((3, 1), (10, 10))
     _draw_calibrations(top, bins, median)
-    ratio = [one.model.median.value / one.standard.median.value for one in bins]
-    x = [one.pt for one in bins]
-    below.plot(x, ratio, **calibration_look("model"), linestyle="none", markersize=9)
+    reach = _draw_ratios(below, bins)
+    missing = missing_pt_bins(metrics, region, bins)
     allowed, lowest = metrics.config.max_closure, metrics.closure.from_gev
     top.axhspan(1 - allowed, 1 + allowed, color=INK, alpha=0.1, linewidth=0)
     # Closure is not judged where the cut on reconstructed pT bends the response.
     top.axvspan(PT_RANGE[0], lowest, color=INK, alpha=0.06, linewidth=0)
-    reach = max(0.01, 1.2 * max(abs(value - 1) for value in ratio))
-    below.set_ylim(1 - reach, 1 + reach)
+    below.set_ylim(1 - 1.1 * reach, 1 + 1.1 * reach)
     for axes in (top, below):
         level(axes, 1)
+        hatch_pt(axes, missing)
     top.set_ylabel("Median response")
-    below.set_ylabel("Ratio")
+    below.set_ylabel("Over JEC")
     top.legend(loc="best")
     head(top, REGION_TEXT[region])
     pt_axis(below)
     caption = (
         f"Median response in the {region}. Band: ±{100 * allowed:g} %, the closure allowed."
         f" Grey below {lowest:g} GeV: the cut on reconstructed pT keeps"
-        " upward fluctuations there, for any calibration."
+        " upward fluctuations there, for any calibration. Below: the ratio to the standard JEC on"
+        f" the same jets{'' if bins[0].ratio else ', without intervals'}.{too_few(missing)}"
     )
     return Drawing(
         name=f"response-{region}",
@@ -93,6 +96,9 @@ def resolution_curve(metrics: MetricsRecord, region: str) -> Drawing | None:
         return None
     figure, (top, below) = panels((3, 1.3), (10, 10))
     _draw_calibrations(top, bins, resolution)
+    missing = missing_pt_bins(metrics, region, bins)
+    for axes in (top, below):
+        hatch_pt(axes, missing)
     x, gains = [one.pt for one in bins], [one.gain for one in bins]
     points(below, x, gains, **calibration_look("model"))
     level(below, 0)
@@ -104,7 +110,7 @@ def resolution_curve(metrics: MetricsRecord, region: str) -> Drawing | None:
     pt_axis(below)
     caption = (
         f"Resolution in the {region}, and by how much the model's is better than the standard JEC's"
-        " on the same jets (paired interval)."
+        f" on the same jets (paired interval).{too_few(missing)}"
     )
     return Drawing(
         name=f"resolution-{region}",
@@ -120,6 +126,29 @@ def _draw_calibrations(axes: Axes, bins: Sequence[ResponseBin], quantity: Quanti
     for place, name in enumerate(bins[0].by_calibration()):
         intervals = [quantity(one.by_calibration()[name]) for one in bins]
         points(axes, pt * SHIFT**place, intervals, **calibration_look(name))
+
+
+def _draw_ratios(axes: Axes, bins: Sequence[ResponseBin]) -> float:
+    """Draw each calibration's median over the standard JEC's, with paired intervals.
+
+    Returns how far from 1 they reach, at least 0.01. In runs of earlier versions no interval is
+    recorded, and the points have none.
+    """
+    pt, farthest = np.array([one.pt for one in bins]), 0.01
+    # The ratio of no calibration at all would set the scale of the panel.
+    names = [n for n in bins[0].by_calibration() if n not in ("standard", "uncorrected")]
+    for place, name in enumerate(names):
+        ratios = [one.ratio.get(name) or _ratio(one, name) for one in bins]
+        points(axes, pt * SHIFT**place, ratios, **calibration_look(name))
+        for ratio in ratios:
+            farthest = max(farthest, ratio.high - 1, 1 - ratio.low)
+    return farthest
+
+
+def _ratio(one: ResponseBin, name: str) -> Interval:
+    """The ratio of medians, as an interval without length."""
+    value = one.by_calibration()[name].median.value / one.standard.median.value
+    return Interval(value=value, low=value, high=value)
 
 
 def _first_and_last(bins: Sequence[ResponseBin], quantity: Quantity, what: str) -> str:
@@ -185,7 +214,9 @@ def flavour(metrics: MetricsRecord, region: str) -> Drawing | None:
                 if one.flavour == name:
                     x.append(middle(one) * WIDE_SHIFT ** (place - 1.5))
                     medians.append(one.by_calibration()[calibration])
-            points(axes, x, medians, color=look.colour, marker=marker, markersize=13, label=name)
+            if x:
+                looks: Look = {"color": look.colour, "marker": marker, "markersize": 13}
+                points(axes, x, medians, label=name, **looks)
         level(axes, 1)
         axes.text(0.03, 0.05, look.label, transform=axes.transAxes, fontsize=22)
         axes.set_ylabel("Median response")
@@ -201,6 +232,8 @@ def flavour(metrics: MetricsRecord, region: str) -> Drawing | None:
         f"Response by flavour in the {region}: the closer together, the less the calibration"
         " depends on what made the jet."
     )
+    if lost := _lost_flavours(metrics, region):
+        caption += f" Not shown, for fewer than {MIN_JETS} jets: {lost}."
     alt = f"Median response by flavour and pT, {region}."
     if entry := metrics.flavour.regions.get(region):
         standard, model = entry.spread.standard.value, entry.spread.model.value
@@ -209,3 +242,20 @@ def flavour(metrics: MetricsRecord, region: str) -> Drawing | None:
             f" JEC, {100 * model:.2f} % with the model."
         )
     return Drawing(name=f"flavour-{region}", caption=caption, alt=alt, figure=figure)
+
+
+def _lost_flavours(metrics: MetricsRecord, region: str) -> str:
+    """Flavours and ranges of pT of a region that hold too few jets; empty without any."""
+    lowest = metrics.flavour.from_gev
+    shown = set()
+    for one in in_region(metrics.flavour.bins, region):
+        shown.add((one.flavour, one.pt_low))
+    lost = []
+    for pt_bin in FLAVOUR_BINS:
+        # The whole region has a table.
+        if pt_bin.region != region or pt_bin.low == lowest:
+            continue
+        for name in FLAVOURS:
+            if (name, pt_bin.low) not in shown:
+                lost.append(f"{name} at {pt_bin.range} GeV")
+    return ", ".join(lost)

@@ -18,6 +18,7 @@ import numpy as np
 from common.records import SearchRecord, Trial
 from reporting.drawing import (
     CALIBRATIONS,
+    GROUND,
     INK,
     Drawing,
     Look,
@@ -28,6 +29,7 @@ from reporting.drawing import (
     whole_number_axis,
 )
 from reporting.importance import Importance, importances
+from reporting.page import short_number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,8 +40,10 @@ FAINT = 0.35
 """Opacity of what matters less."""
 WIDE = 3.0
 """Positive values whose ends differ by more than this factor get a logarithmic axis."""
-SPARSE = 0.045
-"""Least distance between two labels of an axis, as a share of its height."""
+SMALL = 20
+"""Points of the smallest letters: ten pixels on a phone, where a figure is half as large."""
+LETTER = 0.021
+"""Width of such a letter, as a share of the width of the parallel coordinates."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,8 +57,8 @@ class TrialLook:
 
 
 LOOKS = {
-    "Succeeded": TrialLook(marker="o", dashes="-", alpha=0.7, words="succeeded"),
-    "EarlyStopped": TrialLook(marker="v", dashes="--", alpha=0.7, words="stopped early"),
+    "Succeeded": TrialLook(marker="o", dashes="-", alpha=0.6, words="succeeded"),
+    "EarlyStopped": TrialLook(marker="v", dashes="--", alpha=0.6, words="stopped early"),
 }
 WITHOUT_VALUE = TrialLook(marker="X", dashes=":", alpha=FAINT, words="without a value that counts")
 
@@ -70,7 +74,7 @@ def history(search: SearchRecord) -> Drawing | None:
     if not values:
         return None
     trials, name, best = search.trials, search.objective.name, search.best
-    figure, (axes,) = panels(size=(12, 8))
+    figure, (axes,) = panels(size=(10, 8))
     titles = {}
     for number, trial in enumerate(trials, 1):
         value = search.objective.value(trial)
@@ -100,7 +104,7 @@ def history(search: SearchRecord) -> Drawing | None:
     if _is_wide(values):
         _logarithmic(axes, values)
     head(axes, "Search")
-    _legend(axes, search)
+    _legend(axes, search, -0.13)
     alt = (
         f"{name} of {len(trials)} trials in the order in which they were made; the best so far"
         f" (red) ends at {search.objective.best(values):.5f}"
@@ -137,7 +141,11 @@ def _logarithmic(axes: Axes, values: Sequence[float]) -> None:
 
 
 def parallel(search: SearchRecord) -> Drawing | None:
-    """Parallel coordinates: a line through each trial's parameters to its objective."""
+    """Parallel coordinates: a line down through each trial's parameters to its objective.
+
+    One axis stands below another, so that the figure is as wide as the others and its text as
+    large, however many parameters there are.
+    """
     columns = varying(search)
     if not columns or not search.counted:
         return None
@@ -146,7 +154,7 @@ def parallel(search: SearchRecord) -> Drawing | None:
     # The objective is the last axis; a parameter of the same name keeps its own.
     scales = [axis_scale(texts) for texts in columns.values()]
     scales.append(axis_scale([repr(value) for _, value in search.counted]))
-    figure, (axes,) = panels(size=(max(10, 1.75 * len(names)), 7))
+    figure, (axes,) = panels(size=(10, 1.5 + 1.3 * len(names)))
     titles = {}
     for number, trial in enumerate(trials, 1):
         value = objective.value(trial)
@@ -158,15 +166,18 @@ def parallel(search: SearchRecord) -> Drawing | None:
                 places.append(place)
                 heights.append(scales[place].heights[text])
         look = _look(trial)
-        line: Look = {"color": INK, "linestyle": look.dashes, "linewidth": 2, "alpha": look.alpha}
+        line: Look = {"color": INK, "linestyle": look.dashes, "linewidth": 1.5, "alpha": look.alpha}
         if trial is best:
             line = {"color": BEST, "linewidth": 5, "zorder": 3}
         gid = f"trial-{number}"
         titles[gid] = _title(trial, search)
-        axes.plot(places, heights, gid=gid, **line)
+        axes.plot(heights, places, gid=gid, **line)
     draw_scales(axes, names, scales)
-    _legend(axes, search)
-    chosen = [f"{name} {best.parameters[name]}" for name in columns if name in best.parameters]
+    _legend(axes, search, -0.02)
+    chosen = []
+    for name in columns:
+        if name in best.parameters:
+            chosen.append(f"{name} {short_number(best.parameters[name])}")
     alt = (
         f"Parameters and {objective.name} of {len(trials)} trials; the best (red):"
         f" {', '.join(chosen)}."
@@ -241,25 +252,33 @@ def _is_wide(values: Sequence[float]) -> bool:
 
 
 def draw_scales(axes: Axes, names: Sequence[str], scales: Sequence[Scale]) -> None:
-    """Draw a vertical line with its labels for each scale, and its name below."""
+    """Draw a horizontal line with its labels for each scale, the first on top, and its name."""
     axes.minorticks_off()
     # Each scale has labels of its own.
+    axes.set_xticks([])
     axes.set_yticks([])
-    # Every second name stands lower, so that long ones do not meet.
-    lowered = ["\n" * (place % 2) + name for place, name in enumerate(names)]
-    axes.set_xticks(range(len(names)), lowered, fontsize=18, parse_math=False)
-    axes.tick_params(top=False, length=0)
     for spine in axes.spines.values():
         spine.set_visible(False)
-    for place, scale in enumerate(scales):
-        axes.axvline(place, color=INK, linewidth=1)
-        below = -math.inf
+    # Lines that pass below letters do not cross them.
+    under = {"facecolor": GROUND, "edgecolor": "none", "alpha": 0.85, "pad": 1}
+    letters: Look = {"fontsize": SMALL, "zorder": 4, "bbox": under}
+    for place, (name, scale) in enumerate(zip(names, scales, strict=True)):
+        axes.axhline(place, xmin=0.02, xmax=0.98, color=INK, linewidth=1)
+        title = axes.text(-0.01, place - 0.35, _short(name, 40), weight="bold", **letters)
+        title.set_parse_math(False)
+        end = -math.inf
         for height, text in scale.labels:
-            if height - below >= SPARSE:
-                label = axes.text(place + 0.03, height + 0.012, _short(text), fontsize=16)
+            words = _short(text)
+            # Labels at the ends reach inwards.
+            align = "left" if height < 0.05 else "right" if height > 0.95 else "center"
+            width = LETTER * len(words)
+            start = height - {"left": 0.0, "center": width / 2, "right": width}[align]
+            if start >= end:
+                label = axes.text(height, place + 0.3, words, ha=align, **letters)
                 label.set_parse_math(False)
-                below = height
-    axes.set_xlim(-0.2, len(names) - 0.4)
+                end = start + width + LETTER
+    axes.set_xlim(-0.04, 1.04)
+    axes.set_ylim(len(names) - 0.4, -0.7)
 
 
 def _short(text: str, most: int = 16) -> str:
@@ -272,16 +291,16 @@ def importance(search: SearchRecord) -> Drawing | None:
     bars = importances_of(search)
     if not bars:
         return None
-    figure, (axes,) = panels(size=(12, 1.6 + 0.6 * len(bars)))
+    figure, (axes,) = panels(size=(10, 1.6 + 0.7 * len(bars)))
     names, words = [], []
     for place, one in enumerate(bars):
         share, chance = 100 * one.share, 100 * one.chance
         axes.barh(place, share, height=0.6, color=INK, alpha=0.7 if one.beyond_chance else FAINT)
         axes.plot([chance, chance], [place - 0.42, place + 0.42], color=INK, linewidth=3)
-        axes.text(max(share, chance) + 1, place, f"{share:.0f} %", fontsize=18, va="center")
-        names.append(_short(one.name, 30))
+        axes.text(max(share, chance) + 1, place, f"{share:.0f} %", fontsize=SMALL, va="center")
+        names.append(_short(one.name, 20))
         words.append(f"{one.name} {share:.0f} % (chance: up to {chance:.0f} %)")
-    axes.set_yticks(range(len(bars)), names, fontsize=18, parse_math=False)
+    axes.set_yticks(range(len(bars)), names, fontsize=SMALL, parse_math=False)
     # The most important one on top.
     axes.invert_yaxis()
     axes.tick_params(axis="y", length=0)
@@ -320,8 +339,8 @@ def _title(trial: Trial, search: SearchRecord) -> str:
     return f"{trial.name}: {search.objective.name} {value:.5f}"
 
 
-def _legend(axes: Axes, search: SearchRecord) -> None:
-    """Explain below the axes the looks that occur, and name the best trial."""
+def _legend(axes: Axes, search: SearchRecord, below: float) -> None:
+    """Explain the looks that occur, and mark the best trial; `below` in heights of the axes."""
     from matplotlib.lines import Line2D
 
     handles = {}
@@ -336,12 +355,12 @@ def _legend(axes: Axes, search: SearchRecord) -> None:
             linestyle=look.dashes,
             label=look.words,
         )
-    best = Line2D([], [], color=BEST, linewidth=5, label=f"best: {search.best.name}")
+    best = Line2D([], [], color=BEST, linewidth=5, label="the best")
     plain_legend(
         axes,
         handles=[*handles.values(), best],
         loc="upper center",
-        bbox_to_anchor=(0.5, -0.13),
+        bbox_to_anchor=(0.5, below),
         ncols=2,
-        fontsize=18,
+        fontsize=SMALL,
     )

@@ -40,12 +40,14 @@ def search_page(search: SearchRecord) -> str:
         num_counted=len(search.counted),
         least_trials=LEAST_TRIALS,
         trials=trials_table(search),
+        common_parameters=common_parameters(search),
+        unsuccessful=unsuccessful(search),
     )
 
 
 def trials_table(search: SearchRecord) -> page.Table:
-    """All trials, best first."""
-    names, best = search.parameter_names, search.best
+    """All trials, best first; parameters that are the same in all of them are left out."""
+    names, best = varied_parameters(search), search.best
     rows, marked = [], []
     for place, trial in enumerate(search.objective.ranked(search.trials)):
         value = search.objective.value(trial)
@@ -55,17 +57,47 @@ def trials_table(search: SearchRecord) -> page.Table:
             marked.append(place)
         row.append(page.MISSING if value is None else f"{value:.5f}")
         for name in names:
-            row.append(trial.parameters.get(name, page.MISSING))
-        # A reason may be a traceback, whose last line says what happened.
-        reason = trial.reason.splitlines()
-        row += [minutes(trial), reason[-1] if reason else ""]
+            # All digits are in trials.csv.
+            row.append(page.short_number(trial.parameters.get(name, page.MISSING)))
+        row.append(minutes(trial))
         rows.append(row)
     return page.Table(
-        head=["Trial", "Status", search.objective.name, *names, "Minutes", "Reason"],
+        head=["Trial", "Status", search.objective.name, *names, "Minutes"],
         rows=rows,
         kind="trials",
         marked=marked,
     )
+
+
+def unsuccessful(search: SearchRecord) -> list[str]:
+    """A line on each trial that did not succeed: its name, its status and the reason."""
+    lines = []
+    for trial in search.objective.ranked(search.trials):
+        if trial.status != "Succeeded":
+            # A reason may be a traceback, whose last line says what happened.
+            reason = "".join(trial.reason.splitlines()[-1:]) or "no reason is recorded"
+            lines.append(f"{trial.name} {status_words(trial.status)}: {reason}")
+    return lines
+
+
+def varied_parameters(search: SearchRecord) -> list[str]:
+    """The parameters of which trials have different values, or all where there is one trial."""
+    varied = []
+    for name in search.parameter_names:
+        values = {trial.parameters.get(name, page.MISSING) for trial in search.trials}
+        if len(values) > 1 or len(search.trials) == 1:
+            varied.append(name)
+    return varied
+
+
+def common_parameters(search: SearchRecord) -> str:
+    """The parameters that are the same in all trials, with their values; empty without any."""
+    varied = varied_parameters(search)
+    words = []
+    for name in search.parameter_names:
+        if name not in varied:
+            words.append(f"{name} {search.trials[0].parameters[name]}")
+    return ", ".join(words)
 
 
 def status_words(status: str) -> str:
@@ -88,18 +120,14 @@ def as_markdown(search: SearchRecord) -> str:
     So a trial goes by the last eight characters of its name. What never changes stands below the
     table, and so do the trials that did not succeed. The page has the rest.
     """
-    values = {
-        name: [trial.parameters.get(name, page.MISSING) for trial in search.trials]
-        for name in search.parameter_names
-    }
-    varied = [name for name in values if len(set(values[name])) > 1 or len(search.trials) == 1]
+    varied = varied_parameters(search)
     rows, others = [], []
     for rank, trial in enumerate(search.objective.ranked(search.trials), 1):
         loss = search.objective.value(trial)
         # the UI leaves two pixels between columns: "1 0.02" would be read as one number
         row = [f"{rank})", page.MISSING if loss is None else f"{loss:.4g}", trial.name[-8:]]
         for name in varied:
-            row.append(markdown.text(short_number(trial.parameters.get(name, page.MISSING))))
+            row.append(markdown.text(page.short_number(trial.parameters.get(name, page.MISSING))))
         rows.append(row)
         if trial.status != "Succeeded":
             # A reason may be a traceback, whose last line says what happened.
@@ -111,20 +139,11 @@ def as_markdown(search: SearchRecord) -> str:
         f"Best trial: {markdown.text(search.best.name)}\n",
         markdown.table(["#", *names], rows),
     ]
-    same = [f"{name} {values[name][0]}" for name in values if name not in varied]
-    if same:
-        parts.append(f"The same in all trials: {markdown.text(', '.join(same))}\n")
+    if same := common_parameters(search):
+        parts.append(f"The same in all trials: {markdown.text(same)}\n")
     if others:
         parts.append("\n".join(["Trials that did not succeed:", "", *others, ""]))
     return "\n".join(parts)
-
-
-def short_number(value: str) -> str:
-    """A number that is not whole with four significant digits; any other text as it is."""
-    try:
-        return value if value.lstrip("+-").isdigit() else f"{float(value):.4g}"
-    except ValueError:
-        return value
 
 
 def as_csv(search: SearchRecord) -> str:

@@ -5,7 +5,10 @@ The functions take the uncertainty of metrics.json and return None where there i
 
 from __future__ import annotations
 
-from common.measurements import Interval, Uncertainty
+from collections.abc import Sequence
+
+from common.measurements import CoverageBin, Interval, Uncertainty
+from physics.groups import CURVES, MIN_JETS
 from reporting.drawing import (
     INK,
     OPEN,
@@ -33,7 +36,8 @@ def coverage(measured: Uncertainty | None) -> Drawing | None:
         for one in in_region(bins, region):
             x.append(one.pt * SHIFT**place)
             shares.append(one.coverage)
-        points(axes, x, shares, 100, **region_look("model", region))
+        if x:
+            points(axes, x, shares, 100, **region_look("model", region))
     level(axes, 100 * band.nominal)
     # Room for the legend above the points.
     lowest, highest = axes.get_ylim()
@@ -47,7 +51,7 @@ def coverage(measured: Uncertainty | None) -> Drawing | None:
     caption = (
         f"Jets whose generator jet lies between the {band.low} and {band.high} that the model"
         f" gives for them, against the pT of the file. Dotted: {100 * band.nominal:g} %, which"
-        " right quantiles cover. Bars: binomial intervals."
+        f" right quantiles cover. Bars: binomial intervals.{_lost_bins(bins)}"
     )
     farthest = max(bins, key=lambda one: abs(one.coverage.value - band.nominal))
     most = f"{100 * farthest.coverage.value:.1f} % ({farthest.region}, {farthest.pt_range} GeV)"
@@ -56,6 +60,13 @@ def coverage(measured: Uncertainty | None) -> Drawing | None:
         f" from it is {most}."
     )
     return Drawing(name="uncertainty-coverage", caption=caption, alt=alt, figure=figure)
+
+
+def _lost_bins(bins: Sequence[CoverageBin]) -> str:
+    """What a caption says of bins with too few jets; empty without any."""
+    shown = {(one.region, one.pt_low) for one in bins}
+    lost = [f"{one.region} {one.range} GeV" for one in CURVES if (one.region, one.low) not in shown]
+    return f" Not shown, for fewer than {MIN_JETS} jets: {', '.join(lost)}." if lost else ""
 
 
 def widths(measured: Uncertainty | None) -> Drawing | None:

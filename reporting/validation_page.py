@@ -17,6 +17,8 @@ from reporting.drawing import (
     SET_LOOKS,
     TEAL,
     Drawing,
+    Look,
+    calibration_look,
     drawn,
     panels,
     plain_legend,
@@ -85,7 +87,7 @@ def render(
         jets=", ".join(jets) or "none could be read",
         num_within=sum(one.within for one in measured),
         num_measured=len(measured),
-        findings=page.Table(head=head, rows=rows, kind="trials") if rows else None,
+        findings=page.Table(head=head, rows=rows, kind="trials", words=head[1:]) if rows else None,
         figures=list(drawings(sets, measured)),
         measured=beside_targets(measured),
     )
@@ -146,6 +148,9 @@ def beside_target(topic: str, group: Sequence[Measured]) -> Drawing | None:
         high.append(one.high)
         names.append(one.where.removesuffix(" GeV"))
         words.append(f"{one.where} {one.value:.3g} (target {one.low:.3g} to {one.high:.3g})")
+    look: Look = {"color": TEAL, "marker": "o", "label": "These jets"}
+    if "standard JEC" in topic:
+        look = calibration_look("standard")
     places = np.arange(len(group))
     heights = np.subtract(high, low)
     axes.bar(places, heights, bottom=low, width=0.8, color=INK, alpha=0.2, label="Target")
@@ -153,13 +158,12 @@ def beside_target(topic: str, group: Sequence[Measured]) -> Drawing | None:
         places,
         values,
         yerr=errors,
-        fmt="o",
-        color=TEAL,
+        linestyle="none",
         markersize=9,
         elinewidth=2,
-        label="These jets",
+        **look,
     )
-    axes.set_xticks(places, names, fontsize=18, rotation=20)
+    axes.set_xticks(places, names, fontsize=20, rotation=20)
     axes.minorticks_off()
     # Some numbers belong to flavours or regions instead of bins of pT.
     axes.set_xlabel(PT_LABEL if all(one.where.endswith("GeV") for one in group) else "")

@@ -279,6 +279,14 @@ def _usage(server: triton.Server, models: Sequence[Model], ports: Ports, folder:
             "  from serving.client import Client",
             f"  print(Client({url!r}, {name!r}).metadata())",
         ]
+    raw = [model.name for model in models if model.name.endswith(RAW_SUFFIX)]
+    if raw:
+        lines += [
+            "",
+            "calibrate jets with the columns of a file (docs/using-the-model.md):",
+            "  from jec_client import Client",
+            f"  Client({url!r}, {raw[0]!r}).calibrate(jets)",
+        ]
     return "\n".join([*lines, "", "Ctrl-C ends it"])
 
 

@@ -44,8 +44,8 @@ def read_an_epoch(options: TrainOptions) -> None:
         monitored = config.monitor_variables
     else:
         config = with_test_selection(options, described(options, of_test_set(options)))
-        patterns = next(iter(test_groups(options.data_test).values()))
-        dataset = open_test_set(patterns, config, options)
+        source = next(iter(test_groups(options.data_test).values()))
+        dataset = open_test_set(source, config, options)
         loader = Loader(dataset, options.size_test, shuffle=False, seed=options.seed)
         monitored = (*config.observer_names, *config.monitor_variables)
     _read(loader, monitored)

@@ -27,6 +27,7 @@ import torch
 from common import storage
 from common.errors import InputError
 from common.progress import Progress
+from common.storage import Entry
 from common.storage.patterns import parse as parse_patterns
 from networks.options import ModelInfo
 from weaver.config.data_config import DataConfig
@@ -211,8 +212,8 @@ def write_predictions(options: TrainOptions) -> None:
     )
     target = beside(options.predict_output, options.model_prefix, "predict_output")
     base, extension = os.path.splitext(target)
-    for name, patterns in test_groups(options.data_test).items():
-        dataset = open_test_set(patterns, test_config, options)
+    for name, source in test_groups(options.data_test).items():
+        dataset = open_test_set(source, test_config, options)
         check_forward(
             model.to(device),
             dataset.batch(np.arange(min(len(dataset), PROBED_JETS)), device),
@@ -238,22 +239,25 @@ def write_predictions(options: TrainOptions) -> None:
         print(f"{uri}: {len(dataset):,} jets, {listed}", file=sys.stderr, flush=True)
 
 
-def open_test_set(patterns: list[str], data_config: DataConfig, options: TrainOptions) -> Dataset:
+def open_test_set(
+    source: list[str] | list[Entry], data_config: DataConfig, options: TrainOptions
+) -> Dataset:
     """Open test data: of each file the first --data-fraction of its jets, as in weaver-core.
 
-    Prepared data are taken whole, which a line on stderr then says.
+    source: patterns or files. Prepared data are taken whole, which a line on stderr then says.
     """
     part = (0.0, options.data_fraction)
-    is_reference = len(patterns) == 1 and patterns[0].endswith(".json")
-    if part != WHOLE and (is_reference or prepared_folder(patterns)):
+    first = source[0]
+    is_reference = len(source) == 1 and isinstance(first, str) and first.endswith(".json")
+    if part != WHOLE and (is_reference or prepared_folder(source)):
         print(
-            f"note: --data-fraction has no effect on the prepared test data {patterns[0]}",
+            f"note: --data-fraction has no effect on the prepared test data {first}",
             file=sys.stderr,
             flush=True,
         )
         part = WHOLE
     return Dataset.open(
-        patterns, data_config, for_training=False, copy=options.copy_inputs, part=part
+        source, data_config, for_training=False, copy=options.copy_inputs, part=part
     )
 
 
@@ -265,25 +269,30 @@ def beside(path: str, model_prefix: str, *folders: str) -> str:
     return storage.join(folder, *folders, path)
 
 
-def test_groups(words: Sequence[str]) -> dict[str, list[str]]:
-    """Group the patterns of the test data by output: name of an output -> its patterns.
+def test_groups(words: Sequence[str]) -> dict[str, list[str] | list[Entry]]:
+    """Group the test data by output: name of an output -> its patterns, or its files.
 
-    `name:pattern` as in weaver-core, `name%N:pattern` for one output (name_0, ...) every N files.
+    `name:pattern` as in weaver-core, `name%N:pattern` for one output (name_0, ...) every N files,
+    which are then listed: a pattern could not name a distant file with a blank in its name.
     Patterns without a name belong to the output "".
     """
-    groups: dict[str, list[str]] = {}
+    patterns: dict[str, list[str]] = {}
     steps: dict[str, int] = {}  # name -> files an output, of names that are split
     for part in parse_patterns(words):
         name = part.sample
         if split := SPLIT.fullmatch(name):
             name = split[1]
             steps[name] = max(int(split[2]), 1)
-        groups.setdefault(name, []).append(part.without_sample)
+        patterns.setdefault(name, []).append(part.without_sample)
 
+    # those that are split come last
+    groups: dict[str, list[str] | list[Entry]] = {}
+    for name, listed in patterns.items():
+        if name not in steps:
+            groups[name] = listed
     for name, step in steps.items():
         # all files of the name, sorted, as in weaver-core
-        entries = sorted(find(groups.pop(name)), key=lambda entry: entry.uri)
-        files = [entry.as_written for entry in entries]
+        files = sorted(find(patterns[name]), key=lambda entry: entry.uri)
         for start in range(0, len(files), step):
             groups[f"{name}_{start // step}"] = files[start : start + step]
     return groups

@@ -11,7 +11,7 @@ import os
 import re
 import urllib.parse
 
-from common.errors import InputError, nearest
+from common.errors import SIGNATURE, InputError, nearest
 
 LOCAL = ""
 S3 = "s3"
@@ -36,8 +36,10 @@ FOREIGN = (
 SCHEME = re.compile(r"^\s*(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*):(?P<slashes>/+)")
 # `s3:bucket/x` and `s3//bucket/x`, which would become folders of those names
 MISSPELT = re.compile(r"^\s*(?P<scheme>[A-Za-z][A-Za-z0-9]*)(?::|//)")
-SECRET = re.compile(r"^[^/]*/+[^/\s]*:[^/\s]*@|\b(authz|access_token)=")
-"""A password in front of the server (`//user:password@`), or a token."""
+# up to a blank, or to the next address
+ADDRESS = re.compile(r"\b(?P<scheme>\w+)://(?:(?!\b\w+://)\S)+")
+PASSWORD = re.compile(r"^[^/]*/+[^/\s]*:[^/\s]*@")
+"""A password in front of the server: `//user:password@`."""
 WILDCARDS = "*?["
 CONTROL = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029]")
 HOST = re.compile(r"[\w.-]+|[0-9A-Fa-f:.]+(%\w+)?")
@@ -50,7 +52,7 @@ def scheme_of(uri: str) -> str:
     """The scheme of an address; empty for a local path.
 
     Raises InputError for a scheme that is unknown or misspelt, unless that path exists, and for an
-    address that holds a password or a token.
+    address that holds a password, a token or a signature.
     """
     if _path_exists(uri):
         return LOCAL
@@ -78,21 +80,37 @@ def _path_exists(path: str) -> bool:
         return False
 
 
-def _refuse_secret(uri: str, scheme: str) -> None:
-    """Raise InputError for an address with a password or a token, without showing these.
+def refuse_secrets(text: str) -> None:
+    """Raise InputError for a text with an address that holds a secret, without showing it.
 
-    Arguments are visible to others and stored with the run.
+    To be called before the text is cut at commas, which an address may hold.
     """
-    if SECRET.search(uri) is None:
+    if not _path_exists(text):
+        for match in ADDRESS.finditer(text):
+            _refuse_secret(match[0], match["scheme"])
+
+
+def _refuse_secret(uri: str, scheme: str) -> None:
+    """Raise InputError for an address with a password, a token or a signature, without showing it.
+
+    Arguments are visible to others and stored with the run. A presigned address opens the door to
+    whoever reads it, and would not do so any more when the run is repeated.
+    """
+    # a server takes X-Amz%2DSignature for the same
+    if PASSWORD.search(uri) is None and SIGNATURE.search(urllib.parse.unquote(uri)) is None:
         return
     server = uri.partition("//")[2].rpartition("@")[2].partition("/")[0].partition("?")[0]
-    remedy = "files behind a login are read from root://"
+    remedy = (
+        "read presigned files from S3 itself with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and"
+        " files behind a login from XRootD (docs/storage.md)"
+    )
     if scheme == S3:
         remedy = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
     elif scheme in XROOTD:
         remedy = "set BEARER_TOKEN or BEARER_TOKEN_FILE"
     raise InputError(
-        f"{scheme}://{server}/...: the address holds a token or a password; leave it out; {remedy}"
+        f"{scheme}://{server}/...: the address holds a token, a signature or a password, and"
+        f" addresses are stored with the run; leave it out; {remedy}"
     )
 
 

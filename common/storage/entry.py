@@ -20,8 +20,3 @@ class Entry:
     """The path as the user's pattern has it, where that is known."""
     tree: str = ""
     """The tree that the user's pattern names, as in `file.root:tree`."""
-
-    @property
-    def as_written(self) -> str:
-        """The pattern that takes this file and tree alone."""
-        return (self.written or self.uri) + (f":{self.tree}" if self.tree else "")

@@ -216,7 +216,10 @@ def _answer(uri: str, byte_range: str = "", page: bool = False) -> Iterator[Any]
     page: whether a web page is what is asked for. Raises MissingFile, WebPage, InputError where
     access is refused, PassingError for what may pass.
     """
-    import requests
+    try:
+        import requests
+    except ImportError:
+        raise InputError("https:// takes requests; type: pip install requests") from None
 
     # compressed on the way, ranges would be of something else
     headers = {"Accept-Encoding": "identity"} | ({"Range": byte_range} if byte_range else {})

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable
 from glob import iglob
 
-from common.storage.addresses import is_foreign_scheme, scheme_of, wildcard_at
+from common.storage.addresses import is_foreign_scheme, refuse_secrets, scheme_of, wildcard_at
 
 SAMPLE = re.compile(r"^(?P<sample>[\w.+%-]+):(?!//)")
 # not the port of root://my.root:1094//path
@@ -53,7 +53,11 @@ def parse(patterns: str | Iterable[str]) -> list[Pattern]:
 
 
 def separated(text: str) -> list[str]:
-    """The patterns of a text, apart at blanks and commas; the path of a file stays whole."""
+    """The patterns of a text, apart at blanks and commas; the path of a file stays whole.
+
+    Raises InputError for an address with a secret in it.
+    """
+    refuse_secrets(text)
     return [text] if os.path.exists(text) else re.findall(r"[^,\s]+", text)
 
 

@@ -73,7 +73,11 @@ def _proxy() -> str:
         content = Path(path).read_text()
         end = _certificate_end(content)
     except OSError:
-        return f"There is no X509 proxy {path} ({renew})."
+        missing = f"There is no X509 proxy {path} ({renew})"
+        if "X509_USER_PROXY" in os.environ:
+            # The client reads it for TLS, too, and gives up TLS where it cannot.
+            return f"{missing}; unset X509_USER_PROXY to log in with a token."
+        return f"{missing}."
     except ValueError:
         return f"{path} is no X509 proxy ({renew})."
     if end < _now():
@@ -107,7 +111,12 @@ def _ticket() -> str:
     valid = subprocess.run([klist, "-s"], check=False, capture_output=True, timeout=10)
     if valid.returncode == 0:
         return "There is a valid Kerberos ticket."
-    return f"There is no Kerberos ticket, or it expired ({renew})."
+    listed = subprocess.run([klist], check=False, capture_output=True, text=True, timeout=10)
+    if listed.returncode:  # klist lists expired ones, too
+        return f"There is no Kerberos ticket ({renew})."
+    named = re.search(r"cache: (?:FILE:)?(\S+)", listed.stdout)
+    place = f" {named[1]}" if named else ""
+    return f"The Kerberos ticket{place} expired; renew it: {renew}."
 
 
 def _token() -> str:

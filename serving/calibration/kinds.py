@@ -32,7 +32,7 @@ NUMERALS = {"1": 1, "2": 2, "3": 3, "I": 1, "II": 2, "III": 3}
 # "UL18", which goes before the year in which Ultra Legacy was produced ("Summer20UL18")
 ULTRA_LEGACY = re.compile(r"(?<![A-Za-z])UL[_-]?(?:20)?(1[5-8])|(?<=\d)UL(?:20)?(1[5-8])")
 SEASON = re.compile(r"(?:Summer|Autumn|Fall|Winter|Spring)_?(?:20)?([12]\d)")
-DATA_TAKING = re.compile(r"Run(20[12]\d)[A-Z]?")
+DATA_TAKING = re.compile(r"Run(20[12]\d)[A-Z]")
 YEARS = re.compile(r"(?<!\d)(20[12]\d)\s*(?:-|–|to)\s*(20[12]\d)(?!\d)")
 YEAR = re.compile(r"(?<!\d)(20[12]\d)(?!\d)")
 PERIOD = re.compile(r"\bRun[\s_-]?(III|II|I|[123])(?![a-zA-Z0-9])")

@@ -35,7 +35,7 @@ from weaver.read.remote import Readers
 NTUPLE, PFNANO = "JetNtuple", "PFNano"
 EVENTS = from_nanoaod.TREE
 # of columns in a step: enough jets to sort, and few enough that all cores end at the same time
-STEP_BYTES = 4 * 2**20
+STEP_BYTES = 8 * 2**20
 OF_NTUPLE = ("run", "lumi", "event", "jetPtOrder")
 OF_EVENTS = ("run", "luminosityBlock", "event")
 

@@ -10,9 +10,12 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import fcntl
 import functools
 import itertools
+import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -33,6 +36,8 @@ from weaver.read.remote import AHEAD_BYTES, Readers
 
 # steps that wait for a thread or to be written: the end of a file takes as long as some steps
 WAITING = 6
+SCRATCH, LOCK = "jec-calibrate-", "lock"
+YOUNG_SECONDS = 60  # so old a folder has its lock
 FILE_END = Load(list)  # comes behind the parts of each file
 
 
@@ -80,9 +85,19 @@ def calibrate(
     failures: list[JecError] = []
     total = sum(task.source.file.num_entries for task in tasks)
     of_jets = all(task.source.form == NTUPLE for task in tasks)
+    jets = 0
+    started = time.monotonic()
+
+    def advance(step: Step, name: str) -> None:
+        """Show a step of a file. Where entries are events, the jets a second stand behind."""
+        nonlocal jets
+        jets += step.jets
+        rate = jets / max(time.monotonic() - started, 1e-9)
+        progress.advance(step.entries, note=name if of_jets else f"{rate:,.0f} jets/s  {name}")
+
     with (
-        Progress("calibrating", total=total, unit="jets" if of_jets else "entries") as progress,
-        tempfile.TemporaryDirectory(prefix="jec-calibrate-") as folder,
+        Progress("calibrating", total=total, unit="jets" if of_jets else "events") as progress,
+        scratch() as folder,
         Readers() as readers,
         contextlib.closing(in_threads(_decoding(tasks, readers), 1)) as decoded,
         contextlib.closing(
@@ -91,9 +106,9 @@ def calibrate(
     ):
         results = iter(answered)
         for number, task in enumerate(tasks):
-            path = Path(folder) / f"{number}{Path(task.output).suffix}"
+            path = folder / f"{number}{Path(task.output).suffix}"
             of_file = itertools.takewhile(lambda one: not one.is_end, results)
-            result = _write(task, model, path, of_file, progress)
+            result = _write(task, model, path, of_file, advance)
             if isinstance(result, JecError):
                 failures.append(result)
             else:
@@ -103,8 +118,32 @@ def calibrate(
     return done, failures
 
 
+@contextlib.contextmanager
+def scratch() -> Iterator[Path]:
+    """A folder for outputs that are not complete; those of killed commands are removed.
+
+    A command holds a lock as long as it lives, whatever other machine or container sees the folder.
+    """
+    for left in Path(tempfile.gettempdir()).glob(f"{SCRATCH}*"):
+        with contextlib.suppress(OSError):  # another's, gone, or locked by a living command
+            if time.time() - left.stat().st_mtime > YOUNG_SECONDS:
+                with open(left / LOCK, "rb") as lock:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(left)
+    with (
+        tempfile.TemporaryDirectory(prefix=SCRATCH) as folder,
+        open(Path(folder) / LOCK, "wb") as lock,
+    ):
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield Path(folder)
+
+
 def _write(
-    task: Task, model: Model, path: Path, results: Iterable[_Answered], progress: Progress
+    task: Task,
+    model: Model,
+    path: Path,
+    results: Iterable[_Answered],
+    advance: Callable[[Step, str], None],
 ) -> FileInfo | JecError:
     """Write the output of one file to a path on this machine.
 
@@ -127,7 +166,7 @@ def _write(
             jets += step.jets
             valid += int(np.count_nonzero(answered.columns[of_valid]))
             invalid += answered.invalid
-            progress.advance(step.entries, note=name)
+            advance(step, name)
         if error is not None:
             return error
         info = FileInfo(

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import proxy as proxy_module
 from benchmarks import remote
 from benchmarks.measure import Spread
 from benchmarks.proxy import Counts, Proxy, ProxyProcess
@@ -82,6 +83,25 @@ def test_the_delay_takes_no_bandwidth():
         assert proxy.counts.connections == 1
 
 
+def test_with_all_pipes_in_use_further_bytes_are_copied(monkeypatch):
+    monkeypatch.setattr(proxy_module, "PIPES", 1)
+    content = os.urandom(3_000_000)
+    with echo_server() as port, Proxy(port, 0.05) as proxy:
+        with socket.create_connection(("127.0.0.1", proxy.port)) as connection:
+            sender = threading.Thread(
+                target=lambda: (connection.sendall(content), connection.shutdown(socket.SHUT_WR))
+            )
+            sender.start()
+            assert received(connection) == content
+            sender.join()
+        assert proxy.counts.received == proxy.counts.sent == len(content)
+
+
+def test_the_estimate_takes_out_the_cpu_time_of_server_and_proxy():
+    answer = {"cpu": 10.0, "server_cpu": 3.0, "proxy_cpu": 2.0}
+    assert remote._with_own_cores([60.0], [100.0], [answer]).startswith("0.90")
+
+
 def test_a_closed_proxy_cuts_its_connections():
     with echo_server() as port, Proxy(port) as proxy:
         with socket.create_connection(("127.0.0.1", proxy.port)) as connection:
@@ -123,6 +143,8 @@ def test_each_contender_runs_on_each_server(open_folder):
         if not key.startswith(remote.DISK):
             assert 0.9 < answer["received"] / comparison.needed["bytes"] < 1.3, key
             assert answer["requests"] >= len(names), key
+            assert answer["server_cpu"] >= 0, key
+            assert answer["proxy_cpu"] >= 0, key
     for place in made:
         row = comparison.row(place, remote.OURS, runs)
         assert row[2] == Spread.of(runs[f"{place.name}: {remote.OURS}"]).text()

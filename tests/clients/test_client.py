@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import multiprocessing
 import pickle
+import ssl
 import subprocess
 import sys
 import threading
@@ -13,6 +14,7 @@ import time
 import awkward as ak
 import numpy as np
 import pytest
+import trustme
 
 from common.errors import ClusterError, JecError
 from common.project import ROOT
@@ -84,6 +86,18 @@ def test_invalid_jets_are_counted_by_reason(server):
         validity.NOT_FINITE: 1,
         validity.NO_PARTICLES: 1,
     }
+
+
+def test_a_model_that_takes_one_jet_a_request(server):
+    page = copy.deepcopy(server.pages[f"/v2/models/{NAME}"])
+    for tensor in page["inputs"]:
+        tensor["shape"][0] = 1
+    server.pages[f"/v2/models/{NAME}"] = page
+    server.pages[f"/v2/models/{NAME}/config"] = {"max_batch_size": 0}
+    some = jets(3)
+    answers = Client(server.url, NAME).calibrate(some)
+    np.testing.assert_allclose(answers.calibrated_pt, right(some), rtol=1e-6)
+    assert server.batches == [1, 1, 1]
 
 
 def test_a_server_that_says_no_maximum_and_no_range(server):
@@ -323,6 +337,9 @@ def test_a_secret_is_never_an_argument(server, option):
         with pytest.raises(InputError, match=header) as error:
             Client(server.url, NAME, headers={header: SECRET})
         assert SECRET not in str(error.value)
+    with pytest.raises(InputError, match=r"\?") as error:
+        Client(f"http://127.0.0.1:1?token={SECRET}", NAME)
+    assert SECRET not in str(error.value)
     with pytest.raises(InputError, match="login") as error:
         Client(f"http://me:{SECRET}@127.0.0.1:1", NAME)
     assert SECRET not in str(error.value)
@@ -441,3 +458,24 @@ def test_it_needs_numpy_and_awkward_alone():
         text=True,
     )
     assert done.stdout == "[1 0]\n", done.stderr
+
+
+@pytest.fixture
+def tls(server, tmp_path):
+    """The server behind TLS, and the file of its certificate authority."""
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    server.http.socket = context.wrap_socket(server.http.socket, server_side=True)
+    return server.url.replace("http:", "https:"), tmp_path / "ca.pem"
+
+
+def test_a_certificate_is_checked_unless_told_otherwise(tls):
+    url, authority = tls
+    some = jets(3)
+    for verify in (authority, str(authority), False):
+        client = pickle.loads(pickle.dumps(Client(url, NAME, verify=verify)))
+        np.testing.assert_allclose(client.calibrate(some).calibrated_pt, right(some), rtol=1e-6)
+    with pytest.raises(Unreachable, match=r"certificate of https\S+ .*verify="):
+        Client(url, NAME).calibrate(some)

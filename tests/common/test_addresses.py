@@ -1,12 +1,15 @@
 """The parser of addresses: one form for each scheme, and errors for whatever looks like another."""
 
+import importlib
 import os
 
 import pytest
 
 from common import storage
 from common.cli import local_path
+from common.config import RunConfig
 from common.errors import InputError, JecError
+from common.project import ROOT
 from common.storage import addresses
 from common.storage.patterns import parse
 
@@ -88,6 +91,16 @@ def test_the_home_is_meant_by_a_tilde(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["home [1]"]
 
 
+PRESIGNED = [
+    "https://localhost:1/a.root?file=a&X-Amz-Signature=secret&X-Amz-Date=1",
+    "https://localhost:1/a,b.root?x-amz%2Dsignature=secret",
+    "https://localhost:1/a.root?X-Goog-Signature=secret",
+    "https://localhost:1/a.root?sv=1&sig=secret",
+    "http://localhost:1/a.root?Expires=1&Signature=secret&Key-Pair-Id=1",
+    "https://localhost:1/a.root?apikey=secret",
+]
+
+
 @pytest.mark.parametrize(
     "uri",
     [
@@ -96,6 +109,7 @@ def test_the_home_is_meant_by_a_tilde(tmp_path, monkeypatch):
         "s3://me:secret@bucket/x",
         "gs://me:secret@bucket/x",
         "root://localhost//x?authz=Bearer%20secret",
+        *PRESIGNED,
     ],
 )
 @pytest.mark.parametrize(
@@ -110,18 +124,77 @@ def test_the_home_is_meant_by_a_tilde(tmp_path, monkeypatch):
     ],
 )
 def test_no_command_takes_or_shows_an_address_with_a_password(uri, use):
-    with pytest.raises(InputError, match="token or a password") as caught:
+    with pytest.raises(InputError, match="a signature or a password") as caught:
         use(uri)
     assert "secret" not in str(caught.value)
 
 
-def test_errors_do_not_show_the_signature_of_an_address(no_pauses):
+def test_a_query_without_a_secret_is_an_address():
+    for uri in ("https://server/a.root?author=me&signed=1", "http://server/a?sort=token"):
+        assert storage.absolute(uri) == uri
+
+
+def test_an_error_of_a_library_does_not_show_the_signature_in_it():
     uri = "http://localhost:1/x.root?file=a&X-Amz-Signature=secret1&X-Amz-Security-Token=secret2"
-    for use in (storage.read_bytes, storage.glob, lambda uri: storage.write_text(uri, "1")):
-        with pytest.raises(JecError) as caught:
-            use(uri)
-        assert "localhost:1/x.root?file=a" in str(caught.value)
-        assert "secret" not in str(caught.value)
+    said = str(JecError(f"no answer from {uri}"))
+    assert "localhost:1/x.root?file=a" in said
+    assert "secret" not in said
+
+
+@pytest.mark.parametrize("uri", PRESIGNED)
+@pytest.mark.parametrize(
+    "field",
+    [
+        *("data_config", "network_config", "search_space", "s3_bucket", "baseline"),
+        *("data_train", "data_val", "data_test"),
+    ],
+)
+def test_a_run_takes_no_presigned_address(field, uri):
+    values = {field: uri}
+    if field.startswith("data_") and field != "data_config":
+        values[field] = f"/data/a.root,{uri} qcd:root://server//b.root"
+    with pytest.raises(InputError) as caught:
+        RunConfig(**values)
+    said = str(caught.value)
+    assert f"--{field.replace('_', '-')}" in said
+    assert "localhost:1" in said
+    assert "AWS_ACCESS_KEY_ID" in said
+    assert "secret" not in said.replace("AWS_SECRET_ACCESS_KEY", "")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["weaver.prepare", "--data-config", "{config}", "--output", "{folder}", "--data", "{uri}"],
+        ["weaver.train", "-c", "{config}", "-n", "{config}", "-m", "{folder}/m", "-i", "{uri}"],
+        ["weaver.train", "-c", "{uri}", "-n", "{config}", "-m", "{folder}/m", "-i", "a.root"],
+        [
+            *("weaver.train", "--predict", "-c", "{config}", "-n", "{config}", "-m", "{folder}/m"),
+            *("--predict-output", "{folder}/out.root", "-t", "x:{uri}"),
+        ],
+        ["pipeline", "--s3-bucket", "{folder}", "--data-train", "{uri}"],
+    ],
+    ids=["prepare", "train", "train config", "predict", "pipeline"],
+)
+def test_no_program_stores_or_prints_a_presigned_address(command, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    program, *words = command
+    values = {
+        "config": str(ROOT / "data" / "jec_pfn_open.yaml"),
+        "folder": str(tmp_path / "runs"),
+        "uri": PRESIGNED[0].replace("secret", "FACE"),
+    }
+    argv = [word.format(**values) for word in words]
+    main = importlib.import_module(program).main
+    try:
+        code = main(argv)
+    except SystemExit as error:
+        code = error.code
+    said = "".join(capfd.readouterr())
+    assert code == 2
+    assert "signature" in said
+    assert "FACE" not in said
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from matplotlib.colors import to_hex, to_rgb
+from matplotlib.text import Text
 
 from reporting import drawing, page
 from reporting.drawing import CALIBRATIONS, FLAVOURS
@@ -118,3 +119,19 @@ def test_each_figure_draws_a_calibration_as_the_table_says(documents):
                 best = [CALIBRATIONS["model"].colour] if of_search else []
                 assert colour in [drawing.INK, *best], one.name
     assert num_labelled > 20
+
+
+WIDTH_ON_A_PHONE = 358
+"""Pixels that a figure has in a window of 390."""
+
+
+def test_letters_of_figures_can_be_read_on_a_phone(documents):
+    """As the page shows them: a figure is as wide as the window, and its letters shrink with it."""
+    for one in figures_of(documents):
+        with drawing.style():
+            one.figure.canvas.draw()
+        shrunk = WIDTH_ON_A_PHONE / (72 * one.figure.get_figwidth())
+        texts = [text for text in one.figure.findobj(Text) if text.get_text().strip()]
+        assert texts
+        for text in texts:
+            assert text.get_fontsize() * shrunk >= 9.5, f"{text.get_text()} in {one.name}"

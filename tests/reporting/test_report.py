@@ -10,7 +10,14 @@ from dataclasses import fields
 import pytest
 
 from common.config import RunConfig
-from common.measurements import EdgeStep, Interval, ResidualSlice, Unmeasured, Weighted
+from common.measurements import (
+    EdgeStep,
+    GateCheck,
+    Interval,
+    ResidualSlice,
+    Unmeasured,
+    Weighted,
+)
 from common.records import (
     DataSet,
     MetricsRecord,
@@ -25,6 +32,7 @@ from common.records import (
 from common.run import Run
 from reporting import report_physics
 from reporting.report import Documents, figures_of, render
+from reporting.search_page import search_page
 from reporting.serving_section import section, updated
 from tests.reporting.elements import HOSTILE, Elements, assert_harmless
 
@@ -138,17 +146,15 @@ def test_the_step_at_the_edges_of_the_valid_range(documents):
     few = dataclasses.replace(step, edge="|η| = 2.5", standard_outside=None, num_outside=4)
     metrics = dataclasses.replace(documents.metrics, edges=[step, few])
     page = render(dataclasses.replace(documents, metrics=metrics), [])
-    measured = "<td>1.050 [1.040, 1.060]</td><td>1.080 [1.070, 1.090]</td>"
-    assert (
-        f"<td>2,345</td>{measured}<td>678</td><td>1.100 [1.090, 1.110]</td><td>-5.0 %</td>" in page
-    )
-    assert "<td>4</td><td>too few jets</td><td>not measured</td>" in page
+    text = Elements(page).text
+    measured = "1.050 [1.040, 1.060] 1.080 [1.070, 1.090]"
+    assert f"2,345 {measured} 678 1.100 [1.090, 1.110] -5.0 %" in text
+    assert "4 too few jets not measured" in text
     assert "edges of the valid range" not in render(documents, [])
 
 
 def test_serving_numbers_are_there(page):
     for text in (
-        "<td>1.5 MB</td><td>2,048</td><td>0.052 MB</td><td>100.00 % of 1,000</td><td>3.2e-07</td>",
         "no form of &lt;x&gt; in a graph",
         "12,346 jets/s in batches of 1,000 (2 threads of Some CPU;",
         "<td>pfn</td><td>0</td><td>6.1e-08</td>",
@@ -156,6 +162,8 @@ def test_serving_numbers_are_there(page):
         "1.91 ms (median of 10; 1.8 to 2.5)",
     ):
         assert text in page
+    row = "pfn 1.5 MB 2,048 0.052 MB 100.00 % of 1,000 3.2e-07"
+    assert row in Elements(page).text
 
 
 def test_the_service_s_answers_come_into_a_page_that_was_written_before(documents):
@@ -215,7 +223,58 @@ def test_the_tiles_give_the_limits_that_the_gate_has(documents):
         metrics, flavour=dataclasses.replace(metrics.flavour, regions=regions)
     )
     assert barrel.spread.standard.value > 0
-    assert "too uncertain" in remark(unknown, "Flavour spread removed, barrel")
+    assert "too uncertain" in remark(unknown, "Flavour spread, barrel")
+
+
+def test_the_tiles_show_the_numbers_that_the_gate_judged(documents):
+    """Each to two digits, with its limit and the outcome."""
+    metrics = documents.metrics
+    tiles = {tile.what: tile for tile in report_physics.tiles(metrics)}
+    wheres = {
+        ("gain", "jets above 30 GeV"): "Resolution gain over the standard JEC",
+        ("closure", "barrel jets above 60 GeV"): "Closure, barrel",
+        ("closure", "endcap jets above 60 GeV"): "Closure, endcap",
+        ("flavour spread", "barrel jets above 60 GeV"): "Flavour spread, barrel",
+        ("flavour spread", "endcap jets above 60 GeV"): "Flavour spread, endcap",
+    }
+    judged = {(check.quantity, check.where): check for check in metrics.gate.checks}
+    assert set(wheres) <= set(judged)
+    for place, what in wheres.items():
+        check, tile = judged[place], tiles[what]
+        assert float(tile.number.removesuffix(" %")) == pytest.approx(check.value, abs=0.00501)
+        assert tile.remark.endswith("; passes" if check.passed else "; refused")
+        if check.quantity == "flavour spread":
+            assert f"allowed: {check.limit:.2f} %" in tile.remark
+        elif check.quantity == "closure":
+            limit = float(tile.remark.split("±")[1].split(" %")[0])
+            assert limit == pytest.approx(check.limit, abs=0.00501)
+
+    checks = [dataclasses.replace(check, passed=False) for check in metrics.gate.checks]
+    refused = dataclasses.replace(metrics, gate=dataclasses.replace(metrics.gate, checks=checks))
+    tiles = {tile.what: tile for tile in report_physics.tiles(refused)}
+    assert all(tiles[what].remark.endswith("; refused") for what in wheres.values())
+    # A run of an earlier version has the numbers without the gate's.
+    earlier = report_physics.tiles(dataclasses.replace(metrics, gate=None))
+    assert not any("passes" in tile.remark for tile in earlier)
+
+
+def test_the_coverage_of_a_tile_is_the_gate_s(documents):
+    coverage = documents.metrics.uncertainty.bands[0].coverage
+    check = GateCheck(
+        quantity="coverage",
+        where="jets, 68 % expected",
+        num_jets=6000,
+        unit="points",
+        value=100 * coverage.value - 68,
+        standard=None,
+        limit=4.0,
+        margin=Interval(value=3.0, low=2.0, high=3.9),
+        passed=True,
+    )
+    gate = dataclasses.replace(documents.metrics.gate, checks=[check])
+    tile = report_physics.tiles(dataclasses.replace(documents.metrics, gate=gate))[-1]
+    assert float(tile.number.removesuffix(" %")) == pytest.approx(68 + check.value, abs=0.00501)
+    assert tile.remark.endswith("expected: 68 % ± 4 points; passes")
 
 
 def test_weights_that_tell_nothing_are_not_said_to_be_missing(documents):
@@ -271,7 +330,7 @@ def test_the_search_table_puts_the_best_first(documents, best):
     objective = Objective(name="AvgLoss", type=best)
     search = dataclasses.replace(documents.search, objective=objective)
     page = render(Documents(metrics=documents.metrics, search=search), [])
-    order = sorted("abc", key=lambda letter: page.index(f"<td>pfn-0a1b2c3d-{letter}"))
+    order = sorted("abc", key=lambda letter: page.index(f'"Trial">pfn-0a1b2c3d-{letter}'))
     assert order == (["b", "a", "c"] if best == "minimize" else ["a", "b", "c"])
 
 
@@ -433,6 +492,47 @@ def test_all_that_the_gate_judged_is_in_view_without_scrolling(page, tmp_path, w
     cells, end = dom.split("<title>")[1].split("</title>")[0].split()
     assert int(cells) >= 7 * 5
     assert int(end) <= width
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH")
+@pytest.mark.parametrize("which", ["report", "search"])
+def test_on_a_phone_no_element_is_wider_than_the_page(page, documents, tmp_path, which):
+    """With everything unfolded, in a window of 390 pixels; figures are scaled as a whole."""
+    if which == "search":
+        page = search_page(long_search(documents.search))
+    frame = (
+        f'<iframe sandbox="allow-same-origin" srcdoc="{html.escape(page)}"'
+        ' style="width:390px;height:900px;border:0"></iframe>'
+    )
+    measure = (
+        "const d = document.querySelector('iframe').contentDocument;"
+        "d.querySelectorAll('details').forEach(one => one.open = true);"
+        "const all = [...d.body.querySelectorAll('*')].filter(e => !e.closest('svg') || "
+        "e.tagName === 'svg');"
+        "const wide = all.filter(e => e.getBoundingClientRect().right > 390.5);"
+        "document.title = `${all.length} ${wide.map(e => e.tagName + '.' + e.className + ' ' +"
+        "e.textContent.slice(0, 40)).join(';')}`;"
+    )
+    (tmp_path / "frame.html").write_text(
+        f"<!doctype html><title></title>{frame}<script>onload = () => {{{measure}}}</script>"
+    )
+    dom = browse(tmp_path, "--window-size=1300,1000", "--dump-dom", f"file://{tmp_path}/frame.html")
+    number, _, wide = dom.split("<title>")[1].split("</title>")[0].partition(" ")
+    assert int(number) > 50
+    assert wide == ""
+
+
+def long_search(search: SearchRecord) -> SearchRecord:
+    """The same search with a dozen parameters of long names and values, and long reasons."""
+    trials = []
+    for number, trial in enumerate(search.trials):
+        parameters = {}
+        for place in range(12):
+            parameters[f"parameter-with-a-name-{place}"] = f"{0.123456789012 * (number + place)}"
+        reason = f"exit code 1: see {'folder/' * 20}training.log" if trial.reason else ""
+        trials.append(dataclasses.replace(trial, parameters=parameters, reason=reason))
+    return dataclasses.replace(search, trials=trials)
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH")

@@ -10,7 +10,14 @@ import pytest
 from common.records import Objective, Observation, SearchRecord, Trial
 from reporting import search_figures
 from reporting.drawing import svg
-from reporting.search_page import as_csv, as_markdown, search_page
+from reporting.search_page import (
+    as_csv,
+    as_markdown,
+    common_parameters,
+    search_page,
+    trials_table,
+    unsuccessful,
+)
 from tests.reporting.elements import HOSTILE, Elements, assert_harmless
 
 
@@ -156,7 +163,7 @@ def test_a_parameter_that_a_trial_does_not_have_is_passed_by(record):
     partial = with_trial(record, 3, parameters={"start-lr": rate})
     _, parallel, _ = search_figures.drawings(partial)
     (axes,) = parallel.figure.axes
-    lines = {line.get_gid(): list(line.get_xdata()) for line in axes.lines if line.get_gid()}
+    lines = {line.get_gid(): list(line.get_ydata()) for line in axes.lines if line.get_gid()}
     assert lines["trial-3"] == [0, 1, 2]
     assert lines["trial-4"] == [0, 2]
     assert lines["trial-11"] == [0, 1], "a failed trial has no objective"
@@ -227,3 +234,21 @@ def test_the_csv_keeps_the_order_in_which_trials_were_made(record):
         lines[0] == "trial,status,AvgLoss (min),AvgLoss (latest),start-lr,k,started,finished,reason"
     )
     assert [line.split(",")[0] for line in lines[1:]] == [one.name for one in record.trials]
+
+
+def test_the_table_has_the_parameters_that_differ_and_the_page_names_the_others(record):
+    trials = []
+    for one in record.trials:
+        trials.append(dataclasses.replace(one, parameters={**one.parameters, "loss": "huber"}))
+    search = dataclasses.replace(record, trials=trials)
+    table = trials_table(search)
+    assert table.head == ["Trial", "Status", "AvgLoss", "start-lr", "k", "Minutes"]
+    assert common_parameters(search) == "loss huber"
+    text = Elements(search_page(search)).text
+    assert "The same in all trials: loss huber" in text
+    for line in unsuccessful(search):
+        assert line in text
+    assert len(unsuccessful(search)) == 2
+    single = dataclasses.replace(search, trials=trials[9:10])
+    assert "loss" in trials_table(single).head
+    assert common_parameters(single) == ""

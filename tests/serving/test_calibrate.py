@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -16,7 +17,7 @@ import uproot
 
 from common.errors import InputError
 from serving import calibrate
-from serving.calibration import batches, model, outputs
+from serving.calibration import batches, model, outputs, work
 from tests.serving.calibration_files import TREE, expected, jets, write_jets, write_model
 
 
@@ -63,8 +64,9 @@ def test_each_entry_has_its_answer_in_the_order_of_the_file(tmp_path, run):
     """Jets that the model was not trained for stay, with the standard correction."""
     columns = jets(2500)
     path = write_jets(tmp_path / "in" / "x.root", columns)
-    code, out, _ = run(path)
+    code, out, err = run(path)
     assert code == 0
+    assert "2,500/2,500 jets" in err
     assert_answers(columns, tmp_path / "out" / "x.root")
     written = friend(tmp_path / "out" / "x.root")
     with uproot.open(path) as file, uproot.open(tmp_path / "out" / "x.root") as other:
@@ -245,6 +247,45 @@ def test_a_folder_with_results_of_another_model_is_refused(tmp_path, run, is_the
     assert code == 2
     assert "another model" in err
     assert (tmp_path / "out" / "x.root").read_bytes() == before
+
+
+def test_what_killed_commands_left_is_removed(tmp_path, monkeypatch):
+    """The folders of living commands and fresh ones stay."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    old = time.time() - 3600
+    for name in ("left", "fresh"):
+        folder = tmp_path / f"jec-calibrate-{name}"
+        folder.mkdir()
+        (folder / "lock").touch()
+        (folder / "0.root").touch()
+    os.utime(tmp_path / "jec-calibrate-left", (old, old))
+    with work.scratch() as living:
+        os.utime(living, (old, old))
+        with work.scratch() as other:
+            assert living.exists()
+            assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+                ["jec-calibrate-fresh", living.name, other.name]
+            )
+    assert [path.name for path in tmp_path.iterdir()] == ["jec-calibrate-fresh"]
+
+
+def test_an_interrupted_command_ends_and_goes_on(tmp_path, run, onnx):
+    for number in range(30):
+        write_jets(tmp_path / "in" / f"{number:02d}.root", jets(400, number), basket=50)
+    command = [sys.executable, "-m", "serving.calibrate", f"{tmp_path}/in/*.root"]
+    command += ["--model", str(onnx), "--output", str(tmp_path / "out")]
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True) as process:
+        while not list((tmp_path / "out").glob("*.root")) and process.poll() is None:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode in (0, 130)  # 0 where it had finished by then
+    assert "Traceback" not in err
+    assert not list(tmp_path.glob("jec-calibrate-*"))
+    code, _, _ = run(tmp_path / "in" / "*.root")
+    assert code == 0
 
 
 def test_a_killed_command_leaves_whole_files_and_goes_on(tmp_path, run, onnx):
@@ -505,3 +546,16 @@ def test_parquet_without_pyarrow_is_refused_at_once(tmp_path, run, monkeypatch):
     assert code == 2
     assert "pip install pyarrow" in err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("address", "package"), [("s3://b/x.root", "boto3"), ("https://s.example/x.root", "requests")]
+)
+def test_what_an_address_needs_is_named(run, monkeypatch, address, package):
+    """A minimal install lacks the libraries of distant storage."""
+    for name in [one for one in sys.modules if one.partition(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
+    code, _, err = run(address)
+    assert code == 2
+    assert f"pip install {package}" in err

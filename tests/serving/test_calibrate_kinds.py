@@ -36,6 +36,7 @@ def test_titles(title, radius, pileup):
         ("/store/data/Run2016H/JetHT/NANOAOD/UL2016_MiniAODv2_NanoAODv9-v1/x.root", {2016}),
         ("/store/data/Run2022C/JetMET/x.root", {2022}),
         ("/data/2021/Summer/x.root", set()),
+        ("/home/physicist/Run2018/mc/x.root", set()),
         ("/home/ULrich/2018/x.root", set()),
     ],
 )

@@ -64,8 +64,10 @@ def assert_answers(path: Path) -> None:
 @pytest.mark.parametrize("as_ttree", [True, False])
 def test_every_jet_has_its_answer_beside_it(tmp_path, run, as_ttree):
     """Also the soft one, which no training has, and in the file's order, not by pT."""
-    code, out, _ = run(nanoaod.write(tmp_path / "nano.root", as_ttree=as_ttree))
+    code, out, err = run(nanoaod.write(tmp_path / "nano.root", as_ttree=as_ttree))
     assert code == 0
+    assert "3/3 events" in err
+    assert "jets/s" in err
     assert_answers(tmp_path / "out" / "nano.root")
     assert "Jet_pt_calibrated = Jet_pt * Jet_pt_correction (GeV)" in out
 

@@ -154,7 +154,8 @@ def test_what_a_server_lacks_is_said(tmp_path, server, onnx, capsys):
     line = refused(capsys, path, "--url", server.url, "--model", "smal-raw", *out)
     assert "unknown model 'smal-raw'; did you mean 'small-raw'" in line
     line = refused(capsys, path, "--url", "http://127.0.0.1:9", *out)
-    assert "http://127.0.0.1:9" in line
+    assert "no server answers at http://127.0.0.1:9" in line
+    assert "python -m serving.serve RUN" in line
     with serving(onnx, {}) as old:
         line = refused(capsys, path, "--url", old.url, *out)
         assert "too old" in line

@@ -135,7 +135,7 @@ class Dataset:
     @classmethod
     def open(
         cls,
-        source: str | list[str],
+        source: str | list[str] | list[storage.Entry],
         data_config: DataConfig,
         *,
         cache_dir: str | None = None,
@@ -147,17 +147,18 @@ class Dataset:
     ) -> Dataset:
         """Open prepared data.
 
-        source: a prepared folder, a reference file (`{"dataset": <prepared folder>}`), or patterns
-        of data files, which are first prepared into `cache_dir`, in the role that `for_training`
-        and `validation` say (weaver/prepared/prepare.py). Data of a remote storage, and with `copy`
-        also data on a shared disk, is copied once to this node's cache (`cache_dir`, or JEC_CACHE,
-        or a folder for temporary files). part: of each file that is first prepared. most_files:
-        take only the first ones of those that match, sorted; prepared data stay whole.
+        source: a prepared folder, a reference file (`{"dataset": <prepared folder>}`), or data
+        files, as patterns or listed, which are first prepared into `cache_dir`, in the role that
+        `for_training` and `validation` say (weaver/prepared/prepare.py). Data of a remote storage,
+        and with `copy` also data on a shared disk, is copied once to this node's cache
+        (`cache_dir`, or JEC_CACHE, or a folder for temporary files). part: of each file that is
+        first prepared. most_files: take only the first ones of those that match, sorted; prepared
+        data stay whole.
 
         Raises InputError where there is no such data, or it was prepared with another data config.
         """
         cache = Path(cache_dir) if cache_dir else node_cache()
-        if isinstance(source, list) and len(source) == 1:
+        if isinstance(source, list) and len(source) == 1 and isinstance(source[0], str):
             source = source[0]
         if isinstance(source, str) and source.endswith(".json"):
             content = storage.read_json(source)
@@ -176,7 +177,7 @@ class Dataset:
             if part != WHOLE:
                 raise _cannot_be_split(uri)
         else:
-            files = source if most_files is None else _first_files(source, most_files)
+            files = source if most_files is None else _first_files(_texts(source), most_files)
             uri = prepare(
                 files,
                 data_config,
@@ -422,16 +423,23 @@ class _Advice:
             self._map.madvise(mmap.MADV_WILLNEED, start, stop - start)
 
 
-def prepared_folder(source: str | list[str]) -> str:
-    """The address of prepared data, if the source is one; empty for patterns of data files."""
-    patterns = parse_patterns(source)
+def prepared_folder(source: str | list[str] | list[storage.Entry]) -> str:
+    """The address of prepared data, if the source is one; empty for data files."""
+    patterns = parse_patterns(_texts(source))
     if len(patterns) != 1 or has_wildcard(patterns[0].text):
         return ""
     text = patterns[0].text
     return text if not text.endswith(SUFFIXES) and is_prepared(text) else ""
 
 
-def _first_files(patterns: str | list[str], most: int) -> list[storage.Entry]:
+def _texts(source: str | list[str] | list[storage.Entry]) -> list[str]:
+    """The patterns of a source of data; none of listed files."""
+    if isinstance(source, str):
+        return [source]
+    return [text for text in source if isinstance(text, str)]
+
+
+def _first_files(patterns: list[str], most: int) -> list[storage.Entry]:
     """The first files that match, as weaver-core's --demo takes them.
 
     Those of one sample (`name:pattern`) are sorted, and samples follow in the order of their names'

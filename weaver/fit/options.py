@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 
 from common.choices import PRECISIONS
 from common.errors import InputError, JecError, unknown
-from common.storage.addresses import absolute, check_text, is_local, scheme_of
+from common.storage.addresses import absolute, check_text, is_local, refuse_secrets, scheme_of
 from common.storage.local import check_writable_file, check_writable_folder
 from weaver.fit.schedulers import CURVES, WARMED_UP
 
@@ -903,13 +903,19 @@ def _wrong_run_mode(options: TrainOptions) -> str | None:
 
 
 def _foreign_address(options: TrainOptions) -> str | None:
-    """Name an address of an unknown scheme, before hours of training end at it."""
+    """Name an address of an unknown scheme or with a secret, before hours of training end at it."""
     for name in (
         *("data_config", "network_config", "model_prefix", "load_model_weights", "metrics_log"),
         *("log_file", "tensorboard_log_dir", "predict_output", "export_onnx", "triton_config"),
     ):
         try:
             scheme_of(getattr(options, name))
+        except InputError as error:
+            return f"--{name.replace('_', '-')}: {error}"
+    for name in ("data_train", "data_val", "data_test"):
+        try:
+            for text in getattr(options, name):
+                refuse_secrets(text)
         except InputError as error:
             return f"--{name.replace('_', '-')}: {error}"
     return None

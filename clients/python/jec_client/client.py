@@ -148,6 +148,9 @@ class Client:
             )
         if "@" in parts.netloc:
             raise InputError("the address holds a login; give it without, and token= or cookies=")
+        if parts.query or parts.fragment:
+            alone = parts._replace(query="", fragment="").geturl()
+            raise InputError(f"the address goes on after {alone} with '?' or '#'; give that alone")
         if not self.model:
             raise InputError("the model has no name; give the one it has on the server")
         if not self.timeout > 0:
@@ -230,8 +233,10 @@ class Client:
             inputs = [_tensor(entry) for entry in metadata["inputs"]]
             outputs = [_tensor(entry) for entry in metadata["outputs"]]
             most = int(config.get("max_batch_size", BATCH)) or BATCH
+            # a model without batching may take one number of jets only
+            most = min([most, *(tensor.shape[0] for tensor in inputs if tensor.shape[0] > 0)])
             limits = range_of_config(config)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise ServerError(
                 f"what {self.url} says about model {self.model} has not the form of the Open"
                 f" Inference Protocol v2: {error!r}"

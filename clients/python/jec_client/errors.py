@@ -16,9 +16,11 @@ from collections.abc import Iterable
 
 PASSWORD = re.compile(r"(?<=://)[^/\s@]*:[^/\s@]*@")
 SIGNATURE = re.compile(
-    r"([?&][\w.-]*(?:sig|signature|token|credential|authz|password|secret)=)[^&\s'\"]+",
+    r"([?&][\w.%-]*(?:sig|signature|token|credential|authz?|bearer|jwt|passw(?:or)?d|secret|api_?key"
+    r"|access_?key)=)[^&\s'\"]+",
     re.IGNORECASE,
 )
+"""A parameter of an address that opens the door: a presigned one's signature, a token."""
 
 
 def without_secrets(text: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import ssl
 import time
 import urllib.parse
 from collections.abc import Mapping
@@ -139,6 +140,11 @@ class HttpServer:
                     return self._checked(reply)
             except TimeoutError:
                 raise Unreachable(f"{self.url} did not answer within {left:.3g} s") from None
+            except ssl.SSLCertVerificationError as error:
+                raise Unreachable(
+                    f"the certificate of {self.url} cannot be verified ({error.verify_message});"
+                    " give verify= the path of its certificate authority"
+                ) from None
             except (http.client.HTTPException, OSError) as error:
                 if not isinstance(error, ConnectionError) or not may_wait(pause, ends):
                     raise Unreachable(

@@ -5,12 +5,12 @@ on and knows nothing of other steps, so that several can be decoded at once.
 
 This decoder is kept as long as preparing with it is at least 1.5 times as fast as with uproot's
 over S3 and over XRootD, at 20 ms for a request and its answer. Measured by benchmarks/remote.py on
-2026-11-29 (80,000 jets, two cores of an AMD EPYC; median of three pairs, least - most):
+2026-11-29 (320,000 jets, two cores of an AMD EPYC; median of two pairs, least - most):
 
               jets/s, ours / uproot's    CPU of the client, us a jet, ours and uproot's
-    S3        1.78 (1.73 - 1.89)         13.6 and 24.8
-    XRootD    1.79 (1.70 - 1.90)         13.2 and 23.7
-    disk      2.22 (2.19 - 2.50)         10.3 and 23.9
+    S3        1.72 (1.70 - 1.74)         11.3 and 21.7
+    XRootD    1.87 (1.79 - 1.95)         10.1 and 19.2
+    disk      2.24 (2.20 - 2.29)         9.1 and 18.8
 """
 
 from __future__ import annotations

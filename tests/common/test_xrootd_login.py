@@ -1,0 +1,201 @@
+"""Kerberos tickets and bearer tokens against real servers of XRootD that take nothing else."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.servers import kerberos, tokens, xrootd
+from tests.servers.grid import Grid
+
+WORK = """
+import sys
+from common import storage
+from common.errors import InputError
+try:
+    if sys.argv[2:]:
+        storage.write_text(sys.argv[1], sys.argv[2])
+    print(storage.read_text(sys.argv[1]))
+except InputError as error:
+    print("refused:", error)
+"""
+NO_LOGIN = {"XDG_RUNTIME_DIR": "/nowhere", "KRB5CCNAME": "/nowhere/ticket"}
+
+
+def said_by(*words, **variables):
+    """What a process of its own, which has only this login, says of an address."""
+    inherited = {
+        name: text for name, text in os.environ.items() if not name.startswith(("BEARER", "X509"))
+    }
+    return subprocess.run(
+        [sys.executable, "-c", WORK, *words],
+        env=inherited | NO_LOGIN | variables,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    ).stdout
+
+
+@pytest.fixture(scope="module")
+def folder():
+    """A folder that the servers' user may enter, which pytest's are not."""
+    with tempfile.TemporaryDirectory(prefix="jec-login-") as name:
+        path = Path(name)
+        path.chmod(0o755)
+        yield path
+
+
+# --------------------------------------------------------------------------------------- Kerberos
+
+
+@pytest.fixture(scope="module")
+def realm(folder):
+    made = kerberos.Realm(folder)
+    yield made
+    made.stop()
+
+
+@pytest.fixture(scope="module")
+def of_tickets(realm):
+    """A server that takes Kerberos tickets alone."""
+    xrootd.own(realm.keytab)
+    server = xrootd.start(
+        "xrootd.seclib libXrdSec.so",
+        f"sec.protocol krb5 {realm.keytab} {kerberos.SERVICE}",
+        "sec.protbind * only krb5",
+        environment=realm.environment(),
+    )
+    (server.data / "a").write_text("abc")
+    yield server
+    server.remove()
+
+
+def with_ticket(realm, server, **variables):
+    names = {name: text for name, text in realm.environment().items() if name.startswith("KRB5")}
+    return said_by(f"{server.uri}/a", **(names | variables))
+
+
+def test_a_ticket_opens_the_server(realm, of_tickets, tmp_path):
+    ticket = realm.ticket(tmp_path / "ticket", seconds=600)
+    assert with_ticket(realm, of_tickets, KRB5CCNAME=str(ticket)) == "abc\n"
+    assert "login as me" in of_tickets.log.read_text()
+
+
+def test_the_ticket_of_a_mounted_secret_opens_the_server(realm, of_tickets, tmp_path):
+    secret = tmp_path / "secret"
+    secret.mkdir()
+    realm.ticket(secret / "krb5cc_1000", seconds=600).chmod(0o444)
+    login = {"JEC_XROOTD_LOGIN": str(secret), "TMPDIR": str(tmp_path)}
+    assert with_ticket(realm, of_tickets, **login) == "abc\n"
+
+
+def test_an_expired_ticket_is_named_with_its_remedy(realm, of_tickets, tmp_path):
+    ticket = realm.ticket(tmp_path / "ticket", seconds=1)
+    time.sleep(2.5)  # with the realm's tolerance of a second
+    said = with_ticket(realm, of_tickets, KRB5CCNAME=str(ticket))
+    assert said.startswith("refused: ")
+    assert f"The Kerberos ticket {ticket} expired; renew it: kinit" in said
+
+
+def test_a_missing_ticket_is_named_with_its_remedy(realm, of_tickets, tmp_path):
+    said = with_ticket(realm, of_tickets, KRB5CCNAME=str(tmp_path / "ticket"))
+    assert said.startswith("refused: ")
+    assert "There is no Kerberos ticket (kinit" in said
+
+
+# ----------------------------------------------------------------------------------------- tokens
+
+
+@pytest.fixture(scope="module")
+def grid(folder):
+    return Grid(folder)
+
+
+@pytest.fixture(scope="module")
+def issuer(folder):
+    return tokens.Issuer(folder)
+
+
+@pytest.fixture(scope="module")
+def of_tokens(grid, issuer):
+    """A server that takes bearer tokens alone, over TLS, and does what their scopes say."""
+    certificate, key = grid.host()
+    xrootd.own(key)
+    server = xrootd.start(
+        "xrootd.seclib libXrdSec.so",
+        f"xrd.tls {certificate} {key}",
+        f"xrd.tlsca certdir {grid.certificates}",
+        "xrootd.tls capable all",
+        f"sec.protocol ztn -tokenlib {tokens.PLUGIN}",
+        "sec.protbind * only ztn",
+        "ofs.authorize 1",
+        f"ofs.authlib {tokens.PLUGIN} config={issuer.config}",
+        environment=issuer.environment,
+    )
+    (server.data / "a").write_text("abc")
+    yield server
+    server.remove()
+
+
+def with_token(grid, server, *content, scheme="root", path="/a", **variables):
+    uri = server.uri.replace("root", scheme, 1) + path
+    return said_by(uri, *content, X509_CERT_DIR=str(grid.certificates), **variables)
+
+
+@pytest.mark.parametrize("scheme", ["root", "roots"])
+def test_a_token_opens_the_server(grid, issuer, of_tokens, scheme):
+    token = issuer.token(600)
+    assert with_token(grid, of_tokens, scheme=scheme, BEARER_TOKEN=token) == "abc\n"
+
+
+def test_a_missing_proxy_that_keeps_tls_from_working_is_named(grid, issuer, of_tokens):
+    missing = {"X509_USER_PROXY": "/nowhere/proxy"}
+    said = with_token(grid, of_tokens, BEARER_TOKEN=issuer.token(600), **missing)
+    assert said.startswith("refused: ")
+    assert "unset X509_USER_PROXY to log in with a token" in said
+
+
+def test_the_token_of_a_file_and_of_a_mounted_secret(grid, issuer, of_tokens, tmp_path):
+    secret = tmp_path / "secret"
+    secret.mkdir()
+    file = secret / "token"
+    file.write_text(issuer.token(600) + "\n")
+    file.chmod(0o600)
+    assert with_token(grid, of_tokens, BEARER_TOKEN_FILE=str(file)) == "abc\n"
+    file.chmod(0o444)
+    login = {"JEC_XROOTD_LOGIN": str(secret), "TMPDIR": str(tmp_path)}
+    assert with_token(grid, of_tokens, **login) == "abc\n"
+
+
+def test_results_are_written_with_a_token_that_may(grid, issuer, of_tokens):
+    token = issuer.token(600, "storage.read:/ storage.modify:/out")
+    assert with_token(grid, of_tokens, "new", path="/out/b", BEARER_TOKEN=token) == "new\n"
+    assert (of_tokens.data / "out" / "b").read_text() == "new"
+    token = issuer.token(600)
+    said = with_token(grid, of_tokens, "other", path="/out/b", BEARER_TOKEN=token)
+    assert "refused access to /out" in said
+    assert (of_tokens.data / "out" / "b").read_text() == "new"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "scope", "fact"),
+    [
+        (-600, "storage.read:/", "The token in BEARER_TOKEN expired on"),
+        (None, "", "There is no token: BEARER_TOKEN is not set (oidc-token or htgettoken"),
+        (600, "storage.read:/other", "There is a token in BEARER_TOKEN, valid until"),
+    ],
+    ids=["expired", "missing", "of another folder"],
+)
+def test_a_token_that_does_not_serve_is_named(grid, issuer, of_tokens, seconds, scope, fact):
+    token = issuer.token(seconds, scope) if seconds is not None else ""
+    said = with_token(grid, of_tokens, BEARER_TOKEN=token)
+    assert said.startswith("refused: ")
+    assert "refused access to /a" in said
+    assert fact in said
+    assert not token or token not in said
