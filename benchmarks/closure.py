@@ -4,13 +4,20 @@
 
 RUN is the folder of a run that was evaluated, such as `make run ARGS="--sample-jets 100000"` makes;
 a note says of each run, in the same order, what its files do not.
+
+    python -m benchmarks.closure RUN [RUN ...] --validation-jets 1000 3000 10000
+
+also fits the correction anew on so many of the run's validation jets, drawn at random DRAWS times,
+and measures the closure of each on the run's test jets.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+
+import numpy as np
 
 from benchmarks.measure import Report
 from common.cli import run_main
@@ -18,9 +25,19 @@ from common.errors import InputError
 from common.layout import RunFolder
 from common.measurements import ResidualBin
 from common.records import ExportRecord, MetricsRecord, plain
+from physics import response as r
+from physics.residual import fit
+from physics.response import Floats
 
 RANGE = (60.0, 1000.0)
 """GeV: bins within which closure is asked for."""
+
+DRAWS = 40
+"""Of validation jets: the mean over them is then known to a sixth of the spread of one."""
+
+Jets = Mapping[str, Floats]
+"""output (N, C) before any correction, and (N,) each: pt, eta, genJetPt, genJetEta, of which pt is
+the one that the label divides by (GeV) and eta is jetEta."""
 
 
 def inside(one: ResidualBin) -> bool:
@@ -72,6 +89,85 @@ def add(report: Report, uri: str, note: str) -> None:
     )
 
 
+def jets_of(uri: str, split: str) -> Jets:
+    """The validation or test jets of a run with the answers of its network alone."""
+    from evaluating.inference import load_session, predict
+    from weaver.config.data_config import DataConfig
+    from weaver.feed.dataset import Dataset
+    from weaver.onnx.residual_features import residual_features
+
+    folder = RunFolder(uri)
+    name = MetricsRecord.load(folder.metrics).model
+    dataset = Dataset.open(folder.data(split), DataConfig.load(folder.data_config))
+    answers = predict(load_session(uri, name), dataset)
+    if answers.without_residual is None:
+        raise InputError(f"{uri}: its model has no residual correction")
+    features = []
+    for start in range(0, len(dataset), 1000):
+        index = np.arange(start, min(start + 1000, len(dataset)))
+        features.append(residual_features(dataset.data_config, dataset.batch(index)))
+    pt, eta = np.concatenate(features).astype(np.float64).T
+    observers = dataset.observers()
+    jets = {name: np.asarray(observers[name], float) for name in ("genJetPt", "genJetEta")}
+    return {"output": answers.without_residual, "pt": pt, "eta": eta, **jets}
+
+
+def biases(jets: Jets, log_r: Floats | float) -> Floats:
+    """Median response - 1 in each bin that closure is asked for in: (bins,)."""
+    response = jets["pt"] * np.exp(jets["output"][:, 0] + log_r) / jets["genJetPt"]
+    values = []
+    for one in r.bins(r.FINE_PT_EDGES):
+        if one.low >= RANGE[0] and one.high <= RANGE[1]:
+            values.append(np.median(response[one.contains(jets["genJetPt"], jets["genJetEta"])]))
+    return np.array(values) - 1
+
+
+def add_few(report: Report, uri: str, numbers: Sequence[int]) -> None:
+    """Add the table of a run's closure by the number of validation jets of the fit."""
+    validation, test = jets_of(uri, "val"), jets_of(uri, "test")
+    calibrated = validation["pt"] * np.exp(validation["output"][:, 0])
+    log_pt = np.log(test["pt"]) + test["output"][:, 0]
+    without = np.abs(biases(test, 0.0))
+    total = len(calibrated)
+    rng = np.random.default_rng(1)
+    head = ["validation jets", "draws", "mean abs(bias)", "of which worse", "largest abs(bias)"]
+    rows = [["0", "", f"{100 * without.mean():.3f} %", "", f"{100 * without.max():.2f} %"]]
+    for number in [*(n for n in numbers if n < total), total]:
+        draws = DRAWS if number < total else 1
+        means, largest = [], []
+        for _ in range(draws):
+            chosen = rng.choice(total, number, replace=False)
+            residual = fit(
+                calibrated[chosen], validation["genJetPt"][chosen], validation["eta"][chosen]
+            )
+            log_r = residual.log_r(log_pt, test["eta"]) if residual else 0.0
+            left = np.abs(biases(test, log_r))
+            means.append(left.mean())
+            largest.append(left.max())
+        error = f" ± {100 * np.std(means, ddof=1) / draws**0.5:.3f}" if draws > 1 else ""
+        worse = np.count_nonzero(np.array(means) > without.mean())
+        rows.append(
+            [
+                f"{number:,}",
+                str(draws),
+                f"{100 * np.mean(means):.3f}{error} %",
+                str(worse),
+                f"{100 * np.mean(largest):.2f} %",
+            ]
+        )
+    report.section(
+        f"{uri.rstrip('/').rpartition('/')[2]}, by number of validation jets",
+        columns=head,
+        rows=rows,
+        notes=[
+            f"Mean and largest |median response - 1| of the bins from {RANGE[0]:g} to"
+            f" {RANGE[1]:g} GeV of {len(log_pt):,} test jets; means over the draws, with the error"
+            " of the mean. Worse: draws with which the mean |bias| is larger than without a"
+            " correction."
+        ],
+    )
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.closure",
@@ -80,12 +176,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of an evaluated run")
     parser.add_argument("--note", action="append", default=[], help="of each run, in order")
+    parser.add_argument(
+        "--validation-jets",
+        type=int,
+        nargs="+",
+        default=[],
+        metavar="N",
+        help="fit the correction anew on so many validation jets",
+    )
     arguments = parser.parse_args(argv)
 
     def body() -> None:
         report = Report("closure", "Closure with and without the residual correction")
         for number, run in enumerate(arguments.runs):
             add(report, run, arguments.note[number] if number < len(arguments.note) else "")
+            if arguments.validation_jets:
+                add_few(report, run, arguments.validation_jets)
         report.save()
 
     return run_main(body)

@@ -23,7 +23,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from clusters import manifests
+from clusters import manifests, orphans, run_lock
 from clusters.local_search import LocalSearch
 from clusters.processes import Replicas, cores, tail, wait
 from clusters.protocol import (
@@ -176,7 +176,12 @@ class LocalCluster:
         )
         storage.write_json(
             str(folder / "service.json"),
-            {"pid": server.pid, "url": server.url, "kind": server.kind},
+            {
+                "pid": server.pid,
+                "started": run_lock.started(server.pid),
+                "url": server.url,
+                "kind": server.kind,
+            },
         )
         report(f"{server.kind} serves {name} at {server.url}")
         log = folder / "server.log"
@@ -213,7 +218,13 @@ class LocalCluster:
             ("jobs", "PyTorchJob"),
             ("search", "Experiment"),
         ):
+            if not _is_inside(local / place, self.workdir / run_id):
+                continue
             for folder in sorted((local / place).glob("*")):
+                if folder.is_symlink():
+                    folder.unlink()  # what it leads to is none of the run's
+                    removed.append(f"{kind}/{folder.name}")
+                    continue
                 if place == "services":
                     self.end_service(folder)
                 shutil.rmtree(folder, ignore_errors=True)
@@ -224,8 +235,28 @@ class LocalCluster:
         """End the server that a service's folder names; no error if it is gone."""
         record = folder / "service.json"
         if record.exists() and self.servers:
-            self.servers.stop(json.loads(record.read_text())["pid"])
+            pid = self._server_of(folder)
+            if pid is not None:
+                self.servers.stop(pid)
             record.unlink()
+
+    def _server_of(self, folder: Path) -> int | None:
+        """The pid of the server that a service's folder names; None if it is not of this run.
+
+        A record may be old, or made up: the process must have begun when the record says, and have
+        this run in its environment.
+        """
+        try:
+            values = json.loads((folder / "service.json").read_text())
+            pid, began = int(values["pid"]), values.get("started")
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            return None
+        if not orphans.is_alive(pid):
+            return pid  # its children may be left, which know it as their group's leader
+        if began is not None and began != run_lock.started(pid):
+            return None
+        run_id = folder.parents[2].name
+        return pid if orphans.may_be_of(pid, run_id, self.workdir) else None
 
     def _folder(self, manifest: Manifest, place: str) -> Path:
         folder = self.workdir / run_id_of(manifest) / "local" / place
@@ -237,6 +268,11 @@ class LocalCluster:
         folder = self._folder(manifest, "jobs") / manifest["metadata"]["name"]
         shutil.rmtree(folder, ignore_errors=True)
         return Replicas(manifest, folder=folder, root=self.root, threads=threads)
+
+
+def _is_inside(path: Path, folder: Path) -> bool:
+    """Whether a path, with its links followed, lies below a folder."""
+    return path.resolve().is_relative_to(folder.resolve()) and not folder.is_symlink()
 
 
 def _own_deadline(manifest: Manifest) -> float:

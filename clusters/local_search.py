@@ -3,8 +3,9 @@
 Optuna proposes trials, processes run them, and their metrics are read by Katib's rule.
 
 An interrupted search resumes from its study. Trials that were running start again with the same
-names and parameters, and resume from their own checkpoints. A search that failed is run again from
-the beginning. A search that has ended goes on when it is run again with a larger maxTrialCount.
+names and parameters, and resume from their own checkpoints. Of a search that failed, finished
+trials are kept, and those that failed for a reason that may pass are tried again. A search that has
+ended goes on when it is run again with a larger maxTrialCount.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from clusters import katib
 from clusters.local_sampling import Sampling
 from clusters.local_study import Proposal, Study, too_many_failed
 from clusters.local_trial import RunningTrial
-from clusters.processes import cores, stop
+from clusters.processes import cores, is_transient, stop
 from clusters.protocol import ExperimentResult, Manifest, Report
 from clusters.trials import best_trial, progress_line
 from common.errors import ClusterError, DeadlineError
@@ -48,7 +49,7 @@ class LocalSearch:
         self.running: list[RunningTrial] = []
         self.maximum: int = self.spec["maxTrialCount"]
         if self.sampling.planned is not None:
-            self.maximum = min(self.maximum, len(self.sampling.planned))
+            self.maximum = min(self.maximum, len(self.sampling.planned) - self.study.dropped)
         self.parallel = self._parallel()
         self._last_line = time.monotonic()
         self._best_reported = ""
@@ -114,6 +115,7 @@ class LocalSearch:
             folder=self.folder,
             root=self.root,
             threads=max(1, cores() // self.parallel),
+            report=self._say,
         )
         self.running.append(trial)
         chosen = ", ".join(f"{key} {value}" for key, value in proposal.parameters.items())
@@ -125,7 +127,8 @@ class LocalSearch:
             exit_code = trial.job.poll()
             values = self._record_values(trial)
             if exit_code is not None:
-                self._end(trial, *trial.outcome(exit_code))
+                transient = is_transient(exit_code)
+                self._end(trial, *trial.outcome(exit_code), transient=transient)
             elif trial.rule and trial.rule.stops(values, self.spec["objective"]["type"]):
                 trial.job.stop()
                 self._record_values(trial)
@@ -150,8 +153,12 @@ class LocalSearch:
         trial.recorded = len(values)
         return values
 
-    def _end(self, trial: RunningTrial, status: TrialStatus, reason: str) -> None:
-        self.study.record_end(trial.number, status, reason, trial.observations())
+    def _end(
+        self, trial: RunningTrial, status: TrialStatus, reason: str, *, transient: bool = False
+    ) -> None:
+        self.study.record_end(
+            trial.number, status, reason, trial.observations(), transient=transient
+        )
         if status != "Succeeded":
             self._say(f"{trial.name}: {status}: {reason}")
 

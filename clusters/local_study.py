@@ -36,7 +36,9 @@ class Proposal:
 class Study:
     """The trials of one Experiment.
 
-    A search that failed is run again in a study of its own, with other trial names, as Katib would.
+    A search that failed is run again in a study of its own. Finished trials are kept. A trial that
+    failed for a reason that may pass is tried again under its name, and so resumes from its
+    checkpoint. One that would fail again is left out: others are drawn in its place.
     """
 
     def __init__(self, manifest: Manifest, folder: Path, report: Report) -> None:
@@ -45,6 +47,8 @@ class Study:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._manifest = manifest
         self._storage = optuna.storages.RDBStorage(f"sqlite:///{folder / 'study.db'}")
+        self.dropped = 0
+        """Trials of failed attempts that are left out, because they would fail again."""
         self._study = self._open(report)
 
     def _open(self, report: Report) -> optuna.Study:
@@ -53,6 +57,7 @@ class Study:
 
         name = self._manifest["metadata"]["name"]
         attempt = 1
+        failed: optuna.Study | None = None
         while True:
             study = optuna.create_study(
                 storage=self._storage,
@@ -60,10 +65,56 @@ class Study:
                 direction=self._manifest["spec"]["objective"]["type"],
                 load_if_exists=True,
             )
+            if failed is not None:
+                self.dropped += self._carry_over(failed, study, report)
             if not has_failed(self._manifest["spec"], _ended_trials(study)):
                 return study
-            report(f"experiment {name} failed before; it is run again")
+            failed = study
             attempt += 1
+
+    def _carry_over(self, failed: optuna.Study, study: optuna.Study, report: Report) -> int:
+        """Add to a new attempt what a failed one leaves; return how many trials are left out.
+
+        What was added before, as by an attempt that was killed meanwhile, is not added again.
+        """
+        import optuna
+        from optuna.trial import TrialState
+
+        present = {trial.user_attrs.get("made", {}).get("name") for trial in study.get_trials()}
+        is_new = not present
+        kept = again = dropped = 0
+        for trial in failed.get_trials(deepcopy=False):
+            if "made" not in trial.user_attrs:
+                continue
+            ended = trial.user_attrs.get("ended", {})
+            if ended.get("status") in FAILED and not ended.get("transient"):
+                dropped += 1
+                continue
+            is_finished = trial.state.is_finished() and ended.get("status") not in FAILED
+            kept, again = kept + is_finished, again + (not is_finished)
+            if trial.user_attrs["made"]["name"] in present:
+                continue
+            attributes = dict(trial.user_attrs)
+            if not is_finished:
+                attributes.pop("ended", None)
+            study.add_trial(
+                optuna.trial.create_trial(
+                    state=trial.state if is_finished else TrialState.RUNNING,
+                    value=trial.value if trial.state == TrialState.COMPLETE else None,
+                    params=trial.params,
+                    distributions=trial.distributions,
+                    user_attrs=attributes,
+                    intermediate_values=trial.intermediate_values if is_finished else None,
+                )
+            )
+        if is_new:
+            report(
+                f"experiment {self._manifest['metadata']['name']} failed before: {kept} finished"
+                f" trials are kept, {again} that failed for a reason that may pass or were under"
+                f" way are tried again, {dropped} that would fail again are left out, and others"
+                " are drawn in their place"
+            )
+        return dropped
 
     def ended(self) -> list[Trial]:
         """The trials that have ended."""
@@ -84,7 +135,8 @@ class Study:
     def propose(self, sampling: Sampling) -> Proposal:
         """Add a trial with the next parameters of the algorithm."""
         number = self.count()
-        self._study.sampler = sampling.sampler(number)
+        # those that are left out have had their points
+        self._study.sampler = sampling.sampler(number + self.dropped)
         trial = self._study.ask(sampling.distributions)
         # As in Katib, the rule follows from what has succeeded when the trial is made, and is part
         # of the trial.
@@ -103,9 +155,15 @@ class Study:
         self._storage.set_trial_intermediate_value(self._trial_id(number), step, value)
 
     def record_end(
-        self, number: int, status: TrialStatus, reason: str, metrics: dict[str, Observation]
+        self,
+        number: int,
+        status: TrialStatus,
+        reason: str,
+        metrics: dict[str, Observation],
+        *,
+        transient: bool = False,
     ) -> None:
-        """Record how a trial ended.
+        """Record how a trial ended; `transient`: it failed for a reason that may pass.
 
         Optuna calls a trial that was stopped early pruned. Its sampler learns from pruned trials,
         as Katib's does.
@@ -113,7 +171,13 @@ class Study:
         from optuna.trial import TrialState
 
         observed = {name: dataclasses.asdict(seen) for name, seen in metrics.items()}
-        ended = {"status": status, "reason": reason, "metrics": observed, "finished": _now()}
+        ended = {
+            "status": status,
+            "reason": reason,
+            "metrics": observed,
+            "finished": _now(),
+            "transient": transient,
+        }
         self._write_record(number, "ended", ended)
         if status == "Succeeded":
             self._study.tell(number, katib.objective_value(self._manifest, metrics))
@@ -172,6 +236,7 @@ def _ended_trials(study: optuna.Study) -> list[Trial]:
         made = dict(trial.user_attrs["made"])
         made.pop("rule", None)
         ended = dict(trial.user_attrs["ended"])
+        ended.pop("transient", None)
         metrics = {name: Observation(**seen) for name, seen in ended.pop("metrics").items()}
         trials.append(Trial(**made, **ended, metrics=metrics))
     return trials

@@ -9,7 +9,7 @@ from pathlib import Path
 from clusters import katib
 from clusters.local_study import Proposal
 from clusters.processes import Replicas
-from clusters.protocol import Manifest
+from clusters.protocol import Manifest, Report
 from common.records import Observation, TrialStatus
 
 
@@ -17,7 +17,14 @@ class RunningTrial:
     """Start the processes of a proposed trial in `<folder>/<trial>`, and answer how they are."""
 
     def __init__(
-        self, manifest: Manifest, proposal: Proposal, *, folder: Path, root: Path, threads: int
+        self,
+        manifest: Manifest,
+        proposal: Proposal,
+        *,
+        folder: Path,
+        root: Path,
+        threads: int,
+        report: Report = lambda line: None,
     ) -> None:
         self.number = proposal.number
         self.name = proposal.name
@@ -35,11 +42,17 @@ class RunningTrial:
             root=root,
             threads=threads,
             rewrites={path_in_pod: str(self._metrics)} if path_in_pod else {},
+            on_restart=self._restarted,
         )
+        self._report = report
         # a trial that resumes writes the epochs it already had again
         self._metrics.unlink(missing_ok=True)
         self.job.start()
         self.started = time.monotonic()
+
+    def _restarted(self, reason: str) -> None:
+        self._metrics.unlink(missing_ok=True)
+        self._report(f"{self.name}: {reason}; it resumes from its checkpoint")
 
     @property
     def deadline(self) -> float:

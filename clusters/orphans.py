@@ -9,7 +9,6 @@ them is known by a file.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import time
@@ -20,27 +19,6 @@ import psutil
 RUN_VARIABLE = "JEC_RUN_ID"
 FOLDER_VARIABLE = "JEC_LOCAL_DIR"
 GRACE = 20.0  # seconds for a step to end its own children in order
-OWNER = "pipeline.json"  # below <run>/local: which process runs it
-
-
-def mark_owner(folder: Path) -> None:
-    """Note this process as the one that runs the run whose local folder this is."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / OWNER).write_text(json.dumps({"pid": os.getpid(), "started": _started(os.getpid())}))
-
-
-def owner(folder: Path) -> int | None:
-    """The pid of the process that runs the run; None if it has ended.
-
-    The pid alone does not tell, as it may be another process' by now.
-    """
-    try:
-        record = json.loads((folder / OWNER).read_text())
-    except (OSError, ValueError):
-        return None
-    pid: int = record["pid"]
-    started = _started(pid)
-    return pid if started and started == record["started"] else None
 
 
 def processes_of(run_id: str, folder: Path) -> dict[int, str]:
@@ -51,10 +29,24 @@ def processes_of(run_id: str, folder: Path) -> dict[int, str]:
         with contextlib.suppress(psutil.Error, OSError):
             environment = process.environ()
             ours = environment.get(RUN_VARIABLE) == run_id
-            if ours and environment.get(FOLDER_VARIABLE) == str(folder) and _alive(process.pid):
+            if ours and environment.get(FOLDER_VARIABLE) == str(folder) and is_alive(process.pid):
                 command_lines[process.pid] = " ".join(process.cmdline())
     command_lines.pop(os.getpid(), None)
     return command_lines
+
+
+def may_be_of(pid: int, run_id: str, folder: Path) -> bool:
+    """Whether a process has nothing in its environment that speaks against this run.
+
+    A backend that was used without a run (in a program of one's own) gives its processes no run.
+    False where the environment cannot be read, as of another user's process.
+    """
+    try:
+        environment = psutil.Process(pid).environ()
+    except (psutil.Error, OSError, ValueError, OverflowError):
+        return False
+    run, place = environment.get(RUN_VARIABLE), environment.get(FOLDER_VARIABLE)
+    return run in (None, run_id) and place in (None, str(folder))
 
 
 def end(pids: list[int], *, grace: float = GRACE) -> list[int]:
@@ -64,24 +56,16 @@ def end(pids: list[int], *, grace: float = GRACE) -> list[int]:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, number)
         until = time.monotonic() + seconds
-        while (pids := [pid for pid in pids if _alive(pid)]) and time.monotonic() < until:
+        while (pids := [pid for pid in pids if is_alive(pid)]) and time.monotonic() < until:
             time.sleep(0.05)
         if not pids:
             break
     return pids
 
 
-def _started(pid: int) -> str:
-    """When a process began; empty if there is none."""
-    try:
-        return str(psutil.Process(pid).create_time())
-    except psutil.Error:
-        return ""
-
-
-def _alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
     """Whether a process has not ended. A zombie, whose parent has not asked how it ended, has."""
     try:
         return psutil.Process(pid).status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
-    except psutil.Error:
+    except (psutil.Error, ValueError, OverflowError):
         return False

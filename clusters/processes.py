@@ -10,16 +10,19 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from clusters.orphans import RUN_VARIABLE
 from clusters.pod_command import program_of
 from clusters.protocol import RUN_LABEL, Manifest, run_id_of
+from common.errors import PASSING_FAILURE
 
 GRACE = 15.0  # seconds between SIGTERM and SIGKILL: enough to write a checkpoint
 TAIL = 12  # log lines shown of a process that failed
 PR_SET_PDEATHSIG = 1
+DEFAULT_BACKOFF_LIMIT = 6  # of a Kubernetes job that names none
 
 
 def ends_with_parent() -> None:
@@ -94,9 +97,10 @@ def free_port() -> int:
 class Replicas:
     """The Master and Worker processes of a PyTorchJob manifest.
 
-    They have the environment that the training operator sets. They are not restarted on failure,
-    although the manifest says OnFailure: on one machine there is no preemption, and a failure
-    repeats. Requests for GPUs and memory, and all volumes, have no effect here.
+    They have the environment that the training operator sets. Where one is killed, all start again,
+    as the manifest's restartPolicy and backoffLimit say, and resume from their checkpoint. One that
+    ends by itself with an exit code is not restarted, because that failure repeats. Requests for
+    GPUs and memory, and all volumes, have no effect here.
     """
 
     def __init__(
@@ -107,7 +111,9 @@ class Replicas:
         root: Path,
         threads: int,
         rewrites: dict[str, str] | None = None,
+        on_restart: Callable[[str], None] = lambda reason: None,
     ) -> None:
+        """`on_restart` is called with the reason before the replicas start again."""
         self.manifest = manifest
         self.folder = folder
         self.root = root
@@ -115,6 +121,9 @@ class Replicas:
         self.rewrites = rewrites or {}
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.failed = ""
+        self.restarts = 0
+        self._on_restart = on_restart
+        self._is_stopped = False
 
     def start(self) -> None:
         """Start all replicas.
@@ -142,24 +151,56 @@ class Replicas:
         """
         codes = {name: process.poll() for name, process in self.processes.items()}
         for name, code in codes.items():
-            if code not in (None, 0):
-                self.failed = name
-                self.stop()
-                return code
+            if code is None or code == 0:
+                continue
+            if was_killed(code) and not self._is_stopped and self.restarts < self._most_restarts:
+                self._restart(name)
+                return None
+            self.failed = name
+            self.stop()
+            return code
         return None if None in codes.values() else 0
 
     def stop(self) -> None:
+        self._is_stopped = True
         stop(*self.processes.values())
+
+    @property
+    def _most_restarts(self) -> int:
+        spec = self.manifest["spec"]
+        policies = {
+            replica.get("restartPolicy", "Never")
+            for replica in spec["pytorchReplicaSpecs"].values()
+        }
+        if policies == {"Never"}:
+            return 0
+        return int(spec.get("runPolicy", {}).get("backoffLimit", DEFAULT_BACKOFF_LIMIT))
+
+    def _restart(self, name: str) -> None:
+        """Start all replicas again: those that are left wait for the killed one in vain."""
+        self.failed = name
+        how = self._how()
+        stop(*self.processes.values())
+        self.restarts += 1
+        self.failed = ""
+        self._on_restart(f"{name} {how}: started again ({self.restarts} of {self._most_restarts})")
+        self.processes = {}
+        self.start()
+
+    def _how(self) -> str:
+        code = self.processes[self.failed].returncode
+        if code < 0:
+            return f"was killed by {signal.Signals(-code).name}"
+        return f"ended with exit code {code}"
 
     def log(self, name: str = "master-0") -> Path:
         return self.folder / f"{name}.log"
 
     def reason(self) -> str:
         """Exit code or signal, and the last log lines, of the replica that failed first."""
-        code = self.processes[self.failed].returncode
-        how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        tries = f", after {self.restarts} restarts" if self.restarts else ""
         return (
-            f"{self.failed} ended with {how}; its log ({self.log(self.failed)})"
+            f"{self.failed} {self._how()}{tries}; its log ({self.log(self.failed)})"
             f" ends:\n{tail(self.log(self.failed))}"
         )
 
@@ -214,6 +255,20 @@ class Replicas:
             "PET_NNODES": str(replicas),
             "PET_NPROC_PER_NODE": per_node,
         }
+
+
+def was_killed(code: int) -> bool:
+    """Whether an exit code says that a process was told to stop, or killed, from outside.
+
+    A crash of its own (SIGSEGV, SIGABRT, SIGBUS) repeats.
+    """
+    numbers = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    return code in {-number for number in numbers} | {128 + number for number in numbers}
+
+
+def is_transient(code: int) -> bool:
+    """Whether what ended with this exit code may end well when it is tried again."""
+    return was_killed(code) or code == PASSING_FAILURE
 
 
 def wait(replicas: Replicas, *, deadline: float, poll: float = 0.1) -> int | None:

@@ -3,6 +3,7 @@
     JecError                     reported as one clear sentence, without a traceback (exit code 1)
     ├── InputError               refused before work starts: the input cannot be used (exit code 2)
     │   ├── DamagedFile          a data file cannot be read to its end      (weaver.read.opening)
+    │   ├── DamagedCheckpoint    a .pt file is not as it was written  (weaver.fit.checkpoint)
     │   ├── MissingFile          a web server has no such file        (common.storage.http)
     │   ├── WebPage              a web page came in place of data     (common.storage.http)
     │   ├── AuthError            no valid login for Kubeflow                (operations.auth)
@@ -52,6 +53,10 @@ __all__ = [
     "unknown",
     "without_secrets",
 ]
+
+
+PASSING_FAILURE = 75
+"""Exit code of a trial that failed for a reason that may pass: EX_TEMPFAIL of sysexits.h."""
 
 
 class StorageError(JecError):

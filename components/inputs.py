@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -122,6 +123,17 @@ def check_search_space(inputs: Inputs) -> Result:
     return Result(text=f"{names}; {config.algorithm}, {config.max_trials} trials")
 
 
+def check_gate(inputs: Inputs) -> Result:
+    """Say before any training why the gate will refuse the model, or the correction be missing."""
+    # submit and --help need no physics
+    from components.gate_inputs import missing_of_config
+
+    missing = missing_of_config(inputs.known_data_config, inputs.config.gate)
+    if missing:
+        return Result(text="looks at the exported model", warning="; ".join(missing))
+    return Result(text="can judge a model of this label, by the observers listed")
+
+
 def check_service_name(inputs: Inputs) -> Result:
     """Refuse a name of which KServe would never make a service.
 
@@ -149,7 +161,16 @@ def check_network(inputs: Inputs) -> Result:
             f"{inputs.config.network_config} needs the file {min(taken)} beside it, a name that the"
             " run's own copies have; rename it"
         )
-    if not check_builds(inputs.space, inputs.network, inputs.known_data_config):
+    try:
+        was_built = check_builds(inputs.space, inputs.network, inputs.known_data_config)
+    except InputError as error:
+        other = network_for(inputs.known_data_config)
+        if other is None or other == inputs.config.network_config:
+            raise
+        raise InputError(
+            f"{error}; the network of these inputs: --network-config {other}"
+        ) from None
+    if not was_built:
         return Result(
             text="torch is not installed here: it was read, not built",
             seen=False,
@@ -159,6 +180,19 @@ def check_network(inputs: Inputs) -> Result:
         text=f"{inputs.config.network_config}: built for this data configuration with every extreme"
         " of the search space, and takes its inputs"
     )
+
+
+def network_for(data_config: DataConfig) -> str | None:
+    """The network of this project that takes the input groups of a data config; None without one.
+
+    torch is installed.
+    """
+    groups = set(data_config.input_names)
+    for name in ("pfn_regressor_open", "particle_net_regressor_open"):
+        network = importlib.import_module(f"networks.{name}")
+        if set(network.INPUTS) <= groups <= {*network.INPUTS, *network.OPTIONAL_INPUTS}:
+            return f"networks/{name}.py"
+    return None
 
 
 def check_files(inputs: Inputs, split: str) -> Result:
@@ -278,6 +312,7 @@ OF_CONFIGURATION = (
     Check(name="data configuration", run=check_data_config),
     Check(name="search space", run=check_search_space),
     Check(name="network", run=check_network, reads_data_config=True),
+    Check(name="gate", run=check_gate, reads_data_config=True),
     Check(name="service name", run=check_service_name),
     Check(name="model card", run=check_card),
 )

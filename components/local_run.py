@@ -5,20 +5,23 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from clusters.orphans import RUN_VARIABLE, mark_owner
+from clusters import orphans
+from clusters.orphans import RUN_VARIABLE
+from clusters.run_lock import LOCK, RunLock
 from common import storage
 from common.config import AUTO, NONE, RunConfig
 from common.errors import InputError, InterruptedRun, JecError
 from common.measurements import Interval
 from common.progress import clock
 from common.records import ExportRecord, MetricsRecord, SearchRecord, ServiceRecord
-from common.run import Run
+from common.run import Run, make_run_id
 from components import chain, host_runner
 from components.step import LOCAL_DIR, write_status
 from components.steps import WEBHOOK, WEBHOOK_FILE
@@ -51,6 +54,7 @@ class LocalRun:
         self.environment = {**ALLOCATOR, LOCAL_DIR: str(self.output)}
         # prepare writes the run's URI into it as soon as it is settled
         self.uri_file: Path | None = None
+        self.lock: RunLock | None = None
 
     def __call__(self) -> int:
         """Run it, and return the exit code.
@@ -64,6 +68,8 @@ class LocalRun:
         for number in host_runner.stop_signals():
             signal.signal(number, _interrupt)
         try:
+            if self.config.run_id != AUTO:
+                self._take_lock(self.config.run_id)
             chain.compile_to(ir, self.config)
             host_runner.run_pipeline(
                 ir,
@@ -86,6 +92,9 @@ class LocalRun:
         finally:
             ir.unlink(missing_ok=True)
             self._end_service()
+            if self.lock is not None:
+                self.lock.release()
+                self._forget_refused(self.lock.run_id)
 
     @property
     def _prepared(self) -> Run:
@@ -97,13 +106,37 @@ class LocalRun:
     def _before_step(self, step: str, command: list[str]) -> None:
         if step == "prepare":
             self.uri_file = _uri_file(command)
+            if self.lock is None:
+                job_id = command[command.index("--job-id") + 1]
+                self._take_lock(make_run_id(self.config.network_config, job_id))
+
+    def _take_lock(self, run_id: str) -> None:
+        """Make this the only process that runs the run; end what a killed one left running.
+
+        Raises InputError where another process runs it.
+        """
+        has_results_elsewhere = self.config.s3_bucket != str(self.output)
+        remote = storage.join(self.config.s3_bucket, run_id) if has_results_elsewhere else ""
+        lock = RunLock(run_id, self.output / run_id / "local", remote)
+        lock.take(_say)
+        self.lock = lock
+        left = orphans.processes_of(run_id, self.output)
+        if left:
+            _say(f"ending {len(left)} processes that a killed command for {run_id} left")
+            orphans.end(list(left))
 
     def _after_step(self, step: str, command: list[str]) -> None:
         if step == "prepare":
             self.run = run = Run.load(_uri_file(command).read_text())
             self.environment[RUN_VARIABLE] = run.id
-            mark_owner(self.output / run.id / "local")
             self._point_latest(run)
+
+    def _forget_refused(self, run_id: str) -> None:
+        """Remove the folder of a run that prepare refused: it holds the lock alone."""
+        folder = self.output / run_id
+        files = [path for path in folder.rglob("*") if not path.is_dir()]
+        if files == [folder / "local" / LOCK]:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _point_latest(self, run: Run) -> None:
         """Let `latest` name the newest run whose preparation is whole.
@@ -246,6 +279,10 @@ class LocalRun:
 def _uri_file(command: list[str]) -> Path:
     """The file into which the prepare step with this command writes the run's URI."""
     return Path(command[command.index("--run-output") + 1])
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
 
 
 def _interrupt(*_: Any) -> None:

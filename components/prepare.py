@@ -295,6 +295,7 @@ def add_sample(inputs: Inputs) -> None:
 
 def fill(run: Run, inputs: Inputs, job_id: str = "") -> None:
     """Decode the data, copy the configurations, and write run.json last, which makes the run."""
+    from components.gate_inputs import missing_of_jets
     from weaver.network.siblings import write_siblings
 
     add_sample(inputs)
@@ -302,6 +303,8 @@ def fill(run: Run, inputs: Inputs, job_id: str = "") -> None:
     jet_columns, no_jet_columns = decode_jet_columns(run, inputs)
     # Only the decoded momenta show that files of other names hold the same jets.
     shared = check_shared({split: data.dataset for split, data in sets.items()})
+    for reason in missing_of_jets(sets["test"].dataset, run.config):
+        step.say(f"warning: the gate will refuse the model: {reason}")
 
     storage.write_bytes(run.path("config", "data.yaml"), inputs.data_config_text)
     storage.write_text(run.path("config", "network.py"), inputs.network.source)

@@ -34,6 +34,7 @@ from common import storage
 from common.cli import Parser, output_folder, require, run_main
 from common.errors import InputError
 from common.progress import Progress
+from common.storage import durable
 from data import jetntuple, ragged
 from data.generator import clustering, detector, jet_columns, quark_gluon
 from data.generator.detector import Candidates
@@ -332,7 +333,7 @@ def _write(path: Path, columns: Columns, source: str) -> None:
     hidden = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         jetntuple.write(hidden, columns, source=source)
-        hidden.replace(path)
+        durable.rename(hidden, path)
     finally:
         hidden.unlink(missing_ok=True)
 

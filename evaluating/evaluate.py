@@ -26,6 +26,7 @@ from evaluating import inputs, results
 from evaluating.inference import BATCH_SIZE, load_session, predict, predict_baseline
 from evaluating.measurement import Subject, measured
 from evaluating.permutation import importances
+from evaluating.requirements import check_observers
 from evaluating.trees import compare
 from physics.bootstrap import REPLICATES
 
@@ -67,7 +68,8 @@ def evaluate(
     earlier = None if baseline == NONE else storage.absolute(baseline)
     read = inputs.read_inputs(uri, trial)
     test = inputs.open_test_set(uri)
-    columns = inputs.check_observers(test.observers(), RunFolder(uri).data_config)
+    columns = test.observers()
+    check_observers(columns, RunFolder(uri).data_config)
 
     session = load_session(uri, name)
     answers = predict(session, test, batch_size)
@@ -79,6 +81,7 @@ def evaluate(
         read,
         columns,
         answers,
+        inputs.label_values(answers.labels, columns, test),
         of_baseline,
         trees,
         settings,

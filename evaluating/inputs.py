@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.config import AUTO
-from common.errors import InputError
 from common.layout import RunFolder
 from common.records import (
     EpochRecord,
@@ -22,8 +21,9 @@ from common.records import (
     find_history,
 )
 from common.run import Run
-from physics.metrics import NEEDED
+from physics.response import Floats
 from reporting.report import Documents
+from weaver.config.expressions import Expression
 
 if TYPE_CHECKING:
     from weaver.config.data_config import DataConfig
@@ -111,6 +111,9 @@ class TestSet(Protocol):
     def observers(self) -> Columns:
         """The observers that the data config lists."""
 
+    def label(self, name: str) -> NDArray[Any]:
+        """One label of all jets, (N,) or (N, k)."""
+
     def batch(self, index: NDArray[np.int64]) -> Batch:
         """The jets of these numbers."""
 
@@ -124,15 +127,23 @@ def open_test_set(uri: str) -> TestSet:
     return Dataset.open(folder.data("test"), DataConfig.load(folder.data_config))
 
 
-def check_observers(columns: Columns, where: str) -> Columns:
-    """The observers themselves.
+def label_values(labels: Mapping[str, str], columns: Columns, test: TestSet) -> Floats | None:
+    """A model's one label for the test jets, (N,); None where it cannot be told.
 
-    Raises InputError with the first one that the physics needs and the data config `where` lacks.
+    It is what its expression gives for the observers, or what the test set holds under the same
+    expression.
     """
-    for name in NEEDED:
-        if name not in columns:
-            raise InputError(
-                f"{where}: the evaluation needs the observer {name}, and 'observers' lists only"
-                f" {', '.join(columns) or 'nothing'}; add it"
-            )
-    return columns
+    if len(labels) != 1:
+        return None
+    ((name, text),) = labels.items()
+    expression = Expression(text, "label")
+    if set(expression.names) <= set(columns):
+        from weaver.read.jagged import evaluate
+
+        with np.errstate(all="ignore"):
+            values: Floats = np.asarray(evaluate(expression, columns), dtype=np.float64)
+        return values
+    own = test.data_config.functions.get(name)
+    if own is not None and own.text == text and name in test.data_config.label_names:
+        return test.label(name)
+    return None

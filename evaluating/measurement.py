@@ -14,7 +14,7 @@ from common.records import MetricsRecord, plain
 from evaluating.inference import Answers
 from evaluating.inputs import Columns, Inputs
 from evaluating.jet_columns import PILEUP
-from evaluating.labels import label_reason
+from evaluating.requirements import label_reason
 from evaluating.trees import Compared
 from physics import range_edges, uncertainty
 from physics.bootstrap import LEVEL
@@ -22,6 +22,7 @@ from physics.gate import judge
 from physics.metrics import NEEDED, Record, record_of, sample_of
 from physics.pileup import against_pileup
 from physics.residual_effect import residual_effect
+from physics.response import Floats
 from physics.tails import tails
 from reporting.headline import headline
 
@@ -42,6 +43,7 @@ def measured(
     inputs: Inputs,
     columns: Columns,
     answers: Answers,
+    label: Floats | None,
     baseline: NDArray[np.float32] | None,
     trees: Compared,
     settings: GateSettings,
@@ -49,8 +51,9 @@ def measured(
 ) -> MetricsRecord:
     """Everything measured on the test jets, with the gate's verdict.
 
-    columns: name -> (N,); baseline: an earlier model's answers for the same jets, (N,); trees: what
-    boosted trees answered, and the pile-up columns.
+    columns: name -> (N,); label: what the network learns, as `label_values` gives it; baseline: an
+    earlier model's answers for the same jets, (N,); trees: what boosted trees answered, and the
+    pile-up columns.
     """
     known = {**trees.pileup, **columns}
     pileup = next((name for name in PILEUP if name in known), "")
@@ -68,7 +71,7 @@ def measured(
     widths = widths_of(columns, answers, replicates, settings.seed)
     # The gate judges the numbers as they are, before they are rounded for the file.
     gate, reasons = judge(sample, settings, widths)
-    if reason := label_reason(answers.labels, columns):
+    if reason := label_reason(answers.labels, label, columns):
         reasons.insert(0, reason)
 
     content = {

@@ -24,7 +24,7 @@ from common.records import plain
 from common.run import Run
 from evaluating.inputs import Columns
 from evaluating.jet_columns import ALIGNED, FRACTIONS, GROUP, JET, PILEUP
-from evaluating.labels import label_reason
+from evaluating.requirements import label_reason
 from physics.boosted_trees import LEAST_JETS, MOST_JETS, SETTINGS, Jets, fit_and_predict
 from weaver.feed.order import spread
 
@@ -74,7 +74,8 @@ def compare(run: Run, columns: Columns, *, fraction: float = 1.0, seed: int) -> 
                 )
             )
     pileup = {name: observers[name] for name in PILEUP if name in observers}
-    if reason := label_reason(config.label_value, columns):
+    (label,) = config.label_names
+    if reason := label_reason(config.label_value, test.label(label), columns):
         return Compared(record=Trees(reason=reason), pileup=pileup)
     num_train = round(run.record.data["train"].jets * fraction)
     if num_train < LEAST_JETS:

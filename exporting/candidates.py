@@ -101,9 +101,10 @@ def raw_model(
     residual correction, where there is one. Raises InputError where the data config has no form in
     a graph, or the files of the validation set can no longer be read.
     """
+    from weaver.config.reference import reference_expression
     from weaver.onnx import parity, raw_jets
     from weaver.onnx import raw_model as weaver_raw_model
-    from weaver.onnx.raw_program import raw_program, reference_expression
+    from weaver.onnx.raw_program import raw_program
     from weaver.onnx.residual_features import FEATURES
     from weaver.onnx.valid_range import range_columns, valid_jets
 

@@ -50,6 +50,7 @@ from common.config import NONE
 from common.errors import GateError, InputError, JecError, unknown
 from common.layout import RunFolder
 from common.records import ExportRecord, ModelRecord, ValidRangeRecord
+from common.storage import durable
 from exporting.candidates import ModelInfo, feature_model, raw_model
 from exporting.card import card_of, write_card
 from exporting.repository import write_model
@@ -248,7 +249,7 @@ def publish(request: Export, folder: Path) -> None:
         return
     if os.path.lexists(run.models):
         os.rename(run.models, folder / "replaced")
-    os.rename(built.models, run.models)
+    durable.rename(built.models, run.models)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -47,7 +47,8 @@ def fit_residual(
     """Fit the correction on the validation jets; without one, the reason is not empty."""
     import torch
 
-    from weaver.onnx.residual_features import no_residual_because, residual_features
+    from weaver.config.reference import no_residual_because
+    from weaver.onnx.residual_features import residual_features
 
     config = dataset.data_config
     reason = no_residual_because(config)
@@ -73,8 +74,8 @@ def fit_residual(
     )
     if residual is None:
         return None, (
-            f"{len(index):,} validation jets are too few: fewer than two bins of pT from"
-            f" {r.CLOSURE_FROM:g} GeV up hold {MIN_JETS}"
+            f"{len(index):,} validation jets are too few: no region has two bins of pT from"
+            f" {r.CLOSURE_FROM:g} GeV up with {MIN_JETS}"
         )
     return residual, ""
 

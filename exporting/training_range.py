@@ -35,7 +35,7 @@ def training_range(folder: RunFolder, validation: Dataset) -> ValidRange | None:
     same selection chose, where they would have to be fetched. None where the observers do not say
     the pT that the label divides by.
     """
-    from weaver.onnx.raw_program import eta_group, reference_expression
+    from weaver.config.reference import eta_group, reference_expression
     from weaver.onnx.valid_range import selected_abs_eta, valid_range
     from weaver.read.jagged import evaluate
 

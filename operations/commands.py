@@ -7,6 +7,7 @@ import argparse
 from common.config import AUTO, RunConfig
 from common.errors import InputError
 from operations import kubeflow_runs
+from operations.previous_run import no_such_run
 from operations.server import connect
 from operations.target import PLACES, Target, ask_cluster, locate, place_flags
 
@@ -27,10 +28,14 @@ def act(args: argparse.Namespace) -> int:
         if args.follow and target.kubeflow is not None:
             return follow(target, target.kubeflow)
         return status(target)
-    from operations.down import down
+    from operations.down import down, was_removed
+    from operations.status import local_processes
 
+    target = locate(args.down, args, must_exist=False)
     # A run that is removed already is no error: --down works twice.
-    return down(locate(args.down, args, must_exist=False), storage_too=args.storage, yes=args.yes)
+    if not (target.is_known or local_processes(target) or was_removed(target)):
+        raise no_such_run(args.down, args, "; ".join(target.unseen))
+    return down(target, storage_too=args.storage, yes=args.yes)
 
 
 def run_on_kubeflow(config: RunConfig, host: str, args: argparse.Namespace) -> int:

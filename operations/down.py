@@ -5,12 +5,14 @@ It works twice.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from clusters import orphans
+from clusters import orphans, run_lock
 from common import storage
 from common.errors import ClusterError, InputError, JecError
 from operations.kubeflow_runs import KubeflowRun
@@ -70,6 +72,8 @@ def down(target: Target, *, storage_too: bool, yes: bool) -> int:
         kept += "; on Kubeflow Pipelines finish still writes its summary"
     if storage_too:
         problems += remove_storage(target, in_use=bool(problems))
+    if not problems:
+        note_removal(target)
 
     for problem in problems:
         print(f"left: {problem}", file=sys.stderr)
@@ -94,10 +98,36 @@ def plan_lines(target: Target, storage_too: bool) -> list[str]:
         for name in target.operator.find(target.run_id):
             lines.append(f"{name} in namespace {target.operator.namespace}")
     if storage_too and target.folder:
-        entries = storage.entries(target.folder)
-        size = sum(entry.size for entry in entries)
-        lines.append(f"folder {target.folder}: {len(entries)} files, {size / 1e6:.1f} MB")
+        count, size = size_of(target.folder)
+        lines.append(f"folder {target.folder}: {count} files, {size / 1e6:.1f} MB")
     return lines
+
+
+def size_of(folder: str) -> tuple[int, int]:
+    """Files below a folder and their bytes. A link counts as itself: what it leads to stays."""
+    if not storage.is_local(folder):
+        entries = storage.entries(folder)
+        return len(entries), sum(entry.size for entry in entries)
+    files = [Path(place) / name for place, _, names in os.walk(folder) for name in names]
+    return len(files), sum(file.lstat().st_size for file in files)
+
+
+def was_removed(target: Target) -> bool:
+    """Whether an earlier --down from this folder of runs removed the run."""
+    path = removals(target)
+    return path.is_file() and target.run_id in path.read_text(errors="replace").split()
+
+
+def note_removal(target: Target) -> None:
+    """Remember that the run was removed, so that a repeated --down finds nothing wrong."""
+    path = removals(target)
+    if path.parent.is_dir() and not was_removed(target):
+        with contextlib.suppress(OSError), path.open("a") as file:
+            file.write(f"{target.run_id}\n")
+
+
+def removals(target: Target) -> Path:
+    return Path(target.args.output).resolve() / ".removed"
 
 
 def confirmed(run_id: str) -> bool:
@@ -140,7 +170,7 @@ def end_processes(target: Target) -> list[str]:
 
     output = Path(target.args.output).resolve()
     # The command that runs it comes first: it ends its own children in order.
-    if owner := orphans.owner(output / target.run_id / "local"):
+    if owner := run_lock.owner(output / target.run_id / "local"):
         orphans.end([owner], grace=2 * orphans.GRACE)
         print(f"ended process {owner}", flush=True)
     # Model servers are known by their own record, with their shared memory.
@@ -183,6 +213,8 @@ def remove_storage(target: Target, *, in_use: bool) -> list[str]:
     if in_use:
         return [f"{target.folder}: kept, because something of the run may still write to it"]
     local = Path(target.args.output).resolve() / target.run_id
+    if storage.is_local(target.folder) and Path(target.folder).is_symlink():
+        return [f"{target.folder}: kept, because it is a link to a folder elsewhere"]
     try:
         removed = storage.delete(target.folder) if target.folder else 0
         if local.exists():

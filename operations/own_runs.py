@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from clusters import orphans
+from clusters import orphans, run_lock
 from common.errors import InputError
 from common.layout import RunFolder
 
@@ -73,7 +73,7 @@ def living_runs(output: Path) -> set[str]:
 
 def is_going_on(folder: Path, living: set[str]) -> bool:
     """Whether a command runs this run, or a process of it lives."""
-    return folder.name in living or orphans.owner(folder / "local") is not None
+    return folder.name in living or run_lock.owner(folder / "local") is not None
 
 
 def remove_run(output: Path, run_id: str) -> None:

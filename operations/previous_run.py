@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
+import re
 from collections.abc import Mapping
+from pathlib import Path
 
 from common import storage
 from common.config import AUTO, RunConfig, of_earlier_run, typed
@@ -12,6 +15,10 @@ from common.records import SummaryRecord
 from common.run import Run
 from operations.endpoint import endpoint
 
+NAME = re.compile(r"[A-Za-z0-9][-A-Za-z0-9_.]*")
+"""A run's id, or Kubeflow's own id of a run."""
+MARKS = ("run.json", "status.json", "local/lock")
+"""Files of a run's folder, one of which makes it one."""
 ENDED = ("succeeded", "not deployed")
 """States of a run whose chain has come to its end (SummaryRecord.state)."""
 
@@ -23,7 +30,7 @@ def with_parameters_of(
 
     Raises InputError where there is no such run.
     """
-    run_id = args.resume or args.rerun
+    run_id = settled(args.resume or args.rerun, args)
     folder = run_folder(run_id, args)
     values: dict[str, object] = {}
     if folder and storage.exists(storage.join(folder, "run.json")):
@@ -45,6 +52,34 @@ def with_parameters_of(
         values["run_id"] = run_id
     parser.set_defaults(**values)
     return parser.parse_args(argv)
+
+
+def settled(run_id: str, args: argparse.Namespace) -> str:
+    """The id of the run that a user names: by its id, by `latest`, or by the path of its folder.
+
+    Raises InputError for what leads elsewhere than to a run directly below --output, such as `..`,
+    or a link out of it.
+    """
+    output = Path(args.output).resolve()
+    path = output / run_id.rstrip("/")
+    if not os.path.lexists(path):
+        path = Path(run_id).absolute()  # as a shell completes runs/pfn-0a1b2c3d
+        if "/" not in run_id or not os.path.lexists(path):
+            if not NAME.fullmatch(run_id):
+                raise no_such_run(run_id, args)
+            return run_id
+    folder = path.resolve()
+    if folder.parent != output:
+        raise InputError(
+            f"'{run_id}' leads to {folder}, which is no run below {output}; nothing was done. Give"
+            " a run's id, and --output for a run elsewhere"
+        )
+    if not any((folder / name).is_file() for name in MARKS):
+        raise InputError(
+            f"'{run_id}' leads to {folder}, which is no run: it has none of {', '.join(MARKS)};"
+            " nothing was done"
+        )
+    return folder.name
 
 
 def run_folder(run_id: str, args: argparse.Namespace) -> str:
@@ -77,7 +112,7 @@ def places(args: argparse.Namespace) -> list[str]:
 
 def no_such_run(run_id: str, args: argparse.Namespace, also: str = "") -> InputError:
     """Return the error for a run that no place knows, with the nearest of those on this machine."""
-    there = {path.parent.name for path in args.output.glob("*/status.json")}
+    there = {path.parent.name for path in args.output.glob("*/status.json")} - {"latest"}
     where = places(args)
     if also:
         where.append(also)

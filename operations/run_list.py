@@ -15,7 +15,7 @@ import sys
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
-from clusters import orphans
+from clusters import run_lock
 from common import storage
 from common.cli import SIZE_UNITS
 from common.config import AUTO
@@ -119,7 +119,8 @@ def may_run_elsewhere(folder: Path, line: RunLine) -> bool:
 
     So it is unless it ran on one machine, whose process is noted, and wrote nothing for a day.
     """
-    ran_on_one_machine = (folder / "local" / orphans.OWNER).exists()
+    marks = (run_lock.LOCK, run_lock.OWNER)  # runs of an earlier version have the second alone
+    ran_on_one_machine = any((folder / "local" / mark).exists() for mark in marks)
     now = datetime.datetime.now(datetime.UTC)
     is_quiet = line.changed is not None and now - line.changed > QUIET
     return not (ran_on_one_machine and is_quiet)

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from clusters import orphans, workflow
+from clusters import orphans, run_lock, workflow
 from common import storage
 from common.config import AUTO
 from common.errors import JecError
@@ -245,7 +245,7 @@ def local_processes(target: Target) -> dict[int, str]:
     """Return pid -> command line of the run's processes here, the command that runs it first."""
     output = Path(target.args.output).resolve()
     processes = {}
-    if owner := orphans.owner(output / target.run_id / "local"):
+    if owner := run_lock.owner(output / target.run_id / "local"):
         processes[owner] = "python pipeline.py (runs it)"
     return processes | orphans.processes_of(target.run_id, output)
 

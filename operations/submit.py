@@ -84,7 +84,8 @@ def submit(config: RunConfig, server: Server, image: str, *, account: str = AUTO
     # The data may lie where only the pods can read them: prepare looks at them.
     inputs = Inputs(config)
     for check in OF_CONFIGURATION:
-        check.run(inputs)
+        if warning := check.run(inputs).warning:
+            print(f"warning: {warning}", flush=True)
     check_version(server)
     check_length(with_space_as_text(config))
     for note in notes(config, server, account):

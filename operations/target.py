@@ -46,6 +46,13 @@ class Target:
     """Why its files could not be looked for; empty if they could."""
 
     @property
+    def is_known(self) -> bool:
+        """Whether any place that could be asked has something of the run."""
+        if self.folder or self.kubeflow is not None or self.storage_unseen:
+            return True
+        return self.operator is not None and bool(self.operator.find(self.run_id))
+
+    @property
     def kfp_id(self) -> str:
         """Kubeflow's own id of the run; empty where no server knows it."""
         return self.kubeflow.id if self.kubeflow is not None else ""
@@ -56,7 +63,7 @@ def locate(run_id: str, args: argparse.Namespace, *, must_exist: bool = True) ->
 
     Raises InputError where no place knows it, unless it need not exist (any more).
     """
-    target = Target(run_id=run_id, args=args)
+    target = Target(run_id=previous_run.settled(run_id, args), args=args)
     ask_server(target)
     if target.kubeflow is not None:
         # The user may have typed Kubeflow's own id.
@@ -76,10 +83,7 @@ def locate(run_id: str, args: argparse.Namespace, *, must_exist: bool = True) ->
         target.unseen.append(f"storage: {error}")
     ask_cluster(target)
 
-    known = bool(target.folder) or target.kubeflow is not None
-    if not known and target.operator is not None:
-        known = bool(target.operator.find(target.run_id))
-    if must_exist and not known:
+    if must_exist and not target.is_known:
         raise previous_run.no_such_run(run_id, args, "; ".join(target.unseen))
     return target
 

@@ -99,11 +99,7 @@ def judge(
 
     reasons = answer_reasons(sample, uncertainty)
     if gain is None:
-        reasons.append(
-            "the resolution gain cannot be measured: the test set has"
-            f" {sample.sizes[groups.SUMMARY[-1].name]:,} {groups.SUMMARY[-1].text} whose responses"
-            " can be compared with the standard JEC's"
-        )
+        reasons.append(reason_without_gain(sample))
     else:
         checks.insert(0, gain)
         if not gain["passed"]:
@@ -159,6 +155,14 @@ def gain_check(sample: Sample, settings: GateSettings) -> Record | None:
         "margin": margin,
         "passed": passed,
     }
+
+
+def reason_without_gain(sample: Sample) -> str:
+    whole = groups.SUMMARY[-1]
+    return (
+        f"the resolution gain cannot be measured: the test set has {sample.sizes[whole.name]:,}"
+        f" {whole.text} whose responses can be compared with the standard JEC's"
+    )
 
 
 def reason_of_gain(check: Mapping[str, Any], strict: bool) -> str:
@@ -415,6 +419,24 @@ def coverage_tests(uncertainty: Mapping[str, Any], settings: GateSettings) -> It
 
 
 # ------------------------------------------------------------------------ what could not be judged
+
+
+def reasons_of_jets(columns: Mapping[str, np.ndarray], settings: GateSettings) -> list[str]:
+    """Why the gate will refuse every model that is tested on these jets: known without a model.
+
+    columns: name -> (N,), at least physics.metrics.NEEDED.
+    """
+    # A model that changes nothing, whose tests stand for those of any; their results do not count.
+    sample = metrics.sample_of(columns, np.zeros(len(columns["jetPt"])), replicates=2)
+    tests = [
+        *closure_tests(sample, settings),
+        *resolution_tests(sample, settings),
+        *flavour_tests(sample, settings),
+    ]
+    reasons = []
+    if gain_check(sample, settings) is None:
+        reasons.append(reason_without_gain(sample))
+    return [*reasons, *missing_reasons(sample, settings, tests, None)]
 
 
 def missing_reasons(

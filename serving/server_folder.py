@@ -22,6 +22,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -119,7 +120,14 @@ def _in_use(path: Path) -> bool:
 
 
 def _folders() -> list[Path]:
-    return [path for path in Path(_parent()).glob(f"{_prefix()}*") if os.access(path, os.W_OK)]
+    """This user's folders; another user can make one of that name, which says nothing to us."""
+    folders = []
+    for path in Path(_parent()).glob(f"{_prefix()}*"):
+        with contextlib.suppress(FileNotFoundError):
+            status = path.lstat()
+            if stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid():
+                folders.append(path)
+    return folders
 
 
 def _prefix() -> str:

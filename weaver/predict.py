@@ -36,7 +36,7 @@ from weaver.feed.loader import Loader
 from weaver.fit.checkpoint import (
     TrialFolder,
     load_weights,
-    read_tensors,
+    read_best,
     read_weights,
     state_uri,
 )
@@ -108,18 +108,13 @@ def build_best(
 
     of_weaver: see weaver.network.network_file.NetworkFile.build.
     """
-    uri = storage.join(trial_uri, "best.pt")
-    if not storage.exists(uri):
-        raise InputError(f"there is no {uri}: the trial has not finished an epoch")
-    best = read_tensors(uri)
-    if "model" not in best or "network_options" not in best:
-        raise InputError(f"{uri} is no best.pt of weaver.train")
+    best = read_best(trial_uri)
     return _build(
         network_config,
         data_config,
         best["network_options"],
         best["model"],
-        uri,
+        storage.join(trial_uri, "best.pt"),
         for_inference,
         of_weaver,
     )

@@ -7,7 +7,7 @@ r"""Train one network on prepared jets: the program of every trial.
 
 Started again with the same command it resumes where it was; a finished trial ends at once. Exit
 codes: 0 trained, 1 training failed (with the reason in the trial's file `failed` if it would fail
-again), 2 the input cannot be used, 143 stopped by SIGTERM.
+again), 2 the input cannot be used, 75 the storage failed, which may pass, 143 stopped by SIGTERM.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from common import storage
 from common.cli import run_main
-from common.errors import InputError, JecError, TrainingError
+from common.errors import PASSING_FAILURE, InputError, JecError, StorageError, TrainingError
 from weaver.fit.checkpoint import (
     Settings,
     TrialFolder,
@@ -59,8 +59,18 @@ def _main(argv: Sequence[str] | None) -> int:
             if len(trainings) > 1 and _is_first_rank():
                 _say(f"fold {number} of {len(trainings)}: {training.model_prefix}")
             # within `logged`, so that the log file has an error too
-            if code := run_main(functools.partial(run, training)):
+            if code := run_main(functools.partial(_run, training)):
                 return code
+    return 0
+
+
+def _run(options: TrainOptions) -> int:
+    """Run the options; a failure that may pass has an exit code of its own."""
+    try:
+        run(options)
+    except StorageError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return PASSING_FAILURE
     return 0
 
 

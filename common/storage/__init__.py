@@ -38,6 +38,7 @@ __all__ = [
     "Entry",
     "Source",
     "absolute",
+    "create",
     "delete",
     "digest",
     "download",
@@ -147,6 +148,17 @@ def write_bytes(uri: str, content: bytes) -> None:
     """Write one file atomically, making its folder where needed."""
     backend, uri = _backend(uri)
     backend.write_bytes(uri, content)
+
+
+def create(uri: str, content: bytes) -> bool | None:
+    """Write one file unless it exists: True if it was written, False if it exists.
+
+    None where the storage makes no conditional writes; then nothing was written.
+    """
+    backend, uri = _backend(uri)
+    if backend is local:
+        return local.create(uri, content)
+    return s3.create(uri, content) if backend is s3 else None
 
 
 def write_text(uri: str, content: str) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import glob as python_glob
 import os
+import secrets
 import shutil
 import stat
 import tempfile
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from common.errors import InputError, JecError, StorageError
+from common.storage import durable
 from common.storage.entry import Entry
 from common.storage.source import Source
 
@@ -158,6 +160,23 @@ def write_bytes(path: str, content: bytes) -> None:
         Path(temporary).write_bytes(content)
 
 
+def create(path: str, content: bytes) -> bool:
+    """Write a file unless it exists, whole or not at all."""
+    with _explained(path, "write"):
+        folder = os.path.dirname(os.path.abspath(path))
+        os.makedirs(folder, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=folder, prefix=PARTIAL)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+            os.link(temporary, path)
+        except FileExistsError:
+            return False
+        finally:
+            os.remove(temporary)
+    return True
+
+
 def entries(path: str) -> list[Entry]:
     """The files below a folder, or the one file of that path.
 
@@ -228,14 +247,19 @@ def download(path: str, target: str) -> None:
 
 
 def delete(path: str) -> int:
-    """Remove a file or a folder with everything in it; returns how many files went."""
-    files = entries(path)
+    """Remove a file or a folder with everything in it; returns how many files went.
+
+    Of a link the link goes, and what it leads to stays.
+    """
     with _explained(path, "delete"):
         if os.path.isdir(path) and not os.path.islink(path):
+            count = sum(len(names) for _, _, names in os.walk(path))
             shutil.rmtree(path)
-        elif files:
+            return count
+        if os.path.lexists(path):
             os.remove(path)
-    return len(files)
+            return 1
+    return 0
 
 
 @contextlib.contextmanager
@@ -252,13 +276,12 @@ def replacing(path: str) -> Iterator[str]:
 def _replacing(path: str) -> Iterator[str]:
     folder = os.path.dirname(os.path.abspath(path))
     os.makedirs(folder, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=folder, prefix=PARTIAL)
-    os.close(handle)
+    temporary = os.path.join(folder, f"{PARTIAL}{secrets.token_hex(8)}")
+    # The user's umask decides who may read it; mkstemp's 0600 would hide results from colleagues.
+    os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
     try:
         yield temporary
-        # mkstemp's 0600 would hide results from colleagues on a shared disk
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+        durable.rename(temporary, path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             os.remove(temporary)

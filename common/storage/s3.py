@@ -77,6 +77,26 @@ def write_bytes(uri: str, content: bytes) -> None:
         client().put_object(Bucket=bucket, Key=key, Body=content)
 
 
+def create(uri: str, content: bytes) -> bool | None:
+    """Write an object unless it exists; None where the endpoint makes no conditional writes."""
+    import botocore.exceptions as aws
+
+    bucket, key = split_s3(uri)
+    with explained(uri):
+        try:
+            client().put_object(Bucket=bucket, Key=key, Body=content, IfNoneMatch="*")
+        except aws.ParamValidationError:  # a boto3 that is older than the condition
+            return None
+        except aws.ClientError as error:
+            status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+            if status in (409, 412):  # another write is under way, or has been
+                return False
+            if status in (400, 501):  # Ceph before Tentacle, MinIO before 2024
+                return None
+            raise
+    return True
+
+
 def entries(uri: str) -> list[Entry]:
     """The objects of that name, or below the folder of that name."""
     _, key = split_s3(uri)

@@ -19,6 +19,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from common import private_folder
+
 SECRET_FOLDER = "JEC_XROOTD_LOGIN"  # noqa: S105 (a variable's name)
 """Variable with the folder of a mounted Secret, which has one or more of KEYS."""
 KEYS = {
@@ -45,8 +47,8 @@ def prepare() -> None:
         source = Path(folder, key)
         if not source.is_file() or (content := source.read_bytes()) == _copies.get(key):
             continue
-        place = Path(tempfile.gettempdir(), f"xrootd-{os.getuid()}")
-        place.mkdir(mode=0o700, exist_ok=True)
+        default = Path(tempfile.gettempdir(), f"xrootd-{os.getuid()}")
+        place = private_folder.make(default, "TMPDIR")
         # mkstemp's mode is 0600; the rename lets a reader see the old file or the new one
         handle, temporary = tempfile.mkstemp(dir=place)
         with os.fdopen(handle, "wb") as file:

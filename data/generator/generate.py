@@ -23,6 +23,7 @@ from pathlib import Path
 from common.cli import Parser, output_folder, require, run_main
 from common.errors import InputError, InterruptedRun
 from common.progress import Progress
+from common.storage import durable
 from data import jetntuple
 from data.generator import workers
 from data.generator.blocks import EVENTS_PER_BLOCK, JetMaker, Recipe
@@ -56,9 +57,16 @@ def generate(
     try:
         processes = workers or available_cores()
         hidden = _write_hidden(folder, jets, recipe, processes, jets_per_file, label)
-        return [path.rename(path.with_name(path.name.removeprefix(PARTIAL))) for path in hidden]
+        return [_uncovered(path) for path in hidden]
     finally:
         _remove_hidden(folder)
+
+
+def _uncovered(path: Path) -> Path:
+    """Give a hidden file its own name; returns the new path."""
+    target = path.with_name(path.name.removeprefix(PARTIAL))
+    durable.rename(path, target)
+    return target
 
 
 def _write_hidden(

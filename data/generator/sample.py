@@ -25,6 +25,7 @@ from common import storage
 from common.choices import SPLITS
 from common.cli import Parser, require, run_main
 from common.errors import InputError
+from common.storage import durable
 from data.generator import generate, jec, quark_gluon
 from data.generator.blocks import Recipe
 
@@ -116,7 +117,7 @@ def _move_into_place(folder: Path, root: Path) -> None:
     if root.exists() and not is_whole(str(root)):
         shutil.rmtree(root)
     with contextlib.suppress(OSError):
-        folder.rename(root)
+        durable.rename(folder, root)
     require(is_whole(str(root)), f"cannot move the sample to {root}")
 
 

@@ -22,7 +22,7 @@ from common.layout import RAW_SUFFIX, RunFolder
 from common.records import ExportRecord
 from serving.validity import KEY, ModelRange, model_range
 from weaver.config.expressions import Expression
-from weaver.onnx.raw_program import denominator
+from weaver.config.reference import denominator
 
 if TYPE_CHECKING:
     import onnxruntime

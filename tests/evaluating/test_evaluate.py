@@ -17,7 +17,7 @@ from common.errors import InputError
 from common.layout import RunFolder
 from common.records import MetricsRecord, plain
 from common.run import Run
-from evaluating import evaluate, inputs, results
+from evaluating import evaluate, inputs, requirements, results
 from evaluating.inference import load_session, predict
 from tests.physics.jets import make_jets, target_of
 from tests.records import metrics_record
@@ -33,12 +33,17 @@ class TestJets:
 
     def __init__(self, jets: dict[str, np.ndarray]) -> None:
         self.jets = jets
+        self.data_config = SimpleNamespace(functions={}, label_names=())
+        self.labels: dict[str, np.ndarray] = {}
 
     def __len__(self) -> int:
         return len(self.jets["jetPt"])
 
     def observers(self) -> dict[str, np.ndarray]:
         return self.jets
+
+    def label(self, name: str) -> np.ndarray:
+        return self.labels[name]
 
     def batch(self, index: np.ndarray) -> SimpleNamespace:
         return SimpleNamespace(
@@ -330,7 +335,7 @@ def test_a_model_of_other_inputs_is_refused(run, capsys):
 
 def test_a_missing_observer_is_named():
     with pytest.raises(InputError, match="needs the observer genJetEta"):
-        inputs.check_observers({"jetPt": np.ones(1), "genJetPt": np.ones(1)}, "config/data.yaml")
+        requirements.check_observers(["jetPt", "genJetPt"], "config/data.yaml")
 
 
 @pytest.mark.parametrize(
@@ -349,3 +354,22 @@ def test_values_that_cannot_be_meant(run, capsys, flag, value):
 
 def test_the_model_under_test_is_valid_onnx():
     onnx.checker.check_model(onnx.load_from_string(linear_model(1.0)))
+
+
+@pytest.mark.parametrize(("factor", "passes"), [(1.0, True), (2.0, False)])
+def test_a_label_of_more_than_observers_is_judged_by_its_values(
+    run, undrawn, monkeypatch, factor, passes
+):
+    jets = make_jets(2500)
+    test = TestJets(jets)
+    text = "np.log(genJetPt / derived)"
+    test.data_config = SimpleNamespace(
+        functions={"target": SimpleNamespace(text=text)}, label_names=("target",)
+    )
+    test.labels = {"target": factor * target_of(jets)}
+    monkeypatch.setattr(inputs, "open_test_set", lambda _: test)
+    model = onnx.load_from_string(linear_model(0.1))
+    onnx.helper.set_model_props(model, {"label": json.dumps({"target": text})})
+    put_model(run, model.SerializeToString())
+    assert command(run) == 0
+    assert read_strictly(run / "metrics.json")["passed"] is passes

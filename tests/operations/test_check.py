@@ -651,6 +651,25 @@ def test_inputs_are_read_and_the_network_is_built():
     assert "with every extreme of the search space" in table["network"][0][1]
 
 
+@pytest.mark.parametrize(
+    ("data_config", "network_config"),
+    [
+        ("jec_particle_net_open", "particle_net_regressor_open"),
+        ("jec_pfn_open", "pfn_regressor_open"),
+    ],
+)
+def test_the_network_of_other_inputs_is_named(data_config, network_config):
+    right = f"networks/{network_config}.py"
+    wrong = {
+        "networks/pfn_regressor_open.py": "networks/particle_net_regressor_open.py",
+        "networks/particle_net_regressor_open.py": "networks/pfn_regressor_open.py",
+    }[right]
+    config = RunConfig(data_config=f"data/{data_config}.yaml", network_config=wrong)
+    ((state, text),) = lines(check_inputs.check_inputs(config))["network"]
+    assert state == "error"
+    assert f"--network-config {right}" in text
+
+
 def test_each_mistake_is_its_own_line(tmp_path):
     broken = tmp_path / "net.py"
     broken.write_text(

@@ -14,7 +14,8 @@ import psutil
 import pytest
 
 import pipeline
-from clusters import orphans
+from clusters import orphans, run_lock
+from clusters.run_lock import RunLock
 from common import storage
 from common.errors import InputError
 from common.measurements import Interval
@@ -149,7 +150,7 @@ def test_prune_removes_what_is_both_old_and_large(tmp_path):
 def test_prune_keeps_what_is_served_or_going_on(tmp_path, capsys):
     kept = {
         "pfn-00000001": lambda folder: serve(folder, "kserve"),
-        "pfn-00000002": lambda folder: orphans.mark_owner(Path(folder) / "local"),
+        "pfn-00000002": lambda folder: RunLock("pfn-00000002", Path(folder) / "local").take(print),
         "pfn-00000003": lambda folder: (Path(folder) / "service.json").write_text("garbage"),
         # It may run on a cluster that shares the folder.
         "pfn-00000005": lambda folder: (Path(folder) / "summary.json").unlink(),
@@ -158,7 +159,7 @@ def test_prune_keeps_what_is_served_or_going_on(tmp_path, capsys):
         keep(make_run(tmp_path, run_id, days=40))
     stopped = Path(make_run(tmp_path, "pfn-00000006", days=40, state="running"), "local")
     stopped.mkdir()
-    (stopped / orphans.OWNER).write_text(json.dumps({"pid": 1, "started": "long ago"}))
+    (stopped / run_lock.OWNER).write_text(json.dumps({"pid": 1, "started": "long ago"}))
     serve(make_run(tmp_path, "pfn-00000004", days=40), "triton")  # whose server has ended
     assert command(tmp_path, "--prune", "--older-than", "1d", "--yes") == 0
     assert {one.name for one in tmp_path.iterdir()} == set(kept)

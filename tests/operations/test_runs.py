@@ -853,17 +853,7 @@ def test_down_ends_a_model_server_whose_run_was_killed_before_it_could_note_it(
     assert any("triton" in command or "kserve" in command for command in left.values())
     assert main(tmp_path, "--down", RUN_ID, "--yes") == 0
     assert orphans.processes_of(RUN_ID, runs) == {}
-    assert not [pid for pid in left if orphans._alive(pid)]
-
-
-def test_the_owner_of_a_run_is_known_until_it_ends(tmp_path):
-    assert orphans.owner(tmp_path) is None
-    orphans.mark_owner(tmp_path)
-    assert orphans.owner(tmp_path) == os.getpid()
-    noted = json.loads((tmp_path / orphans.OWNER).read_text())
-    # the pid is another process' now
-    (tmp_path / orphans.OWNER).write_text(json.dumps({**noted, "started": "1"}))
-    assert orphans.owner(tmp_path) is None
+    assert not [pid for pid in left if orphans.is_alive(pid)]
 
 
 def _until(condition, seconds: float = 10.0) -> None:

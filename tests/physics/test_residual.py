@@ -12,7 +12,19 @@ from hypothesis import strategies as st
 from physics import residual as res
 from physics import response as r
 from physics.metrics import record_of, sample_of
-from physics.residual import IDENTITY, Curve, Point, Residual, fit, from_json, smooth, through
+from physics.residual import (
+    IDENTITY,
+    WIDTHS,
+    Curve,
+    Point,
+    Residual,
+    fit,
+    from_json,
+    measure,
+    smooth,
+    through,
+    width_shares,
+)
 from physics.residual_effect import residual_effect
 from tests.physics.jets import make_jets, target_of
 
@@ -120,10 +132,59 @@ def points(log_pt, log_r, error) -> list[Point]:
 
 def test_points_are_drawn_towards_one_by_their_errors():
     log_pt, log_r = [4.2, 5.0, 6.0], [0.01, 0.012, 0.015]
-    precise, vague = (smooth(points(log_pt, log_r, error)) for error in (1e-4, 0.03))
+    measured = [points(log_pt, log_r, error) for error in (1e-4, 0.03)]
+    precise, vague = (smooth(one, width_shares([one])) for one in measured)
     np.testing.assert_allclose(precise, log_r, rtol=0.01)
-    assert (np.abs(vague) < np.abs(log_r)).all()
+    assert (np.abs(vague) < 0.5 * np.abs(log_r)).all()
     assert (vague > 0).all()
+
+
+@pytest.mark.parametrize("size", [0.001, 0.005, 0.03], ids=str)
+def test_the_width_of_the_prior_is_that_of_the_deviations(size):
+    log_pt = np.linspace(4, 8, 9)
+    trends = (size * (log_pt - 6) / 2, size * np.ones(9), -size * np.ones(9))
+    shares = width_shares([points(log_pt, trend, size / 10) for trend in trends])
+    assert shares.sum() == pytest.approx(1)
+    assert size / 3 < np.exp(shares @ np.log(WIDTHS)) < 3 * size
+    # Deviations that are as large as the errors make them tell nothing of a width.
+    rng = np.random.default_rng(0)
+    noise = [points(log_pt, size * rng.normal(size=9), size) for _ in range(2)]
+    assert np.abs(smooth(noise[0], width_shares(noise))).max() < size / 2
+
+
+def test_a_bin_with_few_jets_is_joined_with_the_next():
+    gen_pt = np.concatenate([np.full(30, 70.0), np.full(30, 100.0), np.full(60, 130.0), [200.0]])
+    made = measure("barrel", np.log(gen_pt) + 0.01, gen_pt)
+    assert [point.num_jets for point in made] == [60, 60]
+    np.testing.assert_allclose([point.log_r for point in made], -0.01)
+
+
+def mean_bias(jets: dict[str, np.ndarray], output: np.ndarray) -> float:
+    return float(np.mean([abs(bias) for bias, _ in biases(jets, output).values()]))
+
+
+@pytest.mark.parametrize(
+    ("scale", "draws", "number", "at_most"),
+    [(0.002, 25, 1000, 1.1), (0.02, 5, 1000, 0.4), (0.02, 3, 10_000, 0.25)],
+    ids=["nearly closed", "off by 2 %", "off by 2 %, many jets"],
+)
+def test_few_validation_jets_do_no_harm(test, scale, draws, number, at_most):
+    """The mean |bias| on independent jets, of what it is without the correction."""
+    independent = {name: values[:60_000] for name, values in test.items()}
+
+    # What the jets' formula leaves of bias is taken off, so that it is `scale` everywhere.
+    def network(jets):
+        gluon = np.where(jets["partonFlav"] == 21, 0.99, 1.01)
+        return 0.1 * target_of(jets) - 0.9 * np.log(gluon) + scale
+
+    output = network(independent)
+    before = mean_bias(independent, output)
+    after = []
+    for seed in range(draws):
+        few = make_jets(number, seed=100 + seed)
+        residual = fitted(few, network(few))
+        after.append(mean_bias(independent, corrected(independent, output, residual)))
+    assert np.mean(after) < at_most * before
 
 
 @settings(max_examples=60, deadline=None)
@@ -133,7 +194,8 @@ def test_points_are_drawn_towards_one_by_their_errors():
 )
 def test_any_curve_is_bounded_rising_and_constant_outside(steps, error):
     log_pt = 4 + np.cumsum([step for step, _ in steps])
-    curve = through(points(log_pt, [y for _, y in steps], error))
+    made = points(log_pt, [y for _, y in steps], error)
+    curve = through(made, width_shares([made]))
     x = np.linspace(log_pt[0] - 2, log_pt[-1] + 2, 5000)
     log_r = curve(x)
     assert np.abs(np.expm1(log_r)).max() <= res.MAX_CORRECTION + 1e-9

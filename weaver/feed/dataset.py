@@ -157,7 +157,7 @@ class Dataset:
 
         Raises InputError where there is no such data, or it was prepared with another data config.
         """
-        cache = Path(cache_dir) if cache_dir else node_cache()
+        cache = Path(cache_dir) if cache_dir else None
         if isinstance(source, list) and len(source) == 1 and isinstance(source[0], str):
             source = source[0]
         if isinstance(source, str) and source.endswith(".json"):
@@ -181,7 +181,7 @@ class Dataset:
             uri = prepare(
                 files,
                 data_config,
-                str(cache),
+                str(cache or node_cache()),
                 for_training=for_training,
                 validation=validation,
                 part=part,

@@ -2,6 +2,7 @@
 
     checkpoint.pt   everything to go on after the last epoch, or after the step at which the trial
         was told to stop
+    checkpoint.previous.pt   the checkpoint before it, for the case that checkpoint.pt is damaged
     best.pt         weights of the best epoch so far: {"model", "epoch", "metric",
         "network_options"}
     options.json    what was trained, with what, and the best epoch
@@ -22,11 +23,11 @@ For weaver-core there are bare state_dicts as well, by the names that it gives t
 checkpoint.pt holds {"model", "average", "optimizer", "scheduler", "scaler", "precision", "random",
 "configuration", "progressed"}.
 
-Files are written whole or not at all. A resumed run sees the same dropout as one that was never
-stopped because every step draws from generators seeded by the run's seed and the step's number; the
-random states are stored for what draws in between. history.json, options.json and metrics.log
-follow from checkpoint.pt and are rewritten from it, so it does not matter at which of them a run
-was killed.
+Files are written whole or not at all, and .pt files with a checksum (weaver.fit.sealed). A resumed
+run sees the same dropout as one that was never stopped because every step draws from generators
+seeded by the run's seed and the step's number; the random states are stored for what draws in
+between. history.json, options.json and metrics.log follow from checkpoint.pt and are rewritten from
+it, so it does not matter at which of them a run was killed.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ from typing import TYPE_CHECKING, Any
 
 from common import storage
 from common.errors import InputError, TrainingError, unknown
-from weaver.fit import metrics_log
+from weaver.fit import metrics_log, sealed
 from weaver.fit.metrics_log import EpochRecord
 from weaver.network.network_file import num_parameters
 from weaver.read.files import find
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
     from weaver.fit.options import TrainOptions
     from weaver.network.network_file import NetworkFile
 
+PREVIOUS = "checkpoint.previous.pt"
 COMMAND = "command"  # before the digest in the file `failed`
 
 State = dict[str, Any]
@@ -65,6 +67,10 @@ Weights = Mapping[str, "torch.Tensor"]
 """A state_dict: name of a parameter or buffer -> tensor."""
 Settings = Mapping[str, object]
 """Settings of a training by name, as they are compared and as JSON holds them."""
+
+
+class DamagedCheckpoint(InputError):
+    """A .pt file whose bytes are not those that were written, or no .pt file at all."""
 
 
 @dataclasses.dataclass
@@ -133,18 +139,33 @@ class TrialFolder:
         """Write checkpoint.pt. `state` holds weights, optimizer and configuration."""
         # as a dict, so that torch.load takes the file with weights_only
         content = {**state, "progressed": dataclasses.asdict(progressed)}
-        write_tensors(self.path("checkpoint.pt"), content)
+        uri = self.path("checkpoint.pt")
+        if storage.exists(uri):
+            former = storage.read_bytes(uri)
+            if not sealed.damage(former):  # else the previous one is the only good one
+                storage.write_bytes(self.path(PREVIOUS), former)
+        write_tensors(uri, content)
 
     def load(self, configuration: Settings) -> tuple[State, Progressed] | None:
         """Read what `save` stored; None where there is no checkpoint.
 
-        Raises InputError if it was made with another configuration: to continue it would mix two
-        trainings.
+        In place of a damaged one the one before it is read, and a line on stderr says so. Raises
+        DamagedCheckpoint if that is missing or damaged as well, and InputError if it was made with
+        another configuration: to continue it would mix two trainings.
         """
         uri = self.path("checkpoint.pt")
         if not storage.exists(uri):
             return None
-        state = read_tensors(uri)
+        try:
+            state = read_tensors(uri)
+        except DamagedCheckpoint as error:
+            damaged, uri = uri, self.path(PREVIOUS)
+            if not storage.exists(uri):
+                raise DamagedCheckpoint(
+                    f"{error}; no earlier checkpoint is kept: delete {damaged} to start over"
+                ) from None
+            state = read_tensors(uri)
+            _note(f"{error}; going on from the checkpoint before it, {uri}")
         if "progressed" not in state or "configuration" not in state:
             raise InputError(f"{uri} is no checkpoint of weaver.train")
         check_same(uri, state["configuration"], configuration)
@@ -171,6 +192,37 @@ class TrialFolder:
             described["best_metric"] = progressed.best_metric
         storage.write_json(self.path("options.json"), described)
         storage.write_text(self.path("metrics.log"), metrics_log.lines(progressed.history))
+
+
+def read_best(trial_uri: str) -> State:
+    """The content of a trial's best.pt: "model" (weights) and "network_options" at least.
+
+    Where that is damaged, the same weights are taken from the file that is written beside it for
+    weaver-core, and a line on stderr says so. Raises InputError where there is none, or it is
+    another file, and DamagedCheckpoint.
+    """
+    uri = storage.join(trial_uri, "best.pt")
+    if not storage.exists(uri):
+        raise InputError(f"there is no {uri}: the trial has not finished an epoch")
+    try:
+        best = read_tensors(uri)
+    except DamagedCheckpoint as error:
+        copy = state_uri(trial_uri)
+        options = storage.join(trial_uri, "options.json")
+        if not storage.exists(copy) or not storage.exists(options):
+            raise
+        best = {
+            "model": read_weights(copy),
+            "network_options": storage.read_json(options).get("network_options"),
+        }
+        _note(f"{error}; taking the weights of {copy}, which is written with it")
+    if "model" not in best or not isinstance(best.get("network_options"), Mapping):
+        raise InputError(f"{uri} is no best.pt of weaver.train")
+    return best
+
+
+def _note(text: str) -> None:
+    print(f"note: {text}", file=sys.stderr, flush=True)
 
 
 def state_uri(model_prefix: str, epoch: int | None = None) -> str:
@@ -211,11 +263,9 @@ def without_wrappers(weights: Weights, own: AbstractSet[str], where: str) -> Wei
         bare[inner] = value
     if len(own & bare.keys()) <= len(own & weights.keys()):
         return weights
-    print(
-        f"note: {where}: 'module.' and '_orig_mod.' are taken off the names of the weights, which"
-        " DistributedDataParallel and torch.compile add",
-        file=sys.stderr,
-        flush=True,
+    _note(
+        f"{where}: 'module.' and '_orig_mod.' are taken off the names of the weights, which"
+        " DistributedDataParallel and torch.compile add"
     )
     return bare
 
@@ -264,27 +314,29 @@ def read_weights(uri: str) -> dict[str, torch.Tensor]:
 
 
 def write_tensors(uri: str, content: State) -> None:
-    """Write a file with torch.save to a URI, atomically."""
+    """Write a file with torch.save and a checksum to a URI, atomically."""
     import torch
 
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    storage.write_bytes(uri, buffer.getvalue())
+    storage.write_bytes(uri, sealed.sealed(buffer.getvalue()))
 
 
 def read_tensors(uri: str) -> State:
     """Read a file with torch.load from a URI onto the CPU, weights only: it cannot run code.
 
-    Raises InputError for anything else.
+    Raises DamagedCheckpoint for a file that is damaged, or anything else.
     """
     import torch
 
     content = storage.read_bytes(uri)
+    if damage := sealed.damage(content):
+        raise DamagedCheckpoint(f"{uri} is no checkpoint that can be read: {damage}")
     try:
         return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise InputError(f"{uri} is no checkpoint that can be read: {reason}") from None
+        raise DamagedCheckpoint(f"{uri} is no checkpoint that can be read: {reason}") from None
 
 
 def command_digest(configuration: Settings, patterns: Sequence[str]) -> str:

@@ -23,8 +23,9 @@ from common.errors import InputError
 from common.storage import Entry
 from weaver.config.data_config import DataConfig, Plan
 from weaver.config.expressions import Expression
+from weaver.config.reference import ETA
 from weaver.onnx.parity import CLOSE, Golden, golden_jets
-from weaver.onnx.raw_program import ETA, Column, RawProgram, input_columns, raw_branches
+from weaver.onnx.raw_program import Column, RawProgram, input_columns, raw_branches
 from weaver.onnx.residual_features import FEATURE_NAMES, FEATURES
 from weaver.prepared import transform
 from weaver.prepared.columns import DatasetWriter

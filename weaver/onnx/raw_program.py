@@ -24,15 +24,12 @@ from common.errors import InputError, unknown
 from weaver.config import vocabulary
 from weaver.config.data_config import TRAINING_FLAG, DataConfig
 from weaver.config.expressions import Expression
+from weaver.config.reference import ETA, eta_group, reference_expression
 from weaver.config.vocabulary import MODULES
 
 # particles of the tiny jets: neither equal nor the number of jets, so that a wrong axis shows in
 # the shape
 COUNTS = (2, 1, 4)
-
-ETA = "jetEta"
-"""The variable that says whether a jet is in the barrel or the endcap."""
-
 
 ELEMENTWISE = vocabulary.operations("elementwise")
 """Functions of single values -> operation.
@@ -149,46 +146,6 @@ def raw_branches(config: DataConfig) -> dict[str, str]:
     unselected = dataclasses.replace(config, selections={"train": None, "test": None})
     names = [*input_columns(config), *reference_expression(config).names]
     return unselected.plan_for(names).branches
-
-
-def reference_expression(config: DataConfig) -> Expression:
-    """The quantity whose correction the network learns.
-
-    It is the denominator of the label log(true / reconstructed). Raises InputError for a label of
-    another form.
-    """
-    name = config.label_names[0]
-    expression = config.functions.get(name)
-    if len(config.label_names) == 1 and config.label_type == "custom" and expression is not None:
-        reference = denominator(expression)
-        if reference is not None:
-            return reference
-    labels = []
-    for name in config.label_names:
-        if name in config.functions:
-            labels.append(f"{name}: {config.functions[name].text}")
-    raise InputError(
-        f"{config.source}: labels: a model that takes raw jets answers with a corrected pT, for"
-        " which the label must be one np.log(<true pT> / <reconstructed pT>); it is"
-        f" {'; '.join(labels) or config.label_type}"
-    )
-
-
-def denominator(label: Expression) -> Expression | None:
-    """The b of a label np.log(a / b); None for a label of another form."""
-    match label.tree:
-        case ast.Call(func=function, args=[ast.BinOp(op=ast.Div(), right=right)]):
-            if ast.unparse(function) in ("np.log", "numpy.log"):
-                return Expression(ast.unparse(right), label.where)
-    return None
-
-
-def eta_group(config: DataConfig) -> str | None:
-    """The input group that holds jetEta as one value a jet; None without one."""
-    for group, names in config.input_dicts.items():
-        if ETA in names and config.preprocess_params[ETA]["length"] is None:
-            return group
-    return None
 
 
 class _Compiler:

@@ -1,6 +1,5 @@
 """What the residual correction (physics.residual) needs to know of each jet.
 
-    reason = no_residual_because(data_config)         # empty where the jets can have one
     features = residual_features(data_config, batch)  # (N, 2)
 
 The two features are the pT that the label divides by (jetPt in log(genJetPt / jetPt), GeV), of the
@@ -16,9 +15,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from common.errors import InputError
 from weaver.config.data_config import DataConfig
-from weaver.onnx.raw_program import ETA, eta_group, reference_expression
+from weaver.config.reference import ETA, eta_group, reference_expression
 from weaver.read.jagged import evaluate
 
 FEATURES = "residual_features"
@@ -40,24 +38,11 @@ class Jets(Protocol):
         """Observer -> (N,)."""
 
 
-def no_residual_because(config: DataConfig) -> str:
-    """Why jets of this data config can have no residual correction; empty where they can."""
-    try:
-        reference = reference_expression(config)
-    except InputError:
-        return "the label is not np.log(<true pT> / <reconstructed pT>)"
-    for name in reference.names:
-        if name not in config.observer_names:
-            return f"{name}, which the label divides by, is not among the observers"
-    if eta_group(config) is None:
-        return f"{ETA} is not among the network's inputs with one value a jet"
-    return ""
-
-
 def residual_features(config: DataConfig, jets: Jets) -> NDArray[np.float32]:
     """The features (N, 2) of prepared jets: reference pT (GeV) and jetEta.
 
-    The data config, with its standardisation, is one for which `no_residual_because` is empty.
+    The data config, with its standardisation, is one for which
+    weaver.config.reference.no_residual_because is empty.
     """
     reference = evaluate(reference_expression(config), jets.observers)
     group = eta_group(config)

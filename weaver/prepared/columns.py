@@ -28,6 +28,7 @@ import fcntl
 import hashlib
 import io
 import os
+import secrets
 import shutil
 import tempfile
 import time
@@ -39,8 +40,9 @@ from urllib.parse import quote
 
 import numpy as np
 
-from common import storage
+from common import private_folder, storage
 from common.errors import InputError, StorageError
+from common.storage import durable
 from weaver.config.sections import Parameters
 from weaver.prepared.transform import Ready
 from weaver.read.jagged import Jagged, common_type, exactly
@@ -58,6 +60,7 @@ PIECE = 2**18
 HEADER = 128
 PARTIAL = ".partial-"  # how the name of a temporary folder begins
 STALE_SECONDS = 24 * 3600  # a temporary folder this old was left by a process that was killed
+CACHE_VARIABLE = "JEC_CACHE"
 FETCH_SECONDS = 3600  # the longest wait for another process on this node that fetches the same data
 
 
@@ -401,10 +404,11 @@ def is_prepared(uri: str) -> bool:
 def node_cache() -> Path:
     """The folder of this node for copies of prepared data.
 
-    JEC_CACHE, or one for this user in the temporary directory.
+    JEC_CACHE, or one for this user in the temporary directory. Other users may write beside it, so
+    it is made and checked as this user's alone. Raises InputError where it is not.
     """
     default = os.path.join(tempfile.gettempdir(), f"jec-cache-{os.getuid()}")
-    return Path(os.environ.get("JEC_CACHE") or default)
+    return private_folder.make(Path(os.environ.get(CACHE_VARIABLE) or default), CACHE_VARIABLE)
 
 
 @contextlib.contextmanager
@@ -418,12 +422,14 @@ def building(target: Path) -> Iterator[Path]:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         _remove_stale(target.parent)
-        folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=f"{PARTIAL}{target.name}-"))
+        # The user's umask decides who may read it; mkdtemp's 0700 would hide it from colleagues.
+        place = target.parent / f"{PARTIAL}{target.name}-{secrets.token_hex(8)}"
+        place.mkdir()
+        folder = place
         yield folder
-        folder.chmod(0o755)  # mkdtemp's 0700 would hide the data from colleagues on a shared disk
         try:
             if not is_prepared(str(target)):
-                os.rename(folder, target)
+                durable.rename(folder, target)
         except OSError:
             if not is_prepared(str(target)):  # or else another process was faster by a moment
                 raise
@@ -450,18 +456,19 @@ def publish(folder: Path, uri: str) -> None:
         storage.upload(file, storage.join(uri, file.name))
 
 
-def local_copy(uri: str, cache: Path, *, always: bool = False) -> Path:
+def local_copy(uri: str, cache: Path | None = None, *, always: bool = False) -> Path:
     """Prepared data as a local folder: the folder itself, or its copy on this node.
 
     Whichever process comes first fetches the copy; the others wait for it. Its name is the
     folder's, a digest of what the data was made from.
 
-    always: copy also what is on a disk (a shared disk that is slow to read here and there).
+    cache: where the copy goes (default: `node_cache`). always: copy also what is on a disk (a
+    shared disk that is slow to read here and there).
     """
     if storage.is_local(uri) and not always:
         return Path(uri)
+    cache = node_cache() if cache is None else private_folder.make(cache, CACHE_VARIABLE)
     target = cache / storage.name(uri)
-    cache.mkdir(parents=True, exist_ok=True)
     with _locked(cache / f"{target.name}.lock", uri):
         if not is_prepared(str(target)):
             with building(target) as folder:
@@ -476,7 +483,7 @@ def _locked(path: Path, what: str) -> Iterator[None]:
     Raises StorageError, about `what` is fetched, after FETCH_SECONDS.
     """
     deadline = time.monotonic() + FETCH_SECONDS
-    with open(path, "w") as file:
+    with open(private_folder.open_lock(path), "r+") as file:
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,0 +1,250 @@
+"""One process runs a run: the lock of a run, and who holds it.
+
+The lock has two parts. On disk it is flock on `<run>/local/lock`, which the kernel releases however
+its owner ends, and `pipeline.json` beside it, which says who that is. Where the results lie in a
+storage that several machines share, an object `lock.json` in the run's folder there says the same.
+It is made by a conditional write. Its owner renews it, so that one that is not renewed any more
+belongs to a process that is gone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import json
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+from common import storage
+from common.errors import InputError, JecError
+
+OWNER = "pipeline.json"  # below <run>/local: which process runs it
+LOCK = "lock"  # beside it: held by that process
+REMOTE = "lock.json"  # below <run> in a remote storage
+RENEWAL_SECONDS = 20.0
+STALE_SECONDS = 120.0
+"""A machine's own processes are known; of another one's a lock that was not renewed is stale."""
+READ_BACK_SECONDS = 2.0
+"""Where two write at once without conditions, the later one has written by then."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Holder:
+    """The process that holds a lock."""
+
+    pid: int
+    host: str = ""
+    started: str = ""
+    """When the process began, as psutil says it: with the pid it names one process for good."""
+    renewed: float = 0.0
+    """Unix time."""
+    token: str = ""
+
+    @classmethod
+    def this_process(cls) -> Holder:
+        return cls(
+            pid=os.getpid(),
+            host=socket.gethostname(),
+            started=started(os.getpid()),
+            renewed=time.time(),
+            token=secrets.token_hex(8),
+        )
+
+    @classmethod
+    def from_json(cls, values: object) -> Holder | None:
+        """The holder of a record; None for what is none, such as a file that was cut."""
+        try:
+            return cls(**values)  # type: ignore[arg-type]
+        except TypeError:
+            return None
+
+    @property
+    def is_here(self) -> bool:
+        return self.host in ("", socket.gethostname())
+
+    @property
+    def lives(self) -> bool:
+        """Whether the process runs; of another machine: whether it renewed its lock of late."""
+        if self.is_here:
+            return bool(self.started) and started(self.pid) == self.started
+        return time.time() - self.renewed < STALE_SECONDS
+
+    def __str__(self) -> str:
+        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(_seconds(self.started)))
+        return f"process {self.pid} on {self.host or socket.gethostname()}, which began at {since}"
+
+
+class RunLock:
+    """The lock of one run.
+
+    folder: <run>/local on this machine. remote: the run's folder in a remote storage, or empty.
+    """
+
+    def __init__(self, run_id: str, folder: Path, remote: str = "") -> None:
+        self.run_id = run_id
+        self._folder = folder
+        self._remote = storage.join(remote, REMOTE) if remote else ""
+        self._holder = Holder.this_process()
+        self._file = -1
+        self._has_remote = False
+        self._released = threading.Event()
+
+    def take(self, report: Callable[[str], None]) -> None:
+        """Take the lock, also from an owner that is gone.
+
+        Raises InputError, which names the owner, where another process holds it.
+        """
+        self._folder.mkdir(parents=True, exist_ok=True)
+        before = read_owner(self._folder)
+        self._file = os.open(self._folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise self._refusal(before) from None
+            # where machines share the disk, but not its locks
+            if before is not None and not before.is_here and before.lives:
+                raise self._refusal(before)
+            if before is not None:
+                report(f"{before} ran {self.run_id} and is gone: its lock is taken over")
+            self._write_owner()
+            if self._remote:
+                self._take_remote(report)
+        except BaseException:
+            self.release()
+            raise
+        threading.Thread(target=self._renew, daemon=True).start()
+
+    def release(self) -> None:
+        """Give the lock back; no error if it is not held."""
+        self._released.set()
+        if self._has_remote:
+            self._has_remote = False
+            try:
+                if _read_remote(self._remote, self._holder.token) is not None:
+                    storage.delete(self._remote)
+            except JecError:
+                pass  # it becomes stale
+        if self._file >= 0:
+            owner_file = self._folder / OWNER
+            mine = read_owner(self._folder)
+            if mine is not None and mine.token == self._holder.token:
+                owner_file.unlink(missing_ok=True)
+            # The file itself stays: another process may have it open, to lock it next.
+            os.close(self._file)
+            self._file = -1
+
+    def _take_remote(self, report: Callable[[str], None]) -> None:
+        before = _read_remote(self._remote)
+        if before is not None:
+            if before.lives:
+                raise self._refusal(before)
+            report(f"{before} ran {self.run_id} and is gone: {self._remote} is taken over")
+            storage.delete(self._remote)
+        is_mine = storage.create(self._remote, self._content())
+        if is_mine is None:
+            report(
+                f"note: the storage makes no conditional writes, so {self._remote} is written and"
+                " read back: start no second command for this run at the same moment"
+            )
+            storage.write_bytes(self._remote, self._content())
+            time.sleep(READ_BACK_SECONDS)
+        after = _read_remote(self._remote)
+        # by the token alone: a write that was repeated after a lost answer finds itself
+        if after is None or after.token != self._holder.token:
+            raise self._refusal(after)
+        self._has_remote = True
+
+    def _renew(self) -> None:
+        """Renew the records until the lock is released."""
+        while not self._released.wait(RENEWAL_SECONDS):
+            try:
+                self._write_owner()
+                if self._has_remote:
+                    storage.write_bytes(self._remote, self._content())
+            except (OSError, JecError):
+                continue  # the next one may succeed
+
+    def _content(self) -> bytes:
+        holder = dataclasses.replace(self._holder, renewed=time.time())
+        return json.dumps(dataclasses.asdict(holder)).encode()
+
+    def _write_owner(self) -> None:
+        storage.write_bytes(str(self._folder / OWNER), self._content())
+
+    def _refusal(self, holder: Holder | None) -> InputError:
+        who = holder or "another process"
+        return InputError(
+            f"run {self.run_id} is being run by {who}; nothing was changed. Wait for its end, or"
+            f" end it: python pipeline.py --down {self.run_id}"
+        )
+
+
+def read_owner(folder: Path) -> Holder | None:
+    """Who is noted as the owner of the run with this local folder; None where nobody is."""
+    try:
+        return Holder.from_json(json.loads((folder / OWNER).read_text()))
+    except (OSError, ValueError):
+        return None
+
+
+def owner(folder: Path) -> int | None:
+    """The pid of the process that runs the run; None if it has ended.
+
+    The record alone proves nothing: it may be old, copied with the run's folder, or made up. So the
+    process must have begun when the record says, and have this very lock open.
+    """
+    holder = read_owner(folder)
+    if holder is None or not holder.is_here or not holder.lives:
+        return None
+    return holder.pid if _has_open(holder.pid, folder / LOCK) else None
+
+
+def _has_open(pid: int, path: Path) -> bool:
+    try:
+        wanted = os.stat(path)
+        for name in os.listdir(f"/proc/{pid}/fd"):
+            try:
+                status = os.stat(f"/proc/{pid}/fd/{name}")
+            except OSError:
+                continue  # closed meanwhile
+            if (status.st_dev, status.st_ino) == (wanted.st_dev, wanted.st_ino):
+                return True
+    except OSError:
+        return False
+    return False
+
+
+def _read_remote(uri: str, token: str = "") -> Holder | None:
+    """The holder that an object names, or only one with this token."""
+    if not storage.exists(uri):
+        return None
+    try:
+        holder = Holder.from_json(storage.read_json(uri))
+    except InputError:
+        return None
+    if holder is not None and token and holder.token != token:
+        return None
+    return holder
+
+
+def started(pid: int) -> str:
+    """When a process began; empty if there is none."""
+    try:
+        return str(psutil.Process(pid).create_time())
+    except (psutil.Error, ValueError, OverflowError):
+        return ""
+
+
+def _seconds(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return 0.0

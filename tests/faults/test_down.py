@@ -1,0 +1,197 @@
+"""`--down` removes one run of ours below --output, and nothing else."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+import pipeline
+from clusters import orphans, run_lock
+from clusters.local import LocalCluster
+from common import storage
+from serving.server_processes import IDENTITY
+
+pytestmark = pytest.mark.faults
+
+RUN_ID = "pfn-0a1b2c3d"
+OTHER = "pfn-99999999"
+
+
+@pytest.fixture
+def runs(tmp_path, monkeypatch):
+    """A folder of runs with two runs, a sample, and a folder outside with something precious."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("KFP_ENDPOINT", raising=False)
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    runs = tmp_path / "runs"
+    for run_id in (RUN_ID, OTHER):
+        storage.write_json(str(runs / run_id / "status.json"), {"step": "search", "state": "done"})
+    (runs / "latest").symlink_to(RUN_ID)
+    (runs / "samples").mkdir()
+    (runs / "samples" / "a.root").write_text("jets")
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "precious").write_text("thesis")
+    return runs
+
+
+def down(run_id, *flags):
+    return pipeline.main(["--down", str(run_id), "--yes", "--output", "runs", *flags])
+
+
+def content(folder):
+    return {path: path.lstat().st_ino for path in folder.rglob("*")}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "..",
+        ".",
+        "../runs",
+        "../outside",
+        "samples",
+        "no-such",
+        "/",
+        "/tmp",
+        "OUTSIDE",
+        "pfn-0a1b2c3d/../..",
+        "pfn-0a1b2c3d/status.json",
+        "linked-out",
+        "linked-run",
+        "*",
+        "latest/..",
+        "~",
+    ],
+)
+def test_what_is_no_run_below_output_stays(runs, tmp_path, capsys, name):
+    (runs / "linked-out").symlink_to(tmp_path / "outside")
+    storage.write_json(str(tmp_path / "elsewhere" / OTHER / "status.json"), {})
+    (runs / "linked-run").symlink_to(tmp_path / "elsewhere" / OTHER)
+    before = content(tmp_path)
+    asked = str(tmp_path / "outside") if name == "OUTSIDE" else name
+    assert down(asked, "--storage") == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ")
+    assert asked in err
+    assert content(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", [RUN_ID, "latest", f"runs/{RUN_ID}", f"runs/{RUN_ID}/", "PATH"])
+def test_a_run_is_removed_by_any_of_its_names(runs, tmp_path, capsys, name):
+    asked = str(runs / RUN_ID) if name == "PATH" else name
+    assert down(asked, "--storage") == 0
+    assert not (runs / RUN_ID).exists()
+    assert not (runs / "latest").is_symlink()
+    assert (runs / OTHER / "status.json").exists()
+    assert (runs / "samples" / "a.root").exists()
+    # it works twice, while another name is still refused
+    assert down(RUN_ID, "--storage") == 0
+    assert down("pfn-no-such", "--storage") == 2
+
+
+def test_no_link_in_a_run_leads_out(runs, tmp_path):
+    outside = tmp_path / "outside"
+    local = runs / RUN_ID / "local"
+    (local / "services").mkdir(parents=True)
+    (local / "services" / "model").symlink_to(outside)
+    (local / "jobs").symlink_to(outside)
+    (runs / RUN_ID / "trials").symlink_to(outside)
+    assert down(RUN_ID) == 0
+    assert (outside / "precious").read_text() == "thesis"
+    assert down(RUN_ID, "--storage") == 0
+    assert (outside / "precious").read_text() == "thesis"
+    assert not (runs / RUN_ID).exists()
+
+
+@pytest.fixture
+def living():
+    """Start a process with these variables; all are killed at the end."""
+    started = []
+
+    def start(**variables):
+        command = [sys.executable, "-c", "print('up', flush=True); import time; time.sleep(60)"]
+        process = subprocess.Popen(
+            command,
+            env={**os.environ, **variables},
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        assert process.stdout.readline() == "up\n"
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+class Servers:
+    """Note what would be stopped."""
+
+    def __init__(self):
+        self.stopped = []
+
+    def stop(self, pid):
+        self.stopped.append(pid)
+
+
+@pytest.mark.parametrize(
+    ("run", "began", "is_stopped"),
+    [
+        (RUN_ID, "true", True),
+        (RUN_ID, "missing", True),  # a record of an earlier version
+        (RUN_ID, "false", False),
+        (OTHER, "true", False),
+        (OTHER, "missing", False),
+    ],
+)
+def test_only_a_server_of_this_run_is_stopped(runs, living, run, began, is_stopped):
+    marks = {orphans.RUN_VARIABLE: run, orphans.FOLDER_VARIABLE: str(runs), IDENTITY: "x"}
+    process = living(**marks)
+    record = {"pid": process.pid, "started": run_lock.started(process.pid)}
+    if began == "missing":
+        del record["started"]
+    elif began == "false":
+        record["started"] = "12345.6"
+    place = runs / RUN_ID / "local" / "services" / "model"
+    storage.write_json(str(place / "service.json"), record)
+    servers = Servers()
+    LocalCluster(runs, servers=servers).delete(RUN_ID)
+    assert servers.stopped == ([process.pid] if is_stopped else [])
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"pid": "a"}', '{"pid": -1}', "{}"])
+def test_a_damaged_record_of_a_server_stops_nothing(runs, content):
+    place = runs / RUN_ID / "local" / "services" / "model"
+    place.mkdir(parents=True)
+    (place / "service.json").write_text(content)
+    assert down(RUN_ID) == 0
+
+
+def test_a_record_of_an_owner_that_was_made_up_kills_nothing(runs, living):
+    """Right pid, right start, but the process has not the run's lock open."""
+    process = living()
+    local = runs / RUN_ID / "local"
+    local.mkdir()
+    (local / run_lock.LOCK).touch()
+    record = {"pid": process.pid, "started": run_lock.started(process.pid)}
+    (local / run_lock.OWNER).write_text(json.dumps(record))
+    assert down(RUN_ID, "--storage") == 0
+    assert process.poll() is None
+
+
+def test_processes_of_another_run_or_folder_live_on(runs, tmp_path, living):
+    mine = living(**{orphans.RUN_VARIABLE: RUN_ID, orphans.FOLDER_VARIABLE: str(runs)})
+    others = [
+        living(**{orphans.RUN_VARIABLE: OTHER, orphans.FOLDER_VARIABLE: str(runs)}),
+        living(**{orphans.RUN_VARIABLE: RUN_ID, orphans.FOLDER_VARIABLE: str(tmp_path)}),
+        living(),
+    ]
+    assert down(RUN_ID) == 0
+    assert mine.poll() is not None
+    assert [process.poll() for process in others] == [None, None, None]

@@ -1,0 +1,226 @@
+"""One process runs a run: a second is told who holds it; a lock that is left is taken over."""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+import pipeline
+from clusters import run_lock
+from clusters.run_lock import Holder, RunLock
+from common import storage
+from common.errors import InputError
+
+pytestmark = pytest.mark.faults
+
+RUN_ID = "pfn-0a1b2c3d"
+
+
+@pytest.fixture
+def hold(tmp_path):
+    """Make locks of one run, and release them at the end."""
+    locks = []
+
+    def make(remote=""):
+        lock = RunLock(RUN_ID, tmp_path / "local", remote)
+        locks.append(lock)
+        return lock
+
+    yield make
+    for lock in locks:
+        lock.release()
+
+
+@pytest.fixture
+def said():
+    return []
+
+
+@pytest.fixture
+def dead():
+    """The pid of a process that has ended."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def write_owner(folder, **values):
+    folder.mkdir(parents=True, exist_ok=True)
+    record = dataclasses.asdict(dataclasses.replace(Holder.this_process(), **values))
+    (folder / run_lock.OWNER).write_text(json.dumps(record))
+
+
+def test_the_second_is_told_who_holds_the_run(hold, tmp_path, said):
+    hold().take(said.append)
+    before = (tmp_path / "local" / run_lock.OWNER).read_bytes()
+    with pytest.raises(InputError) as refused:
+        hold().take(said.append)
+    text = str(refused.value)
+    assert f"process {os.getpid()} on {socket.gethostname()}" in text
+    assert f"--down {RUN_ID}" in text
+    assert (tmp_path / "local" / run_lock.OWNER).read_bytes() == before
+    assert said == []
+
+
+def test_a_lock_that_was_given_back_is_free(hold, tmp_path, said):
+    first = hold()
+    first.take(said.append)
+    assert run_lock.owner(tmp_path / "local") == os.getpid()
+    first.release()
+    first.release()
+    assert run_lock.owner(tmp_path / "local") is None
+    hold().take(said.append)
+    assert said == []
+
+
+def test_a_killed_owner_leaves_a_lock_that_is_taken_over(hold, tmp_path, said):
+    code = (
+        "import sys, time; from pathlib import Path; from clusters.run_lock import RunLock;"
+        f" RunLock({RUN_ID!r}, Path(sys.argv[1])).take(print); print('held', flush=True);"
+        " time.sleep(60)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "local")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "held\n"
+        assert run_lock.owner(tmp_path / "local") == process.pid
+        with pytest.raises(InputError, match=f"process {process.pid} "):
+            hold().take(said.append)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert run_lock.owner(tmp_path / "local") is None
+    hold().take(said.append)
+    (line,) = said
+    assert f"process {process.pid} " in line
+    assert "taken over" in line
+
+
+def test_another_machine_that_renews_its_lock_is_alive(hold, tmp_path, said):
+    write_owner(tmp_path / "local", host="elsewhere", pid=4711)
+    with pytest.raises(InputError, match="process 4711 on elsewhere"):
+        hold().take(said.append)
+    write_owner(tmp_path / "local", host="elsewhere", renewed=time.time() - 3600)
+    hold().take(said.append)
+    assert "elsewhere" in said[0]
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"pid": "x", "no": 1}', "null"])
+def test_a_damaged_record_is_nobody(hold, tmp_path, said, content):
+    (tmp_path / "local").mkdir()
+    (tmp_path / "local" / run_lock.OWNER).write_text(content)
+    assert run_lock.owner(tmp_path / "local") is None
+    hold().take(said.append)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"started": "1"}, {"pid": 1}, {"started": ""}, {"pid": -1}, {"pid": 2**40}, {}],
+    ids=["another start", "init", "no start", "negative", "huge", "without the lock"],
+)
+def test_a_record_that_was_made_up_names_no_owner(tmp_path, values):
+    write_owner(tmp_path / "local", **values)
+    assert run_lock.owner(tmp_path / "local") is None
+
+
+def test_the_copy_of_a_running_run_has_no_owner(hold, tmp_path, said):
+    hold().take(said.append)
+    shutil.copytree(tmp_path / "local", tmp_path / "copy")
+    assert run_lock.owner(tmp_path / "copy") is None
+    assert run_lock.owner(tmp_path / "local") == os.getpid()
+
+
+def test_on_s3_the_second_machine_is_told_who_holds_the_run(s3_bucket, hold, tmp_path, said):
+    uri = f"{s3_bucket}/{RUN_ID}"
+    first = hold(uri)
+    first.take(said.append)
+    record = storage.read_bytes(f"{uri}/lock.json")
+    other = RunLock(RUN_ID, tmp_path / "elsewhere", uri)
+    with pytest.raises(InputError, match=f"process {os.getpid()} on"):
+        other.take(said.append)
+    assert storage.read_bytes(f"{uri}/lock.json") == record
+    first.release()
+    assert not storage.exists(f"{uri}/lock.json")
+    other.take(said.append)
+    other.release()
+    assert said == []
+
+
+@pytest.mark.parametrize("kind", ["ended here", "silent elsewhere"])
+def test_on_s3_a_lock_that_was_left_is_taken_over(s3_bucket, hold, said, dead, kind):
+    uri = f"{s3_bucket}/{RUN_ID}-{kind[:5]}"
+    left = Holder.this_process()
+    if kind == "ended here":
+        left = dataclasses.replace(left, pid=dead)
+    else:
+        left = dataclasses.replace(left, host="elsewhere", renewed=time.time() - 3600)
+    storage.write_json(f"{uri}/lock.json", dataclasses.asdict(left))
+    hold(uri).take(said.append)
+    assert "lock.json is taken over" in said[0]
+    assert storage.read_json(f"{uri}/lock.json")["pid"] == os.getpid()
+
+
+def test_without_conditional_writes_the_lock_is_read_back(
+    s3_bucket, hold, tmp_path, said, monkeypatch
+):
+    monkeypatch.setattr(run_lock.storage, "create", lambda uri, content: None)
+    monkeypatch.setattr(run_lock, "READ_BACK_SECONDS", 0.0)
+    uri = f"{s3_bucket}/{RUN_ID}-plain"
+    hold(uri).take(said.append)
+    (line,) = said
+    assert "no conditional writes" in line
+    with pytest.raises(InputError, match=f"process {os.getpid()} on"):
+        RunLock(RUN_ID, tmp_path / "elsewhere", uri).take(said.append)
+
+
+def test_of_two_at_the_same_moment_one_gets_the_lock(s3_bucket, tmp_path, said, monkeypatch):
+    """Neither sees a lock at first; the condition of the write decides."""
+    uri = f"{s3_bucket}/{RUN_ID}-race"
+    winner = Holder.this_process()
+
+    def create(address, content):
+        storage.write_json(address, dataclasses.asdict(winner))
+        return made(address, content)
+
+    made = storage.create
+    monkeypatch.setattr(run_lock.storage, "create", create)
+    loser = RunLock(RUN_ID, tmp_path / "local", uri)
+    with pytest.raises(InputError, match="is being run by"):
+        loser.take(said.append)
+    assert storage.read_json(f"{uri}/lock.json")["token"] == winner.token
+
+
+@pytest.fixture
+def own_handlers():
+    """Set the signals' handlers back, which a run on this machine replaces."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in numbers}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("own_handlers")
+def test_two_that_resume_a_run_at_once(tmp_path, monkeypatch, capsys):
+    """The second ends with 2 and writes nothing into the run of the first."""
+    monkeypatch.delenv("KFP_ENDPOINT", raising=False)
+    run = tmp_path / "runs" / RUN_ID
+    storage.write_json(str(run / "status.json"), {"step": "search", "state": "running"})
+    lock = RunLock(RUN_ID, run / "local")
+    lock.take(lambda line: None)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    try:
+        code = pipeline.main(["--resume", RUN_ID, "--output", str(tmp_path / "runs")])
+    finally:
+        after = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+        lock.release()
+    err = capsys.readouterr().err
+    assert code == 2
+    assert f"process {os.getpid()} on {socket.gethostname()}" in err
+    assert "Traceback" not in err
+    assert after == before
