@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from common import storage
+from common import config_file, storage
 from common.cli import Parser, age, local_path, output_file, output_folder, run_main, size, word
 from common.config import AUTO, RunConfig, add_arguments
 from common.errors import InputError, JecError
@@ -33,13 +33,25 @@ COMMANDS = (
     "compare",
     "render",
     "compile_to",
+    "write_config",
 )
 ON_A_RUN = ("status", "logs", "down", "list", "prune", "compare")
 EARLIER_RUNS = ("resume", "more_trials", "rerun")
 """Flags that take the parameters of an earlier run."""
+HOW_TO_RUN = (
+    "runner",
+    "host",
+    "auth",
+    "output",
+    "serve",
+    "follow",
+    "steps_image",
+    "steps_account",
+)
+"""Flags beside the fields of RunConfig that a file of --config may have."""
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """Return the parser of all flags: how to run, the commands, and the fields of RunConfig."""
     parser = Parser(prog="python pipeline.py", description=__doc__)
     run = parser.add_argument_group("how to run")
@@ -84,6 +96,15 @@ def build_parser() -> argparse.ArgumentParser:
         "--follow",
         action="store_true",
         help="Kubeflow: show steps, trials and the verdict until the end; its exit code",
+    )
+    run.add_argument(
+        "--config",
+        type=word,
+        metavar="FILE",
+        help=(
+            "take flags from a YAML file with lines as num_gpus: 1, or from a run.json; a flag that"
+            " is typed wins, and JEC_CONFIG names a file of the site's defaults"
+        ),
     )
     run.add_argument(
         "--resume",
@@ -148,6 +169,11 @@ def add_commands(group: argparse._ArgumentGroup) -> None:
         type=output_file,
         metavar="FILE",
         help="write the pipeline's IR as YAML, for the server of --host or else for any",
+    )
+    group.add_argument(
+        "--write-config",
+        action="store_true",
+        help="print every flag with its value now, as a file for --config",
     )
     group.add_argument(
         "--status",
@@ -215,7 +241,12 @@ def main(argv: list[str] | None = None) -> int:
 def parse_and_act(argv: list[str] | None) -> int:
     """Refuse flags that do not go together, then do what they ask for; return the exit code."""
     parser = build_parser()
-    args = parser.parse_args(argv)
+    flags = config_file.Flags(parser, config_file.keys(HOW_TO_RUN), argv)
+    flags.sources += config_file.site(flags)
+    args = flags.parse()
+    if args.config:
+        flags.sources.append(flags.read(args.config, "--config"))
+        args = flags.parse()
     commands = typed_flags(args, COMMANDS)
     if len(commands) > 1:
         parser.error(f"{commands[0]} and {commands[1]} are two commands; give one")
@@ -226,7 +257,11 @@ def parse_and_act(argv: list[str] | None) -> int:
     if on_a_run and earlier:
         parser.error(f"{on_a_run[0]} looks at a run, {earlier[0]} starts one; give one of them")
     check_companions(parser, args)
-    return act(parser, args, argv)
+    try:
+        return act(flags, args)
+    except InputError as error:
+        flags.explain(error)
+        raise
 
 
 def check_companions(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
@@ -247,7 +282,7 @@ def typed_flags(args: argparse.Namespace, names: tuple[str, ...]) -> list[str]:
     return [f"--{name.replace('_', '-')}" for name in names if getattr(args, name)]
 
 
-def act(parser: argparse.ArgumentParser, args: argparse.Namespace, argv: list[str] | None) -> int:
+def act(flags: config_file.Flags, args: argparse.Namespace) -> int:
     """Do what the flags ask for; return the exit code."""
     # Rooms are imported where they are used: --help answers before kfp and kubernetes are loaded.
     from components.step import use_endpoint
@@ -267,16 +302,19 @@ def act(parser: argparse.ArgumentParser, args: argparse.Namespace, argv: list[st
 
         return run_list.act(args)
 
-    # The flags alone, or on top of the parameters of an earlier run.
+    # The flags and their files alone, or on top of the parameters of an earlier run.
     more_trials, resumed = args.more_trials or (None, args.resume)
     if resumed or args.rerun:
         from operations.previous_run import with_parameters_of
 
         args.resume = resumed
-        args = with_parameters_of(parser, args, argv)
+        args = with_parameters_of(flags, args)
         # the earlier run may have had an endpoint of its own
         use_endpoint(args.s3_endpoint)
     config = RunConfig.from_args(args)
+    if args.write_config:
+        print(flags.as_yaml(args), end="")
+        return 0
     if args.serve and resumed and not more_trials and args.runner != "kubeflow":
         from operations.previous_run import has_ended
 

@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 from clusters.pod_namespace import own_namespace
 from common import card, form, storage
@@ -113,12 +114,10 @@ def prepare(
         check_same(before, run, inputs)
         # also where nothing has changed: an earlier version wrote the webhook's URL, a secret
         Run(config=run.config, record=before.record).save()
-        # the cache of decoded data may have been cleared
+        # the cache of decoded data may have been cleared, or its disk damaged
         folders = [data.dataset for data in before.record.data.values()]
         folders += before.record.jet_columns.values()
-        missing = not all(
-            storage.exists(storage.join(folder, "dataset.json")) for folder in folders
-        )
+        missing = not all(map(is_whole, folders))
 
     step.write_output(run_output, run.uri)
     step.say(f"run {run.id} in {run.uri}")
@@ -132,6 +131,15 @@ def prepare(
     jets = ", ".join(f"{data.jets:,} {split}" for split, data in prepared.record.data.items())
     step.say_result(f"{run.id} is prepared, with these jets: {jets}")
     return prepared
+
+
+def is_whole(dataset: str) -> bool:
+    """Whether prepared data is there and, on a disk, as it was written."""
+    from weaver.prepared.columns import damage, is_prepared  # late: it imports awkward
+
+    if not is_prepared(dataset):
+        return False
+    return not storage.is_local(dataset) or not damage(Path(dataset))
 
 
 def named(config: RunConfig, job_id: str) -> RunConfig:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from clusters.protocol import KFP_POD, Cluster
-from common.cli import Parser, run_main
+from common.cli import Parser, require_url, run_main
 from common.config import AUTO, RunConfig, flag, label_value
 from common.errors import DeadlineError, InterruptedRun, JecError
 from common.layout import RunFolder
@@ -31,6 +31,8 @@ from common.run import Run
 from components.steps import RETRIES
 
 LOCAL_DIR = "JEC_LOCAL_DIR"
+ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
+"""Variables with the address of an S3 server."""
 """Set by the local runner to the folder of local runs; without it a step belongs to the cluster
 whose pod it is.
 """
@@ -209,10 +211,14 @@ def read_status(uri: str) -> StatusRecord:
 def use_endpoint(endpoint: str) -> None:
     """Make an explicit S3 endpoint that of this process and of its children.
 
-    TensorBoard reads it from S3_ENDPOINT.
+    TensorBoard reads it from S3_ENDPOINT. Raises InputError for what is no URL, and for one with a
+    login, which logs and objects of a cluster would show.
     """
     if endpoint != AUTO:
         os.environ["AWS_ENDPOINT_URL"] = endpoint
+    for variable in ENDPOINTS:
+        if os.environ.get(variable):
+            require_url("--s3-endpoint" if endpoint != AUTO else variable, os.environ[variable])
     if "AWS_ENDPOINT_URL" in os.environ:
         os.environ.setdefault("S3_ENDPOINT", os.environ["AWS_ENDPOINT_URL"])
     # Newer boto3 sends checksums that older Ceph gateways refuse.

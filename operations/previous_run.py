@@ -10,6 +10,7 @@ from pathlib import Path
 
 from common import storage
 from common.config import AUTO, RunConfig, of_earlier_run, typed
+from common.config_file import Flags, Source
 from common.errors import InputError, JecError, unknown
 from common.records import SummaryRecord
 from common.run import Run
@@ -23,12 +24,10 @@ ENDED = ("succeeded", "not deployed")
 """States of a run whose chain has come to its end (SummaryRecord.state)."""
 
 
-def with_parameters_of(
-    parser: argparse.ArgumentParser, args: argparse.Namespace, argv: list[str] | None
-) -> argparse.Namespace:
-    """Parse again with the earlier run's parameters as defaults, so that flags typed now win.
+def with_parameters_of(flags: Flags, args: argparse.Namespace) -> argparse.Namespace:
+    """Parse again with the earlier run's parameters above the site's defaults.
 
-    Raises InputError where there is no such run.
+    Flags typed now and those of --config win. Raises InputError where there is no such run.
     """
     run_id = settled(args.resume or args.rerun, args)
     folder = run_folder(run_id, args)
@@ -50,8 +49,10 @@ def with_parameters_of(
         values |= {"run_id": AUTO, "user": AUTO}
     if args.resume:
         values["run_id"] = run_id
-    parser.set_defaults(**values)
-    return parser.parse_args(argv)
+    # --config is the last of the sources where it was typed
+    position = len(flags.sources) - bool(args.config)
+    flags.sources.insert(position, Source(where=f"run {run_id}", values=values))
+    return flags.parse()
 
 
 def settled(run_id: str, args: argparse.Namespace) -> str:

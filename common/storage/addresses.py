@@ -40,6 +40,8 @@ MISSPELT = re.compile(r"^\s*(?P<scheme>[A-Za-z][A-Za-z0-9]*)(?::|//)")
 ADDRESS = re.compile(r"\b(?P<scheme>\w+)://(?:(?!\b\w+://)\S)+")
 PASSWORD = re.compile(r"^[^/]*/+[^/\s]*:[^/\s]*@")
 """A password in front of the server: `//user:password@`."""
+TOKEN = re.compile(r"^[^/]*/+[^/?#\s]*@")
+"""Anything in front of the server: `//token@`."""
 WILDCARDS = "*?["
 CONTROL = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029]")
 HOST = re.compile(r"[\w.-]+|[0-9A-Fa-f:.]+(%\w+)?")
@@ -96,8 +98,10 @@ def _refuse_secret(uri: str, scheme: str) -> None:
     Arguments are visible to others and stored with the run. A presigned address opens the door to
     whoever reads it, and would not do so any more when the run is repeated.
     """
+    # A web server may take a token in place of the user; XRootD's servers take a bare user's name.
+    has_login = PASSWORD.search(uri) or (scheme in HTTP and TOKEN.search(uri))
     # a server takes X-Amz%2DSignature for the same
-    if PASSWORD.search(uri) is None and SIGNATURE.search(urllib.parse.unquote(uri)) is None:
+    if not has_login and SIGNATURE.search(urllib.parse.unquote(uri)) is None:
         return
     server = uri.partition("//")[2].rpartition("@")[2].partition("/")[0].partition("?")[0]
     remedy = (
@@ -140,10 +144,17 @@ def check_text(text: str) -> None:
 
 
 def check_url(text: str) -> None:
-    """Raise InputError for what is no http:// or https:// address of a server."""
+    """Raise InputError for what is no http:// or https:// address of a server, or has a login."""
     problem = ""
     try:
         parts = urllib.parse.urlsplit(text)
+        if "@" in parts.netloc or SIGNATURE.search(urllib.parse.unquote(text)):
+            raise InputError(
+                f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}: the address holds a login,"
+                " and addresses are stored with the run and visible in arguments; leave it out, and"
+                " set the variables for credentials (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY of"
+                " S3; KFP_TOKEN, or KFP_USERNAME and KFP_PASSWORD, of Kubeflow)"
+            )
         if parts.scheme not in HTTP or not parts.hostname:
             problem = "is no URL of a server"
         elif CONTROL.search(text) or " " in text or not HOST.fullmatch(parts.hostname):

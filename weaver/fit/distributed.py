@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import ipaddress
 import os
+import socket
 import sys
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
@@ -25,6 +27,7 @@ START_TIMEOUT = timedelta(minutes=10)
 # between two sums lies a step, a validation or a checkpoint; a lost rank ends the others in a
 # minute
 STEP_TIMEOUT = timedelta(seconds=55)
+LOOPBACK = "lo"  # Linux's name of the interface that only this machine reaches
 # words in the messages about a connection to another rank, in lower case
 LOST = ("gloo", "nccl", "connection", "timed out", "timeout", "peer")
 
@@ -171,13 +174,20 @@ def _meet(world: World, backend: str) -> None:
     # A restart under torchrun meets in the same store; its own prefix keeps it from reading the
     # keys of the last round.
     prefix = f"weaver/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+    is_master = world.rank == 0 and not hosted
+    listener = None
     try:
+        if is_loopback(address):
+            _stay_on_loopback()
+            # by itself the store listens on all addresses
+            listener = _listener(address, port) if is_master else None
         store = dist.TCPStore(
             address,
             port,
             world.size,
-            is_master=world.rank == 0 and not hosted,
+            is_master=is_master,
             timeout=START_TIMEOUT,
+            master_listen_fd=listener,
         )
         dist.init_process_group(
             backend,
@@ -187,12 +197,42 @@ def _meet(world: World, backend: str) -> None:
             timeout=STEP_TIMEOUT,
             device_id=world.device if backend == "nccl" else None,
         )
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise ClusterError(
             f"rank {world.rank} of {world.size} could not meet the others at {address}:{port}:"
             f" {reason}"
         ) from None
+
+
+def is_loopback(address: str) -> bool:
+    """Whether all ranks are processes of this machine, by the address of the first."""
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return address == "localhost"
+
+
+def _stay_on_loopback() -> None:
+    """Have gloo and NCCL listen where no other machine can connect."""
+    names = {name for _, name in socket.if_nameindex()}
+    for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        if LOOPBACK in names:
+            os.environ.setdefault(variable, LOOPBACK)
+
+
+def _listener(address: str, port: int) -> int:
+    """The descriptor of a socket that listens at this address only; the store closes it."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    listener = socket.socket(family)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((address, port))
+        listener.listen()
+    except OSError:
+        listener.close()
+        raise
+    return listener.detach()
 
 
 def _number(name: str, default: int) -> int:

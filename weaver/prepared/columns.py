@@ -1,6 +1,8 @@
 """The form of prepared data: a folder of .npy columns, and `dataset.json`.
 
-dataset.json is written last, so that a folder that has one is complete.
+dataset.json is written last, so that a folder that has one is complete. It holds a checksum of each
+column and of itself. They are compared when a run finds the data prepared before, and when a copy
+for this node has been made; a trial that maps the columns compares their sizes only.
 
     <storage>/cache/<key>/
       dataset.json              what this is: counts, parameters, statistics, and which file holds
@@ -27,15 +29,17 @@ import contextlib
 import fcntl
 import hashlib
 import io
+import json
 import os
 import secrets
 import shutil
 import tempfile
 import time
 import weakref
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict
 from urllib.parse import quote
 
 import numpy as np
@@ -58,6 +62,7 @@ BLOCK = 65_536  # rows written at a time where they are all the same
 PIECE = 2**18
 # bytes of a .npy header here; room for the final number of rows, which is known only at the end
 HEADER = 128
+CHECKED = 2**22  # bytes read at a time for a checksum
 PARTIAL = ".partial-"  # how the name of a temporary folder begins
 STALE_SECONDS = 24 * 3600  # a temporary folder this old was left by a process that was killed
 CACHE_VARIABLE = "JEC_CACHE"
@@ -71,6 +76,8 @@ class ColumnEntry(TypedDict):
     dtype: str
     """numpy's own text, such as "<f4"."""
     shape: list[int]
+    crc32: NotRequired[int]
+    """Of the bytes behind the header; earlier versions did not write it."""
 
 
 class SequenceEntry(TypedDict, total=False):
@@ -127,6 +134,8 @@ class Description(Contents):
     files: list[FileEntry]
     types: dict[str, str]
     """Branch -> the common type of its numbers in all files, where the files state it."""
+    sha256: NotRequired[str]
+    """Of all the above (`digest_of`); earlier versions did not write it."""
 
 
 class NpyWriter:
@@ -140,6 +149,7 @@ class NpyWriter:
         self._open()
 
     def _open(self) -> None:
+        self._crc = 0
         self._file = open(self.path, "wb")  # noqa: SIM115 (open for as long as data arrives)
         self._file.write(b"\0" * HEADER)
         # an interrupted preparation drops its writers without close()
@@ -173,7 +183,9 @@ class NpyWriter:
         rows = exactly(array, self.dtype, self._name, "the data")
         content = np.ascontiguousarray(rows).data.cast("B")
         for start in range(0, len(content), PIECE):
-            self._file.write(content[start : start + PIECE])
+            piece = content[start : start + PIECE]
+            self._crc = zlib.crc32(piece, self._crc)
+            self._file.write(piece)
 
     def _widen(self, dtype: np.dtype) -> None:
         """Write what is there again in a wider type. That is rare: files state their types."""
@@ -215,7 +227,12 @@ class NpyWriter:
         self._file.write((HEADER - 10).to_bytes(2, "little"))
         self._file.write(text.ljust(HEADER - 11) + b"\n")
         self._file.close()
-        return {"file": self.path.name, "dtype": self.dtype.str, "shape": list(shape)}
+        return {
+            "file": self.path.name,
+            "dtype": self.dtype.str,
+            "shape": list(shape),
+            "crc32": self._crc,
+        }
 
 
 def _shown(shape: tuple[int, ...]) -> str:
@@ -401,6 +418,62 @@ def is_prepared(uri: str) -> bool:
     return storage.exists(storage.join(uri, DESCRIPTION))
 
 
+def digest_of(description: Mapping[str, Any]) -> str:
+    """SHA-256 of what dataset.json says, but for the checksum itself."""
+    content = {name: value for name, value in description.items() if name != "sha256"}
+    return storage.digest(json.dumps(content, sort_keys=True).encode())
+
+
+def damage(folder: Path) -> str:
+    """What differs in a prepared folder from what was written; empty for nothing.
+
+    Reads all of it (about a second for each GB), which is why it is called once for each run and
+    each copy, not by each trial. Of data of an earlier version, which has no checksums, the sizes
+    are compared. Raises StorageError where the disk cannot read a file.
+    """
+    try:
+        description = storage.read_json(str(folder / DESCRIPTION))
+        if description.get("sha256", digest_of(description)) != digest_of(description):
+            return f"the checksum of {DESCRIPTION} does not fit"
+        for entry in _entries(description):
+            if problem := _damage_of(folder / entry["file"], entry):
+                return problem
+    except (InputError, KeyError, TypeError, ValueError, AttributeError) as error:
+        return f"{DESCRIPTION} cannot be read ({error})"
+    return ""
+
+
+def _entries(description: Mapping[str, Any]) -> list[ColumnEntry]:
+    """The files of a prepared folder."""
+    entries: list[ColumnEntry] = list(description["columns"].values())
+    lists = description.get("list_observers", {})
+    for sequence in [*description["sequences"].values(), *lists.values()]:
+        for part in ("values", "offsets"):
+            if part in sequence:
+                entries.append(sequence[part])
+    return entries
+
+
+def _damage_of(path: Path, entry: ColumnEntry) -> str:
+    """As `damage`, of one file."""
+    size = HEADER + int(np.prod(entry["shape"], dtype=np.int64)) * np.dtype(entry["dtype"]).itemsize
+    if not path.exists():
+        return f"{path.name} is missing"
+    try:
+        if path.stat().st_size != size:
+            return f"{path.name} has {path.stat().st_size:,} bytes in place of {size:,}"
+        if "crc32" not in entry:
+            return ""
+        crc = 0
+        with path.open("rb") as file:
+            file.seek(HEADER)
+            while piece := file.read(CHECKED):
+                crc = zlib.crc32(piece, crc)
+    except OSError as error:
+        raise StorageError(f"cannot read {path}: {error.strerror or error}") from error
+    return "" if crc == entry["crc32"] else f"the checksum of {path.name} does not fit"
+
+
 def node_cache() -> Path:
     """The folder of this node for copies of prepared data.
 
@@ -473,6 +546,11 @@ def local_copy(uri: str, cache: Path | None = None, *, always: bool = False) -> 
         if not is_prepared(str(target)):
             with building(target) as folder:
                 storage.download(uri, folder)
+                if problem := damage(folder):
+                    raise StorageError(
+                        f"prepared data {uri} is damaged: {problem}; delete it, and prepare it"
+                        " again (python pipeline.py --resume RUN does)"
+                    )
     return target
 
 

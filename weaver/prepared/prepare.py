@@ -37,6 +37,8 @@ from weaver.prepared.columns import (
     DESCRIPTION,
     FORMAT,
     building,
+    damage,
+    digest_of,
     is_prepared,
     node_cache,
     publish,
@@ -105,8 +107,13 @@ def prepare(
     key = _key(entries, data_config, role, skip_bad_files, part)
     uri = storage.join(storage.absolute(storage_uri), "cache", key)
     if is_prepared(uri):
-        description = storage.read_json(storage.join(uri, DESCRIPTION))
-        return _reference(uri, data_config, description, reused=True)
+        # data elsewhere is compared when its copy on this node has been made
+        problem = damage(Path(uri)) if storage.is_local(uri) else ""
+        if not problem:
+            description = storage.read_json(storage.join(uri, DESCRIPTION))
+            return _reference(uri, data_config, description, reused=True)
+        report(f"warning: prepared data {uri} is damaged ({problem}); it is prepared again")
+        storage.delete(uri)
 
     with _rare_collections():
         checked = data_files.check(
@@ -129,10 +136,28 @@ def prepare(
     with building(Path(uri) if storage.is_local(uri) else node_cache() / key) as folder:
         with _rare_collections():
             description = decoding.run(folder)
+        check_unchanged(entries)
+        description["sha256"] = digest_of(description)
         storage.write_json(str(folder / DESCRIPTION), description)
         if not storage.is_local(uri):
             publish(folder, uri)  # the temporary folder then becomes this node's copy
     return _reference(uri, data_config, description, reused=False)
+
+
+def check_unchanged(entries: Iterable[Entry]) -> None:
+    """Raise InputError where a file is not the one any more that was listed before it was read.
+
+    Of what S3 and web servers have, each request asks for the version that was listed.
+    """
+    for entry in entries:
+        if storage.is_s3(entry.uri) or entry.uri.startswith("http"):
+            continue
+        now = storage.entries(entry.uri)
+        if [(file.size, file.tag) for file in now] != [(entry.size, entry.tag)]:
+            raise InputError(
+                f"{entry.uri} changed while it was read: it had {entry.size:,} bytes, now it has"
+                f" {sum(file.size for file in now):,} or another date; start again when it is whole"
+            )
 
 
 @contextlib.contextmanager

@@ -14,7 +14,8 @@ import difflib
 import re
 from collections.abc import Iterable
 
-PASSWORD = re.compile(r"(?<=://)[^/\s@]*:[^/\s@]*@")
+LOGIN = re.compile(r"(?<=://)[^/\s@]*@")
+"""User and password in front of the server; a token may stand there alone."""
 SIGNATURE = re.compile(
     r"([?&][\w.%-]*(?:sig|signature|token|credential|authz?|bearer|jwt|passw(?:or)?d|secret|api_?key"
     r"|access_?key)=)[^&\s'\"]+",
@@ -24,8 +25,8 @@ SIGNATURE = re.compile(
 
 
 def without_secrets(text: str) -> str:
-    """The text without the passwords and signatures of the addresses in it."""
-    return SIGNATURE.sub(r"\1...", PASSWORD.sub("", text))
+    """The text without the logins and signatures of the addresses in it."""
+    return SIGNATURE.sub(r"\1...", LOGIN.sub("", text))
 
 
 class JecError(Exception):

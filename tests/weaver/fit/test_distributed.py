@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import socket
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +15,7 @@ import torch
 
 from common.errors import ClusterError, InputError
 from tests.weaver.trials import command, finish, history, start, wait_for, weights
-from weaver.fit.distributed import World, ranks, select_device
+from weaver.fit.distributed import World, is_loopback, ranks, select_device
 
 # 539 jets in batches of 100: the last one holds 39, so that one rank gets 20 of them, and the other
 # 19 and one that fills up.
@@ -57,6 +60,51 @@ def test_a_rank_that_dies_ends_the_other_with_a_reason(prepared, tmp_path):
     assert first.returncode == 1
     assert "error: rank 0 of 2 lost another rank, whose own log tells why" in said
     assert not (tmp_path / "failed").exists()  # a restart may well succeed
+
+
+def listening(pid: int) -> list[str]:
+    """The addresses that a process listens at, as /proc writes them."""
+    sockets = set()
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            sockets.add(os.readlink(link))
+    addresses = []
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
+            words = line.split()
+            if words[3] == "0A" and f"socket:[{words[9]}]" in sockets:  # LISTEN
+                addresses.append(words[1].split(":")[0])
+    return addresses
+
+
+@pytest.mark.faults
+def test_ranks_of_one_machine_listen_where_no_other_machine_reaches_them(prepared, tmp_path):
+    first, second = start_ranks(command(prepared, tmp_path, **{**WORDS, "num_epochs": 1000}))
+    try:
+        wait_for(first, lambda: len(history(tmp_path)) >= 1)
+        addresses = [*listening(first.pid), *listening(second.pid)]
+    finally:
+        for process in (first, second):
+            process.kill()
+            finish(process)
+    loopback = {"0100007F", "0" * 24 + "01000000", "0" * 16 + "FFFF00000100007F"}
+    assert addresses
+    assert set(addresses) <= loopback
+
+
+@pytest.mark.parametrize(
+    ("address", "local"),
+    [
+        ("127.0.0.1", True),
+        ("localhost", True),
+        ("::1", True),
+        ("jec-trial-master-0", False),
+        ("10.1.2.3", False),
+        ("0.0.0.0", False),
+    ],
+)
+def test_which_addresses_are_of_this_machine_only(address, local):
+    assert is_loopback(address) == local
 
 
 def test_one_rank_told_to_stop_stops_all_after_the_same_step(prepared, tmp_path):

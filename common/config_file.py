@@ -1,0 +1,206 @@
+"""Flags from files: --config FILE, and JEC_CONFIG for the defaults of a site.
+
+A file is a YAML mapping of flags by the names that run.json has (`num_gpus`), or a run.json itself,
+of which the parameters are taken. Flags that were typed win over --config, that over the parameters
+of an earlier run, and those over the site's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from common import yaml_text
+from common.cli import Parser
+from common.config import RETIRED, RunConfig, flag, of_earlier_run, typed
+from common.errors import InputError, unknown
+
+VARIABLE = "JEC_CONFIG"
+LARGEST_BYTES = 1_000_000
+"""Far above any file of flags: it holds a search space at most."""
+OF_ONE_RUN = ("run_id", "user")
+"""Parameters in run.json that a new run has of its own."""
+_NOT_TYPED = object()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Source:
+    """Values of flags, by field, and where they come from in the words of an error."""
+
+    where: str
+    values: Mapping[str, Any]
+
+
+class Flags:
+    """The flags of a command line on top of sources, of which a later one wins.
+
+    `keys` are the flags that a file may have; `words` the command line, None for that of this
+    process.
+    """
+
+    def __init__(self, parser: Parser, keys: Iterable[str], words: list[str] | None) -> None:
+        self.parser, self.words = parser, words
+        self.keys = tuple(keys)
+        self.sources: list[Source] = []
+        destinations = vars(parser.parse_args(words))
+        blank = argparse.Namespace(**dict.fromkeys(destinations, _NOT_TYPED))
+        values = vars(parser.parse_args(words, blank))
+        self._typed = {name for name, value in values.items() if value is not _NOT_TYPED}
+
+    def parse(self) -> argparse.Namespace:
+        """The flags that were typed; all others by the sources, or at their defaults."""
+        for source in self.sources:
+            self.parser.set_defaults(**source.values)
+        return self.parser.parse_args(self.words)
+
+    def read(self, path: str, name: str) -> Source:
+        """Read a file that `name`, a flag or a variable, names.
+
+        Raises InputError for what is no file of flags, for a key that is none, and for a value of
+        another type.
+        """
+        where = f"{name} {path}"
+        content = yaml_text.load(_text(path, where), where)
+        if not isinstance(content, dict):
+            raise InputError(
+                f"{where} is {_name(content)}; write a flag a line, as 'num_gpus: 1', or give a"
+                " run.json"
+            )
+        if "run_id" in content and isinstance(content.get("config"), dict):
+            content = _of_run(content["config"])
+        values = {}
+        for key, value in content.items():
+            if key not in self.keys:
+                raise InputError(f"{where}: {unknown('key', str(key), self.keys)}")
+            values[key] = self._converted(where, key, value)
+        return Source(where=where, values=values)
+
+    def explain(self, error: InputError) -> None:
+        """Add to an error where the values of the flags that it names come from."""
+        origins = {}
+        for name in self.keys:
+            if name in self._typed or not re.search(rf"--{flag(name)}(?![\w-])", str(error)):
+                continue
+            for source in self.sources:
+                if name in source.values:
+                    origins[name] = source.where
+        if origins:
+            places = "; ".join(f"--{flag(name)} is from {origins[name]}" for name in origins)
+            error.args = (f"{error} ({places})",)
+
+    def as_yaml(self, args: argparse.Namespace) -> str:
+        """The values of all keys as a file for --config, in the groups of --help."""
+        import yaml
+
+        lines = []
+        # argparse has no other list of its groups
+        for group in self.parser._action_groups:
+            keys = [action.dest for action in group._group_actions if action.dest in self.keys]
+            if keys:
+                lines.append(f"# {group.title}")
+            for key in keys:
+                value = getattr(args, key)
+                plain = str(value) if isinstance(value, Path) else value
+                text = yaml.safe_dump({key: plain}, width=math.inf, allow_unicode=True)
+                lines.append(text.rstrip("\n"))
+        return "\n".join(lines) + "\n"
+
+    def _converted(self, where: str, key: str, value: Any) -> Any:
+        """A value in the type of its flag. Raises InputError for one of another type.
+
+        The value is not shown, as it may be an address with a secret in it.
+        """
+        action = next(action for action in self.parser._actions if action.dest == key)
+        default = RunConfig().parameters().get(key, action.default)
+        kind = str if isinstance(default, Path) else type(default)
+        converted = _as(kind, value)
+        if converted is None:
+            hint = "; write it in quotes" if kind is str and isinstance(value, bool) else ""
+            raise InputError(f"{where}: {key} is {_NAMES[kind]}, not {_name(value)}{hint}")
+        if action.choices and converted not in action.choices:
+            raise InputError(f"{where}: {key}: {unknown('value', converted, action.choices)}")
+        if kind is str and callable(action.type):
+            try:
+                return action.type(converted)
+            except argparse.ArgumentTypeError as error:
+                raise InputError(f"{where}: {key}: {error}") from None
+        return converted
+
+
+def keys(how_to_run: Iterable[str]) -> list[str]:
+    """The flags that a file may have: those of how to run, and every field of RunConfig."""
+    fields = [field.name for field in dataclasses.fields(RunConfig) if field.name != "run_id"]
+    return [*how_to_run, *fields]
+
+
+def site(flags: Flags) -> list[Source]:
+    """The defaults of the site; none where JEC_CONFIG is not set."""
+    path = os.environ.get(VARIABLE, "")
+    return [flags.read(path, VARIABLE)] if path else []
+
+
+def _of_run(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters in a run.json that another run may have."""
+    values = of_earlier_run(typed(parameters))
+    return {name: values[name] for name in values if name not in (*RETIRED, *OF_ONE_RUN)}
+
+
+def _text(path: str, where: str) -> str:
+    """The text of a file on this machine's disks. Raises InputError where there is none."""
+    try:
+        with Path(path).expanduser().open("rb") as file:
+            content = file.read(LARGEST_BYTES + 1)
+    except FileNotFoundError:
+        raise InputError(f"{where}: there is no such file") from None
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{where} cannot be read: {reason}") from None
+    if len(content) > LARGEST_BYTES:
+        raise InputError(f"{where} is larger than {LARGEST_BYTES:,} bytes: no file of flags")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise InputError(f"{where} is no text in UTF-8") from None
+
+
+_NAMES: dict[type, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+}
+
+
+def _name(value: Any) -> str:
+    """What a value of a file is, in words."""
+    if isinstance(value, bool):
+        return "true or false"
+    if value is None:
+        return "an empty value"
+    names = {int: "a number", float: "a number", str: "a text", list: "a list", dict: "a mapping"}
+    return names.get(type(value), f"a {type(value).__name__}")
+
+
+def _as(kind: type, value: Any) -> Any:
+    """The value as this type; None where it is of another one."""
+    if isinstance(value, bool) or kind is bool:
+        return value if isinstance(value, bool) and kind is bool else None
+    if kind is float and isinstance(value, str) and re.fullmatch(r"-?\d+[eE][-+]?\d+", value):
+        return float(value)  # YAML 1.1 takes the 1e-05 of JSON for a text
+    if isinstance(value, int | float):
+        try:
+            whole = float(value) == math.floor(value)
+        except (OverflowError, ValueError):  # infinity, NaN, and more than a float holds
+            return None
+        if kind is str:
+            return str(int(value)) if whole else str(value)
+        if kind is int:
+            return int(value) if whole else None
+        return float(value)
+    return value if isinstance(value, str) and kind is str else None
