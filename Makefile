@@ -63,7 +63,7 @@ STRICT := common clusters components operations training exporting evaluating se
 	reporting jec_client pipeline.py
 
 test: lint
-	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not cluster" $(ARGS)
+	@$(BIN)/python -m pytest -n 3 --dist loadfile -m "not slow and not cluster" $(ARGS)
 
 # Coverage's tracer slows every process, so each test has more time.
 # Faults tried on purpose: what each must lead to is in docs/reliability.md. `make test` has the quick ones.

@@ -7,8 +7,10 @@ resumes: finished trials count, the others start again with the same names and p
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
+import sqlite3
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +35,38 @@ class Proposal:
     rule: early_stopping.StopRule | None
 
 
+def set_damaged_aside(file: Path, report: Report) -> int:
+    """Rename a record of a search that is no whole SQLite file; return how many ever were renamed.
+
+    The report is told that the search begins anew.
+    """
+    if file.exists() and (problem := _damage(file)):
+        number = 1 + len(list(file.parent.glob(f"{file.name}.damaged-*")))
+        aside = file.with_name(f"{file.name}.damaged-{number}")
+        file.rename(aside)
+        for name in ("-journal", "-wal", "-shm"):
+            file.with_name(file.name + name).unlink(missing_ok=True)
+        report(
+            f"{file} is damaged ({problem}) and was renamed to {aside.name}: the search begins"
+            " anew; the folders of its earlier trials stay"
+        )
+    return len(list(file.parent.glob(f"{file.name}.damaged-*")))
+
+
+def _damage(file: Path) -> str:
+    """What is wrong with an SQLite file; empty for nothing."""
+    if not file.stat().st_size:
+        return "it is empty"
+    try:
+        with contextlib.closing(sqlite3.connect(file, timeout=30)) as connection:
+            connection.text_factory = bytes  # damaged text may be no UTF-8
+            (answer,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+        # a program that holds a lock on it, such as a dashboard, is no damage
+        return "" if "locked" in str(error) else str(error)
+    return "" if answer == b"ok" else answer.decode(errors="replace")
+
+
 class Study:
     """The trials of one Experiment.
 
@@ -46,7 +80,9 @@ class Study:
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._manifest = manifest
-        self._storage = optuna.storages.RDBStorage(f"sqlite:///{folder / 'study.db'}")
+        file = folder / "study.db"
+        self._damaged = set_damaged_aside(file, report)
+        self._storage = optuna.storages.RDBStorage(f"sqlite:///{file}")
         self.dropped = 0
         """Trials of failed attempts that are left out, because they would fail again."""
         self._study = self._open(report)
@@ -56,7 +92,8 @@ class Study:
         import optuna
 
         name = self._manifest["metadata"]["name"]
-        attempt = 1
+        # trials of a lost record have folders, which no other trial may go on from
+        attempt = 1 + self._damaged
         failed: optuna.Study | None = None
         while True:
             study = optuna.create_study(

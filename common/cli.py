@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 from common import storage
 from common.errors import InputError, InterruptedRun, JecError, nearest, without_secrets
+from common.storage import space
 from common.storage.addresses import check_text, check_url
 from common.storage.local import check_writable_file, check_writable_folder
 
@@ -177,7 +178,8 @@ def run_main(body: Callable[[], int | None]) -> int:
     exception becomes one line as well, and UNEXPECTED: its traceback is kept in a file.
     """
     try:
-        return body() or 0
+        with space.explained():
+            return body() or 0
     except JecError as error:
         print(
             f"{'stopped' if isinstance(error, InterruptedRun) else 'error'}: {error}",

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self, TypeAlias, TypeVar, get_origin
 
@@ -131,17 +133,41 @@ class Record:
         return None if content is None else cls.from_json(content, uri)
 
     @classmethod
+    def find_readable(cls, uri: str) -> Self | None:
+        """As `find`, of a file that the run writes anew: a damaged one counts as missing.
+
+        A line on stderr says so. Raises InputError for a file of a later version.
+        """
+        if not storage.exists(uri):
+            return None
+        try:
+            content = json.loads(storage.read_bytes(uri))
+        except (ValueError, RecursionError):
+            content = None
+        if isinstance(content, Mapping) and isinstance(content.get("format"), int):
+            cls._refuse_later_version(content, uri)
+        try:
+            return cls.from_json(content, uri)
+        except (InputError, TypeError, AttributeError):
+            print(f"note: {uri} is damaged and ignored", file=sys.stderr, flush=True)
+            return None
+
+    @classmethod
     def from_json(cls, content: Mapping[str, Any], where: str = "the record") -> Self:
         """The record that the content of a file describes. Raises InputError as `load` does."""
         if not isinstance(content, Mapping):
             raise InputError(f"{where} holds a {type(content).__name__}, not names with values")
+        cls._refuse_later_version(content, where)
+        return _structured(content, cls, where)
+
+    @classmethod
+    def _refuse_later_version(cls, content: Mapping[str, Any], where: str) -> None:
         version = content.get("format", 1)
         if version > cls.FORMAT:
             raise InputError(
                 f"{where} has format {version}, and this version of the project reads up to"
                 f" {cls.FORMAT}; update the project"
             )
-        return _structured(content, cls, where)
 
 
 # -------------------------------------------------------------------------------------- run.json

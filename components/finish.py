@@ -247,7 +247,7 @@ def summarise(uri: str, job_id: str = "", *, terminated: bool = False) -> Summar
 
     search = SearchRecord.find(folder.search) if of_this_job("search") else None
     metrics = MetricsRecord.find(folder.metrics) if of_this_job("evaluate") else None
-    service = ServiceRecord.find(folder.service) if of_this_job("deploy") else None
+    service = ServiceRecord.find_readable(folder.service) if of_this_job("deploy") else None
     state, reason = _end(status, metrics, terminated=terminated)
     return SummaryRecord(
         run_id=storage.name(uri),

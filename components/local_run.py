@@ -237,7 +237,7 @@ class LocalRun:
         """The service that this run's deploy step left running."""
         if self.run is None or self._service_file() is None:
             return None
-        return ServiceRecord.find(self.run.folder.service)
+        return ServiceRecord.find_readable(self.run.folder.service)
 
     def _service_file(self) -> Path | None:
         if self.run is None:

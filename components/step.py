@@ -28,6 +28,7 @@ from common.errors import DeadlineError, InterruptedRun, JecError
 from common.layout import RunFolder
 from common.records import StatusRecord, StepStatus
 from common.run import Run
+from common.storage import space
 from components.steps import RETRIES
 
 LOCAL_DIR = "JEC_LOCAL_DIR"
@@ -161,7 +162,8 @@ def with_status(name: str, run: Run, body: Callable[[], None], *, job_id: str = 
     """
     write_status(run, name, "running", job_id=job_id)
     try:
-        body()
+        with space.explained():
+            body()
     except (KeyboardInterrupt, InterruptedRun):
         # a storage that fails as well must not hide why the step ended
         with contextlib.suppress(JecError):
@@ -205,7 +207,7 @@ def write_status(
 
 def read_status(uri: str) -> StatusRecord:
     """status.json of a run's folder; an empty record where there is none."""
-    return StatusRecord.find(RunFolder(uri).status) or StatusRecord()
+    return StatusRecord.find_readable(RunFolder(uri).status) or StatusRecord()
 
 
 def use_endpoint(endpoint: str) -> None:

@@ -83,7 +83,7 @@ def read_inputs(uri: str, trial: str = AUTO) -> Inputs:
         history=find_history(folder.history(name)) if name else [],
         options=TrialOptions.find(folder.options(name)) if name else None,
         export=ExportRecord.find(folder.export),
-        service=ServiceRecord.find(folder.service),
+        service=ServiceRecord.find_readable(folder.service),
     )
 
 

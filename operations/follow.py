@@ -119,7 +119,7 @@ def is_omitted(target: Target, run: KubeflowRun, step: Step) -> bool:
         return False
     try:
         folder = RunFolder(storage.join(target.args.s3_bucket, target.run_id))
-        record = StatusRecord.find(folder.status) or StatusRecord()
+        record = StatusRecord.find_readable(folder.status) or StatusRecord()
     except JecError:
         return False  # the folder cannot be read from here
     return is_refused_by_gate(step, run, record)
@@ -132,11 +132,11 @@ def show_end(target: Target, run: KubeflowRun) -> int:
     """
     folder = RunFolder(storage.join(target.args.s3_bucket, target.run_id))
     try:
-        record = StatusRecord.find(folder.status) or StatusRecord()
+        record = StatusRecord.find_readable(folder.status) or StatusRecord()
         print(f"run {target.run_id} {run_word(run, record)}: {run.url}")
         for line in verdict_lines(folder, target):
             print(line)
-        for line in reason_lines(target, run, record, SummaryRecord.find(folder.summary)):
+        for line in reason_lines(target, run, record, SummaryRecord.find_readable(folder.summary)):
             print(line)
     except JecError as error:
         print(f"run {target.run_id} {run_word(run, StatusRecord())}: {run.url}")

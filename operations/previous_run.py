@@ -99,7 +99,7 @@ def has_ended(config: RunConfig) -> str:
     Empty where it has not, or where another value of a parameter asks for a part of it again.
     """
     folder = Run(config=config).folder
-    summary = SummaryRecord.find(folder.summary)
+    summary = SummaryRecord.find_readable(folder.summary)
     if summary is None or summary.state not in ENDED:
         return ""
     return folder.uri if Run.load(folder.uri).config == config else ""

@@ -37,7 +37,7 @@ def status(target: Target) -> int:
 
     record = StatusRecord()
     if target.folder:
-        record = StatusRecord.find(RunFolder(target.folder).status) or record
+        record = StatusRecord.find_readable(RunFolder(target.folder).status) or record
         failed = record.state == "failed"
     if (run := target.kubeflow) is not None:
         run.refresh()
@@ -48,7 +48,7 @@ def status(target: Target) -> int:
         if run.has_ended:
             summary = None
             if target.folder:
-                summary = SummaryRecord.find(RunFolder(target.folder).summary)
+                summary = SummaryRecord.find_readable(RunFolder(target.folder).summary)
             show_section("reason", reason_lines(target, run, record, summary))
         failed = run.state in ("FAILED", "CANCELED")
     elif target.folder:
@@ -301,7 +301,7 @@ def verdict_lines(folder: RunFolder, target: Target) -> Iterator[str]:
         else:
             yield f"gate not passed: {'; '.join(metrics.reasons)}"
         yield f"report: {folder.report}"
-    service = ServiceRecord.find(folder.service)
+    service = ServiceRecord.find_readable(folder.service)
     if service:
         yield service_line(service, target, here=not storage.is_s3(folder.uri))
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from common.errors import InputError, JecError, StorageError
-from common.storage import durable
+from common.storage import durable, space
 from common.storage.entry import Entry
 from common.storage.source import Source
 
@@ -27,26 +27,28 @@ REFUSED = (
 """What another path, or other rights, would help against."""
 
 
-def explain(error: OSError, path: str, verb: str = "read") -> JecError:
-    """Our error for what the system says of a path.
+def explain(error: OSError, path: str, verb: str = "read", needed: int | None = None) -> JecError:
+    """Our error for what the system says of a path; needed: bytes to write, where they are known.
 
     It is an InputError for the user's part, a StorageError where the disk fails.
     """
     if error.errno in MISSING and verb == "read":
         return InputError(f"there is no file {path}")
+    if error.errno in space.FULL and verb == "write":
+        return StorageError(space.sentence(error, path, needed))
     problem = f"cannot {verb} {path}: {error.strerror or error}"
     return (InputError if error.errno in MISSING + REFUSED else StorageError)(problem)
 
 
 @contextlib.contextmanager
-def _explained(path: str, verb: str = "read") -> Iterator[None]:
+def _explained(path: str, verb: str = "read", needed: int | None = None) -> Iterator[None]:
     """Turn the system's errors into ours."""
     if "\0" in path:
         raise InputError(f"{path!r} is no path: it holds a null byte")
     try:
         yield
     except OSError as error:
-        raise explain(error, path, verb) from error
+        raise explain(error, path, verb, needed) from error
 
 
 class LocalSource(Source):
@@ -156,7 +158,7 @@ def _no_folder(mode: int) -> str:
 
 
 def write_bytes(path: str, content: bytes) -> None:
-    with replacing(path) as temporary:
+    with replacing(path, len(content)) as temporary:
         Path(temporary).write_bytes(content)
 
 
@@ -236,7 +238,7 @@ def _entries_of(paths: list[str], *, refuse_special: bool = False) -> list[Entry
 
 def upload(source: str, path: str) -> None:
     """Copy one local file to a path, atomically."""
-    with replacing(path) as temporary:
+    with replacing(path, os.path.getsize(source)) as temporary:
         shutil.copyfile(source, temporary)
 
 
@@ -263,12 +265,12 @@ def delete(path: str) -> int:
 
 
 @contextlib.contextmanager
-def replacing(path: str) -> Iterator[str]:
+def replacing(path: str, needed: int | None = None) -> Iterator[str]:
     """A temporary name beside `path`, which becomes `path` if the block ends well.
 
-    If it does not, the temporary file is removed.
+    If it does not, the temporary file is removed. needed: bytes to write, where they are known.
     """
-    with _explained(path, "write"), _replacing(path) as temporary:
+    with _explained(path, "write", needed), _replacing(path) as temporary:
         yield temporary
 
 

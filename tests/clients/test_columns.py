@@ -201,7 +201,7 @@ def test_what_is_refused(what):
 @pytest.mark.parametrize(
     "jets",
     [None, 5, [], [1, 2], (AWKWARD["jetPt"],), AWKWARD["jetPt"], np.zeros(3), pl.LazyFrame(LISTS)],
-    ids=repr,
+    ids=["None", "number", "no list", "list", "tuple", "one column", "array", "LazyFrame"],
 )
 def test_what_has_no_columns_is_refused(jets):
     with pytest.raises(InputError, match="the jets are"):

@@ -46,7 +46,7 @@ import numpy as np
 
 from common import private_folder, storage
 from common.errors import InputError, StorageError
-from common.storage import durable
+from common.storage import durable, space
 from weaver.config.sections import Parameters
 from weaver.prepared.transform import Ready
 from weaver.read.jagged import Jagged, common_type, exactly
@@ -507,6 +507,8 @@ def building(target: Path) -> Iterator[Path]:
             if not is_prepared(str(target)):  # or else another process was faster by a moment
                 raise
     except OSError as error:
+        if error.errno in space.FULL:
+            raise StorageError(space.sentence(error, target)) from error
         raise StorageError(
             f"cannot write prepared data to {target}: {error.strerror or error}"
         ) from error
@@ -544,6 +546,8 @@ def local_copy(uri: str, cache: Path | None = None, *, always: bool = False) -> 
     target = cache / storage.name(uri)
     with _locked(cache / f"{target.name}.lock", uri):
         if not is_prepared(str(target)):
+            size = sum(entry.size for entry in storage.entries(uri))
+            space.require(cache, size, f"a copy of {uri}")
             with building(target) as folder:
                 storage.download(uri, folder)
                 if problem := damage(folder):

@@ -30,7 +30,7 @@ from typing import Any, cast
 from common import storage
 from common.cli import run_main
 from common.errors import InputError
-from common.storage import Entry
+from common.storage import Entry, space
 from weaver.config.data_config import DataConfig
 from weaver.config.sections import AUTO, NON_FINITE
 from weaver.prepared.columns import (
@@ -133,7 +133,9 @@ def prepare(
         skip_bad_files=skip_bad_files,
         skipped=checked.skipped,
     )
-    with building(Path(uri) if storage.is_local(uri) else node_cache() / key) as folder:
+    target = Path(uri) if storage.is_local(uri) else node_cache() / key
+    warn_of_space(target, checked.files, report)
+    with building(target) as folder:
         with _rare_collections():
             description = decoding.run(folder)
         check_unchanged(entries)
@@ -142,6 +144,20 @@ def prepare(
         if not storage.is_local(uri):
             publish(folder, uri)  # the temporary folder then becomes this node's copy
     return _reference(uri, data_config, description, reused=False)
+
+
+def warn_of_space(target: Path, files: Iterable[data_files.DataFile], report: Report) -> None:
+    """Say so where the disk has less room than the branches that are read take in memory.
+
+    It is no error, because a selection may leave most of their jets out.
+    """
+    size = int(sum(file.bytes_per_entry * file.num_used for file in files))
+    free = space.free_bytes(target)
+    if free < size:
+        report(
+            f"warning: the data may take {space.shown(size)}, and {space.shown(free)} are free"
+            f" where {target} is to be"
+        )
 
 
 def check_unchanged(entries: Iterable[Entry]) -> None:

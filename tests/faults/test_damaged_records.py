@@ -1,0 +1,108 @@
+"""Empty and garbage records of a run: rebuilt or ignored, with a sentence."""
+
+import random
+
+import pytest
+
+from clusters import run_lock
+from clusters.local_study import Study, set_damaged_aside
+from common.errors import InputError
+from common.layout import RunFolder
+from common.records import ServiceRecord, StatusRecord, SummaryRecord
+from components import step
+
+pytestmark = pytest.mark.faults
+
+GARBAGE = [b"", b"\0" * 512, b"{", b"[]", b"3", b"null", b'{"steps": 3}', b"\xff\xfe", b"[" * 10**5]
+
+
+@pytest.mark.parametrize("content", GARBAGE, ids=lambda content: ascii(content[:12]))
+@pytest.mark.parametrize("record", [StatusRecord, ServiceRecord, SummaryRecord])
+def test_a_garbage_record_counts_as_missing(tmp_path, capsys, record, content):
+    if record is StatusRecord and content == b"null":
+        content = b"[null]"
+    path = tmp_path / "record.json"
+    path.write_bytes(content)
+    assert record.find_readable(str(path)) is None
+    assert str(path) in capsys.readouterr().err
+
+
+def test_a_record_of_a_later_version_is_still_refused(tmp_path):
+    path = tmp_path / "status.json"
+    path.write_text('{"format": 99, "steps": []}')
+    with pytest.raises(InputError, match="99"):
+        StatusRecord.find_readable(str(path))
+
+
+@pytest.mark.parametrize("content", GARBAGE, ids=lambda content: ascii(content[:12]))
+def test_a_garbage_status_is_written_anew_by_the_next_step(tmp_path, content):
+    class Run:
+        uri = str(tmp_path)
+        folder = RunFolder(str(tmp_path))
+
+    (tmp_path / "status.json").write_bytes(content)
+    step.write_status(Run(), "train", "running")
+    assert step.read_status(Run.uri).steps["train"].state == "running"
+
+
+@pytest.mark.parametrize("content", GARBAGE[:-1], ids=ascii)
+def test_a_garbage_owner_is_nobody(tmp_path, content):
+    folder = tmp_path / "local"
+    folder.mkdir()
+    (folder / run_lock.OWNER).write_bytes(content)
+    assert run_lock.read_owner(folder) is None
+    lock = run_lock.RunLock("run-1", folder)
+    lock.take(lambda line: None)
+    assert run_lock.read_owner(folder) is not None
+    lock.release()
+
+
+@pytest.fixture
+def make_study(tmp_path):
+    manifest = {
+        "metadata": {"name": "search"},
+        "spec": {
+            "objective": {"type": "minimize", "objectiveMetricName": "loss"},
+            "maxTrialCount": 2,
+            "parallelTrialCount": 1,
+            "maxFailedTrialCount": 1,
+        },
+    }
+    lines = []
+
+    def make():
+        return Study(manifest, tmp_path, lines.append), lines
+
+    return make
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage" * 100, b"SQLite format 3\0" + b"\1" * 4096])
+def test_a_garbage_study_is_set_aside_and_the_search_begins_anew(make_study, tmp_path, content):
+    (tmp_path / "study.db").write_bytes(content)
+    study, lines = make_study()
+    assert study.count() == 0
+    assert (tmp_path / "study.db.damaged-1").read_bytes() == content
+    assert len(lines) == 1
+    assert "study.db.damaged-1" in lines[0]
+    # trials of the lost record have folders of their own names
+    assert study._study.study_name == "search-2"
+
+
+def test_a_whole_study_is_opened_again(make_study, tmp_path):
+    make_study()
+    study, lines = make_study()
+    assert lines == []
+    assert study._study.study_name == "search"
+    assert set_damaged_aside(tmp_path / "study.db", lines.append) == 0
+
+
+def test_a_study_with_a_damaged_page_is_noticed(make_study, tmp_path):
+    make_study()
+    path = tmp_path / "study.db"
+    content = bytearray(path.read_bytes())
+    draw = random.Random(4)
+    for _ in range(200):
+        content[draw.randrange(100, len(content))] = 0xFF
+    path.write_bytes(content)
+    _, lines = make_study()
+    assert len(lines) == 1
