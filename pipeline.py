@@ -288,11 +288,7 @@ def act(flags: config_file.Flags, args: argparse.Namespace) -> int:
     from components.step import use_endpoint
 
     use_endpoint(args.s3_endpoint)
-    if args.compare:
-        from operations.compare import compare
-
-        return compare(args.compare, args)
-    if args.status or args.logs or args.down:
+    if args.status or args.logs or args.down or args.compare:
         from operations import commands
 
         return commands.act(args)
