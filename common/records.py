@@ -203,6 +203,9 @@ class RunRecord(Record):
     """Package -> version; none where it is not installed."""
     git_commit: str = ""
     images: dict[str, str] = dataclasses.field(default_factory=dict)
+    """steps and weaver -> the image as the user named it; none on one machine."""
+    image_digests: dict[str, str | None] = dataclasses.field(default_factory=dict)
+    """The same names -> the image's digest; None where nobody could tell it."""
     shared_jets: dict[str, int] = dataclasses.field(default_factory=dict)
     """"train and test" -> jets that both sets hold."""
     kfp_run: str = ""

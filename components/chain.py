@@ -18,7 +18,7 @@ from common import form
 from common.config import AUTO, NONE, SECRET_KEY, RunConfig, cpus, quantity
 from common.storage.xrootd_login import SECRET_FOLDER
 from components.server_support import Support
-from components.steps import HOUR, RETRIES, STEPS, WEBHOOK, component, step_of
+from components.steps import HOUR, IMAGE_VARIABLE, RETRIES, STEPS, WEBHOOK, component, step_of
 from training.search_space import as_document, load
 
 NAME = "jec-pipeline"
@@ -93,7 +93,9 @@ def pipeline(config: RunConfig, image: str = STEPS_IMAGE, *, support: Support = 
         end = task("finish", **{name: inputs[name] for name in about}, **common)
         _with_webhook(end, config, support)
         with dsl.ExitHandler(end, name=GROUP):
-            run = task("prepare", **inputs, job_id=job).outputs["run"]
+            prepared = task("prepare", **inputs, job_id=job)
+            prepared.set_env_variable(IMAGE_VARIABLE, image)
+            run = prepared.outputs["run"]
             trial = task("search", run=run, **common).outputs["best_trial"]
             exported = task("export", run=run, trial=trial, **common)
             evaluated = task("evaluate", run=run, trial=trial, **common, after=exported)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import importlib.metadata
 import json
 import os
@@ -17,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from clusters.pod_namespace import own_namespace
+from clusters.registry import digest_of
 from common import card, form, storage
 from common.choices import SPLITS
 from common.cli import Parser, run_main
@@ -29,6 +31,7 @@ from common.run import Run, make_run_id, slug
 from components import inputs as inputs_module
 from components import predictor, step
 from components.inputs import SAMPLE, Inputs
+from components.steps import IMAGE_VARIABLE
 from reporting import markdown
 from training.experiment import REPLACING
 from training.search_space import to_json
@@ -67,6 +70,7 @@ MAX_SHARED = 0.001
 
 A production has a few jets twice by itself; a file that leaked is far more.
 """
+REGISTRY_SECONDS = 5.0
 PACKAGES = (
     "kfp",
     "torch",
@@ -113,11 +117,16 @@ def prepare(
         before = Run.load(run.uri)
         check_same(before, run, inputs)
         # also where nothing has changed: an earlier version wrote the webhook's URL, a secret
-        Run(config=run.config, record=before.record).save()
+        # the images may be others now, as the configuration says
+        record = before.record
+        if record.images != images(run.config):
+            record = dataclasses.replace(
+                record, images=images(run.config), image_digests=image_digests(run.config)
+            )
+        Run(config=run.config, record=record).save()
         # the cache of decoded data may have been cleared, or its disk damaged
-        folders = [data.dataset for data in before.record.data.values()]
-        folders += before.record.jet_columns.values()
-        missing = not all(map(is_whole, folders))
+        missing = not all(is_decoded(run, split) for split in before.record.data)
+        missing |= not all(map(is_whole, before.record.jet_columns.values()))
 
     step.write_output(run_output, run.uri)
     step.say(f"run {run.id} in {run.uri}")
@@ -131,6 +140,15 @@ def prepare(
     jets = ", ".join(f"{data.jets:,} {split}" for split, data in prepared.record.data.items())
     step.say_result(f"{run.id} is prepared, with these jets: {jets}")
     return prepared
+
+
+def is_decoded(run: Run, split: str) -> bool:
+    """Whether the prepared data that a run's reference names are there, and whole."""
+    from weaver.prepared.columns import referred  # late: it imports awkward
+
+    reference = run.folder.data(split)
+    content = storage.find_json(reference)
+    return content is not None and is_whole(referred(reference, content["dataset"]))
 
 
 def is_whole(dataset: str) -> bool:
@@ -327,7 +345,8 @@ def fill(run: Run, inputs: Inputs, job_id: str = "") -> None:
         no_jet_columns=no_jet_columns,
         versions=versions(),
         git_commit=git_commit(),
-        images={"steps": os.environ.get("JEC_STEPS_IMAGE", "none")},
+        images=images(run.config),
+        image_digests=image_digests(run.config),
         shared_jets=shared,
         kfp_run=job_id,
     )
@@ -336,6 +355,7 @@ def fill(run: Run, inputs: Inputs, job_id: str = "") -> None:
 
 def decode_sets(run: Run, inputs: Inputs) -> dict[str, DataSet]:
     """Decode the files of each split into the run's storage, or find them decoded there."""
+    from weaver.prepared.columns import reference_to
     from weaver.prepared.prepare import prepare as decode
 
     config = run.config
@@ -354,7 +374,8 @@ def decode_sets(run: Run, inputs: Inputs) -> dict[str, DataSet]:
         )
         # with what was derived on the training set, which comes first
         data_config = ref.data_config
-        storage.write_json(run.path("data", f"{split}.json"), {"dataset": ref.uri})
+        reference = run.folder.data(split)
+        storage.write_json(reference, reference_to(ref.uri, reference))
         sets[split] = DataSet(
             dataset=ref.uri,
             jets=ref.num_jets,
@@ -430,6 +451,26 @@ def check_shared(sets: Mapping[str, str]) -> dict[str, int]:
                 " well"
             )
     return counts
+
+
+def images(config: RunConfig) -> dict[str, str]:
+    """Return the images of the run by name, as the user named them; on one machine 'none'."""
+    if step.LOCAL_DIR in os.environ:
+        return {"steps": NONE, "weaver": NONE}
+    return {"steps": os.environ.get(IMAGE_VARIABLE, NONE), "weaver": config.weaver_image}
+
+
+def image_digests(config: RunConfig) -> dict[str, str | None]:
+    """Return the digests of the run's images as far as they can be known; empty on one machine.
+
+    A tag is asked of its registry, without waiting long: pods may not reach it.
+    """
+    named = images(config).items()
+    return {
+        name: digest_of(image, seconds=REGISTRY_SECONDS)
+        for name, image in named
+        if step.LOCAL_DIR not in os.environ
+    }
 
 
 def versions() -> dict[str, str]:

@@ -30,6 +30,9 @@ With many services the URL is itself the secret. So it is no parameter, and neve
 """
 WEBHOOK_FILE = "JEC_WEBHOOK_FILE"
 
+IMAGE_VARIABLE = "JEC_STEPS_IMAGE"
+"""Variable by which prepare learns the image of the steps, which no pod knows of itself."""
+
 Kind = Literal["parameter", "metrics", "markdown", "html", "model"]
 
 

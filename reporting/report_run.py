@@ -140,8 +140,17 @@ def reproduce(metrics: MetricsRecord, run: Run | None) -> Reproduce:
         commands=[*commands, evaluate_command(metrics)],
         folder=metrics.run,
         parameters=flat(config),
-        versions={**record.versions, **record.images},
+        versions={**record.versions, **_images(record)},
     )
+
+
+def _images(record: RunRecord) -> dict[str, str]:
+    """The run's images by name; behind a tag the digest that it stood for, where it is known."""
+    shown = {}
+    for name, image in record.images.items():
+        digest = record.image_digests.get(name)
+        shown[f"image {name}"] = image if not digest or digest in image else f"{image} ({digest})"
+    return shown
 
 
 def evaluate_command(metrics: MetricsRecord) -> str:

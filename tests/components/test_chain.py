@@ -63,6 +63,16 @@ def test_it_is_a_pipeline_spec_without_unknown_fields_whose_references_hold(comp
             assert set(task.get("dependentTasks", [])) <= set(dag["tasks"])
 
 
+def test_prepare_learns_the_image_of_the_steps(compiled_pipeline):
+    containers = {
+        name: executor["container"]
+        for name, executor in compiled_pipeline.spec["deploymentSpec"]["executors"].items()
+    }
+    prepare = containers["exec-prepare"]
+    variables = {entry["name"]: entry["value"] for entry in prepare["env"]}
+    assert variables[steps.IMAGE_VARIABLE] == prepare["image"]
+
+
 def test_every_choice_is_a_typed_parameter_with_its_default(compiled_pipeline):
     check_parameters(compiled_pipeline.spec, RunConfig())
 

@@ -13,7 +13,7 @@ from common.errors import InputError
 from common.layout import RunFolder
 from common.records import DataSet, RunRecord, StatusRecord, StepStatus
 from common.run import Run
-from components import inputs, prepare, step
+from components import inputs, prepare, step, steps
 from tests.records import metrics_record, service_record
 from weaver.prepared import shared_jets
 
@@ -228,3 +228,26 @@ def test_a_baseline_of_other_test_files_is_reported_before_any_training(tmp_path
     data = DataSet(dataset="", jets=1, read=1, files=1, fingerprint=fingerprint)
     RunRecord(data={"test": data}).save(earlier.run)
     assert ("--data-test" in inputs.check_baseline(read).warning) == (not same)
+
+
+def test_a_run_on_kubeflow_records_both_images_and_their_digests(monkeypatch):
+    digest = "sha256:" + "0a" * 32
+    monkeypatch.delenv(step.LOCAL_DIR, raising=False)
+    monkeypatch.setenv(steps.IMAGE_VARIABLE, f"registry.example.org/jec/steps@{digest}")
+    config = RunConfig(weaver_image="jec-weaver:latest")
+    assert prepare.images(config) == {
+        "steps": f"registry.example.org/jec/steps@{digest}",
+        "weaver": "jec-weaver:latest",
+    }
+    assert prepare.image_digests(config) == {"steps": digest, "weaver": None}
+    record = RunRecord(images=prepare.images(config), image_digests=prepare.image_digests(config))
+    assert RunRecord.from_json(record.as_json(), "run.json") == record
+
+
+def test_a_run_on_one_machine_has_no_images(monkeypatch):
+    """The compiled pipeline names the image here too, and nothing asks a registry."""
+    monkeypatch.setenv(step.LOCAL_DIR, "runs")
+    monkeypatch.setenv(steps.IMAGE_VARIABLE, "registry.example.org/jec/steps:1")
+    monkeypatch.setattr(prepare, "digest_of", lambda *_, **__: pytest.fail("asked"))
+    assert set(prepare.images(RunConfig()).values()) == {"none"}
+    assert prepare.image_digests(RunConfig()) == {}

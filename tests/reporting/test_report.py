@@ -32,6 +32,7 @@ from common.records import (
 from common.run import Run
 from reporting import report_physics
 from reporting.report import Documents, figures_of, render
+from reporting.report_run import reproduce
 from reporting.search_page import search_page
 from reporting.serving_section import section, updated
 from tests.reporting.elements import HOSTILE, Elements, assert_harmless
@@ -551,3 +552,16 @@ def test_a_browser_draws_the_page(page, tmp_path):
     blue = (image[..., 2] > 0.9) & (image[..., 0] < 0.5)
     assert red.sum() > 200  # points of the model, and of the standard JEC
     assert blue.sum() > 200
+
+
+def test_the_report_names_the_images_and_what_their_tags_stood_for(documents):
+    digest = "sha256:" + "0a" * 32
+    record = RunRecord(
+        images={"steps": "r.example/steps:1", "weaver": f"r.example/weaver@{digest}"},
+        image_digests={"steps": digest, "weaver": digest},
+    )
+    run = dataclasses.replace(documents.run, record=record)
+    assert reproduce(documents.metrics, run).versions == {
+        "image steps": f"r.example/steps:1 ({digest})",
+        "image weaver": f"r.example/weaver@{digest}",
+    }

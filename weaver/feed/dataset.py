@@ -33,6 +33,7 @@ from weaver.prepared.columns import (
     is_prepared,
     local_copy,
     node_cache,
+    referred,
 )
 from weaver.prepared.prepare import prepare
 from weaver.read.files import SUFFIXES, WHOLE, Part, find
@@ -168,7 +169,7 @@ class Dataset:
                 )
             if part != WHOLE:
                 raise _cannot_be_split(source)
-            uri: str = content["dataset"]
+            uri = referred(source, content["dataset"])
             if not is_prepared(uri):
                 raise InputError(
                     f"{source} refers to {uri}, where there is no prepared data; prepare it again"

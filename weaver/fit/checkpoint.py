@@ -408,6 +408,16 @@ def trial_description(options: TrainOptions, model: torch.nn.Module) -> dict[str
     }
 
 
+def is_moved_reference(before: str, now: str) -> bool:
+    """Whether two addresses are of one run's reference to its data, before and after it was moved.
+
+    >>> is_moved_reference("/runs/pfn-0a1b2c3d/data/train.json", "/b/pfn-0a1b2c3d/data/train.json")
+    True
+    """
+    tails = [address.split("/")[-3:] for address in (before, now)]
+    return before.endswith(".json") and len(tails[0]) == 3 and tails[0] == tails[1]
+
+
 def check_same(uri: str, stored: Settings, current: Settings) -> None:
     """Raise InputError that names the settings in which two configurations differ."""
     differences = []
@@ -416,6 +426,8 @@ def check_same(uri: str, stored: Settings, current: Settings) -> None:
             continue
         before = stored.get(name)
         now = current.get(name)
+        if name in ("data_train", "data_val") and is_moved_reference(str(before), str(now)):
+            continue
         if _plain(before) != _plain(now):
             differences.append(f"{name} {before!r}, now {now!r}")
     if differences:

@@ -31,6 +31,7 @@ import hashlib
 import io
 import json
 import os
+import posixpath
 import secrets
 import shutil
 import tempfile
@@ -411,6 +412,51 @@ class DatasetWriter:
 
 
 # -------------------------------------------------------------------------- folders, local and S3
+
+
+def reference_to(uri: str, reference: str) -> dict[str, str]:
+    """The content of the reference file at `reference` to prepared data at `uri`.
+
+    Data in the same storage are named relative to the file's folder, so that a folder of runs may
+    be moved.
+
+    >>> reference_to("/runs/cache/0a1b", "/runs/pfn-1/data/train.json")
+    {'dataset': '../../cache/0a1b'}
+    """
+    if not (storage.is_local(reference) or storage.is_s3(reference)):
+        return {"dataset": uri}
+    start, top = _split(storage.absolute(reference).rpartition("/")[0])
+    other, path = _split(uri)
+    common = posixpath.commonpath([top, path]) if start == other else "/"
+    # above the folder of runs nothing moves with them
+    if common == "/" or posixpath.relpath(top, common).count("/") > 1:
+        return {"dataset": uri}
+    return {"dataset": posixpath.relpath(path, top)}
+
+
+def referred(reference: str, dataset: str) -> str:
+    """The address of the prepared data that a reference file names.
+
+    Of an address from before the folder of runs was moved, the data beside the run is taken.
+    """
+    folder = storage.absolute(reference).rpartition("/")[0]
+    start, top = _split(folder)
+    if dataset.startswith(".."):
+        return start + posixpath.normpath(posixpath.join(top, dataset))
+    if is_prepared(dataset):
+        return dataset
+    runs = posixpath.dirname(posixpath.dirname(top))
+    beside = f"{start}{posixpath.join(runs, 'cache', storage.name(dataset))}"
+    return beside if is_prepared(beside) else dataset
+
+
+def _split(uri: str) -> tuple[str, str]:
+    """The scheme and server of an address, and its path; an empty text and the path on disk."""
+    if storage.is_local(uri):
+        return "", uri
+    scheme, _, rest = uri.partition("://")
+    server, _, path = rest.partition("/")
+    return f"{scheme}://{server}", f"/{path}"
 
 
 def is_prepared(uri: str) -> bool:

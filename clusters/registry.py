@@ -1,0 +1,117 @@
+"""Images' references, and what their registries say of them."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from common.errors import UnreachableError
+from common.http import SECONDS, send, session
+
+if TYPE_CHECKING:
+    import requests
+
+ACCEPT = ", ".join(
+    (
+        "application/vnd.oci.image.index.v1+json",
+        "application/vnd.oci.image.manifest.v1+json",
+        "application/vnd.docker.distribution.manifest.list.v2+json",
+        "application/vnd.docker.distribution.manifest.v2+json",
+    )
+)
+# where docker, podman and buildah keep a login for registries
+DOCKER_CONFIG = "~/.docker/config.json"
+DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reference:
+    """An image's address: registry, repository, and the digest or else the tag."""
+
+    registry: str
+    repository: str
+    tag: str
+    digest: str
+
+    @classmethod
+    def parse(cls, text: str) -> Reference | None:
+        """Parse an image's address.
+
+        None for a name without a registry: what that means depends on the node that pulls it.
+        """
+        rest, _, digest = text.partition("@")
+        registry, _, path = rest.partition("/")
+        if not path or not ("." in registry or ":" in registry or registry == "localhost"):
+            return None
+        name, colon, tag = path.rpartition(":")
+        return cls(
+            registry=registry,
+            repository=name if colon else path,
+            tag=tag if colon else "latest",
+            digest=digest,
+        )
+
+
+def digest_of(image: str, *, seconds: float = SECONDS) -> str | None:
+    """Return the digest of an image: from its reference, or else from its registry.
+
+    None where neither says it, as of a registry that is out of reach or wants a login.
+    """
+    digest = image.partition("@")[2]
+    if digest:
+        return digest if DIGEST.fullmatch(digest) else None
+    reference = Reference.parse(image)
+    if reference is None:
+        return None
+    try:
+        answer = ask_manifest(reference, seconds=seconds)
+    except (UnreachableError, OSError, ValueError, KeyError):
+        return None
+    digest = answer.headers.get("Docker-Content-Digest", "")
+    return digest if answer.ok and DIGEST.fullmatch(digest) else None
+
+
+def ask_manifest(reference: Reference, *, seconds: float = SECONDS) -> requests.Response:
+    """Return the registry's answer to HEAD of the image's manifest, logged in where it asks for it.
+
+    `seconds`: how long to wait for each of at most three answers.
+    Raises UnreachableError where no answer comes; KeyError or ValueError for a challenge or a token
+    of another form than the distribution specification's; OSError for an unreadable DOCKER_CONFIG.
+    """
+    local = re.match(r"(localhost|127\.)", reference.registry)
+    path = f"/v2/{reference.repository}/manifests/{reference.digest or reference.tag}"
+    url = f"{'http' if local else 'https'}://{reference.registry}{path}"
+    client = session()
+    client.headers["Accept"] = ACCEPT
+    answer = send(client, "HEAD", url, seconds=seconds)
+
+    # A registry refuses the first request with the place and the scope of the token that it wants:
+    # https://distribution.github.io/distribution/spec/auth/token/
+    challenge = answer.headers.get("WWW-Authenticate", "")
+    if answer.status_code != 401 or not challenge.lower().startswith("bearer"):
+        return answer
+    parts = dict(re.findall(r'(\w+)="([^"]*)"', challenge))
+    query = {key: parts[key] for key in ("service", "scope") if key in parts}
+    login = stored_login(reference.registry)
+    reply = send(client, "GET", parts["realm"], seconds=seconds, params=query, headers=login)
+    if not reply.ok:
+        return reply
+    content = json.loads(reply.content)
+    token = content.get("token") or content["access_token"]
+    login = {"Authorization": f"Bearer {token}"}
+    return send(client, "HEAD", url, seconds=seconds, headers=login)
+
+
+def stored_login(registry: str) -> dict[str, str]:
+    """Return the header of a stored login; empty where nobody logged in, or a helper keeps it."""
+    file = Path(DOCKER_CONFIG).expanduser()
+    auths = json.loads(file.read_text()).get("auths", {}) if file.exists() else {}
+    stored = auths.get(registry, {}).get("auth", "")
+    if not stored:
+        return {}
+    # decoded and encoded again, so that what is no base64 fails here and not at the registry
+    return {"Authorization": f"Basic {base64.b64encode(base64.b64decode(stored)).decode()}"}
