@@ -126,7 +126,7 @@ def prepare(
         Run(config=run.config, record=record).save()
         # the cache of decoded data may have been cleared, or its disk damaged
         missing = not all(is_decoded(run, split) for split in before.record.data)
-        missing |= not all(map(is_whole, before.record.jet_columns.values()))
+        missing |= not has_jet_columns(before)
 
     step.write_output(run_output, run.uri)
     step.say(f"run {run.id} in {run.uri}")
@@ -149,6 +149,14 @@ def is_decoded(run: Run, split: str) -> bool:
     reference = run.folder.data(split)
     content = storage.find_json(reference)
     return content is not None and is_whole(referred(reference, content["dataset"]))
+
+
+def has_jet_columns(run: Run) -> bool:
+    """Whether the jet-level columns that a run recorded are there, and whole."""
+    from weaver.prepared.columns import referred  # late: it imports awkward
+
+    reference = run.folder.data("test")
+    return all(is_whole(referred(reference, uri)) for uri in run.record.jet_columns.values())
 
 
 def is_whole(dataset: str) -> bool:
