@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import shutil
 import signal
+import socket
 import sys
 import time
 from pathlib import Path
@@ -27,6 +29,7 @@ from components.step import LOCAL_DIR, write_status
 from components.steps import WEBHOOK, WEBHOOK_FILE
 from weaver.fit.allocator import ENVIRONMENT as ALLOCATOR
 
+STALE_SECONDS = 24 * 3600
 SMALL = (
     "run.json",
     "search.json",
@@ -64,7 +67,10 @@ class LocalRun:
         if self.config.webhook_secret != NONE:
             print(f"--webhook-secret is for Kubeflow; here {WEBHOOK} or {WEBHOOK_FILE} is taken")
         self.output.mkdir(parents=True, exist_ok=True)
-        ir = self.output / ".kfp" / f"pipeline-{os.getpid()}.yaml"
+        workspaces = self.output / ".kfp"
+        remove_workspaces(workspaces)
+        work = workspaces / f"{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}"
+        ir = work / "pipeline.yaml"
         for number in host_runner.stop_signals():
             signal.signal(number, _interrupt)
         try:
@@ -74,7 +80,7 @@ class LocalRun:
             host_runner.run_pipeline(
                 ir,
                 chain.parameters(self.config),
-                work=self.output / ".kfp",
+                work=work,
                 environment=self.environment,
                 on_start=self._before_step,
                 on_end=self._after_step,
@@ -90,7 +96,9 @@ class LocalRun:
                 self._collect()
             return code
         finally:
-            ir.unlink(missing_ok=True)
+            shutil.rmtree(work, ignore_errors=True)
+            with contextlib.suppress(OSError):  # another run may have its own there
+                workspaces.rmdir()
             self._end_service()
             if self.lock is not None:
                 self.lock.release()
@@ -274,6 +282,22 @@ class LocalRun:
             for name in SMALL:
                 if storage.exists(self.run.path(name)):
                     storage.download(self.run.path(name), self.output / self.run.id / name)
+
+
+def remove_workspaces(folder: Path) -> None:
+    """Remove what kfp kept for runs that were killed: workspaces whose process is gone.
+
+    Those of another machine and of earlier versions go after a day.
+    """
+    for path in folder.glob("*"):
+        host, _, rest = path.name.rpartition(".")[0].rpartition(".")
+        is_left = time.time() - path.lstat().st_mtime > STALE_SECONDS
+        if host == socket.gethostname() and rest.isdigit():
+            is_left = not orphans.is_alive(int(rest))
+        if is_left and path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        elif is_left:
+            path.unlink(missing_ok=True)
 
 
 def _uri_file(command: list[str]) -> Path:

@@ -564,7 +564,7 @@ def test_bad_data_ends_with_2_before_anything_is_written(jets, tmp_path, make, w
     assert len([line for line in text.splitlines() if "error:" in line]) == 1
     assert wanted in text
     assert "Traceback" not in text
-    assert [path.name for path in output.iterdir()] == [".kfp"]
+    assert [path.name for path in output.iterdir()] == []
 
 
 @pytest.mark.parametrize(
@@ -606,7 +606,7 @@ def test_bad_configurations_end_with_2_before_anything_is_written(jets, tmp_path
     assert answer.returncode == 2, text
     assert wanted in text
     assert "Traceback" not in text
-    assert [path.name for path in (tmp_path / "runs").iterdir()] == [".kfp"]
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == []
 
 
 def test_one_file_in_two_sets_is_refused(jets, tmp_path):

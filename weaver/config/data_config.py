@@ -61,7 +61,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypedDict
 
 import yaml
@@ -85,6 +85,7 @@ from weaver.config.weights import Histograms, Reweighting, histograms_from
 from weaver.config.weights_section import parse_weights
 
 # a column that weaver-core adds: true for the training set, false for validation and test
+SHOWN_NAMES = 10  # of a circle of variables, in its error
 TRAINING_FLAG = "aux_training_"
 
 NO_BUCKETS = "the section has no effect: each batch is drawn from all jets, whatever their size"
@@ -465,26 +466,37 @@ class DataConfig:
         columns: dict[str, None] = {}
         ordered: dict[str, Expression] = {}
 
-        def visit(name: str, path: tuple[str, ...]) -> None:
-            if name in path:
-                circle = " -> ".join((*path[path.index(name) :], name))
-                raise InputError(
-                    f"{self.source}: new variables depend on each other in a circle: {circle}; give"
-                    " one another name"
-                )
-            if name in ordered or name in columns:
-                return
-            if name not in self.functions:
-                columns[name] = None
-                return
-            # dependencies first
-            for needed in self.functions[name].names:
-                visit(needed, (*path, name))
-            ordered[name] = self.functions[name]
-
-        for name in names:
-            visit(name, ())
+        for wanted in names:
+            # The variables being resolved, each with what it still needs; a stack of our own,
+            # because Python's ends after a thousand.
+            path: dict[str, Iterator[str]] = {}
+            name: str | None = wanted
+            while True:
+                if name in path:
+                    raise self._circle([*path, name])
+                if name is not None and name not in ordered and name not in columns:
+                    if name in self.functions:
+                        path[name] = iter(self.functions[name].names)
+                    else:
+                        columns[name] = None
+                if not path:
+                    break
+                last = next(reversed(path))
+                name = next(path[last], None)
+                if name is None:  # its dependencies come first
+                    ordered[last] = self.functions[last]
+                    del path[last]
         return columns, tuple(ordered.items())
+
+    def _circle(self, path: list[str]) -> InputError:
+        """The refusal of variables that depend on each other; the last one is there twice."""
+        names = path[path.index(path[-1]) :]
+        if len(names) > SHOWN_NAMES:
+            names = [*names[: SHOWN_NAMES - 2], "...", *names[-2:]]
+        return InputError(
+            f"{self.source}: new variables depend on each other in a circle: {' -> '.join(names)};"
+            " give one another name"
+        )
 
 
 @functools.cache

@@ -17,7 +17,7 @@ import functools
 import importlib
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -44,6 +44,10 @@ from weaver.config.vocabulary import (
 
 SHOWN = 200  # characters of an expression in an error
 MOST_ARGUMENTS = 100  # of a function that takes any number of them
+MOST_BITS = 512  # of a whole number that a power makes: ((9 ** 60) ** 60) ** 60 would never end
+MOST_CHOSEN = 1000
+GROWING = ("combinations", "argcombinations", "cartesian", "argcartesian", "pad_none")
+"""Functions of awkward that may make far more entries than they get."""
 MAX_EXPONENT = 64  # of two plain integers: 9 ** 9 ** 9 would keep the machine busy for ever
 
 # What people write first, and what to write instead.
@@ -226,10 +230,8 @@ class Expression:
         )
 
     def _check_call(self, node: ast.Call) -> Iterator[str]:
-        if any(keyword.arg is None or keyword.arg == "out" for keyword in node.keywords):
-            raise self._refusal("** and out= are not allowed in a call")
-
         function = node.func
+        self._check_keywords(function, {keyword.arg for keyword in node.keywords})
         if isinstance(function, ast.Name):
             if function.id in NOT_EVALUATED:
                 raise self._refusal(
@@ -248,6 +250,13 @@ class Expression:
             self._check_positional(function, len(node.args))
         elif function.attr in METHODS | VECTOR_METHODS:
             yield from self._check(function.value)
+            # the array itself is numpy's first argument
+            most = _most_positional(function.attr) - 1 if hasattr(np, function.attr) else 1
+            if function.attr in METHODS and len(node.args) > most:
+                raise self._refusal(
+                    f"the method '.{function.attr}()' takes at most {most} arguments here; give"
+                    " others by keyword"
+                )
         elif function.attr in AWKWARD_0_METHODS:
             raise self._refusal(
                 f"the method '.{function.attr}()' is of awkward 0, which no longer exists; write"
@@ -259,6 +268,22 @@ class Expression:
 
         for argument in (*node.args, *(keyword.value for keyword in node.keywords)):
             yield from self._check(argument)
+
+    def _check_keywords(self, function: ast.expr, names: set[str | None]) -> None:
+        """Refuse keywords by which a call would write to a column or leave numbers unset."""
+        refused: set[str | None] = {None, "out"}
+        member = _member(function) if isinstance(function, ast.Attribute) else None
+        name = getattr(function, "attr", "")
+        if isinstance(function, ast.Attribute) and (
+            member is None or MODULES[member[0]] == "numpy"
+        ):
+            refused.add("where")
+        if name.endswith("_like"):
+            refused.add("shape")
+        if name == "nan_to_num":
+            refused.add("copy")
+        for word in names & refused:
+            raise self._refusal(f"{f'{word}=' if word else '**'} is not allowed in a call")
 
     def _check_positional(self, node: ast.Attribute, count: int) -> None:
         """Refuse so many positional arguments of a numpy function that one would be its `out`."""
@@ -305,6 +330,8 @@ class Expression:
             raise self._refusal(
                 f"the exponent {right} is too large for whole numbers; write a float"
             )
+        if growing and whole and left.bit_length() * max(abs(right), 1) > MOST_BITS:
+            raise self._refusal("it makes too large a whole number; write a float")
         return BINARY[type(node.op)].function(left, right)
 
     def _value_unaryop(self, node: ast.UnaryOp, columns: Mapping[str, Any]) -> Any:
@@ -379,12 +406,30 @@ class Expression:
             function = len if name.id == "len" else HELPERS[name.id]
         elif isinstance(name, ast.Attribute) and _member(name) is None:
             function = self._method(name, columns)
+            if name.attr == "repeat":
+                self._check_size("repeat", [self._value(name.value, columns), *arguments], keywords)
         else:
             function = self._value(name, columns)
             member = _member(name)
             if member and MODULES[member[0]] == "numpy" and member[1] in SIZED:
                 self._check_size(member[1], arguments, keywords)
+            if member and MODULES[member[0]] == "awkward" and member[1] in GROWING:
+                self._check_growth(member[1], arguments, keywords)
+        self._check_whole([*arguments, *keywords.values()])
         return function(*arguments, **keywords)
+
+    def _check_whole(self, values: Iterable[Any]) -> None:
+        """Refuse arguments that hold whole numbers beyond 64 bits.
+
+        numpy would make an array of Python's own numbers of them, whose powers know no bound.
+        """
+        for value in values:
+            if isinstance(value, list | tuple):
+                self._check_whole(value)
+            elif isinstance(value, int) and value.bit_length() > 64:
+                raise self._refusal("a function gets too large a whole number; write a float")
+            elif value is object or (isinstance(value, str) and value in ("O", "object")):
+                raise self._refusal("arrays of Python's own objects are not allowed")
 
     def _check_size(self, name: str, arguments: list, keywords: Mapping[str, Any]) -> None:
         """Refuse an array of more than MOST_ELEMENTS."""
@@ -411,6 +456,38 @@ class Expression:
         if size > MOST_ELEMENTS:
             raise self._refusal(
                 f"np.{name} would make {size:,.0f} numbers; at most {MOST_ELEMENTS:,}"
+            )
+
+    def _check_growth(self, name: str, arguments: list, keywords: Mapping[str, Any]) -> None:
+        """Refuse more than MOST_ELEMENTS entries of a function that makes many of few.
+
+        Raises what the function itself would raise for arguments that it does not take.
+        """
+        import awkward as ak
+
+        bound = inspect.signature(getattr(ak, name)).bind(*arguments, **keywords)
+        bound.apply_defaults()
+        given = bound.arguments
+        axis = given["axis"]
+        arrays = given["arrays"] if "arrays" in given else [given["array"]]
+        if isinstance(arrays, Mapping):
+            arrays = list(arrays.values())
+        counts = []
+        for array in arrays:
+            lengths = len(array) if axis == 0 else ak.flatten(ak.num(array, axis=axis), axis=None)
+            counts.append(np.atleast_1d(np.asarray(lengths, np.float64)))
+        if name == "pad_none":
+            size = np.maximum(counts[0], given["target"]).sum()
+        elif "n" in given:
+            number = given["n"]
+            more = number - 1 if given["replacement"] else 0
+            size = np.sum(_choose(counts[0] + more, number)) * number
+        else:
+            with np.errstate(over="ignore"):
+                size = np.prod(np.array(counts), axis=0).sum() * len(counts)
+        if size > MOST_ELEMENTS:
+            raise self._refusal(
+                f"ak.{name} would make {size:,.0f} entries; at most {MOST_ELEMENTS:,}"
             )
 
     def _method(self, node: ast.Attribute, columns: Mapping[str, Any]) -> Callable:
@@ -452,12 +529,23 @@ def _function(prefix: str, name: str) -> Any:
     return owner
 
 
+def _choose(counts: np.ndarray, number: int) -> np.ndarray:
+    """How many ways there are to choose so many of each count, in floats: (N,) -> (N,)."""
+    ways = np.ones_like(counts)
+    with np.errstate(over="ignore"):
+        for taken in range(min(number, MOST_CHOSEN)):
+            ways = ways * np.maximum(counts - taken, 0) / (taken + 1)
+    return ways
+
+
 @functools.cache
 def _most_positional(name: str) -> int:
     """The positional arguments that a function of numpy takes before `out`.
 
     Columns are not to be written to.
     """
+    if name == "nan_to_num":  # the second one, copy, would let it write to its column
+        return 1
     function = _function("np", name)
     if isinstance(function, np.ufunc):
         return function.nin
@@ -467,7 +555,10 @@ def _most_positional(name: str) -> int:
         return 3 if name != "dot" else 2
     if any(parameter.kind == parameter.VAR_POSITIONAL for parameter in parameters.values()):
         return MOST_ARGUMENTS
-    return list(parameters).index("out") if "out" in parameters else len(parameters)
+    for last in ("out", "shape") if name.endswith("_like") else ("out",):
+        if last in parameters:
+            return list(parameters).index(last)
+    return len(parameters)
 
 
 @functools.cache

@@ -437,6 +437,7 @@ SIZED = {
     "ones": "shape",
     "zeros": "shape",
     "full": "shape",
+    "broadcast_to": "shape",
     "identity": "square",
     "eye": "square",
     "tri": "square",
