@@ -17,6 +17,7 @@ import argparse
 from pathlib import Path
 
 from common import config_file, storage
+from common.choices import START_STEPS
 from common.cli import Parser, age, local_path, output_file, output_folder, run_main, size, word
 from common.config import AUTO, RunConfig, add_arguments
 from common.errors import InputError, JecError
@@ -127,6 +128,15 @@ def build_parser() -> Parser:
         type=word,
         metavar="RUN_ID",
         help="a new run; the parameters of that one are the defaults",
+    )
+    run.add_argument(
+        "--start-at",
+        choices=START_STEPS,
+        metavar="STEP",
+        help=(
+            "with --resume: keep the results of the steps before export, evaluate or deploy, and do"
+            " this one and those after it again; from an earlier step --rerun begins"
+        ),
     )
     run.add_argument(
         "--steps-image",
@@ -270,6 +280,8 @@ def check_companions(parser: argparse.ArgumentParser, args: argparse.Namespace) 
         parser.error("--storage goes with --down RUN_ID")
     if args.yes and not (args.down or args.prune):
         parser.error("--yes goes with --down RUN_ID or --prune")
+    if args.start_at and not args.resume:
+        parser.error(f"--start-at {args.start_at} goes with --resume RUN_ID")
     limits = args.older_than is not None or args.larger_than is not None
     if limits and not args.prune:
         parser.error("--older-than and --larger-than go with --prune")
@@ -311,7 +323,7 @@ def act(flags: config_file.Flags, args: argparse.Namespace) -> int:
     if args.write_config:
         print(flags.as_yaml(args), end="")
         return 0
-    if args.serve and resumed and not more_trials and args.runner != "kubeflow":
+    if args.serve and resumed and not (more_trials or args.start_at) and args.runner != "kubeflow":
         from operations.previous_run import has_ended
 
         folder = has_ended(config)
@@ -337,6 +349,15 @@ def act(flags: config_file.Flags, args: argparse.Namespace) -> int:
         return 0
     if args.compile_to:
         return compile_pipeline(config, args)
+    if resumed:
+        from common.run import Run
+        from components import start_at
+
+        earlier_run = Run(config=config)
+        if args.start_at:
+            start_at.ask(earlier_run, args.start_at)
+        else:
+            start_at.forget(earlier_run)
     return run(config, args)
 
 

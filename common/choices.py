@@ -20,6 +20,9 @@ case, or not at all.
 EARLY_STOPPING = ("none", "medianstop")
 """Katib's names of the rules by which trials are stopped early."""
 
+START_STEPS = ("export", "evaluate", "deploy")
+"""Steps that --start-at may begin with; before them a run has nothing to keep but decoded data."""
+
 ROLLOUTS = ("auto", "surge", "recreate")
 """How a new pod of the service replaces the former one: by the quota, first or afterwards."""
 

@@ -9,6 +9,7 @@
     │   ├── AuthError            no valid login for Kubeflow                (operations.auth)
     │   └── NoCluster            no Kubernetes cluster is configured        (clusters.api)
     ├── StorageError             the storage did not do as asked
+    │   ├── AccessError          ... because it refuses access
     │   └── PassingError         ... for a reason that may pass       (common.storage.retries)
     ├── ClusterError             a job, an experiment or a service did not end well
     │   ├── DeadlineError        ... within its deadline
@@ -40,6 +41,7 @@ from jec_client.errors import SIGNATURE, InputError, JecError, nearest, unknown,
 
 __all__ = [
     "SIGNATURE",
+    "AccessError",
     "ClusterError",
     "DeadlineError",
     "GateError",
@@ -63,6 +65,13 @@ class StorageError(JecError):
     """A read or write in the storage failed, in spite of the client's own retries."""
 
     retryable = True
+
+
+class AccessError(StorageError):
+    """A storage refuses access: rights, keys or a token, which somebody has to renew.
+
+    It says nothing about the file: the text says what to renew, and the same command then goes on.
+    """
 
 
 class ClusterError(JecError):

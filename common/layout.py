@@ -36,6 +36,11 @@ class RunFolder:
         return self.path("status.json")
 
     @property
+    def start(self) -> str:
+        """start_at.json: the step that --start-at asked the last job to start at."""
+        return self.path("start_at.json")
+
+    @property
     def search(self) -> str:
         """search.json: all trials, the optimal one."""
         return self.path("search.json")

@@ -212,6 +212,15 @@ class RunRecord(Record):
     """KFP job that prepared the run."""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StartRecord(Record):
+    """start_at.json: the wish of --start-at, and whose it is."""
+
+    step: str
+    job_id: str = ""
+    """KFP job that starts there; empty until its step prepare has begun."""
+
+
 # ------------------------------------------------------- a trial's history.json and options.json
 
 

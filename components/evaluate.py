@@ -6,19 +6,15 @@ Its verdict is the gate of the deployment.
 from common import storage
 from common.records import MetricsRecord
 from common.run import Run
-from components import step
+from components import start_at, step
 from evaluating.evaluate_job import DEADLINE, evaluate_job
 from reporting.headline import evaluation_lines, shown_of_evaluation
 
 
-def evaluate(run: Run, trial: str, artifacts: step.Artifacts) -> bool:
+def evaluate(run: Run, trial: str, artifacts: step.Artifacts, job_id: str = "") -> bool:
     """True if the model may be deployed. Raises ClusterError if the job failed."""
-    manifest, cluster = evaluate_job(run, trial), step.backend(run)
-    name = manifest["metadata"]["name"]
-    with step.watched(cluster, cluster.delete_job, name):
-        cluster.run_job(manifest, deadline=DEADLINE, report=step.say)
-    if run.config.delete_export_job:
-        cluster.delete_job(name)
+    if not start_at.keeps(run, "evaluate", trial, job_id):
+        run_evaluate_job(run, trial, job_id)
     metrics = MetricsRecord.load(run.folder.metrics)
     lines = evaluation_lines(metrics)
     artifacts.set("test_metrics", metadata=shown_of_evaluation(metrics), content=lines)
@@ -28,6 +24,18 @@ def evaluate(run: Run, trial: str, artifacts: step.Artifacts) -> bool:
     return metrics.passed
 
 
+def run_evaluate_job(run: Run, trial: str, job_id: str) -> None:
+    """Run the job to its end. Raises ClusterError if it failed."""
+    manifest, cluster = evaluate_job(run, trial), step.backend(run)
+    name = manifest["metadata"]["name"]
+    if start_at.repeats(run, "evaluate", job_id):
+        cluster.delete_job(name)
+    with step.watched(cluster, cluster.delete_job, name):
+        cluster.run_job(manifest, deadline=DEADLINE, report=step.say)
+    if run.config.delete_export_job:
+        cluster.delete_job(name)
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = step.parser("evaluate", __doc__)
     parser.add_argument("--trial", required=True, help="name of the trial that was exported")
@@ -35,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     def body(run: Run) -> None:
-        passed = evaluate(run, args.trial, step.Artifacts(args.executor_input))
+        passed = evaluate(run, args.trial, step.Artifacts(args.executor_input), args.job_id)
         step.write_output(args.passed_output, str(passed).lower())
 
     return step.main("evaluate", args, body)

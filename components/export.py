@@ -5,21 +5,14 @@ import json
 from common import storage
 from common.errors import ClusterError
 from common.run import Run
-from components import step
+from components import start_at, step
 from exporting.export_job import DEADLINE, export_job
 
 
-def export(run: Run, trial: str, artifacts: step.Artifacts) -> None:
+def export(run: Run, trial: str, artifacts: step.Artifacts, job_id: str = "") -> None:
     """Run the export job. Raises ClusterError if it failed, or if it ended well without a model."""
-    manifest, cluster = export_job(run, trial), step.backend(run)
-    name = manifest["metadata"]["name"]
-    with step.watched(cluster, cluster.delete_job, name):
-        cluster.run_job(manifest, deadline=DEADLINE, report=step.say)
-    place = run.folder.onnx(run.model_name)
-    if not storage.exists(place):
-        raise ClusterError(f"the export job ended well, but there is no {place}")
-    if run.config.delete_export_job:
-        cluster.delete_job(name)
+    if not start_at.keeps(run, "export", trial, job_id):
+        run_export_job(run, trial, job_id)
     described = {
         "framework": "ONNX",
         "name": run.model_name,
@@ -30,15 +23,29 @@ def export(run: Run, trial: str, artifacts: step.Artifacts) -> None:
     step.say_result(f"trial {trial} is model {run.model_name} in {run.folder.models}")
 
 
+def run_export_job(run: Run, trial: str, job_id: str) -> None:
+    """Run the job to its end. Raises ClusterError as `export` does."""
+    manifest, cluster = export_job(run, trial), step.backend(run)
+    name = manifest["metadata"]["name"]
+    if start_at.repeats(run, "export", job_id):
+        cluster.delete_job(name)
+    with step.watched(cluster, cluster.delete_job, name):
+        cluster.run_job(manifest, deadline=DEADLINE, report=step.say)
+    place = run.folder.onnx(run.model_name)
+    if not storage.exists(place):
+        raise ClusterError(f"the export job ended well, but there is no {place}")
+    if run.config.delete_export_job:
+        cluster.delete_job(name)
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = step.parser("export", __doc__)
     parser.add_argument(
         "--trial", required=True, help="name of the trial whose best checkpoint is exported"
     )
     args = parser.parse_args(argv)
-    return step.main(
-        "export", args, lambda run: export(run, args.trial, step.Artifacts(args.executor_input))
-    )
+    artifacts = step.Artifacts(args.executor_input)
+    return step.main("export", args, lambda run: export(run, args.trial, artifacts, args.job_id))
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from common.project import ROOT, here
 from common.records import DataSet, RunRecord, ServiceRecord, StatusRecord
 from common.run import Run, make_run_id, slug
 from components import inputs as inputs_module
-from components import predictor, step
+from components import predictor, start_at, step
 from components.inputs import SAMPLE, Inputs
 from components.steps import IMAGE_VARIABLE
 from reporting import markdown
@@ -128,6 +128,7 @@ def prepare(
         missing = not all(is_decoded(run, split) for split in before.record.data)
         missing |= not has_jet_columns(before)
 
+    start_at.claim(run, job_id)
     step.write_output(run_output, run.uri)
     step.say(f"run {run.id} in {run.uri}")
     step.echo(run.config)

@@ -296,6 +296,19 @@ def test_resuming_a_finished_run_trains_nothing_again(finished):
     assert "served by" in answer.stdout
 
 
+@pytest.mark.slow
+def test_a_run_that_starts_at_deploy_keeps_its_model_and_its_verdict(finished):
+    run = (finished[1] / "latest").resolve()
+    kept = [run / "metrics.json", *run.glob("model/*/1/model.onnx"), *run.glob("trials/*/best.pt")]
+    before = [path.stat().st_mtime_ns for path in kept]
+    served = (run / "service.json").stat().st_mtime_ns
+    words = ["--output", finished[1], "--resume", run.name, "--start-at", "deploy"]
+    answer = pipeline(*words, "--runner", "local")
+    assert [path.stat().st_mtime_ns for path in kept] == before
+    assert (run / "service.json").stat().st_mtime_ns > served
+    assert "served by" in answer.stdout
+
+
 def test_serving_a_run_that_has_ended_only_starts_the_server(finished):
     output = finished[1]
     run = (output / "latest").resolve()

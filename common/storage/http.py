@@ -18,7 +18,7 @@ import urllib.parse
 from collections.abc import Iterator
 from typing import IO, Any, NoReturn
 
-from common.errors import InputError
+from common.errors import AccessError, InputError
 from common.http import CONNECT_SECONDS, reason_of, status_line
 from common.storage.entry import Entry
 from common.storage.levels import Child, matching_files
@@ -213,7 +213,7 @@ def _fetch(uri: str, file: IO[bytes]) -> int:
 def _answer(uri: str, byte_range: str = "", page: bool = False) -> Iterator[Any]:
     """The answer to one GET, whose body is not read yet; reading it may be part of the block.
 
-    page: whether a web page is what is asked for. Raises MissingFile, WebPage, InputError where
+    page: whether a web page is what is asked for. Raises MissingFile, WebPage, AccessError where
     access is refused, PassingError for what may pass.
     """
     try:
@@ -248,9 +248,10 @@ def _check_status(uri: str, answer: Any) -> None:
     if status in MISSING:
         raise MissingFile(f"there is no file {uri} ({words})")
     if status in REFUSED:
-        raise InputError(
-            f"the server refused access to {uri} ({words}); files behind a login are read by"
-            " root:// with a proxy, a ticket or a token"
+        raise AccessError(
+            f"the server refused access to {uri} ({words}); renew an address with a signature or"
+            " token in it; files behind a login are read by root:// with a proxy, a ticket or a"
+            " token"
         )
     if status in OVERLOADED:
         raise PassingError(f"the server failed for {uri} ({words})")

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from common.errors import InputError, JecError, StorageError
+from common.errors import AccessError, InputError, JecError, StorageError
 from common.storage import durable, space
 from common.storage.entry import Entry
 from common.storage.source import Source
@@ -25,18 +25,26 @@ REFUSED = (
     errno.ELOOP,
 )
 """What another path, or other rights, would help against."""
+NO_RIGHTS = (errno.EACCES, errno.EPERM)
+"""What other rights alone would help against: a token of a network disk may have expired."""
 
 
 def explain(error: OSError, path: str, verb: str = "read", needed: int | None = None) -> JecError:
     """Our error for what the system says of a path; needed: bytes to write, where they are known.
 
-    It is an InputError for the user's part, a StorageError where the disk fails.
+    It is an InputError for the user's part, an AccessError for a file that may not be read, a
+    StorageError where the disk fails.
     """
     if error.errno in MISSING and verb == "read":
         return InputError(f"there is no file {path}")
     if error.errno in space.FULL and verb == "write":
         return StorageError(space.sentence(error, path, needed))
     problem = f"cannot {verb} {path}: {error.strerror or error}"
+    if error.errno in NO_RIGHTS and verb == "read":
+        return AccessError(
+            f"{problem}; correct its rights, or renew the ticket or token of the disk (kinit, on"
+            " AFS aklog), and repeat the command"
+        )
     return (InputError if error.errno in MISSING + REFUSED else StorageError)(problem)
 
 

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from common.errors import InputError, StorageError
+from common.errors import AccessError, InputError, StorageError
 from common.storage.addresses import matches, split_s3, wildcard_at
 from common.storage.entry import Entry
 from common.storage.retries import PassingError, retried
@@ -19,6 +19,12 @@ if TYPE_CHECKING:
 
 # bytes a part of a multipart transfer: large enough that the part count stays far below S3's 10,000
 PART = 16 * 2**20
+REFUSED = (
+    *("AccessDenied", "403", "401", "InvalidAccessKeyId", "SignatureDoesNotMatch"),
+    *("ExpiredToken", "ExpiredTokenException", "InvalidToken", "TokenRefreshRequired"),
+    "RequestExpired",
+)
+"""Codes of S3's answers to keys, tokens and rights that do not open an object (any more)."""
 
 
 class S3Source(Source):
@@ -133,7 +139,13 @@ def upload(path: str, uri: str) -> None:
     """Copy one local file to S3: it appears when it is whole."""
     bucket, key = split_s3(uri)
     with explained(uri):
-        client().upload_file(path, bucket, key, Config=_transfer())
+        from boto3.exceptions import S3UploadFailedError
+
+        try:
+            client().upload_file(path, bucket, key, Config=_transfer())
+        except S3UploadFailedError as error:
+            # boto3 hides the server's answer in an error of its own, which is of no AWS kind
+            raise (error.__context__ or error) from None
 
 
 def download(uri: str, target: str) -> None:
@@ -195,8 +207,8 @@ def _transfer() -> TransferConfig:
 def explained(uri: str, broken: type[StorageError] = StorageError) -> Iterator[None]:
     """Turn botocore's errors into ours.
 
-    What is missing or misspelt is an InputError, a lost connection `broken`, anything else a
-    StorageError.
+    What is missing or misspelt is an InputError, a refusal an AccessError, a lost connection
+    `broken`, anything else a StorageError.
     """
     try:
         import boto3.exceptions
@@ -226,9 +238,12 @@ def explained(uri: str, broken: type[StorageError] = StorageError) -> Iterator[N
         if code == "NoSuchBucket":
             bucket = split_s3(uri)[0]
             raise InputError(f"there is no bucket '{bucket}' at {endpoint}") from None
-        if code in ("AccessDenied", "403", "InvalidAccessKeyId", "SignatureDoesNotMatch"):
-            raise InputError(
-                f"{endpoint} refused access to {uri} ({code}); check the S3 credentials"
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+        if code in REFUSED or status in (401, 403):
+            raise AccessError(
+                f"{endpoint} refused access to {uri} ({code}); renew the keys or the token"
+                " (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN), or have the rights"
+                " on the bucket corrected, and repeat the command"
             ) from None
         raise StorageError(f"{endpoint} answered {code} for {uri}: {error}") from None
     except (aws.BotoCoreError, OSError, boto3.exceptions.RetriesExceededError) as error:

@@ -20,7 +20,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, BinaryIO
 
-from common.errors import InputError, StorageError
+from common.errors import AccessError, InputError, StorageError
 from common.storage import vectors, xrootd_login
 from common.storage.addresses import EXTRA, WILDCARDS, split_xrootd
 from common.storage.entry import Entry
@@ -100,7 +100,8 @@ def check(status: Any, uri: str, file: Any = None) -> None:
     """Raise the error that a status stands for.
 
     file: the client's, which knows the server that it was redirected to. Raises InputError for what
-    is missing, refused or misspelt, PassingError for what may pass, StorageError for the rest.
+    is missing or misspelt, AccessError for what is refused, PassingError for what may pass,
+    StorageError for the rest.
     """
     if status.ok:
         return
@@ -117,7 +118,7 @@ def check(status: Any, uri: str, file: Any = None) -> None:
         raise InputError(f"{uri} is a folder")
     refused = status.code == ANSWERED and status.errno in NOT_AUTHORIZED
     if refused or status.code in LOGIN_FAILED:
-        raise InputError(f"{server} refused access to {path} ({reason}). {xrootd_login.state()}")
+        raise AccessError(f"{server} refused access to {path} ({reason}). {xrootd_login.state()}")
     if status.code == INVALID_ADDRESS:
         raise InputError(f"there is no server {server} ({reason})")
     if status.code in LOST or (status.code == ANSWERED and status.errno in FAILED_THERE):

@@ -149,7 +149,7 @@ def test_an_error_about_a_value_says_which_file_it_is_from(tmp_path, monkeypatch
 def test_a_flag_of_how_to_run_is_a_key_or_names_an_earlier_run_or_the_file():
     group = next(g for g in pipeline.build_parser()._action_groups if g.title == "how to run")
     names = {action.dest for action in group._group_actions}
-    assert names == {*pipeline.HOW_TO_RUN, *pipeline.EARLIER_RUNS, "config"}
+    assert names == {*pipeline.HOW_TO_RUN, *pipeline.EARLIER_RUNS, "config", "start_at"}
 
 
 def test_only_the_file_of_flags_is_read_with_a_command_that_looks_at_runs(tmp_path, capsys):

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from common import storage
-from common.errors import InputError, StorageError
+from common.errors import AccessError, InputError, StorageError
 from tests.servers import web
 from tests.servers.xrootd import free_port
 
@@ -87,8 +87,8 @@ def test_a_fault_that_passes_is_waited_out(server, no_pauses, fault):
     ("path", "error", "facts"),
     [
         ("status/404/a.bin", InputError, ["there is no file", "404"]),
-        ("status/403/a.bin", InputError, ["refused", "403"]),
-        ("status/401/a.bin", InputError, ["refused", "401"]),
+        ("status/403/a.bin", AccessError, ["refused", "403"]),
+        ("status/401/a.bin", AccessError, ["refused", "401"]),
         ("status/418/a.bin", InputError, ["418"]),
         ("busy/99/http/a.bin", StorageError, ["503"]),
         ("cut/99/http/a.bin", StorageError, ["cannot read"]),

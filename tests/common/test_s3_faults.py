@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from common import storage
-from common.errors import StorageError
+from common.errors import AccessError, InputError, StorageError
 
 
 class Faulty(BaseHTTPRequestHandler):
@@ -104,6 +104,51 @@ def test_a_fault_that_stays_ends_with_what_was_asked_and_answered(server):
     # seconds: longer each time, and random
     assert all(pause <= 2**number for number, pause in enumerate(server.pauses))
     assert sum(server.pauses) > 5
+
+
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [
+        (403, "AccessDenied"),
+        (403, "SignatureDoesNotMatch"),
+        (403, "RequestTimeTooSkewed"),
+        (401, "Unauthorized"),
+        (400, "ExpiredToken"),
+        (400, "InvalidToken"),
+    ],
+)
+def test_refused_access_may_pass_when_somebody_renews_the_keys(server, tmp_path, status, code):
+    content = tmp_path / "a"
+    content.write_bytes(b"a")
+    entry = storage.Entry(uri="s3://jets/one", size=10, tag="e")
+
+    def read_a_part() -> bytes:
+        with storage.open_source(entry.uri, entry) as source:
+            return source.read(0, 5)
+
+    for use in (
+        lambda: storage.read_bytes(entry.uri),
+        lambda: storage.write_bytes(entry.uri, b""),
+        lambda: storage.entries(entry.uri),
+        lambda: storage.upload(content, entry.uri),
+        lambda: storage.download(entry.uri, tmp_path / "b"),
+        read_a_part,
+    ):
+        server.faults += [(status, code)]
+        with pytest.raises(AccessError) as caught:
+            use()
+        assert caught.value.retryable
+        for fact in (entry.uri, code, "AWS_SESSION_TOKEN"):
+            assert fact in str(caught.value)
+    assert server.requests == 6  # none is repeated: only other keys would help
+
+
+def test_a_wrong_name_stays_the_user_s_error(server):
+    for status, code in [(404, "NoSuchBucket"), (404, "NoSuchKey")]:
+        server.faults += [(status, code)]
+        with pytest.raises(InputError, match=r"s3://jets/one|'jets'") as caught:
+            storage.read_bytes("s3://jets/one")
+        assert not caught.value.retryable
 
 
 @pytest.mark.parametrize("cut", [2, 99])

@@ -17,12 +17,12 @@ from tests.servers.grid import Grid
 WORK = """
 import sys
 from common import storage
-from common.errors import InputError
+from common.errors import AccessError
 try:
     if sys.argv[2:]:
         storage.write_text(sys.argv[1], sys.argv[2])
     print(storage.read_text(sys.argv[1]))
-except InputError as error:
+except AccessError as error:
     print("refused:", error)
 """
 NO_LOGIN = {"XDG_RUNTIME_DIR": "/nowhere", "KRB5CCNAME": "/nowhere/ticket"}

@@ -173,10 +173,10 @@ def guarded(grid):
 READ = """
 import sys
 from common import storage
-from common.errors import InputError
+from common.errors import AccessError
 try:
     print(storage.read_bytes(sys.argv[1]))
-except InputError as error:
+except AccessError as error:
     print("refused:", error)
 """
 

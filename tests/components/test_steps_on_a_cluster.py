@@ -23,7 +23,7 @@ from clusters.protocol import KFP_POD, Service
 from common import storage
 from common.config import RunConfig
 from common.errors import GateError, InputError, InterruptedRun
-from common.records import SearchRecord
+from common.records import SearchRecord, StartRecord
 from common.run import Run
 from components import deploy, evaluate, export, finish, predictor, prepare, search, step
 from components.steps import step_of
@@ -220,6 +220,18 @@ def test_the_steps_of_a_run_one_after_the_other(
     labels = [one["metadata"]["labels"] for kind in kinds for one in home.api.all(kind)]
     assert {(one["jec/run-id"], one["jec/user"]) for one in labels} == {(run.id, "auto")}
     assert {one["jec/step"] for one in labels} == {"search", "export", "evaluate", "deploy"}
+
+
+def test_an_export_job_that_has_ended_is_done_again_only_where_the_run_starts_at_it(fake, run):
+    home = fake(node_of(Play(), Play()))
+    as_the_pods_would(run)
+    made = []
+    for job_id in ("job-1", "job-2", "job-3"):
+        if job_id == "job-3":
+            StartRecord(step="export", job_id=job_id).save(run.folder.start)
+        assert call(export, run, "--trial", f"{NAME}-0", "--job-id", job_id) == 0
+        made.append(home.api.find("pytorchjobs", f"{run.id}-export")["metadata"]["uid"])
+    assert made[0] == made[1] != made[2]
 
 
 def test_a_model_that_the_gate_refused_is_not_deployed_and_the_run_ends_as_evaluated(

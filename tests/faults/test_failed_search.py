@@ -5,7 +5,7 @@ import json
 import pytest
 
 from clusters.processes import is_transient
-from common.errors import PASSING_FAILURE, ClusterError, InputError, StorageError
+from common.errors import PASSING_FAILURE, AccessError, ClusterError, InputError, StorageError
 from tests.clusters.test_local import experiment, run
 from weaver import train
 
@@ -115,7 +115,11 @@ def test_which_exit_codes_may_pass(code, passes):
 
 @pytest.mark.parametrize(
     ("error", "code"),
-    [(StorageError("ExpiredToken"), PASSING_FAILURE), (InputError("no such branch"), 2)],
+    [
+        (StorageError("SlowDown"), PASSING_FAILURE),
+        (AccessError("ExpiredToken"), PASSING_FAILURE),
+        (InputError("no such branch"), 2),
+    ],
 )
 def test_a_training_says_whether_its_failure_may_pass(monkeypatch, tmp_path, capsys, error, code):
     def fail(options):

@@ -16,7 +16,7 @@ import pipeline
 from common import form, storage
 from common.config import RunConfig
 from common.errors import ClusterError, InputError
-from common.records import RunRecord
+from common.records import Objective, RunRecord, SearchRecord, StartRecord
 from common.run import Run, make_run_id
 from components import finish, prepare, step
 from components.server_support import OLDEST, losses
@@ -433,6 +433,25 @@ def test_a_run_is_made_again_with_one_change(kfp, s3_bucket, capsys):
     assert kfp.runs[-1]["runtime_config"]["parameters"]["settings"]["search_seed"] == "7"
     assert pipeline.main([*common, "--rerun", "pfn-regressor-open-00000000"]) == 2
     assert "unknown run" in capsys.readouterr().err
+
+
+def test_a_run_that_starts_at_a_step_is_submitted_with_its_wish(kfp, s3_bucket):
+    bucket = f"{s3_bucket}/jec"
+    run = Run(config=config(s3_bucket).replace(s3_bucket=bucket, run_id="pfn-00000001"))
+    run.save()
+    words = ["--host", kfp.url, "--s3-bucket", bucket, "--resume", run.id, "--start-at", "export"]
+    assert pipeline.main(words) == 2
+    assert (kfp.runs, StartRecord.find(run.folder.start)) == ([], None)
+    SearchRecord(
+        experiment=run.id, objective=Objective(name="AvgLoss"), optimal="t", trials=[]
+    ).save(run.folder.search)
+    storage.write_text(run.folder.weights("t"), "weights")
+    assert pipeline.main(words) == 0
+    assert kfp.runs[0]["runtime_config"]["parameters"]["storage_run_id"] == run.id
+    assert StartRecord.load(run.folder.start) == StartRecord(step="export")
+    # without the wish the run goes on as it is
+    assert pipeline.main(words[:-2]) == 0
+    assert StartRecord.find(run.folder.start) is None
 
 
 def test_a_run_of_an_earlier_version_is_made_again(kfp, s3_bucket):

@@ -38,7 +38,7 @@ import tempfile
 import time
 import weakref
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 from urllib.parse import quote
@@ -531,9 +531,11 @@ def node_cache() -> Path:
 
 
 @contextlib.contextmanager
-def building(target: Path) -> Iterator[Path]:
+def building(target: Path, final: Callable[[], Path] | None = None) -> Iterator[Path]:
     """A temporary folder beside `target`, which becomes `target` if the block ends without error.
 
+    final: gives at the end of the block another target in the same folder, where what was built
+    decides the name.
     After an error it is removed. Where another process made `target` meanwhile, its folder stays:
     both hold the same. Raises StorageError where the disk refuses.
     """
@@ -546,6 +548,8 @@ def building(target: Path) -> Iterator[Path]:
         place.mkdir()
         folder = place
         yield folder
+        if final is not None:
+            target = final()
         try:
             if not is_prepared(str(target)):
                 durable.rename(folder, target)

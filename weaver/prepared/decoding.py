@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NoReturn
 
@@ -275,13 +275,7 @@ class Decoding:
             f"{self.role} data: {contents['num_jets']:,} of {self.num_read:,} jets pass the"
             " selection"
         )
-        for skipped in self.skipped:
-            about = "" if skipped.exact else "a file is left out, about "
-            # the remedy is what has been done
-            reason = skipped.reason
-            for remedy in (REMEDY, TREE_REMEDY):
-                reason = reason.removesuffix(f"; {remedy}")
-            self.report(f"warning: {about}{skipped.jets:,} jets are lost: {reason}")
+        report_skipped(self.skipped, self.report)
         if contents["empty_jets"]:
             self.report(f"{contents['empty_jets']:,} jets have no particles")
         if contents["dropped_jets"]:
@@ -378,6 +372,17 @@ class _Chunks:
     def __iter__(self) -> Iterator[Mapping[str, np.ndarray]]:
         for start in range(0, len(next(iter(self.columns.values()))), BLOCK):
             yield {name: values[start : start + BLOCK] for name, values in self.columns.items()}
+
+
+def report_skipped(skipped: Iterable[Skipped], report: Report) -> None:
+    """Say what was left out of damaged files, and why."""
+    for one in skipped:
+        about = "" if one.exact else "a file is left out, about "
+        # the remedy is what has been done
+        reason = one.reason
+        for remedy in (REMEDY, TREE_REMEDY):
+            reason = reason.removesuffix(f"; {remedy}")
+        report(f"warning: {about}{one.jets:,} jets are lost: {reason}")
 
 
 def _raise(error: Exception) -> NoReturn:

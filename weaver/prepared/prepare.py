@@ -5,8 +5,9 @@
 prints the address of the prepared folder, `<output>/cache/<key>/` (its form:
 weaver/prepared/columns.py). The key is a digest of the files (address, size, tag), of the data
 config's meaning and of the sample's role, so that the same data is never decoded twice and changed
-data is never taken for the old. Memory stays bounded: files are decoded in steps, and columns are
-written as they come.
+data is never taken for the old. What was left out of damaged files is in the key as well: a set
+that lacks something never stands for the whole one. Memory stays bounded: files are decoded in
+steps, and columns are written as they come.
 
 Roles: the training set (which also derives the numbers of `preprocess: auto` and the histograms of
 reweighting), the validation set (`--validation`: the same selection), the test set (`--test`:
@@ -23,7 +24,7 @@ import gc
 import hashlib
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -43,7 +44,7 @@ from weaver.prepared.columns import (
     node_cache,
     publish,
 )
-from weaver.prepared.decoding import Decoding, Report
+from weaver.prepared.decoding import Decoding, Report, report_skipped
 from weaver.read import files as data_files
 
 # raise it when the same files decode to other numbers; data that were prepared before are then made
@@ -87,7 +88,7 @@ def prepare(
     auto`, reweighting). for_training: true for the training and the validation set, which take
     `selection`, false for the test set. part: the part of each file's entries to take, as (0, 0.8);
     what `preprocess: auto` derives is of the whole files, as in weaver-core. skip_bad_files: leave
-    damaged files out, and say so.
+    damaged files out, and say so; a set that lacks something has a key of its own.
     report: called with one line about the result (default: stderr).
 
     Raises InputError, before any decoding, for files and branches that cannot be used, and after it
@@ -104,16 +105,13 @@ def prepare(
     role = "test" if not for_training else "validation" if validation else "training"
     _check_derived(data_config, role)
 
-    key = _key(entries, data_config, role, skip_bad_files, part)
-    uri = storage.join(storage.absolute(storage_uri), "cache", key)
-    if is_prepared(uri):
-        # data elsewhere is compared when its copy on this node has been made
-        problem = damage(Path(uri)) if storage.is_local(uri) else ""
-        if not problem:
-            description = storage.read_json(storage.join(uri, DESCRIPTION))
-            return _reference(uri, data_config, description, reused=True)
-        report(f"warning: prepared data {uri} is damaged ({problem}); it is prepared again")
-        storage.delete(uri)
+    def address(left_out: Sequence[data_files.Skipped]) -> str:
+        key = _key(entries, data_config, role, left_out, part)
+        return storage.join(storage.absolute(storage_uri), "cache", key)
+
+    uri = address(())
+    if (earlier := _usable(uri, report)) is not None:
+        return _reference(uri, data_config, earlier, reused=True)
 
     with _rare_collections():
         checked = data_files.check(
@@ -123,6 +121,10 @@ def prepare(
             skip_bad_files=skip_bad_files,
             part=part,
         )
+    uri = address(checked.skipped)
+    if checked.skipped and (earlier := _usable(uri, report)) is not None:
+        report_skipped(checked.skipped, report)
+        return _reference(uri, data_config, earlier, reused=True)
     decoding = Decoding(
         config=data_config,
         plan=checked.plan,
@@ -133,17 +135,41 @@ def prepare(
         skip_bad_files=skip_bad_files,
         skipped=checked.skipped,
     )
-    target = Path(uri) if storage.is_local(uri) else node_cache() / key
-    warn_of_space(target, checked.files, report)
-    with building(target) as folder:
+
+    def target() -> Path:
+        """The folder on this machine: the set itself, or this node's copy of it."""
+        return Path(uri) if storage.is_local(uri) else node_cache() / storage.name(uri)
+
+    warn_of_space(target(), checked.files, report)
+    with building(target(), target) as folder:
         with _rare_collections():
             description = decoding.run(folder)
         check_unchanged(entries)
+        if address(decoding.skipped) != uri:  # some damage shows in decoding only
+            uri = address(decoding.skipped)
+            _usable(uri, report)  # which removes an earlier set of that name if it is damaged
         description["sha256"] = digest_of(description)
         storage.write_json(str(folder / DESCRIPTION), description)
         if not storage.is_local(uri):
             publish(folder, uri)  # the temporary folder then becomes this node's copy
     return _reference(uri, data_config, description, reused=False)
+
+
+def _usable(uri: str, report: Report) -> dict[str, Any] | None:
+    """The description of a prepared folder; None where there is none.
+
+    A folder that is damaged is removed, with a warning.
+    """
+    if not is_prepared(uri):
+        return None
+    # data elsewhere is compared when its copy on this node has been made
+    problem = damage(Path(uri)) if storage.is_local(uri) else ""
+    if problem:
+        report(f"warning: prepared data {uri} is damaged ({problem}); it is prepared again")
+        storage.delete(uri)
+        return None
+    description: dict[str, Any] = storage.read_json(storage.join(uri, DESCRIPTION))
+    return description
 
 
 def warn_of_space(target: Path, files: Iterable[data_files.DataFile], report: Report) -> None:
@@ -213,10 +239,13 @@ def _key(
     entries: list[Entry],
     config: DataConfig,
     role: str,
-    skip_bad_files: bool,
+    left_out: Sequence[data_files.Skipped],
     part: data_files.Part,
 ) -> str:
-    """The digest of all that decides the prepared data; it names the folder."""
+    """The digest of all that decides the prepared data; it names the folder.
+
+    left_out: the damaged files, or parts of them, that are not in it.
+    """
     derived: dict[str, object] = {**config.derived}
     # Numbers that stand in the data config are in its digest; only the validation set is weighted
     # with histograms that are in neither.
@@ -228,8 +257,8 @@ def _key(
     meaning: list[object] = [FORMAT, DECODED, files, config.digest(), role, derived]
     if config.options.get("file_magic"):  # which looks at the paths as they were written
         meaning.append([entry.written for entry in entries])
-    if skip_bad_files:
-        meaning.append("skip")
+    if left_out:
+        meaning.append(["left out", sorted((one.uri, one.jets, one.exact) for one in left_out)])
     if part != data_files.WHOLE:
         meaning.append(list(part))
     return hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()[:32]

@@ -17,7 +17,7 @@ import uproot
 import yaml
 
 from common import storage
-from common.errors import InputError
+from common.errors import AccessError, InputError
 from tests.weaver.conftest import DATA, synthetic_jets, write_jets
 from weaver.config.data_config import DataConfig
 from weaver.config.weights import Sampler
@@ -26,6 +26,7 @@ from weaver.prepared import sorting, transform
 from weaver.prepared.columns import AUTO_YAML, DESCRIPTION
 from weaver.prepared.prepare import main, prepare
 from weaver.read import files
+from weaver.read.opening import DamagedFile
 
 PFN = yaml.safe_load((DATA / "jec_pfn_open.yaml").read_text())
 
@@ -794,6 +795,98 @@ def test_a_truncated_file_is_skipped_only_when_asked(one_file, tmp_path):
             skip_bad_files=True,
             report=quiet,
         )
+
+
+@pytest.mark.parametrize("reads", [0, 2, 4])
+def test_keys_that_expire_while_data_are_read_are_no_damage(one_file, s3, monkeypatch, reads):
+    """With --skip-bad-files too: the run ends, and a later one decodes all."""
+    for name in ("a", "b", "c"):
+        storage.upload(one_file[0], f"{s3}/in/{name}.root")
+    get = storage.s3._get
+    done: list[str] = []
+
+    def expiring(uri, **options):
+        done.append(uri)
+        if len(done) > reads:
+            raise AccessError(f"refused access to {uri} (ExpiredToken)")
+        return get(uri, **options)
+
+    def prepared():
+        return prepare(
+            f"{s3}/in/*.root",
+            config(),
+            f"{s3}/out",
+            for_training=True,
+            skip_bad_files=True,
+            report=quiet,
+        )
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage.s3, "_get", expiring)
+        with pytest.raises(AccessError, match="ExpiredToken") as caught:
+            prepared()
+        assert caught.value.retryable
+    assert len(done) > reads
+    assert not storage.entries(f"{s3}/out")
+    whole = prepared()
+    assert (whole.reused, whole.num_read) == (False, 180)
+
+
+@pytest.mark.parametrize("damage", ["opening", "decoding"])
+def test_an_incomplete_set_is_never_taken_for_the_whole(one_file, tmp_path, monkeypatch, damage):
+    """The same files, once read in part and once as a whole: each has a key of its own."""
+    (tmp_path / "in").mkdir()
+    for name in ("a", "b"):
+        shutil.copy(one_file[0], tmp_path / "in" / f"{name}.root")
+    lines: list[str] = []
+
+    def prepared():
+        lines.clear()
+        return prepare(
+            f"{tmp_path}/in/*.root",
+            config(),
+            str(tmp_path),
+            for_training=True,
+            skip_bad_files=True,
+            report=lines.append,
+        )
+
+    def fail(*_, **__):
+        raise DamagedFile("b.root is not whole")
+
+    with monkeypatch.context() as patch:
+        if damage == "opening":
+            inspect = files.inspect
+            patch.setattr(
+                files,
+                "inspect",
+                lambda entry, *rest: (fail if "b.root" in entry.uri else inspect)(entry, *rest),
+            )
+        else:
+            loads = files.loads
+            patch.setattr(
+                files,
+                "loads",
+                lambda file, *rest, **more: (fail if "b.root" in file.entry.uri else loads)(
+                    file, *rest, **more
+                ),
+            )
+        partial = prepared()
+        assert not partial.reused
+        again = prepared()
+        assert again.uri == partial.uri
+        assert again.reused == (damage == "opening")
+        assert len(made(tmp_path)) == 1
+        assert any("60 jets are lost: b.root is not whole" in line for line in lines)
+    whole = prepared()
+    assert not whole.reused
+    assert whole.num_jets == 2 * partial.num_jets
+    assert not any("lost" in line for line in lines)
+    assert made(tmp_path) == sorted([partial.key, whole.key])
+    strict = prepare(
+        f"{tmp_path}/in/*.root", config(), str(tmp_path), for_training=True, report=quiet
+    )
+    assert (strict.uri, strict.reused) == (whole.uri, True)
 
 
 @pytest.mark.parametrize(

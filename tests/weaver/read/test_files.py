@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import uproot
 
-from common.errors import InputError, JecError, StorageError
+from common.errors import AccessError, InputError, JecError, StorageError
 from weaver.config.data_config import DataConfig
 from weaver.feed.dataset import Dataset
 from weaver.prepared.prepare import prepare
@@ -179,7 +179,8 @@ def test_data_are_prepared_anew_where_file_magic_sees_another_path(tmp_path, mon
 @pytest.mark.parametrize(
     ("number", "kind"),
     [
-        (errno.EACCES, InputError),
+        (errno.EACCES, AccessError),
+        (errno.EPERM, AccessError),
         (errno.ENOENT, InputError),
         (errno.EIO, StorageError),
         (errno.ESTALE, StorageError),
@@ -231,7 +232,8 @@ def test_a_disk_that_fails_ends_a_run_that_skips_bad_files(tmp_path, monkeypatch
             skip_bad_files=True,
             report=lambda line: None,
         )
-    assert not isinstance(caught.value, DamagedFile)
+    assert not isinstance(caught.value, InputError)
+    assert caught.value.retryable
     assert "b.root" in str(caught.value)
     assert os.strerror(number) in str(caught.value)
     assert not (tmp_path / "out").exists()

@@ -1,0 +1,157 @@
+"""--start-at: what a run has to have, what a job keeps, and that the wish ends with its job."""
+
+from __future__ import annotations
+
+import pytest
+
+import pipeline
+from common import storage
+from common.config import RunConfig
+from common.errors import InputError
+from common.records import Objective, SearchRecord, StartRecord
+from common.run import Run
+from components import evaluate, export, start_at, step
+from components.steps import NAMES
+from tests.records import export_record, metrics_record
+
+BEST = "pfn-00000000-001"
+
+
+class Jobs:
+    """A backend whose jobs end well at once."""
+
+    resumes = True
+
+    def __init__(self):
+        self.ran, self.deleted = [], []
+
+    def run_job(self, manifest, *, deadline, report):
+        self.ran.append(manifest["metadata"]["name"])
+
+    def delete_job(self, name):
+        self.deleted.append(name)
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run that has been searched, exported and evaluated."""
+    made = Run(config=RunConfig(s3_bucket=str(tmp_path), run_id="pfn-00000000"))
+    made.save()
+    search = SearchRecord(
+        experiment=made.id, objective=Objective(name="AvgLoss"), optimal=BEST, trials=[]
+    )
+    search.save(made.folder.search)
+    storage.write_text(made.folder.weights(BEST), "weights")
+    export_record(made.model_name, trial=BEST).save(made.folder.export)
+    storage.write_text(made.folder.onnx(made.model_name), "onnx")
+    metrics_record(trial=BEST).save(made.folder.metrics)
+    storage.write_text(made.folder.report, "<html></html>")
+    return made
+
+
+@pytest.fixture
+def jobs(monkeypatch):
+    made = Jobs()
+    monkeypatch.setattr(step, "backend", lambda _: made)
+    return made
+
+
+def do_steps(run: Run, job_id: str) -> None:
+    """What a job of Kubeflow or of one machine does from prepare to evaluate."""
+    start_at.claim(run, job_id)
+    for name, do in (("export", export.export), ("evaluate", evaluate.evaluate)):
+        step.write_status(run, name, "running", job_id=job_id)
+        do(run, BEST, step.Artifacts(""), job_id)
+
+
+@pytest.mark.parametrize(
+    ("name", "steps"), [("export", ["export", "evaluate"]), ("evaluate", ["evaluate"])]
+)
+def test_a_job_does_the_step_and_later_ones_again_and_keeps_the_others(run, jobs, name, steps):
+    start_at.ask(run, name)
+    do_steps(run, "job-2")
+    assert jobs.ran == jobs.deleted == [f"{run.id}-{one}" for one in steps]
+
+
+def test_at_deploy_the_verdict_is_the_one_of_before(run, jobs):
+    metrics_record(trial=BEST, passed=False, reasons=["too wide"]).save(run.folder.metrics)
+    start_at.ask(run, "deploy")
+    start_at.claim(run, "job-2")
+    assert evaluate.evaluate(run, BEST, step.Artifacts(""), "job-2") is False
+    assert jobs.ran == []
+
+
+def test_a_later_attempt_goes_on_with_the_job_that_it_finds(run, jobs):
+    start_at.ask(run, "evaluate")
+    do_steps(run, "job-2")
+    do_steps(run, "job-2")
+    assert jobs.deleted == [f"{run.id}-evaluate"]
+    assert len(jobs.ran) == 2
+
+
+@pytest.mark.parametrize("forgotten", [False, True], ids=["a clone", "a resumed run"])
+def test_the_wish_ends_with_its_job(run, jobs, forgotten):
+    start_at.ask(run, "deploy")
+    if forgotten:
+        start_at.forget(run)
+    else:
+        do_steps(run, "job-2")
+    assert jobs.ran == []
+    do_steps(run, "job-3")
+    assert jobs.ran == [f"{run.id}-export", f"{run.id}-evaluate"]
+    assert jobs.deleted == []
+    assert StartRecord.find(run.folder.start) is None
+
+
+def test_results_of_another_trial_are_made_again(run, jobs):
+    start_at.ask(run, "deploy")
+    export_record(run.model_name, trial="another").save(run.folder.export)
+    do_steps(run, "job-2")
+    assert jobs.ran == [f"{run.id}-export"]
+
+
+@pytest.mark.parametrize(
+    ("name", "missing", "step_before"),
+    [
+        ("export", "search.json", "search"),
+        ("export", f"trials/{BEST}/best.pt", "search"),
+        ("evaluate", "model/export.json", "export"),
+        ("evaluate", "model/pfn-regressor-open/1/model.onnx", "export"),
+        ("deploy", "metrics.json", "evaluate"),
+        ("deploy", "trials", "search"),
+    ],
+)
+def test_a_run_without_the_results_of_earlier_steps_is_refused(
+    run, capsys, name, missing, step_before
+):
+    assert storage.delete(run.path(missing))
+    words = ["--output", run.config.s3_bucket, "--resume", run.id, "--runner", "local"]
+    assert pipeline.main([*words, "--start-at", name]) == 2
+    error = capsys.readouterr().err
+    assert f"step {step_before} of run {run.id}" in error
+    assert len(error.splitlines()) == 1
+    assert StartRecord.find(run.folder.start) is None
+
+
+@pytest.mark.parametrize("name", ["evaluate", "deploy"])
+def test_results_of_another_trial_are_no_results(run, name):
+    if name == "evaluate":
+        export_record(run.model_name, trial="another").save(run.folder.export)
+    else:
+        metrics_record(trial=None).save(run.folder.metrics)
+    with pytest.raises(InputError, match=f"{BEST}; give --start-at export"):
+        start_at.ask(run, name)
+
+
+@pytest.mark.parametrize(
+    "words", [["--start-at", "export"], ["--start-at", "export", "--rerun", "r"], []]
+)
+def test_it_goes_with_resume_alone_and_names_a_step_that_can_be_repeated(words, capsys):
+    with pytest.raises(SystemExit) as ended:
+        pipeline.main(words or ["--start-at", "exprot", "--resume", "r"])
+    assert ended.value.code == 2
+    assert ("--resume" if words else "export") in capsys.readouterr().err
+
+
+def test_steps_to_start_at_are_steps_in_their_order():
+    assert [name for name in NAMES if name in pipeline.START_STEPS] == list(pipeline.START_STEPS)
