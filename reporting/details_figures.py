@@ -81,12 +81,12 @@ def fine_eta(metrics: MetricsRecord) -> Drawing | None:
     slices = metrics.fine_eta
     if not slices:
         return None
-    figure, (axes,) = panels((1,), (16, 8))
+    figure, (axes,) = panels((1,), (10, 7))
     middles = np.array([(one.eta_low + one.eta_high) / 2 for one in slices])
     names = [name for name in slices[0].by_calibration() if name != "uncorrected"]
     for place, name in enumerate(names):
         biases = [one.by_calibration()[name] for one in slices]
-        points(axes, middles + 0.012 * place, biases, 100, markersize=6, **calibration_look(name))
+        points(axes, middles + 0.012 * place, biases, 100, markersize=4, **calibration_look(name))
     allowed = 100 * metrics.config.max_closure
     axes.axhspan(-allowed, allowed, color=INK, alpha=0.1, linewidth=0)
     level(axes, 0)
@@ -115,7 +115,7 @@ def inputs(metrics: MetricsRecord) -> Drawing | None:
     if metrics.importances is None or not metrics.importances.groups:
         return None
     groups = metrics.importances.groups[::-1]  # the largest on top
-    figure, (axes,) = panels((1,), (18, 2 + 0.9 * len(groups)))
+    figure, (axes,) = panels((1,), (10, 2 + 0.9 * len(groups)))
     look = calibration_look("model")
     for place, one in enumerate(groups):
         axes.barh(place, one.mean, height=0.6, color=look["color"])
