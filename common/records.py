@@ -30,11 +30,15 @@ from common.measurements import (
     Flavour,
     Gate,
     GateSettings,
+    Importances,
     Inference,
     Interval,
+    Pileup,
     ResidualEffect,
     ResidualSlice,
     ResponseBin,
+    TailBin,
+    Trees,
     Uncertainty,
     Unmeasured,
     Weighted,
@@ -193,6 +197,10 @@ class RunRecord(Record):
     """Split (train, val, test) -> its jets."""
     data_fingerprint: str = ""
     """Digest of the three fingerprints."""
+    jet_columns: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Split -> URI of prepared jet-level columns, for the boosted trees of the report."""
+    no_jet_columns: str = ""
+    """Why there are none; also empty in runs of earlier versions."""
     versions: dict[str, str] = dataclasses.field(default_factory=dict)
     """Package -> version; none where it is not installed."""
     git_commit: str = ""
@@ -587,6 +595,20 @@ class MetricsRecord(Record):
     """Cause -> test jets that are in no measurement."""
     residual: ResidualEffect | None = None
     """Of a model that ends with a residual correction."""
+    gain_over_trees: Interval | None = None
+    """Resolution gain over boosted trees above 30 GeV (per cent)."""
+    trees: Trees | None = None
+    """None in runs of earlier versions, as are those below."""
+    label: dict[str, str] = dataclasses.field(default_factory=dict)
+    """What the network learned: label -> expression; empty where the model does not say."""
+    test_fingerprint: str = ""
+    """Digest of the momenta of the test jets: equal for runs that were tested on the same ones."""
+    fine_eta: list[EtaBin] = dataclasses.field(default_factory=list)
+    """In the eta bins of CMS's corrections (physics.groups.JERC_ETA_SLICES)."""
+    tails: list[TailBin] = dataclasses.field(default_factory=list)
+    pileup: Pileup | None = None
+    """None where the file has no pile-up column."""
+    importances: Importances | None = None
     edges: list[EdgeStep] = dataclasses.field(default_factory=list)
     """Of the range that the model is meant for; empty where it is not known."""
     headline: dict[str, float] = dataclasses.field(default_factory=dict)

@@ -18,6 +18,7 @@ same files are kept.
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import sys
 from argparse import Namespace
@@ -230,27 +231,47 @@ def calibrate(options: Namespace) -> int:
     from serving.calibration import outputs, work
 
     require(options.threads >= 1, f"--threads {options.threads}: give at least 1")
+    require(bool(options.output), "--output is empty; give a folder, '.' for this one")
     outputs.check_format(options.format)
     model = _model(options)
     planned = plan(options, model)
     for warning in planned.warnings:
         print(f"warning: {warning} (--force)", file=sys.stderr)
 
-    record = storage.join(storage.absolute(options.output), outputs.RECORD)
+    folder = storage.absolute(options.output)
+    record = storage.join(folder, outputs.RECORD)
     is_first = not storage.exists(record)
+    check_folder(folder, model.description)  # the checks of all files have taken a while
     outputs.folder_record(model.description).save(record)
+
+    def check() -> None:
+        """Raise where an output would be of two models, or stand beside those of another."""
+        model.check_unchanged()
+        check_folder(folder, model.description)
+
     try:
-        done, failures = work.calibrate(planned.tasks, model, options.threads)
+        done, failures = work.calibrate(planned.tasks, model, options.threads, check)
     except ClusterError as error:
         raise ClusterError(f"{error}; finished files stay, the same command goes on") from None
+    finally:
+        if is_first:
+            _delete_if_alone(record, folder)
     failures = [*planned.damaged, *failures]
-    if is_first and not done and not planned.kept:
-        storage.delete(record)  # of a folder without results
     if done or planned.kept:
         _report(options, planned, done, model.description)
     if failures:
         raise _failed(failures, len(planned.tasks) + len(planned.damaged), options.output)
     return 0
+
+
+def _delete_if_alone(record: str, folder: str) -> None:
+    """Delete the record of a folder without results, which would refuse other models.
+
+    What goes wrong here is of no account: the command has an error of its own then.
+    """
+    with contextlib.suppress(JecError):
+        if all(entry.uri == record for entry in storage.entries(folder)):
+            storage.delete(record)
 
 
 def _model(options: Namespace) -> Model:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -97,6 +97,10 @@ class Model(Protocol):
         """The outputs (N,) for inputs (N, 1) and (N, P). Several threads may call it at once."""
         ...
 
+    def check_unchanged(self) -> None:
+        """Raise ClusterError where answers may come from another model than the described one."""
+        ...
+
 
 class LocalModel:
     """A model in ONNX Runtime, in this process."""
@@ -110,6 +114,9 @@ class LocalModel:
     def answer(self, inputs: Arrays) -> dict[str, np.ndarray]:
         answers = self._session.run(self._outputs, dict(inputs))
         return {name: column[:, 0] for name, column in zip(self._outputs, answers, strict=True)}
+
+    def check_unchanged(self) -> None:
+        """Do nothing: it has been read whole."""
 
 
 def local_model(place: str) -> LocalModel:
@@ -127,7 +134,32 @@ def local_model(place: str) -> LocalModel:
     except Exception as error:  # ONNX Runtime raises kinds of its own
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"{uri} is no ONNX model that can be run: {reason}") from None
-    return LocalModel(_description(uri, content, runtime), runtime)
+    model = LocalModel(_description(uri, content, runtime), runtime)
+    _try(model, uri)
+    return model
+
+
+def _try(model: LocalModel, uri: str) -> None:
+    """Ask a model about two empty jets. Raises InputError where it takes other inputs than ours."""
+    inputs = {}
+    for name, column in model.description.inputs.items():
+        inputs[name] = np.zeros((2, 2 if column.counter else 1), column.dtype)
+    for counter in model.description.counters:
+        inputs[counter] = np.zeros((2, 1), np.int32)
+    try:
+        answers = model.answer(inputs)
+        reason = ""
+    except Exception as error:  # ONNX Runtime raises kinds of its own
+        reason = str(error).strip().splitlines()[0]
+    else:
+        other = [name for name, values in answers.items() if values.shape != (2,)]
+        if other:
+            reason = f"{', '.join(other)} is not one number for each jet"
+    if reason:
+        raise InputError(
+            f"{uri} is no model of this project that takes the files' columns: {reason}; give the"
+            f" model.onnx of a model NAME{RAW_SUFFIX}"
+        )
 
 
 def onnx_at(place: str) -> str:
@@ -174,6 +206,11 @@ def _description(uri: str, content: bytes, session: onnxruntime.InferenceSession
     for entry in session.get_inputs():
         if entry.type not in TYPES:
             raise InputError(f"{uri}: the input {entry.name} is of the type {entry.type}")
+        if len(entry.shape) != 2:
+            raise InputError(
+                f"{uri}: the input {entry.name} has the shape {entry.shape}, not (jets, numbers of"
+                f" a jet); give the model.onnx of a model NAME{RAW_SUFFIX}"
+            )
         axis = str(entry.shape[-1])
         counter = axis.removeprefix(PLACES) if axis.startswith(PLACES) else ""
         inputs[entry.name] = Input(dtype=TYPES[entry.type], counter=counter)
@@ -208,30 +245,50 @@ def describe(
             " export it again: python -m exporting.export --run RUN --trial TRIAL --name NAME"
         )
     counters = {column.counter for column in inputs.values()}
-    labels = _json(facts, "label")
+    labels = _texts(where, facts, "label")
     return Description(
         name=name,
         digest=digest,
         run_id=facts.get("run_id", ""),
         treename=facts.get("treename") or None,
         label="; ".join(labels.values()),
-        reference=_reference(labels),
-        facts=_json(facts, "trained_on"),
+        reference=_reference(where, labels),
+        facts=_texts(where, facts, "trained_on"),
         inputs={name: column for name, column in inputs.items() if name not in counters},
         outputs=tuple(outputs),
-        limits=model_range(facts[KEY]) if KEY in facts else None,
+        limits=limits_of(where, facts, inputs),
     )
 
 
-def _json(metadata: Mapping[str, str], key: str) -> dict[str, Any]:
-    content = json.loads(metadata.get(key) or "{}")
-    return content if isinstance(content, dict) else {}
+def limits_of(where: str, facts: Mapping[str, str], inputs: Collection[str]) -> ModelRange | None:
+    """The jets that a model is meant for, where it says so. Raises InputError for other text."""
+    if KEY not in facts:
+        return None
+    try:
+        limits = model_range(facts[KEY])
+        limits.check_inputs(inputs)
+        return limits
+    except ValueError as error:
+        raise InputError(f"{where}: {error}") from None
 
 
-def _reference(labels: Mapping[str, str]) -> str:
+def _texts(where: str, metadata: Mapping[str, str], key: str) -> dict[str, str]:
+    """Names with texts, which a model holds as JSON. Raises InputError for text that is none."""
+    try:
+        content = json.loads(metadata.get(key) or "{}")
+    except ValueError:
+        content = None
+    if not isinstance(content, dict):
+        raise InputError(
+            f"{where}: its '{key}' holds {metadata[key][:100]!r}, not names with texts"
+        )
+    return {name: str(value) for name, value in content.items()}
+
+
+def _reference(where: str, labels: Mapping[str, str]) -> str:
     """The pT that the label divides by: jetPt of {"target": "np.log(genJetPt / jetPt)"}."""
     for text in labels.values():
-        reference = denominator(Expression(text, "the model's label"))
+        reference = denominator(Expression(text, f"the label of {where}"))
         if reference is not None:
             return reference.text
     return ""

@@ -2,12 +2,13 @@
 
     model = served_model("http://127.0.0.1:8000", "pfn-1a2b3c4d-raw")
 
-Answers come through the client (clients/python), with its retries. That the server goes on to serve
-the model that it described is not checked with each request.
+Answers come through the client (clients/python), with its retries. Whether the server still serves
+the model that it described is asked at the end of each file.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,9 @@ import numpy as np
 from common.errors import ClusterError, InputError
 from common.layout import RAW_SUFFIX
 from jec_client.protocol import DTYPES
-from serving.calibration.model import Arrays, Description, Input, describe
+from serving.calibration.model import Arrays, Description, Input, describe, limits_of
 from serving.client import Client
-from serving.validity import KEY, model_range
+from serving.validity import KEY
 
 DIGEST = "sha256"  # parameter of config.pbtxt: of model.onnx
 DEADLINE = 300.0  # seconds for a step; a server that is restarted is back by then
@@ -35,6 +36,20 @@ class ServedModel:
         answers = self._client.calibrate(dict(inputs), deadline=DEADLINE)
         return {name: np.asarray(answers[name]) for name in self.description.outputs}
 
+    def check_unchanged(self) -> None:
+        digest = _facts(self._client.config()).get(DIGEST)
+        if digest != self.description.digest:
+            raise ClusterError(
+                f"{self._client.url} serves another model {self.description.name} than at the"
+                f" start (sha256 {digest}, not {self.description.digest})"
+            )
+
+
+def _facts(config: Mapping[str, Any]) -> dict[str, str]:
+    """What a model's configuration on a server says of it."""
+    parameters = config.get("parameters", {})
+    return {key: str(value.get("string_value", "")) for key, value in parameters.items()}
+
 
 def served_model(url: str, name: str, **login: Any) -> ServedModel:
     """The model of that name on a server; without a name, its only one that takes columns.
@@ -50,8 +65,7 @@ def served_model(url: str, name: str, **login: Any) -> ServedModel:
         metadata, config = client.metadata(), client.config()
     except ClusterError as error:  # before anything has begun
         raise InputError(f"{error}; start a server with: python -m serving.serve RUN") from None
-    parameters = config.get("parameters", {})
-    facts = {key: str(value.get("string_value", "")) for key, value in parameters.items()}
+    facts = _facts(config)
     where = f"the model {name} at {url}"
     if KEY not in facts or DIGEST not in facts:
         raise InputError(
@@ -60,7 +74,8 @@ def served_model(url: str, name: str, **login: Any) -> ServedModel:
             " earlier version; serve it with python -m serving.serve RUN, or give --model RUN"
         )
     counter_of: dict[str, str] = {}
-    for counter, branches in model_range(facts[KEY]).counters.items():
+    limits = limits_of(where, facts, [entry["name"] for entry in metadata["inputs"]])
+    for counter, branches in limits.counters.items() if limits else ():
         counter_of |= dict.fromkeys(branches, counter)
     inputs = {}
     for entry in metadata["inputs"]:

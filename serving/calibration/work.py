@@ -73,13 +73,14 @@ class _Answered:
 
 
 def calibrate(
-    tasks: Sequence[Task], model: Model, threads: int
+    tasks: Sequence[Task], model: Model, threads: int, check: Callable[[], None]
 ) -> tuple[list[FileInfo], list[JecError]]:
-    """Write the outputs of all tasks. threads: that ask the model at a time.
+    """Write the outputs of all tasks.
 
-    Returns what the outputs say of themselves, and the errors of files that failed, which have no
-    output. Raises StorageError or InputError where an output cannot be written, and what a served
-    model raises.
+    threads: that ask the model at a time. check: is called before an output is put in place, and
+    may raise. Returns what the outputs say of themselves, and the errors of files that failed,
+    which have no output. Raises StorageError or InputError where an output cannot be written, what
+    a served model raises, and what `check` does.
     """
     done: list[FileInfo] = []
     failures: list[JecError] = []
@@ -112,6 +113,7 @@ def calibrate(
             if isinstance(result, JecError):
                 failures.append(result)
             else:
+                check()
                 storage.upload(path, task.output)
                 done.append(result)
             path.unlink(missing_ok=True)

@@ -106,7 +106,22 @@ def test_the_range_is_read_from_the_models_text():
     assert validity.range_of_config({"name": "old"}) is None
 
 
-@pytest.mark.parametrize("text", ["", "[]", "7", '{"min_pt": 3}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "7",
+        '{"min_pt": 3}',
+        '{"min_pt": "3", "max_pt": 9}',
+        '{"min_pt": 3, "max_pt": null}',
+        '{"min_pt": 3, "max_pt": 9, "max_abs_eta": true}',
+        '{"min_pt": 3, "max_pt": 9, "pt": 5}',
+        '{"min_pt": 3, "max_pt": 9, "counters": ["nPF"]}',
+        '{"min_pt": 3, "max_pt": 9, "counters": {"nPF": "PF_pT"}}',
+        '{"min_pt": 3, "max_pt": 9, "counters": {"nPF": []}}',
+    ],
+)
 def test_what_is_no_range_is_refused(text):
     with pytest.raises(ValueError, match="valid_range"):
         model_range(text)

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 import uproot
 
-from common.errors import InputError
+from common import storage
+from common.errors import InputError, StorageError
 from serving import calibrate
 from serving.calibration import batches, model, outputs, work
 from tests.serving.calibration_files import TREE, expected, jets, write_jets, write_model
@@ -428,6 +429,52 @@ def test_an_output_that_cannot_be_written(tmp_path, run):
     assert f"cannot write {tmp_path}/out" in err
 
 
+def test_an_output_that_is_nowhere(tmp_path, onnx, capsys, monkeypatch):
+    """An empty variable of a shell does not fill the folder that one is in."""
+    monkeypatch.chdir(tmp_path)
+    path = write_jets(tmp_path / "in" / "x.root", jets(10))
+    assert calibrate.main([str(path), "--model", str(onnx), "--output", ""]) == 2
+    assert "--output is empty" in capsys.readouterr().err
+    assert [entry.name for entry in tmp_path.iterdir()] == ["in"]
+
+
+def test_two_commands_with_two_models_at_once(tmp_path, run, monkeypatch):
+    """One of them has the folder, and the other one says that it does not."""
+    path = write_jets(tmp_path / "x.root", jets(10))
+    other = write_model(tmp_path / "other.onnx", factor=0.002)
+    write = work._write
+    inner = []
+
+    def write_beside(*arguments):
+        if not inner:  # a second command, that saw the folder before the first one began
+            inner.append(0)
+            with monkeypatch.context() as patched:
+                patched.setattr(calibrate, "check_folder", lambda *a: None)
+                inner[0] = run(path, model=other)[0]
+        return write(*arguments)
+
+    monkeypatch.setattr(work, "_write", write_beside)
+    code, _, err = run(path)
+    assert (inner, code) == ([0], 2)
+    assert "another model" in err
+    digest = model.local_model(str(other)).description.digest
+    assert info(tmp_path / "out" / "x.root")["sha256"] == digest
+    assert json.loads((tmp_path / "out" / "calibration.json").read_text())["sha256"] == digest
+
+
+def test_a_disk_that_is_full_leaves_the_folder_to_other_models(tmp_path, run, monkeypatch):
+    path = write_jets(tmp_path / "x.root", jets(10))
+
+    def full(source, target):
+        raise StorageError("the disk is full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(storage, "upload", full)
+        assert run(path)[0] == 1
+    assert not list((tmp_path / "out").iterdir())
+    assert run(path, model=write_model(tmp_path / "other.onnx", factor=0.002))[0] == 0
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_no_rights_on_the_output(tmp_path, run):
     (tmp_path / "out").mkdir(mode=0o500)
@@ -453,6 +500,78 @@ def test_models_that_cannot_be_used(tmp_path, run, onnx):
         code, _, err = run(path, model=place)
         assert code == 2, place
         assert fact in err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        ("label", "no JSON"),
+        ("label", '["np.log(a / b)"]'),
+        ("label", '{"target": 5 }'),
+        ("label", '{"target": "np.log("}'),
+        ("trained_on", "[1]"),
+        ("valid_range", "no JSON"),
+        ("valid_range", '{"min_pt": "low", "max_pt": null}'),
+        ("valid_range", '{"min_pt": 1, "max_pt": 2, "pt": "elsewhere"}'),
+        ("valid_range", '{"min_pt": 1, "max_pt": 2, "counters": {"nPF": ["elsewhere"]}}'),
+    ],
+)
+def test_what_a_model_says_of_itself_in_another_form(tmp_path, run, onnx, key, text):
+    """It is refused or understood, and in no case the program's own fault."""
+    model = _with_fact(onnx, key, text, tmp_path / "odd.onnx")
+    code, _, err = run(write_jets(tmp_path / "x.root", jets(10)), model=model)
+    if text == '{"target": 5 }':
+        assert code == 0
+        return
+    assert code == 2
+    assert str(model) in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_year_that_is_a_number(tmp_path, run, onnx):
+    model = _with_fact(onnx, "trained_on", '{"era": 2018}', tmp_path / "year.onnx")
+    path = write_jets(tmp_path / "Run2016B" / "x.root", jets(10))
+    code, _, err = run(path, model=model)
+    assert code == 2
+    assert "2016" in err
+    assert run(path, "--force", model=model)[0] == 0
+
+
+def _with_fact(onnx: Path, key: str, text: str, path: Path) -> Path:
+    """A copy of a model that says something else of itself."""
+    import onnx as onnx_package
+
+    model = onnx_package.load(str(onnx))
+    for entry in model.metadata_props:
+        if entry.key == key:
+            entry.value = text
+    onnx_package.save(model, str(path))
+    return path
+
+
+@pytest.mark.parametrize("shape", [[], ["batch"], [1, 1], ["batch", 1, 1], ["batch", 3]])
+def test_a_model_of_another_project_with_the_same_names(tmp_path, run, shape):
+    from onnx import TensorProto, helper, save_model
+
+    names = ("calibrated_pt", "correction", "valid")
+    types = (TensorProto.FLOAT, TensorProto.FLOAT, TensorProto.BOOL)
+    nodes = [
+        helper.make_node("Cast", ["jetPt"], [name], to=kind)
+        for name, kind in zip(names, types, strict=True)
+    ]
+    outputs = [
+        helper.make_tensor_value_info(name, kind, shape)
+        for name, kind in zip(names, types, strict=True)
+    ]
+    taken = helper.make_tensor_value_info("jetPt", TensorProto.FLOAT, shape)
+    graph = helper.make_graph(nodes, "other", [taken], outputs)
+    path = tmp_path / "other.onnx"
+    opset = [helper.make_opsetid("", 17)]
+    save_model(helper.make_model(graph, opset_imports=opset, ir_version=8), str(path))
+    code, _, err = run(write_jets(tmp_path / "x.root", jets(10)), model=path)
+    assert code == 2
+    assert str(path) in err
     assert not (tmp_path / "out").exists()
 
 

@@ -180,3 +180,21 @@ def test_a_server_that_breaks_leaves_whole_files(tmp_path, server, capsys):
     server.is_broken = False
     assert calibrated(tmp_path / "in" / "*.root", "--url", server.url, *out) == 0
     assert (tmp_path / "out" / "b.root").exists()
+
+
+def test_a_server_that_serves_another_model_meanwhile(tmp_path, server, capsys):
+    """A file with answers of two models has no output."""
+    for name in "ab":
+        write_jets(tmp_path / "in" / f"{name}.root", jets(100))
+    out = ("--output", tmp_path / "out", "--threads", 1)
+    sha256 = server.pages[f"/v2/models/{NAME}/config"]["parameters"]["sha256"]
+    answer = server.model.answer
+
+    def answer_and_change(inputs):
+        sha256["string_value"] = "of another"
+        return answer(inputs)
+
+    server.model.answer = answer_and_change
+    assert calibrated(tmp_path / "in" / "*.root", "--url", server.url, *out) == 1
+    assert "serves another model" in capsys.readouterr().err
+    assert not list((tmp_path / "out").glob("*.root"))

@@ -236,6 +236,8 @@ class Client:
             # a model without batching may take one number of jets only
             most = min([most, *(tensor.shape[0] for tensor in inputs if tensor.shape[0] > 0)])
             limits = range_of_config(config)
+            if limits is not None:
+                limits.check_inputs([tensor.name for tensor in inputs])
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise ServerError(
                 f"what {self.url} says about model {self.model} has not the form of the Open"

@@ -31,7 +31,7 @@ The last three are there for the raw model (NAME-raw) only.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,6 +66,31 @@ class ModelRange:
     pt: str | None = None
     eta: str | None = None
     counters: Mapping[str, list[str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("min_pt", "max_pt", "max_abs_eta"):
+            value = getattr(self, name)
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not is_number and not (value is None and name == "max_abs_eta"):
+                raise ValueError(f"'{name}' is {value!r}, no number")
+        if not isinstance(self.counters, Mapping) or not all(
+            isinstance(branches, list) and branches for branches in self.counters.values()
+        ):
+            raise ValueError("'counters' does not hold a list of inputs for each counter")
+        if not all(isinstance(name, str) for name in self._inputs()):
+            raise ValueError("'pt', 'eta' or 'counters' holds what is no name of an input")
+
+    def _inputs(self) -> list[str]:
+        names = [name for name in (self.pt, self.eta) if name is not None]
+        for counter, branches in self.counters.items():
+            names += [counter, *branches]
+        return names
+
+    def check_inputs(self, names: Collection[str]) -> None:
+        """Raise ValueError where the range is judged by an input that the model does not have."""
+        absent = [name for name in self._inputs() if name not in names]
+        if absent:
+            raise ValueError(f"'{KEY}' names '{absent[0]}', which is no input of the model")
 
 
 def model_range(text: str) -> ModelRange:
