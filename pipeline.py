@@ -31,11 +31,12 @@ COMMANDS = (
     "down",
     "list",
     "prune",
+    "compare",
     "render",
     "compile_to",
     "write_config",
 )
-ON_A_RUN = ("status", "logs", "down", "list", "prune")
+ON_A_RUN = ("status", "logs", "down", "list", "prune", "compare")
 EARLIER_RUNS = ("resume", "more_trials", "rerun")
 """Flags that take the parameters of an earlier run."""
 HOW_TO_RUN = (
@@ -198,6 +199,16 @@ def add_commands(group: argparse._ArgumentGroup) -> None:
         help="what its steps (or one step, or one trial) wrote",
     )
     group.add_argument(
+        "--compare",
+        type=word,
+        nargs="+",
+        metavar="RUN",
+        help=(
+            "write one page of several runs (ids or folders): gain, closure, resolution and tails,"
+            " as OUTPUT/comparison.html"
+        ),
+    )
+    group.add_argument(
         "--down",
         type=word,
         metavar="RUN_ID",
@@ -289,7 +300,7 @@ def act(flags: config_file.Flags, args: argparse.Namespace) -> int:
     from components.step import use_endpoint
 
     use_endpoint(args.s3_endpoint)
-    if args.status or args.logs or args.down:
+    if args.status or args.logs or args.down or args.compare:
         from operations import commands
 
         return commands.act(args)

@@ -13,7 +13,8 @@ Many trainings on the same generated jets, judged on the same test jets.
 other variant says what differs. The size of the networks, the optimizer, its rate and the number of
 epochs are the same for all, fixed beforehand. Gains are of the resolution (IQR / median) over the
 standard JEC; a difference between variants is taken on the same test jets, draw by draw of the
-bootstrap, with the mean gain of the seeds. ParticleNet takes a tenth of the training jets.
+bootstrap, with the mean gain of the seeds. ParticleNet takes a tenth of the training jets. Boosted
+trees on jet-level columns stand beside them, trained on the same jets.
 """
 
 from __future__ import annotations
@@ -39,11 +40,14 @@ from common.errors import InputError, JecError, unknown
 from common.progress import Progress
 from common.project import ROOT
 from data.generator.sample import ensure_sample
+from evaluating import jet_columns
 from physics import metrics
 from physics import response as r
+from physics.boosted_trees import Jets, fit_and_predict
 from physics.bootstrap import bootstrap_quantiles, interval
 from weaver.config.data_config import DataConfig
 from weaver.feed.dataset import Dataset
+from weaver.read import files as data_files
 
 SAMPLE_SEED = 2  # another than that of `make run`
 TRAINING_SECONDS = 7200
@@ -200,6 +204,20 @@ def data_config_text(network: Network, variant: Variant) -> str:
     return yaml.safe_dump(content, sort_keys=False)
 
 
+TREES: dict[str, tuple[str, ...]] = {
+    "trees, pT and eta": ("jetPt", "jetEta"),
+    "trees, and three shares of the pT": (
+        "jetPt",
+        "jetEta",
+        "fractionChargedHadron",
+        "fractionNeutralHadron",
+        "fractionPhoton",
+    ),
+    "trees, jet-level columns": jet_columns.JET,
+    "trees, all columns": (*jet_columns.JET, *jet_columns.FRACTIONS),
+}
+"""Boosted trees -> what they take. Those with all columns are the ones of the report."""
+
 # -------------------------------------------------------------------------------------- trainings
 
 
@@ -258,6 +276,46 @@ class Bench:
             for_training=part != "test",
             validation=part == "val",
         )
+
+    def tree_jets(self, network: str, part: str) -> tuple[dict[str, np.ndarray], Jets]:
+        """Jet-level columns of the part train, val or test: name -> (N,), and all with the target.
+
+        Of the training and validation jets the network's share, evenly spread.
+        """
+        files = self.sample[part]
+        if part == "test":
+            files = files.replace("*.root", NETWORKS[network].test_files)
+        config = DataConfig.load(str(ROOT / NETWORKS[network].full))
+        checked = data_files.check(data_files.find(files), config, for_training=part != "test")
+        made = jet_columns.of_files(config, data_files.branch_names(checked.files[0]))
+        jets = Dataset.open(
+            files,
+            DataConfig.from_options(made.options, "jet columns"),
+            cache_dir=str(self.root),
+            for_training=part != "test",
+            validation=part == "val",
+        )
+        number = len(jets) if part == "test" else round(len(jets) * NETWORKS[network].share)
+        index = np.arange(number) * len(jets) // number
+        features = jets.batch(index).inputs[jet_columns.GROUP].numpy()
+        names = jets.data_config.input_dicts[jet_columns.GROUP]
+        target = np.asarray(jets.label("target"), dtype=np.float64)[index]
+        whole = Jets(features=features, target=target, weights=np.ones(number))
+        return dict(zip(names, features.T, strict=True)), whole
+
+    def tree_answers(self, network: str) -> dict[str, np.ndarray]:
+        """Variant of TREES -> its answers log(pT_gen / pT) to the test jets, (N,)."""
+        parts = {part: self.tree_jets(network, part) for part in ("train", "val", "test")}
+        answers = {}
+        for name, columns in TREES.items():
+            of_part = {}
+            for part, (values, jets) in parts.items():
+                features = np.stack([values[column] for column in columns], axis=1)
+                of_part[part] = dataclasses.replace(jets, features=features)
+            answers[name], _ = fit_and_predict(
+                of_part["train"], of_part["val"], of_part["test"].features, seed=1
+            )
+        return answers
 
     def train(self, task: Task, threads: int) -> None:
         """One training and its answers to the test jets, in processes of their own.
@@ -374,6 +432,7 @@ class Judge:
         self.tasks = [task for task in tasks if task.network == network]
         self.columns = bench.dataset(self.tasks[0], "test").observers()
         self.answers = {task: self._answers(task) for task in self.tasks}
+        self.trees = bench.tree_answers(network)
         self.variants = list(dict.fromkeys(task.variant for task in self.tasks))
         self.quantiles = self._quantiles()
 
@@ -398,7 +457,7 @@ class Judge:
         responses = {"standard": r.response(jet_pt, gen_pt)}
         responses |= {
             task: r.response(r.calibrated_pt(jet_pt, output), gen_pt)
-            for task, output in self.answers.items()
+            for task, output in {**self.answers, **self.trees}.items()
         }
         kept = np.all([np.isfinite(values) for values in responses.values()], axis=0)
         groups = {
@@ -427,6 +486,15 @@ class Judge:
                 for task in tasks
             ]
         )
+
+    def tree_row(self, name: str) -> list[str]:
+        """The line of a variant of TREES: gain by region, and what `full` gains beside it."""
+        gains = {}
+        for region in REGIONS:
+            standard = self.quantiles["standard"][region]
+            gains[region] = r.gain(self.quantiles[name][region], standard)
+        beside = self.gains("full", "all").mean(axis=0) - gains["all"]
+        return [name, *(_interval(gains[region]) for region in REGIONS), _interval(beside)]
 
     def row(self, variant: str) -> list[str]:
         """A variant's line: gain by region, spread of the seeds, loss.
@@ -505,6 +573,26 @@ def write_ablation(report: Report, judge: Judge, arguments: argparse.Namespace) 
             v: {region: judge.gains(v, region)[:, 0].tolist() for region in REGIONS}
             for v in judge.variants
         },
+    )
+
+
+def write_trees(report: Report, judge: Judge) -> None:
+    """Boosted trees on the same jets, beside the network with all inputs."""
+    heads = [f"gain, {region} (%)" for region in REGIONS]
+    report.section(
+        f"{judge.network}: beside boosted trees",
+        columns=["trees on", *heads, "full beside them (points)"],
+        rows=[judge.tree_row(name) for name in TREES],
+        notes=[
+            (
+                "Trees: scikit-learn's histogram-based gradient boosting with the absolute error as"
+                " its loss (physics/boosted_trees.py), trained on the same jets as the network."
+            ),
+            (
+                "full beside them: the difference of the gains on the same jets, draw by draw, with"
+                " the mean gain of the seeds."
+            ),
+        ],
     )
 
 
@@ -600,6 +688,7 @@ def run(arguments: argparse.Namespace) -> None:
     for network in dict.fromkeys(task.network for task in tasks):
         judge = Judge(bench, network, tasks)
         write_ablation(report, judge, arguments)
+        write_trees(report, judge)
         write_headline(report, judge)
     report.save()
 

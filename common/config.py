@@ -46,6 +46,7 @@ from common.storage.addresses import (
 from common.storage.patterns import parse_one, separated
 
 AUTO, NONE = "auto", "none"
+SERVED = "served"  # as --baseline: the run that was deployed last
 PREDICTOR_FORMS = ("model", "triton")
 # name of a Kubernetes Secret, and a key of it
 SECRET_NAME = re.compile(r"[a-z0-9](?:[-a-z0-9.]{0,251}[a-z0-9])?")
@@ -402,7 +403,7 @@ class RunConfig:
     baseline: str = option(
         NONE,
         "folder of an earlier run, whose model the report compares with this one's on the same test"
-        " jets",
+        " jets; 'served': the run that was deployed last under this service's name",
         group="gates and serving",
         metavar="URI",
         form="report_baseline",

@@ -123,6 +123,11 @@ class RunFolder:
         """The search space."""
         return self.path("config", "search_space.json")
 
+    @property
+    def jet_columns(self) -> str:
+        """The data config of the jet-level columns, as JSON."""
+        return self.path("config", "jet_columns.json")
+
     def data(self, split: str) -> str:
         """The reference to the prepared data of a split (train, val, test)."""
         return self.path("data", f"{split}.json")

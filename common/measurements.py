@@ -1,8 +1,9 @@
 """The parts of metrics.json: what is measured on the test jets, as dataclasses.
 
 A measured number is an Interval. The calibrations are compared on the same jets: `model` (this
-network), `standard` (jetPt as it is in the file), `baseline` (an earlier model, where one is named)
-and `uncorrected` (jetRawPt, where it is among the observers).
+network), `standard` (jetPt as it is in the file), `trees` (boosted trees, where they were trained),
+`baseline` (an earlier model, where one is named) and `uncorrected` (jetRawPt, where it is among the
+observers).
 
 OMIT_DEFAULTS of a class says that parts which are None by default are left out of the file where
 there are none.
@@ -55,15 +56,17 @@ class Calibrated(Generic[Value]):
 
     model: Value
     standard: Value
+    trees: Value | None = None
     baseline: Value | None = None
     uncorrected: Value | None = None
 
     def by_calibration(self) -> dict[str, Value]:
         """Calibration -> value, in the order of legends."""
-        # Not every run compares an earlier model, and not every file has the raw pT.
+        # Not every run compares trees or an earlier model, and not every file has the raw pT.
         values = {
             "model": self.model,
             "standard": self.standard,
+            "trees": self.trees,
             "baseline": self.baseline,
             "uncorrected": self.uncorrected,
         }
@@ -110,6 +113,7 @@ class ResponseBin(Calibrated[Response], PtBin):
     """Median generated pT of the bin's jets (GeV)."""
     gain: Interval
     gain_half_width: Interval
+    gain_over_trees: Interval | None = None
     gain_over_baseline: Interval | None = None
     effective_jets: float | None = None
     """Jets of equal weight that would have the same error; None where each jet counts once."""
@@ -134,6 +138,7 @@ class Weighted:
     bins: list[ResponseBin]
     effective_jets: float
     """Of all jets above 30 GeV (Kish)."""
+    gain_over_trees: Interval | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -169,6 +174,36 @@ class Distribution:
     """Edges of the histogram's bins, one more than there are counts."""
     counts: dict[str, Calibrated[list[int]]]
     """Region -> calibration -> jets in each bin."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PileupSlice(Calibrated[Response], PtBin):
+    """Response in a slice of a pile-up column, and the gain of the model (per cent, paired)."""
+
+    low: float
+    high: float
+    middle: float
+    """Median of the column."""
+    gain: Interval
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pileup:
+    """Response and resolution against pile-up."""
+
+    column: str
+    """Of the file."""
+    slices: list[PileupSlice]
+    """Those with enough jets."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TailBin(Calibrated[Interval], PtBin):
+    """The share of jets in a tail of the response, a fraction."""
+
+    tail: str
+    difference: Interval
+    """The model's share minus that of the standard JEC, on the same jets."""
 
 
 # ------------------------------------------------------------------------------- closure, flavour
@@ -369,6 +404,62 @@ class Uncertainty:
     widths: list[MeasuredWidth]
     pull: Pull
     same_pt: SamePt | None
+
+
+# ----------------------------------------------------------------------------- trees and inputs
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Trees:
+    """The boosted trees that the network is compared with, or why there are none."""
+
+    OMIT_DEFAULTS: ClassVar[bool] = True
+
+    reason: str = ""
+    """Why there are none, as a sentence without its full stop; empty where there are."""
+    columns: list[str] = dataclasses.field(default_factory=list)
+    """What they take."""
+    missing: list[str] = dataclasses.field(default_factory=list)
+    """What they would take, and the files do not have."""
+    num_training_jets: int = 0
+    num_trees: int = 0
+    seconds: float = 0.0
+    """Of the training."""
+    scikit_learn: str = ""
+    """Its version."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InputImportance:
+    """What a group of inputs is worth: the gain that is lost when it is shuffled among the jets."""
+
+    name: str
+    inputs: list[str]
+    """The model's inputs that were shuffled together."""
+    gain_lost: list[float]
+    """Of each shuffling, in points of the gain (per cent of the standard JEC's resolution)."""
+
+    @property
+    def mean(self) -> float:
+        """Mean of the shufflings."""
+        return sum(self.gain_lost) / len(self.gain_lost)
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation of the shufflings; 0 of a single one."""
+        squares = sum((one - self.mean) ** 2 for one in self.gain_lost)
+        return float((squares / max(len(self.gain_lost) - 1, 1)) ** 0.5)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Importances:
+    """What each group of inputs is worth to the model, most first."""
+
+    num_jets: int
+    """Test jets above 30 GeV on which it was measured."""
+    gain: float
+    """On these jets, with all inputs in place (per cent)."""
+    groups: list[InputImportance]
 
 
 # ----------------------------------------------------------------------------- how it was measured

@@ -30,11 +30,15 @@ from common.measurements import (
     Flavour,
     Gate,
     GateSettings,
+    Importances,
     Inference,
     Interval,
+    Pileup,
     ResidualEffect,
     ResidualSlice,
     ResponseBin,
+    TailBin,
+    Trees,
     Uncertainty,
     Unmeasured,
     Weighted,
@@ -159,6 +163,8 @@ class Record:
     @classmethod
     def _refuse_later_version(cls, content: Mapping[str, Any], where: str) -> None:
         version = content.get("format", 1)
+        if not isinstance(version, int):
+            raise InputError(f"{where} has the format {version!r}, which is no number")
         if version > cls.FORMAT:
             raise InputError(
                 f"{where} has format {version}, and this version of the project reads up to"
@@ -191,6 +197,10 @@ class RunRecord(Record):
     """Split (train, val, test) -> its jets."""
     data_fingerprint: str = ""
     """Digest of the three fingerprints."""
+    jet_columns: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Split -> URI of prepared jet-level columns, for the boosted trees of the report."""
+    no_jet_columns: str = ""
+    """Why there are none; also empty in runs of earlier versions."""
     versions: dict[str, str] = dataclasses.field(default_factory=dict)
     """Package -> version; none where it is not installed."""
     git_commit: str = ""
@@ -585,6 +595,20 @@ class MetricsRecord(Record):
     """Cause -> test jets that are in no measurement."""
     residual: ResidualEffect | None = None
     """Of a model that ends with a residual correction."""
+    gain_over_trees: Interval | None = None
+    """Resolution gain over boosted trees above 30 GeV (per cent)."""
+    trees: Trees | None = None
+    """None in runs of earlier versions, as are those below."""
+    label: dict[str, str] = dataclasses.field(default_factory=dict)
+    """What the network learned: label -> expression; empty where the model does not say."""
+    test_fingerprint: str = ""
+    """Digest of the momenta of the test jets: equal for runs that were tested on the same ones."""
+    fine_eta: list[EtaBin] = dataclasses.field(default_factory=list)
+    """In the eta bins of CMS's corrections (physics.groups.JERC_ETA_SLICES)."""
+    tails: list[TailBin] = dataclasses.field(default_factory=list)
+    pileup: Pileup | None = None
+    """None where the file has no pile-up column."""
+    importances: Importances | None = None
     edges: list[EdgeStep] = dataclasses.field(default_factory=list)
     """Of the range that the model is meant for; empty where it is not known."""
     headline: dict[str, float] = dataclasses.field(default_factory=dict)
@@ -664,11 +688,15 @@ class RecordOfSteps(Record):
     @classmethod
     def from_json(cls, content: Mapping[str, Any], where: str = "the record") -> Self:
         """As Record.from_json; also reads `repeats`, which was the opposite of `retryable`."""
-        steps = {}
-        for name, entry in content.get("steps", {}).items():
-            former = {"retryable": not entry["repeats"]} if "repeats" in entry else {}
-            steps[name] = {**former, **entry}
-        return super().from_json({**content, "steps": steps}, where)
+        steps = content.get("steps") if isinstance(content, Mapping) else None
+        if not isinstance(steps, Mapping):  # there are none, or what follows refuses it
+            return super().from_json(content, where)
+        renamed = {}
+        for name, entry in steps.items():
+            renamed[name] = entry
+            if isinstance(entry, Mapping) and "repeats" in entry:
+                renamed[name] = {"retryable": not entry["repeats"], **entry}
+        return super().from_json({**content, "steps": renamed}, where)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import re
+from typing import Any
 
 from common import storage
 from common.config import AUTO, RunConfig
@@ -83,12 +84,28 @@ class Run:
             raise InputError(
                 f"{uri} is no run: it has no run.json (prepare writes it when all is in place)"
             )
-        content = storage.read_json(place)
+        content = read_run(place)
         record = RunRecord.from_json(content, place)
         # The folder may have been moved or mounted elsewhere: where it lies now is where it is.
         folder = storage.absolute(uri).rsplit("/", 1)[0]
         config = RunConfig.from_dict(content["config"]).replace(s3_bucket=folder)
         return cls(config=config, record=record)
+
+
+def read_run(place: str) -> dict[str, Any]:
+    """The content of a run.json: `run_id`, a text, `config`, parameter -> value, and its record.
+
+    Raises InputError where it is missing, no JSON, or without these two.
+    """
+    content: Any = storage.read_json(place)
+    is_run = isinstance(content, dict) and isinstance(content.get("run_id"), str)
+    if not is_run or not isinstance(content.get("config"), dict):
+        raise InputError(
+            f"{place} is damaged: it holds no run_id and config; copy it from the run's results"
+            " again, or start a new run"
+        )
+    known: dict[str, Any] = content
+    return known
 
 
 def slug(network_config: str) -> str:

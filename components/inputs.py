@@ -19,9 +19,11 @@ from clusters.katib import check_experiment
 from clusters.pod_namespace import own_namespace
 from common import card, storage
 from common.choices import SPLITS
-from common.config import AUTO, NONE, RunConfig
+from common.config import AUTO, NONE, SERVED, RunConfig
 from common.errors import InputError
+from common.layout import RunFolder
 from common.project import here, is_own
+from common.records import RunRecord
 from common.run import Run, make_run_id
 from training.experiment import experiment
 from training.network_options import check_builds, check_options
@@ -275,12 +277,25 @@ def check_baseline(inputs: Inputs) -> Result:
     baseline = inputs.config.baseline
     if baseline == NONE:
         return Result(text="no earlier run is compared")
+    if baseline == SERVED:
+        return Result(
+            text="the run that was deployed last under this service's name; prepare looks for it"
+        )
     if not storage.exists(storage.join(storage.absolute(baseline), "metrics.json")):
         raise InputError(
             f"--baseline {baseline} has no metrics.json; give the folder of a run that was"
             " evaluated"
         )
-    return Result(text=f"{baseline} was evaluated")
+    warning = ""
+    record = RunRecord.find(RunFolder(storage.absolute(baseline)).run)
+    theirs = record.data.get("test") if record else None
+    ours = inputs.files.get("test")
+    if theirs and ours and theirs.fingerprint != storage.fingerprint(ours):
+        warning = (
+            f"--baseline {baseline} was tested on other files than --data-test; the step evaluate"
+            " refuses a baseline that was tested on other jets"
+        )
+    return Result(text=f"{baseline} was evaluated", warning=warning)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

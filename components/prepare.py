@@ -22,10 +22,11 @@ from clusters.registry import digest_of
 from common import card, form, storage
 from common.choices import SPLITS
 from common.cli import Parser, run_main
-from common.config import AUTO, NONE, RunConfig, add_arguments, flag
+from common.config import AUTO, NONE, SERVED, RunConfig, add_arguments, flag
 from common.errors import InputError, JecError
+from common.layout import RunFolder
 from common.project import ROOT, here
-from common.records import DataSet, RunRecord
+from common.records import DataSet, RunRecord, ServiceRecord, StatusRecord
 from common.run import Run, make_run_id, slug
 from components import inputs as inputs_module
 from components import predictor, start_at, step
@@ -79,6 +80,7 @@ PACKAGES = (
     "awkward",
     "numpy",
     "optuna",
+    "scikit-learn",
     "kserve",
     "kubeflow-katib",
 )
@@ -124,6 +126,7 @@ def prepare(
         Run(config=run.config, record=record).save()
         # the cache of decoded data may have been cleared, or its disk damaged
         missing = not all(is_decoded(run, split) for split in before.record.data)
+        missing |= not has_jet_columns(before)
 
     start_at.claim(run, job_id)
     step.write_output(run_output, run.uri)
@@ -147,6 +150,14 @@ def is_decoded(run: Run, split: str) -> bool:
     reference = run.folder.data(split)
     content = storage.find_json(reference)
     return content is not None and is_whole(referred(reference, content["dataset"]))
+
+
+def has_jet_columns(run: Run) -> bool:
+    """Whether the jet-level columns that a run recorded are there, and whole."""
+    from weaver.prepared.columns import referred  # late: it imports awkward
+
+    reference = run.folder.data("test")
+    return all(is_whole(referred(reference, uri)) for uri in run.record.jet_columns.values())
 
 
 def is_whole(dataset: str) -> bool:
@@ -175,10 +186,12 @@ def namespace(config: RunConfig) -> str:
 def baseline_folder(config: RunConfig) -> str:
     """Return the earlier run's folder, whatever the working directory.
 
-    Raises InputError where no run was evaluated there.
+    Raises InputError where no run was evaluated there, or none was deployed.
     """
     if config.baseline == NONE:
         return NONE
+    if config.baseline == SERVED:
+        return served_run(config)
     uri = storage.absolute(config.baseline)
     if not storage.exists(storage.join(uri, "metrics.json")):
         raise InputError(
@@ -186,6 +199,30 @@ def baseline_folder(config: RunConfig) -> str:
             " evaluated"
         )
     return uri
+
+
+def served_run(config: RunConfig) -> str:
+    """Return the folder of the run that was deployed last under this run's service name.
+
+    Only runs of this storage count. Raises InputError where there is none.
+    """
+    place, name = storage.absolute(config.s3_bucket), Run(config=config).model_name
+    times = {}
+    for entry in storage.glob(storage.join(place, "*", "service.json")):
+        folder = RunFolder(entry.uri.rsplit("/", 1)[0])
+        service, status = ServiceRecord.find(folder.service), StatusRecord.find(folder.status)
+        deployed = status.steps.get("deploy") if status else None
+        # A run that goes on with --resume is no baseline of its own.
+        if storage.name(folder.uri) == config.run_id or not storage.exists(folder.metrics):
+            continue
+        if service and service.name == name and deployed:
+            times[folder.uri] = deployed.time
+    if not times:
+        raise InputError(
+            f"--baseline {SERVED}: no run in {place} was deployed as {name}; leave"
+            " --baseline out, or give the folder of a run that was evaluated"
+        )
+    return max(times, key=times.__getitem__)
 
 
 def parameters_page(run: Run) -> str:
@@ -298,6 +335,7 @@ def fill(run: Run, inputs: Inputs, job_id: str = "") -> None:
 
     add_sample(inputs)
     sets = decode_sets(run, inputs)
+    jet_columns, no_jet_columns = decode_jet_columns(run, inputs)
     # Only the decoded momenta show that files of other names hold the same jets.
     shared = check_shared({split: data.dataset for split, data in sets.items()})
     for reason in missing_of_jets(sets["test"].dataset, run.config):
@@ -312,6 +350,8 @@ def fill(run: Run, inputs: Inputs, job_id: str = "") -> None:
     record = RunRecord(
         data=sets,
         data_fingerprint=storage.digest(fingerprints.encode()),
+        jet_columns=jet_columns,
+        no_jet_columns=no_jet_columns,
         versions=versions(),
         git_commit=git_commit(),
         images=images(run.config),
@@ -355,6 +395,46 @@ def decode_sets(run: Run, inputs: Inputs) -> dict[str, DataSet]:
         if ref.reused:
             step.say(f"{split}: {ref.num_jets:,} jets, decoded before")
     return sets
+
+
+def decode_jet_columns(run: Run, inputs: Inputs) -> tuple[dict[str, str], str]:
+    """Decode the jet-level columns that evaluate needs, in prepared data of their own.
+
+    Returns split -> URI of the prepared folder, or why there is none: the report then goes without
+    them, so that no run fails for a column that its network does not need.
+    """
+    from evaluating import jet_columns
+    from weaver.config.data_config import DataConfig
+    from weaver.prepared.prepare import prepare as decode
+    from weaver.read.files import branch_names
+
+    branches: set[str] | None = None
+    for checked in inputs.checked.values():
+        of_split = set(branch_names(checked.files[0]))
+        branches = of_split if branches is None else branches & of_split
+    sets: dict[str, str] = {}
+    try:
+        columns = jet_columns.of_files(inputs.known_data_config, branches or ())
+        if columns.reason:
+            return {}, columns.reason
+        config = DataConfig.from_options(columns.options, run.folder.jet_columns)
+        for split in SPLITS:
+            ref = decode(
+                inputs.files[split],
+                config,
+                run.config.s3_bucket,
+                for_training=split != "test",
+                validation=split == "val",
+                skip_bad_files=run.config.skip_bad_files,
+                report=lambda line: None,  # what is wrong with the files was said before
+            )
+            # with the histograms of a reweighting, made of the training set, which comes first
+            config = ref.data_config
+            sets[split] = ref.uri
+    except InputError as error:
+        return {}, str(error)
+    storage.write_json(run.folder.jet_columns, columns.options)
+    return sets, ""
 
 
 def check_shared(sets: Mapping[str, str]) -> dict[str, int]:

@@ -25,7 +25,9 @@ from common.records import MetricsRecord
 from evaluating import inputs, results
 from evaluating.inference import BATCH_SIZE, load_session, predict, predict_baseline
 from evaluating.measurement import Subject, measured
+from evaluating.permutation import importances
 from evaluating.requirements import check_observers
+from evaluating.trees import compare
 from physics.bootstrap import REPLICATES
 
 # With fewer draws the ends of a 95 % interval would rest on one or none.
@@ -69,8 +71,11 @@ def evaluate(
     columns = test.observers()
     check_observers(columns, RunFolder(uri).data_config)
 
-    answers = predict(load_session(uri, name), test, batch_size)
+    session = load_session(uri, name)
+    answers = predict(session, test, batch_size)
     of_baseline = predict_baseline(earlier, columns, batch_size) if earlier else None
+    trees = compare(read.run, columns, fraction=read.data_fraction, seed=settings.seed)
+    shuffled = importances(session, test, columns, answers.inference.jets_per_second, settings.seed)
     metrics = measured(
         Subject(run=uri, model=name, baseline=earlier),
         read,
@@ -78,9 +83,11 @@ def evaluate(
         answers,
         inputs.label_values(answers.labels, columns, test),
         of_baseline,
+        trees,
         settings,
         replicates,
     )
+    metrics = dataclasses.replace(metrics, importances=shuffled)
 
     # The report shows the numbers of metrics.json, digit by digit.
     metrics = results.rounded(metrics)

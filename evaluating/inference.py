@@ -92,6 +92,44 @@ def load_session(uri: str, name: str) -> InferenceSession:
         return onnxruntime.InferenceSession(str(path), options, providers=providers)
 
 
+class Answerer:
+    """Asks a model for its answers to jets of a test set."""
+
+    def __init__(self, session: InferenceSession, test: inputs.TestSet) -> None:
+        self.session, self.test = session, test
+        self.names = [entry.name for entry in session.get_inputs()]
+        self.metadata: Mapping[str, str] = session.get_modelmeta().custom_metadata_map
+        self.residual = None
+        """The model's residual correction; None where it has none."""
+        if "residual" in self.metadata:
+            self.residual = from_json(json.loads(self.metadata["residual"]))
+
+    def tensors(
+        self, index: NDArray[np.int64], others: Mapping[str, NDArray[np.int64]] | None = None
+    ) -> dict[str, Any]:
+        """What the model may ask for of the jets of these numbers, (n,).
+
+        others: name of an input -> numbers of the jets whose input it is instead, (n,).
+        """
+        batch = self.test.batch(index)
+        tensors = dict(batch.inputs)
+        if self.residual is not None:
+            tensors[FEATURES] = residual_features(self.test.data_config, batch)
+        batches: dict[bytes, inputs.Batch] = {}
+        for name, numbers in (others or {}).items():
+            key = numbers.tobytes()
+            if key not in batches:
+                batches[key] = self.test.batch(numbers)
+            tensors[name] = batches[key].inputs[name]
+        return tensors
+
+    def run(self, tensors: Mapping[str, Any]) -> NDArray[np.float32]:
+        """The answers to these inputs: (n, C)."""
+        arrays = arrays_of(tensors, self.names)
+        answer: NDArray[np.float32] = np.asarray(self.session.run(None, arrays)[0])
+        return answer.reshape(len(answer), -1)
+
+
 def predict(
     session: InferenceSession, test: inputs.TestSet, batch_size: int = BATCH_SIZE
 ) -> Answers:
@@ -102,14 +140,10 @@ def predict(
     """
     import onnxruntime
 
-    names = [entry.name for entry in session.get_inputs()]
-    # The export writes the names of the answer's columns, and the residual correction, into the
-    # model itself.
-    metadata = session.get_modelmeta().custom_metadata_map
+    answerer = Answerer(session, test)
+    # The export writes the names of the answer's columns into the model itself.
+    metadata = answerer.metadata
     columns = json.loads(metadata.get("output_columns", "[]"))
-    residual = None
-    if "residual" in metadata:
-        residual = from_json(json.loads(metadata["residual"]))
     batches = []
     before_residual = []
     abs_eta = []
@@ -117,19 +151,15 @@ def predict(
     with Progress("evaluating", total=len(test), unit="jets") as progress:
         for start in range(0, len(test), batch_size):
             index = np.arange(start, min(start + batch_size, len(test)))
-            batch = test.batch(index)
-            tensors = dict(batch.inputs)
-            if residual is not None:
-                tensors[FEATURES] = residual_features(test.data_config, batch)
-            arrays = arrays_of(tensors, names)
+            tensors = answerer.tensors(index)
             # Reading the jets is no part of the model's speed.
             started = time.perf_counter()
-            answer = session.run(None, arrays)[0]
+            answer = answerer.run(tensors)
             seconds += time.perf_counter() - started
-            batches.append(np.asarray(answer).reshape(len(index), -1))
-            if residual is not None:
+            batches.append(answer)
+            if answerer.residual is not None:
                 reference_pt, eta = tensors[FEATURES].T
-                before_residual.append(residual.remove(batches[-1], reference_pt, eta))
+                before_residual.append(answerer.residual.remove(answer, reference_pt, eta))
                 abs_eta.append(np.abs(eta))
             progress.advance(len(index))
 

@@ -45,6 +45,12 @@ class Inputs:
     export: ExportRecord | None
     service: ServiceRecord | None
 
+    @property
+    def data_fraction(self) -> float:
+        """The share of the training jets that the exported trial was trained on."""
+        settings = (self.options.train_options if self.options else None) or {}
+        return float(settings.get("data_fraction", self.run.config.data_fraction))
+
     def documents(self, metrics: MetricsRecord) -> Documents:
         """What the report is made of."""
         return Documents(

@@ -7,18 +7,23 @@ import dataclasses
 import numpy as np
 from numpy.typing import NDArray
 
+from common import storage
 from common.measurements import EdgeStep, GateSettings
 from common.progress import Progress
-from common.records import MetricsRecord
+from common.records import MetricsRecord, plain
 from evaluating.inference import Answers
 from evaluating.inputs import Columns, Inputs
+from evaluating.jet_columns import PILEUP
 from evaluating.requirements import label_reason
+from evaluating.trees import Compared
 from physics import range_edges, uncertainty
 from physics.bootstrap import LEVEL
 from physics.gate import judge
-from physics.metrics import Record, record_of, sample_of
+from physics.metrics import NEEDED, Record, record_of, sample_of
+from physics.pileup import against_pileup
 from physics.residual_effect import residual_effect
 from physics.response import Floats
+from physics.tails import tails
 from reporting.headline import headline
 
 
@@ -40,19 +45,25 @@ def measured(
     answers: Answers,
     label: Floats | None,
     baseline: NDArray[np.float32] | None,
+    trees: Compared,
     settings: GateSettings,
     replicates: int,
 ) -> MetricsRecord:
     """Everything measured on the test jets, with the gate's verdict.
 
     columns: name -> (N,); label: what the network learns, as `label_values` gives it; baseline: an
-    earlier model's answers for the same jets, (N,).
+    earlier model's answers for the same jets, (N,); trees: what boosted trees answered, and the
+    pile-up columns.
     """
+    known = {**trees.pileup, **columns}
+    pileup = next((name for name in PILEUP if name in known), "")
     with Progress("bootstrap", total=replicates + 1, unit="draws") as progress:
         sample = sample_of(
             columns,
             answers.correction,
             baseline=baseline,
+            trees=trees.answers,
+            pileup=np.asarray(known[pileup]) if pileup else None,
             replicates=replicates,
             seed=settings.seed,
             advance=progress.advance,
@@ -75,8 +86,14 @@ def measured(
         **record_of(sample),
         "gate": gate,
         "inference": dataclasses.asdict(answers.inference),
+        "trees": plain(trees.record),
+        "label": dict(answers.labels),
+        "test_fingerprint": fingerprint(columns),
+        "tails": tails(sample),
         "edges": [dataclasses.asdict(step) for step in steps_of(columns, answers)],
     }
+    if pileup:
+        content["pileup"] = {"column": pileup, "slices": against_pileup(sample)}
     if widths:
         content["uncertainty"] = widths
     if answers.without_residual is not None:
@@ -109,6 +126,17 @@ def steps_of(columns: Columns, answers: Answers) -> list[EdgeStep]:
         valid=valid,
         level=LEVEL,
     )
+
+
+def fingerprint(columns: Columns) -> str:
+    """Digest of the momenta of the test jets, which says whether two runs were tested on the same.
+
+    columns: name -> (N,). Rounded, because files may hold them in other types.
+    """
+    parts = []
+    for name in NEEDED:
+        parts.append(np.round(np.asarray(columns[name], dtype=np.float64), 3).tobytes())
+    return storage.digest(b"".join(parts))
 
 
 def widths_of(columns: Columns, answers: Answers, replicates: int, seed: int) -> Record | None:

@@ -75,6 +75,10 @@ def verdict(metrics: MetricsRecord) -> list[str]:
         f"resolution gain over the standard JEC: {gain} "
         f"(pT > 30 GeV, {metrics.num_measured:,} test jets)"
     ]
+    if metrics.trees:
+        over = metrics.gain_over_trees.percent() if metrics.gain_over_trees else "not measured"
+        reason = f": {metrics.trees.reason}" if metrics.trees.reason else ""
+        lines.append(f"resolution gain over boosted trees: {over}{reason}")
     if metrics.baseline and metrics.gain_over_baseline:
         baseline = storage.name(metrics.baseline)
         lines.append(f"resolution gain over {baseline}: {metrics.gain_over_baseline.percent()}")

@@ -14,6 +14,10 @@ from operations.target import PLACES, Target, ask_cluster, locate, place_flags
 
 def act(args: argparse.Namespace) -> int:
     """Do the command that the flags ask for; return the exit code."""
+    if args.compare:
+        from operations.compare import compare
+
+        return compare(args.compare, args)
     if args.logs:
         if len(args.logs) > 2:
             raise InputError(f"--logs takes RUN_ID and at most one STEP, not {' '.join(args.logs)}")

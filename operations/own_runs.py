@@ -1,7 +1,8 @@
 """Which folders below --output or a storage address are runs of ours, and what is deleted of them.
 
-`--down`, `--list` and `--prune` use the same rule: a run of ours is a folder directly below, no
-link, whose run.json names it.
+All commands use the same rule, `why_not_own`: a run of ours is a folder directly below, no link,
+with a file that runs have; its run.json, where it can be read, names the folder. `--prune`, which
+nobody gives a name, removes only what a run.json names (`recorded_id`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ import psutil
 from clusters import orphans, run_lock
 from common.errors import InputError
 from common.layout import RunFolder
+
+MARKS = ("run.json", "status.json", "local/lock")
+"""Files of a run's folder, one of which makes it one: a run that stopped early has no run.json."""
 
 
 def own_run(output: Path, run_id: str) -> Path:
@@ -38,17 +42,29 @@ def why_not_own(folder: Path) -> str:
         return f"it is a link to {os.readlink(folder)}"
     if not folder.is_dir():
         return "there is no such folder"
+    if not any(_is_own_file(folder / name) for name in MARKS):
+        return f"it has none of {', '.join(MARKS)}"
+    named = recorded_id(folder)
+    if named is not None and named != folder.name:
+        return f"its run.json is of the run {named!r}"
+    return ""
+
+
+def recorded_id(folder: Path) -> str | None:
+    """The run id in a folder's run.json; None where there is none, or it cannot be read."""
     record = Path(RunFolder(str(folder)).run)
-    if record.is_symlink() or not record.is_file():
-        return "it has no run.json"
+    if not _is_own_file(record):
+        return None
     try:
         content = json.loads(record.read_bytes())
-    except (OSError, ValueError):
-        return "its run.json cannot be read"
+    except (OSError, ValueError, RecursionError):
+        return None
     named = content.get("run_id") if isinstance(content, dict) else None
-    if named != folder.name:
-        return f"its run.json names {named!r}"
-    return ""
+    return named if isinstance(named, str) else None
+
+
+def _is_own_file(path: Path) -> bool:
+    return path.is_file() and not path.is_symlink()
 
 
 def living_runs(output: Path) -> set[str]:

@@ -13,13 +13,12 @@ from common.config import AUTO, RunConfig, of_earlier_run, typed
 from common.config_file import Flags, Source
 from common.errors import InputError, JecError, unknown
 from common.records import SummaryRecord
-from common.run import Run
+from common.run import Run, read_run
 from operations.endpoint import endpoint
+from operations.own_runs import MARKS, why_not_own
 
 NAME = re.compile(r"[A-Za-z0-9][-A-Za-z0-9_.]*")
 """A run's id, or Kubeflow's own id of a run."""
-MARKS = ("run.json", "status.json", "local/lock")
-"""Files of a run's folder, one of which makes it one."""
 ENDED = ("succeeded", "not deployed")
 """States of a run whose chain has come to its end (SummaryRecord.state)."""
 
@@ -33,9 +32,9 @@ def with_parameters_of(flags: Flags, args: argparse.Namespace) -> argparse.Names
     folder = run_folder(run_id, args)
     values: dict[str, object] = {}
     if folder and storage.exists(storage.join(folder, "run.json")):
-        content = storage.read_json(storage.join(folder, "run.json"))
+        content = read_run(storage.join(folder, "run.json"))
         values = known_parameters(content["config"])
-        run_id = content["run_id"]  # the folder may be a link, as runs/latest is
+        run_id = content["run_id"]
         if storage.is_s3(folder) and args.runner != "local":
             values |= experiment_of(str(content.get("kfp_run", "")), args)
         # A folder of runs may have been moved; beside the logs of a run elsewhere lies a copy.
@@ -75,10 +74,9 @@ def settled(run_id: str, args: argparse.Namespace) -> str:
             f"'{run_id}' leads to {folder}, which is no run below {output}; nothing was done. Give"
             " a run's id, and --output for a run elsewhere"
         )
-    if not any((folder / name).is_file() for name in MARKS):
+    if reason := why_not_own(folder):
         raise InputError(
-            f"'{run_id}' leads to {folder}, which is no run: it has none of {', '.join(MARKS)};"
-            " nothing was done"
+            f"'{run_id}' leads to {folder}, which is no run: {reason}; nothing was done"
         )
     return folder.name
 
@@ -87,7 +85,7 @@ def run_folder(run_id: str, args: argparse.Namespace) -> str:
     """Return where a run's files are; empty where no storage that was named has them."""
     for place in places(args):
         folder = storage.join(place, run_id)
-        for name in ("run.json", "status.json"):
+        for name in MARKS:
             if storage.exists(storage.join(folder, name)):
                 return folder
     return ""

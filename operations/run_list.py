@@ -23,7 +23,13 @@ from common.errors import InputError, JecError
 from common.layout import RunFolder
 from common.records import ServiceRecord, StatusRecord, SummaryRecord
 from common.storage.addresses import local_path
-from operations.own_runs import is_going_on, living_runs, remove_run, why_not_own
+from operations.own_runs import (
+    is_going_on,
+    living_runs,
+    recorded_id,
+    remove_run,
+    why_not_own,
+)
 
 RUNNING = " running"
 """End of the state of a run whose step has not ended."""
@@ -97,6 +103,8 @@ def local_run(folder: Path, living: set[str]) -> RunLine:
     going_on = is_going_on(folder, living)
     line = line_of(str(folder), size_of(folder))
     kept, served = why_not_own(folder), False
+    if not kept and recorded_id(folder) is None:
+        kept = "it has no run.json, or one that cannot be read"
     if line.state.endswith(RUNNING) and not going_on:
         line = dataclasses.replace(line, state=f"stopped in {line.state.removesuffix(RUNNING)}")
     try:

@@ -41,7 +41,8 @@ from physics import response as r
 from physics.bootstrap import LEVEL, interval
 from physics.interval import interval_text
 from physics.metrics import Record, Sample
-from physics.response import Floats, Mask
+from physics.response import Floats
+from physics.tails import TAILS
 
 MIN_JETS = 100
 """Of a bin or slice: with fewer jets the error of a median is itself uncertain by a third, too much
@@ -317,24 +318,6 @@ def _test(
         margin=float(margin[0]),
         error=float(np.std(margin[1:])),
     )
-
-
-def off_by_30_percent(response: Floats) -> Mask:
-    """Which responses differ from 1 by more than 0.3."""
-    far: Mask = np.abs(response - 1) > 0.3
-    return far
-
-
-def off_by_a_factor(response: Floats) -> Mask:
-    """Which responses are above 1.5 or below 1 / 1.5."""
-    far: Mask = (response > 1.5) | (response < 1 / 1.5)
-    return far
-
-
-TAILS = {
-    "tail beyond 30 %": off_by_30_percent,
-    "tail beyond a factor 1.5": off_by_a_factor,
-}
 
 
 def tail_tests(sample: Sample, settings: GateSettings) -> Iterator[Test]:

@@ -34,6 +34,29 @@ ETA_SLICES = tuple(itertools.pairwise(np.linspace(-2.5, 2.5, 11).round(2).tolist
 FINE_ETA_SLICES = tuple(itertools.pairwise(np.linspace(-2.5, 2.5, 51).round(1).tolist()))
 """Slices for the gate alone: a calibration that fails in a ring of a detector is not diluted."""
 
+# fmt: off
+JERC_ETA_EDGES = (
+    0.0, 0.087, 0.174, 0.261, 0.348, 0.435, 0.522, 0.609, 0.696, 0.783, 0.879, 0.957, 1.044, 1.131,
+    1.218, 1.305, 1.392, 1.479, 1.566, 1.653, 1.74, 1.83, 1.93, 2.043, 2.172, 2.322, 2.5,
+)
+# fmt: on
+"""Edges of |eta| in which CMS derives jet energy corrections, up to 2.5: those of the towers of the
+hadron calorimeter. Source: CMS Collaboration, JINST 12 (2017) P02014.
+"""
+
+JERC_ETA_SLICES = tuple(
+    itertools.pairwise([*(-edge for edge in JERC_ETA_EDGES[:0:-1]), *JERC_ETA_EDGES])
+)
+"""Both sides of the detector, from CLOSURE_FROM up."""
+
+PILEUP = "pile-up"
+"""Name under which the pile-up of the jets' events stands among the columns, whatever its own."""
+
+PILEUP_BINS = r.bins((r.CLOSURE_FROM, 110.0, math.inf), ("all",))
+"""Bins of pT in which the response is shown against pile-up: where it matters most, and above."""
+PILEUP_SLICES = 5
+"""With equally many jets each."""
+
 WHOLE_REGIONS = r.bins((r.PT_EDGES[0], math.inf))
 """Each region above 30 GeV."""
 
@@ -66,7 +89,7 @@ def masks(columns: Mapping[str, np.ndarray]) -> dict[str, Mask]:
     """Name -> which jets (N,), for every group, those without any jet as well.
 
     columns: name -> (N,), at least genJetPt (GeV) and genJetEta. Flavours are there with partonFlav
-    and hadronFlav, slices with the columns of RESIDUALS.
+    and hadronFlav, slices with PILEUP and the columns of RESIDUALS.
     """
     gen_pt, gen_eta = columns["genJetPt"], columns["genJetEta"]
     groups: dict[str, Mask] = {}
@@ -79,7 +102,7 @@ def masks(columns: Mapping[str, np.ndarray]) -> dict[str, Mask]:
             for flavour in r.FLAVOURS:
                 groups[flavour_name(one, flavour)] = groups[one.name] & (flavours == flavour)
 
-    for low, high in (*ETA_SLICES, *FINE_ETA_SLICES):
+    for low, high in (*ETA_SLICES, *FINE_ETA_SLICES, *JERC_ETA_SLICES):
         inside = (gen_eta >= low) & (gen_eta < high)
         groups[eta_name(low, high)] = (gen_pt >= r.CLOSURE_FROM) & inside
 
@@ -88,6 +111,11 @@ def masks(columns: Mapping[str, np.ndarray]) -> dict[str, Mask]:
         for low, high in itertools.pairwise(edges):
             inside = (columns[column] >= low) & (columns[column] < high)
             groups[slice_name(column, low, high)] = closing & inside
+
+    for low, high in pileup_slices(columns):
+        inside = (columns[PILEUP] >= low) & (columns[PILEUP] < high)
+        for one in PILEUP_BINS:
+            groups[pileup_name(low, high, one)] = inside & one.contains(gen_pt, gen_eta)
     return groups
 
 
@@ -128,6 +156,20 @@ def equal_slices(values: Floats, number: int) -> Floats:
     if len(edges) <= 2:
         return np.zeros(0)
     return np.append(edges[:-1], np.nextafter(edges[-1], np.inf))
+
+
+def pileup_slices(columns: Mapping[str, np.ndarray]) -> list[tuple[float, float]]:
+    """(low, high) of the slices of PILEUP; none where it is missing or not finite."""
+    values = np.asarray(columns.get(PILEUP, ()), dtype=np.float64)
+    closing = closing_jets(columns)
+    if not len(values) or not np.isfinite(values).all() or not closing.any():
+        return []
+    return list(itertools.pairwise(equal_slices(values[closing], PILEUP_SLICES).tolist()))
+
+
+def pileup_name(low: float, high: float, one: Bin) -> str:
+    """The group of a slice of pile-up in a bin of pT."""
+    return f"pile-up {low:.9g} to {high:.9g}, {one.name}"
 
 
 def flavour_name(one: Bin, flavour: str) -> str:

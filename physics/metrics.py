@@ -1,11 +1,12 @@
 """Everything measured on the test jets, as one record of plain numbers.
 
 metrics.json holds it and the report shows it. Compared on the same jets: `model` (this network),
-`standard` (jetPt as it is in the file: CMS's L1 + L2L3 corrections), `baseline` where an earlier
-model is given, and `uncorrected` where jetRawPt is among the observers. Where eventWeight is, the
-summary is given a second time with the jets weighted to the spectrum of collisions. A number with
-an interval is {"value", "low", "high"} (physics.bootstrap). What cannot be measured, such as a bin
-with fewer than physics.groups.MIN_JETS jets, is in the list `unmeasured` with the reason.
+`standard` (jetPt as it is in the file: CMS's L1 + L2L3 corrections), `trees` where boosted trees
+were trained (physics.boosted_trees), `baseline` where an earlier model is given, and `uncorrected`
+where jetRawPt is among the observers. Where eventWeight is, the summary is given a second time with
+the jets weighted to the spectrum of collisions. A number with an interval is {"value", "low",
+"high"} (physics.bootstrap). What cannot be measured, such as a bin with fewer than
+physics.groups.MIN_JETS jets, is in the list `unmeasured` with the reason.
 
 `sample_of` makes the jets' responses, groups and bootstrap draws; `measure` makes the record of
 them, and physics.gate judges them.
@@ -101,6 +102,8 @@ def sample_of(
     output: Floats,
     *,
     baseline: Floats | None = None,
+    trees: Floats | None = None,
+    pileup: Floats | None = None,
     replicates: int = REPLICATES,
     seed: int = 0,
     advance: Callable[[], None] | None = None,
@@ -108,10 +111,13 @@ def sample_of(
     """The jets that can be measured, and the bootstrap draws of them.
 
     columns: name -> (N,), at least NEEDED. output: (N,), log(pT_gen / jetPt) as the model sees it;
-    baseline: the same of an earlier model. Jets with no finite answer, or without generator jet,
-    are counted and left out. `advance` is called after each draw of the bootstrap.
+    baseline, trees: the same of an earlier model and of boosted trees. pileup: of the jets' events,
+    (N,), in any measure. Jets with no finite answer, or without generator jet, are counted and left
+    out. `advance` is called after each draw of the bootstrap.
     """
-    responses = calibrated_responses(columns, output, baseline)
+    responses = calibrated_responses(columns, output, baseline, trees)
+    if pileup is not None:
+        columns = {**columns, groups.PILEUP: pileup}
     unmeasured: list[Record] = []
     raw = responses.get("uncorrected")
     if raw is not None and not usable(raw)[usable(responses["standard"])].all():
@@ -200,7 +206,8 @@ def record_of(sample: Sample) -> Record:
         "weighted": weighted,
         "core": _core(sample),
         "residuals": _residuals(sample),
-        "eta": _eta(sample),
+        "eta": _eta(sample, groups.ETA_SLICES),
+        "fine_eta": _eta(sample, groups.JERC_ETA_SLICES),
         "distribution": _distribution(responses, columns),
         "num_jets": sample.num_jets,
         "num_measured": len(responses["model"]),
@@ -214,13 +221,19 @@ def record_of(sample: Sample) -> Record:
 
 
 def calibrated_responses(
-    columns: Mapping[str, np.ndarray], output: Floats, baseline: Floats | None
+    columns: Mapping[str, np.ndarray],
+    output: Floats,
+    baseline: Floats | None,
+    trees: Floats | None = None,
 ) -> dict[str, Floats]:
     """Calibration -> response (N,), the model first; NaN where there is none.
 
-    columns: jetPt and genJetPt (GeV), perhaps jetRawPt. output, baseline: log(pT_gen / jetPt).
+    columns: jetPt and genJetPt (GeV), perhaps jetRawPt. output, baseline, trees:
+    log(pT_gen / jetPt).
     """
     momenta = {"model": r.calibrated_pt(columns["jetPt"], output), "standard": columns["jetPt"]}
+    if trees is not None:
+        momenta["trees"] = r.calibrated_pt(columns["jetPt"], trees)
     if baseline is not None:
         momenta["baseline"] = r.calibrated_pt(columns["jetPt"], baseline)
     if "jetRawPt" in columns:
@@ -336,10 +349,10 @@ def _bins(
                 record["ratio"][name] = interval(ratio)
         record["gain"] = interval(r.gain(model, standard))
         record["gain_half_width"] = interval(r.gain(model, standard, width=r.half_width))
-        if "baseline" in quantiles:
-            earlier = quantiles["baseline"][one.name]
-            if r.resolution(earlier).min() > 0:
-                record["gain_over_baseline"] = interval(r.gain(model, earlier))
+        for name in ("trees", "baseline"):
+            other = quantiles[name][one.name] if name in quantiles else None
+            if other is not None and r.resolution(other).min() > 0:
+                record[f"gain_over_{name}"] = interval(r.gain(model, other))
         records.append(record)
     return records, unmeasured
 
@@ -348,7 +361,8 @@ def _headline(summary: list[Record]) -> Record:
     """Gain (per cent) and resolution over all jets above 30 GeV; null where there are too few."""
     whole = next((record for record in summary if record["region"] == "all"), None)
     if whole is None:
-        return dict.fromkeys(("gain", "gain_half_width", "gain_over_baseline", "resolution"))
+        names = ("gain", "gain_half_width", "gain_over_trees", "gain_over_baseline", "resolution")
+        return dict.fromkeys(names)
     resolutions = {}
     for name, entry in whole.items():
         # Of the record's entries only calibrations have a resolution.
@@ -357,6 +371,7 @@ def _headline(summary: list[Record]) -> Record:
     return {
         "gain": whole["gain"],
         "gain_half_width": whole["gain_half_width"],
+        "gain_over_trees": whole.get("gain_over_trees"),
         "gain_over_baseline": whole.get("gain_over_baseline"),
         "resolution": resolutions,
     }
@@ -616,10 +631,10 @@ def _residuals(sample: Sample) -> dict[str, list[Record]]:
     return residuals
 
 
-def _eta(sample: Sample) -> list[Record]:
+def _eta(sample: Sample, slices: Iterable[tuple[float, float]]) -> list[Record]:
     """Bias in each slice of eta that holds enough jets, from CLOSURE_FROM up."""
     records = []
-    for low, high in groups.ETA_SLICES:
+    for low, high in slices:
         group = groups.eta_name(low, high)
         if group in sample.masks:
             place = {"eta_low": low, "eta_high": high, "num_jets": sample.sizes[group]}

@@ -32,7 +32,7 @@ from physics import response as r
 from physics.bootstrap import LEVEL, REPLICATES, bootstrap_quantiles, interval
 from physics.groups import MIN_JETS, equal_slices
 from physics.interval import Interval
-from physics.metrics import Record
+from physics.metrics import LARGEST, Record
 from physics.response import Floats, Mask
 
 MEDIAN = "median"
@@ -139,7 +139,8 @@ def measure(
     pt = np.asarray(columns["jetPt"])
     # A jet without a momentum is no fault of the model's.
     measurable = np.isfinite(gen_pt) & (gen_pt > 0) & np.isfinite(pt) & (pt > 0)
-    finite = np.isfinite(answers).all(axis=1)
+    # A served model answers with float32: a larger number is no answer.
+    finite = (np.abs(answers) <= LARGEST).all(axis=1)
     kept = measurable & finite & r.in_region(columns["genJetEta"], "all")
     if np.count_nonzero(kept) < MIN_JETS:
         return None

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 from common.records import EpochRecord, MetricsRecord, SearchRecord
-from reporting import search_figures
+from reporting import details_figures, search_figures
 from reporting.closure_figures import closure, eta, residual
 from reporting.drawing import CALIBRATIONS, Drawing, drawn, head, panels, whole_number_axis
 from reporting.response_figures import distribution, flavour, resolution_curve, response_curve
@@ -28,6 +28,9 @@ def drawings(
     for region in regions:
         makers.append(partial(flavour, metrics, region))
     makers += [partial(coverage, metrics.uncertainty), partial(widths, metrics.uncertainty)]
+    for pt_range in details_figures.PILEUP_RANGES:
+        makers.append(partial(details_figures.pileup, metrics, pt_range))
+    makers += [partial(details_figures.fine_eta, metrics), partial(details_figures.inputs, metrics)]
     makers.append(partial(training, history))
     yield from drawn(makers)
     if search:

@@ -28,6 +28,7 @@ def headline(metrics: MetricsRecord, search: SearchRecord | None = None) -> dict
     weighted_gain = metrics.weighted.gain if metrics.weighted else None
     numbers |= _ends("resolution_gain_percent", metrics.gain)
     numbers |= _ends("weighted_resolution_gain_percent", weighted_gain)
+    numbers |= _ends("resolution_gain_over_trees_percent", metrics.gain_over_trees)
     numbers |= _ends("resolution_gain_over_baseline_percent", metrics.gain_over_baseline)
     if metrics.resolution:
         numbers["resolution_model"] = metrics.resolution.model.value

@@ -17,7 +17,15 @@ from common.records import (
     TrialOptions,
 )
 from common.run import Run
-from reporting import page, report_physics, report_run, residual_section, serving_section
+from reporting import (
+    baselines_section,
+    details_section,
+    page,
+    report_physics,
+    report_run,
+    residual_section,
+    serving_section,
+)
 from reporting.drawing import Drawing
 from reporting.figures import drawings
 
@@ -59,6 +67,8 @@ def render(documents: Documents, figures: Sequence[Drawing]) -> str:
         figures=chosen,
         verdict=report_physics.verdict(metrics),
         response=report_physics.response(metrics, run),
+        baselines=baselines_section.content(metrics),
+        details=details_section.content(metrics),
         closure=report_physics.closure(metrics),
         residual=residual_section.content(metrics, documents.export),
         edges=report_physics.edges(metrics),

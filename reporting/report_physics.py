@@ -101,6 +101,12 @@ def tiles(metrics: MetricsRecord) -> list[Tile]:
         metrics.gain.percent(1, 2) if metrics.gain else "not measured",
         f"all jets above 30 GeV; {required_gain(config)}{outcome(checks.get('gain'))}",
     )
+    if metrics.gain_over_trees:
+        add(
+            "Resolution gain over boosted trees",
+            metrics.gain_over_trees.percent(),
+            "the same jets; trees on jet-level columns, trained on the same jets",
+        )
     if metrics.gain_over_baseline:
         add(
             "Resolution gain over the baseline model",

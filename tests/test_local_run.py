@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from common import storage
+from evaluating.jet_columns import FRACTIONS
 from serving.client import Client
 from tests.weaver.conftest import synthetic_jets, write_jets
 
@@ -194,6 +195,19 @@ def test_the_last_lines_say_what_there_is_and_what_to_do_next(finished):
         .splitlines()[-1]
         .startswith("      calibrate your own jets: python pipeline.py")
     )
+
+
+def test_the_network_stands_beside_trees_on_what_the_files_have(finished):
+    metrics = json.loads((finished[1] / "latest" / "metrics.json").read_text())
+    # These files have no kinds of candidates, of which the shares of the pT would be made.
+    assert set(FRACTIONS) <= set(metrics["trees"]["missing"])
+    assert "QG_mult" in metrics["trees"]["columns"]
+    assert metrics["gain_over_trees"]["low"] < metrics["gain_over_trees"]["high"]
+    assert {one["name"] for one in metrics["importances"]["groups"]} == {
+        "pf (particles)",
+        "jet_features",
+    }
+    assert "resolution gain over boosted trees: " in finished[0].stdout
 
 
 def test_run_json_is_the_configuration_as_it_ran(finished, jets):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.physics import GLOBALS, NETWORKS, TYPES, VARIANTS, data_config_text
+from benchmarks.physics import GLOBALS, NETWORKS, TREES, TYPES, VARIANTS, data_config_text
+from evaluating import jet_columns
 from weaver.config.data_config import DataConfig
 
 LEFT_OUT = {
@@ -39,3 +40,11 @@ def test_a_variant_lacks_what_it_says_and_nothing_else(network, variant, tmp_pat
         for name in variables(config)
     }
     assert (standardised <= {(None, 1), (None, 1.0)}) == (variant == "not standardised")
+
+
+def test_trees_take_columns_that_there_are_and_those_of_the_report_all_of_them():
+    known = (*jet_columns.JET, *jet_columns.FRACTIONS)
+    for columns in TREES.values():
+        assert set(columns) <= set(known)
+        assert set(columns) >= set(jet_columns.NEEDED)
+    assert TREES["trees, all columns"] == known

@@ -8,11 +8,13 @@ import types
 import pytest
 
 from common import storage
-from common.config import RunConfig
+from common.config import SERVED, RunConfig
 from common.errors import InputError
-from common.records import RunRecord
+from common.layout import RunFolder
+from common.records import DataSet, RunRecord, StatusRecord, StepStatus
 from common.run import Run
 from components import inputs, prepare, step, steps
+from tests.records import metrics_record, service_record
 from weaver.prepared import shared_jets
 
 JOB = "00000000-0000-4000-8000-000000000001"
@@ -183,6 +185,49 @@ def test_a_package_that_is_not_installed_has_no_version(monkeypatch):
     versions = prepare.versions()
     assert versions["no-such-package-of-jets"] == "none"
     assert versions["numpy"] != "none"
+
+
+@pytest.fixture
+def deployed(tmp_path):
+    """Make the folder of a run that was evaluated and deployed."""
+
+    def make(run_id: str, name: str, time: str) -> str:
+        folder = RunFolder(str(tmp_path / run_id))
+        service_record(name).save(folder.service)
+        steps = {"deploy": StepStatus(state="done", time=time)}
+        StatusRecord(steps=steps).save(folder.status)
+        metrics_record(run_id=run_id).save(folder.metrics)
+        return folder.uri
+
+    return make
+
+
+def test_the_served_model_is_that_of_the_run_that_was_deployed_last(tmp_path, deployed):
+    config = RunConfig(
+        s3_bucket=str(tmp_path), baseline=SERVED, service_name="jets", run_id="pfn-00000009"
+    )
+    with pytest.raises(InputError, match=rf"--baseline {SERVED}.*\bjets\b"):
+        prepare.baseline_folder(config)
+    deployed("pfn-00000001", "jets", "2026-11-01T10:00:00+00:00")
+    newest = deployed("pfn-00000002", "jets", "2026-11-02T10:00:00+00:00")
+    deployed("pfn-00000003", "others", "2026-11-03T10:00:00+00:00")
+    deployed("pfn-00000009", "jets", "2026-11-04T10:00:00+00:00")  # the run itself
+    assert prepare.baseline_folder(config) == newest
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_baseline_of_other_test_files_is_reported_before_any_training(tmp_path, same):
+    earlier = RunFolder(str(tmp_path / "earlier"))
+    metrics_record().save(earlier.metrics)
+    file = tmp_path / "test.root"
+    file.write_bytes(b"jets")
+    config = RunConfig(s3_bucket=str(tmp_path), baseline=earlier.uri)
+    read = inputs.Inputs(config)
+    read.files["test"] = storage.entries(str(file))
+    fingerprint = storage.fingerprint(read.files["test"]) if same else "00ff"
+    data = DataSet(dataset="", jets=1, read=1, files=1, fingerprint=fingerprint)
+    RunRecord(data={"test": data}).save(earlier.run)
+    assert ("--data-test" in inputs.check_baseline(read).warning) == (not same)
 
 
 def test_a_run_on_kubeflow_records_both_images_and_their_digests(monkeypatch):

@@ -32,7 +32,9 @@ class TestJets:
 
     def __init__(self, jets: dict[str, np.ndarray]) -> None:
         self.jets = jets
-        self.data_config = SimpleNamespace(functions={}, label_names=())
+        self.data_config = SimpleNamespace(
+            functions={}, label_names=(), input_shapes={"jet_features": (-1,)}
+        )
         self.labels: dict[str, np.ndarray] = {}
 
     def __len__(self) -> int:
@@ -363,7 +365,9 @@ def test_a_label_of_more_than_observers_is_judged_by_its_values(
     test = TestJets(jets)
     text = "np.log(genJetPt / derived)"
     test.data_config = SimpleNamespace(
-        functions={"target": SimpleNamespace(text=text)}, label_names=("target",)
+        functions={"target": SimpleNamespace(text=text)},
+        label_names=("target",),
+        input_shapes={"jet_features": (-1,)},
     )
     test.labels = {"target": factor * target_of(jets)}
     monkeypatch.setattr(inputs, "open_test_set", lambda _: test)

@@ -28,7 +28,6 @@ class JetsWithEta(TestJets):
     """Test jets whose batches say which they are."""
 
     __test__ = False
-    data_config = None
 
     def batch(self, index):
         batch = super().batch(index)

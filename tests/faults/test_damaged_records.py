@@ -1,6 +1,7 @@
 """Empty and garbage records of a run: rebuilt or ignored, with a sentence."""
 
 import random
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +10,7 @@ from clusters.local_study import Study, set_damaged_aside
 from common.errors import InputError
 from common.layout import RunFolder
 from common.records import ServiceRecord, StatusRecord, SummaryRecord
+from common.run import Run, read_run
 from components import step
 
 pytestmark = pytest.mark.faults
@@ -25,6 +27,23 @@ def test_a_garbage_record_counts_as_missing(tmp_path, capsys, record, content):
     path.write_bytes(content)
     assert record.find_readable(str(path)) is None
     assert str(path) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "content",
+    [*GARBAGE, b'{"steps": {"a": 3}}', b'{"format": "x"}', b'{"run_id": 3}'],
+    ids=lambda content: ascii(content[:12]),
+)
+def test_a_garbage_record_that_is_needed_is_refused_with_its_name(tmp_path, content):
+    for record in (RunFolder(str(tmp_path)).run, RunFolder(str(tmp_path)).status):
+        Path(record).write_bytes(content)
+    with pytest.raises(InputError, match=r"run\.json"):
+        Run.load(str(tmp_path))
+    with pytest.raises(InputError, match=r"run\.json"):
+        read_run(RunFolder(str(tmp_path)).run)
+    if content != b'{"run_id": 3}':  # a name that is unknown is of a later version
+        with pytest.raises(InputError, match=r"status\.json"):
+            StatusRecord.load(RunFolder(str(tmp_path)).status)
 
 
 def test_a_record_of_a_later_version_is_still_refused(tmp_path):

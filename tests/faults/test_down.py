@@ -60,6 +60,7 @@ def content(folder):
         "pfn-0a1b2c3d/status.json",
         "linked-out",
         "linked-run",
+        "copied-run",
         "*",
         "latest/..",
         "~",
@@ -69,6 +70,7 @@ def test_what_is_no_run_below_output_stays(runs, tmp_path, capsys, name):
     (runs / "linked-out").symlink_to(tmp_path / "outside")
     storage.write_json(str(tmp_path / "elsewhere" / OTHER / "status.json"), {})
     (runs / "linked-run").symlink_to(tmp_path / "elsewhere" / OTHER)
+    storage.write_json(str(runs / "copied-run" / "run.json"), {"run_id": RUN_ID, "config": {}})
     before = content(tmp_path)
     asked = str(tmp_path / "outside") if name == "OUTSIDE" else name
     assert down(asked, "--storage") == 2
@@ -76,6 +78,24 @@ def test_what_is_no_run_below_output_stays(runs, tmp_path, capsys, name):
     assert err.startswith("error: ")
     assert asked in err
     assert content(tmp_path) == before
+
+
+@pytest.mark.parametrize("record", ["status.json", "run.json", "local/lock"])
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"run_id": 1}', '{"run_id": "pfn-0a1b2c3d"}'])
+def test_a_run_with_damaged_records_is_removed_by_its_name_and_never_pruned(
+    runs, capsys, record, text
+):
+    for path in (runs / RUN_ID).iterdir():
+        path.unlink()
+    file = runs / RUN_ID / record
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(text)
+    os.utime(runs / RUN_ID, (0, 0))
+    prune = ["--prune", "--older-than", "1d", "--yes", "--output", "runs"]
+    assert pipeline.main(prune) == 0
+    assert file.read_text() == text
+    assert down(RUN_ID, "--storage") == 0
+    assert not (runs / RUN_ID).exists()
 
 
 @pytest.mark.parametrize("name", [RUN_ID, "latest", f"runs/{RUN_ID}", f"runs/{RUN_ID}/", "PATH"])

@@ -31,7 +31,9 @@ def prepared(tmp_path):
     folder = tmp_path / "disk/cache/0123"
     folder.mkdir(parents=True)
     np.save(folder / "scalars.npy", np.arange(4, dtype=np.float32))
-    storage.write_json(str(folder / "dataset.json"), {"format": columns.FORMAT, "num_jets": 4})
+    # without an entry for the column, so that its bytes are not looked at
+    description = {"format": columns.FORMAT, "num_jets": 4, "columns": {}, "sequences": {}}
+    storage.write_json(str(folder / "dataset.json"), description)
     return folder
 
 

@@ -342,20 +342,25 @@ def together(refusals: list[InputError], count: int) -> InputError:
     return (DamagedFile if all_damaged else InputError)("\n  ".join(lines))
 
 
+def branch_names(file: DataFile) -> list[str]:
+    """The names of all branches or columns of a checked file."""
+    uri = file.entry.uri
+    if file.tree:
+        with open_file(uri) as opened:
+            return list(opened[file.tree].keys(recursive=True, full_paths=False))
+    if uri.endswith(hdf5.SUFFIXES):
+        with open_hdf5(uri) as opened:
+            return list(hdf5.names(opened))
+    with open_parquet(uri) as opened:
+        return list(parquet.names(opened))
+
+
 def missing_branches(
     names: list[str], file: DataFile, config: DataConfig, plan: Plan
 ) -> InputError:
     """The error for a file without these columns of the plan: it names the nearest branches."""
     uri = file.entry.uri
-    if file.tree:
-        with open_file(uri) as opened:
-            branches = list(opened[file.tree].keys(recursive=True, full_paths=False))
-    elif uri.endswith(hdf5.SUFFIXES):
-        with open_hdf5(uri) as opened:
-            branches = hdf5.names(opened)
-    else:
-        with open_parquet(uri) as opened:
-            branches = parquet.names(opened)
+    branches = branch_names(file)
     parts = []
     for name in names:
         branch = unknown("branch", plan.branches[name], branches)

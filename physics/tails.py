@@ -1,0 +1,73 @@
+"""Tails of the response: the shares of jets that are far off, beside those of the standard JEC."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from physics import groups
+from physics.bootstrap import LEVEL
+from physics.interval import Interval
+from physics.metrics import Sample
+from physics.response import Floats, Mask
+from physics.uncertainty import share
+
+DEVIATIONS = statistics.NormalDist().inv_cdf((1 + LEVEL) / 2)
+"""Standard deviations to either side of an interval of the level LEVEL."""
+
+
+def off_by_30_percent(response: Floats) -> Mask:
+    """Which responses are off by more than 30 %: (N,)."""
+    far: Mask = np.abs(response - 1) > 0.3
+    return far
+
+
+def off_by_a_factor(response: Floats) -> Mask:
+    """Which responses are above 1.5 or below 1 / 1.5."""
+    far: Mask = (response > 1.5) | (response < 1 / 1.5)
+    return far
+
+
+TAILS: dict[str, Callable[[Floats], Mask]] = {
+    "tail beyond 30 %": off_by_30_percent,
+    "tail beyond a factor 1.5": off_by_a_factor,
+}
+"""Name of a tail -> which responses (N,) lie in it."""
+
+
+def tails(sample: Sample) -> list[dict[str, Any]]:
+    """Each tail in the bins of the summary that hold enough jets, by calibration.
+
+    The shares are fractions with binomial intervals; `difference` is that of the model and the
+    standard JEC, on the same jets.
+    """
+    records = []
+    for one in groups.SUMMARY:
+        if one.name not in sample.masks:
+            continue
+        mask = sample.masks[one.name]
+        for name, is_far in TAILS.items():
+            far = {key: is_far(values[mask]) for key, values in sample.responses.items()}
+            record: dict[str, Any] = {
+                "tail": name,
+                "region": one.region,
+                "pt_range": one.range,
+                "pt_low": one.low,
+                "pt_high": None if math.isinf(one.high) else one.high,
+                "num_jets": sample.sizes[one.name],
+                "difference": mean_difference(far["model"], far["standard"]),
+            }
+            records.append(record | {key: share(which) for key, which in far.items()})
+    return records
+
+
+def mean_difference(one: Mask, other: Mask) -> Interval:
+    """The difference of the shares of two masks (N,) of the same jets, with its normal interval."""
+    differences = one.astype(np.float64) - other
+    value = float(np.mean(differences))
+    reach = DEVIATIONS * float(np.std(differences)) / math.sqrt(len(differences))
+    return {"value": value, "low": value - reach, "high": value + reach}

@@ -1,0 +1,81 @@
+"""What report.html says of the baselines: the standard JEC, boosted trees, an earlier model."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from common.measurements import ResponseBin
+from common.records import MetricsRecord
+from reporting.drawing import CALIBRATIONS
+from reporting.page import MISSING, Table
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BaselinesSection:
+    """The section's content."""
+
+    bins: Table | None
+    trees: str
+    """What the trees are, or why there are none; empty for a run of an earlier version."""
+    columns: str
+    """What the trees take; empty without trees."""
+    missing: str
+    """What they would take, and the files do not have; empty where they have all."""
+    baseline: str
+    """The earlier run that is compared; empty without one."""
+
+
+def content(metrics: MetricsRecord) -> BaselinesSection:
+    trees = metrics.trees
+    text = columns = missing = ""
+    if trees and trees.reason:
+        text = f"No boosted trees: {trees.reason}."
+    elif trees:
+        text = (
+            f"Boosted trees: scikit-learn {trees.scikit_learn}, absolute error (median), trained on"
+            f" {trees.num_training_jets:,} of this run's training jets to the network's label;"
+            f" {trees.num_trees} trees, in {trees.seconds:.0f} s."
+        )
+        columns, missing = ", ".join(trees.columns), ", ".join(trees.missing)
+    return BaselinesSection(
+        bins=_bins(metrics.bins),
+        trees=text,
+        columns=columns,
+        missing=missing,
+        baseline=metrics.baseline or "",
+    )
+
+
+def _bins(bins: Sequence[ResponseBin]) -> Table | None:
+    """Resolution of every calibration, and the model's gain over each."""
+    if not bins:
+        return None
+    # The last bin holds all jets, so that it has every calibration that was measured.
+    others = [name for name in bins[-1].by_calibration() if name not in ("model", "uncorrected")]
+    rows = []
+    for one in bins:
+        row = [one.region, one.pt_range, f"{one.num_jets:,}"]
+        calibrations = one.by_calibration()
+        for name in (*others, "model"):
+            response = calibrations.get(name)
+            row.append(f"{response.resolution.value:.4f}" if response else MISSING)
+        gains = {
+            "standard": one.gain,
+            "trees": one.gain_over_trees,
+            "baseline": one.gain_over_baseline,
+        }
+        for name in others:
+            gain = gains[name]
+            row.append(gain.percent() if gain else MISSING)
+        rows.append(row)
+    head = ["Region", "pT (GeV)", "Jets"]
+    head += [f"Resolution, {_plain(name)}" for name in (*others, "model")]
+    head += [f"Gain over {_plain(name)}" for name in others]
+    return Table(head=head, rows=rows)
+
+
+def _plain(name: str) -> str:
+    """A calibration's name within a sentence: 'Standard JEC' becomes 'standard JEC'."""
+    label = CALIBRATIONS[name].label
+    return label[0].lower() + label[1:]

@@ -1,0 +1,247 @@
+"""Several runs on one page: gain, closure, resolution and tails, from their metrics.json alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import string
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import TypeAlias
+
+import numpy as np
+
+from common.measurements import Interval, PtBin
+from common.records import MetricsRecord
+from physics.response import PT_EDGES, REGIONS
+from reporting import page
+from reporting.drawing import (
+    REGION_TEXT,
+    SET_LOOKS,
+    SHIFT,
+    Drawing,
+    Look,
+    calibration_look,
+    drawn,
+    head,
+    in_region,
+    level,
+    middle,
+    panels,
+    points,
+    pt_axis,
+)
+from reporting.page import MISSING, Table
+
+MOST_RUNS = 8
+"""With more, points of one bin can no longer be told apart."""
+
+BEYOND = "tail beyond 30 %"
+
+Measured: TypeAlias = tuple[PtBin, Interval]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Compared:
+    """A run on the page."""
+
+    name: str
+    """Run id."""
+    metrics: MetricsRecord
+
+    @property
+    def tested_on(self) -> str:
+        """What says which jets it was tested on; empty where nothing does."""
+        return self.metrics.test_fingerprint
+
+
+def comparison_page(runs: Sequence[Compared]) -> str:
+    """The page as text."""
+    return page.render(
+        "comparison.html",
+        title=f"{len(runs)} runs compared",
+        figures=list(drawings(runs)),
+        jets=about_jets(runs),
+        summary=summary(runs),
+        gains=gains(runs),
+        tails_of=BEYOND,
+    )
+
+
+def letters(runs: Sequence[Compared]) -> list[str]:
+    """A letter for each run, by which figures and tables name it."""
+    return list(string.ascii_uppercase[: len(runs)])
+
+
+def about_jets(runs: Sequence[Compared]) -> str:
+    """Whether the runs were tested on the same jets, as a sentence."""
+    if not all(run.tested_on for run in runs):
+        return (
+            "Whether all were tested on the same jets is not known: a run of an earlier version"
+            " does not say."
+        )
+    sets: dict[str, list[str]] = {}
+    for letter, run in zip(letters(runs), runs, strict=True):
+        sets.setdefault(run.tested_on, []).append(letter)
+    if len(sets) == 1:
+        return f"All were tested on the same {runs[0].metrics.num_measured:,} jets."
+    parts = "; ".join(", ".join(names) for names in sets.values())
+    return (
+        f"The test jets differ ({parts}): each gain is over the standard JEC on the run's own jets,"
+        " and a difference between runs is also one of the jets."
+    )
+
+
+def summary(runs: Sequence[Compared]) -> Table:
+    """Each run's headline numbers."""
+    rows = []
+    for letter, run in zip(letters(runs), runs, strict=True):
+        metrics = run.metrics
+        resolution = metrics.resolution
+        row = [f"{letter}: {run.name}", "passed" if metrics.passed else "not passed"]
+        row.append(f"{metrics.num_measured:,}")
+        row += [_percent(gain) for gain in (metrics.gain, metrics.gain_over_trees)]
+        row.append(resolution.model.text(digits=4, sign="") if resolution else MISSING)
+        for region in REGIONS:
+            row.append(_percent(_whole_closure(metrics, region), 100, 2))
+        row.append(_percent(_whole_tail(metrics), 100, 2, sign=""))
+        rows.append(row)
+    columns = ["Run", "Gate", "Test jets", "Gain over standard JEC", "Gain over boosted trees"]
+    columns += ["Resolution", *(f"Closure, {region}" for region in REGIONS), "Tail beyond 30 %"]
+    return Table(head=columns, rows=rows)
+
+
+def gains(runs: Sequence[Compared]) -> Table | None:
+    """The gain over the standard JEC by bin: a column for each run."""
+    names: dict[tuple[str, str], None] = {}
+    for run in runs:
+        names |= dict.fromkeys((one.region, one.pt_range) for one in run.metrics.bins)
+    rows = []
+    for place in names:
+        row = list(place)
+        for run in runs:
+            of_run = [one.gain for one in run.metrics.bins if (one.region, one.pt_range) == place]
+            row.append(of_run[0].percent() if of_run else MISSING)
+        rows.append(row)
+    return Table(head=["Region", "pT (GeV)", *letters(runs)], rows=rows) if rows else None
+
+
+def _percent(
+    interval: Interval | None, scale: float = 1.0, digits: int = 1, sign: str = "+"
+) -> str:
+    return interval.percent(scale, digits, sign) if interval else MISSING
+
+
+def _whole_closure(metrics: MetricsRecord, region: str) -> Interval | None:
+    """The model's bias in a region."""
+    for one in metrics.closure.bins:
+        if one.region == region and one.is_whole(metrics.closure.from_gev):
+            return one.model
+    return None
+
+
+def _whole_tail(metrics: MetricsRecord) -> Interval | None:
+    """The model's share of jets off by more than 30 %."""
+    for one in metrics.tails:
+        if one.tail == BEYOND and one.region == "all":
+            return one.model
+    return None
+
+
+# ---------------------------------------------------------------------------------------- figures
+
+
+def drawings(runs: Sequence[Compared]) -> Iterator[Drawing]:
+    """The figures that these runs allow."""
+    makers: list[Callable[[], Drawing | None]] = [
+        partial(figure, runs, "gain", "Gain (%)", gain_curve, caption=GAIN),
+        partial(figure, runs, "closure", "Median response − 1 (%)", closure_curve, caption=CLOSURE),
+        partial(figure, runs, "resolution", "Resolution", resolution_curve, caption=RESOLUTION),
+        partial(figure, runs, "tails", "Jets off by > 30 % (%)", tail_curve, caption=TAIL),
+    ]
+    yield from drawn(makers)
+
+
+GAIN = "Gain in resolution over the standard JEC, on the same jets (paired interval)."
+CLOSURE = "Bias of the median response from 60 GeV up."
+RESOLUTION = "Resolution, IQR / median."
+TAIL = "Share of jets whose response is off by more than 30 % (Wilson's interval)."
+
+
+def gain_curve(metrics: MetricsRecord) -> list[Measured]:
+    """The gain by bin of pT (per cent)."""
+    return [(one, one.gain) for one in metrics.curves]
+
+
+def closure_curve(metrics: MetricsRecord) -> list[Measured]:
+    """The model's bias by bin of pT (per cent)."""
+    bins = [one for one in metrics.closure.bins if not one.is_whole(metrics.closure.from_gev)]
+    return [(one, _scaled(one.model, 100)) for one in bins]
+
+
+def resolution_curve(metrics: MetricsRecord) -> list[Measured]:
+    """The model's resolution by bin of pT."""
+    return [(one, one.model.resolution) for one in metrics.curves]
+
+
+def tail_curve(metrics: MetricsRecord) -> list[Measured]:
+    """The share of the model's jets in the tail by bin of pT (per cent)."""
+    bins = [one for one in metrics.tails if one.tail == BEYOND and not one.is_whole(PT_EDGES[0])]
+    return [(one, _scaled(one.model, 100)) for one in bins]
+
+
+def _scaled(interval: Interval, scale: float) -> Interval:
+    return Interval(
+        value=scale * interval.value, low=scale * interval.low, high=scale * interval.high
+    )
+
+
+def figure(
+    runs: Sequence[Compared],
+    name: str,
+    label: str,
+    curve: Callable[[MetricsRecord], list[Measured]],
+    *,
+    caption: str,
+) -> Drawing | None:
+    """A quantity of each run against pT, a panel for each region; a letter stands for a run."""
+    curves = [curve(run.metrics) for run in runs]
+    regions = []
+    for region in REGION_TEXT:
+        if any(one.region == region for measured in curves for one, _ in measured):
+            regions.append(region)
+    if not regions:
+        return None
+    made, panel_of = panels([1] * len(regions), (10, 4 + 5 * len(regions)))
+    words = []
+    for axes, region in zip(panel_of, regions, strict=True):
+        for place, (letter, measured) in enumerate(zip(letters(runs), curves, strict=True)):
+            in_panel = [(one, value) for one, value in measured if one.region == region]
+            if not in_panel:
+                continue
+            x = np.array([middle(one) for one, _ in in_panel]) * SHIFT**place
+            values = [value for _, value in in_panel]
+            points(axes, x, values, **run_look(place), label=f"{letter}: {runs[place].name}")
+            words.append(f"{letter}, {region}: {values[0].value:.3g} to {values[-1].value:.3g}")
+        if name == "resolution" and len({run.tested_on for run in runs}) == 1:
+            bins = in_region(runs[0].metrics.curves, region)
+            x = np.array([middle(one) for one in bins]) * SHIFT ** len(runs)
+            resolutions = [one.standard.resolution for one in bins]
+            points(axes, x, resolutions, **calibration_look("standard"))
+        if name in ("gain", "closure"):
+            level(axes, 0)
+        lowest, highest = axes.get_ylim()
+        axes.set_ylim(lowest, highest + 0.35 * (highest - lowest))  # room for the legend
+        axes.text(0.03, 0.05, REGION_TEXT[region], transform=axes.transAxes, fontsize=22)
+        axes.set_ylabel(label)
+    legend = panel_of[0].legend(loc="upper right", fontsize=16)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+    head(panel_of[0], name.capitalize())
+    pt_axis(panel_of[-1])
+    return Drawing(name=name, caption=caption, alt=f"{caption} {'; '.join(words)}.", figure=made)
+
+
+def run_look(place: int) -> Look:
+    """The look of a run's points: its letter."""
+    colour = SET_LOOKS[place % len(SET_LOOKS)]["color"]
+    return {"color": colour, "marker": f"${string.ascii_uppercase[place]}$", "markersize": 13}

@@ -1,0 +1,137 @@
+"""Figures of pile-up, of closure in fine bins of eta, and of what each group of inputs is worth.
+
+The functions take metrics.json and return None where there is nothing to draw.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from common.records import MetricsRecord
+from physics.groups import PILEUP_BINS
+from reporting.drawing import (
+    CALIBRATIONS,
+    INK,
+    Drawing,
+    calibration_look,
+    head,
+    level,
+    panels,
+    points,
+)
+
+PILEUP_LABELS = {
+    "Pileup_nTrueInt": r"Mean number of interactions $\mu$",
+    "rhoAll": r"$\rho$ (GeV)",
+    "PV_npvsGood": "Reconstructed vertices",
+}
+
+
+def pileup(metrics: MetricsRecord, pt_range: str) -> Drawing | None:
+    """Median response and resolution against pile-up in one bin of pT."""
+    if metrics.pileup is None:
+        return None
+    slices = [one for one in metrics.pileup.slices if one.pt_range == pt_range]
+    if not slices:
+        return None
+    figure, (top, below) = panels((1, 1), (10, 10))
+    middles = np.array([one.middle for one in slices])
+    step = 0.012 * (middles[-1] - middles[0])
+    # The response without any correction would set the scale of the figure.
+    names = [name for name in slices[0].by_calibration() if name != "uncorrected"]
+    for place, name in enumerate(names):
+        responses = [one.by_calibration()[name] for one in slices]
+        x = middles + step * place
+        points(top, x, [one.median for one in responses], **calibration_look(name))
+        points(below, x, [one.resolution for one in responses], **calibration_look(name))
+    level(top, 1)
+    allowed = metrics.config.max_closure
+    top.axhspan(1 - allowed, 1 + allowed, color=INK, alpha=0.1, linewidth=0)
+    lowest, highest = top.get_ylim()
+    top.set_ylim(lowest, highest + 0.35 * (highest - lowest))  # room for the legend
+    top.set_ylabel("Median response")
+    below.set_ylabel("Resolution (IQR / median)")
+    column = metrics.pileup.column
+    below.set_xlabel(PILEUP_LABELS.get(column, column), parse_math=column in PILEUP_LABELS)
+    top.legend(loc="upper right", ncols=2)
+    low, _, high = pt_range.partition("-")
+    of_bin = rf"${low} < p_T^{{gen}} < {high}$ GeV" if high else rf"$p_T^{{gen}} {low}$ GeV"
+    head(top, of_bin)
+    ends = []
+    for name in ("model", "standard"):
+        start, end = (one.by_calibration()[name].median.value for one in (slices[0], slices[-1]))
+        ends.append(f"{CALIBRATIONS[name].label} from {start:.3f} to {end:.3f}")
+    alt = f"Median response against {column}, {pt_range} GeV: {'; '.join(ends)}."
+    return Drawing(
+        name=f"pileup-{slices[0].pt_low:g}",
+        caption=(
+            f"Response and resolution against {column}, slices of equally many jets, pT"
+            f" {pt_range} GeV. Band: ±{100 * allowed:g} %."
+        ),
+        alt=alt,
+        figure=figure,
+    )
+
+
+PILEUP_RANGES = tuple(one.range for one in PILEUP_BINS)
+
+
+def fine_eta(metrics: MetricsRecord) -> Drawing | None:
+    """Bias of the median response in the eta bins of CMS's corrections."""
+    slices = metrics.fine_eta
+    if not slices:
+        return None
+    figure, (axes,) = panels((1,), (10, 7))
+    middles = np.array([(one.eta_low + one.eta_high) / 2 for one in slices])
+    names = [name for name in slices[0].by_calibration() if name != "uncorrected"]
+    for place, name in enumerate(names):
+        biases = [one.by_calibration()[name] for one in slices]
+        points(axes, middles + 0.012 * place, biases, 100, markersize=4, **calibration_look(name))
+    allowed = 100 * metrics.config.max_closure
+    axes.axhspan(-allowed, allowed, color=INK, alpha=0.1, linewidth=0)
+    level(axes, 0)
+    reach = max(abs(edge) for edge in (*axes.get_ylim(), allowed))
+    axes.set_ylim(-1.1 * reach, 1.5 * reach)
+    axes.set_xlabel(r"$\eta^{gen}$")
+    axes.set_ylabel("Median response − 1 (%)")
+    axes.legend(loc="upper right", ncols=2)
+    head(axes, rf"$p_T^{{gen}} > {metrics.closure.from_gev:g}$ GeV")
+    farthest = max(slices, key=lambda one: abs(one.model.value))
+    alt = (
+        f"Closure in {len(slices)} fine bins of eta; the model's largest bias is"
+        f" {100 * farthest.model.value:+.2f} % between {farthest.eta_low:g} and"
+        f" {farthest.eta_high:g}."
+    )
+    return Drawing(
+        name="fine-eta",
+        caption=f"Closure in CMS's eta bins from {metrics.closure.from_gev:g} GeV up.",
+        alt=alt,
+        figure=figure,
+    )
+
+
+def inputs(metrics: MetricsRecord) -> Drawing | None:
+    """The gain that is lost when a group of inputs is shuffled among the jets."""
+    if metrics.importances is None or not metrics.importances.groups:
+        return None
+    groups = metrics.importances.groups[::-1]  # the largest on top
+    figure, (axes,) = panels((1,), (10, 2 + 0.9 * len(groups)))
+    look = calibration_look("model")
+    for place, one in enumerate(groups):
+        axes.barh(place, one.mean, height=0.6, color=look["color"])
+        axes.errorbar(one.mean, place, xerr=one.spread, color=INK, elinewidth=3)
+    axes.axvline(0, color=INK, linewidth=1.5)
+    axes.set_yticks(range(len(groups)), [one.name for one in groups], parse_math=False)
+    axes.minorticks_off()
+    axes.set_xlabel("Gain lost (points)")
+    head(axes, r"$p_T^{gen} > 30$ GeV")
+    words = [f"{one.name} {one.mean:.1f} ± {one.spread:.1f}" for one in groups[::-1]]
+    return Drawing(
+        name="inputs",
+        caption=(
+            "Gain in resolution that is lost when a group of inputs is shuffled among the jets:"
+            " mean and standard deviation of five shufflings."
+        ),
+        alt=f"Gain lost in points: {'; '.join(words)}.",
+        figure=figure,
+    )

@@ -1,0 +1,107 @@
+"""What report.html says of pile-up, tails, the model's inputs and closure in fine bins of eta."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from common.measurements import TailBin
+from common.records import MetricsRecord
+from physics.groups import JERC_ETA_SLICES, MIN_JETS
+from physics.response import PT_EDGES
+from reporting.drawing import CALIBRATIONS
+from reporting.page import MISSING, Table
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DetailsSection:
+    """The content of these sections; None for a table without rows."""
+
+    known: bool
+    """False for a run of an earlier version, which measured none of it."""
+    pileup_column: str
+    pileup: Table | None
+    tails: Table | None
+    """Of all jets above 30 GeV, and of each region."""
+    tail_bins: Table | None
+    """By bin of pT."""
+    inputs: Table | None
+    inputs_jets: str
+    fine_eta: Table | None
+    too_few: str
+    """How many of the fine bins of eta have too few jets; empty where all have enough."""
+
+
+def content(metrics: MetricsRecord) -> DetailsSection:
+    importances = metrics.importances
+    too_few = len(JERC_ETA_SLICES) - len(metrics.fine_eta)
+    return DetailsSection(
+        known=metrics.trees is not None,
+        pileup_column=metrics.pileup.column if metrics.pileup else "",
+        pileup=_pileup(metrics),
+        tails=_tails([one for one in metrics.tails if one.is_whole(PT_EDGES[0])]),
+        tail_bins=_tails([one for one in metrics.tails if not one.is_whole(PT_EDGES[0])]),
+        inputs=_inputs(metrics),
+        inputs_jets=f"{importances.num_jets:,}" if importances else "",
+        fine_eta=_fine_eta(metrics),
+        too_few=(
+            f"{too_few} of {len(JERC_ETA_SLICES)} bins have fewer than {MIN_JETS} jets and are left"
+            " out"
+            if too_few
+            else ""
+        ),
+    )
+
+
+def _pileup(metrics: MetricsRecord) -> Table | None:
+    rows = []
+    for one in metrics.pileup.slices if metrics.pileup else ():
+        row = [one.pt_range, f"{one.low:.4g} to {one.high:.4g}", f"{one.num_jets:,}"]
+        for response in (one.standard, one.model):
+            row.append(response.median.text(digits=3, sign=""))
+        for response in (one.standard, one.model):
+            row.append(response.resolution.text(digits=4, sign=""))
+        rows.append([*row, one.gain.percent()])
+    head = ["pT (GeV)", "Pile-up", "Jets", "Median, standard", "Median, model"]
+    head += ["Resolution, standard", "Resolution, model", "Gain"]
+    return Table(head=head, rows=rows) if rows else None
+
+
+def _tails(bins: Sequence[TailBin]) -> Table | None:
+    if not bins:
+        return None
+    names = [name for name in bins[0].by_calibration() if name != "uncorrected"]
+    rows = []
+    for one in bins:
+        row = [one.tail, one.region, one.pt_range, f"{one.num_jets:,}"]
+        for name in names:
+            row.append(one.by_calibration()[name].percent(100, 2, sign=""))
+        # Where no jet lies in either tail, a normal interval has no width and means nothing.
+        is_empty = one.model.value == one.standard.value == 0
+        rows.append([*row, MISSING if is_empty else one.difference.text(100, 2)])
+    head = ["Tail", "Region", "pT (GeV)", "Jets"]
+    head += [CALIBRATIONS[name].label for name in names]
+    head.append("Model − standard (points)")
+    return Table(head=head, rows=rows)
+
+
+def _inputs(metrics: MetricsRecord) -> Table | None:
+    rows = []
+    for one in metrics.importances.groups if metrics.importances else ():
+        lost = f"{one.mean:.1f} ± {one.spread:.1f}"
+        rows.append([one.name, ", ".join(one.inputs), lost])
+    head = ["Group", "Inputs of the model", "Gain lost (points)"]
+    return Table(head=head, rows=rows) if rows else None
+
+
+def _fine_eta(metrics: MetricsRecord) -> Table | None:
+    rows = []
+    for one in metrics.fine_eta:
+        row = [f"{one.eta_low:g} to {one.eta_high:g}", f"{one.num_jets:,}"]
+        for bias in one.by_calibration().values():
+            row.append(bias.percent(100, 2))
+        rows.append(row)
+    if not rows:
+        return None
+    names = metrics.fine_eta[0].by_calibration()
+    return Table(head=["η", "Jets", *(CALIBRATIONS[name].label for name in names)], rows=rows)

@@ -1,0 +1,158 @@
+"""`--compare`: one page of several runs, and what it refuses."""
+
+from __future__ import annotations
+
+import dataclasses
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+import pipeline
+from common.layout import RunFolder
+from common.measurements import ClosureBin, Interval
+from common.records import MetricsRecord
+from common.run import Run
+from operations import compare
+from reporting import comparison_page
+from reporting.comparison_page import Compared, about_jets, summary
+from tests.physics.jets import good_metrics, good_output, jets, widths  # noqa: F401 (fixtures)
+from tests.records import metrics_record
+from tests.reporting.documents import documents  # noqa: F401 (fixture)
+
+LABEL = {"target": "np.log(genJetPt / jetPt)"}
+
+
+@pytest.fixture(scope="module")
+def metrics(good_metrics) -> MetricsRecord:  # noqa: F811 (fixture)
+    return MetricsRecord.from_json({**metrics_record().as_json(), **good_metrics})
+
+
+@pytest.fixture
+def make(tmp_path, metrics, documents):  # noqa: F811 (fixture)
+    """Make the folder of an evaluated run."""
+
+    def made(run_id: str, **changes) -> Path:
+        folder = RunFolder(str(tmp_path / run_id))
+        config = documents.run.config.replace(run_id=run_id, s3_bucket=str(tmp_path))
+        Run(config=config, record=documents.run.record).save()
+        fields = {"run_id": run_id, "label": LABEL, "test_fingerprint": "00ff", **changes}
+        dataclasses.replace(metrics, **fields).save(folder.metrics)
+        return tmp_path / run_id
+
+    return made
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    monkeypatch.setattr(comparison_page, "drawings", lambda _: [])
+
+
+def call(tmp_path, *names: object) -> int:
+    return pipeline.main(["--output", str(tmp_path), "--compare", *map(str, names)])
+
+
+class Words(HTMLParser):
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.cells: list[str] = []
+        self.feed(text)
+
+    def handle_data(self, data: str) -> None:
+        self.cells.append(data.strip())
+
+
+def test_runs_are_named_by_id_or_by_folder_and_drawn(tmp_path, make, capsys):
+    make("pfn-00000001")
+    folder = make("pfn-00000002", gain=Interval(value=7.5, low=6.5, high=8.5))
+    assert call(tmp_path, "pfn-00000001", folder) == 0
+    page = (tmp_path / "comparison.html").read_text()
+    cells = Words(page).cells
+    assert "A: pfn-00000001" in cells
+    assert "B: pfn-00000002" in cells
+    assert "+7.5 % [6.5, 8.5]" in cells
+    assert page.count("<svg") == 3  # these runs have no tails
+    assert str(tmp_path / "comparison.html") in capsys.readouterr().out
+
+
+def refused(tmp_path, capsys, *names: object) -> str:
+    assert call(tmp_path, *names) == 2
+    assert not (tmp_path / "comparison.html").exists()
+    return capsys.readouterr().err
+
+
+def test_runs_of_different_labels_are_refused(tmp_path, make, capsys):
+    make("pfn-00000001")
+    make("pfn-00000002", label={"ratio": "genJetPt / jetPt"})
+    error = refused(tmp_path, capsys, "pfn-00000001", "pfn-00000002")
+    assert "genJetPt / jetPt" in error
+    assert "np.log(genJetPt / jetPt)" in error
+    assert "pfn-00000002" in error
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_the_name_and_the_layout_of_a_label_do_not_matter(tmp_path, make):
+    make("pfn-00000001")
+    make("pfn-00000002", label={"y": "np.log(genJetPt/(jetPt))"})
+    assert call(tmp_path, "pfn-00000001", "pfn-00000002") == 0
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_the_label_of_an_earlier_versions_run_is_that_of_its_data_config(tmp_path, make, capsys):
+    make("pfn-00000001")
+    folder = make("pfn-00000002", label={}, test_fingerprint="")
+    (folder / "config").mkdir()
+    source = Path("data/jec_pfn_open.yaml").read_text()
+    (folder / "config" / "data.yaml").write_text(source)
+    assert call(tmp_path, "pfn-00000001", "pfn-00000002") == 0
+    (tmp_path / "comparison.html").unlink()
+    (folder / "config" / "data.yaml").write_text(
+        source.replace("np.log(genJetPt / jetPt)", "genJetPt")
+    )
+    assert "genJetPt," in refused(tmp_path, capsys, "pfn-00000001", "pfn-00000002")
+
+
+def test_a_run_that_was_not_evaluated_does_not_exist_or_is_named_twice_is_refused(
+    tmp_path, make, capsys
+):
+    make("pfn-00000001")
+    (make("pfn-00000002") / "metrics.json").unlink()
+    for names, words in (
+        (("pfn-00000001",), "2 to 8"),
+        (("pfn-00000001", "pfn-00000002"), "pfn-00000002 has no metrics.json"),
+        (("pfn-00000001", "pfn-00000003"), "pfn-00000003"),
+        (("pfn-00000001", tmp_path / "pfn-00000001"), "named twice"),
+    ):
+        assert words in refused(tmp_path, capsys, *names)
+
+
+def compared(metrics, *fingerprints: str) -> list[Compared]:
+    runs = []
+    for number, fingerprint in enumerate(fingerprints):
+        changed = dataclasses.replace(metrics, test_fingerprint=fingerprint)
+        runs.append(Compared(name=f"run{number}", metrics=changed))
+    return runs
+
+
+def test_the_page_says_whether_the_test_jets_are_the_same(metrics):
+    assert f"same {metrics.num_measured:,} jets" in about_jets(compared(metrics, "a", "a"))
+    assert "(A, C; B)" in about_jets(compared(metrics, "a", "b", "a"))
+    assert "not known" in about_jets(compared(metrics, "a", ""))
+
+
+def test_what_was_not_measured_has_no_number(metrics):
+    bare = dataclasses.replace(metrics, gain=None, resolution=None, tails=[])
+    row = summary([Compared(name="run", metrics=bare)]).rows[0]
+    assert row[3:6] == ["–", "–", "–"]
+    assert row[-1] == "–"
+
+
+def test_the_closure_of_the_summary_is_that_of_the_whole_region(metrics):
+    whole = [one for one in metrics.closure.bins if one.pt_low == 60 and one.pt_high is None]
+    assert all(isinstance(one, ClosureBin) for one in whole)
+    row = summary([Compared(name="run", metrics=metrics)]).rows[0]
+    assert row[6:8] == [one.model.percent(100, 2) for one in whole]
+
+
+def test_at_most_as_many_runs_as_have_letters():
+    assert compare.MOST_RUNS <= 26
