@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -28,7 +28,7 @@ from weaver.config.data_config import DataConfig
 from weaver.config.plan import Plan
 from weaver.read import files
 from weaver.read.files import DataFile, Load
-from weaver.read.jagged import Columns, Jagged, Lists, to_awkward
+from weaver.read.jagged import Columns, Jagged, Lists, plain, to_awkward
 from weaver.read.opening import open_file
 from weaver.read.remote import Readers
 
@@ -123,12 +123,41 @@ class _Reading:
         plan = dataclasses.replace(self.plan, branches=branches)
         for load in files.loads(self.file, self.config, plan, training_set=False, stop=1):
             for columns, _ in load():
-                return {name: np.asarray(columns[name]) for name in branches}
+                copied = {name: _copied(columns[name]) for name in branches}
+                return {name: values for name, values in copied.items() if values is not None}
         return {}
 
 
+def _copied(values: Any) -> np.ndarray | None:
+    """A column that tells which entry is which, (entries,).
+
+    None where it is not one number for each entry, of a type that both formats hold.
+    """
+    if not isinstance(values, np.ndarray | Jagged):
+        values = plain(values)
+    is_number = isinstance(values, np.ndarray) and values.ndim == 1 and values.dtype.kind in "biuf"
+    return values if is_number and values.dtype != np.float16 else None
+
+
+def _identity(
+    columns: Mapping[str, Any], types: Mapping[str, np.dtype], uri: str
+) -> dict[str, np.ndarray]:
+    """The columns that tell which entries these are.
+
+    Raises InputError where one of them is of another kind here than at the file's beginning.
+    """
+    identity = {}
+    for name in types:
+        values = _copied(columns[name])
+        if values is None:
+            raise InputError(f"{uri}: '{name}' is not one number for each entry")
+        identity[name] = values
+    return identity
+
+
 def _kind_of_run(head: Mapping[str, np.ndarray]) -> JetKind:
-    return kinds.of_run(int(head["run"][0])) if "run" in head else JetKind()
+    is_whole = "run" in head and head["run"].dtype.kind in "iu"
+    return kinds.of_run(int(head["run"][0])) if is_whole else JetKind()
 
 
 def _read_plan(
@@ -176,7 +205,7 @@ class Ntuple:
         return self._reading.loads(readers)
 
     def step(self, columns: Columns, count: int) -> Step:
-        identity = {name: columns[name] for name in self.identity}
+        identity = _identity(columns, self.identity, self.file.entry.uri)
         own = {name: columns[name] for name in self._inputs}
         return Step(entries=count, jets=count, per_entry=None, columns=own, identity=identity)
 
@@ -250,7 +279,7 @@ class Nano:
                     counts = made[counter].astype(np.int64)
                     lists[counter] = Lists(np.cumsum(counts) - counts, counts)
                 own[name] = Jagged(made[name], lists[counter])
-        identity = {name: np.asarray(arrays[name]) for name in self.identity}
+        identity = _identity(columns, self.identity, self.file.entry.uri)
         return Step(
             entries=count,
             jets=int(per_entry.sum()),

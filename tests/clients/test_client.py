@@ -192,7 +192,21 @@ def test_nobody_is_there():
 def test_an_answer_of_another_form(server):
     client = Client(server.url, NAME)
     client.calibrate(jets(1))
-    for content in (b"{}", b"[]", b"<html>", b'{"outputs": [{"name": "valid"}]}'):
+    pt = '{"name": "calibrated_pt", "datatype": "FP32", "shape": [1, 1], "data": [1]}'
+    scalar = '{"name": "calibrated_pt", "datatype": "FP32", "shape": [], "data": 1}'
+    valid = '{"name": "valid", "datatype": "FP32", "shape": [1, 1], "data": [0.5]}'
+    bodies = [
+        "{}",
+        "[]",
+        "<html>",
+        "[" * 100_000,
+        '{"outputs": [{"name": "valid"}]}',
+        '{"outputs": {"valid": [true]}}',
+        '{"outputs": [{"name": "valid", "parameters": [1]}]}',
+        f'{{"outputs": [{pt}, {valid}]}}',
+        f'{{"outputs": [{scalar}, {valid}]}}',
+    ]
+    for content in map(str.encode, bodies):
         server.failures = [(200, content)]
         with pytest.raises(ServerError):
             client.calibrate(jets(1))
@@ -202,6 +216,29 @@ def test_a_description_of_another_form(server):
     server.pages[f"/v2/models/{NAME}"] = {"inputs": [{"name": "x", "datatype": "BYTES"}]}
     with pytest.raises(ServerError, match="'x' is BYTES"):
         Client(server.url, NAME).calibrate(jets(1))
+
+
+@pytest.mark.parametrize("change", [{"inputs": []}, {"outputs": []}, {"outputs": [{"name": 5}]}])
+def test_a_description_without_what_is_needed(server, change):
+    described = server.pages[f"/v2/models/{NAME}"]
+    if change.get("outputs"):
+        change = {"outputs": [{**described["outputs"][0], "name": 5}]}
+    server.pages[f"/v2/models/{NAME}"] = {**described, **change}
+    with pytest.raises(ServerError, match="has not the form"):
+        Client(server.url, NAME).calibrate(jets(1))
+
+
+def test_answers_come_in_the_shape_that_the_server_says(server):
+    client = Client(server.url, NAME)
+    client.calibrate(jets(1))
+    pt = '{"name": "calibrated_pt", "datatype": "FP32", "shape": [2], "data": [1, 2]}'
+    valid = '{"name": "valid", "datatype": "BOOL", "shape": [2, 1, 1], "data": [true, false]}'
+    server.failures = [(200, f'{{"outputs": [{pt}, {valid}]}}'.encode())]
+    answers = client.calibrate(jets(2))
+    assert answers.tolist() == [
+        {"calibrated_pt": 1.0, "valid": True},
+        {"calibrated_pt": 2.0, "valid": False},
+    ]
 
 
 def test_an_answer_that_drips_does_not_pass_the_deadline():
@@ -422,17 +459,60 @@ def test_several_threads_share_a_client(server):
 
 
 @pytest.mark.parametrize(
-    "url", ["127.0.0.1:8000", "ftp://host", "http://", "http://host:port", "http://[::1", ""]
+    "url",
+    [
+        "127.0.0.1:8000",
+        "ftp://host",
+        "http://",
+        "http://host:port",
+        "http://[::1",
+        "",
+        "http://a b:80",
+        "http://a..b:80",
+        f"http://{'x' * 64}.example",
+    ],
 )
 def test_an_address_that_is_none(url):
     with pytest.raises(InputError, match="no address of a server"):
         Client(url, NAME)
 
 
-@pytest.mark.parametrize("timeout", [0, -1, float("nan")])
+NO_SECONDS = [float("nan"), "soon", [1]]
+
+
+@pytest.mark.parametrize("timeout", [*NO_SECONDS, None, 0, -1, float("inf"), 1e300])
 def test_a_timeout_that_is_none(timeout):
     with pytest.raises(InputError, match="timeout"):
         Client("http://host", NAME, timeout=timeout)
+
+
+@pytest.mark.parametrize("deadline", NO_SECONDS)
+def test_a_deadline_that_is_none(server, deadline):
+    with pytest.raises(InputError, match="deadline"):
+        Client(server.url, NAME).calibrate(jets(1), deadline=deadline)
+    assert not server.headers
+
+
+def test_a_deadline_that_has_passed(server):
+    with pytest.raises(Unreachable, match="within the deadline"):
+        Client(server.url, NAME).calibrate(jets(1), deadline=1e-9)
+
+
+@pytest.mark.parametrize("headers", [{"X": "a\nb"}, {"X": "\u20ac"}, {"X y": "1"}, {"X\n": "1"}])
+def test_headers_that_are_none(headers):
+    with pytest.raises(InputError, match="no header can be"):
+        Client("http://host", NAME, headers=headers)
+
+
+@pytest.mark.parametrize("name", ["", "\ud800"])
+def test_a_name_that_cannot_be_sent(name):
+    with pytest.raises(InputError, match="no name that can be sent"):
+        Client("http://host", name)
+
+
+def test_a_variable_without_a_name():
+    with pytest.raises(InputError, match="names no variable"):
+        Client("http://host", NAME, token="$")
 
 
 def test_certificates_that_cannot_be_read(tmp_path):

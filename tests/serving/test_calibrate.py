@@ -142,6 +142,29 @@ def test_other_types_of_numbers_give_the_same(tmp_path, run):
     assert_answers(columns, tmp_path / "out" / "x.root")
 
 
+@pytest.mark.parametrize("form", ["root", "parquet"])
+@pytest.mark.parametrize("values", ["missing", "lists", "half"])
+def test_copies_that_cannot_be_written_are_left_out(tmp_path, run, values, form):
+    """Nothing is calibrated by them."""
+    columns = jets(10)
+    odd = {
+        "missing": [None, *range(9)],
+        "lists": [[1, 2]] * 5 + [[3]] * 5,
+        "half": np.ones(10, np.float16),
+    }[values]
+    for name in ("run", "event"):
+        columns[name] = ak.Array(odd)
+    path = tmp_path / "x.parquet"
+    ak.to_parquet(ak.zip(columns, depth_limit=1), str(path))
+    code, _, err = run(path, "--format", form)
+    assert code == 0, err
+    output = tmp_path / "out" / f"x.{form}"
+    read = friend(output) if form == "root" else ak.from_parquet(output)
+    names = set(read) if form == "root" else set(ak.fields(read))
+    assert {"lumi", "jetPt_calibrated"} <= names
+    assert not names & {"run", "event"}
+
+
 def test_a_number_that_the_type_cannot_hold_is_refused(tmp_path, run):
     columns = jets(30)
     columns["QG_mult"] = columns["QG_mult"].astype(np.float32) + 0.5

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import os
 import re
+import threading
 import time
 import urllib.parse
 from collections import Counter
@@ -47,6 +49,9 @@ VALID = "valid"
 """The output that says whether a jet is one that the model is meant for."""
 
 SECRET_HEADER = re.compile(r"authorization|cookie|token|secret|password|api-?key", re.IGNORECASE)
+
+HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+HEADER_VALUE = re.compile(r"[\t\x20-\x7e]*")
 
 KSERVE_BINARY = (0, 14)
 """The first version of kserve's own server that takes tensors as bytes."""
@@ -119,16 +124,21 @@ class Client:
         cookies: str | os.PathLike[str] | None = None,
         verify: bool | str | os.PathLike[str] = True,
     ) -> None:
-        for name in headers or {}:
+        for name, value in (headers or {}).items():
             if SECRET_HEADER.search(name):
                 raise InputError(
                     f"headers= may not have '{name}', which holds a secret; give token= or cookies="
                 )
+            if not HEADER_NAME.fullmatch(name) or not HEADER_VALUE.fullmatch(str(value)):
+                raise InputError(
+                    f"headers= holds {name!r}, which no header can be: a name is one word, a value"
+                    " one line, of ASCII"
+                )
         self._set(
             url=str(url).rstrip("/"),
             model=str(model),
-            timeout=float(timeout),
-            headers=dict(headers or {}),
+            timeout=_seconds("timeout", timeout),
+            headers={name: str(value) for name, value in (headers or {}).items()},
             token=None if token is None else Secret.at("token", token),
             cookies=None if cookies is None else Secret.at("cookies", cookies),
             verify=verify if isinstance(verify, bool) else os.fspath(verify),
@@ -151,9 +161,11 @@ class Client:
         if parts.query or parts.fragment:
             alone = parts._replace(query="", fragment="").geturl()
             raise InputError(f"the address goes on after {alone} with '?' or '#'; give that alone")
-        if not self.model:
-            raise InputError("the model has no name; give the one it has on the server")
-        if not self.timeout > 0:
+        if not self.model or not _is_text(self.model):
+            raise InputError(
+                "the model has no name that can be sent; give the one it has on the server"
+            )
+        if not 0 < self.timeout <= threading.TIMEOUT_MAX:
             raise InputError(f"timeout={self.timeout:g} is no number of seconds above 0")
         server = {key: value for key, value in settings.items() if key not in ("url", "model")}
         timeout = server.pop("timeout")
@@ -190,7 +202,8 @@ class Client:
         """
         import awkward as ak
 
-        ends = time.monotonic() + (float("inf") if deadline is None else deadline)
+        seconds = math.inf if deadline is None else _seconds("deadline", deadline)
+        ends = time.monotonic() + seconds
         model = self._described(ends)
         parts: dict[str, list[np.ndarray]] = {tensor.name: [] for tensor in model.outputs}
         invalid: Counter[str] = Counter()
@@ -232,6 +245,8 @@ class Client:
         try:
             inputs = [_tensor(entry) for entry in metadata["inputs"]]
             outputs = [_tensor(entry) for entry in metadata["outputs"]]
+            if not inputs or not outputs:
+                raise ValueError("it has no inputs or no outputs")
             most = int(config.get("max_batch_size", BATCH)) or BATCH
             # a model without batching may take one number of jets only
             most = min([most, *(tensor.shape[0] for tensor in inputs if tensor.shape[0] > 0)])
@@ -270,12 +285,16 @@ class Client:
             except ServerError:
                 self._model = None  # it may be another one now
                 raise
+            outputs = {}
             for tensor in model.outputs:
-                if tensor.name not in answers or len(answers[tensor.name]) != count:
+                values = _as_described(answers.get(tensor.name), tensor, count)
+                if values is None:
                     raise ServerError(
-                        f"{self.url} answered {count} jets without '{tensor.name}' for each of them"
+                        f"{self.url} answered {count} jets without '{tensor.name}' for each of"
+                        f" them, in the type and shape that it says: {tensor.dtype} {tensor.shape}"
                     )
-        return {tensor.name: answers[tensor.name] for tensor in model.outputs}
+                outputs[tensor.name] = values
+        return outputs
 
     # ------------------------------------------------------------ requests of the protocol's form
 
@@ -379,11 +398,34 @@ def _server_class(scheme: str) -> Callable[..., Server]:
     return GrpcServer
 
 
+def _seconds(option: str, value: float) -> float:
+    """A number of seconds. Raises InputError for what is no number."""
+    try:
+        seconds = float(value)
+    except (TypeError, ValueError):
+        seconds = math.nan
+    if math.isnan(seconds):
+        raise InputError(f"{option}={value!r} is no number of seconds")
+    return seconds
+
+
+def _is_text(name: str) -> bool:
+    """Whether a name can be sent; halves of characters beyond 16 bits cannot."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _parts(url: str) -> urllib.parse.SplitResult:
     """The parts of an address. Raises InputError for text that is none."""
     try:
         parts = urllib.parse.urlsplit(url)
         _ = parts.port
+        (parts.hostname or "").encode("idna")  # as the socket does it
+        if re.search(r"[\s\x00-\x1f\x7f]", url):
+            raise ValueError("it holds a blank or a control character")
     except ValueError as error:
         raise InputError(f"'{url}' is no address of a server: {error}") from None
     return parts
@@ -393,10 +435,26 @@ def _tensor(entry: Mapping[str, Any]) -> Tensor:
     from jec_client.model_inputs import Tensor
 
     datatype = entry["datatype"]
+    if not isinstance(entry["name"], str):
+        raise ValueError(f"{entry['name']!r} is no name")
     if datatype not in protocol.DTYPES:
         raise ValueError(f"'{entry['name']}' is {datatype}, and no numbers")
     shape = tuple(int(size) for size in entry["shape"])
     return Tensor(name=entry["name"], dtype=np.dtype(protocol.DTYPES[datatype]), shape=shape)
+
+
+def _as_described(values: np.ndarray | None, tensor: Tensor, count: int) -> np.ndarray | None:
+    """An answer in the type and shape that the server says; None where it is another one."""
+    if values is None or values.shape[:1] != (count,):
+        return None
+    if not np.can_cast(values.dtype, tensor.dtype, "same_kind"):
+        return None
+    its = tensor.shape[1:]
+    if -1 in its:
+        return values.astype(tensor.dtype, copy=False) if values.ndim == 1 + len(its) else None
+    if values.size != count * math.prod(its):
+        return None
+    return values.astype(tensor.dtype, copy=False).reshape(count, *its)
 
 
 def _takes_bytes(server: Body) -> bool:

@@ -36,6 +36,8 @@ class Secret:
         text = os.fspath(place)
         if text.startswith("$"):
             secret = cls(option, variable=text[1:].strip("{}"))
+            if not secret.variable:
+                raise InputError(f"{option}= names no variable of the environment behind '$'")
         else:
             path = Path(text).expanduser()
             try:

@@ -113,7 +113,7 @@ class HttpServer:
             return {}
         try:
             return json.loads(reply.content)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise ServerError(
                 f"{self.url} did not answer with JSON but with {reply.content[:200]!r}"
             ) from None
@@ -134,6 +134,8 @@ class HttpServer:
             left = self.timeout
             if ends is not None:
                 left = min(left, ends - time.monotonic())
+            if left <= 0:
+                raise Unreachable(f"{self.url} did not answer within the deadline")
             try:
                 reply = self._connections.request(path, data, self._headers(headers), left)
                 if reply.status not in OVERLOADED or not may_wait(pause, ends):
@@ -210,7 +212,7 @@ def _reason(reply: Reply) -> tuple[str, bool]:
     if location is not None:
         parts = urllib.parse.urlsplit(location)
         return f"it sends elsewhere, to {parts._replace(query='', fragment='').geturl()}", False
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError, RecursionError):
         words = json.loads(reply.content)
         if isinstance(words, dict) and (words.keys() & {"error", "detail"}):
             return str(words.get("error") or words["detail"]).strip()[:2000], True

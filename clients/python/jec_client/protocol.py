@@ -117,7 +117,7 @@ def from_binary(content: bytes, head: int) -> dict[str, np.ndarray]:
             part = content[place : place + size]
             by_name[tensor["name"]] = from_raw(part, tensor["datatype"], tensor["shape"])
             place += size
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise ServerError(
             f"the answer has not the form of the Open Inference Protocol v2 ({error!r}):"
             f" {content[:200]!r}"
