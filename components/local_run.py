@@ -16,6 +16,7 @@ from typing import Any
 
 from clusters import orphans
 from clusters.orphans import RUN_VARIABLE
+from clusters.processes import tail
 from clusters.run_lock import LOCK, RunLock
 from common import storage
 from common.config import AUTO, NONE, RunConfig
@@ -266,7 +267,9 @@ class LocalRun:
                 time.sleep(0.5)
         except InterruptedRun:
             return
-        raise JecError(f"the model server ended by itself; its log: {file.parent / 'server.log'}")
+        log = file.parent / "server.log"
+        words = tail(log)
+        raise JecError(f"the model server ended by itself:\n{words}\n(log: {log})")
 
     def _end_service(self) -> None:
         if file := self._service_file():

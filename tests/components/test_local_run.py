@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 
@@ -65,8 +66,11 @@ def test_a_model_server_that_ends_by_itself_ends_the_serving(local_run):
     folder.mkdir(parents=True)
     # Beyond the largest process id that Linux gives.
     (folder / "service.json").write_text(json.dumps({"pid": 2**22 + 1}))
-    with pytest.raises(JecError, match=r"server\.log"):
+    (folder / "server.log").write_text("it starts\nthe GPU is gone\n")
+    began = time.monotonic()
+    with pytest.raises(JecError, match=r"(?s)the GPU is gone.*server\.log"):
         local_run._keep_serving()
+    assert time.monotonic() - began < 1.0
 
 
 def test_small_results_on_s3_are_copied_beside_the_logs(s3_bucket, tmp_path):

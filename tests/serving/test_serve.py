@@ -180,7 +180,10 @@ def test_a_server_that_died_ends_the_command_with_its_last_lines(triton_runs, ru
         started = time.monotonic()
         assert process.wait(timeout=20) == 1
         assert time.monotonic() - started < 5
-        assert "the model server ended by itself" in process.stderr.read()
+        said = process.stderr.read()
+        assert "the model server ended by itself:\n" in said
+        # the last lines of its log
+        assert "Started HTTPService" in said.partition("ended by itself:\n")[2]
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ import pytest
 
 from common import storage
 from common.errors import ClusterError, DeadlineError, InputError
-from serving import golden, server_processes, triton, triton_wheel
+from serving import golden, server_folder, server_processes, triton, triton_wheel
 from serving.client import Client, golden_check
 from tests.serving.conftest import NAME
 from weaver.onnx.parity import session
@@ -453,6 +453,49 @@ def test_a_wait_ends_at_its_deadline_and_leaves_nothing(repository, kserve, monk
     ):
         triton.start(repository / "model", **kserve, deadline=0.0)
     assert group_of(pids[0]) == []
+
+
+class Launched(Exception):
+    """Raised in place of a start."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a b",
+        "it's",
+        'a"b',
+        "a&b;c|d",
+        "$HOME",
+        "$(touch made)",
+        "`touch made`",
+        "é ü",
+        "*?[a]",
+    ],
+)
+@pytest.mark.parametrize("kind", ["triton", "kserve-server"])
+def test_no_path_of_the_user_reaches_the_server(
+    repository, tmp_path, monkeypatch, request, name, kind
+):
+    """Neither on its command line nor in its environment: Triton makes a shell line of them."""
+    if kind == "triton":
+        request.getfixturevalue("triton_runs")
+    model = tmp_path / name / "model"
+    shutil.copytree(repository / "model", model)
+    launched = {}
+
+    def launch(command, env, *, folder, **_):
+        own = {key: value for key, value in env.items() if os.environ.get(key) != value}
+        launched.update(words=[*command, *own.values()], folder=folder)
+        assert (folder.repository / NAME / "config.pbtxt").read_bytes()
+        raise Launched
+
+    monkeypatch.setattr(server_processes, "launch", launch)
+    with pytest.raises(Launched):
+        triton.start(model, model_name=NAME, log=model.parent / "server.log", kind=kind)
+    assert not any(str(model.parent) in word for word in launched["words"])
+    assert server_folder.PLAIN.fullmatch(str(launched["folder"].path))
+    assert not list(tmp_path.rglob("made"))
 
 
 def test_a_model_that_is_not_in_the_repository_is_refused_before_anything_starts(
