@@ -284,8 +284,9 @@ class FakeApi:
         thing |= {"apiVersion": api_version, "kind": kind}
         if dry:
             return thing
-        self._objects[plural, namespace, name] = thing
-        self.touch(thing)
+        with self.lock:  # tests call this without it, while the controllers' thread takes its turns
+            self._objects[plural, namespace, name] = thing
+            self.touch(thing)
         return thing
 
     def replace(self, plural: str, old: dict, thing: dict, *, status: bool = False) -> dict:
