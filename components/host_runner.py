@@ -142,9 +142,10 @@ def _run(session: _Session, command: list[str], env: dict[str, str]) -> bool:
     assert process.stdout is not None  # it is a pipe
     # kfp captures sys.stdout while a step runs.
     terminal = sys.__stdout__ or sys.stdout
-    for line in process.stdout:
-        terminal.write(f"[{name}] {line}")
-        terminal.flush()
+    with process.stdout:
+        for line in process.stdout:
+            terminal.write(f"[{name}] {line}")
+            terminal.flush()
     code = process.wait()
     session.running.remove(process)
     if code != 0:

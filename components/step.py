@@ -217,10 +217,11 @@ def use_endpoint(endpoint: str) -> None:
     login, which logs and objects of a cluster would show.
     """
     if endpoint != AUTO:
+        require_url("--s3-endpoint", endpoint)
         os.environ["AWS_ENDPOINT_URL"] = endpoint
     for variable in ENDPOINTS:
         if os.environ.get(variable):
-            require_url("--s3-endpoint" if endpoint != AUTO else variable, os.environ[variable])
+            require_url(variable, os.environ[variable])
     if "AWS_ENDPOINT_URL" in os.environ:
         os.environ.setdefault("S3_ENDPOINT", os.environ["AWS_ENDPOINT_URL"])
     # Newer boto3 sends checksums that older Ceph gateways refuse.
