@@ -27,7 +27,7 @@ def test_split_names_take_files_with_blanks_from_anywhere(where, request, tmp_pa
     elif where == "s3":
         base = f"{request.getfixturevalue('s3_bucket')}/jets"
     else:
-        base = f"{request.getfixturevalue('xrootd_server').uri}/jets"
+        base = f"{request.getfixturevalue('xrootd_server').uri}/{tmp_path.name}"
     put_files(base, tmp_path)
     groups = groups_of([f"two%2:{base}/*.root", f"all:{base}/*.root"])
     assert list(groups) == ["all", "two_0", "two_1"]

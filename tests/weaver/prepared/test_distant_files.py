@@ -36,16 +36,16 @@ def folder(tmp_path_factory):
 def sources(folder, xrootd_server, web_server, s3_server):
     """Name of a source -> address of the folder there."""
     for server in (xrootd_server, web_server):
-        shutil.copytree(folder, server.data / "jets")
+        shutil.copytree(folder, server.data / "distant-jets")
     storage.s3.client().create_bucket(Bucket="distant-jets")
     storage.upload(folder, "s3://distant-jets/jets")
     return {
         "disk": str(folder),
         "file": f"file://{folder}",
         "s3": "s3://distant-jets/jets",
-        "root": f"{xrootd_server.uri}/jets",
-        "http": f"{web_server.uri}/jets",
-        "http without ranges": f"{web_server.uri}/plain/jets",
+        "root": f"{xrootd_server.uri}/distant-jets",
+        "http": f"{web_server.uri}/distant-jets",
+        "http without ranges": f"{web_server.uri}/plain/distant-jets",
     }
 
 
