@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 WIDTH = 128  # characters of a printed line; a longer finding continues below its column
 
@@ -67,13 +67,14 @@ def as_text(line: Line) -> str:
     return f"\n{indent}".join([head + parts[0], *parts[1:]])
 
 
-def show(lines: Iterable[Line]) -> list[Line]:
-    """Print each line as soon as it is known; return them all."""
-    printed = []
+def show(lines: Iterable[Line], hidden: Collection[State] = ()) -> list[Line]:
+    """Print each line as soon as it is known, except those of hidden states; return them all."""
+    known = []
     for line in lines:
-        print(as_text(line), flush=True)
-        printed.append(line)
-    return printed
+        if line.state not in hidden:
+            print(as_text(line), flush=True)
+        known.append(line)
+    return known
 
 
 def count(lines: Iterable[Line], state: State) -> int:
