@@ -56,6 +56,7 @@ class ShowVersion(argparse.Action):
     """Print the version and the commit. The commit takes git, so it is looked up only here."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        """Print the line and end."""
         from common.project import git_commit, version
 
         print(f"jec-pipeline {version()}, commit {git_commit()}")
@@ -266,6 +267,7 @@ def add_commands(group: argparse._ArgumentGroup) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run the command; return the exit code."""
     return run_main(lambda: parse_and_act(argv))
 
 

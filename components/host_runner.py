@@ -33,6 +33,7 @@ class StepFailed(JecError):
     """A step ended with an exit code that is not 0; it has said why itself."""
 
     def __init__(self, step: str, code: int) -> None:
+        """Keep the step's name and its exit code."""
         super().__init__(f"step {step} ended with exit code {code}")
         self.step, self.exit_code = step, code if code > 0 else 1
 

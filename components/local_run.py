@@ -52,6 +52,7 @@ class LocalRun:
     def __init__(
         self, config: RunConfig, output: Path, *, serve: bool, quiet: bool = False
     ) -> None:
+        """Settle where results lie; nothing is started yet."""
         self.output, self.serve, self.started = output.resolve(), serve, time.monotonic()
         self.quiet = quiet
         place = str(self.output) if config.s3_bucket == AUTO else storage.absolute(config.s3_bucket)

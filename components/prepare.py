@@ -259,6 +259,7 @@ def checked_inputs(config: RunConfig, kept: str) -> Inputs:
 
 
 def say_warning(result: inputs_module.Result) -> None:
+    """Print the warning of a check, if it has one."""
     if result.warning:
         step.say(f"warning: {result.warning}")
 
@@ -531,6 +532,7 @@ def configuration(parser: argparse.ArgumentParser, argv: list[str] | None) -> Ru
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run the step; return the exit code."""
     parser = Parser(prog="python -m components.prepare", description=__doc__)
     add_arguments(parser)
     parser.add_argument(

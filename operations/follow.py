@@ -27,9 +27,11 @@ class Screen:
     """Prints a line about a topic whenever it differs from the last one about it."""
 
     def __init__(self) -> None:
+        """Begin with nothing printed."""
         self.lines: dict[str, str] = {}
 
     def show(self, topic: str, line: str) -> None:
+        """Print a line unless it is the last one about its topic."""
         if self.lines.get(topic) != line:
             self.lines[topic] = line
             print(line, flush=True)

@@ -397,6 +397,7 @@ def results_of(folder: RunFolder, target: Target) -> Results:
 
 
 def count_of(trials: int) -> str:
+    """Say a number of trials."""
     return f"{trials} trial" + ("" if trials == 1 else "s")
 
 

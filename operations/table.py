@@ -33,18 +33,22 @@ class Line:
 
 
 def ok(what: str, finding: str) -> Line:
+    """Make a line that is well."""
     return Line(State.OK, what, finding)
 
 
 def warning(what: str, finding: str, cure: str = "") -> Line:
+    """Make a warning."""
     return Line(State.WARNING, what, finding, cure)
 
 
 def error(what: str, finding: str, cure: str = "") -> Line:
+    """Make a line that lets the run fail."""
     return Line(State.ERROR, what, finding, cure)
 
 
 def not_seen(what: str, why: str, cure: str = "") -> Line:
+    """Make a line about something that could not be looked at."""
     return Line(State.NOT_SEEN, what, why, cure)
 
 
@@ -78,4 +82,5 @@ def show(lines: Iterable[Line], hidden: Collection[State] = ()) -> list[Line]:
 
 
 def count(lines: Iterable[Line], state: State) -> int:
+    """How many lines have this state."""
     return sum(line.state == state for line in lines)
