@@ -37,6 +37,7 @@ class S3Source(Source):
     """
 
     def __init__(self, uri: str, entry: Entry | None = None) -> None:
+        """Ask for the size and the ETag, unless a listing had them."""
         self.uri = uri
         self._signed: str | None = ""
         """The address; empty before the first range, None once boto3 reads."""
@@ -51,6 +52,7 @@ class S3Source(Source):
         self._tag = head["ETag"]
 
     def read(self, start: int, stop: int) -> bytes:
+        """Return the bytes from start to stop. Raises StorageError, InputError."""
         if stop <= start:  # HTTP knows no empty range
             return b""
         content = self._read_signed(start, stop)
@@ -90,10 +92,12 @@ def _get(uri: str, **options: str) -> bytes:
 
 
 def open_source(uri: str, entry: Entry | None = None) -> Source:
+    """Open an object for reading parts of it."""
     return S3Source(uri, entry)
 
 
 def exists(uri: str) -> bool:
+    """Whether there is an object of this key, or one below it."""
     bucket, key = split_s3(uri)
     with explained(uri):
         answer = client().list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=10)
@@ -102,10 +106,12 @@ def exists(uri: str) -> bool:
 
 
 def read_bytes(uri: str) -> bytes:
+    """Return a whole object. Raises StorageError, InputError."""
     return retried(lambda: _get(uri))
 
 
 def write_bytes(uri: str, content: bytes) -> None:
+    """Write an object."""
     bucket, key = split_s3(uri)
     with explained(uri):
         client().put_object(Bucket=bucket, Key=key, Body=content)
@@ -199,12 +205,13 @@ def delete(uri: str) -> int:
 
 @functools.cache
 def client() -> Any:
+    """Return the S3 client, which is made once for each endpoint."""
     return _client()
 
 
 @functools.cache
 def signer() -> Any:
-    """A client that signs addresses as all regions and servers take it."""
+    """Return a client that signs addresses as all regions and servers take it."""
     return _client(signature_version="s3v4")
 
 
