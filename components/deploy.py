@@ -106,7 +106,13 @@ def golden_answers(run: Run, service: Service) -> dict[str, GoldenAnswers]:
         name = names[len(answers)]
         left = max(ends - time.monotonic(), 1.0)
         try:
-            answers[name] = golden_check(service.url, name, run.folder.golden(name), deadline=left)
+            answers[name] = golden_check(
+                service.url,
+                name,
+                run.folder.golden(name),
+                deadline=left,
+                is_running=service.is_running,
+            )
         except GateError:
             if service.certain or time.monotonic() > ends:
                 raise

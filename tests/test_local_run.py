@@ -18,6 +18,7 @@ import pytest
 
 from common import storage
 from evaluating.jet_columns import FRACTIONS
+from serving import server_processes, triton
 from serving.client import Client
 from tests.weaver.conftest import synthetic_jets, write_jets
 
@@ -336,6 +337,41 @@ def test_serving_a_run_that_has_ended_only_starts_the_server(finished):
     assert process.returncode == 0
     assert not served.ready()
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+
+
+@pytest.mark.slow
+@pytest.mark.faults
+def test_a_killed_server_comes_back_and_goes_with_its_killed_command(finished):
+    output = finished[1]
+    run = (output / "latest").resolve()
+    process = subprocess.Popen(
+        [sys.executable, "pipeline.py", "--output", output, "--resume", run.name, "--serve"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        for line in process.stdout:
+            if line.startswith("serving until"):
+                break
+        before = json.loads((run / "service.json").read_text())
+        os.kill(before["details"]["pid"], signal.SIGKILL)
+        said = next(process.stdout), next(process.stdout)
+        assert str(before["details"]["pid"]) in said[0]
+        assert before["url"] in said[1]
+        after = json.loads((run / "service.json").read_text())
+        assert after["url"] == before["url"]
+        assert triton.is_running(after["details"]["pid"])
+        assert Client(after["url"], after["name"]).ready()
+        assert f"served as {after['name']}" in pipeline("--status", "latest", "--output", output).stdout
+        process.kill()
+    end = time.monotonic() + 20
+    while server_processes.members(after["details"]["pid"]) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert server_processes.members(after["details"]["pid"]) == {}
+    while processes_of(output) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert processes_of(output) == []
 
 
 def test_resuming_a_run_that_does_not_exist_is_refused(finished):
