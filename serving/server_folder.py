@@ -31,6 +31,7 @@ from pathlib import Path
 
 from common import storage
 from common.errors import InputError
+from common.exported_model import check_model
 
 PLAIN = re.compile(r"[-\w./]+", re.ASCII)  # characters that mean nothing to a shell
 SHARED_MEMORY = Path("/dev") / "shm"
@@ -57,7 +58,8 @@ class ServerFolder:
     def add_models(self, models: Mapping[str, str]) -> None:
         """Link these models, name -> folder, into the repository; copy those elsewhere.
 
-        Raises InputError where there is nothing at an address, and StorageError.
+        Raises InputError where there is nothing at an address, or another model than was exported,
+        and StorageError.
         """
         self.repository.mkdir()
         for name, uri in models.items():
@@ -66,6 +68,9 @@ class ServerFolder:
                 place.symlink_to(storage.absolute(uri), target_is_directory=True)
             else:
                 storage.download(uri, place)
+            onnx = place / "1" / "model.onnx"
+            if onnx.is_file():
+                check_model(storage.join(storage.absolute(uri), "1", "model.onnx"), onnx.read_bytes())
 
     def record(self, running: Running) -> None:
         """Write down what the server serves."""
