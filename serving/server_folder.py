@@ -11,8 +11,8 @@ system's temporary folder in which the models are links, or copies of what lies 
         backends/, lib/, python_env_*/
 
 The name of the folder is the server's identity, and begins the names of its shared memory. The lock
-tells a folder in use from one that a killed server left. `remove_abandoned`, which each start, stop,
-`--resume` and `--down` calls, removes that with its shared memory.
+tells a folder in use from one that a killed server left, which `remove_abandoned` removes with its
+shared memory: at each start and stop of a server, and by `--resume` and `--down`.
 """
 
 from __future__ import annotations
@@ -70,7 +70,9 @@ class ServerFolder:
                 storage.download(uri, place)
             onnx = place / "1" / "model.onnx"
             if onnx.is_file():
-                check_model(storage.join(storage.absolute(uri), "1", "model.onnx"), onnx.read_bytes())
+                check_model(
+                    storage.join(storage.absolute(uri), "1", "model.onnx"), onnx.read_bytes()
+                )
 
     def record(self, running: Running) -> None:
         """Write down what the server serves."""

@@ -11,7 +11,6 @@ import dataclasses
 import importlib.util
 import os
 import re
-import shutil
 import subprocess
 import sys
 import sysconfig

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from common.errors import AccessError, InputError, StorageError
-from common.storage.addresses import matches, split_s3, wildcard_at
+from common.storage.addresses import check_endpoints, matches, split_s3, wildcard_at
 from common.storage.entry import Entry
 from common.storage.retries import PassingError, retried
 from common.storage.source import REQUESTS, Source
@@ -174,6 +174,7 @@ def client() -> Any:
     import boto3
     from botocore.config import Config
 
+    check_endpoints()
     # Newer boto3 adds checksums that older Ceph gateways refuse. Throttling, 5xx and lost
     # connections are tried again after a random pause of up to 1, 2, 4 ... 20 s, for about a minute
     # in all. (Mode "adaptive" would slow down what comes after, too.)

@@ -89,7 +89,9 @@ def test_a_model_server_that_ends_is_started_again_and_the_records_say_so(
     folder.mkdir(parents=True)
     gone = {"pid": 2**22 + 1, "url": "http://127.0.0.1:8123"}
     (folder / "service.json").write_text(json.dumps(gone))
-    service_record(run.model_name, url=gone["url"], details={"pid": gone["pid"]}).save(run.folder.service)
+    service_record(run.model_name, url=gone["url"], details={"pid": gone["pid"]}).save(
+        run.folder.service
+    )
 
     def start(repository, **options):
         assert (repository, options["model_name"]) == (run.folder.models, run.model_name)

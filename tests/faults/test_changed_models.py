@@ -94,7 +94,9 @@ def test_whole_models_are_served(run):
     by_serving(run)
 
 
-@pytest.mark.parametrize("record", [None, {}, {"model": NAME}, [], {"model": "other", "sha256": "0"}])
+@pytest.mark.parametrize(
+    "record", [None, {}, {"model": NAME}, [], {"model": "other", "sha256": "0"}]
+)
 def test_a_repository_without_a_record_of_the_model_says_nothing(run, record):
     storage.delete(run.folder.export)
     if record is not None:
