@@ -100,7 +100,7 @@ def test_a_variable_with_a_login_is_refused_and_not_shown(
         ("pipeline", ["--compile-to", "p.yaml"]),
         ("serving.serve", ["s3://b/run"]),
         ("serving.calibrate", ["a.root", "--model", "s3://b/run", "--output", "out"]),
-        ("components.evaluate", ["--run", "s3://b/run"]),
+        ("components.evaluate", ["--run", "s3://b/run", "--trial", "t"]),
     ],
     ids=str,
 )
