@@ -187,6 +187,7 @@ def is_foreign_scheme(name: str) -> bool:
 
 
 def is_s3(uri: str) -> bool:
+    """Whether an address is one of S3."""
     return uri.startswith("s3://")
 
 
@@ -230,6 +231,7 @@ def absolute(uri: str) -> str:
 
 
 def name(uri: str) -> str:
+    """Return the last part of an address."""
     return uri.rstrip("/").rsplit("/", 1)[-1]
 
 
