@@ -12,8 +12,9 @@ TORCH_FROM  := $(TORCH) $(if $(TORCH_INDEX),--extra-index-url "$(TORCH_INDEX)")
 
 # The peer of the comparisons, in an environment of its own.
 PEER   := .venv-peer
+AUDIT  := .venv-audit
 
-.PHONY: help setup run test faults test-all test-cluster lint format bench physics parity peer images lock clean
+.PHONY: help setup run test faults test-all test-cluster lint format bench physics parity peer images lock audit clean
 
 help:
 	@echo "make run      calibrate generated jets here: search, train, export, validate, serve"
@@ -29,6 +30,7 @@ help:
 	@echo "make setup TORCH_INDEX=URL            torch from a further index, such as one of CPU builds"
 	@echo "make images REGISTRY=registry/project build and push the images (docker, podman, buildah)"
 	@echo "make lock     resolve pyproject.toml into the hash-pinned locks (needs uv)"
+	@echo "make audit    known weaknesses of the locked packages, as PyPI lists them"
 	@echo "make clean    remove the environments and caches; runs/ stays"
 
 setup: $(VENV)/.whole
@@ -132,5 +134,12 @@ lock:
 		--python-platform x86_64-manylinux_2_28 -o images/torch-cuda.lock
 	$(BIN)/python -m images.locks
 
+# --strict: an index that does not answer for a package is no clean bill of health.
+audit:
+	@test -x $(AUDIT)/bin/pip-audit \
+		|| { $(PYTHON) -m venv $(AUDIT) && $(AUDIT)/bin/pip install -qq pip-audit; }
+	@$(AUDIT)/bin/pip-audit --strict --disable-pip --progress-spinner off \
+		--requirement requirements.lock --requirement requirements-triton.lock
+
 clean:
-	rm -rf $(VENV) $(PEER) .venv-onnxruntime-* .pytest_cache .ruff_cache .coverage*
+	rm -rf $(VENV) $(PEER) $(AUDIT) .venv-onnxruntime-* .pytest_cache .ruff_cache .coverage*

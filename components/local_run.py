@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import secrets
@@ -15,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from clusters import orphans
+from clusters.local import LocalCluster
 from clusters.orphans import RUN_VARIABLE
-from clusters.processes import tail
 from clusters.run_lock import LOCK, RunLock
 from common import storage
 from common.config import AUTO, NONE, RunConfig
@@ -27,7 +28,8 @@ from common.records import ExportRecord, MetricsRecord, SearchRecord, ServiceRec
 from common.run import Run, make_run_id
 from components import chain, host_runner
 from components.step import LOCAL_DIR, write_status
-from components.steps import WEBHOOK, WEBHOOK_FILE
+from components.steps import SERVICE_DEADLINE, WEBHOOK, WEBHOOK_FILE
+from serving import restarts, server_folder, triton
 from weaver.fit.allocator import ENVIRONMENT as ALLOCATOR
 
 STALE_SECONDS = 24 * 3600
@@ -92,6 +94,7 @@ class LocalRun:
                 quiet=self.quiet,
             )
             self._collect()
+            self._ensure_service()
             self._summary(self._prepared)
             if self.serve and self._service():
                 self._keep_serving()
@@ -138,6 +141,7 @@ class LocalRun:
         if left:
             _say(f"ending {len(left)} processes that a killed command for {run_id} left")
             orphans.end(list(left))
+        server_folder.remove_abandoned()
 
     def _after_step(self, step: str, command: list[str]) -> None:
         if step == "prepare":
@@ -267,20 +271,38 @@ class LocalRun:
             return
         pid = json.loads(file.read_text())["pid"]
         print("serving until Ctrl-C ...", flush=True)
+        log = file.parent / "server.log"
         try:
-            while _alive(pid):
-                time.sleep(0.5)
+            restarts.keep_running(
+                pid, lambda: self._restart_service(file.parent), log=log, report=_say
+            )
         except InterruptedRun:
             return
-        log = file.parent / "server.log"
-        words = tail(log)
-        raise JecError(f"the model server ended by itself:\n{words}\n(log: {log})")
+        except JecError as error:
+            with contextlib.suppress(JecError):  # a storage that fails must not hide the reason
+                write_status(self._prepared, "pipeline", "failed", str(error))
+            raise
+
+    def _ensure_service(self) -> None:
+        """Start the server again where it has ended by itself since the deploy step."""
+        file = self._service_file()
+        if file is not None and not triton.is_running(json.loads(file.read_text())["pid"]):
+            self._restart_service(file.parent)
+
+    def _restart_service(self, folder: Path) -> int:
+        """Start the server again, and let service.json say so; returns its pid."""
+        run = self._prepared
+        cluster = LocalCluster(self.output, servers=triton)
+        served = cluster.restart_service(folder, run.folder.models, deadline=SERVICE_DEADLINE)
+        record = ServiceRecord.load(run.folder.service)
+        details = {**record.details, **served.details}
+        dataclasses.replace(record, details=details, kind=served.kind).save(run.folder.service)
+        _say(f"{served.kind} serves {served.name} again at {served.url}")
+        pid: int = served.details["pid"]
+        return pid
 
     def _end_service(self) -> None:
         if file := self._service_file():
-            from clusters.local import LocalCluster
-            from serving import triton
-
             cluster = LocalCluster(self.output, servers=triton)
             cluster.end_service(file.parent)
 
@@ -325,14 +347,6 @@ def _gain_text(gain: Interval | None) -> str:
     if gain is None:
         return "not measured: too few test jets"
     return f"{gain.percent()} in resolution, over the standard JEC"
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def _shown(path: Path) -> str:

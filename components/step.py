@@ -29,11 +29,10 @@ from common.layout import RunFolder
 from common.records import StatusRecord, StepStatus
 from common.run import Run
 from common.storage import space
+from common.storage.addresses import check_endpoints
 from components.steps import RETRIES
 
 LOCAL_DIR = "JEC_LOCAL_DIR"
-ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
-"""Variables with the address of an S3 server."""
 """Set by the local runner to the folder of local runs; without it a step belongs to the cluster
 whose pod it is.
 """
@@ -219,9 +218,7 @@ def use_endpoint(endpoint: str) -> None:
     if endpoint != AUTO:
         require_url("--s3-endpoint", endpoint)
         os.environ["AWS_ENDPOINT_URL"] = endpoint
-    for variable in ENDPOINTS:
-        if os.environ.get(variable):
-            require_url(variable, os.environ[variable])
+    check_endpoints()
     if "AWS_ENDPOINT_URL" in os.environ:
         os.environ.setdefault("S3_ENDPOINT", os.environ["AWS_ENDPOINT_URL"])
     # Newer boto3 sends checksums that older Ceph gateways refuse.

@@ -168,6 +168,19 @@ def check_url(text: str) -> None:
         raise InputError(f"{shown!r} {problem}; write https://HOST or https://HOST:PORT")
 
 
+def check_endpoints() -> None:
+    """Raise InputError where a variable with the address of an S3 server is no URL or has a login.
+
+    These are the variables of boto3, one for each service, and TensorBoard's.
+    """
+    for variable, address in os.environ.items():
+        if address and (variable == "S3_ENDPOINT" or variable.startswith("AWS_ENDPOINT_URL")):
+            try:
+                check_url(address)
+            except InputError as error:
+                raise InputError(f"{variable}: {error}") from None
+
+
 def is_foreign_scheme(name: str) -> bool:
     """Whether `name:/path` names a storage system, ours or another, and no sample."""
     return name.lower() in FOREIGN or name.lower() in SCHEMES

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from common.errors import AccessError, InputError, StorageError
 from common.storage import http
-from common.storage.addresses import matches, split_s3, wildcard_at
+from common.storage.addresses import check_endpoints, matches, split_s3, wildcard_at
 from common.storage.entry import Entry
 from common.storage.retries import PassingError, retried
 from common.storage.source import REQUESTS, Source
@@ -224,6 +224,7 @@ def _client(**settings: str) -> Any:
     import boto3
     from botocore.config import Config
 
+    check_endpoints()
     # Newer boto3 adds checksums that older Ceph gateways refuse. Throttling, 5xx and lost
     # connections are tried again after a random pause of up to 1, 2, 4 ... 20 s, for about a minute
     # in all. (Mode "adaptive" would slow down what comes after, too.)
