@@ -484,7 +484,7 @@ class RunConfig:
     mlflow: str = option(
         AUTO,
         "MLflow tracking server that gets the run, its trials, report and models; 'auto' is"
-        " MLFLOW_TRACKING_URI where that is set, 'none' logs nothing",
+        " MLFLOW_TRACKING_URI where the step has it, 'none' logs nothing",
         group="tracking",
         metavar="URL",
         of_site=True,

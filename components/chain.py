@@ -66,6 +66,9 @@ ANY_SERVER = Support()  # an IR that every supported server takes
 MLFLOW_STEPS = ("prepare", "search", "finish")
 """Steps that log to MLflow themselves; trials and the evaluation's job have pods of their own."""
 
+REGISTRY_STEPS = ("prepare", "evaluate")
+"""Steps that ask the model registry: prepare whether it is there."""
+
 # of a step's pod, unless it asks for more: prepare decodes the data
 CPU_LIMIT = "2"
 MEMORY_LIMIT = "4Gi"
@@ -206,7 +209,7 @@ def _with_tracking_login(task: Any, config: RunConfig, support: Support) -> None
         keys = {key: key for key in tracking.SECRET_KEYS}
         secret_as_env(task, config.mlflow_secret, keys, support)
     match = SECRET_KEY.fullmatch(config.model_registry_secret)
-    if match and task.name == "evaluate":
+    if match and task.name in REGISTRY_STEPS:
         name, key = match.groups()
         secret_as_env(task, name, {key: REGISTRY_TOKEN}, support)
 

@@ -29,7 +29,7 @@ from common.project import ROOT, here
 from common.records import DataSet, RunRecord, ServiceRecord, StatusRecord
 from common.run import Run, make_run_id, slug
 from components import inputs as inputs_module
-from components import predictor, start_at, step, tracked
+from components import model_registry, predictor, start_at, step, tracked
 from components.inputs import SAMPLE, Inputs
 from components.steps import IMAGE_VARIABLE
 from reporting import markdown
@@ -117,6 +117,8 @@ def prepare(
     inputs = checked_inputs(config, kept=run.path("config") if complete else NONE)
     predictor.check_keys_early(run)
     tracker = tracked.connected(config, resumed=complete)
+    if not complete:
+        model_registry.check(config)
     run = Run(config=config.replace(search_space=to_json(inputs.space)))
     missing = True
     if complete:

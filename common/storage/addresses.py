@@ -154,8 +154,8 @@ def check_url(text: str) -> None:
                 f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}: the address holds a login,"
                 " and addresses are stored with the run and visible in arguments; leave it out, and"
                 " set the variables for credentials (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY of"
-                " S3; KFP_TOKEN, or KFP_USERNAME and KFP_PASSWORD, of Kubeflow; MLFLOW_TRACKING_TOKEN,"
-                " or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, of MLflow)"
+                " S3; KFP_TOKEN, or KFP_USERNAME and KFP_PASSWORD, of Kubeflow;"
+                " MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME and _PASSWORD, of MLflow)"
             )
         if parts.scheme not in HTTP or not parts.hostname:
             problem = "is no URL of a server"
