@@ -47,8 +47,8 @@ Jet energy calibration: from ROOT files to a served, validated model.
 **Everything else** is a line of `settings` (JSON editor), by the first word of its name: `data_`
 jets and damaged files, `search_` algorithm, early stopping and batch size, `pods_` memory, images
 and nodes, `gate_` what a model must reach to be deployed, `report_` the model to compare with,
-`serve_` the service, `kubeflow_` labels, webhook and clean-up. A line that is removed has its
-default. `auto` and `none` are values.
+`serve_` the service, `tracking_` MLflow and the model registry, `kubeflow_` labels, webhook and
+clean-up. A line that is removed has its default. `auto` and `none` are values.
 
 **Where runs are kept**: `storage_`. Leave `storage_run_id` at `auto` for a new run.
 

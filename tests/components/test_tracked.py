@@ -1,4 +1,4 @@
-"""What a run, its trials and its search log to MLflow, and that no failure of a server ends them."""
+"""What a run, its trials and its search log to MLflow; no failure of a server ends them."""
 
 from __future__ import annotations
 
