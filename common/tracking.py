@@ -89,6 +89,7 @@ class Tracker:
     """One run of the pipeline on a tracking server. Methods raise JecError where it fails."""
 
     def __init__(self, client: Any, experiment_id: str, run_id: str) -> None:
+        """Take a client of the server, MLflow's id of the experiment and our id of the run."""
         self.client, self.experiment_id, self.run_id = client, experiment_id, run_id
         self._parent = ""
         # MLflow's id of a run -> the epochs that the server has of it
@@ -162,6 +163,7 @@ class Tracker:
                 self.client.log_metric(mlflow_run, name, value)
 
     def set_tags(self, mlflow_run: str, tags: Mapping[str, str]) -> None:
+        """Set tags, also such as have another value."""
         from mlflow.entities import RunTag
 
         self.client.log_batch(mlflow_run, tags=[RunTag(name, tags[name]) for name in tags])

@@ -26,6 +26,7 @@ from components.steps import (
     STEPS,
     WEBHOOK,
     component,
+    producer,
     step_of,
 )
 from training.search_space import as_document, load
@@ -95,11 +96,13 @@ def pipeline(config: RunConfig, image: str = STEPS_IMAGE, *, support: Support = 
         job = dsl.PIPELINE_JOB_ID_PLACEHOLDER
         common = {"storage_endpoint": inputs["storage_endpoint"], "job_id": job}
 
-        def task(name: str, *, after: Any = None, **arguments: Any) -> Any:
-            """A step of the pipeline, with what it needs as a pod."""
-            task = made[name](**arguments)
-            if after is not None:
-                task.after(after)
+        tasks: dict[str, Any] = {}
+
+        def task(name: str, **arguments: Any) -> Any:
+            """A step of the pipeline, with its artifacts and what it needs as a pod."""
+            taken = {one: tasks[producer(one)].outputs[one] for one in step_of(name).artifacts}
+            task = made[name](**arguments, **taken)
+            tasks[name] = task
             if support.display_names:
                 task.set_display_name(step_of(name).title)
             return _on_the_cluster(task, config, inputs["storage_secret"], support)
@@ -112,8 +115,8 @@ def pipeline(config: RunConfig, image: str = STEPS_IMAGE, *, support: Support = 
             prepared.set_env_variable(IMAGE_VARIABLE, image)
             run = prepared.outputs["run"]
             trial = task("search", run=run, **common).outputs["best_trial"]
-            exported = task("export", run=run, trial=trial, **common)
-            evaluated = task("evaluate", run=run, trial=trial, **common, after=exported)
+            task("export", run=run, trial=trial, **common)
+            evaluated = task("evaluate", run=run, trial=trial, **common)
             task("deploy", run=run, passed=evaluated.outputs["passed"], **common)
 
     # KFP reads the pipeline's parameters from the signature.

@@ -35,6 +35,7 @@ class Registry:
     """The API of one registry; the token is that of the environment."""
 
     def __init__(self, url: str) -> None:
+        """Make requests to the registry at a URL; nothing is sent yet."""
         self.url = url.rstrip("/")
         self._session = http.session()
         if token := os.environ.get(REGISTRY_TOKEN, "").strip():

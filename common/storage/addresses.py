@@ -182,6 +182,7 @@ def is_foreign_scheme(name: str) -> bool:
 
 
 def is_s3(uri: str) -> bool:
+    """Whether an address is one of S3."""
     return uri.startswith("s3://")
 
 
@@ -225,6 +226,7 @@ def absolute(uri: str) -> str:
 
 
 def name(uri: str) -> str:
+    """Return the last part of an address."""
     return uri.rstrip("/").rsplit("/", 1)[-1]
 
 

@@ -28,6 +28,7 @@ class MlflowTrial:
     """
 
     def __init__(self, trial_uri: str, parameters: Mapping[str, object], *, used: bool) -> None:
+        """Take the trial's folder, whose name is the trial's, and its parameters."""
         self.name = storage.name(trial_uri.rstrip("/"))
         self.parameters = parameters
         self.used = used
@@ -35,12 +36,14 @@ class MlflowTrial:
         self._id = ""
 
     def __enter__(self) -> MlflowTrial:
+        """Begin the trial's run on the server, or go on in it."""
         if self.used:
             with tracking.tolerated(self._give_up, CONSEQUENCE):
                 self._begin()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Tell the server how the training ended."""
         status = "FINISHED"
         if kind is not None:
             stopped = issubclass(kind, InterruptedRun | KeyboardInterrupt)
