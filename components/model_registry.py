@@ -114,8 +114,11 @@ def _register(registry: Registry, run: Run, metrics: MetricsRecord) -> str:
     model = registry.find("registered_model", name=run.model_name)
     if model is None:
         model = registry.make("registered_models", {"name": run.model_name, "state": "LIVE"})
-    about = {"author": run.config.user, "state": "LIVE"}
-    about |= {"customProperties": _properties(run, export, metrics)}
+    about: Entry = {
+        "author": run.config.user,
+        "state": "LIVE",
+        "customProperties": _properties(run, export, metrics),
+    }
     version = registry.find("model_version", name=run.id, parentResourceId=model["id"])
     if version is None:
         content = {"name": run.id, "registeredModelId": model["id"], **about}

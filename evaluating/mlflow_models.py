@@ -92,20 +92,25 @@ def _write(folder: RunFolder, name: str, target: Path, mlflow_run: str) -> None:
 def signature_of(graph: Any) -> Any:
     """MLflow's signature of an ONNX model: names, types and shapes, with -1 for a free size."""
     from mlflow.models import ModelSignature
-    from mlflow.types import Schema, TensorSpec
+
+    return ModelSignature(
+        inputs=_schema(graph.graph.input),
+        outputs=_schema(graph.graph.output),
+    )
+
+
+def _schema(values: Any) -> Any:
+    """The inputs or the outputs of an ONNX graph in MLflow's form."""
+    from mlflow.types import ColSpec, Schema, TensorSpec
     from onnx.helper import tensor_dtype_to_np_dtype
 
-    schemas = []
-    for values in (graph.graph.input, graph.graph.output):
-        tensors = []
-        for value in values:
-            kind = value.type.tensor_type
-            shape = [size.dim_value or -1 for size in kind.shape.dim]
-            tensors.append(
-                TensorSpec(tensor_dtype_to_np_dtype(kind.elem_type), shape, name=value.name)
-            )
-        schemas.append(Schema(tensors))
-    return ModelSignature(*schemas)
+    tensors: list[ColSpec | TensorSpec] = []
+    for value in values:
+        kind = value.type.tensor_type
+        shape = [size.dim_value or -1 for size in kind.shape.dim]
+        dtype = tensor_dtype_to_np_dtype(kind.elem_type)
+        tensors.append(TensorSpec(dtype, shape, name=value.name))
+    return Schema(tensors)
 
 
 def _tags(
