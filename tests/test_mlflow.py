@@ -48,8 +48,14 @@ def server(tmp_path_factory):
     command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db"]
     command += ["--artifacts-destination", str(folder / "artifacts")]
     log = (folder / "server.log").open("w")
+    # The server's jobs are those of its language models: a pool of processes that starts with it.
     process = subprocess.Popen(
-        command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, cwd=folder
+        command,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        cwd=folder,
+        env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
     )
     address, end = f"http://127.0.0.1:{port}", time.monotonic() + 150
     try:
