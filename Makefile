@@ -126,7 +126,7 @@ images:
 UV := uv pip compile --quiet --generate-hashes --no-header --no-annotate --python-version 3.11
 lock:
 	$(UV) pyproject.toml --extra train --extra local --extra hdf5 --extra generate \
-		--extra xrootd --extra test \
+		--extra xrootd --extra mlflow --extra test \
 		--no-emit-package torch --python-platform x86_64-manylinux_2_36 -o requirements.lock
 	echo 'nvidia-pytriton==0.7.0' | $(UV) - --no-deps \
 		--python-platform x86_64-manylinux_2_36 -o requirements-triton.lock

@@ -29,7 +29,7 @@ from common.records import (
     SummaryRecord,
 )
 from common.run import Run, make_run_id
-from components import step
+from components import step, tracked
 from components.steps import NAMES, WEBHOOK, WEBHOOK_FILE
 from reporting import markdown, page
 
@@ -58,6 +58,7 @@ def finish(uri: str, artifacts: step.Artifacts, job_id: str = "") -> SummaryReco
         summary = summarise_stopped(uri, job_id)
     if summary.steps:
         summary.save(RunFolder(uri).summary)
+    tracked.end(uri, summary)
     artifacts.set("summary", content=as_markdown(summary))
     try:
         if url := webhook():

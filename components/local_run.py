@@ -19,7 +19,7 @@ from clusters import orphans
 from clusters.local import LocalCluster
 from clusters.orphans import RUN_VARIABLE
 from clusters.run_lock import LOCK, RunLock
-from common import storage
+from common import storage, tracking
 from common.config import AUTO, NONE, RunConfig
 from common.errors import InputError, InterruptedRun, JecError
 from common.measurements import Interval
@@ -58,7 +58,7 @@ class LocalRun:
         self.output, self.serve, self.started = output.resolve(), serve, time.monotonic()
         self.quiet = quiet
         place = str(self.output) if config.s3_bucket == AUTO else storage.absolute(config.s3_bucket)
-        self.config = config.replace(s3_bucket=place)
+        self.config = tracking.settled(config.replace(s3_bucket=place), on_this_machine=True)
         self.run: Run | None = None
         # of the steps; the run's id once prepare has settled it
         self.environment = {**ALLOCATOR, LOCAL_DIR: str(self.output)}

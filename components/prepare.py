@@ -18,7 +18,7 @@ from pathlib import Path
 
 from clusters.pod_namespace import own_namespace
 from clusters.registry import digest_of
-from common import card, form, storage
+from common import card, form, storage, tracking
 from common.choices import SPLITS
 from common.cli import Parser, run_main
 from common.config import AUTO, NONE, SERVED, RunConfig, add_arguments, flag
@@ -28,7 +28,7 @@ from common.project import git_commit, here
 from common.records import DataSet, RunRecord, ServiceRecord, StatusRecord
 from common.run import Run, make_run_id, slug
 from components import inputs as inputs_module
-from components import lineage, predictor, start_at, step
+from components import lineage, model_registry, predictor, start_at, step, tracked
 from components.inputs import SAMPLE, Inputs
 from components.steps import IMAGE_VARIABLE
 from reporting import markdown
@@ -60,6 +60,10 @@ RESUMABLE_PARAMETERS = (
     "predictor_form",
     "experiment_name",
     "webhook_secret",
+    "mlflow",
+    "mlflow_secret",
+    "model_registry",
+    "model_registry_secret",
     "delete_train_experiment",
     "delete_export_job",
 )
@@ -104,12 +108,16 @@ def prepare(
         namespace=namespace(config),
         baseline=baseline_folder(config),
     )
+    config = tracking.settled(config, on_this_machine=step.LOCAL_DIR in os.environ)
 
     # Refuse what cannot be used.
     run = Run(config=config)
     complete = storage.exists(run.path("run.json"))
     inputs = checked_inputs(config, kept=run.path("config") if complete else NONE)
     predictor.check_keys_early(run)
+    tracker = tracked.connected(config, resumed=complete)
+    if not complete:
+        model_registry.check(config)
     run = Run(config=config.replace(search_space=to_json(inputs.space)))
     missing = True
     if complete:
@@ -137,6 +145,7 @@ def prepare(
         "prepare", run, lambda: fill(run, inputs, job_id) if missing else None, job_id=job_id
     )
     prepared = Run.load(run.uri)
+    tracked.begin(tracker, prepared)
     if artifacts:
         lineage.publish_dataset(prepared, artifacts)
     jets = ", ".join(f"{data.jets:,} {split}" for split, data in prepared.record.data.items())
