@@ -19,6 +19,7 @@ from common.records import (
     ServiceRecord,
     StatusRecord,
     SummaryRecord,
+    UnchangedRecord,
 )
 from components.finish import ENDING
 from components.steps import NAMES
@@ -278,6 +279,8 @@ def is_forgotten(target: Target, record: StatusRecord) -> bool:
 
 def verdict_lines(folder: RunFolder, target: Target) -> Iterator[str]:
     """Yield what a run's folder holds of results, as far as it got."""
+    if skipped := UnchangedRecord.find_readable(folder.unchanged):
+        yield f"unchanged: {skipped.reason}"
     search = SearchRecord.find(folder.search)
     if search:
         yield (
