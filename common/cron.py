@@ -35,10 +35,6 @@ FIELDS = (
     Field("month", 1, 12, tuple(MONTHS)),
     Field("weekday", 0, 7, tuple(WEEKDAYS)),
 )
-EXAMPLE = (
-    "write minute, hour, day, month and weekday, as '0 3 * * 1' for Mondays at 3:00; a field more"
-    " in front is the second"
-)
 
 
 def six_fields(text: str) -> str:
@@ -54,14 +50,14 @@ def six_fields(text: str) -> str:
     if len(words) == len(FIELDS):
         words = ["0", *words]
     if len(words) != len(FIELDS) + 1:
-        raise InputError(f"'{text}' has {len(words)} fields; {EXAMPLE}")
+        raise _refusal(text, f"it has {len(words)} fields")
     numbers = {}
     for field, word in zip((SECOND, *FIELDS), words, strict=True):
         numbers[field.name] = _numbers(field, word, text)
     never = all(min(numbers["day"]) > LONGEST_MONTH[month] for month in numbers["month"])
     # where both the day and the weekday are restricted, either will do
     if never and words[-1][0] in "*?":
-        raise InputError(f"'{text}' names a date that no year has; {EXAMPLE}")
+        raise _refusal(text, "it names a date that no year has")
     if 7 in numbers["weekday"] and words[-1][0] not in "*?":
         words[-1] = ",".join(str(day) for day in sorted({day % 7 for day in numbers["weekday"]}))
     return " ".join(words)
@@ -89,12 +85,11 @@ def _numbers(field: Field, word: str, text: str) -> set[int]:
                 high = field.high
         if low < field.low or high > field.high:
             wrong = low if low < field.low else high
-            raise InputError(
-                f"'{text}': {field.name} {wrong} is not between {field.low} and {field.high};"
-                f" {EXAMPLE}"
+            raise _refusal(
+                text, f"{field.name} {wrong} is not between {field.low} and {field.high}"
             )
         if step < 1 or low > high:
-            raise InputError(f"'{text}': {field.name} '{part}' holds no number; {EXAMPLE}")
+            raise _refusal(text, f"{field.name} '{part}' holds no number")
         numbers.update(range(low, high + 1, step))
     return numbers
 
@@ -104,4 +99,11 @@ def _number(field: Field, word: str, text: str, *, names: bool = True) -> int:
         return field.low + field.names.index(word.lower())
     if word.isascii() and word.isdigit():
         return int(word)
-    raise InputError(f"'{text}': '{word}' is no {field.name}; {EXAMPLE}")
+    raise _refusal(text, f"'{word}' is no {field.name}")
+
+
+def _refusal(text: str, reason: str) -> InputError:
+    return InputError(
+        f"'{text}' is no cron expression: {reason}; write minute, hour, day, month and weekday, as"
+        " '0 3 * * 1' for Mondays at 3:00; a field more in front is the second"
+    )
