@@ -139,6 +139,13 @@ class RunConfig:
         "leave damaged data files out, and say how many jets are lost with them",
         group="data and network",
     )
+    if_data_changed: bool = option(
+        False,
+        "end before the training, and well, where an earlier run with the same parameters and data"
+        " has come to its end",
+        group="data and network",
+        form="data_if_changed",
+    )
     sample_jets: int = option(
         20_000,
         "training jets of the generated sample; a quarter as many for validation and for test each",

@@ -166,7 +166,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = step.parser("deploy", __doc__)
     parser.add_argument(
         "--passed",
-        choices=("true", "false"),
+        choices=("true", "false", step.UNCHANGED),
         required=True,
         help="whether the gate let the model pass, as evaluate gave it; with 'false' nothing is"
         " deployed",

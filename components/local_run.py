@@ -22,9 +22,16 @@ from clusters.run_lock import LOCK, RunLock
 from common import storage, tracking
 from common.config import AUTO, NONE, RunConfig
 from common.errors import InputError, InterruptedRun, JecError
+from common.layout import RunFolder
 from common.measurements import Interval
 from common.progress import clock
-from common.records import ExportRecord, MetricsRecord, SearchRecord, ServiceRecord
+from common.records import (
+    ExportRecord,
+    MetricsRecord,
+    SearchRecord,
+    ServiceRecord,
+    UnchangedRecord,
+)
 from common.run import Run, make_run_id
 from components import chain, host_runner
 from components.step import LOCAL_DIR, write_status
@@ -60,6 +67,8 @@ class LocalRun:
         place = str(self.output) if config.s3_bucket == AUTO else storage.absolute(config.s3_bucket)
         self.config = tracking.settled(config.replace(s3_bucket=place), on_this_machine=True)
         self.run: Run | None = None
+        # why the chain did nothing after prepare
+        self.unchanged: UnchangedRecord | None = None
         # of the steps; the run's id once prepare has settled it
         self.environment = {**ALLOCATOR, LOCAL_DIR: str(self.output)}
         # prepare writes the run's URI into it as soon as it is settled
@@ -93,6 +102,9 @@ class LocalRun:
                 on_end=self._after_step,
                 quiet=self.quiet,
             )
+            if self.unchanged:
+                print(f"\nunchanged: {self.unchanged.reason}", flush=True)
+                return 0
             self._collect()
             self._ensure_service()
             self._summary(self._prepared)
@@ -145,7 +157,11 @@ class LocalRun:
 
     def _after_step(self, step: str, command: list[str]) -> None:
         if step == "prepare":
-            self.run = run = Run.load(_uri_file(command).read_text())
+            uri = _uri_file(command).read_text()
+            self.unchanged = UnchangedRecord.find(RunFolder(uri).unchanged)
+            if self.unchanged:
+                return
+            self.run = run = Run.load(uri)
             self.environment[RUN_VARIABLE] = run.id
             self._point_latest(run)
 

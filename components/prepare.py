@@ -28,7 +28,7 @@ from common.project import git_commit, here
 from common.records import DataSet, RunRecord, ServiceRecord, StatusRecord
 from common.run import Run, make_run_id, slug
 from components import inputs as inputs_module
-from components import lineage, model_registry, predictor, start_at, step, tracked
+from components import lineage, model_registry, predictor, start_at, step, tracked, unchanged
 from components.inputs import SAMPLE, Inputs
 from components.steps import IMAGE_VARIABLE
 from reporting import markdown
@@ -66,6 +66,7 @@ RESUMABLE_PARAMETERS = (
     "model_registry_secret",
     "delete_train_experiment",
     "delete_export_job",
+    "if_data_changed",
 )
 """Parameters that may differ on resume, because they do not affect finished trials."""
 MAX_SHARED = 0.001
@@ -141,6 +142,14 @@ def prepare(
     step.echo(run.config)
     if artifacts:
         artifacts.set("parameters", content=parameters_page(run))
+    unchanged.forget(run)
+    if not complete and config.if_data_changed:
+        earlier = unchanged.earlier_success(run.config, unchanged.inputs_digest(run.config, inputs))
+        if earlier:
+            add_sample(inputs)
+            if unchanged.data_fingerprint(inputs) == earlier.data_fingerprint:
+                unchanged.end(run, earlier, artifacts, job_id)
+                return run
     step.with_status(
         "prepare", run, lambda: fill(run, inputs, job_id) if missing else None, job_id=job_id
     )
@@ -344,6 +353,8 @@ def fill(run: Run, inputs: Inputs, job_id: str = "") -> None:
     from components.gate_inputs import missing_of_jets
     from weaver.network.siblings import write_siblings
 
+    # before the files of a sample take the place of the word
+    inputs_digest = unchanged.inputs_digest(run.config, inputs)
     add_sample(inputs)
     sets = decode_sets(run, inputs)
     jet_columns, no_jet_columns = decode_jet_columns(run, inputs)
@@ -357,10 +368,9 @@ def fill(run: Run, inputs: Inputs, job_id: str = "") -> None:
     write_siblings(inputs.network.siblings, run.path("config"))
     storage.write_text(run.path("config", "search_space.json"), run.config.search_space + "\n")
     card.keep(run.config.card, run.path("config"))
-    fingerprints = "".join(sets[split].fingerprint for split in SPLITS)
     record = RunRecord(
         data=sets,
-        data_fingerprint=storage.digest(fingerprints.encode()),
+        data_fingerprint=unchanged.data_fingerprint(inputs),
         jet_columns=jet_columns,
         no_jet_columns=no_jet_columns,
         versions=versions(),
@@ -369,6 +379,7 @@ def fill(run: Run, inputs: Inputs, job_id: str = "") -> None:
         image_digests=image_digests(run.config),
         shared_jets=shared,
         kfp_run=job_id,
+        inputs_digest=inputs_digest,
     )
     Run(config=run.config, record=record).save()
 

@@ -26,11 +26,11 @@ from common.cli import Parser, require_url, run_main
 from common.config import AUTO, RunConfig, flag, label_value
 from common.errors import DeadlineError, InterruptedRun, JecError
 from common.layout import RunFolder
-from common.records import StatusRecord, StepStatus
+from common.records import StatusRecord, StepStatus, UnchangedRecord
 from common.run import Run
 from common.storage import space
 from common.storage.addresses import check_endpoints
-from components.steps import RETRIES
+from components.steps import RETRIES, step_of
 
 LOCAL_DIR = "JEC_LOCAL_DIR"
 """Set by the local runner to the folder of local runs; without it a step belongs to the cluster
@@ -40,6 +40,8 @@ NO_BUCKET = (
     "--s3-bucket (storage_bucket in Kubeflow's form) is 'auto': give s3://bucket/prefix, where the"
     " pods of the run can read and write"
 )
+UNCHANGED = "unchanged"
+"""What a step gives as its outputs where --if-data-changed left it nothing to do."""
 PATIENCE_SECONDS = 45.0
 """How long an attempt stays after a failure that may pass, before Kubeflow makes the next one."""
 
@@ -69,6 +71,8 @@ def main(name: str, args: argparse.Namespace, body: Callable[[Run], None]) -> in
 
     def recorded() -> None:
         use_endpoint(args.s3_endpoint)
+        if is_unchanged(name, args):
+            return
         run = Run.load(args.run)
         refuse_repetition(name, run.uri, args.job_id)
         with_status(name, run, lambda: body(run), job_id=args.job_id)
@@ -76,6 +80,22 @@ def main(name: str, args: argparse.Namespace, body: Callable[[Run], None]) -> in
     stop_on_sigterm()
     is_last = functools.partial(is_last_attempt, name, args.run, args.job_id)
     return run_main(patient(recorded, args.job_id, is_last))
+
+
+def is_unchanged(name: str, args: argparse.Namespace) -> bool:
+    """Whether --if-data-changed left the step nothing to do; then its outputs say so."""
+    record = UnchangedRecord.find(RunFolder(args.run).unchanged)
+    if record is None:
+        return False
+    artifacts = Artifacts(args.executor_input)
+    for output, kind in step_of(name).outputs.items():
+        if kind == "parameter":
+            write_output(getattr(args, f"{output}_output"), UNCHANGED)
+        else:
+            # a page that is not there is an error in Kubeflow's UI
+            artifacts.set(output, content=f"unchanged: {record.reason}\n")
+    say_result(f"unchanged: {record.reason}")
+    return True
 
 
 def patient(

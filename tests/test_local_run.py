@@ -361,6 +361,24 @@ def test_a_run_that_starts_at_deploy_keeps_its_model_and_its_verdict(finished):
     assert "served by" in answer.stdout
 
 
+def test_a_run_on_the_same_data_ends_before_its_training(finished):
+    output = finished[1]
+    latest = (output / "latest").resolve()
+    before = set(output.iterdir())
+    answer = pipeline("--rerun", "latest", "--if-data-changed", "--output", output)
+    assert latest.name in answer.stdout.splitlines()[-1]
+    assert (output / "latest").resolve() == latest
+    (made,) = set(output.iterdir()) - before
+    assert json.loads((made / "summary.json").read_text())["state"] == "unchanged"
+    assert not (made / "trials").exists()
+    listed = pipeline("--list", "--output", output).stdout
+    assert any(line.split()[0] == made.name and "unchanged" in line for line in listed.splitlines())
+    status = pipeline("--status", made.name, "--output", output)
+    assert f"unchanged: the data are those of {latest.name}" in status.stdout
+    pipeline("--down", made.name, "--storage", "--yes", "--output", output)
+    assert not made.exists()
+
+
 def test_serving_a_run_that_has_ended_only_starts_the_server(finished):
     output = finished[1]
     run = (output / "latest").resolve()
