@@ -29,7 +29,7 @@ from common.project import ROOT, here
 from common.records import DataSet, RunRecord, ServiceRecord, StatusRecord
 from common.run import Run, make_run_id, slug
 from components import inputs as inputs_module
-from components import predictor, start_at, step
+from components import lineage, predictor, start_at, step
 from components.inputs import SAMPLE, Inputs
 from components.steps import IMAGE_VARIABLE
 from reporting import markdown
@@ -138,6 +138,8 @@ def prepare(
         "prepare", run, lambda: fill(run, inputs, job_id) if missing else None, job_id=job_id
     )
     prepared = Run.load(run.uri)
+    if artifacts:
+        lineage.publish_dataset(prepared, artifacts)
     jets = ", ".join(f"{data.jets:,} {split}" for split, data in prepared.record.data.items())
     step.say_result(f"{run.id} is prepared, with these jets: {jets}")
     return prepared

@@ -2,6 +2,7 @@
 pipelines of its own.
 """
 
+import json
 import os
 import signal
 import subprocess
@@ -62,6 +63,33 @@ def finished(path: str, code: int = 0):
         leave(text="never ", path=path, code=0).after(failing)
 
 
+@dsl.container_component
+def describe(made: dsl.Output[dsl.Model]):
+    code = (
+        "import json, os, sys; given = json.loads(sys.argv[1])['outputs'];"
+        " os.makedirs(os.path.dirname(given['outputFile']), exist_ok=True);"
+        " made = {'artifacts': [{'metadata': {'repository': 's3://bucket/model', 'jets': 7}}]};"
+        " open(given['outputFile'], 'w').write(json.dumps({'artifacts': {'made': made}}))"
+    )
+    return dsl.ContainerSpec(image=IMAGE, command=["python", "-c", code], args=["{{$}}"])
+
+
+@dsl.container_component
+def look(made: dsl.Input[dsl.Model], path: str):
+    code = (
+        "import json, sys; given = json.loads(sys.argv[1])['inputs']['artifacts']['made'];"
+        " open(sys.argv[2], 'w').write(json.dumps(given['artifacts'][0]))"
+    )
+    return dsl.ContainerSpec(image=IMAGE, command=["python", "-c", code], args=["{{$}}", path])
+
+
+@dsl.pipeline(name="linked")
+def linked(path: str):
+    last = leave(text="", path=f"{path}.last", code=0).set_display_name("last")
+    with dsl.ExitHandler(last):
+        look(made=describe().outputs["made"], path=path)
+
+
 @dsl.pipeline(name="sleeping")
 def sleeping(path: str):
     sleep(path=path)
@@ -88,6 +116,13 @@ def run(tmp_path):
 def test_an_output_is_the_next_steps_input(run, tmp_path):
     assert len(run(two, text="yes", path=str(tmp_path / "out"))) == 2
     assert (tmp_path / "out").read_text() == "YES!"
+
+
+def test_an_artifact_is_the_next_steps_input_with_its_metadata(run, tmp_path):
+    run(linked, path=str(tmp_path / "out"))
+    artifact = json.loads((tmp_path / "out").read_text())
+    assert artifact["metadata"] == {"repository": "s3://bucket/model", "jets": 7}
+    assert artifact["type"]["schemaTitle"] == "system.Model"
 
 
 def test_a_steps_exit_code_is_the_runs(run, tmp_path):
