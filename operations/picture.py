@@ -15,7 +15,7 @@ from components.graph import Task
 from components.steps import step_of
 
 # in pixels
-WIDTH, HEIGHT, GAP, MARGIN = 164, 44, 74, 16
+WIDTH, HEIGHT, GAP, MARGIN = 160, 44, 112, 16
 ARC = 26  # between arrows that pass above the boxes
 
 STYLE = """\
