@@ -89,6 +89,7 @@ def experiment_of(trial: str) -> str:
 
 
 def metric_names(manifest: Manifest) -> list[str]:
+    """Names of the metrics that the experiment collects, the objective first."""
     objective = manifest["spec"]["objective"]
     return [objective["objectiveMetricName"], *objective.get("additionalMetricNames", [])]
 

@@ -35,6 +35,7 @@ class Sampling:
     """
 
     def __init__(self, spec: Manifest) -> None:
+        """Read the algorithm and its settings from the Experiment. Raises InputError."""
         try:
             self.algorithm = algorithms.offered(spec["algorithm"]["algorithmName"])
         except InputError as error:

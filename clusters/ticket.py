@@ -85,6 +85,7 @@ def store(ticket: bytes, secret: str, key: str, namespace: str | None = None) ->
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Renew the ticket that the command line names; return the exit code."""
     parser = Parser(prog="python -m clusters.ticket", description=__doc__)
     parser.add_argument(
         "--keytab", type=Path, required=True, metavar="FILE", help="keytab of the principal"

@@ -522,6 +522,7 @@ class RunConfig:
     )
 
     def __post_init__(self) -> None:
+        """Check every value, and values that depend on each other. Raises InputError."""
         for name, value in self.parameters().items():
             require(
                 not isinstance(value, float) or math.isfinite(value),
@@ -713,6 +714,7 @@ class RunConfig:
         return dataclasses.asdict(self)
 
     def replace(self, **changes: Any) -> RunConfig:
+        """Return a copy with other values for these fields."""
         return dataclasses.replace(self, **changes)
 
     @classmethod
@@ -731,6 +733,7 @@ class RunConfig:
 
     @classmethod
     def from_args(cls, args: argparse.Namespace) -> RunConfig:
+        """Make the configuration of parsed flags."""
         return cls(**{field.name: getattr(args, field.name) for field in dataclasses.fields(cls)})
 
 
@@ -820,6 +823,7 @@ def of_earlier_run(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def flag(name: str) -> str:
+    """Return the flag of a field, without its dashes: num_gpus -> num-gpus."""
     return name.replace("_", "-")
 
 

@@ -45,6 +45,7 @@ class Flags:
     """
 
     def __init__(self, parser: Parser, keys: Iterable[str], words: list[str] | None) -> None:
+        """Parse the words once, to know which flags were typed."""
         self.parser, self.words = parser, words
         self.keys = tuple(keys)
         self.sources: list[Source] = []

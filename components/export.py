@@ -31,6 +31,7 @@ def run_export_job(run: Run, trial: str, job_id: str) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run the step; return the exit code."""
     parser = step.parser("export", __doc__)
     parser.add_argument(
         "--trial", required=True, help="name of the trial whose best checkpoint is exported"

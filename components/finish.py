@@ -342,6 +342,7 @@ def _tell(url: str, summary: SummaryRecord) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run the step; return the exit code."""
     parser = Parser(prog="python -m components.finish", description=__doc__)
     for name in ("s3-bucket", "run-id", "network-config"):
         parser.add_argument(f"--{name}", required=True, help="as the run's")

@@ -78,6 +78,7 @@ class Parameter:
         return cls(**fields)
 
     def __post_init__(self) -> None:
+        """Check the parameter as Katib would. Raises InputError."""
         where = f"search space, parameter '{self.name}'"
         if not re.fullmatch(r"[A-Za-z][\w-]*", self.name):
             raise InputError(f"{where}: a name is letters, digits, '-' and '_'")

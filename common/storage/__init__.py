@@ -162,6 +162,7 @@ def create(uri: str, content: bytes) -> bool | None:
 
 
 def write_text(uri: str, content: str) -> None:
+    """Write a text file in UTF-8, whole or not at all."""
     write_bytes(uri, content.encode("utf-8"))
 
 

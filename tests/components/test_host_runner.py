@@ -97,7 +97,7 @@ def sleeping(path: str):
 
 @pytest.fixture
 def run(tmp_path):
-    def run_it(pipeline, **parameters):
+    def run_it(pipeline, quiet=False, **parameters):
         ir = tmp_path / "ir.yaml"
         compiler.Compiler().compile(pipeline, str(ir))
         steps = []
@@ -107,6 +107,7 @@ def run(tmp_path):
             work=tmp_path / "work",
             environment={"MARK": "!"},
             on_end=lambda name, command: steps.append(command),
+            quiet=quiet,
         )
         return steps
 
@@ -129,6 +130,14 @@ def test_a_steps_exit_code_is_the_runs(run, tmp_path):
     with pytest.raises(host_runner.StepFailed) as failed:
         run(two, text="yes", path=str(tmp_path / "out"), code=7)
     assert failed.value.exit_code == 7
+
+
+def test_a_quiet_run_shows_only_the_last_lines_of_a_step_that_failed(run, tmp_path, capfd):
+    run(two, quiet=True, text="yes", path=str(tmp_path / "out"))
+    assert capfd.readouterr().out == ""
+    with pytest.raises(host_runner.StepFailed):
+        run(two, quiet=True, text="yes", path=str(tmp_path / "none" / "out"))
+    assert "FileNotFoundError" in capfd.readouterr().out
 
 
 @pytest.mark.timeout(50)  # a repeated attempt would wait for 60 s

@@ -226,6 +226,7 @@ class DataConfig:
 
     @property
     def labels(self) -> Options:
+        """The section `labels` as written."""
         return self.options["labels"]
 
     @property

@@ -70,6 +70,7 @@ class Load:
     """Bytes that are on their way for it, from a distant storage."""
 
     def __call__(self) -> Iterable[Step]:
+        """Decode the load and yield its steps."""
         return self.decode()
 
 
