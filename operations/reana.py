@@ -34,6 +34,7 @@ INPUTS = "inputs"
 LAST = "evaluate"
 """The last step: the ones after it act on a cluster."""
 DONE = "done"
+"""File of a step that hands on no value."""
 HEAD = """\
 # The chain of the JEC pipeline, written by `python pipeline.py --render-reana`. On REANA:
 # reana-client run. Here, with the project in PYTHONPATH: snakemake --cores 2
