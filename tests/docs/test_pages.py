@@ -9,6 +9,7 @@ import torch
 import yaml
 
 from benchmarks import plots
+from common.errors import InputError
 from common.project import ROOT
 from tests.docs.printed import printed
 from training import search_space
@@ -90,7 +91,7 @@ def test_the_data_config_that_is_printed_is_one(data_config):
     assert data_config.input_shapes == {
         "pf_features": (-1, 3, 64),
         "pf_mask": (-1, 1, 64),
-        "jet_features": (-1, 2, 1),
+        "jet_features": (-1, 2),
     }
 
 
@@ -105,10 +106,9 @@ def test_the_network_that_is_printed_answers_with_one_number_a_jet(data_config, 
 
 
 def test_the_options_of_the_network_that_is_printed_are_checked(network):
-    space = search_space.parse(
-        {"parameters": [{"name": "width", "type": "int", "min": 0, "max": 9}]}
-    )
-    with pytest.raises(Exception, match="width"):
+    text = '{"parameters": [{"name": "width", "type": "int", "min": 0, "max": 9}]}'
+    space = search_space.parse(text)
+    with pytest.raises(InputError, match="width"):
         check_options(space, "my_net.py", network.source)
 
 
