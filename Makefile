@@ -14,7 +14,10 @@ TORCH_FROM  := $(TORCH) $(if $(TORCH_INDEX),--extra-index-url "$(TORCH_INDEX)")
 PEER   := .venv-peer
 AUDIT  := .venv-audit
 
-.PHONY: help setup run test faults test-all test-cluster lint format bench physics parity peer images lock audit clean
+# The docs site has its own as well.
+DOCS   := .venv-docs
+
+.PHONY: help setup run test faults test-all test-cluster lint format bench physics parity peer docs images lock audit clean
 
 help:
 	@echo "make run      calibrate generated jets here: search, train, export, validate, serve"
@@ -27,6 +30,7 @@ help:
 	@echo "make parity   every array of weaver-core 0.5.3 against ours, on the same files"
 	@echo "make bench    speed beside weaver-core 0.5.3 and the published networks (long)"
 	@echo "make physics  what each input of the network brings, on generated jets (an hour or two)"
+	@echo "make docs     build the docs site into site/; a broken link fails it"
 	@echo "make setup TORCH_INDEX=URL            torch from a further index, such as one of CPU builds"
 	@echo "make images REGISTRY=registry/project build and push the images (docker, podman, buildah)"
 	@echo "make lock     resolve pyproject.toml into the hash-pinned locks (needs uv)"
@@ -118,6 +122,19 @@ bench: setup peer
 physics: setup
 	@$(BIN)/python -m benchmarks.physics --folder runs/physics $(ARGS)
 
+# The site has an environment of its own, of the extra `docs`. It reads the code and never imports it.
+docs: $(DOCS)/.whole
+	@NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --quiet --strict
+	@echo "open site/index.html"
+
+$(DOCS)/.whole: pyproject.toml
+	@test -x $(DOCS)/bin/python || $(PYTHON) -m venv $(DOCS)
+	@$(DOCS)/bin/python -c 'import tomllib; \
+		extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; \
+		print("\n".join(extras["docs"]))' > $(DOCS)/requirements.txt
+	@$(DOCS)/bin/pip install --disable-pip-version-check -qq -r $(DOCS)/requirements.txt
+	@touch $@
+
 images:
 	@$(PYTHON) -m images.build --registry "$(REGISTRY)" $(ARGS)
 
@@ -142,4 +159,4 @@ audit:
 		--requirement requirements.lock --requirement requirements-triton.lock
 
 clean:
-	rm -rf $(VENV) $(PEER) $(AUDIT) .venv-onnxruntime-* .pytest_cache .ruff_cache .coverage*
+	rm -rf $(VENV) $(PEER) $(AUDIT) $(DOCS) site .venv-onnxruntime-* .pytest_cache .ruff_cache .coverage*

@@ -35,6 +35,7 @@ COMMANDS = (
     "prune",
     "compare",
     "render",
+    "render_reana",
     "compile_to",
     "write_config",
     "schedule",
@@ -200,6 +201,12 @@ def add_commands(group: argparse._ArgumentGroup) -> None:
         type=output_folder,
         metavar="DIR",
         help="write every Kubernetes object the run would create as YAML",
+    )
+    group.add_argument(
+        "--render-reana",
+        type=output_folder,
+        metavar="DIR",
+        help="write the chain up to its evaluation for REANA: reana.yaml and a Snakefile",
     )
     group.add_argument(
         "--compile-to",
@@ -416,14 +423,8 @@ def act(flags: config_file.Flags, args: argparse.Namespace) -> int:
         from operations.check import check
 
         return check(config, args)
-    if args.render:
-        from operations.render import render
-
-        for path in render(config, args.render):
-            print(path)
-        return 0
-    if args.compile_to:
-        return compile_pipeline(config, args)
+    if args.render or args.render_reana or args.compile_to:
+        return write_files(config, args)
     if resumed:
         from common.run import Run
         from components import start_at
@@ -434,6 +435,23 @@ def act(flags: config_file.Flags, args: argparse.Namespace) -> int:
         else:
             start_at.forget(earlier_run)
     return run(flags, config, args)
+
+
+def write_files(config: RunConfig, args: argparse.Namespace) -> int:
+    """Write what the run would be, in the form that a flag asks for; return the exit code."""
+    if args.compile_to:
+        return compile_pipeline(config, args)
+    if args.render_reana:
+        from operations import reana
+
+        paths = reana.render(config, args.render_reana, args.steps_image)
+    else:
+        from operations.render import render
+
+        paths = render(config, args.render)
+    for path in paths:
+        print(path)
+    return 0
 
 
 def compile_pipeline(config: RunConfig, args: argparse.Namespace) -> int:
