@@ -29,7 +29,7 @@ def make_store(
 def main() -> None:
     """Run torchrun's command line."""
     # The static rendezvous, which is torchrun's default, takes no socket.
-    static_tcp_rendezvous.TCPStore = make_store
+    static_tcp_rendezvous.TCPStore = make_store  # type: ignore[misc, assignment]
     run.main()
 
 
