@@ -67,6 +67,11 @@ def build_parser() -> Parser:
     """Return the parser of all flags: how to run, the commands, and the fields of RunConfig."""
     parser = Parser(prog="python pipeline.py", description=__doc__)
     parser.add_argument(
+        "--quiet",
+        action="store_true",
+        help="print only how a run ended; with --check only what is not ok",
+    )
+    parser.add_argument(
         "--version", action=ShowVersion, nargs=0, help="show the version and the commit, and exit"
     )
     run = parser.add_argument_group("how to run")
@@ -111,11 +116,6 @@ def build_parser() -> Parser:
         "--follow",
         action="store_true",
         help="Kubeflow: show steps, trials and the verdict until the end; its exit code",
-    )
-    run.add_argument(
-        "--quiet",
-        action="store_true",
-        help="print only how it ended; with --check only what is not ok",
     )
     run.add_argument(
         "--config",

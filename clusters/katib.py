@@ -145,7 +145,7 @@ def check_experiment(manifest: Manifest) -> None:
     template = spec["trialTemplate"]
     require(
         bool(template.get("primaryContainerName")),
-        "spec.trialTemplate.primaryContainerName: missing",
+        "spec.trialTemplate.primaryContainerName is missing; name the container that trains",
     )
     require(
         "name" not in template["trialSpec"].get("metadata", {}),

@@ -121,7 +121,7 @@ def _grid_values(distribution: Any) -> list[Any]:
     if isinstance(distribution, CategoricalDistribution):
         return list(distribution.choices)
     if distribution.step is None:
-        raise InputError("algorithm grid needs a step for every double, or a list")
+        raise InputError("algorithm grid needs a 'step' for every double, or a 'list'")
     count = int((distribution.high - distribution.low) / distribution.step + 1e-9) + 1
     return [distribution.low + i * distribution.step for i in range(count)]
 

@@ -684,7 +684,11 @@ class RunConfig:
         for name in ("data_train", "data_val", "data_test"):
             self._check_address(name, refuse_secrets, [getattr(self, name)])
             texts = separated(getattr(self, name))
-            require(bool(texts), f"--{flag(name)} '{getattr(self, name)}' names no file")
+            require(
+                bool(texts),
+                f"--{flag(name)} '{getattr(self, name)}' names no file; give paths or patterns,"
+                " separated by commas",
+            )
             self._check_address(name, lambda text: bucket_of(parse_one(text).text), texts)
         self._check_address("s3_bucket", bucket_of, [self.s3_bucket])
         if self.s3_endpoint != AUTO:

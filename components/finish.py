@@ -85,7 +85,7 @@ def webhook() -> str:
         if not url:
             raise InputError(f"{source} is empty; write the URL into it")
     if url and not url.startswith(("http://", "https://")):
-        raise InputError(f"the value of {source} is no http(s) URL")
+        raise InputError(f"the value of {source} is no http(s) URL; write https://...")
     return url
 
 

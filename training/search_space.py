@@ -128,7 +128,7 @@ class Parameter:
         if self.step is not None and self.step <= 0:
             raise InputError(f"{where}: step must be above 0")
         if self.step is not None and self.distribution == "logUniform":
-            raise InputError(f"{where}: a step and logUniform exclude each other")
+            raise InputError(f"{where}: a step and logUniform exclude each other; remove one")
 
     @property
     def flag(self) -> str:
@@ -250,7 +250,7 @@ def for_network(parameters: list[Parameter], network_config: str) -> list[Parame
     if not fitting:
         raise InputError(
             f"the search space has no parameter for the network '{stem}'; 'only_for' keeps all of"
-            " them from it"
+            " them from it: name it there, or remove 'only_for'"
         )
     names = [parameter.trial_name for parameter in fitting]
     for parameter in fitting:

@@ -244,7 +244,7 @@ def _answer(uri: str, byte_range: str = "", page: bool = False) -> Iterator[Any]
     except requests.exceptions.SSLError as error:
         raise InputError(f"{uri}: no TLS connection: {reason_of(error)}") from None
     except requests.exceptions.InvalidURL:
-        raise InputError(f"'{uri}' is no address") from None
+        raise InputError(f"'{uri}' is no address; write https://server/path") from None
     except requests.RequestException as error:
         raise _unreachable(uri, error) from None
 

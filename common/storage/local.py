@@ -72,7 +72,7 @@ class LocalSource(Source):
         self.size = status.st_size
         if stat.S_ISDIR(status.st_mode):
             self.close()
-            raise InputError(f"{path} is a folder")
+            raise InputError(f"{path} is a folder; name a file in it")
 
     def read(self, start: int, stop: int) -> bytes:
         """Return the bytes from start to stop."""

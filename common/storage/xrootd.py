@@ -115,7 +115,7 @@ def check(status: Any, uri: str, file: Any = None) -> None:
     if status.code == ANSWERED and NOT_A_FOLDER in status.message:
         raise InputError(f"{uri}: what is above it on {server} is a file")
     if status.code == ANSWERED and status.errno in NOT_A_FILE:
-        raise InputError(f"{uri} is a folder")
+        raise InputError(f"{uri} is a folder; name a file in it")
     refused = status.code == ANSWERED and status.errno in NOT_AUTHORIZED
     if refused or status.code in LOGIN_FAILED:
         raise AccessError(f"{server} refused access to {path} ({reason}). {xrootd_login.state()}")

@@ -152,7 +152,7 @@ class HistogramMaker:
         if empty:
             raise InputError(
                 f"weights: no selected training jet of class {' nor '.join(empty)} lies in the bins"
-                " of reweight_vars"
+                " of reweight_vars; make them wider"
             )
 
         weights: Histograms = {}
@@ -334,6 +334,6 @@ def histograms_from(tables: object, chosen: Reweighting, where: str) -> Histogra
         if hist.shape != chosen.shape:
             raise InputError(
                 f"{where}: reweight_hists: '{label}' has {hist.shape} bins, reweight_vars"
-                f" {chosen.shape}"
+                f" {chosen.shape}; make them the same"
             )
     return hists

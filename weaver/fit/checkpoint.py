@@ -170,7 +170,7 @@ class TrialFolder:
             state = read_tensors(uri)
             _note(f"{error}; going on from the checkpoint before it, {uri}")
         if "progressed" not in state or "configuration" not in state:
-            raise InputError(f"{uri} is no checkpoint of weaver.train")
+            raise InputError(f"{uri} is no checkpoint of weaver.train; remove it to start anew")
         check_same(uri, state["configuration"], configuration)
         return state, Progressed(**state.pop("progressed"))
 
@@ -220,7 +220,7 @@ def read_best(trial_uri: str) -> State:
         }
         _note(f"{error}; taking the weights of {copy}, which is written with it")
     if "model" not in best or not isinstance(best.get("network_options"), Mapping):
-        raise InputError(f"{uri} is no best.pt of weaver.train")
+        raise InputError(f"{uri} is no best.pt of weaver.train; give one")
     return best
 
 

@@ -174,7 +174,8 @@ class Client:
             raise InputError(f"the address goes on after {alone} with '?' or '#'; give that alone")
         if not self.model or not _is_text(self.model):
             raise InputError(
-                "the model has no name that can be sent; give the one it has on the server"
+                f"the model {self.model!r} has no name that can be sent; give the one it has on the"
+                " server"
             )
         if not 0 < self.timeout <= threading.TIMEOUT_MAX:
             raise InputError(f"timeout={self.timeout:g} is no number of seconds above 0")
@@ -419,7 +420,7 @@ def _seconds(option: str, value: float) -> float:
     except (TypeError, ValueError):
         seconds = math.nan
     if math.isnan(seconds):
-        raise InputError(f"{option}={value!r} is no number of seconds")
+        raise InputError(f"{option}={value!r} is no number of seconds; give one, as 30.0")
     return seconds
 
 

@@ -143,7 +143,8 @@ class ParticleNet(nn.Module):
         super().__init__(**kwargs)
         if for_segmentation:
             raise InputError(
-                "ParticleNet: for_segmentation (an answer for each particle) is not supported here"
+                "ParticleNet: for_segmentation=True (an answer for each particle) is not supported"
+                " here; leave it out"
             )
         self.use_fts_bn = use_fts_bn
         self.use_counts = use_counts
