@@ -59,13 +59,14 @@ def act(args: argparse.Namespace) -> int:
     with server.explained(f"change the schedule {schedule.name}"):
         if args.pause_schedule:
             server.client.disable_recurring_run(schedule.id)
-            print(f"paused {schedule.name}; --resume-schedule {schedule.name} goes on with it")
+            text = f"paused {schedule.name}; --resume-schedule {schedule.name} goes on with it"
         elif args.resume_schedule:
             server.client.enable_recurring_run(schedule.id)
-            print(f"resumed {schedule.name}: {schedule.cron}")
+            text = f"resumed {schedule.name}: {schedule.cron}"
         else:
             server.client.delete_recurring_run(schedule.id)
-            print(f"deleted {schedule.name}; the runs that it made stay")
+            text = f"deleted {schedule.name}; the runs that it made stay"
+    print(text)
     return 0
 
 

@@ -50,13 +50,16 @@ def test_a_schedule_is_listed_paused_resumed_and_deleted_by_its_name(kfp, s3_buc
     host = ["--host", kfp.url]
     states = []
     for command in ([], ["--pause-schedule", name], ["--resume-schedule", name]):
-        assert not command or pipeline.main([*host, *command]) == 0
         capsys.readouterr()
+        if command:
+            assert pipeline.main([*host, *command]) == 0
+            assert name in capsys.readouterr().out
         assert pipeline.main([*host, "--schedules"]) == 0
         (row,) = [line for line in capsys.readouterr().out.splitlines() if name in line]
         states.append((row.split()[1], kfp.recurring[0]["status"]))
     assert states == [("on", "ENABLED"), ("paused", "DISABLED"), ("on", "ENABLED")]
     assert pipeline.main([*host, "--delete-schedule", kfp.recurring[0]["recurring_run_id"]]) == 0
+    assert f"deleted {name}" in capsys.readouterr().out
     assert kfp.recurring == [other]
     assert pipeline.main([*host, "--schedules"]) == 0
     assert "no schedules" in capsys.readouterr().out
