@@ -124,12 +124,14 @@ class Variant:
     is_open: bool = False
 
     def options(self, network: Network) -> dict[str, Any]:
+        """Options of the network file."""
         return {
             **network.options,
             **{name: value for name, value in network.suited.items() if name not in self.lacks},
         }
 
     def flags(self, network: Network) -> dict[str, Any]:
+        """Flags of the training."""
         return {**network.flags, **({} if "ema-decay" in self.lacks else {"ema-decay": EMA_DECAY})}
 
 
@@ -231,6 +233,7 @@ class Task:
 
     @property
     def slug(self) -> str:
+        """Name of the task's folder."""
         return re.sub(r"[^a-z0-9]+", "-", f"{self.network} {self.variant}".lower())
 
 
@@ -238,11 +241,13 @@ class Bench:
     """The jets, and the trainings on them, below one folder."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
+        """Generate the jets that are missing."""
         self.arguments, self.root = arguments, arguments.folder
         sizes = (arguments.jets, max(arguments.jets // 5, 1000), arguments.test_jets)
         self.sample = ensure_sample(str(self.root), jets=sizes, seed=SAMPLE_SEED)
 
     def folder(self, task: Task) -> Path:
+        """Folder of a training."""
         return (
             self.root
             / "trained"
@@ -251,6 +256,7 @@ class Bench:
         )
 
     def epochs(self, network: str) -> int:
+        """Number of epochs of a network."""
         return self.arguments.epochs or NETWORKS[network].epochs
 
     def config(self, task: Task) -> Path:
@@ -427,6 +433,7 @@ class Judge:
     """All answers of one network's trainings to the same test jets."""
 
     def __init__(self, bench: Bench, network: str, tasks: Sequence[Task]) -> None:
+        """Load the answers of all trainings of a network to the test jets."""
         self.bench = bench
         self.network = network
         self.tasks = [task for task in tasks if task.network == network]
@@ -540,6 +547,7 @@ def _interval(rows: np.ndarray) -> str:
 
 
 def write_ablation(report: Report, judge: Judge, arguments: argparse.Namespace) -> None:
+    """Write the table of variants."""
     network = NETWORKS[judge.network]
     jets = round(arguments.jets * network.share)
     passes = jets * judge.bench.epochs(judge.network)
@@ -681,6 +689,7 @@ def tasks_of(arguments: argparse.Namespace) -> list[Task]:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    """Train what is missing, judge everything, write the results."""
     tasks = tasks_of(arguments)
     bench = Bench(arguments)
     bench.train_all(tasks)
@@ -694,6 +703,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Measure and write the results; return the exit code."""
     parser = Parser(
         prog="python -m benchmarks.physics",
         description=__doc__,
