@@ -769,9 +769,7 @@ def _nan_to_num(x: torch.Tensor) -> torch.Tensor:
 class _Run:
     """One evaluation of a program on a batch; each Value is computed once."""
 
-    def __init__(
-        self, columns: Mapping[str, torch.Tensor], *, trusts_inputs: bool = False
-    ) -> None:
+    def __init__(self, columns: Mapping[str, torch.Tensor], *, trusts_inputs: bool = False) -> None:
         self.columns = columns
         self.trusts_inputs = trusts_inputs
         self.known: dict[int, torch.Tensor] = {}
@@ -828,7 +826,9 @@ class _Run:
 
     def real_places(self, counter: str, branch: str) -> torch.Tensor:
         """True for the places (N, P) of a counter's branches that hold a particle."""
-        return torch.arange(self.places(branch)) < self.limited(counter, branch)
+        places: Any = self.places(branch)  # a plain number would be that of the traced jets
+        real: torch.Tensor = torch.arange(places) < self.limited(counter, branch)
+        return real
 
     # -- particles
 
@@ -1046,6 +1046,7 @@ class _Cut(_Run):
             return super().compute(value)
         x = self.run(value)  # (N, P)
         if self.at is None:
+            assert self.missing is not None, "a cut has places or says how many are missing"
             return _padded_to(x, self.missing, 0)
         return x.index_select(1, self.at) if self.at.dim() == 1 else x.gather(1, self.at)
 
