@@ -35,6 +35,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.measure import Report, Spread, with_allocator
+from common.choices import SPLITS
 from common.cli import Parser, run_main
 from common.errors import InputError, JecError, unknown
 from common.progress import Progress
@@ -179,7 +180,7 @@ GLOBALS = ("rhoAll", "PV_npvsGood", "jet_logRawPt", "jet_logCorrection")
 VARIANTS = {
     "full": Variant(),
     "open": Variant(is_open=True, lacks=("norm", "loss", "ema-decay")),
-    "open, options of full": Variant(is_open=True),
+    "open with the options of full": Variant(is_open=True),
     "without type and charge": Variant(change=without(*TYPES)),
     "without PF_fromPV": Variant(change=without("PF_fromPV")),
     "without PF_fromAK4Jet": Variant(change=without("PF_fromAK4Jet")),
@@ -239,8 +240,10 @@ class Bench:
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.arguments, self.root = arguments, arguments.folder
-        sizes = (arguments.jets, max(arguments.jets // 5, 1000), arguments.test_jets)
-        self.sample = ensure_sample(str(self.root), jets=sizes, seed=SAMPLE_SEED)
+        self.sample = {part: getattr(arguments, f"data_{part}") for part in SPLITS}
+        if not all(self.sample.values()):
+            sizes = (arguments.jets, max(arguments.jets // 5, 1000), arguments.test_jets)
+            self.sample = ensure_sample(str(self.root), jets=sizes, seed=SAMPLE_SEED)
 
     def folder(self, task: Task) -> Path:
         return (
@@ -318,7 +321,7 @@ class Bench:
         return answers
 
     def train(self, task: Task, threads: int) -> None:
-        """One training and its answers to the test jets, in processes of their own.
+        """One training and its answers to the test jets, in a process of their own.
 
         A finished one is not done again.
         """
@@ -343,26 +346,17 @@ class Bench:
             task,
             threads,
             {
-                "data-train": self.dataset(task, "train").folder,
-                "data-val": self.dataset(task, "val").folder,
+                **{f"data-{part}": self.dataset(task, part).folder for part in SPLITS},
+                "predict-output": folder / "partial.npz",
                 **flags,
             },
         )
         (folder / "time.json").write_text(
             json.dumps({"seconds": time.monotonic() - started, "threads": threads})
         )
-        self.weaver(
-            task,
-            threads,
-            {
-                "data-test": self.dataset(task, "test").folder,
-                "predict-output": folder / "partial.npz",
-            },
-            "--predict",
-        )
         (folder / "partial.npz").rename(folder / "answers.npz")
 
-    def weaver(self, task: Task, threads: int, flags: dict[str, Any], *switches: str) -> None:
+    def weaver(self, task: Task, threads: int, flags: dict[str, Any]) -> None:
         """One call of weaver.train for a task.
 
         Raises JecError with its last lines where it fails.
@@ -374,7 +368,7 @@ class Bench:
             "network-config": NETWORKS[task.network].file,
             "model-prefix": f"{folder}/",
         }
-        command = [sys.executable, "-m", "weaver.train", "--regression-mode", *switches]
+        command = [sys.executable, "-m", "weaver.train", "--regression-mode"]
         command += [
             word
             for name, value in {**common, **flags}.items()
@@ -541,7 +535,7 @@ def _interval(rows: np.ndarray) -> str:
 
 def write_ablation(report: Report, judge: Judge, arguments: argparse.Namespace) -> None:
     network = NETWORKS[judge.network]
-    jets = round(arguments.jets * network.share)
+    jets = round(len(judge.bench.dataset(judge.tasks[0], "train")) * network.share)
     passes = jets * judge.bench.epochs(judge.network)
     heads = [f"gain, {region} (%)" for region in REGIONS]
     report.section(
@@ -633,8 +627,9 @@ def write_headline(report: Report, judge: Judge) -> None:
         rows=rows,
         notes=[
             (
-                f"The first seed's networks. Training of full took {seconds['seconds']:.0f} s on"
-                f" {seconds['threads']} threads, {judge.bench.epochs(judge.network)} epochs."
+                f"The first seed's networks. Training of full and its answers to the test jets took"
+                f" {seconds['seconds']:.0f} s on {seconds['threads']} threads,"
+                f" {judge.bench.epochs(judge.network)} epochs."
             ),
             (
                 "Below 60 GeV the cut on the reconstructed pT biases the response of any"
@@ -652,7 +647,10 @@ def _array(record: dict) -> np.ndarray:
     return np.array([record["value"], record["low"], record["high"]])
 
 
-def _value(record: dict) -> str:
+def _value(record: dict | None) -> str:
+    """A number with its interval; nothing can be taken off a spread that may be zero."""
+    if record is None:
+        return "not measured"
     return f"{record['value']:+.1f} [{record['low']:+.1f}, {record['high']:+.1f}]"
 
 
@@ -718,6 +716,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--jets", type=int, default=100_000, help="training jets; a fifth as many for validation"
     )
     parser.add_argument("--test-jets", type=int, default=60_000)
+    for part in SPLITS:
+        parser.add_argument(
+            f"--data-{part}",
+            metavar="PATTERN",
+            help="files of jets that are there already; with all three, none are generated",
+        )
     parser.add_argument(
         "--epochs", type=int, help="of every training (default: 10 for pfn, 25 for ParticleNet)"
     )
@@ -725,6 +729,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--workers", type=int, default=2, help="trainings at a time, one thread each"
     )
     arguments = parser.parse_args(argv)
+    named = [part for part in SPLITS if getattr(arguments, f"data_{part}")]
+    if named and len(named) < len(SPLITS):
+        parser.error("--data-train, --data-val and --data-test go together")
     arguments.folder = arguments.folder.absolute()
     return run_main(lambda: run(arguments))
 
