@@ -240,6 +240,7 @@ class Bench:
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.arguments, self.root = arguments, arguments.folder
+        self.lacks = arguments.lacks.split(",") if arguments.lacks else []
         self.sample = {part: getattr(arguments, f"data_{part}") for part in SPLITS}
         if not all(self.sample.values()):
             sizes = (arguments.jets, max(arguments.jets // 5, 1000), arguments.test_jets)
@@ -249,12 +250,17 @@ class Bench:
         return (
             self.root
             / "trained"
-            / f"{task.slug}-{self.epochs(task.network)}-epochs"
+            / "-without-".join([f"{task.slug}-{self.epochs(task.network)}-epochs", *self.lacks])
             / str(task.seed)
         )
 
     def epochs(self, network: str) -> int:
         return self.arguments.epochs or NETWORKS[network].epochs
+
+    def variant(self, task: Task) -> Variant:
+        """The task's variant, without the options that --lacks takes from all."""
+        variant = VARIANTS[task.variant]
+        return dataclasses.replace(variant, lacks=(*variant.lacks, *self.lacks))
 
     def config(self, task: Task) -> Path:
         """The data config of a variant, written anew each time.
@@ -328,7 +334,7 @@ class Bench:
         folder = self.folder(task)
         if (folder / "answers.npz").exists():
             return
-        network, variant = NETWORKS[task.network], VARIANTS[task.variant]
+        network, variant = NETWORKS[task.network], self.variant(task)
         flags = {
             **{
                 "num-epochs": self.epochs(task.network),
@@ -429,6 +435,18 @@ class Judge:
         self.trees = bench.tree_answers(network)
         self.variants = list(dict.fromkeys(task.variant for task in self.tasks))
         self.quantiles = self._quantiles()
+
+    @property
+    def num_training_jets(self) -> int:
+        """Jets that each network was trained on."""
+        jets = self.bench.dataset(self.tasks[0], "train")
+        return round(len(jets) * NETWORKS[self.network].share)
+
+    @property
+    def sample(self) -> str:
+        """The networks and their jets, as the sections of the report begin."""
+        words = [self.network, f"{self.num_training_jets:,} training jets"]
+        return ", ".join([*words, *(f"without {name}" for name in self.bench.lacks)])
 
     def _answers(self, task: Task) -> np.ndarray:
         """The answers log(pT_gen / pT) for all test jets, (N,).
@@ -535,11 +553,11 @@ def _interval(rows: np.ndarray) -> str:
 
 def write_ablation(report: Report, judge: Judge, arguments: argparse.Namespace) -> None:
     network = NETWORKS[judge.network]
-    jets = round(len(judge.bench.dataset(judge.tasks[0], "train")) * network.share)
+    jets = judge.num_training_jets
     passes = jets * judge.bench.epochs(judge.network)
     heads = [f"gain, {region} (%)" for region in REGIONS]
     report.section(
-        f"{judge.network}: what each choice brings",
+        f"{judge.sample}: what each choice brings",
         columns=["variant", *heads, "seeds, all", "beside full (points)", "absolute error"],
         rows=[judge.row(variant) for variant in judge.variants],
         notes=[
@@ -574,7 +592,7 @@ def write_trees(report: Report, judge: Judge) -> None:
     """Boosted trees on the same jets, beside the network with all inputs."""
     heads = [f"gain, {region} (%)" for region in REGIONS]
     report.section(
-        f"{judge.network}: beside boosted trees",
+        f"{judge.sample}: beside boosted trees",
         columns=["trees on", *heads, "full beside them (points)"],
         rows=[judge.tree_row(name) for name in TREES],
         notes=[
@@ -622,7 +640,7 @@ def write_headline(report: Report, judge: Judge) -> None:
         )
     seconds = json.loads((judge.bench.folder(judge.tasks[0]) / "time.json").read_text())
     report.section(
-        f"{judge.network}: beside the standard JEC",
+        f"{judge.sample}: beside the standard JEC",
         columns=["quantity", "where", *variants],
         rows=rows,
         notes=[
@@ -710,6 +728,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             "comma-separated; full must be among them (default: all of pfn, full,open of"
             " ParticleNet)"
         ),
+    )
+    parser.add_argument(
+        "--lacks",
+        default="",
+        help="options of full that all variants go without, comma-separated: norm, loss, ema-decay",
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument(

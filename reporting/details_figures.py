@@ -85,7 +85,9 @@ def fine_eta(metrics: MetricsRecord) -> Drawing | None:
     names = [name for name in slices[0].by_calibration() if name != "uncorrected"]
     for place, name in enumerate(names):
         biases = [one.by_calibration()[name] for one in slices]
-        points(axes, middles + 0.012 * place, biases, 100, markersize=4, **calibration_look(name))
+        points(
+            axes, middles + 0.024 * (place - 1), biases, 100, markersize=4, **calibration_look(name)
+        )
     allowed = 100 * metrics.config.max_closure
     axes.axhspan(-allowed, allowed, color=INK, alpha=0.1, linewidth=0)
     level(axes, 0)
