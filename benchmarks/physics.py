@@ -561,6 +561,7 @@ def write_ablation(report: Report, judge: Judge, arguments: argparse.Namespace) 
         columns=["variant", *heads, "seeds, all", "beside full (points)", "absolute error"],
         rows=[judge.row(variant) for variant in judge.variants],
         notes=[
+            *(f"All variants are without {name}, full too." for name in judge.bench.lacks),
             (
                 f"{jets:,} training jets, {len(judge.columns['genJetPt']):,} test jets, seeds"
                 f" {', '.join(map(str, arguments.seeds))}, {judge.bench.epochs(judge.network)}"

@@ -230,8 +230,9 @@ def figure(
             points(axes, x, resolutions, **calibration_look("standard"))
         if name in ("gain", "closure"):
             level(axes, 0)
-        lowest, highest = axes.get_ylim()
-        axes.set_ylim(lowest, highest + 0.25 * (highest - lowest))  # room for the region's name
+        if axes is not panel_of[0]:  # room for the region's name; the legend makes room there
+            lowest, highest = axes.get_ylim()
+            axes.set_ylim(lowest, highest + 0.25 * (highest - lowest))
         axes.text(
             0.03,
             0.95,
