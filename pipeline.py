@@ -52,9 +52,28 @@ HOW_TO_RUN = (
 """Flags beside the fields of RunConfig that a file of --config may have."""
 
 
+class ShowVersion(argparse.Action):
+    """Print the version and the commit. The commit takes git, so it is looked up only here."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        """Print the line and end."""
+        from common.project import git_commit, version
+
+        print(f"jec-pipeline {version()}, commit {git_commit()}")
+        parser.exit()
+
+
 def build_parser() -> Parser:
     """Return the parser of all flags: how to run, the commands, and the fields of RunConfig."""
     parser = Parser(prog="python pipeline.py", description=__doc__)
+    parser.add_argument(
+        "--quiet",
+        action="store_true",
+        help="print only how a run ended; with --check only what is not ok",
+    )
+    parser.add_argument(
+        "--version", action=ShowVersion, nargs=0, help="show the version and the commit, and exit"
+    )
     run = parser.add_argument_group("how to run")
     run.add_argument(
         "--runner",
@@ -241,10 +260,14 @@ def add_commands(group: argparse._ArgumentGroup) -> None:
         metavar="SIZE",
         help="with --prune: whose files are larger than, for example, 1G or 500M",
     )
+    group.add_argument(
+        "--json", action="store_true", help="with --status, --check and --list: as one JSON object"
+    )
     group.add_argument("--yes", action="store_true", help="with --down and --prune: do not ask")
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run the command; return the exit code."""
     return run_main(lambda: parse_and_act(argv))
 
 
@@ -280,6 +303,13 @@ def check_companions(parser: argparse.ArgumentParser, args: argparse.Namespace) 
         parser.error("--storage goes with --down RUN_ID")
     if args.yes and not (args.down or args.prune):
         parser.error("--yes goes with --down RUN_ID or --prune")
+    if args.json and not (args.status or args.check or args.list):
+        parser.error("--json goes with --status RUN_ID, --check or --list")
+    if args.json and (args.follow or args.quiet):
+        parser.error("--json prints one object; leave --follow and --quiet out")
+    commands = [flag for flag in typed_flags(args, COMMANDS) if flag not in ("--check", "--status")]
+    if args.quiet and (commands or (args.status and not args.follow)):
+        parser.error("--quiet goes with a run, --check or --status RUN_ID --follow")
     if args.start_at and not args.resume:
         parser.error(f"--start-at {args.start_at} goes with --resume RUN_ID")
     limits = args.older_than is not None or args.larger_than is not None
@@ -405,7 +435,8 @@ def run(config: RunConfig, args: argparse.Namespace) -> int:
                 "--runner kubeflow: no endpoint; give --host https://.../pipeline or set"
                 " KFP_ENDPOINT"
             )
-        print(f"running on Kubeflow at {host} (from {source})", flush=True)
+        if not args.quiet:
+            print(f"running on Kubeflow at {host} (from {source})", flush=True)
         from operations.commands import run_on_kubeflow
 
         return run_on_kubeflow(config, host, args)
@@ -421,11 +452,12 @@ def run(config: RunConfig, args: argparse.Namespace) -> int:
             check_writable_folder(path)
         except JecError as error:
             raise InputError(f"{name}: {error}") from None
-    print(f"running on this machine ({reason})", flush=True)
+    if not args.quiet:
+        print(f"running on this machine ({reason})", flush=True)
     # Printed before this import, which takes a second or two.
     from components.local_run import LocalRun
 
-    return LocalRun(config, args.output, serve=args.serve)()
+    return LocalRun(config, args.output, serve=args.serve, quiet=args.quiet)()
 
 
 if __name__ == "__main__":

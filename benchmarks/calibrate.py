@@ -150,6 +150,7 @@ def measure(report: Report, uri: str, patterns: Sequence[str], rounds: int) -> b
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Measure and print; return the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.calibrate",
         description=__doc__,

@@ -169,6 +169,7 @@ def add_few(report: Report, uri: str, numbers: Sequence[int]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Measure and write the results; return the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.closure",
         description=__doc__,

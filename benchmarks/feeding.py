@@ -213,11 +213,13 @@ class Sides:
     """Starts the processes of both sides on the same files."""
 
     def __init__(self, arguments: argparse.Namespace, scratch: str) -> None:
+        """Both sides read the same files with the same config."""
         self.peer_python, self.scratch = os.path.abspath(arguments.peer_python), scratch
         self.config = str(Path(arguments.data_config).resolve())
         self.files = _files(arguments, scratch)
 
     def ours(self, work: str = "feed", **order: Any) -> dict[str, Any]:
+        """Run our feeding in a process of its own; return what it measured."""
         order = {
             "files": self.files,
             "config": self.config,
@@ -231,6 +233,7 @@ class Sides:
         )
 
     def peer(self, flags: dict[str, Any], epochs: int = EPOCHS, **order: Any) -> dict[str, Any]:
+        """Run weaver-core's loader in a process of its own; return what it measured."""
         order = {
             "files": self.files,
             "config": self.config,
@@ -281,6 +284,7 @@ def _files(arguments: argparse.Namespace, scratch: str) -> list[str]:
 
 
 def first_pass(sides: Sides, report: Report, arguments: argparse.Namespace) -> None:
+    """Measure the first epoch, decoding included, side by side."""
     flags = json.loads(arguments.peer_flags) if arguments.peer_flags else best_flags(sides)
     answers: dict[str, list[dict[str, Any]]] = {"ours": [], "peer": [], "peer in memory": []}
 
@@ -491,6 +495,7 @@ SECTIONS = {"first-pass": first_pass, "search": search, "memory": memory}
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Measure and write the results; return the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.feeding", description=__doc__.splitlines()[0]
     )

@@ -107,6 +107,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Iterable[float]) -> Spread:
+        """Take least, median and most of some values."""
         values = list(values)
         return cls(least=min(values), median=statistics.median(values), most=max(values))
 
@@ -195,6 +196,7 @@ class Report:
     """Sections of one benchmark's results, kept as JSON and, for reading, as Markdown."""
 
     def __init__(self, name: str, title: str, folder: Path = RESULTS) -> None:
+        """Describe the machine; nothing is written yet."""
         self.machine = machine()
         self.path = folder / f"{name}-{self.machine['date'][:10]}-{kind(self.machine)}.json"
         self.content: dict[str, Any] = {"benchmark": name, "title": title, "sections": {}}

@@ -58,6 +58,7 @@ BF16 = torch.bfloat16
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Measure and write the results; return the exit code."""
     args = arguments().parse_args(argv)
     # glibc reads its settings when a process starts, so that a new one is needed for others.
     if any(os.environ.get(name) != value for name, value in ENVIRONMENT.items()):
@@ -74,6 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def arguments() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.networks", description=__doc__.split("\n")[0]
     )
@@ -180,11 +182,13 @@ def jets(
 def step(
     run: Callable, model: nn.Module, batch: dict, target: torch.Tensor, dtype: torch.dtype
 ) -> Callable[[], None]:
+    """Return a call that runs one step."""
     inputs = tuple(batch[group] for group in GROUPS if group in batch)
     return lambda: run(model, inputs, target, dtype)
 
 
 def train(model: nn.Module, inputs: tuple, target: torch.Tensor, dtype: torch.dtype) -> None:
+    """Run a forward and a backward pass."""
     model.train()
     with torch.autocast("cpu", BF16, enabled=dtype == BF16):
         output = model(*inputs)
@@ -194,6 +198,7 @@ def train(model: nn.Module, inputs: tuple, target: torch.Tensor, dtype: torch.dt
 
 @torch.no_grad()
 def evaluate(model: nn.Module, inputs: tuple, target: torch.Tensor, dtype: torch.dtype) -> None:
+    """Run a forward pass in evaluation mode."""
     model.eval()
     with torch.autocast("cpu", BF16, enabled=dtype == BF16):
         model(*inputs)
@@ -224,6 +229,7 @@ def row(
     floor: float,
     batch_size: int,
 ) -> list[str]:
+    """Return a row of the table: rates, ratios to the published form, share of the peak."""
     speed = runs[label(form, dtype)]
     ratios = [
         ratio(speed, runs[label("published", other)]).text(".2f")
@@ -259,10 +265,12 @@ def peak(dtype: torch.dtype, size: int = 2048) -> float:
 
 
 def label(form: str, dtype: torch.dtype) -> str:
+    """Name a form and a precision."""
     return f"{form}, {dtype_name(dtype)}"
 
 
 def dtype_name(dtype: torch.dtype) -> str:
+    """Name a precision."""
     return "bf16" if dtype == BF16 else "float32"
 
 

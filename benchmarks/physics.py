@@ -125,12 +125,14 @@ class Variant:
     is_open: bool = False
 
     def options(self, network: Network) -> dict[str, Any]:
+        """Options of the network file."""
         return {
             **network.options,
             **{name: value for name, value in network.suited.items() if name not in self.lacks},
         }
 
     def flags(self, network: Network) -> dict[str, Any]:
+        """Flags of the training."""
         return {**network.flags, **({} if "ema-decay" in self.lacks else {"ema-decay": EMA_DECAY})}
 
 
@@ -232,6 +234,7 @@ class Task:
 
     @property
     def slug(self) -> str:
+        """Name of the task's folder."""
         return re.sub(r"[^a-z0-9]+", "-", f"{self.network} {self.variant}".lower())
 
 
@@ -239,6 +242,7 @@ class Bench:
     """The jets, and the trainings on them, below one folder."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
+        """Generate the jets that are missing."""
         self.arguments, self.root = arguments, arguments.folder
         self.lacks = arguments.lacks.split(",") if arguments.lacks else []
         self.sample = {part: getattr(arguments, f"data_{part}") for part in SPLITS}
@@ -247,6 +251,7 @@ class Bench:
             self.sample = ensure_sample(str(self.root), jets=sizes, seed=SAMPLE_SEED)
 
     def folder(self, task: Task) -> Path:
+        """Folder of a training."""
         return (
             self.root
             / "trained"
@@ -255,6 +260,7 @@ class Bench:
         )
 
     def epochs(self, network: str) -> int:
+        """Number of epochs of a network."""
         return self.arguments.epochs or NETWORKS[network].epochs
 
     def variant(self, task: Task) -> Variant:
@@ -427,6 +433,7 @@ class Judge:
     """All answers of one network's trainings to the same test jets."""
 
     def __init__(self, bench: Bench, network: str, tasks: Sequence[Task]) -> None:
+        """Load the answers of all trainings of a network to the test jets."""
         self.bench = bench
         self.network = network
         self.tasks = [task for task in tasks if task.network == network]
@@ -552,6 +559,7 @@ def _interval(rows: np.ndarray) -> str:
 
 
 def write_ablation(report: Report, judge: Judge, arguments: argparse.Namespace) -> None:
+    """Write the table of variants."""
     network = NETWORKS[judge.network]
     jets = judge.num_training_jets
     passes = jets * judge.bench.epochs(judge.network)
@@ -698,6 +706,7 @@ def tasks_of(arguments: argparse.Namespace) -> list[Task]:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    """Train what is missing, judge everything, write the results."""
     tasks = tasks_of(arguments)
     bench = Bench(arguments)
     bench.train_all(tasks)
@@ -711,6 +720,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Measure and write the results; return the exit code."""
     parser = Parser(
         prog="python -m benchmarks.physics",
         description=__doc__,

@@ -57,6 +57,7 @@ class Proxy:
     """
 
     def __init__(self, to_port: int, delay: float = 0.0) -> None:
+        """Listen on a free port; `delay` (s) applies in each direction."""
         self.delay = delay
         self.counts = Counts()
         self._to_port = to_port
@@ -73,9 +74,11 @@ class Proxy:
         self._thread.start()
 
     def __enter__(self) -> Proxy:
+        """Return itself."""
         return self
 
     def __exit__(self, *error: object) -> None:
+        """Close all connections."""
         self.close()
 
     def reset(self) -> None:
@@ -318,6 +321,7 @@ class ProxyProcess:
     """A proxy in a process of its own, so that it does not share the interpreter's lock."""
 
     def __init__(self, to_port: int, delay: float) -> None:
+        """Start the proxy in a process of its own; `delay` is in seconds."""
         command = [sys.executable, "-m", "benchmarks.proxy", "--to", str(to_port)]
         self._process = subprocess.Popen(
             [*command, "--delay-ms", str(1000 * delay)],
@@ -330,9 +334,11 @@ class ProxyProcess:
         self.port = int(self._answer())
 
     def __enter__(self) -> ProxyProcess:
+        """Return itself."""
         return self
 
     def __exit__(self, *error: object) -> None:
+        """End the process."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.close()
@@ -365,6 +371,7 @@ def _requests_on_stdin() -> Iterator[str]:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run a proxy until stdin closes."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.proxy", description=(__doc__ or "").splitlines()[0]
     )

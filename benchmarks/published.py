@@ -23,6 +23,7 @@ class EdgeConv(nn.Module):
     """An edge convolution: points (N, D, P), x (N, C, P) -> (N, dim, P)."""
 
     def __init__(self, in_dim: int, dim: int, num_layers: int, k: int) -> None:
+        """Make the layers."""
         super().__init__()
         self.k = k
         dims = [2 * in_dim] + [dim] * num_layers
@@ -38,6 +39,7 @@ class EdgeConv(nn.Module):
         )
 
     def forward(self, points: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """Points (N, D, P), x (N, C, P) -> (N, dim, P)."""
         edges = self.layers(edge_features(x, neighbours(points, self.k)))  # (N, dim, P, k)
         return torch.relu((x if self.shortcut is None else self.shortcut(x)) + edges.mean(dim=3))
 
@@ -57,6 +59,7 @@ class ParticleNet(nn.Module):
         *,
         use_fts_bn: bool,
     ) -> None:
+        """Make the layers."""
         super().__init__()
         self.input_norm = nn.BatchNorm1d(particle_dim)
         self.stem = nn.Conv1d(particle_dim, stem_dim, 1, bias=False)
@@ -68,6 +71,7 @@ class ParticleNet(nn.Module):
     def forward(
         self, points: torch.Tensor, features: torch.Tensor, mask: torch.Tensor, jet: torch.Tensor
     ) -> torch.Tensor:
+        """Points (N, D, P), features (N, C, P), mask (N, 1, P), jet (N, J) -> (N, 1)."""
         x = torch.relu(self.stem_bn(self.stem(self.input_norm(features * mask)))) * mask
         x = x if self.stem_norm is None else self.stem_norm(x) * mask
         for block in self.blocks:
@@ -80,6 +84,7 @@ class ParticleFlowNetwork(nn.Module):
     """PFN: features (N, C, P), mask (N, 1, P), jet (N, J) -> (N, 1)."""
 
     def __init__(self, layers: list[nn.Module], head: nn.Module) -> None:
+        """Take the layers of the particles and those of the sum."""
         super().__init__()
         self.layers = nn.Sequential(*layers)
         self.head = head
@@ -87,6 +92,7 @@ class ParticleFlowNetwork(nn.Module):
     def forward(
         self, features: torch.Tensor, mask: torch.Tensor, jet: torch.Tensor
     ) -> torch.Tensor:
+        """Features (N, C, P), mask (N, 1, P), jet (N, J) -> (N, 1)."""
         return self.head(torch.cat(((self.layers(features) * mask).sum(dim=2), jet), dim=1))
 
 

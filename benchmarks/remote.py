@@ -195,6 +195,7 @@ class Place:
         proxy: ProxyProcess | None = None,
         server: servers.Server | None = None,
     ) -> None:
+        """Start the server's proxy, unless it is the disk."""
         self.where = where
         self.delay_ms = delay_ms
         self.pattern = f"{base}/*.root"
@@ -208,6 +209,7 @@ class Place:
 
     @property
     def name(self) -> str:
+        """Name of the place and its delay."""
         return self.where if self.proxy is None else f"{self.where}, {self.delay_ms:g} ms"
 
     def run(self, work: str, **order: Any) -> dict[str, Any]:
@@ -314,6 +316,7 @@ class Comparison:
     """All contenders at all places, and what their runs gave."""
 
     def __init__(self, made: list[Place], names: list[str], config: str, scratch: str) -> None:
+        """Compare these contenders at these places."""
         self.places = made
         self.names = names  # of the contenders
         self.order = {"config": config, "scratch": scratch, "decoder": "ours"}
@@ -343,6 +346,7 @@ class Comparison:
     def uproot(
         self, place: Place, flags: dict[str, Any], most_files: int | None = None
     ) -> dict[str, Any]:
+        """Run plain uproot with these options; return what it measured."""
         return place.run(
             "plain_uproot",
             **self.order,
@@ -374,6 +378,7 @@ class Comparison:
         return rate
 
     def row(self, place: Place, name: str, runs: dict[str, list[float]]) -> list[str]:
+        """Return the row of one contender at one place."""
         key = f"{place.name}: {name}"
         rates, answers = runs[key], self.answers[key]
         ours, disk = runs[f"{place.name}: {OURS}"], runs[f"{DISK}: {name}"]
@@ -500,6 +505,7 @@ def _met(is_met: bool) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Measure and write the results; return the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.remote", description=(__doc__ or "").splitlines()[0]
     )

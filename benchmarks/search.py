@@ -59,6 +59,7 @@ class Timed(LocalSearch):
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
+        """Start the clock of the trials' CPU time."""
         super().__init__(*args, **options)
         self.before = _children_seconds()
         self.records: list[dict[str, Any]] = []
@@ -119,6 +120,7 @@ def reached(records: Sequence[dict[str, Any]], loss: float) -> float | None:
 
 
 def best(records: Sequence[dict[str, Any]]) -> float:
+    """Return the least loss."""
     return min(one["loss"] for one in records if one["loss"] is not None)
 
 
@@ -163,6 +165,7 @@ def _record(folder: Path, seed: int, contender: str) -> Path:
 def write(
     results: dict[int, dict[str, list[dict[str, Any]]]], arguments: argparse.Namespace
 ) -> None:
+    """Write the results."""
     report = Report("search", "tpe with early stopping against random search")
     rows = []
     ratios = []
@@ -237,6 +240,7 @@ def write(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Measure and write the results; return the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.search",
         description=__doc__,

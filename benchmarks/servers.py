@@ -50,6 +50,7 @@ def cpu_seconds(process: int) -> float:
 
 
 def free_port() -> int:
+    """Return a free TCP port of 127.0.0.1."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port: int = listener.getsockname()[1]
         return port

@@ -418,6 +418,7 @@ def pieces(onnx_path: Path) -> Callable[[Inputs], Any]:
 
 
 def free_port() -> int:
+    """Return a free TCP port of 127.0.0.1."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         return sock.getsockname()[1]
@@ -626,6 +627,7 @@ PARTS = {"runtime": runtime, "variants": variants} | {
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Measure and write the results; return the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.serving", description=__doc__.splitlines()[0]
     )

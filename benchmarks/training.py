@@ -114,6 +114,7 @@ class Bench:
     """Starts trainings of both sides on the same files."""
 
     def __init__(self, arguments: argparse.Namespace, scratch: str) -> None:
+        """Generate the jets that are missing."""
         from data.generator.sample import ensure_sample
 
         self.peer_python = os.path.abspath(arguments.peer_python)
@@ -137,6 +138,7 @@ class Bench:
         seed: int = 1,
         extra: tuple[str, ...] = (),
     ) -> Trained:
+        """Train with this project in a process of its own; return what it measured."""
         folder = self._folder()
         command = [
             sys.executable,
@@ -178,6 +180,7 @@ class Bench:
         allocator: bool = True,
         extra: tuple[str, ...] = (),
     ) -> Trained:
+        """Train with weaver-core in a process of its own; return what it measured."""
         folder, environment = self._folder(), with_allocator() if allocator else without_allocator()
         environment.pop("PYTHONPATH", None)
         command = [
@@ -437,6 +440,7 @@ def _dtype(name: str) -> Any:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Measure and write the results; return the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.training", description=__doc__.splitlines()[0]
     )

@@ -1,0 +1,1 @@
+"""Backends that run manifests: one protocol, Kubernetes and this machine."""

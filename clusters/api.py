@@ -58,6 +58,7 @@ class Kind:
 
     @property
     def api_version(self) -> str:
+        """Group and version, as manifests have them."""
         return f"{self.group}/{self.version}"
 
 
@@ -159,6 +160,7 @@ class Api:
     """
 
     def __init__(self, connection: Connection, namespace: str, *, pause: float = 1.0) -> None:
+        """Use a connection in one namespace; `pause` (s) lies between two attempts."""
         self.namespace = namespace
         self._pause = pause
         self._client = connection.client

@@ -89,6 +89,7 @@ def experiment_of(trial: str) -> str:
 
 
 def metric_names(manifest: Manifest) -> list[str]:
+    """Names of the metrics that the experiment collects, the objective first."""
     objective = manifest["spec"]["objective"]
     return [objective["objectiveMetricName"], *objective.get("additionalMetricNames", [])]
 
@@ -144,7 +145,7 @@ def check_experiment(manifest: Manifest) -> None:
     template = spec["trialTemplate"]
     require(
         bool(template.get("primaryContainerName")),
-        "spec.trialTemplate.primaryContainerName: missing",
+        "spec.trialTemplate.primaryContainerName is missing; name the container that trains",
     )
     require(
         "name" not in template["trialSpec"].get("metadata", {}),

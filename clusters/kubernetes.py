@@ -46,6 +46,11 @@ class KubernetesCluster:
         poll: float = 5.0,
         patience: float = 600.0,
     ) -> None:
+        """Connect to the configured cluster. Raises NoCluster.
+
+        `poll` (s) lies between two looks; `patience` (s) is how long a pod may wait for a reason
+        that does not pass by itself.
+        """
         connection = connect()
         self.namespace = namespace_of(connection, namespace)
         self._inside = connection.inside

@@ -53,6 +53,7 @@ class ExperimentRun:
         deadline: float,
         report: Report,
     ) -> None:
+        """Nothing is sent yet; the times are in seconds."""
         self._objects = objects
         self._api = objects.api
         self._manifest = manifest

@@ -29,6 +29,7 @@ class JobRun:
         deadline: float,
         report: Report,
     ) -> None:
+        """Nothing is sent yet; the times are in seconds."""
         self.name = name_of(manifest)
         self.reason = ""
         """Why it failed, in one line; empty while it has not."""

@@ -33,6 +33,7 @@ class Objects:
     """
 
     def __init__(self, api: Api, *, poll: float, owner: Owner | None = None) -> None:
+        """Objects get an ownerReference to `owner` where it is in the same namespace."""
         self.api = api
         self.namespace = api.namespace
         self.poll = poll
@@ -292,5 +293,6 @@ def _is_going(pod: Manifest) -> bool:
 
 
 def belongs_to_trial(thing: Manifest) -> bool:
+    """Whether a Katib Trial owns the object."""
     owners = thing["metadata"].get("ownerReferences") or []
     return any(owner.get("kind") == TRIAL.name for owner in owners)

@@ -79,6 +79,7 @@ class Deployment:
         report: Report,
         no_node_seconds: float | None = None,
     ) -> None:
+        """Nothing is sent yet; the times are in seconds."""
         self._objects = objects
         self._api = objects.api
         self._manifest = manifest

@@ -68,6 +68,7 @@ class LocalCluster:
     def __init__(
         self, workdir: Path | str, root: Path | str | None = None, servers: Servers | None = None
     ) -> None:
+        """Keep logs and records in `workdir`; run commands in `root`; serve with `servers`."""
         self.workdir = Path(workdir).resolve()
         self.root = Path(root) if root else Path(__file__).resolve().parent.parent
         self.servers = servers

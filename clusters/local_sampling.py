@@ -35,6 +35,7 @@ class Sampling:
     """
 
     def __init__(self, spec: Manifest) -> None:
+        """Read the algorithm and its settings from the Experiment. Raises InputError."""
         try:
             self.algorithm = algorithms.offered(spec["algorithm"]["algorithmName"])
         except InputError as error:
@@ -120,7 +121,7 @@ def _grid_values(distribution: Any) -> list[Any]:
     if isinstance(distribution, CategoricalDistribution):
         return list(distribution.choices)
     if distribution.step is None:
-        raise InputError("algorithm grid needs a step for every double, or a list")
+        raise InputError("algorithm grid needs a 'step' for every double, or a 'list'")
     count = int((distribution.high - distribution.low) / distribution.step + 1e-9) + 1
     return [distribution.low + i * distribution.step for i in range(count)]
 

@@ -36,6 +36,7 @@ class LocalSearch:
     """Run one Experiment manifest. Raises InputError for one that Katib would refuse."""
 
     def __init__(self, manifest: Manifest, *, folder: Path, root: Path, report: Report) -> None:
+        """Check the Experiment, and open the study of its folder. Raises InputError."""
         katib.check_experiment(manifest)
         self.manifest = _with_defaults(manifest)
         self.spec: Manifest = self.manifest["spec"]

@@ -76,6 +76,7 @@ class Study:
     """
 
     def __init__(self, manifest: Manifest, folder: Path, report: Report) -> None:
+        """Open or make the study; a damaged one is set aside with a report."""
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -250,6 +251,7 @@ class Study:
 
 
 def failed_count(trials: list[Trial]) -> int:
+    """How many of the trials failed."""
     return sum(trial.status in FAILED for trial in trials)
 
 

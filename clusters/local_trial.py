@@ -26,6 +26,7 @@ class RunningTrial:
         threads: int,
         report: Report = lambda line: None,
     ) -> None:
+        """Start the trial's processes, each with `threads` threads."""
         self.number = proposal.number
         self.name = proposal.name
         self.rule = proposal.rule
@@ -61,6 +62,7 @@ class RunningTrial:
         return float(run_policy.get("activeDeadlineSeconds", math.inf))
 
     def is_overdue(self) -> bool:
+        """Whether its deadline has passed."""
         return time.monotonic() - self.started > self.deadline
 
     def values(self) -> list[float]:
@@ -72,6 +74,7 @@ class RunningTrial:
         return katib.observations(self._metrics_text(), katib.metric_names(self._manifest))
 
     def objective_value(self) -> float | None:
+        """The objective by Katib's strategy; None before the first metric."""
         return katib.objective_value(self._manifest, self.observations())
 
     def outcome(self, exit_code: int) -> tuple[TrialStatus, str]:

@@ -58,6 +58,7 @@ class Resources:
     """Ephemeral storage; empty leaves it to the namespace's defaults."""
 
     def as_dict(self) -> dict[str, dict[str, str]]:
+        """Return requests and limits, as a container has them."""
         amounts = {"cpu": str(self.cpus), "memory": self.memory}
         if self.disk:
             amounts["ephemeral-storage"] = self.disk
@@ -98,9 +99,11 @@ class Ticket:
 
     @property
     def environment(self) -> dict[str, str]:
+        """Variables by which Kerberos finds the ticket."""
         return {"KRB5CCNAME": f"FILE:{TICKETS}/krb5cc"}
 
     def volumes(self) -> list[Manifest]:
+        """The Secret, and the memory in which the ticket is kept."""
         secret = {
             "name": "kerberos-secret",
             "secret": {"secretName": self.secret, "defaultMode": 0o444},
@@ -111,6 +114,7 @@ class Ticket:
         ]
 
     def mounts(self) -> list[Manifest]:
+        """Where the ticket is mounted."""
         return [{"name": "kerberos-ticket", "mountPath": TICKETS}]
 
     def init_container(self, image: str) -> Manifest:
@@ -154,6 +158,7 @@ class PodSettings:
         return variables | ({SECRET_FOLDER: XROOTD_FOLDER} if self.xrootd_secret else {})
 
     def pod_fields(self) -> Manifest:
+        """Fields of a pod's spec; empty ones are left out."""
         fields = {
             "nodeSelector": dict(self.node_selector),
             "tolerations": list(self.tolerations),
@@ -218,6 +223,7 @@ def s3_environment(endpoint: str | None, secret: str) -> list[Manifest]:
 
 
 def environment(values: dict[str, str]) -> list[Manifest]:
+    """Return environment variables as a container has them."""
     return [{"name": name, "value": value} for name, value in values.items()]
 
 

@@ -63,6 +63,10 @@ class Operator:
     """
 
     def __init__(self, namespace: str | None = None, *, poll: float = 5.0) -> None:
+        """Connect to the configured cluster; `poll` (s) lies between two looks.
+
+        Raises NoCluster.
+        """
         connection = connect()
         self.namespace = namespace_of(connection, namespace)
         self._api = Api(connection, self.namespace)

@@ -100,6 +100,7 @@ class PodDiagnostics:
         replicas: int = 1,
         replica_set: str = "",
     ) -> None:
+        """Watch the pods with this label; `patience` (s) is how long one may wait."""
         self._api = api
         self._wait = wait
         self._owner_label = owner_label

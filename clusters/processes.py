@@ -88,6 +88,7 @@ def tail(log: Path, lines: int = TAIL) -> str:
 
 
 def free_port() -> int:
+    """Return a free TCP port of 127.0.0.1."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -162,6 +163,7 @@ class Replicas:
         return None if None in codes.values() else 0
 
     def stop(self) -> None:
+        """End all replicas and their children."""
         self._is_stopped = True
         stop(*self.processes.values())
 
@@ -194,6 +196,7 @@ class Replicas:
         return f"ended with exit code {code}"
 
     def log(self, name: str = "master-0") -> Path:
+        """Path of a replica's log."""
         return self.folder / f"{name}.log"
 
     def reason(self) -> str:

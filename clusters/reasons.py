@@ -74,11 +74,13 @@ def last_line(text: str, limit: int = LONGEST) -> str:
 
 
 def name_of(thing: Manifest) -> str:
+    """Name of an object."""
     name: str = thing["metadata"]["name"]
     return name
 
 
 def phase_of(pod: Manifest) -> str:
+    """Phase of a pod; Pending before it has one."""
     phase: str = pod.get("status", {}).get("phase", "Pending")
     return phase
 
@@ -90,6 +92,7 @@ def condition(thing: Manifest, kind: str) -> Manifest | None:
 
 
 def is_true(thing: Manifest, kind: str) -> bool:
+    """Whether a condition of an object is True."""
     entry = condition(thing, kind)
     return entry is not None and entry.get("status") == "True"
 
@@ -284,6 +287,7 @@ def _container_of(event: Manifest) -> str:
 
 
 def ready(pod: Manifest) -> bool:
+    """Whether a pod runs and is ready."""
     return phase_of(pod) == "Running" and is_true(pod, "Ready")
 
 

@@ -49,6 +49,7 @@ class Holder:
 
     @classmethod
     def this_process(cls) -> Holder:
+        """Make the record of this process."""
         return cls(
             pid=os.getpid(),
             host=socket.gethostname(),
@@ -67,6 +68,7 @@ class Holder:
 
     @property
     def is_here(self) -> bool:
+        """Whether the holder runs on this machine."""
         return self.host in ("", socket.gethostname())
 
     @property
@@ -77,6 +79,7 @@ class Holder:
         return time.time() - self.renewed < STALE_SECONDS
 
     def __str__(self) -> str:
+        """Say which process it is, on which machine, since when."""
         since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(_seconds(self.started)))
         return f"process {self.pid} on {self.host or socket.gethostname()}, which began at {since}"
 
@@ -88,6 +91,7 @@ class RunLock:
     """
 
     def __init__(self, run_id: str, folder: Path, remote: str = "") -> None:
+        """Use a file in `folder`, and an object below `remote` where results lie elsewhere."""
         self.run_id = run_id
         self._folder = folder
         self._remote = storage.join(remote, REMOTE) if remote else ""

@@ -15,6 +15,7 @@ def longest_allowed(namespace: str) -> int:
 
 
 def too_long(name: str, namespace: str) -> bool:
+    """Whether KServe could not make a host name of it."""
     return len(name) > longest_allowed(namespace)
 
 

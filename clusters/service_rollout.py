@@ -54,6 +54,7 @@ class Rollout:
         deadline: float,
         report: Report,
     ) -> None:
+        """Nothing is sent yet; times are in seconds; `backup` is for the present model."""
         self._objects = objects
         self._manifest = manifest
         self._name = name_of(manifest)

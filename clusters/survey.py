@@ -59,6 +59,7 @@ class Survey:
     """Questions to one namespace of a cluster."""
 
     def __init__(self, connection: Connection, namespace: str) -> None:
+        """Ask with one connection, in one namespace."""
         self.namespace = namespace
         self._client = connection.client
         self._api = Api(connection, namespace, pause=0.3)

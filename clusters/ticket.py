@@ -40,7 +40,10 @@ def new_ticket(keytab: Path, principal: str) -> bytes:
                 command, capture_output=True, text=True, timeout=KINIT_SECONDS, check=True
             )
         except FileNotFoundError:
-            raise InputError("kinit is not installed here; the project's images have it") from None
+            raise InputError(
+                "kinit is not installed here; install krb5-user, or run it in one of the project's"
+                " images"
+            ) from None
         except subprocess.TimeoutExpired:
             raise ClusterError(
                 f"kinit for {principal} had no answer for {KINIT_SECONDS:.0f} s; can the KDC be"
@@ -85,6 +88,7 @@ def store(ticket: bytes, secret: str, key: str, namespace: str | None = None) ->
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Renew the ticket that the command line names; return the exit code."""
     parser = Parser(prog="python -m clusters.ticket", description=__doc__)
     parser.add_argument(
         "--keytab", type=Path, required=True, metavar="FILE", help="keytab of the principal"

@@ -36,6 +36,7 @@ class Parser(argparse.ArgumentParser):
     """
 
     def __init__(self, **options: Any) -> None:
+        """Take argparse's options; a description keeps its line breaks."""
         options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(allow_abbrev=False, **options)
 
@@ -51,6 +52,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         # An address may hold a secret, and this may be the log of a pod.
+        """End with one sentence and the nearest flag or value, exit code 2."""
         shown = re.sub(r"\b\w+://\S+", "(an address)", message)
         self.exit(2, f"error: {shown}{self._hint(shown)}\nsee: {self.prog} --help\n")
 

@@ -522,6 +522,7 @@ class RunConfig:
     )
 
     def __post_init__(self) -> None:
+        """Check every value, and values that depend on each other. Raises InputError."""
         for name, value in self.parameters().items():
             require(
                 not isinstance(value, float) or math.isfinite(value),
@@ -646,7 +647,11 @@ class RunConfig:
         for name in ("data_train", "data_val", "data_test"):
             self._check_address(name, refuse_secrets, [getattr(self, name)])
             texts = separated(getattr(self, name))
-            require(bool(texts), f"--{flag(name)} '{getattr(self, name)}' names no file")
+            require(
+                bool(texts),
+                f"--{flag(name)} '{getattr(self, name)}' names no file; give paths or patterns,"
+                " separated by commas",
+            )
             self._check_address(name, lambda text: bucket_of(parse_one(text).text), texts)
         self._check_address("s3_bucket", bucket_of, [self.s3_bucket])
         if self.s3_endpoint != AUTO:
@@ -713,6 +718,7 @@ class RunConfig:
         return dataclasses.asdict(self)
 
     def replace(self, **changes: Any) -> RunConfig:
+        """Return a copy with other values for these fields."""
         return dataclasses.replace(self, **changes)
 
     @classmethod
@@ -731,6 +737,7 @@ class RunConfig:
 
     @classmethod
     def from_args(cls, args: argparse.Namespace) -> RunConfig:
+        """Make the configuration of parsed flags."""
         return cls(**{field.name: getattr(args, field.name) for field in dataclasses.fields(cls)})
 
 
@@ -820,6 +827,7 @@ def of_earlier_run(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def flag(name: str) -> str:
+    """Return the flag of a field, without its dashes: num_gpus -> num-gpus."""
     return name.replace("_", "-")
 
 

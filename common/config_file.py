@@ -45,6 +45,7 @@ class Flags:
     """
 
     def __init__(self, parser: Parser, keys: Iterable[str], words: list[str] | None) -> None:
+        """Parse the words once, to know which flags were typed."""
         self.parser, self.words = parser, words
         self.keys = tuple(keys)
         self.sources: list[Source] = []
@@ -162,11 +163,14 @@ def _text(path: str, where: str) -> str:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{where} cannot be read: {reason}") from None
     if len(content) > LARGEST_BYTES:
-        raise InputError(f"{where} is larger than {LARGEST_BYTES:,} bytes: no file of flags")
+        raise InputError(
+            f"{where} is larger than {LARGEST_BYTES:,} bytes: no file of flags; --write-config"
+            " prints one"
+        )
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise InputError(f"{where} is no text in UTF-8") from None
+        raise InputError(f"{where} is no text in UTF-8; --write-config prints a file") from None
 
 
 _NAMES: dict[type, str] = {

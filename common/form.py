@@ -122,7 +122,9 @@ def fields_of_settings(text: str) -> dict[str, Any]:
     try:
         settings = json.loads(text)
     except json.JSONDecodeError as error:
-        raise InputError(f"{SETTINGS} is no JSON: {error}") from None
+        raise InputError(
+            f'{SETTINGS} is no JSON: {error}; write {{"pods_memory": "12Gi"}}'
+        ) from None
     if not isinstance(settings, dict):
         raise InputError(f'{SETTINGS} is no JSON object; write {{"pods_memory": "12Gi"}}')
     entries = {entry.name: entry for entry in IN_SETTINGS}

@@ -20,6 +20,7 @@ class Progress:
     """
 
     def __init__(self, label: str, *, total: int, unit: str = "it") -> None:
+        """Start the clock; nothing is shown yet."""
         self.label = label
         self.total = total
         self.unit = unit
@@ -32,9 +33,11 @@ class Progress:
         self._width = 0
 
     def __enter__(self) -> Progress:
+        """Return itself."""
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Show the last state; the bar ends with a line of its own if all went well."""
         self._show(final=kind is None)
 
     def resume(self, done: int) -> None:
@@ -43,6 +46,7 @@ class Progress:
         self._resumed = done
 
     def advance(self, count: int = 1, note: str = "") -> None:
+        """Count more things done, and show it if the last time is long enough ago."""
         self.done += count
         self._note = note or self._note
         now = time.monotonic()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
 from pathlib import Path
 
 from common import storage
@@ -36,3 +37,22 @@ def version() -> str:
         return "unknown"
     found = re.search(r'^version = "([^"]+)"', path.read_text(), re.MULTILINE)
     return found[1] if found else "unknown"
+
+
+def git_commit() -> str:
+    """Return the commit of the code: set in images, asked of git in a checkout.
+
+    A '+' at its end says that files differ from it.
+    """
+    if "JEC_GIT_COMMIT" in os.environ:
+        return os.environ["JEC_GIT_COMMIT"]
+    # --exclude=* leaves tags out, so that the answer is always a hash
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=40", "--exclude=*"]
+    try:
+        answer = subprocess.run(
+            [*command, "--dirty=+"], capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        # no git, no checkout, or a checkout of another user, which git refuses
+        return "unknown"
+    return answer.stdout.strip()

@@ -123,7 +123,7 @@ class Record:
         """
         record = cls.find(uri)
         if record is None:
-            raise InputError(f"{uri} is missing")
+            raise InputError(f"{uri} is missing; the step that writes it has not ended")
         return record
 
     @classmethod
@@ -164,7 +164,10 @@ class Record:
     def _refuse_later_version(cls, content: Mapping[str, Any], where: str) -> None:
         version = content.get("format", 1)
         if not isinstance(version, int):
-            raise InputError(f"{where} has the format {version!r}, which is no number")
+            raise InputError(
+                f"{where} has the format {version!r}, which is no number; it was not written by"
+                " this project"
+            )
         if version > cls.FORMAT:
             raise InputError(
                 f"{where} has format {version}, and this version of the project reads up to"

@@ -33,10 +33,12 @@ class Run:
 
     @property
     def id(self) -> str:
+        """The run id."""
         return self.config.run_id
 
     @property
     def uri(self) -> str:
+        """Address of the run's folder."""
         return storage.join(self.config.s3_bucket, self.id)
 
     @property

@@ -56,10 +56,13 @@ def _size(node: Any, where: str, depth: int, sizes: dict[int, int], above: set[i
 
     line = node.start_mark.line + 1
     if id(node) in above:
-        raise InputError(f"{where}, line {line}: a list or mapping contains itself")
+        raise InputError(
+            f"{where}, line {line}: a list or mapping contains itself; take the alias out"
+        )
     if depth > DEEPEST:
         raise InputError(
-            f"{where}, line {line}: lists and mappings are nested more than {DEEPEST} deep"
+            f"{where}, line {line}: lists and mappings are nested more than {DEEPEST} deep;"
+            " flatten them"
         )
     if isinstance(node, yaml.ScalarNode):
         return 1

@@ -1,0 +1,1 @@
+"""The steps of the chain, and the chain itself."""

@@ -18,7 +18,16 @@ from common import form
 from common.config import AUTO, NONE, SECRET_KEY, RunConfig, cpus, quantity
 from common.storage.xrootd_login import SECRET_FOLDER
 from components.server_support import Support
-from components.steps import HOUR, IMAGE_VARIABLE, RETRIES, STEPS, WEBHOOK, component, step_of
+from components.steps import (
+    HOUR,
+    IMAGE_VARIABLE,
+    RETRIES,
+    STEPS,
+    WEBHOOK,
+    component,
+    producer,
+    step_of,
+)
 from training.search_space import as_document, load
 
 NAME = "jec-pipeline"
@@ -80,11 +89,13 @@ def pipeline(config: RunConfig, image: str = STEPS_IMAGE, *, support: Support = 
         job = dsl.PIPELINE_JOB_ID_PLACEHOLDER
         common = {"storage_endpoint": inputs["storage_endpoint"], "job_id": job}
 
-        def task(name: str, *, after: Any = None, **arguments: Any) -> Any:
-            """A step of the pipeline, with what it needs as a pod."""
-            task = made[name](**arguments)
-            if after is not None:
-                task.after(after)
+        tasks: dict[str, Any] = {}
+
+        def task(name: str, **arguments: Any) -> Any:
+            """A step of the pipeline, with its artifacts and what it needs as a pod."""
+            taken = {one: tasks[producer(one)].outputs[one] for one in step_of(name).artifacts}
+            task = made[name](**arguments, **taken)
+            tasks[name] = task
             if support.display_names:
                 task.set_display_name(step_of(name).title)
             return _on_the_cluster(task, config, inputs["storage_secret"], support)
@@ -97,8 +108,8 @@ def pipeline(config: RunConfig, image: str = STEPS_IMAGE, *, support: Support = 
             prepared.set_env_variable(IMAGE_VARIABLE, image)
             run = prepared.outputs["run"]
             trial = task("search", run=run, **common).outputs["best_trial"]
-            exported = task("export", run=run, trial=trial, **common)
-            evaluated = task("evaluate", run=run, trial=trial, **common, after=exported)
+            task("export", run=run, trial=trial, **common)
+            evaluated = task("evaluate", run=run, trial=trial, **common)
             task("deploy", run=run, passed=evaluated.outputs["passed"], **common)
 
     # KFP reads the pipeline's parameters from the signature.

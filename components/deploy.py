@@ -150,6 +150,7 @@ def models(run: Run) -> list[str]:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run the step; return the exit code."""
     parser = step.parser("deploy", __doc__)
     parser.add_argument(
         "--passed",

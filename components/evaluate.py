@@ -37,6 +37,7 @@ def run_evaluate_job(run: Run, trial: str, job_id: str) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run the step; return the exit code."""
     parser = step.parser("evaluate", __doc__)
     parser.add_argument("--trial", required=True, help="name of the trial that was exported")
     parser.add_argument("--passed-output", default="", help="file that gets 'true' or 'false'")

@@ -1,11 +1,9 @@
 """export: a job turns the best checkpoint into a Triton model repository, if parity holds."""
 
-import json
-
 from common import storage
 from common.errors import ClusterError
 from common.run import Run
-from components import start_at, step
+from components import lineage, start_at, step
 from exporting.export_job import DEADLINE, export_job
 
 
@@ -13,13 +11,7 @@ def export(run: Run, trial: str, artifacts: step.Artifacts, job_id: str = "") ->
     """Run the export job. Raises ClusterError if it failed, or if it ended well without a model."""
     if not start_at.keeps(run, "export", trial, job_id):
         run_export_job(run, trial, job_id)
-    described = {
-        "framework": "ONNX",
-        "name": run.model_name,
-        "trial": trial,
-        "repository": run.folder.models,
-    }
-    artifacts.set("model", metadata=described, content=json.dumps(described))
+    lineage.publish_model(run, trial, artifacts)
     step.say_result(f"trial {trial} is model {run.model_name} in {run.folder.models}")
 
 
@@ -39,6 +31,7 @@ def run_export_job(run: Run, trial: str, job_id: str) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run the step; return the exit code."""
     parser = step.parser("export", __doc__)
     parser.add_argument(
         "--trial", required=True, help="name of the trial whose best checkpoint is exported"

@@ -84,7 +84,7 @@ def webhook() -> str:
         if not url:
             raise InputError(f"{source} is empty; write the URL into it")
     if url and not url.startswith(("http://", "https://")):
-        raise InputError(f"the value of {source} is no http(s) URL")
+        raise InputError(f"the value of {source} is no http(s) URL; write https://...")
     return url
 
 
@@ -342,6 +342,7 @@ def _tell(url: str, summary: SummaryRecord) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run the step; return the exit code."""
     parser = Parser(prog="python -m components.finish", description=__doc__)
     for name in ("s3-bucket", "run-id", "network-config"):
         parser.add_argument(f"--{name}", required=True, help="as the run's")

@@ -9,6 +9,7 @@ of its internals are replaced while a pipeline runs (hence the exact pin of kfp 
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import logging
@@ -32,8 +33,13 @@ class StepFailed(JecError):
     """A step ended with an exit code that is not 0; it has said why itself."""
 
     def __init__(self, step: str, code: int) -> None:
+        """Keep the step's name and its exit code."""
         super().__init__(f"step {step} ended with exit code {code}")
         self.step, self.exit_code = step, code if code > 0 else 1
+
+
+LAST_LINES = 20
+"""Lines of a step that failed which a quiet run shows."""
 
 
 @dataclasses.dataclass
@@ -47,6 +53,7 @@ class _Session:
     environment: dict[str, str]
     on_start: Callable[[str, list[str]], None]
     on_end: Callable[[str, list[str]], None]
+    quiet: bool = False
     running: list[subprocess.Popen[str]] = dataclasses.field(default_factory=list)
     failed: StepFailed | None = None
     stopping: bool = False
@@ -61,16 +68,18 @@ def run_pipeline(
     environment: dict[str, str],
     on_start: Callable[[str, list[str]], None] = lambda step, command: None,
     on_end: Callable[[str, list[str]], None] = lambda step, command: None,
+    quiet: bool = False,
 ) -> None:
     """Execute the IR at `path`.
 
     `on_start(step, command)` is called before each step, `on_end` after each that ended well.
+    With `quiet` nothing of the steps' output is shown, but the last lines of a step that failed.
     Raises StepFailed, or InterruptedRun when SIGINT or SIGTERM came; either way no step is left
     running.
     """
     from kfp import components, local
 
-    session = _Session(environment=environment, on_start=on_start, on_end=on_end)
+    session = _Session(environment=environment, on_start=on_start, on_end=on_end, quiet=quiet)
     pipeline = components.load_component_from_text(_without_retries(path))
     with _replaced_internals(session), _stopped_by_signals(session), _quiet():
         local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(work))
@@ -129,7 +138,7 @@ def _run(session: _Session, command: list[str], env: dict[str, str]) -> bool:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             # progress bars need the terminal itself
-            stderr=None if sys.stderr.isatty() else subprocess.STDOUT,
+            stderr=None if sys.stderr.isatty() and not session.quiet else subprocess.STDOUT,
             text=True,
             errors="replace",
             start_new_session=True,  # Ctrl-C reaches us alone, and we end the steps in order
@@ -142,13 +151,19 @@ def _run(session: _Session, command: list[str], env: dict[str, str]) -> bool:
     assert process.stdout is not None  # it is a pipe
     # kfp captures sys.stdout while a step runs.
     terminal = sys.__stdout__ or sys.stdout
+    last: collections.deque[str] = collections.deque(maxlen=LAST_LINES)
     with process.stdout:
         for line in process.stdout:
-            terminal.write(f"[{name}] {line}")
-            terminal.flush()
+            last.append(f"[{name}] {line}")
+            if not session.quiet:
+                terminal.write(last[-1])
+                terminal.flush()
     code = process.wait()
     session.running.remove(process)
     if code != 0:
+        if session.quiet and not session.stopping:
+            terminal.writelines(last)
+            terminal.flush()
         session.failed = session.failed or StepFailed(name, code)
         return False
     session.on_end(name, command)

@@ -60,10 +60,12 @@ class Inputs:
 
     @functools.cached_property
     def data_config_text(self) -> bytes:
+        """Content of the data config."""
         return storage.read_bytes(self.place(self.config.data_config, "data.yaml"))
 
     @functools.cached_property
     def network(self) -> NetworkFile:
+        """The network file, loaded. Raises InputError."""
         from weaver.network.network_file import NetworkFile
 
         place = self.place(self.config.network_config, "network.py")
@@ -266,6 +268,7 @@ def check_raw_model(inputs: Inputs) -> Result:
 
 
 def check_card(inputs: Inputs) -> Result:
+    """Check the file of --card. Raises InputError."""
     if inputs.config.card == NONE:
         return Result(text="nothing of the user's own (--card)")
     facts, notes = card.read(inputs.config.card)

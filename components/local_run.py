@@ -49,8 +49,12 @@ class LocalRun:
     Results lie in `output` too, unless the configuration names another storage.
     """
 
-    def __init__(self, config: RunConfig, output: Path, *, serve: bool) -> None:
+    def __init__(
+        self, config: RunConfig, output: Path, *, serve: bool, quiet: bool = False
+    ) -> None:
+        """Settle where results lie; nothing is started yet."""
         self.output, self.serve, self.started = output.resolve(), serve, time.monotonic()
+        self.quiet = quiet
         place = str(self.output) if config.s3_bucket == AUTO else storage.absolute(config.s3_bucket)
         self.config = config.replace(s3_bucket=place)
         self.run: Run | None = None
@@ -85,6 +89,7 @@ class LocalRun:
                 environment=self.environment,
                 on_start=self._before_step,
                 on_end=self._after_step,
+                quiet=self.quiet,
             )
             self._collect()
             self._summary(self._prepared)

@@ -12,7 +12,6 @@ import dataclasses
 import importlib.metadata
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -25,11 +24,11 @@ from common.cli import Parser, run_main
 from common.config import AUTO, NONE, SERVED, RunConfig, add_arguments, flag
 from common.errors import InputError, JecError
 from common.layout import RunFolder
-from common.project import ROOT, here
+from common.project import git_commit, here
 from common.records import DataSet, RunRecord, ServiceRecord, StatusRecord
 from common.run import Run, make_run_id, slug
 from components import inputs as inputs_module
-from components import predictor, start_at, step
+from components import lineage, predictor, start_at, step
 from components.inputs import SAMPLE, Inputs
 from components.steps import IMAGE_VARIABLE
 from reporting import markdown
@@ -138,6 +137,8 @@ def prepare(
         "prepare", run, lambda: fill(run, inputs, job_id) if missing else None, job_id=job_id
     )
     prepared = Run.load(run.uri)
+    if artifacts:
+        lineage.publish_dataset(prepared, artifacts)
     jets = ", ".join(f"{data.jets:,} {split}" for split, data in prepared.record.data.items())
     step.say_result(f"{run.id} is prepared, with these jets: {jets}")
     return prepared
@@ -260,6 +261,7 @@ def checked_inputs(config: RunConfig, kept: str) -> Inputs:
 
 
 def say_warning(result: inputs_module.Result) -> None:
+    """Print the warning of a check, if it has one."""
     if result.warning:
         step.say(f"warning: {result.warning}")
 
@@ -493,25 +495,6 @@ def versions() -> dict[str, str]:
     return known
 
 
-def git_commit() -> str:
-    """Return the commit of the code: set in images, asked of git in a checkout.
-
-    A '+' at its end says that files differ from it.
-    """
-    if "JEC_GIT_COMMIT" in os.environ:
-        return os.environ["JEC_GIT_COMMIT"]
-    # --exclude=* leaves tags out, so that the answer is always a hash
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=40", "--exclude=*"]
-    try:
-        answer = subprocess.run(
-            [*command, "--dirty=+"], capture_output=True, text=True, timeout=10, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
-        # no git, no checkout, or a checkout of another user, which git refuses
-        return "unknown"
-    return answer.stdout.strip()
-
-
 @contextlib.contextmanager
 def refusal_recorded(config: RunConfig, job_id: str) -> Iterator[None]:
     """Note in the run's folder why prepare refused, on Kubeflow.
@@ -551,6 +534,7 @@ def configuration(parser: argparse.ArgumentParser, argv: list[str] | None) -> Ru
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run the step; return the exit code."""
     parser = Parser(prog="python -m components.prepare", description=__doc__)
     add_arguments(parser)
     parser.add_argument(

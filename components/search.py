@@ -251,6 +251,7 @@ def as_record(run: Run, manifest: Manifest, result: ExperimentResult, carried: i
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run the step; return the exit code."""
     parser = step.parser("search", __doc__)
     parser.add_argument(
         "--best-trial-output", default="", help="file that gets the best trial's name"

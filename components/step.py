@@ -284,6 +284,7 @@ def watched(cluster: Cluster, remove: Callable[[str], None], name: str) -> Itera
 
 
 def say(line: str) -> None:
+    """Print a line at once."""
     print(line, flush=True)
 
 
@@ -311,6 +312,7 @@ class Artifacts:
     """
 
     def __init__(self, executor_input: str) -> None:
+        """Take KFP's executor input as JSON; empty outside of a pipeline."""
         self._outputs: dict[str, Any] = (
             json.loads(executor_input).get("outputs", {}) if executor_input else {}
         )

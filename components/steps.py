@@ -33,7 +33,7 @@ WEBHOOK_FILE = "JEC_WEBHOOK_FILE"
 IMAGE_VARIABLE = "JEC_STEPS_IMAGE"
 """Variable by which prepare learns the image of the steps, which no pod knows of itself."""
 
-Kind = Literal["parameter", "metrics", "markdown", "html", "model"]
+Kind = Literal["parameter", "metrics", "markdown", "html", "dataset", "model"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,6 +50,11 @@ class Step:
     """
     outputs: Mapping[str, Kind]
     """Outputs -> their kinds; a parameter is written to the file `--<name>-output`."""
+    artifacts: tuple[str, ...] = ()
+    """Artifacts of earlier steps that it takes, so that Kubeflow draws where results come from.
+
+    The program reads the run's folder: an artifact is a small description of what lies there.
+    """
     deadline: int
     """Seconds that the step's pod may live."""
     logs: str = ""
@@ -70,7 +75,7 @@ STEPS = (
         name="prepare",
         title="1 prepare data",
         inputs={**form.TYPES, "job_id": str},
-        outputs={"run": "parameter", "parameters": "markdown"},
+        outputs={"run": "parameter", "dataset": "dataset", "parameters": "markdown"},
         deadline=24 * HOUR,
         rights=("secrets", "serviceaccounts"),
     ),
@@ -84,6 +89,7 @@ STEPS = (
             "trials": "markdown",
             "search_report": "html",
         },
+        artifacts=("dataset",),
         deadline=14 * 24 * HOUR,
         logs="search",
         rights=("experiments.kubeflow.org", "trials.kubeflow.org", *_DIAGNOSTICS),
@@ -93,6 +99,7 @@ STEPS = (
         title="3 export to ONNX",
         inputs={**_RUN, "trial": str, **_COMMON},
         outputs={"model": "model"},
+        artifacts=("dataset", "trials"),
         deadline=round(EXPORT_DEADLINE) + MARGIN,
         logs="jobs",
         rights=("pytorchjobs.kubeflow.org", *_DIAGNOSTICS),
@@ -102,6 +109,7 @@ STEPS = (
         title="4 evaluate on test set",
         inputs={**_RUN, "trial": str, **_COMMON},
         outputs={"passed": "parameter", "test_metrics": "metrics", "report": "html"},
+        artifacts=("dataset", "model"),
         deadline=round(EVALUATE_DEADLINE) + MARGIN,
         logs="jobs",
         rights=("pytorchjobs.kubeflow.org", *_DIAGNOSTICS),
@@ -111,6 +119,7 @@ STEPS = (
         title="5 deploy (KServe)",
         inputs={**_RUN, "passed": str, **_COMMON},
         outputs={"url": "parameter", "report_with_service": "html"},
+        artifacts=("model",),
         # twice: a new model is tried beside the service before it replaces the former one
         deadline=round(2 * (SERVICE_DEADLINE + 2 * GOLDEN_DEADLINE)) + MARGIN,
         logs="services",
@@ -151,18 +160,33 @@ def step_of(name: str) -> Step:
     return {step.name: step for step in STEPS}[name]
 
 
+def artifact_kind(name: str) -> Kind:
+    """The kind of an artifact, whose name no other has. Raises KeyError where no step makes it."""
+    kinds = {name: kind for step in STEPS for name, kind in step.outputs.items()}
+    return kinds[name]
+
+
+def producer(name: str) -> str:
+    """The step that makes an artifact. Raises KeyError where none does."""
+    return {name: step.name for step in STEPS for name in step.outputs}[name]
+
+
 def component(step: Step, image: str) -> Any:
     """The KFP component of a step, whose container runs the step's program in `image`."""
     from kfp import dsl
 
-    annotations = {
-        "parameter": dsl.OutputPath(str),
-        "metrics": dsl.Output[dsl.Metrics],
-        "markdown": dsl.Output[dsl.Markdown],
-        "html": dsl.Output[dsl.HTML],
-        "model": dsl.Output[dsl.Model],
+    classes = {
+        "metrics": dsl.Metrics,
+        "markdown": dsl.Markdown,
+        "html": dsl.HTML,
+        "dataset": dsl.Dataset,
+        "model": dsl.Model,
     }
-    types = {**step.inputs, **{name: annotations[kind] for name, kind in step.outputs.items()}}
+    types: dict[str, Any] = dict(step.inputs)
+    for name in step.artifacts:
+        types[name] = dsl.Input[classes[artifact_kind(name)]]
+    for name, kind in step.outputs.items():
+        types[name] = dsl.OutputPath(str) if kind == "parameter" else dsl.Output[classes[kind]]
 
     def build(*placeholders: Any) -> dsl.ContainerSpec:
         """Called by KFP with the placeholder of each input and output."""

@@ -1,0 +1,1 @@
+"""Data configs, checks of jets, conversion of NanoAOD, and the generator of jets."""

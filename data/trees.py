@@ -20,7 +20,9 @@ def find_files(patterns: str | Iterable[str], tree: str) -> list[str]:
     entries = find(patterns)
     for entry in entries:
         if entry.tree and entry.tree.partition(";")[0] != tree:
-            raise InputError(f"{entry.uri}:{entry.tree}: this command reads the tree {tree}")
+            raise InputError(
+                f"{entry.uri}:{entry.tree}: this command reads the tree {tree}; name none, or that"
+            )
     return [entry.uri for entry in entries]
 
 

@@ -166,7 +166,7 @@ def named_sets(patterns: Iterable[str]) -> dict[str, list[str]]:
         name = match["name"] if match else "jets"
         files = find_files(match["pattern"] if match else pattern, TREE)
         sets.setdefault(name, []).extend(files)
-    require(bool(sets), "no files given")
+    require(bool(sets), "no files; name some, as 'train:train/*.root' 'test:test/*.root'")
     return sets
 
 

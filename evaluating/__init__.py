@@ -1,0 +1,1 @@
+"""Measure an exported model on test jets, beside baselines, and judge it."""

@@ -96,6 +96,7 @@ def evaluate(
 
 
 def parser() -> Parser:
+    """Return the parser of the command line."""
     command = Parser(prog="python -m physics.evaluate", description=__doc__)
     command.add_argument(
         "--run",
@@ -149,6 +150,7 @@ def parser() -> Parser:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Evaluate the model that the command line names; return the exit code."""
     options = vars(parser().parse_args(argv))
 
     def body() -> None:

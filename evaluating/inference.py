@@ -96,6 +96,7 @@ class Answerer:
     """Asks a model for its answers to jets of a test set."""
 
     def __init__(self, session: InferenceSession, test: inputs.TestSet) -> None:
+        """Read the names of the inputs and the residual correction from the model's metadata."""
         self.session, self.test = session, test
         self.names = [entry.name for entry in session.get_inputs()]
         self.metadata: Mapping[str, str] = session.get_modelmeta().custom_metadata_map

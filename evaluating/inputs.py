@@ -106,7 +106,8 @@ class TestSet(Protocol):
     def data_config(self) -> DataConfig:
         """The data config, with the standardisation of the inputs."""
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        """Return the number of jets."""
 
     def observers(self) -> Columns:
         """The observers that the data config lists."""

@@ -1,0 +1,1 @@
+"""Turn the best checkpoint into a Triton model repository."""

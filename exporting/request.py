@@ -31,6 +31,7 @@ class Export:
     raw_model: str = RAW_MODELS[0]
 
     def __post_init__(self) -> None:
+        """Check the options. Raises InputError."""
         if not re.fullmatch(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?", self.name):
             raise InputError(
                 f"'{self.name}' cannot name a service: use lower-case letters, digits and '-', a"

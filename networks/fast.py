@@ -99,6 +99,7 @@ class Edges:
     """
 
     def __init__(self, index: torch.Tensor) -> None:
+        """Take the k nearest neighbours of each particle, as positions in the jet; (N, P, k)."""
         self.index = index  # (N, P, k)
         self.k = index.shape[2]
         self.to = rows_of(index, index, index.shape[1]).neighbours.view(-1, self.k)  # (R, k)
@@ -115,10 +116,12 @@ class Edges:
 
     @functools.cached_property
     def counts(self) -> torch.Tensor:
+        """Return how many edges end at each row; (R, 1)."""
         return self.to.view(-1).bincount(minlength=len(self.to))[:, None]
 
     @functools.cached_property
     def starts(self) -> torch.Tensor:
+        """Return where the edges of each row begin, if edges are sorted by row; (R,)."""
         return self.counts[:, 0].cumsum(0) - self.counts[:, 0]
 
 

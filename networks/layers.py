@@ -104,11 +104,13 @@ class Norm(nn.Module):
     """
 
     def __init__(self, dim: int) -> None:
+        """Make the batch normalisation of `dim` features."""
         super().__init__()
         self.bn = nn.BatchNorm2d(dim)
 
     def forward(self, x: torch.Tensor, *, relu: bool = False) -> torch.Tensor:
         # two nodes, where the view as an image would cost ten more
+        """Normalise x (R, dim), optionally with a ReLU behind it; same shape."""
         if torch.onnx.is_in_onnx_export():
             scale, shift = affine(self.bn)
             y = x * scale + shift
@@ -125,6 +127,7 @@ class LinearNorm(nn.Module):
     """
 
     def __init__(self, in_dim: int, out_dim: int, norm: str = "batch") -> None:
+        """Make a linear layer with the normalisation named `norm`."""
         super().__init__()
         self.linear = nn.Linear(in_dim, out_dim, bias=norm == "none")
         self.norm = {"batch": Norm, "layer": nn.LayerNorm, "none": nn.Identity}[norm](out_dim)
@@ -191,6 +194,7 @@ class EdgeConv(nn.Module):
     def __init__(
         self, in_dim: int, dim: int, num_layers: int, k: int, use_counts: bool, norm: str = "batch"
     ) -> None:
+        """Make an edge convolution from `in_dim` to `dim` features over k neighbours."""
         super().__init__()
         self.k, self.use_counts = k, use_counts
         self.first = LinearNorm(2 * in_dim, dim, norm)

@@ -26,6 +26,7 @@ class MaskedLoss(nn.Module):
     """
 
     def __init__(self, reduction: str = "mean") -> None:
+        """`reduction` is "mean" or "none", as in torch.nn."""
         super().__init__()
         self.reduction = reduction
 
@@ -44,6 +45,7 @@ class MaskedL1(MaskedLoss):
     """Absolute error: the published loss."""
 
     def of(self, prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Return the absolute error of each entry; (N, C)."""
         return (prediction - target).abs()
 
 
@@ -54,6 +56,7 @@ class MaskedLogCosh(MaskedLoss):
     """
 
     def of(self, prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Return log(cosh(error)) of each entry; (N, C)."""
         error = (prediction - target).abs()
         return error + functional.softplus(-2 * error) - math.log(2)  # cosh itself overflows at 90
 
@@ -66,11 +69,16 @@ class MaskedQuantile(MaskedLoss):
     """
 
     def __init__(self, levels: Sequence[float], reduction: str = "mean") -> None:
+        """`levels` are the quantiles' levels, in the order of the prediction's columns."""
         super().__init__(reduction)
         self.levels: torch.Tensor
         self.register_buffer("levels", torch.tensor(levels), persistent=False)
 
     def of(self, prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Return the pinball loss of each quantile; (N, Q).
+
+        From Koenker and Bassett, Econometrica 46 (1978) 33.
+        """
         error = target - prediction
         return torch.maximum(self.levels * error, (self.levels - 1) * error)
 
@@ -84,11 +92,13 @@ class QuantileOutput(nn.Module):
     """
 
     def __init__(self, others: Sequence[float]) -> None:
+        """`others` are the levels beside the median, in ascending order."""
         super().__init__()
         self.below = sum(level < 0.5 for level in others)
         self.offset = math.log(math.expm1(WIDTH))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Turn the raw outputs x (N, Q) into quantiles that do not cross, median first; (N, Q)."""
         median = x[:, :1]  # (N, 1)
         steps = functional.softplus(x[:, 1:] + self.offset)  # (N, Q - 1), from each to the next
         columns = [median]

@@ -69,6 +69,7 @@ class ParticleNet(nn.Module):
         blocks: list[EdgeConv],
         head: nn.Module,
     ) -> None:
+        """Put the layers together; `order` says where each group stands among the inputs."""
         super().__init__()
         self.order = order
         self.k = blocks[0].k
@@ -80,6 +81,7 @@ class ParticleNet(nn.Module):
         self.head = head
 
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        """Return log(genJetPt / jetPt), or its quantiles, for each jet; (N, C)."""
         points, features, mask, *jet = (inputs[i] for i in self.order)
         real = mask != 0  # (N, 1, P)
         # room for k neighbours beside the particle itself

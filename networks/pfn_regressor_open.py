@@ -61,6 +61,7 @@ class ParticleFlowNetwork(nn.Module):
     """Whether features of padding are set to 0 here; False where they are 0 already."""
 
     def __init__(self, order: list[int], layers: list[LinearNorm], head: nn.Module) -> None:
+        """Put the layers together; `order` says where each group stands among the inputs."""
         super().__init__()
         self.order = order
         self.by_row = layers[0].by_row
@@ -68,6 +69,7 @@ class ParticleFlowNetwork(nn.Module):
         self.head = head
 
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        """Return log(genJetPt / jetPt), or its quantiles, for each jet; (N, C)."""
         features, mask, *jet = (inputs[i] for i in self.order)
         # Once, at the input, so that what lies in padding, even NaN, reaches no sum; the sum itself
         # then only needs the mask.

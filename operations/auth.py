@@ -61,6 +61,7 @@ class Credentials:
 
     @property
     def headers(self) -> dict[str, str]:
+        """Headers of each request."""
         headers = {}
         if self.token:
             headers["Authorization"] = f"Bearer {self.token}"
@@ -106,6 +107,7 @@ def notebook_token() -> Path:
 
 
 def no_credential(host: str) -> Credentials:
+    """Log in with nothing."""
     renew = (
         f"Set KFP_COOKIE_FILE (single sign-on; CERN: auth-get-sso-cookie -u {host} -o FILE),"
         " KFP_USERNAME and KFP_PASSWORD (Dex), or KFP_TOKEN; in a Kubeflow notebook, tick 'Allow"
@@ -115,6 +117,7 @@ def no_credential(host: str) -> Credentials:
 
 
 def notebook_credential(host: str) -> Credentials:
+    """Log in with the token of a Kubeflow notebook. Raises AuthError."""
     path = notebook_token()
     renew = "Restart the notebook with the configuration 'Allow access to Kubeflow Pipelines'"
     if not path.exists():
@@ -123,6 +126,7 @@ def notebook_credential(host: str) -> Credentials:
 
 
 def token_credential(host: str) -> Credentials:
+    """Log in with KFP_TOKEN or KFP_TOKEN_FILE. Raises AuthError."""
     file = os.environ.get("KFP_TOKEN_FILE", "")
     renew = (
         f"Put a new token into {file or 'KFP_TOKEN'}, as kubectl create token ACCOUNT --audience"
@@ -155,6 +159,7 @@ def expiry(token: str) -> float | None:
 
 
 def cookie_credential(host: str) -> Credentials:
+    """Log in with KFP_COOKIE_FILE. Raises AuthError."""
     file = os.environ.get("KFP_COOKIE_FILE", "")
     renew = f"Get a new one, as with: auth-get-sso-cookie -u {host} -o {file or 'FILE'}"
     if not file:

@@ -8,6 +8,8 @@ asked as well. What could not be looked at is a line too.
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import json
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 
 
 def check(config: RunConfig, args: argparse.Namespace) -> int:
-    """Print the table; the exit code is 1 if a line is an error."""
+    """Print the table, or one JSON object; the exit code is 1 if a line is an error."""
     host, source = endpoint(args.host)
     on_kubeflow = args.runner == "kubeflow" or (args.runner == "auto" and bool(host))
     where = "on this machine"
@@ -37,7 +39,13 @@ def check(config: RunConfig, args: argparse.Namespace) -> int:
         where = f"on Kubeflow at {host} (from {source})" if host else "on Kubeflow"
     elif config.s3_bucket == AUTO:
         config = config.replace(s3_bucket=str(args.output.resolve()))
-    print(f"checked for a run {where}\n")
+    hidden: tuple[State, ...] = ()
+    if args.json:
+        hidden = tuple(State)
+    elif args.quiet:
+        hidden = (State.OK,)
+    else:
+        print(f"checked for a run {where}\n")
 
     reached: list[Server] = []  # by the section on Kubeflow Pipelines, for those after it
     images = [args.steps_image, config.weaver_image]
@@ -61,8 +69,17 @@ def check(config: RunConfig, args: argparse.Namespace) -> int:
     ]
     lines: list[Line] = []
     for name, section in sections:
-        lines += table.show(guarded(name, section, lines))
+        lines += table.show(guarded(name, section, lines), hidden)
 
+    fails = table.count(lines, State.ERROR) > 0
+    if args.json:
+        table_as_json = {
+            "where": where,
+            "fails": fails,
+            "lines": [dataclasses.asdict(one) for one in lines],
+        }
+        print(json.dumps(table_as_json, indent=2))
+        return 1 if fails else 0
     counts = []
     for state, words in (
         (State.ERROR, "errors"),
@@ -71,7 +88,6 @@ def check(config: RunConfig, args: argparse.Namespace) -> int:
     ):
         if number := table.count(lines, state):
             counts.append(f"{number} {words}")
-    fails = table.count(lines, State.ERROR) > 0
     verdict = "this run would fail" if fails else "nothing that was seen stands in the way"
     print(f"\n{', '.join(counts) or 'all well'}: {verdict}")
     return 1 if fails else 0

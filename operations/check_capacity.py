@@ -184,6 +184,7 @@ def too_large(needs: Needs, nodes: list[Node]) -> str:
 
 
 def fits_labels(node: Node, chosen: Mapping[str, str]) -> bool:
+    """Whether a node has all labels of a node selector."""
     return all(node.labels.get(key) == value for key, value in chosen.items())
 
 

@@ -83,7 +83,7 @@ def pods_keys(config: RunConfig) -> Mapping[str, str]:
     """
     values = secret_of(config, config.s3_secret).values
     if missing := [key for key in CREDENTIALS if not values.get(key)]:
-        raise InputError(f"Secret {config.s3_secret} has no {' and no '.join(missing)}")
+        raise InputError(f"Secret {config.s3_secret} has no {' and no '.join(missing)}; add them")
 
     keys = {key: values[key] for key in CREDENTIALS}
     if config.s3_endpoint != AUTO:

@@ -30,8 +30,8 @@ def act(args: argparse.Namespace) -> int:
 
         target = locate(args.status, args)
         if args.follow and target.kubeflow is not None:
-            return follow(target, target.kubeflow)
-        return status(target)
+            return follow(target, target.kubeflow, quiet=args.quiet)
+        return status(target, as_json=args.json)
     from operations.down import down, was_removed
     from operations.status import local_processes
 
@@ -54,7 +54,9 @@ def run_on_kubeflow(config: RunConfig, host: str, args: argparse.Namespace) -> i
         setattr(args, name, getattr(config, name))
     server = connect(host, args.auth, None if config.namespace == AUTO else config.namespace)
     run = submit(config, server, args.steps_image, account=args.steps_account)
-    print(f"pipeline version {run.version} {'uploaded' if run.new_version else 'is there already'}")
+    if not args.quiet:
+        state = "uploaded" if run.new_version else "is there already"
+        print(f"pipeline version {run.version} {state}")
     print(f"run {run.run_id}: {run.url}", flush=True)
     if not args.follow:
         print(f"next: python pipeline.py --status {run.run_id} {place_flags(host, args)}")
@@ -64,4 +66,4 @@ def run_on_kubeflow(config: RunConfig, host: str, args: argparse.Namespace) -> i
     target = Target(run_id=run.run_id, args=args)
     target.kubeflow = kubeflow_runs.get(server, run.kfp_run)
     ask_cluster(target)
-    return follow(target, target.kubeflow)
+    return follow(target, target.kubeflow, quiet=args.quiet)

@@ -22,7 +22,9 @@ def compare(names: Sequence[str], args: argparse.Namespace) -> int:
     evaluated, where two are the same run, and where their networks have different labels.
     """
     if not 2 <= len(names) <= MOST_RUNS:
-        raise InputError(f"--compare takes 2 to {MOST_RUNS} runs, not {len(names)}")
+        raise InputError(
+            f"--compare takes 2 to {MOST_RUNS} runs, not {len(names)}; --list shows them"
+        )
     runs: dict[str, Compared] = {}
     labels: dict[str, str] = {}
     for name in names:

@@ -127,6 +127,7 @@ def note_removal(target: Target) -> None:
 
 
 def removals(target: Target) -> Path:
+    """Folder in which removed runs are noted."""
     return Path(target.args.output).resolve() / ".removed"
 
 
@@ -200,6 +201,7 @@ def remove_objects(target: Target) -> list[str]:
 
 
 def report_wait(line: str) -> None:
+    """Print what is waited for."""
     print(f"waiting: {line}", flush=True)
 
 

@@ -12,7 +12,7 @@ from components.steps import RETRIES, STEPS
 from operations import kubeflow_runs
 from operations.auth import AuthError
 from operations.kubeflow_runs import KubeflowRun, Step
-from operations.status import is_refused_by_gate, reason_lines, run_word, verdict_lines
+from operations.status import is_refused_by_gate, reason_lines, results_of, run_word
 from operations.target import Target, place_flags
 
 POLL = 10.0  # seconds between two looks
@@ -27,9 +27,11 @@ class Screen:
     """Prints a line about a topic whenever it differs from the last one about it."""
 
     def __init__(self) -> None:
+        """Begin with nothing printed."""
         self.lines: dict[str, str] = {}
 
     def show(self, topic: str, line: str) -> None:
+        """Print a line unless it is the last one about its topic."""
         if self.lines.get(topic) != line:
             self.lines[topic] = line
             print(line, flush=True)
@@ -40,9 +42,14 @@ class Screen:
 
 
 def follow(
-    target: Target, run: KubeflowRun, *, poll: float = POLL, deadline: float = DEADLINE
+    target: Target,
+    run: KubeflowRun,
+    *,
+    quiet: bool = False,
+    poll: float = POLL,
+    deadline: float = DEADLINE,
 ) -> int:
-    """Print every change until the run has ended: 0 if it succeeded, 1 if not.
+    """Print every change until the run has ended, or only its end: 0 if it succeeded, 1 if not.
 
     Ctrl-C leaves the run alone and says how to come back. Raises DeadlineError for a server that
     stays away, and AuthError for a login that ended meanwhile.
@@ -75,7 +82,8 @@ def follow(
                         f"Kubeflow Pipelines has given the run no state for {SILENCE:.0f} s; its"
                         " persistence agent or Argo's controller may be down",
                     )
-                show_changes(target, run, screen)
+                if not quiet:
+                    show_changes(target, run, screen)
                 if run.has_ended:
                     return show_end(target, run)
             if time.monotonic() > ends:
@@ -134,7 +142,7 @@ def show_end(target: Target, run: KubeflowRun) -> int:
     try:
         record = StatusRecord.find_readable(folder.status) or StatusRecord()
         print(f"run {target.run_id} {run_word(run, record)}: {run.url}")
-        for line in verdict_lines(folder, target):
+        for line in results_of(folder, target).lines():
             print(line)
         for line in reason_lines(target, run, record, SummaryRecord.find_readable(folder.summary)):
             print(line)

@@ -33,6 +33,7 @@ class KubeflowRun:
 
     @property
     def id(self) -> str:
+        """Kubeflow's own id of the run."""
         return str(self.record.run_id)
 
     @property
@@ -46,6 +47,7 @@ class KubeflowRun:
 
     @property
     def has_ended(self) -> bool:
+        """Whether the run has ended, well or not."""
         return self.state in ENDED
 
     @property
@@ -55,6 +57,7 @@ class KubeflowRun:
 
     @property
     def url(self) -> str:
+        """Address of the run's page in the Kubeflow UI."""
         return self.server.run_url(self.id)
 
     @property

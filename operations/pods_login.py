@@ -66,7 +66,7 @@ def xrootd_as_the_pods(config: RunConfig) -> Iterator[Line]:
         values = {key: secret[key] for key in xrootd_login.KEYS if secret.get(key)}
         if not values:
             keys = " or ".join(xrootd_login.KEYS)
-            raise InputError(f"Secret {config.xrootd_secret} has no key {keys}")
+            raise InputError(f"Secret {config.xrootd_secret} has no key {keys}; add one")
         whose = f"as Secret {config.xrootd_secret}"
 
     hidden = dict.fromkeys([*xrootd_login.KEYS.values(), "XDG_RUNTIME_DIR"], NOWHERE)

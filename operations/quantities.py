@@ -19,7 +19,7 @@ def amount(text: str | float) -> float:
     try:
         return float(parse_quantity(text))
     except ValueError:
-        raise InputError(f"'{text}' is no quantity of Kubernetes") from None
+        raise InputError(f"'{text}' is no quantity of Kubernetes; write 2, 500m or 8Gi") from None
 
 
 def shown(value: float) -> str:

@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import dataclasses
 import datetime
+import json
 import os
 import sys
 from collections.abc import Collection, Iterator, Sequence
@@ -58,6 +59,16 @@ class RunLine:
 
 def act(args: argparse.Namespace) -> int:
     """Do what the flags ask for; return the exit code."""
+    if args.list and args.json:
+        runs = [dataclasses.asdict(one) for one in runs_of(args)]
+        print(
+            json.dumps(
+                {"place": place_of(args), "runs": runs},
+                indent=2,
+                default=datetime.datetime.isoformat,
+            )
+        )
+        return 0
     if args.list:
         return show(runs_of(args), place_of(args))
     return prune(args)

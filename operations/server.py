@@ -95,6 +95,7 @@ class Server:
         return own or None
 
     def run_url(self, kfp_run: str) -> str:
+        """Return the address of a run's page in the Kubeflow UI."""
         return f"{self.ui}/#/runs/details/{kfp_run}"
 
     @contextlib.contextmanager

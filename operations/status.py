@@ -1,8 +1,12 @@
-"""`pipeline.py --status RUN_ID`: show what a run does or how it ended, from every place."""
+"""`pipeline.py --status RUN_ID`: show what a run does or how it ended, from every place.
+
+`--json` prints the same as one JSON object; `RunStatus` has its fields.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import shlex
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -12,6 +16,7 @@ from common import storage
 from common.config import AUTO
 from common.errors import JecError
 from common.layout import RunFolder
+from common.measurements import Interval
 from common.records import (
     TERMINATED,
     MetricsRecord,
@@ -30,56 +35,107 @@ from operations.target import Target
 REASON_LINES = 8  # of a step: what failed, how often and why, before the lines of a log
 
 
-def status(target: Target) -> int:
+def status(target: Target, *, as_json: bool = False) -> int:
     """Print it; the exit code is 0 for a run that goes on or ended well, 1 for one that did not."""
-    print(f"run {target.run_id}" + (f" in {target.folder}" if target.folder else ""))
-    failed = False
+    seen = look(target)
+    if as_json:
+        print(json.dumps(dataclasses.asdict(seen), indent=2))
+    else:
+        show(seen)
+    return 1 if seen.failed else 0
 
+
+@dataclasses.dataclass(kw_only=True)
+class RunStatus:
+    """What every place that knows a run says about it."""
+
+    run_id: str
+    folder: str
+    """URI of the run's files; empty where there are none."""
+    state: str = ""
+    """The run in one word, as status.json or Kubeflow Pipelines has it."""
+    failed: bool = False
+    kubeflow: str = ""
+    """State and address of the run in Kubeflow Pipelines; empty where no server was asked."""
+    steps: list[StepState] = dataclasses.field(default_factory=list)
+    reasons: list[str] = dataclasses.field(default_factory=list)
+    """Why a run on Kubeflow did not end well, and how to go on."""
+    results: Results | None = None
+    objects: list[ClusterObject] = dataclasses.field(default_factory=list)
+    processes: dict[int, str] = dataclasses.field(default_factory=dict)
+    """The run's processes on this machine: pid -> command line."""
+    not_seen: list[str] = dataclasses.field(default_factory=list)
+    """Places that could not be asked, with the reason."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClusterObject:
+    """An object of the run on a cluster."""
+
+    name: str
+    """Kind and name."""
+    state: str
+
+
+def look(target: Target) -> RunStatus:
+    """Ask every place that knows the run."""
+    seen = RunStatus(run_id=target.run_id, folder=target.folder)
     record = StatusRecord()
     if target.folder:
         record = StatusRecord.find_readable(RunFolder(target.folder).status) or record
-        failed = record.state == "failed"
+        seen.state, seen.failed = record.state, record.state == "failed"
     if (run := target.kubeflow) is not None:
         run.refresh()
-        show_section("Kubeflow Pipelines", [f"{run_word(run, record)}: {run.url}"])
-        # of a run that has ended, the section of reasons has the rest
-        lines = (step.line(whole=not run.has_ended) for step in merged_steps(run, record))
-        show_section("steps", lines)
+        seen.state = run_word(run, record)
+        seen.kubeflow = f"{seen.state}: {run.url}"
+        seen.steps = merged_steps(run, record)
+        seen.failed = run.state in ("FAILED", "CANCELED")
         if run.has_ended:
             summary = None
             if target.folder:
                 summary = SummaryRecord.find_readable(RunFolder(target.folder).summary)
-            show_section("reason", reason_lines(target, run, record, summary))
-        failed = run.state in ("FAILED", "CANCELED")
+            seen.reasons = list(reason_lines(target, run, record, summary))
+            # the reasons have what a step says beyond its first line
+            for number, step in enumerate(seen.steps):
+                first = "".join(step.reason.splitlines()[:1])
+                seen.steps[number] = dataclasses.replace(step, reason=first)
     elif target.folder:
         if is_forgotten(target, record):
-            line = f"no run of this id at {target.forgotten_by}: it was deleted there, or is not"
-            show_section("Kubeflow Pipelines", [f"{line} among the newest {PAGE * PAGES:,}"])
-            failed = record.state != "done"
-        show_section("steps", step_lines(record, target))
+            seen.kubeflow = (
+                f"no run of this id at {target.forgotten_by}: it was deleted there, or is not among"
+                f" the newest {PAGE * PAGES:,}"
+            )
+            seen.failed = record.state != "done"
+        seen.steps = list(own_steps(record, target))
     if target.folder:
-        show_section("results", verdict_lines(RunFolder(target.folder), target))
-
+        seen.results = results_of(RunFolder(target.folder), target)
     if target.operator is not None:
-        entries = target.operator.describe(target.run_id, target.kfp_id)
-        width = max((len(f"{entry.kind} {entry.name}") for entry in entries), default=0)
-        show_section(
-            "cluster",
-            (f"{f'{entry.kind} {entry.name}':<{width}}  {entry.told}" for entry in entries),
-        )
+        for entry in target.operator.describe(target.run_id, target.kfp_id):
+            name = f"{entry.kind} {entry.name}"
+            seen.objects.append(ClusterObject(name=name, state=entry.told))
+    seen.processes = local_processes(target)
+    seen.not_seen = target.unseen
+    return seen
 
-    processes = local_processes(target)
-    show_section(
-        "processes here", (f"{pid:>7}  {command[:110]}" for pid, command in processes.items())
-    )
-    for line in target.unseen:
+
+def show(seen: RunStatus) -> None:
+    """Print it for people, in sections."""
+    print(f"run {seen.run_id}" + (f" in {seen.folder}" if seen.folder else ""))
+    show_section("Kubeflow Pipelines", [seen.kubeflow] if seen.kubeflow else [])
+    show_section("steps", (step.line() for step in seen.steps))
+    show_section("reason", seen.reasons)
+    show_section("results", seen.results.lines() if seen.results else [])
+    width = max((len(entry.name) for entry in seen.objects), default=0)
+    show_section("cluster", (f"{entry.name:<{width}}  {entry.state}" for entry in seen.objects))
+    lines = (f"{pid:>7}  {command[:110]}" for pid, command in seen.processes.items())
+    show_section("processes here", lines)
+    for line in seen.not_seen:
         print(f"not seen: {line}")
-    return 1 if failed else 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StepState:
-    """A step of a run on Kubeflow, by what Kubeflow and the run's folder know of it together."""
+    """A step of a run, by what Kubeflow and the run's folder know of it together."""
 
     name: str
     state: str
@@ -87,10 +143,48 @@ class StepState:
     time: str
     reason: str
 
-    def line(self, *, whole: bool) -> str:
-        """The step in a line, below it the rest of its reason if `whole`."""
-        reason = self.reason if whole else "".join(self.reason.splitlines()[:1])
-        return with_reason(f"{self.name:<9} {self.state:<12} {self.time:<26}", reason)
+    def line(self) -> str:
+        """The step in a line, the rest of its reason below it."""
+        return with_reason(f"{self.name:<9} {self.state:<12} {self.time:<26}", self.reason)
+
+
+@dataclasses.dataclass(kw_only=True)
+class Results:
+    """What a run's folder holds of results, as far as it got."""
+
+    trials: int = 0
+    best_trial: str = ""
+    """Empty while the search goes on."""
+    objective: str = ""
+    best_value: float | None = None
+    measured: bool = False
+    gain: Interval | None = None
+    """Of the resolution over the standard JEC; None where it was not measured."""
+    gate_passed: bool | None = None
+    gate_reasons: list[str] = dataclasses.field(default_factory=list)
+    report: str = ""
+    service: str = ""
+    """Where the model is served, or was."""
+    url: str = ""
+    """Of the service."""
+
+    def lines(self) -> Iterator[str]:
+        """Yield it for people."""
+        if self.best_value is not None:
+            best = f"best {self.best_trial}: {self.objective} {self.best_value:.5f}"
+            yield f"{count_of(self.trials)}, {best}"
+        elif self.trials:
+            yield f"{count_of(self.trials)} begun"
+        if self.measured:
+            gain = self.gain.percent() if self.gain else "not measured"
+            yield f"resolution gain over the standard JEC: {gain}"
+            if self.gate_passed:
+                yield "gate passed"
+            else:
+                yield f"gate not passed: {'; '.join(self.gate_reasons)}"
+            yield f"report: {self.report}"
+        if self.service:
+            yield self.service
 
 
 def with_reason(line: str, reason: str) -> str:
@@ -257,8 +351,8 @@ def show_section(title: str, lines: Iterable[str]) -> None:
         print("\n".join(["", title, *listed]))
 
 
-def step_lines(record: StatusRecord, target: Target) -> Iterator[str]:
-    """Yield a line for each step of a run's status.json."""
+def own_steps(record: StatusRecord, target: Target) -> Iterator[StepState]:
+    """Yield the steps of a run's status.json."""
     # Nothing but this machine can run what neither Kubeflow nor a remote storage knows.
     here_only = target.kubeflow is None and storage.is_local(target.folder)
     for name, step in record.steps.items():
@@ -267,7 +361,7 @@ def step_lines(record: StatusRecord, target: Target) -> Iterator[str]:
             state = "was running when it was killed"
         elif state == "running" and target.forgotten_by and step.job_id:
             state = "was running"
-        yield with_reason(f"{name:<9} {state:<12} {step.time:<26}", step.reason)
+        yield StepState(name=name, state=state, time=step.time, reason=step.reason)
 
 
 def is_forgotten(target: Target, record: StatusRecord) -> bool:
@@ -276,37 +370,34 @@ def is_forgotten(target: Target, record: StatusRecord) -> bool:
     return bool(target.forgotten_by) and on_kubeflow
 
 
-def verdict_lines(folder: RunFolder, target: Target) -> Iterator[str]:
-    """Yield what a run's folder holds of results, as far as it got."""
+def results_of(folder: RunFolder, target: Target) -> Results:
+    """Return what a run's folder holds of results, as far as it got."""
+    results = Results()
     search = SearchRecord.find(folder.search)
     if search:
-        yield (
-            f"{count_of(len(search.trials))}, best {search.optimal}: {search.objective.name}"
-            f" {search.best_value:.5f}"
-        )
+        results.trials, results.best_trial = len(search.trials), search.optimal
+        results.objective, results.best_value = search.objective.name, search.best_value
     else:
         started = set()
         for entry in storage.entries(folder.trials):
             # trials/<trial>/...
             started.add(entry.uri[len(folder.uri) + 1 :].split("/")[1])
-        if started:
-            yield f"{count_of(len(started))} begun"
+        results.trials = len(started)
 
     metrics = MetricsRecord.find(folder.metrics)
     if metrics:
-        gain = metrics.gain.percent() if metrics.gain else "not measured"
-        yield f"resolution gain over the standard JEC: {gain}"
-        if metrics.passed:
-            yield "gate passed"
-        else:
-            yield f"gate not passed: {'; '.join(metrics.reasons)}"
-        yield f"report: {folder.report}"
+        results.measured, results.gain = True, metrics.gain
+        results.gate_passed, results.gate_reasons = metrics.passed, list(metrics.reasons)
+        results.report = folder.report
     service = ServiceRecord.find_readable(folder.service)
     if service:
-        yield service_line(service, target, here=not storage.is_s3(folder.uri))
+        results.service = service_line(service, target, here=not storage.is_s3(folder.uri))
+        results.url = service.url
+    return results
 
 
 def count_of(trials: int) -> str:
+    """Say a number of trials."""
     return f"{trials} trial" + ("" if trials == 1 else "s")
 
 

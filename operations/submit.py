@@ -19,11 +19,10 @@ from pathlib import Path
 from common import form, storage
 from common.config import AUTO, RunConfig, flag
 from common.errors import ClusterError, InputError
-from common.project import here
+from common.project import git_commit, here
 from common.run import make_run_id, slug
 from components import chain
 from components.inputs import OF_CONFIGURATION, Inputs
-from components.prepare import git_commit
 from components.server_support import losses
 from operations.server import SINGLE_USER_ACCOUNT, Server, version_problem
 from training.search_space import for_network, is_text, load, to_json

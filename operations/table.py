@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 WIDTH = 128  # characters of a printed line; a longer finding continues below its column
 
@@ -33,18 +33,22 @@ class Line:
 
 
 def ok(what: str, finding: str) -> Line:
+    """Make a line that is well."""
     return Line(State.OK, what, finding)
 
 
 def warning(what: str, finding: str, cure: str = "") -> Line:
+    """Make a warning."""
     return Line(State.WARNING, what, finding, cure)
 
 
 def error(what: str, finding: str, cure: str = "") -> Line:
+    """Make a line that lets the run fail."""
     return Line(State.ERROR, what, finding, cure)
 
 
 def not_seen(what: str, why: str, cure: str = "") -> Line:
+    """Make a line about something that could not be looked at."""
     return Line(State.NOT_SEEN, what, why, cure)
 
 
@@ -67,14 +71,16 @@ def as_text(line: Line) -> str:
     return f"\n{indent}".join([head + parts[0], *parts[1:]])
 
 
-def show(lines: Iterable[Line]) -> list[Line]:
-    """Print each line as soon as it is known; return them all."""
-    printed = []
+def show(lines: Iterable[Line], hidden: Collection[State] = ()) -> list[Line]:
+    """Print each line as soon as it is known, except those of hidden states; return them all."""
+    known = []
     for line in lines:
-        print(as_text(line), flush=True)
-        printed.append(line)
-    return printed
+        if line.state not in hidden:
+            print(as_text(line), flush=True)
+        known.append(line)
+    return known
 
 
 def count(lines: Iterable[Line], state: State) -> int:
+    """How many lines have this state."""
     return sum(line.state == state for line in lines)

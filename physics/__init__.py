@@ -1,0 +1,1 @@
+"""Response, resolution, closure and the gate: functions of arrays."""

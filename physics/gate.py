@@ -158,6 +158,7 @@ def gain_check(sample: Sample, settings: GateSettings) -> Record | None:
 
 
 def reason_without_gain(sample: Sample) -> str:
+    """Say that too few test jets are left to measure the gain."""
     whole = groups.SUMMARY[-1]
     return (
         f"the resolution gain cannot be measured: the test set has {sample.sizes[whole.name]:,}"
@@ -166,6 +167,7 @@ def reason_without_gain(sample: Sample) -> str:
 
 
 def reason_of_gain(check: Mapping[str, Any], strict: bool) -> str:
+    """Say why the gain does not suffice, with its interval and the limit (%)."""
     limit = check["limit"]
     gain = {end: value + limit for end, value in check["margin"].items()}
     text = interval_text(gain, unit="%")

@@ -105,6 +105,7 @@ class Curve:
     """(K - 1, 4): coefficients of the powers 0 to 3 of log pT minus the piece's lower knot."""
 
     def __post_init__(self) -> None:
+        """Check that the knots rise, and that the factor stays within bounds. Raises ValueError."""
         steps = np.diff(self.knots)
         if len(self.knots) < 2 or not (steps > 0).all() or not np.isfinite(self.knots).all():
             raise ValueError(f"the knots of a residual correction must rise: {self.knots}")

@@ -68,6 +68,7 @@ class Bin:
 
     @property
     def name(self) -> str:
+        """The bin's name: its region and its range of pT."""
         return f"{self.region} {self.range}"
 
     @property

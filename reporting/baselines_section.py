@@ -27,6 +27,7 @@ class BaselinesSection:
 
 
 def content(metrics: MetricsRecord) -> BaselinesSection:
+    """Return what the section shows of these metrics."""
     trees = metrics.trees
     text = columns = missing = ""
     if trees and trees.reason:

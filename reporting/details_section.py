@@ -33,6 +33,7 @@ class DetailsSection:
 
 
 def content(metrics: MetricsRecord) -> DetailsSection:
+    """Return what the section shows of these metrics."""
     importances = metrics.importances
     too_few = len(JERC_ETA_SLICES) - len(metrics.fine_eta)
     return DetailsSection(

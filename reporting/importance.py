@@ -31,6 +31,7 @@ class Importance:
 
     @property
     def beyond_chance(self) -> bool:
+        """Whether the parameter explains more than a shuffled one would."""
         return self.share > self.chance
 
 

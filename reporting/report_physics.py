@@ -72,6 +72,7 @@ class Verdict:
 
 
 def verdict(metrics: MetricsRecord) -> Verdict:
+    """Return the head of the report: the gate's verdict and the tiles."""
     return Verdict(
         passed=metrics.passed,
         reasons=metrics.reasons,
@@ -232,6 +233,7 @@ class Response:
 
 
 def response(metrics: MetricsRecord, run: Run | None) -> Response:
+    """Return the section on response and resolution."""
     weighted = metrics.weighted
     # What the test jets are, as far as the run's parameters say.
     sample = "the test jets of this run"
@@ -406,6 +408,7 @@ class Flavour:
 
 
 def flavour(metrics: MetricsRecord) -> Flavour | None:
+    """Return the section on flavours; None where no region has jets of two flavours."""
     rows = []
     for region, entry in metrics.flavour.regions.items():
         spreads = _percent_of_both(entry.spread, sign="")

@@ -51,6 +51,7 @@ class Search:
 
 
 def search(record: SearchRecord) -> Search:
+    """Return the section on the search."""
     return Search(
         algorithm=record.algorithm,
         objective=f"{record.objective.type} {record.objective.name}",
@@ -85,6 +86,7 @@ class Data:
 
 
 def data(metrics: MetricsRecord, run: Run | None) -> Data:
+    """Return the section on the data."""
     record = run.record if run else RunRecord()
     numbers = {
         "test jets that pass the selection": metrics.num_jets,
@@ -126,6 +128,7 @@ class Reproduce:
 
 
 def reproduce(metrics: MetricsRecord, run: Run | None) -> Reproduce:
+    """Return the section that says how to repeat the run."""
     record = run.record if run else RunRecord()
     config = run.config.parameters() if run else {}
     names = {

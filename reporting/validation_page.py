@@ -35,34 +35,56 @@ class Finding(Protocol):
     """Something that is not as it should be (data.checks)."""
 
     @property
-    def level(self) -> str: ...
+    def level(self) -> str:
+        """How severe it is."""
+
     @property
-    def where(self) -> str: ...
+    def where(self) -> str:
+        """The file or set that it is about."""
+
     @property
-    def found(self) -> str: ...
+    def found(self) -> str:
+        """What the check found."""
+
     @property
-    def cure(self) -> str: ...
+    def cure(self) -> str:
+        """What to do about it."""
 
 
 class Measured(Protocol):
     """A number with its standard deviation beside a target from `low` to `high` (data.targets)."""
 
     @property
-    def topic(self) -> str: ...
+    def topic(self) -> str:
+        """The check that measured it."""
+
     @property
-    def where(self) -> str: ...
+    def where(self) -> str:
+        """The set or region that it is about."""
+
     @property
-    def value(self) -> float: ...
+    def value(self) -> float:
+        """The measured number."""
+
     @property
-    def error(self) -> float: ...
+    def error(self) -> float:
+        """Its statistical error."""
+
     @property
-    def low(self) -> float: ...
+    def low(self) -> float:
+        """Lower end of the range in which CMS simulation lies."""
+
     @property
-    def high(self) -> float: ...
+    def high(self) -> float:
+        """Upper end of that range."""
+
     @property
-    def jets(self) -> int: ...
+    def jets(self) -> int:
+        """How many jets it was measured with."""
+
     @property
-    def within(self) -> bool: ...
+    def within(self) -> bool:
+        """Whether the value agrees with the range within its error."""
 
 
 def render(

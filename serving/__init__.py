@@ -1,0 +1,1 @@
+"""Serve exported models, ask them, and calibrate files with them."""

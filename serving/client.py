@@ -140,6 +140,7 @@ def _infer_until(client: Client, request: Body, ends: float, deadline: float) ->
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Send the request that the command line names; return the exit code."""
     parser = Parser(
         prog="python -m serving.client",
         description="Send one request to a served model and print the answer.",

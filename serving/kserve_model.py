@@ -33,6 +33,7 @@ class RESTServer(kserve.model_server.RESTServer):  # type: ignore[misc]  # kserv
     host = "127.0.0.1"
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Listen on the host that was asked for, which kserve leaves out."""
         super().__init__(*args, **kwargs)
         self.config.host = self.host
 
@@ -58,6 +59,7 @@ class OnnxModel(Model):  # type: ignore[misc]  # kserve has no types
     """
 
     def __init__(self, repository: Path, name: str) -> None:
+        """Load the model and its config.pbtxt."""
         super().__init__(name)
         self.session, self.config = load(repository, name)
         self.inputs = self._tensors(self.config.input)

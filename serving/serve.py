@@ -324,6 +324,7 @@ def _interrupt(*_: Any) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Serve what the command line names until Ctrl-C; return the exit code."""
     parser = Parser(prog="python -m serving.serve", description=__doc__)
     parser.add_argument(
         "places",

@@ -44,6 +44,7 @@ class ServerFolder:
 
     @property
     def repository(self) -> Path:
+        """Folder of the models that the server loads."""
         return self.path / "repository"
 
     def add_models(self, models: Mapping[str, str]) -> None:

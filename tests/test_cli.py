@@ -3,6 +3,7 @@ behind flags and parameters.
 """
 
 import dataclasses
+import json
 import os
 import subprocess
 import sys
@@ -11,8 +12,10 @@ from pathlib import Path
 import pytest
 
 import pipeline
+from common import project
 from common.config import RunConfig, flag
 from common.errors import InputError
+from operations import check, table
 
 ROOT = Path(pipeline.__file__).parent
 
@@ -173,6 +176,52 @@ def test_a_network_of_ones_own_is_not_compiled_to_a_path_that_no_pod_has(tmp_pat
     assert answer.returncode == 2
     assert "--s3-bucket" in answer.stderr
     assert not (tmp_path / "p.yaml").exists()
+
+
+def test_the_version_names_the_commit(capsys, monkeypatch):
+    monkeypatch.setenv("JEC_GIT_COMMIT", "c0ffee")
+    with pytest.raises(SystemExit) as end:
+        pipeline.main(["--version"])
+    assert end.value.code == 0
+    assert capsys.readouterr().out == f"jec-pipeline {project.version()}, commit c0ffee\n"
+    assert project.version() == "0.1.0"
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["--json"],
+        ["--json", "--down", "pfn-00000001"],
+        ["--json", "--status", "pfn-00000001", "--follow"],
+        ["--json", "--check", "--quiet"],
+        ["--quiet", "--list"],
+        ["--quiet", "--status", "pfn-00000001"],
+    ],
+)
+def test_json_and_quiet_only_with_what_they_change(args, capsys):
+    with pytest.raises(SystemExit) as end:
+        pipeline.main(args)
+    assert end.value.code == 2
+    assert args[0] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_check_as_json_and_quietly(fails, tmp_path, capsys, monkeypatch):
+    worst = table.error("train data", "there is none", "give --data-train")
+    inputs = [table.ok("network", "built"), *([worst] if fails else [])]
+    monkeypatch.setattr(check, "check_inputs", lambda config: inputs)
+    monkeypatch.setattr(check, "check_objects", lambda config: [])
+    here = ["--check", "--runner", "local", "--output", str(tmp_path)]
+    assert pipeline.main([*here, "--json"]) == int(fails)
+    seen = json.loads(capsys.readouterr().out)
+    assert seen["fails"] is fails
+    first = {"state": "ok", "what": "network", "finding": "built", "cure": ""}
+    assert seen["lines"][0] == first
+    assert [line["state"] for line in seen["lines"]].count("error") == int(fails)
+    assert pipeline.main([*here, "--quiet"]) == int(fails)
+    shown = capsys.readouterr().out
+    assert "built" not in shown
+    assert ("there is none" in shown) is fails
 
 
 def test_compiling_says_what_to_do_with_the_file(tmp_path):

@@ -1,0 +1,1 @@
+"""The search: its space, and the Katib Experiment whose trials are PyTorchJobs."""

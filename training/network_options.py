@@ -116,7 +116,7 @@ def _build(network: NetworkFile, data_config: Any, options: Mapping[str, object]
     if size > MOST_TRAINABLE:
         raise InputError(
             f"{network.uri}: the network has {size:.3g} parameters, more than"
-            f" {MOST_TRAINABLE:.0e}, and could not be trained"
+            f" {MOST_TRAINABLE:.0e}, and could not be trained; make it smaller"
         )
     if size <= MOST_PARAMETERS:
         with torch.random.fork_rng(devices=[]), bounded(network.uri):

@@ -78,6 +78,7 @@ class Parameter:
         return cls(**fields)
 
     def __post_init__(self) -> None:
+        """Check the parameter as Katib would. Raises InputError."""
         where = f"search space, parameter '{self.name}'"
         if not re.fullmatch(r"[A-Za-z][\w-]*", self.name):
             raise InputError(f"{where}: a name is letters, digits, '-' and '_'")
@@ -127,7 +128,7 @@ class Parameter:
         if self.step is not None and self.step <= 0:
             raise InputError(f"{where}: step must be above 0")
         if self.step is not None and self.distribution == "logUniform":
-            raise InputError(f"{where}: a step and logUniform exclude each other")
+            raise InputError(f"{where}: a step and logUniform exclude each other; remove one")
 
     @property
     def flag(self) -> str:
@@ -249,7 +250,7 @@ def for_network(parameters: list[Parameter], network_config: str) -> list[Parame
     if not fitting:
         raise InputError(
             f"the search space has no parameter for the network '{stem}'; 'only_for' keeps all of"
-            " them from it"
+            " them from it: name it there, or remove 'only_for'"
         )
     names = [parameter.trial_name for parameter in fitting]
     for parameter in fitting:

@@ -1,0 +1,1 @@
+"""The training framework: data configs, reading, feeding, training, export."""

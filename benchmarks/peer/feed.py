@@ -18,6 +18,7 @@ from weaver.utils.dataset import SimpleIterDataset
 
 
 def main(given):
+    """Time the epochs that were asked for, and print them as JSON."""
     endless = bool(given.get("in_memory"))  # as --in-memory asks for, with --steps-per-epoch
     data = SimpleIterDataset(
         {"_": given["files"]},

@@ -22,10 +22,12 @@ class Network(nn.Module):
     """The network with its inputs in the order of data/jec_particle_net_open.yaml."""
 
     def __init__(self, inner):
+        """Wrap the published network."""
         super().__init__()
         self.inner = inner
 
     def forward(self, points, features, mask, jet):
+        """Answer in the order of the data config's groups."""
         return self.inner(points, features, mask, jet)
 
 
@@ -33,10 +35,12 @@ class MaskedL1(nn.Module):
     """Mean absolute error; jets with |target| >= 1 count as zero."""
 
     def forward(self, prediction, target):
+        """Return the mean absolute error; jets off by a factor e or more count as 0."""
         return torch.where(target.abs() < 1, (prediction - target).abs(), 0.0).mean()
 
 
 def head(in_dim, num_layers, dim):
+    """Return the fully connected layers."""
     layers = []
     for index in range(num_layers):
         layers += [nn.Linear(dim if index else in_dim, dim), nn.ReLU()]
@@ -47,6 +51,7 @@ def head(in_dim, num_layers, dim):
 
 
 def describe(data_config):
+    """Return the shapes that weaver-core exports with."""
     names = list(data_config.input_names)
     return {
         "input_names": names,
@@ -66,6 +71,7 @@ def get_model(
     fc_dim=200,
     **kwargs,
 ):
+    """Return the network and its description, as weaver-core asks for them."""
     particles, jet = (data_config.input_shapes[name][1] for name in ("pf_features", "jet_features"))
     blocks = [
         published.EdgeConv(conv_dim if i else STEM_DIM, conv_dim, num_conv_layers, k)
@@ -77,4 +83,5 @@ def get_model(
 
 
 def get_loss(data_config, **kwargs):
+    """Return the loss."""
     return MaskedL1()

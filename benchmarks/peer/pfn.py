@@ -16,6 +16,7 @@ SPEC.loader.exec_module(shared)
 
 
 def get_model(data_config, num_conv_layers=3, conv_dim=100, num_fc_layers=3, fc_dim=100, **kwargs):
+    """Return the network and its description, as weaver-core asks for them."""
     particles, jet = (data_config.input_shapes[name][1] for name in ("pf_features", "jet_features"))
     layers = []
     for index in range(num_conv_layers):
@@ -27,4 +28,5 @@ def get_model(data_config, num_conv_layers=3, conv_dim=100, num_fc_layers=3, fc_
 
 
 def get_loss(data_config, **kwargs):
+    """Return the loss."""
     return shared.MaskedL1()

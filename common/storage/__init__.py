@@ -124,7 +124,7 @@ def read_text(uri: str) -> str:
     try:
         return read_bytes(uri).decode("utf-8")
     except UnicodeDecodeError as error:
-        raise InputError(f"{uri} is no text in UTF-8: {error.reason}") from None
+        raise InputError(f"{uri} is no text in UTF-8: {error.reason}; give a text file") from None
 
 
 def read_json(uri: str) -> Any:
@@ -162,6 +162,7 @@ def create(uri: str, content: bytes) -> bool | None:
 
 
 def write_text(uri: str, content: str) -> None:
+    """Write a text file in UTF-8, whole or not at all."""
     write_bytes(uri, content.encode("utf-8"))
 
 

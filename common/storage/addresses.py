@@ -174,6 +174,7 @@ def is_foreign_scheme(name: str) -> bool:
 
 
 def is_s3(uri: str) -> bool:
+    """Whether an address is one of S3."""
     return uri.startswith("s3://")
 
 
@@ -217,6 +218,7 @@ def absolute(uri: str) -> str:
 
 
 def name(uri: str) -> str:
+    """Return the last part of an address."""
     return uri.rstrip("/").rsplit("/", 1)[-1]
 
 

@@ -52,6 +52,7 @@ class HttpSource(Source):
     """A file of a web server."""
 
     def __init__(self, uri: str, entry: Entry | None = None) -> None:
+        """Ask for the size, and download the file if the server gives no ranges."""
         self.uri = uri
         self._whole: IO[bytes] | None = None
         if entry is not None and uri in _known_by_ranges:
@@ -66,6 +67,7 @@ class HttpSource(Source):
         self.size = size
 
     def read(self, start: int, stop: int) -> bytes:
+        """Return the bytes from start to stop. Raises StorageError, InputError."""
         if stop <= start:  # HTTP knows no empty range
             return b""
         if self._whole is not None:
@@ -82,11 +84,13 @@ class HttpSource(Source):
             return b"".join(answer.iter_content(stop - start))
 
     def close(self) -> None:
+        """Remove the downloaded file, if there is one."""
         if self._whole is not None:
             self._whole.close()
 
 
 def open_source(uri: str, entry: Entry | None = None) -> Source:
+    """Open a file for reading parts of it."""
     return HttpSource(uri, entry)
 
 
@@ -102,6 +106,8 @@ def exists(uri: str) -> bool:
 
 
 def read_bytes(uri: str) -> bytes:
+    """Return a whole file. Raises StorageError, InputError."""
+
     def request() -> bytes:
         with _answer(uri) as answer:
             content = bytes(answer.content)
@@ -146,14 +152,17 @@ def download(uri: str, target: str) -> None:
 
 
 def write_bytes(uri: str, content: bytes) -> NoReturn:
+    """Raise InputError: web servers are read only."""
     raise _read_only(uri)
 
 
 def upload(source: str, uri: str) -> NoReturn:
+    """Raise InputError: web servers are read only."""
     raise _read_only(uri)
 
 
 def delete(uri: str) -> NoReturn:
+    """Raise InputError: web servers are read only."""
     raise _read_only(uri)
 
 
@@ -235,7 +244,7 @@ def _answer(uri: str, byte_range: str = "", page: bool = False) -> Iterator[Any]
     except requests.exceptions.SSLError as error:
         raise InputError(f"{uri}: no TLS connection: {reason_of(error)}") from None
     except requests.exceptions.InvalidURL:
-        raise InputError(f"'{uri}' is no address") from None
+        raise InputError(f"'{uri}' is no address; write https://server/path") from None
     except requests.RequestException as error:
         raise _unreachable(uri, error) from None
 

@@ -63,6 +63,7 @@ class LocalSource(Source):
     """A file on disk."""
 
     def __init__(self, path: str) -> None:
+        """Open the file. Raises InputError for a folder, a pipe or a device."""
         self.uri = path
         with _explained(path):
             _refuse_special(path, os.stat(path).st_mode)
@@ -71,24 +72,28 @@ class LocalSource(Source):
         self.size = status.st_size
         if stat.S_ISDIR(status.st_mode):
             self.close()
-            raise InputError(f"{path} is a folder")
+            raise InputError(f"{path} is a folder; name a file in it")
 
     def read(self, start: int, stop: int) -> bytes:
+        """Return the bytes from start to stop."""
         with _explained(self.uri):
             content = os.pread(self._file, stop - start, start)
         return self.check(content, start, stop)
 
     def close(self) -> None:
+        """Close the file; a second time does nothing."""
         if self._file >= 0:
             os.close(self._file)
         self._file = -1
 
 
 def open_source(path: str, _entry: Entry | None = None) -> Source:
+    """Open a file for reading parts of it."""
     return LocalSource(path)
 
 
 def exists(path: str) -> bool:
+    """Whether there is a file or folder of this path."""
     with _explained(path):
         return os.path.exists(path)
 
@@ -166,6 +171,7 @@ def _no_folder(mode: int) -> str:
 
 
 def write_bytes(path: str, content: bytes) -> None:
+    """Write a file, whole or not at all."""
     with replacing(path, len(content)) as temporary:
         Path(temporary).write_bytes(content)
 

@@ -81,4 +81,5 @@ def _is_scheme_or_file(name: str, text: str) -> bool:
 
 
 def has_wildcard(text: str) -> bool:
+    """Whether a text has a wildcard of glob."""
     return wildcard_at(text) is not None

@@ -31,6 +31,7 @@ class S3Source(Source):
     """An object of S3."""
 
     def __init__(self, uri: str, entry: Entry | None = None) -> None:
+        """Ask for the size and the ETag, unless a listing had them."""
         self.uri = uri
         self._bucket, self._key = split_s3(uri)
         if entry is not None:
@@ -43,6 +44,7 @@ class S3Source(Source):
         self._tag = head["ETag"]
 
     def read(self, start: int, stop: int) -> bytes:
+        """Return the bytes from start to stop. Raises StorageError, InputError."""
         if stop <= start:  # HTTP knows no empty range
             return b""
         content = retried(
@@ -62,10 +64,12 @@ def _get(uri: str, **options: str) -> bytes:
 
 
 def open_source(uri: str, entry: Entry | None = None) -> Source:
+    """Open an object for reading parts of it."""
     return S3Source(uri, entry)
 
 
 def exists(uri: str) -> bool:
+    """Whether there is an object of this key, or one below it."""
     bucket, key = split_s3(uri)
     with explained(uri):
         answer = client().list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=10)
@@ -74,10 +78,12 @@ def exists(uri: str) -> bool:
 
 
 def read_bytes(uri: str) -> bytes:
+    """Return a whole object. Raises StorageError, InputError."""
     return retried(lambda: _get(uri))
 
 
 def write_bytes(uri: str, content: bytes) -> None:
+    """Write an object."""
     bucket, key = split_s3(uri)
     with explained(uri):
         client().put_object(Bucket=bucket, Key=key, Body=content)
@@ -171,6 +177,7 @@ def delete(uri: str) -> int:
 
 @functools.cache
 def client() -> Any:
+    """Return the S3 client, which is made once for each endpoint."""
     import boto3
     from botocore.config import Config
 

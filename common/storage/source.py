@@ -41,9 +41,11 @@ class Source(ABC):
         """Free what the file holds. Nothing can be read afterwards."""
 
     def __enter__(self) -> Source:
+        """Return itself."""
         return self
 
     def __exit__(self, *_: object) -> None:
+        """Close it."""
         self.close()
 
     def check(self, content: bytes, start: int, stop: int) -> bytes:
@@ -60,24 +62,30 @@ class SourceFile(io.RawIOBase):
     """A source as a file object, for libraries that read one. Closing it closes the source."""
 
     def __init__(self, source: Source) -> None:
+        """Read from the start of the source."""
         self.source = source
         self._position = 0
 
     def readable(self) -> bool:
+        """Return True."""
         return True
 
     def seekable(self) -> bool:
+        """Return True."""
         return True
 
     def tell(self) -> int:
+        """Return the position."""
         return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Move to a position, and return it."""
         origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self.source.size}
         self._position = max(origin[whence] + offset, 0)
         return self._position
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        """Fill the buffer as far as the file goes; return the number of bytes."""
         stop = min(self._position + len(buffer), self.source.size)
         if stop <= self._position:
             return 0
@@ -87,6 +95,7 @@ class SourceFile(io.RawIOBase):
         return len(content)
 
     def close(self) -> None:
+        """Close the source as well."""
         if not self.closed:
             self.source.close()
         super().close()

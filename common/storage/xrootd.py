@@ -115,7 +115,7 @@ def check(status: Any, uri: str, file: Any = None) -> None:
     if status.code == ANSWERED and NOT_A_FOLDER in status.message:
         raise InputError(f"{uri}: what is above it on {server} is a file")
     if status.code == ANSWERED and status.errno in NOT_A_FILE:
-        raise InputError(f"{uri} is a folder")
+        raise InputError(f"{uri} is a folder; name a file in it")
     refused = status.code == ANSWERED and status.errno in NOT_AUTHORIZED
     if refused or status.code in LOGIN_FAILED:
         raise AccessError(f"{server} refused access to {path} ({reason}). {xrootd_login.state()}")
@@ -130,6 +130,7 @@ class XRootDSource(Source):
     """A file on XRootD, opened anew where its server is lost."""
 
     def __init__(self, uri: str) -> None:
+        """Open the file. Raises StorageError, InputError."""
         self.uri = uri
         self._lock = threading.Lock()
         self._file: Any = None
@@ -166,12 +167,14 @@ class XRootDSource(Source):
         file.close(timeout=1)
 
     def read(self, start: int, stop: int) -> bytes:
+        """Return the bytes from start to stop. Raises StorageError, InputError."""
         if stop <= start:  # a size of 0 would be the whole file
             return b""
         content = self._requested(lambda file: file.read(start, stop - start, timeout=SECONDS))
         return self.check(bytes(content), start, stop)
 
     def read_ranges(self, ranges: Sequence[Range]) -> list[bytes]:
+        """Return the bytes of several ranges, in vectored reads."""
         return vectors.read_in_pieces(ranges, vectors.in_vectors, self._read_vector)
 
     def _read_vector(self, pieces: list[Range]) -> list[bytes]:
@@ -206,6 +209,7 @@ class XRootDSource(Source):
         return retried(attempt)
 
     def close(self) -> None:
+        """Close the file; a second time does nothing."""
         with self._lock:
             file, self._file = self._file, None
         if file is not None:
@@ -213,14 +217,17 @@ class XRootDSource(Source):
 
 
 def open_source(uri: str, _entry: Entry | None = None) -> Source:
+    """Open a file for reading parts of it."""
     return XRootDSource(uri)
 
 
 def exists(uri: str) -> bool:
+    """Whether there is a file or folder of this path."""
     return _stat(uri) is not None
 
 
 def read_bytes(uri: str) -> bytes:
+    """Return a whole file. Raises StorageError, InputError."""
     with XRootDSource(uri) as source:
         return source.read(0, source.size)
 
@@ -301,6 +308,7 @@ def _entry(uri: str, info: Any) -> Entry:
 
 
 def write_bytes(uri: str, content: bytes) -> None:
+    """Write a file, whole or not at all."""
     retried(lambda: _write(uri, io.BytesIO(content)))
 
 

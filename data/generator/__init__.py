@@ -1,0 +1,1 @@
+"""Generate jets with Pythia 8 and a parametrised detector."""

@@ -38,6 +38,7 @@ class BlockMaker:
     """Makes the events of blocks. Takes one or two seconds to set up."""
 
     def __init__(self, recipe: Recipe) -> None:
+        """Start Pythia 8 and fill the library of pile-up collisions."""
         self.recipe = recipe
         self._collider = events.Collider(events.HARD_QCD)
         self._library = pileup.library(pythia_seed(recipe.seed, LIBRARY))
@@ -57,6 +58,7 @@ class JetMaker:
     """Makes the JetNtuple columns of blocks, calibrated with the standard JEC."""
 
     def __init__(self, recipe: Recipe) -> None:
+        """Start the generator and load the standard corrections."""
         self._blocks = BlockMaker(recipe)
         self._jec = jec.load()
         self._likelihood = quark_gluon.load()

@@ -65,6 +65,7 @@ class Jets:
     member: np.ndarray
 
     def __len__(self) -> int:
+        """Return the number of jets."""
         return len(self.event)
 
 

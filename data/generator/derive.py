@@ -51,6 +51,7 @@ class OffsetMaker:
     """Bunch crossings with pile-up only."""
 
     def __init__(self, recipe: Recipe) -> None:
+        """Fill the library of pile-up collisions."""
         self.recipe = recipe
         self._library = pileup.library(pythia_seed(recipe.seed, LIBRARY))
 
@@ -93,10 +94,12 @@ class ResponseMaker:
     """
 
     def __init__(self, order: tuple[Recipe, StandardJEC]) -> None:
+        """Start the generator; `order` holds the recipe and the L1 correction."""
         recipe, self._jec = order
         self._blocks = BlockMaker(recipe)
 
     def __call__(self, number: int) -> ResponseJets:
+        """Return the jets of a block with their response, after the L1 correction."""
         block = self._blocks.reconstructed(number)
         jets = block.jets
         l1 = self._jec.l1(jets.pt, jets.eta, block.area, block.densities.all[jets.event])

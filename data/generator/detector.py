@@ -127,10 +127,12 @@ class Candidates(Table):
     """
 
     def __len__(self) -> int:
+        """Return the number of candidates."""
         return len(self.event)
 
     @property
     def is_neutral(self) -> np.ndarray:
+        """Whether each candidate is neutral, that is, without a vertex; (N,)."""
         return self.vertex < 0
 
 

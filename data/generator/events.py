@@ -84,10 +84,12 @@ class Particles(Table):
     vertex: np.ndarray
 
     def __len__(self) -> int:
+        """Return the number of particles."""
         return len(self.event)
 
     @property
     def is_charged(self) -> np.ndarray:
+        """Whether each particle is charged; (N,)."""
         return np.isin(np.abs(self.id), CHARGED)
 
     def counts(self, events: int) -> np.ndarray:
@@ -123,6 +125,7 @@ class HardEvents:
     weight: np.ndarray
 
     def __len__(self) -> int:
+        """Return the number of events."""
         return len(self.pt_hat)
 
 
@@ -133,6 +136,10 @@ class Collider:
     """
 
     def __init__(self, settings: tuple[str, ...]) -> None:
+        """Start Pythia 8 with these settings on top of the common ones.
+
+        Raises RuntimeError if Pythia 8 refuses them.
+        """
         import pythia8mc
 
         self._pythia = pythia8mc.Pythia("", False)

@@ -100,7 +100,10 @@ def load(path: Path = STANDARD) -> StandardJEC:
             f"there is no file {path}; derive it with: python -m data.derive --output {path.parent}"
         ) from None
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} does not hold jet energy corrections: {error!r}") from None
+        raise InputError(
+            f"{path} does not hold jet energy corrections: {error!r}; derive them with:"
+            f" python -m data.derive --output {path.parent}"
+        ) from None
 
 
 def content(jec: StandardJEC, made_by: Mapping[str, object]) -> dict[str, object]:

@@ -114,7 +114,10 @@ def load(path: Path = STANDARD) -> Likelihood:
             f"there is no file {path}; derive it with: python -m data.derive"
         ) from None
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} does not hold a quark-gluon likelihood: {error!r}") from None
+        raise InputError(
+            f"{path} does not hold a quark-gluon likelihood: {error!r}; derive it with:"
+            " python -m data.derive"
+        ) from None
     if ratio.shape != _SHAPE:
         raise InputError(f"{path}: log_ratio has the shape {ratio.shape}, expected {_SHAPE}")
     return Likelihood(ratio)

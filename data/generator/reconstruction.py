@@ -30,11 +30,16 @@ class Directions(Protocol):
     """Jets or particles of several events: event, eta and phi (radians), (N,) each."""
 
     @property
-    def event(self) -> np.ndarray: ...
+    def event(self) -> np.ndarray:
+        """Return the number of the event of each entry; (N,)."""
+
     @property
-    def eta(self) -> np.ndarray: ...
+    def eta(self) -> np.ndarray:
+        """Return the pseudorapidity of each entry; (N,)."""
+
     @property
-    def phi(self) -> np.ndarray: ...
+    def phi(self) -> np.ndarray:
+        """Return the azimuth of each entry (rad); (N,)."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Calibrate files: readers, models, writers."""

@@ -68,7 +68,10 @@ def batches(
         if not isinstance(values, Jagged):
             raise InputError(f"{where} is {_form(values)}; the model takes a list of numbers a jet")
         if not np.array_equal(counts.setdefault(column.counter, values.counts), values.counts):
-            raise InputError(f"{where} does not have as many entries as {column.counter} says")
+            raise InputError(
+                f"{where} does not have as many entries as {column.counter} says;"
+                " give files in which they agree"
+            )
         particles[name] = cast(values.content, column, where)
 
     starts = {name: np.cumsum(number) - number for name, number in counts.items()}

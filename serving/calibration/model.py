@@ -76,6 +76,7 @@ class Description:
 
     @property
     def counters(self) -> tuple[str, ...]:
+        """Names of the columns that count the particles of each jet."""
         names = [column.counter for column in self.inputs.values() if column.counter]
         return tuple(dict.fromkeys(names))
 
@@ -106,12 +107,14 @@ class LocalModel:
     """A model in ONNX Runtime, in this process."""
 
     def __init__(self, description: Description, session: onnxruntime.InferenceSession) -> None:
+        """Answer with a session of ONNX Runtime."""
         self.description = description
         self.batch = BATCH
         self._session = session
         self._outputs = [output.name for output in session.get_outputs()]
 
     def answer(self, inputs: Arrays) -> dict[str, np.ndarray]:
+        """Return the outputs for jets; column name -> (N,)."""
         answers = self._session.run(self._outputs, dict(inputs))
         return {name: column[:, 0] for name, column in zip(self._outputs, answers, strict=True)}
 

@@ -90,6 +90,7 @@ class FileInfo(Record):
 
 
 def folder_record(description: Description) -> FolderRecord:
+    """Return what the output folder says of the model that it was made with."""
     return FolderRecord(
         model=description.name,
         sha256=description.digest,
@@ -165,6 +166,7 @@ class RootFriend:
     """A friend tree in a ROOT file."""
 
     def __init__(self, path: Path, source: Source, types: Mapping[str, np.dtype]) -> None:
+        """Create the file; `types` are those of the columns to write."""
         import uproot
 
         self._types = types
@@ -184,9 +186,11 @@ class RootFriend:
         )
 
     def __enter__(self) -> RootFriend:
+        """Return itself."""
         return self
 
     def __exit__(self, *error: object) -> None:
+        """Close the file."""
         self._file.close()
 
     def _data(
@@ -206,10 +210,12 @@ class RootFriend:
         return {**identity, JETS: ak.zip(fields)}
 
     def append(self, step: Step, columns: Mapping[str, np.ndarray]) -> None:
+        """Write the columns of the next entries."""
         if step.entries:
             self._tree.extend(self._data(step.identity, columns, step.per_entry))
 
     def finish(self, info: FileInfo) -> None:
+        """Write what the file was made of."""
         self._file[INFO] = json.dumps(info.as_json())
 
 
@@ -217,6 +223,7 @@ class ParquetFriend:
     """The same columns in a parquet file, lists where the entries are events."""
 
     def __init__(self, path: Path, source: Source, types: Mapping[str, np.dtype]) -> None:
+        """Create the file; `types` are those of the columns to write."""
         import pyarrow
         import pyarrow.parquet
 
@@ -230,12 +237,15 @@ class ParquetFriend:
         self._is_empty = True
 
     def __enter__(self) -> ParquetFriend:
+        """Return itself."""
         return self
 
     def __exit__(self, *error: object) -> None:
+        """Close the file."""
         self._writer.close()
 
     def append(self, step: Step, columns: Mapping[str, np.ndarray]) -> None:
+        """Write the columns of the next entries."""
         import pyarrow
 
         arrays = {name: pyarrow.array(values) for name, values in step.identity.items()}
@@ -249,6 +259,7 @@ class ParquetFriend:
         self._is_empty = False
 
     def finish(self, info: FileInfo) -> None:
+        """Write what the file was made of."""
         if self._is_empty:  # awkward does not read a file without row groups
             self._writer.write_table(self._schema.empty_table())
         self._writer.add_key_value_metadata({INFO: json.dumps(info.as_json())})

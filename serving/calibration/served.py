@@ -28,15 +28,18 @@ class ServedModel:
     """A model of a server. Several threads may ask it."""
 
     def __init__(self, description: Description, client: Client, batch: int) -> None:
+        """Answer with a client; `batch` jets go into one request."""
         self.description = description
         self.batch = batch
         self._client = client
 
     def answer(self, inputs: Arrays) -> dict[str, np.ndarray]:
+        """Return the outputs for jets; column name -> (N,)."""
         answers = self._client.calibrate(dict(inputs), deadline=DEADLINE)
         return {name: np.asarray(answers[name]) for name in self.description.outputs}
 
     def check_unchanged(self) -> None:
+        """Raise ClusterError if the server has another model than at the start."""
         digest = _facts(self._client.config()).get(DIGEST)
         if digest != self.description.digest:
             raise ClusterError(

@@ -188,6 +188,7 @@ class Ntuple:
     form = NTUPLE
 
     def __init__(self, reading: _Reading, description: Description) -> None:
+        """Check the file against the model's inputs. Raises InputError."""
         self.file = reading.file
         self._reading = reading
         self._inputs = description.inputs
@@ -202,9 +203,11 @@ class Ntuple:
         )
 
     def loads(self, readers: Readers | None = None) -> Iterator[Load]:
+        """Yield the parts in which the file is read."""
         return self._reading.loads(readers)
 
     def step(self, columns: Columns, count: int) -> Step:
+        """Return the jets of a part."""
         identity = _identity(columns, self.identity, self.file.entry.uri)
         own = {name: columns[name] for name in self._inputs}
         return Step(entries=count, jets=count, per_entry=None, columns=own, identity=identity)
@@ -235,6 +238,7 @@ class Nano:
     def __init__(
         self, entry: Entry, description: Description, branches: set[str], title: str
     ) -> None:
+        """Check the file against the model's inputs. Raises InputError."""
         candidates = (*from_nanoaod.CANDIDATES, *from_nanoaod.LINKS)
         if any(column.counter for column in description.inputs.values()):
             absent = [name for name in candidates if name not in branches]
@@ -261,9 +265,11 @@ class Nano:
         )
 
     def loads(self, readers: Readers | None = None) -> Iterator[Load]:
+        """Yield the parts in which the file is read."""
         return self._reading.loads(readers)
 
     def step(self, columns: Columns, count: int) -> Step:
+        """Return the jets of a part, with the candidates around each."""
         arrays = {}
         for name in self._reading.plan.branches:
             values = columns[name]

@@ -99,7 +99,7 @@ def test_a_good_experiment_passes():
         ),
         (
             lambda e: e["spec"]["trialTemplate"].pop("primaryContainerName"),
-            "primaryContainerName: missing",
+            "primaryContainerName is missing",
         ),
         (
             lambda e: e["spec"]["trialTemplate"]["trialSpec"].update(metadata={"name": "mine"}),

@@ -2,6 +2,7 @@
 pipelines of its own.
 """
 
+import json
 import os
 import signal
 import subprocess
@@ -62,6 +63,33 @@ def finished(path: str, code: int = 0):
         leave(text="never ", path=path, code=0).after(failing)
 
 
+@dsl.container_component
+def describe(made: dsl.Output[dsl.Model]):
+    code = (
+        "import json, os, sys; given = json.loads(sys.argv[1])['outputs'];"
+        " os.makedirs(os.path.dirname(given['outputFile']), exist_ok=True);"
+        " made = {'artifacts': [{'metadata': {'repository': 's3://bucket/model', 'jets': 7}}]};"
+        " open(given['outputFile'], 'w').write(json.dumps({'artifacts': {'made': made}}))"
+    )
+    return dsl.ContainerSpec(image=IMAGE, command=["python", "-c", code], args=["{{$}}"])
+
+
+@dsl.container_component
+def look(made: dsl.Input[dsl.Model], path: str):
+    code = (
+        "import json, sys; given = json.loads(sys.argv[1])['inputs']['artifacts']['made'];"
+        " open(sys.argv[2], 'w').write(json.dumps(given['artifacts'][0]))"
+    )
+    return dsl.ContainerSpec(image=IMAGE, command=["python", "-c", code], args=["{{$}}", path])
+
+
+@dsl.pipeline(name="linked")
+def linked(path: str):
+    last = leave(text="", path=f"{path}.last", code=0).set_display_name("last")
+    with dsl.ExitHandler(last):
+        look(made=describe().outputs["made"], path=path)
+
+
 @dsl.pipeline(name="sleeping")
 def sleeping(path: str):
     sleep(path=path)
@@ -69,7 +97,7 @@ def sleeping(path: str):
 
 @pytest.fixture
 def run(tmp_path):
-    def run_it(pipeline, **parameters):
+    def run_it(pipeline, quiet=False, **parameters):
         ir = tmp_path / "ir.yaml"
         compiler.Compiler().compile(pipeline, str(ir))
         steps = []
@@ -79,6 +107,7 @@ def run(tmp_path):
             work=tmp_path / "work",
             environment={"MARK": "!"},
             on_end=lambda name, command: steps.append(command),
+            quiet=quiet,
         )
         return steps
 
@@ -90,10 +119,25 @@ def test_an_output_is_the_next_steps_input(run, tmp_path):
     assert (tmp_path / "out").read_text() == "YES!"
 
 
+def test_an_artifact_is_the_next_steps_input_with_its_metadata(run, tmp_path):
+    run(linked, path=str(tmp_path / "out"))
+    artifact = json.loads((tmp_path / "out").read_text())
+    assert artifact["metadata"] == {"repository": "s3://bucket/model", "jets": 7}
+    assert artifact["type"]["schemaTitle"] == "system.Model"
+
+
 def test_a_steps_exit_code_is_the_runs(run, tmp_path):
     with pytest.raises(host_runner.StepFailed) as failed:
         run(two, text="yes", path=str(tmp_path / "out"), code=7)
     assert failed.value.exit_code == 7
+
+
+def test_a_quiet_run_shows_only_the_last_lines_of_a_step_that_failed(run, tmp_path, capfd):
+    run(two, quiet=True, text="yes", path=str(tmp_path / "out"))
+    assert capfd.readouterr().out == ""
+    with pytest.raises(host_runner.StepFailed):
+        run(two, quiet=True, text="yes", path=str(tmp_path / "none" / "out"))
+    assert "FileNotFoundError" in capfd.readouterr().out
 
 
 @pytest.mark.timeout(50)  # a repeated attempt would wait for 60 s

@@ -7,7 +7,7 @@ import types
 
 import pytest
 
-from common import storage
+from common import project, storage
 from common.config import SERVED, RunConfig
 from common.errors import InputError
 from common.layout import RunFolder
@@ -177,7 +177,7 @@ def test_a_run_of_an_earlier_version_goes_on_in_its_own_namespace_alone(
 
 def test_the_commit_is_the_images_where_there_is_no_checkout(monkeypatch):
     monkeypatch.setenv("JEC_GIT_COMMIT", "c0ffee")
-    assert prepare.git_commit() == "c0ffee"
+    assert project.git_commit() == "c0ffee"
 
 
 def test_a_package_that_is_not_installed_has_no_version(monkeypatch):

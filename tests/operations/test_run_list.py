@@ -95,6 +95,14 @@ def test_the_list_shows_each_run_newest_first(tmp_path, capsys):
     assert "  no  " in rows[2]
     assert " KB " in rows[0]
     assert total.startswith("4 runs, 2")
+    assert command(tmp_path, "--list", "--json") == 0
+    runs = json.loads(capsys.readouterr().out)["runs"]
+    assert [(one["run_id"][-1], one["served"]) for one in runs] == [
+        ("2", False),
+        ("3", False),
+        ("1", False),
+        ("4", True),
+    ]
 
 
 def test_broken_runs_are_listed_as_such(tmp_path, capsys):

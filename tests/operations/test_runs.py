@@ -59,7 +59,9 @@ METRICS = metrics_record().as_json()
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(follow_module.follow, "__kwdefaults__", {"poll": 0.01, "deadline": 60.0})
+    monkeypatch.setattr(
+        follow_module.follow, "__kwdefaults__", {"quiet": False, "poll": 0.01, "deadline": 60.0}
+    )
     monkeypatch.setattr(down_module, "STEP_SECONDS", 0.01)
     monkeypatch.setattr(down_module, "POLL", 0.01)
     monkeypatch.setattr(operator_module.Operator.__init__, "__kwdefaults__", {"poll": 0.02})
@@ -195,6 +197,20 @@ def test_the_status_of_a_run_here_says_where_it_was_killed(tmp_path, capsys):
     step.write_status(run, "export", "failed", "no such trial")
     assert main(tmp_path, "--status", RUN_ID) == 1
     assert "no such trial" in capsys.readouterr().out
+
+
+def test_the_status_as_json_has_the_same_facts(tmp_path, capsys):
+    run = local_run(tmp_path, search=SEARCH)
+    step.write_status(run, "prepare", "done")
+    step.write_status(run, "search", "failed", "no such trial\nand more")
+    assert main(tmp_path, "--status", RUN_ID, "--json") == 1
+    seen = json.loads(capsys.readouterr().out)
+    assert (seen["run_id"], seen["state"], seen["failed"]) == (RUN_ID, "failed", True)
+    steps = [(one["name"], one["state"], one["reason"]) for one in seen["steps"]]
+    assert steps == [("prepare", "done", ""), ("search", "failed", "no such trial\nand more")]
+    assert seen["results"]["best_trial"] == "t-1"
+    assert seen["results"]["gate_passed"] is None
+    assert any("Kubeflow" in reason for reason in seen["not_seen"])
 
 
 def test_the_status_on_a_cluster_says_what_waits_and_why(fake, kfp, tmp_path, capsys):

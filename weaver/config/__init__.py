@@ -1,0 +1,1 @@
+"""Weaver's data config: parsed, checked, evaluated."""

@@ -226,6 +226,7 @@ class DataConfig:
 
     @property
     def labels(self) -> Options:
+        """The section `labels` as written."""
         return self.options["labels"]
 
     @property
@@ -355,7 +356,7 @@ class DataConfig:
         if missing:
             raise InputError(
                 f"{self.source}: no standardisation for {', '.join(missing)}; it was derived for"
-                " another data config"
+                " another data config; prepare the data with this one"
             )
         own = {name: params[name].copy() for name in self.preprocess_params}
         return dataclasses.replace(self, preprocess_params=own)

@@ -51,6 +51,7 @@ class Document:
     """
 
     def __init__(self, source: str, options: object) -> None:
+        """Take the parsed YAML. Raises InputError if it is no mapping."""
         self.source = source
         if not isinstance(options, dict):
             raise InputError(

@@ -79,6 +79,7 @@ class Expression:
     """
 
     def __init__(self, text: str, where: str = "") -> None:
+        """Parse and check an expression. Raises InputError, with `where` in its text."""
         self.text = str(text).strip()
         self.where = where
         try:
@@ -93,6 +94,7 @@ class Expression:
             raise self._refusal("it cannot be parsed: nested too deeply, or not text") from None
 
     def __repr__(self) -> str:
+        """Show the text and the place."""
         return f"Expression({self.text!r}, where={self.where!r})"
 
     def canonical(self) -> str:

@@ -77,7 +77,7 @@ def _hash(*columns: Column) -> np.ndarray:
         are_lists = getattr(column, "ndim", 0) != 1
         values = np.zeros(0) if are_lists else np.asarray(column)
         if are_lists or values.dtype.kind not in "biuf":
-            raise InputError("_hash takes one number for each jet, and neither lists nor text")
+            raise InputError("`_hash` takes one number for each jet, and neither lists nor text")
         values = np.nan_to_num(values, nan=0, posinf=np.inf, neginf=-np.inf)
         numbers.append(values.tolist())
     return np.array([hash(jet) for jet in zip(*numbers, strict=True)], np.int64)

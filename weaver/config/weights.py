@@ -72,6 +72,7 @@ class Reweighting:
 
     @property
     def columns(self) -> tuple[str, ...]:
+        """Names of the columns that the weights are made of."""
         return (
             *dict.fromkeys((*self.variables, *self.classes)),
             *((self.base,) if self.base else ()),
@@ -96,6 +97,7 @@ class HistogramMaker:
     """
 
     def __init__(self, reweighting: Reweighting) -> None:
+        """Begin with empty histograms."""
         self.reweighting = reweighting
         self.shape = tuple(n + 2 for n in reweighting.shape)  # with underflow and overflow
         self.contents: Histograms = {
@@ -150,7 +152,7 @@ class HistogramMaker:
         if empty:
             raise InputError(
                 f"weights: no selected training jet of class {' nor '.join(empty)} lies in the bins"
-                " of reweight_vars"
+                " of reweight_vars; make them wider"
             )
 
         weights: Histograms = {}
@@ -265,6 +267,7 @@ class Sampler:
     """
 
     def __init__(self, weights: np.ndarray, most_copies: int = MOST_COPIES) -> None:
+        """Take the weight of each jet; (N,). Raises InputError if all are 0."""
         self.weights = weights
         total = sum(float(chances.sum()) for chances in map(_chances, _blocks(weights)))
         if not total > 0:
@@ -331,6 +334,6 @@ def histograms_from(tables: object, chosen: Reweighting, where: str) -> Histogra
         if hist.shape != chosen.shape:
             raise InputError(
                 f"{where}: reweight_hists: '{label}' has {hist.shape} bins, reweight_vars"
-                f" {chosen.shape}"
+                f" {chosen.shape}; make them the same"
             )
     return hists

@@ -1,0 +1,1 @@
+"""Prepared data as batches of tensors."""

@@ -61,6 +61,7 @@ class Batch:
     """(N,) float32: 1 without weights in the data config; 0 for jets that only fill up a batch."""
 
     def __len__(self) -> int:
+        """Return the number of jets."""
         return len(self.weights)
 
     def __getitem__(self, part: slice) -> Batch:
@@ -114,6 +115,7 @@ class Dataset:
     def __init__(
         self, folder: Path, description: Mapping[str, Any], data_config: DataConfig
     ) -> None:
+        """Use `Dataset.open`, which prepares the data if need be."""
         self.folder = folder
         self.description = description
         """dataset.json: weaver.prepared.columns.Description."""
@@ -193,6 +195,7 @@ class Dataset:
         return cls(folder, description, data_config)
 
     def __len__(self) -> int:
+        """Return the number of jets."""
         return self.description["num_jets"]
 
     @property

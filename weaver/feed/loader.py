@@ -71,6 +71,7 @@ class Loader:
         block: int | None = None,
         in_memory: bool | None = None,
     ) -> None:
+        """Check the sizes and choose the order of jets. Raises InputError."""
         if batch_size < 1 or not 0 < fraction <= 1 or not 0 <= rank < world_size:
             raise InputError(
                 f"batch size {batch_size} must be at least 1, data fraction {fraction} above 0 and"

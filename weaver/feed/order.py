@@ -41,6 +41,7 @@ class Listed:
     """An order that is written out."""
 
     def __init__(self, jets: np.ndarray) -> None:
+        """Take the positions of the jets; (N,)."""
         self.jets = jets
 
     def part(self, start: int, stop: int) -> np.ndarray:
@@ -52,6 +53,7 @@ class InFileOrder:
     """`count` of `total` jets, evenly spread, in the order of the data set."""
 
     def __init__(self, count: int, total: int) -> None:
+        """Take `count` jets, spread evenly over `total`."""
         self.count = count
         self.total = total
 
@@ -76,6 +78,7 @@ class BlockShuffle:
         block: int,
         read_ahead: Callable[[int, int], None] = lambda start, stop: None,
     ) -> None:
+        """Shuffle the blocks of the first `count` of `total` jets; `key` seeds the order."""
         self.count = count
         self.total = total
         self.key = key

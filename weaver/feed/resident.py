@@ -29,6 +29,7 @@ class Resident:
     """
 
     def __init__(self, dataset: Dataset, device: str | torch.device) -> None:
+        """Load and pad all jets. Raises InputError if the memory does not suffice."""
         self.device = torch.device(device)
         needed = padded_bytes(dataset)
         free = free_bytes(self.device)
@@ -56,6 +57,7 @@ class Resident:
                 progress.advance(stop - start)
 
     def __len__(self) -> int:
+        """Return the number of jets."""
         return len(self._all)
 
     def batch(self, index: np.ndarray) -> Batch:

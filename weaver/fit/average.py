@@ -27,6 +27,7 @@ class Average:
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
+        """Begin with a copy of the network's weights."""
         self.decay = decay
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
 

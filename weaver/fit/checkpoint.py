@@ -90,6 +90,7 @@ class Progressed:
     history: list[EpochRecord] = dataclasses.field(default_factory=list)
 
     def next_epoch(self) -> None:
+        """Begin the next epoch."""
         self.epoch += 1
         self.batch = 0
         self.loss_sum = self.num_jets = self.seconds = 0.0
@@ -102,6 +103,7 @@ class TrialFolder:
     uri: str
 
     def path(self, *parts: str) -> str:
+        """Return the address of a file of the folder."""
         return storage.join(self.uri, *parts)
 
     def check_not_failed(self, command: str) -> None:
@@ -119,6 +121,7 @@ class TrialFolder:
             )
 
     def mark_failed(self, reason: str, command: str) -> None:
+        """Note that this command fails whenever it is repeated, and why."""
         storage.write_text(self.path("failed"), f"{reason}\n{COMMAND} {command}\n")
 
     def save_derived(self, data_config: DataConfig) -> None:
@@ -167,7 +170,7 @@ class TrialFolder:
             state = read_tensors(uri)
             _note(f"{error}; going on from the checkpoint before it, {uri}")
         if "progressed" not in state or "configuration" not in state:
-            raise InputError(f"{uri} is no checkpoint of weaver.train")
+            raise InputError(f"{uri} is no checkpoint of weaver.train; remove it to start anew")
         check_same(uri, state["configuration"], configuration)
         return state, Progressed(**state.pop("progressed"))
 
@@ -217,7 +220,7 @@ def read_best(trial_uri: str) -> State:
         }
         _note(f"{error}; taking the weights of {copy}, which is written with it")
     if "model" not in best or not isinstance(best.get("network_options"), Mapping):
-        raise InputError(f"{uri} is no best.pt of weaver.train")
+        raise InputError(f"{uri} is no best.pt of weaver.train; give one")
     return best
 
 

@@ -38,6 +38,7 @@ class Lookahead:
     """Goes back every `k` steps of an inner optimizer, to `alpha` of the way that they went."""
 
     def __init__(self, inner: torch.optim.Optimizer, alpha: float = 0.5, k: int = 6) -> None:
+        """Wrap an optimizer. Raises InputError for alpha or k out of range."""
         if not 0 < alpha <= 1 or k < 1:
             raise InputError(
                 f"optimizer options: alpha must be above 0 and at most 1, k at least 1, not {alpha}"
@@ -51,13 +52,16 @@ class Lookahead:
 
     @property
     def param_groups(self) -> list[ParamGroup]:
+        """The inner optimizer's groups of parameters."""
         return self.inner.param_groups
 
     def zero_grad(self) -> None:
+        """Set the gradients to zero."""
         self.inner.zero_grad()
 
     @torch.no_grad()
     def step(self) -> None:
+        """Take a step; every k steps, move the slow weights by alpha and restart from them."""
         self.inner.step()
         self.steps += 1
         if self.steps % self.k == 0:
@@ -66,9 +70,11 @@ class Lookahead:
             torch._foreach_copy_(fast, self.slow)
 
     def state_dict(self) -> State:
+        """Return everything that is needed to resume."""
         return {"inner": self.inner.state_dict(), "slow": self.slow, "steps": self.steps}
 
     def load_state_dict(self, state: State) -> None:
+        """Resume from what `state_dict` returned."""
         self.inner.load_state_dict(state["inner"])
         self.steps = state["steps"]
         for mine, stored in zip(self.slow, state["slow"], strict=True):

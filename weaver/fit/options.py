@@ -927,7 +927,9 @@ def _unwritable(options: TrainOptions) -> str | None:
     files |= {"export_onnx": options.export_onnx, "triton_config": options.triton_config}
     if "/" in options.predict_output:  # else it goes beside the model
         files["predict_output"] = options.predict_output
-    folders = {"tensorboard_log_dir": options.tensorboard_log_dir}
+    folders = {}
+    if options.tensorboard_log_dir not in ("auto", "none"):
+        folders["tensorboard_log_dir"] = options.tensorboard_log_dir
     if options.trains:
         folders["model_prefix"] = options.model_prefix
     outputs = [(name, path, check_writable_file) for name, path in files.items()]

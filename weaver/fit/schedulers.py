@@ -33,6 +33,7 @@ class Schedule:
     """
 
     def __post_init__(self) -> None:
+        """Check the name. Raises InputError."""
         if self.name not in CURVES:
             raise InputError(unknown("learning-rate scheduler", self.name, CURVES))
 
@@ -51,6 +52,7 @@ class Schedule:
 
     @property
     def total_steps(self) -> int:
+        """Number of steps of the whole training."""
         return self.num_epochs * self.steps_per_epoch
 
     @property

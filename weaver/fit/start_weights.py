@@ -42,7 +42,7 @@ def start_from(model: nn.Module, uri: str, exclude: str = "") -> None:
         near = nearest(next(iter(candidates), ""), own) or list(own)[:3]
         raise InputError(
             f"{uri} has no weight of this network (it has {', '.join(candidates[:3])}; the network"
-            f" {', '.join(near)})"
+            f" {', '.join(near)}); give weights of the same network file"
         )
     model.load_state_dict(shared, strict=False)
     random = [name for name in own if name not in shared]

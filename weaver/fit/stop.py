@@ -20,6 +20,7 @@ class StopSignal:
     """
 
     def __init__(self) -> None:
+        """Begin without a signal."""
         self.received = 0
         self._before: dict[int, Any] = {}
 
@@ -33,11 +34,13 @@ class StopSignal:
 
     def __enter__(self) -> StopSignal:
         # Python delivers signals there only
+        """Listen to the signals, in the main thread."""
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self.receive) for number in SIGNALS}
         return self
 
     def __exit__(self, *_) -> None:
+        """Restore the handlers of before."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}

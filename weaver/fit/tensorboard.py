@@ -31,6 +31,7 @@ class TensorBoard:
     """
 
     def __init__(self, uri: str, first_epoch: int = 0) -> None:
+        """Open the writer; nothing is written where `uri` is empty."""
         self.uri = uri
         self.writer: SummaryWriter | None = None
         self.temporary: tempfile.TemporaryDirectory | None = None
@@ -47,9 +48,11 @@ class TensorBoard:
         self.writer = SummaryWriter(self.folder, purge_step=first_epoch or None)
 
     def __enter__(self) -> TensorBoard:
+        """Return itself."""
         return self
 
     def __exit__(self, *_) -> None:
+        """Close the writer and remove the temporary folder."""
         if self.writer:
             self.writer.close()
         if self.temporary:

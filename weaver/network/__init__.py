@@ -1,0 +1,1 @@
+"""What training and export share of a network: loading, objective, precision."""

@@ -44,7 +44,7 @@ def bounded(uri: str) -> Iterator[Bound]:
         parts += 1
         if parts > MOST_PARTS:
             bound.exceeded = f"more than {MOST_PARTS:,} layers and weights"
-            raise InputError(f"{uri}: get_model makes {bound.exceeded}")
+            raise InputError(f"{uri}: get_model makes {bound.exceeded}; make it smaller")
 
     handles = [
         hooks.register_module_module_registration_hook(count),

@@ -135,7 +135,7 @@ def _check_classes(output: torch.Tensor, data_config: DataConfig, network: Netwo
     if output.shape[1] < classes:
         raise InputError(
             f"{network.uri}: forward returns {output.shape[1]} outputs for each jet, but"
-            f" {data_config.source} has {classes} labels"
+            f" {data_config.source} has {classes} labels; one of them must follow the other"
         )
 
 

@@ -38,6 +38,7 @@ class Objective:
         regression: bool,
         precision: Precision = FLOAT32,
     ) -> None:
+        """Take the names of inputs and label; `loss` is the network file's own, or None."""
         self.inputs = list(data_config.input_names)
         self.label = data_config.label_names[0]
         self.regression = regression

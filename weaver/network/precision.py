@@ -30,10 +30,12 @@ class Precision:
 
     @property
     def dtype(self) -> torch.dtype:
+        """The type that the network computes in."""
         return TYPES[self.name]
 
     @property
     def is_mixed(self) -> bool:
+        """Whether it is not float32 alone."""
         return self.name != "float32"
 
     def autocast(self, device: torch.device) -> torch.autocast:
@@ -50,6 +52,7 @@ class Precision:
         return torch.amp.GradScaler(device.type, enabled=self.name == "fp16")
 
     def __str__(self) -> str:
+        """Say the type and why it was chosen."""
         return f"{self.name} {'autocast ' if self.is_mixed else ''}({self.reason})"
 
 

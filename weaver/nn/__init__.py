@@ -1,0 +1,1 @@
+"""Names under which network files written for weaver-core import their layers."""

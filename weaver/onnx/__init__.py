@@ -1,0 +1,1 @@
+"""Export to ONNX, and the checks that the file answers as PyTorch does."""

@@ -58,6 +58,7 @@ class Memory:
         return 1 << (fits.bit_length() - 1)
 
     def asdict(self) -> dict[str, object]:
+        """Return the fields and the bytes of a jet, for JSON."""
         return {**dataclasses.asdict(self), "bytes_per_jet": self.bytes_per_jet}
 
 

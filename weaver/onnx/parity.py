@@ -46,6 +46,7 @@ class Golden:
     in it."""
 
     def __len__(self) -> int:
+        """Return the number of jets."""
         return len(self.multiplicity)
 
     def batch(self, jets: np.ndarray) -> dict[str, np.ndarray]:
@@ -73,6 +74,7 @@ class Parity:
     batch_sizes: tuple[int, ...]
 
     def asdict(self) -> dict[str, object]:
+        """Return the fields, for JSON."""
         return dataclasses.asdict(self)
 
 

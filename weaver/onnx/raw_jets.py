@@ -115,7 +115,10 @@ def padded(columns: Mapping[str, ak.Array], program: RawProgram) -> dict[str, np
             continue
         number = ak.to_numpy(ak.num(columns[branch], axis=1))
         if not np.array_equal(counts.setdefault(column.counter, number), number):
-            raise InputError(f"'{branch}' does not have as many entries as {column.counter} says")
+            raise InputError(
+                f"'{branch}' does not have as many entries as {column.counter} says;"
+                " give files in which they agree"
+            )
         most = max(int(number.max(initial=0)), 1)
         full = ak.pad_none(ak.from_regular(columns[branch]), most, axis=1, clip=True)
         array = ak.to_numpy(ak.fill_none(full, 0))  # (N, P)

@@ -111,6 +111,7 @@ class Preprocessing(torch.nn.Module):
     def __init__(
         self, program: RawProgram, data_config: DataConfig, input_names: Sequence[str]
     ) -> None:
+        """Make a module for each of the network's inputs. Raises InputError."""
         super().__init__()
         self.program = program
         groups: dict[str, torch.nn.Module] = {}
@@ -128,6 +129,7 @@ class Preprocessing(torch.nn.Module):
         self.groups = torch.nn.ModuleDict(groups)
 
     def forward(self, *columns: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Turn the file's columns (N, ...) into the network's inputs and the reference pT (GeV)."""
         run = self.run(columns)
         return (*self.inputs(run), run(self.program.reference))
 
@@ -180,11 +182,13 @@ class JetGroup(torch.nn.Module):
     """One input of the network with one value a jet: (N, C), or (N,) for a single variable."""
 
     def __init__(self, name: str, size: int) -> None:
+        """Name the group and the number of its variables."""
         super().__init__()
         self.name = name
         self.size = size
 
     def forward(self, run: _Run) -> torch.Tensor:
+        """Return the group's variables, one number for each jet; (N, C)."""
         x = run.jet_groups[self.name]  # (N, C)
         return x if self.size > 1 else x[:, 0]
 
@@ -193,6 +197,7 @@ class ParticleGroup(torch.nn.Module):
     """One input of the network with values of particles: (N, C, length), cut and padded."""
 
     def __init__(self, variables: Sequence[Variable], order: Sequence[tuple[Value, bool]]) -> None:
+        """`order` holds the keys by which particles are sorted, each with its direction."""
         super().__init__()
         self.variables = variables
         self.order = order
@@ -214,6 +219,7 @@ class ParticleGroup(torch.nn.Module):
         return is_zero and not self.wraps
 
     def forward(self, run: _Run) -> torch.Tensor:
+        """Return the group's variables for each particle; (N, C, length)."""
         first = self.variables[0].value
         # real: (N, length)
         cut, real = run.cut(
@@ -234,12 +240,14 @@ class ResidualFeatures(torch.nn.Module):
     """The input of the residual correction: reference pT (GeV) and jetEta, (N, 2)."""
 
     def __init__(self, program: RawProgram) -> None:
+        """Raises InputError if jetEta is not among the network's inputs."""
         super().__init__()
         if program.eta is None:
             raise InputError("a residual correction needs jetEta among the network's inputs")
         self.values = (program.reference, program.eta)
 
     def forward(self, run: _Run) -> torch.Tensor:
+        """Return the reference pT (GeV) and jetEta; (N, 2)."""
         return torch.cat([run(value).float() for value in self.values], dim=1)
 
 
@@ -249,12 +257,14 @@ class RawModel(torch.nn.Module):
     def __init__(
         self, preprocessing: Preprocessing, network: torch.nn.Module, limits: ValidRange
     ) -> None:
+        """Put the preprocessing before the network, and the range of valid jets behind it."""
         super().__init__()
         self.preprocessing = preprocessing
         self.network = network
         self.limits = limits
 
     def forward(self, *columns: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Turn the file's columns (N, ...) into the answers and `valid`; (N, 1) each."""
         run = self.preprocessing.run(columns)
         output = self.network(*self.preprocessing.inputs(run))
         program = self.preprocessing.program

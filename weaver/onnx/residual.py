@@ -38,6 +38,7 @@ class ResidualLayer(torch.nn.Module):
     """(regions * pieces, 4): the coefficients of each piece."""
 
     def __init__(self, residual: Residual) -> None:
+        """Make the tables of knots and pieces of each eta region."""
         super().__init__()
         curves = [residual.curves[region] for region in r.REGIONS]
         # Two at least: a graph has no use for a table of no knots.
@@ -76,6 +77,7 @@ class Corrected(torch.nn.Module):
     """A network with the residual correction behind it."""
 
     def __init__(self, network: torch.nn.Module, residual: Residual) -> None:
+        """Put the correction behind a network that answers logarithms."""
         super().__init__()
         self.network = network
         self.residual = ResidualLayer(residual)

@@ -156,7 +156,7 @@ def check_config(text: str, onnx_path: str | os.PathLike, where: str = "config.p
     inputs, outputs = graph_signature(onnx_path)
     missing = sorted(set(inputs) - {entry.name for entry in config.input})
     if missing:
-        raise InputError(f"{where}: input '{missing[0]}' of the ONNX file is not listed")
+        raise InputError(f"{where}: input '{missing[0]}' of the ONNX file is not listed; add it")
     for kind, entries, tensors in (
         ("input", config.input, inputs),
         ("output", config.output, outputs),
@@ -186,7 +186,7 @@ def _check_entry(where: str, entry, max_batch_size: int, data_type: int, shape: 
     ):
         raise InputError(
             f"{where} has dims {list(entry.dims)}, with batch axis {dims}; the ONNX file has"
-            f" {shape}"
+            f" {shape}; write these"
         )
     if max_batch_size > 0 and shape[0] != -1:
         raise InputError(

@@ -41,6 +41,7 @@ class ValidRange:
     """Whose quantiles of pT these are: training or validation."""
 
     def as_json(self) -> dict[str, Any]:
+        """Return the fields, for the model's metadata."""
         return dataclasses.asdict(self)
 
 

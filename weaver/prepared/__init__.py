@@ -1,0 +1,1 @@
+"""Prepared data: decoded columns in a folder that runs share."""

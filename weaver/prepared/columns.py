@@ -143,6 +143,7 @@ class NpyWriter:
     """Writes one .npy file row by row; the header gets its number of rows at the end."""
 
     def __init__(self, path: Path) -> None:
+        """Open the file; the type follows from the first rows."""
         self.path = path
         self.rows = 0
         self.dtype: np.dtype | None = None
@@ -248,6 +249,7 @@ class SequenceWriter:
     """
 
     def __init__(self, folder: Path, group: str) -> None:
+        """Open the files of a group of particle inputs."""
         self.values = NpyWriter(_path(folder, group))
         self.offsets = NpyWriter(_path(folder, f"{group}.offsets"))
         self.offsets.append(np.zeros(1, np.int64))
@@ -300,6 +302,7 @@ class ListWriter:
     """Entries and offsets of an observer with a list for each jet."""
 
     def __init__(self, folder: Path, name: str) -> None:
+        """Open the files of a column of lists."""
         self.values = NpyWriter(_path(folder, name))
         self.offsets = NpyWriter(_path(folder, f"{name}.offsets"))
         self.offsets.append(np.zeros(1, np.int64))
@@ -334,6 +337,7 @@ class DatasetWriter:
     """
 
     def __init__(self, folder: Path) -> None:
+        """Begin with no jets; files are opened with the first ones."""
         self.folder = folder
         self.num_jets = 0
         self.empty_jets = 0

@@ -320,7 +320,8 @@ class Decoding:
                 " choose another policy"
             )
         return InputError(
-            f"none of {self.num_read:,} jets passes {selection.where} '{selection.text}'"
+            f"none of {self.num_read:,} jets passes {selection.where} '{selection.text}';"
+            " make it wider"
         )
 
     # ---------------------------------------------------------------------------------- reweighting

@@ -74,7 +74,8 @@ def _collect(
                 progress.advance(count)
     if not types and paths:
         raise InputError(
-            f"{config.source}: no jet in the first {fraction:.0%} of the files passes the selection"
+            f"{config.source}: no jet in the first {fraction:.0%} of the files passes the"
+            " selection; make it wider"
         )
     return types
 

@@ -495,7 +495,10 @@ def _check_counts(
     if not np.array_equal(counts, other):
         jet = int(np.flatnonzero(counts != other)[0])
         sizes = f"{counts[jet]} and {other[jet]} in one jet"
-        raise InputError(f"{where}: '{first}' and '{second}' differ in number of entries ({sizes})")
+        raise InputError(
+            f"{where}: '{first}' and '{second}' differ in number of entries ({sizes});"
+            " take variables of the same particles"
+        )
 
 
 def _first_entries(counts: np.ndarray, kept: np.ndarray) -> np.ndarray | None:

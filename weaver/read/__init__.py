@@ -1,0 +1,1 @@
+"""Reading ROOT, parquet and HDF5 files from any storage."""

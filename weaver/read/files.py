@@ -70,6 +70,7 @@ class Load:
     """Bytes that are on their way for it, from a distant storage."""
 
     def __call__(self) -> Iterable[Step]:
+        """Decode the load and yield its steps."""
         return self.decode()
 
 
@@ -152,8 +153,7 @@ def find(patterns: str | Iterable[str], warn: Callable[[str], None] | None = Non
     parts = parse_patterns(patterns)
     if not parts:
         raise InputError(
-            "no data files given; pass a path or a pattern such as data/*.root or"
-            " s3://bucket/data/*.root"
+            "no data files: pass a path or a pattern such as data/*.root or s3://bucket/data/*.root"
         )
     entries: dict[tuple[str, str], Entry] = {}
     repeated: set[tuple[str, str]] = set()

@@ -33,6 +33,7 @@ class Lists:
     """Jet i owns the entries starts[i] : starts[i] + counts[i] of a flat array; both (N,) int64."""
 
     def __init__(self, starts: np.ndarray, counts: np.ndarray) -> None:
+        """`starts` and `counts` (N,) say where each jet's particles lie."""
         self.starts = starts
         self.counts = counts
         self._positions: np.ndarray | slice | None = None
@@ -40,6 +41,7 @@ class Lists:
         self._compact: Lists | None = None
 
     def __len__(self) -> int:
+        """Return the number of jets."""
         return len(self.counts)
 
     def positions(self) -> np.ndarray | slice:
@@ -93,6 +95,7 @@ class Jagged:
     ndim = 2
 
     def __init__(self, source: np.ndarray, lists: Lists, *, optional: bool = False) -> None:
+        """`source` holds the particles that `lists` points to."""
         self._source = source
         self.lists = lists
         self.optional = optional
@@ -103,16 +106,20 @@ class Jagged:
         self._content: np.ndarray | None = None
 
     def __len__(self) -> int:
+        """Return the number of jets."""
         return len(self.lists)
 
     def __getitem__(self, jets: np.ndarray | slice) -> Jagged:
+        """Return the same column of some jets."""
         return Jagged(self._source, self.lists.select(jets), optional=self.optional)
 
     def head(self, most: int) -> Jagged:
+        """Return the column with at most the first `most` particles of each jet."""
         return Jagged(self._source, self.lists.head(most), optional=self.optional)
 
     @property
     def counts(self) -> np.ndarray:
+        """Number of particles of each jet; (N,)."""
         return self.lists.counts
 
     @property

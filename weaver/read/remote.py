@@ -73,6 +73,7 @@ class Parts:
     """Ranges of a file in memory, in their order; none overlaps another."""
 
     def __init__(self, ranges: Sequence[Range], contents: Sequence[bytes]) -> None:
+        """Hold the bytes of each range."""
         self._starts = [start for start, _ in ranges]
         self._contents = [memoryview(content) for content in contents]
 
@@ -94,6 +95,7 @@ class Ends:
     """
 
     def __init__(self, source: Source) -> None:
+        """Read the first and the last part of the file, where ROOT keeps its directories."""
         self.source = source
         length = min(max(int(END_SHARE * source.size), LEAST_END), MOST_END)
         ranges = join([(0, min(length, source.size)), (max(source.size - length, 0), source.size)])
@@ -119,13 +121,16 @@ class Readers:
     """
 
     def __init__(self) -> None:
+        """Start without files; threads start with the first one."""
         self._pool = ThreadPoolExecutor(READERS, thread_name_prefix="read")
         self._files: set[RemoteFile] = set()
 
     def __enter__(self) -> Readers:
+        """Return itself."""
         return self
 
     def __exit__(self, *error: object) -> None:
+        """End the threads and close the files."""
         self._pool.shutdown(cancel_futures=True)
         for file in self._files:
             file.close()
@@ -141,6 +146,7 @@ class RemoteFile:
     """A file of which parts are read in threads: opened for the first, closed after the last."""
 
     def __init__(self, entry: Entry, count: int, pool: ThreadPoolExecutor) -> None:
+        """Remember the file, which `count` loads will read; it is opened by the first."""
         self._entry = entry
         self._left = count
         self._pool = pool
@@ -150,6 +156,7 @@ class RemoteFile:
 
     @property
     def is_done(self) -> bool:
+        """Whether all loads have been read."""
         return not self._left
 
     def read(self, ranges: Sequence[Range]) -> Future[Parts]:
@@ -180,6 +187,7 @@ class RemoteFile:
             return self._source
 
     def close(self) -> None:
+        """Close the file; a second time does nothing."""
         with self._lock:
             if self._source is not None:
                 self._source.close()

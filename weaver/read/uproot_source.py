@@ -23,6 +23,7 @@ class StorageSource(Source):  # type: ignore[misc]
     """A file of our storage as uproot's source of bytes."""
 
     def __init__(self, file_path: str, **_: Any) -> None:
+        """Open the file through our storage and read its ends."""
         super().__init__()
         self._file_path = file_path
         self._source = storage.open_source(file_path)
@@ -34,12 +35,15 @@ class StorageSource(Source):  # type: ignore[misc]
 
     @property
     def closed(self) -> bool:
+        """Whether it is closed."""
         return self._closed
 
     def __enter__(self) -> StorageSource:
+        """Return itself."""
         return self
 
     def __exit__(self, *error: object) -> None:
+        """End the reading threads and close the file."""
         self._closed = True
         self._pool.shutdown(cancel_futures=True)
         self._source.close()

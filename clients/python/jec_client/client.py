@@ -67,21 +67,28 @@ class Server(Protocol):
     binary: bool
     """Whether tensors are sent as bytes."""
 
-    def ready(self, model: str) -> None: ...
+    def ready(self, model: str) -> None:
+        """Raise NotServing unless the server serves the model."""
 
-    def description(self, *, ends: float | None = None) -> Body: ...
+    def description(self, *, ends: float | None = None) -> Body:
+        """Return what the server says of itself: its name, version and extensions."""
 
-    def models(self) -> list[str]: ...
+    def models(self) -> list[str]:
+        """Return the names of the models that the server serves."""
 
-    def metadata(self, model: str, *, ends: float | None = None) -> Body: ...
+    def metadata(self, model: str, *, ends: float | None = None) -> Body:
+        """Return the names, types and shapes of the model's inputs and outputs."""
 
-    def config(self, model: str, *, ends: float | None = None) -> Body: ...
+    def config(self, model: str, *, ends: float | None = None) -> Body:
+        """Return the model's configuration (Triton's config.pbtxt as JSON)."""
 
-    def infer(self, model: str, body: Body) -> Body: ...
+    def infer(self, model: str, body: Body) -> Body:
+        """Send a request in the protocol's JSON form and return the answer in that form."""
 
     def ask(
         self, model: str, inputs: Mapping[str, np.ndarray], *, ends: float | None = None
-    ) -> dict[str, np.ndarray]: ...
+    ) -> dict[str, np.ndarray]:
+        """Send arrays, input name -> (N, ...), and return the answers, output name -> (N, ...)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -124,6 +131,10 @@ class Client:
         cookies: str | os.PathLike[str] | None = None,
         verify: bool | str | os.PathLike[str] = True,
     ) -> None:
+        """Check the arguments; the class describes them.
+
+        Raises InputError for an argument that cannot be used. Nothing is sent.
+        """
         for name, value in (headers or {}).items():
             if SECRET_HEADER.search(name):
                 raise InputError(
@@ -163,7 +174,8 @@ class Client:
             raise InputError(f"the address goes on after {alone} with '?' or '#'; give that alone")
         if not self.model or not _is_text(self.model):
             raise InputError(
-                "the model has no name that can be sent; give the one it has on the server"
+                f"the model {self.model!r} has no name that can be sent; give the one it has on the"
+                " server"
             )
         if not 0 < self.timeout <= threading.TIMEOUT_MAX:
             raise InputError(f"timeout={self.timeout:g} is no number of seconds above 0")
@@ -173,12 +185,15 @@ class Client:
         self._model: Model | None = None
 
     def __repr__(self) -> str:
+        """Show the address and the model, and no secret."""
         return f"{type(self).__name__}({self.url!r}, {self.model!r})"
 
     def __getstate__(self) -> dict[str, Any]:
+        """Return the arguments, so that a copy in another process opens connections of its own."""
         return self._settings
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take the arguments of the client that was pickled."""
         self._set(**state)
 
     # ------------------------------------------------------------ columns of jets
@@ -405,7 +420,7 @@ def _seconds(option: str, value: float) -> float:
     except (TypeError, ValueError):
         seconds = math.nan
     if math.isnan(seconds):
-        raise InputError(f"{option}={value!r} is no number of seconds")
+        raise InputError(f"{option}={value!r} is no number of seconds; give one, as 30.0")
     return seconds
 
 

@@ -49,6 +49,7 @@ class Column:
     """(N,) int64: how many of the values each jet has, where they are lists."""
 
     def __len__(self) -> int:
+        """Return the number of jets."""
         return len(self.values if self.counts is None else self.counts)
 
     def jet_of(self, index: int) -> int:

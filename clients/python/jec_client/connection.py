@@ -56,6 +56,7 @@ class Connections:
     """
 
     def __init__(self, url: str, timeout: float, verify: bool | str = True) -> None:
+        """Keep the address; no connection is opened yet."""
         self.url, self.timeout = urllib.parse.urlsplit(url), timeout
         self.tls = _context(verify) if self.url.scheme == "https" else None
         host = self.url.hostname or ""

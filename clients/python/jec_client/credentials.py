@@ -72,6 +72,7 @@ class Secret:
         return text.strip()
 
     def __str__(self) -> str:
+        """Say where the secret comes from, not what it is."""
         return f"${self.variable}" if self.variable else self.file
 
 

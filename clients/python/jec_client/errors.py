@@ -37,6 +37,7 @@ class JecError(Exception):
     """Whether another attempt may succeed, although nobody has changed anything."""
 
     def __str__(self) -> str:
+        """Return the text without userinfo and signatures of addresses."""
         return without_secrets(super().__str__())
 
 
@@ -67,6 +68,7 @@ class Refused(ServerError):
     """An error of the model server itself, in its words; code: that of HTTP."""
 
     def __init__(self, text: str, code: int) -> None:
+        """Keep the HTTP status code beside the text."""
         super().__init__(text)
         self.code = code
 

@@ -62,7 +62,7 @@ def _kind(file: str) -> str:
             reason = getattr(error, "strerror", None) or error
             raise InputError(f"{file[:200]!r} cannot be read as a file of jets: {reason}") from None
         if first not in kinds:
-            raise InputError(f"{file} is neither a ROOT nor a parquet file")
+            raise InputError(f"{file} is neither a ROOT nor a parquet file; give one of these")
         return kinds[first]
     return "parquet" if file.endswith((".parquet", ".pq")) else "root"
 
@@ -94,7 +94,9 @@ def _of_root(file: str, tree: str, wanted: Sequence[str]) -> Iterator[Table]:
     with uproot.open(str(Path(file).expanduser()) if "://" not in file else file) as opened:
         one = opened[tree or _tree(opened, file, wanted)]
         if not hasattr(one, "iterate"):
-            raise InputError(f"'{tree}' in {file} is no tree")
+            raise InputError(
+                f"'{tree}' in {file} is no tree; give one behind the path, as FILE:TREE"
+            )
         names = list(one.keys(recursive=False))
         there = [name for name in wanted if name in names]
         if not there or one.num_entries == 0:
@@ -110,7 +112,7 @@ def _tree(opened: Any, file: str, wanted: Sequence[str]) -> str:
     """The path of the tree that has most of the wanted columns."""
     trees = opened.keys(filter_classname=TREES, cycle=False)
     if not trees:
-        raise InputError(f"{file} has no tree")
+        raise InputError(f"{file} has no tree; give a file that has one")
     columns: dict[str, set[str]] = {}
     for path in dict.fromkeys(trees):
         columns[path] = set(opened[path].keys(recursive=False)) & set(wanted)

@@ -64,6 +64,7 @@ class GrpcServer:
         cookies: Secret | None,
         verify: bool | str,
     ) -> None:
+        """Keep the address and the credentials; no channel is opened yet."""
         parts = urllib.parse.urlsplit(url)
         self.url, self.timeout = url, timeout
         self.host, self.address = parts.hostname or "", parts.netloc
@@ -73,6 +74,7 @@ class GrpcServer:
         self._process = 0
 
     def ready(self, model: str) -> None:
+        """Raise NotServing unless the server serves the model."""
         if not self._call("ModelReady", name=model).ready:
             raise NotServing(f"{self.url} says that model {model} is not ready")
 
@@ -87,6 +89,7 @@ class GrpcServer:
         return sorted({model.name for model in self._call("RepositoryIndex").models})
 
     def metadata(self, model: str, *, ends: float | None = None) -> protocol.Body:
+        """Return the names, types and shapes of the model's inputs and outputs."""
         answer = self._call("ModelMetadata", ends, name=model)
         return {
             "name": answer.name,
@@ -104,6 +107,7 @@ class GrpcServer:
         return {"max_batch_size": config.max_batch_size, "parameters": parameters}
 
     def infer(self, model: str, body: protocol.Body) -> protocol.Body:
+        """Send a request in the protocol's JSON form and return the answer in that form."""
         outputs = self.ask(model, protocol.arrays(body["inputs"]))
         tensors = [protocol.encode(name, array) for name, array in outputs.items()]
         return {"model_name": model, "outputs": tensors}

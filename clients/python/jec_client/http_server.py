@@ -43,12 +43,14 @@ class HttpServer:
         cookies: Secret | None,
         verify: bool | str,
     ) -> None:
+        """Keep the address and the credentials; no connection is opened yet."""
         self.url, self.timeout = url, timeout
         self.headers, self.token, self.cookies = headers, token, cookies
         self.host = urllib.parse.urlsplit(url).hostname or ""
         self._connections = Connections(url, timeout, verify)
 
     def ready(self, model: str) -> None:
+        """Raise NotServing unless the server serves the model."""
         self._get(f"{_path(model)}/ready")
 
     def description(self, *, ends: float | None = None) -> protocol.Body:
@@ -64,6 +66,7 @@ class HttpServer:
             return sorted(self._get("/v2/models")["models"])  # kserve's own server
 
     def metadata(self, model: str, *, ends: float | None = None) -> protocol.Body:
+        """Return the names, types and shapes of the model's inputs and outputs."""
         return self._object(_path(model), ends)
 
     def config(self, model: str, *, ends: float | None = None) -> protocol.Body:
@@ -74,6 +77,7 @@ class HttpServer:
             return {}
 
     def infer(self, model: str, body: protocol.Body) -> protocol.Body:
+        """Send a request in the protocol's JSON form and return the answer in that form."""
         answer: protocol.Body = self._json(
             self._exchange(
                 f"{_path(model)}/infer",

@@ -68,6 +68,7 @@ class ModelRange:
     counters: Mapping[str, list[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        """Check the types of the limits. Raises ValueError."""
         for name in ("min_pt", "max_pt", "max_abs_eta"):
             value = getattr(self, name)
             is_number = isinstance(value, int | float) and not isinstance(value, bool)

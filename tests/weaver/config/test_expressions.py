@@ -322,7 +322,7 @@ def test_weaver_core_gives_the_same(text, expected):
 
 def test_hash_takes_numbers_only():
     for text in ("_hash(j)", "_hash('QCD')"):
-        with pytest.raises(InputError, match="_hash takes one number for each jet"):
+        with pytest.raises(InputError, match="_hash` takes one number for each jet"):
             Expression(text).evaluate(PEER_COLUMNS)
 
 

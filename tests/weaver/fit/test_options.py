@@ -289,6 +289,16 @@ def test_tensorboard_writes_where_weaver_core_does():
     assert both.tensorboard_log_dir == "here"
 
 
+@pytest.mark.parametrize("word", ["auto", "none"])
+def test_words_for_tensorboard_are_no_folder_of_the_working_directory(word, monkeypatch):
+    """Pods of images whose code is read-only start there; nobody may write to /proc."""
+    monkeypatch.chdir("/proc")
+    words = [one.replace("-prefix=m", "-prefix=/tmp/m") for one in NEEDED]
+    assert parse([*words, f"--tensorboard-log-dir={word}"]).tensorboard_log_dir == word
+    with pytest.raises(SystemExit):
+        parse([*words, "--tensorboard-log-dir=here"])
+
+
 def test_without_validation_data_each_file_is_split():
     words = [word for word in NEEDED if not word.startswith("--data-val")]
     assert parse(words).parts == ((0.0, 0.8), (0.8, 1.0))

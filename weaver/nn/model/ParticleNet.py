@@ -51,6 +51,7 @@ class EdgeConvBlock(nn.Module):
     """
 
     def __init__(self, k: int, in_feat: int, out_feats: Sequence[int]) -> None:
+        """Make the layers; arguments as in weaver-core."""
         super().__init__()
         self.k = k
         dims = [2 * in_feat, *out_feats]
@@ -66,6 +67,7 @@ class EdgeConvBlock(nn.Module):
     def forward(
         self, points: torch.Tensor, features: torch.Tensor, mask: torch.Tensor
     ) -> torch.Tensor:
+        """Points (N, D, P), features (N, C, P), mask (N, 1, P) -> (N, C', P)."""
         neighbours = nearest_neighbours(
             points.transpose(1, 2), mask[:, 0], self.k, use_counts=False, training=self.training
         )  # (N, P, k)
@@ -137,10 +139,12 @@ class ParticleNet(nn.Module):
         compile_model: bool = False,
         **kwargs,
     ) -> None:
+        """Make the layers; arguments as in weaver-core. Raises InputError."""
         super().__init__(**kwargs)
         if for_segmentation:
             raise InputError(
-                "ParticleNet: for_segmentation (an answer for each particle) is not supported here"
+                "ParticleNet: for_segmentation=True (an answer for each particle) is not supported"
+                " here; leave it out"
             )
         self.use_fts_bn = use_fts_bn
         self.use_counts = use_counts
@@ -173,6 +177,7 @@ class ParticleNet(nn.Module):
     def forward(
         self, points: torch.Tensor, features: torch.Tensor, mask: torch.Tensor | None = None
     ) -> torch.Tensor:
+        """Points (N, D, P), features (N, C, P), mask (N, 1, P) -> (N, num_classes)."""
         mask = torch.ones_like(features[:, :1], dtype=torch.bool) if mask is None else mask.bool()
         if self.trims:
             points, features, mask = trimmed(
@@ -204,6 +209,7 @@ class FeatureConv(nn.Module):
     """Features of one kind of particle (N, C, P) -> (N, C', P)."""
 
     def __init__(self, in_chn: int, out_chn: int, **kwargs) -> None:
+        """Make the layers; arguments as in weaver-core."""
         super().__init__(**kwargs)
         layers = (
             nn.BatchNorm1d(in_chn),
@@ -214,6 +220,7 @@ class FeatureConv(nn.Module):
         self.conv = nn.Sequential(*layers)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Input (N, in_chn, P) -> (N, out_chn, P)."""
         return self.conv(x)
 
 
@@ -241,6 +248,7 @@ class ParticleNetTagger(nn.Module):
         compile_model: bool = False,
         **kwargs,
     ) -> None:
+        """Make the layers; arguments as in weaver-core."""
         super().__init__(**kwargs)
         self.trims = trim and not for_inference
         self.pf_input_dropout = nn.Dropout(pf_input_dropout) if pf_input_dropout else None
@@ -262,6 +270,7 @@ class ParticleNetTagger(nn.Module):
     def forward(
         self, pf_points, pf_features, pf_mask, sv_points, sv_features, sv_mask
     ) -> torch.Tensor:
+        """Particles and secondary vertices, each (N, C, P) -> (N, num_classes)."""
         pf = self._kind(pf_points, pf_features, pf_mask, self.pf_conv, self.pf_input_dropout)
         sv = self._kind(sv_points, sv_features, sv_mask, self.sv_conv, self.sv_input_dropout)
         return self.pn(*(torch.cat(pair, dim=2) for pair in zip(pf, sv, strict=True)))

@@ -1,0 +1,1 @@
+"""The models that network files written for weaver-core import."""

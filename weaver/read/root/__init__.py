@@ -1,0 +1,1 @@
+"""A decoder of the baskets of ROOT's trees."""

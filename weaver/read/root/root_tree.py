@@ -159,6 +159,7 @@ class Cursor:
     """A place in a record. `shift`: what references within it count from."""
 
     def __init__(self, data: bytes, at: int = 0, shift: int = 0) -> None:
+        """Read from `at` on; `shift` is where the data begin in the file."""
         self.data = data
         self.at = at
         self.shift = shift
