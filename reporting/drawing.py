@@ -227,6 +227,18 @@ def whole_number_axis(axes: Axes, label: str) -> None:
     axes.xaxis.minorticks_off()
 
 
+def legend_above(axes: Axes, **options: Any) -> None:
+    """Draw a legend at the upper right, and make the y axis longer by its height.
+
+    So that it covers nothing. To be called when all else is drawn and the y axis has its range.
+    """
+    legend = axes.legend(loc="upper right", **options)
+    share = legend.get_window_extent().height / axes.get_window_extent().height
+    lowest, highest = axes.get_ylim()
+    margins = 0.04  # above the legend and below
+    axes.set_ylim(lowest, lowest + (highest - lowest) / (1 - min(share + margins, 0.7)))
+
+
 def plain_legend(axes: Axes, **options: Any) -> None:
     """Draw a legend whose labels come from the user, and are not read as mathematics."""
     for text in axes.legend(**options).get_texts():
