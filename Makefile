@@ -12,8 +12,12 @@ TORCH_FROM  := $(TORCH) $(if $(TORCH_INDEX),--extra-index-url "$(TORCH_INDEX)")
 
 # The peer of the comparisons, in an environment of its own.
 PEER   := .venv-peer
+AUDIT  := .venv-audit
 
-.PHONY: help setup run test faults test-all test-cluster lint format bench physics parity peer images lock clean
+# The docs site has its own as well.
+DOCS   := .venv-docs
+
+.PHONY: help setup run test faults test-all test-cluster lint format bench physics parity peer docs images lock audit clean
 
 help:
 	@echo "make run      calibrate generated jets here: search, train, export, validate, serve"
@@ -26,9 +30,11 @@ help:
 	@echo "make parity   every array of weaver-core 0.5.3 against ours, on the same files"
 	@echo "make bench    speed beside weaver-core 0.5.3 and the published networks (long)"
 	@echo "make physics  what each input of the network brings, on generated jets (an hour or two)"
+	@echo "make docs     build the docs site into site/; a broken link fails it"
 	@echo "make setup TORCH_INDEX=URL            torch from a further index, such as one of CPU builds"
 	@echo "make images REGISTRY=registry/project build and push the images (docker, podman, buildah)"
 	@echo "make lock     resolve pyproject.toml into the hash-pinned locks (needs uv)"
+	@echo "make audit    known weaknesses of the locked packages, as PyPI lists them"
 	@echo "make clean    remove the environments and caches; runs/ stays"
 
 setup: $(VENV)/.whole
@@ -116,6 +122,19 @@ bench: setup peer
 physics: setup
 	@$(BIN)/python -m benchmarks.physics --folder runs/physics $(ARGS)
 
+# The site has an environment of its own, of the extra `docs`. It reads the code and never imports it.
+docs: $(DOCS)/.whole
+	@NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --quiet --strict
+	@echo "open site/index.html"
+
+$(DOCS)/.whole: pyproject.toml
+	@test -x $(DOCS)/bin/python || $(PYTHON) -m venv $(DOCS)
+	@$(DOCS)/bin/python -c 'import tomllib; \
+		extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; \
+		print("\n".join(extras["docs"]))' > $(DOCS)/requirements.txt
+	@$(DOCS)/bin/pip install --disable-pip-version-check -qq -r $(DOCS)/requirements.txt
+	@touch $@
+
 images:
 	@$(PYTHON) -m images.build --registry "$(REGISTRY)" $(ARGS)
 
@@ -124,7 +143,7 @@ images:
 UV := uv pip compile --quiet --generate-hashes --no-header --no-annotate --python-version 3.11
 lock:
 	$(UV) pyproject.toml --extra train --extra local --extra hdf5 --extra generate \
-		--extra xrootd --extra test \
+		--extra xrootd --extra mlflow --extra test \
 		--no-emit-package torch --python-platform x86_64-manylinux_2_36 -o requirements.lock
 	echo 'nvidia-pytriton==0.7.0' | $(UV) - --no-deps \
 		--python-platform x86_64-manylinux_2_36 -o requirements-triton.lock
@@ -132,5 +151,12 @@ lock:
 		--python-platform x86_64-manylinux_2_28 -o images/torch-cuda.lock
 	$(BIN)/python -m images.locks
 
+# --strict: an index that does not answer for a package is no clean bill of health.
+audit:
+	@test -x $(AUDIT)/bin/pip-audit \
+		|| { $(PYTHON) -m venv $(AUDIT) && $(AUDIT)/bin/pip install -qq pip-audit; }
+	@$(AUDIT)/bin/pip-audit --strict --disable-pip --progress-spinner off \
+		--requirement requirements.lock --requirement requirements-triton.lock
+
 clean:
-	rm -rf $(VENV) $(PEER) .venv-onnxruntime-* .pytest_cache .ruff_cache .coverage*
+	rm -rf $(VENV) $(PEER) $(AUDIT) $(DOCS) site .venv-onnxruntime-* .pytest_cache .ruff_cache .coverage*

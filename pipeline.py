@@ -9,14 +9,16 @@ python pipeline.py --check ...                       what would fail, before any
 python pipeline.py --status RUN_ID                   and --logs RUN_ID [STEP], --down RUN_ID,
     --rerun RUN_ID
 python pipeline.py --list                            and --prune --older-than 30d
+python pipeline.py --schedule '0 3 * * 1' ...        a recurring run on Kubeflow; --schedules
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
-from common import config_file, storage
+from common import config_file, cron, storage
 from common.choices import START_STEPS
 from common.cli import Parser, age, local_path, output_file, output_folder, run_main, size, word
 from common.config import AUTO, RunConfig, add_arguments
@@ -33,10 +35,17 @@ COMMANDS = (
     "prune",
     "compare",
     "render",
+    "render_reana",
     "compile_to",
     "write_config",
+    "schedule",
+    "schedules",
+    "pause_schedule",
+    "resume_schedule",
+    "delete_schedule",
 )
-ON_A_RUN = ("status", "logs", "down", "list", "prune", "compare")
+ON_SCHEDULES = ("schedules", "pause_schedule", "resume_schedule", "delete_schedule")
+ON_A_RUN = ("status", "logs", "down", "list", "prune", "compare", *ON_SCHEDULES)
 EARLIER_RUNS = ("resume", "more_trials", "rerun")
 """Flags that take the parameters of an earlier run."""
 HOW_TO_RUN = (
@@ -194,6 +203,12 @@ def add_commands(group: argparse._ArgumentGroup) -> None:
         help="write every Kubernetes object the run would create as YAML",
     )
     group.add_argument(
+        "--render-reana",
+        type=output_folder,
+        metavar="DIR",
+        help="write the chain up to its evaluation for REANA: reana.yaml and a Snakefile",
+    )
+    group.add_argument(
         "--compile-to",
         type=output_file,
         metavar="FILE",
@@ -264,6 +279,39 @@ def add_commands(group: argparse._ArgumentGroup) -> None:
         "--json", action="store_true", help="with --status, --check and --list: as one JSON object"
     )
     group.add_argument("--yes", action="store_true", help="with --down and --prune: do not ask")
+    add_schedule_commands(group)
+
+
+def add_schedule_commands(group: argparse._ArgumentGroup) -> None:
+    """Add the flags of recurring runs."""
+    group.add_argument(
+        "--schedule",
+        type=cron_text,
+        metavar="CRON",
+        help=(
+            "Kubeflow: make a recurring run with these parameters, one at a time; CRON is minute,"
+            " hour, day, month and weekday, as '0 3 * * 1' for Mondays at 3:00 by the server's"
+            " clock (by itself UTC), or Kubeflow's six fields, the second first"
+        ),
+    )
+    group.add_argument(
+        "--schedules", action="store_true", help="the recurring runs of this pipeline on Kubeflow"
+    )
+    for verb, text in (
+        ("pause", "make no more runs for now; one that goes on is left alone"),
+        ("resume", "go on with a schedule that was paused"),
+        ("delete", "remove a schedule; the runs that it made stay"),
+    ):
+        group.add_argument(f"--{verb}-schedule", type=word, metavar="NAME", help=text)
+
+
+def cron_text(text: str) -> str:
+    """A cron expression as it was typed; argparse reports one that is none."""
+    try:
+        cron.six_fields(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -303,6 +351,10 @@ def check_companions(parser: argparse.ArgumentParser, args: argparse.Namespace) 
         parser.error("--storage goes with --down RUN_ID")
     if args.yes and not (args.down or args.prune):
         parser.error("--yes goes with --down RUN_ID or --prune")
+    if args.schedule and (args.resume or args.more_trials):
+        parser.error("--schedule makes new runs; take an earlier run's parameters with --rerun")
+    if args.schedule and args.follow:
+        parser.error("--follow follows one run, and --schedule starts none now")
     if args.json and not (args.status or args.check or args.list):
         parser.error("--json goes with --status RUN_ID, --check or --list")
     if args.json and (args.follow or args.quiet):
@@ -330,7 +382,7 @@ def act(flags: config_file.Flags, args: argparse.Namespace) -> int:
     from components.step import use_endpoint
 
     use_endpoint(args.s3_endpoint)
-    if args.status or args.logs or args.down or args.compare:
+    if args.status or args.logs or args.down or args.compare or typed_flags(args, ON_SCHEDULES):
         from operations import commands
 
         return commands.act(args)
@@ -371,14 +423,8 @@ def act(flags: config_file.Flags, args: argparse.Namespace) -> int:
         from operations.check import check
 
         return check(config, args)
-    if args.render:
-        from operations.render import render
-
-        for path in render(config, args.render):
-            print(path)
-        return 0
-    if args.compile_to:
-        return compile_pipeline(config, args)
+    if args.render or args.render_reana or args.compile_to:
+        return write_files(config, args)
     if resumed:
         from common.run import Run
         from components import start_at
@@ -388,7 +434,24 @@ def act(flags: config_file.Flags, args: argparse.Namespace) -> int:
             start_at.ask(earlier_run, args.start_at)
         else:
             start_at.forget(earlier_run)
-    return run(config, args)
+    return run(flags, config, args)
+
+
+def write_files(config: RunConfig, args: argparse.Namespace) -> int:
+    """Write what the run would be, in the form that a flag asks for; return the exit code."""
+    if args.compile_to:
+        return compile_pipeline(config, args)
+    if args.render_reana:
+        from operations import reana
+
+        paths = reana.render(config, args.render_reana, args.steps_image)
+    else:
+        from operations.render import render
+
+        paths = render(config, args.render)
+    for path in paths:
+        print(path)
+    return 0
 
 
 def compile_pipeline(config: RunConfig, args: argparse.Namespace) -> int:
@@ -424,7 +487,7 @@ def compile_pipeline(config: RunConfig, args: argparse.Namespace) -> int:
     return 0
 
 
-def run(config: RunConfig, args: argparse.Namespace) -> int:
+def run(flags: config_file.Flags, config: RunConfig, args: argparse.Namespace) -> int:
     """Run on Kubeflow where an endpoint is configured or asked for, else on this machine."""
     from operations.endpoint import endpoint
 
@@ -441,6 +504,15 @@ def run(config: RunConfig, args: argparse.Namespace) -> int:
 
         return run_on_kubeflow(config, host, args)
 
+    if args.schedule:
+        from operations.schedules import crontab_line
+
+        words = sys.argv[1:] if flags.words is None else flags.words
+        line = crontab_line(args.schedule, words, args.output)
+        raise InputError(
+            "--schedule makes a recurring run on Kubeflow, and this run is for one machine: paste"
+            f" this line into what `crontab -e` opens: {line}"
+        )
     reason = "no Kubeflow endpoint: neither --host nor KFP_ENDPOINT"
     if args.runner == "local":
         reason = "asked by --runner"

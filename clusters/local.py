@@ -22,6 +22,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 from clusters import manifests, orphans, run_lock
 from clusters.local_search import LocalSearch
@@ -44,11 +45,24 @@ POLL = 0.1  # seconds between two looks at the jobs of `run_jobs`
 class Servers(Protocol):
     """Start and end model servers on this machine (serving.triton)."""
 
-    def start(self, repository: str, *, model_name: str, log: Path, deadline: float) -> Any:
+    def start(
+        self,
+        repository: str,
+        *,
+        model_name: str,
+        log: Path,
+        deadline: float,
+        http_port: int = 0,
+        owner: int | None = None,
+    ) -> Any:
         """Start a server and wait until the model is ready.
 
-        Returns an object with pid, url and kind.
+        owner: pid of the process with which the server ends. Returns an object with pid, url and
+        kind.
         """
+
+    def is_running(self, pid: int) -> bool:
+        """Whether that server runs."""
 
     def stop(self, pid: int) -> bool:
         """End that server and its children.
@@ -160,20 +174,54 @@ class LocalCluster:
         """See clusters.protocol.Cluster.
 
         An older process of the same service is ended first, and is not brought back where the
-        check fails. The server outlives this process.
+        check fails. The server outlives this process. It ends with the one that runs the run.
         """
-        if self.servers is None:
-            raise ClusterError(
-                "this backend was made without model servers; pass servers=serving.triton"
-            )
         name = manifest["metadata"]["name"]
         folder = self._folder(manifest, "services") / name
         self.end_service(folder)
-        server = self.servers.start(
-            manifests.storage_uri(manifest),
-            model_name=name,
+        server = self._start_server(folder, manifests.storage_uri(manifest), deadline)
+        report(f"{server.kind} serves {name} at {server.url}")
+        log = folder / "server.log"
+        service = Service(
+            name=name,
+            url=server.url,
+            kind=server.kind,
+            details={"pid": server.pid, "log": str(log)},
+            is_running=lambda: self._servers.is_running(server.pid),
+        )
+        try:
+            check(service)
+        except JecError as error:
+            story = f"the server's log ({log}) ends:\n{tail(log)}"
+            error.args = (f"{error}\n{story}", *error.args[1:])
+            raise
+        return service
+
+    def restart_service(self, folder: Path, repository: str, *, deadline: float) -> Service:
+        """Start the server that a service's folder names again, at the same address.
+
+        Raises as `deploy`.
+        """
+        url = json.loads((folder / "service.json").read_text())["url"]
+        self.end_service(folder)
+        server = self._start_server(folder, repository, deadline, urlsplit(url).port or 0)
+        details = {"pid": server.pid, "log": str(folder / "server.log")}
+        return Service(name=folder.name, url=server.url, kind=server.kind, details=details)
+
+    def _start_server(
+        self, folder: Path, repository: str, deadline: float, http_port: int = 0
+    ) -> Any:
+        """Start the server of a service's folder, and note it there.
+
+        It ends with the process that runs the run; where there is none, it outlives all.
+        """
+        server = self._servers.start(
+            repository,
+            model_name=folder.name,
             log=folder / "server.log",
             deadline=deadline,
+            http_port=http_port,
+            owner=run_lock.owner(folder.parents[1]),
         )
         storage.write_json(
             str(folder / "service.json"),
@@ -184,21 +232,15 @@ class LocalCluster:
                 "kind": server.kind,
             },
         )
-        report(f"{server.kind} serves {name} at {server.url}")
-        log = folder / "server.log"
-        service = Service(
-            name=name,
-            url=server.url,
-            kind=server.kind,
-            details={"pid": server.pid, "log": str(log)},
-        )
-        try:
-            check(service)
-        except JecError as error:
-            story = f"the server's log ({log}) ends:\n{tail(log)}"
-            error.args = (f"{error}\n{story}", *error.args[1:])
-            raise
-        return service
+        return server
+
+    @property
+    def _servers(self) -> Servers:
+        if self.servers is None:
+            raise ClusterError(
+                "this backend was made without model servers; pass servers=serving.triton"
+            )
+        return self.servers
 
     def delete_experiment(self, name: str) -> None:
         """See clusters.protocol.Cluster."""

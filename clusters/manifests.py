@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 from clusters.pod_command import shell_command
 from clusters.protocol import RUN_LABEL, STEP_LABEL, USER_LABEL, Manifest
@@ -209,10 +210,7 @@ def s3_environment(endpoint: str | None, secret: str) -> list[Manifest]:
 
     TensorBoard reads S3_ENDPOINT.
     """
-    keys = [
-        {"name": key, "valueFrom": {"secretKeyRef": {"name": secret, "key": key, "optional": True}}}
-        for key in CREDENTIALS
-    ]
+    keys = secret_environment(secret, CREDENTIALS)
     plain = {
         "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
         "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
@@ -220,6 +218,14 @@ def s3_environment(endpoint: str | None, secret: str) -> list[Manifest]:
     if endpoint:
         plain |= {"AWS_ENDPOINT_URL": endpoint, "S3_ENDPOINT": endpoint}
     return keys + environment(plain)
+
+
+def secret_environment(secret: str, keys: Sequence[str]) -> list[Manifest]:
+    """Environment entries by reference to keys of a Secret, which are also the variables' names."""
+    return [
+        {"name": key, "valueFrom": {"secretKeyRef": {"name": secret, "key": key, "optional": True}}}
+        for key in keys
+    ]
 
 
 def environment(values: dict[str, str]) -> list[Manifest]:

@@ -42,7 +42,7 @@ def host_command(command: list[str]) -> list[str]:
     if command[0] in ("python", "python3"):
         return [sys.executable, *command[1:]]
     if command[0] == "torchrun":
-        return [sys.executable, "-m", "torch.distributed.run", *command[1:]]
+        return [sys.executable, "-m", "weaver.fit.torchrun", *command[1:]]
     return list(command)
 
 

@@ -53,6 +53,8 @@ class Service:
     """What the owner needs to end it (pid on one machine)."""
     certain: bool = True
     """False where the former model may still answer, because its pods may not be seen."""
+    is_running: Callable[[], bool] = lambda: True
+    """Whether its server has not ended by itself, as far as that is known."""
 
 
 Check = Callable[[Service], None]

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from clusters import manifests
 from clusters.protocol import Manifest
-from common import storage
+from common import storage, tracking
 from common.config import AUTO, NONE, selector, tolerations
 from common.run import Run
 
@@ -27,6 +27,23 @@ def environment(run: Run, extra: Mapping[str, str]) -> list[Manifest]:
         endpoint = None if config.s3_endpoint == AUTO else config.s3_endpoint
         env += manifests.s3_environment(endpoint, config.s3_secret)
     return env
+
+
+def tracking_environment(run: Run) -> list[Manifest]:
+    """Environment of the pods that log to MLflow; empty for a run that is not tracked.
+
+    The login, and an address that --mlflow does not give, come from the Secret by reference.
+    """
+    config = run.config
+    if not tracking.is_tracked(config):
+        return []
+    values = {tracking.RUN: run.id, tracking.EXPERIMENT: config.experiment_name}
+    keys = list(tracking.CREDENTIALS if config.mlflow_secret != NONE else ())
+    if config.mlflow == AUTO:
+        keys.insert(0, tracking.ADDRESS)
+    else:
+        values[tracking.ADDRESS] = config.mlflow
+    return manifests.environment(values) + manifests.secret_environment(config.mlflow_secret, keys)
 
 
 def resources(run: Run) -> manifests.Resources:

@@ -38,6 +38,7 @@ from common.storage.addresses import (
     CONTROL,
     HTTP,
     S3,
+    check_tracking_address,
     check_url,
     refuse_secrets,
     scheme_of,
@@ -137,6 +138,13 @@ class RunConfig:
         False,
         "leave damaged data files out, and say how many jets are lost with them",
         group="data and network",
+    )
+    if_data_changed: bool = option(
+        False,
+        "end before the training, and well, where an earlier run with the same parameters and data"
+        " has come to its end",
+        group="data and network",
+        form="data_if_changed",
     )
     sample_jets: int = option(
         20_000,
@@ -479,6 +487,41 @@ class RunConfig:
         of_site=True,
     )
 
+    # -- tracking
+    mlflow: str = option(
+        AUTO,
+        "MLflow tracking server that gets the run, its trials, report and models; 'auto' is"
+        " MLFLOW_TRACKING_URI where the step has it, 'none' logs nothing",
+        group="tracking",
+        metavar="URL",
+        of_site=True,
+    )
+    mlflow_secret: str = option(
+        NONE,
+        "Kubernetes Secret with MLFLOW_TRACKING_USERNAME and _PASSWORD, or MLFLOW_TRACKING_TOKEN,"
+        " and MLFLOW_TRACKING_URI where --mlflow is auto; fixed when the pipeline is compiled (one"
+        " machine: these variables)",
+        group="tracking",
+        metavar="NAME",
+        of_site=True,
+    )
+    model_registry: str = option(
+        NONE,
+        "Kubeflow model registry that gets the model, its address and its metrics once it has"
+        " passed the gate",
+        group="tracking",
+        metavar="URL",
+        of_site=True,
+    )
+    model_registry_secret: str = option(
+        NONE,
+        "Secret and key with the token for the model registry; fixed when the pipeline is compiled"
+        " (one machine: JEC_MODEL_REGISTRY_TOKEN)",
+        group="tracking",
+        metavar="NAME/KEY",
+        of_site=True,
+    )
+
     # -- Kubeflow
     namespace: str = option(
         AUTO,
@@ -605,6 +648,7 @@ class RunConfig:
             "--webhook-secret names a Secret of the namespace and its key, as jec-webhook/url; the"
             " URL itself is the value of that key",
         )
+        self._check_tracking()
         for name in ("service_name", "run_id"):
             value = getattr(self, name)
             named_as_kubernetes_likes = (
@@ -674,6 +718,24 @@ class RunConfig:
         require(
             SECRET_NAME.fullmatch(self.xrootd_secret) is not None,
             f"--xrootd-secret '{self.xrootd_secret}': give the name of a Secret, or none",
+        )
+
+    def _check_tracking(self) -> None:
+        """Refuse addresses and names of Secrets that cannot be meant."""
+        if self.mlflow not in (AUTO, NONE):
+            self._check_address("mlflow", check_tracking_address, [self.mlflow])
+        if self.model_registry != NONE:
+            self._check_address("model_registry", check_url, [self.model_registry])
+        require(
+            SECRET_NAME.fullmatch(self.mlflow_secret) is not None,
+            f"--mlflow-secret '{self.mlflow_secret}': give the name of a Secret, or none",
+        )
+        # Not shown: it may be the token itself.
+        require(
+            self.model_registry_secret == NONE
+            or SECRET_KEY.fullmatch(self.model_registry_secret) is not None,
+            "--model-registry-secret names a Secret of the namespace and its key, as"
+            " model-registry/token; the token itself is the value of that key",
         )
 
     def _check_goal(self) -> None:

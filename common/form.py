@@ -25,6 +25,7 @@ PREFIXES = {
     "search": "search",
     "resources": "pods",
     "gates and serving": "serve",
+    "tracking": "tracking",
     "Kubeflow": "kubeflow",
 }
 """Groups of `--help` -> first word of their names in the form."""

@@ -6,6 +6,8 @@ import dataclasses
 
 from common import storage
 
+LAST_SUCCESS = "last_success"
+"""Folder beside the runs: the last run of each set of parameters that came to its end."""
 RAW_SUFFIX = "-raw"  # of the model that takes the files' own columns
 
 
@@ -39,6 +41,11 @@ class RunFolder:
     def start(self) -> str:
         """start_at.json: the step that --start-at asked the last job to start at."""
         return self.path("start_at.json")
+
+    @property
+    def unchanged(self) -> str:
+        """unchanged.json: the run with the same data, for which this one did nothing."""
+        return self.path("unchanged.json")
 
     @property
     def search(self) -> str:

@@ -215,6 +215,30 @@ class RunRecord(Record):
     """"train and test" -> jets that both sets hold."""
     kfp_run: str = ""
     """KFP job that prepared the run."""
+    inputs_digest: str = ""
+    """Digest of all that makes the results but the data; empty in runs of earlier versions."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SuccessRecord(Record):
+    """last_success/<inputs digest>.json beside the runs: the last one that came to its end."""
+
+    run_id: str
+    data_fingerprint: str
+    state: str
+    """succeeded, or not deployed (the gate)."""
+    time: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class UnchangedRecord(Record):
+    """unchanged.json: why a run with --if-data-changed did nothing."""
+
+    run_id: str
+    job_id: str
+    same_as: str
+    """URI of the folder of the earlier run."""
+    reason: str
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -720,7 +744,9 @@ class SummaryRecord(RecordOfSteps):
     run_id: str
     run: str
     state: str
-    """succeeded, not deployed (the gate), failed or interrupted; or ending: not known yet."""
+    """succeeded, not deployed (the gate), unchanged (--if-data-changed), failed or interrupted; or
+    ending: not known yet.
+    """
     step: str
     """The step that the run ended in."""
     reason: str

@@ -31,14 +31,20 @@ def load(text: str, where: str) -> Any:
         finally:
             loader.dispose()
     except yaml.YAMLError as error:
-        raise InputError(
-            f"{where} is neither YAML nor JSON: {' '.join(str(error).split())}"
-        ) from None
+        raise InputError(f"{where} is neither YAML nor JSON: {_problem(error)}") from None
     except RecursionError:
         raise InputError(f"{where} is nested too deeply to be read") from None
     except (ValueError, TypeError, AttributeError) as error:
         # of a date such as 2001-99-99, a number of 5,000 digits, a list as a key
         raise InputError(f"{where} has a value that cannot be read: {error}") from None
+
+
+def _problem(error: Exception) -> str:
+    """What PyYAML says, without the line of the file that it shows: it may hold a secret."""
+    problem, mark = getattr(error, "problem", None), getattr(error, "problem_mark", None)
+    if not problem or mark is None:
+        return " ".join(str(error).split())
+    return f"{problem} (line {mark.line + 1}, column {mark.column + 1})"
 
 
 def _check(root: Any, where: str) -> None:

@@ -14,13 +14,14 @@ from typing import Any
 
 from clusters.manifests import CREDENTIALS, XROOTD_FOLDER
 from clusters.protocol import STEP_LABEL
-from common import form
+from common import form, tracking
 from common.config import AUTO, NONE, SECRET_KEY, RunConfig, cpus, quantity
 from common.storage.xrootd_login import SECRET_FOLDER
 from components.server_support import Support
 from components.steps import (
     HOUR,
     IMAGE_VARIABLE,
+    REGISTRY_TOKEN,
     RETRIES,
     STEPS,
     WEBHOOK,
@@ -47,8 +48,8 @@ Jet energy calibration: from ROOT files to a served, validated model.
 **Everything else** is a line of `settings` (JSON editor), by the first word of its name: `data_`
 jets and damaged files, `search_` algorithm, early stopping and batch size, `pods_` memory, images
 and nodes, `gate_` what a model must reach to be deployed, `report_` the model to compare with,
-`serve_` the service, `kubeflow_` labels, webhook and clean-up. A line that is removed has its
-default. `auto` and `none` are values.
+`serve_` the service, `tracking_` MLflow and the model registry, `kubeflow_` labels, webhook and
+clean-up. A line that is removed has its default. `auto` and `none` are values.
 
 **Where runs are kept**: `storage_`. Leave `storage_run_id` at `auto` for a new run.
 
@@ -62,6 +63,12 @@ SAFE_TO_EVICT = "cluster-autoscaler.kubernetes.io/safe-to-evict"
 # at once; so the wait for an API server or a storage that is away is the step's own (step.patient).
 BACKOFF = 5
 ANY_SERVER = Support()  # an IR that every supported server takes
+
+MLFLOW_STEPS = ("prepare", "search", "finish")
+"""Steps that log to MLflow themselves; trials and the evaluation's job have pods of their own."""
+
+REGISTRY_STEPS = ("prepare", "evaluate")
+"""Steps that ask the model registry: prepare whether it is there."""
 
 # of a step's pod, unless it asks for more: prepare decodes the data
 CPU_LIMIT = "2"
@@ -199,6 +206,17 @@ def _with_webhook(task: Any, config: RunConfig, support: Support) -> None:
         secret_as_env(task, name, {key: WEBHOOK}, support)
 
 
+def _with_tracking_login(task: Any, config: RunConfig, support: Support) -> None:
+    """Give a step the login for the server that it logs to, by Secrets that are fixed in the IR."""
+    if config.mlflow_secret != NONE and task.name in MLFLOW_STEPS:
+        keys = {key: key for key in tracking.SECRET_KEYS}
+        secret_as_env(task, config.mlflow_secret, keys, support)
+    match = SECRET_KEY.fullmatch(config.model_registry_secret)
+    if match and task.name in REGISTRY_STEPS:
+        name, key = match.groups()
+        secret_as_env(task, name, {key: REGISTRY_TOKEN}, support)
+
+
 def _on_the_cluster(task: Any, config: RunConfig, secret: Any, support: Support) -> Any:
     """Give a step what its pod needs: S3 keys, its label, small limits, a deadline, retries.
 
@@ -212,6 +230,7 @@ def _on_the_cluster(task: Any, config: RunConfig, secret: Any, support: Support)
 
     secret_as_env(task, secret, {key: key for key in CREDENTIALS}, support)
     _with_xrootd_login(task, config)
+    _with_tracking_login(task, config, support)
     if support.step_labels:
         kubernetes.add_pod_label(task, STEP_LABEL, task.name)
     # A pod that is moved is lost: Argo 3.7.3 retries no pod that was deleted.

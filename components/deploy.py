@@ -14,6 +14,7 @@ from clusters.protocol import Service
 from common import storage
 from common.cli import run_main
 from common.errors import GateError, JecError
+from common.exported_model import check_model
 from common.layout import RAW_SUFFIX, RunFolder
 from common.records import (
     ExportRecord,
@@ -38,12 +39,17 @@ NOT_DEPLOYED = "not deployed"
 def deploy(run: Run, artifacts: step.Artifacts) -> str:
     """The URL of the service, after it gave the golden answers.
 
-    Raises ClusterError, DeadlineError or GateError otherwise; then the service is as it was before.
+    Raises ClusterError, DeadlineError or GateError otherwise, and InputError where a model is
+    another one than was exported; then the service is as it was before.
     The error of a service that is ready and answers wrongly or not at all also holds what the
     service itself says.
     """
     cluster = step.backend(run)
     predictor.check_keys(run)
+    for name in models(run):
+        place = run.folder.onnx(name)
+        if storage.exists(place):
+            check_model(place, storage.read_bytes(place))
     search = SearchRecord.find(run.folder.search)
     manifest = inference_service(run, search.optimal if search else "")
     checked: dict[str, GoldenAnswers] = {}
@@ -106,7 +112,13 @@ def golden_answers(run: Run, service: Service) -> dict[str, GoldenAnswers]:
         name = names[len(answers)]
         left = max(ends - time.monotonic(), 1.0)
         try:
-            answers[name] = golden_check(service.url, name, run.folder.golden(name), deadline=left)
+            answers[name] = golden_check(
+                service.url,
+                name,
+                run.folder.golden(name),
+                deadline=left,
+                is_running=service.is_running,
+            )
         except GateError:
             if service.certain or time.monotonic() > ends:
                 raise
@@ -154,7 +166,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = step.parser("deploy", __doc__)
     parser.add_argument(
         "--passed",
-        choices=("true", "false"),
+        choices=("true", "false", step.UNCHANGED),
         required=True,
         help="whether the gate let the model pass, as evaluate gave it; with 'false' nothing is"
         " deployed",

@@ -6,7 +6,7 @@ Its verdict is the gate of the deployment.
 from common import storage
 from common.records import MetricsRecord
 from common.run import Run
-from components import start_at, step
+from components import model_registry, start_at, step
 from evaluating.evaluate_job import DEADLINE, evaluate_job
 from reporting.headline import evaluation_lines, shown_of_evaluation
 
@@ -19,6 +19,7 @@ def evaluate(run: Run, trial: str, artifacts: step.Artifacts, job_id: str = "") 
     lines = evaluation_lines(metrics)
     artifacts.set("test_metrics", metadata=shown_of_evaluation(metrics), content=lines)
     artifacts.set("report", content=storage.read_text(run.folder.report))
+    model_registry.register(run, metrics)
     gain, _, verdict = lines.splitlines()
     step.say_result(f"{verdict}; {gain}")
     return metrics.passed

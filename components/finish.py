@@ -27,9 +27,10 @@ from common.records import (
     StatusRecord,
     StepStatus,
     SummaryRecord,
+    UnchangedRecord,
 )
 from common.run import Run, make_run_id
-from components import step
+from components import step, tracked, unchanged
 from components.steps import NAMES, WEBHOOK, WEBHOOK_FILE
 from reporting import markdown, page
 
@@ -40,6 +41,8 @@ REMOVAL_SECONDS = 300.0
 
 STOPPED = ("running", "interrupted")
 """States of a step that was stopped from outside; it may not have come to write the second."""
+CAME_TO_ITS_END = ("succeeded", "not deployed")
+"""States of a run whose chain has done all that it can."""
 ENDING = "ending"
 """State of a summary that was saved before the cluster was asked how the run ended."""
 HOST_NOTE = "add --host, and --auth, --steps-image, --steps-account as for the first run"
@@ -58,6 +61,9 @@ def finish(uri: str, artifacts: step.Artifacts, job_id: str = "") -> SummaryReco
         summary = summarise_stopped(uri, job_id)
     if summary.steps:
         summary.save(RunFolder(uri).summary)
+    tracked.end(uri, summary)
+    if summary.state in CAME_TO_ITS_END:
+        unchanged.keep_success(uri, summary)
     artifacts.set("summary", content=as_markdown(summary))
     try:
         if url := webhook():
@@ -249,6 +255,9 @@ def summarise(uri: str, job_id: str = "", *, terminated: bool = False) -> Summar
     metrics = MetricsRecord.find(folder.metrics) if of_this_job("evaluate") else None
     service = ServiceRecord.find_readable(folder.service) if of_this_job("deploy") else None
     state, reason = _end(status, metrics, terminated=terminated)
+    skipped = UnchangedRecord.find_readable(folder.unchanged)
+    if skipped and of_this_job("prepare") and (status.step, status.state) == ("prepare", "done"):
+        state, reason = step.UNCHANGED, skipped.reason
     return SummaryRecord(
         run_id=storage.name(uri),
         run=uri,
@@ -314,7 +323,7 @@ def as_markdown(summary: SummaryRecord) -> str:
         parts += ["Why:\n", markdown.block(summary.reason)]
     if summary.resume:
         parts.append(f"Go on with {markdown.code(summary.resume)}\n")
-    if summary.state not in ("succeeded", "not deployed"):
+    if summary.state not in (*CAME_TO_ITS_END, step.UNCHANGED):
         again = markdown.code(f"python pipeline.py --status {summary.run_id}")
         parts.append(f"After Retry this page stays as it is; {again} shows how that ended.\n")
     return "\n".join(parts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import secrets
@@ -15,19 +16,27 @@ from pathlib import Path
 from typing import Any
 
 from clusters import orphans
+from clusters.local import LocalCluster
 from clusters.orphans import RUN_VARIABLE
-from clusters.processes import tail
 from clusters.run_lock import LOCK, RunLock
-from common import storage
+from common import storage, tracking
 from common.config import AUTO, NONE, RunConfig
 from common.errors import InputError, InterruptedRun, JecError
+from common.layout import RunFolder
 from common.measurements import Interval
 from common.progress import clock
-from common.records import ExportRecord, MetricsRecord, SearchRecord, ServiceRecord
+from common.records import (
+    ExportRecord,
+    MetricsRecord,
+    SearchRecord,
+    ServiceRecord,
+    UnchangedRecord,
+)
 from common.run import Run, make_run_id
 from components import chain, host_runner
 from components.step import LOCAL_DIR, write_status
-from components.steps import WEBHOOK, WEBHOOK_FILE
+from components.steps import SERVICE_DEADLINE, WEBHOOK, WEBHOOK_FILE
+from serving import restarts, server_folder, triton
 from weaver.fit.allocator import ENVIRONMENT as ALLOCATOR
 
 STALE_SECONDS = 24 * 3600
@@ -56,8 +65,10 @@ class LocalRun:
         self.output, self.serve, self.started = output.resolve(), serve, time.monotonic()
         self.quiet = quiet
         place = str(self.output) if config.s3_bucket == AUTO else storage.absolute(config.s3_bucket)
-        self.config = config.replace(s3_bucket=place)
+        self.config = tracking.settled(config.replace(s3_bucket=place), on_this_machine=True)
         self.run: Run | None = None
+        # why the chain did nothing after prepare
+        self.unchanged: UnchangedRecord | None = None
         # of the steps; the run's id once prepare has settled it
         self.environment = {**ALLOCATOR, LOCAL_DIR: str(self.output)}
         # prepare writes the run's URI into it as soon as it is settled
@@ -91,7 +102,11 @@ class LocalRun:
                 on_end=self._after_step,
                 quiet=self.quiet,
             )
+            if self.unchanged:
+                print(f"\nunchanged: {self.unchanged.reason}", flush=True)
+                return 0
             self._collect()
+            self._ensure_service()
             self._summary(self._prepared)
             if self.serve and self._service():
                 self._keep_serving()
@@ -138,10 +153,15 @@ class LocalRun:
         if left:
             _say(f"ending {len(left)} processes that a killed command for {run_id} left")
             orphans.end(list(left))
+        server_folder.remove_abandoned()
 
     def _after_step(self, step: str, command: list[str]) -> None:
         if step == "prepare":
-            self.run = run = Run.load(_uri_file(command).read_text())
+            uri = _uri_file(command).read_text()
+            self.unchanged = UnchangedRecord.find(RunFolder(uri).unchanged)
+            if self.unchanged:
+                return
+            self.run = run = Run.load(uri)
             self.environment[RUN_VARIABLE] = run.id
             self._point_latest(run)
 
@@ -267,20 +287,38 @@ class LocalRun:
             return
         pid = json.loads(file.read_text())["pid"]
         print("serving until Ctrl-C ...", flush=True)
+        log = file.parent / "server.log"
         try:
-            while _alive(pid):
-                time.sleep(0.5)
+            restarts.keep_running(
+                pid, lambda: self._restart_service(file.parent), log=log, report=_say
+            )
         except InterruptedRun:
             return
-        log = file.parent / "server.log"
-        words = tail(log)
-        raise JecError(f"the model server ended by itself:\n{words}\n(log: {log})")
+        except JecError as error:
+            with contextlib.suppress(JecError):  # a storage that fails must not hide the reason
+                write_status(self._prepared, "pipeline", "failed", str(error))
+            raise
+
+    def _ensure_service(self) -> None:
+        """Start the server again where it has ended by itself since the deploy step."""
+        file = self._service_file()
+        if file is not None and not triton.is_running(json.loads(file.read_text())["pid"]):
+            self._restart_service(file.parent)
+
+    def _restart_service(self, folder: Path) -> int:
+        """Start the server again, and let service.json say so; returns its pid."""
+        run = self._prepared
+        cluster = LocalCluster(self.output, servers=triton)
+        served = cluster.restart_service(folder, run.folder.models, deadline=SERVICE_DEADLINE)
+        record = ServiceRecord.load(run.folder.service)
+        details = {**record.details, **served.details}
+        dataclasses.replace(record, details=details, kind=served.kind).save(run.folder.service)
+        _say(f"{served.kind} serves {served.name} again at {served.url}")
+        pid: int = served.details["pid"]
+        return pid
 
     def _end_service(self) -> None:
         if file := self._service_file():
-            from clusters.local import LocalCluster
-            from serving import triton
-
             cluster = LocalCluster(self.output, servers=triton)
             cluster.end_service(file.parent)
 
@@ -325,14 +363,6 @@ def _gain_text(gain: Interval | None) -> str:
     if gain is None:
         return "not measured: too few test jets"
     return f"{gain.percent()} in resolution, over the standard JEC"
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def _shown(path: Path) -> str:

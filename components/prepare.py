@@ -18,7 +18,7 @@ from pathlib import Path
 
 from clusters.pod_namespace import own_namespace
 from clusters.registry import digest_of
-from common import card, form, storage
+from common import card, form, storage, tracking
 from common.choices import SPLITS
 from common.cli import Parser, run_main
 from common.config import AUTO, NONE, SERVED, RunConfig, add_arguments, flag
@@ -28,7 +28,7 @@ from common.project import git_commit, here
 from common.records import DataSet, RunRecord, ServiceRecord, StatusRecord
 from common.run import Run, make_run_id, slug
 from components import inputs as inputs_module
-from components import lineage, predictor, start_at, step
+from components import lineage, model_registry, predictor, start_at, step, tracked, unchanged
 from components.inputs import SAMPLE, Inputs
 from components.steps import IMAGE_VARIABLE
 from reporting import markdown
@@ -60,8 +60,13 @@ RESUMABLE_PARAMETERS = (
     "predictor_form",
     "experiment_name",
     "webhook_secret",
+    "mlflow",
+    "mlflow_secret",
+    "model_registry",
+    "model_registry_secret",
     "delete_train_experiment",
     "delete_export_job",
+    "if_data_changed",
 )
 """Parameters that may differ on resume, because they do not affect finished trials."""
 MAX_SHARED = 0.001
@@ -104,12 +109,16 @@ def prepare(
         namespace=namespace(config),
         baseline=baseline_folder(config),
     )
+    config = tracking.settled(config, on_this_machine=step.LOCAL_DIR in os.environ)
 
     # Refuse what cannot be used.
     run = Run(config=config)
     complete = storage.exists(run.path("run.json"))
     inputs = checked_inputs(config, kept=run.path("config") if complete else NONE)
     predictor.check_keys_early(run)
+    tracker = tracked.connected(config, resumed=complete)
+    if not complete:
+        model_registry.check(config)
     run = Run(config=config.replace(search_space=to_json(inputs.space)))
     missing = True
     if complete:
@@ -133,10 +142,19 @@ def prepare(
     step.echo(run.config)
     if artifacts:
         artifacts.set("parameters", content=parameters_page(run))
+    unchanged.forget(run)
+    if not complete and config.if_data_changed:
+        earlier = unchanged.earlier_success(run.config, unchanged.inputs_digest(run.config, inputs))
+        if earlier:
+            add_sample(inputs)
+            if unchanged.data_fingerprint(inputs) == earlier.data_fingerprint:
+                unchanged.end(run, earlier, artifacts, job_id)
+                return run
     step.with_status(
         "prepare", run, lambda: fill(run, inputs, job_id) if missing else None, job_id=job_id
     )
     prepared = Run.load(run.uri)
+    tracked.begin(tracker, prepared)
     if artifacts:
         lineage.publish_dataset(prepared, artifacts)
     jets = ", ".join(f"{data.jets:,} {split}" for split, data in prepared.record.data.items())
@@ -335,6 +353,8 @@ def fill(run: Run, inputs: Inputs, job_id: str = "") -> None:
     from components.gate_inputs import missing_of_jets
     from weaver.network.siblings import write_siblings
 
+    # before the files of a sample take the place of the word
+    inputs_digest = unchanged.inputs_digest(run.config, inputs)
     add_sample(inputs)
     sets = decode_sets(run, inputs)
     jet_columns, no_jet_columns = decode_jet_columns(run, inputs)
@@ -348,10 +368,9 @@ def fill(run: Run, inputs: Inputs, job_id: str = "") -> None:
     write_siblings(inputs.network.siblings, run.path("config"))
     storage.write_text(run.path("config", "search_space.json"), run.config.search_space + "\n")
     card.keep(run.config.card, run.path("config"))
-    fingerprints = "".join(sets[split].fingerprint for split in SPLITS)
     record = RunRecord(
         data=sets,
-        data_fingerprint=storage.digest(fingerprints.encode()),
+        data_fingerprint=unchanged.data_fingerprint(inputs),
         jet_columns=jet_columns,
         no_jet_columns=no_jet_columns,
         versions=versions(),
@@ -360,6 +379,7 @@ def fill(run: Run, inputs: Inputs, job_id: str = "") -> None:
         image_digests=image_digests(run.config),
         shared_jets=shared,
         kfp_run=job_id,
+        inputs_digest=inputs_digest,
     )
     Run(config=run.config, record=record).save()
 

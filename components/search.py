@@ -17,6 +17,7 @@ from common.records import Objective, SearchRecord, Trial
 from common.run import Run
 from components import step
 from components.resumed_trials import delete_jobs, failed_resumed, resume_trials
+from components.tracked import log_search
 from reporting.headline import search_lines, shown_of_search
 from reporting.search_page import as_csv, as_markdown, search_page
 from training.experiment import OBJECTIVE, changes, experiment
@@ -54,6 +55,7 @@ def search(run: Run, artifacts: step.Artifacts) -> str:
     page = search_page(record)
     storage.write_text(run.folder.trials_table, as_csv(record))
     storage.write_text(run.folder.search_page, page)
+    log_search(run, record)
     if run.config.delete_train_experiment:
         cluster.delete_experiment(name)
         delete_jobs(run, cluster)

@@ -26,14 +26,13 @@ from common.cli import Parser, require_url, run_main
 from common.config import AUTO, RunConfig, flag, label_value
 from common.errors import DeadlineError, InterruptedRun, JecError
 from common.layout import RunFolder
-from common.records import StatusRecord, StepStatus
+from common.records import StatusRecord, StepStatus, UnchangedRecord
 from common.run import Run
 from common.storage import space
-from components.steps import RETRIES
+from common.storage.addresses import check_endpoints
+from components.steps import RETRIES, step_of
 
 LOCAL_DIR = "JEC_LOCAL_DIR"
-ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
-"""Variables with the address of an S3 server."""
 """Set by the local runner to the folder of local runs; without it a step belongs to the cluster
 whose pod it is.
 """
@@ -41,6 +40,8 @@ NO_BUCKET = (
     "--s3-bucket (storage_bucket in Kubeflow's form) is 'auto': give s3://bucket/prefix, where the"
     " pods of the run can read and write"
 )
+UNCHANGED = "unchanged"
+"""What a step gives as its outputs where --if-data-changed left it nothing to do."""
 PATIENCE_SECONDS = 45.0
 """How long an attempt stays after a failure that may pass, before Kubeflow makes the next one."""
 
@@ -70,6 +71,8 @@ def main(name: str, args: argparse.Namespace, body: Callable[[Run], None]) -> in
 
     def recorded() -> None:
         use_endpoint(args.s3_endpoint)
+        if is_unchanged(name, args):
+            return
         run = Run.load(args.run)
         refuse_repetition(name, run.uri, args.job_id)
         with_status(name, run, lambda: body(run), job_id=args.job_id)
@@ -77,6 +80,22 @@ def main(name: str, args: argparse.Namespace, body: Callable[[Run], None]) -> in
     stop_on_sigterm()
     is_last = functools.partial(is_last_attempt, name, args.run, args.job_id)
     return run_main(patient(recorded, args.job_id, is_last))
+
+
+def is_unchanged(name: str, args: argparse.Namespace) -> bool:
+    """Whether --if-data-changed left the step nothing to do; then its outputs say so."""
+    record = UnchangedRecord.find(RunFolder(args.run).unchanged)
+    if record is None:
+        return False
+    artifacts = Artifacts(args.executor_input)
+    for output, kind in step_of(name).outputs.items():
+        if kind == "parameter":
+            write_output(getattr(args, f"{output}_output"), UNCHANGED)
+        else:
+            # a page that is not there is an error in Kubeflow's UI
+            artifacts.set(output, content=f"unchanged: {record.reason}\n")
+    say_result(f"unchanged: {record.reason}")
+    return True
 
 
 def patient(
@@ -219,9 +238,7 @@ def use_endpoint(endpoint: str) -> None:
     if endpoint != AUTO:
         require_url("--s3-endpoint", endpoint)
         os.environ["AWS_ENDPOINT_URL"] = endpoint
-    for variable in ENDPOINTS:
-        if os.environ.get(variable):
-            require_url(variable, os.environ[variable])
+    check_endpoints()
     if "AWS_ENDPOINT_URL" in os.environ:
         os.environ.setdefault("S3_ENDPOINT", os.environ["AWS_ENDPOINT_URL"])
     # Newer boto3 sends checksums that older Ceph gateways refuse.

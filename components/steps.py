@@ -30,6 +30,9 @@ With many services the URL is itself the secret. So it is no parameter, and neve
 """
 WEBHOOK_FILE = "JEC_WEBHOOK_FILE"
 
+REGISTRY_TOKEN = "JEC_MODEL_REGISTRY_TOKEN"  # noqa: S105 (a variable's name)
+"""Variable with the token for the model registry."""
+
 IMAGE_VARIABLE = "JEC_STEPS_IMAGE"
 """Variable by which prepare learns the image of the steps, which no pod knows of itself."""
 

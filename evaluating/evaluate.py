@@ -25,6 +25,7 @@ from common.records import MetricsRecord
 from evaluating import inputs, results
 from evaluating.inference import BATCH_SIZE, load_session, predict, predict_baseline
 from evaluating.measurement import Subject, measured
+from evaluating.mlflow_models import log_models
 from evaluating.permutation import importances
 from evaluating.requirements import check_observers
 from evaluating.trees import compare
@@ -168,6 +169,7 @@ def main(argv: list[str] | None = None) -> int:
         names = [field.name for field in dataclasses.fields(GateSettings)]
         settings = GateSettings(**{name: options.pop(name) for name in names})
         metrics = evaluate(**options, settings=settings)
+        log_models(metrics.run, metrics)
         lines = [*results.verdict(metrics), f"report: {RunFolder(metrics.run).report}"]
         print("\n".join(lines), flush=True)
 

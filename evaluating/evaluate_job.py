@@ -33,6 +33,6 @@ def evaluate_job(run: Run, trial: str) -> Manifest:
         step="evaluate",
         module="evaluating.evaluate",
         args=["--trial", trial, f"--baseline={config.baseline}", *gates],
-        env=run_pods.environment(run, ALLOCATOR),
+        env=run_pods.environment(run, ALLOCATOR) + run_pods.tracking_environment(run),
         deadline=DEADLINE,
     )

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from common import storage
 from common.errors import InputError, unknown
+from common.exported_model import check_model
 from common.layout import RunFolder
 from common.machine import processor
 from common.measurements import Inference
@@ -64,7 +65,8 @@ class Answers:
 def load_session(uri: str, name: str) -> InferenceSession:
     """ONNX Runtime's session of model `name` in the run's folder `uri`.
 
-    Raises InputError where there is none, naming those there are.
+    Raises InputError where there is none, naming those there are, and for another model than was
+    exported.
     """
     import onnxruntime
 
@@ -89,6 +91,7 @@ def load_session(uri: str, name: str) -> InferenceSession:
     # The model may lie on S3, and ONNX Runtime opens files.
     with tempfile.TemporaryDirectory() as temporary:
         path = storage.download(place, Path(temporary) / "model.onnx")
+        check_model(place, path.read_bytes())
         return onnxruntime.InferenceSession(str(path), options, providers=providers)
 
 

@@ -1,4 +1,5 @@
-# Training, export and evaluation: the pods of the search's trials and of the jobs after it.
+# Training, export and evaluation: the pods of the search's trials and of the jobs after it, and the
+# jobs of REANA, which run the steps themselves.
 #
 #     make images REGISTRY=registry/project                          for GPUs
 #     make images REGISTRY=registry/project ARGS="--torch cpu"       for a cluster without any
@@ -43,12 +44,15 @@ RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
 WORKDIR /opt/jec
 COPY common common
 COPY clients/python/jec_client jec_client
+COPY clusters clusters
+COPY components components
 COPY reporting reporting
 COPY serving serving
 COPY evaluating evaluating
 COPY exporting exporting
 COPY networks networks
 COPY physics physics
+COPY training training
 COPY weaver weaver
 RUN python -m compileall -q -j 0 .
 

@@ -19,6 +19,7 @@ from clusters.api import (
     namespace_of,
 )
 from clusters.survey import Survey
+from common import tracking
 from common.config import AUTO, NONE, RunConfig
 from common.errors import InputError, JecError
 from common.run import Run
@@ -95,7 +96,7 @@ def check_cluster(
     # The other form brings its own Triton, without a runtime of KServe.
     if config.predictor_form == "model":
         yield check_runtime(survey)
-    yield from check_webhook(survey, config)
+    yield from check_logins(survey, config)
     yield from check_init_container(survey, run)
     yield from check_pod_security(survey, run)
     yield from check_capacity(survey, run, on_kubeflow=on_cluster)
@@ -244,23 +245,29 @@ def check_runtime(survey: Survey) -> Line:
     return ok(what, f"{RUNTIME}: {image.rsplit('/', 1)[-1]}")
 
 
-def check_webhook(survey: Survey, config: RunConfig) -> Iterator[Line]:
-    """Yield whether the Secret of the webhook has its key, where the run names one."""
-    if config.webhook_secret == NONE:
-        return
-    name, _, key = config.webhook_secret.partition("/")
+def check_logins(survey: Survey, config: RunConfig) -> Iterator[Line]:
+    """Yield whether the Secrets of the webhook and of the tracking servers have their keys."""
+    keys = {"webhook": config.webhook_secret, "model registry": config.model_registry_secret}
+    if config.mlflow_secret != NONE and config.mlflow == AUTO:
+        keys["MLflow"] = f"{config.mlflow_secret}/{tracking.ADDRESS}"
+    for subject, name_and_key in keys.items():
+        if name_and_key != NONE:
+            name, _, key = name_and_key.partition("/")
+            yield check_key(survey, subject, name, key)
+
+
+def check_key(survey: Survey, subject: str, name: str, key: str) -> Line:
+    """Whether a Secret has a key; its value is not shown."""
     what = f"Secret {name}"
     secret = survey.secret(name)
     make = f"kubectl -n {survey.namespace} create secret generic {name} --from-file={key}=FILE"
     if secret is None:
         if why := survey.unseen.get(what):
-            yield not_seen("webhook", why)
-        else:
-            yield error("webhook", f"there is no {what} in namespace {survey.namespace}", make)
-    elif not secret.values.get(key):
-        yield error("webhook", f"{what} has no {key}", make)
-    else:
-        yield ok("webhook", f"{what} has {key}")
+            return not_seen(subject, why)
+        return error(subject, f"there is no {what} in namespace {survey.namespace}", make)
+    if not secret.values.get(key):
+        return error(subject, f"{what} has no {key}", make)
+    return ok(subject, f"{what} has {key}")
 
 
 def check_init_container(survey: Survey, run: Run) -> Iterator[Line]:

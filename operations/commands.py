@@ -1,4 +1,4 @@
-"""The commands on a run that exists, and the submission of a new one."""
+"""The commands on a run or a schedule that exists, and the submission of a new one."""
 
 from __future__ import annotations
 
@@ -24,6 +24,10 @@ def act(args: argparse.Namespace) -> int:
         from operations.logs import logs
 
         return logs(locate(args.logs[0], args), args.logs[1] if len(args.logs) == 2 else "")
+    if not (args.status or args.down):
+        from operations import schedules
+
+        return schedules.act(args)
     if args.status:
         from operations.follow import follow
         from operations.status import status
@@ -43,7 +47,7 @@ def act(args: argparse.Namespace) -> int:
 
 
 def run_on_kubeflow(config: RunConfig, host: str, args: argparse.Namespace) -> int:
-    """Submit, say where to look, and with --follow stay until the end.
+    """Submit, say where to look, and with --follow stay until the end; or make a schedule.
 
     The exit code is the run's if it was followed, else 0.
     """
@@ -53,6 +57,15 @@ def run_on_kubeflow(config: RunConfig, host: str, args: argparse.Namespace) -> i
     for name in PLACES:
         setattr(args, name, getattr(config, name))
     server = connect(host, args.auth, None if config.namespace == AUTO else config.namespace)
+    if args.schedule:
+        from operations import schedules
+
+        schedule = schedules.create(
+            config, server, args.schedule, args.steps_image, account=args.steps_account
+        )
+        print(f"schedule {schedule.name}: {schedule.cron} (second minute hour day month weekday)")
+        print(f"next: python pipeline.py --schedules {place_flags(host, args)}")
+        return 0
     run = submit(config, server, args.steps_image, account=args.steps_account)
     if not args.quiet:
         state = "uploaded" if run.new_version else "is there already"

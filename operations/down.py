@@ -18,7 +18,7 @@ from common.errors import ClusterError, InputError, JecError
 from operations.kubeflow_runs import KubeflowRun
 from operations.status import local_processes
 from operations.target import Target
-from serving import triton
+from serving import server_folder, triton
 
 TERMINATION_SECONDS = 300.0  # for Kubeflow to end a run: its pods get a grace period each
 STEP_SECONDS = 10.0
@@ -185,7 +185,9 @@ def end_processes(target: Target) -> list[str]:
         if triton.is_running(pid):
             # killed before its record was written: it has shared memory to clear
             triton.stop(pid)
-    return [f"process {pid} does not end" for pid in orphans.end(list(processes))]
+    left = orphans.end(list(processes))
+    server_folder.remove_abandoned()
+    return [f"process {pid} does not end" for pid in left]
 
 
 def remove_objects(target: Target) -> list[str]:

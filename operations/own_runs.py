@@ -51,8 +51,14 @@ def why_not_own(folder: Path) -> str:
 
 
 def recorded_id(folder: Path) -> str | None:
-    """The run id in a folder's run.json; None where there is none, or it cannot be read."""
-    record = Path(RunFolder(str(folder)).run)
+    """The run id in a folder's run.json; None where there is none, or it cannot be read.
+
+    A run that --if-data-changed ended has unchanged.json alone.
+    """
+    files = RunFolder(str(folder))
+    record = Path(files.run)
+    if not os.path.lexists(record):
+        record = Path(files.unchanged)
     if not _is_own_file(record):
         return None
     try:

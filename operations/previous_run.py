@@ -14,13 +14,12 @@ from common.config_file import Flags, Source
 from common.errors import InputError, JecError, unknown
 from common.records import SummaryRecord
 from common.run import Run, read_run
+from components.finish import CAME_TO_ITS_END
 from operations.endpoint import endpoint
 from operations.own_runs import MARKS, why_not_own
 
 NAME = re.compile(r"[A-Za-z0-9][-A-Za-z0-9_.]*")
 """A run's id, or Kubeflow's own id of a run."""
-ENDED = ("succeeded", "not deployed")
-"""States of a run whose chain has come to its end (SummaryRecord.state)."""
 
 
 def with_parameters_of(flags: Flags, args: argparse.Namespace) -> argparse.Namespace:
@@ -98,7 +97,7 @@ def has_ended(config: RunConfig) -> str:
     """
     folder = Run(config=config).folder
     summary = SummaryRecord.find_readable(folder.summary)
-    if summary is None or summary.state not in ENDED:
+    if summary is None or summary.state not in CAME_TO_ITS_END:
         return ""
     return folder.uri if Run.load(folder.uri).config == config else ""
 

@@ -179,7 +179,7 @@ def stored_run(uri: str, size: int, paths: Collection[str]) -> RunLine:
     kept = ""
     if "service.json" in paths:
         kept = f"it was served; if it no longer is: --down {line.run_id} --storage"
-    elif "run.json" not in paths:
+    elif not {"run.json", "unchanged.json"} & set(paths):
         kept = "it has no run.json"
     elif not line.has_ended:
         kept = "it may be going on"

@@ -24,6 +24,7 @@ from common.records import (
     ServiceRecord,
     StatusRecord,
     SummaryRecord,
+    UnchangedRecord,
 )
 from components.finish import ENDING
 from components.steps import NAMES
@@ -167,9 +168,13 @@ class Results:
     """Where the model is served, or was."""
     url: str = ""
     """Of the service."""
+    unchanged: str = ""
+    """Why --if-data-changed left it nothing to do."""
 
     def lines(self) -> Iterator[str]:
         """Yield it for people."""
+        if self.unchanged:
+            yield f"unchanged: {self.unchanged}"
         if self.best_value is not None:
             best = f"best {self.best_trial}: {self.objective} {self.best_value:.5f}"
             yield f"{count_of(self.trials)}, {best}"
@@ -373,6 +378,8 @@ def is_forgotten(target: Target, record: StatusRecord) -> bool:
 def results_of(folder: RunFolder, target: Target) -> Results:
     """Return what a run's folder holds of results, as far as it got."""
     results = Results()
+    if skipped := UnchangedRecord.find_readable(folder.unchanged):
+        results.unchanged = skipped.reason
     search = SearchRecord.find(folder.search)
     if search:
         results.trials, results.best_trial = len(search.trials), search.optimal

@@ -71,8 +71,44 @@ class Version:
     """Whether it was uploaded just now."""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Uploaded:
+    """What a run of a configuration is created from."""
+
+    config: RunConfig
+    """With the places of the uploaded files."""
+    version: Version
+    namespace: str | None
+    """That requests name; None where they name none."""
+
+
 def submit(config: RunConfig, server: Server, image: str, *, account: str = AUTO) -> Submitted:
-    """Upload local files, upload the pipeline's version where it is missing, and create the run.
+    """Upload what the run needs, and create it. Raises as `upload`."""
+    uploaded = upload(config, server, image, account=account)
+    version = uploaded.version
+    config = for_pods(config)
+    kfp_run = create_run(
+        uploaded.config,
+        server,
+        version,
+        account,
+        uploaded.namespace,
+        description=run_description(config),
+    )
+    run_id = config.run_id
+    if run_id == AUTO:
+        run_id = make_run_id(config.network_config, kfp_run)
+    return Submitted(
+        kfp_run=kfp_run,
+        run_id=run_id,
+        url=server.run_url(kfp_run),
+        version=version.name,
+        new_version=version.new,
+    )
+
+
+def upload(config: RunConfig, server: Server, image: str, *, account: str = AUTO) -> Uploaded:
+    """Check the configuration, upload its files, and the pipeline's version where it is missing.
 
     `account` is the ServiceAccount of the steps' pods, 'auto' Kubeflow's own choice. Raises
     InputError for a storage that pods could not reach and for inputs that cannot be used,
@@ -90,7 +126,6 @@ def submit(config: RunConfig, server: Server, image: str, *, account: str = AUTO
     for note in notes(config, server, account):
         print(f"note: {note}", flush=True)
 
-    description = run_description(config)
     config = with_uploaded_files(config)
     if server.multi_user:
         # The steps run in the run's namespace. So a clone works in the namespace of who clones it.
@@ -103,17 +138,7 @@ def submit(config: RunConfig, server: Server, image: str, *, account: str = AUTO
         )
         version = pipeline_version(server, ir, namespace, image)
 
-    kfp_run = create_run(config, server, version, account, namespace, description=description)
-    run_id = config.run_id
-    if run_id == AUTO:
-        run_id = make_run_id(config.network_config, kfp_run)
-    return Submitted(
-        kfp_run=kfp_run,
-        run_id=run_id,
-        url=server.run_url(kfp_run),
-        version=version.name,
-        new_version=version.new,
-    )
+    return Uploaded(config=config, version=version, namespace=namespace)
 
 
 def site_defaults(config: RunConfig) -> RunConfig:
@@ -135,10 +160,7 @@ def create_run(
     description: str,
 ) -> str:
     """Create a run of the version in the experiment of the configuration; return Kubeflow's id."""
-    with server.explained("create the experiment"):
-        experiment = server.client.create_experiment(
-            config.experiment_name, namespace=namespace
-        ).experiment_id
+    experiment = experiment_of(config, server, namespace)
     models = server.client.api_models
     # kfp.Client.run_pipeline gives a run no description.
     run = models.V2beta1Run(
@@ -153,6 +175,13 @@ def create_run(
     )
     with server.explained("create the run"):
         return str(server.client.runs.run_service_create_run(run).run_id)
+
+
+def experiment_of(config: RunConfig, server: Server, namespace: str | None) -> str:
+    """Return Kubeflow's id of the configuration's experiment, which is made where it is missing."""
+    with server.explained("create the experiment"):
+        made = server.client.create_experiment(config.experiment_name, namespace=namespace)
+    return str(made.experiment_id)
 
 
 def run_name(config: RunConfig, time: datetime.datetime) -> str:
@@ -179,15 +208,19 @@ def data_name(patterns: str) -> str:
 
 
 def run_description(config: RunConfig) -> str:
-    """The run's id and the command that submitted it, within what a server takes.
-
-    The command has the flags that are not at their defaults, in the order of the form, as far as
-    there is room.
-    """
+    """The run's id and the command that submitted it, within what a server takes."""
     run_id = config.run_id
     if run_id == AUTO:
         run_id = f"{slug(config.network_config)}- and 8 characters made of Kubeflow's id"
-    text = f"run id: {run_id}; python pipeline.py"
+    return description_of(config, f"run id: {run_id}; python pipeline.py")
+
+
+def description_of(config: RunConfig, text: str) -> str:
+    """The beginning of a command and its flags, within what a server takes.
+
+    They are those that are not at their defaults, in the order of the form, as far as there is
+    room.
+    """
     defaults = RunConfig().parameters()
     for name in [*(entry.field for entry in form.ENTRIES), "experiment_name"]:
         value = getattr(config, name)

@@ -15,7 +15,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jec_client
 from common import storage
@@ -59,11 +59,13 @@ def golden_check(
     deadline: float,
     *,
     headers: Mapping[str, str] | None = None,
+    is_running: Callable[[], bool] = lambda: True,
 ) -> GoldenAnswers:
     """Send the golden requests of a model until each comes back with the golden answer.
 
-    deadline: seconds for all requests. Raises GateError for an answer beyond the tolerance,
-    DeadlineError if the model does not answer in time, and as Client.infer.
+    deadline: seconds for all requests. is_running: whether the server has not ended, if that is
+    known. Raises GateError for an answer beyond the tolerance, ClusterError where the server has
+    ended, DeadlineError if the model does not answer in time, and as Client.infer.
     """
     started = time.monotonic()
     client = Client(url, name, headers=headers)
@@ -73,7 +75,7 @@ def golden_check(
         request_file, response_file = file_names(size)
         request = storage.read_json(storage.join(golden_uri, request_file))
         response = storage.read_json(storage.join(golden_uri, response_file))
-        answer = _infer_until(client, request, started + deadline, deadline)
+        answer = _infer_until(client, request, started + deadline, deadline, is_running)
         answers.append(answer)
         difference = max_difference(answer, response)
         differences[str(size)] = difference
@@ -123,7 +125,9 @@ def round_trips(
     return trips
 
 
-def _infer_until(client: Client, request: Body, ends: float, deadline: float) -> Body:
+def _infer_until(
+    client: Client, request: Body, ends: float, deadline: float, is_running: Callable[[], bool]
+) -> Body:
     """Ask again while nobody answers or the model is not up.
 
     What the server refuses is not asked again.
@@ -132,6 +136,8 @@ def _infer_until(client: Client, request: Body, ends: float, deadline: float) ->
         try:
             return client.infer(request)
         except (Unreachable, NotServing) as error:
+            if not is_running():
+                raise ClusterError(f"the server of {client.model} ended by itself") from None
             if time.monotonic() + RETRY_SECONDS > ends:
                 raise DeadlineError(
                     f"model {client.model} gave no answer within {deadline:.0f} s: {error}"

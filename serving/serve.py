@@ -14,22 +14,19 @@ import shlex
 import signal
 import socket
 import sys
-import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
-from clusters.server_log import error_lines
 from common import storage
 from common.cli import Parser, port_number, run_main, word
 from common.errors import ClusterError, InputError, InterruptedRun, StorageError
 from common.layout import RAW_SUFFIX, RunFolder
 from common.records import ModelCard
-from serving import server_folder, triton
+from serving import restarts, server_folder, triton
 
 DEFAULT_PORT = 8000
-WATCH_SECONDS = 0.5  # between two looks whether the server lives
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -168,8 +165,8 @@ def _real(folder: str) -> str:
 def serve(places: Sequence[str], ports: Ports) -> None:
     """Serve these models until SIGTERM or Ctrl-C; return at once if they are served already.
 
-    Raises InputError for what cannot be served, with nothing started, and ClusterError where the
-    server ends by itself.
+    A server that ends by itself is started again a few times. Raises InputError for what cannot be
+    served, with nothing started, and ClusterError where the server has ended too often.
     """
     models: list[Model] = []
     for place in places:
@@ -205,21 +202,31 @@ def serve(places: Sequence[str], ports: Ports) -> None:
 
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
-    with tempfile.TemporaryDirectory(prefix="jec-serve-") as folder:
-        log = Path(folder) / "server.log"
-        server = _started(models, ports, log)
+    # of this process, which like a server's is removed by others where this process was killed
+    folder = server_folder.create()
+    log = folder.path / "server.log"
+    servers: list[triton.Server] = []
+
+    def restart() -> int:
+        ports_again = dataclasses.replace(ports, http=urlsplit(servers[0].url).port or 0)
         try:
-            print(_usage(server, models, ports, Path(folder)), flush=True)
-            while triton.is_running(server.pid):
-                time.sleep(WATCH_SECONDS)
-            text = log.read_text(errors="replace")
-            raise ClusterError(
-                f"the model server ended by itself:\n{error_lines(text) or triton.last_lines(text)}"
-            )
-        except (InterruptedRun, KeyboardInterrupt):
-            print("the server has ended", flush=True)
-        finally:
-            triton.stop(server.pid)
+            servers.append(_started(models, ports_again, log))
+        except InputError as error:  # it was served before, so that nothing was typed wrong
+            raise ClusterError(f"the model server does not start again: {error}") from None
+        print(f"the server runs again (pid {servers[-1].pid})", flush=True)
+        return servers[-1].pid
+
+    try:
+        servers.append(_started(models, ports, log))
+        print(_usage(servers[0], models, ports, folder.path), flush=True)
+        restarts.keep_running(servers[0].pid, restart, log=log, report=_warn)
+    except (InterruptedRun, KeyboardInterrupt):
+        print("the server has ended", flush=True)
+    finally:
+        if servers:
+            triton.stop(servers[-1].pid)
+        folder.leave()
+        server_folder.remove_abandoned()
 
 
 def _started(models: Sequence[Model], ports: Ports, log: Path) -> triton.Server:
@@ -232,6 +239,7 @@ def _started(models: Sequence[Model], ports: Ports, log: Path) -> triton.Server:
             http_port=ports.http or _default_port(ports.host),
             options=ports.options(),
             report=lambda line: print(line, flush=True) if "instead of" in line else None,
+            owner=os.getpid(),
         )
     except triton.ServerEnded as error:
         names = ", ".join(model.name for model in models)
@@ -317,6 +325,10 @@ def _default_port(host: str) -> int:
     except InputError:
         return 0
     return DEFAULT_PORT
+
+
+def _warn(line: str) -> None:
+    print(f"warning: {line}", file=sys.stderr, flush=True)
 
 
 def _interrupt(*_: Any) -> None:

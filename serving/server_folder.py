@@ -8,9 +8,11 @@ system's temporary folder in which the models are links, or copies of what lies 
         lock           held by the server and its children as long as one of them lives
         server.json    what is served where
         repository/    NAME -> the model's folder
-        backends/, lib/
+        backends/, lib/, python_env_*/
 
-The lock tells a folder in use from one that a killed server left, which the next start removes.
+The name of the folder is the server's identity, and begins the names of its shared memory. The lock
+tells a folder in use from one that a killed server left, which `remove_abandoned` removes with its
+shared memory: at each start and stop of a server, and by `--resume` and `--down`.
 """
 
 from __future__ import annotations
@@ -29,8 +31,10 @@ from pathlib import Path
 
 from common import storage
 from common.errors import InputError
+from common.exported_model import check_model
 
 PLAIN = re.compile(r"[-\w./]+", re.ASCII)  # characters that mean nothing to a shell
+SHARED_MEMORY = Path("/dev") / "shm"
 _FALLBACKS = ("/tmp", "/var/tmp")  # noqa: S108  # mkdtemp makes a folder that only the user can read
 
 
@@ -43,6 +47,11 @@ class ServerFolder:
     """File descriptor; the server inherits it."""
 
     @property
+    def identity(self) -> str:
+        """What no other server is called."""
+        return self.path.name
+
+    @property
     def repository(self) -> Path:
         """Folder of the models that the server loads."""
         return self.path / "repository"
@@ -50,7 +59,8 @@ class ServerFolder:
     def add_models(self, models: Mapping[str, str]) -> None:
         """Link these models, name -> folder, into the repository; copy those elsewhere.
 
-        Raises InputError where there is nothing at an address, and StorageError.
+        Raises InputError where there is nothing at an address, or another model than was exported,
+        and StorageError.
         """
         self.repository.mkdir()
         for name, uri in models.items():
@@ -59,6 +69,11 @@ class ServerFolder:
                 place.symlink_to(storage.absolute(uri), target_is_directory=True)
             else:
                 storage.download(uri, place)
+            onnx = place / "1" / "model.onnx"
+            if onnx.is_file():
+                check_model(
+                    storage.join(storage.absolute(uri), "1", "model.onnx"), onnx.read_bytes()
+                )
 
     def record(self, running: Running) -> None:
         """Write down what the server serves."""
@@ -83,16 +98,26 @@ def create() -> ServerFolder:
     """Make a locked folder for a new server, after removing those that are abandoned."""
     remove_abandoned()
     path = Path(tempfile.mkdtemp(prefix=_prefix(), dir=_parent()))
-    lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    lock = os.open(path / "new-lock", os.O_RDWR | os.O_CREAT, 0o600)
     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    # it appears as `lock` once it is held, so that nobody takes the folder for an abandoned one
+    os.rename(path / "new-lock", path / "lock")
     return ServerFolder(path=path, lock=lock)
 
 
 def remove_abandoned() -> None:
-    """Remove the folders of this user's servers that have ended."""
+    """Remove the folders and the shared memory of this user's servers that have ended."""
     for path in _folders():
         if not _in_use(path):
+            remove_shared_memory(path.name)
             shutil.rmtree(path, ignore_errors=True)
+
+
+def remove_shared_memory(identity: str) -> None:
+    """Remove the shared memory that a server which was killed has left."""
+    for region in SHARED_MEMORY.glob(f"{identity}*"):
+        with contextlib.suppress(OSError):  # gone meanwhile, or another user's of that name
+            region.unlink()
 
 
 def running() -> Iterator[Running]:

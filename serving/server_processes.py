@@ -11,6 +11,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -23,13 +24,13 @@ from serving.server_folder import ServerFolder
 IDENTITY = "JEC_SERVER_ID"
 """Variable with the identity of a server, which no other start shares."""
 
-SHARED_MEMORY = Path("/dev") / "shm"
-
 STOP_SECONDS = 10  # for requests in flight when the server is told to stop
 KILL_SECONDS = 5  # a killed process is gone at once, unless the machine is overloaded
 
 # Those started by this very process: they need to be waited for when they end.
 _children: dict[int, subprocess.Popen[bytes]] = {}
+_guards: dict[int, subprocess.Popen[bytes]] = {}
+"""Server's pid -> the process that ends it with its owner (serving.guard)."""
 
 
 def launch(
@@ -37,17 +38,18 @@ def launch(
     env: Mapping[str, str],
     *,
     folder: ServerFolder,
-    identity: str,
     log: Path,
+    owner: int | None = None,
 ) -> subprocess.Popen[bytes]:
     """Start a server that leads a process group, with its output appended to `log`.
 
-    It inherits the lock of its folder.
+    It inherits the lock of its folder. owner: pid of the process with which it ends, however that
+    ends; without one it outlives all.
     """
     with open(log, "ab") as output:
         process = subprocess.Popen(
             command,
-            env={**env, IDENTITY: identity},
+            env={**env, IDENTITY: folder.identity},
             cwd=folder.path,
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -56,7 +58,24 @@ def launch(
             pass_fds=(folder.lock,),
         )
     _children[process.pid] = process
+    if owner is not None:
+        _guards[process.pid] = _guard(process.pid, owner, log)
     return process
+
+
+def _guard(server: int, owner: int, log: Path) -> subprocess.Popen[bytes]:
+    """Start the process that ends a server with its owner."""
+    root = os.fspath(Path(__file__).parents[1])
+    with open(log, "ab") as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", "serving.guard", str(server), str(owner), started(owner)],
+            env={**os.environ, "PYTHONPATH": root},
+            cwd=root,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
 
 
 def stop(pid: int, *, seconds: float = STOP_SECONDS) -> bool:
@@ -78,16 +97,20 @@ def stop(pid: int, *, seconds: float = STOP_SECONDS) -> bool:
         with contextlib.suppress(ProcessLookupError):
             os.kill(member, signal.SIGKILL)
     pids = {*left, *identities}
-    _wait_while(lambda: any(map(_lives, pids)), KILL_SECONDS)
+    _wait_while(lambda: any(map(lives, pids)), KILL_SECONDS)
     process = _children.pop(pid, None)
     if process is not None:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(timeout=KILL_SECONDS)
 
+    guard = _guards.pop(pid, None)
+    if guard is not None:
+        guard.kill()
+        guard.wait()
+
     # A backend process that was killed leaves its shared memory behind.
     for identity in set(identities.values()):
-        for region in SHARED_MEMORY.glob(f"{identity}*"):
-            region.unlink(missing_ok=True)
+        server_folder.remove_shared_memory(identity)
     server_folder.remove_abandoned()
     return running or bool(identities)
 
@@ -97,7 +120,10 @@ def is_running(pid: int) -> bool:
     if pid in _children:
         # Its environment cannot be read for a moment after the start.
         return _children[pid].poll() is None
-    return pid in members(pid)
+    # A process may end while it is looked at, and that of another user cannot be read.
+    with contextlib.suppress(OSError, psutil.Error):
+        return os.getpgid(pid) == pid and bool(psutil.Process(pid).environ().get(IDENTITY))
+    return False
 
 
 def members(leader: int) -> dict[int, str]:
@@ -118,7 +144,15 @@ def members(leader: int) -> dict[int, str]:
     return identities
 
 
-def _lives(pid: int) -> bool:
+def started(pid: int) -> str:
+    """When a process began, which with its pid tells it from all others; empty if there is none."""
+    try:
+        return str(psutil.Process(pid).create_time())
+    except psutil.Error:
+        return ""
+
+
+def lives(pid: int) -> bool:
     """Whether the process has not ended.
 
     One that is ending has no environment any more, but may hold its ports for a moment.

@@ -5,7 +5,8 @@
     stop(server.pid)
 
 The repository is the one that a cluster loads, unchanged. The server is reachable from this machine
-only, unless another address is given, and outlives the process that started it.
+only, unless another address is given. It outlives the process that started it, but not its owner,
+where it has one.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ import socket
 import subprocess
 import sys
 import time
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -70,6 +70,7 @@ def start(
     kind: str = "auto",
     options: Sequence[str] = (),
     report: Callable[[str], None] = lambda line: None,
+    owner: int | None = None,
 ) -> Server:
     """Start a server over a Triton repository and return when `model_name` is ready.
 
@@ -91,6 +92,7 @@ def start(
         kind=kind,
         options=options,
         report=report,
+        owner=owner,
     )
 
 
@@ -118,6 +120,7 @@ def start_models(
     kind: str = "auto",
     options: Sequence[str] = (),
     report: Callable[[str], None] = lambda line: None,
+    owner: int | None = None,
 ) -> Server:
     """Start a server over these models and return when the first one is ready.
 
@@ -129,6 +132,7 @@ def start_models(
     kind: 'triton', 'kserve-server', or 'auto' for the first that can run here; why it is not Triton
     goes to `report` and into the log.
     options: further ones for Triton's command line, such as ("--allow-grpc=true",).
+    owner: pid of the process with which the server ends, however that ends; None for none.
 
     Raises InputError for an unknown kind, ServerEnded with the server's own words if it ended,
     PortInUse, and DeadlineError.
@@ -153,6 +157,7 @@ def start_models(
             deadline=deadline,
             options=tuple(options),
             report=report,
+            owner=owner,
         )
         attempt.log.parent.mkdir(parents=True, exist_ok=True)
         attempt.log.write_text("")
@@ -198,6 +203,7 @@ class _Start:
     """The seconds that `ends` was made of."""
     options: tuple[str, ...]
     report: Callable[[str], None]
+    owner: int | None
 
     @property
     def model(self) -> str:
@@ -223,14 +229,13 @@ class _Start:
         for attempt in range(1, PORT_ATTEMPTS + 1):
             port = http_port or free_port()
             self.say(f"starting {self.kind} for model {self.model} on http://{self.host}:{port}")
-            identity = f"jec-{uuid.uuid4().hex[:12]}"
             make_command = triton_command if self.kind == "triton" else kserve_command
-            command, env = make_command(self, port, identity)
+            command, env = make_command(self, port)
             process = server_processes.launch(
-                command, env, folder=self.folder, identity=identity, log=self.log
+                command, env, folder=self.folder, log=self.log, owner=self.owner
             )
             try:
-                self.wait_until_ready(process, port, identity)
+                self.wait_until_ready(process, port)
                 return process.pid, port
             except _PortTakenError:
                 stop(process.pid)
@@ -243,7 +248,7 @@ class _Start:
                 raise
         raise AssertionError("unreachable")
 
-    def wait_until_ready(self, process: subprocess.Popen[bytes], port: int, identity: str) -> None:
+    def wait_until_ready(self, process: subprocess.Popen[bytes], port: int) -> None:
         """Return when the server says that the model is ready.
 
         Raises DeadlineError, and as `raise_ended` where the server has ended.
@@ -252,7 +257,7 @@ class _Start:
         while True:
             # The identity tells our server from a stranger's on the same port that has a model of
             # the same name.
-            ready = client.ready() and client.server_name() == identity
+            ready = client.ready() and client.server_name() == self.folder.identity
             exit_code = process.poll()
             if exit_code is not None:
                 self.raise_ended(exit_code)
@@ -295,7 +300,7 @@ def free_port() -> int:
     return port
 
 
-def triton_command(attempt: _Start, port: int, identity: str) -> tuple[list[str], dict[str, str]]:
+def triton_command(attempt: _Start, port: int) -> tuple[list[str], dict[str, str]]:
     """Command line and environment of Triton."""
     wheel = triton_wheel.find()
     if wheel is None:
@@ -304,10 +309,10 @@ def triton_command(attempt: _Start, port: int, identity: str) -> tuple[list[str]
         )
     command = [
         os.fspath(wheel.server),
-        f"--id={identity}",
+        f"--id={attempt.folder.identity}",
         f"--model-repository={attempt.folder.repository}",
         f"--backend-directory={triton_wheel.assemble(wheel, attempt.folder.path)}",
-        f"--backend-config=python,shm-region-prefix-name={identity}",
+        f"--backend-config=python,shm-region-prefix-name={attempt.folder.identity}",
         "--disable-auto-complete-config",  # what a repository needs must stand in its config.pbtxt
         # A model with configs/local.pbtxt is served by that; the others by their config.pbtxt.
         f"--model-config-name={LOCAL}",
@@ -322,7 +327,7 @@ def triton_command(attempt: _Start, port: int, identity: str) -> tuple[list[str]
     return command, triton_wheel.environment(wheel, attempt.folder.path)
 
 
-def kserve_command(attempt: _Start, port: int, identity: str) -> tuple[list[str], dict[str, str]]:
+def kserve_command(attempt: _Start, port: int) -> tuple[list[str], dict[str, str]]:
     """Command line and environment of kserve's model server."""
     command = [
         sys.executable,
@@ -333,7 +338,7 @@ def kserve_command(attempt: _Start, port: int, identity: str) -> tuple[list[str]
         f"--name={attempt.model}",
         f"--host={attempt.host}",
         f"--http-port={port}",
-        f"--id={identity}",
+        f"--id={attempt.folder.identity}",
     ]
     # The server runs in its work folder, and finds the project by this.
     path = [os.fspath(Path(__file__).parents[1])]

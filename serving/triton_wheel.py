@@ -11,15 +11,22 @@ import dataclasses
 import importlib.util
 import os
 import re
-import shutil
 import subprocess
 import sys
 import sysconfig
 from pathlib import Path
 
-from serving.server_processes import SHARED_MEMORY
+from serving.server_folder import SHARED_MEMORY
 
 PYTHON_VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
+PYTHON_BACKEND = "libtriton_python.so"
+ENVIRONMENTS = (b"/tmp/python_env_", b".//./python_env_")
+"""Where the Python backend makes a temporary folder at its start, and where its copy does.
+
+The first is a constant of the library (seen with Triton 2.51), so that a server which is killed
+leaves a folder in /tmp that nobody can tell from another server's. The second, of the same length,
+is below the server's own folder, where it runs.
+"""
 MISSING = "(pip install --no-deps -r requirements-triton.lock)"
 
 
@@ -102,7 +109,10 @@ def assemble(wheel: Wheel, workdir: Path) -> Path:
         target = backends / name
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(f".{target.name}.{os.getpid()}")
-        shutil.copyfile(source, temporary)
+        content = source.read_bytes()
+        if source.name == PYTHON_BACKEND and content.count(ENVIRONMENTS[0]) == 1:
+            content = content.replace(*ENVIRONMENTS)
+        temporary.write_bytes(content)
         temporary.chmod(0o755)
         os.replace(temporary, target)
     return backends

@@ -18,7 +18,9 @@ import pytest
 
 from common import storage
 from evaluating.jet_columns import FRACTIONS
+from serving import server_processes, triton
 from serving.client import Client
+from tests.watching import Watch
 from tests.weaver.conftest import synthetic_jets, write_jets
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -111,9 +113,16 @@ def jets(tmp_path_factory):
 CANARY = "canary-7f3a"
 SECRETS = (
     *("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "BEARER_TOKEN"),
-    *("KFP_TOKEN", "KFP_USERNAME", "KFP_PASSWORD"),
+    *("KFP_TOKEN", "KFP_USERNAME", "KFP_PASSWORD", "MLFLOW_TRACKING_PASSWORD"),
 )
 """Variables in which a user keeps a secret."""
+SECRET_FILES = (
+    *("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"),
+    *("BEARER_TOKEN_FILE", "X509_USER_PROXY", "NETRC"),
+)
+"""Variables with the path of a file that holds one."""
+PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy")
+"""Variables with an address that may have a login."""
 
 
 class Hook(http.server.BaseHTTPRequestHandler):
@@ -140,15 +149,58 @@ def hook():
 
 
 @pytest.fixture(scope="module")
-def finished(jets, hook, tmp_path_factory):
-    """A finished run: what it printed, and its folder."""
+def secrets(hook, tmp_path_factory):
+    """The environment of a user who has a secret in every place that may hold one."""
+    folder = tmp_path_factory.mktemp("secrets")
+    files = {}
+    for variable in SECRET_FILES:
+        files[variable] = folder / variable.lower()
+        files[variable].write_text(f"# {CANARY}\n")
+    keys = f"[default]\naws_access_key_id = x\naws_secret_access_key = {CANARY}\n"
+    files["AWS_SHARED_CREDENTIALS_FILE"].write_text(keys)
+    (folder / "site.yaml").write_text(f"# the token is {CANARY}\nseed: 42\n")
+    return {
+        **os.environ,
+        **dict.fromkeys(SECRETS, CANARY),
+        **{variable: str(path) for variable, path in files.items()},
+        # nobody listens there, and what is on this machine is asked directly
+        **dict.fromkeys(PROXIES, f"http://user:{CANARY}@127.0.0.1:9"),
+        **dict.fromkeys(("NO_PROXY", "no_proxy"), "127.0.0.1,localhost"),
+        "JEC_CONFIG": str(folder / "site.yaml"),
+        "JEC_WEBHOOK": f"http://127.0.0.1:{hook.server_port}/{CANARY}",
+    }
+
+
+@pytest.fixture(scope="module")
+def watched(jets, secrets, tmp_path_factory):
+    """A finished run: what it printed, its folder, and what its processes showed."""
     output = tmp_path_factory.mktemp("runs")
-    webhook = f"http://127.0.0.1:{hook.server_port}/{CANARY}"
-    environment = {**os.environ, **dict.fromkeys(SECRETS, CANARY), "JEC_WEBHOOK": webhook}
-    answer = pipeline(*QUICK, *data_flags(jets), "--output", output, env=environment)
-    return answer, output
+    with Watch(output) as watch:
+        answer = pipeline(*QUICK, *data_flags(jets), "--output", output, env=secrets)
+    return answer, output, watch
 
 
+@pytest.fixture(scope="module")
+def finished(watched):
+    """A finished run: what it printed, and its folder."""
+    return watched[:2]
+
+
+@pytest.mark.faults
+def test_all_processes_of_a_run_listen_on_this_machine_only(watched):
+    watch = watched[2]
+    for program in ("components.search", "weaver.train", "components.deploy", "--http-port="):
+        assert any(program in line for line in watch.arguments), program
+    assert watch.addresses <= {"127.0.0.1", "::1"}
+    assert watch.addresses, "the model server listens"
+
+
+@pytest.mark.faults
+def test_no_argument_of_any_process_has_a_secret(watched):
+    assert [line for line in watched[2].arguments if CANARY in line] == []
+
+
+@pytest.mark.faults
 def test_the_webhook_is_called_and_no_secret_is_kept_anywhere(finished, hook):
     answer, output = finished
     assert hook.asked == [f"/{CANARY}"]
@@ -309,6 +361,24 @@ def test_a_run_that_starts_at_deploy_keeps_its_model_and_its_verdict(finished):
     assert "served by" in answer.stdout
 
 
+def test_a_run_on_the_same_data_ends_before_its_training(finished):
+    output = finished[1]
+    latest = (output / "latest").resolve()
+    before = set(output.iterdir())
+    answer = pipeline("--rerun", "latest", "--if-data-changed", "--output", output)
+    assert latest.name in answer.stdout.splitlines()[-1]
+    assert (output / "latest").resolve() == latest
+    (made,) = set(output.iterdir()) - before
+    assert json.loads((made / "summary.json").read_text())["state"] == "unchanged"
+    assert not (made / "trials").exists()
+    listed = pipeline("--list", "--output", output).stdout
+    assert any(line.split()[0] == made.name and "unchanged" in line for line in listed.splitlines())
+    status = pipeline("--status", made.name, "--output", output)
+    assert f"unchanged: the data are those of {latest.name}" in status.stdout
+    pipeline("--down", made.name, "--storage", "--yes", "--output", output)
+    assert not made.exists()
+
+
 def test_serving_a_run_that_has_ended_only_starts_the_server(finished):
     output = finished[1]
     run = (output / "latest").resolve()
@@ -336,6 +406,44 @@ def test_serving_a_run_that_has_ended_only_starts_the_server(finished):
     assert process.returncode == 0
     assert not served.ready()
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+
+
+@pytest.mark.slow
+@pytest.mark.faults
+def test_a_killed_server_comes_back_and_goes_with_its_killed_command(finished):
+    output = finished[1]
+    run = (output / "latest").resolve()
+    process = subprocess.Popen(
+        [sys.executable, "pipeline.py", "--output", output, "--resume", run.name, "--serve"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        for line in process.stdout:
+            if line.startswith("serving until"):
+                break
+        before = json.loads((run / "service.json").read_text())
+        os.kill(before["details"]["pid"], signal.SIGKILL)
+        said = next(process.stdout), next(process.stdout)
+        assert str(before["details"]["pid"]) in said[0]
+        assert before["url"] in said[1]
+        after = json.loads((run / "service.json").read_text())
+        assert after["url"] == before["url"]
+        assert triton.is_running(after["details"]["pid"])
+        assert Client(after["url"], after["name"]).ready()
+        assert (
+            f"served as {after['name']}"
+            in pipeline("--status", "latest", "--output", output).stdout
+        )
+        process.kill()
+    end = time.monotonic() + 20
+    while server_processes.members(after["details"]["pid"]) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert server_processes.members(after["details"]["pid"]) == {}
+    while processes_of(output) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert processes_of(output) == []
 
 
 def test_resuming_a_run_that_does_not_exist_is_refused(finished):

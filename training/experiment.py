@@ -242,7 +242,7 @@ def _trial_template(
             *manifests.python_command("weaver.train", gpus=config.num_gpus),
             *trial_args(run, parameters, metrics_log),
         ],
-        env=run_pods.environment(run, ALLOCATOR),
+        env=run_pods.environment(run, ALLOCATOR) + run_pods.tracking_environment(run),
         resources=run_pods.resources(run),
         settings=run_pods.settings(run, gpus=config.num_gpus),
     )

@@ -17,6 +17,7 @@ LOCAL = ""
 S3 = "s3"
 XROOTD = ("root", "roots")
 HTTP = ("https", "http")
+SQLITE = "sqlite:///"  # MLflow's own file, on one machine
 SCHEMES = {
     "s3": "s3://bucket/path",
     "root": "root://server//path",
@@ -153,7 +154,8 @@ def check_url(text: str) -> None:
                 f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}: the address holds a login,"
                 " and addresses are stored with the run and visible in arguments; leave it out, and"
                 " set the variables for credentials (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY of"
-                " S3; KFP_TOKEN, or KFP_USERNAME and KFP_PASSWORD, of Kubeflow)"
+                " S3; KFP_TOKEN, or KFP_USERNAME and KFP_PASSWORD, of Kubeflow;"
+                " MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME and _PASSWORD, of MLflow)"
             )
         if parts.scheme not in HTTP or not parts.hostname:
             problem = "is no URL of a server"
@@ -166,6 +168,25 @@ def check_url(text: str) -> None:
     if problem:
         shown = re.sub(r"//[^/@]*@", "//", text)  # without a login
         raise InputError(f"{shown!r} {problem}; write https://HOST or https://HOST:PORT")
+
+
+def check_endpoints() -> None:
+    """Raise InputError where a variable with the address of an S3 server is no URL or has a login.
+
+    These are the variables of boto3, one for each service, and TensorBoard's.
+    """
+    for variable, address in os.environ.items():
+        if address and (variable == "S3_ENDPOINT" or variable.startswith("AWS_ENDPOINT_URL")):
+            try:
+                check_url(address)
+            except InputError as error:
+                raise InputError(f"{variable}: {error}") from None
+
+
+def check_tracking_address(text: str) -> None:
+    """Raise InputError for what is no address of an MLflow server, or of its SQLite file."""
+    if not text.startswith(SQLITE):
+        check_url(text)
 
 
 def is_foreign_scheme(name: str) -> bool:

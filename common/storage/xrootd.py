@@ -129,13 +129,17 @@ def check(status: Any, uri: str, file: Any = None) -> None:
 class XRootDSource(Source):
     """A file on XRootD, opened anew where its server is lost."""
 
-    def __init__(self, uri: str) -> None:
-        """Open the file. Raises StorageError, InputError."""
+    def __init__(self, uri: str, entry: Entry | None = None) -> None:
+        """Open the file. Raises StorageError, also for another size than was listed; InputError."""
         self.uri = uri
         self._lock = threading.Lock()
         self._file: Any = None
         self._changed: int | None = None
         retried(self.file)
+        # Not the date: that of a data server may differ from that of the server that lists.
+        if entry is not None and entry.size != self.size:
+            self.close()
+            raise self._other()
 
     def file(self) -> Any:
         """The open file of the client. Raises PassingError where it cannot be opened now."""
@@ -155,8 +159,12 @@ class XRootDSource(Source):
             self.size = int(info.size)
             self._changed = info.modtime
         elif (info.size, info.modtime) != (self.size, self._changed):
-            raise StorageError(f"{self.uri} has changed while it was read; start again")
+            raise self._other()
         return file
+
+    def _other(self) -> StorageError:
+        """The error for a file that is not the one any more that was listed or opened."""
+        return StorageError(f"{self.uri} has changed while it was read; start again")
 
     def forget(self, file: Any) -> None:
         """Have the file opened anew, because this one's connection failed."""
@@ -216,9 +224,9 @@ class XRootDSource(Source):
             file.close(timeout=SECONDS)
 
 
-def open_source(uri: str, _entry: Entry | None = None) -> Source:
+def open_source(uri: str, entry: Entry | None = None) -> Source:
     """Open a file for reading parts of it."""
-    return XRootDSource(uri)
+    return XRootDSource(uri, entry)
 
 
 def exists(uri: str) -> bool:

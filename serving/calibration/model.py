@@ -18,6 +18,7 @@ import numpy as np
 
 from common import storage
 from common.errors import InputError
+from common.exported_model import check_model
 from common.layout import RAW_SUFFIX, RunFolder
 from common.records import ExportRecord
 from serving.validity import KEY, ModelRange, model_range
@@ -125,12 +126,14 @@ class LocalModel:
 def local_model(place: str) -> LocalModel:
     """The model at an address: a run's folder, a model's folder, or its file.
 
-    Raises InputError where there is none that takes columns, and for one of an earlier version.
+    Raises InputError where there is none that takes columns, for one of an earlier version, and for
+    another one than was exported.
     """
     from weaver.onnx.runtime import session
 
     uri = onnx_at(storage.absolute(place))
     content = storage.read_bytes(uri)
+    check_model(uri, content)
     try:
         # One thread an execution: the steps of a file run side by side, which is faster.
         runtime = session(content, threads=1)

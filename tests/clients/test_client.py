@@ -559,3 +559,35 @@ def test_a_certificate_is_checked_unless_told_otherwise(tls):
         np.testing.assert_allclose(client.calibrate(some).calibrated_pt, right(some), rtol=1e-6)
     with pytest.raises(Unreachable, match=r"certificate of https\S+ .*verify="):
         Client(url, NAME).calibrate(some)
+
+
+@pytest.mark.parametrize("option", ["verify", "token", "cookies", "headers"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        pytest.param(5, id="int"),
+        pytest.param(0.5, id="float"),
+        pytest.param(b"x", id="bytes"),
+        pytest.param(["x"], id="list"),
+        pytest.param(object(), id="object"),
+        pytest.param("", id="empty"),
+        pytest.param("~no-such-user/x", id="no user"),
+        pytest.param("a\0b", id="NUL"),
+    ],
+)
+def test_what_an_option_cannot_be_is_refused_in_the_clients_own_words(option, value):
+    if option == "headers" and not value:
+        return  # no headers
+    with pytest.raises(InputError, match=f"{option}="):
+        Client("https://host", NAME, **{option: value})
+
+
+def test_verify_is_never_left_open():
+    with pytest.raises(InputError, match=r"verify=.*None"):
+        Client("https://host", NAME, verify=None)
+
+
+@pytest.mark.parametrize("model", [None, 5, b"pfn", ""])
+def test_a_model_has_a_name_of_text(model):
+    with pytest.raises(InputError):
+        Client("https://host", model)

@@ -150,3 +150,9 @@ def test_without_the_extra_it_says_what_to_install(tmp_path):
         [sys.executable, "-c", code], cwd=place, timeout=60, capture_output=True, text=True
     )
     assert "jec-client[files]" in done.stdout
+
+
+@pytest.mark.parametrize("path", ["~no-such-user/jets.root", "a\0b.root", "x" * 5000, "", "/"])
+def test_a_path_that_no_file_can_have_is_refused(client, path):
+    with pytest.raises(InputError, match="cannot be read"):
+        client.calibrate(path)

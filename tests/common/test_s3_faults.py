@@ -4,6 +4,7 @@ reason where it goes on.
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -24,6 +25,8 @@ class Faulty(BaseHTTPRequestHandler):
     requests = 0
     cuts = 0
     """So many bodies break off in the middle."""
+    gets: list[tuple[bool, dict[str, str]]]
+    """Whether the address is signed, and the headers of each GET."""
 
     def _fails(self) -> bool:
         type(self).requests += 1
@@ -43,8 +46,15 @@ class Faulty(BaseHTTPRequestHandler):
             self._answer(200, b"")
 
     def do_GET(self) -> None:
-        if not self._fails():
-            self._answer(200, self.stored[self.path])
+        path, _, query = self.path.partition("?")
+        self.gets.append(("X-Amz-Signature=" in query, dict(self.headers)))
+        if self._fails():
+            return
+        content = self.stored[path]
+        if asked := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", "")):
+            self._answer(206, content[int(asked[1]) : int(asked[2]) + 1])
+        else:
+            self._answer(200, content)
 
     def _answer(self, status: int, body: bytes) -> None:
         self.send_response(status)
@@ -66,7 +76,7 @@ def server(monkeypatch) -> Iterator[type[Faulty]]:
     """A server at AWS_ENDPOINT_URL whose class holds `faults`; pauses between requests are noted in
     `pauses` instead of made.
     """
-    handler = type("Handler", (Faulty,), {"faults": [], "stored": {}, "pauses": []})
+    handler = type("Handler", (Faulty,), {"faults": [], "stored": {}, "pauses": [], "gets": []})
     served = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=served.serve_forever, args=(0.05,), daemon=True).start()
     address = f"http://127.0.0.1:{served.server_port}"
@@ -123,6 +133,7 @@ def test_refused_access_may_pass_when_somebody_renews_the_keys(server, tmp_path,
     entry = storage.Entry(uri="s3://jets/one", size=10, tag="e")
 
     def read_a_part() -> bytes:
+        server.faults *= 2  # the signed address is refused, then boto3
         with storage.open_source(entry.uri, entry) as source:
             return source.read(0, 5)
 
@@ -140,7 +151,7 @@ def test_refused_access_may_pass_when_somebody_renews_the_keys(server, tmp_path,
         assert caught.value.retryable
         for fact in (entry.uri, code, "AWS_SESSION_TOKEN"):
             assert fact in str(caught.value)
-    assert server.requests == 6  # none is repeated: only other keys would help
+    assert server.requests == 7  # none is repeated: only other keys would help
 
 
 def test_a_wrong_name_stays_the_user_s_error(server):
@@ -162,3 +173,41 @@ def test_a_body_that_is_cut_is_fetched_again(server, no_pauses, tmp_path, cut):
     with pytest.raises(StorageError, match="s3://jets/one"):
         storage.read_bytes("s3://jets/one")
     assert len(no_pauses) == 6
+
+
+def test_ranges_come_from_a_signed_address(server):
+    storage.write_bytes("s3://jets/it's [1]~.root", b"0123456789")
+    with storage.open_source(
+        "s3://jets/it's [1]~.root", storage.Entry(uri="s3://jets/one", size=10, tag="e")
+    ) as source:
+        assert source.read_ranges([(0, 4), (7, 10)]) == [b"0123", b"789"]
+    assert [signed for signed, _ in server.gets] == [True, True]
+    for _, headers in server.gets:
+        assert headers["If-Match"] == '"e"'
+        assert "Authorization" not in headers
+
+
+@pytest.mark.parametrize("fault", ["busy", "refused", "cut", "short", "no ranges"])
+def test_where_a_signed_address_fails_boto3_reads(server, monkeypatch, fault):
+    storage.write_bytes("s3://jets/one", b"0123456789")
+    if fault == "cut":
+        server.cuts = 1
+    elif fault in ("busy", "refused"):
+        server.faults.append((503, "SlowDown") if fault == "busy" else (403, "AccessDenied"))
+    else:
+        answer = server._answer
+        answers = []
+
+        def other_answer(self, status, body):
+            answers.append(status)
+            if len(answers) == 1:
+                status, body = (206, body[:-1]) if fault == "short" else (200, b"0123")
+            answer(self, status, body)
+
+        monkeypatch.setattr(server, "_answer", other_answer)
+    with storage.open_source(
+        "s3://jets/one", storage.Entry(uri="s3://jets/one", size=10, tag="e")
+    ) as source:
+        assert source.read(0, 4) == b"0123"
+        assert source.read(4, 8) == b"4567"
+    assert [signed for signed, _ in server.gets] == [True, False, False]

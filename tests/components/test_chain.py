@@ -11,7 +11,7 @@ from google.protobuf import json_format
 from kfp import components
 from kfp.pipeline_spec import pipeline_spec_pb2
 
-from common import form
+from common import form, tracking
 from common.config import RunConfig
 from components import chain, steps
 from components.server_support import Support, support_of
@@ -281,6 +281,29 @@ def test_the_webhook_of_a_secret_is_in_the_environment_of_finish_alone(tmp_path,
         if secret.get("secretName") == "jec-webhook"
     }
     assert given == {"exec-finish": [{"secretKey": "url", "envVar": "JEC_WEBHOOK"}]}
+
+
+def test_steps_that_log_get_the_logins_of_their_secrets(tmp_path, monkeypatch):
+    for name in (*tracking.CREDENTIALS, "JEC_MODEL_REGISTRY_TOKEN"):
+        monkeypatch.setenv(name, "canary-7f3a")
+    config = RunConfig(mlflow_secret="mlflow-login", model_registry_secret="registry/token")
+    text = chain.compile_to(tmp_path / "pipeline.yaml", config).read_text()
+    assert "canary-7f3a" not in text
+    platform = list(yaml.safe_load_all(text))[1]["platforms"]["kubernetes"]
+    variables: dict[str, dict[str, list[str]]] = {"mlflow-login": {}, "registry": {}}
+    for name, executor in platform["deploymentSpec"]["executors"].items():
+        for secret in executor["secretAsEnv"]:
+            if secret.get("secretName") in variables:
+                names = [key["envVar"] for key in secret["keyToEnv"]]
+                variables[secret["secretName"]][name] = names
+    keys = list(tracking.SECRET_KEYS)
+    assert variables["mlflow-login"] == {
+        "exec-prepare": keys,
+        "exec-search": keys,
+        "exec-finish": keys,
+    }
+    token = ["JEC_MODEL_REGISTRY_TOKEN"]
+    assert variables["registry"] == {"exec-prepare": token, "exec-evaluate": token}
 
 
 def test_every_step_gets_the_login_for_xrootd_where_the_run_names_one(tmp_path):

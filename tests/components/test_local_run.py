@@ -11,9 +11,13 @@ from common import storage
 from common.config import RunConfig
 from common.errors import ClusterError, InputError, InterruptedRun, JecError
 from common.measurements import Interval
+from common.records import ServiceRecord, StatusRecord
 from common.run import Run
 from components import host_runner
 from components.local_run import LocalRun, _gain_text
+from serving import restarts, triton
+from serving.triton import Server
+from tests.records import service_record
 
 RUN_ID = "pfn-00000000"
 
@@ -61,16 +65,44 @@ def test_a_run_whose_preparation_did_not_end_has_no_parameters_to_resume_with(lo
     assert f"the same command with --resume {RUN_ID}" in capsys.readouterr().err
 
 
-def test_a_model_server_that_ends_by_itself_ends_the_serving(local_run):
+def test_a_model_server_that_ends_too_often_ends_the_serving(local_run, monkeypatch):
+    monkeypatch.setattr(restarts, "MOST_RESTARTS", 0)
     folder = local_run.output / RUN_ID / "local" / "services" / local_run.run.model_name
     folder.mkdir(parents=True)
     # Beyond the largest process id that Linux gives.
     (folder / "service.json").write_text(json.dumps({"pid": 2**22 + 1}))
     (folder / "server.log").write_text("it starts\nthe GPU is gone\n")
     began = time.monotonic()
-    with pytest.raises(JecError, match=r"(?s)the GPU is gone.*server\.log"):
+    with pytest.raises(JecError, match=r"the GPU is gone"):
         local_run._keep_serving()
     assert time.monotonic() - began < 1.0
+    status = StatusRecord.load(local_run.run.folder.status)
+    assert (status.step, status.state) == ("pipeline", "failed")
+    assert "the GPU is gone" in status.reason
+
+
+def test_a_model_server_that_ends_is_started_again_and_the_records_say_so(
+    local_run, monkeypatch, capsys
+):
+    run = local_run.run
+    folder = local_run.output / RUN_ID / "local" / "services" / run.model_name
+    folder.mkdir(parents=True)
+    gone = {"pid": 2**22 + 1, "url": "http://127.0.0.1:8123"}
+    (folder / "service.json").write_text(json.dumps(gone))
+    service_record(run.model_name, url=gone["url"], details={"pid": gone["pid"]}).save(
+        run.folder.service
+    )
+
+    def start(repository, **options):
+        assert (repository, options["model_name"]) == (run.folder.models, run.model_name)
+        assert options["http_port"] == 8123
+        return Server(pid=2**22 + 2, url=gone["url"], kind="triton", log="")
+
+    monkeypatch.setattr(triton, "start", start)
+    local_run._ensure_service()
+    assert ServiceRecord.load(run.folder.service).details["pid"] == 2**22 + 2
+    assert json.loads((folder / "service.json").read_text())["pid"] == 2**22 + 2
+    assert gone["url"] in capsys.readouterr().out
 
 
 def test_small_results_on_s3_are_copied_beside_the_logs(s3_bucket, tmp_path):

@@ -86,6 +86,8 @@ def prepared(tmp_path):
         ("num_replicas", 2),
         ("max_replicas", 2),
         ("webhook_secret", "jec-webhook/url"),
+        ("mlflow", "none"),
+        ("model_registry_secret", "registry/token"),
         ("min_improvement", 1.5),
         ("max_closure", 0.5),
         ("weaver_image", "jec-weaver:2"),

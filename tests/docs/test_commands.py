@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,10 @@ from serving import calibrate, serve
 from weaver.fit import options as weaver_options
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = ["README.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md"))]
+PAGES = [
+    "README.md",
+    *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md")),
+]
 AUTOMATION = [".gitlab-ci.yml", ".github/workflows/ci.yml", ".ci/run"]
 ROOMS = "|".join(
     ["images", "deploy", "docs", *(path.parent.name for path in ROOT.glob("*/__init__.py"))]
@@ -61,6 +65,22 @@ def test_flags_of_the_pipeline_exist(page, flags):
         for flag in FLAG.findall(line)
     }
     assert told <= flags
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_of_the_pipeline_are_parsed(page, capsys):
+    parser = pipeline.build_parser()
+    for line in code(page):
+        words = [word for word in shlex.split(line) if word != "..."] if is_command(line) else []
+        if words and not {"--help", "--version"} & set(words):
+            try:
+                parser.parse_args(words[2:])
+            except SystemExit:
+                pytest.fail(f"{line}: {capsys.readouterr().err}")
+
+
+def is_command(line: str) -> bool:
+    return line.startswith("python pipeline.py ")
 
 
 @pytest.mark.parametrize("page", PAGES)

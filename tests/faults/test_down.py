@@ -11,6 +11,7 @@ import pipeline
 from clusters import orphans, run_lock
 from clusters.local import LocalCluster
 from common import storage
+from serving import server_folder
 from serving.server_processes import IDENTITY
 
 pytestmark = pytest.mark.faults
@@ -183,6 +184,17 @@ def test_only_a_server_of_this_run_is_stopped(runs, living, run, began, is_stopp
     servers = Servers()
     LocalCluster(runs, servers=servers).delete(RUN_ID)
     assert servers.stopped == ([process.pid] if is_stopped else [])
+
+
+def test_shared_memory_of_a_server_that_was_killed_goes(runs):
+    folder = server_folder.create()
+    region = server_folder.SHARED_MEMORY / f"{folder.identity}-region"
+    region.write_text("")
+    folder.leave()
+    (runs / RUN_ID / "local" / "services" / "model").mkdir(parents=True)
+    assert down(RUN_ID) == 0
+    assert not region.exists()
+    assert not folder.path.exists()
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"pid": "a"}', '{"pid": -1}', "{}"])

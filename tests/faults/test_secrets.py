@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from common import storage
 from common.errors import InputError, JecError, without_secrets
 from common.storage.addresses import check_url, scheme_of
 from components.step import use_endpoint
@@ -13,6 +14,7 @@ from components.step import use_endpoint
 pytestmark = pytest.mark.faults
 
 CANARY = "canary-7f3a"
+ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL_STS", "S3_ENDPOINT")
 LOGINS = (f"user:{CANARY}", CANARY, f":{CANARY}", f"{CANARY}:x", f"a:b:{CANARY}")
 
 
@@ -20,7 +22,7 @@ LOGINS = (f"user:{CANARY}", CANARY, f":{CANARY}", f"{CANARY}:x", f"a:b:{CANARY}"
 def place(tmp_path, monkeypatch):
     """An empty working folder; the variables of endpoints are not set."""
     monkeypatch.chdir(tmp_path)
-    for name in ("KFP_ENDPOINT", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "S3_ENDPOINT"):
+    for name in ("KFP_ENDPOINT", *ENDPOINTS):
         monkeypatch.delenv(name, raising=False)
         # set and deleted, so that what a command exports is taken back
         monkeypatch.setenv(name, "")
@@ -88,6 +90,49 @@ def test_a_variable_with_a_login_is_refused_and_not_shown(
     said = capsys.readouterr()
     assert variable in said.err
     assert CANARY not in said.out + said.err
+    assert_nowhere(place, capsys)
+
+
+@pytest.mark.parametrize("variable", ENDPOINTS)
+@pytest.mark.parametrize(
+    ("program", "words"),
+    [
+        ("pipeline", ["--compile-to", "p.yaml"]),
+        ("serving.serve", ["s3://b/run"]),
+        ("serving.calibrate", ["a.root", "--model", "s3://b/run", "--output", "out"]),
+        ("components.evaluate", ["--run", "s3://b/run", "--trial", "t"]),
+    ],
+    ids=str,
+)
+def test_each_command_refuses_an_endpoint_with_a_login(
+    program, words, variable, place, capsys, monkeypatch
+):
+    storage.forget_client()
+    (place / "a.root").write_text("")
+    monkeypatch.setenv(variable, f"http://user:{CANARY}@host:9000")
+    assert run(program, *words) == 2
+    said = capsys.readouterr()
+    assert variable in said.err
+    assert CANARY not in said.out + said.err
+    assert_nowhere(place, capsys)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"s3_endpoint: https://user:{CANARY}@minio",
+        f"data_train: https://user:{CANARY}@server/a.root",
+        f"num_epochs: {CANARY}",
+        f"num_epochs: [{CANARY}",
+        f"token: {CANARY}: x",
+        f"x: !{CANARY[:6]} y\nz: '{CANARY}",
+        f"token: {CANARY}",
+    ],
+)
+def test_a_file_of_flags_with_a_secret_is_refused_and_not_shown(text, place, capsys):
+    (place.parent / f"{place.name}.yaml").write_text(text)
+    words = ["--config", str(place.parent / f"{place.name}.yaml"), "--compile-to", "p.yaml"]
+    assert run("pipeline", *words) == 2
     assert_nowhere(place, capsys)
 
 

@@ -26,14 +26,17 @@ COMMANDS = {  # what manifests, deploy/ and the chain run in each image
         "weaver.prepared.prepare",
         "exporting.export",
         "evaluating.evaluate",
+        *(f"components.{task}" for task in ("search", "export", "evaluate")),  # on REANA
     ],
 }
-LOCAL = {
+SEARCH = {
     "clusters.local",
     "clusters.local_sampling",
     "clusters.local_search",
     "clusters.local_study",
     "clusters.local_trial",
+}
+LOCAL = {
     "serving.triton",
     "components.local_run",
     "components.host_runner",
@@ -42,15 +45,17 @@ LOCAL = {
 APART = {
     "steps": {
         *LOCAL,
+        *SEARCH,
         "weaver.onnx.raw_model",
         "weaver.feed.dataset",
         "weaver.network.forward_check",
     },
-    "weaver": LOCAL,
+    "weaver": {*LOCAL, "clusters.kubernetes", "clusters.owner", "clusters.api"},
 }
 """Modules that others import within functions which no program of the image calls: one machine's
 home; in prepare, which only looks at the columns of raw jets, what feeds networks with them, and
-what passes jets through a network where torch is installed."""
+what passes jets through a network where torch is installed; in the jobs of REANA, which has no
+Kubernetes for them, the other home."""
 LATER = {"steps": {"torch", "onnx", "onnxruntime", "google"}, "weaver": set()}
 """Packages that modules of the image import within functions that none of its programs calls, or
 calls only where they are there.

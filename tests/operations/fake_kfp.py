@@ -33,6 +33,7 @@ class FakeKfp:
         self.version, self.login, self.allowed = version, "", {}
         self.multi_user: bool | None = False
         self.pipelines, self.versions, self.experiments, self.runs = [], [], [], []
+        self.recurring: list[dict] = []
         self.requests: list[tuple[str, str]] = []
         self.states: dict[str, list[str]] = {}
         self.canceling_looks = 1
@@ -65,6 +66,9 @@ class FakeKfp:
         if path == "/apis/v2beta1/runs":
             self._check_namespace(query)
             return _paged("runs", list(reversed(self.runs)), query)
+        if path == "/apis/v2beta1/recurringruns":
+            self._check_namespace(query)
+            return _paged("recurringRuns", list(reversed(self.recurring)), query)
         if match := re.fullmatch(r"/apis/v2beta1/pipelines/([^/]+)/versions", path):
             mine = [one for one in reversed(self.versions) if one["pipeline_id"] == match[1]]
             return _paged("pipeline_versions", mine, query)
@@ -107,12 +111,58 @@ class FakeKfp:
         if path == "/apis/v2beta1/runs":
             self.runs.append({**body, "run_id": str(uuid.uuid4()), "state": "PENDING"})
             return self.runs[-1]
+        if path == "/apis/v2beta1/recurringruns":
+            return self.create_recurring(body)
+        if match := re.fullmatch(r"/apis/v2beta1/recurringruns/([^/:]+):(enable|disable)", path):
+            (one,) = [one for one in self.recurring if one["recurring_run_id"] == match[1]] or [{}]
+            one.update(status=f"{match[2].upper()}D", mode=match[2].upper())
+            return {} if one.get("recurring_run_id") else None
         if match := re.fullmatch(r"/apis/v2beta1/runs/([^/:]+):terminate", path):
             # seen with KFP 2.15.0: a terminated run is CANCELING, then FAILED, never CANCELED
             # (kfp 2.15.0 backend/src/apiserver/resource/resource_manager.go:1317)
             self.states[match[1]] = ["CANCELING"] * self.canceling_looks + ["FAILED"]
             return {}
         return None
+
+    def delete(self, path: str, query: dict[str, str]) -> dict | None:
+        match = re.fullmatch(r"/apis/v2beta1/recurringruns/([^/:]+)", path)
+        left = [one for one in self.recurring if not match or one["recurring_run_id"] != match[1]]
+        if len(left) == len(self.recurring):
+            return None
+        self.recurring = left
+        return {}
+
+    def create_recurring(self, body: dict) -> dict:
+        """kfp 2.15.0 backend/src/apiserver/server/api_converter.go:1942-1980, and the text that
+        MySQL takes (client_manager.go:345).
+        """
+        if not body.get("display_name"):
+            raise ValueError("Recurring run's name cannot be empty")
+        if not 1 <= int(body.get("max_concurrency", 0)) <= 10:
+            raise ValueError("Max concurrency of a recurring run must be at least 1 and at most 10")
+        words = body["trigger"]["cron_schedule"]["cron"].split()
+        if not 5 <= len(words) <= 6:
+            raise ValueError(f"Expected 5 to 6 fields, found {len(words)}")
+        # robfig/cron 1.2.0 spec.go:40: the weekday ends at 6
+        weekday = words[5] if len(words) == 6 else "*"
+        if re.search(r"\b7\b", weekday):
+            raise ValueError(f"End of range (7) above maximum (6): {weekday}")
+        if not any(one["experiment_id"] == body.get("experiment_id") for one in self.experiments):
+            raise ValueError("invalid experimentId and namespace combination")
+        version = body["pipeline_version_reference"]["pipeline_version_id"]
+        if not any(one["pipeline_version_id"] == version for one in self.versions):
+            raise ValueError(f"pipeline version {version} not found")
+        if len(body.get("description", "")) > 255 or len(body["display_name"]) > 255:
+            raise ValueError("Data too long for column")
+        is_on = body.get("mode") == "ENABLE"
+        made = {
+            **body,
+            "recurring_run_id": str(uuid.uuid4()),
+            "status": "ENABLED" if is_on else "DISABLED",
+            "created_at": "2026-11-30T00:00:00Z",
+        }
+        self.recurring.append(made)
+        return made
 
     def _check_namespace(self, request: dict) -> None:
         if self.multi_user is False:
@@ -166,6 +216,9 @@ def _handler(fake: FakeKfp) -> type:
 
         def do_GET(self) -> None:
             self._do(fake.get)
+
+        def do_DELETE(self) -> None:
+            self._do(fake.delete)
 
         def do_POST(self) -> None:
             raw = self.rfile.read(int(self.headers.get("Content-Length") or 0))

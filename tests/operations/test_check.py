@@ -454,6 +454,18 @@ def test_the_webhooks_secret_is_looked_for_and_its_value_not_shown(fake, secret,
     assert "canary" not in rows[0][1]
 
 
+def test_the_secrets_of_tracking_are_looked_for(fake):
+    home = fake()
+    with home.api.lock:
+        value = base64.b64encode(b"canary").decode()
+        data = {"token": value, "MLFLOW_TRACKING_TOKEN": value}
+        home.api.create("secrets", {"metadata": {"name": "logins"}, "data": data})
+    rows = checked(home, mlflow_secret="logins", model_registry_secret="logins/token")
+    assert rows["model registry"][0][0] == "ok"
+    assert rows["MLflow"][0][0] == "error", "the address is in neither place"
+    assert "MLflow" not in checked(home, mlflow_secret="logins", mlflow="https://mlflow.example")
+
+
 # Pod Security
 # ------------------------------------------------------------------------------------------------
 

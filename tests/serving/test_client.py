@@ -16,6 +16,7 @@ from common.errors import ClusterError, DeadlineError, GateError, InputError
 from serving import client as client_module
 from serving import golden
 from serving.client import Client, NotServing, Unreachable, golden_check, main
+from serving.triton import free_port
 
 ANSWER = {
     "model_name": "m",
@@ -70,6 +71,16 @@ def golden_uri(tmp_path):
         for name, body in zip(golden.file_names(size), ({"inputs": []}, ANSWER), strict=True):
             (tmp_path / name).write_text(json.dumps(body))
     return str(tmp_path)
+
+
+@pytest.mark.faults
+def test_golden_check_does_not_wait_for_a_server_that_has_ended(golden_uri):
+    url = f"http://127.0.0.1:{free_port()}"
+    began = time.monotonic()
+    with pytest.raises(ClusterError, match="m ended") as ended:
+        golden_check(url, "m", golden_uri, 30, is_running=lambda: False)
+    assert not isinstance(ended.value, DeadlineError)
+    assert time.monotonic() - began < 1
 
 
 def answer_of(value: float) -> dict:

@@ -20,10 +20,11 @@ import numpy as np
 import pytest
 
 from common import storage
-from serving import golden, server_folder
+from common.errors import InputError
+from serving import golden, server_folder, server_processes
 from serving.client import Client, golden_check
 from serving.serve import main, models_at
-from serving.triton import free_port
+from serving.triton import Server, free_port
 from tests.exporting.small import write_repository
 from tests.serving.conftest import NAME
 
@@ -173,17 +174,54 @@ def test_metrics_of_another_version_or_broken_ones_are_no_reason_not_to_serve(ru
         assert warnings == {""}
 
 
-def test_a_server_that_died_ends_the_command_with_its_last_lines(triton_runs, run):
+def server_at(url: str) -> server_folder.Running:
+    (server,) = [one for one in server_folder.running() if one.url == url]
+    return server
+
+
+@pytest.mark.faults
+def test_a_killed_server_is_started_again_and_ends_with_its_killed_command(triton_runs, run):
     with serving(run) as (process, text):
-        (server,) = [one for one in server_folder.running() if one.url == url_of(text)]
+        process.stderr.readline()  # the model was not evaluated
+        server = server_at(url_of(text))
+        killed = time.monotonic()
         os.kill(server.pid, signal.SIGKILL)
-        started = time.monotonic()
-        assert process.wait(timeout=20) == 1
-        assert time.monotonic() - started < 5
-        said = process.stderr.read()
-        assert "the model server ended by itself:\n" in said
-        # the last lines of its log
-        assert "Started HTTPService" in said.partition("ended by itself:\n")[2]
+        assert f"pid {server.pid}" in process.stderr.readline()
+        assert time.monotonic() - killed < 2
+        assert "runs again" in process.stdout.readline()
+        again = server_at(url_of(text))
+        assert again.pid != server.pid
+        assert golden_check(again.url, NAME, str(run / "golden" / NAME), 10).answer
+
+        folder = Path(os.readlink(f"/proc/{again.pid}/cwd"))
+        assert len(list(folder.glob("python_env_*"))) == 1
+        process.kill()
+        process.wait()
+        ends = time.monotonic() + 15
+        while folder.exists() and time.monotonic() < ends:
+            time.sleep(0.05)
+        assert not folder.exists()
+        assert server_processes.members(again.pid) == {}
+        assert list(server_folder.SHARED_MEMORY.glob(f"{folder.name}*")) == []
+
+
+@pytest.mark.faults
+def test_a_server_that_does_not_start_again_ends_the_command(run, monkeypatch, capsys):
+    gone = Server(pid=2**22 + 1, url="http://127.0.0.1:8123", kind="triton", log="")
+    starts = []
+
+    def start(models, ports, log):
+        starts.append(ports.http)
+        if len(starts) == 2:
+            raise InputError(f"the server cannot load {NAME}")
+        return gone
+
+    monkeypatch.setattr("serving.serve._started", start)
+    monkeypatch.setattr("serving.restarts.FIRST_PAUSE", 0.0)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    assert main([str(run), "--port", str(free_port())]) == 1
+    assert starts[1] == 8123
+    assert NAME in capsys.readouterr().err.partition("error: ")[2]
 
 
 @pytest.mark.parametrize(

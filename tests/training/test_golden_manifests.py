@@ -74,6 +74,7 @@ def manifests() -> dict[str, Manifest]:
     old_form = run_with(
         num_gpus=1, serving_gpus=1, predictor_form="triton", min_replicas=0, max_replicas=3
     )
+    logging = run_with(mlflow="https://mlflow.example", mlflow_secret="mlflow-login")
     mig_service = mig.config.replace(
         serving_gpus=1, serving_cpus="500m", serving_memory="2Gi", rollout="recreate"
     )
@@ -86,6 +87,8 @@ def manifests() -> dict[str, Manifest]:
         "export-job": export_job(pfn, "trial-7"),
         "export-job-mig-tolerations-eos": export_job(mig, "trial-7"),
         "evaluate-job": evaluate_job(pfn, "trial-7"),
+        "experiment-mlflow": experiment(logging),
+        "evaluate-job-mlflow": evaluate_job(logging, "trial-7"),
         "inference-service": inference_service(pfn),
         "inference-service-mig-tolerations": inference_service(Run(config=mig_service)),
         "inference-service-gpu-old-form": inference_service(old_form, "trial-7"),

@@ -175,19 +175,19 @@ def _meet(world: World, backend: str) -> None:
     # keys of the last round.
     prefix = f"weaver/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
     is_master = world.rank == 0 and not hosted
-    listener = None
+    own_socket = None
     try:
         if is_loopback(address):
             _stay_on_loopback()
             # by itself the store listens on all addresses
-            listener = _listener(address, port) if is_master else None
+            own_socket = listener(address, port) if is_master else None
         store = dist.TCPStore(
             address,
             port,
             world.size,
             is_master=is_master,
             timeout=START_TIMEOUT,
-            master_listen_fd=listener,
+            master_listen_fd=own_socket,
         )
         dist.init_process_group(
             backend,
@@ -221,18 +221,18 @@ def _stay_on_loopback() -> None:
             os.environ.setdefault(variable, LOOPBACK)
 
 
-def _listener(address: str, port: int) -> int:
+def listener(address: str, port: int) -> int:
     """The descriptor of a socket that listens at this address only; the store closes it."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    listener = socket.socket(family)
+    own_socket = socket.socket(family)
     try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((address, port))
-        listener.listen()
+        own_socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        own_socket.bind((address, port))
+        own_socket.listen()
     except OSError:
-        listener.close()
+        own_socket.close()
         raise
-    return listener.detach()
+    return own_socket.detach()
 
 
 def _number(name: str, default: int) -> int:

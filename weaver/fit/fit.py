@@ -38,6 +38,7 @@ from weaver.fit.checkpoint import (
 )
 from weaver.fit.distributed import World, explained
 from weaver.fit.metrics_log import EpochRecord
+from weaver.fit.mlflow_trial import MlflowTrial, parameters_of
 from weaver.fit.optimizers import make_optimizer, set_rate
 from weaver.fit.options import OptionValues, TrainOptions
 from weaver.fit.schedulers import Schedule
@@ -124,9 +125,13 @@ class Fit:
             self.stop,
             _compiling(self.options.compile),
             TensorBoard(tensorboard, self.progressed.epoch) as board,
+            MlflowTrial(
+                self.folder.uri, parameters_of(self.options), used=self.world.is_main
+            ) as mlflow,
         ):
             while not has_ended(self.options, self.progressed):
                 self._epoch(board)
+                mlflow.epochs(self.progressed.history)
             board.settings(
                 {**self.options.settings(), **self.description["network_options"]},
                 self.progressed.best_metric,

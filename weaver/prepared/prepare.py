@@ -25,6 +25,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
 
@@ -50,6 +51,7 @@ from weaver.read import files as data_files
 # raise it when the same files decode to other numbers; data that were prepared before are then made
 # anew, while those of a finished run can still be read
 DECODED = 2
+STORAGE_REQUESTS = 16  # on their way at a time
 OBJECTS = 50_000  # made between two garbage collections: an opened file has some ten thousand
 
 
@@ -142,8 +144,12 @@ def prepare(
 
     warn_of_space(target(), checked.files, report)
     with building(target(), target) as folder:
-        with _rare_collections():
-            description = decoding.run(folder)
+        try:
+            with _rare_collections():
+                description = decoding.run(folder)
+        except InputError:
+            check_unchanged(entries)  # half of an old file and half of a new one look like damage
+            raise
         check_unchanged(entries)
         if address(decoding.skipped) != uri:  # some damage shows in decoding only
             uri = address(decoding.skipped)
@@ -191,10 +197,13 @@ def check_unchanged(entries: Iterable[Entry]) -> None:
 
     Of what S3 and web servers have, each request asks for the version that was listed.
     """
+    listed = []
     for entry in entries:
-        if storage.is_s3(entry.uri) or entry.uri.startswith("http"):
-            continue
-        now = storage.entries(entry.uri)
+        if not storage.is_s3(entry.uri) and not entry.uri.startswith("http"):
+            listed.append(entry)
+    with ThreadPoolExecutor(STORAGE_REQUESTS) as pool:  # each takes a round trip
+        again = list(pool.map(storage.entries, [entry.uri for entry in listed]))
+    for entry, now in zip(listed, again, strict=True):
         if [(file.size, file.tag) for file in now] != [(entry.size, entry.tag)]:
             raise InputError(
                 f"{entry.uri} changed while it was read: it had {entry.size:,} bytes, now it has"

@@ -28,7 +28,7 @@ JOINED = 0.06  # of the bytes that are asked for, so many others may come along
 END_SHARE = 0.01  # of a file, so much is read at its beginning and at its end to open it
 LEAST_END, MOST_END = 2**12, 2**16  # bytes of these; a tree of 200 branches takes 35,000
 # of one request, cut between baskets: one connection of a long line carries less than the line, and
-# a request to S3 takes boto3 two milliseconds of CPU time
+# a request takes a millisecond of CPU time
 REQUEST_BYTES = 2**23
 READERS = 8  # steps on their way at a time
 AHEAD_BYTES = 2**26  # read before they are decoded: 0.2 s of a line of 300 MB/s

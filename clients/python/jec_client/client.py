@@ -135,6 +135,10 @@ class Client:
 
         Raises InputError for an argument that cannot be used. Nothing is sent.
         """
+        if headers is not None and not isinstance(headers, Mapping):
+            raise InputError(f"headers= takes a dict of texts, not {_kind_of(headers)}")
+        if not isinstance(model, str):
+            raise InputError(f"model= takes the model's name on the server, not {_kind_of(model)}")
         for name, value in (headers or {}).items():
             if SECRET_HEADER.search(name):
                 raise InputError(
@@ -147,12 +151,12 @@ class Client:
                 )
         self._set(
             url=str(url).rstrip("/"),
-            model=str(model),
+            model=model,
             timeout=_seconds("timeout", timeout),
             headers={name: str(value) for name, value in (headers or {}).items()},
             token=None if token is None else Secret.at("token", token),
             cookies=None if cookies is None else Secret.at("cookies", cookies),
-            verify=verify if isinstance(verify, bool) else os.fspath(verify),
+            verify=verify if isinstance(verify, bool) else _certificates(verify),
         )
 
     def _set(self, **settings: Any) -> None:
@@ -422,6 +426,24 @@ def _seconds(option: str, value: float) -> float:
     if math.isnan(seconds):
         raise InputError(f"{option}={value!r} is no number of seconds; give one, as 30.0")
     return seconds
+
+
+def _certificates(value: Any) -> str:
+    """The path of certificates. Raises InputError for what is none."""
+    text = os.fspath(value) if isinstance(value, os.PathLike) else value
+    if not isinstance(text, str) or not text:
+        raise InputError(
+            "verify= takes True, False, or the path of a file or a folder of certificates, not"
+            f" {_kind_of(value)}"
+        )
+    return text
+
+
+def _kind_of(value: Any) -> str:
+    """What a value is, for errors; not its text, which may be a secret."""
+    if value is None or value == "":
+        return "None" if value is None else "an empty text"
+    return f"an object of the type {type(value).__name__}"
 
 
 def _is_text(name: str) -> bool:

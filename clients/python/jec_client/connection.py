@@ -157,10 +157,11 @@ def _context(verify: bool | str) -> ssl.SSLContext:
         if os.path.isdir(verify):
             return ssl.create_default_context(capath=verify)
         return ssl.create_default_context(cafile=verify)
-    except (OSError, ssl.SSLError) as error:
+    except (OSError, ValueError) as error:  # ValueError for a NUL in the name
+        reason = getattr(error, "strerror", None) or error
         raise InputError(
             f"verify= takes True, False, or the path of a file or a folder of certificates;"
-            f" {verify!r} cannot be read: {error.strerror or error}"
+            f" {verify!r} cannot be read: {reason}"
         ) from None
 
 

@@ -33,16 +33,23 @@ class Secret:
 
         Text that is no file may be the secret itself, so no error repeats it.
         """
-        text = os.fspath(place)
+        text = os.fspath(place) if isinstance(place, os.PathLike) else place
+        if not isinstance(text, str):
+            raise InputError(
+                f"{option}= takes the path of a file, or '$NAME' for a variable of the environment,"
+                f" not an object of the type {type(place).__name__}"
+            )
         if text.startswith("$"):
             secret = cls(option, variable=text[1:].strip("{}"))
             if not secret.variable:
                 raise InputError(f"{option}= names no variable of the environment behind '$'")
         else:
-            path = Path(text).expanduser()
+            path = Path(text)
             try:
+                path = path.expanduser()
                 there = path.is_file()
-            except (OSError, ValueError):  # a name that no file can have
+            # a name that no file can have, and ~NAME of a user who does not exist
+            except (OSError, ValueError, RuntimeError):
                 there = False
             if not there:
                 shown = f"; there is no file {text}" if isinstance(place, os.PathLike) else ""

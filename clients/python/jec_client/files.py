@@ -30,7 +30,7 @@ def tables(path: str | os.PathLike[str], wanted: Sequence[str]) -> Iterator[Tabl
     Raises InputError for a file that is not there, is of another kind or damaged, has no tree or
     several with the columns, or needs a package that is not installed.
     """
-    text = os.fspath(path)
+    text = os.fsdecode(path)
     text, colon, tree = text.partition(".root:")
     file = text + ".root" if colon else text
     kind = _kind(file)
@@ -58,7 +58,8 @@ def _kind(file: str) -> str:
         try:
             with Path(file).expanduser().open("rb") as opened:
                 first = opened.read(4)
-        except (OSError, ValueError) as error:
+        # ValueError for a NUL in the name, RuntimeError for ~NAME of a user who does not exist
+        except (OSError, ValueError, RuntimeError) as error:
             reason = getattr(error, "strerror", None) or error
             raise InputError(f"{file[:200]!r} cannot be read as a file of jets: {reason}") from None
         if first not in kinds:

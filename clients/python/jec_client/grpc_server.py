@@ -207,8 +207,9 @@ def _credentials(verify: bool | str) -> grpc.ChannelCredentials:
         raise InputError("verify=False does not exist with gRPC; give the path of certificates")
     try:
         return grpc.ssl_channel_credentials(Path(verify).read_bytes())
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError for a NUL in the name
+        reason = getattr(error, "strerror", None) or error
         raise InputError(
             f"verify= takes the path of a file of certificates with gRPC; {verify!r} cannot be"
-            f" read: {error.strerror}"
+            f" read: {reason}"
         ) from None

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import socket
+import subprocess
 import time
-from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
+from clusters.processes import host_command
 from common.errors import ClusterError, InputError
-from tests.weaver.trials import command, finish, history, start, wait_for, weights
+from tests.watching import listening
+from tests.weaver.trials import ROOT, command, finish, history, start, wait_for, weights
 from weaver.fit.distributed import World, is_loopback, ranks, select_device
 
 # 539 jets in batches of 100: the last one holds 39, so that one rank gets 20 of them, and the other
@@ -62,34 +64,55 @@ def test_a_rank_that_dies_ends_the_other_with_a_reason(prepared, tmp_path):
     assert not (tmp_path / "failed").exists()  # a restart may well succeed
 
 
-def listening(pid: int) -> list[str]:
-    """The addresses that a process listens at, as /proc writes them."""
-    sockets = set()
-    for link in Path(f"/proc/{pid}/fd").iterdir():
-        with contextlib.suppress(OSError):
-            sockets.add(os.readlink(link))
-    addresses = []
-    for table in ("tcp", "tcp6"):
-        for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
-            words = line.split()
-            if words[3] == "0A" and f"socket:[{words[9]}]" in sockets:  # LISTEN
-                addresses.append(words[1].split(":")[0])
-    return addresses
-
-
 @pytest.mark.faults
 def test_ranks_of_one_machine_listen_where_no_other_machine_reaches_them(prepared, tmp_path):
     first, second = start_ranks(command(prepared, tmp_path, **{**WORDS, "num_epochs": 1000}))
     try:
         wait_for(first, lambda: len(history(tmp_path)) >= 1)
-        addresses = [*listening(first.pid), *listening(second.pid)]
+        addresses = listening(first.pid) | listening(second.pid)
     finally:
         for process in (first, second):
             process.kill()
             finish(process)
-    loopback = {"0100007F", "0" * 24 + "01000000", "0" * 16 + "FFFF00000100007F"}
     assert addresses
-    assert set(addresses) <= loopback
+    assert addresses <= {"127.0.0.1", "::1"}
+
+
+@pytest.mark.faults
+def test_torchrun_of_one_machine_listens_there_too(prepared, tmp_path):
+    """A replica with several GPUs: torchrun keeps the store, and starts a rank for each."""
+    words = command(prepared, tmp_path, **{**WORDS, "num_epochs": 1000})
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    program = host_command(["torchrun", "-m", "weaver.train", *words])
+    agent = subprocess.Popen(
+        program,
+        cwd=ROOT,
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "PET_MASTER_ADDR": "127.0.0.1",
+            "PET_MASTER_PORT": port,
+            "PET_NODE_RANK": "0",
+            "PET_NNODES": "1",
+            "PET_NPROC_PER_NODE": "2",
+        },
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    ranks = []
+    try:
+        wait_for(agent, lambda: len(history(tmp_path)) >= 1, 60)
+        ranks = psutil.Process(agent.pid).children(recursive=True)
+        addresses = [listening(pid) for pid in (agent.pid, *(rank.pid for rank in ranks))]
+    finally:
+        agent.terminate()  # it ends its ranks
+        finish(agent)
+    assert len(ranks) >= 2
+    assert addresses[0] <= {"127.0.0.1", "::1"}
+    assert addresses[0]
+    assert set().union(*addresses) <= {"127.0.0.1", "::1"}
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,7 @@ def _peer(python: str, folder: Path, *commands: list[str]) -> None:
     # this project's network imports these; its `weaver` must stay out of the way
     packages = folder / "packages"
     packages.mkdir()
-    for name in ("networks", "common"):
+    for name in ("networks", "common", "jec_client"):
         (packages / name).symlink_to(ROOT / name)
     job = {"folder": str(folder), "commands": commands}
     done = subprocess.run(

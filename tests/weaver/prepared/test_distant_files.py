@@ -7,16 +7,19 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from common import storage
-from common.errors import InputError
+from common.errors import InputError, StorageError
 from tests.servers import web, xrootd
 from tests.weaver.conftest import DATA, synthetic_jets, write_jets
 from weaver.config.data_config import DataConfig
+from weaver.prepared.decoding import Decoding
 from weaver.prepared.prepare import prepare
+from weaver.read import files
 
 CONFIG = DATA / "jec_pfn_open.yaml"
 
@@ -98,6 +101,7 @@ def test_the_tree_behind_the_file_is_read(sources, tmp_path, source):
 
 PREPARE = """
 import sys
+import time
 import botocore.endpoint
 from common.storage import retries
 from weaver.prepared import prepare
@@ -168,3 +172,81 @@ def test_a_server_that_dies_leaves_one_line_and_no_data(folder, tmp_path, monkey
     assert line.startswith("error: ")
     assert ".root" in line
     assert list(place.glob("cache/*")) == []
+
+
+@pytest.fixture(params=["disk", "s3", "root", "http"])
+def replaceable(request, tmp_path):
+    """The address of a file of 40 jets, and a function that replaces it an hour later.
+
+    The new file has as many bytes, and other content.
+    """
+    old, new = tmp_path / "old.root", tmp_path / "new.root"
+    write_jets(old, synthetic_jets(40, seed=1), basket=7)
+    content = old.read_bytes()
+    middle = len(content) // 2
+    new.write_bytes(content[:middle] + bytes(200) + content[middle + 200 :])
+    later = time.time()
+
+    def put(source, date):
+        if request.param == "s3":
+            storage.upload(source, uri)
+            return
+        copy = place / "part"
+        shutil.copyfile(source, copy)
+        os.utime(copy, (date, date))
+        copy.rename(place / "a.root")
+
+    if request.param == "s3":
+        uri = f"{request.getfixturevalue('s3_bucket')}/a.root"
+    elif request.param == "disk":
+        place, uri = tmp_path, str(tmp_path / "a.root")
+    else:
+        name = {"root": "xrootd_server", "http": "web_server"}[request.param]
+        server = request.getfixturevalue(name)
+        place = server.data / f"replaced-{tmp_path.name}"
+        place.mkdir()
+        uri = f"{server.uri}/{place.name}/a.root"
+    put(old, later - 3600)
+    return uri, lambda: put(new, later)
+
+
+@pytest.mark.parametrize("moment", ["listed", "checked", "decoded"])
+@pytest.mark.parametrize("skip_bad_files", [False, True], ids=["", "skipping"])
+def test_a_file_that_is_replaced_is_noticed(
+    replaceable, tmp_path, monkeypatch, no_pauses, moment, skip_bad_files
+):
+    uri, replace = replaceable
+    entries = files.find(uri)
+    after_reading = moment == "decoded" and not uri.startswith(("/", "root"))
+
+    def then_replaced(function):
+        def call(*arguments, **options):
+            result = function(*arguments, **options)
+            replace()
+            return result
+
+        return call
+
+    if moment == "listed":
+        replace()
+    elif moment == "checked":
+        monkeypatch.setattr(files, "check", then_replaced(files.check))
+    else:
+        monkeypatch.setattr(Decoding, "run", then_replaced(Decoding.run))
+
+    def prepared():
+        return prepare(
+            entries,
+            DataConfig.load(str(CONFIG)),
+            str(tmp_path / "place"),
+            for_training=True,
+            skip_bad_files=skip_bad_files,
+            report=lambda line: None,
+        )
+
+    if after_reading:  # S3 and web servers gave the version that was listed, which is whole
+        assert prepared().num_read == 40
+        return
+    with pytest.raises((InputError, StorageError), match=r"a\.root.* changed while it was read"):
+        prepared()
+    assert list((tmp_path / "place").glob("cache/*")) == []

@@ -1,0 +1,28 @@
+"""Hooks of the docs site: links to files of the project outside of docs/.
+
+On the repository's own pages such a link opens the file. The site has no such file, and shows its
+path. A file that is not there is a warning, at which `make docs` fails.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+LINK = re.compile(r"\[([^\]]*)\]\(\.\./([^)#]*)\)")
+LOG = logging.getLogger("mkdocs.hooks")
+
+
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Replace links to files outside of docs/ by their text and path."""
+
+    def path_of(link: re.Match[str]) -> str:
+        text, path = link.groups()
+        if not (ROOT / path).exists():
+            LOG.warning("%s links to ../%s, which does not exist", page.file.src_uri, path)
+        return f"`{path}`" if text.strip("`") == path else f"{text} (`{path}`)"
+
+    return LINK.sub(path_of, markdown)

@@ -1,0 +1,127 @@
+"""The pages of the docs site: what they print as an example works, and what they show is there."""
+
+import importlib.util
+import re
+import types
+
+import pytest
+import torch
+import yaml
+
+from benchmarks import plots
+from common.errors import InputError
+from common.project import ROOT
+from tests.docs.printed import printed
+from training import search_space
+from training.network_options import check_options
+from weaver.config.data_config import DataConfig
+from weaver.network.network_file import NetworkFile
+
+DOCS = ROOT / "docs"
+SITE = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
+
+
+def of_nav(entries):
+    """The pages of the navigation."""
+    for entry in entries:
+        for target in entry.values():
+            yield from of_nav(target) if isinstance(target, list) else [target]
+
+
+def example(page, words):
+    """The one block of YAML on a page that has these words."""
+    blocks = re.findall(r"```yaml\n(.*?)```", (DOCS / page).read_text(), re.DOTALL)
+    (block,) = [block for block in blocks if words in block]
+    return block
+
+
+@pytest.fixture
+def data_config(tmp_path):
+    file = tmp_path / "my.yaml"
+    file.write_text(example("data-configs.md", "inputs:"))
+    return DataConfig.load(str(file))
+
+
+@pytest.fixture
+def network(tmp_path):
+    file = tmp_path / "my_net.py"
+    file.write_text(printed("docs/networks.md", "def get_model"))
+    return NetworkFile.read(str(file))
+
+
+def test_every_page_is_in_the_navigation():
+    pages = sorted(str(path.relative_to(DOCS)) for path in DOCS.rglob("*.md"))
+    assert sorted(of_nav(SITE["nav"])) == pages
+
+
+def test_a_broken_link_fails_the_build():
+    assert SITE["strict"] is True
+    assert set(SITE["validation"]["links"].values()) == {"warn"}
+    assert "--strict" in (ROOT / "Makefile").read_text()
+
+
+def test_a_link_to_a_file_of_the_project_becomes_its_path(caplog):
+    hooks = load(DOCS / "hooks.py")
+    page = types.SimpleNamespace(file=types.SimpleNamespace(src_uri="page.md"))
+    assert hooks.on_page_markdown("[the gate](../physics/gate.py)", page) == (
+        "the gate (`physics/gate.py`)"
+    )
+    assert caplog.records == []
+    hooks.on_page_markdown("[gone](../physics/gone.py)", page)
+    assert "physics/gone.py" in caplog.text
+
+
+def load(path):
+    """A module of a file outside of all packages."""
+    spec = importlib.util.spec_from_file_location("site_hooks", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_modules_of_the_reference_exist():
+    names = re.findall(r"^::: ([\w.]+)$", (DOCS / "api.md").read_text(), re.MULTILINE)
+    assert len(names) > 10
+    for name in names:
+        module = re.sub(r"\.[A-Z]\w*$", "", name)
+        assert importlib.util.find_spec(module), name
+
+
+def test_the_data_config_that_is_printed_is_one(data_config):
+    assert data_config.input_shapes == {
+        "pf_features": (-1, 3, 64),
+        "pf_mask": (-1, 1, 64),
+        "jet_features": (-1, 2),
+    }
+
+
+def test_the_network_that_is_printed_answers_with_one_number_a_jet(data_config, network, tmp_path):
+    module = load(tmp_path / "my_net.py")
+    model, info = module.get_model(data_config, width=8)
+    shapes = [(5, *shape[1:]) for shape in data_config.input_shapes.values()]
+    answer = model(*[torch.ones(shape) for shape in shapes])
+    assert answer.shape == (5, 1)
+    assert info["input_names"] == list(data_config.input_names)
+    assert torch.isfinite(module.get_loss(data_config)(answer, torch.zeros(5, 1)))
+
+
+def test_the_options_of_the_network_that_is_printed_are_checked(network):
+    text = '{"parameters": [{"name": "width", "type": "int", "min": 0, "max": 9}]}'
+    space = search_space.parse(text)
+    with pytest.raises(InputError, match="width"):
+        check_options(space, "my_net.py", network.source)
+
+
+def test_the_search_space_that_is_printed_is_one():
+    space = search_space.parse(example("search-spaces.md", "only_for"))
+    names = [one.name for one in search_space.for_network(space, "pfn_regressor_open.py")]
+    assert names == ["num-conv-layers", "conv-dim", "start-lr", "optimizer", "loss"]
+
+
+@pytest.mark.parametrize("plot", plots.PLOTS, ids=lambda plot: plot.name)
+def test_a_plot_is_of_the_results_that_are_there(plot):
+    drawn = (DOCS / "performance" / f"{plot.name}.svg").read_text()
+    bars = plots.bars_of(plot)
+    assert plots.digest_of(bars) in drawn, "type: python -m benchmarks.plots docs/performance"
+    assert f"performance/{plot.name}.svg" in (DOCS / "performance.md").read_text()
+    assert all(bar.low <= bar.value <= bar.high for bar in bars)

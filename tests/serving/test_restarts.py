@@ -1,0 +1,160 @@
+"""A server that ends by itself, or whose owner is killed. The servers are sleeping processes here;
+tests/serving/test_serve.py does the same with Triton.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from common.errors import ClusterError, InputError
+from serving import guard, restarts, server_folder, server_processes
+
+pytestmark = pytest.mark.faults
+
+SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(restarts, "WATCH_SECONDS", 0.01)
+    monkeypatch.setattr(restarts, "FIRST_PAUSE", 0.01)
+
+
+@pytest.fixture
+def launch(tmp_path):
+    """Start a process as a server with shared memory; all are ended."""
+    pids = []
+
+    def start(command=SLEEP, owner=None) -> tuple[int, Path, Path]:
+        folder = server_folder.create()
+        region = server_folder.SHARED_MEMORY / f"{folder.identity}-region"
+        region.write_text("")
+        process = server_processes.launch(
+            command, os.environ, folder=folder, log=tmp_path / "log", owner=owner
+        )
+        folder.leave()
+        pids.append(process.pid)
+        return process.pid, folder.path, region
+
+    yield start
+    for pid in pids:
+        server_processes.stop(pid)
+
+
+def wait_until(condition, seconds=10.0):
+    ends = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < ends
+        time.sleep(0.01)
+
+
+def test_a_server_is_started_again_until_the_limit(launch, quick, tmp_path):
+    lines, started = [], []
+
+    def restart() -> int:
+        pid, *paths = launch()
+        os.kill(pid, signal.SIGKILL)
+        started.append((pid, *paths))
+        return pid
+
+    first = restart()
+    (tmp_path / "log").write_text("started\nthe GPU is gone\n")
+    with pytest.raises(ClusterError, match="the GPU is gone"):
+        restarts.keep_running(first, restart, log=tmp_path / "log", report=lines.append)
+    assert len(started) == 1 + restarts.MOST_RESTARTS
+    assert len(lines) == restarts.MOST_RESTARTS
+    for (pid, folder, region), line in zip(started, lines, strict=False):
+        assert str(pid) in line
+        assert not folder.exists()
+        assert not region.exists()
+
+
+def test_the_pauses_double(launch, monkeypatch, tmp_path):
+    pauses = []
+    monkeypatch.setattr(restarts.time, "sleep", pauses.append)
+    monkeypatch.setattr(restarts.triton, "is_running", lambda pid: False)
+    with pytest.raises(ClusterError):
+        restarts.keep_running(2**22 + 1, lambda: 2**22 + 1, log=tmp_path / "no", report=print)
+    assert pauses == [1.0, 2.0, 4.0]
+
+
+def test_a_server_that_ran_for_long_is_restarted_as_for_the_first_time(
+    launch, quick, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(restarts, "STEADY_SECONDS", 0.0)
+    lines = []
+
+    def restart() -> int:
+        if len(lines) == 2 * restarts.MOST_RESTARTS:
+            raise InputError("enough")
+        return 2**22 + 1
+
+    with pytest.raises(InputError):
+        restarts.keep_running(restart(), restart, log=tmp_path / "no", report=lines.append)
+    assert all(f"(1 of {restarts.MOST_RESTARTS})" in line for line in lines)
+
+
+def test_a_server_ends_with_its_owner_that_was_killed(launch):
+    with subprocess.Popen(SLEEP) as owner:
+        pid, folder, region = launch(owner=owner.pid)
+        time.sleep(2 * guard.POLL)
+        assert server_processes.is_running(pid)
+        owner.kill()
+    wait_until(lambda: not server_processes.lives(pid))
+    wait_until(lambda: not folder.exists() and not region.exists())
+
+
+def test_what_a_killed_server_left_goes_while_its_owner_lives(launch):
+    command = [sys.executable, "-c", f"import subprocess; subprocess.run({SLEEP!r})"]
+    pid, folder, region = launch(command, owner=os.getpid())
+    wait_until(lambda: len(server_processes.members(pid)) == 2)
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not folder.exists() and not region.exists())
+    assert server_processes.members(pid) == {}
+
+
+def test_a_process_with_the_pid_of_the_owner_is_not_taken_for_it(launch):
+    pid, *_ = launch()
+    guard.guard(pid, os.getpid(), "12345.6")
+    assert not server_processes.lives(pid)
+
+
+def test_stop_ends_the_guard_too(launch):
+    pid, *_ = launch(owner=os.getpid())
+    guards = [
+        process
+        for process in psutil.Process().children()
+        if "serving.guard" in process.cmdline() and str(pid) in process.cmdline()
+    ]
+    assert len(guards) == 1
+    server_processes.stop(pid)
+    assert not guards[0].is_running()
+
+
+def test_only_what_nobody_holds_is_removed(launch):
+    _, folder, region = launch()
+    abandoned = server_folder.create()
+    left = server_folder.SHARED_MEMORY / f"{abandoned.identity}-region"
+    left.write_text("")
+    foreign = server_folder.SHARED_MEMORY / f"other-{abandoned.identity}"
+    foreign.write_text("")
+    try:
+        server_folder.remove_abandoned()
+        assert left.exists()
+        abandoned.leave()
+        server_folder.remove_abandoned()
+        assert not left.exists()
+        assert not abandoned.path.exists()
+        assert region.exists()
+        assert folder.exists()
+        assert foreign.exists()
+    finally:
+        foreign.unlink()

@@ -1,0 +1,37 @@
+"""torchrun whose store listens on the loopback interface, where all ranks are of one machine.
+
+python -m weaver.fit.torchrun -m weaver.train ...
+
+takes torchrun's own arguments and PET_* variables. By itself torchrun's store listens at all
+addresses of the machine.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.distributed as dist
+from torch.distributed import run
+from torch.distributed.elastic.rendezvous import static_tcp_rendezvous
+
+from weaver.fit.distributed import is_loopback, listener
+
+
+def make_store(
+    address: str, port: int, size: int, is_master: bool, timeout: Any, **options: Any
+) -> dist.TCPStore:
+    """Torchrun's store: as torch makes it, but at a loopback address it listens at that alone."""
+    if is_master and is_loopback(address):
+        options["master_listen_fd"] = listener(address, port)
+    return dist.TCPStore(address, port, size, is_master, timeout, **options)
+
+
+def main() -> None:
+    """Run torchrun's command line."""
+    # The static rendezvous, which is torchrun's default, takes no socket.
+    static_tcp_rendezvous.TCPStore = make_store  # type: ignore[misc, assignment]
+    run.main()
+
+
+if __name__ == "__main__":
+    main()
