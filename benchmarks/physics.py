@@ -533,7 +533,7 @@ class Judge:
         return [
             variant,
             *cells,
-            f"{whole[:, 0].min():.2f} - {whole[:, 0].max():.2f}",
+            f"{len(whole)}: {whole[:, 0].min():.2f} - {whole[:, 0].max():.2f}",
             lost,
             errors.text(".5f"),
         ]
@@ -566,7 +566,7 @@ def write_ablation(report: Report, judge: Judge, arguments: argparse.Namespace) 
     heads = [f"gain, {region} (%)" for region in REGIONS]
     report.section(
         f"{judge.sample}: what each choice brings",
-        columns=["variant", *heads, "seeds, all", "beside full (points)", "absolute error"],
+        columns=["variant", *heads, "seeds: all", "beside full (points)", "absolute error"],
         rows=[judge.row(variant) for variant in judge.variants],
         notes=[
             *(f"All variants are without {name}, full too." for name in judge.bench.lacks),
@@ -581,7 +581,8 @@ def write_ablation(report: Report, judge: Judge, arguments: argparse.Namespace) 
             ),
             (
                 "beside full: the difference of the gains on the same jets, draw by draw. absolute"
-                " error: of log(pT_gen / pT), seeds' median (least - most)."
+                " error: of log(pT_gen / pT), seeds' median (least - most). seeds: how many, and"
+                " the least and the largest of their gains."
             ),
             (
                 "The published models were trained for 50 epochs on 845,038 jets,"
@@ -709,6 +710,8 @@ def run(arguments: argparse.Namespace) -> None:
     """Train what is missing, judge everything, write the results."""
     tasks = tasks_of(arguments)
     bench = Bench(arguments)
+    if arguments.ended:
+        tasks = [task for task in tasks if (bench.folder(task) / "answers.npz").exists()]
     bench.train_all(tasks)
     report = Report("physics", "What the networks gain on generated jets, and what brings it")
     for network in dict.fromkeys(task.network for task in tasks):
@@ -744,6 +747,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--lacks",
         default="",
         help="options of full that all variants go without, comma-separated: norm, loss, ema-decay",
+    )
+    parser.add_argument(
+        "--ended", action="store_true", help="train no more; judge the trainings that have ended"
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument(
