@@ -185,7 +185,6 @@ def panels(
 ) -> tuple[Figure, list[Axes]]:
     """A figure with panels of these relative heights on one x axis, and its axes from the top."""
     from matplotlib.figure import Figure
-    from matplotlib.legend import Legend
 
     figure = Figure(figsize=size)
     axes = figure.subplots(
