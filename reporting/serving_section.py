@@ -120,7 +120,8 @@ def table_of_rates(export: ExportRecord) -> page.Table | None:
         return None
     sizes = [rate.batch_size for rate in export.rates]
     rows = []
-    for model in (export, export.raw):
+    models: list[ModelRecord | None] = [export, export.raw]
+    for model in models:
         if model is None or [rate.batch_size for rate in model.rates] != sizes:
             continue
         row = [model.model]
