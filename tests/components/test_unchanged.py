@@ -67,6 +67,7 @@ def test_a_run_that_came_to_its_end_is_the_last_success_of_its_inputs(earlier):
     # another search is another run, whatever the data are
     assert success_of(earlier, max_trials=7) is None
     assert success_of(earlier, experiment_name="other", baseline="/runs/pfn-00000000") == success
+    assert success_of(earlier, mlflow="http://127.0.0.1:5000") == success
     # there are no results any more
     storage.delete(earlier.uri)
     assert success_of(earlier) is None
