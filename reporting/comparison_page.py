@@ -242,8 +242,7 @@ def figure(
             verticalalignment="top",
         )
         axes.set_ylabel(label)
-    legend_above(panel_of[0], fontsize=18)
-    for text in panel_of[0].get_legend().get_texts():
+    for text in legend_above(panel_of[0], fontsize=18).get_texts():
         text.set_parse_math(False)
     head(panel_of[0], name.capitalize())
     pt_axis(panel_of[-1])

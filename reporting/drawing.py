@@ -20,6 +20,7 @@ from common.measurements import Interval, PtBin
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.legend import Legend
     from numpy.typing import ArrayLike
 
 Bin = TypeVar("Bin", bound=PtBin)
@@ -227,8 +228,8 @@ def whole_number_axis(axes: Axes, label: str) -> None:
     axes.xaxis.minorticks_off()
 
 
-def legend_above(axes: Axes, **options: Any) -> None:
-    """Draw a legend at the upper right, and make the y axis longer by its height.
+def legend_above(axes: Axes, **options: Any) -> Legend:
+    """Draw and return a legend at the upper right, and make the y axis longer by its height.
 
     So that it covers nothing. To be called when all else is drawn and the y axis has its range.
     """
@@ -237,6 +238,7 @@ def legend_above(axes: Axes, **options: Any) -> None:
     lowest, highest = axes.get_ylim()
     margins = 0.04  # above the legend and below
     axes.set_ylim(lowest, lowest + (highest - lowest) / (1 - min(share + margins, 0.7)))
+    return legend
 
 
 def plain_legend(axes: Axes, **options: Any) -> None:
