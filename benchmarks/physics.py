@@ -451,8 +451,10 @@ class Judge:
 
     @property
     def sample(self) -> str:
-        """The networks and their jets, as the sections of the report begin."""
-        words = [self.network, f"{self.num_training_jets:,} training jets"]
+        """The networks as the sections of the report begin, with jets that were not generated."""
+        words = [self.network]
+        if self.bench.arguments.data_train:
+            words.append(f"{self.num_training_jets:,} training jets")
         return ", ".join([*words, *(f"without {name}" for name in self.bench.lacks)])
 
     def _answers(self, task: Task) -> np.ndarray:

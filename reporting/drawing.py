@@ -229,7 +229,7 @@ def whole_number_axis(axes: Axes, label: str) -> None:
 
 
 def legend_above(axes: Axes, **options: Any) -> Legend:
-    """Draw a legend at the upper right, make the y axis longer by its height, and return it.
+    """Draw and return a legend at the upper right, and make the y axis longer by its height.
 
     So that it covers nothing. To be called when all else is drawn and the y axis has its range.
     """
