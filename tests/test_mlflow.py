@@ -23,7 +23,12 @@ from tests.test_local_run import SMALL_SPACE
 from tests.weaver.conftest import synthetic_jets, write_jets
 
 pytest.importorskip("mlflow.server")
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(600),
+    # MLflow warns of its own code when its models are imported.
+    pytest.mark.filterwarnings("default"),
+]
 
 ROOT = Path(__file__).resolve().parents[1]
 EASY_GATE = {
