@@ -98,7 +98,12 @@ def project(server, tmp_path_factory):
     answer = subprocess.run(
         command,
         cwd=ROOT,
-        env={**os.environ, "MLFLOW_TRACKING_URI": server, "CUDA_VISIBLE_DEVICES": ""},
+        env={
+            **os.environ,
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "MLFLOW_TRACKING_URI": server,
+            "CUDA_VISIBLE_DEVICES": "",
+        },
         capture_output=True,
         text=True,
         timeout=480,
