@@ -208,7 +208,8 @@ def test_the_lists_of_an_rntuple_have_counters_of_their_own(tmp_path):
     """It stores no branch that counts, as a vector of a TTree."""
     path = tmp_path / "a.root"
     with uproot.recreate(path) as file:
-        file.mkrntuple("jets", {"x": X, "lists": LISTS})
-    columns = raw_jets.raw_columns(storage.entries(str(path))[0], config())
+        file.mkrntuple("jets", {"x": X, "true": X + 1, "lists": LISTS})
+    ours = config(labels={"type": "custom", "value": {"t": "np.log(true / x)"}})
+    columns = raw_jets.raw_columns(storage.entries(str(path))[0], ours)
     assert columns["lists"].counter == "nlists"
     assert columns["x"].counter == ""
