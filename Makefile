@@ -17,7 +17,8 @@ AUDIT  := .venv-audit
 # The docs site has its own as well.
 DOCS   := .venv-docs
 
-.PHONY: help setup run test faults test-all test-cluster lint format bench physics parity peer docs images lock audit clean
+.PHONY: help setup run test faults test-all test-cluster lint format bench soak large physics parity \
+	peer docs images lock audit clean
 
 help:
 	@echo "make run      calibrate generated jets here: search, train, export, validate, serve"
@@ -29,6 +30,8 @@ help:
 	@echo "make format   ruff format, and what ruff can mend by itself"
 	@echo "make parity   every array of weaver-core 0.5.3 against ours, on the same files"
 	@echo "make bench    speed beside weaver-core 0.5.3 and the published networks (long)"
+	@echo "make soak     40 searches in one process: does anything grow? (half an hour)"
+	@echo "make large    a data set of ten times its memory limit (root on Linux, 9 GB of disk)"
 	@echo "make physics  what each input of the network brings, on generated jets (an hour or two)"
 	@echo "make docs     build the docs site into site/; a broken link fails it"
 	@echo "make setup TORCH_INDEX=URL            torch from a further index, such as one of CPU builds"
@@ -71,11 +74,12 @@ STRICT := common clusters components operations training exporting evaluating se
 test: lint
 	@$(BIN)/python -m pytest -n 3 --dist loadfile -m "not slow and not cluster" $(ARGS)
 
-# Coverage's tracer slows every process, so each test has more time.
-# Faults tried on purpose: what each must lead to is in docs/reliability.md. `make test` has the quick ones.
+# Faults tried on purpose: what each must lead to is in docs/reliability.md. `make test` has the
+# quick ones.
 faults: setup
-	@$(BIN)/python -m pytest -m faults $(ARGS)
+	@$(BIN)/python -m pytest -n 3 --dist loadfile -m faults $(ARGS)
 
+# Coverage's tracer slows every process, so each test has more time.
 test-all: lint
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --timeout 600 \
 		--cov --cov-report=json:.coverage.json $(ARGS)
@@ -117,6 +121,12 @@ bench: setup peer
 	@$(BIN)/python -m benchmarks.networks
 	@$(BIN)/python -m benchmarks.serving
 	@$(BIN)/python -m benchmarks.search
+
+soak: setup
+	@$(BIN)/python -m benchmarks.soak $(ARGS)
+
+large: setup
+	@$(BIN)/python -m benchmarks.large $(ARGS)
 
 # What each input and option brings; finished trainings in runs/physics are not done again.
 physics: setup

@@ -8,7 +8,8 @@ python pipeline.py --host https://KUBEFLOW/pipeline --s3-bucket s3://bucket/jec 
 python pipeline.py --check ...                       what would fail, before anything is created
 python pipeline.py --status RUN_ID                   and --logs RUN_ID [STEP], --down RUN_ID,
     --rerun RUN_ID
-python pipeline.py --list                            and --prune --older-than 30d
+python pipeline.py --list                            and --prune --older-than 30d,
+    --prune-cache --older-than 30d
 python pipeline.py --schedule '0 3 * * 1' ...        a recurring run on Kubeflow; --schedules
 """
 
@@ -33,6 +34,7 @@ COMMANDS = (
     "down",
     "list",
     "prune",
+    "prune_cache",
     "compare",
     "render",
     "render_reana",
@@ -45,7 +47,7 @@ COMMANDS = (
     "delete_schedule",
 )
 ON_SCHEDULES = ("schedules", "pause_schedule", "resume_schedule", "delete_schedule")
-ON_A_RUN = ("status", "logs", "down", "list", "prune", "compare", *ON_SCHEDULES)
+ON_A_RUN = ("status", "logs", "down", "list", "prune", "prune_cache", "compare", *ON_SCHEDULES)
 EARLIER_RUNS = ("resume", "more_trials", "rerun")
 """Flags that take the parameters of an earlier run."""
 HOW_TO_RUN = (
@@ -264,21 +266,36 @@ def add_commands(group: argparse._ArgumentGroup) -> None:
         ),
     )
     group.add_argument(
+        "--prune-cache",
+        action="store_true",
+        help=(
+            "remove decoded jets below --output and in this machine's cache (JEC_CACHE) by age or"
+            " size, after asking; never what is in use"
+        ),
+    )
+    group.add_argument(
         "--older-than",
         type=age,
         metavar="AGE",
-        help="with --prune: whose records changed longer ago than, for example, 30d or 12h",
+        help=(
+            "with --prune: whose records changed longer ago than, for example, 30d or 12h; with"
+            " --prune-cache: which nothing has used for so long"
+        ),
     )
     group.add_argument(
         "--larger-than",
         type=size,
         metavar="SIZE",
-        help="with --prune: whose files are larger than, for example, 1G or 500M",
+        help=(
+            "with --prune and --prune-cache: whose files are larger than, for example, 1G or 500M"
+        ),
+    )
+    group.add_argument(
+        "--yes", action="store_true", help="with --down, --prune and --prune-cache: do not ask"
     )
     group.add_argument(
         "--json", action="store_true", help="with --status, --check and --list: as one JSON object"
     )
-    group.add_argument("--yes", action="store_true", help="with --down and --prune: do not ask")
     add_schedule_commands(group)
 
 
@@ -349,8 +366,9 @@ def check_companions(parser: argparse.ArgumentParser, args: argparse.Namespace) 
     """Refuse flags without the command that they go with."""
     if args.storage and not args.down:
         parser.error("--storage goes with --down RUN_ID")
-    if args.yes and not (args.down or args.prune):
-        parser.error("--yes goes with --down RUN_ID or --prune")
+    prunes = args.prune or args.prune_cache
+    if args.yes and not (args.down or prunes):
+        parser.error("--yes goes with --down RUN_ID, --prune or --prune-cache")
     if args.schedule and (args.resume or args.more_trials):
         parser.error("--schedule makes new runs; take an earlier run's parameters with --rerun")
     if args.schedule and args.follow:
@@ -365,10 +383,11 @@ def check_companions(parser: argparse.ArgumentParser, args: argparse.Namespace) 
     if args.start_at and not args.resume:
         parser.error(f"--start-at {args.start_at} goes with --resume RUN_ID")
     limits = args.older_than is not None or args.larger_than is not None
-    if limits and not args.prune:
-        parser.error("--older-than and --larger-than go with --prune")
-    if args.prune and not limits:
-        parser.error("--prune needs --older-than AGE, --larger-than SIZE or both")
+    if limits and not prunes:
+        parser.error("--older-than and --larger-than go with --prune or --prune-cache")
+    if prunes and not limits:
+        command = "--prune" if args.prune else "--prune-cache"
+        parser.error(f"{command} needs --older-than AGE, --larger-than SIZE or both")
 
 
 def typed_flags(args: argparse.Namespace, names: tuple[str, ...]) -> list[str]:
@@ -387,10 +406,10 @@ def act(flags: config_file.Flags, args: argparse.Namespace) -> int:
 
         return commands.act(args)
 
-    if args.list or args.prune:
-        from operations import run_list
+    if args.list or args.prune or args.prune_cache:
+        from operations import prune_cache, run_list
 
-        return run_list.act(args)
+        return prune_cache.act(args) if args.prune_cache else run_list.act(args)
 
     # The flags and their files alone, or on top of the parameters of an earlier run.
     more_trials, resumed = args.more_trials or (None, args.resume)

@@ -35,6 +35,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.measure import Report, Spread, with_allocator
+from common.choices import SPLITS
 from common.cli import Parser, run_main
 from common.errors import InputError, JecError, unknown
 from common.progress import Progress
@@ -181,7 +182,7 @@ GLOBALS = ("rhoAll", "PV_npvsGood", "jet_logRawPt", "jet_logCorrection")
 VARIANTS = {
     "full": Variant(),
     "open": Variant(is_open=True, lacks=("norm", "loss", "ema-decay")),
-    "open, options of full": Variant(is_open=True),
+    "open with the options of full": Variant(is_open=True),
     "without type and charge": Variant(change=without(*TYPES)),
     "without PF_fromPV": Variant(change=without("PF_fromPV")),
     "without PF_fromAK4Jet": Variant(change=without("PF_fromAK4Jet")),
@@ -243,21 +244,29 @@ class Bench:
     def __init__(self, arguments: argparse.Namespace) -> None:
         """Generate the jets that are missing."""
         self.arguments, self.root = arguments, arguments.folder
-        sizes = (arguments.jets, max(arguments.jets // 5, 1000), arguments.test_jets)
-        self.sample = ensure_sample(str(self.root), jets=sizes, seed=SAMPLE_SEED)
+        self.lacks = arguments.lacks.split(",") if arguments.lacks else []
+        self.sample = {part: getattr(arguments, f"data_{part}") for part in SPLITS}
+        if not all(self.sample.values()):
+            sizes = (arguments.jets, max(arguments.jets // 5, 1000), arguments.test_jets)
+            self.sample = ensure_sample(str(self.root), jets=sizes, seed=SAMPLE_SEED)
 
     def folder(self, task: Task) -> Path:
         """Folder of a training."""
         return (
             self.root
             / "trained"
-            / f"{task.slug}-{self.epochs(task.network)}-epochs"
+            / "-without-".join([f"{task.slug}-{self.epochs(task.network)}-epochs", *self.lacks])
             / str(task.seed)
         )
 
     def epochs(self, network: str) -> int:
         """Number of epochs of a network."""
         return self.arguments.epochs or NETWORKS[network].epochs
+
+    def variant(self, task: Task) -> Variant:
+        """The task's variant, without the options that --lacks takes from all."""
+        variant = VARIANTS[task.variant]
+        return dataclasses.replace(variant, lacks=(*variant.lacks, *self.lacks))
 
     def config(self, task: Task) -> Path:
         """The data config of a variant, written anew each time.
@@ -324,14 +333,14 @@ class Bench:
         return answers
 
     def train(self, task: Task, threads: int) -> None:
-        """One training and its answers to the test jets, in processes of their own.
+        """One training and its answers to the test jets, in a process of their own.
 
         A finished one is not done again.
         """
         folder = self.folder(task)
         if (folder / "answers.npz").exists():
             return
-        network, variant = NETWORKS[task.network], VARIANTS[task.variant]
+        network, variant = NETWORKS[task.network], self.variant(task)
         flags = {
             **{
                 "num-epochs": self.epochs(task.network),
@@ -349,26 +358,17 @@ class Bench:
             task,
             threads,
             {
-                "data-train": self.dataset(task, "train").folder,
-                "data-val": self.dataset(task, "val").folder,
+                **{f"data-{part}": self.dataset(task, part).folder for part in SPLITS},
+                "predict-output": folder / "partial.npz",
                 **flags,
             },
         )
         (folder / "time.json").write_text(
             json.dumps({"seconds": time.monotonic() - started, "threads": threads})
         )
-        self.weaver(
-            task,
-            threads,
-            {
-                "data-test": self.dataset(task, "test").folder,
-                "predict-output": folder / "partial.npz",
-            },
-            "--predict",
-        )
         (folder / "partial.npz").rename(folder / "answers.npz")
 
-    def weaver(self, task: Task, threads: int, flags: dict[str, Any], *switches: str) -> None:
+    def weaver(self, task: Task, threads: int, flags: dict[str, Any]) -> None:
         """One call of weaver.train for a task.
 
         Raises JecError with its last lines where it fails.
@@ -380,7 +380,7 @@ class Bench:
             "network-config": NETWORKS[task.network].file,
             "model-prefix": f"{folder}/",
         }
-        command = [sys.executable, "-m", "weaver.train", "--regression-mode", *switches]
+        command = [sys.executable, "-m", "weaver.train", "--regression-mode"]
         command += [
             word
             for name, value in {**common, **flags}.items()
@@ -442,6 +442,20 @@ class Judge:
         self.trees = bench.tree_answers(network)
         self.variants = list(dict.fromkeys(task.variant for task in self.tasks))
         self.quantiles = self._quantiles()
+
+    @property
+    def num_training_jets(self) -> int:
+        """Jets that each network was trained on."""
+        jets = self.bench.dataset(self.tasks[0], "train")
+        return round(len(jets) * NETWORKS[self.network].share)
+
+    @property
+    def sample(self) -> str:
+        """The networks as the sections of the report begin, with jets that were not generated."""
+        words = [self.network]
+        if self.bench.arguments.data_train:
+            words.append(f"{self.num_training_jets:,} training jets")
+        return ", ".join([*words, *(f"without {name}" for name in self.bench.lacks)])
 
     def _answers(self, task: Task) -> np.ndarray:
         """The answers log(pT_gen / pT) for all test jets, (N,).
@@ -521,7 +535,7 @@ class Judge:
         return [
             variant,
             *cells,
-            f"{whole[:, 0].min():.2f} - {whole[:, 0].max():.2f}",
+            f"{len(whole)}: {whole[:, 0].min():.2f} - {whole[:, 0].max():.2f}",
             lost,
             errors.text(".5f"),
         ]
@@ -549,14 +563,15 @@ def _interval(rows: np.ndarray) -> str:
 def write_ablation(report: Report, judge: Judge, arguments: argparse.Namespace) -> None:
     """Write the table of variants."""
     network = NETWORKS[judge.network]
-    jets = round(arguments.jets * network.share)
+    jets = judge.num_training_jets
     passes = jets * judge.bench.epochs(judge.network)
     heads = [f"gain, {region} (%)" for region in REGIONS]
     report.section(
-        f"{judge.network}: what each choice brings",
-        columns=["variant", *heads, "seeds, all", "beside full (points)", "absolute error"],
+        f"{judge.sample}: what each choice brings",
+        columns=["variant", *heads, "seeds: all", "beside full (points)", "absolute error"],
         rows=[judge.row(variant) for variant in judge.variants],
         notes=[
+            *(f"All variants are without {name}, full too." for name in judge.bench.lacks),
             (
                 f"{jets:,} training jets, {len(judge.columns['genJetPt']):,} test jets, seeds"
                 f" {', '.join(map(str, arguments.seeds))}, {judge.bench.epochs(judge.network)}"
@@ -568,7 +583,8 @@ def write_ablation(report: Report, judge: Judge, arguments: argparse.Namespace) 
             ),
             (
                 "beside full: the difference of the gains on the same jets, draw by draw. absolute"
-                " error: of log(pT_gen / pT), seeds' median (least - most)."
+                " error: of log(pT_gen / pT), seeds' median (least - most). seeds: how many, and"
+                " the least and the largest of their gains."
             ),
             (
                 "The published models were trained for 50 epochs on 845,038 jets,"
@@ -588,7 +604,7 @@ def write_trees(report: Report, judge: Judge) -> None:
     """Boosted trees on the same jets, beside the network with all inputs."""
     heads = [f"gain, {region} (%)" for region in REGIONS]
     report.section(
-        f"{judge.network}: beside boosted trees",
+        f"{judge.sample}: beside boosted trees",
         columns=["trees on", *heads, "full beside them (points)"],
         rows=[judge.tree_row(name) for name in TREES],
         notes=[
@@ -636,13 +652,14 @@ def write_headline(report: Report, judge: Judge) -> None:
         )
     seconds = json.loads((judge.bench.folder(judge.tasks[0]) / "time.json").read_text())
     report.section(
-        f"{judge.network}: beside the standard JEC",
+        f"{judge.sample}: beside the standard JEC",
         columns=["quantity", "where", *variants],
         rows=rows,
         notes=[
             (
-                f"The first seed's networks. Training of full took {seconds['seconds']:.0f} s on"
-                f" {seconds['threads']} threads, {judge.bench.epochs(judge.network)} epochs."
+                f"The first seed's networks. Training of full and its answers to the test jets took"
+                f" {seconds['seconds']:.0f} s on {seconds['threads']} threads,"
+                f" {judge.bench.epochs(judge.network)} epochs."
             ),
             (
                 "Below 60 GeV the cut on the reconstructed pT biases the response of any"
@@ -660,7 +677,10 @@ def _array(record: dict) -> np.ndarray:
     return np.array([record["value"], record["low"], record["high"]])
 
 
-def _value(record: dict) -> str:
+def _value(record: dict | None) -> str:
+    """A number with its interval; nothing can be taken off a spread that may be zero."""
+    if record is None:
+        return "not measured"
     return f"{record['value']:+.1f} [{record['low']:+.1f}, {record['high']:+.1f}]"
 
 
@@ -692,6 +712,8 @@ def run(arguments: argparse.Namespace) -> None:
     """Train what is missing, judge everything, write the results."""
     tasks = tasks_of(arguments)
     bench = Bench(arguments)
+    if arguments.ended:
+        tasks = [task for task in tasks if (bench.folder(task) / "answers.npz").exists()]
     bench.train_all(tasks)
     report = Report("physics", "What the networks gain on generated jets, and what brings it")
     for network in dict.fromkeys(task.network for task in tasks):
@@ -723,11 +745,25 @@ def main(argv: Sequence[str] | None = None) -> int:
             " ParticleNet)"
         ),
     )
+    parser.add_argument(
+        "--lacks",
+        default="",
+        help="options of full that all variants go without, comma-separated: norm, loss, ema-decay",
+    )
+    parser.add_argument(
+        "--ended", action="store_true", help="train no more; judge the trainings that have ended"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument(
         "--jets", type=int, default=100_000, help="training jets; a fifth as many for validation"
     )
     parser.add_argument("--test-jets", type=int, default=60_000)
+    for part in SPLITS:
+        parser.add_argument(
+            f"--data-{part}",
+            metavar="PATTERN",
+            help="files of jets that are there already; with all three, none are generated",
+        )
     parser.add_argument(
         "--epochs", type=int, help="of every training (default: 10 for pfn, 25 for ParticleNet)"
     )
@@ -735,6 +771,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--workers", type=int, default=2, help="trainings at a time, one thread each"
     )
     arguments = parser.parse_args(argv)
+    named = [part for part in SPLITS if getattr(arguments, f"data_{part}")]
+    if named and len(named) < len(SPLITS):
+        parser.error("--data-train, --data-val and --data-test go together")
     arguments.folder = arguments.folder.absolute()
     return run_main(lambda: run(arguments))
 

@@ -586,7 +586,7 @@ def trained(report: Report, rounds: int, run: str) -> None:
     validation set, are repeated to the batch.
     """
     from common.layout import RAW_SUFFIX, RunFolder
-    from common.records import ExportRecord
+    from common.records import ExportRecord, TrialOptions
     from serving import golden
     from weaver.onnx.runtime import session
 
@@ -611,7 +611,12 @@ def trained(report: Report, rounds: int, run: str) -> None:
         spreads = (Spread.of(of_model).text() for of_model in (features, raw))
         rows.append([batch, *spreads, ratio(raw, features).text(".2f")])
     places = max(x.shape[1] for x in requests[record.model + RAW_SUFFIX].values())
-    notes = [f"{folder.uri}: jets of up to {places} particles; {os.cpu_count()} cores"]
+    options = TrialOptions.load(folder.options(record.trial)).network_options or {}
+    size = " ".join(f"{key} {value}" for key, value in options.items())
+    notes = [
+        f"{Path(folder.uri).name}: {record.model}, {size}",
+        f"jets of up to {places} particles; {os.cpu_count()} cores",
+    ]
     report.section(
         "The two models of a run",
         columns=["batch", "features, jets/s", "raw jets, jets/s", "ratio"],

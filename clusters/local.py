@@ -38,6 +38,7 @@ from clusters.protocol import (
 )
 from common import storage
 from common.errors import ClusterError, DeadlineError, JecError
+from common.storage import space
 
 POLL = 0.1  # seconds between two looks at the jobs of `run_jobs`
 
@@ -91,10 +92,13 @@ class LocalCluster:
         self, manifest: Manifest, *, deadline: float, report: Report
     ) -> ExperimentResult:
         """See clusters.protocol.Cluster. An interrupted search resumes from its study."""
-        search = LocalSearch(
-            manifest, folder=self._folder(manifest, "search"), root=self.root, report=report
-        )
-        return search.run(deadline)
+        folder = self._folder(manifest, "search")
+        with space.explained(folder):  # SQLite does not say which file it cannot write
+            search = LocalSearch(manifest, folder=folder, root=self.root, report=report)
+            try:
+                return search.run(deadline)
+            finally:
+                search.study.close()
 
     def can_continue(self, name: str) -> bool:
         """See clusters.protocol.Cluster."""

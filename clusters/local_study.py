@@ -88,6 +88,11 @@ class Study:
         """Trials of failed attempts that are left out, because they would fail again."""
         self._study = self._open(report)
 
+    def close(self) -> None:
+        """Close the file. Optuna keeps two descriptors open until Python's garbage collection."""
+        self._storage.remove_session()
+        self._storage.engine.dispose()
+
     def _open(self, report: Report) -> optuna.Study:
         """The first attempt that has not failed, new where all have."""
         import optuna

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 import os
 import re
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,6 +27,9 @@ AGE_UNITS = {"m": 60.0, "h": 3600.0, "d": 86400.0, "w": 7 * 86400.0}
 """Letter of a duration -> seconds."""
 SIZE_UNITS = {"K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 """Letter of a size -> bytes."""
+TRACEBACK = "jec-traceback-"
+"""Begin of the names of files with tracebacks, in the temporary folder."""
+TRACEBACK_SECONDS = 30 * 86400.0
 BROKEN_PIPE = 141
 """Exit code where the reader of our output has gone, as a shell shows SIGPIPE."""
 
@@ -213,8 +218,9 @@ def report_unexpected(error: Exception) -> int:
         print(trace + line, file=sys.stderr, flush=True)
         return UNEXPECTED
     try:
+        _remove_old_tracebacks()
         with tempfile.NamedTemporaryFile(
-            "w", prefix="jec-traceback-", suffix=".txt", delete=False, errors="replace"
+            "w", prefix=TRACEBACK, suffix=".txt", delete=False, errors="replace"
         ) as file:
             file.write(f"{sys.argv}\n{trace}")
     except OSError:
@@ -227,6 +233,15 @@ def report_unexpected(error: Exception) -> int:
         flush=True,
     )
     return UNEXPECTED
+
+
+def _remove_old_tracebacks() -> None:
+    """Remove the tracebacks of this user that nobody has sent for TRACEBACK_SECONDS."""
+    for path in Path(tempfile.gettempdir()).glob(f"{TRACEBACK}*.txt"):
+        with contextlib.suppress(OSError):
+            status = path.lstat()
+            if status.st_uid == os.getuid() and time.time() - status.st_mtime > TRACEBACK_SECONDS:
+                path.unlink()
 
 
 def in_pod() -> bool:

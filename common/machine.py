@@ -1,10 +1,11 @@
-"""This machine: its processor in words, and the cores that this process may use."""
+"""This machine: its processor in words, and the cores and memory that this process may use."""
 
 from __future__ import annotations
 
 import os
 import platform
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -32,3 +33,43 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+CGROUPS = Path("/sys/fs/cgroup")
+OWN_CGROUPS = Path("/proc/self/cgroup")
+UNLIMITED = 2**60  # bytes; cgroup v1 writes a number near 2**63 where nothing is limited
+
+
+def memory_limit() -> int | None:
+    """Bytes that the control groups of this process (v2 or v1) let it use; None without a limit.
+
+    It is the limit of a container or pod, page cache included.
+    """
+    limits = []
+    for file in _limit_files():
+        try:
+            limits.append(int(file.read_text()))
+        except (OSError, ValueError):  # no such file, or the word "max"
+            continue
+    least = min(limits, default=UNLIMITED)
+    return least if least < UNLIMITED else None
+
+
+def _limit_files() -> Iterator[Path]:
+    """The files of the limits of this process' groups, and of all groups above them."""
+    try:
+        lines = OWN_CGROUPS.read_text().splitlines()
+    except OSError:  # no Linux
+        return
+    for line in lines:
+        _, controllers, group = line.split(":", 2)
+        if controllers == "":
+            root, name = CGROUPS, "memory.max"
+        elif "memory" in controllers.split(","):
+            root, name = CGROUPS / "memory", "memory.limit_in_bytes"
+        else:
+            continue
+        # In a container the group's path may be that of the host; its own limit is at the root.
+        parts = [part for part in group.split("/") if part]
+        for depth in range(len(parts) + 1):
+            yield root.joinpath(*parts[:depth], name)

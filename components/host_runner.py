@@ -82,7 +82,12 @@ def run_pipeline(
     session = _Session(environment=environment, on_start=on_start, on_end=on_end, quiet=quiet)
     pipeline = components.load_component_from_text(_without_retries(path))
     with _replaced_internals(session), _stopped_by_signals(session), _quiet():
-        local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(work))
+        # kfp would make the workspace in the temporary folder and leave it there.
+        local.init(
+            local.SubprocessRunner(use_venv=False),
+            pipeline_root=str(work),
+            workspace_root=str(work / "workspace"),
+        )
         try:
             pipeline(**parameters)
         except RuntimeError:

@@ -54,6 +54,8 @@ class Inputs:
         self.kept = kept
         self.space: list[Parameter] = []
         self.data_config: DataConfig | None = None
+        self.parameters: int | None = None
+        """Of the largest network of the search space; None before it was built."""
         self.patterns = {split: str(getattr(config, f"data_{split}")) for split in SPLITS}
         self.files: dict[str, list[storage.Entry]] = {}
         self.checked: dict[str, Checked] = {}
@@ -164,7 +166,7 @@ def check_network(inputs: Inputs) -> Result:
             " run's own copies have; rename it"
         )
     try:
-        was_built = check_builds(inputs.space, inputs.network, inputs.known_data_config)
+        inputs.parameters = check_builds(inputs.space, inputs.network, inputs.known_data_config)
     except InputError as error:
         other = network_for(inputs.known_data_config)
         if other is None or other == inputs.config.network_config:
@@ -172,7 +174,7 @@ def check_network(inputs: Inputs) -> Result:
         raise InputError(
             f"{error}; the network of these inputs: --network-config {other}"
         ) from None
-    if not was_built:
+    if inputs.parameters is None:
         return Result(
             text="torch is not installed here: it was read, not built",
             seen=False,

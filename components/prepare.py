@@ -27,6 +27,8 @@ from common.layout import RunFolder
 from common.project import git_commit, here
 from common.records import DataSet, RunRecord, ServiceRecord, StatusRecord
 from common.run import Run, make_run_id, slug
+from common.storage import space
+from common.storage.addresses import local_path
 from components import inputs as inputs_module
 from components import lineage, model_registry, predictor, start_at, step, tracked, unchanged
 from components.inputs import SAMPLE, Inputs
@@ -34,6 +36,7 @@ from components.steps import IMAGE_VARIABLE
 from reporting import markdown
 from training.experiment import REPLACING
 from training.search_space import to_json
+from weaver.fit import disk_need
 
 RESUMABLE_PARAMETERS = (
     "max_trials",
@@ -356,6 +359,7 @@ def fill(run: Run, inputs: Inputs, job_id: str = "") -> None:
     # before the files of a sample take the place of the word
     inputs_digest = unchanged.inputs_digest(run.config, inputs)
     add_sample(inputs)
+    say_disk_need(run, inputs)
     sets = decode_sets(run, inputs)
     jet_columns, no_jet_columns = decode_jet_columns(run, inputs)
     # Only the decoded momenta show that files of other names hold the same jets.
@@ -384,9 +388,37 @@ def fill(run: Run, inputs: Inputs, job_id: str = "") -> None:
     Run(config=run.config, record=record).save()
 
 
+MODELS = 8  # times the weights: both forms of the model, as ONNX, beside the trial's own files
+PAGES = 30 * 10**6  # bytes of reports, figures, golden requests and records
+
+
+def say_disk_need(run: Run, inputs: Inputs) -> None:
+    """Say what a run may write to a disk of this machine; warn where there is less room.
+
+    It is no error, because a selection may leave most jets out, and data may be decoded already.
+    """
+    if not storage.is_local(run.uri) or inputs.parameters is None:
+        return
+    data = sum(
+        file.bytes_per_entry * file.num_used
+        for checked in inputs.checked.values()
+        for file in checked.files
+    )
+    trials = run.config.max_trials * disk_need.trial_bytes(inputs.parameters)
+    models = MODELS * disk_need.NUMBER * inputs.parameters + PAGES
+    folder = local_path(run.config.s3_bucket)
+    needed, free = int(data + trials + models), space.free_bytes(folder)
+    line = (
+        f"the run may take {space.shown(needed)} in {folder} (jets {space.shown(int(data))},"
+        f" {run.config.max_trials} trials {space.shown(trials)}, models and reports"
+        f" {space.shown(models)}); {space.shown(free)} are free"
+    )
+    step.say(line if needed <= free else f"warning: {line}")
+
+
 def decode_sets(run: Run, inputs: Inputs) -> dict[str, DataSet]:
     """Decode the files of each split into the run's storage, or find them decoded there."""
-    from weaver.prepared.columns import reference_to
+    from weaver.prepared.columns import reference_to, where
     from weaver.prepared.prepare import prepare as decode
 
     config = run.config
@@ -416,6 +448,8 @@ def decode_sets(run: Run, inputs: Inputs) -> dict[str, DataSet]:
         )
         if ref.reused:
             step.say(f"{split}: {ref.num_jets:,} jets, decoded before")
+        if storage.is_local(ref.uri):
+            step.say(f"{split}: decoded jets in {where(Path(local_path(ref.uri)))}")
     return sets
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from clusters.protocol import KFP_POD, Cluster
+from common import storage
 from common.cli import Parser, require_url, run_main
 from common.config import AUTO, RunConfig, flag, label_value
 from common.errors import DeadlineError, InterruptedRun, JecError
@@ -29,10 +30,12 @@ from common.layout import RunFolder
 from common.records import StatusRecord, StepStatus, UnchangedRecord
 from common.run import Run
 from common.storage import space
-from common.storage.addresses import check_endpoints
+from common.storage.addresses import check_endpoints, local_path
 from components.steps import RETRIES, step_of
 
 LOCAL_DIR = "JEC_LOCAL_DIR"
+RESERVE = ".reserve"
+RESERVED_BYTES = 64 * 2**10
 """Set by the local runner to the folder of local runs; without it a step belongs to the cluster
 whose pod it is.
 """
@@ -180,8 +183,9 @@ def with_status(name: str, run: Run, body: Callable[[], None], *, job_id: str = 
     It says running, then done, failed or interrupted, with the reason.
     """
     write_status(run, name, "running", job_id=job_id)
+    folder = local_path(run.uri) if storage.is_local(run.uri) else None
     try:
-        with space.explained():
+        with _reserved(folder), space.explained(folder):
             body()
     except (KeyboardInterrupt, InterruptedRun):
         # a storage that fails as well must not hide why the step ended
@@ -193,6 +197,21 @@ def with_status(name: str, run: Run, body: Callable[[], None], *, job_id: str = 
             write_failure(run, name, error, job_id)
         raise
     write_status(run, name, "done", job_id=job_id)
+
+
+@contextlib.contextmanager
+def _reserved(folder: str | None) -> Iterator[None]:
+    """Keep room on a run's disk for the status of a step that ends because the disk is full."""
+    if folder is None:
+        yield
+        return
+    path = Path(folder, RESERVE)
+    with contextlib.suppress(OSError):  # then there is none to give back
+        path.write_bytes(bytes(RESERVED_BYTES))
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def write_failure(run: Run, name: str, error: Exception, job_id: str = "") -> None:

@@ -58,7 +58,7 @@ class ParticleFlowNetwork(nn.Module):
     """The particles may come in any order, with padding among them."""
 
     masks = True
-    """Whether features of padding are set to 0 here; False where they are 0 already."""
+    """Whether features of padding are set to 0 here; False where they are finite already."""
 
     def __init__(self, order: list[int], layers: list[LinearNorm], head: nn.Module) -> None:
         """Put the layers together; `order` says where each group stands among the inputs."""

@@ -304,11 +304,11 @@ def matches(one: RunLine, older_than: float | None, larger_than: float | None) -
     return larger_than is None or one.size > larger_than
 
 
-def confirmed(number: int) -> bool:
+def confirmed(number: int, what: str = "runs") -> bool:
     """Ask once. Raises InputError where nobody can answer."""
     if not sys.stdin.isatty():
         raise InputError("nobody can be asked here: repeat it with --yes")
-    return input(f"remove these {number} runs? [y/N] ").strip().lower() in ("y", "yes")
+    return input(f"remove these {number} {what}? [y/N] ").strip().lower() in ("y", "yes")
 
 
 def remove(one: RunLine, args: argparse.Namespace) -> str:

@@ -21,6 +21,7 @@ from reporting.drawing import (
     calibration_look,
     head,
     in_region,
+    legend_above,
     level,
     middle,
     panels,
@@ -58,7 +59,7 @@ def closure(metrics: MetricsRecord, region: str) -> Drawing | None:
     _bias_axis(axes, allowed)
     missing = missing_pt_bins(metrics, region, bins, lowest)
     hatch_pt(axes, missing)
-    axes.legend(loc="upper right", ncols=2)
+    legend_above(axes, ncols=2)
     head(axes, REGION_TEXT[region])
     pt_axis(axes)
     caption = (
@@ -158,14 +159,14 @@ def _compared(bins: Sequence[Calibrated[Interval]]) -> list[str]:
 def _finish(axes: Axes, metrics: MetricsRecord) -> None:
     """Give a figure of slices its axis of biases, its legend and its head."""
     _bias_axis(axes, 100 * metrics.config.max_closure)
-    axes.legend(loc="upper right", ncols=2)
+    legend_above(axes, ncols=2)
     head(axes, rf"$p_T^{{gen}} > {metrics.closure.from_gev:g}$ GeV")
 
 
 def _bias_axis(axes: Axes, allowed: float) -> None:
-    """Make y per cent about zero, with the band allowed and room for a legend above the points."""
+    """Make y per cent about zero, with the band allowed, a little beyond the points."""
     axes.axhspan(-allowed, allowed, color=INK, alpha=0.1, linewidth=0)
     level(axes, 0)
     reach = max(abs(edge) for edge in (*axes.get_ylim(), allowed))
-    axes.set_ylim(-1.1 * reach, 1.6 * reach)
+    axes.set_ylim(-1.1 * reach, 1.1 * reach)
     axes.set_ylabel("Median response − 1 (%)")

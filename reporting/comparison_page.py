@@ -24,6 +24,7 @@ from reporting.drawing import (
     drawn,
     head,
     in_region,
+    legend_above,
     level,
     middle,
     panels,
@@ -107,7 +108,7 @@ def summary(runs: Sequence[Compared]) -> Table:
         rows.append(row)
     columns = ["Run", "Gate", "Test jets", "Gain over standard JEC", "Gain over boosted trees"]
     columns += ["Resolution", *(f"Closure, {region}" for region in REGIONS), "Tail beyond 30 %"]
-    return Table(head=columns, rows=rows)
+    return Table(head=columns, rows=rows, kind="dense")
 
 
 def gains(runs: Sequence[Compared]) -> Table | None:
@@ -211,7 +212,7 @@ def figure(
             regions.append(region)
     if not regions:
         return None
-    made, panel_of = panels([1] * len(regions), (10, 4 + 5 * len(regions)))
+    made, panel_of = panels([1] * len(regions), (10, 2 + 4.5 * len(regions)))
     words = []
     for axes, region in zip(panel_of, regions, strict=True):
         for place, (letter, measured) in enumerate(zip(letters(runs), curves, strict=True)):
@@ -229,16 +230,44 @@ def figure(
             points(axes, x, resolutions, **calibration_look("standard"))
         if name in ("gain", "closure"):
             level(axes, 0)
-        lowest, highest = axes.get_ylim()
-        axes.set_ylim(lowest, highest + 0.35 * (highest - lowest))  # room for the legend
-        axes.text(0.03, 0.05, REGION_TEXT[region], transform=axes.transAxes, fontsize=22)
+        if axes is not panel_of[0]:  # room for the region's name; the legend makes room there
+            lowest, highest = axes.get_ylim()
+            axes.set_ylim(lowest, highest + 0.25 * (highest - lowest))
+        axes.text(
+            0.03,
+            0.95,
+            REGION_TEXT[region],
+            transform=axes.transAxes,
+            fontsize=22,
+            verticalalignment="top",
+        )
         axes.set_ylabel(label)
-    legend = panel_of[0].legend(loc="upper right", fontsize=16)
-    for text in legend.get_texts():
+    for text in legend_above(panel_of[0], fontsize=18).get_texts():
         text.set_parse_math(False)
     head(panel_of[0], name.capitalize())
     pt_axis(panel_of[-1])
+    if lost := _lost(runs, regions, curves):
+        caption += f" Not shown, for too few jets or an earlier version's run: {lost}."
     return Drawing(name=name, caption=caption, alt=f"{caption} {'; '.join(words)}.", figure=made)
+
+
+def _lost(
+    runs: Sequence[Compared], regions: Sequence[str], curves: Sequence[list[Measured]]
+) -> str:
+    """Bins that another run of the figure has and a run lacks; empty without any."""
+    lost = []
+    for letter, measured in zip(letters(runs), curves, strict=True):
+        for region in regions:
+            all_of_region = dict.fromkeys(
+                one.pt_range for curve in curves for one, _ in curve if one.region == region
+            )
+            of_run = {one.pt_range for one, _ in measured if one.region == region}
+            missing = [pt_range for pt_range in all_of_region if pt_range not in of_run]
+            if not of_run:
+                lost.append(f"{letter} in the {region}")
+            elif missing:
+                lost.append(f"{letter} in the {region} at {', '.join(missing)} GeV")
+    return "; ".join(lost)
 
 
 def run_look(place: int) -> Look:

@@ -15,6 +15,7 @@ from reporting.drawing import (
     Drawing,
     calibration_look,
     head,
+    legend_above,
     level,
     panels,
     points,
@@ -47,13 +48,11 @@ def pileup(metrics: MetricsRecord, pt_range: str) -> Drawing | None:
     level(top, 1)
     allowed = metrics.config.max_closure
     top.axhspan(1 - allowed, 1 + allowed, color=INK, alpha=0.1, linewidth=0)
-    lowest, highest = top.get_ylim()
-    top.set_ylim(lowest, highest + 0.35 * (highest - lowest))  # room for the legend
     top.set_ylabel("Median response")
     below.set_ylabel("Resolution (IQR / median)")
     column = metrics.pileup.column
     below.set_xlabel(PILEUP_LABELS.get(column, column), parse_math=column in PILEUP_LABELS)
-    top.legend(loc="upper right", ncols=2)
+    legend_above(top, ncols=2)
     low, _, high = pt_range.partition("-")
     of_bin = rf"${low} < p_T^{{gen}} < {high}$ GeV" if high else rf"$p_T^{{gen}} {low}$ GeV"
     head(top, of_bin)
@@ -86,15 +85,17 @@ def fine_eta(metrics: MetricsRecord) -> Drawing | None:
     names = [name for name in slices[0].by_calibration() if name != "uncorrected"]
     for place, name in enumerate(names):
         biases = [one.by_calibration()[name] for one in slices]
-        points(axes, middles + 0.012 * place, biases, 100, markersize=4, **calibration_look(name))
+        points(
+            axes, middles + 0.024 * (place - 1), biases, 100, markersize=4, **calibration_look(name)
+        )
     allowed = 100 * metrics.config.max_closure
     axes.axhspan(-allowed, allowed, color=INK, alpha=0.1, linewidth=0)
     level(axes, 0)
     reach = max(abs(edge) for edge in (*axes.get_ylim(), allowed))
-    axes.set_ylim(-1.1 * reach, 1.5 * reach)
+    axes.set_ylim(-1.1 * reach, 1.1 * reach)
     axes.set_xlabel(r"$\eta^{gen}$")
     axes.set_ylabel("Median response − 1 (%)")
-    axes.legend(loc="upper right", ncols=2)
+    legend_above(axes, ncols=2)
     head(axes, rf"$p_T^{{gen}} > {metrics.closure.from_gev:g}$ GeV")
     farthest = max(slices, key=lambda one: abs(one.model.value))
     alt = (

@@ -20,6 +20,7 @@ from common.measurements import Interval, PtBin
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.legend import Legend
     from numpy.typing import ArrayLike
 
 Bin = TypeVar("Bin", bound=PtBin)
@@ -225,6 +226,19 @@ def whole_number_axis(axes: Axes, label: str) -> None:
     # Without min_n_ticks a range of two numbers gets ticks between them.
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.xaxis.minorticks_off()
+
+
+def legend_above(axes: Axes, **options: Any) -> Legend:
+    """Draw and return a legend at the upper right, and make the y axis longer by its height.
+
+    So that it covers nothing. To be called when all else is drawn and the y axis has its range.
+    """
+    legend = axes.legend(loc="upper right", **options)
+    share = legend.get_window_extent().height / axes.get_window_extent().height
+    lowest, highest = axes.get_ylim()
+    margins = 0.04  # above the legend and below
+    axes.set_ylim(lowest, lowest + (highest - lowest) / (1 - min(share + margins, 0.7)))
+    return legend
 
 
 def plain_legend(axes: Axes, **options: Any) -> None:

@@ -338,7 +338,7 @@ def with_intervals(bins: Sequence[ResponseBin]) -> Table | None:
         rows.append(row)
     quantities = _of_both("Median", "IQR / median", "68 % half-width / median")
     head = ["Region", "pT (GeV)", *quantities]
-    return Table(head=head, rows=rows) if rows else None
+    return Table(head=head, rows=rows, kind="dense") if rows else None
 
 
 def normal_cores(bins: Sequence[CoreBin]) -> Table | None:

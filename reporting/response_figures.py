@@ -25,6 +25,7 @@ from reporting.drawing import (
     calibration_look,
     head,
     in_region,
+    legend_above,
     level,
     middle,
     panels,
@@ -72,7 +73,7 @@ def response_curve(metrics: MetricsRecord, region: str) -> Drawing | None:
         hatch_pt(axes, missing)
     top.set_ylabel("Median response")
     below.set_ylabel("Over JEC")
-    top.legend(loc="best")
+    legend_above(top, ncols=2)
     head(top, REGION_TEXT[region])
     pt_axis(below)
     caption = (
@@ -103,9 +104,9 @@ def resolution_curve(metrics: MetricsRecord, region: str) -> Drawing | None:
     points(below, x, gains, **calibration_look("model"))
     level(below, 0)
     top.set_ylim(bottom=0)
+    legend_above(top, ncols=2)
     top.set_ylabel("Resolution (IQR / median)")
     below.set_ylabel("Gain (%)")
-    top.legend(loc="upper right")
     head(top, REGION_TEXT[region])
     pt_axis(below)
     caption = (
@@ -218,14 +219,16 @@ def flavour(metrics: MetricsRecord, region: str) -> Drawing | None:
                 looks: Look = {"color": look.colour, "marker": marker, "markersize": 13}
                 points(axes, x, medians, label=name, **looks)
         level(axes, 1)
-        axes.text(0.03, 0.05, look.label, transform=axes.transAxes, fontsize=22)
+        axes.text(
+            0.03, 0.95, look.label, transform=axes.transAxes, fontsize=22, verticalalignment="top"
+        )
         axes.set_ylabel("Median response")
     # The same scale on both: the spread is what is compared.
     lower = min(top.get_ylim()[0], below.get_ylim()[0])
     upper = max(top.get_ylim()[1], below.get_ylim()[1])
-    for axes in (top, below):
-        axes.set_ylim(lower, upper)
-    top.legend(ncols=4, loc="upper right", columnspacing=1, handletextpad=0.2)
+    top.set_ylim(lower, upper)
+    legend_above(top, ncols=4, columnspacing=1, handletextpad=0.2)
+    below.set_ylim(top.get_ylim())
     head(top, REGION_TEXT[region])
     pt_axis(below)
     caption = (

@@ -120,18 +120,20 @@ def table_of_rates(export: ExportRecord) -> page.Table | None:
         return None
     sizes = [rate.batch_size for rate in export.rates]
     rows = []
-    for model, takes in ((export, "prepared features"), (export.raw, "raw jets")):
+    models: list[ModelRecord | None] = [export, export.raw]
+    for model in models:
         if model is None or [rate.batch_size for rate in model.rates] != sizes:
             continue
-        row = [model.model, takes]
+        row = [model.model]
         row += [f"{rate.jets_per_second:,.0f}" for rate in model.rates]
         rows.append(row)
     if len(rows) == 2 and export.raw is not None:
-        row = ["raw over features", ""]
+        row = ["raw over features"]
         for of_features, of_raw in zip(export.rates, export.raw.rates, strict=True):
             row.append(f"{of_raw.jets_per_second / of_features.jets_per_second:.2f}")
         rows.append(row)
-    head = ["Model", "Takes", *(f"Jets/s in batches of {size:,}" for size in sizes)]
+    # Three columns, for more are cut off on a phone.
+    head = ["Model", *(f"Jets/s in batches of {size:,}" for size in sizes)]
     return page.Table(head=head, rows=rows, kind="models")
 
 

@@ -17,6 +17,7 @@ from reporting.drawing import (
     calibration_look,
     head,
     in_region,
+    legend_above,
     level,
     panels,
     points,
@@ -39,11 +40,8 @@ def coverage(measured: Uncertainty | None) -> Drawing | None:
         if x:
             points(axes, x, shares, 100, **region_look("model", region))
     level(axes, 100 * band.nominal)
-    # Room for the legend above the points.
-    lowest, highest = axes.get_ylim()
-    axes.set_ylim(lowest, highest + 0.25 * (highest - lowest))
     axes.set_ylabel("Jets within their uncertainty (%)")
-    axes.legend(loc="upper right", ncols=2)
+    legend_above(axes, ncols=2)
     pt_axis(axes)
     # Among jets of one generated pT no interval covers as it should: that is what it is for.
     axes.set_xlabel("Corrected $p_T$ of the file (GeV)")

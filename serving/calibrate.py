@@ -135,9 +135,17 @@ def check_folder(folder: str, description: Description) -> None:
     """Raise InputError for a folder that holds the results of another model."""
     from serving.calibration.outputs import RECORD, FolderRecord
 
-    record = FolderRecord.find(storage.join(folder, RECORD))
-    if record is not None and record.sha256 != description.digest:
-        raise InputError(_another_model(folder, record.model, record.sha256))
+    uri = storage.join(folder, RECORD)
+    record = FolderRecord.find(uri)
+    if record is None or record.sha256 == description.digest:
+        return
+    if _is_alone(uri, folder):
+        raise InputError(
+            f"a command with another model ({record.model}, sha256 {record.sha256[:12]}...) has"
+            f" begun to write to {folder}, and has no results yet: if it was killed, delete {uri}"
+            " and repeat this command; if it is running, give another --output"
+        )
+    raise InputError(_another_model(folder, record.model, record.sha256))
 
 
 def _another_model(place: str, model: str, digest: str) -> str:
@@ -270,8 +278,13 @@ def _delete_if_alone(record: str, folder: str) -> None:
     What goes wrong here is of no account: the command has an error of its own then.
     """
     with contextlib.suppress(JecError):
-        if all(entry.uri == record for entry in storage.entries(folder)):
+        if _is_alone(record, folder):
             storage.delete(record)
+
+
+def _is_alone(record: str, folder: str) -> bool:
+    """Whether a folder holds nothing but its record."""
+    return all(entry.uri == record for entry in storage.entries(folder))
 
 
 def _model(options: Namespace) -> Model:

@@ -58,24 +58,25 @@ def check_options(space: list[Parameter], network_config: str, source: str) -> N
                 ) from None
 
 
-def check_builds(space: list[Parameter], network: NetworkFile, data_config: Any) -> bool:
+def check_builds(space: list[Parameter], network: NetworkFile, data_config: Any) -> int | None:
     """Build the network and its loss with each extreme of the space, and let it take jets.
 
-    Returns False where there is no torch to build it with. Raises InputError with the parameters'
-    values that the network refused.
+    Returns the parameters of the largest, None where there is no torch to build it with. Raises
+    InputError with the parameters' values that the network refused.
     """
     if importlib.util.find_spec("torch") is None:
-        return False
+        return None
+    most = 0
     searched = [parameter for parameter in space if parameter.flag not in TRAIN_FLAGS]
     for values in _combinations(searched):
         options = {parameter.option: literal(value) for parameter, value in values.items()}
         try:
-            _build(network, data_config, options)
+            most = max(most, _build(network, data_config, options))
         except InputError as error:
             listed = ", ".join(f"{parameter.name} {value}" for parameter, value in values.items())
             where = f"search space: {listed}: " if listed else ""
             raise InputError(f"{where}{error}") from None
-    return True
+    return most
 
 
 def _combinations(space: list[Parameter]) -> Iterator[Mapping[Parameter, str]]:
@@ -90,8 +91,8 @@ def _combinations(space: list[Parameter]) -> Iterator[Mapping[Parameter, str]]:
         yield {parameter: parameter.extremes[-1] for parameter in space}
 
 
-def _build(network: NetworkFile, data_config: Any, options: Mapping[str, object]) -> None:
-    """Build network and loss, and pass a few jets through it.
+def _build(network: NetworkFile, data_config: Any, options: Mapping[str, object]) -> int:
+    """Build network and loss, pass a few jets through it, and return its number of parameters.
 
     Raises InputError where the network refuses the options, or does not take the jets.
     """
@@ -122,5 +123,7 @@ def _build(network: NetworkFile, data_config: Any, options: Mapping[str, object]
         with torch.random.fork_rng(devices=[]), bounded(network.uri):
             model, _ = network.build(data_config, options)
         check_model(network.uri, model)
+        size = num_parameters(model)
         check_shapes(model, data_config, network)
     check_loss(network.uri, network.loss(data_config, options))
+    return size

@@ -32,6 +32,7 @@ from weaver.fit.checkpoint import (
 from weaver.fit.launch import needs_ranks, run_ranks
 from weaver.fit.log_file import logged
 from weaver.fit.options import TrainOptions, auto_name, folds, parse
+from weaver.prepared.node_cache import own_cache
 
 if TYPE_CHECKING:
     import torch
@@ -50,6 +51,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(argv: Sequence[str] | None) -> int:
     options = parse(argv)  # before torch is imported: --help and a wrong flag answer at once
+    with contextlib.nullcontext() if options.cache else own_cache():
+        return _start(options, argv)
+
+
+def _start(options: TrainOptions, argv: Sequence[str] | None) -> int:
+    """Train, as several ranks or folds where that is asked for; returns the exit code."""
     if count := needs_ranks(options, os.environ):
         words = sys.argv[1:] if argv is None else argv
         return run_ranks(count, words, auto_name(options))
@@ -172,6 +179,7 @@ def _fit(
     import numpy as np
     import torch
 
+    from weaver.fit import disk_need
     from weaver.fit.fit import Fit
     from weaver.fit.step_memory import warning
     from weaver.network.forward_check import PROBED_JETS, check_class_numbers, check_forward
@@ -228,6 +236,14 @@ def _fit(
             configuration=configuration,
             description=trial_description(options, model),
         )
+    if world.is_main and not options.lr_finder:
+        keeps_epochs = not options.metrics_log and not options.auto_clean
+        needed = disk_need.trial_bytes(
+            sum(tensor.numel() for tensor in model.state_dict().values()),
+            averages=bool(options.ema_decay),
+            epoch_files=options.num_epochs if keeps_epochs else 1,
+        )
+        disk_need.require(folder.uri, needed)
     if options.lr_finder:
         from weaver.fit.lr_finder import find
 

@@ -6,12 +6,17 @@ import contextlib
 import errno
 import os
 import shutil
+import sqlite3
 from collections.abc import Iterator
 
-from common.errors import StorageError
+from common.errors import JecError, StorageError
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 """What the system says of a full disk, and of a user's share of it that is used up."""
+SQLITE_BLOCKS = 64 * 2**10
+"""Bytes that SQLite adds to its files at a time, at most; where less is free, the disk is full."""
+SQLITE_VAGUE = (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN)
+"""What SQLite also says where its journal finds no room: "attempt to write a readonly database"."""
 UNITS = ("bytes", "kB", "MB", "GB", "TB")
 
 
@@ -46,16 +51,43 @@ def sentence(error: OSError, path: str | os.PathLike[str], needed: int | None = 
 
 
 @contextlib.contextmanager
-def explained() -> Iterator[None]:
-    """Turn a full disk, wherever it shows in the block, into a StorageError of one sentence."""
+def explained(folder: str | os.PathLike[str] | None = None) -> Iterator[None]:
+    """Turn a full disk, wherever it shows in the block, into a StorageError of one sentence.
+
+    folder: where the block writes, for errors that do not say which file they are about (default:
+    the working folder). Libraries hide the error of the system behind others, and SQLite has one of
+    its own; both count.
+    """
+    place = folder if folder is not None else os.getcwd()
     try:
         yield
-    except OSError as error:
-        if error.errno not in FULL:
+    except JecError:
+        raise
+    except Exception as error:
+        full = _full_disk(error, place)
+        if full is None:
             raise
         # A write to an open file does not say which one it is.
-        path = error.filename or os.getcwd()
-        raise StorageError(sentence(error, path)) from error
+        raise StorageError(sentence(full, full.filename or place)) from error
+
+
+def _full_disk(error: BaseException, folder: str | os.PathLike[str]) -> OSError | None:
+    """The error of a full disk that an exception is, or was raised because of; None for others."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in FULL:
+            return cause
+        if isinstance(cause, sqlite3.Error) and _is_full(cause, folder):
+            return OSError(errno.ENOSPC, str(cause))
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
+def _is_full(error: sqlite3.Error, folder: str | os.PathLike[str]) -> bool:
+    code: int = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the kind; the rest says where
+    if code in SQLITE_VAGUE:
+        return free_bytes(folder) < SQLITE_BLOCKS
+    return code == sqlite3.SQLITE_FULL
 
 
 def shown(size: int) -> str:

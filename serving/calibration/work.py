@@ -10,11 +10,8 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
-import fcntl
 import functools
 import itertools
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -22,7 +19,7 @@ from typing import NoReturn
 
 import numpy as np
 
-from common import storage
+from common import scratch, storage
 from common.errors import InputError, JecError, StorageError
 from common.progress import Progress
 from serving.calibration import batches, outputs
@@ -36,8 +33,8 @@ from weaver.read.remote import AHEAD_BYTES, Readers
 
 # steps that wait for a thread or to be written: the end of a file takes as long as some steps
 WAITING = 6
-SCRATCH, LOCK = "jec-calibrate-", "lock"
-YOUNG_SECONDS = 60  # so old a folder has its lock
+SCRATCH = "jec-calibrate-"
+"""Prefix of folders for outputs that are not complete."""
 FILE_END = Load(list)  # comes behind the parts of each file
 
 
@@ -98,7 +95,7 @@ def calibrate(
 
     with (
         Progress("calibrating", total=total, unit="jets" if of_jets else "events") as progress,
-        scratch() as folder,
+        scratch.folder(SCRATCH) as folder,
         Readers() as readers,
         contextlib.closing(in_threads(_decoding(tasks, readers), 1)) as decoded,
         contextlib.closing(
@@ -118,26 +115,6 @@ def calibrate(
                 done.append(result)
             path.unlink(missing_ok=True)
     return done, failures
-
-
-@contextlib.contextmanager
-def scratch() -> Iterator[Path]:
-    """A folder for outputs that are not complete; those of killed commands are removed.
-
-    A command holds a lock as long as it lives, whatever other machine or container sees the folder.
-    """
-    for left in Path(tempfile.gettempdir()).glob(f"{SCRATCH}*"):
-        with contextlib.suppress(OSError):  # another's, gone, or locked by a living command
-            if time.time() - left.stat().st_mtime > YOUNG_SECONDS:
-                with open(left / LOCK, "rb") as lock:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    shutil.rmtree(left)
-    with (
-        tempfile.TemporaryDirectory(prefix=SCRATCH) as folder,
-        open(Path(folder) / LOCK, "wb") as lock,
-    ):
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield Path(folder)
 
 
 def _write(

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import os
+from pathlib import Path
+
 import optuna
 import pytest
 from optuna.trial import TrialState
@@ -50,3 +54,24 @@ def test_a_study_of_an_earlier_version_is_read(tmp_path, record, rule):
     assert study.interrupted() == [
         Proposal(number=1, name="search-001", parameters={"x": "0.5"}, rule=rule)
     ]
+
+
+@pytest.mark.faults
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="no Linux")
+def test_a_search_that_has_ended_leaves_no_descriptor_open(tmp_path):
+    """Optuna's own objects refer to each other, so that the garbage collection closes them late."""
+    spec = {"objective": {"type": "minimize"}, "maxTrialCount": 4, "maxFailedTrialCount": 4}
+
+    def open_files():
+        links = [os.readlink(path) for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
+        return [link for link in links if link.startswith(str(tmp_path))]
+
+    gc.disable()
+    try:
+        study = Study({"metadata": {"name": "search"}, "spec": spec}, tmp_path, print)
+        assert study.count() == 0
+        assert open_files()
+        study.close()
+        assert open_files() == []
+    finally:
+        gc.enable()

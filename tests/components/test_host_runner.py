@@ -114,9 +114,13 @@ def run(tmp_path):
     return run_it
 
 
-def test_an_output_is_the_next_steps_input(run, tmp_path):
+def test_an_output_is_the_next_steps_input(run, tmp_path, monkeypatch):
+    """kfp's own workspace lies below ours, and nothing stays in the temporary folder."""
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
     assert len(run(two, text="yes", path=str(tmp_path / "out"))) == 2
     assert (tmp_path / "out").read_text() == "YES!"
+    assert list((tmp_path / "temporary").iterdir()) == []
 
 
 def test_an_artifact_is_the_next_steps_input_with_its_metadata(run, tmp_path):

@@ -48,6 +48,31 @@ def test_a_service_that_kserve_would_never_make_is_refused(
     assert inputs.check_service_name(inputs.Inputs(longest)).seen
 
 
+@pytest.mark.faults
+@pytest.mark.parametrize(("free", "warns"), [(10**12, False), (10**8, True)], ids=["room", "none"])
+def test_what_a_run_may_take_is_said_before_it_is_written(
+    tmp_path, monkeypatch, capsys, free, warns
+):
+    """2,000 jets of 1 kB; two trials of 10**6 weights: 12 weights each, and 1 MB of records."""
+    config = RunConfig(s3_bucket=str(tmp_path), run_id="pfn-1", max_trials=2, parallel_trials=1)
+    needs = inputs.Inputs(config)
+    files = [types.SimpleNamespace(bytes_per_entry=1000.0, num_used=1000)]
+    for split in ("train", "test"):
+        needs.checked[split] = types.SimpleNamespace(files=files)
+    monkeypatch.setattr(prepare.space, "free_bytes", lambda path: free)
+    prepare.say_disk_need(Run(config=config), needs)
+    assert capsys.readouterr().out == ""  # without torch nobody knows the network
+    needs.parameters = 10**6
+    prepare.say_disk_need(Run(config=config), needs)
+    line = capsys.readouterr().out
+    assert ("warning" in line) is warns
+    trial = 4 * 10**6 * (3 * 3 + 3) + 10**6
+    parts = [2_000_000, 2 * trial, 8 * 4 * 10**6 + 30 * 10**6]
+    for size in (sum(parts), *parts, free):
+        assert prepare.space.shown(size) in line
+    assert str(tmp_path) in line
+
+
 def test_a_name_in_an_unknown_namespace_is_looked_at_later():
     config = RunConfig(s3_bucket="s3://bucket/runs", service_name="a" * 40)
     result = inputs.check_service_name(inputs.Inputs(config))

@@ -1,9 +1,11 @@
 """A full disk: one sentence with the folder, and what was started goes on once there is space."""
 
+import contextlib
 import errno
 import os
 import re
 import shutil
+import sqlite3
 import subprocess
 import types
 
@@ -16,6 +18,7 @@ from common.errors import StorageError
 from common.layout import RunFolder
 from common.storage import space
 from components import step
+from weaver.fit import disk_need
 from weaver.fit.checkpoint import Progressed, TrialFolder
 from weaver.prepared import columns, prepare
 
@@ -151,6 +154,94 @@ def test_a_quota_is_told_from_a_full_disk(tmp_path):
     }
     assert len(texts) == 2
     assert any("quota" in text for text in texts)
+
+
+@pytest.mark.parametrize("left", [0, 12 * 1024], ids=["full", "12 kB left"])
+@pytest.mark.parametrize("begun", [False, True], ids=["made", "written"])
+def test_a_full_disk_under_the_record_of_a_search_is_one_sentence(disk, begun, left):
+    """SQLite has an error of its own, and Optuna one around it, which names no file."""
+    import optuna
+
+    address = f"sqlite:///{disk}/search/study.db"
+    (disk / "search").mkdir()
+    if begun:
+        optuna.create_study(storage=address, study_name="a")
+    other = fill(disk, leave=left)
+
+    def search():
+        with space.explained(disk / "search"):
+            for number in range(100):
+                optuna.create_study(storage=address, study_name=f"{number}")
+
+    with pytest.raises(StorageError, match=re.escape(f"in {disk}/search")) as error:
+        search()
+    assert "the disk is full" in str(error.value)
+    assert error.value.retryable
+    other.unlink()
+    study = optuna.create_study(storage=address, study_name="after")
+    study.add_trial(optuna.create_trial(value=1.0))
+    assert study.best_value == 1.0
+
+
+def test_a_locked_record_is_no_full_disk(tmp_path):
+    connection = sqlite3.connect(tmp_path / "study.db", timeout=0)
+    connection.execute("CREATE TABLE t (x)")
+    connection.commit()
+    connection.execute("BEGIN EXCLUSIVE")
+    with (
+        contextlib.closing(sqlite3.connect(tmp_path / "study.db", timeout=0)) as other,
+        pytest.raises(sqlite3.OperationalError, match="locked"),
+        space.explained(tmp_path),
+    ):
+        other.execute("SELECT x FROM t")
+    connection.close()
+
+
+def test_a_full_disk_behind_the_error_of_a_library_is_found(tmp_path):
+    def write():
+        try:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            raise RuntimeError("could not write the archive") from error
+
+    def run():
+        with space.explained(tmp_path):
+            write()
+
+    with pytest.raises(StorageError, match=re.escape(str(tmp_path))):
+        run()
+
+
+def test_a_training_without_room_for_its_checkpoints_is_not_begun(disk):
+    # 20,000 weights: three checkpoints of 240 kB with Adam's numbers, three files of 80 kB
+    needed = disk_need.trial_bytes(20_000)
+    assert needed == 3 * 240_000 + 3 * 80_000 + 10**6
+    with pytest.raises(StorageError, match=re.escape(space.shown(needed))) as error:
+        disk_need.require(str(disk / "trial"), needed)
+    assert error.value.retryable
+    disk_need.require(str(disk / "trial"), 10**6)
+    # files that are there are replaced, and need no more room
+    (disk / "trial").mkdir()
+    (disk / "trial" / "checkpoint.pt").write_bytes(bytes(900_000))
+    disk_need.require(str(disk / "trial"), 10**6)
+    disk_need.require("s3://bucket/runs/trial", 2**60)
+
+
+def test_the_estimate_covers_what_a_training_writes(tmp_path):
+    """Of a network whose weights matter more than the records."""
+    weights = torch.nn.Linear(1000, 1000)
+    optimizer = torch.optim.Adam(weights.parameters())
+    weights(torch.ones(1, 1000)).sum().backward()
+    optimizer.step()
+    folder = TrialFolder(str(tmp_path / "trial"))
+    for epoch in (1, 2):
+        content = {"model": weights.state_dict(), "optimizer": optimizer.state_dict()}
+        folder.save({**content, "configuration": {}}, Progressed(epoch=epoch))
+    folder.save_best(weights.state_dict(), Progressed(epoch=2), {})
+    parameters = sum(tensor.numel() for tensor in weights.state_dict().values())
+    written = sum(path.stat().st_size for path in (tmp_path / "trial").iterdir())
+    # beside these there is the copy for weaver-core, and one file more while it is written
+    assert written < disk_need.trial_bytes(parameters) < 2 * written
 
 
 def test_other_errors_of_the_system_stay_what_they_are():

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import InputError
+from weaver.config import sizes
 from weaver.config.data_config import DataConfig
 from weaver.config.expressions import MOST_BITS, Expression
 from weaver.prepared.prepare import prepare
@@ -24,8 +25,11 @@ COLUMNS = {
     "n": ak.Array(np.arange(4)),
     "p": ak.Array([[1.0, 2.0, 5.0], [3.0], [], [4.0]]),
     "many": ak.Array([list(range(128))] * 50),
+    "big": ak.Array(np.arange(50_000.0)),
+    "p2": ak.Array([list(range(400))] * 5 + [[1]] * 3),
 }
 ROW = "ak.to_numpy(a)"
+BIG = "ak.to_numpy(big)"
 REFUSED = [
     # powers that grow without a bound
     "((9**60)**60)**60",
@@ -55,6 +59,45 @@ REFUSED = [
     "ak.cartesian([many, many, many, many])",
     "ak.cartesian({'x': many, 'y': many, 'z': many, 'w': many}, axis=1)",
     "ak.cartesian([many] * 3, axis=0)",
+    # sizes of products: each jet with each jet
+    "big[:, None] * big",
+    "big[:, None] * big[None, :]",
+    "big[:, None] < big",
+    f"{BIG}[:, None] - {BIG}",
+    f"np.maximum({BIG}[:, None], {BIG})",
+    f"np.where({BIG}[:, None] > 1, {BIG}, 0)",
+    f"np.select([{BIG}[:, None] > 1], [{BIG}])",
+    f"np.clip({BIG}[:, None], 0, {BIG})",
+    f"np.isclose({BIG}[:, None], {BIG})",
+    f"np.take_along_axis({BIG}[:, None], np.zeros((1, 10**5), 'int64'), 1)",
+    "ak.where(big[:, None] > 1, big, 0)",
+    "ak.broadcast_arrays(big[:, None], big)",
+    "_clip(big[:, None], 0, big)",
+    "big[:, None] ** big",
+    "p2[:, :, None, None] * p2[:, None, :, None] * p2[:, None, None, :]",
+    f"ak.unflatten(big, np.ones_like({BIG}, 'int64'))[:, :, None] * big",
+    f"np.dot({BIG}[:, None], {BIG}[None])",
+    f"{BIG}[:, None].dot({BIG}[None])",
+    f"np.matmul({BIG}[:, None], {BIG}[None])",
+    f"np.inner({BIG}[:, None], {BIG}[:, None])",
+    f"np.tensordot({BIG}, {BIG}, 0)",
+    f"np.tensordot({BIG}[:, None], {BIG}[:, None], [[1], [1]])",
+    f"np.einsum('i,j->ij', {BIG}, {BIG})",
+    f"np.einsum('i,j->', {BIG}, {BIG})",
+    f"np.einsum('...i,j...->ij', {BIG}, {BIG})",
+    f"np.einsum({BIG}, [0], {BIG}, [1])",
+    f"np.histogram({BIG}, 10**10)[0]",
+    f"np.histogram({BIG}, bins=10**10)[0]",
+    f"np.histogram({BIG}, 'auto')[0]",
+    f"np.quantile({BIG}[:, None], np.linspace(0, 1, 10**5), 1)",
+    f"np.linspace({BIG}, 1, 10**5)",
+    f"np.diff({BIG}, 10**9)",
+    "np.ones((9, 10**5))[np.zeros((10**4,), 'int64')]",
+    "np.ones((9, 10**5)).take(np.zeros((10**4,), 'int64'), 0)",
+    "np.take(np.ones((9, 10**5)), np.zeros((10**4,), 'int64'), axis=0)",
+    "many[np.zeros(10**7, 'int64')]",
+    "_pad(p, 10**9)",
+    "_repeat_pad(p, 10**9)",
     # outputs
     "np.sqrt(a, a)",
     "np.sqrt(a, out=a)",
@@ -100,6 +143,34 @@ USUAL = [
     "ak.cartesian([p, p])",
     "ak.cartesian([p, p], nested=True)",
     "ak.with_field(ak.zip({'x': a}), a, where='y').y",
+    # products of a jet's particles with each other and with its jet
+    "big[:, None] * 2",
+    "big[:, None] * big[:, None]",
+    "a[:, None] * p",
+    "p[:, :, None] * p[:, None, :]",
+    "many[:, :, None] * many[:, None, :]",
+    "(p[:, :, None] * p[:, None, :]) * p[:, :, None]",
+    "ak.sum(p2[:, :, None] * p2[:, None, :], axis=-1)",
+    "ak.concatenate([p, a[:, None]], axis=1)",
+    "_stack([big, big, big], 1)",
+    f"np.stack([{BIG}, {BIG}], 1)",
+    f"np.column_stack([{BIG}[:, None], {BIG}])",
+    f"np.stack([{BIG}, {BIG}], 1)[:, 0]",
+    f"np.dot(np.stack([{BIG}, {BIG}], 1), np.array([1, 2]))",
+    f"np.einsum('ij,ij->i', np.stack([{BIG}, {BIG}], 1), np.stack([{BIG}, {BIG}], 1))",
+    f"np.inner(np.stack([{BIG}, {BIG}], 1), np.array([1, 2]))",
+    f"np.take({BIG}, [0, 3])",
+    f"{BIG}[np.array([0, 3])]",
+    f"np.histogram({BIG}, 50)[0]",
+    f"np.histogram({BIG}, [0, 1, 2])[0]",
+    f"np.quantile({BIG}, [0.1, 0.9])",
+    f"np.median(np.stack([{BIG}, {BIG}], 1), axis=1)",
+    f"np.diff({BIG}, 2)",
+    "p[ak.argsort(p)]",
+    "many[many > 3]",
+    "_batch_gather(p, ak.argsort(p))",
+    "_pad(p, 5)",
+    "_p4_from_ptetaphim(p, p, p, p).deltaR(_p4_from_ptetaphim(p, p, p, p))",
 ]
 
 
@@ -148,6 +219,42 @@ def test_whole_numbers_of_any_formula_stay_small(text):
     if isinstance(value, int):
         # at most thirty factors, each the result of a power
         assert value.bit_length() <= 30 * MOST_BITS
+
+
+def numbers(value):
+    return value.size if isinstance(value, np.ndarray) else len(ak.flatten(value, axis=None))
+
+
+OPERANDS = ("x", "x[:, None]", "x[None]", "y", "y[:, None]", "y[:, :, None]", "y[:, None, :]")
+OPERANDS += ("r", "r[:, None]", "r[None]", "r[:, :, None]", "z", "z[:, None, :, :]", "u", "u[:, 0]")
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(1, 5),
+    st.lists(st.sampled_from(OPERANDS), min_size=2, max_size=3),
+    st.lists(st.integers(1, 4), min_size=30, max_size=30),
+    st.booleans(),
+)
+def test_no_product_is_larger_than_its_bound(jets, operands, counts, plain):
+    columns = {
+        "x": np.ones(jets) if plain else ak.Array(np.ones(jets)),
+        "r": np.ones((jets, 3)) if plain else ak.Array(np.ones((jets, 3))),
+        "u": np.ones((jets, 1)) if plain else ak.Array(np.ones((jets, 1))),
+        "y": ak.unflatten(np.ones(sum(counts[:jets])), counts[:jets]),
+    }
+    inner = [int(one) for one in counts[: sum(counts[:jets])]]
+    inner += [2] * (sum(counts[:jets]) - len(inner))
+    columns["z"] = ak.unflatten(ak.unflatten(np.ones(sum(inner)), inner), counts[:jets])
+    values = [Expression(text).evaluate(columns) for text in operands]
+    product = values[0]
+    for value in values[1:]:
+        most = max(sizes.of_broadcast((product, value)), numbers(product), numbers(value))
+        try:
+            product = product * value
+        except ValueError:  # they do not fit each other
+            return
+        assert numbers(product) <= most
 
 
 ATOMS = ("a", "n", "p", ROW, "1", "3", "2.5", "None", "10**9", "(10**5, 10**5)", "[1]")

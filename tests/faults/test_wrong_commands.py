@@ -5,6 +5,7 @@ Every case runs in this process and in an empty folder, and must leave the folde
 
 import importlib
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -314,6 +315,22 @@ def test_what_nobody_expected_is_one_line_and_a_file(capsys, monkeypatch, tmp_pa
     assert "in body" in text
     assert "hush" not in text + err
     assert file.stat().st_mode & 0o077 == 0
+
+
+def test_tracebacks_go_after_a_month(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(cli.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    stay = [tmp_path / "jec-traceback-young.txt", tmp_path / "other.txt"]
+    old = tmp_path / "jec-traceback-old.txt"
+    for path in (*stay, old):
+        path.write_text("Traceback")
+    for path in (stay[1], old):
+        os.utime(path, (time.time() - 31 * 86400,) * 2)
+    assert cli.run_main(lambda: {}["no such key"]) == 70
+    assert str(tmp_path) in capsys.readouterr().err
+    assert not old.exists()
+    assert all(path.exists() for path in stay)
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 @pytest.mark.parametrize("variable", ["", "NB_PREFIX"])

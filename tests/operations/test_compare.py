@@ -156,3 +156,16 @@ def test_the_closure_of_the_summary_is_that_of_the_whole_region(metrics):
 
 def test_at_most_as_many_runs_as_have_letters():
     assert compare.MOST_RUNS <= 26
+
+
+def test_bins_that_a_run_lacks_are_named_below_its_figure(metrics):
+    few = [one for one in metrics.curves if one.region == "barrel"][1:]
+    assert few
+    first = next(one.pt_range for one in metrics.curves if one.region == "barrel")
+    runs = [
+        Compared(name="pfn-00000001", metrics=metrics),
+        Compared(name="pfn-00000002", metrics=dataclasses.replace(metrics, curves=few)),
+    ]
+    gain = next(one for one in comparison_page.drawings(runs) if one.name == "gain")
+    assert f"B in the barrel at {first} GeV; B in the endcap." in gain.caption
+    assert "A in" not in gain.caption

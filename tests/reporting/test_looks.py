@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from matplotlib.colors import to_hex, to_rgb
+from matplotlib.container import ErrorbarContainer
 from matplotlib.text import Text
+from matplotlib.transforms import Bbox
 
 from reporting import drawing, page
 from reporting.drawing import CALIBRATIONS, FLAVOURS
@@ -135,3 +137,23 @@ def test_letters_of_figures_can_be_read_on_a_phone(documents):
         assert texts
         for text in texts:
             assert text.get_fontsize() * shrunk >= 9.5, f"{text.get_text()} in {one.name}"
+
+
+def test_no_letters_stand_on_a_measurement(documents):
+    """Legends and texts inside a frame leave points and error bars free."""
+    for one in figures_of(documents):
+        with drawing.style():
+            one.figure.canvas.draw()
+            for axes in one.figure.axes:
+                boxes = [text.get_window_extent() for text in axes.texts]
+                if legend := axes.get_legend():
+                    boxes.append(legend.get_window_extent())
+                for container in axes.containers:
+                    if not isinstance(container, ErrorbarContainer):
+                        continue
+                    for bars in container.lines[2]:
+                        for ends in bars.get_segments():
+                            if len(ends) == 0:  # of a point that has no finite interval
+                                continue
+                            bar = Bbox(axes.transData.transform(ends)).padded(1)
+                            assert not any(bar.overlaps(box) for box in boxes), one.name

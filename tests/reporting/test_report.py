@@ -122,9 +122,9 @@ def test_both_models_rates_stand_side_by_side(documents):
     page = render(dataclasses.replace(documents, export=export), [])
     for text in (
         '<a href="model_card.md">',
-        "<td>pfn</td><td>prepared features</td><td>80,000</td><td>100,000</td>",
-        "<td>pfn-raw</td><td>raw jets</td><td>60,000</td><td>60,000</td>",
-        "<td>raw over features</td><td></td><td>0.75</td><td>0.60</td>",
+        "<td>pfn</td><td>80,000</td><td>100,000</td>",
+        "<td>pfn-raw</td><td>60,000</td><td>60,000</td>",
+        "<td>raw over features</td><td>0.75</td><td>0.60</td>",
         "on 2 threads",
         "Jets/s in batches of 1,000",
     ):

@@ -273,26 +273,6 @@ def test_a_folder_with_results_of_another_model_is_refused(tmp_path, run, is_the
     assert (tmp_path / "out" / "x.root").read_bytes() == before
 
 
-def test_what_killed_commands_left_is_removed(tmp_path, monkeypatch):
-    """The folders of living commands and fresh ones stay."""
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    old = time.time() - 3600
-    for name in ("left", "fresh"):
-        folder = tmp_path / f"jec-calibrate-{name}"
-        folder.mkdir()
-        (folder / "lock").touch()
-        (folder / "0.root").touch()
-    os.utime(tmp_path / "jec-calibrate-left", (old, old))
-    with work.scratch() as living:
-        os.utime(living, (old, old))
-        with work.scratch() as other:
-            assert living.exists()
-            assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
-                ["jec-calibrate-fresh", living.name, other.name]
-            )
-    assert [path.name for path in tmp_path.iterdir()] == ["jec-calibrate-fresh"]
-
-
 def test_an_interrupted_command_ends_and_goes_on(tmp_path, run, onnx):
     for number in range(30):
         write_jets(tmp_path / "in" / f"{number:02d}.root", jets(400, number), basket=50)
@@ -483,6 +463,21 @@ def test_two_commands_with_two_models_at_once(tmp_path, run, monkeypatch):
     digest = model.local_model(str(other)).description.digest
     assert info(tmp_path / "out" / "x.root")["sha256"] == digest
     assert json.loads((tmp_path / "out" / "calibration.json").read_text())["sha256"] == digest
+
+
+@pytest.mark.faults
+def test_the_record_of_a_killed_command_is_named_as_what_to_delete(tmp_path, run):
+    """A command that was killed before its first output leaves its record alone."""
+    path = write_jets(tmp_path / "x.root", jets(10))
+    run(path)
+    (tmp_path / "out" / "x.root").unlink()  # as if it had been killed before
+    other = write_model(tmp_path / "other.onnx", factor=0.002)
+    code, _, err = run(path, model=other)
+    assert code == 2
+    record = tmp_path / "out" / "calibration.json"
+    assert f"delete {record}" in err
+    record.unlink()
+    assert run(path, model=other)[0] == 0
 
 
 def test_a_disk_that_is_full_leaves_the_folder_to_other_models(tmp_path, run, monkeypatch):

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from common.errors import InputError, nearest, unknown
+from weaver.config import sizes
 from weaver.config.helpers import HELPERS
 from weaver.config.vocabulary import (
     ATTRIBUTES,
@@ -36,7 +37,6 @@ from weaver.config.vocabulary import (
     MODULES,
     MOST_ELEMENTS,
     NOT_EVALUATED,
-    SIZED,
     UNARY,
     VECTOR_METHODS,
     VOCABULARY,
@@ -45,9 +45,6 @@ from weaver.config.vocabulary import (
 SHOWN = 200  # characters of an expression in an error
 MOST_ARGUMENTS = 100  # of a function that takes any number of them
 MOST_BITS = 512  # of a whole number that a power makes: ((9 ** 60) ** 60) ** 60 would never end
-MOST_CHOSEN = 1000
-GROWING = ("combinations", "argcombinations", "cartesian", "argcartesian", "pad_none")
-"""Functions of awkward that may make far more entries than they get."""
 MAX_EXPONENT = 64  # of two plain integers: 9 ** 9 ** 9 would keep the machine busy for ever
 
 # What people write first, and what to write instead.
@@ -334,6 +331,7 @@ class Expression:
             )
         if growing and whole and left.bit_length() * max(abs(right), 1) > MOST_BITS:
             raise self._refusal("it makes too large a whole number; write a float")
+        self._check_size(sizes.of_broadcast((left, right)), "it")
         return BINARY[type(node.op)].function(left, right)
 
     def _value_unaryop(self, node: ast.UnaryOp, columns: Mapping[str, Any]) -> Any:
@@ -342,10 +340,14 @@ class Expression:
     def _value_compare(self, node: ast.Compare, columns: Mapping[str, Any]) -> Any:
         left = self._value(node.left, columns)
         right = self._value(node.comparators[0], columns)
+        self._check_size(sizes.of_broadcast((left, right)), "it")
         return COMPARE[type(node.ops[0])].function(left, right)
 
     def _value_subscript(self, node: ast.Subscript, columns: Mapping[str, Any]) -> Any:
-        return self._value(node.value, columns)[self._value(node.slice, columns)]
+        value = self._value(node.value, columns)
+        index = self._value(node.slice, columns)
+        self._check_size(sizes.of_index(value, index), "it")
+        return value[index]
 
     def _value_slice(self, node: ast.Slice, columns: Mapping[str, Any]) -> slice:
         parts = (node.lower, node.upper, node.step)
@@ -384,14 +386,13 @@ class Expression:
         if fields:
             raise self._refusal(f"'{text}': {unknown('field', node.attr, fields)}")
         if node.attr in COMPONENTS:
-            return getattr(self._momentum(node, columns), node.attr)
+            return getattr(self._momentum(node, owner), node.attr)
         raise self._refusal(
             f"'{text}' has no field '.{node.attr}'; only records and four-momenta have fields"
         )
 
-    def _momentum(self, node: ast.Attribute, columns: Mapping[str, Any]) -> Any:
+    def _momentum(self, node: ast.Attribute, owner: Any) -> Any:
         """The four-momentum of which `node` takes a component or a method."""
-        owner = self._value(node.value, columns)
         if not type(owner).__module__.startswith("vector."):
             raise self._refusal(
                 f"'.{node.attr}' is that of a four-momentum; make one with _p4_from_ptetaphim(pt,"
@@ -403,20 +404,21 @@ class Expression:
         arguments = [self._value(argument, columns) for argument in node.args]
         keywords = {str(word.arg): self._value(word.value, columns) for word in node.keywords}
 
-        name = node.func
-        if isinstance(name, ast.Name):
-            function = len if name.id == "len" else HELPERS[name.id]
-        elif isinstance(name, ast.Attribute) and _member(name) is None:
-            function = self._method(name, columns)
-            if name.attr == "repeat":
-                self._check_size("repeat", [self._value(name.value, columns), *arguments], keywords)
+        called = node.func
+        sized = arguments
+        if isinstance(called, ast.Name):
+            namespace, name = "helper", called.id
+            function = len if name == "len" else HELPERS[name]
+        elif (member := _member(called)) is not None:
+            namespace, name = MODULES[member[0]], member[1]
+            function = _function(*member)
         else:
-            function = self._value(name, columns)
-            member = _member(name)
-            if member and MODULES[member[0]] == "numpy" and member[1] in SIZED:
-                self._check_size(member[1], arguments, keywords)
-            if member and MODULES[member[0]] == "awkward" and member[1] in GROWING:
-                self._check_growth(member[1], arguments, keywords)
+            assert isinstance(called, ast.Attribute)  # checked before
+            namespace, name = "method", called.attr
+            owner = self._value(called.value, columns)
+            function = self._method(called, owner)
+            sized = [owner, *arguments]
+        self._check_size(sizes.of_call(namespace, name, sized, keywords), name)
         self._check_whole([*arguments, *keywords.values()])
         return function(*arguments, **keywords)
 
@@ -433,69 +435,15 @@ class Expression:
             elif value is object or (isinstance(value, str) and value in ("O", "object")):
                 raise self._refusal("arrays of Python's own objects are not allowed")
 
-    def _check_size(self, name: str, arguments: list, keywords: Mapping[str, Any]) -> None:
-        """Refuse an array of more than MOST_ELEMENTS."""
-        bound = inspect.signature(getattr(np, name)).bind(*arguments, **keywords).arguments
-        given: dict[str, Any] = dict(bound)
-        size: Any
-        match SIZED[name]:
-            case "shape":
-                size = math.prod(np.ravel(given["shape"]).tolist())
-            case "square":
-                rows = given["N"] if "N" in given else given["n"]
-                size = rows * (given.get("M") or rows)
-            case "num":
-                size = given.get("num", 50)
-            case "range":
-                parts = [part for part in arguments if part is not None]
-                start, stop, step = (*([0] if len(parts) == 1 else []), *parts, 1)[:3]
-                size = abs(stop - start) / (abs(step) or 1)
-            case _:
-                repeats = np.asarray(given["repeats"] if "repeats" in given else given["reps"])
-                one_each = repeats.ndim and name == "repeat"
-                length = np.size(given["a"] if "a" in given else given["A"])
-                size = repeats.sum() if one_each else length * repeats.prod()
+    def _check_size(self, size: float, what: str) -> None:
+        """Refuse what would make more than MOST_ELEMENTS."""
         if size > MOST_ELEMENTS:
-            raise self._refusal(
-                f"np.{name} would make {size:,.0f} numbers; at most {MOST_ELEMENTS:,}"
-            )
+            raise self._refusal(f"{what} would make {size:,.0f} numbers; at most {MOST_ELEMENTS:,}")
 
-    def _check_growth(self, name: str, arguments: list, keywords: Mapping[str, Any]) -> None:
-        """Refuse more than MOST_ELEMENTS entries of a function that makes many of few.
-
-        Raises what the function itself would raise for arguments that it does not take.
-        """
-        import awkward as ak
-
-        bound = inspect.signature(getattr(ak, name)).bind(*arguments, **keywords)
-        bound.apply_defaults()
-        given = bound.arguments
-        axis = given["axis"]
-        arrays = given["arrays"] if "arrays" in given else [given["array"]]
-        if isinstance(arrays, Mapping):
-            arrays = list(arrays.values())
-        counts = []
-        for array in arrays:
-            lengths = len(array) if axis == 0 else ak.flatten(ak.num(array, axis=axis), axis=None)
-            counts.append(np.atleast_1d(np.asarray(lengths, np.float64)))
-        if name == "pad_none":
-            size = np.maximum(counts[0], given["target"]).sum()
-        elif "n" in given:
-            number = given["n"]
-            more = number - 1 if given["replacement"] else 0
-            size = np.sum(_choose(counts[0] + more, number)) * number
-        else:
-            with np.errstate(over="ignore"):
-                size = np.prod(np.array(counts), axis=0).sum() * len(counts)
-        if size > MOST_ELEMENTS:
-            raise self._refusal(
-                f"ak.{name} would make {size:,.0f} entries; at most {MOST_ELEMENTS:,}"
-            )
-
-    def _method(self, node: ast.Attribute, columns: Mapping[str, Any]) -> Callable:
+    def _method(self, node: ast.Attribute, owner: Any) -> Callable:
+        """The method that `node` names, of its evaluated owner."""
         if node.attr in VECTOR_METHODS:
-            return getattr(self._momentum(node, columns), node.attr)
-        owner = self._value(node.value, columns)
+            return getattr(self._momentum(node, owner), node.attr)
         if not isinstance(owner, np.ndarray | np.generic):
             instead = [
                 f"{prefix}.{node.attr}(...)"
@@ -529,15 +477,6 @@ def _function(prefix: str, name: str) -> Any:
     for part in name.split("."):
         owner = getattr(owner, part)
     return owner
-
-
-def _choose(counts: np.ndarray, number: int) -> np.ndarray:
-    """How many ways there are to choose so many of each count, in floats: (N,) -> (N,)."""
-    ways = np.ones_like(counts)
-    with np.errstate(over="ignore"):
-        for taken in range(min(number, MOST_CHOSEN)):
-            ways = ways * np.maximum(counts - taken, 0) / (taken + 1)
-    return ways
 
 
 @functools.cache

@@ -450,7 +450,7 @@ SIZED = {
 }
 """Functions of numpy that make arrays of any size -> what their size follows from."""
 MOST_ELEMENTS = 2**28
-"""Of an array that a function of SIZED makes."""
+"""Of an array that an expression makes (weaver/config/sizes.py)."""
 
 AWKWARD_0 = {
     "ones_like": "ak.ones_like(x)",

@@ -15,17 +15,10 @@ from collections.abc import Iterator
 import numpy as np
 
 from common.errors import InputError
+from common.machine import memory_limit
 from weaver.config.weights import Sampler
 from weaver.feed.dataset import Batch, Dataset, Gathered
-from weaver.feed.order import (
-    BLOCK_BYTES,
-    WHOLE_BYTES,
-    BlockShuffle,
-    InFileOrder,
-    Listed,
-    Order,
-    spread,
-)
+from weaver.feed.order import BlockShuffle, InFileOrder, Listed, Order, block_of, spread
 from weaver.feed.resident import Resident, fits
 from weaver.read.ahead import ahead
 
@@ -51,9 +44,9 @@ class Loader:
     fraction: use this share of the jets, evenly spread over the data, the same in each epoch and
     for each seed (trials see the same data). drop_last: leave out a last global batch that is not
     full. block: jets in a block of the two-stage shuffle (weaver/feed/order.py); 0 permutes all
-    jets as a whole; by default the size of the data set decides. in_memory: keep all jets ready on
-    the device; by default done on a GPU where they fit, and not on a CPU. Raises InputError for
-    values that make no sense.
+    jets as a whole; by default the size of the data set, and a container's memory, decide.
+    in_memory: keep all jets ready on the device; by default done on a GPU where they fit, and not
+    on a CPU. Raises InputError for values that make no sense.
     """
 
     def __init__(
@@ -85,9 +78,7 @@ class Loader:
         self.world_size = world_size
         self.device = str(device)
         if block is None:
-            # a small data set is permuted as a whole
-            large = dataset.nbytes > WHOLE_BYTES
-            block = max(round(BLOCK_BYTES * len(dataset) / dataset.nbytes), 1) if large else 0
+            block = block_of(len(dataset), dataset.nbytes, memory_limit())
         self.block = block
         self._chosen = max(round(len(dataset) * fraction), 1)
         self._sampler: Sampler | None = None

@@ -82,6 +82,7 @@ OWN_FLAGS = frozenset(
         "triton_config",
         "s3_model",
         "local_rank",
+        "cache",
     }
 )
 """Fields of TrainOptions that are no flags of weaver-core's."""
@@ -340,6 +341,12 @@ class TrainOptions:
     in_memory_val: bool | None = flag(
         None,
         "the same for validation (default: as --in-memory)",
+        action=argparse.BooleanOptionalAction,
+    )
+    cache: bool = flag(
+        True,
+        "keep decoded jets, and copies of distant ones, in this machine's cache (JEC_CACHE) for the"
+        " next training; without it they go with this one",
         action=argparse.BooleanOptionalAction,
     )
     copy_inputs: bool = flag(

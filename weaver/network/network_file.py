@@ -186,7 +186,7 @@ class NetworkFile:
         place = self.place or self.uri
         if storage.is_local(place) or not self.siblings:
             return place
-        from weaver.prepared.columns import node_cache  # late: it imports awkward
+        from weaver.prepared.node_cache import node_cache
 
         folder = node_cache() / "networks" / self.digest()[:32]
         copy = folder / storage.name(place)

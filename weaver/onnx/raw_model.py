@@ -108,12 +108,17 @@ def _bound(argument: Any) -> float:
 class Preprocessing(torch.nn.Module):
     """Columns of the ntuple -> (the network's inputs..., the quantity to correct (N, 1))."""
 
+    trusts_inputs: bool
+    """Leave out what only jets with NaN or infinity among their inputs need: the raw model gives
+    no answer to these."""
+
     def __init__(
         self, program: RawProgram, data_config: DataConfig, input_names: Sequence[str]
     ) -> None:
         """Make a module for each of the network's inputs. Raises InputError."""
         super().__init__()
         self.program = program
+        self.trusts_inputs = False
         groups: dict[str, torch.nn.Module] = {}
         self.of_jets: dict[str, list[Variable]] = {}
         for name in input_names:
@@ -125,7 +130,9 @@ class Preprocessing(torch.nn.Module):
                 groups[name] = JetGroup(name, len(variables))
                 self.of_jets[name] = variables
             else:
-                groups[name] = ParticleGroup(variables, program.orders.get(name, []))
+                groups[name] = ParticleGroup(
+                    variables, program.orders.get(name, []), is_only=len(program.counters) == 1
+                )
         self.groups = torch.nn.ModuleDict(groups)
 
     def forward(self, *columns: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -135,7 +142,8 @@ class Preprocessing(torch.nn.Module):
 
     def run(self, columns: Sequence[torch.Tensor]) -> _Run:
         """One evaluation of the program on a batch: columns in the order of its inputs."""
-        return _Run(dict(zip(raw_inputs(self.program), columns, strict=True)))
+        by_name = dict(zip(raw_inputs(self.program), columns, strict=True))
+        return _Run(by_name, trusts_inputs=self.trusts_inputs)
 
     def inputs(self, run: _Run) -> list[torch.Tensor]:
         """The network's inputs."""
@@ -196,8 +204,17 @@ class JetGroup(torch.nn.Module):
 class ParticleGroup(torch.nn.Module):
     """One input of the network with values of particles: (N, C, length), cut and padded."""
 
-    def __init__(self, variables: Sequence[Variable], order: Sequence[tuple[Value, bool]]) -> None:
-        """`order` holds the keys by which particles are sorted, each with its direction."""
+    def __init__(
+        self,
+        variables: Sequence[Variable],
+        order: Sequence[tuple[Value, bool]],
+        *,
+        is_only: bool,
+    ) -> None:
+        """`order` holds the keys by which particles are sorted, each with its direction.
+
+        is_only: there is no other list of particles, so that a valid jet has some.
+        """
         super().__init__()
         self.variables = variables
         self.order = order
@@ -205,6 +222,10 @@ class ParticleGroup(torch.nn.Module):
         self.length: int = params["length"]
         self.wraps = params["pad_mode"] == "wrap"
         self.is_sorted = True
+        self.is_only = is_only
+        self.needs_padding = True  # False where finite numbers do as well
+        self.are_particles = all(one.value.counts is not None for one in variables)
+        self.tables = _tables([one.value for one in variables]) if self.are_particles else []
 
     @property
     def choice(self) -> tuple[Any, ...]:
@@ -226,14 +247,154 @@ class ParticleGroup(torch.nn.Module):
             first, self.order, self.length, wraps=self.wraps, is_sorted=self.is_sorted
         )
         real = real[:, None]
+        # A product is quicker than a choice, but does not take NaN and infinity away.
+        is_finite = self.is_only and cut.repeats_particles and cut.trusts_inputs
         parts = []
-        for part in _standardised_parts(cut, self.variables, length=self.length):
-            padding = [0.0] * len(part.members)
+        if self.are_particles:
+            standardised = self._parts(cut)
+        else:
+            standardised = _standardised_parts(cut, self.variables, length=self.length)
+        for part in standardised:
+            params = [self.variables[i].params for i in part.members]
+            padding = [0.0] * len(params)
             if not self.wraps:
-                padding = [float(self.variables[i].params["pad_value"]) for i in part.members]
-            parts.append(dataclasses.replace(part, x=_padded(part, real, padding)))
+                padding = [float(one["pad_value"]) for one in params]
+            x = part.x
+            if self.needs_padding or not (is_finite and part.is_finite):
+                x = _padded(part, real, padding, is_finite)
+            parts.append(dataclasses.replace(part, x=x))
         # With its shape stated, the network's own operations need no question about it.
         return _in_order(parts, dim=1).reshape(-1, len(self.variables), self.length)
+
+    def _parts(self, cut: _Cut) -> list[Part]:
+        """The variables of particles, standardised: all in one part, but for constants."""
+        constants = [i for i, one in enumerate(self.variables) if one.value.op in CONSTANTS]
+        tabled = [i for table in self.tables for i in table.members]
+        others = [i for i in range(len(self.variables)) if i not in {*constants, *tabled}]
+        unsure = [i for i in others if _may_be_nan(self.variables[i].value, cut.trusts_inputs)]
+        sure = [i for i in others if i not in unsure]
+        parts = []
+        if constants:
+            values = [self.variables[i].value for i in constants]
+            params = [self.variables[i].params for i in constants]
+            x = _standardised(_constants(values), params, np.dtype(np.float32))
+            parts.append(Part(constants, x, None, is_constant=True))
+        columns = []  # (N, k * length) each
+        known = None
+        if unsure:
+            x = _side_by_side([cut(self.variables[i].value).float() for i in unsure], dim=1)
+            known = _is_number(x)
+            # In place of NaN what becomes 0.
+            centers = [self.variables[i].params["center"] or 0.0 for i in unsure]
+            zero = torch.tensor(centers, dtype=torch.float32).repeat_interleave(self.length)
+            columns.append(torch.where(known, x, zero))
+        columns += [cut(self.variables[i].value).float() for i in sure]
+        columns += [table.look_up(cut(table.column)) for table in self.tables]
+        if columns:
+            members = [*unsure, *sure, *tabled]
+            parts.append(self._standardised_part(members, _side_by_side(columns, dim=1)))
+        return parts
+
+    def _standardised_part(self, members: list[int], x: torch.Tensor) -> Part:
+        """Standardise k variables (N, k * length)."""
+        variables = [self.variables[i] for i in members]
+        params = [variable.params for variable in variables]
+        sizes = [_bound(variable.value) for variable in variables]
+        # One number for each place: ONNX Runtime takes time for each row that it repeats one on.
+        x = _standardised(x, params, np.dtype(np.float32), sizes=sizes, repeats=self.length)
+        x = x.reshape(-1, len(members), self.length)
+        return Part(members, x, None, is_finite=all(map(_is_finite, params, sizes)))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Table:
+    """Variables that are functions of one column of whole numbers, for a graph to look up.
+
+    Outside of +-reach each is the same for all numbers of one sign.
+    """
+
+    column: Value
+    reach: int
+    members: list[int]
+    """Places of the k variables in their group."""
+    rows: torch.Tensor
+    """(2 * reach + 1, k) float32, for -reach, ..., reach."""
+
+    def look_up(self, x: torch.Tensor) -> torch.Tensor:
+        """The variables (N, k * length), one behind the other, of whole numbers x (N, length)."""
+        index = x.clamp(-self.reach, self.reach) + self.reach
+        rows = torch.nn.functional.embedding(index, self.rows)  # (N, length, k)
+        return rows.transpose(1, 2).flatten(1)
+
+
+LARGEST_REACH = 4096
+"""Of a table that is looked up, so that it stays in a core's cache."""
+
+
+def _tables(values: Sequence[Value]) -> list[Table]:
+    """Tables for those of a group's variables that are functions of one column of whole numbers."""
+    members: dict[str, list[int]] = {}
+    columns: dict[str, Value] = {}
+    reaches: dict[str, int] = {}
+    for i, value in enumerate(values):
+        steps = _steps(value)
+        if steps is None or not math.isfinite(_bound(value)):
+            continue
+        column, reach = steps
+        if column is None or reach > LARGEST_REACH:
+            continue
+        branch = column.args[0]
+        members.setdefault(branch, []).append(i)
+        columns[branch] = column
+        reaches[branch] = max(reach, reaches.get(branch, 0))
+    tables = []
+    for branch, indices in members.items():
+        if len(indices) == 1:  # the operations are as quick
+            continue
+        column, reach = columns[branch], reaches[branch]
+        # evaluated by the very operations that the graph would have
+        numbers = torch.arange(-reach, reach + 1).to(graph_type(column.dtype))[None]
+        run = _Run({branch: numbers})
+        rows = [run(values[i]).float().reshape(-1) for i in indices]
+        table = torch.stack(rows, dim=1)
+        tables.append(Table(column=column, reach=reach, members=indices, rows=table))
+    return tables
+
+
+STEPS = COMPARISONS | {
+    "where",
+    "sign",
+    "abs",
+    "negative",
+    "positive",
+    "logical_and",
+    "logical_or",
+    "logical_xor",
+    "logical_not",
+}
+"""Operations that know whole numbers by their signs and by comparisons alone."""
+
+
+def _steps(argument: Any) -> tuple[Value | None, int] | None:
+    """The column of whole numbers that an expression of STEPS alone looks at, and how far.
+
+    The column is None for a plain number. None where it is no such expression.
+    """
+    if not isinstance(argument, Value):
+        return (None, math.ceil(abs(argument)) + 1) if math.isfinite(argument) else None
+    if argument.op == "column":
+        is_whole = argument.dtype.kind in "iu" and argument.counts is not None
+        return (argument, 1) if is_whole else None
+    if argument.op not in STEPS:
+        return None
+    column: Value | None = None
+    reach = 1
+    for part in map(_steps, argument.args):
+        if part is None or (part[0] is not None and column not in (None, part[0])):
+            return None
+        column = column or part[0]
+        reach = max(reach, part[1])
+    return column, reach
 
 
 class ResidualFeatures(torch.nn.Module):
@@ -260,6 +421,7 @@ class RawModel(torch.nn.Module):
         """Put the preprocessing before the network, and the range of valid jets behind it."""
         super().__init__()
         self.preprocessing = preprocessing
+        self.preprocessing.trusts_inputs = True
         self.network = network
         self.limits = limits
 
@@ -311,24 +473,23 @@ def _valid(run: _Run, program: RawProgram, limits: ValidRange) -> torch.Tensor:
     most = None
     for counter in program.counters:
         of_counter = [n for n, column in program.inputs.items() if column.counter == counter]
-        counts = run.columns[counter]  # (N, 1)
-        check(counts, 0)
-        check(run.places(of_counter[0]) - counts, 0)
+        counts = run.limited(counter, of_counter[0])  # (N, 1)
+        check(run.columns[counter].to(torch.int64) - counts, 0, 0)
         most = counts if most is None else torch.maximum(most, counts)
         particles = [run.columns[name].float() for name in of_counter if name in floats]
         if particles:
             # Infinity and NaN stay in a sum.
             total = functools.reduce(torch.add, particles)  # (N, P)
-            real = torch.arange(total.shape[1])[None, :] < counts
+            real = run.real_places(counter, of_counter[0])
             total = torch.where(real, total, torch.tensor(0.0))
             check(total.sum(1, keepdim=True))
     if most is not None:
         check(most, 1)
-    # All at once: each node of the graph costs time. A comparison with NaN is false.
+    # All at once: each node of the graph costs time. NaN and infinity are at no distance of 0.
     x = torch.cat(columns, dim=1)
     low, high = torch.tensor(bounds).T
-    outside = torch.logical_not(torch.minimum(torch.maximum(x, low), high) == x)
-    return outside.float().sum(1, keepdim=True) == 0
+    beyond = x - torch.minimum(torch.maximum(x, low), high)
+    return torch.norm(beyond, p=1, dim=1, keepdim=True) == 0
 
 
 def raw_inputs(program: RawProgram) -> list[str]:
@@ -384,8 +545,8 @@ def raw_model(
 def _leave_out_work(network: torch.nn.Module, preprocessing: Preprocessing) -> None:
     """Leave out what a network with `any_order` (networks/pfn_regressor_open.py) does not need.
 
-    Its particles need not be sorted, if all its inputs have the same ones, and what lies in padding
-    need not be masked again, if it is 0 already.
+    Its particles need not be sorted, if all its inputs have the same ones. What lies in padding
+    need not be masked, if it is finite already: 0, or another particle of the jet.
     """
     groups = preprocessing.groups.items()
     of_particles = {name: group for name, group in groups if isinstance(group, ParticleGroup)}
@@ -399,8 +560,11 @@ def _leave_out_work(network: torch.nn.Module, preprocessing: Preprocessing) -> N
         mask = of_particles.get("pf_mask")
         if mask is None or any(one.value.op != "ones_like" for one in mask.variables):
             continue
-        if all(group.pads_with_zeros for group in of_particles.values()):
+        if hasattr(module, "masks") and all(g.pads_with_zeros for g in of_particles.values()):
             setattr(module, "masks", False)  # noqa: B010 (nn.Module declares no such field)
+            for name, group in of_particles.items():
+                # Finite numbers are as good as 0: the network's sum multiplies by the mask.
+                group.needs_padding = name == "pf_mask"
 
 
 # ------------------------------------------------------------------------------- standardise, pad
@@ -413,6 +577,12 @@ CONSTANTS: dict[str, Callable[[Value], float]] = {
 }
 
 
+def _constants(values: Sequence[Value]) -> torch.Tensor:
+    """The numbers of constants, (1, k, 1)."""
+    numbers = [float(CONSTANTS[value.op](value)) for value in values]
+    return torch.tensor(numbers, dtype=torch.float32)[None, :, None]
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Part:
     """Variables of one type, which go through the same nodes of the graph."""
@@ -420,9 +590,12 @@ class Part:
     members: list[int]
     """Their places among all variables."""
     x: torch.Tensor
-    """Standardised: (N, k) of jets, (N, k, length) of particles, (k, 1) of constants."""
+    """Standardised: (N, k) of jets, (N, k, length) of particles, (1, k, 1) of constants."""
     known: torch.Tensor | None
     """False where the value is NaN, of the shape of x; None where it cannot be."""
+    is_finite: bool = False
+    """Neither NaN nor infinite for any finite columns."""
+    is_constant: bool = False
 
 
 def _standardised_parts(
@@ -434,18 +607,21 @@ def _standardised_parts(
         value = variable.value
         is_constant = length is not None and value.op in CONSTANTS
         key = (held_in(value), value.dtype.kind, variable.dtype, is_constant)
+        if length is None and value.dtype.kind in "biu":
+            # numpy computes in double precision; fewer nodes are worth a rounding.
+            key = (torch.float32, "f", np.dtype(np.float32), False)
         members.setdefault(key, []).append(index)
     is_sequence = all(variable.value.counts is not None for variable in variables)
     parts = []
-    for (source, _, dtype, is_constant), indices in members.items():
+    for (source, kind, dtype, is_constant), indices in members.items():
         values = [variables[index].value for index in indices]
         params = [variables[index].params for index in indices]
         known = None
         if is_constant:
-            raw = torch.tensor([[CONSTANTS[value.op](value)] for value in values], dtype=source)
+            raw = _constants(values)
         else:
             # one value a jet has the first place
-            columns = [run(value) for value in values]
+            columns = [run(value).to(source) for value in values]
             if length is not None:
                 # Only single values: where the shape is not known, expand is a node of the graph.
                 columns = [
@@ -455,9 +631,9 @@ def _standardised_parts(
             raw = _side_by_side(columns, dim=1)
             if length is not None:
                 raw = raw.reshape(-1, len(values), length)
-            if values[0].dtype.kind == "f":
+            if kind == "f" and any(_may_be_nan(value, run.trusts_inputs) for value in values):
                 known = _is_number(raw)
-        x = _standardised(raw, params, dtype)
+        x = _standardised(raw, params, np.dtype(np.float32) if is_constant else dtype)
         if length is not None and x.dtype != torch.bool:
             x = x.float()
         if not is_sequence and x.is_floating_point() and not _are_clipped(params):
@@ -469,7 +645,7 @@ def _standardised_parts(
             if known is not None:
                 x = torch.where(known, x, torch.tensor(0, dtype=x.dtype))
             x = x.float()
-        parts.append(Part(indices, x, known))
+        parts.append(Part(indices, x, known, is_constant=is_constant))
     return parts
 
 
@@ -487,11 +663,18 @@ def _in_order(parts: Sequence[Part], dim: int) -> torch.Tensor:
 
 
 def _standardised(
-    x: torch.Tensor, params: Sequence[Mapping[str, Any]], dtype: np.dtype
+    x: torch.Tensor,
+    params: Sequence[Mapping[str, Any]],
+    dtype: np.dtype,
+    *,
+    sizes: Sequence[float] = (),
+    repeats: int = 1,
 ) -> torch.Tensor:
     """Shift, scale and clip variables (N, k) or (N, k, P), each by its numbers.
 
-    `dtype` is numpy's type of the result. Without anything to do x is as it was.
+    `dtype` is numpy's type of the result. Without anything to do x is as it was. sizes: numbers
+    that the absolute values of the variables never exceed, as far as known. repeats: x is
+    (N, k * repeats).
     """
     if all(one["center"] is None for one in params):
         return x if x.dtype == torch.bool else x.to(graph_type(dtype))
@@ -507,10 +690,15 @@ def _standardised(
 
     def column(values: np.ndarray) -> torch.Tensor:
         """(k,) for jets, (k, 1) for particles."""
+        values = np.repeat(values, repeats)
         return torch.tensor(values, dtype=x.dtype).reshape(-1, *[1] * (x.dim() - 2))
 
     center, scale = numbers("center", 0.0), numbers("scale", 1.0)
     low, high = numbers("min", -np.inf), numbers("max", np.inf)
+    # One that has no bounds and needs none may take those of the others, for a single Clip.
+    for i, size in enumerate(sizes):
+        if params[i]["center"] is None and size <= min(-low.max(), high.min()):
+            low[i], high[i] = low.max(), high.min()
     if (center != 0).any():
         x = x - column(center)
     if (scale != 1).any():
@@ -529,8 +717,25 @@ def _are_clipped(params: Sequence[Mapping[str, Any]]) -> bool:
     return True
 
 
-def _padded(part: Part, real: torch.Tensor, padding: Sequence[float]) -> torch.Tensor:
-    """A part (N, k, length), NaN as 0, with the padding (k) where `real` (N, 1, length) is not."""
+def _is_finite(params: Mapping[str, Any], size: float) -> bool:
+    """Whether a variable is finite, by its clip or by its size, which it never exceeds."""
+    return _are_clipped([params]) or (params["center"] is None and math.isfinite(size))
+
+
+def _may_be_nan(value: Value, trusts_inputs: bool) -> bool:
+    """Whether a Value may be NaN, of finite columns if `trusts_inputs`."""
+    if value.dtype.kind != "f":
+        return False
+    return not (trusts_inputs and value.op == "column")
+
+
+def _padded(
+    part: Part, real: torch.Tensor, padding: Sequence[float], is_finite: bool
+) -> torch.Tensor:
+    """A part (N, k, length), NaN as 0, with the padding (k) where `real` (N, 1, length) is not.
+
+    is_finite: there are finite columns in these places as well.
+    """
     x, known = part.x, part.known
     if any(padding):
         if known is not None:
@@ -538,9 +743,11 @@ def _padded(part: Part, real: torch.Tensor, padding: Sequence[float]) -> torch.T
         return torch.where(real, x.float(), torch.tensor(padding)[:, None])
     if x.dtype == torch.bool:
         return torch.logical_and(x, real).float()
-    if known is None:
-        return x * real.float()  # finite numbers, and quicker than a choice
-    return torch.where(torch.logical_and(known, real), x, torch.tensor(0.0))
+    if part.is_constant or (is_finite and part.is_finite):
+        return x * real.float()
+    if known is not None:
+        real = torch.logical_and(known, real)
+    return torch.where(real, x, torch.tensor(0.0))
 
 
 def _is_number(x: torch.Tensor) -> torch.Tensor:
@@ -562,9 +769,11 @@ def _nan_to_num(x: torch.Tensor) -> torch.Tensor:
 class _Run:
     """One evaluation of a program on a batch; each Value is computed once."""
 
-    def __init__(self, columns: Mapping[str, torch.Tensor]) -> None:
+    def __init__(self, columns: Mapping[str, torch.Tensor], *, trusts_inputs: bool = False) -> None:
         self.columns = columns
+        self.trusts_inputs = trusts_inputs
         self.known: dict[int, torch.Tensor] = {}
+        self.known_places: dict[str, torch.Tensor] = {}
         self.cuts: dict[tuple[Any, ...], tuple[_Cut, torch.Tensor]] = {}
         self.jet_groups: dict[str, torch.Tensor] = {}
         """Input group of the network with one value a jet -> (N, C)."""
@@ -608,9 +817,18 @@ class _Run:
 
     def op_counter(self, value: Value) -> torch.Tensor:
         """A counter beyond the places that were sent means all of them."""
-        counter, branch = value.args
+        return self.limited(*value.args)
+
+    def limited(self, counter: str, branch: str) -> torch.Tensor:
+        """The numbers (N, 1) of a counter, from 0 to the places of one of its branches."""
         counts = self.columns[counter].to(torch.int64).clamp(min=0)
         return torch.minimum(counts, self.places(branch))
+
+    def real_places(self, counter: str, branch: str) -> torch.Tensor:
+        """True for the places (N, P) of a counter's branches that hold a particle."""
+        places: Any = self.places(branch)  # a plain number would be that of the traced jets
+        real: torch.Tensor = torch.arange(places) < self.limited(counter, branch)
+        return real
 
     # -- particles
 
@@ -648,13 +866,17 @@ class _Run:
         if first.counts is None:
             return _Cut(self, slots.clamp(max=0)), (slots[None, :] < (length if wraps else 1))
         counts = self(first.counts)  # (N, 1)
+        places_of_branch = self.places(_branch(first))
         if not wraps and not order:
-            missing = length - self.places(_branch(first))
+            missing = (length - places_of_branch).reshape(1)
             return _Cut(self, missing=missing), slots[None, :] < counts
         ordered: torch.Tensor | None = None
         if order:
             values = [(self(value), falls) for value, falls in order]
-            ordered = self.order(values, counts, length, is_sorted or wraps)  # (N, up to length)
+            trusts = [self.trusts_inputs and value.op == "column" for value, _ in order]
+            # (N, up to length)
+            ordered = self.order(values, self.real(order[0][0]), length, is_sorted or wraps, trusts)
+            missing = (length - torch.minimum(places_of_branch, torch.tensor(length))).reshape(1)
         if wraps:
             # (N, length)
             places = torch.remainder(slots[None, :], counts.clamp(min=1, max=length))
@@ -662,17 +884,21 @@ class _Run:
                 places = ordered.gather(1, places)
             return _Cut(self, places), (counts > 0).expand(-1, length)
         assert ordered is not None
-        filled = _padded_to(ordered, length - ordered.shape[1], NO_PLACE)  # (N, length)
-        places = torch.minimum(filled, self.places(_branch(first)) - 1)
-        return _Cut(self, places), filled < counts
+        filled = _padded_to(ordered, missing, NO_PLACE)  # (N, length)
+        places = torch.minimum(filled, (counts - 1).clamp(min=0))
+        return _Cut(self, places, repeats_particles=True), filled < counts
 
     def places(self, branch: str) -> torch.Tensor:
         """The places P of a branch (N, P) as a number of the graph."""
-        shape: torch.Tensor = torch._shape_as_tensor(self.columns[branch])
-        return shape[1]
+        if branch not in self.known_places:
+            shape: torch.Tensor = torch._shape_as_tensor(self.columns[branch])
+            self.known_places[branch] = shape[1]
+        return self.known_places[branch]
 
     def real(self, value: Value) -> torch.Tensor:
         """True for the places (N, P) of particles that exist."""
+        if value.counts is not None and value.counts.op == "counter":
+            return self.real_places(*value.counts.args)
         return torch.arange(self(value).shape[1])[None, :] < self.counts(value)
 
     def op_where(self, value: Value) -> torch.Tensor:
@@ -698,22 +924,25 @@ class _Run:
 
     def op_argsort(self, value: Value) -> torch.Tensor:
         key, falling = value.args
-        return self.order([(self(key), falling)], self.counts(key))
+        return self.order([(self(key), falling)], self.real(key))
 
     def order(
         self,
         keys: Sequence[tuple[torch.Tensor, bool]],
-        counts: torch.Tensor,
+        real: torch.Tensor,
         length: int | None = None,
         is_sorted: bool = True,
+        are_numbers: Sequence[bool] = (),
     ) -> torch.Tensor:
         """Positions (N, P) that sort each jet's particles by one or more keys (N, P).
 
-        The first key counts first; ties keep their order, padding is last. With a length only so
-        many positions, where there are more; these come in any order unless `is_sorted`.
+        The first key counts first; ties keep their order, padding, where `real` (N, P) is false,
+        is last. With a length only so many positions, where there are more; these come in any order
+        unless `is_sorted`. are_numbers: which keys need no care for NaN.
         """
-        real = torch.arange(keys[0][0].shape[1])[None, :] < counts
-        falling = [_falling(key, falls) for key, falls in keys]
+        falling = []
+        for index, (key, falls) in enumerate(keys):
+            falling.append(_falling(key, falls, bool(are_numbers) and are_numbers[index]))
         if len(keys) > 1 and _are_one_key(keys[-2][0], keys[-1][0]):
             falling[-2:] = [_one_key(*falling[-2:])]
         # sorted by the last key first: the others keep the order where they are equal
@@ -796,13 +1025,16 @@ class _Cut(_Run):
         run: _Run,
         places: torch.Tensor | None = None,
         missing: torch.Tensor | None = None,
+        repeats_particles: bool = False,
     ) -> None:
         """places: (N, length), or (length,) for the same ones of each jet.
 
         Without places these are the first ones; `missing` says by how many there are too few, below
-        0 by how many there are too many.
+        0 by how many there are too many. repeats_particles: where there is no particle stands a
+        place of another one of the jet, if it has any.
         """
-        super().__init__(run.columns)
+        super().__init__(run.columns, trusts_inputs=run.trusts_inputs)
+        self.repeats_particles = repeats_particles
         self.run = run
         self.at = places
         self.missing = missing
@@ -814,6 +1046,7 @@ class _Cut(_Run):
             return super().compute(value)
         x = self.run(value)  # (N, P)
         if self.at is None:
+            assert self.missing is not None, "a cut has places or says how many are missing"
             return _padded_to(x, self.missing, 0)
         return x.index_select(1, self.at) if self.at.dim() == 1 else x.gather(1, self.at)
 
@@ -831,9 +1064,33 @@ NO_PLACE = 2**62
 """In place of a particle's place, where a jet has too few."""
 
 
-def _padded_to(x: torch.Tensor, missing: Any, fill: int) -> torch.Tensor:
-    """Append `missing` places with `fill` to (N, P); below 0 take so many away."""
-    return torch.nn.functional.pad(x, [0, missing], value=fill)
+class _Pad(torch.autograd.Function):
+    """Append `missing` (1,) places with `fill` to (N, P); below 0 take so many away.
+
+    torch's exporter writes nine nodes for its own function.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, missing: torch.Tensor, fill: int) -> torch.Tensor:
+        return torch.nn.functional.pad(x, [0, int(missing)], value=fill)
+
+    @staticmethod
+    def symbolic(graph: Any, x: Any, missing: Any, fill: int) -> Any:
+        before_and_behind = graph.op(
+            "Concat",
+            graph.op("Constant", value_t=torch.tensor([0, 0, 0])),
+            missing,
+            axis_i=0,
+        )
+        value = torch.tensor(fill, dtype=x.type().dtype())
+        padded = graph.op("Pad", x, before_and_behind, graph.op("Constant", value_t=value))
+        return padded.setType(x.type().with_sizes([None, None]))
+
+
+def _padded_to(x: torch.Tensor, missing: torch.Tensor, fill: int) -> torch.Tensor:
+    """Append `missing` (1,) places with `fill` to (N, P); below 0 take so many away."""
+    padded: torch.Tensor = _Pad.apply(x, missing, fill)
+    return padded
 
 
 def _positions(
@@ -853,12 +1110,14 @@ def _positions(
     return torch.sort(key, dim=1, descending=True, stable=True)[1][:, :length]
 
 
-def _falling(key: torch.Tensor, falls: bool) -> torch.Tensor:
+def _falling(key: torch.Tensor, falls: bool, is_number: bool) -> torch.Tensor:
     """A key (N, P) of which the largest comes first, NaN after all numbers."""
     if not key.is_floating_point():
         key = key.to(torch.float64)
         return key if falls else -key
     key = key if falls else -key
+    if is_number:
+        return key
     return torch.where(_is_number(key), key, torch.tensor(-math.inf, dtype=key.dtype))
 
 

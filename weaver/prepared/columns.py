@@ -34,7 +34,7 @@ import os
 import posixpath
 import secrets
 import shutil
-import tempfile
+import sys
 import time
 import weakref
 import zlib
@@ -49,6 +49,7 @@ from common import private_folder, storage
 from common.errors import InputError, StorageError
 from common.storage import durable, space
 from weaver.config.sections import Parameters
+from weaver.prepared.node_cache import CACHE_VARIABLE, node_cache
 from weaver.prepared.transform import Ready
 from weaver.read.jagged import Jagged, common_type, exactly
 
@@ -66,7 +67,6 @@ HEADER = 128
 CHECKED = 2**22  # bytes read at a time for a checksum
 PARTIAL = ".partial-"  # how the name of a temporary folder begins
 STALE_SECONDS = 24 * 3600  # a temporary folder this old was left by a process that was killed
-CACHE_VARIABLE = "JEC_CACHE"
 FETCH_SECONDS = 3600  # the longest wait for another process on this node that fetches the same data
 
 
@@ -524,16 +524,6 @@ def _damage_of(path: Path, entry: ColumnEntry) -> str:
     return "" if crc == entry["crc32"] else f"the checksum of {path.name} does not fit"
 
 
-def node_cache() -> Path:
-    """The folder of this node for copies of prepared data.
-
-    JEC_CACHE, or one for this user in the temporary directory. Other users may write beside it, so
-    it is made and checked as this user's alone. Raises InputError where it is not.
-    """
-    default = os.path.join(tempfile.gettempdir(), f"jec-cache-{os.getuid()}")
-    return private_folder.make(Path(os.environ.get(CACHE_VARIABLE) or default), CACHE_VARIABLE)
-
-
 @contextlib.contextmanager
 def building(target: Path, final: Callable[[], Path] | None = None) -> Iterator[Path]:
     """A temporary folder beside `target`, which becomes `target` if the block ends without error.
@@ -595,6 +585,7 @@ def local_copy(uri: str, cache: Path | None = None, *, always: bool = False) -> 
     shared disk that is slow to read here and there).
     """
     if storage.is_local(uri) and not always:
+        _note_use(Path(uri))
         return Path(uri)
     cache = node_cache() if cache is None else private_folder.make(cache, CACHE_VARIABLE)
     target = cache / storage.name(uri)
@@ -609,7 +600,26 @@ def local_copy(uri: str, cache: Path | None = None, *, always: bool = False) -> 
                         f"prepared data {uri} is damaged: {problem}; delete it, and prepare it"
                         " again (python pipeline.py --resume RUN does)"
                     )
+            print(
+                f"copied {uri} to this machine: {where(target)}; python pipeline.py --prune-cache"
+                " removes copies",
+                file=sys.stderr,
+                flush=True,
+            )
+    _note_use(target)
     return target
+
+
+def _note_use(folder: Path) -> None:
+    """Give a set the present time, by which `pipeline.py --prune-cache` knows its last use."""
+    with contextlib.suppress(OSError):  # another user's, or a disk that is only read
+        os.utime(folder / DESCRIPTION)
+
+
+def where(folder: Path) -> str:
+    """Path and size of prepared data on this machine, and the room beside it, in words."""
+    size = sum(file.stat().st_size for file in folder.iterdir())
+    return f"{folder} ({space.shown(size)}, {space.shown(space.free_bytes(folder))} free there)"
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -41,6 +42,8 @@ from weaver.read.opening import REMEDY, TREE_REMEDY
 from weaver.read.remote import AHEAD_BYTES, Readers
 
 Report = Callable[[str], None]
+MOST_MADE = 2.0
+"""Bytes of input variables, at their full length, for each byte that is read in a step."""
 MOST_THREADS = 8  # each holds a step and what is made of it
 
 TREATED = {
@@ -221,6 +224,15 @@ class Decoding:
             raise InputError(f"{error} (in {where})") from error
         return Decoded(number, steps, None)
 
+    def bytes_of_step(self, file: DataFile) -> int:
+        """Bytes to read at a time: fewer where many more variables are made than are read.
+
+        Otherwise memory would grow with the data config.
+        """
+        made = sum(4 * math.prod(shape[1:]) for shape in self.config.input_shapes.values())
+        share = MOST_MADE * file.bytes_per_entry / max(made, 1)
+        return max(int(self.step_bytes * min(share, 1)), 1)
+
     def loads(
         self, file: DataFile, plan: Plan, start: int, stop: int, readers: Readers
     ) -> Iterator[Load]:
@@ -236,7 +248,7 @@ class Decoding:
                 training_set=self.role == "training",
                 start=start,
                 stop=stop,
-                step_bytes=self.step_bytes,
+                step_bytes=self.bytes_of_step(file),
                 readers=readers,
             )
         except DamagedFile as error:

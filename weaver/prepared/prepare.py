@@ -42,10 +42,10 @@ from weaver.prepared.columns import (
     damage,
     digest_of,
     is_prepared,
-    node_cache,
     publish,
 )
 from weaver.prepared.decoding import Decoding, Report, report_skipped
+from weaver.prepared.node_cache import node_cache
 from weaver.read import files as data_files
 
 # raise it when the same files decode to other numbers; data that were prepared before are then made

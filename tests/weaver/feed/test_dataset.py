@@ -9,6 +9,7 @@ import multiprocessing
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import awkward as ak
 import numpy as np
@@ -311,3 +312,37 @@ def test_the_last_jets_are_read_whole(forms):
     values = columns["PF"]["dEta"][last]
     assert np.array_equal(alone.inputs["long"][0, 0], padded(np.asarray(values), 30, 0))
     assert torch.equal(alone.inputs["long"][0], among.inputs["long"][last])
+
+
+def random_access(path) -> bool:
+    """Whether this process has told the system that it reads a mapped file here and there."""
+    flags = []
+    is_of_file = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if "-" in line.split()[0]:
+            is_of_file = line.endswith(str(path))
+        elif is_of_file and line.startswith("VmFlags"):
+            flags.append("rr" in line.split())
+    assert flags
+    return all(flags)
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="no Linux")
+@pytest.mark.faults
+def test_a_block_shuffle_reads_nothing_beside_its_blocks(tmp_path):
+    """A jet of 2 kB must not bring the disk's whole read-ahead, 8 MiB on some, into a small cache.
+
+    Until blocks are asked for, the system reads ahead as it likes, which suits small data sets.
+    """
+    dataset = open_jets(write_jets(tmp_path / "a.root", synthetic_jets(60, seed=3)), tmp_path)
+    columns = sorted(dataset.folder.glob("*.npy"))
+    everything = np.arange(len(dataset))
+    before = dataset.batch(everything)
+    assert not any(random_access(path) for path in columns if path.stat().st_size > 128)
+    dataset.read_ahead(0, 20)
+    dataset.read_ahead(40, len(dataset))
+    used = [path for path in columns if "observer" not in path.name]
+    assert all(random_access(path) for path in used)
+    after = dataset.batch(everything)
+    for name, values in before.inputs.items():
+        assert torch.equal(values, after.inputs[name])

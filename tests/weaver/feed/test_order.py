@@ -59,3 +59,23 @@ def test_what_a_round_needs_is_asked_for_beforehand_once(monkeypatch):
             wanted[first:end] = True
         assert wanted[jets].all()
     assert len(asked) == len(set(asked)) == 125
+
+
+@pytest.mark.parametrize(
+    ("nbytes", "limit", "block_bytes"),
+    [
+        pytest.param(2**30, None, 0, id="small: as a whole"),
+        pytest.param(2**33, None, 2**22, id="large"),
+        pytest.param(2**33, 12 * 2**30, 2**22, id="large in the default pod"),
+        pytest.param(2**30, 12 * 2**30, 0, id="small in the default pod"),
+        pytest.param(2**30, 2**30, 2**30 / 6 / 512, id="larger than a small container's cache"),
+        pytest.param(2**33, 600 * 10**6, 10**8 / 512, id="large in a small container"),
+        pytest.param(2**33, 10**8, 2**16, id="blocks have a least size"),
+    ],
+)
+def test_two_rounds_fit_the_memory_of_a_container(nbytes, limit, block_bytes):
+    jets = nbytes // 2048
+    block = order.block_of(jets, nbytes, limit)
+    assert block * 2048 == pytest.approx(block_bytes, rel=0.01)
+    if limit and block_bytes > 2**16:
+        assert 2 * order.ROUND * block * 2048 <= limit / 5

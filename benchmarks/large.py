@@ -1,0 +1,349 @@
+"""Do prepare and training stream a data set ten times as large as their memory limit?
+
+    make large                                     # 600 MB, with 6 GB of prepared data
+    python -m benchmarks.large --limit 500 --times 10 --folder DIR
+
+Files of random jets are written (they compress well, so they are several times smaller than what is
+made of them), prepared, and trained on for one epoch. Both programs run in a control group of their
+own with a memory limit, so that the kernel ends them if they need more. Its counters tell what
+they took: memory that no file backs (anonymous), which the kernel cannot take back here, and the
+page cache of the files, which fills the rest of the limit. A limit on the address space
+(`ulimit -v`) would count mapped files too, and show nothing.
+
+Needs root (or rights on a control group) on Linux, and free disk of 1.3 times the prepared data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from benchmarks.measure import RESULTS, Report
+from common.cli import run_main
+from common.errors import JecError
+from common.project import ROOT
+from common.storage import space
+
+CONFIG = ROOT / "data/jec_pfn_open.yaml"
+VARIABLES = 12
+"""Numbers of each particle: 5 kB a jet, so that few jets make a large data set."""
+NETWORK = ROOT / "networks/pfn_regressor_open.py"
+SMALL = ("num_conv_layers", "1", "conv_dim", "8", "num_fc_layers", "1", "fc_dim", "8")
+"""Options of the network: feeding is tried here, and a small network leaves it the most time."""
+JETS = 20_000  # of one file
+PARTICLES = (80, 120)  # of one jet
+POLL = 0.02  # seconds between two looks at the counters
+DEADLINE = 3600.0
+CGROUPS = Path("/sys/fs/cgroup")
+
+
+_ENTER = """\
+import os, sys
+with open(sys.argv[1], "w") as file:
+    file.write(str(os.getpid()))
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+class MemoryGroup:
+    """A control group with a memory limit, of version 2 or 1. Raises JecError without the right."""
+
+    def __init__(self, limit: int) -> None:
+        """Make it; limit: bytes, page cache included."""
+        self.is_v2 = (CGROUPS / "cgroup.controllers").exists()
+        parent = CGROUPS if self.is_v2 else CGROUPS / "memory"
+        self.path = parent / f"jec-large-{secrets.token_hex(4)}"
+        self.limit = limit
+        try:
+            self.path.mkdir()
+            if self.is_v2:
+                self._write("memory.max", limit)
+                self._write("memory.swap.max", 0)
+            else:
+                self._write("memory.limit_in_bytes", limit)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                self.path.rmdir()
+            raise JecError(
+                f"cannot limit memory with a control group below {parent}: {error.strerror};"
+                " this needs root on Linux with the memory controller"
+            ) from error
+
+    def _write(self, name: str, value: int) -> None:
+        (self.path / name).write_text(f"{value}\n")
+
+    def command(self, command: Sequence[str]) -> list[str]:
+        """The command that first puts its own process into the group."""
+        return [sys.executable, "-c", _ENTER, str(self.path / "cgroup.procs"), *command]
+
+    def anonymous(self) -> int:
+        """Bytes in memory now that no file backs, of all processes of the group."""
+        name = "anon" if self.is_v2 else "rss"
+        for line in (self.path / "memory.stat").read_text().splitlines():
+            key, value = line.split()
+            if key == name:
+                return int(value)
+        raise JecError(f"{self.path}/memory.stat has no '{name}'")
+
+    def peak(self) -> int:
+        """The most bytes of all kinds, page cache included."""
+        name = "memory.peak" if self.is_v2 else "memory.max_usage_in_bytes"
+        return int((self.path / name).read_text())
+
+    def kills(self) -> int:
+        """How many processes the kernel ended at the limit."""
+        name = "memory.events" if self.is_v2 else "memory.oom_control"
+        for line in (self.path / name).read_text().splitlines():
+            key, value = line.split()
+            if key == "oom_kill":
+                return int(value)
+        return 0
+
+    def remove(self) -> None:
+        """Remove the group. Its processes have ended; the kernel may take a moment."""
+        for _ in range(50):
+            with contextlib.suppress(OSError):
+                self.path.rmdir()
+                return
+            time.sleep(0.1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Use:
+    """What a program took below the limit (bytes, seconds)."""
+
+    anonymous: int
+    peak: int
+    kills: int
+    exit_code: int
+    seconds: float
+
+
+def run_limited(command: Sequence[str], limit: int, log: Path) -> Use:
+    """Run a command below a memory limit. Raises JecError where it takes too long."""
+    group = MemoryGroup(limit)
+    started = time.monotonic()
+    most = 0
+    try:
+        with log.open("w") as file:
+            process = subprocess.Popen(
+                group.command(command), cwd=ROOT, stdout=file, stderr=subprocess.STDOUT
+            )
+            try:
+                while process.poll() is None:
+                    most = max(most, group.anonymous())
+                    if time.monotonic() - started > DEADLINE:
+                        raise JecError(f"{' '.join(command)} runs for {DEADLINE:.0f} s: stopped")
+                    time.sleep(POLL)
+            finally:
+                process.kill()
+                process.wait()
+        return Use(
+            anonymous=most,
+            peak=group.peak(),
+            kills=group.kills(),
+            exit_code=process.returncode,
+            seconds=time.monotonic() - started,
+        )
+    finally:
+        group.remove()
+
+
+def write_file(path: Path, jets: int, seed: int) -> None:
+    """A ROOT file of jets with the branches of CONFIG, at random.
+
+    Values have few digits, so that the file is small.
+    """
+    import awkward as ak
+    import uproot
+
+    rng = np.random.default_rng(seed)
+    counts = rng.integers(*PARTICLES, jets)
+    particles = {}
+    for name in ("pT", "dEta", "dPhi", "dTheta", "dR"):
+        values = rng.integers(1, 9, counts.sum()).astype(np.float32) / 8
+        particles[name] = ak.unflatten(values, counts)
+    scalars = {}
+    for name in ("jetPt", "genJetPt"):
+        scalars[name] = rng.integers(30, 500, jets).astype(np.float32)
+    for name in ("genJetEta", "jetEta", "jetPhi", "jetMass", "jetArea", "QG_ptD", "QG_axis2"):
+        scalars[name] = rng.integers(1, 20, jets).astype(np.float32) / 10
+    for name in ("QG_mult", "partonFlav", "hadronFlav"):
+        scalars[name] = rng.integers(0, 6, jets).astype(np.int32)
+    with uproot.recreate(path) as file:
+        columns = {"PF": ak.zip(particles), **scalars}
+        types = {
+            name: column.type if name == "PF" else column.dtype for name, column in columns.items()
+        }
+        tree = file.mktree("AK4jets/jetTree", types)
+        for start in range(0, jets, 5_000):
+            tree.extend({name: column[start : start + 5_000] for name, column in columns.items()})
+
+
+def write_config(path: Path) -> None:
+    """CONFIG with VARIABLES for each particle, multiples of those that it has."""
+    options = yaml.safe_load(CONFIG.read_text())
+    names = options["inputs"]["pf_features"]["vars"]
+    for number in range(VARIABLES - len(names)):
+        name = f"PF_multiple{number}"
+        options["new_variables"][name] = f"PF_dEta * {number + 2}"
+        names.append(name)
+    path.write_text(yaml.safe_dump(options))
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of all files below a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Streamed:
+    """What `stream` did."""
+
+    root: int
+    """Bytes of the ROOT files."""
+    prepared: int
+    """Bytes of the prepared data."""
+    jets: int
+    prepare: Use
+    train: Use
+
+
+def stream(folder: Path, limit: int, least: int) -> Streamed:
+    """Write files whose prepared data have at least so many bytes; prepare and train below a limit.
+
+    Raises JecError where one of both fails.
+    """
+    data = folder / "data"
+    data.mkdir(parents=True)
+    write_config(folder / "data.yaml")
+    write_file(data / "val.root", 2_000, seed=0)
+    val = _prepare(data / "val.root", folder, None, "--validation")
+    per_jet = size_of(val) / 2_000
+    files = int(np.ceil(least / (per_jet * JETS)))
+    space.require(folder, int(1.3 * files * per_jet * JETS), "this data set")
+    write_file(data / "train-000.root", JETS, seed=1)
+    for number in range(1, files):  # the same jets under other names: what is tried is the size
+        shutil.copyfile(data / "train-000.root", data / f"train-{number:03}.root")
+    uses = []
+    train = _prepare(data / "train-*.root", folder, (limit, uses))
+    command = [sys.executable, "-m", "weaver.train", "--data-train", str(train)]
+    command += ["--data-val", str(val), "--data-config", str(folder / "data.yaml")]
+    command += ["--network-config", str(NETWORK), "--num-epochs", "1", "--batch-size", "500"]
+    for name, value in zip(SMALL[::2], SMALL[1::2], strict=True):
+        command += ["--network-option", name, value]
+    command += ["--model-prefix", str(folder / "model"), "--regression-mode"]
+    uses.append(_checked(run_limited(command, limit, folder / "train.log"), folder / "train.log"))
+    jets = json.loads((train / "dataset.json").read_text())["num_jets"]
+    return Streamed(
+        root=size_of(data), prepared=size_of(train), jets=jets, prepare=uses[0], train=uses[1]
+    )
+
+
+def _prepare(files: Path, folder: Path, limited: tuple[int, list[Use]] | None, *flags: str) -> Path:
+    """Prepare files with the command; the folder that it names."""
+    command = [sys.executable, "-m", "weaver.prepare", *flags]
+    command += [
+        "--data-config",
+        str(folder / "data.yaml"),
+        "--data",
+        str(files),
+        "--output",
+        str(folder),
+    ]
+    log = folder / "prepare.log"
+    if limited:
+        limit, uses = limited
+        uses.append(_checked(run_limited(command, limit, log), log))
+    else:
+        with log.open("w") as file:
+            subprocess.run(command, cwd=ROOT, check=True, stdout=file, stderr=subprocess.STDOUT)
+    return Path(log.read_text().splitlines()[-1])
+
+
+def _checked(use: Use, log: Path) -> Use:
+    if use.exit_code != 0:
+        raise JecError(
+            f"exit code {use.exit_code}, {use.kills} processes ended by the kernel at the limit,"
+            f" {space.shown(use.anonymous)} of anonymous memory; the last lines:\n"
+            + "\n".join(log.read_text().splitlines()[-10:])
+        )
+    return use
+
+
+@contextlib.contextmanager
+def _work_folder(asked: Path | None) -> Iterator[Path]:
+    folder = Path(tempfile.mkdtemp(prefix="jec-large-", dir=asked))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.large",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--limit", type=int, default=600, help="memory limit in MB")
+    parser.add_argument("--times", type=float, default=10, help="prepared data over the limit")
+    parser.add_argument("--folder", type=Path, help="make the data in a new folder below this one")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results")
+    arguments = parser.parse_args(argv)
+
+    def body() -> None:
+        limit = arguments.limit * 10**6
+        with _work_folder(arguments.folder) as folder:
+            streamed = stream(folder, limit, int(limit * arguments.times))
+        write(streamed, limit, arguments.results)
+
+    return run_main(body)
+
+
+def write(streamed: Streamed, limit: int, results: Path) -> None:
+    """Write the results of a limit (bytes) into a folder."""
+    report = Report("large", "A data set larger than the memory limit", results)
+    rows = []
+    for name, use in (("prepare", streamed.prepare), ("an epoch of training", streamed.train)):
+        rows.append(
+            [
+                name,
+                f"{use.anonymous / 1e6:.0f}",
+                f"{use.peak / 1e6:.0f}",
+                str(use.kills),
+                f"{use.seconds:.0f}",
+            ]
+        )
+    report.section(
+        f"limit of {limit / 1e6:.0f} MB",
+        columns=["program", "anonymous, MB", "peak with page cache, MB", "kills", "s"],
+        rows=rows,
+        notes=[
+            f"{streamed.jets:,} jets: {streamed.root / 1e9:.2f} GB of ROOT files,"
+            f" {streamed.prepared / 1e9:.2f} GB of prepared data,"
+            f" {streamed.prepared / limit:.1f} times the limit.",
+            "anonymous: the most memory at a time that no file backs. The page cache fills the rest"
+            " of the limit; the kernel takes it back when it is needed.",
+        ],
+        use=dataclasses.asdict(streamed),
+    )
+    report.save()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
