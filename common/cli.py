@@ -184,6 +184,9 @@ def run_main(body: Callable[[], int | None]) -> int:
     A JecError becomes `error: ...` on stderr and its own exit code, Ctrl-C becomes 130. Any other
     exception becomes one line as well, and UNEXPECTED: its traceback is kept in a file.
     """
+    # Figures are drawn into files. Below a notebook's kernel the variable names its own backend,
+    # which matplotlib refuses where the notebook's packages are not installed.
+    os.environ["MPLBACKEND"] = "agg"
     try:
         with space.explained():
             return body() or 0

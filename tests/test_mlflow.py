@@ -23,7 +23,12 @@ from tests.test_local_run import SMALL_SPACE
 from tests.weaver.conftest import synthetic_jets, write_jets
 
 pytest.importorskip("mlflow.server")
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(600),
+    # MLflow warns of its own code when its models are imported.
+    pytest.mark.filterwarnings("default"),
+]
 
 ROOT = Path(__file__).resolve().parents[1]
 EASY_GATE = {
@@ -98,7 +103,12 @@ def project(server, tmp_path_factory):
     answer = subprocess.run(
         command,
         cwd=ROOT,
-        env={**os.environ, "MLFLOW_TRACKING_URI": server, "CUDA_VISIBLE_DEVICES": ""},
+        env={
+            **os.environ,
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "MLFLOW_TRACKING_URI": server,
+            "CUDA_VISIBLE_DEVICES": "",
+        },
         capture_output=True,
         text=True,
         timeout=480,

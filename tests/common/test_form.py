@@ -13,7 +13,7 @@ from common.config import RunConfig
 from common.errors import InputError
 
 SPACE = {"parameters": [{"name": "start-lr", "type": "double", "min": 0.001, "max": 0.01}]}
-PREFIXES = ("data", "gate", "kubeflow", "pods", "report", "search", "serve", "storage")
+PREFIXES = ("data", "gate", "kubeflow", "pods", "report", "search", "serve", "storage", "tracking")
 
 
 def test_every_field_is_in_the_form_but_what_a_form_cannot_change():

@@ -40,7 +40,7 @@ from tests.training.trials_in_storage import write_trial
 fake = clusters_conftest.fake
 NAME = "pfn-regressor-open"
 METRICS = metrics_record()
-EXPORT = export_record(NAME)
+EXPORT = export_record(NAME, sha256=storage.digest(b"onnx"))
 PASSED = ("--passed", "true")
 
 

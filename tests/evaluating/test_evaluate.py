@@ -99,9 +99,14 @@ def run(tmp_path, monkeypatch, documents):
 
 
 def put_model(folder, content: bytes) -> None:
+    """Write a model as if it had been exported: with its digest in the record."""
     path = folder / "model/pfn/1/model.onnx"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
+    record = folder / "model/export.json"
+    if record.exists():
+        exported = {**json.loads(record.read_text()), "sha256": storage.digest(content)}
+        record.write_text(json.dumps(exported))
 
 
 def command(run, *more: str) -> int:

@@ -802,11 +802,14 @@ def test_keys_that_expire_while_data_are_read_are_no_damage(one_file, s3, monkey
     """With --skip-bad-files too: the run ends, and a later one decodes all."""
     for name in ("a", "b", "c"):
         storage.upload(one_file[0], f"{s3}/in/{name}.root")
-    get = storage.s3._get
+    get, range_of = storage.s3._get, storage.s3.http.range_of
     done: list[str] = []
 
+    def answered(address, *request):
+        done.append(address)
+        return range_of(address, *request) if len(done) <= reads else None
+
     def expiring(uri, **options):
-        done.append(uri)
         if len(done) > reads:
             raise AccessError(f"refused access to {uri} (ExpiredToken)")
         return get(uri, **options)
@@ -823,6 +826,7 @@ def test_keys_that_expire_while_data_are_read_are_no_damage(one_file, s3, monkey
 
     with monkeypatch.context() as patch:
         patch.setattr(storage.s3, "_get", expiring)
+        patch.setattr(storage.s3.http, "range_of", answered)
         with pytest.raises(AccessError, match="ExpiredToken") as caught:
             prepared()
         assert caught.value.retryable
@@ -954,7 +958,7 @@ def test_patterns(jet_files, tmp_path, monkeypatch):
     assert found("val/*.root") == [v]
     odd = write_jets(tmp_path / "with blank, comma: and.data", synthetic_jets(5, seed=1))
     assert found(str(odd)) == [str(odd)]
-    with pytest.raises(InputError, match="no data files given"):
+    with pytest.raises(InputError, match="no data files"):
         found("")
 
 
