@@ -73,8 +73,9 @@ def _column(branch) -> Column:
         )
     counter = ""
     if array.ndim == 2:
-        # the branch that ROOT names; a vector has none, and then it is n<branch>
-        counter = f"n{branch.name}" if branch.count_branch is None else branch.count_branch.name
+        # the branch that ROOT names; a vector and an RNTuple have none, and then it is n<branch>
+        counting = getattr(branch, "count_branch", None)
+        counter = f"n{branch.name}" if counting is None else counting.name
     return Column(dtype=dtype, particles=array.ndim == 2, counter=counter)
 
 

@@ -18,6 +18,7 @@ from common import storage
 from common.errors import InputError
 from weaver.config.data_config import DataConfig
 from weaver.feed.dataset import Batch, Dataset
+from weaver.onnx import raw_jets
 from weaver.prepared.prepare import prepare
 from weaver.read.files import DamagedFile
 from weaver.read.opening import unreadable
@@ -201,3 +202,14 @@ def test_what_a_reader_cannot_decode_is_not_called_damaged(tmp_path):
     with pytest.raises(InputError, match="column 'x' is not readable: timestamp") as refused:
         all_jets(str(path), tmp_path, skip_bad_files=True)
     assert not isinstance(refused.value, DamagedFile)
+
+
+def test_the_lists_of_an_rntuple_have_counters_of_their_own(tmp_path):
+    """It stores no branch that counts, as a vector of a TTree."""
+    path = tmp_path / "a.root"
+    with uproot.recreate(path) as file:
+        file.mkrntuple("jets", {"x": X, "true": X + 1, "lists": LISTS})
+    ours = config(labels={"type": "custom", "value": {"t": "np.log(true / x)"}})
+    columns = raw_jets.raw_columns(storage.entries(str(path))[0], ours)
+    assert columns["lists"].counter == "nlists"
+    assert columns["x"].counter == ""
