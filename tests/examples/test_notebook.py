@@ -51,7 +51,7 @@ def test_its_outputs_name_no_path_of_a_machine():
 
 
 def test_its_flags_are_those_of_the_pipeline():
-    (cell,) = [cell for cell in cells() if '"pipeline.py"' in cell_code(cell)]
+    (cell,) = [cell for cell in cells() if '"--runner"' in cell_code(cell)]
     words = {
         node.value
         for node in ast.walk(ast.parse(cell_code(cell)))
