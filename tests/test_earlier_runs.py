@@ -65,6 +65,7 @@ def status(run: Path) -> str:
     return json.loads((run / "status.json").read_text())["state"]
 
 
+@pytest.mark.slow
 def test_a_stopped_run_resumes_from_its_checkpoints(runs):
     run = runs / STOPPED
     before = {path: path.read_bytes() for path in run.glob("trials/*-000/checkpoint.pt")}

@@ -309,6 +309,7 @@ def test_a_model_of_another_label_is_refused_with_the_cause(run, undrawn, label,
     assert any(f"the label is {label}," in reason for reason in metrics["reasons"]) is not passes
 
 
+@pytest.mark.slow
 def test_a_run_without_search_or_export_record_is_measured(run):
     (run / "search.json").unlink()
     (run / "model/export.json").unlink()

@@ -78,6 +78,7 @@ def test_ranks_of_one_machine_listen_where_no_other_machine_reaches_them(prepare
     assert addresses <= {"127.0.0.1", "::1"}
 
 
+@pytest.mark.slow
 @pytest.mark.faults
 def test_torchrun_of_one_machine_listens_there_too(prepared, tmp_path):
     """A replica with several GPUs: torchrun keeps the store, and starts a rank for each."""

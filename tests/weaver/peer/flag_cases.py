@@ -402,5 +402,6 @@ OWN = (
         look=exists("repository/jets/1/model.onnx"),
     ),
     Case(flag="local-rank", words=("--local-rank", "0"), look=called("LOCAL_RANK")),
+    Case(flag="cache", words=("--no-cache",), look=exists("cache/*")),
 )
 """The flags that only weaver.train has."""
