@@ -237,7 +237,8 @@ def test_a_search_that_failed_is_run_again_when_asked_for_again(program, tmp_pat
     good = program.read_text()
     program.write_text("import sys; sys.exit('broken')")
     with pytest.raises(ClusterError, match=r"(?s)failed.*x broken"):
-        run(tmp_path, experiment(program, maxFailedTrialCount=2))
+        # One at a time: a trial that is stopped with the search goes on under its old name.
+        run(tmp_path, experiment(program, maxFailedTrialCount=2, parallelTrialCount=1))
     program.write_text(good)
     lines = []
     result = run(tmp_path, experiment(program, maxFailedTrialCount=2), report=lines.append)

@@ -129,14 +129,15 @@ def test_a_process_with_the_pid_of_the_owner_is_not_taken_for_it(launch):
 
 def test_stop_ends_the_guard_too(launch):
     pid, *_ = launch(owner=os.getpid())
-    guards = [
-        process
-        for process in psutil.Process().children()
-        if "serving.guard" in process.cmdline() and str(pid) in process.cmdline()
-    ]
-    assert len(guards) == 1
+
+    def guards():
+        children = [(one, one.cmdline()) for one in psutil.Process().children()]
+        return [one for one, words in children if "serving.guard" in words and str(pid) in words]
+
+    wait_until(guards)  # a process has no command line for a moment when it starts
+    (guard,) = guards()
     server_processes.stop(pid)
-    assert not guards[0].is_running()
+    assert not guard.is_running()
 
 
 def test_only_what_nobody_holds_is_removed(launch):
