@@ -238,7 +238,7 @@ def test_a_search_that_failed_is_run_again_when_asked_for_again(program, tmp_pat
     program.write_text("import sys; sys.exit('broken')")
     with pytest.raises(ClusterError, match=r"(?s)failed.*x broken"):
         # One at a time: a trial that is stopped with the search goes on under its old name.
-        run(tmp_path, experiment(program, maxFailedTrialCount=2, parallelTrialCount=1))
+        run(tmp_path, experiment(program, maxFailedTrialCount=2, parallel=1))
     program.write_text(good)
     lines = []
     result = run(tmp_path, experiment(program, maxFailedTrialCount=2), report=lines.append)
