@@ -413,8 +413,9 @@ def test_serving_a_run_that_has_ended_only_starts_the_server(finished):
 def test_a_killed_server_comes_back_and_goes_with_its_killed_command(finished):
     output = finished[1]
     run = (output / "latest").resolve()
+    flags = ["--output", output, "--resume", run.name, "--start-at", "deploy", "--serve"]
     process = subprocess.Popen(
-        [sys.executable, "pipeline.py", "--output", output, "--resume", run.name, "--serve"],
+        [sys.executable, "pipeline.py", *flags],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         text=True,
