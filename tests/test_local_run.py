@@ -590,7 +590,7 @@ def test_data_and_results_on_s3(jets, s3_bucket, tmp_path):
     # as the last lines say
     again = pipeline("--runner", "local", "--output", tmp_path, "--resume", run_id, env=environment)
     assert f"{storage_uri}/{run_id}" in again.stdout
-    assert "searched before" in again.stdout
+    assert "the search has already ended" in again.stdout
     assert not (tmp_path / run_id / "trials").exists(), "the run stays where it was"
 
 

@@ -19,7 +19,7 @@ from clusters.pod_security import violations
 from clusters.survey import Survey
 from common.config import RunConfig
 from operations.check_pod_security import pods_of
-from operations.render import objects, rendered_run
+from operations.render import objects, placeholder_run
 from tests.cluster.conftest import EDITOR, LEVELS, NAMESPACE
 
 pytestmark = pytest.mark.cluster
@@ -47,7 +47,7 @@ def manifests(**values) -> dict[str, dict]:
     config = RunConfig(
         **{"s3_bucket": "s3://b/jec", "s3_endpoint": "https://s3.example.org", **values}
     )
-    return objects(rendered_run(config.replace(namespace=NAMESPACE)))
+    return objects(placeholder_run(config.replace(namespace=NAMESPACE)))
 
 
 def path_of(kind: Kind, name: str = "") -> str:

@@ -549,7 +549,7 @@ def test_the_last_attempt_of_prepare_does_not_wait(run, monkeypatch):
         raise StorageError("away")
 
     monkeypatch.setattr(prepare, "fill", fill)
-    monkeypatch.setattr(prepare, "checked_inputs", lambda *_, **__: SimpleNamespace(space={}))
+    monkeypatch.setattr(prepare, "check_inputs", lambda *_, **__: SimpleNamespace(space={}))
     monkeypatch.setattr(prepare, "to_json", lambda _: "{}")
     bucket = f"{run.config.s3_bucket}/other"
     arguments = ["--s3-bucket", bucket, "--s3-endpoint", run.config.s3_endpoint, "--job-id", JOB]

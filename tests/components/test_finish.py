@@ -50,7 +50,7 @@ def run(tmp_path):
         ("search", "failed", None, "failed", "no GPU"),
         ("search", "interrupted", None, "interrupted", "no GPU"),
         ("search", "done", None, "failed", "after search"),
-        (None, None, None, "failed", "prepare left no trace"),
+        (None, None, None, "failed", "prepare wrote no status"),
     ],
 )
 def test_every_end_has_its_words(run, name, state, metrics, wanted, said):
@@ -184,7 +184,7 @@ def test_a_webhook_gets_the_summary_and_its_failure_is_not_the_runs(
     ("name", "value", "said"),
     [
         ("JEC_WEBHOOK", "hook.example.org/secret-part", "JEC_WEBHOOK is no http"),
-        ("JEC_WEBHOOK", "http://[secret-part", "did not take"),
+        ("JEC_WEBHOOK", "http://[secret-part", "did not get"),
         ("JEC_WEBHOOK_FILE", "nowhere/url", "nowhere/url cannot be read: FileNotFoundError"),
         ("JEC_WEBHOOK_FILE", "/dev/null", "/dev/null is empty"),
     ],

@@ -37,8 +37,8 @@ def local_run(tmp_path):
     ("error", "code", "resumable"),
     [
         (InterruptedRun("told to stop"), 130, True),
-        (host_runner.StepFailed("search", 1), 1, True),
-        (host_runner.StepFailed("prepare", 2), 2, False),
+        (host_runner.StepError("search", 1), 1, True),
+        (host_runner.StepError("prepare", 2), 2, False),
         (ClusterError("no GPU"), 1, True),
         (InputError("no jets"), 2, False),
     ],

@@ -58,7 +58,7 @@ def test_what_a_run_may_take_is_said_before_it_is_written(
     needs = inputs.Inputs(config)
     files = [types.SimpleNamespace(bytes_per_entry=1000.0, num_used=1000)]
     for split in ("train", "test"):
-        needs.checked[split] = types.SimpleNamespace(files=files)
+        needs.file_checks[split] = types.SimpleNamespace(files=files)
     monkeypatch.setattr(prepare.space, "free_bytes", lambda path: free)
     prepare.say_disk_need(Run(config=config), needs)
     assert capsys.readouterr().out == ""  # without torch nobody knows the network

@@ -203,7 +203,7 @@ def test_an_experiment_that_still_runs_goes_on_and_its_trials_count_once(tmp_pat
     run = make_run(tmp_path)
     cluster = cluster_of(run, "ends", "ends", "lost")
     lose(run, cluster)
-    cluster.next_trial(run.id)  # nobody watches, and it goes on
+    cluster.next_trial(run.id)  # nobody watches, and the run uses its copy
     record = end(run)
     assert [one["metadata"]["name"] for one in cluster.manifests] == [run.id] * 2
     assert _asked(cluster.manifests[-1]) == 5
@@ -421,7 +421,7 @@ def test_more_trials_that_were_lost_count_beside_those_of_the_record(tmp_path, c
     twice = Run(config=run.config.replace(max_trials=11))
     lose(twice, cluster)
     record = end(twice)
-    assert cluster.manifests[-1]["metadata"]["name"] == "pfn-00000000-6", "it goes on"
+    assert cluster.manifests[-1]["metadata"]["name"] == "pfn-00000000-6", "the run uses its copy"
     assert (record.carried, len(record.trials)) == (6, 11)
 
 

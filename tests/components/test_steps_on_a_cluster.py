@@ -641,7 +641,7 @@ def test_a_step_whose_pods_fail_ends_with_their_reason(fake, run, capsys, module
 def accepted(monkeypatch):
     """Data and configurations that pass their checks."""
     inputs = types.SimpleNamespace(space=[])
-    monkeypatch.setattr(prepare, "checked_inputs", lambda config, kept: inputs)
+    monkeypatch.setattr(prepare, "check_inputs", lambda config, copies_folder: inputs)
     made = []
     monkeypatch.setattr(prepare, "fill", lambda run, *_: made.append(run) or run.save())
     return made
@@ -656,7 +656,7 @@ def test_prepare_refuses_a_run_whose_predictor_would_not_get_its_model(
     name = {"secrets": "s3-secret", "serviceaccounts": "default"}[wrong]
     home.api.delete(wrong, home.api.find(wrong, name))
     asked = run.config.replace(run_id="pfn-11111111")
-    with pytest.raises(InputError, match=f"would not get its model: .*{name}"):
+    with pytest.raises(InputError, match=f"could not load its model: .*{name}"):
         prepare.prepare(asked, "job-1")
     assert accepted == []
     assert storage.entries(Run(config=asked).uri) == []

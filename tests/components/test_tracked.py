@@ -128,7 +128,7 @@ def search_of(run: Run, statuses: list[str]) -> SearchRecord:
 def test_trials_are_nested_and_logged_once_whoever_logs_them(tmp_path, client, monkeypatch):
     """A trial logs two epochs itself and loses the server; the search, twice, logs the rest."""
     run = tracked_run(tmp_path)
-    tracked.begin(tracked.connected(run.config, resumed=False), run)
+    tracked.begin(tracked.connect(run.config, is_resumed=False), run)
     monkeypatch.setenv(tracking.ADDRESS, run.config.mlflow)
     monkeypatch.setenv(tracking.RUN, run.id)
     monkeypatch.setenv(tracking.EXPERIMENT, "jec")
@@ -222,7 +222,7 @@ def test_another_server_is_refused_before_a_run_begins(status):
     config = RunConfig(mlflow=f"http://127.0.0.1:{server.server_port}")
     try:
         with pytest.raises(InputError, match="--mlflow"):
-            tracked.connected(config, resumed=False)
+            tracked.connect(config, is_resumed=False)
     finally:
         server.shutdown()
         server.server_close()
@@ -232,8 +232,8 @@ def test_another_server_is_refused_before_a_run_begins(status):
 def test_a_server_that_is_away_is_refused_at_the_start_and_tolerated_on_resume(capsys):
     config = RunConfig(mlflow="http://127.0.0.1:1")
     with pytest.raises(UnreachableError, match="--mlflow none"):
-        tracked.connected(config, resumed=False)
-    assert tracked.connected(config, resumed=True) is None
+        tracked.connect(config, is_resumed=False)
+    assert tracked.connect(config, is_resumed=True) is None
     assert "warning: --mlflow" in capsys.readouterr().out
 
 

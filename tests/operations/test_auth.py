@@ -127,12 +127,12 @@ def test_a_kind_that_is_asked_for_and_missing_says_what_to_set(kind, said):
 
 @pytest.mark.parametrize(
     ("login", "said"),
-    [("401", "401"), ("redirect", "it sent us to the login at"), ("page", "a login page")],
+    [("401", "401"), ("redirect", "it redirects to the login at"), ("page", "a login page")],
 )
 def test_a_gateway_that_wants_a_login_is_recognised(kfp, monkeypatch, login, said):
     kfp.login, kfp.allowed = login, {"Authorization": "Bearer right"}
     with pytest.raises(
-        AuthError, match=rf"it wants a login, and no credential is set \(.*{said}.*KFP_COOKIE_FILE"
+        AuthError, match=rf"it requires a login, and no credential is set \(.*{said}.*KFP_COOKIE_FILE"
     ):
         connect(kfp.url)
     monkeypatch.setenv("KFP_TOKEN", "wrong")
@@ -150,7 +150,7 @@ def test_a_login_that_ends_while_we_work_is_recognised(kfp, monkeypatch, login):
     kfp.login, kfp.allowed = login, {"Authorization": "Bearer another"}
     with (
         pytest.raises(AuthError, match="the token in KFP_TOKEN was not accepted"),
-        server.explained("list runs"),
+        server.explain_errors("list runs"),
     ):
         server.client.list_runs(namespace="physics")
 

@@ -29,8 +29,8 @@ from operations import (
     check_pod_security,
     check_storage,
 )
-from operations.quantities import amount, shown
-from operations.render import objects, rendered_run
+from operations.quantities import amount, short_number
+from operations.render import objects, placeholder_run
 from tests.clusters import conftest as clusters_conftest
 from tests.clusters.admission import pod_security
 from tests.weaver import conftest as weaver_conftest
@@ -342,7 +342,7 @@ def test_many_users_steps_are_asked_about_as_default_editor_or_the_account_named
         # 5 x 2.05 for the trials and their collectors, 0.05 for the algorithm, 0.51 for the step
         ({"requests.cpu": "10.81"}, {}, {}, "ok", "5 trials fit at once"),
         ({"requests.cpu": "10.8"}, {}, {}, "warning", "4 of 5 parallel trials fit"),
-        ({"requests.cpu": "2.6"}, {}, {}, "error", "requests.cpu 2.05, 0.56 more are for the"),
+        ({"requests.cpu": "2.6"}, {}, {}, "error", "requests.cpu 2.05, the algorithm needs 0.56 more"),
         (
             {"memory": "30Gi"},
             {"memory": "1Gi"},
@@ -423,7 +423,7 @@ def test_nodes_that_may_not_be_listed_are_not_seen(fake):
     [
         ([], "warning", "alpine:3.10 of a public registry"),
         (["--pytorch-init-container-image=harbor.example.org/alpine:3"], "ok", "harbor.example"),
-        (None, "warning", "may not be read"),
+        (None, "warning", "we may not read"),
     ],
 )
 def test_several_replicas_need_an_image_of_the_training_operator(fake, arguments, state, said):
@@ -545,8 +545,8 @@ def test_what_pod_security_would_refuse_is_said_with_who_can_change_it(
     ("verb", "resource", "said"),
     [
         ("get", "namespaces", "right to get namespaces"),
-        ("get", "configmaps", "KatibConfig secures them, which may not be read"),
-        ("get", "clusterstoragecontainers", "storage initializer is secured, which may not be"),
+        ("get", "configmaps", "KatibConfig, which we may not read"),
+        ("get", "clusterstoragecontainers", "storage initializer, which we may"),
     ],
 )
 def test_what_pod_security_depends_on_and_may_not_be_read_is_said(fake, verb, resource, said):
@@ -561,7 +561,7 @@ def test_what_pod_security_depends_on_and_may_not_be_read_is_said(fake, verb, re
 def test_violations_are_those_that_the_rules_restated_for_tests_find(level):
     """Two restatements of Kubernetes' rules, of every pod that a run makes."""
     for values in ({}, {"eos": "/var/eos"}, {"num_replicas": 2, "num_gpus": 1}):
-        for manifest in objects(rendered_run(config(**values))).values():
+        for manifest in objects(placeholder_run(config(**values))).values():
             for spec in check_pod_security.pods_of(manifest, None):
                 if level == "restricted":
                     assert bool(violations(spec, level)) == bool(pod_security(spec))
@@ -646,7 +646,7 @@ def test_a_bucket_that_is_not_there(s3_server):
         check_storage.check_storage(config(s3_bucket="s3://no-such-bucket/x"), on_kubeflow=False)
     )["storage"]
     assert rows[0][0] == "error"
-    assert "make the bucket" in rows[0][1]
+    assert "create the bucket" in rows[0][1]
     rows = lines(check_storage.check_storage(config(s3_bucket="/tmp/x"), on_kubeflow=True))[
         "storage"
     ]
@@ -830,8 +830,8 @@ def registry():
             "may name another image tomorrow REGISTRY/jec/steps@sha256:abc",
         ),
         ("REGISTRY/jec/steps:2", "error", "is not in its registry"),
-        ("REGISTRY/closed/steps:1", "warning", "wants a login"),
-        ("127.0.0.1:9/jec/steps:1", "not seen", "cannot be asked from here"),
+        ("REGISTRY/closed/steps:1", "warning", "requires a login"),
+        ("127.0.0.1:9/jec/steps:1", "not seen", "cannot be reached from here"),
         ("jec-steps:latest", "error", "names no registry"),
     ],
 )
@@ -883,7 +883,7 @@ def test_the_command_prints_the_table_and_its_exit_code_tells(
     ]
     assert pipeline.main(arguments) == 0
     text = capsys.readouterr().out
-    assert "all well" in text
+    assert "all ok" in text
     assert "Kubeflow Pipelines" in text
     assert kfp.runs == []
     assert (
@@ -966,4 +966,4 @@ def test_quantities(text, number):
 
 
 def test_quantities_are_shown_short():
-    assert [shown(value) for value in (0.5, 2, 12 * 2**30)] == ["0.5", "2", "12Gi"]
+    assert [short_number(value) for value in (0.5, 2, 12 * 2**30)] == ["0.5", "2", "12Gi"]

@@ -165,7 +165,7 @@ def test_a_run_that_does_not_end_is_not_followed_for_ever(kfp, tmp_path):
         (
             {"namespace": "physics"},
             (
-                "  deployed then as pfn at http://x (kserve); whether it still serves was not"
+                "  was deployed as pfn at http://x (kserve); whether it still serves was not"
                 " looked at"
             ),
         ),
@@ -173,7 +173,7 @@ def test_a_run_that_does_not_end_is_not_followed_for_ever(kfp, tmp_path):
             {"pid": 2**22 + 1},
             (
                 "  was served as pfn at http://x (kserve), which has ended; --resume with --serve"
-                " brings it back"
+                " starts it again"
             ),
         ),
     ],
@@ -297,8 +297,8 @@ def test_the_command_that_goes_on_is_the_last_line(kfp, tmp_path, capsys, monkey
     for flags in ([], ["--follow"]):
         main(tmp_path, "--status", run.id, *flags, "--host", kfp.url)
         lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
-        (line,) = [line for line in lines if line.startswith("to go on with it: ")]
-        words = shlex.split(line.removeprefix("to go on with it: "))
+        (line,) = [line for line in lines if line.startswith("to resume it: ")]
+        words = shlex.split(line.removeprefix("to resume it: "))
         assert words[:2] == ["python", "pipeline.py"]
         args = pipeline.build_parser().parse_args(words[2:])
         assert (args.host, args.resume) == (kfp.url, run.id)
@@ -486,7 +486,7 @@ def test_a_run_that_kubeflow_no_longer_knows_is_not_told_as_running(kfp, tmp_pat
     step.write_status(run, "search", "running", job_id="00000000-0000-4000-8000-000000000009")
     assert main(tmp_path, "--status", RUN_ID, "--host", kfp.url) == 1
     text = capsys.readouterr().out
-    assert f"no run of this id at {kfp.url}" in text
+    assert f"no run with this id at {kfp.url}" in text
     assert "search    running" not in text
     # one that has ended well may be deleted
     step.write_status(run, "search", "done", job_id="00000000-0000-4000-8000-000000000009")
@@ -495,7 +495,7 @@ def test_a_run_that_kubeflow_no_longer_knows_is_not_told_as_running(kfp, tmp_pat
     step.write_status(run, "prepare", "done")
     step.write_status(run, "search", "done")
     main(tmp_path, "--status", RUN_ID, "--host", kfp.url)
-    assert "no run of this id" not in capsys.readouterr().out.split("run pfn")[-1]
+    assert "no run with this id" not in capsys.readouterr().out.split("run pfn")[-1]
 
 
 def test_a_server_that_fails_is_not_one_that_does_not_know_the_run(kfp, tmp_path, capsys):
@@ -546,7 +546,7 @@ def test_a_service_is_told_as_the_cluster_has_it(fake, tmp_path, capsys, owner, 
     assert said in line
     home.api.forbid("get", "inferenceservices")
     main(tmp_path, "--status", RUN_ID)
-    assert "  deployed then as jec-pfn at http://x" in capsys.readouterr().out
+    assert "  was deployed as jec-pfn at http://x" in capsys.readouterr().out
 
 
 def test_what_an_earlier_job_left_is_not_followed_before_it_changes(fake, kfp, tmp_path, capsys):
@@ -789,7 +789,7 @@ def test_down_without_the_right_says_so(fake, tmp_path, capsys):
 def test_down_asks_once_and_nobody_answering_is_a_no(tmp_path, capsys, monkeypatch):
     local_run(tmp_path)
     assert main(tmp_path, "--down", RUN_ID, "--storage") == 2
-    assert "repeat it with --yes" in capsys.readouterr().err
+    assert "repeat the command with --yes" in capsys.readouterr().err
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
     monkeypatch.setattr("builtins.input", lambda _: "")
     assert main(tmp_path, "--down", RUN_ID, "--storage") == 1

@@ -284,7 +284,7 @@ def test_a_storage_that_pods_cannot_reach_is_refused():
         ("2.4.1", "server 2.4.1 is older than 2.5"),
         ("2.2.0", "older than 2.5"),
         ("1.8.5", "older than 2.5"),
-        ("3.0.0", "newer generation"),
+        ("3.0.0", "newer major version"),
     ],
 )
 def test_a_server_of_the_wrong_version_gets_nothing(kfp, s3_bucket, version, said):
@@ -313,7 +313,7 @@ def test_a_server_gets_an_ir_that_it_takes(kfp, s3_bucket, version, tmp_path, ca
 def test_a_server_without_a_version_is_a_warning(kfp, s3_bucket, capsys, tmp_path, version):
     kfp.version = version
     submit.submit(config(s3_bucket), connect(kfp.url), "steps:1")
-    assert "warning: the server does not say its version" in capsys.readouterr().out
+    assert "warning: the server does not tell its version" in capsys.readouterr().out
     ir = tmp_path / "ir.yaml"
     ir.write_text(kfp.versions[0]["text"])
     for one in SUPPORTED:
