@@ -166,7 +166,7 @@ def test_a_run_that_does_not_end_is_not_followed_for_ever(kfp, tmp_path):
             {"namespace": "physics"},
             (
                 "  was deployed as pfn at http://x (kserve); whether it still serves was not"
-                " looked at"
+                " checked"
             ),
         ),
         (
