@@ -40,7 +40,7 @@ def forget(run: Run) -> None:
 def check(run: Run, name: str) -> None:
     """Check that the results of all steps before `name` exist and belong to the best trial.
 
-    Raises InputError if not.
+    Raises InputError otherwise.
     """
     folder = run.folder
     search = SearchRecord.find(folder.search)
