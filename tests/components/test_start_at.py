@@ -147,9 +147,9 @@ def test_results_of_another_trial_are_no_results(run, name):
     "words", [["--start-at", "export"], ["--start-at", "export", "--rerun", "r"], []]
 )
 def test_it_goes_with_resume_alone_and_names_a_step_that_can_be_repeated(words, capsys):
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit) as exit_info:
         pipeline.main(words or ["--start-at", "exprot", "--resume", "r"])
-    assert ended.value.code == 2
+    assert exit_info.value.code == 2
     assert ("--resume" if words else "export") in capsys.readouterr().err
 
 

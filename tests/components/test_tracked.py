@@ -38,8 +38,8 @@ class Client:
     def search_runs(self, experiment_ids, words, max_results):
         if self.down:
             raise ConnectionError("the server is away")
-        wanted = [part.split(" = ") for part in words.split(" and ")]
-        tags = {name[6:-1]: value[1:-1] for name, value in wanted}
+        conditions = [part.split(" = ") for part in words.split(" and ")]
+        tags = {name[6:-1]: value[1:-1] for name, value in conditions}
         return [run for run in self.runs.values() if tags.items() <= run.data.tags.items()]
 
     def get_run(self, run_id):
@@ -268,8 +268,10 @@ def test_a_login_is_in_no_address(monkeypatch):
 def test_pods_get_the_login_by_reference_alone():
     fixed = {"s3_bucket": "s3://jec", "run_id": "pfn-0a1b2c3d"}
     assert run_pods.tracking_environment(Run(config=RunConfig(**fixed))) == []
-    given = RunConfig(**fixed, mlflow="https://mlflow.example", mlflow_secret="mlflow-login")
-    entries = {entry["name"]: entry for entry in run_pods.tracking_environment(Run(config=given))}
+    run_config = RunConfig(**fixed, mlflow="https://mlflow.example", mlflow_secret="mlflow-login")
+    entries = {
+        entry["name"]: entry for entry in run_pods.tracking_environment(Run(config=run_config))
+    }
     assert entries[tracking.ADDRESS]["value"] == "https://mlflow.example"
     of_secret = RunConfig(**fixed, mlflow_secret="mlflow-login")
     entries |= {e["name"]: e for e in run_pods.tracking_environment(Run(config=of_secret))}
