@@ -102,7 +102,8 @@ def test_the_room_below_the_limit_of_a_group(tmp_path, monkeypatch, groups, file
 
 
 @pytest.mark.parametrize(
-    ("kind", "limit", "room"), [("RLIMIT_AS", 9000, 9000 - 2048), ("RLIMIT_DATA", 9000, 9000 - 4096)]
+    ("kind", "limit", "room"),
+    [("RLIMIT_AS", 9000, 9000 - 2048), ("RLIMIT_DATA", 9000, 9000 - 4096)],
 )
 def test_the_room_below_the_limit_of_a_process(tmp_path, monkeypatch, kind, limit, room):
     (tmp_path / "status").write_text("Name:\tpython\nVmSize:\t    2 kB\nVmData:\t    4 kB\n")

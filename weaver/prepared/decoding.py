@@ -179,7 +179,9 @@ class Decoding:
         with (
             Progress(label, total=self.num_read, unit="jets") as progress,
             Readers() as readers,
-            contextlib.closing(in_threads(self.jobs(config, readers), self.pace.threads)) as results,
+            contextlib.closing(
+                in_threads(self.jobs(config, readers), self.pace.threads)
+            ) as results,
         ):
             for decoded in results:
                 # Jobs behind the damage may have been at work already: the rest of the file goes.

@@ -733,15 +733,15 @@ def loads(
             stored = baskets.stored(branches.values(), begin, end)
             parts, size = distant.read(stored), sum(last - first for first, last in stored)
         decoded = _Decoded(functools.partial(_columns, file, chosen, begin, end, parts))
-        steps = [slice(first, first + rows) for first in range(0, end - begin, rows)]
-        if len(steps) <= STEPS_TOGETHER:
-            own = [Load(functools.partial(_steps, file, plan, supplied, decoded, steps), size)]
+        slices = [slice(first, first + rows) for first in range(0, end - begin, rows)]
+        if len(slices) <= STEPS_TOGETHER:
+            own = [Load(functools.partial(_steps, file, plan, supplied, decoded, slices), size)]
         else:
-            each = -(-size // (len(steps) + 1))
+            each = -(-size // (len(slices) + 1))
             yield Load(decoded.begin, each)
             own = []
-            for step in steps:
-                decode = functools.partial(_steps, file, plan, supplied, decoded, [step])
+            for one in slices:
+                decode = functools.partial(_steps, file, plan, supplied, decoded, [one])
                 own.append(Load(decode, each))
         yield from waiting
         waiting = own
@@ -846,12 +846,12 @@ def _steps(
     plan: Plan,
     supplied: dict[str, float],
     decoded: _Decoded,
-    steps: list[slice],
+    slices: list[slice],
 ) -> Iterator[Step]:
-    """Some steps of a range of entries."""
+    """Some steps of a range of entries, each the slice of its entries within the range."""
     arrays = decoded.columns()
-    for step in steps:
-        part = {name: values[step] for name, values in arrays.items()}
+    for one in slices:
+        part = {name: values[one] for name, values in arrays.items()}
         yield from _named(iter([part]), file, plan, supplied)
 
 
