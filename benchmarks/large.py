@@ -192,10 +192,10 @@ def write_file(path: Path, jets: int, seed: int, kind: Rows) -> None:
     particles = {}
     for name in ("pT", "dEta", "dPhi", "dTheta", "dR"):
         if kind.full_digits:
-            values = rng.uniform(0.1, 1, counts.sum()).astype(np.float32)
+            values = rng.uniform(0.1, 1, counts.sum())
         else:
-            values = rng.integers(1, 9, counts.sum()).astype(np.float32) / 8
-        particles[name] = ak.unflatten(values, counts)
+            values = rng.integers(1, 9, counts.sum()) / 8
+        particles[name] = ak.unflatten(values.astype(np.float32), counts)
     scalars = {}
     for name in ("jetPt", "genJetPt"):
         scalars[name] = rng.integers(30, 500, jets).astype(np.float32)
