@@ -83,7 +83,7 @@ def described(options: TrainOptions, data_config: DataConfig) -> DataConfig:
     prefix = storage.absolute(options.model_prefix)
     of_file = re.search(r"\.(pt|onnx)(:[\w.]+)?$", prefix)
     folder = prefix.rpartition("/")[0] if of_file else prefix
-    data_config = TrialFolder(folder).with_derived(data_config)
+    data_config = TrialFolder(folder).with_derived_parameters(data_config)
     if not data_config.missing_preprocess_params:
         return data_config
     if not options.data_train:

@@ -119,7 +119,7 @@ class Dataset:
         self.folder = folder
         self.description = description
         """dataset.json: weaver.prepared.columns.Description."""
-        self.data_config = data_config.with_derived(description)
+        self.data_config = data_config.with_derived_parameters(description)
         """The data config with the standardisation that was used; what is exported with a network
         must apply the same.
         """

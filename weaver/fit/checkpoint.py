@@ -126,9 +126,9 @@ class TrialFolder:
 
     def save_derived(self, data_config: DataConfig) -> None:
         """Write derived.json."""
-        storage.write_json(self.path("derived.json"), data_config.derived)
+        storage.write_json(self.path("derived.json"), data_config.derived_parameters)
 
-    def with_derived(self, data_config: DataConfig) -> DataConfig:
+    def with_derived_parameters(self, data_config: DataConfig) -> DataConfig:
         """The data config with the numbers that this trial's training set gave it.
 
         As it is where it lacks none, or the trial has none for it.
@@ -136,7 +136,7 @@ class TrialFolder:
         uri = self.path("derived.json")
         if not data_config.missing_preprocess_params or not storage.exists(uri):
             return data_config
-        return data_config.with_missing_from(storage.read_json(uri))
+        return data_config.with_missing_parameters(storage.read_json(uri))
 
     def save(self, state: State, progressed: Progressed) -> None:
         """Write checkpoint.pt. `state` holds weights, optimizer and configuration."""

@@ -43,10 +43,12 @@ def with_numbers_of(train: DataConfig, val: DataConfig) -> DataConfig:
     Numbers that stand in a data config of validation's own (--data-config-val) stay.
     """
     if val.source == train.source:
-        return val.with_derived(train.derived)
-    val = val.with_missing_from(train.derived)
+        return val.with_derived_parameters(train.derived_parameters)
+    val = val.with_missing_parameters(train.derived_parameters)
     if val.missing_reweight_hists and train.reweight_hists is not None:
-        val = val.with_derived({**val.derived, "reweight_hists": train.derived["reweight_hists"]})
+        val = val.with_derived_parameters(
+            {**val.derived_parameters, "reweight_hists": train.derived_parameters["reweight_hists"]}
+        )
     return val
 
 

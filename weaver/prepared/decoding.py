@@ -116,7 +116,7 @@ class Decoding:
             "num_read": self.num_read,
             "config": self.config.digest(),
             "skipped": [dataclasses.asdict(skipped) for skipped in self.skipped],
-            **config.derived,
+            **config.derived_parameters,
             "files": files,
             "types": self.types,
             **contents,

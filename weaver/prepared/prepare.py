@@ -255,10 +255,10 @@ def _key(
 
     left_out: the damaged files, or parts of them, that are not in it.
     """
-    derived: dict[str, object] = {**config.derived}
+    derived: dict[str, object] = {**config.derived_parameters}
     # Numbers that stand in the data config are in its digest; only the validation set is weighted
     # with histograms that are in neither.
-    if not any(values["center"] == AUTO for values in config.declared["params"].values()):
+    if not any(values["center"] == AUTO for values in config.canonical_form["params"].values()):
         del derived["preprocess_params"]
     if role != "validation":
         del derived["reweight_hists"]
@@ -281,7 +281,7 @@ def _reference(
         num_jets=description["num_jets"],
         num_read=description["num_read"],
         key=storage.name(uri),
-        data_config=config.with_derived(description),
+        data_config=config.with_derived_parameters(description),
         reused=reused,
     )
 
@@ -342,7 +342,7 @@ def main(argv: list[str] | None = None) -> int:
         config = DataConfig.load(arguments.data_config)
         if arguments.derived_from:
             description = storage.read_json(storage.join(arguments.derived_from, DESCRIPTION))
-            config = config.with_derived(description)
+            config = config.with_derived_parameters(description)
         if arguments.non_finite:
             config = config.with_non_finite(arguments.non_finite)
         prepared = prepare(

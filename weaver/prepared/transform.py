@@ -143,7 +143,9 @@ def select(columns: Mapping[str, Column], plan: Plan) -> tuple[Columns, int]:
             columns[name] = _column(expression, columns, count)
         passed = _condition(plan.selection, columns, count)
         columns = {
-            name: _selected(values, passed) for name, values in columns.items() if name in plan.kept
+            name: _selected(values, passed)
+            for name, values in columns.items()
+            if name in plan.columns_after_selection
         }
         count = int(np.count_nonzero(passed))
     columns = _cut_particles(columns, plan)

@@ -284,7 +284,7 @@ def check(
             if name not in file.columns:
                 absent.setdefault(name, file)
     if for_training:
-        plan = config.plan(for_training, without=config.dispensable(absent))
+        plan = config.plan(for_training, without=config.droppable_observers(absent))
     for file in files:
         missing = [name for name in plan.branches if name not in file.columns]
         if missing:

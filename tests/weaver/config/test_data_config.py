@@ -179,8 +179,8 @@ def test_what_only_the_selection_needs_is_dropped_after_it():
     ).plan(True)
     assert [name for name, _ in plan.selection_functions] == ["n"]
     assert "jetTightID" in plan.branches
-    assert "jetTightID" not in plan.kept
-    assert "n" in plan.kept
+    assert "jetTightID" not in plan.columns_after_selection
+    assert "n" in plan.columns_after_selection
 
 
 def test_the_test_set_has_its_own_selection():
@@ -267,13 +267,15 @@ def test_derived_numbers_travel_and_do_not_change_the_digest():
         "reweight_hists": {"isQ": table, "isG": table},
         "non_finite_policy": "drop",
     }
-    resolved = ours.with_derived(json.loads(json.dumps(derived)))
-    assert (resolved.derived, resolved.digest()) == (derived, ours.digest())
+    resolved = ours.with_derived_parameters(json.loads(json.dumps(derived)))
+    assert (resolved.derived_parameters, resolved.digest()) == (derived, ours.digest())
     assert (resolved.missing_reweight_hists, resolved.missing_preprocess_params) == (False, ())
     read = DataConfig.from_options(yaml.safe_load(resolved.auto_yaml()))
-    assert read.derived == {**derived, "non_finite_policy": "weaver"}
+    assert read.derived_parameters == {**derived, "non_finite_policy": "weaver"}
     with pytest.raises(InputError, match=r"'isG' has \(1, 2\) bins, reweight_vars \(2, 2\)"):
-        ours.with_derived({**derived, "reweight_hists": {"isQ": table, "isG": table[:1]}})
+        ours.with_derived_parameters(
+            {**derived, "reweight_hists": {"isQ": table, "isG": table[:1]}}
+        )
 
 
 def test_bucketing_changes_nothing_and_a_warning_says_so():

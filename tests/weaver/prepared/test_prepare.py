@@ -423,7 +423,7 @@ def test_weights_come_from_the_training_set_and_travel(jet_files, tmp_path):
         validation=True,
         report=quiet,
     )
-    assert val.data_config.derived == train.data_config.derived
+    assert val.data_config.derived_parameters == train.data_config.derived_parameters
     assert set(Dataset.open(val.uri, ours).batch(np.arange(100)).weights.tolist()) <= set(
         weights.tolist()
     )
@@ -436,7 +436,7 @@ def test_weights_come_from_the_training_set_and_travel(jet_files, tmp_path):
     )
     assert (Dataset.open(test.uri, ours).batch(np.arange(100)).weights == 1).all()
     auto = DataConfig.load(f"{train.uri}/{AUTO_YAML}")
-    assert auto.derived == train.data_config.derived
+    assert auto.derived_parameters == train.data_config.derived_parameters
     assert not [path for path in storage.entries(train.uri) if "reweight" in path.uri]
 
 
@@ -578,10 +578,10 @@ def test_the_same_data_is_not_decoded_again(one_file, tmp_path, monkeypatch):
         for_training=True,
     )
     assert (again.uri, again.reused, first.reused) == (first.uri, True, False)
-    assert (again.num_jets, again.num_read, again.data_config.derived) == (
+    assert (again.num_jets, again.num_read, again.data_config.derived_parameters) == (
         first.num_jets,
         first.num_read,
-        first.data_config.derived,
+        first.data_config.derived_parameters,
     )
 
 
