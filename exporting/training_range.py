@@ -36,7 +36,7 @@ def training_range(folder: RunFolder, validation: Dataset) -> ValidRange | None:
     the pT that the label divides by.
     """
     from weaver.config.reference import eta_group, reference_expression
-    from weaver.onnx.valid_range import selected_abs_eta, valid_range
+    from weaver.onnx.valid_range import selection_eta_limit, valid_range
     from weaver.read.jagged import evaluate
 
     config = validation.data_config
@@ -54,7 +54,7 @@ def training_range(folder: RunFolder, validation: Dataset) -> ValidRange | None:
     eta = None
     if eta_group(config) is not None:
         eta = np.zeros(1)
-        if selected_abs_eta(config) is None:
+        if selection_eta_limit(config) is None:
             eta = eta_of(dataset)
     return valid_range(config, pt[np.isfinite(pt)], eta, jets)
 

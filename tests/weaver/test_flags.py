@@ -20,7 +20,7 @@ from tests.weaver.peer.flag_cases import OF_WEAVER_CORE, OWN, REFUSED, Case, Run
 from weaver import train
 from weaver.feed import dataset, loader
 from weaver.fit import options
-from weaver.fit.options import NOT_TAKEN, TrainOptions
+from weaver.fit.options import WEAVER_ONLY_FLAGS, TrainOptions
 
 QUIET = "--tensorboard-log-dir=none"
 
@@ -114,7 +114,7 @@ def test_the_result_is_that_of_weaver_core(runs, case: Case):
 
 @pytest.mark.parametrize("flag", REFUSED)
 def test_the_other_flags_of_weaver_core_are_refused(flag, capsys):
-    words = [f"--{flag}", *(["x"] if NOT_TAKEN[flag].takes_value else [])]
+    words = [f"--{flag}", *(["x"] if WEAVER_ONLY_FLAGS[flag].takes_value else [])]
     with pytest.raises(SystemExit) as ended:
         options.parse([*Command().lines()[0], *words])
     assert ended.value.code == 2

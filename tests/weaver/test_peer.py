@@ -15,7 +15,7 @@ import pytest
 from tests.weaver.fit.test_options import WEAVER_CORE
 from tests.weaver.peer.exchange import exchange
 from tests.weaver.peer.parity import ARRAYS, CASES, PEER_PYTHON, compare, ours
-from weaver.fit.options import NOT_TAKEN, TrainOptions
+from weaver.fit.options import WEAVER_ONLY_FLAGS, TrainOptions
 
 with_weaver_core = pytest.mark.skipif(
     not PEER_PYTHON.exists(), reason="weaver-core is not installed; type: make peer"
@@ -62,7 +62,7 @@ def test_the_flags_of_weaver_core_are_those_of_its_parser():
     names = {word.removeprefix("--") for word in done.stdout.split() if word.startswith("--")}
     flags = {name for name in names if name.removeprefix("no-") not in names or name[:3] != "no-"}
     assert flags - {"help"} == {flag.rpartition(":")[2] for flag in WEAVER_CORE.split()}
-    assert flags - {"help"} - set(TrainOptions.names()) == set(NOT_TAKEN)
+    assert flags - {"help"} - set(TrainOptions.names()) == set(WEAVER_ONLY_FLAGS)
 
 
 def _finite(values: np.ndarray) -> np.ndarray:

@@ -331,7 +331,7 @@ def test_load_epoch_goes_on_after_any_kept_epoch(place, capsys):
     assert main(made) == 0
     before = history(place / "trial")
     assert main([*made, "--load-epoch=0"]) == 0
-    assert "going on after epoch 0 with" in capsys.readouterr().err
+    assert "resuming after epoch 0 with" in capsys.readouterr().err
     after = history(place / "trial")
     assert [record["epoch"] for record in after] == [0, 1, 2]
     assert after[0] == before[0]

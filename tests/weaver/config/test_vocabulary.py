@@ -23,7 +23,7 @@ from weaver.config.vocabulary import (
     names_in,
 )
 from weaver.onnx import raw_program
-from weaver.onnx.raw_jets import padded, reference_inputs
+from weaver.onnx.raw_jets import pad_columns, reference_inputs
 from weaver.onnx.raw_model import OPERATIONS, Preprocessing, raw_inputs
 
 FUNCTIONS: frozenset[str] = frozenset(
@@ -156,7 +156,7 @@ def test_each_function_with_a_form_gives_in_torch_what_it_gives_in_numpy(namespa
     }
     jets["jetPt"] = ak.Array(np.float32([30, 40, 50, 60]))
     program = raw_program.raw_program(config, COLUMNS)
-    padded_jets = padded({branch: jets[branch] for branch in program.inputs}, program)
+    padded_jets = pad_columns({branch: jets[branch] for branch in program.inputs}, program)
     with torch.no_grad():
         preprocessing = Preprocessing(program, config, ["group", "all"])
         made, *_ = preprocessing(

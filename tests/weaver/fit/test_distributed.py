@@ -60,7 +60,7 @@ def test_a_rank_that_dies_ends_the_other_with_a_reason(prepared, tmp_path):
     finish(second)
     assert time.monotonic() - died < 60
     assert first.returncode == 1
-    assert "error: rank 0 of 2 lost another rank, whose own log tells why" in said
+    assert "error: rank 0 of 2 lost another rank, whose own log has the reason" in said
     assert not (tmp_path / "failed").exists()  # a restart may well succeed
 
 
@@ -140,7 +140,7 @@ def test_one_rank_told_to_stop_stops_all_after_the_same_step(prepared, tmp_path)
     assert [first.returncode, second.returncode] == [143, 143], said
     state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["progressed"]
     assert (
-        f"told to stop in epoch {state['epoch'] + 1}/1000 after {state['batch']} of 5 steps"
+        f"stopped by a signal in epoch {state['epoch'] + 1}/1000 after {state['batch']} of 5 steps"
         in said[0]
     )
 
@@ -186,7 +186,9 @@ def test_ranks_that_never_come_are_not_waited_for_for_ever(monkeypatch):
     }.items():
         monkeypatch.setenv(name, value)
     with (
-        pytest.raises(ClusterError, match="rank 0 of 2 could not meet the others at 127"),
+        pytest.raises(
+            ClusterError, match="rank 0 of 2 could not connect to the other ranks at 127"
+        ),
         ranks(torch.device("cpu"), "gloo"),
     ):
         pass

@@ -453,7 +453,7 @@ def test_auto_on_another_machine_goes_on_as_the_trial_began(
     assert main(words) == 0
     said = capsys.readouterr().err
     assert "precision: bf16 autocast (auto: this CPU has amx_bf16)" in said
-    assert "precision: bf16 autocast (as the trial began)" in said
+    assert "precision: bf16 autocast (as in the checkpoint)" in said
 
 
 def test_compiled_it_trains_to_the_same_loss(trained, prepared, tmp_path, capsys):
@@ -490,7 +490,7 @@ def test_the_learning_rate_finder_proposes_a_rate_and_leaves_no_checkpoint(
     assert found["proposed"] in found["learning_rate"]
     assert "the loss falls fastest" in capsys.readouterr().out
     assert [path.name for path in tmp_path.iterdir()] == ["lr_finder.json"]
-    assert lr_finder.proposed([1, 2, 3, 4], [1.0, 0.9, 0.3, 0.29]) == 3
+    assert lr_finder.steepest_rate([1, 2, 3, 4], [1.0, 0.9, 0.3, 0.29]) == 3
 
 
 def test_the_progress_line_tells_speed_waiting_and_time_left(
@@ -550,8 +550,8 @@ def test_variables_that_are_not_finite_are_named():
     found.labels["y"][2] = -torch.inf
     counts = fit.not_finite(found, names)
     assert counts == {"input 'PF_dR'": 2, "input 'rho'": 1, "label 'y'": 1}
-    assert "input 'PF_dR' is NaN or infinite in 2 jets" in fit.in_words(counts)
-    assert "label 'y' is NaN or infinite in 1 jet" in fit.in_words(counts)
+    assert "input 'PF_dR' is NaN or infinite in 2 jets" in fit.describe_counts(counts)
+    assert "label 'y' is NaN or infinite in 1 jet" in fit.describe_counts(counts)
 
 
 def judged(objective: Objective, model, *of_batch, **keywords) -> tuple[float, float, list[float]]:
@@ -569,12 +569,18 @@ def test_regression_reports_loss_squares_and_absolutes():
 
 def test_jets_that_fill_up_a_batch_do_not_count():
     objective = Objective(config(), torch.nn.L1Loss(), regression=True)
-    assert judged(objective, torch.nn.Identity(), [0.5, 1.0, 99.0], [1, 1, 0], filled=True) == (
+    assert judged(
+        objective, torch.nn.Identity(), [0.5, 1.0, 99.0], [1, 1, 0], has_padding=True
+    ) == (
         0.25,
         2.0,
         [0.25, 0.5],
     )
-    assert judged(objective, torch.nn.Identity(), [0.5], [0], filled=True) == (0.0, 0.0, [0.0, 0.0])
+    assert judged(objective, torch.nn.Identity(), [0.5], [0], has_padding=True) == (
+        0.0,
+        0.0,
+        [0.0, 0.0],
+    )
 
 
 def test_weights_make_the_mean_a_weighted_one():

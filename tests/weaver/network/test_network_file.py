@@ -179,10 +179,10 @@ def test_a_network_that_takes_anything_gets_only_what_is_asked_for(tmp_path):
     named = load_network(write(tmp_path, "def get_model(d, use_amp=False): return use_amp, {}\n"))
     assert named.build(None, {}, mixed_precision=True)[0] is True
     flags = ["-c", "c.yaml", "-n", "n.py", "-m", "m", "--data-train", "a", "--data-val", "b"]
-    assert parse(flags).of_weaver == {}
-    assert parse([*flags, "--use-amp"]).of_weaver == {"use_amp": True}
-    assert parse([*flags, "--compile"]).of_weaver == {"compile_model": True}
-    assert parse([*flags, "--precision", "bf16"]).of_weaver == {}
+    assert parse(flags).weaver_options == {}
+    assert parse([*flags, "--use-amp"]).weaver_options == {"use_amp": True}
+    assert parse([*flags, "--compile"]).weaver_options == {"compile_model": True}
+    assert parse([*flags, "--precision", "bf16"]).weaver_options == {}
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import torch
 from benchmarks.published import settle
 from common.errors import InputError
 from weaver.network.network_file import load_network
-from weaver.nn.model.ParticleNet import ParticleNet, ParticleNetTagger, trimmed
+from weaver.nn.model.ParticleNet import ParticleNet, ParticleNetTagger, trim_padding
 
 NET = {"conv_params": [(3, (8, 8)), (3, (8, 12))], "fc_params": [(8, 0.0)], "trim": False}
 MODELS = {
@@ -61,12 +61,12 @@ def test_trimming_changes_no_answer_outside_training_and_no_particle_in_it():
     torch.manual_seed(0)
     mask = (torch.arange(20) < torch.tensor([3, 9, 0])[:, None])[:, None]
     points, features = torch.randn(3, 2, 20) * mask, torch.arange(1.0, 21.0).expand(3, 1, 20) * mask
-    assert [x.shape[-1] for x in trimmed(points, features, mask, training=False)] == [9] * 3
+    assert [x.shape[-1] for x in trim_padding(points, features, mask, training=False)] == [9] * 3
     model = ParticleNet(1, 2, conv_params=[(3, (4,))], fc_params=[(4, 0.0)]).eval()
     before = model(points, features, mask)
     model.trims = False
     torch.testing.assert_close(model(points, features, mask), before)
-    _, kept, where = trimmed(points, features, mask, training=True)
+    _, kept, where = trim_padding(points, features, mask, training=True)
     assert kept.shape == where.shape
     assert set(kept[0][where[0]].tolist()) == {1.0, 2.0, 3.0}
     assert not kept[2].any()

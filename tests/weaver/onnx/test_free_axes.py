@@ -13,7 +13,7 @@ from benchmarks.published import settle
 from common.errors import GateError
 from weaver.nn.model.ParticleNet import ParticleNet
 from weaver.onnx.free_axes import check_lengths, lengths, random_jets
-from weaver.onnx.onnx_export import export_onnx, free_axes, input_shapes, untrimmed
+from weaver.onnx.onnx_export import export_onnx, free_axes, input_shapes, without_trimming
 from weaver.onnx.parity import torch_answers
 
 LENGTH, K = 24, 8
@@ -124,7 +124,7 @@ def test_particle_net_answers_right_at_every_length(tmp_path, options, length):
     for places in (1, K - 1, K, K + 1, K + 2, length, length + 1, 40):
         shapes = {name: (size, places) for name, size in GROUPS.items()}
         jets = random_jets(config, shapes, own=True)
-        expected = torch_answers(untrimmed(model), list(jets), jets)
+        expected = torch_answers(without_trimming(model), list(jets), jets)
         np.testing.assert_allclose(runtime.run(None, jets)[0], expected, atol=1e-4)
 
 

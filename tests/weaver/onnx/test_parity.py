@@ -18,7 +18,7 @@ from tests.exporting.small import INFO, LENGTH, jets, network
 from tests.networks.jets import config
 from tests.networks.jets import jets as network_jets
 from weaver.network.network_file import load_network
-from weaver.onnx.layers_apart import layer_differences
+from weaver.onnx.layer_differences import layer_differences
 from weaver.onnx.onnx_export import export_onnx
 from weaver.onnx.parity import check_parity, golden_jets, num_answers
 from weaver.onnx.triton_config import GRAPH_LEVELS

@@ -16,8 +16,8 @@ import torch
 from common.project import ROOT
 from weaver.config.data_config import DataConfig
 from weaver.onnx import raw_program as raw
-from weaver.onnx.onnx_export import export_onnx, untrimmed
-from weaver.onnx.raw_jets import padded, reference_inputs
+from weaver.onnx.onnx_export import export_onnx, without_trimming
+from weaver.onnx.raw_jets import pad_columns, reference_inputs
 from weaver.onnx.raw_model import Preprocessing, raw_inputs, raw_model
 from weaver.onnx.runtime import feed_of, session
 from weaver.onnx.valid_range import ValidRange
@@ -97,7 +97,7 @@ def test_the_graph_sorts_as_the_preparation(order, mode, places, tmp_path):
     data_config = config(order, mode=mode)
     path, program = exported(data_config, tmp_path)
     columns = jets(counts, seed=places)
-    arrays = padded({branch: columns[branch] for branch in program.inputs}, program)
+    arrays = pad_columns({branch: columns[branch] for branch in program.inputs}, program)
     runtime = session(path)
     got = runtime.run(["group"], feed_of(runtime, arrays))[0]
     expected = reference_inputs(arrays, data_config, program)["group"]
@@ -108,13 +108,15 @@ def test_the_graph_sorts_by_nothing_that_stands_in_padded_places(tmp_path):
     data_config = config("-own; -pt")
     path, program = exported(data_config, tmp_path)
     columns = jets([9, 3, 0, 12], seed=1)
-    arrays = padded({branch: columns[branch] for branch in program.inputs}, program)
-    filled = dict(arrays)
+    arrays = pad_columns({branch: columns[branch] for branch in program.inputs}, program)
+    arrays_with_padding = dict(arrays)
     behind = np.arange(12) >= arrays["nPF"]
-    filled["pt"] = np.where(behind, np.float32("inf"), arrays["pt"])
-    filled["own"] = np.where(behind, np.int32(2**30), arrays["own"])
+    arrays_with_padding["pt"] = np.where(behind, np.float32("inf"), arrays["pt"])
+    arrays_with_padding["own"] = np.where(behind, np.int32(2**30), arrays["own"])
     runtime = session(path)
-    one, other = (runtime.run(["group"], feed_of(runtime, feed))[0] for feed in (arrays, filled))
+    one, other = (
+        runtime.run(["group"], feed_of(runtime, feed))[0] for feed in (arrays, arrays_with_padding)
+    )
     np.testing.assert_array_equal(one, other)
 
 
@@ -184,13 +186,13 @@ def test_choices_between_small_whole_numbers_are_held_in_float32():
         "inputs": {"group": {"length": LENGTH, "vars": ["charge", "either"]}},
         "labels": {"type": "custom", "value": {"t": "np.log(genPt / jetPt)"}},
     }
-    from weaver.onnx.raw_model import held_in
+    from weaver.onnx.raw_model import graph_type_of
 
     charge, either = raw.raw_program(DataConfig.from_options(options, "jec.yaml"), COLUMNS).groups[
         "group"
     ]
-    assert held_in(charge) == torch.float32
-    assert held_in(either) == torch.int64, "a number of any size may not fit into float32"
+    assert graph_type_of(charge) == torch.float32
+    assert graph_type_of(either) == torch.int64, "a number of any size may not fit into float32"
 
 
 class AnyOrder(torch.nn.Module):
@@ -240,7 +242,7 @@ def test_a_network_of_any_order_gets_the_same_particles_unsorted(any_order, plac
     columns = jets([places, 0, 1, 2, places - 1], seed=3)
     # The raw model does not order the particles of jets with NaN: they are not valid.
     columns["pt"] = ak.nan_to_num(columns["pt"], nan=1, posinf=np.inf, neginf=-np.inf)
-    arrays = padded({branch: columns[branch] for branch in program.inputs}, program)
+    arrays = pad_columns({branch: columns[branch] for branch in program.inputs}, program)
     runtime = session(path)
     features, mask = runtime.run(["features", "pf_mask"], feed_of(runtime, arrays))
     expected = reference_inputs(arrays, data_config, program)
@@ -277,7 +279,7 @@ def test_functions_of_the_same_whole_numbers_are_looked_up(tmp_path):
     total = len(ak.flatten(columns["own"]))
     own = np.random.default_rng(4).choice(np.array(numbers, np.int32), total)
     columns["own"] = ak.unflatten(own, ak.num(columns["own"]))
-    arrays = padded({branch: columns[branch] for branch in program.inputs}, program)
+    arrays = pad_columns({branch: columns[branch] for branch in program.inputs}, program)
     runtime = session(path)
     got = runtime.run(["group"], feed_of(runtime, arrays))[0]
     expected = reference_inputs(arrays, data_config, program)["group"]
@@ -302,7 +304,7 @@ def test_valid_jets_get_the_networks_answer_whatever_the_others_hold(network, tm
         small |= {"num_edge_conv_blocks": 1, "k": 4}
     info: ModelInfo
     trained, info = load_network(str(ROOT / "networks" / network)).build(data_config, small)
-    trained = untrimmed(trained)
+    trained = without_trimming(trained)
     limits = ValidRange(min_pt=20, max_pt=1000, max_abs_eta=2.5, jets="training")
     model, raw_info = raw_model(program, trained, info, data_config, limits)
     path = export_onnx(model, raw_info, None, tmp_path / "raw.onnx")

@@ -13,7 +13,7 @@ from common.errors import InputError
 from weaver.config.data_config import DataConfig
 from weaver.config.expressions import Expression
 from weaver.onnx import raw_program as raw
-from weaver.onnx.raw_jets import padded, reference_inputs
+from weaver.onnx.raw_jets import pad_columns, reference_inputs
 from weaver.onnx.raw_model import OPERATIONS, Preprocessing, raw_inputs
 
 COUNTS = [3, 0, 5, 1]
@@ -53,7 +53,7 @@ def config(
 def both(data_config: DataConfig) -> tuple[np.ndarray, np.ndarray]:
     """The network's input as the graph makes it and as weaver's own preparation does."""
     program = raw.raw_program(data_config, COLUMNS)
-    jets = padded({branch: JETS[branch] for branch in program.inputs}, program)
+    jets = pad_columns({branch: JETS[branch] for branch in program.inputs}, program)
     preprocessing = Preprocessing(program, data_config, ["group"])
     with torch.no_grad():
         got, _ = preprocessing(*(torch.from_numpy(jets[name]) for name in raw_inputs(program)))
@@ -163,12 +163,15 @@ def test_a_label_whose_correction_is_not_known_is_refused(label):
 def test_what_stands_in_padded_places_does_not_matter():
     data_config = config("pt / ak.sum(pt, axis=1)", more="-pt")
     program = raw.raw_program(data_config, COLUMNS)
-    jets = padded({branch: JETS[branch] for branch in program.inputs}, program)
-    filled = {**jets, "pt": np.where(np.arange(5) < jets["nPF"], jets["pt"], np.float32("nan"))}
+    jets = pad_columns({branch: JETS[branch] for branch in program.inputs}, program)
+    jets_with_padding = {
+        **jets,
+        "pt": np.where(np.arange(5) < jets["nPF"], jets["pt"], np.float32("nan")),
+    }
     preprocessing = Preprocessing(program, data_config, ["group"])
     one, other = (
         preprocessing(*(torch.from_numpy(given[name]) for name in raw_inputs(program)))[0].numpy()
-        for given in (jets, filled)
+        for given in (jets, jets_with_padding)
     )
     np.testing.assert_array_equal(one, other)
 
