@@ -70,11 +70,11 @@ def eta_of(dataset: Dataset) -> np.ndarray:
 def local_training_jets(folder: RunFolder, validation: Dataset) -> Dataset | None:
     """The training jets, where they lie on this machine and can be read without a copy."""
     from weaver.feed.dataset import Dataset
-    from weaver.prepared.columns import referred
+    from weaver.prepared.columns import resolve_reference
 
     reference = folder.data("train")
     named = storage.find_json(reference, {}).get("dataset", "")
-    prepared = referred(reference, named) if named else ""
+    prepared = resolve_reference(reference, named) if named else ""
     if not prepared or not storage.is_local(prepared) or not storage.exists(prepared):
         return None
     dataset = Dataset.open(reference, validation.data_config)

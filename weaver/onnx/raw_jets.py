@@ -149,7 +149,7 @@ def reference_inputs(
     selected_columns, count = transform.select(columns, plan)
     with tempfile.TemporaryDirectory(prefix="jec-raw-") as folder:
         writer = DatasetWriter(Path(folder))
-        writer.append(transform.make_ready(selected_columns, count, config, plan))
+        writer.append(transform.make_rows(selected_columns, count, config, plan))
         description = writer.close() | {"preprocess_params": config.preprocess_params}
         dataset = Dataset(Path(folder), description, dataclasses.replace(config, label_names=()))
         batch = dataset.batch(np.arange(count))

@@ -284,9 +284,9 @@ def test_nan_becomes_zero_and_is_counted_and_reported(tmp_path):
     plain = config(selection=None, labels={"type": "custom", "value": {"target": "jetPt"}})
     ref = prepare(str(path), plain, str(tmp_path), for_training=True, report=lines.append)
     said = "\n".join(lines)
-    assert "'jetMass' holds 4 NaN and 0 infinite values" in said
-    assert "'jetArea' holds 0 NaN and 2 infinite values" in said
-    assert "'PF_dR' holds 2 NaN and 0 infinite values" in said
+    assert "'jetMass' has 4 NaN and 0 infinite values" in said
+    assert "'jetArea' has 0 NaN and 2 infinite values" in said
+    assert "'PF_dR' has 2 NaN and 0 infinite values" in said
     assert "1 jets have no particles" in said
     folder = tmp_path / "cache" / ref.key
     assert np.load(folder / "jet_features.npy")[:4, 3].tolist() == [0, 0, 0, 0]
@@ -343,9 +343,9 @@ def test_policies_for_nan_and_infinity(tmp_path, policy, mass, d_r, jets):
         assert (batch.inputs["jet"][1, 0], batch.inputs["pf"][2, 0, 0]) == (mass, d_r)
     assert np.isfinite(batch.inputs["pf"].numpy()).all() == (policy != "weaver")
     said = "\n".join(lines)
-    assert "'jetMass' holds 1 NaN and 0 infinite values" in said
-    assert "'PF_dR' holds 0 NaN and 1 infinite values" in said
-    assert "'target' holds 0 NaN and 1 infinite values" in said
+    assert "'jetMass' has 1 NaN and 0 infinite values" in said
+    assert "'PF_dR' has 0 NaN and 1 infinite values" in said
+    assert "'target' has 0 NaN and 1 infinite values" in said
     assert ("3 jets with NaN or infinite values are left out" in said) == (policy == "drop")
     assert prepare(
         str(tmp_path / "in"), chosen.with_non_finite("zero"), str(tmp_path), for_training=True
@@ -362,7 +362,7 @@ def test_nan_can_be_refused_and_all_jets_lost(tmp_path):
     with pytest.raises(
         InputError,
         match=(
-            r"a\.root: 'jetMass' holds 1 NaN and 0 infinite values, which non_finite: error refuses"
+            r"a\.root: 'jetMass' has 1 NaN and 0 infinite values, which non_finite: error"
         ),
     ):
         prepare(path, strict, str(tmp_path), for_training=True, report=quiet)
@@ -401,7 +401,7 @@ def test_weights_come_from_the_training_set_and_travel(jet_files, tmp_path):
     assert len(wide) == len(dataset)
     assert 0 < weights.min() < weights.max() <= 1
     assert (
-        f"an epoch draws {Sampler(weights).size:,} of {len(dataset):,} jets by their weights"
+        f"an epoch samples {Sampler(weights).size:,} of {len(dataset):,} jets by their weights"
         in lines
     )
     with pytest.raises(
@@ -608,7 +608,7 @@ def test_changed_data_config_or_role_is_prepared_anew(one_file, tmp_path):
 
 def test_an_interrupted_preparation_leaves_nothing(jet_files, tmp_path, monkeypatch):
     calls = []
-    original = transform.make_ready
+    original = transform.make_rows
 
     def interrupted(*arguments):
         calls.append(1)
@@ -705,7 +705,7 @@ BAD_FILES = {
     not_root: r"b\.root is not a ROOT file: it begins with b'jets, al'",
     empty_file: r"b\.root is not a ROOT file: it is empty",
     truncated: r"b\.root is truncated: it should have [\d,]+ bytes and has [\d,]+; copy it again",
-    all_zero_behind_the_header: r"b\.root holds no tree",
+    all_zero_behind_the_header: r"b\.root contains no tree",
     no_tree: r"a\.root: unknown tree 'AK4jets/jetTre'; did you mean 'AK4jets/jetTree'\?",
     missing_branch: (
         r"unknown branch 'PF_pt'; did you mean 'PF_pT'.*\(jec\.yaml uses it in"
@@ -714,7 +714,7 @@ BAD_FILES = {
     missing_in_one_file: r"b\.root: unknown branch 'QG_mult'.*uses it in inputs:jet_features",
     nothing_selected: r"none of 60 jets passes jec\.yaml:selection 'genJetPt > 1e6'",
     nothing_in_the_file: r"there is no jet in .*b\.root",
-    two_trees: r"holds 2 trees \(AK4jets/jetTree, other\); name one as 'treename'",
+    two_trees: r"contains 2 trees \(AK4jets/jetTree, other\); name one as 'treename'",
     foreign_scheme: r"'gs://bucket/a\.root': unknown scheme 'gs:'.*s3://bucket.*root://",
 }
 
@@ -1057,5 +1057,5 @@ def test_the_command_line_ends_in_one_line_and_exit_code_2(tmp_path):
 @pytest.mark.parametrize("name", ["jets.awkd"])
 def test_kinds_of_files_that_are_not_read_say_so(tmp_path, name):
     (tmp_path / name).write_bytes(b"anything")
-    with pytest.raises(InputError, match="are not read here; write the jets as ROOT or parquet"):
+    with pytest.raises(InputError, match="are not supported, unlike in weaver-core; write the jets as ROOT or parquet"):
         files.find(str(tmp_path / name))

@@ -154,7 +154,7 @@ def test_hdf5_on_s3_is_read_as_from_a_disk(tmp_path, s3_bucket):
     ("make", "reason"),
     {
         "never closed": (never_closed, "was never closed"),
-        "without a tree": (no_tree, "holds no tree"),
+        "without a tree": (no_tree, "contains no tree"),
         "another tree": (lambda path: tree(path, name="events"), "unknown tree 'jets'"),
     }.values(),
     ids=["never closed", "without a tree", "another tree"],

@@ -255,7 +255,7 @@ def test_files_that_are_named_twice_are_counted(tmp_path):
         "d.root",
     ]
     (text,) = said
-    assert "2 of 4 files are named more than once" in text
+    assert "2 of 4 files match more than one pattern" in text
     assert "1 of 4 files are links" in text
     assert f"{tmp_path}/d.root" in text
 

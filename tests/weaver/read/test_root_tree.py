@@ -10,7 +10,7 @@ import pytest
 import uproot
 
 from weaver.config.expressions import Expression
-from weaver.read.jagged import Jagged, evaluate, plain, to_awkward
+from weaver.read.jagged import JaggedColumn, evaluate, plain, to_awkward
 from weaver.read.opening import open_bytes
 from weaver.read.root import baskets, inflate, root_tree
 
@@ -55,7 +55,7 @@ def test_an_array_of_one_number_is_left_to_uproot(tmp_path):
             {"x": np.zeros(3, "f4"), "one": np.zeros((3, 1), "f4")}
         )
     assert read_tree(str(path), lambda keys: keys[0], {"x"}).branches
-    with pytest.raises(root_tree.Unusual):
+    with pytest.raises(root_tree.UnsupportedFile):
         read_tree(str(path), lambda keys: keys[0], {"x", "one"})
 
 
@@ -106,7 +106,7 @@ def test_what_is_not_simple_is_left_to_uproot(tmp_path):
         )
     assert read_tree(str(path), lambda keys: "t;1", {"x"}).branches["x"].dtype == np.dtype(">f4")
     for name in ("pair", "absent"):
-        with pytest.raises(root_tree.Unusual):
+        with pytest.raises(root_tree.UnsupportedFile):
             read_tree(str(path), lambda keys: "t;1", {name})
 
 
@@ -156,7 +156,7 @@ def test_expressions_give_what_awkward_gives(text):
     )
     expected = expression.evaluate({name: ak.Array(values) for name, values in columns.items()})
     assert ak.array_equal(to_awkward(found), expected, dtype_exact=True, equal_nan=True)
-    assert isinstance(found, Jagged | np.ndarray) == (expression.is_elementwise)
+    assert isinstance(found, JaggedColumn | np.ndarray) == (expression.is_elementwise)
 
 
 def test_selecting_and_cutting_lists_is_selecting_and_cutting_jets():
