@@ -33,7 +33,7 @@ from weaver.fit.checkpoint import (
 from weaver.fit.launch import needs_ranks, run_ranks
 from weaver.fit.log_file import log_to_file
 from weaver.fit.options import TrainOptions, auto_name, folds, parse
-from weaver.prepared.node_cache import own_cache
+from weaver.prepared.node_cache import temporary_cache
 
 if TYPE_CHECKING:
     import torch
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(argv: Sequence[str] | None) -> int:
     options = parse(argv)  # before torch is imported: --help and a wrong flag answer at once
-    with contextlib.nullcontext() if options.cache else own_cache():
+    with contextlib.nullcontext() if options.cache else temporary_cache():
         return _start(options, argv)
 
 

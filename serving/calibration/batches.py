@@ -97,7 +97,7 @@ def batches(
 
 
 def _plain(values: Column) -> Column:
-    """A column as array or Jagged where it can be one: also lists of a fixed size."""
+    """A column as array or JaggedColumn where it can be one: also lists of a fixed size."""
     if isinstance(values, np.ndarray | JaggedColumn):
         return values
     import awkward as ak

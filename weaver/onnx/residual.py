@@ -1,6 +1,6 @@
 """The residual correction (physics.residual) as the last layer of a network.
 
-    model = Corrected(network, residual)
+    model = CorrectedNetwork(network, residual)
     output = model(*inputs, residual_features)     # (N, C)
 
 It takes one more input than the network, `residual_features` (N, 2) of

@@ -127,7 +127,7 @@ class Description(Contents):
     config: str
     """Digest of the data config."""
     skipped: list[dict]
-    """Damaged files (weaver.read.files.Skipped)."""
+    """Damaged files (weaver.read.files.SkippedFile)."""
     preprocess_params: dict[str, Parameters]
     reweight_hists: dict[str, list] | None
     non_finite_policy: str

@@ -11,7 +11,7 @@ from pathlib import Path
 from common import private_folder, scratch
 
 CACHE_VARIABLE = "JEC_CACHE"
-OWN = "jec-own-cache-"
+TEMPORARY_PREFIX = "jec-own-cache-"
 """Prefix of the temporary caches of single commands (--no-cache)."""
 
 
@@ -32,13 +32,15 @@ def place() -> Path:
 
 
 @contextlib.contextmanager
-def own_cache() -> Iterator[None]:
+def temporary_cache() -> Iterator[None]:
     """Let this process and its children use a temporary cache, which is deleted after the block."""
     before = os.environ.get(CACHE_VARIABLE)
-    if before is not None and Path(before).name.startswith(OWN):  # a rank of such a command
+    if before is not None and Path(before).name.startswith(
+        TEMPORARY_PREFIX
+    ):  # a rank of such a command
         yield
         return
-    with scratch.folder(OWN) as folder:
+    with scratch.folder(TEMPORARY_PREFIX) as folder:
         os.environ[CACHE_VARIABLE] = str(folder)
         try:
             yield

@@ -390,7 +390,7 @@ class _RowMaker:
                 layout = layout.content
             if isinstance(layout, ak.contents.NumpyArray) and layout.data.dtype.kind in "biuf":
                 return np.asarray(ak.to_numpy(values))
-        raise self._error(name, role, "the same number of numbers for each jet")
+        raise self._error(name, role, "one number, or the same number of values, for each jet")
 
     def _error(self, name: str, role: str, expected: str) -> InputError:
         values = to_awkward(self.columns[name])

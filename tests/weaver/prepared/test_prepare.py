@@ -361,9 +361,7 @@ def test_nan_can_be_refused_and_all_jets_lost(tmp_path):
     )
     with pytest.raises(
         InputError,
-        match=(
-            r"a\.root: 'jetMass' has 1 NaN and 0 infinite values, which non_finite: error"
-        ),
+        match=(r"a\.root: 'jetMass' has 1 NaN and 0 infinite values, which non_finite: error"),
     ):
         prepare(path, strict, str(tmp_path), for_training=True, report=quiet)
     assert made(tmp_path) == []
@@ -616,7 +614,7 @@ def test_an_interrupted_preparation_leaves_nothing(jet_files, tmp_path, monkeypa
             raise KeyboardInterrupt
         return original(*arguments)
 
-    monkeypatch.setattr(transform, "make_ready", interrupted)
+    monkeypatch.setattr(transform, "make_rows", interrupted)
     with pytest.raises(KeyboardInterrupt):
         prepare(
             f"{jet_files}/train/*.root",
@@ -898,7 +896,7 @@ def test_an_incomplete_set_is_never_taken_for_the_whole(one_file, tmp_path, monk
     {
         "lists where a number is due": (
             {"labels": {"type": "custom", "value": {"t": "PF_pT"}}},
-            r"'t' \(label\) is .* expected one number, or equally many, for each jet",
+            r"'t' \(label\) is .* expected one number, or the same number of values, for each jet",
         ),
         "no number": (
             {"selection": "PF_pT > 1"},
@@ -1057,5 +1055,8 @@ def test_the_command_line_ends_in_one_line_and_exit_code_2(tmp_path):
 @pytest.mark.parametrize("name", ["jets.awkd"])
 def test_kinds_of_files_that_are_not_read_say_so(tmp_path, name):
     (tmp_path / name).write_bytes(b"anything")
-    with pytest.raises(InputError, match="are not supported, unlike in weaver-core; write the jets as ROOT or parquet"):
+    with pytest.raises(
+        InputError,
+        match="are not supported, unlike in weaver-core; write the jets as ROOT or parquet",
+    ):
         files.find(str(tmp_path / name))
