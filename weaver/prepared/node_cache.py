@@ -35,9 +35,8 @@ def place() -> Path:
 def temporary_cache() -> Iterator[None]:
     """Let this process and its children use a temporary cache, which is deleted after the block."""
     before = os.environ.get(CACHE_VARIABLE)
-    if before is not None and Path(before).name.startswith(
-        TEMPORARY_PREFIX
-    ):  # a rank of such a command
+    # a rank of a command with a temporary cache
+    if before is not None and Path(before).name.startswith(TEMPORARY_PREFIX):
         yield
         return
     with scratch.folder(TEMPORARY_PREFIX) as folder:
