@@ -9,11 +9,13 @@ is an error in both cases.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import math
 import os
 import re
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -48,6 +50,9 @@ from weaver.read.root import baskets, root_tree
 # bytes decoded at a time; columns that are computed from them need a few times as much, and larger
 # steps are not faster
 STEP_BYTES = 16 * 2**20
+# steps of a range of baskets that one thread decodes together. In a range with more steps each one
+# is a load of its own, so that the results of a large basket are not all in memory.
+STEPS_TOGETHER = 2
 STEPS_AHEAD = 3  # steps of uproot that are read at the same time, including the current one
 SUFFIXES = (".root", parquet.SUFFIX, *hdf5.SUFFIXES)
 UNSUPPORTED_SUFFIXES = (".awkd",)
@@ -686,7 +691,7 @@ def loads(
     step_bytes: int = STEP_BYTES,
     readers: Readers | None = None,
 ) -> Iterator[Load]:
-    """Yield loads, functions that decode one or more steps of a file.
+    """Yield loads, functions that decode steps of a file.
 
     Loads may be called in any order and in several threads. If uproot reads the file, it decodes in
     this iterator. With `readers`, yielding a load of a distant file starts to read its bytes.
@@ -709,19 +714,74 @@ def loads(
     rows = _rows(file, step_bytes)
     stop = file.num_entries if stop is None else stop
     branches = file.baskets.branches
+    own_branches = {name: branches[name] for name in set(plan.branches.values())}
     bounds = []
     for first, end in baskets.ranges(branches.values(), rows, stop):
         if end > start:
             bounds.append((max(first, start), end))
     is_distant = not storage.is_local(file.entry.uri)
     distant = readers.file(file.entry, len(bounds)) if readers and is_distant else None
+    waiting: list[Load] = []  # the steps of a large range, while the next range is decoded
     for begin, end in bounds:
         parts, size = None, 0
         if distant is not None:
             ranges = baskets.basket_ranges(branches.values(), begin, end)
             parts, size = distant.read(ranges), sum(last - first for first, last in ranges)
-        decode = functools.partial(_load, file, branches, plan, constants, begin, end, rows, parts)
-        yield Load(decode, size)
+        shared = _SharedColumns(functools.partial(_columns, file, own_branches, begin, end, parts))
+        slices = [slice(first, first + rows) for first in range(0, end - begin, rows)]
+        if len(slices) <= STEPS_TOGETHER:
+            own = [Load(functools.partial(_steps, file, plan, constants, shared, slices), size)]
+        else:
+            each = -(-size // (len(slices) + 1))
+            yield Load(shared.begin, each)
+            own = []
+            for one in slices:
+                decode = functools.partial(_steps, file, plan, constants, shared, [one])
+                own.append(Load(decode, each))
+        yield from waiting
+        waiting = own
+    yield from waiting
+
+
+class _SharedColumns:
+    """The columns of a range of entries, decoded once and shared by the loads of its steps."""
+
+    def __init__(self, decode: Callable[[], Columns]) -> None:
+        """Take the function that decodes; the first call of `columns` or `begin` calls it."""
+        self._decode: Callable[[], Columns] | None = decode
+        self._lock = threading.Lock()
+        self._columns: Columns = {}
+        self._error: Exception | None = None
+
+    def begin(self) -> tuple[()]:
+        """Decode before the steps need it. Returns no steps; the steps raise any error."""
+        with contextlib.suppress(Exception):
+            self.columns()
+        return ()
+
+    def columns(self) -> Columns:
+        """The columns. Each call raises the error of decoding, if there was one."""
+        with self._lock:
+            if self._decode is not None:
+                try:
+                    self._columns = self._decode()
+                except Exception as error:
+                    self._error = error
+                self._decode = None  # frees the bytes that it holds
+        if self._error is not None:
+            raise self._error
+        return self._columns
+
+
+def range_bytes(file: DataFile, step_bytes: int) -> int:
+    """Uncompressed bytes of the largest range of baskets that `loads` decodes at once."""
+    if file.baskets is None:
+        return step_bytes
+    branches = file.baskets.branches.values()
+    most = 0
+    for start, stop in baskets.ranges(branches, _rows(file, step_bytes), file.num_entries):
+        most = max(most, stop - start)
+    return int(most * file.bytes_per_entry)
 
 
 def _rows(file: DataFile, step_bytes: int) -> int:
@@ -743,31 +803,28 @@ def _constant_columns(file: DataFile, config: DataConfig, training_set: bool) ->
     return constants
 
 
-def _load(
+def _columns(
     file: DataFile,
     branches: Mapping[str, root_tree.Branch],
-    plan: Plan,
-    constants: dict[str, float],
     start: int,
     stop: int,
-    rows: int,
     parts: Future[Parts] | None,
-) -> Iterator[Step]:
-    """Decode the entries start:stop, `rows` at a time; parts: their baskets, if being read."""
-    names = set(plan.branches.values())
-    own_branches = {name: branches[name] for name in names}
+) -> Columns:
+    """Decode the entries start:stop; returns branch -> column.
+
+    parts: the baskets, if they are being read.
+    """
     try:
         if parts is not None:
-            arrays: Columns = baskets.columns(parts.result(), own_branches, start, stop)
-        else:
-            with open_bytes(file.entry.uri) as fetch:
-                arrays = baskets.columns(fetch, own_branches, start, stop)
+            return baskets.columns(parts.result(), branches, start, stop)
+        with open_bytes(file.entry.uri) as fetch:
+            return baskets.columns(fetch, branches, start, stop)
     except StorageError:
         raise
     except Exception:  # uproot may be able to read the file, or says what is wrong
         with open_file(file.entry.uri) as file_object:
             tree = file_object[file.tree]
-            uproot_branches = _branches_named(tree, names)
+            uproot_branches = _branches_named(tree, set(branches))
             steps = tree.iterate(
                 filter_branch=_is_one_of(uproot_branches),
                 step_size=stop,
@@ -776,10 +833,20 @@ def _load(
                 how=dict,
             )
             whole = next(_with_readable_errors(file.entry.uri, steps))
-            arrays = {name: jagged.plain(values) for name, values in whole.items()}
-    for first in range(0, stop - start, rows):
-        step = slice(first, first + rows)
-        part = {name: values[step] for name, values in arrays.items()}
+            return {name: jagged.plain(values) for name, values in whole.items()}
+
+
+def _steps(
+    file: DataFile,
+    plan: Plan,
+    constants: dict[str, float],
+    shared: _SharedColumns,
+    slices: list[slice],
+) -> Iterator[Step]:
+    """Yield steps of a range of entries; slices: the entries of each step within the range."""
+    arrays = shared.columns()
+    for one in slices:
+        part = {name: values[one] for name, values in arrays.items()}
         yield from _with_plan_names(iter([part]), file, plan, constants)
 
 
