@@ -385,8 +385,8 @@ class DataConfig:
         on themselves.
         """
         excluded_names = set(without)
-        names = (*self.observer_names, *self.monitor_variables)
-        observers = tuple(name for name in names if name not in excluded_names)
+        candidates = (*self.observer_names, *self.monitor_variables)
+        observers = tuple(name for name in candidates if name not in excluded_names)
 
         columns: list[str] = []
         lengths = []

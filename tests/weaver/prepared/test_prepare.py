@@ -212,17 +212,17 @@ def test_what_is_made_of_a_large_basket_is_written_step_by_step(tmp_path, monkey
             held += jets
             most = max(most, held)
 
-    make_rows, append = transform.make_ready, DatasetWriter.append
+    original_rows, append = transform.make_rows, DatasetWriter.append
 
     def making(columns, count, *rest):
         hold(count)
-        return make_ready(columns, count, *rest)
+        return original_rows(columns, count, *rest)
 
     def writing(self, ready):
         append(self, ready)
         hold(-ready.num_jets)
 
-    monkeypatch.setattr(transform, "make_ready", making)
+    monkeypatch.setattr(transform, "make_rows", making)
     monkeypatch.setattr(DatasetWriter, "append", writing)
     more = {"for_training": True, "report": quiet}
     ref = prepare(str(tmp_path / "a.root"), config(), str(tmp_path), step_bytes=20_000, **more)
