@@ -59,7 +59,10 @@ class Group:
 
 
 def parse_preprocess(document: Document) -> tuple[Preprocess, str]:
-    """Read `preprocess`: the section, and the policy for NaN and infinity."""
+    """Read `preprocess`; returns the section, and the policy for NaN and infinity.
+
+    Raises InputError for a value that is not allowed.
+    """
     section = document.mapping("preprocess")
     document.check_keys("preprocess", section, {"method", "data_fraction", "params", "non_finite"})
 
@@ -87,7 +90,7 @@ def parse_inputs(document: Document, method: str) -> dict[str, Group]:
     """Read `inputs`: name of a group -> group, in the order of the file.
 
     method: of `preprocess`; with AUTO, the numbers of a variable without subtract_by are derived
-    later.
+    later. Raises InputError for a group or variable that is not in the right form.
     """
     section = document.mapping("inputs")
     if not section:
@@ -232,7 +235,10 @@ def _override(document: Document, overrides: object, name: str) -> Parameters:
 
 
 def parse_labels(document: Document) -> tuple[str, tuple[str, ...]]:
-    """Read `labels`: the type, simple or custom, and the names of the label columns."""
+    """Read `labels`; returns the type, simple or custom, and the names of the label columns.
+
+    Raises InputError for another type, or a value that does not fit the type.
+    """
     section = document.mapping("labels")
     document.check_keys("labels", section, {"type", "value", "names"})
     label_type = section.get("type")

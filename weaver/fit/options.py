@@ -124,7 +124,8 @@ def number(
 ) -> Callable[[str], Any]:
     """Make an argparse type for an int or a float from `least` to `most`.
 
-    above: exclude `least` itself. An int may be written as a float ("500.0").
+    above: exclude `least` itself. An int may be written as a float ("500.0"). The type raises
+    argparse.ArgumentTypeError for any other text.
     """
     bounds = f"{'above' if above else 'at least'} {least:g}"
     if most < float("inf"):

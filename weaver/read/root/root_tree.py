@@ -156,7 +156,7 @@ def _key(cursor: Cursor) -> _Key:
 
 
 class Cursor:
-    """A reading position in a record."""
+    """A reading position in a record. Its methods raise UnsupportedFile for unknown forms."""
 
     def __init__(self, data: bytes, at: int = 0, shift: int = 0) -> None:
         """Start at `at`; `shift` is the offset that references within the record include."""
