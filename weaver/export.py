@@ -81,13 +81,13 @@ def preprocessing(data_config: DataConfig) -> dict[str, object]:
         for name in names:
             params = data_config.preprocess_params[name]
             with_standardisation["var_length"] = params["length"]  # the same for all of a group
-            unchanged = params["center"] is None
+            is_raw = params["center"] is None
             infos: dict[str, float | None] = {
-                "median": 0 if unchanged else params["center"],
+                "median": 0 if is_raw else params["center"],
                 "norm_factor": params["scale"],
                 "replace_inf_value": 0,
-                "lower_bound": NO_LOWER_BOUND if unchanged else params["min"],
-                "upper_bound": NO_UPPER_BOUND if unchanged else params["max"],
+                "lower_bound": NO_LOWER_BOUND if is_raw else params["min"],
+                "upper_bound": NO_UPPER_BOUND if is_raw else params["max"],
                 "pad": params["pad_value"],
             }
             with_standardisation["var_infos"][name] = infos

@@ -146,12 +146,12 @@ def train(options: TrainOptions) -> None:
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
 
-    copied = options.copy_inputs
+    copy_inputs = options.copy_inputs
     train_part, val_part = options.parts
     train_set = Dataset.open(
         " ".join(options.data_train),
         data_config,
-        copy=copied,
+        copy=copy_inputs,
         part=train_part,
         most_files=options.most_files,
     )
@@ -160,7 +160,7 @@ def train(options: TrainOptions) -> None:
         # with the numbers that were derived from the training set
         with_numbers_of(train_set.data_config, val_config),
         validation=True,
-        copy=copied,
+        copy=copy_inputs,
         part=val_part,
         most_files=options.most_files,
     )

@@ -424,16 +424,16 @@ def is_moved_reference(before: str, now: str) -> bool:
     return before.endswith(".json") and len(tails[0]) == 3 and tails[0] == tails[1]
 
 
-def check_same(uri: str, saved: Settings, current: Settings) -> None:
+def check_same(uri: str, earlier: Settings, current: Settings) -> None:
     """Compare the configuration of a checkpoint with the current one.
 
     uri: that of the checkpoint, for the error. Raises InputError with all settings that differ.
     """
     differences = []
-    for name in {**saved, **current}:
+    for name in {**earlier, **current}:
         if name == "num_epochs":  # a training may go on for more epochs, as in weaver-core
             continue
-        before = saved.get(name)
+        before = earlier.get(name)
         now = current.get(name)
         if name in ("data_train", "data_val") and is_moved_reference(str(before), str(now)):
             continue

@@ -86,7 +86,7 @@ def check_shapes(model: torch.nn.Module, data_config: DataConfig, network: Netwo
     """Pass artificial jets of the data config's shapes through the network, before any are decoded.
 
     All values are 1 at first, as in weaver-core, because a mask of ones keeps all particles and 1
-    is a valid number of classes or categories. A network may reject these values but take others,
+    is a valid index of a category. A network may reject these values but take others,
     so that random numbers between 0 and 1 are tried next. Raises InputError if it takes neither.
     """
     ones = []

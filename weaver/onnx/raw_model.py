@@ -1094,14 +1094,14 @@ class _ResizePlaces(torch.autograd.Function):
             axis_i=0,
         )
         value = torch.tensor(fill, dtype=x.type().dtype())
-        resized = graph.op("Pad", x, before_and_behind, graph.op("Constant", value_t=value))
-        return resized.setType(x.type().with_sizes([None, None]))
+        result = graph.op("Pad", x, before_and_behind, graph.op("Constant", value_t=value))
+        return result.setType(x.type().with_sizes([None, None]))
 
 
 def _resize_places(x: torch.Tensor, missing: torch.Tensor, fill: int) -> torch.Tensor:
     """Append `missing` (1,) places with the value `fill` to (N, P); below 0 remove places."""
-    resized: torch.Tensor = _ResizePlaces.apply(x, missing, fill)
-    return resized
+    result: torch.Tensor = _ResizePlaces.apply(x, missing, fill)
+    return result
 
 
 def _positions(

@@ -266,7 +266,7 @@ def check(
             return error
 
     files: list[DataFile] = []
-    damaged: list[tuple[Entry, DamagedFile]] = []
+    bad_files: list[tuple[Entry, DamagedFile]] = []
     errors: list[InputError] = []
     are_local = all(storage.is_local(entry.uri) for entry in entries)
     with ThreadPoolExecutor(CHECKERS if are_local else DISTANT_CHECKERS) as pool:
@@ -274,7 +274,7 @@ def check(
             if isinstance(result, DataFile):
                 files.append(dataclasses.replace(result, part=part))
             elif isinstance(result, DamagedFile) and skip_bad_files:
-                damaged.append((entry, result))
+                bad_files.append((entry, result))
             else:
                 errors.append(result)
 
@@ -293,7 +293,7 @@ def check(
     if errors:
         raise combine_errors(errors, len(entries))
     if not files:
-        raise damaged[0][1]
+        raise bad_files[0][1]
 
     if len(files) == 1:
         files = [dataclasses.replace(files[0], alone=True)]
@@ -306,7 +306,7 @@ def check(
     # The jets in a damaged file cannot be counted, so their number is estimated by its size.
     jets_per_byte = num_jets / sum(file.entry.size for file in files)
     skipped = []
-    for entry, error in damaged:
+    for entry, error in bad_files:
         jets = round(jets_per_byte * (error.whole_size or entry.size))
         skipped.append(SkippedFile(uri=entry.uri, reason=str(error), jets=jets, exact=False))
     return CheckResult(files=files, plan=plan, skipped=skipped)
