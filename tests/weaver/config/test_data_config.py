@@ -446,10 +446,10 @@ def test_branch_magic_renames_what_is_read():
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_refused(changes, reason):
-    with pytest.raises(InputError) as refused:
+    with pytest.raises(InputError) as error:
         config(**changes)
-    assert reason in str(refused.value)
-    assert str(refused.value).startswith("jec.yaml")
+    assert reason in str(error.value)
+    assert str(error.value).startswith("jec.yaml")
 
 
 @pytest.mark.parametrize(
@@ -464,9 +464,9 @@ def test_refused(changes, reason):
 def test_a_file_that_is_no_data_config(tmp_path, text, reason):
     path = tmp_path / "bad.yaml"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    with pytest.raises(InputError, match=reason) as refused:
+    with pytest.raises(InputError, match=reason) as error:
         DataConfig.load(str(path))
-    assert str(path) in str(refused.value)
+    assert str(path) in str(error.value)
 
 
 def test_a_file_that_is_not_there(tmp_path):

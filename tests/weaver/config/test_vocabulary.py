@@ -159,8 +159,8 @@ def test_each_function_with_a_form_gives_in_torch_what_it_gives_in_numpy(namespa
     padded_jets = pad_columns({branch: jets[branch] for branch in program.inputs}, program)
     with torch.no_grad():
         preprocessing = Preprocessing(program, config, ["group", "all"])
-        made, *_ = preprocessing(
+        result, *_ = preprocessing(
             *(torch.from_numpy(padded_jets[name]) for name in raw_inputs(program))
         )
     expected = reference_inputs(padded_jets, config, program)["group"]
-    np.testing.assert_allclose(made.numpy(), expected, rtol=2e-6, atol=1e-6)
+    np.testing.assert_allclose(result.numpy(), expected, rtol=2e-6, atol=1e-6)

@@ -21,7 +21,7 @@ from weaver.fit.checkpoint import (
 CONFIGURATION = {"start_lr": 1e-3, "network_option": {"fc_dim": 100, "sizes": (1, 2)}, "seed": 1}
 
 
-def stored(folder: TrialFolder) -> dict:
+def saved_checkpoint(folder: TrialFolder) -> dict:
     optimizer = torch.optim.Adam([torch.nn.Parameter(torch.ones(2))])
     state = {
         "model": {"w": torch.arange(3.0)},
@@ -45,7 +45,7 @@ def stored(folder: TrialFolder) -> dict:
 def test_state_and_progress_come_back(tmp_path):
     folder = TrialFolder(str(tmp_path))
     assert folder.load(CONFIGURATION) is None
-    stored(folder)
+    saved_checkpoint(folder)
     # tuples that became lists are equal
     state, progress = folder.load(json.loads(json.dumps(CONFIGURATION)))
     assert torch.equal(state["model"]["w"], torch.arange(3.0))
@@ -59,7 +59,7 @@ def test_state_and_progress_come_back(tmp_path):
 
 def test_a_checkpoint_with_other_settings_is_refused(tmp_path):
     folder = TrialFolder(str(tmp_path))
-    stored(folder)
+    saved_checkpoint(folder)
     with pytest.raises(
         InputError,
         match=(
@@ -142,10 +142,12 @@ NAMES = ["fc.weight", "module.bias"]
         (["other.weight", "module.other"], False),
     ],
 )
-def test_names_of_wrappers_are_taken_off_where_the_network_has_none(stored, noted, capsys):
-    weights = {name: torch.tensor(float(number)) for number, name in enumerate(stored)}
+def test_names_of_wrappers_are_taken_off_where_the_network_has_none(
+    saved_checkpoint, noted, capsys
+):
+    weights = {name: torch.tensor(float(number)) for number, name in enumerate(saved_checkpoint)}
     bare = without_wrappers(weights, dict.fromkeys(NAMES).keys(), "net.pt")
-    assert list(bare) == (NAMES if noted else stored)
+    assert list(bare) == (NAMES if noted else saved_checkpoint)
     assert [float(value) for value in bare.values()] == [0, 1]
     assert ("note: net.pt" in capsys.readouterr().err) == noted
 

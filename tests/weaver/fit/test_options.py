@@ -131,9 +131,9 @@ def test_whole_numbers_may_come_as_floats_from_a_search():
     ids=lambda value: value[0] if isinstance(value, list) else None,
 )
 def test_what_makes_no_sense_is_refused_with_exit_code_2(words, message, capsys):
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit) as exit_error:
         parse([*NEEDED, *words])
-    assert ended.value.code == 2
+    assert exit_error.value.code == 2
     assert message in capsys.readouterr().err
 
 
@@ -155,11 +155,11 @@ try:
 except SystemExit:
     assert not {"torch", "uproot"} & {*sys.modules}
 """
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
     )
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "--network-option" in done.stdout
+    assert (process.returncode, process.stderr) == (0, "")
+    assert "--network-option" in process.stdout
 
 
 def test_every_flag_of_weaver_core_is_taken_or_explained():
@@ -180,9 +180,9 @@ def test_flags_that_need_nothing_say_why_and_change_nothing(capsys):
         "--no-compile-optimizer",
     ]
     assert parse([*NEEDED, "--regression-mode", *words]) == parse([*NEEDED, "--regression-mode"])
-    said = capsys.readouterr().err
-    assert "note: --num-workers has no effect: a thread prepares batches in advance" in said
-    assert said.count("note: ") == 3
+    messages = capsys.readouterr().err
+    assert "note: --num-workers has no effect: a thread prepares batches in advance" in messages
+    assert messages.count("note: ") == 3
 
 
 def test_precision_is_what_amp_means_unless_told(capsys):
@@ -241,12 +241,12 @@ def test_precisions_are_those_of_the_pipeline_and_each_has_its_type():
 def test_all_refused_and_unknown_flags_are_listed_at_once(capsys):
     words = ["--compile-optimizer", "--file-fraction", "0.5", "--custom-functions=f.py"]
     words += ["--num-epcohs=3"]
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit) as exit_error:
         parse([*NEEDED, *words])
-    assert ended.value.code == 2
-    said = capsys.readouterr().err
+    assert exit_error.value.code == 2
+    messages = capsys.readouterr().err
     for part in ("--compile-optimizer of weaver-core", "--file-fraction", "'--num-epcohs'"):
-        assert part in said
+        assert part in messages
 
 
 @pytest.mark.parametrize(

@@ -121,15 +121,15 @@ def test_options_are_read_without_torch():
         "import sys; from weaver.network.network_file import load_network as l;"
         " print(l('networks/pfn_regressor_open.py').option_names())"
     )
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code + "; assert 'torch' not in sys.modules"],
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    assert "use_bn" in done.stdout
+    assert process.returncode == 0, process.stderr
+    assert "use_bn" in process.stdout
 
 
 def test_names_defined_in_a_try_block_count():

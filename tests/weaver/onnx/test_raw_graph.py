@@ -65,7 +65,7 @@ def jets(counts: list[int], seed: int) -> dict[str, ak.Array]:
     return columns | {"jetPt": ak.Array(np.full(len(counts), 50, np.float32))}
 
 
-def exported(data_config: DataConfig, folder: Path) -> tuple[Path, raw.RawProgram]:
+def export_model(data_config: DataConfig, folder: Path) -> tuple[Path, raw.RawProgram]:
     """The preprocessing alone as an ONNX file, traced with 7 places."""
     program = raw.raw_program(data_config, COLUMNS)
     names = raw_inputs(program)
@@ -95,18 +95,18 @@ def exported(data_config: DataConfig, folder: Path) -> tuple[Path, raw.RawProgra
 def test_the_graph_sorts_as_the_preparation(order, mode, places, tmp_path):
     counts = [places, 0, places - 1, 1, *range(1, min(places, 25))]
     data_config = config(order, mode=mode)
-    path, program = exported(data_config, tmp_path)
+    path, program = export_model(data_config, tmp_path)
     columns = jets(counts, seed=places)
     arrays = pad_columns({branch: columns[branch] for branch in program.inputs}, program)
     runtime = session(path)
-    got = runtime.run(["group"], feed_of(runtime, arrays))[0]
+    actual = runtime.run(["group"], feed_of(runtime, arrays))[0]
     expected = reference_inputs(arrays, data_config, program)["group"]
-    np.testing.assert_array_equal(got, expected)
+    np.testing.assert_array_equal(actual, expected)
 
 
 def test_the_graph_sorts_by_nothing_that_stands_in_padded_places(tmp_path):
     data_config = config("-own; -pt")
-    path, program = exported(data_config, tmp_path)
+    path, program = export_model(data_config, tmp_path)
     columns = jets([9, 3, 0, 12], seed=1)
     arrays = pad_columns({branch: columns[branch] for branch in program.inputs}, program)
     arrays_with_padding = dict(arrays)
@@ -146,7 +146,7 @@ def operations(data_config: DataConfig, columns: dict[str, raw.Column], folder: 
     return Counter(node.op_type for node in graph.node)
 
 
-def shipped(name: str) -> tuple[DataConfig, dict[str, raw.Column]]:
+def shipped_config(name: str) -> tuple[DataConfig, dict[str, raw.Column]]:
     """A data config of the repository and the columns of JetNtuple files that it reads."""
     data_config = DataConfig.load(str(ROOT / "data" / name))
     whole = {"PF_id", "PF_fromPV", "PF_fromAK4Jet", "QG_mult", "PV_npvsGood"}
@@ -161,15 +161,15 @@ def shipped(name: str) -> tuple[DataConfig, dict[str, raw.Column]]:
 
 
 def test_the_graph_sorts_only_where_the_data_config_orders(tmp_path):
-    assert operations(*shipped("jec_pfn_open.yaml"), tmp_path)["TopK"] == 0
+    assert operations(*shipped_config("jec_pfn_open.yaml"), tmp_path)["TopK"] == 0
     # two keys, and two groups of the same order
-    assert operations(*shipped("jec_pfn_full.yaml"), tmp_path)["TopK"] == 1
+    assert operations(*shipped_config("jec_pfn_full.yaml"), tmp_path)["TopK"] == 1
 
 
 @pytest.mark.parametrize("name", ["jec_pfn_open.yaml", "jec_pfn_full.yaml"])
 def test_the_graph_has_few_operations(name, tmp_path):
     """Of one jet each costs a microsecond, whatever it computes: there were 350."""
-    counted = operations(*shipped(name), tmp_path)
+    counted = operations(*shipped_config(name), tmp_path)
     assert sum(counted.values()) <= 90
     assert counted["Where"] <= 6
     assert counted["ConstantOfShape"] == 0
@@ -271,7 +271,7 @@ def test_functions_of_the_same_whole_numbers_are_looked_up(tmp_path):
         "labels": {"type": "custom", "value": {"t": "np.log(genPt / jetPt)"}},
     }
     data_config = DataConfig.from_options(options, "jec.yaml")
-    path, program = exported(data_config, tmp_path)
+    path, program = export_model(data_config, tmp_path)
     counted = Counter(node.op_type for node in onnx.load(path).graph.node)
     assert counted["Sign"] == counted["Or"] == 0
     columns = jets([30, 0, 3, 12], seed=4)
@@ -281,9 +281,9 @@ def test_functions_of_the_same_whole_numbers_are_looked_up(tmp_path):
     columns["own"] = ak.unflatten(own, ak.num(columns["own"]))
     arrays = pad_columns({branch: columns[branch] for branch in program.inputs}, program)
     runtime = session(path)
-    got = runtime.run(["group"], feed_of(runtime, arrays))[0]
+    actual = runtime.run(["group"], feed_of(runtime, arrays))[0]
     expected = reference_inputs(arrays, data_config, program)["group"]
-    np.testing.assert_array_equal(got, expected)
+    np.testing.assert_array_equal(actual, expected)
 
 
 @pytest.mark.parametrize("network", ["pfn_regressor_open.py", "particle_net_regressor_open.py"])
@@ -296,7 +296,7 @@ def test_valid_jets_get_the_networks_answer_whatever_the_others_hold(network, tm
     from weaver.onnx.valid_range import valid_jets
 
     name = "jec_pfn_full.yaml" if "pfn" in network else "jec_particle_net_full.yaml"
-    data_config, columns = shipped(name)
+    data_config, columns = shipped_config(name)
     program = raw.raw_program(data_config, columns)
     torch.manual_seed(0)
     small = {"conv_dim": 8, "fc_dim": 8}
@@ -344,6 +344,6 @@ def test_valid_jets_get_the_networks_answer_whatever_the_others_hold(network, tm
             if column.particles:
                 filling = value if column.dtype.kind == "f" else 2**30
                 feed[branch] = np.where(junk, column.dtype.type(filling), arrays[branch])
-        got = np.concatenate(runtime.run(None, feed_of(runtime, feed)), axis=1)
-        np.testing.assert_allclose(got[:, 1:], expected[:, 1:], rtol=1e-5)
-        np.testing.assert_allclose(got[valid, 0], expected[valid, 0], rtol=1e-5)
+        actual = np.concatenate(runtime.run(None, feed_of(runtime, feed)), axis=1)
+        np.testing.assert_allclose(actual[:, 1:], expected[:, 1:], rtol=1e-5)
+        np.testing.assert_allclose(actual[valid, 0], expected[valid, 0], rtol=1e-5)

@@ -179,9 +179,9 @@ def test_all_files_that_cannot_be_used_are_listed_at_once(tmp_path):
     with uproot.recreate(tmp_path / "c.root") as file:
         file.mktree("jets", {"other": "f4"}).extend({"other": X})
     (tmp_path / "d.root").write_bytes(b"no jets")
-    with pytest.raises(InputError) as refused:
+    with pytest.raises(InputError) as error:
         all_jets(f"{tmp_path}/*.root", tmp_path)
-    text = str(refused.value)
+    text = str(error.value)
     assert text.startswith("3 of 4 files cannot be used:")
     for part in ("b.root was never closed", "c.root: unknown branch", "d.root is not a ROOT file"):
         assert part in text
