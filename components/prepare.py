@@ -167,19 +167,21 @@ def prepare(
 
 def is_decoded(run: Run, split: str) -> bool:
     """Whether the prepared data that a run's reference names are there, and whole."""
-    from weaver.prepared.columns import referred  # late: it imports awkward
+    from weaver.prepared.columns import resolve_reference  # late: it imports awkward
 
     reference = run.folder.data(split)
     content = storage.find_json(reference)
-    return content is not None and is_whole(referred(reference, content["dataset"]))
+    return content is not None and is_whole(resolve_reference(reference, content["dataset"]))
 
 
 def has_jet_columns(run: Run) -> bool:
     """Whether the jet-level columns that a run recorded are there, and whole."""
-    from weaver.prepared.columns import referred  # late: it imports awkward
+    from weaver.prepared.columns import resolve_reference  # late: it imports awkward
 
     reference = run.folder.data("test")
-    return all(is_whole(referred(reference, uri)) for uri in run.record.jet_columns.values())
+    return all(
+        is_whole(resolve_reference(reference, uri)) for uri in run.record.jet_columns.values()
+    )
 
 
 def is_whole(dataset: str) -> bool:

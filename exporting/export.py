@@ -73,7 +73,7 @@ def export(request: Export) -> ExportRecord:
     Raises InputError, and GateError if the model does not pass.
     """
     from weaver.feed.dataset import Dataset
-    from weaver.onnx.onnx_export import untrimmed
+    from weaver.onnx.onnx_export import without_trimming
     from weaver.predict import load_model
 
     run = request.folder
@@ -83,7 +83,7 @@ def export(request: Export) -> ExportRecord:
         names = {entry.uri[len(run.trials) + 1 :].split("/")[0] for entry in entries}
         raise InputError(f"{request.run}: {unknown('trial', request.trial, names)}")
     trained, info, data_config = load_model(trial, run.config)
-    model = untrimmed(trained)  # the function that a graph can have
+    model = without_trimming(trained)  # the function that a graph can have
     dataset = Dataset.open(run.data("val"), data_config)
     if not len(dataset):
         raise InputError(

@@ -163,7 +163,7 @@ def open_all(
     Raises one InputError for all that lack what the model needs, and where all are damaged.
     """
     from serving.calibration.sources import open_source
-    from weaver.read.files import together
+    from weaver.read.files import combine_errors
     from weaver.read.opening import DamagedFile
 
     def check(entry: Entry) -> Source | InputError:
@@ -186,7 +186,7 @@ def open_all(
     if damaged and not sources:
         refusals += [DamagedFile(_with_own_remedy(error)) for error in damaged]
     if refusals:
-        raise together(refusals, len(entries))
+        raise combine_errors(refusals, len(entries))
     return sources, damaged
 
 

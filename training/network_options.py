@@ -98,18 +98,18 @@ def _build(network: NetworkFile, data_config: Any, options: Mapping[str, object]
     """
     import torch
 
-    from weaver.network.bounded import Bound, bounded
+    from weaver.network.construction_limit import ConstructionLimit, limit_construction
     from weaver.network.forward_check import check_shapes
     from weaver.network.network_file import check_loss, check_model, num_parameters
 
     size = 0
-    bound = Bound()
+    limit = ConstructionLimit()
     try:
-        with bounded(network.uri) as bound, torch.device("meta"):
+        with limit_construction(network.uri) as limit, torch.device("meta"):
             model, _ = network.build(data_config, options)
     except InputError:
         # A network may look at numbers while it is made, and the meta device has none.
-        if bound.exceeded:
+        if limit.excess:
             raise
     else:
         check_model(network.uri, model)
@@ -120,7 +120,7 @@ def _build(network: NetworkFile, data_config: Any, options: Mapping[str, object]
             f" {MOST_TRAINABLE:.0e}, and could not be trained; make it smaller"
         )
     if size <= MOST_PARAMETERS:
-        with torch.random.fork_rng(devices=[]), bounded(network.uri):
+        with torch.random.fork_rng(devices=[]), limit_construction(network.uri):
             model, _ = network.build(data_config, options)
         check_model(network.uri, model)
         size = num_parameters(model)

@@ -15,7 +15,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from common.errors import InputError
 from serving.calibration.model import CALIBRATED, VALID, Description, Input, Model
 from serving.validity import count_invalid
-from weaver.read.jagged import Column, Jagged, plain
+from weaver.read.jagged import Column, JaggedColumn, plain
 
 
 def answers(
@@ -65,7 +65,7 @@ def batches(
                 raise InputError(f"{where} is {_form(values)}; the model takes one number a jet")
             numbers[name] = cast(values, column, where)
             continue
-        if not isinstance(values, Jagged):
+        if not isinstance(values, JaggedColumn):
             raise InputError(f"{where} is {_form(values)}; the model takes a list of numbers a jet")
         if not np.array_equal(counts.setdefault(column.counter, values.counts), values.counts):
             raise InputError(
@@ -97,8 +97,8 @@ def batches(
 
 
 def _plain(values: Column) -> Column:
-    """A column as array or Jagged where it can be one: also lists of a fixed size."""
-    if isinstance(values, np.ndarray | Jagged):
+    """A column as array or JaggedColumn where it can be one: also lists of a fixed size."""
+    if isinstance(values, np.ndarray | JaggedColumn):
         return values
     import awkward as ak
 
@@ -109,7 +109,7 @@ def _form(values: Column) -> str:
     """What a column is, in words."""
     if isinstance(values, np.ndarray):
         return "one number a jet"
-    if isinstance(values, Jagged):
+    if isinstance(values, JaggedColumn):
         return "a list of numbers a jet"
     kind = str(values.type.content)
     is_option = "?" in kind or "option" in kind

@@ -28,7 +28,7 @@ from weaver.config.data_config import DataConfig
 from weaver.config.plan import Plan
 from weaver.read import files
 from weaver.read.files import DataFile, Load
-from weaver.read.jagged import Columns, Jagged, Lists, plain, to_awkward
+from weaver.read.jagged import Columns, JaggedColumn, Lists, plain, to_awkward
 from weaver.read.opening import open_file
 from weaver.read.remote import Readers
 
@@ -133,7 +133,7 @@ def _copied(values: Any) -> np.ndarray | None:
 
     None where it is not one number for each entry, of a type that both formats hold.
     """
-    if not isinstance(values, np.ndarray | Jagged):
+    if not isinstance(values, np.ndarray | JaggedColumn):
         values = plain(values)
     is_number = isinstance(values, np.ndarray) and values.ndim == 1 and values.dtype.kind in "biuf"
     return values if is_number and values.dtype != np.float16 else None
@@ -284,7 +284,7 @@ class Nano:
                 if counter not in lists:
                     counts = made[counter].astype(np.int64)
                     lists[counter] = Lists(np.cumsum(counts) - counts, counts)
-                own[name] = Jagged(made[name], lists[counter])
+                own[name] = JaggedColumn(made[name], lists[counter])
         identity = _identity(columns, self.identity, self.file.entry.uri)
         return Step(
             entries=count,

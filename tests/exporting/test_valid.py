@@ -22,7 +22,7 @@ from tests.docs.printed import printed
 from tests.exporting.test_export import ROOT, make_run, run_export
 from tests.weaver.conftest import synthetic_jets, write_jets
 from weaver.config.data_config import DataConfig
-from weaver.onnx.valid_range import QUANTILES, selected_abs_eta, valid_range
+from weaver.onnx.valid_range import QUANTILES, selection_eta_limit, valid_range
 from weaver.prepared.prepare import prepare
 
 RAW = ("--raw-model", "required", "--max-batch-size", "1024")
@@ -175,7 +175,7 @@ def test_the_limit_of_eta_is_the_selections(selection, limit):
         "labels": {"type": "custom", "value": {"t": "np.log(genJetPt / jetPt)"}},
     }
     data_config = DataConfig.from_options(options, "jec.yaml")
-    assert selected_abs_eta(data_config) == limit
+    assert selection_eta_limit(data_config) == limit
     largest = valid_range(data_config, np.ones(3), np.array([0.5, -1.5, 1]), "training")
     assert largest.max_abs_eta == (limit or 1.5)
 

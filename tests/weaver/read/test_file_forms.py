@@ -154,7 +154,7 @@ def test_hdf5_on_s3_is_read_as_from_a_disk(tmp_path, s3_bucket):
     ("make", "reason"),
     {
         "never closed": (never_closed, "was never closed"),
-        "without a tree": (no_tree, "holds no tree"),
+        "without a tree": (no_tree, "contains no tree"),
         "another tree": (lambda path: tree(path, name="events"), "unknown tree 'jets'"),
     }.values(),
     ids=["never closed", "without a tree", "another tree"],
@@ -179,9 +179,9 @@ def test_all_files_that_cannot_be_used_are_listed_at_once(tmp_path):
     with uproot.recreate(tmp_path / "c.root") as file:
         file.mktree("jets", {"other": "f4"}).extend({"other": X})
     (tmp_path / "d.root").write_bytes(b"no jets")
-    with pytest.raises(InputError) as refused:
+    with pytest.raises(InputError) as error:
         all_jets(f"{tmp_path}/*.root", tmp_path)
-    text = str(refused.value)
+    text = str(error.value)
     assert text.startswith("3 of 4 files cannot be used:")
     for part in ("b.root was never closed", "c.root: unknown branch", "d.root is not a ROOT file"):
         assert part in text
