@@ -177,7 +177,7 @@ def test_metrics_json_is_a_record_with_rounded_numbers(run):
     # The file has every limit of the gate, those that are the default as well.
     assert {**record.as_json(), "config": dataclasses.asdict(record.config)} == content
     assert len(content["config"]) == len(dataclasses.fields(record.config))
-    assert results.rounded(record) == record
+    assert results.round_floats(record) == record
     assert content["format"] == MetricsRecord.FORMAT
     assert record.run_id == run.name
     assert record.closure.bins[0].baseline is None
