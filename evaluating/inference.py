@@ -185,7 +185,7 @@ def predict(
     if columns and len(columns) != output.shape[1]:
         raise InputError(
             f"the metadata of the model list the output columns {', '.join(columns)}, but its"
-            f" output has {output.shape[1]}; export it again"
+            f" output has {output.shape[1]}; repeat the export step"
         )
     speed = Inference(
         jets_per_second=len(test) / seconds if seconds else None,
