@@ -30,7 +30,7 @@ from clusters.processes import Replicas, cores, tail, wait
 from clusters.protocol import (
     Check,
     ExperimentResult,
-    JobEnded,
+    JobEndCallback,
     Manifest,
     Report,
     Service,
@@ -133,7 +133,7 @@ class LocalCluster:
         manifests: Sequence[Manifest],
         *,
         parallel: int,
-        ended: JobEnded,
+        on_end: JobEndCallback,
         deadline: float,
         report: Report,
     ) -> None:
@@ -164,7 +164,7 @@ class LocalCluster:
                         reason = job.reason() if code else ""
                     del running[name]
                     report(f"job {name} failed: {reason}" if reason else f"job {name}: succeeded")
-                    ended(name, reason)
+                    on_end(name, reason)
                 if time.monotonic() > end:
                     raise DeadlineError(f"{', '.join(running)} did not end within {deadline:.0f} s")
                 time.sleep(POLL)

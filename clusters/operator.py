@@ -223,4 +223,4 @@ def _job_line(job: Manifest) -> str:
 def _service_line(service: Manifest) -> str:
     if is_true(service, "Ready"):
         return f"ready at {cluster_address(service)}"
-    return f"not ready: {untrue_conditions(service) or 'KServe has not looked at it yet'}"
+    return f"not ready: {untrue_conditions(service) or 'KServe has not processed it yet'}"

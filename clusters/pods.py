@@ -63,7 +63,7 @@ class Ending:
         """The pod, the reason and the last lines, indented, for the end of an error."""
         container = f", container {self.crash.container}" if self.crash.container else ""
         head = f"last lines of pod {self.crash.pod}{container} ({self.crash.reason}):"
-        lines = self.lines or ["(no log to be had)"]
+        lines = self.lines or ["(no log available)"]
         return "\n".join([head, *(f"  | {line}" for line in lines)])
 
 

@@ -89,7 +89,7 @@ class Survey:
     def controller_version(self, owner: str) -> str | None:
         """Image and tag of the controller that serves a kind; None where they cannot be seen."""
         for namespace, name in CONTROLLERS[owner]:
-            deployment = self._glimpse(
+            deployment = self._try_read(
                 f"{name} in {namespace}",
                 client.AppsV1Api(self._client).read_namespaced_deployment,
                 name,
@@ -133,7 +133,7 @@ class Survey:
         review = client.V1LocalSubjectAccessReview(
             metadata={"namespace": self.namespace}, spec=spec
         )
-        answer = self._glimpse(
+        answer = self._try_read(
             f"rights of ServiceAccount {account}",
             self._reviews.create_namespaced_local_subject_access_review,
             self.namespace,
@@ -153,7 +153,7 @@ class Survey:
 
     def secret(self, name: str) -> SecretKeys | None:
         """A Secret; None if there is none, or if it may not be read (then `unseen` says why)."""
-        secret = self._glimpse(
+        secret = self._try_read(
             f"Secret {name}", self._core.read_namespaced_secret, name, self.namespace
         )
         if secret is None:
@@ -168,7 +168,7 @@ class Survey:
 
         None if there is no such account, or if it may not be read.
         """
-        account = self._glimpse(
+        account = self._try_read(
             f"ServiceAccount {name}",
             self._core.read_namespaced_service_account,
             name,
@@ -181,7 +181,7 @@ class Survey:
 
         None if they may not be read.
         """
-        listed = self._glimpse(
+        listed = self._try_read(
             "ResourceQuotas", self._core.list_namespaced_resource_quota, self.namespace
         )
         if listed is None:
@@ -195,14 +195,14 @@ class Survey:
 
     def namespace_labels(self) -> dict[str, str] | None:
         """Labels of the namespace; None if it is not seen."""
-        namespace = self._glimpse(
+        namespace = self._try_read(
             f"Namespace {self.namespace}", self._core.read_namespace, self.namespace
         )
         return None if namespace is None else (namespace.metadata.labels or {})
 
     def nodes(self) -> list[Node] | None:
         """The cluster's nodes; None if they may not be listed."""
-        listed = self._glimpse("Nodes", self._core.list_node)
+        listed = self._try_read("Nodes", self._core.list_node)
         if listed is None:
             return None
         return [
@@ -217,7 +217,7 @@ class Survey:
     def katib_config(self) -> Manifest | None:
         """Katib's configuration, where the usual installation keeps it; None if it is not seen."""
         name = "katib-config"
-        found = self._glimpse(
+        found = self._try_read(
             f"ConfigMap {name}", self._core.read_namespaced_config_map, name, "kubeflow"
         )
         text = ((found and found.data) or {}).get(f"{name}.yaml")
@@ -228,7 +228,7 @@ class Survey:
 
     def storage_container(self) -> Manifest | None:
         """The container that fetches models for KServe; None if it is not seen."""
-        found = self._glimpse(
+        found = self._try_read(
             "ClusterStorageContainer default",
             self._custom.get_cluster_custom_object,
             "serving.kserve.io",
@@ -241,7 +241,7 @@ class Survey:
     def operator_arguments(self) -> list[str] | None:
         """Arguments of the training operator; None if it is not seen."""
         namespace, name = CONTROLLERS["the training operator"][0]
-        deployment = self._glimpse(
+        deployment = self._try_read(
             f"{name} in {namespace}",
             client.AppsV1Api(self._client).read_namespaced_deployment,
             name,
@@ -258,7 +258,7 @@ class Survey:
         """
         group = "serving.kserve.io"
         version = "v1alpha1"
-        own = self._glimpse(
+        own = self._try_read(
             f"ServingRuntime {name}",
             self._custom.get_namespaced_custom_object,
             group,
@@ -267,7 +267,7 @@ class Survey:
             "servingruntimes",
             name,
         )
-        runtime = own or self._glimpse(
+        runtime = own or self._try_read(
             f"ClusterServingRuntime {name}",
             self._custom.get_cluster_custom_object,
             group,
@@ -304,7 +304,7 @@ class Survey:
             Wait("the API server's answer", SECONDS, ignore), request, *arguments, **options
         )
 
-    def _glimpse(
+    def _try_read(
         self, what: str, request: Callable[..., Any], *arguments: Any, **options: Any
     ) -> Any | None:
         """The answer; None if there is no such object, or if we may not see it."""
