@@ -493,8 +493,8 @@ class Api:
         message = complaint(error)
         if error.status == 401:
             return (
-                f"the API server does not accept our credentials ({message}); log in again or renew the"
-                " token of the kubeconfig"
+                f"the API server does not accept our credentials ({message}); log in again or renew"
+                " the token of the kubeconfig"
             )
         if (
             error.status == 403

@@ -66,7 +66,8 @@ def settings(manifest: Manifest) -> dict[str, int] | None:
         require(name in values, f"spec.earlyStopping: {unknown('setting', name, values)}")
         require(
             str(value).isdigit() and int(value) >= 1,
-            f"spec.earlyStopping.algorithmSettings.{name}: '{value}' is not a whole number from 1 up",
+            f"spec.earlyStopping.algorithmSettings.{name}: '{value}' is not a whole number"
+            " from 1 up",
         )
         values[name] = int(value)
     return values

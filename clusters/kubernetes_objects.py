@@ -105,8 +105,8 @@ class Objects:
         else:
             wait.tell(
                 "owner",
-                f"no workflow owns the {kind.name} {name} ({self._reason_without_owner}): if the run is deleted,"
-                f" `finish` or `pipeline.py --down {run_id_of(manifest)}` removes it",
+                f"no workflow owns the {kind.name} {name} ({self._reason_without_owner}): if the"
+                f" run is deleted, `finish` or `pipeline.py --down {run_id_of(manifest)}` removes it",
             )
         if self.submit(kind, new_object, wait) is None:
             return None
@@ -236,7 +236,7 @@ class Objects:
         examples = ", ".join(remaining[:3]) + (
             f" and {len(remaining) - 3} more" if len(remaining) > 3 else ""
         )
-        wait.obstacle(topic, f"deleted, but {examples} still exist" if remaining else "")
+        wait.obstacle(topic, f"deleted, but still there: {examples}" if remaining else "")
         return bool(remaining)
 
     def _still_there(self, things: list[tuple[Kind, str]], wait: Wait) -> list[tuple[Kind, str]]:
