@@ -40,9 +40,9 @@ class Objects:
         self.api = api
         self.namespace = api.namespace
         self.poll = poll
-        self._reason_without_owner = "this step is not a pod of a workflow"
+        self._why_no_owner = "this step is not a pod of a workflow"
         if owner and owner.namespace != self.namespace:
-            self._reason_without_owner = f"the run's workflow is in namespace '{owner.namespace}'"
+            self._why_no_owner = f"the run's workflow is in namespace '{owner.namespace}'"
             owner = None
         self._owner = owner
 
@@ -105,8 +105,8 @@ class Objects:
         else:
             wait.tell(
                 "owner",
-                f"no workflow owns the {kind.name} {name} ({self._reason_without_owner}): if the"
-                f" run is deleted, `finish` or `pipeline.py --down {run_id_of(manifest)}` removes it",
+                f"no workflow owns the {kind.name} {name} ({self._why_no_owner}): if the run is"
+                f" deleted, `finish` or `pipeline.py --down {run_id_of(manifest)}` removes it",
             )
         if self.submit(kind, new_object, wait) is None:
             return None

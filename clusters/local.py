@@ -243,7 +243,7 @@ class LocalCluster:
             str(folder / "service.json"),
             {
                 "pid": server.pid,
-                "started": run_lock.started(server.pid),
+                "started": run_lock.start_time(server.pid),
                 "url": server.url,
                 "kind": server.kind,
             },
@@ -310,7 +310,7 @@ class LocalCluster:
             return None
         if not orphans.is_alive(pid):
             return pid  # its children may still run, in the process group with this number
-        if began is not None and began != run_lock.started(pid):
+        if began is not None and began != run_lock.start_time(pid):
             return None
         run_id = folder.parents[2].name
         return pid if orphans.may_be_of(pid, run_id, self.workdir) else None

@@ -21,7 +21,7 @@ from clusters.manifests import server_of
 from clusters.protocol import RUN_LABEL, Check, Manifest, Report, Service
 from clusters.reasons import name_of
 from clusters.service_name import check as check_name
-from clusters.service_name import longest_allowed, too_long
+from clusters.service_name import max_length, too_long
 from clusters.waiting import Wait
 from common import storage
 from common.errors import InterruptedRun, JecError
@@ -151,7 +151,7 @@ class Rollout:
         """Deploy the new model as NAME-next, check it, and delete it again."""
         name = self._name + NEXT
         if too_long(name, self._objects.namespace):
-            limit = longest_allowed(self._objects.namespace)
+            limit = max_length(self._objects.namespace)
             self._report(
                 f"service {self._name}: the new model is not tried beside it first, because the"
                 f" name {name} has more than {limit} characters"
