@@ -34,7 +34,7 @@ from components import lineage, model_registry, predictor, start_at, step, track
 from components.inputs import SAMPLE, Inputs
 from components.steps import IMAGE_VARIABLE
 from reporting import markdown
-from training.experiment import REPLACING
+from training.experiment import CHANGEABLE_PARAMETERS
 from training.search_space import to_json
 from weaver.fit import disk_need
 
@@ -48,7 +48,7 @@ RESUMABLE_PARAMETERS = (
     "rollout",
     "steps_cpus",
     "steps_memory",
-    *REPLACING,
+    *CHANGEABLE_PARAMETERS,
     "gate",
     "min_improvement",
     "max_closure",
@@ -318,7 +318,7 @@ def check_same(before: Run, run: Run, inputs: Inputs) -> None:
     if changed and not different:
         for name in changed:
             step.say(f"goes on with --{flag(name)} {now[name]} in place of {then[name]}")
-        fixed = [f"--{flag(name)}" for name in changed if name in REPLACING]
+        fixed = [f"--{flag(name)}" for name in changed if name in CHANGEABLE_PARAMETERS]
         if fixed and step.LOCAL_DIR not in os.environ and not storage.exists(run.folder.search):
             step.say(
                 f"an Experiment that has begun cannot change {', '.join(fixed)}: another one"

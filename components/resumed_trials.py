@@ -22,14 +22,14 @@ from common.errors import ClusterError
 from common.records import ResumedRecord, Trial, TrialStatus
 from common.run import Run
 from components import step
-from training.experiment import replacing, trial_job
-from training.finished_trials import UnfinishedTrial, find_finished, unfinished_trials
+from training.experiment import changeable_parameters, trial_job
+from training.finished_trials import UnfinishedTrial, finished_trial, unfinished_trials
 
 
 def failed_resumed(run: Run) -> list[Trial]:
     """The resumed trials that failed, and count as failed ones of the search."""
     record = ResumedRecord.find(run.folder.resumed)
-    if record is None or record.settings != replacing(run):
+    if record is None or record.settings != changeable_parameters(run):
         return []
     # That many have ended the search: to go on with it means to try them again.
     return record.failed if len(record.failed) < run.config.max_failed_trials else []
@@ -55,7 +55,7 @@ def resume_trials(run: Run, cluster: Cluster, known: Sequence[Trial], *, deadlin
             cluster.run_jobs(
                 jobs,
                 parallel=run.config.parallel_trials,
-                ended=outcome.note_end,
+                on_end=outcome.note_end,
                 deadline=deadline,
                 report=step.say,
             )
@@ -99,7 +99,9 @@ class _Outcome:
         before = ResumedRecord.find(run.folder.resumed)
         names = [*(before.names if before else []), *self._trials]
         self._record = ResumedRecord(
-            settings=replacing(run), names=list(dict.fromkeys(names)), failed=failed_resumed(run)
+            settings=changeable_parameters(run),
+            names=list(dict.fromkeys(names)),
+            failed=failed_resumed(run),
         )
         self._record.save(run.folder.resumed)
 
@@ -107,7 +109,7 @@ class _Outcome:
         """Note that a job has ended. Raises ClusterError once too many have failed."""
         self._ended.add(name)
         status: TrialStatus = "Failed"
-        if not reason and find_finished(self._run, name) is None:
+        if not reason and finished_trial(self._run, name) is None:
             status = "MetricsUnavailable"
             reason = f"its job ended well, but {self._run.folder.trial(name)} is not complete"
             step.say(f"trial {name}: {reason}")

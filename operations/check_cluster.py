@@ -149,7 +149,9 @@ def check_steps_secret(survey: Survey, name: str) -> Line:
 def check_our_permissions(survey: Survey) -> Iterator[Line]:
     """Yield what we may not do, for --status, --logs and --down."""
     namespace = survey.namespace
-    denied = [(one, verb) for one, verb in permissions.requests() if not survey.allowed(one, verb)]
+    denied = [
+        (one, verb) for one, verb in permissions.requests() if not survey.is_allowed(one, verb)
+    ]
     yield from denied_lines(
         f"namespace {namespace}",
         "we",
@@ -170,8 +172,8 @@ def check_steps_permissions(survey: Survey, account: str, steps: Survey) -> Iter
     denied = []
     for permission, verb in permissions.requests():
         place = steps if permission.name in OF_THE_POD else survey
-        allowed = place.account_allowed(account, permission, verb, home)
-        if allowed is None:
+        is_allowed = place.account_is_allowed(account, permission, verb, home)
+        if is_allowed is None:
             # Where one question about another account is refused, all are.
             yield not_seen(
                 what,
@@ -180,7 +182,7 @@ def check_steps_permissions(survey: Survey, account: str, steps: Survey) -> Iter
                 f" system:serviceaccount:{home}:{account}, or run this in a notebook",
             )
             return
-        if not allowed:
+        if not is_allowed:
             denied.append((permission, verb))
     spaces = sorted({namespace, home})
     yield from denied_lines(
@@ -304,7 +306,7 @@ def check_dry_run(survey: Survey, run: Run, served: list[Kind]) -> Iterator[Line
         if kind is None:
             continue  # its API has a line already
         name = manifest["metadata"]["name"].removeprefix(run.id).strip("-") or "experiment"
-        refusal = survey.would_take(kind, manifest)
+        refusal = survey.dry_run_refusal(kind, manifest)
         if refusal:
             yield error(f"dry run {name}", f"the cluster would refuse it: {refusal}")
         else:

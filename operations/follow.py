@@ -115,7 +115,7 @@ def show_changes(target: Target, run: KubeflowRun, screen: Screen) -> None:
         for entry in target.operator.describe(target.run_id, run.id):
             name = f"{entry.kind} {entry.name}"
             say = screen.show if not entry.step or entry.step in begun else screen.note
-            say(name, f"  {name}: {entry.told}")
+            say(name, f"  {name}: {entry.state}")
     except JecError as error:
         # the run is followed by its steps alone
         screen.show("cluster", f"  the cluster does not tell more: {error}")

@@ -113,7 +113,7 @@ def look(target: Target) -> RunStatus:
     if target.operator is not None:
         for entry in target.operator.describe(target.run_id, target.kfp_id):
             name = f"{entry.kind} {entry.name}"
-            seen.objects.append(ClusterObject(name=name, state=entry.told))
+            seen.objects.append(ClusterObject(name=name, state=entry.state))
     seen.processes = local_processes(target)
     seen.not_seen = target.unseen
     return seen

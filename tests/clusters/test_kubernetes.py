@@ -402,7 +402,7 @@ def test_a_removal_waits_for_all_pods_but_an_algorithms_that_is_on_its_way(
     if is_waited_for:
         with pytest.raises(DeadlineError):
             backend.cluster.delete(RUN_ID, lines.append)
-        assert [line for line in lines if "Pod p of it still there" in line]
+        assert [line for line in lines if "still there: Pod p" in line]
     else:
         assert backend.cluster.delete(RUN_ID, lines.append) == [f"Experiment/{SEARCH}"]
         assert not [line for line in lines if "Pod p" in line]

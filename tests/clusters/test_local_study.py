@@ -48,10 +48,10 @@ def test_a_study_of_an_earlier_version_is_read(tmp_path, record, rule):
     spec = {"objective": {"type": "minimize"}, "maxTrialCount": 4, "maxFailedTrialCount": 4}
     study = Study({"metadata": {"name": "search"}, "spec": spec}, tmp_path, print)
     assert study.count() == 2
-    assert [(trial.name, trial.metrics["AvgLoss"].latest) for trial in study.ended()] == [
+    assert [(trial.name, trial.metrics["AvgLoss"].latest) for trial in study.ended_trials()] == [
         ("search-000", 0.2)
     ]
-    assert study.interrupted() == [
+    assert study.interrupted_trials() == [
         Proposal(number=1, name="search-001", parameters={"x": "0.5"}, rule=rule)
     ]
 

@@ -119,7 +119,7 @@ TRIAL = f"spec/trialTemplate/trialSpec/{POD}"
             "export",
             f"{POD}/containers/0/env",
             [{"name": "AWS_SECRET_ACCESS_KEY", "value": "x"}],
-            "in the open",
+            "as plain text",
         ),
         ("service", "spec/predictor/triton", {}, "exactly one of"),
         ("service", "spec/predictor/model/modelFormat", {}, "modelFormat.name: missing"),

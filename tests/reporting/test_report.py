@@ -34,7 +34,7 @@ from reporting import report_physics
 from reporting.report import Documents, figures_of, render
 from reporting.report_run import reproduce
 from reporting.search_page import search_page
-from reporting.serving_section import section, updated
+from reporting.serving_section import replace_section, section
 from tests.reporting.elements import HOSTILE, Elements, assert_harmless
 
 
@@ -173,10 +173,10 @@ def test_the_service_s_answers_come_into_a_page_that_was_written_before(document
     inference = documents.metrics.inference
     before = render(dataclasses.replace(documents, service=None), [])
     assert "Not deployed yet" in before
-    assert updated(before, export, inference, service) == render(documents, [])
+    assert replace_section(before, export, inference, service) == render(documents, [])
     another = dataclasses.replace(export, sha256="def")
-    assert updated(before, another, inference, service).count("Not deployed yet") == 1
-    assert updated("<html></html>", export, None, service) == "<html></html>"
+    assert replace_section(before, another, inference, service).count("Not deployed yet") == 1
+    assert replace_section("<html></html>", export, None, service) == "<html></html>"
 
 
 def test_weighted_and_baseline_bins_are_shown(documents):
