@@ -1,14 +1,14 @@
-"""Do prepare and training stream a data set ten times as large as their memory limit?
+"""Test that prepare and training stream a data set ten times as large as their memory limit.
 
     make large                                     # 600 MB, with 6 GB of prepared data
     python -m benchmarks.large --limit 500 --times 10 --folder DIR
 
-Files of random jets are written (they compress well, so they are several times smaller than what is
-made of them), prepared, and trained on for one epoch. Both programs run in a control group of their
-own with a memory limit, so that the kernel ends them if they need more. Its counters tell what
-they took: memory that no file backs (anonymous), which the kernel cannot take back here, and the
-page cache of the files, which fills the rest of the limit. A limit on the address space
-(`ulimit -v`) would count mapped files too, and show nothing.
+The benchmark writes files of random jets (which compress well: the prepared data are several times
+larger), prepares them, and trains on them for one epoch. Both programs run in a control group with
+a memory limit, so that the kernel kills them if they need more. Its counters give their use:
+anonymous memory, which no file backs and which the kernel cannot reclaim, and the page cache of the
+files, which fills the rest of the limit. A limit on the address space (`ulimit -v`) would count
+mapped files too.
 
 Needs root (or rights on a control group) on Linux, and free disk of 1.3 times the prepared data.
 """
@@ -123,7 +123,7 @@ class MemoryGroup:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Use:
-    """What a program took below the limit (bytes, seconds)."""
+    """Memory (bytes) and time (seconds) of a program below the limit."""
 
     anonymous: int
     peak: int
@@ -133,7 +133,7 @@ class Use:
 
 
 def run_limited(command: Sequence[str], limit: int, log: Path) -> Use:
-    """Run a command below a memory limit. Raises JecError where it takes too long."""
+    """Run a command below a memory limit. Raises JecError if it takes too long."""
     group = MemoryGroup(limit)
     started = time.monotonic()
     most = 0
@@ -210,8 +210,8 @@ def size_of(folder: Path) -> int:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Streamed:
-    """What `stream` did."""
+class StreamResult:
+    """The result of `stream`."""
 
     root: int
     """Bytes of the ROOT files."""
@@ -222,7 +222,7 @@ class Streamed:
     train: Use
 
 
-def stream(folder: Path, limit: int, least: int) -> Streamed:
+def stream(folder: Path, limit: int, least: int) -> StreamResult:
     """Write files whose prepared data have at least so many bytes; prepare and train below a limit.
 
     Raises JecError where one of both fails.
@@ -246,14 +246,16 @@ def stream(folder: Path, limit: int, least: int) -> Streamed:
     for name, value in zip(SMALL[::2], SMALL[1::2], strict=True):
         command += ["--network-option", name, value]
     command += ["--model-prefix", str(folder / "model"), "--regression-mode"]
-    uses.append(_checked(run_limited(command, limit, folder / "train.log"), folder / "train.log"))
+    uses.append(_check_use(run_limited(command, limit, folder / "train.log"), folder / "train.log"))
     jets = json.loads((train / "dataset.json").read_text())["num_jets"]
-    return Streamed(
+    return StreamResult(
         root=size_of(data), prepared=size_of(train), jets=jets, prepare=uses[0], train=uses[1]
     )
 
 
-def _prepare(files: Path, folder: Path, limited: tuple[int, list[Use]] | None, *flags: str) -> Path:
+def _prepare(
+    files: Path, folder: Path, limit_and_uses: tuple[int, list[Use]] | None, *flags: str
+) -> Path:
     """Prepare files with the command; the folder that it names."""
     command = [sys.executable, "-m", "weaver.prepare", *flags]
     command += [
@@ -265,16 +267,16 @@ def _prepare(files: Path, folder: Path, limited: tuple[int, list[Use]] | None, *
         str(folder),
     ]
     log = folder / "prepare.log"
-    if limited:
-        limit, uses = limited
-        uses.append(_checked(run_limited(command, limit, log), log))
+    if limit_and_uses:
+        limit, uses = limit_and_uses
+        uses.append(_check_use(run_limited(command, limit, log), log))
     else:
         with log.open("w") as file:
             subprocess.run(command, cwd=ROOT, check=True, stdout=file, stderr=subprocess.STDOUT)
     return Path(log.read_text().splitlines()[-1])
 
 
-def _checked(use: Use, log: Path) -> Use:
+def _check_use(use: Use, log: Path) -> Use:
     if use.exit_code != 0:
         raise JecError(
             f"exit code {use.exit_code}, {use.kills} processes ended by the kernel at the limit,"
@@ -285,8 +287,8 @@ def _checked(use: Use, log: Path) -> Use:
 
 
 @contextlib.contextmanager
-def _work_folder(asked: Path | None) -> Iterator[Path]:
-    folder = Path(tempfile.mkdtemp(prefix="jec-large-", dir=asked))
+def _work_folder(parent: Path | None) -> Iterator[Path]:
+    folder = Path(tempfile.mkdtemp(prefix="jec-large-", dir=parent))
     try:
         yield folder
     finally:
@@ -309,17 +311,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     def body() -> None:
         limit = arguments.limit * 10**6
         with _work_folder(arguments.folder) as folder:
-            streamed = stream(folder, limit, int(limit * arguments.times))
-        write(streamed, limit, arguments.results)
+            result = stream(folder, limit, int(limit * arguments.times))
+        write(result, limit, arguments.results)
 
     return run_main(body)
 
 
-def write(streamed: Streamed, limit: int, results: Path) -> None:
+def write(result: StreamResult, limit: int, results: Path) -> None:
     """Write the results of a limit (bytes) into a folder."""
     report = Report("large", "A data set larger than the memory limit", results)
     rows = []
-    for name, use in (("prepare", streamed.prepare), ("an epoch of training", streamed.train)):
+    for name, use in (("prepare", result.prepare), ("an epoch of training", result.train)):
         rows.append(
             [
                 name,
@@ -334,13 +336,13 @@ def write(streamed: Streamed, limit: int, results: Path) -> None:
         columns=["program", "anonymous, MB", "peak with page cache, MB", "kills", "s"],
         rows=rows,
         notes=[
-            f"{streamed.jets:,} jets: {streamed.root / 1e9:.2f} GB of ROOT files,"
-            f" {streamed.prepared / 1e9:.2f} GB of prepared data,"
-            f" {streamed.prepared / limit:.1f} times the limit.",
+            f"{result.jets:,} jets: {result.root / 1e9:.2f} GB of ROOT files,"
+            f" {result.prepared / 1e9:.2f} GB of prepared data,"
+            f" {result.prepared / limit:.1f} times the limit.",
             "anonymous: the most memory at a time that no file backs. The page cache fills the rest"
             " of the limit; the kernel takes it back when it is needed.",
         ],
-        use=dataclasses.asdict(streamed),
+        use=dataclasses.asdict(result),
     )
     report.save()
 
