@@ -9,11 +9,11 @@ Both have the same files, data config, network options, batch size and optimizer
     python -m benchmarks.training --device cuda --batch-size 4096
 
 Each side runs its own command (`python -m weaver.train` here, `weaver` there), in turn, in
-processes with the same C allocator settings. The result is the rate of the epochs after the first, as each
-side reports it: loading, forward and backward pass, optimizer, bookkeeping. weaver-core gets the
-flags that were measured to be fastest on a CPU: all jets are decoded in the first epoch, kept in
-memory, and fed from the main process. (Its --use-amp is autocast for CUDA and does nothing on a
-CPU.) On a GPU it gets --use-amp and --compile.
+processes with the same C allocator settings. The result is the rate of the epochs after the first,
+as each side reports it: loading, forward and backward pass, optimizer, bookkeeping. weaver-core
+gets the flags that were measured to be fastest on a CPU: all jets are decoded in the first epoch,
+kept in memory, and fed from the main process. (Its --use-amp is autocast for CUDA and does nothing
+on a CPU.) On a GPU it gets --use-amp and --compile.
 
 The networks are those of networks/ here, and there the same functions in the form in which they
 were published (benchmarks/published.py).
