@@ -473,7 +473,7 @@ def test_a_raw_model_that_fails_the_gate_leaves_nothing_either(run, capsys, monk
     assert contents(run) == []
     error = capsys.readouterr().err
     assert "model small-raw: ONNX Runtime does not answer as PyTorch" in error
-    assert "the input pf_features:PF_logPt is off by 0.25 from what prepare makes of it" in error
+    assert "PF_logPt differs by 0.25 from the one that prepare computes" in error
 
 
 @pytest.mark.parametrize(("choice", "code"), [("auto", 0), ("required", 2), ("none", 0)])

@@ -171,7 +171,7 @@ class TrialFolder:
             state = read_tensors(uri)
             _note(f"{error}; going on from the checkpoint before it, {uri}")
         if "progressed" not in state or "configuration" not in state:
-            raise InputError(f"{uri} is no checkpoint of weaver.train; remove it to start anew")
+            raise InputError(f"{uri} is not a checkpoint of weaver.train; delete it to start over")
         check_same(uri, state["configuration"], configuration)
         return state, TrialProgress(**state.pop("progressed"))
 
@@ -431,7 +431,7 @@ def check_same(uri: str, earlier: Settings, current: Settings) -> None:
     """
     differences = []
     for name in {**earlier, **current}:
-        if name == "num_epochs":  # a training may go on for more epochs, as in weaver-core
+        if name == "num_epochs":  # a training may be extended by more epochs, as in weaver-core
             continue
         before = earlier.get(name)
         now = current.get(name)

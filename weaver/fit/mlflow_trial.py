@@ -77,7 +77,7 @@ class MlflowTrial:
         print(warning, file=sys.stderr, flush=True)
 
 
-CONSEQUENCE = "the training goes on, and the search logs this trial when it has ended"
+CONSEQUENCE = "the training continues, and the search logs this trial when it has ended"
 
 
 def parameters_of(options: TrainOptions) -> dict[str, Any]:

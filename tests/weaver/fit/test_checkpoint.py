@@ -90,7 +90,7 @@ def test_a_checkpoint_cannot_run_code(tmp_path):
 
 def test_another_torch_file_is_no_checkpoint(tmp_path):
     write_tensors(str(tmp_path / "checkpoint.pt"), {"weights": torch.zeros(1)})
-    with pytest.raises(InputError, match=r"is no checkpoint of weaver.train"):
+    with pytest.raises(InputError, match=r"is not a checkpoint of weaver.train"):
         TrialFolder(str(tmp_path)).load(CONFIGURATION)
 
 

@@ -474,7 +474,7 @@ def test_nan_can_be_refused_and_all_jets_lost(tmp_path):
         inputs={"jet": {"length": None, "vars": ["none"]}},
         selection=None,
     )
-    with pytest.raises(InputError, match="all 40 selected jets hold NaN or infinite values"):
+    with pytest.raises(InputError, match="all 40 selected jets have NaN or infinite values"):
         prepare(
             path, hopeless.with_non_finite("drop"), str(tmp_path), for_training=True, report=quiet
         )
@@ -507,7 +507,7 @@ def test_weights_come_from_the_training_set_and_travel(jet_files, tmp_path):
         in lines
     )
     with pytest.raises(
-        InputError, match="the histograms come from the training set; prepare that first"
+        InputError, match="the histograms come from the training set; prepare that set first"
     ):
         prepare(
             f"{jet_files}/val/*.root",
@@ -635,7 +635,7 @@ def test_auto_takes_median_and_quantiles_from_the_first_part_of_the_training_fil
         Dataset.open(train.uri, auto).batch(np.arange(train.num_jets)).inputs["jet"][:, 0]
     ) == pytest.approx(0, abs=0.1)
 
-    with pytest.raises(InputError, match="prepare that first"):
+    with pytest.raises(InputError, match="prepare that set first"):
         prepare(
             f"{jet_files}/val/*.root",
             auto,

@@ -136,7 +136,8 @@ def test_hdf5_in_the_layout_of_weaver_core(tmp_path):
 def test_hdf5_without_its_package_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "tables", None)
     (tmp_path / "a.h5").write_bytes(b"\x89HDF")
-    with pytest.raises(InputError, match=r"a\.h5 takes PyTables; type: pip install '\.\[hdf5\]'"):
+    advice = r"a\.h5, install PyTables; type: pip install '\.\[hdf5\]'"
+    with pytest.raises(InputError, match=advice):
         all_jets(str(tmp_path / "a.h5"), tmp_path)
 
 
