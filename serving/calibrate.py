@@ -77,7 +77,9 @@ def outputs_of(uris: list[str], folder: str, ending: str) -> dict[str, str]:
     return outputs
 
 
-def finished_outputs(entries: list[Entry], outputs: dict[str, str], digest: str) -> dict[str, FileInfo]:
+def finished_outputs(
+    entries: list[Entry], outputs: dict[str, str], digest: str
+) -> dict[str, FileInfo]:
     """Return the content of valid existing outputs, by input.
 
     Raises:
@@ -222,7 +224,9 @@ def plan(options: Namespace, model: Model) -> Plan:
     check_folder(storage.absolute(options.output), description)
     check_duplicates(storage.absolute(options.output), outputs)
     reused = finished_outputs(entries, outputs, description.digest)
-    sources, damaged_files = open_all([entry for entry in entries if entry.uri not in reused], description)
+    sources, damaged_files = open_all(
+        [entry for entry in entries if entry.uri not in reused], description
+    )
 
     training = kinds.kind_of_training(description.facts, description.treename)
     tasks = []
@@ -277,7 +281,8 @@ def calibrate(options: Namespace) -> int:
     try:
         infos, failures = work.calibrate(work_plan.tasks, model, options.threads, check)
     except ClusterError as error:
-        raise ClusterError(f"{error}; finished files stay; repeat the same command to continue") from None
+        text = f"{error}; finished files stay; repeat the same command to continue"
+        raise ClusterError(text) from None
     finally:
         if is_first:
             _delete_if_alone(record, folder)
@@ -285,7 +290,9 @@ def calibrate(options: Namespace) -> int:
     if infos or work_plan.reused:
         _report(options, work_plan, infos, model.description)
     if failures:
-        raise _failure(failures, len(work_plan.tasks) + len(work_plan.damaged_files), options.output)
+        raise _failure(
+            failures, len(work_plan.tasks) + len(work_plan.damaged_files), options.output
+        )
     return 0
 
 
@@ -341,8 +348,8 @@ def _report(
         )
     if work_plan.unknown_properties:
         print(
-            f"not compared with the training ({', '.join(work_plan.unknown_properties)}): the model card or"
-            " the files do not contain it"
+            f"not compared with the training ({', '.join(work_plan.unknown_properties)}): the model"
+            " card or the files do not contain it"
         )
     for formula in dict.fromkeys(info.formula for info in infos):
         print(formula)

@@ -104,7 +104,9 @@ def combined(kinds: list[JetKind]) -> JetKind:
     properties: dict[str, str] = {}
     years = JetKind()
     for kind in reversed(kinds):
-        properties |= {name: value for name in ("radius", "pileup") if (value := getattr(kind, name))}
+        properties |= {
+            name: value for name in ("radius", "pileup") if (value := getattr(kind, name))
+        }
         years = kind if kind.years else years
     return JetKind(years=years.years, era=years.era, **properties)
 

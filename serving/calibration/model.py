@@ -32,7 +32,9 @@ Arrays = Mapping[str, np.ndarray]
 
 BATCH = 256  # jets per execution; its data then fit into the cache of the processor
 CALIBRATED_PT, CORRECTION, VALID = "calibrated_pt", "correction", "valid"
-PLACES = "places of "  # prefix of the name of an axis of particles, before the name of their counter
+PLACES = (
+    "places of "  # prefix of the name of an axis of particles, before the name of their counter
+)
 # numpy types by ONNX Runtime's names
 TYPES: dict[str, np.dtype[Any]] = {
     "tensor(float)": np.dtype(np.float32),
@@ -143,7 +145,10 @@ def local_model(place: str) -> LocalModel:
         runtime = session(content, threads=1)
     except Exception as error:  # ONNX Runtime raises kinds of its own
         reason = str(error).strip().splitlines()[0]
-        raise InputError(f"{uri} is not an ONNX model that can be run: {reason}; give the model.onnx of an export") from None
+        raise InputError(
+            f"{uri} is not an ONNX model that can be run: {reason}; give the model.onnx of an"
+            " export"
+        ) from None
     model = LocalModel(_description(uri, content, runtime), runtime)
     _try(model, uri)
     return model
@@ -171,8 +176,8 @@ def _try(model: LocalModel, uri: str) -> None:
             reason = f"{', '.join(other)} is not one number for each jet"
     if reason:
         raise InputError(
-            f"{uri} is not a model of this project that takes the files' columns: {reason}; give the"
-            f" model.onnx of a model NAME{RAW_SUFFIX}"
+            f"{uri} is not a model of this project that takes the files' columns: {reason}; give"
+            f" the model.onnx of a model NAME{RAW_SUFFIX}"
         )
 
 
@@ -198,9 +203,7 @@ def onnx_at(place: str) -> str:
             f"there is no model at {place}; give the folder of a run (it has run.json), or a"
             f" model.onnx of a model NAME{RAW_SUFFIX}"
         )
-    raise InputError(
-        f"{place} has {len(raw or files)} models; give one: {', '.join(raw or files)}"
-    )
+    raise InputError(f"{place} has {len(raw or files)} models; give one: {', '.join(raw or files)}")
 
 
 def _onnx_of_run(run: RunFolder) -> str:

@@ -99,10 +99,14 @@ def calibrate(
         nonlocal jets
         jets += step.jets
         rate = jets / max(time.monotonic() - start, 1e-9)
-        progress.advance(step.entries, note=name if entries_are_jets else f"{rate:,.0f} jets/s  {name}")
+        progress.advance(
+            step.entries, note=name if entries_are_jets else f"{rate:,.0f} jets/s  {name}"
+        )
 
     with (
-        Progress("calibrating", total=total, unit="jets" if entries_are_jets else "events") as progress,
+        Progress(
+            "calibrating", total=total, unit="jets" if entries_are_jets else "events"
+        ) as progress,
         scratch.folder(SCRATCH) as folder,
         Readers() as readers,
         contextlib.closing(in_threads(_decode_jobs(tasks, readers), 1)) as parts,

@@ -510,7 +510,7 @@ def test_models_that_cannot_be_used(tmp_path, run, onnx):
     (tmp_path / "empty").mkdir()
     for place, fact in {
         old: "earlier version",
-        tmp_path / "text.onnx": "no ONNX model",
+        tmp_path / "text.onnx": "not an ONNX model",
         tmp_path / "nothing.onnx": "there is no file",
         tmp_path / "run": "no exported model yet",
         tmp_path / "empty": "there is no model at",

@@ -180,7 +180,7 @@ def server_at(url: str) -> server_folder.Running:
 
 
 @pytest.mark.faults
-def test_a_killed_server_is_started_again_and_ends_with_its_killed_command(triton_runs, run):
+def test_a_killed_server_is_start_server_again_and_ends_with_its_killed_command(triton_runs, run):
     with serving(run) as (process, text):
         process.stderr.readline()  # the model was not evaluated
         server = server_at(url_of(text))
@@ -216,7 +216,7 @@ def test_a_server_that_does_not_start_again_ends_the_command(run, monkeypatch, c
             raise InputError(f"the server cannot load {NAME}")
         return gone
 
-    monkeypatch.setattr("serving.serve._started", start)
+    monkeypatch.setattr("serving.serve._start_server", start)
     monkeypatch.setattr("serving.restarts.FIRST_PAUSE", 0.0)
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     assert main([str(run), "--port", str(free_port())]) == 1

@@ -59,8 +59,8 @@ LEVELS = {
 # with 128, 30 with 1024.
 PIECE = 32
 
-# DLPack's name for a capsule whose memory has another owner. It is a constant of the module, because
-# the capsule stores only a pointer to it.
+# DLPack's name for a capsule whose memory has another owner. It is a constant of the module,
+# because the capsule stores only a pointer to it.
 CONSUMED_CAPSULE = b"used_dltensor"
 set_capsule_name = ctypes.pythonapi.PyCapsule_SetName
 set_capsule_name.argtypes = [ctypes.py_object, ctypes.c_char_p]
