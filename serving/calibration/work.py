@@ -187,7 +187,7 @@ def _write(
 
 
 def _decode_jobs(tasks: Sequence[Task], readers: Readers) -> Iterator[Callable[[], _Part]]:
-    """The decoding of all files, a job for each part, whose bytes are on their way."""
+    """Yield the jobs that decode all files, one for each part, whose bytes are read ahead."""
 
     def parts() -> Iterator[tuple[int, Load]]:
         for number, task in enumerate(tasks):
@@ -216,7 +216,7 @@ def _decode(number: int, load: Load) -> _Part:
 def _answer_jobs(
     tasks: Sequence[Task], model: Model, decoded: Iterable[_Part]
 ) -> Iterator[Callable[[], _Result]]:
-    """The questions to the model, a job for each step."""
+    """Yield the jobs that run the model, one for each step."""
     for part in decoded:
         for columns, count in part.steps:
             yield functools.partial(_answer, tasks[part.number].source, model, columns, count)
@@ -225,7 +225,10 @@ def _answer_jobs(
 
 
 def _answer(source: Source, model: Model, columns: Columns, count: int) -> _Result:
-    """The answers to one step. What a server does wrong is raised: other files would fare alike."""
+    """Run the model on one step.
+
+    Errors of a server are raised and not returned, because all other files would fail likewise.
+    """
     try:
         step = source.step(columns, count)
         answers, invalid = batches.answers(model, step.columns, step.jets, source.file.entry.uri)

@@ -94,5 +94,5 @@ def test_differences(jets, count):
 
 
 def test_the_first_view_counts():
-    seen = [JetKind(radius="4"), JetKind(radius="8", pileup="PUPPI", years=frozenset({2016}))]
-    assert kinds.combined(seen) == JetKind(radius="4", pileup="PUPPI", years=frozenset({2016}))
+    views = [JetKind(radius="4"), JetKind(radius="8", pileup="PUPPI", years=frozenset({2016}))]
+    assert kinds.combined(views) == JetKind(radius="4", pileup="PUPPI", years=frozenset({2016}))
