@@ -167,7 +167,7 @@ def provenance(request: Export, data_config: DataConfig, info: ModelInfo) -> Map
     options = storage.find_json(request.folder.options(request.trial), {})
     best_epoch = options.get("best_epoch", "unknown")
 
-    # Only the validation set has been looked at by the time of export.
+    # At the time of the export only validation metrics exist.
     metrics: Mapping[str, object] = {}
     for epoch in storage.find_json(request.folder.history(request.trial), []):
         if epoch.get("epoch") == best_epoch:

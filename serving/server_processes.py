@@ -129,7 +129,7 @@ def is_running(pid: int) -> bool:
     if pid in _children:
         # Its environment cannot be read for a moment after the start.
         return _children[pid].poll() is None
-    # A process may end while it is looked at, and that of another user cannot be read.
+    # A process may end meanwhile, and processes of other users are unreadable.
     with contextlib.suppress(OSError, psutil.Error):
         return os.getpgid(pid) == pid and bool(psutil.Process(pid).environ().get(IDENTITY))
     return False
@@ -142,7 +142,7 @@ def members(leader: int) -> dict[int, str]:
     """
     identities = {}
     for pid in psutil.pids():
-        # A process may end while it is looked at, and that of another user cannot be read.
+        # A process may end meanwhile, and processes of other users are unreadable.
         with contextlib.suppress(OSError, psutil.Error):
             if os.getpgid(pid) != leader:
                 continue

@@ -143,7 +143,7 @@ def local_model(place: str) -> LocalModel:
     try:
         # One thread per execution: the steps of a file run in parallel, which is faster.
         runtime = session(content, threads=1)
-    except Exception as error:  # ONNX Runtime raises kinds of its own
+    except Exception as error:  # ONNX Runtime has its own exceptions
         reason = str(error).strip().splitlines()[0]
         raise InputError(
             f"{uri} is not an ONNX model that can be run: {reason}; give the model.onnx of an"
@@ -168,7 +168,7 @@ def _try(model: LocalModel, uri: str) -> None:
     try:
         answers = model.answer(inputs)
         reason = ""
-    except Exception as error:  # ONNX Runtime raises kinds of its own
+    except Exception as error:  # ONNX Runtime has its own exceptions
         reason = str(error).strip().splitlines()[0]
     else:
         other = [name for name, values in answers.items() if values.shape != (2,)]

@@ -102,7 +102,7 @@ def served_model(url: str, name: str, **login: Any) -> ServedModel:
 def _only_model(client: Client) -> str:
     models = [name for name in client.models() if name.endswith(RAW_SUFFIX)]
     if not models:
-        client.config()  # raises where nobody answers
+        client.config()  # raises if no server answers
     if len(models) != 1:
         there = f": {', '.join(models)}" if models else ""
         raise InputError(
