@@ -188,7 +188,7 @@ class Study:
         trial = self._study.ask(sampling.distributions)
         # As in Katib, the rule depends on the trials that have succeeded by now, and is stored with
         # the trial.
-        rule = early_stopping.rule_for(self._manifest, self._succeeded_values())
+        rule = early_stopping.rule_for(self._manifest, self._successful_values())
         proposal_record = {
             "name": f"{self._study.study_name}-{number:03d}",
             "parameters": sampling.assignments(trial.params),

@@ -43,7 +43,7 @@ class RunningTrial:
             root=root,
             threads=threads,
             rewrites={path_in_pod: str(self._metrics)} if path_in_pod else {},
-            on_restart=self._restarted,
+            on_restart=self._on_restart,
         )
         self._report = report
         # a trial that resumes writes its earlier epochs again
