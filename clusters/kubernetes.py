@@ -18,7 +18,7 @@ from clusters.owner import Owner
 from clusters.protocol import (
     Check,
     ExperimentResult,
-    JobEndCallback,
+    JobEnded,
     Manifest,
     Report,
     Service,
@@ -106,7 +106,7 @@ class KubernetesCluster:
         manifests: Sequence[Manifest],
         *,
         parallel: int,
-        on_end: JobEndCallback,
+        ended: JobEnded,
         deadline: float,
         report: Report,
     ) -> None:
@@ -115,7 +115,7 @@ class KubernetesCluster:
             self._objects,
             [self._objects.namespaced_copy(manifest, PYTORCHJOB) for manifest in manifests],
             parallel=parallel,
-            on_end=on_end,
+            ended=ended,
             patience=self._patience,
             deadline=deadline,
             report=report,

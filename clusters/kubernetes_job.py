@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from clusters.api import PYTORCHJOB
 from clusters.kubernetes_objects import JOB_LABEL, REVISION_LABEL, Objects, belongs_to_trial, digest
 from clusters.pods import Ending, PodDiagnostics
-from clusters.protocol import RUN_LABEL, JobEndCallback, Manifest, Report
+from clusters.protocol import RUN_LABEL, JobEnded, Manifest, Report
 from clusters.reasons import is_true, message_of, name_of
 from clusters.waiting import Wait
 from common.errors import ClusterError, DeadlineError
@@ -114,7 +114,7 @@ def run_jobs(
     manifests: Sequence[Manifest],
     *,
     parallel: int,
-    on_end: JobEndCallback,
+    ended: JobEnded,
     patience: float,
     deadline: float,
     report: Report,
@@ -142,7 +142,7 @@ def run_jobs(
                 running.remove(job)
                 if job.error:
                     report(str(job.error))
-                on_end(job.name, job.reason)
+                ended(job.name, job.reason)
         if running:
             running[0].wait.sleep(objects.poll)
 

@@ -30,7 +30,7 @@ from clusters.processes import Replicas, cores, tail, wait
 from clusters.protocol import (
     Check,
     ExperimentResult,
-    JobEndCallback,
+    JobEnded,
     Manifest,
     Report,
     Service,
@@ -139,7 +139,7 @@ class LocalCluster:
         manifests: Sequence[Manifest],
         *,
         parallel: int,
-        on_end: JobEndCallback,
+        ended: JobEnded,
         deadline: float,
         report: Report,
     ) -> None:
@@ -170,7 +170,7 @@ class LocalCluster:
                         reason = job.reason() if code else ""
                     del running[name]
                     report(f"job {name} failed: {reason}" if reason else f"job {name}: succeeded")
-                    on_end(name, reason)
+                    ended(name, reason)
                 if time.monotonic() > end:
                     raise DeadlineError(f"{', '.join(running)} did not end within {deadline:.0f} s")
                 time.sleep(POLL)

@@ -28,7 +28,7 @@ from common.records import Trial, TrialStatus
 
 POLL = 0.2  # seconds
 HEARTBEAT = 15.0  # seconds between two lines about trials that are still running
-DEFAULT_TRIALS = 30  # where maxTrialCount is left out; Katib would go on for ever
+DEFAULT_TRIALS = 30  # without maxTrialCount, with which Katib would never end
 DEFAULT_PARALLEL = 3  # Katib's own
 
 

@@ -188,7 +188,7 @@ class Replicas:
         return int(spec.get("runPolicy", {}).get("backoffLimit", DEFAULT_BACKOFF_LIMIT))
 
     def _restart(self, name: str) -> None:
-        """Start all replicas again, since the others wait in vain for the killed one."""
+        """Start all replicas again, because the others cannot continue without the killed one."""
         self.failed = name
         how = self._how_it_ended()
         stop(*self.processes.values())

@@ -27,7 +27,7 @@ Manifest = dict[str, Any]
 Report = Callable[[str], None]
 """Called with one line of text for each change."""
 
-JobEndCallback = Callable[[str, str], None]
+JobEnded = Callable[[str, str], None]
 """Called with the name of a job that has ended and the reason of its failure, empty if none."""
 
 
@@ -117,7 +117,7 @@ class Cluster(Protocol):
         manifests: Sequence[Manifest],
         *,
         parallel: int,
-        on_end: JobEndCallback,
+        ended: JobEnded,
         deadline: float,
         report: Report,
     ) -> None:
@@ -128,7 +128,7 @@ class Cluster(Protocol):
         Args:
             manifests: The jobs.
             parallel: How many run at a time, at least 1.
-            on_end: Called for each job that has ended; its exceptions pass through.
+            ended: Called for each job that has ended; its exceptions pass through.
             deadline: Seconds until all must have ended.
             report: Called with each line of progress.
 

@@ -182,7 +182,7 @@ class Rollout:
             self._objects.remove([(INFERENCE_SERVICE, name)], removal)
 
     def _deploy(self, manifest: Manifest, no_node_seconds: float | None = None) -> Service:
-        """Bring one service up and check it. The error of the check tells what the service says."""
+        """Deploy one service and check it. An error of the check gets the state of the service."""
         deployment = Deployment(
             self._objects,
             manifest,

@@ -35,7 +35,7 @@ INK = "#010203"
 """Colour of text and axes. Nothing else uses it, so that `svg` can find and replace it."""
 
 GROUND = "#fdfcfe"
-"""Colour of the background behind letters, also unique, for the same reason."""
+"""Colour of the background of letters; unique for the same reason."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ WIDTH = 50
 UNBROKEN = re.compile(r"((?:[^\s-]{,35}/|[^\s-]{36}))(?=[^\s-])")
 """A piece of text that fits into a cell without a line break.
 
-Browsers break lines at blanks and hyphens, not at slashes; addresses are cut behind a slash.
+Browsers break lines at blanks and hyphens, not at slashes; addresses are cut after a slash.
 """
 TOO_LONG = re.compile(r"[^\s-]{37,}")
 """Text that must be cut into such pieces."""

@@ -148,7 +148,7 @@ def reproduce(metrics: MetricsRecord, run: Run | None) -> Reproduce:
 
 
 def _images(record: RunRecord) -> dict[str, str]:
-    """Return the images of the run by name, with the digest behind a tag where it is recorded."""
+    """Return the images of the run by name, with the digest after a tag if it is recorded."""
     rows = {}
     for name, image in record.images.items():
         digest = record.image_digests.get(name)

@@ -48,7 +48,7 @@ class ServerFolder:
 
     @property
     def identity(self) -> str:
-        """What no other server is called."""
+        """The unique name of the server."""
         return self.path.name
 
     @property
@@ -76,11 +76,11 @@ class ServerFolder:
                 )
 
     def record(self, running: Running) -> None:
-        """Write down what the server serves."""
+        """Record what the server serves."""
         storage.write_json(str(self.path / "server.json"), dataclasses.asdict(running))
 
     def leave(self) -> None:
-        """Leave the folder to the server, or to the next clean-up where none was started."""
+        """Leave the folder to the server, or to the next clean-up if no server was started."""
         os.close(self.lock)
 
 
@@ -106,7 +106,7 @@ def create() -> ServerFolder:
 
 
 def remove_abandoned() -> None:
-    """Remove the folders and the shared memory of this user's servers that have ended."""
+    """Remove folders and shared memory of servers of this user that have ended."""
     for path in _folders():
         if not _in_use(path):
             remove_shared_memory(path.name)
@@ -114,14 +114,14 @@ def remove_abandoned() -> None:
 
 
 def remove_shared_memory(identity: str) -> None:
-    """Remove the shared memory that a server which was killed has left."""
+    """Remove the shared memory of a server that was killed."""
     for region in SHARED_MEMORY.glob(f"{identity}*"):
         with contextlib.suppress(OSError):  # gone meanwhile, or another user's of that name
             region.unlink()
 
 
 def running() -> Iterator[Running]:
-    """The servers of this user that run on this machine."""
+    """Yield the servers of this user that run on this machine."""
     for path in _folders():
         # a server that is being started has none yet, and one may end while it is looked at
         with contextlib.suppress(OSError, ValueError, TypeError):
@@ -131,7 +131,7 @@ def running() -> Iterator[Running]:
 
 
 def _in_use(path: Path) -> bool:
-    """Whether a process holds the lock of a folder."""
+    """Return whether a process holds the lock of a folder."""
     try:
         lock = os.open(path / "lock", os.O_RDWR)
     except FileNotFoundError:
@@ -146,7 +146,7 @@ def _in_use(path: Path) -> bool:
 
 
 def _folders() -> list[Path]:
-    """This user's folders; another user can make one of that name, which says nothing to us."""
+    """Return the folders of this user, not those of the same name that another user made."""
     folders = []
     for path in Path(_parent()).glob(f"{_prefix()}*"):
         with contextlib.suppress(FileNotFoundError):
@@ -161,7 +161,7 @@ def _prefix() -> str:
 
 
 def _parent() -> str:
-    """The temporary folder, or another one where its own name is not plain."""
+    """Return the temporary folder, or another one if its name has special characters."""
     for folder in (tempfile.gettempdir(), *_FALLBACKS):
         if PLAIN.fullmatch(folder) and os.access(folder, os.W_OK):
             return folder

@@ -62,10 +62,10 @@ def container(folder: Path, *words: str) -> dict:
 
 def command_of(folder: Path, wrap: str, *words: str) -> list[str]:
     """What the kubelet starts: as it is, wrapped, or wrapped with early stopping. By dash."""
-    made = container(folder, *words)
-    command = [*made["command"], *made["args"]]
+    fields = container(folder, *words)
+    command = [*fields["command"], *fields["args"]]
     if wrap != "alone":
-        command = wrapped(made, str(folder), early_stopping=wrap == "early stopping")
+        command = wrapped(fields, str(folder), early_stopping=wrap == "early stopping")
     command = expanded(command, ENV)
     assert command[:2] == ["sh", "-c"]
     return [shutil.which("dash") or "sh", *command[1:]]

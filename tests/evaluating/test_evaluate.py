@@ -85,14 +85,14 @@ def linear_model(
 def run(tmp_path, monkeypatch, documents):
     """A run folder as search and export leave it, with jets from a formula."""
     config = documents.run.config.replace(s3_bucket=str(tmp_path))
-    made = Run(config=config, record=documents.run.record)
-    made.save()
-    documents.search.save(made.folder.search)
+    new_run = Run(config=config, record=documents.run.record)
+    new_run.save()
+    documents.search.save(new_run.folder.search)
     best = documents.search.optimal
-    storage.write_json(made.folder.history(best), [plain(one) for one in documents.history])
-    documents.options.save(made.folder.options(best))
-    documents.export.save(made.folder.export)
-    folder = tmp_path / made.id
+    storage.write_json(new_run.folder.history(best), [plain(one) for one in documents.history])
+    documents.options.save(new_run.folder.options(best))
+    documents.export.save(new_run.folder.export)
+    folder = tmp_path / new_run.id
     put_model(folder, linear_model(0.1))
     monkeypatch.setattr(inputs, "open_test_set", lambda _: TestJets(make_jets(2500)))
     return folder

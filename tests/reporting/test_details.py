@@ -54,8 +54,8 @@ def metrics(documents) -> MetricsRecord:
         "tails": tails(sample),
         "pileup": {"column": "rhoAll", "slices": against_pileup(sample)},
     }
-    made = MetricsRecord.from_json(content)
-    return dataclasses.replace(made, trees=TREES, importances=IMPORTANCES)
+    record = MetricsRecord.from_json(content)
+    return dataclasses.replace(record, trees=TREES, importances=IMPORTANCES)
 
 
 def test_the_record_is_the_same_after_its_file(metrics):
