@@ -126,14 +126,11 @@ class Variant:
 
     def options(self, network: Network) -> dict[str, Any]:
         """Options of the network file."""
-        return {
-            **network.options,
-            **{
-                name: value
-                for name, value in network.full_options.items()
-                if name not in self.lacks
-            },
-        }
+        options = dict(network.options)
+        for name, value in network.full_options.items():
+            if name not in self.lacks:
+                options[name] = value
+        return options
 
     def flags(self, network: Network) -> dict[str, Any]:
         """Flags of the training."""

@@ -90,7 +90,7 @@ class Proxy:
         self._stopped.set()
         self._thread.join()
         for end in list(self._ends):
-            self._cut(end)
+            self._close_end(end)
         self._selector.close()
         self._listener.close()
         while self._pipes:
@@ -145,7 +145,7 @@ class Proxy:
         except OSError as error:
             self._give_back(piece)
             if not isinstance(error, BlockingIOError):  # reset by the other side
-                self._cut(end)
+                self._close_end(end)
             return
         peer = end.peer
         peer.outgoing.append((time.monotonic() + self.delay, piece))
@@ -186,7 +186,7 @@ class Proxy:
                 self._give_back(piece)
                 end.is_finished = True
                 if end.peer.is_finished:
-                    self._cut(end)
+                    self._close_end(end)
                 else:
                     with contextlib.suppress(OSError):
                         end.socket.shutdown(socket.SHUT_WR)
@@ -196,7 +196,7 @@ class Proxy:
             except BlockingIOError:
                 count = 0
             except OSError:
-                self._cut(end)
+                self._close_end(end)
                 return
             end.held -= count
             if piece.size:

@@ -327,7 +327,7 @@ def test_what_cannot_be_removed_is_told_with_the_command_that_removes_it(
     bucket = run.uri.rsplit("/", 1)[0]
     endpoint = os.environ["AWS_ENDPOINT_URL"]
     down = f"python pipeline.py --down {run.id} --s3-bucket {bucket} --s3-endpoint {endpoint}"
-    assert f"{down} removes it" in summary.reason
+    assert f"{down} removes them" in summary.reason
 
 
 @pytest.mark.parametrize("kind", ["Failed", "Succeeded"])
@@ -342,8 +342,8 @@ def test_trials_that_outlived_their_experiment_go_and_it_stays(fake, run, kind):
         lasting = [one for one in home.api.all("trials") if not has_condition(one, "Succeeded")]
         running = {one["metadata"]["name"] for one in lasting}
     assert running
-    names = home.cluster.delete_unfinished(run.id, deadline=10, report=home.lines.append)
-    assert set(names) == {f"Trial/{name}" for name in running}
+    deleted_names = home.cluster.delete_unfinished(run.id, deadline=10, report=home.lines.append)
+    assert set(deleted_names) == {f"Trial/{name}" for name in running}
     assert names(home.api, "experiments") == [run.id]
     assert not running & set(names(home.api, "trials"))
     assert len(names(home.api, "trials")) == 1, "the trial that has succeeded stays"

@@ -183,7 +183,7 @@ def test_a_webhook_gets_the_summary_and_its_failure_is_not_the_runs(
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("JEC_WEBHOOK", "hook.example.org/secret-part", "JEC_WEBHOOK is no http"),
+        ("JEC_WEBHOOK", "hook.example.org/secret-part", "JEC_WEBHOOK is not an http"),
         ("JEC_WEBHOOK", "http://[secret-part", "did not get"),
         ("JEC_WEBHOOK_FILE", "nowhere/url", "nowhere/url cannot be read: FileNotFoundError"),
         ("JEC_WEBHOOK_FILE", "/dev/null", "/dev/null is empty"),

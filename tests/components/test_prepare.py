@@ -45,7 +45,7 @@ def test_a_service_that_kserve_would_never_make_is_refused(
         prepare.prepare(RunConfig(**values), JOB)
     assert storage.entries(s3_bucket) == []
     longest = RunConfig(**{**values, "service_name": "a" * 20})
-    assert inputs.check_service_name(inputs.Inputs(longest)).seen
+    assert inputs.check_service_name(inputs.Inputs(longest)).is_checked
 
 
 @pytest.mark.faults
@@ -76,7 +76,7 @@ def test_what_a_run_may_take_is_said_before_it_is_written(
 def test_a_name_in_an_unknown_namespace_is_looked_at_later():
     config = RunConfig(s3_bucket="s3://bucket/runs", service_name="a" * 40)
     result = inputs.check_service_name(inputs.Inputs(config))
-    assert (result.seen, result.cure) == (False, "give --namespace")
+    assert (result.is_checked, result.cure) == (False, "give --namespace")
 
 
 @pytest.mark.parametrize("in_common", [0, 1, 200], ids=["none", "few", "many"])

@@ -334,7 +334,7 @@ def test_what_cannot_be_resumed_is_drawn_anew(tmp_path, cluster_of, capsys, tria
     record = end(Run(config=run.config.replace(max_trials=trials)))
     assert len(cluster.jobs) == resumed
     assert len(record.trials) == trials
-    assert ("does not count" in capsys.readouterr().out) == (resumed == 0 and trials > 1)
+    assert ("is not resumed" in capsys.readouterr().out) == (resumed == 0 and trials > 1)
     assert storage.exists(run.folder.resumed) == bool(resumed)
 
 

@@ -83,17 +83,17 @@ def test_a_server_that_is_too_old_would_refuse_it(compiled):
 
 
 @pytest.mark.parametrize(
-    ("field", "executor_specs", "oldest"),
+    ("field", "features", "oldest"),
     [
         ("optional", Support(optional_secret=True), "2.15.0"),
         ("securityContext", Support(non_root=True), "2.16.0"),
     ],
 )
 def test_a_field_is_refused_exactly_by_the_servers_that_do_not_get_it(
-    compiled, field, executor_specs, oldest
+    compiled, field, features, oldest
 ):
     """Otherwise a server would lose what it could do."""
-    ir = compiled("default", executor_specs)
+    ir = compiled("default", features)
     for version in SUPPORTED:
         refusals = Messages(version).refusals(ir)
         too_old = version_numbers(version) < version_numbers(oldest)

@@ -128,7 +128,8 @@ def test_a_run_without_the_results_of_earlier_steps_is_refused(
     words = ["--output", run.config.s3_bucket, "--resume", run.id, "--runner", "local"]
     assert pipeline.main([*words, "--start-at", name]) == 2
     error = capsys.readouterr().err
-    assert f"step {step_before} of run {run.id}" in error
+    assert f"of step {step_before}" in error
+    assert run.id in error
     assert len(error.splitlines()) == 1
     assert StartRecord.find(run.folder.start) is None
 

@@ -255,7 +255,7 @@ STATES = {"prepare": "SUCCEEDED", "search": "FAILED", "export": None, "finish": 
 
 
 @pytest.mark.parametrize(
-    ("state", "reason", "word", "text"),
+    ("state", "reason", "word", "step_state"),
     [
         # finish was lost: nobody could write how the step ended
         ("running", "", "failed", "failed"),
@@ -266,7 +266,7 @@ STATES = {"prepare": "SUCCEEDED", "search": "FAILED", "export": None, "finish": 
 )
 @pytest.mark.parametrize("follow", [False, True])
 def test_what_kubeflow_and_the_folder_know_is_told_together(
-    kfp, tmp_path, capsys, follow, state, reason, word, text
+    kfp, tmp_path, capsys, follow, state, reason, word, step_state
 ):
     run = ended_run(kfp, tmp_path, STATES)
     job_id = kfp.runs[-1]["run_id"]
@@ -276,7 +276,7 @@ def test_what_kubeflow_and_the_folder_know_is_told_together(
     text = capsys.readouterr().out
     if follow:
         assert f"run {run.id} {word}: " in text
-        assert text.splitlines()[-1].startswith(f"search {text}: {reason}")
+        assert text.splitlines()[-1].startswith(f"search {step_state}: {reason}")
     else:
         assert step_states(text) == {
             "prepare": "done",
@@ -327,8 +327,8 @@ def test_a_deployment_that_the_gate_refused_is_shown_as_omitted(kfp, tmp_path, c
     metrics_record(passed=deployed, reasons=["closure 3 %"]).save(run.folder.metrics)
     assert main(tmp_path, "--status", run.id, "--host", kfp.url) == 0
     text = capsys.readouterr().out
-    text = {**dict.fromkeys(NAMES, "done"), "deploy": "done" if deployed else "omitted"}
-    assert step_states(text) == text
+    states = {**dict.fromkeys(NAMES, "done"), "deploy": "done" if deployed else "omitted"}
+    assert step_states(text) == states
     assert ("gate not passed: closure 3 %" in text) == (not deployed)
     assert main(tmp_path, "--status", run.id, "--follow", "--host", kfp.url) == 0
     text = capsys.readouterr().out
