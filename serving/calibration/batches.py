@@ -109,8 +109,8 @@ def batches(
 
 
 def _plain(values: Column) -> Column:
-    """Return a column as array or Jagged if possible, also for lists of fixed size."""
-    if isinstance(values, np.ndarray | Jagged):
+    """Return a column as array or JaggedColumn if possible, also for lists of fixed size."""
+    if isinstance(values, np.ndarray | JaggedColumn):
         return values
     import awkward as ak
 

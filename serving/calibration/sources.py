@@ -288,7 +288,7 @@ class Nano:
                 if counter not in lists:
                     counts = jet_columns[counter].astype(np.int64)
                     lists[counter] = Lists(np.cumsum(counts) - counts, counts)
-                own[name] = Jagged(jet_columns[name], lists[counter])
+                own[name] = JaggedColumn(jet_columns[name], lists[counter])
         identity = _identity(columns, self.identity, self.file.entry.uri)
         return Step(
             entries=count,
