@@ -446,7 +446,7 @@ def test_a_published_network_with_free_axes_is_checked_at_other_lengths(run, cap
     network.write_text(text + FREE_AXES + TRACED_LENGTH)
     assert run_export(run) == GateError.exit_code
     assert contents(run) == []
-    assert "model small: the ONNX file answers otherwise" in capsys.readouterr().err
+    assert "model small: the ONNX file differs from PyTorch" in capsys.readouterr().err
 
 
 def test_an_input_that_the_network_ignores_is_in_no_request(run):

@@ -280,7 +280,7 @@ def test_what_kubeflow_and_the_folder_know_is_told_together(
     else:
         assert step_states(text) == {
             "prepare": "done",
-            "search": text,
+            "search": step_state,
             "export": "omitted",
             "finish": "done",
         }
