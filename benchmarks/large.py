@@ -5,13 +5,12 @@
     python -m benchmarks.large --variables 40 --particles 200            # wide rows
     python -m benchmarks.large --variables 6 --full-digits --steps 400   # large files
 
-Files of random jets are written, prepared, and trained on for one epoch. The numbers have few
-digits, so that the files are several times smaller than what is made of them; with --full-digits
-the files are large too. Both programs run in a control group of their
-own with a memory limit, so that the kernel ends them if they need more. Its counters tell what
-they took: memory that no file backs (anonymous), which the kernel cannot take back here, and the
-page cache of the files, which fills the rest of the limit. A limit on the address space
-(`ulimit -v`) would count mapped files too, and show nothing.
+The benchmark writes files of random jets, prepares them, and trains on them for one epoch. The
+numbers have few digits, so that the files are several times smaller than the prepared data; with
+--full-digits the files are large too. Both programs run in a control group with a memory limit, so
+that the kernel kills them if they need more. Its counters give their use: anonymous memory, which
+no file backs and which the kernel cannot reclaim, and the page cache of the files, which fills the
+rest of the limit. A limit on the address space (`ulimit -v`) would count mapped files too.
 
 Needs root (or rights on a control group) on Linux, and free disk of 1.3 times the prepared data
 (twice with --full-digits).
@@ -356,18 +355,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         with _work_folder(arguments.folder) as folder:
             least = int(limit * arguments.times)
-            result = stream(folder, limit, least, kind, arguments.steps)
-        write(result, limit, kind, arguments.results)
+            streamed = stream(folder, limit, least, kind, arguments.steps)
+        write(streamed, limit, kind, arguments.results)
 
     return run_main(body)
 
 
-def write(result: StreamResult, limit: int, kind: Rows, results: Path) -> None:
+def write(streamed: StreamResult, limit: int, kind: Rows, results: Path) -> None:
     """Write the results of a limit (bytes) into a folder."""
     report = Report("large", "A data set larger than the memory limit", results)
     rows = []
-    training = f"training on {result.trained:,} jets"
-    for name, use in (("prepare", result.prepare), (training, result.train)):
+    training = f"training on {streamed.trained:,} jets"
+    for name, use in (("prepare", streamed.prepare), (training, streamed.train)):
         rows.append(
             [
                 name,
@@ -382,13 +381,13 @@ def write(result: StreamResult, limit: int, kind: Rows, results: Path) -> None:
         columns=["program", "anonymous, MB", "peak with page cache, MB", "kills", "s"],
         rows=rows,
         notes=[
-            f"{result.jets:,} jets: {result.root / 1e9:.2f} GB of ROOT files,"
-            f" {result.prepared / 1e9:.2f} GB of prepared data,"
-            f" {result.prepared / limit:.1f} times the limit.",
+            f"{streamed.jets:,} jets: {streamed.root / 1e9:.2f} GB of ROOT files,"
+            f" {streamed.prepared / 1e9:.2f} GB of prepared data,"
+            f" {streamed.prepared / limit:.1f} times the limit.",
             "anonymous: the most memory at a time that no file backs. The page cache fills the rest"
             " of the limit; the kernel takes it back when it is needed.",
         ],
-        use=dataclasses.asdict(result),
+        use=dataclasses.asdict(streamed),
     )
     report.save()
 

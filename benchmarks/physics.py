@@ -66,7 +66,7 @@ class Network:
     full: str
     open: str
     options: dict[str, Any]
-    requirements: dict[str, Any]
+    full_options: dict[str, Any]
     """Options of `full`, beside the running mean of the weights (EMA)."""
     flags: dict[str, Any]
     epochs: int
@@ -85,7 +85,7 @@ NETWORKS = {
         full="data/jec_pfn_full.yaml",
         open="data/jec_pfn_open.yaml",
         options={"num_conv_layers": 3, "conv_dim": 100, "num_fc_layers": 3, "fc_dim": 100},
-        requirements={"norm": "layer", "loss": "quantile"},
+        full_options={"norm": "layer", "loss": "quantile"},
         flags={"batch-size": 256, "start-lr": 2e-3, "optimizer": "adam"},
         epochs=10,
         share=1.0,
@@ -103,7 +103,7 @@ NETWORKS = {
             "num_fc_layers": 2,
             "fc_dim": 100,
         },
-        requirements={"loss": "quantile"},  # with batch normalisation, as published
+        full_options={"loss": "quantile"},  # with batch normalisation, as published
         flags={"batch-size": 64, "start-lr": 2e-3, "optimizer": "adam"},
         epochs=25,  # as many steps as the other network has
         share=0.1,
@@ -127,7 +127,7 @@ class Variant:
     def options(self, network: Network) -> dict[str, Any]:
         """Options of the network file."""
         options = dict(network.options)
-        for name, value in network.requirements.items():
+        for name, value in network.full_options.items():
             if name not in self.lacks:
                 options[name] = value
         return options

@@ -30,8 +30,8 @@
 Its base and the words stand in the client's package (jec_client/errors.py), which is installed
 without this project; what the client raises of its own is in that tree as well.
 
-Exceptions outside the tree never reach a user: Unusual (weaver.read.root.root_tree: this file is
-left to uproot), _PortTakenError (serving.triton: another port is tried) and _FileError
+Exceptions outside the tree never reach a user: UnsupportedFile (weaver.read.root.root_tree: uproot
+reads this file instead), _PortTakenError (serving.triton: another port is tried) and _FileError
 (serving.calibration.work: it carries a file's JecError to the loop over files).
 """
 

@@ -27,7 +27,7 @@ from common.records import (
 from common.run import Run
 from components import predictor, step
 from components.steps import GOLDEN_DEADLINE, SERVICE_DEADLINE
-from reporting.serving_section import updated
+from reporting.serving_section import replace_section
 from serving.client import golden_check, round_trips
 from serving.inference_service import inference_service
 
@@ -155,7 +155,7 @@ def _report(run: Run, export: ExportRecord | None, service: ServiceRecord) -> st
         return ""
     metrics = MetricsRecord.find(run.folder.metrics)
     inference = metrics.inference if metrics else None
-    text = updated(storage.read_text(place), export, inference, service)
+    text = replace_section(storage.read_text(place), export, inference, service)
     storage.write_text(place, text)
     return text
 

@@ -8,7 +8,7 @@ from common.records import MetricsRecord
 from common.run import Run
 from components import model_registry, start_at, step
 from evaluating.evaluate_job import DEADLINE, evaluate_job
-from reporting.headline import evaluation_lines, shown_of_evaluation
+from reporting.headline import evaluation_lines, kubeflow_metrics_of_evaluation
 
 
 def evaluate(run: Run, trial: str, artifacts: step.Artifacts, job_id: str = "") -> bool:
@@ -20,7 +20,7 @@ def evaluate(run: Run, trial: str, artifacts: step.Artifacts, job_id: str = "") 
         run_evaluate_job(run, trial, job_id)
     metrics = MetricsRecord.load(run.folder.metrics)
     lines = evaluation_lines(metrics)
-    artifacts.set("test_metrics", metadata=shown_of_evaluation(metrics), content=lines)
+    artifacts.set("test_metrics", metadata=kubeflow_metrics_of_evaluation(metrics), content=lines)
     artifacts.set("report", content=storage.read_text(run.folder.report))
     model_registry.register(run, metrics)
     gain, _, verdict = lines.splitlines()

@@ -31,7 +31,7 @@ from training.search_space import Parameter, check_algorithm, for_network, load
 if TYPE_CHECKING:
     from weaver.config.data_config import DataConfig
     from weaver.network.network_file import NetworkFile
-    from weaver.read.files import Checked
+    from weaver.read.files import CheckResult
 
 COPIES = frozenset({"data.yaml", "network.py", "search_space.json"})
 """Files in a run's folder `config`; the files that a network file imports are copied there too."""
@@ -57,7 +57,7 @@ class Inputs:
         """Of the largest network of the search space; None before it was built."""
         self.patterns = {split: str(getattr(config, f"data_{split}")) for split in SPLITS}
         self.files: dict[str, list[storage.Entry]] = {}
-        self.file_checks: dict[str, Checked] = {}
+        self.file_checks: dict[str, CheckResult] = {}
 
     @functools.cached_property
     def data_config_text(self) -> bytes:

@@ -34,7 +34,7 @@ from components import lineage, model_registry, predictor, start_at, step, track
 from components.inputs import SAMPLE, Inputs
 from components.steps import IMAGE_VARIABLE
 from reporting import markdown
-from training.experiment import REPLACING
+from training.experiment import CHANGEABLE_PARAMETERS
 from training.search_space import to_json
 from weaver.fit import disk_need
 
@@ -48,7 +48,7 @@ RESUMABLE_PARAMETERS = (
     "rollout",
     "steps_cpus",
     "steps_memory",
-    *REPLACING,
+    *CHANGEABLE_PARAMETERS,
     "gate",
     "min_improvement",
     "max_closure",
@@ -170,19 +170,21 @@ def prepare(
 
 def is_decoded(run: Run, split: str) -> bool:
     """Return whether the prepared data of a split exist and are complete."""
-    from weaver.prepared.columns import referred  # late: it imports awkward
+    from weaver.prepared.columns import resolve_reference  # late: it imports awkward
 
     reference = run.folder.data(split)
     content = storage.find_json(reference)
-    return content is not None and is_whole(referred(reference, content["dataset"]))
+    return content is not None and is_whole(resolve_reference(reference, content["dataset"]))
 
 
 def has_jet_columns(run: Run) -> bool:
     """Return whether the jet-level columns of a run exist and are complete."""
-    from weaver.prepared.columns import referred  # late: it imports awkward
+    from weaver.prepared.columns import resolve_reference  # late: it imports awkward
 
     reference = run.folder.data("test")
-    return all(is_whole(referred(reference, uri)) for uri in run.record.jet_columns.values())
+    return all(
+        is_whole(resolve_reference(reference, uri)) for uri in run.record.jet_columns.values()
+    )
 
 
 def is_whole(dataset: str) -> bool:
@@ -319,7 +321,7 @@ def check_same(before: Run, run: Run, inputs: Inputs) -> None:
     if new_names and not different:
         for name in new_names:
             step.say(f"continues with --{flag(name)} {new[name]} instead of {old[name]}")
-        fixed_flags = [f"--{flag(name)}" for name in new_names if name in REPLACING]
+        fixed_flags = [f"--{flag(name)}" for name in new_names if name in CHANGEABLE_PARAMETERS]
         if (
             fixed_flags
             and step.LOCAL_DIR not in os.environ

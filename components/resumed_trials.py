@@ -22,14 +22,14 @@ from common.errors import ClusterError
 from common.records import ResumedRecord, Trial, TrialStatus
 from common.run import Run
 from components import step
-from training.experiment import replacing, trial_job
-from training.finished_trials import UnfinishedTrial, find_finished, unfinished_trials
+from training.experiment import changeable_parameters, trial_job
+from training.finished_trials import UnfinishedTrial, finished_trial, unfinished_trials
 
 
 def failed_trials(run: Run) -> list[Trial]:
     """Return the resumed trials that failed and count as failed trials of the search."""
     record = ResumedRecord.find(run.folder.resumed)
-    if record is None or record.settings != replacing(run):
+    if record is None or record.settings != changeable_parameters(run):
         return []
     # At the limit the search has failed. Resuming it then means to try these trials again.
     return record.failed if len(record.failed) < run.config.max_failed_trials else []
@@ -107,7 +107,9 @@ class _Outcome:
         before = ResumedRecord.find(run.folder.resumed)
         names = [*(before.names if before else []), *self._trials]
         self._record = ResumedRecord(
-            settings=replacing(run), names=list(dict.fromkeys(names)), failed=failed_trials(run)
+            settings=changeable_parameters(run),
+            names=list(dict.fromkeys(names)),
+            failed=failed_trials(run),
         )
         self._record.save(run.folder.resumed)
 
@@ -115,7 +117,7 @@ class _Outcome:
         """Record that a job has ended. Raises ClusterError when max_failed_trials have failed."""
         self._ended.add(name)
         status: TrialStatus = "Failed"
-        if not reason and find_finished(self._run, name) is None:
+        if not reason and finished_trial(self._run, name) is None:
             status = "MetricsUnavailable"
             reason = f"its job succeeded, but {self._run.folder.trial(name)} is not complete"
             step.say(f"trial {name}: {reason}")

@@ -18,7 +18,7 @@ from common.run import Run
 from components import step
 from components.resumed_trials import delete_jobs, failed_trials, resume_trials
 from components.tracked import log_search
-from reporting.headline import search_lines, shown_of_search
+from reporting.headline import kubeflow_metrics_of_search, search_lines
 from reporting.search_page import as_csv, as_markdown, search_page
 from training.experiment import OBJECTIVE, changes, experiment
 from training.finished_trials import finished_trials
@@ -224,7 +224,9 @@ def _merge(
 def _publish(record: SearchRecord, page: str, artifacts: step.Artifacts) -> None:
     """Print the result and publish it, with its page, as KFP artifacts."""
     best, loss = record.best, record.best_value
-    artifacts.set("search_metrics", metadata=shown_of_search(record), content=search_lines(record))
+    artifacts.set(
+        "search_metrics", metadata=kubeflow_metrics_of_search(record), content=search_lines(record)
+    )
     artifacts.set("trials", content=as_markdown(record))
     artifacts.set("search_report", content=page)
     parameters = ", ".join(f"{name} {value}" for name, value in best.parameters.items())

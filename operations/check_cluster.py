@@ -155,7 +155,9 @@ def check_steps_secret(survey: Survey, name: str) -> Line:
 def check_our_permissions(survey: Survey) -> Iterator[Line]:
     """Yield the permissions that we lack; --status, --logs and --down need them."""
     namespace = survey.namespace
-    denied = [(one, verb) for one, verb in permissions.requests() if not survey.allowed(one, verb)]
+    denied = [
+        (one, verb) for one, verb in permissions.requests() if not survey.is_allowed(one, verb)
+    ]
     yield from denied_lines(
         f"namespace {namespace}",
         "we",
@@ -176,7 +178,7 @@ def check_steps_permissions(survey: Survey, account: str, steps: Survey) -> Iter
     denied = []
     for permission, verb in permissions.requests():
         place = steps if permission.name in STEP_NAMESPACE_RIGHTS else survey
-        allowed = place.account_allowed(account, permission, verb, home)
+        allowed = place.account_is_allowed(account, permission, verb, home)
         if allowed is None:
             # The right to ask about another account covers all questions or none.
             yield not_seen(
@@ -310,7 +312,7 @@ def check_dry_run(survey: Survey, run: Run, served_kinds: list[Kind]) -> Iterato
         if kind is None:
             continue  # its API has a line already
         name = manifest["metadata"]["name"].removeprefix(run.id).strip("-") or "experiment"
-        refusal = survey.would_take(kind, manifest)
+        refusal = survey.dry_run_refusal(kind, manifest)
         if refusal:
             yield error(f"dry run {name}", f"the cluster would refuse it: {refusal}")
         else:

@@ -10,7 +10,7 @@ from common.errors import InputError
 from common.layout import RunFolder
 from common.records import MetricsRecord
 from operations import previous_run
-from reporting.comparison_page import MOST_RUNS, Compared, comparison_page
+from reporting.comparison_page import MOST_RUNS, ComparedRun, comparison_page
 
 PAGE = "comparison.html"
 
@@ -25,7 +25,7 @@ def compare(names: Sequence[str], args: argparse.Namespace) -> int:
         raise InputError(
             f"--compare takes 2 to {MOST_RUNS} runs, not {len(names)}; --list shows them"
         )
-    runs: dict[str, Compared] = {}
+    runs: dict[str, ComparedRun] = {}
     labels: dict[str, str] = {}
     for name in names:
         folder = folder_of(name, args)
@@ -37,7 +37,7 @@ def compare(names: Sequence[str], args: argparse.Namespace) -> int:
             )
         if metrics.run_id in runs:
             raise InputError(f"--compare {name}: run {metrics.run_id} is named twice")
-        runs[metrics.run_id] = Compared(name=metrics.run_id, metrics=metrics)
+        runs[metrics.run_id] = ComparedRun(name=metrics.run_id, metrics=metrics)
         labels[metrics.run_id] = label_of(metrics, folder)
     first = next(iter(labels))
     for run_id, label in labels.items():

@@ -125,7 +125,7 @@ def show_changes(target: Target, run: KubeflowRun, screen: Screen) -> None:
         for entry in target.operator.describe(target.run_id, run.id):
             name = f"{entry.kind} {entry.name}"
             show_line = screen.show if not entry.step or entry.step in begun_steps else screen.note
-            show_line(name, f"  {name}: {entry.told}")
+            show_line(name, f"  {name}: {entry.state}")
     except JecError as error:
         # the steps are still shown
         screen.show("cluster", f"  the cluster does not show the run's objects: {error}")

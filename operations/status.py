@@ -113,7 +113,7 @@ def look(target: Target) -> RunStatus:
     if target.operator is not None:
         for entry in target.operator.describe(target.run_id, target.kfp_id):
             name = f"{entry.kind} {entry.name}"
-            run_status.objects.append(ClusterObject(name=name, state=entry.told))
+            run_status.objects.append(ClusterObject(name=name, state=entry.state))
     run_status.processes = local_processes(target)
     run_status.not_seen = target.unseen
     return run_status

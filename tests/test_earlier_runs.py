@@ -73,7 +73,7 @@ def test_a_stopped_run_resumes_from_its_checkpoints(runs):
     assert 0 < stopped_at < 60
     answer = pipeline("--output", runs, "--resume", STOPPED)
     assert status(run) == "done"
-    assert f"{STOPPED}-001: taken up again" in answer.stdout
+    assert f"{STOPPED}-001: resumed" in answer.stdout
     assert f"{STOPPED}-000 started" not in answer.stdout
     assert {path: path.read_bytes() for path in before} == before
     for history in run.glob("trials/*/history.json"):

@@ -539,7 +539,7 @@ def test_ctrl_c_stops_everything_and_the_run_goes_on_later_up_to_its_gate(
         pipeline("--down", run_id, "--yes", "--output", tmp_path)
         assert list((tmp_path / run_id / "local" / "search").glob("*")) == []
     answer = pipeline(*flags, "--resume", run_id)
-    assert ("taken up again" in answer.stdout) == has_study
+    assert ("resumed" in answer.stdout) == has_study
     search = json.loads((tmp_path / run_id / "search.json").read_text())
     assert [trial["status"] for trial in search["trials"]] == ["Succeeded"] * 2
     assert search["carried"] == (0 if has_study else 2)

@@ -123,10 +123,10 @@ def test_check_asks_the_server_as_it_does_everywhere(editor):
     for manifest in manifests().values():
         kind = KINDS[manifest["kind"]]
         assert survey.serves(kind)
-        assert survey.would_take(kind, manifest) == ""
+        assert survey.dry_run_refusal(kind, manifest) == ""
     wrong = manifests()["export_job.yaml"]
     wrong["spec"]["pytorchReplicaSpecs"]["Master"]["replicas"] = "one"
-    assert "replicas" in survey.would_take(PYTORCHJOB, wrong)
+    assert "replicas" in survey.dry_run_refusal(PYTORCHJOB, wrong)
 
 
 # Rights
@@ -135,7 +135,7 @@ def test_check_asks_the_server_as_it_does_everywhere(editor):
 
 def test_the_role_gives_what_the_table_asks_for_and_no_more(editor):
     survey = Survey(connect(), NAMESPACE)
-    assert [one.name for one, verb in requests() if not survey.allowed(one, verb)] == []
+    assert [one.name for one, verb in requests() if not survey.is_allowed(one, verb)] == []
     beyond = {
         ("", "pods"): "create",
         ("", "secrets"): "list",
@@ -145,7 +145,7 @@ def test_the_role_gives_what_the_table_asks_for_and_no_more(editor):
     }
     for (group, resource), verb in beyond.items():
         wish = Permission(group=group, resource=resource, verbs=(verb,), why="")
-        assert not survey.allowed(wish, verb), (resource, verb)
+        assert not survey.is_allowed(wish, verb), (resource, verb)
 
 
 def test_the_role_of_the_steps_is_seen_by_who_may_ask_for_others(
@@ -155,8 +155,8 @@ def test_the_role_of_the_steps_is_seen_by_who_may_ask_for_others(
     monkeypatch.setenv("KUBECONFIG", str(path))
     survey = Survey(connect(), NAMESPACE)
     for permission, verb in requests():
-        assert survey.account_allowed("default-editor", permission, verb, NAMESPACE) is True
-        assert survey.account_allowed("default", permission, verb, NAMESPACE) is False
+        assert survey.account_is_allowed("default-editor", permission, verb, NAMESPACE) is True
+        assert survey.account_is_allowed("default", permission, verb, NAMESPACE) is False
 
 
 METHODS = {"get": "GET", "list": "GET", "create": "POST", "update": "PUT", "delete": "DELETE"}

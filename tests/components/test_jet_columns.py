@@ -103,11 +103,11 @@ def test_trees_learn_what_the_files_say_and_are_kept_for_the_next_run(whole, mon
     assert "jetGirth" in comparison.record.missing
     target = np.log(observers["genJetPt"] / observers["jetPt"])
     # The true pT depends on eta and on the multiplicity, which the columns have.
-    assert np.corrcoef(comparison.answers, target)[0, 1] > 0.4
+    assert np.corrcoef(comparison.predictions, target)[0, 1] > 0.4
     monkeypatch.setattr(trees, "fit_and_predict", lambda *_, **__: pytest.fail("trained again"))
     again = trees.compare(whole, observers, seed=1)
     assert again.record == comparison.record
-    assert np.array_equal(again.answers, comparison.answers)
+    assert np.array_equal(again.predictions, comparison.predictions)
 
 
 def test_a_fraction_of_the_training_jets_is_taken_as_the_network_had_it(whole):
@@ -126,13 +126,13 @@ def test_without_kinds_of_candidates_the_trees_take_what_is_there(prepared):
     comparison = trees.compare(run, opened(run, "test").observers(), seed=1)
     assert set(FRACTIONS) <= set(comparison.record.missing)
     assert "jetPt" in comparison.record.columns
-    assert len(comparison.answers) == run.record.data["test"].jets
+    assert len(comparison.predictions) == run.record.data["test"].jets
 
 
 def test_too_few_training_jets_make_no_trees(prepared):
     run = prepared(kinds=False, train=500)
     comparison = trees.compare(run, opened(run, "test").observers(), seed=1)
-    assert comparison.answers is None
+    assert comparison.predictions is None
     number = run.record.data["train"].jets
     assert number < 500
     assert f"{number} training jets" in comparison.record.reason
@@ -142,13 +142,13 @@ def test_columns_of_other_jets_are_not_compared(whole):
     observers = dict(opened(whole, "test").observers())
     observers["jetPt"] = observers["jetPt"][::-1]
     comparison = trees.compare(whole, observers, seed=1)
-    assert comparison.answers is None
+    assert comparison.predictions is None
     assert "jetPt" in comparison.record.reason
 
 
 def test_a_run_of_an_earlier_version_says_why_it_has_no_trees(whole):
     run = Run(config=whole.config, record=RunRecord(data={"train": _dataset()}))
-    assert trees.compare(run, {}, seed=1).record.reason == trees.EARLIER
+    assert trees.compare(run, {}, seed=1).record.reason == trees.NO_COLUMNS
 
 
 def _dataset() -> DataSet:

@@ -66,7 +66,7 @@ def test_a_run_whose_preparation_did_not_end_has_no_parameters_to_resume_with(lo
 
 
 def test_a_model_server_that_ends_too_often_ends_the_serving(local_run, monkeypatch):
-    monkeypatch.setattr(restarts, "MOST_RESTARTS", 0)
+    monkeypatch.setattr(restarts, "MAX_RESTARTS", 0)
     folder = local_run.output / RUN_ID / "local" / "services" / local_run.run.model_name
     folder.mkdir(parents=True)
     # Beyond the largest process id that Linux gives.

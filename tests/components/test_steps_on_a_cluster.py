@@ -27,7 +27,7 @@ from common.records import SearchRecord, StartRecord
 from common.run import Run
 from components import deploy, evaluate, export, finish, predictor, prepare, search, step
 from components.steps import step_of
-from reporting.headline import MOST_SHOWN, shown_of_evaluation
+from reporting.headline import MAX_KUBEFLOW_METRICS, kubeflow_metrics_of_evaluation
 from reporting.serving_section import section
 from serving import golden
 from tests.clusters import conftest as clusters_conftest
@@ -141,7 +141,7 @@ def check_artifacts(folder, step_name: str) -> None:
             (artifact,) = written[name]["artifacts"]
             # the launcher prints this file below the step's log
             assert list(artifact) == ["metadata"]
-            assert 0 < len(artifact["metadata"]) <= MOST_SHOWN < 10
+            assert 0 < len(artifact["metadata"]) <= MAX_KUBEFLOW_METRICS < 10
         elif kind not in ("dataset", "model"):
             assert name not in written
 
@@ -176,7 +176,7 @@ def test_the_steps_of_a_run_one_after_the_other(
     written = json.loads((tmp_path / "evaluate" / "output.json").read_text())["artifacts"][
         "test_metrics"
     ]["artifacts"][0]
-    assert written["metadata"] == shown_of_evaluation(METRICS)
+    assert written["metadata"] == kubeflow_metrics_of_evaluation(METRICS)
     check_artifacts(tmp_path / "evaluate", "evaluate")
     assert "Not deployed yet" in (tmp_path / "evaluate" / "report").read_text()
     assert (

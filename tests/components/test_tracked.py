@@ -133,7 +133,7 @@ def test_trials_are_nested_and_logged_once_whoever_logs_them(tmp_path, client, m
     monkeypatch.setenv(tracking.RUN, run.id)
     monkeypatch.setenv(tracking.EXPERIMENT, "jec")
     name = f"{run.id}-000"
-    with MlflowTrial(run.folder.trial(name) + "/", {"start-lr": 0.001}, used=True) as trial:
+    with MlflowTrial(run.folder.trial(name) + "/", {"start-lr": 0.001}, is_active=True) as trial:
         trial.epochs(epochs(1))
         trial.epochs(epochs(2))
         client.down = True
@@ -166,7 +166,7 @@ def test_a_trial_says_how_it_ended(client, monkeypatch, error, status):
     monkeypatch.setenv(tracking.ADDRESS, "http://mlflow.example")
     monkeypatch.setenv(tracking.RUN, "pfn-0a1b2c3d")
     monkeypatch.setenv(tracking.EXPERIMENT, "jec")
-    trial = MlflowTrial("s3://b/pfn/trials/pfn-000/", {}, used=True)
+    trial = MlflowTrial("s3://b/pfn/trials/pfn-000/", {}, is_active=True)
     if error is None:
         with trial:
             pass
@@ -182,7 +182,7 @@ def test_a_server_that_fails_warns_once_and_the_training_goes_on(client, monkeyp
     monkeypatch.setenv(tracking.RUN, "pfn-0a1b2c3d")
     monkeypatch.setenv(tracking.EXPERIMENT, "jec")
     client.down = True
-    with MlflowTrial("trials/pfn-000/", {}, used=True) as trial:
+    with MlflowTrial("trials/pfn-000/", {}, is_active=True) as trial:
         trial.epochs(epochs(1))
         trial.epochs(epochs(2))
     assert capsys.readouterr().err.count("warning") == 1
@@ -191,7 +191,7 @@ def test_a_server_that_fails_warns_once_and_the_training_goes_on(client, monkeyp
 def test_a_pod_that_is_told_no_run_logs_nothing(client, monkeypatch):
     monkeypatch.setenv(tracking.ADDRESS, "http://mlflow.example")
     monkeypatch.delenv(tracking.RUN, raising=False)
-    with MlflowTrial("trials/pfn-000/", {}, used=True) as trial:
+    with MlflowTrial("trials/pfn-000/", {}, is_active=True) as trial:
         trial.epochs(epochs(1))
     assert client.runs == {}
 

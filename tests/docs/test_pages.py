@@ -11,7 +11,7 @@ import yaml
 from benchmarks import plots
 from common.errors import InputError
 from common.project import ROOT
-from tests.docs.printed import command_output
+from tests.docs.printed import python_block
 from training import search_space
 from training.network_options import check_options
 from weaver.config.data_config import DataConfig
@@ -45,7 +45,7 @@ def data_config(tmp_path):
 @pytest.fixture
 def network(tmp_path):
     file = tmp_path / "my_net.py"
-    file.write_text(command_output("docs/networks.md", "def get_model"))
+    file.write_text(python_block("docs/networks.md", "def get_model"))
     return NetworkFile.read(str(file))
 
 

@@ -174,7 +174,7 @@ class Servers:
 def test_only_a_server_of_this_run_is_stopped(runs, living, run, start_time, is_stopped):
     marks = {orphans.RUN_VARIABLE: run, orphans.FOLDER_VARIABLE: str(runs), IDENTITY: "x"}
     process = living(**marks)
-    record = {"pid": process.pid, "started": run_lock.started(process.pid)}
+    record = {"pid": process.pid, "started": run_lock.start_time(process.pid)}
     if start_time == "missing":
         del record["started"]
     elif start_time == "false":
@@ -211,7 +211,7 @@ def test_a_record_of_an_owner_that_was_made_up_kills_nothing(runs, living):
     local = runs / RUN_ID / "local"
     local.mkdir()
     (local / run_lock.LOCK).touch()
-    record = {"pid": process.pid, "started": run_lock.started(process.pid)}
+    record = {"pid": process.pid, "started": run_lock.start_time(process.pid)}
     (local / run_lock.OWNER).write_text(json.dumps(record))
     assert down(RUN_ID, "--storage") == 0
     assert process.poll() is None

@@ -585,7 +585,7 @@ def test_what_the_clusters_webhook_refuses_is_shown_in_its_words(fake):
         "metadata": {"name": "x"},
         "spec": {},
     }
-    assert "pytorchReplicaSpecs: Required value" in survey.would_take(PYTORCHJOB, broken)
+    assert "pytorchReplicaSpecs: Required value" in survey.dry_run_refusal(PYTORCHJOB, broken)
 
 
 def test_without_a_cluster_it_says_what_it_could_not_see(monkeypatch):
