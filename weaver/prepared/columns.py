@@ -367,13 +367,13 @@ class DatasetWriter:
             self._append_column(name, values)
         for name, values in rows.labels.items():
             self._append_column(f"label.{name}", values)
-        for name, values in rows.observers.items():
-            if isinstance(values, JaggedColumn):
+        for name, column in rows.observers.items():
+            if isinstance(column, JaggedColumn):
                 if name not in self.lists:
                     self.lists[name] = ListWriter(self.folder, f"observer.{name}")
-                self.lists[name].append(values)
+                self.lists[name].append(column)
             else:
-                self._append_column(f"observer.{name}", values)
+                self._append_column(f"observer.{name}", column)
         for name, values in rows.reweight.items():
             self._append_column(reweight_column(name), values)
         if rows.weight is not None:

@@ -203,22 +203,22 @@ def make_rows(
     "error", and for training jets that do not belong to exactly one class.
     """
     quality = _NonFinite(config, count, where or config.source)
-    rows = _RowMaker(columns, config, quality)
+    maker = _RowMaker(columns, config, quality)
     sequences = {}
     flats = {}
     for group, names in config.input_dicts.items():
         if config.preprocess_params[names[0]]["length"] is None:
-            flats[group] = rows.flat_group(group)
+            flats[group] = maker.flat_group(group)
         else:
-            sequences[group] = rows.sequence_group(group)
-    labels = {name: rows.numbers(name, "label") for name in plan.labels}
+            sequences[group] = maker.sequence_group(group)
+    labels = {name: maker.numbers(name, "label") for name in plan.labels}
     values_to_check = dict(labels)
 
     # The weights, or the columns from which they will be computed after the histograms.
     weight = None
-    reweight = {name: rows.single(name) for name in plan.reweight}
+    reweight = {name: maker.single(name) for name in plan.reweight}
     if plan.weight:
-        weight = rows.single(plan.weight).astype(np.float32)
+        weight = maker.single(plan.weight).astype(np.float32)
     elif config.reweighting and reweight and config.reweight_hists is not None:
         weight = jet_weights(reweight, config.reweighting, config.reweight_hists)
         reweight = {}
@@ -239,7 +239,7 @@ def make_rows(
 
     # Each training jet must belong to exactly one class.
     if "_labelcheck_" in columns:
-        sums = rows.single("_labelcheck_")
+        sums = maker.single("_labelcheck_")
         none = int((sums == 0).sum())
         several = int((sums > 1).sum())
         if (sums != 1).any():
@@ -252,7 +252,7 @@ def make_rows(
         sequences=sequences,
         flats=flats,
         labels=labels,
-        observers={name: rows.observer(name) for name in plan.observers},
+        observers={name: maker.observer(name) for name in plan.observers},
         weight=weight,
         reweight=reweight,
         non_finite=quality.counts,
