@@ -14,14 +14,15 @@ from collections.abc import Iterator
 import numpy as np
 
 from common.errors import InputError
-from common.machine import memory_limit
+from common.machine import memory_limit, memory_room
 from weaver.config.weights import Sampler
 from weaver.feed.dataset import Batch, Dataset, UnpaddedBatch
 from weaver.feed.order import BlockShuffle, ExplicitOrder, InFileOrder, Order, block_of, spread
-from weaver.feed.resident import Resident, fits
+from weaver.feed.resident import Resident, fits, padded_bytes
 from weaver.read.ahead import ahead
 
-AHEAD = 3  # batches prepared in advance: enough for a short delay of the disk, with little memory
+AHEAD = 3  # batches prepared in advance: enough for a short delay of the disk
+SHARE_OF_ROOM = 0.2  # largest fraction of a container's free memory for these batches
 # batches gathered at a time from memory: enough to use two cores, few enough to fit in their cache
 GATHER_BATCHES = 8
 SAMPLING_KEY = 1  # gives the sampling of an epoch other random numbers than its shuffling
@@ -126,12 +127,20 @@ class Loader:
                 use_pinned_memory = self.device.startswith("cuda")
                 yield (unpadded.pin_memory() if use_pinned_memory else unpadded), real
 
-        with contextlib.closing(ahead(gather(), AHEAD, "loader")) as ready:
+        with contextlib.closing(ahead(gather(), self._depth(), "loader")) as ready:
             start_time = time.perf_counter()
             for unpadded, real in ready:
                 self.wait_seconds += time.perf_counter() - start_time
                 yield self._set_weights(self.dataset.finish(unpadded, self.device), real)
                 start_time = time.perf_counter()
+
+    def _depth(self) -> int:
+        """Number of batches to prepare in advance: fewer, but at least one, if memory is short."""
+        room = memory_room()
+        if room is None:
+            return AHEAD
+        batch_bytes = self.batch_size * padded_bytes(self.dataset) / len(self.dataset)
+        return min(AHEAD, max(int(SHARE_OF_ROOM * room / batch_bytes), 1))
 
     def _resident_batches(
         self, resident: Resident, order: Order, batches: range
