@@ -24,7 +24,7 @@
     ├── ServerError              the client's own: of these, its subclasses Unreachable, NotServing
     │                            and Refused, this project sees those of serving.client above
     ├── GateError                a finished model did not pass a gate
-    ├── StepFailed               a step of a local run ended with an error  (components.host_runner)
+    ├── StepError                a step of a local run ended with an error  (components.host_runner)
     └── InterruptedRun           stopped by the user or by the system (exit code 130)
 
 Its base and the words stand in the client's package (jec_client/errors.py), which is installed

@@ -18,7 +18,7 @@ from common import storage
 from common.records import ExportRecord
 from serving import golden, triton, validity
 from serving.client import Client, golden_check
-from tests.docs.printed import printed
+from tests.docs.printed import python_block
 from tests.exporting.test_export import ROOT, make_run, run_export
 from tests.weaver.conftest import synthetic_jets, write_jets
 from weaver.config.data_config import DataConfig
@@ -222,7 +222,7 @@ def test_the_readme_s_calibration_runs_as_it_is_printed(
 ):
     shutil.copy(files / "val.root", tmp_path / "jets.root")
     monkeypatch.chdir(tmp_path)
-    snippet = printed("README.md", ".calibrate(")
+    snippet = python_block("README.md", ".calibrate(")
     names = {"URL": url}
     exec(snippet, names)
     jets = names["jets"]
@@ -249,7 +249,7 @@ def test_the_lines_for_onnxruntime_run_as_they_are_printed(
     shutil.copy(exported / "model" / "small-raw" / "1" / "model.onnx", tmp_path)
     monkeypatch.chdir(tmp_path)
     names: dict = {}
-    exec(printed("docs/using-the-model.md", "InferenceSession"), names)
+    exec(python_block("docs/using-the-model.md", "InferenceSession"), names)
     answers = names["answers"]
     corrected = names["jets"].jetPt * answers["correction"][:, 0]
     np.testing.assert_allclose(answers["calibrated_pt"][:, 0], corrected, rtol=1e-5)

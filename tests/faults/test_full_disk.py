@@ -156,17 +156,17 @@ def test_a_quota_is_told_from_a_full_disk(tmp_path):
     assert any("quota" in text for text in texts)
 
 
-@pytest.mark.parametrize("left", [0, 12 * 1024], ids=["full", "12 kB left"])
-@pytest.mark.parametrize("begun", [False, True], ids=["made", "written"])
-def test_a_full_disk_under_the_record_of_a_search_is_one_sentence(disk, begun, left):
+@pytest.mark.parametrize("free", [0, 12 * 1024], ids=["full", "12 kB left"])
+@pytest.mark.parametrize("is_begun", [False, True], ids=["made", "written"])
+def test_a_full_disk_under_the_record_of_a_search_is_one_sentence(disk, is_begun, free):
     """SQLite has an error of its own, and Optuna one around it, which names no file."""
     import optuna
 
     address = f"sqlite:///{disk}/search/study.db"
     (disk / "search").mkdir()
-    if begun:
+    if is_begun:
         optuna.create_study(storage=address, study_name="a")
-    other = fill(disk, leave=left)
+    other = fill(disk, leave=free)
 
     def search():
         with space.explained(disk / "search"):

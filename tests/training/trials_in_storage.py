@@ -51,7 +51,7 @@ def write_trial(
     began = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=start)
     for loss in losses:
         epoch = progress.epoch
-        ended = began + timedelta(seconds=EPOCH_SECONDS * (epoch + 1))
+        end = began + timedelta(seconds=EPOCH_SECONDS * (epoch + 1))
         progress.history.append(
             {
                 "epoch": epoch,
@@ -60,7 +60,7 @@ def write_trial(
                 "learning_rate": 0.001,
                 "jets_per_second": 1e4,
                 "seconds": EPOCH_SECONDS,
-                "time": ended.isoformat().replace("+00:00", "Z"),
+                "time": end.isoformat().replace("+00:00", "Z"),
                 "metrics": {"AvgLoss": loss, "learning_rate": 0.001, "jets_per_second": 1e4},
             }
         )

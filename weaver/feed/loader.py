@@ -21,7 +21,7 @@ from weaver.feed.order import BlockShuffle, ExplicitOrder, InFileOrder, Order, b
 from weaver.feed.resident import Resident, fits, padded_bytes
 from weaver.read.ahead import ahead
 
-AHEAD = 3  # batches prepared in advance: enough for a short delay of the disk
+AHEAD = 3  # batches prepared in advance: enough for a short delay of the disk, with little memory
 SHARE_OF_ROOM = 0.2  # largest fraction of a container's free memory for these batches
 # batches gathered at a time from memory: enough to use two cores, few enough to fit in their cache
 GATHER_BATCHES = 8

@@ -132,7 +132,7 @@ NAMES = ["fc.weight", "module.bias"]
 
 
 @pytest.mark.parametrize(
-    ("stored", "noted"),
+    ("saved_names", "has_note"),
     [
         (["fc.weight", "module.bias"], False),
         (["module.fc.weight", "module.module.bias"], True),
@@ -142,14 +142,12 @@ NAMES = ["fc.weight", "module.bias"]
         (["other.weight", "module.other"], False),
     ],
 )
-def test_names_of_wrappers_are_taken_off_where_the_network_has_none(
-    saved_checkpoint, noted, capsys
-):
-    weights = {name: torch.tensor(float(number)) for number, name in enumerate(saved_checkpoint)}
+def test_names_of_wrappers_are_taken_off_where_the_network_has_none(saved_names, has_note, capsys):
+    weights = {name: torch.tensor(float(number)) for number, name in enumerate(saved_names)}
     bare = without_wrappers(weights, dict.fromkeys(NAMES).keys(), "net.pt")
-    assert list(bare) == (NAMES if noted else saved_checkpoint)
+    assert list(bare) == (NAMES if has_note else saved_names)
     assert [float(value) for value in bare.values()] == [0, 1]
-    assert ("note: net.pt" in capsys.readouterr().err) == noted
+    assert ("note: net.pt" in capsys.readouterr().err) == has_note
 
 
 @pytest.mark.parametrize(
