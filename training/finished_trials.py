@@ -1,8 +1,8 @@
 """Find finished and unfinished trials in the storage of a run whose Experiment is gone.
 
 A trial writes its files after each epoch in this order: best.pt, checkpoint.pt, history.json,
-options.json, metrics.log (weaver.fit.checkpoint). None of them records that the training has ended. So
-a trial counts as finished if its history has the last epoch, by the rule of weaver itself, if
+options.json, metrics.log (weaver.fit.checkpoint). None of them records that the training has ended.
+So a trial counts as finished if its history has the last epoch, by the rule of weaver itself, if
 metrics.log, the last file, has a line of each epoch, and if options.json names the best epoch of
 that history. All other trials were interrupted and can resume from their checkpoint. A trial that
 early stopping ended looks the same as an interrupted one; it is recognised by Katib's rule.
