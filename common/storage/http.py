@@ -402,9 +402,11 @@ def _unreachable(uri: str, error: Any) -> InputError | PassingError:
 def _session(process: int) -> Any:
     """The connections of this process: a forked one must not share them."""
     import requests
-    from requests.adapters import HTTPAdapter
+    from requests import adapters, certs
 
-    class SharedTrust(HTTPAdapter):
+    base: Any = adapters.HTTPAdapter
+
+    class SharedTrust(base):  # type: ignore[misc]
         """Loads the trusted certificates once, which takes 20 ms of CPU time, for all connections.
 
         The methods are those that requests has for it.
@@ -415,7 +417,7 @@ def _session(process: int) -> Any:
         ) -> tuple[dict[str, Any], dict[str, Any]]:
             server, tls = super().build_connection_pool_key_attributes(request, verify, cert)
             if verify and server["scheme"] == "https":
-                path = requests.certs.where() if verify is True else verify
+                path = certs.where() if verify is True else verify
                 tls = {**tls, "ssl_context": _trust(path), "ca_certs": None, "ca_cert_dir": None}
             return server, tls
 
