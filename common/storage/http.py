@@ -5,8 +5,8 @@ temporary file. Globs and folders need a server that lists its folders as web pa
 nginx and XRootD do.
 
 A range is first asked for without requests, at its connections (`range_of`), which takes half of
-its CPU time. Requests answers wherever that does not work: it follows redirects and goes through
-proxies, and its answers say what is wrong.
+its CPU time. Where that does not work, requests answers: it follows redirects, and its answers say
+what is wrong.
 """
 
 from __future__ import annotations
@@ -124,19 +124,28 @@ def range_of(
     try:
         server = _direct(os.getpid(), url, verify)
         if server is None:
-            return None
-        connections, target = server
-        answer = connections.urlopen(
-            "GET",
-            target,
-            headers=asked,
-            redirect=False,
-            retries=False,
-            timeout=urllib3.Timeout(connect=CONNECT_SECONDS, read=SECONDS),
-            assert_same_host=False,
-            preload_content=False,
-            decode_content=False,
-        )
+            through_proxy = _session(os.getpid()).get(
+                url,
+                headers=asked,
+                stream=True,
+                timeout=(CONNECT_SECONDS, SECONDS),
+                allow_redirects=False,
+                verify=verify,
+            )
+            answer = through_proxy.raw
+        else:
+            connections, target = server
+            answer = connections.urlopen(
+                "GET",
+                target,
+                headers=asked,
+                redirect=False,
+                retries=False,
+                timeout=urllib3.Timeout(connect=CONNECT_SECONDS, read=SECONDS),
+                assert_same_host=False,
+                preload_content=False,
+                decode_content=False,
+            )
         try:
             is_version = version is None or _version(answer) == version
             is_part = answer.status == 206 and is_version and not _is_page(answer)

@@ -255,7 +255,9 @@ def test_ranges_go_through_the_proxy_of_the_environment(folder, monkeypatch):
         uri = "http://elsewhere.invalid/a.bin"
         with storage.open_source(uri) as source:
             assert source.read(5, 20) == CONTENT[5:20]
-    assert [path for path, _ in requests] == [uri, uri]
+        assert http_storage.range_of(uri, 7, 9, {"If-Match": "x"}) == CONTENT[7:9]
+    assert [path for path, _ in requests] == [uri] * 3
+    assert requests[-1][1]["If-Match"] == "x"
 
 
 def test_a_page_in_place_of_a_range_is_no_data(folder, monkeypatch):
