@@ -411,7 +411,7 @@ def _unreachable(uri: str, error: Any) -> InputError | PassingError:
 def _session(process: int) -> Any:
     """The connections of this process: a forked one must not share them."""
     import requests
-    from requests import adapters, certs
+    from requests import adapters, utils
 
     base: Any = adapters.HTTPAdapter
 
@@ -426,7 +426,7 @@ def _session(process: int) -> Any:
         ) -> tuple[dict[str, Any], dict[str, Any]]:
             server, tls = super().build_connection_pool_key_attributes(request, verify, cert)
             if verify and server["scheme"] == "https":
-                path = certs.where() if verify is True else verify
+                path = utils.DEFAULT_CA_BUNDLE_PATH if verify is True else verify
                 tls = {**tls, "ssl_context": _trust(path), "ca_certs": None, "ca_cert_dir": None}
             return server, tls
 

@@ -304,7 +304,10 @@ def test_no_server_is_trusted_without_its_authority(folder, tmp_path, monkeypatc
         read = http_storage.range_of(f"{uri}/a.bin", 0, 10, {}, str(tmp_path / "ca.pem"))
         assert read == CONTENT[:10]
         seen = len(requests)
-        # the same server, by others' certificates, and by another name than its certificate's
+        # the same server, by the usual certificates, by others, and by another name than its own
+        for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
+            monkeypatch.delenv(name, raising=False)
+        assert http_storage.range_of(f"{uri}/a.bin", 0, 10, {}) is None
         assert http_storage.range_of(f"{uri}/a.bin", 0, 10, {}, str(tmp_path / "other.pem")) is None
         by_number = uri.replace("localhost", "127.0.0.1")
         ca = str(tmp_path / "ca.pem")
