@@ -337,8 +337,8 @@ class Table:
     numbers: list[int]
     """a of the first variables, each of which is 1 where |x| = a, and else 0."""
     rows: torch.Tensor
-    """Of the other ones: (k', 2 * reach + 1) float32, for 0, ..., reach, -reach, ..., -1. A negative
-    number counts from the end."""
+    """Of the other ones: (k', 2 * reach + 1) float32, for 0, ..., reach, -reach, ..., -1, so that a
+    negative number counts from the end."""
 
     def look_up(self, x: torch.Tensor, length: int) -> torch.Tensor:
         """The variables (N, k * length), one behind the other, of whole numbers x (N, length)."""
