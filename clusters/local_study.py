@@ -163,6 +163,11 @@ class Study:
         """The trials that have ended."""
         return _ended_trials(self._study)
 
+    def has_transient_failures(self) -> bool:
+        """Whether a trial failed for a reason that may pass, so that another attempt tries it."""
+        trials = self._study.get_trials(deepcopy=False)
+        return any(trial.user_attrs.get("ended", {}).get("transient") for trial in trials)
+
     def interrupted(self) -> list[Proposal]:
         """The trials that were proposed and have not ended."""
         return [

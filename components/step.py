@@ -34,11 +34,11 @@ from common.storage.addresses import check_endpoints, local_path
 from components.steps import RETRIES, step_of
 
 LOCAL_DIR = "JEC_LOCAL_DIR"
-RESERVE = ".reserve"
-RESERVED_BYTES = 64 * 2**10
 """Set by the local runner to the folder of local runs; without it a step belongs to the cluster
 whose pod it is.
 """
+RESERVE = ".reserve"
+RESERVED_BYTES = 64 * 2**10
 NO_BUCKET = (
     "--s3-bucket (storage_bucket in Kubeflow's form) is 'auto': give s3://bucket/prefix, where the"
     " pods of the run can read and write"
@@ -182,11 +182,12 @@ def with_status(name: str, run: Run, body: Callable[[], None], *, job_id: str = 
 
     It says running, then done, failed or interrupted, with the reason.
     """
-    write_status(run, name, "running", job_id=job_id)
     folder = local_path(run.uri) if storage.is_local(run.uri) else None
     try:
-        with _reserved(folder), space.explained(folder):
+        with reserved(folder), space.explained(folder):
+            write_status(run, name, "running", job_id=job_id)
             body()
+            write_status(run, name, "done", job_id=job_id)
     except (KeyboardInterrupt, InterruptedRun):
         # a storage that fails as well must not hide why the step ended
         with contextlib.suppress(JecError):
@@ -196,22 +197,33 @@ def with_status(name: str, run: Run, body: Callable[[], None], *, job_id: str = 
         with contextlib.suppress(JecError):
             write_failure(run, name, error, job_id)
         raise
-    write_status(run, name, "done", job_id=job_id)
 
 
 @contextlib.contextmanager
-def _reserved(folder: str | None) -> Iterator[None]:
-    """Keep room on a run's disk for the status of a step that ends because the disk is full."""
+def reserved(folder: str | None) -> Iterator[None]:
+    """Keep room on a run's disk for the status of a step that ends because the disk is full.
+
+    A step that ends well leaves it to the next one, which may find the disk full when it begins;
+    `give_back` removes it in the end. Nothing is done for None, a storage elsewhere.
+    """
     if folder is None:
         yield
         return
     path = Path(folder, RESERVE)
-    with contextlib.suppress(OSError):  # then there is none to give back
-        path.write_bytes(bytes(RESERVED_BYTES))
+    if not path.exists():
+        with contextlib.suppress(OSError):  # what fits of it is kept
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(bytes(RESERVED_BYTES))
     try:
         yield
-    finally:
-        path.unlink(missing_ok=True)
+    except BaseException:
+        give_back(folder)
+        raise
+
+
+def give_back(folder: str) -> None:
+    """Free what `reserved` keeps on a run's disk."""
+    Path(folder, RESERVE).unlink(missing_ok=True)
 
 
 def write_failure(run: Run, name: str, error: Exception, job_id: str = "") -> None:

@@ -7,11 +7,10 @@ example of an input. It belongs to the MLflow run of the pipeline's run.
 from __future__ import annotations
 
 import importlib.metadata
-import tempfile
 from pathlib import Path
 from typing import Any
 
-from common import storage, tracking
+from common import scratch, storage, tracking
 from common.layout import RunFolder
 from common.records import ExportRecord, MetricsRecord, ModelRecord
 from common.run import Run
@@ -54,8 +53,8 @@ def _version_of(tracker: tracking.Tracker, model: ModelRecord) -> str:
 def _register(tracker: tracking.Tracker, folder: RunFolder, model: ModelRecord) -> str:
     """Make the model an artifact of the run and a new version of the registered model."""
     client = tracker.client
-    with tempfile.TemporaryDirectory() as work:
-        written = Path(work) / "model"
+    with scratch.folder("jec-mlflow-") as work:
+        written = work / "model"
         _write(folder, model.model, written, tracker.parent)
         client.log_artifacts(tracker.parent, str(written), model.model)
     if not client.search_registered_models(f"name = '{model.model}'"):

@@ -7,7 +7,8 @@ r"""Train one network on prepared jets: the program of every trial.
 
 Started again with the same command it resumes where it was; a finished trial ends at once. Exit
 codes: 0 trained, 1 training failed (with the reason in the trial's file `failed` if it would fail
-again), 2 the input cannot be used, 75 the storage failed, which may pass, 143 stopped by SIGTERM.
+again), 2 the input cannot be used, 74 a disk is full, 75 the storage failed, which may pass, 143
+stopped by SIGTERM.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from common import storage
-from common.cli import run_main
-from common.errors import PASSING_FAILURE, InputError, JecError, StorageError, TrainingError
+from common.cli import run_job
+from common.errors import InputError, JecError, TrainingError
 from weaver.fit.checkpoint import (
     Settings,
     TrialFolder,
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    return run_main(lambda: _main(argv))
+    return run_job(lambda: _main(argv))
 
 
 def _main(argv: Sequence[str] | None) -> int:
@@ -66,18 +67,8 @@ def _start(options: TrainOptions, argv: Sequence[str] | None) -> int:
             if len(trainings) > 1 and _is_first_rank():
                 _say(f"fold {number} of {len(trainings)}: {training.model_prefix}")
             # within `logged`, so that the log file has an error too
-            if code := run_main(functools.partial(_run, training)):
+            if code := run_job(functools.partial(run, training)):
                 return code
-    return 0
-
-
-def _run(options: TrainOptions) -> int:
-    """Run the options; a failure that may pass has an exit code of its own."""
-    try:
-        run(options)
-    except StorageError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return PASSING_FAILURE
     return 0
 
 

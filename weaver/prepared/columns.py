@@ -525,11 +525,13 @@ def _damage_of(path: Path, entry: ColumnEntry) -> str:
 
 
 @contextlib.contextmanager
-def building(target: Path, final: Callable[[], Path] | None = None) -> Iterator[Path]:
+def building(
+    target: Path, final: Callable[[], Path] | None = None, *, needed: int | None = None
+) -> Iterator[Path]:
     """A temporary folder beside `target`, which becomes `target` if the block ends without error.
 
     final: gives at the end of the block another target in the same folder, where what was built
-    decides the name.
+    decides the name. needed: bytes that the folder may take, for the error of a full disk.
     After an error it is removed. Where another process made `target` meanwhile, its folder stays:
     both hold the same. Raises StorageError where the disk refuses.
     """
@@ -551,8 +553,8 @@ def building(target: Path, final: Callable[[], Path] | None = None) -> Iterator[
             if not is_prepared(str(target)):  # or else another process was faster by a moment
                 raise
     except OSError as error:
-        if error.errno in space.FULL:
-            raise StorageError(space.sentence(error, target)) from error
+        if full := space.full_error(error, target, needed):
+            raise full from error
         raise StorageError(
             f"cannot write prepared data to {target}: {error.strerror or error}"
         ) from error
@@ -593,7 +595,7 @@ def local_copy(uri: str, cache: Path | None = None, *, always: bool = False) -> 
         if not is_prepared(str(target)):
             size = sum(entry.size for entry in storage.entries(uri))
             space.require(cache, size, f"a copy of {uri}")
-            with building(target) as folder:
+            with building(target, needed=size) as folder:
                 storage.download(uri, folder)
                 if problem := damage(folder):
                     raise StorageError(

@@ -142,8 +142,8 @@ def prepare(
         """The folder on this machine: the set itself, or this node's copy of it."""
         return Path(uri) if storage.is_local(uri) else node_cache() / storage.name(uri)
 
-    warn_of_space(target(), checked.files, report)
-    with building(target(), target) as folder:
+    needed = warn_of_space(target(), checked.files, report)
+    with building(target(), target, needed=needed) as folder:
         try:
             with _rare_collections():
                 description = decoding.run(folder)
@@ -178,10 +178,10 @@ def _usable(uri: str, report: Report) -> dict[str, Any] | None:
     return description
 
 
-def warn_of_space(target: Path, files: Iterable[data_files.DataFile], report: Report) -> None:
+def warn_of_space(target: Path, files: Iterable[data_files.DataFile], report: Report) -> int:
     """Say so where the disk has less room than the branches that are read take in memory.
 
-    It is no error, because a selection may leave most of their jets out.
+    Returns those bytes. It is no error, because a selection may leave most of their jets out.
     """
     size = int(sum(file.bytes_per_entry * file.num_used for file in files))
     free = space.free_bytes(target)
@@ -190,6 +190,7 @@ def warn_of_space(target: Path, files: Iterable[data_files.DataFile], report: Re
             f"warning: the data may take {space.shown(size)}, and {space.shown(free)} are free"
             f" where {target} is to be"
         )
+    return size
 
 
 def check_unchanged(entries: Iterable[Entry]) -> None:
