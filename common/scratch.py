@@ -34,9 +34,7 @@ def folder(prefix: str) -> Iterator[Path]:
     with (
         space.explained(parent),
         # another process may remove what it holds while it is removed itself
-        tempfile.TemporaryDirectory(
-            prefix=prefix, dir=parent, ignore_cleanup_errors=True
-        ) as path,
+        tempfile.TemporaryDirectory(prefix=prefix, dir=parent, ignore_cleanup_errors=True) as path,
         # before the folder goes, and the room that it took is free again
         space.explained(parent),
         open(Path(path) / LOCK, "wb") as lock,

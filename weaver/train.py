@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 from common import storage
 from common.cli import run_job
 from common.errors import InputError, JecError, TrainingError
+from weaver.fit import compiler_cache
 from weaver.fit.checkpoint import (
     Settings,
     TrialFolder,
@@ -52,7 +53,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(argv: Sequence[str] | None) -> int:
     options = parse(argv)  # before torch is imported: --help and a wrong flag answer at once
-    with contextlib.nullcontext() if options.cache else own_cache():
+    with (
+        contextlib.nullcontext() if options.cache else own_cache(),
+        compiler_cache.of_command() if options.compile else contextlib.nullcontext(),
+    ):
         return _start(options, argv)
 
 

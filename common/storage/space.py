@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import shutil
 import sqlite3
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from common.errors import FullDiskError, JecError
 
@@ -88,57 +89,72 @@ def full_error(
     return FullDiskError(sentence(error, path, needed))
 
 
-def error_of_folder(folder: str) -> FullDiskError:
+def error_of_folder(folder: str | os.PathLike[str], needed: int | None = None) -> FullDiskError:
     """The error for a folder whose disk is full, where no error of the system is at hand."""
     error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    return FullDiskError(sentence(error, folder))
+    return FullDiskError(sentence(error, folder, needed))
+
+
+def error_of_program(text: str, *folders: str | os.PathLike[str]) -> FullDiskError | None:
+    """The error of a full disk that a program tells of in its output; None where it does not.
+
+    folders: where it writes, the likeliest first; it may also mean temporary files and shared
+    memory.
+    """
+    if not any(words in text for words in FULL_TEXTS):
+        return None
+    sizes = re.findall(r"size \((\d+) bytes\)", text)  # that Triton asked for
+    needed = int(sizes[0]) if sizes else None
+    if "shared memory" in text:
+        return error_of_folder(SHARED_MEMORY, needed)
+    return error_of_folder(full_folder(*folders) or folders[0], needed)
 
 
 @contextlib.contextmanager
-def explained(folder: str | os.PathLike[str] | None = None) -> Iterator[None]:
+def explained(*folders: str | os.PathLike[str]) -> Iterator[None]:
     """Turn a full disk, wherever it shows in the block, into a FullDiskError of one sentence.
 
-    folder: where the block writes, for errors that do not say which file they are about (default:
-    the working folder). Libraries hide the error of the system behind others, SQLite has one of its
-    own, and some say nothing but that a write failed; all count. Where another disk that such an
-    error may be about is full, and not that of the folder, the sentence names that one.
+    folders: where the block writes, the likeliest first, for errors that do not say which file they
+    are about (default: the working folder). Libraries hide the error of the system behind others,
+    SQLite has one of its own, and some say nothing but that a write failed; all count. The sentence
+    names the first of the folders whose disk is full, or another one that `full_folder` looks at.
     """
     try:
         yield
     except JecError:
         raise
     except Exception as error:
-        place = folder if folder is not None else os.getcwd()
-        cause = _full_disk(error, place)
+        places = folders or (os.getcwd(),)
+        cause = _full_disk(error, places)
         if cause is None:
             raise
-        path = _file_of(cause) or full_folder(place) or place
+        path = _file_of(cause) or full_folder(*places) or places[0]
         raise FullDiskError(sentence(cause, path)) from error
 
 
-def _full_disk(error: BaseException, folder: str | os.PathLike[str]) -> OSError | None:
+def _full_disk(error: BaseException, folders: Sequence[str | os.PathLike[str]]) -> OSError | None:
     """The error of a full disk that an exception is, or was raised because of; None for others."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.errno in FULL:
             return cause
-        if _says_full(cause, folder):
+        if _says_full(cause, folders):
             return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         cause = cause.__cause__ or cause.__context__
     return None
 
 
-def _says_full(error: BaseException, folder: str | os.PathLike[str]) -> bool:
+def _says_full(error: BaseException, folders: Sequence[str | os.PathLike[str]]) -> bool:
     """Whether the error of a library, which holds none of the system's, is about a full disk."""
     if isinstance(error, sqlite3.Error):
         code: int = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the kind; the rest says where
         vague = code in SQLITE_VAGUE
-        return code == sqlite3.SQLITE_FULL or (vague and bool(full_folder(folder)))
+        return code == sqlite3.SQLITE_FULL or (vague and bool(full_folder(*folders)))
     text = str(error)
     if any(words in text for words in FULL_TEXTS):
         return True
     vague = any(words in text.lower() for words in WRITE_TEXTS) or NO_TEMPORARY in text
-    return vague and bool(full_folder(folder))
+    return vague and bool(full_folder(*folders))
 
 
 def _file_of(error: OSError) -> str:

@@ -8,13 +8,18 @@ addresses of the machine.
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch.distributed as dist
 from torch.distributed import run
 from torch.distributed.elastic.rendezvous import static_tcp_rendezvous
 
+from common import scratch
+from weaver.fit import compiler_cache
 from weaver.fit.distributed import is_loopback, listener
+
+LOGS = "jec-torchrun-"
 
 
 def make_store(
@@ -30,7 +35,10 @@ def main() -> None:
     """Run torchrun's command line."""
     # The static rendezvous, which is torchrun's default, takes no socket.
     static_tcp_rendezvous.TCPStore = make_store  # type: ignore[misc, assignment]
-    run.main()
+    with scratch.folder(LOGS) as folder, compiler_cache.of_command():
+        # By itself torchrun leaves a folder for logs, empty here, in that for temporary files.
+        os.environ.setdefault("PET_LOG_DIR", str(folder))
+        run.main()
 
 
 if __name__ == "__main__":

@@ -81,7 +81,12 @@ def test_ranks_of_one_machine_listen_where_no_other_machine_reaches_them(prepare
 @pytest.mark.slow
 @pytest.mark.faults
 def test_torchrun_of_one_machine_listens_there_too(prepared, tmp_path):
-    """A replica with several GPUs: torchrun keeps the store, and starts a rank for each."""
+    """A replica with several GPUs: torchrun keeps the store, and starts a rank for each.
+
+    Nothing of them stays among the temporary files.
+    """
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
     words = command(prepared, tmp_path, **{**WORDS, "num_epochs": 1000})
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -98,6 +103,7 @@ def test_torchrun_of_one_machine_listens_there_too(prepared, tmp_path):
             "PET_NODE_RANK": "0",
             "PET_NNODES": "1",
             "PET_NPROC_PER_NODE": "2",
+            "TMPDIR": str(temporary),
         },
         stderr=subprocess.PIPE,
         text=True,
@@ -114,6 +120,7 @@ def test_torchrun_of_one_machine_listens_there_too(prepared, tmp_path):
     assert addresses[0] <= {"127.0.0.1", "::1"}
     assert addresses[0]
     assert set().union(*addresses) <= {"127.0.0.1", "::1"}
+    assert list(temporary.iterdir()) == []
 
 
 @pytest.mark.parametrize(
