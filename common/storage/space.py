@@ -17,8 +17,12 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 """What the system says of a full disk, and of a user's share of it that is used up."""
 FULL_TEXTS = tuple(os.strerror(number) for number in FULL)
 """The same in the texts of libraries that raise errors of their own, such as torch."""
-WRITE_TEXTS = ("failed writing", "write failed", "unable to write", "failed to write")
-"""What libraries say of a write that failed for any reason (torch.save, ONNX Runtime)."""
+WRITE_TEXTS = (
+    *("failed writing", "write failed", "unable to write", "failed to write"),
+    *("unexpected pos ", "iostream error"),  # torch.save
+    *(" requested and ",),  # numpy's tofile: 400000 requested and 131072 written
+)
+"""What libraries say of a write that failed for any reason."""
 NO_TEMPORARY = "No usable temporary directory"
 """Python's words where none of its folders for temporary files takes a file."""
 NEARLY_FULL = 64 * 2**10
