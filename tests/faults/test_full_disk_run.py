@@ -52,7 +52,12 @@ def pipeline(output, *flags, **options):
 
 
 def end_of(process) -> tuple[int, str]:
-    text, _ = process.communicate(timeout=900)
+    try:
+        text, _ = process.communicate(timeout=900)
+    finally:
+        process.kill()  # what it started ends with it
+        process.wait()
+        process.stdout.close()
     return process.returncode, text
 
 
