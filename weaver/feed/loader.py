@@ -15,14 +15,15 @@ from collections.abc import Iterator
 import numpy as np
 
 from common.errors import InputError
-from common.machine import memory_limit
+from common.machine import memory_limit, memory_room
 from weaver.config.weights import Sampler
 from weaver.feed.dataset import Batch, Dataset, Gathered
 from weaver.feed.order import BlockShuffle, InFileOrder, Listed, Order, block_of, spread
-from weaver.feed.resident import Resident, fits
+from weaver.feed.resident import Resident, fits, padded_bytes
 from weaver.read.ahead import ahead
 
-AHEAD = 3  # batches made ahead: enough to bridge a hiccup of the disk, few enough to cost no memory
+AHEAD = 3  # batches made ahead: enough to bridge a hiccup of the disk
+SHARE_OF_ROOM = 0.2  # of the memory that a container's limit leaves, for the batches made ahead
 # batches gathered at a time from memory: enough for two cores to share the work, few enough to stay
 # in their cache
 TOGETHER = 8
@@ -127,12 +128,20 @@ class Loader:
                 pinned = self.device.startswith("cuda")
                 yield (gathered.pin_memory() if pinned else gathered), real
 
-        with contextlib.closing(ahead(gather(), AHEAD, "loader")) as ready:
+        with contextlib.closing(ahead(gather(), self._depth(), "loader")) as ready:
             started = time.perf_counter()
             for gathered, real in ready:
                 self.wait_seconds += time.perf_counter() - started
                 yield self._weighted(self.dataset.finish(gathered, self.device), real)
                 started = time.perf_counter()
+
+    def _depth(self) -> int:
+        """Batches made ahead: fewer, but at least one, where large ones would fill the memory."""
+        room = memory_room()
+        if room is None:
+            return AHEAD
+        batch_bytes = self.batch_size * padded_bytes(self.dataset) / len(self.dataset)
+        return min(AHEAD, max(int(SHARE_OF_ROOM * room / batch_bytes), 1))
 
     def _resident_batches(
         self, resident: Resident, order: Order, batches: range

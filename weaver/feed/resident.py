@@ -13,6 +13,7 @@ import psutil
 import torch
 
 from common.errors import InputError
+from common.machine import memory_room
 from common.progress import Progress
 from weaver.feed.dataset import Batch, Dataset
 
@@ -109,11 +110,5 @@ def free_bytes(device: torch.device) -> int:
     # The system gives up its page cache where memory is needed, so that cache counts as free.
     free: int = psutil.virtual_memory().available
 
-    # A container's limit (cgroup v2) may be lower.
-    try:
-        with open("/sys/fs/cgroup/memory.max") as file:
-            limit = int(file.read())
-        with open("/sys/fs/cgroup/memory.current") as file:
-            return min(free, max(limit - int(file.read()), 0))
-    except (OSError, ValueError):  # no such file, or the word "max"
-        return free
+    room = memory_room()  # below the limit of a container
+    return free if room is None else min(free, room)
