@@ -24,6 +24,7 @@ from typing import IO, Any, NoReturn
 
 from common.errors import AccessError, InputError
 from common.http import CONNECT_SECONDS, reason_of, status_line
+from common.storage import space
 from common.storage.entry import Entry
 from common.storage.levels import Child, matching_files
 from common.storage.retries import PassingError, retried
@@ -68,8 +69,9 @@ class HttpSource(Source):
         size, self._version = retried(lambda: _probe(uri))
         if size is None:
             # closed in `close`
-            whole = tempfile.TemporaryFile()  # noqa: SIM115
-            size = retried(lambda: _fetch(uri, whole))
+            with space.explained(space.temporary_folder()):
+                whole = tempfile.TemporaryFile()  # noqa: SIM115
+                size = retried(lambda: _fetch(uri, whole))
             self._whole = whole
         self.size = size
 
