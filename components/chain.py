@@ -152,12 +152,19 @@ def compile_to(
     *,
     support: Support = ANY_SERVER,
 ) -> Path:
-    """Write the pipeline's IR as YAML, for a server of this support; returns the path."""
+    """Write the pipeline's IR as YAML, for a server of this support; returns the path.
+
+    The same pipeline gives the same bytes: by them its version is found again on a server.
+    """
     from kfp import compiler
 
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     compiler.Compiler().compile(pipeline(config, image, support=support), str(path))
+    # kfp begins the file with comments that repeat the parameters. The defaults of a dict stand
+    # there in an order that differs from one process to the next.
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(line for line in lines if not line.startswith("#")))
     return path
 
 

@@ -70,13 +70,23 @@ def xrootd_as_the_pods(config: RunConfig) -> Iterator[Line]:
         whose = f"as Secret {config.xrootd_secret}"
 
     hidden = dict.fromkeys([*xrootd_login.KEYS.values(), "XDG_RUNTIME_DIR"], NOWHERE)
-    before = {name: os.environ.get(name) for name in (*hidden, "BEARER_TOKEN")}
-    before[xrootd_login.SECRET_FOLDER] = os.environ.get(xrootd_login.SECRET_FOLDER)
+    removed = ["BEARER_TOKEN"]
+    our_proxy = xrootd_login.default_proxy()
+    if "token" in values or not our_proxy.exists():
+        # A token travels over TLS alone, and with a proxy that it cannot read the client gives up
+        # TLS (seen with XRootD 5.9).
+        del hidden["X509_USER_PROXY"]
+        removed.append("X509_USER_PROXY")
+        if our_proxy.exists() and "x509up" not in values:
+            whose += f"; unlike the pods, this machine has a proxy as well: {our_proxy}"
+    changed = (*hidden, *removed, xrootd_login.SECRET_FOLDER)
+    before = {name: os.environ.get(name) for name in changed}
     with tempfile.TemporaryDirectory() as folder:
         for key, value in values.items():
             Path(folder, key).write_bytes(value)
         os.environ.update(hidden)
-        os.environ.pop("BEARER_TOKEN", None)
+        for name in removed:
+            os.environ.pop(name, None)
         os.environ[xrootd_login.SECRET_FOLDER] = folder
         xrootd_login.forget()
         try:
