@@ -22,7 +22,7 @@ from common import card, form, storage, tracking
 from common.choices import SPLITS
 from common.cli import Parser, run_main
 from common.config import AUTO, NONE, SERVED, RunConfig, add_arguments, flag
-from common.errors import InputError, JecError
+from common.errors import InputError, InterruptedRun, JecError
 from common.layout import RunFolder
 from common.project import git_commit, here
 from common.records import DataSet, RunRecord, ServiceRecord, StatusRecord
@@ -550,11 +550,12 @@ def versions() -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def refusal_recorded(config: RunConfig, job_id: str) -> Iterator[None]:
-    """Note in the run's folder why prepare refused, on Kubeflow.
+def failure_recorded(config: RunConfig, job_id: str) -> Iterator[None]:
+    """Note in the run's folder why prepare refused or failed, on Kubeflow.
 
-    The exit handler tells it, and a repeated attempt ends at once. On one machine nothing is
-    written for what was refused, as the reason stands on the screen.
+    The exit handler tells it, and the attempt after a refusal ends at once. A failure that may pass
+    is noted as well: data that cannot be reached or read (seen with a missing login for XRootD). On
+    one machine nothing is written, as the reason stands on the screen.
     """
     if step.LOCAL_DIR in os.environ or not job_id or not storage.is_s3(config.s3_bucket):
         yield
@@ -563,8 +564,10 @@ def refusal_recorded(config: RunConfig, job_id: str) -> Iterator[None]:
     step.refuse_repetition("prepare", run.uri, job_id)
     try:
         yield
-    except InputError as error:
-        # a storage that fails as well must not hide why prepare refused
+    except InterruptedRun:
+        raise
+    except Exception as error:
+        # a storage that fails as well must not hide why prepare failed
         with contextlib.suppress(JecError):
             step.write_failure(run, "prepare", error, job_id)
         raise
@@ -610,7 +613,7 @@ def main(argv: list[str] | None = None) -> int:
             raise InputError(
                 f"give --job-id or --run-id, as --run-id {slug(args.network_config)}-00000001"
             )
-        with refusal_recorded(place(args), args.job_id):
+        with failure_recorded(place(args), args.job_id):
             config = configuration(parser, argv)
             prepare(config, args.job_id, args.run_output, step.Artifacts(args.executor_input))
 
