@@ -92,7 +92,7 @@ def _let_uproot_decode() -> None:
 
     So one is opened, which takes uproot several round trips, while another is decoded.
     """
-    from weaver.prepared.decoding import Decoding
+    from weaver.prepared.decoding import Decoding, Pace
     from weaver.read import files
 
     def loads(
@@ -102,7 +102,8 @@ def _let_uproot_decode() -> None:
 
     files._simple_tree = lambda *_: None
     files.loads = loads
-    Decoding.threads = property(lambda _: UPROOT_FILES)  # type: ignore[assignment]
+    together = Pace(threads=UPROOT_FILES, share=1.0)
+    Decoding.pace = property(lambda _: together)  # type: ignore[assignment]
 
 
 def plain_uproot(order: dict[str, Any]) -> dict[str, Any]:

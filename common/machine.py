@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,6 +38,7 @@ def cores() -> int:
 
 CGROUPS = Path("/sys/fs/cgroup")
 OWN_CGROUPS = Path("/proc/self/cgroup")
+OWN_STATUS = Path("/proc/self/status")
 UNLIMITED = 2**60  # bytes; cgroup v1 writes a number near 2**63 where nothing is limited
 
 
@@ -45,14 +47,47 @@ def memory_limit() -> int | None:
 
     It is the limit of a container or pod, page cache included.
     """
-    limits = []
+    return min((limit for limit, _ in _limits()), default=None)
+
+
+def memory_room() -> int | None:
+    """Bytes that this process may still allocate; None where nothing limits it.
+
+    Limits are those of its control groups and its own (RLIMIT_AS, RLIMIT_DATA). The page cache of a
+    group counts as free, because the kernel takes it back.
+    """
+    rooms = []
+    for limit, folder in _limits():
+        rooms.append(limit - _not_reclaimable(folder))
+    if OWN_STATUS.exists():
+        sizes = dict(re.findall(r"^(\w+):\s+(\d+) kB$", OWN_STATUS.read_text(), re.MULTILINE))
+        for kind, name in ((resource.RLIMIT_AS, "VmSize"), (resource.RLIMIT_DATA, "VmData")):
+            limit = resource.getrlimit(kind)[0]
+            if limit != resource.RLIM_INFINITY and name in sizes:
+                rooms.append(limit - 1024 * int(sizes[name]))
+    return max(min(rooms), 0) if rooms else None
+
+
+def _limits() -> Iterator[tuple[int, Path]]:
+    """The limit of each control group that has one, and the group's folder."""
     for file in _limit_files():
         try:
-            limits.append(int(file.read_text()))
+            limit = int(file.read_text())
         except (OSError, ValueError):  # no such file, or the word "max"
             continue
-    least = min(limits, default=UNLIMITED)
-    return least if least < UNLIMITED else None
+        if limit < UNLIMITED:
+            yield limit, file.parent
+
+
+def _not_reclaimable(folder: Path) -> int:
+    """Bytes of a control group, and those below it, that the kernel cannot take back."""
+    try:
+        lines = (folder / "memory.stat").read_text().splitlines()
+    except OSError:
+        return 0
+    sizes = {name: int(size) for name, size in (line.split() for line in lines)}
+    names = ("anon", "shmem") if "anon" in sizes else ("total_rss", "total_shmem")
+    return sum(sizes.get(name, 0) for name in names)
 
 
 def _limit_files() -> Iterator[Path]:

@@ -46,4 +46,72 @@ def test_the_limit_of_memory(tmp_path, monkeypatch, groups, files, limit):
 
 def test_no_linux(tmp_path, monkeypatch):
     monkeypatch.setattr(machine, "OWN_CGROUPS", tmp_path / "none")
+    monkeypatch.setattr(machine, "OWN_STATUS", tmp_path / "none")
     assert machine.memory_limit() is None
+    assert machine.memory_room() is None
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "room"),
+    [
+        pytest.param("0::/\n", {"memory.max": "max\n"}, None, id="v2 without a limit"),
+        pytest.param(
+            "0::/\n",
+            {"memory.max": "4000\n", "memory.stat": "anon 1000\nfile 2500\nshmem 200\n"},
+            2800,
+            id="v2: the page cache counts as free",
+        ),
+        pytest.param(
+            "0::/pods/one\n",
+            {
+                "pods/memory.max": "9000\n",
+                "pods/memory.stat": "anon 8500\nshmem 0\n",
+                "pods/one/memory.max": "5000\n",
+                "pods/one/memory.stat": "anon 100\nshmem 0\n",
+            },
+            500,
+            id="v2: other processes fill the group above",
+        ),
+        pytest.param(
+            "4:memory:/a\n",
+            {
+                "memory/a/memory.limit_in_bytes": "600\n",
+                "memory/a/memory.stat": "rss 10\ntotal_rss 150\ntotal_shmem 50\n",
+            },
+            400,
+            id="v1 with the groups below",
+        ),
+        pytest.param(
+            "0::/\n",
+            {"memory.max": "400\n", "memory.stat": "anon 500\nshmem 0\n"},
+            0,
+            id="nothing left",
+        ),
+    ],
+)
+def test_the_room_below_the_limit_of_a_group(tmp_path, monkeypatch, groups, files, room):
+    (tmp_path / "own").write_text(groups)
+    for name, text in files.items():
+        path = tmp_path / "fs" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    monkeypatch.setattr(machine, "OWN_CGROUPS", tmp_path / "own")
+    monkeypatch.setattr(machine, "CGROUPS", tmp_path / "fs")
+    monkeypatch.setattr(machine, "OWN_STATUS", tmp_path / "none")
+    assert machine.memory_room() == room
+
+
+@pytest.mark.parametrize(
+    ("kind", "limit", "room"),
+    [("RLIMIT_AS", 9000, 9000 - 2048), ("RLIMIT_DATA", 9000, 9000 - 4096)],
+)
+def test_the_room_below_the_limit_of_a_process(tmp_path, monkeypatch, kind, limit, room):
+    (tmp_path / "status").write_text("Name:\tpython\nVmSize:\t    2 kB\nVmData:\t    4 kB\n")
+    monkeypatch.setattr(machine, "OWN_CGROUPS", tmp_path / "none")
+    monkeypatch.setattr(machine, "OWN_STATUS", tmp_path / "status")
+    unlimited = machine.resource.RLIM_INFINITY
+    limits = {getattr(machine.resource, kind): limit}
+    monkeypatch.setattr(
+        machine.resource, "getrlimit", lambda one: (limits.get(one, unlimited), unlimited)
+    )
+    assert machine.memory_room() == room

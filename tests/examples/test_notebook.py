@@ -64,16 +64,16 @@ def test_its_flags_are_those_of_the_pipeline():
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_its_cells_run_in_order_on_a_small_sample(tmp_path):
-    script = tmp_path / "notebook.py"
-    script.write_text("\n\n".join(map(cell_code, cells())))
+    # by -c: as in a notebook, there is no file that spawned processes would import
+    script = "\n\n".join(map(cell_code, cells()))
     settings = {
         "JEC_NOTEBOOK_RUNS": str(tmp_path / "runs"),
-        "JEC_NOTEBOOK_JETS": "1200",
+        "JEC_NOTEBOOK_JETS": "2400",
         "JEC_NOTEBOOK_EPOCHS": "1",
         "MPLBACKEND": "Agg",
     }
     answer = subprocess.run(
-        [sys.executable, script],
+        [sys.executable, "-c", script],
         cwd=NOTEBOOK.parent,
         env={**os.environ, **settings},
         capture_output=True,

@@ -10,11 +10,13 @@ in either case.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import math
 import os
 import re
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -49,6 +51,9 @@ from weaver.read.root import baskets, root_tree
 # decoded at a time; what is computed from them takes a few times that, and larger steps are no
 # faster
 STEP_BYTES = 16 * 2**20
+# steps of one range of baskets that are worked on by one thread: of a range with more of them, each
+# step is work of its own, so that what is made of a large basket need not be in memory as a whole
+STEPS_TOGETHER = 2
 STEPS_AHEAD = 3  # of uproot's, whose bytes are on their way, with the one that is decoded
 SUFFIXES = (".root", parquet.SUFFIX, *hdf5.SUFFIXES)
 NOT_READ = (".awkd",)
@@ -714,19 +719,74 @@ def loads(
     rows = _rows(file, step_bytes)
     stop = file.num_entries if stop is None else stop
     branches = file.baskets.branches
+    chosen = {name: branches[name] for name in set(plan.branches.values())}
     bounds = []
     for first, end in baskets.ranges(branches.values(), rows, stop):
         if end > start:
             bounds.append((max(first, start), end))
     is_distant = not storage.is_local(file.entry.uri)
     distant = readers.file(file.entry, len(bounds)) if readers and is_distant else None
+    waiting: list[Load] = []  # the steps of a large range, while the next range is decoded
     for begin, end in bounds:
         parts, size = None, 0
         if distant is not None:
             stored = baskets.stored(branches.values(), begin, end)
             parts, size = distant.read(stored), sum(last - first for first, last in stored)
-        decode = functools.partial(_load, file, branches, plan, supplied, begin, end, rows, parts)
-        yield Load(decode, size)
+        decoded = _Decoded(functools.partial(_columns, file, chosen, begin, end, parts))
+        slices = [slice(first, first + rows) for first in range(0, end - begin, rows)]
+        if len(slices) <= STEPS_TOGETHER:
+            own = [Load(functools.partial(_steps, file, plan, supplied, decoded, slices), size)]
+        else:
+            each = -(-size // (len(slices) + 1))
+            yield Load(decoded.begin, each)
+            own = []
+            for one in slices:
+                decode = functools.partial(_steps, file, plan, supplied, decoded, [one])
+                own.append(Load(decode, each))
+        yield from waiting
+        waiting = own
+    yield from waiting
+
+
+class _Decoded:
+    """The columns of a range of entries, decoded once and shared by the loads of its steps."""
+
+    def __init__(self, decode: Callable[[], Columns]) -> None:
+        """Remember the function, which the first call of `columns` or `begin` calls."""
+        self._decode: Callable[[], Columns] | None = decode
+        self._lock = threading.Lock()
+        self._columns: Columns = {}
+        self._error: Exception | None = None
+
+    def begin(self) -> tuple[()]:
+        """Decode, ahead of the steps. There is no step in it, and errors belong to the steps."""
+        with contextlib.suppress(Exception):
+            self.columns()
+        return ()
+
+    def columns(self) -> Columns:
+        """The columns; raises, each time, what decoding raised."""
+        with self._lock:
+            if self._decode is not None:
+                try:
+                    self._columns = self._decode()
+                except Exception as error:
+                    self._error = error
+                self._decode = None  # with the bytes that it holds
+        if self._error is not None:
+            raise self._error
+        return self._columns
+
+
+def range_bytes(file: DataFile, step_bytes: int) -> int:
+    """Uncompressed bytes of the largest range of baskets that `loads` decodes at once."""
+    if file.baskets is None:
+        return step_bytes
+    branches = file.baskets.branches.values()
+    most = 0
+    for start, stop in baskets.ranges(branches, _rows(file, step_bytes), file.num_entries):
+        most = max(most, stop - start)
+    return int(most * file.bytes_per_entry)
 
 
 def _rows(file: DataFile, step_bytes: int) -> int:
@@ -748,31 +808,28 @@ def _supplied(file: DataFile, config: DataConfig, training_set: bool) -> dict[st
     return supplied
 
 
-def _load(
+def _columns(
     file: DataFile,
     branches: Mapping[str, root_tree.Branch],
-    plan: Plan,
-    supplied: dict[str, float],
     start: int,
     stop: int,
-    rows: int,
     parts: Future[Parts] | None,
-) -> Iterator[Step]:
-    """The entries start:stop, `rows` at a time. parts: their baskets, if they are on their way."""
-    names = set(plan.branches.values())
-    chosen_branches = {name: branches[name] for name in names}
+) -> Columns:
+    """The entries start:stop by the names of branches.
+
+    parts: their baskets, if they are on their way.
+    """
     try:
         if parts is not None:
-            arrays: Columns = baskets.columns(parts.result(), chosen_branches, start, stop)
-        else:
-            with open_bytes(file.entry.uri) as fetch:
-                arrays = baskets.columns(fetch, chosen_branches, start, stop)
+            return baskets.columns(parts.result(), branches, start, stop)
+        with open_bytes(file.entry.uri) as fetch:
+            return baskets.columns(fetch, branches, start, stop)
     except StorageError:
         raise
     except Exception:  # uproot may know better, or says what is wrong
         with open_file(file.entry.uri) as opened:
             tree = opened[file.tree]
-            chosen = _chosen(tree, names)
+            chosen = _chosen(tree, set(branches))
             steps = tree.iterate(
                 filter_branch=_is_one_of(chosen),
                 step_size=stop,
@@ -781,10 +838,20 @@ def _load(
                 how=dict,
             )
             whole = next(_explained(file.entry.uri, steps))
-            arrays = {name: jagged.plain(values) for name, values in whole.items()}
-    for first in range(0, stop - start, rows):
-        step = slice(first, first + rows)
-        part = {name: values[step] for name, values in arrays.items()}
+            return {name: jagged.plain(values) for name, values in whole.items()}
+
+
+def _steps(
+    file: DataFile,
+    plan: Plan,
+    supplied: dict[str, float],
+    decoded: _Decoded,
+    slices: list[slice],
+) -> Iterator[Step]:
+    """Some steps of a range of entries, each the slice of its entries within the range."""
+    arrays = decoded.columns()
+    for one in slices:
+        part = {name: values[one] for name, values in arrays.items()}
         yield from _named(iter([part]), file, plan, supplied)
 
 

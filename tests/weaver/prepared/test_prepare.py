@@ -8,6 +8,7 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
 import uuid
 
 import awkward as ak
@@ -16,14 +17,14 @@ import pytest
 import uproot
 import yaml
 
-from common import storage
+from common import machine, storage
 from common.errors import AccessError, InputError
 from tests.weaver.conftest import DATA, synthetic_jets, write_jets
 from weaver.config.data_config import DataConfig
 from weaver.config.weights import Sampler
 from weaver.feed.dataset import Dataset
-from weaver.prepared import sorting, transform
-from weaver.prepared.columns import AUTO_YAML, DESCRIPTION
+from weaver.prepared import decoding, sorting, transform
+from weaver.prepared.columns import AUTO_YAML, DESCRIPTION, DatasetWriter
 from weaver.prepared.prepare import main, prepare
 from weaver.read import files
 from weaver.read.opening import DamagedFile
@@ -197,6 +198,109 @@ def test_memory_is_bounded_by_the_step(jet_files, tmp_path, monkeypatch):
     )
     assert sum(sizes) == 600
     assert max(sizes) < 30
+
+
+def test_what_is_made_of_a_large_basket_is_written_step_by_step(tmp_path, monkeypatch):
+    """Of one basket of 600 jets, no more are in memory than the steps that are worked on."""
+    write_jets(tmp_path / "a.root", synthetic_jets(600, seed=12), basket=600)
+    lock = threading.Lock()
+    held = most = 0
+
+    def hold(jets: int) -> None:
+        nonlocal held, most
+        with lock:
+            held += jets
+            most = max(most, held)
+
+    make_ready, append = transform.make_ready, DatasetWriter.append
+
+    def making(columns, count, *rest):
+        hold(count)
+        return make_ready(columns, count, *rest)
+
+    def writing(self, ready):
+        append(self, ready)
+        hold(-ready.num_jets)
+
+    monkeypatch.setattr(transform, "make_ready", making)
+    monkeypatch.setattr(DatasetWriter, "append", writing)
+    more = {"for_training": True, "report": quiet}
+    ref = prepare(str(tmp_path / "a.root"), config(), str(tmp_path), step_bytes=20_000, **more)
+    assert ref.num_jets > 400
+    steps = machine.cores() + 2  # at work, one that waits, one that is written
+    assert 0 < most <= steps * 600 * 20_000 / bytes_read(tmp_path / "a.root")
+    monkeypatch.undo()
+    whole = prepare(str(tmp_path / "a.root"), config(), str(tmp_path / "whole"), **more)
+    for path in (tmp_path / "cache" / ref.key).iterdir():
+        assert path.read_bytes() == (tmp_path / "whole/cache" / whole.key / path.name).read_bytes()
+
+
+def bytes_read(path) -> float:
+    """Uncompressed bytes of the branches of a file that the config reads."""
+    (entry,) = files.find(str(path))
+    file = files.inspect(entry, config(), config().plan(True))
+    return file.bytes_per_entry * file.num_entries
+
+
+@pytest.mark.parametrize("damaged", ["basket", "none"])
+def test_a_damaged_basket_of_many_steps_is_skipped_with_the_rest(tmp_path, damaged):
+    """The steps before it are kept, also those that come after its decoding has begun."""
+    path = write_jets(tmp_path / "a.root", synthetic_jets(600, seed=12), basket=200)
+    if damaged == "basket":
+        content = bytearray(path.read_bytes())
+        with uproot.open(path) as file:
+            branch = file["AK4jets/jetTree"]["PF_dPhi"]
+            start, size = branch.member("fBasketSeek")[1], branch.member("fBasketBytes")[1]
+        content[start + size // 2 : start + size] = bytes(size - size // 2)
+        path.write_bytes(content)
+    more = {"for_training": True, "step_bytes": 9000, "skip_bad_files": True, "report": quiet}
+    ref = prepare(str(path), config(), str(tmp_path), **more)
+    skipped = storage.read_json(f"{ref.uri}/{DESCRIPTION}")["skipped"]
+    assert [one["jets"] for one in skipped] == ([400] if damaged == "basket" else [])
+
+
+@pytest.mark.parametrize(
+    ("room", "threads", "share"),
+    [
+        pytest.param(None, 8, 1.0, id="no limit"),
+        pytest.param(3100, 8, 1.0, id="room for all"),
+        pytest.param(500, 8, 0.1, id="smaller steps"),
+        pytest.param(303, 4, 0.05175, id="then fewer threads"),
+        pytest.param(20, 1, 0.05, id="less than the least"),
+    ],
+)
+def test_steps_and_threads_follow_the_memory(room, threads, share):
+    """A step of 100 bytes, ranges of 50: 0.7 of the room is for 3 ranges, and 2 shares of a step
+    for each thread with 4 more.
+    """
+    pace = decoding.pace(room, 8, 100, 50, 0.05)
+    assert pace.threads == threads
+    assert pace.share == pytest.approx(share)
+
+
+@pytest.mark.parametrize("limit", [None, 2**20])
+def test_preparing_looks_at_the_limit(jet_files, tmp_path, monkeypatch, limit):
+    """Below a limit of a MiB steps are small, but not those that draw random numbers."""
+    sizes = []
+    select = transform.select
+    monkeypatch.setattr(machine, "memory_room", lambda: limit)
+    monkeypatch.setattr(
+        transform,
+        "select",
+        lambda columns, plan: sizes.append(len(columns["jetPt"])) or select(columns, plan),
+    )
+    patterns = f"{jet_files}/train/*.root"
+    prepare(patterns, config(), str(tmp_path), for_training=True, report=quiet)
+    assert sum(sizes) == 600
+    assert (max(sizes) < 300) == (limit is not None)
+    sizes.clear()
+    count = "ak.count(_batch_permute_indices(PF_pT), axis=1)"
+    with_random = config(
+        new_variables={**PFN["new_variables"], "count": count},
+        observers=[*PFN["observers"], "count"],
+    )
+    prepare(patterns, with_random, str(tmp_path), for_training=True, report=quiet)
+    assert max(sizes) == 300
 
 
 def test_a_mask_takes_no_file_and_equal_offsets_one(prepared_particle_net):
