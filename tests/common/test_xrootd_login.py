@@ -179,7 +179,8 @@ from common import storage
 from common.config import RunConfig
 from operations import pods_login
 uri, token = sys.argv[1:]
-pods_login.secret_of = lambda config, name: types.SimpleNamespace(contents={"token": token.encode()})
+secret = types.SimpleNamespace(contents={"token": token.encode()})
+pods_login.secret_of = lambda config, name: secret
 config = RunConfig(data_train=uri, data_val=uri, data_test=uri, xrootd_secret="grid-login")
 with pods_login.as_the_pods(config):
     print(storage.read_text(uri))

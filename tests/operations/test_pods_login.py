@@ -67,7 +67,7 @@ def test_the_secrets_proxy_is_used_and_ours_is_hidden(home):
     ],
     ids=["token", "token beside our proxy", "ticket beside our proxy", "no login"],
 )
-def test_no_missing_proxy_takes_tls_from_a_token(  # noqa: PLR0913
+def test_no_missing_proxy_takes_tls_from_a_token(
     home, monkeypatch, tmp_path, keys, have_proxy, variable, note
 ):
     """A client that is told of a proxy which is not there does without TLS, and so without it."""
